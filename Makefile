@@ -1,0 +1,35 @@
+# Two commands do all the set-up: `make quickstart` and `make test`. Both need only Python 3.11, git and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# What an install depends on; the stamp holds for the files it was made from.
+STAMP := $(VENV)/.installed
+OUT ?= runs/quickstart
+
+.PHONY: quickstart test lint format docs bench clean
+
+quickstart: $(STAMP)
+	$(BIN)/spr quickstart --out $(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) site runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,97 @@
+"""What a reader of annotations returns: images, categories and objects as columns, and what fell out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spr.annotations.ids import IdColumn
+from spr.records import ImageObject, ImageObjects
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Entries that fell out, as columns of one length, sorted by kind, reason and id.
+
+    Attributes:
+        ids: Their ids as texts; empty for entries without one.
+        kinds: ``category``, ``image`` or ``object``.
+        reasons: Keys of `spr.annotations.DROP_REASONS`.
+    """
+
+    ids: list[str]
+    kinds: list[str]
+    reasons: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def counts(self) -> dict[str, int]:
+        """The number of entries by reason."""
+        return dict(Counter(self.reasons))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Annotations:
+    """The images of an annotations file with their objects (METHOD §1.1), as columns.
+
+    Images are sorted by id and objects by image and id: integers by value, then texts by code point. So nothing here
+    depends on the order of the file. ``I`` images, ``C`` categories, ``N`` objects.
+
+    Objects365 v2's ``isfake`` and ``isreflected`` are not kept: METHOD filters by neither.
+
+    Attributes:
+        image_ids: (I,) int64, or texts (dtype object) where not all are integers.
+        file_names: I names, relative to the images' folder.
+        sizes_wh: (I, 2) int32, width and height in pixels.
+        categories: C names, in the order of the categories' ids.
+        offsets: (I + 1,) int64; objects ``offsets[i]`` to ``offsets[i + 1]`` belong to image ``i``.
+        object_ids: (N,) as ``image_ids``.
+        category: (N,) int32, index into ``categories``.
+        boxes_xyxy: (N, 4) float32, pixels of the image, clipped to it, with an area over 0.
+        crowd: (N,) bool, ``iscrowd``: the box holds several objects; see `spr.annotations.replace_crowds`.
+        clipped: Number of objects whose box left the image in part and was clipped.
+        dropped: What fell out of the file.
+    """
+
+    image_ids: IdColumn
+    file_names: list[str]
+    sizes_wh: npt.NDArray[np.int32]
+    categories: tuple[str, ...]
+    offsets: npt.NDArray[np.int64]
+    object_ids: IdColumn
+    category: npt.NDArray[np.int32]
+    boxes_xyxy: npt.NDArray[np.float32]
+    crowd: npt.NDArray[np.bool_]
+    clipped: int
+    dropped: Dropped
+
+    def rows(self, image: int) -> slice:
+        """Where the objects of the image at this index (0 to I − 1) stand in the objects' columns."""
+        return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def record(self, image: int) -> ImageObjects:
+        """The image at this index with all its objects, crowds included, as a record."""
+        rows = self.rows(image)
+        columns = zip(
+            self.object_ids[rows].tolist(),
+            self.category[rows].tolist(),
+            self.boxes_xyxy[rows].tolist(),
+            strict=True,
+        )
+        width, height = self.sizes_wh[image].tolist()
+        return ImageObjects(
+            image_id=str(self.image_ids[image]),
+            file_name=self.file_names[image],
+            width=width,
+            height=height,
+            objects=tuple(ImageObject(str(id_), self.categories[category], box) for id_, category, box in columns),
+        )
+
+    def crowd_ids(self, image: int) -> frozenset[str]:
+        """The ids of the image's crowds, as `replace_crowds` takes them."""
+        rows = self.rows(image)
+        return frozenset(map(str, self.object_ids[rows][self.crowd[rows]].tolist()))

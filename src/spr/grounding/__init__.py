@@ -1,0 +1,27 @@
+"""Text with boxes: read, written and converted in the dialects of 14 families of models.
+
+`parse` turns a model's answer into plain text with spans (phrase, offsets, boxes in pixels of the original image),
+`render` writes it in any dialect, `convert` does both. docs/dialects.md lists the dialects.
+"""
+
+from spr.grounding.convert import Converted, convert, convert_lines
+from spr.grounding.dialects import DIALECTS, Dialect, get_dialect
+from spr.grounding.geometry import smart_resize
+from spr.grounding.parse import parse
+from spr.grounding.render import render, render_box
+from spr.grounding.text import GroundedText, Problem
+
+__all__ = [
+    "DIALECTS",
+    "Converted",
+    "Dialect",
+    "GroundedText",
+    "Problem",
+    "convert",
+    "convert_lines",
+    "get_dialect",
+    "parse",
+    "render",
+    "render_box",
+    "smart_resize",
+]

@@ -1,0 +1,207 @@
+"""How places on a canvas become the numbers of a dialect, and back.
+
+`Numbers` writes a box as four numbers, `Cells` as two cells of a grid. Either makes a frame for one image, which
+encodes and decodes the image's boxes. What the numbers are relative to is the geometry's business
+(`spr.grounding.geometry`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from spr.grounding.geometry import Canvas
+from spr.records import Box
+
+Decoded: TypeAlias = tuple[Box | None, str | None]
+"""A box or None if it was dropped, and what was wrong or None."""
+
+SNAP = 1 / 1024
+"""Where numbers are rounded down and decode to the lower edge, a place this little below a number counts as the number.
+Otherwise a decoded box that went through float32 could be written one lower each time it is converted."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Four numbers, one an edge.
+
+    Attributes:
+        units: What the whole side of the canvas counts; None where numbers are the pixels that the model sees.
+        high: The largest number written; None for ``units``. In pixels, the last one.
+        decimals: Digits after the point.
+        floor: Numbers are rounded down; else to the nearest.
+        offset: What is added to a number before it is decoded.
+    """
+
+    units: int | None = 1000
+    high: int | None = None
+    decimals: int = 0
+    floor: bool = False
+    offset: float = 0.0
+
+    def frame(self, canvas: Canvas) -> NumberFrame:
+        """The frame of one image."""
+        return NumberFrame(self, canvas)
+
+
+class NumberFrame:
+    """Encodes and decodes the boxes of one image as four numbers x1, y1, x2, y2."""
+
+    __slots__ = ("canvas", "coding", "limit_x", "limit_y", "offset", "padded", "span_x", "span_y", "units_x", "units_y")
+
+    def __init__(self, coding: Numbers, canvas: Canvas) -> None:
+        self.coding, self.canvas = coding, canvas
+        self.offset, self.span_x, self.span_y = coding.offset, canvas.span_w, canvas.span_h
+        self.units_x = coding.units or canvas.seen_w
+        self.units_y = coding.units or canvas.seen_h
+        # What decodes to a place on the canvas can be read, even where the dialect does not write it (1000 of 1000).
+        self.limit_x, self.limit_y = self.units_x - coding.offset, self.units_y - coding.offset
+        self.padded = canvas.span_w != canvas.width or canvas.span_h != canvas.height
+
+    def max_error(self) -> tuple[float, float]:
+        """Largest error in pixels of a vertical and of a horizontal edge that lies in the image."""
+        c = self.canvas
+        return self._error(self.units_x) * c.span_w / self.units_x, self._error(self.units_y) * c.span_h / self.units_y
+
+    def _error(self, units: int) -> float:
+        step: float = 10.0**-self.coding.decimals
+        rounding = max(self.coding.offset, step - self.coding.offset) if self.coding.floor else step / 2
+        return max(rounding, units - self._high(units) - self.coding.offset)
+
+    def _high(self, units: int) -> int:
+        if self.coding.units is None:
+            return units - 1
+        return units if self.coding.high is None else self.coding.high
+
+    def encode(self, box: Box) -> tuple[float, float, float, float]:
+        """Numbers of a box in pixels; what leaves the image is clipped."""
+        c = self.canvas
+        x1, y1, x2, y2 = box
+        return (
+            self._number(min(max(x1, 0.0), c.width) + c.pad_x, self.units_x, c.span_w),
+            self._number(min(max(y1, 0.0), c.height) + c.pad_y, self.units_y, c.span_h),
+            self._number(min(max(x2, 0.0), c.width) + c.pad_x, self.units_x, c.span_w),
+            self._number(min(max(y2, 0.0), c.height) + c.pad_y, self.units_y, c.span_h),
+        )
+
+    def _number(self, place: float, units: int, span: int) -> float:
+        value = place * units / span
+        if self.coding.decimals:
+            return round(value, self.coding.decimals)
+        if self.coding.floor and not self.coding.offset:
+            value += SNAP
+        return min(math.floor(value) if self.coding.floor else round(value), self._high(units))
+
+    def decode(self, numbers: Sequence[float]) -> Decoded:
+        """The box in pixels of four numbers, clipped to the image, corners sorted; and what was wrong with them."""
+        x1, y1, x2, y2 = numbers
+        reason = None
+        if not (0 <= x1 <= x2 <= self.limit_x and 0 <= y1 <= y2 <= self.limit_y):
+            if not all(map(math.isfinite, numbers)):
+                return None, "not a finite number: dropped"
+            if x1 > x2 or y1 > y2:
+                x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
+                reason = "corners swapped: sorted"
+            if min(x1, y1) < 0 or x2 > self.limit_x or y2 > self.limit_y:
+                if x2 < 0 or y2 < 0 or x1 > self.limit_x or y1 > self.limit_y:
+                    return None, f"outside the range 0 to {self._range()}: dropped"
+                x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, self.limit_x), min(y2, self.limit_y)
+                reason = f"out of the range 0 to {self._range()}: clipped"
+        offset, span_x, span_y, units_x, units_y = self.offset, self.span_x, self.span_y, self.units_x, self.units_y
+        # Multiplied before it is divided, so that the largest number decodes to exactly the image's edge.
+        box = (
+            (x1 + offset) * span_x / units_x,
+            (y1 + offset) * span_y / units_y,
+            (x2 + offset) * span_x / units_x,
+            (y2 + offset) * span_y / units_y,
+        )
+        return self._off_the_padding(box, reason) if self.padded else (box, reason)
+
+    def _range(self) -> str:
+        high_x, high_y = math.floor(self.limit_x), math.floor(self.limit_y)
+        return str(high_x) if high_x == high_y else f"{high_x} (x), {high_y} (y)"
+
+    def _off_the_padding(self, box: Box, reason: str | None) -> Decoded:
+        w, h, pad_x, pad_y = self.canvas.width, self.canvas.height, self.canvas.pad_x, self.canvas.pad_y
+        x1, y1, x2, y2 = box = box[0] - pad_x, box[1] - pad_y, box[2] - pad_x, box[3] - pad_y
+        if x1 >= 0 and y1 >= 0 and x2 <= w and y2 <= h:
+            return box, reason
+        # An edge of the image can be written just off it; what is more than a step off was not meant to be the edge.
+        ex, ey = (2 * error for error in self.max_error())
+        if x2 < -ex or y2 < -ey or x1 > w + ex or y1 > h + ey:
+            return None, "in the padding beside the image: dropped"
+        if x1 < -ex or y1 < -ey or x2 > w + ex or y2 > h + ey:
+            reason = reason or "reaches into the padding beside the image: clipped"
+        return (min(max(x1, 0.0), w), min(max(y1, 0.0), h), min(max(x2, 0.0), w), min(max(y2, 0.0), h)), reason
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Two cells of a grid of ``side`` by ``side``, numbered row by row: the upper left and the lower right one."""
+
+    side: int = 32
+
+    def frame(self, canvas: Canvas) -> CellFrame:
+        """The frame of one image."""
+        return CellFrame(self.side, canvas)
+
+
+class CellFrame:
+    """Encodes and decodes the boxes of one image as two cells.
+
+    Two cells in different rows and columns decode to their centres. Cells that share a row or a column decode to the
+    outer edges of both, on both axes, so that the box keeps an area.
+    """
+
+    __slots__ = ("canvas", "side")
+
+    def __init__(self, side: int, canvas: Canvas) -> None:
+        self.side, self.canvas = side, canvas
+
+    def max_error(self) -> tuple[float, float]:
+        """Largest error in pixels of a vertical and of a horizontal edge that lies in the image: a cell.
+
+        Half of that where the box spans several rows and several columns.
+        """
+        return self.canvas.width / self.side, self.canvas.height / self.side
+
+    def encode(self, box: Box) -> tuple[int, int]:
+        """The two cells of a box in pixels; what leaves the image is clipped."""
+        x1, y1, x2, y2 = box
+        left, right = self._cells(x1, x2, self.canvas.width)
+        top, bottom = self._cells(y1, y2, self.canvas.height)
+        return top * self.side + left, bottom * self.side + right
+
+    def _cells(self, low: float, high: float, size: int) -> tuple[int, int]:
+        first = math.floor(low * self.side / size + SNAP)
+        last = math.ceil(high * self.side / size - SNAP) - 1
+        if last < first:  # an edge alone: the cell that it lies in
+            first = last = math.floor(low * self.side / size)
+        first = min(max(first, 0), self.side - 1)
+        return first, min(max(last, first), self.side - 1)
+
+    def decode(self, numbers: Sequence[float]) -> Decoded:
+        """The box in pixels of two cells, corners sorted; and what was wrong with them."""
+        upper, lower = numbers
+        if max(upper, lower) >= self.side**2:
+            return None, f"no cell of a grid of {self.side} by {self.side}: dropped"
+        (top, left), (bottom, right) = divmod(int(upper), self.side), divmod(int(lower), self.side)
+        reason = None
+        if left > right or top > bottom:
+            left, right, top, bottom = min(left, right), max(left, right), min(top, bottom), max(top, bottom)
+            reason = "corners swapped: sorted"
+        inner, outer = (0.0, 1.0) if left == right or top == bottom else (0.5, 0.5)
+        w, h = self.canvas.width, self.canvas.height
+        box = (
+            (left + inner) * w / self.side,
+            (top + inner) * h / self.side,
+            (right + outer) * w / self.side,
+            (bottom + outer) * h / self.side,
+        )
+        return box, reason
+
+
+Coding: TypeAlias = Numbers | Cells
+Frame: TypeAlias = NumberFrame | CellFrame

@@ -1,0 +1,61 @@
+"""From one dialect to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from spr.grounding.dialects import Dialect, get_dialect
+from spr.grounding.parse import parse
+from spr.grounding.render import render
+from spr.grounding.text import Problem
+from spr.records import Size
+
+
+def convert(text: str, source: str | Dialect, target: str | Dialect, size_wh: Size, *, strict: bool = False) -> str:
+    """Rewrite an answer of one dialect in another.
+
+    Edges move by no more than ``source.max_error(size_wh)`` and ``target.max_error(size_wh)`` together on the way there
+    and back. To a dialect that keeps no prose (``target.keeps_prose``) only the phrases with boxes go.
+
+    Args:
+        text: The answer as generated.
+        source: The dialect that it is in: a key of `DIALECTS`, or what `get_dialect` returns.
+        target: The dialect that it goes to.
+        size_wh: Width and height of the original image in pixels.
+        strict: Raise if the text is malformed, instead of leaving out malformed pieces.
+
+    Raises:
+        GroundingError: for an unknown dialect, a wrong image size, words that the target would read as markup; with
+            ``strict`` also for a malformed piece, naming its offset.
+
+    >>> convert("<ref>a dog</ref><box>(0,0),(999,500)</box> barks", "qwen_vl", "ferret", (640, 480))
+    'a dog [0, 0, 1000, 500] barks'
+    """
+    return render(parse(text, source, size_wh, strict=strict), target, size_wh)
+
+
+class Converted(NamedTuple):
+    """A converted line and what was malformed in it."""
+
+    text: str
+    problems: tuple[Problem, ...]
+
+
+def convert_lines(
+    lines: Iterable[str], source: str | Dialect, target: str | Dialect, size_wh: Size, *, strict: bool = False
+) -> Iterator[Converted]:
+    r"""Convert line by line, lazily; one line comes out for each that goes in, without its line end.
+
+    Raises:
+        GroundingError: as `convert`.
+
+    >>> list(convert_lines(["a dog [1, 2, 3]\n", "\n"], "ferret", "llava", (100, 100)))[0].text
+    'a dog'
+    """
+    source = get_dialect(source) if isinstance(source, str) else source
+    target = get_dialect(target) if isinstance(target, str) else target
+    for line in lines:
+        grounded = parse(line.rstrip("\r\n"), source, size_wh, strict=strict)
+        # A label of a JSON line can hold an escaped line end.
+        yield Converted(" ".join(render(grounded, target, size_wh).splitlines()), grounded.problems)

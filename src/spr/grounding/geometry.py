@@ -1,0 +1,120 @@
+"""What a dialect's numbers are relative to.
+
+The image itself (`Squash`), the image centred in a square (`PaddedSquare`), or the image as the processor resized it
+(`Resized`). Each turns the size of an image into a `Canvas`, over which a coding (`spr.grounding.coding`) counts.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from spr.errors import GroundingError
+from spr.records import Size
+
+
+class Canvas(NamedTuple):
+    """What numbers count over: ``span`` pixels of the original image, starting ``pad`` pixels before its corner.
+
+    ``seen_w`` by ``seen_h`` is the canvas in pixels as the model sees it, for dialects that count those.
+    """
+
+    width: int
+    height: int
+    span_w: int
+    span_h: int
+    pad_x: int
+    pad_y: int
+    seen_w: int
+    seen_h: int
+
+
+@dataclass(frozen=True)
+class Squash:
+    """Numbers are relative to the image's own width and height; it may be squashed on the way, that changes nothing."""
+
+    def canvas(self, size_wh: Size) -> Canvas:
+        """The canvas of an image of ``size_wh`` pixels."""
+        w, h = size_wh
+        return Canvas(w, h, w, h, 0, 0, w, h)
+
+
+@dataclass(frozen=True)
+class PaddedSquare:
+    """Numbers are relative to a square of the longer side in which the image is centred, as LLaVA and Shikra pad it.
+
+    >>> PaddedSquare().canvas((640, 427))[2:6]  # span_w, span_h, pad_x, pad_y; (640 - 427) // 2 = 106
+    (640, 640, 0, 106)
+    """
+
+    def canvas(self, size_wh: Size) -> Canvas:
+        """The canvas of an image of ``size_wh`` pixels."""
+        w, h = size_wh
+        side = max(w, h)
+        return Canvas(w, h, side, side, (side - w) // 2, (side - h) // 2, side, side)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """Numbers are pixels of the image as Qwen2.5-VL's processor resizes it.
+
+    Attributes:
+        factor: Both sides become multiples of it.
+        min_pixels, max_pixels: What the processor was configured with.
+        resized_wh: The resized size itself, for one image, where the caller knows it.
+    """
+
+    factor: int = 28
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 16384
+    resized_wh: Size | None = None
+
+    def canvas(self, size_wh: Size) -> Canvas:
+        """The canvas of an image of ``size_wh`` pixels."""
+        w, h = size_wh
+        seen = self.resized_wh or smart_resize(size_wh, self.factor, self.min_pixels, self.max_pixels)
+        return Canvas(w, h, w, h, 0, 0, *seen)
+
+
+Geometry: TypeAlias = Squash | PaddedSquare | Resized
+
+
+def smart_resize(size_wh: Size, factor: int = 28, min_pixels: int = 56 * 56, max_pixels: int = 28 * 28 * 16384) -> Size:
+    """Size to which Qwen2-VL's and Qwen2.5-VL's processor resizes an image of ``size_wh``, as (width, height).
+
+    Each side goes to the nearest multiple of ``factor``; where the area then leaves the bounds, both are scaled so
+    that the shape stays, rounding towards the inside of the bounds. The processor refuses images longer than 200 times
+    their width; here they get the size that the same rule gives, so that their text can still be read.
+
+    >>> smart_resize((640, 428), max_pixels=28 * 28 * 1280)  # 640 / 28 = 22.9, 428 / 28 = 15.3
+    (644, 420)
+    >>> smart_resize((10, 10))  # 10 px round to no multiple at all: scaled up to 56 × 56
+    (56, 56)
+    """
+    w, h = size_wh
+    new_w, new_h = round(w / factor) * factor, round(h / factor) * factor
+    if new_w * new_h > max_pixels:
+        scale = math.sqrt(w * h / max_pixels)
+        new_w = max(factor, math.floor(w / scale / factor) * factor)
+        new_h = max(factor, math.floor(h / scale / factor) * factor)
+    elif new_w * new_h < min_pixels:
+        scale = math.sqrt(min_pixels / (w * h))
+        new_w, new_h = math.ceil(w * scale / factor) * factor, math.ceil(h * scale / factor) * factor
+    return new_w, new_h
+
+
+def check_size(size_wh: Size) -> Size:
+    """Return the size as two ints, or raise.
+
+    Raises:
+        GroundingError: if it is not two whole numbers of at least 1.
+    """
+    try:
+        w, h = map(operator.index, size_wh)
+    except (TypeError, ValueError):
+        w = h = 0
+    if w < 1 or h < 1:
+        raise GroundingError("Size of the image is wrong", got=repr(size_wh), expected="(width, height), both ≥ 1 px")
+    return w, h

@@ -1,0 +1,59 @@
+"""Reading a model's answer in its dialect."""
+
+from __future__ import annotations
+
+from spr.errors import GroundingError
+from spr.grounding.dialects import Dialect, get_dialect
+from spr.grounding.markup import Brackets, JsonList, Tags
+from spr.grounding.parse_brackets import parse_brackets
+from spr.grounding.parse_lists import parse_json, parse_tokens
+from spr.grounding.parse_tags import parse_tags
+from spr.grounding.text import GroundedText
+from spr.records import Size
+
+
+def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = False) -> GroundedText:
+    """Read an answer: its plain text, its phrases with boxes in pixels, and what was malformed.
+
+    Whatever the text, every well-formed box is kept and every malformed piece is reported; nothing is raised. Numbers
+    out of the dialect's range are clipped and reported; a box with no part in the range is dropped and reported: the
+    scale is never guessed. Swapped corners are sorted and reported.
+
+    Args:
+        text: The answer as generated; special tokens of the tokenizer may still be in it.
+        dialect: A key of `DIALECTS`, or what `get_dialect` returns.
+        size_wh: Width and height of the original image in pixels.
+        strict: Raise at the first problem instead.
+
+    Raises:
+        GroundingError: for an unknown dialect or a wrong image size; with ``strict`` also for a malformed piece,
+            naming its offset.
+
+    >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
+    >>> grounded.plain_text
+    'A man and two dogs.'
+    >>> [(span.phrase, span.boxes) for span in grounded.spans]
+    [('A man', ((100.0, 75.0, 300.0, 400.0),)), ('two dogs', ((0.0, 0.0, 50.0, 25.0),))]
+    >>> print(*grounded.problems)
+    offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
+    """
+    if isinstance(dialect, str):
+        dialect = get_dialect(dialect)
+    frame, markup = dialect.frame(size_wh), dialect.markup
+    if isinstance(markup, Brackets):
+        grounded = parse_brackets(text, markup, frame)
+    elif isinstance(markup, Tags):
+        grounded = parse_tags(text, markup, frame)
+    elif isinstance(markup, JsonList):
+        grounded = parse_json(text, markup, frame)
+    else:
+        grounded = parse_tokens(text, markup, frame)
+    if strict and grounded.problems:
+        problem = grounded.problems[0]
+        raise GroundingError(
+            f"Text in dialect `{dialect.key}` is malformed at offset {problem.offset}: {problem.reason}",
+            got=repr(problem.text),
+            expected=dialect.example,
+            fix="parse without `strict` to keep what is well-formed",
+        )
+    return grounded

@@ -1,0 +1,104 @@
+"""Reading prose in which a box in brackets follows its phrase, unmarked: Ferret, CogVLM, LLaVA, Shikra."""
+
+from __future__ import annotations
+
+import re
+
+from spr.grounding.coding import Frame
+from spr.grounding.markup import FOUR_NUMBERS, NUMBER_LIKE, Brackets
+from spr.grounding.prose import Prose
+from spr.grounding.text import GroundedText
+from spr.records import Box
+
+_LEADING_NUMBERS = re.compile(r"[\s0-9.,;+-]*+")
+_DIGIT = re.compile(r"[0-9]")
+
+
+def parse_brackets(text: str, markup: Brackets, frame: Frame) -> GroundedText:
+    """Read an answer; what is malformed is reported and left out."""
+    prose, position = Prose(text), 0
+    decode = frame.decode
+    for match in markup.pattern.finditer(text):
+        start, stop = match.span()
+        words = text[position:start]
+        position = stop
+        x1, y1, x2, y2 = match.group(1, 2, 3, 4)
+        if x1 is not None:
+            prose.words_before_box(words)
+            box, reason = decode((float(x1), float(y1), float(x2), float(y2)))
+            if reason is not None:
+                prose.problems.note(start, stop, reason)
+            prose.add([] if box is None else [box], (start, stop))
+        elif match["inner"] is None:  # a special token
+            prose.words_before_box(words)
+        elif is_coordinates(match):
+            prose.words_before_box(words)
+            boxes, position = _read_bracket(match, markup, frame, prose)
+            prose.add(boxes, (start, position))
+        else:
+            prose.words(words + match[0])
+    prose.words(text[position:])
+    return prose.finish(marked=False)
+
+
+def is_coordinates(match: re.Match[str]) -> bool:
+    """Whether what `Brackets.pattern` found is a box or was meant as one, and is not words in brackets.
+
+    Two numbers and nothing else in the brackets, or three numbers beside something else, are meant as coordinates. So
+    is a bracket at the very end that is not closed and holds but numbers. "[sic]", "[1]" and "[see 2, 3]" are text.
+    """
+    if match[1] is not None:
+        return True
+    inner = match["inner"]
+    if inner is None:
+        return False
+    if match["close"]:
+        return _counts(inner)
+    head = _leading_numbers(inner)
+    cut_off = match.end() == len(match.string) and head == inner
+    return _DIGIT.search(head) is not None and (cut_off or _counts(head))
+
+
+def _leading_numbers(inner: str) -> str:
+    match = _LEADING_NUMBERS.match(inner)
+    return match[0] if match else ""
+
+
+def _counts(inner: str) -> bool:
+    pieces = [piece.strip() for piece in inner.replace(";", ",").split(",")]
+    numbers = sum(NUMBER_LIKE.fullmatch(piece) is not None for piece in pieces)
+    return numbers >= 3 or (numbers == 2 and numbers == sum(map(bool, pieces)))
+
+
+def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, prose: Prose) -> tuple[list[Box], int]:
+    """Boxes of a bracket that is not one plain box, and where it ends."""
+    start, inner, width, note = match.start(), match["inner"], markup.width, prose.problems.note
+    if not match["close"]:
+        stop = match.start("inner") + len(_leading_numbers(inner).rstrip())
+        note(start, stop, "bracket is not closed: dropped")
+        return [], stop
+    if 1 + len(match["open"]) != width or len(match["close"]) != width:
+        note(start, match.end(), f"not in {width} bracket{'s' * (width > 1)} on each side: read all the same")
+    boxes: list[Box] = []
+    offset = match.start("inner")
+    for piece in inner.split(";"):
+        stop = offset + len(piece)
+        numbers = FOUR_NUMBERS.fullmatch(piece)
+        if not piece.strip():
+            note(offset - 1, stop + 1, "no box beside a separator")
+        elif numbers is None:
+            note(offset, stop, f"{_count(piece)}: dropped")
+        else:
+            box, reason = frame.decode([float(number) for number in numbers.groups()])
+            if reason is not None:
+                note(offset, stop, reason)
+            if box is not None:
+                boxes.append(box)
+        offset = stop + 1
+    return boxes, match.end()
+
+
+def _count(piece: str) -> str:
+    parts = [part.strip() for part in piece.split(",")]
+    count = sum(NUMBER_LIKE.fullmatch(part) is not None for part in parts)
+    return f"{count} numbers instead of 4" if count != 4 else "not four finite numbers"

@@ -1,0 +1,200 @@
+"""Writing grounded text in a dialect."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from spr.errors import GroundingError
+from spr.grounding.coding import Frame
+from spr.grounding.dialects import Dialect, get_dialect
+from spr.grounding.markup import SPECIAL, Brackets, JsonList, Tags, Tokens
+from spr.grounding.parse import parse
+from spr.grounding.parse_brackets import is_coordinates
+from spr.grounding.text import GroundedText
+from spr.records import Box, Size
+
+
+def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str:
+    """Write a text with its boxes as the dialect's model does.
+
+    Boxes come right after their phrase (PaliGemma: before it). What leaves the image is clipped. Spans without boxes
+    are written as plain words, and so is a text without any box. Of other texts, dialects that keep no prose
+    (``dialect.keeps_prose``) get the phrases with boxes only.
+
+    Args:
+        grounded: The text.
+        dialect: A key of `DIALECTS`, or what `get_dialect` returns.
+        size_wh: Width and height of the original image in pixels.
+
+    Raises:
+        GroundingError: for an unknown dialect, a wrong image size, a box with x2 < x1 or y2 < y1, or words that the
+            dialect would read as markup ("[1, 2, 3, 4]", "<box>"): they are never written.
+
+    >>> grounded = parse("A man [[100,150,300,800]] rides.", "cogvlm", (1000, 500))
+    >>> render(grounded, "internvl", (1000, 500))
+    '<ref>A man</ref><box>[[100, 150, 300, 800]]</box> rides.'
+    >>> render(grounded, "qwen3_vl", (1000, 500))
+    '[{"bbox_2d": [100, 150, 300, 800], "label": "A man"}]'
+    """
+    if isinstance(dialect, str):
+        dialect = get_dialect(dialect)
+    markup, frame = dialect.markup, dialect.frame(size_wh)
+    if not grounded.boxes:
+        text = grounded.plain_text
+    elif isinstance(markup, JsonList):
+        return _render_json(grounded, markup, frame)
+    elif isinstance(markup, Tokens):
+        text = _render_tokens(grounded, markup, frame)
+    elif isinstance(markup, Brackets):
+        text = _render_brackets(grounded, markup, frame)
+    else:
+        text = _render_tags(grounded, markup, frame)
+    _check_reads_back(text, grounded, dialect, size_wh)
+    return text
+
+
+def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool = False) -> str:
+    """Write one box alone, as prompts need it.
+
+    Args:
+        box: xyxy pixels of the original image; what leaves the image is clipped.
+        dialect: A key of `DIALECTS`, or what `get_dialect` returns.
+        size_wh: Width and height of the original image in pixels.
+        region: The box is an input region: Ferret's is followed by its region token.
+
+    Raises:
+        GroundingError: for an unknown dialect, a wrong image size or a box with x2 < x1 or y2 < y1.
+
+    >>> render_box((100, 75, 300, 400), "ferret", (1000, 500), region=True)
+    '[100, 150, 300, 800] <region_fea>'
+    """
+    if isinstance(dialect, str):
+        dialect = get_dialect(dialect)
+    return _boxes((box,), dialect.markup, dialect.frame(size_wh)) + dialect.region_suffix * region
+
+
+def _boxes(boxes: tuple[Box, ...], markup: Brackets | Tags | Tokens | JsonList, frame: Frame) -> str:
+    """The boxes of one phrase."""
+    written = []
+    for box in boxes:
+        if not (box[0] <= box[2] and box[1] <= box[3]):
+            raise GroundingError("Box can't be written", got=box, expected="x1 ≤ x2 and y1 ≤ y2 (xyxy pixels)")
+        written.append(markup.box.format(*frame.encode(box)))
+    if isinstance(markup, Brackets):
+        opened, closed = "[" * markup.width, "]" * markup.width
+        if markup.separator is None:
+            return " ".join(opened + text + closed for text in written)
+        return opened + markup.separator.join(written) + closed
+    if isinstance(markup, Tags):
+        opened, closed = markup.grounding[0] + markup.wrap[0], markup.wrap[1] + markup.grounding[1]
+        if markup.separator is None:
+            return "".join(opened + text + closed for text in written)
+        return opened + markup.separator.join(written) + closed
+    return "".join(written)
+
+
+def _render_brackets(grounded: GroundedText, markup: Brackets, frame: Frame) -> str:
+    plain, pieces, position = grounded.plain_text, [], 0
+    for span in grounded.spans:
+        if not span.boxes:
+            continue
+        # Never after white space: parse takes that away with the box.
+        end = position + len(plain[position : span.end].rstrip())
+        boxes = _boxes(span.boxes, markup, frame)
+        pieces += [plain[position:end], " " if end else "", boxes, "" if end else " "]
+        position = end
+    return "".join((*pieces, plain[position:])) if plain else "".join(pieces).rstrip()
+
+
+def _render_tags(grounded: GroundedText, markup: Tags, frame: Frame) -> str:
+    plain, pieces, position = grounded.plain_text, [], 0
+    for span in grounded.spans:
+        if not span.boxes:
+            continue
+        boxes = _boxes(span.boxes, markup, frame)
+        if not span.phrase:
+            end = position + len(plain[position : span.end].rstrip())
+            pieces += [plain[position:end], boxes]
+            position = end
+            continue
+        start = span.start
+        if markup.space_inside and start > position and plain[start - 1] == " ":
+            start -= 1
+        opened, closed = markup.phrase
+        pieces += [plain[position:start], opened, plain[start : span.end], closed, boxes]
+        position = span.end
+    return "".join((*pieces, plain[position:]))
+
+
+def _render_tokens(grounded: GroundedText, markup: Tokens, frame: Frame) -> str:
+    pieces = []
+    for span in grounded.spans:
+        if not span.boxes:
+            continue
+        if markup.label_first:
+            pieces.append(span.phrase + _boxes(span.boxes, markup, frame))
+        else:
+            pieces += [f"{_boxes((box,), markup, frame)} {span.phrase}".rstrip() for box in span.boxes]
+    return markup.separator.join(pieces)
+
+
+# Braces end an entry for `parse`; special tokens would be taken for such by the model's tokenizer.
+_NOT_RAW = re.compile(rf"[{{}}]|{SPECIAL.pattern}")
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0][0]):04x}{match[0][1:]}"
+
+
+def _render_json(grounded: GroundedText, markup: JsonList, frame: Frame) -> str:
+    entries = []
+    for span in grounded.spans:
+        label = _NOT_RAW.sub(_escape, json.dumps(span.phrase, ensure_ascii=False))
+        tail = f', "{markup.label_key}": {label}}}' if span.phrase else "}"
+        entries += [f'{{"{markup.box_key}": {_boxes((box,), markup, frame)}{tail}' for box in span.boxes]
+    return f"[{markup.separator.join(entries)}]"
+
+
+def _check_reads_back(text: str, grounded: GroundedText, dialect: Dialect, size_wh: Size) -> None:
+    """Raise where the words themselves hold markup, so that the text would be read as something else."""
+    piece = _literal_markup(grounded, dialect)
+    again = parse(text, dialect, size_wh)
+    if piece is None and len(again.boxes) == len(grounded.boxes):
+        if dialect.keeps_prose or not grounded.boxes:
+            same = again.plain_text == grounded.plain_text.strip()
+        else:
+            phrases = [span.phrase.strip() for span in grounded.spans if span.boxes]
+            found = [span.phrase for span in again.spans]
+            same = _runs(phrases) == _runs(found)
+        if same:
+            return
+    if piece is None:
+        raise GroundingError(
+            f"Text can't be written in dialect `{dialect.key}`: it would be read back as something else",
+            got=repr(text[:120]),
+            fix="look for a box without a phrase, or for brackets or tags just beside a phrase",
+        )
+    raise GroundingError(
+        f"Text can't be written in dialect `{dialect.key}`: its own words would be read as markup",
+        got=repr(piece),
+        expected="words without the dialect's brackets, tags or tokens",
+        fix="take the piece out of the plain text",
+    )
+
+
+def _runs(phrases: list[str]) -> list[str]:
+    return [phrase for index, phrase in enumerate(phrases) if not index or phrase != phrases[index - 1]]
+
+
+def _literal_markup(grounded: GroundedText, dialect: Dialect) -> str | None:
+    markup, plain = dialect.markup, grounded.plain_text
+    special = SPECIAL.search(plain)
+    if special is not None:
+        return special[0]
+    if isinstance(markup, JsonList):
+        return None
+    for match in markup.pattern.finditer(plain):
+        if not isinstance(markup, Brackets) or is_coordinates(match):
+            return match[0][:60]
+    return None

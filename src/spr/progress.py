@@ -1,0 +1,89 @@
+"""Progress on anything that takes over two seconds: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+SHOWN_AFTER = 2.0
+"""Seconds of work before anything is shown."""
+MEGABYTE = 1_000_000
+LINE_EVERY = 10.0
+"""Seconds between two plain lines."""
+
+
+class Progress:
+    """Counts work done; shows rate and time left on standard error.
+
+    Args:
+        label: What is being done ("regions").
+        total: How much there is to do, or None when not known.
+        unit: What is counted ("images").
+        done: How much an earlier run had done; it does not count for the rate.
+        stream: Where to write; standard error by default.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None = None,
+        unit: str = "rows",
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self._before = done
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._start = clock()
+        self._next_line = self._start + SHOWN_AFTER
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int = 1) -> None:
+        """``count`` more are done."""
+        self.done += count
+        now = self._clock()
+        if self._bar is not None:
+            rate = (self.done - self._before) / max(now - self._start, 1e-9)
+            self._bar.update(self._task, completed=self.done, rate=f"{rate:,.0f}")
+        elif now >= self._next_line:
+            if self._stream.isatty():
+                self._open_bar()
+            else:
+                self._next_line = now + LINE_EVERY
+                print(self.line(), file=self._stream, flush=True)
+
+    def line(self) -> str:
+        """The state in one line: ``regions: 512 of 2,048 images, 256 images/s, 6 s left``."""
+        seconds = max(self._clock() - self._start, 1e-9)
+        rate = (self.done - self._before) / seconds
+        text = f"{self.label}: {self.done:,}"
+        text += f" of {self.total:,} {self.unit}" if self.total else f" {self.unit}"
+        text += f", {rate:,.0f} {self.unit}/s" if rate >= 1 else f", {1 / max(rate, 1e-9):,.1f} s a {self.unit[:-1]}"
+        if self.total and rate > 0:
+            text += f", {max(self.total - self.done, 0) / rate:,.0f} s left"
+        return text
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        rate = TextColumn(f"{{task.fields[rate]}} {self.unit}/s")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        self._bar = RichProgress(*columns, console=Console(file=self._stream), transient=True)
+        self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, rate="")
+        self._bar.start()

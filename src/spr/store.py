@@ -1,0 +1,293 @@
+"""A stage's output on disk: Parquet shards, written atomically, and a manifest that names the finished ones.
+
+A shard is written to a temporary name, synced and renamed; its entry in `manifest.json` comes after. So a file without
+an entry is unfinished work, and an entry whose file has another checksum is damage: both are done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spr.errors import RunError
+from spr.schemas import DROPPED
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class StageOutput(NamedTuple):
+    """What a stage made of a shard: the rows, and what it dropped (table `spr.schemas.DROPPED`)."""
+
+    table: pa.Table
+    dropped: pa.Table
+
+
+def dropped_table(stage: str, kind: str, drops: Iterable[tuple[str, str]]) -> pa.Table:
+    """A table of dropped things from ``(id, reason)`` pairs.
+
+    Args:
+        stage: The stage that dropped them.
+        kind: What the ids name: "image", "object", "query" or "candidate".
+        drops: ``(id, reason)``.
+    """
+    ids, reasons = zip(*drops, strict=True) if (drops := list(drops)) else ((), ())
+    return dropped_columns(stage, kind, pa.array(ids, pa.string()), pa.array(reasons, pa.string()))
+
+
+def dropped_columns(stage: str, kind: str, ids: pa.Array, reasons: pa.Array | str) -> pa.Table:
+    """The same from Arrow columns, for drops by the million."""
+    count = len(ids)
+    reasons = pa.repeat(pa.scalar(reasons), count) if isinstance(reasons, str) else reasons
+    columns = [ids, pa.repeat(pa.scalar(kind), count), pa.repeat(pa.scalar(stage), count), reasons]
+    return pa.table(columns, schema=DROPPED)
+
+
+def count_reasons(dropped: pa.Table) -> dict[str, int]:
+    """How many were dropped, by ``"<kind>: <reason>"``, sorted by that text."""
+    if not len(dropped):
+        return {}
+    counted = dropped.group_by(["kind", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    return {f"{row['kind']}: {row['reason']}": row["count_all"] for row in sorted(counted, key=_kind_and_reason)}
+
+
+def _kind_and_reason(row: dict[str, Any]) -> tuple[str, str]:
+    return row["kind"], row["reason"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A finished shard: its number, rows, both files' sha256 and its drops counted by kind and reason."""
+
+    index: int
+    rows: int
+    sha256: str
+    dropped_sha256: str
+    dropped: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What a stage has finished.
+
+    Attributes:
+        stage: The stage's name.
+        fingerprint: Hash of all that decides the rows: config, inputs, the stage's version.
+        shards: Entries, by number without a gap.
+        source: What a first stage says of its input: counts, and the drops made before sharding.
+        complete: Whether all shards are there.
+    """
+
+    stage: str
+    fingerprint: str
+    shards: list[ShardEntry] = field(default_factory=list)
+    source: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows in all finished shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """What was dropped so far, by ``"<kind>: <reason>"``."""
+        total: Counter[str] = Counter(self.source.get("dropped", {}))
+        for shard in self.shards:
+            total.update(shard.dropped)
+        return dict(sorted(total.items()))
+
+
+class StageStore:
+    """The folder of a stage's output.
+
+    Args:
+        folder: ``RUN/<stage>``; made when the first shard is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def part(self, index: int) -> Path:
+        """The file of a shard's rows."""
+        return self.folder / f"part-{index:05d}.parquet"
+
+    def drops(self, index: int) -> Path:
+        """The file of a shard's drops."""
+        return self.folder / f"dropped-{index:05d}.parquet"
+
+    @property
+    def source_drops(self) -> Path:
+        """The file of what was dropped before sharding."""
+        return self.folder / "dropped-source.parquet"
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None where no stage has begun.
+
+        Raises:
+            RunError: if the manifest can't be read (it is written atomically, so a person or another program did it).
+        """
+        path = self.folder / MANIFEST
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            entries = [ShardEntry(**entry) for entry in raw["shards"]]
+            if raw["format"] != FORMAT:
+                raise RunError(f"{path} is of another version of SPR", got=raw["format"], expected=FORMAT)
+            return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            fix = f"delete {self.folder} to have this stage done again"
+            raise RunError(f"{path} is damaged", got=error, expected="the manifest that SPR wrote", fix=fix) from None
+
+    def save(self, manifest: Manifest) -> None:
+        """Write the manifest atomically."""
+        raw = {"format": FORMAT, **dataclasses.asdict(manifest), "rows": manifest.rows, "dropped": manifest.dropped}
+        write_atomically(self.folder / MANIFEST, json.dumps(raw, indent=1).encode())
+
+    def write_shard(self, index: int, output: StageOutput) -> ShardEntry:
+        """Write a shard's two files; the caller puts the entry into the manifest."""
+        rows = write_table(self.part(index), output.table)
+        drops = write_table(self.drops(index), output.dropped)
+        return ShardEntry(index, len(output.table), rows, drops, count_reasons(output.dropped))
+
+    def valid_shards(self, manifest: Manifest) -> list[ShardEntry]:
+        """The entries up to the first whose files are missing or changed."""
+        valid = []
+        for expected, shard in enumerate(manifest.shards):
+            files = {self.part(shard.index): shard.sha256, self.drops(shard.index): shard.dropped_sha256}
+            if shard.index != expected or any(not p.is_file() or sha256(p) != sha for p, sha in files.items()):
+                break
+            valid.append(shard)
+        return valid
+
+    def sweep(self, manifest: Manifest) -> None:
+        """Remove what no entry names: temporary files and shards of interrupted or superseded work."""
+        named = {MANIFEST, self.source_drops.name}
+        named |= {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            ours = is_temporary(path) or path.name.startswith(("part-", "dropped-"))
+            if ours and path.name not in named:
+                path.unlink(missing_ok=True)
+
+    def finished(self) -> Manifest:
+        """The manifest of a finished stage.
+
+        Raises:
+            RunError: if the stage has not finished.
+        """
+        manifest = self.manifest()
+        if manifest is None or not manifest.complete:
+            got = "no manifest" if manifest is None else f"{len(manifest.shards)} shards of an unfinished stage"
+            fix = f"spr run CONFIG --out {self.folder.parent} --until {self.folder.name}"
+            raise RunError(f"{self.folder} holds no finished stage", got=got, fix=fix)
+        return manifest
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The tables of a finished stage's shards, in order, one in memory at a time.
+
+        Raises:
+            RunError: if the stage has not finished.
+        """
+        for shard in self.finished().shards:
+            yield read_table(self.part(shard.index))
+
+    def dropped_tables(self, manifest: Manifest) -> Iterator[pa.Table]:
+        """All that this stage dropped, in order."""
+        if self.source_drops.is_file():
+            yield read_table(self.source_drops)
+        for shard in manifest.shards:
+            yield read_table(self.drops(shard.index))
+
+
+def read_table(path: Path) -> pa.Table:
+    """A Parquet file as a table.
+
+    Raises:
+        RunError: if it is missing or damaged.
+    """
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path} can't be read", got=error, fix=f"run again: {path.parent.name} is made anew") from None
+
+
+def write_table(path: Path, table: pa.Table) -> str:
+    """Write a table atomically and return the file's sha256. The same rows give the same bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(_one_chunk(table), sink, compression="zstd", write_page_index=False)
+    buffer = sink.getvalue()
+    write_atomically(path, buffer)
+    return hashlib.sha256(buffer).hexdigest()
+
+
+def _one_chunk(table: pa.Table) -> pa.Table:
+    # How a table was put together must not show in its file.
+    return table.combine_chunks() if len(table) else table.schema.empty_table()
+
+
+def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
+    """Write a file whole or not at all: temporary name, sync, rename, sync of the folder.
+
+    Raises:
+        RunError: if the folder can't be written to (no space, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} can't be written", got=error, fix="make room, or choose another --out") from None
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file's name is one that `write_atomically` gives to what it has not finished."""
+    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
+
+
+def sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """Hex sha256 of a file; ``progress`` is called with the bytes read so far."""
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(2**23):
+            digest.update(block)
+            progress(done := done + len(block))
+    return digest.hexdigest()
+
+
+def reasons_sorted(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Reasons with their counts, most first, for people to read."""
+    return sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+
+
+def merge_dropped(run: Path, stages: Iterable[str]) -> int:
+    """Write ``RUN/dropped.parquet`` from all stages' drops, in order; returns the number of rows."""
+    tables = [DROPPED.empty_table()]
+    for stage in stages:
+        store = StageStore(run / stage)
+        manifest = store.manifest()
+        tables += store.dropped_tables(manifest) if manifest is not None else []
+    merged = pa.concat_tables(tables)
+    write_table(run / "dropped.parquet", merged)
+    return len(merged)

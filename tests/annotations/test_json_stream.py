@@ -1,0 +1,133 @@
+"""The streamed reading of JSON: exact cuts, and the same outcome for every block size, on damaged files too."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spr.annotations import Annotations, read_coco
+from spr.annotations.json_cuts import guess_cut, scan
+from spr.annotations.json_stream import JsonStream
+from spr.errors import InputError
+
+_values = st.recursive(
+    st.none() | st.integers(-5, 5) | st.text(alphabet='a"\\{}[], :', max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='a"\\}{,', max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(elements=st.lists(_values, min_size=1, max_size=6), indent=st.sampled_from([None, 1]), rest=st.text(max_size=9))
+def test_the_scan_finds_the_end_and_else_the_last_comma(elements: list[Any], indent: int | None, rest: str) -> None:
+    inside = json.dumps(elements, indent=indent)[1:-1].encode()
+    assert scan(inside + b"]" + rest.encode()) == (len(inside), True)
+    last = len(json.dumps(elements[-1], indent=indent).encode())
+    cut, closed = scan(inside.rstrip()[: -min(last, 1)])
+    assert not closed
+    assert json.loads(b"[" + inside[: max(cut, 0)] + b"]") == elements[:-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        (b'{"a": 1}, {"b"', 8),
+        (b'{"a": 1} \n ,\r\n\t {"b"', 11),
+        (b'{"a": {"b": 1}, "c": 2}, {"d": {', 23),
+        (b'{"a": 1', -1),
+        (b'{"a": 1}, ', -1),
+        (b"[1, 2], [3", -1),
+        (b"", -1),
+    ],
+)
+def test_a_cut_is_guessed_between_two_objects(text: bytes, cut: int) -> None:
+    assert guess_cut(bytearray(text), 0, len(text)) == cut
+
+
+def blocks_of(path: Path, key: str, block_size: int) -> list[list[Any]]:
+    def quick(block: memoryview) -> list[Any] | None:
+        try:
+            return list(msgspec.json.decode(block))
+        except msgspec.DecodeError:
+            return None
+
+    with JsonStream(path, block_size=block_size) as stream:
+        found = []
+        for member in stream.members():
+            if member == key:
+                found.extend(stream.blocks(quick, lambda items: items))
+    return found
+
+
+@settings(deadline=None)
+@given(elements=st.lists(_values, max_size=9), others=_values, block_size=st.integers(64, 300))
+def test_elements_of_any_kind_come_whole_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, elements: list[Any], others: Any, block_size: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps({"before": others, "list": elements, "after": others}, indent=block_size % 3))
+    blocks = blocks_of(path, "list", block_size)
+    assert [element for block in blocks for element in block] == elements
+    assert all(blocks)
+
+
+def test_blocks_are_about_as_large_as_asked(tmp_path: Path) -> None:
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps({"list": [{"id": n} for n in range(1000)]}))
+    sizes = [len(block) for block in blocks_of(path, "list", 1000)]
+    assert sum(sizes) == 1000
+    # the list is 10 × 11 + 90 × 12 + 900 × 13 = 12,890 bytes; a first block may hold two reads
+    assert max(sizes) <= 2000 / 11
+    assert 10 <= len(sizes) <= 14
+
+
+def outcome(path: Path, block_size: int) -> tuple[object, ...]:
+    try:
+        found = read_coco(path, block_size=block_size)
+    except InputError as error:
+        return ("stopped", error.what)
+    assert isinstance(found, Annotations)
+    return (
+        found.image_ids.tolist(),
+        found.file_names,
+        found.object_ids.tolist(),
+        found.boxes_xyxy.tolist(),
+        found.dropped,
+    )
+
+
+def test_a_damaged_file_stops_with_an_input_error_or_drops_whatever_the_block_size(tmp_path: Path) -> None:
+    content = {
+        "info": {"x": ["}", 1.5e3, None]},
+        "images": [{"id": n, "file_name": f"é{n}.jpg", "width": 9, "height": 9} for n in range(4)],
+        "annotations": [
+            {"id": n, "image_id": n % 4, "category_id": 1, "bbox": [1, 2, 3.5, 4], "note": 'a"\\{'} for n in range(12)
+        ],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    original = json.dumps(content, ensure_ascii=False).encode()
+    rng = random.Random(0)
+    path = tmp_path / "damaged.json"
+    stopped = 0
+    for _ in range(400):
+        data = bytearray(original)
+        for _ in range(rng.choice([1, 1, 2, 5])):
+            place = rng.randrange(len(data))
+            data[place : place + rng.choice([0, 1, 1, 4])] = rng.choice(
+                [b"", b'"', b"\\", b"}", b"]", b",", b"\xff", b"0", b"[", b"{"]
+            )
+        path.write_bytes(data)
+        whole = outcome(path, 2**16)
+        stopped += whole[0] == "stopped"
+        small = outcome(path, 64)
+        assert small == whole or (small[0] == whole[0] == "stopped")
+    assert 100 < stopped < 400

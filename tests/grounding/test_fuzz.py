@@ -1,0 +1,241 @@
+"""Parsing never raises, whatever the text, and what it says of a text is true.
+
+Real-looking answers of every dialect are cut, spliced, doubled and corrupted. `SPR_FUZZ_CASES` sets how many inputs
+each dialect gets (2,000 unless set). The full run takes some minutes:
+
+    SPR_FUZZ_CASES=100000 pytest tests/grounding/test_fuzz.py
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spr.errors import GroundingError
+from spr.grounding import DIALECTS, GroundedText, convert_lines, parse, render
+from spr.records import Span
+
+CASES = int(os.environ.get("SPR_FUZZ_CASES", "2000"))
+KEYS = sorted(DIALECTS)
+SIZES = ((640, 480), (1, 1), (333, 1000), (10_000, 7), (1, 10_000))
+
+DESCRIPTIONS = (
+    [("A man", 1), (" in a ", 0), ("dark coat", 1), (" holds ", 0), ("two dogs", 2), (".", 0)],
+    [("On the left, ", 0), ("a group of people", 3), (" wait [sic] next to ", 0), ("the bus", 1), (" (see [1]).", 0)],
+    [("一只狗", 1), ("和", 0), ("两只猫", 2), ("在", 0), ("桌子", 1), ("上。", 0)],
+    [("🐕‍🦺 a “good” dog", 1), ("\nand\t", 0), ("Zoë's café", 1), (" … — it's 3,5 m × 2 m wide", 0)],
+    [("dog", 1)],
+    [("", 2)],
+    [("There is nothing to see, 1 2 3 4.", 0)],
+)
+FRAGMENTS = (
+    *"[](){}<>;,.:|\"'\\/-+ \n\t0123456789",
+    "[[",
+    "]]",
+    "[1, 2, 3, 4]",
+    "[1, 2, 3]",
+    "[0.1, 0.2, 0.3, 0.4, 0.5]",
+    "[NaN, 1, 2, 3]",
+    "[[1,2,3,4;5,6]]",
+    "(1,2),(3,4)",
+    "1e999",
+    "-1",
+    "99999999999999999999",
+    " and ",
+    "<ref>",
+    "</ref>",
+    "<box>",
+    "</box>",
+    "<phrase>",
+    "</phrase>",
+    "<object>",
+    "</object>",
+    "<patch_index_0001>",
+    "<patch_index_9999>",
+    "</delimiter_of_multi_objects/>",
+    "<|object_ref_start|>",
+    "<|box_end|>",
+    "<|im_end|>",
+    "</s>",
+    "<region_fea>",
+    "<loc_5>",
+    "<loc0005>",
+    "<loc_",
+    "<seg001>",
+    " ; ",
+    "```json\n",
+    "```",
+    '{"bbox_2d": [1, 2, 3, 4], "label": "x"}',
+    '{"bbox_2d": ["1", null, 3, true]}',
+    '{"bbox_2d": {"a": [[[[',
+    '"label": "\\u00e9\\ud800"',
+    "\x00",
+    "\u200b",
+    "\u202e",
+    "\ud800",
+    "٣",
+    "²",
+    "é",
+    "İ",
+    "ﬀ",
+    "\u2028",
+    "\x85",
+    "🐕",
+)
+
+
+def answers(key: str) -> list[str]:
+    rng = random.Random(key)
+    made = []
+    for description in DESCRIPTIONS:
+        text, spans = "", []
+        for piece, count in description:
+            boxes = tuple(sorted_box(rng) for _ in range(count))
+            spans += [Span(piece, len(text), len(text) + len(piece), boxes)] if count else []
+            text += piece
+        made.append(render(GroundedText(text, tuple(spans)), key, SIZES[0]))
+    return made
+
+
+def sorted_box(rng: random.Random) -> tuple[float, float, float, float]:
+    (x1, x2), (y1, y2) = (sorted(rng.uniform(0, side) for _ in range(2)) for side in SIZES[0])
+    return x1, y1, x2, y2
+
+
+def corrupt(rng: random.Random, text: str, others: list[str]) -> str:
+    for _ in range(rng.choice((1, 1, 2, 3, 8))):
+        i, j = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
+        match rng.randrange(8):
+            case 0:
+                text = text[:j]  # as if cut at max_new_tokens
+            case 1:
+                text = text[i:]
+            case 2:
+                text = text[:i] + text[j:]
+            case 3:
+                text = text[:j] + text[i:]
+            case 4:
+                other = rng.choice(others)
+                k, m = sorted((rng.randint(0, len(other)), rng.randint(0, len(other))))
+                text = text[:i] + other[k:m] + text[j:]
+            case 5:
+                text = text[:i] + rng.choice(FRAGMENTS) * rng.choice((1, 1, 1, 2, 5)) + text[i:]
+            case 6:
+                text = text[:i] + chr(rng.choice((rng.randrange(128), rng.randrange(0x110000)))) + text[i + 1 :]
+            case 7:
+                text = "".join(str(rng.randrange(10)) if c.isdigit() and rng.random() < 0.3 else c for c in text)
+    return text
+
+
+def check(text: str, key: str, size: tuple[int, int]) -> GroundedText:
+    grounded = parse(text, key, size)  # GroundedText itself checks that spans fit, are sorted and don't overlap
+    width, height = size
+    for box in grounded.boxes:
+        assert all(map(math.isfinite, box))
+        assert 0 <= box[0] <= box[2] <= width
+        assert 0 <= box[1] <= box[3] <= height
+    for problem in grounded.problems:
+        assert text[problem.offset : problem.offset + len(problem.text)] == problem.text
+        assert problem.text
+    assert list(grounded.problems) == sorted(grounded.problems, key=lambda problem: problem.offset)
+    return grounded
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_parse_never_raises_on_corrupted_answers(key: str) -> None:
+    rng = random.Random(f"fuzz {key}")
+    own, foreign = answers(key), [text for other in KEYS for text in answers(other)]
+    unwritable = 0
+    for case in range(CASES):
+        text = corrupt(rng, rng.choice(own), own if rng.random() < 0.7 else foreign)
+        size = SIZES[case % len(SIZES)]
+        grounded = check(text, key, size)
+        if case % 10:
+            continue
+        if grounded.problems:
+            with pytest.raises(GroundingError, match=f"malformed at offset {grounded.problems[0].offset}:"):
+                parse(text, key, size, strict=True)
+        else:
+            assert parse(text, key, size, strict=True) == grounded
+        # What was read can be written, unless its words hold markup.
+        try:
+            render(grounded, key, size)
+        except GroundingError:
+            unwritable += 1
+    assert unwritable < CASES / 10 * 0.15
+
+
+@pytest.mark.parametrize("key", KEYS)
+@given(text=st.text() | st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=30).map("".join))
+@settings(max_examples=150, deadline=None)
+def test_parse_never_raises_on_arbitrary_text(key: str, text: str) -> None:
+    check(text, key, SIZES[0])
+
+
+@pytest.mark.parametrize("key", KEYS)
+@given(
+    pieces=st.lists(
+        st.tuples(st.sampled_from(FRAGMENTS) | st.text(max_size=6), st.sampled_from((0, 0, 1, 2))), max_size=8
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_words_that_look_like_markup_are_never_written_as_boxes(key: str, pieces: list[tuple[str, int]]) -> None:
+    text, spans = "", []
+    for piece, count in pieces:
+        spans += [Span(piece, len(text), len(text) + len(piece), ((1, 2, 300, 400),) * count)] if count else []
+        text += piece
+    grounded = GroundedText(text, tuple(spans))
+    try:
+        written = render(grounded, key, SIZES[0])
+    except GroundingError:
+        return
+    again = parse(written, key, SIZES[0])
+    assert len(again.boxes) == len(grounded.boxes)
+    if DIALECTS[key].keeps_prose or not grounded.boxes:
+        assert again.plain_text == text.strip()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_whole_answer_cut_anywhere_keeps_the_boxes_before_the_cut(key: str) -> None:
+    text = answers(key)[0]
+    whole = parse(text, key, SIZES[0], strict=True).boxes
+    counts = []
+    for cut in range(len(text) + 1):
+        boxes = parse(text[:cut], key, SIZES[0]).boxes
+        assert boxes == whole[: len(boxes)]
+        counts.append(len(boxes))
+    assert counts == sorted(counts)
+    assert counts[-1] == len(whole) == 4
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(
+    "piece",
+    ["[", "]", "1", "[1", "[1,", "[1, 2, 3, 4", "[[1,2,3,4;", "[1, 2, 3, 4] and ", " ", "[ ", "a ", " and ", "。",
+     "(", "(1,", "((1,2),", "<", "<ref>", "<ref> a", "<box>", "<box>(", "<object>", "<phrase>", "<patch_index_0001>",
+     "<|box_start|>1", "<loc_1>", "<loc0001>", "<loc", "; ", "</s>", "\\",
+     "{", '{"', '{"a', '{"\\"', '{"bbox_2d": [1, 2, 3, 4], "label": "\\"', '{"bbox_2d": [1,'],
+)  # fmt: skip
+def test_reading_takes_linear_time(key: str, piece: str) -> None:
+    # 60,000 characters take about 0.05 s; with a quadratic step they would take minutes.
+    text = piece * (60_000 // len(piece))
+    started = time.process_time()
+    parse(text, key, SIZES[0])
+    assert time.process_time() - started < 2
+
+
+def test_a_line_in_is_a_line_out() -> None:
+    lines = ['[{"bbox_2d": [1, 2, 3, 4], "label": "two\\nlines"}]\r\n', "\n", 'cut {"bbox_2d": [1, 2\n']
+    converted = list(convert_lines(lines, "qwen3_vl", "ferret", (1000, 1000)))
+    assert [line.text for line in converted] == ["two lines [1, 2, 3, 4]", "", ""]
+    assert [[str(problem) for problem in line.problems] for line in converted] == [
+        [],
+        [],
+        ["offset 4: '{\"bbox_2d\": [1, 2': entry is not closed: dropped"],
+    ]

@@ -1,0 +1,240 @@
+"""What bad answers get: every well-formed box is kept, every malformed piece reported with its offset."""
+
+from __future__ import annotations
+
+import pytest
+
+from spr.errors import GroundingError, RecordError
+from spr.grounding import DIALECTS, GroundedText, Problem, parse, render
+from spr.records import Span
+
+SIZE = (1000, 1000)
+
+
+def found(text: str, key: str) -> tuple[str, list[tuple[str, int]], list[tuple[int, str]]]:
+    """Plain text, phrases with the number of their boxes, and offsets and texts of the problems."""
+    grounded = parse(text, key, SIZE)
+    spans = [(span.phrase, len(span.boxes)) for span in grounded.spans]
+    return grounded.plain_text, spans, [(problem.offset, problem.text) for problem in grounded.problems]
+
+
+def test_a_bracket_that_is_not_closed_does_not_blank_the_rest() -> None:
+    text = "a dog [100, 150, 300, 200 and a cat [1, 2, 3, 4]."
+    assert found(text, "ferret") == ("a dog and a cat.", [("a cat", 1)], [(6, "[100, 150, 300, 200")])
+
+
+@pytest.mark.parametrize("tail", ["[", "[1", "[12, ", "[12, 30", "[12, 30, 4, 5"])
+def test_a_bracket_cut_at_the_end_is_reported(tail: str) -> None:
+    plain, spans, problems = found("a cat [1, 2, 3, 4] and a dog " + tail, "ferret")
+    assert spans == [("a cat", 1)]
+    if tail == "[":  # nothing says that it was to be a box
+        assert (plain, problems) == ("a cat and a dog [", [])
+    else:
+        assert (plain, problems) == ("a cat and a dog", [(29, tail.rstrip())])
+
+
+def test_brackets_with_three_or_five_numbers_are_dropped_and_do_not_lend_their_phrase() -> None:
+    text = "a dog [1, 2, 3] a cat [1, 2, 3, 4, 5] a man [1, 2, 3, 4]"
+    assert found(text, "ferret") == (
+        "a dog a cat a man",
+        [("a man", 1)],
+        [(7, "1, 2, 3"), (23, "1, 2, 3, 4, 5")],
+    )
+
+
+def test_a_good_box_beside_a_malformed_one_in_the_same_brackets_is_kept() -> None:
+    text = "dogs [[1,2,3;100,100,200,200;x]]"
+    assert found(text, "cogvlm") == ("dogs", [("dogs", 1)], [(7, "1,2,3"), (29, "x")])
+
+
+def test_words_and_single_numbers_in_brackets_are_text() -> None:
+    text = "array [1] is [sic] as [see 2, 3] and [] say [a, b, c]"
+    for key in ("ferret", "cogvlm", "llava", "shikra"):
+        assert found(text, key) == (text, [], [])
+
+
+@pytest.mark.parametrize(
+    "piece", ["[5, 6]", "[NaN, 1, 2, 3]", "[inf, 1, 2, 3]", "[1, 2O, 3, 4]", "[1;2;3]", "[1e999, 1, 2, 3]"]
+)
+def test_brackets_that_were_meant_as_a_box_are_reported(piece: str) -> None:
+    plain, spans, problems = found(f"a dog {piece}.", "ferret")
+    assert (plain, spans) == ("a dog.", [])
+    assert problems
+
+
+def test_numbers_out_of_the_range_are_clipped_and_reported_never_rescaled() -> None:
+    grounded = parse("a dog [100, 150, 1200, 200]", "ferret", SIZE)
+    assert grounded.boxes == ((100, 150, 1000, 200),)
+    assert [str(problem) for problem in grounded.problems] == [
+        "offset 6: '[100, 150, 1200, 200]': out of the range 0 to 1000: clipped"
+    ]
+    assert parse("a dog [-0.10, 0.20, 0.30, 0.40]", "llava", SIZE).boxes == ((0, 200, 300, 400),)
+
+
+def test_a_box_with_no_part_in_the_range_is_dropped_and_reported() -> None:
+    plain, spans, problems = found("a dog [1200, 150, 1300, 200] and a cat [1, 2, 3, 4]", "ferret")
+    assert (plain, spans, problems) == ("a dog and a cat", [("a cat", 1)], [(6, "[1200, 150, 1300, 200]")])
+
+
+def test_a_box_in_the_padding_is_dropped_and_one_that_reaches_into_it_is_clipped() -> None:
+    # 1000 × 500 padded to 1000 × 1000: the image takes y from 0.25 to 0.75.
+    text = "a dog [0.10, 0.00, 0.20, 0.20] and a cat [0.10, 0.10, 0.20, 0.50]"
+    grounded = parse(text, "llava", (1000, 500))
+    assert [(span.phrase, span.boxes) for span in grounded.spans] == [("a cat", ((100, 0, 200, 250),))]
+    assert [problem.offset for problem in grounded.problems] == [6, 41]
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("ferret", "a dog [300, 200, 100, 150]"),
+        ("qwen_vl", "<ref>a dog</ref><box>(300,200),(100,150)</box>"),
+        ("qwen3_vl", '{"bbox_2d": [300, 200, 100, 150], "label": "a dog"}'),
+        ("florence2", "a dog<loc_300><loc_200><loc_100><loc_150>"),
+        ("kosmos2", "<phrase>a dog</phrase><object><patch_index_0201><patch_index_0131></object>"),
+    ],
+)
+def test_swapped_corners_are_sorted_and_reported(key: str, text: str) -> None:
+    grounded = parse(text, key, SIZE)
+    (x1, y1, x2, y2) = grounded.boxes[0]
+    assert x1 < x2
+    assert y1 < y2
+    assert [problem.reason for problem in grounded.problems] == ["corners swapped: sorted"]
+
+
+def test_a_box_without_area_is_kept_as_the_model_said_it() -> None:
+    grounded = parse("a dot [10, 20, 10, 20]", "ferret", SIZE, strict=True)
+    assert grounded.boxes == ((10, 20, 10, 20),)
+
+
+def test_a_box_without_a_phrase_is_kept_and_reported() -> None:
+    assert found("[1, 2, 3, 4] is there", "ferret") == ("is there", [("", 1)], [(0, "[1, 2, 3, 4]")])
+    assert found("on [1, 2, 3, 4] there", "ferret") == ("on there", [("", 1)], [(3, "[1, 2, 3, 4]")])
+
+
+@pytest.mark.parametrize("key", DIALECTS)
+def test_an_answer_that_is_but_one_box_is_fine(key: str) -> None:
+    text = render(GroundedText("", (Span("", 0, 0, ((100, 100, 500, 500),)),)), key, SIZE)
+    grounded = parse(text, key, SIZE, strict=True)
+    assert grounded.plain_text == ""
+    assert len(grounded.boxes) == 1
+
+
+def test_the_wrong_number_of_brackets_is_reported_and_the_box_kept() -> None:
+    assert found("a dog [[1, 2, 3, 4]].", "ferret") == ("a dog.", [("a dog", 1)], [(6, "[[1, 2, 3, 4]]")])
+    assert found("a dog [001,002,003,004].", "cogvlm") == ("a dog.", [("a dog", 1)], [(6, "[001,002,003,004]")])
+
+
+def test_tags_that_are_not_closed_or_not_opened_are_reported() -> None:
+    text = "<ref>a dog<ref>a cat</ref><box>(1,2),(3,4)</box> and</box> <box>(1,2),(3 and more <ref>x</ref>"
+    plain, spans, problems = found(text, "qwen_vl")
+    assert plain == "a doga cat and and more x"
+    assert spans == [("a cat", 1), ("x", 0)]
+    assert problems == [(0, "<ref>a dog"), (52, "</box>"), (59, "<box>(1,2),(3 ")]
+
+
+def test_what_stands_in_box_tags_but_is_no_box_is_reported() -> None:
+    text = "<ref>a dog</ref><box>(1,2),(3,4),(5,6)</box> <ref>a cat</ref><box></box>"
+    assert found(text, "qwen_vl") == (
+        "a dog a cat",
+        [("a dog", 0), ("a cat", 0)],
+        [(21, "(1,2),(3,4),(5,6)"), (61, "<box>")],
+    )
+    text = "<ref>cats</ref><box>[[1, 2, 3, 4], [5, 6, 7], [7, 7, 8, 8]]</box>"
+    assert found(text, "internvl") == ("cats", [("cats", 2)], [(36, "5, 6, 7")])
+
+
+def test_coordinates_that_lost_their_tags_are_reported_and_not_left_in_the_text() -> None:
+    # What Qwen2-VL's answers look like when they were decoded without special tokens.
+    assert found("The dog(1,2),(3,4) runs", "qwen2_vl") == ("The dog runs", [], [(7, "(1,2),(3,4)")])
+
+
+def test_a_box_whose_phrase_is_not_marked_grounds_the_words_before_it() -> None:
+    text = "There is a dog<box>(1,2),(3,4)</box>."
+    assert found(text, "qwen_vl") == ("There is a dog.", [("a dog", 1)], [(14, "<box>(1,2),(3,4)</box>")])
+
+
+def test_cells_that_do_not_exist_are_dropped() -> None:
+    text = (
+        "<phrase>cats</phrase><object><patch_index_0001><patch_index_1024></delimiter_of_multi_objects/>"
+        "<patch_index_0001><patch_index_0099></object>"
+    )
+    assert found(text, "kosmos2") == ("cats", [("cats", 1)], [(29, "<patch_index_0001><patch_index_1024>")])
+
+
+def test_location_tokens_that_are_not_four_are_reported() -> None:
+    text = "car<loc_1><loc_2><loc_3>dog<loc_1><loc_2><loc_3><loc_4><loc_5>cat<loc_a>"
+    assert found(text, "florence2") == (
+        "car, dog, cat",
+        [("dog", 1)],
+        [(3, "<loc_1><loc_2><loc_3>"), (55, "<loc_5>"), (65, "<loc_a>")],
+    )
+    text = "<loc0001><loc0002> dog ; <loc0001><loc0002><loc0003><loc0004> cat ; <loc0001"
+    assert found(text, "paligemma") == ("dog, cat", [("cat", 1)], [(0, "<loc0001><loc0002>"), (68, "<loc0001")])
+
+
+def test_json_cut_at_max_new_tokens_keeps_its_whole_entries() -> None:
+    text = '```json\n[\n\t{"bbox_2d": [1, 2, 3, 4], "label": "a \\"big\\" dog"},\n\t{"bbox_2d": [5, 6, 7, 8], "la'
+    plain, spans, problems = found(text, "qwen3_vl")
+    assert (plain, spans) == ('a "big" dog', [('a "big" dog', 1)])
+    assert [offset for offset, _ in problems] == [8, 65]
+    assert parse(text, "qwen3_vl", SIZE).problems[1].reason == "entry is not closed: dropped"
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ('{"point_2d": [1, 2], "label": "x"}', "entry has no bbox_2d: dropped"),
+        ('{"bbox_2d": [1, 2, 3], "label": "x"}', "3 numbers instead of 4: dropped"),
+        ('{"bbox_2d": ["1", 2, 3, 4], "label": "x"}', "bbox_2d is not a list of numbers: dropped"),
+        ('{"bbox_2d": [true, 2, 3, 4], "label": "x"}', "bbox_2d is not a list of numbers: dropped"),
+        ('{"bbox_2d": "1, 2, 3, 4", "label": "x"}', "bbox_2d is not a list of numbers: dropped"),
+        ('{"bbox_2d": [NaN, 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
+        ('{"bbox_2d": [1e999, 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
+        ('{"bbox_2d": [1' + "0" * 400 + ', 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
+        ('{"bbox_2d": [1, 2, 3, 4] "label": "x"}', "entry is not JSON: dropped"),
+        ('{"bbox_2d": ' + "[" * 50_000 + "}", "entry is not JSON: dropped"),
+        ('{"bbox_2d": [1, 2, 3, 4], "label": 7}', "label is not text: box kept without one"),
+        ('{"bbox_2d": [1, 2, 3, 4]}', "box without a label: kept without one"),
+    ],
+)
+def test_a_malformed_entry_does_not_blank_the_others(entry: str, reason: str) -> None:
+    text = f'[{entry}, {{"bbox_2d": [5, 6, 7, 8], "label": "cat"}}]'
+    grounded = parse(text, "qwen3_vl", SIZE)
+    assert grounded.plain_text == "cat"
+    assert grounded.boxes[-1] == (5, 6, 7, 8)
+    assert reason in [problem.reason for problem in grounded.problems]
+    assert len(grounded.boxes) == 1 + ("kept" in reason)
+
+
+def test_an_answer_in_words_stays_words_where_json_was_expected() -> None:
+    assert found("There is no dog.", "qwen2_5_vl") == ("There is no dog.", [], [])
+    assert found("```json\n[]\n```", "qwen2_5_vl") == ("", [], [])
+
+
+def test_special_tokens_are_taken_out_of_the_text() -> None:
+    assert found("<s> A dog [1, 2, 3, 4] <region_fea> sits.</s>", "ferret")[:2] == ("A dog sits.", [("A dog", 1)])
+    assert found("A dog<|im_end|>", "qwen2_vl")[0] == "A dog"
+    assert found("</s><s>A dog<loc_1><loc_2><loc_3><loc_4></s>", "florence2")[:2] == ("A dog", [("A dog", 1)])
+
+
+def test_strict_raises_at_the_first_problem_and_names_its_offset_and_piece() -> None:
+    text = "a dog [1, 2, 3] and a cat [1, 2, 3, 4, 5]"
+    with pytest.raises(GroundingError, match="`ferret` is malformed at offset 7: 3 numbers") as caught:
+        parse(text, "ferret", SIZE, strict=True)
+    assert caught.value.got == "'1, 2, 3'"
+    assert caught.value.expected == DIALECTS["ferret"].example
+    assert parse("a dog [1, 2, 3, 4]", "ferret", SIZE, strict=True).problems == ()
+
+
+def test_grounded_text_refuses_spans_that_do_not_fit() -> None:
+    with pytest.raises(RecordError, match="does not match"):
+        GroundedText("a dog", (Span("a cat", 0, 5),))
+    with pytest.raises(RecordError, match="overlap or are not sorted"):
+        GroundedText("a dog", (Span("dog", 2, 5), Span("a", 0, 1)))
+    with pytest.raises(RecordError, match="overlap or are not sorted"):
+        GroundedText("a dog", (Span("a dog", 0, 5), Span("dog", 2, 5)))
+
+
+def test_a_problem_says_where_what_and_why() -> None:
+    assert str(Problem(3, "[1", "bracket is not closed: dropped")) == "offset 3: '[1': bracket is not closed: dropped"

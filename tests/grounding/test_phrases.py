@@ -1,0 +1,113 @@
+"""Phrases that boxes ground where the dialect does not mark them."""
+
+from __future__ import annotations
+
+import pytest
+
+from spr.grounding import parse
+from spr.grounding.phrases import find_phrase
+
+SIZE = (1000, 1000)
+B = "[1, 2, 3, 4]"
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("a dog", "a dog"),
+        ("There is a brown dog", "a brown dog"),
+        ("and a dog", "a dog"),
+        ("with the two men", "the two men"),
+        ("all the people", "all the people"),
+        ("The man is standing next to his old car", "his old car"),
+        ("A man riding a horse", "a horse"),
+        ("a man wearing sunglasses", "sunglasses"),
+        ("There are people", "people"),
+        ("In the image, several children", "several children"),
+        ("a group of people", "a group of people"),
+        ("several pieces of luggage", "several pieces of luggage"),
+        ("a cup of the coffee", "a cup of the coffee"),
+        ("to the left of the dog", "the dog"),
+        ("in front of the house", "the house"),
+        ("on top of a table", "a table"),
+        ("a standing lamp", "a standing lamp"),
+        ("The dog is located at", "The dog"),
+        ("the dog, sitting on", "the dog"),
+        ("the dog:", "the dog"),
+        ('the sign "Stop"', "Stop"),
+        ("a wall (left of the door", "the door"),
+        ("(a cat", "a cat"),
+        ("- a cat", "a cat"),
+        ("1. a cat", "a cat"),
+        ("The end. Dogs", "Dogs"),
+        ("the man's hat", "the man's hat"),
+        ("A man-made lake", "A man-made lake"),
+        ("桌子上有一只狗", "桌子上有一只狗"),
+        ("这里，一只狗", "一只狗"),
+        ("der große Hund", "der große Hund"),
+        ("ein Mann, eine Frau", "eine Frau"),
+        ("🐕 a dog", "a dog"),
+        ("İstanbul", "İstanbul"),
+        ("a\u00a0dog", "a\u00a0dog"),
+        ("on", ""),
+        ("It rained. It is on", "It"),
+        ("A dog. On", ""),
+        ("", ""),
+        ("  ", ""),
+        ("...", ""),
+    ],
+)
+def test_the_phrase_before_a_box_is(text: str, phrase: str) -> None:
+    start, end = find_phrase(text, 0, len(text))
+    assert text[start:end] == phrase
+
+
+def test_a_phrase_does_not_reach_over_the_box_before() -> None:
+    assert find_phrase("dogs cats", 4, 9) == (5, 9)
+
+
+def test_a_phrase_in_a_text_without_any_space_or_end_stays_short() -> None:
+    start, end = find_phrase("x" * 10_000, 0, 10_000)
+    assert (start, end) == (9840, 10_000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"two dogs {B} {B} run",
+        f"two dogs {B}{B} run",
+        f"two dogs {B} and {B} run",
+        f"two dogs {B}, {B} run",
+        f"two dogs {B}, and {B} run",
+        f"two dogs {B} & {B} run",
+    ],
+)
+def test_several_boxes_after_one_phrase_belong_to_it(text: str) -> None:
+    grounded = parse(text, "ferret", SIZE, strict=True)
+    assert grounded.plain_text == "two dogs run"
+    assert [(span.phrase, len(span.boxes)) for span in grounded.spans] == [("two dogs", 2)]
+
+
+def test_the_plain_text_reads_naturally() -> None:
+    text = f"A dog {B} and a cat {B}, both asleep, lie on  the mat{B}. It{B}'s late {B}!"
+    grounded = parse(text, "ferret", SIZE)
+    assert grounded.plain_text == "A dog and a cat, both asleep, lie on  the mat. It's late!"
+
+
+def test_the_example_of_ferrets_own_answers_is_read_as_a_person_would() -> None:
+    text = (
+        f"There are people {B} standing in the service area {B} of the airport, which appears to be a runway. A man {B}"
+        f" is walking down the stairs {B} of an unloading ramp. Another man {B} is holding his baggage {B} and bending"
+        f" over. There's also a woman {B} dressed in a sleeveless black top {B} with a black and white headband {B}."
+    )
+    assert [span.phrase for span in parse(text, "ferret", SIZE, strict=True).spans] == [
+        "people",
+        "the service area",
+        "A man",
+        "the stairs",
+        "Another man",
+        "his baggage",
+        "a woman",
+        "a sleeveless black top",
+        "white headband",
+    ]

@@ -1,0 +1,151 @@
+"""Render and parse undo each other within the quantisation error that each dialect states, and no more than that."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spr.grounding import DIALECTS, Dialect, GroundedText, convert, get_dialect, parse, render
+from spr.records import Box, Size, Span
+
+KEYS = sorted(DIALECTS)
+VARIANTS = [
+    *KEYS,
+    "llava unpadded",
+    "llava_onevision padded",
+    "qwen2_5_vl of 1,003,520 pixels",
+    "qwen2_5_vl seen as 56 × 84",
+]
+ROUNDING = 1e-9  # pixels: what float64 arithmetic may add to a bound
+
+sizes = st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)) | st.sampled_from(
+    [(1, 1), (1, 10_000), (10_000, 1), (10_000, 10_000), (640, 480), (27, 28), (333, 1000)]
+)
+fractions = (
+    st.floats(0, 1) | st.integers(0, 1024).map(lambda n: n / 1024) | st.integers(0, 1000).map(lambda n: n / 1000)
+)
+
+
+def variant(name: str) -> Dialect:
+    match name:
+        case "llava unpadded":
+            return get_dialect("llava", padded=False)
+        case "llava_onevision padded":
+            return get_dialect("llava_onevision", padded=True)
+        case "qwen2_5_vl of 1,003,520 pixels":
+            return get_dialect("qwen2_5_vl", max_pixels=28 * 28 * 1280)
+        case "qwen2_5_vl seen as 56 × 84":
+            return get_dialect("qwen2_5_vl", resized_wh=(56, 84))
+    return get_dialect(name)
+
+
+@st.composite
+def boxes_in(draw: st.DrawFn, size_wh: Size) -> Box:
+    w, h = size_wh
+    xs, ys = sorted(draw(st.tuples(fractions, fractions))), sorted(draw(st.tuples(fractions, fractions)))
+    return xs[0] * w, ys[0] * h, xs[1] * w, ys[1] * h
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[Size, GroundedText]:
+    size = draw(sizes)
+    phrases = draw(st.lists(st.lists(boxes_in(size), min_size=1, max_size=3), min_size=1, max_size=3))
+    words = ["a dog", "two cats", "the man"]
+    return size, grounded_text([(words[n], tuple(boxes)) for n, boxes in enumerate(phrases)])
+
+
+def grounded_text(phrases: list[tuple[str, tuple[Box, ...]]]) -> GroundedText:
+    text, spans = "", []
+    for phrase, boxes in phrases:
+        text += " near " if text else ""
+        spans.append(Span(phrase, len(text), len(text) + len(phrase), boxes))
+        text += phrase
+    return GroundedText(text + ".", tuple(spans))
+
+
+def errors(before: tuple[Box, ...], after: tuple[Box, ...]) -> tuple[float, float]:
+    """Largest distance of two vertical edges and of two horizontal ones."""
+    assert len(before) == len(after)
+    pairs = list(zip(before, after, strict=True))
+    return (
+        max(abs(a[i] - b[i]) for a, b in pairs for i in (0, 2)),
+        max(abs(a[i] - b[i]) for a, b in pairs for i in (1, 3)),
+    )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@given(scene=scenes())
+@settings(max_examples=60, deadline=None)
+def test_every_box_comes_back_within_the_stated_error(name: str, scene: tuple[Size, GroundedText]) -> None:
+    dialect, (size, grounded) = variant(name), scene
+    again = parse(render(grounded, dialect, size), dialect, size, strict=True)
+    ex, ey = errors(grounded.boxes, again.boxes)
+    bound_x, bound_y = dialect.max_error(size)
+    assert ex <= bound_x + ROUNDING
+    assert ey <= bound_y + ROUNDING
+    for x1, y1, x2, y2 in again.boxes:
+        assert 0 <= x1 <= x2 <= size[0]
+        assert 0 <= y1 <= y2 <= size[1]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_stated_error_is_not_larger_than_needed(name: str) -> None:
+    # Boxes of all widths at steps far finer than any dialect's, and a narrow one, which Kosmos-2 moves the most.
+    dialect, size = variant(name), (640, 416)
+    steps = [n / 6007 for n in range(6008)]
+    boxes = [(640 * f, 416 * f, 640 * min(1, f + 0.4), 416 * min(1, f + 0.4)) for f in steps]
+    boxes += [(640 * f, 416 * f, 640 * f, 416 * f) for f in steps]
+    frame = dialect.frame(size)
+    decoded = [frame.decode(frame.encode(box))[0] for box in boxes]
+    ex, ey = errors(tuple(boxes), tuple(box for box in decoded if box is not None))
+    bound_x, bound_y = dialect.max_error(size)
+    assert 0.95 * bound_x <= ex <= bound_x + ROUNDING
+    assert 0.95 * bound_y <= ey <= bound_y + ROUNDING
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@given(scene=scenes())
+@settings(max_examples=30, deadline=None)
+def test_what_was_read_is_written_the_same_again(name: str, scene: tuple[Size, GroundedText]) -> None:
+    # Also after the boxes went through float32, as they do in a table.
+    dialect, (size, grounded) = variant(name), scene
+    text = render(grounded, dialect, size)
+    again = parse(text, dialect, size)
+    assert render(again, dialect, size) == text
+    assert render(_float32(again), dialect, size) == text
+
+
+def _float32(grounded: GroundedText) -> GroundedText:
+    spans = [Span(s.phrase, s.start, s.end, tuple(tuple(array("f", box)) for box in s.boxes)) for s in grounded.spans]
+    return GroundedText(grounded.plain_text, tuple(spans))
+
+
+def there_and_back(source: Dialect, target: Dialect, size: Size, grounded: GroundedText) -> None:
+    text = render(grounded, source, size)
+    back = convert(convert(text, source, target, size, strict=True), target, source, size, strict=True)
+    before, after = parse(text, source, size), parse(back, source, size)
+    assert [span.phrase for span in after.spans] == [span.phrase for span in before.spans]
+    if source.keeps_prose and target.keeps_prose:
+        assert after.plain_text == before.plain_text
+    errors_xy = errors(before.boxes, after.boxes)
+    for error, one, other in zip(errors_xy, source.max_error(size), target.max_error(size), strict=True):
+        assert error <= one + other + ROUNDING
+
+
+@given(scene=scenes(), source=st.sampled_from(VARIANTS), target=st.sampled_from(VARIANTS))
+@settings(max_examples=400, deadline=None)
+def test_converting_there_and_back_moves_no_edge_further_than_both_errors(
+    scene: tuple[Size, GroundedText], source: str, target: str
+) -> None:
+    there_and_back(variant(source), variant(target), *scene)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(KEYS, KEYS)))
+def test_every_pair_of_dialects_converts_there_and_back(source: str, target: str) -> None:
+    boxes = ((12.5, 30.25, 200.0, 479.0), (600.0, 0.0, 640.0, 480.0), (5.0, 5.0, 6.0, 300.0))
+    grounded = grounded_text([("a dog", boxes[:1]), ("two cats", boxes[1:])])
+    there_and_back(get_dialect(source), get_dialect(target), (640, 480), grounded)

@@ -1,0 +1,114 @@
+"""Filters and the sample on small scenes worked out by hand, with and without a detector for crowds."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from spr.annotations import CrowdFinds
+from spr.config import make_config
+from spr.pipeline.objects import make_objects, plan_objects
+from spr.progress import Progress
+from spr.records import ImageObjects
+from spr.schemas import from_table
+
+
+class Scene:
+    """One image of 100×100 px with the given xywh boxes; ``crowd`` marks the last one as a crowd."""
+
+    def __init__(self, folder, boxes, crowd=False):
+        folder.mkdir()
+        Image.new("RGB", (100, 100)).save(folder / "1.png")
+        marks = [0] * (len(boxes) - 1) + [int(crowd)]
+        coco = {
+            "images": [{"id": 1, "file_name": "1.png", "width": 100, "height": 100}],
+            "categories": [{"id": 1, "name": "cup"}],
+            "annotations": [
+                {"id": 10 + k, "image_id": 1, "category_id": 1, "bbox": list(box), "iscrowd": mark}
+                for k, (box, mark) in enumerate(zip(boxes, marks, strict=True))
+            ],
+        }
+        (folder / "a.json").write_text(json.dumps(coco))
+        self.folder = folder
+
+    def objects(self, detector=None, **settings):
+        section = {"path": str(self.folder / "a.json"), "images": str(self.folder), **settings}
+        config = make_config({"annotations": section})
+        plan = plan_objects(config, Progress("", stream=io.StringIO()), with_detector=detector is not None)
+        drops = plan.dropped.to_pylist()
+        output = make_objects(plan.rows(0, len(plan.ids)), config, detector=detector)
+        drops += output.dropped.to_pylist()
+        images = from_table(output.table, ImageObjects)
+        ids = [o.id for image in images for o in image.objects]
+        return ids, sorted((d["kind"], d["id"], d["reason"]) for d in drops), images
+
+
+def test_an_object_of_exactly_the_minimum_area_stays_and_one_under_it_goes(tmp_path):
+    # 300, 299.7 and 300.3 px².
+    scene = Scene(tmp_path / "s", [(0, 0, 20, 15), (20, 20, 20, 14.985), (50, 50, 20, 15.015)])
+    ids, drops, _ = scene.objects(min_objects=1)
+    assert ids == ["10", "12"]
+    assert drops == [("object", "11", "area_under_minimum")]
+
+
+def test_area_is_that_of_the_box_within_the_image(tmp_path):
+    # 20×20 at x = 90: only 10×20 = 200 px² lie in the image.
+    scene = Scene(tmp_path / "s", [(0, 0, 20, 20), (90, 50, 20, 20)])
+    assert scene.objects(min_objects=1)[0] == ["10"]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(8, 0), (9, 9), (10, 10)])
+def test_images_with_more_than_eight_objects_are_kept(tmp_path, count, kept):
+    scene = Scene(tmp_path / "s", [(k * 9, k * 9, 18, 18) for k in range(count)])
+    ids, drops, _ = scene.objects()
+    assert len(ids) == kept
+    assert drops == ([] if kept else [("image", "1", "too_few_objects")])
+
+
+def test_small_objects_are_removed_before_objects_are_counted(tmp_path):
+    boxes = [(k * 9, k * 9, 18, 18) for k in range(9)]
+    boxes[4] = (40, 40, 5, 5)
+    ids, drops, _ = Scene(tmp_path / "s", boxes).objects()
+    assert ids == []
+    assert drops == [("image", "1", "too_few_objects"), ("object", "14", "area_under_minimum")]
+
+
+def test_without_a_detector_crowds_are_dropped_and_do_not_count(tmp_path):
+    boxes = [(k * 9, k * 9, 18, 18) for k in range(9)]
+    ids, drops, _ = Scene(tmp_path / "s", boxes, crowd=True).objects()
+    assert ids == []
+    assert drops == [("image", "1", "too_few_objects"), ("object", "18", "crowd_without_detector")]
+
+
+def test_what_a_detector_finds_in_a_crowd_counts_and_is_filtered_by_area(tmp_path):
+    # Eight objects along the left edge and a crowd at 40–100. The detector finds two cups of 20×20 and a speck.
+    boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
+    asked = []
+
+    def detector(queries):
+        asked.extend((q.category, q.box) for q in queries)
+        found = [(45, 45, 65, 65), (70, 70, 90, 90), (95, 95, 99, 99)]
+        return [CrowdFinds(found, [0.75, 0.5, 0.25]) for _ in queries]
+
+    ids, drops, (image,) = Scene(tmp_path / "s", boxes, crowd=True).objects(detector)
+    assert asked == [("cup", (40.0, 40.0, 100.0, 100.0))]
+    assert ids == [*(str(10 + k) for k in range(8)), "18#1", "18#2"]
+    assert [(o.source, o.score) for o in image.objects[-2:]] == [("detector", 0.75), ("detector", 0.5)]
+    assert drops == [("object", "18#3", "area_under_minimum")]
+
+
+def test_an_image_whose_crowd_yields_too_little_is_dropped(tmp_path):
+    boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
+    ids, drops, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(
+        lambda queries: [CrowdFinds([], []) for _ in queries]
+    )
+    assert ids == []
+    assert drops == [("image", "1", "too_few_objects"), ("object", "18", "crowd_nothing_found")]
+
+
+def test_a_file_that_is_gone_drops_its_image_unless_files_are_not_checked(tmp_path):
+    scene = Scene(tmp_path / "s", [(0, 0, 20, 20)])
+    (scene.folder / "1.png").unlink()
+    assert scene.objects(min_objects=1)[:2] == ([], [("image", "1", "image_missing")])
+    assert scene.objects(min_objects=1, check_images=False)[:2] == (["10"], [])

@@ -1,0 +1,322 @@
+"""Runs: the same rows whatever the order, sharding and workers; nothing lost, nothing done twice, nothing mixed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spr.config import make_config
+from spr.errors import InputError, RunError
+from spr.pipeline import runner
+from spr.pipeline.folder import locked
+from spr.pipeline.runner import run
+from spr.store import StageStore, read_table
+
+STAGES = ("objects", "regions")
+
+
+def rows(out: Path, stage: str) -> list[dict]:
+    return [row for table in StageStore(out / stage).tables() for row in table.to_pylist()]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """All that a run made but its log and the state of its lock."""
+    found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    return {name: data for name, data in found.items() if name not in ("log.jsonl", ".lock")}
+
+
+def test_a_run_makes_objects_and_regions_with_counts_that_add_up(dataset, tmp_path):
+    objects, regions = run(make_config(dataset.config(seed=1, shard_rows=16)), tmp_path / "run")
+    small = objects.dropped.get("object: area_under_minimum", 0)
+    assert objects.counts["images with a valid entry"] == 40
+    assert objects.rows + objects.dropped.get("image: too_few_objects", 0) == 40
+    kept = rows(tmp_path / "run", "objects")
+    assert sum(len(row["objects"]) for row in kept) <= 40 * 12 - small
+    assert regions.rows == len(rows(tmp_path / "run", "regions")) > 20
+    dropped = read_table(tmp_path / "run" / "dropped.parquet")
+    assert len(dropped) == sum(objects.dropped.values()) + sum(regions.dropped.values())
+
+
+def test_rows_do_not_depend_on_file_order_sharding_or_workers(dataset, tmp_path):
+    settings = {"seed": 3, "annotations": {"max_images": 20}}
+    run(make_config(dataset.config(**settings, shard_rows=512)), tmp_path / "a")
+    order = random.Random(5)
+    for entries in dataset.coco.values():
+        order.shuffle(entries)
+    dataset.write()
+    run(make_config(dataset.config(**settings, shard_rows=3)), tmp_path / "b", workers=2)
+    for stage in STAGES:
+        assert rows(tmp_path / "b", stage) == rows(tmp_path / "a", stage)
+    assert len(rows(tmp_path / "a", "objects")) == 20
+
+
+def test_one_worker_and_two_write_the_same_bytes(dataset, tmp_path):
+    config = make_config(dataset.config(shard_rows=4, annotations={"max_images": 21}))
+    run(config, tmp_path / "one", workers=1)
+    run(config, tmp_path / "two", workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_the_sample_is_the_first_images_of_an_order_that_the_seed_decides(dataset, tmp_path):
+    def sample(name, **settings):
+        run(make_config(dataset.config(**settings)), tmp_path / name, until="objects")
+        return [row["image_id"] for row in rows(tmp_path / name, "objects")]
+
+    everything = sample("all", annotations={"max_images": None})
+    assert sample("ten", annotations={"max_images": 10}, shard_rows=7) == everything[:10]
+    assert sample("other", seed=1, annotations={"max_images": 10}) != everything[:10]
+
+
+def test_an_image_that_can_not_be_read_is_counted_and_makes_room_for_the_next(dataset, tmp_path):
+    run(make_config(dataset.config(annotations={"max_images": 10})), tmp_path / "before", until="objects")
+    first, *others = [row["file_name"] for row in rows(tmp_path / "before", "objects")]
+    (dataset.images / first).write_bytes(b"no image")
+    (summary,) = run(make_config(dataset.config(annotations={"max_images": 10})), tmp_path / "after", until="objects")
+    names = [row["file_name"] for row in rows(tmp_path / "after", "objects")]
+    assert names[:9] == others
+    assert len(names) == 10
+    assert summary.dropped["image: image_unreadable"] == 1
+
+
+def test_images_that_the_sample_leaves_out_are_named(dataset, tmp_path):
+    config = make_config(dataset.config(annotations={"max_images": 10}, shard_rows=4))
+    (summary,) = run(config, tmp_path / "run", until="objects")
+    left_out = summary.dropped["image: not_sampled"]
+    assert left_out == summary.counts["images that may qualify"] - 10
+    dropped = read_table(tmp_path / "run" / "dropped.parquet").to_pylist()
+    named = {row["id"] for row in dropped if row["reason"] == "not_sampled"}
+    assert len(named) == left_out
+    assert not named & {row["image_id"] for row in rows(tmp_path / "run", "objects")}
+
+
+def test_a_second_run_does_nothing_again(dataset, tmp_path):
+    config = make_config(dataset.config(shard_rows=8))
+    run(config, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("part-*")}
+    again = run(config, tmp_path / "run")
+    assert all(summary.done_before for summary in again)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("part-*")} == before
+
+
+def test_a_damaged_shard_is_made_anew(dataset, tmp_path):
+    config = make_config(dataset.config(shard_rows=8))
+    run(config, tmp_path / "run")
+    whole = files(tmp_path / "run")
+    (tmp_path / "run" / "regions" / "part-00002.parquet").write_bytes(b"torn")
+    (tmp_path / "run" / "objects" / "part-00001.parquet").unlink()
+    run(config, tmp_path / "run")
+    assert files(tmp_path / "run") == whole
+
+
+# Runs in a process of its own and dies, as by `kill -9`, at the n-th sync of a file: before a shard's rename, between
+# a shard and its manifest, between the two files of a shard, while merging the drops …
+DIE = """
+import os, pathlib, signal, sys, yaml
+from spr.config import make_config
+from spr.pipeline.folder import locked
+from spr.pipeline.runner import run
+left, real = int(sys.argv[3]), os.fsync
+def fsync(fd):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(fd)
+os.fsync = fsync
+run(make_config(yaml.safe_load(open(sys.argv[1]))), pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_dataset, tmp_path_factory):
+    data = make_dataset(tmp_path_factory.mktemp("kill") / "data", images=24)
+    raw = data.config(shard_rows=4, annotations={"max_images": 18})
+    path = data.folder / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    run(make_config(raw), data.folder / "whole")
+    return path, raw, files(data.folder / "whole")
+
+
+@pytest.mark.parametrize("syncs", [0, 2, 5, 9, 14, 20, 27, 35, 44, 60])
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(undisturbed, tmp_path, syncs):
+    path, raw, whole = undisturbed
+    command = [sys.executable, "-c", DIE, str(path), str(tmp_path / "run"), str(syncs)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert files(tmp_path / "run") != whole
+    run(make_config(raw), tmp_path / "run")
+    assert files(tmp_path / "run") == whole
+
+
+def test_workers_die_with_a_run_that_is_killed_and_the_next_run_is_whole(undisturbed, tmp_path):
+    path, raw, whole = undisturbed
+    command = [sys.executable, "-m", "spr", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "objects" / "manifest.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    while _processes_of_session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _processes_of_session(process.pid) == []
+    run(make_config(raw), tmp_path / "run")
+    assert files(tmp_path / "run") == whole
+
+
+def _processes_of_session(session: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+# The command line, with shards that take long enough to be interrupted.
+SLOW = """
+import time
+from spr import cli
+from spr.pipeline import runner
+real = runner.run_shard
+def slow(job):
+    time.sleep(0.2)
+    return real(job)
+runner.run_shard = slow
+cli.main()
+"""
+
+
+def test_ctrl_c_stops_with_a_message_and_what_was_finished_stays(undisturbed, tmp_path):
+    path, raw, whole = undisturbed
+    command = [sys.executable, "-c", SLOW, "run", str(path), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "objects" / "manifest.json").is_file():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / "run" / "objects" / "manifest.json").read_text())["shards"]
+    run(make_config(raw), tmp_path / "run")
+    assert files(tmp_path / "run") == whole
+
+
+def test_a_changed_config_is_refused_naming_the_field_and_keeps_what_is_there(dataset, tmp_path):
+    run(make_config(dataset.config()), tmp_path / "run")
+    before = files(tmp_path / "run")
+    with pytest.raises(RunError, match=r"regions\.per_image: 1 → 2[\s\S]*delete regions/"):
+        run(make_config(dataset.config(regions={"per_image": 2})), tmp_path / "run")
+    with pytest.raises(RunError, match=r"seed: 0 → 9[\s\S]*delete objects/"):
+        run(make_config(dataset.config(seed=9)), tmp_path / "run")
+    assert files(tmp_path / "run") == before
+
+
+def test_a_field_may_change_as_long_as_no_stage_that_needs_it_has_begun(dataset, tmp_path):
+    run(make_config(dataset.config()), tmp_path / "run", until="objects")
+    changed = make_config(dataset.config(regions={"per_image": 2}))
+    run(changed, tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["regions"]["per_image"] == 2
+
+
+def test_annotations_that_have_changed_are_refused(dataset, tmp_path):
+    config = make_config(dataset.config())
+    run(config, tmp_path / "run")
+    os.utime(dataset.json, ns=(1, 1))  # touched, but the same: goes on
+    run(config, tmp_path / "run")
+    dataset.coco["annotations"].pop()
+    dataset.write()
+    with pytest.raises(RunError, match=r"instances\.json has changed"):
+        run(config, tmp_path / "run")
+
+
+def test_a_new_version_of_a_stage_is_refused_with_the_mend(dataset, tmp_path, monkeypatch):
+    import dataclasses
+
+    config = make_config(dataset.config())
+    run(config, tmp_path / "run")
+    later = (runner.STAGES[0], dataclasses.replace(runner.STAGES[1], version=99))
+    monkeypatch.setattr(runner, "STAGES", later)
+    with pytest.raises(RunError, match=r"another version of SPR[\s\S]*delete .*regions"):
+        run(config, tmp_path / "run")
+
+
+def test_two_runs_into_one_folder_are_refused(dataset, tmp_path):
+    config = make_config(dataset.config())
+    with locked(tmp_path / "run"), pytest.raises(RunError, match="in use by another run"):
+        run(config, tmp_path / "run")
+
+
+def test_a_folder_with_other_things_is_left_alone(dataset, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match=r"other things than a run[\s\S]*data, thesis\.tex"):
+        run(make_config(dataset.config()), tmp_path)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_file_in_place_of_the_run_folder_is_refused(dataset, tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(RunError, match="can't be used as a run folder"):
+        run(make_config(dataset.config()), tmp_path / "run")
+
+
+def test_a_damaged_config_of_the_run_is_named(dataset, tmp_path):
+    run(make_config(dataset.config()), tmp_path / "run", until="objects")
+    (tmp_path / "run" / "config.yaml").write_text("a: [")
+    with pytest.raises(RunError, match=r"config\.yaml is damaged"):
+        run(make_config(dataset.config()), tmp_path / "run")
+
+
+def test_nothing_left_over_stops_with_the_reasons(dataset, tmp_path):
+    with pytest.raises(InputError, match=r"`objects` leaves no images[\s\S]*object: area_under_minimum"):
+        run(make_config(dataset.config(annotations={"min_area": 1e6})), tmp_path / "a")
+    with pytest.raises(InputError, match=r"`regions` leaves no regions[\s\S]*image: too_few_objects"):
+        run(make_config(dataset.config(regions={"min_inside": 13})), tmp_path / "b")
+
+
+def test_missing_inputs_are_named(dataset, tmp_path):
+    with pytest.raises(InputError, match=r"no file .*nowhere\.json[\s\S]*annotations\.path"):
+        run(make_config(dataset.config(annotations={"path": str(tmp_path / "nowhere.json")})), tmp_path / "a")
+    with pytest.raises(InputError, match=r"no images folder .*nowhere[\s\S]*annotations\.images"):
+        run(make_config(dataset.config(annotations={"images": str(tmp_path / "nowhere")})), tmp_path / "b")
+
+
+def test_an_image_outside_the_folder_is_never_opened(dataset, tmp_path):
+    outside = tmp_path / "secret.png"
+    (dataset.images / "1000.png").rename(outside)
+    (dataset.images / "1000.png").symlink_to(outside)
+    dataset.coco["images"][1]["file_name"] = "../../secret.png"
+    dataset.coco["images"][2]["file_name"] = str(outside)
+    dataset.write()
+    (summary,) = run(make_config(dataset.config()), tmp_path / "run", until="objects")
+    assert summary.dropped["image: path_outside_images"] == 1
+    assert summary.dropped["image: image_file_name_unsafe"] == 2
+
+
+def test_the_log_tells_what_happened(dataset, tmp_path):
+    run(make_config(dataset.config()), tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["stage"]) for e in events] == [
+        (event, stage) for stage in STAGES for event in ("stage started", "stage finished")
+    ]
+
+
+def test_the_photographs_give_objects_and_regions(photos, tmp_path):
+    raw = {"annotations": {"path": str(photos / "instances.json"), "images": str(photos / "images")}}
+    objects, regions = run(make_config(raw), tmp_path / "run")
+    # 80 photographs, 705 annotations, 6 of them crowds.
+    assert objects.counts["images with a valid entry"] == 80
+    assert objects.counts["objects with a valid entry"] == 705
+    assert objects.dropped["object: crowd_without_detector"] == 6
+    assert objects.rows + objects.dropped["image: too_few_objects"] == 80
+    assert regions.rows + regions.dropped.get("image: no_valid_region", 0) == objects.rows

@@ -1,0 +1,94 @@
+"""The house stands as drawn: imports point one way, and the command line starts without heavy libraries."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "spr"
+
+# Lower layers know nothing of higher ones. Modules of one layer don't import each other, unless they are one package.
+LAYERS = [
+    {"errors", "progress", "randomness"},
+    {"boxes", "images", "config"},
+    {"records"},
+    {"schemas", "grounding"},
+    {"columns", "store"},
+    {"annotations", "models"},
+    {"pipeline", "training", "evaluation"},
+    {"report"},
+    {"scenes"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+    """The module or package directly under `spr` that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_units(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("spr.")}
+    return {name for name in found if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").is_file()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_down(path):
+    own = unit(path)
+    if own == "__init__":
+        assert imported_units(path) == set()
+        return
+    for other in imported_units(path) - {own}:
+        assert RANK[other] < RANK[own], f"{own} may not import {other}"
+
+
+def test_the_layers_name_everything_there_is():
+    present = {unit(path) for path in FILES} - {"__init__"}
+    assert present <= set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_modules_stay_short_enough_to_be_read(path):
+    # About 300 lines; one that grows past it usually holds two ideas.
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 345
+
+
+HEAVY = {"torch", "transformers", "pyarrow", "numpy", "datasets", "PIL", "matplotlib"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["text", "--help"]])
+def test_help_and_version_import_nothing_heavy(arguments):
+    code = "import sys\nfrom spr.cli import main\nsys.argv = ['spr', *sys.argv[1:]]\ntry:\n    main()\n"
+    code += "finally:\n    print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert set(result.stderr.split()) & HEAVY == set()
+    assert "spr" in result.stdout.lower()
+
+
+def test_help_takes_under_half_a_second_of_cpu():
+    code = "import resource, subprocess, sys\nsubprocess.run([sys.executable, '-m', 'spr', '--help'], check=True)\n"
+    code += "used = resource.getrusage(resource.RUSAGE_CHILDREN)\nprint(used.ru_utime + used.ru_stime, file=sys.stderr)"
+    seconds = []
+    for _ in range(3):
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(float(result.stderr))
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("module", ["spr", "spr.boxes", "spr.grounding", "spr.images", "spr.annotations"])
+def test_these_modules_work_without_torch(module):
+    code = f"import sys, {module}\nprint({{'torch', 'transformers'}} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

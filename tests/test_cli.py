@@ -1,0 +1,163 @@
+"""The command line as a user meets it: what it prints, how it fails, what it leaves alone."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from PIL import Image
+
+SPR = (sys.executable, "-m", "spr")
+
+
+def spr(*arguments, stdin=b"", expect=0):
+    result = subprocess.run([*SPR, *map(str, arguments)], input=stdin, capture_output=True, check=False)
+    output, errors = result.stdout.decode(), result.stderr.decode()
+    assert "Traceback" not in errors, errors
+    assert result.returncode == expect, (result.returncode, output, errors)
+    return output, errors
+
+
+@pytest.fixture
+def config(dataset):
+    path = dataset.folder / "config.yaml"
+    path.write_text(yaml.safe_dump(dataset.config()))
+    return path
+
+
+def test_run_show_and_draw(config, tmp_path):
+    run = tmp_path / "run"
+    output, _ = spr("run", config, "--out", run, "annotations.max_images=10", "--until", "regions")
+    assert "objects: 10 images" in output
+    assert f"spr show {run / 'regions'}" in output
+    output, _ = spr("show", run)
+    assert "objects: 10 rows, shards: 1" in output
+    assert "not_sampled" in output
+    output, _ = spr("show", run / "regions", "-n", 2, "--skip", 1)
+    assert output.count("── row") == 2
+    assert "── row 1" in output
+    assert "query_id: " in output
+    output, _ = spr("show", run / "dropped.parquet", "-n", 1)
+    assert "reason: " in output
+    spr("show", run / "regions", "-n", 5, "--draw", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (4 * 420, 2 * 438)
+
+
+def test_a_second_run_says_that_it_was_done_before(config, tmp_path):
+    spr("run", config, "--out", tmp_path / "run")
+    output, _ = spr("run", config, "--out", tmp_path / "run")
+    assert output.count("done before") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["run", "nowhere.yaml", "--out", "x"], "There is no config nowhere.yaml", 2),
+        (["run", "quickstart", "--out", "x", "regions.per_imag=2"], "did you mean `regions.per_image`", 2),
+        (["run", "quickstart", "--out", "x", "annotations.path=gone.json"], "There is no file", 1),
+        (["run", "quickstart", "--out", "x", "--until", "region"], "did you mean `regions`", 2),
+        (["run", "quickstart"], "Missing option '--out'", 2),
+        (["show", "nowhere"], "nothing there", 1),
+        (["show", "."], "a folder without a manifest", 1),
+        (["text", "--from", "feret", "--to", "llava", "--size", "4x4"], "did you mean `ferret`", 1),
+        (["text", "--from", "ferret", "--to", "llava", "--size", "4by4"], "WIDTHxHEIGHT", 2),
+        (["text", "--from", "ferret", "--to", "llava", "--size", "0x4"], "WIDTHxHEIGHT", 2),
+        (["text", "--from", "ferret:padded=true", "--to", "llava", "--size", "4x4"], "no option `padded`", 1),
+        (["text", "--from", "ferret", "--to", "llava:colour=red", "--size", "4x4"], "option is malformed", 2),
+        (["frobnicate"], "No such command", 2),
+    ],
+)
+def test_mistakes_get_one_clear_message(arguments, message, code, tmp_path):
+    arguments = [str(tmp_path / a) if a == "x" else a for a in arguments]
+    _, errors = spr(*arguments, expect=code)
+    assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b'{"images": [', "ends"),
+        (b"<html>", "an HTML or XML page"),
+        (b"[]", "object"),
+        (b"\x80\x04\x95", "is not a JSON object"),
+        (b'{"images": [], "annotations": [], "categories": []}', "no images"),
+    ],
+)
+def test_annotations_that_are_none_are_named(dataset, config, tmp_path, content, message):
+    dataset.json.write_bytes(content)
+    _, errors = spr("run", config, "--out", tmp_path / "run", expect=1)
+    assert "instances.json" in errors
+    assert message in errors
+
+
+def test_a_run_folder_of_another_config_names_the_field(config, tmp_path):
+    spr("run", config, "--out", tmp_path / "run")
+    _, errors = spr("run", config, "--out", tmp_path / "run", "regions.min_inside=4", expect=1)
+    assert "regions.min_inside: 5 → 4" in errors
+
+
+def test_a_stage_that_is_not_there_says_which_command_makes_it(config, tmp_path):
+    spr("run", config, "--out", tmp_path / "run", "--until", "objects")
+    _, errors = spr("show", tmp_path / "run" / "regions", expect=1)
+    assert "holds no finished stage" in errors
+    assert f"--out {tmp_path / 'run'} --until regions" in errors
+
+
+def test_drawing_needs_images_and_a_file_to_write(config, dataset, tmp_path):
+    spr("run", config, "--out", tmp_path / "run")
+    _, errors = spr("show", tmp_path / "run" / "regions", "--draw", tmp_path / "no" / "sheet.png", expect=1)
+    assert "can't be written" in errors
+    _, errors = spr("show", tmp_path / "run" / "dropped.parquet", "--draw", tmp_path / "sheet.png", expect=1)
+    assert "can't be drawn" in errors
+    for image in dataset.images.iterdir():
+        image.unlink()
+    _, errors = spr("show", tmp_path / "run" / "objects", "--draw", tmp_path / "sheet.png", expect=1)
+    assert "no such file" in errors
+
+
+def test_text_converts_line_by_line_and_reports_problems_with_line_and_offset():
+    lines = b"a dog [0, 0, 500, 500] and a cat\nno box\na bird [1, 2, 3]\n"
+    output, errors = spr("text", "--from", "ferret", "--to", "shikra", "--size", "100x100", stdin=lines)
+    assert output.splitlines() == ["a dog [0.000,0.000,0.500,0.500] and a cat", "no box", "a bird"]
+    assert errors.startswith("line 3, offset")
+    assert "'1, 2, 3'" in errors
+
+
+def test_text_in_strict_mode_stops_and_names_the_line():
+    lines = b"fine [0, 0, 500, 500]\na bird [1, 2, 3]\n"
+    output, errors = spr(
+        "text", "--from", "ferret", "--to", "llava", "--size", "9x9", "--strict", stdin=lines, expect=1
+    )
+    assert output.splitlines() == ["fine [0.00, 0.00, 0.50, 0.50]"]
+    assert "line:     2" in errors
+
+
+def test_text_takes_bytes_that_are_no_utf8_and_options_of_dialects():
+    options = ("--from", "ferret", "--to", "llava_onevision:padded=true", "--size", "100x50")
+    output, _ = spr("text", *options, stdin=b"a \xff dog [0, 0, 500, 500]\n")
+    # 50 px high, padded by 25 px above and below to 100: y of 0 and 25 px becomes 0.25 and 0.50.
+    assert output == "a \N{REPLACEMENT CHARACTER} dog [0.00, 0.25, 0.50, 0.50]\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    lines = b"a dog [0, 0, 500, 500]\n" * 50_000
+    command = f"{sys.executable} -m spr text --from ferret --to llava --size 9x9 | head -n 1"
+    result = subprocess.run(["bash", "-c", command], input=lines, capture_output=True, check=True)
+    assert result.stdout == b"a dog [0.00, 0.00, 0.50, 0.50]\n"
+    assert result.stderr == b""
+
+
+def test_doctor_tells_versions_devices_configs_and_dialects():
+    output, _ = spr("doctor")
+    for word in ("torch", "CPU cores", "quickstart", "florence2"):
+        assert word in output
+
+
+def test_quickstart_ends_with_a_picture_and_can_be_run_twice(tmp_path):
+    output, _ = spr("quickstart", "--out", tmp_path / "q")
+    assert "regions: 200 regions" in output or "regions: 199 regions" in output
+    assert (tmp_path / "q" / "regions.png").is_file()
+    output, _ = spr("quickstart", "--out", tmp_path / "q")
+    assert output.count("done before") == 2

@@ -1,0 +1,62 @@
+"""What README says can be typed in, and does what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+SHELL = [block for block in blocks("sh") if "make " not in block]
+
+
+def test_readme_gives_the_two_set_up_commands_that_the_makefile_has():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.findall(r"^make ([a-z]+)", README, re.MULTILINE) == ["quickstart", "test"]
+    assert {"quickstart", "test", "lint", "docs"} <= set(targets)
+
+
+@pytest.mark.parametrize("block", SHELL, ids=range(len(SHELL)))
+def test_shell_blocks_run(block, dataset):
+    # In a folder with `instances.json` and `images/`, with this environment's `spr` on the path.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=dataset.folder, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    if "--draw" in block:
+        assert (dataset.folder / "regions.png").is_file()
+
+
+def test_the_python_block_gives_what_its_comments_say():
+    (block,) = blocks("python")
+    names: dict[str, object] = {}
+    checked = 0
+    for line in block.splitlines():
+        code, _, comment = line.partition("  # ")
+        if line.startswith(("from ", "answer =")):
+            exec(code, names)  # noqa: S102 (the README's own lines)
+        elif comment.startswith(("'", "(")):
+            expected = re.match(r"('[^']*'|\(.*\)),?", comment)[0]
+            assert eval(code, names) == eval(expected.removesuffix(","))  # noqa: S307 (the README's own lines)
+            checked += 1
+    assert checked == 3
+    assert len(names["answer"].problems) == 1
+
+
+def test_the_tree_in_readme_names_everything_there_is():
+    tree = README.split("```\nsrc/spr/\n")[1].split("```")[0]
+    named = set(re.findall(r"^  ([a-z_]+(?:\.py|/)) ", tree, re.MULTILINE))
+    present = {p.name + ("/" if p.is_dir() else "") for p in (ROOT / "src" / "spr").iterdir()}
+    present -= {"__init__.py", "__main__.py", "py.typed", "__pycache__/"}
+    assert named == present
