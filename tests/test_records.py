@@ -109,3 +109,9 @@ def test_inside_gives_the_regions_ground_truth():
     outside = RegionObject("8", "cat", (60.0, 60.0, 90.0, 70.0))
     query = dataclasses.replace(QUERY, objects=(*QUERY.objects, outside))
     assert [o.id for o in query.inside] == ["7"]
+
+
+@pytest.mark.parametrize("box", [(1, 2, 3), (1, 2, 3, float("nan")), (1, 2, 3, float("inf")), "abc", (1, 2, None, 4)])
+def test_a_span_with_a_box_that_is_none_is_refused(box):
+    with pytest.raises(RecordError, match="four finite numbers"):
+        Span("a dog", 0, 5, (box,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal, Self, TypeAlias
 
 from spr.errors import RecordError
@@ -205,9 +206,14 @@ class Span(Row):
         if not 0 <= self.start <= self.end or self.end - self.start != len(self.phrase):
             got = (self.start, self.end, self.phrase)
             raise RecordError("span does not fit its phrase", got=got, expected="0 ≤ start, end = start + len(phrase)")
-        made = tuple(tuple(float(v) for v in box) for box in self.boxes)
-        if any(len(box) != 4 or not all(map(math.isfinite, box)) for box in made):
-            raise RecordError("span has a box that is none", got=self.boxes, expected="four finite numbers a box")
+        try:
+            # Without loops: spans are made by the million.
+            made = tuple([(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in self.boxes])
+        except (TypeError, ValueError):
+            made = ((math.nan,) * 4,)
+        for x1, y1, x2, y2 in made:
+            if not (isfinite(x1) and isfinite(y1) and isfinite(x2) and isfinite(y2)):
+                raise RecordError("span has a box that is none", got=self.boxes, expected="four finite numbers a box")
         object.__setattr__(self, "boxes", made)
 
 

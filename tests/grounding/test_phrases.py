@@ -109,5 +109,5 @@ def test_the_example_of_ferrets_own_answers_is_read_as_a_person_would() -> None:
         "his baggage",
         "a woman",
         "a sleeveless black top",
-        "white headband",
+        "a black and white headband",
     ]

@@ -9,6 +9,7 @@ The rule, word by word and without a tagger. Of the words before the box (back t
    "the horse".
 3. "of" joins ("a group of people") except after a place word ("left of the dog", "in front of the house").
 4. A breaker between a determiner and a noun is an adjective: "a standing man".
+5. "and" joins two colours or patterns: "a black and white cat".
 
 English is what the word lists know; in other languages the phrase is the clause before the box.
 """
@@ -44,6 +45,10 @@ BREAKERS = frozenset({""}) | _words(
     "hangs hang hanging faces facing watches watching pulls pulling pushes pushing surrounds surrounded surrounding",
     "covered covering filled made placed located positioned situated parked attached mounted dressed gets getting",
     "takes taking puts putting there here also visible not just only",
+)
+COLOURS = _words(
+    "black white grey gray red green blue yellow orange purple pink brown beige tan silver gold golden teal maroon",
+    "navy turquoise cream dark light pale bright striped spotted checkered plaid",
 )
 PLACES = _words("front left right top bottom side middle center centre inside outside out ahead")
 
@@ -84,6 +89,8 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
         before_that = words[first - 2].lstrip(_LEADING) if first >= 2 else ""
         if before == "of":
             ends = not before_that or before_that in PLACES
+        elif before == "and" and word in COLOURS:
+            ends = before_that not in COLOURS
         elif word in DETERMINERS:
             ends = before not in DETERMINERS
         else:
