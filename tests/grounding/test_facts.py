@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from spr.errors import GroundingError
@@ -178,6 +180,56 @@ def test_an_option_that_a_dialect_does_not_have_is_refused() -> None:
         get_dialect("ferret", padded=True)
     with pytest.raises(GroundingError, match="`qwen3_vl` has no option `max_pixels`"):
         get_dialect("qwen3_vl", max_pixels=5)
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("qwen2_5_vl:max_pixels=abc", "`max_pixels` of dialect `qwen2_5_vl` is wrong"),
+        ("qwen2_5_vl:max_pixels=[", "`max_pixels` of dialect `qwen2_5_vl` is wrong"),
+        ("qwen2_5_vl:max_pixels=0", "`max_pixels` of dialect `qwen2_5_vl` is wrong"),
+        ("qwen2_5_vl:min_pixels=-4", "`min_pixels` of dialect `qwen2_5_vl` is wrong"),
+        ("qwen2_5_vl:max_pixels", "`max_pixels` of dialect `qwen2_5_vl` is wrong"),
+        ("qwen2_5_vl:max_pixels=" + "9" * 5000, "`max_pixels` of dialect `qwen2_5_vl` is wrong"),
+        ("qwen2_5_vl:min_pixels=4000,max_pixels=3999", "leave no size"),
+        ("qwen2_5_vl:pixels=4", "An option of dialect `qwen2_5_vl` is malformed"),
+        ("llava:padded=maybe", "`padded` of dialect `llava` is wrong"),
+        ("ferret:padded=true", "`ferret` has no option `padded`"),
+        ("zzz:padded=maybe", "Unknown dialect"),
+    ],
+)
+def test_a_wrong_option_in_the_text_of_a_dialect_is_refused(key: str, named: str) -> None:
+    with pytest.raises(GroundingError, match=named) as caught:
+        get_dialect(key)
+    assert caught.value.expected or caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("qwen2_5_vl", {"max_pixels": 0}),
+        ("qwen2_5_vl", {"max_pixels": True}),
+        ("qwen2_5_vl", {"max_pixels": 1003520.0}),
+        ("qwen2_5_vl", {"min_pixels": "784"}),
+        ("qwen2_5_vl", {"min_pixels": 10**400}),
+        ("qwen2_5_vl", {"max_pixels": 3135}),  # under the 3,136 that min_pixels has unless given
+        ("qwen2_5_vl", {"resized_wh": 5}),
+        ("llava", {"padded": 1}),
+        ("llava", {"padded": "true"}),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_refused(key: str, options: dict[str, Any]) -> None:
+    with pytest.raises(GroundingError) as caught:
+        get_dialect(key, **options)
+    assert caught.value.got
+    assert caught.value.expected
+
+
+def test_options_in_the_text_of_a_dialect_are_the_same_as_given_ones() -> None:
+    text = "qwen2_5_vl:min_pixels=784,max_pixels=1003520"
+    assert get_dialect(text) == get_dialect("qwen2_5_vl", min_pixels=784, max_pixels=1003520)
+    assert get_dialect(text).spec == text
+    assert get_dialect("llava:padded=false") == get_dialect("llava", padded=False)
 
 
 def test_an_unknown_dialect_names_the_nearest_one() -> None:

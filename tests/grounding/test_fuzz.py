@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import time
 
 import pytest
@@ -44,6 +45,10 @@ FRAGMENTS = (
     "[NaN, 1, 2, 3]",
     "[[1,2,3,4;5,6]]",
     "(1,2),(3,4)",
+    "(1, 2, 3, 4)",
+    "([1, 2, 3, 4])",
+    " (",
+    "x1=1, ",
     "1e999",
     "-1",
     "99999999999999999999",
@@ -140,6 +145,9 @@ def check(text: str, key: str, size: tuple[int, int]) -> GroundedText:
         assert all(map(math.isfinite, box))
         assert 0 <= box[0] <= box[2] <= width
         assert 0 <= box[1] <= box[3] <= height
+    for words in (grounded.plain_text, *(problem.text for problem in grounded.problems)):
+        words.encode()  # without lone surrogates
+    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
     for problem in grounded.problems:
         assert text[problem.offset : problem.offset + len(problem.text)] == problem.text
         assert problem.text
@@ -218,7 +226,9 @@ def test_a_whole_answer_cut_anywhere_keeps_the_boxes_before_the_cut(key: str) ->
 @pytest.mark.parametrize(
     "piece",
     ["[", "]", "1", "[1", "[1,", "[1, 2, 3, 4", "[[1,2,3,4;", "[1, 2, 3, 4] and ", " ", "[ ", "a ", " and ", "。",
-     "(", "(1,", "((1,2),", "<", "<ref>", "<ref> a", "<box>", "<box>(", "<object>", "<phrase>", "<patch_index_0001>",
+     "(", "(1,", "( 1 ", "( ", "((1,2),", "(1, 2, 3, 4", "(1,2),(3,4)", "([1, 2, 3, 4]", "[x1=1, ", "(a=", "[ 1 2",
+     "a stand ", "a x and y z ", "on the left ",
+     "<", "<ref>", "<ref> a", "<box>", "<box>(", "<object>", "<phrase>", "<patch_index_0001>",
      "<|box_start|>1", "<loc_1>", "<loc0001>", "<loc", "; ", "</s>", "\\",
      "{", '{"', '{"a', '{"\\"', '{"bbox_2d": [1, 2, 3, 4], "label": "\\"', '{"bbox_2d": [1,'],
 )  # fmt: skip
@@ -228,6 +238,18 @@ def test_reading_takes_linear_time(key: str, piece: str) -> None:
     started = time.process_time()
     parse(text, key, SIZES[0])
     assert time.process_time() - started < 2
+
+
+def test_a_line_that_can_not_be_written_is_reported_and_the_stream_goes_on() -> None:
+    bad, good = ("<ref>a [1, 2, 3, 4] dog</ref><box>(1,2),(3,4)</box>", "<ref>a dog</ref><box>(0,0),(999,999)</box>")
+    converted = list(convert_lines([bad + "\n", good], "qwen_vl", "ferret", (1000, 1000)))
+    assert [line.text for line in converted] == ["", "a dog [0, 0, 1000, 1000]"]
+    (problem,) = converted[0].problems
+    assert (problem.offset, problem.text) == (0, bad)
+    assert problem.reason.startswith("line not written: Text can't be written in dialect `ferret`")
+    assert "[1, 2, 3, 4]" in problem.reason
+    with pytest.raises(GroundingError, match="its own words would be read as markup"):
+        list(convert_lines([bad], "qwen_vl", "ferret", (1000, 1000), strict=True))
 
 
 def test_a_line_in_is_a_line_out() -> None:

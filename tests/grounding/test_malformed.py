@@ -149,6 +149,75 @@ def test_coordinates_that_lost_their_tags_are_reported_and_not_left_in_the_text(
     assert found("The dog(1,2),(3,4) runs", "qwen2_vl") == ("The dog runs", [], [(7, "(1,2),(3,4)")])
 
 
+LIST_KEYS = ("qwen2_5_vl", "qwen3_vl", "paligemma", "florence2")
+STRAY = "coordinates without the dialect's markup: dropped"
+
+
+@pytest.mark.parametrize("key", LIST_KEYS)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "[341, 258, 397, 360]",
+        "(341,258),(397,360)",
+        "(341, 258, 397, 360)",
+        "[[341, 258], [397, 360]]",
+        "[[341, 258, 397, 360], [5, 6, 7, 8]]",
+        "[x1=341, y1=258, x2=397, y2=360]",
+    ],
+)
+def test_coordinates_without_the_markup_of_a_list_are_reported_and_taken_out(key: str, piece: str) -> None:
+    assert found(piece, key) == ("", [], [(0, piece)])
+    text = f"The dog is at {piece}."
+    assert found(text, key) == ("The dog is at.", [], [(14, piece)])
+    assert parse(text, key, SIZE).problems[0].reason == STRAY
+
+
+@pytest.mark.parametrize("key", ["ferret", "llava", "qwen_vl", "internvl"])
+@pytest.mark.parametrize(
+    "piece",
+    ["[100 150 300 200]", "(100, 150, 300, 200)", "[x1=100, y1=150, x2=300, y2=200]", "(100,150),(300,200)"],
+)
+def test_coordinates_in_other_markup_are_reported_and_taken_out_of_prose(key: str, piece: str) -> None:
+    grounded = parse(f"a dog {piece} runs", key, SIZE)
+    assert (grounded.plain_text, grounded.boxes) == ("a dog runs", ())
+    assert [problem.reason for problem in grounded.problems] == [STRAY]
+
+
+@pytest.mark.parametrize("key", LIST_KEYS)
+def test_the_tags_of_another_dialect_are_reported_and_taken_out(key: str) -> None:
+    text = "<|box_start|>(341,258),(397,360)<|box_end|>"
+    assert found(text, key) == ("", [], [(0, "<|box_start|>"), (13, "(341,258),(397,360)"), (32, "<|box_end|>")])
+
+
+def test_coordinates_beside_json_entries_are_reported() -> None:
+    text = 'At [1, 2, 3, 4]: [{"bbox_2d": [5, 6, 7, 8], "label": "a dog"}]'
+    assert found(text, "qwen3_vl") == ("a dog", [("a dog", 1)], [(3, "[1, 2, 3, 4]")])
+
+
+def test_coordinates_cut_at_the_end_are_reported() -> None:
+    assert found("a dog (1, 2, 3, 4", "ferret") == ("a dog", [], [(6, "(1, 2, 3, 4")])
+
+
+@pytest.mark.parametrize("key", DIALECTS)
+def test_numbers_that_are_not_clearly_coordinates_are_words(key: str) -> None:
+    text = "In (1998) and [1] or (2, 3), (1, 2, 3, 4, 5), (1 2 3 4 dogs) and (1998) [1] (2, 3)."
+    assert found(text, key) == (text, [], [])
+
+
+@pytest.mark.parametrize("key", DIALECTS)
+def test_lone_surrogates_become_replacement_characters(key: str) -> None:
+    text = "a \ud800 dog \udfff"
+    assert found(text, key)[0] == "a \ufffd dog \ufffd"
+    problem = parse("dog <loc_\ud800> [1, 2, \ud800] {\ud800 <box>\ud800", key, SIZE).problems[0]
+    assert problem.text.encode()
+
+
+def test_lone_surrogates_in_json_escapes_become_replacement_characters() -> None:
+    text = '[{"bbox_2d": [1, 2, 3, 4], "label": "a \\ud800 dog \\ud83d\\udc15"}]'
+    grounded = parse(text, "qwen3_vl", SIZE, strict=True)
+    assert grounded.plain_text == grounded.spans[0].phrase == "a \ufffd dog 🐕"
+
+
 def test_a_box_whose_phrase_is_not_marked_grounds_the_words_before_it() -> None:
     text = "There is a dog<box>(1,2),(3,4)</box>."
     assert found(text, "qwen_vl") == ("There is a dog.", [("a dog", 1)], [(14, "<box>(1,2),(3,4)</box>")])

@@ -49,6 +49,36 @@ B = "[1, 2, 3, 4]"
         ("🐕 a dog", "a dog"),
         ("İstanbul", "İstanbul"),
         ("a\u00a0dog", "a\u00a0dog"),
+        ("a man on the left", "a man"),
+        ("people in the background", "people"),
+        ("There is a tree in the middle", "a tree"),
+        ("two dogs in the foreground", "two dogs"),
+        ("A dog is sitting in the corner", "A dog"),
+        ("boats in the far distance", "boats"),
+        ("a sign on the right side", "a sign"),
+        ("A man on the left and a woman on the right", "a woman"),
+        ("In the background", "the background"),
+        ("It rained. In the corner", "the corner"),
+        ("a man, in the background", "the background"),
+        ("the left", "the left"),
+        ("The bounding box of the person is", "the person"),
+        ("The bounding boxes of two dogs are", "two dogs"),
+        ("The location of the cat is", "the cat"),
+        ("The bounding box coordinates of the red car are", "the red car"),
+        ("a box of chocolates", "a box of chocolates"),
+        ("a hot dog stand", "a hot dog stand"),
+        ("a tv stand", "a tv stand"),
+        ("the hot dog stand", "the hot dog stand"),
+        ("his drink", "his drink"),
+        ("The dogs stand", "The dogs"),
+        ("two men walk", "two men"),
+        ("the people walk", "the people"),
+        ("a dog stands", "a dog"),
+        ("a salt and pepper shaker", "a salt and pepper shaker"),
+        ("a wooden and metal bench", "a wooden and metal bench"),
+        ("a man and two dogs", "two dogs"),
+        ("a cat and dog", "dog"),
+        ("a dog and black cat", "black cat"),
         ("on", ""),
         ("It rained. It is on", "It"),
         ("A dog. On", ""),
@@ -92,6 +122,29 @@ def test_the_plain_text_reads_naturally() -> None:
     text = f"A dog {B} and a cat {B}, both asleep, lie on  the mat{B}. It{B}'s late {B}!"
     grounded = parse(text, "ferret", SIZE)
     assert grounded.plain_text == "A dog and a cat, both asleep, lie on  the mat. It's late!"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "phrase"),
+    [
+        (f"- **Person** ({B})", "- **Person**", "Person"),
+        (f"a dog ( {B} ) runs", "a dog runs", "a dog"),
+        (f"dogs ({B}, {B}) run", "dogs run", "dogs"),
+        (f"dogs ({B}) and ({B}) run", "dogs run", "dogs"),
+        (f"一只狗（{B}）。", "一只狗。", "一只狗"),
+        (f"a dog ({B} is big) runs", "a dog ( is big) runs", "a dog"),
+        (f"a dog ({B}", "a dog (", "a dog"),
+        (f"a dog {B} () runs", "a dog () runs", "a dog"),
+    ],
+)
+def test_a_bracket_that_held_only_the_box_goes_with_it(text: str, plain: str, phrase: str) -> None:
+    grounded = parse(text, "ferret", SIZE, strict=True)
+    assert (grounded.plain_text, [span.phrase for span in grounded.spans]) == (plain, [phrase])
+
+
+def test_a_bracket_around_tagged_boxes_goes_with_them() -> None:
+    text = "A dog (<box>(1,2),(3,4)</box>) and (<box>(1,2),(3,4)</box><ref>) it</ref>"
+    assert parse(text, "qwen_vl", SIZE).plain_text == "A dog () it"
 
 
 def test_the_example_of_ferrets_own_answers_is_read_as_a_person_would() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from spr.errors import GroundingError
 from spr.grounding.dialects import Dialect, get_dialect
 from spr.grounding.parse import parse
+from spr.grounding.prose import PROBLEM_LENGTH, without_surrogates
 from spr.grounding.render import render
 from spr.grounding.text import Problem
 from spr.records import Size
@@ -47,8 +49,11 @@ def convert_lines(
 ) -> Iterator[Converted]:
     r"""Convert line by line, lazily; one line comes out for each that goes in, without its line end.
 
+    A line with words that the target would read as markup comes out empty, with a last problem that says so: nothing
+    wrong is written, and the stream goes on.
+
     Raises:
-        GroundingError: as `convert`.
+        GroundingError: for an unknown dialect or a wrong image size; with ``strict`` as `convert`.
 
     >>> list(convert_lines(["a dog [1, 2, 3]\n", "\n"], "ferret", "llava", (100, 100)))[0].text
     'a dog'
@@ -57,5 +62,14 @@ def convert_lines(
     target = get_dialect(target) if isinstance(target, str) else target
     for line in lines:
         grounded = parse(line.rstrip("\r\n"), source, size_wh, strict=strict)
+        try:
+            text = render(grounded, target, size_wh)
+        except GroundingError as error:
+            if strict:
+                raise
+            piece = without_surrogates(line.rstrip("\r\n"))[:PROBLEM_LENGTH]
+            problem = Problem(0, piece, f"line not written: {error.what}, got {error.got}")
+            yield Converted("", (*grounded.problems, problem))
+            continue
         # A label of a JSON line can hold an escaped line end.
-        yield Converted(" ".join(render(grounded, target, size_wh).splitlines()), grounded.problems)
+        yield Converted(" ".join(text.splitlines()), grounded.problems)

@@ -11,6 +11,7 @@ from spr.errors import GroundingError
 from spr.grounding.coding import Cells, Coding, Frame, Numbers
 from spr.grounding.geometry import Geometry, PaddedSquare, Resized, Squash, check_size
 from spr.grounding.markup import NUMBER, Brackets, JsonList, Markup, Tags, Tokens
+from spr.grounding.options import checked_option, read_options
 from spr.records import Size
 
 _SQUASH = Squash()
@@ -43,6 +44,22 @@ class Dialect:
         """Whether the words between phrases can be written. If not, only phrases with boxes survive `render`."""
         return self.markup.keeps_prose
 
+    @property
+    def spec(self) -> str:
+        """The key, with the options in which the dialect differs from its default, as `get_dialect` reads it.
+
+        >>> get_dialect("llava_onevision", padded=True).spec, get_dialect("ferret").spec
+        ('llava_onevision:padded=true', 'ferret')
+        """
+        usual = DIALECTS[self.key].geometry
+        if self.geometry == usual:
+            return self.key
+        if not isinstance(self.geometry, Resized):
+            return f"{self.key}:padded={str(isinstance(self.geometry, PaddedSquare)).lower()}"
+        given = {name: getattr(self.geometry, name) for name in ("min_pixels", "max_pixels")}
+        changed = [f"{name}={value}" for name, value in given.items() if value != getattr(usual, name)]
+        return ":".join([self.key, ",".join(changed)]) if changed else self.key
+
     def frame(self, size_wh: Size) -> Frame:
         """What encodes and decodes the boxes of an image of ``size_wh`` pixels.
 
@@ -68,8 +85,6 @@ class Dialect:
 
 _TAG_NUMBERS = rf"({NUMBER})\s*+,\s*+({NUMBER})"
 _CORNERS = rf"\(\s*+{_TAG_NUMBERS}\s*+\)\s*+,\s*+\(\s*+{_TAG_NUMBERS}\s*+\)"
-_BARE = rf"{NUMBER}\s*+,\s*+{NUMBER}"
-_BARE_CORNERS = rf"\({_BARE}\)\s?,\s?\({_BARE}\)"
 
 _ALL = (
     Dialect(
@@ -130,7 +145,7 @@ _ALL = (
         "qwen_vl",
         "Qwen-VL",
         "<ref>a dog</ref><box>(100,150),(300,200)</box>",
-        Tags(("<ref>", "</ref>"), ("<box>", "</box>"), "({},{}),({},{})", _CORNERS, _BARE_CORNERS, space_inside=True),
+        Tags(("<ref>", "</ref>"), ("<box>", "</box>"), "({},{}),({},{})", _CORNERS, space_inside=True),
         Numbers(units=999),
     ),
     Dialect(
@@ -142,7 +157,6 @@ _ALL = (
             ("<|box_start|>", "<|box_end|>"),
             "({},{}),({},{})",
             _CORNERS,
-            _BARE_CORNERS,
         ),
         Numbers(),
     ),
@@ -164,7 +178,6 @@ _ALL = (
             ("<box>", "</box>"),
             "[{}, {}, {}, {}]",
             rf"\[?+{_TAG_NUMBERS}\s*+,\s*+{_TAG_NUMBERS}\]?+",
-            rf"\[\[{_BARE}\s*+,\s*+{_BARE}\]\]",
             between=r"[\[\]]++",
             separator=", ",
             wrap=("[", "]"),
@@ -226,7 +239,8 @@ def get_dialect(
     """The dialect of a key, with its geometry adjusted where the model was set up differently.
 
     Args:
-        key: A key of `DIALECTS`.
+        key: A key of `DIALECTS`, perhaps with options: ``llava_onevision:padded=true``,
+            ``qwen2_5_vl:min_pixels=3136,max_pixels=1003520``.
         padded: LLaVA-1.5 and LLaVA-OneVision: numbers are relative to the image padded to a square (the default for
             the first), or to the image itself (the default for the second).
         min_pixels: Qwen2.5-VL: what its processor is configured with; 3,136 by default.
@@ -234,28 +248,34 @@ def get_dialect(
         resized_wh: Qwen2.5-VL: the size that the processor resized the image to, if known; for one image.
 
     Raises:
-        GroundingError: for an unknown key, naming the nearest one, or an option that the dialect does not have.
+        GroundingError: for an unknown key, naming the nearest one; an option that the dialect does not have; a value
+            that is not true or false (``padded``) or not a whole number from 1 to 10^12 (``min_pixels``,
+            ``max_pixels``); ``min_pixels`` over ``max_pixels``; a ``resized_wh`` that is not a size.
 
     >>> get_dialect("qwen2_5_vl", max_pixels=1003520).max_error((3000, 2000))  # seen as 1204 × 812
     (2.4916943521594686, 2.4630541871921183)
     """
+    key, _, options = key.partition(":")
     if key not in DIALECTS:
         near = difflib.get_close_matches(key.lower().replace("-", "_").replace(".", "_"), DIALECTS, 1, 0.5)
         fix = f"did you mean `{near[0]}`?" if near else None
         raise GroundingError("Unknown dialect", got=repr(key), expected=", ".join(DIALECTS), fix=fix)
     dialect = DIALECTS[key]
-    if padded is not None:
-        _refuse_unless(key in ("llava", "llava_onevision"), "padded", key)
-        dialect = dataclasses.replace(dialect, geometry=PaddedSquare() if padded else Squash())
-    given: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels, "resized_wh": resized_wh}
+    given: dict[str, Any] = {
+        "padded": padded,
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "resized_wh": resized_wh,
+        **read_options(key, options),
+    }
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
-        _refuse_unless(isinstance(dialect.geometry, Resized), name, key)
-    if resized_wh is not None:
-        check_size(resized_wh)
-    return dataclasses.replace(dialect, geometry=dataclasses.replace(dialect.geometry, **given)) if given else dialect
-
-
-def _refuse_unless(known: bool, option: str, key: str) -> None:
-    if not known:
-        raise GroundingError(f"Dialect `{key}` has no option `{option}`", fix=f"leave out `{option}`")
+        owned = key in ("llava", "llava_onevision") if name == "padded" else isinstance(dialect.geometry, Resized)
+        if not owned:
+            raise GroundingError(f"Dialect `{key}` has no option `{name}`", fix=f"leave out `{name}`")
+    given = {name: checked_option(key, name, value) for name, value in given.items()}
+    if "padded" in given:
+        return dataclasses.replace(dialect, geometry=PaddedSquare() if given["padded"] else Squash())
+    if given:
+        dialect = dataclasses.replace(dialect, geometry=dataclasses.replace(dialect.geometry, **given))
+    return dialect

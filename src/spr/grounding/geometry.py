@@ -64,12 +64,24 @@ class Resized:
         factor: Both sides become multiples of it.
         min_pixels, max_pixels: What the processor was configured with.
         resized_wh: The resized size itself, for one image, where the caller knows it.
+
+    Raises:
+        GroundingError: if ``min_pixels`` is over ``max_pixels``.
     """
 
     factor: int = 28
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 16384
     resized_wh: Size | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_pixels > self.max_pixels:
+            raise GroundingError(
+                "Options `min_pixels` and `max_pixels` leave no size",
+                got=f"min_pixels={self.min_pixels}, max_pixels={self.max_pixels}",
+                expected="min_pixels ≤ max_pixels",
+                fix="give both, as the processor's config has them",
+            )
 
     def canvas(self, size_wh: Size) -> Canvas:
         """The canvas of an image of ``size_wh`` pixels."""

@@ -8,6 +8,7 @@ from spr.grounding.markup import Brackets, JsonList, Tags
 from spr.grounding.parse_brackets import parse_brackets
 from spr.grounding.parse_lists import parse_json, parse_tokens
 from spr.grounding.parse_tags import parse_tags
+from spr.grounding.prose import without_surrogates
 from spr.grounding.text import GroundedText
 from spr.records import Size
 
@@ -17,7 +18,8 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
 
     Whatever the text, every well-formed box is kept and every malformed piece is reported; nothing is raised. Numbers
     out of the dialect's range are clipped and reported; a box with no part in the range is dropped and reported: the
-    scale is never guessed. Swapped corners are sorted and reported.
+    scale is never guessed. Swapped corners are sorted and reported. Lone surrogates, which no file can hold, are read
+    as U+FFFD.
 
     Args:
         text: The answer as generated; special tokens of the tokenizer may still be in it.
@@ -29,16 +31,18 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         GroundingError: for an unknown dialect or a wrong image size; with ``strict`` also for a malformed piece,
             naming its offset.
 
-    >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
-    >>> grounded.plain_text
-    'A man and two dogs.'
-    >>> [(span.phrase, span.boxes) for span in grounded.spans]
-    [('A man', ((100.0, 75.0, 300.0, 400.0),)), ('two dogs', ((0.0, 0.0, 50.0, 25.0),))]
-    >>> print(*grounded.problems)
-    offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
+    Examples:
+        >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
+        >>> grounded.plain_text
+        'A man and two dogs.'
+        >>> [(span.phrase, span.boxes) for span in grounded.spans]
+        [('A man', ((100.0, 75.0, 300.0, 400.0),)), ('two dogs', ((0.0, 0.0, 50.0, 25.0),))]
+        >>> print(*grounded.problems)
+        offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
     if isinstance(dialect, str):
         dialect = get_dialect(dialect)
+    text = without_surrogates(text)
     frame, markup = dialect.frame(size_wh), dialect.markup
     if isinstance(markup, Brackets):
         grounded = parse_brackets(text, markup, frame)

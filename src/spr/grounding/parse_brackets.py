@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import FOUR_NUMBERS, NUMBER_LIKE, Brackets
+from spr.grounding.markup import (
+    FOUR_NUMBERS,
+    NUMBER_LIKE,
+    OTHER_NUMBERS,
+    SPECIAL_TOKENS,
+    STRAY_COORDINATES,
+    Brackets,
+    stray,
+)
 from spr.grounding.prose import Prose
 from spr.grounding.text import GroundedText
 from spr.records import Box
@@ -29,14 +37,21 @@ def parse_brackets(text: str, markup: Brackets, frame: Frame) -> GroundedText:
             if reason is not None:
                 prose.problems.note(start, stop, reason)
             prose.add([] if box is None else [box], (start, stop))
-        elif match["inner"] is None:  # a special token
+        elif match["inner"] is not None:
+            if is_coordinates(match):
+                prose.words_before_box(words)
+                boxes, position = _read_bracket(match, markup, frame, prose)
+                prose.add(boxes, (start, position))
+            else:
+                prose.words(words + match[0])
+        elif match[0] in SPECIAL_TOKENS:
             prose.words_before_box(words)
-        elif is_coordinates(match):
-            prose.words_before_box(words)
-            boxes, position = _read_bracket(match, markup, frame, prose)
-            prose.add(boxes, (start, position))
         else:
-            prose.words(words + match[0])
+            reason = stray(match)
+            if reason is None:
+                prose.words(words + match[0])
+            else:
+                prose.stray(words, start, stop, reason)
     prose.words(text[position:])
     return prose.finish(marked=False)
 
@@ -45,13 +60,14 @@ def is_coordinates(match: re.Match[str]) -> bool:
     """Whether what `Brackets.pattern` found is a box or was meant as one, and is not words in brackets.
 
     Two numbers and nothing else in the brackets, or three numbers beside something else, are meant as coordinates. So
-    is a bracket at the very end that is not closed and holds but numbers. "[sic]", "[1]" and "[see 2, 3]" are text.
+    are four numbers that are named or that only spaces divide, and a bracket at the very end that is not closed and
+    holds but numbers. "[sic]", "[1]" and "[see 2, 3]" are text.
     """
     if match[1] is not None:
         return True
     inner = match["inner"]
     if inner is None:
-        return False
+        return match[0][0] == "(" and stray(match) is not None
     if match["close"]:
         return _counts(inner)
     head = _leading_numbers(inner)
@@ -65,6 +81,8 @@ def _leading_numbers(inner: str) -> str:
 
 
 def _counts(inner: str) -> bool:
+    if OTHER_NUMBERS.fullmatch(inner):
+        return True
     pieces = [piece.strip() for piece in inner.replace(";", ",").split(",")]
     numbers = sum(NUMBER_LIKE.fullmatch(piece) is not None for piece in pieces)
     return numbers >= 3 or (numbers == 2 and numbers == sum(map(bool, pieces)))
@@ -87,7 +105,7 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, prose: P
         if not piece.strip():
             note(offset - 1, stop + 1, "no box beside a separator")
         elif numbers is None:
-            note(offset, stop, f"{_count(piece)}: dropped")
+            note(offset, stop, _wrong(piece))
         else:
             box, reason = frame.decode([float(number) for number in numbers.groups()])
             if reason is not None:
@@ -98,7 +116,9 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, prose: P
     return boxes, match.end()
 
 
-def _count(piece: str) -> str:
+def _wrong(piece: str) -> str:
+    if OTHER_NUMBERS.fullmatch(piece):
+        return STRAY_COORDINATES
     parts = [part.strip() for part in piece.split(",")]
     count = sum(NUMBER_LIKE.fullmatch(part) is not None for part in parts)
-    return f"{count} numbers instead of 4" if count != 4 else "not four finite numbers"
+    return f"{count} numbers instead of 4: dropped" if count != 4 else "not four finite numbers: dropped"

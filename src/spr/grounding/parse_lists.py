@@ -7,8 +7,8 @@ import re
 from typing import Any, NamedTuple
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import SPECIAL, SPECIAL_TOKENS, JsonList, Tokens
-from spr.grounding.prose import Problems
+from spr.grounding.markup import SPECIAL, SPECIAL_TOKENS, JsonList, Tokens, stray
+from spr.grounding.prose import Problems, without_surrogates
 from spr.grounding.text import GroundedText
 from spr.records import Box, Span
 
@@ -74,12 +74,11 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
 
     for match in markup.pattern.finditer(text):
         start, stop = match.span()
+        if match[1] is None and not markup.token_pattern.match(match[0]):
+            position = _no_token(match, position, words, problems)
+            continue
         words.append(text[position:start])
         position = stop
-        if match[1] is None and not markup.token_pattern.match(match[0]):
-            if match[0] not in SPECIAL_TOKENS and not match[0].startswith("<seg"):
-                problems.note(start, stop, "not a location token: dropped")
-            continue
         boxes = _run(match, markup, frame, problems)
         if markup.label_first:
             items.append(_Item("".join(words).strip(), boxes, (start, stop) if boxes else None))
@@ -90,6 +89,23 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
     words.append(text[position:])
     close()
     return _grounded(items, problems)
+
+
+def _no_token(match: re.Match[str], position: int, words: list[str], problems: Problems) -> int:
+    """Report what is no location token, unless it is a special token or words; where the words go on."""
+    (start, stop), piece = match.span(), match[0]
+    if piece in SPECIAL_TOKENS or piece.startswith("<seg"):
+        reason = None
+    elif piece.startswith("<loc"):
+        reason = "not a location token: dropped"
+    else:
+        reason = stray(match)
+        if reason is None:
+            return position
+    words.append(match.string[position:start].rstrip() if piece[0] != "<" else match.string[position:start])
+    if reason is not None:
+        problems.note(start, stop, reason)
+    return stop
 
 
 def _run(match: re.Match[str], markup: Tokens, frame: Frame, problems: Problems) -> list[Box]:
@@ -125,8 +141,17 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
     problems = Problems(text)
     items: list[_Item] = []
     first = last = -1
+    words: list[str] = []  # beside the entries
+    position = 0
     for match in markup.pattern.finditer(text):
         start, stop = match.span()
+        if match[0][0] != "{":
+            stray_reason = stray(match)
+            if stray_reason is not None:
+                problems.note(start, stop, stray_reason)
+                words.append(text[position:start].rstrip() if match[0][0] != "<" else text[position:start])
+                position = stop
+            continue
         first, last = (start if first < 0 else first), stop
         if match[1] is not None:
             label = match[5][1:-1].strip()
@@ -142,8 +167,8 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
         if opened >= 0 and "]" not in text[last:] and not text[opened + 1 : first].strip():
             problems.note(opened, last, "list is not closed: its whole entries are kept")
     if not items:
-        words = SPECIAL.sub("", _FENCE.sub("", text if first < 0 else "")).strip()
-        items = [_Item(words, [], None)] if words not in ("", "[]") else []
+        left = SPECIAL.sub("", _FENCE.sub("", "".join((*words, text[position:])) if first < 0 else "")).strip()
+        items = [_Item(left, [], None)] if left not in ("", "[]") else []
     return _grounded(items, problems)
 
 
@@ -170,4 +195,4 @@ def _entry(match: re.Match[str], markup: JsonList, frame: Frame) -> tuple[str, B
     label = entry.get(markup.label_key, "")
     if not isinstance(label, str):
         return "", box, reason or f"{markup.label_key} is not text: box kept without one"
-    return label.strip(), box, reason
+    return without_surrogates(label).strip(), box, reason

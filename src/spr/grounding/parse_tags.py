@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import SPECIAL, SPECIAL_TOKENS, Tags
+from spr.grounding.markup import SPECIAL, SPECIAL_TOKENS, Tags, stray
 from spr.grounding.prose import Prose
 from spr.grounding.text import GroundedText
 from spr.records import Box
@@ -49,11 +49,14 @@ class _Reader:
                 self._tag(match[0], position, start, stop)
             elif self.box_at is not None or self.phrase_at is not None:
                 continue  # is read with the rest of what the tags hold
-            else:
+            elif match[0] in SPECIAL_TOKENS:
                 self._words(position, start)
                 prose.drop_space()
-                if match[0] not in SPECIAL_TOKENS:
-                    self.note(start, stop, "coordinates without their tags: dropped")
+            else:
+                reason = stray(match)
+                if reason is None:
+                    continue  # words, added with the next ones
+                prose.stray(text[position:start], start, stop, reason)
             position = stop
         self._words(position, len(text))
         self._unclosed_box(len(text))
@@ -68,6 +71,7 @@ class _Reader:
     def _phrase(self, phrase: str, boxes: list[Box], start: int, stop: int) -> None:
         """Add a marked phrase with its boxes; white space around it is text."""
         prose = self.prose
+        prose.keep_opened()
         prose.words(phrase)
         kept = phrase.strip()
         if not kept:

@@ -9,7 +9,14 @@ The rule, word by word and without a tagger. Of the words before the box (back t
    "the horse".
 3. "of" joins ("a group of people") except after a place word ("left of the dog", "in front of the house").
 4. A breaker between a determiner and a noun is an adjective: "a standing man".
-5. "and" joins two colours or patterns: "a black and white cat".
+5. "and" joins two colours or patterns ("a black and white cat"), and one word right after an article to two or more
+   words without a determiner: "a salt and pepper shaker".
+6. A word that is a verb or a noun (`NOUN_FORMS`) right before the box is the head noun if a determiner stands before it
+   with no word of `BREAKERS` between. After "the" or "his" the word just before must not be a plural: "a hot dog stand
+   [box]", but "the dogs stand [box]" gives "the dogs".
+7. A determiner and place words (`WHERE`) after a preposition say where something is: "a man on the left [box]" gives
+   "a man", if there is a noun phrase before the preposition in the clause.
+8. "of" does not join to words about boxes: "the location of the cat is [box]" gives "the cat".
 
 English is what the word lists know; in other languages the phrase is the clause before the box.
 """
@@ -51,6 +58,16 @@ COLOURS = _words(
     "navy turquoise cream dark light pale bright striped spotted checkered plaid",
 )
 PLACES = _words("front left right top bottom side middle center centre inside outside out ahead")
+WHERE = _words(
+    "left right top bottom side middle center centre front back background foreground corner distance edge",
+    "upper lower far near very left-hand right-hand far-left far-right",
+)
+PLACING = _words("in on at to near from toward towards")
+ABOUT_BOXES = _words("location locations position positions coordinate coordinates bbox")
+NOUN_FORMS = _words("stand play run use ride walk drink look show lay feature")
+SINGULAR = _words("a an another each every")
+POSSESSIVES = _words("the this my your his her its our their")
+PLURALS = _words("people men women children kids police sheep geese")
 
 _BOUNDARY = '.,;:!?)]}"”»…。，、；：！？）】」'
 _SENTENCE_END = ".;:!?。；：！？"
@@ -72,14 +89,52 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
     low = max(start, end - _REACH)
     segment = text[low:end]
     words = segment.lower().split()
-    count = last = len(words)
+    count = len(words)
     least = 1 if low > start and count > 1 else 0  # the first word may be cut in the middle
-    while last > least and words[last - 1].strip(_TRAILING) in BREAKERS:
-        last -= 1
-        if last > least and words[last - 1][-1] in _SENTENCE_END:
-            return end, end
+    last = _last_word(words, count, least)
     if last <= least:
         return end, end
+    first = _first_word(words, last, least)
+    if words[last - 1].rstrip(_TRAILING) in WHERE:
+        first, last = _what_is_there(words, first, last, least)
+    stop = end if last == count else low + len(segment.rsplit(None, count - last)[0])
+    begin = low if first == 0 else low + len(segment.rsplit(None, count - first)[0]) + 1
+    if text[begin].isalnum() and text[stop - 1].isalnum() and segment.isascii():
+        return begin, stop
+    return _trim(text, begin, stop, end)
+
+
+def _last_word(words: list[str], last: int, least: int) -> int:
+    """Where the phrase ends in ``words[:last]``; ``least`` if there is none."""
+    while last > least:
+        word = words[last - 1].strip(_TRAILING)
+        if word not in BREAKERS or (word in NOUN_FORMS and _is_noun(words, last, least)):
+            return last
+        last -= 1
+        if last > least and words[last - 1][-1] in _SENTENCE_END:
+            return least
+    return least
+
+
+def _is_noun(words: list[str], last: int, least: int) -> bool:
+    """Whether ``words[last - 1]``, a noun or a verb, is the head of a phrase that a determiner opens."""
+    for index in range(last - 2, least - 1, -1):
+        if words[index][-1] in _BOUNDARY:
+            return False
+        word = words[index].lstrip(_LEADING)
+        if word in SINGULAR:
+            return True
+        if word in POSSESSIVES:
+            before = words[last - 2]
+            plural = before in PLURALS or (before[-1] == "s" and not before.endswith("ss"))
+            return index == last - 2 or not plural
+        if word in BREAKERS or word in DETERMINERS:
+            return False
+    return False
+
+
+def _first_word(words: list[str], last: int, least: int) -> int:
+    """Where the phrase that ends with ``words[last - 1]`` starts."""
     first = last - 1
     word = words[first]
     while first > least:
@@ -88,9 +143,12 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
         before = words[first - 1].lstrip(_LEADING)
         before_that = words[first - 2].lstrip(_LEADING) if first >= 2 else ""
         if before == "of":
-            ends = not before_that or before_that in PLACES
+            ends = not before_that or before_that in PLACES or before_that in ABOUT_BOXES
+            ends = ends or (before_that in ("box", "boxes") and first >= 3 and words[first - 3] == "bounding")
         elif before == "and" and word in COLOURS:
             ends = before_that not in COLOURS
+        elif before == "and":
+            ends = not _joins(words, first, last, least)
         elif word in DETERMINERS:
             ends = before not in DETERMINERS
         else:
@@ -98,11 +156,32 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
         if ends:
             break
         first, word = first - 1, before
-    stop = end if last == count else low + len(segment.rsplit(None, count - last)[0])
-    begin = low if first == 0 else low + len(segment.rsplit(None, count - first)[0]) + 1
-    if text[begin].isalnum() and text[stop - 1].isalnum() and segment.isascii():
-        return begin, stop
-    return _trim(text, begin, stop, end)
+    return first
+
+
+def _joins(words: list[str], first: int, last: int, least: int) -> bool:
+    """Whether the "and" before ``words[first:last]`` joins them to the one word after an article."""
+    if last - first < 2 or first - 3 < least or words[first - 3].lstrip(_LEADING) not in ("a", "an", "the"):
+        return False
+    word = words[first - 2]
+    return word[-1] not in _BOUNDARY and word not in BREAKERS and DETERMINERS.isdisjoint(words[first:last])
+
+
+def _what_is_there(words: list[str], first: int, last: int, least: int) -> tuple[int, int]:
+    """The phrase of what is at a place, if ``words[first:last]`` are but a place after a preposition; else these."""
+    if first <= least or words[first].lstrip(_LEADING) not in DETERMINERS:
+        return first, last
+    if words[first - 1].lstrip(_LEADING) not in PLACING:
+        return first, last
+    if not WHERE.issuperset(word.strip(_TRAILING) for word in words[first + 1 : last]):
+        return first, last
+    end = first - 1
+    while end > least and words[end - 1][-1] not in _BOUNDARY:
+        word = words[end - 1].lstrip(_LEADING)
+        if word not in BREAKERS or (word in NOUN_FORMS and _is_noun(words, end, least)):
+            return _first_word(words, end, least), end
+        end -= 1
+    return first, last
 
 
 def _trim(text: str, start: int, stop: int, end: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
+from spr.grounding.markup import STRAY_COORDINATES
 from spr.grounding.phrases import find_phrase
 from spr.grounding.text import GroundedText, Problem
 from spr.records import Box, Span
@@ -16,8 +17,17 @@ BY_RULE = -1
 _Grounding: TypeAlias = tuple[int, int, list[Box], tuple[int, int]]
 """Offsets of a phrase in the plain text, its boxes, and where in the raw answer they stand."""
 
-_CONNECTIVE = re.compile(r"[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+")
+_CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
+_CLOSING = {"(": ")", "[": "]", "（": "）"}
 _LONGEST_CONNECTIVE = 12
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate: no file could hold it otherwise. Its length stays."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 class Problems:
@@ -46,14 +56,40 @@ class Prose:
         self._pieces: list[str] = []
         self._groundings: list[_Grounding] = []
         self._mark = 0  # length when the last grounding came
+        self._opened = ""  # a bracket before a box, which goes with the box if it is closed right after it
 
     def words(self, piece: str) -> None:
         """Add plain text; the text does not start with white space."""
+        if self._opened:
+            kept = piece.lstrip()
+            if not kept:
+                self._opened += piece
+                return
+            if kept[0] == _CLOSING[self._opened.lstrip()[0]]:
+                self._opened, piece = "", kept[1:]
+            else:
+                self.keep_opened()
         if not self.length:
             piece = piece.lstrip()
         if piece:
             self._pieces.append(piece)
             self.length += len(piece)
+
+    def keep_opened(self) -> None:
+        """Put back the bracket before a box: there are words in it."""
+        opened, self._opened = self._opened, ""
+        if opened:
+            self._pieces.append(opened)
+            self.length += len(opened)
+
+    def stray(self, words: str, start: int, stop: int, reason: str) -> None:
+        """Report ``raw[start:stop]``, coordinates or a tag that are not the dialect's, after some plain text."""
+        self.problems.note(start, stop, reason)
+        if reason == STRAY_COORDINATES:
+            self.words_before_box(words)
+            self.add([], (start, stop))
+        else:
+            self.words(words)
 
     def words_before_box(self, piece: str) -> None:
         """Add plain text without the white space at its end, or at the end of the text before if there is no more."""
@@ -99,14 +135,24 @@ class Prose:
         """Ground the phrase that ends here: the marked one, the one of the boxes just before, or one by the rule.
 
         Boxes belong to the phrase before if only a comma or an "and" stands between; that goes with them. No boxes,
-        where all were malformed, still keep the words before out of the next phrase.
+        where all were malformed, still keep the words before out of the next phrase. A bracket before the box is taken
+        off; it comes back if words follow in it.
         """
         between = self.length - self._mark
-        if self._groundings and between <= _LONGEST_CONNECTIVE and _CONNECTIVE.fullmatch(self.tail(between)):
-            self._cut(between)
-            self._groundings[-1][2].extend(boxes)
-        else:
-            self.ground(BY_RULE, self.length, boxes, raw)
+        if self._groundings and between <= _LONGEST_CONNECTIVE:
+            joint = _CONNECTIVE.fullmatch(self.tail(between))
+            if joint is not None and not (joint[1] and joint[2]):
+                self._cut(between)
+                if joint[1] or joint[2]:
+                    self._opened = " " + joint[1] + joint[2]
+                self._groundings[-1][2].extend(boxes)
+                return
+        if between and self._pieces[-1][-1] in _CLOSING:
+            last = self._pieces[-1]
+            count = min(len(last) - len(last[:-1].rstrip()), self.length - self.floor)
+            self._opened = last[-count:]
+            self._cut(count)
+        self.ground(BY_RULE, self.length, boxes, raw)
 
     def ground(self, start: int, end: int, boxes: list[Box], raw: tuple[int, int]) -> None:
         """Add a phrase at ``start:end`` of the plain text with its boxes."""
@@ -115,6 +161,7 @@ class Prose:
 
     def finish(self, *, marked: bool) -> GroundedText:
         """The parsed text. ``marked``: the dialect marks its phrases, so a box whose phrase is not is reported."""
+        self.keep_opened()
         plain = "".join(self._pieces).rstrip()
         spans, position = [], 0
         for start, end, boxes, raw in self._groundings:

@@ -8,7 +8,7 @@ import re
 from spr.errors import GroundingError
 from spr.grounding.coding import Frame
 from spr.grounding.dialects import Dialect, get_dialect
-from spr.grounding.markup import SPECIAL, Brackets, JsonList, Tags, Tokens
+from spr.grounding.markup import SPECIAL, Brackets, JsonList, Tags, Tokens, stray
 from spr.grounding.parse import parse
 from spr.grounding.parse_brackets import is_coordinates
 from spr.grounding.text import GroundedText
@@ -195,6 +195,6 @@ def _literal_markup(grounded: GroundedText, dialect: Dialect) -> str | None:
     if isinstance(markup, JsonList):
         return None
     for match in markup.pattern.finditer(plain):
-        if not isinstance(markup, Brackets) or is_coordinates(match):
+        if match[0][0] == "<" or (is_coordinates(match) if isinstance(markup, Brackets) else stray(match) is not None):
             return match[0][:60]
     return None

@@ -14,7 +14,8 @@ class Problem:
 
     Attributes:
         offset: Where the piece starts in the raw answer, in characters.
-        text: The piece itself, cut to its first 60 characters: ``raw[offset : offset + len(text)]``.
+        text: The piece itself, cut to its first 60 characters: ``raw[offset : offset + len(text)]``, with U+FFFD for
+            each lone surrogate, as everywhere.
         reason: What is wrong with it and what became of it.
 
     >>> print(Problem(6, "[1, 2, 3]", "3 numbers instead of 4: dropped"))
