@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: quickstart test lint format docs bench clean
+.PHONY: quickstart test lint format docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/spr quickstart --out $(OUT)

@@ -58,7 +58,9 @@ def prepare(out: Path, config: Config, images: int) -> None:
     store, manifest = StageStore(out / "objects"), Manifest("objects", "benchmark", complete=True)
     for index, start in enumerate(range(0, images, config.shard_rows)):
         table = make_shard(start, min(config.shard_rows, images - start))
-        manifest.shards.append(store.write_shard(index, StageOutput(table, dropped_table("objects", "image", []))))
+        manifest.shards.append(
+            store.write_shard(index, StageOutput(table, dropped_table("objects", "image", [])), inputs=len(table))
+        )
     store.save(manifest)
 
 
@@ -66,7 +68,7 @@ def seconds(out: Path, config: Config, workers: int) -> float:
     """Wall time of the whole stage."""
     shutil.rmtree(out / "regions", ignore_errors=True)
     start = time.perf_counter()
-    run_stage(regions.STAGE, config, out, "benchmark", out / "objects", workers)
+    run_stage(regions.STAGE, config, out, "benchmark", workers)
     return time.perf_counter() - start
 
 

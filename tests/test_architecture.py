@@ -12,9 +12,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "spr"
 # Lower layers know nothing of higher ones. Modules of one layer don't import each other, unless they are one package.
 LAYERS = [
     {"errors", "progress", "randomness"},
-    {"boxes", "images", "config"},
+    {"boxes", "images", "sections"},
+    {"config"},
     {"records"},
-    {"schemas", "grounding"},
+    {"schemas", "grounding", "views"},
     {"columns", "store"},
     {"annotations", "models"},
     {"pipeline", "training", "evaluation"},

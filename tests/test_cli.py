@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, how it fails, what it leaves alone."""
 
+import os
 import subprocess
 import sys
 
@@ -64,7 +65,7 @@ def test_a_second_run_says_that_it_was_done_before(config, tmp_path):
         (["text", "--from", "ferret", "--to", "llava", "--size", "4by4"], "WIDTHxHEIGHT", 2),
         (["text", "--from", "ferret", "--to", "llava", "--size", "0x4"], "WIDTHxHEIGHT", 2),
         (["text", "--from", "ferret:padded=true", "--to", "llava", "--size", "4x4"], "no option `padded`", 1),
-        (["text", "--from", "ferret", "--to", "llava:colour=red", "--size", "4x4"], "option is malformed", 2),
+        (["text", "--from", "ferret", "--to", "llava:colour=red", "--size", "4x4"], "is malformed", 1),
         (["frobnicate"], "No such command", 2),
     ],
 )
@@ -113,8 +114,9 @@ def test_drawing_needs_images_and_a_file_to_write(config, dataset, tmp_path):
     assert "can't be drawn" in errors
     for image in dataset.images.iterdir():
         image.unlink()
-    _, errors = spr("show", tmp_path / "run" / "objects", "--draw", tmp_path / "sheet.png", expect=1)
-    assert "no such file" in errors
+    spr("show", tmp_path / "run" / "objects", "-n", 1, "--draw", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.getpixel((200, 200)) == (60, 60, 60)
 
 
 def test_text_converts_line_by_line_and_reports_problems_with_line_and_offset():
@@ -149,6 +151,71 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert result.stderr == b""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["seed=18446744073709551616"], "less than 9223372036854775808"),
+        (["annotations.images=~nosuchuser/x"], "annotations.images"),
+        (["annotations.max_pixels=900000000"], "less than or equal to 178956970"),
+        (['annotations.path="a\\0b"'], "can't be read"),
+        (["annotations.path=/dev/zero"], "is not a file"),
+        (["describer.adapter=hf"], "describer.model is missing"),
+        (["describer.adapter=fake", "describer.tempreature=1"], "did you mean `describer.temperature`"),
+    ],
+)
+def test_odd_values_get_one_clear_message(arguments, message, config, tmp_path):
+    result = subprocess.run(
+        [*SPR, "run", str(config), "--out", str(tmp_path / "run"), *arguments], capture_output=True, text=True
+    )
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_config_with_a_name_that_can_not_be_one_is_refused(tmp_path):
+    _, errors = spr("run", "x" * 5000, "--out", tmp_path / "run", expect=2)
+    assert "can't be one" in errors
+
+
+def test_show_gives_no_dangerous_advice(config, tmp_path):
+    spr("run", config, "--out", tmp_path / "run", "--until", "objects")
+    for name in ("config.yaml", "log.jsonl"):
+        _, errors = spr("show", tmp_path / "run" / name, expect=1)
+        assert "can't be shown" in errors
+        assert "delete" not in errors
+
+
+def test_text_without_standard_input_or_with_a_poor_terminal_is_no_crash():
+    command = f"{sys.executable} -m spr text --from ferret --to llava --size 9x9 <&-"
+    assert subprocess.run(["bash", "-c", command], capture_output=True, check=True).stderr == b""
+    line = "一只狗 [0, 0, 500, 500]\n".encode()
+    result = subprocess.run(
+        [*SPR, "text", "--from", "ferret", "--to", "llava", "--size", "9x9"],
+        input=line,
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert result.stdout == b"??? [0.00, 0.00, 0.50, 0.50]\n"
+
+
+def test_the_whole_pipeline_runs_without_weights_and_tells_lengths(config, tmp_path):
+    fakes = [f"{section}.adapter=fake" for section in ("describer", "scorer", "detector")]
+    output, _ = spr("run", config, "--out", tmp_path / "run", *fakes)
+    assert "pairs: " in output
+    assert "phrases with boxes" in output
+    assert "S_loc, own boxes" in output
+    spr("show", tmp_path / "run" / "pairs", "-n", 2, "--draw", tmp_path / "pairs.png")
+    with Image.open(tmp_path / "pairs.png") as sheet:
+        assert sheet.size == (2 * 420, 438)
+
+
+def test_a_stage_that_needs_a_describer_says_so(config, tmp_path):
+    _, errors = spr("run", config, "--out", tmp_path / "run", "--until", "pairs", expect=2)
+    assert "needs a describer" in errors
+    assert "describer.adapter=fake" in errors
+
+
 def test_doctor_tells_versions_devices_configs_and_dialects():
     output, _ = spr("doctor")
     for word in ("torch", "CPU cores", "quickstart", "florence2"):
@@ -156,8 +223,9 @@ def test_doctor_tells_versions_devices_configs_and_dialects():
 
 
 def test_quickstart_ends_with_a_picture_and_can_be_run_twice(tmp_path):
-    output, _ = spr("quickstart", "--out", tmp_path / "q")
-    assert "regions: 200 regions" in output or "regions: 199 regions" in output
-    assert (tmp_path / "q" / "regions.png").is_file()
-    output, _ = spr("quickstart", "--out", tmp_path / "q")
+    out = tmp_path / "q #1: x"
+    output, _ = spr("quickstart", "--out", out)
+    assert "regions: 200 regions" in output
+    assert (out / "regions.png").is_file()
+    output, _ = spr("quickstart", "--out", out)
     assert output.count("done before") == 2

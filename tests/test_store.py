@@ -32,7 +32,9 @@ def store(tmp_path):
     store = StageStore(tmp_path / "run" / "objects")
     manifest = Manifest("objects", "f")
     for index, image_id in enumerate("abc"):
-        manifest.shards.append(store.write_shard(index, output(image_id, drops=[(image_id * 2, "too_few_objects")])))
+        manifest.shards.append(
+            store.write_shard(index, output(image_id, drops=[(image_id * 2, "too_few_objects")]), inputs=2)
+        )
     manifest.complete = True
     store.save(manifest)
     return store
@@ -51,23 +53,23 @@ def test_the_same_rows_give_the_same_bytes_however_they_were_put_together(tmp_pa
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
 
 
-def test_a_damaged_shard_and_those_after_it_are_not_valid(store):
+def test_a_damaged_shard_is_not_valid_and_the_others_are(store):
     manifest = store.manifest()
     assert len(store.valid_shards(manifest)) == 3
     data = bytearray(store.part(1).read_bytes())
     data[len(data) // 2] ^= 1
     store.part(1).write_bytes(data)
-    assert [shard.index for shard in store.valid_shards(manifest)] == [0]
+    assert [shard.index for shard in store.valid_shards(manifest)] == [0, 2]
 
 
 def test_a_missing_file_of_drops_makes_a_shard_invalid(store):
     store.drops(0).unlink()
-    assert store.valid_shards(store.manifest()) == []
+    assert [shard.index for shard in store.valid_shards(store.manifest())] == [1, 2]
 
 
 def test_sweeping_removes_what_no_entry_names_and_nothing_else(store):
     (store.folder / ".part-00007.parquet.99.tmp").write_bytes(b"half")
-    store.write_shard(3, output("d"))
+    store.write_shard(3, output("d"), inputs=1)
     (store.folder / "notes.txt").write_text("mine")
     store.sweep(store.manifest())
     names = sorted(p.name for p in store.folder.iterdir())
@@ -85,7 +87,17 @@ def test_an_unfinished_stage_is_not_read_and_the_message_says_what_makes_it(stor
         StageStore(store.folder.parent / "regions").finished()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 1}',
+        "\x00",
+        '{"format": 1, "stage": "s", "fingerprint": "f", "shards": [], "source": null, "complete": true}',
+    ],
+)
 def test_a_damaged_manifest_is_named_with_the_mend(store, content):
     path = store.folder / "manifest.json"
     path.write_text(content)
@@ -125,7 +137,7 @@ def test_drops_of_all_stages_are_merged_in_order(store):
     later = StageStore(store.folder.parent / "regions")
     manifest = Manifest("regions", "g")
     manifest.shards.append(
-        later.write_shard(0, StageOutput(output().table, dropped_table("regions", "image", [("z", "r")])))
+        later.write_shard(0, StageOutput(output().table, dropped_table("regions", "image", [("z", "r")])), inputs=1)
     )
     later.save(manifest)
     assert merge_dropped(store.folder.parent, ["objects", "regions", "candidates"]) == 4

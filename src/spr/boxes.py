@@ -1,8 +1,7 @@
 """Box arithmetic, batched, in numpy.
 
 A box is ``(x1, y1, x2, y2)`` in pixels of the original image, continuous: its width is ``x2 - x1`` and the image
-covers ``0..W`` by ``0..H``. Arrays are ``boxes_xyxy`` of shape ``(..., 4)``; results are float64, so that a ratio at a
-threshold does not depend on how it was rounded on the way.
+covers ``0..W`` by ``0..H``. Arrays are ``boxes_xyxy`` of shape ``(..., 4)``; results are float64.
 """
 
 from __future__ import annotations
@@ -139,6 +138,29 @@ def aspect(boxes_xyxy: Boxes) -> Array:
     sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None)
     short, long = sides.min(axis=-1), sides.max(axis=-1)
     return np.asarray(np.divide(short, long, out=np.zeros_like(long), where=long > 0))
+
+
+ROUNDING = 1e-5
+"""Tables hold float32 edges, so that a ratio which is a threshold exactly on paper may be off by some millionths.
+`at_least` and `over` treat what is within this relative distance of the threshold as equal to it."""
+
+
+def at_least(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
+    """``values >= threshold``, for values made from float32 edges.
+
+    >>> at_least([0.4999999, 0.499], 0.5).tolist()
+    [True, False]
+    """
+    return np.asarray(np.asarray(values) >= threshold * (1 - ROUNDING))
+
+
+def over(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
+    """``values > threshold``, for values made from float32 edges.
+
+    >>> over([0.5000001, 0.501], 0.5).tolist()
+    [False, True]
+    """
+    return np.asarray(np.asarray(values) > threshold * (1 + ROUNDING))
 
 
 def clip(boxes_xyxy: Boxes, size_wh: tuple[float, float] | npt.ArrayLike) -> Array:

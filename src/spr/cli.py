@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from spr.errors import ConfigError, GroundingError, SprError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from spr.grounding import Dialect
     from spr.pipeline.runner import StageSummary
 
 app = typer.Typer(
@@ -50,28 +50,35 @@ def run(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config fields, such as regions.per_image=2.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The run folder; one that holds a run goes on where it stopped.")] = ...,  # type: ignore[assignment]
-    until: Annotated[str, typer.Option(help="The last stage to run.")] = "regions",
+    until: Annotated[
+        str | None, typer.Option(help="The last stage to run. [default: pairs; regions without a describer]")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes for the stages bound to the CPU.")] = 1,
 ) -> None:
     """Run all due stages of an experiment into a run folder."""
     from spr.config import load_config
     from spr.pipeline import runner
 
-    _check_name("--until", until, runner.STAGE_NAMES)
+    if until is not None:
+        _check_name("--until", until, runner.STAGE_NAMES)
     try:
-        summaries = runner.run(load_config(config, overrides or ()), out, until=until, workers=workers)
+        made = load_config(config, overrides or ())
+        summaries = runner.run(made, out, until=until, workers=workers, report=_print_summary)
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. Finished shards are in {out}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
-    for summary in summaries:
-        _print_summary(summary)
-    typer.echo(f"\nLook at it:  spr show {out / until}")
+    if summaries[-1].name == "pairs":
+        from spr.report.pairs import describe_pairs
+
+        for line in describe_pairs(out):
+            typer.echo(line)
+    typer.echo(f"\nLook at it:  spr show {out / summaries[-1].name}")
 
 
 @app.command()
 def show(
     path: Annotated[Path, typer.Argument(help="RUN, RUN/STAGE or a .parquet file.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 3,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many rows.")] = 3,
     skip: Annotated[int, typer.Option(min=0, help="Rows to pass over first.")] = 0,
     draw: Annotated[
         Path | None, typer.Option(help="Draw the rows over their images into this PNG (objects and regions).")
@@ -104,7 +111,7 @@ def text(
     """
     from spr import grounding
 
-    dialects = _parse_dialect(source), _parse_dialect(target)
+    dialects = grounding.get_dialect(source), grounding.get_dialect(target)
     made = grounding.convert_lines(_input_lines(), *dialects, _parse_size(size), strict=strict)
     number = 1
     try:
@@ -121,7 +128,7 @@ def text(
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Option(help="The folder to write into: images/, instances.json, expressions.json.")],
-    n: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 200,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many scenes.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Scene i of a seed is the same whatever n is.")] = 0,
 ) -> None:
     """Generate scenes of coloured shapes with exact boxes, as COCO JSON and PNG, and expressions for REC."""
@@ -137,13 +144,17 @@ def quickstart(
     workers: Annotated[int, typer.Option(min=1, help="Processes for the stages bound to the CPU.")] = 1,
 ) -> None:
     """Run as much of the method as there is on generated scenes, and draw what came out."""
+    import json
+
     from spr.scenes.generate import write_scenes
 
-    data = out / "scenes"
+    data = out / f"scenes-{seed}"
     if not (data / "instances.json").is_file():
         write_scenes(data, 200, seed)
     typer.echo(f"Scenes:  {data}")
-    overrides = [f"annotations.path={data / 'instances.json'}", f"annotations.images={data / 'images'}", f"seed={seed}"]
+    # JSON texts are YAML texts, whatever is in the path.
+    paths = {"path": data / "instances.json", "images": data / "images"}
+    overrides = [f"annotations.{name}={json.dumps(str(path))}" for name, path in paths.items()] + [f"seed={seed}"]
     run("quickstart", overrides, out=out / "run", workers=workers)
     show(out / "run" / "regions", n=12, draw=out / "regions.png")
 
@@ -159,22 +170,8 @@ def doctor() -> None:
 
 def _input_lines() -> Iterator[str]:
     # Undecodable bytes become U+FFFD: a model's output may hold anything, and one bad byte must not stop the rest.
-    for line in sys.stdin.buffer:
+    for line in sys.stdin.buffer if sys.stdin is not None else ():
         yield line.decode("utf-8", errors="replace")
-
-
-def _parse_dialect(text: str) -> Dialect:
-    import yaml
-
-    from spr.grounding import get_dialect
-
-    key, _, options = text.partition(":")
-    pairs = [pair.partition("=") for pair in options.split(",") if pair]
-    known = ("padded", "min_pixels", "max_pixels")
-    for name, _, value in pairs:
-        if name not in known or not value:
-            raise ConfigError("A dialect's option is malformed", got=text, expected=f"KEY:OPTION=VALUE of {known}")
-    return get_dialect(key, **{name: yaml.safe_load(value) for name, _, value in pairs})
 
 
 def _parse_size(text_wh: str) -> tuple[int, int]:
@@ -204,6 +201,10 @@ def _print_summary(summary: StageSummary) -> None:
 
 def main() -> NoReturn:
     """Run the command line; a problem that the user can mend is printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that can't show a character must not stop a conversion.
+            stream.reconfigure(errors="replace")
     try:
         app()
     except SprError as error:

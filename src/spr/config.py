@@ -9,83 +9,42 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from spr.errors import ConfigError
+from spr.sections import (
+    AnnotationsConfig,
+    DescriberConfig,
+    DetectorConfig,
+    Int,
+    PairingConfig,
+    PromptsConfig,
+    RegionsConfig,
+    ScorerConfig,
+    ScoringConfig,
+    Section,
+)
 
 SHIPPED = Path(__file__).parent / "configs"
-
-
-def _not_a_text(value: object) -> object:
-    # YAML reads "1e-5" and quoted numbers as texts; a number in quotes is a typing error that must not pass silently.
-    if isinstance(value, str | bool):
-        raise ValueError("not a number")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_not_a_text)]
-Float = Annotated[float, BeforeValidator(_not_a_text)]
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys are errors, values don't change once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class AnnotationsConfig(Section):
-    """Annotations → objects (METHOD §1)."""
-
-    path: Path
-    """COCO, LVIS or Objects365 JSON."""
-    images: Path
-    """The folder that the file names in the JSON are relative to."""
-    min_area: Float = Field(default=300.0, ge=0)
-    """Objects whose box area is under this, in px², are removed [seed]."""
-    min_objects: Int = Field(default=9, ge=1)
-    """Images with fewer objects left are dropped [seed: "containing more than eight objects"]."""
-    max_images: Int | None = Field(default=10_000, ge=1)
-    """How many images are sampled [seed]; null keeps all."""
-    crowd_nms_iou: Float = Field(default=0.5, ge=0, le=1)
-    """Non-maximum suppression among what the detector finds in a crowd [ours]."""
-    crowd_duplicate_iou: Float = Field(default=0.5, ge=0, le=1)
-    """A find over this IoU with an object of the same category is that object, and dropped [ours]."""
-    check_images: bool = True
-    """Whether the sampled images are opened and decoded: finds files that are missing, truncated or of another size."""
-    orientation: Literal["auto", "apply", "ignore"] = "auto"
-    """What to do with EXIF rotation: `auto` rotates where only that fits the annotated size, and drops what can't be
-    told; `apply` always rotates; `ignore` never does [ours]."""
-    max_pixels: Int = Field(default=178_956_970, ge=1)
-    """Larger images are dropped without being decoded (decompression bombs)."""
-
-
-class RegionsConfig(Section):
-    """Objects → region queries (METHOD §2)."""
-
-    per_image: Int = Field(default=1, ge=1)
-    """Region queries an image, each from another start object [ours]."""
-    min_inside: Int = Field(default=5, ge=1)
-    """A region grows until this many objects are inside [paper: "more than 4"]."""
-    min_aspect: Float = Field(default=1 / 3, ge=0, lt=1)
-    """Short side over long side must be over this [seed]."""
-    inside_fraction: Float = Field(default=0.5, gt=0, le=1)
-    """An object is inside when at least this share of its area is [seed]."""
-    distance: Literal["edge", "centre"] = "edge"
-    """What "closest" means: the gap between the edges (ties by the centres), or between the centres [ours]."""
-    failed_aspect: Literal["grow", "next_start"] = "grow"
-    """A region with enough objects but too narrow goes on growing, or the next start object is tried [ours]."""
 
 
 class Config(Section):
     """A whole experiment; `spr run` writes it, resolved, to `RUN/config.yaml`."""
 
-    seed: Int = Field(default=0, ge=0)
+    seed: Int = Field(default=0, ge=0, lt=2**63)
     """Every random choice comes from a hash of this and a record's id."""
     annotations: AnnotationsConfig
     regions: RegionsConfig = RegionsConfig()
+    describer: DescriberConfig | None = None
+    """Without it, a run ends with its regions."""
+    prompts: PromptsConfig = PromptsConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    detector: DetectorConfig = DetectorConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    pairing: PairingConfig = PairingConfig()
     shard_rows: Int = Field(default=512, ge=1)
     """Rows a shard; changes the files' layout, never the rows."""
     engine: Literal["local"] = "local"
@@ -123,8 +82,11 @@ def find_config(source: str | Path) -> Path:
     """The file of a config given by path or by shipped name."""
     path = Path(source)
     shipped = {p.stem: p for p in sorted(SHIPPED.glob("*.yaml"))}
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError) as error:
+        raise ConfigError("The config's name can't be one", got=error, fix="give a YAML file") from None
     if str(source) in shipped:
         return shipped[str(source)]
     near = difflib.get_close_matches(str(source), shipped, n=1)
@@ -141,8 +103,15 @@ def make_config(raw: Mapping[str, Any], where: str = "config") -> Config:
         many = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
         raise ConfigError(f"{where} has {many}:\n" + "\n".join(f"  - {line}" for line in lines)) from None
     section = config.annotations
-    absolute = {name: getattr(section, name).expanduser().absolute() for name in ("path", "images")}
+    absolute = {name: _absolute(getattr(section, name), f"annotations.{name}") for name in ("path", "images")}
     return config.model_copy(update={"annotations": section.model_copy(update=absolute)})
+
+
+def _absolute(path: Path, field: str) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"`{field}` can't be resolved", got=path, expected=error, fix="write out the path") from None
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -195,7 +164,9 @@ def _known_keys(path: list[str]) -> list[str]:
     section: Any = Config
     for part in path:
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = field.annotation if field is not None else None
+        kind = field.annotation if field is not None else None
+        # A section that may be left out is a union with None.
+        section = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
     return list(section.model_fields) if hasattr(section, "model_fields") else []
 
 

@@ -72,7 +72,10 @@ class Progress:
         rate = (self.done - self._before) / seconds
         text = f"{self.label}: {self.done:,}"
         text += f" of {self.total:,} {self.unit}" if self.total else f" {self.unit}"
-        text += f", {rate:,.0f} {self.unit}/s" if rate >= 1 else f", {1 / max(rate, 1e-9):,.1f} s a {self.unit[:-1]}"
+        if rate >= 1:
+            text += f", {rate:,.0f} {self.unit}/s"
+        elif rate > 0:
+            text += f", {1 / rate:,.1f} s a {self.unit.removesuffix('s')}"
         if self.total and rate > 0:
             text += f", {max(self.total - self.done, 0) / rate:,.0f} s left"
         return text

@@ -68,10 +68,21 @@ def _kind_and_reason(row: dict[str, Any]) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """A finished shard: its number, rows, both files' sha256 and its drops counted by kind and reason."""
+    """A finished shard.
+
+    Attributes:
+        index: Its number.
+        inputs: The input rows that it comes from.
+        rows: Its own rows.
+        source: What identifies the rows that it comes from: the sha256 of its input shards; empty for a first stage.
+        sha256, dropped_sha256: Of its two files.
+        dropped: Its drops, counted by kind and reason.
+    """
 
     index: int
+    inputs: int
     rows: int
+    source: str
     sha256: str
     dropped_sha256: str
     dropped: Mapping[str, int]
@@ -84,7 +95,7 @@ class Manifest:
     Attributes:
         stage: The stage's name.
         fingerprint: Hash of all that decides the rows: config, inputs, the stage's version.
-        shards: Entries, by number without a gap.
+        shards: Entries, sorted by number; some may be missing until the stage is complete.
         source: What a first stage says of its input: counts, and the drops made before sharding.
         complete: Whether all shards are there.
     """
@@ -107,6 +118,9 @@ class Manifest:
         for shard in self.shards:
             total.update(shard.dropped)
         return dict(sorted(total.items()))
+
+
+_ENTRY = tuple(item.name for item in dataclasses.fields(ShardEntry))
 
 
 class StageStore:
@@ -142,6 +156,8 @@ class StageStore:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             entries = [ShardEntry(**entry) for entry in raw["shards"]]
+            if not isinstance(raw["source"], dict):
+                raise ValueError("`source` is no object")
             if raw["format"] != FORMAT:
                 raise RunError(f"{path} is of another version of SPR", got=raw["format"], expected=FORMAT)
             return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"])
@@ -153,24 +169,32 @@ class StageStore:
 
     def save(self, manifest: Manifest) -> None:
         """Write the manifest atomically."""
-        raw = {"format": FORMAT, **dataclasses.asdict(manifest), "rows": manifest.rows, "dropped": manifest.dropped}
-        write_atomically(self.folder / MANIFEST, json.dumps(raw, indent=1).encode())
+        head = {
+            "format": FORMAT,
+            "stage": manifest.stage,
+            "fingerprint": manifest.fingerprint,
+            "complete": manifest.complete,
+            "rows": manifest.rows,
+            "source": manifest.source,
+        }
+        # A line a shard: to be read by people, and written fast though there may be thousands.
+        shards = ",\n".join(json.dumps({name: getattr(shard, name) for name in _ENTRY}) for shard in manifest.shards)
+        text = json.dumps(head).removesuffix("}") + ', "shards": [\n' + shards + "\n]}\n"
+        write_atomically(self.folder / MANIFEST, text.encode())
 
-    def write_shard(self, index: int, output: StageOutput) -> ShardEntry:
+    def write_shard(self, index: int, output: StageOutput, *, inputs: int, source: str = "") -> ShardEntry:
         """Write a shard's two files; the caller puts the entry into the manifest."""
         rows = write_table(self.part(index), output.table)
         drops = write_table(self.drops(index), output.dropped)
-        return ShardEntry(index, len(output.table), rows, drops, count_reasons(output.dropped))
+        return ShardEntry(index, inputs, len(output.table), source, rows, drops, count_reasons(output.dropped))
 
     def valid_shards(self, manifest: Manifest) -> list[ShardEntry]:
-        """The entries up to the first whose files are missing or changed."""
-        valid = []
-        for expected, shard in enumerate(manifest.shards):
-            files = {self.part(shard.index): shard.sha256, self.drops(shard.index): shard.dropped_sha256}
-            if shard.index != expected or any(not p.is_file() or sha256(p) != sha for p, sha in files.items()):
-                break
-            valid.append(shard)
-        return valid
+        """The entries whose files are there and unchanged."""
+        return [shard for shard in manifest.shards if self._is_valid(shard)]
+
+    def _is_valid(self, shard: ShardEntry) -> bool:
+        files = {self.part(shard.index): shard.sha256, self.drops(shard.index): shard.dropped_sha256}
+        return all(path.is_file() and sha256(path) == expected for path, expected in files.items())
 
     def sweep(self, manifest: Manifest) -> None:
         """Remove what no entry names: temporary files and shards of interrupted or superseded work."""
@@ -178,7 +202,7 @@ class StageStore:
         named |= {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             ours = is_temporary(path) or path.name.startswith(("part-", "dropped-"))
-            if ours and path.name not in named:
+            if ours and path.name not in named and not path.is_dir():
                 path.unlink(missing_ok=True)
 
     def finished(self) -> Manifest:
@@ -220,7 +244,8 @@ def read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{path} can't be read", got=error, fix=f"run again: {path.parent.name} is made anew") from None
+        expected = "a Parquet file; in a run folder the same command makes a damaged shard anew"
+        raise RunError(f"{path} can't be read", got=error, expected=expected) from None
 
 
 def write_table(path: Path, table: pa.Table) -> str:

@@ -2,15 +2,18 @@
 
 import io
 import json
+from functools import partial
 
 import pytest
 from PIL import Image
 
 from spr.annotations import CrowdFinds
 from spr.config import make_config
-from spr.pipeline.objects import make_objects, plan_objects
+from spr.errors import ConfigError
+from spr.pipeline.objects import look_in_crowds, make_objects, plan_objects
+from spr.pipeline.runner import run
 from spr.progress import Progress
-from spr.records import ImageObjects
+from spr.records import Detection, ImageObjects
 from spr.schemas import from_table
 
 
@@ -32,12 +35,17 @@ class Scene:
         (folder / "a.json").write_text(json.dumps(coco))
         self.folder = folder
 
+    def settings(self, **settings):
+        section = {"path": str(self.folder / "a.json"), "images": str(self.folder), **settings}
+        return make_config({"annotations": section}).annotations
+
     def objects(self, detector=None, **settings):
         section = {"path": str(self.folder / "a.json"), "images": str(self.folder), **settings}
+        section |= {"crowds": "detect" if detector else "drop"}
         config = make_config({"annotations": section})
-        plan = plan_objects(config, Progress("", stream=io.StringIO()), with_detector=detector is not None)
+        plan = plan_objects(config, Progress("", stream=io.StringIO()))
         drops = plan.dropped.to_pylist()
-        output = make_objects(plan.rows(0, len(plan.ids)), config, detector=detector)
+        output = make_objects({"source": plan.rows(0, len(plan.ids))}, config, detector=detector)
         drops += output.dropped.to_pylist()
         images = from_table(output.table, ImageObjects)
         ids = [o.id for image in images for o in image.objects]
@@ -112,3 +120,37 @@ def test_a_file_that_is_gone_drops_its_image_unless_files_are_not_checked(tmp_pa
     (scene.folder / "1.png").unlink()
     assert scene.objects(min_objects=1)[:2] == ([], [("image", "1", "image_missing")])
     assert scene.objects(min_objects=1, check_images=False)[:2] == (["10"], [])
+
+
+def test_a_configured_detector_is_asked_about_the_crop_of_the_crowd(tmp_path):
+    boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40.5, 40, 59, 60)]
+    scene = Scene(tmp_path / "s", boxes, crowd=True)
+    asked = []
+
+    class Finds:
+        name = "finds"
+
+        def detect(self, requests):
+            asked.extend((request.image.size, request.text) for request in requests)
+            # The crop begins at x = 40: 5–25 of it is 45–65 of the image.
+            return [[Detection("cup", (5, 5, 25, 25), 0.75)] for _ in requests]
+
+    settings = scene.settings(crowds="detect")
+    find = partial(look_in_crowds, detector=Finds(), settings=settings)
+    _, drops, (image,) = scene.objects(find)
+    assert asked == [((60, 60), "cup")]
+    assert image.objects[-1].box == (45.0, 45.0, 65.0, 65.0)
+    assert drops == []
+
+
+def test_crowds_can_be_annotated_again_by_a_run(tmp_path):
+    boxes = [(k * 9, k * 9, 18, 18) for k in range(10)] + [(0, 40, 60, 60)]
+    scene = Scene(tmp_path / "s", boxes, crowd=True)
+    raw = {"path": str(scene.folder / "a.json"), "images": str(scene.folder), "crowds": "detect"}
+    config = make_config({"annotations": raw, "detector": {"adapter": "fake"}})
+    (summary,) = run(config, tmp_path / "run", until="objects")
+    assert summary.rows == 1
+    assert "object: crowd_without_detector" not in summary.dropped
+    without = make_config({"annotations": raw, "detector": {"adapter": "none"}})
+    with pytest.raises(ConfigError, match="detector"):
+        run(without, tmp_path / "other", until="objects")

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spr import boxes as bx
-from spr.config import Config, RegionsConfig, make_config
+from spr.config import Config, make_config
 from spr.pipeline.regions import find_regions, grow_regions, make_regions
 from spr.records import ImageObject, ImageObjects, RegionQuery
 from spr.schemas import OBJECTS, REGIONS, from_table, to_table
+from spr.sections import RegionsConfig
 
 
 def config_with(seed: int = 0, **regions: object) -> Config:
@@ -117,7 +118,7 @@ def image(image_id: str, boxes, size=(1000, 1000)) -> ImageObjects:
 
 
 def stage(images, config):
-    output = make_regions(to_table(images, ImageObjects), config)
+    output = make_regions({"objects": to_table(images, ImageObjects)}, config)
     return from_table(output.table, RegionQuery), output.dropped.to_pylist()
 
 
@@ -139,7 +140,7 @@ def test_regions_that_an_image_can_not_give_are_counted():
 
 
 def test_an_empty_shard_gives_an_empty_shard():
-    output = make_regions(OBJECTS.empty_table(), config_with())
+    output = make_regions({"objects": OBJECTS.empty_table()}, config_with())
     assert (len(output.table), output.table.schema, len(output.dropped)) == (0, REGIONS, 0)
 
 
@@ -175,7 +176,7 @@ def test_region_invariants_hold_on_any_scene(scenes, per_image, order):
         region = np.array(query.region)
         assert inside.sum() > 4
         assert bx.aspect(region) > 1 / 3
-        assert inside.tolist() == (bx.fraction_inside(boxes, region) >= 0.5).tolist()
+        assert inside.tolist() == bx.at_least(bx.fraction_inside(boxes, region), 0.5).tolist()
         # The region is the union of boxes of objects that it holds whole, its start object's among them.
         whole = boxes[(boxes[:, :2] >= region[:2]).all(1) & (boxes[:, 2:] <= region[2:]).all(1)]
         assert [*whole[:, :2].min(0), *whole[:, 2:].max(0)] == region.tolist()
@@ -210,11 +211,11 @@ def test_a_sliced_table_gives_the_rows_of_the_slice():
         for k in range(4)
     ]
     table = to_table(images, ImageObjects)
-    whole = make_regions(table, config_with()).table
-    sliced = make_regions(table.slice(2, 1), config_with()).table
+    whole = make_regions({"objects": table}, config_with()).table
+    sliced = make_regions({"objects": table.slice(2, 1)}, config_with()).table
     assert sliced.to_pylist() == whole.slice(2, 1).to_pylist()
     chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    assert make_regions(chunked, config_with()).table.to_pylist() == whole.to_pylist()
+    assert make_regions({"objects": chunked}, config_with()).table.to_pylist() == whole.to_pylist()
 
 
 @pytest.mark.parametrize("fraction", [0.3, 1.0])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,14 +106,46 @@ def test_a_second_run_does_nothing_again(dataset, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("part-*")} == before
 
 
-def test_a_damaged_shard_is_made_anew(dataset, tmp_path):
+def test_a_damaged_shard_is_made_anew_and_no_other(dataset, tmp_path):
     config = make_config(dataset.config(shard_rows=8))
     run(config, tmp_path / "run")
     whole = files(tmp_path / "run")
-    (tmp_path / "run" / "regions" / "part-00002.parquet").write_bytes(b"torn")
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "regions").glob("part-*")}
+    assert len(times) >= 4
+    torn = tmp_path / "run" / "regions" / "part-00001.parquet"
+    torn.write_bytes(b"torn")
+    run(config, tmp_path / "run")
+    assert files(tmp_path / "run") == whole
+    assert {p for p, before in times.items() if p.stat().st_mtime_ns != before} == {torn}
     (tmp_path / "run" / "objects" / "part-00001.parquet").unlink()
     run(config, tmp_path / "run")
     assert files(tmp_path / "run") == whole
+
+
+def test_rows_made_from_others_than_those_that_are_there_are_made_anew(dataset, tmp_path):
+    config = make_config(dataset.config(shard_rows=8))
+    hidden = [path.rename(path.with_suffix(".hidden")) for path in sorted(dataset.images.iterdir())[:5]]
+    first = run(config, tmp_path / "run")
+    for path in hidden:
+        path.rename(path.with_suffix(".png"))
+    shutil.rmtree(tmp_path / "run" / "objects")
+    second = run(config, tmp_path / "run")
+    undisturbed = run(config, tmp_path / "other")
+    assert first[0].rows < second[0].rows
+    assert [s.rows for s in second] == [s.rows for s in undisturbed]
+    assert files(tmp_path / "run") == files(tmp_path / "other")
+
+
+def test_the_same_is_dropped_whatever_the_size_of_shards(dataset, tmp_path):
+    for path in sorted(dataset.images.iterdir())[::3]:
+        path.unlink()
+    counts = []
+    for rows_a_shard in (1, 4, 512):
+        config = make_config(dataset.config(annotations={"max_images": 5}, shard_rows=rows_a_shard))
+        (summary,) = run(config, tmp_path / str(rows_a_shard), until="objects")
+        counts.append((summary.rows, summary.dropped))
+    assert counts[0] == counts[1] == counts[2]
+    assert counts[0][1]["image: image_missing"] > 0
 
 
 # Runs in a process of its own and dies, as by `kill -9`, at the n-th sync of a file: before a shard's rename, between
@@ -142,6 +175,25 @@ def undisturbed(make_dataset, tmp_path_factory):
     path.write_text(yaml.safe_dump(raw))
     run(make_config(raw), data.folder / "whole")
     return path, raw, files(data.folder / "whole")
+
+
+def test_what_workers_did_beyond_the_sample_is_swept_also_after_a_kill(undisturbed, tmp_path, monkeypatch):
+    _, raw, whole = undisturbed
+    sweeps = []
+
+    def sweep(store, manifest):
+        sweeps.append(store.folder)
+        if len(sweeps) == 2:
+            raise KeyboardInterrupt
+        real(store, manifest)
+
+    real = StageStore.sweep
+    monkeypatch.setattr(StageStore, "sweep", sweep)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(raw), tmp_path / "run", workers=2)
+    monkeypatch.undo()
+    run(make_config(raw), tmp_path / "run")
+    assert files(tmp_path / "run") == whole
 
 
 @pytest.mark.parametrize("syncs", [0, 2, 5, 9, 14, 20, 27, 35, 44, 60])

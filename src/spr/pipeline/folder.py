@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import yaml
@@ -57,7 +58,9 @@ def adopt(config: Config, out: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     begun = [stage for stage in stages if StageStore(out / stage.name).manifest() is not None]
     if path.is_file():
         changed = changed_fields(_read_config(path), new)
-        deciding = {stage.name: {key for key in changed if key.split(".")[0] in stage.sections} for stage in begun}
+        deciding = {
+            stage.name: {key for key in changed if key.split(".")[0] in stage.deciding(config)} for stage in begun
+        }
         spoilt = [name for name, fields in deciding.items() if fields]
         if spoilt:
             fields = sorted(set().union(*deciding.values()))
@@ -91,6 +94,8 @@ def _identify(annotations: Path, known: Path) -> tuple[dict[str, Any], str | Non
     """
     try:
         stat = annotations.stat()
+        if not S_ISREG(stat.st_mode):
+            raise InputError(f"{annotations} is not a file", fix="set annotations.path to a JSON file")
         identity = {"path": str(annotations), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         before = _read_known(known)
         same = all(before.get(key) == value for key, value in identity.items())
@@ -98,7 +103,7 @@ def _identify(annotations: Path, known: Path) -> tuple[dict[str, Any], str | Non
     except FileNotFoundError:
         fix = "set annotations.path, relative to the current folder"
         raise InputError(f"There is no file {annotations}", fix=fix) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{annotations} can't be read", got=error, fix="set annotations.path to a JSON file") from None
     return {**identity, "sha256": digest}, before.get("sha256")
 
@@ -120,5 +125,8 @@ def _read_known(path: Path) -> dict[str, Any]:
 def log(out: Path, event: str, **details: Any) -> None:
     """Add a line to ``RUN/log.jsonl``."""
     entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    try:
+        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        raise RunError(f"{out / 'log.jsonl'} can't be written", got=error, fix="make room, or allow it") from None

@@ -6,8 +6,9 @@ sample. So it depends on the seed and the ids only, and an image that can't be r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr import boxes as bx
-from spr.annotations import Annotations, CrowdDetector, read_coco, replace_crowds
+from spr.annotations import Annotations, CrowdDetector, CrowdFinds, CrowdQuery, read_coco, replace_crowds
 from spr.columns import box_array, list_array
-from spr.config import AnnotationsConfig, Config
-from spr.errors import InputError
-from spr.images import ImageProblem, check_image
+from spr.config import Config
+from spr.errors import ConfigError, InputError
+from spr.images import ImageProblem, check_image, load_image
+from spr.models.categories import CategoryRequest, find_categories
+from spr.models.protocols import Detector
+from spr.models.registry import load_detector
 from spr.pipeline.stage import Plan, Stage
 from spr.progress import MEGABYTE, Progress
 from spr.randomness import stable_hash
 from spr.records import ImageObject, ImageObjects
 from spr.schemas import DROPPED, OBJECTS, from_table, to_table
+from spr.sections import AnnotationsConfig
 from spr.store import StageOutput, dropped_columns, dropped_table
 
 Ints = npt.NDArray[np.int64]
@@ -36,22 +41,7 @@ CROWDS = pa.field("crowds", OBJECTS.field("objects").type, nullable=False)
 """The column that the stage's input has besides `OBJECTS`: the crowds, which a detector annotates again."""
 
 
-def objects_stage(detector: CrowdDetector | None = None) -> Stage:
-    """The stage, with the detector that annotates crowds again; without one they are dropped, and counted.
-
-    The detector must be a function that can be pickled, for worker processes.
-    """
-    return Stage(
-        NAME,
-        version=1,
-        unit="images",
-        sections=("seed", "shard_rows", "annotations"),
-        process=partial(make_objects, detector=detector),
-        plan=partial(plan_objects, with_detector=detector is not None),
-    )
-
-
-def plan_objects(config: Config, progress: Progress, *, with_detector: bool = False) -> Plan:
+def plan_objects(config: Config, progress: Progress) -> Plan:
     """Read the annotations and put the images that may qualify in the order in which they are looked at.
 
     What can't qualify whatever its file or its crowds hold is dropped here: objects under ``min_area``
@@ -61,6 +51,7 @@ def plan_objects(config: Config, progress: Progress, *, with_detector: bool = Fa
         InputError: if the annotations or the images' folder can't be read.
     """
     settings = config.annotations
+    with_detector = settings.crowds == "detect"
     if settings.check_images and not settings.images.is_dir():
         got = "a file" if settings.images.exists() else "nothing there"
         raise InputError(
@@ -68,7 +59,7 @@ def plan_objects(config: Config, progress: Progress, *, with_detector: bool = Fa
         )
     found = read_coco(settings.path, progress=lambda done, _: progress.advance(done // MEGABYTE - progress.done))
     owner = np.repeat(np.arange(len(found.image_ids)), np.diff(found.offsets))
-    small = ~found.crowd & (bx.area(found.boxes_xyxy) < settings.min_area)
+    small = ~found.crowd & ~bx.at_least(bx.area(found.boxes_xyxy), settings.min_area)
     kept = ~found.crowd & ~small
     counts = np.bincount(owner[kept], minlength=len(found.image_ids))
     qualifies = counts >= settings.min_objects
@@ -99,18 +90,20 @@ def plan_objects(config: Config, progress: Progress, *, with_detector: bool = Fa
     )
 
 
-def make_objects(table: pa.Table, config: Config, *, detector: CrowdDetector | None = None) -> StageOutput:
+def make_objects(
+    tables: Mapping[str, pa.Table], config: Config, *, detector: CrowdDetector | None = None
+) -> StageOutput:
     """The stage's work on a shard: check the image files, replace crowds by what the detector finds, apply the filters.
 
     Args:
-        table: `OBJECTS` and `CROWDS`.
+        tables: ``source``: `OBJECTS` and `CROWDS`.
         config: See `AnnotationsConfig`.
         detector: Only asked where there are crowds.
 
     Drops images with the reasons of `spr.images`, crowds and finds with those of `spr.annotations.replace_crowds`,
     finds with ``area_under_minimum``, and images with ``too_few_objects``.
     """
-    settings = config.annotations
+    settings, table = config.annotations, tables["source"]
     problems = [_problem_of(row, settings) for row in table.drop_columns(["objects", "crowds"]).to_pylist()]
     good = pa.array([problem is None for problem in problems], pa.bool_())
     drops = [(i, p) for i, p in zip(table["image_id"].to_pylist(), problems, strict=True) if p is not None]
@@ -141,7 +134,7 @@ def _with_finds(table: pa.Table, settings: AnnotationsConfig, detector: CrowdDet
     image_drops: list[tuple[str, str]] = []
     kept: list[ImageObjects] = []
     for image in replaced:
-        large = tuple(item for item in image.objects if bx.area(item.box) >= settings.min_area)
+        large = tuple(item for item in image.objects if bx.at_least(bx.area(item.box), settings.min_area))
         object_drops += [(item.id, "area_under_minimum") for item in image.objects if item not in large]
         if len(large) < settings.min_objects:
             image_drops.append((image.image_id, "too_few_objects"))
@@ -223,4 +216,56 @@ def _texts(ids: npt.NDArray[np.int64] | npt.NDArray[np.object_]) -> pa.Array:
     return pa.array(ids, pa.string()) if ids.dtype == object else pa.array(ids).cast(pa.string())
 
 
-STAGE = objects_stage()
+def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
+    """`make_objects` with the config's detector, where crowds are to be annotated again."""
+    if config.annotations.crowds == "drop":
+        return make_objects(tables, config)
+    detector = load_detector(config.detector)
+    if detector is None:
+        fix = "set detector.adapter, or annotations.crowds: drop"
+        raise ConfigError("Crowds can't be annotated again", got="detector.adapter: none", fix=fix)
+    return make_objects(
+        tables, config, detector=partial(look_in_crowds, detector=detector, settings=config.annotations)
+    )
+
+
+def look_in_crowds(
+    queries: Sequence[CrowdQuery], *, detector: Detector, settings: AnnotationsConfig
+) -> list[CrowdFinds]:
+    """Ask a detector what crowds hold: for each crowd its category, in the crop of its box (METHOD §1.2).
+
+    An image that can't be read gives no finds.
+    """
+    answers: list[CrowdFinds] = []
+    # Queries come image by image: each is decoded once, and few are in memory at a time.
+    for file_name, group in groupby(queries, key=lambda query: query.file_name):
+        crowds = list(group)
+        try:
+            image = load_image(
+                settings.images,
+                file_name,
+                crowds[0].size_wh,
+                orientation=settings.orientation,
+                max_pixels=settings.max_pixels,
+            )
+        except ImageProblem:
+            answers += [CrowdFinds([], []) for _ in crowds]
+            continue
+        found = find_categories(detector, [CategoryRequest(image, crowd.category, crowd.box) for crowd in crowds])
+        answers += [CrowdFinds(finds.boxes_xyxy, finds.scores) for finds in found]
+    return answers
+
+
+def _models(config: Config) -> tuple[str, ...]:
+    return ("detector",) if config.annotations.crowds == "detect" else ()
+
+
+STAGE = Stage(
+    NAME,
+    version=1,
+    unit="images",
+    sections=("seed", "shard_rows", "annotations"),
+    process=process,
+    plan=plan_objects,
+    model_sections=_models,
+)

@@ -5,6 +5,7 @@ All images of a shard grow at once, as arrays padded to the largest number of ob
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +15,11 @@ import pyarrow as pa
 
 from spr import boxes as bx
 from spr.columns import ObjectColumns, box_array, list_array
-from spr.config import Config, RegionsConfig
+from spr.config import Config
 from spr.pipeline.stage import Stage
 from spr.randomness import stable_hash
 from spr.schemas import REGIONS
+from spr.sections import RegionsConfig
 from spr.store import StageOutput, dropped_table
 
 Bools = npt.NDArray[np.bool_]
@@ -26,6 +28,8 @@ Ints = npt.NDArray[np.int64]
 
 BATCH = 64
 """Images grown together; sorted by their number of objects, so that padding is short."""
+ROWS = 512
+"""The most regions grown together, where several starts of an image are tried at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +73,10 @@ def grow_regions(boxes_xyxy: npt.ArrayLike, real: npt.ArrayLike, start: npt.Arra
     active = rows
     while len(active):
         region, objects = regions[active, None, :], boxes[active]
-        inside[active] = (bx.fraction_inside(objects, region) >= config.inside_fraction) & real[active]
+        inside[active] = bx.at_least(bx.fraction_inside(objects, region), config.inside_fraction) & real[active]
         outside = real[active] & ~inside[active]
         enough = inside[active].sum(axis=1) >= config.min_inside
-        wide = bx.aspect(regions[active]) > config.min_aspect
+        wide = bx.over(bx.aspect(regions[active]), config.min_aspect)
         valid[active] = enough & wide
         over = valid[active] | ~outside.any(axis=1)
         if config.failed_aspect == "next_start":
@@ -117,26 +121,34 @@ def find_regions(
     found: list[list[Found]] = [[] for _ in boxes_xyxy]
     counts = real.sum(axis=1)
     active = np.flatnonzero(counts >= config.min_inside)
-    for attempt in range(real.shape[1]):
-        if not len(active):
-            break
-        starts = order[active, attempt]
-        grown = grow_regions(boxes_xyxy[active], real[active], starts, config)
+    tried, together = 0, 1
+    while len(active):
+        # One start first, mostly enough; then twice as many at once each time, since small batches cost most.
+        attempts = np.arange(tried, min(tried + together, real.shape[1]))
+        rows = np.repeat(active, len(attempts))
+        starts = order[active][:, attempts].reshape(-1)
+        wanted = np.tile(attempts, len(active)) < counts[rows]
+        rows, starts = rows[wanted], starts[wanted]
+        grown = grow_regions(boxes_xyxy[rows], real[rows], starts, config)
         for k in np.flatnonzero(grown.valid):
-            mine, region = found[active[k]], grown.regions_xyxy[k]
-            if not any(np.array_equal(region, other.region_xyxy) for other in mine):
+            mine, region = found[rows[k]], grown.regions_xyxy[k]
+            known = any(np.array_equal(region, other.region_xyxy) for other in mine)
+            if len(mine) < config.per_image and not known:
                 mine.append(Found(int(starts[k]), region, grown.inside[k]))
-        unsatisfied = [len(found[row]) < config.per_image and attempt + 1 < counts[row] for row in active]
+        tried += together
+        together = min(2 * together, max(1, ROWS // len(active)))
+        unsatisfied = [len(found[row]) < config.per_image and tried < counts[row] for row in active]
         active = active[np.asarray(unsatisfied, dtype=bool)]
     return found
 
 
-def make_regions(table: pa.Table, config: Config) -> StageOutput:
+def make_regions(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
     """The stage: a shard of `spr.schemas.OBJECTS` → a shard of `spr.schemas.REGIONS`.
 
     Drops images that yield no region (``too_few_objects``: fewer than ``min_inside``; ``no_valid_region``: every start
     object's region stayed too narrow), and queries over the number that an image can give (``no_further_region``).
     """
+    table = tables["objects"]
     columns = ObjectColumns.of(table)
     ids = columns.ids.to_pylist()
     image_ids = table["image_id"].to_pylist()
@@ -214,4 +226,11 @@ def _collect(
     return StageOutput(pa.table(made, schema=REGIONS), pa.concat_tables(dropped))
 
 
-STAGE = Stage("regions", version=1, unit="regions", sections=("seed", "regions"), process=make_regions)
+STAGE = Stage(
+    "regions",
+    version=1,
+    unit="regions",
+    sections=("seed", "regions"),
+    process=make_regions,
+    inputs=("objects",),
+)

@@ -6,23 +6,24 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from spr.config import Config
 from spr.errors import InputError, RunError
-from spr.pipeline import objects, regions
+from spr.models.registry import release
+from spr.pipeline import describe, objects, pair, regions, score
 from spr.pipeline.engines.local import run_shards
 from spr.pipeline.folder import adopt, locked, log
-from spr.pipeline.stage import Plan, Stage
+from spr.pipeline.stage import Stage
 from spr.progress import MEGABYTE, Progress
 from spr.store import (
     Manifest,
     ShardEntry,
-    StageOutput,
     StageStore,
     count_reasons,
     dropped_columns,
@@ -33,7 +34,7 @@ from spr.store import (
     write_table,
 )
 
-STAGES: tuple[Stage, ...] = (objects.STAGE, regions.STAGE)
+STAGES: tuple[Stage, ...] = (objects.STAGE, regions.STAGE, describe.STAGE, score.STAGE, pair.STAGE)
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -52,29 +53,43 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One shard's work, all that a worker process needs; ``source``: a shard's file, or a table in Arrow's IPC form."""
+    """One shard's work, all that a worker process needs; sources are shards' files, or tables in Arrow's IPC form."""
 
     stage: Stage
     config: Config
     folder: Path
     index: int
-    source: Path | bytes
+    sources: Mapping[str, Path | bytes]
+    inputs: int
+    source: str = ""
 
 
 def run_shard(job: Job) -> ShardEntry:
-    """Read a shard, process it, write its files; the manifest is the caller's."""
-    table = read_table(job.source) if isinstance(job.source, Path) else pa.ipc.open_stream(job.source).read_all()
-    return StageStore(job.folder).write_shard(job.index, job.stage.process(table, job.config))
+    """Read a shard's inputs, process them, write its files; the manifest is the caller's."""
+    tables = {
+        name: read_table(source) if isinstance(source, Path) else pa.ipc.open_stream(source).read_all()
+        for name, source in job.sources.items()
+    }
+    output = job.stage.process(tables, job.config)
+    return StageStore(job.folder).write_shard(job.index, output, inputs=job.inputs, source=job.source)
 
 
-def run(config: Config, out: Path, *, until: str = STAGE_NAMES[-1], workers: int = 1) -> list[StageSummary]:
+def run(
+    config: Config,
+    out: Path,
+    *,
+    until: str | None = None,
+    workers: int = 1,
+    report: Callable[[StageSummary], None] = lambda _: None,
+) -> list[StageSummary]:
     """Run all due stages up to ``until`` (ARCHITECTURE: "How data flows").
 
     Args:
         config: The whole experiment.
         out: The run folder; made if it is not there. One that holds a run goes on from its finished shards.
-        until: The last stage to run.
+        until: The last stage to run; None: ``pairs``, or ``regions`` where the config names no describer.
         workers: Processes for stages bound to the CPU.
+        report: Called after each stage.
 
     Raises:
         RunError: if the folder was made under another config or from other annotations, is in use, or is no run.
@@ -84,23 +99,21 @@ def run(config: Config, out: Path, *, until: str = STAGE_NAMES[-1], workers: int
         inputs = adopt(config, out, STAGES)
         summaries = []
         fingerprint = json.dumps(inputs, sort_keys=True)
-        source: Path | None = None
-        for stage in STAGES[: STAGE_NAMES.index(until) + 1]:
+        last = until or ("regions" if config.describer is None else STAGE_NAMES[-1])
+        for stage in STAGES[: STAGE_NAMES.index(last) + 1]:
             decides = [fingerprint, stage.name, stage.version, stage.settings(config)]
             fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-            summary = run_stage(stage, config, out, fingerprint, source, workers)
+            summary = run_stage(stage, config, out, fingerprint, workers)
             summaries.append(summary)
+            report(summary)
             merge_dropped(out, STAGE_NAMES)
             if not summary.rows:
                 _nothing_left(summary, out)
-            source = out / stage.name
         return summaries
 
 
-def run_stage(
-    stage: Stage, config: Config, out: Path, fingerprint: str, source: Path | None, workers: int
-) -> StageSummary:
-    """Run one stage: what its manifest lacks, from the shards in the folder ``source`` or, for the first, its plan.
+def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers: int) -> StageSummary:
+    """Run one stage: what its manifest lacks, from the shards of its inputs or, for the first, its plan.
 
     Raises:
         RunError: if the folder holds rows of another fingerprint.
@@ -111,39 +124,87 @@ def run_stage(
     if manifest.fingerprint != fingerprint:
         fix = f"delete {store.folder} to have it made anew, or choose another --out"
         raise RunError(f"{store.folder} was made by another version of SPR or from other rows", fix=fix)
+    store.sweep(manifest)
     valid = store.valid_shards(manifest)
-    if manifest.complete and len(valid) == len(manifest.shards) and _source_drops_valid(store, manifest):
+    jobs_of = _work_before(stage, config, store, out) if stage.plan is None else None
+    if jobs_of is not None:
+        valid = [shard for shard in valid if shard.index < len(jobs_of) and shard.source == jobs_of[shard.index].source]
+    expected = len(manifest.shards) if jobs_of is None else len(jobs_of)
+    if manifest.complete and len(valid) == expected and _source_drops_valid(store, manifest):
         return _summary(stage, manifest, 0.0, done_before=True)
     manifest.shards, manifest.complete = valid, False
-    store.sweep(manifest)
     log(out, "stage started", stage=stage.name, shards_kept=len(valid), workers=workers)
-    if stage.plan is None:
-        assert source is not None  # noqa: S101 (every stage but the first has one before it)
-        before = StageStore(source)
-        entries = before.finished().shards
-        sizes, shard_of = [entry.rows for entry in entries], before.part
-        _run_shards(stage, config, store, manifest, sizes, shard_of, None, workers)
+    if jobs_of is not None:
+        _run_jobs(stage, store, manifest, jobs_of, 1 if stage.model_sections(config) else workers)
     else:
-        label = f"{stage.name}: reading {config.annotations.path.name}"
-        with Progress(label, config.annotations.path.stat().st_size // MEGABYTE, "MB") as progress:
-            plan = stage.plan(config, progress)
-        _run_first(stage, config, store, manifest, plan, workers)
+        _run_first(stage, config, store, manifest, 1 if stage.model_sections(config) else workers)
+    release()
+    store.sweep(manifest)
     manifest.complete = True
     store.save(manifest)
-    store.sweep(manifest)
     summary = _summary(stage, manifest, time.monotonic() - started)
     log(out, "stage finished", stage=stage.name, rows=summary.rows, dropped=summary.dropped, seconds=summary.seconds)
     return summary
 
 
-def _run_first(stage: Stage, config: Config, store: StageStore, manifest: Manifest, plan: Plan, workers: int) -> None:
-    starts = range(0, len(plan.ids), config.shard_rows)
-    sizes = [min(config.shard_rows, len(plan.ids) - start) for start in starts]
+def _work_before(stage: Stage, config: Config, store: StageStore, out: Path) -> list[Job]:
+    """A job for each shard of the stages that this one reads."""
+    before = {name: StageStore(out / name) for name in stage.inputs}
+    entries = {name: input_store.finished().shards for name, input_store in before.items()}
+    jobs = []
+    for index, entry in enumerate(entries[stage.inputs[-1]]):
+        sources = {name: input_store.part(index) for name, input_store in before.items()}
+        identity = "+".join(entries[name][index].sha256 for name in stage.inputs)
+        jobs.append(Job(stage, config, store.folder, index, sources, entry.rows, identity))
+    return jobs
 
-    def shard_of(index: int) -> bytes:
-        return _to_ipc(plan.rows(starts[index], starts[index] + sizes[index]))
 
-    seen = _run_shards(stage, config, store, manifest, sizes, shard_of, plan.limit, workers)
+def _run_jobs(stage: Stage, store: StageStore, manifest: Manifest, jobs: Sequence[Job], workers: int) -> None:
+    """Do the jobs whose shards the manifest lacks."""
+    done = {shard.index: shard for shard in manifest.shards}
+    missing = [job for job in jobs if job.index not in done]
+    unit = next((before.unit for before in STAGES if before.name == stage.inputs[-1]), "rows")
+    total = sum(job.inputs for job in jobs)
+    bar = Progress(stage.name, total, unit, done=total - sum(job.inputs for job in missing))
+    with bar, contextlib.closing(run_shards(missing, run_shard, workers)) as results:
+        for entry in results:
+            done[entry.index] = entry
+            manifest.shards = [done[index] for index in sorted(done)]
+            store.save(manifest)
+            bar.advance(entry.inputs)
+
+
+def _run_first(stage: Stage, config: Config, store: StageStore, manifest: Manifest, workers: int) -> None:
+    """Plan, and do shards in their order until ``limit`` rows are out."""
+    assert stage.plan is not None  # noqa: S101 (the caller has looked)
+    label = f"{stage.name}: reading {config.annotations.path.name}"
+    with Progress(label, config.annotations.path.stat().st_size // MEGABYTE, "MB") as progress:
+        plan = stage.plan(config, progress)
+    # What comes after a gap was made under another count of rows: only a beginning without gaps is kept.
+    manifest.shards = [shard for number, shard in enumerate(manifest.shards) if shard.index == number]
+    limit = len(plan.ids) if plan.limit is None else min(plan.limit, len(plan.ids))
+    kept, seen = len(manifest.shards), sum(shard.inputs for shard in manifest.shards)
+
+    def job(start: int, inputs: int) -> Job:
+        table = plan.rows(start, start + inputs)
+        return Job(stage, config, store.folder, start // config.shard_rows, {"source": _to_ipc(table)}, inputs)
+
+    starts = range(kept * config.shard_rows, len(plan.ids), config.shard_rows)
+    jobs = (job(start, min(config.shard_rows, len(plan.ids) - start)) for start in starts)
+    # A shard that was cut ends the stage, also when the run was killed right after it.
+    finished = manifest.rows >= limit or seen % config.shard_rows != 0
+    bar = Progress(stage.name, limit, stage.unit, done=manifest.rows)
+    with bar, contextlib.closing(run_shards(() if finished else jobs, run_shard, workers)) as results:
+        for entry in results:
+            if manifest.rows + entry.rows >= limit:
+                inputs = _inputs_for(store, entry, limit - manifest.rows, plan.ids.slice(seen))
+                entry = run_shard(job(seen, inputs)) if inputs < entry.inputs else entry
+            manifest.shards.append(entry)
+            store.save(manifest)
+            seen += entry.inputs
+            bar.advance(entry.rows)
+            if manifest.rows >= limit:
+                break
     dropped = pa.concat_tables([plan.dropped, _not_sampled(stage, plan.ids.slice(seen))])
     manifest.source = {
         "counts": plan.counts,
@@ -152,33 +213,10 @@ def _run_first(stage: Stage, config: Config, store: StageStore, manifest: Manife
     }
 
 
-def _run_shards(
-    stage: Stage,
-    config: Config,
-    store: StageStore,
-    manifest: Manifest,
-    sizes: list[int],
-    shard_of: Callable[[int], Path | bytes],
-    limit: int | None,
-    workers: int,
-) -> int:
-    """Do the shards that the manifest lacks, until ``limit`` rows are out; returns how many input rows that took."""
-    kept = len(manifest.shards)
-    seen = sum(sizes[:kept])
-    limit = sum(sizes) if limit is None else limit
-    if manifest.rows >= limit:
-        return seen
-    jobs = (Job(stage, config, store.folder, index, shard_of(index)) for index in range(kept, len(sizes)))
-    bar = Progress(stage.name, sum(sizes), "images", done=seen)
-    with bar, contextlib.closing(run_shards(jobs, run_shard, workers)) as results:
-        for entry in results:
-            manifest.shards.append(_cut(store, stage, entry, limit - manifest.rows))
-            store.save(manifest)
-            seen += sizes[entry.index]
-            bar.advance(sizes[entry.index])
-            if manifest.rows >= limit:
-                break
-    return seen
+def _inputs_for(store: StageStore, entry: ShardEntry, rows: int, ids: pa.Array) -> int:
+    """How many of a shard's inputs, which begin ``ids``, give its first ``rows`` rows; the others are not sampled."""
+    made = read_table(store.part(entry.index))["image_id"].combine_chunks()
+    return int(pc.index(ids, made[rows - 1]).as_py()) + 1
 
 
 def _to_ipc(table: pa.Table) -> bytes:
@@ -187,15 +225,6 @@ def _to_ipc(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
-
-
-def _cut(store: StageStore, stage: Stage, entry: ShardEntry, room: int) -> ShardEntry:
-    """The shard with no more rows than there is room for; what goes is dropped as not sampled."""
-    if entry.rows <= room:
-        return entry
-    table, dropped = read_table(store.part(entry.index)), read_table(store.drops(entry.index))
-    over = _not_sampled(stage, table["image_id"].combine_chunks().slice(room))
-    return store.write_shard(entry.index, StageOutput(table.slice(0, room), pa.concat_tables([dropped, over])))
 
 
 def _not_sampled(stage: Stage, ids: pa.Array) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,11 @@ class Plan:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+def no_models(_: Config) -> tuple[str, ...]:
+    """Of a stage that loads no model."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A stage of the pipeline.
@@ -41,17 +46,28 @@ class Stage:
         version: Raised whenever the same input would give other rows than before.
         unit: What its rows are, in the plural.
         sections: The config's fields and sections that decide its rows, besides those of the stage before.
-        process: Shard → rows and drops; importable by name, so that worker processes find it.
-        plan: For the first stage, how its input comes to be; the others take the shards of the stage before.
+        model_sections: Of these, sections of models that it loads under this config: then it runs in one process,
+            whatever the number of workers.
+        process: Shards of the inputs, by their names → rows and drops; importable by name, so that worker processes
+            find it. A first stage's input is called ``source``.
+        inputs: The stages whose shards of the same number it reads, the one before it last.
+        plan: For the first stage, how its input comes to be.
     """
 
     name: str
     version: int
     unit: str
     sections: tuple[str, ...]
-    process: Callable[[pa.Table, Config], StageOutput]
+    process: Callable[[Mapping[str, pa.Table], Config], StageOutput]
+    inputs: tuple[str, ...] = ()
     plan: Callable[[Config, Progress], Plan] | None = None
+    model_sections: Callable[[Config], tuple[str, ...]] = no_models
+
+    def deciding(self, config: Config) -> tuple[str, ...]:
+        """The fields and sections of this config that decide the rows."""
+        return (*self.sections, *self.model_sections(config))
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The part of the config that decides this stage's rows."""
-        return {name: value for name, value in config.model_dump(mode="json").items() if name in self.sections}
+        deciding = self.deciding(config)
+        return {name: value for name, value in config.model_dump(mode="json").items() if name in deciding}

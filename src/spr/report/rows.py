@@ -50,7 +50,7 @@ def read_rows(path: Path, *, n: int, skip: int = 0) -> Iterator[dict[str, Any]]:
 
 def describe_total(path: Path) -> str:
     """How much a stage's folder or a Parquet file holds, in words."""
-    if path.is_file() or not (path.parent / "config.yaml").is_file():
+    if not path.is_dir() or not (path.parent / "config.yaml").is_file():
         return f"{sum(len(t) for t in _tables(path)):,} rows"
     manifest = StageStore(path).finished()
     dropped = sum(manifest.dropped.values())
@@ -60,7 +60,7 @@ def describe_total(path: Path) -> str:
 def _tables(path: Path) -> Iterator[pa.Table]:
     if path.is_file() and path.suffix == ".parquet":
         yield read_table(path)
-    elif (path / MANIFEST).is_file() or (path.parent / "config.yaml").is_file():
+    elif (path / MANIFEST).is_file() or (not path.exists() and (path.parent / "config.yaml").is_file()):
         yield from StageStore(path).tables()
     else:
         what = "a folder without a manifest" if path.is_dir() else "a file" if path.exists() else "nothing there"

@@ -1,0 +1,1 @@
+"""Models behind three small protocols (`spr.models.protocols`), one adapter a file."""

@@ -1,0 +1,106 @@
+"""Processors for images and text alone: no video, so no torchvision, and the same pixels on every machine.
+
+Several families' processors insist on a video processor, which needs torchvision, though an image never meets it. Here
+the family's own processor class runs without that part, over the PIL backend of the family's own image processor.
+Ids and pixels are those of the whole processor over the same image processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from spr.models.families import Family
+from spr.models.loading import ModelError, Source, clear_errors, load_part
+
+
+def load_processor(
+    source: Source, model_type: str, *, family: Family | None = None, revision: str | None = None
+) -> Any:
+    """A model's processor for images and text, padding on the left.
+
+    Args:
+        source: A folder or a hub id.
+        model_type: Of the model's config.
+        family: What is known of it; decides whether images are padded to a square.
+        revision: Branch, tag or commit of the hub's repository.
+
+    Returns:
+        An instance of (a subclass of) the family's processor class. Its ``chat_template`` is the folder's, be it saved
+        with the processor or with the tokenizer, or None.
+
+    Raises:
+        ModelError: if transformers has no processor for the model type, or a part is missing or wrong.
+    """
+    name = PROCESSOR_MAPPING_NAMES.get(model_type)
+    if name is None or not hasattr(transformers, name):
+        raise ModelError(
+            "transformers has no processor for this kind of model",
+            got=f"model_type {model_type}",
+            fix="choose a multimodal LLM, or update transformers",
+        )
+    processor_class = without_video(getattr(transformers, name))
+    image_processor = load_part(AutoImageProcessor, source, revision=revision, backend="pil")
+    if family is not None and family.pads_square:
+        image_processor = pad_to_square(image_processor)
+    tokenizer = load_part(AutoTokenizer, source, revision=revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    with clear_errors(source, revision):
+        settings, _ = processor_class.get_processor_dict(source, revision=revision or "main")
+        processor = processor_class.from_args_and_dict([image_processor, tokenizer], settings)
+    processor.chat_template = processor.chat_template or tokenizer.chat_template
+    return processor
+
+
+def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """What a model reads: rendered turns, one image each (RGB), padded to the longest; on the CPU.
+
+    Args:
+        processor: From `load_processor`.
+        texts: With the chat template; ``processor.image_token`` once in each.
+        images: As many.
+    """
+    bos = processor.tokenizer.bos_token
+    # A template that writes the beginning of the text itself must not get a second one.
+    special = not (bos and texts[0].startswith(bos))
+    inputs = processor(images=list(images), text=list(texts), padding=True, add_special_tokens=special)
+    inputs.pop("labels", None)  # PaliGemma's, for training
+    return dict(inputs.convert_to_tensors("pt"))
+
+
+@cache
+def without_video(processor_class: Any) -> Any:
+    """The processor class with ``video_processor`` left out of its parts; the class itself where it has none.
+
+    >>> without_video(transformers.Qwen2_5_VLProcessor).get_attributes()
+    ['image_processor', 'tokenizer']
+    """
+    parts = processor_class.get_attributes()
+    kept = [part for part in parts if part != "video_processor"]
+    if kept == parts:
+        return processor_class
+    # The classes hand their parts on by position, video last, to a base class that pairs them with these names.
+    return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda _: list(kept))})
+
+
+def pad_to_square(image_processor: Any) -> Any:
+    """LLaVA-1.5's image processor as the model was trained: padded to a square, nothing cut off.
+
+    Checkpoints converted for transformers name CLIP's processor, which cuts the longer side off; `LlavaImageProcessor`
+    is the same with padding (in the mean colour) before it.
+    """
+    if type(image_processor) is transformers.CLIPImageProcessorPil:
+        settings = {key: value for key, value in image_processor.to_dict().items() if key != "image_processor_type"}
+        return transformers.LlavaImageProcessorPil(**{**settings, "do_pad": True})
+    if hasattr(image_processor, "do_pad"):
+        image_processor.do_pad = True
+    return image_processor

@@ -1,0 +1,236 @@
+"""Models from disk or the Hugging Face hub: whole and from safetensors only, or one clear error.
+
+No code that lies beside the weights is ever run. Loading what does not quite fit a class leaves tensors random, and the
+results quietly wrong; so a tensor that is missing, left over or misshapen is an error here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from spr.errors import SprError
+from spr.models.batching import DeviceMemoryError
+
+Source: TypeAlias = str | os.PathLike[str]
+"""A folder as ``save_pretrained`` writes it, or a model id of the hub."""
+
+DType: TypeAlias = torch.dtype | str
+"""``torch.float32`` or ``"float32"``; ``"auto"`` takes the dtype that the weights have on disk."""
+
+_SHOWN = 8  # tensors an error names
+_FEWEST_TOKENS = 16  # a vocabulary of special tokens alone has about five
+
+
+class ModelError(SprError):
+    """A model can't be loaded: it is not there, not reachable, or not what it should be."""
+
+
+def load_pretrained(
+    model_class: Any,
+    source: Source,
+    *,
+    revision: str | None = None,
+    dtype: DType = torch.float32,
+    device: str | torch.device | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A model with all of its weights, in eval mode and without gradients.
+
+    Args:
+        model_class: A class of transformers with ``from_pretrained``: ``CLIPModel``, ``AutoModelForImageTextToText``, …
+        source: A folder or a hub id.
+        revision: Branch, tag or commit of the hub's repository.
+        dtype: What the weights are cast to.
+        device: Where the model goes; None leaves it where ``from_pretrained`` puts it (``device_map``, or the CPU).
+        **kwargs: For ``from_pretrained`` (``device_map``, ``attn_implementation``, ``quantization_config``, …).
+
+    Raises:
+        ModelError: if the model is not there or not reachable, has no safetensors, needs a package that is not
+            installed, or has tensors that are missing, unexpected or misshapen (all are listed).
+        DeviceMemoryError: if it does not fit into the device's memory.
+    """
+    with clear_errors(source, revision):
+        model, found = model_class.from_pretrained(
+            source,
+            revision=revision or "main",
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            # Misshapen tensors are left out instead of raising, so that they can be listed with the others.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+        _check_complete(source, type(model).__name__, found)
+        if device is not None:
+            model = model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def load_part(part_class: Any, source: Source, *, revision: str | None = None, **kwargs: Any) -> Any:
+    """A tokenizer, image processor or config that lies beside the weights, by its class's ``from_pretrained``.
+
+    Raises:
+        ModelError: as `load_pretrained`.
+    """
+    with clear_errors(source, revision):
+        return part_class.from_pretrained(source, revision=revision or "main", trust_remote_code=False, **kwargs)
+
+
+def read_model_type(source: Source, expected: Collection[str], *, revision: str | None = None) -> str:
+    """The ``model_type`` of a model's config, if it is an expected one.
+
+    Raises:
+        ModelError: if it is another, or there is no config.
+    """
+    with clear_errors(source, revision):
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
+        kind = config.get("model_type")
+    if kind not in expected:
+        fix = "choose a model of that kind, or the adapter for this one"
+        raise ModelError(f"{source} is another kind of model", got=kind, expected=" or ".join(expected), fix=fix)
+    return str(kind)
+
+
+def load_tokenizer(source: Source, size: int, *, revision: str | None = None) -> Any:
+    """A model's tokenizer, checked by `check_vocabulary`.
+
+    Args:
+        source: A folder or a hub id.
+        size: How many tokens the model knows (``vocab_size`` of its config).
+        revision: Branch, tag or commit of the hub's repository.
+
+    Raises:
+        ModelError: as `load_pretrained`, and if it is not this model's.
+    """
+    tokenizer = load_part(AutoTokenizer, source, revision=revision)
+    check_vocabulary(source, tokenizer, size)
+    return tokenizer
+
+
+def check_vocabulary(source: Source, tokenizer: Any, size: int) -> None:
+    """Raise `ModelError` if a tokenizer can't be that of a model that knows ``size`` tokens.
+
+    It has more tokens than that, or none but special ones, as transformers makes it where the vocabulary's file is
+    missing.
+    """
+    if not _FEWEST_TOKENS <= len(tokenizer) <= size:
+        raise ModelError(
+            f"The tokenizer of {source} is not this model's",
+            got=f"{len(tokenizer)} tokens",
+            expected=f"{_FEWEST_TOKENS} to {size}, which is what the model knows",
+            fix="put the model's own tokenizer files beside its weights: tokenizer.json and tokenizer_config.json",
+        )
+
+
+def source_name(source: Source, revision: str | None = None, model: Any = None) -> str:
+    """``id@revision``, as candidates keep it: the same name means the same weights.
+
+    A hub model gets the commit that was loaded; a folder its own name and the first 12 hex digits of the SHA-256 of its
+    config and weights.
+
+    Args:
+        source: What `load_pretrained` was given.
+        revision: The revision asked for, used where no commit is known.
+        model: The model made from it; its config knows the hub's commit.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return f"{folder.resolve().name}@{_digest(folder)}"
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+    return f"{source}@{commit or revision or 'main'}"
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def clear_errors(source: Source, revision: str | None = None) -> Iterator[None]:
+    """Around calls that load something from ``source``: whatever they raise becomes one clear error."""
+    path = os.fspath(source)
+    if not Path(path).is_dir() and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
+        raise ModelError("There is no such model folder", got=path, fix="mend the path, or give a hub id: owner/name")
+    try:
+        yield
+    except SprError:
+        raise
+    except torch.OutOfMemoryError as error:
+        fix = "use a smaller model, dtype bfloat16 or 4-bit weights"
+        raise DeviceMemoryError(f"{source} does not fit into the device's memory", got=error, fix=fix) from error
+    except Exception as error:  # all that another library may raise about files that users bring
+        raise _explain(path, revision, error) from error
+
+
+def _explain(path: str, revision: str | None, error: BaseException) -> ModelError:
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+    def was(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    got = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    if Path(path).is_dir():
+        fix = "use a folder as save_pretrained writes it: config, model.safetensors, tokenizer and preprocessor files"
+        return ModelError(f"{path} is not a whole model", got=got, fix=fix)
+    if was(GatedRepoError):
+        return ModelError(
+            f"The hub's model {path} is gated", got=got, fix="accept its terms, and log in: hf auth login"
+        )
+    if was(RevisionNotFoundError):
+        return ModelError(f"The hub's model {path} has no such revision", got=revision, fix="mend the revision")
+    if was(RepositoryNotFoundError):
+        fix = "mend the id (owner/name), give a folder, or log in if it is private: hf auth login"
+        return ModelError(f"There is no model {path}, neither as a folder nor on the hub", got=got, fix=fix)
+    if was(LocalEntryNotFoundError, ConnectionError):
+        fix = f"connect to the network, fetch it before (hf download {path}), or give a folder"
+        return ModelError(f"The hub is out of reach, and {path} is neither cached nor a folder", got=got, fix=fix)
+    return ModelError(f"The model {path} can't be loaded", got=got)
+
+
+def _check_complete(source: Source, class_name: str, found: dict[str, Any]) -> None:
+    misshapen = [f"{name} {tuple(disk)} for {tuple(model)}" for name, disk, model in found["mismatched_keys"]]
+    problems = {
+        "missing": sorted(found["missing_keys"]),
+        "unexpected": sorted(found["unexpected_keys"]),
+        "misshapen": sorted(misshapen),
+        "unreadable": sorted(found["error_msgs"]),
+    }
+    lines = [f"{len(names)} {kind}: {_few(names)}" for kind, names in problems.items() if names]
+    if lines:
+        raise ModelError(
+            f"The weights of {source} don't fit {class_name}",
+            got="; ".join(lines),
+            expected="each tensor of the model, in its shape, and no other",
+            fix="use the weights and the config of one model, and the adapter of its kind",
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:12]

@@ -1,0 +1,69 @@
+"""The noun phrases of a text, for detectors that are asked for short phrases instead of sentences."""
+
+from __future__ import annotations
+
+import re
+
+from spr.grounding.phrases import BREAKERS, COLOURS, DETERMINERS, PLACES
+from spr.models.text_pieces import Span
+
+_WORD = re.compile(r"[^\s。，、；：！？（）「」【】]+")
+_EDGES = ".,;:!?()[]{}<>\"'“”‘’«»…*_-–—|"
+_ENDS = '.,;:!?)]}>"”»…–—|'
+_NEVER_LAST = DETERMINERS | BREAKERS | {"of"}
+_OPENERS = '([{<"“«'
+
+
+def noun_phrases(text: str) -> list[Span]:
+    """Places of the noun phrases in a text, in order, by words and without a tagger.
+
+    A phrase is a run of words that ends at punctuation, at a line's end, at a connective, preposition or common verb
+    (`spr.grounding.phrases.BREAKERS`, which belong to no phrase) and before a determiner. After a determiner such a
+    word is an adjective ("a standing man"), "and" joins two colours, and "of" joins anything but a place ("the left of
+    the dog"). In languages without spaces, or without these words, phrases are what stands between punctuation.
+
+    >>> text = "There are several pieces of luggage next to a standing man, and the black and white cat."
+    >>> [text[start:end] for start, end in noun_phrases(text)]
+    ['several pieces of luggage', 'a standing man', 'the black and white cat']
+    """
+    found: list[Span] = []
+    phrase: list[tuple[str, int, int]] = []
+
+    def close() -> None:
+        while phrase and phrase[-1][0] in _NEVER_LAST:
+            phrase.pop()
+        if phrase and not all(word in DETERMINERS for word, _, _ in phrase):
+            found.append((phrase[0][1], phrase[-1][2]))
+        phrase.clear()
+
+    words = list(_WORD.finditer(text))
+    end = 0
+    for k, match in enumerate(words):
+        raw = match.group()
+        core = raw.strip(_EDGES)
+        gap = text[end : match.start()]
+        if gap.strip() or "\n" in gap or raw[0] in _OPENERS:
+            close()
+        end = match.end()
+        word = core.lower()
+        after = words[k + 1].group().strip(_EDGES).lower() if k + 1 < len(words) else ""
+        before = phrase[-1][0] if phrase else ""
+        if not core or _breaks(word, before, after):
+            close()
+        elif word == "of" and (not phrase or before in PLACES):
+            phrase.clear()
+        else:
+            if word in DETERMINERS and phrase and before not in DETERMINERS | {"of"}:
+                close()
+            start = match.start() + raw.index(core)
+            phrase.append((word, start, start + len(core)))
+        if raw[-1] in _ENDS:
+            close()
+    close()
+    return found
+
+
+def _breaks(word: str, before: str, after: str) -> bool:
+    if word == "and" and before in COLOURS and after in COLOURS:
+        return False
+    return word in BREAKERS and before not in DETERMINERS

@@ -1,0 +1,94 @@
+"""Config sections → models. Adapters are imported, and weights loaded, only when a stage asks for them."""
+
+from __future__ import annotations
+
+import gc
+from functools import lru_cache
+
+from spr.models.protocols import Describer, Detector, ImageTextScorer
+from spr.sections import DescriberConfig, DetectorConfig, ScorerConfig
+
+
+def _device(name: str) -> str | None:
+    return None if name == "auto" else name
+
+
+@lru_cache(maxsize=1)
+def load_describer(config: DescriberConfig) -> Describer:
+    """The describer of a config, loaded once a process."""
+    if config.adapter == "fake":
+        from spr.models.fakes import FakeDescriber
+
+        return FakeDescriber(config.dialect or "llava_onevision")
+    from spr.models.hf_mllm import HfDescriber
+
+    return HfDescriber(
+        config.model or "",
+        dialect=config.dialect,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=_device(config.device),
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+    )
+
+
+@lru_cache(maxsize=1)
+def load_scorer(config: ScorerConfig) -> ImageTextScorer:
+    """The image-text model of a config, loaded once a process."""
+    if config.adapter == "fake":
+        from spr.models.fakes import FakeScorer
+
+        return FakeScorer()
+    from spr.models.clip import ClipScorer
+
+    return ClipScorer(
+        config.model,
+        revision=config.revision,
+        long_text=config.long_text,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        device=_device(config.device),
+    )
+
+
+@lru_cache(maxsize=1)
+def load_detector(config: DetectorConfig) -> Detector | None:
+    """The detector of a config, loaded once a process; None for the adapter ``none``."""
+    if config.adapter == "none":
+        return None
+    if config.adapter == "fake":
+        from spr.models.fakes import FakeDetector
+
+        return FakeDetector()
+    if config.adapter == "owlv2":
+        from spr.models.owlv2 import Owlv2Detector
+
+        return Owlv2Detector(
+            config.model,
+            revision=config.revision,
+            box_threshold=config.box_threshold,
+            batch_size=config.batch_size,
+            dtype=config.dtype,
+            device=_device(config.device),
+        )
+    from spr.models.grounding_dino import GroundingDinoDetector
+
+    return GroundingDinoDetector(
+        config.model,
+        revision=config.revision,
+        box_threshold=config.box_threshold,
+        text_threshold=config.text_threshold,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        device=_device(config.device),
+    )
+
+
+def release() -> None:
+    """Forget all models, so that the next stage's have the device's memory."""
+    for load in (load_describer, load_scorer, load_detector):
+        load.cache_clear()
+    gc.collect()

@@ -1,0 +1,98 @@
+"""Texts that are longer than an encoder reads, cut at sentence or phrase ends (METHOD §4).
+
+A text is tokenized once, and its pieces are runs of those tokens. So a piece never turns out longer than it was
+counted, and every token keeps its place in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Span: TypeAlias = tuple[int, int]
+
+_SENTENCE_ENDS = ".!?…"
+_WIDE_SENTENCE_ENDS = "。！？｡"
+_PHRASE_ENDS = ",;:–—)"
+_WIDE_PHRASE_ENDS = "，、；：）"
+_CLOSING = "\"'”’»」』"
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a text, without special ones: their ids, and for each where it stands in the text."""
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+    """The tokens of each text, whatever its length.
+
+    Special tokens that are written out in a text ("<|endoftext|>") are read as plain characters, and half surrogates
+    as question marks.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        texts: May be empty, or texts of no token.
+    """
+    if not texts:
+        return []
+    encoded = tokenizer(
+        [_SURROGATES.sub("?", text) for text in texts],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        padding=False,
+        truncation=False,
+        split_special_tokens=True,
+        verbose=False,
+    )
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [Tokens(tuple(ids), tuple((start, end) for start, end in spans)) for ids, spans in pairs]
+
+
+def split(text: str, spans: Sequence[Span], limit: int) -> list[range]:
+    r"""Cut tokens into runs of at most ``limit``.
+
+    Each run is as long as it can be while it ends where a sentence does; where no sentence ends, a phrase; where none
+    does either, a word.
+
+    Args:
+        text: The text.
+        spans: Where each of its tokens stands in it.
+        limit: At least 1.
+
+    Returns:
+        Indices of tokens; one empty range if there are none.
+
+    >>> text = "A red cat, a dog. A bird sings"
+    >>> spans = [m.span() for m in re.finditer(r"\w+|[.,]", text)]
+    >>> [text[spans[run[0]][0] : spans[run[-1]][1]] for run in split(text, spans, 8)]
+    ['A red cat, a dog.', 'A bird sings']
+    >>> [text[spans[run[0]][0] : spans[run[-1]][1]] for run in split(text, spans, 5)]
+    ['A red cat,', 'a dog.', 'A bird sings']
+    """
+    runs: list[range] = []
+    start = 0
+    while len(spans) - start > limit:
+        cut = max(range(start + 1, start + limit + 1), key=lambda k: (_rank(text, spans, k), k))
+        runs.append(range(start, cut))
+        start = cut
+    return [*runs, range(start, len(spans))]
+
+
+def _rank(text: str, spans: Sequence[Span], index: int) -> int:
+    """How well the text can be cut before this token: 3 a sentence ends, 2 a phrase, 1 a word, 0 within a word."""
+    end, begin = spans[index - 1][1], spans[index][0]
+    between = text[end : begin + 1]
+    spaced = any(char.isspace() for char in between)
+    last = text[max(0, end - 2) : end].rstrip(_CLOSING)[-1:]
+    if "\n" in between or (last and (last in _WIDE_SENTENCE_ENDS or (spaced and last in _SENTENCE_ENDS))):
+        return 3
+    if last and (last in _WIDE_PHRASE_ENDS or (spaced and last in _PHRASE_ENDS)):
+        return 2
+    return int(spaced)

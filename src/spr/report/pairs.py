@@ -1,0 +1,75 @@
+"""What to know of a set of pairs before training on it: lengths above all, for length is a trap (METHOD §5.4)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spr.pipeline.localization import localization_score
+from spr.records import ImageObject
+from spr.store import StageStore
+
+
+def describe_pairs(run: Path) -> Iterator[str]:
+    """Lines on `RUN/pairs`: phrases, boxes, words and S_loc of chosen against rejected, and the boxes' fates.
+
+    S_loc here is of the answers' own boxes, without a detector's; the chosen answer's is that after refinement.
+
+    Raises:
+        RunError: if the run has no finished pairs.
+    """
+    pairs = _rows(run / "pairs")
+    if not pairs:
+        return
+    truth = {
+        row["query_id"]: [ImageObject(o["id"], o["category"], tuple(o["box"])) for o in row["objects"] if o["inside"]]
+        for row in _rows(run / "regions")
+    }
+    yield f"  {'':<22}{'chosen':>22}{'rejected':>22}   mean (5–95 %)"
+    for name, measure in _MEASURES.items():
+        sides = [[measure(pair, side) for pair in pairs] for side in ("chosen", "rejected")]
+        yield f"  {name:<22}" + "".join(f"{_spread(values):>22}" for values in sides)
+    located = [[_located(pair, side, truth) for pair in pairs] for side in ("chosen", "rejected")]
+    yield f"  {'S_loc, own boxes':<22}" + "".join(f"{_spread(values, 3):>22}" for values in located)
+    fates = Counter(fate["fate"] for pair in pairs for fate in pair["fates"])
+    yield "  boxes of the chosen: " + ", ".join(
+        f"{count:,} {name.replace('_', ' ')}" for name, count in fates.most_common()
+    )
+    chosen, rejected = (float(np.mean([_words(pair, side) for pair in pairs])) for side in ("chosen", "rejected"))
+    ratio = chosen / max(rejected, 1e-9)
+    if not 0.8 <= ratio <= 1.25:
+        yield f"  Note: chosen answers have {ratio:.2f} times the rejected ones' words; training may learn the length."
+        yield "  pairing.max_length_ratio drops outliers."
+
+
+def _words(pair: dict[str, Any], side: str) -> float:
+    return len(str(pair[side]).split())
+
+
+def _phrases(pair: dict[str, Any], side: str) -> float:
+    return sum(bool(span["boxes"]) for span in pair[f"{side}_spans"])
+
+
+def _boxes(pair: dict[str, Any], side: str) -> float:
+    return sum(len(span["boxes"]) for span in pair[f"{side}_spans"])
+
+
+_MEASURES = {"phrases with boxes": _phrases, "boxes": _boxes, "words": _words}
+
+
+def _located(pair: dict[str, Any], side: str, truth: dict[str, list[ImageObject]]) -> float:
+    boxes = [tuple(box) for span in pair[f"{side}_spans"] for box in span["boxes"]]
+    return localization_score(truth[pair["query_id"]], boxes).score
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    low, high = np.percentile(values, [5, 95])
+    return f"{np.mean(values):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def _rows(stage: Path) -> list[dict[str, Any]]:
+    return [row for table in StageStore(stage).tables() for row in table.to_pylist()]

@@ -1,0 +1,216 @@
+"""The sections of a config: every choice of the method, each with its default, its reason and its source.
+
+[seed] marks what the paper's supplement says, [paper] its main text, [ours] our reading where it is silent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+
+def _not_a_text(value: object) -> object:
+    # YAML reads "1e-5" and quoted numbers as texts; a number in quotes is a typing error that must not pass silently.
+    if isinstance(value, str | bool):
+        raise ValueError("not a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_not_a_text)]
+Float = Annotated[float, BeforeValidator(_not_a_text)]
+
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values don't change once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class AnnotationsConfig(Section):
+    """Annotations → objects (METHOD §1)."""
+
+    path: Path
+    """COCO, LVIS or Objects365 JSON."""
+    images: Path
+    """The folder that the file names in the JSON are relative to."""
+    min_area: Float = Field(default=300.0, ge=0)
+    """Objects whose box area is under this, in px², are removed [seed]."""
+    min_objects: Int = Field(default=9, ge=1)
+    """Images with fewer objects left are dropped [seed: "containing more than eight objects"]."""
+    max_images: Int | None = Field(default=10_000, ge=1)
+    """How many images are sampled [seed]; null keeps all."""
+    crowds: Literal["drop", "detect"] = "drop"
+    """Crowd annotations are dropped, and counted; or the detector looks for their objects and replaces them [seed]."""
+    crowd_nms_iou: Float = Field(default=0.5, ge=0, le=1)
+    """Non-maximum suppression among what the detector finds in a crowd [ours]."""
+    crowd_duplicate_iou: Float = Field(default=0.5, ge=0, le=1)
+    """A find over this IoU with an object of the same category is that object, and dropped [ours]."""
+    check_images: bool = True
+    """Whether the sampled images are opened and decoded: finds files that are missing, truncated or of another size."""
+    orientation: Literal["auto", "apply", "ignore"] = "auto"
+    """What to do with EXIF rotation: `auto` rotates where only that fits the annotated size, and drops what can't be
+    told; `apply` always rotates; `ignore` never does [ours]."""
+    max_pixels: Int = Field(default=178_956_970, ge=1, le=178_956_970)
+    """Larger images are dropped without being decoded (decompression bombs); at most what Pillow opens."""
+
+
+class RegionsConfig(Section):
+    """Objects → region queries (METHOD §2)."""
+
+    per_image: Int = Field(default=1, ge=1)
+    """Region queries an image, each from another start object [ours]."""
+    min_inside: Int = Field(default=5, ge=1)
+    """A region grows until this many objects are inside [paper: "more than 4"]."""
+    min_aspect: Float = Field(default=1 / 3, ge=0, lt=1)
+    """Short side over long side must be over this [seed]."""
+    inside_fraction: Float = Field(default=0.5, gt=0, le=1)
+    """An object is inside when at least this share of its area is [seed]."""
+    distance: Literal["edge", "centre"] = "edge"
+    """What "closest" means: the gap between the edges (ties by the centres), or between the centres [ours]."""
+    failed_aspect: Literal["grow", "next_start"] = "grow"
+    """A region with enough objects but too narrow goes on growing, or the next start object is tried [ours]."""
+
+
+class SamplesConfig(Section):
+    """Descriptions sampled a query, by the kind of prompt (METHOD §3.3) [ours: two each]."""
+
+    full: Int = Field(default=2, ge=0)
+    """From the whole image, the region given by its coordinates."""
+    crop: Int = Field(default=2, ge=0)
+    """From the region's crop."""
+    crop_objects: Int = Field(default=2, ge=0)
+    """From the crop, with a numbered list of the objects inside."""
+
+
+class PromptsConfig(Section):
+    """What the model is asked. `{region}` and `{objects}` are written in the model's dialect."""
+
+    full: str = "Describe the region {region} in detail, and give the bounding box of each object that you mention."
+    """The training prompt, which is also asked of the whole image; needs `{region}`."""
+    crop: str = "Describe this image in detail, and give the bounding box of each object that you mention."
+    """Asked of the crop."""
+    crop_objects: str = (
+        "Describe this image in detail, and give the bounding box of each object that you mention. "
+        "These objects are in it:\n{objects}"
+    )
+    """Asked of the crop, with the objects inside; needs `{objects}`."""
+    object_line: str = "{index}. {category} {box}"
+    """One object of the list; needs `{category}` and `{box}`."""
+    object_join: str = "\n"
+    """What stands between two objects of the list."""
+
+    @field_validator("full", "crop_objects", "object_line")
+    @classmethod
+    def _has_its_fields(cls, value: str, info: ValidationInfo) -> str:
+        needed = {"full": ("{region}",), "crop_objects": ("{objects}",), "object_line": ("{category}", "{box}")}
+        for name in needed[str(info.field_name)]:
+            if name not in value:
+                raise ValueError(f"lacks {name}")
+        return value
+
+
+class DescriberConfig(Section):
+    """The model that describes, and is trained (METHOD §3)."""
+
+    adapter: Literal["hf", "fake"] = "hf"
+    """`hf`: any image-text-to-text model of transformers; `fake`: annotations, spoilt by seed."""
+    model: str | None = None
+    """A model id or folder; `fake` needs none."""
+    revision: str | None = None
+    """The model's revision on the hub."""
+    dialect: str | None = None
+    """How the model writes boxes; null: as its family does."""
+    samples: SamplesConfig = SamplesConfig()
+    crop_factor: Float = Field(default=1.5, ge=1)
+    """The crop is the region grown this much [seed]."""
+    temperature: Float = Field(default=1.0, ge=0)
+    """0 is greedy [ours]."""
+    top_p: Float = Field(default=0.95, gt=0, le=1)
+    """Nucleus sampling [ours]."""
+    max_new_tokens: Int = Field(default=512, ge=1)
+    """Longer answers are cut."""
+    batch_size: Int = Field(default=16, ge=1)
+    """Requests a batch; halved when the device's memory runs out."""
+    dtype: DType = "auto"
+    """`auto` is what the weights are stored in."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Self:
+        if self.adapter != "fake" and self.model is None:
+            raise ValueError("describer.model is missing: give a model id or folder, or set adapter: fake")
+        return self
+
+
+class ScorerConfig(Section):
+    """The image-text model of the semantic score (METHOD §4)."""
+
+    adapter: Literal["clip", "fake"] = "clip"
+    """`fake`: stable numbers that mean nothing."""
+    model: str = "openai/clip-vit-large-patch14-336"
+    """A CLIPModel's id or folder [seed]."""
+    revision: str | None = None
+    """The model's revision on the hub."""
+    long_text: Literal["pieces", "truncate"] = "pieces"
+    """What becomes of texts longer than the encoder reads [ours]."""
+    batch_size: Int = Field(default=64, ge=1)
+    """Views or texts a batch."""
+    dtype: DType = "auto"
+    """`auto` is what the weights are stored in."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
+
+
+class DetectorConfig(Section):
+    """The open-vocabulary detector of the localization score and of crowds (METHOD §1.2, §4)."""
+
+    adapter: Literal["grounding_dino", "owlv2", "fake", "none"] = "grounding_dino"
+    """`none`: predictions are the description's boxes alone, and crowds are dropped."""
+    model: str = "IDEA-Research/grounding-dino-base"
+    """A model id or folder."""
+    revision: str | None = None
+    """The model's revision on the hub."""
+    box_threshold: Float = Field(default=0.35, ge=0, le=1)
+    """Finds with a lower score are left out [ours]; OWL models score lower, and want 0.1."""
+    text_threshold: Float = Field(default=0.25, ge=0, le=1)
+    """Tokens with a lower score are not part of a find's phrase [ours]."""
+    batch_size: Int = Field(default=16, ge=1)
+    """Requests a batch."""
+    dtype: DType = "auto"
+    """`auto` is what the weights are stored in."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
+
+
+class ScoringConfig(Section):
+    """How the scores are joined (METHOD §4)."""
+
+    semantic_weight: Float = Field(default=0.8, ge=0, le=1)
+    """λ: S = λ S_sem + (1 − λ) S_loc [paper]."""
+    ground_truth: Literal["annotations", "annotations+detections"] = "annotations"
+    """The objects that S_loc asks for; with detections, what the detector finds counts as one, too [ours]."""
+
+
+class PairingConfig(Section):
+    """Which pairs are kept (METHOD §5)."""
+
+    unmatched: Literal["remove_box", "keep_box", "remove_phrase"] = "remove_box"
+    """What refinement does to boxes that match nothing [ours]."""
+    min_margin: Float = Field(default=0.0, ge=0)
+    """Pairs whose scores differ by less are dropped [ours]."""
+    max_length_ratio: Float | None = Field(default=None, gt=1)
+    """Pairs of which one answer has more than this many times the other's words are dropped; null keeps all [ours]."""

@@ -1,0 +1,112 @@
+"""Processors without video: the ids and pixels of the family's whole processor."""
+
+import inspect
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from spr.models.families import FAMILIES, choose_dialect
+from spr.models.image_processors import encode, load_processor, without_video
+from spr.models.loading import ModelError
+
+WITH_VIDEO = ["llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
+
+
+def load(folder):
+    return load_processor(folder, folder.name, family=FAMILIES[folder.name])
+
+
+@pytest.mark.parametrize("family", WITH_VIDEO)
+def test_ids_and_pixels_are_those_of_the_processor_with_video(family, mllm_folder, picture, monkeypatch):
+    ours = load(mllm_folder(family))
+    whole_class = type(ours).__mro__[1]
+    assert whole_class is getattr(transformers, type(ours).__name__)
+    assert "video_processor" in whole_class.get_attributes()
+    # The video processor is there, but nobody asks it: its class alone needs torchvision.
+    monkeypatch.setattr(whole_class, "check_argument_for_proper_class", lambda *_: None)
+    names = inspect.signature(whole_class.__init__).parameters
+    settings = {name: getattr(ours, name) for name in names if hasattr(ours, name)}
+    whole = whole_class(**settings, video_processor=object())
+    images = [picture(100, 80), picture(33, 90), picture(300, 40)]
+    texts = [f"{ours.image_token} a", f"{ours.image_token} much longer", f"b {ours.image_token}"]
+    expected = whole(images=images, text=texts, padding=True, return_tensors="pt")
+    found = encode(ours, texts, images)
+    assert found.keys() == expected.keys() >= {"input_ids", "attention_mask", "pixel_values"}
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens"),
+    [
+        # 42 px are 3 × 3 patches of 14; the class token is added and dropped.
+        ("llava", 9),
+        ("paligemma", 9),
+        # Best of the grid is 126 × 84 (105 × 84 px used): 9 × 6 patches, of which 100 × 80 covers int(7.5) = 7 columns:
+        # 7 · 6, and 6 ends of line, and 9 of the thumbnail.
+        ("llava_onevision", 7 * 6 + 6 + 9),
+        # 100 / 28 = 3.6, 80 / 28 = 2.9: 4 × 3 merged patches. Within 4 and 16 of them.
+        ("qwen2_vl", 12),
+        ("qwen2_5_vl", 12),
+        # 100 / 32 = 3.1, 80 / 32 = 2.5, rounded half to even.
+        ("qwen3_vl", 3 * 2),
+        # 1.25 is as near to 1 as to 3:2, and the larger grid wins: 6 tiles and the thumbnail, 4 tokens each.
+        ("internvl", 7 * 4),
+    ],
+)
+def test_an_image_of_100_by_80_becomes_as_many_tokens_as_counted_by_hand(family, tokens, mllm_folder, picture):
+    processor = load(mllm_folder(family))
+    ids = encode(processor, [processor.image_token], [picture(100, 80)])["input_ids"]
+    assert int((ids == processor.image_token_id).sum()) == tokens
+
+
+def test_padding_goes_to_the_left(mllm_folder, picture):
+    for family in FAMILIES:
+        processor = load(mllm_folder(family))
+        texts = [processor.image_token + text for text in ("a", "a long one")]
+        inputs = encode(processor, texts, [picture(60, 60)] * 2)
+        assert inputs["attention_mask"][0].tolist() == sorted(inputs["attention_mask"][0].tolist())
+        assert inputs["attention_mask"][0, 0] == 0
+        assert inputs["attention_mask"][1].all()
+
+
+def test_llava_sees_the_whole_image_padded_to_a_square(mllm_folder):
+    processor = load(mllm_folder("llava"))
+    assert type(processor.image_processor) is transformers.LlavaImageProcessorPil
+    white = Image.new("RGB", (120, 60), "white")
+    pixels = encode(processor, ["<image>"], [white])["pixel_values"][0]
+    assert pixels.shape == (3, 42, 42)
+    # 30 of 120 rows above and below are the mean colour, which normalises to 0 (to within a grey level): 10 of 42.
+    assert pixels[:, :9].abs().max() < 0.02
+    assert pixels[:, -9:].abs().max() < 0.02
+    assert (pixels[:, 12:30] > 1.5).all()  # up to both sides
+
+
+@pytest.mark.parametrize("size", [(100, 80), (640, 427), (28, 900), (9, 5), (1, 1), (199, 1), (131, 402)])
+def test_the_dialect_counts_the_pixels_that_qwens_processor_makes(size, mllm_folder, picture):
+    processor = load(mllm_folder("qwen2_5_vl"))
+    dialect = choose_dialect(None, "qwen2_5_vl", processor.image_processor)
+    _, rows, columns = processor.image_processor([picture(*size)], return_tensors="pt")["image_grid_thw"][0].tolist()
+    assert dialect.geometry.canvas(size)[-2:] == (14 * columns, 14 * rows)
+
+
+def test_a_class_that_has_no_video_is_itself():
+    assert without_video(transformers.PaliGemmaProcessor) is transformers.PaliGemmaProcessor
+
+
+def test_a_template_saved_with_the_tokenizer_is_found(mllm_folder, tmp_path):
+    processor = load(mllm_folder("qwen2_vl"))
+    processor.tokenizer.chat_template = "{{ 'hi' }}"
+    processor.tokenizer.save_pretrained(tmp_path / "qwen2_vl")
+    processor.image_processor.save_pretrained(tmp_path / "qwen2_vl")
+    assert load(tmp_path / "qwen2_vl").chat_template == "{{ 'hi' }}"
+
+
+def test_what_is_missing_is_one_clear_error(tmp_path, mllm_folder):
+    with pytest.raises(ModelError, match="no processor"):
+        load_processor(mllm_folder("llava"), "bert")
+    (tmp_path / "llava").mkdir()
+    with pytest.raises(ModelError, match="not a whole model"):
+        load(tmp_path / "llava")

@@ -1,0 +1,71 @@
+"""The table of families fits the dialects and the classes of transformers."""
+
+import pytest
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from spr.errors import GroundingError
+from spr.grounding import DIALECTS, get_dialect, parse
+from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
+from spr.models.loading import ModelError
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
+def test_a_family_names_a_dialect_and_classes_that_exist(family):
+    assert family.dialect in DIALECTS
+    assert hasattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family.model_type])
+    assert hasattr(transformers, PROCESSOR_MAPPING_NAMES[family.model_type])
+    assert family.turn.count("{image}") == family.turn.count("{prompt}") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "special"),
+    [
+        ("qwen2_vl", ["<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"]),
+        ("internvl", ["<ref>", "</ref>", "<box>", "</box>"]),
+        ("paligemma", ["<loc0153>", "<loc0102>", "<loc0205>", "<loc0307>"]),
+        ("florence2", ["<loc_100>", "<loc_150>", "<loc_300>", "<loc_200>"]),
+        ("kosmos2", ["<phrase>", "</phrase>", "<object>", "</object>", "<patch_index_0131>"]),
+    ],
+)
+def test_the_tokens_that_a_dialect_is_written_with_are_kept(key, special):
+    example = DIALECTS[key].example
+    for token in special:
+        assert token in example
+        assert is_grounding_token(token)
+        # Without it, the box can't be read any more.
+        whole, spoilt = (parse(text, DIALECTS[key], (640, 428)) for text in (example, example.replace(token, "")))
+        assert whole.spans[0].boxes
+        assert spoilt != whole
+
+
+def test_turn_markers_and_placeholders_are_not_kept():
+    tokens = "</s> <s> <eos> <pad> <|im_end|> <|endoftext|> <image> <video> <|image_pad|> <|vision_start|> <img>"
+    assert not any(map(is_grounding_token, tokens.split()))
+
+
+class QwenImages:
+    patch_size, merge_size = 14, 2
+    size = {"shortest_edge": 256 * 784, "longest_edge": 1280 * 784}  # noqa: RUF012
+
+
+def test_a_dialect_that_counts_resized_pixels_is_set_up_as_the_processor_is():
+    dialect = choose_dialect(None, "qwen2_5_vl", QwenImages())
+    assert dialect == get_dialect("qwen2_5_vl", min_pixels=256 * 784, max_pixels=1280 * 784)
+    # 3000 × 2000 is 6 MP; scaled to at most 1280 · 784 px: √(6e6 / 1003520) = 2.4452, 3000 / 2.4452 / 28 = 43.8.
+    assert dialect.geometry.canvas((3000, 2000))[-2:] == (43 * 28, 29 * 28)
+
+
+def test_a_named_dialect_wins_and_a_whole_one_is_left_alone():
+    assert choose_dialect("shikra", "llava", None) is DIALECTS["shikra"]
+    own = get_dialect("qwen2_5_vl", max_pixels=100_000)
+    assert choose_dialect(own, "qwen2_5_vl", QwenImages()) is own
+    assert choose_dialect("kosmos2", "kosmos-2", None) is DIALECTS["kosmos2"]
+
+
+def test_an_unknown_family_needs_a_dialect():
+    with pytest.raises(ModelError, match=r"idefics3[\s\S]*describer\.dialect"):
+        choose_dialect(None, "idefics3", None)
+    with pytest.raises(GroundingError, match="Unknown dialect"):
+        choose_dialect("lava", "llava", None)

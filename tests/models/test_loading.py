@@ -1,0 +1,192 @@
+import json
+import pickle
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, CLIPModel
+
+from spr.models.batching import DeviceMemoryError
+from spr.models.clip import ClipScorer
+from spr.models.loading import ModelError, load_part, load_pretrained, read_model_type, source_name
+
+
+@pytest.fixture
+def copy(clip_folder, tmp_path):
+    return shutil.copytree(clip_folder, tmp_path / "model")
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_saved_model_comes_back_whole_in_eval_mode_and_without_gradients(clip_folder):
+    model = load_pretrained(CLIPModel, clip_folder, dtype="bfloat16", device="cpu")
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_all_listed(copy):
+    def change(weights):
+        del weights["visual_projection.weight"]
+        weights["surplus.weight"] = torch.zeros(2)
+        weights["text_projection.weight"] = torch.zeros(3, 4)
+
+    change_weights(copy, change)
+    with pytest.raises(ModelError) as raised:
+        load_pretrained(CLIPModel, copy)
+    message = str(raised.value)
+    assert "1 missing: visual_projection.weight" in message
+    assert "1 unexpected: surplus.weight" in message
+    assert "1 misshapen: text_projection.weight (3, 4) for (24, 32)" in message
+
+
+def test_position_ids_that_old_checkpoints_hold_are_no_surplus(copy):
+    change_weights(copy, lambda w: w.update({"text_model.embeddings.position_ids": torch.arange(77)[None]}))
+    load_pretrained(CLIPModel, copy)
+
+
+def test_another_models_weights_name_a_few_of_the_tensors(copy, owlv2_folder):
+    shutil.copy(owlv2_folder / "model.safetensors", copy / "model.safetensors")
+    with pytest.raises(ModelError, match="more") as raised:
+        load_pretrained(CLIPModel, copy)
+    assert len(str(raised.value)) < 2500
+
+
+def test_pickled_weights_are_never_read(copy):
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(pickle.dumps("code could run here"))
+    with pytest.raises(ModelError, match="safetensors"):
+        load_pretrained(CLIPModel, copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"\xff" * 64])
+def test_damaged_weights_are_one_clear_error(copy, content):
+    (copy / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="is not a whole model"):
+        load_pretrained(CLIPModel, copy)
+
+
+def test_cut_weights_are_one_clear_error(copy):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="is not a whole model"):
+        load_pretrained(CLIPModel, copy)
+
+
+@pytest.mark.parametrize("config", ["", "{", "[]", '{"model_type": "no-such-model"}'])
+def test_a_wrong_config_is_one_clear_error(copy, config):
+    (copy / "config.json").write_text(config)
+    with pytest.raises(ModelError):
+        read_model_type(copy, ["clip"])
+    with pytest.raises(ModelError):
+        ClipScorer(copy)
+
+
+def test_an_empty_folder_is_one_clear_error(tmp_path):
+    for load in (lambda: load_pretrained(CLIPModel, tmp_path), lambda: load_part(AutoTokenizer, tmp_path)):
+        with pytest.raises(ModelError, match="is not a whole model"):
+            load()
+
+
+def test_a_folder_without_its_processor_is_one_clear_error(copy):
+    (copy / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match="is not a whole model"):
+        ClipScorer(copy)
+
+
+def test_a_folder_without_its_tokenizer_is_one_clear_error(copy):
+    # transformers would make a tokenizer of three tokens, and every text would be the same.
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    with pytest.raises(ModelError, match="is not this model's"):
+        ClipScorer(copy)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 500
+    (copy / "config.json").write_text(json.dumps(config))
+
+    def change(weights):
+        name = "text_model.embeddings.token_embedding.weight"
+        weights[name] = weights[name][:500].clone()
+
+    change_weights(copy, change)
+    with pytest.raises(ModelError, match="expected: 16 to 500"):
+        ClipScorer(copy)
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./none", "a/b/c"])
+def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(path):
+    with pytest.raises(ModelError, match="no such model folder"):
+        load_pretrained(CLIPModel, path)
+
+
+def hub_answers(error):
+    """A class whose loading fails as transformers' does: its OSError is raised from the hub's own error."""
+
+    class Answers:
+        @staticmethod
+        def from_pretrained(*_args, **_kwargs):
+            raise OSError("something long and technical") from error
+
+    return Answers
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            lambda r: RepositoryNotFoundError("404", response=r),
+            "no model owner/name, neither as a folder nor on the hub",
+        ),
+        (lambda r: RevisionNotFoundError("404", response=r), "no such revision"),
+        (lambda _: LocalEntryNotFoundError("no network"), "out of reach"),
+        (lambda _: ConnectionError("no network"), "out of reach"),
+        (lambda _: None, "can't be loaded"),
+    ],
+)
+def test_what_the_hub_answers_is_said_in_one_clear_message(error, message):
+    response = SimpleNamespace(headers={}, request=None, status_code=404)
+    with pytest.raises(ModelError, match=message):
+        load_pretrained(hub_answers(error(response)), "owner/name", revision="v2")
+
+
+def test_without_network_a_model_that_is_not_cached_is_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="out of reach"):
+        load_pretrained(CLIPModel, "owner/name", cache_dir=tmp_path)
+
+
+def test_a_device_that_is_too_small_is_one_clear_error():
+    class Big:
+        @staticmethod
+        def from_pretrained(*_args, **_kwargs):
+            raise torch.OutOfMemoryError("tried to allocate 999 GiB")
+
+    with pytest.raises(DeviceMemoryError, match="owner/name does not fit"):
+        load_pretrained(Big, "owner/name")
+
+
+def test_a_name_tells_weights_apart_and_not_where_they_lie(copy, clip_folder, tmp_path):
+    other = shutil.copytree(copy, tmp_path / "elsewhere" / "model")
+    assert source_name(copy) == source_name(other)
+    assert source_name(copy).startswith("model@")
+    assert source_name(clip_folder).split("@")[1] == source_name(copy).split("@")[1]
+    change_weights(other, lambda weights: weights["logit_scale"].add_(1))
+    assert source_name(copy) != source_name(other)
+    assert source_name("owner/name") == "owner/name@main"
+    assert source_name("owner/name", "v2") == "owner/name@v2"
+
+
+def test_a_hub_models_name_holds_the_commit_that_was_loaded(clip_folder):
+    model = load_pretrained(CLIPModel, clip_folder)
+    model.config._commit_hash = "0123abc"
+    assert source_name("owner/name", "v2", model) == "owner/name@0123abc"

@@ -1,0 +1,313 @@
+"""The stages from region queries to pairs, with models that say what the test wants."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spr.config import make_config
+from spr.grounding import get_dialect
+from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
+from spr.pipeline.describe import make_candidates, training_prompt
+from spr.pipeline.pair import make_pair, make_pairs
+from spr.pipeline.runner import run
+from spr.pipeline.score import make_scores
+from spr.records import Candidate, Detection, PreferencePair, RegionObject, RegionQuery, Scores, Span
+from spr.schemas import from_table, to_table
+from spr.store import StageStore
+
+# An image of 100×100 px; the region 20–60, its crop 10–70 (60×60), two cups of 20×20 inside and one far away.
+OBJECTS = (
+    RegionObject("1", "cup", (20.0, 20.0, 40.0, 40.0), inside=True),
+    RegionObject("2", "cup", (40.0, 40.0, 60.0, 60.0), inside=True),
+    RegionObject("3", "plate", (80.0, 80.0, 100.0, 100.0)),
+)
+QUERY = RegionQuery("7/0", "7", "7.png", 100, 100, (20.0, 20.0, 60.0, 60.0), "1", OBJECTS)
+
+
+@pytest.fixture
+def config(tmp_path):
+    Image.new("RGB", (100, 100), (200, 30, 30)).save(tmp_path / "7.png")
+    return make_config(
+        {
+            "annotations": {"path": str(tmp_path / "a.json"), "images": str(tmp_path)},
+            "describer": {"adapter": "fake", "samples": {"full": 1, "crop": 1, "crop_objects": 1}},
+            "prompts": {"full": "Where? {region}", "crop": "What?", "crop_objects": "These:\n{objects}"},
+        }
+    )
+
+
+class Says:
+    """A describer that gives prepared answers, by kind of prompt, and keeps what it was asked."""
+
+    name = "says@1"
+
+    def __init__(self, dialect, **answers):
+        self.dialect, self.answers, self.requests = get_dialect(dialect), answers, []
+
+    def describe(self, requests):
+        self.requests += requests
+        kinds = {"Where": "full", "What": "crop", "These": "crop_objects"}
+        return [self.answers[next(kinds[k] for k in kinds if r.prompt.startswith(k))] for r in requests]
+
+
+def candidates_of(describer, config):
+    output = make_candidates({"regions": to_table([QUERY], RegionQuery)}, config, describer)
+    return from_table(output.table, Candidate), [(d["id"], d["reason"]) for d in output.dropped.to_pylist()]
+
+
+def test_the_model_is_asked_about_the_image_and_about_the_crop_with_its_objects(config):
+    describer = Says("ferret", full="x", crop="y", crop_objects="z")
+    candidates_of(describer, config)
+    full, crop, listed = describer.requests
+    assert full.prompt == "Where? [200, 200, 600, 600] <region_fea>"
+    assert full.image.size == (100, 100)
+    assert crop.prompt == "What?"
+    assert crop.image.size == listed.image.size == (60, 60)
+    assert crop.window == (10, 10, 70, 70)
+    # In the crop the cups lie at 10–30 and 30–50 of 60 px: 166.7, 500 and 833.3 thousandths, rounded down.
+    assert listed.prompt == "These:\n1. cup [166, 166, 500, 500]\n2. cup [500, 500, 833, 833]"
+    assert len({r.seed for r in describer.requests}) == 3
+
+
+def test_an_answer_about_the_crop_becomes_one_about_the_image(config):
+    describer = Says(
+        "llava", full="a cup [0.20, 0.20, 0.40, 0.40]", crop="a cup [0.50, 0.50, 0.83, 0.83]", crop_objects=""
+    )
+    (full, crop), dropped = candidates_of(describer, config)
+    assert full.text == full.raw_text
+    assert crop.raw_text == "a cup [0.50, 0.50, 0.83, 0.83]"
+    # 0.5 and 0.83 of 60 px from 10: 40 and 59.8.
+    assert [span.phrase for span in crop.spans] == ["a cup"]
+    assert crop.spans[0].boxes[0] == pytest.approx((40.0, 40.0, 59.8, 59.8))
+    assert crop.text == "a cup [0.40, 0.40, 0.60, 0.60]"
+    assert (crop.plain_text, crop.model, crop.dialect, crop.prompt_kind) == ("a cup", "says@1", "llava", "crop")
+    assert dropped == [("7/0/crop_objects0", "empty_answer")]
+
+
+def test_answers_that_are_none_are_dropped_with_their_reason(config):
+    same = "a cup [0.20, 0.20, 0.40, 0.40]"
+    describer = Says("llava", full=same, crop="What?", crop_objects="  \n")
+    _, dropped = candidates_of(describer, config)
+    assert dropped == [("7/0/crop0", "repeats_prompt"), ("7/0/crop_objects0", "empty_answer")]
+
+
+def test_a_repeat_after_mapping_back_is_dropped(config):
+    # 0.50–0.83 of the crop is 0.40–0.60 of the image.
+    describer = Says(
+        "llava", full="a cup [0.40, 0.40, 0.60, 0.60]", crop="a cup [0.50, 0.50, 0.83, 0.83]", crop_objects=" "
+    )
+    _, dropped = candidates_of(describer, config)
+    assert ("7/0/crop0", "repeats_candidate") in dropped
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "no box",
+        "a cup [1, 2]",
+        "a cup [0.9, 0.9, 7, 8]",
+        "чашка [0.1, 0.1, 0.2, 0.2]",
+        "\x00\x1b[31m",
+        "a [0.1, 0.1, 0.2, 0.2] " * 10_000,
+    ],
+)
+def test_any_answer_becomes_a_candidate(config, answer):
+    made, _ = candidates_of(Says("llava", full=answer, crop=" ", crop_objects=" "), config)
+    assert [c.raw_text for c in made] == [answer]
+
+
+def test_an_image_that_vanished_drops_with_its_reason(config):
+    (config.annotations.images / "7.png").unlink()
+    made, dropped = candidates_of(FakeDescriber(), config)
+    assert (made, dropped) == ([], [("7", "image_missing")])
+
+
+class Counts:
+    """Wraps a fake model and counts what it is asked."""
+
+    def __init__(self, model):
+        self.model, self.name = model, model.name
+        self.asked = {"embed_views": [], "embed_texts": [], "detect": []}
+
+    def __getattr__(self, method):
+        def call(items):
+            self.asked[method] += items
+            return getattr(self.model, method)(items)
+
+        return call
+
+
+def candidate(number, *spans, text=None, plain=None):
+    words = plain if plain is not None else ", ".join(s[0] for s in spans)
+    made, at = [], 0
+    for phrase, *boxes in spans:
+        at = words.index(phrase, at)
+        made.append(Span(phrase, at, at + len(phrase), tuple(boxes)))
+        at += len(phrase)
+    return Candidate(
+        f"7/0/full{number}", "7/0", "full", "raw", text or f"text {number}", words, tuple(made), (), 1, "m", "llava"
+    )
+
+
+def scores_of(candidates, config, scorer=None, detector=None):
+    tables = {"regions": to_table([QUERY], RegionQuery), "candidates": to_table(candidates, Candidate)}
+    return from_table(make_scores(tables, config, scorer or FakeScorer(), detector).table, Scores)
+
+
+def test_views_and_equal_texts_are_embedded_once_and_the_detector_is_asked_once_a_text(config):
+    made = [candidate(k, ("a cup", (20, 20, 40, 40)), text=f"a cup {k}") for k in range(4)]
+    made.append(candidate(4, ("a plate", (20, 20, 40, 40))))
+    scorer, detector = Counts(FakeScorer()), Counts(FakeDetector())
+    assert len(scores_of(made, config, scorer, detector)) == 5
+    assert len(scorer.asked["embed_views"]) == 2
+    assert scorer.asked["embed_texts"] == ["a cup", "a plate"]
+    assert [r.text for r in detector.asked["detect"]] == ["a cup", "a plate"]
+    assert [v.region for v in scorer.asked["embed_views"]] == [None, (20.0, 20.0, 60.0, 60.0)]
+
+
+class Fixed:
+    """Cosines of 0.6 (crop) and 0.2 (local) with every text, and one find at 10–30 of the crop: 20–40 of the image."""
+
+    name = "fixed"
+
+    def embed_views(self, views):
+        return np.array([[0.6, 0.8] if v.region is None else [0.2, np.sqrt(0.96)] for v in views], dtype=np.float32)
+
+    def embed_texts(self, texts):
+        return np.array([[1.0, 0.0] for _ in texts], dtype=np.float32)
+
+    def detect(self, requests):
+        return [[Detection("cup", (10.0, 10.0, 30.0, 30.0), 0.875)] for _ in requests]
+
+
+def test_the_score_joins_its_parts_as_the_paper_says(config):
+    # S_sem = (0.6 + 0.2)/2 = 0.4. One of two cups is placed exactly: S_loc = 0.5. S = 0.8 · 0.4 + 0.2 · 0.5 = 0.42.
+    (scores,) = scores_of([candidate(0, ("a cup", (40, 40, 60, 60)))], config, Fixed())
+    assert (scores.s_crop, scores.s_local) == (pytest.approx(0.6), pytest.approx(0.2))
+    assert scores.semantic == pytest.approx(0.4)
+    assert scores.localization == 0.5
+    assert scores.score == pytest.approx(0.42)
+    # The detector's find, mapped back, is the other cup: S_loc = 1.
+    (scores,) = scores_of([candidate(0, ("a cup", (40, 40, 60, 60)))], config, Fixed(), Fixed())
+    assert scores.localization == 1.0
+    assert [(m.object_id, m.source) for m in scores.matches] == [("1", "detector"), ("2", "text")]
+    assert scores.detections == (Detection("cup", (20.0, 20.0, 40.0, 40.0), 0.875),)
+
+
+def test_detections_can_count_as_ground_truth(config):
+    class New(Fixed):
+        def detect(self, requests):
+            # One find is the first cup (IoU 1), the other is new, inside the region.
+            return [
+                [Detection("cup", (10, 10, 30, 30), 0.9), Detection("fly", (30, 10, 45, 25), 0.5)] for _ in requests
+            ]
+
+    settings = config.model_copy(
+        update={"scoring": config.scoring.model_copy(update={"ground_truth": "annotations+detections"})}
+    )
+    (scores,) = scores_of([candidate(0, plain="nothing")], settings, Fixed(), New())
+    # G: two cups and the fly; found: the first cup and the fly.
+    assert scores.localization == pytest.approx(2 / 3)
+
+
+def scored(number, score, *spans, **more):
+    made = candidate(number, *spans, **more)
+    return made, Scores(made.candidate_id, "7/0", 0, 0, 0, 0, score, (), ())
+
+
+BEST = ("a cup", (21, 20, 40, 40))
+
+
+def test_the_best_refined_is_chosen_and_the_worst_as_it_is_rejected(config):
+    middle = scored(1, 0.5, ("a cup", (1, 1, 2, 2)))
+    pair = make_pair(QUERY, [scored(0, 0.1, ("a pot", (0, 0, 9, 9))), middle, scored(2, 0.75, BEST)], config)
+    assert pair.chosen == "a cup [0.20, 0.20, 0.40, 0.40]"
+    assert pair.rejected == "text 0"
+    assert (pair.chosen_candidate, pair.rejected_candidate) == ("7/0/full2", "7/0/full0")
+    assert pair.margin == pytest.approx(0.65)
+    assert [(f.box_before, f.box_after) for f in pair.fates] == [((21, 20, 40, 40), (20, 20, 40, 40))]
+    assert (
+        pair.prompt == training_prompt(QUERY, get_dialect("llava"), config.prompts) == "Where? [0.20, 0.20, 0.60, 0.60]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "reason"),
+    [
+        ([], {}, "fewer_than_two_candidates"),
+        ([scored(0, 0.5, BEST)], {}, "fewer_than_two_candidates"),
+        ([scored(0, 0.5, ("a cup", (70, 0, 80, 9))), scored(1, 0.1, BEST)], {}, "chosen_without_box"),
+        (
+            [scored(0, 0.5, BEST), scored(1, 0.1, BEST, text="a cup [0.20, 0.20, 0.40, 0.40]")],
+            {},
+            "chosen_equals_rejected",
+        ),
+        ([scored(0, 0.5, BEST), scored(1, 0.25, BEST)], {"min_margin": 0.26}, "margin_under_minimum"),
+        (
+            [scored(0, 0.5, BEST), scored(1, 0.1, plain="a b c d e")],
+            {"max_length_ratio": 2.4},
+            "length_ratio_over_maximum",
+        ),
+    ],
+)
+def test_queries_without_a_pair_have_a_reason(config, rows, settings, reason):
+    config = config.model_copy(update={"pairing": config.pairing.model_copy(update=settings)})
+    assert make_pair(QUERY, rows, config) == reason
+
+
+def test_thresholds_are_met_at_equality(config):
+    config = config.model_copy(
+        update={"pairing": config.pairing.model_copy(update={"min_margin": 0.25, "max_length_ratio": 2.5})}
+    )
+    rows = [scored(0, 0.5, BEST), scored(1, 0.25, plain="a b c d e")]
+    assert isinstance(make_pair(QUERY, rows, config), PreferencePair)
+
+
+def test_equal_scores_are_decided_by_the_id_whatever_the_order(config):
+    rows = [scored(k, 0.5, ("a cup", (21 + k / 8, 20, 40, 40))) for k in range(3)]
+    pairs = [make_pair(QUERY, order, config) for order in (rows, rows[::-1])]
+    assert pairs[0] == pairs[1]
+    assert (pairs[0].chosen_candidate, pairs[0].rejected_candidate) == ("7/0/full0", "7/0/full2")
+
+
+def test_the_pair_stage_names_each_query_without_a_pair(config):
+    other = dataclasses.replace(QUERY, query_id="7/1")
+    rows = [scored(0, 0.5, BEST), scored(1, 0.1, ("a pot", (0, 0, 9, 9)))]
+    tables = {
+        "regions": to_table([QUERY, other], RegionQuery),
+        "candidates": to_table([c for c, _ in rows], Candidate),
+        "scores": to_table([s for _, s in rows], Scores),
+    }
+    output = make_pairs(tables, config)
+    assert len(output.table) == 1
+    assert [(d["id"], d["kind"], d["reason"]) for d in output.dropped.to_pylist()] == [
+        ("7/1", "query", "fewer_than_two_candidates")
+    ]
+
+
+FAKES = {"describer": {"adapter": "fake"}, "scorer": {"adapter": "fake"}, "detector": {"adapter": "fake"}}
+
+
+def table_rows(out, stage):
+    return [row for table in StageStore(out / stage).tables() for row in table.to_pylist()]
+
+
+def test_shards_workers_and_a_second_run_change_no_pair(dataset, tmp_path):
+    run(make_config(dataset.config(**FAKES, shard_rows=512)), tmp_path / "a")
+    run(make_config(dataset.config(**FAKES, shard_rows=7)), tmp_path / "b", workers=2)
+    for stage in ("candidates", "scores", "pairs"):
+        assert table_rows(tmp_path / "a", stage) == table_rows(tmp_path / "b", stage)
+    assert len(table_rows(tmp_path / "a", "pairs")) > 20
+    assert all(s.done_before for s in run(make_config(dataset.config(**FAKES, shard_rows=7)), tmp_path / "b"))
+
+
+def test_on_photographs_chosen_beats_rejected_in_localization(photos, tmp_path):
+    paths = {"path": str(photos / "instances.json"), "images": str(photos / "images")}
+    run(make_config({"annotations": paths, **FAKES, "detector": {"adapter": "none"}}), tmp_path / "run")
+    located = {row["candidate_id"]: row["localization"] for row in table_rows(tmp_path / "run", "scores")}
+    pairs = table_rows(tmp_path / "run", "pairs")
+    margins = [located[p["chosen_candidate"]] - located[p["rejected_candidate"]] for p in pairs]
+    assert len(pairs) >= 20
+    assert np.mean(margins) > 0.05
