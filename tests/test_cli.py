@@ -229,3 +229,12 @@ def test_quickstart_ends_with_a_picture_and_can_be_run_twice(tmp_path):
     assert (out / "regions.png").is_file()
     output, _ = spr("quickstart", "--out", out)
     assert output.count("done before") == 2
+
+
+def test_scenes_into_a_place_that_can_not_be_written_get_one_clear_message(tmp_path):
+    (tmp_path / "file").write_text("x")
+    _, errors = spr("scenes", "--out", tmp_path / "file", "--n", 1, expect=1)
+    assert "can't be written to" in errors
+    spr("scenes", "--out", tmp_path / "scenes", "-n", 2)
+    names = sorted(p.name for p in (tmp_path / "scenes").iterdir())
+    assert names == ["expressions.json", "images", "instances.json"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,48 +72,51 @@ def choose(scene: Scene, target: int, rng: np.random.Generator) -> str | None:
     return found[0] if rng.random() < 0.5 else found[int(rng.integers(len(found)))]
 
 
-def mdetr_json(scenes: Sequence[Scene], file_names: Sequence[str], seed: int, per_scene: int = 3) -> dict[str, Any]:
-    """Expressions of up to ``per_scene`` objects a scene, in the shape of MDETR's ``finetune_refcoco_val.json``.
+def mdetr_entries(
+    scene: Scene, index: int, file_name: str, seed: int, first_id: int, limit: int = 3
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Expressions of up to ``limit`` objects of a scene, in the shape of MDETR's ``finetune_refcoco_val.json``.
 
     There each *image* entry is one expression (``caption``), with the file it is about and its number among the files
     (``original_id``), and one annotation with the box (COCO's ``[x, y, width, height]``, pixels). The choice depends
-    on the seed and the scene's position alone.
+    on the seed and the scene's place ``index`` alone.
+
+    Returns:
+        The image entries and their annotations, ids from ``first_id``.
     """
+    rng = np.random.default_rng([seed, index, 1])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index, (scene, file_name) in enumerate(zip(scenes, file_names, strict=True)):
-        rng = np.random.default_rng([seed, index, 1])
-        chosen = 0
-        for target in rng.permutation(np.flatnonzero(scene.annotated)):
-            caption = choose(scene, int(target), rng)
-            if caption is None or chosen == per_scene:
-                continue
-            chosen += 1
-            number = len(images) + 1
-            x1, y1, x2, y2 = (int(v) for v in scene.boxes_xyxy[target])
-            images.append(
-                {
-                    "id": number,
-                    "original_id": index + 1,
-                    "file_name": file_name,
-                    "width": SIZE,
-                    "height": SIZE,
-                    "caption": caption,
-                    "dataset_name": "scenes",
-                    "tokens_negative": [[0, len(caption)]],
-                }
-            )
-            annotations.append(
-                {
-                    "id": number,
-                    "image_id": number,
-                    "original_id": number,
-                    "category_id": 1 + CATEGORIES.index(scene.category(int(target))),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                    "tokens_positive": [[0, len(caption)]],
-                }
-            )
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
-    return {"info": {"seed": seed}, "images": images, "annotations": annotations, "categories": categories}
+    for target in rng.permutation(np.flatnonzero(scene.annotated)):
+        caption = choose(scene, int(target), rng)
+        if caption is None:
+            continue
+        number = first_id + len(images)
+        x1, y1, x2, y2 = (int(v) for v in scene.boxes_xyxy[target])
+        images.append(
+            {
+                "id": number,
+                "original_id": index + 1,
+                "file_name": file_name,
+                "width": SIZE,
+                "height": SIZE,
+                "caption": caption,
+                "dataset_name": "scenes",
+                "tokens_negative": [[0, len(caption)]],
+            }
+        )
+        annotations.append(
+            {
+                "id": number,
+                "image_id": number,
+                "original_id": number,
+                "category_id": 1 + CATEGORIES.index(scene.category(int(target))),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+                "tokens_positive": [[0, len(caption)]],
+            }
+        )
+        if len(images) == limit:
+            break
+    return images, annotations

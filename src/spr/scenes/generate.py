@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from spr.errors import InputError
+from spr.progress import Progress
 from spr.scenes.sprites import CATEGORIES, COLOURS, RGB, SHAPES, sprite
 
 SIZE = 112
@@ -60,7 +61,7 @@ class Scene:
 
     @property
     def annotated(self) -> npt.NDArray[np.bool_]:
-        """``(N,)`` bool: what remains an object of its own when the area filter is `MIN_AREA` and crowds are left out."""
+        """``(N,)`` bool: what remains when the area filter is `MIN_AREA` and crowds are left out."""
         return ~self.in_crowd & (self.areas >= MIN_AREA)
 
     def category(self, index: int) -> str:
@@ -72,7 +73,7 @@ def make_scene(seed: int, index: int) -> Scene:
     """The scene number ``index`` (from 0) of ``seed``.
 
     >>> scene = make_scene(0, 3)
-    >>> scene.image.shape, 9 <= scene.annotated.sum() <= 14
+    >>> scene.image.shape, 9 <= int(scene.annotated.sum()) <= 14
     ((112, 112, 3), True)
     """
     rng = np.random.default_rng([seed, index])
@@ -102,6 +103,11 @@ def _areas(boxes: list[_Box]) -> list[int]:
     return [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
 
 
+def _hull(boxes: list[_Box]) -> _Box:
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+
 def _collides(box: _Box, others: list[_Box]) -> bool:
     x1, y1, x2, y2 = box
     for a1, b1, a2, b2 in others:
@@ -124,9 +130,7 @@ def _place(rng: np.random.Generator) -> tuple[list[_Box], list[bool]]:
             members = []
     blocked = list(members)
     if members:
-        corners = np.asarray(members)
-        left, top, right, bottom = *corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0)
-        blocked = [(int(left), int(top), int(right), int(bottom))]
+        blocked = [_hull(members)]
     ordinary: list[_Box] = []
     sides = np.exp(rng.uniform(np.log(_SIDE[0]), np.log(_SIDE[1]), size=int(rng.integers(_COUNT[0], _COUNT[1] + 1))))
     for side in np.sort(sides)[::-1]:
@@ -213,36 +217,45 @@ def check_seed(seed: int) -> None:
 
 
 def write_scenes(out: Path, n: int, seed: int) -> Path:
-    """Write ``n`` scenes as ``out/images/*.png``, ``out/instances.json`` (COCO) and ``out/expressions.json``.
+    """Write ``n`` scenes as ``out/images/*.png``, ``out/expressions.json`` and, last, ``out/instances.json`` (COCO).
 
-    `spr.scenes.expressions.mdetr_json` says what ``expressions.json`` holds.
+    `spr.scenes.expressions.mdetr_entries` says what ``expressions.json`` holds.
 
     Returns:
         The path of ``instances.json``.
 
     Raises:
-        InputError: if ``n`` is not positive or the seed is one of the training's.
+        InputError: if ``n`` is not positive, the seed is one of the training's, or the folder can't be written to.
     """
-    from spr.scenes.expressions import mdetr_json  # here, since that module needs this one's `Scene`
-
     check_seed(seed)
     if n < 1:
         raise InputError("--n can't be used for scenes", got=n, expected="at least 1", fix="give a larger --n")
-    out = Path(out)
+    try:
+        return _write(Path(out), n, seed)
+    except OSError as error:
+        raise InputError(f"{out} can't be written to", got=error, fix="make room, or give another --out") from None
+
+
+def _write(out: Path, n: int, seed: int) -> Path:
+    from spr.scenes.expressions import mdetr_entries  # here, since that module needs this one's `Scene`
+
     (out / "images").mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    scenes = [make_scene(seed, index) for index in range(n)]
-    for index, scene in enumerate(scenes):
-        file_name = f"{seed:05d}_{index:06d}.png"
-        Image.fromarray(scene.image).save(out / "images" / file_name)
-        images.append({"id": index + 1, "file_name": file_name, "width": SIZE, "height": SIZE})
-        annotations += coco_annotations(scene, index + 1, len(annotations) + 1)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
     info = {"description": "SPR scenes", "seed": seed}
-    instances = {"info": info, "images": images, "annotations": annotations, "categories": categories}
-    path = out / "instances.json"
-    path.write_text(json.dumps(instances), encoding="utf-8")
-    expressions = mdetr_json(scenes, [image["file_name"] for image in images], seed)
+    instances: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
+    expressions: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
+    with Progress("scenes", n, "scenes") as progress:
+        for index in range(n):
+            scene, file_name = make_scene(seed, index), f"{seed:05d}_{index:06d}.png"
+            Image.fromarray(scene.image).save(out / "images" / file_name)
+            instances["images"].append({"id": index + 1, "file_name": file_name, "width": SIZE, "height": SIZE})
+            instances["annotations"] += coco_annotations(scene, index + 1, len(instances["annotations"]) + 1)
+            images, annotations = mdetr_entries(scene, index, file_name, seed, len(expressions["images"]) + 1)
+            expressions["images"] += images
+            expressions["annotations"] += annotations
+            progress.advance()
     (out / "expressions.json").write_text(json.dumps(expressions), encoding="utf-8")
-    return path
+    # By another name first: where `instances.json` is, everything is.
+    unfinished = out / "instances.json.tmp"
+    unfinished.write_text(json.dumps(instances), encoding="utf-8")
+    return unfinished.replace(out / "instances.json")

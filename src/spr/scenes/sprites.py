@@ -22,7 +22,7 @@ RGB: dict[str, tuple[int, int, int]] = {
 }
 COLOURS: tuple[str, ...] = tuple(RGB)
 CATEGORIES: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-"""Category names; the category of colour ``c`` and shape ``s`` has index ``c * len(SHAPES) + s`` and COCO id one more."""
+"""Category names: that of colour ``c`` and shape ``s`` has index ``c * len(SHAPES) + s``, and COCO id one more."""
 
 _OVERSAMPLING = 4
 
@@ -41,7 +41,7 @@ _POLYGONS: dict[str, list[tuple[float, float]]] = {
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def sprite(shape: str, width: int, height: int) -> npt.NDArray[np.float32]:
     """The shape's coverage of each pixel, 0..1, float32 of shape ``(height, width, 1)``; it touches all four sides.
 
