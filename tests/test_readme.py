@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -25,23 +23,23 @@ def test_readme_gives_the_two_set_up_commands_that_the_makefile_has():
     assert {"quickstart", "test", "lint", "docs"} <= set(targets)
 
 
-@pytest.mark.parametrize("block", SHELL, ids=range(len(SHELL)))
-def test_shell_blocks_run(block, dataset):
-    # In a folder with `instances.json` and `images/`, with this environment's `spr` on the path.
+def test_shell_blocks_run_one_after_another(dataset):
+    # In a folder with `instances.json` and `images/`, with this environment's `spr` on the path: that stands for the
+    # .venv, which the dataset's folder does not have.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    # The dataset's folder has no .venv to activate: the path above stands for it.
-    block = re.sub(r"^\. \.venv/bin/activate.*$", "", block, flags=re.MULTILINE)
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block], cwd=dataset.folder, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout
-    if "--draw" in block:
-        assert (dataset.folder / "regions.png").is_file()
+    assert len(SHELL) >= 3
+    for block in SHELL:
+        runnable = re.sub(r"^\. \.venv/bin/activate.*$", "", block, flags=re.MULTILINE)
+        command = ["bash", "-euo", "pipefail", "-c", runnable]
+        result = subprocess.run(command, cwd=dataset.folder, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout
+        for drawn in re.findall(r"--draw (\S+)", block):
+            assert (dataset.folder / drawn).is_file()
 
 
 def test_the_first_block_that_needs_spr_activates_the_environment():
-    (first,) = [block for block in SHELL if "spr run" in block]
+    first = next(block for block in SHELL if "spr run" in block)
     assert first.index(". .venv/bin/activate") < first.index("spr run")
 
 
