@@ -210,6 +210,13 @@ def test_the_whole_pipeline_runs_without_weights_and_tells_lengths(config, tmp_p
         assert sheet.size == (2 * 420, 438)
 
 
+def test_an_embedded_model_that_does_not_exist_names_those_that_do(config, tmp_path):
+    arguments = ["describer.model=embedded/clip", "describer.adapter=hf"]
+    _, errors = spr("run", config, "--out", tmp_path / "run", *arguments, expect=2)
+    assert "There is no such embedded model" in errors
+    assert "embedded/describer, embedded/scorer or embedded/detector" in errors
+
+
 def test_a_stage_that_needs_a_describer_says_so(config, tmp_path):
     _, errors = spr("run", config, "--out", tmp_path / "run", "--until", "pairs", expect=2)
     assert "needs a describer" in errors
@@ -226,9 +233,11 @@ def test_quickstart_ends_with_a_picture_and_can_be_run_twice(tmp_path):
     out = tmp_path / "q #1: x"
     output, _ = spr("quickstart", "--out", out)
     assert "regions: 200 regions" in output
+    assert "pairs: " in output
     assert (out / "regions.png").is_file()
+    assert (out / "pairs.png").is_file()
     output, _ = spr("quickstart", "--out", out)
-    assert output.count("done before") == 2
+    assert output.count("done before") == 5
 
 
 def test_scenes_into_a_place_that_can_not_be_written_get_one_clear_message(tmp_path):

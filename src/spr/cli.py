@@ -157,6 +157,7 @@ def quickstart(
     overrides = [f"annotations.{name}={json.dumps(str(path))}" for name, path in paths.items()] + [f"seed={seed}"]
     run("quickstart", overrides, out=out / "run", workers=workers)
     show(out / "run" / "regions", n=12, draw=out / "regions.png")
+    show(out / "run" / "pairs", n=12, draw=out / "pairs.png")
 
 
 @app.command()

@@ -128,7 +128,7 @@ class DescriberConfig(Section):
     adapter: Literal["hf", "fake"] = "hf"
     """`hf`: any image-text-to-text model of transformers; `fake`: annotations, spoilt by seed."""
     model: str | None = None
-    """A model id or folder; `fake` needs none."""
+    """A model id or folder, or `embedded/describer`, the small one that ships; `fake` needs none."""
     revision: str | None = None
     """The model's revision on the hub."""
     dialect: str | None = None

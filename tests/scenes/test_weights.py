@@ -98,3 +98,17 @@ def test_the_detector_finds_most_objects_of_a_scene() -> None:
         found += hits(scene, every, said, 0.5)
         objects += len(every)
     assert found >= 0.7 * objects
+
+
+def test_the_general_describer_reads_the_embedded_model_as_its_own_processor_does() -> None:
+    from spr.models.image_processors import encode, load_processor
+    from spr.scenes.processor import SceneProcessor
+
+    folder = weights_folder("describer")
+    general, own = load_processor(folder, "llava_onevision"), SceneProcessor.from_pretrained(folder)
+    images = [Image.fromarray(make_scene(7, 0).image), Image.fromarray(make_scene(7, 1).image[:60, :90])]
+    texts = [own.prompt("Where is the red circle?"), own.prompt(PROMPTS["crop"])]
+    expected, made = own(images, texts), encode(general, texts, images)
+    assert set(made) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(made[name], tensor), name

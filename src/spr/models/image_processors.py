@@ -48,6 +48,8 @@ def load_processor(
         )
     processor_class = without_video(getattr(transformers, name))
     image_processor = load_part(AutoImageProcessor, source, revision=revision, backend="pil")
+    if hasattr(processor_class, "_get_number_of_features") and not hasattr(image_processor, "image_grid_pinpoints"):
+        processor_class = without_tiles(processor_class)
     if family is not None and family.pads_square:
         image_processor = pad_to_square(image_processor)
     tokenizer = load_part(AutoTokenizer, source, revision=revision)
@@ -90,6 +92,29 @@ def without_video(processor_class: Any) -> Any:
         return processor_class
     # The classes hand their parts on by position, video last, to a base class that pairs them with these names.
     return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda _: list(kept))})
+
+
+@cache
+def without_tiles(processor_class: Any) -> Any:
+    """The class of a tile-cutting family, for image processors that cut none: an image is itself and a newline.
+
+    Its processor_config.json must give ``num_image_tokens``, the patches of an image.
+    """
+
+    def replace_image_token(self: Any, image_inputs: Any, image_idx: int, **_: Any) -> str:
+        del image_inputs, image_idx
+        return str(self.image_token * (self.num_image_tokens + 1))
+
+    def count(self: Any, image_sizes: Sequence[Any] = (), **_: Any) -> dict[str, list[int]]:
+        return {"num_image_tokens": [self.num_image_tokens + 1] * len(image_sizes)}
+
+    def call(self: Any, images: Sequence[Image.Image], text: Sequence[str], **options: Any) -> Any:
+        inputs = processor_class.__call__(self, images=images, text=text, **options)
+        inputs["image_sizes"] = [[image.height, image.width] for image in images]
+        return inputs
+
+    methods = {"replace_image_token": replace_image_token, "_get_num_multimodal_tokens": count, "__call__": call}
+    return type(processor_class.__name__, (processor_class,), methods)
 
 
 def pad_to_square(image_processor: Any) -> Any:

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import gc
 from functools import lru_cache
+from importlib.resources import files
 
+from spr.errors import ConfigError
 from spr.models.protocols import Describer, Detector, ImageTextScorer
 from spr.sections import DescriberConfig, DetectorConfig, ScorerConfig
+
+EMBEDDED = "embedded/"
+"""`embedded/describer`, `embedded/scorer` and `embedded/detector` are the models that ship with the package."""
+
+
+def _source(model: str) -> str:
+    if not model.startswith(EMBEDDED):
+        return model
+    folder = files("spr") / "scenes" / "weights" / model.removeprefix(EMBEDDED)
+    if not folder.is_dir():
+        expected = "embedded/describer, embedded/scorer or embedded/detector"
+        raise ConfigError("There is no such embedded model", got=model, expected=expected)
+    return str(folder)
 
 
 def _device(name: str) -> str | None:
@@ -23,7 +38,7 @@ def load_describer(config: DescriberConfig) -> Describer:
     from spr.models.hf_mllm import HfDescriber
 
     return HfDescriber(
-        config.model or "",
+        _source(config.model or ""),
         dialect=config.dialect,
         revision=config.revision,
         dtype=config.dtype,
@@ -45,7 +60,7 @@ def load_scorer(config: ScorerConfig) -> ImageTextScorer:
     from spr.models.clip import ClipScorer
 
     return ClipScorer(
-        config.model,
+        _source(config.model),
         revision=config.revision,
         long_text=config.long_text,
         batch_size=config.batch_size,
@@ -67,7 +82,7 @@ def load_detector(config: DetectorConfig) -> Detector | None:
         from spr.models.owlv2 import Owlv2Detector
 
         return Owlv2Detector(
-            config.model,
+            _source(config.model),
             revision=config.revision,
             box_threshold=config.box_threshold,
             batch_size=config.batch_size,
@@ -77,7 +92,7 @@ def load_detector(config: DetectorConfig) -> Detector | None:
     from spr.models.grounding_dino import GroundingDinoDetector
 
     return GroundingDinoDetector(
-        config.model,
+        _source(config.model),
         revision=config.revision,
         box_threshold=config.box_threshold,
         text_threshold=config.text_threshold,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import CLIPImageProcessorPil, OwlViTImageProcessorPil, SiglipI
 
 from spr.scenes.generate import SIZE
 from spr.scenes.loop import checkpoint_path, load_modules
-from spr.scenes.models import make_describer, make_detector, make_scorer
+from spr.scenes.models import IMAGE_TOKENS, make_describer, make_detector, make_scorer
 from spr.scenes.train_detector import QUERY_LENGTH
 from spr.scenes.train_scorer import MAX_WORDS
 from spr.scenes.vocabulary import START, make_tokenizer
@@ -21,6 +22,11 @@ from spr.scenes.vocabulary import START, make_tokenizer
 MODELS = ("describer", "scorer", "detector")
 _PIXELS: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}  # 2: bilinear
 _SQUARE = {"height": SIZE, "width": SIZE}
+_PROCESSOR = {
+    "num_image_tokens": IMAGE_TOKENS - 1,  # without the newline, which the class adds
+    "processor_class": "LlavaOnevisionProcessor",
+    "vision_feature_select_strategy": "full",
+}
 
 
 def export(name: str, out: Path, folder: Path) -> None:
@@ -36,6 +42,7 @@ def export(name: str, out: Path, folder: Path) -> None:
     if name == "describer":
         make_tokenizer(chat=True).save_pretrained(folder)
         SiglipImageProcessorPil(size=_SQUARE, **_PIXELS).save_pretrained(folder)
+        (folder / "processor_config.json").write_text(json.dumps(_PROCESSOR, indent=2) + "\n", encoding="utf-8")
     elif name == "scorer":
         make_tokenizer(START, max_length=MAX_WORDS).save_pretrained(folder)
         # No centre crop: what is to be embedded is made square before.
