@@ -87,7 +87,7 @@ def score_candidate(
     """Join the parts of a candidate's score (METHOD §4); boxes in pixels of the original image."""
     truth: list[ImageObject] = list(query.inside)
     if config.scoring.ground_truth == "annotations+detections":
-        truth += _new_objects(detections, query)
+        truth += _new_objects(detections, query, config.regions.inside_fraction)
     text_boxes = [box for span in candidate.spans for box in span.boxes]
     located = localization_score(truth, text_boxes, [find.box for find in detections])
     weight, semantic = config.scoring.semantic_weight, (s_crop + s_local) / 2
@@ -104,12 +104,12 @@ def score_candidate(
     )
 
 
-def _new_objects(detections: Sequence[Detection], query: RegionQuery) -> list[ImageObject]:
+def _new_objects(detections: Sequence[Detection], query: RegionQuery, inside_fraction: float) -> list[ImageObject]:
     """Finds inside the region that are no annotated object, as objects of the region."""
     known = bx.as_boxes([item.box for item in query.objects])
     made = []
     for number, find in enumerate(detections, start=1):
-        inside = bx.at_least(bx.fraction_inside(find.box, query.region), 0.5)
+        inside = bx.at_least(bx.fraction_inside(find.box, query.region), inside_fraction)
         if inside and not (bx.iou(find.box, known) > SAME_OBJECT_IOU).any():
             made.append(ImageObject(f"detection#{number}", find.phrase or "object", find.box, "detector", find.score))
             known = np.concatenate([known, bx.as_boxes([find.box])])

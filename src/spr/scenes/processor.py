@@ -27,7 +27,7 @@ class SceneProcessor:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SceneProcessor:
         """The processor of a folder that holds a tokenizer and an image processor."""
-        image_processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+        image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         return cls(image_processor, AutoTokenizer.from_pretrained(folder))
 
     def prompt(self, text: str) -> str:
