@@ -21,6 +21,7 @@ LAYERS = [
     {"pipeline", "training", "evaluation"},
     {"report"},
     {"scenes"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -26,6 +26,7 @@ from spr.sections import (
     ScorerConfig,
     ScoringConfig,
     Section,
+    TrainingConfig,
 )
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -45,6 +46,7 @@ class Config(Section):
     detector: DetectorConfig = DetectorConfig()
     scoring: ScoringConfig = ScoringConfig()
     pairing: PairingConfig = PairingConfig()
+    training: TrainingConfig = TrainingConfig()
     shard_rows: Int = Field(default=512, ge=1)
     """Rows a shard; changes the files' layout, never the rows."""
     engine: Literal["local"] = "local"

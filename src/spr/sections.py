@@ -214,3 +214,68 @@ class PairingConfig(Section):
     """Pairs whose scores differ by less are dropped [ours]."""
     max_length_ratio: Float | None = Field(default=None, gt=1)
     """Pairs of which one answer has more than this many times the other's words are dropped; null keeps all [ours]."""
+
+
+class LoraSection(Section):
+    """The adapter: on the linear layers of the language model only (METHOD §6)."""
+
+    rank: Int = Field(default=128, ge=1)
+    """[seed]"""
+    alpha: Float = Field(default=256, gt=0)
+    """The adapter's output is scaled by alpha over rank [seed]."""
+    dropout: Float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's inputs [ours: none, so that the answers' log-probabilities are exact]."""
+    targets: tuple[str, ...] | None = None
+    """Names of the language model's linear layers, such as `q_proj`; null: all that the family has."""
+
+
+class TrainingConfig(Section):
+    """Pairs → LoRA adapter (METHOD §6)."""
+
+    loss: Literal["dpo", "ipo", "sft"] = "dpo"
+    """`dpo` [paper]; `ipo`; `sft`: fine-tuning on the chosen answers alone, the paper's ablation."""
+    beta: Float = Field(default=0.1, gt=0)
+    """How far the policy may go from the reference; 0.1 [ours], the paper gives none."""
+    nll_weight: Float = Field(default=0.0, ge=0)
+    """Adds this times the chosen answers' mean negative log-likelihood a token [ours: none]."""
+    learning_rate: Float = Field(default=1e-5, gt=0)
+    """Peak: 1e-5 for Ferret and CogVLM, 2e-7 for LLaVA-OneVision [seed]."""
+    batch_size: Int = Field(default=2, ge=1)
+    """Pairs a forward pass and a process [seed: batch size 2]."""
+    gradient_accumulation: Int = Field(default=1, ge=1)
+    """Forward passes a step [ours]."""
+    epochs: Int = Field(default=1, ge=1)
+    """[ours]"""
+    max_steps: Int | None = Field(default=None, ge=1)
+    """Ends the training early; the schedule ends there, too."""
+    warmup: Float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises [ours]."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """What the learning rate does after that: fall to 0 along a cosine [ours], or a line, or stay."""
+    weight_decay: Float = Field(default=0.0, ge=0)
+    """AdamW's [ours: none]."""
+    max_grad_norm: Float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm; null: never [ours]."""
+    lora: LoraSection = LoraSection()
+    dtype: DType = "auto"
+    """Of the frozen weights; `auto` is what they are stored in. The adapter is always float32."""
+    load_in_4bit: bool = False
+    """Frozen weights in 4 bits (QLoRA); needs bitsandbytes and a GPU."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention kernel; `flash_attention_2` knows no shared prefix."""
+    gradient_checkpointing: bool = False
+    """Keeps one activation a layer, and computes the others again: less memory, a third more time."""
+    prefix: Literal["auto", "shared", "separate"] = "auto"
+    """One sequence a pair, image and prompt once (`shared`), or two; `auto`: shared where that is proven equal."""
+    features: Literal["none", "memory", "disk"] = "none"
+    """Where the frozen vision tower's outputs are kept between the reference pass and the epochs."""
+    max_length: Int | None = Field(default=None, ge=1)
+    """Pairs of which an answer with its prompt has more tokens are dropped, never cut; null: what the model reads."""
+    checkpoint_every: Int = Field(default=100, ge=1)
+    """Steps between checkpoints."""
+    log_every: Int = Field(default=1, ge=1)
+    """Steps between lines of the log."""
+    trackers: tuple[str, ...] = ()
+    """Of Accelerate: `tensorboard`, `wandb`, `trackio`; `RUN/training/log.jsonl` is always written."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, …"""

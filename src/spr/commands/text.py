@@ -1,0 +1,51 @@
+"""`spr text`: grounded text from one dialect to another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from spr.errors import ConfigError, GroundingError
+
+
+def text(
+    source: Annotated[str, typer.Option("--from", help="The dialect of the input.")],
+    target: Annotated[str, typer.Option("--to", help="The dialect to write.")],
+    size: Annotated[str, typer.Option(help="Width and height of the image in pixels, such as 640x480.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first malformed piece.")] = False,
+) -> None:
+    """Convert grounded text between dialects, line by line, from standard input to standard output.
+
+    A dialect is a key (`spr doctor` lists them), with options where it has some: `llava_onevision:padded=true`,
+    `qwen2_5_vl:max_pixels=1003520`. Problems go to standard error, each with its line and offset.
+    """
+    from spr import grounding
+
+    dialects = grounding.get_dialect(source), grounding.get_dialect(target)
+    made = grounding.convert_lines(_input_lines(), *dialects, _parse_size(size), strict=strict)
+    number = 1
+    try:
+        for number, converted in enumerate(made, start=1):
+            for problem in converted.problems:
+                typer.echo(f"line {number}, {problem}", err=True)
+            typer.echo(converted.text)
+            number += 1
+    except GroundingError as error:
+        error.add_note(f"  line:     {number}")
+        raise
+
+
+def _input_lines() -> Iterator[str]:
+    # Undecodable bytes become U+FFFD: a model's output may hold anything, and one bad byte must not stop the rest.
+    for line in sys.stdin.buffer if sys.stdin is not None else ():
+        yield line.decode("utf-8", errors="replace")
+
+
+def _parse_size(text_wh: str) -> tuple[int, int]:
+    width, _, height = text_wh.lower().replace("×", "x").partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
+        raise ConfigError("--size is not an image size", got=text_wh, expected="WIDTHxHEIGHT in pixels, as 640x480")
+    return int(width), int(height)
