@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -30,6 +30,7 @@ from spr.sections import (
 )
 
 SHIPPED = Path(__file__).parent / "configs"
+Part = TypeVar("Part", bound=Section)
 
 
 class Config(Section):
@@ -57,6 +58,32 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+_OTHER_SECTIONS = set(Config.model_fields) - {"seed", "describer", "training"}
+
+
+class TrainingPart(Section):
+    """What training on anyone's pairs needs of a config: no annotations."""
+
+    seed: Int = Field(default=0, ge=0, lt=2**63)
+    describer: DescriberConfig | None = None
+    training: TrainingConfig = TrainingConfig()
+
+    def to_yaml(self) -> str:
+        """The resolved part as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_training(source: str | Path, overrides: Iterable[str] = ()) -> TrainingPart:
+    """Read the seed, the describer and the training of a config, whatever else it has or lacks.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    path, raw = _read(source)
+    kept = {key: value for key, value in apply_overrides(raw, overrides).items() if key not in _OTHER_SECTIONS}
+    return _validate(TrainingPart, kept, str(path))
+
+
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config.
 
@@ -67,6 +94,11 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: listing every problem, if the file is missing or not YAML, or any key or value is wrong.
     """
+    path, raw = _read(source)
+    return make_config(apply_overrides(raw, overrides), str(path))
+
+
+def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = find_config(source)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -77,7 +109,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     if not isinstance(raw, dict):
         what = "nothing" if raw is None else type(raw).__name__
         raise ConfigError(f"{path} holds no config", got=what, expected="a mapping such as `annotations: {path: …}`")
-    return make_config(apply_overrides(raw, overrides), str(path))
+    return path, raw
 
 
 def find_config(source: str | Path) -> Path:
@@ -98,15 +130,19 @@ def find_config(source: str | Path) -> Path:
 
 def make_config(raw: Mapping[str, Any], where: str = "config") -> Config:
     """Validate a mapping, reporting every error at once; paths become absolute (relative to the current folder)."""
+    config = _validate(Config, raw, where)
+    section = config.annotations
+    absolute = {name: _absolute(getattr(section, name), f"annotations.{name}") for name in ("path", "images")}
+    return config.model_copy(update={"annotations": section.model_copy(update=absolute)})
+
+
+def _validate(schema: type[Part], raw: Mapping[str, Any], where: str) -> Part:
     try:
-        config = Config.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(dict(problem)) for problem in error.errors()]
         many = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
         raise ConfigError(f"{where} has {many}:\n" + "\n".join(f"  - {line}" for line in lines)) from None
-    section = config.annotations
-    absolute = {name: _absolute(getattr(section, name), f"annotations.{name}") for name in ("path", "images")}
-    return config.model_copy(update={"annotations": section.model_copy(update=absolute)})
 
 
 def _absolute(path: Path, field: str) -> Path:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -18,16 +19,23 @@ from pydantic import (
     model_validator,
 )
 
+_EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
+
 
 def _not_a_text(value: object) -> object:
-    # YAML reads "1e-5" and quoted numbers as texts; a number in quotes is a typing error that must not pass silently.
+    # A number in quotes is a typing error that must not pass silently.
     if isinstance(value, str | bool):
         raise ValueError("not a number")
     return value
 
 
+def _not_another_text(value: object) -> object:
+    # YAML reads 1e-5, which everyone writes, as a text: it wants 1.0e-5.
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else _not_a_text(value)
+
+
 Int = Annotated[int, BeforeValidator(_not_a_text)]
-Float = Annotated[float, BeforeValidator(_not_a_text)]
+Float = Annotated[float, BeforeValidator(_not_another_text)]
 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,12 +10,11 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    BitsAndBytesConfig,
     GenerationConfig,
     LogitsProcessorList,
 )
 
-from spr.errors import ConfigError, SprError
+from spr.errors import ConfigError
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
@@ -26,13 +24,14 @@ from spr.models.loading import (
     ModelError,
     Source,
     check_vocabulary,
-    default_device,
     load_part,
     load_pretrained,
+    placement,
     source_name,
 )
 from spr.models.protocols import DescribeRequest
 from spr.models.sampling import SeededSampling, check_sampling
+from spr.models.turns import render_turn, user_turn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,14 +99,14 @@ class HfDescriber:
         self.processor = load_processor(model, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect, model_type, self.processor.image_processor)
         self._check_prompts(model)
-        placement = _placement(device, device_map, load_in_4bit)
+        place = placement(device, device_map, load_in_4bit)
         self.model = load_pretrained(
             AutoModelForImageTextToText,
             model,
             revision=revision,
             dtype=dtype,
             attn_implementation=attention,
-            **placement,
+            **place,
         )
         check_vocabulary(model, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)
         self.name = source_name(model, revision, self.model)
@@ -145,16 +144,7 @@ class HfDescriber:
 
     def render(self, prompt: str) -> str:
         """The user's turn and the start of the answer, as the model expects them; the image is one placeholder."""
-        for placeholder in (getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video")):
-            if placeholder:
-                # Would be counted as another image.
-                prompt = prompt.replace(placeholder, " ")
-        if self.processor.chat_template is None:
-            turn = self.family.turn if self.family is not None else ""
-            return turn.replace("{image}", self.processor.image_token).replace("{prompt}", prompt)
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        messages = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return render_turn(self.processor, self.family, user_turn(prompt))
 
     def _answer(self, batch: Sequence[_Prompt]) -> list[str]:
         inputs = encode(self.processor, [prompt.text for prompt in batch], [prompt.request.image for prompt in batch])
@@ -207,19 +197,3 @@ class HfDescriber:
             eos_token_id=sorted(self._ends) or None,
             pad_token_id=tokenizer.pad_token_id,
         )
-
-
-def _placement(
-    device: str | torch.device | None, device_map: str | dict[str, Any] | None, load_in_4bit: bool
-) -> dict[str, Any]:
-    """Arguments of `load_pretrained` that say where the weights go and in how many bits."""
-    if device is not None and device_map is not None:
-        raise ConfigError("Both `device` and `device_map` are given", got=f"{device} and {device_map}", fix="give one")
-    if not load_in_4bit:
-        return {"device_map": device_map} if device_map is not None else {"device": device or default_device()}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        fix = "pip install bitsandbytes, or leave load_in_4bit out"
-        raise SprError("4-bit weights need bitsandbytes", got="it is not installed", fix=fix)
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    # Quantised weights can't be moved once they are loaded.
-    return {"device_map": device_map or {"": device or default_device()}, "quantization_config": config}

@@ -7,6 +7,7 @@ results quietly wrong; so a tensor that is missing, left over or misshapen is an
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 
-from spr.errors import SprError
+from spr.errors import ConfigError, SprError
 from spr.models.batching import DeviceMemoryError
 
 Source: TypeAlias = str | os.PathLike[str]
@@ -158,6 +159,22 @@ def source_name(source: Source, revision: str | None = None, model: Any = None) 
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def placement(
+    device: str | torch.device | None, device_map: str | dict[str, Any] | None, load_in_4bit: bool
+) -> dict[str, Any]:
+    """Arguments of `load_pretrained` that say where the weights go and in how many bits."""
+    if device is not None and device_map is not None:
+        raise ConfigError("Both `device` and `device_map` are given", got=f"{device} and {device_map}", fix="give one")
+    if not load_in_4bit:
+        return {"device_map": device_map} if device_map is not None else {"device": device or default_device()}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        fix = "pip install bitsandbytes, or leave load_in_4bit out"
+        raise SprError("4-bit weights need bitsandbytes", got="it is not installed", fix=fix)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    # Quantised weights can't be moved once they are loaded.
+    return {"device_map": device_map or {"": device or default_device()}, "quantization_config": config}
 
 
 @contextmanager

@@ -14,7 +14,12 @@ EMBEDDED = "embedded/"
 """`embedded/describer`, `embedded/scorer` and `embedded/detector` are the models that ship with the package."""
 
 
-def _source(model: str) -> str:
+def model_source(model: str) -> str:
+    """A folder or hub id; `embedded/…` gives the folder inside the package.
+
+    Raises:
+        ConfigError: if no such model ships.
+    """
     if not model.startswith(EMBEDDED):
         return model
     folder = files("spr") / "scenes" / "weights" / model.removeprefix(EMBEDDED)
@@ -38,7 +43,7 @@ def load_describer(config: DescriberConfig) -> Describer:
     from spr.models.hf_mllm import HfDescriber
 
     return HfDescriber(
-        _source(config.model or ""),
+        model_source(config.model or ""),
         dialect=config.dialect,
         revision=config.revision,
         dtype=config.dtype,
@@ -60,7 +65,7 @@ def load_scorer(config: ScorerConfig) -> ImageTextScorer:
     from spr.models.clip import ClipScorer
 
     return ClipScorer(
-        _source(config.model),
+        model_source(config.model),
         revision=config.revision,
         long_text=config.long_text,
         batch_size=config.batch_size,
@@ -82,7 +87,7 @@ def load_detector(config: DetectorConfig) -> Detector | None:
         from spr.models.owlv2 import Owlv2Detector
 
         return Owlv2Detector(
-            _source(config.model),
+            model_source(config.model),
             revision=config.revision,
             box_threshold=config.box_threshold,
             batch_size=config.batch_size,
@@ -92,7 +97,7 @@ def load_detector(config: DetectorConfig) -> Detector | None:
     from spr.models.grounding_dino import GroundingDinoDetector
 
     return GroundingDinoDetector(
-        _source(config.model),
+        model_source(config.model),
         revision=config.revision,
         box_threshold=config.box_threshold,
         text_threshold=config.text_threshold,

@@ -1,0 +1,159 @@
+"""What the frozen vision tower makes of an image, computed once a pair and kept where the config says."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from spr.store import write_atomically
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """An image as the language model reads it.
+
+    Attributes:
+        tokens: ``(n, D)``, one row an image token of the prompt.
+        deep: ``(n, D)`` each, what is added in the first layers of the language model (Qwen3-VL), else empty.
+    """
+
+    tokens: Tensor
+    deep: tuple[Tensor, ...] = ()
+
+    def to(self, device: torch.device) -> Features:
+        """The same on a device."""
+        deep = tuple(part.to(device, non_blocking=True) for part in self.deep)
+        return Features(self.tokens.to(device, non_blocking=True), deep)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageOutputs:
+    """The features of a batch's images, as transformers' models take them (``mm_encoder_outputs``)."""
+
+    pooler_output: Any
+    deepstack_features: list[list[Tensor]] | None = None
+
+
+def image_outputs(features: tuple[Features, ...], *, joined: bool) -> ImageOutputs:
+    """Features of several images → what the model's forward takes instead of pixels.
+
+    Args:
+        features: In the order of the sequences.
+        joined: One tensor instead of a list.
+    """
+    tokens = [part.tokens for part in features]
+    depth = len(features[0].deep)
+    deep = [[part.deep[level] for part in features] for level in range(depth)]
+    return ImageOutputs(torch.cat(tokens) if joined else tokens, deep or None)
+
+
+def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One image through vision tower and projector: the fields of `Features`.
+
+    Args:
+        model: The whole model of transformers (not its adapter).
+        vision_inputs: What the processor made of the image: ``pixel_values`` and, by family, sizes or grids.
+    """
+    device, dtype = model.device, model.dtype
+    inputs = {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in vision_inputs.items()
+    }
+    made = model.model.get_image_features(**inputs, return_dict=True)
+    pooled = made.pooler_output
+    parts = [pooled] if isinstance(pooled, Tensor) else list(pooled)
+    tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+    deep = getattr(made, "deepstack_features", None) or ()
+    return tokens, tuple(torch.cat(list(level)) for level in deep)
+
+
+class FeatureStore(Protocol):
+    """Where features are kept, by the digest of what they are made of."""
+
+    def get(self, key: str) -> Features | None:
+        """The features, or None where they have to be made."""
+        ...
+
+    def put(self, key: str, features: Features) -> None:
+        """Keep them."""
+        ...
+
+
+class NoFeatures:
+    """Keeps nothing."""
+
+    def get(self, key: str) -> Features | None:
+        """None."""
+        del key
+        return None
+
+    def put(self, key: str, features: Features) -> None:
+        """Does nothing."""
+
+
+class MemoryFeatures:
+    """Keeps features in the main memory of this process."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Features] = {}
+
+    def get(self, key: str) -> Features | None:
+        """The features of this key."""
+        return self._kept.get(key)
+
+    def put(self, key: str, features: Features) -> None:
+        """Keep a copy in main memory."""
+        self._kept[key] = features.to(torch.device("cpu"))
+
+
+class DiskFeatures:
+    """Keeps features as a safetensors file each; a damaged one is made anew.
+
+    Args:
+        folder: Made where it is not there. Other runs may use it, too: a key holds all that decides the features.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, key: str) -> Features | None:
+        """The features of this key, read from disk."""
+        path = self._path(key)
+        try:
+            tensors = load_file(path)
+        except (FileNotFoundError, SafetensorError):
+            return None
+        return Features(tensors["tokens"], tuple(tensors[f"deep{k}"] for k in range(len(tensors) - 1)))
+
+    def put(self, key: str, features: Features) -> None:
+        """Write them, whole or not at all."""
+        tensors = {"tokens": features.tokens, **{f"deep{k}": part for k, part in enumerate(features.deep)}}
+        write_atomically(self._path(key), save({name: part.cpu().contiguous() for name, part in tensors.items()}))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.safetensors"
+
+
+def open_store(kind: Literal["none", "memory", "disk"], folder: Path) -> FeatureStore:
+    """The store that the config names."""
+    if kind == "disk":
+        return DiskFeatures(folder)
+    return MemoryFeatures() if kind == "memory" else NoFeatures()
+
+
+def feature_key(image: bytes, size_wh: tuple[int, int], made_by: str) -> str:
+    """The digest of an image's pixels and of what sees them.
+
+    Args:
+        image: RGB pixels, row by row.
+        size_wh: Width and height.
+        made_by: Model and processor.
+    """
+    head = f"{made_by}\0{size_wh[0]}x{size_wh[1]}\0".encode()
+    return hashlib.sha256(head + image).hexdigest()[:40]

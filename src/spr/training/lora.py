@@ -1,0 +1,91 @@
+"""The adapter: LoRA on the linear layers of the language model, and nowhere else (METHOD §6)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from spr.errors import ConfigError, SprError
+from spr.sections import LoraSection
+from spr.training.families import Trainable
+
+
+def add_adapter(model: Any, settings: LoraSection, trainable: Trainable, *, seed: int = 0) -> PeftModel:
+    """Put a fresh adapter on a frozen model; its second matrices are zero, so that nothing changes before a step.
+
+    Args:
+        model: A model of transformers, frozen.
+        settings: Rank, alpha, dropout and, where not all of the family's, the layers.
+        trainable: Of the model's family.
+        seed: Decides the first matrices.
+
+    Raises:
+        ConfigError: for a target that is no linear layer of the language model.
+        SprError: if anything else would be trained.
+    """
+    targets = settings.targets or trainable.targets
+    names = _linear_names(model, trainable.language_model)
+    for target in targets:
+        if target not in names:
+            near = difflib.get_close_matches(target, names, n=1)
+            raise ConfigError(
+                "Config field `training.lora.targets` names no linear layer of the language model",
+                got=target,
+                expected=", ".join(sorted(names)),
+                fix=f"did you mean `{near[0]}`?" if near else None,
+            )
+    pattern = rf"{re.escape(trainable.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=pattern, bias="none"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    check_trained(adapted, trainable)
+    return adapted
+
+
+def check_trained(model: PeftModel, trainable: Trainable) -> None:
+    """Make sure that what trains is the adapter in the language model, and nothing of vision, projector or embeddings.
+
+    Raises:
+        SprError: naming the parameters that must not train, or saying that none does.
+    """
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    prefix = f"base_model.model.{trainable.language_model}.layers."
+    wrong = [name for name in trained if not (name.startswith(prefix) and ".lora_" in name)]
+    if wrong:
+        more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise SprError(
+            "Parameters outside of the language model's adapter would be trained",
+            got=", ".join(wrong[:4]) + more,
+            expected=f"LoRA matrices below {trainable.language_model}.layers alone",
+            fix="freeze the model before add_adapter, and mend training.lora.targets",
+        )
+    if not trained:
+        raise SprError("No parameter would be trained", expected="LoRA matrices", fix="mend training.lora.targets")
+
+
+def describe_trained(model: PeftModel) -> str:
+    """What trains, in a line: ``trains 161,480,704 of 8.0 billion parameters: LoRA of rank 128 on 28 × q_proj, …``."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters()) - trained
+    layers = Counter(
+        name.split(".lora_A.")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if ".lora_A." in name
+    )
+    rank = next(iter(model.peft_config.values())).r
+    counts = set(layers.values())
+    where = ", ".join(layers) if len(counts) == 1 else ", ".join(f"{n} × {name}" for name, n in layers.items())
+    times = f"{counts.pop()} × " if len(counts) == 1 else ""
+    return f"trains {trained:,} parameters beside {total:,} frozen ones: LoRA of rank {rank} on {times}{where}"
+
+
+def _linear_names(model: nn.Module, language_model: str) -> set[str]:
+    part = model.get_submodule(language_model)
+    return {name.rsplit(".", 1)[-1] for name, module in part.named_modules() if isinstance(module, nn.Linear)}

@@ -1,0 +1,66 @@
+"""The adapter merged into its model: whole weights that load without PEFT."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForImageTextToText
+
+from spr.errors import InputError, RunError
+from spr.models.families import FAMILIES
+from spr.models.image_processors import load_processor
+from spr.models.loading import load_pretrained, read_model_type
+from spr.training.families import TRAINABLE
+
+
+def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revision: str | None = None) -> None:
+    """Write ``W + (alpha / rank) B A`` for each adapted layer, and all else as it is, with the processor's files.
+
+    Args:
+        adapter: A folder in PEFT's format.
+        out: A new folder.
+        model: A folder or hub id; None for the one that the adapter names.
+        revision: Branch, tag or commit of the hub's repository.
+
+    Raises:
+        InputError: if the adapter is none or does not fit the model.
+        RunError: if ``out`` is there already.
+        ModelError: if the model can't be loaded.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} holds something already", fix="choose a new folder for --out")
+    if not (adapter / "adapter_config.json").is_file():
+        expected = "a run with an adapter, or a folder with adapter_config.json"
+        raise InputError(f"{adapter} holds no adapter", expected=expected, fix="make it with `spr train`")
+    source = model or str(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path)
+    kind = read_model_type(source, TRAINABLE, revision=revision)
+    base = load_pretrained(AutoModelForImageTextToText, source, revision=revision, dtype="auto")
+    try:
+        merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        got = " ".join(str(error).split())[:300]
+        raise InputError(f"{adapter} does not fit {source}", got=got, fix="give its own model with --model") from error
+    beside = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    merged.save_pretrained(beside)
+    processor = load_processor(source, kind, family=FAMILIES.get(kind), revision=revision)
+    _save_processor(processor, source, beside)
+    if out.exists():
+        out.rmdir()
+    beside.rename(out)
+
+
+def _save_processor(processor: Any, source: str, folder: Path) -> None:
+    if Path(source).is_dir():
+        # As the publisher wrote them: what was loaded from there has been adapted to run without torchvision.
+        for path in Path(source).iterdir():
+            weights = path.suffix in {".safetensors", ".bin", ".pt"} or path.name.endswith(".index.json")
+            if path.is_file() and not weights and not (folder / path.name).exists() and path.name != "README.md":
+                shutil.copy2(path, folder / path.name)
+        return
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,0 +1,104 @@
+"""The model that is trained, as one module: a batch of pairs → the log-probabilities of their answers."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from spr.training.collate import Batch
+from spr.training.families import Trainable
+from spr.training.features import compute_features, image_outputs
+from spr.training.head import token_logps
+
+
+class PairModel(nn.Module):
+    """A multimodal LLM with its adapter, whose forward is the pairs' log-probabilities.
+
+    Wrapped as a whole by DDP, FSDP or DeepSpeed: all that a step computes happens in its forward.
+
+    Args:
+        model: A `peft.PeftModel` around a model of transformers, or such a model alone.
+        trainable: What is known of its family.
+
+    Attributes:
+        peft: The model given.
+    """
+
+    def __init__(self, model: nn.Module, trainable: Trainable) -> None:
+        super().__init__()
+        self.peft: Any = model
+        self.trainable = trainable
+
+    @property
+    def base(self) -> Any:
+        """The model of transformers, the adapter's layers in their places."""
+        unwrap: Any = getattr(self.peft, "get_base_model", None)
+        return self.peft if unwrap is None else unwrap()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the language model alone: what is frozen computes as it always does."""
+        super().train(mode)
+        for name, part in self.base.model.named_children():
+            if not self.trainable.language_model.endswith(f".{name}"):
+                part.eval()
+        return self
+
+    def forward(self, batch: Batch | None = None, vision: dict[str, Tensor] | None = None) -> Any:
+        """A batch's log-probabilities, or an image's features.
+
+        Args:
+            batch: On the model's device.
+            vision: What the processor made of an image.
+
+        Returns:
+            The fields of `spr.training.loss.PairLogps`, or of `spr.training.features.Features`, as a tuple: those who
+            wrap a module look for tensors in tuples.
+        """
+        if vision is not None:
+            return compute_features(self.base, vision)
+        return self._logps(batch) if batch is not None else None
+
+    def _logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        base = self.base
+        positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
+        extra = {"token_type_ids": batch.token_types} if self.trainable.bidirectional_prompt else {}
+        hidden = base.model(
+            input_ids=batch.input_ids,
+            attention_mask=self._mask(batch.mask),
+            position_ids=positions,
+            mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.trainable.joined_features)},
+            use_cache=False,
+            **extra,
+        ).last_hidden_state
+        softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        logps = token_logps(hidden[batch.rows, batch.columns], batch.labels, base.lm_head, softcap=softcap)
+        count = len(batch.pair_ids)
+        sums = logps.new_zeros(2 * count).index_add(0, batch.owners, logps)
+        tokens = torch.bincount(batch.owners, minlength=2 * count)
+        return sums[:count], sums[count:], tokens[:count], tokens[count:]
+
+    def _mask(self, mask: Tensor) -> Tensor:
+        if mask.dim() == 4 and self.base.config._attn_implementation == "eager":
+            # Eager attention adds its mask to the scores.
+            dtype = self.base.dtype
+            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask
+
+
+def can_share_prefix(model: Any, trainable: Trainable) -> str | None:
+    """Why image and prompt can't be computed once a pair with this model; None where they can.
+
+    Args:
+        model: The model of transformers.
+        trainable: What is known of its family.
+    """
+    if not trainable.shared_prefix:
+        return f"it is not proven for {model.config.model_type}"
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention kernel {model.config._attn_implementation} takes no mask of its own"
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if kinds - {"full_attention"}:
+        return f"its layers are of the kinds {', '.join(sorted(kinds))}"
+    return None

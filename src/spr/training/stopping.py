@@ -1,0 +1,89 @@
+"""How a training stops before its end: Ctrl-C, numbers that are none, a device without room."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spr.errors import SprError
+from spr.models.batching import DeviceMemoryError
+from spr.sections import TrainingConfig
+from spr.training.collate import Batch
+from spr.training.encode import PlannedPair
+
+
+class InterruptedTrainingError(SprError):
+    """Ctrl-C, or SIGTERM: the training has written a checkpoint and left."""
+
+    exit_code = 130
+
+
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set an event, so that a step is finished first; a second Ctrl-C stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, _: object) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_finite(value: Tensor, batch: Batch, step: int, what: str, folder: Path) -> None:
+    """Raise `SprError` if a loss or a norm is not finite, after saving the batch for inspection.
+
+    Args:
+        value: ``(B,)``, a number a pair, or one.
+        batch: What it was computed from.
+        step: Counted from 1.
+        what: The value's name.
+        folder: Where the batch is saved.
+    """
+    if bool(torch.isfinite(value).all()):
+        return
+    place = folder / f"not-finite-step-{step}.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: getattr(batch, name).cpu() for name in ("input_ids", "positions", "mask", "labels", "owners")}
+    torch.save({"pair_ids": list(batch.pair_ids), **tensors}, place)
+    names = list(batch.pair_ids)
+    if value.numel() == len(names):
+        names = [name for name, bad in zip(names, (~torch.isfinite(value)).tolist(), strict=True) if bad]
+    raise SprError(
+        f"The {what} of step {step} is not finite",
+        got=f"pairs {', '.join(names)}; the batch is in {place}",
+        fix="lower training.learning_rate or set training.dtype=float32; the last checkpoint is kept",
+    )
+
+
+@contextmanager
+def clear_memory_errors(pairs: Sequence[PlannedPair], settings: TrainingConfig) -> Iterator[None]:
+    """Around a step: out of memory becomes one error that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        longest = max(pairs, key=lambda planned: planned.length)
+        lower = [f"training.batch_size (now {settings.batch_size})"] if settings.batch_size > 1 else []
+        lower += ["training.max_length", "training.lora.rank"]
+        other = [] if settings.gradient_checkpointing else ["training.gradient_checkpointing=true"]
+        other += [] if settings.load_in_4bit else ["training.load_in_4bit=true"]
+        raise DeviceMemoryError(
+            "A training step does not fit into the device's memory",
+            got=f"{str(error)[:200]}; longest pair {longest.pair.pair_id}: {longest.length:,} tokens",
+            fix=f"lower {', '.join(lower)}, or set {' or '.join(other)}; the last checkpoint is kept",
+        ) from error

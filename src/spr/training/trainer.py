@@ -1,0 +1,346 @@
+"""The training loop: pairs → a LoRA adapter by direct preference optimisation (METHOD §6), on Accelerate.
+
+It reads from top to bottom: `train` loads the model, plans the pairs, computes the reference once, and takes the steps.
+Processes share a step's batches, so that two with one batch each take the same step as one with two.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from spr.errors import InputError
+from spr.sections import TrainingConfig
+from spr.store import dropped_table, write_atomically, write_table
+from spr.training.checkpoint import check_settings, load_checkpoint, newest_checkpoint, save_adapter, save_checkpoint
+from spr.training.collate import Batch, EncodedPair, collate
+from spr.training.encode import PlannedPair, Read, context_length
+from spr.training.features import Features
+from spr.training.log import TrainingLog
+from spr.training.loss import PairLogps, pair_losses
+from spr.training.metering import Meter
+from spr.training.pairs import TrainingPair
+from spr.training.prefetch import prefetch
+from spr.training.reference import ReferenceFile
+from spr.training.schedule import learning_rate, steps_of_training
+from spr.training.setup import load_trainee
+from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
+
+SAVE_REFERENCE_EVERY = 200
+"""Batches between two writes of the reference's file."""
+# Fields that change speed, memory or what is told, and no number.
+_FREE = {"checkpoint_every", "log_every", "trackers", "device", "features", "gradient_checkpointing", "prefix"}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSummary:
+    """What a training did: pairs trained on and dropped, steps, seconds, and the last step's values."""
+
+    pairs: int
+    dropped: dict[str, int]
+    steps: int
+    seconds: float
+    last: dict[str, float]
+    done_before: bool = False
+
+
+def train(
+    pairs: Iterable[TrainingPair],
+    model: str,
+    settings: TrainingConfig,
+    out: Path,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda _: None,
+) -> TrainingSummary:
+    """Train an adapter; goes on from the newest checkpoint in ``out/training``.
+
+    Args:
+        pairs: From `spr.training.pairs`.
+        model: A folder or a hub id.
+        settings: The config's section.
+        out: The run folder: ``adapter/`` in PEFT's format, ``training/`` with log, checkpoints and the reference.
+        revision: Branch, tag or commit of the hub's repository.
+        seed: Decides the adapter's first matrices and the order of the pairs.
+        report: Told what a user wants to know, line by line.
+
+    Raises:
+        RunError: if ``out`` holds a training under another config.
+        InputError: if no pair is left to train on.
+        ModelError: if the model can't be loaded or trained.
+        DeviceMemoryError: if a batch does not fit; says what to lower.
+        InterruptedTrainingError: after Ctrl-C.
+        SprError: for a loss that is not finite; the batch is saved.
+    """
+    return _Training(model, settings, out, revision, seed, report).run(pairs)
+
+
+class _Training:
+    def __init__(
+        self,
+        model: str,
+        settings: TrainingConfig,
+        out: Path,
+        revision: str | None,
+        seed: int,
+        report: Callable[[str], None],
+    ) -> None:
+        self.settings, self.folder, self.seed = settings, out / "training", seed
+        self.adapter = out / "adapter"
+        self.accelerator = Accelerator(
+            cpu=settings.device == "cpu",
+            gradient_accumulation_steps=settings.gradient_accumulation,
+            log_with=list(settings.trackers) or None,
+            project_dir=str(self.folder),
+        )
+        self.report = report if self.accelerator.is_main_process else lambda _: None
+        trainee = load_trainee(
+            model, settings, self.accelerator.device, revision=revision, seed=seed, features=self.folder / "features"
+        )
+        for line in trainee.remarks:
+            self.report(line)
+        self.trainee, self.encoder = trainee, trainee.encoder
+        parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(trainee.model, optimizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.trainee.base.device
+        return device
+
+    def _features(self, vision: dict[str, Tensor]) -> Features:
+        with torch.no_grad():
+            return Features(*self.model(vision=vision))
+
+    # ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, pairs: Iterable[TrainingPair]) -> TrainingSummary:
+        settings, started = self.settings, time.monotonic()
+        limit = context_length(self.trainee.base, settings.max_length)
+        planned, dropped = self.encoder.plan(pairs, limit, with_rejected=settings.loss != "sft")
+        self._note_dropped(planned, dropped)
+        counts = _count(dropped)
+        a_step = self.accelerator.num_processes * settings.gradient_accumulation
+        deciding = {
+            "seed": self.seed,
+            "model": self.trainee.name,
+            "batches_a_step": a_step,
+            "pairs": _digest_of(planned),
+            "training": {
+                name: value
+                for name, value in settings.model_dump(mode="json").items()
+                if name not in _FREE | {"gradient_accumulation"}
+            },
+        }
+        done = self._done_before(deciding)
+        if done is not None:
+            return TrainingSummary(len(planned), counts, done["steps"], done["seconds"], done["last"], True)
+        reference = self._reference(planned) if settings.loss != "sft" else None
+        steps = steps_of_training(
+            [pair.length for pair in planned],
+            batch_size=settings.batch_size,
+            batches_a_step=a_step,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            seed=self.seed,
+        )
+        torch.manual_seed(self.seed)  # dropout
+        newest = newest_checkpoint(self.folder / "checkpoints", deciding)
+        first = 0
+        if newest is not None:
+            first = load_checkpoint(newest, self.accelerator, self.model, self.optimizer)
+            self.report(f"Going on from {newest}, after step {first:,} of {len(steps):,}.")
+        last = self._steps(planned, steps, first, reference, deciding)
+        save_adapter(self.adapter, self.accelerator, self.model)
+        seconds = time.monotonic() - started
+        if self.accelerator.is_main_process:
+            summary = {"settings": deciding, "steps": len(steps), "seconds": seconds, "last": last}
+            write_atomically(self.folder / "finished.json", json.dumps(summary, indent=1).encode())
+        return TrainingSummary(len(planned), counts, len(steps), seconds, last)
+
+    def _done_before(self, deciding: dict[str, Any]) -> dict[str, Any] | None:
+        path = self.folder / "finished.json"
+        if not path.is_file() or not (self.adapter / "adapter_model.safetensors").is_file():
+            return None
+        finished: dict[str, Any] = json.loads(path.read_text())
+        check_settings(finished["settings"], deciding, self.folder)
+        return finished
+
+    def _note_dropped(self, planned: Sequence[PlannedPair], dropped: Sequence[tuple[str, str]]) -> None:
+        if self.accelerator.is_main_process:
+            write_table(self.folder / "dropped.parquet", dropped_table("training", "pair", dropped))
+        if not planned:
+            counted = ", ".join(f"{reason} {count:,}" for reason, count in _count(dropped).items()) or "no pairs came"
+            fix = f"look at {self.folder / 'dropped.parquet'} (spr show); training.max_length bounds prompt and answer"
+            raise InputError("No pair is left to train on", got=f"dropped: {counted}", fix=fix)
+
+    # ── the reference ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _reference(self, planned: Sequence[PlannedPair]) -> ReferenceFile:
+        """Log-probabilities with the adapter off, of the pairs that the file lacks."""
+        accelerator, file = self.accelerator, ReferenceFile(self.folder / "reference.parquet", self.trainee.identity)
+        missing = sorted(file.missing(planned), key=lambda pair: -pair.length)
+        size = self.settings.batch_size
+        batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+        world, rank = accelerator.num_processes, accelerator.process_index
+        rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
+        if missing:
+            self.report(f"Reference log-probabilities of {len(missing):,} pairs")
+        # Every process takes part in each round, for sharded models gather their weights together.
+        work = [(group, group[min(rank, len(group) - 1)]) for group in rounds]
+        reads = prefetch((own for _, own in work), self._read)
+        self.model.eval()
+        with torch.no_grad(), self.trainee.model.peft.disable_adapter():
+            for number, ((group, own), (_, read)) in enumerate(zip(work, reads, strict=True), start=1):
+                logps = self._forward(self._encode(own, read))
+                both = torch.stack([logps.chosen, logps.rejected], dim=1).tolist()
+                mine = [both] if rank < len(group) else [None]
+                made = [part for part in _gather(mine, accelerator) if part is not None]
+                for part, values in zip(group, made, strict=True):
+                    file.add(part, [(chosen, rejected) for chosen, rejected in values])
+                last = number == len(work)
+                if accelerator.is_main_process and (last or number % SAVE_REFERENCE_EVERY == 0):
+                    file.save()
+        accelerator.wait_for_everyone()
+        return file
+
+    # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _steps(
+        self,
+        planned: Sequence[PlannedPair],
+        steps: Sequence[Sequence[Sequence[int]]],
+        first: int,
+        reference: ReferenceFile | None,
+        deciding: dict[str, Any],
+    ) -> dict[str, float]:
+        settings, accelerator = self.settings, self.accelerator
+        checkpoints = self.folder / "checkpoints"
+        if settings.trackers:
+            accelerator.init_trackers("spr", config={"seed": self.seed, "model": self.trainee.name})
+        log = TrainingLog(self.folder / "log.jsonl", len(steps), first, active=accelerator.is_main_process)
+        log.event("start", first_step=first, steps=len(steps), pairs=len(planned), **deciding["training"])
+        self.model.train()
+        meter, values = Meter(accelerator), {}
+        with log, interrupts() as interrupted:
+            batches = self._micro_batches(planned, steps[first:])
+            for number, step in enumerate(steps[first:], start=first + 1):
+                rate = learning_rate(
+                    number - 1,
+                    len(steps),
+                    peak=settings.learning_rate,
+                    warmup=settings.warmup,
+                    schedule=settings.schedule,
+                )
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                norm, share = None, 1 / sum(map(len, step))
+                for _ in range(settings.gradient_accumulation):
+                    own, read, weight = next(batches)
+                    with clear_memory_errors(own, settings), accelerator.accumulate(self.model):
+                        batch = self._encode(own, read)
+                        logps = self._forward(batch)
+                        losses = pair_losses(logps, self._reference_of(own, reference), settings)
+                        check_finite(losses.loss, batch, number, "loss", self.folder)
+                        # Accelerate divides by the accumulation, data parallelism by the processes.
+                        scale = weight * share * accelerator.num_processes * settings.gradient_accumulation
+                        accelerator.backward(losses.loss.sum() * scale)
+                        meter.add(logps, losses, batch.tokens, weight)
+                        if accelerator.sync_gradients:
+                            norm = self._clip(number, batch)
+                        self.optimizer.step()
+                        self.optimizer.zero_grad()
+                values = meter.read(norm) | {"learning_rate": rate, "epoch": number * settings.epochs / len(steps)}
+                log.step(number, values, written=number % settings.log_every == 0 or number == len(steps))
+                if settings.trackers:
+                    accelerator.log(values, step=number)
+                stop = _any(interrupted.is_set(), accelerator)
+                if stop or number % settings.checkpoint_every == 0:
+                    made = save_checkpoint(checkpoints, accelerator, self.model, self.optimizer, number, deciding)
+                    log.event("checkpoint", step=number, folder=made.name)
+                if stop and number < len(steps):
+                    fix = "the same command goes on from there"
+                    raise InterruptedTrainingError(
+                        f"Interrupted after step {number:,}", got=f"checkpoint {made}", fix=fix
+                    )
+        log.event("end", step=len(steps), **values)
+        if settings.trackers:
+            accelerator.end_training()
+        return values
+
+    def _micro_batches(
+        self, planned: Sequence[PlannedPair], steps: Sequence[Sequence[Sequence[int]]]
+    ) -> Iterator[tuple[list[PlannedPair], list[Read], float]]:
+        """This process's batches, ``gradient_accumulation`` a step; where a step has fewer, one of weight 0."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        order = []
+        for step in steps:
+            for turn in range(self.settings.gradient_accumulation):
+                place = turn * world + rank
+                numbers = step[place] if place < len(step) else step[0]
+                order.append(([planned[k] for k in numbers], float(place < len(step))))
+        for (own, weight), read in prefetch(order, lambda item: self._read(item[0])):
+            yield own, read, weight
+
+    def _read(self, pairs: Sequence[PlannedPair]) -> list[Read]:
+        return [self.encoder.read(pair) for pair in pairs]
+
+    def _encode(self, pairs: Sequence[PlannedPair], read: Sequence[Read]) -> Batch:
+        encoded: list[EncodedPair] = [
+            self.encoder.finish(pair, part, self._features) for pair, part in zip(pairs, read, strict=True)
+        ]
+        return collate(encoded, self.encoder.pad, shared=self.trainee.shared).to(self.device)
+
+    def _forward(self, batch: Batch) -> PairLogps:
+        return PairLogps(*self.model(batch))
+
+    def _reference_of(self, pairs: Sequence[PlannedPair], file: ReferenceFile | None) -> tuple[Tensor, Tensor] | None:
+        if file is None:
+            return None
+        values = torch.tensor([file.of(pair) for pair in pairs], dtype=torch.float32, device=self.device)
+        return values[:, 0], values[:, 1]
+
+    def _clip(self, number: int, batch: Batch) -> float:
+        limit = self.settings.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit if limit is not None else float("inf"))
+        if norm is None:  # the engine clips by its own config
+            return 0.0
+        check_finite(torch.as_tensor(norm), batch, number, "gradient norm", self.folder)
+        return float(norm)
+
+
+def _any(flag: bool, accelerator: Accelerator) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
+    return bool(total.item() > 0)
+
+
+def _gather(items: list[Any], accelerator: Accelerator) -> list[Any]:
+    from accelerate.utils import gather_object
+
+    return list(gather_object(items)) if accelerator.num_processes > 1 else items
+
+
+def _count(dropped: Iterable[tuple[str, str]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for _, reason in dropped:
+        counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+def _digest_of(planned: Sequence[PlannedPair]) -> str:
+    import hashlib
+
+    return hashlib.sha256("".join(pair.key for pair in planned).encode()).hexdigest()[:16]
