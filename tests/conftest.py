@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytest_plugins = ("tiny_mllms",)
+
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "coco-photos"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -46,7 +47,10 @@ def add_adapter(model: Any, settings: LoraSection, trainable: Trainable, *, seed
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT asks for a property that transformers has renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            adapted = get_peft_model(model, config)
     check_trained(adapted, trainable)
     return adapted
 

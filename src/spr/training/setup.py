@@ -96,9 +96,9 @@ def load_trainee(
         made_by=f"{name} {digest} {base.dtype}",
         keep=settings.features == "memory",
     )
+    peft = add_adapter(base, settings.lora, trainable, seed=seed)
     if settings.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    peft = add_adapter(base, settings.lora, trainable, seed=seed)
     remarks.append(f"{name}: {describe_trained(peft)}")
     identity = {
         "model": name,
