@@ -70,8 +70,10 @@ def run_shard(job: Job) -> ShardEntry:
         name: read_table(source) if isinstance(source, Path) else pa.ipc.open_stream(source).read_all()
         for name, source in job.sources.items()
     }
-    output = job.stage.process(tables, job.config)
-    return StageStore(job.folder).write_shard(job.index, output, inputs=job.inputs, source=job.source)
+    store = StageStore(job.folder)
+    kept = {"unfinished": store.unfinished(job.index)} if job.stage.keeps_unfinished else {}
+    output = job.stage.process(tables, job.config, **kept)
+    return store.write_shard(job.index, output, inputs=job.inputs, source=job.source)
 
 
 def run(
@@ -171,6 +173,7 @@ def _run_jobs(stage: Stage, store: StageStore, manifest: Manifest, jobs: Sequenc
             done[entry.index] = entry
             manifest.shards = [done[index] for index in sorted(done)]
             store.save(manifest)
+            store.unfinished(entry.index).unlink(missing_ok=True)
             bar.advance(entry.inputs)
 
 
