@@ -44,8 +44,7 @@ class ChatServer:
         self.keys: list[str | None] = []
         self.now = self.most = 0
         self.lock, self.closing = threading.Lock(), threading.Event()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self.http.daemon_threads = True
+        self.http = _Http(("127.0.0.1", 0), _handler(self))
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05})
         self.thread.start()
 
@@ -58,6 +57,11 @@ class ChatServer:
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # the usual 5 refuses who comes sixth
 
 
 def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
