@@ -16,6 +16,7 @@ from PIL import Image
 
 from spr.errors import ConfigError
 from spr.grounding import Dialect, get_dialect
+from spr.grounding.prose import without_surrogates
 from spr.models.families import FAMILIES
 from spr.models.json_server import JsonServer, ServerError
 from spr.models.protocols import DescribeRequest
@@ -201,7 +202,7 @@ def answer_text(reply: Any) -> str:
         content = "".join(part for part in parts if isinstance(part, str))
     if content is not None and not isinstance(content, str):
         raise ValueError(str(reply)[:200])
-    return (content or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return without_surrogates(content or "")
 
 
 def read_key(variable: str | None) -> str | None:

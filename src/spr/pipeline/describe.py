@@ -18,6 +18,7 @@ from spr.boxes import clip
 from spr.config import Config
 from spr.errors import ConfigError, GroundingError
 from spr.grounding import Dialect, GroundedText, parse, render, render_box
+from spr.grounding.prose import without_surrogates
 from spr.images import ImageProblem
 from spr.models.protocols import Describer, DescribeRequest
 from spr.models.registry import load_describer
@@ -103,6 +104,7 @@ def read_answer(asked: Asked, answer: str, describer: Describer) -> Candidate | 
     that was said), ``not_renderable`` (its words would be read as coordinates in the model's dialect).
     """
     request, dialect = asked.request, describer.dialect
+    answer = without_surrogates(answer)
     said = answer.strip()
     if not said:
         return "empty_answer"
