@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import random
 import re
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,7 +28,10 @@ LONGEST_BACKOFF = 60.0
 """Seconds between two tries where the server names none."""
 LARGEST_REPLY = 2**24
 """Bytes; no description is that long."""
+TELL_EVERY = 10.0
+"""Seconds between two warnings about a server that is asked again."""
 
+_log = logging.getLogger(__name__)
 _AGAIN = {408, 425, 429}  # and all from 500 on
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 _QUOTED = 400  # characters of a server's message
@@ -61,7 +66,8 @@ class JsonServer:
 
     Tried again: connections that are refused, dropped or silent; status 408, 425, 429 and 5xx; replies that are no JSON
     (a proxy's page) or not the JSON that was asked for. Between two tries it waits as long as ``Retry-After`` says,
-    else ``first_wait`` · 2ⁿ seconds, at most `LONGEST_BACKOFF`, times a random ½ to 1.
+    else ``first_wait`` · 2ⁿ seconds, at most `LONGEST_BACKOFF`, times a random ½ to 1. The trouble is logged as a
+    warning, every `TELL_EVERY` seconds.
 
     Args:
         base_url: Such as ``http://127.0.0.1:8000/v1``.
@@ -85,6 +91,7 @@ class JsonServer:
         self.base_url, self.key = base_url.rstrip("/"), key
         self.connect_timeout, self.timeout = connect_timeout, timeout
         self.retries, self.first_wait = retries, first_wait
+        self._told = -math.inf
 
     def client(self, connections: int) -> httpx.AsyncClient:
         """A client for `ask`, to be used in ``async with``."""
@@ -144,6 +151,7 @@ class JsonServer:
                     status=problem.status,
                 )
             if number + 1 < tries:
+                self._tell(f"{url}: {problem.problem}; asked again in {wait:.0f} s")
                 await asyncio.sleep(wait)
         raise ServerError(
             f"{url} gives no answer{about}",
@@ -190,6 +198,12 @@ class JsonServer:
             return ServerError(f"{url} does not know what is asked for{about}", got=got, fix=fix, status=status)
         fix = "mend what it names: describer.max_new_tokens, describer.request_fields, describer.model or the prompts"
         return ServerError(f"{url} refuses the request{about}", got=got, fix=fix, status=status)
+
+    def _tell(self, trouble: str) -> None:
+        """Warn, but not once a request: a server in trouble fails all that are under way."""
+        if time.monotonic() - self._told >= TELL_EVERY:
+            self._told = time.monotonic()
+            _log.warning(trouble)
 
     def _wait(self, number: int, asked: float | None) -> float:
         jitter = random.uniform(0.5, 1.0)

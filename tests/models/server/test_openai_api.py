@@ -178,6 +178,13 @@ def test_when_the_tries_are_spent_one_error_says_what_came_last(server, describe
     assert len(server.bodies) == 4
 
 
+def test_trouble_is_told_once_and_not_for_each_request(server, describer, ask, raw, caplog):
+    server.answer = lambda number, _: raw("loading", 503) if number < 6 else "a cup"
+    assert describer(retries=9).describe([ask(k) for k in range(4)]) == ["a cup"] * 4
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("spr")]
+    assert line == f"{server.url}/chat/completions: status 503: loading; asked again in 0 s"
+
+
 def test_what_was_answered_before_a_failure_was_told(server, describer, ask, raw):
     told = {}
     server.answer = lambda _, body: raw("no", 400) if body["seed"] == 5 else f"answer {body['seed']}"
@@ -316,6 +323,17 @@ def test_an_answer_that_is_cut_is_an_answer(server, describer, ask, raw):
     cut = {"choices": [{"message": {"content": "a cup [0.1, 0."}, "finish_reason": "length"}]}
     server.answer = lambda *_: raw(json.dumps(cut))
     assert describer().describe([ask()]) == ["a cup [0.1, 0."]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields", "warned"),
+    [("qwen2_vl", {}, True), ("qwen2_vl", {"skip_special_tokens": False}, False), ("qwen2_5_vl", {}, False)],
+)
+def test_markup_that_a_server_may_take_out_is_warned_of(dialect, fields, warned, describer, caplog):
+    describer(dialect=dialect, request_fields=fields)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("spr")]
+    assert bool(said) == warned
+    assert all("skip_special_tokens: false" in line for line in said)
 
 
 def test_an_image_that_the_family_refuses_is_not_asked_about(server, describer, ask):
