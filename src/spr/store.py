@@ -145,6 +145,11 @@ class StageStore:
         """The file in which a stage may keep what it has of a shard that is not finished."""
         return self.folder / f"unfinished-{index:05d}.jsonl"
 
+    def forget_unfinished(self) -> None:
+        """Remove what was kept of unfinished shards: all are finished."""
+        for path in self.folder.glob("unfinished-*.jsonl"):
+            path.unlink(missing_ok=True)
+
     @property
     def source_drops(self) -> Path:
         """The file of what was dropped before sharding."""
@@ -201,16 +206,12 @@ class StageStore:
         return all(path.is_file() and sha256(path) == expected for path, expected in files.items())
 
     def sweep(self, manifest: Manifest) -> None:
-        """Remove what no entry names: temporary files and shards of interrupted or superseded work.
-
-        What is kept of unfinished shards stays, until they are finished.
-        """
+        """Remove what no entry names: temporary files and shards of interrupted or superseded work."""
         named = {MANIFEST, self.source_drops.name}
         named |= {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
-        over = {self.unfinished(shard.index).name for shard in manifest.shards}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             ours = is_temporary(path) or path.name.startswith(("part-", "dropped-"))
-            if ((ours and path.name not in named) or path.name in over) and not path.is_dir():
+            if ours and path.name not in named and not path.is_dir():
                 path.unlink(missing_ok=True)
 
     def finished(self) -> Manifest:

@@ -142,6 +142,7 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
         _run_first(stage, config, store, manifest, 1 if stage.model_sections(config) else workers)
     release()
     store.sweep(manifest)
+    store.forget_unfinished()
     manifest.complete = True
     store.save(manifest)
     summary = _summary(stage, manifest, time.monotonic() - started)

@@ -39,11 +39,7 @@ def test_attention_and_device_map_are_those_of_the_config(mllm_folder, ask, pict
         placed.append(named.get("device_map"))
         return real(*given, **named)
 
-    monkeypatch.setattr(
-        hf_mllm,
-        "load_pretrained",
-        lambda *given, **named: placed.append(named.get("device_map")) or real(*given, **named),
-    )
+    monkeypatch.setattr(hf_mllm, "load_pretrained", load)
     settings = {"model": str(mllm_folder("llava")), "max_new_tokens": 4, "temperature": 0}
     plain = registry.load_describer(DescriberConfig(**settings, device="cpu"))
     assert plain.model.config._attn_implementation == "sdpa"
