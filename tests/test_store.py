@@ -77,6 +77,17 @@ def test_sweeping_removes_what_no_entry_names_and_nothing_else(store):
     assert names == sorted([*shards, "manifest.json", "notes.txt"])
 
 
+def test_what_is_kept_of_unfinished_shards_stays_until_all_are_finished(store):
+    kept = [store.unfinished(index) for index in (1, 7)]
+    for path in kept:
+        path.write_text("answers")
+    store.sweep(store.manifest())  # shard 1 is named, but may be stale and at work again
+    assert all(path.is_file() for path in kept)
+    store.forget_unfinished()
+    assert not any(path.exists() for path in kept)
+    assert len(list(store.tables())) == 3
+
+
 def test_an_unfinished_stage_is_not_read_and_the_message_says_what_makes_it(store):
     manifest = store.manifest()
     manifest.complete = False

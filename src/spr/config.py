@@ -53,6 +53,15 @@ class Config(Section):
     engine: Literal["local"] = "local"
     """What runs the stages: `local`, this machine's processes. Never changes the rows."""
 
+    def is_free(self, key: str) -> bool:
+        """Whether a dotted field decides no row: a run goes on when it changes.
+
+        >>> Config.model_validate({"annotations": {"path": "a", "images": "b"}}).is_free("scorer.batch_size")
+        True
+        """
+        section, _, field = key.partition(".")
+        return field in getattr(getattr(self, section, None), "free_fields", ())
+
     def to_yaml(self) -> str:
         """The resolved config as YAML, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

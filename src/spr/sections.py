@@ -5,46 +5,31 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator
 
-_EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
+from spr.model_sections import DescriberConfig, DetectorConfig, SamplesConfig, ScorerConfig
+from spr.section import DType, Float, Int, Section
 
-
-def _not_a_text(value: object) -> object:
-    # A number in quotes is a typing error that must not pass silently.
-    if isinstance(value, str | bool):
-        raise ValueError("not a number")
-    return value
-
-
-def _not_another_text(value: object) -> object:
-    # YAML reads 1e-5, which everyone writes, as a text: it wants 1.0e-5.
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else _not_a_text(value)
-
-
-Int = Annotated[int, BeforeValidator(_not_a_text)]
-Float = Annotated[float, BeforeValidator(_not_another_text)]
-
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys are errors, values don't change once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+__all__ = [
+    "AnnotationsConfig",
+    "DType",
+    "DescriberConfig",
+    "DetectorConfig",
+    "Float",
+    "Int",
+    "LoraSection",
+    "PairingConfig",
+    "PromptsConfig",
+    "RegionsConfig",
+    "SamplesConfig",
+    "ScorerConfig",
+    "ScoringConfig",
+    "Section",
+    "TrainingConfig",
+]
 
 
 class AnnotationsConfig(Section):
@@ -92,17 +77,6 @@ class RegionsConfig(Section):
     """A region with enough objects but too narrow goes on growing, or the next start object is tried [ours]."""
 
 
-class SamplesConfig(Section):
-    """Descriptions sampled a query, by the kind of prompt (METHOD §3.3) [ours: two each]."""
-
-    full: Int = Field(default=2, ge=0)
-    """From the whole image, the region given by its coordinates."""
-    crop: Int = Field(default=2, ge=0)
-    """From the region's crop."""
-    crop_objects: Int = Field(default=2, ge=0)
-    """From the crop, with a numbered list of the objects inside."""
-
-
 class PromptsConfig(Section):
     """What the model is asked. `{region}` and `{objects}` are written in the model's dialect."""
 
@@ -128,80 +102,6 @@ class PromptsConfig(Section):
             if name not in value:
                 raise ValueError(f"lacks {name}")
         return value
-
-
-class DescriberConfig(Section):
-    """The model that describes, and is trained (METHOD §3)."""
-
-    adapter: Literal["hf", "fake"] = "hf"
-    """`hf`: any image-text-to-text model of transformers; `fake`: annotations, spoilt by seed."""
-    model: str | None = None
-    """A model id or folder, or `embedded/describer`, the small one that ships; `fake` needs none."""
-    revision: str | None = None
-    """The model's revision on the hub."""
-    dialect: str | None = None
-    """How the model writes boxes; null: as its family does."""
-    samples: SamplesConfig = SamplesConfig()
-    crop_factor: Float = Field(default=1.5, ge=1)
-    """The crop is the region grown this much [seed]."""
-    temperature: Float = Field(default=1.0, ge=0)
-    """0 is greedy [ours]."""
-    top_p: Float = Field(default=0.95, gt=0, le=1)
-    """Nucleus sampling [ours]."""
-    max_new_tokens: Int = Field(default=512, ge=1)
-    """Longer answers are cut."""
-    batch_size: Int = Field(default=16, ge=1)
-    """Requests a batch; halved when the device's memory runs out."""
-    dtype: DType = "auto"
-    """`auto` is what the weights are stored in."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
-
-    @model_validator(mode="after")
-    def _has_a_model(self) -> Self:
-        if self.adapter != "fake" and self.model is None:
-            raise ValueError("describer.model is missing: give a model id or folder, or set adapter: fake")
-        return self
-
-
-class ScorerConfig(Section):
-    """The image-text model of the semantic score (METHOD §4)."""
-
-    adapter: Literal["clip", "fake"] = "clip"
-    """`fake`: stable numbers that mean nothing."""
-    model: str = "openai/clip-vit-large-patch14-336"
-    """A CLIPModel's id or folder [seed]."""
-    revision: str | None = None
-    """The model's revision on the hub."""
-    long_text: Literal["pieces", "truncate"] = "pieces"
-    """What becomes of texts longer than the encoder reads [ours]."""
-    batch_size: Int = Field(default=64, ge=1)
-    """Views or texts a batch."""
-    dtype: DType = "auto"
-    """`auto` is what the weights are stored in."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
-
-
-class DetectorConfig(Section):
-    """The open-vocabulary detector of the localization score and of crowds (METHOD §1.2, §4)."""
-
-    adapter: Literal["grounding_dino", "owlv2", "fake", "none"] = "grounding_dino"
-    """`none`: predictions are the description's boxes alone, and crowds are dropped."""
-    model: str = "IDEA-Research/grounding-dino-base"
-    """A model id or folder."""
-    revision: str | None = None
-    """The model's revision on the hub."""
-    box_threshold: Float = Field(default=0.35, ge=0, le=1)
-    """Finds with a lower score are left out [ours]; OWL models score lower, and want 0.1."""
-    text_threshold: Float = Field(default=0.25, ge=0, le=1)
-    """Tokens with a lower score are not part of a find's phrase [ours]."""
-    batch_size: Int = Field(default=16, ge=1)
-    """Requests a batch."""
-    dtype: DType = "auto"
-    """`auto` is what the weights are stored in."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
 
 
 class ScoringConfig(Section):
@@ -239,6 +139,10 @@ class LoraSection(Section):
 
 class TrainingConfig(Section):
     """Pairs → LoRA adapter (METHOD §6)."""
+
+    free_fields = frozenset(
+        {"checkpoint_every", "log_every", "trackers", "device", "features", "gradient_checkpointing", "prefix"}
+    )
 
     loss: Literal["dpo", "ipo", "sft"] = "dpo"
     """`dpo` [paper]; `ipo`; `sft`: fine-tuning on the chosen answers alone, the paper's ablation."""

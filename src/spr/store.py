@@ -141,6 +141,15 @@ class StageStore:
         """The file of a shard's drops."""
         return self.folder / f"dropped-{index:05d}.parquet"
 
+    def unfinished(self, index: int) -> Path:
+        """The file in which a stage may keep what it has of a shard that is not finished."""
+        return self.folder / f"unfinished-{index:05d}.jsonl"
+
+    def forget_unfinished(self) -> None:
+        """Remove what was kept of unfinished shards: all are finished."""
+        for path in self.folder.glob("unfinished-*.jsonl"):
+            path.unlink(missing_ok=True)
+
     @property
     def source_drops(self) -> Path:
         """The file of what was dropped before sharding."""

@@ -13,6 +13,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from spr.errors import ConfigError
 from spr.grounding import Dialect
@@ -95,6 +96,10 @@ class HfDescriber:
                 raise ConfigError(f"Config field `describer.{field}` is out of range", got=value, expected="1 or more")
         self.temperature, self.top_p = temperature, top_p
         model_type: str = load_part(AutoConfig, model, revision=revision).model_type
+        if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
+            fix = "choose another describer.model"
+            raise ModelError(f"{model} is no multimodal LLM", got=got, expected=expected, fix=fix)
         self.family = FAMILIES.get(model_type)
         self.processor = load_processor(model, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect, model_type, self.processor.image_processor)

@@ -6,9 +6,9 @@ only (to within rounding), so that batch sizes, shards and workers change nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,15 @@ class Describer(Protocol):
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
         """One raw answer a request, decoded without the end of turn."""
+        ...
+
+
+@runtime_checkable
+class TellsEach(Protocol):
+    """A `Describer` that has its answers one by one, so that each can be kept before the others are there."""
+
+    def describe_each(self, requests: Sequence[DescribeRequest], answered: Callable[[int, str], None]) -> list[str]:
+        """`Describer.describe` that calls ``answered`` with a request's number and its answer, as it comes."""
         ...
 
 

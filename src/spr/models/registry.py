@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 from functools import lru_cache
 from importlib.resources import files
+from importlib.util import find_spec
 
-from spr.errors import ConfigError
+from spr.errors import ConfigError, SprError
 from spr.models.protocols import Describer, Detector, ImageTextScorer
 from spr.sections import DescriberConfig, DetectorConfig, ScorerConfig
 
@@ -40,6 +41,8 @@ def load_describer(config: DescriberConfig) -> Describer:
         from spr.models.fakes import FakeDescriber
 
         return FakeDescriber(config.dialect or "llava_onevision")
+    if config.adapter == "openai":
+        return _openai_describer(config)
     from spr.models.hf_mllm import HfDescriber
 
     return HfDescriber(
@@ -48,10 +51,35 @@ def load_describer(config: DescriberConfig) -> Describer:
         revision=config.revision,
         dtype=config.dtype,
         device=_device(config.device),
+        device_map=config.device_map,
+        attention=config.attention,
+        load_in_4bit=config.load_in_4bit,
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
+    )
+
+
+def _openai_describer(config: DescriberConfig) -> Describer:
+    if find_spec("httpx") is None:
+        fix = "pip install 'spatial-preference-rewarding[openai]'"
+        raise SprError("Describers behind a server need httpx", got="it is not installed", fix=fix)
+    from spr.models.openai_api import OpenAiDescriber, read_key
+
+    return OpenAiDescriber(
+        config.model or "",
+        base_url=config.base_url or "",
+        dialect=config.dialect or "",
+        api_key=read_key(config.api_key_env),
+        concurrency=config.concurrency,
+        connect_timeout=config.connect_timeout,
+        timeout=config.timeout,
+        retries=config.retries,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        request_fields=config.request_fields,
     )
 
 

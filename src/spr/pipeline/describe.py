@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -17,9 +18,11 @@ from spr.boxes import clip
 from spr.config import Config
 from spr.errors import ConfigError, GroundingError
 from spr.grounding import Dialect, GroundedText, parse, render, render_box
+from spr.grounding.prose import without_surrogates
 from spr.images import ImageProblem
 from spr.models.protocols import Describer, DescribeRequest
 from spr.models.registry import load_describer
+from spr.pipeline.answers import KeptAnswers
 from spr.pipeline.decoding import decode_ahead
 from spr.pipeline.stage import Stage
 from spr.randomness import stable_hash
@@ -101,6 +104,7 @@ def read_answer(asked: Asked, answer: str, describer: Describer) -> Candidate | 
     that was said), ``not_renderable`` (its words would be read as coordinates in the model's dialect).
     """
     request, dialect = asked.request, describer.dialect
+    answer = without_surrogates(answer)
     said = answer.strip()
     if not said:
         return "empty_answer"
@@ -157,9 +161,11 @@ def make_candidates(tables: Mapping[str, pa.Table], config: Config, describer: D
     return StageOutput(to_table(candidates, Candidate), pa.concat_tables(drops))
 
 
-def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
-    """`make_candidates` with the config's describer."""
-    return make_candidates(tables, config, load_describer(_settings(config)))
+def process(tables: Mapping[str, pa.Table], config: Config, unfinished: Path | None = None) -> StageOutput:
+    """`make_candidates` with the config's describer, whose answers are kept in ``unfinished`` as they come."""
+    settings = _settings(config)
+    describer = load_describer(settings)
+    return make_candidates(tables, config, KeptAnswers(describer, unfinished, settings) if unfinished else describer)
 
 
 def _settings(config: Config) -> DescriberConfig:
@@ -199,4 +205,5 @@ STAGE = Stage(
     process=process,
     inputs=("regions",),
     model_sections=_models,
+    keeps_unfinished=True,
 )

@@ -45,7 +45,7 @@ def locked(out: Path) -> Iterator[None]:
 def adopt(config: Config, out: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     """Write the config and what identifies the annotations into the run, or hold them against what is there.
 
-    A field may change as long as no stage that depends on it has begun.
+    A field may change as long as no stage that depends on it has begun; those that decide no row may always.
 
     Returns:
         What identifies the input: part of every stage's fingerprint.
@@ -58,6 +58,7 @@ def adopt(config: Config, out: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     begun = [stage for stage in stages if StageStore(out / stage.name).manifest() is not None]
     if path.is_file():
         changed = changed_fields(_read_config(path), new)
+        changed = {key: values for key, values in changed.items() if not config.is_free(key)}
         deciding = {
             stage.name: {key for key in changed if key.split(".")[0] in stage.deciding(config)} for stage in begun
         }

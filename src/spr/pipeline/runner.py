@@ -70,8 +70,10 @@ def run_shard(job: Job) -> ShardEntry:
         name: read_table(source) if isinstance(source, Path) else pa.ipc.open_stream(source).read_all()
         for name, source in job.sources.items()
     }
-    output = job.stage.process(tables, job.config)
-    return StageStore(job.folder).write_shard(job.index, output, inputs=job.inputs, source=job.source)
+    store = StageStore(job.folder)
+    kept = {"unfinished": store.unfinished(job.index)} if job.stage.keeps_unfinished else {}
+    output = job.stage.process(tables, job.config, **kept)
+    return store.write_shard(job.index, output, inputs=job.inputs, source=job.source)
 
 
 def run(
@@ -140,6 +142,7 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
         _run_first(stage, config, store, manifest, 1 if stage.model_sections(config) else workers)
     release()
     store.sweep(manifest)
+    store.forget_unfinished()
     manifest.complete = True
     store.save(manifest)
     summary = _summary(stage, manifest, time.monotonic() - started)
@@ -171,6 +174,7 @@ def _run_jobs(stage: Stage, store: StageStore, manifest: Manifest, jobs: Sequenc
             done[entry.index] = entry
             manifest.shards = [done[index] for index in sorted(done)]
             store.save(manifest)
+            store.unfinished(entry.index).unlink(missing_ok=True)
             bar.advance(entry.inputs)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,8 @@ class Stage:
             whatever the number of workers.
         process: Shards of the inputs, by their names → rows and drops; importable by name, so that worker processes
             find it. A first stage's input is called ``source``.
+        keeps_unfinished: Whether ``process`` also takes ``unfinished``: a file in which it may keep what it has of a
+            shard, for the next run, should this one be stopped. It goes once the shard is finished.
         inputs: The stages whose shards of the same number it reads, the one before it last.
         plan: For the first stage, how its input comes to be.
     """
@@ -58,10 +60,11 @@ class Stage:
     version: int
     unit: str
     sections: tuple[str, ...]
-    process: Callable[[Mapping[str, pa.Table], Config], StageOutput]
+    process: Callable[..., StageOutput]
     inputs: tuple[str, ...] = ()
     plan: Callable[[Config, Progress], Plan] | None = None
     model_sections: Callable[[Config], tuple[str, ...]] = no_models
+    keeps_unfinished: bool = False
 
     def deciding(self, config: Config) -> tuple[str, ...]:
         """The fields and sections of this config that decide the rows."""
@@ -70,4 +73,11 @@ class Stage:
     def settings(self, config: Config) -> dict[str, Any]:
         """The part of the config that decides this stage's rows."""
         deciding = self.deciding(config)
-        return {name: value for name, value in config.model_dump(mode="json").items() if name in deciding}
+        parts = {name: value for name, value in config.model_dump(mode="json").items() if name in deciding}
+        return {name: _without_free(config, name, value) for name, value in parts.items()}
+
+
+def _without_free(config: Config, name: str, value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {field: item for field, item in value.items() if not config.is_free(f"{name}.{field}")}

@@ -13,7 +13,11 @@ from spr.config import SHIPPED
 from spr.grounding import DIALECTS
 
 REQUIRED = ("numpy", "pillow", "pyarrow", "msgspec", "pydantic", "torch", "transformers", "peft", "accelerate")
-OPTIONAL = {"bitsandbytes": "4-bit base models", "torchvision": "the full processors of some model families"}
+OPTIONAL = {
+    "bitsandbytes": "4-bit base models",
+    "httpx": "describers behind a server",
+    "torchvision": "the full processors of some model families",
+}
 
 
 def diagnose() -> Iterator[str]:

@@ -36,8 +36,6 @@ from spr.training.stopping import InterruptedTrainingError, check_finite, clear_
 
 SAVE_REFERENCE_EVERY = 200
 """Batches between two writes of the reference's file."""
-# Fields that change speed, memory or what is told, and no number.
-_FREE = {"checkpoint_every", "log_every", "trackers", "device", "features", "gradient_checkpointing", "prefix"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ class _Training:
             "training": {
                 name: value
                 for name, value in settings.model_dump(mode="json").items()
-                if name not in _FREE | {"gradient_accumulation"}
+                if name not in settings.free_fields | {"gradient_accumulation"}
             },
         }
         done = self._done_before(deciding)

@@ -1,0 +1,126 @@
+"""Answers of an unfinished shard are kept, and asked only once."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from spr.errors import RunError
+from spr.grounding import get_dialect
+from spr.models.protocols import DescribeRequest
+from spr.pipeline.answers import KeptAnswers
+from spr.records import RegionObject, RegionQuery
+from spr.sections import DescriberConfig
+
+SETTINGS = DescriberConfig(adapter="fake")
+
+
+class Asked:
+    """Answers with the seed, and keeps what it was asked, call by call."""
+
+    name, dialect = "asked@1", get_dialect("llava")
+
+    def __init__(self):
+        self.calls = []
+
+    def describe(self, requests):
+        self.calls.append([request.seed for request in requests])
+        return [f"answer {request.seed}\n\x00\ud800" for request in requests]
+
+
+class OneByOne(Asked):
+    """Fails at seed 3 after it has told the answers before."""
+
+    def describe_each(self, requests, answered):
+        for number, request in enumerate(requests):
+            if request.seed == 3:
+                raise ConnectionError
+            answered(number, self.describe([request])[0])
+
+
+def request(seed, tint=0, prompt="?", query="1/0"):
+    box = (0.0, 0.0, 4.0, 4.0)
+    about = RegionQuery(query, "1", "1.png", 4, 4, box, "a", (RegionObject("a", "cup", box, inside=True),))
+    return DescribeRequest(Image.new("RGB", (4, 4), (tint, 0, 0)), prompt, seed, about, box)
+
+
+def said(*seeds):
+    return [f"answer {seed}\n\x00\ud800" for seed in seeds]
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path):
+    file, model = tmp_path / "deep" / "u.jsonl", Asked()
+    assert KeptAnswers(model, file, SETTINGS).describe([request(k) for k in (1, 2)]) == said(1, 2)
+    again = KeptAnswers(model, file, SETTINGS)
+    assert again.describe([request(k) for k in (3, 2, 1, 4)]) == said(3, 2, 1, 4)
+    assert again.describe([request(4)]) == said(4)
+    assert model.calls == [[1, 2], [3, 4]]
+    assert (again.name, again.dialect) == (model.name, model.dialect)
+
+
+def test_answers_that_come_one_by_one_are_kept_one_by_one(tmp_path):
+    model = OneByOne()
+    with pytest.raises(ConnectionError):
+        KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(k) for k in (1, 2, 3, 4)])
+    whole = Asked()
+    assert KeptAnswers(whole, tmp_path / "u", SETTINGS).describe([request(k) for k in (1, 2, 3, 4)]) == said(1, 2, 3, 4)
+    assert (model.calls, whole.calls) == ([[1], [2]], [[3, 4]])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [request(2), request(1, tint=9), request(1, prompt="!"), request(1, query="2/0")],
+    ids=["seed", "pixels", "prompt", "query"],
+)
+def test_each_part_of_a_request_makes_another_answer(other, tmp_path):
+    model = Asked()
+    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(1)])
+    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([other])
+    assert len(model.calls) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"temperature": 0.5}, {"top_p": 0.5}, {"max_new_tokens": 5}, {"request_fields": {"top_k": 4}}, {"batch_size": 2}],
+)
+def test_the_sampling_makes_another_answer_and_the_batch_size_does_not(change, tmp_path):
+    model = Asked()
+    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(1)])
+    KeptAnswers(model, tmp_path / "u", SETTINGS.model_copy(update=change)).describe([request(1)])
+    assert len(model.calls) == (1 if "batch_size" in change else 2)
+
+
+def test_another_model_makes_another_answer(tmp_path):
+    model = Asked()
+    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(1)])
+    model.name = "asked@2"
+    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(1)])
+    assert len(model.calls) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 60])
+def test_a_line_that_a_crash_tore_is_asked_again_and_no_other(cut, tmp_path):
+    file, model = tmp_path / "u", Asked()
+    KeptAnswers(model, file, SETTINGS).describe([request(k) for k in (1, 2, 3)])
+    file.write_bytes(file.read_bytes()[:-cut])
+    for _ in range(2):  # what is written behind the torn line is whole
+        assert KeptAnswers(model, file, SETTINGS).describe([request(k) for k in (1, 2, 3)]) == said(1, 2, 3)
+    # Without the newline alone the line is whole.
+    assert model.calls == ([[1, 2, 3]] if cut == 1 else [[1, 2, 3], [3]])
+
+
+def test_lines_of_another_kind_are_passed_over(tmp_path):
+    file, model = tmp_path / "u", Asked()
+    file.write_bytes(b'\xff\xfe\n[]\n{"key": 1, "answer": "x"}\n\n' + json.dumps({"key": "x"}).encode())
+    assert KeptAnswers(model, file, SETTINGS).describe([request(1)]) == said(1)
+    assert KeptAnswers(model, file, SETTINGS).describe([request(1)]) == said(1)
+    assert model.calls == [[1]]
+
+
+def test_a_file_that_can_not_be_used_is_one_clear_error(tmp_path):
+    (tmp_path / "u").mkdir()
+    with pytest.raises(RunError, match="can't be read"):
+        KeptAnswers(Asked(), tmp_path / "u", SETTINGS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"can't be (read|written)"):
+        KeptAnswers(Asked(), tmp_path / "file" / "u", SETTINGS).describe([request(1)])

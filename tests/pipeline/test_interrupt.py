@@ -1,0 +1,162 @@
+"""The model stages, stopped at any point, go on to the same pairs, to the byte; workers change nothing."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from spr.config import make_config
+from spr.pipeline import describe
+from spr.pipeline.runner import run
+from spr.store import StageStore
+
+FAKES = {"describer": {"adapter": "fake"}, "scorer": {"adapter": "fake"}, "detector": {"adapter": "fake"}}
+
+
+def files(out):
+    """All that a run made but its log and the state of its lock."""
+    found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    return {name: data for name, data in found.items() if name not in ("log.jsonl", ".lock")}
+
+
+@pytest.fixture(scope="module")
+def begun(make_dataset, tmp_path_factory):
+    """A config, a run of it that has its regions, and the files of a whole one."""
+    data = make_dataset(tmp_path_factory.mktemp("interrupt") / "data", images=7)
+    raw = data.config(**FAKES, shard_rows=3)
+    run(make_config(raw), data.folder / "begun", until="regions")
+    shutil.copytree(data.folder / "begun", data.folder / "whole")
+    run(make_config(raw), data.folder / "whole")
+    (data.folder / "config.yaml").write_text(yaml.safe_dump(raw))
+    return raw, data.folder / "begun", files(data.folder / "whole")
+
+
+class Stopped(BaseException):
+    """Ctrl-C, say: nothing but the outermost code catches it."""
+
+
+def run_until_sync(raw, out, left, monkeypatch):
+    """Run, and stop before the sync of a file with that number; whether it was stopped."""
+    real = os.fsync
+    counted = iter(range(left))
+
+    def fsync(descriptor):
+        if next(counted, None) is None:
+            raise Stopped
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        try:
+            run(make_config(raw), out)
+        except Stopped:
+            return True
+    return False
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(begun, tmp_path, monkeypatch):
+    raw, start, whole = begun
+    out = shutil.copytree(start, tmp_path / "run")
+    # Config, inputs and drops are written each time (two syncs a file), so it needs more each time to get further.
+    stops = 0
+    while run_until_sync(raw, out, 4 + 3 * stops, monkeypatch):
+        stops += 1
+    assert stops > 5
+    assert files(out) == whole
+
+
+@pytest.mark.parametrize("left", range(6, 60, 9))
+def test_a_run_stopped_once_anywhere_ends_with_the_same_bytes(left, begun, tmp_path, monkeypatch):
+    raw, start, whole = begun
+    out = shutil.copytree(start, tmp_path / "run")
+    assert run_until_sync(raw, out, left, monkeypatch)
+    assert files(out) != whole
+    run(make_config(raw), out)
+    assert files(out) == whole
+
+
+# In a process of its own that is killed while the describer, the scorer or the detector is at work.
+KILL = """
+import os, pathlib, signal, sys, yaml
+from spr.config import make_config
+from spr.models import fakes
+from spr.pipeline.runner import run
+kind, method, calls = getattr(fakes, sys.argv[3]), sys.argv[4], int(sys.argv[5])
+real = getattr(kind, method)
+def work(self, items):
+    global calls
+    calls -= 1
+    if calls < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, items)
+setattr(kind, method, work)
+run(make_config(yaml.safe_load(open(sys.argv[1]))), pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "calls"),
+    [("FakeDescriber", "describe", 1), ("FakeScorer", "embed_views", 0), ("FakeDetector", "detect", 2)],
+)
+def test_a_run_killed_while_a_model_works_goes_on_to_the_same_bytes(kind, method, calls, begun, tmp_path):
+    raw, start, whole = begun
+    out = shutil.copytree(start, tmp_path / "run")
+    command = [sys.executable, "-c", KILL, start.parent / "config.yaml", out, kind, method, str(calls)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    run(make_config(raw), out, workers=2)
+    assert files(out) == whole
+
+
+def test_what_was_answered_in_an_unfinished_shard_is_not_asked_again(begun, tmp_path, monkeypatch):
+    raw, start, whole = begun
+    out, asked = shutil.copytree(start, tmp_path / "run"), []
+    monkeypatch.setattr(describe, "QUERIES_AT_ONCE", 1)
+
+    class Counts:
+        def __init__(self, describer, most):
+            self.describer, self.most = describer, most
+            self.name, self.dialect = describer.name, describer.dialect
+
+        def describe(self, requests):
+            if len(asked) + len(requests) > self.most:
+                raise Stopped
+            asked.extend(request.seed for request in requests)
+            return self.describer.describe(requests)
+
+    load = describe.load_describer
+    with monkeypatch.context() as patch:
+        # Three queries a shard, six requests a query: the second shard has the answers of one query.
+        patch.setattr(describe, "load_describer", lambda settings: Counts(load(settings), 24))
+        with pytest.raises(Stopped):
+            run(make_config(raw), out)
+    assert len(asked) == 24
+    assert [path.name for path in out.rglob("unfinished*")] == ["unfinished-00001.jsonl"]
+    monkeypatch.setattr(describe, "load_describer", lambda settings: Counts(load(settings), 10**6))
+    run(make_config(raw), out)
+    queries = sum(len(table) for table in StageStore(out / "regions").tables())
+    assert len(asked) == len(set(asked)) == 6 * queries
+    assert files(out) == whole
+
+
+def test_one_worker_and_two_write_the_same_bytes(begun, tmp_path):
+    raw, start, whole = begun
+    out = shutil.copytree(start, tmp_path / "run")
+    run(make_config(raw), out, workers=2)
+    assert files(out) == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"describer": {"adapter": "fake", "batch_size": 3}}, {"scorer": {"adapter": "fake", "batch_size": 5}}],
+)
+def test_fields_that_decide_no_row_may_change_at_any_time(change, begun, tmp_path):
+    raw, start, whole = begun
+    out = shutil.copytree(start, tmp_path / "run")
+    run(make_config(raw), out, until="scores")
+    assert all(summary.done_before for summary in run(make_config({**raw, **change}), out)[:-1])
+    changed = {name: data for name, data in files(out).items() if name != "config.yaml"}
+    assert changed == {name: data for name, data in whole.items() if name != "config.yaml"}
