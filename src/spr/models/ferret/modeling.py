@@ -30,6 +30,7 @@ class FerretPreTrainedModel(LlavaPreTrainedModel):  # type: ignore[misc]
     """What both classes below share."""
 
     config: FerretConfig
+    config_class = FerretConfig
     base_model_prefix = "model"
 
 
