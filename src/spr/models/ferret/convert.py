@@ -27,6 +27,7 @@ from spr.models.ferret.published import (
     is_by_token,
     is_published,
     local_folder,
+    nested_config,
     our_name,
     vision_name,
     vision_shards,
@@ -90,7 +91,7 @@ def convert_delta(
         added = name in originals
         make = _adder(name, originals, differences) if added else _taker(name, differences, torch.float16)
         plan[ours] = _planned(name, differences, make, 2)
-    return _write(config, folder, plan, target, vision, shard_bytes)
+    return _write(config, folder, plan, target, vision, shard_bytes, torch.float16)
 
 
 def convert_checkpoint(
@@ -109,7 +110,7 @@ def convert_checkpoint(
         shard_bytes: Most that a written file holds.
 
     Returns:
-        ``out``. Tensors keep their types.
+        ``out``. Tensors keep their types; a vision tower of its own gets the head's.
 
     Raises:
         ModelError: if a part is missing, or pickled with more than tensors.
@@ -124,7 +125,8 @@ def convert_checkpoint(
         ours = our_name(name)
         if ours is not None:
             plan[ours] = _planned(name, shards, _taker(name, shards), shards[name].element_size())
-    return _write(config, folder, plan, target, vision, shard_bytes)
+    dtype = shards["lm_head.weight"].dtype if "lm_head.weight" in shards else torch.float16
+    return _write(config, folder, plan, target, vision, shard_bytes, dtype)
 
 
 def _free(out: Path) -> Path:
@@ -185,25 +187,35 @@ def _adder(name: str, base: Shards, delta: Shards) -> Callable[[], Tensor]:
     return make
 
 
-def _write(published: dict[str, Any], folder: Path, plan: Plan, out: Path, vision: Any, shard_bytes: int) -> Path:
+def _write(
+    published: dict[str, Any],
+    folder: Path,
+    plan: Plan,
+    out: Path,
+    vision: Any,
+    shard_bytes: int,
+    dtype: torch.dtype,
+) -> Path:
     """Check the plan against the config, then write everything beside ``out``, and rename it last."""
+    seen = None
     if vision is not None or not any(name.startswith("model.vision_tower.") for name in plan):
         tower = vision_shards(published, folder, vision)
         plan = {name: item for name, item in plan.items() if not name.startswith("model.vision_tower.")}
         for name in tower:
             ours = vision_name(name)
             if ours is not None:
-                plan[ours] = _planned(name, tower, _taker(name, tower, torch.float16), 2)
-    config = FerretConfig.from_dict({**published, "name_or_path": str(folder)})
+                plan[ours] = _planned(name, tower, _taker(name, tower, dtype), dtype.itemsize)
+        seen = tower.folder
+    config = FerretConfig.from_dict(nested_config(published, folder, seen))
     _check_plan(folder, config, plan)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write_tensors(plan, partial, shard_bytes)
-        config.dtype = torch.float16
+        config.dtype = dtype
         config.save_pretrained(partial)
-        FerretProcessor.for_published(published, folder).save_pretrained(partial)
+        FerretProcessor.for_config(config, folder).save_pretrained(partial)
         GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(partial)
         if out.exists():
             out.rmdir()

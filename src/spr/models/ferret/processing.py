@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 
 from spr.errors import InputError
 from spr.models.families import FERRET_SYSTEM
+from spr.models.ferret.configuration import FerretConfig
 from spr.models.ferret.published import is_published, local_folder, nested_config
 from spr.models.ferret.regions import REGION_TOKEN, Region, RegionError, draw_points, prompt_regions, region_mask
 from spr.models.ferret.tokenizer import IMAGE_TOKEN, make_tokenizer
@@ -73,20 +75,21 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
         with clear_errors(source, kwargs.get("revision")):
             config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
             if is_published(config):
-                return cls.for_published(config, local_folder(source, kwargs.get("revision")))
+                folder = local_folder(source, kwargs.get("revision"))
+                return cls.for_config(FerretConfig.from_dict(nested_config(config, folder)), folder)
             settings, _ = cls.get_processor_dict(source, revision=revision)
             images = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             return cls.from_args_and_dict([images, tokenizer], settings)
 
     @classmethod
-    def for_published(cls, config: dict[str, Any], folder: Any) -> FerretProcessor:
-        """The processor for a published config and the tokenizer's files in a folder."""
-        ours = nested_config(config, folder)
-        side, patch = ours["vision_config"]["image_size"], ours["vision_config"]["patch_size"]
-        images = CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False)
-        tokenizer = make_tokenizer(folder, ours["image_token_index"], ours["region_token_index"])
-        return cls(images, tokenizer, patch_size=patch)
+    def for_config(cls, config: FerretConfig, folder: Path) -> FerretProcessor:
+        """The processor for a model of this config, with the tokenizer's files of a published folder."""
+        vision = config.vision_config
+        size = {"height": vision.image_size, "width": vision.image_size}
+        images = CLIPImageProcessorPil(size=size, do_center_crop=False)
+        tokenizer = make_tokenizer(folder, config.image_token_index, config.region_token_index)
+        return cls(images, tokenizer, patch_size=vision.patch_size, region_points=config.region_points)
 
     @property
     def image_tokens(self) -> int:

@@ -70,13 +70,16 @@ def our_name(name: str) -> str | None:
     return name
 
 
-def nested_config(config: Mapping[str, Any], source: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def nested_config(
+    config: Mapping[str, Any], source: str | os.PathLike[str] | None = None, tower: Path | None = None
+) -> dict[str, Any]:
     """The fields of `FerretConfig` for a published config.
 
     Args:
         config: The published ``config.json``.
         source: Its folder, whose ``vision_tower/config.json`` says how large the vision tower is. Without one that is
             said by a folder that ``mm_vision_tower`` names, else it is CLIP ViT-L/14-336.
+        tower: The vision tower's folder, where it is known already.
 
     Raises:
         ModelError: for variants of the published code that no published model is: image start and end tokens, features
@@ -97,7 +100,7 @@ def nested_config(config: Mapping[str, Any], source: str | os.PathLike[str] | No
     text = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
     text |= {"model_type": "llama", "vocab_size": vocabulary + 1}
     vision = {**CLIP_L_336, "model_type": "clip_vision_model"}
-    tower = _tower_folder(config, source)
+    tower = tower or _tower_folder(config, source)
     if tower is not None and (tower / "config.json").is_file():
         found, _ = PreTrainedConfig.get_config_dict(tower)
         vision = {**found.get("vision_config", found), "model_type": "clip_vision_model"}

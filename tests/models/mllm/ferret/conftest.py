@@ -5,6 +5,7 @@ same weights and inputs; what it answered is in published.npz.
 """
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +134,34 @@ def save_published(folder: Path, vocabulary: int = VOCABULARY, **changes) -> Pat
     return folder
 
 
+def save_tokenizer(folder: Path) -> Path:
+    """A vocabulary of 600 pieces that SentencePiece learned, and ``<region_fea>`` added as 600."""
+    shutil.copy(Path(__file__).parent / "tokenizer.model", folder)
+    (folder / "added_tokens.json").write_text('{"<region_fea>": 600}')
+    return folder
+
+
+def save_parts(folder: Path) -> tuple[Path, Path]:
+    """A base of 600 tokens (every number a quarter) and a delta of 601 (every number a half), each in two pickles."""
+    base, delta = folder / "vicuna", folder / "delta"
+    base.mkdir(parents=True)
+    save_published(delta, 601, torch_dtype="float16")
+    save_tokenizer(delta)
+    shapes = published_shapes(601)
+    names = sorted(shapes)
+    (delta / "pytorch_model.bin.index.json").unlink()
+    for k in (0, 1):
+        file = f"pytorch_model-{k + 1:05d}-of-00002.bin"
+        torch.save({name: torch.full(shapes[name], 0.5).half() for name in names[k::2]}, delta / file)
+        shared = [name for name in names[k::2] if "mm_projector" not in name and "region_geo" not in name]
+        tensors = {name: torch.full(shapes[name], 0.25).half() for name in shared}
+        tensors = {name: t[:600] if "embed" in name or "lm_head" in name else t for name, t in tensors.items()}
+        # Old versions of transformers saved these too.
+        tensors[f"model.layers.{k}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        torch.save(tensors, base / file)
+    return base, delta
+
+
 @pytest.fixture(scope="session")
 def published_folder(tmp_path_factory) -> Path:
     return save_published(tmp_path_factory.mktemp("ferret") / "published")
@@ -156,5 +185,7 @@ def tiny() -> SimpleNamespace:
         save_published=save_published,
         published_config=published_config,
         published_shapes=published_shapes,
+        save_tokenizer=save_tokenizer,
+        save_parts=save_parts,
         vision_shapes=vision_shapes,
     )
