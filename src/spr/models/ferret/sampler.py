@@ -71,17 +71,19 @@ class RegionSampler(nn.Module):
         """
         used = points[..., 0, 0] >= 0
         owner = used.nonzero()[:, 0]
-        places = points[used].float() / sizes_wh[owner].unsqueeze(1)
-        features = _features_at(maps[owner], places).to(maps.dtype)
+        # Which points are chosen is computed on the CPU, and so the same whatever the model runs on.
+        places = points[used].cpu().float() / sizes_wh[owner].cpu().unsqueeze(1)
+        features = _features_at(maps[owner.to(maps.device)], places.to(maps.device)).to(maps.dtype)
         for kept, near, difference, aggregate in zip(
             self.stages, self.neighbors, self.diff_projector_list, self.agg_projector_list, strict=True
         ):
             chosen = _farthest(places, kept, generator)
-            anchors, anchor_features = _take(places, chosen), _take(features, chosen)
+            anchors = _take(places, chosen)
             group = _nearest(anchors, places, near)
             # Distances need float32, projections the weights' type.
-            own = torch.cat([anchor_features, anchors.to(features.dtype)], dim=-1).unsqueeze(2)
-            others = torch.cat([_take(features, group), _take(places, group).to(features.dtype)], dim=-1)
+            placed = torch.cat([features, places.to(features)], dim=-1)
+            own = _take(placed, chosen.to(features.device)).unsqueeze(2)
+            others = _take(placed, group.to(features.device))
             gathered = torch.cat([difference(others - own), own.expand_as(others)], dim=-1)
             pooled = aggregate(gathered.flatten(0, 1).transpose(1, 2))
             pooled = pooled.amax(dim=-1) if self.pooling == "max" else pooled.mean(dim=-1)
@@ -110,13 +112,13 @@ def _farthest(places: Tensor, count: int, generator: torch.Generator | None) -> 
         start = torch.randint(points, (1,), generator=seeded).expand(regions)
     else:
         start = torch.randint(points, (regions,), generator=generator, device=generator.device)
-    latest = start.to(places.device)
+    latest = start.cpu()
     chosen = []
-    gaps = torch.full((regions, points), 1e10, device=places.device)
-    rows = torch.arange(regions, device=places.device)
+    gaps = torch.full((regions, points), 1e10)
+    rows = torch.arange(regions)
     for _ in range(count):
         chosen.append(latest)
-        gaps = torch.minimum(gaps, ((places - places[rows, latest].unsqueeze(1)) ** 2).sum(-1))
+        gaps = torch.minimum(gaps, _squared(places - places[rows, latest].unsqueeze(1)))
         latest = gaps.argmax(-1)
     return torch.stack(chosen, dim=1)
 
@@ -125,12 +127,18 @@ def _nearest(anchors: Tensor, places: Tensor, count: int) -> Tensor:
     """Indices ``(T, S, count)`` of the points nearest to each anchor.
 
     Pixels lie in a grid, so many are equally near, and the rounding of the distances decides between them. They are
-    therefore computed as the published code computes them, not as exactly as they could be.
+    therefore rounded as in the published code: |a|² + |p|² − 2 a·p, the second product of a·p added unrounded, as the
+    fused instructions of CPUs and GPUs do.
     """
-    gaps = -2 * torch.matmul(anchors, places.transpose(1, 2))
-    gaps += (anchors**2).sum(-1, keepdim=True)
-    gaps += (places**2).sum(-1).unsqueeze(1)
+    first, second = (anchors[..., k].unsqueeze(2) for k in (0, 1))
+    dot = ((first * places[..., 0].unsqueeze(1)).double() + second.double() * places[..., 1].unsqueeze(1)).float()
+    gaps = -2 * dot + _squared(anchors).unsqueeze(2) + _squared(places).unsqueeze(1)
     return gaps.topk(count, dim=-1, largest=False, sorted=False).indices
+
+
+def _squared(places: Tensor) -> Tensor:
+    """Squared lengths ``(…)`` of vectors ``(…, 2)``."""
+    return places[..., 0] ** 2 + places[..., 1] ** 2
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:

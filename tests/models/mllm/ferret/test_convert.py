@@ -198,6 +198,16 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(copy, tmp_path, mon
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_pickle_of_something_else_and_two_copies_of_a_tensor_are_refused(copy, tmp_path):
+    base, delta = copy
+    torch.save([torch.ones(2)], base / "pytorch_model-00001-of-00002.bin")
+    with pytest.raises(ModelError, match=r"holds more than tensors[\s\S]*list"):
+        convert_delta(base, delta, tmp_path / "out")
+    torch.save(torch.load(base / "pytorch_model-00002-of-00002.bin"), base / "pytorch_model-00001-of-00002.bin")
+    with pytest.raises(ModelError, match=r"Two files of .*vicuna hold tensor"):
+        convert_delta(base, delta, tmp_path / "out")
+
+
 def test_damaged_or_missing_files_are_named(copy, tmp_path):
     base, delta = copy
     first = base / "pytorch_model-00001-of-00002.bin"
