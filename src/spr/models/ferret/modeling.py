@@ -52,76 +52,85 @@ class FerretModel(FerretPreTrainedModel):
         self.language_model = AutoModel.from_config(text)
         self.post_init()
 
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """What the model sees of images ``(B, 3, side, side)``.
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        region_points: Tensor | None = None,
+        region_sizes: Tensor | None = None,
+        region_generator: torch.Generator | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPooling:
+        """What the language model reads of images ``(B, 3, side, side)`` and of their regions.
+
+        Args:
+            pixel_values: The images.
+            region_points: As `RegionSampler` takes them, a row an image.
+            region_sizes: Width and height of the images that the points count in.
+            region_generator: For `RegionSampler`.
 
         Returns:
             ``last_hidden_state`` is the feature map ``(B, P, C)`` that regions are read from, ``pooler_output`` a list
-            of B tensors ``(P, D)``, projected for the language model.
+            of B tensors ``(P + R, D)``: an image's patches and then its R regions.
+
+        Raises:
+            InputError: if points come without sizes, or for another number of images.
         """
         seen = self.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
         features = seen.hidden_states[self.config.vision_feature_layer][:, 1:]
-        projected = list(self.multi_modal_projector(features))
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=projected)
+        rows = list(self.multi_modal_projector(features))
+        if region_points is not None and region_points.shape[1]:
+            if region_sizes is None or not len(region_points) == len(region_sizes) == len(rows):
+                got = f"points of {len(region_points)}, sizes of {0 if region_sizes is None else len(region_sizes)}"
+                raise InputError(
+                    "`region_points` and `region_sizes` are not those of the images", got=got, expected=len(rows)
+                )
+            found = self.region_sampler(features, region_points, region_sizes, region_generator)
+            counts = (region_points[..., 0, 0] >= 0).sum(-1).tolist()
+            rows = [torch.cat(parts) for parts in zip(rows, found.split(counts), strict=True)]
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=rows)
 
     def get_placeholder_mask(self, input_ids: Tensor, token: int) -> Tensor:
         """Where a placeholder stands, ``(B, L)``."""
         return input_ids == token
 
-    def embed_inputs(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        region_points: Tensor | None = None,
-        region_sizes: Tensor | None = None,
-        region_generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The language model's input ``(B, L, D)``, with patches and regions in it, and the patches ``(B, P, D)``.
+    def embed_inputs(self, input_ids: Tensor, rows: list[Tensor]) -> Tensor:
+        """The language model's input ``(B, L, D)``, with patches and regions in the places of their tokens.
+
+        A prompt's first tokens ``<region_fea>`` are its regions'; what an answer says after them stays a word.
 
         Args:
             input_ids: ``(B, L)``, an image token for each patch.
-            pixel_values: ``(images, 3, side, side)``, in the order of the prompts that hold an image.
-            region_points: As `RegionSampler` takes them, a row an image.
-            region_sizes: Width and height of the images that the points count in.
-            region_generator: For `RegionSampler`.
+            rows: The ``pooler_output`` of `get_image_features`, in the order of the prompts that hold an image.
 
         Raises:
-            InputError: if the tokens of an image or of a region are not as many as its features.
+            InputError: if there are more or fewer image tokens than patches, or fewer region tokens than regions.
         """
         embeds: Tensor = self.get_input_embeddings()(input_ids)
-        if pixel_values is None:
-            return embeds, None
-        seen = self.get_image_features(pixel_values)
-        patches = torch.stack(seen.pooler_output)
+        vision = self.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
         image_mask = self.get_placeholder_mask(input_ids, self.config.image_token_index)
-        if int(image_mask.sum()) != patches.shape[0] * patches.shape[1]:
+        found = image_mask.sum(-1)
+        if not (found[found > 0] == patches).all() or int((found > 0).sum()) != len(rows):
             raise InputError(
                 "The image tokens of the prompts don't match the images",
-                got=f"{int(image_mask.sum())} tokens",
-                expected=f"{patches.shape[0]} images of {patches.shape[1]} patches each",
+                got=f"{found.tolist()} tokens",
+                expected=f"{len(rows)} prompts with {patches}, one a patch, and none in others",
                 fix="make the inputs with FerretProcessor, from texts with one <image> an image",
             )
-        embeds = embeds.masked_scatter(image_mask.unsqueeze(-1), patches.to(embeds.device, embeds.dtype))
-        if region_points is not None and region_points.shape[1]:
-            if region_sizes is None:
-                raise InputError("Region points come without `region_sizes`", expected="width and height an image")
-            mask = self._region_mask(input_ids, image_mask, region_points)
-            regions = self.region_sampler(seen.last_hidden_state, region_points, region_sizes, region_generator)
-            embeds = embeds.masked_scatter(mask.unsqueeze(-1), regions.to(embeds.device, embeds.dtype))
-        return embeds, patches
-
-    def _region_mask(self, input_ids: Tensor, image_mask: Tensor, points: Tensor) -> Tensor:
-        """The first tokens ``<region_fea>`` of each row, one a region; what an answer says after them stays a word."""
+        seen = torch.cat([row[:patches] for row in rows]).to(embeds.device, embeds.dtype)
+        embeds = embeds.masked_scatter(image_mask.unsqueeze(-1), seen)
+        counts = torch.zeros_like(found)
+        counts[found > 0] = torch.tensor([len(row) - patches for row in rows], device=counts.device)
         tokens = self.get_placeholder_mask(input_ids, self.config.region_token_index)
-        counts = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-        counts[image_mask.any(-1)] = (points[..., 0, 0] >= 0).sum(-1).to(counts.device)
         if bool((tokens.sum(-1) < counts).any()):
             raise InputError(
                 "Some prompts have more regions than <region_fea>",
                 got=f"{counts.tolist()} regions for {tokens.sum(-1).tolist()} tokens",
                 expected="one token a region",
             )
-        return tokens & (tokens.cumsum(-1) <= counts.unsqueeze(-1))
+        first = tokens & (tokens.cumsum(-1) <= counts.unsqueeze(-1))
+        regions = torch.cat([row[patches:] for row in rows]).to(embeds.device, embeds.dtype)
+        return embeds.masked_scatter(first.unsqueeze(-1), regions)
 
     def forward(
         self,
@@ -134,18 +143,25 @@ class FerretModel(FerretPreTrainedModel):
         region_points: Tensor | None = None,
         region_sizes: Tensor | None = None,
         region_generator: torch.Generator | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
-        """Hidden states ``(B, L, D)``; images and regions are those of `embed_inputs`, and need ``input_ids``."""
-        patches = None
+        """Hidden states ``(B, L, D)``.
+
+        Images come as ``pixel_values`` with their regions, or as ``mm_encoder_outputs["image"]``, which
+        `get_image_features` made before; both need ``input_ids``.
+        """
+        seen = (mm_encoder_outputs or {}).get("image")
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("The model takes `input_ids` or `inputs_embeds`", got="both or neither", expected="one")
+        if (pixel_values is not None) + (seen is not None) + (inputs_embeds is not None) > 1:
+            got = "two of pixel_values, mm_encoder_outputs and inputs_embeds"
+            raise InputError("Images are given twice", got=got, expected="one of them")
+        if seen is None and pixel_values is not None:
+            seen = self.get_image_features(pixel_values, region_points, region_sizes, region_generator)
         if input_ids is not None:
-            inputs_embeds, patches = self.embed_inputs(
-                input_ids, pixel_values, region_points, region_sizes, region_generator
-            )
-        elif pixel_values is not None:
-            raise InputError("`inputs_embeds` and `pixel_values` are both given", fix="call embed_inputs first")
+            embed = self.get_input_embeddings()
+            inputs_embeds = embed(input_ids) if seen is None else self.embed_inputs(input_ids, list(seen.pooler_output))
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -158,7 +174,7 @@ class FerretModel(FerretPreTrainedModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=patches,
+            image_hidden_states=None if seen is None else seen.pooler_output,
         )
 
 
@@ -194,6 +210,15 @@ class FerretForConditionalGeneration(FerretPreTrainedModel, GenerationMixin):  #
         check_complete(source or "the given tensors", cls.__name__, found)
         return (model, found) if wants_info else model
 
+    def _expand_multimodal_outputs(
+        self, _: Any, mm_encoder_output: dict[str, Any], expand_size: int = 1, **__: Any
+    ) -> dict[str, Any]:
+        """For several answers a prompt; transformers' own finds whose rows are whose by counting image tokens alone."""
+        seen = mm_encoder_output.get("image")
+        if seen is not None:
+            seen.pooler_output = [row for row in seen.pooler_output for _ in range(expand_size)]
+        return mm_encoder_output
+
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.lm_head
@@ -215,6 +240,7 @@ class FerretForConditionalGeneration(FerretPreTrainedModel, GenerationMixin):  #
         region_points: Tensor | None = None,
         region_sizes: Tensor | None = None,
         region_generator: torch.Generator | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
         """Logits ``(B, L, V)``, of the last ``logits_to_keep`` positions (0: all), and the loss if there are labels."""
@@ -228,6 +254,7 @@ class FerretForConditionalGeneration(FerretPreTrainedModel, GenerationMixin):  #
             region_points=region_points,
             region_sizes=region_sizes,
             region_generator=region_generator,
+            mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
         hidden = outputs.last_hidden_state

@@ -70,6 +70,8 @@ class RegionSampler(nn.Module):
             Embeddings ``(number of regions, D)``.
         """
         used = points[..., 0, 0] >= 0
+        if not bool(used.any()):
+            return maps.new_zeros(0, self.dim_projector.out_features)
         owner = used.nonzero()[:, 0]
         # Which points are chosen is computed on the CPU, and so the same whatever the model runs on.
         places = points[used].cpu().float() / sizes_wh[owner].cpu().unsqueeze(1)

@@ -1,6 +1,7 @@
 """Ferret does what LLaVA does in transformers: save, load, batches, LoRA, checkpointing, the language model alone."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,12 +65,28 @@ def test_regions_make_a_difference_and_so_do_the_random_choices(model, batch):
     assert torch.equal(again, once_more)
 
 
-def test_the_language_model_alone_on_the_embedded_inputs_gives_the_same_logits(model, batch):
-    # As a trainer does that sees an image and its regions once for several answers.
+def test_images_and_regions_seen_before_give_the_same_logits(model, batch):
+    # As a trainer does that keeps what the vision tower made of an image; each prompt has its own.
+    words = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    vision = {name: tensor for name, tensor in batch.items() if name not in words}
     with torch.no_grad():
         whole = model(**batch).logits
-        inputs = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
-        embeds, patches = model.model.embed_inputs(**inputs)
+        seen = [
+            model.model.get_image_features(**{name: tensor[k : k + 1] for name, tensor in vision.items()})
+            for k in range(3)
+        ]
+        rows = [one.pooler_output[0] for one in seen]
+        again = model(**words, mm_encoder_outputs={"image": SimpleNamespace(pooler_output=rows)}).logits
+    # Nine patches and the regions.
+    assert [tuple(row.shape) for row in rows] == [(10, 32), (9, 32), (12, 32)]
+    torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_the_language_model_alone_on_the_embedded_inputs_gives_the_same_logits(model, batch):
+    with torch.no_grad():
+        whole = model(**batch).logits
+        vision = {name: tensor for name, tensor in batch.items() if name not in ("input_ids", "attention_mask")}
+        embeds = model.model.embed_inputs(batch["input_ids"], model.get_image_features(**vision).pooler_output)
         keep = batch["attention_mask"].bool()
         length = keep.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril() & keep[:, None, None, :]
@@ -79,19 +96,19 @@ def test_the_language_model_alone_on_the_embedded_inputs_gives_the_same_logits(m
             inputs_embeds=embeds, attention_mask=causal, position_ids=positions
         ).last_hidden_state
         logits = model.lm_head(hidden)
-    assert patches.shape == (3, 9, 32)
     # Without position_ids transformers counts the padding, too, which rotary positions don't mind.
     torch.testing.assert_close(logits[keep], whole[keep], atol=1e-4, rtol=1e-4)
 
 
-def test_several_answers_a_prompt_keep_its_regions_in_order(model, batch):
-    one = {name: tensor[2:] for name, tensor in batch.items()}
-    options = {"max_new_tokens": 4, "do_sample": False}
-    single = model.generate(**one, **options)
-    beams = model.generate(**one, **options, num_beams=2, num_return_sequences=2, output_scores=True)
-    assert beams.shape[0] == 2
-    repeated = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in one.items()}
-    assert torch.equal(model.generate(**repeated, **options), single.expand(2, -1))
+def test_several_answers_a_prompt_keep_its_image_and_regions(model, batch):
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "num_return_sequences": 2}
+    together = model.generate(**batch, **options)
+    repeated = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items()}
+    single = model.generate(**repeated, **{**options, "num_return_sequences": 1})
+    # The best of two beams is what each of two equal prompts gets.
+    assert torch.equal(together[::2], single[::2])
+    assert torch.equal(together[::2], single[1::2])
+    assert len({tuple(row) for row in together.tolist()}) == 6
 
 
 def test_a_region_token_that_no_region_belongs_to_stays_a_word(model, batch):
@@ -99,7 +116,8 @@ def test_a_region_token_that_no_region_belongs_to_stays_a_word(model, batch):
     ids = torch.cat([batch["input_ids"], more], dim=1)
     attention = torch.cat([batch["attention_mask"], torch.ones_like(more)], dim=1)
     with torch.no_grad():
-        embeds, _ = model.model.embed_inputs(ids, batch["pixel_values"], batch["region_points"], batch["region_sizes"])
+        vision = {name: tensor for name, tensor in batch.items() if name not in ("input_ids", "attention_mask")}
+        embeds = model.model.embed_inputs(ids, model.get_image_features(**vision).pooler_output)
         model(**{**batch, "input_ids": ids, "attention_mask": attention})
     word = model.get_input_embeddings().weight[model.config.region_token_index]
     assert torch.equal(embeds[:, -1], word.expand(3, -1))
@@ -185,20 +203,32 @@ def test_a_folder_with_other_tensors_is_refused_with_a_list(model, tmp_path):
 
 
 def test_inputs_that_do_not_fit_are_refused(model, batch):
-    with pytest.raises(InputError, match=r"image tokens[\s\S]*27 tokens[\s\S]*2 images of 9 patches"):
-        model(**{**batch, "pixel_values": batch["pixel_values"][:2]})
+    def without(*names):
+        return {name: tensor for name, tensor in batch.items() if name not in names}
+
+    def with_one_less(*names):
+        return {name: tensor[:2] if name in names else tensor for name, tensor in batch.items()}
+
+    with pytest.raises(InputError, match=r"image tokens[\s\S]*\[9, 9, 9\] tokens[\s\S]*2 prompts with 9"):
+        model(**with_one_less("pixel_values", "region_points", "region_sizes"))
+    ids = batch["input_ids"].clone()
+    ids[0, (ids[0] == model.config.image_token_index).nonzero()[0]] = 5
+    with pytest.raises(InputError, match=r"image tokens[\s\S]*\[8, 9, 9\] tokens"):
+        model(**{**batch, "input_ids": ids})
     points = batch["region_points"].clone()
     points[1] = 3
     with pytest.raises(
         InputError, match=r"more regions than <region_fea>[\s\S]*\[1, 3, 3\] regions for \[1, 0, 3\] tok"
     ):
         model(**{**batch, "region_points": points})
-    with pytest.raises(InputError, match="without `region_sizes`"):
-        model(**{name: tensor for name, tensor in batch.items() if name != "region_sizes"})
+    with pytest.raises(InputError, match=r"not those of the images[\s\S]*points of 3, sizes of 0"):
+        model(**without("region_sizes"))
+    with pytest.raises(InputError, match=r"not those of the images[\s\S]*points of 2, sizes of 3"):
+        model(**with_one_less("region_points"))
     with pytest.raises(InputError, match="`input_ids` or `inputs_embeds`"):
         model(attention_mask=batch["attention_mask"])
     embeds = model.get_input_embeddings()(batch["input_ids"])
-    with pytest.raises(InputError, match="both given"):
+    with pytest.raises(InputError, match="given twice"):
         model(inputs_embeds=embeds, pixel_values=batch["pixel_values"])
 
 
