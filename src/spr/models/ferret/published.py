@@ -160,9 +160,11 @@ def local_folder(source: str | os.PathLike[str], revision: str | None = None) ->
     with clear_errors(source, revision):
         if Path(source).is_dir():
             return Path(source)
-        # Safetensors and pickles are often both there; the filter can't choose, so the listing is fetched first.
-        names = ["*.json", "*.model", "*.safetensors", "pytorch_model*.bin", "vision_tower/*"]
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=names))
+        names = ["*.json", "*.model", "model*.safetensors", "vision_tower/*"]
+        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=names))
+        if not any(folder.glob("model*.safetensors")):
+            snapshot_download(str(source), revision=revision, allow_patterns=["pytorch_model*.bin"])
+        return folder
 
 
 def with_image_row(name: str, tensor: Tensor) -> Tensor:
