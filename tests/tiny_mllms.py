@@ -10,6 +10,9 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from spr.models.ferret.configuration import FerretConfig
+from spr.models.ferret.modeling import FerretForConditionalGeneration
+from spr.models.ferret.processing import FerretProcessor
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery
 
@@ -217,6 +220,22 @@ def make_paligemma(folder: Path) -> None:
     save(folder, hf.PaliGemmaForConditionalGeneration(config), [words, images], {}, hf.PaliGemmaProcessor)
 
 
+def make_ferret(folder: Path) -> None:
+    words = tokenizer(["<unk>", "<s>", "</s>", "<region_fea>", "<image>"], bos="<s>", eos="</s>", pad="<unk>")
+    config = FerretConfig(
+        vision_config=hf.CLIPVisionConfig(**VISION, image_size=42, patch_size=14).to_dict(),
+        text_config=hf.LlamaConfig(**TEXT, vocab_size=112).to_dict(),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        region_token_index=words.convert_tokens_to_ids("<region_fea>"),
+    )
+    images = hf.CLIPImageProcessorPil(size={"height": 42, "width": 42}, do_center_crop=False)
+    settings = {"patch_size": 14, "region_points": 512}
+    model = FerretForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.multi_modal_projector.weight *= 20  # so that the image's tint makes a difference
+    save(folder, model, [words, images], settings, FerretProcessor)
+
+
 MAKERS = {
     "llava": make_llava,
     "llava_onevision": make_llava_onevision,
@@ -225,6 +244,7 @@ MAKERS = {
     "qwen3_vl": make_qwen3_vl,
     "internvl": make_internvl,
     "paligemma": make_paligemma,
+    "ferret": make_ferret,
 }
 
 

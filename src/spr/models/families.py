@@ -39,6 +39,14 @@ class Family:
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _QWEN_TURN = _CHAT_ML.replace("{image}", "<|vision_start|>{image}<|vision_end|>")
+# The conversation template ferret_v1: the system's text ends with a space, and so does what follows it.
+FERRET_SYSTEM = (
+    "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: top-left [0, 0], "
+    "bottom-right [width-1, height-1]. Increasing x moves right; y moves down. Bounding box: [x1, y1, x2, y2]. "
+    "Image size: 1000x1000. Follow instructions.  "
+)
+"""What the conversation template ``ferret_v1`` begins with; the models were trained with it."""
+_FERRET_TURN = FERRET_SYSTEM + "USER: {image}\n{prompt} ASSISTANT:"
 
 _ALL = (
     Family(
@@ -61,6 +69,7 @@ _ALL = (
     Family("internvl", "InternVL3", "internvl", _CHAT_ML.replace("{image}", "{image}\n"), ("<|im_end|>",)),
     # No chat: the processor itself puts the beginning of the text behind the image and ends the prompt with a newline.
     Family("paligemma", "PaliGemma, PaliGemma 2", "paligemma", "{image}{prompt}"),
+    Family("ferret", "Ferret 7B, 13B", "ferret", _FERRET_TURN),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}

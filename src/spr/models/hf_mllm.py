@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
     LogitsProcessorList,
@@ -25,11 +24,11 @@ from spr.models.loading import (
     ModelError,
     Source,
     check_vocabulary,
-    load_part,
     load_pretrained,
     placement,
     source_name,
 )
+from spr.models.native import NATIVE, load_config
 from spr.models.protocols import DescribeRequest
 from spr.models.sampling import SeededSampling, check_sampling
 from spr.models.turns import render_turn, user_turn
@@ -95,8 +94,8 @@ class HfDescriber:
             if value < 1:
                 raise ConfigError(f"Config field `describer.{field}` is out of range", got=value, expected="1 or more")
         self.temperature, self.top_p = temperature, top_p
-        model_type: str = load_part(AutoConfig, model, revision=revision).model_type
-        if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        model_type: str = load_config(model, revision=revision).model_type
+        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *NATIVE}:
             got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
             fix = "choose another describer.model"
             raise ModelError(f"{model} is no multimodal LLM", got=got, expected=expected, fix=fix)

@@ -76,7 +76,7 @@ def load_pretrained(
             output_loading_info=True,
             **kwargs,
         )
-        _check_complete(source, type(model).__name__, found)
+        check_complete(source, type(model).__name__, found)
         if device is not None:
             model = model.to(device)
     return model.eval().requires_grad_(False)
@@ -223,7 +223,15 @@ def _explain(path: str, revision: str | None, error: BaseException) -> ModelErro
     return ModelError(f"The model {path} can't be loaded", got=got)
 
 
-def _check_complete(source: Source, class_name: str, found: dict[str, Any]) -> None:
+def check_complete(source: Source, class_name: str, found: dict[str, Any]) -> None:
+    """Raise `ModelError`, with a list, unless a model got all of its tensors and no other.
+
+    Args:
+        source: Where they came from.
+        class_name: Of the model.
+        found: The ``missing_keys``, ``unexpected_keys``, ``mismatched_keys`` (name, shape on disk, shape of the model)
+            and ``error_msgs`` of ``from_pretrained(…, output_loading_info=True)``.
+    """
     misshapen = [f"{name} {tuple(disk)} for {tuple(model)}" for name, disk, model in found["mismatched_keys"]]
     problems = {
         "missing": sorted(found["missing_keys"]),

@@ -180,7 +180,8 @@ class PairEncoder:
                 expected=planned.prompt_tokens,
                 fix="the image has changed since the training began; start it anew",
             )
-        key = feature_key(image.tobytes(), image.size, self.made_by)
+        # Ferret's features depend on the regions that the prompt names, too.
+        key = feature_key(vision, self.made_by)
         made = Read(prompt, self._positions(prompt, vision), vision, key)
         if self.keep:
             self._kept[planned.pair.pair_id] = Read(made.prompt, made.positions, {}, key)

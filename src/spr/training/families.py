@@ -34,6 +34,7 @@ TRAINABLE: dict[str, Trainable] = {
     "qwen2_vl": Trainable(shared_prefix=True),
     "qwen2_5_vl": Trainable(shared_prefix=True),
     "qwen3_vl": Trainable(shared_prefix=True),
+    "ferret": Trainable(shared_prefix=True),
     "internvl": Trainable(shared_prefix=True, joined_features=True),
     "paligemma": Trainable(joined_features=True, bidirectional_prompt=True),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -147,13 +148,15 @@ def open_store(kind: Literal["none", "memory", "disk"], folder: Path) -> Feature
     return MemoryFeatures() if kind == "memory" else NoFeatures()
 
 
-def feature_key(image: bytes, size_wh: tuple[int, int], made_by: str) -> str:
-    """The digest of an image's pixels and of what sees them.
+def feature_key(vision_inputs: Mapping[str, Tensor], made_by: str) -> str:
+    """The digest of what a vision tower reads, and of what sees it.
 
     Args:
-        image: RGB pixels, row by row.
-        size_wh: Width and height.
+        vision_inputs: What the processor made of the image: pixels, sizes or grids, regions.
         made_by: Model and processor.
     """
-    head = f"{made_by}\0{size_wh[0]}x{size_wh[1]}\0".encode()
-    return hashlib.sha256(head + image).hexdigest()[:40]
+    digest = hashlib.sha256(made_by.encode())
+    for name, tensor in sorted(vision_inputs.items()):
+        digest.update(f"\0{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()[:40]

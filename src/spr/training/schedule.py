@@ -22,7 +22,7 @@ def batches_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: 
         epoch: From 0; each has another order.
 
     >>> batches_of_epoch([5, 90, 6, 91], 2, seed=0, epoch=0)
-    [[1, 3], [0, 2]]
+    [[0, 2], [1, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda k: stable_hash(seed, "train", str(epoch), str(k)))
     batches = []

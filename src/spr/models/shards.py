@@ -1,0 +1,129 @@
+"""The tensors of a folder of weights, one file open at a time: safetensors, or pickles that hold tensors alone."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spr.models.loading import ModelError
+
+_KINDS = ("model*.safetensors", "pytorch_model*.bin")
+
+
+class Shards:
+    """Names, shapes and values of the tensors in a folder; nothing is read before it is asked for.
+
+    Safetensors are taken where there are any. Pickles are opened with ``weights_only``, so that no code in them runs,
+    and mapped into memory, so that a tensor takes memory only while it is used.
+
+    Args:
+        folder: Holds ``model*.safetensors`` or ``pytorch_model*.bin``, in one piece or sharded.
+
+    Attributes:
+        folder: The folder.
+        pickled: Whether the files are pickles.
+
+    Raises:
+        ModelError: if there are no weights, a shard that the index names is missing, a file is damaged or holds
+            anything but tensors, or two files hold the same tensor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = [sorted(folder.glob(kind)) for kind in _KINDS]
+        self.pickled = not found[0]
+        files = found[0] or found[1]
+        if not files:
+            got = ", ".join(sorted(path.name for path in folder.glob("*"))[:8]) or "an empty folder"
+            raise ModelError(f"{folder} has no weights", got=got, expected=" or ".join(_KINDS))
+        self._check_index(files)
+        self._opened: tuple[Path, Any] | None = None
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for path in files:
+            for name, shape in self._contents(path):
+                if name in self._files:
+                    got = f"{self._files[name].name} and {path.name}"
+                    fix = "keep the files of one copy only"
+                    raise ModelError(f"Two files of {folder} hold tensor {name}", got=got, fix=fix)
+                self._files[name], self._shapes[name] = path, shape
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._shapes[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor, on the CPU."""
+        path = self._files[name]
+        opened = self._open(path)
+        tensor: Tensor = opened[name] if self.pickled else opened.get_tensor(name)
+        return tensor
+
+    def _contents(self, path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+        opened = self._open(path)
+        for name in opened.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+            shape = opened[name].shape if self.pickled else opened.get_slice(name).get_shape()
+            yield name, tuple(shape)
+
+    def _open(self, path: Path) -> Any:
+        if self._opened is None or self._opened[0] != path:
+            self._opened = None  # before the next is opened
+            self._opened = path, _load_pickle(path) if self.pickled else _open_safetensors(path)
+        return self._opened[1]
+
+    def _check_index(self, files: list[Path]) -> None:
+        suffix = "pytorch_model.bin.index.json" if self.pickled else "model.safetensors.index.json"
+        index = self.folder / suffix
+        if not index.is_file():
+            return
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(f"{index} can't be read", got=error, fix="fetch the file again") from error
+        lost = sorted(named - {path.name for path in files})
+        if lost:
+            fix = "fetch the files that are missing"
+            raise ModelError(f"{self.folder} lacks shards that its index names", got=", ".join(lost), fix=fix)
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is no safetensors file", got=error, fix="fetch the file again") from error
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        # What torch wrote before version 1.6 is no zip archive, and can't be mapped.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        expected = "a pickle of tensors alone, which is loaded without running code"
+        fix = "fetch the file again, or get the weights as safetensors from someone you trust"
+        raise ModelError(f"{path} can't be loaded safely", got=got, expected=expected, fix=fix) from error
+    strange = [] if isinstance(loaded, dict) else [type(loaded).__name__]
+    strange = strange or [
+        f"{name}: {type(value).__name__}" for name, value in loaded.items() if not _is_named(name, value)
+    ]
+    if strange:
+        raise ModelError(f"{path} holds more than tensors", got=", ".join(strange[:8]), expected="name → tensor")
+    return dict(loaded)
+
+
+def _is_named(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
