@@ -15,7 +15,7 @@ LAYERS = [
     {"boxes", "images", "sections"},
     {"config"},
     {"records"},
-    {"schemas", "grounding", "views"},
+    {"schemas", "grounding", "views", "localization"},
     {"columns", "store"},
     {"annotations", "models"},
     {"pipeline", "training", "evaluation"},

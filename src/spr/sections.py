@@ -131,6 +131,8 @@ class DescriberConfig(Section):
     """A model id or folder, or `embedded/describer`, the small one that ships; `fake` needs none."""
     revision: str | None = None
     """The model's revision on the hub."""
+    peft_adapter: str | None = None
+    """A folder with a PEFT adapter of the model, such as an earlier run's `adapter/`; put onto it."""
     dialect: str | None = None
     """How the model writes boxes; null: as its family does."""
     samples: SamplesConfig = SamplesConfig()

@@ -41,6 +41,7 @@ def load_describer(config: DescriberConfig) -> Describer:
         _source(config.model or ""),
         dialect=config.dialect,
         revision=config.revision,
+        adapter=config.peft_adapter,
         dtype=config.dtype,
         device=_device(config.device),
         batch_size=config.batch_size,
