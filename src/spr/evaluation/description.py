@@ -16,7 +16,7 @@ import numpy as np
 from spr import boxes as bx
 from spr.evaluation.asking import Load, Question, answered, ask
 from spr.evaluation.metrics import Floats, Share, reaches
-from spr.evaluation.predictions import Answers, read_predictions
+from spr.evaluation.predictions import Answers, dialect_of, read_predictions
 from spr.evaluation.questions import REGION, check_prompt, default_prompt, region_prompt
 from spr.evaluation.result import Result
 from spr.grounding import Dialect, GroundedText, parse
@@ -72,10 +72,12 @@ def item_id(query: RegionQuery, number: int, samples: int) -> str:
     return f"{query.query_id}#{number}" if samples > 1 else query.query_id
 
 
-def description_from_file(queries: Sequence[RegionQuery], path: Path, dialect: Dialect, *, samples: int = 1) -> Result:
+def description_from_file(
+    queries: Sequence[RegionQuery], path: Path, dialect: Dialect | None = None, *, samples: int = 1
+) -> Result:
     """`score_description` of a file of predictions (`read_predictions`)."""
     answers = read_predictions(path, [item_id(query, k, samples) for query in queries for k in range(samples)])
-    result = score_description(queries, answers, dialect, samples=samples)
+    result = score_description(queries, answers, dialect_of(answers, dialect, path), samples=samples)
     return replace(result, protocol={**result.protocol, "model": answers.model, "predictions": path.name})
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from spr import boxes as bx
 from spr.errors import InputError
+from spr.evaluation.lines import read_lines
 from spr.evaluation.metrics import Floats
 from spr.evaluation.predictions import as_id
 from spr.records import Size
@@ -77,10 +78,10 @@ def read_expressions(path: Path) -> Expressions:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         if b"\n" not in data.strip():
             raise InputError(f"{path} is not JSON", got=error, expected="MDETR's JSON, or JSON lines") from None
-        return _from_lines(path, data)
+        return _from_lines(path)
     if isinstance(whole, dict) and "annotations" in whole:
         return _from_mdetr(path, whole)
-    return _from_lines(path, data)
+    return _from_lines(path)
 
 
 def _from_mdetr(path: Path, whole: dict[str, Any]) -> Expressions:
@@ -102,16 +103,9 @@ def _from_mdetr(path: Path, whole: dict[str, Any]) -> Expressions:
     return _columns(path, rows, box_of, ("file_name", "caption", "dataset_name"))
 
 
-def _from_lines(path: Path, data: bytes) -> Expressions:
-    rows: list[dict[str, Any]] = []
-    decoder = msgspec.json.Decoder(dict[str, Any])
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                rows.append({"id": len(rows), **decoder.decode(line)})
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                expected = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
-                raise InputError(f"Line {number} of {path} is no expression", got=error, expected=expected) from None
+def _from_lines(path: Path) -> Expressions:
+    expected = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
+    rows = [{"id": number, **row} for number, row in enumerate(read_lines(path, expected))]
 
     def box_of(row: dict[str, Any], where: str) -> tuple[float, ...]:
         return _numbers(row.get("box"), f"box of {where}")

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from spr.errors import InputError
+from spr.errors import ConfigError, InputError
+from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.records import Box
 
 ID_FIELDS = ("id", "question_id", "image_id")
@@ -26,7 +27,8 @@ PROBLEMS: dict[str, str] = {
     "not_json": "a line that is no JSON object: left out",
     "image": "the image could not be read, so the model was not asked: counts as wrong",
     "malformed": "a piece of the answer that should be a box is none; the rest was read",
-    "no_box": "no box could be read from the answer",
+    "no_box": "no box could be read from the answer, or none for the phrase",
+    "neither": "the answer means neither yes nor no: counts as wrong",
 }
 """The problems that a result counts and names."""
 
@@ -59,6 +61,7 @@ class Prediction:
     def to_line(self) -> str:
         """The prediction as a line of JSON, its fields in order."""
         made = {name: getattr(self, name) for name in self.__slots__}
+        made["boxes"] = [[round(edge, 3) for edge in box] for box in self.boxes]
         return json.dumps({k: v for k, v in made.items() if v is not None or k == "answer"}, ensure_ascii=False) + "\n"
 
 
@@ -99,6 +102,7 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
 
     Args:
         path: JSON lines with an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); more fields do no harm.
+            A folder stands for all ``*.jsonl`` in it, as a model on several devices leaves them.
         ids: The items.
 
     Raises:
@@ -124,6 +128,21 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     return answers
 
 
+def dialect_of(answers: Answers, given: Dialect | None, path: Path) -> Dialect:
+    """The dialect to read a file's answers in: the given one, else what the file says.
+
+    Raises:
+        ConfigError: if neither says.
+        GroundingError: for an unknown dialect in the file, naming the nearest one.
+    """
+    if given is not None:
+        return given
+    if answers.dialect is None:
+        expected = f"one of {', '.join(DIALECTS)}"
+        raise ConfigError(f"{path} does not say how its model writes boxes", expected=expected, fix="give --dialect")
+    return get_dialect(answers.dialect)
+
+
 def match(
     rows: Mapping[int, dict[str, Any]], ids: Sequence[str], id_field: str, answer_field: str, answers: Answers
 ) -> int:
@@ -135,6 +154,8 @@ def match(
         name = row.get(id_field)
         if type(name) is not str:
             name = as_id(name)
+        if name and id_field == "image_id" and "sentence_id" in row:
+            name = f"{name}_{row['sentence_id']}"  # Flickr30k Entities: several sentences an image
         k = place.get(name) if name else None
         if k is None:
             answers.note(*(("unknown", name) if name else ("no_id", f"line {number}")))
@@ -155,9 +176,13 @@ def match(
 
 
 def _read_lines(path: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
-    """The objects of a file by line number from 1, and the numbers of the lines that are none."""
+    """The objects of a file by line number from 1, and the numbers of the lines that are none.
+
+    Lines of a folder are counted through all of its files.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     try:
-        data = path.read_bytes()
+        data = b"\n".join(file.read_bytes() for file in files)
     except OSError as error:
         got = "no such file" if isinstance(error, FileNotFoundError) else error
         raise InputError(f"Predictions {path} can't be read", got=got, expected="a file of JSON lines") from None

@@ -15,7 +15,7 @@ from spr.evaluation.asking import Load, Question, answered, ask
 from spr.evaluation.expressions import Expressions
 from spr.evaluation.ferret_rules import entities
 from spr.evaluation.metrics import Bools, Share, first_box_iou, reaches
-from spr.evaluation.predictions import Answers, read_predictions
+from spr.evaluation.predictions import Answers, dialect_of, read_predictions
 from spr.evaluation.questions import EXPRESSION, check_prompt, default_prompt
 from spr.evaluation.result import Result
 from spr.grounding import Dialect
@@ -118,11 +118,16 @@ def score_rec(
 
 
 def rec_from_file(
-    items: Expressions, path: Path, dialect: Dialect, *, protocol: Protocol = "spr", areas: Areas = "pixels"
+    items: Expressions,
+    path: Path,
+    dialect: Dialect | None = None,
+    *,
+    protocol: Protocol = "spr",
+    areas: Areas = "pixels",
 ) -> Result:
     """`score_rec` of a file of predictions (`read_predictions`)."""
     answers = read_predictions(path, items.ids)
-    result = score_rec(items, answers, dialect, protocol=protocol, areas=areas)
+    result = score_rec(items, answers, dialect_of(answers, dialect, path), protocol=protocol, areas=areas)
     return replace(result, protocol={**result.protocol, "model": answers.model, "predictions": path.name})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,11 +106,16 @@ class Result:
             },
         }
 
-    def write(self, path: Path) -> dict[str, Any]:
+    def write(self, path: Path, root: Path | None = None) -> dict[str, Any]:
         """Write ``path`` and, beside it, each item's parts (``.items.parquet``) and the answers (``.answers.jsonl``).
 
+        Args:
+            path: The result's file, ``….json``.
+            root: What the paths in the returned object are relative to; None for the folder of ``path``.
+
         Returns:
-            What ``path`` holds: `to_json`, and the names of the files beside it.
+            What ``path`` holds: `to_json`, and the ``items`` and ``answers`` beside it, to be put into a run's
+            ``metrics.json``.
 
         Raises:
             RunError: if a file can't be written.
@@ -123,6 +129,9 @@ class Result:
             write_atomically(answers, "".join(line.to_line() for line in self.predictions).encode())
             made["answers"] = answers.name
         write_atomically(path, (json.dumps(made, indent=2, ensure_ascii=False) + "\n").encode())
+        if root is not None:
+            away = Path(os.path.relpath(path.parent, root))
+            made |= {key: str(away / made[key]) for key in ("items", "answers") if key in made}
         return made
 
     def items_table(self) -> pa.Table:
