@@ -150,9 +150,8 @@ def compare(paths: Sequence[Path]) -> list[Comparison]:
 
 
 def _against_first(found: Sequence[Measured]) -> Iterator[Comparison]:
-    labels = [measured.label for measured in found]
-    for k, label in enumerate(labels):
-        labels[k] = f"{label} ({k + 1})" if labels.count(label) > 1 else label
+    given = [measured.label for measured in found]
+    labels = [f"{name} ({k})" if given.count(name) > 1 else name for k, name in enumerate(given, start=1)]
     base = found[0]
     place = {name: k for k, name in enumerate(base.ids)}
     for label, other in zip(labels[1:], found[1:], strict=True):
@@ -179,7 +178,9 @@ def _taken(share: Share, rows: Any) -> Share:
 
 
 def _changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, ...]:
-    names = [name for name in {**a, **b} if name not in SAME and a.get(name) != b.get(name)]
+    # What a file of answers doesn't say can't be told to differ.
+    known = [name for name in a if name not in SAME and None not in (a[name], b.get(name))]
+    names = [name for name in known if a[name] != b[name]]
     return tuple(f"{name}: {a.get(name)} → {b.get(name)}" for name in names)
 
 

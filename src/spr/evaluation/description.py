@@ -15,7 +15,7 @@ import numpy as np
 
 from spr import boxes as bx
 from spr.evaluation.asking import Load, Question, answered, ask
-from spr.evaluation.metrics import Floats, Share, reaches
+from spr.evaluation.metrics import Bools, Floats, Share, reaches
 from spr.evaluation.predictions import Answers, dialect_of, read_predictions
 from spr.evaluation.questions import REGION, check_prompt, default_prompt, region_prompt
 from spr.evaluation.result import Result
@@ -161,7 +161,7 @@ def _measure(query: RegionQuery, grounded: GroundedText) -> list[float]:
     phrases = [span.phrase for span in grounded.spans]
     owners = [number for number, span in enumerate(grounded.spans) for _ in span.boxes]
     names = [item.category for item in inside]
-    same = np.array([[names_category(phrases[k], name) for k in owners] for name in names]).reshape(overlaps.shape)
+    same = np.array([[names_category(phrases[k], name) for k in owners] for name in names], dtype=bool)
     return [
         localization_score(inside, grounded.boxes).score,
         len(inside),
@@ -169,18 +169,18 @@ def _measure(query: RegionQuery, grounded: GroundedText) -> list[float]:
         len(said),
         float((~reaches(anywhere.max(axis=0, initial=0.0), UNMATCHED)).sum()),
         count_named(names, phrases if phrases else [grounded.plain_text]),
-        placed(overlaps, same),
+        placed(overlaps, same.reshape(overlaps.shape)),
         len(phrases),
         len(_WORD.findall(grounded.plain_text)),
     ]
 
 
-def placed(overlaps: Floats, same: Any, threshold: float = 0.5) -> int:
+def placed(overlaps: Floats, same: Bools, threshold: float = 0.5) -> int:
     """How many objects are placed by a box of their own name, each box placing one: best IoU first.
 
     Args:
         overlaps: IoU ``(objects, boxes)``.
-        same: bool, as large: whether the box's phrase names the object.
+        same: bool ``(objects, boxes)``: whether the box's phrase names the object.
         threshold: What the IoU must reach.
 
     >>> overlaps = np.array([[0.9, 0.6], [0.8, 0.0]])  # the first box is the first object's, so the second has none

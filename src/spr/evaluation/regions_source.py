@@ -16,7 +16,10 @@ from spr.store import StageStore, read_table
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Region queries; ``images`` and ``prompt`` are those of the run's config, None where there is no run."""
+    """Region queries; ``images`` and ``prompt`` are those of the run's config.
+
+    None where there is no run; the prompt also where the run asks no model.
+    """
 
     queries: list[RegionQuery]
     images: Path | None = None
@@ -37,7 +40,8 @@ def read_regions(path: Path) -> Regions:
         found = Regions(queries)
         if saved.is_file():
             config = load_config(saved)
-            found = Regions(queries, config.annotations.images, config.prompts.full)
+            prompt = config.prompts.full if config.describer is not None else None
+            found = Regions(queries, config.annotations.images, prompt)
     elif path.suffix == ".parquet":
         found = Regions(from_table(read_table(path), RegionQuery))
     else:

@@ -12,9 +12,13 @@ from typing import NamedTuple
 
 from spr.grounding.coding import Frame
 from spr.grounding.dialects import Dialect
-from spr.grounding.markup import Brackets, JsonList, Tokens
+from spr.grounding.markup import JsonList, Tags, Tokens
 from spr.grounding.parse import parse
+from spr.grounding.phrases import find_phrase
+from spr.grounding.prose import without_surrogates
 from spr.records import Box, Size
+
+_OPENER = re.compile(r"[\[({<]")
 
 
 class Boxes(NamedTuple):
@@ -38,7 +42,7 @@ class BoxReader:
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         self._search = dialect.markup.pattern.search
-        self._numbers = 1 if isinstance(dialect.markup, Brackets | JsonList | Tokens) else 2
+        self._numbers = 2 if isinstance(dialect.markup, Tags) else 1
         self._order = dialect.markup.order if isinstance(dialect.markup, Tokens) else None
         self._frame = lru_cache(maxsize=4096)(dialect.frame)
 
@@ -57,8 +61,24 @@ class BoxReader:
         return Boxes(grounded.boxes, len(grounded.problems))
 
     def _is_plain(self, match: re.Match[str]) -> bool:
-        # A phrase of nothing is a problem, which `parse` reports.
-        return match[self._numbers] is not None and (self._numbers == 1 or bool(match[1].strip()))
+        """Whether a box as the dialect writes it has what it needs beside it; `parse` reports what lacks."""
+        if match[self._numbers] is None:
+            return False
+        text, markup = match.string, self.dialect.markup
+        if isinstance(markup, Tags):
+            return bool(match[1].strip())
+        if isinstance(markup, JsonList):
+            return "]" in text[match.end() :]
+        before = text[: match.start()].strip()
+        if isinstance(markup, Tokens):
+            side = before[-1:] if markup.label_first else text[match.end() :].lstrip()[:1]
+            return side.isalnum()
+        if not before:
+            return match.end() == len(text) or not text[match.end() :].strip()
+        if _OPENER.search(before) is not None:
+            return False
+        start, end = find_phrase(without_surrogates(before), 0, len(before))
+        return start < end
 
     def _plain(self, groups: tuple[str | None, ...], frame: Frame) -> Boxes | None:
         numbers = [float(text) for text in groups[self._numbers - 1 :][:4] if text is not None]

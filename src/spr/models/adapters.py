@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
             expected=f"{CONFIG} and {WEIGHTS}",
             fix="give the adapter's folder: RUN/adapter of a run that was trained",
         )
-    with clear_errors(str(folder)):
+    with clear_errors(str(folder)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by old names
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         made = get_peft_model(model, config)
