@@ -58,14 +58,14 @@ LINE = {"id": "a", "image": "a.png", "sentence": "s", "box": [1, 2, 3, 4], "widt
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"box": [1, 2, 3]}, "is no box"),
+        ({"box": [1, 2, 3]}, r"length 4 - at `\$.box`"),
         ({"box": [3, 2, 1, 4]}, "has no area"),
-        ({"box": [1, 2, float("inf"), 4]}, "is not JSON"),
-        ({"width": 0}, "`width and height` of row 0"),
-        ({"height": "10"}, "`width and height` of row 0"),
-        ({"sentence": None}, "`sentence` of row 0"),
-        ({"image": 3}, "`image` of row 0"),
-        ({"id": 1.5}, "`id` of row 0"),
+        ({"box": [1, 2, float("inf"), 4]}, "JSON is malformed"),
+        ({"width": 0}, r">= 1 - at `\$.width`"),
+        ({"height": "10"}, r"got `str` - at `\$.height`"),
+        ({"sentence": None}, r"got `null` - at `\$.sentence`"),
+        ({"image": 3}, r"got `int` - at `\$.image`"),
+        ({"id": 1.5}, r"got `float` - at `\$.id`"),
     ],
 )
 def test_a_wrong_row_is_named_with_its_field(tmp_path, change, message):
@@ -78,10 +78,11 @@ def test_a_wrong_row_is_named_with_its_field(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is not JSON"),
-        ("{}\n{}", "`id`|`image`"),
-        ('{"images": 1, "annotations": []}', "is no list of objects"),
-        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "has no captions"),
+        ("", "holds no expressions"),
+        ("\x80", "Line 1 of .* is no expression"),
+        ("{}\n{}", "missing required field `image`"),
+        ('{"images": 1, "annotations": []}', r"Expected `array`, got `int` - at `\$.images`"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "missing required field `caption`"),
         ('{"images": [], "annotations": []}', "holds no expressions"),
         (json.dumps({**mdetr(ROWS), "annotations": []}), "has not one annotation"),
         (json.dumps(LINE) + "\n" + json.dumps(LINE), "Two expressions have one id"),

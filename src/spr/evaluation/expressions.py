@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, TypeAlias
 
 import msgspec
 import numpy as np
 
 from spr import boxes as bx
 from spr.errors import InputError
-from spr.evaluation.lines import read_lines
 from spr.evaluation.metrics import Floats
-from spr.evaluation.predictions import as_id
 from spr.records import Size
 
 
@@ -73,91 +69,95 @@ def read_expressions(path: Path) -> Expressions:
     except OSError as error:
         got = "no such file" if isinstance(error, FileNotFoundError) else error
         raise InputError(f"Annotations {path} can't be read", got=got, expected="MDETR's JSON, or JSON lines") from None
+    # A JSON text has its quotes escaped: only a key, or a value that is this one word, looks so.
+    return _from_mdetr(path, data) if b'"annotations"' in data else _from_lines(path, data)
+
+
+_Id: TypeAlias = str | int
+_Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+_Box: TypeAlias = tuple[float, float, float, float]
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: _Id
+    file_name: str
+    caption: str
+    width: _Side
+    height: _Side
+    dataset_name: str = ""
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: _Id
+    bbox: _Box
+
+
+class _Mdetr(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_Annotation]
+
+
+class _Line(msgspec.Struct, gc=False):
+    image: str
+    sentence: str
+    box: _Box
+    width: _Side
+    height: _Side
+    id: _Id | None = None
+    dataset: str = ""
+
+
+def _from_mdetr(path: Path, data: bytes) -> Expressions:
     try:
-        whole = msgspec.json.decode(data)
+        whole = msgspec.json.decode(data, type=_Mdetr)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        if b"\n" not in data.strip():
-            raise InputError(f"{path} is not JSON", got=error, expected="MDETR's JSON, or JSON lines") from None
-        return _from_lines(path)
-    if isinstance(whole, dict) and "annotations" in whole:
-        return _from_mdetr(path, whole)
-    return _from_lines(path)
+        fix = "give finetune_refcoco_val.json and the like: each row of `images` bears one expression"
+        raise InputError(f"{path} is not MDETR's JSON", got=error, expected=_MDETR, fix=fix) from None
+    boxes: dict[_Id, _Box] = {}
+    twice: set[_Id] = set()
+    for entry in whole.annotations:
+        if entry.image_id in boxes:
+            twice.add(entry.image_id)
+        boxes[entry.image_id] = entry.bbox
+    rows = whole.images
+    for row in rows:
+        if row.id not in boxes or row.id in twice:
+            got = "several" if row.id in twice else "none"
+            raise InputError(f"Expression {row.id} of {path} has not one annotation", got=got, expected="one box each")
+    xywh = np.array([boxes[row.id] for row in rows], dtype=np.float64).reshape(-1, 4)
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    ids, names = [str(row.id) for row in rows], [row.file_name for row in rows]
+    sizes, sentences = [(row.width, row.height) for row in rows], [row.caption for row in rows]
+    return _made(path, ids, names, sentences, corners, sizes, [row.dataset_name for row in rows])
 
 
-def _from_mdetr(path: Path, whole: dict[str, Any]) -> Expressions:
-    boxes: dict[Any, list[Any]] = {}
-    for entry in _rows(path, whole, "annotations"):
-        boxes.setdefault(entry.get("image_id"), []).append(entry.get("bbox"))
-
-    def box_of(row: dict[str, Any], where: str) -> tuple[float, ...]:
-        found = boxes.get(row.get("id"), [])
-        if len(found) != 1:
-            raise InputError(f"{where} has not one annotation", got=len(found), expected="one box an expression")
-        x, y, width, height = _numbers(found[0], f"bbox of {where}")
-        return x, y, x + width, y + height
-
-    rows = _rows(path, whole, "images")
-    if rows and not any("caption" in row for row in rows[:10]):
-        fix = "give finetune_refcoco_val.json and the like: each image row bears one expression"
-        raise InputError(f"{path} has no captions", got=", ".join(rows[0]), expected="images with `caption`", fix=fix)
-    return _columns(path, rows, box_of, ("file_name", "caption", "dataset_name"))
+def _from_lines(path: Path, data: bytes) -> Expressions:
+    decoder, rows = msgspec.json.Decoder(_Line), []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line and not line.isspace():
+            try:
+                rows.append(decoder.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise InputError(f"Line {number} of {path} is no expression", got=error, expected=_LINES) from None
+    ids = [str(number) if row.id is None else str(row.id) for number, row in enumerate(rows)]
+    corners = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
+    sizes, sentences = [(row.width, row.height) for row in rows], [row.sentence for row in rows]
+    return _made(path, ids, [row.image for row in rows], sentences, corners, sizes, [row.dataset for row in rows])
 
 
-def _from_lines(path: Path) -> Expressions:
-    expected = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
-    rows = [{"id": number, **row} for number, row in enumerate(read_lines(path, expected))]
-
-    def box_of(row: dict[str, Any], where: str) -> tuple[float, ...]:
-        return _numbers(row.get("box"), f"box of {where}")
-
-    return _columns(path, rows, box_of, ("image", "sentence", "dataset"))
+_MDETR = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
+_LINES = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
 
 
-def _columns(
+def _made(
     path: Path,
-    rows: list[dict[str, Any]],
-    box_of: Callable[[dict[str, Any], str], tuple[float, ...]],
-    names: tuple[str, str, str],
+    ids: list[str],
+    names: list[str],
+    sentences: list[str],
+    corners: Floats,
+    sizes: list[Size],
+    datasets: list[str],
 ) -> Expressions:
-    image, sentence, dataset = names
-    ids: list[str] = []
-    texts: list[tuple[str, str, str]] = []
-    boxes: list[tuple[float, ...]] = []
-    sizes: list[Size] = []
-    for k, row in enumerate(rows):
-        name = as_id(row.get("id"))
-        where = f"row {k} (id {name}) of {path.name}"
-        if name is None:
-            _wrong(where, "id", row.get("id"), "a text or a whole number")
-        for field in (image, sentence):
-            if not isinstance(row.get(field), str):
-                _wrong(where, field, row.get(field), "a text")
-        size = row.get("width"), row.get("height")
-        if not all(type(side) is int and side > 0 for side in size):
-            _wrong(where, "width and height", size, "pixels, whole numbers of at least 1")
-        ids.append(name)
-        texts.append((row[image], row[sentence], row.get(dataset) or ""))
-        boxes.append(box_of(row, where))
-        sizes.append((row["width"], row["height"]))
     if not ids:
         raise InputError(f"{path} holds no expressions", got="no row", expected="at least one")
-    files, sentences, datasets = zip(*texts, strict=True)
-    return Expressions(tuple(ids), files, sentences, np.asarray(boxes, dtype=np.float64), tuple(sizes), datasets)
-
-
-def _rows(path: Path, whole: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    rows = whole.get(key)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"`{key}` of {path} is no list of objects", got=type(rows).__name__, expected="MDETR's JSON")
-    return rows
-
-
-def _numbers(value: Any, where: str) -> tuple[float, ...]:
-    good = isinstance(value, list) and len(value) == 4
-    if not good or not all(type(v) in (int, float) and math.isfinite(v) for v in value):
-        raise InputError(f"{where} is no box", got=repr(value)[:80], expected="four finite numbers")
-    return tuple(value)
-
-
-def _wrong(where: str, field: str, got: Any, expected: str) -> NoReturn:
-    raise InputError(f"`{field}` of {where} is wrong", got=repr(got)[:80], expected=expected)
+    return Expressions(tuple(ids), tuple(names), tuple(sentences), corners, tuple(sizes), tuple(datasets))

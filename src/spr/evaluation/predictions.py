@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,21 @@ PROBLEMS: dict[str, str] = {
     "neither": "the answer means neither yes nor no: counts as wrong",
 }
 """The problems that a result counts and names."""
+
+
+class _Row(msgspec.Struct, gc=False):
+    """What is read of a line; other fields are passed over without being decoded."""
+
+    id: Any = msgspec.UNSET
+    question_id: Any = msgspec.UNSET
+    image_id: Any = msgspec.UNSET
+    sentence_id: Any = msgspec.UNSET
+    answer: Any = msgspec.UNSET
+    text: Any = msgspec.UNSET
+    response: Any = msgspec.UNSET
+    prediction: Any = msgspec.UNSET
+    dialect: Any = None
+    model: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +133,10 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
         got = f"{len(bad)} lines that are no JSON objects" if bad else "no line"
         raise InputError(f"{path} holds no predictions", got=got, expected='lines such as {"id": "1", "answer": "…"}')
     id_field, answer_field = _fields(path, rows)
-    found = match(rows, ids, id_field, answer_field, answers)
+    found = _match(rows, ids, id_field, answer_field, answers)
     first = next(iter(rows.values()))
-    answers.dialect = first["dialect"] if isinstance(first.get("dialect"), str) else None
-    answers.model = first["model"] if isinstance(first.get("model"), str) else None
+    answers.dialect = first.dialect if isinstance(first.dialect, str) else None
+    answers.model = first.model if isinstance(first.model, str) else None
     if not found:
         got = ", ".join(answers.problems.get("unknown", ())[:3])
         expected = ", ".join(ids[:3]) + ", …"
@@ -143,39 +160,38 @@ def dialect_of(answers: Answers, given: Dialect | None, path: Path) -> Dialect:
     return get_dialect(answers.dialect)
 
 
-def match(
-    rows: Mapping[int, dict[str, Any]], ids: Sequence[str], id_field: str, answer_field: str, answers: Answers
-) -> int:
+def _match(rows: Mapping[int, _Row], ids: Sequence[str], id_field: str, answer_field: str, answers: Answers) -> int:
     """Put the rows' answers in the order of ``ids`` into ``answers``; returns how many items were found."""
     place = {name: k for k, name in enumerate(ids)}
-    unset = object()
-    texts: list[Any] = [unset] * len(ids)
+    texts: list[Any] = [msgspec.UNSET] * len(ids)
+    id_of, answer_of = attrgetter(id_field), attrgetter(answer_field)
     for number, row in rows.items():
-        name = row.get(id_field)
+        name = id_of(row)
         if type(name) is not str:
             name = as_id(name)
-        if name and id_field == "image_id" and "sentence_id" in row:
-            name = f"{name}_{row['sentence_id']}"  # Flickr30k Entities: several sentences an image
+        if name and id_field == "image_id" and row.sentence_id is not msgspec.UNSET:
+            name = f"{name}_{row.sentence_id}"  # Flickr30k Entities: several sentences an image
         k = place.get(name) if name else None
         if k is None:
             answers.note(*(("unknown", name) if name else ("no_id", f"line {number}")))
-        elif texts[k] is not unset:
+        elif texts[k] is not msgspec.UNSET:
             answers.note("doubled", ids[k])
         else:
-            texts[k] = row.get(answer_field)
+            text = answer_of(row)
+            texts[k] = None if text is msgspec.UNSET else text
     found = 0
     for k, text in enumerate(texts):
         if type(text) is str:
             found += 1
             continue
         texts[k] = None
-        found += text is not unset
-        answers.note("missing" if text is unset else "not_text", ids[k])
+        found += text is not msgspec.UNSET
+        answers.note("missing" if text is msgspec.UNSET else "not_text", ids[k])
     answers.texts = texts
     return found
 
 
-def _read_lines(path: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
+def _read_lines(path: Path) -> tuple[dict[int, _Row], list[int]]:
     """The objects of a file by line number from 1, and the numbers of the lines that are none.
 
     Lines of a folder are counted through all of its files.
@@ -186,8 +202,8 @@ def _read_lines(path: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
     except OSError as error:
         got = "no such file" if isinstance(error, FileNotFoundError) else error
         raise InputError(f"Predictions {path} can't be read", got=got, expected="a file of JSON lines") from None
-    decoder = msgspec.json.Decoder(dict[str, Any])
-    rows: dict[int, dict[str, Any]] = {}
+    decoder = msgspec.json.Decoder(_Row)
+    rows: dict[int, _Row] = {}
     bad: list[int] = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line or line.isspace():
@@ -199,9 +215,11 @@ def _read_lines(path: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
     return rows, bad
 
 
-def _fields(path: Path, rows: Mapping[int, dict[str, Any]]) -> tuple[str, str]:
+def _fields(path: Path, rows: Mapping[int, _Row]) -> tuple[str, str]:
     """What the file calls its ids and answers: the first known name that any of its first lines has."""
-    seen = {name for _, row in zip(range(100), rows.values(), strict=False) for name in row}
+    known = (*ID_FIELDS, *ANSWER_FIELDS)
+    looked_at = list(islice(rows.values(), 100))
+    seen = {name for name in known if any(getattr(row, name) is not msgspec.UNSET for row in looked_at)}
     id_field = next((name for name in ID_FIELDS if name in seen), None)
     answer_field = next((name for name in ANSWER_FIELDS if name in seen), None)
     if id_field is None or answer_field is None:
@@ -209,7 +227,7 @@ def _fields(path: Path, rows: Mapping[int, dict[str, Any]]) -> tuple[str, str]:
         fix = f"put {lacking} into each line; answers are matched by id, never by their place in the file"
         raise InputError(
             f"The lines of {path} have no field for {lacking}",
-            got=", ".join(sorted(seen)),
+            got=", ".join(sorted(seen)) or "none that is known",
             expected=" or ".join(names),
             fix=fix,
         )

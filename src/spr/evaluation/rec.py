@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from spr.evaluation.result import Result
 from spr.grounding import Dialect
 from spr.grounding.plain import Boxes, BoxReader
 from spr.models.protocols import Describer
-from spr.records import Size
+from spr.records import Box, Size
 
 TASK = "rec"
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -30,6 +31,7 @@ Areas: TypeAlias = Literal["pixels", "share"]
 SIZES: dict[str, tuple[float, float]] = {"pixels": (32.0**2, 96.0**2), "share": (32.0**2 / 640**2, 96.0**2 / 640**2)}
 """Where ``small`` ends and ``large`` begins: COCO's areas in px², or the same as a share of a 640 × 640 image."""
 
+_NO_BOX: Box = (math.nan,) * 4
 _Read: TypeAlias = Callable[[str, Size], Boxes]
 
 
@@ -90,16 +92,22 @@ def score_rec(
         ConfigError: for an unknown protocol, or ``ferret`` with another dialect.
     """
     read = _reader(protocol, dialect)
-    boxes, problems = np.full((len(items), 4), np.nan), {kind: list(ids) for kind, ids in answers.problems.items()}
+    problems = {kind: list(ids) for kind, ids in answers.problems.items()}
+    firsts: list[Box] = []
     unread, malformed = [], []
     for k, (text, size) in enumerate(zip(answers.texts, items.sizes_wh, strict=True)):
-        found = read(text, size) if text is not None else Boxes((), 0)
-        if found.boxes:
-            boxes[k] = found.boxes[0]
-        elif text is not None:
+        if text is None:
+            firsts.append(_NO_BOX)
+            continue
+        found, flaws = read(text, size)
+        if found:
+            firsts.append(found[0])
+        else:
+            firsts.append(_NO_BOX)
             unread.append(k)
-        if found.problems:
+        if flaws:
             malformed.append(k)
+    boxes = np.array(firsts, dtype=np.float64).reshape(-1, 4)
     for kind, rows in (("no_box", unread), ("malformed", malformed)):
         problems[kind] = [items.ids[k] for k in rows]
     overlaps = first_box_iou(boxes, items.boxes_xyxy)

@@ -70,11 +70,14 @@ class Result:
         """Values and intervals of all items and then of each group, all from the same resamples."""
         names, masks = list(self.shares), [mask.astype(np.float64) for mask in self.groups.values()]
         masked: dict[tuple[int, int], Any] = {}
+        nothing = np.zeros(len(self.ids))
 
         def column(values: Any, group: int) -> Any:
+            # Many columns are all of the figure (one data set) or none of it: then they are one array, summed once.
             key = id(values), group
             if key not in masked:
-                masked[key] = values * masks[group]
+                made = values * masks[group]
+                masked[key] = values if np.array_equal(made, values) else made if made.any() else nothing
             return masked[key]
 
         columns = [self.shares[name] for name in names]

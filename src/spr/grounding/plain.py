@@ -10,11 +10,10 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from spr.grounding.coding import Frame
 from spr.grounding.dialects import Dialect
 from spr.grounding.markup import JsonList, Tags, Tokens
 from spr.grounding.parse import parse
-from spr.grounding.phrases import find_phrase
+from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
 from spr.grounding.prose import without_surrogates
 from spr.records import Box, Size
 
@@ -44,6 +43,7 @@ class BoxReader:
         self._search = dialect.markup.pattern.search
         self._numbers = 2 if isinstance(dialect.markup, Tags) else 1
         self._order = dialect.markup.order if isinstance(dialect.markup, Tokens) else None
+        self._four = self._order is None and self._numbers == 1
         self._frame = lru_cache(maxsize=4096)(dialect.frame)
 
     def read(self, text: str, size_wh: Size) -> Boxes:
@@ -53,10 +53,17 @@ class BoxReader:
             GroundingError: if the size is not two whole numbers of at least 1.
         """
         match = self._search(text)
-        if match is not None and self._is_plain(match) and self._search(text, match.end()) is None:
-            made = self._plain(match.groups(), self._frame(size_wh))
-            if made is not None:
-                return made
+        if match is not None and self._is_plain(match):
+            end = match.end()
+            if end == len(text) or text[end:] == "." or self._search(text, end) is None:
+                if self._four:
+                    x1, y1, x2, y2 = match.group(1, 2, 3, 4)
+                    numbers = [float(x1), float(y1), float(x2), float(y2)]
+                else:
+                    numbers = self._read_numbers(match)
+                box, reason = self._frame(size_wh).decode(numbers)
+                if box is not None and reason is None:
+                    return Boxes((box,), 0)
         grounded = parse(text, self.dialect, size_wh)
         return Boxes(grounded.boxes, len(grounded.problems))
 
@@ -77,12 +84,12 @@ class BoxReader:
             return match.end() == len(text) or not text[match.end() :].strip()
         if _OPENER.search(before) is not None:
             return False
+        last = before[before.rfind(" ") + 1 :].lower()
+        if last.isalpha() and before.isascii() and last not in BREAKERS and last not in WHERE:
+            return True  # it is a phrase, or the end of one; which, nobody asks here
         start, end = find_phrase(without_surrogates(before), 0, len(before))
         return start < end
 
-    def _plain(self, groups: tuple[str | None, ...], frame: Frame) -> Boxes | None:
-        numbers = [float(text) for text in groups[self._numbers - 1 :][:4] if text is not None]
-        if self._order is not None:
-            numbers = [numbers[k] for k in self._order]
-        box, reason = frame.decode(numbers)
-        return None if box is None or reason is not None else Boxes((box,), 0)
+    def _read_numbers(self, match: re.Match[str]) -> list[float]:
+        numbers = [float(text) for text in match.groups()[self._numbers - 1 :][:4] if text is not None]
+        return numbers if self._order is None else [numbers[k] for k in self._order]
