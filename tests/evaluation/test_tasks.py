@@ -1,18 +1,21 @@
 """Phrase grounding, referring and POPE: their files, their questions, and what wrong files get."""
 
 import json
+import random
+import re
 
 import pytest
 from PIL import Image
 
 from spr.errors import ConfigError, InputError
 from spr.evaluation.asking import from_folder
+from spr.evaluation.ferret_rules import entities
 from spr.evaluation.flickr import read_sentences
 from spr.evaluation.lvis_questions import write_lvis_questions
 from spr.evaluation.phrase_grounding import evaluate_phrase_grounding, phrase_grounding_from_file
 from spr.evaluation.pope import evaluate_pope, pope_from_file, read_pope, score_pope
 from spr.evaluation.predictions import Answers
-from spr.evaluation.referring import evaluate_referring, question_of, read_referring, referring_from_file
+from spr.evaluation.referring import evaluate_referring, is_right, question_of, read_referring, referring_from_file
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber
 
@@ -256,6 +259,19 @@ def test_referring_is_asked_scored_and_read_again(lvis, images, tmp_path):
     assert result.value("accuracy", "frequent") == 0.5
     made = result.write(tmp_path / "out.json")
     assert referring_from_file(items, tmp_path / made["answers"]).metrics == result.metrics
+
+
+def test_answers_of_100_kilobytes_are_read_as_the_rule_says():
+    # The published patterns, where they are fast enough, are the yardstick.
+    draw = random.Random(2)
+    for _ in range(400):
+        text = "".join(draw.choice([" ", "  ", "not", "no", "dog", ",", ".", "\n"]) for _ in range(draw.randint(0, 25)))
+        expected = re.sub(r"\s+no[^,.]*[,.]", "", re.sub(r"\s+not[^,.]*[,.]", "", text))
+        assert is_right(text, "dog", []) == ("dog" in expected), repr(text)
+    for text in (" " * 100_000, " not" * 30_000, " no" * 30_000 + ".", "x, not" * 20_000):
+        assert is_right(text + " dog", "dog", [])
+    assert entities("[" * 100_000, (9, 9)) == []
+    assert entities(f"[{'9' * 4000}, 0, 0, 0]", (9, 9)) is None
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,11 @@ def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:
             continue
         try:
             x1, y1, x2, y2 = [int(number) for number in piece.split(",")][:4]
-        except ValueError:
+            # Divided before it is multiplied, as there: 0.29 × 100 is 28.999…, which rounds to 28.
+            across, down = width * 1.0 / _UNITS, height * 1.0 / _UNITS
+            pixels = int(x1 * across), int(y1 * down), int(x2 * across), int(y2 * down)
+        except (ValueError, OverflowError):
             return None
-        # Divided before it is multiplied, as there: 0.29 × 100 is 28.999…, which rounds to 28.
-        across, down = width * 1.0 / _UNITS, height * 1.0 / _UNITS
-        pixels = int(x1 * across), int(y1 * down), int(x2 * across), int(y2 * down)
         found.append((phrase, (float(pixels[0]), float(pixels[1]), float(pixels[2]), float(pixels[3]))))
         end = _PART_END.search(text, mark.end())
         start = end.end() if end is not None else len(text) + 1

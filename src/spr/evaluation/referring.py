@@ -23,7 +23,8 @@ from spr.records import Box, Size
 TASK = "referring"
 QUESTION = "Is the object {location} of the image a {first} or a {second}?"
 Region: TypeAlias = Literal["box", "point"]
-_DENIED = re.compile(r"\s+not[^,.]*[,.]"), re.compile(r"\s+no[^,.]*[,.]")
+# As r"\s+not[^,.]*[,.]" and r"\s+no[^,.]*[,.]" find it, but in linear time: an answer may have 100 kB of spaces.
+_DENIED = re.compile(r"(?<!\s)\s++not[^,.]*+[,.]"), re.compile(r"(?<!\s)\s++no[^,.]*+[,.]")
 _LINE = '{"id", "image_path", "width", "height", "bbox_norm", "sample_point", "name", "synonyms", "neg_class"}'
 
 
@@ -137,7 +138,8 @@ def is_right(text: str, name: str, synonyms: Sequence[str]) -> bool:
     False
     """
     for pattern in _DENIED:
-        text = pattern.sub("", text)
+        end = max(text.rfind(","), text.rfind(".")) + 1  # behind it nothing can end a denial
+        text = pattern.sub("", text[:end]) + text[end:]
     names = [name.replace("_", " ").strip()]
     for synonym in synonyms:
         parts = synonym.replace(")", "").split("(") if "(" in synonym else [synonym]
