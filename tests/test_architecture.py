@@ -17,7 +17,7 @@ LAYERS = [
     {"sections"},
     {"config"},
     {"records"},
-    {"schemas", "grounding", "views"},
+    {"schemas", "grounding", "views", "localization"},
     {"columns", "store"},
     {"annotations", "models"},
     {"pipeline", "training", "evaluation"},

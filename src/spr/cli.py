@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import convert, run, scenes, text, train
+from spr.commands import convert, evaluate, run, scenes, text, train
 from spr.errors import SprError
 
 app = typer.Typer(
@@ -38,7 +38,19 @@ def _main(
     pass
 
 
-for command in (run.run, train.train, train.merge, run.show, text.text, scenes.scenes, scenes.quickstart, run.doctor):
+for command in (
+    run.run,
+    train.train,
+    train.merge,
+    evaluate.evaluate,
+    evaluate.compare,
+    evaluate.lvis_questions,
+    run.show,
+    text.text,
+    scenes.scenes,
+    scenes.quickstart,
+    run.doctor,
+):
     app.command()(command)
 app.add_typer(convert.convert)
 

@@ -37,6 +37,8 @@ class DescriberConfig(Section):
     `fake` needs none."""
     revision: str | None = None
     """The model's revision on the hub."""
+    peft_adapter: str | None = None
+    """A folder with a PEFT adapter of the model, such as an earlier run's `adapter/`; put onto it."""
     dialect: str | None = None
     """How the model writes boxes; null: as its family does. `openai` needs it: no server tells."""
     samples: SamplesConfig = SamplesConfig()

@@ -10,7 +10,15 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPModel, OwlViTForObjectDetection
 
 from spr.grounding import parse
-from spr.scenes.evaluate_describer import DIALECT, Describer, hits, placed_boxes, region_questions, view
+from spr.scenes.evaluate_describer import (
+    DIALECT,
+    answers_to,
+    hits,
+    open_describer,
+    placed_boxes,
+    region_questions,
+    view,
+)
 from spr.scenes.evaluate_detector import detect
 from spr.scenes.generate import make_scene
 from spr.scenes.models import weights_folder
@@ -50,10 +58,10 @@ def test_a_model_comes_with_its_card_and_its_figures(model: str) -> None:
 
 
 def test_the_describer_describes_a_region_and_finds_an_object() -> None:
-    describer = Describer(weights_folder("describer"))
+    describer = open_describer(weights_folder("describer"))
     scenes = [make_scene(123, index) for index in range(4)]
     questions = [q for q in region_questions(scenes, 123) if q.kind != "crop"]
-    answers = describer.answer([view(scenes[q.scene], q.window) for q in questions], [q.prompt for q in questions])
+    answers = answers_to(describer, [view(scenes[q.scene], q.window) for q in questions], [q.prompt for q in questions])
     found = {"full": 0, "crop_objects": 0}
     asked = 0
     for question, answer in zip(questions, answers, strict=True):
@@ -68,11 +76,11 @@ def test_the_describer_describes_a_region_and_finds_an_object() -> None:
 
 
 def test_the_describer_answers_alike_alone_and_in_a_batch() -> None:
-    describer = Describer(weights_folder("describer"))
+    describer = open_describer(weights_folder("describer"))
     images = [Image.fromarray(make_scene(123, index).image) for index in range(3)]
     prompts = [PROMPTS["full"].format(region="[0.10, 0.10, 0.60, 0.60]"), PROMPTS["crop"], "Where is the red circle?"]
-    together = describer.answer(images, prompts)
-    assert together == [describer.answer([i], [p])[0] for i, p in zip(images, prompts, strict=True)]
+    together = answers_to(describer, images, prompts)
+    assert together == [answers_to(describer, [i], [p])[0] for i, p in zip(images, prompts, strict=True)]
 
 
 def test_the_scorer_prefers_the_right_description_of_a_picture() -> None:

@@ -23,6 +23,8 @@ from spr.views import shift
 class FakeDescriber:
     """Describes the objects inside the region, spoilt: some are left out, boxes are moved, wrong ones are added.
 
+    A question about no region is answered with a box somewhere in the image.
+
     Args:
         dialect: A key of `spr.grounding.DIALECTS`.
         drop: Chance that an object is left out, 0..1.
@@ -43,6 +45,8 @@ class FakeDescriber:
         return [self._describe(request) for request in requests]
 
     def _describe(self, request: DescribeRequest) -> str:
+        if request.query is None:
+            return self._guess(request)
         rng = np.random.default_rng(stable_hash(request.seed, "fake", request.query.query_id))
         said = [
             (_with_article(item.category), self._moved(item, rng))
@@ -57,10 +61,19 @@ class FakeDescriber:
         text, spans = "There is ", []
         for number, (phrase, box) in enumerate(said):
             text += "" if number == 0 else " and " if number == len(said) - 1 else ", "
-            inside = bx.clip(shift(box, request.window), size_wh).tolist()
+            seen = box if request.window is None else shift(box, request.window)
+            inside = bx.clip(seen, size_wh).tolist()
             spans.append(Span(phrase, len(text), len(text) + len(phrase), (tuple(inside),)))
             text += phrase
         return render(GroundedText(text + ".", tuple(spans)), self.dialect, size_wh)
+
+    def _guess(self, request: DescribeRequest) -> str:
+        """A box somewhere in the image: the answer to a question about no region."""
+        rng = np.random.default_rng(stable_hash(request.seed, "fake", request.prompt))
+        width, height = request.image.size
+        x1, y1 = rng.uniform(0, 0.5, 2) * (width, height)
+        box = (float(x1), float(y1), float(x1 + width / 2), float(y1 + height / 2))
+        return render(GroundedText("it.", (Span("it", 0, 2, (box,)),)), self.dialect, request.image.size)
 
     def _moved(self, item: ImageObject, rng: np.random.Generator) -> Box:
         x1, y1, x2, y2 = item.box

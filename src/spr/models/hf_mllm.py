@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from spr.errors import ConfigError
 from spr.grounding import Dialect
+from spr.models.adapters import load_adapter
 from spr.models.batching import Batcher
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.image_processors import encode, load_processor
@@ -52,6 +54,8 @@ class HfDescriber:
         dialect: How it writes boxes: a key, a dialect that is taken as it is, or None for the family's. A key's dialect
             is set up as the model's image processor is, so Qwen2.5-VL's pixels are those of its resized image.
         revision: Branch, tag or commit of the hub's repository.
+        adapter: A folder with a PEFT adapter of this model, as `spr train` writes it; it is merged into the weights,
+            but into quantised ones, on which it stays beside.
         dtype: Of the weights; ``"auto"`` is that of the file.
         device: Where the model runs; None for the GPU if there is one, else the CPU.
         device_map: Spreads the model over devices instead (``"auto"``, or module → device).
@@ -63,7 +67,7 @@ class HfDescriber:
         top_p: Mass of the nucleus that is sampled from, over 0, at most 1.
 
     Attributes:
-        name: ``id@revision``, the same for the same weights.
+        name: ``id@revision``, with ``+folder@digest`` of the adapter; the same for the same weights.
         dialect: The dialect of its answers, for every later stage.
         processor: The family's processor, for images and text.
         model: The model itself.
@@ -79,6 +83,7 @@ class HfDescriber:
         *,
         dialect: str | Dialect | None = None,
         revision: str | None = None,
+        adapter: Source | None = None,
         dtype: DType = "auto",
         device: str | torch.device | None = None,
         device_map: str | dict[str, Any] | None = None,
@@ -114,6 +119,9 @@ class HfDescriber:
         )
         check_vocabulary(model, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)
         self.name = source_name(model, revision, self.model)
+        if adapter is not None:
+            self.model = load_adapter(self.model, adapter, merge=not load_in_4bit)
+            self.name += f"+{source_name(adapter)}"
         self._set_generation(max_new_tokens)
         self._run = Batcher(self._answer, batch_size, length=lambda prompt: prompt.length)
 
@@ -129,6 +137,20 @@ class HfDescriber:
         for k, answer in zip(readable, self._run(prompts), strict=True):
             answers[k] = answer
         return answers
+
+    def with_sampling(
+        self, *, temperature: float, top_p: float | None = None, batch_size: int | None = None
+    ) -> HfDescriber:
+        """The same model, sampled otherwise: both share the weights. None keeps what was.
+
+        Raises:
+            ConfigError: for numbers out of range.
+        """
+        made = copy.copy(self)
+        made.temperature, made.top_p = temperature, self.top_p if top_p is None else top_p
+        check_sampling(made.temperature, made.top_p)
+        made._run = Batcher(made._answer, batch_size or self._run.size, length=self._run.length)
+        return made
 
     def _can_read(self, request: DescribeRequest) -> bool:
         limit = self.family.max_aspect if self.family is not None else None

@@ -255,7 +255,9 @@ def _few(names: list[str]) -> str:
 
 def _digest(folder: Path) -> str:
     total = hashlib.sha256()
-    for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
+    for path in sorted(
+        [*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")]
+    ):
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:12]

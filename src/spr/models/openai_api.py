@@ -151,7 +151,8 @@ class OpenAiDescriber:
         fields = {"seed": request.seed % 2**_SEED_BITS, **self.fields, **own}
         body = {name: value for name, value in fields.items() if value is not None}
         width, height = request.image.size
-        about = f", asked about {request.query.query_id} with an image of {width} × {height} px"
+        what = f" about {request.query.query_id}" if request.query is not None else ""
+        about = f", asked{what} with an image of {width} × {height} px"
         return await self.server.ask(client, "/chat/completions", answer_text, body, about=about)
 
     async def _identity(self) -> str:

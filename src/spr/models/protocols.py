@@ -22,21 +22,22 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DescribeRequest:
-    """One description to be sampled.
+    """One answer to be sampled.
 
     Attributes:
         image: RGB, what the model sees: the whole image, or a crop.
         prompt: The user's turn, without the model's chat template.
-        seed: Decides the sample, 0 ≤ seed < 2⁶³.
-        query: What is asked about. Models don't see it; the fake describer perturbs it.
-        window: The part of the original image that ``image`` shows, xyxy pixels of the original.
+        seed: Decides the sample, 0 ≤ seed < 2⁶³; greedy models don't heed it.
+        query: What is asked about; None for questions about no region. Models don't see it; the fake describer
+            perturbs it.
+        window: The part of the original image that ``image`` shows, xyxy pixels of the original; None for all of it.
     """
 
     image: Image.Image
     prompt: str
-    seed: int
-    query: RegionQuery
-    window: Box
+    seed: int = 0
+    query: RegionQuery | None = None
+    window: Box | None = None
 
 
 class Describer(Protocol):

@@ -49,6 +49,7 @@ def load_describer(config: DescriberConfig) -> Describer:
         model_source(config.model or ""),
         dialect=config.dialect,
         revision=config.revision,
+        adapter=config.peft_adapter,
         dtype=config.dtype,
         device=_device(config.device),
         device_map=config.device_map,

@@ -57,7 +57,8 @@ class KeptAnswers:
         pixels = {number: _pixels(image) for number, image in images.items()}
         keys = []
         for request in requests:
-            said = json.dumps([request.query.query_id, request.prompt, request.seed]).encode()
+            query_id = request.query.query_id if request.query is not None else None
+            said = json.dumps([query_id, request.prompt, request.seed]).encode()
             keys.append(hashlib.sha256(b"\0".join((self._head, said, pixels[id(request.image)]))).hexdigest())
         return keys
 

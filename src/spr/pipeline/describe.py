@@ -104,6 +104,9 @@ def read_answer(asked: Asked, answer: str, describer: Describer) -> Candidate | 
     that was said), ``not_renderable`` (its words would be read as coordinates in the model's dialect).
     """
     request, dialect = asked.request, describer.dialect
+    query, window = request.query, request.window
+    if query is None or window is None:
+        raise ValueError("a candidate's request needs its query and the window that was shown")
     answer = without_surrogates(answer)
     said = answer.strip()
     if not said:
@@ -112,10 +115,9 @@ def read_answer(asked: Asked, answer: str, describer: Describer) -> Candidate | 
         return "repeats_prompt"
     parsed = parse(answer, dialect, request.image.size)
     spans = tuple(
-        Span(span.phrase, span.start, span.end, tuple(unshift(box, request.window) for box in span.boxes))
+        Span(span.phrase, span.start, span.end, tuple(unshift(box, window) for box in span.boxes))
         for span in parsed.spans
     )
-    query = request.query
     try:
         text = render(GroundedText(parsed.plain_text, spans), dialect, (query.width, query.height))
     except GroundingError:

@@ -17,10 +17,10 @@ from PIL import Image
 from spr import boxes as bx
 from spr.config import Config
 from spr.images import ImageProblem
+from spr.localization import localization_score
 from spr.models.protocols import Detector, DetectRequest, ImageTextScorer, View
 from spr.models.registry import load_detector, load_scorer
 from spr.pipeline.decoding import decode_ahead
-from spr.pipeline.localization import localization_score
 from spr.pipeline.stage import Stage
 from spr.records import Box, Candidate, Detection, ImageObject, RegionQuery, Scores
 from spr.schemas import from_table, to_table

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spr.pipeline.localization import localization_score
+from spr.localization import localization_score
 from spr.records import ImageObject
 from spr.store import StageStore
 

@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import LlavaOnevisionForConditionalGeneration
 
 from spr import boxes as bx
+from spr.evaluation.expressions import Expressions
+from spr.evaluation.rec import evaluate_rec
 from spr.grounding import parse
+from spr.models.hf_mllm import HfDescriber
+from spr.models.protocols import DescribeRequest
 from spr.records import Box, Span
 from spr.scenes.corpus import scene_regions
 from spr.scenes.expressions import choose
 from spr.scenes.figures import Figure, difference, ratio
 from spr.scenes.generate import SIZE, Scene, make_scene
-from spr.scenes.processor import SceneProcessor
 from spr.scenes.texts import PROMPTS, box_text, object_list
 from spr.scenes.train_vision import CROP
 
 DIALECT = "llava_onevision"
-_BATCH = 64
+_BATCH, _LONGEST = 64, 224
 _EXPRESSIONS = 3
 
 
@@ -39,29 +40,14 @@ class Asked:
     objects: tuple[int, ...]
 
 
-class Describer:
-    """The describer with its processor."""
+def open_describer(folder: Path) -> HfDescriber:
+    """The describer of a folder, greedy."""
+    return HfDescriber(folder, temperature=0, batch_size=_BATCH, max_new_tokens=_LONGEST, device="cpu")
 
-    def __init__(self, folder: Path) -> None:
-        self.model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
-        self.processor = SceneProcessor.from_pretrained(folder)
 
-    @torch.no_grad()
-    def answer(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], *, batch_size: int = _BATCH, sample: bool = False
-    ) -> list[str]:
-        """Answers to one prompt an image, greedy or sampled at temperature 1."""
-        answers: list[str] = []
-        order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))  # little padding
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            inputs = self.processor([images[k] for k in batch], [self.processor.prompt(prompts[k]) for k in batch])
-            generated = self.model.generate(**inputs, do_sample=sample, top_k=0 if sample else None, max_new_tokens=224)
-            answers += self.processor.answers(generated, inputs["input_ids"].shape[1])
-        placed = [""] * len(order)
-        for k, answer in zip(order, answers, strict=True):
-            placed[k] = answer
-        return placed
+def answers_to(describer: HfDescriber, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+    """Answers to one prompt an image."""
+    return describer.describe([DescribeRequest(*row) for row in zip(images, prompts, strict=True)])
 
 
 def crop_window(region_xyxy: Sequence[float]) -> tuple[int, int, int, int]:
@@ -125,37 +111,40 @@ def hits(scene: Scene, objects: Sequence[int], said: Sequence[tuple[str, Box]], 
 
 def evaluate_describer(folder: Path, n: int, seed: int) -> dict[str, Figure]:
     """The figures of the issue's table, of ``n`` scenes of a seed."""
-    describer = Describer(folder)
+    describer = open_describer(folder)
     scenes = [make_scene(seed, index) for index in range(n)]
     return {**_rec(describer, scenes, seed), **_regions(describer, scenes, seed)}
 
 
-def _rec(describer: Describer, scenes: Sequence[Scene], seed: int) -> dict[str, Figure]:
-    questions: list[tuple[int, int, str]] = []
+def _rec(describer: HfDescriber, scenes: Sequence[Scene], seed: int) -> dict[str, Figure]:
+    rows: list[tuple[int, str, list[float]]] = []
     for index, scene in enumerate(scenes):
         rng = np.random.default_rng([seed, index, 3])
         for target in rng.permutation(np.flatnonzero(scene.annotated))[:_EXPRESSIONS]:
             expression = choose(scene, int(target), rng)
             if expression is not None:
-                questions.append((index, int(target), expression))
-    images = [Image.fromarray(scenes[index].image) for index, _, _ in questions]
-    answers = describer.answer(images, [PROMPTS["rec"].format(expression=e) for _, _, e in questions])
-    overlaps = np.zeros(len(questions))
-    for k, ((index, target, _), answer) in enumerate(zip(questions, answers, strict=True)):
-        boxes = [box for span in parse(answer, DIALECT, (SIZE, SIZE)).spans for box in span.boxes]
-        overlaps[k] = float(bx.iou(scenes[index].boxes_xyxy[target], boxes[0])) if boxes else 0.0
-    owner = np.array([index for index, _, _ in questions])
-    counts = np.bincount(owner, minlength=len(scenes))
-    asked: dict[float, tuple[float | None, float | None]] = {0.5: (0.70, None), 0.9: (0.05, 0.45)}
+                rows.append((index, expression, scene.boxes_xyxy[target].tolist()))
+    items = Expressions(
+        ids=tuple(map(str, range(len(rows)))),
+        file_names=tuple(str(index) for index, _, _ in rows),
+        sentences=tuple(expression for _, expression, _ in rows),
+        boxes_xyxy=np.array([box for _, _, box in rows], dtype=np.float64),
+        sizes_wh=((SIZE, SIZE),) * len(rows),
+        datasets=("scenes",) * len(rows),
+    )
+    result = evaluate_rec(
+        describer, items, lambda asked: Image.fromarray(scenes[int(asked.file_name)].image), prompt=PROMPTS["rec"]
+    )
+    asked: dict[str, tuple[float | None, float | None]] = {"acc@0.5": (0.70, None), "acc@0.9": (0.05, 0.45)}
     made = {}
-    for threshold in (0.5, 0.6, 0.7, 0.8, 0.9):
-        right = np.bincount(owner, weights=overlaps >= threshold, minlength=len(scenes))
-        made[f"rec Acc@{threshold}"] = ratio(right, counts, *asked.get(threshold, (None, None)))
-    made["rec mean IoU"] = ratio(np.bincount(owner, weights=overlaps, minlength=len(scenes)), counts)
+    for name, measured in result.metrics.items():
+        shown = "rec mean IoU" if name == "mean_iou" else f"rec {name.replace('acc', 'Acc')}"
+        low, high = measured["ci95"]
+        made[shown] = Figure(measured["value"], low, high, *asked.get(name, (None, None)))
     return made
 
 
-def _regions(describer: Describer, scenes: Sequence[Scene], seed: int) -> dict[str, Figure]:
+def _regions(describer: HfDescriber, scenes: Sequence[Scene], seed: int) -> dict[str, Figure]:
     questions = region_questions(scenes, seed)
     made: dict[str, Figure] = {}
     found: dict[tuple[str, float], np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = {}
@@ -165,7 +154,7 @@ def _regions(describer: Describer, scenes: Sequence[Scene], seed: int) -> dict[s
             counts[question.scene] = len(question.objects)
     for kind in ("full", "crop", "crop_objects"):
         mine = [q for q in questions if q.kind == kind]
-        answers = describer.answer([view(scenes[q.scene], q.window) for q in mine], [q.prompt for q in mine])
+        answers = answers_to(describer, [view(scenes[q.scene], q.window) for q in mine], [q.prompt for q in mine])
         said_by_scene = np.zeros(len(scenes))
         for threshold in (0.5, 0.9):
             found[kind, threshold] = np.zeros(len(scenes))
@@ -187,13 +176,14 @@ def _regions(describer: Describer, scenes: Sequence[Scene], seed: int) -> dict[s
     return made
 
 
-def _speed(describer: Describer, scenes: Sequence[Scene], questions: Sequence[Asked]) -> Figure:
+def _speed(describer: HfDescriber, scenes: Sequence[Scene], questions: Sequence[Asked]) -> Figure:
     """Sampled descriptions a second in batches of 256, the best of three; the interval is of the three."""
     batch = [questions[k % len(questions)] for k in range(256)]
     images, prompts = [view(scenes[q.scene], q.window) for q in batch], [q.prompt for q in batch]
+    sampled = describer.with_sampling(temperature=1, top_p=1, batch_size=256)
     rates = []
     for _ in range(3):
         started = time.perf_counter()
-        describer.answer(images, prompts, batch_size=256, sample=True)
+        answers_to(sampled, images, prompts)
         rates.append(len(batch) / (time.perf_counter() - started))
     return Figure(max(rates), min(rates), max(rates), at_least=30.0)

@@ -62,13 +62,20 @@ def scene_sheet(n: int, seed: int) -> Image.Image:
 def description_sheet(folder: Path, n: int, seed: int) -> tuple[Image.Image, list[str]]:
     """The describer's answers about a region a scene: boxes that name and place an object rightly, and the others."""
     from spr.grounding import parse
-    from spr.scenes.evaluate_describer import DIALECT, Describer, hits, placed_boxes, region_questions, view
+    from spr.scenes.evaluate_describer import (
+        DIALECT,
+        answers_to,
+        hits,
+        open_describer,
+        placed_boxes,
+        region_questions,
+        view,
+    )
 
     scenes = [make_scene(seed, index) for index in range(n)]
     questions = [q for q in region_questions(scenes, seed) if q.kind == "full"]
-    answers = Describer(folder).answer(
-        [view(scenes[q.scene], q.window) for q in questions], [q.prompt for q in questions]
-    )
+    shown = [view(scenes[q.scene], q.window) for q in questions]
+    answers = answers_to(open_describer(folder), shown, [q.prompt for q in questions])
     tiles = []
     for question, answer in zip(questions, answers, strict=True):
         scene = scenes[question.scene]

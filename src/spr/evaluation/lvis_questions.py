@@ -1,0 +1,161 @@
+"""A file of referring questions from LVIS's annotations, in Ferret's form, decided by a seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from spr.errors import InputError
+from spr.randomness import stable_hash
+from spr.records import Size
+from spr.store import write_atomically
+
+_TRIES = 64
+
+
+class _Image(msgspec.Struct):
+    id: int
+    width: int
+    height: int
+    file_name: str = ""
+    coco_url: str = ""
+    neg_category_ids: list[int] = []
+    not_exhaustive_category_ids: list[int] = []
+
+
+class _Object(msgspec.Struct):
+    id: int
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    segmentation: Any = None
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+    synonyms: list[str] = []
+    frequency: str = ""
+
+
+class _Lvis(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_Object]
+    categories: list[_Category]
+
+
+def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: int = 0, min_area: float = 0.0) -> int:
+    """Write ``n`` questions; returns how many there were to write.
+
+    Objects are drawn by a hash of the seed and their id, so they don't depend on the order of the file. The wrong name
+    is a category that LVIS's annotators looked for in the image and didn't find (``neg_category_ids``) or, where there
+    is none, any that isn't annotated in it; the point is a random one inside the object's outline, else its box's
+    centre [ours: Ferret's file was not made by published code].
+
+    Args:
+        annotations: LVIS v1 JSON.
+        out: The file to write, JSON lines.
+        n: At most how many; Ferret's file has 2,667.
+        seed: Decides the objects, wrong names and points.
+        min_area: Objects with smaller boxes, in px², are left out.
+
+    Raises:
+        InputError: if the file is no LVIS JSON or has no object large enough.
+        RunError: if the file can't be written.
+    """
+    lvis = _read(annotations)
+    images = {image.id: image for image in lvis.images}
+    categories = {category.id: category for category in lvis.categories}
+    present: dict[int, set[int]] = {}
+    for item in lvis.annotations:
+        present.setdefault(item.image_id, set()).add(item.category_id)
+    usable = [
+        item
+        for item in lvis.annotations
+        if len(item.bbox) == 4
+        and item.bbox[2] > 0
+        and item.bbox[3] > 0
+        and item.bbox[2] * item.bbox[3] >= min_area
+        and item.image_id in images
+        and item.category_id in categories
+    ]
+    chosen = sorted(usable, key=lambda item: stable_hash(seed, "referring", str(item.id)))[:n]
+    if not chosen or len(categories) < 2:
+        got = f"{len(usable)} objects of {len(categories)} categories"
+        raise InputError(f"{annotations} has nothing to ask about", got=got, expected="objects of two categories")
+    lines = []
+    for item in chosen:
+        image, category = images[item.image_id], categories[item.category_id]
+        rng = np.random.default_rng(stable_hash(seed, "referring question", str(item.id)))
+        row = {
+            "id": item.id,
+            "image_path": image.file_name or image.coco_url.rsplit("/", 1)[-1],
+            "width": image.width,
+            "height": image.height,
+            "bbox": item.bbox,
+            "bbox_norm": _share_of(item.bbox, (image.width, image.height)),
+            "sample_point": _point_in(item, (image.width, image.height), rng),
+            "name": category.name,
+            "synonyms": category.synonyms,
+            "neg_class": _other(image, category.id, present[item.image_id], categories, rng),
+            "frequency": category.frequency,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_atomically(out, "".join(lines).encode())
+    return len(lines)
+
+
+def _read(path: Path) -> _Lvis:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Lvis)
+    except OSError as error:
+        got = "no such file" if isinstance(error, FileNotFoundError) else error
+        raise InputError(f"Annotations {path} can't be read", got=got, expected="LVIS's JSON") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no LVIS JSON", got=error, expected="images, annotations, categories") from None
+
+
+def _share_of(bbox: list[float], size_wh: Size) -> list[float]:
+    x, y, width, height = bbox
+    w, h = size_wh
+    return [min(max(v, 0.0), 1.0) for v in (x / w, y / h, (x + width) / w, (y + height) / h)]
+
+
+def _other(
+    image: _Image, own: int, present: set[int], categories: dict[int, _Category], rng: np.random.Generator
+) -> str:
+    absent = [number for number in image.neg_category_ids if number in categories and number != own]
+    if not absent:
+        known = present | set(image.not_exhaustive_category_ids)
+        absent = [number for number in categories if number not in known]
+    # Every category may be in the image: then any other must do.
+    absent = sorted(absent) or sorted(number for number in categories if number != own)
+    return categories[absent[int(rng.integers(len(absent)))]].name
+
+
+def _point_in(item: _Object, size_wh: Size, rng: np.random.Generator) -> list[int]:
+    """A whole pixel inside the outline, the box's centre if none was found or there is no outline."""
+    x, y, width, height = item.bbox
+    outlines = item.segmentation if isinstance(item.segmentation, list) else []
+    polygons = [np.asarray(outline, dtype=np.float64).reshape(-1, 2) for outline in outlines if len(outline) % 2 == 0]
+    drawn = np.floor(rng.uniform((x, y), (x + width, y + height), (_TRIES, 2)))
+    inside = np.zeros(_TRIES, dtype=bool)
+    for polygon in polygons:
+        inside |= _in_polygon(drawn + 0.5, polygon)
+    px, py = drawn[int(inside.argmax())] if inside.any() else (x + width / 2, y + height / 2)
+    return [min(max(int(px), 0), size_wh[0] - 1), min(max(int(py), 0), size_wh[1] - 1)]
+
+
+def _in_polygon(points: Any, polygon: Any) -> Any:
+    """Even-odd rule: which points ``(P, 2)`` a ray to the right leaves the polygon ``(V, 2)`` from inside."""
+    x, y = points[:, :1], points[:, 1:]
+    x1, y1 = polygon[:, 0], polygon[:, 1]
+    x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
+    crosses = (y1 > y) != (y2 > y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = x1 + (y - y1) * (x2 - x1) / (y2 - y1)
+    return (crosses & (x < at)).sum(axis=1) % 2 == 1

@@ -1,0 +1,99 @@
+"""Runs beside each other, from their files: matched by id, with what differs between their protocols."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spr.errors import InputError
+from spr.evaluation.compare import compare, load_measured, table
+from spr.evaluation.metrics import Share
+from spr.evaluation.result import Result, read_items
+
+
+def result(right, ids=None, **protocol):
+    ids = tuple(ids or map(str, range(len(right))))
+    images = tuple(f"image {int(name) // 2}" for name in ids)
+    return Result("rec", {"dialect": "ferret", **protocol}, ids, images, {"acc@0.5": Share.mean(right)})
+
+
+def test_items_are_matched_by_id_whatever_their_order(tmp_path):
+    right = [1, 0, 1, 1, 0, 1, 0, 0]
+    result(right).write(tmp_path / "a.json")
+    result(right[::-1], [str(k) for k in range(8)][::-1]).write(tmp_path / "b.json")
+    (found,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    (row,) = found.rows
+    assert (row.base, row.other, row.difference.value, row.difference.p) == (0.5, 0.5, 0.0, 1.0)
+    assert found.changes == ()
+
+
+def test_the_difference_is_that_of_the_items_that_both_have(tmp_path):
+    # A is right on 0, 1 and wrong on 2, 3; B has 2, 3, 4 and is right on all: on 2 and 3 the difference is 1.
+    result([1, 1, 0, 0]).write(tmp_path / "a.json")
+    result([1, 1, 1], ["2", "3", "4"]).write(tmp_path / "b.json")
+    (found,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    assert (found.n, found.base_n, found.other_n) == (2, 4, 3)
+    assert (found.rows[0].base, found.rows[0].other, found.rows[0].difference.value) == (0.0, 1.0, 1.0)
+    assert any("only the items that both have: a has 4, b has 3" in line for line in table(found))
+
+
+def test_protocols_that_differ_are_told_and_the_model_may(tmp_path):
+    result([1, 0], model="m@1", temperature=0).write(tmp_path / "a.json")
+    result([1, 0], model="m+adapter", temperature=1.0, dialect="llava").write(tmp_path / "b.json")
+    (found,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    assert found.changes == ("dialect: ferret → llava", "temperature: 0 → 1.0")
+    assert sum("protocols differ" in line for line in table(found)) == 2
+
+
+def test_a_run_is_its_evaluation_before_and_after(tmp_path):
+    run = tmp_path / "run"
+    draw = np.random.default_rng(0)
+    before, after = draw.random(200) < 0.5, draw.random(200) < 0.8
+    made = {
+        when: {"rec": result(right).write(run / "evaluation" / f"{when}-rec.json", root=run)}
+        for when, right in (("before", before), ("after", after))
+    }
+    (run / "metrics.json").write_text(json.dumps({**made, "counts": {}, "seconds": {}}))
+    (found,) = compare([run])
+    assert (found.base, found.other) == ("run before", "run after")
+    assert found.rows[0].difference.p < 0.01
+    assert found.rows[0].difference.value == pytest.approx(after.mean() - before.mean())
+    assert found.to_json()["metrics"]["acc@0.5"]["p"] < 0.01
+    result(after).write(tmp_path / "other.json")
+    assert [c.other for c in compare([run, tmp_path / "other.json"])] == ["run after", "other"]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    for name in ("a", "b"):
+        result([1, 0]).write(tmp_path / name / "rec.json")
+    (found,) = compare([tmp_path / "a" / "rec.json", tmp_path / "b" / "rec.json"])
+    assert (found.base, found.other) == ("rec (1)", "rec (2)")
+
+
+def test_what_can_not_be_compared_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    result([1, 0]).write(path)
+    with pytest.raises(InputError, match="There is nothing to compare"):
+        compare([path])
+    result([1, 0], ["7", "8"]).write(tmp_path / "b.json")
+    with pytest.raises(InputError, match="share no items"):
+        compare([path, tmp_path / "b.json"])
+    with pytest.raises(InputError, match="no such file"):
+        load_measured(tmp_path)
+    for content, message in (("{", "is not JSON"), ("[]", "holds no result"), ('{"task": "rec"}', "names no items")):
+        (tmp_path / "c.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            load_measured(tmp_path / "c.json")
+    (tmp_path / "a.items.parquet").unlink()
+    with pytest.raises(InputError, match="are gone"):
+        load_measured(path)
+
+
+def test_items_keep_every_part_of_every_figure(tmp_path):
+    shares = {"recall": Share.ratio([1, 2], [2, 3]), "s_loc": Share.mean([0.25, 1 / 3])}
+    Result("description", {}, ("a", "b"), ("1", "1"), shares).write(tmp_path / "d.json")
+    ids, images, found = read_items(tmp_path / "d.items.parquet")
+    assert (ids, images) == (("a", "b"), ("1", "1"))
+    for name, share in shares.items():
+        np.testing.assert_array_equal(found[name].parts, share.parts)
+        np.testing.assert_array_equal(found[name].wholes, share.wholes)

@@ -1,0 +1,135 @@
+"""Files of answers: matched by id whatever their order, and every problem counted and named."""
+
+import json
+import random
+
+import pytest
+
+from spr.errors import ConfigError, InputError
+from spr.evaluation.predictions import Answers, Prediction, as_id, dialect_of, read_predictions
+from spr.grounding import get_dialect
+
+IDS = [str(k) for k in range(6)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "predictions.jsonl"
+
+
+def test_answers_come_in_the_order_of_the_items_whatever_that_of_the_file(file):
+    rows = [{"id": name, "answer": f"answer {name}"} for name in IDS]
+    random.Random(1).shuffle(rows)
+    assert [row["id"] for row in rows] != IDS
+    answers = read_predictions(write(file, rows), IDS)
+    assert answers.texts == [f"answer {name}" for name in IDS]
+    assert answers.problems == {}
+
+
+def test_missing_doubled_unknown_and_other_problems_are_counted_and_named(file):
+    lines = [
+        '{"id": "0", "answer": "first"}',
+        "",
+        '{"id": "0", "answer": "second"}',
+        '{"id": "1", "answer": ["not", "text"]}',
+        '{"id": "2", "answer": null}',
+        '{"id": "2", "answer": "later"}',
+        '{"id": "99", "answer": "of another file"}',
+        '{"answer": "whose?"}',
+        '{"id": 1.5, "answer": "no id"}',
+        '{"id": "3", "answer": "cut',
+        "[1, 2]",
+        '{"id": 4, "answer": "a number as id is read as text"}',
+    ]
+    file.write_text("\n".join(lines))
+    answers = read_predictions(file, IDS)
+    assert answers.texts == ["first", None, None, None, "a number as id is read as text", None]
+    assert answers.problems == {
+        "not_json": ["line 10", "line 11"],
+        "doubled": ["0", "2"],
+        "unknown": ["99"],
+        "no_id": ["line 8", "line 9"],
+        "not_text": ["1", "2"],
+        "missing": ["3", "5"],
+    }
+
+
+def test_bytes_that_are_no_utf_8_spoil_their_own_line_only(file):
+    file.write_bytes(b'{"id": "0", "answer": "\xff\xfe"}\n{"id": "1", "answer": "fine"}\n')
+    answers = read_predictions(file, IDS[:2])
+    assert answers.texts == [None, "fine"]
+    assert answers.problems == {"not_json": ["line 1"], "missing": ["0"]}
+
+
+def test_other_programs_names_of_fields_are_known(file):
+    # LLaVA's and Ferret's files.
+    answers = read_predictions(write(file, [{"question_id": 0, "text": "a", "prompt": "?"}]), ["0"])
+    assert answers.texts == ["a"]
+    # Ours win where a file has both.
+    answers = read_predictions(write(file, [{"id": "0", "question_id": 1, "answer": "b", "text": "?"}]), ["0"])
+    assert answers.texts == ["b"]
+    # Flickr30k Entities has several sentences an image.
+    answers = read_predictions(write(file, [{"image_id": 7, "sentence_id": 2, "text": "c"}]), ["7_2"])
+    assert answers.texts == ["c"]
+
+
+def test_a_folder_is_all_of_its_files(tmp_path):
+    write(tmp_path / "0_of_2.jsonl", [{"id": "1", "answer": "b"}])
+    write(tmp_path / "1_of_2.jsonl", [{"id": "0", "answer": "a"}])
+    (tmp_path / "metric.json").write_text("not ours")
+    assert read_predictions(tmp_path, ["0", "1"]).texts == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no predictions"),
+        ("<html>\n", "1 lines that are no JSON objects"),
+        ('{"answer": "[1, 2, 3, 4]"}\n', "have no field for an id"),
+        ('{"id": "0", "box": [1, 2, 3, 4]}\n', "have no field for an answer"),
+        ('{"id": "a", "answer": ""}\n{"id": "b", "answer": ""}\n', "No answer of"),
+    ],
+)
+def test_files_that_can_not_be_meant_are_refused(file, content, message):
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_predictions(file, IDS)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_predictions(tmp_path / "gone.jsonl", IDS)
+
+
+def test_a_written_prediction_is_read_again(file):
+    box = (1.0, 2.0, 3.00004, 4.0)
+    text = 'a "dog" — <b>\u2028[1, 2, 3, 4]\n' + "x" * 100_000
+    made = Prediction("0", text, "Where?", "1.jpg", (box,), ("a dog",), ("offset 3",), "m@1", "ferret")
+    file.write_text(made.to_line(), encoding="utf-8")
+    answers = read_predictions(file, ["0"])
+    assert (answers.texts, answers.dialect, answers.model) == ([text], "ferret", "m@1")
+    row = json.loads(file.read_text(encoding="utf-8"))
+    assert row["boxes"] == [[1.0, 2.0, 3.0, 4.0]]
+    assert row["prompt"] == "Where?"
+
+
+def test_an_answer_that_was_never_given_is_written_as_null(file):
+    file.write_text(Prediction("0", None).to_line() + Prediction("1", "a").to_line())
+    assert read_predictions(file, ["0", "1"]).problems == {"not_text": ["0"]}
+
+
+def test_the_dialect_is_the_given_one_or_what_the_file_says(file):
+    ferret = get_dialect("ferret")
+    assert dialect_of(Answers([], dialect="llava"), ferret, file) is ferret
+    assert dialect_of(Answers([], dialect="llava_onevision:padded=true"), None, file).spec.endswith("padded=true")
+    with pytest.raises(ConfigError, match="give --dialect"):
+        dialect_of(Answers([]), None, file)
+
+
+def test_ids_are_texts_or_whole_numbers():
+    assert [as_id(value) for value in ("a", 3, 3.0, True, None, "", [1])] == ["a", "3", None, None, None, None, None]
