@@ -72,9 +72,9 @@ def length_charts(tally: Tally) -> list[Chart]:
         picture = histogram(f"{name} of chosen and rejected answers".capitalize(), sides, label, whole=True)
         charts.append(Chart(name.capitalize(), picture, _key(*sides), _means(sides, 1)))
     sides = [Series(side, side, tally.located[side]) for side in SIDES]
-    picture = histogram("S_loc of the answers' own boxes", sides, "S_loc", bins=25, x_range=(0.0, 1.0))
-    note = _means(sides, 3) + " The chosen answer's is that after refinement; no detector's boxes."
-    charts.append(Chart("S_loc of the answers' own boxes", picture, _key(*sides), note))
+    picture = histogram("S_loc of the answers’ own boxes", sides, "S_loc", bins=25, x_range=(0.0, 1.0))
+    note = _means(sides, 3) + " The chosen answer’s is that after refinement; no detector’s boxes."
+    charts.append(Chart("S_loc of the answers’ own boxes", picture, _key(*sides), note))
     return charts
 
 
@@ -119,7 +119,7 @@ def training_charts(log: TrainingLog) -> list[Chart]:
         picture = lines(f"{what} by step".capitalize(), curves, "step", unit, y_range=y_range)
         gaps = {name: log.not_finite(field) for field, _, name in present}
         note = " ".join(f"{count:,} steps without a finite number ({name})." for name, count in gaps.items() if count)
-        key = [(style, name) for _, style, name in present]
+        key = [(style, name) for _, style, name in present if name != heading.lower()]
         charts.append(Chart(heading, picture, key, note))
     return charts
 

@@ -152,7 +152,7 @@ def _context(
 ) -> dict[str, Any]:
     categories = sorted(tally.categories.items(), key=lambda item: (-item[1].inside, item[0]))
     return {
-        "name": run.resolve().name,
+        "name": _name(run),
         "run": str(run),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "span": facts.span_of(events),
@@ -180,6 +180,12 @@ def _context(
         "commands": COMMANDS,
         "weight": config.scoring.semantic_weight,
     }
+
+
+def _name(run: Path) -> str:
+    """What the report calls the run: its folder, with the one above where it is just called `run`."""
+    folder = run.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name == "run" else folder.name
 
 
 def _tiles(tally: Tally, training: TrainingLog | None, results: list[TaskResult]) -> list[tuple[str, str, str]]:

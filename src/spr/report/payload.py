@@ -68,7 +68,7 @@ def _side_payload(pair: JoinedPair, side: Side, truth: np.ndarray, unmatched: st
         "text": text,
         "loose": loose,
         "phrases": [span["phrase"] for span in spans],
-        "spans": [match_boxes(span["boxes"], truth) for span in spans],
+        "spans": match_boxes([span["boxes"] for span in spans], truth),
     }
 
 
@@ -114,19 +114,21 @@ def cut_into_phrases(plain: str, spans: Sequence[dict[str, Any]]) -> tuple[list[
     return pieces, loose
 
 
-def match_boxes(boxes: Sequence[Sequence[float]], truth: np.ndarray) -> list[list[Any]]:
-    """Each box with the number of the object that it overlaps most, -1 where that IoU is not over 0.5, and the IoU.
+def match_boxes(spans: Sequence[Sequence[Sequence[float]]], truth: np.ndarray) -> list[list[list[Any]]]:
+    """For each span its boxes, each with the object that it overlaps most, -1 where that IoU is not over 0.5, and the IoU.
 
-    >>> match_boxes([[0, 0, 10, 8], [50, 50, 60, 60]], np.array([[0.0, 0, 10, 10]], dtype=np.float32))
-    [[[0.0, 0.0, 10.0, 8.0], 0, 0.8], [[50.0, 50.0, 60.0, 60.0], -1, 0.0]]
+    >>> match_boxes([[[0, 0, 10, 8]], [], [[50, 50, 60, 60]]], np.array([[0.0, 0, 10, 10]]))
+    [[[[0.0, 0.0, 10.0, 8.0], 0, 0.8]], [], [[[50.0, 50.0, 60.0, 60.0], -1, 0.0]]]
     """
+    boxes = [box for span in spans for box in span]
     if not boxes:
-        return []
-    overlaps = bx.iou_matrix(bx.as_boxes(boxes), truth) if len(truth) else np.zeros((len(boxes), 1), np.float32)
+        return [[] for _ in spans]
+    overlaps = bx.iou_matrix(boxes, truth) if len(truth) else np.zeros((len(boxes), 1))
     best = overlaps.max(axis=1)
     numbers = np.where(bx.over(best, THRESHOLD), overlaps.argmax(axis=1), -1).tolist()
-    rows = zip(boxes, numbers, best.tolist(), strict=True)
-    return [[_round(box), number, round(overlap, 3)] for box, number, overlap in rows]
+    found = zip(boxes, numbers, best.tolist(), strict=True)
+    rows = iter([[_round(box), number, round(overlap, 3)] for box, number, overlap in found])
+    return [[next(rows) for _ in span] for span in spans]
 
 
 def is_long(payload: dict[str, Any], limit: int = SHOWN) -> bool:

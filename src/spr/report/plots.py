@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 224
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 38
+LEFT, RIGHT, TOP, BOTTOM = 62, 8, 12, 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,9 @@ def lines(title: str, curves: Sequence[Curve], x_label: str, y_label: str, *, y_
         parts.append(f'<polyline class="line {curve.style}" points="{points}"/>')
         for (x, _), interval in zip(spots, curve.intervals, strict=False):
             if interval:
-                parts.append(f'<line class="interval {curve.style}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(interval[0]):.1f}" y2="{frame.y(interval[1]):.1f}"/>')
+                low, high = frame.y(interval[0]), frame.y(interval[1])
+                path = f"M{x - 5:.1f} {low:.1f}h10M{x - 5:.1f} {high:.1f}h10M{x:.1f} {low:.1f}V{high:.1f}"
+                parts.append(f'<path class="interval {curve.style}" d="{path}"/>')
         if dots or len(spots) == 1:
             parts += [_mark(number, x, y, curve.style) for x, y in spots]
     about = "; ".join(f"{curve.name}: from {_tick(float(curve.ys[0]))} to {_tick(float(curve.ys[-1]))}" for curve in curves if len(curve.ys))
@@ -194,8 +196,8 @@ def density(title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], m
 def _mark(number: int, x: float, y: float, style: str) -> str:
     """A dot for the first series, a square for the second, so that colour is not all that tells them apart."""
     if number % 2 == 0:
-        return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-    return f'<rect class="dot {style}" x="{x - 3.6:.1f}" y="{y - 3.6:.1f}" width="7.2" height="7.2"/>'
+        return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+    return f'<rect class="dot {style}" x="{x - 2.8:.1f}" y="{y - 2.8:.1f}" width="5.6" height="5.6"/>'
 
 
 def svg(title: str, about: str, body: str) -> Markup:

@@ -18,11 +18,18 @@ def call_script(function: str, *arguments: Any) -> str:
     >>> call_script("SPR.page", 3, {"text": "</script>\u2028é", "margin": float("nan")})
     'SPR.page(3,{"text":"\\u003c/script\\u003e\\u2028\\u00e9","margin":null});\n'
     """
-    texts = (json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":")) for value in arguments)
-    joined = ",".join(texts)
+    joined = ",".join(_dump(value) for value in arguments)
     for character, escaped in _HTML.items():
         joined = joined.replace(character, escaped)
     return f"{function}({joined});\n"
+
+
+def _dump(value: Any) -> str:
+    options: dict[str, Any] = {"ensure_ascii": True, "allow_nan": False, "separators": (",", ":")}
+    try:
+        return json.dumps(value, **options)
+    except ValueError:
+        return json.dumps(_finite(value), **options)
 
 
 def _finite(value: Any) -> Any:

@@ -82,7 +82,7 @@ class Thumbnails:
         except ImageProblem as problem:
             return {"problem": problem.reason, "detail": str(problem)}
         # Numbers, not the images' own names: those may hold anything.
-        kind, options = ("png", {}) if max(picture.size) <= _LOSSLESS else ("jpg", {"quality": 78})
+        kind, options = ("png", {}) if max(picture.size) <= _LOSSLESS else ("jpg", {"quality": 75})
         source = f"thumbs/{number // _A_FOLDER:04d}/{number:07d}.{kind}"
         path = self._folder / source
         try:

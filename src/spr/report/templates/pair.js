@@ -65,7 +65,7 @@ const SPR = {};
     const [width, height] = pair.size;
     const frame = el("div", "frame");
     frame.style.aspectRatio = `${width} / ${height}`;
-    frame.style.width = `min(100%, calc(30rem * ${(width / height).toFixed(4)}))`;
+    frame.style.width = `min(100%, calc(25rem * ${(width / height).toFixed(4)}))`;
     const inside = pair.objects.filter((o) => o[2]).map((o) => o[0]);
     const about = `${pair.file}: a region with ${count(inside.length, "object")}: ${inside.slice(0, 12).join(", ")}`;
     if (pair.image.src) {
@@ -140,7 +140,6 @@ const SPR = {};
     const boxes = side.spans.reduce((sum, found) => sum + found.length, 0) + (side.boxesCut || 0);
     const what = name === "chosen" ? "Chosen, refined" : "Rejected, as generated";
     const from = `from ${side.kind}; ${count(boxes, "box").replace("boxs", "boxes")}, ${count(side.words, "word")}`;
-    const cut = side.cut || pair.cut;
     return [
       el("h4", "", [document.createTextNode(`${what} `), el("span", "", from)]),
       text,
@@ -170,7 +169,8 @@ const SPR = {};
       (() => { const node = bar(rejected, "rejected"); node.classList.add("r"); return node; })(),
       el("span", "", fixed(rejected, 3), { "aria-label": `rejected ${fixed(rejected, 3)}` }),
     ]);
-    return el("div", "bits", cells, { role: "group", "aria-label": "Scores of the chosen and of the rejected candidate" });
+    const heads = [el("span", "corner"), ...SIDES.map((name) => el("span", `head ${name}`, name))];
+    return el("div", "bits", [...heads, ...cells], { role: "group", "aria-label": "Scores of the chosen and of the rejected candidate" });
   }
 
   function details(pair) {
