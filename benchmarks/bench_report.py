@@ -42,7 +42,9 @@ new MutationObserver((_, observer) => {
 def make_photograph(number: int, size_wh: tuple[int, int]) -> Image.Image:
     """Blurred blocks with some grain: as hard to decode as a photograph, about 60 kB at 640×480."""
     draw = np.random.default_rng(number)
-    blocks = Image.fromarray(draw.integers(0, 255, (24, 32, 3), dtype=np.uint8)).resize(size_wh, Image.Resampling.BICUBIC)
+    blocks = Image.fromarray(draw.integers(0, 255, (24, 32, 3), dtype=np.uint8)).resize(
+        size_wh, Image.Resampling.BICUBIC
+    )
     picture = np.asarray(blocks.filter(ImageFilter.GaussianBlur(3))).astype(np.int16)
     return Image.fromarray(np.clip(picture + draw.integers(-9, 10, picture.shape), 0, 255).astype(np.uint8))
 
@@ -134,7 +136,8 @@ def main() -> None:
         megabytes = sum(path.stat().st_size for path in files) / 1e6
         painted, drawn = paint(index, arguments.opens)
     shown = min(pairs, arguments.pairs)
-    print(f"{shown:,} pairs shown of {pairs:,}, images of {width}×{height}: {seconds:.1f} s ({shown / seconds:.0f} pairs/s)")
+    rate = shown / seconds
+    print(f"{shown:,} pairs shown of {pairs:,}, images of {width}×{height}: {seconds:.1f} s ({rate:.0f} pairs/s)")
     print(f"{len(files):,} files, {megabytes:,.0f} MB")
     print(f"first paint {statistics.median(painted):.0f} ms, first pair {statistics.median(drawn):.0f} ms (medians)")
     result = {"pairs": shown, "size": arguments.size, "seconds": seconds, "megabytes": megabytes}

@@ -43,11 +43,10 @@ def score_charts(tally: Tally) -> list[Chart]:
         everyone = Series("all candidates", "all", columns[name])
         picture = histogram(f"{title}: candidates, chosen and rejected", [everyone, *picked], title)
         charts.append(Chart(title, picture, _key(everyone, *picked), _means([everyone, *picked], 3)))
-    marks = [
-        (f"mean of the {side}", side, *(float(np.mean(tally.picked[name][side])) for name in ("semantic", "localization")))
-        for side in SIDES
-        if tally.pairs
-    ]
+    marks: list[tuple[str, str, float, float]] = []
+    for side in SIDES if tally.pairs else ():
+        x, y = (float(np.mean(tally.picked[name][side])) for name in ("semantic", "localization"))
+        marks.append((f"mean of the {side}", side, x, y))
     picture = density(
         "Semantic against localization score of all candidates",
         columns["semantic"],
@@ -55,7 +54,8 @@ def score_charts(tally: Tally) -> list[Chart]:
         ("S_sem", "S_loc"),
         marks,
     )
-    note = f"{len(columns['score']):,} candidates; correlation {_correlation(columns['semantic'], columns['localization'])}."
+    correlation = _correlation(columns["semantic"], columns["localization"])
+    note = f"{len(columns['score']):,} candidates; correlation {correlation}."
     charts.insert(1, Chart("S_sem against S_loc", picture, [(style, name) for name, style, _, _ in marks], note))
     margins = Series("pairs", "all", tally.margins)
     picture = histogram("Margin between the scores of chosen and rejected", [margins], "margin")
@@ -134,7 +134,9 @@ def result_charts(task: TaskResult) -> list[Chart]:
             points = found[when]
             intervals = [None if v.low is None or v.high is None else (v.low, v.high) for _, v in points]
             curves.append(Curve(when, when, [at for at, _ in points], [v.value for _, v in points], intervals))
-        picture = lines(f"{names[kind]}: {task.task}", curves, "IoU threshold", names[kind].split()[0].lower(), dots=True)
+        picture = lines(
+            f"{names[kind]}: {task.task}", curves, "IoU threshold", names[kind].split()[0].lower(), dots=True
+        )
         charts.append(Chart(names[kind], picture, [(c.style, c.name) for c in curves], "Bars: 95 % intervals."))
     return charts
 
@@ -152,6 +154,7 @@ def _means(series: Sequence[Series], digits: int) -> str:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> str:
-    if len(x) < 2 or float(np.std(x)) == 0 or float(np.std(y)) == 0:
+    # Not the deviation: that of equal numbers is not quite 0.
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return "not defined"
     return f"{float(np.corrcoef(x, y)[0, 1]):.2f}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""A report's folder, whole or not at all: made beside its place, then put there, without taking what users put in it."""
+"""A report's folder, whole or not at all: made beside its place, then put there; what users put in it stays."""
 
 from __future__ import annotations
 

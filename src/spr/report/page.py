@@ -109,7 +109,9 @@ def _write_gallery(run: Path, folder: Path, config: Config, tally: Tally, *, tot
             _write_page(folder, number // PAGE_ROWS, page)
         for _ in everything:
             progress.advance()
-    _write_text(folder / "gallery" / "index.js", call_script("SPR.index", index.to_json(page_size=PAGE_ROWS, total=total)))
+    _write_text(
+        folder / "gallery" / "index.js", call_script("SPR.index", index.to_json(page_size=PAGE_ROWS, total=total))
+    )
     return missing
 
 
@@ -199,7 +201,9 @@ def _tiles(tally: Tally, training: TrainingLog | None, results: list[TaskResult]
         tiles.append(("mean margin", f"{margin:.3f}", "score of chosen minus rejected"))
     accuracy = training.last("accuracy") if training else None
     if training is not None and accuracy is not None:
-        tiles.append(("training accuracy", f"{accuracy:.2f}", f"mean of the last tenth of {len(training.steps):,} logged steps"))
+        tiles.append(
+            ("training accuracy", f"{accuracy:.2f}", f"mean of the last tenth of {len(training.steps):,} logged steps")
+        )
     for task in results:
         for line in task.lines:
             if line.name in ("acc@0.5", "acc@0.9", "s_loc") and line.before and line.after:

@@ -115,7 +115,7 @@ def cut_into_phrases(plain: str, spans: Sequence[dict[str, Any]]) -> tuple[list[
 
 
 def match_boxes(spans: Sequence[Sequence[Sequence[float]]], truth: np.ndarray) -> list[list[list[Any]]]:
-    """For each span its boxes, each with the object that it overlaps most, -1 where that IoU is not over 0.5, and the IoU.
+    """For each span its boxes, each with the object that it overlaps most and the IoU; -1 where that is not over 0.5.
 
     >>> match_boxes([[[0, 0, 10, 8]], [], [[50, 50, 60, 60]]], np.array([[0.0, 0, 10, 10]]))
     [[[[0.0, 0.0, 10.0, 8.0], 0, 0.8]], [], [[[50.0, 50.0, 60.0, 60.0], -1, 0.0]]]

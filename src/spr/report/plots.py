@@ -40,7 +40,13 @@ class Frame:
     """Axes from ``x_range`` and ``y_range`` to the plot's pixels, with their ticks."""
 
     def __init__(
-        self, x_range: tuple[float, float], y_range: tuple[float, float], x_label: str, y_label: str, *, whole: bool = False
+        self,
+        x_range: tuple[float, float],
+        y_range: tuple[float, float],
+        x_label: str,
+        y_label: str,
+        *,
+        whole: bool = False,
     ) -> None:
         self.x_range, self.y_range = _spread(*x_range), _spread(*y_range)
         self.labels, self._whole = (x_label, y_label), whole
@@ -57,20 +63,23 @@ class Frame:
 
     def axes(self) -> str:
         """Grid, ticks and labels."""
+        right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+        middle, height = LEFT + (right - LEFT) / 2, TOP + (bottom - TOP) / 2
         parts = []
         for tick in ticks(*self.y_range):
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(tick):.1f}" y2="{self.y(tick):.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{self.y(tick) + 3.5:.1f}" text-anchor="end">{_tick(tick)}</text>')
-        for tick in ticks(*self.x_range, whole=self._whole):
-            parts.append(f'<text x="{self.x(tick):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_tick(tick)}</text>')
-        bottom = HEIGHT - BOTTOM
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-        middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
-        parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(self.labels[0])}</text>')
-        height = TOP + (HEIGHT - TOP - BOTTOM) / 2
-        turned = f'transform="rotate(-90 11 {height})"'
-        parts.append(f'<text class="label" x="11" y="{height}" text-anchor="middle" {turned}>{escape(self.labels[1])}</text>')
+            y = self.y(tick)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(_text("", LEFT - 6, y + 3.5, _tick(tick), anchor="end"))
+        parts += [_text("", self.x(tick), bottom + 15, _tick(tick)) for tick in ticks(*self.x_range, whole=self._whole)]
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+        parts.append(_text("label", middle, HEIGHT - 5, self.labels[0]))
+        parts.append(_text("label", 11, height, self.labels[1], turned=True))
         return "".join(parts)
+
+
+def _text(style: str, x: float, y: float, text: str, *, anchor: str = "middle", turned: bool = False) -> str:
+    turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turn}>{escape(text)}</text>'
 
 
 def ticks(low: float, high: float, *, whole: bool = False, most: int = 5) -> list[float]:
@@ -92,7 +101,13 @@ def ticks(low: float, high: float, *, whole: bool = False, most: int = 5) -> lis
 
 
 def histogram(
-    title: str, series: Sequence[Series], x_label: str, *, bins: int = 30, whole: bool = False, x_range: tuple[float, float] | None = None
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    *,
+    bins: int = 30,
+    whole: bool = False,
+    x_range: tuple[float, float] | None = None,
 ) -> Markup:
     """Shares of each series' values by bin; what is not finite is left out.
 
@@ -111,7 +126,9 @@ def histogram(
         return Markup("")
     edges = _edges(everything, bins, whole, x_range)
     shares = [np.histogram(np.clip(column, edges[0], edges[-1]), edges)[0] / max(len(column), 1) for column in values]
-    frame = Frame((edges[0], edges[-1]), (0, max(float(share.max()) for share in shares) or 1), x_label, "share", whole=whole)
+    frame = Frame(
+        (edges[0], edges[-1]), (0, max(float(share.max()) for share in shares) or 1), x_label, "share", whole=whole
+    )
     parts = [frame.axes()]
     for one, share in zip(series, shares, strict=True):
         corners = [(frame.x(edges[0]), frame.y(0))]
@@ -119,13 +136,15 @@ def histogram(
             corners += [(frame.x(edges[k]), frame.y(height)), (frame.x(edges[k + 1]), frame.y(height))]
         corners.append((frame.x(edges[-1]), frame.y(0)))
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
-        parts.append(f'<polygon class="area {one.style}" points="{points}"/><polyline class="line {one.style}" points="{points}"/>')
-    about = "; ".join(
-        f"{one.name}: mean {_tick(float(column.mean()))}, middle half {_tick(float(np.percentile(column, 25)))} to {_tick(float(np.percentile(column, 75)))}"
-        for one, column in zip(series, values, strict=True)
-        if len(column)
-    )
+        parts.append(f'<polygon class="area {one.style}" points="{points}"/>')
+        parts.append(f'<polyline class="line {one.style}" points="{points}"/>')
+    about = "; ".join(_summary(one.name, column) for one, column in zip(series, values, strict=True) if len(column))
     return svg(title, about, "".join(parts))
+
+
+def _summary(name: str, values: np.ndarray) -> str:
+    low, high = np.percentile(values, [25, 75])
+    return f"{name}: mean {_tick(float(values.mean()))}, middle half {_tick(float(low))} to {_tick(float(high))}"
 
 
 def _edges(values: np.ndarray, bins: int, whole: bool, x_range: tuple[float, float] | None) -> np.ndarray:
@@ -138,7 +157,15 @@ def _edges(values: np.ndarray, bins: int, whole: bool, x_range: tuple[float, flo
     return np.linspace(low, high, bins + 1)
 
 
-def lines(title: str, curves: Sequence[Curve], x_label: str, y_label: str, *, y_range: tuple[float, float] | None = None, dots: bool = False) -> Markup:
+def lines(
+    title: str,
+    curves: Sequence[Curve],
+    x_label: str,
+    y_label: str,
+    *,
+    y_range: tuple[float, float] | None = None,
+    dots: bool = False,
+) -> Markup:
     """Lines, with their intervals as bars where they have them."""
     xs = np.concatenate([np.asarray(curve.xs, dtype=np.float64) for curve in curves])
     ys = np.concatenate([np.asarray(curve.ys, dtype=np.float64) for curve in curves])
@@ -146,7 +173,9 @@ def lines(title: str, curves: Sequence[Curve], x_label: str, y_label: str, *, y_
     if not len(xs):
         return Markup("")
     reach = np.concatenate([ys, bounds])
-    frame = Frame((float(xs.min()), float(xs.max())), y_range or _padded(float(reach.min()), float(reach.max())), x_label, y_label)
+    frame = Frame(
+        (float(xs.min()), float(xs.max())), y_range or _padded(float(reach.min()), float(reach.max())), x_label, y_label
+    )
     parts = [frame.axes()]
     for number, curve in enumerate(curves):
         # Intervals of two curves at one place would hide each other.
@@ -161,16 +190,23 @@ def lines(title: str, curves: Sequence[Curve], x_label: str, y_label: str, *, y_
                 parts.append(f'<path class="interval {curve.style}" d="{path}"/>')
         if dots or len(spots) == 1:
             parts += [_mark(number, x, y, curve.style) for x, y in spots]
-    about = "; ".join(f"{curve.name}: from {_tick(float(curve.ys[0]))} to {_tick(float(curve.ys[-1]))}" for curve in curves if len(curve.ys))
+    about = "; ".join(
+        f"{curve.name}: from {_tick(float(curve.ys[0]))} to {_tick(float(curve.ys[-1]))}"
+        for curve in curves
+        if len(curve.ys)
+    )
     return svg(title, about, "".join(parts))
 
 
-def density(title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], marks: Sequence[tuple[str, str, float, float]]) -> Markup:
+def density(
+    title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], marks: Sequence[tuple[str, str, float, float]]
+) -> Markup:
     """Where points lie, as a grid of cells: the darker, the more (by the logarithm of their number).
 
     Args:
         title: What is shown.
-        x, y: ``(n,)`` positions.
+        x: ``(n,)`` positions from the left.
+        y: ``(n,)`` positions from below, 0 to 1.
         labels: Of both axes.
         marks: Name, style, x and y of points to be marked, such as means.
     """
@@ -183,12 +219,14 @@ def density(title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], m
     top = math.log1p(float(counts.max()))
     parts = [frame.axes()]
     for i, j in zip(*np.nonzero(counts), strict=True):
-        left, right, upper, lower = frame.x(columns[i]), frame.x(columns[i + 1]), frame.y(rows[j + 1]), frame.y(rows[j])
+        left, upper = frame.x(columns[i]), frame.y(rows[j + 1])
+        width, height = frame.x(columns[i + 1]) - left, frame.y(rows[j]) - upper
+        place = f'x="{left:.1f}" y="{upper:.1f}" width="{width:.1f}" height="{height:.1f}"'
         opacity = 0.15 + 0.85 * math.log1p(counts[i, j]) / top
-        parts.append(
-            f'<rect class="cell" x="{left:.1f}" y="{upper:.1f}" width="{right - left:.1f}" height="{lower - upper:.1f}" opacity="{opacity:.2f}"/>'
-        )
-    parts += [_mark(number, frame.x(px), frame.y(py), f"ringed {style}") for number, (_, style, px, py) in enumerate(marks)]
+        parts.append(f'<rect class="cell" {place} opacity="{opacity:.2f}"/>')
+    parts += [
+        _mark(number, frame.x(px), frame.y(py), f"ringed {style}") for number, (_, style, px, py) in enumerate(marks)
+    ]
     about = "; ".join(f"{name}: {_tick(px)}, {_tick(py)}" for name, _, px, py in marks)
     return svg(title, about, "".join(parts))
 

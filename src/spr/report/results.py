@@ -89,9 +89,7 @@ def read_results(run: Path) -> list[TaskResult]:
 
 def _damaged(path: Path, got: object) -> RunError:
     expected = '{"before": {TASK: RESULT}, "after": {…}} with RESULT as `spr evaluate --out` writes it'
-    return RunError(
-        f"{path} holds no metrics", got=got, expected=expected, fix="evaluate again, or move the file away"
-    )
+    return RunError(f"{path} holds no metrics", got=got, expected=expected, fix="evaluate again, or move the file away")
 
 
 def _task(name: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> TaskResult:
@@ -118,7 +116,9 @@ def _task(name: str, before: dict[str, Any] | None, after: dict[str, Any] | None
             for kind, found in curves.items()
             if any(len(points) > 1 for points in found.values())
         },
-        problems={name: (sides[0].get("problems", {}).get(name), sides[1].get("problems", {}).get(name)) for name in problems},
+        problems={
+            name: (sides[0].get("problems", {}).get(name), sides[1].get("problems", {}).get(name)) for name in problems
+        },
         protocol=sides[1].get("protocol") or sides[0].get("protocol") or {},
     )
 

@@ -40,7 +40,7 @@ class Thumbnails:
     def attach(
         self, items: Iterable[T], image_of: Callable[[T], tuple[str, int, int]]
     ) -> Iterator[tuple[T, dict[str, Any]]]:
-        """Each item with its image's ``{"src": …}`` or ``{"problem": …, "detail": …}``, in order, made some items ahead.
+        """Each item, in order, with ``{"src": …}`` or ``{"problem": …, "detail": …}``; made some items ahead.
 
         Args:
             items: Whatever has an image.
@@ -82,12 +82,12 @@ class Thumbnails:
         except ImageProblem as problem:
             return {"problem": problem.reason, "detail": str(problem)}
         # Numbers, not the images' own names: those may hold anything.
-        kind, options = ("png", {}) if max(picture.size) <= _LOSSLESS else ("jpg", {"quality": 75})
+        kind = "png" if max(picture.size) <= _LOSSLESS else "jpg"
         source = f"thumbs/{number // _A_FOLDER:04d}/{number:07d}.{kind}"
         path = self._folder / source
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, **options)
+            picture.save(path, quality=75)
         except OSError as error:
             raise RunError(f"{path} can't be written", got=error, fix="make room, or choose another --out") from None
         return {"src": source}

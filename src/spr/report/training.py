@@ -35,7 +35,7 @@ class TrainingLog:
         steps: ``(steps,)``, rising; of a step that was done again after a resume, the last line counts.
         values: By name of the log's field, ``(steps,)`` float64; NaN where a line has no finite number.
         settings: Of its last ``start`` line.
-        others: Lines with other events than steps: the event and the rest, as texts.
+        dropped: Pairs that the training left out, by reason.
         broken: Lines that could not be read.
         finished: Whether there is an ``end`` line.
     """
@@ -68,7 +68,7 @@ def read_training(run: Path) -> TrainingLog | None:
     lines = [by_step[step] for step in sorted(by_step)]
     names = sorted({name for line in lines for name in line} - {"event", "step"})
     values = {name: np.array([_number(line.get(name)) for line in lines]) for name in names}
-    settings = next((event for event in reversed(events) if event.get("event") == "start"), {})
+    settings: dict[str, Any] = next((event for event in reversed(events) if event.get("event") == "start"), {})
     return TrainingLog(
         steps=np.array(sorted(by_step), dtype=np.float64),
         values={name: column for name, column in values.items() if np.isfinite(column).any()},

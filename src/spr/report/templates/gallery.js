@@ -6,7 +6,7 @@
   const form = $("#filters"), cards = $("#cards"), status = $("#status"), gallery = $("#gallery");
   const pagers = [...document.querySelectorAll("[data-pager]")];
   const KEPT_FILES = 60;
-  let index = null, order = [], page = 0, turn = 0;
+  let index = null, order = [], page = 0, turn = 0, recalling = false;
 
   /* Data files: each calls a function of SPR. */
   const pages = new Map(), waiting = new Map();
@@ -148,7 +148,9 @@
   function recall() {
     if (!location.hash.startsWith("#gallery?")) return false;
     const state = new URLSearchParams(location.hash.slice("#gallery?".length));
+    recalling = true;
     form.reset();
+    recalling = false;
     for (const name of [...FIELDS, "per"]) {
       const text = state.get(name);
       if (text === null) continue;
@@ -192,7 +194,10 @@
   }
   form.addEventListener("input", changed);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => { toggles(); page = 0; select(); show(); }));
+  form.addEventListener("reset", () => {
+    // The fields have their first values only after this event.
+    if (!recalling) setTimeout(() => { toggles(); page = 0; select(); show(); });
+  });
   addEventListener("hashchange", () => { if (index && recall()) { select(); show({ scroll: true }); } });
 
   gallery.addEventListener("keydown", (event) => {
