@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from html import unescape
 
 import pytest
@@ -281,3 +283,15 @@ def test_the_pairs_stage_of_a_killed_run_is_not_finished(make_run):
     store.save(manifest)
     with pytest.raises(RunError, match="unfinished stage"):
         write_report(run)
+
+
+def test_the_command_prints_where_the_report_is_and_mistakes_without_a_traceback(make_run, tmp_path):
+    run = make_run(pairs=1).write()
+    command = [sys.executable, "-m", "spr", "report"]
+    done = subprocess.run([*command, run, "--out", tmp_path / "r"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"Report:  {tmp_path / 'r' / 'index.html'}\n"
+    failed = subprocess.run([*command, tmp_path / "gone"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"spr: {tmp_path / 'gone'} is not a run folder.")
+    assert "spr run CONFIG --out" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -12,6 +12,7 @@ from spr.report.funnel import read_log
 from spr.report.page import write_report
 from spr.report.results import read_results
 from spr.report.training import read_training, thin
+from spr.store import dropped_table, write_table
 
 
 def step(number, **values):
@@ -72,10 +73,15 @@ def test_the_last_tenth_of_the_steps_is_what_the_summary_tells(make_run):
 
 def test_pairs_left_out_of_training_are_told_by_reason(make_run):
     maker = make_run()
-    maker.log_training(
-        [step(1, loss=1), {"event": "dropped", "reasons": {"too_long": 3}}, {"event": "dropped", "reason": "x"}]
+    maker.log_training([step(1, loss=1)])
+    drops = dropped_table("training", "pair", [("0/0", "too_long"), ("1/0", "too_long"), ("2/0", "image_missing")])
+    write_table(maker.folder / "training" / "dropped.parquet", drops)
+    index = write_report(maker.write())
+    text = index.read_text(encoding="utf-8")
+    assert "Pairs left out of the training: 2 too long, 1 image missing." in text
+    assert (
+        '"stage":"training","kind":"pair","reason":"too_long"' in (index.parent / "gallery" / "dropped.js").read_text()
     )
-    assert read_training(maker.folder).dropped == {"too_long": 3, "x": 1}
 
 
 def test_no_log_and_a_log_without_steps_are_no_training(make_run):
@@ -100,7 +106,7 @@ def result(task="rec", n=10, **metrics):
         "n": n,
         "metrics": metrics,
         "groups": {},
-        "problems": {"missing": 1},
+        "problems": {"missing": {"count": 1, "ids": ["7"]}, "malformed": 2},
     }
 
 
@@ -123,6 +129,7 @@ def test_differences_say_what_is_better_and_what_is_not(make_run):
     }
     write_metrics(run, {"rec": result(**old)}, {"rec": result(**new)})
     (task,) = read_results(run)
+    assert task.problems == {"missing": (1, 1), "malformed": (2, 2)}
     lines = {line.name: (str(line.before), str(line.after), line.difference, line.better) for line in task.lines}
     assert lines == {
         "acc@0.5": ("0.8100 (0.7900–0.8300)", "0.8000 (0.7800–0.8200)", "−0.0100", False),

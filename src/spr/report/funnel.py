@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from spr.annotations.reasons import DROP_REASONS
 from spr.images import IMAGE_DROP_REASONS
 from spr.pipeline.runner import STAGES
-from spr.store import StageStore, reasons_sorted
+from spr.store import StageStore, count_reasons, read_table, reasons_sorted
 
 LISTED = 200
 """Ids listed a reason; `RUN/dropped.parquet` has all."""
@@ -110,6 +110,23 @@ def count_stages(run: Path, events: list[dict[str, Any]]) -> list[StageCount]:
         seconds = took.get(stage.name)
         counts.append(StageCount(stage.name, stage.unit, manifest.rows, lost, manifest.complete, seconds, drops))
     return counts
+
+
+def training_drops(run: Path) -> list[Drop]:
+    """The pairs that the training left out, from `RUN/training/dropped.parquet`; none where it has not begun.
+
+    Raises:
+        RunError: if the table is damaged.
+    """
+    path = run / "training" / "dropped.parquet"
+    if not path.is_file():
+        return []
+    table = read_table(path)
+    drops = []
+    for name, count in reasons_sorted(count_reasons(table)):
+        kind, _, reason = name.partition(": ")
+        drops.append(Drop("training", kind, reason, count, reason.replace("_", " "), _ids_of(table, name, LISTED)))
+    return drops
 
 
 def _first_ids(store: StageStore, wanted: set[str]) -> dict[str, list[str]]:

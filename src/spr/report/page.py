@@ -15,7 +15,7 @@ from spr.errors import RunError
 from spr.progress import Progress
 from spr.report import charts, facts
 from spr.report.folder import check_target, replaced_folder
-from spr.report.funnel import StageCount, count_stages, read_log
+from spr.report.funnel import Drop, StageCount, count_stages, read_log, training_drops
 from spr.report.joined import SCORE_NAMES, SIDES, JoinedPair, joined_shards
 from spr.report.payload import GalleryIndex, is_long, pair_payload, shorten
 from spr.report.results import TaskResult, read_results
@@ -30,8 +30,6 @@ PAGE_ROWS = 20
 """Pairs in one of the gallery's data files."""
 MAX_PAIRS = 10_000
 """Pairs in the gallery by default: as many as the paper has."""
-COMMANDS = {"training": "`spr train` makes it.", "results": "`spr evaluate` makes results."}
-"""What a section says whose stage has not run."""
 CATEGORIES = 25
 """Categories listed; the most frequent."""
 
@@ -63,20 +61,21 @@ def write_report(
         raise RunError(f"{run} is not a run folder", got=got, fix=f"make one with `spr run CONFIG --out {run}`")
     out = run / "report" if out is None else out
     check_target(out)
-    config = load_config(run / "config.yaml")
     total = StageStore(run / "pairs").finished().rows
+    config = load_config(run / "config.yaml")
     # What is quick to find broken is looked at before the slow part.
     results, training = read_results(run), read_training(run)
     events, _ = read_log(run / "log.jsonl")
     stages = count_stages(run, events)
+    left_out, all_drops = training_drops(run), [drop for stage in stages for drop in stage.drops]
     tally, missing = Tally(), 0
     with replaced_folder(out) as folder:
         missing = _write_gallery(run, folder, config, tally, total=total, max_pairs=max_pairs)
-        _write_text(folder / "gallery" / "dropped.js", call_script("SPR.dropped", _drop_rows(stages)))
+        _write_text(folder / "gallery" / "dropped.js", call_script("SPR.dropped", _drop_rows([*all_drops, *left_out])))
         for name in ("pair.js", "gallery.js"):
             _write_text(folder / name, (TEMPLATES / name).read_text(encoding="utf-8"))
         context = _context(run, config, tally, stages, events, training, results)
-        context |= {"shown": min(total, max_pairs), "missing": missing}
+        context |= {"shown": min(total, max_pairs), "missing": missing, "left_out": left_out}
         _write_text(folder / "index.html", _render(context))
     if missing:
         say(f"{missing:,} images could not be shown; their places say why")
@@ -128,7 +127,7 @@ def _write_text(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", errors="replace"))
 
 
-def _drop_rows(stages: list[StageCount]) -> list[dict[str, Any]]:
+def _drop_rows(drops: list[Drop]) -> list[dict[str, Any]]:
     return [
         {
             "stage": drop.stage,
@@ -138,8 +137,7 @@ def _drop_rows(stages: list[StageCount]) -> list[dict[str, Any]]:
             "count": drop.count,
             "ids": drop.ids,
         }
-        for stage in stages
-        for drop in stage.drops
+        for drop in drops
     ]
 
 
@@ -179,7 +177,6 @@ def _context(
         "input": facts.input_of(run),
         "config": config.to_yaml(),
         "sides": SIDES,
-        "commands": COMMANDS,
         "weight": config.scoring.semantic_weight,
     }
 

@@ -64,6 +64,7 @@ def _side_payload(pair: JoinedPair, side: Side, truth: np.ndarray, unmatched: st
         "scores": candidate["scores"],
         "located": pair.located[side][0],
         "words": words(row, side),
+        "plainWords": len(plain.split()),
         "raw": row[side],
         "text": text,
         "loose": loose,

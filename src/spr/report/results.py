@@ -12,8 +12,8 @@ from typing import Any
 from spr.errors import RunError
 
 WHEN = ("before", "after")
-_LOWER_IS_BETTER = {"unmatched_boxes", "wer", "hallucination"}
-_NEITHER = {"words", "yes", "yes_ratio", "share_of_yes"}
+_LOWER_IS_BETTER = {"unmatched_boxes"}
+_NEITHER = {"words", "yes_share"}
 _AT_IOU = re.compile(r"(acc|recall)@(0?\.\d+)")
 
 
@@ -102,7 +102,8 @@ def _task(name: str, before: dict[str, Any] | None, after: dict[str, Any] | None
             value = _value(entry)
             if at and value is not None:
                 curves.setdefault(at[1], {}).setdefault(when, []).append((float(at[2]), value))
-    problems = dict.fromkeys(problem for side in sides for problem in side.get("problems", {}))
+    found = [{kind: _count(entry) for kind, entry in side.get("problems", {}).items()} for side in sides]
+    problems = dict.fromkeys(kind for side in found for kind in side)
     return TaskResult(
         task=name,
         n=(sides[0].get("n"), sides[1].get("n")),
@@ -116,11 +117,14 @@ def _task(name: str, before: dict[str, Any] | None, after: dict[str, Any] | None
             for kind, found in curves.items()
             if any(len(points) > 1 for points in found.values())
         },
-        problems={
-            name: (sides[0].get("problems", {}).get(name), sides[1].get("problems", {}).get(name)) for name in problems
-        },
+        problems={kind: (found[0].get(kind), found[1].get(kind)) for kind in problems},
         protocol=sides[1].get("protocol") or sides[0].get("protocol") or {},
     )
+
+
+def _count(problem: Any) -> Any:
+    """How many answers have a problem; a result may name some of them besides."""
+    return problem["count"] if isinstance(problem, dict) else problem
 
 
 def _lines(before: dict[str, Any], after: dict[str, Any]) -> list[MetricLine]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ class TrainingLog:
         steps: ``(steps,)``, rising; of a step that was done again after a resume, the last line counts.
         values: By name of the log's field, ``(steps,)`` float64; NaN where a line has no finite number.
         settings: Of its last ``start`` line.
-        dropped: Pairs that the training left out, by reason.
         broken: Lines that could not be read.
         finished: Whether there is an ``end`` line.
     """
@@ -43,7 +41,6 @@ class TrainingLog:
     steps: np.ndarray
     values: dict[str, np.ndarray]
     settings: dict[str, Any]
-    dropped: dict[str, int]
     broken: int
     finished: bool
 
@@ -73,25 +70,9 @@ def read_training(run: Path) -> TrainingLog | None:
         steps=np.array(sorted(by_step), dtype=np.float64),
         values={name: column for name, column in values.items() if np.isfinite(column).any()},
         settings={key: value for key, value in settings.items() if key != "event"},
-        dropped=_dropped(events),
         broken=broken,
         finished=any(event.get("event") == "end" for event in events),
     )
-
-
-def _dropped(events: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Pairs that the training left out, by reason: from lines that count reasons, or name one each."""
-    counts: dict[str, int] = {}
-    for event in events:
-        if event.get("event") != "dropped":
-            continue
-        reasons = event.get("reasons")
-        if isinstance(reasons, dict):
-            counts |= {str(name): int(value) for name, value in reasons.items() if isinstance(value, int)}
-        elif isinstance(event.get("reason"), str):
-            count = event.get("count", 1)
-            counts[event["reason"]] = counts.get(event["reason"], 0) + (count if isinstance(count, int) else 1)
-    return counts
 
 
 def _is_step(value: object) -> bool:

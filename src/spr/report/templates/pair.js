@@ -139,7 +139,7 @@ const SPR = {};
     if (!side.text.length && !side.loose.length) text.append(el("small", "", "(no words)"));
     const boxes = side.spans.reduce((sum, found) => sum + found.length, 0) + (side.boxesCut || 0);
     const what = name === "chosen" ? "Chosen, refined" : "Rejected, as generated";
-    const from = `from ${side.kind}; ${count(boxes, "box").replace("boxs", "boxes")}, ${count(side.words, "word")}`;
+    const from = `from ${side.kind}; ${count(boxes, "box").replace("boxs", "boxes")}, ${count(side.plainWords, "word")}`;
     return [
       el("h4", "", [document.createTextNode(`${what} `), el("span", "", from)]),
       text,
