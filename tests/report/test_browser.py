@@ -11,6 +11,7 @@ from spr.records import Span
 from spr.report.page import write_report
 
 PAIRS = 45
+CUP, SECOND_CUP = (20.0, 20.0, 40.0, 40.0), (50.0, 20.0, 70.0, 40.0)
 EVIL = "<img src=x onerror=window.hacked=1> </script><script>window.hacked=1</script>"
 LONG = "a dog " * 17_000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -31,7 +32,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(make_module_run):
-    """Pairs 0 to 44; 1 is hostile, 2 long, 3 has no picture; trained and with results."""
+    """Pairs 0 to 44; 1 is hostile, 2 long, 3 has no picture, 4 a phrase with two boxes; trained and with results."""
     maker = make_module_run(pairs=PAIRS)
     row = maker.regions[1].to_row()
     row["objects"] = [{**item, "category": EVIL} for item in row["objects"]]
@@ -48,6 +49,9 @@ def report(make_module_run):
     )
     maker.change("candidates", 5, plain_text=LONG, spans=())
     maker.change("pairs", 2, rejected=LONG, rejected_spans=())
+    both = (Span("two cups", 0, 8, (CUP, SECOND_CUP)),)
+    maker.change("candidates", 9, plain_text="two cups", spans=both)
+    maker.change("pairs", 4, rejected_spans=both)
     (maker.images / "3.png").unlink()
     maker.drops["pairs"] = (
         "query",
@@ -235,6 +239,19 @@ def test_phrase_and_box_stand_out_together_under_the_pointer(open_page):
     assert lit(card, ".mark") == 1
     page.mouse.move(5, 5)
     assert lit(card, ".phrase") == 0
+
+
+def test_a_phrase_with_two_boxes_lights_both_and_each_of_them_the_phrase_and_the_other(open_page):
+    page = open_page()
+    card = page.locator(".card").nth(4)
+    assert card.locator(".rejected .chip").all_inner_texts() == ["1", "2"]
+    card.locator(".rejected .phrase").focus()
+    assert lit(card, ".rejected .answer") == 2
+    card.locator(".rejected .answer").first.focus()
+    assert lit(card, ".rejected .phrase") == 1
+    assert lit(card, ".rejected .answer") == 2
+    # Of the other answer, only the cup that this box lies on.
+    assert card.locator(".chosen .phrase.lit").all_inner_texts() == ["a cup"]
 
 
 def test_phrase_and_box_stand_out_together_in_focus_and_when_kept(open_page):

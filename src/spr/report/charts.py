@@ -150,7 +150,7 @@ def _means(series: Sequence[Series], digits: int) -> str:
     for one in series:
         low, high = np.percentile(one.values, [5, 95])
         texts.append(f"{one.name} {np.mean(one.values):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})")
-    return "Mean (5–95 %): " + ", ".join(texts) + "."
+    return f"Mean (5–95 %): {', '.join(texts)}.".replace("-", "−")
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> str:
