@@ -6,13 +6,23 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: quickstart test lint format docs clean
+.PHONY: quickstart test chromium lint format docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/spr quickstart --out $(OUT)
 
-test: $(STAMP)
+test: $(STAMP) chromium
 	$(BIN)/python -m pytest -n 2 -q
+
+# The report is tested in a browser. Without one those tests are skipped, or fail where CI=true.
+chromium:
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } >/dev/null || \
+	    echo "Chromium could not be installed: the browser tests are skipped."; \
+	else \
+	  echo "No Chromium: the browser tests are skipped. To run them: sudo apt-get install -y chromium"; \
+	fi
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spr.images import IMAGE_DROP_REASONS, ImageProblem, Orientation, check_image, load_image, resolve_image
+from spr.images import (
+    IMAGE_DROP_REASONS,
+    ImageProblem,
+    Orientation,
+    check_image,
+    load_image,
+    load_thumbnail,
+    resolve_image,
+)
 
 SIZE = (64, 32)
 
@@ -301,3 +309,52 @@ def test_a_problem_survives_the_way_between_processes() -> None:
     problem = ImageProblem("image_missing", "a.jpg", got="x", expected="y")
     copy = pickle.loads(pickle.dumps(problem))  # noqa: S301 - our own bytes
     assert (copy.reason, copy.file_name, str(copy)) == ("image_missing", "a.jpg", str(problem))
+
+
+@pytest.mark.parametrize("side", [640, 100, 33])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_thumbnail_is_the_image_made_small(tmp_path: Path, suffix: str, side: int) -> None:
+    ramp = np.add.outer(np.arange(600) / 600 * 120, np.arange(900) / 900 * 120).astype(np.uint8)
+    picture = Image.fromarray(np.stack([ramp, 255 - ramp, ramp // 2], axis=-1))
+    name = save(tmp_path / f"a.{suffix}", picture, **({"quality": 95} if suffix == "jpg" else {}))
+    small = load_thumbnail(tmp_path, name, (900, 600), side=side)
+    # 900×600 to a longer side of 640, 100 and 33.
+    assert small.size == {640: (640, 427), 100: (100, 67), 33: (33, 22)}[side]
+    whole = load_image(tmp_path, name, (900, 600)).resize(small.size, Image.Resampling.BOX)
+    difference = np.abs(np.asarray(small).astype(int) - np.asarray(whole).astype(int))
+    # Smooth ramps: JPEG's own scaling and another filter change no pixel by much.
+    assert difference.max() <= 6
+
+
+def test_a_thumbnail_is_never_larger_than_its_image_and_may_be_a_line(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.png")
+    assert load_thumbnail(tmp_path, name, SIZE, side=640).size == SIZE
+    line = save(tmp_path / "b.png", Image.new("RGB", (900, 1)))
+    assert load_thumbnail(tmp_path, line, (900, 1), side=90).size == (90, 1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_thumbnail_is_turned_as_the_image_is(tmp_path: Path, suffix: str) -> None:
+    big = Image.new("RGB", (640, 320), (255, 0, 0))
+    big.paste((0, 0, 255), (320, 0, 640, 320))
+    # Stored lying with red on the left; a quarter turn clockwise (6) brings red to the top.
+    name = save(tmp_path / f"a.{suffix}", big, orientation=6)
+    small = load_thumbnail(tmp_path, name, (320, 640), side=64)
+    assert small.size == (32, 64)
+    assert corners(small) == ("r", "r", "b", "b")
+    assert corners(load_image(tmp_path, name, (320, 640))) == ("r", "r", "b", "b")
+
+
+def test_a_thumbnail_is_refused_for_the_reasons_of_its_image(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / name).read_bytes()[:300])
+    for file_name, size_wh, options in (
+        ("gone.jpg", SIZE, {}),
+        ("cut.jpg", SIZE, {}),
+        ("../a.jpg", SIZE, {}),
+        (name, (32, 32), {}),
+        (name, SIZE, {"max_pixels": 100}),
+    ):
+        with pytest.raises(ImageProblem) as caught:
+            load_thumbnail(tmp_path, file_name, size_wh, side=16, **options)
+        assert caught.value.reason == reason(tmp_path, file_name, size_wh, **options)

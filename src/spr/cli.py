@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import convert, evaluate, run, scenes, text, train
+from spr.commands import convert, evaluate, report, run, scenes, text, train
 from spr.errors import SprError
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ for command in (
     evaluate.evaluate,
     evaluate.compare,
     evaluate.lvis_questions,
+    report.report,
     run.show,
     text.text,
     scenes.scenes,

@@ -176,6 +176,48 @@ def load_image(
         return rgb.copy() if rgb is image else rgb
 
 
+def load_thumbnail(
+    root: Path,
+    file_name: str,
+    size_wh: tuple[int, int],
+    *,
+    side: int,
+    orientation: Orientation = "auto",
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """The image of `load_image`, its longer side at most ``side`` pixels; never enlarged.
+
+    JPEG is decoded at the smallest of its scales that is no smaller than that, which is what makes it fast.
+
+    Args:
+        root: The images' folder.
+        file_name: The image in it, a relative path.
+        size_wh: Annotated width and height in pixels.
+        side: The longer side's most pixels.
+        orientation: What an EXIF orientation does.
+        max_pixels: The most pixels, width times height, that are decoded.
+
+    Raises:
+        ImageProblem: with one of `IMAGE_DROP_REASONS`.
+    """
+    scale = min(1.0, side / max(size_wh))
+    small_wh = max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))
+    with ExitStack() as stack:
+        image = _open(root, file_name, max_pixels, stack)
+        turn = _turn(image, file_name, size_wh, orientation)
+        stored_wh = small_wh if image.size == tuple(size_wh) else small_wh[::-1]
+        try:
+            image.draft(image.mode, stored_wh)
+            image.load()
+            _check_mode(image, file_name)
+            rgb = _to_rgb(ImageOps.exif_transpose(image) if turn else image)
+            return rgb.resize(small_wh, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        except ImageProblem:
+            raise
+        except Exception as error:
+            raise _unreadable(file_name, error) from error
+
+
 def _open(root: Path, file_name: str, max_pixels: int, stack: ExitStack) -> Image.Image:
     """The image with its header read, to be closed by the stack."""
     path = resolve_image(root, file_name)

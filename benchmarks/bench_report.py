@@ -1,0 +1,151 @@
+"""Claim: the report of 10,000 pairs takes under 60 seconds on two cores, and under 1 second to first paint.
+
+The run is made with the fakes on a few hundred generated photographs and then repeated under other ids until there are
+enough pairs; every pair has an image file of its own. Paint is what headless Chromium reports for the page opened from
+disk, in a fresh profile each time; `gallery` is when the first pair is drawn.
+
+    python benchmarks/bench_report.py [--pairs 10000] [--size 640x480] [--opens 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageFilter
+
+from spr.config import make_config
+from spr.pipeline.runner import run
+from spr.report.page import write_report
+from spr.store import Manifest, StageOutput, StageStore, dropped_table, read_table
+
+BASE = 250
+"""Images that are made; the others are the same under other names."""
+IDS = ("query_id", "image_id", "candidate_id", "chosen_candidate", "rejected_candidate", "file_name")
+WATCH = """
+new MutationObserver((_, observer) => {
+  if (document.querySelector(".card")) { window.firstCard = performance.now(); observer.disconnect(); }
+}).observe(document, {childList: true, subtree: true});
+"""
+
+
+def make_photograph(number: int, size_wh: tuple[int, int]) -> Image.Image:
+    """Blurred blocks with some grain: as hard to decode as a photograph, about 60 kB at 640×480."""
+    draw = np.random.default_rng(number)
+    blocks = Image.fromarray(draw.integers(0, 255, (24, 32, 3), dtype=np.uint8)).resize(
+        size_wh, Image.Resampling.BICUBIC
+    )
+    picture = np.asarray(blocks.filter(ImageFilter.GaussianBlur(3))).astype(np.int16)
+    return Image.fromarray(np.clip(picture + draw.integers(-9, 10, picture.shape), 0, 255).astype(np.uint8))
+
+
+def make_run(folder: Path, pairs: int, size_wh: tuple[int, int]) -> Path:
+    """A run folder with that many pairs, each with its own image file."""
+    images, out = folder / "images", folder / "run"
+    images.mkdir()
+    coco: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    coco["categories"] = [{"id": k, "name": f"category {k}"} for k in range(80)]
+    draw = np.random.default_rng(0)
+    for k in range(BASE):
+        make_photograph(k, size_wh).save(images / f"0-{k}.jpg", quality=88)
+        coco["images"].append({"id": k, "file_name": f"0-{k}.jpg", "width": size_wh[0], "height": size_wh[1]})
+        for j in range(14):
+            sides = draw.uniform(40, 160, 2)
+            corner = draw.uniform(0, 1, 2) * (np.array(size_wh) - sides)
+            box = [float(v) for v in (*corner, *sides)]
+            entry = {"id": 100 * k + j, "image_id": k, "category_id": int(draw.integers(80)), "bbox": box, "iscrowd": 0}
+            coco["annotations"].append(entry)
+    (folder / "instances.json").write_text(json.dumps(coco), encoding="utf-8")
+    config = make_config(
+        {
+            "annotations": {"path": str(folder / "instances.json"), "images": str(images)},
+            "describer": {"adapter": "fake"},
+            "scorer": {"adapter": "fake"},
+            "detector": {"adapter": "none"},
+        }
+    )
+    run(config, out)
+    for stage in ("regions", "candidates", "scores", "pairs"):
+        repeat(StageStore(out / stage), -(-pairs // read_table(out / "pairs" / "part-00000.parquet").num_rows))
+    for copy in range(1, len(StageStore(out / "pairs").finished().shards)):
+        for k in range(BASE):
+            os.link(images / f"0-{k}.jpg", images / f"{copy}-{k}.jpg")
+    return out
+
+
+def repeat(store: StageStore, times: int) -> None:
+    """The stage's one shard so many times, each with ids and file names of its own."""
+    table = read_table(store.part(0))
+    before = store.finished()
+    manifest = Manifest(before.stage, before.fingerprint, source=before.source, complete=True)
+    for index in range(times):
+        copied = table
+        for position, name in enumerate(table.schema.names):
+            if name in IDS:
+                old = pc.replace_substring_regex(table[name], r"^0-", "") if name == "file_name" else table[name]
+                renamed = pc.binary_join_element_wise(pa.scalar(str(index)), old, "-")
+                copied = copied.set_column(position, table.schema.field(name), renamed)
+        nothing = dropped_table(before.stage, "image", [])
+        manifest.shards.append(store.write_shard(index, StageOutput(copied, nothing), inputs=len(copied)))
+    store.save(manifest)
+
+
+def paint(page: Path, opens: int) -> tuple[list[float], list[float]]:
+    """Milliseconds to the first contentful paint and to the first pair, for each of ``opens`` fresh profiles."""
+    from playwright.sync_api import sync_playwright
+
+    painted, drawn = [], []
+    with sync_playwright() as playwright:
+        for _ in range(opens):
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            tab = browser.new_page(viewport={"width": 1280, "height": 900})
+            tab.add_init_script(WATCH)
+            tab.goto(page.absolute().as_uri())
+            tab.wait_for_selector(".card")
+            # The entry of a paint comes a little after it.
+            tab.wait_for_timeout(500)
+            painted.append(tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+            drawn.append(tab.evaluate("window.firstCard"))
+            browser.close()
+    return painted, drawn
+
+
+def main() -> None:
+    """Measure and print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=10_000)
+    parser.add_argument("--size", default="640x480")
+    parser.add_argument("--opens", type=int, default=5)
+    arguments = parser.parse_args()
+    width, height = map(int, arguments.size.split("x"))
+    with tempfile.TemporaryDirectory() as name:
+        out = make_run(Path(name), arguments.pairs, (width, height))
+        pairs = StageStore(out / "pairs").finished().rows
+        started, used = time.perf_counter(), time.process_time()
+        index = write_report(out, max_pairs=arguments.pairs)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - used
+        files = [path for path in index.parent.rglob("*") if path.is_file()]
+        megabytes = sum(path.stat().st_size for path in files) / 1e6
+        painted, drawn = paint(index, arguments.opens)
+    shown = min(pairs, arguments.pairs)
+    rate = shown / seconds
+    print(f"{shown:,} pairs shown of {pairs:,}, images of {width}×{height}: {seconds:.1f} s ({rate:.0f} pairs/s)")
+    print(f"{cpu:.1f} s of CPU over all threads, {cpu / 2:.1f} s a core for two cores")
+    print(f"{len(files):,} files, {megabytes:,.0f} MB")
+    print(f"first paint {statistics.median(painted):.0f} ms, first pair {statistics.median(drawn):.0f} ms (medians)")
+    result = {"pairs": shown, "size": arguments.size, "seconds": seconds, "cpu_seconds": cpu, "megabytes": megabytes}
+    print(json.dumps({"benchmark": "report", **result, "paint_ms": painted, "first_pair_ms": drawn}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""`spr report`: what is in the page, what bad input gets, and that nothing of the user's is lost."""
+
+import json
+import re
+import subprocess
+import sys
+from html import unescape
+
+import pytest
+from PIL import Image
+
+from spr.errors import RunError
+from spr.records import Span
+from spr.report import page
+from spr.report.page import write_report
+from spr.report.plots import Series, histogram, ticks
+from spr.report.scripts import call_script
+from spr.store import StageStore
+
+
+def scripts(folder, pattern):
+    """The arguments of the calls in a report's data files."""
+    found = {}
+    for path in sorted((folder / "gallery").glob(pattern)):
+        text = path.read_text(encoding="ascii")
+        found[path.name] = json.loads("[" + re.fullmatch(r"SPR\.\w+\((.*)\);\n", text, re.DOTALL)[1] + "]")
+    return found
+
+
+def text_of(html):
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_the_page_tells_the_numbers_of_the_run(make_run):
+    run = make_run(pairs=3).write()
+    html = write_report(run).read_text(encoding="utf-8")
+    text = text_of(html)
+    # Margins 0.10, 0.11, 0.12; S_loc of the answers' own boxes 1 and 0.4 in every pair (see RunMaker).
+    assert "preference pairs 3 from 6 scored descriptions" in text
+    assert "S_loc, chosen 1.000 rejected 0.400" in text
+    assert "mean margin 0.110" in text
+    assert "replaced 3 50.0 %" in text
+    assert "box removed 3 50.0 %" in text
+    # Six objects lie inside: four cups (3 first ones, and the second of pair 1), two mugs. The rejected answers place
+    # the first of each pair.
+    assert re.search(r"cup 4 100 % 75 %", text)
+    assert re.search(r"mug 2 100 % 0 %", text)
+    # Kinds: chosen full, crop, crop_objects; rejected crop, crop_objects, full. So 2 candidates and 1 of each.
+    assert "full 2 0.250 0.350 0.300 0.600" in text
+    assert text.count("1 33 %") == 6
+    assert "fake" in text
+
+
+def test_lengths_that_differ_are_warned_of(make_run):
+    maker = make_run(pairs=2)
+    assert "may learn the length" not in write_report(maker.write()).read_text(encoding="utf-8")
+    for k in range(2):
+        # 8 words against 7 are within a quarter of each other; 24 against 7 are not: 24/7 = 3.43.
+        maker.change("pairs", k, chosen="a b c d e f g h " * 3)
+    text = unescape(write_report(maker.write()).read_text(encoding="utf-8"))
+    assert "3.43 times the rejected ones' words; training may learn the length" in text
+
+
+def test_sections_whose_stage_has_not_run_name_the_command(make_run):
+    text = text_of(write_report(make_run().write()).read_text(encoding="utf-8"))
+    assert "Not trained yet" in text
+    assert "spr train" in text
+    assert "Not evaluated yet" in text
+    assert "spr evaluate" in text
+
+
+def test_a_run_without_pairs_names_the_command_that_makes_them(make_run):
+    run = make_run().write()
+    (run / "pairs" / "manifest.json").unlink()
+    with pytest.raises(RunError, match=r"holds no finished stage(.|\n)*--until pairs"):
+        write_report(run)
+    assert not (run / "report").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_is_no_run_is_named(tmp_path, there):
+    folder = tmp_path / "x"
+    if there:
+        folder.mkdir()
+    with pytest.raises(RunError, match="is not a run folder"):
+        write_report(folder)
+
+
+def test_stages_that_do_not_fit_one_another_are_named(make_run):
+    maker = make_run()
+    maker.candidates.pop()
+    with pytest.raises(RunError, match=r"don't fit one another(.|\n)*2/0/b"):
+        write_report(maker.write())
+
+
+def test_a_second_report_replaces_the_first_and_keeps_what_the_user_put_there(make_run):
+    maker = make_run(pairs=3)
+    report = write_report(maker.write()).parent
+    assert len(list(report.glob("thumbs/*/*"))) == 3
+    (report / "notes.txt").write_text("mine")
+    maker.pairs = maker.pairs[:1]
+    write_report(maker.write())
+    assert (report / "notes.txt").read_text() == "mine"
+    assert len(list(report.glob("thumbs/*/*"))) == 1
+    assert [p.name for p in report.parent.iterdir() if p.name.endswith(".tmp")] == []
+
+
+def test_a_folder_that_is_no_report_is_left_alone(make_run, tmp_path):
+    run, other = make_run().write(), tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match="is no report, and stays as it is"):
+        write_report(run, other)
+    assert [p.name for p in other.iterdir()] == ["thesis.tex"]
+    with pytest.raises(RunError, match=r"got: +a file"):
+        write_report(run, other / "thesis.tex")
+    with pytest.raises(RunError, match="is no report"):
+        write_report(run, run)
+    assert write_report(run, tmp_path / "new" / "report").is_file()
+
+
+def test_what_fails_half_way_leaves_the_old_report(make_run, monkeypatch):
+    run = make_run().write()
+    before = write_report(run).read_bytes()
+
+    def fail(*_):
+        raise RunError("no space left")
+
+    monkeypatch.setattr(page, "_render", fail)
+    with pytest.raises(RunError, match="no space left"):
+        write_report(run)
+    assert (run / "report" / "index.html").read_bytes() == before
+    assert [p.name for p in run.iterdir() if p.name.startswith(".report")] == []
+
+
+def test_images_that_cannot_be_shown_are_counted_and_say_why(make_run):
+    maker = make_run(pairs=4)
+    (maker.images / "0.png").unlink()
+    (maker.images / "1.png").write_bytes(b"no image")
+    maker.change("pairs", 2, file_name="../outside.png")
+    said = []
+    report = write_report(maker.write(), say=said.append).parent
+    assert said == ["3 images could not be shown; their places say why"]
+    pairs = scripts(report, "page-*.js")["page-00000.js"][1]
+    problems = [pair["image"].get("problem") for pair in pairs]
+    assert problems == ["image_missing", "image_unreadable", "path_outside_images", None]
+    assert "3 of them have no picture" in text_of((report / "index.html").read_text(encoding="utf-8"))
+
+
+def test_pairs_of_one_image_share_its_thumbnail_which_is_upright_and_small(make_run):
+    maker = make_run(pairs=2)
+    # Stored lying (1600×1280), to be turned by a quarter: upright it is 1280×1600, which becomes 512×640.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (1600, 1280), (200, 30, 30)).save(maker.images / "big.jpg", exif=exif)
+    for k in range(2):
+        maker.change("pairs", k, file_name="big.jpg", width=1280, height=1600)
+    report = write_report(maker.write()).parent
+    (thumbnail,) = report.glob("thumbs/*/*")
+    with Image.open(thumbnail) as picture:
+        assert picture.size == (512, 640)
+        assert picture.format == "JPEG"
+
+
+def test_a_long_description_is_cut_and_its_whole_lies_in_a_file_of_its_own(make_run):
+    maker = make_run(pairs=2)
+    long = "a dog " * 17_000
+    spans = (Span("a dog", 0, 5, ((0.0, 60.0, 10.0, 70.0),)), Span("a dog", 6000, 6005, ((0.0, 60.0, 10.0, 70.0),)))
+    maker.change("candidates", 3, plain_text=long, spans=spans)
+    maker.change("pairs", 1, rejected=long, rejected_spans=spans)
+    report = write_report(maker.write()).parent
+    short = scripts(report, "page-*.js")["page-00000.js"][1][1]
+    side = short["sides"]["rejected"]
+    assert sum(len(words) for words, _ in side["text"]) == 2000
+    assert side["cut"] == 102_000
+    assert side["boxesCut"] == 1
+    assert (report / "gallery" / "page-00000.js").stat().st_size < 20_000
+    ((number, whole),) = scripts(report, "full-*.js").values()
+    assert number == 1
+    assert "".join(words for words, _ in whole["sides"]["rejected"]["text"]) == long
+    assert whole["sides"]["rejected"]["raw"] == long
+
+
+def test_pairs_beyond_the_limit_are_counted_but_not_shown(make_run):
+    run = make_run(pairs=30).write()
+    html = write_report(run, max_pairs=25).read_text(encoding="utf-8")
+    assert "The first 25 of 30 pairs are shown" in text_of(html)
+    assert "preference pairs 30" in text_of(html)
+    pages = scripts(run / "report", "page-*.js")
+    assert [len(rows) for _, rows in pages.values()] == [20, 5]
+    ((index,),) = scripts(run / "report", "index.js").values()
+    assert len(index["id"]) == 25
+    assert index["margin"][:2] == [0.1, 0.11]
+
+
+def test_drops_are_listed_by_reason_up_to_a_limit(make_run):
+    maker = make_run()
+    maker.drops["pairs"] = ("query", [(f"q{k}", "chosen_without_box") for k in range(250)] + [("z", "not_renderable")])
+    report = write_report(maker.write()).parent
+    ((drops,),) = scripts(report, "dropped.js").values()
+    assert [(drop["reason"], drop["count"], len(drop["ids"])) for drop in drops] == [
+        ("chosen_without_box", 250, 200),
+        ("not_renderable", 1, 1),
+    ]
+    assert drops[1] == {
+        "stage": "pairs",
+        "kind": "query",
+        "reason": "not_renderable",
+        "explained": "its words would be read as coordinates in the model's dialect",
+        "count": 1,
+        "ids": ["z"],
+    }
+    # 3 pairs of 254 queries: 1.2 %.
+    assert "1.2 % kept" in (report / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_run_whose_pairs_all_fell_out_still_has_a_report(make_run):
+    maker = make_run(pairs=1)
+    maker.pairs = []
+    maker.drops["pairs"] = ("query", [("0/0", "chosen_without_box")])
+    text = text_of(write_report(maker.write()).read_text(encoding="utf-8"))
+    assert "preference pairs 0" in text
+    assert "chosen without box" in text
+
+
+def test_what_models_and_datasets_wrote_is_escaped_in_the_page_and_in_its_scripts(make_run):
+    maker = make_run(pairs=1)
+    evil = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u2028"
+    query = maker.regions[0]
+    row = query.to_row()
+    row["objects"] = [{**item, "category": evil} for item in row["objects"]]
+    maker.regions[0] = type(query).from_row(row)
+    maker.change("pairs", 0, chosen=evil, prompt=evil)
+    report = write_report(maker.write()).parent
+    html = (report / "index.html").read_text(encoding="utf-8")
+    assert html.count("<script") == 4
+    assert "<img" not in html
+    assert "&lt;img src=x onerror=window.hacked=1&gt;" in html
+    for path in (report / "gallery").iterdir():
+        assert not set("<>&\u2028") & set(path.read_text(encoding="utf-8"))
+    assert scripts(report, "page-*.js")["page-00000.js"][1][0]["prompt"] == evil
+
+
+def test_nothing_in_the_report_points_elsewhere(make_run):
+    report = write_report(make_run().write()).parent
+    for path in [report / "index.html", *report.glob("*.js")]:
+        # The SVG namespace is a name, not an address.
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|//[a-z]+\.|@import|fetch\(|XMLHttpRequest|innerHTML|\beval\(", text), path.name
+
+
+def test_numbers_that_json_does_not_know_become_null():
+    assert (
+        call_script("f", [float("nan"), float("inf"), 1.5], {"a": (1, -float("inf"))})
+        == 'f([null,null,1.5],{"a":[1,null]});\n'
+    )
+
+
+def test_a_histogram_shows_shares():
+    # Of four values two are 1, so that bin is highest: half of the pairs; ticks go up to that.
+    picture = histogram("Words", [Series("chosen", "chosen", [1, 1, 2, 3])], "words", whole=True)
+    (points,) = re.findall(r'polyline class="line chosen" points="([^"]*)"', picture)
+    heights = [float(point.split(",")[1]) for point in points.split()]
+    top, bottom = min(heights), max(heights)
+    # Bins of 1, 2 and 3 with shares 0.5, 0.25, 0.25: the second is half as high as the first.
+    assert [round((bottom - y) / (bottom - top), 2) for y in heights[1:7:2]] == [1.0, 0.5, 0.5]
+    assert "chosen: mean 1.75" in picture
+    assert histogram("x", [Series("none", "all", [float("nan")])], "x") == ""
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-7, 2e-7), (5, 5.0001), (0, 12_345)])
+def test_ticks_lie_within_their_range_and_are_few(low, high):
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 8
+    assert all(low - 1e-12 <= tick <= high + 1e-9 for tick in found)
+
+
+def test_the_pairs_stage_of_a_killed_run_is_not_finished(make_run):
+    run = make_run().write()
+    store = StageStore(run / "pairs")
+    manifest = store.manifest()
+    manifest.complete = False
+    store.save(manifest)
+    with pytest.raises(RunError, match="unfinished stage"):
+        write_report(run)
+
+
+def test_the_command_prints_where_the_report_is_and_mistakes_without_a_traceback(make_run, tmp_path):
+    run = make_run(pairs=1).write()
+    command = [sys.executable, "-m", "spr", "report"]
+    done = subprocess.run([*command, run, "--out", tmp_path / "r"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"Report:  {tmp_path / 'r' / 'index.html'}\n"
+    failed = subprocess.run([*command, tmp_path / "gone"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"spr: {tmp_path / 'gone'} is not a run folder.")
+    assert "spr run CONFIG --out" in failed.stderr
+    assert "Traceback" not in failed.stderr
