@@ -25,6 +25,8 @@ class Family:
         end_of_turn: Tokens that end an answer, beside those that the generation config names.
         pads_square: Trained on images padded to a square, while the saved processor cuts the longer side off.
         max_aspect: Long side over short side from which on the image processor refuses an image.
+        lora_targets: The language model's linear layers that an adapter trains, as PEFT's ``target_modules`` (matched
+            with whole module names), where their last names alone don't say it.
     """
 
     model_type: str
@@ -34,11 +36,15 @@ class Family:
     end_of_turn: tuple[str, ...] = ()
     pads_square: bool = False
     max_aspect: float | None = None
+    lora_targets: str | None = None
 
 
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _QWEN_TURN = _CHAT_ML.replace("{image}", "<|vision_start|>{image}<|vision_end|>")
+
+# The language expert alone: the visual expert, whose layers have the same names, is vision, and stays frozen.
+_COGVLM_LANGUAGE = r"self_attn\.language_expert_(query_key_value|dense)|mlp\.language_mlp\.(gate|up|down)_proj"
 
 _ALL = (
     Family(
@@ -61,6 +67,14 @@ _ALL = (
     Family("internvl", "InternVL3", "internvl", _CHAT_ML.replace("{image}", "{image}\n"), ("<|im_end|>",)),
     # No chat: the processor itself puts the beginning of the text behind the image and ends the prompt with a newline.
     Family("paligemma", "PaliGemma, PaliGemma 2", "paligemma", "{image}{prompt}"),
+    # The grounding models' turn; cogvlm-chat's, "Question: … Answer:", comes with its config's template_version.
+    Family(
+        "cogvlm",
+        "CogVLM-17B (grounding-generalist, chat, base)",
+        "cogvlm",
+        "{image}{prompt}",
+        lora_targets=rf"(.*\.)?layers\.[0-9]+\.({_COGVLM_LANGUAGE})",
+    ),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -27,10 +26,10 @@ from spr.models.loading import (
     Source,
     check_vocabulary,
     default_device,
-    load_part,
     load_pretrained,
     source_name,
 )
+from spr.models.native import load_config, native_options
 from spr.models.protocols import DescribeRequest
 from spr.models.sampling import SeededSampling, check_sampling
 
@@ -95,7 +94,8 @@ class HfDescriber:
             if value < 1:
                 raise ConfigError(f"Config field `describer.{field}` is out of range", got=value, expected="1 or more")
         self.temperature, self.top_p = temperature, top_p
-        model_type: str = load_part(AutoConfig, model, revision=revision).model_type
+        config = load_config(model, revision=revision)
+        model_type: str = config.model_type
         self.family = FAMILIES.get(model_type)
         self.processor = load_processor(model, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect, model_type, self.processor.image_processor)
@@ -107,6 +107,7 @@ class HfDescriber:
             revision=revision,
             dtype=dtype,
             attn_implementation=attention,
+            **native_options(model, config),
             **placement,
         )
         check_vocabulary(model, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)

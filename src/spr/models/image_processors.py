@@ -19,6 +19,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from spr.models.families import Family
 from spr.models.loading import ModelError, Source, clear_errors, load_part
+from spr.models.native import NATIVE, load_config
 
 
 def load_processor(
@@ -39,6 +40,8 @@ def load_processor(
     Raises:
         ModelError: if transformers has no processor for the model type, or a part is missing or wrong.
     """
+    if model_type in NATIVE:
+        return NATIVE[model_type]().load_processor(source, load_config(source, revision=revision), revision=revision)
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
     if name is None or not hasattr(transformers, name):
         raise ModelError(

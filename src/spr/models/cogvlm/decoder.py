@@ -17,11 +17,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from spr.models.cogvlm.configuration import CogVLMConfig
 from spr.models.cogvlm.experts import Routing, by_expert
 
-LANGUAGE_EXPERT = (
-    r".*\blayers\.\d+\.(self_attn\.language_expert_(query_key_value|dense)|mlp\.language_mlp\.(gate|up|down)_proj)"
-)
-"""The linear layers that an adapter trains, as PEFT's ``target_modules``; the visual expert stays frozen."""
-
 
 class CogVLMRMSNorm(nn.Module):
     """Root mean square norm; the product with the weight is taken in float32, as published."""

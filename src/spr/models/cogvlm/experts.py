@@ -82,3 +82,23 @@ def build_position_ids(token_type_ids: Tensor, attention_mask: Tensor | None = N
     follows = torch.zeros_like(image)
     follows[:, 1:] = patch[:, 1:] & patch[:, :-1]
     return ((real & ~follows).long().cumsum(-1) - 1).clamp(min=0)
+
+
+def image_token_types(input_ids: Tensor, length: int, *, bos: int, image: int) -> Tensor:
+    """Token types, read off the ids: an image is ``length`` placeholders right behind the beginning of text.
+
+    Args:
+        input_ids: ``(B, L)``; rows may be padded on either side, also with the placeholder's id.
+        length: Tokens of an image.
+        bos: Id of the beginning of text.
+        image: Id of the placeholder.
+
+    >>> image_token_types(torch.tensor([[0, 1, 0, 0, 0, 7, 0], [1, 7, 7, 7, 0, 0, 0]]), 3, bos=1, image=0).tolist()
+    [[0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0]]
+    """
+    begins = input_ids == bos
+    start = begins.int().argmax(-1, keepdim=True) + 1
+    place = torch.arange(input_ids.shape[1], device=input_ids.device)
+    inside = (place >= start) & (place < start + length)
+    whole = ((input_ids == image) & inside).sum(-1, keepdim=True) == length
+    return (inside & whole & begins.any(-1, keepdim=True)).long()

@@ -15,7 +15,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from spr.models.cogvlm.configuration import CogVLMConfig
 from spr.models.cogvlm.decoder import CogVLMAttention, CogVLMDecoderLayer, CogVLMRMSNorm, CogVLMRotaryEmbedding
-from spr.models.cogvlm.experts import LANGUAGE, VISION, build_position_ids, route
+from spr.models.cogvlm.experts import LANGUAGE, VISION, build_position_ids, image_token_types, route
 from spr.models.cogvlm.vision import CogVLMPatchEmbedding, CogVLMVisionModel
 from spr.models.loading import ModelError
 
@@ -95,14 +95,19 @@ class CogVLMModel(CogVLMPreTrainedModel):
             )
         return mask
 
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """Embeddings ``(B, L, D)`` of text and images, the images in the order of the rows."""
+    def prompt_positions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Where the tokens of prompts stand, ``(B, L)``; an answer goes on from the greatest."""
+        return build_position_ids(self._find_images(input_ids), attention_mask)
+
+    def _find_images(self, input_ids: Tensor) -> Tensor:
+        bos, image = self.config.bos_token_id, self.config.pad_token_id
+        return image_token_types(input_ids, self.config.image_seq_length, bos=bos, image=image)
+
+    def _embed(self, input_ids: Tensor, token_type_ids: Tensor, features: list[Tensor] | None) -> Tensor:
         embeddings: Tensor = self.embed_tokens(input_ids)
-        features = embeddings.new_empty(0, embeddings.shape[-1])
-        if pixel_values is not None:
-            features = torch.cat(self.get_image_features(pixel_values).pooler_output)
-        mask = self.get_placeholder_mask(token_type_ids, features)
-        return embeddings.masked_scatter(mask[..., None].to(embeddings.device), features.to(embeddings))
+        images = torch.cat(features) if features else embeddings.new_empty(0, embeddings.shape[-1])
+        mask = self.get_placeholder_mask(token_type_ids, images)
+        return embeddings.masked_scatter(mask[..., None].to(embeddings.device), images.to(embeddings))
 
     @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
@@ -115,20 +120,23 @@ class CogVLMModel(CogVLMPreTrainedModel):
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Token ids with pixels, or embeddings of both, → hidden states.
 
         Args:
-            input_ids: ``(B, L)``; what stands at image tokens does not matter.
+            input_ids: ``(B, L)``; at image tokens the id of padding, as published.
             pixel_values: ``(N, 3, S, S)``, one image a row that has image tokens, in the rows' order.
-            token_type_ids: ``(B, L)``: 0 text, 1 image, `config.image_seq_length` in a row; None for text alone.
+            token_type_ids: ``(B, L)``: 0 text, 1 image, `config.image_seq_length` in a row. None finds
+                them in the ids where there are images, and else is text alone.
             attention_mask: ``(B, L)``, 0 for padding; or ``(B, 1, L, L_all)``, bool (True attends) or added to the
                 scores, which then says all, causality included.
             position_ids: ``(B, L)``; needed with a mask of four dimensions, and behind a filled cache.
             past_key_values: A cache of transformers.
             inputs_embeds: ``(B, L, D)`` instead of ids and pixels, the images' features in their places.
             use_cache: Whether to return a cache; None for the config's choice.
+            mm_encoder_outputs: ``{"image": get_image_features(…)}`` instead of pixels.
             **kwargs: For the attention kernel.
 
         Raises:
@@ -137,10 +145,14 @@ class CogVLMModel(CogVLMPreTrainedModel):
         given: Any = input_ids if inputs_embeds is None else inputs_embeds
         if (input_ids is None) == (inputs_embeds is None):
             raise ModelError("CogVLM reads ids or embeddings", got="both or none", expected="one of them")
+        features: Any = (mm_encoder_outputs or {}).get("image")
+        if features is None and pixel_values is not None:
+            features = self.get_image_features(pixel_values)
         if token_type_ids is None:
-            token_type_ids = torch.full(given.shape[:2], LANGUAGE, device=given.device)
+            known = input_ids is not None and features is not None
+            token_type_ids = self._find_images(given) if known else given.new_full(given.shape[:2], LANGUAGE).long()
         if inputs_embeds is None:
-            inputs_embeds = self.embed(given, token_type_ids, pixel_values)
+            inputs_embeds = self._embed(given, token_type_ids, None if features is None else features.pooler_output)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
             if past or (attention_mask is not None and attention_mask.ndim != 2):
