@@ -10,6 +10,8 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from spr.models.cogvlm.configuration import CogVLMConfig
+from spr.models.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery
 
@@ -217,6 +219,30 @@ def make_paligemma(folder: Path) -> None:
     save(folder, hf.PaliGemmaForConditionalGeneration(config), [words, images], {}, hf.PaliGemmaProcessor)
 
 
+def make_cogvlm(folder: Path) -> None:
+    words = tokenizer(["<unk>", "<s>", "</s>"], bos="<s>", eos="</s>", unk="<unk>")
+    ids = {f"{name}_token_id": words.convert_tokens_to_ids(t) for name, t in (("pad", "<unk>"), ("bos", "<s>"))}
+    vision = {**VISION, "num_heads": VISION["num_attention_heads"], "image_size": 42, "patch_size": 14}
+    del vision["num_attention_heads"]
+    sizes = {name: number for name, number in TEXT.items() if name != "num_key_value_heads"}
+    config = CogVLMConfig(
+        **{**sizes, **ids},
+        eos_token_id=words.convert_tokens_to_ids("</s>"),
+        vocab_size=112,
+        vision_config={**vision, "num_positions": 10},
+        template_version="base",
+    )
+    save(folder, CogVLMForCausalLM(config), [words], {}, type(None))
+    # As published: a class's name instead of a type, code to be run, and no files of a processor.
+    published = json.loads((folder / "config.json").read_text())
+    del published["model_type"], published["vision_config"]["model_type"]
+    published["auto_map"] = {
+        "AutoConfig": "configuration_cogvlm.CogVLMConfig",
+        "AutoModelForCausalLM": "modeling_cogvlm.CogVLMForCausalLM",
+    }
+    (folder / "config.json").write_text(json.dumps(published))
+
+
 MAKERS = {
     "llava": make_llava,
     "llava_onevision": make_llava_onevision,
@@ -225,6 +251,7 @@ MAKERS = {
     "qwen3_vl": make_qwen3_vl,
     "internvl": make_internvl,
     "paligemma": make_paligemma,
+    "cogvlm": make_cogvlm,
 }
 
 

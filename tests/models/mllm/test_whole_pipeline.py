@@ -1,5 +1,7 @@
 """Tiny random models of the real classes, loaded from disk by the config, run all stages on the CPU."""
 
+import itertools
+
 import pytest
 
 from spr.config import make_config
@@ -11,7 +13,7 @@ from spr.store import StageStore
 DETECTORS = ("grounding_dino", "mm_grounding_dino", "owlv2", "owlvit")
 
 
-@pytest.mark.parametrize(("family", "detector"), list(zip(FAMILIES, DETECTORS * 2, strict=False)))
+@pytest.mark.parametrize(("family", "detector"), list(zip(FAMILIES, itertools.cycle(DETECTORS), strict=False)))
 def test_a_run_goes_from_annotations_to_pairs(
     family, detector, request, mllm_folder, clip_folder, make_dataset, tmp_path
 ):

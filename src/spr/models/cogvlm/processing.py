@@ -47,8 +47,12 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
         image_processor: Squashes to ``(S, S)`` by bicubic interpolation, with CLIP's mean and deviation.
         tokenizer: Vicuna's.
         num_image_tokens: Tokens of an image: its patches, and the marks of its beginning and end.
-        image_token: The placeholder; None for the token of padding, as published, which in Vicuna is ``<unk>``.
+        image_token: The image's placeholder in texts, a token; None for that of padding, as published, which is
+            Vicuna's ``<unk>``.
         chat_template: Jinja; `make_template` makes the published ones.
+
+    Attributes:
+        image_token_id: The placeholder's id.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
         chat_template: str | None = None,
     ) -> None:
         self.num_image_tokens, self.image_token = num_image_tokens, image_token or tokenizer.pad_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -123,7 +128,7 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
             )
         count = self.num_image_tokens if image else 0
         words = tokenizer(after if image else text, add_special_tokens=False)["input_ids"]
-        ids = [tokenizer.bos_token_id, *[tokenizer.convert_tokens_to_ids(self.image_token)] * count, *words]
+        ids = [tokenizer.bos_token_id, *[self.image_token_id] * count, *words]
         return ids, [LANGUAGE, *[VISION] * count, *[LANGUAGE] * len(words)]
 
 
