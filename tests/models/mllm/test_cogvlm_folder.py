@@ -91,10 +91,15 @@ def test_registering_twice_does_no_harm_and_saved_copies_load_by_the_auto_classe
     assert "auto_map" not in json.loads((tmp_path / "copy" / "config.json").read_text())
 
 
-def test_a_folder_without_a_tokenizer_says_where_to_get_one(folder):
+def test_a_folder_without_a_tokenizer_or_with_a_broken_one_says_where_to_get_one(folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("spr.models.cogvlm.processing.TOKENIZER", "nobody/vicuna")
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(ModelError, match=r"tokenizer of .*cogvlm can't be loaded[\s\S]*lmsys/vicuna-7b-v1\.5"):
+    with pytest.raises(ModelError, match=r"tokenizer of .*cogvlm can't be loaded[\s\S]*put nobody/vicuna's"):
+        HfDescriber(folder, device="cpu")
+    (folder / "tokenizer.model").write_bytes(b"no such model")
+    with pytest.raises(ModelError, match=r"tokenizer of .*cogvlm can't be loaded[\s\S]*tokenizer_config\.json"):
         HfDescriber(folder, device="cpu")
 
 

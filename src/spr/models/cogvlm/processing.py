@@ -159,13 +159,14 @@ def load_cogvlm_processor(source: Source, config: CogVLMConfig, *, revision: str
 def _tokenizer(source: Source, revision: str | None) -> Any:
     own = _has(source, revision, "tokenizer.json") or _has(source, revision, "tokenizer.model")
     where, version = (source, revision) if own else (TOKENIZER, None)
-    fix = f"put {TOKENIZER}'s tokenizer files beside the weights: tokenizer.model and tokenizer_config.json"
     try:
         tokenizer = load_part(AutoTokenizer, where, revision=version)
     except ModelError as error:
-        if own and not _has(source, revision, "tokenizer.json") and importlib.util.find_spec("sentencepiece") is None:
-            fix = "pip install sentencepiece protobuf"
-        raise ModelError(f"The tokenizer of {source} can't be loaded", got=error.what, fix=fix) from error
+        fix = f"put {TOKENIZER}'s tokenizer files beside the weights: tokenizer.model and tokenizer_config.json"
+        if importlib.util.find_spec("sentencepiece") is None:
+            fix += "; a tokenizer.model needs: pip install sentencepiece protobuf"
+        got = " ".join(str(error.got or error.what).split())[:200]
+        raise ModelError(f"The tokenizer of {source} can't be loaded", got=f"{where}: {got}", fix=fix) from error
     return tokenizer
 
 
