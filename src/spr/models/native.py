@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
-from spr.models.loading import Source, clear_errors, load_part
+from spr.models.loading import ModelError, Source, clear_errors, load_part
 from spr.models.pickles import convert_pickles
 
 
@@ -50,16 +50,24 @@ def register_native() -> None:
         AutoModelForImageTextToText.register(native.config, native.model, exist_ok=True)
 
 
-def load_config(source: Source, *, revision: str | None = None) -> Any:
+def load_config(source: Source, *, revision: str | None = None, expected: Collection[str] | None = None) -> Any:
     """A model's config, also where only ``architectures`` says that it is one of `NATIVE`. Runs no remote code.
 
+    Args:
+        source: A folder or a hub id.
+        revision: Branch, tag or commit of the hub's repository.
+        expected: The model types that will do; None for any.
+
     Raises:
-        ModelError: as `spr.models.loading.load_pretrained`.
+        ModelError: as `spr.models.loading.load_pretrained`, and if the model is of another type.
     """
     with clear_errors(source, revision):
         found, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
     names = found.get("architectures") or [None]
     model_type = found.get("model_type") or ARCHITECTURES.get(names[0])
+    if expected is not None and model_type not in expected:
+        fix = "choose a model of that kind, or the adapter for this one"
+        raise ModelError(f"{source} is another kind of model", got=model_type, expected=" or ".join(expected), fix=fix)
     if model_type not in NATIVE:
         return load_part(AutoConfig, source, revision=revision)
     register_native()

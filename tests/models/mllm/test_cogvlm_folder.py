@@ -83,6 +83,9 @@ def test_registering_twice_does_no_harm_and_saved_copies_load_by_the_auto_classe
     config = load_config(folder)
     assert config.vision_config.model_type == "cogvlm_vision"
     assert not hasattr(config, "auto_map")
+    assert load_config(folder, expected=["llava", "cogvlm"]).model_type == "cogvlm"
+    with pytest.raises(ModelError, match=r"another kind of model[\s\S]*cogvlm[\s\S]*llava or paligemma"):
+        load_config(folder, expected=["llava", "paligemma"])
     model = CogVLMForCausalLM.from_pretrained(folder, config=config)
     model.save_pretrained(tmp_path / "copy")
     assert AutoConfig.from_pretrained(tmp_path / "copy").model_type == "cogvlm"
