@@ -10,6 +10,8 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from spr.models.cogvlm.configuration import CogVLMConfig
+from spr.models.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ferret.configuration import FerretConfig
 from spr.models.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ferret.processing import FerretProcessor
@@ -236,6 +238,30 @@ def make_ferret(folder: Path) -> None:
     save(folder, model, [words, images], settings, FerretProcessor)
 
 
+def make_cogvlm(folder: Path) -> None:
+    words = tokenizer(["<unk>", "<s>", "</s>"], bos="<s>", eos="</s>", unk="<unk>")
+    ids = {f"{name}_token_id": words.convert_tokens_to_ids(t) for name, t in (("pad", "<unk>"), ("bos", "<s>"))}
+    vision = {**VISION, "num_heads": VISION["num_attention_heads"], "image_size": 42, "patch_size": 14}
+    del vision["num_attention_heads"]
+    sizes = {name: number for name, number in TEXT.items() if name != "num_key_value_heads"}
+    config = CogVLMConfig(
+        **{**sizes, **ids},
+        eos_token_id=words.convert_tokens_to_ids("</s>"),
+        vocab_size=112,
+        vision_config={**vision, "num_positions": 10},
+        template_version="base",
+    )
+    save(folder, CogVLMForCausalLM(config), [words], {}, type(None))
+    # As published: a class's name instead of a type, code to be run, and no files of a processor.
+    published = json.loads((folder / "config.json").read_text())
+    del published["model_type"], published["vision_config"]["model_type"]
+    published["auto_map"] = {
+        "AutoConfig": "configuration_cogvlm.CogVLMConfig",
+        "AutoModelForCausalLM": "modeling_cogvlm.CogVLMForCausalLM",
+    }
+    (folder / "config.json").write_text(json.dumps(published))
+
+
 MAKERS = {
     "llava": make_llava,
     "llava_onevision": make_llava_onevision,
@@ -245,6 +271,7 @@ MAKERS = {
     "internvl": make_internvl,
     "paligemma": make_paligemma,
     "ferret": make_ferret,
+    "cogvlm": make_cogvlm,
 }
 
 

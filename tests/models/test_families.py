@@ -15,7 +15,9 @@ from spr.models.native import NATIVE
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
 def test_a_family_names_a_dialect_and_classes_that_exist(family):
     assert family.dialect in DIALECTS
-    if family.model_type not in NATIVE:
+    if family.model_type in NATIVE:
+        assert NATIVE[family.model_type]().config.model_type == family.model_type
+    else:
         assert hasattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family.model_type])
         assert hasattr(transformers, PROCESSOR_MAPPING_NAMES[family.model_type])
     assert family.turn.count("{image}") == family.turn.count("{prompt}") == 1

@@ -111,7 +111,7 @@ def test_loss_rewards_and_gradients_are_trls(
         assert_gradients_equal(own_gradients, gradients)
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl", "internvl", "ferret"])
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "internvl", "ferret", "cogvlm"])
 def test_one_sequence_a_pair_gives_what_two_give(model_type, trainable_folder, pairs_folder, settings, stir, tmp_path):
     config = settings()
     trainee = load_trainee(str(trainable_folder(model_type)), config, CPU, features=tmp_path)

@@ -30,7 +30,7 @@ from spr.models.loading import (
     placement,
     source_name,
 )
-from spr.models.native import NATIVE, load_config
+from spr.models.native import NATIVE, load_config, native_options
 from spr.models.protocols import DescribeRequest
 from spr.models.sampling import SeededSampling, check_sampling
 from spr.models.turns import render_turn, user_turn
@@ -99,7 +99,8 @@ class HfDescriber:
             if value < 1:
                 raise ConfigError(f"Config field `describer.{field}` is out of range", got=value, expected="1 or more")
         self.temperature, self.top_p = temperature, top_p
-        model_type: str = load_config(model, revision=revision).model_type
+        config = load_config(model, revision=revision)
+        model_type: str = config.model_type
         if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *NATIVE}:
             got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
             fix = "choose another describer.model"
@@ -115,6 +116,7 @@ class HfDescriber:
             revision=revision,
             dtype=dtype,
             attn_implementation=attention,
+            **native_options(model, config),
             **place,
         )
         check_vocabulary(model, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
-from spr.models.loading import Source, clear_errors, load_part
+from spr.models.loading import ModelError, Source, clear_errors, load_part
+from spr.models.pickles import convert_pickles
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,18 @@ def _ferret() -> Native:
     return Native(FerretConfig, FerretForConditionalGeneration, load_ferret_processor)
 
 
-NATIVE: dict[str, Callable[[], Native]] = {"ferret": _ferret}
+def _cogvlm() -> Native:
+    from spr.models.cogvlm.configuration import CogVLMConfig
+    from spr.models.cogvlm.modeling import CogVLMForCausalLM
+    from spr.models.cogvlm.processing import load_cogvlm_processor
+
+    return Native(CogVLMConfig, CogVLMForCausalLM, load_cogvlm_processor)
+
+
+NATIVE: dict[str, Callable[[], Native]] = {"ferret": _ferret, "cogvlm": _cogvlm}
 """``model_type`` → what loads the classes."""
 
-ARCHITECTURES: dict[str, str] = {}
+ARCHITECTURES = {"CogVLMForCausalLM": "cogvlm"}
 """For published folders whose config.json has no ``model_type``: its ``architectures`` → ours."""
 
 
@@ -49,18 +58,41 @@ def register_native() -> None:
         AutoModelForImageTextToText.register(native.config, native.model, exist_ok=True)
 
 
-def load_config(source: Source, *, revision: str | None = None) -> Any:
+def load_config(source: Source, *, revision: str | None = None, expected: Collection[str] | None = None) -> Any:
     """A model's config, also where only ``architectures`` says that it is one of `NATIVE`. Runs no remote code.
 
+    Args:
+        source: A folder or a hub id.
+        revision: Branch, tag or commit of the hub's repository.
+        expected: The model types that will do; None for any.
+
     Raises:
-        ModelError: as `spr.models.loading.load_pretrained`.
+        ModelError: as `spr.models.loading.load_pretrained`, and if the model is of another type.
     """
     with clear_errors(source, revision):
         found, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
     names = found.get("architectures") or [None]
     model_type = found.get("model_type") or ARCHITECTURES.get(names[0])
+    if expected is not None and model_type not in expected:
+        fix = "choose a model of that kind, or the adapter for this one"
+        raise ModelError(f"{source} is another kind of model", got=model_type, expected=" or ".join(expected), fix=fix)
     if model_type not in NATIVE:
         return load_part(AutoConfig, source, revision=revision)
     register_native()
     with clear_errors(source, revision):
         return NATIVE[model_type]().config.from_pretrained(source, revision=revision or "main")
+
+
+def native_options(source: Source, config: Any) -> dict[str, Any]:
+    """What ``from_pretrained`` must be told of a model of `NATIVE`; nothing for others.
+
+    A local folder that has its weights as pickles gets them as safetensors, too, once.
+
+    Args:
+        source: A folder or a hub id.
+        config: From `load_config`.
+    """
+    if config.model_type not in NATIVE:
+        return {}
+    convert_pickles(source)
+    return {"config": config}

@@ -195,6 +195,8 @@ class PairEncoder:
                 input_ids=prompt[None], mm_token_type_ids=types[None], image_grid_thw=vision["image_grid_thw"]
             )
             return torch.as_tensor(positions[:, 0])
+        if hasattr(self.model.model, "prompt_positions"):  # CogVLM: the patches of an image share one
+            return torch.as_tensor(self.model.model.prompt_positions(prompt[None]))
         return torch.arange(len(prompt))[None] + int(self.trainable.bidirectional_prompt)
 
     def finish(self, planned: PlannedPair, read: Read, compute: Callable[[dict[str, Tensor]], Features]) -> EncodedPair:

@@ -33,12 +33,13 @@ def add_adapter(model: Any, settings: LoraSection, trainable: Trainable, *, seed
     targets = settings.targets or trainable.targets
     names = _linear_names(model, trainable.language_model)
     for target in targets:
-        if target not in names:
-            near = difflib.get_close_matches(target, names, n=1)
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            last = sorted({name.rsplit(".", 1)[-1] for name in names})
+            near = difflib.get_close_matches(target, last, n=1)
             raise ConfigError(
                 "Config field `training.lora.targets` names no linear layer of the language model",
                 got=target,
-                expected=", ".join(sorted(names)),
+                expected=", ".join(last),
                 fix=f"did you mean `{near[0]}`?" if near else None,
             )
     pattern = rf"{re.escape(trainable.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
@@ -62,7 +63,7 @@ def check_trained(model: PeftModel, trainable: Trainable) -> None:
         SprError: naming the parameters that must not train, or saying that none does.
     """
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    prefix = f"base_model.model.{trainable.language_model}.layers."
+    prefix = f"base_model.model.{trainable.language_model.removesuffix('.layers')}.layers."
     wrong = [name for name in trained if not (name.startswith(prefix) and ".lora_" in name)]
     if wrong:
         more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -92,4 +93,4 @@ def describe_trained(model: PeftModel) -> str:
 
 def _linear_names(model: nn.Module, language_model: str) -> set[str]:
     part = model.get_submodule(language_model)
-    return {name.rsplit(".", 1)[-1] for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    return {name for name, module in part.named_modules() if isinstance(module, nn.Linear)}

@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText
 from spr.errors import InputError, RunError
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.models.loading import load_pretrained, read_model_type
+from spr.models.loading import load_pretrained
+from spr.models.native import load_config, native_options
 from spr.training.families import TRAINABLE
 
 
@@ -36,8 +37,11 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
         expected = "a run with an adapter, or a folder with adapter_config.json"
         raise InputError(f"{adapter} holds no adapter", expected=expected, fix="make it with `spr train`")
     source = model or str(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path)
-    kind = read_model_type(source, TRAINABLE, revision=revision)
-    base = load_pretrained(AutoModelForImageTextToText, source, revision=revision, dtype="auto")
+    config = load_config(source, revision=revision, expected=TRAINABLE)
+    kind: str = config.model_type
+    base = load_pretrained(
+        AutoModelForImageTextToText, source, revision=revision, dtype="auto", **native_options(source, config)
+    )
     try:
         merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, OSError) as error:

@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.models.loading import ModelError, load_pretrained, placement, read_model_type, source_name
+from spr.models.loading import ModelError, load_pretrained, placement, source_name
+from spr.models.native import load_config, native_options
 from spr.sections import TrainingConfig
 from spr.training.encode import PairEncoder, processor_digest
 from spr.training.families import TRAINABLE
@@ -69,7 +70,8 @@ def load_trainee(
     """
     if settings.device not in ("auto", "cpu"):
         device = torch.device(settings.device)
-    kind = read_model_type(source, TRAINABLE, revision=revision)
+    config = load_config(source, revision=revision, expected=TRAINABLE)
+    kind: str = config.model_type
     trainable, family = TRAINABLE[kind], FAMILIES.get(kind)
     processor = load_processor(source, kind, family=family, revision=revision)
     base = load_pretrained(
@@ -78,6 +80,7 @@ def load_trainee(
         revision=revision,
         dtype=settings.dtype,
         attn_implementation=settings.attention,
+        **native_options(source, config),
         **placement(device, None, settings.load_in_4bit),
     )
     name = source_name(source, revision, base)

@@ -16,6 +16,7 @@ from spr.models.families import FAMILIES
 from spr.models.hf_mllm import HfDescriber
 from spr.models.image_processors import encode
 from spr.models.loading import ModelError
+from spr.models.native import load_config
 
 OTHER_PROMPT = "Describe the yellow square in the middle, and all that is around it."
 SMALL = {"device": "cpu", "dtype": "float32", "max_new_tokens": 10, "batch_size": 3}
@@ -64,7 +65,8 @@ def test_greedy_answers_are_those_of_plain_generate_without_padding(
     family, describer, requests, mllm_folder, monkeypatch
 ):
     model = describer(family)
-    plain = AutoModelForImageTextToText.from_pretrained(mllm_folder(family), dtype=torch.float32).eval()
+    config = load_config(mllm_folder(family))
+    plain = AutoModelForImageTextToText.from_pretrained(mllm_folder(family), config=config, dtype=torch.float32).eval()
     monkeypatch.setattr(model, "temperature", 0)
     monkeypatch.setattr(
         model, "decode", lambda ids: str(list(itertools.takewhile(lambda k: k not in model._ends, ids)))
