@@ -54,14 +54,16 @@ def run_pairs(run: Path, annotations: AnnotationsConfig) -> Iterator[TrainingPai
     for table in StageStore(run / "pairs").tables():
         for row in table.to_pylist():
             size_wh, name = (row["width"], row["height"]), row["file_name"]
-            load = _Loader(annotations, name, size_wh)
+            load = RunImage(annotations, name, size_wh)
             yield TrainingPair(
                 row["query_id"], user_turn(row["prompt"]), row["chosen"], row["rejected"], load, load.digest, size_wh
             )
 
 
 @dataclass(frozen=True, slots=True)
-class _Loader:
+class RunImage:
+    """An image of a run: called, it gives the pixels as RGB, turned as the boxes were drawn."""
+
     settings: AnnotationsConfig
     file_name: str
     size_wh: Size

@@ -1,0 +1,238 @@
+"""The method's effect on the embedded describer: pairs from generated scenes, training, held-out figures.
+
+    python benchmarks/bench_effect.py search --out runs/effect            # tuning scenes, one line a setting
+    python benchmarks/bench_effect.py final --out runs/effect --seeds 3   # held-out scenes, the ablation, intervals
+
+Prints a table and one JSON line last. All settings of a kind share one run up to the scores; each makes its own pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from spr.config import Config, load_config
+from spr.evaluation.asking import from_folder
+from spr.evaluation.description import evaluate_description
+from spr.evaluation.expressions import read_expressions
+from spr.evaluation.rec import evaluate_rec
+from spr.evaluation.regions_source import read_regions
+from spr.evaluation.result import Result
+from spr.localization import localization_score
+from spr.models.hf_mllm import HfDescriber
+from spr.models.registry import model_source
+from spr.models.turns import user_turn
+from spr.pipeline import runner
+from spr.pipeline.pair import make_pair
+from spr.records import Candidate, PreferencePair, RegionQuery, Scores
+from spr.scenes.generate import write_scenes
+from spr.schemas import from_table
+from spr.store import StageStore
+from spr.training.pairs import RunImage, TrainingPair
+from spr.training.trainer import train
+
+MODEL = model_source("embedded/describer")
+TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_003
+"""Seeds of scenes that the embedded models never saw."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tried: how pairs are chosen, and how they are trained on."""
+
+    name: str
+    kinds: tuple[str, ...] = ("full", "crop", "crop_objects")
+    semantic_weight: float = 0.8
+    own_boxes: bool = False
+    refine: bool = True
+    unmatched: str = "remove_box"
+    max_length_ratio: float | None = None
+    min_margin: float = 0.0
+    pairs: int | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str) -> Path:
+    """Scenes and a run on them up to a stage; done once."""
+    data, run = out / f"{name}-scenes", out / f"{name}-run"
+    if not (data / "instances.json").is_file():
+        write_scenes(data, scenes, seed)
+    paths = [f"annotations.path={data / 'instances.json'}", f"annotations.images={data / 'images'}"]
+    runner.run(load_config("quickstart", [*paths, f"seed={seed}", "shard_rows=4096"]), run, until=until)
+    return run
+
+
+def pairs_of(run: Path, setting: Setting) -> list[PreferencePair]:
+    """The run's candidates, scored and paired anew as the setting wants."""
+    config = _config(run, setting)
+    queries = {query.query_id: query for query in _rows(run, "regions", RegionQuery)}
+    candidates = {row.candidate_id: row for row in _rows(run, "candidates", Candidate)}
+    scored: dict[str, list[tuple[Candidate, Scores]]] = {}
+    for scores in _rows(run, "scores", Scores):
+        candidate = candidates[scores.candidate_id]
+        if candidate.prompt_kind not in setting.kinds:
+            continue
+        if setting.own_boxes:
+            boxes = [box for span in candidate.spans for box in span.boxes]
+            located = localization_score(queries[candidate.query_id].inside, boxes, [])
+            scores = replace(scores, localization=located.score)
+        weight = setting.semantic_weight
+        joined = weight * scores.semantic + (1 - weight) * scores.localization
+        scored.setdefault(candidate.query_id, []).append((candidate, replace(scores, score=joined)))
+    made = [make_pair(query, scored.get(query_id, []), config) for query_id, query in queries.items()]
+    pairs = [pair for pair in made if isinstance(pair, PreferencePair)]
+    if not setting.refine:
+        pairs = [_unrefined(pair, candidates) for pair in pairs]
+    return pairs[: setting.pairs]
+
+
+def _unrefined(pair: PreferencePair, candidates: dict[str, Candidate]) -> PreferencePair:
+    best = candidates[pair.chosen_candidate]
+    return replace(pair, chosen=best.text, chosen_spans=best.spans)
+
+
+def _config(run: Path, setting: Setting) -> Config:
+    overrides = [f"pairing.unmatched={setting.unmatched}", f"pairing.min_margin={setting.min_margin}"]
+    if setting.max_length_ratio is not None:
+        overrides.append(f"pairing.max_length_ratio={setting.max_length_ratio}")
+    return load_config(run / "config.yaml", overrides)
+
+
+def _rows(run: Path, stage: str, kind: Any) -> Iterator[Any]:
+    for table in StageStore(run / stage).tables():
+        yield from from_table(table, kind)
+
+
+def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: Path, seed: int) -> dict[str, float]:
+    """An adapter in ``out/adapter``; the reference's log-probabilities are shared between settings."""
+    config = load_config(run / "config.yaml")
+    changes = {f"training.{key}": value for key, value in {"features": "memory", **setting.training}.items()}
+    section = load_config(
+        run / "config.yaml", [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    ).training
+
+    def each() -> Iterator[TrainingPair]:
+        for pair in pairs:
+            size_wh = pair.width, pair.height
+            load = RunImage(config.annotations, pair.file_name, size_wh)
+            yield TrainingPair(
+                pair.query_id, user_turn(pair.prompt), pair.chosen, pair.rejected, load, load.digest, size_wh
+            )
+
+    shared, own = out.parent / "reference.parquet", out / "training" / "reference.parquet"
+    shutil.rmtree(out, ignore_errors=True)
+    if shared.is_file():
+        own.parent.mkdir(parents=True)
+        shutil.copyfile(shared, own)
+    done = train(each(), MODEL, section, out, seed=seed)
+    if own.is_file():
+        shutil.copyfile(own, shared)
+    return done.last
+
+
+def measure(data: Path, adapter: Path | None, *, samples: int, limit: int | None = None) -> dict[str, Result]:
+    """Held-out figures: rec and descriptions, greedy, and descriptions sampled."""
+    greedy = HfDescriber(MODEL, adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
+    regions = read_regions(data.with_name(data.name.replace("-scenes", "-run")))
+    queries, load = regions.queries[:limit], from_folder(data / "images")
+    items = read_expressions(data / "expressions.json")
+    found = {
+        "rec": evaluate_rec(greedy, items, load, prompt=REC),
+        "greedy": evaluate_description(greedy, queries, load, prompt=regions.prompt),
+    }
+    if samples:
+        sampling = greedy.with_sampling(temperature=1.0, top_p=0.95)
+        found["sampled"] = evaluate_description(sampling, queries, load, prompt=regions.prompt, samples=samples)
+    return found
+
+
+REC = "Where is {expression}?"
+SHOWN = (
+    ("rec", "acc@0.5"),
+    ("rec", "acc@0.7"),
+    ("rec", "acc@0.9"),
+    ("rec", "mean_iou"),
+    ("greedy", "s_loc"),
+    ("greedy", "recall@0.5"),
+    ("greedy", "recall@0.9"),
+    ("greedy", "objects_named"),
+    ("greedy", "words"),
+    ("sampled", "s_loc"),
+    ("sampled", "recall@0.5"),
+    ("sampled", "recall@0.9"),
+)
+
+
+def figures(found: dict[str, Result]) -> dict[str, float]:
+    """The figures that are shown, by ``task name``."""
+    return {
+        f"{task} {name}": float(found[task].value(name) or 0.0)
+        for task, name in SHOWN
+        if task in found and name in found[task].shares
+    }
+
+
+def row(name: str, values: dict[str, float], base: dict[str, float]) -> str:
+    """A setting's figures; against the base where it is another."""
+    if values is base:
+        return f"{name:<34}" + "".join(f"{value:9.3f}" for value in values.values())
+    return f"{name:<34}" + "".join(f"{values[key] - base[key]:+9.3f}" for key in values)
+
+
+def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) -> list[dict[str, Any]]:
+    """Each setting once, measured on tuning scenes; what has been measured is not measured again."""
+    source = prepare(out, "train", scenes, TRAIN, until="scores")
+    prepare(out, "tune", tune, TUNE, until="regions")
+    data, log = out / "tune-scenes", out / "search.jsonl"
+    known = {line["name"]: line for line in map(json.loads, log.read_text().splitlines())} if log.is_file() else {}
+    print(f"{'':<34}" + "".join(f"{name[:8]:>9}" for _, name in SHOWN))
+    for setting in (Setting("base"), *settings):
+        if setting.name not in known:
+            adapter, last, start = None, {}, time.monotonic()
+            if setting.name != "base":
+                last = train_on(source, pairs_of(source, setting), setting, out / "trained", seed=0)
+                adapter = out / "trained" / "adapter"
+            values = figures(measure(data, adapter, samples=2))
+            entry = {"name": setting.name, "values": values, "last": last, "seconds": time.monotonic() - start}
+            with log.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            known[setting.name] = entry
+        print(row(setting.name, known[setting.name]["values"], known["base"]["values"]), flush=True)
+    return list(known.values())
+
+
+def dpo(rate: float, **more: Any) -> dict[str, Any]:
+    """Training fields: an adapter of rank 32, batches of 16 pairs."""
+    lora = {"lora.rank": 32, "lora.alpha": 64}
+    return {**lora, "batch_size": 16, "learning_rate": rate, **more}
+
+
+SEARCH = (
+    Setting("dpo 1e-4", training=dpo(1e-4)),
+    Setting("sft 3e-4", training=dpo(3e-4, loss="sft")),
+    Setting("dpo 1e-4 nll 1", training=dpo(1e-4, nll_weight=1.0)),
+    Setting("dpo 3e-4 nll 1", training=dpo(3e-4, nll_weight=1.0)),
+    Setting("dpo 3e-5", training=dpo(3e-5)),
+)
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("search",))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--tune", type=int, default=300)
+    arguments = parser.parse_args()
+    lines = search(arguments.out, SEARCH, scenes=arguments.scenes, tune=arguments.tune)
+    print(json.dumps({"benchmark": "effect", "what": arguments.what, "settings": lines}))
+
+
+if __name__ == "__main__":
+    main()
