@@ -19,7 +19,7 @@ LAYERS = [
     {"columns", "store"},
     {"annotations", "models"},
     {"pipeline", "training", "evaluation"},
-    {"report"},
+    {"report", "exports"},
     {"scenes"},
     {"commands"},
     {"cli"},

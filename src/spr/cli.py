@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import run, scenes, text
+from spr.commands import export, run, scenes, text
 from spr.errors import SprError
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ def _main(
     pass
 
 
-for command in (run.run, run.show, text.text, scenes.scenes, scenes.quickstart, run.doctor):
+for command in (run.run, run.show, export.export, text.text, scenes.scenes, scenes.quickstart, run.doctor):
     app.command()(command)
 
 
