@@ -152,11 +152,12 @@ def _numbers(card: Card, plots: Mapping[str, str]) -> Iterator[str]:
         ", ".join(f"{count:,} {fate.replace('_', ' ')}" for fate, count in statistics.fates.most_common()) + "."
     )
     words = [float(statistics.of("words", side).mean()) for side in SIDES]
-    if not 0.8 <= words[0] / max(words[1], 1e-9) <= 1.25:
+    ratio = words[0] / max(words[1], 1e-9)
+    if not 0.8 <= ratio <= 1.25:
         yield ""
         yield (
-            f"**Lengths differ:** chosen answers have {words[0] / max(words[1], 1e-9):.2f} times the rejected ones' words, "
-            "and preference training may learn that instead of where things are."
+            f"**Lengths differ:** chosen answers have {ratio:.2f} times the rejected ones' words, and "
+            " preference training may learn that instead of where things are."
         )
     for path, text in plots.items():
         yield ""

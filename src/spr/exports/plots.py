@@ -92,7 +92,9 @@ def _both(axis: Axes, statistics: Statistics, name: str, bins: npt.NDArray[np.fl
         shown = np.clip(values, bins[0], bins[-1])
         axis.hist(shown, bins=bins.tolist(), color=colour, alpha=0.25)
         axis.hist(shown, bins=bins.tolist(), color=colour, histtype="step", linewidth=1.6, label=label)
-    axis.legend(frameon=False, loc="best")
+    # Room for the legend above the highest bar.
+    axis.margins(y=0.28)
+    axis.legend(frameon=False, loc="upper left")
 
 
 def _bins(values: npt.NDArray[np.float32]) -> int:
