@@ -16,7 +16,7 @@ from spr import __version__
 from spr.errors import RunError
 from spr.exports.plots import write_plots
 from spr.exports.rows import Format, ImageMode, Labels
-from spr.exports.source import RunSource
+from spr.exports.source import RunSource, public_name
 from spr.exports.statistics import SIDES, Statistics
 from spr.store import reasons_sorted
 
@@ -194,7 +194,7 @@ def _making(card: Card) -> Iterator[str]:
     yield "| source | |"
     yield "|---|---|"
     yield f"| annotations | `{card.labels.origin}`, sha256 `{source.annotations_hash or 'not known'}` |"
-    yield f"| describer | `{_public(source.describer)}` |"
+    yield f"| describer | `{card.labels.describer}` |"
     yield f"| scorer | `{_model(config.scorer)}` |"
     yield f"| detector | `{detector}` |"
     yield f"| SPR | {__version__} |"
@@ -211,20 +211,14 @@ def _making(card: Card) -> Iterator[str]:
 def _model(section: Any) -> str:
     if section.adapter == "fake":
         return "fake (numbers that mean nothing)"
-    return _public(section.model) + (f"@{section.revision}" if section.revision else "")
-
-
-def _public(value: str) -> str:
-    """A path without its folders: whose machine it was is nobody's business."""
-    path, at, revision = value.partition("@")
-    return path.rstrip("/").rpartition("/")[2] + at + revision if path.startswith("/") else value
+    return public_name(section.model) + (f"@{section.revision}" if section.revision else "")
 
 
 def _public_all(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _public_all(item) for key, item in value.items()}
     if isinstance(value, str):
-        return _public(value)
+        return public_name(value)
     return value
 
 

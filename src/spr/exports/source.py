@@ -112,3 +112,13 @@ class RunSource:
                 )
                 return row["model"], get_dialect(row["dialect"])
         raise RunError(f"{self.run} has pairs but no candidates", fix="delete pairs/ and run it again")
+
+
+def public_name(value: str) -> str:
+    """A path without its folders, for what is published: whose machine it was is nobody's business.
+
+    >>> public_name("/home/me/models/ferret-7b@ab12"), public_name("Qwen/Qwen2.5-VL-7B-Instruct")
+    ('ferret-7b@ab12', 'Qwen/Qwen2.5-VL-7B-Instruct')
+    """
+    path, at, revision = value.partition("@")
+    return path.rstrip("/").rpartition("/")[2] + at + revision if path.startswith("/") else value

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from spr.errors import ConfigError, InputError, RunError
 from spr.exports.card import Card, write_card
@@ -16,7 +15,7 @@ from spr.exports.folder import check_same, new_folder, read_marker, write_marker
 from spr.exports.formats import FORMATS
 from spr.exports.images import ExportImages
 from spr.exports.rows import ExportRow, Format, ImageMode, Labels, Texts
-from spr.exports.source import RunSource
+from spr.exports.source import RunSource, public_name
 from spr.exports.statistics import Statistics
 from spr.exports.texts import texts_of
 from spr.grounding import Dialect, get_dialect
@@ -97,7 +96,7 @@ def export(
     source = RunSource(run)
     target = None if target is None or target == source.dialect else target
     written = source.dialect.spec if target is None else target.spec
-    labels = Labels(name or _name(source), source.config.annotations.path.name, source.describer)
+    labels = Labels(name or _name(source), source.config.annotations.path.name, public_name(source.describer))
     identity = {
         "format": format_key,
         "images": mode,
@@ -198,5 +197,5 @@ def _batches(pairs: Sequence[PreferencePair]) -> Iterator[list[PreferencePair]]:
 
 
 def _name(source: RunSource) -> str:
-    model: Any = source.describer.partition("@")[0].rstrip("/").rpartition("/")[2]
+    model = source.describer.partition("@")[0].rstrip("/").rpartition("/")[2]
     return f"SPR pairs of {model} on {source.config.annotations.path.stem}"
