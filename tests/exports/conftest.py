@@ -43,3 +43,10 @@ def pairs_of():
         return [pair for table in StageStore(folder / "pairs").tables() for pair in from_table(table, PreferencePair)]
 
     return read
+
+
+@pytest.fixture(autouse=True)
+def plots(request, monkeypatch):
+    """No plots are drawn, which take longer than all else, but for tests of the card."""
+    if "card" not in request.fixturenames:
+        monkeypatch.setattr("spr.exports.card.write_plots", lambda *_: {})

@@ -48,3 +48,7 @@ class JsonWriter:
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"{self._path.parent} can't be written", got=error, fix="make room") from None
+
+    def abandon(self) -> None:
+        """Let go of the file."""
+        self._file.close()

@@ -58,6 +58,10 @@ class ParquetWriter:
         for number, part in enumerate(self._parts):
             part.rename(self._folder / f"train-{number:05d}-of-{len(self._parts):05d}.parquet")
 
+    def abandon(self) -> None:
+        """Let go of the file that is open."""
+        self._close_part()
+
     def _close_part(self) -> None:
         if self._open is not None:
             self._open.close()

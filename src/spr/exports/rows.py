@@ -70,6 +70,10 @@ class Writer(Protocol):
         """Finish the files."""
         ...
 
+    def abandon(self) -> None:
+        """Let go of what is open, finished or not."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Format:

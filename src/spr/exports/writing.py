@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -114,7 +115,9 @@ def export(
         statistics, left_out = Statistics(), _LeftOut(folder / LEFT_OUT)
         writer = chosen.open(folder, labels)
         pictures = ExportImages(source.config.annotations, mode, folder)
-        with Progress(f"export {format_key}", source.total, "pairs") as progress:
+        with ExitStack() as stack:
+            stack.callback(writer.abandon)
+            progress = stack.enter_context(Progress(f"export {format_key}", source.total, "pairs"))
             for shard in source.shards():
                 statistics.add_candidates(shard)
                 for batch in _batches(shard.pairs):
@@ -124,7 +127,7 @@ def export(
                     if rows:
                         writer.write(rows)
                     progress.advance(len(batch))
-        writer.close()
+            writer.close()
         left_out.close()
         pairs = len(statistics.margins)
         if not pairs:
