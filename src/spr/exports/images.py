@@ -101,7 +101,7 @@ def safe_name(file_name: str, *, rewritten: bool = False) -> str:
     >>> safe_name("train/patch16/objects365_v2_00908726.jpg")
     'train/patch16/objects365_v2_00908726.jpg'
     >>> safe_name("my photo.jpg"), safe_name("a.jpg", rewritten=True)
-    ('my_photo-22ba6d91.jpg', 'a-d67cf3fe.png')
+    ('my_photo-e555a890.jpg', 'a-509b0d46.png')
     """
     path = PurePosixPath(file_name)
     parts = [_UNSAFE.sub("_", part) for part in path.parts]
