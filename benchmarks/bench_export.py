@@ -1,6 +1,6 @@
-"""Claim: the memory of `spr export` does not grow with the number of pairs: 100,000 within 10 % of 10,000.
+"""Claim: the memory of `spr export` does not grow with the number of pairs: 30,000 within 10 % of 3,000.
 
-    python benchmarks/bench_export.py [--pairs 100000] [--side 64]
+    python benchmarks/bench_export.py [--pairs 30000] [--side 64]
 
 A run of 200 images is made with the fakes, and its shards are repeated until it has that many pairs; so every pair's
 image is checked, read and written as in a real export, and the file system's cache is warm. Each export is a process of
@@ -100,7 +100,7 @@ def export_here(run_folder: str, out: str, key: str) -> None:
 def main() -> None:
     """Measure two sizes of each format."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--pairs", type=int, default=30_000)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--export", nargs=3)
     options = parser.parse_args()

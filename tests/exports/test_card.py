@@ -61,6 +61,15 @@ def test_the_cards_means_are_those_of_the_pairs(card, small_run, pairs_of):
     assert [float(value) for value in scored] == pytest.approx([chosen, rejected], abs=0.00051)
 
 
+@pytest.mark.usefixtures("card")
+def test_words_are_counted_in_the_texts_as_they_are_exported(small_run, tmp_path):
+    export(small_run, tmp_path / "out", "llava", dialect="qwen3_vl")
+    rows = json.loads((tmp_path / "out" / "train.json").read_text())
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"^\| words \| ([\d.]+) ", text, re.MULTILINE)
+    assert float(words) == pytest.approx(np.mean([len(row["chosen"].split()) for row in rows]), abs=0.051)
+
+
 def test_the_card_names_its_sources_but_nobodys_folders(card, small_run):
     text = (card / "README.md").read_text(encoding="utf-8")
     digest = json.loads((small_run / "inputs.json").read_text())["sha256"]

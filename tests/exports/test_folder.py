@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,13 @@ def test_an_empty_folder_is_taken(small_run, tmp_path):
     (tmp_path / "out").mkdir()
     export(small_run, tmp_path / "out", "llava")
     assert (tmp_path / "out" / "export.json").is_file()
+
+
+def test_a_place_given_relative_to_the_current_folder_is_the_same_place(small_run, tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    export(small_run, Path("../out/."), "llava")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"b", "out"}
 
 
 def test_an_export_that_fails_midway_leaves_nothing(small_run, tmp_path, monkeypatch):

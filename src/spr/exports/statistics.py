@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
+from spr.exports.rows import Texts
 from spr.exports.source import Shard
 from spr.pipeline.localization import localization_score
 from spr.records import Box, ImageObject, PreferencePair, Span
@@ -39,14 +40,14 @@ class Statistics:
         self.semantic.extend(shard.semantic.tolist())
         self.localization.extend(shard.localization.tolist())
 
-    def add_pair(self, pair: PreferencePair, shard: Shard) -> None:
-        """Count an exported pair of a shard."""
+    def add_pair(self, pair: PreferencePair, texts: Texts, shard: Shard) -> None:
+        """Count an exported pair of a shard, with its texts as they are exported."""
         self.margins.append(pair.margin)
         self.fates.update(fate.fate for fate in pair.fates)
         truth = [ImageObject(str(k), "object", box) for k, box in enumerate(shard.inside[pair.query_id])]
         sides: tuple[tuple[str, str, str, tuple[Span, ...]], ...] = (
-            ("chosen", pair.chosen_candidate, pair.chosen, pair.chosen_spans),
-            ("rejected", pair.rejected_candidate, pair.rejected, pair.rejected_spans),
+            ("chosen", pair.chosen_candidate, texts.chosen, pair.chosen_spans),
+            ("rejected", pair.rejected_candidate, texts.rejected, pair.rejected_spans),
         )
         for side, candidate, text, spans in sides:
             boxes: list[Box] = [box for span in spans for box in span.boxes]

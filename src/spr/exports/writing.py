@@ -106,6 +106,7 @@ def export(
         "license": license_id,
         "pairs": source.pairs_hash,
     }
+    out = out.resolve()
     marker = read_marker(out)
     if marker is not None:
         check_same(out, marker, identity)
@@ -123,7 +124,7 @@ def export(
                 for batch in _batches(shard.pairs):
                     rows = _rows(batch, source, target, chosen, pictures, left_out)
                     for row in rows:
-                        statistics.add_pair(row.pair, shard)
+                        statistics.add_pair(row.pair, row.texts, shard)
                     if rows:
                         writer.write(rows)
                     progress.advance(len(batch))
