@@ -21,7 +21,7 @@ LAYERS = [
     {"columns", "store"},
     {"annotations", "models"},
     {"pipeline", "training", "evaluation"},
-    {"report"},
+    {"report", "exports"},
     {"scenes"},
     {"commands"},
     {"cli"},
@@ -72,7 +72,7 @@ def test_modules_stay_short_enough_to_be_read(path):
 HEAVY = {"torch", "transformers", "pyarrow", "numpy", "datasets", "PIL", "matplotlib"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["text", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["export", "--help"]])
 def test_help_and_version_import_nothing_heavy(arguments):
     code = "import sys\nfrom spr.cli import main\nsys.argv = ['spr', *sys.argv[1:]]\ntry:\n    main()\n"
     code += "finally:\n    print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"

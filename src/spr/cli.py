@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import convert, evaluate, report, run, scenes, text, train
+from spr.commands import convert, evaluate, export, report, run, scenes, text, train
 from spr.errors import SprError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ for command in (
     evaluate.compare,
     evaluate.lvis_questions,
     report.report,
+    export.export,
     run.show,
     text.text,
     scenes.scenes,

@@ -48,6 +48,7 @@ MAX_PIXELS = 178_956_970
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _ORIENTATION_TAG = 0x0112
+_PLAIN_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _QUARTER_TURNS = (5, 6, 7, 8)
 _DRAFT_SCALE = 8
 _WHITE = (255, 255, 255, 255)
@@ -216,6 +217,26 @@ def load_thumbnail(
             raise
         except Exception as error:
             raise _unreadable(file_name, error) from error
+
+
+def reads_alike(root: Path, file_name: str, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether any reader that opens this file and converts it to RGB gets the pixels that `load_image` gives.
+
+    Not so where EXIF turns the image (some readers heed that, some don't), nor with transparency or more than eight
+    bits a channel. Reads the file's header only.
+
+    Args:
+        root: The images' folder.
+        file_name: The image in it, a relative path.
+        max_pixels: The most pixels, width times height.
+
+    Raises:
+        ImageProblem: with one of `IMAGE_DROP_REASONS`.
+    """
+    with ExitStack() as stack:
+        image = _open(root, file_name, max_pixels, stack)
+        turned = image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
+        return not turned and image.mode in _PLAIN_MODES and not image.has_transparency_data
 
 
 def _open(root: Path, file_name: str, max_pixels: int, stack: ExitStack) -> Image.Image:

@@ -111,9 +111,12 @@ def without_tiles(processor_class: Any) -> Any:
     def count(self: Any, image_sizes: Sequence[Any] = (), **_: Any) -> dict[str, list[int]]:
         return {"num_image_tokens": [self.num_image_tokens + 1] * len(image_sizes)}
 
-    def call(self: Any, images: Sequence[Image.Image], text: Sequence[str], **options: Any) -> Any:
+    def call(self: Any, images: Sequence[Any] | None = None, text: Any = None, **options: Any) -> Any:
         inputs = processor_class.__call__(self, images=images, text=text, **options)
-        inputs["image_sizes"] = [[image.height, image.width] for image in images]
+        if images is not None:
+            # One a text, or a list a text, as trainers give them.
+            flat = [image for item in images for image in (item if isinstance(item, list) else [item])]
+            inputs["image_sizes"] = [[image.height, image.width] for image in flat]
         return inputs
 
     methods = {"replace_image_token": replace_image_token, "_get_num_multimodal_tokens": count, "__call__": call}

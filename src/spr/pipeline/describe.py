@@ -26,7 +26,7 @@ from spr.pipeline.answers import KeptAnswers
 from spr.pipeline.decoding import decode_ahead
 from spr.pipeline.stage import Stage
 from spr.randomness import stable_hash
-from spr.records import PROMPT_KINDS, Box, Candidate, PromptKind, RegionQuery, Size, Span
+from spr.records import PROMPT_KINDS, Box, Candidate, PreferencePair, PromptKind, RegionQuery, Size, Span
 from spr.schemas import from_table, to_table
 from spr.sections import DescriberConfig, PromptsConfig
 from spr.store import StageOutput, dropped_table
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     request: DescribeRequest
 
 
-def training_prompt(query: RegionQuery, dialect: Dialect, prompts: PromptsConfig) -> str:
+def training_prompt(query: RegionQuery | PreferencePair, dialect: Dialect, prompts: PromptsConfig) -> str:
     """The one prompt that a query's candidates answer: the whole image, the region by its coordinates (METHOD §3.4)."""
     region = render_box(query.region, dialect, (query.width, query.height), region=True)
     return prompts.full.replace("{region}", region)

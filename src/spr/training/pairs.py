@@ -69,6 +69,7 @@ class RunImage:
     size_wh: Size
 
     def __call__(self) -> Image.Image:
+        """The image; raises `ImageProblem`."""
         return load_image(
             self.settings.images,
             self.file_name,
@@ -78,6 +79,7 @@ class RunImage:
         )
 
     def digest(self) -> str:
+        """Hex digest of the file, and how it is turned."""
         path = resolve_image(self.settings.images, self.file_name)
         return _digest_file(path, self.file_name) + self.settings.orientation
 

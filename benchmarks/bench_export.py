@@ -1,0 +1,129 @@
+"""Claim: the memory of `spr export` does not grow with the number of pairs: 30,000 within 10 % of 3,000.
+
+    python benchmarks/bench_export.py [--pairs 30000] [--side 64]
+
+A run of 200 images is made with the fakes, and its shards are repeated until it has that many pairs; so every pair's
+image is checked, read and written as in a real export, and the file system's cache is warm. Each export is a process of
+its own; memory is its highest resident size (`ru_maxrss`), imports included. Images are small PNGs, so that pairs a
+second is about the work on rows, not about decoding. Prints a table, and one JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from spr.config import make_config
+from spr.pipeline.runner import STAGE_NAMES, run
+from spr.store import StageStore
+
+FORMATS = ("trl", "llava")
+IMAGES, OBJECTS, WANTED = 200, 12, 1.10
+
+
+def make_run(folder: Path, side: int) -> Path:
+    """A run of `IMAGES` pairs in one shard."""
+    draw = np.random.default_rng(0)
+    coco: dict[str, list[dict[str, object]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    (folder / "images").mkdir(parents=True)
+    for k in range(IMAGES):
+        pixels = draw.integers(0, 255, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{k}.png")
+        coco["images"].append({"id": k, "file_name": f"{k}.png", "width": side, "height": side})
+        for j in range(OBJECTS):
+            x, y = draw.uniform(0, side * 0.7, 2)
+            box = [float(x), float(y), side * 0.28, side * 0.25]
+            coco["annotations"].append(
+                {"id": k * OBJECTS + j, "image_id": k, "category_id": 1, "bbox": box, "iscrowd": 0}
+            )
+    (folder / "a.json").write_text(json.dumps(coco))
+    config = make_config(
+        {
+            "annotations": {"path": str(folder / "a.json"), "images": str(folder / "images"), "min_area": 1},
+            "describer": {"adapter": "fake"},
+            "scorer": {"adapter": "fake"},
+            "detector": {"adapter": "none"},
+        }
+    )
+    run(config, folder / "run")
+    return folder / "run"
+
+
+def repeated(source: Path, target: Path, pairs: int) -> int:
+    """A copy of a one-shard run whose shard comes again and again, until it has ``pairs`` pairs; returns how many."""
+    shutil.copytree(source, target)
+    times = max(pairs // StageStore(source / "pairs").finished().rows, 1)
+    for name in STAGE_NAMES:
+        store = StageStore(target / name)
+        manifest = store.finished()
+        (shard,) = manifest.shards
+        for index in range(1, times):
+            store.part(index).hardlink_to(store.part(0))
+        manifest.shards = [dataclasses.replace(shard, index=index) for index in range(times)]
+        store.save(manifest)
+    return StageStore(target / "pairs").finished().rows
+
+
+def measure(run_folder: Path, out: Path, key: str) -> dict[str, float]:
+    """Seconds and highest memory of one export, in a process of its own."""
+    command = [sys.executable, __file__, "--export", str(run_folder), str(out), key]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def export_here(run_folder: str, out: str, key: str) -> None:
+    """Export in this process and print what it took."""
+    from spr.exports.writing import export
+
+    started = time.monotonic()
+    made = export(Path(run_folder), Path(out), key)
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"pairs": made.pairs, "seconds": seconds, "peak_mib": peak}))
+
+
+def main() -> None:
+    """Measure two sizes of each format."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=30_000)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--export", nargs=3)
+    options = parser.parse_args()
+    if options.export:
+        export_here(*options.export)
+        return
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = make_run(folder / "data", options.side)
+        runs = {}
+        for pairs in (options.pairs // 10, options.pairs):
+            runs[repeated(source, folder / f"run-{pairs}", pairs)] = folder / f"run-{pairs}"
+        print(f"{'format':<10}{'pairs':>10}{'seconds':>10}{'pairs/s':>10}{'peak MiB':>10}")
+        for key in FORMATS:
+            rows = [measure(path, folder / f"out-{key}-{count}", key) for count, path in runs.items()]
+            for row in rows:
+                rate = row["pairs"] / row["seconds"]
+                print(f"{key:<10}{row['pairs']:>10,}{row['seconds']:>10.1f}{rate:>10,.0f}{row['peak_mib']:>10.0f}")
+            growth = rows[1]["peak_mib"] / rows[0]["peak_mib"]
+            results[key] = {"rows": rows, "growth": round(growth, 3), "held": growth <= WANTED}
+    print(json.dumps({"benchmark": "export", "wanted": WANTED, "formats": results}))
+
+
+if __name__ == "__main__":
+    main()

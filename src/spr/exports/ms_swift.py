@@ -1,0 +1,48 @@
+"""ms-swift: messages with a rejected response, boxes as literal coordinates in the texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spr.exports.json_lines import JsonWriter
+from spr.exports.rows import ExportRow, Format, Labels, Writer
+
+
+def to_row(row: ExportRow) -> dict[str, Any]:
+    """A row of ``messages`` that end with the chosen answer, ``rejected_response`` and ``images``.
+
+    There is no ``objects``: with it, ms-swift would write the boxes itself, as it does for each model; here they
+    stand in the texts already, as the model that is trained wrote them.
+    """
+    return {
+        "messages": [
+            {"role": "user", "content": f"<image>{row.texts.prompt}"},
+            {"role": "assistant", "content": row.texts.chosen},
+        ],
+        "rejected_response": row.texts.rejected,
+        "images": [row.image.path],
+    }
+
+
+def _open(folder: Path, _: Labels) -> Writer:
+    return JsonWriter(folder / "train.jsonl", to_row)
+
+
+FORMAT = Format(
+    key="ms-swift",
+    reader="ms-swift",
+    images=("copy", "path"),
+    placeholders=("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>"),
+    data_files="train.jsonl",
+    columns={
+        "messages": "the user's turn, in which `<image>` stands for the image, and the best description, its boxes "
+        "corrected",
+        "rejected_response": "the worst description, as generated",
+        "images": "a list of the one image's path, relative to this folder (`ROOT_IMAGE_DIR`) or absolute",
+    },
+    usage="""```sh
+ROOT_IMAGE_DIR={out} swift rlhf --rlhf_type dpo --beta 0.1 --dataset {out}/train.jsonl …
+```""",
+    open=_open,
+)

@@ -1,0 +1,68 @@
+"""Rows as Parquet files that `datasets.load_dataset` reads with their features, images and all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spr.errors import RunError
+from spr.exports.rows import ExportRow
+
+SHARD_BYTES = 500_000_000
+"""A file is closed once it is this large: what the hub recommends, and readers share out whole files."""
+
+
+class ParquetWriter:
+    """A `spr.exports.rows.Writer` of Parquet: ``data/train-00000-of-00003.parquet`` and so on.
+
+    Each call of `write` becomes a row group, so that readers need not hold more images than that.
+
+    Args:
+        folder: The export's folder.
+        schema: With the features of 🤗 datasets in its metadata.
+        row: What a row becomes.
+        shard_bytes: See `SHARD_BYTES`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        row: Callable[[ExportRow], dict[str, Any]],
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self._folder, self._schema, self._row, self._most = folder / "data", schema, row, shard_bytes
+        self._folder.mkdir(parents=True)
+        self._parts: list[Path] = []
+        self._open: pq.ParquetWriter | None = None
+
+    def write(self, rows: Sequence[ExportRow]) -> None:
+        """Append rows."""
+        try:
+            if self._open is None:
+                self._parts.append(self._folder / f"part-{len(self._parts):05d}")
+                self._open = pq.ParquetWriter(self._parts[-1], self._schema, compression="zstd")
+            self._open.write_table(pa.Table.from_pylist([self._row(row) for row in rows], schema=self._schema))
+            if self._parts[-1].stat().st_size >= self._most:
+                self._close_part()
+        except OSError as error:
+            raise RunError(f"{self._folder} can't be written", got=error, fix="make room") from None
+
+    def close(self) -> None:
+        """Finish the files and number them."""
+        self._close_part()
+        for number, part in enumerate(self._parts):
+            part.rename(self._folder / f"train-{number:05d}-of-{len(self._parts):05d}.parquet")
+
+    def abandon(self) -> None:
+        """Let go of the file that is open."""
+        self._close_part()
+
+    def _close_part(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None

@@ -1,0 +1,64 @@
+"""RLAIF-V: the Parquet schema of its published data set, images embedded."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spr.exports.parquet import ParquetWriter
+from spr.exports.rows import ExportRow, Format, Labels, Writer
+
+
+def to_row(labels: Labels, row: ExportRow) -> dict[str, Any]:
+    """A row with the nine columns of openbmb/RLAIF-V-Dataset."""
+    return {
+        "ds_name": labels.name,
+        "image": {"bytes": row.image.data, "path": row.image.path},
+        "question": row.texts.prompt,
+        "chosen": row.texts.chosen,
+        "rejected": row.texts.rejected,
+        "origin_dataset": labels.origin,
+        "origin_split": json.dumps({"model": labels.describer, "type": "region_description"}, ensure_ascii=False),
+        "idx": row.pair.query_id,
+        "image_path": row.pair.file_name,
+    }
+
+
+def _open(folder: Path, labels: Labels) -> Writer:
+    from datasets import Features, Image, Value
+
+    names = ("question", "chosen", "rejected", "origin_dataset", "origin_split", "idx", "image_path")
+    text = Value("string")
+    features = Features({"ds_name": text, "image": Image(), **dict.fromkeys(names, text)})
+    return ParquetWriter(folder, features.arrow_schema, partial(to_row, labels))
+
+
+FORMAT = Format(
+    key="rlaif-v",
+    reader="RLAIF-V",
+    # Its trainer reads the bytes.
+    images=("embed",),
+    placeholders=("<image>",),
+    data_files="data/train-*.parquet",
+    columns={
+        "ds_name": "the name of this data set",
+        "image": "the image: its bytes, and a path that is its name",
+        "question": "what is asked",
+        "chosen": "the best description, its boxes corrected",
+        "rejected": "the worst description, as generated",
+        "origin_dataset": "file name of the annotations",
+        "origin_split": "JSON: the model that wrote both answers, and the kind of question",
+        "idx": "the region query, `<image_id>/<n>`",
+        "image_path": "the image's file, as the annotations name it",
+    },
+    usage="""```python
+from datasets import load_dataset
+
+pairs = load_dataset("{out}", split="train")
+```
+
+RLAIF-V's own trainer names its data set in `muffin/data/datasets.py`: put this folder in its place.""",
+    open=_open,
+)

@@ -1,0 +1,97 @@
+"""TRL: what `DPOTrainer` takes for vision models, with images embedded or by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spr.exports.parquet import ParquetWriter
+from spr.exports.rows import ExportRow, Format, Labels, Writer
+
+
+def to_row(row: ExportRow) -> dict[str, Any]:
+    """A row of ``images``, ``prompt``, ``chosen``, ``rejected`` as conversations, and where the pair came from.
+
+    The prompt's content says where the image stands (before the text, as the pipeline asked), so that it doesn't depend
+    on what a version of TRL does with plain texts.
+    """
+    pair, texts = row.pair, row.texts
+    return {
+        "images": [{"bytes": row.image.data, "path": row.image.path}],
+        "prompt": [
+            {
+                "role": "user",
+                "content": [{"type": "image", "text": None}, {"type": "text", "text": texts.prompt}],
+            }
+        ],
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": texts.chosen}]}],
+        "rejected": [{"role": "assistant", "content": [{"type": "text", "text": texts.rejected}]}],
+        "query_id": pair.query_id,
+        "image_id": pair.image_id,
+        "file_name": pair.file_name,
+        "width": pair.width,
+        "height": pair.height,
+        "region": list(pair.region),
+        "chosen_score": pair.chosen_score,
+        "rejected_score": pair.rejected_score,
+        "margin": pair.margin,
+    }
+
+
+def _open(folder: Path, _: Labels) -> Writer:
+    from datasets import Features, Image, Value
+
+    text = Value("string")
+    messages = [{"role": text, "content": [{"type": text, "text": text}]}]
+    features = Features(
+        {
+            "images": [Image()],
+            "prompt": messages,
+            "chosen": messages,
+            "rejected": messages,
+            "query_id": text,
+            "image_id": text,
+            "file_name": text,
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "region": [Value("float32")],
+            "chosen_score": Value("float32"),
+            "rejected_score": Value("float32"),
+            "margin": Value("float32"),
+        }
+    )
+    return ParquetWriter(folder, features.arrow_schema, to_row)
+
+
+FORMAT = Format(
+    key="trl",
+    reader="TRL's DPOTrainer",
+    images=("embed", "path"),
+    placeholders=("<image>",),
+    data_files="data/train-*.parquet",
+    columns={
+        "images": "a list of the one image",
+        "prompt": "the user's turn: the image, then what is asked",
+        "chosen": "the assistant's turn: the best description, its boxes corrected",
+        "rejected": "the assistant's turn: the worst description, as generated",
+        "query_id": "the region query, `<image_id>/<n>`",
+        "image_id": "the image's id in the annotations",
+        "file_name": "the image's file, as the annotations name it",
+        "width": "of the image, in pixels",
+        "height": "of the image, in pixels",
+        "region": "the region asked about: x1, y1, x2, y2 in pixels of the image",
+        "chosen_score": "S of the chosen description before its boxes were corrected",
+        "rejected_score": "S of the rejected description",
+        "margin": "chosen_score − rejected_score",
+    },
+    usage="""```python
+from datasets import load_dataset
+from trl import DPOConfig, DPOTrainer
+
+pairs = load_dataset("{out}", split="train")
+# max_length=None: cutting a prompt would cut image tokens.
+arguments = DPOConfig(output_dir="dpo", beta=0.1, per_device_train_batch_size=2, max_length=None)
+DPOTrainer(model=MODEL, args=arguments, train_dataset=pairs, processing_class=PROCESSOR).train()
+```""",
+    open=_open,
+)

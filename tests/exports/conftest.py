@@ -1,0 +1,52 @@
+"""Runs with pairs, made with the fakes, that tests export."""
+
+import pytest
+
+from spr.config import make_config
+from spr.pipeline.runner import run
+from spr.records import PreferencePair
+from spr.schemas import from_table
+from spr.store import StageStore
+
+# What the embedded describer was trained on, so that one of TRL's steps on it sees words that it knows.
+PROMPTS = {"full": "Describe the region {region} and locate its objects."}
+FAKES = {"describer": {"adapter": "fake"}, "scorer": {"adapter": "fake"}, "detector": {"adapter": "none"}}
+
+
+@pytest.fixture
+def make_run():
+    """A dataset (its files may still change) and config sections → its run folder."""
+
+    def make(dataset, **sections):
+        dataset.write()
+        folder = dataset.folder / "run"
+        run(make_config(dataset.config(**{**FAKES, "prompts": PROMPTS, **sections})), folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_run(make_dataset, tmp_path_factory):
+    """The run of eight images, which no test changes."""
+    dataset = make_dataset(tmp_path_factory.mktemp("small"), images=8)
+    folder = dataset.folder / "run"
+    run(make_config(dataset.config(**FAKES, prompts=PROMPTS, shard_rows=3)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_of():
+    """A run folder → its pairs."""
+
+    def read(folder):
+        return [pair for table in StageStore(folder / "pairs").tables() for pair in from_table(table, PreferencePair)]
+
+    return read
+
+
+@pytest.fixture(autouse=True)
+def plots(request, monkeypatch):
+    """No plots are drawn, which take longer than all else, but for tests of the card."""
+    if "card" not in request.fixturenames:
+        monkeypatch.setattr("spr.exports.card.write_plots", lambda *_: {})

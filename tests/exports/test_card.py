@@ -1,0 +1,107 @@
+"""The data set card tells what there is, where it comes from, and what the user must fill in."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from spr.exports.writing import export
+from spr.store import StageStore
+
+
+@pytest.fixture(scope="module")
+def card(small_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("card") / "out"
+    export(small_run, out, "llava", license_id="cc-by-4.0", name="Shapes | of *mine*")
+    return out
+
+
+def test_the_front_matter_is_what_the_hub_reads(card):
+    text = (card / "README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["license"] == "cc-by-4.0"
+    assert head["pretty_name"] == "Shapes | of *mine*"
+    assert head["size_categories"] == ["n<1K"]
+    assert head["configs"] == [
+        {"config_name": "default", "data_files": [{"split": "train", "path": "train.json"}]},
+    ]
+    assert "# Shapes \\| of \\*mine\\*\n" in text
+    assert "fill in" in text
+
+
+def test_the_card_counts_every_stage_and_each_drop(card, small_run):
+    text = (card / "README.md").read_text(encoding="utf-8")
+    for name in ("objects", "regions", "candidates", "scores", "pairs"):
+        manifest = StageStore(small_run / name).finished()
+        (row,) = re.findall(rf"^\| {name} \| ([\d,]+) \| (.*) \|$", text, re.MULTILINE)
+        assert row[0] == f"{manifest.rows:,}"
+        for reason, count in manifest.dropped.items():
+            assert f"{reason} {count:,}".replace("_", r"\_") in row[1]
+    pairs = StageStore(small_run / "pairs").finished().rows
+    assert f"| this export | {pairs} | – |" in text
+
+
+def test_the_cards_means_are_those_of_the_pairs(card, small_run, pairs_of):
+    text = (card / "README.md").read_text(encoding="utf-8")
+    pairs = pairs_of(small_run)
+    (words,) = re.findall(r"^\| words \| ([\d.]+) .*\| ([\d.]+) .*\|$", text, re.MULTILINE)
+    expected = [np.mean([len(getattr(p, side).split()) for p in pairs]) for side in ("chosen", "rejected")]
+    assert [float(word) for word in words] == pytest.approx(expected, abs=0.051)
+    scores = {
+        row["candidate_id"]: row["localization"]
+        for table in StageStore(small_run / "scores").tables()
+        for row in table.to_pylist()
+    }
+    (scored,) = re.findall(r"^\| S_loc as scored.*?\| ([\d.]+) .*\| ([\d.]+) .*\|$", text, re.MULTILINE)
+    chosen = np.mean([scores[p.chosen_candidate] for p in pairs])
+    rejected = np.mean([scores[p.rejected_candidate] for p in pairs])
+    assert [float(value) for value in scored] == pytest.approx([chosen, rejected], abs=0.00051)
+
+
+@pytest.mark.usefixtures("card")
+def test_words_are_counted_in_the_texts_as_they_are_exported(small_run, tmp_path):
+    export(small_run, tmp_path / "out", "llava", dialect="qwen3_vl")
+    rows = json.loads((tmp_path / "out" / "train.json").read_text())
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"^\| words \| ([\d.]+) ", text, re.MULTILINE)
+    assert float(words) == pytest.approx(np.mean([len(row["chosen"].split()) for row in rows]), abs=0.051)
+
+
+def test_the_card_names_its_sources_but_nobodys_folders(card, small_run):
+    text = (card / "README.md").read_text(encoding="utf-8")
+    digest = json.loads((small_run / "inputs.json").read_text())["sha256"]
+    assert f"`instances.json`, sha256 `{digest}`" in text
+    assert "| describer | `fake` |" in text
+    assert str(small_run.parent) not in text
+    config = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert config["annotations"]["path"] == "instances.json"
+    assert config["scoring"]["semantic_weight"] == 0.8
+
+
+def test_the_card_explains_every_key_of_a_row(card):
+    text = (card / "README.md").read_text(encoding="utf-8")
+    row = json.loads((card / "train.json").read_text())[0]
+    named = re.findall(r"^\| `([a-z_]+)` \|", text.split("## Columns")[1].split("## How")[0], re.MULTILINE)
+    assert named == list(row)
+
+
+def test_each_plot_is_there_and_shows_something(card):
+    text = (card / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[.*\]\((plots/\w+\.png)\)", text)
+    assert shown == [f"plots/{name}.png" for name in ("scores", "margins", "localization", "lengths")]
+    for path in shown:
+        with Image.open(card / path) as plot:
+            pixels = np.asarray(plot.convert("RGB"))
+        assert plot.width >= 700
+        # More than a few lines and letters, and not only ink.
+        assert 0.005 < np.mean(pixels.min(axis=-1) < 250) < 0.9
+
+
+@pytest.mark.usefixtures("card")
+def test_a_single_pair_is_enough_for_a_card(make_dataset, make_run, tmp_path):
+    run = make_run(make_dataset(tmp_path / "data", images=1))
+    assert export(run, tmp_path / "out", "llava").pairs == 1
+    assert (tmp_path / "out" / "plots" / "margins.png").is_file()

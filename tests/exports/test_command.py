@@ -1,0 +1,49 @@
+"""`spr export` as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from spr.commands import export as command
+from spr.exports.formats import FORMATS
+from spr.exports.rows import IMAGE_MODES
+
+
+def spr(*arguments, expect=0):
+    result = subprocess.run([sys.executable, "-m", "spr", *map(str, arguments)], capture_output=True, text=True)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == expect, (result.returncode, result.stdout, result.stderr)
+    return result.stdout + result.stderr
+
+
+def test_the_command_knows_the_formats_there_are():
+    assert tuple(FORMATS) == command._FORMATS
+    assert command._IMAGES == IMAGE_MODES
+
+
+def test_it_says_what_it_wrote_what_it_left_out_and_what_is_to_be_filled_in(make_dataset, make_run, tmp_path):
+    dataset = make_dataset(tmp_path / "data", images=3)
+    run, out = make_run(dataset), tmp_path / "out"
+    (dataset.images / "1000.png").unlink()
+    output = spr("export", run, "--format", "llava", "--out", out, "--dialect", "ferret", "--license", "cc-by-4.0")
+    assert f"llava: 2 pairs in {out} (images: copy, dialect: ferret)" in output
+    assert "1  left out image_missing" in output
+    assert "Fill in the licence" in output
+    assert "<region_fea>" in (out / "train.json").read_text()
+    assert "license: cc-by-4.0" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--format", "llama-factory"], "did you mean `llamafactory`", 2),
+        (["--format", "trl", "--images", "embedded"], "did you mean `embed`", 2),
+        (["--format", "llava", "--images", "embed"], "expected: copy | path", 2),
+        (["--format", "trl", "--dialect", "cogvml"], "did you mean `cogvlm`", 1),
+        (["--format", "trl"], "is no run", 1),
+    ],
+)
+def test_mistakes_get_one_clear_message(arguments, message, code, tmp_path):
+    assert message in spr("export", tmp_path / "nowhere", "--out", tmp_path / "out", *arguments, expect=code)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,144 @@
+"""The export's folder is whole or not there, and never made over something else."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from spr.errors import GroundingError, InputError, RunError
+from spr.exports import writing
+from spr.exports.folder import new_folder
+from spr.exports.json_lines import JsonWriter
+from spr.exports.writing import export
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_second_identical_export_changes_nothing_not_even_a_card_filled_in(small_run, tmp_path):
+    out = tmp_path / "out"
+    first = export(small_run, out, "llava")
+    (out / "README.md").write_text("mine")
+    before = files(out)
+    second = export(small_run, out, "llava")
+    assert (first.done_before, second.done_before) == (False, True)
+    assert second.pairs == first.pairs
+    assert files(out) == before
+
+
+def test_two_exports_of_one_run_are_the_same_bytes(small_run, tmp_path):
+    export(small_run, tmp_path / "a" / "out", "trl")
+    export(small_run, tmp_path / "b" / "out", "trl")
+    assert files(tmp_path / "a" / "out") == files(tmp_path / "b" / "out")
+
+
+def test_other_settings_for_a_folder_that_holds_an_export_are_refused_by_name(small_run, tmp_path):
+    export(small_run, tmp_path / "out", "llava")
+    with pytest.raises(RunError, match=r"another export[\s\S]*dialect: llava_onevision → ferret"):
+        export(small_run, tmp_path / "out", "llava", dialect="ferret")
+    with pytest.raises(RunError, match=r"format: llava → ms-swift"):
+        export(small_run, tmp_path / "out", "ms-swift")
+
+
+def test_a_damaged_export_is_named_not_passed_over(small_run, tmp_path):
+    export(small_run, tmp_path / "out", "llava")
+    (tmp_path / "out" / "train.json").write_text("[]")
+    with pytest.raises(RunError, match=r"damaged export[\s\S]*train\.json has 2 bytes"):
+        export(small_run, tmp_path / "out", "llava")
+    (tmp_path / "out" / "train.json").unlink()
+    with pytest.raises(RunError, match=r"train\.json is missing"):
+        export(small_run, tmp_path / "out", "llava")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "foreign marker"])
+def test_something_else_in_the_place_stays_untouched(what, small_run, tmp_path):
+    out = tmp_path / "out"
+    if what == "file":
+        out.write_text("precious")
+    else:
+        out.mkdir()
+        (out / ("export.json" if what == "foreign marker" else "thesis.tex")).write_text('{"precious": 1}')
+    before = out.read_bytes() if what == "file" else files(out)
+    with pytest.raises(RunError, match="holds something else than an export"):
+        export(small_run, out, "trl")
+    assert (out.read_bytes() if what == "file" else files(out)) == before
+
+
+def test_an_empty_folder_is_taken(small_run, tmp_path):
+    (tmp_path / "out").mkdir()
+    export(small_run, tmp_path / "out", "llava")
+    assert (tmp_path / "out" / "export.json").is_file()
+
+
+def test_a_place_given_relative_to_the_current_folder_is_the_same_place(small_run, tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    export(small_run, Path("../out/."), "llava")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"b", "out"}
+
+
+def test_an_export_that_fails_midway_leaves_nothing(small_run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JsonWriter, "write", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export(small_run, tmp_path / "out", "llava")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_removed_and_what_a_live_one_writes_stays(tmp_path):
+    gone = 2**22 + 1  # over the largest process id that Linux gives
+    (tmp_path / f".out.{gone}.export").mkdir()
+    live = tmp_path / f".out.{os.getppid()}.export"
+    live.mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "x").write_text("y")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", live.name}
+
+
+def test_a_place_that_can_not_be_written_to_is_one_clear_error(small_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="can't be made"):
+        export(small_run, tmp_path / "file" / "out", "trl")
+
+
+def test_a_folder_that_is_no_run_and_a_run_without_pairs_are_named(tmp_path, make_dataset, make_run):
+    with pytest.raises(InputError, match=r"is no run[\s\S]*spr run"):
+        export(tmp_path, tmp_path / "out", "trl")
+    run = make_run(make_dataset(tmp_path / "data", images=2))
+    for path in (run / "pairs").iterdir():
+        path.unlink()
+    with pytest.raises(RunError, match=r"holds no finished stage[\s\S]*--until pairs"):
+        export(run, tmp_path / "out", "trl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_dialect_is_named_with_the_nearest(small_run, tmp_path):
+    with pytest.raises(GroundingError, match="did you mean `ferret`"):
+        export(small_run, tmp_path / "out", "trl", dialect="feret")
+
+
+def test_asking_for_the_dialect_that_the_run_has_is_asking_for_none(small_run, pairs_of, tmp_path):
+    made = export(small_run, tmp_path / "out", "llava", dialect="llava_onevision")
+    rows = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert made.dialect == "llava_onevision"
+    assert [row["chosen"] for row in rows] == [pair.chosen for pair in pairs_of(small_run)]
+
+
+def test_no_more_than_a_batch_is_held_whatever_the_number_of_pairs(small_run, pairs_of, tmp_path, monkeypatch):
+    held = []
+    original = JsonWriter.write
+
+    def write(self, rows):
+        held.append(len(rows))
+        original(self, rows)
+
+    monkeypatch.setattr(JsonWriter, "write", write)
+    monkeypatch.setattr(writing, "BATCH", 2)
+    export(small_run, tmp_path / "out", "llava")
+    # Shards of three pairs, in batches of two and one.
+    assert max(held) == 2
+    assert sum(held) == len(pairs_of(small_run))

@@ -1,0 +1,89 @@
+"""LLaMA-Factory, ms-swift and LLaVA: held against what their own readers ask for, written down here as data.
+
+These packages pin other versions of transformers, so they can't be installed beside this one. The rules are theirs:
+LLaMA-Factory 0.9.5 `data/parser.py` and `data/converter.py`, ms-swift 4.6.0 `dataset/preprocessor/core.py`, LLaVA
+`llava/train/train.py` and LLaVA-NeXT `llava/train/train_dpo.py`.
+"""
+
+import json
+
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from spr.exports.writing import export
+
+
+@pytest.fixture(scope="module")
+def exported(small_run, tmp_path_factory):
+    made = {}
+    for key in ("llamafactory", "ms-swift", "llava"):
+        made[key] = tmp_path_factory.mktemp(key) / "out"
+        export(small_run, made[key], key)
+    return made
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_llamafactory_finds_the_file_and_its_columns_by_the_entry(exported, small_run, pairs_of):
+    out = exported["llamafactory"]
+    ((name, entry),) = json.loads((out / "dataset_info.json").read_text()).items()
+    assert name == "spr_pairs"
+    # DatasetAttr.join reads these keys; ranking needs dicts under chosen and rejected, and an odd number of turns.
+    assert (entry["formatting"], entry["ranking"]) == ("sharegpt", True)
+    rows = lines_of(out / entry["file_name"])
+    columns = entry["columns"]
+    assert set(columns) == {"messages", "chosen", "rejected", "images"}
+    for pair, row in zip(pairs_of(small_run), rows, strict=True):
+        (turn,) = row[columns["messages"]]
+        assert turn == {"from": "human", "value": f"<image>{pair.prompt}"}
+        assert row[columns["chosen"]] == {"from": "gpt", "value": pair.chosen}
+        assert row[columns["rejected"]] == {"from": "gpt", "value": pair.rejected}
+        # As many placeholders as images; paths are taken relative to the data set's folder.
+        (image,) = row[columns["images"]]
+        assert (out / image).is_file()
+
+
+def test_ms_swift_rows_have_messages_a_rejected_response_and_literal_boxes(exported, small_run, pairs_of):
+    rows = lines_of(exported["ms-swift"] / "train.jsonl")
+    for pair, row in zip(pairs_of(small_run), rows, strict=True):
+        # RowPreprocessor.standard_keys has these; others would be left out. `objects` would rewrite boxes.
+        assert set(row) == {"messages", "rejected_response", "images"}
+        user, assistant = row["messages"]
+        assert user == {"role": "user", "content": f"<image>{pair.prompt}"}
+        assert assistant == {"role": "assistant", "content": pair.chosen}
+        # _check_rejected_response refuses one that equals the chosen.
+        assert row["rejected_response"] == pair.rejected != pair.chosen
+        assert "[0." in row["rejected_response"]
+        assert (exported["ms-swift"] / row["images"][0]).is_file()
+
+
+def test_llava_rows_serve_fine_tuning_and_dpo(exported, small_run, pairs_of):
+    out = exported["llava"]
+    rows = json.loads((out / "train.json").read_text(encoding="utf-8"))
+    for pair, row in zip(pairs_of(small_run), rows, strict=True):
+        assert row["id"] == pair.query_id
+        human, gpt = row["conversations"]
+        assert human == {"from": "human", "value": f"<image>\n{pair.prompt}"}
+        assert gpt == {"from": "gpt", "value": pair.chosen}
+        # DPODataset reads these and puts <image> before the prompt itself; it counts the words of `answer`.
+        assert row["prompt"] == pair.prompt
+        assert row["answer"] == row["chosen"] == pair.chosen
+        assert row["rejected"] == pair.rejected
+        with Image.open(out / row["image"]) as image:
+            assert image.size == (pair.width, pair.height)
+
+
+@pytest.mark.parametrize("key", ["llamafactory", "ms-swift", "llava"])
+def test_datasets_loads_each_folder_by_its_card(key, exported, small_run, pairs_of, tmp_path):
+    rows = load_dataset(str(exported[key]), split="train", cache_dir=str(tmp_path))
+    assert len(rows) == len(pairs_of(small_run))
+
+
+def test_by_path_the_files_stay_where_they_are(small_run, tmp_path):
+    export(small_run, tmp_path / "out", "llava", images="path")
+    (first, *_) = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert first["image"].startswith(str(small_run.parent))
+    assert not (tmp_path / "out" / "images").exists()
