@@ -15,7 +15,7 @@ A GroundingDINO reads image and text together from its first encoder layer on, s
 shared. `sharing` is the loop's arithmetic over that of the stage (as torch counts it): what doing things once can give,
 without what batches add.
 
-    python benchmarks/bench_score.py [--queries 2] [--repeats 3] [--threads 1]
+    python benchmarks/bench_score.py [--queries 2] [--repeats 2] [--threads 1]
     python benchmarks/bench_score.py --size real --device cuda --dtype bfloat16 --queries 64
 """
 
@@ -204,7 +204,7 @@ def compare(title: str, ways: Ways, repeats: int, descriptions: int) -> dict[str
 def main() -> None:
     """Print the tables, and one JSON line last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"queries": 2, "descriptions": 6, "repeats": 3, "threads": 1}.items():
+    for name, default in {"queries": 2, "descriptions": 6, "repeats": 2, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--size", choices=list(SIZES), default="mid")
     parser.add_argument("--device", default="cpu")
