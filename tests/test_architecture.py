@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "spr"
 # Lower layers know nothing of higher ones. Modules of one layer don't import each other, unless they are one package.
 LAYERS = [
     {"errors", "progress", "randomness"},
-    {"boxes", "images", "section"},
+    {"boxes", "images", "rows", "section"},
     {"model_sections"},
     {"sections"},
     {"config"},

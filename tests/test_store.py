@@ -15,7 +15,6 @@ from spr.store import (
     StageStore,
     count_reasons,
     dropped_table,
-    merge_dropped,
     read_table,
     write_atomically,
     write_table,
@@ -142,20 +141,6 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
     path.write_bytes(b"PAR1 nonsense")
     with pytest.raises(RunError, match=r"x\.parquet can't be read"):
         read_table(path)
-
-
-def test_drops_of_all_stages_are_merged_in_order(store):
-    later = StageStore(store.folder.parent / "regions")
-    manifest = Manifest("regions", "g")
-    manifest.shards.append(
-        later.write_shard(0, StageOutput(output().table, dropped_table("regions", "image", [("z", "r")])), inputs=1)
-    )
-    later.save(manifest)
-    assert merge_dropped(store.folder.parent, ["objects", "regions", "candidates"]) == 4
-    merged = read_table(store.folder.parent / "dropped.parquet").to_pylist()
-    assert [(row["id"], row["stage"]) for row in merged] == [
-        ("aa", "objects"), ("bb", "objects"), ("cc", "objects"), ("z", "regions"),
-    ]  # fmt: skip
 
 
 def test_reasons_are_counted_by_kind():

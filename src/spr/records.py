@@ -6,13 +6,13 @@ floats, in pixels of the original image; ids are strings.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 from spr.errors import RecordError
+from spr.rows import Row, make_nested
 
 Box: TypeAlias = tuple[float, float, float, float]
 Size: TypeAlias = tuple[int, int]
@@ -65,27 +65,6 @@ def _check_score(value: float | None, where: str, low: float = 0.0, high: float 
         raise RecordError(f"{where} is out of range", got=value, expected=f"{low:g} to {high:g}")
 
 
-class Row:
-    """What all records share: the way to a table's row and back."""
-
-    def to_row(self) -> dict[str, Any]:
-        """The record as nested dicts, lists and numbers, as `pyarrow.Table.from_pylist` takes them."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Self:
-        """The record of a table's row (extra columns are left out), validated."""
-        return cls(**{f.name: row[f.name] for f in dataclasses.fields(cls) if f.name in row})  # type: ignore[arg-type]
-
-
-def _nested(record: Row, **kinds: type[Row]) -> None:
-    """Turn the named fields, lists of rows or records, into tuples of records."""
-    for name, kind in kinds.items():
-        items = getattr(record, name)
-        made = tuple(item if isinstance(item, kind) else kind.from_row(dict(item)) for item in items)
-        object.__setattr__(record, name, made)
-
-
 @dataclass(frozen=True, slots=True)
 class ImageObject(Row):
     """An object of an image.
@@ -135,7 +114,7 @@ class ImageObjects(Row):
 
     def __post_init__(self) -> None:
         _check_image(self)
-        _nested(self, objects=ImageObject)
+        make_nested(self, objects=ImageObject)
         _check_objects(self.objects, (self.width, self.height), self.image_id)
 
 
@@ -164,7 +143,7 @@ class RegionQuery(Row):
         _check_id(self.query_id, "query_id")
         size = (self.width, self.height)
         object.__setattr__(self, "region", check_box(self.region, size, where=f"region of query {self.query_id}"))
-        _nested(self, objects=RegionObject)
+        make_nested(self, objects=RegionObject)
         _check_objects(self.objects, size, self.image_id)
         if self.start_object not in {o.id for o in self.objects}:
             raise RecordError(
@@ -239,7 +218,7 @@ class Candidate(Row):
         if self.prompt_kind not in PROMPT_KINDS:
             where = f"prompt_kind of candidate {self.candidate_id}"
             raise RecordError(where, got=self.prompt_kind, expected=", ".join(PROMPT_KINDS))
-        _nested(self, spans=Span)
+        make_nested(self, spans=Span)
         object.__setattr__(self, "problems", tuple(self.problems))
         _check_spans(self.spans, self.plain_text, self.candidate_id)
 
@@ -295,7 +274,7 @@ class Scores(Row):
         for name in ("s_crop", "s_local", "semantic", "score"):
             _check_score(getattr(self, name), f"{name} of candidate {self.candidate_id}", -1.0)
         _check_score(self.localization, f"localization of candidate {self.candidate_id}")
-        _nested(self, detections=Detection, matches=Match)
+        make_nested(self, detections=Detection, matches=Match)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +319,6 @@ class PreferencePair(Row):
         _check_image(self)
         where = f"region of query {self.query_id}"
         object.__setattr__(self, "region", check_box(self.region, (self.width, self.height), where=where))
-        _nested(self, chosen_spans=Span, rejected_spans=Span, fates=BoxFate)
+        make_nested(self, chosen_spans=Span, rejected_spans=Span, fates=BoxFate)
         if self.chosen == self.rejected:
             raise RecordError(f"chosen equals rejected in query {self.query_id}", got=repr(self.chosen))

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from spr.errors import RecordError
-from spr.records import Candidate, ImageObjects, PreferencePair, RegionQuery, Row, Scores
+from spr.records import Candidate, ImageObjects, PreferencePair, RegionQuery, Scores
+from spr.rows import Row
 
 BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
 

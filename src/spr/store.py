@@ -6,6 +6,7 @@ an entry is unfinished work, and an entry whose file has another checksum is dam
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -236,12 +237,10 @@ class StageStore:
         for shard in self.finished().shards:
             yield read_table(self.part(shard.index))
 
-    def dropped_tables(self, manifest: Manifest) -> Iterator[pa.Table]:
-        """All that this stage dropped, in order."""
-        if self.source_drops.is_file():
-            yield read_table(self.source_drops)
-        for shard in manifest.shards:
-            yield read_table(self.drops(shard.index))
+    def dropped_files(self, manifest: Manifest) -> list[Path]:
+        """The files of all that this stage dropped, in order."""
+        before = [self.source_drops] if self.source_drops.is_file() else []
+        return before + [self.drops(shard.index) for shard in manifest.shards]
 
 
 def read_table(path: Path) -> pa.Table:
@@ -253,8 +252,13 @@ def read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        expected = "a Parquet file; in a run folder the same command makes a damaged shard anew"
-        raise RunError(f"{path} can't be read", got=error, expected=expected) from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> RunError:
+    """What to raise where a Parquet file is missing or damaged."""
+    expected = "a Parquet file; in a run folder the same command makes a damaged shard anew"
+    return RunError(f"{path} can't be read", got=error, expected=expected)
 
 
 def write_table(path: Path, table: pa.Table) -> str:
@@ -272,7 +276,14 @@ def _one_chunk(table: pa.Table) -> pa.Table:
 
 
 def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
-    """Write a file whole or not at all: temporary name, sync, rename, sync of the folder.
+    """Write a file whole or not at all, as `writing_atomically`."""
+    with writing_atomically(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which is there whole or not at all: temporary name, sync, rename, sync of the folder.
 
     Raises:
         RunError: if the folder can't be written to (no space, no permission).
@@ -281,7 +292,7 @@ def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -291,8 +302,9 @@ def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"{path} can't be written", got=error, fix="make room, or choose another --out") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_temporary(path: Path) -> bool:
@@ -313,15 +325,3 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
 def reasons_sorted(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
     """Reasons with their counts, most first, for people to read."""
     return sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
-
-
-def merge_dropped(run: Path, stages: Iterable[str]) -> int:
-    """Write ``RUN/dropped.parquet`` from all stages' drops, in order; returns the number of rows."""
-    tables = [DROPPED.empty_table()]
-    for stage in stages:
-        store = StageStore(run / stage)
-        manifest = store.manifest()
-        tables += store.dropped_tables(manifest) if manifest is not None else []
-    merged = pa.concat_tables(tables)
-    write_table(run / "dropped.parquet", merged)
-    return len(merged)

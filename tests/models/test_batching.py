@@ -1,9 +1,11 @@
-"""Batches: order, filling, halving."""
+"""Batches: order, filling, halving, and what is done ahead of them."""
+
+import threading
 
 import pytest
 import torch
 
-from spr.models.batching import Batcher, DeviceMemoryError
+from spr.models.batching import Batcher, DeviceMemoryError, prepared
 
 
 def test_results_come_in_the_order_of_the_items_whatever_their_lengths():
@@ -47,3 +49,38 @@ def test_other_errors_pass():
 
     with pytest.raises(RuntimeError, match="shape"):
         Batcher(work, 4)([1])
+
+
+def test_items_are_prepared_in_order_while_the_caller_works():
+    names = []
+
+    def work(item):
+        names.append(threading.current_thread().name)
+        return 2 * item
+
+    with prepared(work, [1, 2, 3]) as ready:
+        assert [item.result(timeout=10) for item in ready] == [2, 4, 6]
+    assert len(names) == 3
+    assert threading.main_thread().name not in names
+
+
+def test_an_error_while_preparing_comes_with_the_item_and_what_has_not_begun_is_left():
+    started = []
+    go_on = threading.Event()
+
+    def work(item):
+        started.append(item)
+        if item == 0:
+            raise ValueError("torn")
+        go_on.wait(10)
+
+    def use():
+        with prepared(work, range(100)) as ready:
+            try:
+                ready[0].result(timeout=10)
+            finally:
+                go_on.set()
+
+    with pytest.raises(ValueError, match="torn"):
+        use()
+    assert len(started) < 100

@@ -34,15 +34,16 @@ def mm_detector(mm_grounding_dino_folder):
     return GroundingDinoDetector(mm_grounding_dino_folder, box_threshold=MM_BOX, device="cpu")
 
 
-def direct(folder, model_class, image, prompt, threshold):
+def direct(folder, model_class, image, prompt, threshold, dtype=torch.float32):
     """Boxes clipped to the image and scores, best first, by transformers' own processor and post-processing."""
-    model = model_class.from_pretrained(folder).eval()
+    model = model_class.from_pretrained(folder, dtype=dtype).eval()
     processor = GroundingDinoProcessor(
         GroundingDinoImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     )
     inputs = processor(images=image, text=prompt, return_tensors="pt")
     with torch.inference_mode():
-        outputs = model(**inputs)
+        outputs = model(**inputs.to(dtype))
+    outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
     found = processor.post_process_grounded_object_detection(
         outputs, inputs["input_ids"], threshold=threshold, target_sizes=[image.size[::-1]]
     )[0]
@@ -193,8 +194,10 @@ def test_another_kind_of_model_is_refused(clip_folder):
         GroundingDinoDetector(clip_folder)
 
 
-def test_half_precision_finds_nearly_the_same(grounding_dino_folder, detector):
+def test_half_precision_finds_what_transformers_finds_in_it(grounding_dino_folder):
+    # Not compared with float32: how far bfloat16 is from it depends on the processor's kernels, and random weights are
+    # not made for it.
     half = GroundingDinoDetector(grounding_dino_folder, box_threshold=BOX, dtype="bfloat16", device="cpu")
-    request = DetectRequest(noise(100, 70), "a red cat. a dog")
-    found, expected = half.detect([request])[0], detector.detect([request])[0]
-    assert found[0].score == pytest.approx(expected[0].score, abs=0.05)
+    image, prompt, kind = noise(100, 70), "a red cat. a dog.", GroundingDinoForObjectDetection
+    expected = direct(grounding_dino_folder, kind, image, prompt, BOX, torch.bfloat16)
+    assert_close(half.detect([DetectRequest(image, prompt)])[0], *expected)

@@ -1,9 +1,14 @@
-"""Batches that fit: filled across requests, halved when memory runs out, and the size that worked is kept."""
+"""Batches that fit: filled across requests, halved when memory runs out, and the size that worked is kept.
+
+What the CPU does for a batch, it does in threads while the model works on the one before.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -13,9 +18,26 @@ from spr.errors import SprError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+THREADS = 4
+
 
 class DeviceMemoryError(SprError):
     """Even one item does not fit into the device's memory."""
+
+
+@contextmanager
+def prepared(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[list[Future[Result]]]:
+    """Within this, threads do some work on each item, in order; what has not begun by its end is left undone.
+
+    Args:
+        work: Bound to the CPU, and mostly outside of Python: decoding, resizing.
+        items: All results are in memory together, so only as many as may be.
+    """
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="prepare")
+    try:
+        yield [pool.submit(work, item) for item in items]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Batcher(Generic[Item, Result]):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from concurrent.futures import Future
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from spr.errors import RecordError
-from spr.models.batching import Batcher
+from spr.models.batching import Batcher, prepared
 from spr.models.loading import (
     DType,
     Source,
@@ -31,6 +32,13 @@ from spr.records import Box
 LongText = Literal["pieces", "truncate"]
 MAX_TOKENS = 75
 """Tokens of a text that CLIP reads, beside the two that mark its start and end."""
+
+
+class _Shown(NamedTuple):
+    """An image as the model sees it, uint8 ``(3, S, S)``, and what each of its views attends to in the last layer."""
+
+    values: torch.Tensor
+    attended: np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class ClipScorer:
@@ -78,7 +86,7 @@ class ClipScorer:
         self.image_size: int = config.vision_config.image_size
         self.patch_size: int = config.vision_config.patch_size
         self.max_tokens = min(MAX_TOKENS, config.text_config.max_position_embeddings - 2)
-        self._image_batches: Batcher[tuple[Image.Image, list[Box | None]], torch.Tensor]
+        self._image_batches: Batcher[Future[_Shown], torch.Tensor]
         self._image_batches = Batcher(self._embed_images, batch_size)
         self._text_batches: Batcher[tuple[int, ...], torch.Tensor]
         self._text_batches = Batcher(self._embed_pieces, batch_size, length=len)
@@ -96,7 +104,9 @@ class ClipScorer:
             _check_view(view)
             places.setdefault(id(view.image), []).append(place)
         items = [(views[own[0]].image, [views[place].region for place in own]) for own in places.values()]
-        found = dict(zip(itertools.chain(*places.values()), _rows(self._image_batches(items)), strict=True))
+        with prepared(self._show, items) as shown:
+            rows = _rows(self._image_batches(shown))
+        found = dict(zip(itertools.chain(*places.values()), rows, strict=True))
         return self._stack([found[place] for place in range(len(views))])
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
@@ -142,15 +152,20 @@ class ClipScorer:
         features = self.model.get_text_features(input_ids=torch.tensor(rows, device=self.device)).pooler_output
         return list(F.normalize(features.float(), dim=-1).cpu())
 
+    def _show(self, item: tuple[Image.Image, Sequence[Box | None]]) -> _Shown:
+        """An image with its regions; None is no region."""
+        image, regions = item
+        values = resized_bytes(image, (self.image_size, self.image_size), self.processor)
+        return _Shown(values, np.stack([self._attended(image, region) for region in regions]))
+
     @torch.inference_mode()
-    def _embed_images(self, items: Sequence[tuple[Image.Image, list[Box | None]]]) -> list[torch.Tensor]:
-        """For each image with its regions (None: no region), the unit vectors ``(regions, D)``."""
-        size = (self.image_size, self.image_size)
-        values = [resized_bytes(image, size, self.processor) for image, _ in items]
-        hidden = before_last_layer(self.model, normalise(values, self.processor, self.device))
-        counts = [len(regions) for _, regions in items]
-        image_of_view = torch.arange(len(items)).repeat_interleave(torch.tensor(counts)).to(self.device)
-        attended = np.stack([self._attended(image, region) for image, regions in items for region in regions])
+    def _embed_images(self, items: Sequence[Future[_Shown]]) -> list[torch.Tensor]:
+        """For each image the unit vectors of its views, ``(views, D)``."""
+        shown = [item.result() for item in items]
+        hidden = before_last_layer(self.model, normalise([s.values for s in shown], self.processor, self.device))
+        counts = [len(s.attended) for s in shown]
+        image_of_view = torch.arange(len(shown)).repeat_interleave(torch.tensor(counts)).to(self.device)
+        attended = np.concatenate([s.attended for s in shown])
         features = last_layer(self.model, hidden, image_of_view, torch.from_numpy(attended).to(self.device))
         return list(torch.split(F.normalize(features.float(), dim=-1).cpu(), counts))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -130,9 +131,12 @@ class FakeDetector:
         return sorted(found, key=lambda find: -find.score)[:3]
 
 
+@lru_cache(maxsize=4096)
 def _hashed(kind: str, text: str, width: int) -> Vectors:
     rng = np.random.default_rng(stable_hash(0, kind, text))
-    return np.asarray(rng.normal(size=width), dtype=np.float32)
+    made = np.asarray(rng.normal(size=width), dtype=np.float32)
+    made.flags.writeable = False
+    return made
 
 
 def _unit(rows: npt.NDArray[np.floating]) -> Vectors:

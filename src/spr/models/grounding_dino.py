@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import (
 )
 from transformers.image_transforms import get_size_with_aspect_ratio
 
-from spr.models.batching import Batcher
+from spr.models.batching import Batcher, prepared
 from spr.models.detections import best_first, check_finite, pixel_boxes
 from spr.models.loading import (
     DType,
@@ -44,13 +45,19 @@ _MAX_RATIO = 16  # long side to short side; thinner images would have too few pl
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ask:
-    """A piece of a text to look for in an image; ``spans`` are those of its own tokens, in the text."""
+    """A piece of a text to look for in an image.
+
+    Attributes:
+        image: The image; ``resized``: as the model sees it, uint8 ``(3, H, W)``.
+        ids: Of the piece's tokens; ``spans``: where they stand in the text; ``words``: which of them are words.
+    """
 
     image: Image.Image
-    size_wh: Size
+    resized: Future[torch.Tensor]
     text: str
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
+    words: frozenset[int]
 
 
 class GroundingDinoDetector:
@@ -115,23 +122,30 @@ class GroundingDinoDetector:
         """
         texts = list(dict.fromkeys(request.text for request in requests))
         tokens = dict(zip(texts, tokenize(self.tokenizer, [_lower(text) for text in texts]), strict=True))
+        images = {id(request.image): request.image for request in requests}
         groups: dict[Size, list[tuple[int, _Ask]]] = {}
-        for place, request in enumerate(requests):
-            ids, spans = tokens[request.text].ids, tokens[request.text].spans
-            size_wh = self._resized(request.image.size)
-            for run in split(request.text, spans, self.max_tokens):
-                own = slice(run.start, run.stop)
-                ask = _Ask(request.image, size_wh, request.text, ids[own], spans[own])
-                if any(_is_word(request.text, span) for span in ask.spans):
-                    groups.setdefault(size_wh, []).append((place, ask))
         found: list[list[Detection]] = [[] for _ in requests]
-        for group in groups.values():
-            answers = self._batches([ask for _, ask in group])
-            for (place, _), detections in zip(group, answers, strict=True):
-                found[place] += detections
+        with prepared(self._resize, list(images.values())) as resized:
+            resized_of = dict(zip(images, resized, strict=True))
+            for place, request in enumerate(requests):
+                ids, spans = tokens[request.text].ids, tokens[request.text].spans
+                group = groups.setdefault(self._resized_wh(request.image.size), [])
+                for run in split(request.text, spans, self.max_tokens):
+                    own = slice(run.start, run.stop)
+                    words = frozenset(k for k, span in enumerate(spans[own]) if _is_word(request.text, span))
+                    shown = resized_of[id(request.image)]
+                    if words:
+                        group.append((place, _Ask(request.image, shown, request.text, ids[own], spans[own], words)))
+            for group in groups.values():
+                answers = self._batches([ask for _, ask in group])
+                for (place, _), detections in zip(group, answers, strict=True):
+                    found[place] += detections
         return [best_first(detections) for detections in found]
 
-    def _resized(self, size_wh: Size) -> Size:
+    def _resize(self, image: Image.Image) -> torch.Tensor:
+        return resized_bytes(_pad(image), self._resized_wh(image.size), self.processor)
+
+    def _resized_wh(self, size_wh: Size) -> Size:
         """The size in pixels that the model sees an image in, by the rule of the checkpoint's processor."""
         size, (width, height) = self.processor.size, _padded(size_wh)
         if not self.processor.do_resize:
@@ -143,13 +157,12 @@ class GroundingDinoDetector:
 
     @torch.inference_mode()
     def _run(self, asks: Sequence[_Ask]) -> list[list[Detection]]:
-        images = list({id(ask.image): ask.image for ask in asks}.values())
-        image_of_ask = [next(k for k, image in enumerate(images) if image is ask.image) for ask in asks]
-        values = [resized_bytes(_pad(image), asks[0].size_wh, self.processor) for image in images]
-        pixels = normalise(values, self.processor, self.device).to(self.model.dtype)
+        resized = {id(ask.image): ask.resized for ask in asks}
+        number_of = {image: number for number, image in enumerate(resized)}
+        pixels = normalise([each.result() for each in resized.values()], self.processor, self.device)
         ids, mask = self._prompts(asks)
-        with _shared(self.model.model.backbone, torch.tensor(image_of_ask, device=self.device)):
-            shown = pixels[image_of_ask]
+        image_of_ask = torch.tensor([number_of[id(ask.image)] for ask in asks], device=self.device)
+        with shared_backbone(self.model.model.backbone, pixels.to(self.model.dtype), image_of_ask) as shown:
             outputs = self.model(pixel_values=shown, input_ids=ids, attention_mask=mask)
         check_finite(self.name, outputs.pred_boxes)
         probs = outputs.logits.float().sigmoid().cpu()
@@ -178,7 +191,7 @@ class GroundingDinoDetector:
         ]
 
     def _phrase(self, ask: _Ask, probs: Sequence[float]) -> str:
-        words = {k for k, span in enumerate(ask.spans) if _is_word(ask.text, span)}
+        words = ask.words
         best = max(sorted(words), key=lambda k: probs[k])
 
         def joins(k: int, neighbour: int) -> bool:
@@ -194,18 +207,20 @@ class GroundingDinoDetector:
 
 
 @contextmanager
-def _shared(backbone: Any, image_of_row: torch.Tensor) -> Iterator[None]:
-    """Within this, a call of the backbone computes each image once, and hands a copy to each of its rows.
+def shared_backbone(backbone: Any, pixels: torch.Tensor, image_of_row: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Within this, the backbone computes each image once, and hands a copy to each of its rows.
 
     Args:
         backbone: Called with pixels and mask ``(B, …)``; returns nested tensors ``(B, …)``.
-        image_of_row: ``(B,)``; rows of the same number show the same image; numbers come in order from 0.
+        pixels: The images, ``(images, 3, H, W)``, without padding.
+        image_of_row: ``(B,)``, the image that a row shows.
+
+    Yields:
+        What to call the model with: of the shape of the rows' pixels, ``(B, 3, H, W)``, but without a copy of them.
     """
-    numbers = image_of_row.tolist()
-    first = torch.tensor([numbers.index(k) for k in range(max(numbers) + 1)], device=image_of_row.device)
 
     def distinct(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor[first] for tensor in args)
+        return pixels, args[1][: len(pixels)]
 
     def spread(_module: Any, _args: Any, output: Any) -> Any:
         if isinstance(output, torch.Tensor):
@@ -214,7 +229,7 @@ def _shared(backbone: Any, image_of_row: torch.Tensor) -> Iterator[None]:
 
     handles = [backbone.register_forward_pre_hook(distinct), backbone.register_forward_hook(spread)]
     try:
-        yield
+        yield pixels[:1].expand(len(image_of_row), -1, -1, -1)
     finally:
         for handle in handles:
             handle.remove()

@@ -38,9 +38,9 @@ def normalise(values: Sequence[torch.Tensor], processor: Any, device: torch.devi
 
 
 def standardise(pixels: torch.Tensor, processor: Any) -> torch.Tensor:
-    """``(pixels - mean) / std`` a channel, for pixels of shape ``(N, 3, H, W)``."""
+    """``(pixels - mean) / std`` a channel, in place, for pixels of shape ``(N, 3, H, W)``."""
     mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in _moments(processor))
-    return (pixels - mean) / std
+    return pixels.sub_(mean).div_(std)
 
 
 def _moments(processor: Any) -> tuple[list[float], list[float]]:

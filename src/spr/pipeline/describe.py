@@ -7,7 +7,6 @@ listed. What it answers there is mapped back to the original image and written a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from spr.images import ImageProblem
 from spr.models.protocols import Describer, DescribeRequest
 from spr.models.registry import load_describer
 from spr.pipeline.answers import KeptAnswers
-from spr.pipeline.decoding import decode_ahead
+from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.pipeline.stage import Stage
 from spr.randomness import stable_hash
 from spr.records import PROMPT_KINDS, Box, Candidate, PreferencePair, PromptKind, RegionQuery, Size, Span
@@ -34,7 +33,7 @@ from spr.views import crop_window, cut, shift, unshift
 
 NAME = "candidates"
 QUERIES_AT_ONCE = 32
-"""Queries whose requests are handed to the model together: enough to fill its batches, few enough for the memory."""
+"""Queries whose requests are handed to the model together: enough to fill its batches. Fewer where images are large."""
 
 
 class Asked(NamedTuple):
@@ -180,7 +179,7 @@ def _settings(config: Config) -> DescriberConfig:
 def _groups(
     regions: pa.Table, config: Config, describer: Describer, settings: DescriberConfig, images: list[tuple[str, str]]
 ) -> Iterator[Sequence[Asked]]:
-    """The requests of `QUERIES_AT_ONCE` queries at a time; notes images that can't be read."""
+    """The requests of at most `QUERIES_AT_ONCE` queries at a time; notes images that can't be read."""
 
     def each() -> Iterator[list[Asked]]:
         for decoded in decode_ahead(from_table(regions, RegionQuery), config.annotations):
@@ -190,9 +189,14 @@ def _groups(
             for query in decoded.queries:
                 yield requests_for(query, decoded.image, describer.dialect, settings, config.prompts, config.seed)
 
-    queries = each()
-    while group := [asked for query in islice(queries, QUERIES_AT_ONCE) for asked in query]:
-        yield group
+    for group in in_groups(each(), QUERIES_AT_ONCE, _pixels):
+        yield [asked for query in group for asked in query]
+
+
+def _pixels(asked: Sequence[Asked]) -> int:
+    # The image and its crop are each shown to several requests.
+    images = {id(one.request.image): one.request.image for one in asked}
+    return sum(image.width * image.height for image in images.values())
 
 
 def _models(_: Config) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from spr.config import Config
 from spr.errors import InputError, RunError
 from spr.models.registry import release
 from spr.pipeline import describe, objects, pair, regions, score
+from spr.pipeline.dropped import merge_dropped
 from spr.pipeline.engines.local import run_shards
 from spr.pipeline.folder import adopt, locked, log
 from spr.pipeline.stage import Stage
@@ -27,7 +28,6 @@ from spr.store import (
     StageStore,
     count_reasons,
     dropped_columns,
-    merge_dropped,
     read_table,
     reasons_sorted,
     sha256,

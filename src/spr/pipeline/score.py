@@ -7,7 +7,6 @@ detector asked once about a crop and a text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from spr.images import ImageProblem
 from spr.localization import localization_score
 from spr.models.protocols import Detector, DetectRequest, ImageTextScorer, View
 from spr.models.registry import load_detector, load_scorer
-from spr.pipeline.decoding import decode_ahead
+from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.pipeline.stage import Stage
 from spr.records import Box, Candidate, Detection, ImageObject, RegionQuery, Scores
 from spr.schemas import from_table, to_table
@@ -29,6 +28,7 @@ from spr.views import crop_window, cut, pad_to_square, shift, square_window, uns
 
 NAME = "scores"
 QUERIES_AT_ONCE = 32
+"""Fewer where their images are large (`spr.pipeline.decoding`)."""
 SAME_OBJECT_IOU = 0.5
 """With ground truth `annotations+detections`, a find over this IoU with an object is that object [ours]."""
 
@@ -42,6 +42,11 @@ class Case(NamedTuple):
     crop: Image.Image
     whole: View
     local: View
+
+    @property
+    def pixels(self) -> int:
+        """How many all that the models see holds."""
+        return sum(image.width * image.height for image in (self.crop, self.whole.image, self.local.image))
 
 
 def views_of(query: RegionQuery, image: Image.Image, crop_factor: float) -> tuple[Box, Image.Image, View, View]:
@@ -130,9 +135,7 @@ def _groups(
             for query in decoded.queries:
                 yield Case(query, tuple(by_query[query.query_id]), *views_of(query, decoded.image, factor))
 
-    cases = each()
-    while group := list(islice(cases, QUERIES_AT_ONCE)):
-        yield group
+    yield from in_groups(each(), QUERIES_AT_ONCE, lambda case: case.pixels)
 
 
 def _cosines(cases: Sequence[Case], scorer: ImageTextScorer) -> dict[str, tuple[float, float]]:

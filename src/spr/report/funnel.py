@@ -133,7 +133,8 @@ def _first_ids(store: StageStore, wanted: set[str]) -> dict[str, list[str]]:
     """The first ids of each ``"<kind>: <reason>"``."""
     manifest = store.manifest()
     found: dict[str, list[str]] = {name: [] for name in wanted}
-    for table in store.dropped_tables(manifest) if manifest is not None else ():
+    for path in store.dropped_files(manifest) if manifest is not None else ():
+        table = read_table(path)
         short = [name for name, ids in found.items() if len(ids) < LISTED]
         if not short:
             break

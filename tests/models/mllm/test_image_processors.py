@@ -1,7 +1,9 @@
 """Processors without video: the ids and pixels of the family's whole processor."""
 
 import inspect
+import itertools
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -60,6 +62,29 @@ def test_an_image_of_100_by_80_becomes_as_many_tokens_as_counted_by_hand(family,
     processor = load(mllm_folder(family))
     ids = encode(processor, [processor.image_token], [picture(100, 80)])["input_ids"]
     assert int((ids == processor.image_token_id).sum()) == tokens
+
+
+@pytest.mark.parametrize(
+    ("family", "patch", "rows", "columns"),
+    # 80 and 100 px in merged patches of 28 or 32 px, rounded half to even: 3 × 4 and 2 × 3, of 2 × 2 patches each.
+    [("qwen2_vl", 14, 6, 8), ("qwen2_5_vl", 14, 6, 8), ("qwen3_vl", 16, 4, 6)],
+)
+def test_qwens_ids_and_pixels_are_those_worked_out_without_transformers(
+    family, patch, rows, columns, mllm_folder, picture
+):
+    processor, image = load(mllm_folder(family)), picture(100, 80)
+    found = encode(processor, [f"a{processor.image_token}b"], [image])
+    pad, *letters = (processor.tokenizer.convert_tokens_to_ids(t) for t in (processor.image_token, "a", "b"))
+    assert found["input_ids"][0].tolist() == [letters[0], *[pad] * (rows * columns // 4), letters[1]]
+    assert found["image_grid_thw"].tolist() == [[1, rows, columns]]
+    shown = image.resize((columns * patch, rows * patch), Image.Resampling.BICUBIC)
+    mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
+    values = ((np.asarray(shown) / 255 - mean) / std).transpose(2, 0, 1)
+    # Merged patches line by line, and so the four patches of each; a patch is channel by channel, twice (two frames).
+    places = itertools.product(range(0, rows, 2), range(0, columns, 2), range(2), range(2))
+    corners = [((y + dy) * patch, (x + dx) * patch) for y, x, dy, dx in places]
+    tiles = [values[:, None, y : y + patch, x : x + patch].repeat(2, axis=1).ravel() for y, x in corners]
+    np.testing.assert_allclose(found["pixel_values"].numpy(), np.stack(tiles), atol=1e-5)
 
 
 def test_padding_goes_to_the_left(mllm_folder, picture):

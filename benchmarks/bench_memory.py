@@ -1,0 +1,111 @@
+"""Claim: the memory of a stage does not grow with the number of images: ten times as many take within 10 % of the peak.
+
+Each stage of `spr run` is a process of its own, which goes on in the run folder of the one before; its peak is what
+Linux calls VmHWM. Twice: the fakes on likes of photographs (640 × 480, twelve objects), and the models that ship on
+scenes. Shards are what is in memory. The smaller number fills two of them, not one: while the second is made, the heap
+that the first has left in pieces still grows, by some 5 %; it no longer does after the third.
+
+    python benchmarks/bench_memory.py [--images 200] [--scenes 32] [--times 10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from spr.pipeline.runner import STAGE_NAMES
+from spr.scenes.generate import write_scenes
+
+FAKES = ["describer.adapter=fake", "scorer.adapter=fake", "detector.adapter=fake"]
+STAGE = """
+import sys
+from pathlib import Path
+from spr.config import load_config
+from spr.pipeline.runner import run
+run(load_config(sys.argv[1], sys.argv[4:]), Path(sys.argv[2]), until=sys.argv[3])
+status = Path("/proc/self/status").read_text()
+print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+"""
+
+
+def write_photographs(folder: Path, count: int, distinct: int = 16) -> None:
+    """COCO JSON with so many images, whose files are links to a few."""
+    draw, images = random.Random(0), folder / "images"
+    images.mkdir(parents=True)
+    for k in range(min(distinct, count)):
+        coarse = Image.merge("RGB", [Image.effect_noise((80, 60), 40 + k) for _ in range(3)])
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(images / f"{k}.jpg", quality=90)
+    for k in range(distinct, count):
+        os.link(images / f"{k % distinct}.jpg", images / f"{k}.jpg")
+    annotations = [
+        {
+            "id": 12 * k + j,
+            "image_id": k,
+            "category_id": 1 + j % 3,
+            "bbox": [draw.uniform(0, 500), draw.uniform(0, 360), draw.uniform(40, 140), draw.uniform(40, 120)],
+            "iscrowd": 0,
+        }
+        for k in range(count)
+        for j in range(12)
+    ]
+    entries = [{"id": k, "file_name": f"{k}.jpg", "width": 640, "height": 480} for k in range(count)]
+    names = [{"id": k, "name": name} for k, name in enumerate(("dog", "traffic light", "cup"), start=1)]
+    coco = {"images": entries, "annotations": annotations, "categories": names}
+    (folder / "instances.json").write_text(json.dumps(coco))
+
+
+def peaks(config: str, data: Path, out: Path, overrides: list[str]) -> dict[str, float]:
+    """MiB at the peak of each stage."""
+    paths = [f"annotations.path={data / 'instances.json'}", f"annotations.images={data / 'images'}"]
+    found = {}
+    for stage in STAGE_NAMES:
+        command = [sys.executable, "-c", STAGE, config, str(out), stage, *paths, *overrides]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        found[stage] = int(done.stdout.split()[-1]) / 1024
+    return found
+
+
+def compare(title: str, few: dict[str, float], many: dict[str, float], counts: tuple[int, int]) -> dict[str, Any]:
+    """Print one table."""
+    print(f"\n{title}\n{'stage':12}{counts[0]:>8,} images{counts[1]:>8,} images{'ratio':>9}")
+    for stage in few:
+        print(f"{stage:12}{few[stage]:>11.0f} MiB{many[stage]:>11.0f} MiB{many[stage] / few[stage]:>9.3f}")
+    return {"few": few, "many": many, "ratio": {stage: many[stage] / few[stage] for stage in few}}
+
+
+def main() -> None:
+    """Print the tables, and one JSON line last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"images": 200, "scenes": 32, "times": 10}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "empty.yaml").write_text("{}")
+        made: dict[str, list[dict[str, float]]] = {"fakes": [], "embedded": []}
+        for times in (1, arguments.times):
+            photographs, scenes = folder / f"photographs-{times}", folder / f"scenes-{times}"
+            write_photographs(photographs, times * arguments.images)
+            shard = [f"shard_rows={-(-arguments.images // 2)}"]
+            config = str(folder / "empty.yaml")
+            made["fakes"].append(peaks(config, photographs, folder / f"fakes-{times}", [*FAKES, *shard]))
+            write_scenes(scenes, times * arguments.scenes, 0)
+            shard = [f"shard_rows={-(-arguments.scenes // 2)}"]
+            made["embedded"].append(peaks("quickstart", scenes, folder / f"embedded-{times}", shard))
+    for title, count in (("fakes", arguments.images), ("embedded", arguments.scenes)):
+        results[title] = compare(title, *made[title], (count, arguments.times * count))
+    print(json.dumps({"benchmark": "memory", **results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Models of the real classes with random weights, and photographs' likes with descriptions, for `bench_score.py`."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import transformers as hf
+from PIL import Image
+
+from spr.records import Candidate, RegionObject, RegionQuery, Span
+from spr.schemas import to_table
+
+# fmt: off
+NAMES = (
+    "man", "woman", "child", "dog", "cat", "bird", "horse", "car", "bus", "truck", "bicycle", "bench", "table",
+    "chair", "lamp", "plate", "cup", "bottle", "book", "tree", "sign", "window", "door", "wall", "floor", "grass",
+    "road", "sky", "building", "umbrella", "bag", "hat", "shirt",
+)
+WORDS = (
+    *NAMES,
+    "a", "the", "of", "on", "in", "and", "with", "near", "behind", "under", "above", "beside", "left", "right",
+    "small", "large", "red", "blue", "green", "white", "black", "brown", "stands", "sits", "lies", "holding",
+    "wearing", "is", "are",
+)
+# fmt: on
+
+SIZES: dict[str, dict[str, Any]] = {
+    "mid": {
+        "vision": (768, 12, 12, 224, 16),
+        "text": (512, 12, 8),
+        "projection": 512,
+        "swin": (96, [2, 2, 6, 2], [3, 6, 12, 24], 7),
+        "bert_layers": 4,
+        "layers": 3,
+        "queries": 300,
+        "edges": (192, 320),
+        "batches": (32, 8),
+    },
+    "real": {
+        "vision": (1024, 24, 16, 336, 14),
+        "text": (768, 12, 12),
+        "projection": 768,
+        "swin": (128, [2, 2, 18, 2], [4, 8, 16, 32], 12),
+        "bert_layers": 12,
+        "layers": 6,
+        "queries": 900,
+        "edges": (800, 1333),
+        "batches": (64, 16),
+    },
+}
+"""Shapes and batch sizes. ``real``: those of METHOD §1.2 and §4. ``mid``: small enough for one core, and about the same
+in proportion: CLIP ViT-B/16, and GroundingDINO over Swin-T with half of the layers, seeing crops at a quarter of the
+size.
+
+Vision and text: width, layers, heads (image side, patch). Swin: width, depths, heads, window. Batches: of scorer and
+detector.
+"""
+
+
+def save_clip(folder: Path, size: str) -> None:
+    """A `CLIPModel` whose tokenizer knows each of `WORDS` as one token, and other words by their bytes."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    chars = [chr(b) for b in kept] + [chr(256 + k) for k in range(256 - len(kept))]
+    parts = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
+    merges = list(dict.fromkeys(("".join(part[:k]), part[k]) for part in parts for k in range(1, len(part))))
+    made = [first + second for first, second in merges]
+    tokens = dict.fromkeys([*chars, *(char + "</w>" for char in chars), *made, "<|startoftext|>", "<|endoftext|>"])
+    vocab = {token: k for k, token in enumerate(tokens)}
+    tokenizer = hf.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    tokenizer.save_pretrained(folder)
+    shape = SIZES[size]
+    width, layers, heads, side, patch = shape["vision"]
+    vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    vision |= {"num_attention_heads": heads, "image_size": side, "patch_size": patch}
+    width, layers, heads = shape["text"]
+    text = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    text |= {"num_attention_heads": heads, "vocab_size": len(vocab), "max_position_embeddings": 77}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    config = hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=shape["projection"])
+    hf.CLIPModel(config).save_pretrained(folder)
+    crop = {"height": side, "width": side}
+    hf.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop).save_pretrained(folder)
+
+
+def save_dino(folder: Path, size: str) -> None:
+    """A `GroundingDinoForObjectDetection` whose tokenizer knows `WORDS`."""
+    own = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
+    free = iter(sorted(set(range(2000)) - set(own.values())))
+    vocab = own | {name: next(free) for name in [*WORDS, ","]}
+    hf.BertTokenizer(vocab=vocab, model_max_length=512).save_pretrained(folder)
+    shape = SIZES[size]
+    width, depths, heads, window = shape["swin"]
+    backbone = {"model_type": "swin", "embed_dim": width, "depths": depths, "num_heads": heads}
+    backbone |= {"window_size": window, "image_size": 224, "out_indices": [2, 3, 4]}
+    text = {"model_type": "bert", "vocab_size": 2000, "num_hidden_layers": shape["bert_layers"]}
+    torch.manual_seed(1)
+    layers = {"encoder_layers": shape["layers"], "decoder_layers": shape["layers"], "num_queries": shape["queries"]}
+    config = hf.GroundingDinoConfig(backbone_config=backbone, text_config=text, **layers)
+    hf.GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    shortest, longest = shape["edges"]
+    edges = {"shortest_edge": shortest, "longest_edge": longest}
+    hf.GroundingDinoImageProcessorPil(size=edges).save_pretrained(folder)
+
+
+def make_tables(images: Path, queries: int, descriptions: int) -> dict[str, pa.Table]:
+    """One region a photograph of 640 × 480 (written as JPEG), and for each as many descriptions of 45 words."""
+    draw = random.Random(0)
+    regions, candidates = [], []
+    for k in range(queries):
+        coarse = Image.merge("RGB", [Image.effect_noise((80, 60), 40 + k) for _ in range(3)])
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(images / f"{k}.jpg", quality=90)
+        x, y = draw.uniform(20, 200), draw.uniform(20, 150)
+        region = (x, y, x + draw.uniform(200, 400), y + draw.uniform(150, 300))
+        objects = tuple(
+            RegionObject(f"{k}-{j}", name, _within(region, draw), inside=True)
+            for j, name in enumerate(draw.sample(NAMES, 5))
+        )
+        regions.append(RegionQuery(f"{k}/0", str(k), f"{k}.jpg", 640, 480, region, objects[0].id, objects))
+        candidates += [_describe(regions[-1], number, draw) for number in range(descriptions)]
+    return {"regions": to_table(regions, RegionQuery), "candidates": to_table(candidates, Candidate)}
+
+
+def _within(region: tuple[float, float, float, float], draw: random.Random) -> tuple[float, float, float, float]:
+    x, y = draw.uniform(region[0], region[2] - 60), draw.uniform(region[1], region[3] - 60)
+    return x, y, x + draw.uniform(30, 60), y + draw.uniform(30, 60)
+
+
+def _describe(query: RegionQuery, number: int, draw: random.Random) -> Candidate:
+    plain, spans = "", []
+    for item in query.objects:
+        phrase = f"a {draw.choice(['red', 'blue', 'small', 'large'])} {item.category}"
+        spans.append(Span(phrase, len(plain), len(plain) + len(phrase), (item.box,)))
+        plain += phrase + " " + " ".join(draw.choices(WORDS, k=6)) + ". "
+    made = f"{query.query_id}/full{number}"
+    return Candidate(made, query.query_id, "full", plain, plain, plain, tuple(spans), (), number, "random", "llava")

@@ -1,0 +1,39 @@
+"""What is in memory together."""
+
+import pytest
+from PIL import Image
+
+from spr.config import make_config
+from spr.pipeline import decoding
+from spr.pipeline.decoding import decode_ahead, in_groups
+from spr.records import RegionObject, RegionQuery
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 100)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_group_ends_when_it_has_enough_items_or_enough_pixels():
+    # 40 + 70 and 100 reach 100 pixels; 250 passes it alone; then three items are the most; 30 is left.
+    sizes = [40, 70, 100, 250, 1, 2, 3, 30]
+    assert list(in_groups(sizes, 3, int)) == [[40, 70], [100], [250], [1, 2, 3], [30]]
+    assert list(in_groups([], 3, int)) == []
+
+
+@pytest.mark.usefixtures("small")
+def test_large_images_are_decoded_less_far_ahead(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        decoding, "load_image", lambda _root, name, size, **_: loaded.append(name) or Image.new("RGB", size)
+    )
+    settings = make_config({"annotations": {"path": "-", "images": str(tmp_path)}}).annotations
+    things = (RegionObject("1", "cat", (0, 0, 5, 5), inside=True),)
+    queries = [RegionQuery(f"{k}/0", str(k), f"{k}.png", 6, 6, (0, 0, 5, 5), "1", things) for k in range(20)]
+    images = decode_ahead(queries, settings)
+    # 36 pixels each: the third takes what waits over 100, so that the first must be taken.
+    assert next(images).queries[0].image_id == "0"
+    assert len(loaded) <= 3
+    assert [decoded.queries[0].image_id for decoded in images] == [str(k) for k in range(1, 20)]
+    assert sorted(loaded) == sorted(f"{k}.png" for k in range(20))
