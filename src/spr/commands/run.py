@@ -32,7 +32,7 @@ def run(
         check_name("--until", until, runner.STAGE_NAMES)
     try:
         made = load_config(config, overrides or ())
-        summaries = runner.run(made, out, until=until, workers=workers, report=_print_summary)
+        summaries = runner.run(made, out, until=until, workers=workers, report=print_summary)
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. Finished shards are in {out}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
@@ -83,7 +83,8 @@ def check_name(option: str, value: str, known: tuple[str, ...]) -> None:
         raise ConfigError(f"{option} is not known", got=value, expected=" | ".join(known), fix=fix)
 
 
-def _print_summary(summary: StageSummary) -> None:
+def print_summary(summary: StageSummary) -> None:
+    """Say what a stage has made and dropped."""
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
     typer.echo(f"{summary.name}: {summary.rows:,} {summary.unit} ({when})")
     for name, count in summary.counts.items():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spr.commands.run import run, show
+from spr.commands.run import print_summary
 
 
 def scenes(
@@ -26,18 +26,12 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="The seed of the scenes and of the run.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes for the stages bound to the CPU.")] = 1,
 ) -> None:
-    """Run as much of the method as there is on generated scenes, and draw what came out."""
-    import json
+    """Run the whole method on generated scenes with the models that ship, and write the report."""
+    from spr.scenes.quickstart import run_quickstart
 
-    from spr.scenes.generate import write_scenes
-
-    data = out / f"scenes-{seed}"
-    if not (data / "instances.json").is_file():
-        write_scenes(data, 200, seed)
-    typer.echo(f"Scenes:  {data}")
-    # JSON texts are YAML texts, whatever is in the path.
-    paths = {"path": data / "instances.json", "images": data / "images"}
-    overrides = [f"annotations.{name}={json.dumps(str(path))}" for name, path in paths.items()] + [f"seed={seed}"]
-    run("quickstart", overrides, out=out / "run", workers=workers)
-    show(out / "run" / "regions", n=12, draw=out / "regions.png")
-    show(out / "run" / "pairs", n=12, draw=out / "pairs.png")
+    try:
+        index = run_quickstart(out, seed, workers=workers, say=typer.echo, report=print_summary)
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted. What is finished stays in {out}; the same command goes on from there.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"\nThe report, to be opened in a browser:  {index}")
