@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -196,8 +197,9 @@ def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) ->
         if setting.name not in known:
             adapter, last, start = None, {}, time.monotonic()
             if setting.name != "base":
-                last = train_on(source, pairs_of(source, setting), setting, out / "trained", seed=0)
-                adapter = out / "trained" / "adapter"
+                trained = out / f"work-{os.getpid()}" / "trained"
+                last = train_on(source, pairs_of(source, setting), setting, trained, seed=0)
+                adapter = trained / "adapter"
             values = figures(measure(data, adapter, samples=2))
             entry = {"name": setting.name, "values": values, "last": last, "seconds": time.monotonic() - start}
             with log.open("a") as file:
@@ -213,12 +215,22 @@ def dpo(rate: float, **more: Any) -> dict[str, Any]:
     return {**lora, "batch_size": 16, "learning_rate": rate, **more}
 
 
+OWN = {"semantic_weight": 0.0, "own_boxes": True, "unmatched": "keep_box"}
 SEARCH = (
     Setting("dpo 1e-4", training=dpo(1e-4)),
     Setting("sft 3e-4", training=dpo(3e-4, loss="sft")),
     Setting("dpo 1e-4 nll 1", training=dpo(1e-4, nll_weight=1.0)),
     Setting("dpo 3e-4 nll 1", training=dpo(3e-4, nll_weight=1.0)),
     Setting("dpo 3e-5", training=dpo(3e-5)),
+    Setting("keep dpo 3e-4", unmatched="keep_box", training=dpo(3e-4)),
+    Setting("keep dpo 1e-4 x3", unmatched="keep_box", training=dpo(1e-4, epochs=3)),
+    Setting("keep sft 1e-4", unmatched="keep_box", training=dpo(1e-4, loss="sft")),
+    Setting("keep dpo 1e-4 b.5", unmatched="keep_box", training=dpo(1e-4, beta=0.5)),
+    Setting("full own dpo 1e-4", kinds=("full",), **OWN, training=dpo(1e-4)),
+    Setting("full own dpo 3e-4", kinds=("full",), **OWN, training=dpo(3e-4)),
+    Setting("full own sft 3e-4", kinds=("full",), **OWN, training=dpo(3e-4, loss="sft")),
+    Setting("own dpo 1e-4 x3", **OWN, training=dpo(1e-4, epochs=3)),
+    Setting("own dpo 3e-4", **OWN, training=dpo(3e-4)),
 )
 
 
@@ -229,8 +241,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--tune", type=int, default=300)
+    parser.add_argument("--only", help="names of settings, by comma")
     arguments = parser.parse_args()
-    lines = search(arguments.out, SEARCH, scenes=arguments.scenes, tune=arguments.tune)
+    wanted = None if arguments.only is None else arguments.only.split(",")
+    settings = [setting for setting in SEARCH if wanted is None or setting.name in wanted]
+    lines = search(arguments.out, settings, scenes=arguments.scenes, tune=arguments.tune)
     print(json.dumps({"benchmark": "effect", "what": arguments.what, "settings": lines}))
 
 
