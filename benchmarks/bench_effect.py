@@ -18,13 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spr.config import Config, load_config
 from spr.evaluation.asking import from_folder
 from spr.evaluation.description import evaluate_description
 from spr.evaluation.expressions import read_expressions
+from spr.evaluation.metrics import Share, bootstrap, cluster_numbers, intervals, paired_difference
 from spr.evaluation.rec import evaluate_rec
 from spr.evaluation.regions_source import read_regions
-from spr.evaluation.result import Result
+from spr.evaluation.result import Result, read_items
 from spr.localization import localization_score
 from spr.models.hf_mllm import HfDescriber
 from spr.models.registry import model_source
@@ -167,6 +170,7 @@ SHOWN = (
     ("sampled", "s_loc"),
     ("sampled", "recall@0.5"),
     ("sampled", "recall@0.9"),
+    ("sampled", "words"),
 )
 
 
@@ -209,6 +213,75 @@ def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) ->
     return list(known.values())
 
 
+def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int, seeds: int) -> list[dict[str, Any]]:
+    """Each setting with several training seeds, measured on held-out scenes; averaged over the seeds.
+
+    Intervals resample scenes, the same ones for both of a difference.
+    """
+    source = prepare(out, "train", scenes, TRAIN, until="scores")
+    prepare(out, "held-out", held_out, HELD_OUT, until="regions")
+    data = out / "held-out-scenes"
+    base = _averaged([_measured(out / "final" / "base", data, None)])
+    found = {"before": base}
+    for setting in settings:
+        pairs = pairs_of(source, setting)
+        runs = []
+        for seed in range(seeds):
+            folder = out / "final" / setting.name.replace(" ", "_") / str(seed)
+            if not (folder / "adapter" / "adapter_model.safetensors").is_file():
+                train_on(source, pairs, setting, folder, seed)
+            runs.append(_measured(folder / "held-out", data, folder / "adapter"))
+        found[setting.name] = _averaged(runs)
+    lines = []
+    for name, shares in found.items():
+        print(f"\n{name}" + (f" ({len(pairs_of(source, _named(settings, name))):,} pairs)" if name != "before" else ""))
+        for (task, metric), (share, clusters) in shares.items():
+            before, _ = base[task, metric]
+            difference = paired_difference(before, share, clusters)
+            (interval,) = intervals(bootstrap([share], clusters))
+            shown = {"name": name, "figure": f"{task} {metric}", "value": share.value(), "ci95": interval}
+            text = f"  {task + ' ' + metric:<24}{share.value():8.4f}"
+            if name != "before" and difference is not None:
+                shown |= {"difference": difference.value, "difference_ci95": difference.ci95, "p": difference.p}
+                low, high = difference.ci95
+                text += f"  {difference.value:+.4f} [{low:+.4f}, {high:+.4f}]  p {difference.p:.4f}"
+            print(text, flush=True)
+            lines.append(shown)
+    return lines
+
+
+def _named(settings: Sequence[Setting], name: str) -> Setting:
+    return next(setting for setting in settings if setting.name == name)
+
+
+def _measured(folder: Path, data: Path, adapter: Path | None) -> dict[tuple[str, str], tuple[Share, Any]]:
+    """The held-out figures item by item; kept, so that a second run measures nothing again."""
+    if not (folder / "done").is_file():
+        for task, result in measure(data, adapter, samples=1).items():
+            result.write(folder / f"{task}.json")
+        (folder / "done").write_text("")
+    found = {}
+    for task in ("rec", "greedy", "sampled"):
+        _, images, shares = read_items(folder / f"{task}.items.parquet")
+        clusters = cluster_numbers(images)
+        found |= {(task, name): (share, clusters) for name, share in shares.items() if (task, name) in SHOWN}
+    return found
+
+
+def _averaged(runs: Sequence[dict[tuple[str, str], tuple[Share, Any]]]) -> dict[tuple[str, str], tuple[Share, Any]]:
+    """Each item's mean over the seeds."""
+    return {
+        key: (
+            Share(
+                np.mean([run[key][0].parts for run in runs], axis=0),
+                np.mean([run[key][0].wholes for run in runs], axis=0),
+            ),
+            clusters,
+        )
+        for key, (_, clusters) in runs[0].items()
+    }
+
+
 def dpo(rate: float, **more: Any) -> dict[str, Any]:
     """Training fields: an adapter of rank 32, batches of 16 pairs."""
     lora = {"lora.rank": 32, "lora.alpha": 64}
@@ -229,23 +302,41 @@ SEARCH = (
     Setting("full own dpo 1e-4", kinds=("full",), **OWN, training=dpo(1e-4)),
     Setting("full own dpo 3e-4", kinds=("full",), **OWN, training=dpo(3e-4)),
     Setting("full own sft 3e-4", kinds=("full",), **OWN, training=dpo(3e-4, loss="sft")),
+    Setting("full own dpo 3e-4 nll.5", kinds=("full",), **OWN, training=dpo(3e-4, nll_weight=0.5)),
+    Setting("full own dpo 3e-4 x2", kinds=("full",), **OWN, training=dpo(3e-4, epochs=2)),
+    Setting("full own dpo 6e-4", kinds=("full",), **OWN, training=dpo(6e-4)),
+    Setting("full own dpo 3e-4 b.3", kinds=("full",), **OWN, training=dpo(3e-4, beta=0.3)),
+    Setting("full own dpo 3e-4 bs8", kinds=("full",), **OWN, training=dpo(3e-4, batch_size=8)),
+    Setting("full own .8 dpo 3e-4", kinds=("full",), **{**OWN, "semantic_weight": 0.8}, training=dpo(3e-4)),
+    Setting("full .8 dpo 3e-4", kinds=("full",), unmatched="keep_box", training=dpo(3e-4)),
+    Setting("full .8 rm dpo 3e-4", kinds=("full",), training=dpo(3e-4)),
+    Setting("full .8 rm sft 3e-4", kinds=("full",), training=dpo(3e-4, loss="sft")),
     Setting("own dpo 1e-4 x3", **OWN, training=dpo(1e-4, epochs=3)),
     Setting("own dpo 3e-4", **OWN, training=dpo(3e-4)),
 )
 
 
+FINAL: tuple[Setting, ...] = ()
+
+
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search",))
+    parser.add_argument("what", choices=("search", "final"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--tune", type=int, default=300)
+    parser.add_argument("--held-out", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", help="names of settings, by comma")
     arguments = parser.parse_args()
     wanted = None if arguments.only is None else arguments.only.split(",")
     settings = [setting for setting in SEARCH if wanted is None or setting.name in wanted]
-    lines = search(arguments.out, settings, scenes=arguments.scenes, tune=arguments.tune)
+    if arguments.what == "search":
+        lines = search(arguments.out, settings, scenes=arguments.scenes, tune=arguments.tune)
+    else:
+        sizes = {"scenes": arguments.scenes, "held_out": arguments.held_out, "seeds": arguments.seeds}
+        lines = final(arguments.out, [s for s in FINAL if wanted is None or s.name in wanted], **sizes)
     print(json.dumps({"benchmark": "effect", "what": arguments.what, "settings": lines}))
 
 
