@@ -8,6 +8,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from spr.config import make_config
+from spr.exports.card import _public_config
+from spr.exports.source import public_name
 from spr.exports.writing import export
 from spr.store import StageStore
 
@@ -79,6 +82,40 @@ def test_the_card_names_its_sources_but_nobodys_folders(card, small_run):
     config = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert config["annotations"]["path"] == "instances.json"
     assert config["scoring"]["semantic_weight"] == 0.8
+
+
+def test_the_address_of_the_describers_server_is_not_published():
+    # The card is made from the config that the run was made with; no server is asked for it.
+    config = make_config(
+        {
+            "annotations": {"path": "/secret/place/a.json", "images": "/secret/place/images"},
+            "describer": {
+                "adapter": "openai",
+                "model": "m",
+                "dialect": "ferret",
+                "base_url": "http://host.inside:8000/v1",
+            },
+        }
+    )
+    shown = _public_config(config)
+    assert shown["describer"]["base_url"] == "not published"
+    assert shown["annotations"]["path"] == "a.json"
+    assert "host.inside" not in str(shown)
+    assert "secret" not in str(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("/a/b/ferret@1f", "ferret@1f"),
+        ("/a/b/ferret@1f+/runs/x/adapter@2e", "ferret@1f+adapter@2e"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct@main+/runs/x/adapter@2e", "Qwen/Qwen2.5-VL-7B-Instruct@main+adapter@2e"),
+        ("embedded/describer", "embedded/describer"),
+        ("Describe the region {region} and/or its objects.", "Describe the region {region} and/or its objects."),
+    ],
+)
+def test_a_models_name_is_published_without_its_folders(name, public):
+    assert public_name(name) == public
 
 
 def test_the_card_explains_every_key_of_a_row(card):

@@ -16,7 +16,7 @@ from spr.exports.trl import FORMAT as TRL
 from spr.exports.writing import export
 from spr.images import load_image
 from spr.models.hf_mllm import HfDescriber
-from spr.models.registry import _source
+from spr.models.registry import model_source
 
 
 def load(folder, tmp_path):
@@ -55,7 +55,7 @@ def test_trls_own_trainer_takes_a_step_on_it(images, small_run, tmp_path):
     from trl import DPOConfig, DPOTrainer
 
     export(small_run, tmp_path / "out", "trl", images=images)
-    describer = HfDescriber(_source("embedded/describer"), dtype="float32", device="cpu")
+    describer = HfDescriber(model_source("embedded/describer"), dtype="float32", device="cpu")
     arguments = DPOConfig(
         output_dir=str(tmp_path / "dpo"),
         per_device_train_batch_size=2,

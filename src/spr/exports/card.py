@@ -13,6 +13,7 @@ import numpy.typing as npt
 import yaml
 
 from spr import __version__
+from spr.config import Config
 from spr.errors import RunError
 from spr.exports.plots import write_plots
 from spr.exports.rows import Format, ImageMode, Labels
@@ -202,7 +203,7 @@ def _making(card: Card) -> Iterator[str]:
     yield "<details><summary>The whole config</summary>"
     yield ""
     yield "```yaml"
-    yield yaml.safe_dump(_public_all(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True).rstrip()
+    yield yaml.safe_dump(_public_config(config), sort_keys=False, allow_unicode=True).rstrip()
     yield "```"
     yield ""
     yield "</details>"
@@ -212,6 +213,14 @@ def _model(section: Any) -> str:
     if section.adapter == "fake":
         return "fake (numbers that mean nothing)"
     return public_name(section.model) + (f"@{section.revision}" if section.revision else "")
+
+
+def _public_config(config: Config) -> dict[str, Any]:
+    """The config without folders, and without the address of the describer's server, which may hold a login."""
+    shown: dict[str, Any] = _public_all(config.model_dump(mode="json"))
+    if shown["describer"] and shown["describer"]["base_url"]:
+        shown["describer"]["base_url"] = "not published"
+    return shown
 
 
 def _public_all(value: Any) -> Any:

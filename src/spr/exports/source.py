@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,9 @@ class RunSource:
 def public_name(value: str) -> str:
     """A path without its folders, for what is published: whose machine it was is nobody's business.
 
-    >>> public_name("/home/me/models/ferret-7b@ab12"), public_name("Qwen/Qwen2.5-VL-7B-Instruct")
-    ('ferret-7b@ab12', 'Qwen/Qwen2.5-VL-7B-Instruct')
+    So each part of a model with an adapter, ``model@revision+adapter@revision``.
+
+    >>> public_name("/home/me/ferret-7b@ab12+/runs/mine/adapter@cd34"), public_name("Qwen/Qwen2.5-VL-7B-Instruct")
+    ('ferret-7b@ab12+adapter@cd34', 'Qwen/Qwen2.5-VL-7B-Instruct')
     """
-    path, at, revision = value.partition("@")
-    return path.rstrip("/").rpartition("/")[2] + at + revision if path.startswith("/") else value
+    return re.sub(r"(?:^|(?<=\+))/(?:[^@+]*/)?(?=[^/@+])", "", value)
