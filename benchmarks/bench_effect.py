@@ -187,7 +187,7 @@ def row(name: str, values: dict[str, float], base: dict[str, float]) -> str:
     """A setting's figures; against the base where it is another."""
     if values is base:
         return f"{name:<34}" + "".join(f"{value:9.3f}" for value in values.values())
-    return f"{name:<34}" + "".join(f"{values[key] - base[key]:+9.3f}" for key in values)
+    return f"{name:<34}" + "".join(f"{values[key] - base[key]:+9.3f}" for key in base)
 
 
 def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) -> list[dict[str, Any]]:
@@ -316,7 +316,16 @@ SEARCH = (
 )
 
 
-FINAL: tuple[Setting, ...] = ()
+_BEST = dpo(3e-4, nll_weight=0.5)
+_FULL = {"kinds": ("full",), **OWN}
+FINAL = (
+    Setting("preference training", **_FULL, training=_BEST),
+    Setting("fine-tuning on chosen", **_FULL, training=dpo(3e-4, loss="sft")),
+    Setting("lambda 0.8", **{**_FULL, "semantic_weight": 0.8}, training=_BEST),
+    Setting("lambda 1", **{**_FULL, "semantic_weight": 1.0}, training=_BEST),
+    Setting("without refinement", **_FULL, refine=False, training=_BEST),
+    Setting("all prompt kinds", **OWN, training=_BEST),
+)
 
 
 def main() -> None:

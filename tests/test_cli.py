@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, how it fails, what it leaves alone."""
 
+import json
 import os
 import subprocess
 import sys
@@ -229,15 +230,28 @@ def test_doctor_tells_versions_devices_configs_and_dialects():
         assert word in output
 
 
-def test_quickstart_ends_with_a_picture_and_can_be_run_twice(tmp_path):
+def test_quickstart_goes_from_scenes_to_figures_and_report_and_gives_the_same_table_twice(tmp_path):
     out = tmp_path / "q #1: x"
-    output, _ = spr("quickstart", "--out", out)
-    assert "regions: 200 regions" in output
-    assert "pairs: " in output
-    assert (out / "regions.png").is_file()
-    assert (out / "pairs.png").is_file()
-    output, _ = spr("quickstart", "--out", out)
-    assert output.count("done before") == 5
+    small = ("quickstart", "--scenes", 40, "--held-out", 20)
+    output, _ = spr(*small, "--out", out)
+    assert "regions: 40 regions" in output
+    assert "training: 3 steps on 40 pairs" in output
+    assert (out / "run" / "report" / "index.html").is_file()
+    metrics = json.loads((out / "run" / "metrics.json").read_text())
+    assert metrics["before"]["rec"]["metrics"]["acc@0.5"]["value"] > 0.7
+    assert metrics["after"]["description"]["metrics"]["s_loc"]["value"] > 0.4
+    again, _ = spr(*small, "--out", out)
+    assert again.count("done before") == 5
+    assert table_of(again) == table_of(output)
+    elsewhere, _ = spr(*small, "--out", tmp_path / "other")
+    assert table_of(elsewhere) == table_of(output)
+
+
+def table_of(output: str) -> list[str]:
+    lines = output.splitlines()
+    rows = [line for line in lines if "acc@" in line or "s_loc" in line or "recall@" in line]
+    assert len(rows) == 9
+    return rows
 
 
 def test_scenes_into_a_place_that_can_not_be_written_get_one_clear_message(tmp_path):

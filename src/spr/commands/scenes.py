@@ -24,13 +24,23 @@ def scenes(
 def quickstart(
     out: Annotated[Path, typer.Option(help="The folder for the scenes and the run.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(min=0, help="The seed of the scenes and of the run.")] = 0,
+    scenes: Annotated[int, typer.Option(min=10, help="Scenes to train on.")] = 1000,
+    held_out: Annotated[int, typer.Option(min=10, help="Scenes that the figures come from.")] = 300,
     workers: Annotated[int, typer.Option(min=1, help="Processes for the stages bound to the CPU.")] = 1,
 ) -> None:
     """Run the whole method on generated scenes with the models that ship, and write the report."""
     from spr.scenes.quickstart import run_quickstart
 
     try:
-        index = run_quickstart(out, seed, workers=workers, say=typer.echo, report=print_summary)
+        index = run_quickstart(
+            out,
+            seed,
+            scenes=scenes,
+            held_out_scenes=held_out,
+            workers=workers,
+            say=typer.echo,
+            report=print_summary,
+        )
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. What is finished stays in {out}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None

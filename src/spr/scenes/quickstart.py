@@ -27,7 +27,7 @@ from spr.store import write_atomically
 from spr.training.pairs import run_pairs
 from spr.training.trainer import train
 
-TRAINING_SCENES, HELD_OUT_SCENES = 200, 200
+SCENES, HELD_OUT_SCENES = 1000, 300
 HELD_OUT = 1_000_000_000
 """Added to the seed for the held-out scenes, so that no training on a small seed ever sees them."""
 
@@ -36,6 +36,8 @@ def run_quickstart(
     out: Path,
     seed: int,
     *,
+    scenes: int = SCENES,
+    held_out_scenes: int = HELD_OUT_SCENES,
     workers: int = 1,
     say: Callable[[str], None] = lambda _: None,
     report: Callable[[runner.StageSummary], None] = lambda _: None,
@@ -45,6 +47,8 @@ def run_quickstart(
     Args:
         out: ``scenes-SEED/`` and ``held-out-SEED/`` with images and annotations, ``run/`` and ``held-out/`` with runs.
         seed: Of the scenes, the descriptions and the training.
+        scenes: How many are trained on.
+        held_out_scenes: How many the figures come from.
         workers: Processes for the stages bound to the CPU.
         say: Told what a user wants to know, line by line.
         report: Told of each stage.
@@ -53,8 +57,8 @@ def run_quickstart(
         The path of the report's ``index.html``.
     """
     started = time.monotonic()
-    config = _config(out / f"scenes-{seed}", TRAINING_SCENES, seed, seed)
-    held_out = _config(out / f"held-out-{seed}", HELD_OUT_SCENES, seed + HELD_OUT, seed)
+    config = _config(out / f"scenes-{seed}", scenes, seed, seed)
+    held_out = _config(out / f"held-out-{seed}", held_out_scenes, seed + HELD_OUT, seed)
     run = out / "run"
     say(f"Scenes: {config.annotations.images.parent} to train on, {held_out.annotations.images.parent} held out")
     runner.run(config, run, workers=workers, report=report)
