@@ -28,7 +28,7 @@ from spr.training.pairs import run_pairs
 from spr.training.trainer import train
 
 SCENES, HELD_OUT_SCENES = 1000, 300
-HELD_OUT = 1_000_000_000
+HELD_OUT = 500_000_000
 """Added to the seed for the held-out scenes, so that no training on a small seed ever sees them."""
 
 
