@@ -15,6 +15,7 @@ from spr.models.image_processors import load_processor
 from spr.models.loading import load_pretrained
 from spr.models.native import load_config, native_options
 from spr.training.families import TRAINABLE
+from spr.training.lora import renamed_properties
 
 
 def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revision: str | None = None) -> None:
@@ -43,7 +44,8 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
         AutoModelForImageTextToText, source, revision=revision, dtype="auto", **native_options(source, config)
     )
     try:
-        merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+        with renamed_properties():
+            merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, OSError) as error:
         got = " ".join(str(error).split())[:300]
         raise InputError(f"{adapter} does not fit {source}", got=got, fix="give its own model with --model") from error
