@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
         AutoModelForImageTextToText, source, revision=revision, dtype="auto", **native_options(source, config)
     )
     try:
-        merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            # PEFT asks for a property that transformers has renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, OSError) as error:
         got = " ".join(str(error).split())[:300]
         raise InputError(f"{adapter} does not fit {source}", got=got, fix="give its own model with --model") from error

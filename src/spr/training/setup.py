@@ -101,7 +101,7 @@ def load_trainee(
     )
     peft = add_adapter(base, settings.lora, trainable, seed=seed)
     if settings.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     remarks.append(f"{name}: {describe_trained(peft)}")
     identity = {
         "model": name,
