@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from spr.models.ferret.regions import RegionError
 from spr.training.collate import collate
 from spr.training.features import Features
 from spr.training.pairs import trl_pairs
@@ -65,6 +66,17 @@ def test_the_features_of_one_image_differ_by_region(about_regions, trainable_fol
     assert [len(part) for part in tokens] == [10, 10]
     assert torch.equal(tokens[0][:9], tokens[1][:9])
     assert (tokens[0][9] - tokens[1][9]).abs().max() > 1e-3
+
+
+def test_a_prompt_whose_region_is_not_in_the_image_ends_the_training_before_a_step(
+    about_regions, trainable_folder, settings, tmp_path
+):
+    text = "Describe [100, 100, 1200, 300] <region_fea>."
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    about_regions[1] = dataclasses.replace(about_regions[1], messages=messages)
+    with pytest.raises(RegionError, match=r"outside of the image[\s\S]*\[100, 100, 1200, 300\] <region_fea>"):
+        train(about_regions, str(trainable_folder("ferret")), settings(), tmp_path)
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
