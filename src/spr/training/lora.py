@@ -6,6 +6,8 @@ import difflib
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,12 +50,18 @@ def add_adapter(model: Any, settings: LoraSection, trainable: Trainable, *, seed
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            # PEFT asks for a property that transformers has renamed.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with renamed_properties():
             adapted = get_peft_model(model, config)
     check_trained(adapted, trainable)
     return adapted
+
+
+@contextmanager
+def renamed_properties() -> Iterator[None]:
+    """Around calls of PEFT that ask a model for a property that transformers has renamed, and warns about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def check_trained(model: PeftModel, trainable: Trainable) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from spr.models.image_processors import load_processor
 from spr.models.loading import load_pretrained
 from spr.models.native import load_config, native_options
 from spr.training.families import TRAINABLE
+from spr.training.lora import renamed_properties
 
 
 def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revision: str | None = None) -> None:
@@ -44,9 +44,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
         AutoModelForImageTextToText, source, revision=revision, dtype="auto", **native_options(source, config)
     )
     try:
-        with warnings.catch_warnings():
-            # PEFT asks for a property that transformers has renamed.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with renamed_properties():
             merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, OSError) as error:
         got = " ".join(str(error).split())[:300]
