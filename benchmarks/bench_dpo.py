@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,18 @@ SETTINGS = TrainingConfig(
 )
 
 
-def make(case: str, pairs: int, folder: Path) -> None:
+def make(case: str, pairs: int, folder: Path, accumulate: int) -> None:
     """A random model of the case and pairs about noise, on disk."""
     sizes = CASES[case]
     count = sizes["text"]["vocab_size"]
     words = [*SPECIAL, *(f"w{k}" for k in range(count - len(SPECIAL)))]
-    backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    vocabulary = {word: k for k, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(vocabulary, names["unk_token"]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
+        **names,
         extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
     )
     images = hf.LlavaOnevisionImageProcessorPil(
@@ -116,16 +117,18 @@ def make(case: str, pairs: int, folder: Path) -> None:
         for _ in range(pairs)
     ]
     # In the order in which our trainer takes them, so that TRL's, reading from first to last, takes the same steps.
-    steps = steps_of_training([1] * pairs, batch_size=BATCH, batches_a_step=1, epochs=1, max_steps=None, seed=0)
+    sizes_of = {"batch_size": BATCH // accumulate, "batches_a_step": accumulate}
+    steps = steps_of_training([1] * pairs, **sizes_of, epochs=1, max_steps=None, seed=0)
     order = [k for step in steps for batch in step for k in batch]
     given = Dataset.from_list(rows).cast_column("images", List(Image()))
     given.save_to_disk(str(folder / "pairs"))
     given.select(order).save_to_disk(str(folder / "ordered"))
 
 
-def ours(folder: Path, epochs: int, features: str) -> dict[str, Any]:
+def ours(folder: Path, epochs: int, features: str, accumulate: int) -> dict[str, Any]:
     """Our trainer: the reference pass, and each step after the first."""
-    settings = SETTINGS.model_copy(update={"epochs": epochs, "features": features})
+    changes = {"epochs": epochs, "features": features, "batch_size": BATCH // accumulate}
+    settings = SETTINGS.model_copy(update={**changes, "gradient_accumulation": accumulate})
     marks: dict[str, float] = {}
     out = folder / f"ours-{os.getpid()}"
     train(
@@ -143,7 +146,7 @@ def ours(folder: Path, epochs: int, features: str) -> dict[str, Any]:
     return {
         "losses": [step["loss"] for step in steps],
         "reference": whole - in_steps,
-        "steps": [b["seconds"] - a["seconds"] for a, b in zip(steps, steps[1:], strict=False)],
+        "steps": [b["seconds"] - a["seconds"] for a, b in pairwise(steps)],
     }
 
 
@@ -223,9 +226,8 @@ def counted(case: str) -> dict[str, float]:
     adapter = sum(rank * (a + b) for a, b in outs)
     language, lora = text["num_hidden_layers"] * layer, text["num_hidden_layers"] * adapter
     patches = 2 * (SIDE // PATCH) ** 2
-    tower = vision["num_hidden_layers"] * (
-        4 * vision["hidden_size"] ** 2 + 2 * vision["hidden_size"] * vision["intermediate_size"]
-    )
+    seen = vision["hidden_size"]
+    tower = vision["num_hidden_layers"] * (4 * seen**2 + 2 * seen * vision["intermediate_size"])
     head = width * text["vocab_size"]
     prompt = patches + SIDE // PATCH + QUESTION
     both, shared = 2 * (prompt + ANSWER), prompt + 2 * ANSWER
@@ -242,16 +244,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--features", choices=("none", "memory"), default="memory")
+    parser.add_argument("--accumulate", type=int, choices=(1, 2), default=1, help="our batches a step of two pairs")
     parser.add_argument("--child", choices=("ours", "trl"))
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     if given.child:
         torch.set_num_threads(1)
-        made = (
-            ours(given.folder, given.epochs, given.features)
-            if given.child == "ours"
-            else trl(given.folder, given.epochs)
-        )
+        options = given.epochs, given.features, given.accumulate
+        made = ours(given.folder, *options) if given.child == "ours" else trl(given.folder, given.epochs)
         unit = 1 if sys.platform == "darwin" else 1024
         made["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
         made["cpu"] = time.process_time()
@@ -259,8 +259,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        make(given.case, given.pairs, folder)
+        make(given.case, given.pairs, folder, given.accumulate)
         rest = ["--folder", place, "--epochs", str(given.epochs), "--features", given.features]
+        rest += ["--accumulate", str(given.accumulate)]
         found = {name: child(["--child", name, *rest]) for name in ("ours", "trl")}
     for run in found.values():
         # The reference pass is once for all epochs; a step's time is that of the steps after the first.
@@ -268,9 +269,8 @@ def main() -> None:
         run["seconds_a_pair"] = step / BATCH * given.epochs + run["reference"] / given.pairs
     a, b = found["ours"], found["trl"]
     worst = max(abs(x - y) / y for x, y in zip(a["losses"], b["losses"], strict=True))
-    print(
-        f"{given.case}, {given.epochs} epochs, features {given.features}: greatest relative difference of a loss {worst:.1e}"
-    )
+    what = f"{given.case}, {given.epochs} epochs, features {given.features}, our batches a step {given.accumulate}"
+    print(f"{what}: losses differ by {worst:.1e} at most")
     print(f"{'':<6}{'s a pair':>10}{'reference':>11}{'a step':>9}{'peak GiB':>10}")
     for name, run in found.items():
         cells = run["seconds_a_pair"], run["reference"] / given.pairs, np.mean(run["steps"]) / BATCH, run["peak_gib"]
@@ -278,7 +278,13 @@ def main() -> None:
     speed, memory = b["seconds_a_pair"] / a["seconds_a_pair"], a["peak_gib"] / b["peak_gib"]
     counts = counted(given.case)
     print(f"TRL over ours {speed:.2f} (counted, one epoch {counts['ratio']:.2f}); memory ours over TRL's {memory:.2f}")
-    line = {"benchmark": "dpo", "case": given.case, "epochs": given.epochs, "features": given.features}
+    line = {
+        "benchmark": "dpo",
+        "case": given.case,
+        "epochs": given.epochs,
+        "features": given.features,
+        "accumulate": given.accumulate,
+    }
     print(
         json.dumps(
             {**line, "speedup": speed, "memory": memory, "counted": counts, "loss_difference": worst, "runs": found}

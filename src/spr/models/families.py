@@ -25,8 +25,6 @@ class Family:
         end_of_turn: Tokens that end an answer, beside those that the generation config names.
         pads_square: Trained on images padded to a square, while the saved processor cuts the longer side off.
         max_aspect: Long side over short side from which on the image processor refuses an image.
-        lora_targets: The language model's linear layers that an adapter trains, as PEFT's ``target_modules`` (matched
-            with whole module names), where their last names alone don't say it.
     """
 
     model_type: str
@@ -36,7 +34,6 @@ class Family:
     end_of_turn: tuple[str, ...] = ()
     pads_square: bool = False
     max_aspect: float | None = None
-    lora_targets: str | None = None
 
 
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
@@ -50,9 +47,6 @@ FERRET_SYSTEM = (
 )
 """What the conversation template ``ferret_v1`` begins with; the models were trained with it."""
 _FERRET_TURN = FERRET_SYSTEM + "USER: {image}\n{prompt} ASSISTANT:"
-
-# The language expert alone: the visual expert, whose layers have the same names, is vision, and stays frozen.
-_COGVLM_LANGUAGE = r"self_attn\.language_expert_(query_key_value|dense)|mlp\.language_mlp\.(gate|up|down)_proj"
 
 _ALL = (
     Family(
@@ -77,13 +71,7 @@ _ALL = (
     Family("paligemma", "PaliGemma, PaliGemma 2", "paligemma", "{image}{prompt}"),
     Family("ferret", "Ferret 7B, 13B", "ferret", _FERRET_TURN),
     # The grounding models' turn; cogvlm-chat's, "Question: … Answer:", comes with its config's template_version.
-    Family(
-        "cogvlm",
-        "CogVLM-17B (grounding-generalist, chat, base)",
-        "cogvlm",
-        "{image}{prompt}",
-        lora_targets=rf"(.*\.)?layers\.[0-9]+\.({_COGVLM_LANGUAGE})",
-    ),
+    Family("cogvlm", "CogVLM-17B (grounding-generalist, chat, base)", "cogvlm", "{image}{prompt}"),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}

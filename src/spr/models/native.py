@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
 from spr.models.loading import ModelError, Source, clear_errors, load_part
-from spr.models.pickles import convert_pickles
+from spr.models.shards import convert_pickles
 
 
 @dataclass(frozen=True, slots=True)

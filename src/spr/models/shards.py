@@ -1,4 +1,7 @@
-"""The tensors of a folder of weights, one file open at a time: safetensors, or pickles that hold tensors alone."""
+"""The tensors of a folder of weights, one file open at a time: safetensors, or pickles that hold tensors alone.
+
+No code in a pickle is ever run; `convert_pickles` writes them as safetensors, once.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from spr.models.loading import ModelError
+from spr.models.loading import ModelError, Source
 
 _KINDS = ("model*.safetensors", "pytorch_model*.bin")
+_INDEX = "model.safetensors.index.json"
 
 
 class Shards:
     """Names, shapes and values of the tensors in a folder; nothing is read before it is asked for.
 
-    Safetensors are taken where there are any. Pickles are opened with ``weights_only``, so that no code in them runs,
-    and mapped into memory, so that a tensor takes memory only while it is used.
+    Safetensors are taken where they are whole, or there is nothing else. Pickles are opened with ``weights_only``, so
+    that no code in them runs, and mapped into memory, so that a tensor takes memory only while it is used.
 
     Args:
         folder: Holds ``model*.safetensors`` or ``pytorch_model*.bin``, in one piece or sharded.
@@ -38,9 +43,10 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = [sorted(folder.glob(kind)) for kind in _KINDS]
-        self.pickled = not found[0]
-        files = found[0] or found[1]
+        safe, pickles = (sorted(folder.glob(kind)) for kind in _KINDS)
+        # Without an index, several files may be what an interrupted conversion left.
+        self.pickled = bool(pickles) and not _has_safetensors(folder)
+        files = pickles if self.pickled else safe
         if not files:
             got = ", ".join(sorted(path.name for path in folder.glob("*"))[:8]) or "an empty folder"
             raise ModelError(f"{folder} has no weights", got=got, expected=" or ".join(_KINDS))
@@ -61,6 +67,13 @@ class Shards:
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
+
+    def by_file(self) -> dict[Path, list[str]]:
+        """The names of the tensors in each file."""
+        names: dict[Path, list[str]] = {}
+        for name, path in self._files.items():
+            names.setdefault(path, []).append(name)
+        return names
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
@@ -86,7 +99,7 @@ class Shards:
         return self._opened[1]
 
     def _check_index(self, files: list[Path]) -> None:
-        suffix = "pytorch_model.bin.index.json" if self.pickled else "model.safetensors.index.json"
+        suffix = "pytorch_model.bin.index.json" if self.pickled else _INDEX
         index = self.folder / suffix
         if not index.is_file():
             return
@@ -127,3 +140,64 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
 
 def _is_named(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return (folder / "model.safetensors").is_file() or (folder / _INDEX).is_file()
+
+
+def convert_pickles(source: Source) -> bool:
+    """Write a folder's ``pytorch_model*.bin`` as ``model*.safetensors``, shard by shard, unless it has safetensors.
+
+    A file has its name only once it is whole; the index, which makes several files a model, comes last.
+
+    Args:
+        source: A folder; a hub id is left alone.
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        ModelError: as `Shards`, or if the folder can't be written to.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or not any(folder.glob(_KINDS[1])) or _has_safetensors(folder):
+        return False
+    shards = Shards(folder)
+    where: dict[str, str] = {}
+    size = 0
+    files = shards.by_file()
+    for path, names in files.items():
+        target = "model" + path.name.removeprefix("pytorch_model").removesuffix(".bin") + ".safetensors"
+        tensors = _unshared({name: shards[name] for name in names})
+        size += sum(tensor.nbytes for tensor in tensors.values())
+        where |= dict.fromkeys(names, target)
+        _write(folder / target, tensors)
+    if len(files) > 1:
+        index = json.dumps({"metadata": {"total_size": size}, "weight_map": where}, indent=1)
+        part = folder / f"{_INDEX}.part"
+        part.write_text(index, encoding="utf-8")
+        part.rename(folder / _INDEX)
+    return True
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and none sharing memory with another, as safetensors wants them."""
+    seen: set[int] = set()
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        shared = tensor.untyped_storage().data_ptr() in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        made[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
+    return made
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.rename(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        fix = "make room in the folder, and let it be written to; or convert a copy"
+        raise ModelError(f"{path} can't be written", got=error, fix=fix) from error

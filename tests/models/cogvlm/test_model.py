@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from spr.models.cogvlm.configuration import CogVLMConfig
 from spr.models.cogvlm.experts import build_position_ids, route
 from spr.models.cogvlm.modeling import CogVLMForCausalLM
-from spr.models.families import FAMILIES
 from spr.models.loading import ModelError
+from spr.training.families import TRAINABLE
 
 EQUAL = {"atol": 1e-5, "rtol": 0}
 
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(cogvlm, rows,
 def test_an_adapter_trains_the_language_expert_alone_and_survives_a_file(make_cogvlm, rows, pixels, tmp_path):
     inputs = rows((0, 0, 6))
     torch.manual_seed(0)
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules=FAMILIES["cogvlm"].lora_targets)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=list(TRAINABLE["cogvlm"].targets))
     model = get_peft_model(make_cogvlm(), settings)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in trained}

@@ -78,6 +78,12 @@ def test_what_is_written_describes_images(ferret, ask, picture):
     assert len(answers) == 2
 
 
+def test_a_caller_who_wants_safetensors_alone_is_told_how_to_convert_pickles(tiny, tmp_path):
+    folder = tiny.save_tokenizer(tiny.save_published(tmp_path / "published", 601))
+    with pytest.raises(ModelError, match=r"pickled[\s\S]*spr convert ferret --checkpoint .*published --out DIR"):
+        FerretForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+
+
 @pytest.mark.parametrize("kind", ["pickles", "safetensors"])
 def test_a_whole_checkpoint_loads_as_it_is_and_converted_alike(kind, tiny, tmp_path):
     folder = tiny.save_tokenizer(tiny.save_published(tmp_path / "published", 601))
@@ -91,16 +97,18 @@ def test_a_whole_checkpoint_loads_as_it_is_and_converted_alike(kind, tiny, tmp_p
         assert torch.equal(tensor, direct[name]), name
 
 
-def test_the_describer_reads_a_published_folder_of_safetensors_and_says_how_to_convert_pickles(
+def test_the_describer_reads_a_published_folder_and_writes_its_pickles_as_safetensors_once(
     tiny, tmp_path, ask, picture
 ):
     folder = tiny.save_tokenizer(tiny.save_published(tmp_path / "published", 601))
-    with pytest.raises(ModelError, match=r"pickled[\s\S]*spr convert ferret --checkpoint .*published --out DIR"):
-        HfDescriber(folder, device="cpu")
-    for file in folder.glob("*.bin"):
-        save_file(torch.load(file), file.with_name(file.name.replace("pytorch_", "")).with_suffix(".safetensors"))
-        file.unlink()
+    pickled = {name: tensor for file in folder.glob("*.bin") for name, tensor in torch.load(file).items()}
     model = HfDescriber(folder, device="cpu", max_new_tokens=3, temperature=0)
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("model*.safetensors")}
+    safe = {name: tensor for path in written for name, tensor in load_file(path).items()}
+    assert safe.keys() == pickled.keys()
+    assert all(torch.equal(safe[name], tensor) for name, tensor in pickled.items())
+    HfDescriber(folder, device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("model*.safetensors")} == written
     converted = HfDescriber(convert_checkpoint(folder, tmp_path / "out"), device="cpu", max_new_tokens=3, temperature=0)
     request = ask(picture(90, 60), "Describe [100, 150, 600, 800] <region_fea>.")
     assert converted.render("a") == model.render("a")

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from spr.models.loading import ModelError
-from spr.models.pickles import convert_pickles
+from spr.models.shards import Shards, convert_pickles
 
 
 class Evil:
@@ -74,3 +74,16 @@ def test_folders_without_pickles_and_hub_ids_are_left_alone(tmp_path):
     assert not convert_pickles(tmp_path)
     assert not convert_pickles("THUDM/cogvlm-chat-hf")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_an_interrupted_conversion_left_is_not_taken_for_the_model(tmp_path):
+    for k, name in ((1, "a"), (2, "b")):
+        torch.save({name: torch.full((2,), float(k))}, tmp_path / f"pytorch_model-0000{k}-of-00002.bin")
+    save_file({"a": torch.zeros(2)}, tmp_path / "model-00001-of-00002.safetensors")
+    shards = Shards(tmp_path)
+    assert shards.pickled
+    assert {name: shards[name].tolist() for name in shards} == {"a": [1, 1], "b": [2, 2]}
+    assert convert_pickles(tmp_path)
+    again = Shards(tmp_path)
+    assert not again.pickled
+    assert {name: again[name].tolist() for name in again} == {"a": [1, 1], "b": [2, 2]}
