@@ -60,10 +60,10 @@ def says_yes(text: str, parser: Parser) -> bool | None:
     ``ferret``, which is POPE's own: of the first sentence, up to a full stop, without commas: No, no or not among its
     words is no, and all else is yes. ``exact``, which is lmms-eval's: the answer is the word itself, in any case.
 
-    >>> [says_yes(text, "ferret") for text in ("No, there isn't.", "There is not one", "Nothing there", "")]
-    [False, False, True, True]
-    >>> [says_yes(text, "exact") for text in (" Yes", "no", "No.")]
-    [True, False, None]
+    >>> tuple(says_yes(text, "ferret") for text in ("No, there isn't.", "There is not one", "Nothing there", ""))
+    (False, False, True, True)
+    >>> tuple(says_yes(text, "exact") for text in (" Yes", "no", "No."))
+    (True, False, None)
     """
     if parser == "ferret":
         words = text.split(".")[0].replace(",", "").split(" ")
