@@ -28,8 +28,8 @@ def test_every_field_of_the_describer_reaches_the_model(monkeypatch):
         "temperature": 0.25,
         "top_p": 0.5,
     }
-    registry.load_describer(DescriberConfig(model="owner/name", **said))
-    assert got == {**said, "model": "owner/name", "device": None}
+    registry.load_describer(DescriberConfig(model="owner/name", peft_adapter="runs/a/adapter", **said))
+    assert got == {**said, "model": "owner/name", "adapter": "runs/a/adapter", "device": None}
 
 
 def test_attention_and_device_map_are_those_of_the_config(mllm_folder, ask, picture, monkeypatch):
