@@ -2,12 +2,18 @@
 
 import json
 import random
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 pytest_plugins = ("tiny_mllms",)
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the programs that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "coco-photos"
 
