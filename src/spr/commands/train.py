@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,35 +28,38 @@ def train(
     from spr.config import load_config, load_training
     from spr.pipeline.folder import adopt, locked
     from spr.pipeline.runner import STAGES
+    from spr.store import write_atomically
     from spr.training.pairs import run_pairs, trl_pairs
-    from spr.training.reference import copy_reference
     from spr.training.trainer import train as train_adapter
 
     main = int(os.environ.get("RANK", "0")) == 0
     with ExitStack() as stack:
+        # What can be wrong is looked for before anything is written.
         if pairs is None:
             whole = load_config(config, overrides or ())
+            settings, describer, seed = whole.training, whole.describer, whole.seed
+            source, model = run_pairs(out, whole.annotations), describer_model(describer)
             if main:
                 stack.enter_context(locked(out))
+                stack.enter_context(config_kept_if_refused(out))
                 adopt(whole, out, STAGES)
-            settings, describer, seed = whole.training, whole.describer, whole.seed
-            source = run_pairs(out, whole.annotations)
         else:
             part = load_training(config, overrides or ())
+            settings, describer, seed = part.training, part.describer, part.seed
+            source, model = trl_pairs(pairs), describer_model(describer)
+            check_no_run(out)
             if main:
                 stack.enter_context(locked(out))
-                (out / "config.yaml").write_text(part.to_yaml(), encoding="utf-8")
-            settings, describer, seed = part.training, part.describer, part.seed
-            source = trl_pairs(pairs)
-        if main and reference is not None:
-            copy_reference(reference, out / "training" / "reference.parquet")
+                stack.enter_context(config_kept_if_refused(out))
+                write_atomically(out / "config.yaml", part.to_yaml().encode())
         summary = train_adapter(
             source,
-            describer_model(describer),
+            model,
             settings,
             out,
             revision=describer.revision if describer is not None else None,
             seed=seed,
+            reference=reference,
             report=typer.echo,
         )
     if not main:
@@ -82,6 +86,35 @@ def merge(
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
     merge_adapter(adapter, out, model=None if model is None else model_source(model), revision=revision)
     typer.echo(f"The merged model:  {out}")
+
+
+@contextmanager
+def config_kept_if_refused(out: Path) -> Iterator[None]:
+    """Put ``RUN/config.yaml`` back where a training is refused, so that it goes on telling how the run was made."""
+    from spr.errors import RunError
+    from spr.store import write_atomically
+
+    path = out / "config.yaml"
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    except RunError:
+        if before is not None:
+            write_atomically(path, before)
+        raise
+
+
+def check_no_run(out: Path) -> None:
+    """Make sure that pairs from elsewhere are not trained on in a run that has annotations and a config of its own.
+
+    Raises:
+        RunError: if it has.
+    """
+    from spr.errors import RunError
+
+    if (out / "inputs.json").is_file():
+        fix = "leave --pairs out to train on the run's own pairs, or choose another --out"
+        raise RunError(f"{out} is a run with its own annotations", got="--pairs", fix=fix)
 
 
 def describer_model(describer: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from spr.config import changed_fields
 from spr.errors import RunError
-from spr.store import write_atomically
+from spr.store import write_atomically, writing_atomically
 
 KEPT = 2
 """Checkpoints that stay; older ones are deleted once a newer one is whole."""
@@ -27,7 +28,13 @@ _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_froze
 
 
 def save_checkpoint(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, settings: Mapping[str, Any]
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    step: int,
+    settings: Mapping[str, Any],
+    values: Mapping[str, float],
 ) -> Path:
     """Write ``folder/step-000123``; its `checkpoint.json`, written last, says that it is whole.
 
@@ -38,6 +45,7 @@ def save_checkpoint(
         optimizer: As prepared.
         step: How many steps have been taken.
         settings: What decides the training; held against the config when it is resumed.
+        values: Of the step, for who goes on behind the last one.
     """
     made = folder / f"step-{step:06d}"
     if accelerator.is_main_process:
@@ -52,11 +60,16 @@ def save_checkpoint(
         parameters, moments = get_state_dict(model, optimizer_of(optimizer), options=_OPTIONS)
         state = {"parameters": parameters, "optimizer": moments, "rng": rng}
     if accelerator.is_main_process:
-        torch.save(state, made / "state.pt")
-        meta = {"step": step, "settings": settings}
+        with writing_atomically(made / "state.pt") as file:
+            torch.save(state, file)
+        meta = {"step": step, "settings": settings, "values": values}
         write_atomically(made / _META, json.dumps(meta, indent=1).encode())
-        for old in _whole(folder)[:-KEPT]:
-            shutil.rmtree(old)
+        kept = _whole(folder)[-KEPT:]
+        for old in folder.glob("step-*"):
+            if old not in kept:
+                # Its marker goes first: a deletion that is cut short must not leave what looks whole.
+                (old / _META).unlink(missing_ok=True)
+                shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return made
 
@@ -65,13 +78,36 @@ def newest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Path | None:
     """The newest whole checkpoint, or None.
 
     Raises:
-        RunError: if it was made with other settings, naming the fields.
+        RunError: if it was made with other settings, naming the fields, or is damaged.
     """
     whole = _whole(folder)
     if not whole:
         return None
-    check_settings(json.loads((whole[-1] / _META).read_text())["settings"], settings, folder.parent)
+    check_settings(_read_meta(whole[-1])["settings"], settings, folder.parent)
     return whole[-1]
+
+
+def read_finished(path: Path, adapter: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `save_finished` wrote of a training that is done and whose adapter is there, else None.
+
+    Raises:
+        RunError: if it was made with other settings, naming the fields, or is damaged.
+    """
+    if not path.is_file() or not (adapter / "adapter_model.safetensors").is_file():
+        return None
+    try:
+        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before = finished["settings"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        fix = f"delete it; the training goes on from the newest checkpoint in {path.parent}"
+        raise RunError(f"{path} is damaged", got=error, fix=fix) from None
+    check_settings(before, settings, path.parent)
+    return finished
+
+
+def save_finished(path: Path, settings: Mapping[str, Any], **details: Any) -> None:
+    """Note that a training is done; written last, once the adapter is there."""
+    write_atomically(path, json.dumps({"settings": settings, **details}, indent=1).encode())
 
 
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -88,18 +124,19 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         raise RunError(f"{folder} was made under another config", got=lines, expected="no change", fix=fix)
 
 
-def load_checkpoint(made: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> int:
-    """Put adapter, optimiser and random states back; returns how many steps had been taken.
+def load_checkpoint(
+    made: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any
+) -> tuple[int, dict[str, float]]:
+    """Put adapter, optimiser and random states back; returns how many steps had been taken, and the last one's values.
 
     Raises:
         RunError: if it is damaged.
     """
+    meta = _read_meta(made)
     try:
-        step = int(json.loads((made / _META).read_text())["step"])
         state = torch.load(made / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        fix = f"delete {made}; the training goes on from the checkpoint before it"
-        raise RunError(f"The checkpoint {made} is damaged", got=error, fix=fix) from None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise _damaged(made, error) from None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.load_state(str(made / "engine"), load_module_strict=False)
     else:
@@ -113,7 +150,7 @@ def load_checkpoint(made: Path, accelerator: Accelerator, model: nn.Module, opti
         )
     states = state["rng"]
     _set_random_states(states[accelerator.process_index % len(states)])
-    return step
+    return int(meta["step"]), dict(meta["values"])
 
 
 def save_adapter(folder: Path, accelerator: Accelerator, model: nn.Module) -> None:
@@ -145,6 +182,22 @@ def optimizer_of(optimizer: Any) -> Any:
 
 def _whole(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{_META}"))
+
+
+def _read_meta(made: Path) -> dict[str, Any]:
+    try:
+        meta: dict[str, Any] = json.loads((made / _META).read_text(encoding="utf-8"))
+        if not {"step", "settings", "values"} <= set(meta):
+            raise ValueError(f"{_META} lacks a field")
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(made, error) from None
+    return meta
+
+
+def _damaged(made: Path, error: Exception) -> RunError:
+    fix = f"delete {made}; the training goes on from the checkpoint before it"
+    got = " ".join(str(error).split())[:200]
+    return RunError(f"The checkpoint {made} is damaged", got=got, fix=fix)
 
 
 def _random_states() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,6 +207,11 @@ class PairEncoder:
             self.store.put(read.key, features)
         pair = planned.pair
         return EncodedPair(pair.pair_id, read.prompt, read.positions, planned.chosen, planned.rejected, features)
+
+
+def plan_digest(planned: Sequence[PlannedPair]) -> str:
+    """What tells one plan from another: its pairs' texts and images, in their order."""
+    return hashlib.sha256("".join(pair.key for pair in planned).encode()).hexdigest()[:16]
 
 
 def context_length(model: Any, wanted: int | None) -> int:

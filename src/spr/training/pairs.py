@@ -51,7 +51,13 @@ def run_pairs(run: Path, annotations: AnnotationsConfig) -> Iterator[TrainingPai
     Raises:
         RunError: if the run has no finished pairs.
     """
-    for table in StageStore(run / "pairs").tables():
+    store = StageStore(run / "pairs")
+    store.finished()
+    return _run_rows(store, annotations)
+
+
+def _run_rows(store: StageStore, annotations: AnnotationsConfig) -> Iterator[TrainingPair]:
+    for table in store.tables():
         for row in table.to_pylist():
             size_wh, name = (row["width"], row["height"]), row["file_name"]
             load = RunImage(annotations, name, size_wh)
@@ -107,7 +113,10 @@ def trl_pairs(source: Path) -> Iterator[TrainingPair]:
     Raises:
         InputError: if it can't be read, lacks a column, or a row is not a pair about one image.
     """
-    dataset, folder = _open_dataset(source)
+    return _trl_rows(*_open_dataset(source), source)
+
+
+def _trl_rows(dataset: Any, folder: Path, source: Path) -> Iterator[TrainingPair]:
     for number, row in enumerate(dataset):
         where = f"row {number} of {source}"
         images = row["images"] if "images" in row else [row["image"]]

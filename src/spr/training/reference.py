@@ -40,24 +40,37 @@ class ReferenceFile:
         self.path, self.identity = path, dict(identity)
         self._known: dict[str, tuple[str, Logps]] = {}
         if path.is_file():
-            self._read()
+            self._read(path)
 
-    def _read(self) -> None:
+    def take_over(self, other: Path) -> None:
+        """Add what another training's file knows; `save` keeps it here, and the other file stays as it is.
+
+        Raises:
+            InputError: if it is not there.
+            RunError: as for the file itself.
+        """
+        if not other.is_file():
+            expected = "another run's training/reference.parquet"
+            raise InputError(f"There is no file {other}", expected=expected, fix="mend --reference")
+        self._read(other)
+
+    def _read(self, path: Path) -> None:
         try:
-            table = pq.read_table(self.path, memory_map=False)
+            table = pq.read_table(path, memory_map=False)
             made_with = json.loads((table.schema.metadata or {})[b"identity"])
             rows = table.to_pylist()
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            fix = "delete it to have it made anew"
-            raise RunError(f"{self.path} is no file of reference log-probabilities", got=error, fix=fix) from None
+            fix = "delete it to have it made anew" if path == self.path else "mend --reference"
+            raise RunError(f"{path} is no file of reference log-probabilities", got=error, fix=fix) from None
         differ = {name for name in {*made_with, *self.identity} if made_with.get(name) != self.identity.get(name)}
         if differ:
             lines = "; ".join(
                 f"{name}: {made_with.get(name)}, now {self.identity.get(name)}" for name in sorted(differ)
             )
-            fix = "use the same model and processor, or another file (--reference), or delete it to have it made anew"
-            raise RunError(f"{self.path} was made with another reference", got=lines, expected="the same", fix=fix)
-        self._known = {row["key"]: (row["pair_id"], (row["chosen"], row["rejected"])) for row in rows}
+            other = "delete it to have it made anew" if path == self.path else "leave --reference out"
+            fix = f"use the same model and processor, or {other}"
+            raise RunError(f"{path} was made with another reference", got=lines, expected="the same", fix=fix)
+        self._known |= {row["key"]: (row["pair_id"], (row["chosen"], row["rejected"])) for row in rows}
 
     def missing(self, pairs: Sequence[PlannedPair]) -> list[PlannedPair]:
         """The pairs that the file lacks, be it because they are new or because their text or image has changed."""
@@ -82,15 +95,3 @@ class ReferenceFile:
     def of(self, planned: PlannedPair) -> Logps:
         """The log-probabilities of a pair that is not `missing`."""
         return self._known[planned.key][1]
-
-
-def copy_reference(source: Path, target: Path) -> None:
-    """Take another run's file over; what it was made with is held against the model when it is opened.
-
-    Raises:
-        InputError: if it can't be read.
-    """
-    try:
-        write_atomically(target, source.read_bytes())
-    except OSError as error:
-        raise InputError(f"{source} can't be read", got=error, fix="mend --reference") from None

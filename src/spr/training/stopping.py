@@ -45,45 +45,45 @@ def interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def check_finite(value: Tensor, batch: Batch, step: int, what: str, folder: Path) -> None:
+def check_finite(value: Tensor, batch: Batch, step: int | None, what: str, folder: Path) -> None:
     """Raise `SprError` if a loss or a norm is not finite, after saving the batch for inspection.
 
     Args:
         value: ``(B,)``, a number a pair, or one.
         batch: What it was computed from.
-        step: Counted from 1.
+        step: Counted from 1; None for the reference pass.
         what: The value's name.
         folder: Where the batch is saved.
     """
     if bool(torch.isfinite(value).all()):
         return
-    place = folder / f"not-finite-step-{step}.pt"
+    place = folder / f"not-finite-{'reference' if step is None else f'step-{step}'}.pt"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: getattr(batch, name).cpu() for name in ("input_ids", "positions", "mask", "labels", "owners")}
     torch.save({"pair_ids": list(batch.pair_ids), **tensors}, place)
     names = list(batch.pair_ids)
     if value.numel() == len(names):
         names = [name for name, bad in zip(names, (~torch.isfinite(value)).tolist(), strict=True) if bad]
-    raise SprError(
-        f"The {what} of step {step} is not finite",
-        got=f"pairs {', '.join(names)}; the batch is in {place}",
-        fix="lower training.learning_rate or set training.dtype=float32; the last checkpoint is kept",
-    )
+    of, mend = f"step {step}", "lower training.learning_rate or set training.dtype=float32; the last checkpoint is kept"
+    if step is None:
+        of, mend = "the reference", "set training.dtype=float32, or look at what the pair's texts and image are"
+    got = f"pairs {', '.join(names)}; the batch is in {place}"
+    raise SprError(f"The {what} of {of} is not finite", got=got, fix=mend)
 
 
 @contextmanager
-def clear_memory_errors(pairs: Sequence[PlannedPair], settings: TrainingConfig) -> Iterator[None]:
-    """Around a step: out of memory becomes one error that says what to lower."""
+def clear_memory_errors(pairs: Sequence[PlannedPair], settings: TrainingConfig, *, step: bool = True) -> Iterator[None]:
+    """Around a step, or a batch of the reference pass: out of memory becomes one error that says what to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         longest = max(pairs, key=lambda planned: planned.length)
         lower = [f"training.batch_size (now {settings.batch_size})"] if settings.batch_size > 1 else []
-        lower += ["training.max_length", "training.lora.rank"]
-        other = [] if settings.gradient_checkpointing else ["training.gradient_checkpointing=true"]
+        lower += ["training.max_length", "training.lora.rank"] if step else ["training.max_length"]
+        other = [] if settings.gradient_checkpointing or not step else ["training.gradient_checkpointing=true"]
         other += [] if settings.load_in_4bit else ["training.load_in_4bit=true"]
         raise DeviceMemoryError(
-            "A training step does not fit into the device's memory",
+            f"A {'training step' if step else 'batch of the reference pass'} does not fit into the device's memory",
             got=f"{str(error)[:200]}; longest pair {longest.pair.pair_id}: {longest.length:,} tokens",
-            fix=f"lower {', '.join(lower)}, or set {' or '.join(other)}; the last checkpoint is kept",
+            fix=f"lower {', '.join(lower)}{', or set ' if other else ''}{' or '.join(other)}; what was done is kept",
         ) from error

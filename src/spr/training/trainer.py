@@ -6,10 +6,11 @@ Processes share a step's batches, so that two with one batch each take the same 
 
 from __future__ import annotations
 
-import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,24 @@ from torch import Tensor
 
 from spr.errors import InputError
 from spr.sections import TrainingConfig
-from spr.store import dropped_table, write_atomically, write_table
-from spr.training.checkpoint import check_settings, load_checkpoint, newest_checkpoint, save_adapter, save_checkpoint
+from spr.store import dropped_table, write_table
+from spr.training.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    read_finished,
+    save_adapter,
+    save_checkpoint,
+    save_finished,
+)
 from spr.training.collate import Batch, EncodedPair, collate
-from spr.training.encode import PlannedPair, Read, context_length
+from spr.training.encode import PlannedPair, Read, context_length, plan_digest
 from spr.training.features import Features
 from spr.training.log import TrainingLog
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.metering import Meter
 from spr.training.pairs import TrainingPair
 from spr.training.prefetch import prefetch
+from spr.training.processes import check_trackers, in_any_process, of_all_processes
 from spr.training.reference import ReferenceFile
 from spr.training.schedule import learning_rate, steps_of_training
 from spr.training.setup import load_trainee
@@ -58,6 +67,7 @@ def train(
     *,
     revision: str | None = None,
     seed: int = 0,
+    reference: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
     """Train an adapter; goes on from the newest checkpoint in ``out/training``.
@@ -69,17 +79,20 @@ def train(
         out: The run folder: ``adapter/`` in PEFT's format, ``training/`` with log, checkpoints and the reference.
         revision: Branch, tag or commit of the hub's repository.
         seed: Decides the adapter's first matrices and the order of the pairs.
+        reference: Another training's file of log-probabilities, to be used where it knows a pair.
         report: Told what a user wants to know, line by line.
 
     Raises:
         RunError: if ``out`` holds a training under another config.
-        InputError: if no pair is left to train on.
+        InputError: if no pair is left to train on, or ``reference`` is not there.
+        ConfigError: for a tracker that is not there, or a target of the adapter.
         ModelError: if the model can't be loaded or trained.
         DeviceMemoryError: if a batch does not fit; says what to lower.
         InterruptedTrainingError: after Ctrl-C.
         SprError: for a loss that is not finite; the batch is saved.
     """
-    return _Training(model, settings, out, revision, seed, report).run(pairs)
+    check_trackers(settings.trackers)
+    return _Training(model, settings, out, revision, seed, report).run(pairs, reference)
 
 
 class _Training:
@@ -123,28 +136,28 @@ class _Training:
 
     # ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, pairs: Iterable[TrainingPair]) -> TrainingSummary:
+    def run(self, pairs: Iterable[TrainingPair], known: Path | None) -> TrainingSummary:
         settings, started = self.settings, time.monotonic()
         limit = context_length(self.trainee.base, settings.max_length)
         planned, dropped = self.encoder.plan(pairs, limit, with_rejected=settings.loss != "sft")
         self._note_dropped(planned, dropped)
-        counts = _count(dropped)
+        counts = dict(Counter(reason for _, reason in dropped))
         a_step = self.accelerator.num_processes * settings.gradient_accumulation
         deciding = {
             "seed": self.seed,
             "model": self.trainee.name,
             "batches_a_step": a_step,
-            "pairs": _digest_of(planned),
+            "pairs": plan_digest(planned),
             "training": {
                 name: value
                 for name, value in settings.model_dump(mode="json").items()
                 if name not in settings.free_fields | {"gradient_accumulation"}
             },
         }
-        done = self._done_before(deciding)
+        done = read_finished(self.folder / "finished.json", self.adapter, deciding)
         if done is not None:
             return TrainingSummary(len(planned), counts, done["steps"], done["seconds"], done["last"], True)
-        reference = self._reference(planned) if settings.loss != "sft" else None
+        reference = self._reference(planned, known) if settings.loss != "sft" else None
         steps = steps_of_training(
             [pair.length for pair in planned],
             batch_size=settings.batch_size,
@@ -155,39 +168,33 @@ class _Training:
         )
         torch.manual_seed(self.seed)  # dropout
         newest = newest_checkpoint(self.folder / "checkpoints", deciding)
-        first = 0
+        first, last = 0, dict[str, float]()
         if newest is not None:
-            first = load_checkpoint(newest, self.accelerator, self.model, self.optimizer)
+            first, last = load_checkpoint(newest, self.accelerator, self.model, self.optimizer)
             self.report(f"Going on from {newest}, after step {first:,} of {len(steps):,}.")
-        last = self._steps(planned, steps, first, reference, deciding)
+        last = self._steps(planned, steps, first, reference, deciding) or last
         save_adapter(self.adapter, self.accelerator, self.model)
         seconds = time.monotonic() - started
         if self.accelerator.is_main_process:
-            summary = {"settings": deciding, "steps": len(steps), "seconds": seconds, "last": last}
-            write_atomically(self.folder / "finished.json", json.dumps(summary, indent=1).encode())
+            save_finished(self.folder / "finished.json", deciding, steps=len(steps), seconds=seconds, last=last)
         return TrainingSummary(len(planned), counts, len(steps), seconds, last)
-
-    def _done_before(self, deciding: dict[str, Any]) -> dict[str, Any] | None:
-        path = self.folder / "finished.json"
-        if not path.is_file() or not (self.adapter / "adapter_model.safetensors").is_file():
-            return None
-        finished: dict[str, Any] = json.loads(path.read_text())
-        check_settings(finished["settings"], deciding, self.folder)
-        return finished
 
     def _note_dropped(self, planned: Sequence[PlannedPair], dropped: Sequence[tuple[str, str]]) -> None:
         if self.accelerator.is_main_process:
             write_table(self.folder / "dropped.parquet", dropped_table("training", "pair", dropped))
         if not planned:
-            counted = ", ".join(f"{reason} {count:,}" for reason, count in _count(dropped).items()) or "no pairs came"
+            counts = Counter(reason for _, reason in dropped)
+            counted = ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "no pairs came"
             fix = f"look at {self.folder / 'dropped.parquet'} (spr show); training.max_length bounds prompt and answer"
             raise InputError("No pair is left to train on", got=f"dropped: {counted}", fix=fix)
 
     # ── the reference ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _reference(self, planned: Sequence[PlannedPair]) -> ReferenceFile:
+    def _reference(self, planned: Sequence[PlannedPair], known: Path | None) -> ReferenceFile:
         """Log-probabilities with the adapter off, of the pairs that the file lacks."""
         accelerator, file = self.accelerator, ReferenceFile(self.folder / "reference.parquet", self.trainee.identity)
+        if known is not None:
+            file.take_over(known)
         missing = sorted(file.missing(planned), key=lambda pair: -pair.length)
         size = self.settings.batch_size
         batches = [missing[start : start + size] for start in range(0, len(missing), size)]
@@ -199,17 +206,25 @@ class _Training:
         work = [(group, group[min(rank, len(group) - 1)]) for group in rounds]
         reads = prefetch((own for _, own in work), self._read)
         self.model.eval()
-        with torch.no_grad(), self.trainee.model.peft.disable_adapter():
+        with interrupts() as interrupted, torch.no_grad(), self.trainee.model.peft.disable_adapter():
             for number, ((group, own), (_, read)) in enumerate(zip(work, reads, strict=True), start=1):
-                logps = self._forward(self._encode(own, read))
-                both = torch.stack([logps.chosen, logps.rejected], dim=1).tolist()
-                mine = [both] if rank < len(group) else [None]
-                made = [part for part in _gather(mine, accelerator) if part is not None]
+                with clear_memory_errors(own, self.settings, step=False):
+                    batch = self._encode(own, read)
+                    logps = self._forward(batch)
+                both = torch.stack([logps.chosen, logps.rejected], dim=1)
+                check_finite(both.sum(1), batch, None, "log-probability", self.folder)
+                mine = [both.tolist()] if rank < len(group) else [None]
+                made = [part for part in of_all_processes(mine, accelerator) if part is not None]
                 for part, values in zip(group, made, strict=True):
                     file.add(part, [(chosen, rejected) for chosen, rejected in values])
-                last = number == len(work)
-                if accelerator.is_main_process and (last or number % SAVE_REFERENCE_EVERY == 0):
+                stop = in_any_process(interrupted.is_set(), accelerator)
+                if accelerator.is_main_process and (stop or number % SAVE_REFERENCE_EVERY == 0):
                     file.save()
+                if stop:
+                    got, fix = f"what was computed is in {file.path}", "the same command goes on from there"
+                    raise InterruptedTrainingError("Interrupted in the reference pass", got=got, fix=fix)
+        if accelerator.is_main_process and (missing or known is not None):
+            file.save()
         accelerator.wait_for_everyone()
         return file
 
@@ -231,9 +246,11 @@ class _Training:
         log.event("start", first_step=first, steps=len(steps), pairs=len(planned), **deciding["training"])
         self.model.train()
         meter, values = Meter(accelerator), {}
+        pairs_of = [sum(map(len, step)) for step in steps]
+        seen = list(accumulate(pairs_of))
         with log, interrupts() as interrupted:
             batches = self._micro_batches(planned, steps[first:])
-            for number, step in enumerate(steps[first:], start=first + 1):
+            for number in range(first + 1, len(steps) + 1):
                 rate = learning_rate(
                     number - 1,
                     len(steps),
@@ -243,7 +260,7 @@ class _Training:
                 )
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                norm, share = None, 1 / sum(map(len, step))
+                norm, share = None, 1 / pairs_of[number - 1]
                 for _ in range(settings.gradient_accumulation):
                     own, read, weight = next(batches)
                     with clear_memory_errors(own, settings), accelerator.accumulate(self.model):
@@ -259,20 +276,23 @@ class _Training:
                             norm = self._clip(number, batch)
                         self.optimizer.step()
                         self.optimizer.zero_grad()
-                values = meter.read(norm) | {"learning_rate": rate, "epoch": number * settings.epochs / len(steps)}
+                values = meter.read(norm) | {"learning_rate": rate, "epoch": seen[number - 1] / len(planned)}
                 log.step(number, values, written=number % settings.log_every == 0 or number == len(steps))
                 if settings.trackers:
                     accelerator.log(values, step=number)
-                stop = _any(interrupted.is_set(), accelerator)
+                stop = in_any_process(interrupted.is_set(), accelerator)
                 if stop or number % settings.checkpoint_every == 0:
-                    made = save_checkpoint(checkpoints, accelerator, self.model, self.optimizer, number, deciding)
+                    made = save_checkpoint(
+                        checkpoints, accelerator, self.model, self.optimizer, number, deciding, values
+                    )
                     log.event("checkpoint", step=number, folder=made.name)
                 if stop and number < len(steps):
                     fix = "the same command goes on from there"
                     raise InterruptedTrainingError(
                         f"Interrupted after step {number:,}", got=f"checkpoint {made}", fix=fix
                     )
-        log.event("end", step=len(steps), **values)
+        if values:
+            log.event("end", step=len(steps), **values)
         if settings.trackers:
             accelerator.end_training()
         return values
@@ -316,29 +336,3 @@ class _Training:
             return 0.0
         check_finite(torch.as_tensor(norm), batch, number, "gradient norm", self.folder)
         return float(norm)
-
-
-def _any(flag: bool, accelerator: Accelerator) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
-    return bool(total.item() > 0)
-
-
-def _gather(items: list[Any], accelerator: Accelerator) -> list[Any]:
-    from accelerate.utils import gather_object
-
-    return list(gather_object(items)) if accelerator.num_processes > 1 else items
-
-
-def _count(dropped: Iterable[tuple[str, str]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for _, reason in dropped:
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
-
-
-def _digest_of(planned: Sequence[PlannedPair]) -> str:
-    import hashlib
-
-    return hashlib.sha256("".join(pair.key for pair in planned).encode()).hexdigest()[:16]

@@ -1,0 +1,98 @@
+"""Features of images: what tells them apart, and where they are kept."""
+
+import pytest
+import torch
+
+from spr.training.features import (
+    DiskFeatures,
+    Features,
+    MemoryFeatures,
+    NoFeatures,
+    feature_key,
+    image_outputs,
+    open_store,
+)
+
+PLAIN = Features(torch.arange(6.0).reshape(3, 2))
+DEEP = Features(torch.ones(2, 2), (torch.full((2, 2), 3.0), torch.full((2, 2), 4.0)))
+
+
+def equal(one, other):
+    return (
+        other is not None
+        and torch.equal(one.tokens, other.tokens)
+        and len(one.deep) == len(other.deep)
+        and all(torch.equal(a, b) for a, b in zip(one.deep, other.deep, strict=True))
+    )
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_what_is_kept_comes_back_to_the_bit(kind, tmp_path):
+    store = open_store(kind, tmp_path)
+    assert store.get("aabb") is None
+    half = Features(PLAIN.tokens.bfloat16() / 3)
+    for key, features in (("aabb", PLAIN), ("ccdd", DEEP), ("eeff", half)):
+        store.put(key, features)
+    assert equal(PLAIN, store.get("aabb"))
+    assert equal(DEEP, store.get("ccdd"))
+    assert equal(half, store.get("eeff"))
+    assert store.get("eeff").tokens.dtype == torch.bfloat16
+
+
+def test_none_keeps_nothing(tmp_path):
+    store = open_store("none", tmp_path)
+    store.put("aabb", PLAIN)
+    assert isinstance(store, NoFeatures)
+    assert store.get("aabb") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_run_reads_what_is_on_disk_and_another_process_not_what_is_in_memory(tmp_path):
+    DiskFeatures(tmp_path).put("aabb", PLAIN)
+    MemoryFeatures().put("aabb", PLAIN)
+    assert equal(PLAIN, DiskFeatures(tmp_path).get("aabb"))
+    assert MemoryFeatures().get("aabb") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors at all", None])
+def test_a_damaged_file_counts_as_none_and_is_written_anew(damage, tmp_path):
+    store = DiskFeatures(tmp_path)
+    store.put("aabb", PLAIN)
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-5] if damage is None else damage)
+    assert store.get("aabb") is None
+    store.put("aabb", PLAIN)
+    assert equal(PLAIN, store.get("aabb"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"pixel_values": torch.ones(1, 3, 2, 2)},
+        {"pixel_values": torch.zeros(1, 3, 4, 1)},  # the same bytes in another shape
+        {"pixel_values": torch.zeros(1, 3, 2, 2, dtype=torch.int32)},
+        {"pixels": torch.zeros(1, 3, 2, 2)},
+        {"pixel_values": torch.zeros(1, 3, 2, 2), "image_sizes": torch.tensor([[2, 2]])},
+    ],
+)
+def test_a_key_changes_with_values_shape_type_name_and_sizes(other):
+    first = {"pixel_values": torch.zeros(1, 3, 2, 2)}
+    assert feature_key(first, "m") == feature_key({"pixel_values": torch.zeros(1, 3, 2, 2)}, "m")
+    assert feature_key(other, "m") != feature_key(first, "m")
+
+
+def test_a_key_changes_with_what_makes_the_features_and_not_with_the_order_of_the_inputs():
+    one, two = torch.zeros(2), torch.ones(2)
+    assert feature_key({"a": one, "b": two}, "m") == feature_key({"b": two, "a": one}, "m")
+    assert feature_key({"a": one, "b": two}, "m") != feature_key({"a": two, "b": one}, "m")
+    assert feature_key({"a": one}, "m") != feature_key({"a": one}, "n")
+
+
+def test_features_are_given_to_the_model_as_it_takes_them():
+    listed = image_outputs((PLAIN, PLAIN), joined=False)
+    assert [part.shape for part in listed.pooler_output] == [(3, 2), (3, 2)]
+    assert listed.deepstack_features is None
+    assert image_outputs((PLAIN, PLAIN), joined=True).pooler_output.shape == (6, 2)
+    deep = image_outputs((DEEP, DEEP), joined=False).deepstack_features
+    # By level first, then by image.
+    assert [[part.mean().item() for part in level] for level in deep] == [[3.0, 3.0], [4.0, 4.0]]
