@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import gather_object
+from accelerate.utils import LoggerType, gather_object
 
 from spr.errors import ConfigError
 
@@ -34,7 +34,8 @@ def check_trackers(names: Sequence[str]) -> None:
         ConfigError: for a tracker that Accelerate does not know, or whose package is not installed.
     """
     known = sorted(LOGGER_TYPE_TO_CLASS)
-    there = {str(tracker.value) for tracker in get_available_trackers()}
+    own = {str(tracker.value) for tracker in LoggerType}  # others are classes that a program has registered
+    missing = own - {str(tracker.value) for tracker in get_available_trackers()}
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -42,6 +43,6 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(
                 "Config field `training.trackers` names no tracker", got=name, expected=", ".join(known), fix=fix
             )
-        if name not in there:
+        if name in missing:
             fix = f"pip install {name.replace('_', '-')}, or leave it out: training/log.jsonl is always written"
             raise ConfigError(f"The tracker {name} of `training.trackers` is not installed", fix=fix)

@@ -1,0 +1,181 @@
+"""Pairs from a run or from anyone's file, in every form that TRL takes; and files that are none."""
+
+import io
+import json
+
+import pytest
+from datasets import Dataset, load_from_disk
+from PIL import Image
+
+from spr.errors import InputError, RunError
+from spr.images import ImageProblem
+from spr.sections import AnnotationsConfig
+from spr.training.pairs import run_pairs, trl_pairs
+
+TEXTS = {"prompt": "Where is the cat?", "chosen": "here", "rejected": "there"}
+ASKED = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where is the cat?"}]}]
+
+
+def content(pair):
+    return [dict(message) for message in pair.messages], pair.chosen, pair.rejected, pair.load().size
+
+
+@pytest.fixture
+def photo(tmp_path, picture):
+    (tmp_path / "images").mkdir()
+    picture(40, 30).save(tmp_path / "images" / "a.png")
+    return tmp_path / "images" / "a.png"
+
+
+@pytest.fixture
+def write(photo):
+    """Rows → a .jsonl file beside the image; each row is about it unless it says otherwise."""
+
+    def make(*rows, name="pairs.jsonl"):
+        path = photo.parents[1] / name
+        full = [{"image": "images/a.png", **TEXTS, **row} for row in rows]
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not ...}) + "\n" for row in full))
+        return path
+
+    return make
+
+
+def test_parquet_a_folder_of_parquet_and_a_dataset_on_disk_hold_the_same_pairs(pairs_folder, tmp_path):
+    dataset, (folder, file) = load_from_disk(str(pairs_folder)), (tmp_path / "parts", tmp_path / "pairs.parquet")
+    folder.mkdir()
+    dataset.to_parquet(str(file))
+    dataset.select(range(2)).to_parquet(str(folder / "part-0.parquet"))
+    dataset.select(range(2, 6)).to_parquet(str(folder / "part-1.parquet"))
+    expected = list(map(content, trl_pairs(pairs_folder)))
+    assert len(expected) == 6
+    assert expected[0][1:] == ("a cat [0.10, 0.20, 0.50, 0.60]", "a dog", (60, 44))
+    for source in (file, folder):
+        made = list(trl_pairs(source))
+        assert list(map(content, made)) == expected
+        assert [pair.digest() for pair in made] == [pair.digest() for pair in trl_pairs(pairs_folder)]
+
+
+def test_texts_with_an_images_path_are_the_users_turn(write, photo):
+    (pair,) = trl_pairs(write({}))
+    assert content(pair) == (ASKED, "here", "there", (40, 30))
+    (absolute,) = trl_pairs(write({"image": str(photo)}))
+    assert content(absolute) == content(pair)
+    assert absolute.digest() == pair.digest()
+
+
+def test_a_list_of_one_image_and_bytes_serve_as_well(write, photo, tmp_path):
+    (listed,) = trl_pairs(write({"image": ..., "images": ["images/a.png"]}))
+    table = Dataset.from_list([{"images": [{"bytes": photo.read_bytes(), "path": None}], **TEXTS}])
+    table.to_parquet(str(tmp_path / "bytes.parquet"))
+    (inside,) = trl_pairs(tmp_path / "bytes.parquet")
+    assert content(listed) == content(inside) == (ASKED, "here", "there", (40, 30))
+
+
+def test_messages_keep_their_system_turn_and_their_order_of_image_and_text(write):
+    prompt = [
+        {"role": "system", "content": "Be exact."},
+        {"role": "user", "content": [{"type": "text", "text": "Where?"}, {"type": "image"}]},
+    ]
+    answers = {
+        "chosen": [{"role": "assistant", "content": "here"}],
+        "rejected": [{"role": "assistant", "content": "there"}],
+    }
+    (pair,) = trl_pairs(write({"prompt": prompt, **answers}))
+    system, user = pair.messages
+    assert system == {"role": "system", "content": [{"type": "text", "text": "Be exact."}]}
+    assert user == {"role": "user", "content": [{"type": "text", "text": "Where?"}, {"type": "image"}]}
+    assert (pair.chosen, pair.rejected) == ("here", "there")
+
+
+def test_messages_that_place_no_image_get_it_before_the_first_users_text(write):
+    prompt = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "Where?"}]
+    (pair,) = trl_pairs(write({"prompt": prompt}))
+    assert [part["type"] for part in pair.messages[0]["content"]] == ["text"]
+    assert [part["type"] for part in pair.messages[1]["content"]] == ["image", "text"]
+
+
+def test_an_image_is_given_as_rgb(write, tmp_path):
+    Image.new("RGBA", (5, 4), (1, 2, 3, 4)).save(tmp_path / "images" / "a.png")
+    (pair,) = trl_pairs(write({}))
+    assert pair.load().mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"image": ..., "images": ["images/a.png", "images/a.png"]}, r"row 1 .* is not about one image"),
+        ({"image": ..., "images": []}, r"row 1 .* is not about one image"),
+        ({"prompt": []}, "The prompt of row 1"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]}, "places several images"),
+        ({"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "`chosen` of row 1"),
+        ({"rejected": None}, "`rejected` of row 1"),
+    ],
+)
+def test_a_row_that_is_no_pair_is_named(row, what, write):
+    kind = row.get("prompt", row.get("chosen", ""))
+    # Arrow wants one type a column: the first row is a pair of the same kind.
+    good = {"image": ..., "images": ["images/a.png"]} if "images" in row else {}
+    if isinstance(kind, list):
+        side = "prompt" if "prompt" in row else "chosen"
+        good = {side: [{"role": "user", "content": [{"type": "text"}] if side == "prompt" else "a"}]}
+    pairs = trl_pairs(write(good, row))
+    next(pairs)
+    with pytest.raises(InputError, match=what):
+        next(pairs)
+
+
+@pytest.mark.parametrize("missing", ["prompt", "chosen", "rejected", "image"])
+def test_a_column_that_is_missing_is_named_before_a_row_is_asked_for(missing, write):
+    path = write({missing: ...})
+    with pytest.raises(InputError, match=f"lacks {missing}") as caught:
+        trl_pairs(path)
+    assert "columns " in caught.value.got
+    assert "docs/training.md" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("pairs.parquet", b"PAR1 but not really"),
+        ("pairs.parquet", b""),
+        ("pairs.jsonl", b"{not json\n"),
+        ("pairs.jsonl", b""),
+        ("pairs.csv", b"prompt,chosen\n"),
+        ("pairs", b"x"),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused(name, data, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match="can't be read as pairs") as caught:
+        trl_pairs(tmp_path / name)
+    assert caught.value.expected == "a dataset's folder, or a .parquet, .jsonl or .json file"
+
+
+def test_a_path_that_is_not_there_names_the_flag_and_an_empty_folder_holds_no_pairs(tmp_path):
+    with pytest.raises(InputError, match="There is nothing at") as caught:
+        trl_pairs(tmp_path / "nowhere.parquet")
+    assert caught.value.fix == "mend --pairs"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="can't be read as pairs"):
+        trl_pairs(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [("images/gone.png", "image_missing"), ("images/bad.png", "image_unreadable"), (None, None)]
+)
+def test_an_image_that_is_gone_or_damaged_is_a_problem_of_its_pair_alone(value, reason, write, photo):
+    buffer = io.BytesIO()
+    Image.open(photo).save(buffer, "PNG")
+    (photo.parent / "bad.png").write_bytes(buffer.getvalue()[:40])
+    good, bad = trl_pairs(write({}, {"image": value}))
+    assert good.load().size == (40, 30)
+    with pytest.raises(ImageProblem) as caught:
+        bad.load()
+    assert caught.value.reason == reason or value is None
+
+
+def test_a_run_without_pairs_says_which_command_makes_them(tmp_path):
+    with pytest.raises(RunError, match="holds no finished stage") as caught:
+        run_pairs(tmp_path / "run", AnnotationsConfig(path=tmp_path / "a.json", images=tmp_path))
+    assert caught.value.fix == f"spr run CONFIG --out {tmp_path / 'run'} --until pairs"
+    assert not (tmp_path / "run").exists()
