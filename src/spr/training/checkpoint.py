@@ -167,7 +167,10 @@ def save_adapter(folder: Path, accelerator: Accelerator, model: nn.Module) -> No
         beside = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        peft.peft_config["default"].save_pretrained(str(beside))
+        kind = type(peft.get_base_model())
+        # As PEFT notes it, too: `AutoPeftModel` finds the class, and `spr merge` tells models of equal shapes apart.
+        made_on = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+        peft.peft_config["default"].save_pretrained(str(beside), auto_mapping_dict=made_on)
         tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
         save_file(tensors, beside / "adapter_model.safetensors", metadata={"format": "pt"})
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
 from spr.errors import InputError, RunError
@@ -24,7 +26,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     Args:
         adapter: A folder in PEFT's format.
         out: A new folder.
-        model: A folder or hub id; None for the one that the adapter names.
+        model: A folder or hub id; None for the one that the adapter names, in the revision that it names.
         revision: Branch, tag or commit of the hub's repository.
 
     Raises:
@@ -37,16 +39,28 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     if not (adapter / "adapter_config.json").is_file():
         expected = "a run with an adapter, or a folder with adapter_config.json"
         raise InputError(f"{adapter} holds no adapter", expected=expected, fix="make it with `spr train`")
-    source = model or str(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path)
+    try:
+        made = PeftConfig.from_pretrained(str(adapter))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{adapter / 'adapter_config.json'} can't be read", got=error) from None
+    source = model or str(made.base_model_name_or_path)
+    revision = revision if model is not None or revision is not None else made.revision
     config = load_config(source, revision=revision, expected=TRAINABLE)
     kind: str = config.model_type
     base = load_pretrained(
         AutoModelForImageTextToText, source, revision=revision, dtype="auto", **native_options(source, config)
     )
+    of, kind_of = (made.auto_mapping or {}).get("base_model_class"), type(base).__name__
+    if of not in (None, kind_of):
+        raise InputError(
+            f"{adapter} does not fit {source}", got=kind_of, expected=of, fix="give its own model, --model"
+        )
     try:
-        with renamed_properties():
+        with renamed_properties(), warnings.catch_warnings():
+            # PEFT would leave layers whose tensors are missing as they were, and warn.
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
             merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, SafetensorError, UserWarning) as error:
         got = " ".join(str(error).split())[:300]
         raise InputError(f"{adapter} does not fit {source}", got=got, fix="give its own model with --model") from error
     beside = out.with_name(f".{out.name}.tmp")

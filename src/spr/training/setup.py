@@ -100,6 +100,7 @@ def load_trainee(
         keep=settings.features == "memory",
     )
     peft = add_adapter(base, settings.lora, trainable, seed=seed)
+    peft.peft_config["default"].revision = revision
     if settings.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     remarks.append(f"{name}: {describe_trained(peft)}")

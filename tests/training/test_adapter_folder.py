@@ -1,0 +1,84 @@
+"""The adapter as a folder: anyone's PEFT loads it, and it says what it was made on."""
+
+import json
+
+import pytest
+import torch
+from peft import AutoPeftModel, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from spr.errors import InputError
+from spr.training import trainer as trainer_module
+from spr.training.lora import renamed_properties
+from spr.training.merge import merge_adapter
+from spr.training.pairs import trl_pairs
+from spr.training.setup import load_trainee
+from spr.training.trainer import train
+
+
+@pytest.fixture
+def trained(trainable_folder, pairs_folder, settings, tmp_path, monkeypatch):
+    """A run folder, and the model as it was in memory at the end."""
+    seen = []
+
+    def spy(*arguments, **options):
+        seen.append(load_trainee(*arguments, **options))
+        return seen[0]
+
+    monkeypatch.setattr(trainer_module, "load_trainee", spy)
+    folder = str(trainable_folder("qwen2_5_vl"))
+    train(trl_pairs(pairs_folder), folder, settings(batch_size=3), tmp_path / "run", revision="v2")
+    return tmp_path / "run", seen[0].model.peft
+
+
+def test_peft_loads_the_very_tensors_that_were_trained(trained, trainable_folder):
+    run, ours = trained
+    expected = {name: p for name, p in ours.named_parameters() if p.requires_grad}
+    plain = AutoModelForImageTextToText.from_pretrained(trainable_folder("qwen2_5_vl"))
+    with renamed_properties():
+        loaded = dict(PeftModel.from_pretrained(plain, run / "adapter").named_parameters())
+    assert len(expected) == 28
+    assert all(torch.equal(loaded[name], p) for name, p in expected.items())
+    assert all(torch.equal(loaded[name], p) for name, p in ours.named_parameters())
+    assert {t.dtype for t in load_file(run / "adapter" / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_the_adapter_names_its_model_its_class_and_its_revision(trained, trainable_folder):
+    raw = json.loads((trained[0] / "adapter" / "adapter_config.json").read_text())
+    assert raw["base_model_name_or_path"] == str(trainable_folder("qwen2_5_vl"))
+    assert raw["auto_mapping"]["base_model_class"] == "Qwen2_5_VLForConditionalGeneration"
+    assert raw["revision"] == "v2"
+    assert (raw["r"], raw["lora_alpha"], raw["bias"]) == (4, 8, "none")
+
+
+def test_peft_finds_the_model_by_itself(trained):
+    with renamed_properties():
+        found = AutoPeftModel.from_pretrained(trained[0] / "adapter")
+    assert type(found.get_base_model()).__name__ == "Qwen2_5_VLForConditionalGeneration"
+
+
+def test_an_adapter_whose_files_are_damaged_is_named(trained, tmp_path):
+    adapter, out = trained[0] / "adapter", tmp_path / "merged"
+    weights = adapter / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if "lora_A" in name)
+    save_file({**tensors, name: tensors[name][:, :-1].contiguous()}, weights)
+    with pytest.raises(InputError, match="does not fit"):
+        merge_adapter(adapter, out)
+    weights.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="does not fit"):
+        merge_adapter(adapter, out)
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"adapter_config\.json can't be read"):
+        merge_adapter(adapter, out)
+    assert not out.exists()
+
+
+def test_an_adapter_that_lacks_a_tensor_is_not_merged_in_part(trained, tmp_path):
+    weights = trained[0] / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    del tensors[next(name for name in tensors if "lora_B" in name)]
+    save_file(tensors, weights)
+    with pytest.raises(InputError, match="does not fit"):
+        merge_adapter(trained[0] / "adapter", tmp_path / "merged")

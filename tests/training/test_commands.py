@@ -1,0 +1,208 @@
+"""`spr train` and `spr merge` as a user meets them."""
+
+import fcntl
+import json
+import sys
+
+import pytest
+import yaml
+from datasets import load_from_disk
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from spr.cli import main
+from spr.config import make_config
+from spr.pipeline.runner import run as run_pipeline
+
+TRAINING = {
+    "device": "cpu",
+    "dtype": "float32",
+    "learning_rate": 0.01,
+    "batch_size": 2,
+    "lora": {"rank": 4, "alpha": 8},
+}
+
+
+@pytest.fixture
+def spr(monkeypatch, capsys):
+    """Arguments → what the command printed, on standard output and standard error."""
+
+    def call(*arguments, expect=0):
+        monkeypatch.setattr(sys, "argv", ["spr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        output, errors = capsys.readouterr()
+        assert left.value.code == expect, (left.value.code, output, errors)
+        return output, errors
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def raw(mllm_folder, make_dataset, tmp_path_factory):
+    """A config whose descriptions are made up, but whose describer names a tiny model of a real class."""
+    data = make_dataset(tmp_path_factory.mktemp("cli-train") / "data", images=6)
+    describer = {"adapter": "fake", "model": str(mllm_folder("llava_onevision"))}
+    return data.config(describer=describer, scorer={"adapter": "fake"}, detector={"adapter": "fake"}, training=TRAINING)
+
+
+@pytest.fixture
+def config(raw, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.fixture
+def run(raw, tmp_path):
+    """A run with its pairs."""
+    run_pipeline(make_config(raw), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def losses_of(run):
+    lines = [json.loads(line) for line in (run / "training" / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "step"]
+
+
+def test_a_run_is_trained_once_and_merged_into_a_model_that_loads_without_peft(spr, config, run, raw, tmp_path):
+    output, _ = spr("train", config, "--out", run)
+    assert "LoRA of rank 4 on 2 × q_proj" in output
+    assert "steps on " in output
+    assert f"The adapter, in PEFT's format:  {run / 'adapter'}" in output
+    assert {path.name for path in (run / "adapter").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    before = losses_of(run)
+    again, _ = spr("train", config, "--out", run)
+    assert "(done before)" in again
+    assert losses_of(run) == before
+
+    output, _ = spr("merge", run, "--out", tmp_path / "merged")
+    assert f"The merged model:  {tmp_path / 'merged'}" in output
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    plain = AutoModelForImageTextToText.from_pretrained(raw["describer"]["model"])
+    # W + (alpha / rank) B A, and all else as it was.
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    changed = set()
+    frozen = plain.state_dict()
+    for name, tensor in merged.state_dict().items():
+        low = [adapter.get(f"base_model.model.{name.removesuffix('.weight')}.lora_{k}.weight") for k in "AB"]
+        if low[0] is None:
+            assert (tensor == frozen[name]).all(), name
+        else:
+            changed.add(name)
+            assert (tensor - (frozen[name] + 2 * low[1] @ low[0])).abs().max() < 1e-5, name
+    assert len(changed) == 14
+
+
+def test_pairs_from_elsewhere_need_no_annotations(spr, config, pairs_folder, tmp_path):
+    only = {
+        name: part for name, part in yaml.safe_load(config.read_text()).items() if name in ("describer", "training")
+    }
+    config.write_text(yaml.safe_dump(only))
+    load_from_disk(str(pairs_folder)).to_parquet(str(tmp_path / "pairs.parquet"))
+    for name in ("pairs.parquet", pairs_folder):
+        out = tmp_path / f"out-{str(name)[-5:]}"
+        output, _ = spr("train", config, "--out", out, "--pairs", tmp_path / name)
+        assert "training: 3 steps on 6 pairs" in output
+        assert yaml.safe_load((out / "config.yaml").read_text())["training"]["lora"]["rank"] == 4
+    # The same command again finds it done.
+    again, _ = spr("train", config, "--out", out, "--pairs", tmp_path / name)
+    assert "(done before)" in again
+
+
+def test_another_runs_reference_is_used(spr, config, run, raw, tmp_path):
+    output, _ = spr("train", config, "--out", run)
+    assert "Reference log-probabilities of " in output
+    other = tmp_path / "other"
+    run_pipeline(make_config(raw), other)
+    known = run / "training" / "reference.parquet"
+    output, _ = spr("train", config, "--out", other, "--reference", known, "training.learning_rate=0.001")
+    assert "Reference log-probabilities" not in output
+    assert losses_of(other)[0] == losses_of(run)[0]
+    assert losses_of(other)[-1] != losses_of(run)[-1]
+
+
+def test_a_run_without_pairs_says_which_command_makes_them_and_leaves_no_folder(spr, config, tmp_path):
+    _, errors = spr("train", config, "--out", tmp_path / "none", expect=1)
+    assert "holds no finished stage" in errors
+    assert f"spr run CONFIG --out {tmp_path / 'none'} --until pairs" in errors
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere.parquet", "There is nothing at"), ("c.yaml", "can't be read as pairs")],
+)
+def test_pairs_that_are_none_are_refused_before_anything_is_written(name, message, spr, config, tmp_path):
+    _, errors = spr("train", config, "--out", tmp_path / "out", "--pairs", tmp_path / name, expect=1)
+    assert message in errors
+    assert ".parquet, .jsonl or .json" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_from_elsewhere_are_not_trained_on_in_a_run_with_its_own(spr, config, run, pairs_folder):
+    before = (run / "config.yaml").read_bytes()
+    _, errors = spr("train", config, "--out", run, "--pairs", pairs_folder, expect=1)
+    assert "leave --pairs out" in errors
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_training_that_is_refused_leaves_config_adapter_and_log_as_they_were(spr, config, run):
+    spr("train", config, "--out", run)
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    _, errors = spr("train", config, "--out", run, "training.beta=0.5", expect=1)
+    assert "training.beta: 0.1 → 0.5" in errors
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_reference_that_does_not_fit_is_refused_and_does_not_stay(spr, config, run, tmp_path):
+    (tmp_path / "reference.parquet").write_bytes(b"something else")
+    for name, message in (("reference.parquet", "no file of reference log-prob"), ("gone.parquet", "mend --reference")):
+        _, errors = spr("train", config, "--out", run, "--reference", tmp_path / name, expect=1)
+        assert message in errors
+    output, _ = spr("train", config, "--out", run)
+    assert "Reference log-probabilities of " in output
+
+
+def test_two_trainings_into_one_folder_are_refused(spr, config, run):
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _, errors = spr("train", config, "--out", run, expect=1)
+    assert "is in use by another run" in errors
+    assert not (run / "training").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["describer.model=null"], "set describer.model", 2),
+        (["describer.model=embedded/nothing"], "There is no such embedded model", 2),
+        (["training.lora.targets=[q_prj]"], "did you mean `q_proj`?", 2),
+        (["training.trackers=[tensorbord]"], "did you mean `tensorboard`?", 2),
+        (["training.learning_rte=1"], "did you mean `training.learning_rate`", 2),
+        (["training.max_length=5"], "dropped: too_long 6", 1),
+    ],
+)
+def test_mistakes_get_one_clear_message(arguments, message, code, spr, config, pairs_folder, tmp_path):
+    _, errors = spr("train", config, *arguments, "--out", tmp_path / "out", "--pairs", pairs_folder, expect=code)
+    assert message in errors
+    assert errors.count("spr: ") == 1
+
+
+def test_merge_refuses_what_is_no_adapter_what_does_not_fit_and_a_folder_that_is_not_empty(
+    spr, config, pairs_folder, mllm_folder, tmp_path
+):
+    _, errors = spr("merge", tmp_path, "--out", tmp_path / "merged", expect=1)
+    assert "holds no adapter" in errors
+    out = tmp_path / "out"
+    spr("train", config, "--out", out, "--pairs", pairs_folder, "training.max_steps=1")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("x")
+    _, errors = spr("merge", out, "--out", full, expect=1)
+    assert "holds something already" in errors
+    _, errors = spr("merge", out, "--out", tmp_path / "merged", "--model", mllm_folder("qwen2_vl"), expect=1)
+    assert "does not fit" in errors
+    assert "expected: LlavaOnevisionForConditionalGeneration" in errors
+    assert not (tmp_path / "merged").exists()
+    assert [path.name for path in full.iterdir()] == ["mine.txt"]
