@@ -1,0 +1,147 @@
+"""Two processes on gloo, with whole and with sharded weights: stopped, gone on, and equal to one process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spr.training.pairs import trl_pairs
+from spr.training.trainer import train
+
+# Both processes: whole weights (DDP) and sharded ones (FSDP2), each undisturbed and with a stop behind the second step.
+# Accelerate shards on accelerators alone; that this is a CPU is kept from it.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from accelerate import state
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+from spr.sections import TrainingConfig
+from spr.training import trainer
+from spr.training.pairs import trl_pairs
+model, pairs, out, settings = sys.argv[1:5]
+pairs, out, settings = list(trl_pairs(Path(pairs))), Path(out), TrainingConfig(**json.loads(settings))
+
+class Sharding(trainer.Accelerator):
+    def __init__(self, cpu, **options):
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["Qwen2DecoderLayer"],
+        )
+        state.PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+        state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+        super().__init__(fsdp_plugin=plugin, **options)
+
+class Stopped(Exception):
+    pass
+
+def twice(name):
+    trainer.train(pairs, model, settings, out / name, seed=3)
+    real = trainer.save_checkpoint
+    def save(*arguments):
+        made = real(*arguments)
+        if arguments[4] == 2:
+            raise Stopped
+        return made
+    trainer.save_checkpoint = save
+    try:
+        trainer.train(pairs, model, settings, out / f"{name}-cut", seed=3)
+        raise AssertionError("not stopped")
+    except Stopped:
+        trainer.save_checkpoint = real
+    trainer.train(pairs, model, settings, out / f"{name}-cut", seed=3)
+
+real_steps = trainer._Training._steps
+def steps(self, *arguments):
+    sharded = sum(isinstance(p, DTensor) for p in self.model.parameters())
+    with (out / f"kinds-{self.accelerator.process_index}.txt").open("a") as file:
+        print(self.accelerator.distributed_type.value, self.accelerator.num_processes, sharded > 0, file=file)
+    return real_steps(self, *arguments)
+trainer._Training._steps = steps
+
+twice("whole")
+state.AcceleratorState._reset_state(True)
+trainer.Accelerator = Sharding
+twice("sharded")
+"""
+
+
+def steps_of(out):
+    lines = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "step"]
+
+
+def losses_of(out):
+    return [(line["step"], line["loss"], line["margin"], line["grad_norm"]) for line in steps_of(out)]
+
+
+def adapter_of(out):
+    return load_file(out / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def out(trainable_folder, pairs_folder, tmp_path_factory):
+    """What the script made."""
+    out = tmp_path_factory.mktemp("processes")
+    script = out / "script.py"
+    script.write_text(SCRIPT)
+    arguments = [
+        str(trainable_folder("llava_onevision")),
+        str(pairs_folder),
+        str(out),
+        json.dumps(FIELDS),
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return out
+
+
+# Three batches an epoch, two a step: each second step has one, and the second process none.
+FIELDS = {
+    "device": "cpu",
+    "dtype": "float32",
+    "learning_rate": 0.01,
+    "lora": {"rank": 4, "alpha": 8},
+    "batch_size": 2,
+    "epochs": 4,
+    "checkpoint_every": 1,
+}
+
+
+def test_what_was_meant_to_be_sharded_was(out):
+    for rank in (0, 1):
+        kinds = (out / f"kinds-{rank}.txt").read_text().splitlines()
+        assert kinds == ["MULTI_CPU 2 False"] * 3 + ["FSDP 2 True"] * 3
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(
+    kind, out, trainable_folder, pairs_folder, settings, tmp_path
+):
+    one = settings(batch_size=2, epochs=4, gradient_accumulation=2)
+    train(trl_pairs(pairs_folder), str(trainable_folder("llava_onevision")), one, tmp_path, seed=3)
+    ours, theirs = steps_of(out / kind), steps_of(tmp_path)
+    assert [line["step"] for line in ours] == list(range(1, 9))
+    for name in ("loss", "margin", "chosen_logps", "rejected_logps", "grad_norm"):
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-5, abs=1e-5)
+    assert [line["accuracy"] for line in ours] == [line["accuracy"] for line in theirs]
+    adapters = adapter_of(out / kind), adapter_of(tmp_path)
+    torch.testing.assert_close(*adapters, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_two_processes_that_were_stopped_go_on_to_the_same_losses(kind, out):
+    assert losses_of(out / f"{kind}-cut") == losses_of(out / kind)
+    ours, theirs = adapter_of(out / f"{kind}-cut"), adapter_of(out / kind)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
