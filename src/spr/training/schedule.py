@@ -80,8 +80,8 @@ def learning_rate(
     fourth of them:
 
     >>> rates = [learning_rate(k, 10, peak=1.0, warmup=0.2, schedule="cosine") for k in (0, 1, 2, 6)]
-    >>> [round(rate, 6) for rate in rates]
-    [0.5, 1.0, 1.0, 0.5]
+    >>> tuple(round(rate, 6) for rate in rates)
+    (0.5, 1.0, 1.0, 0.5)
     """
     rising = math.ceil(warmup * steps)
     if step < rising:
