@@ -46,6 +46,16 @@ TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_003
 """Seeds of scenes that the embedded models never saw."""
 
 
+METHOD = (
+    "describer.samples={full: 2, crop: 2, crop_objects: 2}",
+    "scoring={}",
+    "pairing={}",
+    "detector={adapter: owlv2, model: embedded/detector, box_threshold: 0.3}",
+    "training={device: cpu}",
+)
+"""The paper's way on the embedded models, where every setting starts, whatever the quickstart's config has chosen."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is tried: how pairs are chosen, and how they are trained on."""
@@ -67,8 +77,9 @@ def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str) -> Path
     data, run = out / f"{name}-scenes", out / f"{name}-run"
     if not (data / "instances.json").is_file():
         write_scenes(data, scenes, seed)
-    paths = [f"annotations.path={data / 'instances.json'}", f"annotations.images={data / 'images'}"]
-    runner.run(load_config("quickstart", [*paths, f"seed={seed}", "shard_rows=4096"]), run, until=until)
+    paths = {"annotations.path": data / "instances.json", "annotations.images": data / "images"}
+    overrides = [f"{name}={json.dumps(str(path))}" for name, path in paths.items()]
+    runner.run(load_config("quickstart", [*overrides, *METHOD, f"seed={seed}", "shard_rows=4096"]), run, until=until)
     return run
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from spr.errors import RunError
 from spr.sections import LoraSection, TrainingConfig
@@ -69,6 +70,15 @@ def losses_of(out):
 
 def adapter_of(out):
     return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the trainings that are killed have: threads share sums out, and a sum in another order has another last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,6 @@
 """A whole training: what it changes, how it goes on after a stop, and what several processes make of it."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -24,19 +19,6 @@ from spr.training.merge import merge_adapter
 from spr.training.pairs import trl_pairs
 from spr.training.setup import load_trainee
 from spr.training.trainer import train
-
-# A training in a process of its own: {model} {pairs} {out} and settings as JSON.
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from spr.sections import TrainingConfig
-from spr.training.pairs import trl_pairs
-from spr.training.trainer import train
-model, pairs, out, settings = sys.argv[1:5]
-train(trl_pairs(Path(pairs)), model, TrainingConfig(**json.loads(settings)), Path(out), seed=3)
-"""
 
 
 def steps_of(out):
@@ -161,54 +143,6 @@ def test_a_training_stopped_again_and_again_gives_the_losses_of_an_undisturbed_o
     assert losses_of(tmp_path / "cut") == expected
     ours, theirs = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("cut", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def test_a_process_that_was_interrupted_and_then_killed_goes_on_to_the_same_losses(
-    model, pairs_folder, resumable, tmp_path
-):
-    raw = json.dumps(resumable.model_dump(mode="json"))
-
-    def start(out):
-        command = [sys.executable, "-c", SCRIPT, model, str(pairs_folder), str(out), raw]
-        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
-
-    def stop(out, how, steps):
-        process, log = start(out), out / "training" / "log.jsonl"
-        while process.poll() is None and not (log.is_file() and log.read_text().count('"event": "step"') >= steps):
-            time.sleep(0.01)
-        process.send_signal(how)
-        _, errors = process.communicate()
-        assert process.returncode != 0
-        return errors
-
-    whole, cut = start(tmp_path / "whole"), tmp_path / "cut"
-    assert b"Interrupted after step" in stop(cut, signal.SIGINT, 2)
-    stop(cut, signal.SIGKILL, 6)
-    assert not (cut / "adapter").exists()
-    last = start(cut)
-    for process in (whole, last):
-        process.communicate()
-        assert process.returncode == 0
-    assert losses_of(cut) == losses_of(tmp_path / "whole")
-
-
-def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(model, pairs_folder, settings, tmp_path):
-    # Six pairs, batches of one: steps of 4 and 2 batches an epoch, so that one step has fewer than it may.
-    shared = {"batch_size": 1, "epochs": 2, "max_steps": None}
-    one = settings(**shared, gradient_accumulation=4)
-    two = settings(**shared, gradient_accumulation=2)
-    train(trl_pairs(pairs_folder), model, one, tmp_path / "one", seed=3)
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    arguments = [model, str(pairs_folder), str(tmp_path / "two"), json.dumps(two.model_dump(mode="json"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ours, theirs = steps_of(tmp_path / "two"), steps_of(tmp_path / "one")
-    assert [line["step"] for line in ours] == [1, 2, 3, 4]
-    for name in ("loss", "margin", "accuracy", "chosen_logps", "rejected_logps", "grad_norm"):
-        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-4, abs=1e-6)
 
 
 def test_a_second_run_does_nothing_and_another_config_is_refused_by_name(model, pairs_folder, settings, tmp_path):

@@ -26,6 +26,7 @@ def train(
 ) -> None:
     """Train a LoRA adapter on preference pairs; with several GPUs, under `accelerate launch -m spr train …`."""
     from spr.config import load_config, load_training
+    from spr.models.registry import trained_model
     from spr.pipeline.folder import adopt, locked
     from spr.pipeline.runner import STAGES
     from spr.store import write_atomically
@@ -38,7 +39,7 @@ def train(
         if pairs is None:
             whole = load_config(config, overrides or ())
             settings, describer, seed = whole.training, whole.describer, whole.seed
-            source, model = run_pairs(out, whole.annotations), describer_model(describer)
+            source, model = run_pairs(out, whole.annotations), trained_model(describer)
             if main:
                 stack.enter_context(locked(out))
                 stack.enter_context(config_kept_if_refused(out))
@@ -46,7 +47,7 @@ def train(
         else:
             part = load_training(config, overrides or ())
             settings, describer, seed = part.training, part.describer, part.seed
-            source, model = trl_pairs(pairs), describer_model(describer)
+            source, model = trl_pairs(pairs), trained_model(describer)
             check_no_run(out)
             if main:
                 stack.enter_context(locked(out))
@@ -115,20 +116,3 @@ def check_no_run(out: Path) -> None:
     if (out / "inputs.json").is_file():
         fix = "leave --pairs out to train on the run's own pairs, or choose another --out"
         raise RunError(f"{out} is a run with its own annotations", got="--pairs", fix=fix)
-
-
-def describer_model(describer: object) -> str:
-    """The model that a config's describer names, as a folder or hub id.
-
-    Raises:
-        ConfigError: if it names none.
-    """
-    from spr.errors import ConfigError
-    from spr.models.registry import model_source
-
-    model = getattr(describer, "model", None)
-    if model is None:
-        raise ConfigError(
-            "There is no model to train", got="a config without describer.model", fix="set describer.model"
-        )
-    return model_source(str(model))

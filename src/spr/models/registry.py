@@ -30,6 +30,21 @@ def model_source(model: str) -> str:
     return str(folder)
 
 
+def trained_model(config: DescriberConfig | None) -> str:
+    """The folder or hub id of the model that a config's describer is, which training starts from.
+
+    Raises:
+        ConfigError: if there is none, or it is the model with an adapter: training would start without that.
+    """
+    if config is None or config.model is None:
+        got, fix = "a config without describer.model", "set describer.model"
+        raise ConfigError("There is no model to train", got=got, fix=fix)
+    if config.peft_adapter is not None:
+        fix = "merge it (spr merge), and set describer.model to the merged folder"
+        raise ConfigError("Training starts from a model without an adapter", got=config.peft_adapter, fix=fix)
+    return model_source(config.model)
+
+
 def _device(name: str) -> str | None:
     return None if name == "auto" else name
 

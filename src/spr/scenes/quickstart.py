@@ -17,7 +17,7 @@ from spr.evaluation.rec import evaluate_rec
 from spr.evaluation.regions_source import read_regions
 from spr.evaluation.result import Result
 from spr.models.hf_mllm import HfDescriber
-from spr.models.registry import model_source
+from spr.models.registry import trained_model
 from spr.pipeline import runner
 from spr.pipeline.folder import locked
 from spr.report.page import write_report
@@ -42,10 +42,11 @@ def run_quickstart(
     say: Callable[[str], None] = lambda _: None,
     report: Callable[[runner.StageSummary], None] = lambda _: None,
 ) -> Path:
-    """Run the whole method; what is done is not done again, and the same seed gives the same table.
+    """Run the whole method; stages and training that are done are not done again; the same seed gives the same table.
 
     Args:
-        out: ``scenes-SEED/`` and ``held-out-SEED/`` with images and annotations, ``run/`` and ``held-out/`` with runs.
+        out: ``scenes-SEED-NUMBER/`` and ``held-out-SEED-NUMBER/`` with images and annotations; ``run/`` and
+            ``held-out/`` with runs.
         seed: Of the scenes, the descriptions and the training.
         scenes: How many are trained on.
         held_out_scenes: How many the figures come from.
@@ -57,13 +58,13 @@ def run_quickstart(
         The path of the report's ``index.html``.
     """
     started = time.monotonic()
-    config = _config(out / f"scenes-{seed}", scenes, seed, seed)
-    held_out = _config(out / f"held-out-{seed}", held_out_scenes, seed + HELD_OUT, seed)
+    config = _config(out / f"scenes-{seed}-{scenes}", scenes, seed, seed)
+    held_out = _config(out / f"held-out-{seed}-{held_out_scenes}", held_out_scenes, seed + HELD_OUT, seed)
     run = out / "run"
     say(f"Scenes: {config.annotations.images.parent} to train on, {held_out.annotations.images.parent} held out")
     runner.run(config, run, workers=workers, report=report)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
-    model = model_source(str(config.describer.model if config.describer is not None else None))
+    model = trained_model(config.describer)
     with locked(run):
         made = train(run_pairs(run, config.annotations), model, config.training, run, seed=seed, report=say)
         say(f"training: {made.steps:,} steps on {made.pairs:,} pairs ({made.seconds:.1f} s)")
@@ -87,7 +88,7 @@ def _config(data: Path, scenes: int, scene_seed: int, seed: int) -> Config:
 
 
 def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: Callable[[str], None]) -> None:
-    """Figures before and after into ``RUN/metrics.json``; those of a state that was measured stay."""
+    """Figures before and after into ``RUN/metrics.json``, measured anew each time."""
     images = held_out.annotations.images
     queries = read_regions(regions_run).queries
     items = read_expressions(images.parent / "expressions.json")

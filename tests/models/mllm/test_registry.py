@@ -74,3 +74,12 @@ def test_a_key_that_is_not_there_is_an_error_before_the_server_is_asked(monkeypa
     settings = {"adapter": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "dialect": "llava"}
     with pytest.raises(ConfigError, match="SPR_TEST_KEY"):
         registry.load_describer(DescriberConfig(**settings, api_key_env="SPR_TEST_KEY"))
+
+
+def test_training_starts_from_the_model_and_never_silently_without_its_adapter():
+    assert registry.trained_model(DescriberConfig(model="owner/name")) == "owner/name"
+    with pytest.raises(ConfigError, match="There is no model to train"):
+        registry.trained_model(DescriberConfig(adapter="fake"))
+    with pytest.raises(ConfigError, match="without an adapter") as caught:
+        registry.trained_model(DescriberConfig(model="owner/name", peft_adapter="runs/a/adapter"))
+    assert "spr merge" in str(caught.value)
