@@ -41,6 +41,7 @@ class Batch:
         positions: ``(axes, S, T)`` int64.
         mask: ``(S, 1, T, T)`` bool, true where a row's token sees a column's; or ``(S, T)`` int64, 1 for tokens and 0
             for padding, for plain causal sequences.
+        causal: So many rows of a ``(S, 1, T, T)`` mask are plain causal, in all sequences; 0 for the other kind.
         token_types: ``(S, T)`` int64, 0 for the prompt and 1 for answers.
         rows, columns: ``(N,)`` int64, where the hidden state is that predicts an answer's token.
         labels: ``(N,)`` int64, that token.
@@ -53,6 +54,7 @@ class Batch:
     input_ids: Tensor
     positions: Tensor
     mask: Tensor
+    causal: int
     token_types: Tensor
     rows: Tensor
     columns: Tensor
@@ -103,7 +105,8 @@ def _shared(pairs: Sequence[EncodedPair], pad: int) -> Batch:
         gathered.add(row, prompt - 1, middle, pair.rejected, count + row)
     ids = tuple(pair.pair_id for pair in pairs)
     features = tuple(pair.features for pair in pairs)
-    return Batch(ids, input_ids, positions, mask, types, *gathered.tensors(), sum(map(sum, lengths)), features)
+    causal, tokens = min(prompt + chosen for prompt, chosen, _ in lengths), sum(map(sum, lengths))
+    return Batch(ids, input_ids, positions, mask, causal, types, *gathered.tensors(), tokens, features)
 
 
 def _separate(pairs: Sequence[EncodedPair], pad: int) -> Batch:
@@ -124,7 +127,7 @@ def _separate(pairs: Sequence[EncodedPair], pad: int) -> Batch:
         gathered.add(row, start - 1, start, answer, row)
     ids = tuple(pair.pair_id for pair in pairs)
     features = tuple(pair.features for pair in both)
-    return Batch(ids, input_ids, positions, mask, types, *gathered.tensors(), int(mask.sum()), features)
+    return Batch(ids, input_ids, positions, mask, 0, types, *gathered.tensors(), int(mask.sum()), features)
 
 
 def _continued(positions: Tensor, more: int) -> Tensor:

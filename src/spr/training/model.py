@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from spr.training.attention import use_causal_beginning
 from spr.training.collate import Batch
 from spr.training.families import Trainable
 from spr.training.features import compute_features, image_outputs
@@ -30,6 +31,7 @@ class PairModel(nn.Module):
         super().__init__()
         self.peft: Any = model
         self.trainable = trainable
+        self._causal_beginning = use_causal_beginning(self.base, trainable)
 
     @property
     def base(self) -> Any:
@@ -66,7 +68,7 @@ class PairModel(nn.Module):
         extra = {"token_type_ids": batch.token_types} if self.trainable.bidirectional_prompt else {}
         hidden = base.model(
             input_ids=batch.input_ids,
-            attention_mask=self._mask(batch.mask),
+            attention_mask=self._mask(batch),
             position_ids=positions,
             mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.trainable.joined_features)},
             use_cache=False,
@@ -79,7 +81,10 @@ class PairModel(nn.Module):
         tokens = torch.bincount(batch.owners, minlength=2 * count)
         return sums[:count], sums[count:], tokens[:count], tokens[count:]
 
-    def _mask(self, mask: Tensor) -> Tensor:
+    def _mask(self, batch: Batch) -> Tensor:
+        mask = batch.mask
+        if mask.dim() == 4 and self._causal_beginning:
+            return mask[:, :, batch.causal :]
         if mask.dim() == 4 and self.base.config._attn_implementation == "eager":
             # Eager attention adds its mask to the scores.
             dtype = self.base.dtype

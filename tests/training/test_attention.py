@@ -1,0 +1,78 @@
+"""Attention whose beginning is causal gives what attention under the whole mask gives."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from transformers import modeling_utils
+
+from spr.training import attention
+from spr.training.attention import KERNEL, attend
+from spr.training.collate import EncodedPair, collate
+from spr.training.features import Features
+from spr.training.setup import load_trainee
+
+NO_FEATURES = Features(torch.zeros(0, 8))
+
+
+def pair(prompt: int, chosen: int, rejected: int) -> EncodedPair:
+    def tokens(count):
+        return torch.ones(count, dtype=torch.int64)
+
+    return EncodedPair("", tokens(prompt), torch.arange(prompt)[None], tokens(chosen), tokens(rejected), NO_FEATURES)
+
+
+def test_the_rows_before_the_first_rejected_answer_are_causal():
+    # Prompt and chosen have 5 + 3 = 8 and 6 + 1 = 7 tokens: 7 rows are causal in both sequences.
+    batch = collate([pair(5, 3, 2), pair(6, 1, 4)], pad=0, shared=True)
+    assert batch.causal == 7
+    causal = torch.ones(7, batch.mask.shape[-1], dtype=torch.bool).tril()
+    assert torch.equal(batch.mask[:, 0, :7], causal.expand(2, -1, -1))
+    # Row 7 of the first is chosen's last token, of the second rejected's first, which does not see chosen's.
+    assert batch.mask[0, 0, 7].tolist() == [True] * 8 + [False] * 3
+    assert batch.mask[1, 0, 7].tolist() == [True] * 6 + [False, True] + [False] * 3
+    assert collate([pair(5, 3, 2)], pad=0, shared=False).causal == 0
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_mask_of_the_last_rows_gives_what_the_whole_mask_gives(groups):
+    draw = torch.Generator().manual_seed(3)
+    batch = collate([pair(5, 3, 2), pair(6, 1, 4)], pad=0, shared=True)
+    layer = nn.Module()
+    layer.num_key_value_groups, layer.is_causal = groups, True
+    made = []
+    inputs = [torch.randn(2, heads, batch.mask.shape[-1], 8, generator=draw) for heads in (4, 4 // groups, 4 // groups)]
+    weights = torch.randn(2, batch.mask.shape[-1], 4, 8, generator=draw)
+    for mask in (batch.mask, batch.mask[:, :, batch.causal :]):
+        parts = [part.clone().requires_grad_() for part in inputs]
+        output, _ = attend(layer, *parts, mask, scaling=0.3)
+        (output * weights).sum().backward()
+        made.append([output, *(part.grad for part in parts)])
+    for whole, split in zip(*made, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llava_onevision", "qwen2_5_vl", "cogvlm"])
+def test_the_models_attend_by_it(model_type, trainable_folder, settings, tmp_path, monkeypatch):
+    rows = []
+
+    def counting(module, query, key, value, attention_mask, **options):
+        rows.append((query.shape[2], attention_mask.shape[2]))
+        return attend(module, query, key, value, attention_mask, **options)
+
+    monkeypatch.setattr(attention, "attend", counting)
+    trainee = load_trainee(str(trainable_folder(model_type)), settings(), torch.device("cpu"), features=tmp_path)
+    assert modeling_utils.ALL_ATTENTION_FUNCTIONS[KERNEL] is counting
+    hidden = trainee.base.config.get_text_config().hidden_size
+    given = dataclasses.replace(pair(6, 3, 2), features=Features(torch.zeros(0, hidden)))
+    with torch.no_grad():
+        trainee.model(collate([given], pad=0, shared=True))
+    # Of 6 + 3 + 2 tokens the rejected answer's two go by a mask.
+    assert set(rows) == {(11, 2)}
+
+
+def test_a_kernel_that_the_user_chose_is_left_alone(trainable_folder, settings, tmp_path):
+    folder = str(trainable_folder("llava"))
+    trainee = load_trainee(folder, settings(attention="eager"), torch.device("cpu"), features=tmp_path)
+    assert trainee.base.model.language_model.config._attn_implementation == "eager"
