@@ -28,7 +28,8 @@ def attend(
     Args:
         module: The attention layer.
         query: ``(S, heads, T, D)``.
-        key, value: ``(S, heads of keys, T, D)``.
+        key: ``(S, heads of keys, T, D)``.
+        value: As ``key``.
         attention_mask: ``(S, 1, M, T)`` bool, of the last M rows; those before are causal. None, or M = T: all rows
             alike, as in transformers' own.
         **options: As transformers gives them.

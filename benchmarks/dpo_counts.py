@@ -1,0 +1,155 @@
+"""Counted work of a preference pair, from the shapes: multiply-adds of both trainers, and what each idea saves.
+
+A token's pass through frozen weights counts once forward and once backward (their own gradient is not needed); through
+the adapter once forward and twice backward. Attention counts what tokens may see: two products forward, and five
+backward, as fused kernels have it. Patch embedding, norms, activations and the optimiser are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import transformers as hf
+
+from dpo_cases import CASES, PATCH, QUESTION, model_config
+from spr.training.head import CHUNK
+
+FRAME = 27
+"""So many of a prompt's tokens are the chat template's: letters are tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Multiply-adds of a pass, and tokens.
+
+    Attributes:
+        language: Of a token through the frozen linear layers.
+        adapter: Of a token through theirs of low rank.
+        head: Of a token through the output head.
+        sight: Of an image through vision tower and projector.
+        square: Of one product of attention, for a token that sees one token, in all layers.
+        words: Of the vocabulary.
+        prompt: Tokens.
+        answer: Tokens of each.
+    """
+
+    language: int
+    adapter: int
+    head: int
+    sight: int
+    square: int
+    words: int
+    prompt: int
+    answer: int
+
+
+def sizes_of(case: str, answer: int) -> Sizes:
+    """What the shapes of a case say; the model stands on the meta device."""
+    config = model_config(case)
+    with torch.device("meta"):
+        model = hf.AutoModelForImageTextToText.from_config(config)
+    text, vision, rank = config.get_text_config(), config.vision_config, CASES[case]["rank"]
+    patches, width = (CASES[case]["side"] // PATCH) ** 2, vision.hidden_size
+    if case == "qwen":
+        tokens, seen, tower = patches // 4, patches, model.model.visual
+        whole, window = len(vision.fullatt_block_indexes), (vision.window_size // PATCH) ** 2
+        looks = 2 * width * patches * (whole * patches + (vision.depth - whole) * window)
+        projector = torch.nn.Module()
+    else:
+        # The image whole and as one tile, whose rows end in a newline each.
+        tokens, seen, tower = 2 * patches + CASES[case]["side"] // PATCH, 2 * patches, model.model.vision_tower
+        looks = 2 * width * vision.num_hidden_layers * 2 * patches**2
+        projector = model.model.multi_modal_projector
+    sight = looks + seen * sum(module.weight.numel() for _, module in _linear(projector))
+    # Four patches are one token in Qwen's merger, whose layers are as much wider.
+    sight += sum(m.weight.numel() * (seen // 4 if "merger" in name else seen) for name, m in _linear(tower))
+    linear = [module for _, module in _linear(model.model.language_model)]
+    return Sizes(
+        language=sum(module.weight.numel() for module in linear),
+        adapter=sum(rank * (module.in_features + module.out_features) for module in linear),
+        head=model.lm_head.weight.numel(),
+        sight=sight,
+        square=text.hidden_size * text.num_hidden_layers,
+        words=text.vocab_size,
+        prompt=tokens + QUESTION + FRAME,
+        answer=answer,
+    )
+
+
+def _linear(part: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
+    return [(name, module) for name, module in part.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def trl_work(sizes: Sizes, epochs: int, *, fused: bool) -> dict[str, int]:
+    """TRL 1.16's: policy and reference in each epoch, two sequences a pair, the image in each.
+
+    Args:
+        sizes: Of the model.
+        epochs: How often each pair is seen.
+        fused: Whether the output head's kernel is Triton's, which leaves the prompt out; else it does every token.
+            Either computes the logits once more in the backward pass.
+    """
+    length = sizes.prompt + sizes.answer
+    scored = 2 * (sizes.answer if fused else length)
+    work = {
+        # Reference forward; policy forward and backward.
+        "language": 3 * 2 * length * sizes.language,
+        "attention": (2 + 2 + 5) * 2 * (length**2 // 2) * sizes.square,
+        "adapter": 3 * 2 * length * sizes.adapter,
+        "vision": 4 * sizes.sight,
+        "head": 4 * scored * sizes.head,
+    }
+    return {name: epochs * count for name, count in work.items()}
+
+
+def our_work(
+    sizes: Sizes,
+    epochs: int,
+    *,
+    kept: bool = True,
+    shared: bool = True,
+    answers_only: bool = True,
+    sight_once: bool = True,
+    reference_once: bool = True,
+) -> dict[str, int]:
+    """Ours, or ours without one of its ideas.
+
+    Args:
+        sizes: Of the model.
+        epochs: How often each pair is seen.
+        kept: Whether the images' features are kept between the passes (``training.features``).
+        shared: One sequence a pair, or two.
+        answers_only: Whether the head leaves the prompt out.
+        sight_once: Whether an image is seen once in all, or in each sequence of each pass, as TRL does it.
+        reference_once: Whether the reference is computed once, or in each epoch.
+    """
+    prompt, answer = sizes.prompt, sizes.answer
+    tokens = prompt + 2 * answer if shared else 2 * (prompt + answer)
+    # What is seen: the prompt by itself, and by each answer, which sees itself, too.
+    seen = (1 if shared else 2) * (prompt**2 // 2) + 2 * (prompt * answer + answer**2 // 2)
+    references = 1 if reference_once else epochs
+    looks = 1 if kept else references + epochs
+    return {
+        "language": (references + 2 * epochs) * tokens * sizes.language,
+        "attention": (2 * references + 7 * epochs) * seen * sizes.square,
+        "adapter": 3 * epochs * tokens * sizes.adapter,
+        "vision": (looks if sight_once else 2 * (references + epochs)) * sizes.sight,
+        "head": (references + 2 * epochs) * (2 * answer if answers_only else tokens) * sizes.head,
+    }
+
+
+def logits_gib(sizes: Sizes, batch: int, width: int) -> dict[str, float]:
+    """GiB of logits that live at a time: of a whole step, of TRL's largest tile, of our largest chunk.
+
+    Args:
+        sizes: Of the model.
+        batch: Pairs a step.
+        width: Bytes a number; our chunk is float32.
+    """
+    every = 2 * batch * (sizes.prompt + sizes.answer)
+    return {
+        "all": every * sizes.words * width / 2**30,
+        "trl": min(every, 4096) * min(sizes.words, 32_768) * width / 2**30,
+        "ours": min(2 * batch * sizes.answer, CHUNK) * sizes.words * 4 / 2**30,
+    }
