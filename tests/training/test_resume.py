@@ -74,7 +74,7 @@ def adapter_of(out):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As the trainings that are killed have: threads share sums out, and a sum in another order has another last bit."""
+    """As the killed trainings have: threads share sums out, and a sum in another order has another last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
