@@ -5,11 +5,11 @@
     python benchmarks/bench_dpo.py --case qwen      # a Qwen2.5-VL of the first one's size
     python benchmarks/bench_dpo.py --model 0.5b --device cuda     # LLaVA-OneVision's own sizes, random weights; or 7b
 
-Counted work comes first. Then each trainer runs in a process of its own, one after the other: ours as it comes, ours
-with the features kept, ours with two sequences a pair, and TRL's. All take the same steps from the same adapter in the
-same order, and must see the same losses. The first step is left out of the times; a step's time holds all that is done
-from one to the next, images, encoding and optimiser included. Three epochs are the reference pass and three times the
-step. On the CPU that's one thread and float32, on a GPU bfloat16. Prints tables and one JSON line last.
+Counted work comes first. Then each trainer runs in a process of its own, one after the other: ours without keeping
+features, ours as it comes, ours with two sequences a pair, and TRL's. All take the same steps from the same adapter in
+the same order, and must see the same losses. The first step is left out of the times; a step's time holds all that is
+done from one to the next, images, encoding and optimiser included. Three epochs are the reference pass and three times
+the step. On the CPU that's one thread and float32, on a GPU bfloat16. Prints tables and one JSON line last.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any
 
 CASES, MODELS = ("small", "heavy", "qwen"), ("0.5b", "7b")
 RUNS = {
-    "ours": {"features": "none", "prefix": "shared"},
-    "ours, features kept": {"features": "memory", "prefix": "shared"},
+    "ours, features not kept": {"features": "none", "prefix": "shared"},
+    "ours": {"features": "memory", "prefix": "shared"},
     "ours, two sequences": {"features": "memory", "prefix": "separate"},
     "TRL": {"features": "none", "prefix": "shared"},
 }
@@ -73,8 +73,8 @@ def work(options: dict[str, Any]) -> dict[str, Any]:
         for epochs in (1, 3):
             ideas = {
                 "TRL": trl_work(sizes, epochs, fused=fused),
-                "ours": our_work(sizes, epochs, kept=False),
-                "ours, features kept": our_work(sizes, epochs),
+                "ours, features not kept": our_work(sizes, epochs, kept=False),
+                "ours": our_work(sizes, epochs),
                 "two sequences": our_work(sizes, epochs, shared=False),
                 "an image twice a pass": our_work(sizes, epochs, sight_once=False),
                 "head on all tokens": our_work(sizes, epochs, answers_only=False),
@@ -104,7 +104,7 @@ def print_counts(counts: dict[str, Any]) -> None:
     print(f"{'':<34}" + "".join(f"{name:>16}" for name in [*names, "all", "TRL's / this"]))
     for epochs in ("1", "3"):
         theirs = sum(counts[epochs]["TRL"].values())
-        for way in ("TRL", "ours", "ours, features kept"):
+        for way in ("TRL", "ours, features not kept", "ours"):
             parts = counts[epochs][way]
             cells = [f"{parts[name] / 1e9:>16,.1f}" for name in names] + [f"{sum(parts.values()) / 1e9:>16,.1f}"]
             print(f"{way + ', epochs: ' + epochs:<34}" + "".join(cells) + f"{theirs / sum(parts.values()):>16.2f}")
@@ -141,7 +141,7 @@ def print_times(runs: dict[str, dict[str, Any]], counts: dict[str, Any], device:
 
 def print_ideas(runs: dict[str, dict[str, Any]], counts: dict[str, Any], clock: int) -> dict[str, Any]:
     """What a pair costs without one of the ideas, in shares of what it costs with all."""
-    kept, plain, two = runs["ours, features kept"], runs["ours"], runs["ours, two sequences"]
+    kept, plain, two = runs["ours"], runs["ours, features not kept"], runs["ours, two sequences"]
     print(f"\n{'Work without an idea, all = 1':<44}{'1 epoch':>9}{'3 epochs':>10}{'counted 1':>11}{'counted 3':>11}")
     shares: dict[str, Any] = {}
     for name, how in (
@@ -164,8 +164,8 @@ def print_ideas(runs: dict[str, dict[str, Any]], counts: dict[str, Any], clock: 
             row.append(1 + extra[name] / whole if name in extra else None)
         for epochs in ("1", "3"):
             ideas = counts[epochs]
-            without = ideas["ours" if name == "features not kept" else name]
-            row.append(sum(without.values()) / sum(ideas["ours, features kept"].values()))
+            without = ideas["ours, " + name if name == "features not kept" else name]
+            row.append(sum(without.values()) / sum(ideas["ours"].values()))
         shown = [f"{value:.2f}" if value is not None else "–" for value in row]
         print(f"{name + ' (' + how + ')':<53}{shown[0]}{shown[1]:>10}{shown[2]:>11}{shown[3]:>11}")
         shares[name] = row

@@ -170,7 +170,8 @@ class TrainingConfig(Section):
     """Gradients are scaled down to this norm; null: never [ours]."""
     lora: LoraSection = LoraSection()
     dtype: DType = "auto"
-    """Of the frozen weights; `auto` is what they are stored in. The adapter is always float32."""
+    """Of the frozen weights and all products; `auto` is what they are stored in. The adapter's own weights and their
+    gradients are always float32."""
     load_in_4bit: bool = False
     """Frozen weights in 4 bits (QLoRA); needs bitsandbytes and a GPU."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
@@ -179,8 +180,9 @@ class TrainingConfig(Section):
     """Keeps one activation a layer, and computes the others again: less memory, a third more time."""
     prefix: Literal["auto", "shared", "separate"] = "auto"
     """One sequence a pair, image and prompt once (`shared`), or two; `auto`: shared where that is proven equal."""
-    features: Literal["none", "memory", "disk"] = "none"
-    """Where the frozen vision tower's outputs are kept between the reference pass and the epochs."""
+    features: Literal["auto", "none", "memory", "disk"] = "auto"
+    """Where the frozen vision tower's outputs are kept between the reference pass and the epochs; `auto`: in memory, at
+    most a quarter of what is free, and what finds no room is computed anew."""
     max_length: Int | None = Field(default=None, ge=1)
     """Pairs of which an answer with its prompt has more tokens are dropped, never cut; null: what the model reads."""
     checkpoint_every: Int = Field(default=100, ge=1)

@@ -9,6 +9,7 @@ from spr.images import ImageProblem
 from spr.models.turns import user_turn
 from spr.training.encode import DROP_REASONS, context_length, plan_digest
 from spr.training.families import TRAINABLE
+from spr.training.features import Features, MemoryFeatures
 from spr.training.pairs import trl_pairs
 from spr.training.setup import load_trainee
 
@@ -153,24 +154,29 @@ def test_a_pairs_key_changes_with_prompt_answers_and_image_and_with_nothing_else
     assert plan_digest(planned[:2]) != plan_digest(planned[1:3])
 
 
-def test_what_the_processor_made_is_kept_in_memory_with_the_features(trainee_of, pairs):
+@pytest.mark.parametrize(("limit", "opened"), [(None, 2), ("first", 4), ("none", 6)])
+def test_what_the_processor_made_is_kept_with_the_features_where_there_is_room(limit, opened, trainee_of, pairs):
     trainee = trainee_of("llava_onevision", features="memory")
-    encoder = trainee.encoder
-    (one,), _ = encoder.plan(pairs[:1], 4096)
-    opened = []
-    watched = dataclasses.replace(one.pair, load=lambda: opened.append(1) or pairs[0].load())
-    one = dataclasses.replace(one, pair=watched)
+    encoder, seen = trainee.encoder, []
 
     def compute(vision):
-        from spr.training.features import Features
-
         with torch.no_grad():
             return Features(*trainee.model(vision=vision))
 
-    made = [encoder.finish(one, encoder.read(one), compute) for _ in range(3)]
-    assert len(opened) == 1
-    assert torch.equal(made[2].features.tokens, made[0].features.tokens)
-    assert torch.equal(made[2].prompt, made[0].prompt)
+    def counted(pair):
+        return dataclasses.replace(pair, load=lambda: seen.append(pair.pair_id) or pair.load())
+
+    planned, _ = encoder.plan(list(map(counted, pairs[:2])), 4096)
+    first = compute(encoder.read(planned[0]).vision)
+    encoder.store = MemoryFeatures({None: None, "first": first.nbytes, "none": 0}[limit])
+    seen.clear()
+    made = [[encoder.finish(one, encoder.read(one), compute) for one in planned] for _ in range(3)]
+    assert len(seen) == opened
+    for again in made[1:]:
+        for one, other in zip(again, made[0], strict=True):
+            assert torch.equal(one.features.tokens, other.features.tokens)
+            assert torch.equal(one.prompt, other.prompt)
+            assert torch.equal(one.positions, other.positions)
 
 
 def test_the_context_is_what_the_config_says_but_no_more_than_the_model_reads(trainee_of):

@@ -9,6 +9,7 @@ from spr.training.features import (
     MemoryFeatures,
     NoFeatures,
     feature_key,
+    free_memory,
     image_outputs,
     open_store,
 )
@@ -45,6 +46,50 @@ def test_none_keeps_nothing(tmp_path):
     assert isinstance(store, NoFeatures)
     assert store.get("aabb") is None
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_is_full_keeps_what_it_has_and_takes_what_still_fits():
+    store = MemoryFeatures(limit=PLAIN.nbytes + DEEP.nbytes - 1)
+    assert (PLAIN.nbytes, DEEP.nbytes) == (24, 48)
+    store.put("aabb", PLAIN)
+    store.put("aabb", PLAIN)  # counts once
+    store.put("ccdd", DEEP)
+    assert equal(PLAIN, store.get("aabb"))
+    assert store.get("ccdd") is None
+    store.put("eeff", Features(PLAIN.tokens + 1))
+    assert store.get("eeff") is not None
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"a/b": "4000", "a": "9000"}, 4000),
+        ({"a/b": "9000", "a": "4000"}, 4000),  # a job's limit holds for its steps, too
+        ({"a/b": "max", "": "5000"}, 5000),
+        ({"elsewhere": "10"}, None),
+        ({}, None),
+    ],
+)
+def test_free_memory_is_what_the_machine_has_or_the_container_is_given(limits, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 80_000}))
+    groups, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("1:name=systemd:/other\n0::/a/b\n")
+    for name, limit in limits.items():
+        (groups / name).mkdir(parents=True, exist_ok=True)
+        (groups / name / "memory.max").write_text(f"{limit}\n")
+    assert free_memory(groups, own) == (expected or 80_000)
+    assert free_memory(groups, tmp_path / "none") == 80_000
+
+
+def test_automatic_features_take_a_quarter_of_the_free_memory_among_a_machines_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("spr.training.features.free_memory", lambda: 4 * 24 * 2)
+    alone = open_store("auto", tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    shared = open_store("auto", tmp_path)
+    for store, room in ((alone, 2), (shared, 1)):
+        for key in "abc":
+            store.put(key, PLAIN)
+        assert [store.get(key) is not None for key in "abc"] == [k < room for k in range(3)]
 
 
 def test_another_run_reads_what_is_on_disk_and_another_process_not_what_is_in_memory(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -167,7 +167,7 @@ class PairEncoder:
     def read(self, planned: PlannedPair) -> Read:
         """Load the image and run the processor: work for the CPU, which threads may do ahead."""
         kept = self._kept.get(planned.pair.pair_id)
-        if kept is not None and self.store.get(kept.key) is not None:
+        if kept is not None:
             return kept
         image = planned.pair.load()
         inputs = encode(self.processor, [planned.turn], [image])
@@ -182,10 +182,7 @@ class PairEncoder:
             )
         # Ferret's features depend on the regions that the prompt names, too.
         key = feature_key(vision, self.made_by)
-        made = Read(prompt, self._positions(prompt, vision), vision, key)
-        if self.keep:
-            self._kept[planned.pair.pair_id] = Read(made.prompt, made.positions, {}, key)
-        return made
+        return Read(prompt, self._positions(prompt, vision), vision, key)
 
     def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
         """``(axes, P)``: where the prompt's tokens stand."""
@@ -206,6 +203,9 @@ class PairEncoder:
             features = compute(read.vision)
             self.store.put(read.key, features)
         pair = planned.pair
+        # Only with its features, for without its vision inputs they can't be made again.
+        if self.keep and pair.pair_id not in self._kept and self.store.get(read.key) is not None:
+            self._kept[pair.pair_id] = replace(read, vision={})
         return EncodedPair(pair.pair_id, read.prompt, read.positions, planned.chosen, planned.rejected, features)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -27,6 +29,11 @@ class Features:
 
     tokens: Tensor
     deep: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(part.nbytes for part in (self.tokens, *self.deep))
 
     def to(self, device: torch.device) -> Features:
         """The same on a device."""
@@ -99,17 +106,27 @@ class NoFeatures:
 
 
 class MemoryFeatures:
-    """Keeps features in the main memory of this process."""
+    """Keeps features in the main memory of this process.
 
-    def __init__(self) -> None:
+    Args:
+        limit: The most bytes; what comes when they are full is not kept. None: no limit.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
         self._kept: dict[str, Features] = {}
+        self._left = limit
 
     def get(self, key: str) -> Features | None:
         """The features of this key."""
         return self._kept.get(key)
 
     def put(self, key: str, features: Features) -> None:
-        """Keep a copy in main memory."""
+        """Keep a copy in main memory, where there is room."""
+        if self._left is not None and key not in self._kept:
+            size = features.nbytes
+            if size > self._left:
+                return
+            self._left -= size
         self._kept[key] = features.to(torch.device("cpu"))
 
 
@@ -141,11 +158,39 @@ class DiskFeatures:
         return self._folder / key[:2] / f"{key}.safetensors"
 
 
-def open_store(kind: Literal["none", "memory", "disk"], folder: Path) -> FeatureStore:
-    """The store that the config names."""
-    if kind == "disk":
-        return DiskFeatures(folder)
-    return MemoryFeatures() if kind == "memory" else NoFeatures()
+def open_store(kind: Literal["auto", "none", "memory", "disk"], folder: Path) -> FeatureStore:
+    """The store that the config names; ``auto`` is memory, at most a quarter of what is free."""
+    match kind:
+        case "auto":
+            return MemoryFeatures(free_memory() // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        case "memory":
+            return MemoryFeatures()
+        case "disk":
+            return DiskFeatures(folder)
+        case "none":
+            return NoFeatures()
+
+
+def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of main memory that may still be used: what the machine has free, at most what a container or job is given.
+
+    Args:
+        groups: Where Linux shows control groups of version 2; elsewhere only the machine's own figure counts.
+        own: The file that names this process's group.
+    """
+    limits = [int(psutil.virtual_memory().available)]
+    try:
+        names = [line[3:] for line in own.read_text().splitlines() if line.startswith("0::")]
+    except OSError:
+        names = []
+    for name in names:
+        group = PurePosixPath(name.lstrip("/"))
+        for part in (group, *group.parents):
+            try:
+                limits.append(int((groups / part / "memory.max").read_text()))
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+    return min(limits)
 
 
 def feature_key(vision_inputs: Mapping[str, Tensor], made_by: str) -> str:

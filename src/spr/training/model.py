@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from spr.training.attention import use_causal_beginning
@@ -32,6 +33,10 @@ class PairModel(nn.Module):
         self.peft: Any = model
         self.trainable = trainable
         self._causal_beginning = use_causal_beginning(self.base, trainable)
+        for module in self.peft.modules():
+            if isinstance(module, BaseTunerLayer):
+                # Autocast does it, and towards the frozen weights' precision instead of the adapter's float32.
+                module.cast_input_dtype_enabled = False
 
     @property
     def base(self) -> Any:
@@ -62,18 +67,25 @@ class PairModel(nn.Module):
             return compute_features(self.base, vision)
         return self._logps(batch) if batch is not None else None
 
+    def _autocast(self) -> torch.autocast:
+        """Products with the adapter's float32 weights in the frozen weights' precision, where that is a half one."""
+        dtype: torch.dtype = self.base.dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.base.device.type, dtype if half else None, enabled=half)
+
     def _logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
         extra = {"token_type_ids": batch.token_types} if self.trainable.bidirectional_prompt else {}
-        hidden = base.model(
-            input_ids=batch.input_ids,
-            attention_mask=self._mask(batch),
-            position_ids=positions,
-            mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.trainable.joined_features)},
-            use_cache=False,
-            **extra,
-        ).last_hidden_state
+        with self._autocast():
+            hidden = base.model(
+                input_ids=batch.input_ids,
+                attention_mask=self._mask(batch),
+                position_ids=positions,
+                mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.trainable.joined_features)},
+                use_cache=False,
+                **extra,
+            ).last_hidden_state
         softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
         logps = token_logps(hidden[batch.rows, batch.columns], batch.labels, base.lm_head, softcap=softcap)
         count = len(batch.pair_ids)

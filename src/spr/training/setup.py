@@ -97,7 +97,7 @@ def load_trainee(
         trainable,
         open_store(settings.features, features),
         made_by=f"{name} {digest} {base.dtype}",
-        keep=settings.features == "memory",
+        keep=settings.features in ("auto", "memory"),
     )
     peft = add_adapter(base, settings.lora, trainable, seed=seed)
     peft.peft_config["default"].revision = revision
