@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
 
-# Both processes: whole weights (DDP) and sharded ones (FSDP2), each undisturbed and with a stop behind the second step.
+# Both processes: whole weights (DDP) and sharded ones (FSDP2), each undisturbed and with a stop behind the second step,
+# and with batches of four pairs beside batches of two.
 # Accelerate shards on accelerators alone; that this is a CPU is kept from it.
 SCRIPT = """
 import json, sys
@@ -33,7 +34,7 @@ class Sharding(trainer.Accelerator):
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["Qwen2DecoderLayer"],
+            transformer_cls_names_to_wrap=["Qwen2DecoderLayer", "SiglipEncoderLayer"],
         )
         state.PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
         state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
@@ -57,6 +58,10 @@ def twice(name):
     except Stopped:
         trainer.save_checkpoint = real
     trainer.train(pairs, model, settings, out / f"{name}-cut", seed=3)
+    uneven = {"batch_size": 4, "epochs": 2}
+    for kept in ("auto", "none"):
+        changed = settings.model_copy(update=uneven | {"features": kept})
+        trainer.train(pairs, model, changed, out / f"{name}-uneven-{kept}", seed=3)
 
 real_steps = trainer._Training._steps
 def steps(self, *arguments):
@@ -122,7 +127,7 @@ FIELDS = {
 def test_what_was_meant_to_be_sharded_was(out):
     for rank in (0, 1):
         kinds = (out / f"kinds-{rank}.txt").read_text().splitlines()
-        assert kinds == ["MULTI_CPU 2 False"] * 3 + ["FSDP 2 True"] * 3
+        assert kinds == ["MULTI_CPU 2 False"] * 5 + ["FSDP 2 True"] * 5
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])
@@ -138,6 +143,19 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(
     assert [line["accuracy"] for line in ours] == [line["accuracy"] for line in theirs]
     adapters = adapter_of(out / kind), adapter_of(tmp_path)
     torch.testing.assert_close(*adapters, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", ["auto", "none"])
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_a_process_with_fewer_pairs_looks_at_as_many_images_where_it_must(
+    kind, kept, out, trainable_folder, pairs_folder, settings, tmp_path
+):
+    one = settings(batch_size=4, epochs=2, gradient_accumulation=2)
+    train(trl_pairs(pairs_folder), str(trainable_folder("llava_onevision")), one, tmp_path, seed=3)
+    ours, theirs = steps_of(out / f"{kind}-uneven-{kept}"), steps_of(tmp_path)
+    assert [line["step"] for line in ours] == [1, 2]
+    for name in ("loss", "margin", "grad_norm"):
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])

@@ -16,6 +16,7 @@ from spr.training.features import Features
 from spr.training.lora import renamed_properties
 from spr.training.loss import PairLogps
 from spr.training.merge import merge_adapter
+from spr.training.model import PairModel
 from spr.training.pairs import trl_pairs
 from spr.training.setup import load_trainee
 from spr.training.trainer import train
@@ -84,13 +85,12 @@ def test_the_adapter_and_the_merged_model_give_the_trained_models_logps(model, p
     planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder)), 4096)
 
     def logps_of(base):
-        trainee.model.peft = base
+        whole = PairModel(base, trainee.model.trainable)
         made = [
-            trainee.encoder.finish(p, trainee.encoder.read(p), lambda v: Features(*trainee.model(vision=v)))
-            for p in planned
+            trainee.encoder.finish(p, trainee.encoder.read(p), lambda v: Features(*whole(vision=v))) for p in planned
         ]
         with torch.no_grad():
-            return PairLogps(*trainee.model(collate(made, trainee.encoder.pad, shared=True)))
+            return PairLogps(*whole(collate(made, trainee.encoder.pad, shared=True)))
 
     plain = AutoModelForImageTextToText.from_pretrained(model).eval()
     before = logps_of(plain)

@@ -29,9 +29,8 @@ from spr.training.checkpoint import (
     save_checkpoint,
     save_finished,
 )
-from spr.training.collate import Batch, EncodedPair, collate
+from spr.training.collate import Batch, collate
 from spr.training.encode import PlannedPair, Read, context_length, plan_digest
-from spr.training.features import Features
 from spr.training.log import TrainingLog
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.metering import Meter
@@ -41,6 +40,7 @@ from spr.training.processes import check_trackers, in_any_process, of_all_proces
 from spr.training.reference import ReferenceFile
 from spr.training.schedule import learning_rate, steps_of_training
 from spr.training.setup import load_trainee
+from spr.training.sight import BatchEncoder
 from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
 
 SAVE_REFERENCE_EVERY = 200
@@ -123,16 +123,13 @@ class _Training:
         parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(trainee.model, optimizer)
+        self.batches = BatchEncoder(self.encoder, trainee.model, self.model, self.accelerator)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         device: torch.device = self.trainee.base.device
         return device
-
-    def _features(self, vision: dict[str, Tensor]) -> Features:
-        with torch.no_grad():
-            return Features(*self.model(vision=vision))
 
     # ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -315,9 +312,7 @@ class _Training:
         return [self.encoder.read(pair) for pair in pairs]
 
     def _encode(self, pairs: Sequence[PlannedPair], read: Sequence[Read]) -> Batch:
-        encoded: list[EncodedPair] = [
-            self.encoder.finish(pair, part, self._features) for pair, part in zip(pairs, read, strict=True)
-        ]
+        encoded = self.batches.encode(pairs, read)
         return collate(encoded, self.encoder.pad, shared=self.trainee.shared).to(self.device)
 
     def _forward(self, batch: Batch) -> PairLogps:
