@@ -9,7 +9,7 @@ Counted work comes first. Then each trainer runs in a process of its own, one af
 features, ours as it comes, ours with two sequences a pair, and TRL's. All take the same steps from the same adapter in
 the same order, and must see the same losses. The first step is left out of the times; a step's time holds all that is
 done from one to the next, images, encoding and optimiser included. Three epochs are the reference pass and three times
-the step. On the CPU that's one thread and float32, on a GPU bfloat16. Prints tables and one JSON line last.
+the step. On the CPU that's `--threads` and float32, on a GPU bfloat16. Prints tables and one JSON line last.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def child(given: argparse.Namespace, kind: str, folder: str, **changes: str) -> 
     options = {**vars(given), **changes, "kind": kind, "folder": folder}
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
     if given.device == "cpu":
-        environment["OMP_NUM_THREADS"] = "1"
+        environment["OMP_NUM_THREADS"] = str(given.threads)
     command = [sys.executable, __file__, "--child", json.dumps(options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -56,7 +56,7 @@ def work(options: dict[str, Any]) -> dict[str, Any]:
     given, folder = argparse.Namespace(**options), Path(options["folder"])
     device = torch.device(given.device)
     if given.device == "cpu":
-        torch.set_num_threads(1)
+        torch.set_num_threads(given.threads)
     if given.kind == "make":
         from dpo_cases import make_model, make_pairs
 
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="pairs a step")
     parser.add_argument("--answer", type=int, default=120, help="tokens")
     parser.add_argument("--accumulate", type=int, default=1, help="our batches a step")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in both trainers")
     parser.add_argument("--profile", action="store_true", help="the last step of each trainer; needs 4 steps")
     parser.add_argument("--count", action="store_true", help="only count")

@@ -106,7 +106,8 @@ def ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def watched(self: PairModel, batch: Any = None, vision: Any = None) -> Any:
         if not clock.marks:
-            adapter = {n: p.detach().cpu() for n, p in self.peft.named_parameters() if p.requires_grad}
+            # By name: a reference pass switches the adapter off, and with it its gradients.
+            adapter = {n: p.detach().cpu() for n, p in self.peft.named_parameters() if "lora_" in n}
             save_file(adapter, folder / "adapter.safetensors")
         start = time.process_time()
         made = forward(self, batch, vision)
