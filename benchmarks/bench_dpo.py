@@ -78,6 +78,7 @@ def work(options: dict[str, Any]) -> dict[str, Any]:
                 "two sequences": our_work(sizes, epochs, shared=False),
                 "an image twice a pass": our_work(sizes, epochs, sight_once=False),
                 "head on all tokens": our_work(sizes, epochs, answers_only=False),
+                "last layer on all tokens": our_work(sizes, epochs, answers_last=False),
                 "reference each epoch": our_work(sizes, epochs, reference_once=False),
             }
             made[str(epochs)] = ideas
@@ -149,6 +150,7 @@ def print_ideas(runs: dict[str, dict[str, Any]], counts: dict[str, Any], clock: 
         ("two sequences", "measured"),
         ("an image twice a pass", "from vision's measured time"),
         ("head on all tokens", "counted"),
+        ("last layer on all tokens", "counted"),
         ("reference each epoch", "from the reference's measured time"),
     ):
         row: list[float | None] = []

@@ -28,7 +28,10 @@ class Sizes:
         adapter: Of a token through theirs of low rank.
         head: Of a token through the output head.
         sight: Of an image through vision tower and projector.
-        square: Of one product of attention, for a token that sees one token, in all layers.
+        last: Of a token through what the last layer computes for its queries, output and MLP; part of ``language``.
+        last_adapter: The same of ``adapter``.
+        width: Of one product of attention, for a token that sees one token, in one layer.
+        layers: Of the language model.
         words: Of the vocabulary.
         prompt: Tokens.
         answer: Tokens of each.
@@ -38,7 +41,10 @@ class Sizes:
     adapter: int
     head: int
     sight: int
-    square: int
+    last: int
+    last_adapter: int
+    width: int
+    layers: int
     words: int
     prompt: int
     answer: int
@@ -65,12 +71,16 @@ def sizes_of(case: str, answer: int) -> Sizes:
     # Four patches are one token in Qwen's merger, whose layers are as much wider.
     sight += sum(m.weight.numel() * (seen // 4 if "merger" in name else seen) for name, m in _linear(tower))
     linear = [module for _, module in _linear(model.model.language_model)]
+    last = [m for name, m in _linear(model.model.language_model.layers[-1]) if not name.endswith(("k_proj", "v_proj"))]
     return Sizes(
         language=sum(module.weight.numel() for module in linear),
         adapter=sum(rank * (module.in_features + module.out_features) for module in linear),
         head=model.lm_head.weight.numel(),
         sight=sight,
-        square=text.hidden_size * text.num_hidden_layers,
+        last=sum(module.weight.numel() for module in last),
+        last_adapter=sum(rank * (module.in_features + module.out_features) for module in last),
+        width=text.hidden_size,
+        layers=text.num_hidden_layers,
         words=text.vocab_size,
         prompt=tokens + QUESTION + FRAME,
         answer=answer,
@@ -95,7 +105,7 @@ def trl_work(sizes: Sizes, epochs: int, *, fused: bool) -> dict[str, int]:
     work = {
         # Reference forward; policy forward and backward.
         "language": 3 * 2 * length * sizes.language,
-        "attention": (2 + 2 + 5) * 2 * (length**2 // 2) * sizes.square,
+        "attention": (2 + 2 + 5) * 2 * (length**2 // 2) * sizes.width * sizes.layers,
         "adapter": 3 * 2 * length * sizes.adapter,
         "vision": 4 * sizes.sight,
         "head": 4 * scored * sizes.head,
@@ -111,6 +121,7 @@ def our_work(
     shared: bool = True,
     answers_only: bool = True,
     sight_once: bool = True,
+    answers_last: bool = True,
     reference_once: bool = True,
 ) -> dict[str, int]:
     """Ours, or ours without one of its ideas.
@@ -122,6 +133,7 @@ def our_work(
         shared: One sequence a pair, or two.
         answers_only: Whether the head leaves the prompt out.
         sight_once: Whether an image is seen once in all, or in each sequence of each pass, as TRL does it.
+        answers_last: Whether the last layer leaves the prompt out, but for its keys and values.
         reference_once: Whether the reference is computed once, or in each epoch.
     """
     prompt, answer = sizes.prompt, sizes.answer
@@ -129,11 +141,14 @@ def our_work(
     # What is seen: the prompt by itself, and by each answer, which sees itself, too.
     seen = (1 if shared else 2) * (prompt**2 // 2) + 2 * (prompt * answer + answer**2 // 2)
     references = 1 if reference_once else epochs
+    # The prompt's last token predicts the answers' first ones. Two sequences' masks are transformers' own.
+    left = (1 if shared else 2) * (prompt - 1) if answers_last else 0
+    blind = prompt**2 // 2 if answers_last and shared else 0
     looks = 1 if kept else references + epochs
     return {
-        "language": (references + 2 * epochs) * tokens * sizes.language,
-        "attention": (2 * references + 7 * epochs) * seen * sizes.square,
-        "adapter": 3 * epochs * tokens * sizes.adapter,
+        "language": (references + 2 * epochs) * (tokens * sizes.language - left * sizes.last),
+        "attention": (2 * references + 7 * epochs) * (seen * sizes.layers - blind) * sizes.width,
+        "adapter": 3 * epochs * (tokens * sizes.adapter - left * sizes.last_adapter),
         "vision": (looks if sight_once else 2 * (references + epochs)) * sizes.sight,
         "head": (references + 2 * epochs) * (2 * answer if answers_only else tokens) * sizes.head,
     }

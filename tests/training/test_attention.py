@@ -23,16 +23,16 @@ def pair(prompt: int, chosen: int, rejected: int) -> EncodedPair:
     return EncodedPair("", tokens(prompt), torch.arange(prompt)[None], tokens(chosen), tokens(rejected), NO_FEATURES)
 
 
-def test_the_rows_before_the_first_rejected_answer_are_causal():
-    # Prompt and chosen have 5 + 3 = 8 and 6 + 1 = 7 tokens: 7 rows are causal in both sequences.
-    batch = collate([pair(5, 3, 2), pair(6, 1, 4)], pad=0, shared=True)
-    assert batch.causal == 7
-    causal = torch.ones(7, batch.mask.shape[-1], dtype=torch.bool).tril()
-    assert torch.equal(batch.mask[:, 0, :7], causal.expand(2, -1, -1))
-    # Row 7 of the first is chosen's last token, of the second rejected's first, which does not see chosen's.
-    assert batch.mask[0, 0, 7].tolist() == [True] * 8 + [False] * 3
-    assert batch.mask[1, 0, 7].tolist() == [True] * 6 + [False, True] + [False] * 3
-    assert collate([pair(5, 3, 2)], pad=0, shared=False).causal == 0
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_rows_before_the_first_that_predicts_an_answers_token_are_causal(shared):
+    # The shorter prompt has 5 tokens; its last one predicts the answers' first ones.
+    batch = collate([pair(5, 3, 2), pair(6, 1, 4)], pad=0, shared=shared)
+    assert batch.begin == batch.columns.min() == 4
+    if shared:
+        causal = torch.ones(4, batch.mask.shape[-1], dtype=torch.bool).tril()
+        assert torch.equal(batch.mask[:, 0, :4], causal.expand(2, -1, -1))
+        # The last row of the first is rejected's last token, which does not see chosen's three.
+        assert batch.mask[0, 0, 9].tolist() == [True] * 5 + [False] * 3 + [True] * 2 + [False]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -44,7 +44,7 @@ def test_a_mask_of_the_last_rows_gives_what_the_whole_mask_gives(groups):
     made = []
     inputs = [torch.randn(2, heads, batch.mask.shape[-1], 8, generator=draw) for heads in (4, 4 // groups, 4 // groups)]
     weights = torch.randn(2, batch.mask.shape[-1], 4, 8, generator=draw)
-    for mask in (batch.mask, batch.mask[:, :, batch.causal :]):
+    for mask in (batch.mask, batch.mask[:, :, batch.begin :]):
         parts = [part.clone().requires_grad_() for part in inputs]
         output, _ = attend(layer, *parts, mask, scaling=0.3)
         (output * weights).sum().backward()
@@ -68,8 +68,8 @@ def test_the_models_attend_by_it(model_type, trainable_folder, settings, tmp_pat
     given = dataclasses.replace(pair(6, 3, 2), features=Features(torch.zeros(0, hidden)))
     with torch.no_grad():
         trainee.model(collate([given], pad=0, shared=True))
-    # Of 6 + 3 + 2 tokens the rejected answer's two go by a mask.
-    assert set(rows) == {(11, 2)}
+    # Of 6 + 3 + 2 tokens the prompt's last one and the answers go by a mask.
+    assert set(rows) == {(11, 6)}
 
 
 def test_a_kernel_that_the_user_chose_is_left_alone(trainable_folder, settings, tmp_path):

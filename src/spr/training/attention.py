@@ -1,7 +1,7 @@
 """Attention over [prompt | chosen | rejected]: its beginning is plain causal, so only its end needs a mask.
 
-Kernels compute every block under a mask, and skip what lies above the diagonal under the causal flag. Prompt and chosen
-answer are most of the sequence; so they go without a mask, which halves the attention's work.
+Kernels compute every block under a mask, and skip what lies above the diagonal under the causal flag. The prompt is
+most of the sequence; so it goes without a mask, which halves the attention's work.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spr.training.families import Trainable
+from spr.training.last_layer import MARK
 
 KERNEL = "spr_causal_beginning"
 """Its name in transformers' table of attention kernels."""
@@ -23,7 +24,7 @@ KERNEL = "spr_causal_beginning"
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention whose first rows are causal.
+    """Scaled dot-product attention whose first rows are causal; in the last layer they are left out.
 
     Args:
         module: The attention layer.
@@ -35,17 +36,16 @@ def attend(
         **options: As transformers gives them.
 
     Returns:
-        ``(S, T, heads, D)``, and None in place of the weights.
+        ``(S, T, heads, D)``, zero where left out, and None in place of the weights.
     """
     causal = 0 if attention_mask is None else query.shape[2] - attention_mask.shape[2]
     if not causal:
         return _sdpa(module, query, key, value, attention_mask, **options), None
-    begin = (part[:, :, :causal] for part in (query, key, value))
-    made = [
-        _sdpa(module, *begin, None, **options),
-        _sdpa(module, query[:, :, causal:], key, value, attention_mask, **options),
-    ]
-    return torch.cat(made, dim=1), None
+    end = _sdpa(module, query[:, :, causal:], key, value, attention_mask, **options)
+    if hasattr(module, MARK):
+        return nn.functional.pad(end, (0, 0, 0, 0, causal, 0)), None
+    begin = _sdpa(module, *(part[:, :, :causal] for part in (query, key, value)), None, **options)
+    return torch.cat([begin, end], dim=1), None
 
 
 def _sdpa(module: nn.Module, *parts: Tensor | None, **options: Any) -> Tensor:

@@ -41,7 +41,8 @@ class Batch:
         positions: ``(axes, S, T)`` int64.
         mask: ``(S, 1, T, T)`` bool, true where a row's token sees a column's; or ``(S, T)`` int64, 1 for tokens and 0
             for padding, for plain causal sequences.
-        causal: So many rows of a ``(S, 1, T, T)`` mask are plain causal, in all sequences; 0 for the other kind.
+        begin: The first column that predicts an answer's token, in any sequence; the rows of a ``(S, 1, T, T)`` mask
+            before it are plain causal.
         token_types: ``(S, T)`` int64, 0 for the prompt and 1 for answers.
         rows, columns: ``(N,)`` int64, where the hidden state is that predicts an answer's token.
         labels: ``(N,)`` int64, that token.
@@ -54,7 +55,7 @@ class Batch:
     input_ids: Tensor
     positions: Tensor
     mask: Tensor
-    causal: int
+    begin: int
     token_types: Tensor
     rows: Tensor
     columns: Tensor
@@ -105,8 +106,8 @@ def _shared(pairs: Sequence[EncodedPair], pad: int) -> Batch:
         gathered.add(row, prompt - 1, middle, pair.rejected, count + row)
     ids = tuple(pair.pair_id for pair in pairs)
     features = tuple(pair.features for pair in pairs)
-    causal, tokens = min(prompt + chosen for prompt, chosen, _ in lengths), sum(map(sum, lengths))
-    return Batch(ids, input_ids, positions, mask, causal, types, *gathered.tensors(), tokens, features)
+    begin, tokens = min(prompt for prompt, _, _ in lengths) - 1, sum(map(sum, lengths))
+    return Batch(ids, input_ids, positions, mask, begin, types, *gathered.tensors(), tokens, features)
 
 
 def _separate(pairs: Sequence[EncodedPair], pad: int) -> Batch:
@@ -127,7 +128,8 @@ def _separate(pairs: Sequence[EncodedPair], pad: int) -> Batch:
         gathered.add(row, start - 1, start, answer, row)
     ids = tuple(pair.pair_id for pair in pairs)
     features = tuple(pair.features for pair in both)
-    return Batch(ids, input_ids, positions, mask, 0, types, *gathered.tensors(), int(mask.sum()), features)
+    begin = min(len(pair.prompt) for pair in pairs) - 1
+    return Batch(ids, input_ids, positions, mask, begin, types, *gathered.tensors(), int(mask.sum()), features)
 
 
 def _continued(positions: Tensor, more: int) -> Tensor:

@@ -13,12 +13,14 @@ from spr.training.collate import Batch
 from spr.training.families import Trainable
 from spr.training.features import compute_features, image_outputs
 from spr.training.head import token_logps
+from spr.training.last_layer import LastLayer
 
 
 class PairModel(nn.Module):
     """A multimodal LLM with its adapter, whose forward is the pairs' log-probabilities.
 
-    Wrapped as a whole by DDP, FSDP or DeepSpeed: all that a step computes happens in its forward.
+    Wrapped as a whole by DDP, FSDP or DeepSpeed: all that a step computes happens in its forward. The model given
+    serves this alone from then on: its last layer computes what a batch needs.
 
     Args:
         model: A `peft.PeftModel` around a model of transformers, or such a model alone.
@@ -33,6 +35,7 @@ class PairModel(nn.Module):
         self.peft: Any = model
         self.trainable = trainable
         self._causal_beginning = use_causal_beginning(self.base, trainable)
+        self._last_layer = LastLayer(self.base, trainable)
         for module in self.peft.modules():
             if isinstance(module, BaseTunerLayer):
                 # Autocast does it, and towards the frozen weights' precision instead of the adapter's float32.
@@ -77,6 +80,7 @@ class PairModel(nn.Module):
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
         extra = {"token_type_ids": batch.token_types} if self.trainable.bidirectional_prompt else {}
+        self._last_layer.begin = batch.begin
         with self._autocast():
             hidden = base.model(
                 input_ids=batch.input_ids,
@@ -96,7 +100,7 @@ class PairModel(nn.Module):
     def _mask(self, batch: Batch) -> Tensor:
         mask = batch.mask
         if mask.dim() == 4 and self._causal_beginning:
-            return mask[:, :, batch.causal :]
+            return mask[:, :, batch.begin :]
         if mask.dim() == 4 and self.base.config._attn_implementation == "eager":
             # Eager attention adds its mask to the scores.
             dtype = self.base.dtype

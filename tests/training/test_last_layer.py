@@ -1,0 +1,75 @@
+"""A last layer without the prompt's rows gives the log-probabilities and the gradients of a whole one."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from spr.training.collate import collate
+from spr.training.families import TRAINABLE
+from spr.training.features import Features
+from spr.training.loss import PairLogps, pair_losses
+from spr.training.pairs import trl_pairs
+from spr.training.setup import load_trainee
+
+
+@pytest.fixture
+def steps(trainable_folder, pairs_folder, stir, settings, tmp_path):
+    """One step as it is, and one with all rows: log-probabilities, gradients, and rows of the last layer's MLP."""
+
+    def make(model_type, **changes):
+        config = settings(**changes)
+        trainee = load_trainee(str(trainable_folder(model_type)), config, torch.device("cpu"), features=tmp_path)
+        model, encoder = trainee.model.train(), trainee.encoder
+        stir(model)
+        planned, _ = encoder.plan(list(trl_pairs(pairs_folder))[:3], 4096)
+
+        def look(vision):
+            with torch.no_grad():
+                return Features(*model(vision=vision))
+
+        pairs = [encoder.finish(one, encoder.read(one), look) for one in planned]
+        batch = collate(pairs, encoder.pad, shared=trainee.shared)
+        layers = model.base.get_submodule(f"{trainee.model.trainable.language_model.removesuffix('.layers')}.layers")
+        made = []
+        for given in (batch, dataclasses.replace(batch, begin=0)):
+            # Behind the hook that cuts, so that it sees what the MLP is given.
+            rows = []
+            watch = layers[-1].mlp.register_forward_pre_hook(lambda _, parts, rows=rows: rows.append(parts[0].shape[1]))
+            logps = PairLogps(*model(given))
+            reference = logps.chosen.detach() - 1, logps.rejected.detach() + 1
+            pair_losses(logps, reference, config).loss.sum().backward()
+            watch.remove()
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+            model.zero_grad()
+            made.append((logps, gradients, rows))
+        return batch, *made
+
+    return make
+
+
+def equal(one, other):
+    for name in ("chosen", "rejected"):
+        torch.testing.assert_close(getattr(one[0], name), getattr(other[0], name), rtol=1e-5, atol=1e-4)
+    for name, gradient in other[1].items():
+        torch.testing.assert_close(one[1][name], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("prefix", ["auto", "separate"])
+@pytest.mark.parametrize("model_type", list(TRAINABLE))
+def test_it_changes_no_number(model_type, prefix, steps):
+    batch, short, whole = steps(model_type, prefix=prefix)
+    width = batch.input_ids.shape[1]
+    assert 0 < batch.begin < width
+    assert whole[2] == [width]
+    # CogVLM's layers have two experts and compute all rows.
+    assert short[2] == [width if model_type == "cogvlm" else width - batch.begin]
+    equal(short, whole)
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"attention": "eager"}])
+def test_it_changes_no_number_with_activations_computed_again_or_another_kernel(changes, steps):
+    batch, short, whole = steps("llava_onevision", **changes)
+    times = 2 if "gradient_checkpointing" in changes else 1
+    assert short[2] == [batch.input_ids.shape[1] - batch.begin] * times
+    equal(short, whole)
