@@ -1,8 +1,9 @@
 """On paper: what Ferret and CogVLM need of a GPU's memory and time, for a batch of descriptions and a training step.
 
 The real models stand on torch's meta device, which knows shapes and no numbers, and the trainer's own module runs on
-them: one sequence a pair, the head on the answers' tokens alone, LoRA in float32 on bfloat16 weights, AdamW. Every
-tensor is followed from its making to its end, which gives the peak; every matrix product is counted by its dtype.
+them: one sequence a pair, the head on the answers' tokens alone, LoRA in float32 on bfloat16 weights, AdamW. Autocast
+knows no such device; what it does to the adapter's weights is done by hand. Every tensor is followed from its making to
+its end, which gives the peak; every matrix product is counted by its dtype.
 
 By hand: attention is taken as a fused kernel's, which keeps its inputs, its output and a float32 number a row, and
 computes the whole square, for a mask of its own lets it skip nothing. Left out: what CUDA and its libraries take, and
@@ -18,7 +19,8 @@ import argparse
 import json
 import weakref
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -52,8 +54,8 @@ VICUNA_13B = {
     "num_key_value_heads": 40,
 }
 CARDS = {
-    "A100 80 GB": {"bfloat16": 312e12, "float32": 19.5e12, "tf32": 156e12, "memory": 2.0e12},
-    "H100 80 GB": {"bfloat16": 989e12, "float32": 67e12, "tf32": 495e12, "memory": 3.35e12},
+    "A100 80 GB": {"bfloat16": 312e12, "memory": 2.0e12},
+    "H100 80 GB": {"bfloat16": 989e12, "memory": 3.35e12},
 }
 """Dense operations a second, and bytes a second, by their maker's data sheets."""
 MATH_SHARE, MEMORY_SHARE = 0.4, 0.6
@@ -203,12 +205,20 @@ def describe(model: Any, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def cast_linear(weight: Tensor, given: Tensor) -> Tensor:
+    """A linear layer under autocast."""
+    return nn.functional.linear(given, weight.to(given.dtype))
+
+
 def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> dict[str, float]:
     """A step of `spr train` on pairs whose features are there, after a first one that made AdamW's moments."""
     trainable = TRAINABLE[model.config.model_type]
     adapted = PairModel(
         add_adapter(model, LoraSection(rank=options.rank, alpha=2 * options.rank), trainable), trainable
     )
+    for module in adapted.modules():
+        if isinstance(module, nn.Linear) and module.weight.requires_grad:
+            module.forward = partial(cast_linear, module.weight)  # type: ignore[method-assign]
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     adapted.train()
@@ -223,7 +233,8 @@ def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> di
     ledger = Ledger()
     ledger.count([*adapted.parameters(), *adapted.buffers()])
     start = ledger.live
-    with known_places(model, *batch.input_ids.shape), ledger:
+    autocast = patch.object(PairModel, "_autocast", lambda _: nullcontext())
+    with autocast, known_places(model, *batch.input_ids.shape), ledger:
         for _ in range(2):
             ledger.restart()
             chosen, rejected, *_ = adapted(batch)
@@ -238,6 +249,8 @@ def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> di
         kept, ahead = ledger.live, Counter(ledger.flops)
         (rejected - chosen).sum().backward()
         work = Counter(ledger.flops)
+    if set(work) - {"bfloat16"}:
+        raise SystemExit(f"Products ran in other precisions, too: {dict(work)}")
     layers, tokens = len(model.get_submodule(trainable.language_model.removesuffix(".layers")).layers), batch.tokens
     square = 4 * options.pairs * (tokens // options.pairs) ** 2 * hidden * layers
     trained = sum(parameter.numel() for parameter in parameters)
@@ -249,8 +262,7 @@ def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> di
         "peak of the passes": step / GIB,
         "peak of the update": update / GIB,
         "memory": max(step, update) / GIB,
-        "bfloat16 flops": work["bfloat16"] + (4.5 if checkpointing else 3.5) * square,
-        "float32 flops": work["float32"],
+        "flops": work["bfloat16"] + (4.5 if checkpointing else 3.5) * square,
         "reference flops": ahead["bfloat16"] + square + options.pairs * vision_flops(model),
     }
 
@@ -259,15 +271,12 @@ def seconds(made: dict[str, dict[str, float]], options: argparse.Namespace) -> d
     """Each card's times by these figures."""
     times = {}
     for card, peaks in CARDS.items():
-        half, single, tf32 = (MATH_SHARE * peaks[kind] for kind in ("bfloat16", "float32", "tf32"))
-        told = made["describe"]
+        half, told = MATH_SHARE * peaks["bfloat16"], made["describe"]
         found = {"describe a batch": told["prompt flops"] / half}
         found["describe a batch"] += options.new * told["bytes a token"] / (MEMORY_SHARE * peaks["memory"])
         found["reference, a batch"] = made["step"]["reference flops"] / half
         for name in ("step", "step with checkpointing"):
-            work = made[name]
-            found[name] = work["bfloat16 flops"] / half + work["float32 flops"] / single
-            found[f"{name}, adapter in TF32"] = work["bfloat16 flops"] / half + work["float32 flops"] / tf32
+            found[name] = made[name]["flops"] / half
         times[card] = found
     return times
 
