@@ -55,6 +55,25 @@ def test_twenty_steps_lower_the_loss_raise_the_margin_and_leave_what_is_frozen_a
     assert "LoRA of rank 4 on 2 × q_proj" in kept["remarks"][0]
 
 
+@pytest.mark.parametrize(("features", "looks"), [("auto", 1), ("memory", 1), ("disk", 1), ("none", 1 + 3)])
+def test_the_vision_tower_sees_each_image_once_where_features_are_kept_else_once_a_pass(
+    features, looks, model, pairs_folder, settings, tmp_path, monkeypatch
+):
+    pairs = list(trl_pairs(pairs_folder))
+    seen, forward = [], PairModel.forward
+
+    def watched(self, batch=None, vision=None):
+        if vision is not None:
+            seen.append(vision)
+        return forward(self, batch, vision)
+
+    monkeypatch.setattr(PairModel, "forward", watched)
+    images = len({pair.load().tobytes() for pair in pairs})
+    assert images == len(pairs)
+    train(pairs, model, settings(batch_size=2, epochs=3, features=features), tmp_path / "run")
+    assert len(seen) == looks * images
+
+
 @pytest.mark.parametrize("model_type", ["llava_onevision", "qwen2_5_vl"])
 def test_training_changes_no_frozen_tensor_by_a_bit(
     model_type, trainable_folder, pairs_folder, settings, tmp_path, monkeypatch
