@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel
+from transformers.utils import logging
 
 from spr.models.batching import DeviceMemoryError
 from spr.models.clip import ClipScorer
@@ -30,6 +31,14 @@ def test_a_saved_model_comes_back_whole_in_eval_mode_and_without_gradients(clip_
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, False)])
+def test_reading_weights_shows_a_bar_on_a_terminal_alone(terminal, shown, clip_folder, monkeypatch, capfd):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    load_pretrained(CLIPModel, clip_folder)
+    assert ("Loading weights" in capfd.readouterr().err) == shown
+    assert logging.is_progress_bar_enabled()
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_all_listed(copy):

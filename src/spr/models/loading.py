@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from spr.errors import ConfigError, SprError
 from spr.models.batching import DeviceMemoryError
@@ -64,7 +66,7 @@ def load_pretrained(
             installed, or has tensors that are missing, unexpected or misshapen (all are listed).
         DeviceMemoryError: if it does not fit into the device's memory.
     """
-    with clear_errors(source, revision):
+    with clear_errors(source, revision), bars_on_terminals(source):
         model, found = model_class.from_pretrained(
             source,
             revision=revision or "main",
@@ -175,6 +177,19 @@ def placement(
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     # Quantised weights can't be moved once they are loaded.
     return {"device_map": device_map or {"": device or default_device()}, "quantization_config": config}
+
+
+@contextmanager
+def bars_on_terminals(source: Source) -> Iterator[None]:
+    """No bar of reading weights from a folder in a log, where it is two lines of control characters."""
+    if sys.stderr.isatty() or not Path(source).is_dir() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 @contextmanager
