@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from spr.training.families import Trainable
 
@@ -17,7 +18,7 @@ MARK = "spr_last_layer"
 
 
 class LastLayer:
-    """Leaves rows out of the last layer of a language model: their outputs are zero.
+    """Leaves rows out of the last layer of a language model: their outputs are zero. The newest of a model counts.
 
     Args:
         model: The model of transformers, its adapter in place.
@@ -30,16 +31,24 @@ class LastLayer:
 
     def __init__(self, model: Any, trainable: Trainable) -> None:
         self.begin = 0
+        self._hooks: list[RemovableHandle] = []
         layers: Any = model.get_submodule(f"{trainable.language_model.removesuffix('.layers')}.layers")
         attention, mlp = layers[-1].self_attn, layers[-1].mlp
         # Layers of another build (CogVLM's, with two experts) compute all rows.
         parts = [getattr(attention, name, None) for name in ("q_proj", "o_proj")]
         if not all(isinstance(part, nn.Module) for part in parts):
             return
+        earlier = getattr(attention, MARK, None)
+        if earlier is not None:  # of the same model before it had its adapter, say
+            earlier.remove()
         setattr(attention, MARK, self)
         for part in (*parts, mlp):
-            part.register_forward_pre_hook(self._cut)
-            part.register_forward_hook(self._fill)
+            self._hooks += [part.register_forward_pre_hook(self._cut), part.register_forward_hook(self._fill)]
+
+    def remove(self) -> None:
+        """Leave nothing out any more."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _cut(self, module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         del module
