@@ -66,18 +66,24 @@ def test_memory_that_is_full_keeps_what_it_has_and_takes_what_still_fits():
         ({"a/b": "4000", "a": "9000"}, 4000),
         ({"a/b": "9000", "a": "4000"}, 4000),  # a job's limit holds for its steps, too
         ({"a/b": "max", "": "5000"}, 5000),
+        ({"a/b": "4000 3000"}, 1000),
+        ({"a/b": "4000 3000 500"}, 1500),  # of files that were read, which make room
+        ({"a/b": "4000 4100"}, 0),
         ({"elsewhere": "10"}, None),
         ({}, None),
     ],
 )
-def test_free_memory_is_what_the_machine_has_or_the_container_is_given(limits, expected, tmp_path, monkeypatch):
+def test_free_memory_is_what_the_machine_has_or_the_container_has_left(limits, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 80_000}))
     groups, own = tmp_path / "cgroup", tmp_path / "own"
     own.write_text("1:name=systemd:/other\n0::/a/b\n")
     for name, limit in limits.items():
         (groups / name).mkdir(parents=True, exist_ok=True)
-        (groups / name / "memory.max").write_text(f"{limit}\n")
-    assert free_memory(groups, own) == (expected or 80_000)
+        most, used, cached = [*limit.split(), "0", "0"][:3]
+        (groups / name / "memory.max").write_text(f"{most}\n")
+        (groups / name / "memory.current").write_text(f"{used}\n")
+        (groups / name / "memory.stat").write_text(f"anon 7\ninactive_file {cached}\nactive_file 9\n")
+    assert free_memory(groups, own) == (80_000 if expected is None else expected)
     assert free_memory(groups, tmp_path / "none") == 80_000
 
 

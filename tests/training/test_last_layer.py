@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from spr.training.collate import collate
 from spr.training.families import TRAINABLE
 from spr.training.features import Features
 from spr.training.loss import PairLogps, pair_losses
+from spr.training.model import PairModel
 from spr.training.pairs import trl_pairs
 from spr.training.setup import load_trainee
 
@@ -73,3 +75,30 @@ def test_it_changes_no_number_with_activations_computed_again_or_another_kernel(
     times = 2 if "gradient_checkpointing" in changes else 1
     assert short[2] == [batch.input_ids.shape[1] - batch.begin] * times
     equal(short, whole)
+
+
+def test_a_second_pair_model_takes_the_place_of_the_first(trainable_folder, pairs_folder, settings, tmp_path):
+    trainee = load_trainee(str(trainable_folder("llava_onevision")), settings(), torch.device("cpu"), features=tmp_path)
+    first = trainee.model
+    planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
+    with torch.no_grad():
+        pairs = [
+            trainee.encoder.finish(one, trainee.encoder.read(one), lambda vision: Features(*first(vision=vision)))
+            for one in planned
+        ]
+    batch = collate(pairs, trainee.encoder.pad, shared=True)
+    expected = first(batch)
+    assert batch.begin > 0
+    second = PairModel(first.peft, first.trainable)
+    for given, wanted in zip(second(batch), expected, strict=True):
+        assert torch.equal(given, wanted)
+
+
+def test_without_gradients_the_model_computes_all_rows_again_after_each_batch(steps, trainable_folder):
+    batch, *_ = steps("llava_onevision")
+    model = AutoModelForImageTextToText.from_pretrained(trainable_folder("llava_onevision"))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        PairModel(model, TRAINABLE["llava_onevision"])(batch)
+        assert torch.equal(model(input_ids=ids).logits, expected)

@@ -14,11 +14,15 @@ from spr.training.setup import load_trainee
 def trained(trainable_folder, settings, pairs_folder, stir, tmp_path):
     """Log-probabilities, the adapter's gradients, and the dtypes that its products were seen to have."""
 
-    def step(model_type, **changes):
+    def step(model_type, scale=1.0, **changes):
         config = settings(features="none", **changes)
         trainee = load_trainee(str(trainable_folder(model_type)), config, torch.device("cpu"), features=tmp_path)
         model = trainee.model
         stir(model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(scale)
         seen = set()
         for name, module in model.named_modules():
             if ".lora_A." in name or ".lora_B." in name:
@@ -62,3 +66,19 @@ def test_checkpointed_activations_are_computed_again_in_the_same_precision(train
     assert all(made == torch.bfloat16 for _, made in seen)
     assert torch.equal(again.chosen, kept.chosen)
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+
+
+def test_in_float16_a_young_adapters_gradients_do_not_vanish(trained):
+    # After a first step at a learning rate of 2e-7 its second matrices are that small.
+    _, exact, _, _ = trained("llava_onevision", scale=5e-7)
+    _, gradients, seen, frozen = trained("llava_onevision", scale=5e-7, dtype="float16")
+    assert frozen == {torch.float16}
+    assert seen == {(torch.float32, torch.float32)}
+    for name in gradients:
+        assert (gradients[name] == 0).float().mean() <= (exact[name] == 0).float().mean() + 0.01, name
+
+
+def test_accelerates_mixed_precision_holds_for_float32_weights(trained):
+    with torch.autocast("cpu", torch.bfloat16):
+        _, _, seen, _ = trained("llava_onevision")
+    assert {made for _, made in seen} == {torch.bfloat16}

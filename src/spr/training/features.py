@@ -127,7 +127,8 @@ class MemoryFeatures:
             if size > self._left:
                 return
             self._left -= size
-        self._kept[key] = features.to(torch.device("cpu"))
+        # Waiting for the copy: one that doesn't wait lies in page-locked memory, in blocks of up to twice the size.
+        self._kept[key] = Features(features.tokens.cpu(), tuple(part.cpu() for part in features.deep))
 
 
 class DiskFeatures:
@@ -172,7 +173,7 @@ def open_store(kind: Literal["auto", "none", "memory", "disk"], folder: Path) ->
 
 
 def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes of main memory that may still be used: what the machine has free, at most what a container or job is given.
+    """Bytes of main memory that may still be used: what the machine has free, at most what a container or job has left.
 
     Args:
         groups: Where Linux shows control groups of version 2; elsewhere only the machine's own figure counts.
@@ -187,9 +188,13 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
         group = PurePosixPath(name.lstrip("/"))
         for part in (group, *group.parents):
             try:
-                limits.append(int((groups / part / "memory.max").read_text()))
+                limit, used = (int((groups / part / f"memory.{kind}").read_text()) for kind in ("max", "current"))
+                # Files that were read count as used, and make room when it is needed.
+                lines = (groups / part / "memory.stat").read_text().splitlines()
             except (OSError, ValueError):  # no such file, or "max"
                 continue
+            cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+            limits.append(max(0, limit - used + cached))
     return min(limits)
 
 

@@ -32,6 +32,7 @@ class LastLayer:
     def __init__(self, model: Any, trainable: Trainable) -> None:
         self.begin = 0
         self._hooks: list[RemovableHandle] = []
+        self._attention: Any = None
         layers: Any = model.get_submodule(f"{trainable.language_model.removesuffix('.layers')}.layers")
         attention, mlp = layers[-1].self_attn, layers[-1].mlp
         # Layers of another build (CogVLM's, with two experts) compute all rows.
@@ -41,14 +42,18 @@ class LastLayer:
         earlier = getattr(attention, MARK, None)
         if earlier is not None:  # of the same model before it had its adapter, say
             earlier.remove()
+        self._attention = attention
         setattr(attention, MARK, self)
         for part in (*parts, mlp):
             self._hooks += [part.register_forward_pre_hook(self._cut), part.register_forward_hook(self._fill)]
 
     def remove(self) -> None:
         """Leave nothing out any more."""
+        self.begin = 0
         for hook in self._hooks:
             hook.remove()
+        if getattr(self._attention, MARK, None) is self:
+            delattr(self._attention, MARK)
 
     def _cut(self, module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         del module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -38,8 +39,12 @@ class PairModel(nn.Module):
         self._last_layer = LastLayer(self.base, trainable)
         for module in self.peft.modules():
             if isinstance(module, BaseTunerLayer):
-                # Autocast does it, and towards the frozen weights' precision instead of the adapter's float32.
-                module.cast_input_dtype_enabled = False
+                # PEFT casts what comes to the adapter to float32; autocast casts the adapter's weights instead.
+                module.cast_input_dtype_enabled = not self._bfloat16
+
+    @property
+    def _bfloat16(self) -> bool:
+        return bool(self.base.dtype == torch.bfloat16)
 
     @property
     def base(self) -> Any:
@@ -70,11 +75,12 @@ class PairModel(nn.Module):
             return compute_features(self.base, vision)
         return self._logps(batch) if batch is not None else None
 
-    def _autocast(self) -> torch.autocast:
-        """Products with the adapter's float32 weights in the frozen weights' precision, where that is a half one."""
-        dtype: torch.dtype = self.base.dtype
-        half = dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.base.device.type, dtype if half else None, enabled=half)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Products with the adapter's float32 weights in bfloat16, where the frozen weights are.
+
+        Not in float16: unscaled gradients of a young adapter are below its range.
+        """
+        return torch.autocast(self.base.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
 
     def _logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         base = self.base
@@ -90,8 +96,12 @@ class PairModel(nn.Module):
                 use_cache=False,
                 **extra,
             ).last_hidden_state
+        if not torch.is_grad_enabled():
+            self._last_layer.begin = 0
         softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-        logps = token_logps(hidden[batch.rows, batch.columns], batch.labels, base.lm_head, softcap=softcap)
+        # On a GPU autocast leaves a LayerNorm's output in float32.
+        read = hidden[batch.rows, batch.columns].to(base.lm_head.weight.dtype)
+        logps = token_logps(read, batch.labels, base.lm_head, softcap=softcap)
         count = len(batch.pair_ids)
         sums = logps.new_zeros(2 * count).index_add(0, batch.owners, logps)
         tokens = torch.bincount(batch.owners, minlength=2 * count)

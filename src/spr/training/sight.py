@@ -47,6 +47,8 @@ class BatchEncoder:
             read: What `PairEncoder.read` made of each.
         """
         begun = self._runs
+        # What is on disk comes with its vision inputs, too; so there is one to run on where another process lacks some.
+        self._spare = next((part.vision for part in read if part.vision), self._spare)
         most = 0 if self._alone else self._most_missing(read)
         made = [self._encoder.finish(pair, part, self._look) for pair, part in zip(pairs, read, strict=True)]
         while self._runs < begun + most:
@@ -60,6 +62,8 @@ class BatchEncoder:
 
     def _look(self, vision: dict[str, Tensor]) -> Features:
         self._runs += 1
-        self._spare = vision
         with torch.no_grad():
-            return Features(*self._model(vision=vision))
+            tokens, deep = self._model(vision=vision)
+        # Accelerate's mixed precision hands them on in float32.
+        dtype = self._encoder.model.dtype
+        return Features(tokens.to(dtype), tuple(part.to(dtype) for part in deep))
