@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,8 +43,8 @@ from spr.training.pairs import RunImage, TrainingPair
 from spr.training.trainer import train
 
 MODEL = model_source("embedded/describer")
-TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_003
-"""Seeds of scenes that the embedded models never saw."""
+TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_004
+"""Seeds of scenes that the embedded models never saw; 900,000,003 were held out of the first search."""
 
 
 METHOD = (
@@ -56,9 +57,19 @@ METHOD = (
 """The paper's way on the embedded models, where every setting starts, whatever the quickstart's config has chosen."""
 
 
+POOLS = {
+    "train": (1, ()),
+    "wide": (2, ("describer.samples={full: 6, crop: 0, crop_objects: 0}", "detector={adapter: none}")),
+}
+"""Where pairs come from: how many times the training scenes, and what the config says otherwise."""
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What is tried: how pairs are chosen, and how they are trained on."""
+    """What is tried: how pairs are chosen, and how they are trained on.
+
+    ``samples`` is how many descriptions of a kind are looked at, ``pairs`` how many pairs are trained on; None is all.
+    """
 
     name: str
     kinds: tuple[str, ...] = ("full", "crop", "crop_objects")
@@ -68,18 +79,27 @@ class Setting:
     unmatched: str = "remove_box"
     max_length_ratio: float | None = None
     min_margin: float = 0.0
+    pool: str = "train"
+    samples: int | None = None
     pairs: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str) -> Path:
+def pool(out: Path, name: str, scenes: int) -> Path:
+    """A run on training scenes up to the scores; done once."""
+    times, changes = POOLS[name]
+    return prepare(out, name, times * scenes, TRAIN, until="scores", changes=changes)
+
+
+def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str, changes: Sequence[str] = ()) -> Path:
     """Scenes and a run on them up to a stage; done once."""
     data, run = out / f"{name}-scenes", out / f"{name}-run"
     if not (data / "instances.json").is_file():
         write_scenes(data, scenes, seed)
     paths = {"annotations.path": data / "instances.json", "annotations.images": data / "images"}
     overrides = [f"{name}={json.dumps(str(path))}" for name, path in paths.items()]
-    runner.run(load_config("quickstart", [*overrides, *METHOD, f"seed={seed}", "shard_rows=4096"]), run, until=until)
+    overrides += [*METHOD, *changes, f"seed={seed}", "shard_rows=4096"]
+    runner.run(load_config("quickstart", overrides), run, until=until)
     return run
 
 
@@ -89,9 +109,13 @@ def pairs_of(run: Path, setting: Setting) -> list[PreferencePair]:
     queries = {query.query_id: query for query in _rows(run, "regions", RegionQuery)}
     candidates = {row.candidate_id: row for row in _rows(run, "candidates", Candidate)}
     scored: dict[str, list[tuple[Candidate, Scores]]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
     for scores in _rows(run, "scores", Scores):
         candidate = candidates[scores.candidate_id]
         if candidate.prompt_kind not in setting.kinds:
+            continue
+        seen[candidate.query_id, candidate.prompt_kind] += 1
+        if setting.samples is not None and seen[candidate.query_id, candidate.prompt_kind] > setting.samples:
             continue
         if setting.own_boxes:
             boxes = [box for span in candidate.spans for box in span.boxes]
@@ -177,6 +201,7 @@ SHOWN = (
     ("greedy", "recall@0.5"),
     ("greedy", "recall@0.9"),
     ("greedy", "objects_named"),
+    ("greedy", "unmatched_boxes"),
     ("greedy", "words"),
     ("sampled", "s_loc"),
     ("sampled", "recall@0.5"),
@@ -198,12 +223,11 @@ def row(name: str, values: dict[str, float], base: dict[str, float]) -> str:
     """A setting's figures; against the base where it is another."""
     if values is base:
         return f"{name:<34}" + "".join(f"{value:9.3f}" for value in values.values())
-    return f"{name:<34}" + "".join(f"{values[key] - base[key]:+9.3f}" for key in base)
+    return f"{name:<34}" + "".join(f"{values[key] - base[key]:+9.3f}" for key in base if key in values)
 
 
 def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) -> list[dict[str, Any]]:
     """Each setting once, measured on tuning scenes; what has been measured is not measured again."""
-    source = prepare(out, "train", scenes, TRAIN, until="scores")
     prepare(out, "tune", tune, TUNE, until="regions")
     data, log = out / "tune-scenes", out / "search.jsonl"
     known = {line["name"]: line for line in map(json.loads, log.read_text().splitlines())} if log.is_file() else {}
@@ -213,6 +237,7 @@ def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) ->
             adapter, last, start = None, {}, time.monotonic()
             if setting.name != "base":
                 trained = out / f"work-{os.getpid()}" / "trained"
+                source = pool(out, setting.pool, scenes)
                 last = train_on(source, pairs_of(source, setting), setting, trained, seed=0)
                 adapter = trained / "adapter"
             values = figures(measure(data, adapter, samples=2))
@@ -229,13 +254,14 @@ def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int,
 
     Intervals resample scenes, the same ones for both of a difference.
     """
-    source = prepare(out, "train", scenes, TRAIN, until="scores")
     prepare(out, "held-out", held_out, HELD_OUT, until="regions")
     data = out / "held-out-scenes"
     base = _averaged([_measured(out / "final" / "base", data, None)])
-    found = {"before": base}
+    found, counts = {"before": base}, {}
     for setting in settings:
+        source = pool(out, setting.pool, scenes)
         pairs = pairs_of(source, setting)
+        counts[setting.name] = len(pairs)
         runs = []
         for seed in range(seeds):
             folder = out / "final" / setting.name.replace(" ", "_") / str(seed)
@@ -244,8 +270,15 @@ def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int,
             runs.append(_measured(folder / "held-out", data, folder / "adapter"))
         found[setting.name] = _averaged(runs)
     lines = []
+    if {"preference training", "fine-tuning on chosen"} <= set(found):
+        print("\npreference training over fine-tuning on chosen")
+        for (task, metric), (share, clusters) in found["preference training"].items():
+            difference = paired_difference(found["fine-tuning on chosen"][task, metric][0], share, clusters)
+            if difference is not None:
+                low, high = difference.ci95
+                print(f"  {task + ' ' + metric:<24}{difference.value:+.4f} [{low:+.4f}, {high:+.4f}]")
     for name, shares in found.items():
-        print(f"\n{name}" + (f" ({len(pairs_of(source, _named(settings, name))):,} pairs)" if name != "before" else ""))
+        print(f"\n{name}" + (f" ({counts[name]:,} pairs)" if name in counts else ""))
         for (task, metric), (share, clusters) in shares.items():
             before, _ = base[task, metric]
             difference = paired_difference(before, share, clusters)
@@ -259,10 +292,6 @@ def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int,
             print(text, flush=True)
             lines.append(shown)
     return lines
-
-
-def _named(settings: Sequence[Setting], name: str) -> Setting:
-    return next(setting for setting in settings if setting.name == name)
 
 
 def _measured(folder: Path, data: Path, adapter: Path | None) -> dict[tuple[str, str], tuple[Share, Any]]:
@@ -300,6 +329,15 @@ def dpo(rate: float, **more: Any) -> dict[str, Any]:
 
 
 OWN = {"semantic_weight": 0.0, "own_boxes": True, "unmatched": "keep_box"}
+_BEST = dpo(3e-4, nll_weight=0.5)
+_FULL = {"kinds": ("full",), **OWN}
+
+
+def _wide(name: str, training: dict[str, Any] = _BEST, **more: Any) -> Setting:
+    """The chosen setting with pairs from the wide pool, two descriptions a region, 1,000 pairs but for what differs."""
+    return Setting(f"wide {name}", pool="wide", **{"samples": 2, "pairs": 1000, **_FULL, **more}, training=training)
+
+
 SEARCH = (
     Setting("dpo 1e-4", training=dpo(1e-4)),
     Setting("sft 3e-4", training=dpo(3e-4, loss="sft")),
@@ -324,18 +362,38 @@ SEARCH = (
     Setting("full .8 rm sft 3e-4", kinds=("full",), training=dpo(3e-4, loss="sft")),
     Setting("own dpo 1e-4 x3", **OWN, training=dpo(1e-4, epochs=3)),
     Setting("own dpo 3e-4", **OWN, training=dpo(3e-4)),
+    _wide("k2"),
+    _wide("k4", samples=4),
+    _wide("k6", samples=6),
+    _wide("k2 sft", dpo(3e-4, loss="sft")),
+    _wide("k6 sft", dpo(3e-4, loss="sft"), samples=6),
+    _wide("k2 nll 1", dpo(3e-4, nll_weight=1.0)),
+    _wide("k2 nll 2", dpo(3e-4, nll_weight=2.0)),
+    _wide("k2 nll 5", dpo(3e-4, nll_weight=5.0)),
+    _wide("k2 2000", pairs=2000),
+    _wide("k2 2000 sft", dpo(3e-4, loss="sft"), pairs=2000),
+    _wide("k2 rank 8", {**_BEST, "lora.rank": 8, "lora.alpha": 16}),
+    _wide("k2 rank 128", {**_BEST, "lora.rank": 128, "lora.alpha": 256}),
+    _wide("k2 length 1.1", max_length_ratio=1.1, pairs=1000),
+    _wide("k2 margin .1", min_margin=0.1, pairs=1000),
+    _wide("k6 nll 5", dpo(3e-4, nll_weight=5.0), samples=6),
+    _wide("k6 2000", samples=6, pairs=2000),
+    _wide("k6 2000 sft", dpo(3e-4, loss="sft"), samples=6, pairs=2000),
+    _wide("k6 2000 nll 2", dpo(3e-4, nll_weight=2.0), samples=6, pairs=2000),
+    _wide("k6 2000 nll 5", dpo(3e-4, nll_weight=5.0), samples=6, pairs=2000),
+    _wide("k6 2000 nll 5 length 1.1", dpo(3e-4, nll_weight=5.0), samples=6, pairs=2000, max_length_ratio=1.1),
 )
 
 
-_BEST = dpo(3e-4, nll_weight=0.5)
-_FULL = {"kinds": ("full",), **OWN}
+_SIX = {**_FULL, "pool": "wide", "samples": 6, "pairs": 2000}
+_CHOSEN = dpo(3e-4, nll_weight=2.0)
 FINAL = (
-    Setting("preference training", **_FULL, training=_BEST),
-    Setting("fine-tuning on chosen", **_FULL, training=dpo(3e-4, loss="sft")),
-    Setting("lambda 0.8", **{**_FULL, "semantic_weight": 0.8}, training=_BEST),
-    Setting("lambda 1", **{**_FULL, "semantic_weight": 1.0}, training=_BEST),
-    Setting("without refinement", **_FULL, refine=False, training=_BEST),
-    Setting("all prompt kinds", **OWN, training=_BEST),
+    Setting("preference training", **_SIX, training=_CHOSEN),
+    Setting("fine-tuning on chosen", **_SIX, training=dpo(3e-4, loss="sft")),
+    Setting("without refinement", **_SIX, refine=False, training=_CHOSEN),
+    Setting("lambda 0.8", **{**_SIX, "semantic_weight": 0.8}, training=_CHOSEN),
+    Setting("lambda 1", **{**_SIX, "semantic_weight": 1.0}, training=_CHOSEN),
+    Setting("two descriptions and half the pairs", **{**_SIX, "samples": 2, "pairs": 1000}, training=_BEST),
 )
 
 

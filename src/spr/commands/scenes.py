@@ -24,7 +24,7 @@ def scenes(
 def quickstart(
     out: Annotated[Path, typer.Option(help="The folder for the scenes and the run.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(min=0, help="The seed of the scenes and of the run.")] = 0,
-    scenes: Annotated[int, typer.Option(min=10, help="Scenes to train on.")] = 1000,
+    scenes: Annotated[int, typer.Option(min=10, help="Scenes to train on.")] = 800,
     held_out: Annotated[int, typer.Option(min=10, help="Scenes that the figures come from.")] = 300,
     workers: Annotated[int, typer.Option(min=1, help="Processes for the stages bound to the CPU.")] = 1,
 ) -> None:

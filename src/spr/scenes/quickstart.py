@@ -27,7 +27,7 @@ from spr.store import write_atomically
 from spr.training.pairs import run_pairs
 from spr.training.trainer import train
 
-SCENES, HELD_OUT_SCENES = 1000, 300
+SCENES, HELD_OUT_SCENES = 800, 300
 HELD_OUT = 500_000_000
 """Added to the seed for the held-out scenes, so that no training on a small seed ever sees them."""
 
