@@ -221,9 +221,13 @@ def figures(found: dict[str, Result]) -> dict[str, float]:
 
 def row(name: str, values: dict[str, float], base: dict[str, float]) -> str:
     """A setting's figures; against the base where it is another."""
-    if values is base:
-        return f"{name:<34}" + "".join(f"{value:9.3f}" for value in values.values())
-    return f"{name:<34}" + "".join(f"{values[key] - base[key]:+9.3f}" for key in base if key in values)
+    cells = []
+    for key in (f"{task} {figure}" for task, figure in SHOWN):
+        if key not in values or key not in base:  # measured before this figure was shown
+            cells.append(f"{'–':>9}")
+        else:
+            cells.append(f"{values[key]:9.3f}" if values is base else f"{values[key] - base[key]:+9.3f}")
+    return f"{name:<34}" + "".join(cells)
 
 
 def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) -> list[dict[str, Any]]:
