@@ -23,7 +23,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from spr.models.hf_mllm import HfDescriber
+from spr.models.describers.hf import HfDescriber
 from spr.models.image_processors import encode
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery

@@ -22,23 +22,23 @@ from typing import Any
 import numpy as np
 
 from spr.config import Config, load_config
-from spr.evaluation.asking import from_folder
-from spr.evaluation.description import evaluate_description
+from spr.embedded.scenes import write_scenes
 from spr.evaluation.expressions import read_expressions
+from spr.evaluation.inference import from_folder
 from spr.evaluation.metrics import Share, bootstrap, cluster_numbers, intervals, paired_difference
-from spr.evaluation.rec import evaluate_rec
 from spr.evaluation.regions_source import read_regions
 from spr.evaluation.result import Result, read_items
-from spr.localization import localization_score
-from spr.models.hf_mllm import HfDescriber
+from spr.evaluation.tasks.description import evaluate_description
+from spr.evaluation.tasks.rec import evaluate_rec
+from spr.grounding.localization import localization_score
+from spr.models.chat import user_turn
+from spr.models.describers.hf import HfDescriber
 from spr.models.registry import model_source
-from spr.models.turns import user_turn
 from spr.pipeline import runner
 from spr.pipeline.pair import make_pair
 from spr.records import Candidate, PreferencePair, RegionQuery, Scores
-from spr.scenes.generate import write_scenes
-from spr.schemas import from_table
-from spr.store import StageStore
+from spr.records.schemas import from_table
+from spr.runs.store import StageStore
 from spr.training.pairs import RunImage, TrainingPair
 from spr.training.trainer import train
 
@@ -51,7 +51,7 @@ METHOD = (
     "describer.samples={full: 2, crop: 2, crop_objects: 2}",
     "scoring={}",
     "pairing={}",
-    "detector={adapter: owlv2, model: embedded/detector, box_threshold: 0.3}",
+    "detector={backend: owlv2, model: embedded/detector, box_threshold: 0.3}",
     "training={device: cpu}",
 )
 """The paper's way on the embedded models, where every setting starts, whatever the quickstart's config has chosen."""
@@ -59,7 +59,7 @@ METHOD = (
 
 POOLS = {
     "train": (1, ()),
-    "wide": (2, ("describer.samples={full: 6, crop: 0, crop_objects: 0}", "detector={adapter: none}")),
+    "wide": (2, ("describer.samples={full: 6, crop: 0, crop_objects: 0}", "detector={backend: none}")),
 }
 """Where pairs come from: how many times the training scenes, and what the config says otherwise."""
 
@@ -151,7 +151,7 @@ def _rows(run: Path, stage: str, kind: Any) -> Iterator[Any]:
 def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: Path, seed: int) -> dict[str, float]:
     """An adapter in ``out/adapter``; the reference's log-probabilities are shared between settings."""
     config = load_config(run / "config.yaml")
-    changes = {f"training.{key}": value for key, value in {"features": "memory", **setting.training}.items()}
+    changes = {f"training.{key}": value for key, value in {"vision_cache": "memory", **setting.training}.items()}
     section = load_config(
         run / "config.yaml", [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     ).training
@@ -177,7 +177,7 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
 
 def measure(data: Path, adapter: Path | None, *, samples: int, limit: int | None = None) -> dict[str, Result]:
     """Held-out figures: rec and descriptions, greedy, and descriptions sampled."""
-    greedy = HfDescriber(MODEL, adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
+    greedy = HfDescriber(MODEL, adapter=adapter, temperature=0.0, per_device_train_batch_size=128, max_new_tokens=160)
     regions = read_regions(data.with_name(data.name.replace("-scenes", "-run")))
     queries, load = regions.queries[:limit], from_folder(data / "images")
     items = read_expressions(data / "expressions.json")
@@ -328,8 +328,8 @@ def _averaged(runs: Sequence[dict[tuple[str, str], tuple[Share, Any]]]) -> dict[
 
 def dpo(rate: float, **more: Any) -> dict[str, Any]:
     """Training fields: an adapter of rank 32, batches of 16 pairs."""
-    lora = {"lora.rank": 32, "lora.alpha": 64}
-    return {**lora, "batch_size": 16, "learning_rate": rate, **more}
+    lora = {"lora.r": 32, "lora.lora_alpha": 64}
+    return {**lora, "per_device_train_batch_size": 16, "learning_rate": rate, **more}
 
 
 OWN = {"semantic_weight": 0.0, "own_boxes": True, "unmatched": "keep_box"}
@@ -344,45 +344,45 @@ def _wide(name: str, training: dict[str, Any] = _BEST, **more: Any) -> Setting:
 
 SEARCH = (
     Setting("dpo 1e-4", training=dpo(1e-4)),
-    Setting("sft 3e-4", training=dpo(3e-4, loss="sft")),
+    Setting("sft 3e-4", training=dpo(3e-4, loss_type="sft")),
     Setting("dpo 1e-4 nll 1", training=dpo(1e-4, nll_weight=1.0)),
     Setting("dpo 3e-4 nll 1", training=dpo(3e-4, nll_weight=1.0)),
     Setting("dpo 3e-5", training=dpo(3e-5)),
     Setting("keep dpo 3e-4", unmatched="keep_box", training=dpo(3e-4)),
-    Setting("keep dpo 1e-4 x3", unmatched="keep_box", training=dpo(1e-4, epochs=3)),
-    Setting("keep sft 1e-4", unmatched="keep_box", training=dpo(1e-4, loss="sft")),
+    Setting("keep dpo 1e-4 x3", unmatched="keep_box", training=dpo(1e-4, num_train_epochs=3)),
+    Setting("keep sft 1e-4", unmatched="keep_box", training=dpo(1e-4, loss_type="sft")),
     Setting("keep dpo 1e-4 b.5", unmatched="keep_box", training=dpo(1e-4, beta=0.5)),
     Setting("full own dpo 1e-4", kinds=("full",), **OWN, training=dpo(1e-4)),
     Setting("full own dpo 3e-4", kinds=("full",), **OWN, training=dpo(3e-4)),
-    Setting("full own sft 3e-4", kinds=("full",), **OWN, training=dpo(3e-4, loss="sft")),
+    Setting("full own sft 3e-4", kinds=("full",), **OWN, training=dpo(3e-4, loss_type="sft")),
     Setting("full own dpo 3e-4 nll.5", kinds=("full",), **OWN, training=dpo(3e-4, nll_weight=0.5)),
-    Setting("full own dpo 3e-4 x2", kinds=("full",), **OWN, training=dpo(3e-4, epochs=2)),
+    Setting("full own dpo 3e-4 x2", kinds=("full",), **OWN, training=dpo(3e-4, num_train_epochs=2)),
     Setting("full own dpo 6e-4", kinds=("full",), **OWN, training=dpo(6e-4)),
     Setting("full own dpo 3e-4 b.3", kinds=("full",), **OWN, training=dpo(3e-4, beta=0.3)),
-    Setting("full own dpo 3e-4 bs8", kinds=("full",), **OWN, training=dpo(3e-4, batch_size=8)),
+    Setting("full own dpo 3e-4 bs8", kinds=("full",), **OWN, training=dpo(3e-4, per_device_train_batch_size=8)),
     Setting("full own .8 dpo 3e-4", kinds=("full",), **{**OWN, "semantic_weight": 0.8}, training=dpo(3e-4)),
     Setting("full .8 dpo 3e-4", kinds=("full",), unmatched="keep_box", training=dpo(3e-4)),
     Setting("full .8 rm dpo 3e-4", kinds=("full",), training=dpo(3e-4)),
-    Setting("full .8 rm sft 3e-4", kinds=("full",), training=dpo(3e-4, loss="sft")),
-    Setting("own dpo 1e-4 x3", **OWN, training=dpo(1e-4, epochs=3)),
+    Setting("full .8 rm sft 3e-4", kinds=("full",), training=dpo(3e-4, loss_type="sft")),
+    Setting("own dpo 1e-4 x3", **OWN, training=dpo(1e-4, num_train_epochs=3)),
     Setting("own dpo 3e-4", **OWN, training=dpo(3e-4)),
     _wide("k2"),
     _wide("k4", samples=4),
     _wide("k6", samples=6),
-    _wide("k2 sft", dpo(3e-4, loss="sft")),
-    _wide("k6 sft", dpo(3e-4, loss="sft"), samples=6),
+    _wide("k2 sft", dpo(3e-4, loss_type="sft")),
+    _wide("k6 sft", dpo(3e-4, loss_type="sft"), samples=6),
     _wide("k2 nll 1", dpo(3e-4, nll_weight=1.0)),
     _wide("k2 nll 2", dpo(3e-4, nll_weight=2.0)),
     _wide("k2 nll 5", dpo(3e-4, nll_weight=5.0)),
     _wide("k2 2000", pairs=2000),
-    _wide("k2 2000 sft", dpo(3e-4, loss="sft"), pairs=2000),
-    _wide("k2 rank 8", {**_BEST, "lora.rank": 8, "lora.alpha": 16}),
-    _wide("k2 rank 128", {**_BEST, "lora.rank": 128, "lora.alpha": 256}),
+    _wide("k2 2000 sft", dpo(3e-4, loss_type="sft"), pairs=2000),
+    _wide("k2 rank 8", {**_BEST, "lora.r": 8, "lora.lora_alpha": 16}),
+    _wide("k2 rank 128", {**_BEST, "lora.r": 128, "lora.lora_alpha": 256}),
     _wide("k2 length 1.1", max_length_ratio=1.1, pairs=1000),
     _wide("k2 margin .1", min_margin=0.1, pairs=1000),
     _wide("k6 nll 5", dpo(3e-4, nll_weight=5.0), samples=6),
     _wide("k6 2000", samples=6, pairs=2000),
-    _wide("k6 2000 sft", dpo(3e-4, loss="sft"), samples=6, pairs=2000),
+    _wide("k6 2000 sft", dpo(3e-4, loss_type="sft"), samples=6, pairs=2000),
     _wide("k6 2000 nll 2", dpo(3e-4, nll_weight=2.0), samples=6, pairs=2000),
     _wide("k6 2000 nll 5", dpo(3e-4, nll_weight=5.0), samples=6, pairs=2000),
     _wide("k6 2000 nll 5 length 1.1", dpo(3e-4, nll_weight=5.0), samples=6, pairs=2000, max_length_ratio=1.1),
@@ -393,7 +393,7 @@ _SIX = {**_FULL, "pool": "wide", "samples": 6, "pairs": 2000}
 _CHOSEN = dpo(3e-4, nll_weight=2.0)
 FINAL = (
     Setting("preference training", **_SIX, training=_CHOSEN),
-    Setting("fine-tuning on chosen", **_SIX, training=dpo(3e-4, loss="sft")),
+    Setting("fine-tuning on chosen", **_SIX, training=dpo(3e-4, loss_type="sft")),
     Setting("without refinement", **_SIX, refine=False, training=_CHOSEN),
     Setting("lambda 0.8", **{**_SIX, "semantic_weight": 0.8}, training=_CHOSEN),
     Setting("lambda 1", **{**_SIX, "semantic_weight": 1.0}, training=_CHOSEN),

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from spr.evaluation.expressions import read_expressions
-from spr.evaluation.rec import THRESHOLDS, rec_from_file
+from spr.evaluation.tasks.rec import THRESHOLDS, rec_from_file
 from spr.grounding import get_dialect, render_box
 
 PER_IMAGE = {"as RefCOCO, 7 an image": 7, "one an image": 1}

@@ -26,7 +26,7 @@ from PIL import Image
 
 from spr.config import make_config
 from spr.pipeline.runner import STAGE_NAMES, run
-from spr.store import StageStore
+from spr.runs.store import StageStore
 
 FORMATS = ("trl", "llava")
 IMAGES, OBJECTS, WANTED = 200, 12, 1.10
@@ -55,9 +55,9 @@ def make_run(folder: Path, side: int) -> Path:
     config = make_config(
         {
             "annotations": {"path": str(folder / "a.json"), "images": str(folder / "images"), "min_area": 1},
-            "describer": {"adapter": "fake"},
-            "scorer": {"adapter": "fake"},
-            "detector": {"adapter": "none"},
+            "describer": {"backend": "fake"},
+            "scorer": {"backend": "fake"},
+            "detector": {"backend": "none"},
         }
     )
     run(config, folder / "run")

@@ -22,10 +22,10 @@ from typing import Any
 
 from PIL import Image
 
+from spr.embedded.scenes import write_scenes
 from spr.pipeline.runner import STAGE_NAMES
-from spr.scenes.generate import write_scenes
 
-FAKES = ["describer.adapter=fake", "scorer.adapter=fake", "detector.adapter=fake"]
+FAKES = ["describer.backend=fake", "scorer.backend=fake", "detector.backend=fake"]
 STAGE = """
 import sys
 from pathlib import Path

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from spr.columns import box_array, list_array
 from spr.config import Config, make_config
 from spr.pipeline import regions
 from spr.pipeline.runner import run_stage
-from spr.schemas import OBJECTS
-from spr.store import Manifest, StageOutput, StageStore, dropped_table
+from spr.records.columns import box_array, list_array
+from spr.records.schemas import OBJECTS
+from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
 
 OBJECTS_AN_IMAGE = 15
 SIZE_WH = (640, 480)

@@ -27,7 +27,7 @@ from PIL import Image, ImageFilter
 from spr.config import make_config
 from spr.pipeline.runner import run
 from spr.report.page import write_report
-from spr.store import Manifest, StageOutput, StageStore, dropped_table, read_table
+from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table, read_table
 
 BASE = 250
 """Images that are made; the others are the same under other names."""
@@ -69,9 +69,9 @@ def make_run(folder: Path, pairs: int, size_wh: tuple[int, int]) -> Path:
     config = make_config(
         {
             "annotations": {"path": str(folder / "instances.json"), "images": str(images)},
-            "describer": {"adapter": "fake"},
-            "scorer": {"adapter": "fake"},
-            "detector": {"adapter": "none"},
+            "describer": {"backend": "fake"},
+            "scorer": {"backend": "fake"},
+            "detector": {"backend": "none"},
         }
     )
     run(config, out)

@@ -38,14 +38,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from score_models import SIZES, make_tables, save_clip, save_dino
 from spr.config import Config, make_config
-from spr.images import load_image
-from spr.models.clip import ClipScorer
-from spr.models.grounding_dino import GroundingDinoDetector, shared_backbone
+from spr.core.images import load_image
+from spr.core.views import unshift
+from spr.models.detectors.grounding_dino import GroundingDinoDetector, shared_backbone
 from spr.models.protocols import DetectRequest
+from spr.models.scorers.clip import ClipScorer
 from spr.pipeline.score import make_scores, score_candidate, views_of
 from spr.records import Candidate, RegionQuery, Scores
-from spr.schemas import from_table
-from spr.views import unshift
+from spr.records.schemas import from_table
 
 Recorded = list[tuple[str, dict[str, torch.Tensor]]]
 
@@ -219,7 +219,7 @@ def main() -> None:
         save_dino(folder / "dino", arguments.size)
         tables = make_tables(folder / "images", arguments.queries, arguments.descriptions)
         paths = {"path": os.fspath(folder / "none.json"), "images": os.fspath(folder / "images")}
-        config = make_config({"annotations": paths, "describer": {"adapter": "fake"}})
+        config = make_config({"annotations": paths, "describer": {"backend": "fake"}})
         transformers.logging.disable_progress_bar()
         options = {"device": arguments.device, "dtype": arguments.dtype}
         of_scorer, of_detector = SIZES[arguments.size]["batches"]

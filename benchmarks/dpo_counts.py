@@ -129,7 +129,7 @@ def our_work(
     Args:
         sizes: Of the model.
         epochs: How often each pair is seen.
-        kept: Whether the images' features are kept between the passes (``training.features``).
+        kept: Whether the images' features are kept between the passes (``training.vision_cache``).
         shared: One sequence a pair, or two.
         answers_only: Whether the head leaves the prompt out.
         sight_once: Whether an image is seen once in all, or in each sequence of each pass, as TRL does it.

@@ -18,7 +18,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 
 from dpo_cases import CASES
-from spr.sections import LoraSection, TrainingConfig
+from spr.config import LoraSection, TrainingConfig
 from spr.training.model import PairModel
 from spr.training.pairs import trl_pairs
 from spr.training.setup import load_trainee
@@ -87,11 +87,11 @@ def settings_of(given: argparse.Namespace) -> TrainingConfig:
         device=given.device,
         dtype="bfloat16" if given.device == "cuda" else "float32",
         batch_size=given.batch // given.accumulate,
-        gradient_accumulation=given.accumulate,
+        gradient_accumulation_steps=given.accumulate,
         learning_rate=1e-4,
-        schedule="constant",
-        warmup=0.0,
-        lora=LoraSection(rank=rank, alpha=2 * rank),
+        lr_scheduler_type="constant",
+        warmup_ratio=0.0,
+        lora=LoraSection(r=rank, lora_alpha=2 * rank),
         features=given.features,
         prefix=given.prefix,
         gradient_checkpointing=given.checkpointing,

@@ -12,7 +12,7 @@ import transformers as hf
 from PIL import Image
 
 from spr.records import Candidate, RegionObject, RegionQuery, Span
-from spr.schemas import to_table
+from spr.records.schemas import to_table
 
 # fmt: off
 NAMES = (

@@ -33,12 +33,12 @@ from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from spr.models.cogvlm.configuration import CogVLMConfig
-from spr.models.cogvlm.experts import Routing
-from spr.models.cogvlm.modeling import CogVLMForCausalLM
-from spr.models.ferret.configuration import FerretConfig
-from spr.models.ferret.modeling import FerretForConditionalGeneration
-from spr.sections import LoraSection
+from spr.config import LoraSection
+from spr.models.ported.cogvlm.configuration import CogVLMConfig
+from spr.models.ported.cogvlm.experts import Routing
+from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
+from spr.models.ported.ferret.configuration import FerretConfig
+from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.training.collate import EncodedPair, collate
 from spr.training.families import TRAINABLE
 from spr.training.features import Features
@@ -165,7 +165,7 @@ def known_places(model: Any, rows: int, tokens: int) -> ExitStack:
         order = torch.empty(rows * tokens, dtype=torch.int64, device=META)
         routing = Routing(order, order, rows * (model.config.image_seq_length - 1))
         stack.enter_context(patch.object(type(model.model), "_embed", embeds))
-        stack.enter_context(patch("spr.models.cogvlm.modeling.route", lambda _: routing))
+        stack.enter_context(patch("spr.models.ported.cogvlm.modeling.route", lambda _: routing))
     else:
         stack.enter_context(patch.object(type(model.model), "embed_inputs", embeds))
     return stack
@@ -214,7 +214,7 @@ def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> di
     """A step of `spr train` on pairs whose features are there, after a first one that made AdamW's moments."""
     trainable = TRAINABLE[model.config.model_type]
     adapted = PairModel(
-        add_adapter(model, LoraSection(rank=options.rank, alpha=2 * options.rank), trainable), trainable
+        add_adapter(model, LoraSection(r=options.rank, lora_alpha=2 * options.rank), trainable), trainable
     )
     for module in adapted.modules():
         if isinstance(module, nn.Linear) and module.weight.requires_grad:

@@ -10,11 +10,11 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from spr.models.cogvlm.configuration import CogVLMConfig
-from spr.models.cogvlm.modeling import CogVLMForCausalLM
-from spr.models.ferret.configuration import FerretConfig
-from spr.models.ferret.modeling import FerretForConditionalGeneration
-from spr.models.ferret.processing import FerretProcessor
+from spr.models.ported.cogvlm.configuration import CogVLMConfig
+from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
+from spr.models.ported.ferret.configuration import FerretConfig
+from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
+from spr.models.ported.ferret.processing import FerretProcessor
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery
 

@@ -10,8 +10,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import convert, evaluate, export, report, run, scenes, text, train
-from spr.errors import SprError
+from spr.commands import convert, embedded, evaluate, export, report, run, text, train
+from spr.core.errors import SprError
 
 app = typer.Typer(
     name="spr",
@@ -49,8 +49,8 @@ for command in (
     export.export,
     run.show,
     text.text,
-    scenes.scenes,
-    scenes.quickstart,
+    embedded.scenes,
+    embedded.quickstart,
     run.doctor,
 ):
     app.command()(command)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from spr.annotations import DROP_REASONS, Annotations, read_coco
 from spr.annotations.reasons import Reason
-from spr.errors import InputError
+from spr.core.errors import InputError
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco-photos" / "instances.json"
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from spr.annotations import CROWD_DROP_REASONS, CrowdDetector, CrowdDrop, CrowdFinds, CrowdQuery, replace_crowds
-from spr.errors import RecordError
+from spr.core.errors import RecordError
 from spr.records import ImageObject, ImageObjects
 
 CROWD = ImageObject("7", "sheep", (0, 0, 60, 40))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from spr.annotations import Annotations, read_coco
 from spr.annotations.json_cuts import guess_cut, scan
 from spr.annotations.json_stream import JsonStream
-from spr.errors import InputError
+from spr.core.errors import InputError
 
 _values = st.recursive(
     st.none() | st.integers(-5, 5) | st.text(alphabet='a"\\{}[], :', max_size=6),

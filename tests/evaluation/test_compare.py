@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from spr.errors import InputError
+from spr.core.errors import InputError
 from spr.evaluation.compare import compare, load_measured, table
 from spr.evaluation.metrics import Share
 from spr.evaluation.result import Result, read_items

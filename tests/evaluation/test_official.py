@@ -11,11 +11,11 @@ import pytest
 
 from spr.evaluation.expressions import Expressions
 from spr.evaluation.flickr import read_sentences
-from spr.evaluation.phrase_grounding import score_phrase_grounding
-from spr.evaluation.pope import Pope, says_yes, score_pope
 from spr.evaluation.predictions import Answers
-from spr.evaluation.rec import THRESHOLDS, score_rec
-from spr.evaluation.referring import ReferringItem, is_right, score_referring
+from spr.evaluation.tasks.phrase_grounding import score_phrase_grounding
+from spr.evaluation.tasks.pope import Pope, says_yes, score_pope
+from spr.evaluation.tasks.rec import THRESHOLDS, score_rec
+from spr.evaluation.tasks.referring import ReferringItem, is_right, score_referring
 from spr.grounding import get_dialect
 
 FERRET = get_dialect("ferret")

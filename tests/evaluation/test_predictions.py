@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from spr.errors import ConfigError, InputError
+from spr.core.errors import ConfigError, InputError
 from spr.evaluation.predictions import Answers, Prediction, as_id, dialect_of, read_predictions
 from spr.grounding import get_dialect
 

@@ -7,15 +7,21 @@ import re
 import pytest
 from PIL import Image
 
-from spr.errors import ConfigError, InputError
-from spr.evaluation.asking import from_folder
+from spr.core.errors import ConfigError, InputError
 from spr.evaluation.ferret_rules import entities
 from spr.evaluation.flickr import read_sentences
+from spr.evaluation.inference import from_folder
 from spr.evaluation.lvis_questions import write_lvis_questions
-from spr.evaluation.phrase_grounding import evaluate_phrase_grounding, phrase_grounding_from_file
-from spr.evaluation.pope import evaluate_pope, pope_from_file, read_pope, score_pope
 from spr.evaluation.predictions import Answers
-from spr.evaluation.referring import evaluate_referring, is_right, question_of, read_referring, referring_from_file
+from spr.evaluation.tasks.phrase_grounding import evaluate_phrase_grounding, phrase_grounding_from_file
+from spr.evaluation.tasks.pope import evaluate_pope, pope_from_file, read_pope, score_pope
+from spr.evaluation.tasks.referring import (
+    evaluate_referring,
+    is_right,
+    question_of,
+    read_referring,
+    referring_from_file,
+)
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber
 

@@ -5,12 +5,12 @@ import pytest
 from spr.config import make_config
 from spr.pipeline.runner import run
 from spr.records import PreferencePair
-from spr.schemas import from_table
-from spr.store import StageStore
+from spr.records.schemas import from_table
+from spr.runs.store import StageStore
 
 # What the embedded describer was trained on, so that one of TRL's steps on it sees words that it knows.
 PROMPTS = {"full": "Describe the region {region} and locate its objects."}
-FAKES = {"describer": {"adapter": "fake"}, "scorer": {"adapter": "fake"}, "detector": {"adapter": "none"}}
+FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detector": {"backend": "none"}}
 
 
 @pytest.fixture

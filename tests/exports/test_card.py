@@ -10,9 +10,9 @@ from PIL import Image
 
 from spr.config import make_config
 from spr.exports.card import _public_config
-from spr.exports.source import public_name
 from spr.exports.writing import export
-from spr.store import StageStore
+from spr.runs.reader import public_name
+from spr.runs.store import StageStore
 
 
 @pytest.fixture(scope="module")

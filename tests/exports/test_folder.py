@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spr.errors import GroundingError, InputError, RunError
+from spr.core.errors import GroundingError, InputError, RunError
 from spr.exports import writing
 from spr.exports.folder import new_folder
 from spr.exports.json_lines import JsonWriter

@@ -7,13 +7,13 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from spr.errors import InputError
+from spr.config import PromptsConfig
+from spr.core.errors import InputError
+from spr.core.images import reads_alike
 from spr.exports.texts import texts_of, with_pixels
 from spr.exports.writing import export
 from spr.grounding import get_dialect
-from spr.images import reads_alike
-from spr.records import BoxFate, PreferencePair, Span
-from spr.sections import PromptsConfig
+from spr.records import BoxEdit, PreferencePair, Span
 
 SIZE = (160, 200)
 
@@ -139,7 +139,7 @@ CUP = (100 / 3, 25.0, 200 / 3, 75.0)
 
 
 def pair(chosen, rejected, chosen_spans=(), rejected_spans=(), size_wh=(100, 100)):
-    fate = BoxFate("a cup", CUP, CUP, "kept")
+    fate = BoxEdit("a cup", CUP, CUP, "kept")
     return PreferencePair(
         query_id="7/0",
         image_id="7",
@@ -157,7 +157,7 @@ def pair(chosen, rejected, chosen_spans=(), rejected_spans=(), size_wh=(100, 100
         chosen_score=0.5,
         rejected_score=0.25,
         margin=0.25,
-        fates=(fate,),
+        box_edits=(fate,),
     )
 
 

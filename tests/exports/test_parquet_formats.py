@@ -9,13 +9,13 @@ from datasets import Image as ImageFeature
 from datasets import load_dataset
 
 from spr.config import load_config
-from spr.errors import ConfigError
+from spr.core.errors import ConfigError
+from spr.core.images import load_image
 from spr.exports.parquet import ParquetWriter
 from spr.exports.rows import ExportRow, ImageFile, Labels, Texts
 from spr.exports.trl import FORMAT as TRL
 from spr.exports.writing import export
-from spr.images import load_image
-from spr.models.hf_mllm import HfDescriber
+from spr.models.describers.hf import HfDescriber
 from spr.models.registry import model_source
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, GroundedText, get_dialect, parse, render, render_box, smart_resize
 from spr.records import Box, Span
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, GroundedText, convert_lines, parse, render
 from spr.records import Span
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spr.errors import GroundingError, RecordError
+from spr.core.errors import GroundingError, RecordError
 from spr.grounding import DIALECTS, GroundedText, Problem, parse, render
 from spr.records import Span
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, GroundedText, convert, parse, render, render_box
 from spr.records import Box, Span
 

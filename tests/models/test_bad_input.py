@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from spr.config import make_config
-from spr.errors import InputError
+from spr.core.errors import InputError
 from spr.models.batching import DeviceMemoryError
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
 from spr.models.loading import ModelError
 from spr.pipeline import describe, score
 from spr.pipeline.runner import run
-from spr.store import StageStore, read_table
+from spr.runs.store import StageStore, read_table
 
 ANSWERS = {
     "no box": "There is a cup, and a box beside it.",
@@ -59,7 +59,7 @@ class Says:
 def settings(clip_folder, grounding_dino_folder, make_dataset, tmp_path_factory):
     data = make_dataset(tmp_path_factory.mktemp("bad") / "data", images=len(ANSWERS) + len(DROPPED))
     return data.config(
-        describer={"adapter": "fake"},
+        describer={"backend": "fake"},
         scorer={"model": str(clip_folder), "device": "cpu"},
         # No find of a model that never learned anything is this sure: its boxes don't help the bad answers.
         detector={"model": str(grounding_dino_folder), "box_threshold": 0.99, "device": "cpu"},
@@ -162,7 +162,7 @@ def test_images_of_every_kind_and_regions_at_their_borders_become_pairs(
     config = make_config(
         {
             **odd_images,
-            "describer": {"adapter": "fake"},
+            "describer": {"backend": "fake"},
             "scorer": {"model": str(clip_folder), "device": "cpu"},
             "detector": {
                 "adapter": adapter,
@@ -190,7 +190,7 @@ def test_images_of_every_kind_and_regions_at_their_borders_become_pairs(
     assert {row["file_name"] for row in rows(tmp_path / "run", "pairs")} >= set(IMAGES) - {"one-pixel.png"}
 
 
-FAKES = {"describer": {"adapter": "fake"}, "scorer": {"adapter": "fake"}, "detector": {"adapter": "fake"}}
+FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
 
 
 @pytest.mark.parametrize("section", ["describer", "scorer", "detector"])
@@ -198,7 +198,7 @@ def test_a_model_that_is_not_there_or_has_other_weights_is_one_error_and_nothing
     section, make_dataset, clip_folder, owlv2_folder, tmp_path
 ):
     data = make_dataset(tmp_path / "data", images=4)
-    real = {"describer": {}, "scorer": {"adapter": "clip"}, "detector": {"adapter": "grounding_dino"}}[section]
+    real = {"describer": {}, "scorer": {"backend": "clip"}, "detector": {"backend": "grounding_dino"}}[section]
     other = owlv2_folder if section != "detector" else clip_folder
     for model, message in ((tmp_path / "nowhere", "no such model folder"), (other, str(other))):
         config = make_config(data.config(**{**FAKES, section: {**real, "model": str(model), "device": "cpu"}}))
@@ -248,7 +248,7 @@ def test_memory_that_runs_out_loses_no_finished_shard_and_a_smaller_batch_goes_o
         assert [shard.index for shard in StageStore(tmp_path / "run" / stage).manifest().shards] == [0]
         if stage == "scores":
             StageStore(tmp_path / "run" / stage).part(0).unlink()
-        settings = {**settings, "describer": {"adapter": "fake", "batch_size": 1}}
+        settings = {**settings, "describer": {"backend": "fake", "batch_size": 1}}
     run(make_config(data.config(**settings)), tmp_path / "run")
     for stage in ("candidates", "scores", "pairs"):
         assert rows(tmp_path / "run", stage) == rows(tmp_path / "whole", stage)

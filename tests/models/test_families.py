@@ -5,11 +5,11 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, get_dialect, parse
+from spr.models.custom_models import NATIVE
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.loading import ModelError
-from spr.models.native import NATIVE
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, CLIPModel
 from transformers.utils import logging
 
 from spr.models.batching import DeviceMemoryError
-from spr.models.clip import ClipScorer
 from spr.models.loading import ModelError, load_part, load_pretrained, read_model_type, source_name
+from spr.models.scorers.clip import ClipScorer
 
 
 @pytest.fixture

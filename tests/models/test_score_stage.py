@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from spr.config import make_config
-from spr.models.clip import ClipScorer
-from spr.models.grounding_dino import GroundingDinoDetector
+from spr.models.detectors.grounding_dino import GroundingDinoDetector
+from spr.models.scorers.clip import ClipScorer
 from spr.pipeline import decoding
 from spr.pipeline.score import make_scores
 from spr.records import Candidate, RegionObject, RegionQuery, Scores
-from spr.schemas import from_table, to_table
+from spr.records.schemas import from_table, to_table
 
 TEXTS = (
     "a cat",
@@ -38,7 +38,7 @@ def tables(tmp_path):
 
 def scores(tables, folder, clip_folder, dino_folder, batch_size):
     paths = {"path": str(folder / "none.json"), "images": str(folder)}
-    config = make_config({"annotations": paths, "describer": {"adapter": "fake"}})
+    config = make_config({"annotations": paths, "describer": {"backend": "fake"}})
     scorer = ClipScorer(clip_folder, device="cpu", batch_size=batch_size)
     detector = GroundingDinoDetector(dino_folder, device="cpu", batch_size=batch_size, box_threshold=0.3)
     return from_table(make_scores(tables, config, scorer, detector).table, Scores)

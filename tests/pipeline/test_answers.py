@@ -5,14 +5,14 @@ import json
 import pytest
 from PIL import Image
 
-from spr.errors import RunError
+from spr.config import DescriberConfig
+from spr.core.errors import RunError
 from spr.grounding import get_dialect
 from spr.models.protocols import DescribeRequest
 from spr.pipeline.answers import KeptAnswers
 from spr.records import RegionObject, RegionQuery
-from spr.sections import DescriberConfig
 
-SETTINGS = DescriberConfig(adapter="fake")
+SETTINGS = DescriberConfig(backend="fake")
 
 
 class Asked:

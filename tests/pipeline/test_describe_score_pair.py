@@ -14,8 +14,8 @@ from spr.pipeline.pair import make_pair, make_pairs
 from spr.pipeline.runner import run
 from spr.pipeline.score import make_scores
 from spr.records import Candidate, Detection, PreferencePair, RegionObject, RegionQuery, Scores, Span
-from spr.schemas import from_table, to_table
-from spr.store import StageStore
+from spr.records.schemas import from_table, to_table
+from spr.runs.store import StageStore
 
 # An image of 100×100 px; the region 20–60, its crop 10–70 (60×60), two cups of 20×20 inside and one far away.
 OBJECTS = (
@@ -32,7 +32,7 @@ def config(tmp_path):
     return make_config(
         {
             "annotations": {"path": str(tmp_path / "a.json"), "images": str(tmp_path)},
-            "describer": {"adapter": "fake", "samples": {"full": 1, "crop": 1, "crop_objects": 1}},
+            "describer": {"backend": "fake", "samples": {"full": 1, "crop": 1, "crop_objects": 1}},
             "prompts": {"full": "Where? {region}", "crop": "What?", "crop_objects": "These:\n{objects}"},
         }
     )
@@ -227,7 +227,7 @@ def test_the_best_refined_is_chosen_and_the_worst_as_it_is_rejected(config):
     assert pair.rejected == "text 0"
     assert (pair.chosen_candidate, pair.rejected_candidate) == ("7/0/full2", "7/0/full0")
     assert pair.margin == pytest.approx(0.65)
-    assert [(f.box_before, f.box_after) for f in pair.fates] == [((21, 20, 40, 40), (20, 20, 40, 40))]
+    assert [(f.box_before, f.box_after) for f in pair.box_edits] == [((21, 20, 40, 40), (20, 20, 40, 40))]
     assert (
         pair.prompt == training_prompt(QUERY, get_dialect("llava"), config.prompts) == "Where? [0.20, 0.20, 0.60, 0.60]"
     )
@@ -287,7 +287,7 @@ def test_the_pair_stage_names_each_query_without_a_pair(config):
     ]
 
 
-FAKES = {"describer": {"adapter": "fake"}, "scorer": {"adapter": "fake"}, "detector": {"adapter": "fake"}}
+FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
 
 
 def table_rows(out, stage):
@@ -305,7 +305,7 @@ def test_shards_workers_and_a_second_run_change_no_pair(dataset, tmp_path):
 
 def test_on_photographs_chosen_beats_rejected_in_localization(photos, tmp_path):
     paths = {"path": str(photos / "instances.json"), "images": str(photos / "images")}
-    run(make_config({"annotations": paths, **FAKES, "detector": {"adapter": "none"}}), tmp_path / "run")
+    run(make_config({"annotations": paths, **FAKES, "detector": {"backend": "none"}}), tmp_path / "run")
     located = {row["candidate_id"]: row["localization"] for row in table_rows(tmp_path / "run", "scores")}
     pairs = table_rows(tmp_path / "run", "pairs")
     margins = [located[p["chosen_candidate"]] - located[p["rejected_candidate"]] for p in pairs]

@@ -12,9 +12,9 @@ import yaml
 from spr.config import make_config
 from spr.pipeline import describe
 from spr.pipeline.runner import run
-from spr.store import StageStore
+from spr.runs.store import StageStore
 
-FAKES = {"describer": {"adapter": "fake"}, "scorer": {"adapter": "fake"}, "detector": {"adapter": "fake"}}
+FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
 
 
 def files(out):
@@ -151,7 +151,7 @@ def test_one_worker_and_two_write_the_same_bytes(begun, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"describer": {"adapter": "fake", "batch_size": 3}}, {"scorer": {"adapter": "fake", "batch_size": 5}}],
+    [{"describer": {"backend": "fake", "batch_size": 3}}, {"scorer": {"backend": "fake", "batch_size": 5}}],
 )
 def test_fields_that_decide_no_row_may_change_at_any_time(change, begun, tmp_path):
     raw, start, whole = begun

@@ -9,12 +9,12 @@ from PIL import Image
 
 from spr.annotations import CrowdFinds
 from spr.config import make_config
-from spr.errors import ConfigError
+from spr.core.errors import ConfigError
+from spr.core.progress import Progress
 from spr.pipeline.objects import look_in_crowds, make_objects, plan_objects
 from spr.pipeline.runner import run
-from spr.progress import Progress
 from spr.records import Detection, ImageObjects
-from spr.schemas import from_table
+from spr.records.schemas import from_table
 
 
 class Scene:
@@ -147,10 +147,10 @@ def test_crowds_can_be_annotated_again_by_a_run(tmp_path):
     boxes = [(k * 9, k * 9, 18, 18) for k in range(10)] + [(0, 40, 60, 60)]
     scene = Scene(tmp_path / "s", boxes, crowd=True)
     raw = {"path": str(scene.folder / "a.json"), "images": str(scene.folder), "crowds": "detect"}
-    config = make_config({"annotations": raw, "detector": {"adapter": "fake"}})
+    config = make_config({"annotations": raw, "detector": {"backend": "fake"}})
     (summary,) = run(config, tmp_path / "run", until="objects")
     assert summary.rows == 1
     assert "object: crowd_without_detector" not in summary.dropped
-    without = make_config({"annotations": raw, "detector": {"adapter": "none"}})
+    without = make_config({"annotations": raw, "detector": {"backend": "none"}})
     with pytest.raises(ConfigError, match="detector"):
         run(without, tmp_path / "other", until="objects")

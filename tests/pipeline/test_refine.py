@@ -3,7 +3,7 @@
 import pytest
 
 from spr.grounding import GroundedText
-from spr.localization import localization_score
+from spr.grounding.localization import localization_score
 from spr.pipeline.refine import refine
 from spr.records import ImageObject, Span
 
@@ -29,14 +29,16 @@ def boxes_of(refined):
 
 
 def fates_of(refined):
-    return [fate.fate for fate in refined.fates]
+    return [fate.edit for fate in refined.box_edits]
 
 
 def test_a_box_over_an_object_takes_its_place():
     # IoU of (0, 0, 10, 8) with (0, 0, 10, 10) is 0.8.
     refined = refine(said(("a cup", (0, 0, 10, 8))), REGION, [thing("1", 0, 0, 10, 10)])
     assert boxes_of(refined) == [((0, 0, 10, 10),)]
-    assert [(f.box_before, f.box_after, f.fate) for f in refined.fates] == [((0, 0, 10, 8), (0, 0, 10, 10), "replaced")]
+    assert [(f.box_before, f.box_after, f.edit) for f in refined.box_edits] == [
+        ((0, 0, 10, 8), (0, 0, 10, 10), "replaced")
+    ]
 
 
 def test_an_overlap_of_exactly_a_half_is_none():
@@ -82,20 +84,20 @@ def test_a_box_half_inside_is_inside():
 
 
 @pytest.mark.parametrize(
-    ("unmatched", "plain", "boxes", "fates"),
+    ("unmatched", "plain", "boxes", "box_edits"),
     [
         ("remove_box", "a cup, a ghost, a plate.", [((0, 0, 9, 9),), (), ((50, 50, 60, 60),)], "box_removed"),
         ("keep_box", "a cup, a ghost, a plate.", [((0, 0, 9, 9),), ((80, 80, 90, 90),), ((50, 50, 60, 60),)], "kept"),
         ("remove_phrase", "a cup, a plate.", [((0, 0, 9, 9),), ((50, 50, 60, 60),)], "phrase_removed"),
     ],
 )
-def test_the_three_readings_of_unmatched(unmatched, plain, boxes, fates):
+def test_the_three_readings_of_unmatched(unmatched, plain, boxes, box_edits):
     objects = [thing("1", 0, 0, 9, 9), thing("2", 50, 50, 60, 60)]
     text = said(("a cup", (0, 0, 9, 8)), ("a ghost", (80, 80, 90, 90)), ("a plate", (50, 50, 60, 59)))
     refined = refine(text, REGION, objects, unmatched=unmatched)
     assert refined.text.plain_text == plain
     assert boxes_of(refined) == boxes
-    assert fates_of(refined) == ["replaced", fates, "replaced"]
+    assert fates_of(refined) == ["replaced", box_edits, "replaced"]
 
 
 def test_a_phrase_stays_as_long_as_one_of_its_boxes_does():

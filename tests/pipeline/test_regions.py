@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spr import boxes as bx
-from spr.config import Config, make_config
+from spr.config import Config, RegionsConfig, make_config
+from spr.core import boxes as bx
 from spr.pipeline.regions import find_regions, grow_regions, make_regions
 from spr.records import ImageObject, ImageObjects, RegionQuery
-from spr.schemas import OBJECTS, REGIONS, from_table, to_table
-from spr.sections import RegionsConfig
+from spr.records.schemas import OBJECTS, REGIONS, from_table, to_table
 
 
 def config_with(seed: int = 0, **regions: object) -> Config:

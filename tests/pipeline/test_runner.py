@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from spr.config import make_config
-from spr.errors import InputError, RunError
+from spr.core.errors import InputError, RunError
 from spr.pipeline import runner
-from spr.pipeline.folder import locked
 from spr.pipeline.runner import run
-from spr.store import StageStore, read_table
+from spr.runs.folder import locked
+from spr.runs.store import StageStore, read_table
 
 STAGES = ("objects", "regions")
 
@@ -153,7 +153,7 @@ def test_the_same_is_dropped_whatever_the_size_of_shards(dataset, tmp_path):
 DIE = """
 import os, pathlib, signal, sys, yaml
 from spr.config import make_config
-from spr.pipeline.folder import locked
+from spr.runs.folder import locked
 from spr.pipeline.runner import run
 left, real = int(sys.argv[3]), os.fsync
 def fsync(fd):

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from spr.config import make_config
-from spr.records import BoxFate, Candidate, PreferencePair, RegionObject, RegionQuery, Scores, Span
-from spr.schemas import to_table
-from spr.store import Manifest, StageOutput, StageStore, dropped_table
+from spr.records import BoxEdit, Candidate, PreferencePair, RegionObject, RegionQuery, Scores, Span
+from spr.records.schemas import to_table
+from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
 
 SIZE_WH = (100, 80)
 CUP, SECOND_CUP, PLATE = (20.0, 20.0, 40.0, 40.0), (50.0, 20.0, 70.0, 40.0), (80.0, 60.0, 100.0, 80.0)
@@ -74,7 +74,10 @@ class RunMaker:
                 chosen_score=0.3 + margin,
                 rejected_score=0.3,
                 margin=margin,
-                fates=(BoxFate("a cup", SHORT_CUP, CUP, "replaced"), BoxFate("a hat", NOTHING, None, "box_removed")),
+                box_edits=(
+                    BoxEdit("a cup", SHORT_CUP, CUP, "replaced"),
+                    BoxEdit("a hat", NOTHING, None, "box_removed"),
+                ),
             )
         )
 
@@ -86,7 +89,7 @@ class RunMaker:
     def write(self):
         """Write the run and return its folder."""
         annotations = {"path": str(self.images / "a.json"), "images": str(self.images)}
-        config = make_config({"annotations": annotations, "describer": {"adapter": "fake"}, **self.settings})
+        config = make_config({"annotations": annotations, "describer": {"backend": "fake"}, **self.settings})
         (self.folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         kinds = {"regions": RegionQuery, "candidates": Candidate, "scores": Scores, "pairs": PreferencePair}
         for name, kind in kinds.items():

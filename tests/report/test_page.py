@@ -9,13 +9,13 @@ from html import unescape
 import pytest
 from PIL import Image
 
-from spr.errors import RunError
+from spr.core.errors import RunError
 from spr.records import Span
 from spr.report import page
 from spr.report.page import write_report
 from spr.report.plots import Series, histogram, ticks
 from spr.report.scripts import call_script
-from spr.store import StageStore
+from spr.runs.store import StageStore
 
 
 def scripts(folder, pattern):

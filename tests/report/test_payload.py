@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from spr.records import Span
-from spr.report.joined import joined_shards
 from spr.report.payload import cut_into_phrases, is_long, match_boxes, pair_payload, shorten
+from spr.runs.joined import joined_shards
 
 
 def payloads(maker, **options):
@@ -71,7 +71,7 @@ def test_short_payloads_are_not_cut(make_run):
     (payload,) = payloads(make_run(pairs=1))
     assert not is_long(payload)
     assert is_long({**payload, "prompt": "x" * 2001})
-    assert is_long({**payload, "fates": payload["fates"] * 101})
+    assert is_long({**payload, "box_edits": payload["box_edits"] * 101})
 
 
 def test_cutting_keeps_the_boxes_of_what_is_shown_and_counts_the_others(make_run):

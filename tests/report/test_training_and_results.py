@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from spr.errors import RunError
+from spr.core.errors import RunError
 from spr.report.charts import result_charts, training_charts
 from spr.report.funnel import read_log
 from spr.report.page import write_report
 from spr.report.results import read_results
 from spr.report.training import read_training, thin
-from spr.store import dropped_table, write_table
+from spr.runs.store import dropped_table, write_table
 
 
 def step(number, **values):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 
-from spr.sections import LoraSection, TrainingConfig
+from spr.config import LoraSection, TrainingConfig
 
 CHAT_ML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{% if part['type'] == 'image' %}"
@@ -105,7 +105,7 @@ def settings() -> Callable[..., TrainingConfig]:
     """A small adapter on the CPU; keywords change fields."""
 
     def make(**changes) -> TrainingConfig:
-        lora = LoraSection(rank=4, alpha=8)
+        lora = LoraSection(r=4, lora_alpha=8)
         return TrainingConfig(**{"device": "cpu", "lora": lora, "learning_rate": 1e-2, "dtype": "float32", **changes})
 
     return make

@@ -8,7 +8,7 @@ from peft import AutoPeftModel, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from spr.errors import InputError
+from spr.core.errors import InputError
 from spr.training import trainer as trainer_module
 from spr.training.lora import renamed_properties
 from spr.training.merge import merge_adapter
@@ -28,7 +28,7 @@ def trained(trainable_folder, pairs_folder, settings, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer_module, "load_trainee", spy)
     folder = str(trainable_folder("qwen2_5_vl"))
-    train(trl_pairs(pairs_folder), folder, settings(batch_size=3), tmp_path / "run", revision="v2")
+    train(trl_pairs(pairs_folder), folder, settings(per_device_train_batch_size=3), tmp_path / "run", revision="v2")
     return tmp_path / "run", seen[0].model.peft
 
 

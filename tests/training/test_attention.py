@@ -74,5 +74,5 @@ def test_the_models_attend_by_it(model_type, trainable_folder, settings, tmp_pat
 
 def test_a_kernel_that_the_user_chose_is_left_alone(trainable_folder, settings, tmp_path):
     folder = str(trainable_folder("llava"))
-    trainee = load_trainee(folder, settings(attention="eager"), torch.device("cpu"), features=tmp_path)
+    trainee = load_trainee(folder, settings(attn_implementation="eager"), torch.device("cpu"), features=tmp_path)
     assert trainee.base.model.language_model.config._attn_implementation == "eager"

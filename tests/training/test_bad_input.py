@@ -7,8 +7,8 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
 
-from spr.errors import ConfigError, InputError, SprError
-from spr.images import ImageProblem
+from spr.core.errors import ConfigError, InputError, SprError
+from spr.core.images import ImageProblem
 from spr.training import trainer as trainer_module
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
@@ -79,7 +79,7 @@ def test_an_image_that_vanishes_during_the_training_ends_it_with_its_checkpoint_
     folder, lines = files
     source, out = write(folder, lines), tmp_path / "run"
     # What is kept in memory outlives its image.
-    config = settings(batch_size=1, epochs=4, checkpoint_every=1, features="none")
+    config = settings(per_device_train_batch_size=1, num_train_epochs=4, save_steps=1, vision_cache="none")
     train(trl_pairs(source), model, config, tmp_path / "whole", seed=2)
     image, real = (folder / "3.png").read_bytes(), trainer_module.save_checkpoint
 
@@ -126,9 +126,10 @@ def test_no_room_in_the_reference_pass_says_what_to_lower(model, pairs_folder, s
 
     monkeypatch.setattr(trainer_module._Training, "_forward", full)
     with pytest.raises(SprError, match="A batch of the reference pass does not fit") as caught:
-        train(trl_pairs(pairs_folder), model, settings(batch_size=2), tmp_path)
-    assert "lower training.batch_size (now 2), training.max_length, or set training.load_in_4bit=true" in (
-        caught.value.fix
+        train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=2), tmp_path)
+    assert (
+        "lower training.per_device_train_batch_size (now 2), training.max_length, or set training.load_in_4bit=true"
+        in (caught.value.fix)
     )
 
 
@@ -140,10 +141,15 @@ def test_no_room_for_a_step_of_one_pair_names_what_is_left_to_lower(
 
     monkeypatch.setattr(trainer_module, "pair_losses", full)
     with pytest.raises(SprError, match="A training step does not fit") as caught:
-        train(trl_pairs(pairs_folder), model, settings(batch_size=1, gradient_checkpointing=True), tmp_path)
+        train(
+            trl_pairs(pairs_folder),
+            model,
+            settings(per_device_train_batch_size=1, gradient_checkpointing=True),
+            tmp_path,
+        )
     assert "batch_size" not in caught.value.fix
     assert "gradient_checkpointing" not in caught.value.fix
-    assert caught.value.fix.startswith("lower training.max_length, training.lora.rank")
+    assert caught.value.fix.startswith("lower training.max_length, training.lora.r")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_a_tracker_that_is_not_there_is_an_error_before_a_model_is_loaded(
     name, what, fix, pairs_folder, settings, tmp_path
 ):
     with pytest.raises(ConfigError, match=what) as caught:
-        train(trl_pairs(pairs_folder), "no/such-model", settings(trackers=(name,)), tmp_path / "run")
+        train(trl_pairs(pairs_folder), "no/such-model", settings(report_to=(name,)), tmp_path / "run")
     assert (caught.value.fix or "").startswith(fix or "")
     assert not (tmp_path / "run").exists()
 
@@ -188,7 +194,9 @@ def test_trackers_are_told_each_steps_figures_and_the_config(model, pairs_folder
             told.append("end")
 
     register_tracker_class(Notes)
-    train(trl_pairs(pairs_folder), model, settings(batch_size=3, trackers=("notes",)), tmp_path, seed=5)
+    train(
+        trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=3, report_to=("notes",)), tmp_path, seed=5
+    )
     assert told[0][1]["seed"] == 5
     assert told[1:3] == losses_of(tmp_path)
     assert told[3:] == ["end"]
@@ -208,5 +216,5 @@ def test_a_prefix_that_must_be_shared_and_can_not_be_is_refused(
     model_type, trainable_folder, pairs_folder, settings, tmp_path
 ):
     with pytest.raises(SprError, match="The prefix can't be shared") as caught:
-        train(trl_pairs(pairs_folder), str(trainable_folder(model_type)), settings(prefix="shared"), tmp_path)
-    assert caught.value.fix == "set training.prefix=auto"
+        train(trl_pairs(pairs_folder), str(trainable_folder(model_type)), settings(prefix_sharing="shared"), tmp_path)
+    assert caught.value.fix == "set training.prefix_sharing=auto"

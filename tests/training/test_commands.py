@@ -18,8 +18,8 @@ TRAINING = {
     "device": "cpu",
     "dtype": "float32",
     "learning_rate": 0.01,
-    "batch_size": 2,
-    "lora": {"rank": 4, "alpha": 8},
+    "per_device_train_batch_size": 2,
+    "lora": {"r": 4, "lora_alpha": 8},
 }
 
 
@@ -42,8 +42,8 @@ def spr(monkeypatch, capsys):
 def raw(mllm_folder, make_dataset, tmp_path_factory):
     """A config whose descriptions are made up, but whose describer names a tiny model of a real class."""
     data = make_dataset(tmp_path_factory.mktemp("cli-train") / "data", images=6)
-    describer = {"adapter": "fake", "model": str(mllm_folder("llava_onevision"))}
-    return data.config(describer=describer, scorer={"adapter": "fake"}, detector={"adapter": "fake"}, training=TRAINING)
+    describer = {"backend": "fake", "model": str(mllm_folder("llava_onevision"))}
+    return data.config(describer=describer, scorer={"backend": "fake"}, detector={"backend": "fake"}, training=TRAINING)
 
 
 @pytest.fixture
@@ -177,8 +177,8 @@ def test_two_trainings_into_one_folder_are_refused(spr, config, run):
     [
         (["describer.model=null"], "set describer.model", 2),
         (["describer.model=embedded/nothing"], "There is no such embedded model", 2),
-        (["training.lora.targets=[q_prj]"], "did you mean `q_proj`?", 2),
-        (["training.trackers=[tensorbord]"], "did you mean `tensorboard`?", 2),
+        (["training.lora.target_modules=[q_prj]"], "did you mean `q_proj`?", 2),
+        (["training.report_to=[tensorbord]"], "did you mean `tensorboard`?", 2),
         (["training.learning_rte=1"], "did you mean `training.learning_rate`", 2),
         (["training.max_length=5"], "dropped: too_long 6", 1),
     ],

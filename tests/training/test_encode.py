@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from spr.images import ImageProblem
-from spr.models.turns import user_turn
+from spr.core.images import ImageProblem
+from spr.models.chat import user_turn
 from spr.training.encode import DROP_REASONS, context_length, plan_digest
 from spr.training.families import TRAINABLE
 from spr.training.features import Features, MemoryFeatures
@@ -156,7 +156,7 @@ def test_a_pairs_key_changes_with_prompt_answers_and_image_and_with_nothing_else
 
 @pytest.mark.parametrize(("limit", "opened"), [(None, 2), ("first", 4), ("none", 6)])
 def test_what_the_processor_made_is_kept_with_the_features_where_there_is_room(limit, opened, trainee_of, pairs):
-    trainee = trainee_of("llava_onevision", features="memory")
+    trainee = trainee_of("llava_onevision", vision_cache="memory")
     encoder, seen = trainee.encoder, []
 
     def compute(vision):

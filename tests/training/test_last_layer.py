@@ -69,7 +69,7 @@ def test_it_changes_no_number(model_type, prefix, steps):
     equal(short, whole)
 
 
-@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"attention": "eager"}])
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"attn_implementation": "eager"}])
 def test_it_changes_no_number_with_activations_computed_again_or_another_kernel(changes, steps):
     batch, short, whole = steps("llava_onevision", **changes)
     times = 2 if "gradient_checkpointing" in changes else 1

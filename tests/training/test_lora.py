@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from spr.errors import ConfigError, SprError
-from spr.sections import LoraSection
+from spr.config import LoraSection
+from spr.core.errors import ConfigError, SprError
 from spr.training.families import TRAINABLE
 from spr.training.lora import add_adapter, check_trained, describe_trained
 
@@ -22,7 +22,7 @@ def trained(model):
 
 
 def test_all_linear_layers_of_the_language_model_get_an_adapter_of_the_rank(base):
-    adapted = add_adapter(base, LoraSection(rank=4, alpha=8), KIND)
+    adapted = add_adapter(base, LoraSection(r=4, lora_alpha=8), KIND)
     names = trained(adapted)
     # Two layers of seven linear ones, two matrices each.
     assert len(names) == 2 * 7 * 2
@@ -38,28 +38,28 @@ def test_all_linear_layers_of_the_language_model_get_an_adapter_of_the_rank(base
 
 
 def test_the_second_matrices_are_zero_and_the_seed_decides_the_first(base, trainable_folder):
-    adapted = trained(add_adapter(base, LoraSection(rank=4), KIND, seed=1))
+    adapted = trained(add_adapter(base, LoraSection(r=4), KIND, seed=1))
     assert all(not p.any() for name, p in adapted.items() if "lora_B" in name)
     made = {}
     for seed in (1, 2):
         other = AutoModelForImageTextToText.from_pretrained(trainable_folder("llava_onevision")).requires_grad_(False)
         torch.manual_seed(99 + seed)  # what was drawn before does not matter
         before = torch.get_rng_state()
-        made[seed] = trained(add_adapter(other, LoraSection(rank=4), KIND, seed=seed))
+        made[seed] = trained(add_adapter(other, LoraSection(r=4), KIND, seed=seed))
         assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(made[1][name], p) for name, p in adapted.items())
     assert any(not torch.equal(made[2][name], p) for name, p in adapted.items())
 
 
 def test_targets_of_the_config_are_the_only_ones(base):
-    adapted = add_adapter(base, LoraSection(rank=4, targets=("q_proj", "v_proj")), KIND)
+    adapted = add_adapter(base, LoraSection(r=4, target_modules=("q_proj", "v_proj")), KIND)
     assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained(adapted)} == {"q_proj", "v_proj"}
 
 
 def test_names_that_the_vision_tower_has_too_are_adapted_in_the_language_model_alone(base):
     # SigLIP's attention has a q_proj as well.
     assert any("vision_tower" in name and name.endswith("q_proj") for name, _ in base.named_modules())
-    adapted = add_adapter(base, LoraSection(rank=4, targets=("q_proj",)), KIND)
+    adapted = add_adapter(base, LoraSection(r=4, target_modules=("q_proj",)), KIND)
     assert len(trained(adapted)) == 2 * 2
     assert not any("vision_tower" in name for name in trained(adapted))
 
@@ -70,7 +70,7 @@ def test_names_that_the_vision_tower_has_too_are_adapted_in_the_language_model_a
 )
 def test_a_target_that_is_no_linear_layer_of_the_language_model_is_refused_with_the_nearest_name(target, near, base):
     with pytest.raises(ConfigError, match=r"training\.lora\.targets") as caught:
-        add_adapter(base, LoraSection(targets=("q_proj", target)), KIND)
+        add_adapter(base, LoraSection(target_modules=("q_proj", target)), KIND)
     assert caught.value.got == target
     assert caught.value.fix == near
     assert "down_proj, gate_proj" in caught.value.expected
@@ -87,7 +87,7 @@ def test_a_target_that_is_no_linear_layer_of_the_language_model_is_refused_with_
     ],
 )
 def test_a_trained_parameter_elsewhere_is_an_error_that_names_it(name, base):
-    adapted = add_adapter(base, LoraSection(rank=4), KIND)
+    adapted = add_adapter(base, LoraSection(r=4), KIND)
     parameters = dict(adapted.named_parameters())
     (full,) = [full for full in parameters if full.endswith(name)]
     parameters[full].requires_grad_()
@@ -98,7 +98,7 @@ def test_a_trained_parameter_elsewhere_is_an_error_that_names_it(name, base):
 
 def test_a_model_that_is_not_frozen_is_refused_and_the_list_is_short(trainable_folder):
     base = AutoModelForImageTextToText.from_pretrained(trainable_folder("llava_onevision"))
-    adapted = add_adapter(base, LoraSection(rank=4), KIND)  # PEFT freezes it
+    adapted = add_adapter(base, LoraSection(r=4), KIND)  # PEFT freezes it
     adapted.requires_grad_()
     with pytest.raises(SprError, match="would be trained") as caught:
         check_trained(adapted, KIND)
@@ -107,6 +107,6 @@ def test_a_model_that_is_not_frozen_is_refused_and_the_list_is_short(trainable_f
 
 
 def test_an_adapter_that_is_frozen_too_is_an_error(base):
-    adapted = add_adapter(base, LoraSection(rank=4), KIND).requires_grad_(False)
+    adapted = add_adapter(base, LoraSection(r=4), KIND).requires_grad_(False)
     with pytest.raises(SprError, match="No parameter would be trained"):
         check_trained(adapted, KIND)

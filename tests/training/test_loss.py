@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from spr.sections import TrainingConfig
+from spr.config import TrainingConfig
 from spr.training.loss import PairLogps, dpo, ipo, nll, pair_losses
 
 # Two pairs. Policy − reference: chosen −10 − (−12) = 2 and −8 − (−7) = −1; rejected −9 − (−8) = −1 and −6 − (−6) = 0.
@@ -47,7 +47,7 @@ def test_dpo_of_a_margin_that_is_far_off_is_finite_with_a_slope_of_beta():
 
 
 def test_ipo_asks_for_a_difference_a_token_of_one_over_two_beta():
-    losses = pair_losses(POLICY, REFERENCE, TrainingConfig(loss="ipo", beta=0.25))
+    losses = pair_losses(POLICY, REFERENCE, TrainingConfig(loss_type="ipo", beta=0.25))
     # A token: 2/5 − (−1/2) = 0.9 and −1/4 − 0/3 = −0.25; the goal is 1 / 0.5 = 2: (−1.1)² = 1.21, (−2.25)² = 5.0625.
     assert losses.loss.tolist() == pytest.approx([1.21, 5.0625], abs=1e-6)
     # The rewards stay β times the whole log-ratio: 0.25 · 2 and 0.25 · −1.
@@ -57,7 +57,7 @@ def test_ipo_asks_for_a_difference_a_token_of_one_over_two_beta():
 
 
 def test_fine_tuning_is_the_chosen_answers_mean_over_its_tokens_and_needs_no_reference():
-    losses = pair_losses(POLICY, None, TrainingConfig(loss="sft"))
+    losses = pair_losses(POLICY, None, TrainingConfig(loss_type="sft"))
     assert losses.loss.tolist() == [2.0, 2.0]  # 10 / 5 and 8 / 4
     assert losses.margins.tolist() == [0.0, 0.0]
     assert losses.accuracies.tolist() == [0.0, 0.0]
@@ -67,7 +67,7 @@ def test_fine_tuning_leaves_the_rejected_answer_alone():
     rejected = torch.tensor([-9.0, -6.0], requires_grad=True)
     chosen = torch.tensor([-10.0, -8.0], requires_grad=True)
     policy = PairLogps(chosen, rejected, POLICY.chosen_tokens, POLICY.rejected_tokens)
-    pair_losses(policy, None, TrainingConfig(loss="sft")).loss.sum().backward()
+    pair_losses(policy, None, TrainingConfig(loss_type="sft")).loss.sum().backward()
     assert rejected.grad is None
     assert chosen.grad.tolist() == pytest.approx([-0.2, -0.25])
 

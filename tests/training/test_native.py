@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from spr.models.ferret.regions import RegionError
+from spr.models.ported.ferret.regions import RegionError
 from spr.training.collate import collate
 from spr.training.features import Features
 from spr.training.pairs import trl_pairs
@@ -44,7 +44,7 @@ def about_regions(pairs_folder):
 def test_kept_features_are_those_of_the_prompts_own_region(about_regions, trainable_folder, settings, tmp_path):
     logged = {}
     for kept in ("none", "memory", "disk"):
-        config = settings(features=kept, batch_size=2, epochs=3)
+        config = settings(features=kept, per_device_train_batch_size=2, num_train_epochs=3)
         train(about_regions, str(trainable_folder("ferret")), config, tmp_path / kept)
         names = ("loss", "margin", "chosen_logps", "rejected_logps", "grad_norm")
         logged[kept] = [[step[name] for name in names] for step in steps_of(tmp_path / kept)]

@@ -7,9 +7,9 @@ import pytest
 from datasets import Dataset, load_from_disk
 from PIL import Image
 
-from spr.errors import InputError, RunError
-from spr.images import ImageProblem
-from spr.sections import AnnotationsConfig
+from spr.config import AnnotationsConfig
+from spr.core.errors import InputError, RunError
+from spr.core.images import ImageProblem
 from spr.training.pairs import run_pairs, trl_pairs
 
 TEXTS = {"prompt": "Where is the cat?", "chosen": "here", "rejected": "there"}

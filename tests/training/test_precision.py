@@ -15,7 +15,7 @@ def trained(trainable_folder, settings, pairs_folder, stir, tmp_path):
     """Log-probabilities, the adapter's gradients, and the dtypes that its products were seen to have."""
 
     def step(model_type, scale=1.0, **changes):
-        config = settings(features="none", **changes)
+        config = settings(vision_cache="none", **changes)
         trainee = load_trainee(str(trainable_folder(model_type)), config, torch.device("cpu"), features=tmp_path)
         model = trainee.model
         stir(model)

@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 from accelerate import state
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
-from spr.sections import TrainingConfig
+from spr.config import TrainingConfig
 from spr.training import trainer
 from spr.training.pairs import trl_pairs
 model, pairs, out, settings = sys.argv[1:5]
@@ -58,7 +58,7 @@ def twice(name):
     except Stopped:
         trainer.save_checkpoint = real
     trainer.train(pairs, model, settings, out / f"{name}-cut", seed=3)
-    uneven = {"batch_size": 4, "epochs": 2}
+    uneven = {"per_device_train_batch_size": 4, "num_train_epochs": 2}
     for kept in ("auto", "none"):
         changed = settings.model_copy(update=uneven | {"features": kept})
         trainer.train(pairs, model, changed, out / f"{name}-uneven-{kept}", seed=3)
@@ -117,10 +117,10 @@ FIELDS = {
     "device": "cpu",
     "dtype": "float32",
     "learning_rate": 0.01,
-    "lora": {"rank": 4, "alpha": 8},
-    "batch_size": 2,
-    "epochs": 4,
-    "checkpoint_every": 1,
+    "lora": {"r": 4, "lora_alpha": 8},
+    "per_device_train_batch_size": 2,
+    "num_train_epochs": 4,
+    "save_steps": 1,
 }
 
 
@@ -134,7 +134,7 @@ def test_what_was_meant_to_be_sharded_was(out):
 def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(
     kind, out, trainable_folder, pairs_folder, settings, tmp_path
 ):
-    one = settings(batch_size=2, epochs=4, gradient_accumulation=2)
+    one = settings(per_device_train_batch_size=2, num_train_epochs=4, gradient_accumulation_steps=2)
     train(trl_pairs(pairs_folder), str(trainable_folder("llava_onevision")), one, tmp_path, seed=3)
     ours, theirs = steps_of(out / kind), steps_of(tmp_path)
     assert [line["step"] for line in ours] == list(range(1, 9))
@@ -150,7 +150,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(
 def test_a_process_with_fewer_pairs_looks_at_as_many_images_where_it_must(
     kind, kept, out, trainable_folder, pairs_folder, settings, tmp_path
 ):
-    one = settings(batch_size=4, epochs=2, gradient_accumulation=2)
+    one = settings(per_device_train_batch_size=4, num_train_epochs=2, gradient_accumulation_steps=2)
     train(trl_pairs(pairs_folder), str(trainable_folder("llava_onevision")), one, tmp_path, seed=3)
     ours, theirs = steps_of(out / f"{kind}-uneven-{kept}"), steps_of(tmp_path)
     assert [line["step"] for line in ours] == [1, 2]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from spr.errors import InputError, RunError, SprError
+from spr.core.errors import InputError, RunError, SprError
 from spr.training import trainer as trainer_module
 from spr.training.pairs import trl_pairs
 from spr.training.reference import ReferenceFile
@@ -111,10 +111,10 @@ def test_another_seed_and_rate_compute_nothing_and_train_as_if_they_had(
     trainable_folder, pairs_folder, settings, counted, tmp_path
 ):
     model, pairs = str(trainable_folder("llava_onevision")), list(trl_pairs(pairs_folder))
-    train(pairs, model, settings(batch_size=3), tmp_path / "a")
+    train(pairs, model, settings(per_device_train_batch_size=3), tmp_path / "a")
     assert sum(counted) == 6
     counted.clear()
-    other = settings(batch_size=3, learning_rate=1e-3, beta=0.3)
+    other = settings(per_device_train_batch_size=3, learning_rate=1e-3, beta=0.3)
     known = tmp_path / "a" / "training" / "reference.parquet"
     train(pairs, model, other, tmp_path / "b", seed=9, reference=known)
     assert counted == []
@@ -155,7 +155,12 @@ def test_another_type_or_template_of_the_same_model_is_refused(
 
 
 def test_fine_tuning_needs_no_reference(trainable_folder, pairs_folder, settings, counted, tmp_path):
-    train(trl_pairs(pairs_folder), str(trainable_folder("llava")), settings(loss="sft", batch_size=3), tmp_path)
+    train(
+        trl_pairs(pairs_folder),
+        str(trainable_folder("llava")),
+        settings(loss_type="sft", per_device_train_batch_size=3),
+        tmp_path,
+    )
     assert counted == []
     assert not (tmp_path / "training" / "reference.parquet").exists()
     assert len(steps_of(tmp_path)) == 2

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from spr.errors import RunError
-from spr.sections import LoraSection, TrainingConfig
+from spr.config import LoraSection, TrainingConfig
+from spr.core.errors import RunError
 from spr.training import trainer as trainer_module
 from spr.training.checkpoint import KEPT
 from spr.training.pairs import trl_pairs
@@ -24,7 +24,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from spr.sections import TrainingConfig
+from spr.config import TrainingConfig
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
 model, pairs, out, settings = sys.argv[1:5]
@@ -94,8 +94,14 @@ def model(trainable_folder):
 @pytest.fixture(scope="module")
 def resumable():
     """Six steps of two batches, the second of an epoch with one; dropout, and a checkpoint after each."""
-    lora = LoraSection(rank=4, alpha=8, dropout=0.2)
-    fields = {"batch_size": 2, "gradient_accumulation": 2, "epochs": 3, "checkpoint_every": 1, "lora": lora}
+    lora = LoraSection(r=4, lora_alpha=8, lora_dropout=0.2)
+    fields = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 3,
+        "save_steps": 1,
+        "lora": lora,
+    }
     return TrainingConfig(device="cpu", dtype="float32", learning_rate=1e-2, **fields)
 
 
@@ -165,7 +171,7 @@ def test_a_signal_lets_the_step_end_writes_a_checkpoint_and_leaves(
     how, model, pairs, resumable, whole, when, tmp_path, monkeypatch
 ):
     # The third loss is the first of the second step: 2 + 1 batches an epoch, two a step.
-    rare, out = resumable.model_copy(update={"checkpoint_every": 100}), tmp_path / "cut"
+    rare, out = resumable.model_copy(update={"save_steps": 100}), tmp_path / "cut"
     when(3, lambda: os.kill(os.getpid(), how))
     before = signal.getsignal(how)
     with pytest.raises(InterruptedTrainingError, match="Interrupted after step 2") as caught:
@@ -255,18 +261,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
 
 
 def test_a_damaged_note_of_the_end_is_named(model, pairs, settings, tmp_path):
-    train(pairs, model, settings(batch_size=3), tmp_path)
+    train(pairs, model, settings(per_device_train_batch_size=3), tmp_path)
     (tmp_path / "training" / "finished.json").write_text("[]")
     with pytest.raises(RunError, match=r"finished\.json is damaged"):
-        train(pairs, model, settings(batch_size=3), tmp_path)
+        train(pairs, model, settings(per_device_train_batch_size=3), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"learning_rate": 0.5}, "training.learning_rate: 0.01 → 0.5"),
-        ({"lora": LoraSection(rank=8, alpha=8, dropout=0.2)}, "training.lora.rank: 4 → 8"),
-        ({"gradient_accumulation": 1}, "batches_a_step: 2 → 1"),
+        ({"lora": LoraSection(r=8, lora_alpha=8, lora_dropout=0.2)}, "training.lora.r: 4 → 8"),
+        ({"gradient_accumulation_steps": 1}, "batches_a_step: 2 → 1"),
         ({"seed": 4}, "seed: 3 → 4"),
         ({"pairs": 5}, "pairs: "),
     ],
@@ -287,18 +293,18 @@ def test_fields_that_decide_no_number_may_change_between_stop_and_start(
     model, pairs, resumable, whole, when, tmp_path, monkeypatch
 ):
     stopped(model, pairs, resumable, tmp_path / "cut", 2, when, monkeypatch)
-    other = {"checkpoint_every": 7, "log_every": 1, "features": "memory"}
+    other = {"save_steps": 7, "logging_steps": 1, "vision_cache": "memory"}
     train(pairs, model, resumable.model_copy(update=other), tmp_path / "cut", seed=3)
     assert losses_of(tmp_path / "cut") == losses_of(whole)
 
 
 def test_epochs_in_the_log_are_those_of_the_pairs_seen(model, pairs, settings, tmp_path):
     # Six pairs, two a step, three epochs; ended after four steps: 2, 4, 6 and 8 of 6 pairs.
-    train(pairs, model, settings(batch_size=2, epochs=3, max_steps=4), tmp_path)
+    train(pairs, model, settings(per_device_train_batch_size=2, num_train_epochs=3, max_steps=4), tmp_path)
     assert [line[1] for line in losses_of(tmp_path)] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3])
 
 
 def test_dropout_makes_a_difference_so_that_random_states_matter(model, pairs, resumable, whole, tmp_path):
-    plain = resumable.model_copy(update={"lora": LoraSection(rank=4, alpha=8)})
+    plain = resumable.model_copy(update={"lora": LoraSection(r=4, lora_alpha=8)})
     train(pairs, model, plain, tmp_path / "plain", seed=3)
     assert losses_of(tmp_path / "plain")[1:] != losses_of(whole)[1:]

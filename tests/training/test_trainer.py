@@ -8,8 +8,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from spr.errors import InputError, RunError, SprError
-from spr.sections import LoraSection
+from spr.config import LoraSection
+from spr.core.errors import InputError, RunError, SprError
 from spr.training import trainer as trainer_module
 from spr.training.collate import collate
 from spr.training.features import Features
@@ -39,7 +39,7 @@ def model(trainable_folder):
 def test_twenty_steps_lower_the_loss_raise_the_margin_and_leave_what_is_frozen_alone(
     model, pairs_folder, settings, tmp_path
 ):
-    config = settings(batch_size=3, epochs=10)
+    config = settings(per_device_train_batch_size=3, num_train_epochs=10)
     kept = {}
 
     def remember(line):
@@ -70,7 +70,12 @@ def test_the_vision_tower_sees_each_image_once_where_features_are_kept_else_once
     monkeypatch.setattr(PairModel, "forward", watched)
     images = len({pair.load().tobytes() for pair in pairs})
     assert images == len(pairs)
-    train(pairs, model, settings(batch_size=2, epochs=3, features=features), tmp_path / "run")
+    train(
+        pairs,
+        model,
+        settings(per_device_train_batch_size=2, num_train_epochs=3, vision_cache=features),
+        tmp_path / "run",
+    )
     assert len(seen) == looks * images
 
 
@@ -88,7 +93,7 @@ def test_training_changes_no_frozen_tensor_by_a_bit(
 
     monkeypatch.setattr(trainer_module, "load_trainee", spy)
     folder = str(trainable_folder(model_type))
-    train(trl_pairs(pairs_folder), folder, settings(max_steps=20, epochs=20), tmp_path / "run")
+    train(trl_pairs(pairs_folder), folder, settings(max_steps=20, num_train_epochs=20), tmp_path / "run")
     after = dict(seen["trainee"].model.named_parameters())
     changed = {name for name, p in seen["before"].items() if not torch.equal(p, after[name])}
     assert changed == {name for name in after if ".lora_" in name}
@@ -96,7 +101,7 @@ def test_training_changes_no_frozen_tensor_by_a_bit(
 
 
 def test_the_adapter_and_the_merged_model_give_the_trained_models_logps(model, pairs_folder, settings, tmp_path):
-    config = settings(batch_size=2, epochs=2)
+    config = settings(per_device_train_batch_size=2, num_train_epochs=2)
     train(trl_pairs(pairs_folder), model, config, tmp_path / "run")
     merge_adapter(tmp_path / "run" / "adapter", tmp_path / "merged", model=model)
 
@@ -128,8 +133,10 @@ def test_the_adapter_and_the_merged_model_give_the_trained_models_logps(model, p
 @pytest.fixture
 def resumable(settings):
     """Ten steps of three pairs, with dropout, of which each is a checkpoint."""
-    lora = LoraSection(rank=4, alpha=8, dropout=0.2)
-    return settings(batch_size=2, gradient_accumulation=2, epochs=5, checkpoint_every=1, lora=lora)
+    lora = LoraSection(r=4, lora_alpha=8, lora_dropout=0.2)
+    return settings(
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=5, save_steps=1, lora=lora
+    )
 
 
 def test_a_training_stopped_again_and_again_gives_the_losses_of_an_undisturbed_one(
@@ -165,50 +172,63 @@ def test_a_training_stopped_again_and_again_gives_the_losses_of_an_undisturbed_o
 
 
 def test_a_second_run_does_nothing_and_another_config_is_refused_by_name(model, pairs_folder, settings, tmp_path):
-    config = settings(batch_size=3)
+    config = settings(per_device_train_batch_size=3)
     train(trl_pairs(pairs_folder), model, config, tmp_path / "run")
     assert train(trl_pairs(pairs_folder), model, config, tmp_path / "run").done_before
     with pytest.raises(RunError, match=r"training\.beta: 0\.1 → 0\.2"):
-        train(trl_pairs(pairs_folder), model, settings(batch_size=3, beta=0.2), tmp_path / "run")
+        train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=3, beta=0.2), tmp_path / "run")
 
 
 def test_the_reference_is_computed_once_and_used_by_other_seeds_and_rates(model, pairs_folder, settings, tmp_path):
     said = []
-    train(trl_pairs(pairs_folder), model, settings(batch_size=3), tmp_path / "a", report=said.append)
+    train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=3), tmp_path / "a", report=said.append)
     assert any("Reference log-probabilities of 6 pairs" in line for line in said)
     (tmp_path / "b" / "training").mkdir(parents=True)
     (tmp_path / "b" / "training" / "reference.parquet").write_bytes(
         (tmp_path / "a" / "training" / "reference.parquet").read_bytes()
     )
     said.clear()
-    other = settings(batch_size=2, learning_rate=1e-3)
+    other = settings(per_device_train_batch_size=2, learning_rate=1e-3)
     train(trl_pairs(pairs_folder), model, other, tmp_path / "b", seed=9, report=said.append)
     assert not any("Reference" in line for line in said)
 
 
 def test_the_reference_of_another_model_is_refused(trainable_folder, pairs_folder, settings, tmp_path):
-    train(trl_pairs(pairs_folder), str(trainable_folder("llava")), settings(batch_size=3), tmp_path / "a")
+    train(
+        trl_pairs(pairs_folder), str(trainable_folder("llava")), settings(per_device_train_batch_size=3), tmp_path / "a"
+    )
     (tmp_path / "b" / "training").mkdir(parents=True)
     (tmp_path / "b" / "training" / "reference.parquet").write_bytes(
         (tmp_path / "a" / "training" / "reference.parquet").read_bytes()
     )
     with pytest.raises(RunError, match="was made with another reference") as caught:
-        train(trl_pairs(pairs_folder), str(trainable_folder("internvl")), settings(batch_size=3), tmp_path / "b")
+        train(
+            trl_pairs(pairs_folder),
+            str(trainable_folder("internvl")),
+            settings(per_device_train_batch_size=3),
+            tmp_path / "b",
+        )
     assert "model: llava@" in str(caught.value)
     assert "now internvl@" in str(caught.value)
 
 
 @pytest.mark.parametrize("features", ["memory", "disk"])
 def test_kept_features_change_no_loss(features, model, pairs_folder, settings, tmp_path):
-    train(trl_pairs(pairs_folder), model, settings(batch_size=2, epochs=2), tmp_path / "none", seed=1)
-    kept = settings(batch_size=2, epochs=2, features=features)
+    train(
+        trl_pairs(pairs_folder),
+        model,
+        settings(per_device_train_batch_size=2, num_train_epochs=2),
+        tmp_path / "none",
+        seed=1,
+    )
+    kept = settings(per_device_train_batch_size=2, num_train_epochs=2, vision_cache=features)
     train(trl_pairs(pairs_folder), model, kept, tmp_path / "kept", seed=1)
     assert losses_of(tmp_path / "kept") == losses_of(tmp_path / "none")
 
 
 def test_gradient_checkpointing_gives_the_same_losses(model, pairs_folder, settings, tmp_path):
-    train(trl_pairs(pairs_folder), model, settings(batch_size=2), tmp_path / "plain", seed=1)
-    checkpointed = settings(batch_size=2, gradient_checkpointing=True)
+    train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=2), tmp_path / "plain", seed=1)
+    checkpointed = settings(per_device_train_batch_size=2, gradient_checkpointing=True)
     train(trl_pairs(pairs_folder), model, checkpointed, tmp_path / "checkpointed", seed=1)
     for ours, theirs in zip(losses_of(tmp_path / "checkpointed"), losses_of(tmp_path / "plain"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
@@ -217,7 +237,9 @@ def test_gradient_checkpointing_gives_the_same_losses(model, pairs_folder, setti
 def test_a_family_without_a_proof_takes_two_sequences_and_says_so(trainable_folder, pairs_folder, settings, tmp_path):
     said = []
     folder = str(trainable_folder("paligemma"))
-    train(trl_pairs(pairs_folder), folder, settings(batch_size=2), tmp_path / "run", report=said.append)
+    train(
+        trl_pairs(pairs_folder), folder, settings(per_device_train_batch_size=2), tmp_path / "run", report=said.append
+    )
     assert said[0] == "Two sequences a pair, image and prompt in both: it is not proven for paligemma."
     assert len(steps_of(tmp_path / "run")) == 3
 
@@ -245,7 +267,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_names_the_pair_and_saves_t
 
     monkeypatch.setattr(trainer_module, "pair_losses", broken)
     with pytest.raises(SprError, match="The loss of step 1 is not finite") as caught:
-        train(trl_pairs(pairs_folder), model, settings(batch_size=2), tmp_path / "run")
+        train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=2), tmp_path / "run")
     (saved,) = (tmp_path / "run" / "training").glob("not-finite-step-1.pt")
     batch = torch.load(saved, weights_only=True)
     assert f"pairs {batch['pair_ids'][0]};" in str(caught.value)
@@ -258,6 +280,6 @@ def test_out_of_memory_says_what_to_lower(model, pairs_folder, settings, tmp_pat
 
     monkeypatch.setattr(trainer_module, "pair_losses", full)
     with pytest.raises(SprError, match="does not fit into the device's memory") as caught:
-        train(trl_pairs(pairs_folder), model, settings(batch_size=2), tmp_path / "run")
-    assert "training.batch_size (now 2)" in str(caught.value)
+        train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=2), tmp_path / "run")
+    assert "training.per_device_train_batch_size (now 2)" in str(caught.value)
     assert "training.gradient_checkpointing=true" in str(caught.value)

@@ -29,7 +29,7 @@ from spr.annotations.ids import CHUNK, NO_KEY, IdTable, Keys, look_up
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
 from spr.annotations.reasons import Reason
 from spr.annotations.table import Annotations, Dropped
-from spr.errors import InputError
+from spr.core.errors import InputError
 
 _LISTS = ("images", "annotations", "categories")
 _WITHOUT_BOX = (Reason.ENTRY_NOT_AN_OBJECT, Reason.OBJECT_WITHOUT_ID, Reason.BOX_MISSING)

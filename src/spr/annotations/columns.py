@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from spr.annotations.ids import NO_KEY, TEXT_BASE, IdTable, Keys, is_unicode
 from spr.annotations.reasons import Reason
-from spr.images import unsafe_path
+from spr.core.images import unsafe_path
 
 _MAX_SIDE = 2**31 - 1
 _SUSPECT = ("..", "\\", ":", "\0", "\n/")

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from spr.boxes import Array, area, as_boxes, clip, fraction_inside, iou_matrix, non_maximum_suppression
-from spr.errors import RecordError
+from spr.core.boxes import Array, area, as_boxes, clip, fraction_inside, iou_matrix, non_maximum_suppression
+from spr.core.errors import RecordError
 from spr.records import Box, ImageObject, ImageObjects, Size
 
 CROWD_DROP_REASONS: dict[str, str] = {

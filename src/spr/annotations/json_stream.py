@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 
 from spr.annotations.json_cuts import SPACE, guess_cut, scan
-from spr.errors import InputError
+from spr.core.errors import InputError
 
 BLOCK_SIZE = 256 * 1024
 """Bytes read at once. A block and the objects decoded from it stay in the processor's cache, which is worth more than

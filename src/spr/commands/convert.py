@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spr.errors import ConfigError
+from spr.core.errors import ConfigError
 
 convert = typer.Typer(
     name="convert", help="Convert published weights to safetensors folders, once.", no_args_is_help=True
@@ -36,11 +36,11 @@ def ferret(
     Pickled weights are opened without running code. The folder is written whole, or not at all.
     """
     if checkpoint is not None and base is None and delta is None:
-        from spr.models.ferret.convert import convert_checkpoint
+        from spr.models.ported.ferret.convert import convert_checkpoint
 
         convert_checkpoint(checkpoint, out, vision=vision)
     elif checkpoint is None and base is not None and delta is not None:
-        from spr.models.ferret.convert import convert_delta
+        from spr.models.ported.ferret.convert import convert_delta
 
         convert_delta(base, delta, out, vision=vision)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spr.commands.run import check_name
-from spr.errors import ConfigError
+from spr.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from spr.evaluation.result import Result
@@ -54,7 +54,7 @@ def evaluate(
     region: Annotated[str, typer.Option(help="referring: places as box or as point.")] = "box",
 ) -> None:
     """Evaluate a model, or a file of its answers, on a benchmark."""
-    from spr.evaluation.tasks import TASKS, Request
+    from spr.evaluation.task import TASKS, Request
     from spr.grounding import get_dialect
 
     check_name("TASK", task, tuple(TASKS))
@@ -99,8 +99,8 @@ def compare(
     """Compare results on the same items: differences, with paired bootstrap intervals and p-values."""
     import json
 
+    from spr.core.atomic import write_atomically
     from spr.evaluation import compare as comparing
-    from spr.store import write_atomically
 
     made = comparing.compare(results)
     for comparison in made:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spr.errors import ConfigError
+from spr.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from spr.pipeline.runner import StageSummary
@@ -37,7 +37,7 @@ def run(
         typer.echo(f"\nInterrupted. Finished shards are in {out}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
     if summaries[-1].name == "pairs":
-        from spr.report.pairs import describe_pairs
+        from spr.runs.pair_report import describe_pairs
 
         for line in describe_pairs(out):
             typer.echo(line)
@@ -53,10 +53,10 @@ def show(
     ] = None,
 ) -> None:
     """Show rows of a stage, readable, or drawn over their images."""
-    from spr.report import rows
+    from spr.report import show as rows
 
     if draw is not None:
-        from spr.report.sheet import draw_sheet
+        from spr.report.contact_sheet import draw_sheet
 
         drawn = draw_sheet(path, draw, n=n, skip=skip)
         typer.echo(f"{drawn} rows drawn into {draw}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from spr.errors import ConfigError, GroundingError
+from spr.core.errors import ConfigError, GroundingError
 
 
 def text(

@@ -26,10 +26,10 @@ def train(
 ) -> None:
     """Train a LoRA adapter on preference pairs; with several GPUs, under `accelerate launch -m spr train …`."""
     from spr.config import load_config, load_training
+    from spr.core.atomic import write_atomically
     from spr.models.registry import trained_model
-    from spr.pipeline.folder import adopt, locked
     from spr.pipeline.runner import STAGES
-    from spr.store import write_atomically
+    from spr.runs.folder import adopt, locked
     from spr.training.pairs import run_pairs, trl_pairs
     from spr.training.trainer import train as train_adapter
 
@@ -92,8 +92,8 @@ def merge(
 @contextmanager
 def config_kept_if_refused(out: Path) -> Iterator[None]:
     """Put ``RUN/config.yaml`` back where a training is refused, so that it goes on telling how the run was made."""
-    from spr.errors import RunError
-    from spr.store import write_atomically
+    from spr.core.atomic import write_atomically
+    from spr.core.errors import RunError
 
     path = out / "config.yaml"
     before = path.read_bytes() if path.is_file() else None
@@ -111,7 +111,7 @@ def check_no_run(out: Path) -> None:
     Raises:
         RunError: if it has.
     """
-    from spr.errors import RunError
+    from spr.core.errors import RunError
 
     if (out / "inputs.json").is_file():
         fix = "leave --pairs out to train on the run's own pairs, or choose another --out"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spr.errors import InputError
+from spr.core.errors import InputError
 from spr.evaluation.metrics import Difference, Share, cluster_numbers, paired_difference
 from spr.evaluation.result import read_items, rounded
 

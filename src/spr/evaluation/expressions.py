@@ -9,8 +9,8 @@ from typing import Annotated, TypeAlias
 import msgspec
 import numpy as np
 
-from spr import boxes as bx
-from spr.errors import InputError
+from spr.core import boxes as bx
+from spr.core.errors import InputError
 from spr.evaluation.metrics import Floats
 from spr.records import Size
 

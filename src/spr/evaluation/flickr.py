@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from spr.errors import ConfigError, InputError
+from spr.core.errors import ConfigError, InputError
 from spr.records import Box, Size
 
 Protocol: TypeAlias = Literal["merged", "any"]

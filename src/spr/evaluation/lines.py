@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from spr.errors import InputError
+from spr.core.errors import InputError
 from spr.evaluation.predictions import as_id
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from spr.errors import InputError
-from spr.randomness import stable_hash
+from spr.core.atomic import write_atomically
+from spr.core.errors import InputError
+from spr.core.randomness import stable_hash
 from spr.records import Size
-from spr.store import write_atomically
 
 _TRIES = 64
 

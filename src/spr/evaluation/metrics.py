@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from spr import boxes as bx
+from spr.core import boxes as bx
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from spr.errors import ConfigError, InputError
+from spr.core.errors import ConfigError, InputError
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.records import Box
 

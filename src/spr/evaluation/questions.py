@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from spr.errors import ConfigError
+from spr.config import PromptsConfig
+from spr.core.errors import ConfigError
 from spr.grounding import Dialect, render_box
 from spr.records import RegionQuery
-from spr.sections import PromptsConfig
 
 EXPRESSION, REGION = "{expression}", "{region}"
 
@@ -39,7 +39,7 @@ EMBEDDED: dict[str, str] = {
     "rec": "Where is {expression}?",
     "description": "Describe the region {region} and locate its objects.",
 }
-"""What the embedded describer was trained on (`spr.scenes.texts.PROMPTS`)."""
+"""What the embedded describer was trained on (`spr.embedded.texts.PROMPTS`)."""
 
 
 def default_prompt(task: Literal["rec", "description"], dialect: Dialect, model: str = "") -> str:

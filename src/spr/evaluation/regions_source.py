@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from spr.config import load_config
-from spr.errors import InputError, RecordError
+from spr.core.errors import InputError, RecordError
 from spr.records import RegionQuery
-from spr.schemas import from_table
-from spr.store import StageStore, read_table
+from spr.records.schemas import from_table
+from spr.runs.store import StageStore, read_table
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from spr.errors import InputError
+from spr.core.atomic import write_atomically
+from spr.core.errors import InputError
 from spr.evaluation.metrics import Bools, Ints, Share, bootstrap, cluster_numbers, intervals
 from spr.evaluation.predictions import Prediction
-from spr.store import read_table, write_atomically, write_table
+from spr.runs.store import read_table, write_table
 
 SHOWN = 20
 """Ids that a result's file names of each problem; all are counted."""

@@ -14,12 +14,12 @@ import yaml
 
 from spr import __version__
 from spr.config import Config
-from spr.errors import RunError
+from spr.core.errors import RunError
 from spr.exports.plots import write_plots
 from spr.exports.rows import Format, ImageMode, Labels
-from spr.exports.source import RunSource, public_name
-from spr.exports.statistics import SIDES, Statistics
-from spr.store import reasons_sorted
+from spr.runs.reader import RunSource, public_name
+from spr.runs.statistics import SIDES, Statistics
+from spr.runs.store import reasons_sorted
 
 _SIZES = (
     (1_000, "n<1K"),
@@ -150,7 +150,7 @@ def _numbers(card: Card, plots: Mapping[str, str]) -> Iterator[str]:
     margins = _spread(np.frombuffer(statistics.margins, dtype=np.float32), 3)
     yield ""
     yield f"Margin of S: {margins}. Boxes of the chosen: " + (
-        ", ".join(f"{count:,} {fate.replace('_', ' ')}" for fate, count in statistics.fates.most_common()) + "."
+        ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in statistics.box_edits.most_common()) + "."
     )
     words = [float(statistics.of("words", side).mean()) for side in SIDES]
     ratio = words[0] / max(words[1], 1e-9)
@@ -180,7 +180,7 @@ def _making(card: Card) -> Iterator[str]:
     source = card.source
     config = source.config
     weight = config.scoring.semantic_weight
-    detector = "none" if config.detector.adapter == "none" else _model(config.detector)
+    detector = "none" if config.detector.backend == "none" else _model(config.detector)
     yield ""
     yield "## How it was made"
     yield ""
@@ -210,7 +210,7 @@ def _making(card: Card) -> Iterator[str]:
 
 
 def _model(section: Any) -> str:
-    if section.adapter == "fake":
+    if section.backend == "fake":
         return "fake (numbers that mean nothing)"
     return public_name(section.model) + (f"@{section.revision}" if section.revision else "")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from spr.errors import RunError
-from spr.store import write_atomically
+from spr.core.atomic import write_atomically
+from spr.core.errors import RunError
 
 MARKER = "export.json"
 """Names what an export was made from and its files; written last."""

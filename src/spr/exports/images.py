@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from spr.errors import RunError
+from spr.config import AnnotationsConfig
+from spr.core.errors import RunError
+from spr.core.images import ImageProblem, check_image, load_image, reads_alike, resolve_image
 from spr.exports.rows import ImageFile, ImageMode
-from spr.images import ImageProblem, check_image, load_image, reads_alike, resolve_image
 from spr.records import PreferencePair
-from spr.sections import AnnotationsConfig
 
 NEEDS_REWRITING = "image_needs_rewriting"
 """With ``path``: readers would not agree on this file's pixels, and the file itself is not ours to change."""
@@ -37,7 +37,7 @@ class ExportImages:
         self.settings, self.mode, self.folder = settings, mode, folder
 
     def of_pairs(self, pairs: Sequence[PreferencePair]) -> list[ImageFile | str]:
-        """For each pair its image, or the reason why it can't be used (`spr.images.IMAGE_DROP_REASONS` and ours)."""
+        """For each pair its image, or the reason why it can't be used (`spr.core.images.IMAGE_DROP_REASONS` and ours)."""
         # Equal images of one call are read once, which also keeps two threads from writing one file.
         distinct = list({(pair.file_name, pair.width, pair.height): None for pair in pairs})
         with ThreadPoolExecutor(THREADS) as pool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from spr.errors import RunError
+from spr.core.errors import RunError
 from spr.exports.rows import ExportRow
 
 _LAYOUT = {"lines": ("", "\n", "\n"), "list": ("[\n", ",\n", "\n]\n")}

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spr.errors import RunError
+from spr.core.errors import RunError
 from spr.exports.rows import ExportRow
 
 SHARD_BYTES = 500_000_000

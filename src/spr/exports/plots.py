@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spr.exports.statistics import Statistics
+from spr.runs.statistics import Statistics
 
 CHOSEN, REJECTED, NEUTRAL = "#0072B2", "#D55E00", "#4D4D4D"
 """Colours that people with any kind of colour vision tell apart (Okabe and Ito)."""

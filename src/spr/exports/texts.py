@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from spr import boxes as bx
-from spr.errors import GroundingError
+from spr.config import PromptsConfig
+from spr.core import boxes as bx
+from spr.core.errors import GroundingError
 from spr.exports.rows import Texts
 from spr.grounding import Dialect, GroundedText, parse, render
 from spr.pipeline.describe import training_prompt
 from spr.records import PreferencePair, Size, Span
-from spr.sections import PromptsConfig
 
 _SLACK = 0.01
 """Pixels: what float32 may have taken from a box of an image of 100,000 px."""

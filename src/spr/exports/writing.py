@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from spr.errors import ConfigError, InputError, RunError
+from spr.core.errors import ConfigError, InputError, RunError
+from spr.core.progress import Progress
 from spr.exports.card import Card, write_card
 from spr.exports.folder import check_same, new_folder, read_marker, write_marker
 from spr.exports.formats import FORMATS
 from spr.exports.images import ExportImages
 from spr.exports.rows import ExportRow, Format, ImageMode, Labels, Texts
-from spr.exports.source import RunSource, public_name
-from spr.exports.statistics import Statistics
 from spr.exports.texts import texts_of
 from spr.grounding import Dialect, get_dialect
-from spr.progress import Progress
 from spr.records import PreferencePair
+from spr.runs.reader import RunSource, public_name
+from spr.runs.statistics import Statistics
 
 BATCH = 64
 """Pairs whose images are read and written together."""
@@ -32,7 +32,7 @@ REASONS = {
     "chosen_equals_rejected": "in the dialect asked for both answers read the same",
     "image_needs_rewriting": "EXIF, transparency or 16 bits: readers would see other pixels than the pipeline did",
 }
-"""Why a pair is left out of an export, besides what is wrong with its image (`spr.images.IMAGE_DROP_REASONS`)."""
+"""Why a pair is left out of an export, besides what is wrong with its image (`spr.core.images.IMAGE_DROP_REASONS`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect, get_dialect
 from spr.grounding.parse import parse
 from spr.grounding.prose import PROBLEM_LENGTH, without_surrogates

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding.coding import Cells, Coding, Frame, Numbers
 from spr.grounding.geometry import Geometry, PaddedSquare, Resized, Squash, check_size
 from spr.grounding.markup import NUMBER, Brackets, JsonList, Markup, Tags, Tokens

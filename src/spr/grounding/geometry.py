@@ -11,7 +11,7 @@ import operator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.records import Size
 
 

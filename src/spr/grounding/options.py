@@ -6,7 +6,7 @@ import operator
 import re
 from typing import Any, SupportsIndex
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding.geometry import check_size
 
 _DIGITS = re.compile(r"[0-9]{1,18}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect, get_dialect
 from spr.grounding.markup import Brackets, JsonList, Tags
 from spr.grounding.parse_brackets import parse_brackets

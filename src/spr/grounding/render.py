@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding.coding import Frame
 from spr.grounding.dialects import Dialect, get_dialect
 from spr.grounding.markup import SPECIAL, Brackets, JsonList, Tags, Tokens, stray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spr.errors import RecordError
+from spr.core.errors import RecordError
 from spr.records import Box, Span
 
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from spr.errors import SprError
+from spr.core.errors import SprError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -13,12 +13,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from spr import boxes as bx
+from spr.core import boxes as bx
+from spr.core.randomness import stable_hash
+from spr.core.views import shift
 from spr.grounding import GroundedText, get_dialect, render
 from spr.models.protocols import DescribeRequest, DetectRequest, Vectors, View
-from spr.randomness import stable_hash
 from spr.records import Box, Detection, ImageObject, Span
-from spr.views import shift
 
 
 class FakeDescriber:

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from spr.models.custom_models import NATIVE, load_config
 from spr.models.families import Family
 from spr.models.loading import ModelError, Source, clear_errors, load_part
-from spr.models.native import NATIVE, load_config
 
 
 def load_processor(

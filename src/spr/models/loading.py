@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from spr.errors import ConfigError, SprError
+from spr.core.errors import ConfigError, SprError
 from spr.models.batching import DeviceMemoryError
 
 Source: TypeAlias = str | os.PathLike[str]

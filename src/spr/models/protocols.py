@@ -57,7 +57,7 @@ class Describer(Protocol):
 
 
 @runtime_checkable
-class TellsEach(Protocol):
+class StreamingDescriber(Protocol):
     """A `Describer` that has its answers one by one, so that each can be kept before the others are there."""
 
     def describe_each(self, requests: Sequence[DescribeRequest], answered: Callable[[int, str], None]) -> list[str]:

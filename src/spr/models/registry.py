@@ -7,9 +7,9 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 
-from spr.errors import ConfigError, SprError
+from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
+from spr.core.errors import ConfigError, SprError
 from spr.models.protocols import Describer, Detector, ImageTextScorer
-from spr.sections import DescriberConfig, DetectorConfig, ScorerConfig
 
 EMBEDDED = "embedded/"
 """`embedded/describer`, `embedded/scorer` and `embedded/detector` are the models that ship with the package."""
@@ -23,7 +23,7 @@ def model_source(model: str) -> str:
     """
     if not model.startswith(EMBEDDED):
         return model
-    folder = files("spr") / "scenes" / "weights" / model.removeprefix(EMBEDDED)
+    folder = files("spr") / "embedded" / "weights" / model.removeprefix(EMBEDDED)
     if not folder.is_dir():
         expected = "embedded/describer, embedded/scorer or embedded/detector"
         raise ConfigError("There is no such embedded model", got=model, expected=expected)
@@ -52,13 +52,13 @@ def _device(name: str) -> str | None:
 @lru_cache(maxsize=1)
 def load_describer(config: DescriberConfig) -> Describer:
     """The describer of a config, loaded once a process."""
-    if config.adapter == "fake":
+    if config.backend == "fake":
         from spr.models.fakes import FakeDescriber
 
         return FakeDescriber(config.dialect or "llava_onevision")
-    if config.adapter == "openai":
+    if config.backend == "openai":
         return _openai_describer(config)
-    from spr.models.hf_mllm import HfDescriber
+    from spr.models.describers.hf import HfDescriber
 
     return HfDescriber(
         model_source(config.model or ""),
@@ -68,7 +68,7 @@ def load_describer(config: DescriberConfig) -> Describer:
         dtype=config.dtype,
         device=_device(config.device),
         device_map=config.device_map,
-        attention=config.attention,
+        attention=config.attn_implementation,
         load_in_4bit=config.load_in_4bit,
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,
@@ -81,7 +81,7 @@ def _openai_describer(config: DescriberConfig) -> Describer:
     if find_spec("httpx") is None:
         fix = "pip install 'spatial-preference-rewarding[openai]'"
         raise SprError("Describers behind a server need httpx", got="it is not installed", fix=fix)
-    from spr.models.openai_api import OpenAiDescriber, read_key
+    from spr.models.describers.openai import OpenAiDescriber, read_key
 
     return OpenAiDescriber(
         config.model or "",
@@ -102,11 +102,11 @@ def _openai_describer(config: DescriberConfig) -> Describer:
 @lru_cache(maxsize=1)
 def load_scorer(config: ScorerConfig) -> ImageTextScorer:
     """The image-text model of a config, loaded once a process."""
-    if config.adapter == "fake":
+    if config.backend == "fake":
         from spr.models.fakes import FakeScorer
 
         return FakeScorer()
-    from spr.models.clip import ClipScorer
+    from spr.models.scorers.clip import ClipScorer
 
     return ClipScorer(
         model_source(config.model),
@@ -121,14 +121,14 @@ def load_scorer(config: ScorerConfig) -> ImageTextScorer:
 @lru_cache(maxsize=1)
 def load_detector(config: DetectorConfig) -> Detector | None:
     """The detector of a config, loaded once a process; None for the adapter ``none``."""
-    if config.adapter == "none":
+    if config.backend == "none":
         return None
-    if config.adapter == "fake":
+    if config.backend == "fake":
         from spr.models.fakes import FakeDetector
 
         return FakeDetector()
-    if config.adapter == "owlv2":
-        from spr.models.owlv2 import Owlv2Detector
+    if config.backend == "owlv2":
+        from spr.models.detectors.owl import Owlv2Detector
 
         return Owlv2Detector(
             model_source(config.model),
@@ -138,7 +138,7 @@ def load_detector(config: DetectorConfig) -> Detector | None:
             dtype=config.dtype,
             device=_device(config.device),
         )
-    from spr.models.grounding_dino import GroundingDinoDetector
+    from spr.models.detectors.grounding_dino import GroundingDinoDetector
 
     return GroundingDinoDetector(
         model_source(config.model),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from spr.errors import RunError
-from spr.models.protocols import Describer, DescribeRequest, TellsEach
-from spr.sections import DescriberConfig
+from spr.config import DescriberConfig
+from spr.core.errors import RunError
+from spr.models.protocols import Describer, DescribeRequest, StreamingDescriber
 
 _DECIDING = ("temperature", "top_p", "max_new_tokens", "request_fields")
 
@@ -44,7 +44,7 @@ class KeptAnswers:
         keys = self._keys(requests)
         missing = [k for k, key in enumerate(keys) if key not in self._known]
         asked = [requests[k] for k in missing]
-        if asked and isinstance(self.describer, TellsEach):
+        if asked and isinstance(self.describer, StreamingDescriber):
             self.describer.describe_each(asked, lambda number, answer: self._keep([(keys[missing[number]], answer)]))
         elif asked:
             # All in one write: a shard that goes on asks in the same batches as one that was never stopped.

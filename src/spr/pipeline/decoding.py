@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
-from spr.images import ImageProblem, load_image
+from spr.config import AnnotationsConfig
+from spr.core.images import ImageProblem, load_image
 from spr.records import RegionQuery
-from spr.sections import AnnotationsConfig
 
 AHEAD = 16
 """Images decoded, or being decoded, before they are asked for."""

@@ -13,23 +13,22 @@ from typing import NamedTuple
 import pyarrow as pa
 from PIL import Image
 
-from spr.boxes import clip
-from spr.config import Config
-from spr.errors import ConfigError, GroundingError
+from spr.config import Config, DescriberConfig, PromptsConfig
+from spr.core.boxes import clip
+from spr.core.errors import ConfigError, GroundingError
+from spr.core.images import ImageProblem
+from spr.core.randomness import stable_hash
+from spr.core.views import crop_window, cut, shift, unshift
 from spr.grounding import Dialect, GroundedText, parse, render, render_box
 from spr.grounding.prose import without_surrogates
-from spr.images import ImageProblem
 from spr.models.protocols import Describer, DescribeRequest
 from spr.models.registry import load_describer
 from spr.pipeline.answers import KeptAnswers
 from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.pipeline.stage import Stage
-from spr.randomness import stable_hash
 from spr.records import PROMPT_KINDS, Box, Candidate, PreferencePair, PromptKind, RegionQuery, Size, Span
-from spr.schemas import from_table, to_table
-from spr.sections import DescriberConfig, PromptsConfig
-from spr.store import StageOutput, dropped_table
-from spr.views import crop_window, cut, shift, unshift
+from spr.records.schemas import from_table, to_table
+from spr.runs.store import StageOutput, dropped_table
 
 NAME = "candidates"
 QUERIES_AT_ONCE = 32
@@ -137,9 +136,9 @@ def read_answer(asked: Asked, answer: str, describer: Describer) -> Candidate | 
 
 
 def make_candidates(tables: Mapping[str, pa.Table], config: Config, describer: Describer) -> StageOutput:
-    """The stage: a shard of `spr.schemas.REGIONS` → a shard of `spr.schemas.CANDIDATES`.
+    """The stage: a shard of `spr.records.schemas.REGIONS` → a shard of `spr.records.schemas.CANDIDATES`.
 
-    Drops images that can't be read (reasons of `spr.images`), candidates for the reasons of `read_answer`, and repeats
+    Drops images that can't be read (reasons of `spr.core.images`), candidates for the reasons of `read_answer`, and repeats
     of an earlier candidate's text (``repeats_candidate``, METHOD §3.3).
     """
     settings = _settings(config)
@@ -171,7 +170,7 @@ def process(tables: Mapping[str, pa.Table], config: Config, unfinished: Path | N
 
 def _settings(config: Config) -> DescriberConfig:
     if config.describer is None:
-        fix = "give describer.model, or describer.adapter=fake to try the pipeline without weights"
+        fix = "give describer.model, or describer.backend=fake to try the pipeline without weights"
         raise ConfigError(f"Stage `{NAME}` needs a describer", got="a config without `describer`", fix=fix)
     return config.describer
 

@@ -16,22 +16,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spr import boxes as bx
 from spr.annotations import Annotations, CrowdDetector, CrowdFinds, CrowdQuery, read_coco, replace_crowds
-from spr.columns import box_array, list_array
-from spr.config import Config
-from spr.errors import ConfigError, InputError
-from spr.images import ImageProblem, check_image, load_image
-from spr.models.categories import CategoryRequest, find_categories
+from spr.config import AnnotationsConfig, Config
+from spr.core import boxes as bx
+from spr.core.errors import ConfigError, InputError
+from spr.core.images import ImageProblem, check_image, load_image
+from spr.core.progress import MEGABYTE, Progress
+from spr.core.randomness import stable_hash
+from spr.grounding.categories import CategoryRequest, find_categories
 from spr.models.protocols import Detector
 from spr.models.registry import load_detector
 from spr.pipeline.stage import Plan, Stage
-from spr.progress import MEGABYTE, Progress
-from spr.randomness import stable_hash
 from spr.records import ImageObject, ImageObjects
-from spr.schemas import DROPPED, OBJECTS, from_table, to_table
-from spr.sections import AnnotationsConfig
-from spr.store import StageOutput, dropped_columns, dropped_table
+from spr.records.columns import box_array, list_array
+from spr.records.schemas import DROPPED, OBJECTS, from_table, to_table
+from spr.runs.store import StageOutput, dropped_columns, dropped_table
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -100,7 +99,7 @@ def make_objects(
         config: See `AnnotationsConfig`.
         detector: Only asked where there are crowds.
 
-    Drops images with the reasons of `spr.images`, crowds and finds with those of `spr.annotations.replace_crowds`,
+    Drops images with the reasons of `spr.core.images`, crowds and finds with those of `spr.annotations.replace_crowds`,
     finds with ``area_under_minimum``, and images with ``too_few_objects``.
     """
     settings, table = config.annotations, tables["source"]
@@ -222,8 +221,8 @@ def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
         return make_objects(tables, config)
     detector = load_detector(config.detector)
     if detector is None:
-        fix = "set detector.adapter, or annotations.crowds: drop"
-        raise ConfigError("Crowds can't be annotated again", got="detector.adapter: none", fix=fix)
+        fix = "set detector.backend, or annotations.crowds: drop"
+        raise ConfigError("Crowds can't be annotated again", got="detector.backend: none", fix=fix)
     return make_objects(
         tables, config, detector=partial(look_in_crowds, detector=detector, settings=config.annotations)
     )

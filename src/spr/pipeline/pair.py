@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from spr.config import Config
-from spr.errors import GroundingError
+from spr.core.errors import GroundingError
 from spr.grounding import GroundedText, get_dialect, render
 from spr.pipeline.describe import training_prompt
 from spr.pipeline.refine import refine
 from spr.pipeline.stage import Stage
 from spr.records import Candidate, PreferencePair, RegionQuery, Scores
-from spr.schemas import from_table, to_table
-from spr.store import StageOutput, dropped_table
+from spr.records.schemas import from_table, to_table
+from spr.runs.store import StageOutput, dropped_table
 
 NAME = "pairs"
 
 
 def make_pairs(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
-    """The stage: shards of `spr.schemas.REGIONS`, `CANDIDATES` and `SCORES` → a shard of `spr.schemas.PAIRS`.
+    """The stage: shards of `spr.records.schemas.REGIONS`, `CANDIDATES` and `SCORES` → a shard of `spr.records.schemas.PAIRS`.
 
     Drops queries for the reasons of `make_pair`.
     """
@@ -89,7 +89,7 @@ def make_pair(query: RegionQuery, scored: Sequence[tuple[Candidate, Scores]], co
         chosen_score=best_scores.score,
         rejected_score=worst_scores.score,
         margin=margin,
-        fates=refined.fates,
+        box_edits=refined.box_edits,
     )
 
 

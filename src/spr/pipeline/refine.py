@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from spr import boxes as bx
+from spr.core import boxes as bx
 from spr.grounding import GroundedText
-from spr.records import Box, BoxFate, ImageObject, Span
+from spr.records import Box, BoxEdit, ImageObject, Span
 
 Unmatched: TypeAlias = Literal["remove_box", "keep_box", "remove_phrase"]
 
@@ -22,7 +22,7 @@ class Refined(NamedTuple):
     """The refined text, and what became of each box, in the order of the text."""
 
     text: GroundedText
-    fates: tuple[BoxFate, ...]
+    box_edits: tuple[BoxEdit, ...]
 
 
 def refine(
@@ -47,7 +47,7 @@ def refine(
         inside_fraction: See above.
 
     Returns:
-        The text, in which a phrase may have fewer boxes than before, and the fate of each box.
+        The text, in which a phrase may have fewer boxes than before, and the edit of each box.
 
     >>> dog = ImageObject("1", "dog", (10, 10, 50, 50))
     >>> said = GroundedText("a dog", (Span("a dog", 0, 5, ((12, 10, 50, 50), (70, 70, 90, 90))),))
@@ -59,15 +59,15 @@ def refine(
     inside = bx.at_least(bx.fraction_inside(boxes, region), inside_fraction)
     taken = _assign(np.where(inside[:, None], overlaps, 0.0))
     known = np.asarray(bx.over(overlaps, MATCH_IOU).any(axis=1))
-    fates = []
+    box_edits = []
     for k, (phrase, box) in enumerate((span.phrase, box) for span in text.spans for box in span.boxes):
         if k in taken:
-            fates.append(BoxFate(phrase, box, objects[taken[k]].box, "replaced"))
+            box_edits.append(BoxEdit(phrase, box, objects[taken[k]].box, "replaced"))
         elif (known[k] and not inside[k]) or unmatched == "keep_box":
-            fates.append(BoxFate(phrase, box, box, "kept"))
+            box_edits.append(BoxEdit(phrase, box, box, "kept"))
         else:
-            fates.append(BoxFate(phrase, box, None, "box_removed"))
-    return _apply(text, fates, remove_phrases=unmatched == "remove_phrase")
+            box_edits.append(BoxEdit(phrase, box, None, "box_removed"))
+    return _apply(text, box_edits, remove_phrases=unmatched == "remove_phrase")
 
 
 def _assign(overlaps: bx.Array) -> dict[int, int]:
@@ -82,17 +82,17 @@ def _assign(overlaps: bx.Array) -> dict[int, int]:
     return taken
 
 
-def _apply(text: GroundedText, fates: list[BoxFate], *, remove_phrases: bool) -> Refined:
+def _apply(text: GroundedText, box_edits: list[BoxEdit], *, remove_phrases: bool) -> Refined:
     spans: list[Span] = []
     gone: list[Span] = []
-    final: list[BoxFate] = []
-    left = iter(fates)
+    final: list[BoxEdit] = []
+    left = iter(box_edits)
     for span in text.spans:
         mine = [next(left) for _ in span.boxes]
-        boxes = tuple(fate.box_after for fate in mine if fate.box_after is not None)
+        boxes = tuple(edit.box_after for edit in mine if edit.box_after is not None)
         if remove_phrases and mine and not boxes:
             gone.append(span)
-            mine = [BoxFate(fate.phrase, fate.box_before, None, "phrase_removed") for fate in mine]
+            mine = [BoxEdit(edit.phrase, edit.box_before, None, "phrase_removed") for edit in mine]
         spans.append(Span(span.phrase, span.start, span.end, boxes))
         final += mine
     refined = GroundedText(text.plain_text, tuple(spans))

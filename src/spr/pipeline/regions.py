@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from spr import boxes as bx
-from spr.columns import ObjectColumns, box_array, list_array
-from spr.config import Config
+from spr.config import Config, RegionsConfig
+from spr.core import boxes as bx
+from spr.core.randomness import stable_hash
 from spr.pipeline.stage import Stage
-from spr.randomness import stable_hash
-from spr.schemas import REGIONS
-from spr.sections import RegionsConfig
-from spr.store import StageOutput, dropped_table
+from spr.records.columns import ObjectColumns, box_array, list_array
+from spr.records.schemas import REGIONS
+from spr.runs.store import StageOutput, dropped_table
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -143,7 +142,7 @@ def find_regions(
 
 
 def make_regions(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
-    """The stage: a shard of `spr.schemas.OBJECTS` → a shard of `spr.schemas.REGIONS`.
+    """The stage: a shard of `spr.records.schemas.OBJECTS` → a shard of `spr.records.schemas.REGIONS`.
 
     Drops images that yield no region (``too_few_objects``: fewer than ``min_inside``; ``no_valid_region``: every start
     object's region stayed too narrow), and queries over the number that an image can give (``no_further_region``).

@@ -14,15 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.config import Config
-from spr.errors import InputError, RunError
+from spr.core.atomic import sha256
+from spr.core.errors import InputError, RunError
+from spr.core.progress import MEGABYTE, Progress
 from spr.models.registry import release
 from spr.pipeline import describe, objects, pair, regions, score
-from spr.pipeline.dropped import merge_dropped
 from spr.pipeline.engines.local import run_shards
-from spr.pipeline.folder import adopt, locked, log
 from spr.pipeline.stage import Stage
-from spr.progress import MEGABYTE, Progress
-from spr.store import (
+from spr.runs.dropped import merge_dropped
+from spr.runs.folder import adopt, locked, log
+from spr.runs.store import (
     Manifest,
     ShardEntry,
     StageStore,
@@ -30,7 +31,6 @@ from spr.store import (
     dropped_columns,
     read_table,
     reasons_sorted,
-    sha256,
     write_table,
 )
 

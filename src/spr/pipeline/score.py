@@ -13,18 +13,18 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from spr import boxes as bx
 from spr.config import Config
-from spr.images import ImageProblem
-from spr.localization import localization_score
+from spr.core import boxes as bx
+from spr.core.images import ImageProblem
+from spr.core.views import crop_window, cut, pad_to_square, shift, square_window, unshift
+from spr.grounding.localization import localization_score
 from spr.models.protocols import Detector, DetectRequest, ImageTextScorer, View
 from spr.models.registry import load_detector, load_scorer
 from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.pipeline.stage import Stage
 from spr.records import Box, Candidate, Detection, ImageObject, RegionQuery, Scores
-from spr.schemas import from_table, to_table
-from spr.store import StageOutput, dropped_table
-from spr.views import crop_window, cut, pad_to_square, shift, square_window, unshift
+from spr.records.schemas import from_table, to_table
+from spr.runs.store import StageOutput, dropped_table
 
 NAME = "scores"
 QUERIES_AT_ONCE = 32
@@ -61,7 +61,7 @@ def views_of(query: RegionQuery, image: Image.Image, crop_factor: float) -> tupl
 def make_scores(
     tables: Mapping[str, pa.Table], config: Config, scorer: ImageTextScorer, detector: Detector | None
 ) -> StageOutput:
-    """The stage: shards of `spr.schemas.REGIONS` and `CANDIDATES` → a shard of `spr.schemas.SCORES`.
+    """The stage: shards of `spr.records.schemas.REGIONS` and `CANDIDATES` → a shard of `spr.records.schemas.SCORES`.
 
     S = λ S_sem + (1 − λ) S_loc with S_sem = ½ (S_crop + S_local) [paper]. Drops images that can't be read.
     """

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from spr.config import Config
-from spr.progress import Progress
-from spr.store import StageOutput
+from spr.core.progress import Progress
+from spr.runs.store import StageOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Plan:
         ids: Texts, ``(rows,)``: the ids of all input rows, in the order in which they are looked at.
         rows: ``rows(start, stop)`` makes the input table of these rows.
         limit: The stage is complete once this many rows came out; None: when all rows were looked at.
-        dropped: What was dropped while reading (table `spr.schemas.DROPPED`).
+        dropped: What was dropped while reading (table `spr.records.schemas.DROPPED`).
         counts: What was read, for the manifest and the summary.
     """
 
@@ -74,10 +74,10 @@ class Stage:
         """The part of the config that decides this stage's rows."""
         deciding = self.deciding(config)
         parts = {name: value for name, value in config.model_dump(mode="json").items() if name in deciding}
-        return {name: _without_free(config, name, value) for name, value in parts.items()}
+        return {name: _without_runtime_fields(config, name, value) for name, value in parts.items()}
 
 
-def _without_free(config: Config, name: str, value: Any) -> Any:
+def _without_runtime_fields(config: Config, name: str, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {field: item for field, item in value.items() if not config.is_free(f"{name}.{field}")}
+    return {field: item for field, item in value.items() if not config.is_runtime_field(f"{name}.{field}")}

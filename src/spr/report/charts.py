@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from spr.report.joined import SIDES
-from spr.report.pairs import length_note
 from spr.report.plots import Curve, Series, density, histogram, lines
 from spr.report.results import WHEN, TaskResult
-from spr.report.tally import Tally
 from spr.report.training import TrainingLog, thin
+from spr.runs.joined import SIDES
+from spr.runs.pair_report import length_note
+from spr.runs.tally import Tally
 
 SCORE_TITLES = {
     "score": "Score S",

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 
 from spr import __version__
-from spr.config import SHIPPED
+from spr.config import PRESETS
 from spr.grounding import DIALECTS
 
 REQUIRED = ("numpy", "pillow", "pyarrow", "msgspec", "pydantic", "torch", "transformers", "peft", "accelerate")
@@ -33,7 +33,7 @@ def diagnose() -> Iterator[str]:
     yield "Devices"
     yield from (f"  {line}" for line in _devices())
     yield ""
-    yield f"Configs        {', '.join(sorted(p.stem for p in SHIPPED.glob('*.yaml')))}"
+    yield f"Configs        {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
     yield f"Dialects       {', '.join(DIALECTS)}"
 
 

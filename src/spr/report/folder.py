@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spr import __version__
-from spr.errors import RunError
+from spr.core.errors import RunError
 
 MARKER = "report.json"
 """The file that says that a folder is a report, and which entries of it are."""

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.annotations.reasons import DROP_REASONS
-from spr.images import IMAGE_DROP_REASONS
+from spr.core.images import IMAGE_DROP_REASONS
 from spr.pipeline.runner import STAGES
-from spr.store import StageStore, count_reasons, read_table, reasons_sorted
+from spr.runs.store import StageStore, count_reasons, read_table, reasons_sorted
 
 LISTED = 200
 """Ids listed a reason; `RUN/dropped.parquet` has all."""

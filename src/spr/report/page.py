@@ -11,19 +11,20 @@ from typing import Any
 import jinja2
 
 from spr.config import Config, load_config
-from spr.errors import RunError
-from spr.progress import Progress
-from spr.report import charts, facts
+from spr.core.errors import RunError
+from spr.core.progress import Progress
+from spr.report import charts
+from spr.report import environment as facts
 from spr.report.folder import check_target, replaced_folder
 from spr.report.funnel import Drop, StageCount, count_stages, read_log, training_drops
-from spr.report.joined import SCORE_NAMES, SIDES, JoinedPair, joined_shards
 from spr.report.payload import GalleryIndex, is_long, pair_payload, shorten
 from spr.report.results import TaskResult, read_results
 from spr.report.scripts import call_script
-from spr.report.tally import Tally
 from spr.report.thumbnails import Thumbnails
 from spr.report.training import TrainingLog, read_training
-from spr.store import StageStore
+from spr.runs.joined import SCORE_NAMES, SIDES, JoinedPair, joined_shards
+from spr.runs.store import StageStore
+from spr.runs.tally import Tally
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_ROWS = 20
@@ -164,7 +165,7 @@ def _context(
         "picked_kinds": tally.picked_kinds,
         "length_charts": charts.length_charts(tally) if tally.pairs else [],
         "length_warning": charts.length_warning(tally),
-        "fates": [(fate, tally.fates[fate]) for fate in ("replaced", "kept", "box_removed", "phrase_removed")],
+        "box_edits": [(edit, tally.box_edits[edit]) for edit in ("replaced", "kept", "box_removed", "phrase_removed")],
         "pairs": tally.pairs,
         "categories": categories[:CATEGORIES],
         "category_count": len(categories),

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from spr import boxes as bx
-from spr.errors import SprError
+from spr.core import boxes as bx
+from spr.core.errors import SprError
 from spr.grounding import parse
-from spr.localization import THRESHOLD
-from spr.report.joined import SIDES, JoinedPair, Side
-from spr.report.pairs import words
+from spr.grounding.localization import THRESHOLD
+from spr.runs.joined import SIDES, JoinedPair, Side
+from spr.runs.pair_report import words
 
 SHOWN = 2000
 """Characters of a text that are shown at first; what is longer lies in a file of its own, loaded when asked for."""
@@ -45,9 +45,9 @@ def pair_payload(pair: JoinedPair, image: dict[str, Any], *, unmatched: str = "r
         "objects": [[item["category"], _round(item["box"]), bool(item["inside"])] for item in pair.objects],
         "margin": row["margin"],
         "prompt": row["prompt"],
-        "fates": [
-            [fate["phrase"], _round(fate["box_before"]), fate["box_after"] and _round(fate["box_after"]), fate["fate"]]
-            for fate in row["fates"]
+        "box_edits": [
+            [edit["phrase"], _round(edit["box_before"]), edit["box_after"] and _round(edit["box_after"]), edit["edit"]]
+            for edit in row["box_edits"]
         ],
         "sides": {side: _side_payload(pair, side, truth, unmatched) for side in SIDES},
     }
@@ -134,7 +134,7 @@ def match_boxes(spans: Sequence[Sequence[Sequence[float]]], truth: np.ndarray) -
 
 def is_long(payload: dict[str, Any], limit: int = SHOWN) -> bool:
     """Whether any of a payload's texts or lists is too long to be shown at once."""
-    long = len(payload["prompt"]) > limit or len(payload["fates"]) > limit // 10
+    long = len(payload["prompt"]) > limit or len(payload["box_edits"]) > limit // 10
     return long or any(len(side["raw"]) > limit or _has_long_text(side, limit) for side in payload["sides"].values())
 
 
@@ -155,7 +155,7 @@ def shorten(payload: dict[str, Any], limit: int = SHOWN) -> None:
     """
     payload["cut"] = True
     payload["prompt"] = payload["prompt"][:limit]
-    payload["fates"] = [[phrase[:200], *fate] for phrase, *fate in payload["fates"][: limit // 10]]
+    payload["box_edits"] = [[phrase[:200], *edit] for phrase, *edit in payload["box_edits"][: limit // 10]]
     for side in payload["sides"].values():
         side["raw"] = side["raw"][:limit]
         if _has_long_text(side, limit):

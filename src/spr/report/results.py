@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spr.errors import RunError
+from spr.core.errors import RunError
 
 WHEN = ("before", "after")
 _LOWER_IS_BETTER = {"unmatched_boxes"}

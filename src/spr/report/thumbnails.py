@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spr.errors import RunError
-from spr.images import ImageProblem, load_thumbnail
-from spr.sections import AnnotationsConfig
+from spr.config import AnnotationsConfig
+from spr.core.errors import RunError
+from spr.core.images import ImageProblem, load_thumbnail
 
 SIDE = 640
 """Longer side of a thumbnail in pixels, at most."""

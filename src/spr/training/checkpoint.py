@@ -18,8 +18,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from spr.config import changed_fields
-from spr.errors import RunError
-from spr.store import write_atomically, writing_atomically
+from spr.core.atomic import atomic_file, write_atomically
+from spr.core.errors import RunError
 
 KEPT = 2
 """Checkpoints that stay; older ones are deleted once a newer one is whole."""
@@ -60,7 +60,7 @@ def save_checkpoint(
         parameters, moments = get_state_dict(model, optimizer_of(optimizer), options=_OPTIONS)
         state = {"parameters": parameters, "optimizer": moments, "rng": rng}
     if accelerator.is_main_process:
-        with writing_atomically(made / "state.pt") as file:
+        with atomic_file(made / "state.pt") as file:
             torch.save(state, file)
         meta = {"step": step, "settings": settings, "values": values}
         write_atomically(made / _META, json.dumps(meta, indent=1).encode())

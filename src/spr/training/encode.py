@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spr.errors import SprError
-from spr.images import ImageProblem
+from spr.core.errors import SprError
+from spr.core.images import ImageProblem
+from spr.models.chat import render_answer, render_turn
 from spr.models.families import Family
 from spr.models.image_processors import encode
-from spr.models.turns import render_answer, render_turn
 from spr.training.collate import EncodedPair
 from spr.training.families import Trainable
 from spr.training.features import Features, FeatureStore, feature_key
@@ -28,7 +28,7 @@ DROP_REASONS: dict[str, str] = {
     "answer_has_image_token": "an answer has the token that stands for an image",
     "too_long": "prompt and answer have more tokens than `training.max_length` or the model allows; never truncated",
 }
-"""Why a pair is not trained on, besides the reasons of `spr.images`."""
+"""Why a pair is not trained on, besides the reasons of `spr.core.images`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +107,7 @@ class PairEncoder:
 
         Returns:
             What is left, in order, and ``(pair_id, reason)`` of what is dropped: `DROP_REASONS` and those of
-            `spr.images.ImageProblem`.
+            `spr.core.images.ImageProblem`.
         """
         planned: list[PlannedPair] = []
         dropped: list[tuple[str, str]] = []

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from spr.store import write_atomically
+from spr.core.atomic import write_atomically
 
 
 @dataclass(frozen=True, slots=True, eq=False)

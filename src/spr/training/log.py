@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from spr.store import write_atomically
+from spr.core.atomic import write_atomically
 
 LINE_EVERY = 10.0
 """Seconds between two plain lines."""

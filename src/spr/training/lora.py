@@ -14,8 +14,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from spr.errors import ConfigError, SprError
-from spr.sections import LoraSection
+from spr.config import LoraSection
+from spr.core.errors import ConfigError, SprError
 from spr.training.families import Trainable
 
 
@@ -32,21 +32,25 @@ def add_adapter(model: Any, settings: LoraSection, trainable: Trainable, *, seed
         ConfigError: for a target that is no linear layer of the language model.
         SprError: if anything else would be trained.
     """
-    targets = settings.targets or trainable.targets
+    targets = settings.target_modules or trainable.targets
     names = _linear_names(model, trainable.language_model)
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in names):
             last = sorted({name.rsplit(".", 1)[-1] for name in names})
             near = difflib.get_close_matches(target, last, n=1)
             raise ConfigError(
-                "Config field `training.lora.targets` names no linear layer of the language model",
+                "Config field `training.lora.target_modules` names no linear layer of the language model",
                 got=target,
                 expected=", ".join(last),
                 fix=f"did you mean `{near[0]}`?" if near else None,
             )
     pattern = rf"{re.escape(trainable.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=pattern, bias="none"
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=pattern,
+        bias="none",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,10 +83,12 @@ def check_trained(model: PeftModel, trainable: Trainable) -> None:
             "Parameters outside of the language model's adapter would be trained",
             got=", ".join(wrong[:4]) + more,
             expected=f"LoRA matrices below {trainable.language_model}.layers alone",
-            fix="freeze the model before add_adapter, and mend training.lora.targets",
+            fix="freeze the model before add_adapter, and mend training.lora.target_modules",
         )
     if not trained:
-        raise SprError("No parameter would be trained", expected="LoRA matrices", fix="mend training.lora.targets")
+        raise SprError(
+            "No parameter would be trained", expected="LoRA matrices", fix="mend training.lora.target_modules"
+        )
 
 
 def describe_trained(model: PeftModel) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spr.sections import TrainingConfig
+from spr.config import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +106,10 @@ def pair_losses(policy: PairLogps, reference: tuple[Tensor, Tensor] | None, sett
         settings: ``loss``, ``beta`` and ``nll_weight``.
     """
     zero = torch.zeros_like(policy.chosen)
-    if settings.loss == "sft" or reference is None:
+    if settings.loss_type == "sft" or reference is None:
         return PairLosses(nll(policy.chosen, policy.chosen_tokens), zero, zero)
     chosen_ratio, rejected_ratio = policy.chosen - reference[0], policy.rejected - reference[1]
-    if settings.loss == "dpo":
+    if settings.loss_type == "dpo":
         loss = dpo(chosen_ratio, rejected_ratio, settings.beta)
     else:
         lengths = policy.chosen_tokens, policy.rejected_tokens

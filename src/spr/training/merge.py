@@ -11,11 +11,11 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
-from spr.errors import InputError, RunError
+from spr.core.errors import InputError, RunError
+from spr.models.custom_models import load_config, native_options
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
 from spr.models.loading import load_pretrained
-from spr.models.native import load_config, native_options
 from spr.training.families import TRAINABLE
 from spr.training.lora import renamed_properties
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from PIL import Image
 
-from spr.errors import InputError
-from spr.images import ImageProblem, load_image, resolve_image
-from spr.models.turns import Message, user_turn
+from spr.config import AnnotationsConfig
+from spr.core.errors import InputError
+from spr.core.images import ImageProblem, load_image, resolve_image
+from spr.models.chat import Message, user_turn
 from spr.records import Size
-from spr.sections import AnnotationsConfig
-from spr.store import StageStore
+from spr.runs.store import StageStore
 
 
 @dataclass(frozen=True, slots=True, eq=False)

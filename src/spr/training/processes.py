@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType, gather_object
 
-from spr.errors import ConfigError
+from spr.core.errors import ConfigError
 
 
 def in_any_process(flag: bool, accelerator: Accelerator) -> bool:
@@ -28,7 +28,7 @@ def of_all_processes(items: list[Any], accelerator: Accelerator) -> list[Any]:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Make sure that each of ``training.trackers`` can be used; Accelerate itself would leave it out without a word.
+    """Make sure that each of ``training.report_to`` can be used; Accelerate itself would leave it out without a word.
 
     Raises:
         ConfigError: for a tracker that Accelerate does not know, or whose package is not installed.
@@ -41,8 +41,8 @@ def check_trackers(names: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             fix = f"did you mean `{near[0]}`?" if near else None
             raise ConfigError(
-                "Config field `training.trackers` names no tracker", got=name, expected=", ".join(known), fix=fix
+                "Config field `training.report_to` names no tracker", got=name, expected=", ".join(known), fix=fix
             )
         if name in missing:
             fix = f"pip install {name.replace('_', '-')}, or leave it out: training/log.jsonl is always written"
-            raise ConfigError(f"The tracker {name} of `training.trackers` is not installed", fix=fix)
+            raise ConfigError(f"The tracker {name} of `training.report_to` is not installed", fix=fix)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spr.errors import InputError, RunError
-from spr.store import write_atomically
+from spr.core.atomic import write_atomically
+from spr.core.errors import InputError, RunError
 from spr.training.encode import PlannedPair
 
 _SCHEMA = pa.schema(

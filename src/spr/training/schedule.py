@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from spr.randomness import stable_hash
+from spr.core.randomness import stable_hash
 
 BUCKET = 50
 """Batches whose pairs are sorted by length together: little padding, and still a random order."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from spr.config import TrainingConfig
+from spr.models.custom_models import load_config, native_options
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
 from spr.models.loading import ModelError, load_pretrained, placement, source_name
-from spr.models.native import load_config, native_options
-from spr.sections import TrainingConfig
 from spr.training.encode import PairEncoder, processor_digest
 from spr.training.families import TRAINABLE
 from spr.training.features import open_store
@@ -79,15 +79,15 @@ def load_trainee(
         source,
         revision=revision,
         dtype=settings.dtype,
-        attn_implementation=settings.attention,
+        attn_implementation=settings.attn_implementation,
         **native_options(source, config),
         **placement(device, None, settings.load_in_4bit),
     )
     name = source_name(source, revision, base)
     why_not = can_share_prefix(base, trainable)
-    if settings.prefix == "shared" and why_not:
-        raise ModelError("The prefix can't be shared", got=why_not, fix="set training.prefix=auto")
-    shared = settings.prefix != "separate" and why_not is None
+    if settings.prefix_sharing == "shared" and why_not:
+        raise ModelError("The prefix can't be shared", got=why_not, fix="set training.prefix_sharing=auto")
+    shared = settings.prefix_sharing != "separate" and why_not is None
     remarks = [] if shared else [f"Two sequences a pair, image and prompt in both: {why_not or 'the config says so'}."]
     digest = processor_digest(processor, family)
     encoder = PairEncoder(
@@ -95,9 +95,9 @@ def load_trainee(
         processor,
         family,
         trainable,
-        open_store(settings.features, features),
+        open_store(settings.vision_cache, features),
         made_by=f"{name} {digest} {base.dtype}",
-        keep=settings.features in ("auto", "memory"),
+        keep=settings.vision_cache in ("auto", "memory"),
     )
     peft = add_adapter(base, settings.lora, trainable, seed=seed)
     peft.peft_config["default"].revision = revision

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spr.errors import SprError
+from spr.config import TrainingConfig
+from spr.core.errors import SprError
 from spr.models.batching import DeviceMemoryError
-from spr.sections import TrainingConfig
 from spr.training.collate import Batch
 from spr.training.encode import PlannedPair
 
@@ -78,8 +78,12 @@ def clear_memory_errors(pairs: Sequence[PlannedPair], settings: TrainingConfig, 
         yield
     except torch.OutOfMemoryError as error:
         longest = max(pairs, key=lambda planned: planned.length)
-        lower = [f"training.batch_size (now {settings.batch_size})"] if settings.batch_size > 1 else []
-        lower += ["training.max_length", "training.lora.rank"] if step else ["training.max_length"]
+        lower = (
+            [f"training.per_device_train_batch_size (now {settings.per_device_train_batch_size})"]
+            if settings.per_device_train_batch_size > 1
+            else []
+        )
+        lower += ["training.max_length", "training.lora.r"] if step else ["training.max_length"]
         other = [] if settings.gradient_checkpointing or not step else ["training.gradient_checkpointing=true"]
         other += [] if settings.load_in_4bit else ["training.load_in_4bit=true"]
         raise DeviceMemoryError(

@@ -18,9 +18,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from spr.errors import InputError
-from spr.sections import TrainingConfig
-from spr.store import dropped_table, write_table
+from spr.config import TrainingConfig
+from spr.core.errors import InputError
+from spr.runs.store import dropped_table, write_table
 from spr.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
@@ -91,7 +91,7 @@ def train(
         InterruptedTrainingError: after Ctrl-C.
         SprError: for a loss that is not finite; the batch is saved.
     """
-    check_trackers(settings.trackers)
+    check_trackers(settings.report_to)
     return _Training(model, settings, out, revision, seed, report).run(pairs, reference)
 
 
@@ -109,8 +109,8 @@ class _Training:
         self.adapter = out / "adapter"
         self.accelerator = Accelerator(
             cpu=settings.device == "cpu",
-            gradient_accumulation_steps=settings.gradient_accumulation,
-            log_with=list(settings.trackers) or None,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            log_with=list(settings.report_to) or None,
             project_dir=str(self.folder),
         )
         self.report = report if self.accelerator.is_main_process else lambda _: None
@@ -136,10 +136,10 @@ class _Training:
     def run(self, pairs: Iterable[TrainingPair], known: Path | None) -> TrainingSummary:
         settings, started = self.settings, time.monotonic()
         limit = context_length(self.trainee.base, settings.max_length)
-        planned, dropped = self.encoder.plan(pairs, limit, with_rejected=settings.loss != "sft")
+        planned, dropped = self.encoder.plan(pairs, limit, with_rejected=settings.loss_type != "sft")
         self._note_dropped(planned, dropped)
         counts = dict(Counter(reason for _, reason in dropped))
-        a_step = self.accelerator.num_processes * settings.gradient_accumulation
+        a_step = self.accelerator.num_processes * settings.gradient_accumulation_steps
         deciding = {
             "seed": self.seed,
             "model": self.trainee.name,
@@ -148,18 +148,18 @@ class _Training:
             "training": {
                 name: value
                 for name, value in settings.model_dump(mode="json").items()
-                if name not in settings.free_fields | {"gradient_accumulation"}
+                if name not in settings.runtime_fields | {"gradient_accumulation_steps"}
             },
         }
         done = read_finished(self.folder / "finished.json", self.adapter, deciding)
         if done is not None:
             return TrainingSummary(len(planned), counts, done["steps"], done["seconds"], done["last"], True)
-        reference = self._reference(planned, known) if settings.loss != "sft" else None
+        reference = self._reference(planned, known) if settings.loss_type != "sft" else None
         steps = steps_of_training(
             [pair.length for pair in planned],
-            batch_size=settings.batch_size,
+            batch_size=settings.per_device_train_batch_size,
             batches_a_step=a_step,
-            epochs=settings.epochs,
+            epochs=settings.num_train_epochs,
             max_steps=settings.max_steps,
             seed=self.seed,
         )
@@ -193,7 +193,7 @@ class _Training:
         if known is not None:
             file.take_over(known)
         missing = sorted(file.missing(planned), key=lambda pair: -pair.length)
-        size = self.settings.batch_size
+        size = self.settings.per_device_train_batch_size
         batches = [missing[start : start + size] for start in range(0, len(missing), size)]
         world, rank = accelerator.num_processes, accelerator.process_index
         rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
@@ -237,7 +237,7 @@ class _Training:
     ) -> dict[str, float]:
         settings, accelerator = self.settings, self.accelerator
         checkpoints = self.folder / "checkpoints"
-        if settings.trackers:
+        if settings.report_to:
             accelerator.init_trackers("spr", config={"seed": self.seed, "model": self.trainee.name})
         log = TrainingLog(self.folder / "log.jsonl", len(steps), first, active=accelerator.is_main_process)
         log.event("start", first_step=first, steps=len(steps), pairs=len(planned), **deciding["training"])
@@ -252,13 +252,13 @@ class _Training:
                     number - 1,
                     len(steps),
                     peak=settings.learning_rate,
-                    warmup=settings.warmup,
-                    schedule=settings.schedule,
+                    warmup=settings.warmup_ratio,
+                    schedule=settings.lr_scheduler_type,
                 )
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 norm, share = None, 1 / pairs_of[number - 1]
-                for _ in range(settings.gradient_accumulation):
+                for _ in range(settings.gradient_accumulation_steps):
                     own, read, weight = next(batches)
                     with clear_memory_errors(own, settings), accelerator.accumulate(self.model):
                         batch = self._encode(own, read)
@@ -266,7 +266,7 @@ class _Training:
                         losses = pair_losses(logps, self._reference_of(own, reference), settings)
                         check_finite(losses.loss, batch, number, "loss", self.folder)
                         # Accelerate divides by the accumulation, data parallelism by the processes.
-                        scale = weight * share * accelerator.num_processes * settings.gradient_accumulation
+                        scale = weight * share * accelerator.num_processes * settings.gradient_accumulation_steps
                         accelerator.backward(losses.loss.sum() * scale)
                         meter.add(logps, losses, batch.tokens, weight)
                         if accelerator.sync_gradients:
@@ -274,11 +274,11 @@ class _Training:
                         self.optimizer.step()
                         self.optimizer.zero_grad()
                 values = meter.read(norm) | {"learning_rate": rate, "epoch": seen[number - 1] / len(planned)}
-                log.step(number, values, written=number % settings.log_every == 0 or number == len(steps))
-                if settings.trackers:
+                log.step(number, values, written=number % settings.logging_steps == 0 or number == len(steps))
+                if settings.report_to:
                     accelerator.log(values, step=number)
                 stop = in_any_process(interrupted.is_set(), accelerator)
-                if stop or number % settings.checkpoint_every == 0:
+                if stop or number % settings.save_steps == 0:
                     made = save_checkpoint(
                         checkpoints, accelerator, self.model, self.optimizer, number, deciding, values
                     )
@@ -290,18 +290,18 @@ class _Training:
                     )
         if values:
             log.event("end", step=len(steps), **values)
-        if settings.trackers:
+        if settings.report_to:
             accelerator.end_training()
         return values
 
     def _micro_batches(
         self, planned: Sequence[PlannedPair], steps: Sequence[Sequence[Sequence[int]]]
     ) -> Iterator[tuple[list[PlannedPair], list[Read], float]]:
-        """This process's batches, ``gradient_accumulation`` a step; where a step has fewer, one of weight 0."""
+        """This process's batches, ``gradient_accumulation_steps`` a step; where a step has fewer, one of weight 0."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         order = []
         for step in steps:
-            for turn in range(self.settings.gradient_accumulation):
+            for turn in range(self.settings.gradient_accumulation_steps):
                 place = turn * world + rank
                 numbers = step[place] if place < len(step) else step[0]
                 order.append(([planned[k] for k in numbers], float(place < len(step))))

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from spr.errors import RunError
+from spr.core.errors import RunError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

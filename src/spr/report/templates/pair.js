@@ -3,7 +3,7 @@
 const SPR = {};
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const FATES = { replaced: "replaced", kept: "kept", box_removed: "box removed", phrase_removed: "phrase removed" };
+  const EDITS = { replaced: "replaced", kept: "kept", box_removed: "box removed", phrase_removed: "phrase removed" };
   const SIDES = ["chosen", "rejected"];
 
   /* An element with its class, text or children, and attributes. */
@@ -86,7 +86,7 @@ const SPR = {};
       items.push({ node: group, links: [`o${index}`] });
     });
     if (name === "chosen") {
-      for (const [, before, , fate] of pair.fates) if (fate !== "kept") marks.append(outline(before, "was miss"));
+      for (const [, before, , edit] of pair.box_edits) if (edit !== "kept") marks.append(outline(before, "was miss"));
     }
     const tags = [];
     let first = true;
@@ -175,10 +175,10 @@ const SPR = {};
 
   function details(pair) {
     const counts = {};
-    for (const fate of pair.fates) counts[fate[3]] = (counts[fate[3]] || 0) + 1;
-    const summary = Object.entries(counts).map(([fate, n]) => `${n} ${FATES[fate] || fate}`).join(", ");
-    const rows = pair.fates.map(([said, before, after, fate]) => el("tr", "", [
-      el("td", "", said || "▢"), el("td", "", FATES[fate] || fate), el("td", "", `[${before.join(", ")}]`),
+    for (const edit of pair.box_edits) counts[edit[3]] = (counts[edit[3]] || 0) + 1;
+    const summary = Object.entries(counts).map(([edit, n]) => `${n} ${EDITS[edit] || edit}`).join(", ");
+    const rows = pair.box_edits.map(([said, before, after, edit]) => el("tr", "", [
+      el("td", "", said || "▢"), el("td", "", EDITS[edit] || edit), el("td", "", `[${before.join(", ")}]`),
       el("td", "", after ? `[${after.join(", ")}]` : "–")]));
     const head = el("tr", "", ["phrase", "what became of it", "box before", "box after"].map((t) => el("th", "", t, { scope: "col" })));
     const texts = [["Prompt", pair.prompt], ["Chosen", pair.sides.chosen.raw], ["Rejected", pair.sides.rejected.raw]];

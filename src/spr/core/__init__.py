@@ -1,0 +1,1 @@
+"""What everything else uses: errors, boxes, image files, random choices, progress."""

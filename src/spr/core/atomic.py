@@ -1,0 +1,164 @@
+"""Files and folders that are written completely or not at all.
+
+A file or folder is written under a temporary name beside its destination, synced to disk, and renamed. A process that
+is killed leaves the previous version in place, or a leftover whose name says that it is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from spr.core.errors import RunError
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
+_FIX = "free some disk space or check the permissions, or choose another path"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file for writing that appears under its name only when the block ends without an error.
+
+    Missing parent folders are created. The file and its folder are synced to disk.
+
+    Args:
+        path: The destination. An existing file is replaced.
+
+    Raises:
+        RunError: if the file can't be written (no space, no permission).
+    """
+    temporary = _temporary(path, "tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"{path} can't be written", got=error, fix=_FIX) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file with `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` when the block ends without an error.
+
+    A folder that is already at ``path`` is renamed aside, and removed only once the new one is in its place; if the
+    process is killed between the two renames, `recover` puts the previous folder back. Whether an existing folder may
+    be replaced is the caller's decision. Files are synced to disk before the rename.
+
+    Args:
+        path: The destination folder; missing parents are created.
+
+    Raises:
+        RunError: if the folder can't be written (no space, no permission).
+    """
+    temporary, previous = _temporary(path, "tmp"), _temporary(path, "old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        _sync_tree(temporary)
+        if path.exists():
+            path.rename(previous)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if previous.exists():
+                previous.rename(path)
+            raise
+        sync_folder(path.parent)
+        shutil.rmtree(previous, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"{path} can't be written", got=error, fix=_FIX) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Clean up what a killed `atomic_dir` or `atomic_file` left beside ``path``.
+
+    Where ``path`` itself is missing, the previous folder, which was renamed aside, is put back. Leftovers of processes
+    that are still alive are not touched.
+    """
+    for leftover in path.parent.iterdir() if path.parent.is_dir() else ():
+        match = _TEMPORARY.fullmatch(leftover.name)
+        if match is None or match["name"] != path.name or _is_other_process(int(match["pid"])):
+            continue
+        if match["kind"] == "old" and not path.exists():
+            leftover.rename(path)
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that `atomic_file` or `atomic_dir` gives to unfinished work.
+
+    >>> is_temporary(Path("runs/.config.yaml.123.tmp")), is_temporary(Path("notes.tmp"))
+    (True, False)
+    """
+    match = _TEMPORARY.fullmatch(path.name)
+    return match is not None and match["kind"] == "tmp"
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder's entries to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """Hex SHA-256 of a file; ``progress`` is called with the number of bytes read so far."""
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(2**23):
+            digest.update(block)
+            progress(done := done + len(block))
+    return digest.hexdigest()
+
+
+def _temporary(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def _is_other_process(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,232 @@
+"""Box arithmetic, batched, in numpy.
+
+A box is ``(x1, y1, x2, y2)`` in pixels of the original image, continuous: its width is ``x2 - x1`` and the image
+covers ``0..W`` by ``0..H``. Arrays are ``boxes_xyxy`` of shape ``(..., 4)``; results are float64.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""``(x1, y1, x2, y2)``, pixels of the original image."""
+Size: TypeAlias = tuple[int, int]
+"""``(width, height)`` in pixels."""
+Array: TypeAlias = npt.NDArray[np.float64]
+Boxes: TypeAlias = npt.ArrayLike
+"""Anything that ``np.asarray(..., dtype=float64)`` turns into an array of shape ``(..., 4)``."""
+
+
+def as_boxes(boxes_xyxy: Boxes) -> Array:
+    """Return the boxes as float64 of shape ``(..., 4)``; an empty list becomes shape ``(0, 4)``.
+
+    Raises:
+        ValueError: if the last axis does not have length 4.
+    """
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
+    if boxes.size == 0 and boxes.shape[-1:] != (4,):
+        return boxes.reshape(0, 4)
+    if boxes.shape[-1] != 4:
+        raise ValueError(f"boxes_xyxy needs shape (..., 4), got {boxes.shape}")
+    return boxes
+
+
+def area(boxes_xyxy: Boxes) -> Array:
+    """Area in px², 0 for boxes whose sides are not positive. Shape ``(..., 4)`` → ``(...)``.
+
+    >>> area([[0, 0, 10, 5], [5, 5, 5, 9]]).tolist()
+    [50.0, 0.0]
+    """
+    boxes = as_boxes(boxes_xyxy)
+    sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None)
+    return np.asarray(sides[..., 0] * sides[..., 1])
+
+
+def intersection(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
+    """Area in px² shared by boxes of two arrays that broadcast: ``(..., 4)`` and ``(..., 4)`` → ``(...)``.
+
+    >>> float(intersection([0, 0, 10, 10], [5, 5, 20, 20]))
+    25.0
+    """
+    a, b = as_boxes(a_xyxy), as_boxes(b_xyxy)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    np.clip(sides, 0.0, None, out=sides)
+    return np.asarray(sides[..., 0] * sides[..., 1])
+
+
+def iou(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
+    """Intersection over union of boxes of two arrays that broadcast; 0 where the union has no area.
+
+    >>> float(iou([0, 0, 10, 10], [0, 0, 10, 5]))
+    0.5
+    """
+    shared = intersection(a_xyxy, b_xyxy)
+    union = area(a_xyxy) + area(b_xyxy) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def iou_matrix(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
+    """IoU of every box of ``(N, 4)`` with every box of ``(M, 4)`` → ``(N, M)``.
+
+    >>> iou_matrix([[0, 0, 2, 2]], [[0, 0, 2, 2], [1, 0, 3, 2]]).round(4).tolist()
+    [[1.0, 0.3333]]
+    """
+    return iou(as_boxes(a_xyxy)[:, None, :], as_boxes(b_xyxy)[None, :, :])
+
+
+def fraction_inside(boxes_xyxy: Boxes, region_xyxy: Boxes) -> Array:
+    """Share of each box's own area that lies in the region, 0..1; 0 for boxes of no area. Shapes broadcast.
+
+    METHOD §0: ``inside(o, R)`` is ``fraction_inside(o, R) >= 0.5`` [seed: "at least 50% of their area falling within
+    the queried region"].
+
+    >>> fraction_inside([[0, 0, 10, 10], [90, 0, 110, 10]], [0, 0, 100, 100]).tolist()
+    [1.0, 0.5]
+    """
+    shared = intersection(boxes_xyxy, region_xyxy)
+    own = np.broadcast_to(area(boxes_xyxy), shared.shape)
+    return np.divide(shared, own, out=np.zeros_like(shared), where=own > 0)
+
+
+def union(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
+    """Smallest box that holds both, for arrays that broadcast.
+
+    >>> union([0, 0, 1, 1], [5, 2, 6, 3]).tolist()
+    [0.0, 0.0, 6.0, 3.0]
+    """
+    a, b = as_boxes(a_xyxy), as_boxes(b_xyxy)
+    return np.concatenate([np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:])], axis=-1)
+
+
+def gap_distance(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
+    """Distance in pixels between the nearest edges of two boxes, 0 when they touch or overlap. Shapes broadcast.
+
+    >>> float(gap_distance([0, 0, 1, 1], [4, 5, 9, 9]))
+    5.0
+    """
+    a, b = as_boxes(a_xyxy), as_boxes(b_xyxy)
+    gaps = np.maximum(np.maximum(a[..., :2] - b[..., 2:], b[..., :2] - a[..., 2:]), 0.0)
+    return np.asarray(np.hypot(gaps[..., 0], gaps[..., 1]))
+
+
+def centre(boxes_xyxy: Boxes) -> Array:
+    """Centres ``(x, y)`` in pixels: ``(..., 4)`` → ``(..., 2)``.
+
+    >>> centre([0, 0, 4, 2]).tolist()
+    [2.0, 1.0]
+    """
+    boxes = as_boxes(boxes_xyxy)
+    return np.asarray((boxes[..., :2] + boxes[..., 2:]) / 2)
+
+
+def centre_distance(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
+    """Distance in pixels between the centres of two boxes. Shapes broadcast.
+
+    >>> float(centre_distance([0, 0, 2, 2], [3, 4, 5, 6]))
+    5.0
+    """
+    offset = centre(a_xyxy) - centre(b_xyxy)
+    return np.asarray(np.hypot(offset[..., 0], offset[..., 1]))
+
+
+def aspect(boxes_xyxy: Boxes) -> Array:
+    """Short side over long side, 0..1 (METHOD §2.4); 0 for boxes of no area.
+
+    >>> aspect([[0, 0, 30, 10], [0, 0, 0, 5]]).round(4).tolist()
+    [0.3333, 0.0]
+    """
+    boxes = as_boxes(boxes_xyxy)
+    sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None)
+    short, long = sides.min(axis=-1), sides.max(axis=-1)
+    return np.asarray(np.divide(short, long, out=np.zeros_like(long), where=long > 0))
+
+
+ROUNDING = 1e-5
+"""Tables hold float32 edges, so that a ratio which is a threshold exactly on paper may be off by some millionths.
+`at_least` and `over` treat what is within this relative distance of the threshold as equal to it."""
+
+
+def at_least(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
+    """``values >= threshold``, for values made from float32 edges.
+
+    >>> at_least([0.4999999, 0.499], 0.5).tolist()
+    [True, False]
+    """
+    return np.asarray(np.asarray(values) >= threshold * (1 - ROUNDING))
+
+
+def over(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
+    """``values > threshold``, for values made from float32 edges.
+
+    >>> over([0.5000001, 0.501], 0.5).tolist()
+    [False, True]
+    """
+    return np.asarray(np.asarray(values) > threshold * (1 + ROUNDING))
+
+
+def clip(boxes_xyxy: Boxes, size_wh: tuple[float, float] | npt.ArrayLike) -> Array:
+    """Boxes clipped to images of size ``(W, H)``; ``size_wh`` has shape ``(2,)`` or ``(..., 2)``.
+
+    >>> clip([-5, 3, 20, 30], (10, 10)).tolist()
+    [0.0, 3.0, 10.0, 10.0]
+    """
+    size = np.asarray(size_wh, dtype=np.float64)
+    return np.clip(as_boxes(boxes_xyxy), 0.0, np.concatenate([size, size], axis=-1))
+
+
+def grow(boxes_xyxy: Boxes, factor: float, size_wh: tuple[float, float] | None = None) -> Array:
+    """Boxes grown ``factor`` times on both sides about their centres, clipped to the image when its size is given.
+
+    The crop of METHOD §3.2 is ``grow(region, 1.5, size_wh)`` [seed: "we slightly expand both sides of the region by
+    1.5 times before performing the crop"].
+
+    >>> grow([10, 10, 20, 30], 1.5, (100, 32)).tolist()
+    [7.5, 5.0, 22.5, 32.0]
+    """
+    boxes = as_boxes(boxes_xyxy)
+    middle, half = centre(boxes), (boxes[..., 2:] - boxes[..., :2]) * (factor / 2)
+    grown = np.concatenate([middle - half, middle + half], axis=-1)
+    return grown if size_wh is None else clip(grown, size_wh)
+
+
+def remap(boxes_xyxy: Boxes, window_xyxy: Boxes, size_wh: tuple[float, float], *, inverse: bool = False) -> Array:
+    """Coordinates in a crop (resized to ``size_wh``) of the boxes, or with ``inverse`` back to the image's.
+
+    Args:
+        boxes_xyxy: ``(..., 4)``; pixels of the image, or with ``inverse`` pixels of the resized crop.
+        window_xyxy: The crop's box ``(4,)`` in pixels of the image.
+        size_wh: The crop's width and height after resizing, in pixels.
+        inverse: Map from the crop to the image instead.
+
+    >>> remap([20, 20, 30, 40], [10, 10, 60, 110], (100, 100)).tolist()
+    [20.0, 10.0, 40.0, 30.0]
+    >>> remap([20, 10, 40, 30], [10, 10, 60, 110], (100, 100), inverse=True).tolist()
+    [20.0, 20.0, 30.0, 40.0]
+    """
+    boxes, window = as_boxes(boxes_xyxy), as_boxes(window_xyxy)
+    origin = np.concatenate([window[:2], window[:2]])
+    scale = np.tile(np.asarray(size_wh, dtype=np.float64) / (window[2:] - window[:2]), 2)
+    return np.asarray(boxes / scale + origin if inverse else (boxes - origin) * scale)
+
+
+def non_maximum_suppression(boxes_xyxy: Boxes, scores: npt.ArrayLike, threshold: float) -> npt.NDArray[np.intp]:
+    """Indices of the boxes that stay, best score first: each drops the later ones with IoU over ``threshold``.
+
+    Args:
+        boxes_xyxy: ``(N, 4)``.
+        scores: ``(N,)``; ties keep the order that they came in.
+        threshold: IoU, 0..1.
+
+    >>> non_maximum_suppression([[0, 0, 9, 9], [0, 0, 10, 10], [50, 0, 60, 10]], [0.5, 0.9, 0.1], 0.5).tolist()
+    [1, 2]
+    """
+    boxes = as_boxes(boxes_xyxy)
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    kept: list[int] = []
+    for index in order:
+        if not kept or float(iou(boxes[index], boxes[kept]).max()) <= threshold:
+            kept.append(int(index))
+    return np.asarray(kept, dtype=np.intp)

@@ -1,0 +1,102 @@
+"""Named things that a package can add to: dialects, model families, stages, tasks, formats, rewards, backends, losses.
+
+A built-in entry is one line in its registry. Another package adds an entry through an entry point of the registry's
+group in its own ``pyproject.toml``; the command line, worker processes and Python code then all find it:
+
+```toml
+[project.entry-points."spr.detectors"]
+my_detector = "my_package.detector:MyDetector"
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar, cast
+
+from spr.core.errors import ConfigError, SprError
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Mapping[str, Entry], Generic[Entry]):
+    """A mapping from names to entries, which are imported when they are first used.
+
+    Args:
+        kind: What an entry is, for error messages, such as ``detector``.
+        group: The entry-point group through which other packages add entries, such as ``spr.detectors``.
+        builtin: Entries by name: an object, or ``"module:attribute"``, which is imported on first use.
+
+    >>> sizes = Registry[int]("size", "spr.doctest_sizes", {"small": 1, "large": 3})
+    >>> sizes["large"], list(sizes)
+    (3, ['small', 'large'])
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, Entry | str]) -> None:
+        self.kind, self.group = kind, group
+        self._entries: dict[str, Entry | str] = dict(builtin)
+
+    def register(self, name: str, entry: Entry) -> None:
+        """Add an entry in this process only, as notebooks and tests need it.
+
+        Raises:
+            ConfigError: if the name is taken.
+        """
+        if name in self:
+            raise ConfigError(f"There is already a {self.kind} of this name", got=name, fix="choose another name")
+        self._entries[name] = entry
+
+    def unregister(self, name: str) -> None:
+        """Remove an entry that `register` added."""
+        del self._entries[name]
+
+    def find(self, name: str, where: str, *, error: type[SprError] = ConfigError) -> Entry:
+        """The entry of a name, or an error that names the nearest one.
+
+        Args:
+            name: The entry's name.
+            where: The option or config field that the name comes from, such as ``--format``.
+            error: The class of the error.
+        """
+        self.check(name, where, error=error)
+        return self[name]
+
+    def check(self, name: str, where: str, *, error: type[SprError] = ConfigError) -> None:
+        """Raise an error that names the nearest entry unless there is one of this name; imports no entry."""
+        if name not in self:
+            near = difflib.get_close_matches(name, list(self), n=1, cutoff=0.5)
+            fix = f"did you mean `{near[0]}`?" if near else f"use one of: {', '.join(self)}"
+            raise error(f"{where}: there is no {self.kind} of this name", got=repr(name), fix=fix)
+
+    @cached_property
+    def _plugins(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group) if point.name not in self._entries}
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries and name in self._plugins:
+            try:
+                self._entries[name] = cast(Entry, self._plugins[name].load())
+            except (ImportError, AttributeError) as error:
+                value = self._plugins[name].value
+                fix = "fix or uninstall the package that declares it"
+                raise SprError(f"The {self.kind} `{name}` can't be loaded from {value}", got=error, fix=fix) from error
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            entry = cast(Entry, getattr(import_module(module), attribute))
+            self._entries[name] = entry
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._plugins
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._entries
+        yield from (name for name in self._plugins if name not in self._entries)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))

@@ -1,0 +1,73 @@
+"""The parts of an image that models see: the crop around a region and the squares that CLIP reads (METHOD §3.2, §4)."""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image
+
+from spr.core.boxes import Box, Size, grow
+
+CLIP_MEAN = (122, 116, 104)
+"""CLIP's mean colour, RGB 0..255: (0.4815, 0.4578, 0.4082) of its preprocessing. What is no image is filled with it."""
+
+
+def crop_window(region: Box, size_wh: Size, factor: float = 1.5) -> Box:
+    """The region grown ``factor`` times about its centre, clipped to the image, on whole pixels (METHOD §3.2).
+
+    Edges go outwards to whole pixels, so that a crop of these pixels is exactly this box.
+
+    >>> crop_window((10.0, 10.0, 20.0, 30.5), (100, 33))
+    (7.0, 4.0, 23.0, 33.0)
+    """
+    x1, y1, x2, y2 = grow(region, factor, size_wh).tolist()
+    return float(math.floor(x1)), float(math.floor(y1)), float(math.ceil(x2)), float(math.ceil(y2))
+
+
+def square_window(region: Box, size_wh: Size) -> Box:
+    """The square for S_local: holds the region, and lies as near the image's centre as that allows (METHOD §4).
+
+    Its side is ``max(min(W, H), longer side of the region)``; it leaves the image where the region is longer than the
+    image's short side. All on whole pixels, so the side is rounded up and may hold up to a pixel more than the region.
+
+    >>> square_window((0, 20, 30, 60), (200, 100))
+    (0.0, 0.0, 100.0, 100.0)
+    >>> square_window((20, 40, 170, 60), (200, 100))
+    (20.0, -25.0, 170.0, 125.0)
+    """
+    x1, y1 = math.floor(region[0]), math.floor(region[1])
+    x2, y2 = math.ceil(region[2]), math.ceil(region[3])
+    side = max(min(size_wh), x2 - x1, y2 - y1)
+    left = min(max(math.floor((size_wh[0] - side) / 2), x2 - side), x1)
+    top = min(max(math.floor((size_wh[1] - side) / 2), y2 - side), y1)
+    return float(left), float(top), float(left + side), float(top + side)
+
+
+def cut(image: Image.Image, window: Box) -> Image.Image:
+    """The pixels of a window on whole pixels; what lies outside the image has CLIP's mean colour."""
+    left, top, right, bottom = (round(v) for v in window)
+    if left >= 0 and top >= 0 and right <= image.width and bottom <= image.height:
+        return image.crop((left, top, right, bottom))
+    canvas = Image.new("RGB", (right - left, bottom - top), CLIP_MEAN)
+    canvas.paste(image, (-left, -top))
+    return canvas
+
+
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """The image in the middle of the smallest square that holds it, the rest in CLIP's mean colour (METHOD §4)."""
+    side = max(image.size)
+    return cut(image, (-((side - image.width) // 2), -((side - image.height) // 2), *_ends(image.size, side)))
+
+
+def _ends(size_wh: Size, side: int) -> tuple[int, int]:
+    return side - (side - size_wh[0]) // 2, side - (side - size_wh[1]) // 2
+
+
+def shift(box: Box, window: Box) -> Box:
+    """A box in pixels of the original image, in pixels of the window (which is not resized)."""
+    return box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1]
+
+
+def unshift(box: Box, window: Box) -> Box:
+    """The way back: a box in pixels of the window, in pixels of the original image."""
+    return box[0] + window[0], box[1] + window[1], box[2] + window[0], box[3] + window[1]

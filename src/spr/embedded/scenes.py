@@ -1,0 +1,261 @@
+"""Scenes: small images of coloured shapes whose boxes are known exactly, written as ordinary COCO JSON and PNG.
+
+A scene depends on ``(seed, index)`` alone, so that scene 7 is the same among ten scenes and among ten thousand. Seeds
+from `TRAINING_SEEDS` up belong to the training of the embedded models: scenes of any smaller seed were never seen.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from spr.core.errors import InputError
+from spr.core.progress import Progress
+from spr.embedded.sprites import CATEGORIES, COLOURS, RGB, SHAPES, sprite
+
+SIZE = 112
+"""Width and height of a scene, pixels."""
+MIN_AREA = 60
+"""The area filter that fits these scenes, px²: what 300 px² is to the photos of Objects365 (METHOD §1.3). Ordinary
+objects are larger, and the *specks* that some scenes have are smaller."""
+TRAINING_SEEDS = 1_000_000_000
+
+_COUNT = (9, 14)  # ordinary objects a scene
+_SIDE = (11.0, 34.0)  # px, geometric mean of an ordinary object's sides: a factor of 3
+_MIN_SIDE = 9
+_OVERLAP = 0.12  # of the smaller of two boxes
+_CROWD_SHARE, _SPECK_SHARE = 0.35, 0.3  # of the scenes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """A scene and all that is in it.
+
+    Attributes:
+        image: uint8 RGB, ``(SIZE, SIZE, 3)``.
+        shapes, colours: ``(N,)`` int64, indices into `SHAPES` and `COLOURS`.
+        boxes_xyxy: ``(N, 4)`` int64 pixels: the tight box of the whole object, hidden parts included.
+        in_crowd: ``(N,)`` bool: a member of the scene's crowd, which is annotated as one ``iscrowd`` box only.
+    """
+
+    image: npt.NDArray[np.uint8]
+    shapes: npt.NDArray[np.int64]
+    colours: npt.NDArray[np.int64]
+    boxes_xyxy: npt.NDArray[np.int64]
+    in_crowd: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def areas(self) -> npt.NDArray[np.int64]:
+        """Box areas in px², ``(N,)``."""
+        sides = self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
+        return np.asarray(sides[:, 0] * sides[:, 1])
+
+    @property
+    def annotated(self) -> npt.NDArray[np.bool_]:
+        """``(N,)`` bool: what remains when the area filter is `MIN_AREA` and crowds are left out."""
+        return ~self.in_crowd & (self.areas >= MIN_AREA)
+
+    def category(self, index: int) -> str:
+        """Name of an object's category, such as ``"red circle"``."""
+        return f"{COLOURS[self.colours[index]]} {SHAPES[self.shapes[index]]}"
+
+
+def make_scene(seed: int, index: int) -> Scene:
+    """The scene number ``index`` (from 0) of ``seed``.
+
+    >>> scene = make_scene(0, 3)
+    >>> scene.image.shape, 9 <= int(scene.annotated.sum()) <= 14
+    ((112, 112, 3), True)
+    """
+    rng = np.random.default_rng([seed, index])
+    while True:
+        boxes, in_crowd = _place(rng)
+        if _COUNT[0] <= sum(
+            area >= MIN_AREA and not crowd for area, crowd in zip(_areas(boxes), in_crowd, strict=True)
+        ):
+            break
+    crowd = np.asarray(in_crowd)
+    shapes, colours = rng.integers(len(SHAPES), size=len(boxes)), rng.integers(len(COLOURS), size=len(boxes))
+    if crowd.any():  # a crowd is of one category
+        shapes[crowd], colours[crowd] = shapes[crowd][0], colours[crowd][0]
+    image = _background(rng)
+    for shape, colour, (x1, y1, x2, y2) in zip(shapes, colours, boxes, strict=True):
+        coverage = sprite(SHAPES[shape], x2 - x1, y2 - y1)
+        paint = np.asarray(RGB[COLOURS[colour]], dtype=np.float32) + rng.uniform(-18, 18, 3).astype(np.float32)
+        image[y1:y2, x1:x2] += coverage * (paint - image[y1:y2, x1:x2])
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    return Scene(pixels, shapes, colours, np.asarray(boxes, dtype=np.int64), crowd)
+
+
+_Box = tuple[int, int, int, int]
+
+
+def _areas(boxes: list[_Box]) -> list[int]:
+    return [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
+
+
+def _hull(boxes: list[_Box]) -> _Box:
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+def _collides(box: _Box, others: list[_Box]) -> bool:
+    x1, y1, x2, y2 = box
+    for a1, b1, a2, b2 in others:
+        width, height = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
+        smaller = min((x2 - x1) * (y2 - y1), (a2 - a1) * (b2 - b1))
+        if width > 0 and height > 0 and width * height > _OVERLAP * smaller:
+            return True
+    return False
+
+
+def _place(rng: np.random.Generator) -> tuple[list[_Box], list[bool]]:
+    """Boxes of the crowd's members, the ordinary objects (large ones first, so that small ones lie on top), specks."""
+    members: list[_Box] = []
+    if rng.random() < _CROWD_SHARE:
+        window = rng.integers(34, 41)
+        left, top = rng.integers(0, SIZE - window + 1, size=2)
+        for _ in range(int(rng.integers(4, 7))):
+            _try(rng, members, members, (10.0, 14.0), (int(left), int(top), int(left + window), int(top + window)))
+        if len(members) < 3:  # two objects are no crowd
+            members = []
+    blocked = list(members)
+    if members:
+        blocked = [_hull(members)]
+    ordinary: list[_Box] = []
+    sides = np.exp(rng.uniform(np.log(_SIDE[0]), np.log(_SIDE[1]), size=int(rng.integers(_COUNT[0], _COUNT[1] + 1))))
+    for side in np.sort(sides)[::-1]:
+        _try(rng, ordinary, blocked, (side, side), (0, 0, SIZE, SIZE))
+    if rng.random() < _SPECK_SHARE:
+        for _ in range(int(rng.integers(1, 3))):
+            _try(rng, ordinary, blocked, (6.0, 7.0), (0, 0, SIZE, SIZE), speck=True)
+    return members + ordinary, [True] * len(members) + [False] * len(ordinary)
+
+
+def _try(
+    rng: np.random.Generator,
+    into: list[_Box],
+    blocked: list[_Box],
+    sides: tuple[float, float],
+    window: _Box,
+    *,
+    speck: bool = False,
+) -> None:
+    """Add a box of a random side to ``into`` and ``blocked`` where one fits; it shrinks while it doesn't."""
+    side, aspect = rng.uniform(*sides), np.exp(rng.uniform(-0.3, 0.3))
+    low, high = (5, 7) if speck else (_MIN_SIDE, 40)
+    for attempt in range(60):
+        shrunk = side * 0.94 ** (attempt // 6)
+        width = min(max(round(shrunk * aspect**0.5), low), high)
+        height = min(max(round(shrunk / aspect**0.5), low), high)
+        x = window[0] + int(rng.random() * (window[2] - window[0] - width + 1))
+        y = window[1] + int(rng.random() * (window[3] - window[1] - height + 1))
+        box = (x, y, x + width, y + height)
+        if not _collides(box, blocked):
+            into.append(box)
+            if blocked is not into:
+                blocked.append(box)
+            return
+
+
+def _background(rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A greyish gradient under noise, float32 ``(SIZE, SIZE, 3)``; far enough from all of the colours."""
+    base = rng.uniform(90, 165) + rng.uniform(-22, 22, 3)
+    slopes = rng.uniform(-18, 18, (2, 3)).astype(np.float32)
+    ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)[:, None]
+    noise = rng.standard_normal((SIZE, SIZE, 3), dtype=np.float32) * np.float32(rng.uniform(3, 11))
+    image: npt.NDArray[np.float32] = noise + base.astype(np.float32)
+    image += (ramp * slopes[0])[None, :, :] + (ramp * slopes[1])[:, None, :]
+    return image
+
+
+def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """The scene's annotations as COCO has them, ids from ``first_id``: each object, and the crowd as one box."""
+    found: list[tuple[int, npt.NDArray[np.int64], int]] = []
+    crowd = np.flatnonzero(scene.in_crowd)
+    if crowd.size:
+        corners = scene.boxes_xyxy[crowd]
+        found.append((int(crowd[0]), np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)]), 1))
+    found += [(int(i), scene.boxes_xyxy[i], 0) for i in np.flatnonzero(~scene.in_crowd)]
+    annotations = []
+    for number, (index, (x1, y1, x2, y2), is_crowd) in enumerate(found):
+        annotations.append(
+            {
+                "id": first_id + number,
+                "image_id": image_id,
+                "category_id": int(scene.colours[index]) * len(SHAPES) + int(scene.shapes[index]) + 1,
+                "bbox": [int(x1), int(y1), int(x2 - x1), int(y2 - y1)],
+                "area": int((x2 - x1) * (y2 - y1)),
+                "iscrowd": is_crowd,
+            }
+        )
+    return annotations
+
+
+def check_seed(seed: int) -> None:
+    """Refuse seeds that are out of range or the training's own.
+
+    Raises:
+        InputError: if ``seed`` is not in ``0..TRAINING_SEEDS - 1``.
+    """
+    if not 0 <= seed < TRAINING_SEEDS:
+        raise InputError(
+            "--seed can't be used for scenes",
+            got=seed,
+            expected=f"0 to {TRAINING_SEEDS - 1}",
+            fix="give a smaller --seed; those above belong to the scenes that the embedded models were trained on",
+        )
+
+
+def write_scenes(out: Path, n: int, seed: int) -> Path:
+    """Write ``n`` scenes as ``out/images/*.png``, ``out/expressions.json`` and, last, ``out/instances.json`` (COCO).
+
+    `spr.embedded.expressions.mdetr_entries` says what ``expressions.json`` holds.
+
+    Returns:
+        The path of ``instances.json``.
+
+    Raises:
+        InputError: if ``n`` is not positive, the seed is one of the training's, or the folder can't be written to.
+    """
+    check_seed(seed)
+    if n < 1:
+        raise InputError("--n can't be used for scenes", got=n, expected="at least 1", fix="give a larger --n")
+    try:
+        return _write(Path(out), n, seed)
+    except OSError as error:
+        raise InputError(f"{out} can't be written to", got=error, fix="make room, or give another --out") from None
+
+
+def _write(out: Path, n: int, seed: int) -> Path:
+    from spr.embedded.expressions import mdetr_entries  # here, since that module needs this one's `Scene`
+
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
+    info = {"description": "SPR scenes", "seed": seed}
+    instances: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
+    expressions: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
+    with Progress("scenes", n, "scenes") as progress:
+        for index in range(n):
+            scene, file_name = make_scene(seed, index), f"{seed:05d}_{index:06d}.png"
+            Image.fromarray(scene.image).save(out / "images" / file_name)
+            instances["images"].append({"id": index + 1, "file_name": file_name, "width": SIZE, "height": SIZE})
+            instances["annotations"] += coco_annotations(scene, index + 1, len(instances["annotations"]) + 1)
+            images, annotations = mdetr_entries(scene, index, file_name, seed, len(expressions["images"]) + 1)
+            expressions["images"] += images
+            expressions["annotations"] += annotations
+            progress.advance()
+    (out / "expressions.json").write_text(json.dumps(expressions), encoding="utf-8")
+    # By another name first: where `instances.json` is, everything is.
+    unfinished = out / "instances.json.tmp"
+    unfinished.write_text(json.dumps(instances), encoding="utf-8")
+    return unfinished.replace(out / "instances.json")

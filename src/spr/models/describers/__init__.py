@@ -1,0 +1,1 @@
+"""Multimodal LLMs that describe regions."""

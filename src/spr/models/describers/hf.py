@@ -1,0 +1,227 @@
+"""Any multimodal LLM of transformers as a `Describer`: batched generation, one sample a seed (METHOD §3.3)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    LogitsProcessorList,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from spr.core.errors import ConfigError
+from spr.grounding import Dialect
+from spr.models.batching import Batcher
+from spr.models.chat import render_turn, user_turn
+from spr.models.custom_models import NATIVE, load_config, native_options
+from spr.models.describers.sampling import SeededSampling, check_sampling
+from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
+from spr.models.image_processors import encode, load_processor
+from spr.models.loading import (
+    DType,
+    ModelError,
+    Source,
+    check_vocabulary,
+    load_pretrained,
+    placement,
+    source_name,
+)
+from spr.models.peft_adapters import load_adapter
+from spr.models.protocols import DescribeRequest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prompt:
+    request: DescribeRequest
+    text: str  # with the chat template, the image still one token
+    length: int  # in tokens, about, the image's included
+
+
+class HfDescriber:
+    """Answers prompts about images with a model of `AutoModelForImageTextToText`, from a folder or the hub.
+
+    The families of `spr.models.families.FAMILIES` work as they are; others need ``dialect``. An answer depends on its
+    own request only, to within the rounding of the model's arithmetic.
+
+    Args:
+        model: A folder, or a model id of the hub.
+        dialect: How it writes boxes: a key, a dialect that is taken as it is, or None for the family's. A key's dialect
+            is set up as the model's image processor is, so Qwen2.5-VL's pixels are those of its resized image.
+        revision: Branch, tag or commit of the hub's repository.
+        adapter: A folder with a PEFT adapter of this model, as `spr train` writes it; it is merged into the weights,
+            but into quantised ones, on which it stays beside.
+        dtype: Of the weights; ``"auto"`` is that of the file.
+        device: Where the model runs; None for the GPU if there is one, else the CPU.
+        device_map: Spreads the model over devices instead (``"auto"``, or module → device).
+        attention: Attention kernel: ``"sdpa"``, ``"flash_attention_2"`` or ``"eager"``.
+        load_in_4bit: Quantises the weights to 4 bits (NF4) with bitsandbytes.
+        batch_size: Most requests a batch; halved, for good, when the device's memory runs out.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 takes the likeliest token each time, whatever the seed.
+        top_p: Mass of the nucleus that is sampled from, over 0, at most 1.
+
+    Attributes:
+        name: ``id@revision``, with ``+folder@digest`` of the adapter; the same for the same weights.
+        dialect: The dialect of its answers, for every later stage.
+        processor: The family's processor, for images and text.
+        model: The model itself.
+
+    Raises:
+        ModelError: if the model can't be loaded, or nothing says how it wants its prompts or writes its boxes.
+        ConfigError: for numbers out of range.
+    """
+
+    def __init__(
+        self,
+        model: Source,
+        *,
+        dialect: str | Dialect | None = None,
+        revision: str | None = None,
+        adapter: Source | None = None,
+        dtype: DType = "auto",
+        device: str | torch.device | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa",
+        load_in_4bit: bool = False,
+        batch_size: int = 8,
+        max_new_tokens: int = 512,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+    ) -> None:
+        check_sampling(temperature, top_p)
+        for field, value in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
+            if value < 1:
+                raise ConfigError(f"Config field `describer.{field}` is out of range", got=value, expected="1 or more")
+        self.temperature, self.top_p = temperature, top_p
+        config = load_config(model, revision=revision)
+        model_type: str = config.model_type
+        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *NATIVE}:
+            got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
+            fix = "choose another describer.model"
+            raise ModelError(f"{model} is no multimodal LLM", got=got, expected=expected, fix=fix)
+        self.family = FAMILIES.get(model_type)
+        self.processor = load_processor(model, model_type, family=self.family, revision=revision)
+        self.dialect = choose_dialect(dialect, model_type, self.processor.image_processor)
+        self._check_prompts(model)
+        place = placement(device, device_map, load_in_4bit)
+        self.model = load_pretrained(
+            AutoModelForImageTextToText,
+            model,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attention,
+            **native_options(model, config),
+            **place,
+        )
+        check_vocabulary(model, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)
+        self.name = source_name(model, revision, self.model)
+        if adapter is not None:
+            self.model = load_adapter(self.model, adapter, merge=not load_in_4bit)
+            self.name += f"+{source_name(adapter)}"
+        self._set_generation(max_new_tokens)
+        self._run = Batcher(self._answer, batch_size, length=lambda prompt: prompt.length)
+
+    def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
+        """One raw answer a request, decoded without the end of turn.
+
+        Special tokens that write boxes stay in the answer, others go. An image that the family's processor refuses
+        (Qwen: one side over 200 times the other) gets the empty answer, which names no object and is dropped as such.
+        """
+        readable = [k for k, request in enumerate(requests) if self._can_read(request)]
+        answers = [""] * len(requests)
+        prompts = self._prompts([requests[k] for k in readable])
+        for k, answer in zip(readable, self._run(prompts), strict=True):
+            answers[k] = answer
+        return answers
+
+    def with_sampling(
+        self, *, temperature: float, top_p: float | None = None, batch_size: int | None = None
+    ) -> HfDescriber:
+        """The same model, sampled otherwise: both share the weights. None keeps what was.
+
+        Raises:
+            ConfigError: for numbers out of range.
+        """
+        made = copy.copy(self)
+        made.temperature, made.top_p = temperature, self.top_p if top_p is None else top_p
+        check_sampling(made.temperature, made.top_p)
+        made._run = Batcher(made._answer, batch_size or self._run.size, length=self._run.length)
+        return made
+
+    def _can_read(self, request: DescribeRequest) -> bool:
+        limit = self.family.max_aspect if self.family is not None else None
+        return limit is None or max(request.image.size) <= limit * min(request.image.size)
+
+    def _prompts(self, requests: Sequence[DescribeRequest]) -> list[_Prompt]:
+        if not requests:
+            return []
+        texts = [self.render(request.prompt) for request in requests]
+        lengths = map(len, self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        counted = [0] * len(requests)
+        if hasattr(self.processor, "_get_num_multimodal_tokens"):  # what transformers offers servers for planning
+            sizes = [request.image.size[::-1] for request in requests]
+            counted = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
+        parts = zip(requests, texts, lengths, counted, strict=True)
+        return [_Prompt(request, text, words + image) for request, text, words, image in parts]
+
+    def render(self, prompt: str) -> str:
+        """The user's turn and the start of the answer, as the model expects them; the image is one placeholder."""
+        return render_turn(self.processor, self.family, user_turn(prompt))
+
+    def _answer(self, batch: Sequence[_Prompt]) -> list[str]:
+        inputs = encode(self.processor, [prompt.text for prompt in batch], [prompt.request.image for prompt in batch])
+        for name, tensor in inputs.items():
+            dtype = self.model.dtype if tensor.is_floating_point() else None
+            inputs[name] = tensor.to(self.model.device, dtype)
+        start = inputs["input_ids"].shape[1]
+        processors = LogitsProcessorList()
+        if self.temperature > 0:
+            seeds = [prompt.request.seed for prompt in batch]
+            processors.append(SeededSampling(seeds, start, temperature=self.temperature, top_p=self.top_p))
+        ids = self.model.generate(**inputs, logits_processor=processors)
+        return [self.decode(row) for row in ids[:, start:].tolist()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """An answer's text: up to its end of turn, without special tokens but for those that write boxes."""
+        end = next((k for k, token in enumerate(ids) if token in self._ends), len(ids))
+        kept = [token for token in ids[:end] if token not in self._hidden]
+        # The tokenizer's own skip_special_tokens would take the boxes away.
+        return str(self.processor.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+
+    def _check_prompts(self, source: Source) -> None:
+        if self.processor.chat_template is None and self.family is None:
+            fix = "save the model's chat template beside it as chat_template.jinja"
+            raise ModelError(f"{source} has no chat template", got="none", expected="chat_template.jinja", fix=fix)
+        turn, token = self.render("?"), getattr(self.processor, "image_token", None)
+        if token is not None and turn.count(token) != 1:
+            expected, fix = f"one {token}", "mend chat_template.jinja"
+            raise ModelError(
+                f"The chat template of {source} does not place the image", got=turn, expected=expected, fix=fix
+            )
+
+    def _set_generation(self, max_new_tokens: int) -> None:
+        tokenizer = self.processor.tokenizer
+        saved = self.model.generation_config.eos_token_id
+        ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
+        vocabulary = tokenizer.get_vocab()
+        ends |= {vocabulary.get(token) for token in (self.family.end_of_turn if self.family else ())}
+        self._ends = frozenset(ends - {None})
+        marked = {k: token for k, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special = {k: str(token) for k, token in marked.items()}
+        special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        self._hidden = frozenset(k for k, token in special.items() if not is_grounding_token(token))
+        # Whole, not changed: what the folder says of sampling and penalties must not add to ours.
+        self.model.generation_config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=sorted(self._ends) or None,
+            pad_token_id=tokenizer.pad_token_id,
+        )

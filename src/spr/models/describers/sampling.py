@@ -1,0 +1,123 @@
+"""Sampling that depends on the request alone: the same seed gives the same answer, whatever batch it sits in.
+
+A generator shared by a batch hands its numbers out by position, so that a request's sample changes with its neighbours.
+Here each token's noise is a hash of (seed, step, token), the same on every device; the token with the highest
+log-probability plus Gumbel noise is then an exact sample of the softmax (Gumbel 1954, "Gumbel-max"). What the model's
+own rounding changes between batches of different shapes remains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from spr.core.errors import ConfigError
+
+_STEP = 0x9E3779B97F4A7C15  # the odd integer nearest to 2⁶⁴ / golden ratio, splitmix64's increment
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_FIRST_GUESS = 1024  # tokens among which the nucleus is looked for first
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raise `ConfigError` unless 0 ≤ temperature < ∞ and 0 < top_p ≤ 1."""
+    if not 0 <= temperature < math.inf:
+        raise ConfigError("Config field `describer.temperature` is out of range", got=temperature, expected="0 or more")
+    if not 0 < top_p <= 1:
+        raise ConfigError("Config field `describer.top_p` is out of range", got=top_p, expected="over 0, at most 1")
+
+
+class SeededSampling(LogitsProcessor):  # type: ignore[misc]
+    """Turns logits into scores whose argmax is a sample, for ``generate(do_sample=False)``.
+
+    Args:
+        seeds: One a row of the batch, 0 ≤ seed < 2⁶³.
+        prompt_length: Tokens before the first one generated, padding included.
+        temperature: What logits are divided by, over 0. (For 0, greedy search, leave the processor out.)
+        top_p: Mass of the nucleus, 0 < top_p ≤ 1: the sample is one of the fewest likely tokens that reach it together.
+    """
+
+    def __init__(self, seeds: Sequence[int], prompt_length: int, *, temperature: float, top_p: float) -> None:
+        check_sampling(temperature, top_p)
+        if temperature == 0:
+            raise ConfigError("A temperature of 0 leaves nothing to sample", fix="leave the processor out")
+        self.seeds = torch.tensor(seeds, dtype=torch.int64)
+        self.prompt_length, self.temperature, self.top_p = prompt_length, temperature, top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits ``(rows, vocabulary)`` → noisy log-probabilities, −∞ outside of the nucleus; float32."""
+        if self.seeds.device != scores.device:
+            self.seeds = self.seeds.to(scores.device)
+        logps = (scores.float() / self.temperature).log_softmax(-1)
+        top, tokens = nucleus(logps, self.top_p)
+        noisy = top + gumbel_noise(self.seeds, input_ids.shape[1] - self.prompt_length, tokens)
+        return torch.full_like(logps, -math.inf).scatter(-1, tokens, noisy)
+
+
+def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest most likely tokens whose probabilities reach ``top_p`` together.
+
+    All that are as likely as the last of them stay too, so that the set doesn't depend on how a device sorts ties.
+
+    Args:
+        logps: Log-probabilities ``(rows, vocabulary)``, each row summing to 1.
+        top_p: 0 < top_p ≤ 1.
+
+    Returns:
+        Log-probabilities, −∞ outside of the nucleus, and token ids, both ``(rows, k)``, k at least what a row needs.
+
+    >>> logps = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
+    >>> top, tokens = nucleus(logps, 0.7)  # 0.5 does not reach 0.7, 0.5 + 0.25 does
+    >>> tokens[top > -math.inf].tolist()
+    [1, 3]
+    """
+    vocabulary = logps.shape[-1]
+    if top_p == 1:
+        return logps, torch.arange(vocabulary, device=logps.device).expand_as(logps)
+    k = min(_FIRST_GUESS, vocabulary)
+    while True:
+        top, tokens = logps.topk(k)
+        mass = top.exp().cumsum(-1)
+        reached = (mass < top_p).sum(-1, keepdim=True)  # index of the last token needed; k if these don't suffice
+        cutoff = top.gather(-1, reached.clamp(max=k - 1))
+        # Enough, if every row has reached the mass and has seen all that ties with its last token.
+        if k == vocabulary or bool(((reached < k) & (top[:, -1:] < cutoff)).all()):
+            return top.masked_fill(top < cutoff, -math.inf), tokens
+        k = min(8 * k, vocabulary)
+
+
+def gumbel_noise(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise, a function of (seed, step, token) only, by the hash of splitmix64 (Steele et al. 2014).
+
+    Args:
+        seeds: ``(rows,)`` int64.
+        step: Which token of the answer is drawn, from 0.
+        tokens: ``(rows, k)`` int64 token ids.
+
+    Returns:
+        ``(rows, k)`` float32, all finite.
+    """
+    stream = _hash(_hash(seeds) + _signed((step + 1) * _STEP))
+    bits = _hash(stream[:, None] + (tokens + 1) * _signed(_STEP))
+    uniform = (_shift(bits, 11).float() + 0.5) * 2.0**-53
+    # −log1p(−u) is exponential, and exact where u is small: there the noise is large, and decides. u must not be 1.
+    return -torch.log(-torch.log1p(-uniform.clamp(max=1 - 2.0**-24)))
+
+
+def _hash(bits: Tensor) -> Tensor:
+    for shift, factor in _MIX:
+        bits = (bits ^ _shift(bits, shift)) * _signed(factor)
+    return bits ^ _shift(bits, 31)
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    # torch has no unsigned shift: the sign's copies are masked away.
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(number: int) -> int:
+    """The int64 with the lowest 64 bits of a number."""
+    return (number + 2**63) % 2**64 - 2**63

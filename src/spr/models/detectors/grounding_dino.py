@@ -1,0 +1,259 @@
+"""GroundingDINO, and its MM variant, as the detector: a description is the prompt (METHOD §4, §1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    MMGroundingDinoForObjectDetection,
+)
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+from spr.models.batching import Batcher, prepared
+from spr.models.detectors.detections import best_first, check_finite, pixel_boxes
+from spr.models.loading import (
+    DType,
+    Source,
+    default_device,
+    load_part,
+    load_pretrained,
+    load_tokenizer,
+    read_model_type,
+    source_name,
+)
+from spr.models.pixels import normalise, resized_bytes
+from spr.models.protocols import DetectRequest
+from spr.models.text_pieces import Span, split, tokenize
+from spr.records import Detection, Size
+
+_CLASSES = {
+    "grounding-dino": GroundingDinoForObjectDetection,
+    "mm-grounding-dino": MMGroundingDinoForObjectDetection,
+}
+_IN_WORDS = "-'’_&"
+_FIRST_IDEOGRAPH = "\u2e80"  # from here on, words are not set apart by spaces
+_MAX_RATIO = 16  # long side to short side; thinner images would have too few places for the model's queries
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ask:
+    """A piece of a text to look for in an image.
+
+    Attributes:
+        image: The image; ``resized``: as the model sees it, uint8 ``(3, H, W)``.
+        ids: Of the piece's tokens; ``spans``: where they stand in the text; ``words``: which of them are words.
+    """
+
+    image: Image.Image
+    resized: Future[torch.Tensor]
+    text: str
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    words: frozenset[int]
+
+
+class GroundingDinoDetector:
+    """A `GroundingDinoForObjectDetection` or `MMGroundingDinoForObjectDetection` as a `Detector`.
+
+    The text, in lower case and ended with a dot, is the prompt; a longer one than the text encoder reads is asked in
+    pieces, cut at sentence or phrase ends. A box's score is the best of the sigmoids of its logits over the prompt's
+    tokens. Its phrase is the part of the text around the word that fits best, in whole words, as far as their tokens
+    are over the text threshold and no punctuation stands between.
+
+    Only images of one size after resizing share a batch: the vision backbone looks beyond the padding's mask (its group
+    norms and windows do), so that scores would depend on what else is in the batch. Texts that are asked of one image
+    share the backbone's pass.
+
+    Args:
+        source: A folder or a hub id, with the tokenizer and the image processor beside the weights.
+        revision: Branch, tag or commit of the hub's repository.
+        box_threshold: Boxes with a better score than this, 0..1, are kept [ours: 0.35].
+        text_threshold: What a token needs to belong to a box's phrase, 0..1 [ours: 0.25].
+        dtype: Of weights and activations.
+        device: Default: the GPU where there is one.
+        batch_size: Most pairs of image and text a forward pass; halved for good when memory runs out.
+
+    Attributes:
+        name: ``id@revision``.
+
+    Raises:
+        ModelError: if the model is not there, not whole or of another kind.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        revision: str | None = None,
+        box_threshold: float = 0.35,
+        text_threshold: float = 0.25,
+        dtype: DType = torch.float32,
+        device: str | torch.device | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        self.device = torch.device(device) if device is not None else default_device()
+        model_class = _CLASSES[read_model_type(source, _CLASSES, revision=revision)]
+        self.model = load_pretrained(model_class, source, revision=revision, dtype=dtype, device=self.device)
+        self.processor = load_part(GroundingDinoImageProcessorPil, source, revision=revision)
+        vocabulary = self.model.config.text_config.vocab_size
+        self.tokenizer = load_tokenizer(source, vocabulary, revision=revision)
+        self.name = source_name(source, revision, self.model)
+        self.box_threshold, self.text_threshold = box_threshold, text_threshold
+        self.max_tokens: int = self.model.config.max_text_len - 3  # [CLS], the final dot and [SEP]
+        self._dot = self.tokenizer.convert_tokens_to_ids(".")
+        self._batches: Batcher[_Ask, list[Detection]] = Batcher(self._run, batch_size)
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
+        """For each request what was found, best first: phrase of the text, box in pixels of the image, score 0..1.
+
+        A text without words finds nothing. An object that several pieces of a text mention is found several times.
+
+        Raises:
+            DeviceMemoryError: if a single image does not fit into memory.
+            ModelError: if the model's outputs are no numbers.
+        """
+        texts = list(dict.fromkeys(request.text for request in requests))
+        tokens = dict(zip(texts, tokenize(self.tokenizer, [_lower(text) for text in texts]), strict=True))
+        images = {id(request.image): request.image for request in requests}
+        groups: dict[Size, list[tuple[int, _Ask]]] = {}
+        found: list[list[Detection]] = [[] for _ in requests]
+        with prepared(self._resize, list(images.values())) as resized:
+            resized_of = dict(zip(images, resized, strict=True))
+            for place, request in enumerate(requests):
+                ids, spans = tokens[request.text].ids, tokens[request.text].spans
+                group = groups.setdefault(self._resized_wh(request.image.size), [])
+                for run in split(request.text, spans, self.max_tokens):
+                    own = slice(run.start, run.stop)
+                    words = frozenset(k for k, span in enumerate(spans[own]) if _is_word(request.text, span))
+                    shown = resized_of[id(request.image)]
+                    if words:
+                        group.append((place, _Ask(request.image, shown, request.text, ids[own], spans[own], words)))
+            for group in groups.values():
+                answers = self._batches([ask for _, ask in group])
+                for (place, _), detections in zip(group, answers, strict=True):
+                    found[place] += detections
+        return [best_first(detections) for detections in found]
+
+    def _resize(self, image: Image.Image) -> torch.Tensor:
+        return resized_bytes(_pad(image), self._resized_wh(image.size), self.processor)
+
+    def _resized_wh(self, size_wh: Size) -> Size:
+        """The size in pixels that the model sees an image in, by the rule of the checkpoint's processor."""
+        size, (width, height) = self.processor.size, _padded(size_wh)
+        if not self.processor.do_resize:
+            return width, height
+        if size["shortest_edge"] and size["longest_edge"]:
+            height, width = get_size_with_aspect_ratio((height, width), size["shortest_edge"], size["longest_edge"])
+            return width, height
+        return size["width"], size["height"]
+
+    @torch.inference_mode()
+    def _run(self, asks: Sequence[_Ask]) -> list[list[Detection]]:
+        resized = {id(ask.image): ask.resized for ask in asks}
+        number_of = {image: number for number, image in enumerate(resized)}
+        pixels = normalise([each.result() for each in resized.values()], self.processor, self.device)
+        ids, mask = self._prompts(asks)
+        image_of_ask = torch.tensor([number_of[id(ask.image)] for ask in asks], device=self.device)
+        with shared_backbone(self.model.model.backbone, pixels.to(self.model.dtype), image_of_ask) as shown:
+            outputs = self.model(pixel_values=shown, input_ids=ids, attention_mask=mask)
+        check_finite(self.name, outputs.pred_boxes)
+        probs = outputs.logits.float().sigmoid().cpu()
+        boxes = outputs.pred_boxes.float().cpu()
+        return [self._detections(*answer) for answer in zip(asks, probs, boxes, strict=True)]
+
+    def _prompts(self, asks: Sequence[_Ask]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, int64 ``(len(asks), longest)``."""
+        start, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad"))
+        rows = [[start, *ask.ids, *([] if ask.ids[-1] == self._dot else [self._dot]), end] for ask in asks]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return ids, (torch.arange(longest, device=self.device) < lengths[:, None]).long()
+
+    def _detections(self, ask: _Ask, probs: torch.Tensor, boxes: torch.Tensor) -> list[Detection]:
+        scores = probs.amax(dim=-1)
+        kept = scores > self.box_threshold
+        placed = pixel_boxes(boxes[kept], _padded(ask.image.size), ask.image.size)
+        # The first token is [CLS]; the added dot and [SEP] come after the text's own tokens.
+        own = probs[kept, 1 : 1 + len(ask.ids)].tolist()
+        return [
+            Detection(self._phrase(ask, row), box, score)
+            for row, box, score in zip(own, placed, scores[kept].tolist(), strict=True)
+            if box is not None
+        ]
+
+    def _phrase(self, ask: _Ask, probs: Sequence[float]) -> str:
+        words = ask.words
+        best = max(sorted(words), key=lambda k: probs[k])
+
+        def joins(k: int, neighbour: int) -> bool:
+            (_, border), (begin, _) = sorted((ask.spans[k], ask.spans[neighbour]))
+            return border == begin and max(ask.text[border - 1], ask.text[border]) < _FIRST_IDEOGRAPH
+
+        first = last = best
+        while first - 1 in words and (probs[first - 1] > self.text_threshold or joins(first - 1, first)):
+            first -= 1
+        while last + 1 in words and (probs[last + 1] > self.text_threshold or joins(last + 1, last)):
+            last += 1
+        return ask.text[ask.spans[first][0] : ask.spans[last][1]]
+
+
+@contextmanager
+def shared_backbone(backbone: Any, pixels: torch.Tensor, image_of_row: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Within this, the backbone computes each image once, and hands a copy to each of its rows.
+
+    Args:
+        backbone: Called with pixels and mask ``(B, …)``; returns nested tensors ``(B, …)``.
+        pixels: The images, ``(images, 3, H, W)``, without padding.
+        image_of_row: ``(B,)``, the image that a row shows.
+
+    Yields:
+        What to call the model with: of the shape of the rows' pixels, ``(B, 3, H, W)``, but without a copy of them.
+    """
+
+    def distinct(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return pixels, args[1][: len(pixels)]
+
+    def spread(_module: Any, _args: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return output[image_of_row]
+        return type(output)(spread(_module, _args, part) for part in output)
+
+    handles = [backbone.register_forward_pre_hook(distinct), backbone.register_forward_hook(spread)]
+    try:
+        yield pixels[:1].expand(len(image_of_row), -1, -1, -1)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _lower(text: str) -> str:
+    """Lower case, character for character: places in the result are places in the text."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(char.lower() if len(char.lower()) == 1 else char for char in text)
+
+
+def _is_word(text: str, span: Span) -> bool:
+    """Whether a token is a word, or a part of one: punctuation ends phrases and is looked for nowhere."""
+    return any(char.isalnum() or char in _IN_WORDS for char in text[slice(*span)])
+
+
+def _padded(size_wh: Size) -> Size:
+    least = -(-max(size_wh) // _MAX_RATIO)
+    return max(size_wh[0], least), max(size_wh[1], least)
+
+
+def _pad(image: Image.Image) -> Image.Image:
+    """An image thinner than 1:16 with black below or to the right of it; places in it don't change."""
+    size = _padded(image.size)
+    return image if size == image.size else image.crop((0, 0, *size))

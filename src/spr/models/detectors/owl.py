@@ -1,0 +1,193 @@
+"""OWLv2, and OWL-ViT, as the detector: the noun phrases of a description are its queries (METHOD §4)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from PIL import Image
+from transformers import (
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessorPil,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessorPil,
+)
+
+from spr.models.batching import Batcher
+from spr.models.detectors.detections import best_first, check_finite, pixel_boxes
+from spr.models.detectors.noun_phrases import noun_phrases
+from spr.models.loading import (
+    DType,
+    Source,
+    default_device,
+    load_part,
+    load_pretrained,
+    load_tokenizer,
+    read_model_type,
+    source_name,
+)
+from spr.models.pixels import normalise, resized_bytes, shrink_to_square, standardise, to_bytes
+from spr.models.protocols import DetectRequest
+from spr.models.text_pieces import split, tokenize
+from spr.records import Detection, Size
+
+_CLASSES = {
+    "owlv2": (Owlv2ForObjectDetection, Owlv2ImageProcessorPil),
+    "owlvit": (OwlViTForObjectDetection, OwlViTImageProcessorPil),
+}
+
+_Ids: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ask:
+    """An image and what each of its texts asks for: phrases, and their vectors ``(phrases, D)``."""
+
+    image: Image.Image
+    phrases: list[list[str]]
+    vectors: list[torch.Tensor]
+
+
+class Owlv2Detector:
+    """An `Owlv2ForObjectDetection` or `OwlViTForObjectDetection` as a `Detector`.
+
+    OWL is asked for short phrases, so the noun phrases of a text (`spr.models.detectors.noun_phrases.noun_phrases`) are its queries;
+    one of more than 14 tokens (16 with the marks of start and end) is cut. Each place of the image gives one box, with
+    the phrase that fits it best and the sigmoid of that phrase's logit as its score.
+
+    Args:
+        source: A folder or a hub id, with the tokenizer and the image processor beside the weights.
+        revision: Branch, tag or commit of the hub's repository.
+        box_threshold: Boxes with a better score than this, 0..1, are kept [ours: 0.1, transformers' default].
+        dtype: Of weights and activations.
+        device: Default: the GPU where there is one.
+        batch_size: Most images, or phrases, a forward pass; halved for good when memory runs out.
+
+    Attributes:
+        name: ``id@revision``.
+
+    Raises:
+        ModelError: if the model is not there, not whole or of another kind.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        revision: str | None = None,
+        box_threshold: float = 0.1,
+        dtype: DType = torch.float32,
+        device: str | torch.device | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        self.device = torch.device(device) if device is not None else default_device()
+        self.kind = read_model_type(source, _CLASSES, revision=revision)
+        model_class, processor_class = _CLASSES[self.kind]
+        self.model = load_pretrained(model_class, source, revision=revision, dtype=dtype, device=self.device)
+        self.processor = load_part(processor_class, source, revision=revision)
+        vocabulary = self.model.config.text_config.vocab_size
+        self.tokenizer = load_tokenizer(source, vocabulary, revision=revision)
+        config = self.model.config
+        self.name = source_name(source, revision, self.model)
+        self.box_threshold = box_threshold
+        self.max_tokens: int = config.text_config.max_position_embeddings - 2
+        self.image_size: int = config.vision_config.image_size
+        self._image_batches: Batcher[_Ask, list[list[Detection]]] = Batcher(self._run, batch_size)
+        self._text_batches: Batcher[_Ids, torch.Tensor] = Batcher(self._embed, 8 * batch_size, length=len)
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
+        """For each request what was found, best first: phrase of the text, box in pixels of the image, score 0..1.
+
+        A text without phrases finds nothing. Equal phrases are embedded once, and an image of several requests too.
+
+        Raises:
+            DeviceMemoryError: if a single image does not fit into memory.
+            ModelError: if the model's outputs are no numbers.
+        """
+        queries = self._queries(list(dict.fromkeys(request.text for request in requests)))
+        needed = list(dict.fromkeys(itertools.chain(*queries.values())))
+        vector_of = dict(zip(needed, self._text_batches(needed), strict=True))
+        places: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            if queries[request.text]:
+                places.setdefault(id(request.image), []).append(place)
+        asks = []
+        for own in places.values():
+            asked = [queries[requests[place].text] for place in own]
+            vectors = [torch.stack([vector_of[ids] for ids in query]) for query in asked]
+            asks.append(_Ask(requests[own[0]].image, [list(query.values()) for query in asked], vectors))
+        found: list[list[Detection]] = [[] for _ in requests]
+        for own, answers in zip(places.values(), self._image_batches(asks), strict=True):
+            for place, detections in zip(own, answers, strict=True):
+                found[place] = best_first(detections)
+        return found
+
+    def _queries(self, texts: Sequence[str]) -> dict[str, dict[_Ids, str]]:
+        """For each text the distinct token ids of its phrases, and the phrases as the text has them first."""
+        phrases = {text: [text[start:end] for start, end in noun_phrases(text)] for text in texts}
+        distinct = list(dict.fromkeys(itertools.chain(*phrases.values())))
+        parts: dict[str, list[tuple[_Ids, str]]] = {}
+        for phrase, tokens in zip(distinct, tokenize(self.tokenizer, distinct), strict=True):
+            runs = [run for run in split(phrase, tokens.spans, self.max_tokens) if run]
+            parts[phrase] = [
+                (tokens.ids[run.start : run.stop], phrase[tokens.spans[run[0]][0] : tokens.spans[run[-1]][1]])
+                for run in runs
+            ]
+        made: dict[str, dict[_Ids, str]] = {}
+        for text, own in phrases.items():
+            made[text] = {}
+            for ids, part in itertools.chain(*(parts[phrase] for phrase in own)):
+                made[text].setdefault(ids, part)
+        return made
+
+    @torch.inference_mode()
+    def _embed(self, queries: Sequence[_Ids]) -> list[torch.Tensor]:
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        longest = max(map(len, queries))
+        # OWL reads the vector at the highest id, the end token: padding after it changes nothing.
+        rows = [[start, *ids, end, *[0] * (longest - len(ids))] for ids in queries]
+        features = self.model.base_model.get_text_features(input_ids=torch.tensor(rows, device=self.device))
+        return list(F.normalize(features.pooler_output, dim=-1))
+
+    @torch.inference_mode()
+    def _run(self, asks: Sequence[_Ask]) -> list[list[list[Detection]]]:
+        """For each image, for each of its texts, what was found."""
+        features = self.model.image_embedder(self._pixels([ask.image for ask in asks]))[0]
+        flat = features.flatten(1, 2)
+        boxes = self.model.box_predictor(flat, features)
+        check_finite(self.name, boxes)
+        answers = []
+        for ask, own, placed in zip(asks, flat, boxes, strict=True):
+            logits = [self.model.class_predictor(own[None], vectors[None])[0][0] for vectors in ask.vectors]
+            pairs = zip(logits, ask.phrases, strict=True)
+            answers.append([self._detections(ask.image, each, phrases, placed) for each, phrases in pairs])
+        return answers
+
+    def _pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        side = self.image_size
+        if self.kind == "owlvit":
+            values = [resized_bytes(image, (side, side), self.processor) for image in images]
+            return normalise(values, self.processor, self.device).to(self.model.dtype)
+        shown = [to_bytes(image).to(self.device).float() * self.processor.rescale_factor for image in images]
+        squares = [shrink_to_square(pixels, side) for pixels in shown]
+        return standardise(torch.stack(squares), self.processor).to(self.model.dtype)
+
+    def _detections(
+        self, image: Image.Image, logits: torch.Tensor, phrases: Sequence[str], boxes: torch.Tensor
+    ) -> list[Detection]:
+        """Of logits ``(places, phrases)`` and boxes ``(places, 4)``, those over the threshold."""
+        best, labels = logits.float().max(dim=-1)
+        scores = best.sigmoid()
+        kept = scores > self.box_threshold
+        # OWLv2 sees the image in the top left corner of a square, OWL-ViT stretched to one.
+        canvas: Size = (max(image.size), max(image.size)) if self.kind == "owlv2" else image.size
+        placed = pixel_boxes(boxes[kept], canvas, image.size)
+        return [
+            Detection(phrases[label], box, score)
+            for label, box, score in zip(labels[kept].tolist(), placed, scores[kept].tolist(), strict=True)
+            if box is not None
+        ]

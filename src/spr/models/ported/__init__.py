@@ -1,0 +1,1 @@
+"""Models that transformers lacks, ported to its classes."""

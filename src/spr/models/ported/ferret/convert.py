@@ -1,0 +1,272 @@
+"""Published weights → a folder that ``from_pretrained`` loads: safetensors, config, tokenizer and processor.
+
+Either from Vicuna and the published delta, which is added to it as ``ferret/model/apply_delta.py`` does (in float16,
+Vicuna's rows of the vocabulary only; what Vicuna lacks is taken from the delta), or from a whole checkpoint. One shard
+is read and written at a time, so that the memory need not hold the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig
+
+from spr.core.errors import InputError
+from spr.models.loading import ModelError, check_complete, clear_errors
+from spr.models.ported.ferret.configuration import FerretConfig
+from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
+from spr.models.ported.ferret.processing import FerretProcessor
+from spr.models.ported.ferret.published import (
+    is_by_token,
+    is_published,
+    local_folder,
+    nested_config,
+    our_name,
+    vision_name,
+    vision_shards,
+    with_image_row,
+)
+from spr.models.tensor_files import Shards
+
+SHARD_BYTES = 4 * 2**30
+"""Most that a written file holds, and about the memory that writing takes."""
+
+_ADDED = ("model.mm_projector.", "model.region_geo_sampler.")
+"""What the base lacks: taken from the delta as it is."""
+
+
+class _Planned(NamedTuple):
+    """A tensor to be written: its shape, its bytes, and what makes it."""
+
+    shape: tuple[int, ...]
+    size: int
+    make: Callable[[], Tensor]
+
+
+Plan = dict[str, _Planned]
+
+
+def convert_delta(
+    base: str | os.PathLike[str],
+    delta: str | os.PathLike[str],
+    out: Path,
+    *,
+    vision: str | os.PathLike[str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Add the published delta to Vicuna, and write Ferret.
+
+    Args:
+        base: Folder or hub id of Vicuna v1.3, 7B or 13B as the delta.
+        delta: Folder of the published delta, or a hub id.
+        out: Where to write; must not be there yet, or be empty.
+        vision: Folder or hub id of CLIP ViT-L/14-336; None for what the delta names (``openai/…`` on the hub).
+        shard_bytes: Most that a written file holds.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ModelError: if a part is missing or pickled with more than tensors, or the delta does not fit the base.
+        InputError: if ``out`` holds something.
+    """
+    target = _free(out)
+    folder = local_folder(delta)
+    config = _published(folder)
+    differences, originals = Shards(folder), Shards(local_folder(base))
+    _check_fit(folder, originals, differences)
+    plan: Plan = {}
+    for name in differences:
+        ours = our_name(name)
+        if ours is None:
+            continue
+        added = name in originals
+        make = _adder(name, originals, differences) if added else _taker(name, differences, torch.float16)
+        plan[ours] = _planned(name, differences, make, 2)
+    return _write(config, folder, plan, target, vision, shard_bytes, torch.float16)
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    out: Path,
+    *,
+    vision: str | os.PathLike[str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write a whole checkpoint of the published code (pickles or safetensors) in this package's layout.
+
+    Args:
+        checkpoint: Its folder or hub id.
+        out: Where to write; must not be there yet, or be empty.
+        vision: As `convert_delta`.
+        shard_bytes: Most that a written file holds.
+
+    Returns:
+        ``out``. Tensors keep their types; a vision tower of its own gets the head's.
+
+    Raises:
+        ModelError: if a part is missing, or pickled with more than tensors.
+        InputError: if ``out`` holds something.
+    """
+    target = _free(out)
+    folder = local_folder(checkpoint)
+    config = _published(folder)
+    shards = Shards(folder)
+    plan: Plan = {}
+    for name in shards:
+        ours = our_name(name)
+        if ours is not None:
+            plan[ours] = _planned(name, shards, _taker(name, shards), shards[name].element_size())
+    dtype = shards["lm_head.weight"].dtype if "lm_head.weight" in shards else torch.float16
+    return _write(config, folder, plan, target, vision, shard_bytes, dtype)
+
+
+def _free(out: Path) -> Path:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} is there already", expected="a new folder", fix="choose another --out")
+    return out
+
+
+def _published(folder: Path) -> dict[str, Any]:
+    with clear_errors(folder):
+        config, _ = PreTrainedConfig.get_config_dict(folder)
+    if not is_published(config):
+        got = f"model_type {config.get('model_type')}, {config.get('architectures')}"
+        expected = "the config.json of FERRETLlamaForCausalLM"
+        raise ModelError(f"{folder} is not laid out as Ferret's authors do", got=got, expected=expected)
+    return dict(config)
+
+
+def _check_fit(folder: Path, base: Shards, delta: Shards) -> None:
+    """Raise unless the delta holds each tensor of the base in its shape, and nothing new but Ferret's own parts."""
+    misshapen = []
+    for name in (name for name in base if name in delta and our_name(name) is not None):
+        small, large = base.shape(name), delta.shape(name)
+        fits = small[0] <= large[0] and small[1:] == large[1:] if is_by_token(name) else small == large
+        if not fits:
+            misshapen.append((name, large, small))
+    new = [name for name in delta if name not in base and our_name(name) is not None]
+    found = {
+        "missing_keys": [name for name in base if name not in delta and our_name(name) is not None],
+        "unexpected_keys": [name for name in new if not name.startswith((*_ADDED, "model.vision_tower."))],
+        "mismatched_keys": misshapen,
+        "error_msgs": [],
+    }
+    check_complete(folder, f"the base model in {base.folder}", found)
+
+
+def _planned(name: str, shards: Shards, make: Callable[[], Tensor], width: int) -> _Planned:
+    shape = shards.shape(name)
+    if is_by_token(name):
+        shape = (shape[0] + 1, *shape[1:])
+    count = width
+    for side in shape:
+        count *= side
+    return _Planned(shape, count, make)
+
+
+def _taker(name: str, shards: Shards, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
+    return lambda: with_image_row(name, shards[name].to(dtype or shards[name].dtype))
+
+
+def _adder(name: str, base: Shards, delta: Shards) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        total = delta[name].to(torch.float16, copy=True)
+        original = base[name].to(torch.float16)
+        total[: len(original)] += original
+        return with_image_row(name, total)
+
+    return make
+
+
+def _write(
+    published: dict[str, Any],
+    folder: Path,
+    plan: Plan,
+    out: Path,
+    vision: Any,
+    shard_bytes: int,
+    dtype: torch.dtype,
+) -> Path:
+    """Check the plan against the config, then write everything beside ``out``, and rename it last."""
+    seen = None
+    if vision is not None or not any(name.startswith("model.vision_tower.") for name in plan):
+        tower = vision_shards(published, folder, vision)
+        plan = {name: item for name, item in plan.items() if not name.startswith("model.vision_tower.")}
+        for name in tower:
+            ours = vision_name(name)
+            if ours is not None:
+                plan[ours] = _planned(name, tower, _taker(name, tower, dtype), dtype.itemsize)
+        seen = tower.folder
+    config = FerretConfig.from_dict(nested_config(published, folder, seen))
+    _check_plan(folder, config, plan)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_tensors(plan, partial, shard_bytes)
+        config.dtype = dtype
+        config.save_pretrained(partial)
+        FerretProcessor.for_config(config, folder).save_pretrained(partial)
+        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(partial)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def expected_shapes(config: FerretConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a model of this config; takes no memory.
+
+    >>> shapes = expected_shapes(FerretConfig())
+    >>> len(shapes), shapes["model.language_model.layers.31.mlp.up_proj.weight"]
+    (700, (11008, 4096))
+    """
+    with torch.device("meta"):
+        model = FerretForConditionalGeneration(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _check_plan(folder: Path, config: FerretConfig, plan: Mapping[str, _Planned]) -> None:
+    expected = expected_shapes(config)
+    found = {
+        "missing_keys": expected.keys() - plan.keys(),
+        "unexpected_keys": plan.keys() - expected.keys(),
+        "mismatched_keys": [
+            (name, item.shape, expected[name])
+            for name, item in plan.items()
+            if name in expected and item.shape != expected[name]
+        ],
+        "error_msgs": [],
+    }
+    check_complete(folder, "FerretForConditionalGeneration", found)
+
+
+def _write_tensors(plan: Plan, folder: Path, shard_bytes: int) -> None:
+    """Files of at most ``shard_bytes``, or of one tensor, in the plan's order, and the index."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, item in plan.items():
+        if groups[-1] and filled + item.size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += item.size
+    index: dict[str, str] = {}
+    for number, names in enumerate(groups, start=1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        save_file({name: plan[name].make().contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    total = {"total_size": sum(item.size for item in plan.values())}
+    text = json.dumps({"metadata": total, "weight_map": index}, indent=2)
+    (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,250 @@
+"""CLIP as the scorer of regions against texts: whole views, local attention, and texts of any length (METHOD §4)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPModel
+
+from spr.core.errors import RecordError
+from spr.models.batching import Batcher, prepared
+from spr.models.loading import (
+    DType,
+    Source,
+    default_device,
+    load_part,
+    load_pretrained,
+    load_tokenizer,
+    source_name,
+)
+from spr.models.pixels import normalise, resized_bytes
+from spr.models.protocols import Vectors, View
+from spr.models.text_pieces import split, tokenize
+from spr.records import Box
+
+LongText = Literal["pieces", "truncate"]
+MAX_TOKENS = 75
+"""Tokens of a text that CLIP reads, beside the two that mark its start and end."""
+
+
+class _Shown(NamedTuple):
+    """An image as the model sees it, uint8 ``(3, S, S)``, and what each of its views attends to in the last layer."""
+
+    values: torch.Tensor
+    attended: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class ClipScorer:
+    """Any `CLIPModel` as an `ImageTextScorer`.
+
+    A view with a region is embedded by local attention: in the last vision layer the class token attends only to
+    itself and to the patches that share some area with the region [paper]; then CLIP's own layer norm and projection.
+    All other layers see the whole view. So the last layer is computed for the class token alone, and views of one image
+    share all layers before it.
+
+    Args:
+        source: A folder or a hub id, with the tokenizer and the image processor beside the weights.
+        revision: Branch, tag or commit of the hub's repository.
+        dtype: Of weights and activations; the last steps are in float32.
+        device: Default: the GPU where there is one.
+        batch_size: Most images, or pieces of text, a forward pass; halved for good when memory runs out.
+        long_text: ``pieces``: a text of more than 75 tokens is cut at sentence or phrase ends, and the unit vectors of
+            its pieces averaged, weighted by their tokens. ``truncate``: only its first 75 tokens count.
+
+    Attributes:
+        name: ``id@revision``.
+
+    Raises:
+        ModelError: if the model is not there, not whole or no CLIP.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        revision: str | None = None,
+        dtype: DType = torch.float32,
+        device: str | torch.device | None = None,
+        batch_size: int = 32,
+        long_text: LongText = "pieces",
+    ) -> None:
+        self.device = torch.device(device) if device is not None else default_device()
+        self.model = load_pretrained(CLIPModel, source, revision=revision, dtype=dtype, device=self.device)
+        self.processor = load_part(CLIPImageProcessorPil, source, revision=revision)
+        vocabulary = self.model.config.text_config.vocab_size
+        self.tokenizer = load_tokenizer(source, vocabulary, revision=revision)
+        self.name = source_name(source, revision, self.model)
+        self.long_text = long_text
+        config = self.model.config
+        self.image_size: int = config.vision_config.image_size
+        self.patch_size: int = config.vision_config.patch_size
+        self.max_tokens = min(MAX_TOKENS, config.text_config.max_position_embeddings - 2)
+        self._image_batches: Batcher[Future[_Shown], torch.Tensor]
+        self._image_batches = Batcher(self._embed_images, batch_size)
+        self._text_batches: Batcher[tuple[int, ...], torch.Tensor]
+        self._text_batches = Batcher(self._embed_pieces, batch_size, length=len)
+
+    def embed_views(self, views: Sequence[View]) -> Vectors:
+        """Unit vectors ``(len(views), D)``, float32.
+
+        Raises:
+            RecordError: if a view is not square, or its region shares no area with it.
+            DeviceMemoryError: if a single view does not fit into memory.
+        """
+        # Views of one image, whole or with several regions, are one item: they share all layers but the last.
+        places: dict[int, list[int]] = {}
+        for place, view in enumerate(views):
+            _check_view(view)
+            places.setdefault(id(view.image), []).append(place)
+        items = [(views[own[0]].image, [views[place].region for place in own]) for own in places.values()]
+        with prepared(self._show, items) as shown:
+            rows = _rows(self._image_batches(shown))
+        found = dict(zip(itertools.chain(*places.values()), rows, strict=True))
+        return self._stack([found[place] for place in range(len(views))])
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors ``(len(texts), D)``, float32; equal texts and pieces are embedded once.
+
+        An empty text is embedded as CLIP does it: as the start and the end of a text with nothing between.
+
+        Raises:
+            DeviceMemoryError: if a single piece of 75 tokens does not fit into memory.
+        """
+        distinct = list(dict.fromkeys(texts))
+        pieces = {
+            text: [tokens.ids[run.start : run.stop] for run in self._runs(text, tokens.spans)]
+            for text, tokens in zip(distinct, tokenize(self.tokenizer, distinct), strict=True)
+        }
+        needed = list(dict.fromkeys(itertools.chain(*pieces.values())))
+        vector_of = dict(zip(needed, self._text_batches(needed), strict=True))
+        made: dict[str, torch.Tensor] = {}
+        for text, own in pieces.items():
+            weights = torch.tensor([float(max(1, len(piece))) for piece in own])
+            vectors = torch.stack([vector_of[piece] for piece in own])
+            made[text] = vectors[0] if len(own) == 1 else F.normalize(weights @ vectors, dim=0)
+        return self._stack([made[text] for text in texts])
+
+    def _runs(self, text: str, spans: Sequence[tuple[int, int]]) -> list[range]:
+        if self.long_text == "truncate":
+            return [range(min(len(spans), self.max_tokens))]
+        return split(text, spans, self.max_tokens)
+
+    def _stack(self, vectors: Sequence[torch.Tensor]) -> Vectors:
+        if not vectors:
+            return np.zeros((0, self.model.config.projection_dim), dtype=np.float32)
+        return np.asarray(torch.stack(list(vectors)).numpy(), dtype=np.float32)
+
+    @torch.inference_mode()
+    def _embed_pieces(self, pieces: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        # Attention is causal and the vector is read at the first end token, so padding changes nothing; it only must
+        # not look like one more end, which also is the highest id in old checkpoints.
+        pad = int(end == 0)
+        longest = max(map(len, pieces))
+        rows = [[start, *piece, end, *[pad] * (longest - len(piece))] for piece in pieces]
+        features = self.model.get_text_features(input_ids=torch.tensor(rows, device=self.device)).pooler_output
+        return list(F.normalize(features.float(), dim=-1).cpu())
+
+    def _show(self, item: tuple[Image.Image, Sequence[Box | None]]) -> _Shown:
+        """An image with its regions; None is no region."""
+        image, regions = item
+        values = resized_bytes(image, (self.image_size, self.image_size), self.processor)
+        return _Shown(values, np.stack([self._attended(image, region) for region in regions]))
+
+    @torch.inference_mode()
+    def _embed_images(self, items: Sequence[Future[_Shown]]) -> list[torch.Tensor]:
+        """For each image the unit vectors of its views, ``(views, D)``."""
+        shown = [item.result() for item in items]
+        hidden = before_last_layer(self.model, normalise([s.values for s in shown], self.processor, self.device))
+        counts = [len(s.attended) for s in shown]
+        image_of_view = torch.arange(len(shown)).repeat_interleave(torch.tensor(counts)).to(self.device)
+        attended = np.concatenate([s.attended for s in shown])
+        features = last_layer(self.model, hidden, image_of_view, torch.from_numpy(attended).to(self.device))
+        return list(torch.split(F.normalize(features.float(), dim=-1).cpu(), counts))
+
+    def _attended(self, image: Image.Image, region: Box | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        if region is None:
+            return np.ones(1 + (self.image_size // self.patch_size) ** 2, dtype=np.bool_)
+        return np.concatenate([[True], overlapped(region, image.width, self.image_size, self.patch_size).ravel()])
+
+
+def overlapped(region: Box, side: float, image_size: int, patch_size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which patches share some area with a region, bool ``(rows, columns)``.
+
+    Args:
+        region: xyxy pixels of the square view.
+        side: The view's side in pixels.
+        image_size: The side in pixels that the model resizes views to.
+        patch_size: The side of a patch in the resized view.
+
+    >>> overlapped((0, 0, 50, 50.5), side=100, image_size=4, patch_size=1).astype(int).tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    """
+    # Everything times image_size, so that edges that fall on those of patches compare as whole numbers.
+    edges = np.arange(image_size // patch_size + 1) * (patch_size * side)
+    x1, y1, x2, y2 = (v * image_size for v in region)
+    columns = (edges[:-1] < x2) & (edges[1:] > x1) & (x1 < x2)
+    rows = (edges[:-1] < y2) & (edges[1:] > y1) & (y1 < y2)
+    return np.asarray(rows[:, None] & columns[None, :])
+
+
+def before_last_layer(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """What a `CLIPModel`'s last vision layer is fed: ``(N, 3, S, S)`` → ``(N, 1 + patches, C)``, class token first."""
+    vision = model.vision_model
+    hidden: torch.Tensor = vision.pre_layrnorm(vision.embeddings(pixels))
+    for layer in vision.encoder.layers[:-1]:
+        hidden = layer(hidden, attention_mask=None)
+    return hidden
+
+
+def last_layer(model: Any, hidden: torch.Tensor, image_of_view: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """The last vision layer, for the class token only, and CLIP's projection.
+
+    Args:
+        model: A `CLIPModel`.
+        hidden: ``(N, 1 + patches, C)``, what the layer is fed.
+        image_of_view: ``(V,)``, the row of ``hidden`` for each view.
+        attended: ``(V, 1 + patches)``, bool: the tokens that the view's class token attends to.
+
+    Returns:
+        Image features ``(V, D)``, not normalised.
+    """
+    layer, views = model.vision_model.encoder.layers[-1], len(image_of_view)
+    attention = layer.self_attn
+    normed = layer.layer_norm1(hidden)
+
+    def heads(values: torch.Tensor) -> torch.Tensor:
+        return values.view(len(values), values.shape[1], -1, attention.head_dim).transpose(1, 2)[image_of_view]
+
+    mixed = F.scaled_dot_product_attention(
+        heads(attention.q_proj(normed[:, :1])),
+        heads(attention.k_proj(normed)),
+        heads(attention.v_proj(normed)),
+        attn_mask=attended[:, None, None, :],
+        scale=attention.scale,
+    )
+    token = hidden[image_of_view, 0] + attention.out_proj(mixed.transpose(1, 2).reshape(views, -1))
+    token = token + layer.mlp(layer.layer_norm2(token))
+    features: torch.Tensor = model.visual_projection(model.vision_model.post_layernorm(token))
+    return features
+
+
+def _rows(vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [row for part in vectors for row in part]
+
+
+def _check_view(view: View) -> None:
+    width, height = view.image.size
+    if width != height:
+        raise RecordError("A view is not square", got=(width, height), expected="equal width and height")
+    if view.region is not None:
+        x1, y1, x2, y2 = view.region
+        if not (max(x1, 0) < min(x2, width) and max(y1, 0) < min(y2, height)):
+            raise RecordError("A view's region lies outside of it", got=view.region, expected=f"0 to {width} pixels")

@@ -1,0 +1,42 @@
+"""The data model: records, their Arrow schemas, and tables as columns."""
+
+from spr.core.boxes import Box, Size
+from spr.records.records import (
+    PROMPT_KINDS,
+    BoxEdit,
+    Candidate,
+    Detection,
+    EditKind,
+    ImageObject,
+    ImageObjects,
+    Match,
+    PreferencePair,
+    PromptKind,
+    RegionObject,
+    RegionQuery,
+    Scores,
+    Source,
+    Span,
+    check_box,
+)
+
+__all__ = [
+    "PROMPT_KINDS",
+    "Box",
+    "BoxEdit",
+    "Candidate",
+    "Detection",
+    "EditKind",
+    "ImageObject",
+    "ImageObjects",
+    "Match",
+    "PreferencePair",
+    "PromptKind",
+    "RegionObject",
+    "RegionQuery",
+    "Scores",
+    "Size",
+    "Source",
+    "Span",
+    "check_box",
+]

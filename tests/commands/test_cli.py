@@ -1,0 +1,263 @@
+"""The command line as a user meets it: what it prints, how it fails, what it leaves alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from PIL import Image
+
+SPR = (sys.executable, "-m", "spr")
+
+
+def spr(*arguments, stdin=b"", expect=0):
+    result = subprocess.run([*SPR, *map(str, arguments)], input=stdin, capture_output=True, check=False)
+    output, errors = result.stdout.decode(), result.stderr.decode()
+    assert "Traceback" not in errors, errors
+    assert result.returncode == expect, (result.returncode, output, errors)
+    return output, errors
+
+
+@pytest.fixture
+def config(dataset):
+    path = dataset.folder / "config.yaml"
+    path.write_text(yaml.safe_dump(dataset.config()))
+    return path
+
+
+def test_run_show_and_draw(config, tmp_path):
+    run = tmp_path / "run"
+    output, _ = spr("run", config, "--out", run, "annotations.max_images=10", "--until", "regions")
+    assert "objects: 10 images" in output
+    assert f"spr show {run / 'regions'}" in output
+    output, _ = spr("show", run)
+    assert "objects: 10 rows, shards: 1" in output
+    assert "not_sampled" in output
+    output, _ = spr("show", run / "regions", "-n", 2, "--skip", 1)
+    assert output.count("── row") == 2
+    assert "── row 1" in output
+    assert "query_id: " in output
+    output, _ = spr("show", run / "dropped.parquet", "-n", 1)
+    assert "reason: " in output
+    spr("show", run / "regions", "-n", 5, "--draw", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (4 * 420, 2 * 438)
+
+
+def test_a_second_run_says_that_it_was_done_before(config, tmp_path):
+    spr("run", config, "--out", tmp_path / "run")
+    output, _ = spr("run", config, "--out", tmp_path / "run")
+    assert output.count("done before") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["run", "nowhere.yaml", "--out", "x"], "There is no config nowhere.yaml", 2),
+        (["run", "quickstart", "--out", "x", "regions.per_imag=2"], "did you mean `regions.per_image`", 2),
+        (["run", "quickstart", "--out", "x", "annotations.path=gone.json"], "There is no file", 1),
+        (["run", "quickstart", "--out", "x", "--until", "region"], "did you mean `regions`", 2),
+        (["run", "quickstart"], "Missing option '--out'", 2),
+        (["show", "nowhere"], "nothing there", 1),
+        (["show", "."], "a folder without a manifest", 1),
+        (["text", "--from", "feret", "--to", "llava", "--size", "4x4"], "did you mean `ferret`", 1),
+        (["text", "--from", "ferret", "--to", "llava", "--size", "4by4"], "WIDTHxHEIGHT", 2),
+        (["text", "--from", "ferret", "--to", "llava", "--size", "0x4"], "WIDTHxHEIGHT", 2),
+        (["text", "--from", "ferret:padded=true", "--to", "llava", "--size", "4x4"], "no option `padded`", 1),
+        (["text", "--from", "ferret", "--to", "llava:colour=red", "--size", "4x4"], "is malformed", 1),
+        (["frobnicate"], "No such command", 2),
+    ],
+)
+def test_mistakes_get_one_clear_message(arguments, message, code, tmp_path):
+    arguments = [str(tmp_path / a) if a == "x" else a for a in arguments]
+    _, errors = spr(*arguments, expect=code)
+    assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b'{"images": [', "ends"),
+        (b"<html>", "an HTML or XML page"),
+        (b"[]", "object"),
+        (b"\x80\x04\x95", "is not a JSON object"),
+        (b'{"images": [], "annotations": [], "categories": []}', "no images"),
+    ],
+)
+def test_annotations_that_are_none_are_named(dataset, config, tmp_path, content, message):
+    dataset.json.write_bytes(content)
+    _, errors = spr("run", config, "--out", tmp_path / "run", expect=1)
+    assert "instances.json" in errors
+    assert message in errors
+
+
+def test_a_run_folder_of_another_config_names_the_field(config, tmp_path):
+    spr("run", config, "--out", tmp_path / "run")
+    _, errors = spr("run", config, "--out", tmp_path / "run", "regions.min_inside=4", expect=1)
+    assert "regions.min_inside: 5 → 4" in errors
+
+
+def test_a_stage_that_is_not_there_says_which_command_makes_it(config, tmp_path):
+    spr("run", config, "--out", tmp_path / "run", "--until", "objects")
+    _, errors = spr("show", tmp_path / "run" / "regions", expect=1)
+    assert "holds no finished stage" in errors
+    assert f"--out {tmp_path / 'run'} --until regions" in errors
+
+
+def test_drawing_needs_images_and_a_file_to_write(config, dataset, tmp_path):
+    spr("run", config, "--out", tmp_path / "run")
+    _, errors = spr("show", tmp_path / "run" / "regions", "--draw", tmp_path / "no" / "sheet.png", expect=1)
+    assert "can't be written" in errors
+    _, errors = spr("show", tmp_path / "run" / "dropped.parquet", "--draw", tmp_path / "sheet.png", expect=1)
+    assert "can't be drawn" in errors
+    for image in dataset.images.iterdir():
+        image.unlink()
+    spr("show", tmp_path / "run" / "objects", "-n", 1, "--draw", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.getpixel((200, 200)) == (60, 60, 60)
+
+
+def test_text_converts_line_by_line_and_reports_problems_with_line_and_offset():
+    lines = b"a dog [0, 0, 500, 500] and a cat\nno box\na bird [1, 2, 3]\n"
+    output, errors = spr("text", "--from", "ferret", "--to", "shikra", "--size", "100x100", stdin=lines)
+    assert output.splitlines() == ["a dog [0.000,0.000,0.500,0.500] and a cat", "no box", "a bird"]
+    assert errors.startswith("line 3, offset")
+    assert "'1, 2, 3'" in errors
+
+
+def test_text_in_strict_mode_stops_and_names_the_line():
+    lines = b"fine [0, 0, 500, 500]\na bird [1, 2, 3]\n"
+    output, errors = spr(
+        "text", "--from", "ferret", "--to", "llava", "--size", "9x9", "--strict", stdin=lines, expect=1
+    )
+    assert output.splitlines() == ["fine [0.00, 0.00, 0.50, 0.50]"]
+    assert "line:     2" in errors
+
+
+def test_text_takes_bytes_that_are_no_utf8_and_options_of_dialects():
+    options = ("--from", "ferret", "--to", "llava_onevision:padded=true", "--size", "100x50")
+    output, _ = spr("text", *options, stdin=b"a \xff dog [0, 0, 500, 500]\n")
+    # 50 px high, padded by 25 px above and below to 100: y of 0 and 25 px becomes 0.25 and 0.50.
+    assert output == "a \N{REPLACEMENT CHARACTER} dog [0.00, 0.25, 0.50, 0.50]\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    lines = b"a dog [0, 0, 500, 500]\n" * 50_000
+    command = f"{sys.executable} -m spr text --from ferret --to llava --size 9x9 | head -n 1"
+    result = subprocess.run(["bash", "-c", command], input=lines, capture_output=True, check=True)
+    assert result.stdout == b"a dog [0.00, 0.00, 0.50, 0.50]\n"
+    assert result.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["seed=18446744073709551616"], "less than 9223372036854775808"),
+        (["annotations.images=~nosuchuser/x"], "annotations.images"),
+        (["annotations.max_pixels=900000000"], "less than or equal to 178956970"),
+        (['annotations.path="a\\0b"'], "can't be read"),
+        (["annotations.path=/dev/zero"], "is not a file"),
+        (["describer.backend=hf"], "describer.model is missing"),
+        (["describer.backend=fake", "describer.tempreature=1"], "did you mean `describer.temperature`"),
+    ],
+)
+def test_odd_values_get_one_clear_message(arguments, message, config, tmp_path):
+    result = subprocess.run(
+        [*SPR, "run", str(config), "--out", str(tmp_path / "run"), *arguments], capture_output=True, text=True
+    )
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_config_with_a_name_that_can_not_be_one_is_refused(tmp_path):
+    _, errors = spr("run", "x" * 5000, "--out", tmp_path / "run", expect=2)
+    assert "can't be one" in errors
+
+
+def test_show_gives_no_dangerous_advice(config, tmp_path):
+    spr("run", config, "--out", tmp_path / "run", "--until", "objects")
+    for name in ("config.yaml", "log.jsonl"):
+        _, errors = spr("show", tmp_path / "run" / name, expect=1)
+        assert "can't be shown" in errors
+        assert "delete" not in errors
+
+
+def test_text_without_standard_input_or_with_a_poor_terminal_is_no_crash():
+    command = f"{sys.executable} -m spr text --from ferret --to llava --size 9x9 <&-"
+    assert subprocess.run(["bash", "-c", command], capture_output=True, check=True).stderr == b""
+    line = "一只狗 [0, 0, 500, 500]\n".encode()
+    result = subprocess.run(
+        [*SPR, "text", "--from", "ferret", "--to", "llava", "--size", "9x9"],
+        input=line,
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert result.stdout == b"??? [0.00, 0.00, 0.50, 0.50]\n"
+
+
+def test_the_whole_pipeline_runs_without_weights_and_tells_lengths(config, tmp_path):
+    fakes = [f"{section}.adapter=fake" for section in ("describer", "scorer", "detector")]
+    output, _ = spr("run", config, "--out", tmp_path / "run", *fakes)
+    assert "pairs: " in output
+    assert "phrases with boxes" in output
+    assert "S_loc, own boxes" in output
+    spr("show", tmp_path / "run" / "pairs", "-n", 2, "--draw", tmp_path / "pairs.png")
+    with Image.open(tmp_path / "pairs.png") as sheet:
+        assert sheet.size == (2 * 420, 438)
+
+
+def test_an_embedded_model_that_does_not_exist_names_those_that_do(config, tmp_path):
+    arguments = ["describer.model=embedded/clip", "describer.backend=hf"]
+    _, errors = spr("run", config, "--out", tmp_path / "run", *arguments, expect=2)
+    assert "There is no such embedded model" in errors
+    assert "embedded/describer, embedded/scorer or embedded/detector" in errors
+
+
+def test_a_stage_that_needs_a_describer_says_so(config, tmp_path):
+    _, errors = spr("run", config, "--out", tmp_path / "run", "--until", "pairs", expect=2)
+    assert "needs a describer" in errors
+    assert "describer.backend=fake" in errors
+
+
+def test_doctor_tells_versions_devices_configs_and_dialects():
+    output, _ = spr("doctor")
+    for word in ("torch", "CPU cores", "quickstart", "florence2"):
+        assert word in output
+
+
+def test_quickstart_goes_from_scenes_to_figures_and_report_and_gives_the_same_table_twice(tmp_path):
+    out = tmp_path / "q #1: x"
+    small = ("quickstart", "--scenes", 20, "--held-out", 20)
+    output, _ = spr(*small, "--out", out)
+    assert "regions: 20 regions" in output
+    assert "training: 2 steps on 20 pairs" in output
+    assert (out / "run" / "report" / "index.html").is_file()
+    metrics = json.loads((out / "run" / "metrics.json").read_text())
+    assert metrics["before"]["rec"]["metrics"]["acc@0.5"]["value"] > 0.7
+    assert metrics["after"]["description"]["metrics"]["s_loc"]["value"] > 0.4
+    again, _ = spr(*small, "--out", out)
+    assert again.count("done before") == 5
+    assert table_of(again) == table_of(output)
+    elsewhere, _ = spr(*small, "--out", tmp_path / "other")
+    assert table_of(elsewhere) == table_of(output)
+
+
+def table_of(output: str) -> list[str]:
+    lines = output.splitlines()
+    rows = [line for line in lines if "acc@" in line or "s_loc" in line or "recall@" in line]
+    assert len(rows) == 9
+    return rows
+
+
+def test_scenes_into_a_place_that_can_not_be_written_get_one_clear_message(tmp_path):
+    (tmp_path / "file").write_text("x")
+    _, errors = spr("scenes", "--out", tmp_path / "file", "--n", 1, expect=1)
+    assert "can't be written to" in errors
+    spr("scenes", "--out", tmp_path / "scenes", "-n", 2)
+    names = sorted(p.name for p in (tmp_path / "scenes").iterdir())
+    assert names == ["expressions.json", "images", "instances.json"]

@@ -1,0 +1,110 @@
+"""`spr evaluate`, `spr compare` and `spr lvis-questions` as a user meets them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from spr.cli import main
+
+SPR = (sys.executable, "-m", "spr")
+
+
+def spr(*arguments, expect=0):
+    result = subprocess.run([*SPR, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == expect, (result.returncode, result.stdout, result.stderr)
+    return result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from spr.embedded.scenes import write_scenes
+
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 6, 5)
+    return folder
+
+
+def test_a_model_its_file_and_the_comparison_of_both(data, tmp_path):
+    common = ("evaluate", "rec", "--annotations", data / "expressions.json")
+    model = ("--images", data / "images", "--model", "embedded/describer")
+    output, _ = spr(*common, *model, "--out", tmp_path / "a.json", "describer.batch_size=32")
+    assert "acc@0.9" in output
+    answers = [json.loads(line) for line in (tmp_path / "a.answers.jsonl").read_text().splitlines()]
+    assert answers[0]["prompt"].startswith("Where is the ")
+    shuffled = tmp_path / "shuffled.jsonl"
+    lines = [{"id": row["id"], "answer": row["answer"]} for row in answers[::-1][1:]]
+    shuffled.write_text("".join(json.dumps(row) + "\n" for row in [*lines, lines[0], {"id": "x", "answer": 1}]))
+    output, _ = spr(*common, "--predictions", shuffled, "--dialect", "llava_onevision", "--out", tmp_path / "b.json")
+    for line in ("1 missing", "1 doubled", "1 unknown"):
+        assert line in output
+    output, _ = spr("compare", tmp_path / "a.json", tmp_path / "b.json", "--out", tmp_path / "c.json")
+    assert "95 % interval" in output
+    assert json.loads((tmp_path / "c.json").read_text())[0]["n"] == len(answers)
+
+
+def test_a_runs_regions_are_described_and_scored(data, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        f"annotations: {{path: {data}/instances.json, images: {data}/images, min_area: 60}}\n"
+    )
+    _, errors = spr("evaluate", "description", "--annotations", tmp_path, "--predictions", "x", "--out", "y", expect=1)
+    assert "holds no finished stage" in errors
+    run = tmp_path / "run"
+    spr("run", tmp_path / "c.yaml", "--out", run, "--until", "regions")
+    out = tmp_path / "d.json"
+    options = ("--samples", 2, "--temperature", 1)
+    output, _ = spr("evaluate", "description", "--annotations", run, "--out", out, *options, "describer.backend=fake")
+    assert "s_loc" in output
+    made = json.loads(out.read_text())
+    assert made["n"] == 12
+    assert made["protocol"]["samples"] == 2
+
+
+def test_questions_from_lvis(tmp_path):
+    lvis = {
+        "images": [{"id": 1, "width": 20, "height": 10, "coco_url": "http://x/1.jpg", "neg_category_ids": [2]}],
+        "annotations": [{"id": 7, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 5]}],
+        "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "fork"}],
+    }
+    (tmp_path / "lvis.json").write_text(json.dumps(lvis))
+    output, _ = spr("lvis-questions", "--annotations", tmp_path / "lvis.json", "--out", tmp_path / "q.jsonl")
+    assert "1 questions" in output
+    assert json.loads((tmp_path / "q.jsonl").read_text())["neg_class"] == "fork"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["evaluate", "reg", "--annotations", "a", "--out", "b"], "did you mean `rec`", 2),
+        (["evaluate", "rec", "--annotations", "a", "--out", "b"], "got:      neither", 2),
+        (["evaluate", "rec", "--annotations", "a", "--out", "b", "--model", "m", "--predictions", "p"], "both", 2),
+        (
+            ["evaluate", "rec", "--annotations", "a", "--out", "b", "--predictions", "p", "--dialect", "feret"],
+            "did you mean `ferret`",
+            1,
+        ),
+        (["evaluate", "rec", "--annotations", "gone", "--out", "b", "--predictions", "p"], "no such file", 1),
+        (["evaluate", "rec", "--annotations", "a", "--out", "b", "describer.modle=x"], "`describer.model`", 2),
+        (["evaluate", "rec", "--annotations", "a", "--out", "b", "--model", "m", "seed=1"], "is malformed", 2),
+        (
+            ["evaluate", "description", "--annotations", "a", "--out", "b", "--model", "m", "--samples", "2"],
+            "--samples need a --temperature",
+            2,
+        ),
+        (["evaluate", "phrase-grounding", "--annotations", "a", "--out", "b", "--predictions", "p"], "--entities", 2),
+        (
+            ["evaluate", "rec", "--annotations", "a", "--out", "b", "--predictions", "p", "--areas", "feet"],
+            "--areas is not known",
+            2,
+        ),
+        (["compare", "gone.json"], "no such file", 1),
+    ],
+)
+def test_mistakes_get_one_clear_message(arguments, message, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["spr", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == code
+    assert message in capsys.readouterr().err

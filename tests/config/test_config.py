@@ -1,0 +1,103 @@
+"""The config: every error at once, the nearest known key, overrides, shipped configs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spr.config import PRESETS, apply_overrides, changed_fields, load_config, make_config
+from spr.core.errors import ConfigError
+
+MINIMAL = {"annotations": {"path": "a.json", "images": "images"}}
+
+
+def test_a_minimal_config_has_the_methods_defaults():
+    config = make_config(MINIMAL)
+    assert (config.annotations.min_area, config.annotations.min_objects, config.annotations.max_images) == (
+        300.0,
+        9,
+        10_000,
+    )
+    assert (config.regions.min_inside, config.regions.min_aspect) == (5, 1 / 3)
+
+
+def test_paths_become_absolute_so_that_a_run_can_be_resumed_from_elsewhere():
+    assert make_config(MINIMAL).annotations.path == Path.cwd() / "a.json"
+
+
+def test_all_errors_come_at_once_with_the_nearest_key():
+    raw = {
+        "annotations": {"path": "a.json", "min_aera": 200, "min_objects": 0},
+        "regions": {"min_aspect": "0.3"},
+        "sead": 1,
+    }
+    with pytest.raises(ConfigError) as caught:
+        make_config(raw, "x.yaml")
+    message = str(caught.value)
+    assert "x.yaml has 5 problems" in message
+    assert "`annotations.images` is missing" in message
+    assert "`annotations.min_aera` is not a known key; did you mean `annotations.min_area`?" in message
+    assert "`annotations.min_objects`: should be greater than or equal to 1, got 0" in message
+    assert "`regions.min_aspect`: not a number, got '0.3'" in message
+    assert "`sead` is not a known key; did you mean `seed`?" in message
+
+
+@pytest.mark.parametrize("value", [True, "3", float("nan"), 1.5])
+def test_an_integer_field_takes_no_bool_text_nan_or_fraction(value):
+    with pytest.raises(ConfigError, match=r"regions\.per_image"):
+        make_config({**MINIMAL, "regions": {"per_image": value}})
+
+
+def test_an_unknown_key_far_from_all_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="known keys: per_image, min_inside"):
+        make_config({**MINIMAL, "regions": {"zzzzz": 1}})
+
+
+def test_overrides_win_over_the_file_and_are_read_as_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    config = load_config(path, ["annotations.max_images=null", "regions.per_image=2", "seed=5"])
+    assert (config.annotations.max_images, config.regions.per_image, config.seed) == (None, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("seed", "key=value"), ("=3", "key=value"), ("seed.x=1", "is a value"), ("seed=[", "not YAML")],
+)
+def test_a_malformed_override_is_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        apply_overrides({"seed": 0}, [override])
+
+
+def test_overrides_do_not_change_what_they_start_from():
+    raw = {"regions": {"per_image": 1}}
+    apply_overrides(raw, ["regions.per_image=2"])
+    assert raw == {"regions": {"per_image": 1}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "nothing"), ("[1]", "list"), ("a: [", "not YAML"), ("a: \x00", "not YAML")]
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, content, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_missing_config_names_the_shipped_ones_or_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean `quickstart`"):
+        load_config("quickstrat")
+    with pytest.raises(ConfigError, match="a folder"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_is_valid_and_survives_the_round_trip(path):
+    config = load_config(path.stem)
+    assert make_config(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_changed_fields_are_named_with_both_values():
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}
+    assert changed_fields(old, new) == {"a.c": (2, 5), "d": (3, None), "e": (None, 4)}

@@ -1,0 +1,360 @@
+"""Images: paths that stay in their folder, files that are what the annotations say, pixels as RGB."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spr.core.images import (
+    IMAGE_DROP_REASONS,
+    ImageProblem,
+    Orientation,
+    check_image,
+    load_image,
+    load_thumbnail,
+    resolve_image,
+)
+
+SIZE = (64, 32)
+
+
+def save(path: Path, image: Image.Image | None = None, *, orientation: int | None = None, **options: Any) -> str:
+    """Save a picture, red on the left and blue on the right, and return its name."""
+    if image is None:
+        image = Image.new("RGB", SIZE, (255, 0, 0))
+        image.paste((0, 0, 255), (SIZE[0] // 2, 0, *SIZE))
+    if orientation is not None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    image.save(path, **options)
+    return path.name
+
+
+def reason(root: Path, name: str, size_wh: tuple[int, int] = SIZE, **options: Any) -> str:
+    """Why an image is refused, by both functions."""
+    with pytest.raises(ImageProblem) as caught:
+        load_image(root, name, size_wh, **options)
+    with pytest.raises(ImageProblem) as checked:
+        check_image(root, name, size_wh, **options)
+    assert checked.value.reason == caught.value.reason
+    assert repr(name) in str(caught.value)
+    return caught.value.reason
+
+
+def corners(image: Image.Image) -> tuple[str, str, str, str]:
+    """The colours of the corners (r, b or ?), clockwise from the top left."""
+
+    def colour(x: int, y: int) -> str:
+        red, _, blue = image.getpixel((x, y))
+        return "r" if red > 200 > 50 > blue else "b" if blue > 200 > 50 > red else "?"
+
+    right, bottom = image.width - 1, image.height - 1
+    return colour(0, 0), colour(right, 0), colour(right, bottom), colour(0, bottom)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tiff", "ppm"])
+def test_an_image_loads_as_rgb_of_its_size(tmp_path: Path, suffix: str) -> None:
+    name = save(tmp_path / f"a.{suffix}")
+    check_image(tmp_path, name, SIZE)
+    image = load_image(tmp_path, name, SIZE)
+    assert (image.mode, image.size) == ("RGB", SIZE)
+    assert corners(image) == ("r", "b", "b", "r")
+
+
+def test_an_image_in_a_folder_below_and_behind_an_inner_link_loads(tmp_path: Path) -> None:
+    (tmp_path / "real" / "train").mkdir(parents=True)
+    save(tmp_path / "real" / "train" / "a.png")
+    (tmp_path / "images").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "inner").symlink_to(tmp_path / "real" / "train")
+    for name in ("train/a.png", "inner/a.png"):
+        assert load_image(tmp_path / "images", name, SIZE).size == SIZE
+        assert resolve_image(tmp_path / "images", name) == (tmp_path / "real" / "train" / "a.png").resolve()
+
+
+def test_a_path_out_of_the_folder_is_refused_and_never_opened(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    secret = tmp_path / "secret.png"
+    os.mkfifo(secret)  # to open it would wait for ever
+    (root / "link.png").symlink_to(secret)
+    (root / "folder").symlink_to(tmp_path)
+    (tmp_path / "images2").mkdir()
+    for name in (str(secret), "../secret.png", "link.png", "folder/secret.png", "folder/images2", "a\0.png", "C:a.png"):
+        assert reason(root, name) == "path_outside_images"
+    for name in ("", ".", "x/..", "folder/images"):
+        assert reason(root, name) == "path_outside_images"
+
+
+def test_a_missing_image_is_missing(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "none.png")
+    for name in ("none.png", "none/a.png", "a.png/b.png", "dangling.png"):
+        assert reason(tmp_path, name) == "image_missing"
+
+
+def test_what_is_no_image_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 32\n")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("folder.png", "empty.jpg", "page.jpg", "drawing.eps", "loop.png", "pipe.png", "n" * 300):
+        assert reason(tmp_path, name) == "image_unreadable"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_image_is_unreadable(tmp_path: Path, suffix: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
+    name = save(tmp_path / f"a.{suffix}", Image.fromarray(noise))
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(len(data) * share)])
+    assert reason(tmp_path, name, (300, 200)) == "image_unreadable"
+
+
+def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for suffix in ("jpg", "png", "webp", "bmp", "gif", "tiff"):
+        save(tmp_path / f"a.{suffix}")
+        data = bytearray((tmp_path / f"a.{suffix}").read_bytes())
+        for _ in range(60):
+            broken = bytearray(data)
+            for place in rng.integers(0, len(data), 3):
+                broken[place] = rng.integers(0, 256)
+            (tmp_path / "broken").write_bytes(broken)
+            try:
+                load_image(tmp_path, "broken", SIZE)
+                outcomes.add("fine")
+            except ImageProblem as problem:
+                outcomes.add(problem.reason)
+    assert {"fine", "image_unreadable"} <= outcomes <= {"fine", *IMAGE_DROP_REASONS}
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size_wh", [(60_000, 60_000), (15_000, 12_000), (13_378, 13_378)])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path, size_wh: tuple[int, int]) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_of_size(*size_wh))
+    assert reason(tmp_path, "bomb.png", size_wh) == "image_too_large"
+
+
+def test_the_limit_of_pixels_is_an_argument_and_inclusive(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.png")
+    assert load_image(tmp_path, name, SIZE, max_pixels=64 * 32).size == SIZE
+    assert reason(tmp_path, name, SIZE, max_pixels=64 * 32 - 1) == "image_too_large"
+
+
+def test_a_large_image_below_the_limit_gives_no_warning(tmp_path: Path) -> None:
+    # Pillow warns from 89,478,485 pixels on; warnings are errors here
+    (tmp_path / "large.png").write_bytes(png_of_size(10_000, 9_000))
+    assert reason(tmp_path, "large.png", (10_000, 9_000)) == "image_unreadable"
+
+
+def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.png")
+    assert reason(tmp_path, name, (65, 32)) == "image_size_differs"
+    assert reason(tmp_path, name, (32, 64)) == "image_size_differs"
+
+
+# Red left, blue right, after EXIF's turn: 2 mirrors, 3 turns half, 5 transposes, 6 turns right, 7 transverses, 8 left.
+TURNED = {
+    2: ("b", "r", "r", "b"),
+    3: ("b", "r", "r", "b"),
+    4: ("r", "b", "b", "r"),
+    5: ("r", "r", "b", "b"),
+    6: ("r", "r", "b", "b"),
+    7: ("b", "b", "r", "r"),
+    8: ("b", "b", "r", "r"),
+}
+
+
+@pytest.mark.parametrize("tag", [5, 6, 7, 8])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_the_annotated_size_tells_which_way_a_quarter_turn_is_meant(tmp_path: Path, tag: int, suffix: str) -> None:
+    name = save(tmp_path / f"a.{suffix}", orientation=tag)
+    check_image(tmp_path, name, (64, 32))
+    check_image(tmp_path, name, (32, 64))
+    assert corners(load_image(tmp_path, name, (64, 32))) == ("r", "b", "b", "r")
+    turned = load_image(tmp_path, name, (32, 64))
+    assert (turned.size, corners(turned)) == ((32, 64), TURNED[tag])
+    assert reason(tmp_path, name, (64, 64)) == "image_size_differs"
+
+
+@pytest.mark.parametrize("tag", [2, 3, 4])
+def test_a_half_turn_or_mirror_is_ambiguous(tmp_path: Path, tag: int) -> None:
+    name = save(tmp_path / "a.jpg", orientation=tag)
+    assert reason(tmp_path, name) == "image_orientation_ambiguous"
+    assert reason(tmp_path, name, (32, 64)) == "image_size_differs"
+
+
+def test_a_turned_square_is_ambiguous(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.jpg", Image.new("RGB", (40, 40)), orientation=6)
+    assert reason(tmp_path, name, (40, 40)) == "image_orientation_ambiguous"
+
+
+@pytest.mark.parametrize("tag", range(2, 9))
+def test_orientation_can_be_applied_or_ignored(tmp_path: Path, tag: int) -> None:
+    name = save(tmp_path / "a.jpg", orientation=tag)
+    seen = (32, 64) if tag >= 5 else (64, 32)
+    assert corners(load_image(tmp_path, name, seen, orientation="apply")) == TURNED[tag]
+    assert corners(load_image(tmp_path, name, SIZE, orientation="ignore")) == ("r", "b", "b", "r")
+    if tag >= 5:
+        assert reason(tmp_path, name, SIZE, orientation="apply") == "image_size_differs"
+        assert reason(tmp_path, name, (32, 64), orientation="ignore") == "image_size_differs"
+
+
+@pytest.mark.parametrize("tag", [0, 1, 9, 77])
+@pytest.mark.parametrize("orientation", ["auto", "apply", "ignore"])
+def test_an_upright_or_unknown_orientation_changes_nothing(tmp_path: Path, tag: int, orientation: Orientation) -> None:
+    name = save(tmp_path / "a.jpg", orientation=tag)
+    assert corners(load_image(tmp_path, name, SIZE, orientation=orientation)) == ("r", "b", "b", "r")
+
+
+def test_a_tiff_with_an_orientation_is_ambiguous(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.tiff", orientation=6)
+    assert reason(tmp_path, name) == "image_orientation_ambiguous"
+
+
+def grey16() -> Image.Image:
+    # 257 × v is what 8 bits make of 16: 0, 128 × 257, 65535
+    return Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
+
+
+def palette() -> Image.Image:
+    image = Image.new("P", (3, 1))
+    image.putpalette([0, 0, 0, 128, 128, 128, 255, 255, 255])
+    image.putdata([0, 1, 2])
+    return image
+
+
+GREYS = np.array([[0, 128, 255]], dtype=np.uint8)
+MODES: dict[str, Callable[[], Image.Image]] = {
+    "grey": lambda: Image.fromarray(GREYS),
+    "sixteen_bits": grey16,
+    "palette": palette,
+    "grey_alpha": lambda: Image.merge("LA", [Image.fromarray(GREYS), Image.new("L", (3, 1), 255)]),
+}
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_greys_of_every_kind_load_alike(tmp_path: Path, kind: str) -> None:
+    name = save(tmp_path / "a.png", MODES[kind]())
+    check_image(tmp_path, name, (3, 1))
+    pixels = np.asarray(load_image(tmp_path, name, (3, 1)))
+    assert pixels.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
+
+
+def test_black_and_white_and_cmyk_load(tmp_path: Path) -> None:
+    bits = save(tmp_path / "bits.png", Image.new("1", (2, 2), 1))
+    assert np.asarray(load_image(tmp_path, bits, (2, 2))).min() == 255
+    print_ = save(tmp_path / "print.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
+    check_image(tmp_path, print_, (16, 16))
+    assert corners(load_image(tmp_path, print_, (16, 16))) == ("r", "r", "r", "r")
+
+
+def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
+    layer.putpixel((1, 0), (10, 20, 30, 255))
+    name = save(tmp_path / "a.png", layer)
+    assert np.asarray(load_image(tmp_path, name, (2, 1))).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    keyed = save(tmp_path / "keyed.png", Image.new("RGB", (1, 1), (9, 9, 9)), transparency=(9, 9, 9))
+    assert load_image(tmp_path, keyed, (1, 1)).getpixel((0, 0)) == (255, 255, 255)
+    indexed = save(tmp_path / "indexed.png", palette(), transparency=b"\x00\xff\xff")
+    assert np.asarray(load_image(tmp_path, indexed, (3, 1)))[0, :, 0].tolist() == [255, 128, 255]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif"])
+@pytest.mark.parametrize("size_wh", [(1, 1), (7, 7), (300, 3)])
+def test_tiny_and_thin_images_load(tmp_path: Path, suffix: str, size_wh: tuple[int, int]) -> None:
+    name = save(tmp_path / f"dot.{suffix}", Image.new("RGB", size_wh, (255, 0, 0)))
+    check_image(tmp_path, name, size_wh)
+    assert corners(load_image(tmp_path, name, size_wh)) == ("r", "r", "r", "r")
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.tiff", Image.new("F", SIZE, 0.5))
+    assert reason(tmp_path, name) == "image_unreadable"
+
+
+def test_the_image_outlives_its_file(tmp_path: Path) -> None:
+    image = load_image(tmp_path, save(tmp_path / "a.png"), SIZE)
+    (tmp_path / "a.png").unlink()
+    written = io.BytesIO()
+    image.save(written, "PNG")
+    assert written.tell() > 0
+
+
+def test_a_problem_survives_the_way_between_processes() -> None:
+    problem = ImageProblem("image_missing", "a.jpg", got="x", expected="y")
+    copy = pickle.loads(pickle.dumps(problem))  # noqa: S301 - our own bytes
+    assert (copy.reason, copy.file_name, str(copy)) == ("image_missing", "a.jpg", str(problem))
+
+
+@pytest.mark.parametrize("side", [640, 100, 33])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_thumbnail_is_the_image_made_small(tmp_path: Path, suffix: str, side: int) -> None:
+    ramp = np.add.outer(np.arange(600) / 600 * 120, np.arange(900) / 900 * 120).astype(np.uint8)
+    picture = Image.fromarray(np.stack([ramp, 255 - ramp, ramp // 2], axis=-1))
+    name = save(tmp_path / f"a.{suffix}", picture, **({"quality": 95} if suffix == "jpg" else {}))
+    small = load_thumbnail(tmp_path, name, (900, 600), side=side)
+    # 900×600 to a longer side of 640, 100 and 33.
+    assert small.size == {640: (640, 427), 100: (100, 67), 33: (33, 22)}[side]
+    whole = load_image(tmp_path, name, (900, 600)).resize(small.size, Image.Resampling.BOX)
+    difference = np.abs(np.asarray(small).astype(int) - np.asarray(whole).astype(int))
+    # Smooth ramps: JPEG's own scaling and another filter change no pixel by much.
+    assert difference.max() <= 6
+
+
+def test_a_thumbnail_is_never_larger_than_its_image_and_may_be_a_line(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.png")
+    assert load_thumbnail(tmp_path, name, SIZE, side=640).size == SIZE
+    line = save(tmp_path / "b.png", Image.new("RGB", (900, 1)))
+    assert load_thumbnail(tmp_path, line, (900, 1), side=90).size == (90, 1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_thumbnail_is_turned_as_the_image_is(tmp_path: Path, suffix: str) -> None:
+    big = Image.new("RGB", (640, 320), (255, 0, 0))
+    big.paste((0, 0, 255), (320, 0, 640, 320))
+    # Stored lying with red on the left; a quarter turn clockwise (6) brings red to the top.
+    name = save(tmp_path / f"a.{suffix}", big, orientation=6)
+    small = load_thumbnail(tmp_path, name, (320, 640), side=64)
+    assert small.size == (32, 64)
+    assert corners(small) == ("r", "r", "b", "b")
+    assert corners(load_image(tmp_path, name, (320, 640))) == ("r", "r", "b", "b")
+
+
+def test_a_thumbnail_is_refused_for_the_reasons_of_its_image(tmp_path: Path) -> None:
+    name = save(tmp_path / "a.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / name).read_bytes()[:300])
+    for file_name, size_wh, options in (
+        ("gone.jpg", SIZE, {}),
+        ("cut.jpg", SIZE, {}),
+        ("../a.jpg", SIZE, {}),
+        (name, (32, 32), {}),
+        (name, SIZE, {"max_pixels": 100}),
+    ):
+        with pytest.raises(ImageProblem) as caught:
+            load_thumbnail(tmp_path, file_name, size_wh, side=16, **options)
+        assert caught.value.reason == reason(tmp_path, file_name, size_wh, **options)

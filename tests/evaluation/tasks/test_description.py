@@ -1,0 +1,167 @@
+"""Descriptions of regions against figures worked out by hand, greedy and sampled, from a model and from its file."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from spr.core.errors import ConfigError, InputError, RecordError, RunError
+from spr.evaluation.predictions import Answers
+from spr.evaluation.regions_source import read_regions
+from spr.evaluation.tasks.description import (
+    description_from_file,
+    evaluate_description,
+    names_category,
+    score_description,
+)
+from spr.grounding import get_dialect
+from spr.models.fakes import FakeDescriber
+from spr.records import RegionObject, RegionQuery
+from spr.records.schemas import to_table
+from spr.runs.store import write_table
+
+DIALECT = get_dialect("llava_onevision")
+INSIDE = [("1", "red cup", (0, 0, 20, 20)), ("2", "plate", (40, 0, 60, 20)), ("3", "plate", (60, 60, 80, 80))]
+
+
+def query(name="7/0", image="7"):
+    objects = [RegionObject(key, category, box, inside=True) for key, category, box in INSIDE]
+    objects.append(RegionObject("4", "fork", (80, 0, 100, 20), inside=False))
+    return RegionQuery(name, image, f"{image}.png", 100, 100, (0, 0, 80, 80), "1", tuple(objects))
+
+
+def test_the_figures_of_one_answer_are_those_worked_out_by_hand():
+    # The cup exactly; a plate 20 × 20 moved by 2 px (18 × 20 shared of 440: IoU 0.818); a saucer where the other plate
+    # is, 20 × 11 of 20 × 20 (IoU 0.55); the fork, outside the region, exactly; a spoon that is nowhere.
+    text = (
+        "A red cup [0.00, 0.00, 0.20, 0.20], a plate [0.42, 0.00, 0.62, 0.20], a saucer [0.60, 0.60, 0.80, 0.71], "
+        "a fork [0.80, 0.00, 1.00, 0.20] and a spoon [0.20, 0.30, 0.40, 0.50]."
+    )
+    result = score_description([query()], Answers([text]), DIALECT)
+    assert result.value("s_loc") == pytest.approx((1 + 360 / 440 + 0.55) / 3)
+    assert result.value("recall@0.5") == 1
+    assert result.value("recall@0.75") == pytest.approx(2 / 3)
+    assert result.value("recall@0.9") == pytest.approx(1 / 3)
+    assert result.value("unmatched_boxes") == pytest.approx(1 / 5)  # the fork is an object of the image
+    assert result.value("objects_named") == pytest.approx(2 / 3)  # one plate is said once
+    assert result.value("objects_placed") == pytest.approx(2 / 3)
+    assert (result.value("phrases"), result.value("boxes"), result.value("words")) == (5, 5, 12)
+
+
+def test_an_answer_without_boxes_finds_nothing_and_has_no_share_of_unmatched_boxes():
+    result = score_description([query()], Answers(["A red cup stands on plates."]), DIALECT)
+    assert result.value("s_loc") == 0
+    assert result.value("recall@0.5") == 0
+    assert result.value("unmatched_boxes") is None
+    # The whole text stands for its phrases: it names the cup, which then is said.
+    assert result.value("objects_named") == pytest.approx(1 / 3)
+    assert result.problems["no_box"] == ["7/0"]
+    assert result.to_json()["metrics"]["unmatched_boxes"] == {"value": None, "ci95": None}
+
+
+def test_recall_counts_objects_of_all_answers_together():
+    # 3 of 3 objects and 0 of 3, from a missing answer.
+    text = " and ".join(
+        f"a thing [{x1 / 100}, {y1 / 100}, {x2 / 100}, {y2 / 100}]" for _, _, (x1, y1, x2, y2) in INSIDE
+    )
+    answers = Answers([text, None], {"missing": ["8/0"]})
+    result = score_description([query(), query("8/0", "8")], answers, DIALECT)
+    assert result.value("recall@0.9") == 0.5
+    assert result.value("objects_placed") == 0  # none bears its name
+    assert result.value("boxes") == 1.5
+
+
+def test_one_box_does_not_place_two_objects():
+    two = RegionQuery(
+        "q", "1", "1.png", 100, 100, (0, 0, 50, 50), "1",
+        (RegionObject("1", "cup", (0, 0, 20, 20), inside=True), RegionObject("2", "cup", (0, 0, 20, 18), inside=True)),
+    )  # fmt: skip
+    result = score_description([two], Answers(["a cup [0.00, 0.00, 0.20, 0.20]"]), DIALECT)
+    assert result.value("recall@0.5") == 1
+    assert result.value("objects_placed") == 0.5
+    assert result.value("objects_named") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("phrase", "category", "named"),
+    [
+        ("a red cup", "red cup", True),
+        ("a red plastic cup", "red cup", False),
+        ("RED CUPS", "red cup", True),
+        ("cupboard", "cup", False),
+        ("two buses", "bus", True),
+        ("a bus", "buses", True),
+        ("glasses", "glass", True),
+        ("potted plant", "Potted Plant", True),
+        ("a table", "Desk/Table", True),
+        ("a wine_glass", "wine_glass", True),
+        ("", "cup", False),
+        ("cup", "", False),
+    ],
+)
+def test_a_phrase_names_a_category_by_whole_words(phrase, category, named):
+    assert names_category(phrase, category) == named
+
+
+@pytest.fixture
+def images(tmp_path):
+    for name in ("7", "8"):
+        Image.new("RGB", (100, 100)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def load_from(folder):
+    from spr.evaluation.inference import from_folder
+
+    return from_folder(folder)
+
+
+def test_samples_differ_by_seed_and_the_file_scores_the_same(images):
+    queries = [query(), query("8/0", "8")]
+    result = evaluate_description(FakeDescriber(), queries, load_from(images), samples=3)
+    assert result.ids == ("7/0#0", "7/0#1", "7/0#2", "8/0#0", "8/0#1", "8/0#2")
+    assert result.images == ("7",) * 3 + ("8",) * 3
+    answers = [p.answer for p in result.predictions]
+    assert len(set(answers)) > 2
+    assert [
+        p.answer for p in evaluate_description(FakeDescriber(), queries, load_from(images), samples=3).predictions
+    ] == answers
+    other = evaluate_description(FakeDescriber(), queries, load_from(images), samples=3, seed=1)
+    assert [p.answer for p in other.predictions] != answers
+    made = result.write(images / "out.json")
+    again = description_from_file(queries, images / made["answers"], samples=3)
+    assert again.metrics == result.metrics
+
+
+def test_the_question_has_the_region_in_the_models_dialect(images):
+    result = evaluate_description(FakeDescriber("ferret"), [query()], load_from(images), prompt="What is in {region}?")
+    assert result.predictions[0].prompt == "What is in [0, 0, 800, 800] <region_fea>?"
+    with pytest.raises(ConfigError, match=r"lacks \{region\}"):
+        evaluate_description(FakeDescriber(), [query()], load_from(images), prompt="What is there?")
+
+
+def test_regions_come_from_parquet_or_json(tmp_path):
+    queries = [query(), query("8/0", "8")]
+    write_table(tmp_path / "regions.parquet", to_table(queries, RegionQuery))
+    rows = [made.to_row() for made in queries]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("regions.parquet", "list.json", "lines.jsonl"):
+        found = read_regions(tmp_path / name)
+        assert found.queries == queries
+        assert found.images is None
+
+
+def test_regions_that_are_none_are_refused(tmp_path):
+    path = tmp_path / "regions.json"
+    with pytest.raises(InputError, match="no such file"):
+        read_regions(path)
+    for content, message in (("[]", "no row"), ("{", "holds no regions"), ('[{"query_id": "1"}]', "holds no regions")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            read_regions(path)
+    path.write_text(json.dumps([{**query().to_row(), "width": 0}]))
+    with pytest.raises(RecordError, match="size of image 7"):
+        read_regions(path)
+    with pytest.raises(RunError, match="holds no finished stage"):
+        read_regions(tmp_path)

@@ -1,0 +1,210 @@
+"""Tiny models of every family answer from disk: batches, padding, seeds, templates, and what can go wrong."""
+
+import importlib.util
+import itertools
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from spr.core.errors import ConfigError, SprError
+from spr.grounding import get_dialect
+from spr.models.batching import DeviceMemoryError
+from spr.models.custom_models import load_config
+from spr.models.describers.hf import HfDescriber
+from spr.models.families import FAMILIES
+from spr.models.image_processors import encode
+from spr.models.loading import ModelError
+
+OTHER_PROMPT = "Describe the yellow square in the middle, and all that is around it."
+SMALL = {"device": "cpu", "dtype": "float32", "max_new_tokens": 10, "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def describer(mllm_folder):
+    """A family's describer, loaded once; temperature 1, top-p 0.95."""
+    loaded = {}
+
+    def get(family):
+        if family not in loaded:
+            loaded[family] = HfDescriber(mllm_folder(family), **SMALL)
+        return loaded[family]
+
+    return get
+
+
+@pytest.fixture
+def requests(ask, picture):
+    images = [picture(100, 80), picture(60, 130, 200), picture(50, 50, 90)]
+    prompts = ["Where is it?", "What is in the picture, and where is all that?", "a"]
+    return [ask(image, prompt, seed) for seed, (image, prompt) in enumerate(zip(images, prompts, strict=True))]
+
+
+def show_ids(model, monkeypatch):
+    """Answers are the ids up to the end of turn: they tell more than the text, and are never empty."""
+    monkeypatch.setattr(
+        model, "decode", lambda ids: str(list(itertools.takewhile(lambda k: k not in model._ends, ids)))
+    )
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_different_sizes_answers_as_one_by_one(family, temperature, describer, requests, monkeypatch):
+    model = describer(family)
+    monkeypatch.setattr(model, "temperature", temperature)
+    show_ids(model, monkeypatch)
+    together = model.describe(requests)
+    assert together == [model.describe([request])[0] for request in requests]
+    assert model.describe(requests[::-1]) == together[::-1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers_are_those_of_plain_generate_without_padding(
+    family, describer, requests, mllm_folder, monkeypatch
+):
+    model = describer(family)
+    config = load_config(mllm_folder(family))
+    plain = AutoModelForImageTextToText.from_pretrained(mllm_folder(family), config=config, dtype=torch.float32).eval()
+    monkeypatch.setattr(model, "temperature", 0)
+    monkeypatch.setattr(
+        model, "decode", lambda ids: str(list(itertools.takewhile(lambda k: k not in model._ends, ids)))
+    )
+    for request, answer in zip(requests, model.describe(requests), strict=True):
+        inputs = encode(model.processor, [model.render(request.prompt)], [request.image])
+        # The folder's generation config asks for a repetition penalty, which must not reach us.
+        options = {"do_sample": False, "top_k": None, "repetition_penalty": 1.0, "max_new_tokens": 10}
+        ids = plain.generate(**inputs, **options, eos_token_id=sorted(model._ends), pad_token_id=0)
+        assert model.decode(ids[0, inputs["input_ids"].shape[1] :].tolist()) == answer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_seed_image_and_prompt_make_the_answer(family, describer, ask, picture, monkeypatch):
+    model, image = describer(family), picture(90, 70)
+    show_ids(model, monkeypatch)
+    seeds = model.describe([ask(image, seed=1), ask(image, seed=2), ask(image, seed=1), ask(image, seed=2**63 - 1)])
+    assert seeds[0] == seeds[2]
+    assert len(set(seeds)) == 3
+    monkeypatch.setattr(model, "temperature", 0.2)
+    others = [ask(image, seed=1), ask(picture(90, 70, 255), seed=1), ask(image, OTHER_PROMPT, seed=1)]
+    assert len(set(model.describe(others))) == 3
+    monkeypatch.setattr(model, "temperature", 0)
+    greedy = model.describe([ask(image, seed=1), ask(image, seed=2), ask(picture(90, 70, 255))])
+    assert greedy[0] == greedy[1] != greedy[2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 190), (200, 1), (2, 1000), (1500, 1)])
+def test_no_image_is_too_small_or_too_long_to_go_on(family, size, describer, ask, picture, monkeypatch):
+    model = describer(family)
+    show_ids(model, monkeypatch)
+    refused = family.startswith("qwen") and max(size) > 200 * min(size)
+    answers = model.describe([ask(picture(60, 60)), ask(picture(*size))])
+    assert [answer == "" for answer in answers] == [False, refused]
+
+
+def test_only_refused_images_and_no_requests_at_all_are_fine(describer, ask, picture):
+    assert describer("qwen3_vl").describe([ask(picture(201, 1))]) == [""]
+    assert describer("qwen3_vl").describe([]) == []
+
+
+def test_tokens_that_write_boxes_stay_and_what_ends_the_turn_goes(describer):
+    qwen = describer("qwen2_vl")
+    written = "<|object_ref_start|>a cup<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
+    ids = qwen.processor.tokenizer(written + "<|vision_start|> ok<|im_end|><|endoftext|>x")["input_ids"]
+    assert qwen.decode(ids) == written + " ok"
+    paligemma = describer("paligemma")
+    ids = paligemma.processor.tokenizer("<bos><loc0001><loc0002><loc0003><loc0004> cup<eos><pad>")["input_ids"]
+    assert paligemma.decode(ids) == "<loc0001><loc0002><loc0003><loc0004> cup"
+    llava = describer("llava")
+    assert llava.decode(llava.processor.tokenizer("a cup [0.1, 0.2]</s><pad>")["input_ids"]) == "a cup [0.1, 0.2]"
+    assert llava.decode([]) == ""
+
+
+def test_a_prompt_that_names_the_placeholder_is_not_another_image(describer, ask, picture):
+    image = picture(60, 60)
+    answers = describer("llava_onevision").describe([ask(image, "is this an <image> or a <video>?", seed=3)])
+    assert answers == describer("llava_onevision").describe([ask(image, "is this an   or a  ?", seed=3)])
+
+
+def test_an_answer_in_the_models_dialect_knows_the_resized_image(describer):
+    assert describer("qwen2_5_vl").dialect == get_dialect("qwen2_5_vl", min_pixels=4 * 784, max_pixels=16 * 784)
+    assert describer("llava_onevision").dialect is get_dialect("llava_onevision")
+
+
+def test_the_name_says_which_weights(describer):
+    name, revision = describer("internvl").name.split("@")
+    assert name == "internvl"
+    assert len(revision) == 12
+
+
+def test_out_of_memory_halves_the_batch(mllm_folder, requests, monkeypatch):
+    model = HfDescriber(mllm_folder("llava"), **SMALL)
+    expected, generate, sizes = model.describe(requests), model.model.generate, []
+
+    def limited(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("full")
+        return generate(**inputs)
+
+    monkeypatch.setattr(model.model, "generate", limited)
+    assert model.describe(requests) == expected
+    assert sizes == [3, 1, 1, 1]
+    monkeypatch.setattr(model.model, "generate", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(DeviceMemoryError):
+        model.describe(requests)
+
+
+def copy(folder, to):
+    shutil.copytree(folder, to / folder.name)
+    return to / folder.name
+
+
+def test_without_a_chat_template_the_family_has_its_own(mllm_folder, tmp_path, requests):
+    folder = copy(mllm_folder("qwen2_vl"), tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    model = HfDescriber(folder, **SMALL)
+    turn = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    turn += "<|vision_start|><|image_pad|><|vision_end|>Where?<|im_end|>\n<|im_start|>assistant\n"
+    assert model.render("Where?") == turn
+    assert all(model.describe(requests))
+
+
+def test_a_chat_template_that_forgets_the_image_is_refused(mllm_folder, tmp_path):
+    folder = copy(mllm_folder("llava"), tmp_path)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'][1]['text'] }}{% endfor %}")
+    with pytest.raises(ModelError, match="does not place the image"):
+        HfDescriber(folder, **SMALL)
+
+
+def test_a_folder_that_is_no_mllm_is_refused(mllm_folder, tmp_path):
+    with pytest.raises(ModelError, match="no such model folder"):
+        HfDescriber(tmp_path / "nowhere", **SMALL)
+    folder = copy(mllm_folder("llava"), tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError):
+        HfDescriber(folder, **SMALL)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    with pytest.raises(ModelError, match=r"no multimodal LLM[\s\S]*model_type bert"):
+        HfDescriber(folder, **SMALL)
+
+
+def test_a_dialect_can_be_named(mllm_folder):
+    assert HfDescriber(mllm_folder("llava"), dialect="shikra", **SMALL).dialect is get_dialect("shikra")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_4_bits_without_bitsandbytes_is_one_clear_error(mllm_folder):
+    with pytest.raises(SprError, match="bitsandbytes"):
+        HfDescriber(mllm_folder("llava"), load_in_4bit=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"device_map": "auto"}]
+)
+def test_wrong_options_are_refused(options, mllm_folder):
+    with pytest.raises(ConfigError):
+        HfDescriber(mllm_folder("llava"), **{**SMALL, **options})

@@ -1,0 +1,86 @@
+"""What the config says of a model reaches it."""
+
+import pytest
+
+from spr.config import DescriberConfig
+from spr.core.errors import ConfigError, SprError
+from spr.models.describers import hf as hf_mllm
+from spr.models.describers import registry
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept():
+    yield
+    registry.release()
+
+
+def test_every_field_of_the_describer_reaches_the_model(monkeypatch):
+    got = {}
+    monkeypatch.setattr(hf_mllm, "HfDescriber", lambda model, **options: got.update(options, model=model))
+    said = {
+        "dialect": "ferret",
+        "revision": "v2",
+        "dtype": "bfloat16",
+        "device_map": "balanced",
+        "attention": "flash_attention_2",
+        "load_in_4bit": True,
+        "batch_size": 3,
+        "max_new_tokens": 7,
+        "temperature": 0.25,
+        "top_p": 0.5,
+    }
+    registry.load_describer(DescriberConfig(model="owner/name", peft_adapter="runs/a/adapter", **said))
+    assert got == {**said, "model": "owner/name", "adapter": "runs/a/adapter", "device": None}
+
+
+def test_attention_and_device_map_are_those_of_the_config(mllm_folder, ask, picture, monkeypatch):
+    placed, real = [], hf_mllm.load_pretrained
+
+    def load(*given, **named):
+        placed.append(named.get("device_map"))
+        return real(*given, **named)
+
+    monkeypatch.setattr(hf_mllm, "load_pretrained", load)
+    settings = {"model": str(mllm_folder("llava")), "max_new_tokens": 4, "temperature": 0}
+    plain = registry.load_describer(DescriberConfig(**settings, device="cpu"))
+    assert plain.model.config._attn_implementation == "sdpa"
+    request = ask(picture(60, 40))
+    (expected,) = plain.describe([request])
+    spread = registry.load_describer(DescriberConfig(**settings, device_map="auto", attention="eager"))
+    assert spread.model.config._attn_implementation == "eager"
+    assert placed == [None, "auto"]
+    assert spread.describe([request]) == [expected]
+
+
+def test_a_config_is_loaded_once():
+    first = DescriberConfig(backend="fake", request_fields={"a": [1]})
+    assert registry.load_describer(first) is registry.load_describer(first.model_copy(deep=True))
+    assert registry.load_describer(first) is not registry.load_describer(DescriberConfig(backend="fake"))
+
+
+def test_device_and_device_map_exclude_each_other():
+    with pytest.raises(ValueError, match="both given"):
+        DescriberConfig(model="x", device="cpu", device_map="auto")
+
+
+def test_a_describer_behind_a_server_without_httpx_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(registry, "find_spec", lambda _: None)
+    settings = {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "dialect": "llava"}
+    with pytest.raises(SprError, match=r"pip install 'spatial-preference-rewarding\[openai\]'"):
+        registry.load_describer(DescriberConfig(**settings))
+
+
+def test_a_key_that_is_not_there_is_an_error_before_the_server_is_asked(monkeypatch):
+    monkeypatch.delenv("SPR_TEST_KEY", raising=False)
+    settings = {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "dialect": "llava"}
+    with pytest.raises(ConfigError, match="SPR_TEST_KEY"):
+        registry.load_describer(DescriberConfig(**settings, api_key_env="SPR_TEST_KEY"))
+
+
+def test_training_starts_from_the_model_and_never_silently_without_its_adapter():
+    assert registry.trained_model(DescriberConfig(model="owner/name")) == "owner/name"
+    with pytest.raises(ConfigError, match="There is no model to train"):
+        registry.trained_model(DescriberConfig(backend="fake"))
+    with pytest.raises(ConfigError, match="without an adapter") as caught:
+        registry.trained_model(DescriberConfig(model="owner/name", peft_adapter="runs/a/adapter"))
+    assert "spr merge" in str(caught.value)

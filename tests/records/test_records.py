@@ -1,0 +1,117 @@
+"""Records refuse what can't be, and come back from their tables as they were."""
+
+import dataclasses
+
+import pytest
+
+from spr.core.errors import RecordError
+from spr.records import (
+    BoxEdit,
+    Candidate,
+    Detection,
+    ImageObject,
+    ImageObjects,
+    Match,
+    PreferencePair,
+    RegionObject,
+    RegionQuery,
+    Scores,
+    Span,
+    check_box,
+)
+from spr.records.schemas import OBJECTS, from_table, to_table
+
+DOG = ImageObject("7", "dog", (10.0, 10.0, 50.0, 40.0))
+FOUND = ImageObject("9#0", "person", (0.0, 0.0, 20.0, 20.0), "detector", 0.5)
+IMAGE = ImageObjects("1", "a/b.jpg", 100, 80, (DOG, FOUND))
+QUERY = RegionQuery(
+    "1/0", "1", "a/b.jpg", 100, 80, (0.0, 0.0, 50.0, 40.0), "7", (RegionObject("7", "dog", DOG.box, inside=True),)
+)
+SPAN = Span("a dog", 0, 5, ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)))
+CANDIDATE = Candidate("1/0/c0", "1/0", "crop", "a dog [1]", "a dog", "a dog", (SPAN,), ("cut",), 3, "m", "ferret")
+SCORES = Scores(
+    "1/0/c0", "1/0", 0.25, -0.5, -0.125, 0.5, 0.0, (Detection("a dog", DOG.box, 0.5),), (Match("7", 0.75, "text"),)
+)
+PAIR = PreferencePair(
+    "1/0", "1", "a/b.jpg", 100, 80, (0.0, 0.0, 50.0, 40.0), "Describe.", "a dog", "a cat", (SPAN,), (), "1/0/c0",
+    "1/0/c1", 0.5, 0.25, 0.25,
+    (BoxEdit("a dog", DOG.box, DOG.box, "kept"), BoxEdit("a dog", DOG.box, None, "box_removed")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [IMAGE, QUERY, CANDIDATE, SCORES, PAIR], ids=lambda r: type(r).__name__)
+def test_a_record_comes_back_from_its_table_as_it_was(record):
+    assert from_table(to_table([record, record], type(record)), type(record)) == [record, record]
+
+
+def test_an_empty_table_has_its_schema():
+    assert to_table([], ImageObjects).schema == OBJECTS
+
+
+def test_a_table_without_a_column_is_refused_by_name():
+    with pytest.raises(RecordError, match="file_name"):
+        from_table(to_table([IMAGE], ImageObjects).drop_columns(["file_name"]), ImageObjects)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((0, 0, 0, 5), "has no area"),
+        ((5, 0, 1, 5), "has no area"),
+        ((0, 0, float("nan"), 5), "not finite"),
+        ((0, 0, float("inf"), 5), "not finite"),
+        ((0, 0, 5), "not a box"),
+        ("abcd", "not a box"),
+        (None, "not a box"),
+    ],
+)
+def test_a_wrong_box_is_refused_with_what_came(box, message):
+    with pytest.raises(RecordError, match=message):
+        check_box(box)
+
+
+def test_a_box_over_the_border_is_refused():
+    with pytest.raises(RecordError, match="leaves its image"):
+        dataclasses.replace(IMAGE, width=49)
+
+
+def test_two_objects_of_one_id_are_refused():
+    with pytest.raises(RecordError, match="two objects of one id"):
+        dataclasses.replace(IMAGE, objects=(DOG, DOG))
+
+
+def test_an_empty_id_is_refused():
+    with pytest.raises(RecordError, match="image_id is not an id"):
+        dataclasses.replace(IMAGE, image_id="")
+
+
+def test_a_start_object_that_is_not_there_is_refused():
+    with pytest.raises(RecordError, match="start_object"):
+        dataclasses.replace(QUERY, start_object="8")
+
+
+def test_a_span_that_does_not_fit_its_text_is_refused():
+    with pytest.raises(RecordError, match="does not match its text"):
+        dataclasses.replace(CANDIDATE, plain_text="the dog")
+
+
+def test_a_score_out_of_range_is_refused():
+    with pytest.raises(RecordError, match="localization"):
+        dataclasses.replace(SCORES, localization=1.5)
+
+
+def test_a_pair_of_equal_answers_is_refused():
+    with pytest.raises(RecordError, match="chosen equals rejected"):
+        dataclasses.replace(PAIR, rejected="a dog")
+
+
+def test_inside_gives_the_regions_ground_truth():
+    outside = RegionObject("8", "cat", (60.0, 60.0, 90.0, 70.0))
+    query = dataclasses.replace(QUERY, objects=(*QUERY.objects, outside))
+    assert [o.id for o in query.inside] == ["7"]
+
+
+@pytest.mark.parametrize("box", [(1, 2, 3), (1, 2, 3, float("nan")), (1, 2, 3, float("inf")), "abc", (1, 2, None, 4)])
+def test_a_span_with_a_box_that_is_none_is_refused(box):
+    with pytest.raises(RecordError, match="four finite numbers"):
+        Span("a dog", 0, 5, (box,))

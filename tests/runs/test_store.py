@@ -1,0 +1,146 @@
+"""A stage's output: whole or not there, checked when it is used again."""
+
+import json
+import os
+
+import pyarrow as pa
+import pytest
+
+from spr.core.errors import RunError
+from spr.records import ImageObject, ImageObjects
+from spr.records.schemas import to_table
+from spr.core.atomic import write_atomically
+from spr.runs.store import Manifest, StageOutput, StageStore, count_reasons, dropped_table, read_table, write_table
+
+
+def output(*image_ids, drops=()):
+    rows = [ImageObjects(i, f"{i}.jpg", 9, 9, (ImageObject("o", "dog", (0, 0, 1, 1)),)) for i in image_ids]
+    return StageOutput(to_table(rows, ImageObjects), dropped_table("objects", "image", drops))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = StageStore(tmp_path / "run" / "objects")
+    manifest = Manifest("objects", "f")
+    for index, image_id in enumerate("abc"):
+        manifest.shards.append(
+            store.write_shard(index, output(image_id, drops=[(image_id * 2, "too_few_objects")]), inputs=2)
+        )
+    manifest.complete = True
+    store.save(manifest)
+    return store
+
+
+def test_what_was_written_is_read_back(store):
+    assert [table["image_id"].to_pylist() for table in store.tables()] == [["a"], ["b"], ["c"]]
+    manifest = store.manifest()
+    assert (manifest.rows, manifest.dropped) == (3, {"image: too_few_objects": 3})
+
+
+def test_the_same_rows_give_the_same_bytes_however_they_were_put_together(tmp_path):
+    whole = output("a", "b").table
+    pieces = pa.concat_tables([output("a").table, output("b").table])
+    assert write_table(tmp_path / "1.parquet", whole) == write_table(tmp_path / "2.parquet", pieces)
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+
+
+def test_a_damaged_shard_is_not_valid_and_the_others_are(store):
+    manifest = store.manifest()
+    assert len(store.valid_shards(manifest)) == 3
+    data = bytearray(store.part(1).read_bytes())
+    data[len(data) // 2] ^= 1
+    store.part(1).write_bytes(data)
+    assert [shard.index for shard in store.valid_shards(manifest)] == [0, 2]
+
+
+def test_a_missing_file_of_drops_makes_a_shard_invalid(store):
+    store.drops(0).unlink()
+    assert [shard.index for shard in store.valid_shards(store.manifest())] == [1, 2]
+
+
+def test_sweeping_removes_what_no_entry_names_and_nothing_else(store):
+    (store.folder / ".part-00007.parquet.99.tmp").write_bytes(b"half")
+    store.write_shard(3, output("d"), inputs=1)
+    (store.folder / "notes.txt").write_text("mine")
+    store.sweep(store.manifest())
+    names = sorted(p.name for p in store.folder.iterdir())
+    shards = [f"{kind}-0000{k}.parquet" for kind in ("dropped", "part") for k in range(3)]
+    assert names == sorted([*shards, "manifest.json", "notes.txt"])
+
+
+def test_what_is_kept_of_unfinished_shards_stays_until_all_are_finished(store):
+    kept = [store.unfinished(index) for index in (1, 7)]
+    for path in kept:
+        path.write_text("answers")
+    store.sweep(store.manifest())  # shard 1 is named, but may be stale and at work again
+    assert all(path.is_file() for path in kept)
+    store.forget_unfinished()
+    assert not any(path.exists() for path in kept)
+    assert len(list(store.tables())) == 3
+
+
+def test_an_unfinished_stage_is_not_read_and_the_message_says_what_makes_it(store):
+    manifest = store.manifest()
+    manifest.complete = False
+    store.save(manifest)
+    with pytest.raises(RunError, match=r"spr run CONFIG --out .*run --until objects"):
+        list(store.tables())
+    with pytest.raises(RunError, match="no manifest"):
+        StageStore(store.folder.parent / "regions").finished()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 1}',
+        "\x00",
+        '{"format": 1, "stage": "s", "fingerprint": "f", "shards": [], "source": null, "complete": true}',
+    ],
+)
+def test_a_damaged_manifest_is_named_with_the_mend(store, content):
+    path = store.folder / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(RunError, match=r"manifest\.json is damaged[\s\S]*delete"):
+        store.manifest()
+
+
+def test_a_manifest_of_a_later_version_is_refused(store):
+    path = store.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(RunError, match="another version"):
+        store.manifest()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 nonsense")
+    with pytest.raises(RunError, match=r"x\.parquet can't be read"):
+        read_table(path)
+
+
+def test_reasons_are_counted_by_kind():
+    table = pa.concat_tables(
+        [
+            dropped_table("s", "image", [("1", "b"), ("2", "a"), ("3", "b")]),
+            dropped_table("s", "object", [("1", "b")]),
+        ]
+    )
+    assert count_reasons(table) == {"image: a": 1, "image: b": 2, "object: b": 1}
+    assert count_reasons(table.slice(0, 0)) == {}

@@ -1,0 +1,1 @@
+"""The recipes that train the embedded models; not part of the wheel."""

@@ -1,0 +1,189 @@
+"""How well the describer finds, names and places, through its processor, on scenes that training never saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from spr.core import boxes as bx
+from spr.embedded.expressions import choose
+from spr.embedded.scenes import SIZE, Scene, make_scene
+from spr.embedded.texts import PROMPTS, box_text, object_list
+from spr.evaluation.expressions import Expressions
+from spr.evaluation.tasks.rec import evaluate_rec
+from spr.grounding import parse
+from spr.models.describers.hf import HfDescriber
+from spr.models.protocols import DescribeRequest
+from spr.records import Box, Span
+from tools.embedded.corpus import scene_regions
+from tools.embedded.figures import Figure, difference, ratio
+from tools.embedded.train_vision import CROP
+
+DIALECT = "llava_onevision"
+_BATCH, _LONGEST = 64, 224
+_EXPRESSIONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about an image (a crop's box in its scene, or the whole scene), and the objects that answer it."""
+
+    scene: int
+    kind: str
+    window: tuple[int, int, int, int]
+    prompt: str
+    objects: tuple[int, ...]
+
+
+def open_describer(folder: Path) -> HfDescriber:
+    """The describer of a folder, greedy."""
+    return HfDescriber(folder, temperature=0, batch_size=_BATCH, max_new_tokens=_LONGEST, device="cpu")
+
+
+def answers_to(describer: HfDescriber, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+    """Answers to one prompt an image."""
+    return describer.describe([DescribeRequest(*row) for row in zip(images, prompts, strict=True)])
+
+
+def crop_window(region_xyxy: Sequence[float]) -> tuple[int, int, int, int]:
+    """The crop of a region in whole pixels: grown 1.5 times, clipped to the scene."""
+    x1, y1, x2, y2 = bx.grow(region_xyxy, CROP, (SIZE, SIZE))
+    return int(np.floor(x1)), int(np.floor(y1)), int(np.ceil(x2)), int(np.ceil(y2))
+
+
+def region_questions(scenes: Sequence[Scene], seed: int) -> list[Asked]:
+    """A region a scene, asked about in the three ways of METHOD §3.1."""
+    asked: list[Asked] = []
+    for index, scene in enumerate(scenes):
+        found = scene_regions(scene, np.random.default_rng([seed, index, 2]), 1)
+        if not found:
+            continue
+        region, inside = found[0]
+        window = crop_window(region.tolist())
+        names = [scene.category(i) for i in inside]
+        size = (window[2] - window[0], window[3] - window[1])
+        relative = bx.clip(bx.remap(scene.boxes_xyxy[inside], window, size), size) / np.array([*size, *size])
+        whole = (0, 0, SIZE, SIZE)
+        listing = PROMPTS["crop_objects"].format(objects=object_list(names, list(relative)))
+        for kind, view, prompt in (
+            ("full", whole, PROMPTS["full"].format(region=box_text(region / SIZE))),
+            ("crop", window, PROMPTS["crop"]),
+            ("crop_objects", window, listing),
+        ):
+            asked.append(Asked(index, kind, view, prompt, tuple(inside)))
+    return asked
+
+
+def view(scene: Scene, window: tuple[int, int, int, int]) -> Image.Image:
+    """A window of a scene as an image."""
+    return Image.fromarray(scene.image).crop(window)
+
+
+def placed_boxes(spans: Sequence[Span], window: tuple[int, int, int, int]) -> list[tuple[str, Box]]:
+    """Names and boxes of an answer, the boxes in the scene's pixels."""
+    return [
+        (
+            span.phrase.removeprefix("a ").removeprefix("an "),
+            (x1 + window[0], y1 + window[1], x2 + window[0], y2 + window[1]),
+        )
+        for span in spans
+        for x1, y1, x2, y2 in span.boxes
+    ]
+
+
+def hits(scene: Scene, objects: Sequence[int], said: Sequence[tuple[str, Box]], threshold: float) -> int:
+    """How many of the objects are named rightly and placed at an IoU over the threshold; each box counts once."""
+    free = list(said)
+    count = 0
+    for item in objects:
+        name, box = scene.category(item), scene.boxes_xyxy[item]
+        overlaps = [float(bx.iou(box, other)) if phrase == name else 0.0 for phrase, other in free]
+        if overlaps and max(overlaps) > threshold:
+            count += 1
+            free.pop(int(np.argmax(overlaps)))
+    return count
+
+
+def evaluate_describer(folder: Path, n: int, seed: int) -> dict[str, Figure]:
+    """The figures of the issue's table, of ``n`` scenes of a seed."""
+    describer = open_describer(folder)
+    scenes = [make_scene(seed, index) for index in range(n)]
+    return {**_rec(describer, scenes, seed), **_regions(describer, scenes, seed)}
+
+
+def _rec(describer: HfDescriber, scenes: Sequence[Scene], seed: int) -> dict[str, Figure]:
+    rows: list[tuple[int, str, list[float]]] = []
+    for index, scene in enumerate(scenes):
+        rng = np.random.default_rng([seed, index, 3])
+        for target in rng.permutation(np.flatnonzero(scene.annotated))[:_EXPRESSIONS]:
+            expression = choose(scene, int(target), rng)
+            if expression is not None:
+                rows.append((index, expression, scene.boxes_xyxy[target].tolist()))
+    items = Expressions(
+        ids=tuple(map(str, range(len(rows)))),
+        file_names=tuple(str(index) for index, _, _ in rows),
+        sentences=tuple(expression for _, expression, _ in rows),
+        boxes_xyxy=np.array([box for _, _, box in rows], dtype=np.float64),
+        sizes_wh=((SIZE, SIZE),) * len(rows),
+        datasets=("scenes",) * len(rows),
+    )
+    result = evaluate_rec(
+        describer, items, lambda asked: Image.fromarray(scenes[int(asked.file_name)].image), prompt=PROMPTS["rec"]
+    )
+    asked: dict[str, tuple[float | None, float | None]] = {"acc@0.5": (0.70, None), "acc@0.9": (0.05, 0.45)}
+    made = {}
+    for name, measured in result.metrics.items():
+        shown = "rec mean IoU" if name == "mean_iou" else f"rec {name.replace('acc', 'Acc')}"
+        low, high = measured["ci95"]
+        made[shown] = Figure(measured["value"], low, high, *asked.get(name, (None, None)))
+    return made
+
+
+def _regions(describer: HfDescriber, scenes: Sequence[Scene], seed: int) -> dict[str, Figure]:
+    questions = region_questions(scenes, seed)
+    made: dict[str, Figure] = {}
+    found: dict[tuple[str, float], np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = {}
+    counts = np.zeros(len(scenes))
+    for question in questions:
+        if question.kind == "full":
+            counts[question.scene] = len(question.objects)
+    for kind in ("full", "crop", "crop_objects"):
+        mine = [q for q in questions if q.kind == kind]
+        answers = answers_to(describer, [view(scenes[q.scene], q.window) for q in mine], [q.prompt for q in mine])
+        said_by_scene = np.zeros(len(scenes))
+        for threshold in (0.5, 0.9):
+            found[kind, threshold] = np.zeros(len(scenes))
+        for question, answer in zip(mine, answers, strict=True):
+            size = (question.window[2] - question.window[0], question.window[3] - question.window[1])
+            said = placed_boxes(parse(answer, DIALECT, size).spans, question.window)
+            said_by_scene[question.scene] = len(said)
+            for threshold in (0.5, 0.9):
+                scene = scenes[question.scene]
+                found[kind, threshold][question.scene] = hits(scene, question.objects, said, threshold)
+        asked = 0.60 if kind == "full" else None
+        made[f"{kind}: named and placed at IoU > 0.5"] = ratio(found[kind, 0.5], counts, asked)
+        made[f"{kind}: named and placed at IoU > 0.9"] = ratio(found[kind, 0.9], counts)
+        made[f"{kind}: boxes said per object"] = ratio(said_by_scene, counts)
+    made["crop_objects over full, IoU > 0.5"] = difference(
+        found["crop_objects", 0.5], found["full", 0.5], counts, at_least=0.05
+    )
+    made["descriptions a second, sampled"] = _speed(describer, scenes, [q for q in questions if q.kind == "full"])
+    return made
+
+
+def _speed(describer: HfDescriber, scenes: Sequence[Scene], questions: Sequence[Asked]) -> Figure:
+    """Sampled descriptions a second in batches of 256, the best of three; the interval is of the three."""
+    batch = [questions[k % len(questions)] for k in range(256)]
+    images, prompts = [view(scenes[q.scene], q.window) for q in batch], [q.prompt for q in batch]
+    sampled = describer.with_sampling(temperature=1, top_p=1, batch_size=256)
+    rates = []
+    for _ in range(3):
+        started = time.perf_counter()
+        answers_to(sampled, images, prompts)
+        rates.append(len(batch) / (time.perf_counter() - started))
+    return Figure(max(rates), min(rates), max(rates), at_least=30.0)
