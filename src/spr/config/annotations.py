@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from spr.config.section import Float, Int, Section
+from spr.core.images import ImageSource
 
 
 class AnnotationsConfig(Section):
@@ -36,3 +37,8 @@ class AnnotationsConfig(Section):
     told; `apply` always rotates; `ignore` never does [ours]."""
     max_pixels: Int = Field(default=178_956_970, ge=1, le=178_956_970)
     """Larger images are dropped without being decoded (decompression bombs); at most what Pillow opens."""
+
+    @property
+    def image_source(self) -> ImageSource:
+        """The folder of images, with the options for reading them."""
+        return ImageSource(self.images, self.orientation, self.max_pixels)

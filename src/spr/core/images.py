@@ -12,6 +12,7 @@ import stat
 import threading
 import warnings
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -76,6 +77,44 @@ class ImageProblem(SprError):  # noqa: N818 - it names a record's fate, which st
 
 def _rebuild(reason: str, file_name: str, got: object, expected: object) -> ImageProblem:
     return ImageProblem(reason, file_name, got=got, expected=expected)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """A folder of image files and how they are read; every image of the project comes through one.
+
+    Attributes:
+        folder: The folder that file names are relative to.
+        orientation: What an EXIF orientation does, see `Orientation`.
+        max_pixels: Images with more pixels, width times height, are refused without being decoded.
+    """
+
+    folder: Path
+    orientation: Orientation = "auto"
+    max_pixels: int = MAX_PIXELS
+
+    def path(self, file_name: str) -> Path:
+        """See `resolve_image`."""
+        return resolve_image(self.folder, file_name)
+
+    def load(self, file_name: str, size_wh: tuple[int, int]) -> Image.Image:
+        """See `load_image`."""
+        settings = {"orientation": self.orientation, "max_pixels": self.max_pixels}
+        return load_image(self.folder, file_name, size_wh, **settings)  # type: ignore[arg-type]
+
+    def check(self, file_name: str, size_wh: tuple[int, int]) -> None:
+        """See `check_image`."""
+        settings = {"orientation": self.orientation, "max_pixels": self.max_pixels}
+        check_image(self.folder, file_name, size_wh, **settings)  # type: ignore[arg-type]
+
+    def thumbnail(self, file_name: str, size_wh: tuple[int, int], side: int) -> Image.Image:
+        """See `load_thumbnail`."""
+        settings = {"orientation": self.orientation, "max_pixels": self.max_pixels}
+        return load_thumbnail(self.folder, file_name, size_wh, side=side, **settings)  # type: ignore[arg-type]
+
+    def reads_alike(self, file_name: str) -> bool:
+        """See `reads_alike`."""
+        return reads_alike(self.folder, file_name, max_pixels=self.max_pixels)
 
 
 def unsafe_path(file_name: str) -> bool:
