@@ -1,4 +1,4 @@
-"""What models are asked, by dialect: the wording that each family's own evaluation or card uses, as data."""
+"""The default question of each benchmark."""
 
 from __future__ import annotations
 
@@ -10,27 +10,6 @@ from spr.grounding import Dialect, render_box
 from spr.records import RegionQuery
 
 EXPRESSION, REGION = "{expression}", "{region}"
-
-_SENTENCE = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
-_JSON = "Locate {expression}, output its bbox coordinates using JSON format."
-
-REC: dict[str, str] = {
-    "ferret": "What is the location of {expression} in the image?",
-    "cogvlm": "Where is {expression}? answer in [[x0,y0,x1,y1]] format.",
-    "llava": _SENTENCE,
-    "llava_onevision": _SENTENCE,
-    "shikra": "Where is {expression} in the image? Answer with its coordinates.",
-    "kosmos2": "<grounding><phrase>{expression}</phrase>",
-    "qwen_vl": "Give the bounding box of {expression}.",
-    "qwen2_vl": "Give the bounding box of {expression}.",
-    "qwen2_5_vl": _JSON,
-    "qwen3_vl": _JSON,
-    "internvl": _SENTENCE.replace("{expression}", "<ref>{expression}</ref>"),
-    "paligemma": "detect {expression}",
-    "florence2": "<CAPTION_TO_PHRASE_GROUNDING>{expression}",
-    "minicpm_v": _SENTENCE,
-}
-"""The question about a referring expression, by dialect; ``--prompt`` replaces it."""
 
 GROUNDING = "What are the locations of {phrases}?"
 """The question about a sentence's phrases, Ferret's; ``{phrases}`` are lower case, divided by a comma and a space."""
@@ -52,7 +31,7 @@ def default_prompt(task: Literal["rec", "description"], dialect: Dialect, model:
     """
     if model.startswith("embedded/"):
         return EMBEDDED[task]
-    return REC[dialect.key] if task == "rec" else PromptsConfig().full
+    return dialect.rec_prompt if task == "rec" else dialect.description_prompt or PromptsConfig().full
 
 
 def check_prompt(prompt: str, *fields: str) -> str:

@@ -155,8 +155,7 @@ def _reader(protocol: Protocol, dialect: Dialect) -> _Read:
 
 
 def _bare(sentence: str, dialect: Dialect) -> str:
-    # Ferret's own evaluation takes the commas out of the expression.
-    return sentence.replace(",", "").strip() if dialect.key == "ferret" else sentence
+    return sentence if dialect.rec_keeps_commas else sentence.replace(",", "").strip()
 
 
 def _groups(items: Expressions, has_box: Bools, areas: Areas) -> dict[str, Bools]:
