@@ -90,7 +90,7 @@ def test_questions_from_lvis(tmp_path):
         (["evaluate", "rec", "--annotations", "a", "--out", "b", "--model", "m", "seed=1"], "is malformed", 2),
         (
             ["evaluate", "description", "--annotations", "a", "--out", "b", "--model", "m", "--samples", "2"],
-            "--samples need a --temperature",
+            "--samples needs a --temperature",
             2,
         ),
         (["evaluate", "phrase-grounding", "--annotations", "a", "--out", "b", "--predictions", "p"], "--entities", 2),
