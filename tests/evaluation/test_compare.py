@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spr.core.errors import InputError
-from spr.evaluation.compare import compare, load_measured, table
+from spr.evaluation.compare import compare, load_results, table
 from spr.evaluation.metrics import Share
 from spr.evaluation.result import FORMAT_VERSION, Result, read_items
 
@@ -81,7 +81,7 @@ def test_what_can_not_be_compared_is_refused(tmp_path):
     with pytest.raises(InputError, match="share no items"):
         compare([path, tmp_path / "b.json"])
     with pytest.raises(InputError, match="no such file"):
-        load_measured(tmp_path)
+        load_results(tmp_path)
     for content, message in (
         ("{", "is not JSON"),
         ("[]", "is not a result"),
@@ -91,10 +91,10 @@ def test_what_can_not_be_compared_is_refused(tmp_path):
     ):
         (tmp_path / "c.json").write_text(content)
         with pytest.raises(InputError, match=message):
-            load_measured(tmp_path / "c.json")
+            load_results(tmp_path / "c.json")
     (tmp_path / "a.items.parquet").unlink()
     with pytest.raises(InputError, match="is missing"):
-        load_measured(path)
+        load_results(path)
 
 
 def test_items_keep_every_part_of_every_figure(tmp_path):

@@ -13,8 +13,7 @@ from transformers import AutoProcessor, OwlViTForObjectDetection
 from spr.core import boxes as bx
 from spr.embedded.scenes import MIN_AREA, SIZE, Scene, make_scene
 from spr.embedded.sprites import CATEGORIES, SHAPES
-from spr.evaluation.metrics import resampled
-from tools.embedded.figures import Figure
+from tools.embedded.figures import Figure, resampled_weights
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
@@ -109,12 +108,11 @@ def evaluate_detector(folder: Path, n: int, seed: int) -> dict[str, Figure]:
         kinds = (scene.colours * len(SHAPES) + scene.shapes)[scene.areas >= MIN_AREA]
         np.add.at(counts[index], kinds, 1)
     figures = {}
-    draws = np.concatenate(list(resampled(n, 100))).astype(np.int64)
     for iou, asked in ((0.5, 0.80), (0.75, None)):
         tables = [match_scene(scene, *found, iou) for scene, found in zip(scenes, detections, strict=True)]
         rows, owners = np.concatenate(tables), np.repeat(np.arange(n), [len(t) for t in tables])
         value = mean_precision(rows, owners, counts, np.ones(n, dtype=np.int64))
-        drawn = [mean_precision(rows, owners, counts, weights) for weights in draws]
+        drawn = [mean_precision(rows, owners, counts, weights) for weights in resampled_weights(n, 100)]
         low, high = np.percentile(drawn, [2.5, 97.5])
         figures[f"AP at IoU {iou}"] = Figure(value, float(low), float(high), asked)
     return figures

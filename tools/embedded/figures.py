@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from spr.evaluation.metrics import Share, bootstrap, intervals
+Floats = npt.NDArray[np.float64]
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,12 @@ class Figure:
         }
 
 
+def resampled_weights(scenes: int, resamples: int = RESAMPLES) -> npt.NDArray[np.int64]:
+    """How often each scene is drawn in each resample: int64 ``(resamples, scenes)``; always the same."""
+    rng = np.random.default_rng(0)
+    return rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=resamples)
+
+
 def ratio(
     hits: npt.ArrayLike, counts: npt.ArrayLike, at_least: float | None = None, at_most: float | None = None
 ) -> Figure:
@@ -48,9 +55,11 @@ def ratio(
     >>> figure.value, 0.0 <= figure.low < 0.75 < figure.high <= 1.0
     (0.75, True)
     """
-    share = Share.ratio(hits, counts)
-    low, high = intervals(bootstrap([share], np.arange(len(share.parts))))[0] or (0.0, 0.0)
-    return Figure(share.value() or 0.0, low, high, at_least, at_most)
+    hits, counts = np.asarray(hits, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    weights = resampled_weights(len(hits))
+    drawn = (weights @ hits) / np.maximum(weights @ counts, 1e-9)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Figure(float(hits.sum() / max(counts.sum(), 1e-9)), float(low), float(high), at_least, at_most)
 
 
 def difference(

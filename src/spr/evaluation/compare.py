@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,10 @@ import numpy as np
 
 from spr.core.errors import InputError
 from spr.evaluation.metrics import Difference, Ints, Share, cluster_numbers, paired_difference
-from spr.evaluation.result import FORMAT_VERSION, read_items, rounded
+from spr.evaluation.result import FORMAT_VERSION, Result, read_items, rounded
 
 SAME = ("model", "predictions", "seed")
 """Entries of a protocol that are expected to differ and are not reported."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Measured:
-    """A result read from disk.
-
-    Attributes:
-        label: Its name in the table.
-        key: The task, or the result's name in a run's ``metrics.json``; only results with the same key are compared.
-        protocol: How it was measured.
-        ids: The ids of its items.
-        images: The image of each item.
-        shares: The metrics by name.
-    """
-
-    label: str
-    key: str
-    protocol: dict[str, Any]
-    ids: tuple[str, ...]
-    images: tuple[str, ...]
-    shares: dict[str, Share]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +40,7 @@ class Comparison:
     """A result compared with the first result of the same task.
 
     Attributes:
-        key: The task.
+        task: The task.
         base: The label of the first result.
         other: The label of the other result.
         n: The number of items that both have.
@@ -71,7 +50,7 @@ class Comparison:
         rows: The metrics.
     """
 
-    key: str
+    task: str
     base: str
     other: str
     n: int
@@ -92,12 +71,15 @@ class Comparison:
                 "ci95": None if d is None else [rounded(v) for v in d.ci95],
                 "p": None if d is None else rounded(d.p),
             }
-        head = {"task": self.key, "base": self.base, "other": self.other, "n": self.n}
+        head = {"task": self.task, "base": self.base, "other": self.other, "n": self.n}
         return {**head, "changes": list(self.changes), "metrics": metrics}
 
 
-def load_measured(path: Path) -> list[Measured]:
+def load_results(path: Path) -> list[tuple[str, Result]]:
     """The result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
+
+    Returns:
+        Each result with its label. In a run, ``task`` is the result's name in ``metrics.json``.
 
     Raises:
         InputError: if it is neither, has another format version, or its items file is missing.
@@ -121,15 +103,15 @@ def load_measured(path: Path) -> list[Measured]:
         raise InputError(f"Result {file} has another format version", got=got, expected=FORMAT_VERSION, fix=fix)
     label = file.parent.name if file.name == "metrics.json" and file.parent.name else file.stem
     if is_result:
-        return [_measured(file, label, raw["task"], raw)]
+        return [(label, _result(file, raw["task"], raw))]
     return [
-        _measured(file, f"{label} {when}", key, result)
+        (f"{label} {when}", _result(file, key, result))
         for when in ("before", "after")
         for key, result in (raw.get(when) or {}).items()
     ]
 
 
-def _measured(file: Path, label: str, key: str, raw: Any) -> Measured:
+def _result(file: Path, key: str, raw: Any) -> Result:
     if not isinstance(raw, dict) or not isinstance(raw.get("items"), str):
         fix = "evaluate again; a file of answers can be given as --predictions"
         expected = "`items`: the path of an .items.parquet file"
@@ -138,7 +120,7 @@ def _measured(file: Path, label: str, key: str, raw: Any) -> Measured:
     if not items.is_file():
         fix = "keep the files that `spr evaluate` writes in one folder"
         raise InputError(f"The items file of {file} is missing", got=f"no {items}", fix=fix)
-    return Measured(label, key, raw.get("protocol") or {}, *read_items(items))
+    return Result(key, raw.get("protocol") or {}, *read_items(items))
 
 
 def compare(paths: Sequence[Path]) -> list[Comparison]:
@@ -150,23 +132,23 @@ def compare(paths: Sequence[Path]) -> list[Comparison]:
     Raises:
         InputError: if there are fewer than two results of every task, or two of them share no items.
     """
-    by_key: dict[str, list[Measured]] = {}
+    by_task: dict[str, list[tuple[str, Result]]] = {}
     for path in paths:
-        for measured in load_measured(path):
-            by_key.setdefault(measured.key, []).append(measured)
-    comparisons = [comparison for results in by_key.values() for comparison in _with_first(results)]
+        for label, result in load_results(path):
+            by_task.setdefault(result.task, []).append((label, result))
+    comparisons = [comparison for results in by_task.values() for comparison in _with_first(results)]
     if not comparisons:
-        got = ", ".join(f"{len(results)} of {key}" for key, results in by_key.items()) or "none"
+        got = ", ".join(f"{len(results)} of {task}" for task, results in by_task.items()) or "none"
         raise InputError("There is nothing to compare", got=got, expected="two results of the same task")
     return comparisons
 
 
-def _with_first(results: Sequence[Measured]) -> Iterator[Comparison]:
-    names = [measured.label for measured in results]
+def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
+    names = [name for name, _ in results]
     labels = [f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names, start=1)]
-    base = results[0]
+    base = results[0][1]
     position = {name: k for k, name in enumerate(base.ids)}
-    for label, other in zip(labels[1:], results[1:], strict=True):
+    for label, (_, other) in zip(labels[1:], results[1:], strict=True):
         common = [(position[name], k) for k, name in enumerate(other.ids) if name in position]
         if not common:
             got = f"{other.ids[0]}, …" if other.ids else "none"
@@ -181,14 +163,14 @@ def _with_first(results: Sequence[Measured]) -> Iterator[Comparison]:
                 rows.append(Row(metric, one.value(), two.value(), paired_difference(one, two, clusters)))
         changes = _changes(base.protocol, other.protocol)
         counts = len(common), len(base.ids), len(other.ids)
-        yield Comparison(base.key, labels[0], label, *counts, changes, tuple(rows))
+        yield Comparison(base.task, labels[0], label, *counts, changes, tuple(rows))
 
 
 def _select(share: Share, rows: Ints) -> Share:
     return Share(share.parts[rows], share.wholes[rows])
 
 
-def _changes(base: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:
+def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
     # An entry that one of the two doesn't know can't be said to differ.
     known = [name for name in base if name not in SAME and None not in (base[name], other.get(name))]
     return tuple(f"{name}: {base[name]} → {other[name]}" for name in known if base[name] != other[name])
@@ -197,7 +179,7 @@ def _changes(base: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:
 def table(comparison: Comparison) -> list[str]:
     """A comparison as lines of text for the terminal."""
     c = comparison
-    lines = [f"{c.key}: {c.base} → {c.other}, {c.n:,} items"]
+    lines = [f"{c.task}: {c.base} → {c.other}, {c.n:,} items"]
     if not c.n == c.base_n == c.other_n:
         lines.append(f"  only the items that both have: {c.base} has {c.base_n:,}, {c.other} has {c.other_n:,}")
     lines += [f"  protocols differ: {change}" for change in c.changes]

@@ -31,18 +31,18 @@ def read_bytes(path: Path, expected: str) -> bytes:
         raise InputError(f"Annotations {path} can't be read", got=got, expected=expected) from None
 
 
-def decode_lines(path: Path, data: bytes, row: type[Row], expected: str) -> list[Row]:
-    """Decode the lines of a JSON-lines file; empty lines are skipped.
+def read_lines(path: Path, row: type[Row], expected: str) -> list[Row]:
+    """Read a JSON-lines file; empty lines are skipped.
 
     Args:
-        path: The file that the lines come from, for error messages.
-        data: Its content.
+        path: The file.
         row: The type of a line; unknown fields are ignored.
         expected: An example of a line, for error messages.
 
     Raises:
-        InputError: naming the line and field that do not fit the type, or if there are no lines.
+        InputError: if the file can't be read or has no lines, or naming the line and field that do not fit the type.
     """
+    data = read_bytes(path, expected)
     decoder = msgspec.json.Decoder(row)
     rows = []
     for number, line in enumerate(data.split(b"\n"), start=1):

@@ -1,34 +1,52 @@
-"""The 14 dialects as data: how each model writes boxes into text. docs/dialects.md says where each fact is from."""
+"""The dialects as data: how each model writes boxes into text, and what SPR must know of models that write so.
+
+`docs/dialects.md` lists the source of each fact, and shows how another package adds a dialect.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from spr.core.errors import GroundingError
+from spr.core.registry import Registry
 from spr.grounding.coding import Cells, Coding, Frame, Numbers
-from spr.grounding.geometry import Geometry, PaddedSquare, Resized, Squash, check_size
+from spr.grounding.geometry import Geometry, Relative, Resized, check_size
 from spr.grounding.markup import NUMBER, Brackets, JsonList, Markup, Tags, Tokens
-from spr.grounding.options import checked_option, read_options
 from spr.records import Size
 
-_SQUASH = Squash()
+_IMAGE = Relative()
+_MAX_OPTION = 10**12
+_LOCATE = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
+_LOCATE_JSON = "Locate {expression}, output its bbox coordinates using JSON format."
+_LOCATE_BOX = "Give the bounding box of {expression}."
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one model writes boxes.
+    """How one family of models writes boxes into text.
 
     Attributes:
-        key: Its name in configs.
-        model: The models that write it.
-        example: A phrase with a box, as the model writes it.
-        markup: Template and separators (`spr.grounding.markup`).
-        coding: Range, rounding and decoding of the numbers (`spr.grounding.coding`).
-        geometry: What the numbers are relative to (`spr.grounding.geometry`).
-        region_suffix: What follows a region's box in a prompt.
+        key: The name used in configs and on the command line. Must equal the name it is registered under.
+        model: The models that write it, for people to read.
+        example: The phrase "a dog" with one box, as the model writes it.
+        markup: Template and separators: one of the classes of `spr.grounding.markup`.
+        coding: Range, rounding and decoding of the numbers: a class of `spr.grounding.coding`.
+        geometry: What the numbers are relative to: a class of `spr.grounding.geometry`, or your own.
+        options: Names of the fields of ``geometry`` that users may set, as in ``llava:padded=false``.
+        region_suffix: Text that follows an input region's box in a prompt.
+        rec_prompt: The default question of the REC benchmark; contains ``{expression}``.
+        rec_keeps_commas: False if the family's own REC evaluation removes commas from the expressions.
+        description_prompt: The default question of the description benchmark; contains ``{region}``. None for the
+            default of `prompts.full`.
+        special_tokens: Pattern of the tokens of the markup that tokenizers may declare as special tokens. SPR keeps
+            them when it decodes an answer.
+        servers_keep_tokens: False if inference servers remove these tokens from answers unless a request sets
+            ``skip_special_tokens: false``.
     """
 
     key: str
@@ -36,35 +54,58 @@ class Dialect:
     example: str
     markup: Markup
     coding: Coding
-    geometry: Geometry = _SQUASH
+    geometry: Geometry = _IMAGE
+    options: tuple[str, ...] = ()
     region_suffix: str = ""
+    rec_prompt: str = _LOCATE
+    rec_keeps_commas: bool = True
+    description_prompt: str | None = None
+    special_tokens: str | None = None
+    servers_keep_tokens: bool = False
 
     @property
     def keeps_prose(self) -> bool:
-        """Whether the words between phrases can be written. If not, only phrases with boxes survive `render`."""
+        """Whether the words between phrases can be written. If not, `render` writes only the phrases with boxes."""
         return self.markup.keeps_prose
 
     @property
     def spec(self) -> str:
-        """The key, with the options in which the dialect differs from its default, as `get_dialect` reads it.
+        """The key and the options that differ from the registered dialect, in the form that `get_dialect` reads.
 
         >>> get_dialect("llava_onevision", padded=True).spec, get_dialect("ferret").spec
         ('llava_onevision:padded=true', 'ferret')
         """
-        usual = DIALECTS[self.key].geometry
-        if self.geometry == usual:
-            return self.key
-        if not isinstance(self.geometry, Resized):
-            return f"{self.key}:padded={str(isinstance(self.geometry, PaddedSquare)).lower()}"
-        given = {name: getattr(self.geometry, name) for name in ("min_pixels", "max_pixels")}
-        changed = [f"{name}={value}" for name, value in given.items() if value != getattr(usual, name)]
+        usual = DIALECTS[self.key].geometry if self.key in DIALECTS else self.geometry
+        values = {name: getattr(self.geometry, name) for name in self.options}
+        changed = [
+            f"{name}={str(value).lower()}"
+            for name, value in values.items()
+            if isinstance(value, int) and value != getattr(usual, name, None)
+        ]
         return ":".join([self.key, ",".join(changed)]) if changed else self.key
 
-    def frame(self, size_wh: Size) -> Frame:
-        """What encodes and decodes the boxes of an image of ``size_wh`` pixels.
+    def with_options(self, **options: Any) -> Dialect:
+        """The dialect with other values of its options; None leaves an option as it is.
 
         Raises:
-            GroundingError: if the size is not two whole numbers of at least 1.
+            GroundingError: if the dialect has no such option, or for a value out of range.
+        """
+        geometry: Any = self.geometry
+        values = {name: value for name, value in options.items() if value is not None}
+        for name in values:
+            if name not in self.options:
+                expected = ", ".join(self.options) or "no options"
+                raise GroundingError(
+                    f"Dialect `{self.key}` has no option `{name}`", expected=expected, fix=f"leave out `{name}`"
+                )
+            values[name] = _checked_option(self.key, name, values[name], getattr(geometry, name))
+        return dataclasses.replace(self, geometry=dataclasses.replace(geometry, **values)) if values else self
+
+    def frame(self, size_wh: Size) -> Frame:
+        """The encoder and decoder of the boxes of an image of ``size_wh`` pixels.
+
+        Raises:
+            GroundingError: if the size is not two integers of at least 1.
         """
         return self.coding.frame(self.geometry.canvas(check_size(size_wh)))
 
@@ -75,7 +116,7 @@ class Dialect:
             size_wh: Width and height of the image in pixels.
 
         Returns:
-            The bound for x1 and x2 and the bound for y1 and y2. Some box attains or approaches each.
+            The bound for x1 and x2, and the bound for y1 and y2. Some box attains or approaches each.
 
         >>> get_dialect("qwen2_vl").max_error((640, 480))  # half of 1/1000 of each side
         (0.32, 0.24)
@@ -94,6 +135,8 @@ _ALL = (
         Brackets("{}, {}, {}, {}"),
         Numbers(floor=True),
         region_suffix=" <region_fea>",
+        rec_prompt="What is the location of {expression} in the image?",
+        rec_keeps_commas=False,
     ),
     Dialect(
         "cogvlm",
@@ -101,6 +144,7 @@ _ALL = (
         "a dog [[100,150,300,200]]",
         Brackets("{:03d},{:03d},{:03d},{:03d}", width=2, separator=";"),
         Numbers(high=999),
+        rec_prompt="Where is {expression}? answer in [[x0,y0,x1,y1]] format.",
     ),
     Dialect(
         "llava",
@@ -108,7 +152,8 @@ _ALL = (
         "a dog [0.10, 0.15, 0.30, 0.20]",
         Brackets("{:.2f}, {:.2f}, {:.2f}, {:.2f}"),
         Numbers(units=1, decimals=2),
-        PaddedSquare(),
+        Relative(padded=True),
+        options=("padded",),
     ),
     Dialect(
         "llava_onevision",
@@ -116,6 +161,7 @@ _ALL = (
         "a dog [0.10, 0.15, 0.30, 0.20]",
         Brackets("{:.2f}, {:.2f}, {:.2f}, {:.2f}"),
         Numbers(units=1, decimals=2),
+        options=("padded",),
     ),
     Dialect(
         "shikra",
@@ -123,7 +169,8 @@ _ALL = (
         "a dog [0.100,0.150,0.300,0.200]",
         Brackets("{:.3f},{:.3f},{:.3f},{:.3f}", separator=";"),
         Numbers(units=1, decimals=3),
-        PaddedSquare(),
+        Relative(padded=True),
+        rec_prompt="Where is {expression} in the image? Answer with its coordinates.",
     ),
     Dialect(
         "kosmos2",
@@ -140,6 +187,8 @@ _ALL = (
             space_inside=True,
         ),
         Cells(32),
+        rec_prompt="<grounding><phrase>{expression}</phrase>",
+        special_tokens="</?(?:phrase|object|delimiter_of_multi_objects/|grounding)>|<patch_index_[0-9]{1,4}>",
     ),
     Dialect(
         "qwen_vl",
@@ -147,6 +196,8 @@ _ALL = (
         "<ref>a dog</ref><box>(100,150),(300,200)</box>",
         Tags(("<ref>", "</ref>"), ("<box>", "</box>"), "({},{}),({},{})", _CORNERS, space_inside=True),
         Numbers(units=999),
+        rec_prompt=_LOCATE_BOX,
+        special_tokens="</?(?:ref|box|quad)>",
     ),
     Dialect(
         "qwen2_vl",
@@ -159,6 +210,8 @@ _ALL = (
             _CORNERS,
         ),
         Numbers(),
+        rec_prompt=_LOCATE_BOX,
+        special_tokens=r"<\|(?:object_ref|box|quad|point)_(?:start|end)\|>",
     ),
     Dialect(
         "qwen2_5_vl",
@@ -167,8 +220,17 @@ _ALL = (
         JsonList(),
         Numbers(units=None),
         Resized(),
+        options=("min_pixels", "max_pixels", "resized_wh"),
+        rec_prompt=_LOCATE_JSON,
     ),
-    Dialect("qwen3_vl", "Qwen3-VL", '[{"bbox_2d": [100, 150, 300, 200], "label": "a dog"}]', JsonList(), Numbers()),
+    Dialect(
+        "qwen3_vl",
+        "Qwen3-VL",
+        '[{"bbox_2d": [100, 150, 300, 200], "label": "a dog"}]',
+        JsonList(),
+        Numbers(),
+        rec_prompt=_LOCATE_JSON,
+    ),
     Dialect(
         "internvl",
         "InternVL 2 to 3",
@@ -183,6 +245,8 @@ _ALL = (
             wrap=("[", "]"),
         ),
         Numbers(floor=True),
+        rec_prompt=_LOCATE.replace("{expression}", "<ref>{expression}</ref>"),
+        special_tokens="</?(?:ref|box|quad)>",
     ),
     Dialect(
         "paligemma",
@@ -197,6 +261,9 @@ _ALL = (
             order=(1, 0, 3, 2),
         ),
         Numbers(units=1023),
+        rec_prompt="detect {expression}",
+        special_tokens="<(?:loc|seg)[0-9]{1,4}>",
+        servers_keep_tokens=True,
     ),
     Dialect(
         "florence2",
@@ -209,6 +276,9 @@ _ALL = (
             label_first=True,
         ),
         Numbers(high=999, floor=True, offset=0.5),
+        rec_prompt="<CAPTION_TO_PHRASE_GROUNDING>{expression}",
+        special_tokens="<loc_[0-9]{1,4}>",
+        servers_keep_tokens=True,
     ),
     Dialect(
         "minicpm_v",
@@ -221,61 +291,62 @@ _ALL = (
             rf"({NUMBER})(?:\s*+,\s*+|\s++)({NUMBER})(?:\s*+,\s*+|\s++)({NUMBER})(?:\s*+,\s*+|\s++)({NUMBER})",
         ),
         Numbers(),
+        special_tokens="</?(?:ref|box|quad)>",
     ),
 )
 
-DIALECTS: dict[str, Dialect] = {dialect.key: dialect for dialect in _ALL}
-"""The dialects by key."""
+DIALECTS: Registry[Dialect] = Registry("dialect", "spr.dialects", {dialect.key: dialect for dialect in _ALL})
+"""The dialects by key: the built-in ones, those of the entry-point group ``spr.dialects``, and registered ones."""
 
 
-def get_dialect(
-    key: str,
-    *,
-    padded: bool | None = None,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    resized_wh: Size | None = None,
-) -> Dialect:
-    """The dialect of a key, with its geometry adjusted where the model was set up differently.
+def get_dialect(key: str, **options: Any) -> Dialect:
+    """The dialect of a key, with its options set as the model's image processor is set up.
 
     Args:
-        key: A key of `DIALECTS`, perhaps with options: ``llava_onevision:padded=true``,
+        key: A key of `DIALECTS`, optionally with options: ``llava_onevision:padded=true``,
             ``qwen2_5_vl:min_pixels=3136,max_pixels=1003520``.
-        padded: LLaVA-1.5 and LLaVA-OneVision: numbers are relative to the image padded to a square (the default for
-            the first), or to the image itself (the default for the second).
-        min_pixels: Qwen2.5-VL: what its processor is configured with; 3,136 by default.
-        max_pixels: Qwen2.5-VL: what its processor is configured with; 12,845,056 by default.
-        resized_wh: Qwen2.5-VL: the size that the processor resized the image to, if known; for one image.
+        options: Options of the dialect by name; None leaves an option at its default. The built-in ones are:
+            ``padded`` (bool; LLaVA-1.5, LLaVA-OneVision): numbers are relative to the image padded to a square, which
+            is the default of LLaVA-1.5 only. ``min_pixels``, ``max_pixels`` (int; Qwen2.5-VL): the settings of its
+            image processor; 3,136 and 12,845,056 by default. ``resized_wh`` (Qwen2.5-VL): the size in pixels to which
+            the processor resized the image, for one image.
 
     Raises:
-        GroundingError: for an unknown key, naming the nearest one; an option that the dialect does not have; a value
-            that is not true or false (``padded``) or not a whole number from 1 to 10^12 (``min_pixels``,
-            ``max_pixels``); ``min_pixels`` over ``max_pixels``; a ``resized_wh`` that is not a size.
+        GroundingError: for an unknown key, naming the nearest one; for an option that the dialect does not have; for
+            a value that is not of the option's type, or an integer that is not between 1 and 10^12; for ``min_pixels``
+            above ``max_pixels``.
 
-    >>> get_dialect("qwen2_5_vl", max_pixels=1003520).max_error((3000, 2000))  # seen as 1204 × 812
+    >>> get_dialect("qwen2_5_vl", max_pixels=1003520).max_error((3000, 2000))  # resized to 1204 × 812
     (2.4916943521594686, 2.4630541871921183)
     """
-    key, _, options = key.partition(":")
+    key, _, text = key.partition(":")
     if key not in DIALECTS:
-        near = difflib.get_close_matches(key.lower().replace("-", "_").replace(".", "_"), DIALECTS, 1, 0.5)
+        near = difflib.get_close_matches(key.lower().replace("-", "_").replace(".", "_"), list(DIALECTS), 1, 0.5)
         fix = f"did you mean `{near[0]}`?" if near else None
         raise GroundingError("Unknown dialect", got=repr(key), expected=", ".join(DIALECTS), fix=fix)
     dialect = DIALECTS[key]
-    given: dict[str, Any] = {
-        "padded": padded,
-        "min_pixels": min_pixels,
-        "max_pixels": max_pixels,
-        "resized_wh": resized_wh,
-        **read_options(key, options),
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        owned = key in ("llava", "llava_onevision") if name == "padded" else isinstance(dialect.geometry, Resized)
-        if not owned:
-            raise GroundingError(f"Dialect `{key}` has no option `{name}`", fix=f"leave out `{name}`")
-    given = {name: checked_option(key, name, value) for name, value in given.items()}
-    if "padded" in given:
-        return dataclasses.replace(dialect, geometry=PaddedSquare() if given["padded"] else Squash())
-    if given:
-        dialect = dataclasses.replace(dialect, geometry=dataclasses.replace(dialect.geometry, **given))
-    return dialect
+    if dialect.key != key:
+        raise GroundingError(f"Dialect `{key}` is registered under another name than its own", got=dialect.key)
+    pairs = (pair.partition("=") for pair in text.split(",") if pair)
+    return dialect.with_options(**{**options, **{name: _read_option(value) for name, _, value in pairs}})
+
+
+def _read_option(text: str) -> bool | int | str:
+    """The value of an option in the text of a dialect; what is neither a bool nor an integer stays text."""
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else text
+
+
+def _checked_option(key: str, name: str, value: Any, default: Any) -> Any:
+    """The value of an option; bools and integers are checked here, other types by the geometry itself."""
+    if isinstance(default, bool):
+        valid, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        whole = isinstance(value, SupportsIndex) and not isinstance(value, bool)
+        valid, expected = whole and 1 <= operator.index(value) <= _MAX_OPTION, f"an integer from 1 to {_MAX_OPTION:,}"
+    else:
+        return value
+    if valid:
+        return value if isinstance(default, bool) else operator.index(value)
+    raise GroundingError(f"Option `{name}` of dialect `{key}` is wrong", got=repr(value)[:60], expected=expected)

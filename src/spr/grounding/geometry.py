@@ -1,7 +1,7 @@
 """What a dialect's numbers are relative to.
 
-The image itself (`Squash`), the image centred in a square (`PaddedSquare`), or the image as the processor resized it
-(`Resized`). Each turns the size of an image into a `Canvas`, over which a coding (`spr.grounding.coding`) counts.
+Either the image itself or the square to which it is padded (`Relative`), or the image as the processor resized it
+(`Resized`). Each maps the size of an image to a `Canvas`, on which a coding (`spr.grounding.coding`) counts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol
 
 from spr.core.errors import GroundingError
 from spr.records import Size
@@ -32,28 +32,24 @@ class Canvas(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Squash:
-    """Numbers are relative to the image's own width and height; it may be squashed on the way, that changes nothing."""
+class Relative:
+    """Numbers are relative to the image, or to the square to which it is padded.
 
-    def canvas(self, size_wh: Size) -> Canvas:
-        """The canvas of an image of ``size_wh`` pixels."""
-        w, h = size_wh
-        return Canvas(w, h, w, h, 0, 0, w, h)
+    Attributes:
+        padded: Numbers are relative to a square of the longer side with the image in its centre, as LLaVA-1.5 and
+            Shikra pad it. If False, they are relative to the image's own width and height.
 
-
-@dataclass(frozen=True)
-class PaddedSquare:
-    """Numbers are relative to a square of the longer side in which the image is centred, as LLaVA and Shikra pad it.
-
-    >>> PaddedSquare().canvas((640, 427))[2:6]  # span_w, span_h, pad_x, pad_y; (640 - 427) // 2 = 106
+    >>> Relative(padded=True).canvas((640, 427))[2:6]  # span_w, span_h, pad_x, pad_y; (640 - 427) // 2 = 106
     (640, 640, 0, 106)
     """
 
+    padded: bool = False
+
     def canvas(self, size_wh: Size) -> Canvas:
         """The canvas of an image of ``size_wh`` pixels."""
         w, h = size_wh
-        side = max(w, h)
-        return Canvas(w, h, side, side, (side - w) // 2, (side - h) // 2, side, side)
+        side_w, side_h = (max(w, h), max(w, h)) if self.padded else (w, h)
+        return Canvas(w, h, side_w, side_h, (side_w - w) // 2, (side_h - h) // 2, side_w, side_h)
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,8 @@ class Resized:
     resized_wh: Size | None = None
 
     def __post_init__(self) -> None:
+        if self.resized_wh is not None:
+            object.__setattr__(self, "resized_wh", check_size(self.resized_wh))
         if self.min_pixels > self.max_pixels:
             raise GroundingError(
                 "Options `min_pixels` and `max_pixels` leave no size",
@@ -90,7 +88,11 @@ class Resized:
         return Canvas(w, h, w, h, 0, 0, *seen)
 
 
-Geometry: TypeAlias = Squash | PaddedSquare | Resized
+class Geometry(Protocol):
+    """What a dialect's numbers are relative to: a frozen dataclass that gives each image its canvas."""
+
+    def canvas(self, size_wh: Size) -> Canvas:
+        """The canvas of an image of ``size_wh`` pixels."""
 
 
 def smart_resize(size_wh: Size, factor: int = 28, min_pixels: int = 56 * 56, max_pixels: int = 28 * 28 * 16384) -> Size:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from spr.grounding import Dialect, get_dialect
+from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
 from spr.models.loading import ModelError
 
@@ -77,20 +77,19 @@ _ALL = (
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 """The families by ``model_type``."""
 
-_GROUNDING_TOKEN = re.compile(
-    r"</?(?:ref|box|quad|phrase|object|delimiter_of_multi_objects/|grounding)>"
-    r"|<\|(?:object_ref|box|quad|point)_(?:start|end)\|>"
-    r"|<(?:loc_?|seg|patch_index_)[0-9]{1,4}>"
-)
 
+def is_grounding_token(token: str, *dialects: Dialect) -> bool:
+    """Whether a special token is part of the markup of a dialect, and so belongs to a model's answer.
 
-def is_grounding_token(token: str) -> bool:
-    """Whether a special token is part of how a model writes boxes, and so belongs to its answer.
+    Args:
+        token: The token's text.
+        dialects: Dialects to look at besides the registered ones.
 
     >>> [is_grounding_token(token) for token in ("<loc0123>", "<|box_end|>", "</ref>", "<|im_end|>", "<image>")]
     [True, True, True, False, False]
     """
-    return _GROUNDING_TOKEN.fullmatch(token) is not None
+    patterns = (dialect.special_tokens for dialect in (*DIALECTS.values(), *dialects))
+    return any(pattern is not None and re.fullmatch(pattern, token) is not None for pattern in patterns)
 
 
 def choose_dialect(dialect: str | Dialect | None, model_type: str, image_processor: Any) -> Dialect:

@@ -23,8 +23,8 @@ from spr.core.errors import ConfigError, InputError
 from spr.core.images import ImageProblem, check_image, load_image
 from spr.core.progress import MEGABYTE, Progress
 from spr.core.randomness import stable_hash
-from spr.grounding.categories import CategoryRequest, find_categories
-from spr.models.protocols import Detector
+from spr.core.views import crop_window, cut, unshift
+from spr.models.protocols import Detector, DetectRequest
 from spr.models.registry import load_detector
 from spr.pipeline.stage import Plan, Stage
 from spr.records import ImageObject, ImageObjects
@@ -231,9 +231,11 @@ def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
 def look_in_crowds(
     queries: Sequence[CrowdQuery], *, detector: Detector, settings: AnnotationsConfig
 ) -> list[CrowdFinds]:
-    """Ask a detector what crowds hold: for each crowd its category, in the crop of its box (METHOD §1.2).
+    """Detect the objects in crowds: for each crowd its category, in the crop of its box (supplement, Sec. 1).
 
-    An image that can't be read gives no finds.
+    The crop is the crowd's box with its edges moved outwards to whole pixels, so detections may leave the box by a
+    pixel. Only the detector's own thresholds apply here. Underscores of category names ("baseball_bat") become spaces.
+    An image that can't be read gives no detections.
     """
     answers: list[CrowdFinds] = []
     # Queries come image by image: each is decoded once, and few are in memory at a time.
@@ -250,8 +252,14 @@ def look_in_crowds(
         except ImageProblem:
             answers += [CrowdFinds([], []) for _ in crowds]
             continue
-        found = find_categories(detector, [CategoryRequest(image, crowd.category, crowd.box) for crowd in crowds])
-        answers += [CrowdFinds(finds.boxes_xyxy, finds.scores) for finds in found]
+        windows = [crop_window(crowd.box, image.size, 1.0) for crowd in crowds]
+        requests = [
+            DetectRequest(cut(image, window), crowd.category.replace("_", " "))
+            for crowd, window in zip(crowds, windows, strict=True)
+        ]
+        for detections, window in zip(detector.detect(requests), windows, strict=True):
+            boxes = np.array([unshift(detection.box, window) for detection in detections], np.float64).reshape(-1, 4)
+            answers.append(CrowdFinds(boxes, [detection.score for detection in detections]))
     return answers
 
 

@@ -116,7 +116,8 @@ class Description(Task[Regions]):
     def questions(self, items: Regions, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """`samples` questions per region about the whole image, with the region in the model's dialect."""
         embedded = _EMBEDDED if model.startswith("embedded/") else None
-        prompt = check_prompt(self.prompt or items.prompt or embedded or PromptsConfig().full, _REGION)
+        default = embedded or dialect.description_prompt or PromptsConfig().full
+        prompt = check_prompt(self.prompt or items.prompt or default, _REGION)
         questions = []
         for name, query in self._answers(items):
             size_wh = query.width, query.height

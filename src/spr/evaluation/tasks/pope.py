@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import decode_lines, read_bytes, unique_ids
+from spr.evaluation.lines import read_lines, unique_ids
 from spr.evaluation.metrics import Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -71,7 +71,7 @@ class Pope(Task[PopeItems]):
         Raises:
             InputError: naming the line and the field that is not valid.
         """
-        rows = decode_lines(path, read_bytes(path, _EXPECTED), _Line, _EXPECTED)
+        rows = read_lines(path, _Line, _EXPECTED)
         ids = unique_ids(path, "question_id", [row.question_id for row in rows])
         images, questions, labels = zip(*((row.image, row.text, row.label == "yes") for row in rows), strict=True)
         return PopeItems(ids, images, questions, labels)

@@ -15,7 +15,7 @@ from spr.core import boxes as bx
 from spr.core.errors import InputError
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import decode_lines, read_bytes
+from spr.evaluation.lines import read_bytes, read_lines
 from spr.evaluation.metrics import Bools, Floats, Share, first_box_iou
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -34,25 +34,6 @@ SIZES: dict[Areas, tuple[float, float]] = {
 """The areas at which ``small`` ends and ``large`` begins: COCO's in px², or the same as shares of a 640 × 640 image."""
 
 _EXPRESSION = "{expression}"
-_SENTENCE = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
-_JSON = "Locate {expression}, output its bbox coordinates using JSON format."
-PROMPTS: dict[str, str] = {
-    "ferret": "What is the location of {expression} in the image?",
-    "cogvlm": "Where is {expression}? answer in [[x0,y0,x1,y1]] format.",
-    "llava": _SENTENCE,
-    "llava_onevision": _SENTENCE,
-    "shikra": "Where is {expression} in the image? Answer with its coordinates.",
-    "kosmos2": "<grounding><phrase>{expression}</phrase>",
-    "qwen_vl": "Give the bounding box of {expression}.",
-    "qwen2_vl": "Give the bounding box of {expression}.",
-    "qwen2_5_vl": _JSON,
-    "qwen3_vl": _JSON,
-    "internvl": _SENTENCE.replace("{expression}", "<ref>{expression}</ref>"),
-    "paligemma": "detect {expression}",
-    "florence2": "<CAPTION_TO_PHRASE_GROUNDING>{expression}",
-    "minicpm_v": _SENTENCE,
-}
-"""The default question by dialect: the wording of each model family's own evaluation or model card."""
 _EMBEDDED = "Where is {expression}?"  # the wording that the embedded describer was trained on
 _NO_BOX: Box = (math.nan,) * 4
 
@@ -128,7 +109,7 @@ class Rec(Task[Expressions]):
         """
         data = read_bytes(path, "MDETR's JSON, or JSON lines")
         # Quotes inside a JSON text are escaped, so this matches only a key, or a value that is this one word.
-        rows = _from_mdetr(path, data) if b'"annotations"' in data else _from_lines(path, data)
+        rows = _from_mdetr(path, data) if b'"annotations"' in data else _from_lines(path)
         ids, names, sentences, boxes, sizes, datasets = zip(*rows, strict=True)
         return Expressions(ids, names, sentences, np.array(boxes, dtype=np.float64), sizes, datasets)
 
@@ -140,9 +121,9 @@ class Rec(Task[Expressions]):
         """One question per expression."""
         check_protocol(self.protocol, dialect)
         embedded = _EMBEDDED if model.startswith("embedded/") else None
-        prompt = check_prompt(self.prompt or embedded or PROMPTS.get(dialect.key, _SENTENCE), _EXPRESSION)
-        # Ferret's own evaluation removes commas from the expression.
-        sentences = [s.replace(",", "").strip() if dialect.key == "ferret" else s for s in items.sentences]
+        prompt = check_prompt(self.prompt or embedded or dialect.rec_prompt, _EXPRESSION)
+        keep = dialect.rec_keeps_commas
+        sentences = [sentence if keep else sentence.replace(",", "").strip() for sentence in items.sentences]
         texts = [prompt.replace(_EXPRESSION, sentence) for sentence in sentences]
         rows = zip(items.ids, items.file_names, items.sizes_wh, texts, strict=True)
         return prompt, [Question(*row) for row in rows]
@@ -257,9 +238,9 @@ def _from_mdetr(path: Path, data: bytes) -> list[_Row]:
     return rows
 
 
-def _from_lines(path: Path, data: bytes) -> list[_Row]:
+def _from_lines(path: Path) -> list[_Row]:
     expected = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
     return [
         (str(k if r.id is None else r.id), r.image, r.sentence, r.box, (r.width, r.height), r.dataset)
-        for k, r in enumerate(decode_lines(path, data, _Line, expected))
+        for k, r in enumerate(read_lines(path, _Line, expected))
     ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from spr.core.errors import ConfigError
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import decode_lines, read_bytes, unique_ids
+from spr.evaluation.lines import read_lines, unique_ids
 from spr.evaluation.metrics import Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -101,7 +101,7 @@ class Referring(Task[list[ReferringItem]]):
         Raises:
             InputError: naming the line and the field that is not valid.
         """
-        rows = decode_lines(path, read_bytes(path, _EXPECTED), _Line, _EXPECTED)
+        rows = read_lines(path, _Line, _EXPECTED)
         items = []
         for name, row in zip(unique_ids(path, "id", [row.id for row in rows]), rows, strict=True):
             (x1, y1, x2, y2), (width, height) = row.bbox_norm, (row.width, row.height)

@@ -215,7 +215,7 @@ class HfDescriber:
         marked = {k: token for k, token in tokenizer.added_tokens_decoder.items() if token.special}
         special = {k: str(token) for k, token in marked.items()}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        self._hidden = frozenset(k for k, token in special.items() if not is_grounding_token(token))
+        self._hidden = frozenset(k for k, token in special.items() if not is_grounding_token(token, self.dialect))
         # Whole, not changed: what the folder says of sampling and penalties must not add to ours.
         self.model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,

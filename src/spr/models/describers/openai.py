@@ -25,8 +25,6 @@ from spr.models.protocols import DescribeRequest
 
 OWN_FIELDS = ("model", "messages", "stream", "n")
 """Fields of a request that are ours alone."""
-SPECIAL_MARKUP = ("internvl", "kosmos2", "minicpm_v", "qwen2_vl", "qwen_vl")
-"""Dialects whose markup is special tokens, which servers take out of their answers unless they are told not to."""
 _log = logging.getLogger(__name__)
 _SEED_BITS = 31  # what every server takes: some keep seeds in 32 bits
 _MAX_ASPECT = {family.dialect: family.max_aspect for family in FAMILIES.values()}
@@ -95,7 +93,8 @@ class OpenAiDescriber:
         )
         fields = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, **(request_fields or {})}
         self.fields = fields
-        if self.dialect.key in SPECIAL_MARKUP and "skip_special_tokens" not in fields:
+        removed_by_servers = self.dialect.special_tokens is not None and not self.dialect.servers_keep_tokens
+        if removed_by_servers and "skip_special_tokens" not in fields:
             _log.warning(
                 f"Dialect {self.dialect.key} marks boxes with special tokens, which servers mostly take out: "
                 "set describer.request_fields to {skip_special_tokens: false}, if this one knows that field"

@@ -246,7 +246,7 @@ def test_a_tokenizer_of_another_model_is_refused(copy, tmp_path):
     with pytest.raises(ModelError, match=r"tokenizer of .*delta is not this model's"):
         convert_delta(base, delta, tmp_path / "out")
     (delta / "tokenizer.model").write_bytes(b"no model")
-    with pytest.raises(ModelError, match="is no SentencePiece model"):
+    with pytest.raises(ModelError, match="is not a SentencePiece model"):
         convert_delta(base, delta, tmp_path / "out")
     (delta / "tokenizer.model").unlink()
     with pytest.raises(ModelError, match=r"has no tokenizer\.model"):

@@ -63,11 +63,12 @@ def test_a_conversation_goes_on_after_the_answers_end(processor):
     assert text.endswith("Follow instructions.  USER: A? ASSISTANT: B.</s>USER: C? ASSISTANT:")
 
 
-def test_the_vocabulary_is_read_without_sentencepiece():
+def test_the_vocabulary_is_read_by_id():
     pieces = read_pieces(HERE / "tokenizer.model")
     assert len(pieces) == 600
     assert [piece.text for piece in pieces[:4]] == ["<unk>", "<s>", "</s>", "<0x00>"]
-    assert pieces[5].kind == 6  # a byte
+    assert not pieces[5].mergeable  # a byte
+    assert pieces[300].mergeable
 
 
 def test_the_tokenizer_survives_being_saved(words, tmp_path):

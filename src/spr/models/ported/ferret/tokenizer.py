@@ -1,17 +1,17 @@
-"""Vicuna's tokenizer with Ferret's tokens, cutting texts as the published code cuts them.
+"""Vicuna's tokenizer with Ferret's tokens, which splits texts as the published code does.
 
-That code used the slow Llama tokenizer of 2023: each piece of text between special tokens is cut by itself, with a
-space before it, and white space around ``<region_fea>`` goes, while that around ``<image>`` stays.
+The published code uses the slow Llama tokenizer of 2023: each text between special tokens is tokenized separately,
+with a space before it. White space around ``<region_fea>`` is removed; that around ``<image>`` is kept.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -19,29 +19,34 @@ from spr.models.loading import ModelError
 from spr.models.ported.ferret.regions import REGION_TOKEN
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 (a token of text)
-_CONTROL, _BYTE = 3, 6  # kinds of pieces in SentencePiece's format
 _SPACE = "▁"
 _ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
 
 
 class Piece(NamedTuple):
-    """A piece of a SentencePiece model; the lower its rank, the sooner two pieces are joined to it."""
+    """A piece of a SentencePiece model.
+
+    Attributes:
+        text: The piece; U+2581 stands for a space.
+        rank: The lower the rank, the sooner two pieces are merged into this one.
+        mergeable: False for control and byte pieces.
+    """
 
     text: str
     rank: float
-    kind: int
+    mergeable: bool
 
 
 def make_tokenizer(folder: Path, vocabulary: int, region_id: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of a published folder, ``<image>`` added behind its vocabulary.
+    """The tokenizer of a published folder, with ``<image>`` appended to its vocabulary.
 
     Args:
-        folder: Holds ``tokenizer.model``, and ``added_tokens.json`` if tokens were added to it.
-        vocabulary: Tokens that the published model knows.
-        region_id: Of ``<region_fea>``.
+        folder: Contains ``tokenizer.model``, and ``added_tokens.json`` if tokens were added.
+        vocabulary: The size of the published model's vocabulary.
+        region_id: The id of ``<region_fea>``.
 
     Raises:
-        ModelError: if the files are missing or damaged, or not those of the model.
+        ModelError: if the files are missing or damaged, or belong to another model.
     """
     path = folder / "tokenizer.model"
     if not path.is_file():
@@ -84,13 +89,13 @@ def _added(folder: Path, first: int, region_id: int) -> dict[str, int]:
     try:
         return {str(text): int(number) for text, number in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise ModelError(f"{path} can't be read", got=error, fix="fetch the file again") from error
+        raise ModelError(f"{path} can't be read", got=error, fix="download the file again") from error
 
 
 def _merges(pieces: list[Piece], ids: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """The pairs that join to a piece, those that SentencePiece would join first first."""
+    """The pairs of pieces that merge into one piece, in the order in which SentencePiece merges them."""
     for piece in sorted(pieces, key=lambda piece: piece.rank):
-        if piece.kind not in (_CONTROL, _BYTE):
+        if piece.mergeable:
             cuts = ((piece.text[:k], piece.text[k:]) for k in range(1, len(piece.text)))
             known = [pair for pair in cuts if pair[0] in ids and pair[1] in ids]
             yield from sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
@@ -99,53 +104,19 @@ def _merges(pieces: list[Piece], ids: dict[str, int]) -> Iterator[tuple[str, str
 def read_pieces(path: Path) -> list[Piece]:
     """The pieces of a ``tokenizer.model``, by id.
 
-    The file is a message of Protocol Buffers; its field 1 repeats the pieces, whose fields 1 to 3 are text, score and
-    kind. That is all a vocabulary needs, so neither SentencePiece nor protobuf has to be installed.
-
     Raises:
-        ModelError: if the file is no SentencePiece model.
+        ModelError: if the file is not a SentencePiece model, or not one of Llama's.
     """
-    data = path.read_bytes()
-    pieces = []
     try:
-        for number, value in _fields(data):
-            if number == 1 and isinstance(value, bytes):
-                parts = dict(_fields(value))
-                score = struct.unpack("<f", bytes(parts.get(2, b"\0\0\0\0")))[0]
-                pieces.append(Piece(bytes(parts[1]).decode("utf-8"), -score, int(parts.get(3, 1))))
-    except (IndexError, KeyError, UnicodeDecodeError, ValueError, TypeError, struct.error) as error:
-        raise ModelError(f"{path} is no SentencePiece model", got=error, fix="fetch the file again") from error
-    if [piece.text for piece in pieces[:3]] != ["<unk>", "<s>", "</s>"]:
-        got = f"{len(pieces)} pieces, the first {[piece.text for piece in pieces[:3]]}"
+        model = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"{path} is not a SentencePiece model", got=error, fix="download the file again") from error
+    pieces = [
+        Piece(model.id_to_piece(k), -model.get_score(k), mergeable=not (model.is_control(k) or model.is_byte(k)))
+        for k in range(model.get_piece_size())
+    ]
+    first = [piece.text for piece in pieces[:3]]
+    if first != ["<unk>", "<s>", "</s>"]:
+        got = f"{len(pieces)} pieces, the first ones {first}"
         raise ModelError(f"{path} is not Llama's vocabulary", got=got, expected="one that starts with <unk>, <s>, </s>")
     return pieces
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of a message: integers, and the bytes of anything else."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        tag = varint()
-        kind = tag & 7
-        if kind == 0:
-            yield tag >> 3, varint()
-            continue
-        if kind not in (1, 2, 5):
-            raise ValueError(f"wire type {kind} at byte {at}")
-        length = varint() if kind == 2 else 8 if kind == 1 else 4
-        if at + length > len(data):
-            raise ValueError(f"a field of {length} bytes at byte {at} of {len(data)}")
-        yield tag >> 3, data[at : at + length]
-        at += length
