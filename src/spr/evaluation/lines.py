@@ -31,18 +31,19 @@ def read_bytes(path: Path, expected: str) -> bytes:
         raise InputError(f"Annotations {path} can't be read", got=got, expected=expected) from None
 
 
-def read_lines(path: Path, row: type[Row], expected: str) -> list[Row]:
+def read_lines(path: Path, row: type[Row], expected: str, data: bytes | None = None) -> list[Row]:
     """Read a JSON-lines file; empty lines are skipped.
 
     Args:
         path: The file.
         row: The type of a line; unknown fields are ignored.
         expected: An example of a line, for error messages.
+        data: The content of the file, if it has been read.
 
     Raises:
         InputError: if the file can't be read or has no lines, or naming the line and field that do not fit the type.
     """
-    data = read_bytes(path, expected)
+    data = read_bytes(path, expected) if data is None else data
     decoder = msgspec.json.Decoder(row)
     rows = []
     for number, line in enumerate(data.split(b"\n"), start=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,13 @@ class Rec(Task[Expressions]):
         """
         data = read_bytes(path, "MDETR's JSON, or JSON lines")
         # Quotes inside a JSON text are escaped, so this matches only a key, or a value that is this one word.
-        rows = _from_mdetr(path, data) if b'"annotations"' in data else _from_lines(path)
+        is_mdetr = b'"annotations"' in data
+        rows = _from_mdetr(path, data) if is_mdetr else _from_lines(path, data)
         ids, names, sentences, boxes, sizes, datasets = zip(*rows, strict=True)
-        return Expressions(ids, names, sentences, np.array(boxes, dtype=np.float64), sizes, datasets)
+        xyxy = np.array(boxes, dtype=np.float64)
+        if is_mdetr:
+            xyxy[:, 2:] += xyxy[:, :2]
+        return Expressions(ids, names, sentences, xyxy, sizes, datasets)
 
     def ids(self, items: Expressions) -> Sequence[str]:
         """The ids of the expressions."""
@@ -183,7 +188,9 @@ class Rec(Task[Expressions]):
 
 _Id: TypeAlias = str | int
 _Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
-_Row: TypeAlias = tuple[str, str, str, Box, Size, str]  # the columns of `Expressions`
+_Row: TypeAlias = tuple[
+    str, str, str, Box, Size, str
+]  # the columns of `Expressions`; MDETR's boxes as x, y, width, height
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -224,23 +231,20 @@ def _from_mdetr(path: Path, data: bytes) -> list[_Row]:
         raise InputError(f"{path} is not MDETR's JSON", got=error, expected=expected, fix=fix) from None
     if not content.images:
         raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
-    boxes: dict[_Id, list[Box]] = {}
-    for entry in content.annotations:
-        x, y, width, height = entry.bbox
-        boxes.setdefault(entry.image_id, []).append((x, y, x + width, y + height))
-    rows: list[_Row] = []
+    counts = Counter(entry.image_id for entry in content.annotations)
     for row in content.images:
-        own = boxes.get(row.id, [])
-        if len(own) != 1:
+        if counts[row.id] != 1:
             what = f"Expression {row.id} of {path} does not have exactly one box"
-            raise InputError(what, got=f"{len(own)} annotations with this image_id", expected="one")
-        rows.append((str(row.id), row.file_name, row.caption, own[0], (row.width, row.height), row.dataset_name))
-    return rows
+            raise InputError(what, got=f"{counts[row.id]} annotations with this image_id", expected="one")
+    boxes = {entry.image_id: entry.bbox for entry in content.annotations}
+    return [
+        (str(r.id), r.file_name, r.caption, boxes[r.id], (r.width, r.height), r.dataset_name) for r in content.images
+    ]
 
 
-def _from_lines(path: Path) -> list[_Row]:
+def _from_lines(path: Path, data: bytes) -> list[_Row]:
     expected = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
     return [
         (str(k if r.id is None else r.id), r.image, r.sentence, r.box, (r.width, r.height), r.dataset)
-        for k, r in enumerate(read_lines(path, _Line, expected))
+        for k, r in enumerate(read_lines(path, _Line, expected, data))
     ]
