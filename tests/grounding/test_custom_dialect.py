@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from spr.core.errors import ConfigError, GroundingError
@@ -141,7 +142,13 @@ def test_a_run_its_export_and_its_evaluation_use_the_dialect_of_a_package(python
 
 
 def test_the_default_questions_and_the_notice_about_servers_come_from_the_entry():
-    from spr.evaluation.questions import default_prompt
+    from spr.evaluation.tasks.description import Description, Regions
+    from spr.evaluation.tasks.rec import Expressions, Rec
+
+    def default_prompt(task, dialect):
+        none = {"rec": Expressions((), (), (), np.zeros((0, 4)), (), ()), "description": Regions([])}
+        prompt, _ = {"rec": Rec(), "description": Description()}[task].questions(none[task], dialect, "")
+        return prompt
 
     dialect = Dialect(
         "corners",

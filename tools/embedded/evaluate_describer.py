@@ -14,8 +14,8 @@ from spr.core import boxes as bx
 from spr.embedded.expressions import choose
 from spr.embedded.scenes import SIZE, Scene, make_scene
 from spr.embedded.texts import PROMPTS, box_text, object_list
-from spr.evaluation.expressions import Expressions
-from spr.evaluation.tasks.rec import evaluate_rec
+from spr.evaluation.task import evaluate
+from spr.evaluation.tasks.rec import Expressions, Rec
 from spr.grounding import parse
 from spr.models.describers.hf import HfDescriber
 from spr.models.protocols import DescribeRequest
@@ -132,9 +132,8 @@ def _rec(describer: HfDescriber, scenes: Sequence[Scene], seed: int) -> dict[str
         sizes_wh=((SIZE, SIZE),) * len(rows),
         datasets=("scenes",) * len(rows),
     )
-    result = evaluate_rec(
-        describer, items, lambda asked: Image.fromarray(scenes[int(asked.file_name)].image), prompt=PROMPTS["rec"]
-    )
+    task, load = Rec(prompt=PROMPTS["rec"]), lambda asked: Image.fromarray(scenes[int(asked.file_name)].image)
+    result = evaluate(task, items, describer=describer, images=load)
     asked: dict[str, tuple[float | None, float | None]] = {"acc@0.5": (0.70, None), "acc@0.9": (0.05, 0.45)}
     made = {}
     for name, measured in result.metrics.items():

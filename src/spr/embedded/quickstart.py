@@ -13,12 +13,10 @@ from spr.core.atomic import write_atomically
 from spr.embedded.scenes import write_scenes
 from spr.embedded.texts import PROMPTS
 from spr.evaluation.compare import compare, table
-from spr.evaluation.expressions import read_expressions
-from spr.evaluation.inference import from_folder
-from spr.evaluation.regions_source import read_regions
-from spr.evaluation.result import Result
-from spr.evaluation.tasks.description import evaluate_description
-from spr.evaluation.tasks.rec import evaluate_rec
+from spr.evaluation.result import FORMAT_VERSION
+from spr.evaluation.task import Task, evaluate
+from spr.evaluation.tasks.description import Description
+from spr.evaluation.tasks.rec import Rec
 from spr.models.describers.hf import HfDescriber
 from spr.models.registry import trained_model
 from spr.pipeline import runner
@@ -90,20 +88,18 @@ def _config(data: Path, scenes: int, scene_seed: int, seed: int) -> Config:
 def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: Callable[[str], None]) -> None:
     """Figures before and after into ``RUN/metrics.json``, measured anew each time."""
     images = held_out.annotations.images
-    queries = read_regions(regions_run).queries
-    items = read_expressions(images.parent / "expressions.json")
-    metrics: dict[str, Any] = {"before": {}, "after": {}, "counts": {}, "seconds": {}}
+    rec, description = Rec(prompt=PROMPTS["rec"]), Description(prompt=held_out.prompts.full)
+    expressions, regions = rec.load(images.parent / "expressions.json"), description.load(regions_run)
+    tasks: tuple[tuple[Task[Any], Any], ...] = (rec, expressions), (description, regions)
+    metrics: dict[str, Any] = {"format_version": FORMAT_VERSION, "before": {}, "after": {}, "counts": {}, "seconds": {}}
     states: dict[str, Path | None] = {"before": None, "after": run / "adapter"}
     for when, adapter in states.items():
         start = time.monotonic()
         describer = HfDescriber(model, peft_adapter=adapter, temperature=0.0, batch_size=64, max_new_tokens=160)
-        found: dict[str, Result] = {
-            "rec": evaluate_rec(describer, items, from_folder(images), prompt=PROMPTS["rec"]),
-            "description": evaluate_description(describer, queries, from_folder(images), prompt=held_out.prompts.full),
-        }
-        for task, result in found.items():
-            metrics[when][task] = result.write(run / "evaluation" / f"{when}-{task}.json", run)
-            metrics["counts"][task] = len(result.ids)
+        for task, items in tasks:
+            result = evaluate(task, items, describer=describer, images=images)
+            metrics[when][task.name] = result.write(run / "evaluation" / f"{when}-{task.name}.json", run)
+            metrics["counts"][task.name] = len(result.ids)
         metrics["seconds"][when] = time.monotonic() - start
-        say(f"evaluated {when} training: {len(items.ids):,} expressions, {len(queries):,} regions")
+        say(f"evaluated {when} training: {len(expressions):,} expressions, {len(regions.queries):,} regions")
     write_atomically(run / "metrics.json", json.dumps(metrics, indent=2).encode())
