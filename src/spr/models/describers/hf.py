@@ -19,7 +19,7 @@ from spr.core.errors import ConfigError
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
 from spr.models.chat import render_turn, user_turn
-from spr.models.custom_models import NATIVE, load_config, native_options
+from spr.models.custom_models import custom_models, load_config, loading_options
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.image_processors import encode, load_processor
@@ -101,7 +101,7 @@ class HfDescriber:
         self.temperature, self.top_p = temperature, top_p
         config = load_config(model, revision=revision)
         model_type: str = config.model_type
-        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *NATIVE}:
+        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *custom_models()}:
             got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
             fix = "choose another describer.model"
             raise ModelError(f"{model} is no multimodal LLM", got=got, expected=expected, fix=fix)
@@ -116,7 +116,7 @@ class HfDescriber:
             revision=revision,
             dtype=dtype,
             attn_implementation=attention,
-            **native_options(model, config),
+            **loading_options(model, config),
             **place,
         )
         check_vocabulary(model, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)
