@@ -31,7 +31,7 @@ from spr.evaluation.tasks.rec import Rec
 from spr.grounding.localization import localization_score
 from spr.models.chat import user_turn
 from spr.models.describers.hf import HfDescriber
-from spr.models.registry import model_source
+from spr.models.loading import model_source
 from spr.pipeline import runner
 from spr.pipeline.pair import make_pair
 from spr.records import Candidate, PreferencePair, RegionQuery, Scores
