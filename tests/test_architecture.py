@@ -60,7 +60,7 @@ def test_the_layers_name_everything_there_is():
     assert present <= set(RANK)
 
 
-HEAVY = {"torch", "transformers", "pyarrow", "numpy", "datasets", "PIL", "matplotlib"}
+HEAVY = {"torch", "transformers", "pyarrow", "numpy", "datasets", "PIL"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["export", "--help"]])

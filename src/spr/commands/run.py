@@ -37,9 +37,10 @@ def run(
         typer.echo(f"\nInterrupted. Finished shards are in {out}; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
     if summaries[-1].name == "pairs":
-        from spr.runs.pair_report import describe_pairs
+        from spr.runs.pair_stats import PairStats
+        from spr.runs.reader import Run
 
-        for line in describe_pairs(out):
+        for line in PairStats.of_run(Run(out)).lines():
             typer.echo(line)
     typer.echo(f"\nLook at it:  spr show {out / summaries[-1].name}")
 

@@ -39,7 +39,8 @@ def locked(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunError(f"{out} is in use by another run", fix="wait for it, or choose another --out") from None
         for path in filter(is_temporary, out.iterdir()):
-            path.unlink()
+            if not path.is_dir():
+                path.unlink()
         yield
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -244,14 +244,14 @@ class StageStore:
         return before + [self.drops(shard.index) for shard in manifest.shards]
 
 
-def read_table(path: Path) -> pa.Table:
-    """A Parquet file as a table.
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file as a table, with all or some of its columns.
 
     Raises:
         RunError: if it is missing or damaged.
     """
     try:
-        return pq.read_table(path, partitioning=None)
+        return pq.read_table(path, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
 
