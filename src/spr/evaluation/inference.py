@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from spr.core.images import ImageProblem, load_image, resolve_image
+from spr.core.images import ImageProblem, ImageSource
 from spr.core.progress import Progress
 from spr.core.randomness import stable_hash
 from spr.evaluation.predictions import Answers, Prediction
@@ -52,13 +52,13 @@ def from_folder(images: Path) -> Load:
 
     def load(question: Question) -> Image.Image:
         if question.size_wh is not None:
-            return load_image(images, question.file_name, question.size_wh)
+            return ImageSource(images).load(question.file_name, question.size_wh)
         try:
-            with Image.open(resolve_image(images, question.file_name)) as image:
+            with Image.open(ImageSource(images).path(question.file_name)) as image:
                 size_wh = image.size
         except (OSError, Image.DecompressionBombError):
-            size_wh = 1, 1  # load_image says what is wrong with the file
-        return load_image(images, question.file_name, size_wh, orientation="ignore")
+            size_wh = 1, 1  # loading says what is wrong with the file
+        return ImageSource(images, "ignore").load(question.file_name, size_wh)
 
     return load
 
