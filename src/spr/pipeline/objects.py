@@ -15,7 +15,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spr.annotations import Annotations, CrowdDetector, CrowdFinds, CrowdQuery, read_coco, replace_crowds
+from spr.annotations import (
+    Annotations,
+    CrowdDetections,
+    CrowdDetector,
+    CrowdQuery,
+    CrowdSettings,
+    read_coco,
+    replace_crowds,
+)
 from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError
@@ -91,15 +99,15 @@ def plan_objects(config: Config, progress: Progress) -> Plan:
 def make_objects(
     tables: Mapping[str, pa.Table], config: Config, *, detector: CrowdDetector | None = None
 ) -> StageOutput:
-    """The stage's work on a shard: check the image files, replace crowds by what the detector finds, apply the filters.
+    """The stage's work on a shard: check the image files, replace crowds by its detections, apply the filters.
 
     Args:
         tables: ``source``: `OBJECTS` and `CROWDS`.
         config: See `AnnotationsConfig`.
         detector: Only asked where there are crowds.
 
-    Drops images with the reasons of `spr.core.images`, crowds and finds with those of `spr.annotations.replace_crowds`,
-    finds with ``area_under_minimum``, and images with ``too_few_objects``.
+    Drops images with one of `spr.core.reasons.IMAGE_REASONS` or ``too_few_objects``, crowds and detections with the
+    reasons of `spr.annotations.replace_crowds`, and detections with ``area_under_minimum``.
     """
     settings, table = config.annotations, tables["source"]
     problems = [_problem_of(row, settings) for row in table.drop_columns(["objects", "crowds"]).to_pylist()]
@@ -110,11 +118,11 @@ def make_objects(
     crowded = pc.greater(pc.list_value_length(table["crowds"]), 0)
     if detector is None or not pc.any(crowded).as_py():
         return StageOutput(table.drop_columns(["crowds"]), dropped)
-    output = _with_finds(table, settings, detector)
+    output = _with_detections(table, settings, detector)
     return StageOutput(output.table, pa.concat_tables([dropped, output.dropped]))
 
 
-def _with_finds(table: pa.Table, settings: AnnotationsConfig, detector: CrowdDetector) -> StageOutput:
+def _with_detections(table: pa.Table, settings: AnnotationsConfig, detector: CrowdDetector) -> StageOutput:
     images = from_table(table, ImageObjects)
     crowds = [tuple(ImageObject.from_row(row) for row in rows) for rows in table["crowds"].to_pylist()]
     whole = [
@@ -125,8 +133,7 @@ def _with_finds(table: pa.Table, settings: AnnotationsConfig, detector: CrowdDet
         whole,
         [{crowd.id for crowd in extra} for extra in crowds],
         detector,
-        nms_iou=settings.crowd_nms_iou,
-        duplicate_iou=settings.crowd_duplicate_iou,
+        CrowdSettings(settings.crowd_nms_iou, settings.crowd_duplicate_iou),
     )
     object_drops = [(drop.id, drop.reason) for drop in crowd_drops]
     image_drops: list[tuple[str, str]] = []
@@ -223,21 +230,21 @@ def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
 
 def look_in_crowds(
     queries: Sequence[CrowdQuery], *, detector: Detector, settings: AnnotationsConfig
-) -> list[CrowdFinds]:
+) -> list[CrowdDetections]:
     """Detect the objects in crowds: for each crowd its category, in the crop of its box (supplement, Sec. 1).
 
     The crop is the crowd's box with its edges moved outwards to whole pixels, so detections may leave the box by a
     pixel. Only the detector's own thresholds apply here. Underscores of category names ("baseball_bat") become spaces.
     An image that can't be read gives no detections.
     """
-    answers: list[CrowdFinds] = []
+    answers: list[CrowdDetections] = []
     # Queries come image by image: each is decoded once, and few are in memory at a time.
     for file_name, group in groupby(queries, key=lambda query: query.file_name):
         crowds = list(group)
         try:
             image = settings.image_source.load(file_name, crowds[0].size_wh)
         except ImageProblem:
-            answers += [CrowdFinds([], []) for _ in crowds]
+            answers += [CrowdDetections([], []) for _ in crowds]
             continue
         windows = [crop_window(crowd.box, image.size, 1.0) for crowd in crowds]
         requests = [
@@ -246,7 +253,7 @@ def look_in_crowds(
         ]
         for detections, window in zip(detector.detect(requests), windows, strict=True):
             boxes = np.array([unshift(detection.box, window) for detection in detections], np.float64).reshape(-1, 4)
-            answers.append(CrowdFinds(boxes, [detection.score for detection in detections]))
+            answers.append(CrowdDetections(boxes, [detection.score for detection in detections]))
     return answers
 
 
