@@ -11,8 +11,6 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPM
 
 from spr.embedded.scenes import make_scene
 from spr.embedded.sprites import CATEGORIES
-from spr.embedded.texts import PROMPTS
-from spr.embedded.vocabulary import IMAGE
 from spr.grounding import parse
 from tools.embedded.evaluate_describer import (
     DIALECT,
@@ -26,6 +24,8 @@ from tools.embedded.evaluate_describer import (
 )
 from tools.embedded.evaluate_detector import detect
 from tools.embedded.models import IMAGE_TOKENS, weights_folder
+from tools.embedded.texts import PROMPTS
+from tools.embedded.vocabulary import IMAGE
 
 MODELS = ("describer", "scorer", "detector")
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from spr.embedded.sprites import CATEGORIES
-from spr.embedded.vocabulary import END, IDS, UNKNOWN
 from tools.embedded.models import make_scorer
 from tools.embedded.train_scorer import contrast, local_image_embeddings, region_patches, spoil, vary, word_ids
 from tools.embedded.views import resample
+from tools.embedded.vocabulary import END, IDS, UNKNOWN
 
 
 def test_the_patches_of_a_region_are_those_that_it_overlaps() -> None:

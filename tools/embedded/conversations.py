@@ -16,11 +16,11 @@ import numpy.typing as npt
 from spr.core import boxes as bx
 from spr.embedded.scenes import SIZE
 from spr.embedded.sprites import CATEGORIES
-from spr.embedded.texts import PROMPTS, box_text, description, object_list
-from spr.embedded.vocabulary import ASSISTANT, END, IDS, PAD, TOKENS, encode
 from tools.embedded.corpus import Corpus
+from tools.embedded.texts import PROMPTS, box_text, description, object_list
 from tools.embedded.train_vision import CROP, Views, gather_views
 from tools.embedded.views import WHOLE, boxes_in_view
+from tools.embedded.vocabulary import ASSISTANT, END, IDS, PAD, TOKENS, encode
 
 IGNORED = -100
 REC_ONLY = 0.1

@@ -22,9 +22,9 @@ from spr.core.errors import InputError
 from spr.embedded.expressions import choose
 from spr.embedded.scenes import MIN_AREA, SIZE, TRAINING_SEEDS, Scene, make_scene
 from spr.embedded.sprites import SHAPES
-from spr.embedded.texts import PROMPTS
-from spr.embedded.vocabulary import IDS, PAD, TOKENS, encode
 from spr.pipeline.regions import grow_regions
+from tools.embedded.texts import PROMPTS
+from tools.embedded.vocabulary import IDS, PAD, TOKENS, encode
 
 MAX_OBJECTS = 24
 REGIONS, EXPRESSIONS, PROMPT_LENGTH = 3, 4, 16

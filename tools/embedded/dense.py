@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that all torch code uses
 
 from spr.embedded.sprites import COLOURS, SHAPES
-from spr.embedded.vocabulary import COORDINATES, FIRST_COORDINATE, IDS
+from tools.embedded.vocabulary import COORDINATES, FIRST_COORDINATE, IDS
 
 _SHAPES, _COLOURS = len(SHAPES), len(COLOURS)
 _FIRST_COLOUR, _FIRST_SHAPE = IDS[COLOURS[0]], IDS[SHAPES[0]]

@@ -14,7 +14,6 @@ from spr.core import boxes as bx
 from spr.core.views import crop_window, cut, unshift
 from spr.embedded.expressions import choose
 from spr.embedded.scenes import SIZE, Scene, make_scene
-from spr.embedded.texts import PROMPTS, box_text, object_list
 from spr.evaluation.expressions import Expressions
 from spr.evaluation.tasks.rec import evaluate_rec
 from spr.grounding import parse
@@ -23,6 +22,7 @@ from spr.models.protocols import DescribeRequest
 from spr.records import Box, Size, Span
 from tools.embedded.corpus import scene_regions
 from tools.embedded.figures import Figure, difference, ratio
+from tools.embedded.texts import PROMPTS, box_text, object_list
 from tools.embedded.train_vision import CROP
 
 DIALECT = "llava_onevision"

@@ -15,10 +15,10 @@ from transformers import AutoProcessor, CLIPModel
 from spr.core.views import crop_window, pad_to_square
 from spr.embedded.scenes import SIZE, make_scene
 from spr.embedded.sprites import CATEGORIES, SHAPES
-from spr.embedded.texts import description
 from tools.embedded.corpus import scene_regions, sorted_scene
 from tools.embedded.evaluate_describer import view
 from tools.embedded.figures import Figure, ratio
+from tools.embedded.texts import description
 from tools.embedded.train_scorer import local_image_embeddings, region_patches, spoil
 from tools.embedded.train_vision import CROP
 

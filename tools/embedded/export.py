@@ -14,11 +14,11 @@ from typing import Any
 from transformers import CLIPImageProcessorPil, OwlViTImageProcessorPil, SiglipImageProcessorPil
 
 from spr.embedded.scenes import SIZE
-from spr.embedded.vocabulary import START, make_tokenizer
 from tools.embedded.loop import checkpoint_path, load_modules
 from tools.embedded.models import IMAGE_TOKENS, make_describer, make_detector, make_scorer
 from tools.embedded.train_detector import QUERY_LENGTH
 from tools.embedded.train_scorer import MAX_WORDS
+from tools.embedded.vocabulary import START, make_tokenizer
 
 MODELS = ("describer", "scorer", "detector")
 _PIXELS: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}  # 2: bilinear

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from spr.embedded.scenes import SIZE
-from spr.embedded.vocabulary import COORDINATES, END, FIRST_COORDINATE, IDS, IMAGE, PAD, START, TOKENS, USER, VIDEO
+from tools.embedded.vocabulary import COORDINATES, END, FIRST_COORDINATE, IDS, IMAGE, PAD, START, TOKENS, USER, VIDEO
 
 PATCH, WIDTH = 14, 128
 IMAGE_TOKENS = (SIZE // PATCH) ** 2 + 1

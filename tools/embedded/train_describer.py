@@ -12,7 +12,6 @@ from transformers import AttentionInterface, LlavaOnevisionForConditionalGenerat
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from spr.embedded.sprites import COLOURS, SHAPES
-from spr.embedded.vocabulary import COORDINATES, FIRST_COORDINATE, IDS, USER
 from tools.embedded.conversations import IGNORED, Conversations, conversation_maker
 from tools.embedded.corpus import Corpus
 from tools.embedded.dense import Objects, owners, soft_coordinates
@@ -20,6 +19,7 @@ from tools.embedded.loop import Run, Task, checkpoint_path, load_modules, seed_e
 from tools.embedded.models import IMAGE_TOKENS, make_describer
 from tools.embedded.train_vision import SOFTNESS, Seeing, tower_features
 from tools.embedded.views import ImageBank
+from tools.embedded.vocabulary import COORDINATES, FIRST_COORDINATE, IDS, USER
 
 BOX_JITTER = 0.04
 """Noise of the boxes in the answers, see `tools.embedded.conversations.jittered`. Real models learn from boxes of mixed

@@ -9,14 +9,14 @@ from torch.nn import functional as F  # noqa: N812 - the name that all torch cod
 from transformers import OwlViTForObjectDetection
 
 from spr.embedded.sprites import CATEGORIES
-from spr.embedded.texts import with_article
-from spr.embedded.vocabulary import END, IDS, PAD, START, encode
 from tools.embedded.corpus import Corpus
 from tools.embedded.dense import Objects, owners, paired_iou
 from tools.embedded.loop import Run, Task, checkpoint_path, load_modules, seed_everything, train
 from tools.embedded.models import adopt_tower, make_describer, make_detector
+from tools.embedded.texts import with_article
 from tools.embedded.train_vision import Seeing, Views, view_maker
 from tools.embedded.views import ImageBank
+from tools.embedded.vocabulary import END, IDS, PAD, START, encode
 
 QUERY_LENGTH = 8
 _FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2.0

@@ -15,14 +15,14 @@ from transformers import CLIPModel
 from spr.core import boxes as bx
 from spr.embedded.scenes import SIZE
 from spr.embedded.sprites import CATEGORIES, COLOURS, SHAPES
-from spr.embedded.texts import listed, with_article
-from spr.embedded.vocabulary import END, IDS, PAD, START, encode
 from spr.models.scorers.clip import before_last_layer, last_layer, overlapped
 from tools.embedded.corpus import Corpus
 from tools.embedded.loop import Run, Task, checkpoint_path, load_modules, seed_everything, train
 from tools.embedded.models import PATCH, adopt_tower, make_describer, make_scorer
+from tools.embedded.texts import listed, with_article
 from tools.embedded.train_vision import CROP, Seeing
 from tools.embedded.views import ImageBank, padded_window
+from tools.embedded.vocabulary import END, IDS, PAD, START, encode
 
 MAX_WORDS = 77
 SPOILT = 2

@@ -18,7 +18,7 @@ EMBEDDED: dict[str, str] = {
     "rec": "Where is {expression}?",
     "description": "Describe the region {region} and locate its objects.",
 }
-"""What the embedded describer was trained on (`spr.embedded.texts.PROMPTS`)."""
+"""What the embedded describer was trained on (`tools.embedded.texts.PROMPTS`)."""
 
 
 def default_prompt(task: Literal["rec", "description"], dialect: Dialect, model: str = "") -> str:

@@ -221,9 +221,9 @@ def test_inputs_that_do_not_fit_are_refused(model, batch):
         InputError, match=r"more regions than <region_fea>[\s\S]*\[1, 3, 3\] regions for \[1, 0, 3\] tok"
     ):
         model(**{**batch, "region_points": points})
-    with pytest.raises(InputError, match=r"not those of the images[\s\S]*points of 3, sizes of 0"):
+    with pytest.raises(InputError, match=r"do not match the images[\s\S]*points of 3, sizes of 0"):
         model(**without("region_sizes"))
-    with pytest.raises(InputError, match=r"not those of the images[\s\S]*points of 2, sizes of 3"):
+    with pytest.raises(InputError, match=r"do not match the images[\s\S]*points of 2, sizes of 3"):
         model(**with_one_less("region_points"))
     with pytest.raises(InputError, match="`input_ids` or `inputs_embeds`"):
         model(attention_mask=batch["attention_mask"])

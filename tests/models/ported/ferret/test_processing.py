@@ -128,7 +128,7 @@ def test_prompts_without_regions_have_none(processor, picture):
     [
         ([[(1, 2, 3, 4)]], r"fewer regions[\s\S]*1 regions, 2 <region_fea>"),
         ([[(1, 2, 3, 4)] * 3], r"more regions[\s\S]*3 regions, 2 <region_fea>"),
-        ([None, None], "not as many as the texts"),
+        ([None, None], "differ in number"),
         ([[(1, 2, 3, 4), (90, 0, 95, 9)]], "no area within the image"),
     ],
 )
@@ -143,7 +143,7 @@ def test_regions_must_match_their_tokens(regions, words, processor, picture):
         (["<image> a", "<image> b"], 1, r"1 images for prompts with \[1, 1\]"),
         (["a"], 1, r"1 images for prompts with \[0\]"),
         (["<image> a"], 0, "0 images"),
-        (["<image> <image> a"], 2, "at most one <image> a prompt"),
+        (["<image> <image> a"], 2, "at most one <image> per prompt"),
     ],
 )
 def test_images_must_match_the_prompts(texts, images, words, processor, picture):
