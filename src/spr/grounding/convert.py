@@ -57,8 +57,7 @@ def convert_lines(
     >>> list(convert_lines(["a dog [1, 2, 3]\n", "\n"], "ferret", "llava", (100, 100)))[0].text
     'a dog'
     """
-    source = get_dialect(source) if isinstance(source, str) else source
-    target = get_dialect(target) if isinstance(target, str) else target
+    source, target = get_dialect(source), get_dialect(target)
     for line in lines:
         grounded = parse(line.rstrip("\r\n"), source, size_wh, strict=strict)
         try:

@@ -39,8 +39,7 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         >>> print(*grounded.problems)
         offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
-    if isinstance(dialect, str):
-        dialect = get_dialect(dialect)
+    dialect = get_dialect(dialect)
     text = without_surrogates(text)
     frame, markup = dialect.frame(size_wh), dialect.markup
     if isinstance(markup, Brackets):

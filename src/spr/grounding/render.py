@@ -37,8 +37,7 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
     >>> render(grounded, "qwen3_vl", (1000, 500))
     '[{"bbox_2d": [100, 150, 300, 800], "label": "A man"}]'
     """
-    if isinstance(dialect, str):
-        dialect = get_dialect(dialect)
+    dialect = get_dialect(dialect)
     markup, frame = dialect.markup, dialect.frame(size_wh)
     if not grounded.boxes:
         text = grounded.plain_text
@@ -69,8 +68,7 @@ def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool 
     >>> render_box((100, 75, 300, 400), "ferret", (1000, 500), region=True)
     '[100, 150, 300, 800] <region_fea>'
     """
-    if isinstance(dialect, str):
-        dialect = get_dialect(dialect)
+    dialect = get_dialect(dialect)
     return _boxes((box,), dialect.markup, dialect.frame(size_wh)) + dialect.region_suffix * region
 
 

@@ -81,7 +81,7 @@ class OpenAiDescriber:
         first_wait: float = 1.0,
     ) -> None:
         check_sampling(temperature, top_p)
-        self.dialect = dialect if isinstance(dialect, Dialect) else get_dialect(dialect)
+        self.dialect = get_dialect(dialect)
         self.model, self.concurrency = model, concurrency
         self.server = JsonClient(
             base_url,

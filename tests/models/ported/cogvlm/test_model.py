@@ -259,6 +259,6 @@ def test_hidden_states_and_attention_can_be_asked_for(make_cogvlm, rows, pixels)
     assert made.attentions[0][0, :, 3, 4:].abs().max() == 0
 
 
-def test_a_cogvlm2_is_told_apart():
+def test_the_config_of_cogvlm2_is_refused():
     with pytest.raises(ModelError, match=r"CogVLM2[\s\S]*cogvlm-grounding-generalist"):
         CogVLMConfig(num_multi_query_heads=8)

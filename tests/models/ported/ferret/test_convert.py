@@ -254,14 +254,14 @@ def test_a_tokenizer_of_another_model_is_refused(copy, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_what_is_there_already_is_not_touched(parts, tmp_path):
+def test_an_existing_folder_is_not_changed(parts, tmp_path):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(InputError, match="already exists"):
         convert_delta(*parts, tmp_path)
     assert (tmp_path / "mine").read_text() == "kept"
 
 
-def test_variants_that_no_published_model_is_are_refused(tiny):
+def test_variants_without_a_published_model_are_refused(tiny):
     with pytest.raises(ModelError, match="mm_use_im_start_end: True"):
         nested_config(tiny.published_config(mm_use_im_start_end=True))
     with pytest.raises(ModelError, match="region_geo_sampler: None"):

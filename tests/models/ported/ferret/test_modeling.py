@@ -100,7 +100,7 @@ def test_the_language_model_alone_on_the_embedded_inputs_gives_the_same_logits(m
     torch.testing.assert_close(logits[keep], whole[keep], atol=1e-4, rtol=1e-4)
 
 
-def test_several_answers_a_prompt_keep_its_image_and_regions(model, batch):
+def test_several_answers_per_prompt_use_its_image_and_regions(model, batch):
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "num_return_sequences": 2}
     together = model.generate(**batch, **options)
     repeated = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items()}

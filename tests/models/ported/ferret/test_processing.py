@@ -56,7 +56,7 @@ def test_answers_are_cut_and_put_together_as_in_the_published_code(case, words):
     assert words.decode(case["ids"]) == case["text"]
 
 
-def test_a_conversation_goes_on_after_the_answers_end(processor):
+def test_a_second_question_follows_the_end_token_of_the_first_answer(processor):
     turns = [("user", "A?"), ("assistant", "B."), ("user", "C?")]
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -87,7 +87,7 @@ def test_pixels_are_those_of_the_published_code(processor, answers):
     np.testing.assert_allclose(inputs["pixel_values"][0, :, ::8, ::8], answers["pixels"], atol=1e-6)
 
 
-def test_an_image_takes_a_token_a_patch_and_regions_are_read_from_the_prompt(processor, picture):
+def test_an_image_has_one_token_per_patch_and_regions_are_read_from_the_prompt(processor, picture):
     box = render_box((10, 20, 40, 60), "ferret", (80, 100), region=True)
     texts = [
         f"<image>\nWhat is {box}?",

@@ -79,7 +79,7 @@ def test_prompts_without_a_usable_region_are_refused(text, words):
         (np.ones((1, 40, 50)), "A region has the wrong shape"),
     ],
 )
-def test_what_is_no_region_of_the_image_is_refused(region, words):
+def test_invalid_regions_are_refused(region, words):
     with pytest.raises(RegionError, match=words):
         region_mask(region, SIZE)
 
