@@ -31,7 +31,7 @@ from spr.evaluation.tasks.rec import Rec
 from spr.grounding.localization import localization_score
 from spr.models.chat import user_turn
 from spr.models.describers.hf import HfDescriber
-from spr.models.registry import model_source
+from spr.models.loading import model_source
 from spr.pipeline import runner
 from spr.pipeline.pair import make_pair
 from spr.records import Candidate, PreferencePair, RegionQuery, Scores
@@ -175,7 +175,7 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
 
 def measure(data: Path, adapter: Path | None, *, samples: int, limit: int | None = None) -> dict[str, Result]:
     """Held-out figures: rec and descriptions, greedy, and descriptions sampled."""
-    greedy = HfDescriber(MODEL, adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
+    greedy = HfDescriber(MODEL, peft_adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
     regions = Description().load(data.with_name(data.name.replace("-scenes", "-run")))
     regions = replace(regions, queries=regions.queries[:limit])
     images = data / "images"

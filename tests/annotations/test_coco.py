@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spr.annotations import DROP_REASONS, Annotations, read_coco
+from spr.annotations import Annotations, read_coco
 from spr.annotations.reasons import Reason
 from spr.core.errors import InputError
+from spr.core.reasons import ANNOTATION_REASONS
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco-photos" / "instances.json"
 Json = dict[str, Any]
@@ -217,7 +218,7 @@ def test_bad_categories_fall_out_and_so_do_their_objects(tmp_path: Path) -> None
 
 
 def test_every_reason_is_explained() -> None:
-    assert list(DROP_REASONS) == [reason.name.lower() for reason in Reason if reason is not Reason.OK]
+    assert list(ANNOTATION_REASONS) == [reason.name.lower() for reason in Reason if reason is not Reason.OK]
 
 
 def test_an_image_listed_again_alike_is_taken_once_and_unlike_not_at_all(tmp_path: Path) -> None:

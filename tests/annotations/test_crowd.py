@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from spr.annotations import CROWD_DROP_REASONS, CrowdDetector, CrowdDrop, CrowdFinds, CrowdQuery, replace_crowds
+from spr.annotations import CrowdDetector, CrowdDrop, CrowdFinds, CrowdQuery, replace_crowds
 from spr.core.errors import RecordError
+from spr.core.reasons import OBJECT_REASONS
 from spr.records import ImageObject, ImageObjects
 
 CROWD = ImageObject("7", "sheep", (0, 0, 60, 40))
@@ -70,7 +71,7 @@ def test_a_find_that_overlaps_a_better_one_is_suppressed() -> None:
     # shared 15 × 20 = 300 of 400 + 400 − 300 = 500: IoU 0.6; for the third 10 × 20 = 200 of 600: IoU 1/3
     objects, drops = replaced(([[5, 0, 25, 20], [0, 0, 20, 20], [10, 0, 30, 20]], [0.5, 0.9, 0.3]))
     assert [o[0] for o in objects] == ["8", "7#1", "7#3"]
-    assert drops == [("7#2", "find_suppressed")]
+    assert drops == [("7#2", "detection_suppressed")]
 
 
 def test_finds_at_exactly_the_threshold_stay() -> None:
@@ -85,7 +86,7 @@ def test_a_find_that_is_already_annotated_is_dropped() -> None:
     image = ImageObjects("1", "a.jpg", 100, 50, (CROWD, known))
     objects, drops = replaced(([[0, 0, 20, 18], [30, 0, 50, 20]], [0.9, 0.5]), image=image)  # IoU 360 / 400 = 0.9
     assert [o[0] for o in objects] == ["8", "7#2"]
-    assert drops == [("7#1", "find_duplicate")]
+    assert drops == [("7#1", "detection_duplicate")]
 
 
 def test_an_object_of_another_category_is_no_duplicate() -> None:
@@ -99,7 +100,7 @@ def test_a_crowd_whose_finds_are_all_annotated_brings_nothing_new() -> None:
     image = ImageObjects("1", "a.jpg", 100, 50, (CROWD, ImageObject("8", "sheep", (0, 0, 20, 20))))
     objects, drops = replaced(([[0, 0, 20, 20]], [0.9]), image=image)
     assert [o[0] for o in objects] == ["8"]
-    assert drops == [("7#1", "find_duplicate"), ("7", "crowd_nothing_new")]
+    assert drops == [("7#1", "detection_duplicate"), ("7", "crowd_nothing_new")]
 
 
 @pytest.mark.parametrize("answer", [([], []), ([[70, 0, 90, 20]], [0.9]), ([[-20, -20, 0, 0]], [0.9])])
@@ -107,14 +108,14 @@ def test_a_crowd_in_which_nothing_is_found_is_dropped(answer: tuple[list[list[fl
     objects, drops = replaced(answer)
     assert objects == [OTHER]
     assert drops[-1] == ("7", "crowd_nothing_found")
-    assert drops[:-1] == [("7#1", "find_outside_crowd")] * len(answer[1])
+    assert drops[:-1] == [("7#1", "detection_outside_crowd")] * len(answer[1])
 
 
 def test_a_find_needs_half_of_its_area_in_the_crowd() -> None:
     # the crowd ends at x = 60: 10 of 20 columns in, then 9 of 20
     objects, drops = replaced(([[50, 0, 70, 10], [51, 20, 71, 30]], [0.9, 0.8]))
     assert [o[:2] for o in objects] == [("8", OTHER[1]), ("7#1", (50, 0, 70, 10))]
-    assert drops == [("7#2", "find_outside_crowd")]
+    assert drops == [("7#2", "detection_outside_crowd")]
 
 
 def test_finds_are_clipped_to_the_image() -> None:
@@ -127,7 +128,7 @@ def test_finds_of_one_crowd_count_for_the_next() -> None:
     same = ([[0, 0, 20, 20]], [0.9])
     objects, drops = replaced(same, same, image=image, crowds=("9", "7"))
     assert [o[0] for o in objects] == ["7#1"]
-    assert drops == [("9#1", "find_duplicate"), ("9", "crowd_nothing_new")]
+    assert drops == [("9#1", "detection_duplicate"), ("9", "crowd_nothing_new")]
 
 
 def test_the_order_of_finds_changes_nothing() -> None:
@@ -166,11 +167,12 @@ def test_a_detector_that_leaves_a_query_out_is_an_error() -> None:
 
 
 def test_every_reason_used_is_explained() -> None:
-    assert set(CROWD_DROP_REASONS) == {
+    crowds = {reason for reason in OBJECT_REASONS if reason.startswith(("crowd_", "detection_"))}
+    assert crowds == {
         "crowd_without_detector",
         "crowd_nothing_found",
         "crowd_nothing_new",
-        "find_outside_crowd",
-        "find_suppressed",
-        "find_duplicate",
+        "detection_outside_crowd",
+        "detection_suppressed",
+        "detection_duplicate",
     }

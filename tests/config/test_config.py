@@ -1,11 +1,14 @@
 """The config: every error at once, the nearest known key, overrides, shipped configs."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from spr.config import PRESETS, apply_overrides, changed_fields, load_config, make_config
+from spr.config import PRESETS, Config, apply_overrides, changed_fields, load_config, make_config
+from spr.config.renamed import RENAMED
 from spr.core.errors import ConfigError
 
 MINIMAL = {"annotations": {"path": "a.json", "images": "images"}}
@@ -76,7 +79,7 @@ def test_overrides_do_not_change_what_they_start_from():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("", "nothing"), ("[1]", "list"), ("a: [", "not YAML"), ("a: \x00", "not YAML")]
+    ("content", "message"), [("", "an empty file"), ("[1]", "list"), ("a: [", "not YAML"), ("a: \x00", "not YAML")]
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path, content, message):
     path = tmp_path / "c.yaml"
@@ -101,3 +104,53 @@ def test_every_shipped_config_is_valid_and_survives_the_round_trip(path):
 def test_changed_fields_are_named_with_both_values():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}
     assert changed_fields(old, new) == {"a.c": (2, 5), "d": (3, None), "e": (None, 4)}
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_field_name_of_version_0_1_gives_an_error_with_the_new_name(old, new, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("annotations: {path: a.json, images: images}\ndescriber: {backend: fake}\n")
+    with pytest.raises(ConfigError, match=re.escape(f"`{old}` is now called `{new}`")):
+        load_config(path, [f"{old}=1"])
+
+
+@pytest.mark.parametrize("new", RENAMED.values())
+def test_every_new_field_name_exists(new):
+    section = Config
+    *parents, field = new.split(".")
+    for name in parents:
+        kind = section.model_fields[name].annotation
+        section = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
+    assert field in section.model_fields
+
+
+def test_a_config_is_written_with_its_format_version_and_read_again(tmp_path):
+    config = make_config({"annotations": {"path": "/a.json", "images": "/images"}})
+    text = config.to_yaml()
+    assert text.startswith("format_version: 2\n")
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert load_config(path) == config
+
+
+def test_a_config_of_another_format_version_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("format_version: 3\nannotations: {path: a.json, images: images}\n")
+    with pytest.raises(ConfigError, match="another format version"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("describer.backend=hff", "there is no describer backend `hff`; did you mean `hf`"),
+        ("scorer.backend=clipp", "there is no scorer backend `clipp`; did you mean `clip`"),
+        ("detector.backend=nonne", "there is no detector backend `nonne`; did you mean `none`"),
+        ("training.loss_type=dop", "there is no loss `dop`; did you mean `dpo`"),
+    ],
+)
+def test_an_unknown_backend_or_loss_is_an_error_that_names_the_nearest(override, message, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("annotations: {path: a.json, images: images}\n")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(path, ["describer.backend=fake", override])

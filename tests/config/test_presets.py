@@ -53,8 +53,8 @@ def test_a_config_has_the_papers_values(name):
     assert config.detector.backend == "grounding_dino"
     assert config.scoring.semantic_weight == 0.8
     training = config.training
-    assert (training.loss, training.beta, training.per_device_train_batch_size) == ("dpo", 0.1, 2)
-    assert (training.lora.r, training.lora.alpha) == (128, 256)
+    assert (training.loss_type, training.beta, training.per_device_train_batch_size) == ("dpo", 0.1, 2)
+    assert (training.lora.r, training.lora.lora_alpha) == (128, 256)
     assert training.learning_rate == RATES[name]
 
 
@@ -73,7 +73,7 @@ def test_each_value_says_where_it_comes_from(name):
     # What a model, a path or a prompt is needs no source; every number does.
     sourced = [line for line in values if re.search(r": (\d|\{[a-z]+: \d)", line)]
     assert len(sourced) >= 18
-    assert [line for line in sourced if not re.search(r"#.*\[(seed|paper|ours)", line)] == []
+    assert [line for line in sourced if not re.search(r"#.*(supplement|paper|our choice)", line)] == []
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from spr.core.images import (
-    IMAGE_DROP_REASONS,
+    IMAGE_REASONS,
     ImageProblem,
     Orientation,
     check_image,
@@ -140,7 +140,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
                 outcomes.add("fine")
             except ImageProblem as problem:
                 outcomes.add(problem.reason)
-    assert {"fine", "image_unreadable"} <= outcomes <= {"fine", *IMAGE_DROP_REASONS}
+    assert {"fine", "image_unreadable"} <= outcomes <= {"fine", *IMAGE_REASONS}
 
 
 def png_of_size(width: int, height: int) -> bytes:

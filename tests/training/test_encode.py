@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from spr.core.images import ImageProblem
+from spr.core.reasons import TRAINING_REASONS
 from spr.models.chat import user_turn
-from spr.training.encode import DROP_REASONS, context_length, plan_digest
+from spr.training.encode import context_length, plan_digest
 from spr.training.families import TRAINABLE
 from spr.training.features import Features, MemoryFeatures
 from spr.training.pairs import trl_pairs
@@ -96,7 +97,7 @@ def test_answers_that_teach_nothing_or_break_the_sequence_are_dropped(chosen, re
     bad = dataclasses.replace(pairs[0], pair_id="bad", chosen=chosen, rejected=rejected)
     planned, dropped = encoder.plan([bad, pairs[1]], 4096)
     assert dropped == [("bad", reason)]
-    assert reason in DROP_REASONS
+    assert reason in TRAINING_REASONS
     assert [one.pair.pair_id for one in planned] == ["1"]
 
 

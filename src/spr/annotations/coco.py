@@ -44,7 +44,7 @@ def read_coco(
     The lists `images`, `annotations` and `categories` may come in any order. Ids are integers or texts, and ``12`` and
     ``"12"`` are the same. A box ``[x, y, width, height]`` becomes ``(x1, y1, x2, y2)``, clipped to its image. An image
     without `file_name` (LVIS) takes the last two parts of `coco_url`. What is wrong in itself falls out, with one of
-    `DROP_REASONS`; the columns and what fell out are the same for every order of the file's entries.
+    `spr.core.reasons.ANNOTATION_REASONS`; the columns and what fell out are the same for every order of the file's entries.
 
     Args:
         path: The JSON file, in UTF-8.

@@ -16,16 +16,6 @@ from spr.core.boxes import Array, area, as_boxes, clip, fraction_inside, iou_mat
 from spr.core.errors import RecordError
 from spr.records import Box, ImageObject, ImageObjects, Size
 
-CROWD_DROP_REASONS: dict[str, str] = {
-    "crowd_without_detector": "a crowd, and no detector was given that could find what it holds",
-    "crowd_nothing_found": "a crowd in which the detector found nothing of its category",
-    "crowd_nothing_new": "a crowd in which the detector found only objects that have their own annotation",
-    "find_outside_crowd": "a detector's find with less than half of its area, or no area at all, in the crowd's box",
-    "find_suppressed": "a detector's find that overlaps a better one in the same crowd",
-    "find_duplicate": "a detector's find that overlaps an object of the same category that the image already has",
-}
-"""Every reason for which `replace_crowds` drops a crowd or a find, with its explanation."""
-
 
 @dataclass(frozen=True, slots=True)
 class CrowdQuery:
@@ -65,7 +55,7 @@ class CrowdDrop:
     Attributes:
         id: The crowd's id, or ``<crowd id>#<n>`` for a find.
         image_id: Its image.
-        reason: A key of `CROWD_DROP_REASONS`.
+        reason: A key of `spr.core.reasons.OBJECT_REASONS`.
     """
 
     id: str
@@ -86,7 +76,7 @@ def replace_crowds(
 
     Finds are clipped to the image and numbered from the best score on (ties by box), which gives them the id
     ``<crowd id>#<n>``. They become objects of the crowd's category with ``source="detector"`` and their score, after
-    the image's other objects, unless one of `CROWD_DROP_REASONS` applies. Crowds of an image are taken by id, and the
+    the image's other objects, unless one of `spr.core.reasons.OBJECT_REASONS` applies. Crowds of an image are taken by id, and the
     finds of one count as existing objects for the next.
 
     Args:
@@ -130,7 +120,7 @@ def replace_crowds(
                     box, score = boxes[number - 1].tolist(), float(scores[number - 1])
                     objects.append(ImageObject(id_, crowd.category, box, source="detector", score=score))
             if all(fates):
-                reason = "crowd_nothing_new" if "find_duplicate" in fates else "crowd_nothing_found"
+                reason = "crowd_nothing_new" if "detection_duplicate" in fates else "crowd_nothing_found"
                 drops.append(CrowdDrop(crowd.id, image.image_id, reason))
         made.append(replace(image, objects=tuple(objects)) if found else image)
     return made, drops
@@ -178,9 +168,9 @@ def _fates(
 ) -> list[str]:
     """Why each find falls out; empty for those that stay."""
     fates = np.full(len(boxes), "", dtype=object)
-    fates[(fraction_inside(boxes, crowd_box) < min_inside) | (area(boxes) == 0)] = "find_outside_crowd"
+    fates[(fraction_inside(boxes, crowd_box) < min_inside) | (area(boxes) == 0)] = "detection_outside_crowd"
     inside = np.flatnonzero(fates == "")
     kept = inside[non_maximum_suppression(boxes[inside], scores[inside], nms_iou)]
-    fates[np.setdiff1d(inside, kept)] = "find_suppressed"
-    fates[kept[(iou_matrix(boxes[kept], known) > duplicate_iou).any(axis=1)]] = "find_duplicate"
+    fates[np.setdiff1d(inside, kept)] = "detection_suppressed"
+    fates[kept[(iou_matrix(boxes[kept], known) > duplicate_iou).any(axis=1)]] = "detection_duplicate"
     return [str(fate) for fate in fates]

@@ -19,7 +19,7 @@ class Dropped:
     Attributes:
         ids: Their ids as texts; empty for entries without one.
         kinds: ``category``, ``image`` or ``object``.
-        reasons: Keys of `spr.annotations.DROP_REASONS`.
+        reasons: Keys of `spr.core.reasons.ANNOTATION_REASONS`.
     """
 
     ids: list[str]

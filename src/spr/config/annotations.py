@@ -8,37 +8,37 @@ from typing import Literal
 from pydantic import Field
 
 from spr.config.section import Float, Int, Section
-from spr.core.images import ImageSource
+from spr.core.images import MAX_PIXELS, ImageSource
 
 
 class AnnotationsConfig(Section):
-    """Annotations → objects (METHOD §1)."""
+    """Which annotated images are used (supplement, Sec. 1)."""
 
     path: Path
-    """COCO, LVIS or Objects365 JSON."""
+    """Path of the annotations: COCO, LVIS or Objects365 JSON."""
     images: Path
-    """The folder that the file names in the JSON are relative to."""
+    """Folder that the file names in the annotations are relative to."""
     min_area: Float = Field(default=300.0, ge=0)
-    """Objects whose box area is under this, in px², are removed [seed]."""
+    """Objects with a smaller box area, in px², are dropped (supplement, Sec. 1)."""
     min_objects: Int = Field(default=9, ge=1)
-    """Images with fewer objects left are dropped [seed: "containing more than eight objects"]."""
+    """Images with fewer objects are dropped (supplement, Sec. 1: "containing more than eight objects")."""
     max_images: Int | None = Field(default=10_000, ge=1)
-    """How many images are sampled [seed]; null keeps all."""
+    """Number of images to sample; null uses all of them (supplement, Sec. 1)."""
     crowds: Literal["drop", "detect"] = "drop"
-    """Crowd annotations are dropped, and counted; or the detector looks for their objects and replaces them [seed]."""
+    """Drop crowd annotations, or replace them with the objects that the detector finds (supplement, Sec. 1)."""
     crowd_nms_iou: Float = Field(default=0.5, ge=0, le=1)
-    """Non-maximum suppression among what the detector finds in a crowd [ours]."""
+    """IoU threshold for non-maximum suppression among the detections in a crowd (our choice)."""
     crowd_duplicate_iou: Float = Field(default=0.5, ge=0, le=1)
-    """A find over this IoU with an object of the same category is that object, and dropped [ours]."""
+    """A detection whose IoU with an object of the same category is over this value is dropped (our choice)."""
     check_images: bool = True
-    """Whether the sampled images are opened and decoded: finds files that are missing, truncated or of another size."""
+    """Open and decode each sampled image to find files that are missing, truncated or of another size."""
     orientation: Literal["auto", "apply", "ignore"] = "auto"
-    """What to do with EXIF rotation: `auto` rotates where only that fits the annotated size, and drops what can't be
-    told; `apply` always rotates; `ignore` never does [ours]."""
-    max_pixels: Int = Field(default=178_956_970, ge=1, le=178_956_970)
-    """Larger images are dropped without being decoded (decompression bombs); at most what Pillow opens."""
+    """How to treat EXIF rotation: `auto` rotates an image if only that fits the annotated size, and drops it if both
+    readings fit; `apply` always rotates; `ignore` never does (our choice)."""
+    max_pixels: Int = Field(default=MAX_PIXELS, ge=1, le=MAX_PIXELS)
+    """Images with more pixels are dropped without being decoded; at most Pillow's own limit."""
 
     @property
     def image_source(self) -> ImageSource:
-        """The folder of images, with the options for reading them."""
+        """The image folder with the options for reading it."""
         return ImageSource(self.images, self.orientation, self.max_pixels)

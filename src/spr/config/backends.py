@@ -6,6 +6,7 @@ a callable from its config section to a model; a loss is a function as `spr.trai
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -46,3 +47,21 @@ LOSSES: Registry[Callable[..., Any]] = Registry(
     {"dpo": "spr.training.loss:dpo", "ipo": "spr.training.loss:ipo", "sft": "spr.training.loss:sft"},
 )
 """`training.loss_type`: the losses of `spr.training.loss`."""
+
+
+def check_backend(value: str, registry: Registry[Callable[..., Any]], *more: str) -> str:
+    """Return the name of a backend, or raise `ValueError` for pydantic to report if the registry lacks it.
+
+    Args:
+        value: The name.
+        registry: One of the registries above.
+        *more: Other names that are allowed, for the message.
+    """
+    if value not in registry:
+        names = [*registry, *more]
+        near = difflib.get_close_matches(value, names, n=1)
+        raise ValueError(
+            f"there is no {registry.kind} `{value}`"
+            + (f"; did you mean `{near[0]}`?" if near else f"; use one of: {', '.join(names)}")
+        )
+    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -17,17 +17,27 @@ from spr.config.scorer import ScorerConfig
 from spr.config.scoring import ScoringConfig
 from spr.config.section import Int, Section
 from spr.config.training import TrainingConfig
+from spr.core import FORMAT_VERSION
 
 
-class Config(Section):
-    """A whole experiment; `spr run` writes it, resolved, to `RUN/config.yaml`."""
+class _File(Section):
+    """What can be written as a config file."""
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML, with the format version first and the fields in their order."""
+        content: dict[str, Any] = {"format_version": FORMAT_VERSION, **self.model_dump(mode="json")}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+class Config(_File):
+    """A whole experiment. `spr run` writes it, resolved, to `RUN/config.yaml`."""
 
     seed: Int = Field(default=0, ge=0, lt=2**63)
-    """Every random choice comes from a hash of this and a record's id."""
+    """Seed of all random choices, each of which is a hash of the seed and a record's id."""
     annotations: AnnotationsConfig
     regions: RegionsConfig = RegionsConfig()
     describer: DescriberConfig | None = None
-    """Without it, a run ends with its regions."""
+    """Without a describer, a run ends with the region queries."""
     prompts: PromptsConfig = PromptsConfig()
     scorer: ScorerConfig = ScorerConfig()
     detector: DetectorConfig = DetectorConfig()
@@ -35,12 +45,12 @@ class Config(Section):
     pairing: PairingConfig = PairingConfig()
     training: TrainingConfig = TrainingConfig()
     shard_rows: Int = Field(default=512, ge=1)
-    """Rows a shard; changes the files' layout, never the rows."""
+    """Rows per shard. Changes the layout of the files, never the rows."""
     engine: Literal["local"] = "local"
-    """What runs the stages: `local`, this machine's processes. Never changes the rows."""
+    """What runs the stages: `local` uses processes of this machine. Never changes the rows."""
 
     def is_runtime_field(self, key: str) -> bool:
-        """Whether a dotted field decides no row: a run goes on when it changes.
+        """Whether a dotted field affects no row, so that a run can be resumed after it has changed.
 
         >>> Config.model_validate({"annotations": {"path": "a", "images": "b"}}).is_runtime_field("scorer.batch_size")
         True
@@ -48,18 +58,10 @@ class Config(Section):
         section, _, field = key.partition(".")
         return field in getattr(getattr(self, section, None), "runtime_fields", ())
 
-    def to_yaml(self) -> str:
-        """The resolved config as YAML, in the order of the fields."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
-
-class TrainingPart(Section):
-    """What training on anyone's pairs needs of a config: no annotations."""
+class TrainingPart(_File):
+    """The part of a config that training on pairs from elsewhere needs: no annotations."""
 
     seed: Int = Field(default=0, ge=0, lt=2**63)
     describer: DescriberConfig | None = None
     training: TrainingConfig = TrainingConfig()
-
-    def to_yaml(self) -> str:
-        """The resolved part as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

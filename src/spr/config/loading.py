@@ -1,13 +1,13 @@
-"""The config of an experiment: a YAML file plus `key=value` from the command line, checked as a whole.
+"""Reading a config: a YAML file plus `key=value` overrides, validated as a whole.
 
-Each field's docstring is its help. `load_config` reports every error at once, each with the field's name, what came and
-the nearest known key.
+Every error is reported at once, each with the field's name, the value that was given and the nearest known key.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,24 +15,25 @@ import yaml
 from pydantic import ValidationError
 
 from spr.config.experiment import Config, TrainingPart
+from spr.config.renamed import RENAMED
 from spr.config.section import Section
+from spr.core import FORMAT_VERSION
 from spr.core.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 Part = TypeVar("Part", bound=Section)
 
-
-_OTHER_SECTIONS = set(Config.model_fields) - {"seed", "describer", "training"}
+_NOT_FOR_TRAINING = set(Config.model_fields) - set(TrainingPart.model_fields)
 
 
 def load_training(source: str | Path, overrides: Iterable[str] = ()) -> TrainingPart:
-    """Read the seed, the describer and the training of a config, whatever else it has or lacks.
+    """Read the seed, the describer and the training section of a config; its other sections may be missing or wrong.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: as for `load_config`.
     """
     path, raw = _read(source)
-    kept = {key: value for key, value in apply_overrides(raw, overrides).items() if key not in _OTHER_SECTIONS}
+    kept = {key: value for key, value in apply_overrides(raw, overrides).items() if key not in _NOT_FOR_TRAINING}
     return _validate(TrainingPart, kept, str(path))
 
 
@@ -40,72 +41,71 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config.
 
     Args:
-        source: A YAML file, or the name of a config that ships with SPR (`spr doctor` lists them).
-        overrides: `dotted.key=value` texts; the value is read as YAML.
+        source: A YAML file, or the name of a preset that ships with SPR (`spr doctor` lists them).
+        overrides: `dotted.key=value` strings; each value is parsed as YAML.
 
     Raises:
-        ConfigError: listing every problem, if the file is missing or not YAML, or any key or value is wrong.
+        ConfigError: listing every problem, if the file is missing or not YAML, or a key or value is wrong.
     """
     path, raw = _read(source)
     return make_config(apply_overrides(raw, overrides), str(path))
 
 
-def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
-    path = find_config(source)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML", got=" ".join(str(error).split())) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read", got=error, fix="give a YAML file in UTF-8") from None
-    if not isinstance(raw, dict):
-        what = "nothing" if raw is None else type(raw).__name__
-        raise ConfigError(f"{path} holds no config", got=what, expected="a mapping such as `annotations: {path: …}`")
-    return path, raw
-
-
-def find_config(source: str | Path) -> Path:
-    """The file of a config given by path or by shipped name."""
-    path = Path(source)
-    shipped = {p.stem: p for p in sorted(PRESETS.glob("*.yaml"))}
-    try:
-        if path.is_file():
-            return path
-    except (OSError, ValueError) as error:
-        raise ConfigError("The config's name can't be one", got=error, fix="give a YAML file") from None
-    if str(source) in shipped:
-        return shipped[str(source)]
-    near = difflib.get_close_matches(str(source), shipped, n=1)
-    fix = f"did you mean `{near[0]}`?" if near else f"give a YAML file, or one of: {', '.join(shipped)}"
-    raise ConfigError(f"There is no config {source}", got="a folder" if path.is_dir() else "no such file", fix=fix)
-
-
 def make_config(raw: Mapping[str, Any], where: str = "config") -> Config:
-    """Validate a mapping, reporting every error at once; paths become absolute (relative to the current folder)."""
+    """Validate a mapping, reporting every error at once. Relative paths are resolved against the current folder.
+
+    Args:
+        raw: The sections and fields.
+        where: What error messages call the mapping.
+    """
     config = _validate(Config, raw, where)
     section = config.annotations
     absolute = {name: _absolute(getattr(section, name), f"annotations.{name}") for name in ("path", "images")}
     return config.model_copy(update={"annotations": section.model_copy(update=absolute)})
 
 
-def _validate(schema: type[Part], raw: Mapping[str, Any], where: str) -> Part:
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors()]
-        many = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
-        raise ConfigError(f"{where} has {many}:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+def make_section(schema: type[Part], source: Part | str | PathLike[str], **fields: Any) -> Part:
+    """A section from what a model's constructor is given: the section itself, or a model id or folder with fields.
+
+    Args:
+        schema: The section's class, such as `DescriberConfig`.
+        source: A section, used as it is, or the value of the field ``model``.
+        **fields: Further fields of the section; paths may be `Path` objects.
+
+    Raises:
+        ConfigError: if a field is unknown or its value is not valid, or fields are given beside a section.
+
+    >>> make_section(DetectorConfig, "IDEA-Research/grounding-dino-tiny", box_threshold=0.3).box_threshold
+    0.3
+    """
+    if isinstance(source, schema):
+        if fields:
+            fix = "set them in the section: section.model_copy(update={…})"
+            raise ConfigError("Both a config section and fields are given", got=", ".join(fields), fix=fix)
+        return source
+    given = {"model": source, **fields}
+    plain = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in given.items()}
+    return _validate(schema, plain, schema.__name__)
 
 
-def _absolute(path: Path, field: str) -> Path:
+def find_config(source: str | Path) -> Path:
+    """The file of a config that is given by path or by the name of a preset."""
+    path = Path(source)
+    presets = {p.stem: p for p in sorted(PRESETS.glob("*.yaml"))}
     try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:
-        raise ConfigError(f"`{field}` can't be resolved", got=path, expected=error, fix="write out the path") from None
+        if path.is_file():
+            return path
+    except (OSError, ValueError) as error:
+        raise ConfigError("The name of the config is not a valid path", got=error, fix="give a YAML file") from None
+    if str(source) in presets:
+        return presets[str(source)]
+    near = difflib.get_close_matches(str(source), presets, n=1)
+    fix = f"did you mean `{near[0]}`?" if near else f"give a YAML file, or one of: {', '.join(presets)}"
+    raise ConfigError(f"There is no config {source}", got="a folder" if path.is_dir() else "no such file", fix=fix)
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of the mapping with each `dotted.key=value` put in.
+    """A copy of the mapping with each `dotted.key=value` applied.
 
     >>> apply_overrides({"regions": {"per_image": 1}}, ["regions.per_image=2", "seed=3"])
     {'regions': {'per_image': 2}, 'seed': 3}
@@ -132,22 +132,75 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     return result
 
 
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields whose values differ, by dotted name: (old, new). A field that one side lacks is None there.
+
+    >>> changed_fields({"seed": 0, "regions": {"per_image": 1}}, {"seed": 0, "regions": {"per_image": 2}})
+    {'regions.per_image': (1, 2)}
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changed |= changed_fields(a, b, f"{prefix}{key}.")
+        elif a != b:
+            changed[prefix + key] = (a, b)
+    return changed
+
+
+def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = find_config(source)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML", got=" ".join(str(error).split())) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read", got=error, fix="give a YAML file in UTF-8") from None
+    if not isinstance(raw, dict):
+        what = "an empty file" if raw is None else type(raw).__name__
+        raise ConfigError(f"{path} is not a config", got=what, expected="a mapping such as `annotations: {path: …}`")
+    return path, raw
+
+
+def _validate(schema: type[Part], raw: Mapping[str, Any], where: str) -> Part:
+    content = dict(raw)
+    version = content.pop("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        fix = "use the SPR version that wrote it, or remove the line and update the field names"
+        raise ConfigError(f"{where} has another format version", got=version, expected=FORMAT_VERSION, fix=fix)
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(dict(problem)) for problem in error.errors()]
+        count = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
+        raise ConfigError(f"{where} has {count}:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+
+
+def _absolute(path: Path, field: str) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"`{field}` can't be resolved", got=path, expected=error, fix="give the full path") from None
+
+
 def _copy(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
 
 
 def _explain(problem: dict[str, Any]) -> str:
     path = [str(part) for part in problem["loc"]]
-    name = f"`{'.'.join(path)}`"
+    dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
+        if dotted in RENAMED:
+            return f"`{dotted}` is now called `{RENAMED[dotted]}`"
         known = _known_keys(path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean `{'.'.join([*path[:-1], near[0]])}`?" if near else f"known keys: {', '.join(known)}"
-        return f"{name} is not a known key; {hint}"
+        return f"`{dotted}` is not a known key; {hint}"
     if problem["type"] == "missing":
-        return f"{name} is missing; it has no default"
+        return f"`{dotted}` is missing; it has no default"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name}: {message}, got {problem['input']!r}"
+    return f"`{dotted}`: {message}, got {problem['input']!r}"
 
 
 def _known_keys(path: list[str]) -> list[str]:
@@ -155,22 +208,6 @@ def _known_keys(path: list[str]) -> list[str]:
     for part in path:
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
         kind = field.annotation if field is not None else None
-        # A section that may be left out is a union with None.
+        # An optional section is a union with None.
         section = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
     return list(section.model_fields) if hasattr(section, "model_fields") else []
-
-
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields whose values differ, by dotted name: (old, new); a field that only one side has gives None for the other.
-
-    >>> changed_fields({"seed": 0, "regions": {"per_image": 1}}, {"seed": 0, "regions": {"per_image": 2}})
-    {'regions.per_image': (1, 2)}
-    """
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in [*old, *(k for k in new if k not in old)]:
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found |= changed_fields(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found[prefix + key] = (a, b)
-    return found

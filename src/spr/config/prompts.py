@@ -6,29 +6,34 @@ from pydantic import ValidationInfo, field_validator
 
 from spr.config.section import Section
 
+_PLACEHOLDERS = {
+    "full": ("{region}",),
+    "crop_objects": ("{objects}",),
+    "object_line": ("{category}", "{box}"),
+}
+
 
 class PromptsConfig(Section):
-    """What the model is asked. `{region}` and `{objects}` are written in the model's dialect."""
+    """The prompts. `{region}` and `{objects}` are replaced by text in the model's dialect."""
 
     full: str = "Describe the region {region} in detail, and give the bounding box of each object that you mention."
-    """The training prompt, which is also asked of the whole image; needs `{region}`."""
+    """Prompt for the whole image, which is also the training prompt. Must contain `{region}`."""
     crop: str = "Describe this image in detail, and give the bounding box of each object that you mention."
-    """Asked of the crop."""
+    """Prompt for the crop."""
     crop_objects: str = (
         "Describe this image in detail, and give the bounding box of each object that you mention. "
         "These objects are in it:\n{objects}"
     )
-    """Asked of the crop, with the objects inside; needs `{objects}`."""
+    """Prompt for the crop with a list of the objects inside. Must contain `{objects}`."""
     object_line: str = "{index}. {category} {box}"
-    """One object of the list; needs `{category}` and `{box}`."""
+    """One object of the list. Must contain `{category}` and `{box}`; `{index}` counts from 1."""
     object_join: str = "\n"
-    """What stands between two objects of the list."""
+    """Separator between two objects of the list."""
 
-    @field_validator("full", "crop_objects", "object_line")
+    @field_validator(*_PLACEHOLDERS)
     @classmethod
-    def _has_its_fields(cls, value: str, info: ValidationInfo) -> str:
-        needed = {"full": ("{region}",), "crop_objects": ("{objects}",), "object_line": ("{category}", "{box}")}
-        for name in needed[str(info.field_name)]:
-            if name not in value:
-                raise ValueError(f"lacks {name}")
+    def _has_its_placeholders(cls, value: str, info: ValidationInfo) -> str:
+        for placeholder in _PLACEHOLDERS[str(info.field_name)]:
+            if placeholder not in value:
+                raise ValueError(f"lacks {placeholder}")
         return value

@@ -10,9 +10,9 @@ from spr.config.section import Float, Section
 
 
 class ScoringConfig(Section):
-    """How the scores are joined (METHOD §4)."""
+    """How semantic and localization scores become one score (paper, Sec. 3.2)."""
 
     semantic_weight: Float = Field(default=0.8, ge=0, le=1)
-    """λ: S = λ S_sem + (1 − λ) S_loc [paper]."""
+    """λ in S = λ S_sem + (1 − λ) S_loc (paper)."""
     ground_truth: Literal["annotations", "annotations+detections"] = "annotations"
-    """The objects that S_loc asks for; with detections, what the detector finds counts as one, too [ours]."""
+    """Objects that S_loc is measured against: the annotated ones, or the detector's as well (our choice)."""

@@ -1,4 +1,4 @@
-"""What a section of the config is made of: strict numbers, known keys only, values that don't change once made."""
+"""The base class of config sections, and the number types of their fields."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 _EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
 
-def _not_a_text(value: object) -> object:
-    # A number in quotes is a typing error that must not pass silently.
+def _reject_strings(value: object) -> object:
+    # A number in quotes is a mistake that should not pass silently.
     if isinstance(value, str | bool):
         raise ValueError("not a number")
     return value
 
 
-def _not_another_text(value: object) -> object:
-    # YAML reads 1e-5, which everyone writes, as a text: it wants 1.0e-5.
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else _not_a_text(value)
+def _parse_exponent(value: object) -> object:
+    # YAML reads 1e-5 as a string: it expects 1.0e-5.
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else _reject_strings(value)
 
 
-Int = Annotated[int, BeforeValidator(_not_a_text)]
-Float = Annotated[float, BeforeValidator(_not_another_text)]
+Int = Annotated[int, BeforeValidator(_reject_strings)]
+Float = Annotated[float, BeforeValidator(_parse_exponent)]
 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys are errors, values don't change once made."""
+    """A part of the config. Unknown keys are errors, and values can't be changed after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say how and where the work is done, and decide no row: a run goes on when they change."""
+    """Fields that affect how and where the work is done but not its results: a run can be resumed after a change."""

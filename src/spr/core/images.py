@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from spr.core.errors import SprError
+from spr.core.reasons import IMAGE_REASONS
 
 Orientation: TypeAlias = Literal["auto", "apply", "ignore"]
 """What an EXIF orientation does, which says how to turn the stored pixels before they are shown.
@@ -30,16 +31,6 @@ Orientation: TypeAlias = Literal["auto", "apply", "ignore"]
 - ``apply``: boxes were drawn on the turned image, as viewers show it.
 - ``ignore``: boxes were drawn on the stored pixels.
 """
-
-IMAGE_DROP_REASONS: dict[str, str] = {
-    "path_outside_images": "file_name is absolute, climbs with `..` or leaves the images' folder through a link",
-    "image_missing": "no such file in the images' folder",
-    "image_unreadable": "not a file, not an image in one of `FORMATS`, truncated or damaged",
-    "image_too_large": "more pixels than `max_pixels` (a decompression bomb), by the file's header",
-    "image_size_differs": "the image has another size than the annotations say",
-    "image_orientation_ambiguous": "EXIF turns or mirrors the image and the annotated size doesn't tell if boxes do",
-}
-"""Every reason that an `ImageProblem` can bear, with its explanation."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The formats that are opened. Some others would start a program (EPS) or draw vectors."""
@@ -61,7 +52,7 @@ class ImageProblem(SprError):  # noqa: N818 - it names a record's fate, which st
     """An image that can't be used.
 
     Args:
-        reason: A key of `IMAGE_DROP_REASONS`.
+        reason: A key of `IMAGE_REASONS`.
         file_name: The image, as the annotations name it.
         got: What is wrong with it.
         expected: What was expected.
@@ -69,7 +60,7 @@ class ImageProblem(SprError):  # noqa: N818 - it names a record's fate, which st
 
     def __init__(self, reason: str, file_name: str, *, got: object = None, expected: object = None) -> None:
         self.reason, self.file_name = reason, file_name
-        super().__init__(f"Image {file_name!r}: {IMAGE_DROP_REASONS[reason]}", got=got, expected=expected)
+        super().__init__(f"Image {file_name!r}: {IMAGE_REASONS[reason]}", got=got, expected=expected)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.reason, self.file_name, self.got, self.expected)
@@ -166,7 +157,7 @@ def check_image(
         max_pixels: The most pixels, width times height, that are decoded.
 
     Raises:
-        ImageProblem: with one of `IMAGE_DROP_REASONS`.
+        ImageProblem: with one of `IMAGE_REASONS`.
     """
     with ExitStack() as stack:
         image = _open(root, file_name, max_pixels, stack)
@@ -199,7 +190,7 @@ def load_image(
         max_pixels: The most pixels, width times height, that are decoded.
 
     Raises:
-        ImageProblem: with one of `IMAGE_DROP_REASONS`.
+        ImageProblem: with one of `IMAGE_REASONS`.
     """
     with ExitStack() as stack:
         image = _open(root, file_name, max_pixels, stack)
@@ -238,7 +229,7 @@ def load_thumbnail(
         max_pixels: The most pixels, width times height, that are decoded.
 
     Raises:
-        ImageProblem: with one of `IMAGE_DROP_REASONS`.
+        ImageProblem: with one of `IMAGE_REASONS`.
     """
     scale = min(1.0, side / max(size_wh))
     small_wh = max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))
@@ -270,7 +261,7 @@ def reads_alike(root: Path, file_name: str, *, max_pixels: int = MAX_PIXELS) -> 
         max_pixels: The most pixels, width times height.
 
     Raises:
-        ImageProblem: with one of `IMAGE_DROP_REASONS`.
+        ImageProblem: with one of `IMAGE_REASONS`.
     """
     with ExitStack() as stack:
         image = _open(root, file_name, max_pixels, stack)

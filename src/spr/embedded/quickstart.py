@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from spr.config import Config, load_config
+from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.embedded.scenes import write_scenes
 from spr.embedded.texts import PROMPTS
 from spr.evaluation.compare import compare, table
-from spr.evaluation.result import FORMAT_VERSION
 from spr.evaluation.task import Task, evaluate
 from spr.evaluation.tasks.description import Description
 from spr.evaluation.tasks.rec import Rec
@@ -95,7 +95,7 @@ def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: C
     states: dict[str, Path | None] = {"before": None, "after": run / "adapter"}
     for when, adapter in states.items():
         start = time.monotonic()
-        describer = HfDescriber(model, adapter=adapter, temperature=0.0, batch_size=64, max_new_tokens=160)
+        describer = HfDescriber(model, peft_adapter=adapter, temperature=0.0, batch_size=64, max_new_tokens=160)
         for task, items in tasks:
             result = evaluate(task, items, describer=describer, images=images)
             metrics[when][task.name] = result.write(run / "evaluation" / f"{when}-{task.name}.json", run)

@@ -37,7 +37,7 @@ class ExportImages:
         self.settings, self.mode, self.folder = settings, mode, folder
 
     def of_pairs(self, pairs: Sequence[PreferencePair]) -> list[ImageFile | str]:
-        """For each pair its image, or the reason why it can't be used (`spr.core.images.IMAGE_DROP_REASONS` and ours)."""
+        """For each pair its image, or the reason why it can't be used (see `spr.core.reasons`)."""
         # Equal images of one call are read once, which also keeps two threads from writing one file.
         distinct = list({(pair.file_name, pair.width, pair.height): None for pair in pairs})
         with ThreadPoolExecutor(THREADS) as pool:

@@ -26,13 +26,6 @@ from spr.runs.statistics import Statistics
 BATCH = 64
 """Pairs whose images are read and written together."""
 LEFT_OUT = "left_out.jsonl"
-REASONS = {
-    "placeholder_in_text": "the prompt or an answer holds what the trainer takes for an image, such as `<image>`",
-    "not_renderable": "the words would be read as coordinates in the dialect asked for",
-    "chosen_equals_rejected": "in the dialect asked for both answers read the same",
-    "image_needs_rewriting": "EXIF, transparency or 16 bits: readers would see other pixels than the pipeline did",
-}
-"""Why a pair is left out of an export, besides what is wrong with its image (`spr.core.images.IMAGE_DROP_REASONS`)."""
 
 
 @dataclass(frozen=True, slots=True)

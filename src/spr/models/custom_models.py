@@ -13,7 +13,7 @@ from spr.models.tensor_files import convert_pickles
 
 
 @dataclass(frozen=True, slots=True)
-class Native:
+class CustomModel:
     """A kind of model.
 
     Attributes:
@@ -27,39 +27,39 @@ class Native:
     load_processor: Callable[..., Any]
 
 
-def _ferret() -> Native:
+def _ferret() -> CustomModel:
     from spr.models.ported.ferret.configuration import FerretConfig
     from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
     from spr.models.ported.ferret.processing import load_ferret_processor
 
-    return Native(FerretConfig, FerretForConditionalGeneration, load_ferret_processor)
+    return CustomModel(FerretConfig, FerretForConditionalGeneration, load_ferret_processor)
 
 
-def _cogvlm() -> Native:
+def _cogvlm() -> CustomModel:
     from spr.models.ported.cogvlm.configuration import CogVLMConfig
     from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
     from spr.models.ported.cogvlm.processing import load_cogvlm_processor
 
-    return Native(CogVLMConfig, CogVLMForCausalLM, load_cogvlm_processor)
+    return CustomModel(CogVLMConfig, CogVLMForCausalLM, load_cogvlm_processor)
 
 
-NATIVE: dict[str, Callable[[], Native]] = {"ferret": _ferret, "cogvlm": _cogvlm}
+CUSTOM_MODELS: dict[str, Callable[[], CustomModel]] = {"ferret": _ferret, "cogvlm": _cogvlm}
 """``model_type`` → what loads the classes."""
 
 ARCHITECTURES = {"CogVLMForCausalLM": "cogvlm"}
 """For published folders whose config.json has no ``model_type``: its ``architectures`` → ours."""
 
 
-def register_native() -> None:
-    """Tell the auto classes of transformers about all of `NATIVE`; again does no harm."""
-    for model_type, load in NATIVE.items():
+def register_custom_models() -> None:
+    """Tell the auto classes of transformers about all of `CUSTOM_MODELS`; again does no harm."""
+    for model_type, load in CUSTOM_MODELS.items():
         native = load()
         AutoConfig.register(model_type, native.config, exist_ok=True)
         AutoModelForImageTextToText.register(native.config, native.model, exist_ok=True)
 
 
 def load_config(source: Source, *, revision: str | None = None, expected: Collection[str] | None = None) -> Any:
-    """A model's config, also where only ``architectures`` says that it is one of `NATIVE`. Runs no remote code.
+    """A model's config, also where only ``architectures`` says that it is one of `CUSTOM_MODELS`. Runs no remote code.
 
     Args:
         source: A folder or a hub id.
@@ -76,15 +76,15 @@ def load_config(source: Source, *, revision: str | None = None, expected: Collec
     if expected is not None and model_type not in expected:
         fix = "choose a model of that kind, or the adapter for this one"
         raise ModelError(f"{source} is another kind of model", got=model_type, expected=" or ".join(expected), fix=fix)
-    if model_type not in NATIVE:
+    if model_type not in CUSTOM_MODELS:
         return load_part(AutoConfig, source, revision=revision)
-    register_native()
+    register_custom_models()
     with clear_errors(source, revision):
-        return NATIVE[model_type]().config.from_pretrained(source, revision=revision or "main")
+        return CUSTOM_MODELS[model_type]().config.from_pretrained(source, revision=revision or "main")
 
 
-def native_options(source: Source, config: Any) -> dict[str, Any]:
-    """What ``from_pretrained`` must be told of a model of `NATIVE`; nothing for others.
+def custom_options(source: Source, config: Any) -> dict[str, Any]:
+    """What ``from_pretrained`` must be told of a model of `CUSTOM_MODELS`; nothing for others.
 
     A local folder that has its weights as pickles gets them as safetensors, too, once.
 
@@ -92,7 +92,7 @@ def native_options(source: Source, config: Any) -> dict[str, Any]:
         source: A folder or a hub id.
         config: From `load_config`.
     """
-    if config.model_type not in NATIVE:
+    if config.model_type not in CUSTOM_MODELS:
         return {}
     convert_pickles(source)
     return {"config": config}

@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spr.annotations.reasons import DROP_REASONS
-from spr.core.images import IMAGE_DROP_REASONS
+from spr.core.reasons import explain
 from spr.pipeline.runner import STAGES
 from spr.runs.store import StageStore, count_reasons, read_table, reasons_sorted
 
@@ -21,24 +20,6 @@ LISTED = 200
 
 # What a stage's rows come from: only these count for the share that it kept.
 _OWN_KIND = {"objects": "image", "regions": "image", "candidates": "candidate", "scores": "candidate", "pairs": "query"}
-
-_EXPLAINED = {
-    **DROP_REASONS,
-    **IMAGE_DROP_REASONS,
-    "area_under_minimum": "the box's area is under annotations.min_area",
-    "too_few_objects": "fewer objects left than annotations.min_objects",
-    "not_sampled": "enough images were found before it was looked at (annotations.max_images)",
-    "crowd_without_detector": "a crowd annotation, and no detector to find its objects",
-    "empty_answer": "the model said nothing",
-    "repeats_prompt": "the model said its prompt, or the beginning of it",
-    "repeats_candidate": "an earlier candidate of the query reads the same",
-    "not_renderable": "its words would be read as coordinates in the model's dialect",
-    "fewer_than_two_candidates": "there is nothing to compare",
-    "chosen_without_box": "refinement left no box",
-    "chosen_equals_rejected": "both answers read the same",
-    "margin_under_minimum": "the scores differ by less than pairing.min_margin",
-    "length_ratio_over_maximum": "one answer is more than pairing.max_length_ratio times as long as the other",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +85,7 @@ def count_stages(run: Path, events: list[dict[str, Any]]) -> list[StageCount]:
         drops = []
         for name, count in reasons_sorted(manifest.dropped):
             kind, _, reason = name.partition(": ")
-            explained = _EXPLAINED.get(reason, reason.replace("_", " "))
+            explained = explain(stage.name, reason)
             drops.append(Drop(stage.name, kind, reason, count, explained, ids.get(name, [])))
         lost = sum(drop.count for drop in drops if drop.kind == _OWN_KIND[stage.name])
         seconds = took.get(stage.name)

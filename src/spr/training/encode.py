@@ -22,13 +22,6 @@ from spr.training.features import Features, FeatureStore, feature_key
 from spr.training.pairs import TrainingPair
 
 NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
-DROP_REASONS: dict[str, str] = {
-    "empty_answer": "an answer is empty",
-    "answers_equal": "chosen and rejected are the same",
-    "answer_has_image_token": "an answer has the token that stands for an image",
-    "too_long": "prompt and answer have more tokens than `training.max_length` or the model allows; never truncated",
-}
-"""Why a pair is not trained on, besides the reasons of `spr.core.images`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,8 +99,8 @@ class PairEncoder:
             with_rejected: Whether the rejected answers are trained on.
 
         Returns:
-            What is left, in order, and ``(pair_id, reason)`` of what is dropped: `DROP_REASONS` and those of
-            `spr.core.images.ImageProblem`.
+            What is left, in order, and ``(pair_id, reason)`` of what is dropped: `spr.core.reasons.TRAINING_REASONS` and
+            `IMAGE_REASONS`.
         """
         planned: list[PlannedPair] = []
         dropped: list[tuple[str, str]] = []

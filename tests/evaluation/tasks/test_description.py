@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError, RecordError, RunError
 from spr.evaluation.predictions import Answers
 from spr.evaluation.task import evaluate
@@ -124,7 +125,10 @@ def test_samples_differ_by_seed_and_the_file_scores_the_same(images):
 
 def test_the_question_has_the_region_in_the_models_dialect(images):
     result = evaluate(
-        Description(prompt="What is in {region}?"), Regions([query()]), describer=FakeDescriber("ferret"), images=images
+        Description(prompt="What is in {region}?"),
+        Regions([query()]),
+        describer=FakeDescriber(DescriberConfig(backend="fake", dialect="ferret")),
+        images=images,
     )
     assert result.predictions[0].prompt == "What is in [0, 0, 800, 800] <region_fea>?"
     with pytest.raises(ConfigError, match=r"lacks \{region\}"):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from spr.cli import app
 from spr.grounding import get_dialect, parse
-from spr.models.custom_models import NATIVE, load_config
+from spr.models.custom_models import CUSTOM_MODELS, load_config
 from spr.models.describers.hf import HfDescriber
 from spr.models.image_processors import encode, load_processor
 from spr.runs.store import StageStore
@@ -68,7 +68,7 @@ def writer(request, mllm_folder, picture, tmp_path_factory):
         (folder / "chat_template.jinja").write_text(template)
     torch.manual_seed(0)
     draw = random.Random(0)
-    model = NATIVE[family]().model.from_pretrained(folder, config=load_config(folder))
+    model = CUSTOM_MODELS[family]().model.from_pretrained(folder, config=load_config(folder))
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
     processor = load_processor(folder, family)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK)
@@ -155,7 +155,7 @@ def test_from_annotations_to_pairs_to_a_trained_adapter_to_figures(
     request = ask(picture(60, 50), "Describe.")
     options = {"device": "cpu", "temperature": 0, "max_new_tokens": 24}
     merged = HfDescriber(tmp_path / "merged", **options)
-    beside = HfDescriber(folder, adapter=run / "adapter", **options)
+    beside = HfDescriber(folder, peft_adapter=run / "adapter", **options)
     assert merged.dialect.key == family
     assert merged.describe([request]) == beside.describe([request])
     for name, tensor in beside.model.state_dict().items():

@@ -119,7 +119,7 @@ def test_what_a_server_needs_is_asked_for_at_once(settings):
     for wrong in ("127.0.0.1:8000/v1", "ftp://x/v1", "http://", "http://x/v1?key=1", "http://x:99999/v1"):
         with pytest.raises(ConfigError, match=r"describer\.base_url"):
             settings(base_url=wrong)
-    with pytest.raises(ConfigError, match=r"with a password[\s\S]*api_key_env"):
+    with pytest.raises(ConfigError, match=r"contains credentials[\s\S]*api_key_env"):
         settings(base_url="http://user:secret@x/v1")
     with pytest.raises(ConfigError, match=r"api_key_env"):
         settings(api_key_env="sk-this is no name")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from spr.core.errors import InputError
-from spr.models.custom_models import register_native
+from spr.models.custom_models import register_custom_models
 from spr.models.image_processors import encode, load_processor
 from spr.models.loading import ModelError, load_pretrained
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
@@ -180,8 +180,8 @@ def test_half_precision_works_and_is_near_single(dtype, model, batch):
 
 def test_saved_and_loaded_it_is_the_same_model(model, batch, tmp_path):
     model.save_pretrained(tmp_path)
-    register_native()
-    register_native()
+    register_custom_models()
+    register_custom_models()
     again = load_pretrained(AutoModelForImageTextToText, tmp_path)
     assert type(again) is FerretForConditionalGeneration
     with torch.no_grad():

@@ -1,0 +1,129 @@
+"""Why something is dropped: every reason with its explanation, in one place.
+
+A stage may drop things only with the reasons that `DROP_REASONS` lists for it; the runner checks that. A stage of
+another package brings its own reasons (`spr.pipeline.stage.Stage.reasons`). `as_markdown` makes the manual's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+IMAGE_REASONS: dict[str, str] = {
+    "path_outside_images": "the file name is absolute, contains `..` or leaves the image folder through a link",
+    "image_missing": "there is no such file in the image folder",
+    "image_unreadable": "not a regular file, not an image in a supported format, truncated or damaged",
+    "image_too_large": "the header declares more pixels than `annotations.max_pixels` (a decompression bomb)",
+    "image_size_differs": "the image and the annotations disagree about its width and height",
+    "image_orientation_ambiguous": "EXIF rotates or mirrors the image and the annotated size does not show whether the "
+    "boxes are rotated too",
+}
+"""Why an image file can't be used (`spr.core.images.ImageProblem`)."""
+
+ANNOTATION_REASONS: dict[str, str] = {
+    "entry_not_an_object": "an entry of a list is not a JSON object",
+    "image_without_id": "the image has no id, or one that is neither an integer nor a string",
+    "image_size_invalid": "width or height is missing or not a whole number of pixels from 1 to 2³¹ − 1",
+    "image_without_file_name": "the image has neither a file_name nor a coco_url to derive it from (LVIS)",
+    "image_file_name_unsafe": "file_name is absolute, contains `..`, names a drive or contains a NUL or invalid text",
+    "image_id_conflicting": "several images have this id but different file names or sizes; all of them are dropped",
+    "image_id_repeated": "the image is listed again with the same file name and size; one entry is kept",
+    "category_without_id": "the category has no id, or one that is neither an integer nor a string",
+    "category_without_name": "the category has no name",
+    "object_without_id": "the annotation has no id, or one that is neither an integer nor a string",
+    "object_crowd_invalid": "iscrowd is neither a number nor a boolean",
+    "box_missing": "the annotation has no bbox",
+    "box_not_four_numbers": "bbox is not a list of four numbers (a number in quotes is a string)",
+    "box_not_finite": "bbox contains NaN or an infinite number",
+    "box_size_negative": "width or height of the bbox is negative",
+    "box_size_zero": "width or height of the bbox is 0",
+    "object_image_unknown": "image_id is missing or does not match any image",
+    "object_image_dropped": "the image with this image_id was dropped",
+    "object_category_unknown": "category_id is missing or does not match any category",
+    "box_outside_image": "the box lies entirely outside the image",
+    "box_without_area": "nothing is left of the box after clipping to the image and rounding to float32",
+    "object_id_repeated": "several annotations have this id; the smallest by image, category, box and iscrowd is kept",
+}
+"""Why `spr.annotations.read_coco` drops an entry, in the order in which they are checked: the first one counts."""
+
+OBJECT_REASONS: dict[str, str] = {
+    "area_under_minimum": "the area of the box is under `annotations.min_area`",
+    "too_few_objects": "fewer objects are left than `annotations.min_objects`",
+    "not_sampled": "enough images were found before this one was looked at (`annotations.max_images`)",
+    "crowd_without_detector": "a crowd annotation, and no detector is configured to re-annotate it",
+    "crowd_nothing_found": "a crowd in which the detector found nothing of its category",
+    "crowd_nothing_new": "a crowd in which the detector found only objects that have their own annotation",
+    "detection_outside_crowd": "a detection with less than half of its area, or no area at all, in the crowd's box",
+    "detection_suppressed": "a detection that overlaps a better one in the same crowd",
+    "detection_duplicate": "a detection that overlaps an existing object of the same category",
+}
+"""Why the stage `objects` drops images, objects, crowds and detections."""
+
+REGION_REASONS: dict[str, str] = {
+    "too_few_objects": "the image has fewer objects than `regions.min_inside`",
+    "no_valid_region": "no start object leads to a region with enough objects and a valid aspect ratio",
+    "no_further_region": "the image has fewer valid regions than `regions.per_image`",
+}
+"""Why the stage `regions` drops images and queries."""
+
+CANDIDATE_REASONS: dict[str, str] = {
+    "empty_answer": "the answer is empty",
+    "repeats_prompt": "the answer only repeats the prompt or its beginning",
+    "repeats_candidate": "an earlier candidate of the query has the same text",
+    "not_renderable": "its words would be read as coordinates in the model's dialect",
+}
+"""Why the stage `candidates` drops an answer."""
+
+PAIR_REASONS: dict[str, str] = {
+    "fewer_than_two_candidates": "the query has fewer than two candidates to compare",
+    "chosen_without_box": "refinement left no box in the chosen answer",
+    "chosen_equals_rejected": "both answers have the same text",
+    "margin_under_minimum": "the scores differ by less than `pairing.min_margin`",
+    "length_ratio_over_maximum": "one answer is more than `pairing.max_length_ratio` times as long as the other",
+}
+"""Why the stage `pairs` drops a query."""
+
+TRAINING_REASONS: dict[str, str] = {
+    "empty_answer": "an answer is empty",
+    "answers_equal": "chosen and rejected are the same",
+    "answer_has_image_token": "an answer contains the token that stands for an image",
+    "too_long": "prompt and answer have more tokens than `training.max_length` or the model allows; they are never "
+    "truncated",
+}
+"""Why a pair is not trained on, besides `IMAGE_REASONS`."""
+
+EXPORT_REASONS: dict[str, str] = {
+    "placeholder_in_text": "the prompt or an answer contains what the trainer reads as an image, such as `<image>`",
+    "not_renderable": "the words would be read as coordinates in the requested dialect",
+    "chosen_equals_rejected": "both answers have the same text in the requested dialect",
+    "image_needs_rewriting": "EXIF rotation, transparency or 16 bits: other readers would see other pixels than the "
+    "pipeline did",
+}
+"""Why a pair is left out of an export, besides `IMAGE_REASONS`."""
+
+DROP_REASONS: Mapping[str, Mapping[str, str]] = {
+    "objects": {**ANNOTATION_REASONS, **IMAGE_REASONS, **OBJECT_REASONS},
+    "regions": REGION_REASONS,
+    "candidates": {**IMAGE_REASONS, **CANDIDATE_REASONS},
+    "scores": IMAGE_REASONS,
+    "pairs": {**PAIR_REASONS, "not_renderable": CANDIDATE_REASONS["not_renderable"]},
+    "training": {**IMAGE_REASONS, **TRAINING_REASONS},
+    "export": {**IMAGE_REASONS, **EXPORT_REASONS},
+}
+"""Explanations by stage and reason."""
+
+
+def explain(stage: str, reason: str) -> str:
+    """The explanation of a reason; for one of another package's stage, the reason itself in words.
+
+    >>> explain("pairs", "chosen_without_box")
+    'refinement left no box in the chosen answer'
+    """
+    return DROP_REASONS.get(stage, {}).get(reason, reason.replace("_", " "))
+
+
+def as_markdown() -> str:
+    """The table of the manual's page on drop reasons."""
+    lines = ["| stage | reason | explanation |", "|---|---|---|"]
+    for stage, reasons in DROP_REASONS.items():
+        lines += [f"| {stage} | `{reason}` | {explanation} |" for reason, explanation in reasons.items()]
+    return "\n".join(lines) + "\n"
