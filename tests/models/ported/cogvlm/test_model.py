@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 
+from spr.models.families import FAMILIES
 from spr.models.loading import ModelError
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.experts import build_position_ids, route
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
-from spr.training.families import TRAINABLE
 
 EQUAL = {"atol": 1e-5, "rtol": 0}
 
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(cogvlm, rows,
 def test_an_adapter_trains_the_language_expert_alone_and_survives_a_file(make_cogvlm, rows, pixels, tmp_path):
     inputs = rows((0, 0, 6))
     torch.manual_seed(0)
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules=list(TRAINABLE["cogvlm"].targets))
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=list(FAMILIES["cogvlm"].target_modules))
     model = get_peft_model(make_cogvlm(), settings)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in trained}
