@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from spr.core import FORMAT_VERSION
 from spr.core.errors import InputError
 from spr.evaluation.compare import compare, load_results, table
 from spr.evaluation.metrics import Share
-from spr.evaluation.result import FORMAT_VERSION, Result, read_items
+from spr.evaluation.result import Result, read_items
 
 
 def result(right, ids=None, **protocol):

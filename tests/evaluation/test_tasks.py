@@ -7,6 +7,7 @@ import re
 import pytest
 from PIL import Image
 
+from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.ferret_rules import entities
 from spr.evaluation.lvis_questions import write_lvis_questions
@@ -26,7 +27,7 @@ class Says(FakeDescriber):
     """Answers by what is asked."""
 
     def __init__(self, answers, dialect="ferret"):
-        super().__init__(dialect)
+        super().__init__(DescriberConfig(backend="fake", dialect=dialect))
         self.answers, self.asked = answers, []
 
     def describe(self, requests):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from spr.config import Config, load_config
+from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.embedded.scenes import write_scenes
 from spr.evaluation.compare import compare, table
-from spr.evaluation.result import FORMAT_VERSION
 from spr.evaluation.task import Task, evaluate
 from spr.evaluation.tasks.description import Description
 from spr.evaluation.tasks.rec import Rec
