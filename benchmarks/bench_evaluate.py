@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spr.evaluation.expressions import read_expressions
-from spr.evaluation.tasks.rec import THRESHOLDS, rec_from_file
+from spr.evaluation.task import evaluate
+from spr.evaluation.tasks.rec import THRESHOLDS
 from spr.grounding import get_dialect, render_box
 
 PER_IMAGE = {"as RefCOCO, 7 an image": 7, "one an image": 1}
@@ -70,7 +70,7 @@ def make(folder: Path, answers: int, per_image: int, form: str) -> tuple[Path, P
 
 def ours(truth: Path, said: Path) -> dict[str, float]:
     """The accuracies, as the command finds and writes them."""
-    result = rec_from_file(read_expressions(truth), said, get_dialect(DIALECT))
+    result = evaluate("rec", truth, predictions=said, dialect=DIALECT)
     made = result.write(said.parent / "result.json")
     return {name: made["metrics"][name]["value"] for name in made["metrics"]}
 

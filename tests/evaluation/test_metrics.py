@@ -11,9 +11,9 @@ from spr.evaluation.metrics import (
     first_box_iou,
     intervals,
     paired_difference,
-    reaches,
     resampled,
 )
+from spr.grounding.matching import reaches
 
 
 def test_an_iou_that_equals_the_threshold_reaches_it_and_one_below_does_not():

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from spr.core.errors import ConfigError, InputError
-from spr.evaluation.predictions import Answers, Prediction, as_id, dialect_of, read_predictions
+from spr.evaluation.predictions import Answers, Prediction, as_id, read_predictions
 from spr.grounding import get_dialect
 
 IDS = [str(k) for k in range(6)]
@@ -88,11 +88,11 @@ def test_a_folder_is_all_of_its_files(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no predictions"),
-        ("<html>\n", "1 lines that are no JSON objects"),
+        ("", "contains no predictions"),
+        ("<html>\n", "1 lines that are not JSON objects"),
         ('{"answer": "[1, 2, 3, 4]"}\n', "have no field for an id"),
         ('{"id": "0", "box": [1, 2, 3, 4]}\n', "have no field for an answer"),
-        ('{"id": "a", "answer": ""}\n{"id": "b", "answer": ""}\n', "No answer of"),
+        ('{"id": "a", "answer": ""}\n{"id": "b", "answer": ""}\n', "No answer in"),
     ],
 )
 def test_files_that_can_not_be_meant_are_refused(file, content, message):
@@ -123,12 +123,12 @@ def test_an_answer_that_was_never_given_is_written_as_null(file):
     assert read_predictions(file, ["0", "1"]).problems == {"not_text": ["0"]}
 
 
-def test_the_dialect_is_the_given_one_or_what_the_file_says(file):
+def test_the_dialect_of_answers_is_an_object_or_a_name_and_unknown_ones_are_an_error():
     ferret = get_dialect("ferret")
-    assert dialect_of(Answers([], dialect="llava"), ferret, file) is ferret
-    assert dialect_of(Answers([], dialect="llava_onevision:padded=true"), None, file).spec.endswith("padded=true")
+    assert Answers([], dialect=ferret).resolve_dialect() is ferret
+    assert Answers([], dialect="llava_onevision:padded=true").resolve_dialect().spec.endswith("padded=true")
     with pytest.raises(ConfigError, match="give --dialect"):
-        dialect_of(Answers([]), None, file)
+        Answers([]).resolve_dialect()
 
 
 def test_ids_are_texts_or_whole_numbers():
