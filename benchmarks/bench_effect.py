@@ -33,7 +33,7 @@ from spr.evaluation.tasks.rec import evaluate_rec
 from spr.grounding.localization import localization_score
 from spr.models.chat import user_turn
 from spr.models.describers.hf import HfDescriber
-from spr.models.registry import model_source
+from spr.models.loading import model_source
 from spr.pipeline import runner
 from spr.pipeline.pair import make_pair
 from spr.records import Candidate, PreferencePair, RegionQuery, Scores
@@ -177,7 +177,7 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
 
 def measure(data: Path, adapter: Path | None, *, samples: int, limit: int | None = None) -> dict[str, Result]:
     """Held-out figures: rec and descriptions, greedy, and descriptions sampled."""
-    greedy = HfDescriber(MODEL, adapter=adapter, temperature=0.0, per_device_train_batch_size=128, max_new_tokens=160)
+    greedy = HfDescriber(MODEL, peft_adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
     regions = read_regions(data.with_name(data.name.replace("-scenes", "-run")))
     queries, load = regions.queries[:limit], from_folder(data / "images")
     items = read_expressions(data / "expressions.json")

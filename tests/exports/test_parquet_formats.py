@@ -16,7 +16,7 @@ from spr.exports.rows import ExportRow, ImageFile, Labels, Texts
 from spr.exports.trl import FORMAT as TRL
 from spr.exports.writing import export
 from spr.models.describers.hf import HfDescriber
-from spr.models.registry import model_source
+from spr.models.loading import model_source
 
 
 def load(folder, tmp_path):

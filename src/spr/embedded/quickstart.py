@@ -96,7 +96,7 @@ def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: C
     states: dict[str, Path | None] = {"before": None, "after": run / "adapter"}
     for when, adapter in states.items():
         start = time.monotonic()
-        describer = HfDescriber(model, adapter=adapter, temperature=0.0, batch_size=64, max_new_tokens=160)
+        describer = HfDescriber(model, peft_adapter=adapter, temperature=0.0, batch_size=64, max_new_tokens=160)
         found: dict[str, Result] = {
             "rec": evaluate_rec(describer, items, from_folder(images), prompt=PROMPTS["rec"]),
             "description": evaluate_description(describer, queries, from_folder(images), prompt=held_out.prompts.full),

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError, RecordError, RunError
 from spr.evaluation.predictions import Answers
 from spr.evaluation.regions_source import read_regions
@@ -134,7 +135,12 @@ def test_samples_differ_by_seed_and_the_file_scores_the_same(images):
 
 
 def test_the_question_has_the_region_in_the_models_dialect(images):
-    result = evaluate_description(FakeDescriber("ferret"), [query()], load_from(images), prompt="What is in {region}?")
+    result = evaluate_description(
+        FakeDescriber(DescriberConfig(backend="fake", dialect="ferret")),
+        [query()],
+        load_from(images),
+        prompt="What is in {region}?",
+    )
     assert result.predictions[0].prompt == "What is in [0, 0, 800, 800] <region_fea>?"
     with pytest.raises(ConfigError, match=r"lacks \{region\}"):
         evaluate_description(FakeDescriber(), [query()], load_from(images), prompt="What is there?")
