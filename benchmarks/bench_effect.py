@@ -45,7 +45,7 @@ TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_004
 """Seeds of scenes that the embedded models never saw; 900,000,003 were held out of the first search."""
 
 
-METHOD = (
+PIPELINE_OPTIONS = (
     "describer.samples={full: 2, crop: 2, crop_objects: 2}",
     "scoring={}",
     "pairing={}",
@@ -96,7 +96,7 @@ def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str, changes
         write_scenes(data, scenes, seed)
     paths = {"annotations.path": data / "instances.json", "annotations.images": data / "images"}
     overrides = [f"{name}={json.dumps(str(path))}" for name, path in paths.items()]
-    overrides += [*METHOD, *changes, f"seed={seed}", "shard_rows=4096"]
+    overrides += [*PIPELINE_OPTIONS, *changes, f"seed={seed}", "shard_rows=4096"]
     runner.run(load_config("quickstart", overrides), run, until=until)
     return run
 
