@@ -43,20 +43,20 @@ def square_window(region: Box, size_wh: Size) -> Box:
     return float(left), float(top), float(left + side), float(top + side)
 
 
-def cut(image: Image.Image, window: Box) -> Image.Image:
-    """Cut out a window with edges on whole pixels; parts outside the image get CLIP's mean colour."""
+def cut(image: Image.Image, window: Box, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
+    """Cut out a window with edges on whole pixels; parts outside the image get the colour ``fill``, RGB 0..255."""
     left, top, right, bottom = (round(v) for v in window)
     if left >= 0 and top >= 0 and right <= image.width and bottom <= image.height:
         return image.crop((left, top, right, bottom))
-    canvas = Image.new("RGB", (right - left, bottom - top), CLIP_MEAN)
+    canvas = Image.new("RGB", (right - left, bottom - top), fill)
     canvas.paste(image, (-left, -top))
     return canvas
 
 
-def pad_to_square(image: Image.Image) -> Image.Image:
-    """Centre the image in the smallest square that contains it, padded with CLIP's mean colour (supplement, Sec. 1)."""
+def pad_to_square(image: Image.Image, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
+    """Centre the image in the smallest square that contains it, and fill the rest (supplement, Sec. 1)."""
     side = max(image.size)
-    return cut(image, (-((side - image.width) // 2), -((side - image.height) // 2), *_ends(image.size, side)))
+    return cut(image, (-((side - image.width) // 2), -((side - image.height) // 2), *_ends(image.size, side)), fill)
 
 
 def _ends(size_wh: Size, side: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
 from spr.models.chat import render_turn, user_turn
-from spr.models.custom_models import CUSTOM_MODELS, custom_options, load_config
+from spr.models.custom_models import custom_models, custom_options, load_config
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.image_processors import encode, load_processor
@@ -76,7 +76,7 @@ class HfDescriber:
         self.temperature, self.top_p = section.temperature, section.top_p
         model_config = load_config(source, revision=revision)
         model_type: str = model_config.model_type
-        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *CUSTOM_MODELS}:
+        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *custom_models()}:
             got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
             fix = "choose another describer.model"
             raise ModelError(f"{source} is not a multimodal LLM", got=got, expected=expected, fix=fix)
