@@ -15,7 +15,7 @@ from spr.embedded.scenes import write_scenes
 from spr.evaluation.compare import compare, table
 from spr.evaluation.task import Task, evaluate
 from spr.evaluation.tasks.description import Description
-from spr.evaluation.tasks.rec import Rec
+from spr.evaluation.tasks.rec import EMBEDDED_PROMPT, Rec
 from spr.models.describers.hf import HfDescriber
 from spr.models.registry import trained_model
 from spr.pipeline import runner
@@ -25,8 +25,6 @@ from spr.training.pairs import run_pairs
 from spr.training.trainer import train
 
 SCENES, HELD_OUT_SCENES = 800, 300
-REC_PROMPT = "Where is {expression}?"
-"""The question that the embedded describer was trained on."""
 HELD_OUT = 500_000_000
 """Offset of the held-out scenes' seed, so that they differ from the training scenes of any small seed."""
 
@@ -89,7 +87,7 @@ def _config(data: Path, scenes: int, scene_seed: int, seed: int) -> Config:
 def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: Callable[[str], None]) -> None:
     """Evaluate before and after training and write ``RUN/metrics.json``, also if it exists."""
     images = held_out.annotations.images
-    rec, description = Rec(prompt=REC_PROMPT), Description(prompt=held_out.prompts.full)
+    rec, description = Rec(prompt=EMBEDDED_PROMPT), Description(prompt=held_out.prompts.full)
     expressions, regions = rec.load(images.parent / "expressions.json"), description.load(regions_run)
     tasks: tuple[tuple[Task[Any], Any], ...] = (rec, expressions), (description, regions)
     metrics: dict[str, Any] = {"format_version": FORMAT_VERSION, "before": {}, "after": {}, "counts": {}, "seconds": {}}

@@ -189,7 +189,7 @@ def device_of(name: str) -> torch.device:
 
 
 def placement(device: torch.device, device_map: str | None, load_in_4bit: bool) -> dict[str, Any]:
-    """Arguments of `load_pretrained` for where the weights go and in how many bits; a device map replaces the device."""
+    """Arguments of `load_pretrained`: where the weights go, and in how many bits. A device map replaces the device."""
     if not load_in_4bit:
         return {"device_map": device_map} if device_map is not None else {"device": device}
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
 from spr.core.errors import InputError, RunError
-from spr.models.custom_models import load_config, loading_options
+from spr.models.custom_models import custom_options, load_config
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
 from spr.models.loading import load_pretrained
@@ -47,7 +47,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     config = load_config(source, revision=revision, expected=FAMILIES)
     kind: str = config.model_type
     base = load_pretrained(
-        AutoModelForImageTextToText, source, revision=revision, dtype="auto", **loading_options(source, config)
+        AutoModelForImageTextToText, source, revision=revision, dtype="auto", **custom_options(source, config)
     )
     of, kind_of = (made.auto_mapping or {}).get("base_model_class"), type(base).__name__
     if of not in (None, kind_of):

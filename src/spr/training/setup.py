@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from spr.config import TrainingConfig
-from spr.models.custom_models import load_config, loading_options
+from spr.models.custom_models import custom_options, load_config
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
 from spr.models.loading import ModelError, load_pretrained, model_source, placement, source_name
@@ -80,7 +80,7 @@ def load_trainee(
         revision=revision,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
-        **loading_options(source, config),
+        **custom_options(source, config),
         **placement(device, None, settings.load_in_4bit),
     )
     name = source_name(source, revision, base)

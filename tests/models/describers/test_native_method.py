@@ -190,11 +190,7 @@ def assert_only_the_language_model_changed(family, before, after):
     assert before.keys() == after.keys()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     layers = f"{entry.language_model.removesuffix('.layers')}.layers."
-    adapted = {
-        name
-        for name in before
-        if name.startswith(layers)
-        and name.removesuffix(".weight").endswith(tuple(f".{target}" for target in entry.target_modules))
-    }
+    endings = tuple(f".{target}" for target in entry.target_modules)
+    adapted = {name for name in before if name.startswith(layers) and name.removesuffix(".weight").endswith(endings)}
     assert len(adapted) == 2 * len(entry.target_modules)  # two layers
     assert changed == adapted

@@ -32,7 +32,7 @@ from spr.runs.store import StageStore, read_table
 RECALLS = (0.5, 0.75, 0.9)
 UNMATCHED = 0.5
 _REGION = "{region}"
-_EMBEDDED = "Describe the region {region} and locate its objects."  # what the embedded describer was trained on
+EMBEDDED_PROMPT = "Describe the region {region} and locate its objects."  # what the embedded describer was trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Description(Task[Regions]):
 
     def questions(self, items: Regions, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """`samples` questions per region about the whole image, with the region in the model's dialect."""
-        embedded = _EMBEDDED if model.startswith("embedded/") else None
+        embedded = EMBEDDED_PROMPT if model.startswith("embedded/") else None
         default = embedded or dialect.description_prompt or PromptsConfig().full
         prompt = check_prompt(self.prompt or items.prompt or default, _REGION)
         questions = []

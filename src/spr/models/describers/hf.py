@@ -18,7 +18,7 @@ from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
 from spr.models.chat import render_turn, user_turn
-from spr.models.custom_models import custom_models, load_config, loading_options
+from spr.models.custom_models import custom_models, custom_options, load_config
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.image_processors import encode, load_processor
@@ -90,7 +90,7 @@ class HfDescriber:
             revision=revision,
             dtype=section.dtype,
             attn_implementation=section.attn_implementation,
-            **loading_options(source, model_config),
+            **custom_options(source, model_config),
             **placement(device_of(section.device), section.device_map, section.load_in_4bit),
         )
         check_vocabulary(source, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)
