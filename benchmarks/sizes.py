@@ -34,13 +34,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spr.config import LoraSection
+from spr.models.families import FAMILIES
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.experts import Routing
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.training.collate import EncodedPair, collate
-from spr.training.families import TRAINABLE
 from spr.training.features import Features
 from spr.training.lora import add_adapter
 from spr.training.model import PairModel
@@ -212,10 +212,8 @@ def cast_linear(weight: Tensor, given: Tensor) -> Tensor:
 
 def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> dict[str, float]:
     """A step of `spr train` on pairs whose features are there, after a first one that made AdamW's moments."""
-    trainable = TRAINABLE[model.config.model_type]
-    adapted = PairModel(
-        add_adapter(model, LoraSection(r=options.rank, lora_alpha=2 * options.rank), trainable), trainable
-    )
+    family = FAMILIES[model.config.model_type]
+    adapted = PairModel(add_adapter(model, LoraSection(r=options.rank, lora_alpha=2 * options.rank), family), family)
     for module in adapted.modules():
         if isinstance(module, nn.Linear) and module.weight.requires_grad:
             module.forward = partial(cast_linear, module.weight)  # type: ignore[method-assign]
@@ -251,7 +249,7 @@ def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> di
         work = Counter(ledger.flops)
     if set(work) - {"bfloat16"}:
         raise SystemExit(f"Products ran in other precisions, too: {dict(work)}")
-    layers, tokens = len(model.get_submodule(trainable.language_model.removesuffix(".layers")).layers), batch.tokens
+    layers, tokens = len(model.get_submodule(family.language_model.removesuffix(".layers")).layers), batch.tokens
     square = 4 * options.pairs * (tokens // options.pairs) ** 2 * hidden * layers
     trained = sum(parameter.numel() for parameter in parameters)
     return {

@@ -165,7 +165,7 @@ def test_images_of_every_kind_and_regions_at_their_borders_become_pairs(
             "describer": {"backend": "fake"},
             "scorer": {"model": str(clip_folder), "device": "cpu"},
             "detector": {
-                "adapter": adapter,
+                "backend": adapter,
                 "model": str(request.getfixturevalue(folder)),
                 "box_threshold": 0.0,
                 "device": "cpu",

@@ -1,5 +1,7 @@
 """The table of families fits the dialects and the classes of transformers."""
 
+from pkgutil import resolve_name
+
 import pytest
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -7,7 +9,6 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, get_dialect, parse
-from spr.models.custom_models import NATIVE
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.loading import ModelError
 
@@ -15,8 +16,8 @@ from spr.models.loading import ModelError
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
 def test_a_family_names_a_dialect_and_classes_that_exist(family):
     assert family.dialect in DIALECTS
-    if family.model_type in NATIVE:
-        assert NATIVE[family.model_type]().config.model_type == family.model_type
+    if family.custom is not None:
+        assert resolve_name(family.custom.config).model_type == family.model_type
     else:
         assert hasattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family.model_type])
         assert hasattr(transformers, PROCESSOR_MAPPING_NAMES[family.model_type])

@@ -42,7 +42,7 @@ def adapter(tmp_path_factory):
 
 
 def describer(adapter=None, **options):
-    return HfDescriber(FOLDER, adapter=adapter, temperature=0, device="cpu", max_new_tokens=40, **options)
+    return HfDescriber(FOLDER, peft_adapter=adapter, temperature=0, device="cpu", max_new_tokens=40, **options)
 
 
 @torch.no_grad()

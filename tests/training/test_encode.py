@@ -8,8 +8,8 @@ import torch
 from spr.core.images import ImageProblem
 from spr.core.reasons import TRAINING_REASONS
 from spr.models.chat import user_turn
+from spr.models.families import FAMILIES
 from spr.training.encode import context_length, plan_digest
-from spr.training.families import TRAINABLE
 from spr.training.features import Features, MemoryFeatures
 from spr.training.pairs import trl_pairs
 from spr.training.setup import load_trainee
@@ -34,7 +34,7 @@ def pairs(pairs_folder):
     return list(trl_pairs(pairs_folder))
 
 
-@pytest.mark.parametrize("model_type", list(TRAINABLE))
+@pytest.mark.parametrize("model_type", list(FAMILIES))
 def test_prompts_have_the_tokens_that_were_counted_and_answers_end_their_turn(model_type, trainee_of, pairs):
     encoder = trainee_of(model_type).encoder
     planned, dropped = encoder.plan(pairs, 4096)

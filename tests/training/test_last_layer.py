@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from spr.models.families import FAMILIES
 from spr.training.collate import collate
-from spr.training.families import TRAINABLE
 from spr.training.features import Features
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.model import PairModel
@@ -32,7 +32,7 @@ def steps(trainable_folder, pairs_folder, stir, settings, tmp_path):
 
         pairs = [encoder.finish(one, encoder.read(one), look) for one in planned]
         batch = collate(pairs, encoder.pad, shared=trainee.shared)
-        layers = model.base.get_submodule(f"{trainee.model.trainable.language_model.removesuffix('.layers')}.layers")
+        layers = model.base.get_submodule(f"{trainee.model.family.language_model.removesuffix('.layers')}.layers")
         made = []
         for given in (batch, dataclasses.replace(batch, begin=0)):
             # Behind the hook that cuts, so that it sees what the MLP is given.
@@ -58,9 +58,9 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("prefix", ["auto", "separate"])
-@pytest.mark.parametrize("model_type", list(TRAINABLE))
+@pytest.mark.parametrize("model_type", list(FAMILIES))
 def test_it_changes_no_number(model_type, prefix, steps):
-    batch, short, whole = steps(model_type, prefix=prefix)
+    batch, short, whole = steps(model_type, prefix_sharing=prefix)
     width = batch.input_ids.shape[1]
     assert 0 < batch.begin < width
     assert whole[2] == [width]
@@ -89,7 +89,7 @@ def test_a_second_pair_model_takes_the_place_of_the_first(trainable_folder, pair
     batch = collate(pairs, trainee.encoder.pad, shared=True)
     expected = first(batch)
     assert batch.begin > 0
-    second = PairModel(first.peft, first.trainable)
+    second = PairModel(first.peft, first.family)
     for given, wanted in zip(second(batch), expected, strict=True):
         assert torch.equal(given, wanted)
 
@@ -100,5 +100,5 @@ def test_without_gradients_the_model_computes_all_rows_again_after_each_batch(st
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         expected = model(input_ids=ids).logits
-        PairModel(model, TRAINABLE["llava_onevision"])(batch)
+        PairModel(model, FAMILIES["llava_onevision"])(batch)
         assert torch.equal(model(input_ids=ids).logits, expected)

@@ -6,10 +6,10 @@ from transformers import AutoModelForImageTextToText
 
 from spr.config import LoraSection
 from spr.core.errors import ConfigError, SprError
-from spr.training.families import TRAINABLE
+from spr.models.families import FAMILIES
 from spr.training.lora import add_adapter, check_trained, describe_trained
 
-KIND = TRAINABLE["llava_onevision"]
+KIND = FAMILIES["llava_onevision"]
 
 
 @pytest.fixture

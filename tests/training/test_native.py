@@ -74,7 +74,7 @@ def test_a_prompt_whose_region_is_not_in_the_image_ends_the_training_before_a_st
     text = "Describe [100, 100, 1200, 300] <region_fea>."
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
     about_regions[1] = dataclasses.replace(about_regions[1], messages=messages)
-    with pytest.raises(RegionError, match=r"outside of the image[\s\S]*\[100, 100, 1200, 300\] <region_fea>"):
+    with pytest.raises(RegionError, match=r"outside the image[\s\S]*\[100, 100, 1200, 300\] <region_fea>"):
         train(about_regions, str(trainable_folder("ferret")), settings(), tmp_path)
     assert not (tmp_path / "adapter").exists()
 
@@ -94,7 +94,7 @@ def test_steps_change_the_adapter_alone(model_type, dtype, pairs_folder, trainab
     planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
     made = [trainee.encoder.finish(pair, trainee.encoder.read(pair), features_of(model)) for pair in planned]
     batch = collate(made, trainee.encoder.pad, shared=trainee.shared)
-    layers = model.base.get_submodule(trainee.model.trainable.language_model.removesuffix(".layers")).layers
+    layers = model.base.get_submodule(trainee.model.family.language_model.removesuffix(".layers")).layers
     assert {layer.gradient_checkpointing for layer in layers} == {config.gradient_checkpointing}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)

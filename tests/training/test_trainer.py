@@ -109,7 +109,7 @@ def test_the_adapter_and_the_merged_model_give_the_trained_models_logps(model, p
     planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder)), 4096)
 
     def logps_of(base):
-        whole = PairModel(base, trainee.model.trainable)
+        whole = PairModel(base, trainee.model.family)
         made = [
             trainee.encoder.finish(p, trainee.encoder.read(p), lambda v: Features(*whole(vision=v))) for p in planned
         ]

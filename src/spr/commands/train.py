@@ -73,7 +73,7 @@ def merge(
     revision: Annotated[str | None, typer.Option(help="The model's revision on the hub.")] = None,
 ) -> None:
     """Write the model with its adapter merged in, as a folder that loads like any model."""
-    from spr.models.registry import model_source
+    from spr.models.loading import model_source
     from spr.training.merge import merge_adapter
 
     adapter = run / "adapter" if (run / "adapter").is_dir() else run

@@ -12,6 +12,7 @@ from spr.config.loading import (
     load_config,
     load_training,
     make_config,
+    make_section,
 )
 from spr.config.pairing import PairingConfig
 from spr.config.prompts import PromptsConfig
@@ -46,4 +47,5 @@ __all__ = [
     "load_config",
     "load_training",
     "make_config",
+    "make_section",
 ]

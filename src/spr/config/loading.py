@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -61,6 +62,31 @@ def make_config(raw: Mapping[str, Any], where: str = "config") -> Config:
     section = config.annotations
     absolute = {name: _absolute(getattr(section, name), f"annotations.{name}") for name in ("path", "images")}
     return config.model_copy(update={"annotations": section.model_copy(update=absolute)})
+
+
+def make_section(schema: type[Part], source: Part | str | PathLike[str], **fields: Any) -> Part:
+    """A section from what a model's constructor is given: the section itself, or a model id or folder with fields.
+
+    Args:
+        schema: The section's class, such as `DescriberConfig`.
+        source: A section, used as it is, or the value of the field ``model``.
+        **fields: Further fields of the section; paths may be `Path` objects.
+
+    Raises:
+        ConfigError: if a field is unknown or its value is not valid, or fields are given beside a section.
+
+    >>> from spr.config import DetectorConfig
+    >>> make_section(DetectorConfig, "IDEA-Research/grounding-dino-tiny", box_threshold=0.3).box_threshold
+    0.3
+    """
+    if isinstance(source, schema):
+        if fields:
+            fix = "set them in the section: section.model_copy(update={…})"
+            raise ConfigError("Both a config section and fields are given", got=", ".join(fields), fix=fix)
+        return source
+    given = {"model": source, **fields}
+    plain = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in given.items()}
+    return _validate(schema, plain, schema.__name__)
 
 
 def find_config(source: str | Path) -> Path:

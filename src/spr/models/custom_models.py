@@ -1,98 +1,68 @@
-"""Models that transformers lacks and that are built here: known to its auto classes once something asks for a model."""
+"""Models that transformers does not have: their classes are registered with its auto classes on first use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
+from pkgutil import resolve_name
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
+from spr.models.families import FAMILIES, CustomModel
 from spr.models.loading import ModelError, Source, clear_errors, load_part
 from spr.models.tensor_files import convert_pickles
 
 
-@dataclass(frozen=True, slots=True)
-class Native:
-    """A kind of model.
-
-    Attributes:
-        config: Its config class.
-        model: Its model class.
-        load_processor: Folder or hub id, config and ``revision=`` → its processor, padding on the left.
-    """
-
-    config: Any
-    model: Any
-    load_processor: Callable[..., Any]
+def custom_models() -> dict[str, CustomModel]:
+    """The classes of each family that transformers does not have, by ``model_type``."""
+    return {kind: family.custom for kind, family in FAMILIES.items() if family.custom is not None}
 
 
-def _ferret() -> Native:
-    from spr.models.ported.ferret.configuration import FerretConfig
-    from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
-    from spr.models.ported.ferret.processing import load_ferret_processor
-
-    return Native(FerretConfig, FerretForConditionalGeneration, load_ferret_processor)
-
-
-def _cogvlm() -> Native:
-    from spr.models.ported.cogvlm.configuration import CogVLMConfig
-    from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
-    from spr.models.ported.cogvlm.processing import load_cogvlm_processor
-
-    return Native(CogVLMConfig, CogVLMForCausalLM, load_cogvlm_processor)
-
-
-NATIVE: dict[str, Callable[[], Native]] = {"ferret": _ferret, "cogvlm": _cogvlm}
-"""``model_type`` → what loads the classes."""
-
-ARCHITECTURES = {"CogVLMForCausalLM": "cogvlm"}
-"""For published folders whose config.json has no ``model_type``: its ``architectures`` → ours."""
-
-
-def register_native() -> None:
-    """Tell the auto classes of transformers about all of `NATIVE`; again does no harm."""
-    for model_type, load in NATIVE.items():
-        native = load()
-        AutoConfig.register(model_type, native.config, exist_ok=True)
-        AutoModelForImageTextToText.register(native.config, native.model, exist_ok=True)
+def register_custom_models() -> None:
+    """Register the classes of all `custom_models` with the auto classes of transformers; may be called repeatedly."""
+    for model_type, custom in custom_models().items():
+        config = resolve_name(custom.config)
+        AutoConfig.register(model_type, config, exist_ok=True)
+        AutoModelForImageTextToText.register(config, resolve_name(custom.model), exist_ok=True)
 
 
 def load_config(source: Source, *, revision: str | None = None, expected: Collection[str] | None = None) -> Any:
-    """A model's config, also where only ``architectures`` says that it is one of `NATIVE`. Runs no remote code.
+    """Load a model's config, including configs that name only ``architectures``. Runs no remote code.
 
     Args:
         source: A folder or a hub id.
         revision: Branch, tag or commit of the hub's repository.
-        expected: The model types that will do; None for any.
+        expected: The accepted model types; None for any.
 
     Raises:
-        ModelError: as `spr.models.loading.load_pretrained`, and if the model is of another type.
+        ModelError: as `spr.models.loading.load_pretrained`, and if the model type is not an expected one.
     """
+    customs = custom_models()
     with clear_errors(source, revision):
         found, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
-    names = found.get("architectures") or [None]
-    model_type = found.get("model_type") or ARCHITECTURES.get(names[0])
+    named = (found.get("architectures") or [None])[0]
+    by_architecture = next((kind for kind, custom in customs.items() if named in custom.architectures), None)
+    model_type = found.get("model_type") or by_architecture
     if expected is not None and model_type not in expected:
-        fix = "choose a model of that kind, or the adapter for this one"
+        fix = "choose a model of an expected type, or the backend for this one"
         raise ModelError(f"{source} is another kind of model", got=model_type, expected=" or ".join(expected), fix=fix)
-    if model_type not in NATIVE:
+    if model_type not in customs:
         return load_part(AutoConfig, source, revision=revision)
-    register_native()
+    register_custom_models()
     with clear_errors(source, revision):
-        return NATIVE[model_type]().config.from_pretrained(source, revision=revision or "main")
+        return resolve_name(customs[model_type].config).from_pretrained(source, revision=revision or "main")
 
 
-def native_options(source: Source, config: Any) -> dict[str, Any]:
-    """What ``from_pretrained`` must be told of a model of `NATIVE`; nothing for others.
+def custom_options(source: Source, config: Any) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that a custom model needs; empty for models of transformers.
 
-    A local folder that has its weights as pickles gets them as safetensors, too, once.
+    If a local folder has its weights as pickles, they are first converted to safetensors, once.
 
     Args:
         source: A folder or a hub id.
         config: From `load_config`.
     """
-    if config.model_type not in NATIVE:
+    if config.model_type not in custom_models():
         return {}
     convert_pickles(source)
     return {"config": config}

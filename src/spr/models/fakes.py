@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.core import boxes as bx
 from spr.core.randomness import stable_hash
 from spr.core.views import shift
@@ -27,7 +28,7 @@ class FakeDescriber:
     A question about no region is answered with a box somewhere in the image.
 
     Args:
-        dialect: A key of `spr.grounding.DIALECTS`.
+        config: The config section, of which only `dialect` has an effect; LLaVA-OneVision's is the default.
         drop: Chance that an object is left out, 0..1.
         jitter: Standard deviation of each edge, as a share of the object's side.
         invent: Chance that a thing is added that is not there, 0..1.
@@ -36,9 +37,10 @@ class FakeDescriber:
     name = "fake"
 
     def __init__(
-        self, dialect: str = "llava_onevision", *, drop: float = 0.25, jitter: float = 0.08, invent: float = 0.3
+        self, config: DescriberConfig | None = None, *, drop: float = 0.25, jitter: float = 0.08, invent: float = 0.3
     ) -> None:
-        self.dialect = get_dialect(dialect)
+        dialect = config.dialect if config is not None else None
+        self.dialect = get_dialect(dialect or "llava_onevision")
         self.drop, self.jitter, self.invent = drop, jitter, invent
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
@@ -94,6 +96,9 @@ class FakeScorer:
     name = "fake"
     width = 64
 
+    def __init__(self, config: ScorerConfig | None = None) -> None:
+        """Take the config section, no field of which has an effect."""
+
     def embed_views(self, views: Sequence[View]) -> Vectors:
         """Unit vectors ``(len(views), 64)``, float32."""
         return np.stack([self._embed_view(view) for view in views]) if views else np.zeros((0, self.width), np.float32)
@@ -115,6 +120,9 @@ class FakeDetector:
     """Finds each longer word of the text once, at a place decided by the word and the image's size."""
 
     name = "fake"
+
+    def __init__(self, config: DetectorConfig | None = None) -> None:
+        """Take the config section, no field of which has an effect."""
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """For each request at most three finds, best first."""

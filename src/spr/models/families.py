@@ -1,4 +1,7 @@
-"""Families of multimodal LLMs, as data: what one must know of each that its files don't say."""
+"""One table of the families of multimodal LLMs: how each is loaded, prompted and trained.
+
+A new family is one entry here, or an entry point of the group ``spr.families`` in another package.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,56 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from spr.core.registry import Registry
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
 from spr.models.loading import ModelError
 
+_LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class CustomModel:
+    """Classes of a model that transformers does not have, as ``"module:name"``; they are imported when first used.
+
+    Attributes:
+        config: The config class.
+        model: The model class.
+        load_processor: Function of a folder or hub id, a config and ``revision=`` that returns the processor, which
+            pads on the left.
+        architectures: Names in ``architectures`` of config.json that identify published folders without a
+            ``model_type``.
+    """
+
+    config: str
+    model: str
+    load_processor: str
+    architectures: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Models that share a class of transformers.
+    """Models that share one model class, and what SPR must know of them that their files don't state.
 
     Attributes:
-        model_type: Of their config.
-        models: Whose names people know.
+        model_type: ``model_type`` of their configs, and the key in `FAMILIES`.
+        models: The names that people know them by.
         dialect: Key of `spr.grounding.DIALECTS`.
-        turn: The user's turn and the start of the answer, for folders without a chat template, as the model's card
-            gives it. ``{image}`` stands for the image, ``{prompt}`` for the user's text.
-        end_of_turn: Tokens that end an answer, beside those that the generation config names.
-        pads_square: Trained on images padded to a square, while the saved processor cuts the longer side off.
-        max_aspect: Long side over short side from which on the image processor refuses an image.
+        turn: The user's turn and the start of the answer, used for folders without a chat template; taken from the
+            model's card. ``{image}`` stands for the image, ``{prompt}`` for the user's text.
+        end_of_turn: Tokens that end an answer, in addition to those of the generation config.
+        pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
+        max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
+        custom: The model's own classes, for families that transformers does not have.
+        target_modules: Default LoRA targets: names of linear layers of the language model, with as many parent names
+            as are needed to tell them from layers that get no adapter.
+        language_model: Path of the language model, or of its list of layers, inside the model. Nothing outside of it
+            is ever trained.
+        shared_prefix: True if a test shows that one sequence per pair (image and prompt once, then both answers) gives
+            the same log-probabilities and gradients as two sequences.
+        joined_features: True if the model takes the image features as one tensor instead of a list.
+        bidirectional_prompt: True for prefix language models, in which prompt tokens attend to each other in both
+            directions. They read ``token_type_ids``: 0 for the prompt, 1 for the answer.
     """
 
     model_type: str
@@ -34,47 +69,125 @@ class Family:
     end_of_turn: tuple[str, ...] = ()
     pads_square: bool = False
     max_aspect: float | None = None
+    custom: CustomModel | None = None
+    target_modules: tuple[str, ...] = _LLAMA_LINEAR
+    language_model: str = "model.language_model"
+    shared_prefix: bool = False
+    joined_features: bool = False
+    bidirectional_prompt: bool = False
 
 
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
+_CHAT_ML_END = ("<|im_end|>",)
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _QWEN_TURN = _CHAT_ML.replace("{image}", "<|vision_start|>{image}<|vision_end|>")
-# The conversation template ferret_v1: the system's text ends with a space, and so does what follows it.
 FERRET_SYSTEM = (
     "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: top-left [0, 0], "
     "bottom-right [width-1, height-1]. Increasing x moves right; y moves down. Bounding box: [x1, y1, x2, y2]. "
     "Image size: 1000x1000. Follow instructions.  "
 )
-"""What the conversation template ``ferret_v1`` begins with; the models were trained with it."""
-_FERRET_TURN = FERRET_SYSTEM + "USER: {image}\n{prompt} ASSISTANT:"
+"""System text of Ferret's conversation template ``ferret_v1``. The two spaces at its end are part of the template."""
 
 _ALL = (
     Family(
         "llava",
         "LLaVA-1.5",
-        "llava",
-        "USER: {image}\n{prompt} ASSISTANT:",
+        dialect="llava",
+        turn="USER: {image}\n{prompt} ASSISTANT:",
         pads_square=True,
+        shared_prefix=True,
     ),
     Family(
         "llava_onevision",
         "LLaVA-OneVision 0.5B, 7B, 72B",
-        "llava_onevision",
-        "<|im_start|>user {image}\n{prompt}<|im_end|><|im_start|>assistant\n",
-        ("<|im_end|>",),
+        dialect="llava_onevision",
+        turn="<|im_start|>user {image}\n{prompt}<|im_end|><|im_start|>assistant\n",
+        end_of_turn=_CHAT_ML_END,
+        shared_prefix=True,
     ),
-    Family("qwen2_vl", "Qwen2-VL", "qwen2_vl", _QWEN_SYSTEM + _QWEN_TURN, ("<|im_end|>",), max_aspect=200),
-    Family("qwen2_5_vl", "Qwen2.5-VL", "qwen2_5_vl", _QWEN_SYSTEM + _QWEN_TURN, ("<|im_end|>",), max_aspect=200),
-    Family("qwen3_vl", "Qwen3-VL", "qwen3_vl", _QWEN_TURN, ("<|im_end|>",), max_aspect=200),
-    Family("internvl", "InternVL3", "internvl", _CHAT_ML.replace("{image}", "{image}\n"), ("<|im_end|>",)),
-    # No chat: the processor itself puts the beginning of the text behind the image and ends the prompt with a newline.
-    Family("paligemma", "PaliGemma, PaliGemma 2", "paligemma", "{image}{prompt}"),
-    Family("ferret", "Ferret 7B, 13B", "ferret", _FERRET_TURN),
-    # The grounding models' turn; cogvlm-chat's, "Question: … Answer:", comes with its config's template_version.
-    Family("cogvlm", "CogVLM-17B (grounding-generalist, chat, base)", "cogvlm", "{image}{prompt}"),
+    Family(
+        "qwen2_vl",
+        "Qwen2-VL",
+        dialect="qwen2_vl",
+        turn=_QWEN_SYSTEM + _QWEN_TURN,
+        end_of_turn=_CHAT_ML_END,
+        max_aspect=200,
+        shared_prefix=True,
+    ),
+    Family(
+        "qwen2_5_vl",
+        "Qwen2.5-VL",
+        dialect="qwen2_5_vl",
+        turn=_QWEN_SYSTEM + _QWEN_TURN,
+        end_of_turn=_CHAT_ML_END,
+        max_aspect=200,
+        shared_prefix=True,
+    ),
+    Family(
+        "qwen3_vl",
+        "Qwen3-VL",
+        dialect="qwen3_vl",
+        turn=_QWEN_TURN,
+        end_of_turn=_CHAT_ML_END,
+        max_aspect=200,
+        shared_prefix=True,
+    ),
+    Family(
+        "internvl",
+        "InternVL3",
+        dialect="internvl",
+        turn=_CHAT_ML.replace("{image}", "{image}\n"),
+        end_of_turn=_CHAT_ML_END,
+        shared_prefix=True,
+        joined_features=True,
+    ),
+    Family(
+        "paligemma",
+        "PaliGemma, PaliGemma 2",
+        dialect="paligemma",
+        # Not a chat model. Its processor adds the beginning-of-text token after the image and a newline at the end.
+        turn="{image}{prompt}",
+        joined_features=True,
+        bidirectional_prompt=True,
+    ),
+    Family(
+        "ferret",
+        "Ferret 7B, 13B",
+        dialect="ferret",
+        turn=FERRET_SYSTEM + "USER: {image}\n{prompt} ASSISTANT:",
+        custom=CustomModel(
+            "spr.models.ported.ferret.configuration:FerretConfig",
+            "spr.models.ported.ferret.modeling:FerretForConditionalGeneration",
+            "spr.models.ported.ferret.processing:load_ferret_processor",
+        ),
+        shared_prefix=True,
+    ),
+    Family(
+        "cogvlm",
+        "CogVLM-17B (grounding-generalist, chat, base)",
+        dialect="cogvlm",
+        # Of the grounding models. cogvlm-chat uses "Question: … Answer:", set by its config's template_version.
+        turn="{image}{prompt}",
+        custom=CustomModel(
+            "spr.models.ported.cogvlm.configuration:CogVLMConfig",
+            "spr.models.ported.cogvlm.modeling:CogVLMForCausalLM",
+            "spr.models.ported.cogvlm.processing:load_cogvlm_processor",
+            architectures=("CogVLMForCausalLM",),
+        ),
+        # The layers of the language expert. Those of the visual expert stay frozen.
+        target_modules=(
+            "language_expert_query_key_value",
+            "language_expert_dense",
+            "language_mlp.gate_proj",
+            "language_mlp.up_proj",
+            "language_mlp.down_proj",
+        ),
+        language_model="model.layers",
+        shared_prefix=True,
+    ),
 )
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
+FAMILIES: Registry[Family] = Registry("model family", "spr.families", {family.model_type: family for family in _ALL})
 """The families by ``model_type``."""
 
 
@@ -93,16 +206,16 @@ def is_grounding_token(token: str, *dialects: Dialect) -> bool:
 
 
 def choose_dialect(dialect: str | Dialect | None, model_type: str, image_processor: Any) -> Dialect:
-    """The dialect that a model writes, set up as its image processor is.
+    """The dialect of a model, set up to match its image processor.
 
     Args:
-        dialect: A dialect to be taken as it is, a key, or None for the family's.
-        model_type: Of the model's config.
-        image_processor: The model's; for dialects that count pixels of the resized image (Qwen2.5-VL), its ``size``,
-            ``patch_size`` and ``merge_size`` say how it resizes.
+        dialect: A dialect, which is returned unchanged; a key; or None for the family's dialect.
+        model_type: ``model_type`` of the model's config.
+        image_processor: The model's image processor. Dialects in pixels of the resized image (Qwen2.5-VL) read its
+            ``size``, ``patch_size`` and ``merge_size``.
 
     Raises:
-        ModelError: if None is given for a family that is not in `FAMILIES`.
+        ModelError: if ``dialect`` is None and the family is not in `FAMILIES`.
         GroundingError: for an unknown key.
     """
     if isinstance(dialect, Dialect):
@@ -110,7 +223,7 @@ def choose_dialect(dialect: str | Dialect | None, model_type: str, image_process
     if dialect is None:
         if model_type not in FAMILIES:
             raise ModelError(
-                "The dialect of this family of models is not known",
+                "The dialect of this model family is unknown",
                 got=f"model_type {model_type}",
                 expected=", ".join(FAMILIES),
                 fix="set describer.dialect",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pkgutil import resolve_name
 from typing import Any
 
 import transformers
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from spr.models.custom_models import NATIVE, load_config
+from spr.models.custom_models import custom_models, load_config
 from spr.models.families import Family
 from spr.models.loading import ModelError, Source, clear_errors, load_part
 
@@ -40,8 +41,9 @@ def load_processor(
     Raises:
         ModelError: if transformers has no processor for the model type, or a part is missing or wrong.
     """
-    if model_type in NATIVE:
-        return NATIVE[model_type]().load_processor(source, load_config(source, revision=revision), revision=revision)
+    if (custom := custom_models().get(model_type)) is not None:
+        load = resolve_name(custom.load_processor)
+        return load(source, load_config(source, revision=revision), revision=revision)
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
     if name is None or not hasattr(transformers, name):
         raise ModelError(

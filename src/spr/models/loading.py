@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,8 +39,27 @@ _SHOWN = 8  # tensors an error names
 _FEWEST_TOKENS = 16  # a vocabulary of special tokens alone has about five
 
 
+EMBEDDED = "embedded/"
+"""`embedded/describer`, `embedded/scorer` and `embedded/detector` are the small models that ship with the package."""
+
+
 class ModelError(SprError):
     """A model can't be loaded: it is not there, not reachable, or not what it should be."""
+
+
+def model_source(model: str) -> str:
+    """A folder or a model id of the Hub; `embedded/…` gives the folder inside the package.
+
+    Raises:
+        ConfigError: if there is no embedded model of this name.
+    """
+    if not model.startswith(EMBEDDED):
+        return model
+    folder = files("spr") / "embedded" / "weights" / model.removeprefix(EMBEDDED)
+    if not folder.is_dir():
+        expected = "embedded/describer, embedded/scorer or embedded/detector"
+        raise ConfigError("There is no such embedded model", got=model, expected=expected)
+    return str(folder)
 
 
 def load_pretrained(
@@ -159,24 +179,25 @@ def source_name(source: Source, revision: str | None = None, model: Any = None) 
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def placement(
-    device: str | torch.device | None, device_map: str | dict[str, Any] | None, load_in_4bit: bool
-) -> dict[str, Any]:
-    """Arguments of `load_pretrained` that say where the weights go and in how many bits."""
-    if device is not None and device_map is not None:
-        raise ConfigError("Both `device` and `device_map` are given", got=f"{device} and {device_map}", fix="give one")
+def device_of(name: str) -> torch.device:
+    """The device that a config names; ``auto`` is `default_device`."""
+    return default_device() if name == "auto" else torch.device(name)
+
+
+def placement(device: torch.device, device_map: str | None, load_in_4bit: bool) -> dict[str, Any]:
+    """Arguments of `load_pretrained`: where the weights go, and in how many bits. A device map replaces the device."""
     if not load_in_4bit:
-        return {"device_map": device_map} if device_map is not None else {"device": device or default_device()}
+        return {"device_map": device_map} if device_map is not None else {"device": device}
     if importlib.util.find_spec("bitsandbytes") is None:
         fix = "pip install bitsandbytes, or leave load_in_4bit out"
         raise SprError("4-bit weights need bitsandbytes", got="it is not installed", fix=fix)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     # Quantised weights can't be moved once they are loaded.
-    return {"device_map": device_map or {"": device or default_device()}, "quantization_config": config}
+    return {"device_map": device_map or {"": device}, "quantization_config": config}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from spr.training.families import Trainable
+from spr.models.families import Family
 from spr.training.last_layer import MARK
 
 KERNEL = "spr_causal_beginning"
@@ -53,14 +53,14 @@ def _sdpa(module: nn.Module, *parts: Tensor | None, **options: Any) -> Tensor:
     return made
 
 
-def use_causal_beginning(model: Any, trainable: Trainable) -> bool:
+def use_causal_beginning(model: Any, family: Family) -> bool:
     """Let the language model use `attend`, where it used transformers' ``sdpa``; returns whether it does.
 
     Args:
         model: The model of transformers.
-        trainable: What is known of its family.
+        family: What is known of its family.
     """
-    part = model.get_submodule(trainable.language_model.removesuffix(".layers"))
+    part = model.get_submodule(family.language_model.removesuffix(".layers"))
     if part.config._attn_implementation not in ("sdpa", KERNEL):
         return False
     ALL_ATTENTION_FUNCTIONS.register(KERNEL, attend)

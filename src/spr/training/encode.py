@@ -17,7 +17,6 @@ from spr.models.chat import render_answer, render_turn
 from spr.models.families import Family
 from spr.models.image_processors import encode
 from spr.training.collate import EncodedPair
-from spr.training.families import Trainable
 from spr.training.features import Features, FeatureStore, feature_key
 from spr.training.pairs import TrainingPair
 
@@ -65,8 +64,7 @@ class PairEncoder:
     Args:
         model: The model of transformers.
         processor: Its processor, from `spr.models.image_processors.load_processor`.
-        family: What is known of its family's prompts.
-        trainable: What is known of its family's training.
+        family: The entry of its family.
         store: Where features are kept.
         made_by: What identifies model and processor in the features' keys.
         keep: Whether what the processor made of prompt and image is kept with the features, in memory.
@@ -76,14 +74,13 @@ class PairEncoder:
         self,
         model: Any,
         processor: Any,
-        family: Family | None,
-        trainable: Trainable,
+        family: Family,
         store: FeatureStore,
         *,
         made_by: str,
         keep: bool,
     ) -> None:
-        self.model, self.processor, self.family, self.trainable = model, processor, family, trainable
+        self.model, self.processor, self.family = model, processor, family
         self.store, self.made_by, self.keep = store, made_by, keep
         self.pad = processor.tokenizer.pad_token_id
         self._kept: dict[str, Read] = {}
@@ -148,7 +145,7 @@ class PairEncoder:
         return torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"])
 
     def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
-        if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.trainable.bidirectional_prompt:
+        if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.family.bidirectional_prompt:
             width, height = pair.size_wh or pair.load().size
             counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
             bos = self.processor.tokenizer.bos_token
@@ -187,7 +184,7 @@ class PairEncoder:
             return torch.as_tensor(positions[:, 0])
         if hasattr(self.model.model, "prompt_positions"):  # CogVLM: the patches of an image share one
             return torch.as_tensor(self.model.model.prompt_positions(prompt[None]))
-        return torch.arange(len(prompt))[None] + int(self.trainable.bidirectional_prompt)
+        return torch.arange(len(prompt))[None] + int(self.family.bidirectional_prompt)
 
     def finish(self, planned: PlannedPair, read: Read, compute: Callable[[dict[str, Tensor]], Features]) -> EncodedPair:
         """Add the image's features: from the store, or from ``compute``, which runs the vision tower."""
@@ -213,11 +210,11 @@ def context_length(model: Any, wanted: int | None) -> int:
     return min(wanted or limit, limit)
 
 
-def processor_digest(processor: Any, family: Family | None) -> str:
+def processor_digest(processor: Any, family: Family) -> str:
     """What tells one way of encoding from another: tokenizer, image processor, chat template."""
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     images = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
-    turn = processor.chat_template or (family.turn if family is not None else "")
+    turn = processor.chat_template or family.turn
     return hashlib.sha256("\0".join([words, images, str(turn), type(processor).__name__]).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spr.training.families import Trainable
+from spr.models.families import Family
 
 MARK = "spr_last_layer"
 """The attribute of the last attention module by which `spr.training.attention.attend` knows it."""
@@ -22,18 +22,18 @@ class LastLayer:
 
     Args:
         model: The model of transformers, its adapter in place.
-        trainable: What is known of its family.
+        family: What is known of its family.
 
     Attributes:
         begin: The first row that is computed; 0 for all. It stays until the backward pass is over, for checkpointed
             activations are computed again there.
     """
 
-    def __init__(self, model: Any, trainable: Trainable) -> None:
+    def __init__(self, model: Any, family: Family) -> None:
         self.begin = 0
         self._hooks: list[RemovableHandle] = []
         self._attention: Any = None
-        layers: Any = model.get_submodule(f"{trainable.language_model.removesuffix('.layers')}.layers")
+        layers: Any = model.get_submodule(f"{family.language_model.removesuffix('.layers')}.layers")
         attention, mlp = layers[-1].self_attn, layers[-1].mlp
         # Layers of another build (CogVLM's, with two experts) compute all rows.
         parts = [getattr(attention, name, None) for name in ("q_proj", "o_proj")]

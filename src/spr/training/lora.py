@@ -16,24 +16,24 @@ from torch import nn
 
 from spr.config import LoraSection
 from spr.core.errors import ConfigError, SprError
-from spr.training.families import Trainable
+from spr.models.families import Family
 
 
-def add_adapter(model: Any, settings: LoraSection, trainable: Trainable, *, seed: int = 0) -> PeftModel:
+def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int = 0) -> PeftModel:
     """Put a fresh adapter on a frozen model; its second matrices are zero, so that nothing changes before a step.
 
     Args:
         model: A model of transformers, frozen.
         settings: Rank, alpha, dropout and, where not all of the family's, the layers.
-        trainable: Of the model's family.
+        family: Of the model's family.
         seed: Decides the first matrices.
 
     Raises:
         ConfigError: for a target that is no linear layer of the language model.
         SprError: if anything else would be trained.
     """
-    targets = settings.target_modules or trainable.targets
-    names = _linear_names(model, trainable.language_model)
+    targets = settings.target_modules or family.target_modules
+    names = _linear_names(model, family.language_model)
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in names):
             last = sorted({name.rsplit(".", 1)[-1] for name in names})
@@ -44,7 +44,7 @@ def add_adapter(model: Any, settings: LoraSection, trainable: Trainable, *, seed
                 expected=", ".join(last),
                 fix=f"did you mean `{near[0]}`?" if near else None,
             )
-    pattern = rf"{re.escape(trainable.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
+    pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
@@ -56,7 +56,7 @@ def add_adapter(model: Any, settings: LoraSection, trainable: Trainable, *, seed
         torch.manual_seed(seed)
         with renamed_properties():
             adapted = get_peft_model(model, config)
-    check_trained(adapted, trainable)
+    check_trained(adapted, family)
     return adapted
 
 
@@ -68,21 +68,21 @@ def renamed_properties() -> Iterator[None]:
         yield
 
 
-def check_trained(model: PeftModel, trainable: Trainable) -> None:
+def check_trained(model: PeftModel, family: Family) -> None:
     """Make sure that what trains is the adapter in the language model, and nothing of vision, projector or embeddings.
 
     Raises:
         SprError: naming the parameters that must not train, or saying that none does.
     """
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    prefix = f"base_model.model.{trainable.language_model.removesuffix('.layers')}.layers."
+    prefix = f"base_model.model.{family.language_model.removesuffix('.layers')}.layers."
     wrong = [name for name in trained if not (name.startswith(prefix) and ".lora_" in name)]
     if wrong:
         more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise SprError(
             "Parameters outside of the language model's adapter would be trained",
             got=", ".join(wrong[:4]) + more,
-            expected=f"LoRA matrices below {trainable.language_model}.layers alone",
+            expected=f"LoRA matrices below {family.language_model}.layers alone",
             fix="freeze the model before add_adapter, and mend training.lora.target_modules",
         )
     if not trained:

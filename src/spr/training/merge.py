@@ -12,11 +12,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
 from spr.core.errors import InputError, RunError
-from spr.models.custom_models import load_config, native_options
+from spr.models.custom_models import custom_options, load_config
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
 from spr.models.loading import load_pretrained
-from spr.training.families import TRAINABLE
 from spr.training.lora import renamed_properties
 
 
@@ -45,10 +44,10 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
         raise InputError(f"{adapter / 'adapter_config.json'} can't be read", got=error) from None
     source = model or str(made.base_model_name_or_path)
     revision = revision if model is not None or revision is not None else made.revision
-    config = load_config(source, revision=revision, expected=TRAINABLE)
+    config = load_config(source, revision=revision, expected=FAMILIES)
     kind: str = config.model_type
     base = load_pretrained(
-        AutoModelForImageTextToText, source, revision=revision, dtype="auto", **native_options(source, config)
+        AutoModelForImageTextToText, source, revision=revision, dtype="auto", **custom_options(source, config)
     )
     of, kind_of = (made.auto_mapping or {}).get("base_model_class"), type(base).__name__
     if of not in (None, kind_of):
@@ -66,7 +65,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     beside = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     merged.save_pretrained(beside)
-    processor = load_processor(source, kind, family=FAMILIES.get(kind), revision=revision)
+    processor = load_processor(source, kind, family=FAMILIES[kind], revision=revision)
     _save_processor(processor, source, beside)
     if out.exists():
         out.rmdir()

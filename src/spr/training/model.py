@@ -9,9 +9,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from spr.models.families import Family
 from spr.training.attention import use_causal_beginning
 from spr.training.collate import Batch
-from spr.training.families import Trainable
 from spr.training.features import compute_features, image_outputs
 from spr.training.head import token_logps
 from spr.training.last_layer import LastLayer
@@ -25,18 +25,18 @@ class PairModel(nn.Module):
 
     Args:
         model: A `peft.PeftModel` around a model of transformers, or such a model alone.
-        trainable: What is known of its family.
+        family: What is known of its family.
 
     Attributes:
         peft: The model given.
     """
 
-    def __init__(self, model: nn.Module, trainable: Trainable) -> None:
+    def __init__(self, model: nn.Module, family: Family) -> None:
         super().__init__()
         self.peft: Any = model
-        self.trainable = trainable
-        self._causal_beginning = use_causal_beginning(self.base, trainable)
-        self._last_layer = LastLayer(self.base, trainable)
+        self.family = family
+        self._causal_beginning = use_causal_beginning(self.base, family)
+        self._last_layer = LastLayer(self.base, family)
         for module in self.peft.modules():
             if isinstance(module, BaseTunerLayer):
                 # PEFT casts what comes to the adapter to float32; autocast casts the adapter's weights instead.
@@ -56,7 +56,7 @@ class PairModel(nn.Module):
         """Training mode for the language model alone: what is frozen computes as it always does."""
         super().train(mode)
         for name, part in self.base.model.named_children():
-            if not self.trainable.language_model.endswith(f".{name}"):
+            if not self.family.language_model.endswith(f".{name}"):
                 part.eval()
         return self
 
@@ -85,14 +85,14 @@ class PairModel(nn.Module):
     def _logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
-        extra = {"token_type_ids": batch.token_types} if self.trainable.bidirectional_prompt else {}
+        extra = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
         self._last_layer.begin = batch.begin
         with self._autocast():
             hidden = base.model(
                 input_ids=batch.input_ids,
                 attention_mask=self._mask(batch),
                 position_ids=positions,
-                mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.trainable.joined_features)},
+                mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.family.joined_features)},
                 use_cache=False,
                 **extra,
             ).last_hidden_state
@@ -118,14 +118,14 @@ class PairModel(nn.Module):
         return mask
 
 
-def can_share_prefix(model: Any, trainable: Trainable) -> str | None:
+def can_share_prefix(model: Any, family: Family) -> str | None:
     """Why image and prompt can't be computed once a pair with this model; None where they can.
 
     Args:
         model: The model of transformers.
-        trainable: What is known of its family.
+        family: What is known of its family.
     """
-    if not trainable.shared_prefix:
+    if not family.shared_prefix:
         return f"it is not proven for {model.config.model_type}"
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention kernel {model.config._attn_implementation} takes no mask of its own"

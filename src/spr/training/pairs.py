@@ -13,7 +13,7 @@ from PIL import Image
 
 from spr.config import AnnotationsConfig
 from spr.core.errors import InputError
-from spr.core.images import ImageProblem, load_image, resolve_image
+from spr.core.images import ImageProblem
 from spr.models.chat import Message, user_turn
 from spr.records import Size
 from spr.runs.store import StageStore
@@ -76,17 +76,11 @@ class RunImage:
 
     def __call__(self) -> Image.Image:
         """The image; raises `ImageProblem`."""
-        return load_image(
-            self.settings.images,
-            self.file_name,
-            self.size_wh,
-            orientation=self.settings.orientation,
-            max_pixels=self.settings.max_pixels,
-        )
+        return self.settings.image_source.load(self.file_name, self.size_wh)
 
     def digest(self) -> str:
         """Hex digest of the file, and how it is turned."""
-        path = resolve_image(self.settings.images, self.file_name)
+        path = self.settings.image_source.path(self.file_name)
         return _digest_file(path, self.file_name) + self.settings.orientation
 
 

@@ -10,12 +10,11 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from spr.config import TrainingConfig
-from spr.models.custom_models import load_config, native_options
+from spr.models.custom_models import custom_options, load_config
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.models.loading import ModelError, load_pretrained, placement, source_name
+from spr.models.loading import ModelError, load_pretrained, model_source, placement, source_name
 from spr.training.encode import PairEncoder, processor_digest
-from spr.training.families import TRAINABLE
 from spr.training.features import open_store
 from spr.training.lora import add_adapter, describe_trained
 from spr.training.model import PairModel, can_share_prefix
@@ -70,9 +69,10 @@ def load_trainee(
     """
     if settings.device not in ("auto", "cpu"):
         device = torch.device(settings.device)
-    config = load_config(source, revision=revision, expected=TRAINABLE)
+    source = model_source(source)
+    config = load_config(source, revision=revision, expected=FAMILIES)
     kind: str = config.model_type
-    trainable, family = TRAINABLE[kind], FAMILIES.get(kind)
+    family = FAMILIES[kind]
     processor = load_processor(source, kind, family=family, revision=revision)
     base = load_pretrained(
         AutoModelForImageTextToText,
@@ -80,11 +80,11 @@ def load_trainee(
         revision=revision,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
-        **native_options(source, config),
+        **custom_options(source, config),
         **placement(device, None, settings.load_in_4bit),
     )
     name = source_name(source, revision, base)
-    why_not = can_share_prefix(base, trainable)
+    why_not = can_share_prefix(base, family)
     if settings.prefix_sharing == "shared" and why_not:
         raise ModelError("The prefix can't be shared", got=why_not, fix="set training.prefix_sharing=auto")
     shared = settings.prefix_sharing != "separate" and why_not is None
@@ -94,12 +94,11 @@ def load_trainee(
         base,
         processor,
         family,
-        trainable,
         open_store(settings.vision_cache, features),
         made_by=f"{name} {digest} {base.dtype}",
         keep=settings.vision_cache in ("auto", "memory"),
     )
-    peft = add_adapter(base, settings.lora, trainable, seed=seed)
+    peft = add_adapter(base, settings.lora, family, seed=seed)
     peft.peft_config["default"].revision = revision
     if settings.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
@@ -110,4 +109,4 @@ def load_trainee(
         "four_bits": str(settings.load_in_4bit),
         "processor": digest,
     }
-    return Trainee(name, base, PairModel(peft, trainable), encoder, shared, identity, tuple(remarks))
+    return Trainee(name, base, PairModel(peft, family), encoder, shared, identity, tuple(remarks))

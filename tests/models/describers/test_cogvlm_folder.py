@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from spr.models.custom_models import load_config, register_native
+from spr.models.custom_models import load_config, register_custom_models
 from spr.models.describers.hf import HfDescriber
 from spr.models.image_processors import encode, load_processor
 from spr.models.loading import ModelError
@@ -78,8 +78,8 @@ def test_a_cogvlm2_folder_is_told_apart(folder):
 
 
 def test_registering_twice_does_no_harm_and_saved_copies_load_by_the_auto_classes(folder, tmp_path):
-    register_native()
-    register_native()
+    register_custom_models()
+    register_custom_models()
     config = load_config(folder)
     assert config.vision_config.model_type == "cogvlm_vision"
     assert not hasattr(config, "auto_map")

@@ -188,7 +188,7 @@ def test_a_folder_that_is_no_mllm_is_refused(mllm_folder, tmp_path):
         HfDescriber(folder, **SMALL)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(ModelError, match=r"no multimodal LLM[\s\S]*model_type bert"):
+    with pytest.raises(ModelError, match=r"not a multimodal LLM[\s\S]*model_type bert"):
         HfDescriber(folder, **SMALL)
 
 

@@ -6,6 +6,7 @@ Describe, score, refine and pair; train; evaluate with the adapter and without; 
 import json
 import random
 import shutil
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import pytest
@@ -16,11 +17,11 @@ from typer.testing import CliRunner
 
 from spr.cli import app
 from spr.grounding import get_dialect, parse
-from spr.models.custom_models import NATIVE, load_config
+from spr.models.custom_models import load_config
 from spr.models.describers.hf import HfDescriber
+from spr.models.families import FAMILIES
 from spr.models.image_processors import encode, load_processor
 from spr.runs.store import StageStore
-from spr.training.families import TRAINABLE
 
 PEAK, IGNORED = 4e-3, -100
 
@@ -68,7 +69,7 @@ def writer(request, mllm_folder, picture, tmp_path_factory):
         (folder / "chat_template.jinja").write_text(template)
     torch.manual_seed(0)
     draw = random.Random(0)
-    model = NATIVE[family]().model.from_pretrained(folder, config=load_config(folder))
+    model = resolve_name(FAMILIES[family].custom.model).from_pretrained(folder, config=load_config(folder))
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
     processor = load_processor(folder, family)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK)
@@ -155,7 +156,7 @@ def test_from_annotations_to_pairs_to_a_trained_adapter_to_figures(
     request = ask(picture(60, 50), "Describe.")
     options = {"device": "cpu", "temperature": 0, "max_new_tokens": 24}
     merged = HfDescriber(tmp_path / "merged", **options)
-    beside = HfDescriber(folder, adapter=run / "adapter", **options)
+    beside = HfDescriber(folder, peft_adapter=run / "adapter", **options)
     assert merged.dialect.key == family
     assert merged.describe([request]) == beside.describe([request])
     for name, tensor in beside.model.state_dict().items():
@@ -185,14 +186,11 @@ def load_weights(folder):
 
 def assert_only_the_language_model_changed(family, before, after):
     """Each adapted layer is another, and every other tensor bit for bit what it was."""
-    trainable = TRAINABLE[family]
+    entry = FAMILIES[family]
     assert before.keys() == after.keys()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
-    layers = f"{trainable.language_model.removesuffix('.layers')}.layers."
-    adapted = {
-        name
-        for name in before
-        if name.startswith(layers) and name.removesuffix(".weight").endswith(tuple(f".{t}" for t in trainable.targets))
-    }
-    assert len(adapted) == 2 * len(trainable.targets)  # two layers
+    layers = f"{entry.language_model.removesuffix('.layers')}.layers."
+    endings = tuple(f".{target}" for target in entry.target_modules)
+    adapted = {name for name in before if name.startswith(layers) and name.removesuffix(".weight").endswith(endings)}
+    assert len(adapted) == 2 * len(entry.target_modules)  # two layers
     assert changed == adapted

@@ -3,9 +3,10 @@
 import pytest
 
 from spr.config import DescriberConfig
-from spr.core.errors import ConfigError, SprError
+from spr.config.backends import DESCRIBERS
+from spr.core.errors import ConfigError
+from spr.models import registry
 from spr.models.describers import hf as hf_mllm
-from spr.models.describers import registry
 
 
 @pytest.fixture(autouse=True)
@@ -14,23 +15,15 @@ def nothing_is_kept():
     registry.release()
 
 
-def test_every_field_of_the_describer_reaches_the_model(monkeypatch):
-    got = {}
-    monkeypatch.setattr(hf_mllm, "HfDescriber", lambda model, **options: got.update(options, model=model))
-    said = {
-        "dialect": "ferret",
-        "revision": "v2",
-        "dtype": "bfloat16",
-        "device_map": "balanced",
-        "attention": "flash_attention_2",
-        "load_in_4bit": True,
-        "batch_size": 3,
-        "max_new_tokens": 7,
-        "temperature": 0.25,
-        "top_p": 0.5,
-    }
-    registry.load_describer(DescriberConfig(model="owner/name", peft_adapter="runs/a/adapter", **said))
-    assert got == {**said, "model": "owner/name", "adapter": "runs/a/adapter", "device": None}
+def test_the_backend_gets_the_whole_section():
+    got = []
+    DESCRIBERS.register("recorder", got.append)
+    try:
+        section = DescriberConfig(backend="recorder", model="owner/name", temperature=0.25)
+        registry.load_describer(section)
+    finally:
+        DESCRIBERS.unregister("recorder")
+    assert got == [section]
 
 
 def test_attention_and_device_map_are_those_of_the_config(mllm_folder, ask, picture, monkeypatch):
@@ -46,7 +39,7 @@ def test_attention_and_device_map_are_those_of_the_config(mllm_folder, ask, pict
     assert plain.model.config._attn_implementation == "sdpa"
     request = ask(picture(60, 40))
     (expected,) = plain.describe([request])
-    spread = registry.load_describer(DescriberConfig(**settings, device_map="auto", attention="eager"))
+    spread = registry.load_describer(DescriberConfig(**settings, device_map="auto", attn_implementation="eager"))
     assert spread.model.config._attn_implementation == "eager"
     assert placed == [None, "auto"]
     assert spread.describe([request]) == [expected]
@@ -61,13 +54,6 @@ def test_a_config_is_loaded_once():
 def test_device_and_device_map_exclude_each_other():
     with pytest.raises(ValueError, match="both given"):
         DescriberConfig(model="x", device="cpu", device_map="auto")
-
-
-def test_a_describer_behind_a_server_without_httpx_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(registry, "find_spec", lambda _: None)
-    settings = {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "dialect": "llava"}
-    with pytest.raises(SprError, match=r"pip install 'spatial-preference-rewarding\[openai\]'"):
-        registry.load_describer(DescriberConfig(**settings))
 
 
 def test_a_key_that_is_not_there_is_an_error_before_the_server_is_asked(monkeypatch):

@@ -123,7 +123,8 @@ def test_a_run_through_the_server_has_the_candidates_of_a_run_with_the_local_mod
 def test_what_the_server_refuses_is_said_in_its_own_words(served, folder, ask, picture):
     def describe(**changes):
         settings = {"model": str(folder), "base_url": served, "dialect": "llava", "retries": 0, "max_new_tokens": 5}
-        return OpenAiDescriber(**{**settings, **changes}).describe([ask(picture(50, 40))])
+        chosen = {**settings, **changes}
+        return OpenAiDescriber(chosen.pop("model"), **chosen).describe([ask(picture(50, 40))])
 
     with pytest.raises(ServerError, match=r"Server is pinned to .*; requested 'another/model'"):
         describe(model="another/model")

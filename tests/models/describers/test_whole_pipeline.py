@@ -30,7 +30,7 @@ def test_a_run_goes_from_annotations_to_pairs(
             },
             scorer={"model": str(clip_folder)},
             detector={
-                "adapter": "owlv2" if detector.startswith("owl") else "grounding_dino",
+                "backend": "owlv2" if detector.startswith("owl") else "grounding_dino",
                 "model": str(request.getfixturevalue(f"{detector}_folder")),
                 "box_threshold": 0.0,
             },
@@ -62,7 +62,7 @@ def test_one_pixel_and_a_strip_that_the_family_refuses_go_through_too(
         {
             "annotations": {"path": str(tmp_path / "a.json"), "images": str(tmp_path), "min_area": 0, "min_objects": 1},
             "regions": {"min_inside": 1, "min_aspect": 0.0},
-            "describer": {"model": str(mllm_folder("qwen2_5_vl")), "max_new_tokens": 8, "attention": "eager"},
+            "describer": {"model": str(mllm_folder("qwen2_5_vl")), "max_new_tokens": 8, "attn_implementation": "eager"},
             "scorer": {"model": str(clip_folder)},
             "detector": {"model": str(grounding_dino_folder), "box_threshold": 0.0},
         }

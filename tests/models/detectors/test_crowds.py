@@ -7,7 +7,7 @@ from PIL import Image
 from spr.annotations import CrowdQuery
 from spr.config import make_config
 from spr.models.detectors.grounding_dino import GroundingDinoDetector
-from spr.models.detectors.owl import Owlv2Detector
+from spr.models.detectors.owl import OwlDetector
 from spr.pipeline.objects import detect_in_crowds
 from spr.records import Detection
 
@@ -54,7 +54,7 @@ def test_a_crowds_box_is_cropped_and_detections_are_mapped_back_to_the_image(loo
 
 @pytest.mark.parametrize("which", ["grounding_dino_folder", "owlv2_folder"])
 def test_real_detectors_find_categories_within_the_crop(which, request, look):
-    kind = Owlv2Detector if which == "owlv2_folder" else GroundingDinoDetector
+    kind = OwlDetector if which == "owlv2_folder" else GroundingDinoDetector
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8))
     detector = kind(request.getfixturevalue(which), device="cpu")
     found = look(detector, image, ("cat", (20.5, 10.0, 90.0, 70.0)))[0]

@@ -1,4 +1,4 @@
-"""Tolerances: 1e-4 against transformers called directly, unbatched, and against other batches [issue 4]."""
+"""Tolerances: 1e-4 against transformers called directly, unbatched, and against other batches."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Owlv2ForObjectDetection, OwlViTForObjectDetection, OwlViTImageProcessorPil
 
-from spr.models.detectors.owl import Owlv2Detector
+from spr.models.detectors.owl import OwlDetector
 from spr.models.loading import ModelError
 from spr.models.protocols import DetectRequest
 
@@ -17,12 +17,12 @@ def noise(width, height, seed=0):
 
 @pytest.fixture(scope="module")
 def v2(owlv2_folder):
-    return Owlv2Detector(owlv2_folder, device="cpu")
+    return OwlDetector(owlv2_folder, device="cpu", box_threshold=0.1)
 
 
 @pytest.fixture(scope="module")
 def vit(owlvit_folder):
-    return Owlv2Detector(owlvit_folder, device="cpu")
+    return OwlDetector(owlvit_folder, device="cpu", box_threshold=0.1)
 
 
 def direct(folder, model_class, pixels, phrases, threshold=0.1):
@@ -156,10 +156,10 @@ def test_a_text_of_10000_words_is_asked(v2):
 
 def test_another_kind_of_model_is_refused(clip_folder):
     with pytest.raises(ModelError, match="another kind"):
-        Owlv2Detector(clip_folder)
+        OwlDetector(clip_folder)
 
 
 def test_half_precision_finds_nearly_the_same(owlv2_folder, v2):
-    half = Owlv2Detector(owlv2_folder, dtype="bfloat16", device="cpu")
+    half = OwlDetector(owlv2_folder, dtype="bfloat16", device="cpu", box_threshold=0.1)
     request = DetectRequest(noise(100, 70), "a red cat. a dog")
     assert half.detect([request])[0][0].score == pytest.approx(v2.detect([request])[0][0].score, abs=0.05)

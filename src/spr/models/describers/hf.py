@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
@@ -15,20 +14,21 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from spr.core.errors import ConfigError
+from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
 from spr.models.chat import render_turn, user_turn
-from spr.models.custom_models import NATIVE, load_config, native_options
+from spr.models.custom_models import custom_models, custom_options, load_config
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.image_processors import encode, load_processor
 from spr.models.loading import (
-    DType,
     ModelError,
     Source,
     check_vocabulary,
+    device_of,
     load_pretrained,
+    model_source,
     placement,
     source_name,
 )
@@ -50,82 +50,56 @@ class HfDescriber:
     own request only, to within the rounding of the model's arithmetic.
 
     Args:
-        model: A folder, or a model id of the hub.
-        dialect: How it writes boxes: a key, a dialect that is taken as it is, or None for the family's. A key's dialect
-            is set up as the model's image processor is, so Qwen2.5-VL's pixels are those of its resized image.
-        revision: Branch, tag or commit of the hub's repository.
-        adapter: A folder with a PEFT adapter of this model, as `spr train` writes it; it is merged into the weights,
-            but into quantised ones, on which it stays beside.
-        dtype: Of the weights; ``"auto"`` is that of the file.
-        device: Where the model runs; None for the GPU if there is one, else the CPU.
-        device_map: Spreads the model over devices instead (``"auto"``, or module → device).
-        attention: Attention kernel: ``"sdpa"``, ``"flash_attention_2"`` or ``"eager"``.
-        load_in_4bit: Quantises the weights to 4 bits (NF4) with bitsandbytes.
-        batch_size: Most requests a batch; halved, for good, when the device's memory runs out.
-        max_new_tokens: Longest answer, in tokens.
-        temperature: 0 takes the likeliest token each time, whatever the seed.
-        top_p: Mass of the nucleus that is sampled from, over 0, at most 1.
+        config: The config section, or a model id or folder.
+        dialect: A `Dialect` to be used as it is, instead of the section's. A dialect that is given by key is adapted to
+            the model's image processor: Qwen2.5-VL's pixels are those of the resized image.
+        **fields: With a model id or folder: further fields of `DescriberConfig`.
 
     Attributes:
-        name: ``id@revision``, with ``+folder@digest`` of the adapter; the same for the same weights.
-        dialect: The dialect of its answers, for every later stage.
-        processor: The family's processor, for images and text.
-        model: The model itself.
+        name: ``id@revision``, with ``+folder@digest`` of an adapter. The same name means the same weights.
+        dialect: The dialect of its answers.
+        processor: The family's processor for images and text.
+        model: The model of transformers; an adapter is merged into its weights unless they are quantized.
 
     Raises:
-        ModelError: if the model can't be loaded, or nothing says how it wants its prompts or writes its boxes.
-        ConfigError: for numbers out of range.
+        ModelError: if the model can't be loaded, or if neither a chat template nor a dialect is known for it.
+        ConfigError: for a field that is unknown or out of range.
     """
 
     def __init__(
-        self,
-        model: Source,
-        *,
-        dialect: str | Dialect | None = None,
-        revision: str | None = None,
-        adapter: Source | None = None,
-        dtype: DType = "auto",
-        device: str | torch.device | None = None,
-        device_map: str | dict[str, Any] | None = None,
-        attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa",
-        load_in_4bit: bool = False,
-        batch_size: int = 8,
-        max_new_tokens: int = 512,
-        temperature: float = 1.0,
-        top_p: float = 0.95,
+        self, config: DescriberConfig | Source, *, dialect: Dialect | str | None = None, **fields: Any
     ) -> None:
-        check_sampling(temperature, top_p)
-        for field, value in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
-            if value < 1:
-                raise ConfigError(f"Config field `describer.{field}` is out of range", got=value, expected="1 or more")
-        self.temperature, self.top_p = temperature, top_p
-        config = load_config(model, revision=revision)
-        model_type: str = config.model_type
-        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *NATIVE}:
+        if isinstance(dialect, str):
+            fields["dialect"], dialect = dialect, None
+        section = make_section(DescriberConfig, config, **fields)
+        source, revision = model_source(section.model or ""), section.revision
+        self.temperature, self.top_p = section.temperature, section.top_p
+        model_config = load_config(source, revision=revision)
+        model_type: str = model_config.model_type
+        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *custom_models()}:
             got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
             fix = "choose another describer.model"
-            raise ModelError(f"{model} is no multimodal LLM", got=got, expected=expected, fix=fix)
+            raise ModelError(f"{source} is not a multimodal LLM", got=got, expected=expected, fix=fix)
         self.family = FAMILIES.get(model_type)
-        self.processor = load_processor(model, model_type, family=self.family, revision=revision)
-        self.dialect = choose_dialect(dialect, model_type, self.processor.image_processor)
-        self._check_prompts(model)
-        place = placement(device, device_map, load_in_4bit)
+        self.processor = load_processor(source, model_type, family=self.family, revision=revision)
+        self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
+        self._check_chat_template(source)
         self.model = load_pretrained(
             AutoModelForImageTextToText,
-            model,
+            source,
             revision=revision,
-            dtype=dtype,
-            attn_implementation=attention,
-            **native_options(model, config),
-            **place,
+            dtype=section.dtype,
+            attn_implementation=section.attn_implementation,
+            **custom_options(source, model_config),
+            **placement(device_of(section.device), section.device_map, section.load_in_4bit),
         )
-        check_vocabulary(model, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)
-        self.name = source_name(model, revision, self.model)
-        if adapter is not None:
-            self.model = load_adapter(self.model, adapter, merge=not load_in_4bit)
-            self.name += f"+{source_name(adapter)}"
-        self._set_generation(max_new_tokens)
-        self._run = Batcher(self._answer, batch_size, length=lambda prompt: prompt.length)
+        check_vocabulary(source, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)
+        self.name = source_name(source, revision, self.model)
+        if section.peft_adapter is not None:
+            self.model = load_adapter(self.model, section.peft_adapter, merge=not section.load_in_4bit)
+            self.name += f"+{source_name(section.peft_adapter)}"
+        self._set_generation(section.max_new_tokens)
+        self._run = Batcher(self._answer, section.batch_size, length=lambda prompt: prompt.length)
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
         """One raw answer a request, decoded without the end of turn.
@@ -194,7 +168,7 @@ class HfDescriber:
         # The tokenizer's own skip_special_tokens would take the boxes away.
         return str(self.processor.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
-    def _check_prompts(self, source: Source) -> None:
+    def _check_chat_template(self, source: Source) -> None:
         if self.processor.chat_template is None and self.family is None:
             fix = "save the model's chat template beside it as chat_template.jinja"
             raise ModelError(f"{source} has no chat template", got="none", expected="chat_template.jinja", fix=fix)

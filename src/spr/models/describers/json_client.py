@@ -1,4 +1,8 @@
-"""A server that is asked for JSON over HTTP, again where that may help; what can't get better stops with one error."""
+"""A client for JSON over HTTP that retries temporary failures and turns all others into one clear error.
+
+httpx sends the requests and tenacity retries them. What they leave open is here: which failures are temporary, a time
+limit for the whole reply, and errors that quote the server but never the API key.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +18,35 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from spr.core.errors import SprError
 
 Answer = TypeVar("Answer")
 
-LONGEST_WAIT = 600.0
-"""Seconds; a server that asks to be left alone for longer ends the run instead."""
-LONGEST_BACKOFF = 60.0
-"""Seconds between two tries where the server names none."""
-LARGEST_REPLY = 2**24
-"""Bytes; no description is that long."""
-TELL_EVERY = 10.0
-"""Seconds between two warnings about a server that is asked again."""
+MAX_RETRY_AFTER = 600.0
+"""The longest ``Retry-After``, in seconds, that is waited for. A longer one is an error."""
+MAX_BACKOFF = 60.0
+"""The longest wait between two tries, in seconds, if the server sends no ``Retry-After``."""
+MAX_REPLY_BYTES = 2**24
+WARN_EVERY = 10.0
+"""Seconds between two warnings about a server that fails."""
 
 _log = logging.getLogger(__name__)
-_AGAIN = {408, 425, 429}  # and all from 500 on
+_TEMPORARY = {408, 425, 429}  # and everything from 500 on
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
-_QUOTED = 400  # characters of a server's message
+_MAX_QUOTE = 400  # characters of a server's message
 
 
 class ServerError(SprError):
-    """A server can't be reached, goes on failing, or refuses what it is asked."""
+    """A server can't be reached, keeps failing, or refuses a request.
+
+    Attributes:
+        status: The HTTP status of the last reply; None if there was no reply.
+    """
 
     def __init__(
         self,
@@ -53,29 +61,28 @@ class ServerError(SprError):
         self.status = status
 
 
-class _Again(Exception):  # noqa: N818 - it stops nothing
-    """Worth another try, after ``wait`` seconds if the server says so."""
+class _TemporaryError(Exception):
+    """A failure after which the request is retried, after ``retry_after`` seconds if the server says so."""
 
-    def __init__(self, problem: str, wait: float | None = None, status: int | None = None) -> None:
+    def __init__(self, problem: str, *, retry_after: float | None = None, status: int | None = None) -> None:
         super().__init__(problem)
-        self.problem, self.wait, self.status = problem, wait, status
+        self.retry_after, self.status = retry_after, status
 
 
 class JsonClient:
-    """Asks for JSON with bounded patience.
+    """Requests JSON from a server.
 
-    Tried again: connections that are refused, dropped or silent; status 408, 425, 429 and 5xx; replies that are no JSON
-    (a proxy's page) or not the JSON that was asked for. Between two tries it waits as long as ``Retry-After`` says,
-    else ``first_wait`` · 2ⁿ seconds, at most `LONGEST_BACKOFF`, times a random ½ to 1. The trouble is logged as a
-    warning, every `TELL_EVERY` seconds.
+    Retried are: connections that are refused, dropped or silent; status 408, 425, 429 and 5xx; replies that are not
+    JSON (such as a proxy's error page) or not the expected JSON. Between two tries it waits for ``Retry-After``, or
+    else for `backoff` seconds. Failures are logged as warnings, at most every `WARN_EVERY` seconds.
 
     Args:
-        base_url: Such as ``http://127.0.0.1:8000/v1``.
-        key: Sent as a bearer token. It is in no error, also where the server repeats it.
-        connect_timeout: Seconds until a connection stands.
-        timeout: Seconds a try may take in all, with the connection and the server's queue.
-        retries: Further tries after the first.
-        first_wait: Seconds before the second try.
+        base_url: The URL that paths are appended to, such as ``http://127.0.0.1:8000/v1``.
+        key: API key, sent as a bearer token. No error contains it, even if the server repeats it.
+        connect_timeout: Time limit for opening a connection, in seconds.
+        timeout: Time limit for a try as a whole, in seconds, including the time in the server's queue.
+        retries: Number of retries after the first try.
+        first_wait: Wait before the first retry, in seconds.
     """
 
     def __init__(
@@ -91,15 +98,15 @@ class JsonClient:
         self.base_url, self.key = base_url.rstrip("/"), key
         self.connect_timeout, self.timeout = connect_timeout, timeout
         self.retries, self.first_wait = retries, first_wait
-        self._told = -math.inf
+        self._last_warning = -math.inf
 
     def client(self, connections: int) -> httpx.AsyncClient:
-        """A client for `ask`, to be used in ``async with``."""
+        """An HTTP client for `ask`, to be used with ``async with``."""
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self.key}"} if self.key is not None else {},
             timeout=httpx.Timeout(self.timeout, connect=self.connect_timeout, pool=None),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            # What runs on this machine is not behind the proxy that the environment may name.
+            # A server on this machine is not behind the proxy that the environment may define.
             trust_env=httpx.URL(self.base_url).host not in _LOCAL,
             verify=_certificates(),
         )
@@ -114,105 +121,113 @@ class JsonClient:
         about: str = "",
         retries: int | None = None,
     ) -> Answer:
-        """What ``read`` makes of the reply; ``body`` is posted, without one it is a GET.
+        """Send a POST request, or a GET request if ``body`` is None, and return ``read(reply)``.
 
         Args:
-            client: Of `client`.
-            path: Below the base URL, with its slash.
-            read: The JSON → the answer; raises `ValueError` if it isn't what was asked for, which is tried again.
-            body: JSON.
-            about: What the request is about, for errors.
-            retries: Instead of the server's own.
+            client: From `client`.
+            path: Path below the base URL, starting with a slash.
+            read: Converts the parsed JSON; raises `ValueError` for an unexpected reply, which is then retried.
+            body: JSON to post.
+            about: What the request is about, appended to error messages.
+            retries: Overrides the client's number of retries.
 
         Raises:
-            ServerError: after the last try, or at once where none would help; its ``status`` is that of the last reply.
+            ServerError: after the last try, or at once if a retry can't help.
         """
         url, tries = self.base_url + path, 1 + (self.retries if retries is None else retries)
-        problem = _Again("nothing")
-        for number in range(tries):
+
+        async def attempt() -> Answer:
             try:
                 async with asyncio.timeout(self.timeout):
-                    return read(await self._once(client, url, body, about))
+                    return read(await self._send(client, url, body, about))
             except TimeoutError:
-                problem = _Again(f"no answer within {self.timeout:g} s")
+                raise _TemporaryError(f"no answer within {self.timeout:g} s") from None
             except httpx.RequestError as error:
-                problem = _Again(self._quote(f"{type(error).__name__}: {error}"))
+                raise _TemporaryError(self._quote(f"{type(error).__name__}: {error}")) from None
             except ValueError as error:
-                problem = _Again(f"a reply without an answer: {self._quote(str(error))}")
-            except _Again as again:
-                problem = again
-            wait = self._wait(number, problem.wait)
-            if wait > LONGEST_WAIT:
-                raise ServerError(
-                    f"{url} asks to be left alone{about}",
-                    got=f"{problem.problem}, Retry-After: {problem.wait:.0f} s",
-                    expected=f"at most {LONGEST_WAIT:.0f} s",
-                    fix="give the same command later: what was answered is kept",
-                    status=problem.status,
-                )
-            if number + 1 < tries:
-                self._tell(f"{url}: {problem.problem}; asked again in {wait:.0f} s")
-                await asyncio.sleep(wait)
-        raise ServerError(
-            f"{url} gives no answer{about}",
-            got=f"{problem.problem} ({tries} {'tries' if tries > 1 else 'try'})",
-            expected="JSON of an OpenAI-compatible server",
-            fix="look at the server and at describer.base_url, or raise describer.timeout or describer.retries; "
-            "then give the same command: what was answered is kept",
-            status=problem.status,
-        )
+                raise _TemporaryError(f"a reply without an answer: {self._quote(str(error))}") from None
 
-    async def _once(self, client: httpx.AsyncClient, url: str, body: Mapping[str, Any] | None, about: str) -> Any:
-        # Not httpx's own JSON: half a surrogate pair in a text goes over as its escape.
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_TemporaryError),
+            stop=stop_after_attempt(tries),
+            wait=self._wait,
+            before_sleep=lambda state: self._warn(url, state),
+            reraise=True,
+        )
+        try:
+            return await retrying(attempt)
+        except _TemporaryError as problem:
+            raise ServerError(
+                f"{url} gives no answer{about}",
+                got=f"{problem} ({tries} {'tries' if tries > 1 else 'try'})",
+                expected="JSON from an OpenAI-compatible server",
+                fix="check the server and describer.base_url, or raise describer.timeout or describer.retries; "
+                "then run the same command again: finished answers are kept",
+                status=problem.status,
+            ) from None
+
+    async def _send(self, client: httpx.AsyncClient, url: str, body: Mapping[str, Any] | None, about: str) -> Any:
+        # httpx would encode half a surrogate pair as UTF-8, which fails. json.dumps escapes it.
         content = None if body is None else json.dumps(body).encode()
         headers = {} if body is None else {"Content-Type": "application/json"}
-        method = "GET" if body is None else "POST"
-        async with client.stream(method, url, content=content, headers=headers) as response:
+        async with client.stream("GET" if body is None else "POST", url, content=content, headers=headers) as response:
             data = bytearray()
             async for part in response.aiter_bytes():
                 data += part
-                if len(data) > LARGEST_REPLY:
-                    raise _Again(f"a reply of more than {LARGEST_REPLY // 2**20} MiB")
+                if len(data) > MAX_REPLY_BYTES:
+                    raise _TemporaryError(f"a reply of more than {MAX_REPLY_BYTES // 2**20} MiB")
         status = response.status_code
-        if status in _AGAIN or status >= 500:
-            message = f"status {status}: {self._message(data)}"
-            raise _Again(message, seconds(response.headers.get("Retry-After")), status)
+        if status in _TEMPORARY or status >= 500:
+            problem = f"status {status}: {self._message(data)}"
+            retry_after = parse_retry_after(response.headers.get("Retry-After"))
+            if retry_after is not None and retry_after > MAX_RETRY_AFTER:
+                raise ServerError(
+                    f"{url} asks for a longer wait than SPR allows{about}",
+                    got=f"{problem}, Retry-After: {retry_after:.0f} s",
+                    expected=f"at most {MAX_RETRY_AFTER:.0f} s",
+                    fix="run the same command again later: finished answers are kept",
+                    status=status,
+                )
+            raise _TemporaryError(problem, retry_after=retry_after, status=status)
         if status >= 300:
-            raise self._refused(response, url, data, about)
+            raise self._refusal(response, url, data, about)
         try:
             return json.loads(data)
         except (ValueError, RecursionError):
-            raise _Again(f"no JSON: {self._message(data)}", status=status) from None
+            raise _TemporaryError(f"not JSON: {self._message(data)}", status=status) from None
 
-    def _refused(self, response: httpx.Response, url: str, data: bytearray, about: str) -> ServerError:
+    def _refusal(self, response: httpx.Response, url: str, data: bytearray, about: str) -> ServerError:
         status = response.status_code
-        got = f"status {status}: {self._message(data)}"
         if status < 400:
-            fix = f"set describer.base_url to where it sends: {response.headers.get('Location', 'unknown')}"
-            return ServerError(f"{url} lies elsewhere", got=got, fix=fix, status=status)
-        if status in (401, 403):
-            fix = "name in describer.api_key_env an environment variable that holds a key of this server"
-            return ServerError(f"{url} does not let us in", got=got, fix=fix, status=status)
-        if status in (404, 405):
-            fix = "mend describer.model or describer.base_url, which mostly ends in /v1"
-            return ServerError(f"{url} does not know what is asked for{about}", got=got, fix=fix, status=status)
-        fix = "mend what it names: describer.max_new_tokens, describer.request_fields, describer.model or the prompts"
-        return ServerError(f"{url} refuses the request{about}", got=got, fix=fix, status=status)
+            what = f"{url} redirects to another URL, which is not followed"
+            fix = f"set describer.base_url to the new location: {response.headers.get('Location', 'unknown')}"
+        elif status in (401, 403):
+            what = f"{url} refuses access"
+            fix = "set describer.api_key_env to the name of an environment variable that holds a key of this server"
+        elif status in (404, 405):
+            what = f"{url} does not have what is requested{about}"
+            fix = "correct describer.model or describer.base_url, which usually ends in /v1"
+        else:
+            what = f"{url} refuses the request{about}"
+            fix = "correct the field that the server names: describer.max_new_tokens, describer.request_fields, "
+            fix += "describer.model or the prompts"
+        return ServerError(what, got=f"status {status}: {self._message(data)}", fix=fix, status=status)
 
-    def _tell(self, trouble: str) -> None:
-        """Warn, but not once a request: a server in trouble fails all that are under way."""
-        if time.monotonic() - self._told >= TELL_EVERY:
-            self._told = time.monotonic()
-            _log.warning(trouble)
+    def _wait(self, state: RetryCallState) -> float:
+        retry_after = _problem(state).retry_after
+        if retry_after is not None:
+            # The random part keeps waiting requests from all coming back at the same moment.
+            return retry_after + random.uniform(0.5, 1.0) * self.first_wait
+        return backoff(state.attempt_number, self.first_wait)
 
-    def _wait(self, number: int, asked: float | None) -> float:
-        jitter = random.uniform(0.5, 1.0)
-        if asked is not None:
-            return asked + jitter * self.first_wait  # so that all who wait don't come back at once
-        return min(self.first_wait * 2.0**number, LONGEST_BACKOFF) * jitter
+    def _warn(self, url: str, state: RetryCallState) -> None:
+        # A server in trouble fails all concurrent requests: one warning is enough.
+        if time.monotonic() - self._last_warning >= WARN_EVERY:
+            self._last_warning = time.monotonic()
+            _log.warning(f"{url}: {_problem(state)}; retrying in {state.upcoming_sleep:.0f} s")
 
     def _message(self, data: bytes | bytearray) -> str:
-        """What a reply says, for people: the message of an error in JSON, a page's title, or the text."""
+        """The readable part of a reply: the message of a JSON error, the title of a page, or the text."""
         text = data[: 2**16].decode("utf-8", "replace")
         try:
             found = json.loads(text)
@@ -227,31 +242,40 @@ class JsonClient:
     def _quote(self, text: str) -> str:
         text = text.replace(self.key, "***") if self.key else text
         words = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-        return words[:_QUOTED] or "nothing"
+        return words[:_MAX_QUOTE] or "nothing"
+
+
+def _problem(state: RetryCallState) -> _TemporaryError:
+    return cast(_TemporaryError, state.outcome and state.outcome.exception())
 
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    return httpx.create_ssl_context()  # 40 ms, once a process instead of once a client
+    return httpx.create_ssl_context()  # takes 40 ms, so once per process
 
 
-def seconds(retry_after: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for: a number or a date (RFC 9110 §10.2.3); None if it says nothing.
+def backoff(attempt: int, first_wait: float = 1.0) -> float:
+    """Seconds to wait after a failed attempt, counted from 1: doubled each time up to `MAX_BACKOFF`, times ½ to 1."""
+    return float(min(first_wait * 2.0 ** (attempt - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0))
 
-    >>> seconds("7"), seconds("soon"), seconds(None)
+
+def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Seconds that a ``Retry-After`` header asks for: a number or a date (RFC 9110 §10.2.3); None if neither.
+
+    >>> parse_retry_after("7"), parse_retry_after("soon"), parse_retry_after(None)
     (7.0, None, None)
-    >>> seconds("Wed, 25 Nov 2026 08:00:30 GMT", datetime(2026, 11, 25, 8, tzinfo=UTC))
+    >>> parse_retry_after("Wed, 25 Nov 2026 08:00:30 GMT", datetime(2026, 11, 25, 8, tzinfo=UTC))
     30.0
     """
-    if retry_after is None:
+    if value is None:
         return None
     try:
-        number = float(retry_after)
+        number = float(value)
         return max(number, 0.0) if math.isfinite(number) else None
     except ValueError:
         pass
     try:
-        when = parsedate_to_datetime(retry_after)
+        when = parsedate_to_datetime(value)
     except ValueError:
         return None
     when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)

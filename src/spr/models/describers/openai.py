@@ -8,18 +8,18 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
+from spr.config import DescriberConfig, make_section
 from spr.core.errors import ConfigError
 from spr.grounding import Dialect, get_dialect
 from spr.grounding.prose import without_surrogates
 from spr.models.describers.json_client import JsonClient, ServerError
-from spr.models.describers.sampling import check_sampling
 from spr.models.families import FAMILIES
 from spr.models.protocols import DescribeRequest
 
@@ -38,68 +38,58 @@ class OpenAiDescriber:
     config) is the server's; ``request_fields`` can say more.
 
     Args:
-        model: Its name on the server.
-        base_url: Such as ``http://127.0.0.1:8000/v1``.
-        dialect: How it writes boxes: a key, perhaps with options, or a dialect. Nothing on a server tells.
-        api_key: Sent as a bearer token.
-        concurrency: Most requests under way at once.
-        connect_timeout: Seconds until a connection stands.
-        timeout: Seconds until an answer is there, with the time in the server's queue.
-        retries: Further tries after a failure that may pass.
-        max_new_tokens: Longest answer, in tokens.
-        temperature: 0 is greedy.
-        top_p: Mass of the nucleus that is sampled from, over 0, at most 1.
-        request_fields: Further fields of each request; one that is None is left out.
-        first_wait: Seconds before the second try; doubled each time.
+        config: The config section, or the model's name on the server.
+        dialect: A `Dialect` to be used as it is, instead of the section's.
+        api_key: Sent as a bearer token; by default the value of the environment variable `api_key_env`.
+        first_wait: Seconds before the first retry; the wait doubles with each further one.
+        **fields: With a model's name: further fields of `DescriberConfig`, such as ``base_url``.
 
     Attributes:
-        name: ``model@what the server says it is``: its ``root`` or else its ``id`` in the server's list of models, or
+        name: ``model@identity``, the identity being ``root`` or else ``id`` in the server's list of models, or
             ``unlisted``.
         dialect: The dialect of its answers.
 
     Raises:
-        ServerError: if no server answers there, or it refuses the key.
-        ConfigError: for numbers out of range.
+        ServerError: if no server answers at this URL, or it refuses the key.
+        ConfigError: for a field that is unknown or out of range.
         GroundingError: for an unknown dialect.
     """
 
     def __init__(
         self,
-        model: str,
+        config: DescriberConfig | str,
         *,
-        base_url: str,
-        dialect: str | Dialect,
+        dialect: Dialect | str | None = None,
         api_key: str | None = None,
-        concurrency: int = 32,
-        connect_timeout: float = 10.0,
-        timeout: float = 300.0,
-        retries: int = 8,
-        max_new_tokens: int = 512,
-        temperature: float = 1.0,
-        top_p: float = 0.95,
-        request_fields: Mapping[str, Any] | None = None,
         first_wait: float = 1.0,
+        **fields: Any,
     ) -> None:
-        check_sampling(temperature, top_p)
-        self.dialect = dialect if isinstance(dialect, Dialect) else get_dialect(dialect)
-        self.model, self.concurrency = model, concurrency
+        if isinstance(config, str):
+            fields = {
+                "backend": "openai",
+                "dialect": dialect.spec if isinstance(dialect, Dialect) else dialect,
+                **fields,
+            }
+        section = make_section(DescriberConfig, config, **fields)
+        self.dialect = get_dialect(dialect or section.dialect or "")
+        self.model, self.concurrency = section.model or "", section.concurrency
         self.server = JsonClient(
-            base_url,
-            key=api_key,
-            connect_timeout=connect_timeout,
-            timeout=timeout,
-            retries=retries,
+            section.base_url or "",
+            key=api_key if api_key is not None else read_key(section.api_key_env),
+            connect_timeout=section.connect_timeout,
+            timeout=section.timeout,
+            retries=section.retries,
             first_wait=first_wait,
         )
-        fields = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, **(request_fields or {})}
-        self.fields = fields
+        sampling = {"temperature": section.temperature, "top_p": section.top_p, "max_tokens": section.max_new_tokens}
+        self.fields = {**sampling, **section.request_fields}
         removed_by_servers = self.dialect.special_tokens is not None and not self.dialect.servers_keep_tokens
-        if removed_by_servers and "skip_special_tokens" not in fields:
+        if removed_by_servers and "skip_special_tokens" not in self.fields:
             _log.warning(
                 f"Dialect {self.dialect.key} marks boxes with special tokens, which servers mostly take out: "
                 "set describer.request_fields to {skip_special_tokens: false}, if this one knows that field"
             )
-        self.name = f"{model}@{_in_loop(self._identity)}"
+        self.name = f"{self.model}@{_in_loop(self._identity)}"
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
         """One raw answer a request, in their order, whatever the order in which the server gives them.

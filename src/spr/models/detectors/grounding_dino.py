@@ -17,15 +17,16 @@ from transformers import (
 )
 from transformers.image_transforms import get_size_with_aspect_ratio
 
+from spr.config import DetectorConfig, make_section
 from spr.models.batching import Batcher, prepared
 from spr.models.detectors.detections import best_first, check_finite, pixel_boxes
 from spr.models.loading import (
-    DType,
     Source,
-    default_device,
+    device_of,
     load_part,
     load_pretrained,
     load_tokenizer,
+    model_source,
     read_model_type,
     source_name,
 )
@@ -73,43 +74,30 @@ class GroundingDinoDetector:
     share the backbone's pass.
 
     Args:
-        source: A folder or a hub id, with the tokenizer and the image processor beside the weights.
-        revision: Branch, tag or commit of the hub's repository.
-        box_threshold: Boxes with a better score than this, 0..1, are kept [ours: 0.35].
-        text_threshold: What a token needs to belong to a box's phrase, 0..1 [ours: 0.25].
-        dtype: Of weights and activations.
-        device: Default: the GPU where there is one.
-        batch_size: Most pairs of image and text a forward pass; halved for good when memory runs out.
+        config: The config section, or a model id or folder.
+        **fields: With a model id or folder: further fields of `DetectorConfig`.
 
     Attributes:
         name: ``id@revision``.
 
     Raises:
-        ModelError: if the model is not there, not whole or of another kind.
+        ModelError: if the model can't be loaded, is incomplete or is of another kind.
+        ConfigError: for a field that is unknown or out of range.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        revision: str | None = None,
-        box_threshold: float = 0.35,
-        text_threshold: float = 0.25,
-        dtype: DType = torch.float32,
-        device: str | torch.device | None = None,
-        batch_size: int = 8,
-    ) -> None:
-        self.device = torch.device(device) if device is not None else default_device()
+    def __init__(self, config: DetectorConfig | Source, **fields: Any) -> None:
+        section = make_section(DetectorConfig, config, **fields)
+        source, revision = model_source(section.model), section.revision
+        self.device = device_of(section.device)
         model_class = _CLASSES[read_model_type(source, _CLASSES, revision=revision)]
-        self.model = load_pretrained(model_class, source, revision=revision, dtype=dtype, device=self.device)
+        self.model = load_pretrained(model_class, source, revision=revision, dtype=section.dtype, device=self.device)
         self.processor = load_part(GroundingDinoImageProcessorPil, source, revision=revision)
-        vocabulary = self.model.config.text_config.vocab_size
-        self.tokenizer = load_tokenizer(source, vocabulary, revision=revision)
+        self.tokenizer = load_tokenizer(source, self.model.config.text_config.vocab_size, revision=revision)
         self.name = source_name(source, revision, self.model)
-        self.box_threshold, self.text_threshold = box_threshold, text_threshold
+        self.box_threshold, self.text_threshold = section.box_threshold, section.text_threshold
         self.max_tokens: int = self.model.config.max_text_len - 3  # [CLS], the final dot and [SEP]
         self._dot = self.tokenizer.convert_tokens_to_ids(".")
-        self._batches: Batcher[_Ask, list[Detection]] = Batcher(self._run, batch_size)
+        self._batches: Batcher[_Ask, list[Detection]] = Batcher(self._run, section.batch_size)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """For each request what was found, best first: phrase of the text, box in pixels of the image, score 0..1.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,16 +17,17 @@ from transformers import (
     OwlViTImageProcessorPil,
 )
 
+from spr.config import DetectorConfig, make_section
 from spr.models.batching import Batcher
 from spr.models.detectors.detections import best_first, check_finite, pixel_boxes
 from spr.models.detectors.noun_phrases import noun_phrases
 from spr.models.loading import (
-    DType,
     Source,
-    default_device,
+    device_of,
     load_part,
     load_pretrained,
     load_tokenizer,
+    model_source,
     read_model_type,
     source_name,
 )
@@ -52,7 +53,7 @@ class _Ask:
     vectors: list[torch.Tensor]
 
 
-class Owlv2Detector:
+class OwlDetector:
     """An `Owlv2ForObjectDetection` or `OwlViTForObjectDetection` as a `Detector`.
 
     OWL is asked for short phrases, so the noun phrases of a text (`spr.models.detectors.noun_phrases.noun_phrases`) are its queries;
@@ -60,44 +61,35 @@ class Owlv2Detector:
     the phrase that fits it best and the sigmoid of that phrase's logit as its score.
 
     Args:
-        source: A folder or a hub id, with the tokenizer and the image processor beside the weights.
-        revision: Branch, tag or commit of the hub's repository.
-        box_threshold: Boxes with a better score than this, 0..1, are kept [ours: 0.1, transformers' default].
-        dtype: Of weights and activations.
-        device: Default: the GPU where there is one.
-        batch_size: Most images, or phrases, a forward pass; halved for good when memory runs out.
+        config: The config section, or a model id or folder. OWL models need a lower `box_threshold` than the section's
+            default: transformers' own is 0.1.
+        **fields: With a model id or folder: further fields of `DetectorConfig`. `text_threshold` has no effect: each
+            query is a whole phrase.
 
     Attributes:
         name: ``id@revision``.
 
     Raises:
-        ModelError: if the model is not there, not whole or of another kind.
+        ModelError: if the model can't be loaded, is incomplete or is of another kind.
+        ConfigError: for a field that is unknown or out of range.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        revision: str | None = None,
-        box_threshold: float = 0.1,
-        dtype: DType = torch.float32,
-        device: str | torch.device | None = None,
-        batch_size: int = 8,
-    ) -> None:
-        self.device = torch.device(device) if device is not None else default_device()
+    def __init__(self, config: DetectorConfig | Source, **fields: Any) -> None:
+        section = make_section(DetectorConfig, config, **fields)
+        source, revision = model_source(section.model), section.revision
+        self.device = device_of(section.device)
         self.kind = read_model_type(source, _CLASSES, revision=revision)
         model_class, processor_class = _CLASSES[self.kind]
-        self.model = load_pretrained(model_class, source, revision=revision, dtype=dtype, device=self.device)
+        self.model = load_pretrained(model_class, source, revision=revision, dtype=section.dtype, device=self.device)
         self.processor = load_part(processor_class, source, revision=revision)
-        vocabulary = self.model.config.text_config.vocab_size
-        self.tokenizer = load_tokenizer(source, vocabulary, revision=revision)
-        config = self.model.config
+        model_config = self.model.config
+        self.tokenizer = load_tokenizer(source, model_config.text_config.vocab_size, revision=revision)
         self.name = source_name(source, revision, self.model)
-        self.box_threshold = box_threshold
-        self.max_tokens: int = config.text_config.max_position_embeddings - 2
-        self.image_size: int = config.vision_config.image_size
-        self._image_batches: Batcher[_Ask, list[list[Detection]]] = Batcher(self._run, batch_size)
-        self._text_batches: Batcher[_Ids, torch.Tensor] = Batcher(self._embed, 8 * batch_size, length=len)
+        self.box_threshold = section.box_threshold
+        self.max_tokens: int = model_config.text_config.max_position_embeddings - 2
+        self.image_size: int = model_config.vision_config.image_size
+        self._image_batches: Batcher[_Ask, list[list[Detection]]] = Batcher(self._run, section.batch_size)
+        self._text_batches: Batcher[_Ids, torch.Tensor] = Batcher(self._embed, 8 * section.batch_size, length=len)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """For each request what was found, best first: phrase of the text, box in pixels of the image, score 0..1.

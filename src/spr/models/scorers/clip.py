@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +13,16 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel
 
+from spr.config import ScorerConfig, make_section
 from spr.core.errors import RecordError
 from spr.models.batching import Batcher, prepared
 from spr.models.loading import (
-    DType,
     Source,
-    default_device,
+    device_of,
     load_part,
     load_pretrained,
     load_tokenizer,
+    model_source,
     source_name,
 )
 from spr.models.pixels import normalise, resized_bytes
@@ -29,7 +30,6 @@ from spr.models.protocols import Vectors, View
 from spr.models.text_pieces import split, tokenize
 from spr.records import Box
 
-LongText = Literal["pieces", "truncate"]
 MAX_TOKENS = 75
 """Tokens of a text that CLIP reads, beside the two that mark its start and end."""
 
@@ -50,46 +50,34 @@ class ClipScorer:
     share all layers before it.
 
     Args:
-        source: A folder or a hub id, with the tokenizer and the image processor beside the weights.
-        revision: Branch, tag or commit of the hub's repository.
-        dtype: Of weights and activations; the last steps are in float32.
-        device: Default: the GPU where there is one.
-        batch_size: Most images, or pieces of text, a forward pass; halved for good when memory runs out.
-        long_text: ``pieces``: a text of more than 75 tokens is cut at sentence or phrase ends, and the unit vectors of
-            its pieces averaged, weighted by their tokens. ``truncate``: only its first 75 tokens count.
+        config: The config section, or a model id or folder.
+        **fields: With a model id or folder: further fields of `ScorerConfig`.
 
     Attributes:
         name: ``id@revision``.
 
     Raises:
-        ModelError: if the model is not there, not whole or no CLIP.
+        ModelError: if the model can't be loaded, is incomplete or is not a CLIP model.
+        ConfigError: for a field that is unknown or out of range.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        revision: str | None = None,
-        dtype: DType = torch.float32,
-        device: str | torch.device | None = None,
-        batch_size: int = 32,
-        long_text: LongText = "pieces",
-    ) -> None:
-        self.device = torch.device(device) if device is not None else default_device()
-        self.model = load_pretrained(CLIPModel, source, revision=revision, dtype=dtype, device=self.device)
+    def __init__(self, config: ScorerConfig | Source, **fields: Any) -> None:
+        section = make_section(ScorerConfig, config, **fields)
+        source, revision = model_source(section.model), section.revision
+        self.device = device_of(section.device)
+        self.model = load_pretrained(CLIPModel, source, revision=revision, dtype=section.dtype, device=self.device)
         self.processor = load_part(CLIPImageProcessorPil, source, revision=revision)
-        vocabulary = self.model.config.text_config.vocab_size
-        self.tokenizer = load_tokenizer(source, vocabulary, revision=revision)
+        self.tokenizer = load_tokenizer(source, self.model.config.text_config.vocab_size, revision=revision)
         self.name = source_name(source, revision, self.model)
-        self.long_text = long_text
-        config = self.model.config
-        self.image_size: int = config.vision_config.image_size
-        self.patch_size: int = config.vision_config.patch_size
-        self.max_tokens = min(MAX_TOKENS, config.text_config.max_position_embeddings - 2)
+        self.long_text = section.long_text
+        model_config = self.model.config
+        self.image_size: int = model_config.vision_config.image_size
+        self.patch_size: int = model_config.vision_config.patch_size
+        self.max_tokens = min(MAX_TOKENS, model_config.text_config.max_position_embeddings - 2)
         self._image_batches: Batcher[Future[_Shown], torch.Tensor]
-        self._image_batches = Batcher(self._embed_images, batch_size)
+        self._image_batches = Batcher(self._embed_images, section.batch_size)
         self._text_batches: Batcher[tuple[int, ...], torch.Tensor]
-        self._text_batches = Batcher(self._embed_pieces, batch_size, length=len)
+        self._text_batches = Batcher(self._embed_pieces, section.batch_size, length=len)
 
     def embed_views(self, views: Sequence[View]) -> Vectors:
         """Unit vectors ``(len(views), D)``, float32.

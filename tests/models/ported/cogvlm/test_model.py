@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 
+from spr.models.families import FAMILIES
 from spr.models.loading import ModelError
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.experts import build_position_ids, route
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
-from spr.training.families import TRAINABLE
 
 EQUAL = {"atol": 1e-5, "rtol": 0}
 
@@ -140,13 +140,13 @@ def test_positions_that_cannot_be_known_are_asked_for(cogvlm, rows, pixels):
     cache = cogvlm(**inputs, pixel_values=pixels[:1], use_cache=True).past_key_values
     with pytest.raises(ModelError, match=r"(?s)a cache of 15 tokens.*position_ids"):
         cogvlm(input_ids=torch.tensor([[5]]), past_key_values=cache)
-    with pytest.raises(ModelError, match="ids or embeddings"):
+    with pytest.raises(ModelError, match="`input_ids` or `inputs_embeds`"):
         cogvlm()
 
 
 def test_images_that_do_not_match_the_prompts_are_refused(cogvlm, rows, pixels):
     inputs = rows((0, 0, 3))
-    with pytest.raises(ModelError, match=r"(?s)11 image tokens for features of 22.*11 tokens an image"):
+    with pytest.raises(ModelError, match=r"(?s)11 image tokens for features of 22.*11 tokens per image"):
         cogvlm(**inputs, pixel_values=pixels)
     with pytest.raises(ModelError, match="11 image tokens for features of 0"):
         cogvlm(**inputs)
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(cogvlm, rows,
 def test_an_adapter_trains_the_language_expert_alone_and_survives_a_file(make_cogvlm, rows, pixels, tmp_path):
     inputs = rows((0, 0, 6))
     torch.manual_seed(0)
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules=list(TRAINABLE["cogvlm"].targets))
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=list(FAMILIES["cogvlm"].target_modules))
     model = get_peft_model(make_cogvlm(), settings)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in trained}
@@ -259,6 +259,6 @@ def test_hidden_states_and_attention_can_be_asked_for(make_cogvlm, rows, pixels)
     assert made.attentions[0][0, :, 3, 4:].abs().max() == 0
 
 
-def test_a_cogvlm2_is_told_apart():
+def test_the_config_of_cogvlm2_is_refused():
     with pytest.raises(ModelError, match=r"CogVLM2[\s\S]*cogvlm-grounding-generalist"):
         CogVLMConfig(num_multi_query_heads=8)

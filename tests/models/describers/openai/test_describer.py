@@ -1,4 +1,4 @@
-"""A describer behind a server: order, patience, one clear error, and what a server may do wrong."""
+"""A describer behind a server: order of answers, retries, one clear error, and faults of servers."""
 
 import asyncio
 import base64
@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageChops
 
 from spr.core.errors import ConfigError, GroundingError
-from spr.models.describers import json_client as json_server
-from spr.models.describers.json_client import JsonClient, ServerError
+from spr.models.describers import json_client
+from spr.models.describers.json_client import ServerError, backoff
 from spr.models.describers.openai import answer_text, read_key
 
 
-def test_answers_come_in_the_order_of_the_requests_whoever_is_ready_first(server, describer, ask):
+def test_answers_come_in_the_order_of_the_requests_whichever_is_ready_first(server, describer, ask):
     # Each waits until all eight are there; then the last is answered first.
     turns = [threading.Event() for _ in range(8)]
     turns[7].set()
@@ -32,14 +32,14 @@ def test_answers_come_in_the_order_of_the_requests_whoever_is_ready_first(server
     assert describer(concurrency=8).describe([ask(k) for k in range(8)]) == [f"answer {k}" for k in range(8)]
 
 
-def test_no_more_requests_are_under_way_than_wanted_and_as_many_as_that(server, describer, ask):
+def test_as_many_requests_run_concurrently_as_configured_and_no_more(server, describer, ask):
     together = threading.Barrier(3, timeout=20)
     server.answer = lambda *_: f"{together.wait()}"  # three must be there at once, or none gets through
     assert len(describer(concurrency=3).describe([ask(k) for k in range(12)])) == 12
     assert server.most == 3
 
 
-def test_a_request_says_all_that_decides_the_answer(server, describer, ask):
+def test_a_request_contains_everything_that_decides_the_answer(server, describer, ask):
     image = Image.effect_noise((37, 23), 90).convert("RGB")
     fields = {"skip_special_tokens": False, "top_p": None, "top_k": 40}
     model = describer(temperature=0.7, max_new_tokens=99, request_fields=fields)
@@ -68,7 +68,7 @@ def test_an_image_of_several_requests_is_encoded_once(server, describer, ask, mo
     assert len(server.bodies) == 5
 
 
-PASSING = {
+TEMPORARY = {
     "429": lambda raw: raw('{"error": {"message": "slow down"}}', 429),
     "429 with Retry-After": lambda raw: raw("", 429, Retry_After="0"),
     "408": lambda raw: raw("", 408),
@@ -85,25 +85,25 @@ PASSING = {
     "bytes that are no text": lambda raw: raw(b'{"choices": "\xff\xfe"}'),
     "JSON too deep to read": lambda raw: raw("[" * 200_000),
     "content of another kind": lambda raw: raw('{"choices": [{"message": {"content": 5}}]}'),
-    "too much": lambda raw: raw(b" " * (json_server.LARGEST_REPLY + 1)),
+    "too much": lambda raw: raw(b" " * (json_client.MAX_REPLY_BYTES + 1)),
 }
 
 
-@pytest.mark.parametrize("name", PASSING)
-def test_what_may_pass_is_tried_again(name, server, describer, ask, raw):
-    server.answer = lambda number, _: PASSING[name](raw) if number < 2 else "a cup"
+@pytest.mark.parametrize("name", TEMPORARY)
+def test_a_temporary_failure_is_retried(name, server, describer, ask, raw):
+    server.answer = lambda number, _: TEMPORARY[name](raw) if number < 2 else "a cup"
     assert describer().describe([ask(7)]) == ["a cup"]
     assert [body["seed"] for body in server.bodies] == [7, 7, 7]
     assert server.bodies[0] == server.bodies[2]
 
 
-def test_dropped_and_hanging_connections_are_tried_again(server, describer, ask, drop, hang):
+def test_dropped_and_hanging_connections_are_retried(server, describer, ask, drop, hang):
     server.answer = lambda number, _: {0: drop, 1: hang}.get(number, "a cup")
     assert describer(timeout=0.4).describe([ask()]) == ["a cup"]
     assert len(server.bodies) == 3
 
 
-def test_a_server_that_sends_byte_after_byte_for_ever_has_its_time_limit(describer, ask, server, raw, monkeypatch):
+def test_the_time_limit_covers_a_reply_that_arrives_byte_by_byte(describer, ask, server, raw, monkeypatch):
     # Each byte is in time for a limit between two bytes: the limit is on the whole.
     model = describer(timeout=0.3, retries=0)
 
@@ -148,7 +148,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("status", "body", "said"), REFUSALS)
-def test_what_can_not_get_better_stops_at_once_with_the_servers_message(
+def test_a_permanent_failure_stops_at_once_with_the_message_of_the_server(
     status, body, said, server, describer, ask, raw
 ):
     server.answer = lambda *_: raw(body, status)
@@ -165,27 +165,27 @@ def test_what_can_not_get_better_stops_at_once_with_the_servers_message(
         assert "asked about 0/0 with an image of 30 × 20 px" in message
 
 
-def test_a_server_that_lies_elsewhere_is_not_followed_with_the_key(server, describer, ask, raw):
+def test_a_redirect_is_not_followed_with_the_key(server, describer, ask, raw):
     server.answer = lambda *_: raw("", 307, Location="https://elsewhere.example/v1")
     with pytest.raises(ServerError, match=r"set describer\.base_url to .*https://elsewhere\.example/v1"):
         describer(api_key="secret-key").describe([ask()])
 
 
-def test_when_the_tries_are_spent_one_error_says_what_came_last(server, describer, ask, raw):
+def test_after_the_last_try_one_error_reports_the_last_failure(server, describer, ask, raw):
     server.answer = lambda number, _: raw(f"trouble {number}", 500)
-    with pytest.raises(ServerError, match=r"status 500: trouble 3 \(4 tries\)[\s\S]*what was answered is kept"):
+    with pytest.raises(ServerError, match=r"status 500: trouble 3 \(4 tries\)[\s\S]*finished answers are kept"):
         describer().describe([ask()])
     assert len(server.bodies) == 4
 
 
-def test_trouble_is_told_once_and_not_for_each_request(server, describer, ask, raw, caplog):
+def test_a_failing_server_is_warned_about_once_and_not_per_request(server, describer, ask, raw, caplog):
     server.answer = lambda number, _: raw("loading", 503) if number < 6 else "a cup"
     assert describer(retries=9).describe([ask(k) for k in range(4)]) == ["a cup"] * 4
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("spr")]
-    assert line == f"{server.url}/chat/completions: status 503: loading; asked again in 0 s"
+    assert line == f"{server.url}/chat/completions: status 503: loading; retrying in 0 s"
 
 
-def test_what_was_answered_before_a_failure_was_told(server, describer, ask, raw):
+def test_answers_before_a_failure_are_delivered(server, describer, ask, raw):
     told = {}
     server.answer = lambda _, body: raw("no", 400) if body["seed"] == 5 else f"answer {body['seed']}"
     with pytest.raises(ServerError):
@@ -194,7 +194,7 @@ def test_what_was_answered_before_a_failure_was_told(server, describer, ask, raw
     assert len(server.bodies) == 6  # the three behind it are given up
 
 
-def test_what_the_listener_raises_ends_the_work(server, describer, ask):
+def test_an_error_of_the_callback_ends_the_work(server, describer, ask):
     def full(*_):
         raise OSError("disk full")
 
@@ -211,12 +211,12 @@ def waits(monkeypatch):
     async def sleep(seconds):
         seen.append(seconds)
 
-    monkeypatch.setattr(json_server.asyncio, "sleep", sleep)
+    monkeypatch.setattr(json_client.asyncio, "sleep", sleep)
     monkeypatch.setattr(random, "uniform", lambda _, high: high)
     return seen
 
 
-def test_the_wait_doubles_up_to_a_minute(server, describer, ask, raw, waits):
+def test_the_wait_doubles_up_to_one_minute(server, describer, ask, raw, waits):
     model = describer(first_wait=1.0, retries=8)
     server.answer = lambda *_: raw("", 500)
     with pytest.raises(ServerError):
@@ -224,27 +224,27 @@ def test_the_wait_doubles_up_to_a_minute(server, describer, ask, raw, waits):
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]  # 183 s: "about 3 minutes" in the config's help
 
 
-def test_the_server_may_say_how_long_to_wait(server, describer, ask, raw, waits):
+def test_retry_after_sets_the_wait(server, describer, ask, raw, waits):
     server.answer = lambda number, _: raw("", (429, 503)[number], Retry_After="7") if number < 2 else "a cup"
     assert describer(first_wait=1.0).describe([ask()]) == ["a cup"]
     assert waits == [8, 8]  # 7 s, and up to first_wait more, so that all don't come back at once
 
 
-def test_a_wait_of_hours_ends_the_run_instead(server, describer, ask, raw, waits):
+def test_a_retry_after_of_hours_is_an_error(server, describer, ask, raw, waits):
     server.answer = lambda *_: raw('{"error": {"message": "daily quota"}}', 429, Retry_After="86400")
-    with pytest.raises(ServerError, match=r"left alone[\s\S]*daily quota, Retry-After: 86400 s"):
+    with pytest.raises(ServerError, match=r"a longer wait than SPR allows[\s\S]*daily quota, Retry-After: 86400 s"):
         describer().describe([ask()])
     assert waits == []
 
 
 def test_the_wait_is_partly_random():
-    waited = {JsonClient("http://x")._wait(3, None) for _ in range(50)}
+    waited = {backoff(4) for _ in range(50)}
     assert len(waited) > 10
     assert min(waited) >= 4  # half of 2³
     assert max(waited) <= 8
 
 
-def test_where_no_server_is_the_error_comes_at_the_start(server):
+def test_a_missing_server_is_an_error_at_the_start(server):
     from spr.models.describers.openai import OpenAiDescriber
 
     server.http.server_close()
@@ -261,27 +261,27 @@ def test_where_no_server_is_the_error_comes_at_the_start(server):
         ('{"data": []}', "m@unlisted"),
     ],
 )
-def test_the_name_is_what_the_server_says_of_the_model(listed, name, server, describer, raw):
+def test_the_name_is_what_the_server_calls_the_model(listed, name, server, describer, raw):
     server.models = raw(listed)
     assert describer().name == name
 
 
 @pytest.mark.parametrize("status", [404, 405, 500])
-def test_a_server_without_a_list_of_models_will_do(status, server, describer, raw, ask):
+def test_a_server_without_a_list_of_models_works(status, server, describer, raw, ask):
     server.models = raw("Internal Server Error", status)
     model = describer()
     assert model.name == "m@unlisted"
     assert model.describe([ask()]) == ["a cup"]
 
 
-def test_a_key_that_is_refused_is_an_error_before_any_work(server, describer, raw):
+def test_a_refused_key_is_an_error_before_any_work(server, describer, raw):
     server.models = raw('{"error": {"message": "Incorrect API key provided: sk-12345678."}}', 401)
-    with pytest.raises(ServerError, match=r"does not let us in[\s\S]*Incorrect API key provided: \*\*\*\."):
+    with pytest.raises(ServerError, match=r"refuses access[\s\S]*Incorrect API key provided: \*\*\*\."):
         describer(api_key="sk-12345678")
     assert server.keys == ["Bearer sk-12345678"]
 
 
-def test_the_key_goes_with_each_request_and_without_one_nothing_does(server, describer, ask):
+def test_the_key_is_sent_with_each_request_and_only_if_there_is_one(server, describer, ask):
     describer(api_key="sk-1").describe([ask(1)])
     assert server.keys == ["Bearer sk-1"] * 2
     describer().describe([ask(1)])
@@ -313,13 +313,13 @@ def test_the_key_comes_from_the_environment(monkeypatch):
         ([{"type": "text", "text": "a "}, {"type": "text", "text": "cup"}, {"type": "image"}], "a cup"),
     ],
 )
-def test_any_text_comes_through_and_no_text_is_the_empty_one(content, text, server, describer, ask, raw):
+def test_any_text_is_passed_on_and_no_text_becomes_the_empty_answer(content, text, server, describer, ask, raw):
     server.answer = lambda *_: raw(json.dumps({"choices": [{"message": {"content": content}}]}))
     assert describer().describe([ask()]) == [text]
     text.encode()  # any file can hold it
 
 
-def test_an_answer_that_is_cut_is_an_answer(server, describer, ask, raw):
+def test_a_truncated_answer_is_an_answer(server, describer, ask, raw):
     cut = {"choices": [{"message": {"content": "a cup [0.1, 0."}, "finish_reason": "length"}]}
     server.answer = lambda *_: raw(json.dumps(cut))
     assert describer().describe([ask()]) == ["a cup [0.1, 0."]
@@ -329,26 +329,26 @@ def test_an_answer_that_is_cut_is_an_answer(server, describer, ask, raw):
     ("dialect", "fields", "warned"),
     [("qwen2_vl", {}, True), ("qwen2_vl", {"skip_special_tokens": False}, False), ("qwen2_5_vl", {}, False)],
 )
-def test_markup_that_a_server_may_take_out_is_warned_of(dialect, fields, warned, describer, caplog):
+def test_markup_that_a_server_may_remove_causes_a_warning(dialect, fields, warned, describer, caplog):
     describer(dialect=dialect, request_fields=fields)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("spr")]
     assert bool(said) == warned
     assert all("skip_special_tokens: false" in line for line in said)
 
 
-def test_an_image_that_the_family_refuses_is_not_asked_about(server, describer, ask):
+def test_an_image_that_the_family_refuses_is_not_sent(server, describer, ask):
     long, square = Image.new("RGB", (201, 1)), Image.new("RGB", (200, 1))
     assert describer(dialect="qwen2_5_vl").describe([ask(1, long), ask(2, square)]) == ["", "a cup"]
     assert [body["seed"] for body in server.bodies] == [2]
 
 
-def test_no_requests_need_no_server(server, describer):
+def test_an_empty_list_of_requests_needs_no_server(server, describer):
     model = describer()
     server.http.server_close()
     assert model.describe([]) == []
 
 
-def test_it_works_within_a_running_event_loop(server, describer, ask):
+def test_it_works_inside_a_running_event_loop(server, describer, ask):
     async def notebook():
         return describer().describe([ask()])
 
@@ -356,7 +356,7 @@ def test_it_works_within_a_running_event_loop(server, describer, ask):
     assert len(server.bodies) == 1
 
 
-def test_ctrl_c_does_not_wait_for_a_server_that_hangs(server, describer, ask, hang):
+def test_ctrl_c_does_not_wait_for_a_hanging_server(server, describer, ask, hang):
     def answer(*_):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return hang
@@ -366,7 +366,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(server, describer, ask, ha
         describer(timeout=3600).describe([ask(k) for k in range(3)])
 
 
-def test_wrong_settings_are_refused(describer):
+def test_settings_out_of_range_are_refused(describer):
     for wrong in ({"temperature": -1}, {"top_p": 0}):
         with pytest.raises(ConfigError):
             describer(**wrong)
@@ -374,7 +374,7 @@ def test_wrong_settings_are_refused(describer):
         describer(dialect="qwen")
 
 
-def test_a_reply_of_another_shape_is_no_answer():
+def test_a_reply_of_another_shape_is_not_an_answer():
     for wrong in ([], {}, {"choices": [{}]}, {"choices": [{"message": {"content": {"text": "x"}}}]}, "text"):
         with pytest.raises(ValueError, match=r"^"):
             answer_text(wrong)

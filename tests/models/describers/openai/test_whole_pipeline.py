@@ -50,7 +50,7 @@ def test_a_server_that_dies_halfway_is_not_asked_again_what_it_answered(server, 
 
     server.bodies.clear()
     server.answer = lambda number, body: describe(body) if number < 38 else drop
-    with pytest.raises(ServerError, match=r"the same command: what was answered is kept"):
+    with pytest.raises(ServerError, match=r"run the same command again: finished answers are kept"):
         run(settings(concurrency=1), tmp_path / "run")
     # 5 queries of 6 requests are the first shard; 8 requests of the second were answered, and the next was not.
     assert len(server.bodies) == 39
@@ -119,11 +119,11 @@ def test_what_a_server_needs_is_asked_for_at_once(settings):
     for wrong in ("127.0.0.1:8000/v1", "ftp://x/v1", "http://", "http://x/v1?key=1", "http://x:99999/v1"):
         with pytest.raises(ConfigError, match=r"describer\.base_url"):
             settings(base_url=wrong)
-    with pytest.raises(ConfigError, match=r"with a password[\s\S]*api_key_env"):
+    with pytest.raises(ConfigError, match=r"contains credentials[\s\S]*api_key_env"):
         settings(base_url="http://user:secret@x/v1")
     with pytest.raises(ConfigError, match=r"api_key_env"):
         settings(api_key_env="sk-this is no name")
-    with pytest.raises(ConfigError, match=r"`messages` is set by SPR alone"):
+    with pytest.raises(ConfigError, match=r"`messages` is reserved"):
         settings(request_fields={"messages": []})
     for field in ("concurrency", "timeout", "connect_timeout"):
         with pytest.raises(ConfigError, match=field):
