@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +25,8 @@ def train(
 ) -> None:
     """Train a LoRA adapter on preference pairs; with several GPUs, under `accelerate launch -m spr train …`."""
     from spr.config import load_config, load_training
-    from spr.core.atomic import write_atomically
     from spr.models.registry import trained_model
-    from spr.pipeline.runner import STAGES
-    from spr.runs.folder import adopt, locked
+    from spr.runs.folder import open_run
     from spr.training.pairs import run_pairs, trl_pairs
     from spr.training.trainer import train as train_adapter
 
@@ -41,18 +38,13 @@ def train(
             settings, describer, seed = whole.training, whole.describer, whole.seed
             source, model = run_pairs(out, whole.annotations), trained_model(describer)
             if main:
-                stack.enter_context(locked(out))
-                stack.enter_context(config_kept_if_refused(out))
-                adopt(whole, out, STAGES)
+                stack.enter_context(open_run(out, whole))
         else:
             part = load_training(config, overrides or ())
             settings, describer, seed = part.training, part.describer, part.seed
             source, model = trl_pairs(pairs), trained_model(describer)
-            check_no_run(out)
             if main:
-                stack.enter_context(locked(out))
-                stack.enter_context(config_kept_if_refused(out))
-                write_atomically(out / "config.yaml", part.to_yaml().encode())
+                stack.enter_context(open_run(out, part))
         summary = train_adapter(
             source,
             model,
@@ -87,32 +79,3 @@ def merge(
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
     merge_adapter(adapter, out, model=None if model is None else model_source(model), revision=revision)
     typer.echo(f"The merged model:  {out}")
-
-
-@contextmanager
-def config_kept_if_refused(out: Path) -> Iterator[None]:
-    """Put ``RUN/config.yaml`` back where a training is refused, so that it goes on telling how the run was made."""
-    from spr.core.atomic import write_atomically
-    from spr.core.errors import RunError
-
-    path = out / "config.yaml"
-    before = path.read_bytes() if path.is_file() else None
-    try:
-        yield
-    except RunError:
-        if before is not None:
-            write_atomically(path, before)
-        raise
-
-
-def check_no_run(out: Path) -> None:
-    """Make sure that pairs from elsewhere are not trained on in a run that has annotations and a config of its own.
-
-    Raises:
-        RunError: if it has.
-    """
-    from spr.core.errors import RunError
-
-    if (out / "inputs.json").is_file():
-        fix = "leave --pairs out to train on the run's own pairs, or choose another --out"
-        raise RunError(f"{out} is a run with its own annotations", got="--pairs", fix=fix)

@@ -20,7 +20,7 @@ from spr.models.describers.hf import HfDescriber
 from spr.models.registry import trained_model
 from spr.pipeline import runner
 from spr.report.page import write_report
-from spr.runs.folder import locked
+from spr.runs.folder import lock_run
 from spr.training.pairs import run_pairs
 from spr.training.trainer import train
 
@@ -62,7 +62,7 @@ def run_quickstart(
     runner.run(config, run, workers=workers, report=report)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     model = trained_model(config.describer)
-    with locked(run):
+    with lock_run(run):
         made = train(run_pairs(run, config.annotations), model, config.training, run, seed=seed, report=say)
         say(f"training: {made.steps:,} steps on {made.pairs:,} pairs ({made.seconds:.1f} s)")
         _evaluate(run, held_out, out / "held-out", model, say)
