@@ -10,10 +10,9 @@ from transformers import AutoModelForImageTextToText
 
 from spr.core.errors import InputError
 from spr.training import trainer as trainer_module
-from spr.training.lora import renamed_properties
-from spr.training.merge import merge_adapter
+from spr.training.checkpoint import merge_adapter
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.trainee import load_trainee, renamed_properties
 from spr.training.trainer import train
 
 

@@ -8,10 +8,9 @@ from torch import nn
 from transformers import modeling_utils
 
 from spr.training import attention
-from spr.training.attention import KERNEL, attend
-from spr.training.collate import EncodedPair, collate
-from spr.training.features import Features
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import KERNEL, EncodedPair, attend, collate
+from spr.training.trainee import load_trainee
+from spr.training.vision_cache import Features
 
 NO_FEATURES = Features(torch.zeros(0, 8))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from spr.training import head as head_module
-from spr.training.head import token_logps
+from spr.training import loss as loss_module
+from spr.training.loss import token_logps
 
 TOKENS, WIDTH, WORDS = 11, 6, 13
 
@@ -58,7 +58,7 @@ def test_two_words_give_a_sigmoid_and_its_slope():
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_values_and_gradients_are_those_of_log_softmax_in_chunks_of_any_size(chunk, frozen, softcap, case, monkeypatch):
-    monkeypatch.setattr(head_module, "CHUNK", chunk)
+    monkeypatch.setattr(loss_module, "CHUNK", chunk)
     case[3].requires_grad_(not frozen)
     logps, gradient, of_head = with_gradient(token_logps, case, softcap=softcap)
     wanted, wanted_gradient, wanted_of_head = with_gradient(plain, case, softcap=softcap)

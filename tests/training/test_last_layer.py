@@ -7,12 +7,11 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from spr.models.families import FAMILIES
-from spr.training.collate import collate
-from spr.training.features import Features
 from spr.training.loss import PairLogps, pair_losses
-from spr.training.model import PairModel
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import PairModel, collate
+from spr.training.trainee import load_trainee
+from spr.training.vision_cache import Features
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def steps(trainable_folder, pairs_folder, stir, settings, tmp_path):
             with torch.no_grad():
                 return Features(*model(vision=vision))
 
-        pairs = [encoder.finish(one, encoder.read(one), look) for one in planned]
+        pairs = [encoder.finish(one, encoder.process(one), look) for one in planned]
         batch = collate(pairs, encoder.pad, shared=trainee.shared)
         layers = model.base.get_submodule(f"{trainee.model.family.language_model.removesuffix('.layers')}.layers")
         made = []
@@ -83,7 +82,7 @@ def test_a_second_pair_model_takes_the_place_of_the_first(trainable_folder, pair
     planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
     with torch.no_grad():
         pairs = [
-            trainee.encoder.finish(one, trainee.encoder.read(one), lambda vision: Features(*first(vision=vision)))
+            trainee.encoder.finish(one, trainee.encoder.process(one), lambda vision: Features(*first(vision=vision)))
             for one in planned
         ]
     batch = collate(pairs, trainee.encoder.pad, shared=True)

@@ -173,7 +173,7 @@ def test_a_reference_that_is_not_finite_stops_before_a_step_and_is_not_kept(
         count = len(batch.pair_ids)
         return torch.full((count,), float("nan")), torch.zeros(count), torch.ones(count), torch.ones(count)
 
-    monkeypatch.setattr("spr.training.model.PairModel._logps", broken)
+    monkeypatch.setattr("spr.training.shared_prefix.PairModel._logps", broken)
     with pytest.raises(SprError, match="log-probability of the reference is not finite"):
         train(trl_pairs(pairs_folder), str(trainable_folder("llava")), settings(), tmp_path)
     assert (tmp_path / "training" / "not-finite-reference.pt").is_file()

@@ -13,8 +13,8 @@ from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import RunError
 from spr.training import trainer as trainer_module
 from spr.training.checkpoint import KEPT
+from spr.training.distributed import InterruptedTrainingError, interrupts
 from spr.training.pairs import trl_pairs
-from spr.training.stopping import InterruptedTrainingError, interrupts
 from spr.training.trainer import train
 
 # One process that imports all and then has children train: each kills itself before its Nth sync of a file, N growing,
@@ -272,7 +272,7 @@ def test_a_damaged_note_of_the_end_is_named(model, pairs, settings, tmp_path):
     [
         ({"learning_rate": 0.5}, "training.learning_rate: 0.01 → 0.5"),
         ({"lora": LoraSection(r=8, lora_alpha=8, lora_dropout=0.2)}, "training.lora.r: 4 → 8"),
-        ({"gradient_accumulation_steps": 1}, "batches_a_step: 2 → 1"),
+        ({"gradient_accumulation_steps": 1}, "batches_per_step: 2 → 1"),
         ({"seed": 4}, "seed: 3 → 4"),
         ({"pairs": 5}, "pairs: "),
     ],

@@ -11,15 +11,13 @@ from transformers import AutoModelForImageTextToText
 from spr.config import LoraSection
 from spr.core.errors import InputError, RunError, SprError
 from spr.training import trainer as trainer_module
-from spr.training.collate import collate
-from spr.training.features import Features
-from spr.training.lora import renamed_properties
+from spr.training.checkpoint import merge_adapter
 from spr.training.loss import PairLogps
-from spr.training.merge import merge_adapter
-from spr.training.model import PairModel
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import PairModel, collate
+from spr.training.trainee import load_trainee, renamed_properties
 from spr.training.trainer import train
+from spr.training.vision_cache import Features
 
 
 def steps_of(out):
@@ -111,7 +109,7 @@ def test_the_adapter_and_the_merged_model_give_the_trained_models_logps(model, p
     def logps_of(base):
         whole = PairModel(base, trainee.model.family)
         made = [
-            trainee.encoder.finish(p, trainee.encoder.read(p), lambda v: Features(*whole(vision=v))) for p in planned
+            trainee.encoder.finish(p, trainee.encoder.process(p), lambda v: Features(*whole(vision=v))) for p in planned
         ]
         with torch.no_grad():
             return PairLogps(*whole(collate(made, trainee.encoder.pad, shared=True)))
