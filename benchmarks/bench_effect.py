@@ -23,13 +23,11 @@ import numpy as np
 
 from spr.config import Config, load_config
 from spr.embedded.scenes import write_scenes
-from spr.evaluation.expressions import read_expressions
-from spr.evaluation.inference import from_folder
 from spr.evaluation.metrics import Share, bootstrap, cluster_numbers, intervals, paired_difference
-from spr.evaluation.regions_source import read_regions
 from spr.evaluation.result import Result, read_items
-from spr.evaluation.tasks.description import evaluate_description
-from spr.evaluation.tasks.rec import evaluate_rec
+from spr.evaluation.task import evaluate
+from spr.evaluation.tasks.description import Description
+from spr.evaluation.tasks.rec import Rec
 from spr.grounding.localization import localization_score
 from spr.models.chat import user_turn
 from spr.models.describers.hf import HfDescriber
@@ -47,7 +45,7 @@ TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_004
 """Seeds of scenes that the embedded models never saw; 900,000,003 were held out of the first search."""
 
 
-METHOD = (
+PIPELINE_OPTIONS = (
     "describer.samples={full: 2, crop: 2, crop_objects: 2}",
     "scoring={}",
     "pairing={}",
@@ -98,7 +96,7 @@ def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str, changes
         write_scenes(data, scenes, seed)
     paths = {"annotations.path": data / "instances.json", "annotations.images": data / "images"}
     overrides = [f"{name}={json.dumps(str(path))}" for name, path in paths.items()]
-    overrides += [*METHOD, *changes, f"seed={seed}", "shard_rows=4096"]
+    overrides += [*PIPELINE_OPTIONS, *changes, f"seed={seed}", "shard_rows=4096"]
     runner.run(load_config("quickstart", overrides), run, until=until)
     return run
 
@@ -159,7 +157,7 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
     def each() -> Iterator[TrainingPair]:
         for pair in pairs:
             size_wh = pair.width, pair.height
-            load = RunImage(config.annotations, pair.file_name, size_wh)
+            load = RunImage(config.annotations.image_source, pair.file_name, size_wh)
             yield TrainingPair(
                 pair.query_id, user_turn(pair.prompt), pair.chosen, pair.rejected, load, load.digest, size_wh
             )
@@ -178,16 +176,16 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
 def measure(data: Path, adapter: Path | None, *, samples: int, limit: int | None = None) -> dict[str, Result]:
     """Held-out figures: rec and descriptions, greedy, and descriptions sampled."""
     greedy = HfDescriber(MODEL, peft_adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
-    regions = read_regions(data.with_name(data.name.replace("-scenes", "-run")))
-    queries, load = regions.queries[:limit], from_folder(data / "images")
-    items = read_expressions(data / "expressions.json")
+    regions = Description().load(data.with_name(data.name.replace("-scenes", "-run")))
+    regions = replace(regions, queries=regions.queries[:limit])
+    images = data / "images"
     found = {
-        "rec": evaluate_rec(greedy, items, load, prompt=REC),
-        "greedy": evaluate_description(greedy, queries, load, prompt=regions.prompt),
+        "rec": evaluate(Rec(prompt=REC), data / "expressions.json", describer=greedy, images=images),
+        "greedy": evaluate(Description(), regions, describer=greedy, images=images),
     }
     if samples:
         sampling = greedy.with_sampling(temperature=1.0, top_p=0.95)
-        found["sampled"] = evaluate_description(sampling, queries, load, prompt=regions.prompt, samples=samples)
+        found["sampled"] = evaluate(Description(samples=samples), regions, describer=sampling, images=images)
     return found
 
 

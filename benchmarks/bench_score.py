@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from score_models import SIZES, make_tables, save_clip, save_dino
 from spr.config import Config, make_config
-from spr.core.images import load_image
+from spr.core.images import ImageSource
 from spr.core.views import unshift
 from spr.models.detectors.grounding_dino import GroundingDinoDetector, shared_backbone
 from spr.models.protocols import DetectRequest
@@ -130,7 +130,7 @@ class Ways:
         queries = {query.query_id: query for query in from_table(self.tables["regions"], RegionQuery)}
         for candidate in from_table(self.tables["candidates"], Candidate):
             query = queries[candidate.query_id]
-            image = load_image(self.config.annotations.images, query.file_name, (query.width, query.height))
+            image = self.config.annotations.image_source.load(query.file_name, (query.width, query.height))
             window, crop, whole, local = views_of(query, image, 1.5)
             # Each by itself: nothing is batched.
             views = [self.scorer.embed_views([view])[0] for view in (whole, local)]
@@ -152,7 +152,7 @@ def flops(work: Callable[[], object]) -> int:
 def settle(detector: GroundingDinoDetector, tables: Mapping[str, pa.Table], images: Path) -> None:
     """Choose the threshold by which random weights find about ten boxes, as trained ones do."""
     query = from_table(tables["regions"].slice(0, 1), RegionQuery)[0]
-    image = load_image(images, query.file_name, (query.width, query.height))
+    image = ImageSource(images).load(query.file_name, (query.width, query.height))
     detector.box_threshold = 0.0
     finds = detector.detect([DetectRequest(image, tables["candidates"]["plain_text"][0].as_py())])[0]
     detector.box_threshold = finds[min(10, len(finds) - 1)].score

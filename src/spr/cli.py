@@ -42,7 +42,6 @@ for command in (
     run.run,
     train.train,
     train.merge,
-    evaluate.evaluate,
     evaluate.compare,
     evaluate.lvis_questions,
     report.report,
@@ -54,6 +53,7 @@ for command in (
     run.doctor,
 ):
     app.command()(command)
+app.add_typer(evaluate.evaluate)
 app.add_typer(convert.convert)
 
 

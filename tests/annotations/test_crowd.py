@@ -1,4 +1,4 @@
-"""`replace_crowds` on scenes worked out by hand (METHOD §1.2)."""
+"""`replace_crowds` on scenes worked out by hand."""
 
 from __future__ import annotations
 

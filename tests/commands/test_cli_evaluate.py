@@ -62,6 +62,44 @@ def test_a_runs_regions_are_described_and_scored(data, tmp_path):
     assert made["protocol"]["samples"] == 2
 
 
+def test_the_command_line_and_python_give_the_same_files(data, tmp_path):
+    from spr.config import DescriberConfig
+    from spr.evaluation.task import evaluate
+    from spr.evaluation.tasks.description import Description
+
+    (tmp_path / "c.yaml").write_text(f"annotations: {{path: {data}/instances.json, images: {data}/images}}\n")
+    spr("run", tmp_path / "c.yaml", "--out", tmp_path / "run", "--until", "regions")
+    model = ("--model", "embedded/describer", "--images", data / "images")
+    for task, annotations, options, name in (
+        ("rec", data / "expressions.json", (), "rec"),
+        (Description(samples=2), tmp_path / "run", ("--samples", 2, "--temperature", 1, "--seed", 4), "description"),
+    ):
+        out = tmp_path / f"cli-{name}.json"
+        spr("evaluate", name, "--annotations", annotations, *model, *options, "--out", out)
+        seed, temperature = (4, 1.0) if options else (None, 0.0)
+        config = DescriberConfig(model="embedded/describer", temperature=temperature)
+        result = evaluate(task, annotations, describer=config, images=data / "images", seed=seed)
+        result.write(tmp_path / f"python-{name}.json")
+        for ending in (".items.parquet", ".answers.jsonl"):
+            assert (tmp_path / f"cli-{name}{ending}").read_bytes() == (tmp_path / f"python-{name}{ending}").read_bytes()
+        first, second = (json.loads((tmp_path / f"{way}-{name}.json").read_text()) for way in ("cli", "python"))
+        assert {**first, "items": "", "answers": ""} == {**second, "items": "", "answers": ""}
+
+
+def test_an_option_of_another_task_is_an_error_that_names_the_tasks_own(tmp_path):
+    files = ("--annotations", "a", "--predictions", "p", "--out", tmp_path / "b")
+    for task, option, own in (
+        ("rec", ("--parser", "exact"), "--prompt, --protocol, --areas"),
+        ("pope", ("--areas", "share"), "--parser, --prompt"),
+        ("referring", ("--samples", "2"), "--region"),
+        ("description", ("--entities", "x"), "--prompt, --samples"),
+        ("phrase-grounding", ("--region", "box"), "--entities, --boxes, --prompt, --protocol"),
+    ):
+        _, errors = spr("evaluate", task, *files, *option, expect=2)
+        assert f"`spr evaluate {task}` has no such option" in errors
+        assert f"the options of this task ({own})" in errors
+
+
 def test_questions_from_lvis(tmp_path):
     lvis = {
         "images": [{"id": 1, "width": 20, "height": 10, "coco_url": "http://x/1.jpg", "neg_category_ids": [2]}],
@@ -90,13 +128,23 @@ def test_questions_from_lvis(tmp_path):
         (["evaluate", "rec", "--annotations", "a", "--out", "b", "--model", "m", "seed=1"], "is malformed", 2),
         (
             ["evaluate", "description", "--annotations", "a", "--out", "b", "--model", "m", "--samples", "2"],
-            "--samples need a --temperature",
+            "--samples needs a --temperature",
             2,
         ),
         (["evaluate", "phrase-grounding", "--annotations", "a", "--out", "b", "--predictions", "p"], "--entities", 2),
         (
             ["evaluate", "rec", "--annotations", "a", "--out", "b", "--predictions", "p", "--areas", "feet"],
             "--areas is not known",
+            2,
+        ),
+        (
+            ["evaluate", "rec", "--annotations", "a", "--out", "b", "--predictions", "p", "--adapter", "c"],
+            "no effect on a predictions file",
+            2,
+        ),
+        (
+            ["evaluate", "rec", "--annotations", "a", "--out", "b", "--predictions", "p", "--temperature", "1"],
+            "got:      --temperature",
             2,
         ),
         (["compare", "gone.json"], "no such file", 1),

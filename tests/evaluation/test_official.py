@@ -9,13 +9,11 @@ import json
 import numpy as np
 import pytest
 
-from spr.evaluation.expressions import Expressions
-from spr.evaluation.flickr import read_sentences
 from spr.evaluation.predictions import Answers
-from spr.evaluation.tasks.phrase_grounding import score_phrase_grounding
-from spr.evaluation.tasks.pope import Pope, says_yes, score_pope
-from spr.evaluation.tasks.rec import THRESHOLDS, score_rec
-from spr.evaluation.tasks.referring import ReferringItem, is_right, score_referring
+from spr.evaluation.tasks.phrase_grounding import PhraseGrounding
+from spr.evaluation.tasks.pope import Pope, PopeItems, says_yes
+from spr.evaluation.tasks.rec import THRESHOLDS, Expressions, Rec
+from spr.evaluation.tasks.referring import Referring, ReferringItem, is_right
 from spr.grounding import get_dialect
 
 FERRET = get_dialect("ferret")
@@ -69,7 +67,7 @@ def expressions() -> Expressions:
 
 
 def test_referring_expressions_are_right_where_ferrets_evaluator_says_so():
-    result = score_rec(expressions(), Answers([row[4] for row in REFEXP]), FERRET, protocol="ferret")
+    result = Rec(protocol="ferret").score(expressions(), Answers([row[4] for row in REFEXP], dialect=FERRET))
     made = np.stack([result.shares[f"acc@{threshold}"].parts for threshold in THRESHOLDS], axis=1)
     for row, ours in zip(REFEXP, made.tolist(), strict=True):
         assert ours == row[5], row
@@ -85,7 +83,7 @@ def test_our_own_reading_differs_from_ferrets_in_these_cases_only():
     # numbers. Sorted: swapped corners. Clipped: what leaves the image, here to (595.2, 398.4, 640, 480), whose IoU is
     # 3200 / (44.8 × 81.6) = 0.875. Edges are not rounded to whole pixels: (2.98, 3.98, 6.98, 5.98) is no longer
     # (2, 3, 6, 5), and shares 3.02 × 1.02 px² of 8 with it.
-    result = score_rec(expressions(), Answers([row[4] for row in REFEXP]), FERRET)
+    result = Rec().score(expressions(), Answers([row[4] for row in REFEXP], dialect=FERRET))
     made = np.stack([result.shares[f"acc@{threshold}"].parts for threshold in THRESHOLDS], axis=1)
     differ = {row[4]: ours for row, ours in zip(REFEXP, made.tolist(), strict=True) if ours != row[5]}
     assert differ == {
@@ -209,8 +207,8 @@ def test_phrases_are_found_where_ferrets_evaluator_says_so(
     image, number, answer, merged, categories, any_box, boxes, entities, tmp_path
 ):
     (tmp_path / "a.json").write_text(json.dumps({"images": [mdetr_row(image, number)]}))
-    items = read_sentences(tmp_path / "a.json", entities, boxes)
-    result = score_phrase_grounding(items, Answers([answer]), FERRET, boxes=boxes, protocol="ferret")
+    task = PhraseGrounding(entities=entities, boxes=boxes, protocol="ferret")
+    result = task.score(task.load(tmp_path / "a.json"), Answers([answer], dialect=FERRET))
     assert [share.value() for share in result.shares.values()] == (merged if boxes == "merged" else any_box)
     if boxes == "merged":
         assert {name: result.value("recall@1", name) for name in result.groups} == categories
@@ -250,7 +248,7 @@ def test_lvis_accuracy_is_the_share_of_right_answers():
         ReferringItem(str(k), "1.jpg", (9, 9), (0, 0, 1, 1), None, name, tuple(synonyms), "other")
         for k, (name, synonyms, _, _) in enumerate(LVIS)
     ]
-    result = score_referring(items, Answers([text for _, _, text, _ in LVIS]))
+    result = Referring().score(items, Answers([text for _, _, text, _ in LVIS]))
     assert result.value("accuracy") == sum(row[3] for row in LVIS) / len(LVIS)
 
 
@@ -286,7 +284,8 @@ def test_popes_figures_are_those_of_its_own_evaluator():
     # Both POPE's evaluate.py and Ferret's copy, on labels no, yes, yes, no, …: TP 6, FP 5, TN 2, FN 6.
     labels = tuple(k % 3 != 0 for k in range(len(POPE)))
     ids = tuple(map(str, range(len(POPE))))
-    result = score_pope(Pope(ids, ids, ("?",) * len(POPE), labels), Answers([text for text, _ in POPE]))
+    items = PopeItems(ids, ids, ("?",) * len(POPE), labels)
+    result = Pope().score(items, Answers([text for text, _ in POPE]))
     official = {
         "accuracy": 0.42105263157894735,
         "precision": 0.5454545454545454,
@@ -302,8 +301,8 @@ def test_the_parser_exact_gives_the_figures_of_lmms_eval():
     labels = ["yes", "no", "no", "no", "yes", "yes", "yes", "yes", "no", "yes"]
     right = [1, 1, 0, 0, 0, 0, 0, 1, 0, 0]
     ids = tuple(map(str, range(len(texts))))
-    items = Pope(ids, ids, ("?",) * len(texts), tuple(label == "yes" for label in labels))
-    result = score_pope(items, Answers(list(texts)), parser="exact")
+    items = PopeItems(ids, ids, ("?",) * len(texts), tuple(label == "yes" for label in labels))
+    result = Pope(parser="exact").score(items, Answers(list(texts)))
     assert result.shares["accuracy"].parts.tolist() == right
     official = {"accuracy": 0.3, "precision": 0.6666666666666666, "recall": 0.5, "f1": 0.5714285714285715}
     assert {name: result.value(name) for name in official} == pytest.approx(official, abs=1e-15)

@@ -1,4 +1,4 @@
-"""Phrase grounding, referring and POPE: their files, their questions, and what wrong files get."""
+"""Phrase grounding, referring and POPE: their files, their questions, and errors for invalid files."""
 
 import json
 import random
@@ -7,21 +7,16 @@ import re
 import pytest
 from PIL import Image
 
+from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.ferret_rules import entities
-from spr.evaluation.flickr import read_sentences
-from spr.evaluation.inference import from_folder
 from spr.evaluation.lvis_questions import write_lvis_questions
 from spr.evaluation.predictions import Answers
-from spr.evaluation.tasks.phrase_grounding import evaluate_phrase_grounding, phrase_grounding_from_file
-from spr.evaluation.tasks.pope import evaluate_pope, pope_from_file, read_pope, score_pope
-from spr.evaluation.tasks.referring import (
-    evaluate_referring,
-    is_right,
-    question_of,
-    read_referring,
-    referring_from_file,
-)
+from spr.evaluation.task import evaluate
+from spr.evaluation.tasks import phrase_grounding
+from spr.evaluation.tasks.phrase_grounding import PhraseGrounding
+from spr.evaluation.tasks.pope import Pope
+from spr.evaluation.tasks.referring import Referring, is_right
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber
 
@@ -32,7 +27,7 @@ class Says(FakeDescriber):
     """Answers by what is asked."""
 
     def __init__(self, answers, dialect="ferret"):
-        super().__init__(dialect)
+        super().__init__(DescriberConfig(backend="fake", dialect=dialect))
         self.answers, self.asked = answers, []
 
     def describe(self, requests):
@@ -71,45 +66,47 @@ def flickr(tmp_path):
 
 def test_phrases_are_asked_about_as_ferret_does_and_found_by_their_words(flickr, images, tmp_path):
     path, folder = flickr
-    items = read_sentences(path, folder)
+    task = PhraseGrounding(entities=folder)
+    items = task.load(path)
     # The comma goes out of the question; the answer's phrase is compared without punctuation. Box 20, 10, 100, 50 of
     # 200 × 100 px is 100, 100, 500, 500 of 1000.
     question = "What are the locations of a man alone?"
-    result = evaluate_phrase_grounding(
-        Says({question: "a man alone [100, 100, 500, 500]."}), items, from_folder(images)
-    )
+    model = Says({question: "a man alone [100, 100, 500, 500]."})
+    result = evaluate(task, items, describer=model, images=images)
     assert {name: share.value() for name, share in result.shares.items()} == {
         "recall@1": 1, "recall@5": 1, "recall@10": 1, "upper_bound": 1,
     }  # fmt: skip
     assert result.ids == ("1_0#0",)
     made = result.write(tmp_path / "out.json")
-    assert phrase_grounding_from_file(items, tmp_path / made["answers"]).metrics == result.metrics
+    assert evaluate(task, items, predictions=tmp_path / made["answers"]).metrics == result.metrics
     # Ferret's own file names image and sentence.
     (tmp_path / "f.jsonl").write_text(
         json.dumps({"image_id": 1, "sentence_id": 0, "text": "a man alone [100, 100, 500, 500]"})
     )
-    again = phrase_grounding_from_file(items, tmp_path / "f.jsonl", FERRET, protocol="ferret")
+    ferret = PhraseGrounding(entities=folder, protocol="ferret")
+    again = evaluate(ferret, items, predictions=tmp_path / "f.jsonl", dialect="ferret")
     assert again.value("recall@1", "people") == 1
 
 
 def test_phrases_without_their_boxes_or_files_are_named(flickr, tmp_path):
     path, folder = flickr
     with pytest.raises(ConfigError, match="--boxes is not known"):
-        read_sentences(path, folder, "both")
+        PhraseGrounding(entities=folder, boxes="both")
     with pytest.raises(InputError, match="is not Flickr30k Entities"):
-        read_sentences(path, tmp_path)
+        PhraseGrounding(entities=tmp_path).load(path)
+    task = PhraseGrounding(entities=folder)
     (folder / "Sentences" / "1.txt").write_text("[/EN#5/people A woman] waits .\n")
-    read_sentences.__globals__["_phrases"].cache_clear()
+    phrase_grounding._phrases.cache_clear()
     with pytest.raises(InputError, match="has no such phrase"):
-        read_sentences(path, folder)
+        task.load(path)
     (folder / "Annotations" / "1.xml").write_text("<a>")
-    read_sentences.__globals__["_boxes"].cache_clear()
+    phrase_grounding._boxes.cache_clear()
     with pytest.raises(InputError, match="can't be read"):
-        read_sentences(path, folder)
+        task.load(path)
     for content in ("{}", "[]", '{"images": [{}]}', "<html>"):
         path.write_text(content)
         with pytest.raises(InputError, match="is not MDETR's Flickr30k JSON"):
-            read_sentences(path, folder)
+            task.load(path)
 
 
 def pope_lines(count=4):
@@ -126,27 +123,27 @@ def write_lines(path, rows):
 
 
 def test_pope_is_asked_and_scored_by_its_ids(images, tmp_path):
-    items = read_pope(write_lines(tmp_path / "pope.json", pope_lines()))
+    items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines()))
     answers = {
         "Is there a 0?": "Yes.",
         "Is there a 1?": "Yes.",
         "Is there a 2?": "No.",
         "Is there a 3?": "There is no 3.",
     }
-    result = evaluate_pope(Says(answers), items, from_folder(images))
+    result = evaluate("pope", items, describer=Says(answers), images=images)
     # Yes is right once and wrong once, no is right once and wrong once.
     assert {name: share.value() for name, share in result.shares.items()} == {
         "accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_share": 0.5,
     }  # fmt: skip
     assert result.protocol["parser"] == "ferret"
     shuffled = [{"question_id": p.id, "answer": p.answer} for p in result.predictions][::-1]
-    again = pope_from_file(items, write_lines(tmp_path / "a.jsonl", shuffled))
+    again = evaluate("pope", items, predictions=write_lines(tmp_path / "a.jsonl", shuffled))
     assert again.metrics == result.metrics
 
 
 def test_a_question_of_pope_without_an_answer_is_wrong_and_lowers_recall(tmp_path):
-    items = read_pope(write_lines(tmp_path / "pope.json", pope_lines()))
-    result = score_pope(items, Answers([None, None, "yes", "no"], {"missing": ["1", "2"]}), parser="exact")
+    items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines()))
+    result = Pope(parser="exact").score(items, Answers([None, None, "yes", "no"], {"missing": ["1", "2"]}))
     # Two of four are right; yes was found once of the two times that it was right.
     assert (result.value("accuracy"), result.value("recall"), result.value("precision")) == (0.5, 0.5, 1.0)
     assert result.value("yes_share") == 0.25
@@ -154,33 +151,31 @@ def test_a_question_of_pope_without_an_answer_is_wrong_and_lowers_recall(tmp_pat
 
 def test_the_parser_exact_asks_for_one_word(images, tmp_path):
     model = Says({})
-    evaluate_pope(
-        model, read_pope(write_lines(tmp_path / "p.json", pope_lines(1))), from_folder(images), parser="exact"
-    )
+    path = write_lines(tmp_path / "p.json", pope_lines(1))
+    evaluate(Pope(parser="exact"), path, describer=model, images=images)
     assert model.asked == ["Is there a 0?\nAnswer the question using a single word or phrase."]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "maybe"}, "`label` of row 0"),
-        ({"image": None}, "`image` of row 0"),
-        ({"text": 3}, "`text` of row 0"),
+        ({"label": "maybe"}, r"at `\$.label`"),
+        ({"image": None}, r"at `\$.image`"),
+        ({"text": 3}, r"at `\$.text`"),
         ({"question_id": 1.5}, "`question_id` of row 0"),
     ],
 )
 def test_a_wrong_row_of_pope_is_named(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
-        read_pope(write_lines(tmp_path / "pope.json", [{**pope_lines(1)[0], **change}]))
+        Pope().load(write_lines(tmp_path / "pope.json", [{**pope_lines(1)[0], **change}]))
 
 
 def test_pope_needs_known_parsers_and_ids_that_differ(tmp_path):
     path = write_lines(tmp_path / "pope.json", pope_lines(2) + pope_lines(1))
     with pytest.raises(InputError, match="`question_id` of row 2"):
-        read_pope(path)
-    items = read_pope(write_lines(path, pope_lines(2)))
+        Pope().load(path)
     with pytest.raises(ConfigError, match="--parser is not known"):
-        score_pope(items, Answers(["yes", "no"]), parser="regex")
+        Pope(parser="regex")
 
 
 LVIS = {
@@ -228,9 +223,9 @@ def test_lvis_questions_are_decided_by_the_seed_and_their_wrong_names_are_not_in
     assert write_lvis_questions(lvis, tmp_path / "b.jsonl", min_area=200) == 1
 
 
-def test_lvis_files_of_something_else_are_refused(lvis, tmp_path):
+def test_files_that_are_not_lvis_json_are_refused(lvis, tmp_path):
     for content, message in (
-        ("{}", "is no LVIS JSON"),
+        ("{}", "is not LVIS JSON"),
         ('{"images": [], "annotations": [], "categories": []}', "nothing to ask"),
     ):
         lvis.write_text(content)
@@ -242,7 +237,12 @@ def test_lvis_files_of_something_else_are_refused(lvis, tmp_path):
 
 def test_questions_are_ferrets_with_the_right_name_first_in_even_rows(lvis, tmp_path):
     write_lvis_questions(lvis, tmp_path / "q.jsonl")
-    item = next(item for item in read_referring(tmp_path / "q.jsonl") if item.id == "11")
+    item = next(item for item in Referring().load(tmp_path / "q.jsonl") if item.id == "11")
+
+    def question_of(item, number, dialect, region):
+        _, questions = Referring(region=region).questions([item] * (number + 1), dialect, "")
+        return questions[number].prompt
+
     # 0.1, 0.1, 0.5, 0.5 of the image.
     place = "[100, 100, 500, 500] <region_fea>"
     assert question_of(item, 0, FERRET, "box") == f"Is the object {place} of the image a wine_glass or a fork?"
@@ -250,24 +250,23 @@ def test_questions_are_ferrets_with_the_right_name_first_in_even_rows(lvis, tmp_
     x, y = item.point
     point = f"[{int(x * 1000 / 200)}, {int(y * 1000 / 100)}] <region_fea>"
     assert question_of(item, 0, FERRET, "point") == f"Is the object {point} of the image a wine_glass or a fork?"
-    with pytest.raises(ConfigError, match="--region point can't be asked"):
+    with pytest.raises(ConfigError, match="--region point can't be used"):
         question_of(item, 0, get_dialect("llava"), "point")
 
 
 def test_referring_is_asked_scored_and_read_again(lvis, images, tmp_path):
     write_lvis_questions(lvis, tmp_path / "q.jsonl")
-    items = read_referring(tmp_path / "q.jsonl")
-    asked = [question_of(item, k, FERRET, "box") for k, item in enumerate(items)]
-    result = evaluate_referring(
-        Says({asked[0]: "a goblet", asked[1]: "a fork, no goblet."}), items, from_folder(images)
-    )
+    items = Referring().load(tmp_path / "q.jsonl")
+    asked = [question.prompt for question in Referring().questions(items, FERRET, "")[1]]
+    model = Says({asked[0]: "a goblet", asked[1]: "a fork, no goblet."})
+    result = evaluate("referring", items, describer=model, images=images)
     assert result.value("accuracy") == 0.5
     assert result.value("accuracy", "frequent") == 0.5
     made = result.write(tmp_path / "out.json")
-    assert referring_from_file(items, tmp_path / made["answers"]).metrics == result.metrics
+    assert evaluate("referring", items, predictions=tmp_path / made["answers"]).metrics == result.metrics
 
 
-def test_answers_of_100_kilobytes_are_read_as_the_rule_says():
+def test_answers_of_100_kilobytes_are_read_by_the_published_rule():
     # The published patterns, where they are fast enough, are the yardstick.
     draw = random.Random(2)
     for _ in range(400):
@@ -283,24 +282,24 @@ def test_answers_of_100_kilobytes_are_read_as_the_rule_says():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bbox_norm": [0, 0, 1]}, "`bbox_norm`"),
+        ({"bbox_norm": [0, 0, 1]}, r"at `\$.bbox_norm`"),
         ({"bbox_norm": [0.5, 0, 0.1, 1]}, "`bbox_norm`"),
-        ({"sample_point": [1]}, "`sample_point`"),
-        ({"synonyms": "cup"}, "`synonyms`"),
-        ({"neg_class": ""}, "`neg_class`"),
-        ({"width": None}, "`width and height`"),
+        ({"sample_point": [1]}, r"at `\$.sample_point`"),
+        ({"synonyms": "cup"}, r"at `\$.synonyms`"),
+        ({"neg_class": ""}, r"at `\$.neg_class`"),
+        ({"width": None}, r"at `\$.width`"),
     ],
 )
 def test_a_wrong_row_of_the_question_file_is_named(lvis, tmp_path, change, message):
     write_lvis_questions(lvis, tmp_path / "q.jsonl")
     row = json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0])
     with pytest.raises(InputError, match=message):
-        read_referring(write_lines(tmp_path / "q.jsonl", [{**row, **change}]))
+        Referring().load(write_lines(tmp_path / "q.jsonl", [{**row, **change}]))
 
 
 def test_images_that_are_missing_leave_their_questions_unanswered_and_are_named(images, tmp_path):
     (images / "2.jpg").write_text("no image")
-    items = read_pope(write_lines(tmp_path / "pope.json", pope_lines(3)))
-    result = evaluate_pope(Says({"Is there a 0?": "yes", "Is there a 2?": "yes"}), items, from_folder(images))
+    items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines(3)))
+    result = evaluate("pope", items, describer=Says({"Is there a 0?": "yes", "Is there a 2?": "yes"}), images=images)
     assert result.problems["image"] == ["2 (2.jpg: image_unreadable)"]
     assert result.value("accuracy") == pytest.approx(2 / 3)

@@ -6,10 +6,13 @@ their own, which look for entry points when they start.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spr.core.errors import ConfigError, GroundingError
@@ -141,7 +144,13 @@ def test_a_run_its_export_and_its_evaluation_use_the_dialect_of_a_package(python
 
 
 def test_the_default_questions_and_the_notice_about_servers_come_from_the_entry():
-    from spr.evaluation.questions import default_prompt
+    from spr.evaluation.tasks.description import Description, Regions
+    from spr.evaluation.tasks.rec import Expressions, Rec
+
+    def default_prompt(task, dialect):
+        none = {"rec": Expressions((), (), (), np.zeros((0, 4)), (), ()), "description": Regions([])}
+        prompt, _ = {"rec": Rec(), "description": Description()}[task].questions(none[task], dialect, "")
+        return prompt
 
     dialect = Dialect(
         "corners",
@@ -178,3 +187,15 @@ def test_a_dialect_registered_in_this_process_works_and_its_name_is_checked():
             get_dialect("theirs")
     finally:
         DIALECTS.unregister("theirs")
+
+
+def test_the_dialect_in_the_docs_reads_and_writes_its_example():
+    page = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(# my_package/dialects\.py\n.*?)```", page, re.DOTALL)
+    names: dict[str, Dialect] = {}
+    exec(block, names)  # noqa: S102 - the page's own code
+    mine = names["CORNERS"]
+    grounded = parse(mine.example, mine, (640, 480), strict=True)
+    assert (grounded.plain_text, grounded.boxes) == ("a dog", ((64.0, 72.0, 192.0, 96.0),))
+    assert render(grounded, mine, (640, 480)) == mine.example
+    assert mine.with_options(padded=True).spec == "corners"  # it is not registered here, so nothing differs from it

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from spr.config import make_config
+from spr.core.images import ImageSource
 from spr.pipeline import decoding
 from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.records import RegionObject, RegionQuery
@@ -25,9 +26,7 @@ def test_a_group_ends_when_it_has_enough_items_or_enough_pixels():
 @pytest.mark.usefixtures("small")
 def test_large_images_are_decoded_less_far_ahead(tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setattr(
-        decoding, "load_image", lambda _root, name, size, **_: loaded.append(name) or Image.new("RGB", size)
-    )
+    monkeypatch.setattr(ImageSource, "load", lambda _source, name, size: loaded.append(name) or Image.new("RGB", size))
     settings = make_config({"annotations": {"path": "-", "images": str(tmp_path)}}).annotations
     things = (RegionObject("1", "cat", (0, 0, 5, 5), inside=True),)
     queries = [RegionQuery(f"{k}/0", str(k), f"{k}.png", 6, 6, (0, 0, 5, 5), "1", things) for k in range(20)]

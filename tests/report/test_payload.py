@@ -26,7 +26,7 @@ def test_boxes_bear_the_object_that_they_overlap_most(make_run):
 
 
 def test_an_overlap_of_exactly_a_half_is_no_hit():
-    # 10×5 of 10×10: IoU 0.5, and METHOD wants over 0.5.
+    # 10×5 of 10×10: IoU 0.5, and the paper asks for more than 0.5.
     assert match_boxes([[[0, 0, 10, 5]]], np.array([[0.0, 0, 10, 10]])) == [[[[0.0, 0.0, 10.0, 5.0], -1, 0.5]]]
 
 

@@ -74,7 +74,7 @@ def test_a_prompt_whose_region_is_not_in_the_image_ends_the_training_before_a_st
     text = "Describe [100, 100, 1200, 300] <region_fea>."
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
     about_regions[1] = dataclasses.replace(about_regions[1], messages=messages)
-    with pytest.raises(RegionError, match=r"outside of the image[\s\S]*\[100, 100, 1200, 300\] <region_fea>"):
+    with pytest.raises(RegionError, match=r"outside the image[\s\S]*\[100, 100, 1200, 300\] <region_fea>"):
         train(about_regions, str(trainable_folder("ferret")), settings(), tmp_path)
     assert not (tmp_path / "adapter").exists()
 

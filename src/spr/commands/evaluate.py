@@ -1,100 +1,150 @@
-"""`spr evaluate`, `spr compare` and `spr lvis-questions`: benchmarks, from a model or from a file of its answers."""
+"""`spr evaluate`, `spr compare` and `spr lvis-questions`: benchmarks, for a model or a file of its answers.
+
+``spr evaluate`` has one subcommand per task. A subcommand has the common options and the task's own, and is built when
+it is first needed.
+"""
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from spr.commands.run import check_name
 from spr.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from spr.config import DescriberConfig
     from spr.evaluation.result import Result
-    from spr.models.protocols import Describer
+    from spr.evaluation.task import Task
 
 _SHOWN = 5
+_OVERRIDES = "Options of the model, such as describer.batch_size=32."
 
 
-def evaluate(
-    task: Annotated[str, typer.Argument(help="rec, phrase-grounding, referring, pope or description.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Of the model, such as describer.batch_size=32."),
-    ] = None,
+class TaskGroup(TyperGroup):
+    """A group with one command per entry of `spr.evaluation.task.TASKS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """The names of the tasks."""
+        from spr.evaluation.task import TASKS
+
+        return list(TASKS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """The command of a task, with the task's own options."""
+        from spr.evaluation.task import TASKS
+
+        TASKS.check(cmd_name, "TASK")
+        return _command(cmd_name, TASKS[cmd_name])
+
+
+class TaskCommand(TyperCommand):
+    """A command that names its task's options when it is given an unknown one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments.
+
+        Raises:
+            ConfigError: for an unknown option.
+        """
+        from spr.evaluation.task import TASKS
+
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if type(error).__name__ != "NoSuchOption":
+                raise
+            own = ", ".join(option.flag for option in TASKS[str(self.name)].options())
+            what = f"`spr evaluate {self.name}` has no such option"
+            expected = f"the options of this task ({own}) or a common one"
+            fix = f"see `spr evaluate {self.name} --help`"
+            raise ConfigError(what, got=getattr(error, "option_name", error), expected=expected, fix=fix) from None
+
+
+evaluate = typer.Typer(
+    cls=TaskGroup,
+    name="evaluate",
+    help="Evaluate a model, or a file of its answers, on a benchmark.",
+    no_args_is_help=True,
+)
+
+
+def _command(name: str, task: type[Task[Any]]) -> Any:
+    """The command of a task: `_evaluate` with the options of the task added."""
+
+    def run(**values: Any) -> None:
+        own = {option.name: values.pop(option.name) for option in task.options()}
+        _evaluate(task(**own), **values)
+
+    shared = inspect.signature(_evaluate, eval_str=True).parameters.values()
+    parameters = [parameter for parameter in shared if parameter.name != "task"]
+    for option in task.options():
+        choices = get_args(option.hint) if get_origin(option.hint) is Literal else ()
+        hint = str if choices else option.hint
+        about = typer.Option(help=option.option.help, metavar=f"[{'|'.join(choices)}]" if choices else None)
+        default = inspect.Parameter.empty if option.default is MISSING else option.default
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(option.name, kind, default=default, annotation=Annotated[hint, about]))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = inspect.cleandoc(task.__doc__ or "").split("\n\n")[0]
+    app = typer.Typer(add_completion=False)
+    app.command(name, cls=TaskCommand)(run)
+    return typer.main.get_command(app)
+
+
+def _evaluate(
+    task: Any,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)] = None,
+    *,
     annotations: Annotated[
-        Path, typer.Option(help="The task's file; for description RUN, RUN/regions or a file.")
-    ] = ...,  # type: ignore[assignment]
-    out: Annotated[Path, typer.Option(help="The result, JSON; its items and answers are written beside it.")] = ...,  # type: ignore[assignment]
-    images: Annotated[Path | None, typer.Option(help="The images' folder, for a model.")] = None,
+        Path, typer.Option(help="The benchmark's file; for description, a run folder or its regions.")
+    ],
+    out: Annotated[Path, typer.Option(help="The result file, JSON. Items and answers are written beside it.")],
+    images: Annotated[Path | None, typer.Option(help="The image folder.")] = None,
     model: Annotated[str | None, typer.Option(help="A model id or folder, or embedded/describer.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter to put onto it: RUN/adapter.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter to load into the model: RUN/adapter.")] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="A file of answers instead of a model: JSON lines with id and answer.")
     ] = None,
-    dialect: Annotated[str | None, typer.Option(help="How the answers write boxes. [default: as they say]")] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The question, with {expression}, {phrases}, {question} or {region}.")
+    dialect: Annotated[
+        str | None, typer.Option(help="How the answers write boxes. By default as the model or the file says.")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    samples: Annotated[int, typer.Option(min=1, help="description: answers a region.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampled answers.")] = 0,
-    protocol: Annotated[
-        str, typer.Option(help="rec, phrase-grounding: read answers as spr or as ferret does.")
-    ] = "spr",
-    areas: Annotated[str, typer.Option(help="rec: sizes by pixels (COCO's) or by share of the image.")] = "pixels",
-    boxes: Annotated[
-        str, typer.Option(help="phrase-grounding: a phrase's boxes count merged, or any of them.")
-    ] = "merged",
-    entities: Annotated[
-        Path | None, typer.Option(help="phrase-grounding: the folder with Annotations/ and Sentences/.")
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature. By default 0, greedy decoding.")
     ] = None,
-    parser: Annotated[str, typer.Option(help="pope: how answers are read, ferret or exact.")] = "ferret",
-    region: Annotated[str, typer.Option(help="referring: places as box or as point.")] = "box",
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed for sampling. By default 0.")] = None,
 ) -> None:
-    """Evaluate a model, or a file of its answers, on a benchmark."""
-    from spr.evaluation.task import TASKS, Request
-    from spr.grounding import get_dialect
+    from spr.evaluation.task import evaluate as evaluate_task
+    from spr.evaluation.task import refuse_with_predictions
 
-    check_name("TASK", task, tuple(TASKS))
     asked = model is not None or any(text.startswith("describer.") for text in overrides or ())
     if asked == (predictions is not None):
         got = "both" if asked else "neither"
-        raise ConfigError("A model or a file of predictions is needed", got=got, expected="--model or --predictions")
-    known = None if dialect is None else get_dialect(dialect)
-    request = Request(
-        annotations=annotations,
-        images=images,
-        predictions=predictions,
-        dialect=known,
-        model=model or "",
-        prompt=prompt,
-        protocol=protocol,
-        samples=samples,
-        seed=seed,
-        entities=entities,
-        boxes=boxes,
-        parser=parser,
-        region=region,
-        areas=areas,
-    )
-    if samples > 1 and asked and temperature == 0:
-        raise ConfigError("--samples need a --temperature", got="0, which always answers alike", expected="such as 1.0")
-    describer = _describer(model, adapter, dialect, temperature, overrides or []) if asked else None
-    result = TASKS[task](request, describer)
-    made = result.write(out)
+        what = "An evaluation needs a model or a predictions file"
+        raise ConfigError(what, got=got, expected="--model or --predictions")
+    if predictions is not None:
+        refuse_with_predictions(adapter=adapter, temperature=temperature)
+        result = evaluate_task(task, annotations, predictions=predictions, dialect=dialect, images=images, seed=seed)
+    else:
+        describer = _describer(model, adapter, dialect, temperature or 0.0, overrides or [])
+        result = evaluate_task(task, annotations, describer=describer, images=images, seed=seed)
+    written = result.write(out)
     for line in summary(result):
         typer.echo(line)
-    beside = ", ".join(str(out.parent / made[key]) for key in ("items", "answers") if key in made)
+    beside = ", ".join(str(out.parent / written[key]) for key in ("items", "answers") if key in written)
     typer.echo(f"\n{out}  (beside it: {beside})")
 
 
 def compare(
     results: Annotated[
-        list[Path], typer.Argument(help="Results of spr evaluate, or run folders; the first is the base.")
+        list[Path], typer.Argument(help="Result files of spr evaluate, or run folders. The first is the baseline.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Write the comparison as JSON, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison to this file, as JSON.")] = None,
 ) -> None:
     """Compare results on the same items: differences, with paired bootstrap intervals and p-values."""
     import json
@@ -102,24 +152,26 @@ def compare(
     from spr.core.atomic import write_atomically
     from spr.evaluation import compare as comparing
 
-    made = comparing.compare(results)
-    for comparison in made:
+    comparisons = comparing.compare(results)
+    for comparison in comparisons:
         for line in comparing.table(comparison):
             typer.echo(line)
         typer.echo("")
     if out is not None:
-        text = json.dumps([comparison.to_json() for comparison in made], indent=2, ensure_ascii=False)
+        text = json.dumps([comparison.to_json() for comparison in comparisons], indent=2, ensure_ascii=False)
         write_atomically(out, (text + "\n").encode())
 
 
 def lvis_questions(
     annotations: Annotated[Path, typer.Option(help="LVIS v1 JSON.")],
     out: Annotated[Path, typer.Option(help="The file to write, JSON lines.")],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many questions.")] = 2667,
-    seed: Annotated[int, typer.Option(min=0, help="Decides objects, wrong names and points.")] = 0,
-    min_area: Annotated[float, typer.Option(min=0, help="Leave out objects with smaller boxes, px².")] = 0.0,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="The number of questions.")] = 2667,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed for the choice of objects, wrong categories and points.")
+    ] = 0,
+    min_area: Annotated[float, typer.Option(min=0, help="Skip objects with a smaller box, in px².")] = 0.0,
 ) -> None:
-    """Make the question file of the task `referring` from LVIS's annotations."""
+    """Generate the question file of the task `referring` from LVIS annotations."""
     from spr.evaluation.lvis_questions import write_lvis_questions
 
     written = write_lvis_questions(annotations, out, n, seed=seed, min_area=min_area)
@@ -127,7 +179,7 @@ def lvis_questions(
 
 
 def summary(result: Result) -> list[str]:
-    """A result as lines of text: figures with intervals, then each problem with its count and some of its ids."""
+    """A result as lines of text: metrics with intervals, then each problem with its count and some ids."""
     from spr.evaluation.predictions import PROBLEMS
 
     lines = [f"{result.task}: {len(result.ids):,} items"]
@@ -144,10 +196,9 @@ def summary(result: Result) -> list[str]:
 
 def _describer(
     model: str | None, adapter: Path | None, dialect: str | None, temperature: float, overrides: list[str]
-) -> Describer:
-    """The model of the options, set up as a config's describer would be."""
+) -> DescriberConfig:
+    """The config section of the model that the options describe."""
     from spr.config import apply_overrides, make_config
-    from spr.models.registry import load_describer
 
     for text in overrides:
         if not text.startswith("describer."):
@@ -159,5 +210,5 @@ def _describer(
     raw = apply_overrides({"annotations": {"path": "-", "images": "-"}, "describer": section}, overrides)
     describer = make_config(raw, "the model's options").describer
     if describer is None:
-        raise ConfigError("The model's options make no model", got="describer=null", fix="give --model")
-    return load_describer(describer)
+        raise ConfigError("The model's options describe no model", got="describer=null", fix="give --model")
+    return describer

@@ -75,6 +75,7 @@ def make_section(schema: type[Part], source: Part | str | PathLike[str], **field
     Raises:
         ConfigError: if a field is unknown or its value is not valid, or fields are given beside a section.
 
+    >>> from spr.config import DetectorConfig
     >>> make_section(DetectorConfig, "IDEA-Research/grounding-dino-tiny", box_threshold=0.3).box_threshold
     0.3
     """

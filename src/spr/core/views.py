@@ -43,20 +43,20 @@ def square_window(region: Box, size_wh: Size) -> Box:
     return float(left), float(top), float(left + side), float(top + side)
 
 
-def cut(image: Image.Image, window: Box) -> Image.Image:
+def cut(image: Image.Image, window: Box, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
     """The pixels of a window on whole pixels; what lies outside the image has CLIP's mean colour."""
     left, top, right, bottom = (round(v) for v in window)
     if left >= 0 and top >= 0 and right <= image.width and bottom <= image.height:
         return image.crop((left, top, right, bottom))
-    canvas = Image.new("RGB", (right - left, bottom - top), CLIP_MEAN)
+    canvas = Image.new("RGB", (right - left, bottom - top), fill)
     canvas.paste(image, (-left, -top))
     return canvas
 
 
-def pad_to_square(image: Image.Image) -> Image.Image:
+def pad_to_square(image: Image.Image, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
     """The image in the middle of the smallest square that holds it, the rest in CLIP's mean colour (METHOD §4)."""
     side = max(image.size)
-    return cut(image, (-((side - image.width) // 2), -((side - image.height) // 2), *_ends(image.size, side)))
+    return cut(image, (-((side - image.width) // 2), -((side - image.height) // 2), *_ends(image.size, side)), fill)
 
 
 def _ends(size_wh: Size, side: int) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Benchmarks, one file a task: from a model or from a file of its answers to figures with their intervals."""
+"""Benchmarks: from a model, or a file of its answers, to metrics with confidence intervals."""

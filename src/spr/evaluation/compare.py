@@ -1,54 +1,35 @@
-"""Runs beside each other: differences of their figures on the same items, with paired bootstrap p-values."""
+"""Comparing results: differences of metrics on the same items, with paired bootstrap intervals and p-values."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spr.core import FORMAT_VERSION
 from spr.core.errors import InputError
-from spr.evaluation.metrics import Difference, Share, cluster_numbers, paired_difference
-from spr.evaluation.result import read_items, rounded
+from spr.evaluation.metrics import Difference, Ints, Share, cluster_numbers, paired_difference
+from spr.evaluation.result import Result, read_items, rounded
 
 SAME = ("model", "predictions", "seed")
-"""Parts of a protocol in which runs may differ and still compare."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Measured:
-    """A result from disk.
-
-    Attributes:
-        label: What the table calls it.
-        key: Where it belongs: its task, or its name in a run's ``metrics.json``.
-        protocol: How it was measured.
-        ids, images, shares: Its items (`spr.evaluation.result.Result`).
-    """
-
-    label: str
-    key: str
-    protocol: dict[str, Any]
-    ids: tuple[str, ...]
-    images: tuple[str, ...]
-    shares: dict[str, Share]
+"""Entries of a protocol that are expected to differ and are not reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of a run beside that of the first run, both on the items that they share.
+    """One metric of two results, both on the items that they share.
 
     Attributes:
-        key: The task.
-        metric: The figure's name.
-        base, other: The two values; None where there is nothing to divide by.
-        difference: Other minus base; None where one is None.
+        metric: The name of the metric.
+        base: Its value in the first result; None if it has none.
+        other: Its value in the other result; None if it has none.
+        difference: Other minus base; None if one of them is None.
     """
 
-    key: str
     metric: str
     base: float | None
     other: float | None
@@ -57,17 +38,20 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A run against the first one, in one task.
+    """A result compared with the first result of the same task.
 
     Attributes:
-        key: The task.
-        base, other: Their labels.
-        n: Items that both have; ``base_n`` and ``other_n`` are what each has.
-        changes: What of the protocol differs, in words.
-        rows: The figures.
+        task: The task.
+        base: The label of the first result.
+        other: The label of the other result.
+        n: The number of items that both have.
+        base_n: The number of items of the first result.
+        other_n: The number of items of the other result.
+        changes: The differences between their protocols, as text.
+        rows: The metrics.
     """
 
-    key: str
+    task: str
     base: str
     other: str
     n: int
@@ -77,7 +61,7 @@ class Comparison:
     rows: tuple[Row, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as nested dicts."""
+        """The comparison as nested dicts, as ``spr compare --out`` writes it."""
         metrics = {}
         for row in self.rows:
             d = row.difference
@@ -88,112 +72,120 @@ class Comparison:
                 "ci95": None if d is None else [rounded(v) for v in d.ci95],
                 "p": None if d is None else rounded(d.p),
             }
-        head = {"task": self.key, "base": self.base, "other": self.other, "n": self.n}
+        head = {"task": self.task, "base": self.base, "other": self.other, "n": self.n}
         return {**head, "changes": list(self.changes), "metrics": metrics}
 
 
-def load_measured(path: Path) -> list[Measured]:
-    """The results of a file that ``spr evaluate --out`` wrote, or of a run: its ``metrics.json``, before and after.
+def load_results(path: Path) -> list[tuple[str, Result]]:
+    """The result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
+
+    Returns:
+        Each result with its label. In a run, ``task`` is the result's name in ``metrics.json``.
 
     Raises:
-        InputError: if it is neither, or the file with its items is gone.
+        InputError: if it is neither, has another format version, or its items file is missing.
     """
     file = path / "metrics.json" if path.is_dir() else path
+    expected = "a file that `spr evaluate … --out` wrote, or a run folder with a metrics.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         got = "no such file" if isinstance(error, FileNotFoundError) else error
-        fix = "give what `spr evaluate … --out` wrote, or a run folder that was evaluated"
-        raise InputError(f"Result {file} can't be read", got=got, fix=fix) from None
+        raise InputError(f"Result {file} can't be read", got=got, expected=expected) from None
     except ValueError as error:
-        raise InputError(
-            f"Result {file} is not JSON", got=error, expected="what `spr evaluate … --out` wrote"
-        ) from None
+        raise InputError(f"Result {file} is not JSON", got=error, expected=expected) from None
+    is_result = isinstance(raw, dict) and isinstance(raw.get("task"), str)
+    is_run = isinstance(raw, dict) and any(isinstance(raw.get(when), dict) for when in ("before", "after"))
+    if not is_result and not is_run:
+        got = ", ".join(list(raw)[:6]) if isinstance(raw, dict) else type(raw).__name__
+        raise InputError(f"{file} is not a result", got=got, expected=expected)
+    if raw.get("format_version") != FORMAT_VERSION:
+        got, fix = raw.get("format_version", "1 (none is given)"), "evaluate again with this version of SPR"
+        raise InputError(f"Result {file} has another format version", got=got, expected=FORMAT_VERSION, fix=fix)
     label = file.parent.name if file.name == "metrics.json" and file.parent.name else file.stem
-    if isinstance(raw, dict) and isinstance(raw.get("task"), str):
-        return [_measured(file, label, raw["task"], raw)]
-    if isinstance(raw, dict) and any(isinstance(raw.get(when), dict) for when in ("before", "after")):
-        return [
-            _measured(file, f"{label} {when}", key, result)
-            for when in ("before", "after")
-            for key, result in (raw.get(when) or {}).items()
-        ]
-    got = ", ".join(list(raw)[:6]) if isinstance(raw, dict) else type(raw).__name__
-    raise InputError(f"{file} holds no result", got=got, expected="`task` and `metrics`, or `before` and `after`")
+    if is_result:
+        return [(label, _result(file, raw["task"], raw))]
+    return [
+        (f"{label} {when}", _result(file, key, result))
+        for when in ("before", "after")
+        for key, result in (raw.get(when) or {}).items()
+    ]
 
 
-def _measured(file: Path, label: str, key: str, raw: Any) -> Measured:
+def _result(file: Path, key: str, raw: Any) -> Result:
     if not isinstance(raw, dict) or not isinstance(raw.get("items"), str):
-        fix = "evaluate again with this version, from the file of answers"
-        raise InputError(f"Result `{key}` of {file} names no items", expected="`items`: a .items.parquet", fix=fix)
+        fix = "evaluate again; a file of answers can be given as --predictions"
+        expected = "`items`: the path of an .items.parquet file"
+        raise InputError(f"Result `{key}` of {file} names no items file", expected=expected, fix=fix)
     items = file.parent / raw["items"]
     if not items.is_file():
-        raise InputError(f"The items of {file} are gone", got=f"no {items}", fix="keep the files of --out together")
-    return Measured(label, key, raw.get("protocol") or {}, *read_items(items))
+        fix = "keep the files that `spr evaluate` writes in one folder"
+        raise InputError(f"The items file of {file} is missing", got=f"no {items}", fix=fix)
+    return Result(key, raw.get("protocol") or {}, *read_items(items))
 
 
 def compare(paths: Sequence[Path]) -> list[Comparison]:
-    """Every result against the first one of its task, in the order given.
+    """Compare every result with the first one of the same task, in the order given.
+
+    Args:
+        paths: Result files or run folders; a run has a result before and one after training.
 
     Raises:
-        InputError: if there are fewer than two results of a task, or two of them share no items.
+        InputError: if there are fewer than two results of every task, or two of them share no items.
     """
-    by_key: dict[str, list[Measured]] = {}
+    by_task: dict[str, list[tuple[str, Result]]] = {}
     for path in paths:
-        for measured in load_measured(path):
-            by_key.setdefault(measured.key, []).append(measured)
-    made = [pair for found in by_key.values() for pair in _against_first(found)]
-    if not made:
-        got = ", ".join(f"{len(found)} of {key}" for key, found in by_key.items()) or "none"
-        raise InputError("There is nothing to compare", got=got, expected="two results of one task")
-    return made
+        for label, result in load_results(path):
+            by_task.setdefault(result.task, []).append((label, result))
+    comparisons = [comparison for results in by_task.values() for comparison in _with_first(results)]
+    if not comparisons:
+        got = ", ".join(f"{len(results)} of {task}" for task, results in by_task.items()) or "none"
+        raise InputError("There is nothing to compare", got=got, expected="two results of the same task")
+    return comparisons
 
 
-def _against_first(found: Sequence[Measured]) -> Iterator[Comparison]:
-    given = [measured.label for measured in found]
-    labels = [f"{name} ({k})" if given.count(name) > 1 else name for k, name in enumerate(given, start=1)]
-    base = found[0]
-    place = {name: k for k, name in enumerate(base.ids)}
-    for label, other in zip(labels[1:], found[1:], strict=True):
-        common = [(place[name], k) for k, name in enumerate(other.ids) if name in place]
+def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
+    names = [name for name, _ in results]
+    labels = [f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names, start=1)]
+    base = results[0][1]
+    position = {name: k for k, name in enumerate(base.ids)}
+    for label, (_, other) in zip(labels[1:], results[1:], strict=True):
+        common = [(position[name], k) for k, name in enumerate(other.ids) if name in position]
         if not common:
             got = f"{other.ids[0]}, …" if other.ids else "none"
             expected = f"{base.ids[0]}, …" if base.ids else "none"
             raise InputError(f"{labels[0]} and {label} share no items", got=got, expected=expected)
-        a, b = (np.array(column) for column in zip(*common, strict=True))
-        clusters = cluster_numbers([base.images[k] for k in a])
+        in_base, in_other = (np.array(column) for column in zip(*common, strict=True))
+        clusters = cluster_numbers([base.images[k] for k in in_base])
         rows = []
         for metric, share in base.shares.items():
             if metric in other.shares:
-                one, two = _taken(share, a), _taken(other.shares[metric], b)
-                difference = paired_difference(one, two, clusters)
-                rows.append(Row(base.key, metric, one.value(), two.value(), difference))
+                one, two = _select(share, in_base), _select(other.shares[metric], in_other)
+                rows.append(Row(metric, one.value(), two.value(), paired_difference(one, two, clusters)))
         changes = _changes(base.protocol, other.protocol)
         counts = len(common), len(base.ids), len(other.ids)
-        yield Comparison(base.key, labels[0], label, *counts, changes, tuple(rows))
+        yield Comparison(base.task, labels[0], label, *counts, changes, tuple(rows))
 
 
-def _taken(share: Share, rows: Any) -> Share:
+def _select(share: Share, rows: Ints) -> Share:
     return Share(share.parts[rows], share.wholes[rows])
 
 
-def _changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, ...]:
-    # What a file of answers doesn't say can't be told to differ.
-    known = [name for name in a if name not in SAME and None not in (a[name], b.get(name))]
-    names = [name for name in known if a[name] != b[name]]
-    return tuple(f"{name}: {a.get(name)} → {b.get(name)}" for name in names)
+def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    # An entry that one of the two doesn't know can't be said to differ.
+    known = [name for name in base if name not in SAME and None not in (base[name], other.get(name))]
+    return tuple(f"{name}: {base[name]} → {other[name]}" for name in known if base[name] != other[name])
 
 
 def table(comparison: Comparison) -> list[str]:
-    """A comparison as lines of text."""
+    """A comparison as lines of text for the terminal."""
     c = comparison
-    lines = [f"{c.key}: {c.base} → {c.other}, {c.n:,} items"]
+    lines = [f"{c.task}: {c.base} → {c.other}, {c.n:,} items"]
     if not c.n == c.base_n == c.other_n:
         lines.append(f"  only the items that both have: {c.base} has {c.base_n:,}, {c.other} has {c.other_n:,}")
     lines += [f"  protocols differ: {change}" for change in c.changes]
-    lines.append(
-        f"  {'':<16} {c.base[-12:]:>12} {c.other[-12:]:>12} {'difference':>12}  {'95 % interval':<20} {'p':>7}"
-    )
+    head = f"{c.base[-12:]:>12} {c.other[-12:]:>12} {'difference':>12}  {'95 % interval':<20} {'p':>7}"
+    lines.append(f"  {'':<16} {head}")
     for row in c.rows:
         d = row.difference
         cells = [f"{value:.4f}" if value is not None else "–" for value in (row.base, row.other)]

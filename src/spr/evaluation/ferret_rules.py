@@ -1,14 +1,18 @@
-"""How Ferret's published evaluators read an answer, for figures that equal theirs.
+"""Reading answers exactly as Ferret's published evaluators do, so that metrics equal theirs.
 
-Facts from ml-ferret's ``eval_refexp.py`` and ``eval_flickr_entities.py``: a box is four whole numbers of 1000 between
-brackets, made whole pixels by rounding towards 0; the phrase is what stands before the bracket, from the first of
-``.,;!?`` after the bracket before on; a bracket that is not whole numbers makes the whole answer count as empty.
+The rules of ml-ferret's ``eval_refexp.py`` and ``eval_flickr_entities.py``: a box is four whole numbers in brackets, in
+thousandths of the image's side, converted to whole pixels by rounding towards 0. Its phrase is the text before the
+bracket, starting after the first of ``.,;!?`` behind the previous bracket. A bracket with anything but whole numbers
+makes the whole answer empty.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal, TypeAlias
 
+from spr.core.errors import ConfigError
+from spr.grounding import Dialect
 from spr.records import Box, Size
 
 _BRACKET = re.compile(r"[\[\]]")
@@ -17,12 +21,23 @@ _SPACED = re.compile(r"""\s*(['",.;!?|:])\s*""")
 _PUNCTUATION = re.compile(r"[^\w\s]")
 _UNITS = 1000
 
+AnswerProtocol: TypeAlias = Literal["spr", "ferret"]
+"""Who reads the answers: SPR's parser for the model's dialect, or the rules of this file."""
+PROTOCOL_HELP = "Read answers with SPR's parser, or exactly as Ferret's evaluator does."
+
+
+def check_protocol(protocol: AnswerProtocol, dialect: Dialect) -> None:
+    """Raise `ConfigError` unless the protocol can read answers in this dialect."""
+    if protocol == "ferret" and dialect.key != "ferret":
+        what = "--protocol ferret reads answers in Ferret's dialect only"
+        raise ConfigError(what, got=dialect.key, expected="a model or predictions with the dialect ferret")
+
 
 def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:
-    """Phrases with their boxes in whole pixels; None where a bracket holds anything but whole numbers.
+    """The phrases of an answer with their boxes in whole pixels; None if a bracket is malformed.
 
-    Fewer than four numbers, at which the published code stops with an error, count as malformed, too. Of more than four
-    the first four are read.
+    A bracket is malformed if it contains anything but whole numbers, or fewer than four of them (where the published
+    code stops with an error). Of more than four numbers, the first four are read.
 
     >>> entities("a dog [100, 150, 300, 200], a cat [0, 0, 999, 999].", (640, 480))
     [('a dog', (64.0, 72.0, 192.0, 96.0)), ('a cat', (0.0, 0.0, 639.0, 479.0))]
@@ -39,7 +54,7 @@ def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:
             continue
         try:
             x1, y1, x2, y2 = [int(number) for number in piece.split(",")][:4]
-            # Divided before it is multiplied, as there: 0.29 × 100 is 28.999…, which rounds to 28.
+            # The published code also divides before it multiplies: 0.29 × 100 is 28.999…, which becomes 28.
             across, down = width * 1.0 / _UNITS, height * 1.0 / _UNITS
             pixels = int(x1 * across), int(y1 * down), int(x2 * across), int(y2 * down)
         except (ValueError, OverflowError):
@@ -50,20 +65,13 @@ def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:
     return found
 
 
-def same_phrase(a: str, b: str) -> bool:
-    """Whether two phrases are the same but for case, punctuation and the amount of space.
-
-    >>> same_phrase("A  dog's tail,", "a dogs tail"), same_phrase("a dog 's tail", "a dog's tail")
-    (False, True)
-    """
-    return normal_phrase(a) == normal_phrase(b)
-
-
 def normal_phrase(phrase: str) -> str:
-    """What is compared of a phrase.
+    """A phrase in the form in which two phrases are compared: lower case, no punctuation, single spaces.
 
-    >>> normal_phrase("A dog's  tail.")
-    'a dog s tail'
+    >>> normal_phrase("A dog's  tail."), normal_phrase("a dogs tail")
+    ('a dog s tail', 'a dogs tail')
+    >>> normal_phrase("a dog 's tail") == normal_phrase("a dog's tail")
+    True
     """
     spaced = _SPACED.sub(r"\1 ", phrase.lower()).strip()
     return " ".join(_PUNCTUATION.sub("", spaced).split())

@@ -1,17 +1,19 @@
-"""Asking a model: items with images and prompts in, raw answers out, in batches; what can't be read is named."""
+"""Asking a model: questions about images in, raw answers out, in batches."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image
 
-from spr.core.images import ImageProblem, load_image, resolve_image
+from spr.core.errors import ConfigError
+from spr.core.images import ImageProblem, ImageSource
+from spr.core.ordered_map import ordered_map
 from spr.core.progress import Progress
 from spr.core.randomness import stable_hash
 from spr.evaluation.predictions import Answers, Prediction
@@ -20,20 +22,20 @@ from spr.models.protocols import Describer, DescribeRequest
 from spr.records import RegionQuery, Size, Span
 
 AT_ONCE = 256
-"""Questions handed to the model together: enough to fill its batches, few enough for the memory."""
-_AHEAD, _THREADS = 64, 4
+"""Questions passed to the model in one call: enough to fill its batches, few enough to hold their images in memory."""
+_AHEAD = 32  # images decoded before they are needed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """What a model is asked.
+    """A question to a model.
 
     Attributes:
-        id: The item's.
-        file_name: The image, relative to the images' folder.
-        size_wh: Its width and height in pixels; None where the annotations don't say.
+        id: The id of its answer.
+        file_name: The image, relative to the image folder.
+        size_wh: Width and height of the image in pixels; None if the annotations don't give them.
         prompt: The user's turn.
-        query: The region that is asked about, if there is one.
+        query: The region that the question is about, if any.
     """
 
     id: str
@@ -43,46 +45,62 @@ class Question:
     query: RegionQuery | None = None
 
 
-Load = Callable[[Question], Image.Image]
-"""The image of a question, RGB; raises `ImageProblem`."""
+LoadImage: TypeAlias = Callable[[Question], Image.Image]
+"""Returns the RGB image of a question; raises `ImageProblem` if it can't be read."""
 
 
-def from_folder(images: Path) -> Load:
-    """Images of a folder, turned as the annotations' size says; as they are stored where these give none."""
+def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadImage:
+    """The function that loads a question's image.
 
-    def load(question: Question) -> Image.Image:
-        if question.size_wh is not None:
-            return load_image(images, question.file_name, question.size_wh)
-        try:
-            with Image.open(resolve_image(images, question.file_name)) as image:
-                size_wh = image.size
-        except (OSError, Image.DecompressionBombError):
-            size_wh = 1, 1  # load_image says what is wrong with the file
-        return load_image(images, question.file_name, size_wh, orientation="ignore")
-
-    return load
-
-
-def ask(describer: Describer, questions: Sequence[Question], load: Load, *, seed: int = 0) -> Answers:
-    """The model's answers, one a question, in their order.
-
-    Each image is decoded while the model answers others; images that can't be read leave their questions unanswered,
-    under the problem ``image``.
+    EXIF orientation is applied where the annotated size asks for it; without an annotated size, images are used as
+    they are stored.
 
     Args:
-        describer: The model; greedy or sampled, as it was made.
-        questions: In an order in which questions about one image follow each other, so that it is decoded once.
-        load: Where the images come from.
-        seed: A sampled answer is decided by this and the question's id.
+        images: A folder, an `ImageSource`, or a function, which is returned unchanged.
+
+    Raises:
+        ConfigError: if there is no folder.
     """
-    answers = Answers([None] * len(questions), dialect=describer.dialect.spec, model=describer.name)
-    decoded = _decoded(questions, load)
-    done = 0
+    if callable(images):
+        return images
+    if images is None:
+        fix = "give --images FOLDER, the folder that the annotations' file names are relative to"
+        raise ConfigError("A model needs the images", fix=fix)
+    source = images if isinstance(images, ImageSource) else ImageSource(Path(images))
+    if not source.folder.is_dir():
+        raise ConfigError("--images is not a folder", got=source.folder, fix="check the path")
+    return partial(_load, source)
+
+
+def _load(source: ImageSource, question: Question) -> Image.Image:
+    if question.size_wh is not None:
+        return source.load(question.file_name, question.size_wh)
+    try:
+        with Image.open(source.path(question.file_name)) as image:
+            size_wh = image.size
+    except (OSError, Image.DecompressionBombError):
+        size_wh = 1, 1  # load reports what is wrong with the file
+    return ImageSource(source.folder, "ignore", source.max_pixels).load(question.file_name, size_wh)
+
+
+def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *, seed: int = 0) -> Answers:
+    """Ask a model all questions; its answers are in the order of the questions.
+
+    The next images are decoded in threads while the model works. If an image can't be read, its questions have no
+    answer (None), and the problem ``image`` names them.
+
+    Args:
+        describer: The model.
+        questions: Neighbours about the same image share one decoded image.
+        load: Loads a question's image.
+        seed: A sampled answer depends on this and on the question's id only.
+    """
+    answers = Answers([None] * len(questions), dialect=describer.dialect, model=describer.name)
+    decoded = enumerate(_decoded(questions, load))
     with Progress("answers", len(questions), "answers") as progress:
-        while group := list(islice(decoded, AT_ONCE)):
+        while batch := list(islice(decoded, AT_ONCE)):
             asked: list[tuple[int, DescribeRequest]] = []
-            for k, image in enumerate(group, start=done):
-                question = questions[k]
+            for k, (question, image) in batch:
                 if isinstance(image, ImageProblem):
                     answers.note("image", f"{question.id} ({question.file_name}: {image.reason})")
                     continue
@@ -90,18 +108,16 @@ def ask(describer: Describer, questions: Sequence[Question], load: Load, *, seed
                 asked.append((k, DescribeRequest(image, question.prompt, own_seed, question.query)))
             for (k, _), text in zip(asked, describer.describe([request for _, request in asked]), strict=True):
                 answers.texts[k] = text
-            done += len(group)
-            progress.advance(len(group))
+            progress.advance(len(batch))
     return answers
 
 
-def answered(question: Question, text: str | None, describer: Describer) -> Prediction:
-    """A question with its answer, read, as a line of a file of predictions."""
-    size_wh = question.size_wh
+def answer_record(question: Question, text: str | None, describer: Describer) -> Prediction:
+    """An answer with its question and the boxes read from it: one line of the ``.answers.jsonl`` beside a result."""
     spans: tuple[Span, ...] = ()
     problems: tuple[Problem, ...] = ()
-    if size_wh is not None:
-        grounded = parse(text or "", describer.dialect, size_wh)
+    if question.size_wh is not None:
+        grounded = parse(text or "", describer.dialect, question.size_wh)
         spans, problems = grounded.spans, grounded.problems
     return Prediction(
         question.id,
@@ -116,23 +132,16 @@ def answered(question: Question, text: str | None, describer: Describer) -> Pred
     )
 
 
-def _decoded(questions: Sequence[Question], load: Load) -> Iterator[Image.Image | ImageProblem]:
-    """Each question's image, a few ahead of what is asked for; neighbours with one image share it."""
-    waiting: deque[Future[Image.Image | ImageProblem]] = deque()
-    last: tuple[str, Future[Image.Image | ImageProblem]] | None = None
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="decode") as pool:
-        for question in questions:
-            if last is None or last[0] != question.file_name:
-                last = question.file_name, pool.submit(_try, load, question)
-            waiting.append(last[1])
-            if len(waiting) >= _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _decoded(questions: Sequence[Question], load: LoadImage) -> Iterator[tuple[Question, Image.Image | ImageProblem]]:
+    """Each question with its image, or with the reason why the image can't be used."""
 
+    def work(group: list[Question]) -> Image.Image | ImageProblem:
+        try:
+            return load(group[0])
+        except ImageProblem as problem:
+            return problem
 
-def _try(load: Load, question: Question) -> Image.Image | ImageProblem:
-    try:
-        return load(question)
-    except ImageProblem as problem:
-        return problem
+    groups = (list(group) for _, group in groupby(questions, key=lambda question: question.file_name))
+    for group, image in ordered_map(work, groups, ahead=_AHEAD):
+        for question in group:
+            yield question, image

@@ -1,62 +1,80 @@
-"""Question files, a JSON object a line."""
+"""Readers of JSON-lines annotation files, checked against a type."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TypeVar
 
 import msgspec
 
 from spr.core.errors import InputError
 from spr.evaluation.predictions import as_id
 
+Row = TypeVar("Row")
 
-def read_lines(path: Path, expected: str) -> list[dict[str, Any]]:
-    """The objects of a file's lines; empty lines are passed over.
+
+def read_bytes(path: Path, expected: str) -> bytes:
+    """The content of an annotations file.
 
     Args:
         path: The file.
-        expected: What a line should be, for the error.
+        expected: What the file should contain, for the error message.
 
     Raises:
-        InputError: naming the line, if the file can't be read, is empty or has a line that is no object.
+        InputError: if the file can't be read.
     """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         got = "no such file" if isinstance(error, FileNotFoundError) else error
         raise InputError(f"Annotations {path} can't be read", got=got, expected=expected) from None
-    decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def read_lines(path: Path, row: type[Row], expected: str, data: bytes | None = None) -> list[Row]:
+    """Read a JSON-lines file; empty lines are skipped.
+
+    Args:
+        path: The file.
+        row: The type of a line; unknown fields are ignored.
+        expected: An example of a line, for error messages.
+        data: The content of the file, if it has been read.
+
+    Raises:
+        InputError: if the file can't be read or has no lines, or naming the line and field that do not fit the type.
+    """
+    data = read_bytes(path, expected) if data is None else data
+    decoder = msgspec.json.Decoder(row)
     rows = []
     for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
+        if line and not line.isspace():
             try:
                 rows.append(decoder.decode(line))
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise InputError(f"Line {number} of {path} is wrong", got=error, expected=expected) from None
+                raise InputError(f"Line {number} of {path} is not valid", got=error, expected=expected) from None
     if not rows:
-        raise InputError(f"{path} is empty", got="no line", expected=expected)
+        raise InputError(f"{path} is empty", got="no lines", expected=expected)
     return rows
 
 
-def ids_of(path: Path, rows: list[dict[str, Any]], field: str) -> tuple[str, ...]:
-    """Each row's id, or its number from 0 where no row has one.
+def unique_ids(path: Path, field: str, values: Sequence[object]) -> tuple[str, ...]:
+    """The rows' ids as text; the rows' numbers, counted from 0, where no row has an id.
+
+    Args:
+        path: The file that the rows come from, for error messages.
+        field: The name of the id field, for error messages.
+        values: The id of each row, None where it has none.
 
     Raises:
-        InputError: for an id that is neither text nor a whole number, is lacking, or comes twice.
+        InputError: if only some rows have an id, an id is neither text nor a whole number, or an id is repeated.
     """
-    if not any(field in row for row in rows):
-        return tuple(map(str, range(len(rows))))
+    if all(value is None for value in values):
+        return tuple(map(str, range(len(values))))
     ids: dict[str, None] = {}
-    for number, row in enumerate(rows):
-        name = as_id(row.get(field))
+    for number, value in enumerate(values):
+        name = as_id(value)
         if name is None or name in ids:
-            expected = "a text or a whole number, each once"
-            raise InputError(f"`{field}` of row {number} of {path} is wrong", got=row.get(field), expected=expected)
+            expected = "a text or a whole number, different in each row"
+            raise InputError(f"`{field}` of row {number} of {path} is not valid", got=repr(value), expected=expected)
         ids[name] = None
     return tuple(ids)
-
-
-def wrong(path: Path, number: int, field: str, got: Any, expected: str) -> NoReturn:
-    """Raise `InputError` about a field of a row."""
-    raise InputError(f"`{field}` of row {number} of {path} is wrong", got=repr(got)[:80], expected=expected)

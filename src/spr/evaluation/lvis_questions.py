@@ -1,4 +1,4 @@
-"""A file of referring questions from LVIS's annotations, in Ferret's form, decided by a seed."""
+"""Generate the question file of the task ``referring`` from LVIS annotations, in the form of Ferret's file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
 from spr.core.randomness import stable_hash
+from spr.evaluation.lines import read_bytes
 from spr.records import Size
 
 _TRIES = 64
@@ -49,22 +50,22 @@ class _Lvis(msgspec.Struct):
 
 
 def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: int = 0, min_area: float = 0.0) -> int:
-    """Write ``n`` questions; returns how many there were to write.
+    """Write ``n`` questions; returns how many were written.
 
-    Objects are drawn by a hash of the seed and their id, so they don't depend on the order of the file. The wrong name
-    is a category that LVIS's annotators looked for in the image and didn't find (``neg_category_ids``) or, where there
-    is none, any that isn't annotated in it; the point is a random one inside the object's outline, else its box's
-    centre [ours: Ferret's file was not made by published code].
+    Objects are chosen by a hash of the seed and their id, so the order of the file does not matter. The wrong category
+    is one that LVIS's annotators looked for in the image and did not find (``neg_category_ids``); if there is none, one
+    that is not annotated in the image. The point is a random pixel inside the object's outline, or the centre of its
+    box. These rules are our choice: the code that made Ferret's file is not published.
 
     Args:
         annotations: LVIS v1 JSON.
-        out: The file to write, JSON lines.
-        n: At most how many; Ferret's file has 2,667.
-        seed: Decides the objects, wrong names and points.
-        min_area: Objects with smaller boxes, in px², are left out.
+        out: The JSON-lines file to write.
+        n: The maximum number of questions; Ferret's file has 2,667.
+        seed: Seed of the choice of objects, wrong categories and points.
+        min_area: Objects with a smaller box are skipped, in px².
 
     Raises:
-        InputError: if the file is no LVIS JSON or has no object large enough.
+        InputError: if the file is not LVIS JSON, or has no object that is large enough.
         RunError: if the file can't be written.
     """
     lvis = _read(annotations)
@@ -86,7 +87,9 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
     chosen = sorted(usable, key=lambda item: stable_hash(seed, "referring", str(item.id)))[:n]
     if not chosen or len(categories) < 2:
         got = f"{len(usable)} objects of {len(categories)} categories"
-        raise InputError(f"{annotations} has nothing to ask about", got=got, expected="objects of two categories")
+        raise InputError(
+            f"{annotations} has nothing to ask about", got=got, expected="objects of at least two categories"
+        )
     lines = []
     for item in chosen:
         image, category = images[item.image_id], categories[item.category_id]
@@ -110,13 +113,11 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
 
 
 def _read(path: Path) -> _Lvis:
+    data = read_bytes(path, "LVIS JSON")
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Lvis)
-    except OSError as error:
-        got = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise InputError(f"Annotations {path} can't be read", got=got, expected="LVIS's JSON") from None
+        return msgspec.json.decode(data, type=_Lvis)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no LVIS JSON", got=error, expected="images, annotations, categories") from None
+        raise InputError(f"{path} is not LVIS JSON", got=error, expected="images, annotations, categories") from None
 
 
 def _share_of(bbox: list[float], size_wh: Size) -> list[float]:
@@ -132,13 +133,13 @@ def _other(
     if not absent:
         known = present | set(image.not_exhaustive_category_ids)
         absent = [number for number in categories if number not in known]
-    # Every category may be in the image: then any other must do.
+    # If every category is in the image, any other one is used.
     absent = sorted(absent) or sorted(number for number in categories if number != own)
     return categories[absent[int(rng.integers(len(absent)))]].name
 
 
 def _point_in(item: _Object, size_wh: Size, rng: np.random.Generator) -> list[int]:
-    """A whole pixel inside the outline, the box's centre if none was found or there is no outline."""
+    """A random pixel inside the outline; the centre of the box if there is no outline or no pixel was found."""
     x, y, width, height = item.bbox
     outlines = item.segmentation if isinstance(item.segmentation, list) else []
     polygons = [np.asarray(outline, dtype=np.float64).reshape(-1, 2) for outline in outlines if len(outline) % 2 == 0]
@@ -151,7 +152,7 @@ def _point_in(item: _Object, size_wh: Size, rng: np.random.Generator) -> list[in
 
 
 def _in_polygon(points: Any, polygon: Any) -> Any:
-    """Even-odd rule: which points ``(P, 2)`` a ray to the right leaves the polygon ``(V, 2)`` from inside."""
+    """Which points ``(P, 2)`` lie inside the polygon ``(V, 2)``, by the even-odd rule; bool ``(P,)``."""
     x, y = points[:, :1], points[:, 1:]
     x1, y1 = polygon[:, 0], polygon[:, 1]
     x2, y2 = np.roll(x1, -1), np.roll(y1, -1)

@@ -1,7 +1,8 @@
-"""The arithmetic of benchmarks, batched, in numpy: every figure is a ratio of sums, with a bootstrap interval.
+"""Metrics as ratios of sums, with bootstrap confidence intervals.
 
-A figure is Σ parts / Σ wholes over the items: accuracy has parts of 0 and 1 and wholes of 1, recall an item's hits and
-its objects. What is resampled are images, with all of their items, since items of one image are not independent.
+A metric is Σ parts / Σ wholes over the items. For accuracy, each item's part is 0 or 1 and its whole is 1; for recall,
+its part is the number of hits and its whole the number of objects. The bootstrap resamples images, each with all of its
+items, because items of the same image are not independent.
 """
 
 from __future__ import annotations
@@ -20,28 +21,16 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 RESAMPLES = 1000
-"""Resamples of an interval."""
+"""Bootstrap resamples for a confidence interval."""
 MOST_CLUSTERS = 4096
-"""More images than this are put together at random into so many groups, of nearly one size, which are resampled in
-their place (Wolter 2007, "Introduction to Variance Estimation", ch. 2, "random groups"). An interval's width is then
-uncertain by 1 / √(2 · 4096), a hundredth, less than by the number of resamples; its cost no longer grows with them."""
-_CHUNK = 2**20  # numbers drawn at once: 4 MB as float32
-
-
-def reaches(values: npt.ArrayLike, threshold: float) -> Bools:
-    """``values >= threshold``, where what is equal on paper is equal here.
-
-    IoUs are ratios of products of float64; one that is 0.7 on paper may come out 1e-16 lower. Ratios of whole pixels
-    can't come this near a threshold without being equal to it.
-
-    >>> reaches([0.7 - 1e-15, 0.6999999], 0.7).tolist()
-    [True, False]
-    """
-    return np.asarray(np.asarray(values, dtype=np.float64) >= threshold * (1 - 1e-9))
+"""With more images than this, images are put at random into this many groups of nearly equal size, and the groups are
+resampled (Wolter 2007, "Introduction to Variance Estimation", ch. 2, "random groups"). This makes an interval's width
+uncertain by 1 / √(2 · 4096), about 1 %, which is less than the effect of 1,000 resamples, and bounds the cost."""
+_CHUNK = 2**20  # random numbers drawn at once: 4 MB as float32
 
 
 def first_box_iou(boxes_xyxy: npt.ArrayLike, truth_xyxy: npt.ArrayLike) -> Floats:
-    """IoU of each item's box with its true box; a row of NaN, which stands for no box, gives 0.
+    """IoU of each item's box with its annotated box; a row of NaN means no box and gives 0.
 
     Args:
         boxes_xyxy: ``(N, 4)`` pixels.
@@ -56,7 +45,7 @@ def first_box_iou(boxes_xyxy: npt.ArrayLike, truth_xyxy: npt.ArrayLike) -> Float
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """A figure, Σ parts / Σ wholes, by item.
+    """A metric, Σ parts / Σ wholes, kept per item.
 
     Attributes:
         parts: float64 ``(N,)``.
@@ -68,7 +57,7 @@ class Share:
 
     @classmethod
     def mean(cls, values: npt.ArrayLike) -> Share:
-        """The mean of values ``(N,)``."""
+        """The mean of values of shape ``(N,)``: every whole is 1."""
         parts = np.asarray(values, dtype=np.float64)
         return cls(parts, ones(len(parts)))
 
@@ -78,7 +67,7 @@ class Share:
         return cls(np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64))
 
     def value(self, chosen: Bools | None = None) -> float | None:
-        """The figure, of the chosen items where given; None where there is nothing to divide by.
+        """The value, over the chosen items if given; None if the wholes sum to 0.
 
         >>> Share.ratio([1, 2], [2, 4]).value(), Share.mean([]).value()
         (0.5, None)
@@ -90,14 +79,14 @@ class Share:
 
 @lru_cache(maxsize=4)
 def ones(count: int) -> Floats:
-    """Ones ``(count,)``, the same array each time, so that sums over it are made once."""
-    made = np.ones(count)
-    made.flags.writeable = False
-    return made
+    """Ones ``(count,)``, always the same read-only array, so that `bootstrap` sums it only once."""
+    array = np.ones(count)
+    array.flags.writeable = False
+    return array
 
 
 def cluster_numbers(names: Sequence[str]) -> Ints:
-    """Numbers 0 … C − 1 of the images that items ``(N,)`` belong to, in the order in which they first come.
+    """Number the images from 0 in order of first appearance; int64 ``(N,)``, one per item.
 
     >>> cluster_numbers(["b", "a", "b"]).tolist()
     [0, 1, 0]
@@ -107,7 +96,7 @@ def cluster_numbers(names: Sequence[str]) -> Ints:
 
 
 def resampled(clusters: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
-    """How often each cluster is drawn in each resample, a few resamples at a time: float32 ``(rows, clusters)``."""
+    """Yield how often each cluster is drawn, for a few resamples at a time: float32 ``(rows, clusters)``."""
     rng = np.random.default_rng(seed)
     rows = max(1, min(resamples, _CHUNK // max(clusters, 1)))
     for first in range(0, resamples, rows):
@@ -119,16 +108,16 @@ def resampled(clusters: int, resamples: int = RESAMPLES, seed: int = 0) -> Itera
 def bootstrap(
     shares: Sequence[Share], clusters: Ints, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> npt.NDArray[np.float32]:
-    """The figures of resampled images, all figures from the same resamples.
+    """Metrics of resampled images; all metrics use the same resamples.
 
     Args:
-        shares: K figures of the same N items.
-        clusters: int64 ``(N,)``: the number of each item's image, from 0.
-        resamples: How many.
-        seed: Of the draws; the same seed, the same numbers.
+        shares: K metrics of the same N items.
+        clusters: int64 ``(N,)``: the number of each item's image, from 0 (`cluster_numbers`).
+        resamples: The number of resamples.
+        seed: Random seed of the draws.
 
     Returns:
-        float32 ``(resamples, K)``; NaN where a resample has nothing to divide by.
+        float32 ``(resamples, K)``; NaN where the wholes of a resample sum to 0.
     """
     count = int(clusters.max(initial=-1)) + 1
     if count > MOST_CLUSTERS:
@@ -138,7 +127,7 @@ def bootstrap(
     sums: list[Floats] = []
 
     def column(values: Floats) -> int:
-        # Figures share their wholes, mostly.
+        # Most metrics share the array of their wholes.
         if id(values) not in columns:
             columns[id(values)] = len(sums)
             sums.append(np.bincount(clusters, weights=values, minlength=count).astype(np.float64))
@@ -153,24 +142,30 @@ def bootstrap(
 
 
 def intervals(draws: npt.ArrayLike) -> list[tuple[float, float] | None]:
-    """The middle 95 % of each column of draws ``(R, K)``, without its NaN; None for a column of nothing else.
+    """The central 95 % of each column of draws ``(R, K)``; NaN is ignored, and a column of NaN only gives None.
 
     >>> low, high = intervals(np.linspace(0, 1, 1001)[:, None])[0]
     >>> round(low, 3), round(high, 3)
     (0.025, 0.975)
     """
     columns = np.asarray(draws, dtype=np.float64).T
-    found: list[tuple[float, float] | None] = []
+    bounds: list[tuple[float, float] | None] = []
     for column in columns:
         known = column[np.isfinite(column)]
         low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-        found.append((float(low), float(high)) if len(known) else None)
-    return found
+        bounds.append((float(low), float(high)) if len(known) else None)
+    return bounds
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """By how much B is over A, its 95 % interval, and the two-sided p-value that it is nothing."""
+    """The difference B − A of two metrics.
+
+    Attributes:
+        value: The difference.
+        ci95: Its 95 % confidence interval.
+        p: The two-sided p-value of the hypothesis that there is no difference.
+    """
 
     value: float
     ci95: tuple[float, float]
@@ -180,13 +175,13 @@ class Difference:
 def paired_difference(
     a: Share, b: Share, clusters: Ints, *, resamples: int = 10_000, seed: int = 0
 ) -> Difference | None:
-    """Paired bootstrap of B − A, both figures of the same items: each resample draws the same images for both.
+    """Paired bootstrap of B − A over the same items: each resample draws the same images for both.
 
-    p = 2 min(P(d* ≤ 0), P(d* ≥ 0)) over the resampled differences d*, at most 1, each count with one added to it and to
-    the number of resamples (Davison and Hinkley 1997, §4.2), so p is never 0: with 10,000 resamples at least 0.0002.
+    p = 2 min(P(d* ≤ 0), P(d* ≥ 0)) over the resampled differences d*, at most 1. One is added to each count and to the
+    number of resamples (Davison and Hinkley 1997, Sec. 4.2), so p is never 0: at least 0.0002 with 10,000 resamples.
 
     Returns:
-        None where a figure has nothing to divide by.
+        None if one of the two metrics has no value.
     """
     value_a, value_b = a.value(), b.value()
     if value_a is None or value_b is None:
@@ -194,7 +189,7 @@ def paired_difference(
     draws = bootstrap([a, b], clusters, resamples=resamples, seed=seed).astype(np.float64)
     differences = draws[:, 1] - draws[:, 0]
     differences = differences[np.isfinite(differences)]
-    # float32 sums of the same items can differ in their last digit.
+    # float32 sums over the same items can differ in the last digit.
     differences[np.abs(differences) < 1e-6] = 0.0
     low, high = np.percentile(differences, [2.5, 97.5])
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))

@@ -1,4 +1,4 @@
-"""Files of a model's answers, a JSON object a line: matched to the items by id, never by their place in the file."""
+"""Predictions files: JSON lines with a model's answers, matched to the items by id and not by position."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from spr.records import Box
 
 ID_FIELDS = ("id", "question_id", "image_id")
 ANSWER_FIELDS = ("answer", "text", "response", "prediction")
-"""What the id and the answer are called, by us first and then by the files of others; a file uses one of each."""
+"""Names of the id field and the answer field: our own first, then those of other programs. A file uses one of each."""
 
 PROBLEMS: dict[str, str] = {
-    "missing": "in the annotations, without an answer: counts as wrong",
-    "doubled": "answered more than once: the first answer counts",
-    "unknown": "an answer to no item of the annotations: left out",
-    "not_text": "the answer is no text: counts as wrong",
-    "no_id": "a line without an id: left out",
-    "not_json": "a line that is no JSON object: left out",
-    "image": "the image could not be read, so the model was not asked: counts as wrong",
-    "malformed": "a piece of the answer that should be a box is none; the rest was read",
-    "no_box": "no box could be read from the answer, or none for the phrase",
-    "neither": "the answer means neither yes nor no: counts as wrong",
+    "missing": "the item has no answer; counts as wrong",
+    "doubled": "the item has several answers; the first one counts",
+    "unknown": "the answer belongs to no item of the annotations; ignored",
+    "not_text": "the answer is not a text; counts as wrong",
+    "no_id": "the line has no id; ignored",
+    "not_json": "the line is not a JSON object; ignored",
+    "image": "the image can't be read, so the model was not asked; counts as wrong",
+    "malformed": "the answer contains a malformed box; the rest of the answer was read",
+    "no_box": "the answer has no box, or none for this phrase; counts as a miss",
+    "neither": "the answer means neither yes nor no; counts as wrong",
 }
-"""The problems that a result counts and names."""
+"""Problems with answers that a result counts and lists, with their explanations."""
 
 
 class _Row(msgspec.Struct, gc=False):
-    """What is read of a line; other fields are passed over without being decoded."""
+    """The fields of a line that are read; others are skipped without being decoded."""
 
     id: Any = msgspec.UNSET
     question_id: Any = msgspec.UNSET
@@ -52,17 +52,18 @@ class _Row(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A line of a file of answers.
+    """A line of a predictions file.
 
     Attributes:
-        id: The item's.
-        answer: The raw answer, None where there is none.
-        prompt: What was asked; None if not known.
-        file_name: The image; None if not known.
+        id: The id of the item.
+        answer: The raw answer; None if the model was not asked.
+        prompt: The question; None if unknown.
+        file_name: The image; None if unknown.
         boxes: The boxes read from the answer, xyxy pixels of the image.
-        phrases: What each box's phrase is.
-        problems: What was malformed.
-        model, dialect: Who answered, and how it writes boxes.
+        phrases: The phrase of each box.
+        problems: The malformed parts of the answer.
+        model: The model that answered.
+        dialect: How it writes boxes.
     """
 
     id: str
@@ -76,35 +77,48 @@ class Prediction:
     dialect: str | None = None
 
     def to_line(self) -> str:
-        """The prediction as a line of JSON, its fields in order."""
-        made = {name: getattr(self, name) for name in self.__slots__}
-        made["boxes"] = [[round(edge, 3) for edge in box] for box in self.boxes]
-        return json.dumps({k: v for k, v in made.items() if v is not None or k == "answer"}, ensure_ascii=False) + "\n"
+        """The prediction as one line of JSON, with a line break at the end."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        row["boxes"] = [[round(edge, 3) for edge in box] for box in self.boxes]
+        return json.dumps({k: v for k, v in row.items() if v is not None or k == "answer"}, ensure_ascii=False) + "\n"
 
 
 @dataclass(slots=True)
 class Answers:
-    """Answers in the order of the items that they were matched to.
+    """Answers in the order of the items.
 
     Attributes:
-        texts: One an item; None where it is missing or no text.
-        problems: Ids, or ``line N`` where there is none, by problem (`PROBLEMS`).
-        dialect: What the file's first line says of it.
-        model: Likewise.
+        texts: One per item; None where the answer is missing or not a text.
+        problems: By kind (`PROBLEMS`), the ids of the answers, or ``line N`` where there is no id.
+        dialect: How the answers write boxes; None if unknown.
+        model: The model that answered; None if unknown.
     """
 
     texts: list[str | None]
     problems: dict[str, list[str]] = field(default_factory=dict)
-    dialect: str | None = None
+    dialect: Dialect | str | None = None
     model: str | None = None
 
     def note(self, kind: str, name: str) -> None:
-        """Count and name a problem."""
+        """Add an answer to a kind of problem."""
         self.problems.setdefault(kind, []).append(name)
+
+    def resolve_dialect(self) -> Dialect:
+        """The dialect that the answers' boxes are written in.
+
+        Raises:
+            ConfigError: if it is unknown.
+            GroundingError: if there is no dialect of that name, naming the nearest one.
+        """
+        if self.dialect is None:
+            expected = f"one of {', '.join(DIALECTS)}"
+            what = "The predictions do not say which dialect their boxes are written in"
+            raise ConfigError(what, expected=expected, fix="give --dialect")
+        return get_dialect(self.dialect) if isinstance(self.dialect, str) else self.dialect
 
 
 def as_id(value: object) -> str | None:
-    """An id as text: texts as they are, whole numbers in digits; None for anything else.
+    """An id as text: texts unchanged, whole numbers as digits; None for anything else.
 
     >>> as_id(7), as_id("7"), as_id(True), as_id("")
     ('7', '7', None, None)
@@ -115,23 +129,28 @@ def as_id(value: object) -> str | None:
 
 
 def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
-    """The answers of a file to the items, by id.
+    """Read a predictions file and match its answers to the items by id.
 
     Args:
-        path: JSON lines with an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); more fields do no harm.
-            A folder stands for all ``*.jsonl`` in it, as a model on several devices leaves them.
-        ids: The items.
+        path: JSON lines with an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); other fields are
+            ignored. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them.
+        ids: The ids of the items.
+
+    Returns:
+        The answers in the order of ``ids``, with model and dialect of the file's first line.
 
     Raises:
-        InputError: if the file can't be read or is empty, if no line has an id, or if not one answer is to an item.
+        InputError: if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
     """
     rows, bad = _read_lines(path)
     answers = Answers([])
     for number in bad:
         answers.note("not_json", f"line {number}")
     if not rows:
-        got = f"{len(bad)} lines that are no JSON objects" if bad else "no line"
-        raise InputError(f"{path} holds no predictions", got=got, expected='lines such as {"id": "1", "answer": "…"}')
+        got = f"{len(bad)} lines that are not JSON objects" if bad else "no lines"
+        raise InputError(
+            f"{path} contains no predictions", got=got, expected='lines such as {"id": "1", "answer": "…"}'
+        )
     id_field, answer_field = _fields(path, rows)
     found = _match(rows, ids, id_field, answer_field, answers)
     first = next(iter(rows.values()))
@@ -140,28 +159,15 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     if not found:
         got = ", ".join(answers.problems.get("unknown", ())[:3])
         expected = ", ".join(ids[:3]) + ", …"
-        fix = "give the predictions that belong to these annotations, with their ids"
-        raise InputError(f"No answer of {path} is to an item of the annotations", got=got, expected=expected, fix=fix)
+        fix = "give the predictions for these annotations, with the ids of the annotations"
+        raise InputError(
+            f"No answer in {path} belongs to an item of the annotations", got=got, expected=expected, fix=fix
+        )
     return answers
 
 
-def dialect_of(answers: Answers, given: Dialect | None, path: Path) -> Dialect:
-    """The dialect to read a file's answers in: the given one, else what the file says.
-
-    Raises:
-        ConfigError: if neither says.
-        GroundingError: for an unknown dialect in the file, naming the nearest one.
-    """
-    if given is not None:
-        return given
-    if answers.dialect is None:
-        expected = f"one of {', '.join(DIALECTS)}"
-        raise ConfigError(f"{path} does not say how its model writes boxes", expected=expected, fix="give --dialect")
-    return get_dialect(answers.dialect)
-
-
 def _match(rows: Mapping[int, _Row], ids: Sequence[str], id_field: str, answer_field: str, answers: Answers) -> int:
-    """Put the rows' answers in the order of ``ids`` into ``answers``; returns how many items were found."""
+    """Fill ``answers`` in the order of ``ids``; returns the number of items that have an answer."""
     place = {name: k for k, name in enumerate(ids)}
     texts: list[Any] = [msgspec.UNSET] * len(ids)
     id_of, answer_of = attrgetter(id_field), attrgetter(answer_field)
@@ -170,7 +176,7 @@ def _match(rows: Mapping[int, _Row], ids: Sequence[str], id_field: str, answer_f
         if type(name) is not str:
             name = as_id(name)
         if name and id_field == "image_id" and row.sentence_id is not msgspec.UNSET:
-            name = f"{name}_{row.sentence_id}"  # Flickr30k Entities: several sentences an image
+            name = f"{name}_{row.sentence_id}"  # Flickr30k Entities: several sentences per image
         k = place.get(name) if name else None
         if k is None:
             answers.note(*(("unknown", name) if name else ("no_id", f"line {number}")))
@@ -192,16 +198,16 @@ def _match(rows: Mapping[int, _Row], ids: Sequence[str], id_field: str, answer_f
 
 
 def _read_lines(path: Path) -> tuple[dict[int, _Row], list[int]]:
-    """The objects of a file by line number from 1, and the numbers of the lines that are none.
+    """The JSON objects of a file by line number, counted from 1, and the numbers of the lines that are not objects.
 
-    Lines of a folder are counted through all of its files.
+    The lines of a folder are numbered through all of its files.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     try:
         data = b"\n".join(file.read_bytes() for file in files)
     except OSError as error:
         got = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise InputError(f"Predictions {path} can't be read", got=got, expected="a file of JSON lines") from None
+        raise InputError(f"Predictions {path} can't be read", got=got, expected="a JSON-lines file") from None
     decoder = msgspec.json.Decoder(_Row)
     rows: dict[int, _Row] = {}
     bad: list[int] = []
@@ -216,7 +222,7 @@ def _read_lines(path: Path) -> tuple[dict[int, _Row], list[int]]:
 
 
 def _fields(path: Path, rows: Mapping[int, _Row]) -> tuple[str, str]:
-    """What the file calls its ids and answers: the first known name that any of its first lines has."""
+    """The names of the id field and the answer field: the first known name that occurs in the first 100 lines."""
     known = (*ID_FIELDS, *ANSWER_FIELDS)
     looked_at = list(islice(rows.values(), 100))
     seen = {name for name in known if any(getattr(row, name) is not msgspec.UNSET for row in looked_at)}
@@ -224,10 +230,10 @@ def _fields(path: Path, rows: Mapping[int, _Row]) -> tuple[str, str]:
     answer_field = next((name for name in ANSWER_FIELDS if name in seen), None)
     if id_field is None or answer_field is None:
         lacking, names = ("an id", ID_FIELDS) if id_field is None else ("an answer", ANSWER_FIELDS)
-        fix = f"put {lacking} into each line; answers are matched by id, never by their place in the file"
+        fix = f"put {lacking} into each line; answers are matched by id, not by position"
         raise InputError(
             f"The lines of {path} have no field for {lacking}",
-            got=", ".join(sorted(seen)) or "none that is known",
+            got=", ".join(sorted(seen)) or "no known field",
             expected=" or ".join(names),
             fix=fix,
         )

@@ -1,142 +1,255 @@
-"""The tasks by name: which files each reads, and how a model or a file of answers goes through it."""
+"""Benchmark tasks: the `Task` base class, the registry of tasks, and `evaluate`.
+
+An evaluation has one path for every task: load the items, get their answers from a model or from a predictions file,
+score them. A task is one class in one file of `spr.evaluation.tasks`; its options are the fields of the class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from spr.config import DescriberConfig
 from spr.core.errors import ConfigError
-from spr.evaluation.expressions import read_expressions
-from spr.evaluation.flickr import Protocol as FlickrProtocol
-from spr.evaluation.flickr import read_sentences
-from spr.evaluation.inference import from_folder
-from spr.evaluation.questions import default_prompt
-from spr.evaluation.regions_source import read_regions
+from spr.core.images import ImageSource
+from spr.core.registry import Registry
+from spr.evaluation.inference import LoadImage, Question, answer_record, ask, image_loader
+from spr.evaluation.predictions import Answers, Prediction, read_predictions
 from spr.evaluation.result import Result
-from spr.evaluation.tasks.description import description_from_file, evaluate_description
-from spr.evaluation.tasks.phrase_grounding import evaluate_phrase_grounding, phrase_grounding_from_file
-from spr.evaluation.tasks.pope import Parser, evaluate_pope, pope_from_file, read_pope
-from spr.evaluation.tasks.rec import SIZES, Areas, evaluate_rec, rec_from_file
-from spr.evaluation.tasks.rec import Protocol as RecProtocol
-from spr.evaluation.tasks.referring import Region, evaluate_referring, read_referring, referring_from_file
-from spr.grounding import Dialect
+from spr.grounding import Dialect, get_dialect
 from spr.models.protocols import Describer
+
+Items = TypeVar("Items")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be evaluated: the options of `spr evaluate`.
+class Option:
+    """Annotates a field of a `Task` as an option: ``areas: Annotated[Areas, Option("The help.")] = "pixels"``.
 
     Attributes:
-        annotations: The task's file or folder.
-        images: The images' folder, for a model.
-        predictions: A file of answers, instead of a model.
-        dialect: How the answers of ``predictions`` write boxes; None for what the file says.
-        model: The model as it was asked for; it decides the default question.
-        prompt: The question; None for the default.
-        protocol: ``spr`` or ``ferret``: how answers are read.
-        samples: Answers a region (description).
-        seed: Of sampled answers.
-        entities: The folder of Flickr30k Entities (phrase-grounding).
-        boxes: ``merged`` or ``any`` (phrase-grounding).
-        parser: ``ferret`` or ``exact`` (pope).
-        region: ``box`` or ``point`` (referring).
-        areas: ``pixels`` or ``share`` (rec).
+        help: The option's help text.
+        asks: The option only changes what a model is asked. It is then refused together with a predictions file.
     """
 
-    annotations: Path
-    images: Path | None = None
-    predictions: Path | None = None
-    dialect: Dialect | None = None
-    model: str = ""
-    prompt: str | None = None
-    protocol: str = "spr"
-    samples: int = 1
-    seed: int = 0
-    entities: Path | None = None
-    boxes: str = "merged"
-    parser: str = "ferret"
-    region: str = "box"
-    areas: str = "pixels"
+    help: str
+    asks: bool = False
 
 
-def rec(request: Request, describer: Describer | None) -> Result:
-    """Referring expressions: RefCOCO, RefCOCO+, RefCOCOg."""
-    if request.areas not in SIZES:
-        raise ConfigError("--areas is not known", got=request.areas, expected=" | ".join(SIZES))
-    areas = cast(Areas, request.areas)
-    items = read_expressions(request.annotations)
-    if describer is None:
-        protocol = cast(RecProtocol, request.protocol)
-        return rec_from_file(items, _file(request), request.dialect, protocol=protocol, areas=areas)
-    prompt = request.prompt or default_prompt("rec", describer.dialect, request.model)
-    load = from_folder(_images(request))
-    return evaluate_rec(describer, items, load, prompt=prompt, seed=request.seed, areas=areas)
+class TaskOption(NamedTuple):
+    """An option of a task: its name, its type without the annotation, its default (`MISSING` if required)."""
+
+    name: str
+    hint: Any
+    default: Any
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line."""
+        return _flag(self.name)
 
 
-def phrase_grounding(request: Request, describer: Describer | None) -> Result:
-    """Phrases of Flickr30k Entities."""
-    if request.entities is None:
-        raise ConfigError("phrase-grounding needs the dataset's own files", fix="give --entities FOLDER")
-    boxes = cast(FlickrProtocol, request.boxes)
-    items = read_sentences(request.annotations, request.entities, boxes)
-    if describer is None:
-        path, protocol = _file(request), request.protocol
-        return phrase_grounding_from_file(items, path, request.dialect, boxes=boxes, protocol=protocol)
-    load = from_folder(_images(request))
-    return evaluate_phrase_grounding(describer, items, load, prompt=request.prompt, boxes=boxes, seed=request.seed)
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC, Generic[Items]):
+    """A benchmark: which file it reads, what it asks a model, and how it scores the answers.
+
+    A subclass is a frozen, keyword-only dataclass. Its fields that are annotated with an `Option` are the task's
+    options: texts, numbers, paths or a ``Literal`` of texts. One without a default is required. ``spr evaluate TASK``
+    offers them under their names, and shows the first line of the docstring as its help. Add the class to `TASKS`; from
+    another package, through an entry point of the group ``spr.tasks``.
+
+    Attributes:
+        name: The task's name in result files, the same as in `TASKS`.
+        reads_boxes: Whether scoring needs to know the dialect of the answers.
+
+    Raises:
+        ConfigError: if an option has an unknown value.
+    """
+
+    name: ClassVar[str]
+    reads_boxes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for own in self.options():
+            choices, value = get_args(own.hint) if get_origin(own.hint) is Literal else (), getattr(self, own.name)
+            if choices and value not in choices:
+                raise ConfigError(f"{own.flag} is not known", got=repr(value), expected=" | ".join(choices))
+
+    @classmethod
+    def options(cls) -> list[TaskOption]:
+        """The options of the task, in the order of its fields."""
+        options, hints = [], get_type_hints(cls, include_extras=True)
+        for own in fields(cls):
+            hint, *extras = get_args(hints[own.name]) if get_origin(hints[own.name]) is Annotated else (None,)
+            options += [TaskOption(own.name, hint, own.default, extra) for extra in extras if isinstance(extra, Option)]
+        return options
+
+    @property
+    def samples_per_item(self) -> int:
+        """Answers per item. More than one needs a model that samples."""
+        return 1
+
+    @abstractmethod
+    def load(self, path: Path) -> Items:
+        """Read the items of the benchmark.
+
+        Raises:
+            InputError: if the file is not what the task reads, naming the row.
+        """
+
+    @abstractmethod
+    def ids(self, items: Items) -> Sequence[str]:
+        """The ids of the answers that `score` expects, in order."""
+
+    def images(self, items: Items) -> ImageSource | None:  # noqa: ARG002
+        """The image folder that belongs to the items; None if only ``--images`` can tell."""
+        return None
+
+    @abstractmethod
+    def questions(self, items: Items, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
+        """What a model is asked.
+
+        Put questions about the same image next to each other: the image is then decoded once.
+
+        Args:
+            items: What `load` returned.
+            dialect: How the model writes boxes.
+            model: The model as the user named it; empty if unknown.
+
+        Returns:
+            The question with its placeholders in braces, which the result records, and one question per id of `ids`.
+
+        Raises:
+            ConfigError: if the prompt lacks a placeholder, or an option does not fit the dialect.
+        """
+
+    @abstractmethod
+    def score(self, items: Items, answers: Answers) -> Result:
+        """The metrics of the answers.
+
+        Args:
+            items: What `load` returned.
+            answers: One answer per id of `ids`; `Answers.resolve_dialect` is the dialect of their boxes.
+
+        Raises:
+            ConfigError: if an option does not fit the dialect, or the dialect is needed and not known.
+        """
 
 
-def referring(request: Request, describer: Describer | None) -> Result:
-    """Objects of LVIS, named by their place."""
-    items = read_referring(request.annotations)
-    if describer is None:
-        return referring_from_file(items, _file(request))
-    region, load = cast(Region, request.region), from_folder(_images(request))
-    return evaluate_referring(describer, items, load, region=region, seed=request.seed)
+TASKS: Registry[type[Task[Any]]] = Registry(
+    "task",
+    "spr.tasks",
+    {
+        "rec": "spr.evaluation.tasks.rec:Rec",
+        "phrase-grounding": "spr.evaluation.tasks.phrase_grounding:PhraseGrounding",
+        "referring": "spr.evaluation.tasks.referring:Referring",
+        "pope": "spr.evaluation.tasks.pope:Pope",
+        "description": "spr.evaluation.tasks.description:Description",
+    },
+)
+"""The tasks of ``spr evaluate``, by name."""
 
 
-def pope(request: Request, describer: Describer | None) -> Result:
-    """Yes or no: is the object there?"""
-    items, parser = read_pope(request.annotations), cast(Parser, request.parser)
-    if describer is None:
-        return pope_from_file(items, _file(request), parser=parser)
-    load = from_folder(_images(request))
-    return evaluate_pope(describer, items, load, parser=parser, prompt=request.prompt, seed=request.seed)
+def evaluate(
+    task: Task[Any] | str,
+    annotations: Any,
+    *,
+    describer: Describer | DescriberConfig | None = None,
+    predictions: Path | str | None = None,
+    images: Path | str | ImageSource | LoadImage | None = None,
+    dialect: Dialect | str | None = None,
+    seed: int | None = None,
+) -> Result:
+    """Evaluate a model, or a file of its answers, on a benchmark.
+
+    Args:
+        task: A task with its options, such as ``Rec(areas="share")``, or the name of one with its default options.
+        annotations: The path of the task's file, or items that ``task.load`` returned.
+        describer: The model to ask. A config section is loaded only after the annotations have been read.
+        predictions: A file of answers, read instead of asking a model (`read_predictions`).
+        images: The folder that the file names are relative to, or a function from a `Question` to its image.
+        dialect: How the answers in ``predictions`` write boxes; None for what the file says.
+        seed: Seed of sampled answers, 0 by default.
+
+    Returns:
+        The metrics with their confidence intervals. ``result.write(path)`` writes what ``spr evaluate --out`` writes.
+
+    Raises:
+        ConfigError: if there is no model and no predictions file, or both, or an option that has no effect.
+        InputError: if a file can't be read or does not fit the task.
+    """
+    if isinstance(task, str):
+        task = TASKS.find(task, "task")()
+    if describer is not None and predictions is None:
+        if dialect is not None:
+            raise ConfigError("`dialect` is only for predictions", got=dialect, fix="set the describer's dialect")
+        if task.samples_per_item > 1 and getattr(describer, "temperature", None) == 0:
+            got = "0, which gives the same answer each time"
+            raise ConfigError("--samples needs a --temperature above 0", got=got, expected="such as 1.0")
+        items = _load(task, annotations)
+        answers, kept, how = _ask(task, items, describer, images, seed or 0)
+    elif predictions is not None and describer is None:
+        asks = [own.name for own in task.options() if own.option.asks and getattr(task, own.name) != own.default]
+        refuse_with_predictions(*asks, images=images, seed=seed)
+        if dialect is not None and not task.reads_boxes:
+            what = f"--dialect has no effect, because the task {task.name} reads no boxes"
+            raise ConfigError(what, got=dialect, fix="remove it")
+        known = get_dialect(dialect) if isinstance(dialect, str) else dialect
+        items, path = _load(task, annotations), Path(predictions)
+        answers, kept = read_predictions(path, task.ids(items)), ()
+        answers.dialect = known or answers.dialect
+        how = {"model": answers.model, "predictions": path.name}
+    else:
+        got = "neither" if describer is None else "both"
+        raise ConfigError("An evaluation needs a model or a predictions file", got=got, expected="one of the two")
+    result = task.score(items, answers)
+    return replace(result, protocol={**result.protocol, **how}, predictions=kept)
 
 
-def description(request: Request, describer: Describer | None) -> Result:
-    """Descriptions of held-out regions."""
-    regions = read_regions(request.annotations)
-    if describer is None:
-        return description_from_file(regions.queries, _file(request), request.dialect, samples=request.samples)
-    prompt = request.prompt or regions.prompt or default_prompt("description", describer.dialect, request.model)
-    load = from_folder(request.images or regions.images or _images(request))
-    samples, seed = request.samples, request.seed
-    return evaluate_description(describer, regions.queries, load, prompt=prompt, samples=samples, seed=seed)
+def _load(task: Task[Any], annotations: Any) -> Any:
+    return task.load(Path(annotations)) if isinstance(annotations, str | Path) else annotations
 
 
-TASKS: dict[str, Callable[[Request, Describer | None], Result]] = {
-    "rec": rec,
-    "phrase-grounding": phrase_grounding,
-    "referring": referring,
-    "pope": pope,
-    "description": description,
-}
-"""Each task: a request and a model, or None for the request's predictions, to a result."""
+def _ask(
+    task: Task[Items], items: Items, describer: Describer | DescriberConfig, images: Any, seed: int
+) -> tuple[Answers, tuple[Prediction, ...], dict[str, Any]]:
+    """A model's answers, the records of them that a result keeps, and how the model was asked."""
+    load = image_loader(images if images is not None else task.images(items))
+    model = ""
+    if isinstance(describer, DescriberConfig):
+        from spr.models.registry import load_describer
+
+        model = describer.model or ""
+        describer = load_describer(describer)
+    dialect = describer.dialect
+    prompt, questions = task.questions(items, dialect, model)
+    answers = ask(describer, questions, load, seed=seed)
+    kept = tuple(answer_record(*row, describer) for row in zip(questions, answers.texts, strict=True))
+    how = {"model": describer.name, "dialect": dialect.spec, "prompt": prompt, "seed": seed}
+    how |= {setting: getattr(describer, setting, None) for setting in ("temperature", "top_p")}
+    how |= {own.name: getattr(task, own.name) for own in task.options() if own.option.asks and own.name != "prompt"}
+    return answers, kept, how
 
 
-def _images(request: Request) -> Path:
-    if request.images is None:
-        raise ConfigError("A model needs the images", fix="give --images FOLDER, what the file names are relative to")
-    if not request.images.is_dir():
-        raise ConfigError("--images is no folder", got=request.images, fix="mend the path")
-    return request.images
+def refuse_with_predictions(*names: str, **options: Any) -> None:
+    """Raise `ConfigError` if an option that only matters to a model is set (not None) beside a predictions file."""
+    unused = [*names, *(name for name, value in options.items() if value is not None)]
+    if unused:
+        got = ", ".join(map(_flag, unused))
+        fix = "remove it, or ask a model instead (--model)"
+        raise ConfigError("An option has no effect on a predictions file", got=got, fix=fix)
 
 
-def _file(request: Request) -> Path:
-    if request.predictions is None:
-        raise ConfigError("There is nothing to evaluate", fix="give --model, or --predictions")
-    return request.predictions
+def check_prompt(prompt: str, placeholder: str) -> str:
+    """Return the prompt, or raise `ConfigError` if it lacks its placeholder."""
+    if placeholder not in prompt:
+        fix, expected = f"put {placeholder} where it belongs", f"a question with {placeholder}"
+        raise ConfigError(f"--prompt lacks {placeholder}", got=repr(prompt), expected=expected, fix=fix)
+    return prompt
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

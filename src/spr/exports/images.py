@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from spr.config import AnnotationsConfig
 from spr.core.errors import RunError
-from spr.core.images import ImageProblem, check_image, load_image, reads_alike, resolve_image
+from spr.core.images import ImageProblem
 from spr.exports.rows import ImageFile, ImageMode
 from spr.records import PreferencePair
 
@@ -46,18 +46,12 @@ class ExportImages:
 
     def _one(self, image: tuple[str, int, int]) -> ImageFile | str:
         file_name, width, height = image
-        settings = self.settings
+        source = self.settings.image_source
         try:
-            check_image(
-                settings.images,
-                file_name,
-                (width, height),
-                orientation=settings.orientation,
-                max_pixels=settings.max_pixels,
-            )
-            as_it_is = reads_alike(settings.images, file_name, max_pixels=settings.max_pixels)
+            source.check(file_name, (width, height))
+            as_it_is = source.reads_alike(file_name)
             if self.mode == "path":
-                return ImageFile(str(resolve_image(settings.images, file_name)), None) if as_it_is else NEEDS_REWRITING
+                return ImageFile(str(source.path(file_name)), None) if as_it_is else NEEDS_REWRITING
             name = safe_name(file_name, rewritten=not as_it_is)
             if self.mode == "embed":
                 return ImageFile(Path(name).name, self._bytes(image, as_it_is))
@@ -76,20 +70,14 @@ class ExportImages:
             raise RunError(f"{self.folder} can't be written", got=error, fix="make room, or another --out") from None
 
     def _bytes(self, image: tuple[str, int, int], as_it_is: bool) -> bytes:
-        settings, (file_name, width, height) = self.settings, image
+        source, (file_name, width, height) = self.settings.image_source, image
         if as_it_is:
             try:
-                return resolve_image(settings.images, file_name).read_bytes()
+                return source.path(file_name).read_bytes()
             except OSError as error:
                 raise ImageProblem("image_unreadable", file_name, got=error) from error
         sink = io.BytesIO()
-        load_image(
-            settings.images,
-            file_name,
-            (width, height),
-            orientation=settings.orientation,
-            max_pixels=settings.max_pixels,
-        ).save(sink, "PNG")
+        source.load(file_name, (width, height)).save(sink, "PNG")
         return sink.getvalue()
 
 

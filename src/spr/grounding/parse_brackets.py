@@ -1,4 +1,4 @@
-"""Reading prose in which a box in brackets follows its phrase, unmarked: Ferret, CogVLM, LLaVA, Shikra."""
+"""Parse prose in which a box in brackets follows its unmarked phrase: Ferret, CogVLM, LLaVA, Shikra."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DIGIT = re.compile(r"[0-9]")
 
 
 def parse_brackets(text: str, markup: Brackets, frame: Frame) -> GroundedText:
-    """Read an answer; what is malformed is reported and left out."""
+    """Parse an answer; malformed pieces are reported and dropped."""
     prose, position = Prose(text), 0
     decode = frame.decode
     for match in markup.pattern.finditer(text):
@@ -57,11 +57,11 @@ def parse_brackets(text: str, markup: Brackets, frame: Frame) -> GroundedText:
 
 
 def is_coordinates(match: re.Match[str]) -> bool:
-    """Whether what `Brackets.pattern` found is a box or was meant as one, and is not words in brackets.
+    """Whether a match of `Brackets.pattern` is, or was meant as, a box, rather than words in brackets.
 
-    Two numbers and nothing else in the brackets, or three numbers beside something else, are meant as coordinates. So
-    are four numbers that are named or that only spaces divide, and a bracket at the very end that is not closed and
-    holds but numbers. "[sic]", "[1]" and "[see 2, 3]" are text.
+    These count as coordinates: two numbers alone in brackets, three numbers with other content, four numbers that are
+    named or separated by spaces, and numbers in an unclosed bracket at the end. "[sic]", "[1]" and "[see 2, 3]" are
+    words.
     """
     if match[1] is not None:
         return True
@@ -89,14 +89,14 @@ def _counts(inner: str) -> bool:
 
 
 def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, prose: Prose) -> tuple[list[Box], int]:
-    """Boxes of a bracket that is not one plain box, and where it ends."""
+    """The boxes of a bracket that is not one plain box, and its end."""
     start, inner, width, note = match.start(), match["inner"], markup.width, prose.problems.note
     if not match["close"]:
         stop = match.start("inner") + len(_leading_numbers(inner).rstrip())
         note(start, stop, "bracket is not closed: dropped")
         return [], stop
     if 1 + len(match["open"]) != width or len(match["close"]) != width:
-        note(start, match.end(), f"not in {width} bracket{'s' * (width > 1)} on each side: read all the same")
+        note(start, match.end(), f"not in {width} bracket{'s' * (width > 1)} on each side: read anyway")
     boxes: list[Box] = []
     offset = match.start("inner")
     for piece in inner.split(";"):

@@ -1,4 +1,4 @@
-"""Reading dialects that list objects without prose: location tokens (PaliGemma, Florence-2), JSON (Qwen)."""
+"""Parse dialects that list objects without prose: location tokens (PaliGemma, Florence-2) and JSON (Qwen)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from spr.grounding.text import GroundedText
 from spr.records import Box, Span
 
 LABEL_SEPARATOR = ", "
-"""Between the labels of a list, in its plain text."""
+"""Separator of the labels in the plain text of a list."""
 
 _FENCE = re.compile(r"```(?:json)?")
 
 
 class _Item(NamedTuple):
-    """A label with its boxes, or words without any (then ``raw`` is None)."""
+    """A label with its boxes, or words without boxes (``raw`` is None)."""
 
     label: str
     boxes: list[Box]
@@ -27,7 +27,7 @@ class _Item(NamedTuple):
 
 
 def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
-    """The labels joined to a plain text, a span each; a box without a label is reported unless all are."""
+    """The joined labels as plain text with one span per label. Boxes without label are reported if others have one."""
     pieces: list[str] = []
     spans: list[Span] = []
     length = 0
@@ -47,7 +47,7 @@ def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
 
 
 def _add(items: list[_Item], label: str, boxes: list[Box], raw: tuple[int, int]) -> None:
-    """Add a detection; several of one label in a row become one phrase with several boxes."""
+    """Add a detection; consecutive ones with the same label become one phrase with several boxes."""
     if items and items[-1].label == label and items[-1].raw is not None:
         items[-1].boxes.extend(boxes)
     else:
@@ -55,7 +55,7 @@ def _add(items: list[_Item], label: str, boxes: list[Box], raw: tuple[int, int])
 
 
 def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
-    """Read an answer of labels and location tokens; what is malformed is reported and left out."""
+    """Parse labels and location tokens; malformed pieces are reported and dropped."""
     problems = Problems(text)
     items: list[_Item] = []
     pending: tuple[list[Box], tuple[int, int]] | None = None  # boxes whose label comes next
@@ -63,7 +63,7 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
     position = 0
 
     def close() -> None:
-        """Make of the words since the last run the label that was due; other words are items without boxes."""
+        """Turn the words since the last run into the pending label; other words become items without boxes."""
         nonlocal pending
         joined, words[:] = "".join(words), []
         labels = [label.strip() for label in (joined.split(markup.separator.strip()) if markup.separator else [joined])]
@@ -92,7 +92,7 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
 
 
 def _no_token(match: re.Match[str], position: int, words: list[str], problems: Problems) -> int:
-    """Report what is no location token, unless it is a special token or words; where the words go on."""
+    """Report an invalid token, unless it is a special token or words; returns where the following words start."""
     (start, stop), piece = match.span(), match[0]
     if piece in SPECIAL_TOKENS or piece.startswith("<seg"):
         reason = None
@@ -109,7 +109,7 @@ def _no_token(match: re.Match[str], position: int, words: list[str], problems: P
 
 
 def _run(match: re.Match[str], markup: Tokens, frame: Frame, problems: Problems) -> list[Box]:
-    """The boxes of a run of location tokens, four a box."""
+    """The boxes of a run of location tokens, four per box."""
     if match[1] is not None:
         numbers = [float(number) for number in match.groups()]
         box, reason = frame.decode([numbers[place] for place in markup.order])
@@ -134,14 +134,14 @@ def _run(match: re.Match[str], markup: Tokens, frame: Frame, problems: Problems)
 
 
 def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
-    """Read an answer of JSON entries, alone or among words; what is malformed is reported and left out.
+    """Parse JSON entries, alone or among words; malformed pieces are reported and dropped.
 
-    Words beside the entries are not part of the text, unless there is no entry at all.
+    Words outside the entries are part of the plain text only if there are no entries.
     """
     problems = Problems(text)
     items: list[_Item] = []
     first = last = -1
-    words: list[str] = []  # beside the entries
+    words: list[str] = []  # outside the entries
     position = 0
     for match in markup.pattern.finditer(text):
         start, stop = match.span()
@@ -165,7 +165,7 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
     if first >= 0:
         opened = text.rfind("[", 0, first)
         if opened >= 0 and "]" not in text[last:] and not text[opened + 1 : first].strip():
-            problems.note(opened, last, "list is not closed: its whole entries are kept")
+            problems.note(opened, last, "list is not closed: its complete entries are kept")
     if not items:
         left = SPECIAL.sub("", _FENCE.sub("", "".join((*words, text[position:])) if first < 0 else "")).strip()
         items = [_Item(left, [], None)] if left not in ("", "[]") else []
@@ -173,7 +173,7 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
 
 
 def _entry(match: re.Match[str], markup: JsonList, frame: Frame) -> tuple[str, Box | None, str | None]:
-    """Label, box and what is wrong, of an entry that is not written like the models do."""
+    """Label, box and problem of an entry that is not in the models' form."""
     if not match["close"]:
         return "", None, "entry is not closed: dropped"
     try:
@@ -183,7 +183,7 @@ def _entry(match: re.Match[str], markup: JsonList, frame: Frame) -> tuple[str, B
     numbers = entry.get(markup.box_key)
     if numbers is None:
         return "", None, f"entry has no {markup.box_key}: dropped"
-    # JSON's true is Python's 1, and a number as text may be anything.
+    # Exact types: JSON's true equals 1 in Python, and strings are not accepted.
     if not isinstance(numbers, list) or any(type(number) not in (int, float) for number in numbers):
         return "", None, f"{markup.box_key} is not a list of numbers: dropped"
     if len(numbers) != 4:

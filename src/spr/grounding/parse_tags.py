@@ -1,4 +1,4 @@
-"""Reading prose in which tags mark phrases and boxes: Kosmos-2, Qwen-VL, Qwen2-VL, InternVL, MiniCPM-V."""
+"""Parse prose in which tags mark phrases and boxes: Kosmos-2, Qwen-VL, Qwen2-VL, InternVL, MiniCPM-V."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COORDINATES = re.compile(r"[\s0-9.,;()\[\]+-]++|<patch_index_[0-9]*+>?|</delimi
 
 
 def parse_tags(text: str, markup: Tags, frame: Frame) -> GroundedText:
-    """Read an answer; what is malformed is reported and left out."""
+    """Parse an answer; malformed pieces are reported and dropped."""
     return _Reader(text, markup, frame).read()
 
 
@@ -24,7 +24,7 @@ class _Reader:
         self.text, self.markup, self.frame = text, markup, frame
         self.prose = Prose(text)
         self.note = self.prose.problems.note
-        # Where an open tag starts and ends in the text; of the two, one at most is open.
+        # Start and end of an open tag in the text; at most one of the two is open.
         self.phrase_at: tuple[int, int] | None = None
         self.box_at: tuple[int, int] | None = None
 
@@ -48,7 +48,7 @@ class _Reader:
             elif match[0] in tags:
                 self._tag(match[0], position, start, stop)
             elif self.box_at is not None or self.phrase_at is not None:
-                continue  # is read with the rest of what the tags hold
+                continue  # parsed with the rest of the tags' content
             elif match[0] in SPECIAL_TOKENS:
                 self._words(position, start)
                 prose.drop_space()
@@ -64,12 +64,12 @@ class _Reader:
         return prose.finish(marked=True)
 
     def _words(self, start: int, stop: int) -> None:
-        """Add plain text, unless tags are open: what they hold is read when they close."""
+        """Add plain text, unless a tag is open: its content is parsed when it closes."""
         if start < stop and self.box_at is None and self.phrase_at is None:
             self.prose.words(self.text[start:stop])
 
     def _phrase(self, phrase: str, boxes: list[Box], start: int, stop: int) -> None:
-        """Add a marked phrase with its boxes; white space around it is text."""
+        """Add a marked phrase with its boxes; white space around it belongs to the text."""
         prose = self.prose
         prose.keep_opened()
         prose.words(phrase)
@@ -107,11 +107,11 @@ class _Reader:
         if self.phrase_at is not None:
             begin, inside = self.phrase_at
             self.phrase_at = None
-            self.note(begin, stop, "phrase is not closed: its words stay")
+            self.note(begin, stop, "phrase is not closed: its words are kept")
             self.prose.words(SPECIAL.sub("", self.text[inside:stop]))
 
     def _boxes(self, start: int, stop: int) -> list[Box]:
-        """The boxes of what stands between two box tags."""
+        """The boxes between two box tags."""
         boxes: list[Box] = []
         found = False
         for begin, end in self._pieces(start, stop):
@@ -132,7 +132,7 @@ class _Reader:
         return boxes
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Where in the text the single boxes between two box tags stand."""
+        """Start and end of each box between two box tags."""
         if self.markup.between is not None:
             for match in re.compile(self.markup.between).finditer(self.text, start, stop):
                 yield start, match.start()
@@ -140,7 +140,7 @@ class _Reader:
         yield start, stop
 
     def _unclosed_box(self, stop: int) -> None:
-        """Report a box tag that was opened and not closed; words after its numbers stay."""
+        """Report an unclosed box tag; words after its numbers are kept."""
         if self.box_at is None:
             return
         begin, end = self.box_at

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 
 from spr.config import AnnotationsConfig
-from spr.core.images import ImageProblem, load_image
+from spr.core.images import ImageProblem
 from spr.records import RegionQuery
 
 AHEAD = 16
@@ -78,12 +78,6 @@ def _next(waiting: deque[tuple[Future[Image.Image | ImageProblem], tuple[RegionQ
 
 def _load(query: RegionQuery, settings: AnnotationsConfig) -> Image.Image | ImageProblem:
     try:
-        return load_image(
-            settings.images,
-            query.file_name,
-            (query.width, query.height),
-            orientation=settings.orientation,
-            max_pixels=settings.max_pixels,
-        )
+        return settings.image_source.load(query.file_name, (query.width, query.height))
     except ImageProblem as problem:
         return problem

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from spr.annotations import Annotations, CrowdDetector, CrowdFinds, CrowdQuery, 
 from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError
-from spr.core.images import ImageProblem, check_image, load_image
+from spr.core.images import ImageProblem
 from spr.core.progress import MEGABYTE, Progress
 from spr.core.randomness import stable_hash
 from spr.core.views import crop_window, cut, unshift
@@ -147,13 +146,7 @@ def _problem_of(row: dict[str, str | int], settings: AnnotationsConfig) -> str |
     if not settings.check_images:
         return None
     try:
-        check_image(
-            Path(settings.images),
-            str(row["file_name"]),
-            (int(row["width"]), int(row["height"])),
-            orientation=settings.orientation,
-            max_pixels=settings.max_pixels,
-        )
+        settings.image_source.check(str(row["file_name"]), (int(row["width"]), int(row["height"])))
     except ImageProblem as problem:
         return problem.reason
     return None
@@ -242,13 +235,7 @@ def look_in_crowds(
     for file_name, group in groupby(queries, key=lambda query: query.file_name):
         crowds = list(group)
         try:
-            image = load_image(
-                settings.images,
-                file_name,
-                crowds[0].size_wh,
-                orientation=settings.orientation,
-                max_pixels=settings.max_pixels,
-            )
+            image = settings.image_source.load(file_name, crowds[0].size_wh)
         except ImageProblem:
             answers += [CrowdFinds([], []) for _ in crowds]
             continue

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from spr.config import AnnotationsConfig, load_config
 from spr.core.errors import InputError
-from spr.core.images import ImageProblem, load_image
+from spr.core.images import ImageProblem
 from spr.report.show import read_rows
 
 CELL = 420
@@ -58,13 +58,7 @@ def _config_of(stage: Path) -> AnnotationsConfig:
 def _draw_row(row: dict[str, Any], config: AnnotationsConfig) -> Image.Image:
     size_wh = row["width"], row["height"]
     try:
-        picture = load_image(
-            config.images,
-            row["file_name"],
-            size_wh,
-            orientation=config.orientation,
-            max_pixels=config.max_pixels,
-        )
+        picture = config.image_source.load(row["file_name"], size_wh)
     except ImageProblem as problem:
         picture = Image.new("RGB", size_wh, (60, 60, 60))
         ImageDraw.Draw(picture).text((4, 4), problem.reason, font=ImageFont.load_default(size=max(size_wh) / 20))

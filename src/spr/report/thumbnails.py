@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from spr.config import AnnotationsConfig
 from spr.core.errors import RunError
-from spr.core.images import ImageProblem, load_thumbnail
+from spr.core.images import ImageProblem
 
 SIDE = 640
 """Longer side of a thumbnail in pixels, at most."""
@@ -69,16 +69,8 @@ class Thumbnails:
         return self._made[file_name]
 
     def _make(self, number: int, file_name: str, size_wh: tuple[int, int]) -> dict[str, Any]:
-        config = self._config
         try:
-            picture = load_thumbnail(
-                config.images,
-                file_name,
-                size_wh,
-                side=SIDE,
-                orientation=config.orientation,
-                max_pixels=config.max_pixels,
-            )
+            picture = self._config.image_source.thumbnail(file_name, size_wh, SIDE)
         except ImageProblem as problem:
             return {"problem": problem.reason, "detail": str(problem)}
         # Numbers, not the images' own names: those may hold anything.

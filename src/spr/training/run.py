@@ -11,6 +11,7 @@ from typing import Any
 from spr.config import Config, TrainingPart
 from spr.core.atomic import write_atomically
 from spr.core.errors import ConfigError, RunError
+from spr.models.loading import model_source
 from spr.models.registry import trained_model
 from spr.runs.folder import adopt, locked
 from spr.training.pairs import run_pairs, trl_pairs
@@ -50,7 +51,7 @@ def run(
         source = run_pairs(out, config.annotations.image_source)
     else:
         raise ConfigError("The config has no annotations", fix="read it with load_config, or give pairs")
-    model = trained_model(config.describer)
+    model = model_source(trained_model(config.describer))
     if pairs is not None and (out / "inputs.json").is_file():
         fix = "leave --pairs out to train on the run's own pairs, or choose another --out"
         raise RunError(f"{out} is a run with its own annotations", got="--pairs", fix=fix)

@@ -186,7 +186,8 @@ def attend(
     Args:
         module: The attention layer.
         query: ``(S, heads, T, D)``.
-        key, value: ``(S, key heads, T, D)``.
+        key: ``(S, key heads, T, D)``.
+        value: As ``key``.
         attention_mask: ``(S, 1, M, T)`` bool, the mask of the last M rows; the rows before them are causal.
         last_attention: The attention layer in which the leading rows are skipped.
         **options: Passed on to the kernel of transformers.

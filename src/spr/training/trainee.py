@@ -22,7 +22,7 @@ from spr.core.errors import ConfigError, SprError
 from spr.models.custom_models import custom_options, load_config
 from spr.models.families import FAMILIES, Family
 from spr.models.image_processors import load_processor
-from spr.models.loading import ModelError, load_pretrained, placement, source_name
+from spr.models.loading import ModelError, load_pretrained, model_source, placement, source_name
 from spr.training.pairs import PairEncoder, processor_digest
 from spr.training.shared_prefix import PairModel, why_not_shared
 from spr.training.vision_cache import open_store
@@ -66,7 +66,7 @@ def load_trainee(
     """Load a model and add a new adapter.
 
     Args:
-        source: A folder or a model id of the Hub.
+        source: A folder, a model id of the Hub, or an embedded model (``embedded/describer``).
         settings: The config section.
         device: The model's device, unless the settings name one.
         features: The folder for features if `training.vision_cache` is ``disk``.
@@ -81,6 +81,7 @@ def load_trainee(
     """
     if settings.device not in ("auto", "cpu"):
         device = torch.device(settings.device)
+    source = model_source(source)
     config = load_config(source, revision=revision, expected=FAMILIES)
     family = FAMILIES[config.model_type]
     processor = load_processor(source, config.model_type, family=family, revision=revision)
@@ -195,7 +196,7 @@ def check_trained(model: PeftModel, family: Family) -> None:
 
 
 def describe_trained(model: PeftModel) -> str:
-    """One line about the trained parameters: ``trains 161,480,704 parameters …: LoRA of rank 128 on 28 × q_proj, …``."""
+    """One line about what is trained: ``trains 161,480,704 parameters; …: LoRA of rank 128 on 28 × q_proj, …``."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters()) - trained
     layers = Counter(

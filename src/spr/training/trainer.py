@@ -86,7 +86,7 @@ def train(
 
     Args:
         pairs: Pairs from `spr.training.pairs`.
-        model: A folder or a model id of the Hub.
+        model: A folder, a model id of the Hub, or an embedded model (``embedded/describer``).
         settings: The config section.
         out: The run folder. Writes ``adapter/`` in PEFT's format, and ``training/`` with log, checkpoints and the
             reference's log-probabilities.
@@ -334,7 +334,8 @@ def _take_step(
             known = None
             if reference is not None:
                 rows = [reference.of(pair) for pair in pairs]
-                known = torch.tensor(rows, dtype=torch.float32, device=logps.chosen.device).unbind(1)
+                values = torch.tensor(rows, dtype=torch.float32, device=logps.chosen.device)
+                known = values[:, 0], values[:, 1]
             losses = pair_losses(logps, known, settings)
             check_finite(losses.loss, batch, number, "loss", session.folder)
             # The mean over the step's pairs. Accelerate divides by the accumulation, data parallelism by the processes.

@@ -1,4 +1,4 @@
-"""Descriptions of regions against figures worked out by hand, greedy and sampled, from a model and from its file."""
+"""Descriptions of regions against values computed by hand, greedy and sampled, from a model and from its file."""
 
 import json
 
@@ -8,14 +8,10 @@ from PIL import Image
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError, RecordError, RunError
 from spr.evaluation.predictions import Answers
-from spr.evaluation.regions_source import read_regions
-from spr.evaluation.tasks.description import (
-    description_from_file,
-    evaluate_description,
-    names_category,
-    score_description,
-)
+from spr.evaluation.task import evaluate
+from spr.evaluation.tasks.description import Description, Regions
 from spr.grounding import get_dialect
+from spr.grounding.matching import names_category
 from spr.models.fakes import FakeDescriber
 from spr.records import RegionObject, RegionQuery
 from spr.records.schemas import to_table
@@ -38,7 +34,7 @@ def test_the_figures_of_one_answer_are_those_worked_out_by_hand():
         "A red cup [0.00, 0.00, 0.20, 0.20], a plate [0.42, 0.00, 0.62, 0.20], a saucer [0.60, 0.60, 0.80, 0.71], "
         "a fork [0.80, 0.00, 1.00, 0.20] and a spoon [0.20, 0.30, 0.40, 0.50]."
     )
-    result = score_description([query()], Answers([text]), DIALECT)
+    result = Description().score(Regions([query()]), Answers([text], dialect=DIALECT))
     assert result.value("s_loc") == pytest.approx((1 + 360 / 440 + 0.55) / 3)
     assert result.value("recall@0.5") == 1
     assert result.value("recall@0.75") == pytest.approx(2 / 3)
@@ -50,7 +46,7 @@ def test_the_figures_of_one_answer_are_those_worked_out_by_hand():
 
 
 def test_an_answer_without_boxes_finds_nothing_and_has_no_share_of_unmatched_boxes():
-    result = score_description([query()], Answers(["A red cup stands on plates."]), DIALECT)
+    result = Description().score(Regions([query()]), Answers(["A red cup stands on plates."], dialect=DIALECT))
     assert result.value("s_loc") == 0
     assert result.value("recall@0.5") == 0
     assert result.value("unmatched_boxes") is None
@@ -65,8 +61,8 @@ def test_recall_counts_objects_of_all_answers_together():
     text = " and ".join(
         f"a thing [{x1 / 100}, {y1 / 100}, {x2 / 100}, {y2 / 100}]" for _, _, (x1, y1, x2, y2) in INSIDE
     )
-    answers = Answers([text, None], {"missing": ["8/0"]})
-    result = score_description([query(), query("8/0", "8")], answers, DIALECT)
+    answers = Answers([text, None], {"missing": ["8/0"]}, DIALECT)
+    result = Description().score(Regions([query(), query("8/0", "8")]), answers)
     assert result.value("recall@0.9") == 0.5
     assert result.value("objects_placed") == 0  # none bears its name
     assert result.value("boxes") == 1.5
@@ -77,7 +73,7 @@ def test_one_box_does_not_place_two_objects():
         "q", "1", "1.png", 100, 100, (0, 0, 50, 50), "1",
         (RegionObject("1", "cup", (0, 0, 20, 20), inside=True), RegionObject("2", "cup", (0, 0, 20, 18), inside=True)),
     )  # fmt: skip
-    result = score_description([two], Answers(["a cup [0.00, 0.00, 0.20, 0.20]"]), DIALECT)
+    result = Description().score(Regions([two]), Answers(["a cup [0.00, 0.00, 0.20, 0.20]"], dialect=DIALECT))
     assert result.value("recall@0.5") == 1
     assert result.value("objects_placed") == 0.5
     assert result.value("objects_named") == 0.5
@@ -111,39 +107,32 @@ def images(tmp_path):
     return tmp_path
 
 
-def load_from(folder):
-    from spr.evaluation.inference import from_folder
-
-    return from_folder(folder)
-
-
 def test_samples_differ_by_seed_and_the_file_scores_the_same(images):
-    queries = [query(), query("8/0", "8")]
-    result = evaluate_description(FakeDescriber(), queries, load_from(images), samples=3)
+    regions = Regions([query(), query("8/0", "8")])
+    how = {"describer": FakeDescriber(), "images": images}
+    result = evaluate(Description(samples=3), regions, **how)
     assert result.ids == ("7/0#0", "7/0#1", "7/0#2", "8/0#0", "8/0#1", "8/0#2")
     assert result.images == ("7",) * 3 + ("8",) * 3
     answers = [p.answer for p in result.predictions]
     assert len(set(answers)) > 2
-    assert [
-        p.answer for p in evaluate_description(FakeDescriber(), queries, load_from(images), samples=3).predictions
-    ] == answers
-    other = evaluate_description(FakeDescriber(), queries, load_from(images), samples=3, seed=1)
+    assert [p.answer for p in evaluate(Description(samples=3), regions, **how).predictions] == answers
+    other = evaluate(Description(samples=3), regions, **how, seed=1)
     assert [p.answer for p in other.predictions] != answers
     made = result.write(images / "out.json")
-    again = description_from_file(queries, images / made["answers"], samples=3)
+    again = evaluate(Description(samples=3), regions, predictions=images / made["answers"])
     assert again.metrics == result.metrics
 
 
 def test_the_question_has_the_region_in_the_models_dialect(images):
-    result = evaluate_description(
-        FakeDescriber(DescriberConfig(backend="fake", dialect="ferret")),
-        [query()],
-        load_from(images),
-        prompt="What is in {region}?",
+    result = evaluate(
+        Description(prompt="What is in {region}?"),
+        Regions([query()]),
+        describer=FakeDescriber(DescriberConfig(backend="fake", dialect="ferret")),
+        images=images,
     )
     assert result.predictions[0].prompt == "What is in [0, 0, 800, 800] <region_fea>?"
     with pytest.raises(ConfigError, match=r"lacks \{region\}"):
-        evaluate_description(FakeDescriber(), [query()], load_from(images), prompt="What is there?")
+        evaluate(Description(prompt="What is there?"), Regions([query()]), describer=FakeDescriber(), images=images)
 
 
 def test_regions_come_from_parquet_or_json(tmp_path):
@@ -153,21 +142,25 @@ def test_regions_come_from_parquet_or_json(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(rows))
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("regions.parquet", "list.json", "lines.jsonl"):
-        found = read_regions(tmp_path / name)
+        found = Description().load(tmp_path / name)
         assert found.queries == queries
         assert found.images is None
 
 
-def test_regions_that_are_none_are_refused(tmp_path):
+def test_files_without_valid_regions_are_refused(tmp_path):
     path = tmp_path / "regions.json"
     with pytest.raises(InputError, match="no such file"):
-        read_regions(path)
-    for content, message in (("[]", "no row"), ("{", "holds no regions"), ('[{"query_id": "1"}]', "holds no regions")):
+        Description().load(path)
+    for content, message in (
+        ("[]", "no rows"),
+        ("{", "contains no regions"),
+        ('[{"query_id": "1"}]', "contains no regions"),
+    ):
         path.write_text(content)
         with pytest.raises(InputError, match=message):
-            read_regions(path)
+            Description().load(path)
     path.write_text(json.dumps([{**query().to_row(), "width": 0}]))
     with pytest.raises(RecordError, match="size of image 7"):
-        read_regions(path)
+        Description().load(path)
     with pytest.raises(RunError, match="holds no finished stage"):
-        read_regions(tmp_path)
+        Description().load(tmp_path)

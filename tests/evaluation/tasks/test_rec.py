@@ -1,4 +1,4 @@
-"""Referring expressions: reading both forms, the figures, and a model asked about scenes."""
+"""Referring expressions: reading both file formats, the metrics, and asking a model."""
 
 import json
 
@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from spr.core.errors import ConfigError, InputError
-from spr.evaluation.expressions import read_expressions
-from spr.evaluation.inference import from_folder
 from spr.evaluation.predictions import Answers
-from spr.evaluation.tasks.rec import evaluate_rec, rec_from_file, score_rec
+from spr.evaluation.task import evaluate
+from spr.evaluation.tasks.rec import Rec
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber
 
@@ -32,7 +31,7 @@ ROWS = [("the cup", "refcoco", [10, 20, 30, 40]), ("left, cup", "refcoco+", [0, 
 def test_mdetrs_json_is_read_with_its_boxes_as_corners(tmp_path):
     path = tmp_path / "finetune_refcoco_val.json"
     path.write_text(json.dumps(mdetr(ROWS)))
-    items = read_expressions(path)
+    items = Rec().load(path)
     assert items.ids == ("10", "11")
     assert items.file_names == ("0.png", "0.png")
     assert items.sentences == ("the cup", "left, cup")
@@ -46,10 +45,10 @@ def test_json_lines_are_read_and_numbered_where_they_have_no_id(tmp_path):
     path = tmp_path / "mine.jsonl"
     row = {"image": "a.png", "sentence": "the cup", "box": [1, 2, 3, 4], "width": 10, "height": 10}
     path.write_text("\n".join(json.dumps(r) for r in (row, {**row, "image": "b.png"})))
-    items = read_expressions(path)
+    items = Rec().load(path)
     assert (items.ids, items.file_names, items.datasets) == (("0", "1"), ("a.png", "b.png"), ("", ""))
     path.write_text(json.dumps(row))  # a single line, too
-    assert len(read_expressions(path)) == 1
+    assert len(Rec().load(path)) == 1
 
 
 LINE = {"id": "a", "image": "a.png", "sentence": "s", "box": [1, 2, 3, 4], "width": 10, "height": 10}
@@ -72,27 +71,27 @@ def test_a_wrong_row_is_named_with_its_field(tmp_path, change, message):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({**LINE, **change}) + "\n")
     with pytest.raises(InputError, match=message):
-        read_expressions(path)
+        Rec().load(path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no expressions"),
-        ("\x80", "Line 1 of .* is no expression"),
+        ("", "is empty"),
+        ("\x80", "Line 1 of .* is not valid"),
         ("{}\n{}", "missing required field `image`"),
         ('{"images": 1, "annotations": []}', r"Expected `array`, got `int` - at `\$.images`"),
         ('{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "missing required field `caption`"),
-        ('{"images": [], "annotations": []}', "holds no expressions"),
-        (json.dumps({**mdetr(ROWS), "annotations": []}), "has not one annotation"),
-        (json.dumps(LINE) + "\n" + json.dumps(LINE), "Two expressions have one id"),
+        ('{"images": [], "annotations": []}', "is empty"),
+        (json.dumps({**mdetr(ROWS), "annotations": []}), "does not have exactly one box"),
+        (json.dumps(LINE) + "\n" + json.dumps(LINE), "Two expressions have the same id"),
     ],
 )
-def test_files_of_something_else_are_refused(tmp_path, content, message):
+def test_files_with_other_content_are_refused(tmp_path, content, message):
     path = tmp_path / "annotations.json"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
-        read_expressions(path)
+        Rec().load(path)
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def items(tmp_path):
     path.write_text(
         json.dumps(mdetr([(f"cup {k}", "refcoco" if k < 3 else "refcocog", b) for k, b in enumerate(boxes)]))
     )
-    return read_expressions(path)
+    return Rec().load(path)
 
 
 def test_the_first_box_counts_and_no_box_is_a_miss(items):
@@ -115,7 +114,7 @@ def test_the_first_box_counts_and_no_box_is_a_miss(items):
         "I see no cup",
         None,
     ]
-    result = score_rec(items, Answers(texts, {"missing": ["14"]}), DIALECT)
+    result = Rec().score(items, Answers(texts, {"missing": ["14"]}, DIALECT))
     # IoU 1, 0, 100/120 = 0.833, 0, 0.
     assert result.value("mean_iou") == pytest.approx((1 + 100 / 120) / 5)
     assert [result.value(f"acc@{t}") for t in (0.5, 0.6, 0.7, 0.8, 0.9)] == [0.4, 0.4, 0.4, 0.4, 0.2]
@@ -130,19 +129,19 @@ def test_the_first_box_counts_and_no_box_is_a_miss(items):
 def test_sizes_are_cocos_areas_or_shares_of_the_image(items):
     # Areas 5000, 5000, 100, 20000, 5000 px² of 20000: COCO's bounds are 32² = 1024 and 96² = 9216; as shares of a 640 ×
     # 640 image 0.0025 and 0.0225, over which even 100/20000 = 0.005 lies.
-    answers = Answers(["" for _ in items.ids])
-    by_pixels = score_rec(items, answers, DIALECT).groups
+    answers = Answers(["" for _ in items.ids], dialect=DIALECT)
+    by_pixels = Rec().score(items, answers).groups
     assert by_pixels["small"].tolist() == [False, False, True, False, False]
     assert by_pixels["large"].tolist() == [False, False, False, True, False]
     assert by_pixels["medium"].sum() == 3
-    by_share = score_rec(items, answers, DIALECT, areas="share").groups
+    by_share = Rec(areas="share").score(items, answers).groups
     assert by_share["medium"].tolist() == [False, False, True, False, False]
     assert "small" not in by_share
 
 
 def test_malformed_boxes_are_counted_and_the_rest_of_the_answer_is_read(items):
     texts = ["the cup [0.1, 0.2] and [0.00, 0.00, 0.50, 0.50]", "x" * 100_000, "[[[[[[[", "", "[0.1, 0.2, 0.3"]
-    result = score_rec(items, Answers(texts), DIALECT)
+    result = Rec().score(items, Answers(texts, dialect=DIALECT))
     assert result.value("acc@0.9") == 0.2
     assert result.problems["malformed"] == ["10", "14"]
     assert result.problems["no_box"] == ["11", "12", "13", "14"]
@@ -150,22 +149,22 @@ def test_malformed_boxes_are_counted_and_the_rest_of_the_answer_is_read(items):
 
 def test_the_protocol_ferret_reads_ferrets_dialect_only(items):
     with pytest.raises(ConfigError, match="Ferret's dialect only"):
-        score_rec(items, Answers([""] * 5), DIALECT, protocol="ferret")
+        Rec(protocol="ferret").score(items, Answers([""] * 5, dialect=DIALECT))
     with pytest.raises(ConfigError, match=r"spr \| ferret"):
-        score_rec(items, Answers([""] * 5), DIALECT, protocol="official")
+        Rec(protocol="official")
 
 
 def test_a_model_is_asked_once_an_expression_and_its_file_scores_the_same(items, tmp_path):
     for k in range(3):
         Image.new("RGB", (100, 200)).save(tmp_path / f"{k}.png")
     (tmp_path / "1.png").unlink()  # of expressions 12 and 13
-    result = evaluate_rec(FakeDescriber(), items, from_folder(tmp_path), prompt="Find {expression} now")
+    result = evaluate(Rec(prompt="Find {expression} now"), items, describer=FakeDescriber(), images=tmp_path)
     assert [p.prompt for p in result.predictions] == [f"Find cup {k} now" for k in range(5)]
     assert result.problems["image"] == [f"{k} (1.png: image_missing)" for k in (12, 13)]
     assert [p.answer is None for p in result.predictions] == [False, False, True, True, False]
     assert result.protocol["model"] == "fake"
     made = result.write(tmp_path / "out.json")
-    again = rec_from_file(items, tmp_path / made["answers"])
+    again = evaluate("rec", items, predictions=tmp_path / made["answers"])
     assert again.metrics == result.metrics
     assert again.problems["not_text"] == ["12", "13"]
     for first, second in zip(result.shares.values(), again.shares.values(), strict=True):
@@ -174,15 +173,15 @@ def test_a_model_is_asked_once_an_expression_and_its_file_scores_the_same(items,
 
 def test_a_prompt_needs_its_expression(items, tmp_path):
     with pytest.raises(ConfigError, match=r"lacks \{expression\}"):
-        evaluate_rec(FakeDescriber(), items, from_folder(tmp_path), prompt="Where is it?")
+        evaluate(Rec(prompt="Where is it?"), items, describer=FakeDescriber(), images=tmp_path)
 
 
-def test_the_result_file_is_as_agreed(items, tmp_path):
-    result = score_rec(
-        items, Answers(["[0.00, 0.00, 0.50, 0.50]"] * 5, {"unknown": [str(k) for k in range(99)]}), DIALECT
-    )
+def test_the_result_file_has_the_documented_form(items, tmp_path):
+    answers = Answers(["[0.00, 0.00, 0.50, 0.50]"] * 5, {"unknown": [str(k) for k in range(99)]}, DIALECT)
+    result = Rec().score(items, answers)
     result.write(tmp_path / "deep" / "rec.json")
     made = json.loads((tmp_path / "deep" / "rec.json").read_text())
+    assert made["format_version"] == 2
     assert made["task"] == "rec"
     assert made["n"] == 5
     assert list(made["metrics"]) == ["acc@0.5", "acc@0.6", "acc@0.7", "acc@0.8", "acc@0.9", "mean_iou"]

@@ -1,35 +1,37 @@
-"""POPE: is this object in the image, yes or no? What a model makes up (Li et al. 2023)."""
+"""POPE: the model says whether an object is in the image, which measures hallucination (Li et al. 2023)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
-from spr.core.errors import ConfigError
-from spr.evaluation.inference import Load, Question, answered, ask
-from spr.evaluation.lines import ids_of, read_lines, wrong
+from spr.evaluation.inference import Question
+from spr.evaluation.lines import read_lines, unique_ids
 from spr.evaluation.metrics import Share
-from spr.evaluation.predictions import Answers, read_predictions
-from spr.evaluation.questions import check_prompt
+from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
-from spr.models.protocols import Describer
+from spr.evaluation.task import Option, Task, check_prompt
+from spr.grounding import Dialect
 
-TASK = "pope"
 Parser: TypeAlias = Literal["ferret", "exact"]
-PROMPTS: dict[str, str] = {
+PROMPTS: dict[Parser, str] = {
     "ferret": "{question}",
     "exact": "{question}\nAnswer the question using a single word or phrase.",
 }
-"""How the question is put, by parser, as the evaluations that read answers so put it."""
-_YES, _NO, _NEITHER, _NONE = 1, 0, -1, -2
+"""The default question by parser: the one of the evaluation that reads answers in this way."""
+_QUESTION = "{question}"
+_EXPECTED = '{"question_id": 1, "image": "….jpg", "text": "Is there a …?", "label": "yes"}'
+_YES, _NO, _NEITHER, _NO_ANSWER = 1, 0, -1, -2
 
 
 @dataclass(frozen=True, slots=True)
-class Pope:
-    """N questions of a POPE file, column by column; ``labels`` are True for yes."""
+class PopeItems:
+    """N questions of a POPE file, one tuple per column; ``labels`` are True for yes."""
 
     ids: tuple[str, ...]
     images: tuple[str, ...]
@@ -37,28 +39,81 @@ class Pope:
     labels: tuple[bool, ...]
 
 
-def read_pope(path: Path) -> Pope:
-    """The questions of one of POPE's files: lines with ``question_id``, ``image``, ``text`` and ``label``.
+class _Line(msgspec.Struct, gc=False):
+    image: str
+    text: str
+    label: Literal["yes", "no"]
+    question_id: Any = None
 
-    Raises:
-        InputError: naming the row, if it is something else.
+
+@dataclass(frozen=True, kw_only=True)
+class Pope(Task[PopeItems]):
+    """POPE: yes-or-no questions about objects in the image.
+
+    Metrics: ``accuracy``; ``precision``, ``recall`` and ``f1`` of yes; and ``yes_share``. An answer that means neither
+    is wrong and left out of precision and recall, as in lmms-eval. A question without an answer is wrong, and lowers
+    recall and F1 if its label is yes.
     """
-    rows = read_lines(path, '{"question_id": 1, "image": "….jpg", "text": "Is there a …?", "label": "yes"}')
-    for number, row in enumerate(rows):
-        for field in ("image", "text"):
-            if not isinstance(row.get(field), str):
-                wrong(path, number, field, row.get(field), "a text")
-        if row.get("label") not in ("yes", "no"):
-            wrong(path, number, "label", row.get("label"), "yes or no")
-    images, questions, labels = zip(*((row["image"], row["text"], row["label"] == "yes") for row in rows), strict=True)
-    return Pope(ids_of(path, rows, "question_id"), images, questions, labels)
+
+    name: ClassVar[str] = "pope"
+    reads_boxes: ClassVar[bool] = False
+
+    parser: Annotated[
+        Parser, Option("How yes and no are read: by POPE's own rule, or as the exact word, as in lmms-eval.")
+    ] = "ferret"
+    prompt: Annotated[
+        str | None, Option("The question, with {question}. By default as the parser's benchmark asks it.", asks=True)
+    ] = None
+
+    def load(self, path: Path) -> PopeItems:
+        """Read one of POPE's files: JSON lines with ``question_id``, ``image``, ``text`` and ``label``.
+
+        Raises:
+            InputError: naming the line and the field that is not valid.
+        """
+        rows = read_lines(path, _Line, _EXPECTED)
+        ids = unique_ids(path, "question_id", [row.question_id for row in rows])
+        images, questions, labels = zip(*((row.image, row.text, row.label == "yes") for row in rows), strict=True)
+        return PopeItems(ids, images, questions, labels)
+
+    def ids(self, items: PopeItems) -> Sequence[str]:
+        """The ids of the questions."""
+        return items.ids
+
+    def questions(self, items: PopeItems, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
+        """One question per row; POPE's files do not give the size of the image."""
+        prompt = check_prompt(self.prompt or PROMPTS[self.parser], _QUESTION)
+        rows = zip(items.ids, items.images, items.questions, strict=True)
+        return prompt, [Question(name, image, None, prompt.replace(_QUESTION, text)) for name, image, text in rows]
+
+    def score(self, items: PopeItems, answers: Answers) -> Result:
+        """Accuracy, and precision, recall and F1 of yes."""
+        problems = {kind: list(ids) for kind, ids in answers.problems.items()}
+        labels, said = np.asarray(items.labels), np.empty(len(items.ids), dtype=np.int64)
+        for k, text in enumerate(answers.texts):
+            yes = None if text is None else says_yes(text, self.parser)
+            said[k] = _NO_ANSWER if text is None else _NEITHER if yes is None else int(yes)
+        problems["neither"] = [items.ids[k] for k in np.flatnonzero(said == _NEITHER)]
+        right = said == labels
+        positive, wrong_yes = (said == _YES) & labels, (said == _YES) & ~labels
+        wrong_no = ((said == _NO) | (said == _NO_ANSWER)) & labels
+        shares = {
+            "accuracy": Share.mean(right),
+            "precision": Share.ratio(positive, positive | wrong_yes),
+            "recall": Share.ratio(positive, positive | wrong_no),
+            "f1": Share.ratio(2.0 * positive, 2.0 * positive + wrong_yes + wrong_no),
+            "yes_share": Share.mean(said == _YES),
+        }
+        protocol = {"parser": self.parser, "positive": "yes", "ci95": "bootstrap over images"}
+        groups = {name: mask for name, mask in (("label yes", labels), ("label no", ~labels)) if mask.any()}
+        return Result(self.name, protocol, items.ids, items.images, shares, groups, problems)
 
 
 def says_yes(text: str, parser: Parser) -> bool | None:
-    """Whether an answer means yes; None where it means neither.
+    """Whether an answer means yes; None if it means neither yes nor no.
 
-    ``ferret``, which is POPE's own: of the first sentence, up to a full stop, without commas: No, no or not among its
-    words is no, and all else is yes. ``exact``, which is lmms-eval's: the answer is the word itself, in any case.
+    ``ferret`` is POPE's own rule: in the first sentence (up to a full stop, commas removed), one of the words No, no
+    and not means no; everything else means yes. ``exact`` is lmms-eval's: the answer is the word itself, in any case.
 
     >>> tuple(says_yes(text, "ferret") for text in ("No, there isn't.", "There is not one", "Nothing there", ""))
     (False, False, True, True)
@@ -69,74 +124,3 @@ def says_yes(text: str, parser: Parser) -> bool | None:
         words = text.split(".")[0].replace(",", "").split(" ")
         return not {"No", "no", "not"} & set(words)
     return {"yes": True, "no": False}.get(text.lower().strip())
-
-
-def evaluate_pope(
-    describer: Describer,
-    items: Pope,
-    load: Load,
-    *,
-    parser: Parser = "ferret",
-    prompt: str | None = None,
-    seed: int = 0,
-) -> Result:
-    """Ask a model and score its answers.
-
-    Args:
-        describer: Greedy, for figures that compare with others'.
-        items: The questions.
-        load: Where the images come from.
-        parser: How answers are read.
-        prompt: How the question is put, with ``{question}``; None for that of the parser.
-        seed: Of the answers, if they are sampled.
-    """
-    _check(parser)
-    asked = check_prompt(prompt or PROMPTS[parser], "{question}")
-    rows = zip(items.ids, items.images, items.questions, strict=True)
-    questions = [Question(name, image, None, asked.replace("{question}", text)) for name, image, text in rows]
-    answers = ask(describer, questions, load, seed=seed)
-    result = score_pope(items, answers, parser=parser)
-    kept = tuple(answered(question, text, describer) for question, text in zip(questions, answers.texts, strict=True))
-    said = {"model": describer.name, "prompt": asked, "temperature": getattr(describer, "temperature", None)}
-    return replace(result, protocol={**result.protocol, **said}, predictions=kept)
-
-
-def pope_from_file(items: Pope, path: Path, *, parser: Parser = "ferret") -> Result:
-    """`score_pope` of a file of predictions."""
-    answers = read_predictions(path, items.ids)
-    result = score_pope(items, answers, parser=parser)
-    return replace(result, protocol={**result.protocol, "model": answers.model, "predictions": path.name})
-
-
-def score_pope(items: Pope, answers: Answers, *, parser: Parser = "ferret") -> Result:
-    """Figures of answers that are there: ``accuracy``, ``precision``, ``recall``, ``f1`` (of yes) and ``yes_share``.
-
-    An answer that means neither is wrong, and counts for neither precision nor recall, as in lmms-eval. A question
-    without an answer is wrong, and if yes was right also lowers recall and F1.
-    """
-    _check(parser)
-    problems = {kind: list(ids) for kind, ids in answers.problems.items()}
-    labels, read = np.asarray(items.labels), np.empty(len(items.ids), dtype=np.int64)
-    for k, text in enumerate(answers.texts):
-        yes = None if text is None else says_yes(text, parser)
-        read[k] = _NONE if text is None else _NEITHER if yes is None else int(yes)
-    problems["neither"] = [items.ids[k] for k in np.flatnonzero(read == _NEITHER)]
-    right = read == labels
-    positive, wrong_yes = (read == _YES) & labels, (read == _YES) & ~labels
-    wrong_no = ((read == _NO) | (read == _NONE)) & labels
-    shares = {
-        "accuracy": Share.mean(right),
-        "precision": Share.ratio(positive, positive | wrong_yes),
-        "recall": Share.ratio(positive, positive | wrong_no),
-        "f1": Share.ratio(2.0 * positive, 2.0 * positive + wrong_yes + wrong_no),
-        "yes_share": Share.mean(read == _YES),
-    }
-    protocol = {"parser": parser, "positive": "yes", "ci95": "bootstrap over images"}
-    groups = {"label yes": labels, "label no": ~labels}
-    groups = {name: mask for name, mask in groups.items() if mask.any()}
-    return Result(TASK, protocol, items.ids, items.images, shares, groups, problems)
-
-
-def _check(parser: str) -> None:
-    if parser not in PROMPTS:
-        raise ConfigError("--parser is not known", got=parser, expected=" | ".join(PROMPTS))

@@ -1,173 +1,250 @@
-"""Referring expression comprehension: where is what the sentence names? Accuracy by IoU threshold (METHOD §7)."""
+"""Referring expression comprehension: the model locates what a sentence refers to (RefCOCO, RefCOCO+, RefCOCOg)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
 from spr.core import boxes as bx
-from spr.core.errors import ConfigError
-from spr.evaluation.expressions import Expressions
-from spr.evaluation.ferret_rules import entities
-from spr.evaluation.inference import Load, Question, answered, ask
-from spr.evaluation.metrics import Bools, Share, first_box_iou, reaches
-from spr.evaluation.predictions import Answers, dialect_of, read_predictions
-from spr.evaluation.questions import EXPRESSION, check_prompt, default_prompt
+from spr.core.errors import InputError
+from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities
+from spr.evaluation.inference import Question
+from spr.evaluation.lines import read_bytes, read_lines
+from spr.evaluation.metrics import Bools, Floats, Share, first_box_iou
+from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
+from spr.evaluation.task import Option, Task, check_prompt
 from spr.grounding import Dialect
+from spr.grounding.matching import reaches
 from spr.grounding.plain import Boxes, BoxReader
-from spr.models.protocols import Describer
 from spr.records import Box, Size
 
-TASK = "rec"
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-Protocol: TypeAlias = Literal["spr", "ferret"]
 Areas: TypeAlias = Literal["pixels", "share"]
-SIZES: dict[str, tuple[float, float]] = {"pixels": (32.0**2, 96.0**2), "share": (32.0**2 / 640**2, 96.0**2 / 640**2)}
-"""Where ``small`` ends and ``large`` begins: COCO's areas in px², or the same as a share of a 640 × 640 image."""
+SIZES: dict[Areas, tuple[float, float]] = {
+    "pixels": (32.0**2, 96.0**2),
+    "share": (32.0**2 / 640**2, 96.0**2 / 640**2),
+}
+"""The areas at which ``small`` ends and ``large`` begins: COCO's in px², or the same as shares of a 640 × 640 image."""
 
+_EXPRESSION = "{expression}"
+EMBEDDED_PROMPT = "Where is {expression}?"  # the wording that the embedded describer was trained on
 _NO_BOX: Box = (math.nan,) * 4
-_Read: TypeAlias = Callable[[str, Size], Boxes]
 
 
-def evaluate_rec(
-    describer: Describer,
-    items: Expressions,
-    load: Load,
-    *,
-    prompt: str | None = None,
-    seed: int = 0,
-    areas: Areas = "pixels",
-) -> Result:
-    """Ask a model about each expression and score its answers.
+@dataclass(frozen=True, slots=True, eq=False)
+class Expressions:
+    """N referring expressions, one tuple or array per column.
 
-    Args:
-        describer: Greedy (temperature 0), for figures that compare with others'.
-        items: What is asked.
-        load: Where the images come from: `spr.evaluation.inference.from_folder`, or a function of one's own.
-        prompt: The question, with ``{expression}``; None for the wording of the model's family.
-        seed: Of the answers, if they are sampled.
-        areas: What ``small``, ``medium`` and ``large`` go by.
+    Attributes:
+        ids: Unique texts.
+        file_names: The images, relative to the image folder.
+        sentences: The expressions.
+        boxes_xyxy: float64 ``(N, 4)``: the annotated boxes in pixels of the image.
+        sizes_wh: Width and height of each image in pixels.
+        datasets: Such as ``refcoco``, ``refcoco+`` or ``refcocog``; empty where the file doesn't say.
 
     Raises:
-        ConfigError: if the prompt lacks ``{expression}``.
+        InputError: if an id is repeated, or a box has no area.
     """
-    asked = check_prompt(prompt or default_prompt("rec", describer.dialect), EXPRESSION)
-    texts = [asked.replace(EXPRESSION, _bare(sentence, describer.dialect)) for sentence in items.sentences]
-    columns = zip(items.ids, items.file_names, items.sizes_wh, texts, strict=True)
-    questions = [Question(*row) for row in columns]
-    answers = ask(describer, questions, load, seed=seed)
-    result = score_rec(items, answers, describer.dialect, areas=areas)
-    said = {"model": describer.name, "prompt": asked, "temperature": getattr(describer, "temperature", None)}
-    kept = tuple(answered(question, text, describer) for question, text in zip(questions, answers.texts, strict=True))
-    return replace(result, protocol={**result.protocol, **said}, predictions=kept)
+
+    ids: tuple[str, ...]
+    file_names: tuple[str, ...]
+    sentences: tuple[str, ...]
+    boxes_xyxy: Floats
+    sizes_wh: tuple[Size, ...]
+    datasets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.ids)) != len(self.ids):
+            seen: set[str] = set()
+            repeated = next(name for name in self.ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise InputError("Two expressions have the same id", got=repeated, expected="unique ids")
+        empty = np.flatnonzero(~(bx.area(self.boxes_xyxy) > 0))
+        if len(empty):
+            k = int(empty[0])
+            got = self.boxes_xyxy[k].tolist()
+            raise InputError(f"The box of expression {self.ids[k]} has no area", got=got, expected="x1 < x2, y1 < y2")
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def score_rec(
-    items: Expressions,
-    answers: Answers,
-    dialect: Dialect,
-    *,
-    protocol: Protocol = "spr",
-    areas: Areas = "pixels",
-) -> Result:
-    """Figures of answers that are there: ``acc@0.5`` to ``acc@0.9`` and ``mean_iou``.
+@dataclass(frozen=True, kw_only=True)
+class Rec(Task[Expressions]):
+    """Referring expressions: RefCOCO, RefCOCO+, RefCOCOg, or your own.
 
-    The answer's first box counts; no box, no answer and an answer that is no text are a miss. Protocol ``ferret`` reads
-    answers as Ferret's evaluator does: whole pixels, nothing clipped, and one malformed bracket blanks the answer.
-
-    Args:
-        items: What was asked.
-        answers: One an item.
-        dialect: How the model writes boxes.
-        protocol: ``spr`` or ``ferret``.
-        areas: What ``small``, ``medium`` and ``large`` go by.
-
-    Raises:
-        ConfigError: for an unknown protocol, or ``ferret`` with another dialect.
+    Metrics: ``acc@0.5`` to ``acc@0.9``, the share of expressions whose box has at least this IoU, and ``mean_iou``. The
+    first box of an answer counts; an answer without a box is a miss. Groups: the dataset, the size of the object, and
+    whether the answer has a box.
     """
-    read = _reader(protocol, dialect)
-    problems = {kind: list(ids) for kind, ids in answers.problems.items()}
-    firsts: list[Box] = []
-    unread, malformed = [], []
-    for k, (text, size) in enumerate(zip(answers.texts, items.sizes_wh, strict=True)):
-        if text is None:
-            firsts.append(_NO_BOX)
-            continue
-        found, flaws = read(text, size)
-        if found:
-            firsts.append(found[0])
-        else:
-            firsts.append(_NO_BOX)
-            unread.append(k)
-        if flaws:
-            malformed.append(k)
-    boxes = np.array(firsts, dtype=np.float64).reshape(-1, 4)
-    for kind, rows in (("no_box", unread), ("malformed", malformed)):
-        problems[kind] = [items.ids[k] for k in rows]
-    overlaps = first_box_iou(boxes, items.boxes_xyxy)
-    shares = {f"acc@{threshold}": Share.mean(reaches(overlaps, threshold)) for threshold in THRESHOLDS}
-    shares["mean_iou"] = Share.mean(overlaps)
-    said: dict[str, Any] = {
-        "answers": protocol,
-        "dialect": dialect.spec,
-        "box": "the first of the answer; none is a miss",
-        "match": "IoU at least the threshold",
-        "areas": f"{areas}: small under {SIZES[areas][0]:g}, large from {SIZES[areas][1]:g}",
-        "ci95": "bootstrap over images",
-    }
-    groups = _groups(items, ~np.isnan(boxes[:, 0]), areas)
-    return Result(TASK, said, items.ids, items.file_names, {**shares}, groups, problems)
+
+    name: ClassVar[str] = "rec"
+
+    prompt: Annotated[
+        str | None,
+        Option("The question, with {expression}. By default in the wording of the model's family.", asks=True),
+    ] = None
+    protocol: Annotated[AnswerProtocol, Option(PROTOCOL_HELP)] = "spr"
+    areas: Annotated[
+        Areas, Option("Small, medium and large objects by COCO's pixel areas, or by their share of the image.")
+    ] = "pixels"
+
+    def load(self, path: Path) -> Expressions:
+        """Read expressions from MDETR's JSON or from JSON lines; the content decides which.
+
+        MDETR's JSON: each row of ``images`` is one expression (``id``, ``file_name``, ``width``, ``height``,
+        ``caption``, ``dataset_name``); the row of ``annotations`` with its ``image_id`` has the box, ``[x, y, width,
+        height]`` in pixels. JSON lines: ``{"id", "image", "sentence", "box": [x1, y1, x2, y2], "width", "height",
+        "dataset"}``; ``dataset`` is optional, and a missing ``id`` is the line's number, from 0.
+
+        Raises:
+            InputError: naming the file and the row, if it is neither.
+        """
+        data = read_bytes(path, "MDETR's JSON, or JSON lines")
+        # Quotes inside a JSON text are escaped, so this matches only a key, or a value that is this one word.
+        is_mdetr = b'"annotations"' in data
+        rows = _from_mdetr(path, data) if is_mdetr else _from_lines(path, data)
+        ids, names, sentences, boxes, sizes, datasets = zip(*rows, strict=True)
+        xyxy = np.array(boxes, dtype=np.float64)
+        if is_mdetr:
+            xyxy[:, 2:] += xyxy[:, :2]
+        return Expressions(ids, names, sentences, xyxy, sizes, datasets)
+
+    def ids(self, items: Expressions) -> Sequence[str]:
+        """The ids of the expressions."""
+        return items.ids
+
+    def questions(self, items: Expressions, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
+        """One question per expression."""
+        check_protocol(self.protocol, dialect)
+        embedded = EMBEDDED_PROMPT if model.startswith("embedded/") else None
+        prompt = check_prompt(self.prompt or embedded or dialect.rec_prompt, _EXPRESSION)
+        keep = dialect.rec_keeps_commas
+        sentences = [sentence if keep else sentence.replace(",", "").strip() for sentence in items.sentences]
+        texts = [prompt.replace(_EXPRESSION, sentence) for sentence in sentences]
+        rows = zip(items.ids, items.file_names, items.sizes_wh, texts, strict=True)
+        return prompt, [Question(*row) for row in rows]
+
+    def score(self, items: Expressions, answers: Answers) -> Result:
+        """Accuracy by IoU threshold, and mean IoU."""
+        dialect = answers.resolve_dialect()
+        read = self._reader(dialect)
+        problems = {kind: list(ids) for kind, ids in answers.problems.items()} | {"no_box": [], "malformed": []}
+        first_boxes: list[Box] = []
+        for name, text, size in zip(items.ids, answers.texts, items.sizes_wh, strict=True):
+            found, flaws = read(text, size) if text is not None else Boxes((), 0)
+            first_boxes.append(found[0] if found else _NO_BOX)
+            if text is not None and not found:
+                problems["no_box"].append(name)
+            if flaws:
+                problems["malformed"].append(name)
+        boxes = np.array(first_boxes, dtype=np.float64).reshape(-1, 4)
+        overlaps = first_box_iou(boxes, items.boxes_xyxy)
+        shares = {f"acc@{threshold}": Share.mean(reaches(overlaps, threshold)) for threshold in THRESHOLDS}
+        shares["mean_iou"] = Share.mean(overlaps)
+        small, large = SIZES[self.areas]
+        protocol: dict[str, Any] = {
+            "answers": self.protocol,
+            "dialect": dialect.spec,
+            "box": "the first box of the answer; an answer without a box is a miss",
+            "match": "IoU of at least the threshold",
+            "areas": f"{self.areas}: small below {small:g}, large from {large:g}",
+            "ci95": "bootstrap over images",
+        }
+        groups = self._groups(items, ~np.isnan(boxes[:, 0]))
+        return Result(self.name, protocol, items.ids, items.file_names, {**shares}, groups, problems)
+
+    def _reader(self, dialect: Dialect) -> Callable[[str, Size], Boxes]:
+        check_protocol(self.protocol, dialect)
+        if self.protocol == "spr":
+            return BoxReader(dialect).read
+
+        def read(text: str, size_wh: Size) -> Boxes:
+            found = entities(text, size_wh)
+            return Boxes((), 1) if found is None else Boxes(tuple(box for _, box in found), 0)
+
+        return read
+
+    def _groups(self, items: Expressions, has_box: Bools) -> dict[str, Bools]:
+        datasets = np.asarray(items.datasets, dtype=object)
+        groups: dict[str, Bools] = {name: datasets == name for name in sorted(set(items.datasets) - {""})}
+        values = bx.area(items.boxes_xyxy)
+        if self.areas == "share":
+            values = values / np.asarray(items.sizes_wh, dtype=np.float64).prod(axis=1)
+        small, large = SIZES[self.areas]
+        groups["small"], groups["large"] = values < small, values >= large
+        groups["medium"] = ~(groups["small"] | groups["large"])
+        groups["with a box"], groups["without a box"] = has_box, ~has_box
+        return {name: mask for name, mask in groups.items() if mask.any()}
 
 
-def rec_from_file(
-    items: Expressions,
-    path: Path,
-    dialect: Dialect | None = None,
-    *,
-    protocol: Protocol = "spr",
-    areas: Areas = "pixels",
-) -> Result:
-    """`score_rec` of a file of predictions (`read_predictions`)."""
-    answers = read_predictions(path, items.ids)
-    result = score_rec(items, answers, dialect_of(answers, dialect, path), protocol=protocol, areas=areas)
-    return replace(result, protocol={**result.protocol, "model": answers.model, "predictions": path.name})
+_Id: TypeAlias = str | int
+_Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+_Row: TypeAlias = tuple[
+    str, str, str, Box, Size, str
+]  # the columns of `Expressions`; MDETR's boxes as x, y, width, height
 
 
-def _reader(protocol: Protocol, dialect: Dialect) -> _Read:
-    if protocol == "spr":
-        return BoxReader(dialect).read
-    if protocol != "ferret":
-        raise ConfigError("--protocol is not known", got=protocol, expected="spr | ferret")
-    if dialect.key != "ferret":
-        raise ConfigError("--protocol ferret reads Ferret's dialect only", got=dialect.key, expected="--dialect ferret")
-
-    def read(text: str, size_wh: Size) -> Boxes:
-        found = entities(text, size_wh)
-        return Boxes((), 1) if found is None else Boxes(tuple(box for _, box in found), 0)
-
-    return read
+class _Image(msgspec.Struct, gc=False):
+    id: _Id
+    file_name: str
+    caption: str
+    width: _Side
+    height: _Side
+    dataset_name: str = ""
 
 
-def _bare(sentence: str, dialect: Dialect) -> str:
-    return sentence if dialect.rec_keeps_commas else sentence.replace(",", "").strip()
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: _Id
+    bbox: tuple[float, float, float, float]
 
 
-def _groups(items: Expressions, has_box: Bools, areas: Areas) -> dict[str, Bools]:
-    groups: dict[str, Bools] = {}
-    datasets = np.asarray(items.datasets, dtype=object)
-    for name in sorted(set(items.datasets) - {""}):
-        groups[name] = datasets == name
-    values = bx.area(items.boxes_xyxy)
-    if areas == "share":
-        values = values / np.asarray(items.sizes_wh, dtype=np.float64).prod(axis=1)
-    small, large = SIZES[areas]
-    groups["small"], groups["large"] = values < small, values >= large
-    groups["medium"] = ~(groups["small"] | groups["large"])
-    groups["with a box"], groups["without a box"] = has_box, ~has_box
-    return {name: mask for name, mask in groups.items() if mask.any()}
+class _Mdetr(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_Annotation]
+
+
+class _Line(msgspec.Struct, gc=False):
+    image: str
+    sentence: str
+    box: tuple[float, float, float, float]
+    width: _Side
+    height: _Side
+    id: _Id | None = None
+    dataset: str = ""
+
+
+def _from_mdetr(path: Path, data: bytes) -> list[_Row]:
+    try:
+        content = msgspec.json.decode(data, type=_Mdetr)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        expected = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
+        fix = "give a file such as finetune_refcoco_val.json, where each row of `images` is one expression"
+        raise InputError(f"{path} is not MDETR's JSON", got=error, expected=expected, fix=fix) from None
+    if not content.images:
+        raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
+    counts = Counter(entry.image_id for entry in content.annotations)
+    for row in content.images:
+        if counts[row.id] != 1:
+            what = f"Expression {row.id} of {path} does not have exactly one box"
+            raise InputError(what, got=f"{counts[row.id]} annotations with this image_id", expected="one")
+    boxes = {entry.image_id: entry.bbox for entry in content.annotations}
+    return [
+        (str(r.id), r.file_name, r.caption, boxes[r.id], (r.width, r.height), r.dataset_name) for r in content.images
+    ]
+
+
+def _from_lines(path: Path, data: bytes) -> list[_Row]:
+    expected = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
+    return [
+        (str(k if r.id is None else r.id), r.image, r.sentence, r.box, (r.width, r.height), r.dataset)
+        for k, r in enumerate(read_lines(path, _Line, expected, data))
+    ]

@@ -1,31 +1,31 @@
-"""Referring object classification: is the object at this place a dog or a cat? On LVIS, by Ferret's rules."""
+"""Referring object classification on LVIS by Ferret's rules: which of two categories is the object at this place?"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
 from spr.core.errors import ConfigError
-from spr.evaluation.inference import Load, Question, answered, ask
-from spr.evaluation.lines import ids_of, read_lines, wrong
+from spr.evaluation.inference import Question
+from spr.evaluation.lines import read_lines, unique_ids
 from spr.evaluation.metrics import Share
-from spr.evaluation.predictions import Answers, read_predictions
+from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
+from spr.evaluation.task import Option, Task
 from spr.grounding import Dialect, render_box
-from spr.models.protocols import Describer
 from spr.records import Box, Size
 
-TASK = "referring"
 QUESTION = "Is the object {location} of the image a {first} or a {second}?"
-Region: TypeAlias = Literal["box", "point"]
-# As r"\s+not[^,.]*[,.]" and r"\s+no[^,.]*[,.]" find it, but in linear time: an answer may have 100 kB of spaces.
+_EXPECTED = '{"id", "image_path", "width", "height", "bbox_norm", "sample_point", "name", "synonyms", "neg_class"}'
+# The same matches as r"\s+not[^,.]*[,.]" and r"\s+no[^,.]*[,.]", in linear time even for 100 kB of spaces.
 _DENIED = re.compile(r"(?<!\s)\s++not[^,.]*+[,.]"), re.compile(r"(?<!\s)\s++no[^,.]*+[,.]")
-_LINE = '{"id", "image_path", "width", "height", "bbox_norm", "sample_point", "name", "synonyms", "neg_class"}'
+_FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class ReferringItem:
     """A question of Ferret's LVIS file.
 
     Attributes:
-        id: Of the object.
-        file_name: Of the image, without folders.
+        id: The id of the object.
+        file_name: The image, without folders.
         size_wh: Width and height of the image in pixels.
-        box: xyxy pixels.
-        point: A pixel of the object, x and y; None where the file has none.
-        name: The category.
-        synonyms: Other names of it.
-        other: A category that the object is not.
-        frequency: LVIS's ``r``, ``c`` or ``f``; empty where the file doesn't say.
+        box: The object's box, xyxy pixels.
+        point: A pixel of the object, x and y; None if the file has none.
+        name: The category of the object.
+        synonyms: Other names of the category.
+        other: A category that the object does not belong to.
+        frequency: LVIS's ``r``, ``c`` or ``f``; empty if the file doesn't say.
     """
 
     id: str
@@ -55,82 +55,110 @@ class ReferringItem:
     frequency: str = ""
 
 
-def read_referring(path: Path) -> list[ReferringItem]:
-    """The questions of a file in Ferret's form, as `spr lvis-questions` writes it.
+_Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+_Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
-    Raises:
-        InputError: naming the row, if it is something else.
+
+class _Line(msgspec.Struct, gc=False):
+    image_path: _Text
+    width: _Side
+    height: _Side
+    bbox_norm: tuple[float, float, float, float]
+    name: _Text
+    neg_class: _Text
+    id: Any = None
+    sample_point: tuple[float, float] | None = None
+    synonyms: tuple[str, ...] = ()
+    frequency: str = ""
+
+    def __post_init__(self) -> None:
+        x1, y1, x2, y2 = self.bbox_norm
+        if not (x1 < x2 and y1 < y2):
+            raise ValueError(f"`bbox_norm` is {self.bbox_norm}, not x1 < x2 and y1 < y2 as shares of the image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Referring(Task[list[ReferringItem]]):
+    """Objects of LVIS: is the object at this place a … or a …?
+
+    Metric: ``accuracy``, the share of answers that say the category or a synonym and do not deny it (`is_right`).
+    Groups: LVIS's frequency of the category.
     """
-    rows = read_lines(path, _LINE)
-    ids = ids_of(path, rows, "id")
-    return [_item(path, number, row, ids[number]) for number, row in enumerate(rows)]
 
+    name: ClassVar[str] = "referring"
+    reads_boxes: ClassVar[bool] = False
 
-def _item(path: Path, number: int, row: dict[str, Any], name: str) -> ReferringItem:
-    for field in ("image_path", "name", "neg_class"):
-        if not isinstance(row.get(field), str) or not row[field]:
-            wrong(path, number, field, row.get(field), "a text")
-    size = row.get("width"), row.get("height")
-    if not all(type(side) is int and side > 0 for side in size):
-        wrong(path, number, "width and height", size, "pixels, whole numbers of at least 1")
-    box: Any = row.get("bbox_norm")
-    point: Any = row.get("sample_point")
-    synonyms = row.get("synonyms", [])
-    if not _are_numbers(box, 4) or not (box[0] < box[2] and box[1] < box[3]):
-        wrong(path, number, "bbox_norm", box, "x1, y1, x2, y2 as shares of the image")
-    if point is not None and not _are_numbers(point, 2):
-        wrong(path, number, "sample_point", point, "x and y in pixels")
-    if not isinstance(synonyms, list) or not all(isinstance(text, str) for text in synonyms):
-        wrong(path, number, "synonyms", synonyms, "a list of texts")
-    width, height = row["width"], row["height"]
-    return ReferringItem(
-        name,
-        row["image_path"].rsplit("/", 1)[-1],
-        (width, height),
-        (box[0] * width, box[1] * height, box[2] * width, box[3] * height),
-        None if point is None else (point[0], point[1]),
-        row["name"],
-        tuple(synonyms),
-        row["neg_class"],
-        row["frequency"] if isinstance(row.get("frequency"), str) else "",
-    )
+    region: Annotated[
+        Literal["box", "point"],
+        Option(
+            "How the question gives the object's place: by its box or, in Ferret's dialect only, by a point.", asks=True
+        ),
+    ] = "box"
 
+    def load(self, path: Path) -> list[ReferringItem]:
+        """Read a question file in Ferret's form, as ``spr lvis-questions`` writes it.
 
-def _are_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(type(v) in (int, float) for v in value)
+        Raises:
+            InputError: naming the line and the field that is not valid.
+        """
+        rows = read_lines(path, _Line, _EXPECTED)
+        items = []
+        for name, row in zip(unique_ids(path, "id", [row.id for row in rows]), rows, strict=True):
+            (x1, y1, x2, y2), (width, height) = row.bbox_norm, (row.width, row.height)
+            box = x1 * width, y1 * height, x2 * width, y2 * height
+            file_name = row.image_path.rsplit("/", 1)[-1]
+            names = row.name, row.synonyms, row.neg_class, row.frequency
+            items.append(ReferringItem(name, file_name, (width, height), box, row.sample_point, *names))
+        return items
 
+    def ids(self, items: list[ReferringItem]) -> Sequence[str]:
+        """The ids of the objects."""
+        return [item.id for item in items]
 
-def question_of(item: ReferringItem, number: int, dialect: Dialect, region: Region) -> str:
-    """The question about an object: the right name comes first in even rows of the file, second in odd ones.
+    def questions(self, items: list[ReferringItem], dialect: Dialect, model: str) -> tuple[str, list[Question]]:
+        """One question per object: the right category comes first in even rows of the file, second in odd ones.
 
-    Args:
-        item: The object.
-        number: Its row, from 0.
-        dialect: How the model writes places.
-        region: Whether the place is given as a box or, in Ferret's dialect only, as a point.
+        Raises:
+            ConfigError: if the region is a point and the dialect or the file has none.
+        """
+        questions = []
+        for number, item in enumerate(items):
+            first, second = (item.name, item.other) if number % 2 == 0 else (item.other, item.name)
+            prompt = QUESTION.replace("{location}", self._location(item, dialect))
+            prompt = prompt.replace("{first}", first).replace("{second}", second)
+            questions.append(Question(item.id, item.file_name, item.size_wh, prompt))
+        return QUESTION, questions
 
-    Raises:
-        ConfigError: for a point where the dialect, or the file, has none.
-    """
-    if region == "point":
+    def _location(self, item: ReferringItem, dialect: Dialect) -> str:
+        if self.region == "box":
+            return render_box(item.box, dialect, item.size_wh, region=True)
         if dialect.key != "ferret" or item.point is None:
             got = f"dialect {dialect.key}" if dialect.key != "ferret" else f"no `sample_point` for {item.id}"
-            raise ConfigError("--region point can't be asked", got=got, expected="Ferret's dialect and a sample_point")
+            expected = "the dialect ferret and a `sample_point` for each object"
+            raise ConfigError("--region point can't be used", got=got, expected=expected, fix="use --region box")
         x, y = (int(place * 1000.0 / side) for place, side in zip(item.point, item.size_wh, strict=True))
-        location = f"[{x}, {y}]{dialect.region_suffix}"
-    elif region == "box":
-        location = render_box(item.box, dialect, item.size_wh, region=True)
-    else:
-        raise ConfigError("--region is not known", got=region, expected="box | point")
-    first, second = (item.name, item.other) if number % 2 == 0 else (item.other, item.name)
-    return QUESTION.replace("{location}", location).replace("{first}", first).replace("{second}", second)
+        return f"[{x}, {y}]{dialect.region_suffix}"
+
+    def score(self, items: list[ReferringItem], answers: Answers) -> Result:
+        """The accuracy, overall and by LVIS's frequency of the category."""
+        rows = zip(items, answers.texts, strict=True)
+        right = [text is not None and is_right(text, item.name, item.synonyms) for item, text in rows]
+        frequencies = np.asarray([item.frequency for item in items], dtype=object)
+        groups = {name: frequencies == key for key, name in _FREQUENCIES.items() if (frequencies == key).any()}
+        protocol = {
+            "right": "the answer says the category or a synonym and does not deny it (Ferret's rule)",
+            "ci95": "bootstrap over images",
+        }
+        ids, images = tuple(item.id for item in items), tuple(item.file_name for item in items)
+        shares = {"accuracy": Share.mean(right)}
+        return Result(self.name, protocol, ids, images, shares, groups, dict(answers.problems))
 
 
 def is_right(text: str, name: str, synonyms: Sequence[str]) -> bool:
-    """Whether an answer says the name or a synonym, outside of what it denies: Ferret's rule.
+    """Whether an answer says a category or one of its synonyms without denying it: Ferret's rule.
 
-    What follows " not" or " no" up to the next comma or full stop is taken out (with words such as " nothing", too).
-    Underscores are spaces; a synonym in brackets, ``ball_(round)``, counts as two. Case matters.
+    The text from " not" or " no" (also at the start of a word, as in " nothing") to the next comma or full stop is
+    removed first. Underscores are spaces; a synonym with brackets, ``ball_(round)``, counts as two. Case matters.
 
     >>> is_right("It is not a cat, it is a wine glass.", "wine_glass", [])
     True
@@ -138,56 +166,10 @@ def is_right(text: str, name: str, synonyms: Sequence[str]) -> bool:
     False
     """
     for pattern in _DENIED:
-        end = max(text.rfind(","), text.rfind(".")) + 1  # behind it nothing can end a denial
+        end = max(text.rfind(","), text.rfind(".")) + 1  # nothing after this can end a denial
         text = pattern.sub("", text[:end]) + text[end:]
-    names = [name.replace("_", " ").strip()]
+    names = [name]
     for synonym in synonyms:
-        parts = synonym.replace(")", "").split("(") if "(" in synonym else [synonym]
-        names += [part.replace("_", " ").strip() for part in parts]
+        names += synonym.replace(")", "").split("(") if "(" in synonym else [synonym]
+    names = [known.replace("_", " ").strip() for known in names]
     return any(known in text for known in names if known)
-
-
-def evaluate_referring(
-    describer: Describer, items: Sequence[ReferringItem], load: Load, *, region: Region = "box", seed: int = 0
-) -> Result:
-    """Ask a model about each object and score its answers.
-
-    Args:
-        describer: Greedy, for figures that compare with others'.
-        items: In the order of their file, which decides which name comes first.
-        load: Where the images come from.
-        region: How the place is given.
-        seed: Of the answers, if they are sampled.
-    """
-    questions = [
-        Question(item.id, item.file_name, item.size_wh, question_of(item, number, describer.dialect, region))
-        for number, item in enumerate(items)
-    ]
-    answers = ask(describer, questions, load, seed=seed)
-    result = score_referring(items, answers)
-    kept = tuple(answered(question, text, describer) for question, text in zip(questions, answers.texts, strict=True))
-    said = {"model": describer.name, "region": region, "temperature": getattr(describer, "temperature", None)}
-    said |= {"dialect": describer.dialect.spec, "prompt": QUESTION}
-    return replace(result, protocol={**result.protocol, **said}, predictions=kept)
-
-
-def referring_from_file(items: Sequence[ReferringItem], path: Path) -> Result:
-    """`score_referring` of a file of predictions."""
-    answers = read_predictions(path, [item.id for item in items])
-    result = score_referring(items, answers)
-    return replace(result, protocol={**result.protocol, "model": answers.model, "predictions": path.name})
-
-
-def score_referring(items: Sequence[ReferringItem], answers: Answers) -> Result:
-    """``accuracy`` of answers that are there, by LVIS's frequency of the category."""
-    rows = zip(items, answers.texts, strict=True)
-    right = [text is not None and is_right(text, item.name, item.synonyms) for item, text in rows]
-    frequencies = np.asarray([item.frequency for item in items], dtype=object)
-    names = {"r": "rare", "c": "common", "f": "frequent"}
-    groups = {name: frequencies == key for key, name in names.items() if (frequencies == key).any()}
-    protocol = {
-        "right": "the name or a synonym is said, and not denied (Ferret's rule)",
-        "ci95": "bootstrap over images",
-    }
-    ids, images = tuple(item.id for item in items), tuple(item.file_name for item in items)
-    return Result(TASK, protocol, ids, images, {"accuracy": Share.mean(right)}, groups, dict(answers.problems))

@@ -67,11 +67,11 @@ class OpenAiDescriber:
         if isinstance(config, str):
             fields = {
                 "backend": "openai",
-                "dialect": dialect.key if isinstance(dialect, Dialect) else dialect,
+                "dialect": dialect.spec if isinstance(dialect, Dialect) else dialect,
                 **fields,
             }
         section = make_section(DescriberConfig, config, **fields)
-        self.dialect = dialect if isinstance(dialect, Dialect) else get_dialect(section.dialect or "")
+        self.dialect = get_dialect(dialect or section.dialect or "")
         self.model, self.concurrency = section.model or "", section.concurrency
         self.server = JsonClient(
             section.base_url or "",

@@ -1,10 +1,17 @@
 import pytest
 
-from spr.embedded.texts import PROMPTS, description, object_list
-from spr.embedded.vocabulary import END, IDS, START, TOKENS, UNKNOWN, encode, make_tokenizer
+from spr.evaluation.tasks import description as description_task
+from spr.evaluation.tasks import rec
+from tools.embedded.texts import PROMPTS, description, object_list
+from tools.embedded.vocabulary import END, IDS, START, TOKENS, UNKNOWN, encode, make_tokenizer
 
 BOXES = [[0.12, 0.34, 0.56, 0.78], [0, 0, 1, 1], [0.5, 0.25, 0.75, 0.99]]
 NAMES = ["red circle", "orange star", "white ring"]
+
+
+def test_evaluation_asks_the_embedded_describer_what_it_was_trained_on() -> None:
+    assert PROMPTS["rec"] == rec.EMBEDDED_PROMPT
+    assert PROMPTS["full"] == description_task.EMBEDDED_PROMPT
 
 
 def test_every_token_is_there_once_and_the_given_ids_hold() -> None:

@@ -1,6 +1,6 @@
-"""What is said about scenes: the prompts that the describer was trained on, and descriptions in its dialect.
+"""Texts about scenes: the prompts that the describer is trained on, and descriptions in its dialect.
 
-Boxes in texts are those of the `llava_onevision` dialect: ``[x1, y1, x2, y2]``, 0–1 of the image, two decimals.
+Boxes are written in the `llava_onevision` dialect: ``[x1, y1, x2, y2]`` in 0–1 of the image, with two decimals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROMPTS: dict[str, str] = {
 
 
 def box_text(box: npt.ArrayLike) -> str:
-    """A box of numbers 0–1 in the dialect.
+    """A box in 0–1 of the image, written in the dialect.
 
     >>> box_text([0.123, 0, 0.5, 1])
     '[0.12, 0.00, 0.50, 1.00]'
@@ -29,7 +29,7 @@ def box_text(box: npt.ArrayLike) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """``a, b and c``.
+    """The names as an enumeration: ``a, b and c``.
 
     >>> listed(["a red ring", "a blue star", "a green cross"])
     'a red ring, a blue star and a green cross'
@@ -48,7 +48,7 @@ def with_article(name: str) -> str:
 
 
 def description(names: Sequence[str], boxes: Sequence[npt.ArrayLike] | None = None) -> str:
-    """A sentence that names objects and, given their boxes (numbers 0–1), places them.
+    """A sentence that names objects, each with its box if boxes (in 0–1 of the image) are given.
 
     >>> description(["red ring", "blue star"], [[0, 0, 0.25, 0.5], [0.5, 0.5, 1, 1]])
     'a red ring [0.00, 0.00, 0.25, 0.50] and a blue star [0.50, 0.50, 1.00, 1.00].'

@@ -1,7 +1,7 @@
-"""The words that the embedded models know, and their tokenizer: whole words, and coordinates such as ``0.37``.
+"""The vocabulary of the embedded models and its tokenizer: whole words, and coordinates such as ``0.37``.
 
-One list of tokens serves all three models, so that a word has the same id everywhere. Two ids are given: Grounding
-DINO's class in transformers takes ids 101 and 102 for the marks that split its text into phrases.
+All three models share one list of tokens, so that a word has the same id everywhere. Two ids are fixed: Grounding
+DINO's class in transformers uses ids 101 and 102 for the tokens that split its text into phrases.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ NUMBERS: tuple[str, ...] = tuple(str(i) for i in range(1, 31))
 
 _SPECIAL = (PAD, UNKNOWN, START, USER, ASSISTANT, IMAGE, VIDEO)
 _WORDS = (
-    # What scenes, descriptions and expressions are made of …
+    # Descriptions and expressions.
     *("[", "]", "],", "];", "].", ",", "?", ":", ";", "a", "an", "the", "and", "of", "in", "to", "it", "its", "is"),
     *("are", "there", "small", "large", "left", "right", "above", "below"),
-    # … and the prompts' words, with room for other wordings than those of `spr.embedded.texts`.
+    # Prompts, including other wordings than those of `tools.embedded.texts`.
     *("where", "what", "describe", "region", "image", "locate", "objects", "object", "these", "this", "with", "all"),
     *("give", "boxes", "box", "each", "inside", "picture", "crop", "list", "for", "detail", "coordinates", "please"),
 )
@@ -39,7 +39,7 @@ def _tokens() -> tuple[str, ...]:
 
 
 TOKENS: tuple[str, ...] = _tokens()
-"""All tokens; a token's id is its place."""
+"""All tokens; a token's id is its index."""
 IDS: dict[str, int] = {token: i for i, token in enumerate(TOKENS)}
 FIRST_COORDINATE = IDS["0.00"]
 
@@ -53,15 +53,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-# A closing bracket takes the mark behind it along, and commas between coordinates go without saying: a box is six
-# tokens, not nine, which is a third of the time that a description takes.
+# A closing bracket includes the punctuation after it, and commas between coordinates are not tokens. So a box has six
+# tokens instead of nine, which saves a third of the time of a description.
 _PATTERN = r"<[^<>\s]*>|\d\.\d\d(?!\d)|\w+|\][,;.]?|[^\w\s]"
 _COMMAS = r"(?<=\d\.\d\d)\s*,\s*(?=\d\.\d\d)"
 _SPLIT, _DROPPED = re.compile(_PATTERN), re.compile(_COMMAS)
 
 
 def encode(text: str) -> list[int]:
-    """Ids of a text, as the tokenizer gives them without special marks; here without importing transformers.
+    """The token ids of a text without special tokens, computed without importing transformers.
 
     >>> [TOKENS[i] for i in encode("A red circle [0.12, 0.34, 0.56, 1.00].")]
     ['a', 'red', 'circle', '[', '0.12', '0.34', '0.56', '1.00', '].']
@@ -70,12 +70,12 @@ def encode(text: str) -> list[int]:
 
 
 def make_tokenizer(start: str | None = None, *, chat: bool = False, max_length: int = 1024) -> PreTrainedTokenizerFast:
-    """The tokenizer; it reads any capitalisation and writes lower case, with the usual spacing.
+    """The tokenizer. It ignores capitalisation and decodes to lower case with the usual spacing.
 
     Args:
-        start: A mark to put before every text, with `END` after it (None: neither).
-        chat: With the chat template of the describer.
-        max_length: Longest text, in tokens.
+        start: A token to put before every text, with `END` after it; None for neither.
+        chat: Whether to include the describer's chat template.
+        max_length: Maximum length of a text, in tokens.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

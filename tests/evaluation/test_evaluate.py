@@ -1,0 +1,115 @@
+"""`evaluate`: its one path for a model and for predictions, and the options that can't be honoured."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spr.config import DescriberConfig
+from spr.core.errors import ConfigError, GroundingError
+from spr.core.images import ImageSource
+from spr.evaluation.task import TASKS, evaluate
+from spr.evaluation.tasks.description import Description
+from spr.evaluation.tasks.pope import Pope
+from spr.evaluation.tasks.rec import Expressions, Rec
+from spr.evaluation.tasks.referring import Referring
+from spr.models.fakes import FakeDescriber
+
+
+class Fixed(FakeDescriber):
+    """Gives one answer to every question."""
+
+    def __init__(self, answer, dialect="ferret", temperature=None):
+        super().__init__(DescriberConfig(backend="fake", dialect=dialect))
+        self.answer, self.temperature = answer, temperature
+
+    def describe(self, requests):
+        return [self.answer] * len(requests)
+
+
+ITEMS = Expressions(("a",), ("1.png",), ("the dog",), np.array([[64.0, 72.0, 192.0, 96.0]]), ((640, 480),), ("",))
+BOX = "the dog [100, 150, 300, 200]"
+
+
+@pytest.fixture
+def images(tmp_path):
+    Image.new("RGB", (640, 480)).save(tmp_path / "1.png")
+    return tmp_path
+
+
+def test_the_protocol_ferret_reads_a_models_answers_too(images):
+    # SPR reads the first box and reports the second bracket; Ferret's evaluator discards the whole answer.
+    how = {"describer": Fixed(BOX + " and [x]"), "images": images}
+    assert evaluate(Rec(protocol="spr"), ITEMS, **how).value("acc@0.9") == 1
+    result = evaluate(Rec(protocol="ferret"), ITEMS, **how)
+    assert result.value("acc@0.5") == 0
+    assert result.protocol["answers"] == "ferret"
+
+
+def test_the_protocol_ferret_refuses_a_model_of_another_dialect_before_it_is_asked(images):
+    class Silent(Fixed):
+        def describe(self, requests):
+            raise AssertionError(f"the model was asked {len(requests)} questions")
+
+    with pytest.raises(ConfigError, match="Ferret's dialect only"):
+        evaluate(Rec(protocol="ferret"), ITEMS, describer=Silent("", "llava"), images=images)
+
+
+def test_images_are_a_folder_a_source_or_a_function(images):
+    def load(question):
+        return Image.new("RGB", question.size_wh)
+
+    for given in (images, str(images), ImageSource(images), load):
+        assert evaluate("rec", ITEMS, describer=Fixed(BOX), images=given).value("acc@0.9") == 1
+
+
+def test_a_result_records_how_the_model_was_asked(images):
+    result = evaluate(Rec(), ITEMS, describer=Fixed(BOX, temperature=0.5), images=images, seed=3)
+    protocol = {"model": "fake", "dialect": "ferret", "temperature": 0.5, "seed": 3}
+    assert protocol.items() <= result.protocol.items()
+    assert result.protocol["prompt"] == "What is the location of {expression} in the image?"
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        (Rec(), {}, "neither"),
+        (Rec(), {"describer": Fixed(BOX), "predictions": "a"}, "both"),
+        (Rec(), {"describer": Fixed(BOX), "dialect": "ferret"}, "only for predictions"),
+        (Rec(), {"describer": Fixed(BOX)}, "give --images FOLDER"),
+        (Rec(), {"describer": Fixed(BOX), "images": "gone"}, "--images is not a folder"),
+        (Rec(), {"predictions": "a", "images": "b", "seed": 1}, "--images, --seed"),
+        (Rec(prompt="Where is {expression}?"), {"predictions": "a"}, "--prompt"),
+        (Referring(region="point"), {"predictions": "a"}, "--region"),
+        (Pope(), {"predictions": "a", "dialect": "ferret"}, "--dialect has no effect"),
+        (Description(samples=2), {"describer": Fixed(BOX, temperature=0)}, "--samples needs a --temperature"),
+        ("reg", {"predictions": "a"}, "did you mean `rec`"),
+    ],
+)
+def test_what_can_not_be_honoured_is_an_error(task, given, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(task, ITEMS, **given)
+
+
+def test_the_dialect_of_predictions_is_the_given_one_else_that_of_the_file(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "a", "answer": "[100, 150, 300, 200]"}\n')
+    assert evaluate("rec", ITEMS, predictions=path, dialect="ferret").value("acc@0.9") == 1
+    with pytest.raises(ConfigError, match="give --dialect"):
+        evaluate("rec", ITEMS, predictions=path)
+    with pytest.raises(GroundingError, match="Unknown dialect"):
+        evaluate("rec", ITEMS, predictions=path, dialect="feret")
+    path.write_text('{"id": "a", "answer": "[100, 150, 300, 200]", "dialect": "ferret"}\n')
+    assert evaluate("rec", ITEMS, predictions=path).value("acc@0.9") == 1
+
+
+def test_every_task_bears_its_registered_name_and_explains_itself_and_its_options():
+    for name, task in TASKS.items():
+        assert task.name == name
+        assert task.__doc__
+        for own in task.options():
+            assert own.option.help.endswith("."), (name, own.name)
+
+
+def test_sample_counts_start_at_one():
+    with pytest.raises(ConfigError, match="--samples is out of range"):
+        Description(samples=0)
