@@ -16,7 +16,7 @@ from spr.training.vision_cache import Features
 
 @pytest.fixture
 def steps(trainable_folder, pairs_folder, stir, settings, tmp_path):
-    """A step with skipped rows and one with all rows: log-probabilities, gradients, and rows of the last layer's MLP."""
+    """A step with skipped rows and one with all: log-probabilities, gradients, and rows of the last layer's MLP."""
 
     def make(model_type, **changes):
         config = settings(**changes)

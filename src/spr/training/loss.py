@@ -191,8 +191,10 @@ def pair_losses(policy: PairLogps, reference: tuple[Tensor, Tensor] | None, sett
 # ── log-probabilities of tokens ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def token_logps(hidden: Tensor, labels: Tensor, head: nn.Module, *, softcap: float | None = None) -> Tensor:
-    """Log-probabilities of tokens; the output head runs in chunks of `CHUNK` tokens, and no logits are kept.
+def token_logps(
+    hidden: Tensor, labels: Tensor, head: nn.Module, *, softcap: float | None = None, chunk: int = CHUNK
+) -> Tensor:
+    """Log-probabilities of tokens; the output head runs on one chunk of tokens at a time, and no logits are kept.
 
     The gradient of a frozen linear head with respect to its input is known as soon as the logits are: W[label] − Σ p W.
     It is computed along with them, so that neither logits nor probabilities are kept and nothing is computed twice.
@@ -202,6 +204,7 @@ def token_logps(hidden: Tensor, labels: Tensor, head: nn.Module, *, softcap: flo
         labels: ``(N,)`` int64, the tokens.
         head: The output head, usually a frozen `nn.Linear`; any other module is recomputed in the backward pass.
         softcap: Bound of the logits, which some models apply by a tanh.
+        chunk: Tokens per chunk.
 
     Returns:
         ``(N,)`` float32, at most 0.
@@ -210,8 +213,8 @@ def token_logps(hidden: Tensor, labels: Tensor, head: nn.Module, *, softcap: flo
     plain = type(head) is nn.Linear and softcap is None and not hasattr(head.weight, "ds_id")
     frozen = not any(parameter.requires_grad for parameter in head.parameters())
     parts = []
-    for start in range(0, len(labels), CHUNK):
-        rows, wanted = hidden[start : start + CHUNK], labels[start : start + CHUNK]
+    for start in range(0, len(labels), chunk):
+        rows, wanted = hidden[start : start + chunk], labels[start : start + chunk]
         if plain and frozen:
             parts.append(_FrozenHead.apply(rows, wanted, head.weight, head.bias))  # type: ignore[no-untyped-call]
         elif torch.is_grad_enabled():
