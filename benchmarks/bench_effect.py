@@ -122,7 +122,10 @@ def pairs_of(run: Path, setting: Setting) -> list[PreferencePair]:
         weight = setting.semantic_weight
         joined = weight * scores.semantic + (1 - weight) * scores.localization
         scored.setdefault(candidate.query_id, []).append((candidate, replace(scores, score=joined)))
-    made = [make_pair(query, scored.get(query_id, []), config) for query_id, query in queries.items()]
+    made = [
+        make_pair(query, scored.get(query_id, []), config.pairing, config.prompts)
+        for query_id, query in queries.items()
+    ]
     pairs = [pair for pair in made if isinstance(pair, PreferencePair)]
     if not setting.refine:
         pairs = [_unrefined(pair, candidates) for pair in pairs]

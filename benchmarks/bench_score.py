@@ -2,7 +2,7 @@
 
 Four ways to score the same descriptions, six a region, with the same models of random weights, taking turns in one run:
 
-- `stage`: `make_scores` from tables and image files to a table.
+- `stage`: `spr.pipeline.score.process` from tables and image files to a table.
 - `bare`: only the forward passes that the stage needs (recorded from a run of it: the same views, pieces of text and
   detector inputs in the same batches), on tensors that are ready, by transformers' own methods.
 - `bare, shared`: the same where texts of one crop also share the detector's backbone, as they do in the stage.
@@ -43,7 +43,7 @@ from spr.core.views import unshift
 from spr.models.detectors.grounding_dino import GroundingDinoDetector, shared_backbone
 from spr.models.protocols import DetectRequest
 from spr.models.scorers.clip import ClipScorer
-from spr.pipeline.score import make_scores, score_candidate, views_of
+from spr.pipeline.score import process, score_candidate, views_of
 from spr.records import Candidate, RegionQuery, Scores
 from spr.records.schemas import from_table
 
@@ -100,7 +100,7 @@ class Ways:
 
     def stage(self) -> list[Scores]:
         """As `spr run` does it."""
-        return from_table(make_scores(self.tables, self.config, self.scorer, self.detector).table, Scores)
+        return from_table(process(self.tables, self.config, scorer=self.scorer, detector=self.detector).table, Scores)
 
     @torch.inference_mode()
     def bare(self, *, shared: bool = False) -> None:
@@ -138,7 +138,7 @@ class Ways:
             finds = self.detector.detect([DetectRequest(crop, candidate.plain_text)])[0] if self.detector else []
             placed = [type(find)(find.phrase, unshift(find.box, window), find.score) for find in finds]
             s_crop, s_local = (float(view @ text) for view in views)
-            made.append(score_candidate(candidate, query, s_crop, s_local, placed, self.config))
+            made.append(score_candidate(candidate, query, s_crop, s_local, placed, self.config.scoring))
         return made
 
 

@@ -11,7 +11,7 @@ from spr.annotations import CrowdFinds
 from spr.config import make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
-from spr.pipeline.objects import look_in_crowds, make_objects, plan_objects
+from spr.pipeline.objects import detect_in_crowds, make_objects, plan_objects
 from spr.pipeline.runner import run
 from spr.records import Detection, ImageObjects
 from spr.records.schemas import from_table
@@ -42,10 +42,10 @@ class Scene:
     def objects(self, detector=None, **settings):
         section = {"path": str(self.folder / "a.json"), "images": str(self.folder), **settings}
         section |= {"crowds": "detect" if detector else "drop"}
-        config = make_config({"annotations": section})
-        plan = plan_objects(config, Progress("", stream=io.StringIO()))
+        settings = make_config({"annotations": section}).annotations
+        plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
         drops = plan.dropped.to_pylist()
-        output = make_objects({"source": plan.rows(0, len(plan.ids))}, config, detector=detector)
+        output = make_objects(plan.rows(0, len(plan.ids)), settings, detector)
         drops += output.dropped.to_pylist()
         images = from_table(output.table, ImageObjects)
         ids = [o.id for image in images for o in image.objects]
@@ -136,7 +136,7 @@ def test_a_configured_detector_is_asked_about_the_crop_of_the_crowd(tmp_path):
             return [[Detection("cup", (5, 5, 25, 25), 0.75)] for _ in requests]
 
     settings = scene.settings(crowds="detect")
-    find = partial(look_in_crowds, detector=Finds(), settings=settings)
+    find = partial(detect_in_crowds, detector=Finds(), images=settings.image_source)
     _, drops, (image,) = scene.objects(find)
     assert asked == [((60, 60), "cup")]
     assert image.objects[-1].box == (45.0, 45.0, 65.0, 65.0)

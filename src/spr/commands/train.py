@@ -34,13 +34,10 @@ def train(
 ) -> None:
     """Train a LoRA adapter on preference pairs. For several GPUs, use `accelerate launch -m spr train …`."""
     from spr.config import load_config, load_training
-    from spr.pipeline.runner import STAGES
     from spr.training.run import run
 
     load = load_config if pairs is None else load_training
-    summary = run(
-        load(config, overrides or ()), out, stages=STAGES, pairs=pairs, reference=reference, report=typer.echo
-    )
+    summary = run(load(config, overrides or ()), out, pairs=pairs, reference=reference, report=typer.echo)
     if int(os.environ.get("RANK", "0")) != 0:
         return
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"

@@ -20,7 +20,7 @@ from spr.models.describers.hf import HfDescriber
 from spr.models.registry import trained_model
 from spr.pipeline import runner
 from spr.report.page import write_report
-from spr.runs.folder import locked
+from spr.runs.folder import lock_run
 from spr.training.run import run as train
 
 SCENES, HELD_OUT_SCENES = 800, 300
@@ -61,9 +61,9 @@ def run_quickstart(
     runner.run(config, run, workers=workers, report=report)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     model = trained_model(config.describer)
-    summary = train(config, run, stages=runner.STAGES, report=say)
+    summary = train(config, run, report=say)
     say(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({summary.seconds:.1f} s)")
-    with locked(run):
+    with lock_run(run):
         _evaluate(run, held_out, out / "held-out", model, say)
         index = write_report(run, say=say)
     for comparison in compare([run]):

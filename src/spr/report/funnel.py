@@ -12,14 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.core.reasons import explain
-from spr.pipeline.runner import STAGES
+from spr.pipeline.stage import ordered_stages
 from spr.runs.store import StageStore, count_reasons, read_table, reasons_sorted
 
 LISTED = 200
 """Ids listed a reason; `RUN/dropped.parquet` has all."""
-
-# What a stage's rows come from: only these count for the share that it kept.
-_OWN_KIND = {"objects": "image", "regions": "image", "candidates": "candidate", "scores": "candidate", "pairs": "query"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ def count_stages(run: Path, events: list[dict[str, Any]]) -> list[StageCount]:
         if event.get("event") == "stage finished" and isinstance(event.get("seconds"), int | float):
             took[str(event.get("stage"))] += event["seconds"]
     counts = []
-    for stage in STAGES:
+    for stage in ordered_stages():
         store = StageStore(run / stage.name)
         manifest = store.manifest()
         if manifest is None:
@@ -85,9 +82,9 @@ def count_stages(run: Path, events: list[dict[str, Any]]) -> list[StageCount]:
         drops = []
         for name, count in reasons_sorted(manifest.dropped):
             kind, _, reason = name.partition(": ")
-            explained = explain(stage.name, reason)
+            explained = stage.reasons.get(reason) or explain(stage.name, reason)
             drops.append(Drop(stage.name, kind, reason, count, explained, ids.get(name, [])))
-        lost = sum(drop.count for drop in drops if drop.kind == _OWN_KIND[stage.name])
+        lost = sum(drop.count for drop in drops if drop.kind == stage.kind)
         seconds = took.get(stage.name)
         counts.append(StageCount(stage.name, stage.unit, manifest.rows, lost, manifest.complete, seconds, drops))
     return counts

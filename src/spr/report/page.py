@@ -23,6 +23,7 @@ from spr.report.scripts import call_script
 from spr.report.thumbnails import Thumbnails
 from spr.report.training import TrainingLog, read_training
 from spr.runs.joined import SCORE_NAMES, SIDES, JoinedPair, joined_shards
+from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore
 from spr.runs.tally import Tally
 
@@ -60,6 +61,7 @@ def write_report(
     if not (run / "config.yaml").is_file():
         got = "no config.yaml in it" if run.is_dir() else "no such folder"
         raise RunError(f"{run} is not a run folder", got=got, fix=f"make one with `spr run CONFIG --out {run}`")
+    check_run_version(run)
     out = run / "report" if out is None else out
     check_target(out)
     total = StageStore(run / "pairs").finished().rows

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from spr.core.errors import InputError
-from spr.pipeline.runner import STAGE_NAMES
+from spr.pipeline.stage import ordered_stages
 from spr.runs.store import MANIFEST, StageStore, read_table
 
 
@@ -69,11 +69,11 @@ def _tables(path: Path) -> Iterator[pa.Table]:
 
 def _show_run(run: Path) -> Iterator[str]:
     yield f"{run}:"
-    for name in STAGE_NAMES:
-        manifest = StageStore(run / name).manifest()
+    for stage in ordered_stages():
+        manifest = StageStore(run / stage.name).manifest()
         if manifest is not None:
             state = "" if manifest.complete else ", not finished"
-            yield f"  {name}: {manifest.rows:,} rows, shards: {len(manifest.shards):,}{state}"
+            yield f"  {stage.name}: {manifest.rows:,} rows, shards: {len(manifest.shards):,}{state}"
             yield from (f"    dropped {reason}: {count:,}" for reason, count in manifest.dropped.items())
 
 

@@ -16,10 +16,12 @@ import numpy.typing as npt
 from spr.config import Config, load_config
 from spr.core.errors import InputError, RunError
 from spr.grounding import Dialect, get_dialect
-from spr.pipeline.runner import STAGE_NAMES
 from spr.records import Box, PreferencePair
 from spr.records.schemas import from_table
+from spr.runs.folder import check_run_version
 from spr.runs.store import Manifest, StageStore, read_table
+
+_STAGES = ("objects", "regions", "candidates", "scores", "pairs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,10 @@ class RunSource:
         if not (run / "config.yaml").is_file():
             got = "no such folder" if not run.is_dir() else "a folder without config.yaml"
             raise InputError(f"{run} is no run", got=got, fix="give a folder that `spr run` has made")
+        check_run_version(run)
         self.run = run
         self.config: Config = load_config(run / "config.yaml")
-        self.manifests: dict[str, Manifest] = {name: StageStore(run / name).finished() for name in STAGE_NAMES}
+        self.manifests: dict[str, Manifest] = {name: StageStore(run / name).finished() for name in _STAGES}
         if not self.manifests["pairs"].rows:
             raise RunError(f"{run} has no pairs", fix=f"spr show {run} says what they were dropped for")
         self.describer, self.dialect = self._describer()

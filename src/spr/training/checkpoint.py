@@ -263,10 +263,10 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     model_config = load_config(source, revision=revision, expected=FAMILIES)
     options = custom_options(source, model_config)
     base = load_pretrained(AutoModelForImageTextToText, source, revision=revision, dtype="auto", **options)
-    expected = (config.auto_mapping or {}).get("base_model_class")
+    trained_class, model_class = (config.auto_mapping or {}).get("base_model_class"), type(base).__name__
     fix = "give the model that the adapter was trained on with --model"
-    if expected not in (None, type(base).__name__):
-        raise InputError(f"{adapter} does not fit {source}", got=type(base).__name__, expected=expected, fix=fix)
+    if trained_class not in (None, model_class):
+        raise InputError(f"{adapter} does not fit {source}", got=model_class, expected=trained_class, fix=fix)
     try:
         with renamed_properties(), warnings.catch_warnings():
             # For layers whose tensors are missing, PEFT only warns and leaves them as they were.
