@@ -45,7 +45,7 @@ TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_004
 """Seeds of scenes that the embedded models never saw; 900,000,003 were held out of the first search."""
 
 
-METHOD = (
+PIPELINE_OPTIONS = (
     "describer.samples={full: 2, crop: 2, crop_objects: 2}",
     "scoring={}",
     "pairing={}",
@@ -96,7 +96,7 @@ def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str, changes
         write_scenes(data, scenes, seed)
     paths = {"annotations.path": data / "instances.json", "annotations.images": data / "images"}
     overrides = [f"{name}={json.dumps(str(path))}" for name, path in paths.items()]
-    overrides += [*METHOD, *changes, f"seed={seed}", "shard_rows=4096"]
+    overrides += [*PIPELINE_OPTIONS, *changes, f"seed={seed}", "shard_rows=4096"]
     runner.run(load_config("quickstart", overrides), run, until=until)
     return run
 
@@ -122,7 +122,10 @@ def pairs_of(run: Path, setting: Setting) -> list[PreferencePair]:
         weight = setting.semantic_weight
         joined = weight * scores.semantic + (1 - weight) * scores.localization
         scored.setdefault(candidate.query_id, []).append((candidate, replace(scores, score=joined)))
-    made = [make_pair(query, scored.get(query_id, []), config) for query_id, query in queries.items()]
+    made = [
+        make_pair(query, scored.get(query_id, []), config.pairing, config.prompts)
+        for query_id, query in queries.items()
+    ]
     pairs = [pair for pair in made if isinstance(pair, PreferencePair)]
     if not setting.refine:
         pairs = [_unrefined(pair, candidates) for pair in pairs]
@@ -157,7 +160,7 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
     def each() -> Iterator[TrainingPair]:
         for pair in pairs:
             size_wh = pair.width, pair.height
-            load = RunImage(config.annotations, pair.file_name, size_wh)
+            load = RunImage(config.annotations.image_source, pair.file_name, size_wh)
             yield TrainingPair(
                 pair.query_id, user_turn(pair.prompt), pair.chosen, pair.rejected, load, load.digest, size_wh
             )

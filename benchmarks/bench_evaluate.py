@@ -1,9 +1,9 @@
-"""Claim: `spr evaluate rec --predictions` scores at least 50,000 answers a second on one core, intervals included.
+"""Claim: `spr evaluate rec --predictions` scores at least 50,000 answers per second on one core, intervals included.
 
-Measures CPU time of what the command does after its imports: read MDETR's JSON and the file of answers, match them by
-id, read the boxes, score, bootstrap all figures of all groups, write the result and its items. Beside it a plain Python
-loop with `json` and one regular expression, which gives Acc@0.5 to 0.9 alone: no groups, intervals or problems, and no
-items to compare with.
+Measures the CPU time of everything that the command does after its imports: read MDETR's JSON and the predictions file,
+match the answers by id, read the boxes, score them, bootstrap all metrics of all groups, and write the result and its
+items. The reference is a plain Python loop with `json` and one regular expression that computes only Acc@0.5 to
+Acc@0.9: no groups, intervals or problems, and no items file.
 
     python benchmarks/bench_evaluate.py [--answers 50000] [--repeats 3]
 """
@@ -27,7 +27,7 @@ from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.rec import THRESHOLDS
 from spr.grounding import get_dialect, render_box
 
-PER_IMAGE = {"as RefCOCO, 7 an image": 7, "one an image": 1}
+PER_IMAGE = {"as RefCOCO, 7 per image": 7, "one per image": 1}
 FORMS = {"box alone": "{box}", "phrase and box": "{phrase} {box}."}
 PHRASES = (
     "the man on the left",
@@ -41,7 +41,7 @@ _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 
 
 def make(folder: Path, answers: int, per_image: int, form: str) -> tuple[Path, Path]:
-    """Annotations and shuffled answers: boxes off by some pixels, one in 50 without a box."""
+    """Write annotations and shuffled answers: boxes are off by some pixels, and one answer in 50 has no box."""
     draw = np.random.default_rng(0)
     dialect = get_dialect(DIALECT)
     images, annotations, lines = [], [], []
@@ -69,14 +69,14 @@ def make(folder: Path, answers: int, per_image: int, form: str) -> tuple[Path, P
 
 
 def ours(truth: Path, said: Path) -> dict[str, float]:
-    """The accuracies, as the command finds and writes them."""
+    """The accuracies that the command computes and writes."""
     result = evaluate("rec", truth, predictions=said, dialect=DIALECT)
     made = result.write(said.parent / "result.json")
     return {name: made["metrics"][name]["value"] for name in made["metrics"]}
 
 
 def plain(truth: Path, said: Path) -> dict[str, float]:
-    """The accuracies, one answer at a time."""
+    """The accuracies from a loop over the answers."""
     whole = json.loads(truth.read_text())
     boxes = {entry["image_id"]: entry["bbox"] for entry in whole["annotations"]}
     rows = {str(row["id"]): row for row in whole["images"]}
@@ -101,9 +101,9 @@ WORKS: dict[str, Callable[[Path, Path], dict[str, float]]] = {"ours": ours, "pla
 
 
 def cpu_seconds(work: str, files: tuple[Path, Path], small: tuple[Path, Path]) -> tuple[float, dict[str, float]]:
-    """CPU time of one call in a process of its own, all threads together, and what it found.
+    """CPU seconds of one call in its own process, summed over threads, and the accuracies.
 
-    The small files come first, so that imports are over: pyarrow does some on its first table.
+    The small files are evaluated first, so that no import is measured: pyarrow imports modules with its first table.
     """
     command = [sys.executable, __file__, "--work", work, *map(str, (*small, *files))]
     made = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -112,7 +112,7 @@ def cpu_seconds(work: str, files: tuple[Path, Path], small: tuple[Path, Path]) -
 
 
 def child(work: str, truth: Path, said: Path, *files: Path) -> None:
-    """What the process does."""
+    """Run one measurement: the code of the child process."""
     WORKS[work](truth, said)
     start = time.process_time()
     found = WORKS[work](*files)
@@ -120,7 +120,7 @@ def child(work: str, truth: Path, said: Path, *files: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print a table and one JSON line."""
+    """Measure, and print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -147,7 +147,7 @@ def main() -> None:
                     taken.append((one, two))
                 # Rounded to six digits in the result's file.
                 if any(abs(found[key] - value) > 1e-6 for key, value in expected.items()):
-                    raise SystemExit(f"they disagree: {found} and {expected}")
+                    raise SystemExit(f"the two implementations disagree: {found} and {expected}")
             speeds = [arguments.answers / statistics.median(column) for column in zip(*taken, strict=True)]
             ratio = statistics.median(two / one for one, two in taken)
             print(f"{form_name:<16} {name:<24} {speeds[0]:>10,.0f} {speeds[1]:>13,.0f} {ratio:>16.2f}")

@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from spr.config import make_config
-from spr.pipeline.runner import STAGE_NAMES, run
+from spr.pipeline.runner import run
+from spr.pipeline.stage import STAGES
 from spr.runs.store import StageStore
 
 FORMATS = ("trl", "llava")
@@ -68,7 +69,7 @@ def repeated(source: Path, target: Path, pairs: int) -> int:
     """A copy of a one-shard run whose shard comes again and again, until it has ``pairs`` pairs; returns how many."""
     shutil.copytree(source, target)
     times = max(pairs // StageStore(source / "pairs").finished().rows, 1)
-    for name in STAGE_NAMES:
+    for name in STAGES:
         store = StageStore(target / name)
         manifest = store.finished()
         (shard,) = manifest.shards

@@ -1,13 +1,13 @@
-"""How many descriptions a second `spr.grounding.parse` reads on one core, for each dialect.
+"""Measure how many descriptions per second `spr.grounding.parse` reads on one core, per dialect.
 
-The same made-up descriptions are written in every dialect: 4 or 5 grounded objects each, about 300 characters in
-LLaVA's dialect (other dialects' markup is longer or shorter: the table gives the length). Rounds go through the
-dialects in turn, so that a slow moment of the machine does not fall on one of them; the median round counts. Seconds
-are of CPU time, since what else runs on the machine is not what is measured; the load is printed, as it slows even so.
+The same generated descriptions are written in every dialect. Each has 4 or 5 grounded objects and about 300 characters
+in LLaVA's dialect; the table gives the length in the others. Each round measures all dialects in turn, so that a short
+slowdown of the machine does not affect only one of them, and the median round counts. Times are CPU times, so that
+other processes matter little; the load is printed, since they still slow it down.
 
     python benchmarks/bench_grounding.py [--descriptions 2000] [--rounds 7]
 
-Prints a table, and one JSON line last. The claim is at least 20,000 descriptions a second.
+Prints a table, then one line of JSON. The claim is at least 20,000 descriptions per second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TAIL = "."
 
 
 def describe(rng: random.Random) -> GroundedText:
-    """A made-up description of 4 or 5 objects, one of them with two boxes now and then."""
+    """A generated description of 4 or 5 objects; sometimes one of them has two boxes."""
     text, spans = "", []
     for before, phrase, after in _PARTS[: rng.choice((4, 5))]:
         text += before
@@ -54,7 +54,7 @@ def _box(rng: random.Random) -> Box:
 
 
 def measure(texts: list[str], dialect: str) -> float:
-    """CPU seconds to read all texts once."""
+    """CPU seconds to parse all texts once."""
     started = time.process_time()
     for text in texts:
         parse(text, dialect, SIZE_WH)
@@ -62,7 +62,7 @@ def measure(texts: list[str], dialect: str) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--descriptions", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=7)
@@ -70,7 +70,7 @@ def main() -> None:
     rng = random.Random(0)
     grounded = [describe(rng) for _ in range(args.descriptions)]
     texts = {key: [render(item, key, SIZE_WH) for item in grounded] for key in DIALECTS}
-    for key, lines in texts.items():  # a benchmark of wrong answers is worth nothing
+    for key, lines in texts.items():  # check that the measured work is correct
         for line, item in zip(lines, grounded, strict=True):
             if len(parse(line, key, SIZE_WH, strict=True).boxes) != len(item.boxes):
                 raise SystemExit(f"{key} lost a box of {line!r}")
@@ -88,7 +88,7 @@ def main() -> None:
         slow, fast = args.descriptions / max(seconds[key]), args.descriptions / min(seconds[key])
         print(f"{key:<16} {length:>10.0f} {rate:>15,.0f} {slow:>14,.0f} {fast:>14,.0f}")
     load = os.getloadavg()[0]
-    print(f"{boxes:.2f} boxes a description; target {TARGET:,} a second; slowest {min(rates.values()):,.0f}")
+    print(f"{boxes:.2f} boxes per description; target {TARGET:,} per second; slowest {min(rates.values()):,.0f}")
     print(f"load {load:.1f} on {os.cpu_count()} cores")
     result = {
         "benchmark": "grounding",

@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from spr.embedded.scenes import write_scenes
-from spr.pipeline.runner import STAGE_NAMES
+from spr.pipeline.stage import STAGES
 
 FAKES = ["describer.backend=fake", "scorer.backend=fake", "detector.backend=fake"]
 STAGE = """
@@ -67,7 +67,7 @@ def peaks(config: str, data: Path, out: Path, overrides: list[str]) -> dict[str,
     """MiB at the peak of each stage."""
     paths = [f"annotations.path={data / 'instances.json'}", f"annotations.images={data / 'images'}"]
     found = {}
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         command = [sys.executable, "-c", STAGE, config, str(out), stage, *paths, *overrides]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         found[stage] = int(done.stdout.split()[-1]) / 1024

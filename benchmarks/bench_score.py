@@ -2,7 +2,7 @@
 
 Four ways to score the same descriptions, six a region, with the same models of random weights, taking turns in one run:
 
-- `stage`: `make_scores` from tables and image files to a table.
+- `stage`: `spr.pipeline.score.process` from tables and image files to a table.
 - `bare`: only the forward passes that the stage needs (recorded from a run of it: the same views, pieces of text and
   detector inputs in the same batches), on tensors that are ready, by transformers' own methods.
 - `bare, shared`: the same where texts of one crop also share the detector's backbone, as they do in the stage.
@@ -38,12 +38,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from score_models import SIZES, make_tables, save_clip, save_dino
 from spr.config import Config, make_config
-from spr.core.images import load_image
+from spr.core.images import ImageSource
 from spr.core.views import unshift
 from spr.models.detectors.grounding_dino import GroundingDinoDetector, shared_backbone
 from spr.models.protocols import DetectRequest
 from spr.models.scorers.clip import ClipScorer
-from spr.pipeline.score import make_scores, score_candidate, views_of
+from spr.pipeline.score import process, score_candidate, views_of
 from spr.records import Candidate, RegionQuery, Scores
 from spr.records.schemas import from_table
 
@@ -100,7 +100,7 @@ class Ways:
 
     def stage(self) -> list[Scores]:
         """As `spr run` does it."""
-        return from_table(make_scores(self.tables, self.config, self.scorer, self.detector).table, Scores)
+        return from_table(process(self.tables, self.config, scorer=self.scorer, detector=self.detector).table, Scores)
 
     @torch.inference_mode()
     def bare(self, *, shared: bool = False) -> None:
@@ -130,7 +130,7 @@ class Ways:
         queries = {query.query_id: query for query in from_table(self.tables["regions"], RegionQuery)}
         for candidate in from_table(self.tables["candidates"], Candidate):
             query = queries[candidate.query_id]
-            image = load_image(self.config.annotations.images, query.file_name, (query.width, query.height))
+            image = self.config.annotations.image_source.load(query.file_name, (query.width, query.height))
             window, crop, whole, local = views_of(query, image, 1.5)
             # Each by itself: nothing is batched.
             views = [self.scorer.embed_views([view])[0] for view in (whole, local)]
@@ -138,7 +138,7 @@ class Ways:
             finds = self.detector.detect([DetectRequest(crop, candidate.plain_text)])[0] if self.detector else []
             placed = [type(find)(find.phrase, unshift(find.box, window), find.score) for find in finds]
             s_crop, s_local = (float(view @ text) for view in views)
-            made.append(score_candidate(candidate, query, s_crop, s_local, placed, self.config))
+            made.append(score_candidate(candidate, query, s_crop, s_local, placed, self.config.scoring))
         return made
 
 
@@ -152,7 +152,7 @@ def flops(work: Callable[[], object]) -> int:
 def settle(detector: GroundingDinoDetector, tables: Mapping[str, pa.Table], images: Path) -> None:
     """Choose the threshold by which random weights find about ten boxes, as trained ones do."""
     query = from_table(tables["regions"].slice(0, 1), RegionQuery)[0]
-    image = load_image(images, query.file_name, (query.width, query.height))
+    image = ImageSource(images).load(query.file_name, (query.width, query.height))
     detector.box_threshold = 0.0
     finds = detector.detect([DetectRequest(image, tables["candidates"]["plain_text"][0].as_py())])[0]
     detector.box_threshold = finds[min(10, len(finds) - 1)].score

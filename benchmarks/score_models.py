@@ -52,7 +52,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "batches": (64, 16),
     },
 }
-"""Shapes and batch sizes. ``real``: those of METHOD §1.2 and §4. ``mid``: small enough for one core, and about the same
+"""Shapes and batch sizes. ``real``: those of the paper. ``mid``: small enough for one core, and about the same
 in proportion: CLIP ViT-B/16, and GroundingDINO over Swin-T with half of the layers, seeing crops at a quarter of the
 size.
 

@@ -103,7 +103,7 @@ def test_a_run_folder_of_another_config_names_the_field(config, tmp_path):
 def test_a_stage_that_is_not_there_says_which_command_makes_it(config, tmp_path):
     spr("run", config, "--out", tmp_path / "run", "--until", "objects")
     _, errors = spr("show", tmp_path / "run" / "regions", expect=1)
-    assert "holds no finished stage" in errors
+    assert "does not hold a finished stage" in errors
     assert f"--out {tmp_path / 'run'} --until regions" in errors
 
 

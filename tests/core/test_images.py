@@ -1,4 +1,4 @@
-"""Images: paths that stay in their folder, files that are what the annotations say, pixels as RGB."""
+"""Image files: safe paths, checks against the annotations, and pixels as RGB."""
 
 from __future__ import annotations
 
@@ -15,15 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spr.core.images import (
-    IMAGE_REASONS,
-    ImageProblem,
-    Orientation,
-    check_image,
-    load_image,
-    load_thumbnail,
-    resolve_image,
-)
+from spr.core.images import IMAGE_REASONS, ImageProblem, ImageSource, Orientation
 
 SIZE = (64, 32)
 
@@ -42,11 +34,11 @@ def save(path: Path, image: Image.Image | None = None, *, orientation: int | Non
 
 
 def reason(root: Path, name: str, size_wh: tuple[int, int] = SIZE, **options: Any) -> str:
-    """Why an image is refused, by both functions."""
+    """Why an image is refused, by `load` and by `check`."""
     with pytest.raises(ImageProblem) as caught:
-        load_image(root, name, size_wh, **options)
+        ImageSource(root, **options).load(name, size_wh)
     with pytest.raises(ImageProblem) as checked:
-        check_image(root, name, size_wh, **options)
+        ImageSource(root, **options).check(name, size_wh)
     assert checked.value.reason == caught.value.reason
     assert repr(name) in str(caught.value)
     return caught.value.reason
@@ -66,8 +58,8 @@ def corners(image: Image.Image) -> tuple[str, str, str, str]:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tiff", "ppm"])
 def test_an_image_loads_as_rgb_of_its_size(tmp_path: Path, suffix: str) -> None:
     name = save(tmp_path / f"a.{suffix}")
-    check_image(tmp_path, name, SIZE)
-    image = load_image(tmp_path, name, SIZE)
+    ImageSource(tmp_path).check(name, SIZE)
+    image = ImageSource(tmp_path).load(name, SIZE)
     assert (image.mode, image.size) == ("RGB", SIZE)
     assert corners(image) == ("r", "b", "b", "r")
 
@@ -78,8 +70,8 @@ def test_an_image_in_a_folder_below_and_behind_an_inner_link_loads(tmp_path: Pat
     (tmp_path / "images").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "inner").symlink_to(tmp_path / "real" / "train")
     for name in ("train/a.png", "inner/a.png"):
-        assert load_image(tmp_path / "images", name, SIZE).size == SIZE
-        assert resolve_image(tmp_path / "images", name) == (tmp_path / "real" / "train" / "a.png").resolve()
+        assert ImageSource(tmp_path / "images").load(name, SIZE).size == SIZE
+        assert ImageSource(tmp_path / "images").path(name) == (tmp_path / "real" / "train" / "a.png").resolve()
 
 
 def test_a_path_out_of_the_folder_is_refused_and_never_opened(tmp_path: Path) -> None:
@@ -136,7 +128,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
                 broken[place] = rng.integers(0, 256)
             (tmp_path / "broken").write_bytes(broken)
             try:
-                load_image(tmp_path, "broken", SIZE)
+                ImageSource(tmp_path).load("broken", SIZE)
                 outcomes.add("fine")
             except ImageProblem as problem:
                 outcomes.add(problem.reason)
@@ -161,7 +153,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path, size_wh: 
 
 def test_the_limit_of_pixels_is_an_argument_and_inclusive(tmp_path: Path) -> None:
     name = save(tmp_path / "a.png")
-    assert load_image(tmp_path, name, SIZE, max_pixels=64 * 32).size == SIZE
+    assert ImageSource(tmp_path, max_pixels=64 * 32).load(name, SIZE).size == SIZE
     assert reason(tmp_path, name, SIZE, max_pixels=64 * 32 - 1) == "image_too_large"
 
 
@@ -193,10 +185,10 @@ TURNED = {
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_the_annotated_size_tells_which_way_a_quarter_turn_is_meant(tmp_path: Path, tag: int, suffix: str) -> None:
     name = save(tmp_path / f"a.{suffix}", orientation=tag)
-    check_image(tmp_path, name, (64, 32))
-    check_image(tmp_path, name, (32, 64))
-    assert corners(load_image(tmp_path, name, (64, 32))) == ("r", "b", "b", "r")
-    turned = load_image(tmp_path, name, (32, 64))
+    ImageSource(tmp_path).check(name, (64, 32))
+    ImageSource(tmp_path).check(name, (32, 64))
+    assert corners(ImageSource(tmp_path).load(name, (64, 32))) == ("r", "b", "b", "r")
+    turned = ImageSource(tmp_path).load(name, (32, 64))
     assert (turned.size, corners(turned)) == ((32, 64), TURNED[tag])
     assert reason(tmp_path, name, (64, 64)) == "image_size_differs"
 
@@ -217,8 +209,8 @@ def test_a_turned_square_is_ambiguous(tmp_path: Path) -> None:
 def test_orientation_can_be_applied_or_ignored(tmp_path: Path, tag: int) -> None:
     name = save(tmp_path / "a.jpg", orientation=tag)
     seen = (32, 64) if tag >= 5 else (64, 32)
-    assert corners(load_image(tmp_path, name, seen, orientation="apply")) == TURNED[tag]
-    assert corners(load_image(tmp_path, name, SIZE, orientation="ignore")) == ("r", "b", "b", "r")
+    assert corners(ImageSource(tmp_path, orientation="apply").load(name, seen)) == TURNED[tag]
+    assert corners(ImageSource(tmp_path, orientation="ignore").load(name, SIZE)) == ("r", "b", "b", "r")
     if tag >= 5:
         assert reason(tmp_path, name, SIZE, orientation="apply") == "image_size_differs"
         assert reason(tmp_path, name, (32, 64), orientation="ignore") == "image_size_differs"
@@ -228,7 +220,7 @@ def test_orientation_can_be_applied_or_ignored(tmp_path: Path, tag: int) -> None
 @pytest.mark.parametrize("orientation", ["auto", "apply", "ignore"])
 def test_an_upright_or_unknown_orientation_changes_nothing(tmp_path: Path, tag: int, orientation: Orientation) -> None:
     name = save(tmp_path / "a.jpg", orientation=tag)
-    assert corners(load_image(tmp_path, name, SIZE, orientation=orientation)) == ("r", "b", "b", "r")
+    assert corners(ImageSource(tmp_path, orientation=orientation).load(name, SIZE)) == ("r", "b", "b", "r")
 
 
 def test_a_tiff_with_an_orientation_is_ambiguous(tmp_path: Path) -> None:
@@ -260,36 +252,36 @@ MODES: dict[str, Callable[[], Image.Image]] = {
 @pytest.mark.parametrize("kind", MODES)
 def test_greys_of_every_kind_load_alike(tmp_path: Path, kind: str) -> None:
     name = save(tmp_path / "a.png", MODES[kind]())
-    check_image(tmp_path, name, (3, 1))
-    pixels = np.asarray(load_image(tmp_path, name, (3, 1)))
+    ImageSource(tmp_path).check(name, (3, 1))
+    pixels = np.asarray(ImageSource(tmp_path).load(name, (3, 1)))
     assert pixels.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
 
 
 def test_black_and_white_and_cmyk_load(tmp_path: Path) -> None:
     bits = save(tmp_path / "bits.png", Image.new("1", (2, 2), 1))
-    assert np.asarray(load_image(tmp_path, bits, (2, 2))).min() == 255
+    assert np.asarray(ImageSource(tmp_path).load(bits, (2, 2))).min() == 255
     print_ = save(tmp_path / "print.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
-    check_image(tmp_path, print_, (16, 16))
-    assert corners(load_image(tmp_path, print_, (16, 16))) == ("r", "r", "r", "r")
+    ImageSource(tmp_path).check(print_, (16, 16))
+    assert corners(ImageSource(tmp_path).load(print_, (16, 16))) == ("r", "r", "r", "r")
 
 
 def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
     layer = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
     layer.putpixel((1, 0), (10, 20, 30, 255))
     name = save(tmp_path / "a.png", layer)
-    assert np.asarray(load_image(tmp_path, name, (2, 1))).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    assert np.asarray(ImageSource(tmp_path).load(name, (2, 1))).tolist() == [[[255, 255, 255], [10, 20, 30]]]
     keyed = save(tmp_path / "keyed.png", Image.new("RGB", (1, 1), (9, 9, 9)), transparency=(9, 9, 9))
-    assert load_image(tmp_path, keyed, (1, 1)).getpixel((0, 0)) == (255, 255, 255)
+    assert ImageSource(tmp_path).load(keyed, (1, 1)).getpixel((0, 0)) == (255, 255, 255)
     indexed = save(tmp_path / "indexed.png", palette(), transparency=b"\x00\xff\xff")
-    assert np.asarray(load_image(tmp_path, indexed, (3, 1)))[0, :, 0].tolist() == [255, 128, 255]
+    assert np.asarray(ImageSource(tmp_path).load(indexed, (3, 1)))[0, :, 0].tolist() == [255, 128, 255]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif"])
 @pytest.mark.parametrize("size_wh", [(1, 1), (7, 7), (300, 3)])
 def test_tiny_and_thin_images_load(tmp_path: Path, suffix: str, size_wh: tuple[int, int]) -> None:
     name = save(tmp_path / f"dot.{suffix}", Image.new("RGB", size_wh, (255, 0, 0)))
-    check_image(tmp_path, name, size_wh)
-    assert corners(load_image(tmp_path, name, size_wh)) == ("r", "r", "r", "r")
+    ImageSource(tmp_path).check(name, size_wh)
+    assert corners(ImageSource(tmp_path).load(name, size_wh)) == ("r", "r", "r", "r")
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
@@ -298,7 +290,7 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_image_outlives_its_file(tmp_path: Path) -> None:
-    image = load_image(tmp_path, save(tmp_path / "a.png"), SIZE)
+    image = ImageSource(tmp_path).load(save(tmp_path / "a.png"), SIZE)
     (tmp_path / "a.png").unlink()
     written = io.BytesIO()
     image.save(written, "PNG")
@@ -317,10 +309,10 @@ def test_a_thumbnail_is_the_image_made_small(tmp_path: Path, suffix: str, side: 
     ramp = np.add.outer(np.arange(600) / 600 * 120, np.arange(900) / 900 * 120).astype(np.uint8)
     picture = Image.fromarray(np.stack([ramp, 255 - ramp, ramp // 2], axis=-1))
     name = save(tmp_path / f"a.{suffix}", picture, **({"quality": 95} if suffix == "jpg" else {}))
-    small = load_thumbnail(tmp_path, name, (900, 600), side=side)
+    small = ImageSource(tmp_path).thumbnail(name, (900, 600), side)
     # 900×600 to a longer side of 640, 100 and 33.
     assert small.size == {640: (640, 427), 100: (100, 67), 33: (33, 22)}[side]
-    whole = load_image(tmp_path, name, (900, 600)).resize(small.size, Image.Resampling.BOX)
+    whole = ImageSource(tmp_path).load(name, (900, 600)).resize(small.size, Image.Resampling.BOX)
     difference = np.abs(np.asarray(small).astype(int) - np.asarray(whole).astype(int))
     # Smooth ramps: JPEG's own scaling and another filter change no pixel by much.
     assert difference.max() <= 6
@@ -328,9 +320,9 @@ def test_a_thumbnail_is_the_image_made_small(tmp_path: Path, suffix: str, side: 
 
 def test_a_thumbnail_is_never_larger_than_its_image_and_may_be_a_line(tmp_path: Path) -> None:
     name = save(tmp_path / "a.png")
-    assert load_thumbnail(tmp_path, name, SIZE, side=640).size == SIZE
+    assert ImageSource(tmp_path).thumbnail(name, SIZE, 640).size == SIZE
     line = save(tmp_path / "b.png", Image.new("RGB", (900, 1)))
-    assert load_thumbnail(tmp_path, line, (900, 1), side=90).size == (90, 1)
+    assert ImageSource(tmp_path).thumbnail(line, (900, 1), 90).size == (90, 1)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -339,10 +331,10 @@ def test_a_thumbnail_is_turned_as_the_image_is(tmp_path: Path, suffix: str) -> N
     big.paste((0, 0, 255), (320, 0, 640, 320))
     # Stored lying with red on the left; a quarter turn clockwise (6) brings red to the top.
     name = save(tmp_path / f"a.{suffix}", big, orientation=6)
-    small = load_thumbnail(tmp_path, name, (320, 640), side=64)
+    small = ImageSource(tmp_path).thumbnail(name, (320, 640), 64)
     assert small.size == (32, 64)
     assert corners(small) == ("r", "r", "b", "b")
-    assert corners(load_image(tmp_path, name, (320, 640))) == ("r", "r", "b", "b")
+    assert corners(ImageSource(tmp_path).load(name, (320, 640))) == ("r", "r", "b", "b")
 
 
 def test_a_thumbnail_is_refused_for_the_reasons_of_its_image(tmp_path: Path) -> None:
@@ -356,5 +348,5 @@ def test_a_thumbnail_is_refused_for_the_reasons_of_its_image(tmp_path: Path) -> 
         (name, SIZE, {"max_pixels": 100}),
     ):
         with pytest.raises(ImageProblem) as caught:
-            load_thumbnail(tmp_path, file_name, size_wh, side=16, **options)
+            ImageSource(tmp_path, **options).thumbnail(file_name, size_wh, 16)
         assert caught.value.reason == reason(tmp_path, file_name, size_wh, **options)

@@ -55,7 +55,7 @@ def test_an_anchor_with_a_shape_that_others_share_is_called_by_colour_and_shape(
     assert not any(e.endswith(" the star") for e in expressions(scene, 0))
 
 
-def test_mdetr_json_holds_one_image_entry_and_one_box_an_expression(tmp_path) -> None:
+def test_mdetr_json_has_one_image_entry_and_one_box_per_expression(tmp_path) -> None:
     write_scenes(tmp_path, n=4, seed=3)
     data = json.loads((tmp_path / "expressions.json").read_text())
     assert len(data["images"]) == len(data["annotations"]) > 4

@@ -102,6 +102,6 @@ def test_the_seeds_of_the_training_are_refused(tmp_path, seed: int) -> None:
         write_scenes(tmp_path, n=1, seed=seed)
 
 
-def test_no_scenes_are_refused(tmp_path) -> None:
+def test_zero_scenes_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="--n"):
         write_scenes(tmp_path, n=0, seed=0)

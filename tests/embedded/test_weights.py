@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, CLIPModel, OwlViTForObjectDetection
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPModel, OwlViTForObjectDetection
 
 from spr.embedded.scenes import make_scene
 from spr.embedded.sprites import CATEGORIES
-from spr.embedded.texts import PROMPTS
 from spr.grounding import parse
 from tools.embedded.evaluate_describer import (
     DIALECT,
@@ -21,9 +20,12 @@ from tools.embedded.evaluate_describer import (
     placed_boxes,
     region_questions,
     view,
+    window_size,
 )
 from tools.embedded.evaluate_detector import detect
-from tools.embedded.models import weights_folder
+from tools.embedded.models import IMAGE_TOKENS, weights_folder
+from tools.embedded.texts import PROMPTS
+from tools.embedded.vocabulary import IMAGE
 
 MODELS = ("describer", "scorer", "detector")
 
@@ -65,8 +67,7 @@ def test_the_describer_describes_a_region_and_finds_an_object() -> None:
     found = {"full": 0, "crop_objects": 0}
     asked = 0
     for question, answer in zip(questions, answers, strict=True):
-        size = (question.window[2] - question.window[0], question.window[3] - question.window[1])
-        grounded = parse(answer, DIALECT, size)
+        grounded = parse(answer, DIALECT, window_size(question.window))
         assert grounded.problems == ()
         said = placed_boxes(grounded.spans, question.window)
         found[question.kind] += hits(scenes[question.scene], question.objects, said, 0.5)
@@ -108,15 +109,25 @@ def test_the_detector_finds_most_objects_of_a_scene() -> None:
     assert found >= 0.7 * objects
 
 
-def test_the_general_describer_reads_the_embedded_model_as_its_own_processor_does() -> None:
+def test_the_general_processor_gives_the_embedded_model_its_65_tokens_and_one_square_image() -> None:
     from spr.models.image_processors import encode, load_processor
-    from tools.embedded.processor import SceneProcessor
 
     folder = weights_folder("describer")
-    general, own = load_processor(folder, "llava_onevision"), SceneProcessor.from_pretrained(folder)
+    processor, tokenizer = load_processor(folder, "llava_onevision"), AutoTokenizer.from_pretrained(folder)
     images = [Image.fromarray(make_scene(7, 0).image), Image.fromarray(make_scene(7, 1).image[:60, :90])]
-    texts = [own.prompt("Where is the red circle?"), own.prompt(PROMPTS["crop"])]
-    expected, made = own(images, texts), encode(general, texts, images)
-    assert set(made) == set(expected)
-    for name, tensor in expected.items():
-        assert torch.equal(made[name], tensor), name
+    prompts = ["Where is the red circle?", PROMPTS["crop"]]
+    content = [[{"type": "image"}, {"type": "text", "text": prompt}] for prompt in prompts]
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True, tokenize=False)
+        for c in content
+    ]
+    assert all(text.count(IMAGE) == 1 for text in texts)
+    expanded = [text.replace(IMAGE, IMAGE * IMAGE_TOKENS) for text in texts]
+    expected = tokenizer(expanded, padding=True, return_tensors="pt", return_token_type_ids=False)
+    inputs = encode(processor, texts, images)
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values", "image_sizes"}
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+    assert torch.equal(inputs["attention_mask"], expected["attention_mask"])
+    assert inputs["image_sizes"].tolist() == [[112, 112], [60, 90]]
+    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=images, return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], pixels["pixel_values"])

@@ -1,14 +1,15 @@
-"""Runs beside each other, from their files: matched by id, with what differs between their protocols."""
+"""Comparing result files: items are matched by id, and differences between protocols are listed."""
 
 import json
 
 import numpy as np
 import pytest
 
+from spr.core import FORMAT_VERSION
 from spr.core.errors import InputError
 from spr.evaluation.compare import compare, load_results, table
 from spr.evaluation.metrics import Share
-from spr.evaluation.result import FORMAT_VERSION, Result, read_items
+from spr.evaluation.result import Result, read_items
 
 
 def result(right, ids=None, **protocol):
@@ -37,7 +38,7 @@ def test_the_difference_is_that_of_the_items_that_both_have(tmp_path):
     assert any("only the items that both have: a has 4, b has 3" in line for line in table(found))
 
 
-def test_protocols_that_differ_are_told_and_the_model_may(tmp_path):
+def test_differences_between_protocols_are_listed_except_the_model(tmp_path):
     result([1, 0], model="m@1", temperature=0).write(tmp_path / "a.json")
     result([1, 0], model="m+adapter", temperature=1.0, dialect="llava").write(tmp_path / "b.json")
     (found,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
@@ -65,7 +66,7 @@ def test_a_run_is_its_evaluation_before_and_after(tmp_path):
     assert [c.other for c in compare([run, tmp_path / "other.json"])] == ["run after", "other"]
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_results_with_the_same_name_are_numbered(tmp_path):
     for name in ("a", "b"):
         result([1, 0]).write(tmp_path / name / "rec.json")
     (found,) = compare([tmp_path / "a" / "rec.json", tmp_path / "b" / "rec.json"])

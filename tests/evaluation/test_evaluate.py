@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, GroundingError
 from spr.core.images import ImageSource
 from spr.evaluation.task import TASKS, evaluate
@@ -18,7 +19,7 @@ class Fixed(FakeDescriber):
     """Gives one answer to every question."""
 
     def __init__(self, answer, dialect="ferret", temperature=None):
-        super().__init__(dialect)
+        super().__init__(DescriberConfig(backend="fake", dialect=dialect))
         self.answer, self.temperature = answer, temperature
 
     def describe(self, requests):

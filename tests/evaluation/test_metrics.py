@@ -1,4 +1,4 @@
-"""Figures, intervals and p-values against numbers worked out by hand or known in closed form."""
+"""Metrics, intervals and p-values against values computed by hand or known in closed form."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     assert intervals(bootstrap([share], clusters)) != intervals(bootstrap([share], clusters, seed=1))
 
 
-def test_resamples_without_anything_to_divide_by_are_left_out():
+def test_resamples_without_a_value_are_ignored():
     # Only the first image has objects; a resample without it has no recall.
     draws = bootstrap([Share.ratio([1, 0], [2, 0]), Share.ratio([0, 0], [0, 0])], np.array([0, 1]))
     found = intervals(draws)
@@ -77,13 +77,13 @@ def test_resamples_without_anything_to_divide_by_are_left_out():
     assert np.isnan(draws[:, 0]).any()
 
 
-def test_equal_runs_have_a_p_value_of_one_and_an_interval_of_nothing():
+def test_equal_results_have_a_p_value_of_one_and_an_empty_interval():
     share = Share.mean(np.arange(100) % 3 == 0)
     difference = paired_difference(share, Share.mean(share.parts.copy()), np.arange(100))
     assert (difference.value, difference.ci95, difference.p) == (0.0, (0.0, 0.0), 1.0)
 
 
-def test_the_p_value_is_near_that_of_the_sign_test():
+def test_the_p_value_is_close_to_that_of_the_sign_test():
     # Of 200 items A is right on 100; B turns 10 wrong ones right and 2 right ones wrong: +8/200. Of the 12 that differ
     # 10 speak for B: the two-sided sign test with mid-p gives 2 (P(X ≥ 11) + ½ P(X = 10)) = 0.0225, the normal
     # approximation of the paired difference z = 8 / √(12 − 64/200) = 2.34, p = 0.019.
@@ -104,6 +104,6 @@ def test_pairing_finds_what_separate_intervals_hide():
     assert difference.p == pytest.approx(2 / 10_001)  # none of 10,000 differences is 0 or less
 
 
-def test_a_difference_of_nothing_is_none():
+def test_the_difference_from_a_metric_without_a_value_is_none():
     empty = Share.ratio([0.0], [0.0])
     assert paired_difference(empty, Share.mean([1.0]), np.array([0])) is None

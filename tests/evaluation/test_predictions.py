@@ -1,4 +1,4 @@
-"""Files of answers: matched by id whatever their order, and every problem counted and named."""
+"""Predictions files: answers are matched by id in any order, and every problem is counted and listed."""
 
 import json
 import random
@@ -59,14 +59,14 @@ def test_missing_doubled_unknown_and_other_problems_are_counted_and_named(file):
     }
 
 
-def test_bytes_that_are_no_utf_8_spoil_their_own_line_only(file):
+def test_invalid_utf_8_affects_only_its_own_line(file):
     file.write_bytes(b'{"id": "0", "answer": "\xff\xfe"}\n{"id": "1", "answer": "fine"}\n')
     answers = read_predictions(file, IDS[:2])
     assert answers.texts == [None, "fine"]
     assert answers.problems == {"not_json": ["line 1"], "missing": ["0"]}
 
 
-def test_other_programs_names_of_fields_are_known(file):
+def test_the_field_names_of_other_programs_are_read(file):
     # LLaVA's and Ferret's files.
     answers = read_predictions(write(file, [{"question_id": 0, "text": "a", "prompt": "?"}]), ["0"])
     assert answers.texts == ["a"]
@@ -78,7 +78,7 @@ def test_other_programs_names_of_fields_are_known(file):
     assert answers.texts == ["c"]
 
 
-def test_a_folder_is_all_of_its_files(tmp_path):
+def test_a_folder_means_all_json_lines_files_in_it(tmp_path):
     write(tmp_path / "0_of_2.jsonl", [{"id": "1", "answer": "b"}])
     write(tmp_path / "1_of_2.jsonl", [{"id": "0", "answer": "a"}])
     (tmp_path / "metric.json").write_text("not ours")
@@ -95,7 +95,7 @@ def test_a_folder_is_all_of_its_files(tmp_path):
         ('{"id": "a", "answer": ""}\n{"id": "b", "answer": ""}\n', "No answer in"),
     ],
 )
-def test_files_that_can_not_be_meant_are_refused(file, content, message):
+def test_files_without_usable_predictions_are_refused(file, content, message):
     file.write_text(content)
     with pytest.raises(InputError, match=message):
         read_predictions(file, IDS)
@@ -106,7 +106,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         read_predictions(tmp_path / "gone.jsonl", IDS)
 
 
-def test_a_written_prediction_is_read_again(file):
+def test_a_written_prediction_can_be_read_back(file):
     box = (1.0, 2.0, 3.00004, 4.0)
     text = 'a "dog" — <b>\u2028[1, 2, 3, 4]\n' + "x" * 100_000
     made = Prediction("0", text, "Where?", "1.jpg", (box,), ("a dog",), ("offset 3",), "m@1", "ferret")
@@ -118,7 +118,7 @@ def test_a_written_prediction_is_read_again(file):
     assert row["prompt"] == "Where?"
 
 
-def test_an_answer_that_was_never_given_is_written_as_null(file):
+def test_a_question_that_was_not_asked_is_written_with_a_null_answer(file):
     file.write_text(Prediction("0", None).to_line() + Prediction("1", "a").to_line())
     assert read_predictions(file, ["0", "1"]).problems == {"not_text": ["0"]}
 

@@ -1,4 +1,4 @@
-"""Phrase grounding, referring and POPE: their files, their questions, and what wrong files get."""
+"""Phrase grounding, referring and POPE: their files, their questions, and errors for invalid files."""
 
 import json
 import random
@@ -7,6 +7,7 @@ import re
 import pytest
 from PIL import Image
 
+from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.ferret_rules import entities
 from spr.evaluation.lvis_questions import write_lvis_questions
@@ -26,7 +27,7 @@ class Says(FakeDescriber):
     """Answers by what is asked."""
 
     def __init__(self, answers, dialect="ferret"):
-        super().__init__(dialect)
+        super().__init__(DescriberConfig(backend="fake", dialect=dialect))
         self.answers, self.asked = answers, []
 
     def describe(self, requests):
@@ -222,7 +223,7 @@ def test_lvis_questions_are_decided_by_the_seed_and_their_wrong_names_are_not_in
     assert write_lvis_questions(lvis, tmp_path / "b.jsonl", min_area=200) == 1
 
 
-def test_lvis_files_of_something_else_are_refused(lvis, tmp_path):
+def test_files_that_are_not_lvis_json_are_refused(lvis, tmp_path):
     for content, message in (
         ("{}", "is not LVIS JSON"),
         ('{"images": [], "annotations": [], "categories": []}', "nothing to ask"),
@@ -265,7 +266,7 @@ def test_referring_is_asked_scored_and_read_again(lvis, images, tmp_path):
     assert evaluate("referring", items, predictions=tmp_path / made["answers"]).metrics == result.metrics
 
 
-def test_answers_of_100_kilobytes_are_read_as_the_rule_says():
+def test_answers_of_100_kilobytes_are_read_by_the_published_rule():
     # The published patterns, where they are fast enough, are the yardstick.
     draw = random.Random(2)
     for _ in range(400):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from spr.config import PromptsConfig
 from spr.core.errors import InputError
-from spr.core.images import reads_alike
+from spr.core.images import ImageSource
 from spr.exports.texts import texts_of, with_pixels
 from spr.exports.writing import export
 from spr.grounding import get_dialect
@@ -79,7 +79,7 @@ def test_embedded_images_are_what_the_pipeline_saw(odd_run, tmp_path):
         assert image.size == SIZE
         assert (image.getpixel((10, 100)), image.getpixel((150, 100))) == EXPECTED[row["file_name"]]
         assert image.getexif().get(0x0112) is None
-    alike = {name: reads_alike(dataset.images, name) for name in EXPECTED}
+    alike = {name: ImageSource(dataset.images).reads_alike(name) for name in EXPECTED}
     assert [name for name, plain in alike.items() if plain] == ["plain.png"]
 
 

@@ -10,7 +10,7 @@ from datasets import load_dataset
 
 from spr.config import load_config
 from spr.core.errors import ConfigError
-from spr.core.images import load_image
+from spr.core.images import ImageSource
 from spr.exports.formats import ExportRow, ImageFile, Labels, Texts
 from spr.exports.parquet import ParquetWriter
 from spr.exports.trl import FORMAT as TRL
@@ -41,7 +41,7 @@ def test_trl_rows_come_back_as_conversations_with_their_images(exported, small_r
             answer = [{"type": "text", "text": getattr(pair, side)}]
             assert row[side] == [{"role": "assistant", "content": answer}]
         (image,) = row["images"]
-        seen = load_image(root, pair.file_name, (pair.width, pair.height))
+        seen = ImageSource(root).load(pair.file_name, (pair.width, pair.height))
         assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(seen))
         assert (row["query_id"], row["width"], row["height"]) == (pair.query_id, 200, 160)
         assert row["region"] == list(pair.region)

@@ -6,9 +6,11 @@ their own, which look for entry points when they start.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,3 +187,15 @@ def test_a_dialect_registered_in_this_process_works_and_its_name_is_checked():
             get_dialect("theirs")
     finally:
         DIALECTS.unregister("theirs")
+
+
+def test_the_dialect_in_the_docs_reads_and_writes_its_example():
+    page = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(# my_package/dialects\.py\n.*?)```", page, re.DOTALL)
+    names: dict[str, Dialect] = {}
+    exec(block, names)  # noqa: S102 - the page's own code
+    mine = names["CORNERS"]
+    grounded = parse(mine.example, mine, (640, 480), strict=True)
+    assert (grounded.plain_text, grounded.boxes) == ("a dog", ((64.0, 72.0, 192.0, 96.0),))
+    assert render(grounded, mine, (640, 480)) == mine.example
+    assert mine.with_options(padded=True).spec == "corners"  # it is not registered here, so nothing differs from it

@@ -113,7 +113,7 @@ def test_a_box_without_a_phrase_is_kept_and_reported() -> None:
 
 
 @pytest.mark.parametrize("key", DIALECTS)
-def test_an_answer_that_is_but_one_box_is_fine(key: str) -> None:
+def test_an_answer_of_one_box_alone_has_no_problem(key: str) -> None:
     text = render(GroundedText("", (Span("", 0, 0, ((100, 100, 500, 500),)),)), key, SIZE)
     grounded = parse(text, key, SIZE, strict=True)
     assert grounded.plain_text == ""
@@ -133,7 +133,7 @@ def test_tags_that_are_not_closed_or_not_opened_are_reported() -> None:
     assert problems == [(0, "<ref>a dog"), (52, "</box>"), (59, "<box>(1,2),(3 ")]
 
 
-def test_what_stands_in_box_tags_but_is_no_box_is_reported() -> None:
+def test_text_in_box_tags_that_is_not_a_box_is_reported() -> None:
     text = "<ref>a dog</ref><box>(1,2),(3,4),(5,6)</box> <ref>a cat</ref><box></box>"
     assert found(text, "qwen_vl") == (
         "a dog a cat",

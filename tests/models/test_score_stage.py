@@ -8,7 +8,7 @@ from spr.config import make_config
 from spr.models.detectors.grounding_dino import GroundingDinoDetector
 from spr.models.scorers.clip import ClipScorer
 from spr.pipeline import decoding
-from spr.pipeline.score import make_scores
+from spr.pipeline.score import process
 from spr.records import Candidate, RegionObject, RegionQuery, Scores
 from spr.records.schemas import from_table, to_table
 
@@ -41,7 +41,7 @@ def scores(tables, folder, clip_folder, dino_folder, batch_size):
     config = make_config({"annotations": paths, "describer": {"backend": "fake"}})
     scorer = ClipScorer(clip_folder, device="cpu", batch_size=batch_size)
     detector = GroundingDinoDetector(dino_folder, device="cpu", batch_size=batch_size, box_threshold=0.3)
-    return from_table(make_scores(tables, config, scorer, detector).table, Scores)
+    return from_table(process(tables, config, scorer=scorer, detector=detector).table, Scores)
 
 
 def test_batches_padding_and_groups_change_no_score(tables, tmp_path, clip_folder, grounding_dino_folder, monkeypatch):

@@ -9,7 +9,7 @@ from spr.config import DescriberConfig
 from spr.core.errors import RunError
 from spr.grounding import get_dialect
 from spr.models.protocols import DescribeRequest
-from spr.pipeline.answers import KeptAnswers
+from spr.pipeline.answers import AnswerJournal
 from spr.records import RegionObject, RegionQuery
 
 SETTINGS = DescriberConfig(backend="fake")
@@ -50,8 +50,8 @@ def said(*seeds):
 
 def test_what_was_answered_is_not_asked_again(tmp_path):
     file, model = tmp_path / "deep" / "u.jsonl", Asked()
-    assert KeptAnswers(model, file, SETTINGS).describe([request(k) for k in (1, 2)]) == said(1, 2)
-    again = KeptAnswers(model, file, SETTINGS)
+    assert AnswerJournal(model, file, SETTINGS).describe([request(k) for k in (1, 2)]) == said(1, 2)
+    again = AnswerJournal(model, file, SETTINGS)
     assert again.describe([request(k) for k in (3, 2, 1, 4)]) == said(3, 2, 1, 4)
     assert again.describe([request(4)]) == said(4)
     assert model.calls == [[1, 2], [3, 4]]
@@ -61,9 +61,11 @@ def test_what_was_answered_is_not_asked_again(tmp_path):
 def test_answers_that_come_one_by_one_are_kept_one_by_one(tmp_path):
     model = OneByOne()
     with pytest.raises(ConnectionError):
-        KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(k) for k in (1, 2, 3, 4)])
+        AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(k) for k in (1, 2, 3, 4)])
     whole = Asked()
-    assert KeptAnswers(whole, tmp_path / "u", SETTINGS).describe([request(k) for k in (1, 2, 3, 4)]) == said(1, 2, 3, 4)
+    assert AnswerJournal(whole, tmp_path / "u", SETTINGS).describe([request(k) for k in (1, 2, 3, 4)]) == said(
+        1, 2, 3, 4
+    )
     assert (model.calls, whole.calls) == ([[1], [2]], [[3, 4]])
 
 
@@ -74,8 +76,8 @@ def test_answers_that_come_one_by_one_are_kept_one_by_one(tmp_path):
 )
 def test_each_part_of_a_request_makes_another_answer(other, tmp_path):
     model = Asked()
-    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(1)])
-    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([other])
+    AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(1)])
+    AnswerJournal(model, tmp_path / "u", SETTINGS).describe([other])
     assert len(model.calls) == 2
 
 
@@ -85,26 +87,26 @@ def test_each_part_of_a_request_makes_another_answer(other, tmp_path):
 )
 def test_the_sampling_makes_another_answer_and_the_batch_size_does_not(change, tmp_path):
     model = Asked()
-    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(1)])
-    KeptAnswers(model, tmp_path / "u", SETTINGS.model_copy(update=change)).describe([request(1)])
+    AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(1)])
+    AnswerJournal(model, tmp_path / "u", SETTINGS.model_copy(update=change)).describe([request(1)])
     assert len(model.calls) == (1 if "batch_size" in change else 2)
 
 
 def test_another_model_makes_another_answer(tmp_path):
     model = Asked()
-    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(1)])
+    AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(1)])
     model.name = "asked@2"
-    KeptAnswers(model, tmp_path / "u", SETTINGS).describe([request(1)])
+    AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(1)])
     assert len(model.calls) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30, 60])
 def test_a_line_that_a_crash_tore_is_asked_again_and_no_other(cut, tmp_path):
     file, model = tmp_path / "u", Asked()
-    KeptAnswers(model, file, SETTINGS).describe([request(k) for k in (1, 2, 3)])
+    AnswerJournal(model, file, SETTINGS).describe([request(k) for k in (1, 2, 3)])
     file.write_bytes(file.read_bytes()[:-cut])
     for _ in range(2):  # what is written behind the torn line is whole
-        assert KeptAnswers(model, file, SETTINGS).describe([request(k) for k in (1, 2, 3)]) == said(1, 2, 3)
+        assert AnswerJournal(model, file, SETTINGS).describe([request(k) for k in (1, 2, 3)]) == said(1, 2, 3)
     # Without the newline alone the line is whole.
     assert model.calls == ([[1, 2, 3]] if cut == 1 else [[1, 2, 3], [3]])
 
@@ -112,15 +114,15 @@ def test_a_line_that_a_crash_tore_is_asked_again_and_no_other(cut, tmp_path):
 def test_lines_of_another_kind_are_passed_over(tmp_path):
     file, model = tmp_path / "u", Asked()
     file.write_bytes(b'\xff\xfe\n[]\n{"key": 1, "answer": "x"}\n\n' + json.dumps({"key": "x"}).encode())
-    assert KeptAnswers(model, file, SETTINGS).describe([request(1)]) == said(1)
-    assert KeptAnswers(model, file, SETTINGS).describe([request(1)]) == said(1)
+    assert AnswerJournal(model, file, SETTINGS).describe([request(1)]) == said(1)
+    assert AnswerJournal(model, file, SETTINGS).describe([request(1)]) == said(1)
     assert model.calls == [[1]]
 
 
 def test_a_file_that_can_not_be_used_is_one_clear_error(tmp_path):
     (tmp_path / "u").mkdir()
     with pytest.raises(RunError, match="can't be read"):
-        KeptAnswers(Asked(), tmp_path / "u", SETTINGS)
+        AnswerJournal(Asked(), tmp_path / "u", SETTINGS)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"can't be (read|written)"):
-        KeptAnswers(Asked(), tmp_path / "file" / "u", SETTINGS).describe([request(1)])
+        AnswerJournal(Asked(), tmp_path / "file" / "u", SETTINGS).describe([request(1)])

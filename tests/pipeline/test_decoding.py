@@ -3,7 +3,6 @@
 import pytest
 from PIL import Image
 
-from spr.config import make_config
 from spr.pipeline import decoding
 from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.records import RegionObject, RegionQuery
@@ -23,17 +22,19 @@ def test_a_group_ends_when_it_has_enough_items_or_enough_pixels():
 
 
 @pytest.mark.usefixtures("small")
-def test_large_images_are_decoded_less_far_ahead(tmp_path, monkeypatch):
+def test_fewer_large_images_are_decoded_ahead():
     loaded = []
-    monkeypatch.setattr(
-        decoding, "load_image", lambda _root, name, size, **_: loaded.append(name) or Image.new("RGB", size)
-    )
-    settings = make_config({"annotations": {"path": "-", "images": str(tmp_path)}}).annotations
+
+    class Images:
+        def load(self, file_name, size_wh):
+            loaded.append(file_name)
+            return Image.new("RGB", size_wh)
+
     things = (RegionObject("1", "cat", (0, 0, 5, 5), inside=True),)
     queries = [RegionQuery(f"{k}/0", str(k), f"{k}.png", 6, 6, (0, 0, 5, 5), "1", things) for k in range(20)]
-    images = decode_ahead(queries, settings)
-    # 36 pixels each: the third takes what waits over 100, so that the first must be taken.
-    assert next(images).queries[0].image_id == "0"
+    images = decode_ahead(queries, Images())
+    # 36 pixels each: the third exceeds 100, so the first is due before a fourth is decoded.
+    assert next(images)[0][0].image_id == "0"
     assert len(loaded) <= 3
-    assert [decoded.queries[0].image_id for decoded in images] == [str(k) for k in range(1, 20)]
+    assert [group[0].image_id for group, _ in images] == [str(k) for k in range(1, 20)]
     assert sorted(loaded) == sorted(f"{k}.png" for k in range(20))

@@ -9,10 +9,10 @@ from PIL import Image
 from spr.config import make_config
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
-from spr.pipeline.describe import make_candidates, training_prompt
-from spr.pipeline.pair import make_pair, make_pairs
+from spr.pipeline import describe, pair, score
+from spr.pipeline.describe import training_prompt
+from spr.pipeline.pair import make_pair
 from spr.pipeline.runner import run
-from spr.pipeline.score import make_scores
 from spr.records import Candidate, Detection, PreferencePair, RegionObject, RegionQuery, Scores, Span
 from spr.records.schemas import from_table, to_table
 from spr.runs.store import StageStore
@@ -32,6 +32,7 @@ def config(tmp_path):
     return make_config(
         {
             "annotations": {"path": str(tmp_path / "a.json"), "images": str(tmp_path)},
+            "detector": {"backend": "none"},
             "describer": {"backend": "fake", "samples": {"full": 1, "crop": 1, "crop_objects": 1}},
             "prompts": {"full": "Where? {region}", "crop": "What?", "crop_objects": "These:\n{objects}"},
         }
@@ -53,7 +54,7 @@ class Says:
 
 
 def candidates_of(describer, config):
-    output = make_candidates({"regions": to_table([QUERY], RegionQuery)}, config, describer)
+    output = describe.process({"regions": to_table([QUERY], RegionQuery)}, config, describer=describer)
     return from_table(output.table, Candidate), [(d["id"], d["reason"]) for d in output.dropped.to_pylist()]
 
 
@@ -153,7 +154,7 @@ def candidate(number, *spans, text=None, plain=None):
 
 def scores_of(candidates, config, scorer=None, detector=None):
     tables = {"regions": to_table([QUERY], RegionQuery), "candidates": to_table(candidates, Candidate)}
-    return from_table(make_scores(tables, config, scorer or FakeScorer(), detector).table, Scores)
+    return from_table(score.process(tables, config, scorer=scorer or FakeScorer(), detector=detector).table, Scores)
 
 
 def test_views_and_equal_texts_are_embedded_once_and_the_detector_is_asked_once_a_text(config):
@@ -222,7 +223,8 @@ BEST = ("a cup", (21, 20, 40, 40))
 
 def test_the_best_refined_is_chosen_and_the_worst_as_it_is_rejected(config):
     middle = scored(1, 0.5, ("a cup", (1, 1, 2, 2)))
-    pair = make_pair(QUERY, [scored(0, 0.1, ("a pot", (0, 0, 9, 9))), middle, scored(2, 0.75, BEST)], config)
+    rows = [scored(0, 0.1, ("a pot", (0, 0, 9, 9))), middle, scored(2, 0.75, BEST)]
+    pair = make_pair(QUERY, rows, config.pairing, config.prompts)
     assert pair.chosen == "a cup [0.20, 0.20, 0.40, 0.40]"
     assert pair.rejected == "text 0"
     assert (pair.chosen_candidate, pair.rejected_candidate) == ("7/0/full2", "7/0/full0")
@@ -254,7 +256,7 @@ def test_the_best_refined_is_chosen_and_the_worst_as_it_is_rejected(config):
 )
 def test_queries_without_a_pair_have_a_reason(config, rows, settings, reason):
     config = config.model_copy(update={"pairing": config.pairing.model_copy(update=settings)})
-    assert make_pair(QUERY, rows, config) == reason
+    assert make_pair(QUERY, rows, config.pairing, config.prompts) == reason
 
 
 def test_thresholds_are_met_at_equality(config):
@@ -262,12 +264,12 @@ def test_thresholds_are_met_at_equality(config):
         update={"pairing": config.pairing.model_copy(update={"min_margin": 0.25, "max_length_ratio": 2.5})}
     )
     rows = [scored(0, 0.5, BEST), scored(1, 0.25, plain="a b c d e")]
-    assert isinstance(make_pair(QUERY, rows, config), PreferencePair)
+    assert isinstance(make_pair(QUERY, rows, config.pairing, config.prompts), PreferencePair)
 
 
 def test_equal_scores_are_decided_by_the_id_whatever_the_order(config):
     rows = [scored(k, 0.5, ("a cup", (21 + k / 8, 20, 40, 40))) for k in range(3)]
-    pairs = [make_pair(QUERY, order, config) for order in (rows, rows[::-1])]
+    pairs = [make_pair(QUERY, order, config.pairing, config.prompts) for order in (rows, rows[::-1])]
     assert pairs[0] == pairs[1]
     assert (pairs[0].chosen_candidate, pairs[0].rejected_candidate) == ("7/0/full0", "7/0/full2")
 
@@ -280,7 +282,7 @@ def test_the_pair_stage_names_each_query_without_a_pair(config):
         "candidates": to_table([c for c, _ in rows], Candidate),
         "scores": to_table([s for _, s in rows], Scores),
     }
-    output = make_pairs(tables, config)
+    output = pair.process(tables, config)
     assert len(output.table) == 1
     assert [(d["id"], d["kind"], d["reason"]) for d in output.dropped.to_pylist()] == [
         ("7/1", "query", "fewer_than_two_candidates")

@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from spr.annotations import CrowdFinds
+from spr.annotations import CrowdDetections
 from spr.config import make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
-from spr.pipeline.objects import look_in_crowds, make_objects, plan_objects
+from spr.pipeline.objects import detect_in_crowds, make_objects, plan_objects
 from spr.pipeline.runner import run
 from spr.records import Detection, ImageObjects
 from spr.records.schemas import from_table
@@ -42,10 +42,10 @@ class Scene:
     def objects(self, detector=None, **settings):
         section = {"path": str(self.folder / "a.json"), "images": str(self.folder), **settings}
         section |= {"crowds": "detect" if detector else "drop"}
-        config = make_config({"annotations": section})
-        plan = plan_objects(config, Progress("", stream=io.StringIO()))
+        settings = make_config({"annotations": section}).annotations
+        plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
         drops = plan.dropped.to_pylist()
-        output = make_objects({"source": plan.rows(0, len(plan.ids))}, config, detector=detector)
+        output = make_objects(plan.rows(0, len(plan.ids)), settings, detector)
         drops += output.dropped.to_pylist()
         images = from_table(output.table, ImageObjects)
         ids = [o.id for image in images for o in image.objects]
@@ -97,7 +97,7 @@ def test_what_a_detector_finds_in_a_crowd_counts_and_is_filtered_by_area(tmp_pat
     def detector(queries):
         asked.extend((q.category, q.box) for q in queries)
         found = [(45, 45, 65, 65), (70, 70, 90, 90), (95, 95, 99, 99)]
-        return [CrowdFinds(found, [0.75, 0.5, 0.25]) for _ in queries]
+        return [CrowdDetections(found, [0.75, 0.5, 0.25]) for _ in queries]
 
     ids, drops, (image,) = Scene(tmp_path / "s", boxes, crowd=True).objects(detector)
     assert asked == [("cup", (40.0, 40.0, 100.0, 100.0))]
@@ -109,7 +109,7 @@ def test_what_a_detector_finds_in_a_crowd_counts_and_is_filtered_by_area(tmp_pat
 def test_an_image_whose_crowd_yields_too_little_is_dropped(tmp_path):
     boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
     ids, drops, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(
-        lambda queries: [CrowdFinds([], []) for _ in queries]
+        lambda queries: [CrowdDetections([], []) for _ in queries]
     )
     assert ids == []
     assert drops == [("image", "1", "too_few_objects"), ("object", "18", "crowd_nothing_found")]
@@ -136,7 +136,7 @@ def test_a_configured_detector_is_asked_about_the_crop_of_the_crowd(tmp_path):
             return [[Detection("cup", (5, 5, 25, 25), 0.75)] for _ in requests]
 
     settings = scene.settings(crowds="detect")
-    find = partial(look_in_crowds, detector=Finds(), settings=settings)
+    find = partial(detect_in_crowds, detector=Finds(), images=settings.image_source)
     _, drops, (image,) = scene.objects(find)
     assert asked == [((60, 60), "cup")]
     assert image.objects[-1].box == (45.0, 45.0, 65.0, 65.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spr.config import Config, RegionsConfig, make_config
 from spr.core import boxes as bx
-from spr.pipeline.regions import find_regions, grow_regions, make_regions
+from spr.pipeline.regions import find_regions, grow_regions, process
 from spr.records import ImageObject, ImageObjects, RegionQuery
 from spr.records.schemas import OBJECTS, REGIONS, from_table, to_table
 
@@ -117,7 +117,7 @@ def image(image_id: str, boxes, size=(1000, 1000)) -> ImageObjects:
 
 
 def stage(images, config):
-    output = make_regions({"objects": to_table(images, ImageObjects)}, config)
+    output = process({"objects": to_table(images, ImageObjects)}, config)
     return from_table(output.table, RegionQuery), output.dropped.to_pylist()
 
 
@@ -139,7 +139,7 @@ def test_regions_that_an_image_can_not_give_are_counted():
 
 
 def test_an_empty_shard_gives_an_empty_shard():
-    output = make_regions({"objects": OBJECTS.empty_table()}, config_with())
+    output = process({"objects": OBJECTS.empty_table()}, config_with())
     assert (len(output.table), output.table.schema, len(output.dropped)) == (0, REGIONS, 0)
 
 
@@ -210,11 +210,11 @@ def test_a_sliced_table_gives_the_rows_of_the_slice():
         for k in range(4)
     ]
     table = to_table(images, ImageObjects)
-    whole = make_regions({"objects": table}, config_with()).table
-    sliced = make_regions({"objects": table.slice(2, 1)}, config_with()).table
+    whole = process({"objects": table}, config_with()).table
+    sliced = process({"objects": table.slice(2, 1)}, config_with()).table
     assert sliced.to_pylist() == whole.slice(2, 1).to_pylist()
     chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    assert make_regions({"objects": chunked}, config_with()).table.to_pylist() == whole.to_pylist()
+    assert process({"objects": chunked}, config_with()).table.to_pylist() == whole.to_pylist()
 
 
 @pytest.mark.parametrize("fraction", [0.3, 1.0])

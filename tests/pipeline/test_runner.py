@@ -1,5 +1,6 @@
 """Runs: the same rows whatever the order, sharding and workers; nothing lost, nothing done twice, nothing mixed."""
 
+import dataclasses
 import json
 import os
 import random
@@ -17,10 +18,11 @@ from spr.config import make_config
 from spr.core.errors import InputError, RunError
 from spr.pipeline import runner
 from spr.pipeline.runner import run
-from spr.runs.folder import locked
+from spr.pipeline.stage import STAGES
+from spr.runs.folder import lock_run
 from spr.runs.store import StageStore, read_table
 
-STAGES = ("objects", "regions")
+NAMES = ("objects", "regions")
 
 
 def rows(out: Path, stage: str) -> list[dict]:
@@ -53,7 +55,7 @@ def test_rows_do_not_depend_on_file_order_sharding_or_workers(dataset, tmp_path)
         order.shuffle(entries)
     dataset.write()
     run(make_config(dataset.config(**settings, shard_rows=3)), tmp_path / "b", workers=2)
-    for stage in STAGES:
+    for stage in NAMES:
         assert rows(tmp_path / "b", stage) == rows(tmp_path / "a", stage)
     assert len(rows(tmp_path / "a", "objects")) == 20
 
@@ -153,7 +155,6 @@ def test_the_same_is_dropped_whatever_the_size_of_shards(dataset, tmp_path):
 DIE = """
 import os, pathlib, signal, sys, yaml
 from spr.config import make_config
-from spr.runs.folder import locked
 from spr.pipeline.runner import run
 left, real = int(sys.argv[3]), os.fsync
 def fsync(fd):
@@ -257,7 +258,7 @@ def test_ctrl_c_stops_with_a_message_and_what_was_finished_stays(undisturbed, tm
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the same command goes on" in errors
+    assert "run the same command to resume" in errors
     assert "Traceback" not in errors
     assert json.loads((tmp_path / "run" / "objects" / "manifest.json").read_text())["shards"]
     run(make_config(raw), tmp_path / "run")
@@ -292,26 +293,24 @@ def test_annotations_that_have_changed_are_refused(dataset, tmp_path):
         run(config, tmp_path / "run")
 
 
-def test_a_new_version_of_a_stage_is_refused_with_the_mend(dataset, tmp_path, monkeypatch):
-    import dataclasses
-
+def test_a_new_version_of_a_stage_is_refused_with_the_fix(dataset, tmp_path, monkeypatch):
     config = make_config(dataset.config())
     run(config, tmp_path / "run")
-    later = (runner.STAGES[0], dataclasses.replace(runner.STAGES[1], version=99))
-    monkeypatch.setattr(runner, "STAGES", later)
+    stages = [STAGES["objects"], dataclasses.replace(STAGES["regions"], version=99)]
+    monkeypatch.setattr(runner, "due_stages", lambda *_: stages)
     with pytest.raises(RunError, match=r"another version of SPR[\s\S]*delete .*regions"):
         run(config, tmp_path / "run")
 
 
 def test_two_runs_into_one_folder_are_refused(dataset, tmp_path):
     config = make_config(dataset.config())
-    with locked(tmp_path / "run"), pytest.raises(RunError, match="in use by another run"):
+    with lock_run(tmp_path / "run"), pytest.raises(RunError, match="in use by another run"):
         run(config, tmp_path / "run")
 
 
 def test_a_folder_with_other_things_is_left_alone(dataset, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(RunError, match=r"other things than a run[\s\S]*data, thesis\.tex"):
+    with pytest.raises(RunError, match=r"not a run folder[\s\S]*data, thesis\.tex"):
         run(make_config(dataset.config()), tmp_path)
     assert not (tmp_path / "config.yaml").exists()
 
@@ -330,16 +329,16 @@ def test_a_damaged_config_of_the_run_is_named(dataset, tmp_path):
 
 
 def test_nothing_left_over_stops_with_the_reasons(dataset, tmp_path):
-    with pytest.raises(InputError, match=r"`objects` leaves no images[\s\S]*object: area_under_minimum"):
+    with pytest.raises(InputError, match=r"`objects` has no images[\s\S]*object: area_under_minimum"):
         run(make_config(dataset.config(annotations={"min_area": 1e6})), tmp_path / "a")
-    with pytest.raises(InputError, match=r"`regions` leaves no regions[\s\S]*image: too_few_objects"):
+    with pytest.raises(InputError, match=r"`regions` has no regions[\s\S]*image: too_few_objects"):
         run(make_config(dataset.config(regions={"min_inside": 13})), tmp_path / "b")
 
 
 def test_missing_inputs_are_named(dataset, tmp_path):
     with pytest.raises(InputError, match=r"no file .*nowhere\.json[\s\S]*annotations\.path"):
         run(make_config(dataset.config(annotations={"path": str(tmp_path / "nowhere.json")})), tmp_path / "a")
-    with pytest.raises(InputError, match=r"no images folder .*nowhere[\s\S]*annotations\.images"):
+    with pytest.raises(InputError, match=r"no image folder .*nowhere[\s\S]*annotations\.images"):
         run(make_config(dataset.config(annotations={"images": str(tmp_path / "nowhere")})), tmp_path / "b")
 
 
@@ -359,7 +358,7 @@ def test_the_log_tells_what_happened(dataset, tmp_path):
     run(make_config(dataset.config()), tmp_path / "run")
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [(e["event"], e["stage"]) for e in events] == [
-        (event, stage) for stage in STAGES for event in ("stage started", "stage finished")
+        (event, stage) for stage in NAMES for event in ("stage started", "stage finished")
     ]
 
 

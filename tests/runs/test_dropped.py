@@ -3,9 +3,8 @@
 import pytest
 
 from spr.core.errors import RunError
-from spr.runs import dropped
-from spr.runs.dropped import merge_dropped
 from spr.records.schemas import DROPPED
+from spr.runs.dropped import merge_dropped
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table, read_table, write_table
 
 
@@ -33,14 +32,13 @@ def test_drops_of_all_stages_are_merged_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 4, 100])
-def test_the_file_is_the_same_however_the_rows_were_cut(tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(dropped, "ROWS_AT_ONCE", at_once)
+def test_the_file_is_the_same_however_the_rows_were_sharded(tmp_path, at_once):
     write(tmp_path / "a", "objects", ["abcdefgh"])
     write(tmp_path / "b", "objects", ["a", "bcd", "", "efgh"])
     write(tmp_path / "c", "objects", ["fgh"], source="abcde")
     files = []
     for name in "abc":
-        assert merge_dropped(tmp_path / name, ["objects"]) == 8
+        assert merge_dropped(tmp_path / name, ["objects"], rows_at_once=at_once) == 8
         assert [id_ for id_, _ in merged(tmp_path / name)] == list("abcdefgh")
         files.append((tmp_path / name / "dropped.parquet").read_bytes())
     assert files[0] == files[1] == files[2]

@@ -6,10 +6,10 @@ import os
 import pyarrow as pa
 import pytest
 
+from spr.core.atomic import write_atomically
 from spr.core.errors import RunError
 from spr.records import ImageObject, ImageObjects
 from spr.records.schemas import to_table
-from spr.core.atomic import write_atomically
 from spr.runs.store import Manifest, StageOutput, StageStore, count_reasons, dropped_table, read_table, write_table
 
 
@@ -74,7 +74,7 @@ def test_what_is_kept_of_unfinished_shards_stays_until_all_are_finished(store):
         path.write_text("answers")
     store.sweep(store.manifest())  # shard 1 is named, but may be stale and at work again
     assert all(path.is_file() for path in kept)
-    store.forget_unfinished()
+    store.delete_unfinished()
     assert not any(path.exists() for path in kept)
     assert len(list(store.tables())) == 3
 
@@ -95,12 +95,13 @@ def test_an_unfinished_stage_is_not_read_and_the_message_says_what_makes_it(stor
         "",
         "{",
         "[]",
-        '{"format": 1}',
+        '{"format_version": 2}',
         "\x00",
-        '{"format": 1, "stage": "s", "fingerprint": "f", "shards": [], "source": null, "complete": true}',
+        '{"format_version": 2, "stage": "s", "fingerprint": "f", "inputs": [], "sections": [], "shards": [], '
+        '"source": null, "complete": true}',
     ],
 )
-def test_a_damaged_manifest_is_named_with_the_mend(store, content):
+def test_a_damaged_manifest_is_named_with_the_fix(store, content):
     path = store.folder / "manifest.json"
     path.write_text(content)
     with pytest.raises(RunError, match=r"manifest\.json is damaged[\s\S]*delete"):
@@ -109,8 +110,8 @@ def test_a_damaged_manifest_is_named_with_the_mend(store, content):
 
 def test_a_manifest_of_a_later_version_is_refused(store):
     path = store.folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(RunError, match="another version"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(RunError, match=r"another version of SPR[\s\S]*99"):
         store.manifest()
 
 

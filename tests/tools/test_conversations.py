@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from spr.embedded.scenes import SIZE
-from spr.embedded.texts import description
-from spr.embedded.vocabulary import FIRST_COORDINATE, IDS, IMAGE, TOKENS, USER
 from tools.embedded.conversations import IGNORED, Conversations, Turn, conversation_maker, jittered, make_turn, pack
 from tools.embedded.corpus import Corpus, build_corpus
 from tools.embedded.dense import Objects
 from tools.embedded.models import IMAGE_TOKENS, make_describer
+from tools.embedded.texts import description
 from tools.embedded.train_describer import answer_loss, answer_states, pointing_loss, shared_prefix_mask
 from tools.embedded.train_vision import tower_features
 from tools.embedded.views import ImageBank
+from tools.embedded.vocabulary import FIRST_COORDINATE, IDS, IMAGE, TOKENS, USER
 
 
 @pytest.fixture(scope="module")

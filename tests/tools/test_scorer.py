@@ -3,17 +3,16 @@ import pytest
 import torch
 
 from spr.embedded.sprites import CATEGORIES
-from spr.embedded.vocabulary import END, IDS, UNKNOWN
-from tools.embedded.local_attention import local_image_embeddings, patches_in
 from tools.embedded.models import make_scorer
-from tools.embedded.train_scorer import contrast, spoil, vary, word_ids
-from tools.embedded.views import cut
+from tools.embedded.train_scorer import contrast, local_image_embeddings, region_patches, spoil, vary, word_ids
+from tools.embedded.views import resample
+from tools.embedded.vocabulary import END, IDS, UNKNOWN
 
 
 def test_the_patches_of_a_region_are_those_that_it_overlaps() -> None:
-    # Grid 4, patches of 0.25: x from 0.25 to 0.5 touches column 1 only, y from 0.2 to 0.3 rows 0 and 1.
-    patches = patches_in(torch.tensor([[0.25, 0.2, 0.5, 0.3]]), 4)
-    assert patches.view(4, 4).nonzero().tolist() == [[0, 1], [1, 1]]
+    # Patches of 14 px: x from 14 to 28 touches column 1 only, y from 11 to 17 rows 0 and 1.
+    patches = region_patches(np.array([[14.0, 11.0, 28.0, 17.0]]))
+    assert patches.view(8, 8).nonzero().tolist() == [[0, 1], [1, 1]]
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def test_a_region_of_the_whole_image_gives_the_models_own_embedding() -> None:
 def test_another_region_gives_another_embedding_and_other_images_do_not_matter() -> None:
     torch.manual_seed(0)
     model, pixels = make_scorer().eval(), torch.randn(2, 3, 112, 112)
-    patches = patches_in(torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]), 8)
+    patches = region_patches(np.array([[0.0, 0.0, 56.0, 56.0], [56.0, 56.0, 112.0, 112.0]]))
     made = local_image_embeddings(model, pixels, patches)
     alone = local_image_embeddings(model, pixels[:1], patches[:1])
     torch.testing.assert_close(made[:1], alone, atol=1e-5, rtol=1e-4)
@@ -68,7 +67,7 @@ def test_the_contrast_of_perfect_embeddings_is_right_and_cheap() -> None:
 def test_what_lies_outside_a_crop_is_grey_in_its_padded_square() -> None:
     pixels = torch.ones(1, 3, 8, 8)
     # A square window over the image's left half and as much beyond its border; the crop keeps rows 2 to 6.
-    made = cut(pixels, torch.tensor([[-4.0, 0.0, 4.0, 8.0]]), torch.tensor([[0.0, 2.0, 4.0, 6.0]]))
+    made = resample(pixels, torch.tensor([[-4.0, 0.0, 4.0, 8.0]]), torch.tensor([[0.0, 2.0, 4.0, 6.0]]))
     assert (made[0, 0, :, :4] == 0).all()
     assert (made[0, 0, 2:6, 4:] == 1).all()
     assert (made[0, 0, :2] == 0).all()

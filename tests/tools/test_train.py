@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_loss_curve_twice(trained: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("model", ["describer", "detector"])
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(trained: Path, tmp_path: Path, model: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(trained: Path, tmp_path: Path, model: str) -> None:
     main(arguments(trained, model, tmp_path / "whole"))
     main(arguments(trained, model, tmp_path / "parts", "--stop-at", "2"))
     assert len(curve(tmp_path / "parts", model)) == 2
@@ -89,7 +89,7 @@ def test_a_run_can_start_from_the_weights_of_another(trained: Path, tmp_path: Pa
     assert curve(tmp_path, "vision")[0]["loss"] < curve(trained, "vision")[0]["loss"]
 
 
-def test_a_recipe_of_two_phases_goes_on_from_the_first_and_can_be_resumed(trained: Path, tmp_path: Path) -> None:
+def test_the_second_phase_starts_from_the_first_ones_weights_and_can_be_resumed(trained: Path, tmp_path: Path) -> None:
     corpus = build_corpus(trained / "corpus", n=24, seed=3)
     run = Run(tmp_path, seed=3, steps=0, batch_size=4, device=torch.device("cpu"), log_every=1)
     train_phases("vision", run, corpus, (Phase(6, stop_at=3), Phase(2)))

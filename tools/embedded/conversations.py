@@ -1,7 +1,7 @@
-"""Batches for the describer: views of scenes with questions and answers that share the view.
+"""Batches for the describer: views of scenes, each with several questions and answers.
 
-The turns of a view lie one after the other behind its image; a mask keeps each from seeing the others, and positions
-start anew, so that every turn reads as if it were alone. One pass over an image then serves several answers.
+The turns of a view follow its image one after the other. An attention mask separates them, and each starts at the same
+position, so that every turn is processed as if it were alone, with one forward pass per image.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy.typing as npt
 from spr.core import boxes as bx
 from spr.embedded.scenes import SIZE
 from spr.embedded.sprites import CATEGORIES
-from spr.embedded.texts import PROMPTS, box_text, description, object_list
-from spr.embedded.vocabulary import ASSISTANT, END, IDS, PAD, TOKENS, encode
 from tools.embedded.corpus import Corpus
+from tools.embedded.texts import PROMPTS, box_text, description, object_list
 from tools.embedded.train_vision import CROP, Views, gather_views
 from tools.embedded.views import WHOLE, boxes_in_view
+from tools.embedded.vocabulary import ASSISTANT, END, IDS, PAD, TOKENS, encode
 
 IGNORED = -100
 REC_ONLY = 0.1
-"""Share of the training that starts with expressions alone: to find one thing is learned before to find them all."""
+"""Share of the steps, from the start, that use referring expressions only: one object is easier to find than all."""
 FULL_SHARE = 0.65
 """Share of the later batches that show whole images; the others show crops."""
 
@@ -33,9 +33,12 @@ Ints = npt.NDArray[np.int64]
 
 
 class Turn(NamedTuple):
-    """A question up to where its answer starts, the answer with its end, and the object that each token of it is about.
+    """A question, its answer, and the object that each token of the answer is about.
 
-    Objects are indices into the scene's objects, −1 for none.
+    Attributes:
+        asked: Token ids of the question, up to where the answer starts.
+        answer: Token ids of the answer, with its end token.
+        about: For each token of the answer an index into the scene's objects, −1 for none.
     """
 
     asked: list[int]
@@ -45,14 +48,14 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conversations:
-    """A batch of B views with their turns, T tokens behind each image at most.
+    """A batch of B views with their turns, at most T tokens after each image.
 
     Attributes:
         views: The views.
         ids: int64 ``(B, T)``: the turns' tokens.
-        turns: int64 ``(B, T)``: a token's turn from 1, 0 for padding.
-        positions: int64 ``(B, T)``: a token's place in its turn, from 0.
-        labels: int64 ``(B, T)``: ids where the describer is to be right, `IGNORED` elsewhere.
+        turns: int64 ``(B, T)``: the number of a token's turn, from 1; 0 for padding.
+        positions: int64 ``(B, T)``: a token's position in its turn, from 0.
+        labels: int64 ``(B, T)``: the target ids of the answers, `IGNORED` elsewhere.
         about: int64 ``(B, T)``: the object that a label is about, −1 for none.
     """
 
@@ -65,11 +68,11 @@ class Conversations:
 
 
 def jittered(boxes: Floats, rng: np.random.Generator, jitter: float) -> Floats:
-    """Boxes as a careless annotator would draw them, within the view.
+    """Boxes with normal errors on each edge, clipped to the view.
 
     Args:
-        boxes: Exact boxes, numbers 0–1, ``(N, 4)``.
-        rng: Source of the errors.
+        boxes: Exact boxes ``(N, 4)`` in 0–1 of the view.
+        rng: Random generator of the errors.
         jitter: Standard deviation of each edge's error, as a share of the box's side.
     """
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
@@ -79,7 +82,7 @@ def jittered(boxes: Floats, rng: np.random.Generator, jitter: float) -> Floats:
 
 
 def make_turn(prompt: str, answer: str, objects: Sequence[int]) -> Turn:
-    """A question and its answer about objects, each of which a box in the answer closes."""
+    """A turn whose answer mentions ``objects`` in this order, each followed by its box."""
     ids = [*encode(answer), IDS[END]]
     closed = np.cumsum([TOKENS[i].startswith("]") for i in ids])
     before = [0, *(int(k) for k in closed[:-1])]
@@ -90,7 +93,7 @@ def make_turn(prompt: str, answer: str, objects: Sequence[int]) -> Turn:
 def conversation_maker(
     corpus: Corpus, seed: int, batch_size: int, steps: int, jitter: float
 ) -> Callable[[int], Conversations]:
-    """A function from a step to its batch; a batch shows whole images or crops, so that its turns are of a length."""
+    """A function from a step to its batch. A batch shows whole images or crops, so that turns have similar lengths."""
     usable = np.flatnonzero((corpus.regions[:, 0, 2] > 0) & (corpus.targets[:, 0] >= 0))
 
     def make(step: int) -> Conversations:
@@ -109,7 +112,7 @@ def conversation_maker(
 
 
 def _questions(corpus: Corpus, row: int, rng: np.random.Generator, jitter: float) -> list[Turn]:
-    """Every expression of a scene with its box."""
+    """The turns of all expressions of a scene."""
     turns: list[Turn] = []
     for target, question in zip(corpus.targets[row], corpus.questions[row], strict=True):
         if target >= 0:
@@ -121,7 +124,7 @@ def _questions(corpus: Corpus, row: int, rng: np.random.Generator, jitter: float
 
 
 def _whole(corpus: Corpus, row: int, rng: np.random.Generator, jitter: float) -> tuple[Floats, list[Turn]]:
-    """A whole scene with a region to describe and its expressions."""
+    """The window of a whole scene, and the turns of one region and of all expressions."""
     region, inside, names = _region(corpus, row, rng)
     answer = description(names, list(jittered(corpus.boxes[row, inside].astype(np.float64) / SIZE, rng, jitter)))
     turn = make_turn(PROMPTS["full"].format(region=box_text(region / SIZE)), answer, list(inside))
@@ -129,7 +132,7 @@ def _whole(corpus: Corpus, row: int, rng: np.random.Generator, jitter: float) ->
 
 
 def _crop(corpus: Corpus, row: int, rng: np.random.Generator, jitter: float) -> tuple[Floats, list[Turn]]:
-    """A crop to describe, without and with the list of its objects, which comes in any order and is exact."""
+    """The window of a crop, and its turns without and with the list of objects (exact boxes, in random order)."""
     region, inside, names = _region(corpus, row, rng)
     window = bx.grow(region, CROP, (SIZE, SIZE))
     exact = boxes_in_view(corpus.boxes[row, inside].astype(np.float64), window)[0]
@@ -142,7 +145,7 @@ def _crop(corpus: Corpus, row: int, rng: np.random.Generator, jitter: float) -> 
 
 
 def _region(corpus: Corpus, row: int, rng: np.random.Generator) -> tuple[Floats, Ints, list[str]]:
-    """One of a scene's regions, with the indices and names of the objects inside, from left to right."""
+    """One region of a scene, with the indices and names of the objects inside, from left to right."""
     number = int(rng.choice(np.flatnonzero(corpus.regions[row, :, 2] > 0)))
     inside = np.flatnonzero(corpus.inside[row, number]).astype(np.int64)
     names = [CATEGORIES[kind] for kind in corpus.kinds[row, inside]]
@@ -150,7 +153,7 @@ def _region(corpus: Corpus, row: int, rng: np.random.Generator) -> tuple[Floats,
 
 
 def pack(samples: list[list[Turn]], multiple: int = 16) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-    """Turns as arrays: ids, turns, positions, labels and about of `Conversations`, T rounded up to a multiple.
+    """Turns as arrays: ids, turns, positions, labels and about of `Conversations`; T is rounded up to a multiple.
 
     >>> ids, turns, positions, labels, about = pack([[Turn([5, 6], [7], [3]), Turn([8], [9], [-1])]], multiple=6)
     >>> ids.tolist(), turns.tolist(), positions.tolist()

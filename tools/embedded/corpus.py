@@ -1,7 +1,7 @@
-"""The training's scenes as arrays on disk, made once from a seed, read as memory maps.
+"""The training scenes as arrays on disk: generated once from a seed, then read as memory maps.
 
-Besides the images it holds what is slow to work out: for each scene some regions grown as the pipeline grows them, and
-some referring expressions as token ids.
+Besides the images, they contain what is slow to compute: for each scene some regions, grown as the pipeline grows them,
+and some referring expressions as token ids.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from spr.config import RegionsConfig
+from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
 from spr.embedded.expressions import choose
 from spr.embedded.scenes import MIN_AREA, SIZE, TRAINING_SEEDS, Scene, make_scene
 from spr.embedded.sprites import SHAPES
-from spr.embedded.texts import PROMPTS
-from spr.embedded.vocabulary import IDS, PAD, TOKENS, encode
 from spr.pipeline.regions import grow_regions
+from tools.embedded.texts import PROMPTS
+from tools.embedded.vocabulary import IDS, PAD, TOKENS, encode
 
 MAX_OBJECTS = 24
 REGIONS, EXPRESSIONS, PROMPT_LENGTH = 3, 4, 16
@@ -42,16 +43,16 @@ _FIELDS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Scenes as arrays; N scenes of up to M = `MAX_OBJECTS` objects, R regions and Q expressions each.
+    """N scenes as arrays, with up to M = `MAX_OBJECTS` objects, R regions and Q expressions per scene.
 
     Attributes:
         images: uint8 ``(N, SIZE, SIZE, 3)``.
         kinds: int16 ``(N, M)``: index of the category in `spr.embedded.sprites.CATEGORIES`, −1 for padding.
         boxes: int16 ``(N, M, 4)``, xyxy pixels; objects from left to right.
-        regions: int16 ``(N, R, 4)``, xyxy pixels; all 0 where there is none.
-        inside: bool ``(N, R, M)``: which objects a region holds (specks, under the area filter, never).
-        targets: int16 ``(N, Q)``: the object that an expression is about, −1 for none.
-        questions: int16 ``(N, Q, L)``: ids of the rec prompt, padded on the right.
+        regions: int16 ``(N, R, 4)``, xyxy pixels; 0 for padding.
+        inside: bool ``(N, R, M)``: which objects are inside a region. Specks, below the area filter, never are.
+        targets: int16 ``(N, Q)``: the object that an expression refers to, −1 for padding.
+        questions: int16 ``(N, Q, L)``: ids of the REC prompt, padded on the right.
     """
 
     images: npt.NDArray[np.uint8]
@@ -67,7 +68,7 @@ class Corpus:
 
 
 def sorted_scene(scene: Scene) -> Scene:
-    """The scene with its objects in reading order: by their left edges, then their top edges."""
+    """The scene with its objects sorted by their left edges, then their top edges."""
     order = np.lexsort((scene.boxes_xyxy[:, 1], scene.boxes_xyxy[:, 0]))
     return Scene(scene.image, scene.shapes[order], scene.colours[order], scene.boxes_xyxy[order], scene.in_crowd[order])
 
@@ -77,7 +78,7 @@ def scene_regions(
 ) -> list[tuple[npt.NDArray[np.float64], list[int]]]:
     """Up to ``count`` different valid regions of a scene, with the indices of the objects inside each.
 
-    Members of a crowd count as objects, since a detector finds them (METHOD §1.2); specks don't.
+    Members of a crowd count as objects, since a detector finds them (supplement, Sec. 1); specks do not.
     """
     usable = np.flatnonzero(scene.areas >= MIN_AREA)
     boxes = np.broadcast_to(scene.boxes_xyxy[usable], (len(usable), len(usable), 4))
@@ -123,10 +124,10 @@ def _jobs(seed: int, n: int) -> Iterator[tuple[int, int, int]]:
 
 
 def build_corpus(folder: Path, n: int, seed: int, workers: int = 1) -> Corpus:
-    """The corpus of ``n`` scenes of training seed ``seed`` (0, 1, …) in a folder, made unless it is there already.
+    """The corpus of ``n`` scenes of training seed ``seed`` (0, 1, …) in a folder; generated if it does not exist.
 
     Raises:
-        InputError: if the folder holds another corpus.
+        InputError: if the folder contains another corpus.
     """
     identity = {"n": n, "seed": seed, "size": SIZE, "tokens": crc32(" ".join(TOKENS).encode())}
     marker = folder / "corpus.json"
@@ -134,7 +135,7 @@ def build_corpus(folder: Path, n: int, seed: int, workers: int = 1) -> Corpus:
         there = json.loads(marker.read_text(encoding="utf-8"))
         if there != identity:
             fix = "give another --corpus, or remove that folder"
-            raise InputError(f"{folder} holds another corpus", got=there, expected=identity, fix=fix)
+            raise InputError(f"{folder} contains another corpus", got=there, expected=identity, fix=fix)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         maps = {
@@ -148,7 +149,7 @@ def build_corpus(folder: Path, n: int, seed: int, workers: int = 1) -> Corpus:
                 _fill(maps, jobs, chunks)
         else:
             _fill(maps, jobs, (_chunk(*job) for job in jobs))
-        marker.write_text(json.dumps(identity), encoding="utf-8")
+        write_atomically(marker, json.dumps(identity).encode())
     return Corpus(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS})
 
 

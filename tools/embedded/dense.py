@@ -1,6 +1,7 @@
-"""Dense supervision of a vision tower: each patch says what object it shows, of which shape and colour, and its box.
+"""Dense losses for a vision tower: each patch predicts the shape, colour and box of the object that it shows.
 
-It teaches a tower to see before any language model reads it, and stays as an auxiliary loss beside the others.
+They train the tower before a language model reads it. Boxes are tensors here, since their overlap needs gradients;
+`spr.core.boxes` does the arithmetic without gradients.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that all torch code uses
 
 from spr.embedded.sprites import COLOURS, SHAPES
-from spr.embedded.vocabulary import COORDINATES, FIRST_COORDINATE, IDS
+from tools.embedded.vocabulary import COORDINATES, FIRST_COORDINATE, IDS
 
 _SHAPES, _COLOURS = len(SHAPES), len(COLOURS)
 _FIRST_COLOUR, _FIRST_SHAPE = IDS[COLOURS[0]], IDS[SHAPES[0]]
 
 
 class Objects(NamedTuple):
-    """The objects of views: ``kinds`` int64 ``(B, M)``, −1 for none; ``boxes`` float32 ``(B, M, 4)``, xyxy 0–1."""
+    """The objects of views: ``kinds`` int64 ``(B, M)``, −1 for padding; ``boxes`` float32 ``(B, M, 4)``, xyxy 0–1."""
 
     kinds: Tensor
     boxes: Tensor
 
 
 class DenseHead(nn.Module):
-    """Patch features ``(B, P, width)`` → logits of shapes and colours, of there being an object, and box offsets."""
+    """Maps patch features ``(B, P, width)`` to logits of shape, colour and objectness, and to box offsets."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,16 +36,16 @@ class DenseHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``(B, P, width)`` → ``(B, P, shapes + colours + 1 + 4)``."""
-        made: Tensor = self.layers(features)
-        return made
+        outputs: Tensor = self.layers(features)
+        return outputs
 
 
 class WordHead(nn.Module):
-    """What a patch shows, said in the language model's own words.
+    """Predicts what a patch shows in terms of the language model's word embeddings.
 
-    Six linear maps take a patch as the language model will see it to the embeddings of its object's colour, shape and
-    four coordinates. Features taught through it hold each of them ready to be copied into an answer: binding, which
-    took the trial most of its training, is left to be learned as attention alone.
+    Six linear maps send a patch, as the language model will read it, to the embeddings of its object's colour, shape
+    and four coordinates. So the features contain each word ready to be copied into an answer, and the language model
+    only has to learn where to attend.
     """
 
     def __init__(self, width: int) -> None:
@@ -53,12 +54,12 @@ class WordHead(nn.Module):
         self.maps = nn.Linear(width, 6 * width)
 
     def loss(self, image: Tensor, embeddings: Tensor, objects: Objects, softness: float) -> Tensor:
-        """Cross-entropy at the patches that show an object; coordinates' targets are soft.
+        """Cross-entropy at the patches that show an object; the targets of coordinates are soft.
 
         Args:
-            image: Patches as the language model sees them, ``(B, P, width)``.
-            embeddings: Of all tokens, ``(V, width)``.
-            objects: What the views show.
+            image: Patches as the language model reads them, ``(B, P, width)``.
+            embeddings: The embeddings of all tokens, ``(V, width)``.
+            objects: The objects in the views.
             softness: Standard deviation of a coordinate's target, in steps of 0.01.
         """
         owner = owners(objects, round(image.shape[1] ** 0.5))
@@ -74,7 +75,7 @@ class WordHead(nn.Module):
 
 
 def soft_coordinates(values: Tensor, softness: float) -> Tensor:
-    """Targets over the coordinate tokens around values given in steps of 0.01: ``(...)`` → ``(..., 101)``.
+    """Soft targets over the coordinate tokens, around values in steps of 0.01: ``(...)`` → ``(..., 101)``.
 
     >>> soft_coordinates(torch.tensor([3.0]), 0.5)[0, 2:5].mul(100).round().tolist()
     [11.0, 79.0, 11.0]
@@ -91,10 +92,10 @@ def patch_centres(grid: int, device: torch.device) -> Tensor:
 
 
 def owners(objects: Objects, grid: int) -> Tensor:
-    """For each patch the object that it shows, −1 for none: int64 ``(B, grid²)``.
+    """The object that each patch shows, −1 for none: int64 ``(B, grid²)``.
 
-    An object owns the patches whose centres lie in its box, or in the patch-sized square about the box's centre, so
-    that an object smaller than a patch has one too; the object whose centre is relatively nearest wins.
+    An object owns the patches whose centres lie in its box, or in the patch-sized square around the box's centre, so
+    that an object smaller than a patch also has one. If several objects qualify, the relatively nearest centre wins.
     """
     points = patch_centres(grid, objects.boxes.device)[None, :, None]
     centre = ((objects.boxes[..., :2] + objects.boxes[..., 2:]) / 2)[:, None]
@@ -106,7 +107,7 @@ def owners(objects: Objects, grid: int) -> Tensor:
 
 
 def paired_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU of boxes pair by pair: ``(..., 4)`` and ``(..., 4)`` → two of ``(...)``."""
+    """IoU and generalised IoU of paired boxes: ``(..., 4)`` and ``(..., 4)`` → two tensors ``(...)``."""
 
     def area(boxes: Tensor) -> Tensor:
         return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
@@ -120,10 +121,10 @@ def paired_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dense_loss(outputs: Tensor, objects: Objects) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a `DenseHead`'s outputs, and what a log shows: mean IoU and the share of right names.
+    """The loss of a `DenseHead`'s outputs, and figures for the log: mean IoU and the share of correct names.
 
     Cross-entropy of shape, colour and objectness, ten times the L1 distance of the box, and one minus its generalised
-    IoU, each averaged over the patches that it applies to.
+    IoU, each averaged over the patches to which it applies.
     """
     grid = round(outputs.shape[1] ** 0.5)
     owner = owners(objects, grid)
@@ -132,7 +133,7 @@ def dense_loss(outputs: Tensor, objects: Objects) -> tuple[Tensor, dict[str, Ten
     kinds = objects.kinds.gather(1, index)
     boxes = objects.boxes.gather(1, index[..., None].expand(-1, -1, 4))
     shape, colour, thing, offsets = torch.split(outputs, [_SHAPES, _COLOURS, 1, 4], dim=-1)
-    # A tenth keeps the first predictions near the patch; the patch's own size is where they start from.
+    # Predictions start from the patch's own square; the factor of 0.1 keeps the first ones near it.
     corners = torch.cat([offsets[..., :2] * 0.1 - 0.5 / grid, offsets[..., 2:] * 0.1 + 0.5 / grid], dim=-1)
     placed = patch_centres(grid, outputs.device).repeat(1, 2) + corners
     iou, giou = paired_iou(placed, boxes)

@@ -1,4 +1,7 @@
-"""``python -m tools.embedded.evaluate {describer,scorer,detector}``: the figures of an embedded model, on unseen scenes."""
+"""Measure an embedded model on scenes that training never used.
+
+Usage, from the root of the repository: ``python -m tools.embedded.evaluate {describer,scorer,detector}``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ SCENES, SEED = 500, 900_000_001
 
 
 def evaluate(model: str, folder: Path, n: int, seed: int) -> dict[str, Figure]:
-    """Figures of a model in a folder, by name."""
+    """The figures of the model in a folder, by name."""
     check_seed(seed)
     if model == "describer":
         from tools.embedded.evaluate_describer import evaluate_describer
@@ -29,14 +32,16 @@ def evaluate(model: str, folder: Path, n: int, seed: int) -> dict[str, Figure]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print a model's figures as a table, and as one line of JSON last."""
+    """Print a model's figures as a table, then as one line of JSON."""
     from tools.embedded.models import weights_folder
 
     parser = argparse.ArgumentParser(prog="python -m tools.embedded.evaluate", description=__doc__)
     parser.add_argument("model", choices=["describer", "scorer", "detector"])
-    parser.add_argument("--weights", type=Path, help="folder of the model (default: the one in the package)")
+    parser.add_argument("--weights", type=Path, help="folder of the model (default: the weights in the package)")
     parser.add_argument("--scenes", type=int, default=SCENES)
-    parser.add_argument("--seed", type=int, default=SEED, help="of the scenes; training's can't be given")
+    parser.add_argument(
+        "--seed", type=int, default=SEED, help="seed of the scenes; the seeds used for training are refused"
+    )
     parser.add_argument(
         "--store", action="store_true", help="write figures.json and the card's table beside the weights"
     )
@@ -45,13 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
     figures = evaluate(args.model, folder, args.scenes, args.seed)
     protocol = {"scenes": args.scenes, "seed": args.seed}
     print(table(args.model, figures, f"{args.scenes} scenes of seed {args.seed}, 95 % intervals"))
-    made = {"task": f"scenes-{args.model}", "protocol": protocol, "n": args.scenes}
-    line = json.dumps({**made, "metrics": {name: figure.to_json() for name, figure in figures.items()}})
+    result = {"task": f"scenes-{args.model}", "protocol": protocol, "n": args.scenes}
+    line = json.dumps({**result, "metrics": {name: figure.to_json() for name, figure in figures.items()}})
     if args.store:
         (folder / "figures.json").write_text(line + "\n", encoding="utf-8")
         card = folder / "README.md"
         if card.exists():
-            setting = f"Of {args.scenes} scenes of seed {args.seed}, which training never saw:"
+            setting = f"On {args.scenes} scenes of seed {args.seed}, which were not used for training:"
             card.write_text(fill_card(card.read_text(encoding="utf-8"), figures, setting), encoding="utf-8")
     print(line)
 

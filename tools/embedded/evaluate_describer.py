@@ -1,4 +1,4 @@
-"""How well the describer finds, names and places, through its processor, on scenes that training never saw."""
+"""Measure how well the describer names and locates objects, on scenes that training never used."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import numpy as np
 from PIL import Image
 
 from spr.core import boxes as bx
+from spr.core.views import crop_window, cut, unshift
 from spr.embedded.expressions import choose
 from spr.embedded.scenes import SIZE, Scene, make_scene
-from spr.embedded.texts import PROMPTS, box_text, object_list
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.rec import Expressions, Rec
 from spr.grounding import parse
 from spr.models.describers.hf import HfDescriber
 from spr.models.protocols import DescribeRequest
-from spr.records import Box, Span
+from spr.records import Box, Size, Span
 from tools.embedded.corpus import scene_regions
 from tools.embedded.figures import Figure, difference, ratio
+from tools.embedded.texts import PROMPTS, box_text, object_list
 from tools.embedded.train_vision import CROP
 
 DIALECT = "llava_onevision"
@@ -31,44 +32,38 @@ _EXPRESSIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question about an image (a crop's box in its scene, or the whole scene), and the objects that answer it."""
+    """A question about a window of a scene (a crop or the whole scene), and the objects that the answer should name."""
 
     scene: int
     kind: str
-    window: tuple[int, int, int, int]
+    window: Box
     prompt: str
     objects: tuple[int, ...]
 
 
 def open_describer(folder: Path) -> HfDescriber:
-    """The describer of a folder, greedy."""
+    """The describer in a folder, with greedy decoding."""
     return HfDescriber(folder, temperature=0, batch_size=_BATCH, max_new_tokens=_LONGEST, device="cpu")
 
 
 def answers_to(describer: HfDescriber, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
-    """Answers to one prompt an image."""
+    """Answers to one prompt per image."""
     return describer.describe([DescribeRequest(*row) for row in zip(images, prompts, strict=True)])
 
 
-def crop_window(region_xyxy: Sequence[float]) -> tuple[int, int, int, int]:
-    """The crop of a region in whole pixels: grown 1.5 times, clipped to the scene."""
-    x1, y1, x2, y2 = bx.grow(region_xyxy, CROP, (SIZE, SIZE))
-    return int(np.floor(x1)), int(np.floor(y1)), int(np.ceil(x2)), int(np.ceil(y2))
-
-
 def region_questions(scenes: Sequence[Scene], seed: int) -> list[Asked]:
-    """A region a scene, asked about in the three ways of METHOD §3.1."""
+    """Questions about one region per scene, with each of the three kinds of prompts (paper, Sec. 3.1)."""
     asked: list[Asked] = []
     for index, scene in enumerate(scenes):
         found = scene_regions(scene, np.random.default_rng([seed, index, 2]), 1)
         if not found:
             continue
         region, inside = found[0]
-        window = crop_window(region.tolist())
+        window = crop_window(tuple(region.tolist()), (SIZE, SIZE), CROP)
         names = [scene.category(i) for i in inside]
-        size = (window[2] - window[0], window[3] - window[1])
+        size = window_size(window)
         relative = bx.clip(bx.remap(scene.boxes_xyxy[inside], window, size), size) / np.array([*size, *size])
-        whole = (0, 0, SIZE, SIZE)
+        whole = (0.0, 0.0, float(SIZE), float(SIZE))
         listing = PROMPTS["crop_objects"].format(objects=object_list(names, list(relative)))
         for kind, view, prompt in (
             ("full", whole, PROMPTS["full"].format(region=box_text(region / SIZE))),
@@ -79,25 +74,27 @@ def region_questions(scenes: Sequence[Scene], seed: int) -> list[Asked]:
     return asked
 
 
-def view(scene: Scene, window: tuple[int, int, int, int]) -> Image.Image:
+def view(scene: Scene, window: Box) -> Image.Image:
     """A window of a scene as an image."""
-    return Image.fromarray(scene.image).crop(window)
+    return cut(Image.fromarray(scene.image), window)
 
 
-def placed_boxes(spans: Sequence[Span], window: tuple[int, int, int, int]) -> list[tuple[str, Box]]:
-    """Names and boxes of an answer, the boxes in the scene's pixels."""
+def window_size(window: Box) -> Size:
+    """Width and height of a window in whole pixels."""
+    return round(window[2] - window[0]), round(window[3] - window[1])
+
+
+def placed_boxes(spans: Sequence[Span], window: Box) -> list[tuple[str, Box]]:
+    """Names and boxes of an answer; the boxes in pixels of the scene."""
     return [
-        (
-            span.phrase.removeprefix("a ").removeprefix("an "),
-            (x1 + window[0], y1 + window[1], x2 + window[0], y2 + window[1]),
-        )
+        (span.phrase.removeprefix("a ").removeprefix("an "), unshift(box, window))
         for span in spans
-        for x1, y1, x2, y2 in span.boxes
+        for box in span.boxes
     ]
 
 
 def hits(scene: Scene, objects: Sequence[int], said: Sequence[tuple[str, Box]], threshold: float) -> int:
-    """How many of the objects are named rightly and placed at an IoU over the threshold; each box counts once."""
+    """The number of objects named correctly and located with an IoU over the threshold; each box counts once."""
     free = list(said)
     count = 0
     for item in objects:
@@ -110,7 +107,7 @@ def hits(scene: Scene, objects: Sequence[int], said: Sequence[tuple[str, Box]], 
 
 
 def evaluate_describer(folder: Path, n: int, seed: int) -> dict[str, Figure]:
-    """The figures of the issue's table, of ``n`` scenes of a seed."""
+    """All figures of the describer on ``n`` scenes of a seed."""
     describer = open_describer(folder)
     scenes = [make_scene(seed, index) for index in range(n)]
     return {**_rec(describer, scenes, seed), **_regions(describer, scenes, seed)}
@@ -158,7 +155,7 @@ def _regions(describer: HfDescriber, scenes: Sequence[Scene], seed: int) -> dict
         for threshold in (0.5, 0.9):
             found[kind, threshold] = np.zeros(len(scenes))
         for question, answer in zip(mine, answers, strict=True):
-            size = (question.window[2] - question.window[0], question.window[3] - question.window[1])
+            size = window_size(question.window)
             said = placed_boxes(parse(answer, DIALECT, size).spans, question.window)
             said_by_scene[question.scene] = len(said)
             for threshold in (0.5, 0.9):
@@ -176,7 +173,7 @@ def _regions(describer: HfDescriber, scenes: Sequence[Scene], seed: int) -> dict
 
 
 def _speed(describer: HfDescriber, scenes: Sequence[Scene], questions: Sequence[Asked]) -> Figure:
-    """Sampled descriptions a second in batches of 256, the best of three; the interval is of the three."""
+    """Sampled descriptions per second in batches of 256: the best of three runs, and the range of the three."""
     batch = [questions[k % len(questions)] for k in range(256)]
     images, prompts = [view(scenes[q.scene], q.window) for q in batch], [q.prompt for q in batch]
     sampled = describer.with_sampling(temperature=1, top_p=1, batch_size=256)

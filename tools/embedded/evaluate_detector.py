@@ -1,4 +1,4 @@
-"""The detector's average precision, on scenes that training never saw."""
+"""Measure the detector's average precision, on scenes that training never used."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from transformers import AutoProcessor, OwlViTForObjectDetection
 from spr.core import boxes as bx
 from spr.embedded.scenes import MIN_AREA, SIZE, Scene, make_scene
 from spr.embedded.sprites import CATEGORIES, SHAPES
-from tools.embedded.figures import Figure, resampled_weights
+from spr.evaluation.metrics import intervals, resampled
+from tools.embedded.figures import Figure
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
-_FLOOR = 0.02  # scores under this are not looked at
+_FLOOR = 0.02  # detections below this score are dropped
 _NMS = 0.5
+_RESAMPLES = 100
 
 
 def match_scene(scene: Scene, boxes: Floats, scores: Floats, labels: npt.NDArray[np.int64], iou: float) -> Floats:
-    """Rows ``(category, score, right)`` of a scene's detections, best first; those on specks are left out.
+    """Rows ``(category, score, correct)`` of a scene's detections, best first, without those of specks.
 
-    A detection is right when it overlaps an object of its category, not yet taken, at the IoU or more. Members of a
-    crowd count as objects; objects under the area filter neither count nor cost.
+    A detection is correct if its IoU with an unmatched object of its category is at least ``iou``. Members of a crowd
+    count as objects; objects below the area filter are ignored.
     """
     kinds = scene.colours * len(SHAPES) + scene.shapes
     speck = scene.areas < MIN_AREA
@@ -43,13 +45,13 @@ def match_scene(scene: Scene, boxes: Floats, scores: Floats, labels: npt.NDArray
 
 
 def average_precision(scores: Floats, right: Floats, weights: Floats, objects: float) -> float:
-    """Area under the precision–recall curve, precision made non-increasing, at COCO's 101 points of recall.
+    """Area under the precision–recall curve, with non-increasing precision at COCO's 101 recall points.
 
     Args:
         scores: ``(D,)``.
         right: ``(D,)``, 0 or 1.
-        weights: ``(D,)``: how often each detection counts.
-        objects: Number of objects to find.
+        weights: ``(D,)``, how often each detection counts.
+        objects: The number of objects.
 
     >>> one, none = np.ones(2), np.zeros(2)
     >>> average_precision(np.array([0.9, 0.8]), one, one, 2.0), average_precision(np.array([0.9, 0.8]), none, one, 2.0)
@@ -66,7 +68,7 @@ def average_precision(scores: Floats, right: Floats, weights: Floats, objects: f
 def mean_precision(
     rows: Floats, owners: npt.NDArray[np.int64], counts: Floats, weights: npt.NDArray[np.int64]
 ) -> float:
-    """Mean average precision over the categories that occur, with scenes counted ``weights`` times ``(scenes,)``."""
+    """Mean average precision over the categories that occur; each scene counts ``weights`` ``(scenes,)`` times."""
     objects = weights @ counts
     made = []
     for kind in np.flatnonzero(objects):
@@ -81,7 +83,7 @@ def mean_precision(
 
 @torch.no_grad()
 def detect(folder: Path, scenes: list[Scene]) -> list[tuple[Floats, Floats, npt.NDArray[np.int64]]]:
-    """Boxes ``(D, 4)`` in pixels, scores and categories of each scene, every category asked for by its name."""
+    """Boxes ``(D, 4)`` in pixels, scores and categories of each scene, with all category names as queries."""
     model, processor = OwlViTForObjectDetection.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     made = []
     for first in range(0, len(scenes), _BATCH):
@@ -112,7 +114,9 @@ def evaluate_detector(folder: Path, n: int, seed: int) -> dict[str, Figure]:
         tables = [match_scene(scene, *found, iou) for scene, found in zip(scenes, detections, strict=True)]
         rows, owners = np.concatenate(tables), np.repeat(np.arange(n), [len(t) for t in tables])
         value = mean_precision(rows, owners, counts, np.ones(n, dtype=np.int64))
-        drawn = [mean_precision(rows, owners, counts, weights) for weights in resampled_weights(n, 100)]
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        figures[f"AP at IoU {iou}"] = Figure(value, float(low), float(high), asked)
+        weights = (row for some in resampled(n, _RESAMPLES) for row in some)
+        draws = [[mean_precision(rows, owners, counts, row.astype(np.int64))] for row in weights]
+        (interval,) = intervals(draws)
+        low, high = interval or (0.0, 0.0)
+        figures[f"AP at IoU {iou}"] = Figure(value, low, high, asked)
     return figures

@@ -1,4 +1,4 @@
-"""How often the scorer picks a region's own description, on scenes that training never saw."""
+"""Measure how often the scorer prefers a region's own description, on scenes that training never used."""
 
 from __future__ import annotations
 
@@ -12,32 +12,24 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that all torch code uses
 from transformers import AutoProcessor, CLIPModel
 
+from spr.core.views import crop_window, pad_to_square
 from spr.embedded.scenes import SIZE, make_scene
 from spr.embedded.sprites import CATEGORIES, SHAPES
-from spr.embedded.texts import description
 from tools.embedded.corpus import scene_regions, sorted_scene
-from tools.embedded.evaluate_describer import crop_window, view
+from tools.embedded.evaluate_describer import view
 from tools.embedded.figures import Figure, ratio
-from tools.embedded.local_attention import local_image_embeddings, patches_in
-from tools.embedded.models import PATCH
-from tools.embedded.train_scorer import spoil
+from tools.embedded.texts import description
+from tools.embedded.train_scorer import local_image_embeddings, region_patches, spoil
+from tools.embedded.train_vision import CROP
 
 CHOICES = 16
-_GREY = (128, 128, 128)
+_GREY = (128, 128, 128)  # the mean colour of the scorer's image processor
 _BATCH = 64
-
-
-def padded_square(image: Image.Image) -> Image.Image:
-    """The image in the middle of a square of the scorer's mean colour (METHOD §4, S_crop)."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), _GREY)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 @torch.no_grad()
 def evaluate_scorer(folder: Path, n: int, seed: int) -> dict[str, Figure]:
-    """Picks of one among 16 descriptions: its own and 15 of other scenes' regions; or its own and 15 spoilt ones."""
+    """Accuracy of picking a region's own description among 15 of other scenes' regions, or 15 corrupted versions."""
     model, processor = CLIPModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     crops, whole, regions, kinds = [], [], [], []
     for index in range(n):
@@ -45,11 +37,12 @@ def evaluate_scorer(folder: Path, n: int, seed: int) -> dict[str, Figure]:
         found = scene_regions(scene, np.random.default_rng([seed, index, 2]), 1)
         if found:
             region, inside = found[0]
-            crops.append(padded_square(view(scene, crop_window(region.tolist()))))
+            window = crop_window(tuple(region.tolist()), (SIZE, SIZE), CROP)
+            crops.append(pad_to_square(view(scene, window), fill=_GREY))
             whole.append(Image.fromarray(scene.image))
-            regions.append(region / SIZE)
+            regions.append(region)
             kinds.append([int(scene.colours[i]) * len(SHAPES) + int(scene.shapes[i]) for i in inside])
-    places = patches_in(torch.from_numpy(np.stack(regions)).float(), SIZE // PATCH)
+    places = region_patches(np.stack(regions))
     views: dict[str, list[Tensor]] = {"S_crop": [], "S_local": []}
     for first in range(0, len(crops), _BATCH):
         part = slice(first, first + _BATCH)

@@ -1,6 +1,7 @@
-"""Trained checkpoints as folders that ``from_pretrained`` of the real classes loads.
+"""Export a trained checkpoint to a folder that ``from_pretrained`` of the transformers classes loads.
 
-``python -m tools.embedded.export MODEL --out OUT --to FOLDER`` does it for a checkpoint of `tools.embedded.train`.
+Usage, from the root of the repository: ``python -m tools.embedded.export MODEL --out OUT --to FOLDER``, where OUT is
+the folder of `tools.embedded.train`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 from transformers import CLIPImageProcessorPil, OwlViTImageProcessorPil, SiglipImageProcessorPil
 
 from spr.embedded.scenes import SIZE
-from spr.embedded.vocabulary import START, make_tokenizer
 from tools.embedded.loop import checkpoint_path, load_modules
 from tools.embedded.models import IMAGE_TOKENS, make_describer, make_detector, make_scorer
 from tools.embedded.train_detector import QUERY_LENGTH
 from tools.embedded.train_scorer import MAX_WORDS
+from tools.embedded.vocabulary import START, make_tokenizer
 
 MODELS = ("describer", "scorer", "detector")
 _PIXELS: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}  # 2: bilinear
@@ -30,7 +31,7 @@ _PROCESSOR = {
 
 
 def export(name: str, out: Path, folder: Path) -> None:
-    """Write a model of a training's folder ``out`` with its tokenizer and image processor.
+    """Write the model in the training folder ``out`` with its tokenizer and image processor.
 
     Raises:
         InputError: if there is no checkpoint.
@@ -45,7 +46,7 @@ def export(name: str, out: Path, folder: Path) -> None:
         (folder / "processor_config.json").write_text(json.dumps(_PROCESSOR, indent=2) + "\n", encoding="utf-8")
     elif name == "scorer":
         make_tokenizer(START, max_length=MAX_WORDS).save_pretrained(folder)
-        # No centre crop: what is to be embedded is made square before.
+        # No centre crop: images are padded to squares before.
         CLIPImageProcessorPil(size=_SQUARE, do_center_crop=False, **_PIXELS).save_pretrained(folder)
     else:
         make_tokenizer(START, max_length=QUERY_LENGTH).save_pretrained(folder)

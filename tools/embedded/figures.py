@@ -1,4 +1,4 @@
-"""Figures with their 95 % intervals, found by resampling scenes."""
+"""Measured figures with 95 % intervals from resampled scenes, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-RESAMPLES = 1000
+from spr.evaluation.metrics import Share, bootstrap, intervals
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured value, the bounds of its 95 % interval, and what it should reach (None: nothing is asked)."""
+    """A measured value, its 95 % interval, and the bounds that it should satisfy (None for no bound)."""
 
     value: float
     low: float
@@ -23,15 +22,15 @@ class Figure:
 
     @property
     def reached(self) -> bool:
-        """Whether the value itself reaches what is asked."""
+        """Whether the value itself is within the bounds."""
         return (self.at_least is None or self.value >= self.at_least) and (
             self.at_most is None or self.value <= self.at_most
         )
 
     def to_json(self) -> dict[str, object]:
-        """As benchmarks write it."""
-        asked = {"at_least": self.at_least, "at_most": self.at_most, "reached": self.reached}
-        known = {key: value for key, value in asked.items() if value is not None}
+        """The figure in the form of a benchmark's result file."""
+        bounds = {"at_least": self.at_least, "at_most": self.at_most, "reached": self.reached}
+        known = {key: value for key, value in bounds.items() if value is not None}
         bare = self.at_least is None and self.at_most is None
         return {
             "value": round(self.value, 4),
@@ -40,44 +39,36 @@ class Figure:
         }
 
 
-def resampled_weights(scenes: int, resamples: int = RESAMPLES) -> npt.NDArray[np.int64]:
-    """How often each scene is drawn in each resample: int64 ``(resamples, scenes)``; always the same."""
-    rng = np.random.default_rng(0)
-    return rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=resamples)
-
-
 def ratio(
     hits: npt.ArrayLike, counts: npt.ArrayLike, at_least: float | None = None, at_most: float | None = None
 ) -> Figure:
-    """The share of hits, Σ hits / Σ counts, where both are given by scene ``(N,)``.
+    """The share of hits, Σ hits / Σ counts, both given per scene ``(N,)``.
 
     >>> figure = ratio([1, 0, 1, 1], [1, 1, 1, 1])
     >>> figure.value, 0.0 <= figure.low < 0.75 < figure.high <= 1.0
     (0.75, True)
     """
-    hits, counts = np.asarray(hits, dtype=np.float64), np.asarray(counts, dtype=np.float64)
-    weights = resampled_weights(len(hits))
-    drawn = (weights @ hits) / np.maximum(weights @ counts, 1e-9)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Figure(float(hits.sum() / max(counts.sum(), 1e-9)), float(low), float(high), at_least, at_most)
+    share = Share.ratio(hits, counts)
+    (interval,) = intervals(bootstrap([share], np.arange(len(share.parts))))
+    low, high = interval or (0.0, 0.0)
+    return Figure(share.value() or 0.0, low, high, at_least, at_most)
 
 
 def difference(
     hits: npt.ArrayLike, others: npt.ArrayLike, counts: npt.ArrayLike, at_least: float | None = None
 ) -> Figure:
-    """By how much one share of hits is over another of the same scenes: (Σ hits − Σ others) / Σ counts."""
-    hits, others = np.asarray(hits, dtype=np.float64), np.asarray(others, dtype=np.float64)
-    return ratio(hits - others, counts, at_least)
+    """The difference of two shares of the same scenes: (Σ hits − Σ others) / Σ counts."""
+    return ratio(np.asarray(hits, np.float64) - np.asarray(others, np.float64), counts, at_least)
 
 
 _OPEN, _CLOSE = "<!-- figures -->\n", "<!-- end of figures -->"
 
 
 def fill_card(card: str, figures: dict[str, Figure], setting: str) -> str:
-    """A model card with its table of figures, between two marks, made anew."""
+    """The model card with a new table of figures between its two marks."""
     before, _, rest = card.partition(_OPEN)
     _, _, after = rest.partition(_CLOSE)
-    rows = [f"{setting}", "", "| figure | value | 95 % interval | asked |", "| --- | --- | --- | --- |"]
+    rows = [f"{setting}", "", "| figure | value | 95 % interval | required |", "| --- | --- | --- | --- |"]
     for name, figure in figures.items():
         asked = [f"≥ {figure.at_least:g}"] if figure.at_least is not None else []
         asked += [f"≤ {figure.at_most:g}"] if figure.at_most is not None else []

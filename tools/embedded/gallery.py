@@ -1,6 +1,6 @@
-"""Pictures to look at: scenes with their boxes, and the describer's answers drawn over their scenes.
+"""Draw a contact sheet of scenes with their boxes, or of the describer's answers on their scenes.
 
-``python -m tools.embedded.gallery {scenes,descriptions} --out PNG`` draws a contact sheet.
+Usage, from the root of the repository: ``python -m tools.embedded.gallery {scenes,descriptions} --out PNG``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RIGHT, _WRONG, _CROWD, _SPECK = "cyan", "red", "magenta", "white"
 
 
 def draw(scene: Scene, boxes: Sequence[tuple[Box, str]], region: Box | None = None) -> Image.Image:
-    """The scene, three times as large, with boxes ``(xyxy pixels, colour)`` and perhaps a region's dashed frame."""
+    """The scene, enlarged `SCALE` times, with boxes ``(xyxy pixels, colour)`` and optionally a region's frame."""
     image = Image.fromarray(scene.image).resize((SIZE * SCALE, SIZE * SCALE), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(image)
     if region is not None:
@@ -37,7 +37,7 @@ def _scaled(box: Box) -> tuple[float, float, float, float]:
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Tiles of one size, row by row."""
+    """Tiles of equal size in one image, row by row."""
     width, height = (side + _GAP for side in tiles[0].size)
     rows = -(-len(tiles) // columns)
     made = Image.new("RGB", (columns * width, rows * height), "black")
@@ -47,7 +47,7 @@ def sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def scene_sheet(n: int, seed: int) -> Image.Image:
-    """Scenes with their objects' boxes; members of crowds and specks in colours of their own."""
+    """Scenes with the boxes of their objects; members of crowds and specks have their own colours."""
     tiles = []
     for index in range(n):
         scene = make_scene(seed, index)
@@ -60,7 +60,7 @@ def scene_sheet(n: int, seed: int) -> Image.Image:
 
 
 def description_sheet(folder: Path, n: int, seed: int) -> tuple[Image.Image, list[str]]:
-    """The describer's answers about a region a scene: boxes that name and place an object rightly, and the others."""
+    """The describer's answers about one region per scene; correct and wrong boxes have different colours."""
     from spr.grounding import parse
     from tools.embedded.evaluate_describer import (
         DIALECT,
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=["scenes", "descriptions"])
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--weights", type=Path, help="folder of the describer (default: the one in the package)")
+    parser.add_argument("--weights", type=Path, help="folder of the describer (default: the weights in the package)")
     args = parser.parse_args(arguments)
     if args.what == "scenes":
         scene_sheet(24, args.seed).save(args.out)

@@ -1,7 +1,7 @@
-"""One training loop for all of the embedded models: step-based, the same twice, resumable.
+"""The training loop of all embedded models: reproducible and resumable.
 
-Everything random about a step is a function of (seed, step), so that a run stopped at any checkpoint goes on as if it
-had never stopped, and that workers don't change what is drawn.
+All random choices of a step depend on (seed, step) alone. So a run that is resumed from a checkpoint gives the same
+result as one that was never interrupted, and the number of workers changes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from spr.core.atomic import atomic_file
 from spr.core.errors import InputError
 from tools.embedded.optim import Optimiser
 
@@ -26,16 +27,20 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the command line says about a training run.
+    """The settings of a training run.
 
     Attributes:
         out: Folder of the checkpoint and the log.
-        seed: Of the scenes, the first weights and everything drawn.
+        seed: Seed of the scenes, the initial weights and all random choices.
         steps: Length of the schedule.
-        batch_size: Views a step.
-        stop_at: Step to stop at before the schedule's end, as if interrupted; None: run to the end.
-        workers: Processes that make batches; 0: this one.
-        start_from: Checkpoint of an earlier run of the same model, whose weights are the first ones.
+        batch_size: Views per step.
+        device: Device to train on.
+        workers: Processes that make batches; 0 for this process.
+        resume: Continue from the checkpoint in ``out``.
+        stop_at: Stop after this step, before the end of the schedule; None to run to the end.
+        start_from: Checkpoint of an earlier run of the same model, for the initial weights.
+        log_every: Steps between two rows of the log.
+        save_every: Steps between two checkpoints.
     """
 
     out: Path
@@ -64,13 +69,15 @@ class _Steps(Dataset[Batch]):
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[Batch]):
-    """What is trained, and how.
+    """What to train, and how.
 
     Attributes:
-        name: Of the checkpoint and the log's file.
-        modules: Everything that learns, by name.
-        make_batch: Step → batch, in whatever process.
-        loss: Batch, share of the run that is over (0–1) → loss, figures for the log.
+        name: File name of the checkpoint and the log, without suffix.
+        modules: The modules with trained parameters, by name.
+        make_batch: Maps a step to its batch; may run in a worker process.
+        loss: Maps a batch and the completed share of the run (0–1) to the loss and figures for the log.
+        lr: Peak learning rate of AdamW.
+        muon_lr: Peak learning rate of Muon.
     """
 
     name: str
@@ -82,7 +89,7 @@ class Task(Generic[Batch]):
 
 
 def seed_everything(seed: int, device: torch.device) -> None:
-    """Seed torch and ask it for the same results every time."""
+    """Seed torch and select deterministic algorithms."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -91,10 +98,10 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 
 def train(task: Task[Batch], run: Run) -> None:
-    """Train to ``run.steps``, from the checkpoint if ``run.resume``; logs to ``run.out/<name>.jsonl``.
+    """Train to ``run.steps``, from the checkpoint if ``run.resume``; the log is ``run.out/<name>.jsonl``.
 
     Raises:
-        InputError: if there is nothing to resume from, or the checkpoint is of another run.
+        InputError: if there is no checkpoint to resume from, or it belongs to another run.
     """
     run.out.mkdir(parents=True, exist_ok=True)
     log_path, path = run.out / f"{task.name}.jsonl", checkpoint_path(run.out, task.name)
@@ -132,12 +139,12 @@ def train(task: Task[Batch], run: Run) -> None:
 
 
 def checkpoint_path(out: Path, name: str) -> Path:
-    """Where a task's checkpoint lies."""
+    """The path of a task's checkpoint."""
     return out / f"{name}.pt"
 
 
 def load_modules(path: Path, **modules: nn.Module) -> None:
-    """Fill modules with the weights of a checkpoint, by name.
+    """Load the weights of a checkpoint into modules, by name.
 
     Raises:
         InputError: if there is no such checkpoint.
@@ -162,7 +169,7 @@ def _batches(task: Task[Batch], run: Run, first: int) -> Iterator[Batch]:
 
 
 def _keep_rows(log_path: Path, last: int) -> None:
-    """Drop the log's rows after a step: those that an interrupted run wrote after its last checkpoint."""
+    """Remove log rows after step ``last``, which an interrupted run wrote after its last checkpoint."""
     lines = log_path.read_text(encoding="utf-8").splitlines(keepends=True) if log_path.exists() else []
     log_path.write_text("".join(line for line in lines if json.loads(line)["step"] <= last), encoding="utf-8")
 
@@ -178,18 +185,19 @@ def _save(task: Task[Batch], run: Run, optimiser: Optimiser, path: Path, step: i
         "modules": {name: module.state_dict() for name, module in task.modules.items()},
         "optimiser": optimiser.state_dict(),
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        torch.save(state, partial)
 
 
 def _restore(task: Task[Batch], run: Run, optimiser: Optimiser, path: Path) -> int:
     if not path.exists():
-        raise InputError(f"--resume has no checkpoint {path}", fix="leave --resume out, or give the --out of that run")
+        raise InputError(
+            f"There is no checkpoint {path} to resume", fix="leave --resume out, or give the --out of that run"
+        )
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["run"] != _identity(run):
         fix = "give the same --seed, --steps and --batch-size, or leave --resume out"
-        raise InputError(f"{path} is of another run", got=state["run"], expected=_identity(run), fix=fix)
+        raise InputError(f"{path} belongs to another run", got=state["run"], expected=_identity(run), fix=fix)
     for name, module in task.modules.items():
         module.load_state_dict(state["modules"][name])
     optimiser.load_state_dict(state["optimiser"])

@@ -1,4 +1,4 @@
-"""The embedded models: small configurations of transformers' own classes, with fresh weights."""
+"""The embedded models: small configurations of transformers' classes with initial weights."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from transformers import (
 )
 
 from spr.embedded.scenes import SIZE
-from spr.embedded.vocabulary import COORDINATES, END, FIRST_COORDINATE, IDS, IMAGE, PAD, START, TOKENS, USER, VIDEO
+from tools.embedded.vocabulary import COORDINATES, END, FIRST_COORDINATE, IDS, IMAGE, PAD, START, TOKENS, USER, VIDEO
 
 PATCH, WIDTH = 14, 128
 IMAGE_TOKENS = (SIZE // PATCH) ** 2 + 1
-"""Tokens that an image takes in the describer's text: its patches and the mark of the end of a line."""
+"""Tokens per image in the describer's input: its patches and the newline token."""
 
 
 def weights_folder(name: str) -> Path:
-    """Folder of a model that ships with the package: ``describer``, ``scorer`` or ``detector``."""
+    """The folder of a model in the package: ``describer``, ``scorer`` or ``detector``."""
     return Path(str(files("spr.embedded") / "weights" / name))
 
 
 def make_describer() -> LlavaOnevisionForConditionalGeneration:
-    """A LLaVA-OneVision of 1.6 million parameters that reads the base image only, with fresh weights.
+    """A LLaVA-OneVision of 1.6 million parameters with initial weights; it reads the base image without tiles.
 
-    Coordinates start as sinusoids of their values, so that neighbours are alike before anything is learned.
+    The embeddings of coordinates start as sinusoids of their values, so that neighbours are similar from the start.
     """
     vision = SiglipVisionConfig(
         hidden_size=WIDTH,
@@ -68,7 +68,7 @@ def make_describer() -> LlavaOnevisionForConditionalGeneration:
         video_token_id=IDS[VIDEO],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        image_grid_pinpoints=[[0, 0]],  # no tiles: the base image is all there is
+        image_grid_pinpoints=[[0, 0]],  # no tiles, only the base image
         tie_word_embeddings=True,
     )
     model = LlavaOnevisionForConditionalGeneration(config)
@@ -116,41 +116,41 @@ _VISION: dict[str, Any] = {
 
 
 def make_scorer() -> CLIPModel:
-    """A CLIP of 1.2 million parameters with fresh weights."""
+    """A CLIP of 1.2 million parameters with initial weights."""
     text = {**_TEXT, "num_hidden_layers": 3, "max_position_embeddings": 77}
     return CLIPModel(CLIPConfig(vision_config=_VISION, text_config=text, projection_dim=WIDTH))
 
 
 def make_detector() -> OwlViTForObjectDetection:
-    """An OWL-ViT of 1.2 million parameters with fresh weights."""
+    """An OWL-ViT of 1.2 million parameters with initial weights."""
     text = {**_TEXT, "num_hidden_layers": 2, "max_position_embeddings": 16}
     config = OwlViTConfig(vision_config=_VISION, text_config=text, projection_dim=WIDTH)
     model = OwlViTForObjectDetection(config)
-    with torch.no_grad():  # torch's defaults for the heads are far too large at this width
+    with torch.no_grad():  # torch's default initial weights are far too large at this width
         for layer in (model.box_head.dense0, model.box_head.dense1, model.class_head.dense0):
             nn.init.xavier_uniform_(layer.weight)
             layer.bias.zero_()
         for layer in (model.box_head.dense2, model.class_head.logit_shift, model.class_head.logit_scale):
             layer.weight.zero_()
             layer.bias.zero_()
-        model.class_head.logit_shift.bias.fill_(-0.5)  # few of the patches show what a query names
+        model.class_head.logit_shift.bias.fill_(-0.5)  # few patches show the object of a query
         model.class_head.logit_scale.bias.fill_(6.0)
     return model
 
 
 @torch.no_grad()
 def adopt_tower(vision: Any, tower: Any, pixels: Tensor) -> None:
-    """Make a fresh CLIP or OWL-ViT vision model see what a trained SigLIP tower of the same shape sees.
+    """Copy a trained SigLIP tower into a CLIP or OWL-ViT vision model of the same shape, keeping its function.
 
-    The layers are alike; SigLIP has a bias where patches enter, which goes to the position embeddings, and no norm
-    before the first layer. That norm is made all but an identity: a large constant along one direction is added to
-    every patch, so that the norm divides all of them by the same number, and taken away again by its bias. It costs the
-    direction of least variance, and the mean, which each layer's own norm drops anyway.
+    The layers are the same. SigLIP has a bias in the patch embedding, which is added to the position embeddings, and no
+    norm before the first layer. That norm is turned into nearly an identity: a large constant in one direction is added
+    to every patch, so that the norm divides all patches by nearly the same number, and its bias removes the constant.
+    This loses the direction of least variance, and the mean, which the norm of each layer removes anyway.
 
     Args:
         vision: The model to fill.
-        tower: Whose weights to take.
-        pixels: Some views, ``(B, 3, S, S)``, to find the direction from.
+        tower: The trained tower.
+        pixels: Some views ``(B, 3, S, S)``, from which the direction is computed.
     """
     norm = vision.pre_layrnorm if hasattr(vision, "pre_layrnorm") else vision.pre_layernorm
     vision.encoder.load_state_dict(tower.encoder.state_dict())

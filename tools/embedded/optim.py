@@ -1,7 +1,7 @@
-"""The optimiser of the embedded models: Muon for the matrices of hidden layers, AdamW for everything else.
+"""The optimiser of the embedded models: Muon for the matrices of hidden layers, AdamW for all other parameters.
 
-Muon replaces the momentum of a matrix by the nearest orthogonal matrix before the step. torch's own computes that in
-bfloat16, which is slow on CPUs without hardware for it; this one works in float32, on all matrices of a shape at once.
+Muon replaces the momentum of a matrix by the nearest orthogonal matrix before the step. torch's implementation computes
+it in bfloat16, which is slow on CPUs without hardware support; this one uses float32 and batches matrices of one shape.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # Newton–Schulz coefficients that push singular values towards 1 fast
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # Newton–Schulz coefficients that move singular values towards 1 quickly
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Roughly the nearest (semi-)orthogonal matrices: singular values end near 1. ``(K, M, N)`` → ``(K, M, N)``.
+    """Approximately the nearest (semi-)orthogonal matrices, with singular values near 1: ``(K, M, N)`` → ``(K, M, N)``.
 
     >>> singular = torch.linalg.svdvals(orthogonalise(torch.diag(torch.tensor([3.0, 1.0, 0.5]))[None]))
     >>> bool(((singular > 0.6) & (singular < 1.3)).all())
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step; matrices of one shape go through the iteration together."""
+        """One step; matrices of the same shape are orthogonalised together."""
         del closure
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
@@ -63,14 +63,16 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimiser:
-    """Muon and AdamW behind one step with a linear warm-up and a cosine to a tenth of a percent of the peak rate.
+    """Muon and AdamW with one schedule: linear warm-up, then cosine decay to 0.1 % of the peak learning rate.
 
     Args:
-        modules: Whose parameters are trained; matrices go to Muon unless ``embed`` or ``lm_head`` is in their names.
+        modules: The modules to train; Muon takes matrices without ``embed`` or ``lm_head`` in their names.
         steps: Length of the schedule.
-        lr: Peak rate of AdamW.
-        muon_lr: Peak rate of Muon.
-        clip: Largest norm of the whole gradient.
+        lr: Peak learning rate of AdamW.
+        muon_lr: Peak learning rate of Muon.
+        weight_decay: Weight decay of both.
+        warmup: Share of the steps for the warm-up.
+        clip: Maximum norm of the whole gradient.
     """
 
     def __init__(
@@ -102,14 +104,14 @@ class Optimiser:
         self.steps, self.warmup, self.clip = steps, warmup, clip
 
     def rate(self, step: int) -> float:
-        """Share of the peak rate at a step, counted from 0."""
+        """The share of the peak learning rate at a step, counted from 0."""
         progress = (step + 1) / self.steps
         if progress < self.warmup:
             return progress / self.warmup
         return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
 
     def step(self, step: int) -> None:
-        """Clip the gradients, apply them at this step's rate and clear them."""
+        """Clip the gradients, apply them with this step's learning rate, and clear them."""
         nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
             for group in optimiser.param_groups:
@@ -118,10 +120,10 @@ class Optimiser:
             optimiser.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The state of both, to resume from."""
+        """The state of both optimisers."""
         return [optimiser.state_dict() for optimiser in self.optimisers]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Take over a state of `state_dict`."""
+        """Restore a state of `state_dict`."""
         for optimiser, state in zip(self.optimisers, states, strict=True):
             optimiser.load_state_dict(state)

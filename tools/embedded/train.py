@@ -1,8 +1,8 @@
-"""``python -m tools.embedded.train {vision,describer,scorer,detector}``: trains the embedded models from nothing.
+"""Train the embedded models from scratch.
 
-``vision`` comes first; the others start from its tower, in the same ``--out``. Nothing is read but the seed: scenes are
-made on the way. With ``--to FOLDER`` the model is exported there, and its figures on unseen scenes are printed and
-stored beside it.
+Usage, from the root of the repository: ``python -m tools.embedded.train {vision,describer,scorer,detector} --out OUT``.
+Train ``vision`` first; the other models start from its tower in the same ``--out``. The only input is the seed: scenes
+are generated. With ``--to FOLDER`` the model is exported there, with its figures on new scenes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.embedded.loop import Run, checkpoint_path
 
 
 class Phase(NamedTuple):
-    """A part of a recipe: a schedule of ``steps``, left after step ``stop_at`` where that is given."""
+    """A part of a recipe: a schedule of ``steps``, stopped after step ``stop_at`` if that is given."""
 
     steps: int
     stop_at: int | None = None
@@ -31,34 +31,34 @@ RECIPES: dict[str, tuple[Phase, ...]] = {
     "scorer": (Phase(800),),
     "detector": (Phase(1200), Phase(450)),
 }
-"""How the shipped weights were trained; a later phase starts from the weights of the one before. The describer is left
-early, so that its boxes leave preference training room: see its card."""
+"""How the shipped weights were trained; a phase starts from the weights of the previous one. Training of the describer
+stops early, so that preference training can improve its boxes: see its model card."""
 BATCH = {"vision": 64, "describer": 16, "scorer": 48, "detector": 32}
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m tools.embedded.train", description=__doc__)
-    made.add_argument("model", choices=list(RECIPES))
-    made.add_argument("--out", type=Path, required=True, help="folder of checkpoints and logs")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--steps", type=int, help="train in one phase of so many steps (default: the shipped recipe)")
-    made.add_argument("--batch-size", type=int, help="views a step (default: as the shipped weights)")
-    made.add_argument("--scenes", type=int, default=40_000, help="number of training scenes")
-    made.add_argument("--corpus", type=Path, help="folder of the scenes, made if absent (default: OUT/corpus)")
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--workers", type=int, default=0, help="processes that make scenes and batches")
-    made.add_argument("--resume", action="store_true", help="go on from OUT's checkpoint")
-    made.add_argument("--start-from", type=Path, help="checkpoint of an earlier run to take the first weights from")
-    made.add_argument("--stop-at", type=int, help="with --steps: stop after this one, to resume later")
-    made.add_argument("--log-every", type=int, default=100)
-    made.add_argument("--to", type=Path, help="folder to export the model to, with its figures")
-    return made
+    parser = argparse.ArgumentParser(prog="python -m tools.embedded.train", description=__doc__)
+    parser.add_argument("model", choices=list(RECIPES))
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="train in one phase of this many steps (default: the shipped recipe)")
+    parser.add_argument("--batch-size", type=int, help="views per step (default: as for the shipped weights)")
+    parser.add_argument("--scenes", type=int, default=40_000, help="number of training scenes")
+    parser.add_argument("--corpus", type=Path, help="folder of the scenes, created if missing (default: OUT/corpus)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make scenes and batches")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in OUT")
+    parser.add_argument("--start-from", type=Path, help="checkpoint of an earlier run for the initial weights")
+    parser.add_argument("--stop-at", type=int, help="with --steps: stop after this step, to resume later")
+    parser.add_argument("--log-every", type=int, default=100)
+    parser.add_argument("--to", type=Path, help="folder to export the model to, with its figures")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train one model."""
-    args = parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     phases = (Phase(args.steps, args.stop_at),) if args.steps else RECIPES[args.model]
     run = Run(
         out=args.out,
@@ -81,9 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train_phases(model: str, run: Run, corpus: Corpus, phases: tuple[Phase, ...]) -> None:
-    """Train through the phases; what an earlier one leaves is kept as ``<model>-<phase>.pt`` and ``.jsonl``.
+    """Train through the phases; the files of an earlier phase are kept as ``<model>-<phase>.pt`` and ``.jsonl``.
 
-    With ``run.resume``, phases whose checkpoint is kept are over, and the one after them goes on if it had begun.
+    With ``run.resume``, phases with a kept checkpoint are skipped, and the next one continues if it had started.
     """
     path = checkpoint_path(run.out, model)
     for number, (steps, stop_at) in enumerate(phases, start=1):

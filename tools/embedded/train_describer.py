@@ -1,4 +1,4 @@
-"""Training of the describer: its vision tower densely, then all of it on conversations about views of scenes."""
+"""Train the describer on conversations about views of scenes; its vision tower comes from `train_vision`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from transformers import AttentionInterface, LlavaOnevisionForConditionalGenerat
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from spr.embedded.sprites import COLOURS, SHAPES
-from spr.embedded.vocabulary import COORDINATES, FIRST_COORDINATE, IDS, USER
 from tools.embedded.conversations import IGNORED, Conversations, conversation_maker
 from tools.embedded.corpus import Corpus
 from tools.embedded.dense import Objects, owners, soft_coordinates
@@ -20,41 +19,42 @@ from tools.embedded.loop import Run, Task, checkpoint_path, load_modules, seed_e
 from tools.embedded.models import IMAGE_TOKENS, make_describer
 from tools.embedded.train_vision import SOFTNESS, Seeing, tower_features
 from tools.embedded.views import ImageBank
+from tools.embedded.vocabulary import COORDINATES, FIRST_COORDINATE, IDS, USER
 
 BOX_JITTER = 0.04
-"""How careless the boxes of the answers are, see `tools.embedded.conversations.jittered`. Real models learned from boxes of
-mixed quality; exact ones would leave preference training little to improve."""
+"""Noise of the boxes in the answers, see `tools.embedded.conversations.jittered`. Real models learn from boxes of mixed
+quality; exact boxes would leave preference training little to improve."""
 _POINTING_LAYER, _POINTERS, _POINTING_WEIGHT = 2, 2, 0.3
 _BLOCKED = -1e4
-_PRECISION = torch.bfloat16  # of the language model's products: half the time, where the CPU has instructions for it
+_PRECISION = torch.bfloat16  # dtype of the language model's products: twice as fast on CPUs that support it
 
 
 def _attention(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention in float32: torch's backward pass in bfloat16 is slower by far on CPUs."""
-    made = F.scaled_dot_product_attention(
+    """Attention in float32: torch's bfloat16 backward pass is much slower on CPUs."""
+    output = F.scaled_dot_product_attention(
         query.float(), key.float(), value.float(), attn_mask=mask, scale=options.get("scaling")
     )
-    return made.transpose(1, 2).to(query.dtype), None
+    return output.transpose(1, 2).to(query.dtype), None
 
 
 AttentionInterface.register("float32_sdpa", _attention)
 
 
 def train_describer(run: Run, corpus: Corpus) -> LlavaOnevisionForConditionalGeneration:
-    """Teach the whole describer to answer, from what ``vision.pt`` sees; leaves ``describer.pt``."""
+    """Train the describer to answer, starting from the tower in ``vision.pt``; writes ``describer.pt``."""
     seed_everything(run.seed, run.device)
     model = make_describer()
     model.model.language_model.config._attn_implementation = "float32_sdpa"
-    seeing = Seeing(model)  # shares the model's parts
+    seeing = Seeing(model)  # shares the model's modules
     load_modules(checkpoint_path(run.out, "vision"), seeing=seeing)
     seeing.to(run.device)
     model.to(run.device)
     bank = ImageBank(corpus.images, run.device)
 
     def loss(batch: Conversations, _progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.no_grad():  # the tower sees already; trained on, it would place boxes too well to leave room
+        with torch.no_grad():  # trained further, the tower would place boxes too well to leave room for improvement
             features = tower_features(seeing.tower, bank.views(batch.views.rows, batch.views.windows))
         states, pointing = answer_states(model, seeing.projector(features), batch, _PRECISION)
         answers, figures = answer_loss(model, states, torch.from_numpy(batch.labels).to(run.device))
@@ -69,18 +69,19 @@ def train_describer(run: Run, corpus: Corpus) -> LlavaOnevisionForConditionalGen
 def answer_states(
     model: LlavaOnevisionForConditionalGeneration, image: Tensor, batch: Conversations, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The language model's states that predict each token of the turns ``(B, T, width)``, and where they point.
+    """The language model's states that predict each token of the turns, and the attention to the patches.
 
-    The second is the logarithm of the attention that `_POINTERS` of layer `_POINTING_LAYER` pay to the patches as they
-    predict each token, ``(B, heads, T, P)``.
-
-    The same as the model's own forward on every turn alone, but one pass for the turns that share a view.
+    Equals the model's own forward pass on each turn separately, but runs once for the turns that share a view.
 
     Args:
         model: The describer.
         image: The projected patches ``(B, P, width)``.
         batch: The turns.
-        dtype: What the language model computes in; its parameters stay as they are.
+        dtype: The dtype of the language model's computation; its parameters keep theirs.
+
+    Returns:
+        States ``(B, T, width)``, and the log-attention to the patches that the first `_POINTERS` heads of layer
+        `_POINTING_LAYER` have while they predict each token, ``(B, heads, T, P)``.
     """
     device, embed = image.device, model.get_input_embeddings()
     newline = model.model.image_newline[None, None].expand(len(image), 1, -1)
@@ -94,7 +95,7 @@ def answer_states(
     parameters = {name: parameter.to(dtype) for name, parameter in text.named_parameters()}
     arguments = {"inputs_embeds": inputs.to(dtype), "attention_mask": mask, "position_ids": positions}
     made = functional_call(text, parameters, kwargs={**arguments, "use_cache": False, "output_hidden_states": True})
-    # A turn's first token is never predicted, so what the prefix's last state predicts does not matter.
+    # A turn's first token is never predicted, so the prediction of the prefix's last state does not matter.
     predicting = slice(prefix - 1, -1)
     layer = text.layers[_POINTING_LAYER]
     entering = layer.input_layernorm(made.hidden_states[_POINTING_LAYER].float())
@@ -110,14 +111,14 @@ def answer_states(
 
 
 def pointing_loss(pointing: Tensor, batch: Conversations, objects: Objects) -> tuple[Tensor, Tensor]:
-    """How little attention the pointing heads pay to the object that they talk about, and how often it is the most.
+    """Negative log-attention to the patches of the object that a token is about, and how often these get the most.
 
-    Which patch a name belongs to is what the language model is slowest to find out by itself: in a trial without this,
-    the words of a question had no influence on the box after 1,500 steps. Two heads are told; the rest is left free.
+    The language model is slowest to learn which patch a name belongs to: in a trial without this loss, the words of a
+    question had no influence on the box after 1,500 steps. Two heads are supervised; the others are free.
 
     Args:
-        pointing: Logarithms of attention to the patches, ``(B, heads, T, P)``.
-        batch: What each token is about.
+        pointing: Log-attention to the patches, ``(B, heads, T, P)``.
+        batch: The turns, with the object that each token is about.
         objects: The objects in the views.
     """
     about = torch.from_numpy(batch.about).to(pointing.device)
@@ -131,14 +132,14 @@ def pointing_loss(pointing: Tensor, batch: Conversations, objects: Objects) -> t
 
 
 def shared_prefix_mask(turns: Tensor, positions: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """The additive attention mask ``(B, 1, L, L)`` and positions ``(B, L)`` of turns ``(B, T)`` behind a prefix.
+    """The additive attention mask ``(B, 1, L, L)`` and positions ``(B, L)`` of turns ``(B, T)`` after a prefix.
 
-    A token sees what comes before it in the prefix and in its own turn; L = prefix + T.
+    A token attends to earlier tokens of the prefix and of its own turn; L = prefix + T.
     """
     batch, device = len(turns), turns.device
     every = torch.cat([torch.zeros(batch, prefix, dtype=torch.long, device=device), turns], dim=1)
     before = torch.ones(every.shape[1], every.shape[1], dtype=torch.bool, device=device).tril()
-    # Padding has turn 0 as the prefix has; it comes last, so nothing that counts sees it.
+    # Padding has turn 0 like the prefix. It comes last, so no other token attends to it.
     seen = before & ((every[:, None, :] == 0) | (every[:, None, :] == every[:, :, None]))
     mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, _BLOCKED)[:, None]
     ahead = torch.arange(prefix, device=device).expand(batch, -1)
@@ -148,12 +149,12 @@ def shared_prefix_mask(turns: Tensor, positions: Tensor, prefix: int) -> tuple[T
 def answer_loss(
     model: LlavaOnevisionForConditionalGeneration, states: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy over the answers' tokens; a coordinate's neighbours share its target's mass.
+    """Cross-entropy of the answers' tokens; the target of a coordinate is spread over its neighbours.
 
     Args:
-        model: For its head.
+        model: The describer; its ``lm_head`` is used.
         states: ``(B, T, width)``.
-        labels: int64 ``(B, T)``, `IGNORED` where nothing is asked.
+        labels: int64 ``(B, T)``, `IGNORED` where there is no target.
     """
     asked = labels != IGNORED
     target = labels[asked]

@@ -1,4 +1,4 @@
-"""Training of the detector: names in, boxes of the named objects out."""
+"""Train the detector, which gets names and returns the boxes of the named objects."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch.nn import functional as F  # noqa: N812 - the name that all torch cod
 from transformers import OwlViTForObjectDetection
 
 from spr.embedded.sprites import CATEGORIES
-from spr.embedded.texts import with_article
-from spr.embedded.vocabulary import END, IDS, PAD, START, encode
 from tools.embedded.corpus import Corpus
 from tools.embedded.dense import Objects, owners, paired_iou
 from tools.embedded.loop import Run, Task, checkpoint_path, load_modules, seed_everything, train
 from tools.embedded.models import adopt_tower, make_describer, make_detector
+from tools.embedded.texts import with_article
 from tools.embedded.train_vision import Seeing, Views, view_maker
 from tools.embedded.views import ImageBank
+from tools.embedded.vocabulary import END, IDS, PAD, START, encode
 
 QUERY_LENGTH = 8
 _FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2.0
@@ -24,7 +24,7 @@ _BOX_WEIGHT, _GIOU_WEIGHT, _LOGIT_WEIGHT = 5.0, 2.0, 2.0
 
 
 def query_ids(names: list[str]) -> Tensor:
-    """Names as the detector's tokenizer gives them: int64 ``(N, QUERY_LENGTH)``, with both marks, padded.
+    """Token ids as the detector's tokenizer gives them: int64 ``(N, QUERY_LENGTH)``, with start and end, padded.
 
     >>> query_ids(["red circle"]).shape
     torch.Size([1, 8])
@@ -37,20 +37,20 @@ def query_ids(names: list[str]) -> Tensor:
 
 
 def wordings(step: int, seed: int) -> list[str]:
-    """All categories as queries, each by a wording drawn for the step: bare, with an article, with a size or a dot."""
+    """All categories as queries, each in a wording drawn for the step: with or without article, size and full stop."""
     rng = np.random.default_rng([seed, step, 1])
-    made = []
+    queries = []
     for name in CATEGORIES:
         way = rng.random()
         text = name if way < 0.5 else with_article(name) if way < 0.8 else f"the {name}"
         if rng.random() < 0.15:
             text = f"a {'small' if rng.random() < 0.5 else 'large'} {name}"
-        made.append(text + ("." if rng.random() < 0.2 else ""))
-    return made
+        queries.append(text + ("." if rng.random() < 0.2 else ""))
+    return queries
 
 
 def corners(boxes_cxcywh: Tensor) -> Tensor:
-    """Boxes given by centre and size as boxes given by corners: ``(..., 4)`` → ``(..., 4)``.
+    """Convert boxes from centre and size to corners: ``(..., 4)`` → ``(..., 4)``.
 
     >>> corners(torch.tensor([0.5, 0.5, 0.5, 0.25])).tolist()
     [0.25, 0.375, 0.75, 0.625]
@@ -60,7 +60,7 @@ def corners(boxes_cxcywh: Tensor) -> Tensor:
 
 
 def named_patches(objects: Objects, grid: int) -> Tensor:
-    """Where each category is to be found: 1 at the patch nearest to an object's centre; ``(B, grid², categories)``."""
+    """Targets of each category: 1 at the patch that contains an object's centre; ``(B, grid², categories)``."""
     centre = (objects.boxes[..., :2] + objects.boxes[..., 2:]) / 2
     cell = (centre * grid).long().clamp(0, grid - 1)
     targets = torch.zeros(len(centre), grid * grid, len(CATEGORIES), device=centre.device)
@@ -72,13 +72,13 @@ def named_patches(objects: Objects, grid: int) -> Tensor:
 def detection_loss(
     logits: Tensor, boxes: Tensor, objects: Objects, logit_weight: float = _LOGIT_WEIGHT
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Focal loss of the names, and L1 and generalised-IoU loss of the boxes of all patches that show an object.
+    """Focal loss of the names, and L1 and generalised-IoU losses of the boxes of all patches that show an object.
 
     Args:
         logits: ``(B, P, categories)``.
         boxes: ``(B, P, 4)``, centre and size, 0–1.
-        objects: What the views show.
-        logit_weight: Of the boxes' loss before the sigmoid.
+        objects: The objects in the views.
+        logit_weight: Weight of the boxes' loss before the sigmoid.
     """
     grid = round(logits.shape[1] ** 0.5)
     targets = named_patches(objects, grid)
@@ -90,8 +90,8 @@ def detection_loss(
     placed, right = corners(boxes[image, patch]), objects.boxes[image, owner[image, patch]]
     iou, giou = paired_iou(placed, right)
     box = _BOX_WEIGHT * (placed - right).abs().sum(dim=-1).mean() + _GIOU_WEIGHT * (1 - giou).mean()
-    # OWL-ViT's patches of the last row and column start with a centre at 1, where the sigmoid is flat: without a loss
-    # before the sigmoid they, a quarter of all patches here, hardly learn to place a box.
+    # In OWL-ViT, the patches of the last row and column start with a centre at 1, where the sigmoid is flat. Without a
+    # loss before the sigmoid these patches, a quarter of all here, hardly learn to place a box.
     target = torch.logit(torch.cat([(right[:, :2] + right[:, 2:]) / 2, right[:, 2:] - right[:, :2]], dim=-1), eps=0.01)
     box = box + logit_weight * F.smooth_l1_loss(torch.logit(boxes[image, patch], eps=1e-6), target)
     names = focal.sum() / targets.sum().clamp(min=1)
@@ -99,7 +99,7 @@ def detection_loss(
 
 
 def train_detector(run: Run, corpus: Corpus) -> OwlViTForObjectDetection:
-    """Train the detector on whole scenes and crops, from what ``vision.pt`` sees; leaves ``detector.pt``."""
+    """Train the detector on whole scenes and crops, from the tower in ``vision.pt``; writes ``detector.pt``."""
     seed_everything(run.seed, run.device)
     seeing = Seeing(make_describer())
     load_modules(checkpoint_path(run.out, "vision"), seeing=seeing)
@@ -108,7 +108,7 @@ def train_detector(run: Run, corpus: Corpus) -> OwlViTForObjectDetection:
     adopt_tower(model.owlvit.vision_model, seeing.tower, sample)
     model.to(run.device)
     bank = ImageBank(corpus.images, run.device)
-    # The shipped weights got the loss before the sigmoid in their second phase; it would not harm the first.
+    # The shipped weights were trained with the loss before the sigmoid in the second phase only.
     logit_weight = 0.0 if run.start_from is None else _LOGIT_WEIGHT
     views = view_maker(corpus, run.seed + 3, run.batch_size)
 
@@ -128,6 +128,6 @@ def train_detector(run: Run, corpus: Corpus) -> OwlViTForObjectDetection:
 
 
 def image_features(model: OwlViTForObjectDetection, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The detector's patch features ``(B, P, WIDTH)``, also as a grid ``(B, side, side, WIDTH)``."""
+    """The detector's patch features ``(B, P, WIDTH)``, and the same as a grid ``(B, side, side, WIDTH)``."""
     grid, _ = model.image_embedder(pixels)
     return grid.flatten(1, 2), grid

@@ -1,4 +1,4 @@
-"""Training of the scorer: regions and their descriptions, told apart from others' and from spoilt ones."""
+"""Train the scorer: match regions with their descriptions, against other regions' and corrupted descriptions."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from transformers import CLIPModel
 from spr.core import boxes as bx
 from spr.embedded.scenes import SIZE
 from spr.embedded.sprites import CATEGORIES, COLOURS, SHAPES
-from spr.embedded.texts import listed, with_article
-from spr.embedded.vocabulary import END, IDS, PAD, START, encode
+from spr.models.scorers.clip import before_last_layer, last_layer, overlapped
 from tools.embedded.corpus import Corpus
-from tools.embedded.local_attention import local_image_embeddings, patches_in
 from tools.embedded.loop import Run, Task, checkpoint_path, load_modules, seed_everything, train
 from tools.embedded.models import PATCH, adopt_tower, make_describer, make_scorer
+from tools.embedded.texts import listed, with_article
 from tools.embedded.train_vision import CROP, Seeing
-from tools.embedded.views import ImageBank, square_window
+from tools.embedded.views import ImageBank, padded_window
+from tools.embedded.vocabulary import END, IDS, PAD, START, encode
 
 MAX_WORDS = 77
 SPOILT = 2
-"""Spoilt descriptions a region: with a wrong colour or shape, or an object too few or too many."""
+"""Corrupted descriptions per region: with a wrong colour or shape, a missing object or an additional one."""
 _SMALL, _LARGE = 15.0, 24.0  # px, geometric mean of the sides
 _BAG_WEIGHT = 0.15
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A batch of B regions with a right description and `SPOILT` wrong ones each.
+    """A batch of B regions with one correct description and `SPOILT` corrupted ones each.
 
     Attributes:
-        rows: int64 ``(B,)``: which image.
+        rows: int64 ``(B,)``, the index of each region's image.
         regions: float64 ``(B, 4)``, pixels.
-        ids: int64 ``(B · (1 + SPOILT), L)``: the right descriptions, then all the others.
+        ids: int64 ``(B · (1 + SPOILT), L)``: the correct descriptions, then all corrupted ones.
         held: float32 ``(B · (1 + SPOILT), categories)``: 1 for the categories that a description names.
     """
 
@@ -49,7 +49,7 @@ class Described:
 
 
 def word_ids(texts: list[str]) -> npt.NDArray[np.int64]:
-    """Texts as the scorer's tokenizer gives them: int64 ``(N, L)``, with both marks, cut to 77 and padded."""
+    """Token ids as the scorer's tokenizer gives them: int64 ``(N, L)``, with start and end, cut to 77 and padded."""
     rows = [[IDS[START], *encode(text)[: MAX_WORDS - 2], IDS[END]] for text in texts]
     ids = np.full((len(rows), max(map(len, rows))), IDS[PAD], dtype=np.int64)
     for k, row in enumerate(rows):
@@ -58,7 +58,7 @@ def word_ids(texts: list[str]) -> npt.NDArray[np.int64]:
 
 
 def vary(kinds: list[int], sides: list[float], rng: np.random.Generator) -> str:
-    """A description without coordinates of objects of the given categories and sizes (px), in one of many wordings."""
+    """A description, without coordinates, of objects of the given categories and sizes (px), in a random wording."""
     order = rng.permutation(len(kinds)) if rng.random() < 0.5 else np.arange(len(kinds))
     with_size, plain = rng.random() < 0.25, rng.random() < 0.15
     phrases = []
@@ -70,7 +70,7 @@ def vary(kinds: list[int], sides: list[float], rng: np.random.Generator) -> str:
 
 
 def spoil(kinds: list[int], sides: list[float], rng: np.random.Generator) -> tuple[list[int], list[float]]:
-    """The objects of a wrong description: one or two with another colour or shape, or one too few or too many."""
+    """The objects of a corrupted description: one or two with another colour or shape, one missing or one added."""
     kinds, sides = list(kinds), list(sides)
     way = rng.random()
     if way < 0.7:
@@ -118,18 +118,40 @@ def description_maker(corpus: Corpus, seed: int, batch_size: int) -> Callable[[i
 def region_views(
     bank: ImageBank, rows: npt.NDArray[np.int64], regions_xyxy: npt.NDArray[np.float64]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the two scores look at: the padded 1.5× crops, the whole scenes, and the patches of the regions."""
+    """The inputs of both scores: the padded 1.5× crops, the whole scenes, and the patches of the regions."""
     crops = bx.grow(regions_xyxy, CROP, (SIZE, SIZE))
-    patches = patches_in(torch.from_numpy(regions_xyxy / SIZE).float().to(bank.device), SIZE // PATCH)
-    return bank.views(rows, square_window(crops), crops), bank.views(rows), patches
+    return bank.views(rows, padded_window(crops), crops), bank.views(rows), region_patches(regions_xyxy).to(bank.device)
+
+
+def region_patches(regions_xyxy: npt.NDArray[np.float64]) -> Tensor:
+    """Which patches of a scene overlap each region: ``(B, 4)`` pixels → bool ``(B, patches)``, row by row."""
+    return torch.from_numpy(
+        np.stack([overlapped(region, SIZE, SIZE, PATCH).ravel() for region in regions_xyxy.tolist()])
+    )
+
+
+def local_image_embeddings(model: CLIPModel, pixels: Tensor, patches: Tensor) -> Tensor:
+    """Embeddings of regions for S_local (paper, Sec. 3.2), with gradients, not normalised: ``(B, projection_dim)``.
+
+    In the last vision layer, the class token attends only to itself and to the region's patches. CLIP's own norm and
+    projection follow.
+
+    Args:
+        model: The CLIP model.
+        pixels: float32 ``(B, 3, S, S)``, the square images that contain the regions.
+        patches: bool ``(B, patches)``, the patches that overlap the regions.
+    """
+    attended = torch.cat([torch.ones_like(patches[:, :1]), patches], dim=1)
+    every = torch.arange(len(pixels), device=pixels.device)
+    return last_layer(model, before_last_layer(model, pixels), every, attended)
 
 
 def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """CLIP's loss with more texts than images, and how often an image picks its own text.
+    """CLIP's loss with more texts than images, and the share of images that are nearest to their own text.
 
     Args:
         images: ``(B, D)``, not normalised.
-        texts: ``(≥ B, D)``; the first B belong to the images, the others to none.
+        texts: ``(≥ B, D)``; the first B belong to the images, the others to no image.
         scale: Logarithm of the inverse temperature.
     """
     logits = scale.clamp(max=4.6052).exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
@@ -139,7 +161,7 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tens
 
 
 def train_scorer(run: Run, corpus: Corpus) -> CLIPModel:
-    """Train the scorer on both views of a region, from what ``vision.pt`` sees; leaves ``scorer.pt``."""
+    """Train the scorer on both views of a region, starting from the tower in ``vision.pt``; writes ``scorer.pt``."""
     seed_everything(run.seed, run.device)
     seeing = Seeing(make_describer())
     load_modules(checkpoint_path(run.out, "vision"), seeing=seeing)
@@ -150,7 +172,7 @@ def train_scorer(run: Run, corpus: Corpus) -> CLIPModel:
         ImageBank(corpus.images, torch.device("cpu")).views(np.arange(min(64, len(corpus)))),
     )
     model.to(run.device)
-    # Which categories a region holds can be read off its embedding, and off its description's, by the same linear map.
+    # One linear map predicts the categories from a region's embedding and from its description's.
     bag = nn.Linear(model.config.projection_dim, len(CATEGORIES)).to(run.device)
     bank = ImageBank(corpus.images, run.device)
 

@@ -1,4 +1,4 @@
-"""Training of the vision tower that all of the embedded models start from: dense, on whole scenes and on crops."""
+"""Train the vision tower that all embedded models start from, with dense losses on whole scenes and crops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools.embedded.models import WIDTH, make_describer
 from tools.embedded.views import WHOLE, ImageBank, boxes_in_view
 
 CROP = 1.5
-"""A crop is the region grown so many times on both sides (METHOD §3.2)."""
+"""A crop is the region with both sides multiplied by this factor (paper, Sec. 3.2)."""
 SOFTNESS = 0.8
 """Standard deviation of a coordinate's soft target, in steps of 0.01."""
 WORD_WEIGHT = 0.5
@@ -32,10 +32,10 @@ class Views:
     """A batch of B views and the objects in them.
 
     Attributes:
-        rows: int64 ``(B,)``: which image.
-        windows: float64 ``(B, 4)``, pixels: the view.
-        kinds: int64 ``(B, M)``, −1 for padding.
-        boxes: float32 ``(B, M, 4)``, 0–1 of the view.
+        rows: int64 ``(B,)``, the index of each view's image.
+        windows: float64 ``(B, 4)``, the view's window in pixels of the image.
+        kinds: int64 ``(B, M)``, indices of the objects' categories, −1 for padding.
+        boxes: float32 ``(B, M, 4)``, xyxy in 0–1 of the view.
     """
 
     rows: npt.NDArray[np.int64]
@@ -44,12 +44,12 @@ class Views:
     boxes: npt.NDArray[np.float32]
 
     def objects(self, device: torch.device) -> Objects:
-        """The objects, for the dense losses."""
+        """The objects as tensors, for the dense losses."""
         return Objects(torch.from_numpy(self.kinds).to(device), torch.from_numpy(self.boxes).to(device))
 
 
 def gather_views(corpus: Corpus, rows: npt.NDArray[np.int64], windows: npt.NDArray[np.float64]) -> Views:
-    """Views with the objects that they show."""
+    """Views with the objects that are visible in them."""
     kinds = np.full((len(rows), corpus.kinds.shape[1]), -1, dtype=np.int64)
     boxes = np.zeros((*kinds.shape, 4), dtype=np.float32)
     for b, row in enumerate(rows):
@@ -74,7 +74,7 @@ def view_maker(corpus: Corpus, seed: int, batch_size: int) -> Callable[[int], Vi
 
 
 class Seeing(nn.Module):
-    """The describer's parts before its language model, with the heads that they are taught through."""
+    """The describer's modules before its language model, with the heads through which they are trained."""
 
     def __init__(self, model: LlavaOnevisionForConditionalGeneration) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ class Seeing(nn.Module):
 
 
 def tower_features(tower: nn.Module, pixels: Tensor) -> Tensor:
-    """What LLaVA-OneVision reads of a SigLIP tower, its states before the last norm: ``(B, P, WIDTH)``."""
+    """The states of a SigLIP tower before its last norm, which LLaVA-OneVision reads: ``(B, P, WIDTH)``."""
     inputs = tower.get_submodule("embeddings")(pixels)
     features: Tensor = tower.get_submodule("encoder")(inputs_embeds=inputs).last_hidden_state
     return features
 
 
 def train_vision(run: Run, corpus: Corpus) -> None:
-    """Teach the vision tower what each patch shows, from nothing; leaves ``vision.pt``."""
+    """Train the vision tower from scratch to recognise what each patch shows; writes ``vision.pt``."""
     seed_everything(run.seed, run.device)
     seeing = Seeing(make_describer()).to(run.device)
     bank = ImageBank(corpus.images, run.device)

@@ -1,4 +1,4 @@
-"""Views of scenes: the whole image or a window of it, resized to the models' input, with its objects' boxes."""
+"""Views of scenes: the whole image or a window of it, resized to the models' input size, with the objects' boxes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that all torch code uses
 
+from spr.core import boxes as bx
 from spr.embedded.scenes import SIZE
 
-_VISIBLE = 0.25  # share of an object's box that a view must hold for the object to count
+_MIN_VISIBLE = 0.25  # an object counts in a view that contains at least this share of its box
 
 
 class ImageBank:
-    """Images that batches are cut from: on a GPU all of them lie there, else they are read as they are needed.
+    """The images that views are cut from: resident in memory on a GPU, else read when they are needed.
 
     Args:
-        images: uint8 ``(N, SIZE, SIZE, 3)``, perhaps a memory map.
-        device: Where the views go.
+        images: uint8 ``(N, SIZE, SIZE, 3)``; may be a memory map.
+        device: The device of the views.
     """
 
     def __init__(self, images: npt.NDArray[np.uint8], device: torch.device) -> None:
@@ -32,13 +33,13 @@ class ImageBank:
         windows_xyxy: npt.NDArray[np.float64] | None = None,
         kept_xyxy: npt.NDArray[np.float64] | None = None,
     ) -> Tensor:
-        """Views as the models take them, float32 ``(B, 3, SIZE, SIZE)`` in −1..1.
+        """Views as model inputs: float32 ``(B, 3, SIZE, SIZE)`` in −1..1.
 
         Args:
-            rows: ``(B,)``: which images.
-            windows_xyxy: ``(B, 4)`` pixels, stretched to the models' square input; what lies outside an image is grey
-                (0). None: the whole images.
-            kept_xyxy: ``(B, 4)`` pixels: what lies outside these is grey too, as the padding of a crop is.
+            rows: ``(B,)``, the indices of the images.
+            windows_xyxy: ``(B, 4)`` pixels, stretched to the models' square input; pixels outside the image are grey
+                (0). None for the whole images.
+            kept_xyxy: ``(B, 4)`` pixels; pixels outside these boxes are grey too, like the padding of a crop.
         """
         if self._resident is not None:
             pixels = self._resident[torch.from_numpy(rows).to(self.device)]
@@ -48,13 +49,19 @@ class ImageBank:
         if windows_xyxy is None:
             return pixels
         kept = None if kept_xyxy is None else torch.from_numpy(kept_xyxy).float().to(self.device)
-        return cut(pixels, torch.from_numpy(windows_xyxy).float().to(self.device), kept)
+        return resample(pixels, torch.from_numpy(windows_xyxy).float().to(self.device), kept)
 
 
-def cut(pixels: Tensor, windows_xyxy: Tensor, kept_xyxy: Tensor | None = None) -> Tensor:
-    """Windows of images, resized bilinearly to the images' size; zeros outside of them, and of the kept boxes.
+def resample(pixels: Tensor, windows_xyxy: Tensor, kept_xyxy: Tensor | None = None) -> Tensor:
+    """Windows of images, resized bilinearly to the images' size; pixels outside the image and the kept boxes are 0.
 
-    ``(B, 3, S, S)``, ``(B, 4)`` pixels and perhaps ``(B, 4)`` pixels → ``(B, 3, S, S)``.
+    Args:
+        pixels: ``(B, 3, S, S)``.
+        windows_xyxy: ``(B, 4)`` pixels.
+        kept_xyxy: ``(B, 4)`` pixels, or None to keep everything.
+
+    Returns:
+        ``(B, 3, S, S)``.
     """
     size = pixels.shape[-1]
     steps = (torch.arange(size, device=pixels.device) + 0.5) / size
@@ -62,21 +69,21 @@ def cut(pixels: Tensor, windows_xyxy: Tensor, kept_xyxy: Tensor | None = None) -
     xs = x1[:, None] + steps * (x2 - x1)[:, None]
     ys = y1[:, None] + steps * (y2 - y1)[:, None]
     grid = torch.stack([xs[:, None, :].expand(-1, size, -1), ys[:, :, None].expand(-1, -1, size)], dim=-1)
-    made = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    views = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if kept_xyxy is None:
-        return made
+        return views
     left, top, right, bottom = (kept_xyxy * (2 / size) - 1)[..., None].unbind(1)
     across, down = (xs >= left) & (xs <= right), (ys >= top) & (ys <= bottom)
-    return made * (down[:, None, :, None] & across[:, None, None, :])
+    return views * (down[:, None, :, None] & across[:, None, None, :])
 
 
-def square_window(window_xyxy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The smallest square about a window's centre that holds it: cutting it out pads the window to a square.
+def padded_window(window_xyxy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The smallest square that contains a window and has its centre: resampling it pads the window to a square.
 
-    >>> square_window(np.array([10.0, 10.0, 30.0, 20.0])).tolist()
+    >>> padded_window(np.array([10.0, 10.0, 30.0, 20.0])).tolist()
     [10.0, 5.0, 30.0, 25.0]
     """
-    centre = (window_xyxy[..., :2] + window_xyxy[..., 2:]) / 2
+    centre = bx.centre(window_xyxy)
     half = (window_xyxy[..., 2:] - window_xyxy[..., :2]).max(axis=-1, keepdims=True) / 2
     return np.concatenate([centre - half, centre + half], axis=-1)
 
@@ -84,24 +91,22 @@ def square_window(window_xyxy: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
 def boxes_in_view(
     boxes_xyxy: npt.NDArray[np.float64], window_xyxy: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Boxes as numbers 0–1 of a window, clipped to it, and which of them are visible enough to count.
+    """Boxes relative to a window and clipped to it, and which of them are visible enough to count.
 
     Args:
         boxes_xyxy: ``(N, 4)`` pixels of the image.
         window_xyxy: ``(4,)`` pixels of the image.
 
-    >>> boxes, seen = boxes_in_view(np.array([[0.0, 0, 20, 20], [50, 50, 60, 60]]), np.array([10.0, 0, 50, 40]))
-    >>> boxes[0].tolist(), seen.tolist()
+    Returns:
+        ``(N, 4)`` in 0–1 of the window, and bool ``(N,)``.
+
+    >>> boxes, visible = boxes_in_view(np.array([[0.0, 0, 20, 20], [50, 50, 60, 60]]), np.array([10.0, 0, 50, 40]))
+    >>> boxes[0].tolist(), visible.tolist()
     ([0.0, 0.0, 0.25, 0.5], [True, False])
     """
-    origin, size = window_xyxy[:2], window_xyxy[2:] - window_xyxy[:2]
-    relative = (boxes_xyxy - np.tile(origin, 2)) / np.tile(size, 2)
-    clipped = np.clip(relative, 0, 1)
-
-    def area(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-
-    return clipped, area(clipped) >= _VISIBLE * np.maximum(area(relative), 1e-9)
+    relative = bx.clip(bx.remap(boxes_xyxy, window_xyxy, (1, 1)), (1, 1))
+    return relative, bx.at_least(bx.fraction_inside(boxes_xyxy, window_xyxy), _MIN_VISIBLE)
 
 
 WHOLE: npt.NDArray[np.float64] = np.array([0.0, 0.0, SIZE, SIZE])
+"""The window of a whole scene."""

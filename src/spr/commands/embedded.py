@@ -1,4 +1,4 @@
-"""`spr scenes` and `spr quickstart`: the embedded default."""
+"""`spr scenes` and `spr quickstart`: generated scenes and the embedded models."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from spr.commands.run import print_summary
 
 
 def scenes(
-    out: Annotated[Path, typer.Option(help="The folder to write into: images/, instances.json, expressions.json.")],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many scenes.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Scene i of a seed is the same whatever n is.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder for images/, instances.json and expressions.json.")],
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of scenes.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed. Scene i of a seed does not depend on -n.")] = 0,
 ) -> None:
-    """Generate scenes of coloured shapes with exact boxes, as COCO JSON and PNG, and expressions for REC."""
+    """Generate scenes of coloured shapes as PNG and COCO JSON with exact boxes, and referring expressions."""
     from spr.embedded.scenes import write_scenes
 
     typer.echo(f"{n} scenes in {write_scenes(out, n, seed)}")
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="The folder for the scenes and the run.")] = Path("runs/quickstart"),
-    seed: Annotated[int, typer.Option(min=0, help="The seed of the scenes and of the run.")] = 0,
-    scenes: Annotated[int, typer.Option(min=10, help="Scenes to train on.")] = 800,
-    held_out: Annotated[int, typer.Option(min=10, help="Scenes that the figures come from.")] = 300,
-    workers: Annotated[int, typer.Option(min=1, help="Processes for the stages bound to the CPU.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the scenes and the run.")] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the scenes and the run.")] = 0,
+    scenes: Annotated[int, typer.Option(min=10, help="Number of scenes for training.")] = 800,
+    held_out: Annotated[int, typer.Option(min=10, help="Number of scenes for evaluation.")] = 300,
+    workers: Annotated[int, typer.Option(min=1, help="Processes for the CPU-bound stages.")] = 1,
 ) -> None:
-    """Run the whole method on generated scenes with the models that ship, and write the report."""
+    """Run the whole method on generated scenes with the embedded models, and write the report."""
     from spr.embedded.quickstart import run_quickstart
 
     try:
@@ -42,6 +42,6 @@ def quickstart(
             report=print_summary,
         )
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. What is finished stays in {out}; the same command goes on from there.", err=True)
+        typer.echo(f"\nInterrupted. Finished parts stay in {out}; run the same command again to continue.", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"\nThe report, to be opened in a browser:  {index}")
+    typer.echo(f"\nReport (open in a browser): {index}")

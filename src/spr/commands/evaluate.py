@@ -101,7 +101,9 @@ def _evaluate(
     task: Any,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)] = None,
     *,
-    annotations: Annotated[Path, typer.Option(help="The benchmark's file; for description a run or its regions.")],
+    annotations: Annotated[
+        Path, typer.Option(help="The benchmark's file; for description, a run folder or its regions.")
+    ],
     out: Annotated[Path, typer.Option(help="The result file, JSON. Items and answers are written beside it.")],
     images: Annotated[Path | None, typer.Option(help="The image folder.")] = None,
     model: Annotated[str | None, typer.Option(help="A model id or folder, or embedded/describer.")] = None,

@@ -1,4 +1,4 @@
-"""`spr run`, `spr show` and `spr doctor`: stages into a run folder, and a look at what is there."""
+"""`spr run`, `spr show` and `spr doctor`: run the pipeline, look at its tables, and show the environment."""
 
 from __future__ import annotations
 
@@ -18,44 +18,48 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config fields, such as regions.per_image=2.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The run folder; one that holds a run goes on where it stopped.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="The run folder. An interrupted run in it is resumed.")] = ...,  # type: ignore[assignment]
     until: Annotated[
-        str | None, typer.Option(help="The last stage to run. [default: pairs; regions without a describer]")
+        str | None, typer.Option(help="The last stage to run. [default: all; without a describer: all that need none]")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes for the stages bound to the CPU.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes for stages that load no model.")] = 1,
 ) -> None:
-    """Run all due stages of an experiment into a run folder."""
+    """Run the pipeline: annotated images to preference pairs, in a run folder."""
     from spr.config import load_config
     from spr.pipeline import runner
+    from spr.pipeline.stage import STAGES
 
     if until is not None:
-        check_name("--until", until, runner.STAGE_NAMES)
+        STAGES.check(until, "--until")
     try:
-        made = load_config(config, overrides or ())
-        summaries = runner.run(made, out, until=until, workers=workers, report=print_summary)
+        summaries = runner.run(
+            load_config(config, overrides or ()), out, until=until, workers=workers, report=print_summary
+        )
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. Finished shards are in {out}; the same command goes on from there.", err=True)
+        typer.echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
-    if summaries[-1].name == "pairs":
+    if any(summary.name == "pairs" for summary in summaries):
         from spr.runs.pair_stats import PairStats
         from spr.runs.reader import Run
 
         for line in PairStats.of_run(Run(out)).lines():
             typer.echo(line)
-    typer.echo(f"\nLook at it:  spr show {out / summaries[-1].name}")
+    typer.echo(f"\nTo see the rows:  spr show {out / summaries[-1].name}")
 
 
 def show(
     path: Annotated[Path, typer.Argument(help="RUN, RUN/STAGE or a .parquet file.")],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many rows.")] = 3,
-    skip: Annotated[int, typer.Option(min=0, help="Rows to pass over first.")] = 0,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of rows to show.")] = 3,
+    skip: Annotated[int, typer.Option(min=0, help="Number of rows to skip first.")] = 0,
     draw: Annotated[
-        Path | None, typer.Option(help="Draw the rows over their images into this PNG (objects and regions).")
+        Path | None, typer.Option(help="Draw the rows over their images into this PNG (objects, regions and pairs).")
     ] = None,
 ) -> None:
-    """Show rows of a stage, readable, or drawn over their images."""
+    """Print rows of a stage, or draw them over their images."""
     from spr.report import show as rows
+    from spr.runs.folder import check_run_version
 
+    check_run_version(path)
     if draw is not None:
         from spr.report.contact_sheet import draw_sheet
 
@@ -67,7 +71,7 @@ def show(
 
 
 def doctor() -> None:
-    """Show what is installed, which devices there are and which configs and dialects ship."""
+    """Show installed packages, devices, and the configs and dialects that ship with SPR."""
     from spr.report.doctor import diagnose
 
     for line in diagnose():
@@ -85,7 +89,7 @@ def check_name(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def print_summary(summary: StageSummary) -> None:
-    """Say what a stage has made and dropped."""
+    """Print the number of rows of a stage and what it dropped."""
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
     typer.echo(f"{summary.name}: {summary.rows:,} {summary.unit} ({when})")
     for name, count in summary.counts.items():

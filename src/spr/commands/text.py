@@ -1,4 +1,4 @@
-"""`spr text`: grounded text from one dialect to another."""
+"""`spr text`: convert grounded text from one dialect to another."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from spr.core.errors import ConfigError, GroundingError
 
 
 def text(
-    source: Annotated[str, typer.Option("--from", help="The dialect of the input.")],
-    target: Annotated[str, typer.Option("--to", help="The dialect to write.")],
+    source: Annotated[str, typer.Option("--from", help="Dialect of the input.")],
+    target: Annotated[str, typer.Option("--to", help="Dialect of the output.")],
     size: Annotated[str, typer.Option(help="Width and height of the image in pixels, such as 640x480.")],
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first malformed piece.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first malformed box or tag.")] = False,
 ) -> None:
     """Convert grounded text between dialects, line by line, from standard input to standard output.
 
-    A dialect is a key (`spr doctor` lists them), with options where it has some: `llava_onevision:padded=true`,
-    `qwen2_5_vl:max_pixels=1003520`. Problems go to standard error, each with its line and offset.
+    A dialect is given by its key (`spr doctor` lists them) and optional settings: `llava_onevision:padded=true`,
+    `qwen2_5_vl:max_pixels=1003520`. Problems are written to standard error with line and offset.
     """
     from spr import grounding
 
     dialects = grounding.get_dialect(source), grounding.get_dialect(target)
-    made = grounding.convert_lines(_input_lines(), *dialects, _parse_size(size), strict=strict)
+    lines = grounding.convert_lines(_input_lines(), *dialects, _parse_size(size), strict=strict)
     number = 1
     try:
-        for number, converted in enumerate(made, start=1):
+        for number, converted in enumerate(lines, start=1):
             for problem in converted.problems:
                 typer.echo(f"line {number}, {problem}", err=True)
             typer.echo(converted.text)
@@ -39,7 +39,7 @@ def text(
 
 
 def _input_lines() -> Iterator[str]:
-    # Undecodable bytes become U+FFFD: a model's output may hold anything, and one bad byte must not stop the rest.
+    # Undecodable bytes become U+FFFD, so that one of them does not stop the conversion of the other lines.
     for line in sys.stdin.buffer if sys.stdin is not None else ():
         yield line.decode("utf-8", errors="replace")
 
@@ -47,5 +47,7 @@ def _input_lines() -> Iterator[str]:
 def _parse_size(text_wh: str) -> tuple[int, int]:
     width, _, height = text_wh.lower().replace("×", "x").partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
-        raise ConfigError("--size is not an image size", got=text_wh, expected="WIDTHxHEIGHT in pixels, as 640x480")
+        raise ConfigError(
+            "--size is not an image size", got=text_wh, expected="WIDTHxHEIGHT in pixels, such as 640x480"
+        )
     return int(width), int(height)

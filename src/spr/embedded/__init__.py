@@ -1,4 +1,4 @@
-"""The embedded default: a scene generator and small models of the real transformers classes, trained on its scenes.
+"""Generated scenes, the weights of small models trained on them, and `spr quickstart`, which runs the method on both.
 
-`spr.embedded.scenes` needs numpy and pillow only; torch and transformers are imported by the modules that use them.
+The recipes that trained the models are in `tools/embedded` of the repository. `docs/embedded.md` describes both.
 """

@@ -1,4 +1,4 @@
-"""Referring expressions for the objects of scenes, each true of one object only, in MDETR's RefCOCO format."""
+"""Referring expressions for the objects of scenes, each true of exactly one object, in MDETR's RefCOCO format."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from spr.embedded.scenes import SIZE, Scene
 from spr.embedded.sprites import CATEGORIES, COLOURS, SHAPES
 
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
-_CLEARANCE = 5.0  # px between centres: a relation that a person would not argue about
-_SIZE_RATIO = 1.6  # of areas: the same for "small" and "large"
+_CLEARANCE = 5.0  # px between centres, so that the relation is obvious
+_SIZE_RATIO = 1.6  # minimum ratio of areas for "small" and "large"
 
 
 def expressions(scene: Scene, target: int) -> list[str]:
-    """All expressions that are true of the object ``target`` and of no other object that can be seen, plainest first.
+    """All expressions that are true of the object ``target`` and of no other visible object, the simplest first.
 
-    They are ``the red circle``, ``the small red circle`` (clearly smaller, or larger, than all others of its kind),
-    and with a relation to an object that a name picks out: ``the red circle left of the blue star`` or ``… the star``.
+    They are ``the red circle``, ``the small red circle`` (clearly smaller, or larger, than all others of its category),
+    and relations to an object with an unambiguous name: ``the red circle left of the blue star`` or ``… the star``.
 
     >>> from spr.embedded.scenes import make_scene
     >>> expressions(make_scene(0, 0), 0)[0].startswith("the ")
@@ -57,7 +57,7 @@ def _size_word(scene: Scene, target: int, rivals: list[int]) -> str | None:
 
 
 def _anchor_phrase(scene: Scene, anchor: int) -> str | None:
-    """The shortest name that fits the object only: ``the star``, ``the blue star``, or None."""
+    """The shortest name that fits only this object: ``the star``, ``the blue star``, or None."""
     if (scene.shapes == scene.shapes[anchor]).sum() == 1:
         return f"the {SHAPES[scene.shapes[anchor]]}"
     same = (scene.shapes == scene.shapes[anchor]) & (scene.colours == scene.colours[anchor])
@@ -65,7 +65,7 @@ def _anchor_phrase(scene: Scene, anchor: int) -> str | None:
 
 
 def choose(scene: Scene, target: int, rng: np.random.Generator) -> str | None:
-    """One of the object's expressions, or None where it has none: half of the time the plainest, else any."""
+    """One of the object's expressions, or None if it has none: with probability 1/2 the simplest, else any."""
     found = expressions(scene, target)
     if not found:
         return None
@@ -75,14 +75,14 @@ def choose(scene: Scene, target: int, rng: np.random.Generator) -> str | None:
 def mdetr_entries(
     scene: Scene, index: int, file_name: str, seed: int, first_id: int, limit: int = 3
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Expressions of up to ``limit`` objects of a scene, in the shape of MDETR's ``finetune_refcoco_val.json``.
+    """Expressions of up to ``limit`` objects of a scene, in the format of MDETR's ``finetune_refcoco_val.json``.
 
-    There each *image* entry is one expression (``caption``), with the file it is about and its number among the files
-    (``original_id``), and one annotation with the box (COCO's ``[x, y, width, height]``, pixels). The choice depends
-    on the seed and the scene's place ``index`` alone.
+    There, each *image* entry is one expression (``caption``) with its file and the file's number (``original_id``), and
+    has one annotation with the box (``[x, y, width, height]`` in pixels). The choice depends only on the seed and on
+    the scene's ``index``.
 
     Returns:
-        The image entries and their annotations, ids from ``first_id``.
+        The image entries and their annotations, with ids from ``first_id``.
     """
     rng = np.random.default_rng([seed, index, 1])
     images: list[dict[str, Any]] = []

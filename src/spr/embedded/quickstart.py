@@ -1,4 +1,4 @@
-"""The main job on the embedded default: pairs from scenes, training, figures before and after, the report."""
+"""`spr quickstart`: the whole method on generated scenes with the embedded models."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from spr.config import Config, load_config
+from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.embedded.scenes import write_scenes
-from spr.embedded.texts import PROMPTS
 from spr.evaluation.compare import compare, table
-from spr.evaluation.result import FORMAT_VERSION
 from spr.evaluation.task import Task, evaluate
 from spr.evaluation.tasks.description import Description
-from spr.evaluation.tasks.rec import Rec
+from spr.evaluation.tasks.rec import EMBEDDED_PROMPT, Rec
 from spr.models.describers.hf import HfDescriber
 from spr.models.registry import trained_model
 from spr.pipeline import runner
 from spr.report.page import write_report
-from spr.runs.folder import locked
-from spr.training.pairs import run_pairs
-from spr.training.trainer import train
+from spr.runs.folder import lock_run
+from spr.training.run import run as train
 
 SCENES, HELD_OUT_SCENES = 800, 300
 HELD_OUT = 500_000_000
-"""Added to the seed for the held-out scenes, so that no training on a small seed ever sees them."""
+"""Offset of the held-out scenes' seed, so that they differ from the training scenes of any small seed."""
 
 
 def run_quickstart(
@@ -40,17 +38,17 @@ def run_quickstart(
     say: Callable[[str], None] = lambda _: None,
     report: Callable[[runner.StageSummary], None] = lambda _: None,
 ) -> Path:
-    """Run the whole method; stages and training that are done are not done again; the same seed gives the same table.
+    """Run all stages, training and evaluation. Finished parts are skipped; the same seed gives the same results.
 
     Args:
-        out: ``scenes-SEED-NUMBER/`` and ``held-out-SEED-NUMBER/`` with images and annotations; ``run/`` and
-            ``held-out/`` with runs.
-        seed: Of the scenes, the descriptions and the training.
-        scenes: How many are trained on.
-        held_out_scenes: How many the figures come from.
-        workers: Processes for the stages bound to the CPU.
-        say: Told what a user wants to know, line by line.
-        report: Told of each stage.
+        out: The folder of ``scenes-SEED-NUMBER/`` and ``held-out-SEED-NUMBER/`` with images and annotations, and of the
+            runs ``run/`` and ``held-out/``.
+        seed: Random seed of the scenes, the descriptions and the training.
+        scenes: Number of scenes for training.
+        held_out_scenes: Number of scenes for evaluation.
+        workers: Processes for the CPU-bound stages.
+        say: Called with each line of progress.
+        report: Called with the summary of each stage.
 
     Returns:
         The path of the report's ``index.html``.
@@ -63,9 +61,9 @@ def run_quickstart(
     runner.run(config, run, workers=workers, report=report)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     model = trained_model(config.describer)
-    with locked(run):
-        made = train(run_pairs(run, config.annotations), model, config.training, run, seed=seed, report=say)
-        say(f"training: {made.steps:,} steps on {made.pairs:,} pairs ({made.seconds:.1f} s)")
+    summary = train(config, run, report=say)
+    say(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({summary.seconds:.1f} s)")
+    with lock_run(run):
         _evaluate(run, held_out, out / "held-out", model, say)
         index = write_report(run, say=say)
     for comparison in compare([run]):
@@ -76,19 +74,19 @@ def run_quickstart(
 
 
 def _config(data: Path, scenes: int, scene_seed: int, seed: int) -> Config:
-    """The shipped config on generated scenes, which are written where they are not there."""
+    """The preset `quickstart` on generated scenes, which are written unless they exist."""
     if not (data / "expressions.json").is_file():
         write_scenes(data, scenes, scene_seed)
-    # JSON texts are YAML texts, whatever is in the path.
+    # A JSON string is also a YAML string, whatever the path contains.
     paths = {"path": data / "instances.json", "images": data / "images"}
     overrides = [f"annotations.{name}={json.dumps(str(path))}" for name, path in paths.items()]
     return load_config("quickstart", [*overrides, f"seed={seed}"])
 
 
 def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: Callable[[str], None]) -> None:
-    """Figures before and after into ``RUN/metrics.json``, measured anew each time."""
+    """Evaluate before and after training and write ``RUN/metrics.json``, also if it exists."""
     images = held_out.annotations.images
-    rec, description = Rec(prompt=PROMPTS["rec"]), Description(prompt=held_out.prompts.full)
+    rec, description = Rec(prompt=EMBEDDED_PROMPT), Description(prompt=held_out.prompts.full)
     expressions, regions = rec.load(images.parent / "expressions.json"), description.load(regions_run)
     tasks: tuple[tuple[Task[Any], Any], ...] = (rec, expressions), (description, regions)
     metrics: dict[str, Any] = {"format_version": FORMAT_VERSION, "before": {}, "after": {}, "counts": {}, "seconds": {}}

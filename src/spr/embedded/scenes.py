@@ -1,7 +1,7 @@
-"""Scenes: small images of coloured shapes whose boxes are known exactly, written as ordinary COCO JSON and PNG.
+"""Scenes: small images of coloured shapes with exactly known boxes, written as COCO JSON and PNG.
 
-A scene depends on ``(seed, index)`` alone, so that scene 7 is the same among ten scenes and among ten thousand. Seeds
-from `TRAINING_SEEDS` up belong to the training of the embedded models: scenes of any smaller seed were never seen.
+A scene depends only on ``(seed, index)``, so that scene 7 is the same among ten scenes and among ten thousand. Seeds
+from `TRAINING_SEEDS` up are reserved for training the embedded models; scenes of smaller seeds were not used for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
 from spr.core.progress import Progress
 from spr.embedded.sprites import CATEGORIES, COLOURS, RGB, SHAPES, sprite
@@ -22,26 +23,26 @@ from spr.embedded.sprites import CATEGORIES, COLOURS, RGB, SHAPES, sprite
 SIZE = 112
 """Width and height of a scene, pixels."""
 MIN_AREA = 60
-"""The area filter that fits these scenes, px²: what 300 px² is to the photos of Objects365 (METHOD §1.3). Ordinary
-objects are larger, and the *specks* that some scenes have are smaller."""
+"""The area filter for scenes, in px²; it corresponds to 300 px² for the photos of Objects365 (supplement, Sec. 1).
+Ordinary objects are larger, and the *specks* in some scenes are smaller."""
 TRAINING_SEEDS = 1_000_000_000
 
-_COUNT = (9, 14)  # ordinary objects a scene
-_SIDE = (11.0, 34.0)  # px, geometric mean of an ordinary object's sides: a factor of 3
+_COUNT = (9, 14)  # ordinary objects per scene
+_SIDE = (11.0, 34.0)  # px, geometric mean of an ordinary object's sides
 _MIN_SIDE = 9
-_OVERLAP = 0.12  # of the smaller of two boxes
-_CROWD_SHARE, _SPECK_SHARE = 0.35, 0.3  # of the scenes
+_OVERLAP = 0.12  # maximum share of the smaller of two boxes
+_CROWD_SHARE, _SPECK_SHARE = 0.35, 0.3  # shares of the scenes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A scene and all that is in it.
+    """A scene with N objects.
 
     Attributes:
         image: uint8 RGB, ``(SIZE, SIZE, 3)``.
-        shapes, colours: ``(N,)`` int64, indices into `SHAPES` and `COLOURS`.
-        boxes_xyxy: ``(N, 4)`` int64 pixels: the tight box of the whole object, hidden parts included.
-        in_crowd: ``(N,)`` bool: a member of the scene's crowd, which is annotated as one ``iscrowd`` box only.
+        shapes, colours: int64 ``(N,)``, indices into `SHAPES` and `COLOURS`.
+        boxes_xyxy: int64 ``(N, 4)`` pixels: the tight box of the whole object, including hidden parts.
+        in_crowd: bool ``(N,)``: whether the object belongs to the crowd, which is annotated as one ``iscrowd`` box.
     """
 
     image: npt.NDArray[np.uint8]
@@ -61,16 +62,16 @@ class Scene:
 
     @property
     def annotated(self) -> npt.NDArray[np.bool_]:
-        """``(N,)`` bool: what remains when the area filter is `MIN_AREA` and crowds are left out."""
+        """Bool ``(N,)``: the objects that remain without crowds and with the area filter `MIN_AREA`."""
         return ~self.in_crowd & (self.areas >= MIN_AREA)
 
     def category(self, index: int) -> str:
-        """Name of an object's category, such as ``"red circle"``."""
+        """The name of an object's category, such as ``"red circle"``."""
         return f"{COLOURS[self.colours[index]]} {SHAPES[self.shapes[index]]}"
 
 
 def make_scene(seed: int, index: int) -> Scene:
-    """The scene number ``index`` (from 0) of ``seed``.
+    """Scene number ``index`` (from 0) of a seed.
 
     >>> scene = make_scene(0, 3)
     >>> scene.image.shape, 9 <= int(scene.annotated.sum()) <= 14
@@ -85,7 +86,7 @@ def make_scene(seed: int, index: int) -> Scene:
             break
     crowd = np.asarray(in_crowd)
     shapes, colours = rng.integers(len(SHAPES), size=len(boxes)), rng.integers(len(COLOURS), size=len(boxes))
-    if crowd.any():  # a crowd is of one category
+    if crowd.any():  # all members of a crowd have one category
         shapes[crowd], colours[crowd] = shapes[crowd][0], colours[crowd][0]
     image = _background(rng)
     for shape, colour, (x1, y1, x2, y2) in zip(shapes, colours, boxes, strict=True):
@@ -119,14 +120,14 @@ def _collides(box: _Box, others: list[_Box]) -> bool:
 
 
 def _place(rng: np.random.Generator) -> tuple[list[_Box], list[bool]]:
-    """Boxes of the crowd's members, the ordinary objects (large ones first, so that small ones lie on top), specks."""
+    """Boxes of the crowd, of ordinary objects (large ones first, so that small ones are drawn on top) and of specks."""
     members: list[_Box] = []
     if rng.random() < _CROWD_SHARE:
         window = rng.integers(34, 41)
         left, top = rng.integers(0, SIZE - window + 1, size=2)
         for _ in range(int(rng.integers(4, 7))):
             _try(rng, members, members, (10.0, 14.0), (int(left), int(top), int(left + window), int(top + window)))
-        if len(members) < 3:  # two objects are no crowd
+        if len(members) < 3:  # two objects are not a crowd
             members = []
     blocked = list(members)
     if members:
@@ -150,7 +151,7 @@ def _try(
     *,
     speck: bool = False,
 ) -> None:
-    """Add a box of a random side to ``into`` and ``blocked`` where one fits; it shrinks while it doesn't."""
+    """Add a box of random size to ``into`` and ``blocked`` if one fits; the size is reduced until one does."""
     side, aspect = rng.uniform(*sides), np.exp(rng.uniform(-0.3, 0.3))
     low, high = (5, 7) if speck else (_MIN_SIDE, 40)
     for attempt in range(60):
@@ -168,7 +169,7 @@ def _try(
 
 
 def _background(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """A greyish gradient under noise, float32 ``(SIZE, SIZE, 3)``; far enough from all of the colours."""
+    """A greyish gradient with noise, float32 ``(SIZE, SIZE, 3)``, clearly different from all colours."""
     base = rng.uniform(90, 165) + rng.uniform(-22, 22, 3)
     slopes = rng.uniform(-18, 18, (2, 3)).astype(np.float32)
     ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)[:, None]
@@ -179,7 +180,7 @@ def _background(rng: np.random.Generator) -> npt.NDArray[np.float32]:
 
 
 def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """The scene's annotations as COCO has them, ids from ``first_id``: each object, and the crowd as one box."""
+    """The scene's annotations in COCO format, with ids from ``first_id``: each object, and the crowd as one box."""
     found: list[tuple[int, npt.NDArray[np.int64], int]] = []
     crowd = np.flatnonzero(scene.in_crowd)
     if crowd.size:
@@ -202,7 +203,7 @@ def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[st
 
 
 def check_seed(seed: int) -> None:
-    """Refuse seeds that are out of range or the training's own.
+    """Raise unless the seed is valid and not reserved for training.
 
     Raises:
         InputError: if ``seed`` is not in ``0..TRAINING_SEEDS - 1``.
@@ -212,32 +213,34 @@ def check_seed(seed: int) -> None:
             "--seed can't be used for scenes",
             got=seed,
             expected=f"0 to {TRAINING_SEEDS - 1}",
-            fix="give a smaller --seed; those above belong to the scenes that the embedded models were trained on",
+            fix="give a smaller --seed; larger ones are reserved for training the embedded models",
         )
 
 
 def write_scenes(out: Path, n: int, seed: int) -> Path:
     """Write ``n`` scenes as ``out/images/*.png``, ``out/expressions.json`` and, last, ``out/instances.json`` (COCO).
 
-    `spr.embedded.expressions.mdetr_entries` says what ``expressions.json`` holds.
+    `spr.embedded.expressions.mdetr_entries` describes ``expressions.json``.
 
     Returns:
         The path of ``instances.json``.
 
     Raises:
-        InputError: if ``n`` is not positive, the seed is one of the training's, or the folder can't be written to.
+        InputError: if ``n`` is not positive, the seed is reserved for training, or the folder can't be written to.
     """
     check_seed(seed)
     if n < 1:
-        raise InputError("--n can't be used for scenes", got=n, expected="at least 1", fix="give a larger --n")
+        raise InputError("--n is out of range", got=n, expected="1 or more", fix="give a larger --n")
     try:
         return _write(Path(out), n, seed)
     except OSError as error:
-        raise InputError(f"{out} can't be written to", got=error, fix="make room, or give another --out") from None
+        raise InputError(
+            f"{out} can't be written to", got=error, fix="free disk space, or choose another --out"
+        ) from None
 
 
 def _write(out: Path, n: int, seed: int) -> Path:
-    from spr.embedded.expressions import mdetr_entries  # here, since that module needs this one's `Scene`
+    from spr.embedded.expressions import mdetr_entries  # not at the top: it imports `Scene` from this module
 
     (out / "images").mkdir(parents=True, exist_ok=True)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
@@ -254,8 +257,7 @@ def _write(out: Path, n: int, seed: int) -> Path:
             expressions["images"] += images
             expressions["annotations"] += annotations
             progress.advance()
-    (out / "expressions.json").write_text(json.dumps(expressions), encoding="utf-8")
-    # By another name first: where `instances.json` is, everything is.
-    unfinished = out / "instances.json.tmp"
-    unfinished.write_text(json.dumps(instances), encoding="utf-8")
-    return unfinished.replace(out / "instances.json")
+    # `instances.json` is written last: where it exists, everything does.
+    write_atomically(out / "expressions.json", json.dumps(expressions).encode())
+    write_atomically(out / "instances.json", json.dumps(instances).encode())
+    return out / "instances.json"

@@ -1,4 +1,4 @@
-"""The things that scenes show: eight shapes in eight colours, drawn so that they fill their boxes exactly."""
+"""The objects of scenes: eight shapes in eight colours, drawn so that they fill their boxes exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RGB: dict[str, tuple[int, int, int]] = {
 }
 COLOURS: tuple[str, ...] = tuple(RGB)
 CATEGORIES: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-"""Category names: that of colour ``c`` and shape ``s`` has index ``c * len(SHAPES) + s``, and COCO id one more."""
+"""Category names. Colour ``c`` with shape ``s`` has index ``c * len(SHAPES) + s``; its COCO id is one more."""
 
 _OVERSAMPLING = 4
 
@@ -43,7 +43,7 @@ _POLYGONS: dict[str, list[tuple[float, float]]] = {
 
 @functools.cache
 def sprite(shape: str, width: int, height: int) -> npt.NDArray[np.float32]:
-    """The shape's coverage of each pixel, 0..1, float32 of shape ``(height, width, 1)``; it touches all four sides.
+    """The shape's coverage of each pixel, 0–1, float32 ``(height, width, 1)``. The shape touches all four sides.
 
     >>> sprite("circle", 9, 7).shape
     (7, 9, 1)
@@ -69,7 +69,7 @@ def sprite(shape: str, width: int, height: int) -> npt.NDArray[np.float32]:
         draw.ellipse([w * 0.47 - 1, 0, right, h * 0.6], fill=255)
         draw.polygon([(w * 0.03, h * 0.42), (w * 0.97 - 1, h * 0.42), (w * 0.5, bottom)], fill=255)
     else:
-        raise ValueError(f"no such shape: {shape!r}")
+        raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
     fine = np.asarray(image, dtype=np.float32).reshape(height, _OVERSAMPLING, width, _OVERSAMPLING)
     coverage: npt.NDArray[np.float32] = (fine.mean(axis=(1, 3)) / np.float32(255))[..., None]
     coverage.setflags(write=False)

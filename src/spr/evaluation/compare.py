@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from spr.core import FORMAT_VERSION
 from spr.core.errors import InputError
 from spr.evaluation.metrics import Difference, Ints, Share, cluster_numbers, paired_difference
-from spr.evaluation.result import FORMAT_VERSION, Result, read_items, rounded
+from spr.evaluation.result import Result, read_items, rounded
 
 SAME = ("model", "predictions", "seed")
 """Entries of a protocol that are expected to differ and are not reported."""

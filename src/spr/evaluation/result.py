@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
 from spr.evaluation.metrics import Bools, Floats, Ints, Share, bootstrap, cluster_numbers, intervals
 from spr.evaluation.predictions import Prediction
 from spr.runs.store import read_table, write_table
 
-FORMAT_VERSION = 2
-"""The format of result files and of ``RUN/metrics.json``."""
 SHOWN = 20
 """The number of ids that a result file lists per problem; all are counted."""
 ITEMS, ANSWERS = ".items.parquet", ".answers.jsonl"

@@ -1,7 +1,7 @@
-"""Text with boxes: read, written and converted in the dialects of 14 families of models.
+"""Text with boxes: parse, render and convert the dialects of 14 model families.
 
 `parse` turns a model's answer into plain text with spans (phrase, offsets, boxes in pixels of the original image),
-`render` writes it in any dialect, `convert` does both. docs/dialects.md lists the dialects.
+`render` writes it in any dialect, and `convert` does both. docs/dialects.md lists the dialects.
 """
 
 from spr.grounding.convert import Converted, convert, convert_lines

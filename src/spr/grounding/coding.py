@@ -1,8 +1,7 @@
-"""How places on a canvas become the numbers of a dialect, and back.
+"""Encode boxes as the numbers of a dialect, and decode them.
 
-`Numbers` writes a box as four numbers, `Cells` as two cells of a grid. Either makes a frame for one image, which
-encodes and decodes the image's boxes. What the numbers are relative to is the geometry's business
-(`spr.grounding.geometry`).
+`Numbers` writes a box as four numbers, `Cells` as two cells of a grid. Each creates a frame for one image, which
+encodes and decodes the image's boxes. `spr.grounding.geometry` defines what the numbers are relative to.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from spr.grounding.geometry import Canvas
 from spr.records import Box
 
 Decoded: TypeAlias = tuple[Box | None, str | None]
-"""A box or None if it was dropped, and what was wrong or None."""
+"""A box, or None if it was dropped; and the problem, or None."""
 
 SNAP = 1 / 1024
-"""Where numbers are rounded down and decode to the lower edge, a place this little below a number counts as the number.
-Otherwise a decoded box that went through float32 could be written one lower each time it is converted."""
+"""Where numbers are rounded down and decoded to the lower edge, a coordinate this little below a number is rounded up.
+Otherwise a decoded box that was stored as float32 could become smaller with each conversion."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Four numbers, one an edge.
+    """Four numbers, one per edge.
 
     Attributes:
-        units: What the whole side of the canvas counts; None where numbers are the pixels that the model sees.
-        high: The largest number written; None for ``units``. In pixels, the last one.
-        decimals: Digits after the point.
-        floor: Numbers are rounded down; else to the nearest.
-        offset: What is added to a number before it is decoded.
+        units: The number that stands for the whole side of the canvas; None if numbers are pixels of the model's input.
+        high: The largest number written; None for ``units``. With pixels, it is the last pixel.
+        decimals: Number of decimals.
+        floor: Whether numbers are rounded down instead of to the nearest.
+        offset: Added to a number before it is decoded.
     """
 
     units: int | None = 1000
@@ -56,12 +55,12 @@ class NumberFrame:
         self.offset, self.span_x, self.span_y = coding.offset, canvas.span_w, canvas.span_h
         self.units_x = coding.units or canvas.seen_w
         self.units_y = coding.units or canvas.seen_h
-        # What decodes to a place on the canvas can be read, even where the dialect does not write it (1000 of 1000).
+        # Numbers that decode to the canvas are accepted, even if the dialect never writes them (1000 of 1000).
         self.limit_x, self.limit_y = self.units_x - coding.offset, self.units_y - coding.offset
         self.padded = canvas.span_w != canvas.width or canvas.span_h != canvas.height
 
     def max_error(self) -> tuple[float, float]:
-        """Largest error in pixels of a vertical and of a horizontal edge that lies in the image."""
+        """Largest error in pixels of a vertical and of a horizontal edge within the image."""
         c = self.canvas
         return self._error(self.units_x) * c.span_w / self.units_x, self._error(self.units_y) * c.span_h / self.units_y
 
@@ -76,7 +75,7 @@ class NumberFrame:
         return units if self.coding.high is None else self.coding.high
 
     def encode(self, box: Box) -> tuple[float, float, float, float]:
-        """Numbers of a box in pixels; what leaves the image is clipped."""
+        """The numbers of a box in pixels, clipped to the image."""
         c = self.canvas
         x1, y1, x2, y2 = box
         return (
@@ -86,8 +85,8 @@ class NumberFrame:
             self._number(min(max(y2, 0.0), c.height) + c.pad_y, self.units_y, c.span_h),
         )
 
-    def _number(self, place: float, units: int, span: int) -> float:
-        value = place * units / span
+    def _number(self, coordinate: float, units: int, span: int) -> float:
+        value = coordinate * units / span
         if self.coding.decimals:
             return round(value, self.coding.decimals)
         if self.coding.floor and not self.coding.offset:
@@ -95,7 +94,7 @@ class NumberFrame:
         return min(math.floor(value) if self.coding.floor else round(value), self._high(units))
 
     def decode(self, numbers: Sequence[float]) -> Decoded:
-        """The box in pixels of four numbers, clipped to the image, corners sorted; and what was wrong with them."""
+        """The box in pixels of four numbers, clipped to the image, with sorted corners; and the problem, if any."""
         x1, y1, x2, y2 = numbers
         reason = None
         if not (0 <= x1 <= x2 <= self.limit_x and 0 <= y1 <= y2 <= self.limit_y):
@@ -110,7 +109,7 @@ class NumberFrame:
                 x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, self.limit_x), min(y2, self.limit_y)
                 reason = f"out of the range 0 to {self._range()}: clipped"
         offset, span_x, span_y, units_x, units_y = self.offset, self.span_x, self.span_y, self.units_x, self.units_y
-        # Multiplied before it is divided, so that the largest number decodes to exactly the image's edge.
+        # Multiply before dividing, so that the largest number decodes exactly to the image's edge.
         box = (
             (x1 + offset) * span_x / units_x,
             (y1 + offset) * span_y / units_y,
@@ -128,7 +127,7 @@ class NumberFrame:
         x1, y1, x2, y2 = box = box[0] - pad_x, box[1] - pad_y, box[2] - pad_x, box[3] - pad_y
         if x1 >= 0 and y1 >= 0 and x2 <= w and y2 <= h:
             return box, reason
-        # An edge of the image can be written just off it; what is more than a step off was not meant to be the edge.
+        # Rounding can move an edge of the image into the padding, but not by more than one step.
         ex, ey = (2 * error for error in self.max_error())
         if x2 < -ex or y2 < -ey or x1 > w + ex or y1 > h + ey:
             return None, "in the padding beside the image: dropped"
@@ -139,7 +138,7 @@ class NumberFrame:
 
 @dataclass(frozen=True)
 class Cells:
-    """Two cells of a grid of ``side`` by ``side``, numbered row by row: the upper left and the lower right one."""
+    """Two cells of a grid of ``side`` by ``side``, numbered row by row: the upper left and lower right corner."""
 
     side: int = 32
 
@@ -151,8 +150,8 @@ class Cells:
 class CellFrame:
     """Encodes and decodes the boxes of one image as two cells.
 
-    Two cells in different rows and columns decode to their centres. Cells that share a row or a column decode to the
-    outer edges of both, on both axes, so that the box keeps an area.
+    Cells in different rows and columns decode to their centres. Cells in the same row or column decode to the outer
+    edges of both, on both axes, so that the box has an area.
     """
 
     __slots__ = ("canvas", "side")
@@ -161,14 +160,14 @@ class CellFrame:
         self.side, self.canvas = side, canvas
 
     def max_error(self) -> tuple[float, float]:
-        """Largest error in pixels of a vertical and of a horizontal edge that lies in the image: a cell.
+        """Largest error in pixels of a vertical and of a horizontal edge within the image: the size of a cell.
 
-        Half of that where the box spans several rows and several columns.
+        It is half of that if the box spans several rows and several columns.
         """
         return self.canvas.width / self.side, self.canvas.height / self.side
 
     def encode(self, box: Box) -> tuple[int, int]:
-        """The two cells of a box in pixels; what leaves the image is clipped."""
+        """The two cells of a box in pixels, clipped to the image."""
         x1, y1, x2, y2 = box
         left, right = self._cells(x1, x2, self.canvas.width)
         top, bottom = self._cells(y1, y2, self.canvas.height)
@@ -177,16 +176,16 @@ class CellFrame:
     def _cells(self, low: float, high: float, size: int) -> tuple[int, int]:
         first = math.floor(low * self.side / size + SNAP)
         last = math.ceil(high * self.side / size - SNAP) - 1
-        if last < first:  # an edge alone: the cell that it lies in
+        if last < first:  # a single edge: the cell that contains it
             first = last = math.floor(low * self.side / size)
         first = min(max(first, 0), self.side - 1)
         return first, min(max(last, first), self.side - 1)
 
     def decode(self, numbers: Sequence[float]) -> Decoded:
-        """The box in pixels of two cells, corners sorted; and what was wrong with them."""
+        """The box in pixels of two cells, with sorted corners; and the problem, if any."""
         upper, lower = numbers
         if max(upper, lower) >= self.side**2:
-            return None, f"no cell of a grid of {self.side} by {self.side}: dropped"
+            return None, f"not a cell of the {self.side} × {self.side} grid: dropped"
         (top, left), (bottom, right) = divmod(int(upper), self.side), divmod(int(lower), self.side)
         reason = None
         if left > right or top > bottom:

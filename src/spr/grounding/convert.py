@@ -1,4 +1,4 @@
-"""From one dialect to another."""
+"""Convert text from one dialect to another."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from spr.records import Size
 
 
 def convert(text: str, source: str | Dialect, target: str | Dialect, size_wh: Size, *, strict: bool = False) -> str:
-    """Rewrite an answer of one dialect in another.
+    """Rewrite a model's answer in another dialect.
 
-    Edges move by no more than ``source.max_error(size_wh)`` and ``target.max_error(size_wh)`` together on the way there
-    and back. To a dialect that keeps no prose (``target.keeps_prose``) only the phrases with boxes go.
+    Converting there and back moves an edge by at most ``source.max_error(size_wh)`` plus ``target.max_error(size_wh)``.
+    A dialect that keeps no prose (``target.keeps_prose``) gets the phrases with boxes only.
 
     Args:
         text: The answer as generated.
-        source: The dialect that it is in: a key of `DIALECTS`, or what `get_dialect` returns.
-        target: The dialect that it goes to.
+        source: The dialect of the text: a key of `DIALECTS` or a `Dialect`.
+        target: The dialect to write.
         size_wh: Width and height of the original image in pixels.
-        strict: Raise if the text is malformed, instead of leaving out malformed pieces.
+        strict: Raise if the text is malformed, instead of dropping malformed pieces.
 
     Raises:
-        GroundingError: for an unknown dialect, a wrong image size, words that the target would read as markup; with
+        GroundingError: for an unknown dialect, a wrong image size, or words that the target would read as markup; with
             ``strict`` also for a malformed piece, naming its offset.
 
     >>> convert("<ref>a dog</ref><box>(0,0),(999,500)</box> barks", "qwen_vl", "ferret", (640, 480))
@@ -38,7 +38,7 @@ def convert(text: str, source: str | Dialect, target: str | Dialect, size_wh: Si
 
 
 class Converted(NamedTuple):
-    """A converted line and what was malformed in it."""
+    """A converted line, and the malformed pieces of the input."""
 
     text: str
     problems: tuple[Problem, ...]
@@ -47,10 +47,9 @@ class Converted(NamedTuple):
 def convert_lines(
     lines: Iterable[str], source: str | Dialect, target: str | Dialect, size_wh: Size, *, strict: bool = False
 ) -> Iterator[Converted]:
-    r"""Convert line by line, lazily; one line comes out for each that goes in, without its line end.
+    r"""Convert lines lazily; yields one result per line, without line end.
 
-    A line with words that the target would read as markup comes out empty, with a last problem that says so: nothing
-    wrong is written, and the stream goes on.
+    A line with words that the target would read as markup gives an empty text and a problem that explains it.
 
     Raises:
         GroundingError: for an unknown dialect or a wrong image size; with ``strict`` as `convert`.
@@ -58,8 +57,7 @@ def convert_lines(
     >>> list(convert_lines(["a dog [1, 2, 3]\n", "\n"], "ferret", "llava", (100, 100)))[0].text
     'a dog'
     """
-    source = get_dialect(source) if isinstance(source, str) else source
-    target = get_dialect(target) if isinstance(target, str) else target
+    source, target = get_dialect(source), get_dialect(target)
     for line in lines:
         grounded = parse(line.rstrip("\r\n"), source, size_wh, strict=strict)
         try:
@@ -71,5 +69,5 @@ def convert_lines(
             problem = Problem(0, piece, f"line not written: {error.what}, got {error.got}")
             yield Converted("", (*grounded.problems, problem))
             continue
-        # A label of a JSON line can hold an escaped line end.
+        # A label in JSON can contain an escaped line end.
         yield Converted(" ".join(text.splitlines()), grounded.problems)

@@ -299,12 +299,12 @@ DIALECTS: Registry[Dialect] = Registry("dialect", "spr.dialects", {dialect.key: 
 """The dialects by key: the built-in ones, those of the entry-point group ``spr.dialects``, and registered ones."""
 
 
-def get_dialect(key: str, **options: Any) -> Dialect:
+def get_dialect(dialect: str | Dialect, **options: Any) -> Dialect:
     """The dialect of a key, with its options set as the model's image processor is set up.
 
     Args:
-        key: A key of `DIALECTS`, optionally with options: ``llava_onevision:padded=true``,
-            ``qwen2_5_vl:min_pixels=3136,max_pixels=1003520``.
+        dialect: A key of `DIALECTS`, optionally with options: ``llava_onevision:padded=true``,
+            ``qwen2_5_vl:min_pixels=3136,max_pixels=1003520``; or a `Dialect`.
         options: Options of the dialect by name; None leaves an option at its default. The built-in ones are:
             ``padded`` (bool; LLaVA-1.5, LLaVA-OneVision): numbers are relative to the image padded to a square, which
             is the default of LLaVA-1.5 only. ``min_pixels``, ``max_pixels`` (int; Qwen2.5-VL): the settings of its
@@ -319,16 +319,18 @@ def get_dialect(key: str, **options: Any) -> Dialect:
     >>> get_dialect("qwen2_5_vl", max_pixels=1003520).max_error((3000, 2000))  # resized to 1204 × 812
     (2.4916943521594686, 2.4630541871921183)
     """
-    key, _, text = key.partition(":")
+    if isinstance(dialect, Dialect):
+        return dialect.with_options(**options)
+    key, _, text = dialect.partition(":")
     if key not in DIALECTS:
         near = difflib.get_close_matches(key.lower().replace("-", "_").replace(".", "_"), list(DIALECTS), 1, 0.5)
         fix = f"did you mean `{near[0]}`?" if near else None
         raise GroundingError("Unknown dialect", got=repr(key), expected=", ".join(DIALECTS), fix=fix)
-    dialect = DIALECTS[key]
-    if dialect.key != key:
-        raise GroundingError(f"Dialect `{key}` is registered under another name than its own", got=dialect.key)
+    found = DIALECTS[key]
+    if found.key != key:
+        raise GroundingError(f"Dialect `{key}` is registered under another name than its own", got=found.key)
     pairs = (pair.partition("=") for pair in text.split(",") if pair)
-    return dialect.with_options(**{**options, **{name: _read_option(value) for name, _, value in pairs}})
+    return found.with_options(**{**options, **{name: _read_option(value) for name, _, value in pairs}})
 
 
 def _read_option(text: str) -> bool | int | str:

@@ -1,4 +1,4 @@
-"""What a dialect's numbers are relative to.
+"""Define what a dialect's numbers are relative to.
 
 Either the image itself or the square to which it is padded (`Relative`), or the image as the processor resized it
 (`Resized`). Each maps the size of an image to a `Canvas`, on which a coding (`spr.grounding.coding`) counts.
@@ -16,9 +16,9 @@ from spr.records import Size
 
 
 class Canvas(NamedTuple):
-    """What numbers count over: ``span`` pixels of the original image, starting ``pad`` pixels before its corner.
+    """The area that numbers cover: ``span`` pixels of the original image, starting ``pad`` pixels before its corner.
 
-    ``seen_w`` by ``seen_h`` is the canvas in pixels as the model sees it, for dialects that count those.
+    ``seen_w`` by ``seen_h`` is its size in pixels of the model's input, for dialects that use these.
     """
 
     width: int
@@ -54,15 +54,15 @@ class Relative:
 
 @dataclass(frozen=True)
 class Resized:
-    """Numbers are pixels of the image as Qwen2.5-VL's processor resizes it.
+    """Numbers are pixels of the image after resizing by Qwen2.5-VL's processor.
 
     Attributes:
-        factor: Both sides become multiples of it.
-        min_pixels, max_pixels: What the processor was configured with.
-        resized_wh: The resized size itself, for one image, where the caller knows it.
+        factor: Both sides become multiples of this.
+        min_pixels, max_pixels: Settings of the processor.
+        resized_wh: The size of one image after resizing, if known; overrides the other settings.
 
     Raises:
-        GroundingError: if ``min_pixels`` is over ``max_pixels``.
+        GroundingError: if ``min_pixels`` is above ``max_pixels``, or ``resized_wh`` is not a size.
     """
 
     factor: int = 28
@@ -78,7 +78,7 @@ class Resized:
                 "Options `min_pixels` and `max_pixels` leave no size",
                 got=f"min_pixels={self.min_pixels}, max_pixels={self.max_pixels}",
                 expected="min_pixels ≤ max_pixels",
-                fix="give both, as the processor's config has them",
+                fix="set both as in the processor's config",
             )
 
     def canvas(self, size_wh: Size) -> Canvas:
@@ -96,15 +96,15 @@ class Geometry(Protocol):
 
 
 def smart_resize(size_wh: Size, factor: int = 28, min_pixels: int = 56 * 56, max_pixels: int = 28 * 28 * 16384) -> Size:
-    """Size to which Qwen2-VL's and Qwen2.5-VL's processor resizes an image of ``size_wh``, as (width, height).
+    """The size (width, height) to which the processor of Qwen2-VL and Qwen2.5-VL resizes an image.
 
-    Each side goes to the nearest multiple of ``factor``; where the area then leaves the bounds, both are scaled so
-    that the shape stays, rounding towards the inside of the bounds. The processor refuses images longer than 200 times
-    their width; here they get the size that the same rule gives, so that their text can still be read.
+    Each side is rounded to the nearest multiple of ``factor``. If the area is then out of bounds, both sides are scaled
+    to keep the shape, rounding towards the inside of the bounds. The processor refuses images whose sides differ by a
+    factor of more than 200; here the same rule is applied to them, so that their text can still be parsed.
 
     >>> smart_resize((640, 428), max_pixels=28 * 28 * 1280)  # 640 / 28 = 22.9, 428 / 28 = 15.3
     (644, 420)
-    >>> smart_resize((10, 10))  # 10 px round to no multiple at all: scaled up to 56 × 56
+    >>> smart_resize((10, 10))  # 10 px would round to 0: scaled up to 56 × 56
     (56, 56)
     """
     w, h = size_wh
@@ -120,15 +120,17 @@ def smart_resize(size_wh: Size, factor: int = 28, min_pixels: int = 56 * 56, max
 
 
 def check_size(size_wh: Size) -> Size:
-    """Return the size as two ints, or raise.
+    """The size as two ints.
 
     Raises:
-        GroundingError: if it is not two whole numbers of at least 1.
+        GroundingError: if it is not two integers of at least 1.
     """
     try:
         w, h = map(operator.index, size_wh)
     except (TypeError, ValueError):
         w = h = 0
     if w < 1 or h < 1:
-        raise GroundingError("Size of the image is wrong", got=repr(size_wh), expected="(width, height), both ≥ 1 px")
+        raise GroundingError(
+            "Size of the image is wrong", got=repr(size_wh), expected="(width, height) in pixels, both ≥ 1"
+        )
     return w, h

@@ -1,4 +1,4 @@
-"""The localization score: how many of the region's objects a description places, and how well (METHOD §4)."""
+"""The localization score: how well a description locates the objects of its region (paper, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from spr.core import boxes as bx
 from spr.records import Box, ImageObject, Match
 
 THRESHOLD = 0.5
-"""An overlap counts when its IoU is over this [paper]."""
+"""A match counts if its IoU is above this (paper, Sec. 3.2)."""
 
 
 class Localization(NamedTuple):
-    """S_loc, 0..1, and each object's best prediction."""
+    """S_loc in 0–1, and the best predicted box of each object."""
 
     score: float
     matches: tuple[Match, ...]
@@ -24,16 +24,16 @@ class Localization(NamedTuple):
 def localization_score(
     objects: Sequence[ImageObject], text_boxes: Sequence[Box], detected_boxes: Sequence[Box] = ()
 ) -> Localization:
-    """S_loc = (1/|G|) Σ_i max_j p[i,j], where p[i,j] = IoU(g_i, b_j) when that is over 0.5 and else 0 [paper].
+    """S_loc = (1/|G|) Σ_i max_j p[i,j], where p[i,j] = IoU(g_i, b_j) if that is above 0.5, else 0 (paper, Sec. 3.2).
 
     Args:
         objects: G, the objects inside the region.
-        text_boxes: The boxes in the description, pixels of the original image; any order, any number.
-        detected_boxes: What the detector finds for the description's text; joined with the former.
+        text_boxes: The boxes in the description, in pixels of the original image.
+        detected_boxes: The detector's boxes for the description's text; added to ``text_boxes``.
 
     Returns:
-        The score, 0 for an empty G, and for each object the IoU (also where it is not over 0.5) and the source
-        (``text``, ``detector``, ``none``) of its best prediction; the text's wins a tie.
+        The score, 0 for an empty G, and for each object the IoU (also if it is not above 0.5) and the source (``text``,
+        ``detector``, ``none``) of its best prediction. Ties are resolved in favour of ``text``.
 
     >>> cup = ImageObject("1", "cup", (0, 0, 10, 10))
     >>> plate = ImageObject("2", "plate", (50, 50, 60, 60))

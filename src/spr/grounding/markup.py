@@ -1,8 +1,8 @@
-"""The four families of markup, as data, with the patterns that read them.
+"""The four kinds of markup, as data, with the patterns that read them.
 
-Every pattern reads in linear time whatever the text: quantifiers are possessive or bounded by characters that they
-cannot match themselves. All alternatives of a pattern start with a literal character, outside any group: then `re`
-skips the words between by a table, which doubles the speed.
+Every pattern takes linear time on any text: quantifiers are possessive, or bounded by characters that they can't match.
+All alternatives of a pattern start with a literal character outside a group, so that `re` skips the words between by a
+table, which doubles the speed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPECIAL_TOKENS = (
     "<|im_end|>",
     "<|endoftext|>",
 )
-"""What tokenizers leave in an answer that was decoded with its special tokens: taken out of the text."""
+"""Special tokens that can be in an answer that was decoded with them; they are removed from the text."""
 
 _SPECIAL = f"<(?:{'|'.join(re.escape(token[1:]) for token in SPECIAL_TOKENS)})"
 SPECIAL = re.compile(_SPECIAL)
@@ -40,9 +40,9 @@ _ITEM = rf"(?:[A-Za-z]\w{{0,11}}+\s?+[=:]\s?+)?+{NUMBER}"
 
 
 def _run(bracket: str, opened: str, closed: str) -> str:
-    """Pattern of at least four numbers, perhaps named, after ``bracket``; ``opened`` and ``closed`` may be between.
+    """Pattern of four or more numbers, optionally named, after ``bracket``, with ``opened`` and ``closed`` between.
 
-    It does not ask for the end, so that it never fails late: `stray` judges the whole run.
+    It does not require an end, so that it can't fail late: `stray` decides about the whole match.
     """
     gap = rf"(?=[\s,;{closed}])[{closed}]?+[\s,;]*+[{opened}]?+\s?+"
     return rf"{bracket}\s?+[{opened}]{{0,2}}+\s?+{_ITEM}(?:{gap}{_ITEM}){{3,}}+(?:\s*+[{closed}])*+"
@@ -57,16 +57,16 @@ _STRAY = "|".join((_run(r"\(", r"\[\(", r"\]\)"), _run(r"\[", r"\[\(", r"\]\)"),
 _ITEM_PATTERN = re.compile(_ITEM)
 _BRACKET = re.compile(r"[\[\]()]")
 OTHER_NUMBERS = re.compile(rf"\s*+{_ITEM}(?:(?=[\s,])\s*+,?+\s*+{_ITEM}){{3}}\s*+")
-"""Four numbers as people and other models write them, such as "x1=5, y1=5, x2=9, y2=9" or "5 5 9 9"."""
+"""Four numbers in other forms, such as "x1=5, y1=5, x2=9, y2=9" or "5 5 9 9"."""
 STRAY_COORDINATES = "coordinates without the dialect's markup: dropped"
 _NUMBERED = ("<loc", "<patch", "</delim")
 
 
 def stray(match: re.Match[str]) -> str | None:
-    """What is wrong with coordinates or a tag that are not the dialect's own; None if they are words.
+    """The problem with coordinates or a tag in another dialect's form; None if the match is ordinary words.
 
-    Four numbers in brackets are coordinates, and so are two pairs in brackets of their own; also where the answer was
-    cut before the closing bracket. "(1998)", "(2, 3)", "(1998) [1] (2, 3)" and "(1, 2, 3, 4, 5)" are words.
+    Four numbers in brackets are coordinates, and so are two bracketed pairs; also if the answer ends before the closing
+    bracket. "(1998)", "(2, 3)", "(1998) [1] (2, 3)" and "(1, 2, 3, 4, 5)" are words.
     """
     piece = match[0]
     if piece[0] == "<":
@@ -80,12 +80,12 @@ def stray(match: re.Match[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Brackets:
-    """Prose in which a box in brackets follows its phrase, unmarked.
+    """Prose in which a box in brackets follows its phrase; the phrase is not marked.
 
     Attributes:
         box: Template of a box's four numbers, without the brackets.
         width: Number of brackets: 1 for ``[…]``, 2 for ``[[…]]``.
-        separator: Between the boxes of one phrase inside one pair of brackets; None where each box has its own.
+        separator: Separator of the boxes of one phrase inside the brackets; None if each box has its own brackets.
     """
 
     box: str
@@ -113,12 +113,12 @@ class Tags:
         phrase: Opening and closing tag of a phrase.
         grounding: Opening and closing tag of its boxes.
         box: Template of one box.
-        shape: Pattern of one box, a group a number.
-        bare: Pattern of coordinates that lost their tags, without groups, where they look like nobody else's.
-        between: Pattern of what divides boxes, where one pair of tags can hold several.
-        separator: Between the boxes of one phrase inside one pair of tags; None where each box has its own tags.
-        wrap: Around all boxes inside the tags.
-        space_inside: The space before a phrase stands inside its tag, as the model's own answers have it.
+        shape: Pattern of one box, with one group per number.
+        bare: Pattern, without groups, of coordinates that have lost their tags, if it is specific to the dialect.
+        between: Pattern of the separator between boxes, if one pair of tags can contain several.
+        separator: Separator of the boxes of one phrase inside the tags; None if each box has its own tags.
+        wrap: Text around all boxes inside the tags.
+        space_inside: Whether the space before a phrase is written inside its tag, as in the model's own answers.
     """
 
     phrase: tuple[str, str]
@@ -155,15 +155,15 @@ class Tags:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A list of labels with boxes of location tokens, and no words between.
+    """A list of labels with boxes as location tokens, without prose.
 
     Attributes:
         box: Template of one box.
-        token: Pattern of one token, its number in a group.
-        broken: Pattern of what looks like a token but is none.
-        label_first: The label comes before its boxes; else each box comes before its label.
-        separator: Between two detections.
-        order: Where x1, y1, x2, y2 stand among the four tokens.
+        token: Pattern of one token, with its number in a group.
+        broken: Pattern of text that looks like a token but is not valid.
+        label_first: Whether the label comes before its boxes; if not, each box comes before its label.
+        separator: Separator between two detections.
+        order: The positions of x1, y1, x2, y2 among the four tokens.
     """
 
     box: str
@@ -177,7 +177,7 @@ class Tokens:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """A run of tokens, a special token, something that looks like a token, or a `stray`.
+        """A run of tokens, a special token, an invalid token, or a `stray`.
 
         Groups 1 to 4 are the numbers of a run of four tokens.
         """
@@ -192,7 +192,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class JsonList:
-    """A JSON list of entries with a box and a label, and no words between."""
+    """A JSON list of entries with a box and a label, without prose."""
 
     box_key: str = "bbox_2d"
     label_key: str = "label"
@@ -203,10 +203,9 @@ class JsonList:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """An entry as the models write it (four numbers, then the label as JSON text), any other brace, or a `stray`.
+        """An entry in the models' form (four numbers, then the label as a JSON string), any other brace, or a `stray`.
 
-        A label with a brace of its own must have it escaped, as `render` does: so an entry that is cut off never
-        swallows the next one.
+        Braces in labels must be escaped, as `render` does, so that an incomplete entry does not include the next one.
         """
         box, label = re.escape(f'"{self.box_key}"'), re.escape(f'"{self.label_key}"')
         entry = rf"{box}:\s?\[({NUMBER}),\s?({NUMBER}),\s?({NUMBER}),\s?({NUMBER})\],\s*+{label}:\s?"

@@ -1,4 +1,4 @@
-"""Reading a model's answer in its dialect."""
+"""Parse a model's answer in its dialect."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from spr.records import Size
 
 
 def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = False) -> GroundedText:
-    """Read an answer: its plain text, its phrases with boxes in pixels, and what was malformed.
+    """Parse an answer into plain text, phrases with boxes in pixels, and problems.
 
-    Whatever the text, every well-formed box is kept and every malformed piece is reported; nothing is raised. Numbers
-    out of the dialect's range are clipped and reported; a box with no part in the range is dropped and reported: the
-    scale is never guessed. Swapped corners are sorted and reported. Lone surrogates, which no file can hold, are read
-    as U+FFFD.
+    Parsing accepts any text: every well-formed box is kept, and every malformed piece is reported. Numbers out of the
+    dialect's range are clipped and reported. A box entirely out of range is dropped and reported; the scale is never
+    guessed. Swapped corners are sorted and reported. Lone surrogates, which no file can contain, become U+FFFD.
 
     Args:
-        text: The answer as generated; special tokens of the tokenizer may still be in it.
-        dialect: A key of `DIALECTS`, or what `get_dialect` returns.
+        text: The answer as generated; it may contain special tokens of the tokenizer.
+        dialect: A key of `DIALECTS` or a `Dialect`.
         size_wh: Width and height of the original image in pixels.
-        strict: Raise at the first problem instead.
+        strict: Raise an error for the first problem.
 
     Raises:
         GroundingError: for an unknown dialect or a wrong image size; with ``strict`` also for a malformed piece,
@@ -40,8 +39,7 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         >>> print(*grounded.problems)
         offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
-    if isinstance(dialect, str):
-        dialect = get_dialect(dialect)
+    dialect = get_dialect(dialect)
     text = without_surrogates(text)
     frame, markup = dialect.frame(size_wh), dialect.markup
     if isinstance(markup, Brackets):
@@ -58,6 +56,6 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
             f"Text in dialect `{dialect.key}` is malformed at offset {problem.offset}: {problem.reason}",
             got=repr(problem.text),
             expected=dialect.example,
-            fix="parse without `strict` to keep what is well-formed",
+            fix="parse without `strict` to keep the well-formed pieces",
         )
     return grounded

@@ -1,4 +1,4 @@
-"""Reading prose in which a box in brackets follows its phrase, unmarked: Ferret, CogVLM, LLaVA, Shikra."""
+"""Parse prose in which a box in brackets follows its unmarked phrase: Ferret, CogVLM, LLaVA, Shikra."""
 
 from __future__ import annotations
 
@@ -18,50 +18,41 @@ from spr.grounding.prose import Prose
 from spr.grounding.text import GroundedText
 from spr.records import Box
 
-_LEADING_NUMBERS = re.compile(r"[\s0-9.,;+-]*+")
+_NOT_NUMBERS = re.compile(r"[^\s0-9.,;+-]")
 _DIGIT = re.compile(r"[0-9]")
 
 
 def parse_brackets(text: str, markup: Brackets, frame: Frame) -> GroundedText:
-    """Read an answer; what is malformed is reported and left out."""
+    """Parse an answer; malformed pieces are reported and dropped."""
     prose, position = Prose(text), 0
-    decode = frame.decode
+    decode = prose.problems.decode
     for match in markup.pattern.finditer(text):
         start, stop = match.span()
         words = text[position:start]
         position = stop
-        x1, y1, x2, y2 = match.group(1, 2, 3, 4)
-        if x1 is not None:
+        if match[1] is not None:
             prose.words_before_box(words)
-            box, reason = decode((float(x1), float(y1), float(x2), float(y2)))
-            if reason is not None:
-                prose.problems.note(start, stop, reason)
-            prose.add([] if box is None else [box], (start, stop))
-        elif match["inner"] is not None:
-            if is_coordinates(match):
-                prose.words_before_box(words)
-                boxes, position = _read_bracket(match, markup, frame, prose)
-                prose.add(boxes, (start, position))
-            else:
-                prose.words(words + match[0])
+            prose.add(decode(frame, match.group(1, 2, 3, 4), start, stop), (start, stop))
+        elif match["inner"] is not None and is_coordinates(match):
+            prose.words_before_box(words)
+            boxes, position = _read_bracket(match, markup, frame, prose)
+            prose.add(boxes, (start, position))
         elif match[0] in SPECIAL_TOKENS:
             prose.words_before_box(words)
+        elif match["inner"] is None and (reason := stray(match)) is not None:
+            prose.stray(words, start, stop, reason)
         else:
-            reason = stray(match)
-            if reason is None:
-                prose.words(words + match[0])
-            else:
-                prose.stray(words, start, stop, reason)
+            prose.words(words + match[0])
     prose.words(text[position:])
     return prose.finish(marked=False)
 
 
 def is_coordinates(match: re.Match[str]) -> bool:
-    """Whether what `Brackets.pattern` found is a box or was meant as one, and is not words in brackets.
+    """Whether a match of `Brackets.pattern` is, or was meant as, a box, rather than words in brackets.
 
-    Two numbers and nothing else in the brackets, or three numbers beside something else, are meant as coordinates. So
-    are four numbers that are named or that only spaces divide, and a bracket at the very end that is not closed and
-    holds but numbers. "[sic]", "[1]" and "[see 2, 3]" are text.
+    These count as coordinates: two numbers alone in brackets, three numbers with other content, four numbers that are
+    named or separated by spaces, and numbers in an unclosed bracket at the end. "[sic]", "[1]" and "[see 2, 3]" are
+    words.
     """
     if match[1] is not None:
         return True
@@ -70,14 +61,9 @@ def is_coordinates(match: re.Match[str]) -> bool:
         return match[0][0] == "(" and stray(match) is not None
     if match["close"]:
         return _counts(inner)
-    head = _leading_numbers(inner)
+    head = _NOT_NUMBERS.split(inner, 1)[0]
     cut_off = match.end() == len(match.string) and head == inner
     return _DIGIT.search(head) is not None and (cut_off or _counts(head))
-
-
-def _leading_numbers(inner: str) -> str:
-    match = _LEADING_NUMBERS.match(inner)
-    return match[0] if match else ""
 
 
 def _counts(inner: str) -> bool:
@@ -89,14 +75,14 @@ def _counts(inner: str) -> bool:
 
 
 def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, prose: Prose) -> tuple[list[Box], int]:
-    """Boxes of a bracket that is not one plain box, and where it ends."""
+    """The boxes of a bracket that is not one plain box, and its end."""
     start, inner, width, note = match.start(), match["inner"], markup.width, prose.problems.note
     if not match["close"]:
-        stop = match.start("inner") + len(_leading_numbers(inner).rstrip())
+        stop = match.start("inner") + len(_NOT_NUMBERS.split(inner, 1)[0].rstrip())
         note(start, stop, "bracket is not closed: dropped")
         return [], stop
     if 1 + len(match["open"]) != width or len(match["close"]) != width:
-        note(start, match.end(), f"not in {width} bracket{'s' * (width > 1)} on each side: read all the same")
+        note(start, match.end(), f"not in {width} bracket{'s' * (width > 1)} on each side: read anyway")
     boxes: list[Box] = []
     offset = match.start("inner")
     for piece in inner.split(";"):
@@ -107,11 +93,7 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, prose: P
         elif numbers is None:
             note(offset, stop, _wrong(piece))
         else:
-            box, reason = frame.decode([float(number) for number in numbers.groups()])
-            if reason is not None:
-                note(offset, stop, reason)
-            if box is not None:
-                boxes.append(box)
+            boxes += prose.problems.decode(frame, numbers.groups(), offset, stop)
         offset = stop + 1
     return boxes, match.end()
 

@@ -1,4 +1,4 @@
-"""Reading dialects that list objects without prose: location tokens (PaliGemma, Florence-2), JSON (Qwen)."""
+"""Parse dialects that list objects without prose: location tokens (PaliGemma, Florence-2) and JSON (Qwen)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from spr.grounding.text import GroundedText
 from spr.records import Box, Span
 
 LABEL_SEPARATOR = ", "
-"""Between the labels of a list, in its plain text."""
+"""Separator of the labels in the plain text of a list."""
 
 _FENCE = re.compile(r"```(?:json)?")
 
 
 class _Item(NamedTuple):
-    """A label with its boxes, or words without any (then ``raw`` is None)."""
+    """A label with its boxes, or words without boxes (``raw`` is None)."""
 
     label: str
     boxes: list[Box]
@@ -27,7 +27,7 @@ class _Item(NamedTuple):
 
 
 def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
-    """The labels joined to a plain text, a span each; a box without a label is reported unless all are."""
+    """The joined labels as plain text with one span per label. Boxes without label are reported if others have one."""
     pieces: list[str] = []
     spans: list[Span] = []
     length = 0
@@ -47,7 +47,7 @@ def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
 
 
 def _add(items: list[_Item], label: str, boxes: list[Box], raw: tuple[int, int]) -> None:
-    """Add a detection; several of one label in a row become one phrase with several boxes."""
+    """Add a detection; consecutive ones with the same label become one phrase with several boxes."""
     if items and items[-1].label == label and items[-1].raw is not None:
         items[-1].boxes.extend(boxes)
     else:
@@ -55,7 +55,7 @@ def _add(items: list[_Item], label: str, boxes: list[Box], raw: tuple[int, int])
 
 
 def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
-    """Read an answer of labels and location tokens; what is malformed is reported and left out."""
+    """Parse labels and location tokens; malformed pieces are reported and dropped."""
     problems = Problems(text)
     items: list[_Item] = []
     pending: tuple[list[Box], tuple[int, int]] | None = None  # boxes whose label comes next
@@ -63,7 +63,7 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
     position = 0
 
     def close() -> None:
-        """Make of the words since the last run the label that was due; other words are items without boxes."""
+        """Turn the words since the last run into the pending label; other words become items without boxes."""
         nonlocal pending
         joined, words[:] = "".join(words), []
         labels = [label.strip() for label in (joined.split(markup.separator.strip()) if markup.separator else [joined])]
@@ -73,13 +73,20 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
         items.extend(_Item(label, [], None) for label in labels if label)
 
     for match in markup.pattern.finditer(text):
-        start, stop = match.span()
-        if match[1] is None and not markup.token_pattern.match(match[0]):
-            position = _no_token(match, position, words, problems)
+        (start, stop), piece = match.span(), match[0]
+        if match[1] is not None:
+            boxes = problems.decode(frame, [match[1 + place] for place in markup.order], start, stop)
+        elif markup.token_pattern.match(piece):
+            boxes = _run(match, markup, frame, problems)
+        else:
+            if piece in SPECIAL_TOKENS or piece.startswith("<seg"):
+                reason: str | None = ""
+            else:
+                reason = "not a location token: dropped" if piece.startswith("<loc") else stray(match)
+            position = _drop(match, reason, position, words, problems)
             continue
         words.append(text[position:start])
         position = stop
-        boxes = _run(match, markup, frame, problems)
         if markup.label_first:
             items.append(_Item("".join(words).strip(), boxes, (start, stop) if boxes else None))
             words = []
@@ -91,66 +98,49 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
     return _grounded(items, problems)
 
 
-def _no_token(match: re.Match[str], position: int, words: list[str], problems: Problems) -> int:
-    """Report what is no location token, unless it is a special token or words; where the words go on."""
-    (start, stop), piece = match.span(), match[0]
-    if piece in SPECIAL_TOKENS or piece.startswith("<seg"):
-        reason = None
-    elif piece.startswith("<loc"):
-        reason = "not a location token: dropped"
-    else:
-        reason = stray(match)
-        if reason is None:
-            return position
-    words.append(match.string[position:start].rstrip() if piece[0] != "<" else match.string[position:start])
-    if reason is not None:
-        problems.note(start, stop, reason)
-    return stop
+def _drop(match: re.Match[str], reason: str | None, position: int, words: list[str], problems: Problems) -> int:
+    """Drop a match from the words and report it unless the reason is empty; nothing is done if there is none (None).
+
+    Returns:
+        Where the following words start.
+    """
+    if reason is None:
+        return position
+    before = match.string[position : match.start()]
+    words.append(before if match[0][0] == "<" else before.rstrip())
+    if reason:
+        problems.note(*match.span(), reason)
+    return match.end()
 
 
 def _run(match: re.Match[str], markup: Tokens, frame: Frame, problems: Problems) -> list[Box]:
-    """The boxes of a run of location tokens, four a box."""
-    if match[1] is not None:
-        numbers = [float(number) for number in match.groups()]
-        box, reason = frame.decode([numbers[place] for place in markup.order])
-        if reason is not None:
-            problems.note(match.start(), match.end(), reason)
-        return [] if box is None else [box]
+    """The boxes of a run of location tokens, four per box."""
     tokens = list(markup.token_pattern.finditer(match.string, *match.span()))
     boxes: list[Box] = []
-    whole = len(tokens) - len(tokens) % 4
-    for first in range(0, whole, 4):
-        numbers = [float(token[1]) for token in tokens[first : first + 4]]
-        box, reason = frame.decode([numbers[place] for place in markup.order])
-        if reason is not None:
-            problems.note(tokens[first].start(), tokens[first + 3].end(), reason)
-        if box is not None:
-            boxes.append(box)
-    if whole < len(tokens):
-        problems.note(
-            tokens[whole].start(), match.end(), f"{len(tokens) - whole} location tokens instead of 4: dropped"
-        )
+    for first in range(0, len(tokens), 4):
+        four = tokens[first : first + 4]
+        start, stop = four[0].start(), four[-1].end()
+        if len(four) == 4:
+            boxes += problems.decode(frame, [four[place][1] for place in markup.order], start, stop)
+        else:
+            problems.note(start, stop, f"{len(four)} location tokens instead of 4: dropped")
     return boxes
 
 
 def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
-    """Read an answer of JSON entries, alone or among words; what is malformed is reported and left out.
+    """Parse JSON entries, alone or among words; malformed pieces are reported and dropped.
 
-    Words beside the entries are not part of the text, unless there is no entry at all.
+    Words outside the entries are part of the plain text only if there are no entries.
     """
     problems = Problems(text)
     items: list[_Item] = []
     first = last = -1
-    words: list[str] = []  # beside the entries
+    words: list[str] = []  # outside the entries
     position = 0
     for match in markup.pattern.finditer(text):
         start, stop = match.span()
         if match[0][0] != "{":
-            stray_reason = stray(match)
-            if stray_reason is not None:
-                problems.note(start, stop, stray_reason)
-                words.append(text[position:start].rstrip() if match[0][0] != "<" else text[position:start])
-                position = stop
+            position = _drop(match, stray(match), position, words, problems)
             continue
         first, last = (start if first < 0 else first), stop
         if match[1] is not None:
@@ -165,7 +155,7 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
     if first >= 0:
         opened = text.rfind("[", 0, first)
         if opened >= 0 and "]" not in text[last:] and not text[opened + 1 : first].strip():
-            problems.note(opened, last, "list is not closed: its whole entries are kept")
+            problems.note(opened, last, "list is not closed: its complete entries are kept")
     if not items:
         left = SPECIAL.sub("", _FENCE.sub("", "".join((*words, text[position:])) if first < 0 else "")).strip()
         items = [_Item(left, [], None)] if left not in ("", "[]") else []
@@ -173,7 +163,7 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
 
 
 def _entry(match: re.Match[str], markup: JsonList, frame: Frame) -> tuple[str, Box | None, str | None]:
-    """Label, box and what is wrong, of an entry that is not written like the models do."""
+    """Label, box and problem of an entry that is not in the models' form."""
     if not match["close"]:
         return "", None, "entry is not closed: dropped"
     try:
@@ -183,7 +173,7 @@ def _entry(match: re.Match[str], markup: JsonList, frame: Frame) -> tuple[str, B
     numbers = entry.get(markup.box_key)
     if numbers is None:
         return "", None, f"entry has no {markup.box_key}: dropped"
-    # JSON's true is Python's 1, and a number as text may be anything.
+    # Exact types: JSON's true equals 1 in Python, and strings are not accepted.
     if not isinstance(numbers, list) or any(type(number) not in (int, float) for number in numbers):
         return "", None, f"{markup.box_key} is not a list of numbers: dropped"
     if len(numbers) != 4:

@@ -1,12 +1,12 @@
-"""The noun phrase that a box follows, for dialects that don't mark phrases.
+"""Find the noun phrase before a box, for dialects that do not mark phrases.
 
-The rule, word by word and without a tagger. Of the words before the box (back to the box before it):
+The rules use word lists instead of a part-of-speech tagger. Among the words before the box (after the previous box):
 
 1. Words of `BREAKERS` (connectives, prepositions, common verbs) right before the box are skipped: in "the dog is
    located at [box]" the box grounds "the dog".
-2. From the last word left, the phrase grows leftwards until a word that ends with punctuation, an opening bracket or
-   quote, a word of `BREAKERS`, or past a determiner ("a", "the", "two", "her"): "a man riding the horse [box]" gives
-   "the horse".
+2. From the last remaining word, the phrase grows to the left until a word that ends with punctuation, an opening
+   bracket or quote, a word of `BREAKERS`, or past a determiner ("a", "the", "two", "her"): "a man riding the horse
+   [box]" gives "the horse".
 3. "of" joins ("a group of people") except after a place word ("left of the dog", "in front of the house").
 4. A breaker between a determiner and a noun is an adjective: "a standing man".
 5. "and" joins two colours or patterns ("a black and white cat"), and one word right after an article to two or more
@@ -14,18 +14,18 @@ The rule, word by word and without a tagger. Of the words before the box (back t
 6. A word that is a verb or a noun (`NOUN_FORMS`) right before the box is the head noun if a determiner stands before it
    with no word of `BREAKERS` between. After "the" or "his" the word just before must not be a plural: "a hot dog stand
    [box]", but "the dogs stand [box]" gives "the dogs".
-7. A determiner and place words (`WHERE`) after a preposition say where something is: "a man on the left [box]" gives
+7. A determiner and place words (`WHERE`) after a preposition give a location: "a man on the left [box]" gives
    "a man", if there is a noun phrase before the preposition in the clause.
 8. "of" does not join to words about boxes: "the location of the cat is [box]" gives "the cat".
 
-English is what the word lists know; in other languages the phrase is the clause before the box.
+The word lists are English. In other languages, the phrase is the clause before the box.
 """
 
 from __future__ import annotations
 
 import re
 
-_REACH = 160  # characters; a phrase is not longer, and the search stays cheap whatever the text
+_REACH = 160  # maximum length of a phrase in characters, which bounds the cost of the search
 
 
 def _words(*lines: str) -> frozenset[str]:
@@ -77,7 +77,7 @@ _FOREIGN = re.compile(r"[。，、；：！？）】」]")
 
 
 def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
-    """Offsets of the noun phrase that ``text[:end]`` ends with, not reaching before ``start``.
+    """Offsets of the noun phrase at the end of ``text[start:end]``.
 
     Returns:
         (start, end) of the phrase; ``(end, end)`` if there is none.
@@ -90,7 +90,7 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
     segment = text[low:end]
     words = segment.lower().split()
     count = len(words)
-    least = 1 if low > start and count > 1 else 0  # the first word may be cut in the middle
+    least = 1 if low > start and count > 1 else 0  # the first word may be incomplete
     last = _last_word(words, count, least)
     if last <= least:
         return end, end
@@ -105,7 +105,7 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _last_word(words: list[str], last: int, least: int) -> int:
-    """Where the phrase ends in ``words[:last]``; ``least`` if there is none."""
+    """The end of the phrase in ``words[:last]``; ``least`` if there is none."""
     while last > least:
         word = words[last - 1].strip(_TRAILING)
         if word not in BREAKERS or (word in NOUN_FORMS and _is_noun(words, last, least)):
@@ -117,7 +117,7 @@ def _last_word(words: list[str], last: int, least: int) -> int:
 
 
 def _is_noun(words: list[str], last: int, least: int) -> bool:
-    """Whether ``words[last - 1]``, a noun or a verb, is the head of a phrase that a determiner opens."""
+    """Whether ``words[last - 1]``, a noun or a verb, is the head of a phrase that starts with a determiner."""
     for index in range(last - 2, least - 1, -1):
         if words[index][-1] in _BOUNDARY:
             return False
@@ -134,7 +134,7 @@ def _is_noun(words: list[str], last: int, least: int) -> bool:
 
 
 def _first_word(words: list[str], last: int, least: int) -> int:
-    """Where the phrase that ends with ``words[last - 1]`` starts."""
+    """The start of the phrase that ends with ``words[last - 1]``."""
     first = last - 1
     word = words[first]
     while first > least:
@@ -160,7 +160,7 @@ def _first_word(words: list[str], last: int, least: int) -> int:
 
 
 def _joins(words: list[str], first: int, last: int, least: int) -> bool:
-    """Whether the "and" before ``words[first:last]`` joins them to the one word after an article."""
+    """Whether the "and" before ``words[first:last]`` joins them to one word after an article."""
     if last - first < 2 or first - 3 < least or words[first - 3].lstrip(_LEADING) not in ("a", "an", "the"):
         return False
     word = words[first - 2]
@@ -168,7 +168,7 @@ def _joins(words: list[str], first: int, last: int, least: int) -> bool:
 
 
 def _what_is_there(words: list[str], first: int, last: int, least: int) -> tuple[int, int]:
-    """The phrase of what is at a place, if ``words[first:last]`` are but a place after a preposition; else these."""
+    """If ``words[first:last]`` are only a place after a preposition, the phrase before that; else unchanged."""
     if first <= least or words[first].lstrip(_LEADING) not in DETERMINERS:
         return first, last
     if words[first - 1].lstrip(_LEADING) not in PLACING:
@@ -185,7 +185,7 @@ def _what_is_there(words: list[str], first: int, last: int, least: int) -> tuple
 
 
 def _trim(text: str, start: int, stop: int, end: int) -> tuple[int, int]:
-    """The phrase without punctuation and white space around it, ``(end, end)`` if nothing is left."""
+    """The phrase without surrounding punctuation and white space; ``(end, end)`` if nothing remains."""
     while stop > start and (text[stop - 1] in _TRAILING or text[stop - 1].isspace()):
         stop -= 1
     while start < stop and (text[start] in _LEADING or text[start].isspace()):

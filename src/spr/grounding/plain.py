@@ -1,7 +1,7 @@
-"""The boxes of many answers, without their words: evaluation reads hundreds of thousands, most of them one plain box.
+"""Fast reading of boxes without their phrases, for evaluation, where most answers are one plain box.
 
-An answer that holds one well-formed box and nothing else that could be one needs no reading of its words; any other
-goes through `parse`. Both give the same boxes and the same number of problems.
+An answer with exactly one well-formed box is read without analysing its words; all others are parsed by `parse`. Both
+give the same boxes and the same number of problems.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OPENER = re.compile(r"[\[({<]")
 
 
 class Boxes(NamedTuple):
-    """An answer's boxes, xyxy pixels in the order of the text, and how many of its pieces were malformed."""
+    """An answer's boxes, xyxy pixels in the order of the text, and the number of its malformed pieces."""
 
     boxes: tuple[Box, ...]
     problems: int
@@ -31,7 +31,7 @@ class BoxReader:
     """Reads the boxes of answers in one dialect.
 
     Args:
-        dialect: How the model writes boxes.
+        dialect: The dialect of the answers.
 
     >>> from spr.grounding import get_dialect
     >>> BoxReader(get_dialect("ferret")).read("a dog [100, 150, 300, 200]", (1000, 1000))
@@ -47,10 +47,10 @@ class BoxReader:
         self._frame = lru_cache(maxsize=4096)(dialect.frame)
 
     def read(self, text: str, size_wh: Size) -> Boxes:
-        """The boxes of an answer about an image of ``size_wh`` pixels, as `parse` reads them.
+        """The boxes of an answer about an image of ``size_wh`` pixels, as `parse` gives them.
 
         Raises:
-            GroundingError: if the size is not two whole numbers of at least 1.
+            GroundingError: if the size is not two integers of at least 1.
         """
         match = self._search(text)
         if match is not None and self._is_plain(match):
@@ -68,7 +68,7 @@ class BoxReader:
         return Boxes(grounded.boxes, len(grounded.problems))
 
     def _is_plain(self, match: re.Match[str]) -> bool:
-        """Whether a box as the dialect writes it has what it needs beside it; `parse` reports what lacks."""
+        """Whether a well-formed box has a phrase or label where the dialect needs one; if not, `parse` reports it."""
         if match[self._numbers] is None:
             return False
         text, markup = match.string, self.dialect.markup
@@ -86,7 +86,7 @@ class BoxReader:
             return False
         last = before[before.rfind(" ") + 1 :].lower()
         if last.isalpha() and before.isascii() and last not in BREAKERS and last not in WHERE:
-            return True  # it is a phrase, or the end of one; which, nobody asks here
+            return True  # the word is a phrase or the end of one
         start, end = find_phrase(without_surrogates(before), 0, len(before))
         return start < end
 

@@ -1,10 +1,11 @@
-"""Plain text as it grows while an answer is read, and the groundings in it."""
+"""The plain text and the grounded phrases of an answer, built while it is parsed."""
 
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from collections.abc import Iterable
 
+from spr.grounding.coding import Frame
 from spr.grounding.markup import STRAY_COORDINATES
 from spr.grounding.phrases import find_phrase
 from spr.grounding.text import GroundedText, Problem
@@ -12,26 +13,21 @@ from spr.records import Box, Span
 
 PROBLEM_LENGTH = 60
 BY_RULE = -1
-"""A start that says: the phrase is not marked, it is what `find_phrase` finds before its end."""
-
-_Grounding: TypeAlias = tuple[int, int, list[Box], tuple[int, int]]
-"""Offsets of a phrase in the plain text, its boxes, and where in the raw answer they stand."""
+"""Used as start of an unmarked phrase, which `find_phrase` determines."""
 
 _CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
-_CLOSING = {"(": ")", "[": "]", "（": "）"}
 _LONGEST_CONNECTIVE = 12
-
-
+_CLOSING = {"(": ")", "[": "]", "（": "）"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def without_surrogates(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate: no file could hold it otherwise. Its length stays."""
+    """The text with U+FFFD for each lone surrogate, which no file can contain; the length is unchanged."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 class Problems:
-    """Collects what is malformed in a raw answer."""
+    """Collects the malformed pieces of a raw answer."""
 
     def __init__(self, raw: str) -> None:
         self.raw = raw
@@ -40,6 +36,13 @@ class Problems:
     def note(self, start: int, stop: int, reason: str) -> None:
         """Report ``raw[start:stop]``."""
         self.found.append(Problem(start, self.raw[start : min(stop, start + PROBLEM_LENGTH)], reason))
+
+    def decode(self, frame: Frame, numbers: Iterable[str], start: int, stop: int) -> list[Box]:
+        """The box of the numbers in ``raw[start:stop]``, or no box if it is dropped; a problem is reported."""
+        box, reason = frame.decode([float(number) for number in numbers])
+        if reason is not None:
+            self.note(start, stop, reason)
+        return [] if box is None else [box]
 
     def sorted(self) -> tuple[Problem, ...]:
         """The problems by offset."""
@@ -51,15 +54,15 @@ class Prose:
 
     def __init__(self, raw: str) -> None:
         self.problems = Problems(raw)
-        self.length = 0  # of the plain text so far
-        self.floor = 0  # white space before it stays
+        self.length = 0  # length of the plain text so far
         self._pieces: list[str] = []
-        self._groundings: list[_Grounding] = []
-        self._mark = 0  # length when the last grounding came
-        self._opened = ""  # a bracket before a box, which goes with the box if it is closed right after it
+        self._since = 0  # number of pieces when the last phrase was added; pieces before are final
+        # Offsets of a phrase in the plain text, its boxes, and their offsets in the raw answer.
+        self._groundings: list[tuple[int, int, list[Box], tuple[int, int]]] = []
+        self._opened = ""  # a bracket before a box; removed if it is closed right after the box
 
     def words(self, piece: str) -> None:
-        """Add plain text; the text does not start with white space."""
+        """Add plain text, without white space at the start of the whole text."""
         if self._opened:
             kept = piece.lstrip()
             if not kept:
@@ -76,14 +79,14 @@ class Prose:
             self.length += len(piece)
 
     def keep_opened(self) -> None:
-        """Put back the bracket before a box: there are words in it."""
+        """Restore the bracket before a box, since it contains words."""
         opened, self._opened = self._opened, ""
         if opened:
             self._pieces.append(opened)
             self.length += len(opened)
 
     def stray(self, words: str, start: int, stop: int, reason: str) -> None:
-        """Report ``raw[start:stop]``, coordinates or a tag that are not the dialect's, after some plain text."""
+        """Add plain text, then report ``raw[start:stop]``: coordinates or a tag of another dialect."""
         self.problems.note(start, stop, reason)
         if reason == STRAY_COORDINATES:
             self.words_before_box(words)
@@ -92,7 +95,7 @@ class Prose:
             self.words(words)
 
     def words_before_box(self, piece: str) -> None:
-        """Add plain text without the white space at its end, or at the end of the text before if there is no more."""
+        """Add plain text and remove white space at the end, also of earlier text."""
         kept = piece.rstrip()
         if kept:
             self.words(kept)
@@ -101,66 +104,48 @@ class Prose:
             self.drop_space()
 
     def drop_space(self) -> None:
-        """Take white space off the end, down to ``floor``."""
-        while self.length > self.floor:
-            piece = self._pieces[-1]
-            kept = piece.rstrip()
-            count = min(len(piece) - len(kept), self.length - self.floor)
-            self.length -= count
-            if kept:
-                self._pieces[-1] = piece[: len(piece) - count]
-                return
-            self._pieces.pop()
-
-    def tail(self, count: int) -> str:
-        """The last ``count`` characters."""
-        kept: list[str] = []
-        for piece in reversed(self._pieces):
-            if count <= 0:
-                break
-            kept.append(piece[-count:])
-            count -= len(piece)
-        return "".join(reversed(kept))
-
-    def _cut(self, count: int) -> None:
-        self.length -= count
-        while count:
+        """Remove white space at the end, after the last phrase."""
+        while len(self._pieces) > self._since:
             piece = self._pieces.pop()
-            if len(piece) > count:
-                self._pieces.append(piece[:-count])
+            kept = piece.rstrip()
+            self.length -= len(piece) - len(kept)
+            if kept:
+                self._pieces.append(kept)
                 return
-            count -= len(piece)
 
     def add(self, boxes: list[Box], raw: tuple[int, int]) -> None:
-        """Ground the phrase that ends here: the marked one, the one of the boxes just before, or one by the rule.
+        """Ground the phrase that ends here: that of the previous boxes, or one found by `find_phrase`.
 
-        Boxes belong to the phrase before if only a comma or an "and" stands between; that goes with them. No boxes,
-        where all were malformed, still keep the words before out of the next phrase. A bracket before the box is taken
-        off; it comes back if words follow in it.
+        Boxes belong to the previous phrase if only a comma or an "and" is between, which is removed with them. An empty
+        list, if all boxes were malformed, still separates the words before from the next phrase. A bracket before the
+        box is removed, and restored if it contains words.
         """
-        between = self.length - self._mark
-        if self._groundings and between <= _LONGEST_CONNECTIVE:
-            joint = _CONNECTIVE.fullmatch(self.tail(between))
+        pieces, since = self._pieces, self._since
+        if self._groundings:
+            between = "".join(pieces[since:])
+            joint = _CONNECTIVE.fullmatch(between) if len(between) <= _LONGEST_CONNECTIVE else None
             if joint is not None and not (joint[1] and joint[2]):
-                self._cut(between)
+                del pieces[since:]
+                self.length -= len(between)
                 if joint[1] or joint[2]:
                     self._opened = " " + joint[1] + joint[2]
                 self._groundings[-1][2].extend(boxes)
                 return
-        if between and self._pieces[-1][-1] in _CLOSING:
-            last = self._pieces[-1]
-            count = min(len(last) - len(last[:-1].rstrip()), self.length - self.floor)
-            self._opened = last[-count:]
-            self._cut(count)
+        if len(pieces) > since and pieces[-1][-1] in _CLOSING:
+            last = pieces.pop()
+            kept = last[:-1].rstrip()
+            self._opened = last[len(kept) :]
+            self.length -= len(self._opened)
+            pieces += [kept] if kept else []
         self.ground(BY_RULE, self.length, boxes, raw)
 
     def ground(self, start: int, end: int, boxes: list[Box], raw: tuple[int, int]) -> None:
         """Add a phrase at ``start:end`` of the plain text with its boxes."""
         self._groundings.append((start, end, boxes, raw))
-        self._mark = self.floor = self.length
+        self._since = len(self._pieces)
 
     def finish(self, *, marked: bool) -> GroundedText:
-        """The parsed text. ``marked``: the dialect marks its phrases, so a box whose phrase is not is reported."""
+        """The parsed text. With ``marked``, the dialect marks phrases, so boxes without marked phrase are reported."""
         self.keep_opened()
         plain = "".join(self._pieces).rstrip()
         spans, position = [], 0
@@ -170,7 +155,7 @@ class Prose:
                 continue
             if start == BY_RULE:
                 start, end = find_phrase(plain, position, min(end, len(plain)))
-                # An answer that is nothing but boxes is what models give when asked for one object.
+                # An answer of boxes alone is the usual one to a question about one object.
                 if plain and (marked or start == end):
                     found = f"taken to ground {plain[start:end]!r}" if start < end else "kept without one"
                     self.problems.note(*raw, f"box without a {'marked ' * marked}phrase: {found}")

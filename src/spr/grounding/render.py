@@ -1,4 +1,4 @@
-"""Writing grounded text in a dialect."""
+"""Write grounded text in a dialect."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from spr.records import Box, Size
 
 
 def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str:
-    """Write a text with its boxes as the dialect's model does.
+    """Write a text with its boxes in the form of the dialect's models.
 
-    Boxes come right after their phrase (PaliGemma: before it). What leaves the image is clipped. Spans without boxes
-    are written as plain words, and so is a text without any box. Of other texts, dialects that keep no prose
-    (``dialect.keeps_prose``) get the phrases with boxes only.
+    Boxes follow their phrase (in PaliGemma's dialect they precede it) and are clipped to the image. Spans without boxes
+    are written as plain words. Dialects that keep no prose (``dialect.keeps_prose``) get the phrases with boxes only,
+    unless the text has no boxes.
 
     Args:
         grounded: The text.
-        dialect: A key of `DIALECTS`, or what `get_dialect` returns.
+        dialect: A key of `DIALECTS` or a `Dialect`.
         size_wh: Width and height of the original image in pixels.
 
     Raises:
         GroundingError: for an unknown dialect, a wrong image size, a box with x2 < x1 or y2 < y1, or words that the
-            dialect would read as markup ("[1, 2, 3, 4]", "<box>"): they are never written.
+            dialect would read as markup ("[1, 2, 3, 4]", "<box>").
 
     >>> grounded = parse("A man [[100,150,300,800]] rides.", "cogvlm", (1000, 500))
     >>> render(grounded, "internvl", (1000, 500))
@@ -37,8 +37,7 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
     >>> render(grounded, "qwen3_vl", (1000, 500))
     '[{"bbox_2d": [100, 150, 300, 800], "label": "A man"}]'
     """
-    if isinstance(dialect, str):
-        dialect = get_dialect(dialect)
+    dialect = get_dialect(dialect)
     markup, frame = dialect.markup, dialect.frame(size_wh)
     if not grounded.boxes:
         text = grounded.plain_text
@@ -55,13 +54,13 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
 
 
 def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool = False) -> str:
-    """Write one box alone, as prompts need it.
+    """Write one box alone, for a prompt.
 
     Args:
-        box: xyxy pixels of the original image; what leaves the image is clipped.
-        dialect: A key of `DIALECTS`, or what `get_dialect` returns.
+        box: xyxy pixels of the original image; clipped to it.
+        dialect: A key of `DIALECTS` or a `Dialect`.
         size_wh: Width and height of the original image in pixels.
-        region: The box is an input region: Ferret's is followed by its region token.
+        region: Whether the box is an input region; it is then followed by the dialect's ``region_suffix``.
 
     Raises:
         GroundingError: for an unknown dialect, a wrong image size or a box with x2 < x1 or y2 < y1.
@@ -69,13 +68,12 @@ def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool 
     >>> render_box((100, 75, 300, 400), "ferret", (1000, 500), region=True)
     '[100, 150, 300, 800] <region_fea>'
     """
-    if isinstance(dialect, str):
-        dialect = get_dialect(dialect)
+    dialect = get_dialect(dialect)
     return _boxes((box,), dialect.markup, dialect.frame(size_wh)) + dialect.region_suffix * region
 
 
 def _boxes(boxes: tuple[Box, ...], markup: Brackets | Tags | Tokens | JsonList, frame: Frame) -> str:
-    """The boxes of one phrase."""
+    """The boxes of one phrase as text."""
     written = []
     for box in boxes:
         if not (box[0] <= box[2] and box[1] <= box[3]):
@@ -99,7 +97,7 @@ def _render_brackets(grounded: GroundedText, markup: Brackets, frame: Frame) -> 
     for span in grounded.spans:
         if not span.boxes:
             continue
-        # Never after white space: parse takes that away with the box.
+        # Never after white space, since `parse` removes it with the box.
         end = position + len(plain[position : span.end].rstrip())
         boxes = _boxes(span.boxes, markup, frame)
         pieces += [plain[position:end], " " if end else "", boxes, "" if end else " "]
@@ -139,7 +137,7 @@ def _render_tokens(grounded: GroundedText, markup: Tokens, frame: Frame) -> str:
     return markup.separator.join(pieces)
 
 
-# Braces end an entry for `parse`; special tokens would be taken for such by the model's tokenizer.
+# Braces end an entry in `parse`; special tokens would be recognised by the model's tokenizer.
 _NOT_RAW = re.compile(rf"[{{}}]|{SPECIAL.pattern}")
 
 
@@ -157,7 +155,7 @@ def _render_json(grounded: GroundedText, markup: JsonList, frame: Frame) -> str:
 
 
 def _check_reads_back(text: str, grounded: GroundedText, dialect: Dialect, size_wh: Size) -> None:
-    """Raise where the words themselves hold markup, so that the text would be read as something else."""
+    """Raise if the words contain markup, so that the text would be parsed as something else."""
     piece = _literal_markup(grounded, dialect)
     again = parse(text, dialect, size_wh)
     if piece is None and len(again.boxes) == len(grounded.boxes):
@@ -173,13 +171,13 @@ def _check_reads_back(text: str, grounded: GroundedText, dialect: Dialect, size_
         raise GroundingError(
             f"Text can't be written in dialect `{dialect.key}`: it would be read back as something else",
             got=repr(text[:120]),
-            fix="look for a box without a phrase, or for brackets or tags just beside a phrase",
+            fix="check for a box without a phrase, or for brackets or tags next to a phrase",
         )
     raise GroundingError(
         f"Text can't be written in dialect `{dialect.key}`: its own words would be read as markup",
         got=repr(piece),
         expected="words without the dialect's brackets, tags or tokens",
-        fix="take the piece out of the plain text",
+        fix="remove this piece from the plain text",
     )
 
 

@@ -1,4 +1,4 @@
-"""Grounded text as the rest of SPR sees it: plain words, spans with boxes, and what was malformed on the way."""
+"""Grounded text: plain words, spans with boxes, and the problems found while parsing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Problem:
     """A malformed piece of a model's answer.
 
     Attributes:
-        offset: Where the piece starts in the raw answer, in characters.
-        text: The piece itself, cut to its first 60 characters: ``raw[offset : offset + len(text)]``, with U+FFFD for
-            each lone surrogate, as everywhere.
-        reason: What is wrong with it and what became of it.
+        offset: Offset of the piece in the raw answer, in characters.
+        text: The first 60 characters of the piece: ``raw[offset : offset + len(text)]``, with U+FFFD for lone
+            surrogates.
+        reason: What is wrong, and how it was handled.
 
     >>> print(Problem(6, "[1, 2, 3]", "3 numbers instead of 4: dropped"))
     offset 6: '[1, 2, 3]': 3 numbers instead of 4: dropped
@@ -32,16 +32,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class GroundedText:
-    """A text without its coordinates, and the phrases that its boxes ground.
+    """A text without its coordinates, and its phrases with boxes.
 
     Attributes:
-        plain_text: The words. METHOD §4 scores this text.
-        spans: Phrases with boxes in pixels of the original image; sorted, without overlap. A phrase is empty where a
-            box stood without one.
-        problems: The malformed pieces of the answer that it was parsed from, by offset.
+        plain_text: The words, which are scored (paper, Sec. 3.2).
+        spans: Phrases with boxes in pixels of the original image; sorted, without overlap. A box without phrase has an
+            empty one.
+        problems: The malformed pieces of the parsed answer, by offset.
 
     Raises:
-        RecordError: if a span does not match the text or starts before the last one ended.
+        RecordError: if a span does not match the text, or spans overlap or are not sorted.
 
     >>> GroundedText("a dog", (Span("a dog", 0, 5, ((1, 2, 3, 4),)),)).boxes
     ((1.0, 2.0, 3.0, 4.0),)

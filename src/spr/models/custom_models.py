@@ -53,7 +53,7 @@ def load_config(source: Source, *, revision: str | None = None, expected: Collec
         return resolve_name(customs[model_type].config).from_pretrained(source, revision=revision or "main")
 
 
-def loading_options(source: Source, config: Any) -> dict[str, Any]:
+def custom_options(source: Source, config: Any) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that a custom model needs; empty for models of transformers.
 
     If a local folder has its weights as pickles, they are first converted to safetensors, once.

@@ -1,1 +1,1 @@
-"""The pipeline: one file a stage, in the order of the data, and the runner that joins them."""
+"""The pipeline: one file per stage, in the order of the data, and the runner that executes them."""

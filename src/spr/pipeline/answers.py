@@ -1,7 +1,7 @@
-"""Answers of a shard that is not finished, kept in a file: what was once answered is not asked again.
+"""A journal of the answers of an unfinished shard, so that an interrupted run does not ask for them again.
 
-The file is append-only, one JSON object a line, each with the hash of all that decides the answer. Lines that a crash
-tore are passed over, and asked again.
+The file is append-only, one JSON object per line, each with a hash of everything that determines the answer. Lines that
+a crash cut off are ignored, and their answers are asked for again.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from spr.config import DescriberConfig
 from spr.core.errors import RunError
 from spr.models.protocols import Describer, DescribeRequest, StreamingDescriber
 
-_DECIDING = ("temperature", "top_p", "max_new_tokens", "request_fields")
+_SAMPLING = ("temperature", "top_p", "max_new_tokens", "request_fields")
 
 
-class KeptAnswers:
-    """A `Describer` that writes each answer down as soon as it is there, and gives those that were written before.
+class AnswerJournal:
+    """A `Describer` that writes each answer to a file as soon as it has it, and reuses the answers in the file.
 
     Args:
-        describer: The one that is asked.
-        file: Where answers are kept; made with the first.
-        settings: The describer's section: how it samples is part of an answer's key.
+        describer: The model.
+        file: The journal; created with the first answer.
+        settings: The describer's config section; the sampling options are part of an answer's key.
 
     Raises:
         RunError: if the file can't be read; from `describe`, if it can't be written.
@@ -35,45 +35,44 @@ class KeptAnswers:
     def __init__(self, describer: Describer, file: Path, settings: DescriberConfig) -> None:
         self.name, self.dialect = describer.name, describer.dialect
         self.describer, self.file = describer, file
-        sampling = {name: getattr(settings, name) for name in _DECIDING}
+        sampling = {name: getattr(settings, name) for name in _SAMPLING}
         self._head = json.dumps([self.name, sampling], sort_keys=True).encode()
-        self._known, self._whole = _read(file)
+        self._known, self._ends_with_newline = _read(file)
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One raw answer a request; only what is not known is asked."""
+        """One raw answer per request; the model is asked only for those that the journal lacks."""
         keys = self._keys(requests)
         missing = [k for k, key in enumerate(keys) if key not in self._known]
-        asked = [requests[k] for k in missing]
-        if asked and isinstance(self.describer, StreamingDescriber):
-            self.describer.describe_each(asked, lambda number, answer: self._keep([(keys[missing[number]], answer)]))
-        elif asked:
-            # All in one write: a shard that goes on asks in the same batches as one that was never stopped.
-            self._keep(zip((keys[k] for k in missing), self.describer.describe(asked), strict=True))
+        new = [requests[k] for k in missing]
+        if new and isinstance(self.describer, StreamingDescriber):
+            self.describer.describe_each(new, lambda number, answer: self._append([(keys[missing[number]], answer)]))
+        elif new:
+            # In one write: a resumed shard must ask in the same batches as one that was never interrupted.
+            self._append(zip((keys[k] for k in missing), self.describer.describe(new), strict=True))
         return [self._known[key] for key in keys]
 
     def _keys(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """Hashes of model, sampling, query, prompt, seed and pixels; an image is read once for all its requests."""
+        """Hashes of model, sampling, query, prompt, seed and pixels; an image is hashed once for all its requests."""
         images = {id(request.image): request.image for request in requests}
         pixels = {number: _pixels(image) for number, image in images.items()}
         keys = []
         for request in requests:
             query_id = request.query.query_id if request.query is not None else None
-            said = json.dumps([query_id, request.prompt, request.seed]).encode()
-            keys.append(hashlib.sha256(b"\0".join((self._head, said, pixels[id(request.image)]))).hexdigest())
+            question = json.dumps([query_id, request.prompt, request.seed]).encode()
+            keys.append(hashlib.sha256(b"\0".join((self._head, question, pixels[id(request.image)]))).hexdigest())
         return keys
 
-    def _keep(self, answers: Iterable[tuple[str, str]]) -> None:
+    def _append(self, answers: Iterable[tuple[str, str]]) -> None:
         added = dict(answers)
         lines = [json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in added.items()]
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="ascii") as file:
-                file.write(("" if self._whole else "\n") + "".join(lines))
+                file.write(("" if self._ends_with_newline else "\n") + "".join(lines))
         except OSError as error:
-            raise RunError(
-                f"{self.file} can't be written", got=error, fix="make room, or choose another --out"
-            ) from None
-        self._whole = True
+            fix = "free some disk space, or choose another --out"
+            raise RunError(f"{self.file} can't be written", got=error, fix=fix) from None
+        self._ends_with_newline = True
         self._known.update(added)
 
 
@@ -82,19 +81,19 @@ def _pixels(image: Image.Image) -> bytes:
 
 
 def _read(file: Path) -> tuple[dict[str, str], bool]:
-    """The answers by their keys, and whether the last line has its end."""
+    """The answers by key, and whether the file ends with a complete line."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:
         return {}, True
     except OSError as error:
-        raise RunError(f"{file} can't be read", got=error, fix="delete it: its answers are asked again") from None
+        raise RunError(f"{file} can't be read", got=error, fix="delete it; its answers are computed again") from None
     known = {}
     for line in data.splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # torn by a crash
+            continue  # cut off by a crash
         if isinstance(entry, dict) and isinstance(entry.get("key"), str) and isinstance(entry.get("answer"), str):
             known[entry["key"]] = entry["answer"]
     return known, data.endswith(b"\n") or not data

@@ -1,89 +1,69 @@
-"""Images of a shard, each opened and decoded once, ahead of the model that needs them.
+"""Decodes the images of a shard once each, ahead of the model that needs them.
 
-What is in memory together is bounded by count and, since photographs may be a hundred times as large as others, by
-pixels.
+What is in memory at a time is bounded by number and, because some photographs are a hundred times larger than others,
+by pixels.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
-from spr.config import AnnotationsConfig
-from spr.core.images import ImageProblem, load_image
+from spr.core.images import ImageProblem, ImageSource
+from spr.core.ordered_map import ordered_map
 from spr.records import RegionQuery
 
 AHEAD = 16
-"""Images decoded, or being decoded, before they are asked for."""
-THREADS = 4
+"""Maximum number of images that are decoded, or being decoded, before they are needed."""
 PIXELS_AT_ONCE = 100_000_000
-"""About 0.3 GB. Of what is decoded ahead and of what is handed to a model together; an item may pass it alone."""
+"""Maximum number of pixels (about 0.3 GB) decoded ahead or handed to a model together; a single item may exceed it."""
 
 Item = TypeVar("Item")
 
 
-class Decoded(NamedTuple):
-    """An image of one or several queries, or why it can't be used."""
+def decode_ahead(
+    queries: Iterable[RegionQuery], images: ImageSource
+) -> Iterator[tuple[list[RegionQuery], Image.Image | ImageProblem]]:
+    """Yield the queries of each image with the decoded image, or with the reason why it can't be used.
 
-    image: Image.Image | ImageProblem
-    queries: tuple[RegionQuery, ...]
-
-
-def decode_ahead(queries: Iterable[RegionQuery], settings: AnnotationsConfig) -> Iterator[Decoded]:
-    """Each image with its queries, in the order in which the images first come; at most `AHEAD` are in memory."""
+    Images come in the order in which the queries first name them.
+    """
     by_image: dict[str, list[RegionQuery]] = {}
     for query in queries:
         by_image.setdefault(query.image_id, []).append(query)
-    waiting: deque[tuple[Future[Image.Image | ImageProblem], tuple[RegionQuery, ...]]] = deque()
-    pixels = 0
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as pool:
-        for group in by_image.values():
-            waiting.append((pool.submit(_load, group[0], settings), tuple(group)))
-            pixels += group[0].width * group[0].height
-            while len(waiting) >= AHEAD or (waiting and pixels > PIXELS_AT_ONCE):
-                pixels -= waiting[0][1][0].width * waiting[0][1][0].height
-                yield _next(waiting)
-        while waiting:
-            yield _next(waiting)
+
+    def load(group: list[RegionQuery]) -> Image.Image | ImageProblem:
+        try:
+            return images.load(group[0].file_name, (group[0].width, group[0].height))
+        except ImageProblem as problem:
+            return problem
+
+    return ordered_map(
+        load,
+        by_image.values(),
+        ahead=AHEAD,
+        budget=PIXELS_AT_ONCE,
+        cost=lambda group: group[0].width * group[0].height,
+    )
 
 
-def in_groups(items: Iterable[Item], most: int, pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Runs of items of at most ``most``; a run also ends with the item that takes it to `PIXELS_AT_ONCE`.
+def in_groups(items: Iterable[Item], size: int, pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Yield consecutive items in groups of at most ``size``; a group also ends once it holds `PIXELS_AT_ONCE`.
 
     Args:
         items: Taken one by one.
-        most: At least 1.
-        pixels: How many an item holds.
+        size: At least 1.
+        pixels: The number of pixels that an item holds.
     """
     group: list[Item] = []
     held = 0
     for item in items:
         group.append(item)
         held += pixels(item)
-        if len(group) >= most or held >= PIXELS_AT_ONCE:
+        if len(group) >= size or held >= PIXELS_AT_ONCE:
             yield group
             group, held = [], 0
     if group:
         yield group
-
-
-def _next(waiting: deque[tuple[Future[Image.Image | ImageProblem], tuple[RegionQuery, ...]]]) -> Decoded:
-    future, group = waiting.popleft()
-    return Decoded(future.result(), group)
-
-
-def _load(query: RegionQuery, settings: AnnotationsConfig) -> Image.Image | ImageProblem:
-    try:
-        return load_image(
-            settings.images,
-            query.file_name,
-            (query.width, query.height),
-            orientation=settings.orientation,
-            max_pixels=settings.max_pixels,
-        )
-    except ImageProblem as problem:
-        return problem

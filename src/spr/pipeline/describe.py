@@ -1,50 +1,106 @@
-"""Region queries → candidates: several descriptions a query, all as answers to one training prompt (METHOD §3).
+"""Region queries → candidates: several descriptions per query, all as answers to one training prompt (paper, Sec. 3.2).
 
-The model is asked in easier ways than it will be trained on: about the crop, and about the crop with its objects
-listed. What it answers there is mapped back to the original image and written anew in its dialect.
+The model is asked easier questions than the training prompt: about the crop, and about the crop with its objects
+listed. Such an answer is mapped back to the original image and written again in the model's dialect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 from PIL import Image
 
-from spr.config import Config, DescriberConfig, PromptsConfig
+from spr.config import Config, PromptsConfig
+from spr.config.describer import SamplesConfig
 from spr.core.boxes import clip
 from spr.core.errors import ConfigError, GroundingError
-from spr.core.images import ImageProblem
+from spr.core.images import ImageProblem, ImageSource
 from spr.core.randomness import stable_hash
+from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, shift, unshift
 from spr.grounding import Dialect, GroundedText, parse, render, render_box
 from spr.grounding.prose import without_surrogates
 from spr.models.protocols import Describer, DescribeRequest
 from spr.models.registry import load_describer
-from spr.pipeline.answers import KeptAnswers
+from spr.pipeline.answers import AnswerJournal
 from spr.pipeline.decoding import decode_ahead, in_groups
-from spr.pipeline.stage import Stage
+from spr.pipeline.stage import Drops, OnDrop, Stage, ignore_drop
 from spr.records import PROMPT_KINDS, Box, Candidate, PreferencePair, PromptKind, RegionQuery, Size, Span
-from spr.records.schemas import from_table, to_table
-from spr.runs.store import StageOutput, dropped_table
+from spr.records.schemas import CANDIDATES, from_table, to_table
+from spr.runs.store import StageOutput
 
 NAME = "candidates"
 QUERIES_AT_ONCE = 32
 """Queries whose requests are handed to the model together: enough to fill its batches. Fewer where images are large."""
 
 
-class Asked(NamedTuple):
-    """A request with what its answer becomes a candidate of."""
+class CandidateRequest(NamedTuple):
+    """A request to the model, with the id and the prompt kind of the candidate that its answer becomes."""
 
     candidate_id: str
     kind: PromptKind
     request: DescribeRequest
 
 
+def describe_regions(
+    queries: Iterable[RegionQuery],
+    describer: Describer,
+    images: ImageSource,
+    *,
+    samples: SamplesConfig | None = None,
+    crop_factor: float = 1.5,
+    prompts: PromptsConfig | None = None,
+    seed: int = 0,
+    on_drop: OnDrop = ignore_drop,
+) -> list[Candidate]:
+    """Sample several descriptions of each region (paper, Sec. 3.2).
+
+    Args:
+        queries: The region queries.
+        describer: The model; `spr.models.fakes.FakeDescriber` needs no weights.
+        images: Where the images are.
+        samples: Number of descriptions per query and prompt kind; None: two of each.
+        crop_factor: The crop is the region enlarged by this factor about its centre.
+        prompts: The prompts; None uses the defaults.
+        seed: Seed of the sampling; each request's own seed is derived from it and the candidate's id.
+        on_drop: Called for images that can't be used, for answers that `read_answer` refuses, and for answers with the
+            text of an earlier candidate of their query (``repeats_candidate``).
+
+    Returns:
+        The candidates, in the order of the queries' images; boxes are in pixels of the original images.
+    """
+    samples, prompts = samples or SamplesConfig(), prompts or PromptsConfig()
+
+    def requests() -> Iterator[list[CandidateRequest]]:
+        for group, image in decode_ahead(queries, images):
+            if isinstance(image, ImageProblem):
+                on_drop("image", group[0].image_id, image.reason)
+                continue
+            for query in group:
+                yield requests_for(query, image, describer.dialect, samples, crop_factor, prompts, seed)
+
+    candidates: list[Candidate] = []
+    for groups in in_groups(requests(), QUERIES_AT_ONCE, _pixels):
+        batch = [request for group in groups for request in group]
+        answers = describer.describe([item.request for item in batch])
+        seen: set[tuple[str, str]] = set()
+        for item, answer in zip(batch, answers, strict=True):
+            candidate = read_answer(item, answer, describer)
+            if isinstance(candidate, Candidate) and (candidate.query_id, candidate.text) in seen:
+                candidate = "repeats_candidate"
+            if isinstance(candidate, str):
+                on_drop("candidate", item.candidate_id, candidate)
+            else:
+                seen.add((candidate.query_id, candidate.text))
+                candidates.append(candidate)
+    return candidates
+
+
 def training_prompt(query: RegionQuery | PreferencePair, dialect: Dialect, prompts: PromptsConfig) -> str:
-    """The one prompt that a query's candidates answer: the whole image, the region by its coordinates (METHOD §3.4)."""
+    """The prompt that all candidates of a query answer: about the whole image, the region given by its coordinates."""
     region = render_box(query.region, dialect, (query.width, query.height), region=True)
     return prompts.full.replace("{region}", region)
 
@@ -53,40 +109,44 @@ def requests_for(
     query: RegionQuery,
     image: Image.Image,
     dialect: Dialect,
-    settings: DescriberConfig,
+    samples: SamplesConfig,
+    crop_factor: float,
     prompts: PromptsConfig,
     seed: int,
-) -> list[Asked]:
-    """What a query's model is asked (METHOD §3.1–3.3): ``samples`` of each kind, each with its own seed.
+) -> list[CandidateRequest]:
+    """The requests for a query: ``samples`` of each prompt kind, each with its own seed (paper, Sec. 3.2).
 
     Args:
         query: The region query.
         image: The whole image, RGB, of the query's size.
         dialect: How the model writes boxes.
-        settings: Samples of each kind, and how much the crop is grown.
-        prompts: Their texts.
-        seed: The experiment's.
+        samples: Number of requests per prompt kind.
+        crop_factor: The crop is the region enlarged by this factor about its centre.
+        prompts: The prompts.
+        seed: The seed of the experiment.
     """
     size_wh = query.width, query.height
     whole: Box = (0.0, 0.0, float(query.width), float(query.height))
-    window = crop_window(query.region, size_wh, settings.crop_factor)
+    window = crop_window(query.region, size_wh, crop_factor)
     crop = cut(image, window)
     shown: dict[PromptKind, tuple[Image.Image, Box, str]] = {
         "full": (image, whole, training_prompt(query, dialect, prompts)),
         "crop": (crop, window, prompts.crop),
-        "crop_objects": (crop, window, _with_objects(query, window, crop.size, dialect, prompts)),
+        "crop_objects": (crop, window, _prompt_with_objects(query, window, crop.size, dialect, prompts)),
     }
-    asked = []
+    requests = []
     for kind in PROMPT_KINDS:
         picture, part, text = shown[kind]
-        for number in range(getattr(settings.samples, kind)):
+        for number in range(getattr(samples, kind)):
             own_seed = stable_hash(seed, "describe", query.query_id, kind, str(number)) >> 1
             request = DescribeRequest(picture, text, own_seed, query, part)
-            asked.append(Asked(f"{query.query_id}/{kind}{number}", kind, request))
-    return asked
+            requests.append(CandidateRequest(f"{query.query_id}/{kind}{number}", kind, request))
+    return requests
 
 
-def _with_objects(query: RegionQuery, window: Box, size_wh: Size, dialect: Dialect, prompts: PromptsConfig) -> str:
+def _prompt_with_objects(
+    query: RegionQuery, window: Box, size_wh: Size, dialect: Dialect, prompts: PromptsConfig
+) -> str:
     lines = []
     for index, item in enumerate(query.inside, start=1):
         x1, y1, x2, y2 = clip(shift(item.box, window), size_wh).tolist()
@@ -95,21 +155,28 @@ def _with_objects(query: RegionQuery, window: Box, size_wh: Size, dialect: Diale
     return prompts.crop_objects.replace("{objects}", prompts.object_join.join(lines))
 
 
-def read_answer(asked: Asked, answer: str, describer: Describer) -> Candidate | str:
-    """The answer as a candidate, its boxes in pixels of the original image (METHOD §3.4), or the reason to drop it.
+def _pixels(requests: Sequence[CandidateRequest]) -> int:
+    # The image and its crop are each shared by several requests.
+    images = {id(item.request.image): item.request.image for item in requests}
+    return sum(image.width * image.height for image in images.values())
 
-    Reasons: ``empty_answer`` (nothing but white space), ``repeats_prompt`` (the prompt, or a beginning of it, is all
-    that was said), ``not_renderable`` (its words would be read as coordinates in the model's dialect).
+
+def read_answer(item: CandidateRequest, answer: str, describer: Describer) -> Candidate | str:
+    """Turn an answer into a candidate whose boxes are in pixels of the original image, or return why it is dropped.
+
+    Returns:
+        The candidate, or ``empty_answer`` (only white space), ``repeats_prompt`` (nothing but the prompt or its
+        beginning) or ``not_renderable`` (the words would be read as coordinates in the model's dialect).
     """
-    request, dialect = asked.request, describer.dialect
+    request, dialect = item.request, describer.dialect
     query, window = request.query, request.window
     if query is None or window is None:
-        raise ValueError("a candidate's request needs its query and the window that was shown")
+        raise ValueError("a candidate's request needs its query and its window")
     answer = without_surrogates(answer)
-    said = answer.strip()
-    if not said:
+    stripped, prompt = answer.strip(), request.prompt.strip()
+    if not stripped:
         return "empty_answer"
-    if said == request.prompt.strip() or (len(said) > 20 and request.prompt.strip().startswith(said)):
+    if stripped == prompt or (len(stripped) > 20 and prompt.startswith(stripped)):
         return "repeats_prompt"
     parsed = parse(answer, dialect, request.image.size)
     spans = tuple(
@@ -121,9 +188,9 @@ def read_answer(asked: Asked, answer: str, describer: Describer) -> Candidate | 
     except GroundingError:
         return "not_renderable"
     return Candidate(
-        candidate_id=asked.candidate_id,
+        candidate_id=item.candidate_id,
         query_id=query.query_id,
-        prompt_kind=asked.kind,
+        prompt_kind=item.kind,
         raw_text=answer,
         text=text,
         plain_text=parsed.plain_text,
@@ -135,67 +202,38 @@ def read_answer(asked: Asked, answer: str, describer: Describer) -> Candidate | 
     )
 
 
-def make_candidates(tables: Mapping[str, pa.Table], config: Config, describer: Describer) -> StageOutput:
-    """The stage: a shard of `spr.records.schemas.REGIONS` → a shard of `spr.records.schemas.CANDIDATES`.
+def process(
+    tables: Mapping[str, pa.Table],
+    config: Config,
+    unfinished: Path | None = None,
+    *,
+    describer: Describer | None = None,
+) -> StageOutput:
+    """`describe_regions` on a shard of the table `regions`.
 
-    Drops images that can't be read (reasons of `spr.core.images`), candidates for the reasons of `read_answer`, and repeats
-    of an earlier candidate's text (``repeats_candidate``, METHOD §3.3).
+    Args:
+        tables: ``regions``.
+        config: The config.
+        unfinished: A file to keep answers in until the shard is finished, see `spr.pipeline.answers.AnswerJournal`.
+        describer: The model; None loads the config's.
     """
-    settings = _settings(config)
-    candidates: list[Candidate] = []
-    images: list[tuple[str, str]] = []
-    dropped: list[tuple[str, str]] = []
-    for group in _groups(tables["regions"], config, describer, settings, images):
-        answers = describer.describe([asked.request for asked in group])
-        texts: set[tuple[str, str]] = set()
-        for asked, answer in zip(group, answers, strict=True):
-            made = read_answer(asked, answer, describer)
-            if isinstance(made, Candidate) and (made.query_id, made.text) in texts:
-                made = "repeats_candidate"
-            if isinstance(made, str):
-                dropped.append((asked.candidate_id, made))
-            else:
-                texts.add((made.query_id, made.text))
-                candidates.append(made)
-    drops = [dropped_table(NAME, "image", images), dropped_table(NAME, "candidate", dropped)]
-    return StageOutput(to_table(candidates, Candidate), pa.concat_tables(drops))
-
-
-def process(tables: Mapping[str, pa.Table], config: Config, unfinished: Path | None = None) -> StageOutput:
-    """`make_candidates` with the config's describer, whose answers are kept in ``unfinished`` as they come."""
-    settings = _settings(config)
-    describer = load_describer(settings)
-    return make_candidates(tables, config, KeptAnswers(describer, unfinished, settings) if unfinished else describer)
-
-
-def _settings(config: Config) -> DescriberConfig:
-    if config.describer is None:
-        fix = "give describer.model, or describer.backend=fake to try the pipeline without weights"
+    settings = config.describer
+    if settings is None:
+        fix = "set describer.model, or describer.backend=fake to try the pipeline without weights"
         raise ConfigError(f"Stage `{NAME}` needs a describer", got="a config without `describer`", fix=fix)
-    return config.describer
-
-
-def _groups(
-    regions: pa.Table, config: Config, describer: Describer, settings: DescriberConfig, images: list[tuple[str, str]]
-) -> Iterator[Sequence[Asked]]:
-    """The requests of at most `QUERIES_AT_ONCE` queries at a time; notes images that can't be read."""
-
-    def each() -> Iterator[list[Asked]]:
-        for decoded in decode_ahead(from_table(regions, RegionQuery), config.annotations):
-            if isinstance(decoded.image, ImageProblem):
-                images.append((decoded.queries[0].image_id, decoded.image.reason))
-                continue
-            for query in decoded.queries:
-                yield requests_for(query, decoded.image, describer.dialect, settings, config.prompts, config.seed)
-
-    for group in in_groups(each(), QUERIES_AT_ONCE, _pixels):
-        yield [asked for query in group for asked in query]
-
-
-def _pixels(asked: Sequence[Asked]) -> int:
-    # The image and its crop are each shown to several requests.
-    images = {id(one.request.image): one.request.image for one in asked}
-    return sum(image.width * image.height for image in images.values())
+    describer = describer or load_describer(settings)
+    drops = Drops()
+    candidates = describe_regions(
+        from_table(tables["regions"], RegionQuery),
+        AnswerJournal(describer, unfinished, settings) if unfinished else describer,
+        config.annotations.image_source,
+        samples=settings.samples,
+        crop_factor=settings.crop_factor,
+        prompts=config.prompts,
+        seed=config.seed,
+        on_drop=drops.add,
+    )
+    return StageOutput(to_table(candidates, Candidate), drops.table(NAME, "image", "candidate"))
 
 
 def _models(_: Config) -> tuple[str, ...]:
@@ -206,9 +244,12 @@ STAGE = Stage(
     NAME,
     version=1,
     unit="candidates",
-    sections=("seed", "prompts"),
+    kind="candidate",
+    schema=CANDIDATES,
     process=process,
+    reasons=DROP_REASONS[NAME],
     inputs=("regions",),
-    model_sections=_models,
+    sections=("seed", "prompts"),
+    models=_models,
     keeps_unfinished=True,
 )

@@ -1,11 +1,11 @@
-"""Objects → region queries (METHOD §2): regions grown around random objects until enough objects are inside.
+"""Objects → region queries: regions grown around random objects until enough objects are inside (paper, Sec. 3.1).
 
-All images of a shard grow at once, as arrays padded to the largest number of objects; one image is a batch of one.
+All images of a shard grow together, as arrays padded to the largest number of objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,47 +16,74 @@ import pyarrow as pa
 from spr.config import Config, RegionsConfig
 from spr.core import boxes as bx
 from spr.core.randomness import stable_hash
-from spr.pipeline.stage import Stage
+from spr.core.reasons import DROP_REASONS
+from spr.pipeline.stage import Drops, Stage
+from spr.records import ImageObjects, RegionQuery
 from spr.records.columns import ObjectColumns, box_array, list_array
-from spr.records.schemas import REGIONS
-from spr.runs.store import StageOutput, dropped_table
+from spr.records.schemas import REGIONS, from_table, to_table
+from spr.runs.store import StageOutput
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+NAME = "regions"
 BATCH = 64
-"""Images grown together; sorted by their number of objects, so that padding is short."""
+"""Images per batch; they are sorted by their number of objects, so that little padding is needed."""
 ROWS = 512
-"""The most regions grown together, where several starts of an image are tried at once."""
+"""Maximum number of regions per batch when several start objects of an image are tried at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """What became of a batch of regions.
+    """The result of growing a batch of regions.
 
     Attributes:
-        regions_xyxy: float64 ``(B, 4)``.
+        regions_xyxy: float64 ``(B, 4)``, pixels.
         inside: bool ``(B, N)``: which objects are inside.
-        valid: bool ``(B,)``: enough objects inside, and wide enough.
+        valid: bool ``(B,)``: whether enough objects are inside and the region is wide enough.
     """
 
-    regions_xyxy: npt.NDArray[np.float64]
+    regions_xyxy: Floats
     inside: Bools
     valid: Bools
 
 
-def grow_regions(boxes_xyxy: npt.ArrayLike, real: npt.ArrayLike, start: npt.ArrayLike, config: RegionsConfig) -> Growth:
-    """Grow one region an image from its start object (METHOD §2.1–2.4).
+class FoundRegion(NamedTuple):
+    """A valid region: index of its start object, box ``(4,)`` in pixels, and which objects are inside, ``(N,)``."""
 
-    The region takes in the closest object that is not inside, again and again, by growing to the union with its box;
-    it stops when ``min_inside`` objects are inside and its short side over its long side is over ``min_aspect``.
+    start: int
+    region_xyxy: Floats
+    inside: Bools
+
+
+def make_regions(
+    images: Iterable[ImageObjects], config: RegionsConfig | None = None, *, seed: int = 0
+) -> list[RegionQuery]:
+    """Make the region queries of images (paper, Sec. 3.1).
+
+    Start objects are tried in an order that depends on the seed and the ids. Images without a valid region give none.
 
     Args:
-        boxes_xyxy: ``(B, N, 4)``, pixels; objects in the order of their ids, which breaks ties of distance.
-        real: bool ``(B, N)``: False where a row of boxes is only padding.
+        images: Images with their objects.
+        config: Number of regions and thresholds; None uses the defaults.
+        seed: Seed of the order in which start objects are tried.
+    """
+    table = to_table(images, ImageObjects)
+    return from_table(regions_table(table, config or RegionsConfig(), seed).table, RegionQuery)
+
+
+def grow_regions(boxes_xyxy: npt.ArrayLike, real: npt.ArrayLike, start: npt.ArrayLike, config: RegionsConfig) -> Growth:
+    """Grow one region per image from its start object (paper, Sec. 3.1; supplement, Sec. 1).
+
+    A region grows to the union with the box of the closest object outside, until ``min_inside`` objects are inside and
+    its short side divided by its long side is over ``min_aspect``.
+
+    Args:
+        boxes_xyxy: ``(B, N, 4)``, pixels; objects sorted by id, which decides between equal distances.
+        real: bool ``(B, N)``: False for padding.
         start: int ``(B,)``: index of the start object.
-        config: Thresholds and the readings of "closest" and "fails".
+        config: Thresholds, the measure of distance, and what to do with a region that is too narrow.
 
     >>> row = [[10 * i, 0, 10 * i + 8, 30] for i in range(6)]
     >>> grown = grow_regions([row], [[True] * 6], [0], RegionsConfig(min_inside=3))
@@ -77,21 +104,14 @@ def grow_regions(boxes_xyxy: npt.ArrayLike, real: npt.ArrayLike, start: npt.Arra
         enough = inside[active].sum(axis=1) >= config.min_inside
         wide = bx.over(bx.aspect(regions[active]), config.min_aspect)
         valid[active] = enough & wide
-        over = valid[active] | ~outside.any(axis=1)
+        finished = valid[active] | ~outside.any(axis=1)
         if config.failed_aspect == "next_start":
-            over |= enough
-        active, region, objects, outside = active[~over], region[~over], objects[~over], outside[~over]
+            finished |= enough
+        grows = ~finished
+        active, region, objects, outside = active[grows], region[grows], objects[grows], outside[grows]
         closest = _closest(region, objects, outside, config)
         regions[active] = bx.union(regions[active], boxes[active, closest])
     return Growth(regions, inside, valid)
-
-
-class Found(NamedTuple):
-    """A valid region: its start object's index, its box ``(4,)`` and which objects are inside ``(N,)``."""
-
-    start: int
-    region_xyxy: Floats
-    inside: Bools
 
 
 def _closest(region: Floats, objects: Floats, outside: Bools, config: RegionsConfig) -> npt.NDArray[np.intp]:
@@ -105,24 +125,24 @@ def _closest(region: Floats, objects: Floats, outside: Bools, config: RegionsCon
 
 def find_regions(
     boxes_xyxy: npt.NDArray[np.float64], real: Bools, order: Ints, config: RegionsConfig
-) -> list[list[Found]]:
-    """Up to ``per_image`` different valid regions an image, trying start objects in the given order (METHOD §2.4–2.5).
+) -> list[list[FoundRegion]]:
+    """Find up to ``per_image`` different valid regions per image, trying start objects in the given order.
 
     Args:
         boxes_xyxy: ``(B, N, 4)``, pixels.
-        real: bool ``(B, N)``.
-        order: int ``(B, N)``: the objects' indices in the order in which they are tried, padding last.
+        real: bool ``(B, N)``: False for padding.
+        order: int ``(B, N)``: the indices of the objects in the order in which they are tried, padding last.
         config: See `grow_regions`.
 
     Returns:
-        For each image what was found, perhaps nothing.
+        The regions of each image; the list may be empty.
     """
-    found: list[list[Found]] = [[] for _ in boxes_xyxy]
+    found: list[list[FoundRegion]] = [[] for _ in boxes_xyxy]
     counts = real.sum(axis=1)
     active = np.flatnonzero(counts >= config.min_inside)
     tried, together = 0, 1
     while len(active):
-        # One start first, mostly enough; then twice as many at once each time, since small batches cost most.
+        # One start object is usually enough. The number is doubled each time, because small batches cost most.
         attempts = np.arange(tried, min(tried + together, real.shape[1]))
         rows = np.repeat(active, len(attempts))
         starts = order[active][:, attempts].reshape(-1)
@@ -130,10 +150,10 @@ def find_regions(
         rows, starts = rows[wanted], starts[wanted]
         grown = grow_regions(boxes_xyxy[rows], real[rows], starts, config)
         for k in np.flatnonzero(grown.valid):
-            mine, region = found[rows[k]], grown.regions_xyxy[k]
-            known = any(np.array_equal(region, other.region_xyxy) for other in mine)
-            if len(mine) < config.per_image and not known:
-                mine.append(Found(int(starts[k]), region, grown.inside[k]))
+            own, region = found[rows[k]], grown.regions_xyxy[k]
+            known = any(np.array_equal(region, other.region_xyxy) for other in own)
+            if len(own) < config.per_image and not known:
+                own.append(FoundRegion(int(starts[k]), region, grown.inside[k]))
         tried += together
         together = min(2 * together, max(1, ROWS // len(active)))
         unsatisfied = [len(found[row]) < config.per_image and tried < counts[row] for row in active]
@@ -141,29 +161,29 @@ def find_regions(
     return found
 
 
-def make_regions(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
-    """The stage: a shard of `spr.records.schemas.OBJECTS` → a shard of `spr.records.schemas.REGIONS`.
+def regions_table(objects: pa.Table, config: RegionsConfig, seed: int) -> StageOutput:
+    """Compute a shard of `spr.records.schemas.REGIONS` from a shard of `spr.records.schemas.OBJECTS`.
 
-    Drops images that yield no region (``too_few_objects``: fewer than ``min_inside``; ``no_valid_region``: every start
-    object's region stayed too narrow), and queries over the number that an image can give (``no_further_region``).
+    Dropped are images without a region (``too_few_objects``: fewer than ``min_inside``; ``no_valid_region``: the
+    regions of all start objects stayed too narrow), and queries that an image can't give (``no_further_region``).
     """
-    table = tables["objects"]
-    columns = ObjectColumns.of(table)
+    columns = ObjectColumns.of(objects)
     ids = columns.ids.to_pylist()
-    image_ids = table["image_id"].to_pylist()
-    keys = _start_keys(image_ids, ids, columns, config.seed)
-    found: list[list[Found]] = [[] for _ in image_ids]
+    image_ids = objects["image_id"].to_pylist()
+    keys = _start_keys(image_ids, ids, columns, seed)
+    found: list[list[FoundRegion]] = [[] for _ in image_ids]
     by_count = np.argsort(columns.counts, kind="stable")
     for first in range(0, len(by_count), BATCH):
         batch = by_count[first : first + BATCH]
         boxes, real, order = _padded(columns, keys, batch)
-        for row, regions in zip(batch, find_regions(boxes, real, order, config.regions), strict=True):
+        for row, regions in zip(batch, find_regions(boxes, real, order, config), strict=True):
             found[row] = regions
-    return _collect(table, columns, ids, found, config)
+    drops = _drops(image_ids, columns, found, config)
+    return StageOutput(_queries(objects, columns, ids, found), drops.table(NAME, "image", "query"))
 
 
 def _start_keys(image_ids: list[str], ids: list[str], columns: ObjectColumns, seed: int) -> npt.NDArray[np.uint64]:
-    # The order of start objects depends on the seed and the ids alone, not on the order or number of the other objects.
+    # The order of start objects depends on the seed and the ids alone, not on the other objects.
     owners = np.repeat(np.arange(len(image_ids)), columns.counts)
     hashes = [stable_hash(seed, "start", image_ids[row], own) for row, own in zip(owners.tolist(), ids, strict=True)]
     return np.asarray(hashes, dtype=np.uint64)
@@ -175,61 +195,58 @@ def _padded(columns: ObjectColumns, keys: npt.NDArray[np.uint64], batch: Ints) -
     boxes[real] = columns.boxes_xyxy[flat]
     padded_keys = np.zeros(real.shape, dtype=np.uint64)
     padded_keys[real] = keys[flat]
-    # Padding comes last, whatever the hashes; equal hashes keep the order of the ids.
+    # Padding comes last; equal hashes keep the order of the ids.
     order = np.lexsort((padded_keys, ~real), axis=1).astype(np.int64)
     return boxes, real, order
 
 
-def _collect(
-    table: pa.Table,
-    columns: ObjectColumns,
-    ids: list[str],
-    found: list[list[Found]],
-    config: Config,
-) -> StageOutput:
-    image_ids, counts = table["image_id"].to_pylist(), columns.counts
-    rows: list[int] = []
-    query_ids: list[str] = []
-    starts: list[str] = []
-    regions: list[Floats] = []
-    inside: list[Bools] = []
-    no_region: list[tuple[str, str]] = []
-    no_query: list[tuple[str, str]] = []
-    for row, image_id in enumerate(image_ids):
-        for number, (start, region, within) in enumerate(found[row]):
-            rows.append(row)
-            query_ids.append(f"{image_id}/{number}")
-            starts.append(ids[columns.offsets[row] + start])
-            regions.append(region)
-            inside.append(within[: counts[row]])
-        if not found[row]:
-            few = counts[row] < config.regions.min_inside
-            no_region.append((image_id, "too_few_objects" if few else "no_valid_region"))
-        else:
-            missing = range(len(found[row]), config.regions.per_image)
-            no_query += [(f"{image_id}/{number}", "no_further_region") for number in missing]
-    taken = np.asarray(rows, dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(counts[taken])]).astype(np.int64)
-    objects = columns.structs.take(pa.array(columns.of_rows(taken)))
+def _drops(
+    image_ids: list[str], columns: ObjectColumns, found: list[list[FoundRegion]], config: RegionsConfig
+) -> Drops:
+    drops = Drops()
+    for image_id, count, regions in zip(image_ids, columns.counts, found, strict=True):
+        if not regions:
+            drops.add("image", image_id, "too_few_objects" if count < config.min_inside else "no_valid_region")
+            continue
+        for number in range(len(regions), config.per_image):
+            drops.add("query", f"{image_id}/{number}", "no_further_region")
+    return drops
+
+
+def _queries(objects: pa.Table, columns: ObjectColumns, ids: list[str], found: list[list[FoundRegion]]) -> pa.Table:
+    image_ids, counts = objects["image_id"].to_pylist(), columns.counts
+    numbered = [(row, number, region) for row, own in enumerate(found) for number, region in enumerate(own)]
+    rows = np.asarray([row for row, _, _ in numbered], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts[rows])]).astype(np.int64)
+    taken = columns.structs.take(pa.array(columns.of_rows(rows)))
+    # Without the padding.
+    inside = [region.inside[: counts[row]] for row, _, region in numbered]
     kind = REGIONS.field("objects").type.value_type
     marks = pa.array(np.concatenate([*inside, np.zeros(0, dtype=bool)]))
-    fields = [marks if f.name == "inside" else objects.field(f.name) for f in kind]
-    made = {
-        "query_id": pa.array(query_ids, pa.string()),
-        **{name: table[name].take(pa.array(rows, pa.int64())) for name in ("image_id", "file_name", "width", "height")},
-        "region": box_array(np.asarray(regions).reshape(-1, 4)),
-        "start_object": pa.array(starts, pa.string()),
+    fields = [marks if f.name == "inside" else taken.field(f.name) for f in kind]
+    content = {
+        "query_id": pa.array([f"{image_ids[row]}/{number}" for row, number, _ in numbered], pa.string()),
+        **{name: objects[name].take(pa.array(rows)) for name in ("image_id", "file_name", "width", "height")},
+        "region": box_array(np.asarray([region.region_xyxy for _, _, region in numbered]).reshape(-1, 4)),
+        "start_object": pa.array([ids[columns.offsets[row] + r.start] for row, _, r in numbered], pa.string()),
         "objects": list_array(offsets, pa.StructArray.from_arrays(fields, fields=list(kind))),
     }
-    dropped = [dropped_table("regions", "image", no_region), dropped_table("regions", "query", no_query)]
-    return StageOutput(pa.table(made, schema=REGIONS), pa.concat_tables(dropped))
+    return pa.table(content, schema=REGIONS)
+
+
+def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
+    """`regions_table` on a shard of the table `objects`."""
+    return regions_table(tables["objects"], config.regions, config.seed)
 
 
 STAGE = Stage(
-    "regions",
+    NAME,
     version=1,
     unit="regions",
-    sections=("seed", "regions"),
-    process=make_regions,
+    kind="image",
+    schema=REGIONS,
+    process=process,
+    reasons=DROP_REASONS[NAME],
     inputs=("objects",),
+    sections=("seed", "regions"),
 )

@@ -1,4 +1,4 @@
-"""Runs the stages that are due into a run folder, shard by shard, and goes on where an earlier run stopped."""
+"""Runs the stages into a run folder, shard by shard, and resumes where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from spr.core.atomic import sha256
 from spr.core.errors import InputError, RunError
 from spr.core.progress import MEGABYTE, Progress
 from spr.models.registry import release
-from spr.pipeline import describe, objects, pair, regions, score
 from spr.pipeline.engines.local import run_shards
-from spr.pipeline.stage import Stage
+from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
 from spr.runs.dropped import merge_dropped
-from spr.runs.folder import adopt, locked, log
+from spr.runs.folder import append_log, open_run
 from spr.runs.store import (
     Manifest,
     ShardEntry,
@@ -34,13 +33,20 @@ from spr.runs.store import (
     write_table,
 )
 
-STAGES: tuple[Stage, ...] = (objects.STAGE, regions.STAGE, describe.STAGE, score.STAGE, pair.STAGE)
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
-
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """What a stage has made, for people to read."""
+    """The result of a stage.
+
+    Attributes:
+        name: The stage's name.
+        unit: What its rows are, in the plural.
+        rows: Number of rows.
+        dropped: Number of drops per ``"<kind>: <reason>"``.
+        counts: What a first stage has read.
+        seconds: How long the stage ran this time.
+        done_before: Whether it was already finished.
+    """
 
     name: str
     unit: str
@@ -53,7 +59,17 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One shard's work, all that a worker process needs; sources are shards' files, or tables in Arrow's IPC form."""
+    """Everything that a worker process needs to compute a shard.
+
+    Attributes:
+        stage: The stage.
+        config: The config.
+        folder: The stage's folder.
+        index: The shard's number.
+        sources: The input tables by stage name: Parquet files, or a first stage's rows in Arrow's IPC format.
+        inputs: Number of input rows.
+        source: Identifies the input rows, see `ShardEntry`.
+    """
 
     stage: Stage
     config: Config
@@ -64,18 +80,6 @@ class Job:
     source: str = ""
 
 
-def run_shard(job: Job) -> ShardEntry:
-    """Read a shard's inputs, process them, write its files; the manifest is the caller's."""
-    tables = {
-        name: read_table(source) if isinstance(source, Path) else pa.ipc.open_stream(source).read_all()
-        for name, source in job.sources.items()
-    }
-    store = StageStore(job.folder)
-    kept = {"unfinished": store.unfinished(job.index)} if job.stage.keeps_unfinished else {}
-    output = job.stage.process(tables, job.config, **kept)
-    return store.write_shard(job.index, output, inputs=job.inputs, source=job.source)
-
-
 def run(
     config: Config,
     out: Path,
@@ -84,74 +88,102 @@ def run(
     workers: int = 1,
     report: Callable[[StageSummary], None] = lambda _: None,
 ) -> list[StageSummary]:
-    """Run all due stages up to ``until`` (ARCHITECTURE: "How data flows").
+    """Run all stages that are not finished yet.
 
     Args:
         config: The whole experiment.
-        out: The run folder; made if it is not there. One that holds a run goes on from its finished shards.
-        until: The last stage to run; None: ``pairs``, or ``regions`` where the config names no describer.
-        workers: Processes for stages bound to the CPU.
+        out: The run folder; created if it is missing. A run that is there is resumed from its finished shards.
+        until: The last stage to run. None runs all stages; without a describer, all that need none.
+        workers: Number of processes for stages that load no model.
         report: Called after each stage.
 
     Raises:
-        RunError: if the folder was made under another config or from other annotations, is in use, or is no run.
-        InputError: if the input can't be read, or a stage leaves nothing over.
+        RunError: if the folder was made with another config, other annotations or SPR 0.1, is in use, or is not a run.
+        InputError: if the input can't be read, or a stage has no rows.
+        ConfigError: if there is no stage ``until``.
     """
-    with locked(out):
-        inputs = adopt(config, out, STAGES)
-        summaries = []
-        fingerprint = json.dumps(inputs, sort_keys=True)
-        last = until or ("regions" if config.describer is None else STAGE_NAMES[-1])
-        for stage in STAGES[: STAGE_NAMES.index(last) + 1]:
-            decides = [fingerprint, stage.name, stage.version, stage.settings(config)]
-            fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-            summary = run_stage(stage, config, out, fingerprint, workers)
+    stages = due_stages(config, until)
+    with open_run(out, config) as inputs:
+        summaries: list[StageSummary] = []
+        fingerprints: dict[str, str] = {}
+        for stage in stages:
+            before = [fingerprints[name] for name in stage.inputs]
+            content = json.dumps([before or inputs, stage.name, stage.version, stage.settings(config)], sort_keys=True)
+            fingerprints[stage.name] = hashlib.sha256(content.encode()).hexdigest()
+            summary = run_stage(stage, config, out, fingerprints[stage.name], workers)
             summaries.append(summary)
             report(summary)
-            merge_dropped(out, STAGE_NAMES)
+            merge_dropped(out, [known.name for known in ordered_stages()])
             if not summary.rows:
-                _nothing_left(summary, out)
+                raise _no_rows(summary, out)
         return summaries
 
 
 def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers: int) -> StageSummary:
-    """Run one stage: what its manifest lacks, from the shards of its inputs or, for the first, its plan.
+    """Compute the shards of a stage that are missing or damaged.
+
+    Args:
+        stage: The stage.
+        config: The config.
+        out: The run folder, which is locked.
+        fingerprint: Hash of everything that determines the rows.
+        workers: Number of processes, unless the stage loads models.
 
     Raises:
-        RunError: if the folder holds rows of another fingerprint.
-        InputError: if the first stage's input can't be read.
+        RunError: if the folder holds rows with another fingerprint.
+        InputError: if a first stage's input can't be read.
     """
     started, store = time.monotonic(), StageStore(out / stage.name)
-    manifest = store.manifest() or Manifest(stage.name, fingerprint)
+    empty = Manifest(stage.name, fingerprint, inputs=stage.inputs, sections=stage.depends_on(config))
+    manifest = store.manifest() or empty
     if manifest.fingerprint != fingerprint:
-        fix = f"delete {store.folder} to have it made anew, or choose another --out"
+        fix = f"delete {store.folder} to compute it again, or choose another --out"
         raise RunError(f"{store.folder} was made by another version of SPR or from other rows", fix=fix)
     store.sweep(manifest)
-    valid = store.valid_shards(manifest)
-    jobs_of = _work_before(stage, config, store, out) if stage.plan is None else None
-    if jobs_of is not None:
-        valid = [shard for shard in valid if shard.index < len(jobs_of) and shard.source == jobs_of[shard.index].source]
-    expected = len(manifest.shards) if jobs_of is None else len(jobs_of)
-    if manifest.complete and len(valid) == expected and _source_drops_valid(store, manifest):
+    jobs = None if stage.plan is not None else _jobs(stage, config, store, out)
+    kept = store.valid_shards(manifest)
+    if jobs is not None:
+        sources = [job.source for job in jobs]
+        kept = [shard for shard in kept if [shard.source] == sources[shard.index : shard.index + 1]]
+    if (
+        manifest.complete
+        and len(kept) == len(manifest.shards if jobs is None else jobs)
+        and _source_drops_valid(store, manifest)
+    ):
         return _summary(stage, manifest, 0.0, done_before=True)
-    manifest.shards, manifest.complete = valid, False
-    log(out, "stage started", stage=stage.name, shards_kept=len(valid), workers=workers)
-    if jobs_of is not None:
-        _run_jobs(stage, store, manifest, jobs_of, 1 if stage.model_sections(config) else workers)
+    manifest.shards, manifest.complete = kept, False
+    append_log(out, "stage started", stage=stage.name, shards_kept=len(kept), workers=workers)
+    processes = 1 if stage.models(config) else workers
+    if jobs is not None:
+        _run_jobs(stage, store, manifest, jobs, processes)
     else:
-        _run_first(stage, config, store, manifest, 1 if stage.model_sections(config) else workers)
+        _run_first(stage, config, store, manifest, processes)
     release()
     store.sweep(manifest)
-    store.forget_unfinished()
+    store.delete_unfinished()
     manifest.complete = True
     store.save(manifest)
     summary = _summary(stage, manifest, time.monotonic() - started)
-    log(out, "stage finished", stage=stage.name, rows=summary.rows, dropped=summary.dropped, seconds=summary.seconds)
+    details = {"rows": summary.rows, "dropped": summary.dropped, "seconds": summary.seconds}
+    append_log(out, "stage finished", stage=stage.name, **details)
     return summary
 
 
-def _work_before(stage: Stage, config: Config, store: StageStore, out: Path) -> list[Job]:
-    """A job for each shard of the stages that this one reads."""
+def run_shard(job: Job) -> ShardEntry:
+    """Read a shard's inputs, process them and write its files; the caller writes the manifest."""
+    tables = {
+        name: read_table(source) if isinstance(source, Path) else pa.ipc.open_stream(source).read_all()
+        for name, source in job.sources.items()
+    }
+    store = StageStore(job.folder)
+    extra = {"unfinished": store.unfinished(job.index)} if job.stage.keeps_unfinished else {}
+    output = job.stage.process(tables, job.config, **extra)
+    job.stage.check(output)
+    return store.write_shard(job.index, output, inputs=job.inputs, source=job.source)
+
+
+def _jobs(stage: Stage, config: Config, store: StageStore, out: Path) -> list[Job]:
+    """A job for each shard of the stage's inputs."""
     before = {name: StageStore(out / name) for name in stage.inputs}
     entries = {name: input_store.finished().shards for name, input_store in before.items()}
     jobs = []
@@ -163,12 +195,11 @@ def _work_before(stage: Stage, config: Config, store: StageStore, out: Path) -> 
 
 
 def _run_jobs(stage: Stage, store: StageStore, manifest: Manifest, jobs: Sequence[Job], workers: int) -> None:
-    """Do the jobs whose shards the manifest lacks."""
+    """Run the jobs whose shards the manifest lacks."""
     done = {shard.index: shard for shard in manifest.shards}
     missing = [job for job in jobs if job.index not in done]
-    unit = next((before.unit for before in STAGES if before.name == stage.inputs[-1]), "rows")
     total = sum(job.inputs for job in jobs)
-    bar = Progress(stage.name, total, unit, done=total - sum(job.inputs for job in missing))
+    bar = Progress(stage.name, total, STAGES[stage.inputs[-1]].unit, done=total - sum(job.inputs for job in missing))
     with bar, contextlib.closing(run_shards(missing, run_shard, workers)) as results:
         for entry in results:
             done[entry.index] = entry
@@ -179,37 +210,17 @@ def _run_jobs(stage: Stage, store: StageStore, manifest: Manifest, jobs: Sequenc
 
 
 def _run_first(stage: Stage, config: Config, store: StageStore, manifest: Manifest, workers: int) -> None:
-    """Plan, and do shards in their order until ``limit`` rows are out."""
-    assert stage.plan is not None  # noqa: S101 (the caller has looked)
+    """Read the input of a first stage, and compute its shards in order until there are enough rows."""
+    assert stage.plan is not None  # noqa: S101 (checked by the caller)
     label = f"{stage.name}: reading {config.annotations.path.name}"
     with Progress(label, config.annotations.path.stat().st_size // MEGABYTE, "MB") as progress:
         plan = stage.plan(config, progress)
-    # What comes after a gap was made under another count of rows: only a beginning without gaps is kept.
+    # Which rows of a shard count depends on the shards before it, so those after a gap are computed again.
     manifest.shards = [shard for number, shard in enumerate(manifest.shards) if shard.index == number]
     limit = len(plan.ids) if plan.limit is None else min(plan.limit, len(plan.ids))
-    kept, seen = len(manifest.shards), sum(shard.inputs for shard in manifest.shards)
-
-    def job(start: int, inputs: int) -> Job:
-        table = plan.rows(start, start + inputs)
-        return Job(stage, config, store.folder, start // config.shard_rows, {"source": _to_ipc(table)}, inputs)
-
-    starts = range(kept * config.shard_rows, len(plan.ids), config.shard_rows)
-    jobs = (job(start, min(config.shard_rows, len(plan.ids) - start)) for start in starts)
-    # A shard that was cut ends the stage, also when the run was killed right after it.
-    finished = manifest.rows >= limit or seen % config.shard_rows != 0
-    bar = Progress(stage.name, limit, stage.unit, done=manifest.rows)
-    with bar, contextlib.closing(run_shards(() if finished else jobs, run_shard, workers)) as results:
-        for entry in results:
-            if manifest.rows + entry.rows >= limit:
-                inputs = _inputs_for(store, entry, limit - manifest.rows, plan.ids.slice(seen))
-                entry = run_shard(job(seen, inputs)) if inputs < entry.inputs else entry
-            manifest.shards.append(entry)
-            store.save(manifest)
-            seen += entry.inputs
-            bar.advance(entry.rows)
-            if manifest.rows >= limit:
-                break
-    dropped = pa.concat_tables([plan.dropped, _not_sampled(stage, plan.ids.slice(seen))])
+    used = _run_until_limit(stage, config, store, manifest, workers, plan, limit)
+    not_sampled = dropped_columns(stage.name, "image", plan.ids.slice(used), "not_sampled")
+    dropped = pa.concat_tables([plan.dropped, not_sampled])
     manifest.source = {
         "counts": plan.counts,
         "dropped": count_reasons(dropped),
@@ -217,22 +228,47 @@ def _run_first(stage: Stage, config: Config, store: StageStore, manifest: Manife
     }
 
 
+def _run_until_limit(
+    stage: Stage, config: Config, store: StageStore, manifest: Manifest, workers: int, plan: Plan, limit: int
+) -> int:
+    """Compute shards in order until there are ``limit`` rows; returns how many input rows they were computed from."""
+    size, used = config.shard_rows, sum(shard.inputs for shard in manifest.shards)
+
+    def job(start: int, inputs: int) -> Job:
+        table = plan.rows(start, start + inputs)
+        return Job(stage, config, store.folder, start // size, {"source": _to_ipc(table)}, inputs)
+
+    starts = range(len(manifest.shards) * size, len(plan.ids), size)
+    jobs = (job(start, min(size, len(plan.ids) - start)) for start in starts)
+    # A shortened shard is always the last one, also if the run was killed right after it.
+    finished = manifest.rows >= limit or used % size != 0
+    bar = Progress(stage.name, limit, stage.unit, done=manifest.rows)
+    with bar, contextlib.closing(run_shards(() if finished else jobs, run_shard, workers)) as results:
+        for entry in results:
+            if manifest.rows + entry.rows >= limit:
+                inputs = _inputs_for(store, entry, limit - manifest.rows, plan.ids.slice(used))
+                entry = run_shard(job(used, inputs)) if inputs < entry.inputs else entry
+            manifest.shards.append(entry)
+            store.save(manifest)
+            used += entry.inputs
+            bar.advance(entry.rows)
+            if manifest.rows >= limit:
+                break
+    return used
+
+
 def _inputs_for(store: StageStore, entry: ShardEntry, rows: int, ids: pa.Array) -> int:
-    """How many of a shard's inputs, which begin ``ids``, give its first ``rows`` rows; the others are not sampled."""
-    made = read_table(store.part(entry.index))["image_id"].combine_chunks()
-    return int(pc.index(ids, made[rows - 1]).as_py()) + 1
+    """How many of a shard's inputs, which are the first ``ids``, give its first ``rows`` rows."""
+    row_ids = read_table(store.part(entry.index))["image_id"].combine_chunks()
+    return int(pc.index(ids, row_ids[rows - 1]).as_py()) + 1
 
 
 def _to_ipc(table: pa.Table) -> bytes:
-    # Not pickled: pyarrow 26 forgets the field names and nullability inside fixed-size lists that way.
+    # Not pickled: pickling loses the field names and nullability inside fixed-size lists.
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
-
-
-def _not_sampled(stage: Stage, ids: pa.Array) -> pa.Table:
-    return dropped_columns(stage.name, "image", ids, "not_sampled")
 
 
 def _source_drops_valid(store: StageStore, manifest: Manifest) -> bool:
@@ -245,11 +281,13 @@ def _summary(stage: Stage, manifest: Manifest, seconds: float, *, done_before: b
     return StageSummary(stage.name, stage.unit, manifest.rows, manifest.dropped, counts, seconds, done_before)
 
 
-def _nothing_left(summary: StageSummary, out: Path) -> None:
+def _no_rows(summary: StageSummary, out: Path) -> InputError:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in reasons_sorted(summary.dropped)[:6])
-    raise InputError(
-        f"Stage `{summary.name}` leaves no {summary.unit}",
-        got=f"dropped: {reasons}" if reasons else "an input without rows",
+    got = f"dropped: {reasons}" if reasons else "an input without rows"
+    fix = f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in {out / 'config.yaml'}"
+    return InputError(
+        f"Stage `{summary.name}` has no {summary.unit}",
+        got=got,
         expected=f"at least one of the {summary.unit}",
-        fix=f"look at {out / 'dropped.parquet'} (spr show), then at the paths and thresholds in {out / 'config.yaml'}",
+        fix=fix,
     )

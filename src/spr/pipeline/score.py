@@ -1,84 +1,124 @@
-"""Candidates → scores: what a description means, and how well it places what it names (METHOD §4).
+"""Candidates → scores: what a description means, and how well it localizes what it names (paper, Sec. 3.2).
 
-Work is done once: an image is decoded once, a view embedded once for all descriptions of it, a text once, and the
-detector asked once about a crop and a text.
+Nothing is computed twice: an image is decoded once, a view is embedded once for all descriptions of it, a text is
+embedded once, and the detector is asked once per crop and text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from spr.config import Config
+from spr.config import Config, ScoringConfig
 from spr.core import boxes as bx
-from spr.core.images import ImageProblem
+from spr.core.images import ImageProblem, ImageSource
+from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, pad_to_square, shift, square_window, unshift
 from spr.grounding.localization import localization_score
 from spr.models.protocols import Detector, DetectRequest, ImageTextScorer, View
 from spr.models.registry import load_detector, load_scorer
 from spr.pipeline.decoding import decode_ahead, in_groups
-from spr.pipeline.stage import Stage
+from spr.pipeline.stage import Drops, OnDrop, Stage, ignore_drop
 from spr.records import Box, Candidate, Detection, ImageObject, RegionQuery, Scores
-from spr.records.schemas import from_table, to_table
-from spr.runs.store import StageOutput, dropped_table
+from spr.records.schemas import SCORES, from_table, to_table
+from spr.runs.store import StageOutput
 
 NAME = "scores"
 QUERIES_AT_ONCE = 32
-"""Fewer where their images are large (`spr.pipeline.decoding`)."""
+"""Queries whose views are handed to the models together. Fewer where images are large."""
 SAME_OBJECT_IOU = 0.5
-"""With ground truth `annotations+detections`, a find over this IoU with an object is that object [ours]."""
+"""With ground truth `annotations+detections`, a detection over this IoU with an object is that object (our choice)."""
 
 
-class Case(NamedTuple):
-    """A query with its candidates and what the models see of its image."""
+class Views(NamedTuple):
+    """What the models see of a query's image.
 
-    query: RegionQuery
-    candidates: tuple[Candidate, ...]
+    Attributes:
+        window: The crop's window, xyxy pixels of the image.
+        crop: The crop, for the detector.
+        whole: The crop, padded to a square, for S_crop.
+        local: A square of the image with the region marked, for S_local.
+    """
+
     window: Box
     crop: Image.Image
     whole: View
     local: View
 
-    @property
-    def pixels(self) -> int:
-        """How many all that the models see holds."""
-        return sum(image.width * image.height for image in (self.crop, self.whole.image, self.local.image))
+
+class _Case(NamedTuple):
+    query: RegionQuery
+    candidates: list[Candidate]
+    views: Views
 
 
-def views_of(query: RegionQuery, image: Image.Image, crop_factor: float) -> tuple[Box, Image.Image, View, View]:
-    """The crop's window and pixels, the view for S_crop and the view for S_local (METHOD §4)."""
+def score_candidates(
+    queries: Iterable[RegionQuery],
+    candidates: Iterable[Candidate],
+    scorer: ImageTextScorer,
+    detector: Detector | None,
+    images: ImageSource,
+    *,
+    scoring: ScoringConfig | None = None,
+    crop_factor: float = 1.5,
+    inside_fraction: float = 0.5,
+    on_drop: OnDrop = ignore_drop,
+) -> list[Scores]:
+    """Score the descriptions of each region: S = λ S_sem + (1 − λ) S_loc (paper, Sec. 3.2).
+
+    S_sem = ½ (S_crop + S_local) are cosines between image and text; S_loc is computed by
+    `spr.grounding.localization.localization_score`.
+
+    Args:
+        queries: The region queries.
+        candidates: Their candidates, in any order.
+        scorer: The image-text model; `spr.models.fakes.FakeScorer` needs no weights.
+        detector: Adds its detections to the predictions of S_loc; None uses the description's boxes alone.
+        images: Where the images are.
+        scoring: λ and the ground truth of S_loc; None uses the defaults.
+        crop_factor: The crop is the region enlarged by this factor about its centre.
+        inside_fraction: See `score_candidate`.
+        on_drop: Called for images that can't be used.
+
+    Returns:
+        The scores of each candidate whose image can be used, in the order of the queries' images.
+    """
+    scoring = scoring or ScoringConfig()
+    by_query: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_query.setdefault(candidate.query_id, []).append(candidate)
+
+    def each_case() -> Iterator[_Case]:
+        for group, image in decode_ahead((query for query in queries if query.query_id in by_query), images):
+            if isinstance(image, ImageProblem):
+                on_drop("image", group[0].image_id, image.reason)
+                continue
+            for query in group:
+                yield _Case(query, by_query[query.query_id], views_of(query, image, crop_factor))
+
+    scores: list[Scores] = []
+    for cases in in_groups(each_case(), QUERIES_AT_ONCE, _pixels):
+        cosines = _cosines(cases, scorer)
+        detections = _detections(cases, detector)
+        for query, of_query, _ in cases:
+            for candidate in of_query:
+                found = detections.get((query.query_id, candidate.plain_text), ())
+                own = cosines[candidate.candidate_id]
+                scores.append(score_candidate(candidate, query, *own, found, scoring, inside_fraction=inside_fraction))
+    return scores
+
+
+def views_of(query: RegionQuery, image: Image.Image, crop_factor: float) -> Views:
+    """What the models see of a query's image, an RGB image of the query's size (paper, Sec. 3.2)."""
     size_wh = query.width, query.height
     window = crop_window(query.region, size_wh, crop_factor)
     crop = cut(image, window)
     square = square_window(query.region, size_wh)
-    return window, crop, View(pad_to_square(crop)), View(cut(image, square), shift(query.region, square))
-
-
-def make_scores(
-    tables: Mapping[str, pa.Table], config: Config, scorer: ImageTextScorer, detector: Detector | None
-) -> StageOutput:
-    """The stage: shards of `spr.records.schemas.REGIONS` and `CANDIDATES` → a shard of `spr.records.schemas.SCORES`.
-
-    S = λ S_sem + (1 − λ) S_loc with S_sem = ½ (S_crop + S_local) [paper]. Drops images that can't be read.
-    """
-    by_query: dict[str, list[Candidate]] = {}
-    for candidate in from_table(tables["candidates"], Candidate):
-        by_query.setdefault(candidate.query_id, []).append(candidate)
-    images: list[tuple[str, str]] = []
-    scores: list[Scores] = []
-    for cases in _groups(tables["regions"], by_query, config, images):
-        cosines = _cosines(cases, scorer)
-        found = _detections(cases, detector)
-        for case in cases:
-            for candidate in case.candidates:
-                s_crop, s_local = cosines[candidate.candidate_id]
-                detections = found.get((case.query.query_id, candidate.plain_text), ())
-                scores.append(score_candidate(candidate, case.query, s_crop, s_local, detections, config))
-    return StageOutput(to_table(scores, Scores), dropped_table(NAME, "image", images))
+    return Views(window, crop, View(pad_to_square(crop)), View(cut(image, square), shift(query.region, square)))
 
 
 def score_candidate(
@@ -87,15 +127,28 @@ def score_candidate(
     s_crop: float,
     s_local: float,
     detections: Sequence[Detection],
-    config: Config,
+    scoring: ScoringConfig,
+    *,
+    inside_fraction: float = 0.5,
 ) -> Scores:
-    """Join the parts of a candidate's score (METHOD §4); boxes in pixels of the original image."""
+    """Combine the parts of a candidate's score (paper, Sec. 3.2).
+
+    Args:
+        candidate: The candidate.
+        query: Its query.
+        s_crop: Cosine with the crop, -1..1.
+        s_local: Cosine with the region in its surroundings, -1..1.
+        detections: What the detector found for the candidate's text; boxes in pixels of the original image.
+        scoring: λ and the ground truth of S_loc.
+        inside_fraction: With ground truth ``annotations+detections``, a detection counts as an object of the region
+            when at least this share of its area is inside, 0..1.
+    """
     truth: list[ImageObject] = list(query.inside)
-    if config.scoring.ground_truth == "annotations+detections":
-        truth += _new_objects(detections, query, config.regions.inside_fraction)
+    if scoring.ground_truth == "annotations+detections":
+        truth += _new_objects(detections, query, inside_fraction)
     text_boxes = [box for span in candidate.spans for box in span.boxes]
-    located = localization_score(truth, text_boxes, [find.box for find in detections])
-    weight, semantic = config.scoring.semantic_weight, (s_crop + s_local) / 2
+    located = localization_score(truth, text_boxes, [detection.box for detection in detections])
+    weight, semantic = scoring.semantic_weight, (s_crop + s_local) / 2
     return Scores(
         candidate_id=candidate.candidate_id,
         query_id=candidate.query_id,
@@ -110,40 +163,28 @@ def score_candidate(
 
 
 def _new_objects(detections: Sequence[Detection], query: RegionQuery, inside_fraction: float) -> list[ImageObject]:
-    """Finds inside the region that are no annotated object, as objects of the region."""
+    """The detections inside the region that match no annotated object, as objects of the region."""
     known = bx.as_boxes([item.box for item in query.objects])
-    made = []
-    for number, find in enumerate(detections, start=1):
-        inside = bx.at_least(bx.fraction_inside(find.box, query.region), inside_fraction)
-        if inside and not (bx.iou(find.box, known) > SAME_OBJECT_IOU).any():
-            made.append(ImageObject(f"detection#{number}", find.phrase or "object", find.box, "detector", find.score))
-            known = np.concatenate([known, bx.as_boxes([find.box])])
-    return made
+    new = []
+    for number, (phrase, box, score) in enumerate(((d.phrase, d.box, d.score) for d in detections), start=1):
+        inside = bx.at_least(bx.fraction_inside(box, query.region), inside_fraction)
+        if inside and not (bx.iou(box, known) > SAME_OBJECT_IOU).any():
+            new.append(ImageObject(f"detection#{number}", phrase or "object", box, "detector", score))
+            known = np.concatenate([known, bx.as_boxes([box])])
+    return new
 
 
-def _groups(
-    regions: pa.Table, by_query: Mapping[str, list[Candidate]], config: Config, images: list[tuple[str, str]]
-) -> Iterator[list[Case]]:
-    wanted = [query for query in from_table(regions, RegionQuery) if query.query_id in by_query]
-    factor = config.describer.crop_factor if config.describer is not None else 1.5
-
-    def each() -> Iterator[Case]:
-        for decoded in decode_ahead(wanted, config.annotations):
-            if isinstance(decoded.image, ImageProblem):
-                images.append((decoded.queries[0].image_id, decoded.image.reason))
-                continue
-            for query in decoded.queries:
-                yield Case(query, tuple(by_query[query.query_id]), *views_of(query, decoded.image, factor))
-
-    yield from in_groups(each(), QUERIES_AT_ONCE, lambda case: case.pixels)
+def _pixels(case: _Case) -> int:
+    images = case.views.crop, case.views.whole.image, case.views.local.image
+    return sum(image.width * image.height for image in images)
 
 
-def _cosines(cases: Sequence[Case], scorer: ImageTextScorer) -> dict[str, tuple[float, float]]:
+def _cosines(cases: Sequence[_Case], scorer: ImageTextScorer) -> dict[str, tuple[float, float]]:
     """S_crop and S_local by candidate id."""
     texts = list(dict.fromkeys(candidate.plain_text for case in cases for candidate in case.candidates))
     text_vectors = scorer.embed_texts(texts)
     row_of = {text: row for row, text in enumerate(texts)}
-    views = scorer.embed_views([view for case in cases for view in (case.whole, case.local)])
+    views = scorer.embed_views([view for case in cases for view in (case.views.whole, case.views.local)])
     cosines = {}
     for k, case in enumerate(cases):
         for candidate in case.candidates:
@@ -153,21 +194,39 @@ def _cosines(cases: Sequence[Case], scorer: ImageTextScorer) -> dict[str, tuple[
     return cosines
 
 
-def _detections(cases: Sequence[Case], detector: Detector | None) -> dict[tuple[str, str], tuple[Detection, ...]]:
-    """What the detector finds in the crop, in pixels of the original image, by query and text."""
+def _detections(cases: Sequence[_Case], detector: Detector | None) -> dict[tuple[str, str], tuple[Detection, ...]]:
+    """The detections in the crops, by query id and text; boxes in pixels of the original images."""
     if detector is None:
         return {}
-    asked = {(case.query.query_id, candidate.plain_text): case for case in cases for candidate in case.candidates}
-    answers = detector.detect([DetectRequest(case.crop, text) for (_, text), case in asked.items()])
+    views = {(case.query.query_id, candidate.plain_text): case.views for case in cases for candidate in case.candidates}
+    answers = detector.detect([DetectRequest(seen.crop, text) for (_, text), seen in views.items()])
     return {
-        key: tuple(Detection(find.phrase, unshift(find.box, case.window), find.score) for find in finds)
-        for (key, case), finds in zip(asked.items(), answers, strict=True)
+        key: tuple(Detection(found.phrase, unshift(found.box, seen.window), found.score) for found in detections)
+        for (key, seen), detections in zip(views.items(), answers, strict=True)
     }
 
 
-def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
-    """`make_scores` with the config's models."""
-    return make_scores(tables, config, load_scorer(config.scorer), load_detector(config.detector))
+def process(
+    tables: Mapping[str, pa.Table],
+    config: Config,
+    *,
+    scorer: ImageTextScorer | None = None,
+    detector: Detector | None = None,
+) -> StageOutput:
+    """`score_candidates` on a shard of the tables `regions` and `candidates`; None loads the config's models."""
+    drops = Drops()
+    scores = score_candidates(
+        from_table(tables["regions"], RegionQuery),
+        from_table(tables["candidates"], Candidate),
+        scorer or load_scorer(config.scorer),
+        detector or load_detector(config.detector),
+        config.annotations.image_source,
+        scoring=config.scoring,
+        crop_factor=config.describer.crop_factor if config.describer is not None else 1.5,
+        inside_fraction=config.regions.inside_fraction,
+        on_drop=drops.add,
+    )
+    return StageOutput(to_table(scores, Scores), drops.table(NAME, "image"))
 
 
 def _models(_: Config) -> tuple[str, ...]:
@@ -178,8 +237,11 @@ STAGE = Stage(
     NAME,
     version=1,
     unit="scored candidates",
-    sections=("scoring",),
+    kind="candidate",
+    schema=SCORES,
     process=process,
+    reasons=DROP_REASONS[NAME],
     inputs=("regions", "candidates"),
-    model_sections=_models,
+    sections=("scoring",),
+    models=_models,
 )

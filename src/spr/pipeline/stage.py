@@ -1,27 +1,52 @@
-"""What a stage is: a pure function from one Arrow table (a shard) to another, with a name and what decides its rows."""
+"""Stages: pure functions from the Arrow tables of a shard to another table, with everything to know about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from spr.config import Config
+from spr.core.errors import ConfigError, SprError
 from spr.core.progress import Progress
-from spr.runs.store import StageOutput
+from spr.core.registry import Registry
+from spr.runs.store import StageOutput, dropped_table
+
+OnDrop: TypeAlias = Callable[[str, str, str], None]
+"""Called as ``on_drop(kind, id, reason)`` for everything that is dropped; reasons: `spr.core.reasons`."""
+
+
+def ignore_drop(kind: str, id: str, reason: str) -> None:  # noqa: A002 - the column's name
+    """The default `OnDrop`: does nothing."""
+
+
+class Drops:
+    """Collects what a stage drops; its method `add` is an `OnDrop`."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, list[tuple[str, str]]] = {}
+
+    def add(self, kind: str, id: str, reason: str) -> None:  # noqa: A002 - the column's name
+        """Collect one dropped item."""
+        self._by_kind.setdefault(kind, []).append((id, reason))
+
+    def table(self, stage: str, *kinds: str) -> pa.Table:
+        """The drops as `spr.records.schemas.DROPPED`, kind by kind in the given order."""
+        return pa.concat_tables([dropped_table(stage, kind, self._by_kind.get(kind, ())) for kind in kinds])
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a first stage works on, cut into shards.
+    """The input of a first stage, before it is cut into shards.
 
     Attributes:
-        ids: Texts, ``(rows,)``: the ids of all input rows, in the order in which they are looked at.
-        rows: ``rows(start, stop)`` makes the input table of these rows.
-        limit: The stage is complete once this many rows came out; None: when all rows were looked at.
-        dropped: What was dropped while reading (table `spr.records.schemas.DROPPED`).
+        ids: Strings, ``(rows,)``: the ids of all input rows, in the order in which they are processed.
+        rows: ``rows(start, stop)`` returns the input table of these rows.
+        limit: The stage is complete after this many output rows; None processes all input rows.
+        dropped: What was dropped while reading (schema `spr.records.schemas.DROPPED`).
         counts: What was read, for the manifest and the summary.
     """
 
@@ -33,51 +58,137 @@ class Plan:
 
 
 def no_models(_: Config) -> tuple[str, ...]:
-    """Of a stage that loads no model."""
+    """The `Stage.models` of a stage that loads no model."""
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage of the pipeline.
+    """Everything about a stage; ``process`` and the other functions must be importable by name, for worker processes.
 
     Attributes:
-        name: Also the name of its folder in the run.
-        version: Raised whenever the same input would give other rows than before.
-        unit: What its rows are, in the plural.
-        sections: The config's fields and sections that decide its rows, besides those of the stage before.
-        model_sections: Of these, sections of models that it loads under this config: then it runs in one process,
-            whatever the number of workers.
-        process: Shards of the inputs, by their names → rows and drops; importable by name, so that worker processes
-            find it. A first stage's input is called ``source``.
-        keeps_unfinished: Whether ``process`` also takes ``unfinished``: a file in which it may keep what it has of a
-            shard, for the next run, should this one be stopped. It goes once the shard is finished.
-        inputs: The stages whose shards of the same number it reads, the one before it last.
-        plan: For the first stage, how its input comes to be.
+        name: Name of the stage, of its entry in `STAGES` and of its folder in the run.
+        version: To be raised whenever the same input gives other rows than before.
+        unit: What its rows are, in the plural, such as ``regions``.
+        kind: What one row is computed from: the kind of the dropped ids that would have become rows otherwise.
+        schema: Schema of its output table; `spr.records.schemas` has those of the built-in stages.
+        process: ``process(tables, config)`` computes a shard from the shards of the inputs, by stage name. The input of
+            a first stage is called ``source``.
+        reasons: Every reason for which it drops something, with an explanation.
+        inputs: The stages whose shards of the same number it reads; the last one determines the number of shards.
+        sections: Config fields and sections that its rows depend on, besides those that its inputs depend on.
+        models: ``models(config)`` names the config sections of the models that it loads. Its rows depend on them, and
+            it runs in one process, whatever the number of workers.
+        plan: For a first stage: reads the input.
+        keeps_unfinished: Whether ``process`` takes a third argument ``unfinished``: a file for partial results of a
+            shard, which an interrupted run leaves for the next one. It is deleted when the shard is finished.
     """
 
     name: str
     version: int
     unit: str
-    sections: tuple[str, ...]
+    kind: str
+    schema: pa.Schema
     process: Callable[..., StageOutput]
+    reasons: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    models: Callable[[Config], tuple[str, ...]] = no_models
     plan: Callable[[Config, Progress], Plan] | None = None
-    model_sections: Callable[[Config], tuple[str, ...]] = no_models
     keeps_unfinished: bool = False
 
-    def deciding(self, config: Config) -> tuple[str, ...]:
-        """The fields and sections of this config that decide the rows."""
-        return (*self.sections, *self.model_sections(config))
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Arrow schemas lose field names and nullability inside fixed-size lists when they are pickled.
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return _restore, ({**values, "schema": self.schema.serialize().to_pybytes()},)
+
+    def depends_on(self, config: Config) -> tuple[str, ...]:
+        """The config fields and sections that the rows depend on."""
+        return (*self.sections, *self.models(config))
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The part of the config that decides this stage's rows."""
-        deciding = self.deciding(config)
-        parts = {name: value for name, value in config.model_dump(mode="json").items() if name in deciding}
+        """The values of `depends_on`, without runtime fields."""
+        names = self.depends_on(config)
+        parts = {name: value for name, value in config.model_dump(mode="json").items() if name in names}
         return {name: _without_runtime_fields(config, name, value) for name, value in parts.items()}
+
+    def check(self, output: StageOutput) -> None:
+        """Check that ``process`` kept what the stage declares.
+
+        Raises:
+            SprError: if the table has another schema, or something was dropped for an undeclared reason.
+        """
+        what, fix = f"Stage `{self.name}`, version {self.version}", "fix the package that declares the stage"
+        if not output.table.schema.equals(self.schema):
+            got, expected = output.table.schema, self.schema
+            raise SprError(f"{what}, returned a table with another schema", got=got, expected=expected, fix=fix)
+        unknown = set(output.dropped["reason"].unique().to_pylist()) - set(self.reasons)
+        if unknown:
+            got, expected = ", ".join(sorted(unknown)), ", ".join(self.reasons)
+            raise SprError(f"{what}, dropped rows for an undeclared reason", got=got, expected=expected, fix=fix)
+
+
+def _restore(values: dict[str, Any]) -> Stage:
+    return Stage(**{**values, "schema": pa.ipc.read_schema(pa.py_buffer(values["schema"]))})
 
 
 def _without_runtime_fields(config: Config, name: str, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {field: item for field, item in value.items() if not config.is_runtime_field(f"{name}.{field}")}
+
+
+_BUILTIN: dict[str, Stage | str] = {
+    "objects": "spr.pipeline.objects:STAGE",
+    "regions": "spr.pipeline.regions:STAGE",
+    "candidates": "spr.pipeline.describe:STAGE",
+    "scores": "spr.pipeline.score:STAGE",
+    "pairs": "spr.pipeline.pair:STAGE",
+}
+STAGES: Registry[Stage] = Registry("stage", "spr.stages", _BUILTIN)
+"""All stages by name. Other packages add a `Stage` through the entry-point group ``spr.stages``."""
+
+
+def ordered_stages() -> list[Stage]:
+    """All stages in the order in which they run: the built-in ones, each added one after the last of its inputs.
+
+    Raises:
+        ConfigError: if a stage reads one that does not exist, or stages read each other.
+    """
+    ordered = [STAGES[name] for name in _BUILTIN]
+    waiting = [STAGES[name] for name in STAGES if name not in _BUILTIN]
+    while waiting:
+        names = [stage.name for stage in ordered]
+        stage = next((stage for stage in waiting if set(stage.inputs) <= set(names)), None)
+        if stage is None:
+            got = "; ".join(f"{stage.name} reads {', '.join(stage.inputs)}" for stage in waiting)
+            fix = "correct `inputs` in the packages that declare these stages"
+            raise ConfigError("Stages have missing or circular inputs", got=got, expected=", ".join(names), fix=fix)
+        waiting.remove(stage)
+        place = max((names.index(name) + 1 for name in stage.inputs), default=len(names))
+        while place < len(names) and names[place] not in _BUILTIN:
+            place += 1
+        ordered.insert(place, stage)
+    return ordered
+
+
+def due_stages(config: Config, until: str | None = None) -> list[Stage]:
+    """The stages that a run executes, in order.
+
+    Args:
+        config: Without a describer, stages that need one, directly or through their inputs, are left out.
+        until: The last stage to run, whatever the config lacks; None runs all.
+
+    Raises:
+        ConfigError: if there is no stage ``until``.
+    """
+    stages = ordered_stages()
+    if until is not None:
+        STAGES.check(until, "until")
+        return stages[: [stage.name for stage in stages].index(until) + 1]
+    due: list[Stage] = []
+    for stage in stages:
+        lacks_describer = config.describer is None and "describer" in stage.models(config)
+        if not lacks_describer and set(stage.inputs) <= {before.name for before in due}:
+            due.append(stage)
+    return due

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.core.reasons import explain
-from spr.pipeline.runner import STAGES
+from spr.pipeline.stage import STAGES
 from spr.runs.reader import Run
 from spr.runs.store import Manifest, StageStore, count_reasons, read_table, reasons_sorted
 
 LISTED = 200
 """Ids listed per reason; `RUN/dropped.parquet` has all."""
-
-# Drops of this kind would otherwise have become rows of the stage.
-_OWN_KIND = {"objects": "image", "regions": "image", "candidates": "candidate", "scores": "candidate", "pairs": "query"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,6 @@ def count_stages(run: Run) -> list[StageCount]:
     for event in run.events:
         if event.get("event") == "stage finished" and isinstance(event.get("seconds"), int | float):
             seconds[str(event.get("stage"))] += event["seconds"]
-    unit_of = {stage.name: stage.unit for stage in STAGES}
     counts = []
     for name in run.stages:
         store = run.store(name)
@@ -78,9 +75,11 @@ def count_stages(run: Run) -> list[StageCount]:
         if manifest is None:
             continue
         ids = _first_ids(store, manifest)
-        drops = [_drop(name, key, count, ids[key]) for key, count in reasons_sorted(manifest.dropped)]
-        lost = sum(drop.count for drop in drops if drop.kind == _OWN_KIND.get(name, drop.kind))
-        unit = unit_of.get(name, "rows")
+        stage = STAGES[name] if name in STAGES else None
+        reasons = stage.reasons if stage else {}
+        drops = [_drop(name, key, count, ids[key], reasons) for key, count in reasons_sorted(manifest.dropped)]
+        lost = sum(drop.count for drop in drops if stage is None or drop.kind == stage.kind)
+        unit = stage.unit if stage else "rows"
         counts.append(StageCount(name, unit, manifest.rows, lost, manifest.complete, seconds.get(name), drops))
     return counts
 
@@ -96,12 +95,12 @@ def training_drops(run: Run) -> list[Drop]:
         return []
     table = read_table(path)
     counted = reasons_sorted(count_reasons(table))
-    return [_drop("training", key, count, _ids_of(table, key, LISTED)) for key, count in counted]
+    return [_drop("training", key, count, _ids_of(table, key, LISTED), {}) for key, count in counted]
 
 
-def _drop(stage: str, key: str, count: int, ids: list[str]) -> Drop:
+def _drop(stage: str, key: str, count: int, ids: list[str], reasons: Mapping[str, str]) -> Drop:
     kind, _, reason = key.partition(": ")
-    return Drop(stage, kind, reason, explain(stage, reason), count, ids)
+    return Drop(stage, kind, reason, reasons.get(reason) or explain(stage, reason), count, ids)
 
 
 def _first_ids(store: StageStore, manifest: Manifest) -> dict[str, list[str]]:

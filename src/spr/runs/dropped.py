@@ -1,4 +1,4 @@
-"""`RUN/dropped.parquet`: what all stages dropped, in one table."""
+"""``RUN/dropped.parquet``: what all stages dropped, in one table."""
 
 from __future__ import annotations
 
@@ -8,46 +8,51 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spr.records.schemas import DROPPED
 from spr.core.atomic import atomic_file
+from spr.records.schemas import DROPPED
 from spr.runs.store import StageStore, unreadable
 
 ROWS_AT_ONCE = 2**18
-"""A large dataset drops millions; these many are in memory, some 20 MB."""
+"""Rows in memory at a time, about 20 MB: a large dataset drops millions."""
 
 
-def merge_dropped(run: Path, stages: Iterable[str]) -> int:
-    """Write ``RUN/dropped.parquet`` from all stages' drops, in order, a part at a time; returns the number of rows.
+def merge_dropped(run: Path, stages: Iterable[str], *, rows_at_once: int = ROWS_AT_ONCE) -> int:
+    """Write ``RUN/dropped.parquet`` from the drops of all stages, in order, and return the number of rows.
+
+    Args:
+        run: The run folder.
+        stages: Names of the stages, in order; those that have not begun are skipped.
+        rows_at_once: Rows in memory at a time, and per row group of the file.
 
     Raises:
-        RunError: if a stage's drops can't be read, or the file not be written.
+        RunError: if a stage's drops can't be read, or the file can't be written.
     """
     stores = [StageStore(run / stage) for stage in stages]
     files = [path for store in stores if (manifest := store.manifest()) for path in store.dropped_files(manifest)]
     count = 0
     path = run / "dropped.parquet"
     with atomic_file(path) as file, pq.ParquetWriter(file, DROPPED, compression="zstd") as writer:
-        for table in _even(batch for path in files for batch in _batches(path)):
+        for table in _even((batch for path in files for batch in _batches(path, rows_at_once)), rows_at_once):
             writer.write_table(table)
             count += len(table)
     return count
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, rows_at_once: int) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(ROWS_AT_ONCE)
+            yield from file.iter_batches(rows_at_once)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
 
 
-def _even(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Tables of `ROWS_AT_ONCE`, the last of what is left: how the rows came must not show in the file."""
+def _even(batches: Iterable[pa.RecordBatch], rows_at_once: int) -> Iterator[pa.Table]:
+    """Tables of ``rows_at_once`` rows and a last one with the rest: how rows were sharded must not affect the file."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
         waiting.append(batch)
-        if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+        if sum(map(len, waiting)) >= rows_at_once:
             table = pa.Table.from_batches(waiting, DROPPED)
-            yield table.slice(0, ROWS_AT_ONCE).combine_chunks()
-            waiting = table.slice(ROWS_AT_ONCE).to_batches()
+            yield table.slice(0, rows_at_once).combine_chunks()
+            waiting = table.slice(rows_at_once).to_batches()
     yield pa.Table.from_batches(waiting, DROPPED).combine_chunks()

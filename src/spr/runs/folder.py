@@ -1,11 +1,12 @@
-"""The run folder around the stages: its lock, its config and inputs, its log."""
+"""The run folder around the stages: its version, lock, config, annotations and log."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
@@ -13,23 +14,61 @@ from typing import Any
 
 import yaml
 
-from spr.config import Config, changed_fields
-from spr.core.errors import InputError, RunError
-from spr.pipeline.stage import Stage
-from spr.core.progress import MEGABYTE, Progress
+from spr.config import Config, TrainingPart, changed_fields
+from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
-from spr.runs.store import StageStore
+from spr.core.errors import InputError, RunError
+from spr.core.progress import MEGABYTE, Progress
+from spr.runs.store import MANIFEST, Manifest, StageStore, version_error
+
+_OLD_MANIFEST = re.compile(rb'\s*\{\s*"format"\s*:')
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the run folder for this process; the lock goes with the process, however it ends."""
+def open_run(out: Path, config: Config | TrainingPart) -> Iterator[dict[str, str]]:
+    """Lock a run folder for this process and write the config into it.
+
+    If the work in the block is refused with a `RunError` before any stage has begun under the new config, the previous
+    ``config.yaml`` is restored, so that it keeps describing what the folder holds.
+
+    Args:
+        out: The run folder; created if it is missing.
+        config: The resolved config. A `TrainingPart` has no annotations: for training on pairs from elsewhere.
+
+    Yields:
+        What identifies the input, see `adopt_config`.
+
+    Raises:
+        RunError: see `lock_run` and `adopt_config`.
+        InputError: if the annotations can't be read.
+    """
+    with lock_run(out):
+        path = out / "config.yaml"
+        previous = path.read_bytes() if path.is_file() else None
+        begun = set(_manifests(out))
+        inputs = adopt_config(config, out)
+        try:
+            yield inputs
+        except RunError:
+            if previous is not None and set(_manifests(out)) == begun:
+                write_atomically(path, previous)
+            raise
+
+
+@contextlib.contextmanager
+def lock_run(out: Path) -> Iterator[None]:
+    """Lock a run folder for this process. The lock is released when the process ends, however it ends.
+
+    Raises:
+        RunError: if SPR 0.1 made the folder, it holds something else than a run, is in use, or can't be written to.
+    """
     try:
+        check_run_version(out)
         out.mkdir(parents=True, exist_ok=True)
-        strangers = [p.name for p in out.iterdir() if p.name != ".lock" and not is_temporary(p)]
-        if strangers and not (out / "config.yaml").is_file():
+        foreign = [p.name for p in out.iterdir() if p.name != ".lock" and not is_temporary(p)]
+        if foreign and not (out / "config.yaml").is_file():
             fix = "choose a new or empty folder for --out"
-            raise RunError(f"{out} holds other things than a run", got=", ".join(sorted(strangers)[:5]), fix=fix)
+            raise RunError(f"{out} is not a run folder", got=", ".join(sorted(foreign)[:5]), fix=fix)
         lock = (out / ".lock").open("w")
     except OSError as error:
         raise RunError(f"{out} can't be used as a run folder", got=error, fix="choose another --out") from None
@@ -38,62 +77,124 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{out} is in use by another run", fix="wait for it, or choose another --out") from None
-        for path in filter(is_temporary, out.iterdir()):
-            if not path.is_dir():
+        for path in out.iterdir():
+            # Unfinished folders may belong to a living process; `atomic_dir` removes those that don't.
+            if is_temporary(path) and not path.is_dir():
                 path.unlink()
         yield
 
 
-def adopt(config: Config, out: Path, stages: Sequence[Stage]) -> dict[str, Any]:
-    """Write the config and what identifies the annotations into the run, or hold them against what is there.
+def check_run_version(run: Path) -> None:
+    """Refuse a run folder that SPR 0.1 made, without changing it. A folder without a config passes.
 
-    A field may change as long as no stage that depends on it has begun; those that decide no row may always.
-
-    Returns:
-        What identifies the input: part of every stage's fingerprint.
+    Args:
+        run: The run folder.
 
     Raises:
-        RunError: naming the fields that may not change, or the annotations if they have.
+        RunError: if another version made it, or its ``config.yaml`` is damaged.
+    """
+    if not (run / "config.yaml").is_file():
+        return
+    version = _read_config(run / "config.yaml").get("format_version")
+    old = version is None or any(map(_is_old_manifest, run.glob(f"*/{MANIFEST}")))
+    if old or version != FORMAT_VERSION:
+        raise version_error(run, 1 if old else version)
+
+
+def adopt_config(config: Config | TrainingPart, out: Path) -> dict[str, str]:
+    """Write the config, and what identifies the annotations, into a run folder that is locked.
+
+    In a folder that holds a run, a field may change as long as no stage whose rows depend on it has begun. Runtime
+    fields, which affect no row, may always change.
+
+    Returns:
+        What identifies the input, for the stages' fingerprints: ``annotations_sha256``; empty for a `TrainingPart`.
+
+    Raises:
+        RunError: naming the fields that must not change, or the annotations if they have changed, or because a run
+            with annotations is asked to train on pairs from elsewhere.
         InputError: if the annotations can't be read.
     """
-    path, new = out / "config.yaml", config.model_dump(mode="json")
-    begun = [stage for stage in stages if StageStore(out / stage.name).manifest() is not None]
+    path, known = out / "config.yaml", out / "inputs.json"
+    if isinstance(config, TrainingPart):
+        if known.is_file():
+            fix = "leave --pairs out to train on the run's own pairs, or choose another --out"
+            raise RunError(f"{out} is a run with its own annotations", got="--pairs", fix=fix)
+        write_atomically(path, config.to_yaml().encode())
+        return {}
+    begun = _manifests(out)
     if path.is_file():
-        changed = changed_fields(_read_config(path), new)
-        changed = {key: values for key, values in changed.items() if not config.is_runtime_field(key)}
-        deciding = {
-            stage.name: {key for key in changed if key.split(".")[0] in stage.deciding(config)} for stage in begun
-        }
-        spoilt = [name for name, fields in deciding.items() if fields]
-        if spoilt:
-            fields = sorted(set().union(*deciding.values()))
-            lines = "; ".join("{}: {} → {}".format(key, *changed[key]) for key in fields)
-            after = list(deciding)[list(deciding).index(spoilt[0]) :]
-            fix = f"use the old values, or another --out, or delete {' and '.join(f'{name}/' for name in after)}"
-            raise RunError(f"{out} was made under another config", got=lines, expected="no change", fix=fix)
-    identity, before = _identify(config.annotations.path, out / "inputs.json")
+        _check_changes(_read_config(path), config, out, begun)
+    identity, before = _identify(config.annotations.path, known)
     if begun and before not in (None, identity["sha256"]):
-        fix = "choose another --out; this folder's rows come from the file as it was"
+        fix = "choose another --out; the rows in this folder come from the previous content of the file"
         raise RunError(f"{config.annotations.path} has changed since {out} was made", fix=fix)
     write_atomically(path, config.to_yaml().encode())
-    write_atomically(out / "inputs.json", json.dumps(identity, indent=1).encode())
+    write_atomically(known, json.dumps(identity, indent=1).encode())
     return {"annotations_sha256": identity["sha256"]}
 
 
+def append_log(out: Path, event: str, **details: Any) -> None:
+    """Append a line to ``RUN/log.jsonl``."""
+    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
+    try:
+        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        fix = "free some disk space or check the permissions"
+        raise RunError(f"{out / 'log.jsonl'} can't be written", got=error, fix=fix) from None
+
+
+def _manifests(out: Path) -> dict[str, Manifest]:
+    """The manifests of the stages that have begun, by stage; a stage comes after its inputs."""
+    stores = [StageStore(path.parent) for path in sorted(out.glob(f"*/{MANIFEST}"))]
+    waiting = {store.folder.name: manifest for store in stores if (manifest := store.manifest()) is not None}
+    ordered: dict[str, Manifest] = {}
+    while waiting:
+        ready = [name for name, manifest in waiting.items() if not waiting.keys() & set(manifest.inputs)]
+        for name in ready or list(waiting):
+            ordered[name] = waiting.pop(name)
+    return ordered
+
+
+def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[str, Manifest]) -> None:
+    """Raise `RunError` if a field has changed on which the rows of a stage that has begun depend."""
+    changed = changed_fields(old, config.model_dump(mode="json"))
+    changed = {key: values for key, values in changed.items() if not config.is_runtime_field(key)}
+    fields: set[str] = set()
+    stale: list[str] = []
+    for name, manifest in begun.items():
+        own = {key for key in changed if key.split(".")[0] in manifest.sections}
+        fields |= own
+        if own or set(stale).intersection(manifest.inputs):
+            stale.append(name)
+    if stale:
+        lines = "; ".join("{}: {} → {}".format(key, *changed[key]) for key in sorted(fields))
+        fix = f"use the old values, or another --out, or delete {' and '.join(f'{name}/' for name in stale)}"
+        raise RunError(f"{out} was made with another config", got=lines, expected="no change", fix=fix)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
+    fix = "restore it, or choose another --out"
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path} is damaged", got=error, fix="restore it, or choose another --out") from None
+        raise RunError(f"{path} is damaged", got=error, fix=fix) from None
     if not isinstance(raw, dict):
-        raise RunError(f"{path} is damaged", got=raw, fix="restore it, or choose another --out")
+        raise RunError(f"{path} is damaged", got=raw, fix=fix)
     return raw
 
 
-def _identify(annotations: Path, known: Path) -> tuple[dict[str, Any], str | None]:
-    """What tells the annotations from others, and the sha256 that is known from before.
+def _is_old_manifest(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return _OLD_MANIFEST.match(file.read(64)) is not None
+    return False
 
-    The file is only hashed where its path, size or time are not as they were.
+
+def _identify(annotations: Path, known: Path) -> tuple[dict[str, Any], str | None]:
+    """What identifies the annotations, and their sha256 when the run was last used.
+
+    The file is only hashed if its path, size or modification time has changed.
     """
     try:
         stat = annotations.stat()
@@ -104,7 +205,7 @@ def _identify(annotations: Path, known: Path) -> tuple[dict[str, Any], str | Non
         same = all(before.get(key) == value for key, value in identity.items())
         digest = before["sha256"] if same else _hash(annotations, stat.st_size)
     except FileNotFoundError:
-        fix = "set annotations.path, relative to the current folder"
+        fix = "set annotations.path; relative paths start at the current folder"
         raise InputError(f"There is no file {annotations}", fix=fix) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{annotations} can't be read", got=error, fix="set annotations.path to a JSON file") from None
@@ -120,16 +221,6 @@ def _read_known(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        # Nothing is lost without it: the stages' fingerprints hold the sha256, too.
+        # The sha256 is also part of the stages' fingerprints, so this file may be missing.
         return {}
     return known if isinstance(known, dict) and "sha256" in known else {}
-
-
-def log(out: Path, event: str, **details: Any) -> None:
-    """Add a line to ``RUN/log.jsonl``."""
-    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
-    try:
-        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-    except OSError as error:
-        raise RunError(f"{out / 'log.jsonl'} can't be written", got=error, fix="make room, or allow it") from None

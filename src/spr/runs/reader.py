@@ -21,6 +21,7 @@ from spr.grounding import Dialect, get_dialect
 from spr.grounding.localization import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
 from spr.records.schemas import from_table
+from spr.runs.folder import check_run_version
 from spr.runs.store import MANIFEST, Manifest, StageStore, read_table
 
 Side: TypeAlias = Literal["chosen", "rejected"]
@@ -93,7 +94,7 @@ class Run:
         path: The run folder.
 
     Raises:
-        RunError: if the folder is not a run.
+        RunError: if the folder is not a run, or is one of SPR 0.1.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -102,6 +103,7 @@ class Run:
             got = "a folder without config.yaml" if self.path.is_dir() else "no such folder"
             fix = f"create one with `spr run CONFIG --out {path}`"
             raise RunError(f"{path} is not a run folder", got=got, fix=fix)
+        check_run_version(self.path)
 
     @cached_property
     def config(self) -> Config:

@@ -1,55 +1,52 @@
-"""A stage's output on disk: Parquet shards, written atomically, and a manifest that names the finished ones.
+"""The output of a stage on disk: Parquet shards, written atomically, and a manifest that lists the finished ones.
 
-A shard is written to a temporary name, synced and renamed; its entry in `manifest.json` comes after. So a file without
-an entry is unfinished work, and an entry whose file has another checksum is damage: both are done again.
+A shard is written under a temporary name, synced and renamed; then its entry is added to ``manifest.json``. A file
+without an entry is unfinished, and a file whose checksum differs from its entry is damaged: both are computed again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
 from spr.core.errors import RunError
 from spr.records.schemas import DROPPED
 
 MANIFEST = "manifest.json"
-FORMAT = 1
 
 
 class StageOutput(NamedTuple):
-    """What a stage made of a shard: the rows, and what it dropped (table `spr.records.schemas.DROPPED`)."""
+    """The rows that a stage computed for a shard, and what it dropped (schema `spr.records.schemas.DROPPED`)."""
 
     table: pa.Table
     dropped: pa.Table
 
 
 def dropped_table(stage: str, kind: str, drops: Iterable[tuple[str, str]]) -> pa.Table:
-    """A table of dropped things from ``(id, reason)`` pairs.
+    """A table of dropped items (schema `spr.records.schemas.DROPPED`).
 
     Args:
         stage: The stage that dropped them.
-        kind: What the ids name: "image", "object", "query" or "candidate".
-        drops: ``(id, reason)``.
+        kind: What the ids identify: "image", "object", "query" or "candidate".
+        drops: ``(id, reason)`` pairs.
     """
     ids, reasons = zip(*drops, strict=True) if (drops := list(drops)) else ((), ())
     return dropped_columns(stage, kind, pa.array(ids, pa.string()), pa.array(reasons, pa.string()))
 
 
 def dropped_columns(stage: str, kind: str, ids: pa.Array, reasons: pa.Array | str) -> pa.Table:
-    """The same from Arrow columns, for drops by the million."""
+    """Like `dropped_table`, from Arrow columns, for millions of drops; a single reason applies to all ids."""
     count = len(ids)
     reasons = pa.repeat(pa.scalar(reasons), count) if isinstance(reasons, str) else reasons
     columns = [ids, pa.repeat(pa.scalar(kind), count), pa.repeat(pa.scalar(stage), count), reasons]
@@ -57,15 +54,17 @@ def dropped_columns(stage: str, kind: str, ids: pa.Array, reasons: pa.Array | st
 
 
 def count_reasons(dropped: pa.Table) -> dict[str, int]:
-    """How many were dropped, by ``"<kind>: <reason>"``, sorted by that text."""
+    """The number of drops per ``"<kind>: <reason>"``, sorted by kind and reason."""
     if not len(dropped):
         return {}
     counted = dropped.group_by(["kind", "reason"]).aggregate([([], "count_all")]).to_pylist()
-    return {f"{row['kind']}: {row['reason']}": row["count_all"] for row in sorted(counted, key=_kind_and_reason)}
+    counted.sort(key=lambda row: (row["kind"], row["reason"]))
+    return {f"{row['kind']}: {row['reason']}": row["count_all"] for row in counted}
 
 
-def _kind_and_reason(row: dict[str, Any]) -> tuple[str, str]:
-    return row["kind"], row["reason"]
+def reasons_sorted(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Drop reasons with their counts, the most frequent first."""
+    return sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +72,13 @@ class ShardEntry:
     """A finished shard.
 
     Attributes:
-        index: Its number.
-        inputs: The input rows that it comes from.
-        rows: Its own rows.
-        source: What identifies the rows that it comes from: the sha256 of its input shards; empty for a first stage.
-        sha256, dropped_sha256: Of its two files.
-        dropped: Its drops, counted by kind and reason.
+        index: The shard's number, from 0.
+        inputs: Number of input rows that it was computed from.
+        rows: Number of its own rows.
+        source: Identifies the input rows: the sha256 of the input shards; empty for a first stage.
+        sha256: Checksum of the file of rows.
+        dropped_sha256: Checksum of the file of drops.
+        dropped: Number of drops per ``"<kind>: <reason>"``.
     """
 
     index: int
@@ -92,14 +92,16 @@ class ShardEntry:
 
 @dataclass(slots=True)
 class Manifest:
-    """What a stage has finished.
+    """What a stage has finished, and what its rows depend on.
 
     Attributes:
         stage: The stage's name.
-        fingerprint: Hash of all that decides the rows: config, inputs, the stage's version.
-        shards: Entries, sorted by number; some may be missing until the stage is complete.
-        source: What a first stage says of its input: counts, and the drops made before sharding.
-        complete: Whether all shards are there.
+        fingerprint: Hash of everything that determines the rows: config, inputs, the stage's version.
+        shards: Entries, sorted by index; until the stage is complete, some may be missing.
+        source: Written by a first stage: ``counts`` of what it read, and the drops made before sharding.
+        complete: Whether all shards are finished.
+        inputs: Names of the stages that it reads.
+        sections: Config fields and sections that its rows depend on, besides those that its inputs depend on.
     """
 
     stage: str
@@ -107,15 +109,17 @@ class Manifest:
     shards: list[ShardEntry] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
+    inputs: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
-        """Rows in all finished shards."""
+        """Number of rows in all finished shards."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def dropped(self) -> dict[str, int]:
-        """What was dropped so far, by ``"<kind>: <reason>"``."""
+        """Number of drops so far, per ``"<kind>: <reason>"``."""
         total: Counter[str] = Counter(self.source.get("dropped", {}))
         for shard in self.shards:
             total.update(shard.dropped)
@@ -129,7 +133,7 @@ class StageStore:
     """The folder of a stage's output.
 
     Args:
-        folder: ``RUN/<stage>``; made when the first shard is written.
+        folder: ``RUN/<stage>``; created when the first shard is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -144,11 +148,11 @@ class StageStore:
         return self.folder / f"dropped-{index:05d}.parquet"
 
     def unfinished(self, index: int) -> Path:
-        """The file in which a stage may keep what it has of a shard that is not finished."""
+        """The file in which a stage may keep partial results of a shard that is not finished."""
         return self.folder / f"unfinished-{index:05d}.jsonl"
 
-    def forget_unfinished(self) -> None:
-        """Remove what was kept of unfinished shards: all are finished."""
+    def delete_unfinished(self) -> None:
+        """Delete the partial results of all shards, once all are finished."""
         for path in self.folder.glob("unfinished-*.jsonl"):
             path.unlink(missing_ok=True)
 
@@ -158,49 +162,54 @@ class StageStore:
         return self.folder / "dropped-source.parquet"
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None where no stage has begun.
+        """The manifest, or None if the stage has not begun.
 
         Raises:
-            RunError: if the manifest can't be read (it is written atomically, so a person or another program did it).
+            RunError: if another version of SPR wrote it, or it can't be read. It is written atomically, so then a
+                person or another program has changed it.
         """
         path = self.folder / MANIFEST
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
+            version = 1 if "format" in raw else raw["format_version"]
+            if version != FORMAT_VERSION:
+                raise version_error(self.folder.parent, version)
             entries = [ShardEntry(**entry) for entry in raw["shards"]]
             if not isinstance(raw["source"], dict):
-                raise ValueError("`source` is no object")
-            if raw["format"] != FORMAT:
-                raise RunError(f"{path} is of another version of SPR", got=raw["format"], expected=FORMAT)
-            return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"])
+                raise ValueError("`source` is not an object")
+            depends = tuple(raw["inputs"]), tuple(raw["sections"])
+            return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"], *depends)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, OSError) as error:
-            fix = f"delete {self.folder} to have this stage done again"
+            fix = f"delete {self.folder} to compute this stage again"
             raise RunError(f"{path} is damaged", got=error, expected="the manifest that SPR wrote", fix=fix) from None
 
     def save(self, manifest: Manifest) -> None:
         """Write the manifest atomically."""
         head = {
-            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
             "stage": manifest.stage,
             "fingerprint": manifest.fingerprint,
+            "inputs": manifest.inputs,
+            "sections": manifest.sections,
             "complete": manifest.complete,
             "rows": manifest.rows,
             "source": manifest.source,
         }
-        # A line a shard: to be read by people, and written fast though there may be thousands.
+        # One line per shard: readable, and fast to write even for thousands of shards.
         shards = ",\n".join(json.dumps({name: getattr(shard, name) for name in _ENTRY}) for shard in manifest.shards)
         text = json.dumps(head).removesuffix("}") + ', "shards": [\n' + shards + "\n]}\n"
         write_atomically(self.folder / MANIFEST, text.encode())
 
     def write_shard(self, index: int, output: StageOutput, *, inputs: int, source: str = "") -> ShardEntry:
-        """Write a shard's two files; the caller puts the entry into the manifest."""
+        """Write a shard's two files; the caller adds the entry to the manifest."""
         rows = write_table(self.part(index), output.table)
         drops = write_table(self.drops(index), output.dropped)
         return ShardEntry(index, inputs, len(output.table), source, rows, drops, count_reasons(output.dropped))
 
     def valid_shards(self, manifest: Manifest) -> list[ShardEntry]:
-        """The entries whose files are there and unchanged."""
+        """The entries whose files are present and unchanged."""
         return [shard for shard in manifest.shards if self._is_valid(shard)]
 
     def _is_valid(self, shard: ShardEntry) -> bool:
@@ -208,44 +217,53 @@ class StageStore:
         return all(path.is_file() and sha256(path) == expected for path, expected in files.items())
 
     def sweep(self, manifest: Manifest) -> None:
-        """Remove what no entry names: temporary files and shards of interrupted or superseded work."""
-        named = {MANIFEST, self.source_drops.name}
-        named |= {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
+        """Remove temporary files, and shards that the manifest doesn't list."""
+        listed = {self.source_drops.name}
+        listed |= {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             ours = is_temporary(path) or path.name.startswith(("part-", "dropped-"))
-            if ours and path.name not in named and not path.is_dir():
+            if ours and path.name not in listed and not path.is_dir():
                 path.unlink(missing_ok=True)
 
     def finished(self) -> Manifest:
         """The manifest of a finished stage.
 
         Raises:
-            RunError: if the stage has not finished.
+            RunError: if the stage is not finished.
         """
         manifest = self.manifest()
         if manifest is None or not manifest.complete:
             got = "no manifest" if manifest is None else f"{len(manifest.shards)} shards of an unfinished stage"
             fix = f"spr run CONFIG --out {self.folder.parent} --until {self.folder.name}"
-            raise RunError(f"{self.folder} holds no finished stage", got=got, fix=fix)
+            raise RunError(f"{self.folder} does not hold a finished stage", got=got, fix=fix)
         return manifest
 
     def tables(self) -> Iterator[pa.Table]:
         """The tables of a finished stage's shards, in order, one in memory at a time.
 
         Raises:
-            RunError: if the stage has not finished.
+            RunError: if the stage is not finished.
         """
         for shard in self.finished().shards:
             yield read_table(self.part(shard.index))
 
     def dropped_files(self, manifest: Manifest) -> list[Path]:
-        """The files of all that this stage dropped, in order."""
+        """The files of everything that this stage dropped, in order."""
         before = [self.source_drops] if self.source_drops.is_file() else []
         return before + [self.drops(shard.index) for shard in manifest.shards]
 
 
+def version_error(run: Path, version: object) -> RunError:
+    """The error for a run folder of another format version."""
+    if version == 1:
+        fix = "use SPR 0.1 for this folder, or choose another --out to make a new run"
+        return RunError(f"{run} was made by SPR 0.1, whose folders this version can't use", fix=fix)
+    fix = "use the SPR version that made it, or choose another --out"
+    return RunError(f"{run} was made by another version of SPR", got=version, expected=FORMAT_VERSION, fix=fix)
+
+
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file as a table, with all or some of its columns.
+    """Read a Parquet file, or some of its columns, as a table.
 
     Raises:
         RunError: if it is missing or damaged.
@@ -257,25 +275,17 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def unreadable(path: Path, error: Exception) -> RunError:
-    """What to raise where a Parquet file is missing or damaged."""
-    expected = "a Parquet file; in a run folder the same command makes a damaged shard anew"
-    return RunError(f"{path} can't be read", got=error, expected=expected)
+    """The error for a Parquet file that is missing or damaged."""
+    fix = "repeat the command that made the run folder; it computes damaged shards again"
+    return RunError(f"{path} can't be read", got=error, expected="a Parquet file", fix=fix)
 
 
 def write_table(path: Path, table: pa.Table) -> str:
-    """Write a table atomically and return the file's sha256. The same rows give the same bytes."""
+    """Write a table atomically and return the file's sha256. Equal rows give equal bytes."""
+    # One chunk: how a table was put together must not affect its file.
+    table = table.combine_chunks() if len(table) else table.schema.empty_table()
     sink = pa.BufferOutputStream()
-    pq.write_table(_one_chunk(table), sink, compression="zstd", write_page_index=False)
+    pq.write_table(table, sink, compression="zstd", write_page_index=False)
     buffer = sink.getvalue()
     write_atomically(path, buffer)
     return hashlib.sha256(buffer).hexdigest()
-
-
-def _one_chunk(table: pa.Table) -> pa.Table:
-    # How a table was put together must not show in its file.
-    return table.combine_chunks() if len(table) else table.schema.empty_table()
-
-
-def reasons_sorted(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Reasons with their counts, most first, for people to read."""
-    return sorted(dropped.items(), key=lambda item: (-item[1], item[0]))

@@ -1,4 +1,4 @@
-"""Descriptions of regions against figures worked out by hand, greedy and sampled, from a model and from its file."""
+"""Descriptions of regions against values computed by hand, greedy and sampled, from a model and from its file."""
 
 import json
 
@@ -147,7 +147,7 @@ def test_regions_come_from_parquet_or_json(tmp_path):
         assert found.images is None
 
 
-def test_regions_that_are_none_are_refused(tmp_path):
+def test_files_without_valid_regions_are_refused(tmp_path):
     path = tmp_path / "regions.json"
     with pytest.raises(InputError, match="no such file"):
         Description().load(path)

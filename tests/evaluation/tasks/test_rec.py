@@ -1,4 +1,4 @@
-"""Referring expressions: reading both forms, the figures, and a model asked about scenes."""
+"""Referring expressions: reading both file formats, the metrics, and asking a model."""
 
 import json
 
@@ -87,7 +87,7 @@ def test_a_wrong_row_is_named_with_its_field(tmp_path, change, message):
         (json.dumps(LINE) + "\n" + json.dumps(LINE), "Two expressions have the same id"),
     ],
 )
-def test_files_of_something_else_are_refused(tmp_path, content, message):
+def test_files_with_other_content_are_refused(tmp_path, content, message):
     path = tmp_path / "annotations.json"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
@@ -176,7 +176,7 @@ def test_a_prompt_needs_its_expression(items, tmp_path):
         evaluate(Rec(prompt="Where is it?"), items, describer=FakeDescriber(), images=tmp_path)
 
 
-def test_the_result_file_is_as_agreed(items, tmp_path):
+def test_the_result_file_has_the_documented_form(items, tmp_path):
     answers = Answers(["[0.00, 0.00, 0.50, 0.50]"] * 5, {"unknown": [str(k) for k in range(99)]}, DIALECT)
     result = Rec().score(items, answers)
     result.write(tmp_path / "deep" / "rec.json")

@@ -8,7 +8,7 @@ from spr.annotations import CrowdQuery
 from spr.config import make_config
 from spr.models.detectors.grounding_dino import GroundingDinoDetector
 from spr.models.detectors.owl import OwlDetector
-from spr.pipeline.objects import look_in_crowds
+from spr.pipeline.objects import detect_in_crowds
 from spr.records import Detection
 
 
@@ -33,7 +33,7 @@ def look(tmp_path):
         image.save(tmp_path / "1.png")
         settings = make_config({"annotations": {"path": "a.json", "images": str(tmp_path)}}).annotations
         queries = [CrowdQuery("1", "1.png", image.size, category, box) for category, box in crowds]
-        return look_in_crowds(queries, detector=detector, settings=settings)
+        return detect_in_crowds(queries, detector=detector, images=settings.image_source)
 
     return call
 

@@ -1,4 +1,4 @@
-"""Tolerances: 1e-4 against transformers called directly, unbatched, and against other batches [issue 4]."""
+"""Tolerances: 1e-4 against transformers called directly, unbatched, and against other batches."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tolerances: 1e-5 where the same sums are done in another order, 1e-4 against other batches [issue 4]."""
+"""Tolerances: 1e-5 where the same sums are done in another order, 1e-4 against other batches."""
 
 import numpy as np
 import pytest

@@ -32,7 +32,7 @@ from spr.runs.store import StageStore, read_table
 RECALLS = (0.5, 0.75, 0.9)
 UNMATCHED = 0.5
 _REGION = "{region}"
-_EMBEDDED = "Describe the region {region} and locate its objects."  # what the embedded describer was trained on
+EMBEDDED_PROMPT = "Describe the region {region} and locate its objects."  # what the embedded describer was trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class Description(Task[Regions]):
     """Descriptions of held-out regions: objects located and named, boxes without an object, length.
 
     - ``s_loc``: mean localization score of the answer's own boxes, 0 to 1 (paper, Sec. 3.2).
-    - ``recall@0.5``, ``@0.75``, ``@0.9``: share of the objects inside the region that a box overlaps with this IoU.
+    - ``recall@0.5``, ``@0.75``, ``@0.9``: share of the region's objects that a box overlaps with at least this IoU.
     - ``unmatched_boxes``: share of the boxes whose IoU with every object of the image is below 0.5.
-    - ``objects_named``: share of the objects inside whose category a phrase names; a phrase names one object.
-    - ``objects_placed``: share of the objects inside that a box of their own name overlaps with an IoU of at least 0.5;
-      a box places one object.
+    - ``objects_named``: share of the region's objects whose category a phrase names; a phrase names one object.
+    - ``objects_placed``: share of the region's objects that a box of their own name overlaps with an IoU of at least
+      0.5; a box places one object.
     - ``phrases``, ``boxes``, ``words``: mean number per answer.
     """
 
@@ -115,7 +115,7 @@ class Description(Task[Regions]):
 
     def questions(self, items: Regions, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """`samples` questions per region about the whole image, with the region in the model's dialect."""
-        embedded = _EMBEDDED if model.startswith("embedded/") else None
+        embedded = EMBEDDED_PROMPT if model.startswith("embedded/") else None
         default = embedded or dialect.description_prompt or PromptsConfig().full
         prompt = check_prompt(self.prompt or items.prompt or default, _REGION)
         questions = []

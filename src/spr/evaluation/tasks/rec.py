@@ -35,7 +35,7 @@ SIZES: dict[Areas, tuple[float, float]] = {
 """The areas at which ``small`` ends and ``large`` begins: COCO's in px², or the same as shares of a 640 × 640 image."""
 
 _EXPRESSION = "{expression}"
-_EMBEDDED = "Where is {expression}?"  # the wording that the embedded describer was trained on
+EMBEDDED_PROMPT = "Where is {expression}?"  # the wording that the embedded describer was trained on
 _NO_BOX: Box = (math.nan,) * 4
 
 
@@ -125,7 +125,7 @@ class Rec(Task[Expressions]):
     def questions(self, items: Expressions, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per expression."""
         check_protocol(self.protocol, dialect)
-        embedded = _EMBEDDED if model.startswith("embedded/") else None
+        embedded = EMBEDDED_PROMPT if model.startswith("embedded/") else None
         prompt = check_prompt(self.prompt or embedded or dialect.rec_prompt, _EXPRESSION)
         keep = dialect.rec_keeps_commas
         sentences = [sentence if keep else sentence.replace(",", "").strip() for sentence in items.sentences]

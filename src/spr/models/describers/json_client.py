@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
@@ -246,9 +246,7 @@ class JsonClient:
 
 
 def _problem(state: RetryCallState) -> _TemporaryError:
-    problem = state.outcome.exception() if state.outcome is not None else None
-    assert isinstance(problem, _TemporaryError)
-    return problem
+    return cast(_TemporaryError, state.outcome and state.outcome.exception())
 
 
 @cache

@@ -1,1 +1,1 @@
-"""Models that transformers lacks, ported to its classes."""
+"""Models that transformers does not include, implemented with its classes."""

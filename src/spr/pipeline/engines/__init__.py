@@ -1,1 +1,1 @@
-"""What runs shards: `local`, processes of this machine. Stages know nothing of it."""
+"""Engines run the shards of a stage: `local` uses processes of this machine."""

@@ -1,4 +1,4 @@
-"""Shards in this process, or in worker processes of this machine."""
+"""Runs shards in this process, or in worker processes of this machine."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Jobs a worker may have waiting, so that it never idles and a limit wastes little."""
+"""Jobs queued per worker: enough to keep it busy, few enough to waste little when the stage reaches its limit."""
 
 
 def run_shards(jobs: Iterable[Job], work: Callable[[Job], Result], workers: int = 1) -> Generator[Result]:
-    """Results in the order of the jobs, whichever finishes first.
+    """Yield the results in the order of the jobs.
 
     Args:
-        jobs: Taken one by one, only a few ahead of the results.
-        work: A function that can be imported by name.
-        workers: Processes; 1 works in this process.
+        jobs: Taken one by one, a few ahead of the results.
+        work: A function that can be imported by name, for worker processes.
+        workers: Number of processes; 1 uses this process.
 
     Raises:
-        RunError: if a worker process dies; whatever ``work`` raises.
+        RunError: if a worker process dies. Errors of ``work`` are raised when their job's result is due.
     """
     if workers == 1:
         yield from map(work, jobs)
         return
-    # Spawned, not forked: Arrow and torch run threads, whose locks a fork would copy in any state.
+    # Spawned, not forked: Arrow and torch run threads, and a fork copies their locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     waiting: deque[Future[Result]] = deque()
     try:
         for job in jobs:
-            with _interrupts_held():
+            with _sigint_blocked():
                 waiting.append(pool.submit(work, job))
             if len(waiting) > workers * AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        fix = "give fewer --workers (out of memory?); finished shards are kept, so the same command goes on"
-        raise RunError("A worker process died", got="it was killed or crashed", fix=fix) from None
+        fix = "use fewer --workers if memory ran out, and run the same command again: finished shards are kept"
+        raise RunError("A worker process died", got="killed or crashed", fix=fix) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while processes start: they inherit that, for good.
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT while worker processes start, because they inherit the blocked signals.
 
-    Ctrl-C reaches the whole process group. The parent decides; workers finish the shard they are at.
+    Ctrl-C reaches the whole process group. The parent handles it; workers finish their current shard.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -71,9 +71,9 @@ def _interrupts_held() -> Iterator[None]:
 def _start_worker() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _die_with(parent: multiprocessing.process.BaseProcess) -> None:
+def _exit_with(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)

@@ -140,13 +140,13 @@ def test_positions_that_cannot_be_known_are_asked_for(cogvlm, rows, pixels):
     cache = cogvlm(**inputs, pixel_values=pixels[:1], use_cache=True).past_key_values
     with pytest.raises(ModelError, match=r"(?s)a cache of 15 tokens.*position_ids"):
         cogvlm(input_ids=torch.tensor([[5]]), past_key_values=cache)
-    with pytest.raises(ModelError, match="ids or embeddings"):
+    with pytest.raises(ModelError, match="`input_ids` or `inputs_embeds`"):
         cogvlm()
 
 
 def test_images_that_do_not_match_the_prompts_are_refused(cogvlm, rows, pixels):
     inputs = rows((0, 0, 3))
-    with pytest.raises(ModelError, match=r"(?s)11 image tokens for features of 22.*11 tokens an image"):
+    with pytest.raises(ModelError, match=r"(?s)11 image tokens for features of 22.*11 tokens per image"):
         cogvlm(**inputs, pixel_values=pixels)
     with pytest.raises(ModelError, match="11 image tokens for features of 0"):
         cogvlm(**inputs)
@@ -259,6 +259,6 @@ def test_hidden_states_and_attention_can_be_asked_for(make_cogvlm, rows, pixels)
     assert made.attentions[0][0, :, 3, 4:].abs().max() == 0
 
 
-def test_a_cogvlm2_is_told_apart():
+def test_the_config_of_cogvlm2_is_refused():
     with pytest.raises(ModelError, match=r"CogVLM2[\s\S]*cogvlm-grounding-generalist"):
         CogVLMConfig(num_multi_query_heads=8)

@@ -100,7 +100,7 @@ def test_the_language_model_alone_on_the_embedded_inputs_gives_the_same_logits(m
     torch.testing.assert_close(logits[keep], whole[keep], atol=1e-4, rtol=1e-4)
 
 
-def test_several_answers_a_prompt_keep_its_image_and_regions(model, batch):
+def test_several_answers_per_prompt_use_its_image_and_regions(model, batch):
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "num_return_sequences": 2}
     together = model.generate(**batch, **options)
     repeated = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items()}
@@ -221,9 +221,9 @@ def test_inputs_that_do_not_fit_are_refused(model, batch):
         InputError, match=r"more regions than <region_fea>[\s\S]*\[1, 3, 3\] regions for \[1, 0, 3\] tok"
     ):
         model(**{**batch, "region_points": points})
-    with pytest.raises(InputError, match=r"not those of the images[\s\S]*points of 3, sizes of 0"):
+    with pytest.raises(InputError, match=r"do not match the images[\s\S]*points of 3, sizes of 0"):
         model(**without("region_sizes"))
-    with pytest.raises(InputError, match=r"not those of the images[\s\S]*points of 2, sizes of 3"):
+    with pytest.raises(InputError, match=r"do not match the images[\s\S]*points of 2, sizes of 3"):
         model(**with_one_less("region_points"))
     with pytest.raises(InputError, match="`input_ids` or `inputs_embeds`"):
         model(attention_mask=batch["attention_mask"])

@@ -56,7 +56,7 @@ def test_answers_are_cut_and_put_together_as_in_the_published_code(case, words):
     assert words.decode(case["ids"]) == case["text"]
 
 
-def test_a_conversation_goes_on_after_the_answers_end(processor):
+def test_a_second_question_follows_the_end_token_of_the_first_answer(processor):
     turns = [("user", "A?"), ("assistant", "B."), ("user", "C?")]
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -87,7 +87,7 @@ def test_pixels_are_those_of_the_published_code(processor, answers):
     np.testing.assert_allclose(inputs["pixel_values"][0, :, ::8, ::8], answers["pixels"], atol=1e-6)
 
 
-def test_an_image_takes_a_token_a_patch_and_regions_are_read_from_the_prompt(processor, picture):
+def test_an_image_has_one_token_per_patch_and_regions_are_read_from_the_prompt(processor, picture):
     box = render_box((10, 20, 40, 60), "ferret", (80, 100), region=True)
     texts = [
         f"<image>\nWhat is {box}?",
@@ -128,7 +128,7 @@ def test_prompts_without_regions_have_none(processor, picture):
     [
         ([[(1, 2, 3, 4)]], r"fewer regions[\s\S]*1 regions, 2 <region_fea>"),
         ([[(1, 2, 3, 4)] * 3], r"more regions[\s\S]*3 regions, 2 <region_fea>"),
-        ([None, None], "not as many as the texts"),
+        ([None, None], "differ in number"),
         ([[(1, 2, 3, 4), (90, 0, 95, 9)]], "no area within the image"),
     ],
 )
@@ -143,7 +143,7 @@ def test_regions_must_match_their_tokens(regions, words, processor, picture):
         (["<image> a", "<image> b"], 1, r"1 images for prompts with \[1, 1\]"),
         (["a"], 1, r"1 images for prompts with \[0\]"),
         (["<image> a"], 0, "0 images"),
-        (["<image> <image> a"], 2, "at most one <image> a prompt"),
+        (["<image> <image> a"], 2, "at most one <image> per prompt"),
     ],
 )
 def test_images_must_match_the_prompts(texts, images, words, processor, picture):

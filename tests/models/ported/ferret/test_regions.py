@@ -51,7 +51,7 @@ def test_a_box_narrower_than_a_unit_is_still_a_region():
         ("[1, 2, 3, 4] <region_fea> <region_fea>", "has no coordinates"),
         ("[1, 2, 3] <region_fea>", "has no coordinates"),
         ("[a, b] <region_fea>", "has no coordinates"),
-        ("[1, 2, 1001, 4] <region_fea>", "outside of the image"),
+        ("[1, 2, 1001, 4] <region_fea>", "outside the image"),
         ("[1000, 1000] <region_fea>", "no area within the image"),
         ("[1000, 0, 1000, 10] <region_fea>", "no area within the image"),
         ("[300, 200, 100, 400] <region_fea>", "no area within the image"),
@@ -72,14 +72,14 @@ def test_prompts_without_a_usable_region_are_refused(text, words):
         ((50, 3), "no area within the image"),
         ((-0.5, 3), "no area within the image"),
         ((float("nan"), 3), "finite"),
-        ((1, 2, 3), "This is no region"),
+        ((1, 2, 3), "A region has the wrong shape"),
         (("a", "b"), "finite"),
         (np.zeros((40, 50)), "mask is empty"),
-        (np.ones((50, 40)), "not of the image's size"),
-        (np.ones((1, 40, 50)), "This is no region"),
+        (np.ones((50, 40)), "does not have the image's size"),
+        (np.ones((1, 40, 50)), "A region has the wrong shape"),
     ],
 )
-def test_what_is_no_region_of_the_image_is_refused(region, words):
+def test_invalid_regions_are_refused(region, words):
     with pytest.raises(RegionError, match=words):
         region_mask(region, SIZE)
 

@@ -1,4 +1,4 @@
-"""CogVLM-17B as ordinary classes of transformers: published weights load under their own names, without remote code.
+"""CogVLM-17B as transformers classes. Published weights load under their own names, without remote code.
 
 Wang et al., "CogVLM: Visual Expert for Pretrained Language Models", arXiv 2311.03079.
 """

@@ -1,6 +1,6 @@
-"""CogVLM's decoder layers: each token goes through the linear layers of its expert (Wang et al. 2023, §2.1).
+"""CogVLM's decoder layers, in which each token uses the linear layers of its expert (Wang et al. 2023, Sec. 2.1).
 
-Modules are named as in the published weights. Attention is causal, for image tokens too.
+Modules have the names of the published weights. Attention is causal, also for image tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spr.models.ported.cogvlm.experts import Routing, by_expert
 
 
 class CogVLMRMSNorm(nn.Module):
-    """Root mean square norm; the product with the weight is taken in float32, as published."""
+    """RMS norm that multiplies by its weight in float32, as in the published code."""
 
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class CogVLMRMSNorm(nn.Module):
 
 
 class CogVLMRotaryEmbedding(nn.Module):
-    """Angles of positions, all in the model's dtype, as published: its weights were trained so, in bfloat16.
+    """Rotary embedding, computed in the model's dtype as in the published code.
 
-    There positions over 256 are rounded. The published weights hold ``inv_freq`` too; where a file lacks it, it is
-    computed.
+    The weights were trained this way in bfloat16, which rounds positions above 256. The published weights contain
+    ``inv_freq``; it is computed if a file does not have it.
     """
 
     def __init__(self, config: CogVLMConfig) -> None:
@@ -56,7 +56,7 @@ class CogVLMRotaryEmbedding(nn.Module):
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads ``(B, H, L, head_dim)``, feature k turned against feature k + head_dim / 2."""
+    """Apply the rotary embedding to ``(B, H, L, head_dim)``; feature k is paired with feature k + head_dim / 2."""
     left, right = states.chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
 
@@ -70,7 +70,7 @@ def eager_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention by plain products, softmax in float32; ``(B, L, H, head_dim)`` and the weights."""
+    """Attention with explicit weights and float32 softmax; returns ``(B, L, H, head_dim)`` and the weights."""
     del module
     scores = query @ key.transpose(-2, -1) * scaling
     if attention_mask is not None:
@@ -83,7 +83,7 @@ def eager_attention(
 
 
 class CogVLMAttention(nn.Module):
-    """Each token's query, key and value come from its expert; all attend to each other."""
+    """Attention in which the query, key and value of each token come from its expert."""
 
     def __init__(self, config: CogVLMConfig, layer_idx: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class CogVLMAttention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """``(B, L, D)`` → ``(B, L, D)`` and, from the eager kernel, the weights."""
+        """``(B, L, D)`` → ``(B, L, D)``, and the attention weights if the eager kernel is used."""
         mixed = by_expert(
             hidden_states, routing, self.vision_expert_query_key_value, self.language_expert_query_key_value
         )
@@ -117,7 +117,7 @@ class CogVLMAttention(nn.Module):
         kernel: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
-        # Without position_ids: kernels would take the patches' shared position for the start of another sequence.
+        # Without position_ids, since kernels would interpret the patches' shared position as packed sequences.
         context, weights = kernel(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.head_dim**-0.5, **kwargs
         )
@@ -155,7 +155,7 @@ class CogVLMExpertMLP(nn.Module):
 
 
 class CogVLMDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
-    """Attention and MLP, each behind a norm that both experts share."""
+    """Attention and MLP, each after a norm that both experts share."""
 
     def __init__(self, config: CogVLMConfig, layer_idx: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which expert reads a token, and where it stands: both follow from the token types (Wang et al. 2023, §2.1)."""
+"""The expert and the position of each token, derived from the token types (Wang et al. 2023, Sec. 2.1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 LANGUAGE, VISION = 0, 1
-"""Values of ``token_type_ids``: text, and image (its begin and end marks included)."""
+"""Values of ``token_type_ids``: text, and image (including its begin and end token)."""
 
 
 class Routing(NamedTuple):
@@ -17,8 +17,8 @@ class Routing(NamedTuple):
 
     Attributes:
         order: ``(B·L,)`` indices into the flattened tokens, those of the visual expert first.
-        inverse: ``(B·L,)`` puts the sorted tokens back.
-        vision: How many the visual expert reads.
+        inverse: ``(B·L,)``, the inverse permutation.
+        vision: The number of tokens of the visual expert.
     """
 
     order: Tensor
@@ -27,10 +27,10 @@ class Routing(NamedTuple):
 
 
 def route(token_type_ids: Tensor) -> Routing | None:
-    """The visual expert reads image tokens but for an image's last one, the end mark; None where it reads none.
+    """Route image tokens, except the last of each image, to the visual expert; None if there are none.
 
     Args:
-        token_type_ids: ``(B, L)``, `LANGUAGE` or `VISION`. An image must not be cut at the end of a row.
+        token_type_ids: ``(B, L)``, `LANGUAGE` or `VISION`. Images must be complete.
 
     >>> route(torch.tensor([[0, 1, 1, 1, 0]]))
     Routing(order=tensor([1, 2, 0, 3, 4]), inverse=tensor([2, 0, 1, 3, 4]), vision=2)
@@ -52,25 +52,25 @@ def by_expert(
     vision: Callable[[Tensor], Tensor],
     language: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Each token through its expert: ``(B, L, D)`` → ``(B, L, D')``."""
+    """Apply to each token the function of its expert: ``(B, L, D)`` → ``(B, L, D')``."""
     if routing is None:
         return language(hidden_states)
     tokens = hidden_states.flatten(0, 1)[routing.order]
     images, texts = tokens[: routing.vision], tokens[routing.vision :]
-    done = torch.cat([vision(images), language(texts)])[routing.inverse]
-    return done.view(*hidden_states.shape[:2], -1)
+    outputs = torch.cat([vision(images), language(texts)])[routing.inverse]
+    return outputs.view(*hidden_states.shape[:2], -1)
 
 
 def build_position_ids(token_type_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Positions for the rotary angles: text and the marks of an image count one each, all its patches one together.
+    """Positions for the rotary embedding: one per text, begin or end token, and one for all patches of an image.
 
     Args:
         token_type_ids: ``(B, L)``, `LANGUAGE` or `VISION`.
-        attention_mask: ``(B, L)``, 0 for padding. The first token that counts has position 0, so that padding on the
-            left changes nothing. (The published code starts padded rows at 1. Only differences of positions count.)
+        attention_mask: ``(B, L)``, 0 for padding. The first token that is not padding has position 0, so that left
+            padding changes nothing. (The published code starts padded rows at 1; only differences matter.)
 
     Returns:
-        ``(B, L)`` int64; 0 for padding on the left.
+        int64 ``(B, L)``; 0 for left padding.
 
     >>> build_position_ids(torch.tensor([[0, 1, 1, 1, 1, 0, 0]])).tolist()
     [[0, 1, 2, 2, 3, 4, 5]]
@@ -85,12 +85,12 @@ def build_position_ids(token_type_ids: Tensor, attention_mask: Tensor | None = N
 
 
 def image_token_types(input_ids: Tensor, length: int, *, bos: int, image: int) -> Tensor:
-    """Token types, read off the ids: an image is ``length`` placeholders right behind the beginning of text.
+    """Token types from token ids: an image is ``length`` placeholders right after the start token.
 
     Args:
         input_ids: ``(B, L)``; rows may be padded on either side, also with the placeholder's id.
-        length: Tokens of an image.
-        bos: Id of the beginning of text.
+        length: Tokens per image.
+        bos: Id of the start token.
         image: Id of the placeholder.
 
     >>> image_token_types(torch.tensor([[0, 1, 0, 0, 0, 7, 0], [1, 7, 7, 7, 0, 0, 0]]), 3, bos=1, image=0).tolist()

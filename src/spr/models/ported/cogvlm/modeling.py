@@ -1,4 +1,4 @@
-"""CogVLM-17B: a decoder in which image tokens have linear layers of their own, the visual expert (arXiv 2311.03079)."""
+"""CogVLM-17B: a decoder whose image tokens have their own linear layers, the visual expert (arXiv 2311.03079)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spr.models.ported.cogvlm.vision import CogVLMPatchEmbedding, CogVLMVisionMo
 
 
 class CogVLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
-    """What all CogVLM models share."""
+    """The base class of both models below."""
 
     config_class = CogVLMConfig
     base_model_prefix = "model"
@@ -63,7 +63,7 @@ class CogVLMModel(CogVLMPreTrainedModel):
 
     @property
     def language_model(self) -> CogVLMModel:
-        """Itself, for callers that run the decoder alone, on embeddings: the published names leave no level between."""
+        """This module, for callers that run the decoder alone; the published names have no submodule for it."""
         return self
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -75,28 +75,28 @@ class CogVLMModel(CogVLMPreTrainedModel):
         self.embed_tokens = value
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Pixels ``(N, 3, S, S)`` → ``pooler_output``, one ``(P + 2, D)`` an image: begin mark, patches, end mark."""
+        """Pixels ``(N, 3, S, S)`` → ``pooler_output``, per image ``(P + 2, D)``: begin token, patches, end token."""
         features = self.vision(pixel_values.to(self.vision.boi.dtype))
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=list(features))
 
     def get_placeholder_mask(self, token_type_ids: Tensor, image_features: Tensor) -> Tensor:
-        """Where image features go, ``(B, L)`` bool.
+        """The positions of image features: bool ``(B, L)``.
 
         Raises:
-            ModelError: if there are more or fewer image tokens than features.
+            ModelError: if the numbers of image tokens and features differ.
         """
         mask = token_type_ids == VISION
         if int(mask.sum()) != len(image_features):
             raise ModelError(
                 "The images don't match the prompts",
                 got=f"{int(mask.sum())} image tokens for features of {len(image_features)}",
-                expected=f"{self.config.image_seq_length} tokens an image",
-                fix="give each prompt that places an image that image, and no other",
+                expected=f"{self.config.image_seq_length} tokens per image",
+                fix="give exactly one image for each prompt with an image placeholder",
             )
         return mask
 
     def prompt_positions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Where the tokens of prompts stand, ``(B, L)``; an answer goes on from the greatest."""
+        """The positions ``(B, L)`` of the tokens of prompts; an answer continues after the largest."""
         return build_position_ids(self._find_images(input_ids), attention_mask)
 
     def _find_images(self, input_ids: Tensor) -> Tensor:
@@ -123,28 +123,30 @@ class CogVLMModel(CogVLMPreTrainedModel):
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Token ids with pixels, or embeddings of both, → hidden states.
+        """Hidden states for token ids with pixels, or for embeddings of both.
 
         Args:
-            input_ids: ``(B, L)``; at image tokens the id of padding, as published.
-            pixel_values: ``(N, 3, S, S)``, one image a row that has image tokens, in the rows' order.
-            token_type_ids: ``(B, L)``: 0 text, 1 image, `config.image_seq_length` in a row. None finds
-                them in the ids where there are images, and else is text alone.
-            attention_mask: ``(B, L)``, 0 for padding; or ``(B, 1, L, L_all)``, bool (True attends) or added to the
-                scores, which then says all, causality included.
-            position_ids: ``(B, L)``; needed with a mask of four dimensions, and behind a filled cache.
+            input_ids: ``(B, L)``; image tokens have the id of padding, as in the published code.
+            pixel_values: ``(N, 3, S, S)``, one image per row with image tokens, in the order of the rows.
+            token_type_ids: ``(B, L)``: 0 for text, 1 for the `config.image_seq_length` tokens of an image. None infers
+                them from the ids if there are images, and means text otherwise.
+            attention_mask: ``(B, L)``, 0 for padding; or ``(B, 1, L, L_all)``, bool (True attends) or additive, which
+                must then include causality.
+            position_ids: ``(B, L)``; required with a mask of four dimensions and with a filled cache.
             past_key_values: A cache of transformers.
-            inputs_embeds: ``(B, L, D)`` instead of ids and pixels, the images' features in their places.
-            use_cache: Whether to return a cache; None for the config's choice.
+            inputs_embeds: ``(B, L, D)`` instead of ids and pixels, with the images' features in their positions.
+            use_cache: Whether to return a cache; None for the config's setting.
             mm_encoder_outputs: ``{"image": get_image_features(…)}`` instead of pixels.
-            **kwargs: For the attention kernel.
+            **kwargs: Passed to the attention kernel.
 
         Raises:
-            ModelError: if images and image tokens don't match, or positions can't be known.
+            ModelError: if images and image tokens do not match, or positions can't be inferred.
         """
         given: Any = input_ids if inputs_embeds is None else inputs_embeds
         if (input_ids is None) == (inputs_embeds is None):
-            raise ModelError("CogVLM reads ids or embeddings", got="both or none", expected="one of them")
+            raise ModelError(
+                "CogVLM takes either `input_ids` or `inputs_embeds`", got="both or neither", expected="one"
+            )
         features: Any = (mm_encoder_outputs or {}).get("image")
         if features is None and pixel_values is not None:
             features = self.get_image_features(pixel_values)
@@ -157,7 +159,7 @@ class CogVLMModel(CogVLMPreTrainedModel):
         if position_ids is None:
             if past or (attention_mask is not None and attention_mask.ndim != 2):
                 raise ModelError(
-                    "CogVLM can't know the tokens' positions: those of an image share one",
+                    "CogVLM can't infer positions here, since the patches of an image share one",
                     got=f"a cache of {past} tokens" if past else "a mask of four dimensions",
                     expected="position_ids",
                 )
@@ -169,7 +171,7 @@ class CogVLMModel(CogVLMPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=None,  # shared positions are no packed sequences
+            position_ids=None,  # shared positions would be interpreted as packed sequences
         )
         routing, hidden_states = route(token_type_ids), inputs_embeds
         for layer in self.layers:
@@ -178,7 +180,7 @@ class CogVLMModel(CogVLMPreTrainedModel):
 
 
 class CogVLMForCausalLM(CogVLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """CogVLM with its output layer, under the published name."""
+    """CogVLM with its output layer; the class has the published name."""
 
     def __init__(self, config: CogVLMConfig) -> None:
         super().__init__(config)
@@ -199,7 +201,7 @@ class CogVLMForCausalLM(CogVLMPreTrainedModel, GenerationMixin):  # type: ignore
         return self.lm_head
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """As the model's."""
+        """See `CogVLMModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def forward(
@@ -216,10 +218,10 @@ class CogVLMForCausalLM(CogVLMPreTrainedModel, GenerationMixin):  # type: ignore
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits ``(B, L, vocabulary)``; arguments as those of `CogVLMModel`.
+        """Logits ``(B, L, vocabulary)``; see `CogVLMModel` for the other arguments.
 
-        ``labels`` ``(B, L)``, −100 where nothing is to be learned, give the mean negative log-likelihood as ``loss``;
-        ``logits_to_keep`` keeps the last so many positions, 0 all.
+        ``labels`` ``(B, L)``, with −100 for ignored positions, give the mean negative log-likelihood as ``loss``.
+        ``logits_to_keep`` limits the logits to this many last positions; 0 means all.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -257,7 +259,7 @@ class CogVLMForCausalLM(CogVLMPreTrainedModel, GenerationMixin):  # type: ignore
         updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, is_encoder_decoder, num_new_tokens
         )
-        # What is generated is text, also where the prompt ends with its image.
+        # Generated tokens are text, also after a prompt that ends with its image.
         if (types := updated.get("token_type_ids")) is not None:
             types[:, -num_new_tokens:] = LANGUAGE
         return updated

@@ -1,4 +1,4 @@
-"""CogVLM's processor: an image squashed to a square, and the token types that say where it stands in the text."""
+"""CogVLM's processor: prompts and images as tensors, with token types that mark the image."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.experts import LANGUAGE, VISION
 
 TOKENIZER = "lmsys/vicuna-7b-v1.5"
-"""The tokenizer that the model cards name; the published folders have none."""
+"""The tokenizer that the model cards name; the published folders do not contain one."""
 
 _ANSWERS = {"chat": "Answer:", "vqa": "Short answer:"}
 
 
 def make_template(version: str, image_token: str) -> str:
-    """Jinja for conversations: nothing around the user's text (``base``), or "Question: … Answer:" (``chat``, ``vqa``).
+    """A chat template: the user's text alone (``base``), or "Question: … Answer:" (``chat``, ``vqa``).
 
-    Of the published models, the grounding and base ones are ``base`` and cogvlm-chat is ``chat``; ``vqa`` asks that for
-    short answers. An answer follows after a space, which gives the tokens that it has by itself.
+    Among the published models, the grounding and base models use ``base``; cogvlm-chat uses ``chat``, or ``vqa`` for
+    short answers. An answer follows after a space, so that it has the same tokens as alone.
     """
     image = "{% if message['content'] is not string %}{% for part in message['content'] %}"
     image += "{% if part['type'] == 'image' %}" + image_token + "{% endif %}{% endfor %}{% endif %}"
@@ -38,21 +38,21 @@ def make_template(version: str, image_token: str) -> str:
 
 
 class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
-    """Texts and images → what `CogVLMForCausalLM` reads.
+    """Prepares texts and images for `CogVLMForCausalLM`.
 
-    A text with an image begins with its placeholder. The ids are the beginning of text, the placeholder
-    ``num_image_tokens`` times, of type 1, then the text's own tokens, as in the published code.
+    A text with an image begins with the placeholder. As in the published code, the ids are the start token, the
+    placeholder ``num_image_tokens`` times (of type 1), then the tokens of the text.
 
     Args:
-        image_processor: Squashes to ``(S, S)`` by bicubic interpolation, with CLIP's mean and deviation.
-        tokenizer: Vicuna's.
-        num_image_tokens: Tokens of an image: its patches, and the marks of its beginning and end.
-        image_token: The image's placeholder in texts, a token; None for that of padding, as published, which is
+        image_processor: Resizes to ``(S, S)`` by bicubic interpolation, with CLIP's mean and standard deviation.
+        tokenizer: Vicuna's tokenizer.
+        num_image_tokens: Tokens per image: its patches, and a begin and an end token.
+        image_token: The image's placeholder, a token; None for the padding token as in the published code, which is
             Vicuna's ``<unk>``.
-        chat_template: Jinja; `make_template` makes the published ones.
+        chat_template: Jinja template; `make_template` gives the published ones.
 
     Attributes:
-        image_token_id: The placeholder's id.
+        image_token_id: The id of the placeholder.
     """
 
     def __init__(
@@ -79,24 +79,24 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
         """``input_ids``, ``token_type_ids``, ``attention_mask`` ``(B, L)``, and ``pixel_values`` ``(N, 3, S, S)``.
 
         Args:
-            images: One for each text that begins with the placeholder, in the order of the texts.
-            text: Prompts; a text begins with the beginning of text, whether it is written or not.
-            padding: Whether shorter rows are padded to the longest, on the tokenizer's side.
+            images: One for each text that begins with the placeholder, in the same order.
+            text: Prompts; the start token is added unless it is there.
+            padding: Whether to pad rows to the longest, on the tokenizer's padding side.
             return_tensors: ``"pt"``, ``"np"``, or None for lists.
 
         Raises:
-            ModelError: if the images are more or fewer than the texts that place one, or one stands elsewhere.
+            ModelError: if the numbers of images and placeholders differ, or a placeholder is not at the start.
         """
         texts = [text] if isinstance(text, str) else list(text)
         pictures = [images] if isinstance(images, Image.Image) else list(images or ())
         rows = [self._encode(text) for text in texts]
         placed = sum(VISION in types for _, types in rows)
         if placed != len(pictures):
-            fix = f"begin each prompt that has an image with {self.image_token}, and give as many images"
+            fix = f"start each prompt about an image with {self.image_token}, and give as many images"
             raise ModelError(
                 "The images don't match the prompts",
                 got=f"{len(pictures)} images for {placed} prompts with {self.image_token}",
-                expected="one each",
+                expected="equal numbers",
                 fix=fix,
             )
         width = max((len(ids) for ids, _ in rows), default=0) if padding else 0
@@ -121,10 +121,10 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
         before, image, after = text.partition(self.image_token)
         if image and (before.strip() or self.image_token in after):
             raise ModelError(
-                "CogVLM reads one image, before the text",
+                "CogVLM takes one image, before the text",
                 got=text if len(text) < 80 else text[:77] + "…",
                 expected=f"{self.image_token} once, at the beginning",
-                fix="mend the prompt, or chat_template.jinja",
+                fix="correct the prompt or chat_template.jinja",
             )
         count = self.num_image_tokens if image else 0
         words = tokenizer(after if image else text, add_special_tokens=False)["input_ids"]
@@ -133,13 +133,13 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
 
 
 def load_cogvlm_processor(source: Source, config: CogVLMConfig, *, revision: str | None = None) -> CogVLMProcessor:
-    """The processor of a published or saved CogVLM, padding on the left.
+    """The processor of a published or saved CogVLM, with left padding.
 
-    Sizes come from the model's config, the prompt's form from the folder's chat_template.jinja or else from the
-    config's ``template_version``, the tokenizer from the folder or else from `TOKENIZER`.
+    Sizes come from the model's config, the chat template from the folder's chat_template.jinja or else from the
+    config's ``template_version``, and the tokenizer from the folder or else from `TOKENIZER`.
 
     Raises:
-        ModelError: if no tokenizer can be had.
+        ModelError: if the tokenizer can't be loaded.
     """
     vision: Any = config.vision_config
     size = {"height": vision.image_size, "width": vision.image_size}
@@ -163,11 +163,15 @@ def _tokenizer(source: Source, revision: str | None) -> Any:
         tokenizer = load_part(AutoTokenizer, where, revision=version)
     except ModelError as error:
         fix = f"put {TOKENIZER}'s tokenizer files beside the weights: tokenizer.model and tokenizer_config.json"
-        if importlib.util.find_spec("sentencepiece") is None:
-            fix += "; a tokenizer.model needs: pip install sentencepiece protobuf"
+        if not _has_protobuf():
+            fix += "; a tokenizer.model needs: pip install protobuf"
         got = " ".join(str(error.got or error.what).split())[:200]
         raise ModelError(f"The tokenizer of {source} can't be loaded", got=f"{where}: {got}", fix=fix) from error
     return tokenizer
+
+
+def _has_protobuf() -> bool:
+    return importlib.util.find_spec("google") is not None and importlib.util.find_spec("google.protobuf") is not None
 
 
 def _has(source: Source, revision: str | None, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""CogVLM's eye: EVA2-CLIP-E, then an adapter into the language model's space (Wang et al. 2023, §2.1)."""
+"""CogVLM's vision tower, EVA2-CLIP-E, and its projector to the language model (Wang et al. 2023, Sec. 2.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spr.models.ported.cogvlm.configuration import CogVLMConfig, CogVLMVisionCon
 
 
 class CogVLMPatchEmbedding(nn.Module):
-    """Pixels ``(N, 3, S, S)`` → a class token and the patches, row by row, ``(N, 1 + P, D)``."""
+    """Embeds pixels ``(N, 3, S, S)`` as a class token and the patches, row by row: ``(N, 1 + P, D)``."""
 
     def __init__(self, config: CogVLMVisionConfig) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class CogVLMPatchEmbedding(nn.Module):
         self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """As the class says."""
+        """``(N, 3, S, S)`` → ``(N, 1 + P, D)``."""
         patches = self.proj(pixel_values).flatten(2).transpose(1, 2)
         first = self.cls_embedding.expand(len(patches), 1, -1)
         tokens: Tensor = torch.cat([first, patches], dim=1) + self.position_embedding.weight
@@ -32,7 +32,7 @@ class CogVLMPatchEmbedding(nn.Module):
 
 
 class CogVLMVisionAttention(nn.Module):
-    """Every patch attends to every patch."""
+    """Bidirectional self-attention."""
 
     def __init__(self, config: CogVLMVisionConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class CogVLMVisionAttention(nn.Module):
 
 
 class CogVLMVisionMLP(nn.Module):
-    """Two linear layers."""
+    """An MLP of two linear layers."""
 
     def __init__(self, config: CogVLMVisionConfig) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class CogVLMVisionMLP(nn.Module):
 
 
 class CogVLMVisionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
-    """Norms stand behind what they normalise, before the sum."""
+    """Attention and MLP with post-norms: each output is normalised before it is added."""
 
     def __init__(self, config: CogVLMVisionConfig) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class CogVLMVisionLayer(GradientCheckpointingLayer):  # type: ignore[misc]
 
 
 class CogVLMVisionTransformer(nn.Module):
-    """The layers, without a norm at their end."""
+    """All layers, without a final norm."""
 
     def __init__(self, config: CogVLMVisionConfig) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class CogVLMVisionTransformer(nn.Module):
 
 
 class CogVLMAdapter(nn.Module):
-    """Vision features → features of the language model's size, through a gated linear unit."""
+    """Projects vision features to the language model's width with a gated linear unit."""
 
     def __init__(self, config: CogVLMConfig) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class CogVLMAdapter(nn.Module):
 
 
 class CogVLMVisionModel(nn.Module):
-    """Images → the embeddings that stand in for their tokens."""
+    """Computes the embeddings of an image's tokens."""
 
     def __init__(self, config: CogVLMConfig) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class CogVLMVisionModel(nn.Module):
         self.eoi = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Pixels ``(N, 3, S, S)`` → begin mark, patches and end mark, ``(N, P + 2, D)``."""
+        """Pixels ``(N, 3, S, S)`` → begin token, patches and end token, ``(N, P + 2, D)``."""
         features = self.transformer(self.patch_embedding(pixel_values))[:, 1:]
         rows = len(features)
         marked = (self.boi.expand(rows, -1, -1), self.linear_proj(features), self.eoi.expand(rows, -1, -1))

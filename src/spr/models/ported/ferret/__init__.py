@@ -1,6 +1,6 @@
-"""Ferret (arXiv 2310.07704) as classes of transformers: it reads regions of any shape and answers with boxes.
+"""Ferret (arXiv 2310.07704) as transformers classes. It reads regions of any shape and answers with boxes.
 
-`configuration` and `modeling` are the model, `sampler` its spatial-aware visual sampler, `regions` the shapes that it
-reads, `processing` and `tokenizer` its inputs. `published` reads folders as its authors laid them out, and `convert`
-turns those, or Vicuna and the published delta, into a folder that ``from_pretrained`` loads.
+`configuration` and `modeling` define the model, `sampler` its spatial-aware visual sampler, `regions` the shapes of
+regions, `processing` and `tokenizer` the inputs. `published` reads folders in the authors' layout, and `convert` writes
+those, or Vicuna with the published delta, as a folder that ``from_pretrained`` loads.
 """

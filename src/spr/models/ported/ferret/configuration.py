@@ -1,4 +1,4 @@
-"""The sizes of a Ferret model."""
+"""The configuration of a Ferret model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from spr.models.ported.ferret.published import CLIP_L_336, is_published, nested_
 
 @strict
 class FerretConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Vision tower, language model, and what lies between them. The defaults are those of Ferret-7B.
+    """The configuration of a Ferret model. The defaults are those of Ferret-7B.
 
     Attributes:
-        vision_config: Of the CLIP vision tower.
-        text_config: Of the Llama language model; its vocabulary holds both tokens below.
-        image_token_index: Stands for one patch of the image. The published vocabulary lacks it; it comes behind it.
-        region_token_index: ``<region_fea>``, whose embedding is replaced by a region's.
-        vision_feature_layer: The hidden states that are used, counted from the last; without the class token.
-        region_points: Points that are drawn from a region.
-        region_stages: Points that the farthest-point sampling of each round keeps.
-        region_neighbors: Neighbours that each kept point gathers, a round.
-        region_pooling: How a point's neighbours become one feature.
+        vision_config: Config of the CLIP vision tower.
+        text_config: Config of the Llama language model; its vocabulary contains both tokens below.
+        image_token_index: Id of the placeholder of one image patch; it follows the published vocabulary.
+        region_token_index: Id of ``<region_fea>``, whose embedding is replaced by a region's.
+        vision_feature_layer: The layer of the vision tower whose hidden states are used, without the class token.
+        region_points: Points sampled per region.
+        region_stages: Points kept by the farthest-point sampling of each round.
+        region_neighbors: Neighbours gathered by each kept point, per round.
+        region_pooling: How the features of a point's neighbours are pooled.
     """
 
     model_type = "ferret"
@@ -49,13 +49,13 @@ class FerretConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @classmethod
     def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The JSON of a folder's config, nested if it is a published one."""
+        """The config of a folder as a dict; a published config is converted to the nested form."""
         found, rest = super().get_config_dict(source, **kwargs)
         return (nested_config(found, source) if is_published(found) else found), rest
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A config from its JSON, be it this class's own or that of a published folder (``FERRETLlamaForCausalLM``)."""
+        """A config from a dict of this class or of a published folder (``FERRETLlamaForCausalLM``)."""
         if is_published(config_dict):
             config_dict = nested_config(config_dict, kwargs.get("name_or_path"))
         return super().from_dict(config_dict, **kwargs)

@@ -1,15 +1,14 @@
-"""Published weights → a folder that ``from_pretrained`` loads: safetensors, config, tokenizer and processor.
+"""Convert published weights to a folder that ``from_pretrained`` loads: safetensors, config, tokenizer and processor.
 
-Either from Vicuna and the published delta, which is added to it as ``ferret/model/apply_delta.py`` does (in float16,
-Vicuna's rows of the vocabulary only; what Vicuna lacks is taken from the delta), or from a whole checkpoint. One shard
-is read and written at a time, so that the memory need not hold the model.
+The source is either Vicuna with the published delta or a full checkpoint. The delta is added as in
+``ferret/model/apply_delta.py``: in float16, for Vicuna's rows of the vocabulary only; tensors that Vicuna does not have
+are copied from the delta. Shards are processed one at a time, so that the model need not fit in memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 
+from spr.core.atomic import atomic_dir
 from spr.core.errors import InputError
 from spr.models.loading import ModelError, check_complete, clear_errors
 from spr.models.ported.ferret.configuration import FerretConfig
@@ -37,14 +37,14 @@ from spr.models.ported.ferret.published import (
 from spr.models.tensor_files import Shards
 
 SHARD_BYTES = 4 * 2**30
-"""Most that a written file holds, and about the memory that writing takes."""
+"""Maximum size of a written file, and approximately the memory needed to write it."""
 
 _ADDED = ("model.mm_projector.", "model.region_geo_sampler.")
-"""What the base lacks: taken from the delta as it is."""
+"""Prefixes of the tensors that the base does not have; they are copied from the delta."""
 
 
 class _Planned(NamedTuple):
-    """A tensor to be written: its shape, its bytes, and what makes it."""
+    """A tensor to write: its shape, its size in bytes, and a function that computes it."""
 
     shape: tuple[int, ...]
     size: int
@@ -62,21 +62,22 @@ def convert_delta(
     vision: str | os.PathLike[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Add the published delta to Vicuna, and write Ferret.
+    """Add the published delta to Vicuna and write the result.
 
     Args:
-        base: Folder or hub id of Vicuna v1.3, 7B or 13B as the delta.
-        delta: Folder of the published delta, or a hub id.
-        out: Where to write; must not be there yet, or be empty.
-        vision: Folder or hub id of CLIP ViT-L/14-336; None for what the delta names (``openai/…`` on the hub).
-        shard_bytes: Most that a written file holds.
+        base: Folder or hub id of Vicuna v1.3, in the size of the delta (7B or 13B).
+        delta: Folder or hub id of the published delta.
+        out: Output folder; must not exist or be empty.
+        vision: Folder or hub id of CLIP ViT-L/14-336; None for the one named by the delta (``openai/…`` on the hub).
+        shard_bytes: Maximum size of a written file.
 
     Returns:
         ``out``.
 
     Raises:
-        ModelError: if a part is missing or pickled with more than tensors, or the delta does not fit the base.
-        InputError: if ``out`` holds something.
+        ModelError: if a part is missing, a pickle contains more than tensors, or the delta does not match the base.
+        InputError: if ``out`` is not empty.
+        RunError: if ``out`` can't be written.
     """
     target = _free(out)
     folder = local_folder(delta)
@@ -101,20 +102,21 @@ def convert_checkpoint(
     vision: str | os.PathLike[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write a whole checkpoint of the published code (pickles or safetensors) in this package's layout.
+    """Write a full checkpoint of the published code (pickles or safetensors) in this package's layout.
 
     Args:
         checkpoint: Its folder or hub id.
-        out: Where to write; must not be there yet, or be empty.
-        vision: As `convert_delta`.
-        shard_bytes: Most that a written file holds.
+        out: Output folder; must not exist or be empty.
+        vision: See `convert_delta`.
+        shard_bytes: Maximum size of a written file.
 
     Returns:
-        ``out``. Tensors keep their types; a vision tower of its own gets the head's.
+        ``out``. Tensors keep their dtypes; a separate vision tower gets the dtype of the head.
 
     Raises:
-        ModelError: if a part is missing, or pickled with more than tensors.
-        InputError: if ``out`` holds something.
+        ModelError: if a part is missing, or a pickle contains more than tensors.
+        InputError: if ``out`` is not empty.
+        RunError: if ``out`` can't be written.
     """
     target = _free(out)
     folder = local_folder(checkpoint)
@@ -131,7 +133,7 @@ def convert_checkpoint(
 
 def _free(out: Path) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} is there already", expected="a new folder", fix="choose another --out")
+        raise InputError(f"{out} already exists", expected="a new folder", fix="choose another --out")
     return out
 
 
@@ -141,12 +143,12 @@ def _published(folder: Path) -> dict[str, Any]:
     if not is_published(config):
         got = f"model_type {config.get('model_type')}, {config.get('architectures')}"
         expected = "the config.json of FERRETLlamaForCausalLM"
-        raise ModelError(f"{folder} is not laid out as Ferret's authors do", got=got, expected=expected)
+        raise ModelError(f"{folder} does not have the layout of Ferret's authors", got=got, expected=expected)
     return dict(config)
 
 
 def _check_fit(folder: Path, base: Shards, delta: Shards) -> None:
-    """Raise unless the delta holds each tensor of the base in its shape, and nothing new but Ferret's own parts."""
+    """Raise unless the delta has all tensors of the base with their shapes, and else only Ferret's own parts."""
     misshapen = []
     for name in (name for name in base if name in delta and our_name(name) is not None):
         small, large = base.shape(name), delta.shape(name)
@@ -196,7 +198,7 @@ def _write(
     shard_bytes: int,
     dtype: torch.dtype,
 ) -> Path:
-    """Check the plan against the config, then write everything beside ``out``, and rename it last."""
+    """Check the plan against the config, then write the folder."""
     seen = None
     if vision is not None or not any(name.startswith("model.vision_tower.") for name in plan):
         tower = vision_shards(published, folder, vision)
@@ -208,25 +210,17 @@ def _write(
         seen = tower.folder
     config = FerretConfig.from_dict(nested_config(published, folder, seen))
     _check_plan(folder, config, plan)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_dir(out) as partial:
         _write_tensors(plan, partial, shard_bytes)
         config.dtype = dtype
         config.save_pretrained(partial)
         FerretProcessor.for_config(config, folder).save_pretrained(partial)
         GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(partial)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
 def expected_shapes(config: FerretConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a model of this config; takes no memory.
+    """Names and shapes of all tensors of a model with this config, without allocating them.
 
     >>> shapes = expected_shapes(FerretConfig())
     >>> len(shapes), shapes["model.language_model.layers.31.mlp.up_proj.weight"]
@@ -253,7 +247,7 @@ def _check_plan(folder: Path, config: FerretConfig, plan: Mapping[str, _Planned]
 
 
 def _write_tensors(plan: Plan, folder: Path, shard_bytes: int) -> None:
-    """Files of at most ``shard_bytes``, or of one tensor, in the plan's order, and the index."""
+    """Write the tensors in files of at most ``shard_bytes`` (or one tensor), and the index."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name, item in plan.items():

@@ -1,7 +1,7 @@
-"""Ferret's forward pass: CLIP's patches and regions take the places of their tokens in Vicuna's input.
+"""Ferret's forward pass: the features of patches and regions replace their placeholder tokens in Vicuna's input.
 
-Shaped like LLaVA in transformers, so that what works on LLaVA (generation with a cache, padding on the left, gradient
-checkpointing, attention kernels, PEFT, training on the language model alone) works here.
+It follows LLaVA in transformers, so that what works with LLaVA also works here: generation with a cache, left padding,
+gradient checkpointing, attention kernels, PEFT, and training of the language model alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spr.models.ported.ferret.sampler import RegionSampler
 
 
 class FerretPreTrainedModel(LlavaPreTrainedModel):  # type: ignore[misc]
-    """What both classes below share."""
+    """The base class of both models below."""
 
     config: FerretConfig
     config_class = FerretConfig
@@ -60,20 +60,20 @@ class FerretModel(FerretPreTrainedModel):
         region_generator: torch.Generator | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPooling:
-        """What the language model reads of images ``(B, 3, side, side)`` and of their regions.
+        """The language model's inputs for images ``(B, 3, side, side)`` and their regions.
 
         Args:
             pixel_values: The images.
-            region_points: As `RegionSampler` takes them, a row an image.
-            region_sizes: Width and height of the images that the points count in.
-            region_generator: For `RegionSampler`.
+            region_points: Points for `RegionSampler`, one row per image.
+            region_sizes: Width and height of the images in pixels, ``(B, 2)``.
+            region_generator: Random generator for `RegionSampler`.
 
         Returns:
-            ``last_hidden_state`` is the feature map ``(B, P, C)`` that regions are read from, ``pooler_output`` a list
-            of B tensors ``(P + R, D)``: an image's patches and then its R regions.
+            ``last_hidden_state`` is the feature map ``(B, P, C)`` from which regions are read, ``pooler_output`` a list
+            of B tensors ``(P + R, D)``: an image's patches, then its R regions.
 
         Raises:
-            InputError: if points come without sizes, or for another number of images.
+            InputError: if the numbers of points, sizes and images differ.
         """
         seen = self.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
         features = seen.hidden_states[self.config.vision_feature_layer][:, 1:]
@@ -82,7 +82,7 @@ class FerretModel(FerretPreTrainedModel):
             if region_sizes is None or not len(region_points) == len(region_sizes) == len(rows):
                 got = f"points of {len(region_points)}, sizes of {0 if region_sizes is None else len(region_sizes)}"
                 raise InputError(
-                    "`region_points` and `region_sizes` are not those of the images", got=got, expected=len(rows)
+                    "`region_points` and `region_sizes` do not match the images", got=got, expected=len(rows)
                 )
             found = self.region_sampler(features, region_points, region_sizes, region_generator)
             counts = (region_points[..., 0, 0] >= 0).sum(-1).tolist()
@@ -90,20 +90,22 @@ class FerretModel(FerretPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=rows)
 
     def get_placeholder_mask(self, input_ids: Tensor, token: int) -> Tensor:
-        """Where a placeholder stands, ``(B, L)``."""
+        """Where a placeholder token is: bool ``(B, L)``."""
         return input_ids == token
 
     def embed_inputs(self, input_ids: Tensor, rows: list[Tensor]) -> Tensor:
-        """The language model's input ``(B, L, D)``, with patches and regions in the places of their tokens.
+        """The language model's input ``(B, L, D)``, with the features of patches and regions at their tokens.
 
-        A prompt's first tokens ``<region_fea>`` are its regions'; what an answer says after them stays a word.
+        The first ``<region_fea>`` tokens of a prompt belong to its regions. Further ones, in an answer, keep their word
+        embedding.
 
         Args:
-            input_ids: ``(B, L)``, an image token for each patch.
-            rows: The ``pooler_output`` of `get_image_features`, in the order of the prompts that hold an image.
+            input_ids: ``(B, L)``, with one image token per patch.
+            rows: The ``pooler_output`` of `get_image_features`, in the order of the prompts with an image.
 
         Raises:
-            InputError: if there are more or fewer image tokens than patches, or fewer region tokens than regions.
+            InputError: if the number of image tokens differs from that of patches, or there are fewer region tokens
+                than regions.
         """
         embeds: Tensor = self.get_input_embeddings()(input_ids)
         vision = self.config.vision_config
@@ -114,8 +116,8 @@ class FerretModel(FerretPreTrainedModel):
             raise InputError(
                 "The image tokens of the prompts don't match the images",
                 got=f"{found.tolist()} tokens",
-                expected=f"{len(rows)} prompts with {patches}, one a patch, and none in others",
-                fix="make the inputs with FerretProcessor, from texts with one <image> an image",
+                expected=f"{len(rows)} prompts with {patches} image tokens, one per patch, and none in the others",
+                fix="create the inputs with FerretProcessor, from texts with one <image> per image",
             )
         seen = torch.cat([row[:patches] for row in rows]).to(embeds.device, embeds.dtype)
         embeds = embeds.masked_scatter(image_mask.unsqueeze(-1), seen)
@@ -126,7 +128,7 @@ class FerretModel(FerretPreTrainedModel):
             raise InputError(
                 "Some prompts have more regions than <region_fea>",
                 got=f"{counts.tolist()} regions for {tokens.sum(-1).tolist()} tokens",
-                expected="one token a region",
+                expected="one token per region",
             )
         first = tokens & (tokens.cumsum(-1) <= counts.unsqueeze(-1))
         regions = torch.cat([row[patches:] for row in rows]).to(embeds.device, embeds.dtype)
@@ -148,12 +150,14 @@ class FerretModel(FerretPreTrainedModel):
     ) -> LlavaModelOutputWithPast:
         """Hidden states ``(B, L, D)``.
 
-        Images come as ``pixel_values`` with their regions, or as ``mm_encoder_outputs["image"]``, which
-        `get_image_features` made before; both need ``input_ids``.
+        Images are given as ``pixel_values`` with their regions, or as ``mm_encoder_outputs["image"]``, an output of
+        `get_image_features`. Both need ``input_ids``.
         """
         seen = (mm_encoder_outputs or {}).get("image")
         if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("The model takes `input_ids` or `inputs_embeds`", got="both or neither", expected="one")
+            raise InputError(
+                "The model takes either `input_ids` or `inputs_embeds`", got="both or neither", expected="one"
+            )
         if (pixel_values is not None) + (seen is not None) + (inputs_embeds is not None) > 1:
             got = "two of pixel_values, mm_encoder_outputs and inputs_embeds"
             raise InputError("Images are given twice", got=got, expected="one of them")
@@ -179,7 +183,7 @@ class FerretModel(FerretPreTrainedModel):
 
 
 class FerretForConditionalGeneration(FerretPreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """Ferret with its head: answers prompts about an image and regions of it."""
+    """Ferret with its language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
@@ -191,11 +195,11 @@ class FerretForConditionalGeneration(FerretPreTrainedModel, GenerationMixin):  #
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str] | None, *args: Any, **kwargs: Any) -> Any:
-        """Load a folder of this class, or one laid out as Ferret's authors do (see `read_published`), whole.
+        """Load a folder of this class or in the authors' layout (see `read_published`), and check that it is complete.
 
         Raises:
-            ModelError: if tensors are missing, unexpected or misshapen, or a published folder's are pickled while
-                ``use_safetensors`` is true.
+            ModelError: if tensors are missing, unexpected or have a wrong shape, or those of a published folder are
+                pickled while ``use_safetensors`` is true.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -213,18 +217,18 @@ class FerretForConditionalGeneration(FerretPreTrainedModel, GenerationMixin):  #
     def _expand_multimodal_outputs(
         self, _: Any, mm_encoder_output: dict[str, Any], expand_size: int = 1, **__: Any
     ) -> dict[str, Any]:
-        """For several answers a prompt; transformers' own finds whose rows are whose by counting image tokens alone."""
+        """Repeat features for several answers per prompt; transformers' method counts image tokens only."""
         seen = mm_encoder_output.get("image")
         if seen is not None:
             seen.pooler_output = [row for row in seen.pooler_output for _ in range(expand_size)]
         return mm_encoder_output
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """The language-model head."""
         return self.lm_head
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """As `FerretModel.get_image_features`."""
+        """See `FerretModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def forward(
@@ -243,7 +247,7 @@ class FerretForConditionalGeneration(FerretPreTrainedModel, GenerationMixin):  #
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
-        """Logits ``(B, L, V)``, of the last ``logits_to_keep`` positions (0: all), and the loss if there are labels."""
+        """Logits ``(B, L, V)`` of the last ``logits_to_keep`` positions (0 for all), and the loss for labels."""
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,

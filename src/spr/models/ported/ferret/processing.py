@@ -1,4 +1,4 @@
-"""Images, prompts and regions → what Ferret reads."""
+"""Ferret's processor: images, prompts and regions as tensors."""
 
 from __future__ import annotations
 
@@ -33,21 +33,20 @@ CHAT_TEMPLATE = (
     "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{{ '</s>' }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""``ferret_v1`` for transformers."""
+"""The conversation template ``ferret_v1`` as a chat template."""
 
 
 class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
-    """Texts with ``<image>`` and ``<region_fea>``, images and regions → tensors.
+    """Prepares texts with ``<image>`` and ``<region_fea>``, images and regions for Ferret.
 
-    An image is squashed to the vision tower's square, whatever its shape: coordinates count thousandths of its own
-    sides.
+    An image is resized to the vision tower's square without padding; coordinates are thousandths of its own sides.
 
     Args:
-        image_processor: CLIP's, resizing to a square and cutting nothing off.
-        tokenizer: With ``<image>`` and ``<region_fea>``.
-        patch_size: Of the vision tower, in pixels.
-        region_points: Points that are drawn from a region.
-        chat_template: Jinja; None for `CHAT_TEMPLATE`.
+        image_processor: CLIP's, without centre crop.
+        tokenizer: A tokenizer with ``<image>`` and ``<region_fea>``.
+        patch_size: Patch size of the vision tower in pixels.
+        region_points: Points sampled per region.
+        chat_template: Jinja template; None for `CHAT_TEMPLATE`.
     """
 
     def __init__(
@@ -66,10 +65,10 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, source: Source, **kwargs: Any) -> Any:
-        """The processor of a folder of `FerretForConditionalGeneration`, or of one as Ferret's authors lay it out.
+        """The processor of a folder of `FerretForConditionalGeneration`, or of one in the authors' layout.
 
         Raises:
-            ModelError: if a part is missing or is not this model's.
+            ModelError: if a part is missing or belongs to another model.
         """
         revision = kwargs.get("revision") or "main"
         with clear_errors(source, kwargs.get("revision")):
@@ -84,7 +83,7 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @classmethod
     def for_config(cls, config: FerretConfig, folder: Path) -> FerretProcessor:
-        """The processor for a model of this config, with the tokenizer's files of a published folder."""
+        """The processor of a model with this config; the tokenizer files are read from a published folder."""
         vision = config.vision_config
         size = {"height": vision.image_size, "width": vision.image_size}
         images = CLIPImageProcessorPil(size=size, do_center_crop=False)
@@ -93,12 +92,12 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that an image takes: one a patch."""
+        """Tokens per image: one per patch."""
         size = self.image_processor.size
         return int(size["height"] // self.patch_size) * int(size["width"] // self.patch_size)
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **_: Any) -> str:
-        """The text that takes an ``<image>``'s place (called by transformers)."""
+        """The text that replaces an ``<image>`` (called by transformers)."""
         del image_inputs, image_idx
         return self.image_token * self.image_tokens
 
@@ -113,31 +112,31 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> BatchFeature:
-        """A batch's tensors.
+        """Prepare a batch.
 
         Args:
-            images: RGB; one for each text that holds ``<image>``, in their order.
-            text: Prompts, with the chat template, at most one ``<image>`` in each.
-            regions: For each text its regions, in pixels of its image, one a ``<region_fea>``. None for a text, or for
-                all, reads them from the prompt, where coordinates stand right before each token.
-            generator: Draws the points of regions; None draws the same from the same region each time.
-            **options: For the tokenizer (``padding``, ``return_tensors``, …).
+            images: RGB; one for each text with ``<image>``, in the same order.
+            text: Prompts in the chat template, with at most one ``<image>`` each.
+            regions: For each text a list of regions in pixels of its image, one per ``<region_fea>``. None, for one
+                text or for all, reads them from the prompt, from the coordinates right before each token.
+            generator: Random generator of the points; None samples the same points from the same region each time.
+            **options: Options of the tokenizer (``padding``, ``return_tensors``, …).
 
         Returns:
             ``input_ids`` and ``attention_mask`` ``(B, L)``; with images also ``pixel_values`` ``(I, 3, side, side)``;
-            with regions also ``region_points`` ``(I, R, points, 2)``, whole pixels, −1 where an image has fewer than R,
-            and ``region_sizes`` ``(I, 2)``, widths and heights.
+            with regions also ``region_points`` ``(I, R, points, 2)``, integer pixels, −1 for padding, and
+            ``region_sizes`` ``(I, 2)``, widths and heights.
 
         Raises:
-            InputError: if images and ``<image>`` don't match.
-            RegionError: if regions and ``<region_fea>`` don't match, or a region does not lie in its image.
+            InputError: if the numbers of images and ``<image>`` differ.
+            RegionError: if the numbers of regions and ``<region_fea>`` differ, or a region is not within its image.
         """
         texts = [text] if isinstance(text, str) else list(text or ())
         pictures = [images] if isinstance(images, Image.Image) else list(images or ())
         owners = self._owners(texts, pictures)
         if regions is not None and len(regions) != len(texts):
-            expected = f"{len(texts)}, one list (or None) a text"
-            raise RegionError("`regions` are not as many as the texts", got=len(regions), expected=expected)
+            expected = f"{len(texts)}: one list (or None) per text"
+            raise RegionError("`regions` and texts differ in number", got=len(regions), expected=expected)
         drawn = []
         for k, prompt in enumerate(texts):
             size_wh = owners[k].size if k in owners else None
@@ -159,13 +158,13 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
             raise InputError(
                 "The images don't match the prompts",
                 got=f"{len(pictures)} images for prompts with {counts} {self.image_token}",
-                expected=f"at most one {self.image_token} a prompt, and an image for each",
+                expected=f"at most one {self.image_token} per prompt, and one image for each",
                 fix="apply the chat template to one image and one question at a time",
             )
         return dict(zip([k for k, count in enumerate(counts) if count], pictures, strict=True))
 
     def _masks(self, prompt: str, size_wh: tuple[int, int] | None, given: Sequence[Region] | None) -> list[Any]:
-        """The regions of one prompt as masks, one a token."""
+        """The regions of one prompt as masks, one per token."""
         tokens = prompt.count(self.region_token)
         if given is not None and len(given) != tokens:
             fix = f"write {self.region_token} once for each region"
@@ -173,24 +172,24 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
             raise RegionError(
                 f"There are {kind} regions than {self.region_token} in the prompt",
                 got=f"{len(given)} regions, {tokens} {self.region_token}",
-                expected="as many",
+                expected="equal numbers",
                 fix=fix,
             )
         if not tokens:
             return []
         if size_wh is None:
             got = f"{tokens} {self.region_token}, no {self.image_token}"
-            raise RegionError("A prompt has regions, but no image", got=got, fix=f"put {self.image_token} before them")
+            raise RegionError("A prompt has regions but no image", got=got, fix=f"put {self.image_token} before them")
         if prompt.index(self.region_token) < prompt.index(self.image_token):
             expected = f"{self.image_token} first, as the model was trained"
-            raise RegionError("A region stands before the image in a prompt", got=prompt[:120], expected=expected)
+            raise RegionError("A region comes before the image in a prompt", got=prompt[:120], expected=expected)
         if given is None:
             return prompt_regions(prompt, size_wh)
         return [region_mask(region, size_wh) for region in given]
 
 
 def load_ferret_processor(source: Source, config: Any = None, *, revision: str | None = None) -> FerretProcessor:
-    """`FerretProcessor.from_pretrained`, padding on the left, as `spr.models.custom_models` asks for it."""
+    """The processor with left padding, in the form that `spr.models.custom_models` needs."""
     del config
     processor: FerretProcessor = FerretProcessor.from_pretrained(source, revision=revision)
     processor.tokenizer.padding_side = "left"

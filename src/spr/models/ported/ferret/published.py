@@ -1,7 +1,7 @@
-"""Ferret's folders as its authors lay them out: a flat Llama config, their tensor names, the vision tower apart.
+"""Read folders in the authors' layout: a flat Llama config, their tensor names, and a separate vision tower.
 
-Facts from github.com/apple/ml-ferret: ``ferret/model/ferret_arch.py`` (names), ``model/apply_delta.py`` (what a delta
-holds), ``train/ferret_trainer.py`` (the folder ``vision_tower``) and ``experiments/ferret_7b_train.sh`` (settings).
+Source: github.com/apple/ml-ferret, ``ferret/model/ferret_arch.py`` (names), ``model/apply_delta.py`` (contents of a
+delta), ``train/ferret_trainer.py`` (the folder ``vision_tower``) and ``experiments/ferret_7b_train.sh`` (settings).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLIP_L_336 = {
     "patch_size": 14,
     "projection_dim": 768,
 }
-"""CLIP ViT-L/14-336, what both published models see with."""
+"""Sizes of CLIP ViT-L/14-336, the vision tower of both published models."""
 
 _NAMES = (
     (re.compile(r"model\.(?=embed_tokens\.|layers\.|norm\.)"), "model.language_model."),
@@ -39,23 +39,23 @@ _NAMES = (
 )
 _BUFFER = re.compile(r".*\.(?:rotary_emb\.inv_freq|embeddings\.position_ids)")
 _BY_TOKEN = ("model.embed_tokens.weight", "lm_head.weight")
-"""The tensors with a row a token."""
+"""The tensors with one row per token."""
 
 
 class Published(NamedTuple):
-    """A published folder, read: the config of `FerretConfig`, and its tensors under this package's names."""
+    """The contents of a published folder: the fields of `FerretConfig`, and the tensors under this package's names."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
 def is_published(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is that of the published code (``FERRETLlamaForCausalLM``)."""
+    """Whether a ``config.json`` comes from the published code (``FERRETLlamaForCausalLM``)."""
     return config.get("model_type") == "ferret" and "text_config" not in config and "mm_vision_tower" in config
 
 
 def our_name(name: str) -> str | None:
-    """The name that a published tensor has here; None for buffers that old versions of transformers saved.
+    """This package's name of a published tensor; None for buffers that old versions of transformers saved.
 
     >>> our_name("model.layers.3.mlp.up_proj.weight")
     'model.language_model.layers.3.mlp.up_proj.weight'
@@ -77,21 +77,21 @@ def nested_config(
 
     Args:
         config: The published ``config.json``.
-        source: Its folder, whose ``vision_tower/config.json`` says how large the vision tower is. Without one that is
-            said by a folder that ``mm_vision_tower`` names, else it is CLIP ViT-L/14-336.
-        tower: The vision tower's folder, where it is known already.
+        source: Its folder. The size of the vision tower is read from ``vision_tower/config.json`` in it, else from the
+            folder that ``mm_vision_tower`` names; without either it is that of CLIP ViT-L/14-336.
+        tower: The vision tower's folder, if known.
 
     Raises:
-        ModelError: for variants of the published code that no published model is: image start and end tokens, features
-            with the class token, regions without the spatial-aware sampler.
+        ModelError: for variants of the published code that no published model uses: image start and end tokens,
+            features with the class token, regions without the spatial-aware sampler.
     """
-    wanted = {
+    required = {
         "mm_use_im_start_end": (False, None),
         "mm_use_im_patch_token": (False, None),
         "mm_vision_select_feature": ("patch", None),
         "region_geo_sampler": (True,),
     }
-    odd = [f"{key}: {config.get(key)}" for key, values in wanted.items() if config.get(key) not in values]
+    odd = [f"{key}: {config.get(key)}" for key, values in required.items() if config.get(key) not in values]
     if odd:
         expected = "the settings of Ferret-7B and 13B"
         raise ModelError("This variant of Ferret is not supported", got=", ".join(odd), expected=expected)
@@ -129,15 +129,15 @@ def _tower_folder(config: Mapping[str, Any], source: str | os.PathLike[str] | No
 
 
 def vision_shards(config: Mapping[str, Any], source: Path, vision: str | os.PathLike[str] | None = None) -> Shards:
-    """The weights of the vision tower: ``vision``, else those beside the folder's own, else what its config names.
+    """The weights of the vision tower: from ``vision``, else the published folder, else the model that it names.
 
     Args:
         config: The published config.
         source: The published folder.
-        vision: A folder or hub id of a CLIP model, or of its vision half.
+        vision: A folder or hub id of a CLIP model, or of its vision tower.
 
     Raises:
-        ModelError: if they are not there.
+        ModelError: if there are no weights.
     """
     if vision is None:
         vision = _tower_folder(config, source) or str(config["mm_vision_tower"])
@@ -145,7 +145,7 @@ def vision_shards(config: Mapping[str, Any], source: Path, vision: str | os.Path
 
 
 def vision_name(name: str) -> str | None:
-    """The name here of a tensor of a CLIP model's file; None for its text half, projections and buffers."""
+    """This package's name of a tensor of a CLIP model; None for its text tower, projections and buffers."""
     if _BUFFER.fullmatch(f"x.{name}") or name.startswith(("text_model.", "text_projection.", "visual_projection.")):
         return None
     return None if name == "logit_scale" else "model.vision_tower." + name.removeprefix("vision_model.")
@@ -155,7 +155,7 @@ def local_folder(source: str | os.PathLike[str], revision: str | None = None) ->
     """A folder, or the local copy of a hub model's config and weights.
 
     Raises:
-        ModelError: if it is neither a folder nor a model within reach.
+        ModelError: if it is neither a folder nor a model that can be downloaded.
     """
     with clear_errors(source, revision):
         if Path(source).is_dir():
@@ -168,26 +168,26 @@ def local_folder(source: str | os.PathLike[str], revision: str | None = None) ->
 
 
 def with_image_row(name: str, tensor: Tensor) -> Tensor:
-    """The embedding and the head with one row more, of zeros, for the image token; other tensors as they are."""
+    """Append a row of zeros for the image token to the embedding or the head; other tensors are unchanged."""
     if name not in _BY_TOKEN:
         return tensor
     return torch.cat([tensor, tensor.new_zeros(1, tensor.shape[1])])
 
 
 def is_by_token(name: str) -> bool:
-    """Whether a published tensor has a row a token of the vocabulary."""
+    """Whether a published tensor has one row per token of the vocabulary."""
     return name in _BY_TOKEN
 
 
 def read_published(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Published | None:
-    """A published folder for ``from_pretrained``; None if ``source`` is not one.
+    """The contents of a published folder, for ``from_pretrained``; None if ``source`` is not one.
 
     Args:
         source: A folder or a hub id.
-        options: Of ``from_pretrained``: ``revision``, and ``use_safetensors``, which refuses pickles.
+        options: Options of ``from_pretrained``: ``revision``, and ``use_safetensors``, which refuses pickles.
 
     Raises:
-        ModelError: if the folder is incomplete, or pickled while only safetensors are wanted.
+        ModelError: if the folder is incomplete, or pickled while ``use_safetensors`` is set.
     """
     revision = options.get("revision")
     with clear_errors(source, revision):
@@ -197,7 +197,7 @@ def read_published(source: str | os.PathLike[str], options: Mapping[str, Any]) -
     folder = local_folder(source, revision)
     shards = Shards(folder)
     if shards.pickled and options.get("use_safetensors"):
-        fix = f"convert it once: spr convert ferret --checkpoint {source} --out DIR, then use DIR"
+        fix = f"convert it: spr convert ferret --checkpoint {source} --out DIR, then use DIR"
         raise ModelError(
             f"The weights of {source} are pickled", got="pytorch_model*.bin", expected="safetensors", fix=fix
         )

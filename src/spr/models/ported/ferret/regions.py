@@ -1,4 +1,4 @@
-"""Regions of an image (boxes, points, masks of any shape), and the points that are drawn from them."""
+"""Regions of an image (boxes, points, masks of any shape), and the points sampled from them."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ Region: TypeAlias = Sequence[float] | npt.NDArray[Any] | Tensor
 
 REGION_TOKEN = "<region_fea>"  # noqa: S105 (a token of text)
 UNITS = 1000
-"""What the sides of an image count in Ferret's text."""
+"""Coordinates in Ferret's text range from 0 to this value."""
 SPAN = 5
-"""A point stands for the pixels at most this far from it, across and down."""
+"""A point stands for the pixels within this horizontal and vertical distance."""
 
 _NAMED = re.compile(rf"(?:\[([^\[\]]*)\]\s*)?{re.escape(REGION_TOKEN)}")
 _NUMBERS = re.compile(r"\s*\d{1,6}(?:\s*,\s*\d{1,6}){1,3}\s*")
 
 
 class RegionError(SprError, ValueError):
-    """A region, or how many there are, does not fit the prompt or the image."""
+    """A region, or the number of regions, does not match the prompt or the image."""
 
 
 def prompt_regions(text: str, size_wh: Size) -> list[Mask]:
-    """The regions that a prompt names: coordinates, each right before its ``<region_fea>``, in their order.
+    """The regions of a prompt: the coordinates right before each ``<region_fea>``, in order.
 
     Args:
-        text: Boxes as ``[x1, y1, x2, y2] <region_fea>``, points as ``[x, y] <region_fea>``, in thousandths of the
-            image's sides; 1000 is the far edge.
+        text: The prompt, with boxes as ``[x1, y1, x2, y2] <region_fea>`` and points as ``[x, y] <region_fea>``, in
+            thousandths of the image's sides.
         size_wh: Width and height of the image in pixels.
 
     Returns:
         Masks ``(height, width)`` of the image.
 
     Raises:
-        RegionError: if a token has no coordinates before it, or they leave the image or enclose nothing.
+        RegionError: if a token has no coordinates before it, or the region is outside the image or empty.
     """
     masks = []
     for match in _NAMED.finditer(text):
@@ -58,34 +58,32 @@ def prompt_regions(text: str, size_wh: Size) -> list[Mask]:
             raise RegionError("A region of the prompt has no coordinates", got=repr(got), expected=expected, fix=fix)
         values = [int(number) for number in numbers.split(",")]
         if max(values) > UNITS:
-            raise RegionError(
-                "A region of the prompt is outside of the image", got=match[0], expected=f"0 to {UNITS - 1}"
-            )
+            raise RegionError("A region of the prompt is outside the image", got=match[0], expected=f"0 to {UNITS - 1}")
         pixels = [value * size_wh[k % 2] / UNITS for k, value in enumerate(values)]
         masks.append(_painted(pixels, size_wh, match[0]))
     return masks
 
 
 def region_mask(region: Region, size_wh: Size) -> Mask:
-    """A region that is given by itself, as a mask ``(height, width)``.
+    """A region given as an argument, as a mask ``(height, width)``.
 
     Raises:
-        RegionError: if it is no box, point or mask of the image, lies outside of it or has no area.
+        RegionError: if it is not a box, point or mask of the image, lies outside the image or has no area.
     """
     array = np.asarray(region)
     if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise RegionError("A region holds something else than finite numbers", got=repr(region)[:120])
+        raise RegionError("A region contains values that are not finite numbers", got=repr(region)[:120])
     if array.ndim == 2:
         expected_shape = size_wh[1], size_wh[0]
         if array.shape != expected_shape:
             expected = f"{expected_shape}: height and width of the image"
-            raise RegionError("A region's mask is not of the image's size", got=array.shape, expected=expected)
+            raise RegionError("A region's mask does not have the image's size", got=array.shape, expected=expected)
         if not array.any():
             raise RegionError("A region's mask is empty", expected="at least one pixel in it")
         return array.astype(bool)
     if array.shape not in ((2,), (4,)):
         expected = "a point (x, y), a box (x1, y1, x2, y2) or a mask (height, width)"
-        raise RegionError("This is no region", got=f"an array of shape {array.shape}", expected=expected)
+        raise RegionError("A region has the wrong shape", got=f"an array of shape {array.shape}", expected=expected)
     values = [float(value) for value in array]
     if len(values) == 4 and not (values[0] < values[2] and values[1] < values[3]):
         raise RegionError("A region's box has no area", got=values, expected="x1 < x2 and y1 < y2")
@@ -93,7 +91,7 @@ def region_mask(region: Region, size_wh: Size) -> Mask:
 
 
 def _painted(values: list[float], size_wh: Size, shown: object) -> Mask:
-    """The pixels that the published code gives a box (both ends included) or a point, cut off at the image's edge."""
+    """The pixels of a box (both ends included) or a point, clipped to the image, as in the published code."""
     width, height = size_wh
     mask = np.zeros((height, width), dtype=bool)
     if len(values) == 2:
@@ -113,18 +111,18 @@ def _painted(values: list[float], size_wh: Size, shown: object) -> Mask:
 
 
 def draw_points(mask: Mask, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Pixels of a mask, drawn without replacement; where there are fewer, all of them and then some again.
+    """Sample pixels of a mask without replacement. If there are too few, take all of them and repeat some.
 
     Args:
         mask: ``(height, width)``, not empty.
-        count: How many.
-        generator: Draws. None draws the same from the same mask each time.
+        count: The number of points.
+        generator: Random generator. None samples the same points from the same mask each time.
 
     Returns:
-        Whole pixels x, y ``(count, 2)``, int32.
+        Integer pixels x, y: int32 ``(count, 2)``.
     """
     generator = generator or torch.Generator().manual_seed(SEED)
-    # By columns, as the published code lists them, so that its draws can be repeated.
+    # In column order, as in the published code, so that its samples can be reproduced.
     x, y = np.nonzero(mask.T)
     pixels = torch.from_numpy(np.stack([x, y], axis=1).astype(np.int32))
     if len(pixels) < count:

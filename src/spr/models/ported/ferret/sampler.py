@@ -1,8 +1,8 @@
-"""The spatial-aware visual sampler: a region of any shape becomes one embedding (Ferret, arXiv 2310.07704, §3.2).
+"""The spatial-aware visual sampler: one embedding for a region of any shape (Ferret, arXiv 2310.07704, Sec. 3.2).
 
-Points are drawn from the region, and take their features from the image's feature map. In each of two rounds some of
-them are kept, as far apart as can be; each gathers its nearest neighbours and pools them. What is left is flattened
-and projected to the width of the language model.
+Points are sampled from the region and get features from the image's feature map. Each of two rounds keeps some points
+by farthest-point sampling, and pools the features of each kept point's nearest neighbours. The result is flattened and
+projected to the width of the language model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SEED = 0
-"""Of the random choices, where no generator is given: every region then gets the same choices, whatever its batch."""
+"""Seed without a generator: each region then gets the same random choices in any batch."""
 
 
 class _Aggregate(nn.Module):
@@ -32,15 +32,15 @@ class _Aggregate(nn.Module):
 
 
 class RegionSampler(nn.Module):
-    """Points of regions → one embedding a region.
+    """Maps the points of each region to one embedding.
 
-    Parameters carry the names of the published implementation.
+    Parameters have the names of the published implementation.
 
     Args:
         inputs: Width C of the feature map.
         outputs: Width D of the language model.
         stages: Points kept by each round.
-        neighbors: Neighbours gathered in each round, the point itself among them.
+        neighbors: Neighbours gathered in each round, including the point itself.
         pooling: ``"max"`` or ``"mean"`` over the neighbours.
     """
 
@@ -49,7 +49,7 @@ class RegionSampler(nn.Module):
     ) -> None:
         super().__init__()
         self.stages, self.neighbors, self.pooling = tuple(stages), tuple(neighbors), pooling
-        wide = inputs + 2  # a feature with its place
+        wide = inputs + 2  # a feature and its position
         self.diff_projector_list = nn.ModuleList(nn.Linear(wide, wide) for _ in stages)
         self.agg_projector_list = nn.ModuleList(_Aggregate(2 * wide, inputs) for _ in stages)
         self.flatten_projector = nn.Linear(inputs * self.stages[-1], inputs)
@@ -60,11 +60,11 @@ class RegionSampler(nn.Module):
 
         Args:
             maps: Feature maps ``(B, P, C)``, P a square number of patches, row by row.
-            points: Whole pixels x, y ``(B, R, N, 2)`` as `spr.models.ported.ferret.regions.draw_points` draws them; rows of
-                images with fewer than R regions are filled up with −1.
-            sizes_wh: Width and height ``(B, 2)`` of the images that the pixels count in.
-            generator: Chooses where farthest-point sampling starts, for all regions in one draw a round, as the
-                published code does. None makes the same choice for each region.
+            points: Integer pixels x, y ``(B, R, N, 2)`` from `spr.models.ported.ferret.regions.draw_points`; −1 for
+                padding, in images with fewer than R regions.
+            sizes_wh: Width and height ``(B, 2)`` of the images in pixels.
+            generator: Chooses the start of farthest-point sampling with one draw per round for all regions, as in the
+                published code. None makes the same choice for each region.
 
         Returns:
             Embeddings ``(number of regions, D)``.
@@ -73,7 +73,7 @@ class RegionSampler(nn.Module):
         if not bool(used.any()):
             return maps.new_zeros(0, self.dim_projector.out_features)
         owner = used.nonzero()[:, 0]
-        # Which points are chosen is computed on the CPU, and so the same whatever the model runs on.
+        # Points are chosen on the CPU, so that the choice does not depend on the model's device.
         places = points[used].cpu().float() / sizes_wh[owner].cpu().unsqueeze(1)
         features = _features_at(maps[owner.to(maps.device)], places.to(maps.device)).to(maps.dtype)
         for kept, near, difference, aggregate in zip(
@@ -82,7 +82,7 @@ class RegionSampler(nn.Module):
             chosen = _farthest(places, kept, generator)
             anchors = _take(places, chosen)
             group = _nearest(anchors, places, near)
-            # Distances need float32, projections the weights' type.
+            # Distances are computed in float32, projections in the dtype of the weights.
             placed = torch.cat([features, places.to(features)], dim=-1)
             own = _take(placed, chosen.to(features.device)).unsqueeze(2)
             others = _take(placed, group.to(features.device))
@@ -96,18 +96,18 @@ class RegionSampler(nn.Module):
 def _features_at(maps: Tensor, places: Tensor) -> Tensor:
     """Bilinear features ``(T, N, C)`` of maps ``(T, P, C)`` at places x, y in 0..1 ``(T, N, 2)``, in float32.
 
-    The published code looks a point (x, y) up at column y and row x of the map, its masks being indexed x first. The
-    weights were trained so; it has to be done again.
+    The published code reads the feature of a point (x, y) at column y and row x of the map, since its masks are indexed
+    x first. The weights were trained this way, so the same is done here.
     """
     side = round(maps.shape[1] ** 0.5)
     grid = maps.float().reshape(len(maps), side, side, -1).permute(0, 3, 1, 2)
     swapped = 2 * places.flip(-1).unsqueeze(2) - 1
-    found: Tensor = functional.grid_sample(grid, swapped, mode="bilinear", align_corners=True)
-    return found.squeeze(3).transpose(1, 2)
+    features: Tensor = functional.grid_sample(grid, swapped, mode="bilinear", align_corners=True)
+    return features.squeeze(3).transpose(1, 2)
 
 
 def _farthest(places: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Indices ``(T, count)`` of points ``(T, N, 2)``, each as far as can be from those before it; random start."""
+    """Farthest-point sampling from points ``(T, N, 2)`` with a random start: indices ``(T, count)``."""
     regions, points = places.shape[:2]
     if generator is None:
         seeded = torch.Generator().manual_seed(SEED)
@@ -128,9 +128,9 @@ def _farthest(places: Tensor, count: int, generator: torch.Generator | None) -> 
 def _nearest(anchors: Tensor, places: Tensor, count: int) -> Tensor:
     """Indices ``(T, S, count)`` of the points nearest to each anchor.
 
-    Pixels lie in a grid, so many are equally near, and the rounding of the distances decides between them. They are
-    therefore rounded as in the published code: |a|² + |p|² − 2 a·p, the second product of a·p added unrounded, as the
-    fused instructions of CPUs and GPUs do.
+    Pixels lie on a grid, so many distances are equal and rounding decides between them. They are therefore rounded as
+    in the published code: |a|² + |p|² − 2 a·p, where the second product of a·p is added without rounding, like
+    the fused instructions of CPUs and GPUs.
     """
     first, second = (anchors[..., k].unsqueeze(2) for k in (0, 1))
     dot = ((first * places[..., 0].unsqueeze(1)).double() + second.double() * places[..., 1].unsqueeze(1)).float()
@@ -144,6 +144,6 @@ def _squared(places: Tensor) -> Tensor:
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """``values[b, index[b, …]]`` for each b: ``(T, N, C)`` and ``(T, …)`` → ``(T, …, C)``."""
+    """``values[t, index[t, …]]`` for each t: ``(T, N, C)`` and ``(T, …)`` → ``(T, …, C)``."""
     rows = torch.arange(len(values), device=values.device).view(-1, *[1] * (index.dim() - 1))
     return values[rows, index]
