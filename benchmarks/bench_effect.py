@@ -160,7 +160,7 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
     def each() -> Iterator[TrainingPair]:
         for pair in pairs:
             size_wh = pair.width, pair.height
-            load = RunImage(config.annotations, pair.file_name, size_wh)
+            load = RunImage(config.annotations.image_source, pair.file_name, size_wh)
             yield TrainingPair(
                 pair.query_id, user_turn(pair.prompt), pair.chosen, pair.rejected, load, load.digest, size_wh
             )

@@ -160,7 +160,7 @@ def make_pairs(case: str, count: int, answer: int, batch: int, accumulate: int, 
         }
         for _ in range(count)
     ]
-    sizes = {"batch_size": batch // accumulate, "batches_a_step": accumulate}
+    sizes = {"batch_size": batch // accumulate, "batches_per_step": accumulate}
     steps = steps_of_training([1] * count, **sizes, epochs=1, max_steps=None, seed=0)
     order = [k for step in steps for micro in step for k in micro]
     given = Dataset.from_list(rows).cast_column("images", List(Image()))

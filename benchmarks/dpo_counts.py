@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 
 from dpo_cases import CASES, PATCH, QUESTION, model_config
-from spr.training.head import CHUNK
+from spr.training.loss import CHUNK
 
 FRAME = 27
 """So many of a prompt's tokens are the chat template's: letters are tokens."""

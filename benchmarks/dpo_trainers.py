@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from dpo_cases import CASES
 from spr.config import LoraSection, TrainingConfig
-from spr.training.model import PairModel
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import PairModel
+from spr.training.trainee import load_trainee
 from spr.training.trainer import train
 
 GROUPS = {

@@ -40,10 +40,9 @@ from spr.models.ported.cogvlm.experts import Routing
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
-from spr.training.collate import EncodedPair, collate
-from spr.training.features import Features
-from spr.training.lora import add_adapter
-from spr.training.model import PairModel
+from spr.training.shared_prefix import EncodedPair, PairModel, collate
+from spr.training.trainee import add_adapter
+from spr.training.vision_cache import Features
 
 META, HALF, GIB = torch.device("meta"), torch.bfloat16, 2**30
 VICUNA_13B = {

@@ -9,6 +9,9 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 
 from spr.config import LoraSection, TrainingConfig
+from spr.config.backends import LOSSES
+from spr.training.loss import dpo
+from spr.training.shared_prefix import PairModel
 
 CHAT_ML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{% if part['type'] == 'image' %}"
@@ -113,7 +116,7 @@ def settings() -> Callable[..., TrainingConfig]:
 
 @pytest.fixture
 def stir() -> Callable[[torch.nn.Module], None]:
-    """Gives the adapter's second matrices values, so that it says something else than its reference."""
+    """Sets the adapter's B matrices, so that the model differs from its reference."""
 
     def change(model: torch.nn.Module) -> None:
         draw = torch.Generator().manual_seed(11)
@@ -123,3 +126,74 @@ def stir() -> Callable[[torch.nn.Module], None]:
                     parameter.copy_(0.4 * torch.randn(parameter.shape, generator=draw))
 
     return change
+
+
+class WatchedLoss:
+    """DPO, with something that happens before the Nth loss is computed."""
+
+    name = "watched"
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.calls, self.number, self.happens = 0, 0, lambda: None
+
+    def at(self, number: int, happens: Callable[[], object]) -> None:
+        self.forget()
+        self.number, self.happens = number, happens
+
+    def __call__(self, inputs, settings):
+        self.calls += 1
+        if self.calls == self.number:
+            self.happens()
+        return dpo(inputs, settings)
+
+
+@pytest.fixture(scope="session")
+def registered_loss():
+    """The loss that `loss_type: watched` names."""
+    loss = WatchedLoss()
+    LOSSES.register(loss.name, loss)
+    yield loss
+    LOSSES.unregister(loss.name)
+
+
+@pytest.fixture
+def watched(registered_loss):
+    """The loss `watched`, in which nothing happens unless the test says so."""
+    registered_loss.forget()
+    yield registered_loss
+    registered_loss.forget()
+
+
+@pytest.fixture
+def add_loss():
+    """Registers a loss for the test, which a config then names."""
+    names = []
+
+    def add(name, loss):
+        LOSSES.register(name, loss)
+        names.append(name)
+        return name
+
+    yield add
+    for name in names:
+        LOSSES.unregister(name)
+
+
+@pytest.fixture
+def forward_passes(monkeypatch):
+    """Calls a function before each forward pass over pairs."""
+
+    def before(happens: Callable[[], object]) -> None:
+        forward = PairModel.forward
+
+        def watched(self, batch=None, vision=None):
+            if batch is not None:
+                happens()
+            return forward(self, batch, vision)
+
+        monkeypatch.setattr(PairModel, "forward", watched)
+
+    return before

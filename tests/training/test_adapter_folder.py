@@ -1,19 +1,21 @@
 """The adapter as a folder: anyone's PEFT loads it, and it says what it was made on."""
 
 import json
+import os
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import AutoPeftModel, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from spr.core.errors import InputError
+from spr.core.atomic import recover
+from spr.core.errors import InputError, RunError
 from spr.training import trainer as trainer_module
-from spr.training.lora import renamed_properties
-from spr.training.merge import merge_adapter
+from spr.training.checkpoint import TrainingState, merge_adapter
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.trainee import load_trainee, renamed_properties
 from spr.training.trainer import train
 
 
@@ -82,3 +84,50 @@ def test_an_adapter_that_lacks_a_tensor_is_not_merged_in_part(trained, tmp_path)
     save_file(tensors, weights)
     with pytest.raises(InputError, match="does not fit"):
         merge_adapter(trained[0] / "adapter", tmp_path / "merged")
+
+
+def test_an_adapter_is_replaced_as_a_whole_wherever_writing_the_new_one_fails(
+    trainable_folder, settings, stir, tmp_path, monkeypatch
+):
+    trainee = load_trainee(str(trainable_folder("llava")), settings(), torch.device("cpu"), features=tmp_path)
+    state, folder = TrainingState(Accelerator(cpu=True), trainee.model, None), tmp_path / "adapter"
+
+    def content():
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    state.save_adapter(folder)
+    before = content()
+    stir(trainee.model)
+    sync, failures = os.fsync, 0
+    while content() == before:
+        left = failures
+
+        def failing(descriptor):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError("no space left on device")
+            sync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing)
+            try:
+                state.save_adapter(folder)
+            except RunError:
+                failures += 1
+    after = content()
+    assert failures > 2
+    assert set(after) == set(before)
+    assert after["adapter_model.safetensors"] != before["adapter_model.safetensors"]
+    state.save_adapter(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_adapter_of_a_process_killed_between_two_renames_is_found_again(trainable_folder, settings, tmp_path):
+    trainee = load_trainee(str(trainable_folder("llava")), settings(), torch.device("cpu"), features=tmp_path)
+    state, folder = TrainingState(Accelerator(cpu=True), trainee.model, None), tmp_path / "adapter"
+    state.save_adapter(folder)
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    folder.rename(tmp_path / ".adapter.999999999.old")
+    recover(folder)
+    assert (folder / "adapter_model.safetensors").read_bytes() == before

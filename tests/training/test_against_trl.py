@@ -8,11 +8,11 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from spr.training.collate import collate
-from spr.training.features import Features
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import collate
+from spr.training.trainee import load_trainee
+from spr.training.vision_cache import Features
 
 FAMILIES = ["llava_onevision", "llava", "qwen2_vl", "qwen2_5_vl"]
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def our_step(trainee, planned, config, *, shared):
             return Features(*model(vision=vision))
 
     encoder = trainee.encoder
-    batch = collate([encoder.finish(p, encoder.read(p), features) for p in planned], encoder.pad, shared=shared)
+    batch = collate([encoder.finish(p, encoder.process(p), features) for p in planned], encoder.pad, shared=shared)
     with torch.no_grad(), model.peft.disable_adapter():
         reference = PairLogps(*model(batch))
     logps = PairLogps(*model(batch))

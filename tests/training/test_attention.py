@@ -1,17 +1,14 @@
-"""Attention whose beginning is causal gives what attention under the whole mask gives."""
+"""Attention with causal leading rows gives the same result as attention under the whole mask."""
 
 import dataclasses
 
 import pytest
 import torch
 from torch import nn
-from transformers import modeling_utils
 
-from spr.training import attention
-from spr.training.attention import KERNEL, attend
-from spr.training.collate import EncodedPair, collate
-from spr.training.features import Features
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import EncodedPair, attend, collate
+from spr.training.trainee import load_trainee
+from spr.training.vision_cache import Features
 
 NO_FEATURES = Features(torch.zeros(0, 8))
 
@@ -54,22 +51,27 @@ def test_a_mask_of_the_last_rows_gives_what_the_whole_mask_gives(groups):
 
 
 @pytest.mark.parametrize("model_type", ["llava_onevision", "qwen2_5_vl", "cogvlm"])
-def test_the_models_attend_by_it(model_type, trainable_folder, settings, tmp_path, monkeypatch):
-    rows = []
+def test_only_the_rows_that_predict_answers_run_under_a_mask(
+    model_type, trainable_folder, settings, tmp_path, monkeypatch
+):
+    calls, kernel = [], nn.functional.scaled_dot_product_attention
 
-    def counting(module, query, key, value, attention_mask, **options):
-        rows.append((query.shape[2], attention_mask.shape[2]))
-        return attend(module, query, key, value, attention_mask, **options)
+    def counting(query, key, value, attn_mask=None, **options):
+        calls.append((query.shape[2], None if attn_mask is None else attn_mask.shape[2]))
+        return kernel(query, key, value, attn_mask=attn_mask, **options)
 
-    monkeypatch.setattr(attention, "attend", counting)
     trainee = load_trainee(str(trainable_folder(model_type)), settings(), torch.device("cpu"), features=tmp_path)
-    assert modeling_utils.ALL_ATTENTION_FUNCTIONS[KERNEL] is counting
     hidden = trainee.base.config.get_text_config().hidden_size
     given = dataclasses.replace(pair(6, 3, 2), features=Features(torch.zeros(0, hidden)))
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counting)
     with torch.no_grad():
         trainee.model(collate([given], pad=0, shared=True))
-    # Of 6 + 3 + 2 tokens the prompt's last one and the answers go by a mask.
-    assert set(rows) == {(11, 6)}
+    # 6 + 3 + 2 tokens: the prompt's last token and the answers run under a mask, the 5 tokens before them are causal.
+    layers = trainee.base.config.get_text_config().num_hidden_layers
+    assert calls.count((6, 6)) == layers
+    # The last layer skips the leading rows, except in CogVLM.
+    assert calls.count((5, None)) == (layers if model_type == "cogvlm" else layers - 1)
+    assert len(calls) == calls.count((6, 6)) + calls.count((5, None))
 
 
 def test_a_kernel_that_the_user_chose_is_left_alone(trainable_folder, settings, tmp_path):

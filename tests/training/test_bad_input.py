@@ -9,7 +9,8 @@ from accelerate.tracking import GeneralTracker, register_tracker_class
 
 from spr.core.errors import ConfigError, InputError, SprError
 from spr.core.images import ImageProblem
-from spr.training import trainer as trainer_module
+from spr.training.checkpoint import TrainingState
+from spr.training.loss import dpo
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
 
@@ -70,7 +71,7 @@ def test_no_pair_left_says_why_and_where_to_look(files, model, settings, tmp_pat
     assert "dropped.parquet" in caught.value.fix
     with pytest.raises(InputError, match="No pair is left to train on") as caught:
         train([], model, settings(), tmp_path / "none")
-    assert caught.value.got == "dropped: no pairs came"
+    assert caught.value.got == "dropped: there were no pairs"
 
 
 def test_an_image_that_vanishes_during_the_training_ends_it_with_its_checkpoint_kept(
@@ -81,15 +82,15 @@ def test_an_image_that_vanishes_during_the_training_ends_it_with_its_checkpoint_
     # What is kept in memory outlives its image.
     config = settings(per_device_train_batch_size=1, num_train_epochs=4, save_steps=1, vision_cache="none")
     train(trl_pairs(source), model, config, tmp_path / "whole", seed=2)
-    image, real = (folder / "3.png").read_bytes(), trainer_module.save_checkpoint
+    image, save = (folder / "3.png").read_bytes(), TrainingState.save
 
-    def save(*arguments):
-        made = real(*arguments)
+    def save_then_delete(*arguments):
+        path = save(*arguments)
         (folder / "3.png").unlink(missing_ok=True)
-        return made
+        return path
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "save_checkpoint", save)
+        patch.setattr(TrainingState, "save", save_then_delete)
         with pytest.raises(ImageProblem, match=r"3\.png"):
             train(trl_pairs(source), model, config, out, seed=2)
     kept = list((out / "training" / "checkpoints").glob("*/checkpoint.json"))
@@ -101,18 +102,14 @@ def test_an_image_that_vanishes_during_the_training_ends_it_with_its_checkpoint_
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training_before_the_weights_are_spoilt(
-    model, pairs_folder, settings, tmp_path, monkeypatch
+    model, pairs_folder, settings, tmp_path, add_loss
 ):
-    real = trainer_module.pair_losses
+    def huge(inputs, settings):
+        return dpo(inputs, settings) * 1e38  # finite, but the norm of its gradient is not
 
-    def huge(*arguments):
-        losses = real(*arguments)
-        object.__setattr__(losses, "loss", losses.loss * 1e38)  # finite, but its gradient's norm is not
-        return losses
-
-    monkeypatch.setattr(trainer_module, "pair_losses", huge)
+    config = settings(max_grad_norm=None, loss_type=add_loss("huge", huge))
     with pytest.raises(SprError, match="The gradient norm of step 1 is not finite") as caught:
-        train(trl_pairs(pairs_folder), model, settings(max_grad_norm=None), tmp_path)
+        train(trl_pairs(pairs_folder), model, config, tmp_path)
     (saved,) = (tmp_path / "training").glob("not-finite-step-1.pt")
     names = torch.load(saved, weights_only=True)["pair_ids"]
     assert caught.value.got.startswith(f"pairs {', '.join(names)};")
@@ -120,11 +117,11 @@ def test_a_gradient_that_is_not_finite_stops_the_training_before_the_weights_are
     assert not (tmp_path / "adapter").exists()
 
 
-def test_no_room_in_the_reference_pass_says_what_to_lower(model, pairs_folder, settings, tmp_path, monkeypatch):
-    def full(*_):
+def test_no_room_in_the_reference_pass_says_what_to_lower(model, pairs_folder, settings, tmp_path, forward_passes):
+    def full():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer_module._Training, "_forward", full)
+    forward_passes(full)
     with pytest.raises(SprError, match="A batch of the reference pass does not fit") as caught:
         train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=2), tmp_path)
     assert (
@@ -133,18 +130,16 @@ def test_no_room_in_the_reference_pass_says_what_to_lower(model, pairs_folder, s
     )
 
 
-def test_no_room_for_a_step_of_one_pair_names_what_is_left_to_lower(
-    model, pairs_folder, settings, tmp_path, monkeypatch
-):
+def test_no_room_for_a_step_of_one_pair_names_what_is_left_to_lower(model, pairs_folder, settings, tmp_path, add_loss):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer_module, "pair_losses", full)
+    name = add_loss("full", full)
     with pytest.raises(SprError, match="A training step does not fit") as caught:
         train(
             trl_pairs(pairs_folder),
             model,
-            settings(per_device_train_batch_size=1, gradient_checkpointing=True),
+            settings(per_device_train_batch_size=1, gradient_checkpointing=True, loss_type=name),
             tmp_path,
         )
     assert "batch_size" not in caught.value.fix
@@ -155,8 +150,8 @@ def test_no_room_for_a_step_of_one_pair_names_what_is_left_to_lower(
 @pytest.mark.parametrize(
     ("name", "what", "fix"),
     [
-        ("tensorbord", "names no tracker", "did you mean `tensorboard`?"),
-        ("everything", "names no tracker", None),
+        ("tensorbord", "names an unknown tracker", "did you mean `tensorboard`?"),
+        ("everything", "names an unknown tracker", None),
         ("dvclive", "is not installed", "pip install dvclive"),
     ],
 )

@@ -2,8 +2,8 @@
 
 import torch
 
-from spr.training.collate import EncodedPair, collate
-from spr.training.features import Features
+from spr.training.shared_prefix import EncodedPair, collate
+from spr.training.vision_cache import Features
 
 
 def pair(name, prompt, chosen, rejected, positions=None):

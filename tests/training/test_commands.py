@@ -69,7 +69,7 @@ def test_a_run_is_trained_once_and_merged_into_a_model_that_loads_without_peft(s
     output, _ = spr("train", config, "--out", run)
     assert "LoRA of rank 4 on 2 × q_proj" in output
     assert "steps on " in output
-    assert f"The adapter, in PEFT's format:  {run / 'adapter'}" in output
+    assert f"Adapter (PEFT format):  {run / 'adapter'}" in output
     assert {path.name for path in (run / "adapter").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     before = losses_of(run)
     again, _ = spr("train", config, "--out", run)
@@ -77,7 +77,7 @@ def test_a_run_is_trained_once_and_merged_into_a_model_that_loads_without_peft(s
     assert losses_of(run) == before
 
     output, _ = spr("merge", run, "--out", tmp_path / "merged")
-    assert f"The merged model:  {tmp_path / 'merged'}" in output
+    assert f"Merged model:  {tmp_path / 'merged'}" in output
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     plain = AutoModelForImageTextToText.from_pretrained(raw["describer"]["model"])
     # W + (alpha / rank) B A, and all else as it was.
@@ -104,7 +104,7 @@ def test_pairs_from_elsewhere_need_no_annotations(spr, config, pairs_folder, tmp
         out = tmp_path / f"out-{str(name)[-5:]}"
         output, _ = spr("train", config, "--out", out, "--pairs", tmp_path / name)
         assert "training: 3 steps on 6 pairs" in output
-        assert yaml.safe_load((out / "config.yaml").read_text())["training"]["lora"]["rank"] == 4
+        assert yaml.safe_load((out / "config.yaml").read_text())["training"]["lora"]["r"] == 4
     # The same command again finds it done.
     again, _ = spr("train", config, "--out", out, "--pairs", tmp_path / name)
     assert "(done before)" in again
@@ -157,7 +157,10 @@ def test_a_training_that_is_refused_leaves_config_adapter_and_log_as_they_were(s
 
 def test_a_reference_that_does_not_fit_is_refused_and_does_not_stay(spr, config, run, tmp_path):
     (tmp_path / "reference.parquet").write_bytes(b"something else")
-    for name, message in (("reference.parquet", "no file of reference log-prob"), ("gone.parquet", "mend --reference")):
+    for name, message in (
+        ("reference.parquet", "not a file of reference log-prob"),
+        ("gone.parquet", "check the path given to --reference"),
+    ):
         _, errors = spr("train", config, "--out", run, "--reference", tmp_path / name, expect=1)
         assert message in errors
     output, _ = spr("train", config, "--out", run)
@@ -200,7 +203,7 @@ def test_merge_refuses_what_is_no_adapter_what_does_not_fit_and_a_folder_that_is
     full.mkdir()
     (full / "mine.txt").write_text("x")
     _, errors = spr("merge", out, "--out", full, expect=1)
-    assert "holds something already" in errors
+    assert "is not empty" in errors
     _, errors = spr("merge", out, "--out", tmp_path / "merged", "--model", mllm_folder("qwen2_vl"), expect=1)
     assert "does not fit" in errors
     assert "expected: LlavaOnevisionForConditionalGeneration" in errors

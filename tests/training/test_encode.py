@@ -9,10 +9,9 @@ from spr.core.images import ImageProblem
 from spr.core.reasons import TRAINING_REASONS
 from spr.models.chat import user_turn
 from spr.models.families import FAMILIES
-from spr.training.encode import context_length, plan_digest
-from spr.training.features import Features, MemoryFeatures
-from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.pairs import context_length, plan_digest, trl_pairs
+from spr.training.trainee import load_trainee
+from spr.training.vision_cache import Features, MemoryFeatures
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def test_prompts_have_the_tokens_that_were_counted_and_answers_end_their_turn(mo
     assert len(planned) == 6
     tokenizer = encoder.processor.tokenizer
     for one in planned:
-        read = encoder.read(one)  # raises if the counts differ
+        read = encoder.process(one)  # raises if the counts differ
         assert len(read.prompt) == one.prompt_tokens
         assert read.positions.shape[1] == one.prompt_tokens
         assert one.length == one.prompt_tokens + len(one.chosen) + len(one.rejected)
@@ -122,7 +121,7 @@ def test_an_image_of_another_size_than_was_planned_is_an_error_that_names_the_pa
     (one,), _ = encoder.plan(pairs[:1], 4096)
     changed = dataclasses.replace(one, pair=dataclasses.replace(one.pair, load=lambda: picture(300, 40)))
     with pytest.raises(Exception, match="The prompt of pair 0 has another number of tokens"):
-        encoder.read(changed)
+        encoder.process(changed)
 
 
 def test_a_system_turn_is_part_of_the_prompt(encoder, pairs):
@@ -130,14 +129,14 @@ def test_a_system_turn_is_part_of_the_prompt(encoder, pairs):
     told = dataclasses.replace(pairs[0], messages=[system, *pairs[0].messages])
     (plain, one), _ = encoder.plan([pairs[0], told], 4096)
     assert one.turn == "<|im_start|>system\nBe exact.<|im_end|>\n" + plain.turn
-    encoder.read(one)
+    encoder.process(one)
 
 
 def test_the_images_token_in_a_prompts_text_is_not_another_image(encoder, pairs):
     asked = dataclasses.replace(pairs[0], messages=user_turn("What does <image> mean?"))
     (one,), _ = encoder.plan([asked], 4096)
     assert one.turn.count("<image>") == 1
-    encoder.read(one)
+    encoder.process(one)
 
 
 def test_a_pairs_key_changes_with_prompt_answers_and_image_and_with_nothing_else(encoder, pairs):
@@ -168,10 +167,10 @@ def test_what_the_processor_made_is_kept_with_the_features_where_there_is_room(l
         return dataclasses.replace(pair, load=lambda: seen.append(pair.pair_id) or pair.load())
 
     planned, _ = encoder.plan(list(map(counted, pairs[:2])), 4096)
-    first = compute(encoder.read(planned[0]).vision)
+    first = compute(encoder.process(planned[0]).vision)
     encoder.store = MemoryFeatures({None: None, "first": first.nbytes, "none": 0}[limit])
     seen.clear()
-    made = [[encoder.finish(one, encoder.read(one), compute) for one in planned] for _ in range(3)]
+    made = [[encoder.finish(one, encoder.process(one), compute) for one in planned] for _ in range(3)]
     assert len(seen) == opened
     for again in made[1:]:
         for one, other in zip(again, made[0], strict=True):

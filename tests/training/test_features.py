@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spr.training.features import (
+from spr.training.vision_cache import (
     DiskFeatures,
     Features,
     MemoryFeatures,
@@ -88,7 +88,7 @@ def test_free_memory_is_what_the_machine_has_or_the_container_has_left(limits, e
 
 
 def test_automatic_features_take_a_quarter_of_the_free_memory_among_a_machines_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("spr.training.features.free_memory", lambda: 4 * 24 * 2)
+    monkeypatch.setattr("spr.training.vision_cache.free_memory", lambda: 4 * 24 * 2)
     alone = open_store("auto", tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     shared = open_store("auto", tmp_path)

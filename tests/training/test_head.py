@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spr.training import head as head_module
-from spr.training.head import token_logps
+from spr.training.loss import token_logps
 
 TOKENS, WIDTH, WORDS = 11, 6, 13
 
@@ -57,10 +56,9 @@ def test_two_words_give_a_sigmoid_and_its_slope():
 @pytest.mark.parametrize("chunk", [1, 4, 11, 1024])
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("softcap", [None, 1.5])
-def test_values_and_gradients_are_those_of_log_softmax_in_chunks_of_any_size(chunk, frozen, softcap, case, monkeypatch):
-    monkeypatch.setattr(head_module, "CHUNK", chunk)
+def test_values_and_gradients_are_those_of_log_softmax_in_chunks_of_any_size(chunk, frozen, softcap, case):
     case[3].requires_grad_(not frozen)
-    logps, gradient, of_head = with_gradient(token_logps, case, softcap=softcap)
+    logps, gradient, of_head = with_gradient(token_logps, case, softcap=softcap, chunk=chunk)
     wanted, wanted_gradient, wanted_of_head = with_gradient(plain, case, softcap=softcap)
     torch.testing.assert_close(logps, wanted, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-5, atol=1e-6)

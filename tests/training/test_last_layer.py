@@ -1,4 +1,4 @@
-"""A last layer without the prompt's rows gives the log-probabilities and the gradients of a whole one."""
+"""Skipping the prompt's rows in the last layer changes neither log-probabilities nor gradients."""
 
 import dataclasses
 
@@ -7,17 +7,16 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from spr.models.families import FAMILIES
-from spr.training.collate import collate
-from spr.training.features import Features
 from spr.training.loss import PairLogps, pair_losses
-from spr.training.model import PairModel
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import PairModel, collate
+from spr.training.trainee import load_trainee
+from spr.training.vision_cache import Features
 
 
 @pytest.fixture
 def steps(trainable_folder, pairs_folder, stir, settings, tmp_path):
-    """One step as it is, and one with all rows: log-probabilities, gradients, and rows of the last layer's MLP."""
+    """A step with skipped rows and one with all: log-probabilities, gradients, and rows of the last layer's MLP."""
 
     def make(model_type, **changes):
         config = settings(**changes)
@@ -30,12 +29,12 @@ def steps(trainable_folder, pairs_folder, stir, settings, tmp_path):
             with torch.no_grad():
                 return Features(*model(vision=vision))
 
-        pairs = [encoder.finish(one, encoder.read(one), look) for one in planned]
+        pairs = [encoder.finish(one, encoder.process(one), look) for one in planned]
         batch = collate(pairs, encoder.pad, shared=trainee.shared)
         layers = model.base.get_submodule(f"{trainee.model.family.language_model.removesuffix('.layers')}.layers")
         made = []
         for given in (batch, dataclasses.replace(batch, begin=0)):
-            # Behind the hook that cuts, so that it sees what the MLP is given.
+            # Runs after the hook that skips rows, so it sees the MLP's own input.
             rows = []
             watch = layers[-1].mlp.register_forward_pre_hook(lambda _, parts, rows=rows: rows.append(parts[0].shape[1]))
             logps = PairLogps(*model(given))
@@ -77,28 +76,59 @@ def test_it_changes_no_number_with_activations_computed_again_or_another_kernel(
     equal(short, whole)
 
 
-def test_a_second_pair_model_takes_the_place_of_the_first(trainable_folder, pairs_folder, settings, tmp_path):
+def test_two_pair_models_of_one_model_do_not_disturb_each_other(trainable_folder, pairs_folder, settings, tmp_path):
     trainee = load_trainee(str(trainable_folder("llava_onevision")), settings(), torch.device("cpu"), features=tmp_path)
     first = trainee.model
     planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
     with torch.no_grad():
         pairs = [
-            trainee.encoder.finish(one, trainee.encoder.read(one), lambda vision: Features(*first(vision=vision)))
+            trainee.encoder.finish(one, trainee.encoder.process(one), lambda vision: Features(*first(vision=vision)))
             for one in planned
         ]
     batch = collate(pairs, trainee.encoder.pad, shared=True)
     expected = first(batch)
     assert batch.begin > 0
     second = PairModel(first.peft, first.family)
-    for given, wanted in zip(second(batch), expected, strict=True):
-        assert torch.equal(given, wanted)
+    for model in (second, first):
+        for given, wanted in zip(model(batch), expected, strict=True):
+            assert torch.equal(given, wanted)
 
 
-def test_without_gradients_the_model_computes_all_rows_again_after_each_batch(steps, trainable_folder):
+def test_a_model_generates_as_before_after_each_batch(steps, trainable_folder):
     batch, *_ = steps("llava_onevision")
     model = AutoModelForImageTextToText.from_pretrained(trainable_folder("llava_onevision"))
     ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        expected = model(input_ids=ids).logits
-        PairModel(model, FAMILIES["llava_onevision"])(batch)
+    expected = model(input_ids=ids).logits
+    pair_model = PairModel(model, FAMILIES["llava_onevision"])
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            pair_model(batch)
         assert torch.equal(model(input_ids=ids).logits, expected)
+        assert model.model.language_model.config._attn_implementation == "sdpa"
+        assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_an_error_in_the_forward_pass_leaves_the_model_as_it_was(steps, trainable_folder):
+    batch, *_ = steps("llava_onevision")
+    model = AutoModelForImageTextToText.from_pretrained(trainable_folder("llava_onevision"))
+    too_few = dataclasses.replace(batch, positions=batch.positions[:, :, :-1])
+    with pytest.raises(RuntimeError):
+        PairModel(model, FAMILIES["llava_onevision"])(too_few)
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_checkpointed_activations_of_two_batches_are_each_recomputed_with_their_own_rows(
+    steps, trainable_folder, settings, stir, tmp_path
+):
+    # The second forward pass comes before the first backward pass.
+    batch, *_ = steps("llava_onevision")
+    gradients = []
+    for checkpointing in (False, True):
+        config, folder = settings(gradient_checkpointing=checkpointing), str(trainable_folder("llava_onevision"))
+        model = load_trainee(folder, config, torch.device("cpu"), features=tmp_path).model.train()
+        stir(model)
+        outputs = [model(given) for given in (batch, dataclasses.replace(batch, begin=0))]
+        sum((rejected - chosen).sum() for chosen, rejected, *_ in outputs).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)

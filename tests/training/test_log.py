@@ -7,9 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from spr.training.log import TrainingLog
+from spr.training.log import Meter, TrainingLog
 from spr.training.loss import PairLogps, PairLosses
-from spr.training.metering import Meter
 
 VALUES = {"loss": 0.5, "margin": 0.25, "accuracy": 1.0, "learning_rate": 1e-5, "tokens_per_second": 1234.0}
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 from spr.config import LoraSection
 from spr.core.errors import ConfigError, SprError
 from spr.models.families import FAMILIES
-from spr.training.lora import add_adapter, check_trained, describe_trained
+from spr.training.trainee import add_adapter, check_trained, describe_trained
 
 KIND = FAMILIES["llava_onevision"]
 

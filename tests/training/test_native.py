@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from spr.models.ported.ferret.regions import RegionError
-from spr.training.collate import collate
-from spr.training.features import Features
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import collate
+from spr.training.trainee import load_trainee
 from spr.training.trainer import train
+from spr.training.vision_cache import Features
 
 NATIVE = ["ferret", "cogvlm"]
 REGIONS = ["[50, 50, 350, 350]", "[600, 500, 950, 950]"]
@@ -44,7 +44,7 @@ def about_regions(pairs_folder):
 def test_kept_features_are_those_of_the_prompts_own_region(about_regions, trainable_folder, settings, tmp_path):
     logged = {}
     for kept in ("none", "memory", "disk"):
-        config = settings(features=kept, per_device_train_batch_size=2, num_train_epochs=3)
+        config = settings(vision_cache=kept, per_device_train_batch_size=2, num_train_epochs=3)
         train(about_regions, str(trainable_folder("ferret")), config, tmp_path / kept)
         names = ("loss", "margin", "chosen_logps", "rejected_logps", "grad_norm")
         logged[kept] = [[step[name] for name in names] for step in steps_of(tmp_path / kept)]
@@ -58,7 +58,7 @@ def test_the_features_of_one_image_differ_by_region(about_regions, trainable_fol
     # Else the test above could not fail.
     trainee = load_trainee(str(trainable_folder("ferret")), settings(), torch.device("cpu"), features=tmp_path)
     planned, _ = trainee.encoder.plan(about_regions, 4096)
-    reads = [trainee.encoder.read(pair) for pair in planned]
+    reads = [trainee.encoder.process(pair) for pair in planned]
     assert reads[0].key != reads[1].key
     with torch.no_grad():
         tokens = [trainee.model(vision=read.vision)[0] for read in reads]
@@ -92,7 +92,7 @@ def test_steps_change_the_adapter_alone(model_type, dtype, pairs_folder, trainab
     assert {tensor.dtype for name, tensor in before.items() if ".lora_" in name} == {torch.float32}
 
     planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
-    made = [trainee.encoder.finish(pair, trainee.encoder.read(pair), features_of(model)) for pair in planned]
+    made = [trainee.encoder.finish(pair, trainee.encoder.process(pair), features_of(model)) for pair in planned]
     batch = collate(made, trainee.encoder.pad, shared=trainee.shared)
     layers = model.base.get_submodule(trainee.model.family.language_model.removesuffix(".layers")).layers
     assert {layer.gradient_checkpointing for layer in layers} == {config.gradient_checkpointing}
@@ -126,7 +126,7 @@ def test_gradients_with_checkpointing_are_those_without(
         model = trainee.model.train()
         stir(model)
         planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
-        made = [trainee.encoder.finish(pair, trainee.encoder.read(pair), features_of(model)) for pair in planned]
+        made = [trainee.encoder.finish(pair, trainee.encoder.process(pair), features_of(model)) for pair in planned]
         chosen, rejected, *_ = model(collate(made, trainee.encoder.pad, shared=trainee.shared))
         (rejected - chosen).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from spr.training.collate import collate
-from spr.training.features import Features
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import collate
+from spr.training.trainee import load_trainee
+from spr.training.vision_cache import Features
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def trained(trainable_folder, settings, pairs_folder, stir, tmp_path):
             with torch.no_grad():
                 return Features(*model(vision=vision))
 
-        pairs = [trainee.encoder.finish(one, trainee.encoder.read(one), look) for one in planned]
+        pairs = [trainee.encoder.finish(one, trainee.encoder.process(one), look) for one in planned]
         logps = PairLogps(*model.train()(collate(pairs, trainee.encoder.pad, shared=trainee.shared)))
         reference = logps.chosen.detach() - 1, logps.rejected.detach() + 1
         pair_losses(logps, reference, config).loss.sum().backward()

@@ -20,16 +20,25 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from accelerate import state
+from accelerate import Accelerator, state
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 from spr.config import TrainingConfig
-from spr.training import trainer
+from spr.training.checkpoint import TrainingState
 from spr.training.pairs import trl_pairs
+from spr.training.trainer import train
 model, pairs, out, settings = sys.argv[1:5]
 pairs, out, settings = list(trl_pairs(Path(pairs))), Path(out), TrainingConfig(**json.loads(settings))
 
-class Sharding(trainer.Accelerator):
+class Watching(Accelerator):
+    def prepare(self, model, optimizer):
+        model, optimizer = super().prepare(model, optimizer)
+        sharded = sum(isinstance(p, DTensor) for p in model.parameters())
+        with (out / f"kinds-{self.process_index}.txt").open("a") as file:
+            print(self.distributed_type.value, self.num_processes, sharded > 0, file=file)
+        return model, optimizer
+
+class Sharding(Watching):
     def __init__(self, cpu, **options):
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
@@ -43,38 +52,30 @@ class Sharding(trainer.Accelerator):
 class Stopped(Exception):
     pass
 
-def twice(name):
-    trainer.train(pairs, model, settings, out / name, seed=3)
-    real = trainer.save_checkpoint
-    def save(*arguments):
-        made = real(*arguments)
-        if arguments[4] == 2:
+def twice(name, accelerator):
+    def run(settings, folder):
+        train(pairs, model, settings, out / folder, seed=3, accelerator=accelerator(cpu=True))
+    run(settings, name)
+    save = TrainingState.save
+    def save_then_stop(self, folder, step, *arguments):
+        path = save(self, folder, step, *arguments)
+        if step == 2:
             raise Stopped
-        return made
-    trainer.save_checkpoint = save
+        return path
+    TrainingState.save = save_then_stop
     try:
-        trainer.train(pairs, model, settings, out / f"{name}-cut", seed=3)
+        run(settings, f"{name}-cut")
         raise AssertionError("not stopped")
     except Stopped:
-        trainer.save_checkpoint = real
-    trainer.train(pairs, model, settings, out / f"{name}-cut", seed=3)
+        TrainingState.save = save
+    run(settings, f"{name}-cut")
     uneven = {"per_device_train_batch_size": 4, "num_train_epochs": 2}
     for kept in ("auto", "none"):
-        changed = settings.model_copy(update=uneven | {"features": kept})
-        trainer.train(pairs, model, changed, out / f"{name}-uneven-{kept}", seed=3)
+        run(settings.model_copy(update=uneven | {"vision_cache": kept}), f"{name}-uneven-{kept}")
 
-real_steps = trainer._Training._steps
-def steps(self, *arguments):
-    sharded = sum(isinstance(p, DTensor) for p in self.model.parameters())
-    with (out / f"kinds-{self.accelerator.process_index}.txt").open("a") as file:
-        print(self.accelerator.distributed_type.value, self.accelerator.num_processes, sharded > 0, file=file)
-    return real_steps(self, *arguments)
-trainer._Training._steps = steps
-
-twice("whole")
+twice("whole", Watching)
 state.AcceleratorState._reset_state(True)
-trainer.Accelerator = Sharding
-twice("sharded")
+twice("sharded", Sharding)
 """
 
 

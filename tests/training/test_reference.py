@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from spr.core.errors import InputError, RunError, SprError
-from spr.training import trainer as trainer_module
 from spr.training.pairs import trl_pairs
 from spr.training.reference import ReferenceFile
+from spr.training.shared_prefix import PairModel
 from spr.training.trainer import train
 
 IDENTITY = {"model": "m@1", "dtype": "torch.float32", "four_bits": "False", "processor": "aa"}
@@ -50,7 +50,7 @@ def test_a_pair_whose_content_has_changed_is_missing(file):
 
 @pytest.mark.parametrize("name", list(IDENTITY))
 def test_another_model_type_processor_or_quantisation_is_refused_by_name(name, file):
-    with pytest.raises(RunError, match="was made with another reference") as caught:
+    with pytest.raises(RunError, match="belongs to another reference model") as caught:
         ReferenceFile(file, {**IDENTITY, name: "other"})
     assert caught.value.got == f"{name}: {IDENTITY[name]}, now other"
 
@@ -58,20 +58,20 @@ def test_another_model_type_processor_or_quantisation_is_refused_by_name(name, f
 @pytest.mark.parametrize("content", [b"", b"PAR1 nothing of the kind"])
 def test_a_damaged_file_says_that_it_may_be_deleted(content, file):
     file.write_bytes(content)
-    with pytest.raises(RunError, match="delete it to have it made anew"):
+    with pytest.raises(RunError, match="delete it, and it will be computed again"):
         ReferenceFile(file, IDENTITY)
 
 
 def test_a_table_of_something_else_is_no_reference(file):
     pq.write_table(pq.read_table(file).replace_schema_metadata({}), file)
-    with pytest.raises(RunError, match="no file of reference log-probabilities"):
+    with pytest.raises(RunError, match="not a file of reference log-probabilities"):
         ReferenceFile(file, IDENTITY)
 
 
 def test_anothers_file_is_taken_over_and_left_as_it_is(file, tmp_path):
     mine = ReferenceFile(tmp_path / "mine" / "reference.parquet", IDENTITY)
     before = file.read_bytes()
-    mine.take_over(file)
+    mine.import_from(file)
     mine.add([TWO], [(0.0, 0.0)])
     mine.save()
     assert file.read_bytes() == before
@@ -81,10 +81,10 @@ def test_anothers_file_is_taken_over_and_left_as_it_is(file, tmp_path):
 def test_anothers_file_that_is_not_there_or_does_not_fit_names_the_flag(file, tmp_path):
     mine = ReferenceFile(tmp_path / "mine.parquet", {**IDENTITY, "model": "other"})
     with pytest.raises(InputError, match="There is no file") as caught:
-        mine.take_over(tmp_path / "nowhere.parquet")
-    assert caught.value.fix == "mend --reference"
+        mine.import_from(tmp_path / "nowhere.parquet")
+    assert caught.value.fix == "check the path given to --reference"
     with pytest.raises(RunError, match="leave --reference out"):
-        mine.take_over(file)
+        mine.import_from(file)
     assert not mine.path.exists()
 
 
@@ -98,7 +98,7 @@ def counted(monkeypatch):
         counts.append(len(pairs))
         real(self, pairs, logps)
 
-    monkeypatch.setattr(trainer_module.ReferenceFile, "add", add)
+    monkeypatch.setattr(ReferenceFile, "add", add)
     return counts
 
 
@@ -146,7 +146,7 @@ def test_another_type_or_template_of_the_same_model_is_refused(
     try:
         if change == "words":
             template.write_text(before.replace("USER:", "HUMAN:"))
-        with pytest.raises(RunError, match="was made with another reference") as caught:
+        with pytest.raises(RunError, match="belongs to another reference model") as caught:
             train(pairs, str(folder), settings(dtype=dtype), tmp_path / "b", reference=known)
     finally:
         template.write_text(before)
@@ -169,11 +169,15 @@ def test_fine_tuning_needs_no_reference(trainable_folder, pairs_folder, settings
 def test_a_reference_that_is_not_finite_stops_before_a_step_and_is_not_kept(
     trainable_folder, pairs_folder, settings, tmp_path, monkeypatch
 ):
-    def broken(_, batch):
+    forward = PairModel.forward
+
+    def broken(self, batch=None, vision=None):
+        if batch is None:
+            return forward(self, batch, vision)
         count = len(batch.pair_ids)
         return torch.full((count,), float("nan")), torch.zeros(count), torch.ones(count), torch.ones(count)
 
-    monkeypatch.setattr("spr.training.model.PairModel._logps", broken)
+    monkeypatch.setattr(PairModel, "forward", broken)
     with pytest.raises(SprError, match="log-probability of the reference is not finite"):
         train(trl_pairs(pairs_folder), str(trainable_folder("llava")), settings(), tmp_path)
     assert (tmp_path / "training" / "not-finite-reference.pt").is_file()

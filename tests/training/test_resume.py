@@ -11,10 +11,9 @@ import torch
 
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import RunError
-from spr.training import trainer as trainer_module
-from spr.training.checkpoint import KEPT
+from spr.training.checkpoint import KEPT, TrainingState
+from spr.training.distributed import InterruptedTrainingError, interrupts
 from spr.training.pairs import trl_pairs
-from spr.training.stopping import InterruptedTrainingError, interrupts
 from spr.training.trainer import train
 
 # One process that imports all and then has children train: each kills itself before its Nth sync of a file, N growing,
@@ -92,7 +91,7 @@ def model(trainable_folder):
 
 
 @pytest.fixture(scope="module")
-def resumable():
+def resumable(registered_loss):
     """Six steps of two batches, the second of an epoch with one; dropout, and a checkpoint after each."""
     lora = LoraSection(r=4, lora_alpha=8, lora_dropout=0.2)
     fields = {
@@ -101,6 +100,7 @@ def resumable():
         "num_train_epochs": 3,
         "save_steps": 1,
         "lora": lora,
+        "loss_type": registered_loss.name,
     }
     return TrainingConfig(device="cpu", dtype="float32", learning_rate=1e-2, **fields)
 
@@ -113,27 +113,10 @@ def whole(model, pairs, resumable, tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def when(monkeypatch):
-    """Before the Nth loss is computed, something happens."""
-
-    def at(number, happens):
-        real, calls = trainer_module.pair_losses, iter(range(1, number + 1))
-
-        def losses(*arguments):
-            if next(calls, None) == number:
-                happens()
-            return real(*arguments)
-
-        monkeypatch.setattr(trainer_module, "pair_losses", losses)
-
-    return at
-
-
 def test_a_training_killed_at_any_file_it_writes_ends_with_the_losses_of_an_undisturbed_one(
     model, pairs_folder, resumable, whole, tmp_path
 ):
-    out, raw = tmp_path / "killed", json.dumps(resumable.model_dump(mode="json"))
+    out, raw = tmp_path / "killed", json.dumps({**resumable.model_dump(mode="json"), "loss_type": "dpo"})
     command = [sys.executable, "-c", KILLS, model, str(pairs_folder), str(out), raw]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -156,7 +139,7 @@ def test_a_training_killed_behind_its_last_step_ends_with_that_steps_figures(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "save_adapter", die)
+        patch.setattr(TrainingState, "save_adapter", die)
         with pytest.raises(Killed):
             train(pairs, model, resumable, tmp_path / "cut", seed=3)
     summary = train(pairs, model, resumable, tmp_path / "cut", seed=3)
@@ -168,11 +151,11 @@ def test_a_training_killed_behind_its_last_step_ends_with_that_steps_figures(
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_step_end_writes_a_checkpoint_and_leaves(
-    how, model, pairs, resumable, whole, when, tmp_path, monkeypatch
+    how, model, pairs, resumable, whole, watched, tmp_path
 ):
     # The third loss is the first of the second step: 2 + 1 batches an epoch, two a step.
     rare, out = resumable.model_copy(update={"save_steps": 100}), tmp_path / "cut"
-    when(3, lambda: os.kill(os.getpid(), how))
+    watched.at(3, lambda: os.kill(os.getpid(), how))
     before = signal.getsignal(how)
     with pytest.raises(InterruptedTrainingError, match="Interrupted after step 2") as caught:
         train(pairs, model, rare, out, seed=3)
@@ -180,26 +163,26 @@ def test_a_signal_lets_the_step_end_writes_a_checkpoint_and_leaves(
     assert signal.getsignal(how) is before
     assert [path.name for path in (out / "training" / "checkpoints").iterdir()] == ["step-000002"]
     assert not (out / "adapter").exists()
-    monkeypatch.undo()
+    watched.forget()
     train(pairs, model, rare, out, seed=3)
     assert losses_of(out) == losses_of(whole)
 
 
-def test_a_signal_in_the_reference_pass_keeps_what_was_computed(model, pairs, resumable, whole, tmp_path, monkeypatch):
-    out, said, real, calls = tmp_path / "cut", [], trainer_module._Training._forward, []
+def test_a_signal_in_the_reference_pass_keeps_what_was_computed(
+    model, pairs, resumable, whole, tmp_path, forward_passes
+):
+    out, lines, passes = tmp_path / "cut", [], []
 
-    def forward(self, batch):
-        calls.append(batch)
-        if len(calls) == 2:
+    def interrupt_second():
+        passes.append(1)
+        if len(passes) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, batch)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer_module._Training, "_forward", forward)
-        with pytest.raises(InterruptedTrainingError, match="Interrupted in the reference pass"):
-            train(pairs, model, resumable, out, seed=3)
-    train(pairs, model, resumable, out, seed=3, report=said.append)
-    assert "Reference log-probabilities of 2 pairs" in said  # two batches of two were kept
+    forward_passes(interrupt_second)
+    with pytest.raises(InterruptedTrainingError, match="Interrupted in the reference pass"):
+        train(pairs, model, resumable, out, seed=3)
+    train(pairs, model, resumable, out, seed=3, report=lines.append)
+    assert "Reference log-probabilities of 2 pairs" in lines  # two batches of two were kept
     assert losses_of(out) == losses_of(whole)
 
 
@@ -211,23 +194,21 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def stopped(model, pairs, settings, out, step, when, monkeypatch):
+def stopped(model, pairs, settings, out, step, watched):
     """A training that was interrupted in a step of two batches."""
-    when(2 * step - 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    watched.at(2 * step - 1, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(InterruptedTrainingError):
         train(pairs, model, settings, out, seed=3)
-    monkeypatch.undo()
+    watched.forget()
     return out / "training" / "checkpoints"
 
 
-def test_the_newest_checkpoints_stay_and_half_written_ones_are_swept(
-    model, pairs, resumable, when, tmp_path, monkeypatch
-):
+def test_the_newest_checkpoints_stay_and_half_written_ones_are_swept(model, pairs, resumable, watched, tmp_path):
     (tmp_path / "training" / "checkpoints" / "step-000001").mkdir(parents=True)
     half = tmp_path / "training" / "checkpoints" / "step-000099"
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
-    checkpoints = stopped(model, pairs, resumable, tmp_path, 4, when, monkeypatch)
+    checkpoints = stopped(model, pairs, resumable, tmp_path, 4, watched)
     assert KEPT == 2
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000003", "step-000004"]
 
@@ -244,9 +225,9 @@ def test_the_newest_checkpoints_stay_and_half_written_ones_are_swept(
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
-    name, damage, model, pairs, resumable, whole, when, tmp_path, monkeypatch
+    name, damage, model, pairs, resumable, whole, watched, tmp_path
 ):
-    checkpoints = stopped(model, pairs, resumable, tmp_path / "cut", 3, when, monkeypatch)
+    checkpoints = stopped(model, pairs, resumable, tmp_path / "cut", 3, watched)
     newest = checkpoints / "step-000003"
     data = (newest / name).read_bytes()
     (newest / name).write_bytes(data[: len(data) // 2] if damage is None else damage)
@@ -272,15 +253,15 @@ def test_a_damaged_note_of_the_end_is_named(model, pairs, settings, tmp_path):
     [
         ({"learning_rate": 0.5}, "training.learning_rate: 0.01 → 0.5"),
         ({"lora": LoraSection(r=8, lora_alpha=8, lora_dropout=0.2)}, "training.lora.r: 4 → 8"),
-        ({"gradient_accumulation_steps": 1}, "batches_a_step: 2 → 1"),
+        ({"gradient_accumulation_steps": 1}, "batches_per_step: 2 → 1"),
         ({"seed": 4}, "seed: 3 → 4"),
         ({"pairs": 5}, "pairs: "),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused_by_name_and_kept(
-    change, named, model, pairs, resumable, when, tmp_path, monkeypatch
+    change, named, model, pairs, resumable, watched, tmp_path
 ):
-    checkpoints = stopped(model, pairs, resumable, tmp_path, 2, when, monkeypatch)
+    checkpoints = stopped(model, pairs, resumable, tmp_path, 2, watched)
     change = dict(change)
     seed, count = change.pop("seed", 3), change.pop("pairs", 6)
     with pytest.raises(RunError, match="was made under another config") as caught:
@@ -290,9 +271,9 @@ def test_a_checkpoint_of_another_training_is_refused_by_name_and_kept(
 
 
 def test_fields_that_decide_no_number_may_change_between_stop_and_start(
-    model, pairs, resumable, whole, when, tmp_path, monkeypatch
+    model, pairs, resumable, whole, watched, tmp_path
 ):
-    stopped(model, pairs, resumable, tmp_path / "cut", 2, when, monkeypatch)
+    stopped(model, pairs, resumable, tmp_path / "cut", 2, watched)
     other = {"save_steps": 7, "logging_steps": 1, "vision_cache": "memory"}
     train(pairs, model, resumable.model_copy(update=other), tmp_path / "cut", seed=3)
     assert losses_of(tmp_path / "cut") == losses_of(whole)

@@ -12,7 +12,7 @@ LENGTHS = [100 + 37 * k % 91 for k in range(23)]
 def steps(**changes):
     options = {
         "per_device_train_batch_size": 2,
-        "batches_a_step": 3,
+        "batches_per_step": 3,
         "num_train_epochs": 2,
         "max_steps": None,
         "seed": 0,
@@ -49,7 +49,7 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_the_same_seed_the_same():
 def test_an_epochs_last_step_has_the_batches_that_are_left():
     # 23 pairs are 12 batches of 2 at most, four steps of 3 an epoch; with 5 a step 5, 5 and 2.
     assert [len(step) for step in steps()] == [3] * 8
-    assert [len(step) for step in steps(batches_a_step=5)] == [5, 5, 2] * 2
+    assert [len(step) for step in steps(batches_per_step=5)] == [5, 5, 2] * 2
 
 
 def test_the_most_steps_end_a_training_and_change_nothing_before():
@@ -59,8 +59,8 @@ def test_the_most_steps_end_a_training_and_change_nothing_before():
 
 def test_processes_and_accumulation_share_one_order():
     # The order depends on how many batches a step has, not on who computes them.
-    flat = [batch for step in steps(batches_a_step=6) for batch in step]
-    assert flat == [batch for step in steps(batches_a_step=1) for batch in step]
+    flat = [batch for step in steps(batches_per_step=6) for batch in step]
+    assert flat == [batch for step in steps(batches_per_step=1) for batch in step]
 
 
 def rates(count, **options):

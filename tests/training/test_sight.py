@@ -6,8 +6,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from spr.training.features import Features, MemoryFeatures
-from spr.training.sight import BatchEncoder
+from spr.training.vision_cache import BatchEncoder, Features, MemoryFeatures
 
 
 class Encoder:

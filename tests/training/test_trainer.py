@@ -11,15 +11,13 @@ from transformers import AutoModelForImageTextToText
 from spr.config import LoraSection
 from spr.core.errors import InputError, RunError, SprError
 from spr.training import trainer as trainer_module
-from spr.training.collate import collate
-from spr.training.features import Features
-from spr.training.lora import renamed_properties
-from spr.training.loss import PairLogps
-from spr.training.merge import merge_adapter
-from spr.training.model import PairModel
+from spr.training.checkpoint import TrainingState, merge_adapter
+from spr.training.loss import PairLogps, dpo
 from spr.training.pairs import trl_pairs
-from spr.training.setup import load_trainee
+from spr.training.shared_prefix import PairModel, collate
+from spr.training.trainee import load_trainee, renamed_properties
 from spr.training.trainer import train
+from spr.training.vision_cache import Features
 
 
 def steps_of(out):
@@ -111,7 +109,7 @@ def test_the_adapter_and_the_merged_model_give_the_trained_models_logps(model, p
     def logps_of(base):
         whole = PairModel(base, trainee.model.family)
         made = [
-            trainee.encoder.finish(p, trainee.encoder.read(p), lambda v: Features(*whole(vision=v))) for p in planned
+            trainee.encoder.finish(p, trainee.encoder.process(p), lambda v: Features(*whole(vision=v))) for p in planned
         ]
         with torch.no_grad():
             return PairLogps(*whole(collate(made, trainee.encoder.pad, shared=True)))
@@ -150,15 +148,15 @@ def test_a_training_stopped_again_and_again_gives_the_losses_of_an_undisturbed_o
     class Killed(Exception):  # noqa: N818
         pass
 
-    real, stops = trainer_module.save_checkpoint, iter([1, 2, 5, 9])
+    save, stops = TrainingState.save, iter([1, 2, 5, 9])
 
-    def save_then_die(*arguments):
-        made = real(*arguments)
-        if arguments[4] == save_then_die.stop:
+    def save_then_die(self, folder, step, *arguments):
+        path = save(self, folder, step, *arguments)
+        if step == save_then_die.stop:
             raise Killed
-        return made
+        return path
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", save_then_die)
+    monkeypatch.setattr(TrainingState, "save", save_then_die)
     for save_then_die.stop in stops:
         with pytest.raises(Killed):
             train(pairs, model, resumable, tmp_path / "cut", seed=3)
@@ -201,7 +199,7 @@ def test_the_reference_of_another_model_is_refused(trainable_folder, pairs_folde
     (tmp_path / "b" / "training" / "reference.parquet").write_bytes(
         (tmp_path / "a" / "training" / "reference.parquet").read_bytes()
     )
-    with pytest.raises(RunError, match="was made with another reference") as caught:
+    with pytest.raises(RunError, match="belongs to another reference model") as caught:
         train(
             trl_pairs(pairs_folder),
             str(trainable_folder("internvl")),
@@ -240,7 +238,10 @@ def test_a_family_without_a_proof_takes_two_sequences_and_says_so(trainable_fold
     train(
         trl_pairs(pairs_folder), folder, settings(per_device_train_batch_size=2), tmp_path / "run", report=said.append
     )
-    assert said[0] == "Two sequences a pair, image and prompt in both: it is not proven for paligemma."
+    assert said[0] == (
+        "Image and prompt are computed once per answer, not once per pair: "
+        "no test shows that it gives the same result for paligemma."
+    )
     assert len(steps_of(tmp_path / "run")) == 3
 
 
@@ -256,30 +257,28 @@ def test_pairs_that_are_too_long_are_dropped_with_their_reason_and_never_cut(mod
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_names_the_pair_and_saves_the_batch(
-    model, pairs_folder, settings, tmp_path, monkeypatch
+    model, pairs_folder, settings, tmp_path, add_loss
 ):
-    real = trainer_module.pair_losses
-
-    def broken(*arguments):
-        losses = real(*arguments)
-        losses.loss.data[0] = float("nan")
+    def broken(inputs, settings):
+        losses = dpo(inputs, settings)
+        losses.data[0] = float("nan")
         return losses
 
-    monkeypatch.setattr(trainer_module, "pair_losses", broken)
+    config = settings(per_device_train_batch_size=2, loss_type=add_loss("broken", broken))
     with pytest.raises(SprError, match="The loss of step 1 is not finite") as caught:
-        train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=2), tmp_path / "run")
+        train(trl_pairs(pairs_folder), model, config, tmp_path / "run")
     (saved,) = (tmp_path / "run" / "training").glob("not-finite-step-1.pt")
     batch = torch.load(saved, weights_only=True)
     assert f"pairs {batch['pair_ids'][0]};" in str(caught.value)
     assert batch["input_ids"].shape[0] == 2
 
 
-def test_out_of_memory_says_what_to_lower(model, pairs_folder, settings, tmp_path, monkeypatch):
+def test_out_of_memory_says_what_to_lower(model, pairs_folder, settings, tmp_path, add_loss):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer_module, "pair_losses", full)
+    config = settings(per_device_train_batch_size=2, loss_type=add_loss("full", full))
     with pytest.raises(SprError, match="does not fit into the device's memory") as caught:
-        train(trl_pairs(pairs_folder), model, settings(per_device_train_batch_size=2), tmp_path / "run")
+        train(trl_pairs(pairs_folder), model, config, tmp_path / "run")
     assert "training.per_device_train_batch_size (now 2)" in str(caught.value)
     assert "training.gradient_checkpointing=true" in str(caught.value)

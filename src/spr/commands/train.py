@@ -1,9 +1,8 @@
-"""`spr train` and `spr merge`: pairs → a LoRA adapter → whole weights."""
+"""`spr train` and `spr merge`: preference pairs → a LoRA adapter → merged weights."""
 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -11,51 +10,35 @@ import typer
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a config that ships with SPR.")],
+    config: Annotated[str, typer.Argument(help="Config file (YAML), or the name of a preset.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields, such as training.learning_rate=1e-5.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Config fields to override, such as training.learning_rate=1e-5."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The run folder; trains on its pairs, or goes on where it stopped.")] = ...,  # type: ignore[assignment]
+    out: Annotated[
+        Path, typer.Option(help="Run folder. An interrupted training resumes from its latest checkpoint.")
+    ] = ...,  # type: ignore[assignment]
     pairs: Annotated[
-        Path | None, typer.Option(help="Pairs in TRL's preference format instead: .parquet, .jsonl or a dataset.")
+        Path | None,
+        typer.Option(
+            help="Train on these pairs instead of the run's own: a dataset folder, or a .parquet, .jsonl or .json file "
+            "in TRL's preference format."
+        ),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Another run's training/reference.parquet, so that it is not computed again.")
+        Path | None,
+        typer.Option(help="Reuse the reference log-probabilities of another run: its training/reference.parquet."),
     ] = None,
 ) -> None:
-    """Train a LoRA adapter on preference pairs; with several GPUs, under `accelerate launch -m spr train …`."""
+    """Train a LoRA adapter on preference pairs. For several GPUs, use `accelerate launch -m spr train …`."""
     from spr.config import load_config, load_training
-    from spr.models.registry import trained_model
-    from spr.runs.folder import open_run
-    from spr.training.pairs import run_pairs, trl_pairs
-    from spr.training.trainer import train as train_adapter
+    from spr.training.run import run
 
-    main = int(os.environ.get("RANK", "0")) == 0
-    with ExitStack() as stack:
-        # What can be wrong is looked for before anything is written.
-        if pairs is None:
-            whole = load_config(config, overrides or ())
-            settings, describer, seed = whole.training, whole.describer, whole.seed
-            source, model = run_pairs(out, whole.annotations), trained_model(describer)
-            if main:
-                stack.enter_context(open_run(out, whole))
-        else:
-            part = load_training(config, overrides or ())
-            settings, describer, seed = part.training, part.describer, part.seed
-            source, model = trl_pairs(pairs), trained_model(describer)
-            if main:
-                stack.enter_context(open_run(out, part))
-        summary = train_adapter(
-            source,
-            model,
-            settings,
-            out,
-            revision=describer.revision if describer is not None else None,
-            seed=seed,
-            reference=reference,
-            report=typer.echo,
-        )
-    if not main:
+    load = load_config if pairs is None else load_training
+    summary = run(load(config, overrides or ()), out, pairs=pairs, reference=reference, report=typer.echo)
+    if int(os.environ.get("RANK", "0")) != 0:
         return
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
     typer.echo(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
@@ -63,19 +46,19 @@ def train(
         typer.echo(f"  {count:>12,}  dropped {reason}")
     for name in ("loss", "margin", "accuracy"):
         typer.echo(f"  {summary.last[name]:>12.4f}  {name} of the last step")
-    typer.echo(f"\nThe adapter, in PEFT's format:  {out / 'adapter'}")
+    typer.echo(f"\nAdapter (PEFT format):  {out / 'adapter'}")
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="The run folder, or an adapter's folder.")],
-    out: Annotated[Path, typer.Option(help="A new folder for the whole model.")],
-    model: Annotated[str | None, typer.Option(help="The model; by default the one that the adapter names.")] = None,
-    revision: Annotated[str | None, typer.Option(help="The model's revision on the hub.")] = None,
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of an adapter in PEFT's format.")],
+    out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
+    model: Annotated[str | None, typer.Option(help="Base model. Default: the one that the adapter names.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the base model on the Hub.")] = None,
 ) -> None:
-    """Write the model with its adapter merged in, as a folder that loads like any model."""
+    """Merge an adapter into its model. The result loads without PEFT."""
     from spr.models.loading import model_source
-    from spr.training.merge import merge_adapter
+    from spr.training.checkpoint import merge_adapter
 
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
     merge_adapter(adapter, out, model=None if model is None else model_source(model), revision=revision)
-    typer.echo(f"The merged model:  {out}")
+    typer.echo(f"Merged model:  {out}")

@@ -1,7 +1,7 @@
 """Files and folders that are written completely or not at all.
 
-A file or folder is written under a temporary name beside its destination, synced to disk, and renamed. A process that
-is killed leaves the previous version in place, or a leftover whose name says that it is one.
+A file or folder is written under a temporary name beside its destination, synced to disk, and renamed. If the process
+is killed, the previous version stays in place, and `recover` removes the temporary file.
 """
 
 from __future__ import annotations

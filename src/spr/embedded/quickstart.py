@@ -21,8 +21,7 @@ from spr.models.registry import trained_model
 from spr.pipeline import runner
 from spr.report.page import write_report
 from spr.runs.folder import lock_run
-from spr.training.pairs import run_pairs
-from spr.training.trainer import train
+from spr.training.run import run as train
 
 SCENES, HELD_OUT_SCENES = 800, 300
 HELD_OUT = 500_000_000
@@ -62,9 +61,9 @@ def run_quickstart(
     runner.run(config, run, workers=workers, report=report)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     model = trained_model(config.describer)
+    summary = train(config, run, report=say)
+    say(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({summary.seconds:.1f} s)")
     with lock_run(run):
-        made = train(run_pairs(run, config.annotations), model, config.training, run, seed=seed, report=say)
-        say(f"training: {made.steps:,} steps on {made.pairs:,} pairs ({made.seconds:.1f} s)")
         _evaluate(run, held_out, out / "held-out", model, say)
         index = write_report(run, say=say)
     for comparison in compare([run]):

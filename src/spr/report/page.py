@@ -22,8 +22,8 @@ from spr.report.results import TaskResult, read_results
 from spr.report.scripts import call_script
 from spr.report.thumbnails import Thumbnails
 from spr.report.training import TrainingLog, read_training
-from spr.runs.joined import SCORE_NAMES, SIDES, JoinedPair, joined_shards
 from spr.runs.folder import check_run_version
+from spr.runs.joined import SCORE_NAMES, SIDES, JoinedPair, joined_shards
 from spr.runs.store import StageStore
 from spr.runs.tally import Tally
 

@@ -1,1 +1,1 @@
-"""Preference training: pairs → a LoRA adapter, with image and prompt computed once a pair (METHOD §6)."""
+"""Preference training of a LoRA adapter: `run.py` is the entry point, `trainer.py` the loop."""

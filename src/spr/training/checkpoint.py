@@ -1,206 +1,188 @@
-"""Checkpoints: the adapter, the optimiser and the random states after a step; enough to go on to the same losses."""
+"""What a training writes: checkpoints to resume from, the adapter, and the adapter merged into its model.
+
+A checkpoint holds the adapter, the optimizer and the random states, which is enough to resume to the same losses.
+Folders are written atomically: they appear complete or not at all.
+"""
 
 from __future__ import annotations
 
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from peft import PeftModel, get_peft_model_state_dict
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from transformers import AutoModelForImageTextToText
 
 from spr.config import changed_fields
-from spr.core.atomic import atomic_file, write_atomically
-from spr.core.errors import RunError
+from spr.core import FORMAT_VERSION
+from spr.core.atomic import atomic_dir, write_atomically
+from spr.core.errors import InputError, RunError
+from spr.models.custom_models import custom_options, load_config
+from spr.models.families import FAMILIES
+from spr.models.image_processors import load_processor
+from spr.models.loading import load_pretrained
+from spr.training.trainee import renamed_properties
 
 KEPT = 2
-"""Checkpoints that stay; older ones are deleted once a newer one is whole."""
+"""Number of checkpoints that are kept; older ones are deleted once a newer one is complete."""
 _META = "checkpoint.json"
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
-def save_checkpoint(
-    folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Any,
-    step: int,
-    settings: Mapping[str, Any],
-    values: Mapping[str, float],
-) -> Path:
-    """Write ``folder/step-000123``; its `checkpoint.json`, written last, says that it is whole.
+# ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    Args:
-        folder: Of all checkpoints.
-        accelerator: Of the training; all processes call this.
-        model: As prepared.
-        optimizer: As prepared.
-        step: How many steps have been taken.
-        settings: What decides the training; held against the config when it is resumed.
-        values: Of the step, for who goes on behind the last one.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingState:
+    """The objects whose state a checkpoint holds.
+
+    Attributes:
+        accelerator: The training's accelerator.
+        model: The model as the accelerator prepared it.
+        optimizer: The optimizer as the accelerator prepared it.
     """
-    made = folder / f"step-{step:06d}"
-    if accelerator.is_main_process:
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    rng = gather_object([_random_states()])
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.save_state(str(made / "engine"), exclude_frozen_parameters=True)
-        state: dict[str, Any] = {"rng": rng}
-    else:
-        parameters, moments = get_state_dict(model, optimizer_of(optimizer), options=_OPTIONS)
-        state = {"parameters": parameters, "optimizer": moments, "rng": rng}
-    if accelerator.is_main_process:
-        with atomic_file(made / "state.pt") as file:
-            torch.save(state, file)
-        meta = {"step": step, "settings": settings, "values": values}
-        write_atomically(made / _META, json.dumps(meta, indent=1).encode())
-        kept = _whole(folder)[-KEPT:]
-        for old in folder.glob("step-*"):
-            if old not in kept:
-                # Its marker goes first: a deletion that is cut short must not leave what looks whole.
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+
+    @property
+    def _plain_optimizer(self) -> Any:
+        """The optimizer without Accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def _deepspeed(self) -> bool:
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
+
+    def save(self, folder: Path, step: int, fingerprint: Mapping[str, Any], values: Mapping[str, float]) -> Path:
+        """Write the checkpoint ``folder/step-000123``; all processes call this together.
+
+        Args:
+            folder: The folder of all checkpoints.
+            step: Number of steps taken.
+            fingerprint: What determines the training; checked when it is resumed.
+            values: Metrics of the last step, for a run that resumes after the last step.
+        """
+        path, main = folder / f"step-{step:06d}", self.accelerator.is_main_process
+        with atomic_dir(path) if main else nullcontext() as temporary:
+            (shared,) = broadcast_object_list([temporary])
+            state: dict[str, Any] = {"rng": gather_object([_random_states()])}
+            if self._deepspeed:
+                self.accelerator.save_state(str(shared / "engine"), exclude_frozen_parameters=True)
+            else:
+                parameters, moments = get_state_dict(self.model, self._plain_optimizer, options=_OPTIONS)
+                state |= {"parameters": parameters, "optimizer": moments}
+            if main:
+                torch.save(state, shared / "state.pt")
+                meta = {"format_version": FORMAT_VERSION, "step": step, "fingerprint": fingerprint, "values": values}
+                (shared / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        if main:
+            kept = _complete(folder)[-KEPT:]
+            for old in set(folder.iterdir()) - set(kept):
+                # The metadata first: a deletion that is cut short must not leave a folder that looks complete.
                 (old / _META).unlink(missing_ok=True)
                 shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return made
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def load(self, path: Path) -> tuple[int, dict[str, float]]:
+        """Restore adapter, optimizer and random states.
+
+        Returns:
+            The number of steps taken, and the metrics of the last one.
+
+        Raises:
+            RunError: if the checkpoint is damaged.
+        """
+        meta = _read_meta(path)
+        try:
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise _damaged(path, error) from None
+        if self._deepspeed:
+            self.accelerator.load_state(str(path / "engine"), load_module_strict=False)
+        else:
+            options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+            set_state_dict(
+                self.model,
+                self._plain_optimizer,
+                model_state_dict=state["parameters"],
+                optim_state_dict=state["optimizer"],
+                options=options,
+            )
+        states = state["rng"]
+        own = states[self.accelerator.process_index % len(states)]
+        torch.set_rng_state(own["cpu"])
+        if own["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(own["cuda"])
+        return int(meta["step"]), dict(meta["values"])
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter as PEFT does, in float32; all processes call this together.
+
+        The folder is replaced atomically: if writing fails, an adapter that was there before is still there.
+        """
+        peft: PeftModel = self.accelerator.unwrap_model(self.model).peft
+        state = self.accelerator.get_state_dict(self.model) if self._deepspeed else None
+        if state is None:
+            state = get_state_dict(self.model, (), options=_OPTIONS)[0]
+        if self.accelerator.is_main_process:
+            adapter = get_peft_model_state_dict(peft, {name.removeprefix("peft."): t for name, t in state.items()})
+            model_class = type(peft.get_base_model())
+            # PEFT's own fields: `AutoPeftModel` finds the class by them, and `merge_adapter` checks it.
+            mapping = {"base_model_class": model_class.__name__, "parent_library": model_class.__module__}
+            with atomic_dir(folder) as temporary:
+                peft.peft_config["default"].save_pretrained(str(temporary), auto_mapping_dict=mapping)
+                tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
+                save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.accelerator.wait_for_everyone()
 
 
-def newest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Path | None:
-    """The newest whole checkpoint, or None.
+def newest_checkpoint(folder: Path, fingerprint: Mapping[str, Any]) -> Path | None:
+    """The newest complete checkpoint, or None.
 
     Raises:
-        RunError: if it was made with other settings, naming the fields, or is damaged.
+        RunError: if it belongs to another training, naming the fields, or is damaged.
     """
-    whole = _whole(folder)
-    if not whole:
+    complete = _complete(folder)
+    if not complete:
         return None
-    check_settings(_read_meta(whole[-1])["settings"], settings, folder.parent)
-    return whole[-1]
+    check_fingerprint(_read_meta(complete[-1])["fingerprint"], fingerprint, folder.parent)
+    return complete[-1]
 
 
-def read_finished(path: Path, adapter: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `save_finished` wrote of a training that is done and whose adapter is there, else None.
-
-    Raises:
-        RunError: if it was made with other settings, naming the fields, or is damaged.
-    """
-    if not path.is_file() or not (adapter / "adapter_model.safetensors").is_file():
-        return None
-    try:
-        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before = finished["settings"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        fix = f"delete it; the training goes on from the newest checkpoint in {path.parent}"
-        raise RunError(f"{path} is damaged", got=error, fix=fix) from None
-    check_settings(before, settings, path.parent)
-    return finished
-
-
-def save_finished(path: Path, settings: Mapping[str, Any], **details: Any) -> None:
-    """Note that a training is done; written last, once the adapter is there."""
-    write_atomically(path, json.dumps({"settings": settings, **details}, indent=1).encode())
-
-
-def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Hold what a training was begun with against what it would go on with.
-
-    Raises:
-        RunError: naming the fields that differ.
-    """
-    # As they come out of a file: tuples are lists there.
-    changed = changed_fields(before, json.loads(json.dumps(now)))
-    if changed:
-        lines = "; ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
-        fix = f"use the old values, or another --out, or delete {folder}"
-        raise RunError(f"{folder} was made under another config", got=lines, expected="no change", fix=fix)
-
-
-def load_checkpoint(
-    made: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any
-) -> tuple[int, dict[str, float]]:
-    """Put adapter, optimiser and random states back; returns how many steps had been taken, and the last one's values.
-
-    Raises:
-        RunError: if it is damaged.
-    """
-    meta = _read_meta(made)
-    try:
-        state = torch.load(made / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise _damaged(made, error) from None
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.load_state(str(made / "engine"), load_module_strict=False)
-    else:
-        options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
-        set_state_dict(
-            model,
-            optimizer_of(optimizer),
-            model_state_dict=state["parameters"],
-            optim_state_dict=state["optimizer"],
-            options=options,
-        )
-    states = state["rng"]
-    _set_random_states(states[accelerator.process_index % len(states)])
-    return int(meta["step"]), dict(meta["values"])
-
-
-def save_adapter(folder: Path, accelerator: Accelerator, model: nn.Module) -> None:
-    """The adapter as PEFT saves it, in float32; all processes call this.
-
-    It appears whole or not at all: written beside its place first.
-    """
-    peft: PeftModel = accelerator.unwrap_model(model).peft
-    state = accelerator.get_state_dict(model) if accelerator.distributed_type == DistributedType.DEEPSPEED else None
-    if state is None:
-        state = get_state_dict(model, (), options=_OPTIONS)[0]
-    if accelerator.is_main_process:
-        adapter = get_peft_model_state_dict(peft, {name.removeprefix("peft."): t for name, t in state.items()})
-        beside = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        kind = type(peft.get_base_model())
-        # As PEFT notes it, too: `AutoPeftModel` finds the class, and `spr merge` tells models of equal shapes apart.
-        made_on = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
-        peft.peft_config["default"].save_pretrained(str(beside), auto_mapping_dict=made_on)
-        tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
-        save_file(tensors, beside / "adapter_model.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    accelerator.wait_for_everyone()
-
-
-def optimizer_of(optimizer: Any) -> Any:
-    """The optimiser inside of Accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-def _whole(folder: Path) -> list[Path]:
+def _complete(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{_META}"))
 
 
-def _read_meta(made: Path) -> dict[str, Any]:
+def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta: dict[str, Any] = json.loads((made / _META).read_text(encoding="utf-8"))
-        if not {"step", "settings", "values"} <= set(meta):
+        meta: dict[str, Any] = json.loads((path / _META).read_text(encoding="utf-8"))
+        if not {"step", "fingerprint", "values"} <= set(meta):
             raise ValueError(f"{_META} lacks a field")
     except (OSError, ValueError, TypeError) as error:
-        raise _damaged(made, error) from None
+        raise _damaged(path, error) from None
     return meta
 
 
-def _damaged(made: Path, error: Exception) -> RunError:
-    fix = f"delete {made}; the training goes on from the checkpoint before it"
+def _damaged(path: Path, error: Exception) -> RunError:
+    fix = f"delete {path}; training then resumes from the checkpoint before it"
     got = " ".join(str(error).split())[:200]
-    return RunError(f"The checkpoint {made} is damaged", got=got, fix=fix)
+    return RunError(f"The checkpoint {path} is damaged", got=got, fix=fix)
 
 
 def _random_states() -> dict[str, Any]:
@@ -208,7 +190,106 @@ def _random_states() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def _set_random_states(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Check that a training has not changed since it was started.
+
+    Raises:
+        RunError: naming the fields that differ.
+    """
+    # Through JSON, because tuples come back from a file as lists.
+    changed = changed_fields(before, json.loads(json.dumps(now)))
+    if changed:
+        lines = "; ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
+        fix = f"use the old values, or another --out, or delete {folder}"
+        raise RunError(f"{folder} was made under another config", got=lines, expected="no change", fix=fix)
+
+
+# ── a finished training ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_finished(path: Path, adapter: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read what `save_finished` wrote; None if the training is not finished or its adapter is missing.
+
+    Raises:
+        RunError: if it belongs to another training, naming the fields, or is damaged.
+    """
+    if not path.is_file() or not (adapter / "adapter_model.safetensors").is_file():
+        return None
+    try:
+        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before = finished["fingerprint"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        fix = f"delete it; training then resumes from the newest checkpoint in {path.parent}"
+        raise RunError(f"{path} is damaged", got=error, fix=fix) from None
+    check_fingerprint(before, fingerprint, path.parent)
+    return finished
+
+
+def save_finished(path: Path, fingerprint: Mapping[str, Any], **details: Any) -> None:
+    """Record that a training is finished; written last, after the adapter."""
+    content = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, **details}
+    write_atomically(path, json.dumps(content, indent=1).encode())
+
+
+# ── merging ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revision: str | None = None) -> None:
+    """Write a model with its adapter merged in: ``W + (alpha / r) B A`` in each adapted layer; it loads without PEFT.
+
+    Args:
+        adapter: A folder in PEFT's format.
+        out: A new or empty folder.
+        model: A folder or a model id of the Hub; by default the one that the adapter names, in the revision that it
+            names.
+        revision: Branch, tag or commit of the model on the Hub.
+
+    Raises:
+        InputError: if ``adapter`` is not an adapter or does not fit the model.
+        RunError: if ``out`` is not empty.
+        ModelError: if the model can't be loaded.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} is not empty", fix="choose a new folder for --out")
+    if not (adapter / "adapter_config.json").is_file():
+        expected = "a run with an adapter, or a folder with adapter_config.json"
+        raise InputError(f"{adapter} holds no adapter", expected=expected, fix="make one with `spr train`")
+    try:
+        config = PeftConfig.from_pretrained(str(adapter))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{adapter / 'adapter_config.json'} can't be read", got=error) from None
+    source = model or str(config.base_model_name_or_path)
+    revision = revision if model is not None or revision is not None else config.revision
+    model_config = load_config(source, revision=revision, expected=FAMILIES)
+    options = custom_options(source, model_config)
+    base = load_pretrained(AutoModelForImageTextToText, source, revision=revision, dtype="auto", **options)
+    trained_class, model_class = (config.auto_mapping or {}).get("base_model_class"), type(base).__name__
+    fix = "give the model that the adapter was trained on with --model"
+    if trained_class not in (None, model_class):
+        raise InputError(f"{adapter} does not fit {source}", got=model_class, expected=trained_class, fix=fix)
+    try:
+        with renamed_properties(), warnings.catch_warnings():
+            # For layers whose tensors are missing, PEFT only warns and leaves them as they were.
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
+            merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, OSError, SafetensorError, UserWarning) as error:
+        got = " ".join(str(error).split())[:300]
+        raise InputError(f"{adapter} does not fit {source}", got=got, fix=fix) from error
+    kind = model_config.model_type
+    processor = load_processor(source, kind, family=FAMILIES[kind], revision=revision)
+    with atomic_dir(out) as temporary:
+        merged.save_pretrained(temporary)
+        _save_processor(processor, source, temporary)
+
+
+def _save_processor(processor: Any, source: str, folder: Path) -> None:
+    if Path(source).is_dir():
+        # The publisher's own files: the loaded processor has been changed to run without torchvision.
+        for path in Path(source).iterdir():
+            weights = path.suffix in {".safetensors", ".bin", ".pt"} or path.name.endswith(".index.json")
+            if path.is_file() and not weights and not (folder / path.name).exists() and path.name != "README.md":
+                shutil.copy2(path, folder / path.name)
+        return
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,8 +1,9 @@
-"""What a training says of itself: `log.jsonl` always, a live table on a terminal, plain lines elsewhere."""
+"""Metrics of a training: `Meter` computes them per step, `TrainingLog` writes and shows them."""
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -10,10 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+import torch
+from accelerate import Accelerator
+
 from spr.core.atomic import write_atomically
+from spr.training.loss import PairLogps, PairLosses
 
 LINE_EVERY = 10.0
-"""Seconds between two plain lines."""
+"""Seconds between two printed lines where there is no terminal."""
 _SHOWN = {
     "loss": ".4f",
     "margin": ".4f",
@@ -27,15 +32,74 @@ _SHOWN = {
 }
 
 
-class TrainingLog:
-    """Writes a JSON object a line, and shows the last step.
+class Meter:
+    """Averages a step's metrics over all pairs of all processes, and measures speed and memory.
 
     Args:
-        path: The log; lines of steps behind ``step`` are taken out, for they are taken again.
-        total: Steps of the training.
-        step: Steps taken before.
-        stream: Where to show; standard error by default. None of the processes but the first shows or writes anything.
-        active: Whether this is the first process.
+        accelerator: The training's accelerator; all processes call `read` together.
+    """
+
+    _NAMES = (
+        "loss",
+        "margin",
+        "accuracy",
+        "chosen_logps",
+        "rejected_logps",
+        "chosen_rewards",
+        "rejected_rewards",
+    )
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator, self._sums = accelerator, torch.zeros(len(self._NAMES) + 2, dtype=torch.float64)
+        self._start = self._before = time.monotonic()
+
+    def add(self, logps: PairLogps, losses: PairLosses, tokens: int, weight: float) -> None:
+        """Add a batch; a batch of weight 0 does not count."""
+        columns = (
+            losses.loss,
+            losses.margins,
+            losses.accuracies,
+            logps.chosen,
+            logps.rejected,
+            losses.chosen_rewards,
+            losses.rejected_rewards,
+        )
+        sums = [column.detach().double().sum().cpu() for column in columns]
+        self._sums += weight * torch.stack([*sums, torch.tensor(len(losses.loss)), torch.tensor(tokens)])
+
+    def read(self, norm: float | None) -> dict[str, float]:
+        """Return the step's metrics and start the next step.
+
+        Args:
+            norm: The gradient norm.
+        """
+        device = self._accelerator.device
+        sums = self._sums.to(device, torch.float32 if device.type == "mps" else None)
+        *means, count, tokens = self._accelerator.reduce(sums, reduction="sum").tolist()
+        now = time.monotonic()
+        values = {name: value / count for name, value in zip(self._NAMES, means, strict=True)}
+        values["grad_norm"] = norm or 0.0
+        values["tokens_per_second"] = tokens / max(now - self._before, 1e-9)
+        values["seconds"] = now - self._start
+        if torch.cuda.is_available():
+            values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            values["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+        self._before = now
+        self._sums.zero_()
+        return values
+
+
+class TrainingLog:
+    """Writes one JSON object per line, and shows the latest step: as a table on a terminal, else as lines.
+
+    Args:
+        path: The log file. Lines of steps after ``step`` are removed, because these steps are taken again.
+        total: Number of steps of the training.
+        step: Number of steps already taken.
+        stream: Where to show the steps; standard error by default.
+        active: Whether this is the main process; the others write and show nothing.
     """
 
     def __init__(self, path: Path, total: int, step: int = 0, *, stream: TextIO | None = None, active: bool = True):
@@ -62,11 +126,17 @@ class TrainingLog:
             self._live.stop()
 
     def event(self, event: str, **details: Any) -> None:
-        """Add a line of another kind than a step's."""
+        """Write a line about something other than a step."""
         self._write({"event": event, **details})
 
     def step(self, number: int, values: Mapping[str, float], *, written: bool) -> None:
-        """Show a step, counted from 1, and write it where the config wants it."""
+        """Show a step, and write it to the file if ``written``.
+
+        Args:
+            number: The step, counted from 1.
+            values: Its metrics.
+            written: Whether `training.logging_steps` selects the step.
+        """
         if written:
             self._write({"event": "step", "step": number, **values})
         if not self._active:

@@ -1,23 +1,35 @@
-"""The losses of preference training, as pure functions of log-probabilities (METHOD §6)."""
+"""Losses of preference training as pure functions of log-probabilities (paper; supplement, Sec. 2).
+
+A loss is a function of `LossInputs` and the config section `training` that returns ``(B,)`` losses, one per pair. A new
+loss is such a function and one line in `spr.config.backends.LOSSES`, or an entry point of the group ``spr.losses`` in
+another package. `training.loss_type` selects it by name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from torch.utils.checkpoint import checkpoint
 
 from spr.config import TrainingConfig
+from spr.config.backends import LOSSES
+
+CHUNK = 1024
+"""Answer tokens whose logits are in memory at a time: 0.6 GB in float32 with a vocabulary of 150,000."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
-    """What a model thinks of the two answers of B pairs.
+    """Log-probabilities of the two answers of B pairs under the trained model.
 
     Attributes:
-        chosen, rejected: ``(B,)`` float32, the sum of the log-probabilities of an answer's tokens.
-        chosen_tokens, rejected_tokens: ``(B,)`` int64, how many tokens that are.
+        chosen, rejected: ``(B,)`` float32, sums over an answer's tokens, at most 0.
+        chosen_tokens, rejected_tokens: ``(B,)`` int64, numbers of tokens.
     """
 
     chosen: Tensor
@@ -27,12 +39,118 @@ class PairLogps:
 
 
 @dataclass(frozen=True, slots=True)
-class PairLosses:
-    """The loss of B pairs and what steers a training, each ``(B,)`` float32.
+class LossInputs:
+    """What a loss is computed from.
 
     Attributes:
-        loss: What is minimised; its mean over pairs is the loss of a batch.
-        chosen_rewards, rejected_rewards: β times the log-ratio to the reference; zero for fine-tuning.
+        policy: Log-probabilities under the trained model.
+        chosen_reference, rejected_reference: ``(B,)`` float32, log-probabilities under the reference model. They equal
+            the policy's if the loss does not need a reference.
+    """
+
+    policy: PairLogps
+    chosen_reference: Tensor
+    rejected_reference: Tensor
+
+    @property
+    def chosen_ratio(self) -> Tensor:
+        """``(B,)``, log π(y_w|x) − log π_ref(y_w|x) of the chosen answers."""
+        return self.policy.chosen - self.chosen_reference
+
+    @property
+    def rejected_ratio(self) -> Tensor:
+        """``(B,)``, the same of the rejected answers."""
+        return self.policy.rejected - self.rejected_reference
+
+
+Loss = Callable[[LossInputs, TrainingConfig], Tensor]
+
+
+def uses(*, reference: bool = True, rejected: bool = True) -> Callable[[Loss], Loss]:
+    """Declare what a loss needs; a loss that declares nothing needs both.
+
+    Args:
+        reference: The log-probabilities of the reference model, which costs a pass over all pairs before training.
+        rejected: The rejected answers. If a loss does without, pairs whose rejected answer is empty, too long or equal
+            to the chosen one are trained on as well.
+    """
+
+    def declare(loss: Any) -> Any:
+        loss.needs_reference, loss.needs_rejected = reference, rejected
+        return loss
+
+    return declare
+
+
+def needs_reference(loss_type: str) -> bool:
+    """Whether a loss needs the reference model."""
+    return bool(getattr(LOSSES[loss_type], "needs_reference", True))
+
+
+def needs_rejected(loss_type: str) -> bool:
+    """Whether a loss needs the rejected answers."""
+    return bool(getattr(LOSSES[loss_type], "needs_rejected", True))
+
+
+# ── the losses ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def dpo(inputs: LossInputs, settings: TrainingConfig) -> Tensor:
+    """−log σ(β (chosen − rejected)) of the log-ratios: the sigmoid loss of direct preference optimization (paper).
+
+    Log-ratios of 2 and −1 with β 0.5 give a margin of 1.5, and −log σ(1.5) = log(1 + e⁻¹·⁵) = log 1.22313 = 0.20141:
+
+    >>> zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
+    >>> policy = PairLogps(torch.tensor([2.0]), torch.tensor([-1.0]), one, one)
+    >>> round(dpo(LossInputs(policy, zero, zero), TrainingConfig(beta=0.5)).item(), 5)
+    0.20141
+    """
+    return -logsigmoid(settings.beta * (inputs.chosen_ratio - inputs.rejected_ratio))
+
+
+def ipo(inputs: LossInputs, settings: TrainingConfig) -> Tensor:
+    """(h − 1 / 2β)², where h is the difference of the log-ratios per token (identity preference optimization, eq. 17).
+
+    Log-ratios are averaged over an answer's tokens, as the authors of the IPO paper confirmed: sums would make the loss
+    grow with the length of the answers.
+
+    Log-ratios of 2 over 4 tokens and −1 over 2 tokens differ by 0.5 + 0.5 = 1; with β 0.25, (1 − 2)² = 1:
+
+    >>> policy = PairLogps(torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([4]), torch.tensor([2]))
+    >>> ipo(LossInputs(policy, torch.zeros(1), torch.zeros(1)), TrainingConfig(beta=0.25)).item()
+    1.0
+    """
+    chosen, rejected = (tokens.clamp(min=1) for tokens in (inputs.policy.chosen_tokens, inputs.policy.rejected_tokens))
+    return (inputs.chosen_ratio / chosen - inputs.rejected_ratio / rejected - 1 / (2 * settings.beta)) ** 2
+
+
+@uses(reference=False, rejected=False)
+def sft(inputs: LossInputs, settings: TrainingConfig) -> Tensor:
+    """Supervised fine-tuning: the per-token negative log-likelihood of the chosen answers (the paper's ablation)."""
+    del settings
+    return nll(inputs.policy.chosen, inputs.policy.chosen_tokens)
+
+
+def nll(logps: Tensor, tokens: Tensor) -> Tensor:
+    """Per-token negative log-likelihood, ``(B,)``; every answer has the same weight, whatever its length.
+
+    >>> nll(torch.tensor([-6.0]), torch.tensor([4])).item()
+    1.5
+    """
+    return -logps / tokens.clamp(min=1)
+
+
+# ── a batch ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class PairLosses:
+    """The losses of B pairs and the rewards behind them, each ``(B,)`` float32.
+
+    Attributes:
+        loss: The loss of each pair; the loss of a batch is their mean.
+        chosen_rewards, rejected_rewards: β times the log-ratio to the reference, without gradient; zero without a
+            reference.
     """
 
     loss: Tensor
@@ -41,80 +159,90 @@ class PairLosses:
 
     @property
     def margins(self) -> Tensor:
-        """Chosen minus rejected reward."""
+        """Chosen minus rejected rewards."""
         return self.chosen_rewards - self.rejected_rewards
 
     @property
     def accuracies(self) -> Tensor:
-        """1 where chosen has the greater reward, else 0."""
+        """1 where the chosen answer has the greater reward, else 0."""
         return (self.chosen_rewards > self.rejected_rewards).float()
 
 
-def dpo(chosen_ratio: Tensor, rejected_ratio: Tensor, beta: float) -> Tensor:
-    """−log σ(β (chosen − rejected)), the sigmoid loss of direct preference optimisation [paper].
-
-    Args:
-        chosen_ratio: ``(B,)``, log π(y_w|x) − log π_ref(y_w|x).
-        rejected_ratio: ``(B,)``, the same of the rejected answer.
-        beta: How far the policy may go from the reference.
-
-    With ratios 2 and −1 and β 0.5 the margin is 1.5, and −log σ(1.5) = log(1 + e⁻¹·⁵) = log 1.22313 = 0.20141:
-
-    >>> round(dpo(torch.tensor([2.0]), torch.tensor([-1.0]), 0.5).item(), 5)
-    0.20141
-    """
-    return -logsigmoid(beta * (chosen_ratio - rejected_ratio))
-
-
-def ipo(chosen_ratio: Tensor, rejected_ratio: Tensor, beta: float, lengths: tuple[Tensor, Tensor]) -> Tensor:
-    """(h − 1 / 2β)² with h the difference of the log-ratios a token (identity preference optimisation, eq. 17).
-
-    The mean a token, not the sum, as the paper's authors confirmed to other implementers: else the loss would grow with
-    the answers.
-
-    Args:
-        chosen_ratio: ``(B,)``, as for `dpo`.
-        rejected_ratio: ``(B,)``, as for `dpo`.
-        beta: The paper's τ.
-        lengths: ``(B,)`` each, tokens of the chosen and the rejected answers.
-
-    Ratios 2 over 4 tokens and −1 over 2 differ by 0.5 + 0.5 = 1 a token; with β 0.25, (1 − 2)² = 1:
-
-    >>> ipo(torch.tensor([2.0]), torch.tensor([-1.0]), 0.25, (torch.tensor([4]), torch.tensor([2]))).item()
-    1.0
-    """
-    chosen, rejected = (tokens.clamp(min=1) for tokens in lengths)
-    return (chosen_ratio / chosen - rejected_ratio / rejected - 1 / (2 * beta)) ** 2
-
-
-def nll(logps: Tensor, tokens: Tensor) -> Tensor:
-    """The mean negative log-likelihood a token, ``(B,)``; each answer counts alike, whatever its length.
-
-    >>> nll(torch.tensor([-6.0]), torch.tensor([4])).item()
-    1.5
-    """
-    return -logps / tokens.clamp(min=1)
-
-
 def pair_losses(policy: PairLogps, reference: tuple[Tensor, Tensor] | None, settings: TrainingConfig) -> PairLosses:
-    """The loss that the config asks for.
+    """Compute the loss that the config selects.
 
     Args:
-        policy: What the trained model thinks of the answers.
-        reference: ``(B,)`` each, the reference's log-probabilities of the chosen and the rejected answers; None for
-            fine-tuning, which needs none.
-        settings: ``loss``, ``beta`` and ``nll_weight``.
+        policy: Log-probabilities under the trained model.
+        reference: ``(B,)`` float32 each, log-probabilities of the chosen and the rejected answers under the reference
+            model; None if the loss does not need them.
+        settings: The config section; ``loss_type``, ``beta`` and ``nll_weight`` are read here. ``nll_weight`` applies
+            to losses that use the rejected answers.
     """
-    zero = torch.zeros_like(policy.chosen)
-    if settings.loss_type == "sft" or reference is None:
-        return PairLosses(nll(policy.chosen, policy.chosen_tokens), zero, zero)
-    chosen_ratio, rejected_ratio = policy.chosen - reference[0], policy.rejected - reference[1]
-    if settings.loss_type == "dpo":
-        loss = dpo(chosen_ratio, rejected_ratio, settings.beta)
-    else:
-        lengths = policy.chosen_tokens, policy.rejected_tokens
-        loss = ipo(chosen_ratio, rejected_ratio, settings.beta, lengths)
-    if settings.nll_weight:
+    if reference is None:
+        reference = policy.chosen.detach(), policy.rejected.detach()
+    inputs = LossInputs(policy, *reference)
+    loss = LOSSES[settings.loss_type](inputs, settings)
+    if settings.nll_weight and needs_rejected(settings.loss_type):
         loss = loss + settings.nll_weight * nll(policy.chosen, policy.chosen_tokens)
-    beta = settings.beta
-    return PairLosses(loss, (beta * chosen_ratio).detach(), (beta * rejected_ratio).detach())
+    rewards = (settings.beta * ratio.detach() for ratio in (inputs.chosen_ratio, inputs.rejected_ratio))
+    return PairLosses(loss, *rewards)
+
+
+# ── log-probabilities of tokens ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def token_logps(
+    hidden: Tensor, labels: Tensor, head: nn.Module, *, softcap: float | None = None, chunk: int = CHUNK
+) -> Tensor:
+    """Log-probabilities of tokens; the output head runs on one chunk of tokens at a time, and no logits are kept.
+
+    The gradient of a frozen linear head with respect to its input is known as soon as the logits are: W[label] − Σ p W.
+    It is computed along with them, so that neither logits nor probabilities are kept and nothing is computed twice.
+
+    Args:
+        hidden: ``(N, D)``, the head's inputs, in any floating dtype.
+        labels: ``(N,)`` int64, the tokens.
+        head: The output head, usually a frozen `nn.Linear`; any other module is recomputed in the backward pass.
+        softcap: Bound of the logits, which some models apply by a tanh.
+        chunk: Tokens per chunk.
+
+    Returns:
+        ``(N,)`` float32, at most 0.
+    """
+    # Engines that shard weights gather them around a module's own call, so the call has to use them.
+    plain = type(head) is nn.Linear and softcap is None and not hasattr(head.weight, "ds_id")
+    frozen = not any(parameter.requires_grad for parameter in head.parameters())
+    parts = []
+    for start in range(0, len(labels), chunk):
+        rows, wanted = hidden[start : start + chunk], labels[start : start + chunk]
+        if plain and frozen:
+            parts.append(_FrozenHead.apply(rows, wanted, head.weight, head.bias))  # type: ignore[no-untyped-call]
+        elif torch.is_grad_enabled():
+            parts.append(checkpoint(_logps, rows, wanted, head, softcap, use_reentrant=False))
+        else:
+            parts.append(_logps(rows, wanted, head, softcap))
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _logps(hidden: Tensor, labels: Tensor, head: nn.Module, softcap: float | None) -> Tensor:
+    logits: Tensor = head(hidden).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = nn.functional.linear(hidden, weight, bias).float()
+        total = logits.logsumexp(-1)
+        logps = logits.gather(-1, labels[:, None])[:, 0] - total
+        if ctx.needs_input_grad[0]:
+            probabilities = logits.sub_(total[:, None]).exp_().to(weight.dtype)
+            ctx.save_for_backward(weight[labels] - probabilities @ weight)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (direction,) = ctx.saved_tensors
+        return (direction * gradients[0][:, None]).to(direction.dtype), None, None, None

@@ -1,35 +1,46 @@
-"""Where pairs come from: a run's `pairs` stage, or anyone's file in TRL's preference format."""
+"""From a preference pair on disk to what the model reads.
+
+Pairs come from the `pairs` stage of a run (`run_pairs`) or from a file in TRL's preference format (`trl_pairs`).
+`PairEncoder` turns them into tokens, positions and image features in three steps: `plan` before the training starts,
+`process` in threads ahead of the model, and `finish` with the vision tower.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from spr.config import AnnotationsConfig
-from spr.core.errors import InputError
-from spr.core.images import ImageProblem
-from spr.models.chat import Message, user_turn
+from spr.core.errors import InputError, SprError
+from spr.core.images import ImageProblem, ImageSource
+from spr.models.chat import Message, render_answer, render_turn, user_turn
+from spr.models.families import Family
+from spr.models.image_processors import encode
 from spr.records import Size
 from spr.runs.store import StageStore
+from spr.training.shared_prefix import EncodedPair
+from spr.training.vision_cache import Features, FeatureStore, feature_key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingPair:
-    """A pair before the model's processor has seen it.
+    """A pair as its source gives it.
 
     Attributes:
-        pair_id: Its query, or the number of its row.
-        messages: The prompt as chat templates take it, one image in it.
+        pair_id: The id of its query, or its row number.
+        messages: The prompt as a chat with one image.
         chosen, rejected: The answers' texts.
-        load: Gives the image as RGB; raises `ImageProblem`.
-        digest: Gives the hex digest of the image's file and of how it is turned; raises `ImageProblem`.
-        size_wh: Width and height of the image, where they are known without opening it.
+        load: Returns the image as RGB; raises `ImageProblem`.
+        digest: Returns the hex digest of the image file and of how the image is turned; raises `ImageProblem`.
+        size_wh: Width and height of the image in pixels, if they are known without opening it.
     """
 
     pair_id: str
@@ -41,26 +52,29 @@ class TrainingPair:
     size_wh: Size | None = None
 
 
-def run_pairs(run: Path, annotations: AnnotationsConfig) -> Iterator[TrainingPair]:
-    """The pairs of a run, in their order.
+# ── pairs of a run ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
+    """The pairs of a run, in order.
 
     Args:
         run: The run folder.
-        annotations: Of its config: where the images are and how they are turned.
+        images: The run's images: `AnnotationsConfig.image_source`.
 
     Raises:
-        RunError: if the run has no finished pairs.
+        RunError: if the run's `pairs` stage is not finished.
     """
     store = StageStore(run / "pairs")
     store.finished()
-    return _run_rows(store, annotations)
+    return _run_rows(store, images)
 
 
-def _run_rows(store: StageStore, annotations: AnnotationsConfig) -> Iterator[TrainingPair]:
+def _run_rows(store: StageStore, images: ImageSource) -> Iterator[TrainingPair]:
     for table in store.tables():
         for row in table.to_pylist():
-            size_wh, name = (row["width"], row["height"]), row["file_name"]
-            load = RunImage(annotations, name, size_wh)
+            size_wh = (row["width"], row["height"])
+            load = RunImage(images, row["file_name"], size_wh)
             yield TrainingPair(
                 row["query_id"], user_turn(row["prompt"]), row["chosen"], row["rejected"], load, load.digest, size_wh
             )
@@ -68,44 +82,43 @@ def _run_rows(store: StageStore, annotations: AnnotationsConfig) -> Iterator[Tra
 
 @dataclass(frozen=True, slots=True)
 class RunImage:
-    """An image of a run: called, it gives the pixels as RGB, turned as the boxes were drawn."""
+    """An image of a run; calling it returns the pixels as RGB in the orientation of the boxes."""
 
-    settings: AnnotationsConfig
+    images: ImageSource
     file_name: str
     size_wh: Size
 
     def __call__(self) -> Image.Image:
-        """The image; raises `ImageProblem`."""
-        return self.settings.image_source.load(self.file_name, self.size_wh)
+        """Load the image; raises `ImageProblem`."""
+        return self.images.load(self.file_name, self.size_wh)
 
     def digest(self) -> str:
-        """Hex digest of the file, and how it is turned."""
-        path = self.settings.image_source.path(self.file_name)
-        return _digest_file(path, self.file_name) + self.settings.orientation
+        """Hex digest of the file, followed by the orientation option."""
+        path = self.images.path(self.file_name)
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() + self.images.orientation
+        except FileNotFoundError:
+            raise ImageProblem("image_missing", self.file_name, expected=f"the file {path}") from None
+        except OSError as error:
+            raise ImageProblem("image_unreadable", self.file_name, got=error) from None
 
 
-def _digest_file(path: Path, name: str) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise ImageProblem("image_missing", name, expected=f"the file {path}") from None
-    except OSError as error:
-        raise ImageProblem("image_unreadable", name, got=error) from None
+# ── pairs in TRL's format ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def trl_pairs(source: Path) -> Iterator[TrainingPair]:
     """Pairs in TRL's preference format: ``images`` (a list of one) or ``image``, ``prompt``, ``chosen``, ``rejected``.
 
-    Prompt and answers may be texts, the prompt then being the user's turn, or lists of messages with one assistant's
-    message an answer.
+    Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
+    user's turn.
 
     Args:
         source: A folder of `datasets.Dataset.save_to_disk`, a folder of Parquet files, or a .parquet, .jsonl or .json
-            file. Images lie in it or are paths, relative ones from its folder.
+            file. Images are stored in it, or are paths, relative to its folder.
 
     Raises:
-        InputError: if it can't be read, lacks a column, or a row is not a pair about one image.
+        InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
     """
     return _trl_rows(*_open_dataset(source), source)
 
@@ -127,27 +140,27 @@ def _open_dataset(source: Path) -> tuple[Any, Path]:
     import datasets
 
     folder = source if source.is_dir() else source.parent
-    kinds = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
-    expected = "a dataset's folder, or a .parquet, .jsonl or .json file"
+    formats = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+    expected = "a dataset folder, or a .parquet, .jsonl or .json file"
     if not source.exists():
-        raise InputError(f"There is nothing at {source}", expected=expected, fix="mend --pairs")
+        raise InputError(f"There is nothing at {source}", expected=expected, fix="check the path given to --pairs")
     try:
         if (source / "dataset_info.json").is_file() and (source / "state.json").is_file():
-            made = datasets.load_from_disk(str(source))
+            dataset = datasets.load_from_disk(str(source))
         elif source.is_dir():
             files = sorted(map(str, source.rglob("*.parquet")))
-            made = datasets.Dataset.from_parquet(files, keep_in_memory=False)
-        elif source.suffix in kinds:
-            made = datasets.load_dataset(kinds[source.suffix], data_files=str(source), split="train")
+            dataset = datasets.Dataset.from_parquet(files, keep_in_memory=False)
+        elif source.suffix in formats:
+            dataset = datasets.load_dataset(formats[source.suffix], data_files=str(source), split="train")
         else:
             raise InputError(f"{source} can't be read as pairs", got=source.suffix or "no suffix", expected=expected)
-        columns = set(made.column_names)
+        columns = set(dataset.column_names)
         for name in ("images", "image"):
             if name in columns:
-                made = made.cast_column(name, _undecoded(made.features[name]))
+                dataset = dataset.cast_column(name, _undecoded(dataset.features[name]))
     except InputError:
         raise
-    except Exception as error:  # whatever Arrow and datasets raise about a file that a user brings
+    except Exception as error:  # Arrow and datasets raise many kinds of errors for a broken file
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(f"{source} can't be read as pairs", got=got, expected=expected) from error
     missing = [name for name in ("prompt", "chosen", "rejected") if name not in columns]
@@ -155,7 +168,7 @@ def _open_dataset(source: Path) -> tuple[Any, Path]:
     if missing:
         got = f"columns {', '.join(sorted(columns))}"
         raise InputError(f"{source} lacks {' and '.join(missing)}", got=got, fix="see docs/training.md for the format")
-    return made, folder
+    return dataset, folder
 
 
 def _undecoded(feature: Any) -> Any:
@@ -180,7 +193,7 @@ class _DatasetImage:
                 return image.convert("RGB")
         except ImageProblem:
             raise
-        except Exception as error:  # Pillow's decoders raise almost anything
+        except Exception as error:  # Pillow's decoders raise many kinds of errors
             raise ImageProblem("image_unreadable", self.where, got=f"{type(error).__name__}: {error}") from error
 
     def digest(self) -> str:
@@ -206,9 +219,8 @@ def _messages(prompt: Any, where: str) -> list[Message]:
     if isinstance(prompt, str):
         return user_turn(prompt)
     if not isinstance(prompt, list) or not prompt or not all(isinstance(turn, Mapping) for turn in prompt):
-        raise InputError(
-            f"The prompt of {where} is none", got=repr(prompt)[:80], expected="a text or a list of messages"
-        )
+        got, expected = repr(prompt)[:80], "a text or a list of messages"
+        raise InputError(f"The prompt of {where} can't be read", got=got, expected=expected)
     messages: list[Message] = []
     for turn in prompt:
         content = turn.get("content")
@@ -224,7 +236,7 @@ def _messages(prompt: Any, where: str) -> list[Message]:
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    # Arrow fills the fields that a part lacks with None.
+    # Arrow fills fields that a part lacks with None.
     return {"type": "image"} if part.get("type") == "image" else {"type": "text", "text": str(part.get("text") or "")}
 
 
@@ -234,5 +246,208 @@ def _answer(answer: Any, where: str, side: str) -> str:
         if isinstance(answer, list):
             answer = "".join(str(part.get("text") or "") for part in answer)
     if not isinstance(answer, str):
-        raise InputError(f"`{side}` of {where} is no answer", got=repr(answer)[:80], expected="a text or one message")
+        got, expected = repr(answer)[:80], "a text or one message"
+        raise InputError(f"`{side}` of {where} is not an answer", got=got, expected=expected)
     return answer
+
+
+# ── encoding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+"""Outputs of processors that are not inputs of the vision tower."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedPair:
+    """A pair that can be trained on.
+
+    Attributes:
+        pair: The pair as its source gave it.
+        turn: The prompt as text, rendered by the chat template.
+        chosen, rejected: ``(R,)`` int64, the answers' tokens.
+        prompt_tokens: Number of tokens of the prompt, including those of the image.
+        key: Hex digest of prompt, answers and image.
+    """
+
+    pair: TrainingPair
+    turn: str
+    chosen: Tensor
+    rejected: Tensor
+    prompt_tokens: int
+    key: str
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of the prompt and both answers."""
+        return self.prompt_tokens + len(self.chosen) + len(self.rejected)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProcessedPair:
+    """A pair's image and prompt after the processor.
+
+    Attributes:
+        prompt: ``(P,)`` int64, the prompt's tokens.
+        positions: ``(axes, P)`` int64, their positions.
+        vision: The inputs of the vision tower; empty once the features are kept.
+        key: The features' key in the store.
+    """
+
+    prompt: Tensor
+    positions: Tensor
+    vision: dict[str, Tensor]
+    key: str
+
+
+class PairEncoder:
+    """Encodes pairs for one model.
+
+    Args:
+        model: The transformers model.
+        processor: The model's processor, from `spr.models.image_processors.load_processor`.
+        family: The model's family.
+        store: Where features are kept.
+        identity: Identifies model and processor in the features' keys.
+        keep: Whether to keep processed pairs in memory together with their features.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, family: Family, store: FeatureStore, *, identity: str, keep: bool
+    ) -> None:
+        self.model, self.processor, self.family = model, processor, family
+        self.store, self.identity, self.keep = store, identity, keep
+        self.pad = processor.tokenizer.pad_token_id
+        self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+        self._kept: dict[str, ProcessedPair] = {}
+
+    def plan(
+        self, pairs: Iterable[TrainingPair], max_length: int, *, with_rejected: bool = True
+    ) -> tuple[list[PlannedPair], list[tuple[str, str]]]:
+        """Tokenize answers, count the tokens of prompts, and drop the pairs that can't be trained on.
+
+        Args:
+            pairs: The pairs.
+            max_length: Maximum number of tokens of a prompt with one answer.
+            with_rejected: Whether the rejected answers are trained on.
+
+        Returns:
+            The remaining pairs in order, and ``(pair_id, reason)`` for each dropped one; the reasons are keys of
+            `spr.core.reasons.TRAINING_REASONS` and `IMAGE_REASONS`.
+        """
+        planned: list[PlannedPair] = []
+        dropped: list[tuple[str, str]] = []
+        for pair in pairs:
+            try:
+                result = self._plan(pair, max_length, with_rejected)
+            except ImageProblem as problem:
+                result = problem.reason
+            if isinstance(result, str):
+                dropped.append((pair.pair_id, result))
+            else:
+                planned.append(result)
+        return planned, dropped
+
+    def _plan(self, pair: TrainingPair, max_length: int, with_rejected: bool) -> PlannedPair | str:
+        if not pair.chosen.strip() or (with_rejected and not pair.rejected.strip()):
+            return "empty_answer"
+        if with_rejected and pair.chosen == pair.rejected:
+            return "answers_equal"
+        turn = render_turn(self.processor, self.family, pair.messages)
+        chosen, rejected = (
+            self._answer_ids(turn, render_answer(self.processor, self.family, pair.messages, answer))
+            for answer in (pair.chosen, pair.rejected)
+        )
+        answers = (chosen, rejected) if with_rejected else (chosen,)
+        if any((ids == self._image_token).any() for ids in answers):
+            return "answer_has_image_token"
+        prompt_tokens = self._count_prompt(pair, turn)
+        if prompt_tokens + max(map(len, answers)) > max_length:
+            return "too_long"
+        content = json.dumps([turn, pair.chosen, pair.rejected, pair.digest()])
+        return PlannedPair(pair, turn, chosen, rejected, prompt_tokens, hashlib.sha256(content.encode()).hexdigest())
+
+    def _answer_ids(self, turn: str, answer: str) -> Tensor:
+        """The answer's tokens after the prompt; tokenized alone if the prompt's tokens would change otherwise."""
+        tokenizer = self.processor.tokenizer
+        before = tokenizer(turn, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(turn + answer, add_special_tokens=False)["input_ids"]
+        if whole[: len(before)] == before:
+            return torch.tensor(whole[len(before) :])
+        return torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+    def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
+        if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.family.bidirectional_prompt:
+            width, height = pair.size_wh or pair.load().size
+            counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+            bos = self.processor.tokenizer.bos_token
+            special = not (bos and turn.startswith(bos))
+            words = len(self.processor.tokenizer(turn, add_special_tokens=special)["input_ids"])
+            return words - 1 + int(counted["num_image_tokens"][0])
+        return int(encode(self.processor, [turn], [pair.load()])["input_ids"].shape[1])
+
+    def process(self, planned: PlannedPair) -> ProcessedPair:
+        """Load the image and run the processor. Bound to the CPU; threads may run it ahead of the model."""
+        kept = self._kept.get(planned.pair.pair_id)
+        if kept is not None:
+            return kept
+        inputs = encode(self.processor, [planned.turn], [planned.pair.load()])
+        prompt = inputs["input_ids"][0]
+        vision = {name: tensor for name, tensor in inputs.items() if name not in NOT_VISION}
+        if len(prompt) != planned.prompt_tokens:
+            raise SprError(
+                f"The prompt of pair {planned.pair.pair_id} has another number of tokens than counted before",
+                got=len(prompt),
+                expected=planned.prompt_tokens,
+                fix="the image has changed since the training began; restore it or start the training again",
+            )
+        # The key covers all vision inputs, because Ferret's features also depend on the regions in the prompt.
+        return ProcessedPair(prompt, self._positions(prompt, vision), vision, feature_key(vision, self.identity))
+
+    def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
+        """``(axes, P)``, the positions of the prompt's tokens."""
+        if hasattr(self.model.model, "get_rope_index"):
+            types = (prompt == self._image_token).int()
+            positions, _ = self.model.model.get_rope_index(
+                input_ids=prompt[None], mm_token_type_ids=types[None], image_grid_thw=vision["image_grid_thw"]
+            )
+            return torch.as_tensor(positions[:, 0])
+        if hasattr(self.model.model, "prompt_positions"):  # CogVLM: the patches of an image share one position
+            return torch.as_tensor(self.model.model.prompt_positions(prompt[None]))
+        return torch.arange(len(prompt))[None] + int(self.family.bidirectional_prompt)
+
+    def finish(
+        self, planned: PlannedPair, processed: ProcessedPair, compute: Callable[[dict[str, Tensor]], Features]
+    ) -> EncodedPair:
+        """Add the image's features, from the store or from ``compute``, which runs the vision tower."""
+        features: Features | None = self.store.get(processed.key)
+        if features is None:
+            features = compute(processed.vision)
+            self.store.put(processed.key, features)
+        pair = planned.pair
+        # Only if the features are kept too: without its vision inputs they can't be computed again.
+        if self.keep and pair.pair_id not in self._kept and self.store.get(processed.key) is not None:
+            self._kept[pair.pair_id] = replace(processed, vision={})
+        return EncodedPair(
+            pair.pair_id, processed.prompt, processed.positions, planned.chosen, planned.rejected, features
+        )
+
+
+def plan_digest(planned: Sequence[PlannedPair]) -> str:
+    """Hex digest of the pairs' texts and images, in order."""
+    return hashlib.sha256("".join(pair.key for pair in planned).encode()).hexdigest()[:16]
+
+
+def context_length(model: Any, max_length: int | None) -> int:
+    """Maximum number of tokens of a prompt with an answer: ``max_length``, but at most the model's context length."""
+    limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+    return min(max_length or limit, limit)
+
+
+def processor_digest(processor: Any, family: Family) -> str:
+    """Hex digest of what determines the encoding: tokenizer, image processor and chat template."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    images = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
+    turn = processor.chat_template or family.turn
+    return hashlib.sha256("\0".join([words, images, str(turn), type(processor).__name__]).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities: computed once, kept in a file, used by every later training on the same pairs."""
+"""Log-probabilities under the reference model: computed once, and kept in a file that other trainings can use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError, RunError
-from spr.training.encode import PlannedPair
+from spr.training.pairs import PlannedPair
 
 _SCHEMA = pa.schema(
     [
@@ -22,18 +23,18 @@ _SCHEMA = pa.schema(
     ]
 )
 Logps = tuple[float, float]
-"""Of the chosen and of the rejected answer."""
+"""Log-probabilities of the chosen and of the rejected answer."""
 
 
 class ReferenceFile:
-    """Log-probabilities under the model without adapter, by the digest of prompt, answers and image.
+    """Log-probabilities under the model without its adapter, by the digest of prompt, answers and image.
 
     Args:
-        path: The file; need not be there.
-        identity: What decides the numbers besides the pair: model, dtype, processor and template.
+        path: The file; it does not have to exist.
+        identity: What determines the numbers besides the pairs: model, dtype, processor and chat template.
 
     Raises:
-        RunError: if the file was made with another identity, naming what differs, or is damaged.
+        RunError: if the file was computed with another identity, naming what differs, or is damaged.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
@@ -42,56 +43,55 @@ class ReferenceFile:
         if path.is_file():
             self._read(path)
 
-    def take_over(self, other: Path) -> None:
-        """Add what another training's file knows; `save` keeps it here, and the other file stays as it is.
+    def import_from(self, other: Path) -> None:
+        """Add the values of another training's file, which is not changed.
 
         Raises:
-            InputError: if it is not there.
+            InputError: if the file does not exist.
             RunError: as for the file itself.
         """
         if not other.is_file():
             expected = "another run's training/reference.parquet"
-            raise InputError(f"There is no file {other}", expected=expected, fix="mend --reference")
+            raise InputError(f"There is no file {other}", expected=expected, fix="check the path given to --reference")
         self._read(other)
 
     def _read(self, path: Path) -> None:
+        own = path == self.path
         try:
             table = pq.read_table(path, memory_map=False)
-            made_with = json.loads((table.schema.metadata or {})[b"identity"])
+            identity = json.loads((table.schema.metadata or {})[b"identity"])
             rows = table.to_pylist()
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            fix = "delete it to have it made anew" if path == self.path else "mend --reference"
-            raise RunError(f"{path} is no file of reference log-probabilities", got=error, fix=fix) from None
-        differ = {name for name in {*made_with, *self.identity} if made_with.get(name) != self.identity.get(name)}
-        if differ:
-            lines = "; ".join(
-                f"{name}: {made_with.get(name)}, now {self.identity.get(name)}" for name in sorted(differ)
-            )
-            other = "delete it to have it made anew" if path == self.path else "leave --reference out"
+            fix = "delete it, and it will be computed again" if own else "check the path given to --reference"
+            raise RunError(f"{path} is not a file of reference log-probabilities", got=error, fix=fix) from None
+        changed = sorted(name for name in {*identity, *self.identity} if identity.get(name) != self.identity.get(name))
+        if changed:
+            got = "; ".join(f"{name}: {identity.get(name)}, now {self.identity.get(name)}" for name in changed)
+            other = "delete it to compute it again" if own else "leave --reference out"
             fix = f"use the same model and processor, or {other}"
-            raise RunError(f"{path} was made with another reference", got=lines, expected="the same", fix=fix)
+            raise RunError(f"{path} belongs to another reference model", got=got, expected="the same", fix=fix)
         self._known |= {row["key"]: (row["pair_id"], (row["chosen"], row["rejected"])) for row in rows}
 
     def missing(self, pairs: Sequence[PlannedPair]) -> list[PlannedPair]:
-        """The pairs that the file lacks, be it because they are new or because their text or image has changed."""
+        """The pairs that the file lacks, because they are new or because their text or image has changed."""
         return [planned for planned in pairs if planned.key not in self._known]
 
     def add(self, pairs: Sequence[PlannedPair], logps: Sequence[Logps]) -> None:
-        """Note what was computed; `save` keeps it."""
+        """Add computed values; `save` writes them."""
         for planned, values in zip(pairs, logps, strict=True):
             self._known[planned.key] = planned.pair.pair_id, values
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         rows = [
             {"pair_id": name, "key": key, "chosen": chosen, "rejected": rejected}
             for key, (name, (chosen, rejected)) in self._known.items()
         ]
-        schema = _SCHEMA.with_metadata({"identity": json.dumps(self.identity)})
+        metadata = {"identity": json.dumps(self.identity), "format_version": str(FORMAT_VERSION)}
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(metadata)), sink)
         write_atomically(self.path, sink.getvalue().to_pybytes())
 
     def of(self, planned: PlannedPair) -> Logps:
-        """The log-probabilities of a pair that is not `missing`."""
+        """The values of a pair that is not `missing`."""
         return self._known[planned.key][1]

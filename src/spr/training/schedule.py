@@ -1,4 +1,4 @@
-"""The order of a training as functions of its seed: which pairs make a step, and how fast it learns."""
+"""The order of a training as pure functions of its seed: which pairs make up a step, and each step's learning rate."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Literal
 from spr.core.randomness import stable_hash
 
 BUCKET = 50
-"""Batches whose pairs are sorted by length together: little padding, and still a random order."""
+"""Number of batches whose pairs are sorted by length together: little padding, and still a random order."""
 
 
 def batches_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Batches of pairs of like length, in random order; each pair once.
+    """Batches of pairs of similar length, in random order; every pair occurs once.
 
     Args:
-        lengths: Tokens of each pair.
-        batch_size: Pairs a batch; one batch may be smaller.
-        seed: The experiment's.
-        epoch: From 0; each has another order.
+        lengths: Number of tokens of each pair.
+        batch_size: Pairs per batch; the last batch of an epoch may be smaller.
+        seed: The experiment's seed.
+        epoch: The epoch, from 0; each has another order.
+
+    Returns:
+        Indices of pairs, per batch.
 
     >>> batches_of_epoch([5, 90, 6, 91], 2, seed=0, epoch=0)
     [[0, 2], [1, 3]]
@@ -37,25 +40,25 @@ def steps_of_training(
     lengths: Sequence[int],
     *,
     batch_size: int,
-    batches_a_step: int,
+    batches_per_step: int,
     epochs: int,
     max_steps: int | None,
     seed: int,
 ) -> list[list[list[int]]]:
-    """The training as steps, each a list of batches, each a list of pairs' numbers.
+    """All optimizer steps of a training, each a list of batches of indices of pairs.
 
     Args:
-        lengths: Tokens of each pair.
-        batch_size: Pairs a batch.
-        batches_a_step: Processes times gradient accumulation; an epoch's last step may have fewer.
-        epochs: How often each pair is seen.
-        max_steps: The most steps.
-        seed: The experiment's.
+        lengths: Number of tokens of each pair.
+        batch_size: Pairs per batch.
+        batches_per_step: Processes times gradient accumulation; the last step of an epoch may have fewer batches.
+        epochs: Number of passes over the pairs.
+        max_steps: Maximum number of steps; None for all epochs.
+        seed: The experiment's seed.
     """
     steps = []
     for epoch in range(epochs):
         batches = batches_of_epoch(lengths, batch_size, seed, epoch)
-        steps += [batches[first : first + batches_a_step] for first in range(0, len(batches), batches_a_step)]
+        steps += [batches[first : first + batches_per_step] for first in range(0, len(batches), batches_per_step)]
         if max_steps is not None and len(steps) >= max_steps:
             return steps[:max_steps]
     return steps
@@ -66,18 +69,18 @@ def learning_rate(
 ) -> float:
     """The learning rate of a step.
 
-    Over the first ⌈warmup · steps⌉ steps it rises in equal parts to the peak, so that no step is taken at zero; then it
-    falls to zero, which the step behind the last one would have.
+    It rises linearly over the first ⌈warmup · steps⌉ steps, reaching the peak in the last of them, and then falls to
+    zero, which it would reach in the step after the last one. No step has a learning rate of zero.
 
     Args:
-        step: From 0.
-        steps: Of the whole training.
-        peak: The greatest learning rate.
-        warmup: Share of the steps that rise.
+        step: The step, from 0.
+        steps: Number of steps of the whole training.
+        peak: The highest learning rate.
+        warmup: Share of the steps over which it rises.
         schedule: How it falls.
 
-    With 10 steps, two of them rising: 0.5 and 1.0 of the peak, then cos from 1 to 0 over eight steps, half-way at the
-    fourth of them:
+    With 10 steps and a warm-up over two of them: 0.5 and 1.0 of the peak, then the cosine falls from 1 to 0 over eight
+    steps, and is half-way at the fourth of them:
 
     >>> rates = [learning_rate(k, 10, peak=1.0, warmup=0.2, schedule="cosine") for k in (0, 1, 2, 6)]
     >>> tuple(round(rate, 6) for rate in rates)

@@ -1,7 +1,9 @@
-"""The training loop: pairs → a LoRA adapter by direct preference optimisation (METHOD §6), on Accelerate.
+"""The training loop: preference pairs → a LoRA adapter (paper; supplement, Sec. 2), on Accelerate.
 
-It reads from top to bottom: `train` loads the model, plans the pairs, computes the reference once, and takes the steps.
-Processes share a step's batches, so that two with one batch each take the same step as one with two.
+The file reads from top to bottom: `train` loads the model and plans the pairs, `_reference_logps` computes the
+reference model's log-probabilities once, `_take_steps` is the loop, and `_take_step` is one optimizer step.
+The processes of a training share the batches of a step, so two processes with one batch each take the same step as one
+process with two.
 """
 
 from __future__ import annotations
@@ -16,40 +18,49 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from spr.config import TrainingConfig
 from spr.core.errors import InputError
+from spr.core.ordered_map import ordered_map
 from spr.runs.store import dropped_table, write_table
-from spr.training.checkpoint import (
-    load_checkpoint,
-    newest_checkpoint,
-    read_finished,
-    save_adapter,
-    save_checkpoint,
-    save_finished,
+from spr.training.checkpoint import TrainingState, newest_checkpoint, read_finished, save_finished
+from spr.training.distributed import (
+    InterruptedTrainingError,
+    check_finite,
+    check_trackers,
+    clear_memory_errors,
+    in_any_process,
+    interrupts,
+    of_all_processes,
 )
-from spr.training.collate import Batch, collate
-from spr.training.encode import PlannedPair, Read, context_length, plan_digest
-from spr.training.log import TrainingLog
-from spr.training.loss import PairLogps, pair_losses
-from spr.training.metering import Meter
-from spr.training.pairs import TrainingPair
-from spr.training.prefetch import prefetch
-from spr.training.processes import check_trackers, in_any_process, of_all_processes
+from spr.training.log import Meter, TrainingLog
+from spr.training.loss import PairLogps, needs_reference, needs_rejected, pair_losses
+from spr.training.pairs import PlannedPair, ProcessedPair, TrainingPair, context_length, plan_digest
 from spr.training.reference import ReferenceFile
 from spr.training.schedule import learning_rate, steps_of_training
-from spr.training.setup import load_trainee
-from spr.training.sight import BatchEncoder
-from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
+from spr.training.shared_prefix import Batch, collate
+from spr.training.trainee import Trainee, load_trainee
+from spr.training.vision_cache import BatchEncoder
 
 SAVE_REFERENCE_EVERY = 200
-"""Batches between two writes of the reference's file."""
+"""Rounds of batches between two writes of the reference file."""
+
+Step = Sequence[Sequence[int]]
+"""The batches of an optimizer step, as indices of pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSummary:
-    """What a training did: pairs trained on and dropped, steps, seconds, and the last step's values."""
+    """The result of a training.
+
+    Attributes:
+        pairs: Number of pairs trained on.
+        dropped: Number of dropped pairs by reason.
+        steps: Number of optimizer steps.
+        seconds: Wall time of the last call that trained.
+        last: Metrics of the last step.
+        done_before: True if the training was already finished, and nothing was done.
+    """
 
     pairs: int
     dropped: dict[str, int]
@@ -68,266 +79,275 @@ def train(
     revision: str | None = None,
     seed: int = 0,
     reference: Path | None = None,
+    accelerator: Accelerator | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
-    """Train an adapter; goes on from the newest checkpoint in ``out/training``.
+    """Train an adapter, or resume from the newest checkpoint in ``out/training``.
 
     Args:
-        pairs: From `spr.training.pairs`.
-        model: A folder or a hub id.
-        settings: The config's section.
-        out: The run folder: ``adapter/`` in PEFT's format, ``training/`` with log, checkpoints and the reference.
-        revision: Branch, tag or commit of the hub's repository.
-        seed: Decides the adapter's first matrices and the order of the pairs.
-        reference: Another training's file of log-probabilities, to be used where it knows a pair.
-        report: Told what a user wants to know, line by line.
+        pairs: Pairs from `spr.training.pairs`.
+        model: A folder, a model id of the Hub, or an embedded model (``embedded/describer``).
+        settings: The config section.
+        out: The run folder. Writes ``adapter/`` in PEFT's format, and ``training/`` with log, checkpoints and the
+            reference's log-probabilities.
+        revision: Branch, tag or commit of the model on the Hub.
+        seed: Seed of the adapter's initial weights, of dropout and of the order of the pairs.
+        reference: Another training's ``reference.parquet``, used for the pairs that it knows.
+        accelerator: For example one with a sharding plugin; made from the settings by default.
+        report: Called with each line for the user.
 
     Raises:
         RunError: if ``out`` holds a training under another config.
-        InputError: if no pair is left to train on, or ``reference`` is not there.
-        ConfigError: for a tracker that is not there, or a target of the adapter.
+        InputError: if no pair is left to train on, or ``reference`` does not exist.
+        ConfigError: for an unknown tracker or LoRA target.
         ModelError: if the model can't be loaded or trained.
-        DeviceMemoryError: if a batch does not fit; says what to lower.
-        InterruptedTrainingError: after Ctrl-C.
+        DeviceMemoryError: if a batch does not fit into the device's memory; says what to lower.
+        InterruptedTrainingError: after Ctrl-C or SIGTERM, once a checkpoint is written.
         SprError: for a loss that is not finite; the batch is saved.
     """
     check_trackers(settings.report_to)
-    return _Training(model, settings, out, revision, seed, report).run(pairs, reference)
+    started, folder, adapter = time.monotonic(), out / "training", out / "adapter"
+    accelerator = accelerator or Accelerator(
+        cpu=settings.device == "cpu",
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        log_with=list(settings.report_to) or None,
+        project_dir=str(folder),
+    )
+    main = accelerator.is_main_process
+    tell = report if main else lambda _: None
+    trainee = load_trainee(
+        model, settings, accelerator.device, revision=revision, seed=seed, features=folder / "features"
+    )
+    for line in trainee.remarks:
+        tell(line)
+    planned, dropped = trainee.encoder.plan(
+        pairs, context_length(trainee.base, settings.max_length), with_rejected=needs_rejected(settings.loss_type)
+    )
+    if main:
+        write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped))
+    counts = dict(Counter(reason for _, reason in dropped))
+    if not planned:
+        got = ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "there were no pairs"
+        fix = f"see {folder / 'dropped.parquet'} (spr show); training.max_length bounds a prompt with its answer"
+        raise InputError("No pair is left to train on", got=f"dropped: {got}", fix=fix)
 
-
-class _Training:
-    def __init__(
-        self,
-        model: str,
-        settings: TrainingConfig,
-        out: Path,
-        revision: str | None,
-        seed: int,
-        report: Callable[[str], None],
-    ) -> None:
-        self.settings, self.folder, self.seed = settings, out / "training", seed
-        self.adapter = out / "adapter"
-        self.accelerator = Accelerator(
-            cpu=settings.device == "cpu",
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            log_with=list(settings.report_to) or None,
-            project_dir=str(self.folder),
+    batches_per_step = accelerator.num_processes * settings.gradient_accumulation_steps
+    ignored = settings.runtime_fields | {"gradient_accumulation_steps"}
+    fingerprint = {
+        "seed": seed,
+        "model": trainee.name,
+        "batches_per_step": batches_per_step,
+        "pairs": plan_digest(planned),
+        "training": {name: value for name, value in settings.model_dump(mode="json").items() if name not in ignored},
+    }
+    finished = read_finished(folder / "finished.json", adapter, fingerprint)
+    if finished is not None:
+        return TrainingSummary(
+            len(planned), counts, finished["steps"], finished["seconds"], finished["last"], done_before=True
         )
-        self.report = report if self.accelerator.is_main_process else lambda _: None
-        trainee = load_trainee(
-            model, settings, self.accelerator.device, revision=revision, seed=seed, features=self.folder / "features"
-        )
-        for line in trainee.remarks:
-            self.report(line)
-        self.trainee, self.encoder = trainee, trainee.encoder
-        parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.model, self.optimizer = self.accelerator.prepare(trainee.model, optimizer)
-        self.batches = BatchEncoder(self.encoder, trainee.model, self.model, self.accelerator)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.trainee.base.device
-        return device
+    session = _start(trainee, settings, accelerator, folder)
+    file = _reference_logps(session, planned, reference, tell) if needs_reference(settings.loss_type) else None
+    steps = steps_of_training(
+        [pair.length for pair in planned],
+        batch_size=settings.per_device_train_batch_size,
+        batches_per_step=batches_per_step,
+        epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps,
+        seed=seed,
+    )
+    torch.manual_seed(seed)  # for dropout
+    first, last = 0, dict[str, float]()
+    newest = newest_checkpoint(folder / "checkpoints", fingerprint)
+    if newest is not None:
+        first, last = session.state.load(newest)
+        tell(f"Resuming from {newest}, after step {first:,} of {len(steps):,}.")
+    last = _take_steps(session, planned, steps, first, file, fingerprint) or last
+    session.state.save_adapter(adapter)
+    seconds = time.monotonic() - started
+    if main:
+        save_finished(folder / "finished.json", fingerprint, steps=len(steps), seconds=seconds, last=last)
+    return TrainingSummary(len(planned), counts, len(steps), seconds, last)
 
-    # ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, pairs: Iterable[TrainingPair], known: Path | None) -> TrainingSummary:
-        settings, started = self.settings, time.monotonic()
-        limit = context_length(self.trainee.base, settings.max_length)
-        planned, dropped = self.encoder.plan(pairs, limit, with_rejected=settings.loss_type != "sft")
-        self._note_dropped(planned, dropped)
-        counts = dict(Counter(reason for _, reason in dropped))
-        a_step = self.accelerator.num_processes * settings.gradient_accumulation_steps
-        deciding = {
-            "seed": self.seed,
-            "model": self.trainee.name,
-            "batches_a_step": a_step,
-            "pairs": plan_digest(planned),
-            "training": {
-                name: value
-                for name, value in settings.model_dump(mode="json").items()
-                if name not in settings.runtime_fields | {"gradient_accumulation_steps"}
-            },
-        }
-        done = read_finished(self.folder / "finished.json", self.adapter, deciding)
-        if done is not None:
-            return TrainingSummary(len(planned), counts, done["steps"], done["seconds"], done["last"], True)
-        reference = self._reference(planned, known) if settings.loss_type != "sft" else None
-        steps = steps_of_training(
-            [pair.length for pair in planned],
-            batch_size=settings.per_device_train_batch_size,
-            batches_a_step=a_step,
-            epochs=settings.num_train_epochs,
-            max_steps=settings.max_steps,
-            seed=self.seed,
-        )
-        torch.manual_seed(self.seed)  # dropout
-        newest = newest_checkpoint(self.folder / "checkpoints", deciding)
-        first, last = 0, dict[str, float]()
-        if newest is not None:
-            first, last = load_checkpoint(newest, self.accelerator, self.model, self.optimizer)
-            self.report(f"Going on from {newest}, after step {first:,} of {len(steps):,}.")
-        last = self._steps(planned, steps, first, reference, deciding) or last
-        save_adapter(self.adapter, self.accelerator, self.model)
-        seconds = time.monotonic() - started
-        if self.accelerator.is_main_process:
-            save_finished(self.folder / "finished.json", deciding, steps=len(steps), seconds=seconds, last=last)
-        return TrainingSummary(len(planned), counts, len(steps), seconds, last)
+# ── what the passes share ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _note_dropped(self, planned: Sequence[PlannedPair], dropped: Sequence[tuple[str, str]]) -> None:
-        if self.accelerator.is_main_process:
-            write_table(self.folder / "dropped.parquet", dropped_table("training", "pair", dropped))
-        if not planned:
-            counts = Counter(reason for _, reason in dropped)
-            counted = ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "no pairs came"
-            fix = f"look at {self.folder / 'dropped.parquet'} (spr show); training.max_length bounds prompt and answer"
-            raise InputError("No pair is left to train on", got=f"dropped: {counted}", fix=fix)
 
-    # ── the reference ─────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True, slots=True, eq=False)
+class _Session:
+    """The objects of a running training; ``state`` holds model and optimizer as Accelerate prepared them."""
 
-    def _reference(self, planned: Sequence[PlannedPair], known: Path | None) -> ReferenceFile:
-        """Log-probabilities with the adapter off, of the pairs that the file lacks."""
-        accelerator, file = self.accelerator, ReferenceFile(self.folder / "reference.parquet", self.trainee.identity)
-        if known is not None:
-            file.take_over(known)
-        missing = sorted(file.missing(planned), key=lambda pair: -pair.length)
-        size = self.settings.per_device_train_batch_size
-        batches = [missing[start : start + size] for start in range(0, len(missing), size)]
-        world, rank = accelerator.num_processes, accelerator.process_index
-        rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
-        if missing:
-            self.report(f"Reference log-probabilities of {len(missing):,} pairs")
-        # Every process takes part in each round, for sharded models gather their weights together.
-        work = [(group, group[min(rank, len(group) - 1)]) for group in rounds]
-        reads = prefetch((own for _, own in work), self._read)
-        self.model.eval()
-        with interrupts() as interrupted, torch.no_grad(), self.trainee.model.peft.disable_adapter():
-            for number, ((group, own), (_, read)) in enumerate(zip(work, reads, strict=True), start=1):
-                with clear_memory_errors(own, self.settings, step=False):
-                    batch = self._encode(own, read)
-                    logps = self._forward(batch)
-                both = torch.stack([logps.chosen, logps.rejected], dim=1)
-                check_finite(both.sum(1), batch, None, "log-probability", self.folder)
-                mine = [both.tolist()] if rank < len(group) else [None]
-                made = [part for part in of_all_processes(mine, accelerator) if part is not None]
-                for part, values in zip(group, made, strict=True):
-                    file.add(part, [(chosen, rejected) for chosen, rejected in values])
-                stop = in_any_process(interrupted.is_set(), accelerator)
-                if accelerator.is_main_process and (stop or number % SAVE_REFERENCE_EVERY == 0):
-                    file.save()
-                if stop:
-                    got, fix = f"what was computed is in {file.path}", "the same command goes on from there"
-                    raise InterruptedTrainingError("Interrupted in the reference pass", got=got, fix=fix)
-        if accelerator.is_main_process and (missing or known is not None):
-            file.save()
-        accelerator.wait_for_everyone()
-        return file
+    settings: TrainingConfig
+    folder: Path
+    trainee: Trainee
+    state: TrainingState
+    batches: BatchEncoder
 
-    # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def process(self, pairs: Sequence[PlannedPair]) -> list[ProcessedPair]:
+        """The work for a batch that threads do ahead: images and the processor."""
+        return [self.trainee.encoder.process(pair) for pair in pairs]
 
-    def _steps(
-        self,
-        planned: Sequence[PlannedPair],
-        steps: Sequence[Sequence[Sequence[int]]],
-        first: int,
-        reference: ReferenceFile | None,
-        deciding: dict[str, Any],
-    ) -> dict[str, float]:
-        settings, accelerator = self.settings, self.accelerator
-        checkpoints = self.folder / "checkpoints"
-        if settings.report_to:
-            accelerator.init_trackers("spr", config={"seed": self.seed, "model": self.trainee.name})
-        log = TrainingLog(self.folder / "log.jsonl", len(steps), first, active=accelerator.is_main_process)
-        log.event("start", first_step=first, steps=len(steps), pairs=len(planned), **deciding["training"])
-        self.model.train()
-        meter, values = Meter(accelerator), {}
-        pairs_of = [sum(map(len, step)) for step in steps]
-        seen = list(accumulate(pairs_of))
-        with log, interrupts() as interrupted:
-            batches = self._micro_batches(planned, steps[first:])
-            for number in range(first + 1, len(steps) + 1):
-                rate = learning_rate(
-                    number - 1,
-                    len(steps),
-                    peak=settings.learning_rate,
-                    warmup=settings.warmup_ratio,
-                    schedule=settings.lr_scheduler_type,
-                )
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                norm, share = None, 1 / pairs_of[number - 1]
-                for _ in range(settings.gradient_accumulation_steps):
-                    own, read, weight = next(batches)
-                    with clear_memory_errors(own, settings), accelerator.accumulate(self.model):
-                        batch = self._encode(own, read)
-                        logps = self._forward(batch)
-                        losses = pair_losses(logps, self._reference_of(own, reference), settings)
-                        check_finite(losses.loss, batch, number, "loss", self.folder)
-                        # Accelerate divides by the accumulation, data parallelism by the processes.
-                        scale = weight * share * accelerator.num_processes * settings.gradient_accumulation_steps
-                        accelerator.backward(losses.loss.sum() * scale)
-                        meter.add(logps, losses, batch.tokens, weight)
-                        if accelerator.sync_gradients:
-                            norm = self._clip(number, batch)
-                        self.optimizer.step()
-                        self.optimizer.zero_grad()
-                values = meter.read(norm) | {"learning_rate": rate, "epoch": seen[number - 1] / len(planned)}
-                log.step(number, values, written=number % settings.logging_steps == 0 or number == len(steps))
-                if settings.report_to:
-                    accelerator.log(values, step=number)
-                stop = in_any_process(interrupted.is_set(), accelerator)
-                if stop or number % settings.save_steps == 0:
-                    made = save_checkpoint(
-                        checkpoints, accelerator, self.model, self.optimizer, number, deciding, values
-                    )
-                    log.event("checkpoint", step=number, folder=made.name)
-                if stop and number < len(steps):
-                    fix = "the same command goes on from there"
-                    raise InterruptedTrainingError(
-                        f"Interrupted after step {number:,}", got=f"checkpoint {made}", fix=fix
-                    )
-        if values:
-            log.event("end", step=len(steps), **values)
-        if settings.report_to:
-            accelerator.end_training()
-        return values
+    def forward(self, pairs: Sequence[PlannedPair], processed: Sequence[ProcessedPair]) -> tuple[Batch, PairLogps]:
+        """From the pairs of a batch to the log-probabilities of their answers."""
+        encoded = self.batches.encode(pairs, processed)
+        batch = collate(encoded, self.trainee.encoder.pad, shared=self.trainee.shared).to(self.trainee.base.device)
+        return batch, PairLogps(*self.state.model(batch))
 
-    def _micro_batches(
-        self, planned: Sequence[PlannedPair], steps: Sequence[Sequence[Sequence[int]]]
-    ) -> Iterator[tuple[list[PlannedPair], list[Read], float]]:
-        """This process's batches, ``gradient_accumulation_steps`` a step; where a step has fewer, one of weight 0."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        order = []
-        for step in steps:
-            for turn in range(self.settings.gradient_accumulation_steps):
-                place = turn * world + rank
-                numbers = step[place] if place < len(step) else step[0]
-                order.append(([planned[k] for k in numbers], float(place < len(step))))
-        for (own, weight), read in prefetch(order, lambda item: self._read(item[0])):
-            yield own, read, weight
 
-    def _read(self, pairs: Sequence[PlannedPair]) -> list[Read]:
-        return [self.encoder.read(pair) for pair in pairs]
+def _start(trainee: Trainee, settings: TrainingConfig, accelerator: Accelerator, folder: Path) -> _Session:
+    parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    model, optimizer = accelerator.prepare(trainee.model, optimizer)
+    batches = BatchEncoder(trainee.encoder, trainee.model, model, accelerator)
+    return _Session(settings, folder, trainee, TrainingState(accelerator, model, optimizer), batches)
 
-    def _encode(self, pairs: Sequence[PlannedPair], read: Sequence[Read]) -> Batch:
-        encoded = self.batches.encode(pairs, read)
-        return collate(encoded, self.encoder.pad, shared=self.trainee.shared).to(self.device)
 
-    def _forward(self, batch: Batch) -> PairLogps:
-        return PairLogps(*self.model(batch))
+# ── the reference pass ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _reference_of(self, pairs: Sequence[PlannedPair], file: ReferenceFile | None) -> tuple[Tensor, Tensor] | None:
-        if file is None:
-            return None
-        values = torch.tensor([file.of(pair) for pair in pairs], dtype=torch.float32, device=self.device)
-        return values[:, 0], values[:, 1]
 
-    def _clip(self, number: int, batch: Batch) -> float:
-        limit = self.settings.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit if limit is not None else float("inf"))
-        if norm is None:  # the engine clips by its own config
-            return 0.0
-        check_finite(torch.as_tensor(norm), batch, number, "gradient norm", self.folder)
-        return float(norm)
+def _reference_logps(
+    session: _Session, planned: Sequence[PlannedPair], known: Path | None, tell: Callable[[str], None]
+) -> ReferenceFile:
+    """Compute the log-probabilities that the reference file lacks, with the adapter turned off."""
+    accelerator, size = session.state.accelerator, session.settings.per_device_train_batch_size
+    file = ReferenceFile(session.folder / "reference.parquet", session.trainee.identity)
+    if known is not None:
+        file.import_from(known)
+    missing = sorted(file.missing(planned), key=lambda pair: -pair.length)
+    if missing:
+        tell(f"Reference log-probabilities of {len(missing):,} pairs")
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+    world, rank = accelerator.num_processes, accelerator.process_index
+    rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
+    # Every process takes part in every round, because sharded models gather their weights together.
+    own_batches = [group[min(rank, len(group) - 1)] for group in rounds]
+    session.state.model.eval()
+    with interrupts() as interrupted, torch.no_grad(), session.trainee.model.peft.disable_adapter():
+        processed_batches = ordered_map(session.process, own_batches)
+        for number, (group, (own, processed)) in enumerate(zip(rounds, processed_batches, strict=True), start=1):
+            with clear_memory_errors(own, session.settings, step=False):
+                batch, logps = session.forward(own, processed)
+            values = torch.stack([logps.chosen, logps.rejected], dim=1)
+            check_finite(values.sum(1), batch, None, "log-probability", session.folder)
+            results = of_all_processes([values.tolist()] if rank < len(group) else [None], accelerator)
+            for part, rows in zip(group, (result for result in results if result is not None), strict=True):
+                file.add(part, [(chosen, rejected) for chosen, rejected in rows])
+            stop = in_any_process(interrupted.is_set(), accelerator)
+            if accelerator.is_main_process and (stop or number % SAVE_REFERENCE_EVERY == 0):
+                file.save()
+            if stop:
+                got, fix = f"finished pairs are in {file.path}", "run the same command again to resume"
+                raise InterruptedTrainingError("Interrupted in the reference pass", got=got, fix=fix)
+    if accelerator.is_main_process and (missing or known is not None):
+        file.save()
+    accelerator.wait_for_everyone()
+    return file
+
+
+# ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _take_steps(
+    session: _Session,
+    planned: Sequence[PlannedPair],
+    steps: Sequence[Step],
+    first: int,
+    reference: ReferenceFile | None,
+    fingerprint: dict[str, Any],
+) -> dict[str, float]:
+    """Take the steps after the first ``first`` ones; returns the metrics of the last one, or none if there was none."""
+    settings, state = session.settings, session.state
+    accelerator = state.accelerator
+    if settings.report_to:
+        accelerator.init_trackers("spr", config={name: fingerprint[name] for name in ("seed", "model")})
+    log = TrainingLog(session.folder / "log.jsonl", len(steps), first, active=accelerator.is_main_process)
+    log.event("start", first_step=first, steps=len(steps), pairs=len(planned), **fingerprint["training"])
+    state.model.train()
+    meter, values = Meter(accelerator), dict[str, float]()
+    seen = list(accumulate(sum(map(len, step)) for step in steps))
+    with log, interrupts() as interrupted:
+        batches = _own_batches(session, planned, steps[first:])
+        for number, step in enumerate(steps[first:], start=first + 1):
+            rate = learning_rate(
+                number - 1,
+                len(steps),
+                peak=settings.learning_rate,
+                warmup=settings.warmup_ratio,
+                schedule=settings.lr_scheduler_type,
+            )
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            norm = _take_step(session, number, step, batches, reference, meter)
+            values = meter.read(norm) | {"learning_rate": rate, "epoch": seen[number - 1] / len(planned)}
+            log.step(number, values, written=number % settings.logging_steps == 0 or number == len(steps))
+            if settings.report_to:
+                accelerator.log(values, step=number)
+            stop = in_any_process(interrupted.is_set(), accelerator)
+            if stop or number % settings.save_steps == 0:
+                checkpoint = state.save(session.folder / "checkpoints", number, fingerprint, values)
+                log.event("checkpoint", step=number, folder=checkpoint.name)
+            if stop and number < len(steps):
+                got, fix = f"checkpoint {checkpoint}", "run the same command again to resume"
+                raise InterruptedTrainingError(f"Interrupted after step {number:,}", got=got, fix=fix)
+    if values:
+        log.event("end", step=len(steps), **values)
+    if settings.report_to:
+        accelerator.end_training()
+    return values
+
+
+def _own_batches(
+    session: _Session, planned: Sequence[PlannedPair], steps: Sequence[Step]
+) -> Iterator[tuple[list[PlannedPair], list[ProcessedPair], float]]:
+    """This process's batches, ``gradient_accumulation_steps`` per step, each with its weight.
+
+    Where a step has fewer batches than the processes need, one of them is repeated with weight 0.
+    """
+    accelerator = session.state.accelerator
+    own, weights = [], []
+    for step in steps:
+        for turn in range(session.settings.gradient_accumulation_steps):
+            place = turn * accelerator.num_processes + accelerator.process_index
+            indices = step[place] if place < len(step) else step[0]
+            own.append([planned[index] for index in indices])
+            weights.append(float(place < len(step)))
+    for weight, (pairs, processed) in zip(weights, ordered_map(session.process, own), strict=True):
+        yield pairs, processed, weight
+
+
+def _take_step(
+    session: _Session,
+    number: int,
+    step: Step,
+    batches: Iterator[tuple[list[PlannedPair], list[ProcessedPair], float]],
+    reference: ReferenceFile | None,
+    meter: Meter,
+) -> float | None:
+    """One optimizer step; returns the gradient norm."""
+    settings, state = session.settings, session.state
+    accelerator, accumulation = state.accelerator, settings.gradient_accumulation_steps
+    norm = None
+    for _ in range(accumulation):
+        pairs, processed, weight = next(batches)
+        with clear_memory_errors(pairs, settings), accelerator.accumulate(state.model):
+            batch, logps = session.forward(pairs, processed)
+            known = None
+            if reference is not None:
+                rows = [reference.of(pair) for pair in pairs]
+                values = torch.tensor(rows, dtype=torch.float32, device=logps.chosen.device)
+                known = values[:, 0], values[:, 1]
+            losses = pair_losses(logps, known, settings)
+            check_finite(losses.loss, batch, number, "loss", session.folder)
+            # The mean over the step's pairs. Accelerate divides by the accumulation, data parallelism by the processes.
+            scale = weight / sum(map(len, step)) * accelerator.num_processes * accumulation
+            accelerator.backward(losses.loss.sum() * scale)
+            meter.add(logps, losses, batch.tokens, weight)
+            if accelerator.sync_gradients:
+                limit = settings.max_grad_norm if settings.max_grad_norm is not None else float("inf")
+                clipped = accelerator.clip_grad_norm_(state.model.parameters(), limit)
+                if clipped is not None:  # None if an engine clips by its own config
+                    check_finite(torch.as_tensor(clipped), batch, number, "gradient norm", session.folder)
+                    norm = float(clipped)
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+    return norm

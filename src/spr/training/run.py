@@ -1,0 +1,64 @@
+"""`spr train` as a function: train in a run folder, on the run's own pairs or on pairs from elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from spr.config import Config, TrainingPart
+from spr.core.errors import ConfigError
+from spr.models.loading import model_source
+from spr.models.registry import trained_model
+from spr.runs.folder import open_run
+from spr.training.pairs import run_pairs, trl_pairs
+from spr.training.trainer import TrainingSummary, train
+
+
+def run(
+    config: Config | TrainingPart,
+    out: Path,
+    *,
+    pairs: Path | None = None,
+    reference: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> TrainingSummary:
+    """Train a LoRA adapter in a run folder, or resume where an earlier call stopped.
+
+    Input is checked before anything is written, and a training that is refused leaves ``config.yaml`` as it was. With
+    several processes, all of them call this function.
+
+    Args:
+        config: From `spr.config.load_config`; with ``pairs``, `spr.config.load_training` is enough.
+        out: The run folder; the adapter is written to ``out/adapter``.
+        pairs: Pairs in TRL's preference format, see `spr.training.pairs.trl_pairs`; by default the run's own pairs.
+        reference: Another run's ``training/reference.parquet``, whose values are used for the pairs that it knows.
+        report: Called with each line for the user.
+
+    Raises:
+        ConfigError: if the config names no model to train, or has no annotations although ``pairs`` is None.
+        RunError: if the run has no pairs, is in use, or was made under another config; or if ``pairs`` are given for
+            a run with annotations of its own.
+        InputError, ModelError, DeviceMemoryError, InterruptedTrainingError, SprError: see `spr.training.trainer.train`.
+    """
+    if pairs is not None:
+        source = trl_pairs(pairs)
+        config = TrainingPart(seed=config.seed, describer=config.describer, training=config.training)
+    elif isinstance(config, Config):
+        source = run_pairs(out, config.annotations.image_source)
+    else:
+        raise ConfigError("The config has no annotations", fix="read it with load_config, or give pairs")
+    model = model_source(trained_model(config.describer))
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    with open_run(out, config) if main_process else nullcontext():
+        return train(
+            source,
+            model,
+            config.training,
+            out,
+            revision=config.describer.revision if config.describer is not None else None,
+            seed=config.seed,
+            reference=reference,
+            report=report,
+        )

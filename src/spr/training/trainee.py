@@ -1,0 +1,209 @@
+"""The model that is trained: a frozen multimodal LLM with a LoRA adapter on its language model (supplement, Sec. 2)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from spr.config import LoraSection, TrainingConfig
+from spr.core.errors import ConfigError, SprError
+from spr.models.custom_models import custom_options, load_config
+from spr.models.families import FAMILIES, Family
+from spr.models.image_processors import load_processor
+from spr.models.loading import ModelError, load_pretrained, model_source, placement, source_name
+from spr.training.pairs import PairEncoder, processor_digest
+from spr.training.shared_prefix import PairModel, why_not_shared
+from spr.training.vision_cache import open_store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trainee:
+    """A model that is ready to be trained.
+
+    Attributes:
+        name: ``id@revision``.
+        model: The module that is wrapped and trained.
+        encoder: Encodes pairs for the model.
+        shared: Whether a pair is one sequence.
+        identity: What determines the reference's log-probabilities besides the pairs.
+        remarks: Lines for the user, such as the number of trained parameters.
+    """
+
+    name: str
+    model: PairModel
+    encoder: PairEncoder
+    shared: bool
+    identity: dict[str, str]
+    remarks: tuple[str, ...]
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, with the adapter's layers in place."""
+        return self.model.base
+
+
+def load_trainee(
+    source: str,
+    settings: TrainingConfig,
+    device: torch.device,
+    *,
+    features: Path,
+    revision: str | None = None,
+    seed: int = 0,
+) -> Trainee:
+    """Load a model and add a new adapter.
+
+    Args:
+        source: A folder, a model id of the Hub, or an embedded model (``embedded/describer``).
+        settings: The config section.
+        device: The model's device, unless the settings name one.
+        features: The folder for features if `training.vision_cache` is ``disk``.
+        revision: Branch, tag or commit of the model on the Hub.
+        seed: Seed of the adapter's initial weights.
+
+    Raises:
+        ModelError: if the model can't be loaded, its family can't be trained, or `training.prefix_sharing` is
+            ``shared`` and the model can't share the prefix.
+        ConfigError: if `training.lora.target_modules` names no layer of the language model.
+        SprError: if anything but the language model's adapter would be trained.
+    """
+    if settings.device not in ("auto", "cpu"):
+        device = torch.device(settings.device)
+    source = model_source(source)
+    config = load_config(source, revision=revision, expected=FAMILIES)
+    family = FAMILIES[config.model_type]
+    processor = load_processor(source, config.model_type, family=family, revision=revision)
+    base = load_pretrained(
+        AutoModelForImageTextToText,
+        source,
+        revision=revision,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        **custom_options(source, config),
+        **placement(device, None, settings.load_in_4bit),
+    )
+    name, digest = source_name(source, revision, base), processor_digest(processor, family)
+    reason = why_not_shared(base, family)
+    if settings.prefix_sharing == "shared" and reason:
+        raise ModelError("The prefix can't be shared", got=reason, fix="set training.prefix_sharing=auto")
+    shared = settings.prefix_sharing != "separate" and reason is None
+    encoder = PairEncoder(
+        base,
+        processor,
+        family,
+        open_store(settings.vision_cache, features),
+        identity=f"{name} {digest} {base.dtype}",
+        keep=settings.vision_cache in ("auto", "memory"),
+    )
+    peft = add_adapter(base, settings.lora, family, seed=seed)
+    peft.peft_config["default"].revision = revision
+    model = PairModel(peft, family, gradient_checkpointing=settings.gradient_checkpointing)
+    remarks = [f"{name}: {describe_trained(peft)}"]
+    if not shared:
+        reason = reason or "training.prefix_sharing is `separate`"
+        remarks.insert(0, f"Image and prompt are computed once per answer, not once per pair: {reason}.")
+    identity = {
+        "model": name,
+        "dtype": str(base.dtype),
+        "four_bits": str(settings.load_in_4bit),
+        "processor": digest,
+    }
+    return Trainee(name, model, encoder, shared, identity, tuple(remarks))
+
+
+def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int = 0) -> PeftModel:
+    """Add a new adapter to a frozen model. Its B matrices are zero, so the model's output does not change.
+
+    Args:
+        model: A frozen transformers model.
+        settings: The config section; without ``target_modules``, the family's layers get adapters.
+        family: The model's family.
+        seed: Seed of the A matrices.
+
+    Raises:
+        ConfigError: if ``target_modules`` names no linear layer of the language model.
+        SprError: if anything else would be trained.
+    """
+    targets = settings.target_modules or family.target_modules
+    part = model.get_submodule(family.language_model)
+    names = {name for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            last = sorted({name.rsplit(".", 1)[-1] for name in names})
+            near = difflib.get_close_matches(target, last, n=1)
+            raise ConfigError(
+                "Config field `training.lora.target_modules` names no linear layer of the language model",
+                got=target,
+                expected=", ".join(last),
+                fix=f"did you mean `{near[0]}`?" if near else None,
+            )
+    pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=pattern,
+        bias="none",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with renamed_properties():
+            adapted = get_peft_model(model, config)
+    check_trained(adapted, family)
+    return adapted
+
+
+@contextmanager
+def renamed_properties() -> Iterator[None]:
+    """Suppress the warning about a renamed transformers property that PEFT reads under its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def check_trained(model: PeftModel, family: Family) -> None:
+    """Check that only the adapter in the language model is trained.
+
+    Raises:
+        SprError: naming the parameters that must not be trained, or if no parameter would be trained.
+    """
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    prefix = f"base_model.model.{family.language_model.removesuffix('.layers')}.layers."
+    wrong = [name for name in trained if not (name.startswith(prefix) and ".lora_" in name)]
+    if wrong:
+        more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise SprError(
+            "Parameters outside of the language model's adapter would be trained",
+            got=", ".join(wrong[:4]) + more,
+            expected=f"only LoRA matrices below {family.language_model}.layers",
+            fix="freeze the model before add_adapter, and check training.lora.target_modules",
+        )
+    if not trained:
+        fix = "check training.lora.target_modules"
+        raise SprError("No parameter would be trained", expected="LoRA matrices", fix=fix)
+
+
+def describe_trained(model: PeftModel) -> str:
+    """One line about what is trained: ``trains 161,480,704 parameters; …: LoRA of rank 128 on 28 × q_proj, …``."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters()) - trained
+    layers = Counter(
+        name.split(".lora_A.")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if ".lora_A." in name
+    )
+    rank = next(iter(model.peft_config.values())).r
+    counts = set(layers.values())
+    where = ", ".join(layers) if len(counts) == 1 else ", ".join(f"{n} × {name}" for name, n in layers.items())
+    times = f"{counts.pop()} × " if len(counts) == 1 else ""
+    return f"trains {trained:,} parameters; {total:,} are frozen: LoRA of rank {rank} on {times}{where}"

@@ -1,0 +1,283 @@
+"""Image features from the frozen vision tower: computed once per pair, and kept where `training.vision_cache` says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from spr.core.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from spr.training.pairs import PairEncoder, PlannedPair, ProcessedPair
+    from spr.training.shared_prefix import EncodedPair
+
+UNSHARDED = {DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU}
+"""Kinds of training in which every process has all weights and can run a part of the model without the others."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """An image as the language model reads it.
+
+    Attributes:
+        tokens: ``(n, D)``, one row per image token of the prompt.
+        deep: ``(n, D)`` each, added to the first layers of the language model (Qwen3-VL); empty for other families.
+    """
+
+    tokens: Tensor
+    deep: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(part.nbytes for part in (self.tokens, *self.deep))
+
+    def to(self, device: torch.device) -> Features:
+        """Return the features on a device."""
+        deep = tuple(part.to(device, non_blocking=True) for part in self.deep)
+        return Features(self.tokens.to(device, non_blocking=True), deep)
+
+
+# ── between the vision tower and the language model ───────────────────────────────────────────────────────────────────
+
+
+def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one image through vision tower and projector; returns the fields of `Features`.
+
+    Args:
+        model: The transformers model, without an adapter around it.
+        vision_inputs: The processor's output for the image: ``pixel_values`` and, depending on the family, sizes or
+            grids.
+    """
+    device, dtype = model.device, model.dtype
+    inputs = {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in vision_inputs.items()
+    }
+    output = model.model.get_image_features(**inputs, return_dict=True)
+    pooled = output.pooler_output
+    parts = [pooled] if isinstance(pooled, Tensor) else list(pooled)
+    tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+    deep = getattr(output, "deepstack_features", None) or ()
+    return tokens, tuple(torch.cat(list(level)) for level in deep)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageOutputs:
+    """The features of a batch's images in the form that transformers models take (``mm_encoder_outputs``)."""
+
+    pooler_output: Any
+    deepstack_features: list[list[Tensor]] | None = None
+
+
+def image_outputs(features: tuple[Features, ...], *, joined: bool) -> ImageOutputs:
+    """Combine the features of several images into what a model's forward pass takes in place of pixels.
+
+    Args:
+        features: One entry per sequence, in order.
+        joined: True for one tensor, False for a list of tensors; `Family.joined_features`.
+    """
+    tokens = [part.tokens for part in features]
+    depth = len(features[0].deep)
+    deep = [[part.deep[level] for part in features] for level in range(depth)]
+    return ImageOutputs(torch.cat(tokens) if joined else tokens, deep or None)
+
+
+# ── stores ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class FeatureStore(Protocol):
+    """A place where features are kept, by `feature_key`."""
+
+    def get(self, key: str) -> Features | None:
+        """Return the features, or None if they have to be computed."""
+        ...
+
+    def put(self, key: str, features: Features) -> None:
+        """Keep features, if there is room."""
+        ...
+
+
+class NoFeatures:
+    """A store that keeps nothing."""
+
+    def get(self, key: str) -> Features | None:
+        """Return None."""
+        del key
+        return None
+
+    def put(self, key: str, features: Features) -> None:
+        """Do nothing."""
+
+
+class MemoryFeatures:
+    """A store in this process's main memory.
+
+    Args:
+        limit: Maximum size in bytes; features that don't fit any more are not kept. None for no limit.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._kept: dict[str, Features] = {}
+        self._left = limit
+
+    def get(self, key: str) -> Features | None:
+        """Return the features of this key, or None."""
+        return self._kept.get(key)
+
+    def put(self, key: str, features: Features) -> None:
+        """Keep a copy in main memory, if there is room."""
+        if self._left is not None and key not in self._kept:
+            size = features.nbytes
+            if size > self._left:
+                return
+            self._left -= size
+        # A blocking copy: a non-blocking one takes page-locked memory, in blocks of up to twice the size.
+        self._kept[key] = Features(features.tokens.cpu(), tuple(part.cpu() for part in features.deep))
+
+
+class DiskFeatures:
+    """A store on disk with one safetensors file per key; damaged files are computed again.
+
+    Args:
+        folder: Created if it is missing. Several runs may share it, since a key covers all that determines the
+            features.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, key: str) -> Features | None:
+        """Read the features of this key, or return None."""
+        path = self._path(key)
+        try:
+            tensors = load_file(path)
+        except (FileNotFoundError, SafetensorError):
+            return None
+        return Features(tensors["tokens"], tuple(tensors[f"deep{k}"] for k in range(len(tensors) - 1)))
+
+    def put(self, key: str, features: Features) -> None:
+        """Write a file atomically."""
+        tensors = {"tokens": features.tokens, **{f"deep{k}": part for k, part in enumerate(features.deep)}}
+        write_atomically(self._path(key), save({name: part.cpu().contiguous() for name, part in tensors.items()}))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.safetensors"
+
+
+def open_store(kind: Literal["auto", "none", "memory", "disk"], folder: Path) -> FeatureStore:
+    """Make the store that `training.vision_cache` names; ``auto`` is a quarter of the free memory."""
+    match kind:
+        case "auto":
+            return MemoryFeatures(free_memory() // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        case "memory":
+            return MemoryFeatures()
+        case "disk":
+            return DiskFeatures(folder)
+        case "none":
+            return NoFeatures()
+
+
+def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of main memory that can still be used, by the machine and by the limits of a container or job.
+
+    Args:
+        groups: Where Linux mounts control groups (version 2). Without them, only the machine's memory counts.
+        own: The file that names this process's control group.
+    """
+    limits = [int(psutil.virtual_memory().available)]
+    try:
+        names = [line[3:] for line in own.read_text().splitlines() if line.startswith("0::")]
+    except OSError:
+        names = []
+    for name in names:
+        group = PurePosixPath(name.lstrip("/"))
+        for part in (group, *group.parents):
+            try:
+                limit, used = (int((groups / part / f"memory.{kind}").read_text()) for kind in ("max", "current"))
+                # Cached files count as used memory, but are released when memory is needed.
+                lines = (groups / part / "memory.stat").read_text().splitlines()
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+            cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+            limits.append(max(0, limit - used + cached))
+    return min(limits)
+
+
+def feature_key(vision_inputs: Mapping[str, Tensor], model: str) -> str:
+    """Hex digest of everything that determines an image's features.
+
+    Args:
+        vision_inputs: The processor's output for the image: pixels, sizes or grids, regions.
+        model: Identifies the model and the processor.
+    """
+    digest = hashlib.sha256(model.encode())
+    for name, tensor in sorted(vision_inputs.items()):
+        digest.update(f"\0{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()[:40]
+
+
+# ── batches in one of several processes ───────────────────────────────────────────────────────────────────────────────
+
+
+class BatchEncoder:
+    """Adds image features to this process's batches; the vision tower runs where features are missing.
+
+    Engines that shard weights gather them in every call, from all processes. With these, every process runs the vision
+    tower as often as the process that lacks the most features.
+
+    Args:
+        encoder: The encoder of the pairs.
+        model: The trained module before it was wrapped.
+        wrapped: The module as the engine wrapped it.
+        accelerator: The training's accelerator.
+    """
+
+    def __init__(self, encoder: PairEncoder, model: Any, wrapped: Any, accelerator: Accelerator) -> None:
+        self._encoder, self._accelerator = encoder, accelerator
+        self._unsharded = accelerator.distributed_type in UNSHARDED
+        # Not the wrapped module where there is a choice: DDP synchronizes buffers in each call.
+        self._model = model if self._unsharded else wrapped
+        self._runs = 0
+        self._spare: dict[str, Tensor] = {}
+
+    def encode(self, pairs: Sequence[PlannedPair], processed: Sequence[ProcessedPair]) -> list[EncodedPair]:
+        """Complete the pairs of one batch; all processes call this together, each with its own batch.
+
+        Args:
+            pairs: The pairs of a batch.
+            processed: The result of `PairEncoder.process` for each pair.
+        """
+        before = self._runs
+        # Pairs whose features are on disk have vision inputs as well, so there is always an input for extra runs.
+        self._spare = next((part.vision for part in processed if part.vision), self._spare)
+        most = 0 if self._unsharded else self._most_missing(processed)
+        encoded = [self._encoder.finish(pair, part, self._compute) for pair, part in zip(pairs, processed, strict=True)]
+        while self._runs < before + most:
+            self._compute(self._spare)
+        return encoded
+
+    def _most_missing(self, processed: Sequence[ProcessedPair]) -> int:
+        missing = sum(self._encoder.store.get(part.key) is None for part in processed)
+        counts = torch.tensor([missing], device=self._accelerator.device)
+        return int(self._accelerator.gather(counts).max())
+
+    def _compute(self, vision: dict[str, Tensor]) -> Features:
+        self._runs += 1
+        with torch.no_grad():
+            tokens, deep = self._model(vision=vision)
+        # Accelerate's mixed precision returns float32.
+        dtype = self._encoder.model.dtype
+        return Features(tokens.to(dtype), tuple(part.to(dtype) for part in deep))
