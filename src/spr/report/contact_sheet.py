@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from spr.config import AnnotationsConfig, load_config
 from spr.core.errors import InputError
-from spr.core.images import ImageProblem
+from spr.core.images import ImageProblem, ImageSource
+from spr.records import PreferencePair
 from spr.report.show import read_rows
 
 CELL = 420
@@ -34,18 +35,31 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     Raises:
         InputError: if the rows have no objects to draw or the PNG can't be written.
     """
-    config = _config_of(stage)
+    images = _config_of(stage).image_source
     rows = list(read_rows(stage, n=n, skip=skip))
     if not rows or not {"objects", "chosen_spans"} & set(rows[0]):
         got = "no rows" if not rows else f"columns {', '.join(rows[0])}"
         raise InputError(f"{stage} can't be drawn", got=got, expected=DRAWABLE)
-    cells = [_draw_row(row, config) for row in rows]
+    cells = [_draw_row(row, images) for row in rows]
     sheet = _arrange(cells, min(columns, len(cells)))
     try:
         sheet.save(out)
     except (OSError, ValueError) as error:
         raise InputError(f"{out} can't be written", got=error, expected="a file name such as sheet.png") from None
     return len(cells)
+
+
+def draw_pair(pair: PreferencePair, images: ImageSource) -> Image.Image:
+    """Draw a pair over its image: the boxes of the chosen answer in green, those of the rejected answer in red.
+
+    Args:
+        pair: The pair.
+        images: The images, such as `AnnotationsConfig.image_source`.
+
+    Returns:
+        An RGB image as on a contact sheet. If the image can't be opened, it is grey and names the reason.
+    """
+    return _draw_row(pair.to_row(), images)
 
 
 def _config_of(stage: Path) -> AnnotationsConfig:
@@ -55,10 +69,10 @@ def _config_of(stage: Path) -> AnnotationsConfig:
     return load_config(path).annotations
 
 
-def _draw_row(row: dict[str, Any], config: AnnotationsConfig) -> Image.Image:
+def _draw_row(row: dict[str, Any], images: ImageSource) -> Image.Image:
     size_wh = row["width"], row["height"]
     try:
-        picture = config.image_source.load(row["file_name"], size_wh)
+        picture = images.load(row["file_name"], size_wh)
     except ImageProblem as problem:
         picture = Image.new("RGB", size_wh, (60, 60, 60))
         ImageDraw.Draw(picture).text((4, 4), problem.reason, font=ImageFont.load_default(size=max(size_wh) / 20))
