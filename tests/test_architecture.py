@@ -59,7 +59,7 @@ def test_the_layers_name_every_package():
     assert present <= set(RANK)
 
 
-HEAVY = {"torch", "transformers", "pyarrow", "numpy", "datasets", "PIL", "matplotlib"}
+HEAVY = {"torch", "transformers", "pyarrow", "numpy", "datasets", "PIL"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["export", "--help"]])

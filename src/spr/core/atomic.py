@@ -56,18 +56,21 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: Path) -> Iterator[Path]:
+def atomic_dir(path: Path, *, replace: bool = True, sync: bool = True) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends without an error.
 
     A folder that is already at ``path`` is renamed aside, and removed only once the new one is in its place; if the
     process is killed between the two renames, `recover` puts the previous folder back. Whether an existing folder may
-    be replaced is the caller's decision. Files are synced to disk before the rename.
+    be replaced is the caller's decision.
 
     Args:
         path: The destination folder; missing parents are created.
+        replace: Replace an existing folder. False: only an empty folder is replaced, any other is an error.
+        sync: Sync all files to disk before the rename, so that the folder survives a power cut. Takes long for
+            thousands of files.
 
     Raises:
-        RunError: if the folder can't be written (no space, no permission).
+        RunError: if the folder can't be written (no space, no permission, or ``replace`` is False and it exists).
     """
     temporary, previous = _temporary(path, "tmp"), _temporary(path, "old")
     try:
@@ -76,8 +79,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
-        _sync_tree(temporary)
-        if path.exists():
+        if sync:
+            _sync_tree(temporary)
+        if path.exists() and replace:
             path.rename(previous)
         try:
             temporary.rename(path)
