@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -105,7 +106,7 @@ from spr.rewards import REWARDS, Truth
 answer = parse("a dog [0, 0, 500, 500]", "ferret", (640, 480))
 truth = Truth((ImageObject("1", "dog", (0, 0, 320, 240)),))
 print(*[f"{reward(answer, truth):.2f}" for reward in REWARDS.values()])
-print(len(list(read_coco(Path(sys.argv[1])))))
+print(len(read_coco(Path(sys.argv[1])).image_ids))
 """
     result = run_bare(code, str(dataset.json))
     assert result.returncode == 0, result.stderr
@@ -136,3 +137,107 @@ def test_the_base_install_evaluates_a_file_of_answers(tmp_path):
     result = run_bare(code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "result.json").is_file()
+
+
+VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "src" / "spr" / "__init__.py").read_text())[1]
+
+
+def test_the_version_is_the_same_in_every_file():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == VERSION
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == VERSION
+
+
+def test_the_citation_names_the_paper_and_the_software():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    paper = citation["preferred-citation"]
+    assert citation["type"] == "software"
+    assert citation["license"] == PROJECT["license"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2510.14374"
+    assert paper["authors"][0]["family-names"] == "Qiu"
+    assert paper["year"] == 2025
+
+
+def test_only_pyproject_holds_the_address_of_the_repository():
+    tracked = [*ROOT.glob("*.md"), *ROOT.glob("*.yml"), *ROOT.glob("*.cff"), *(ROOT / "docs").rglob("*.md")]
+    tracked += [path for path in (ROOT / ".github").rglob("*") if path.is_file()]
+    assert "OWNER" in PROJECT["urls"]["Repository"]
+    assert [path.name for path in tracked if re.search(r"github\.com/[^/]+/spatial-preference", path.read_text())] == []
+
+
+def workflow(name):
+    # YAML 1.1 reads the key `on` as a boolean.
+    content = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
+    return content["jobs"], content[True]
+
+
+def steps(job):
+    return [step.get("run", step.get("uses")) for step in job["steps"]]
+
+
+def test_ci_runs_what_a_change_must_pass_and_every_supported_version():
+    jobs, _ = workflow("ci")
+    assert ".ci/run" in steps(jobs["full"])
+    matrix = jobs["test"]["strategy"]["matrix"]
+    supported = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert matrix["python"] == supported
+    assert {name.split("-")[0] for name in matrix["os"]} == {"ubuntu", "macos"}
+    assert matrix["transformers"] == ["oldest", "newest"]
+
+
+def test_ci_can_read_the_oldest_transformers_from_pyproject():
+    (allowed,) = [item for item in EXTRAS["models"] if item.startswith("transformers")]
+    assert re.fullmatch(r"transformers>=([0-9.]+),<\d+", allowed)
+
+
+def test_paths_in_the_workflows_exist():
+    for name in ("ci", "release"):
+        jobs, _ = workflow(name)
+        for job in jobs.values():
+            for line in filter(None, steps(job)):
+                for path in re.findall(r"(?:^|\s)((?:tests|src|\.ci)/[\w/.]+)", line):
+                    assert (ROOT / path).exists(), path
+
+
+def test_a_release_is_built_then_tested_then_published_without_a_token():
+    jobs, triggers = workflow("release")
+    assert triggers == {"push": {"tags": ["v*"]}}
+    assert (jobs["test"]["needs"], jobs["publish"]["needs"]) == ("build", "test")
+    assert "actions/checkout@v4" not in steps(jobs["test"])
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert "secrets" not in (ROOT / ".github" / "workflows" / "release.yml").read_text()
+
+
+def test_issue_forms_have_what_github_requires():
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.stem != "config":
+            assert {"name", "description", "body"} <= set(form)
+            fields = [item["id"] for item in form["body"]]
+            assert len(fields) == len(set(fields))
+            assert all(item["attributes"]["label"] for item in form["body"])
+
+
+def docker_instructions():
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines()]
+    return [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_dockerfile_installs_what_is_there_and_starts_spr():
+    instructions = docker_instructions()
+    known = {"FROM", "ENV", "WORKDIR", "COPY", "RUN", "USER", "VOLUME", "ENTRYPOINT", "CMD"}
+    assert {name for name, _ in instructions} <= known
+    assert instructions[0][0] == "FROM"
+    python = re.match(r"python:(3\.\d+)-slim", instructions[0][1])[1]
+    assert f"Programming Language :: Python :: {python}" in PROJECT["classifiers"]
+    copied = [source for name, rest in instructions if name == "COPY" for source in rest.split()[:-1]]
+    assert all((ROOT / source).exists() for source in copied)
+    # What the build reads: the project, its README and licence, and the sources.
+    assert {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], "src"} <= set(copied)
+    (install,) = [rest for name, rest in instructions if name == "RUN" and "pip install" in rest]
+    extras = re.search(r"\.\[([a-z,]+)\]", install)[1].split(",")
+    assert set(extras) <= set(EXTRAS)
+    assert "models" in extras
+    assert ("ENTRYPOINT", '["spr"]') in [tuple(item) for item in instructions]
+    # Containers don't run as root.
+    assert [name for name, _ in instructions].index("USER") < [name for name, _ in instructions].index("ENTRYPOINT")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from spr.annotations import CrowdDetector, CrowdDrop, CrowdFinds, CrowdQuery, replace_crowds
+from spr.annotations import CrowdDetections, CrowdDetector, CrowdDrop, CrowdQuery, CrowdSettings, replace_crowds
 from spr.core.errors import RecordError
 from spr.core.reasons import OBJECT_REASONS
 from spr.records import ImageObject, ImageObjects
@@ -15,14 +15,14 @@ CROWD = ImageObject("7", "sheep", (0, 0, 60, 40))
 IMAGE = ImageObjects("1", "a.jpg", 100, 50, (CROWD, ImageObject("8", "sheep", (80, 0, 100, 20))))
 
 
-def finding(*answers: tuple[list[list[float]], list[float]]) -> CrowdDetector:
-    return lambda queries: [CrowdFinds(*answer) for answer, _ in zip(answers, queries, strict=True)]
+def detecting(*answers: tuple[list[list[float]], list[float]]) -> CrowdDetector:
+    return lambda queries: [CrowdDetections(*answer) for answer, _ in zip(answers, queries, strict=True)]
 
 
 def replaced(
     *answers: tuple[list[list[float]], list[float]], image: ImageObjects = IMAGE, crowds: Sequence[str] = ("7",)
 ) -> tuple[list[tuple[str, tuple[float, ...], str, float | None]], list[tuple[str, str]]]:
-    (made,), drops = replace_crowds([image], [crowds], finding(*answers))
+    (made,), drops = replace_crowds([image], [crowds], detecting(*answers))
     rows = [(o.id, o.box, o.source, None if o.score is None else round(o.score, 6)) for o in made.objects]
     return rows, [(drop.id, drop.reason) for drop in drops]
 
@@ -36,7 +36,7 @@ def test_without_a_detector_crowds_are_dropped_and_counted() -> None:
     assert drops == [CrowdDrop("7", "1", "crowd_without_detector")]
 
 
-def test_finds_replace_the_crowd_best_first_with_their_scores() -> None:
+def test_detections_replace_the_crowd_best_first_with_their_scores() -> None:
     objects, drops = replaced(([[30, 0, 50, 20], [0, 0, 20, 20]], [0.4, 0.9]))
     assert objects == [
         OTHER,
@@ -46,12 +46,12 @@ def test_finds_replace_the_crowd_best_first_with_their_scores() -> None:
     assert drops == []
 
 
-def test_the_detector_is_asked_once_for_every_crowd_and_told_what_it_needs() -> None:
+def test_the_detector_is_called_once_with_all_crowds() -> None:
     asked: list[Sequence[CrowdQuery]] = []
 
-    def detector(queries: Sequence[CrowdQuery]) -> list[CrowdFinds]:
+    def detector(queries: Sequence[CrowdQuery]) -> list[CrowdDetections]:
         asked.append(queries)
-        return [CrowdFinds([[0, 0, 10, 10]], [0.5]) for _ in queries]
+        return [CrowdDetections([[0, 0, 10, 10]], [0.5]) for _ in queries]
 
     plain = ImageObjects("2", "b.jpg", 9, 9, (ImageObject("1", "dog", (0, 0, 5, 5)),))
     second = ImageObjects("3", "c.jpg", 30, 30, (ImageObject("9", "cow", (0, 0, 20, 20)),))
@@ -67,21 +67,21 @@ def test_the_detector_is_asked_once_for_every_crowd_and_told_what_it_needs() -> 
     assert drops == []
 
 
-def test_a_find_that_overlaps_a_better_one_is_suppressed() -> None:
+def test_a_detection_that_overlaps_a_better_one_is_suppressed() -> None:
     # shared 15 × 20 = 300 of 400 + 400 − 300 = 500: IoU 0.6; for the third 10 × 20 = 200 of 600: IoU 1/3
     objects, drops = replaced(([[5, 0, 25, 20], [0, 0, 20, 20], [10, 0, 30, 20]], [0.5, 0.9, 0.3]))
     assert [o[0] for o in objects] == ["8", "7#1", "7#3"]
     assert drops == [("7#2", "detection_suppressed")]
 
 
-def test_finds_at_exactly_the_threshold_stay() -> None:
+def test_detections_at_exactly_the_threshold_are_kept() -> None:
     # 20 × 20 over 40 × 20: IoU 0.5, which is not over 0.5
     objects, drops = replaced(([[0, 0, 40, 20], [0, 0, 20, 20]], [0.9, 0.5]))
     assert [o[0] for o in objects] == ["8", "7#1", "7#2"]
     assert drops == []
 
 
-def test_a_find_that_is_already_annotated_is_dropped() -> None:
+def test_a_detection_of_an_annotated_object_is_dropped() -> None:
     known = ImageObject("8", "sheep", (0, 0, 20, 20))
     image = ImageObjects("1", "a.jpg", 100, 50, (CROWD, known))
     objects, drops = replaced(([[0, 0, 20, 18], [30, 0, 50, 20]], [0.9, 0.5]), image=image)  # IoU 360 / 400 = 0.9
@@ -89,14 +89,14 @@ def test_a_find_that_is_already_annotated_is_dropped() -> None:
     assert drops == [("7#1", "detection_duplicate")]
 
 
-def test_an_object_of_another_category_is_no_duplicate() -> None:
+def test_an_object_of_another_category_is_not_a_duplicate() -> None:
     image = ImageObjects("1", "a.jpg", 100, 50, (CROWD, ImageObject("8", "dog", (0, 0, 20, 20))))
     objects, drops = replaced(([[0, 0, 20, 20]], [0.9]), image=image)
     assert [o[0] for o in objects] == ["8", "7#1"]
     assert drops == []
 
 
-def test_a_crowd_whose_finds_are_all_annotated_brings_nothing_new() -> None:
+def test_a_crowd_whose_objects_are_all_annotated_is_dropped() -> None:
     image = ImageObjects("1", "a.jpg", 100, 50, (CROWD, ImageObject("8", "sheep", (0, 0, 20, 20))))
     objects, drops = replaced(([[0, 0, 20, 20]], [0.9]), image=image)
     assert [o[0] for o in objects] == ["8"]
@@ -104,26 +104,26 @@ def test_a_crowd_whose_finds_are_all_annotated_brings_nothing_new() -> None:
 
 
 @pytest.mark.parametrize("answer", [([], []), ([[70, 0, 90, 20]], [0.9]), ([[-20, -20, 0, 0]], [0.9])])
-def test_a_crowd_in_which_nothing_is_found_is_dropped(answer: tuple[list[list[float]], list[float]]) -> None:
+def test_a_crowd_without_detections_is_dropped(answer: tuple[list[list[float]], list[float]]) -> None:
     objects, drops = replaced(answer)
     assert objects == [OTHER]
     assert drops[-1] == ("7", "crowd_nothing_found")
     assert drops[:-1] == [("7#1", "detection_outside_crowd")] * len(answer[1])
 
 
-def test_a_find_needs_half_of_its_area_in_the_crowd() -> None:
+def test_a_detection_needs_half_of_its_area_in_the_crowd() -> None:
     # the crowd ends at x = 60: 10 of 20 columns in, then 9 of 20
     objects, drops = replaced(([[50, 0, 70, 10], [51, 20, 71, 30]], [0.9, 0.8]))
     assert [o[:2] for o in objects] == [("8", OTHER[1]), ("7#1", (50, 0, 70, 10))]
     assert drops == [("7#2", "detection_outside_crowd")]
 
 
-def test_finds_are_clipped_to_the_image() -> None:
+def test_detections_are_clipped_to_the_image() -> None:
     objects, _ = replaced(([[-4, -2, 20, 20]], [0.9]))
     assert objects[1][:2] == ("7#1", (0, 0, 20, 20))
 
 
-def test_finds_of_one_crowd_count_for_the_next() -> None:
+def test_new_objects_of_one_crowd_count_for_the_next() -> None:
     image = ImageObjects("1", "a.jpg", 100, 50, (ImageObject("9", "sheep", (0, 0, 50, 50)), CROWD))
     same = ([[0, 0, 20, 20]], [0.9])
     objects, drops = replaced(same, same, image=image, crowds=("9", "7"))
@@ -131,7 +131,7 @@ def test_finds_of_one_crowd_count_for_the_next() -> None:
     assert drops == [("9#1", "detection_duplicate"), ("9", "crowd_nothing_new")]
 
 
-def test_the_order_of_finds_changes_nothing() -> None:
+def test_the_order_of_detections_does_not_matter() -> None:
     boxes: list[list[float]] = [[0, 0, 20, 20], [30, 0, 50, 20], [1, 0, 21, 20], [0, 20, 20, 40]]
     scores = [0.5, 0.5, 0.5, 0.9]
     expected = replaced((boxes, scores))
@@ -139,8 +139,8 @@ def test_the_order_of_finds_changes_nothing() -> None:
 
 
 def test_thresholds_are_arguments() -> None:
-    detector = finding(([[0, 0, 20, 20], [5, 0, 25, 20], [51, 20, 71, 30]], [0.9, 0.5, 0.4]))
-    (made,), drops = replace_crowds([IMAGE], [{"7"}], detector, nms_iou=0.7, min_inside=0.4)
+    detector = detecting(([[0, 0, 20, 20], [5, 0, 25, 20], [51, 20, 71, 30]], [0.9, 0.5, 0.4]))
+    (made,), drops = replace_crowds([IMAGE], [{"7"}], detector, CrowdSettings(nms_iou=0.7, min_inside=0.4))
     assert [o.id for o in made.objects] == ["8", "7#1", "7#2", "7#3"]
     assert drops == []
 
@@ -156,13 +156,13 @@ def test_thresholds_are_arguments() -> None:
         ([[0, 0, 9, 9]], [1.5]),
     ],
 )
-def test_malformed_finds_are_an_error_that_names_the_crowd(answer: tuple[list[list[float]], list[float]]) -> None:
+def test_malformed_detections_are_an_error_that_names_the_crowd(answer: tuple[list[list[float]], list[float]]) -> None:
     with pytest.raises(RecordError, match=r"crowd 7|object 7#1"):
-        replace_crowds([IMAGE], [{"7"}], finding(answer))
+        replace_crowds([IMAGE], [{"7"}], detecting(answer))
 
 
 def test_a_detector_that_leaves_a_query_out_is_an_error() -> None:
-    with pytest.raises(RecordError, match="unanswered"):
+    with pytest.raises(RecordError, match="did not answer each query"):
         replace_crowds([IMAGE], [{"7"}], lambda _: [])
 
 

@@ -32,25 +32,25 @@ def test_integers_too_large_are_texts() -> None:
     ids = IdTable()
     large = [2**63, 2**63 - 1, TEXT_BASE, -(2**63) - 1]
     keys = np.array([ids.key(value) for value in large])
-    ids.settle()
-    assert ids.texts(ids.settled(keys)) == [str(value) for value in large]
+    ids.freeze()
+    assert ids.texts(ids.final_keys(keys)) == [str(value) for value in large]
     assert ids.key(TEXT_BASE - 1) == TEXT_BASE - 1
 
 
 def test_no_key_is_an_empty_text() -> None:
     ids = IdTable()
     keys = np.array([ids.key("a"), NO_KEY, 5])
-    ids.settle()
-    assert ids.texts(ids.settled(keys)) == ["a", "", "5"]
+    ids.freeze()
+    assert ids.texts(ids.final_keys(keys)) == ["a", "", "5"]
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers() | st.text(max_size=3), max_size=20))
-def test_settled_keys_sort_integers_by_value_then_texts(values: list[int | str]) -> None:
+def test_final_keys_sort_integers_by_value_then_texts(values: list[int | str]) -> None:
     ids = IdTable()
     keys = np.array([key for key in map(ids.key, values) if key is not None], dtype=np.int64)
-    ids.settle()
-    texts = ids.texts(np.sort(ids.settled(keys)))
+    ids.freeze()
+    texts = ids.texts(np.sort(ids.final_keys(keys)))
     integers = [int(text) for text in texts if _is_small_integer(text)]
     assert integers == sorted(integers)
     rest = texts[len(integers) :]

@@ -54,7 +54,7 @@ def test_a_cut_is_guessed_between_two_objects(text: bytes, cut: int) -> None:
 
 
 def blocks_of(path: Path, key: str, block_size: int) -> list[list[Any]]:
-    def quick(block: memoryview) -> list[Any] | None:
+    def fast(block: memoryview) -> list[Any] | None:
         try:
             return list(msgspec.json.decode(block))
         except msgspec.DecodeError:
@@ -64,7 +64,7 @@ def blocks_of(path: Path, key: str, block_size: int) -> list[list[Any]]:
         found = []
         for member in stream.members():
             if member == key:
-                found.extend(stream.blocks(quick, lambda items: items))
+                found.extend(stream.blocks(fast, lambda items: items))
     return found
 
 

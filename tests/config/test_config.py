@@ -1,4 +1,4 @@
-"""The config: every error at once, the nearest known key, overrides, shipped configs."""
+"""The config: all errors together, the nearest known key, overrides, presets, formats."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from spr.core.errors import ConfigError
 MINIMAL = {"annotations": {"path": "a.json", "images": "images"}}
 
 
-def test_a_minimal_config_has_the_methods_defaults():
+def test_a_minimal_config_has_the_defaults_of_the_paper():
     config = make_config(MINIMAL)
     assert (config.annotations.min_area, config.annotations.min_objects, config.annotations.max_images) == (
         300.0,
@@ -28,7 +28,7 @@ def test_paths_become_absolute_so_that_a_run_can_be_resumed_from_elsewhere():
     assert make_config(MINIMAL).annotations.path == Path.cwd() / "a.json"
 
 
-def test_all_errors_come_at_once_with_the_nearest_key():
+def test_all_errors_are_reported_together_with_the_nearest_key():
     raw = {
         "annotations": {"path": "a.json", "min_aera": 200, "min_objects": 0},
         "regions": {"min_aspect": "0.3"},
@@ -46,12 +46,12 @@ def test_all_errors_come_at_once_with_the_nearest_key():
 
 
 @pytest.mark.parametrize("value", [True, "3", float("nan"), 1.5])
-def test_an_integer_field_takes_no_bool_text_nan_or_fraction(value):
+def test_an_integer_field_accepts_no_bool_string_nan_or_fraction(value):
     with pytest.raises(ConfigError, match=r"regions\.per_image"):
         make_config({**MINIMAL, "regions": {"per_image": value}})
 
 
-def test_an_unknown_key_far_from_all_lists_the_known_ones():
+def test_an_unknown_key_without_a_near_one_lists_the_known_keys():
     with pytest.raises(ConfigError, match="known keys: per_image, min_inside"):
         make_config({**MINIMAL, "regions": {"zzzzz": 1}})
 
@@ -67,12 +67,12 @@ def test_overrides_win_over_the_file_and_are_read_as_yaml(tmp_path):
     ("override", "message"),
     [("seed", "key=value"), ("=3", "key=value"), ("seed.x=1", "is a value"), ("seed=[", "not YAML")],
 )
-def test_a_malformed_override_is_named(override, message):
+def test_a_malformed_override_is_an_error(override, message):
     with pytest.raises(ConfigError, match=message):
         apply_overrides({"seed": 0}, [override])
 
 
-def test_overrides_do_not_change_what_they_start_from():
+def test_overrides_do_not_change_their_input():
     raw = {"regions": {"per_image": 1}}
     apply_overrides(raw, ["regions.per_image=2"])
     assert raw == {"regions": {"per_image": 1}}
@@ -81,14 +81,14 @@ def test_overrides_do_not_change_what_they_start_from():
 @pytest.mark.parametrize(
     ("content", "message"), [("", "an empty file"), ("[1]", "list"), ("a: [", "not YAML"), ("a: \x00", "not YAML")]
 )
-def test_a_file_that_is_no_config_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_config_is_an_error(tmp_path, content, message):
     path = tmp_path / "c.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         load_config(path)
 
 
-def test_a_missing_config_names_the_shipped_ones_or_the_nearest(tmp_path):
+def test_a_missing_config_names_the_nearest_preset(tmp_path):
     with pytest.raises(ConfigError, match="did you mean `quickstart`"):
         load_config("quickstrat")
     with pytest.raises(ConfigError, match="a folder"):
@@ -96,12 +96,12 @@ def test_a_missing_config_names_the_shipped_ones_or_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_config_is_valid_and_survives_the_round_trip(path):
+def test_every_preset_is_valid_and_survives_the_round_trip(path):
     config = load_config(path.stem)
     assert make_config(yaml.safe_load(config.to_yaml())) == config
 
 
-def test_changed_fields_are_named_with_both_values():
+def test_changed_fields_have_both_values():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}
     assert changed_fields(old, new) == {"a.c": (2, 5), "d": (3, None), "e": (None, 4)}
 
@@ -133,7 +133,7 @@ def test_a_config_is_written_with_its_format_version_and_read_again(tmp_path):
     assert load_config(path) == config
 
 
-def test_a_config_of_another_format_version_is_refused(tmp_path):
+def test_a_config_of_another_format_version_is_an_error(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("format_version: 3\nannotations: {path: a.json, images: images}\n")
     with pytest.raises(ConfigError, match="another format version"):

@@ -1,4 +1,4 @@
-"""Every config that ships: it loads, says what the paper says, and runs on annotated images with the fakes put in."""
+"""Every preset loads, has the values of the paper, and runs on annotated images with fake models."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from spr.runs.store import StageStore
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 PAPER = ["cogvlm-17b", "ferret-13b", "ferret-7b", "llava-onevision-7b", "qwen2.5-vl-7b"]
-# Peak learning rates: the supplement's for Ferret, CogVLM and LLaVA-OneVision; ours for Qwen2.5-VL.
+# Peak learning rates from the supplement for Ferret, CogVLM and LLaVA-OneVision; our choice for Qwen2.5-VL.
 RATES = {
     "cogvlm-17b": 1e-5,
     "ferret-13b": 1e-5,
@@ -33,12 +33,12 @@ MODELS = {
 FAKES = ["describer.backend=fake", "scorer.backend=fake", "detector.backend=fake"]
 
 
-def test_the_papers_models_and_the_quickstart_ship():
+def test_there_is_a_preset_for_each_model_and_for_the_quickstart():
     assert sorted([*PAPER, "quickstart"]) == NAMES
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_config_has_the_papers_values(name):
+def test_a_preset_has_the_values_of_the_paper(name):
     config = load_config(name)
     annotations, regions = config.annotations, config.regions
     assert annotations.path.name == "zhiyuan_objv2_train.json"
@@ -59,7 +59,7 @@ def test_a_config_has_the_papers_values(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_config_names_its_model_and_a_known_dialect(name):
+def test_a_preset_names_its_model_and_a_known_dialect(name):
     config = load_config(name)
     assert config.describer.backend == "hf"
     assert (config.describer.model, config.describer.dialect) == MODELS[name]
@@ -67,17 +67,17 @@ def test_a_config_names_its_model_and_a_known_dialect(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_each_value_says_where_it_comes_from(name):
+def test_every_number_has_its_source_in_a_comment(name):
     lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     values = [line for line in lines if re.match(r"  [a-z_]+: \S", line)]
-    # What a model, a path or a prompt is needs no source; every number does.
+    # Models, paths and prompts need no source.
     sourced = [line for line in values if re.search(r": (\d|\{[a-z]+: \d)", line)]
     assert len(sourced) >= 18
     assert [line for line in sourced if not re.search(r"#.*(supplement|paper|our choice)", line)] == []
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_training_prompt_gives_the_region_as_its_model_writes_it(name):
+def test_the_training_prompt_writes_the_region_in_the_models_dialect(name):
     config = load_config(name)
     dialect = get_dialect(config.describer.dialect)
     whole = (0.0, 0.0, 1000.0, 500.0)
@@ -97,7 +97,7 @@ def test_the_training_prompt_gives_the_region_as_its_model_writes_it(name):
 
 
 def as_objects365(dataset):
-    """The dataset's files laid out and named as Objects365 does: unpacked into train/, with two links."""
+    """Rename the dataset's files as in Objects365: unpacked into train/, with two links."""
     train = dataset.images.rename(dataset.folder / "train")
     (train / "patch16").mkdir()
     for image in dataset.coco["images"]:
@@ -114,7 +114,7 @@ def as_objects365(dataset):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_config_runs_from_objects365_to_pairs_with_the_fakes(name, make_dataset, tmp_path):
+def test_a_preset_runs_from_objects365_to_pairs_with_fake_models(name, make_dataset, tmp_path):
     dataset = make_dataset(tmp_path / "objects365", images=6)
     as_objects365(dataset)
     paths = {"path": dataset.json, "images": dataset.folder}

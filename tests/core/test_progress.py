@@ -43,12 +43,12 @@ def test_what_an_earlier_run_did_counts_as_done_but_not_for_the_rate():
     assert progress.line() == "regions: 60 of 100 images, 2 images/s, 20 s left"
 
 
-def test_slow_work_gives_seconds_an_item():
+def test_slow_work_is_shown_in_seconds_per_item():
     clock = Clock()
     progress = Progress("train", 4, "steps", stream=io.StringIO(), clock=clock)
     clock.now = 10.0
     progress.advance(2)
-    assert progress.line() == "train: 2 of 4 steps, 5.0 s a step, 10 s left"
+    assert progress.line() == "train: 2 of 4 steps, 5.0 s per step, 10 s left"
 
 
 def test_a_terminal_gets_a_live_bar():

@@ -1,4 +1,4 @@
-"""Runs with pairs, made with the fakes, that tests export."""
+"""Runs with pairs, created with the fakes, for the tests of exports."""
 
 import pytest
 
@@ -43,10 +43,3 @@ def pairs_of():
         return [pair for table in StageStore(folder / "pairs").tables() for pair in from_table(table, PreferencePair)]
 
     return read
-
-
-@pytest.fixture(autouse=True)
-def plots(request, monkeypatch):
-    """No plots are drawn, which take longer than all else, but for tests of the card."""
-    if "card" not in request.fixturenames:
-        monkeypatch.setattr("spr.exports.card.write_plots", lambda *_: {})

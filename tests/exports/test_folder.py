@@ -1,4 +1,4 @@
-"""The export's folder is whole or not there, and never made over something else."""
+"""An export's folder is complete or missing, and never replaces anything else."""
 
 import json
 import os
@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spr.core.errors import GroundingError, InputError, RunError
+from spr.core.errors import GroundingError, RunError
 from spr.exports import writing
-from spr.exports.folder import new_folder
 from spr.exports.json_lines import JsonWriter
 from spr.exports.writing import export
 
@@ -42,7 +41,7 @@ def test_other_settings_for_a_folder_that_holds_an_export_are_refused_by_name(sm
         export(small_run, tmp_path / "out", "ms-swift")
 
 
-def test_a_damaged_export_is_named_not_passed_over(small_run, tmp_path):
+def test_a_damaged_export_is_an_error(small_run, tmp_path):
     export(small_run, tmp_path / "out", "llava")
     (tmp_path / "out" / "train.json").write_text("[]")
     with pytest.raises(RunError, match=r"damaged export[\s\S]*train\.json has 2 bytes"):
@@ -53,7 +52,7 @@ def test_a_damaged_export_is_named_not_passed_over(small_run, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "foreign marker"])
-def test_something_else_in_the_place_stays_untouched(what, small_run, tmp_path):
+def test_anything_else_at_the_destination_is_left_unchanged(what, small_run, tmp_path):
     out = tmp_path / "out"
     if what == "file":
         out.write_text("precious")
@@ -61,12 +60,12 @@ def test_something_else_in_the_place_stays_untouched(what, small_run, tmp_path):
         out.mkdir()
         (out / ("export.json" if what == "foreign marker" else "thesis.tex")).write_text('{"precious": 1}')
     before = out.read_bytes() if what == "file" else files(out)
-    with pytest.raises(RunError, match="holds something else than an export"):
+    with pytest.raises(RunError, match="is not an export"):
         export(small_run, out, "trl")
     assert (out.read_bytes() if what == "file" else files(out)) == before
 
 
-def test_an_empty_folder_is_taken(small_run, tmp_path):
+def test_an_empty_folder_is_used(small_run, tmp_path):
     (tmp_path / "out").mkdir()
     export(small_run, tmp_path / "out", "llava")
     assert (tmp_path / "out" / "export.json").is_file()
@@ -89,24 +88,38 @@ def test_an_export_that_fails_midway_leaves_nothing(small_run, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_export_left_is_removed_and_what_a_live_one_writes_stays(tmp_path):
+def test_leftovers_of_a_killed_export_are_removed_but_not_those_of_a_running_one(small_run, tmp_path):
     gone = 2**22 + 1  # over the largest process id that Linux gives
-    (tmp_path / f".out.{gone}.export").mkdir()
-    live = tmp_path / f".out.{os.getppid()}.export"
+    (tmp_path / f".out.{gone}.tmp").mkdir()
+    live = tmp_path / f".out.{os.getppid()}.tmp"
     live.mkdir()
-    with new_folder(tmp_path / "out") as folder:
-        (folder / "x").write_text("y")
+    export(small_run, tmp_path / "out", "llava")
     assert {path.name for path in tmp_path.iterdir()} == {"out", live.name}
+
+
+def test_a_folder_that_appears_during_an_export_is_not_replaced(small_run, tmp_path, monkeypatch):
+    original = JsonWriter.close
+
+    def close(self):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").write_text("precious")
+        original(self)
+
+    monkeypatch.setattr(JsonWriter, "close", close)
+    with pytest.raises(RunError, match="can't be written"):
+        export(small_run, tmp_path / "out", "llava")
+    assert files(tmp_path / "out") == {"thesis.tex": b"precious"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_place_that_can_not_be_written_to_is_one_clear_error(small_run, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="can't be made"):
+    with pytest.raises(RunError, match="can't be written"):
         export(small_run, tmp_path / "file" / "out", "trl")
 
 
-def test_a_folder_that_is_no_run_and_a_run_without_pairs_are_named(tmp_path, make_dataset, make_run):
-    with pytest.raises(InputError, match=r"is no run[\s\S]*spr run"):
+def test_a_folder_that_is_not_a_run_and_a_run_without_pairs_are_errors(tmp_path, make_dataset, make_run):
+    with pytest.raises(RunError, match=r"is not a run folder[\s\S]*spr run"):
         export(tmp_path, tmp_path / "out", "trl")
     run = make_run(make_dataset(tmp_path / "data", images=2))
     for path in (run / "pairs").iterdir():
@@ -121,7 +134,7 @@ def test_an_unknown_dialect_is_named_with_the_nearest(small_run, tmp_path):
         export(small_run, tmp_path / "out", "trl", dialect="feret")
 
 
-def test_asking_for_the_dialect_that_the_run_has_is_asking_for_none(small_run, pairs_of, tmp_path):
+def test_the_runs_own_dialect_changes_nothing(small_run, pairs_of, tmp_path):
     made = export(small_run, tmp_path / "out", "llava", dialect="llava_onevision")
     rows = json.loads((tmp_path / "out" / "train.json").read_text())
     assert made.dialect == "llava_onevision"

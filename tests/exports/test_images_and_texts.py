@@ -1,4 +1,4 @@
-"""What an exported row holds: the pixels that the pipeline saw, and texts whose boxes are as exact as can be."""
+"""The contents of an exported row: the pixels that the pipeline saw, and texts with exact boxes."""
 
 import json
 
@@ -130,7 +130,7 @@ def test_with_no_image_left_nothing_is_written(make_dataset, make_run, tmp_path)
     run = make_run(dataset)
     for image in dataset.images.iterdir():
         image.unlink()
-    with pytest.raises(InputError, match=r"No pair could be exported[\s\S]*image_missing 3[\s\S]*annotations\.images"):
+    with pytest.raises(InputError, match=r"No pair can be exported[\s\S]*image_missing 3[\s\S]*annotations\.images"):
         export(run, tmp_path / "out", "llava")
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
@@ -139,7 +139,7 @@ CUP = (100 / 3, 25.0, 200 / 3, 75.0)
 
 
 def pair(chosen, rejected, chosen_spans=(), rejected_spans=(), size_wh=(100, 100)):
-    fate = BoxEdit("a cup", CUP, CUP, "kept")
+    edit = BoxEdit("a cup", CUP, CUP, "kept")
     return PreferencePair(
         query_id="7/0",
         image_id="7",
@@ -157,7 +157,7 @@ def pair(chosen, rejected, chosen_spans=(), rejected_spans=(), size_wh=(100, 100
         chosen_score=0.5,
         rejected_score=0.25,
         margin=0.25,
-        box_edits=(fate,),
+        box_edits=(edit,),
     )
 
 

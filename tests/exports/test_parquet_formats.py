@@ -11,8 +11,8 @@ from datasets import load_dataset
 from spr.config import load_config
 from spr.core.errors import ConfigError
 from spr.core.images import ImageSource
+from spr.exports.formats import ExportRow, ImageFile, Labels, Texts
 from spr.exports.parquet import ParquetWriter
-from spr.exports.rows import ExportRow, ImageFile, Labels, Texts
 from spr.exports.trl import FORMAT as TRL
 from spr.exports.writing import export
 from spr.models.describers.hf import HfDescriber
@@ -38,8 +38,8 @@ def test_trl_rows_come_back_as_conversations_with_their_images(exported, small_r
         text = {"type": "text", "text": pair.prompt}
         assert row["prompt"] == [{"role": "user", "content": [{"type": "image", "text": None}, text]}]
         for side in ("chosen", "rejected"):
-            said = [{"type": "text", "text": getattr(pair, side)}]
-            assert row[side] == [{"role": "assistant", "content": said}]
+            answer = [{"type": "text", "text": getattr(pair, side)}]
+            assert row[side] == [{"role": "assistant", "content": answer}]
         (image,) = row["images"]
         seen = ImageSource(root).load(pair.file_name, (pair.width, pair.height))
         assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(seen))
@@ -115,8 +115,8 @@ def test_rlaif_v_has_the_published_columns(small_run, pairs_of, tmp_path):
         assert (row["idx"], row["image_path"]) == (pair.query_id, pair.file_name)
 
 
-def test_a_way_with_images_that_the_format_has_not_is_refused(small_run, tmp_path):
-    with pytest.raises(ConfigError, match=r"`rlaif-v` can't be written with --images path[\s\S]*expected: embed"):
+def test_an_image_mode_that_the_format_does_not_support_is_an_error(small_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"`rlaif-v` doesn't support --images path[\s\S]*expected: embed"):
         export(small_run, tmp_path / "out", "rlaif-v", images="path")
     assert not (tmp_path / "out").exists()
 

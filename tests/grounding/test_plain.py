@@ -5,7 +5,7 @@ import random
 import pytest
 
 from spr.grounding import DIALECTS, parse
-from spr.grounding.plain import BoxReader
+from spr.grounding.parse import BoxReader
 
 PIECES = [
     "a dog ",

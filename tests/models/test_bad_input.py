@@ -227,7 +227,7 @@ def test_memory_that_runs_out_loses_no_finished_shard_and_a_smaller_batch_goes_o
             def call(items):
                 asked.append(method)
                 if asked.count(method) > self.fails_at:
-                    raise DeviceMemoryError("One item alone does not fit into the device's memory", fix="…")
+                    raise DeviceMemoryError("A single item does not fit into the device's memory", fix="…")
                 return real(items)
 
             return call

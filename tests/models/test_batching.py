@@ -39,7 +39,7 @@ def test_one_item_that_does_not_fit_is_an_error_with_the_mend():
     def work(_):
         raise torch.OutOfMemoryError("full")
 
-    with pytest.raises(DeviceMemoryError, match=r"One item alone[\s\S]*fix:"):
+    with pytest.raises(DeviceMemoryError, match=r"A single item[\s\S]*fix:"):
         Batcher(work, 4)([1, 2, 3])
 
 

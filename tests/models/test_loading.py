@@ -78,14 +78,14 @@ def test_pickled_weights_are_never_read(copy):
 @pytest.mark.parametrize("content", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"\xff" * 64])
 def test_damaged_weights_are_one_clear_error(copy, content):
     (copy / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match="is not a whole model"):
+    with pytest.raises(ModelError, match="is not a complete model"):
         load_pretrained(CLIPModel, copy)
 
 
 def test_cut_weights_are_one_clear_error(copy):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="is not a whole model"):
+    with pytest.raises(ModelError, match="is not a complete model"):
         load_pretrained(CLIPModel, copy)
 
 
@@ -100,13 +100,13 @@ def test_a_wrong_config_is_one_clear_error(copy, config):
 
 def test_an_empty_folder_is_one_clear_error(tmp_path):
     for load in (lambda: load_pretrained(CLIPModel, tmp_path), lambda: load_part(AutoTokenizer, tmp_path)):
-        with pytest.raises(ModelError, match="is not a whole model"):
+        with pytest.raises(ModelError, match="is not a complete model"):
             load()
 
 
 def test_a_folder_without_its_processor_is_one_clear_error(copy):
     (copy / "preprocessor_config.json").unlink()
-    with pytest.raises(ModelError, match="is not a whole model"):
+    with pytest.raises(ModelError, match="is not a complete model"):
         ClipScorer(copy)
 
 
@@ -154,11 +154,11 @@ def hub_answers(error):
     [
         (
             lambda r: RepositoryNotFoundError("404", response=r),
-            "no model owner/name, neither as a folder nor on the hub",
+            "no model owner/name, neither as a folder nor on the Hub",
         ),
         (lambda r: RevisionNotFoundError("404", response=r), "no such revision"),
-        (lambda _: LocalEntryNotFoundError("no network"), "out of reach"),
-        (lambda _: ConnectionError("no network"), "out of reach"),
+        (lambda _: LocalEntryNotFoundError("no network"), "is unreachable"),
+        (lambda _: ConnectionError("no network"), "is unreachable"),
         (lambda _: None, "can't be loaded"),
     ],
 )
@@ -170,7 +170,7 @@ def test_what_the_hub_answers_is_said_in_one_clear_message(error, message):
 
 def test_without_network_a_model_that_is_not_cached_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="out of reach"):
+    with pytest.raises(ModelError, match="is unreachable"):
         load_pretrained(CLIPModel, "owner/name", cache_dir=tmp_path)
 
 

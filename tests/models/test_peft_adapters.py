@@ -80,7 +80,7 @@ def test_with_sampling_shares_the_weights_and_leaves_the_first_as_it_was():
 
 
 def test_folders_without_an_adapter_are_refused(tmp_path, adapter):
-    with pytest.raises(ModelError, match="holds no PEFT adapter"):
+    with pytest.raises(ModelError, match="has no PEFT adapter"):
         describer(tmp_path / "gone")
     folder = tmp_path / "pickled"
     shutil.copytree(adapter[0], folder)
@@ -94,10 +94,10 @@ def test_an_adapter_of_another_model_is_refused(tmp_path, adapter):
     shutil.copytree(adapter[0], folder)
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": r".*\.(q_proj|k_proj)"}))
-    with pytest.raises(ModelError, match="is not this model's"):
+    with pytest.raises(ModelError, match="was not trained on this model"):
         describer(folder)
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": ["no_such_layer"]}))
-    with pytest.raises(ModelError, match="is not a whole model"):
+    with pytest.raises(ModelError, match="is not a complete model"):
         describer(folder)
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "r": 2}))
     with pytest.raises(ModelError):

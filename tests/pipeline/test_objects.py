@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from spr.annotations import CrowdFinds
+from spr.annotations import CrowdDetections
 from spr.config import make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
@@ -97,7 +97,7 @@ def test_what_a_detector_finds_in_a_crowd_counts_and_is_filtered_by_area(tmp_pat
     def detector(queries):
         asked.extend((q.category, q.box) for q in queries)
         found = [(45, 45, 65, 65), (70, 70, 90, 90), (95, 95, 99, 99)]
-        return [CrowdFinds(found, [0.75, 0.5, 0.25]) for _ in queries]
+        return [CrowdDetections(found, [0.75, 0.5, 0.25]) for _ in queries]
 
     ids, drops, (image,) = Scene(tmp_path / "s", boxes, crowd=True).objects(detector)
     assert asked == [("cup", (40.0, 40.0, 100.0, 100.0))]
@@ -109,7 +109,7 @@ def test_what_a_detector_finds_in_a_crowd_counts_and_is_filtered_by_area(tmp_pat
 def test_an_image_whose_crowd_yields_too_little_is_dropped(tmp_path):
     boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
     ids, drops, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(
-        lambda queries: [CrowdFinds([], []) for _ in queries]
+        lambda queries: [CrowdDetections([], []) for _ in queries]
     )
     assert ids == []
     assert drops == [("image", "1", "too_few_objects"), ("object", "18", "crowd_nothing_found")]

@@ -1,4 +1,4 @@
-"""Records refuse what can't be, and come back from their tables as they were."""
+"""Records are validated, and survive the round trip through their tables."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ PAIR = PreferencePair(
 
 
 @pytest.mark.parametrize("record", [IMAGE, QUERY, CANDIDATE, SCORES, PAIR], ids=lambda r: type(r).__name__)
-def test_a_record_comes_back_from_its_table_as_it_was(record):
+def test_a_record_survives_the_round_trip_through_its_table(record):
     assert from_table(to_table([record, record], type(record)), type(record)) == [record, record]
 
 
@@ -48,7 +48,7 @@ def test_an_empty_table_has_its_schema():
     assert to_table([], ImageObjects).schema == OBJECTS
 
 
-def test_a_table_without_a_column_is_refused_by_name():
+def test_a_table_that_lacks_a_column_is_an_error_that_names_it():
     with pytest.raises(RecordError, match="file_name"):
         from_table(to_table([IMAGE], ImageObjects).drop_columns(["file_name"]), ImageObjects)
 
@@ -65,53 +65,53 @@ def test_a_table_without_a_column_is_refused_by_name():
         (None, "not a box"),
     ],
 )
-def test_a_wrong_box_is_refused_with_what_came(box, message):
+def test_an_invalid_box_is_an_error(box, message):
     with pytest.raises(RecordError, match=message):
         check_box(box)
 
 
-def test_a_box_over_the_border_is_refused():
-    with pytest.raises(RecordError, match="leaves its image"):
+def test_a_box_beyond_the_image_is_an_error():
+    with pytest.raises(RecordError, match="extends beyond its image"):
         dataclasses.replace(IMAGE, width=49)
 
 
-def test_two_objects_of_one_id_are_refused():
-    with pytest.raises(RecordError, match="two objects of one id"):
+def test_two_objects_with_the_same_id_are_an_error():
+    with pytest.raises(RecordError, match="two objects with the same id"):
         dataclasses.replace(IMAGE, objects=(DOG, DOG))
 
 
-def test_an_empty_id_is_refused():
+def test_an_empty_id_is_an_error():
     with pytest.raises(RecordError, match="image_id is not an id"):
         dataclasses.replace(IMAGE, image_id="")
 
 
-def test_a_start_object_that_is_not_there_is_refused():
+def test_an_unknown_start_object_is_an_error():
     with pytest.raises(RecordError, match="start_object"):
         dataclasses.replace(QUERY, start_object="8")
 
 
-def test_a_span_that_does_not_fit_its_text_is_refused():
+def test_a_span_that_does_not_match_its_text_is_an_error():
     with pytest.raises(RecordError, match="does not match its text"):
         dataclasses.replace(CANDIDATE, plain_text="the dog")
 
 
-def test_a_score_out_of_range_is_refused():
+def test_a_score_out_of_range_is_an_error():
     with pytest.raises(RecordError, match="localization"):
         dataclasses.replace(SCORES, localization=1.5)
 
 
-def test_a_pair_of_equal_answers_is_refused():
+def test_a_pair_of_equal_answers_is_an_error():
     with pytest.raises(RecordError, match="chosen equals rejected"):
         dataclasses.replace(PAIR, rejected="a dog")
 
 
-def test_inside_gives_the_regions_ground_truth():
+def test_inside_is_the_ground_truth_of_the_region():
     outside = RegionObject("8", "cat", (60.0, 60.0, 90.0, 70.0))
     query = dataclasses.replace(QUERY, objects=(*QUERY.objects, outside))
     assert [o.id for o in query.inside] == ["7"]
 
 
 @pytest.mark.parametrize("box", [(1, 2, 3), (1, 2, 3, float("nan")), (1, 2, 3, float("inf")), "abc", (1, 2, None, 4)])
-def test_a_span_with_a_box_that_is_none_is_refused(box):
+def test_a_span_with_an_invalid_box_is_an_error(box):
     with pytest.raises(RecordError, match="four finite numbers"):
         Span("a dog", 0, 5, (box,))

@@ -32,7 +32,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(make_module_run):
-    """Pairs 0 to 44; 1 is hostile, 2 long, 3 has no picture, 4 a phrase with two boxes; trained and with results."""
+    """Pairs 0 to 44; 1 is hostile, 2 long, 3 has no image, 4 a phrase with two boxes; trained and with results."""
     maker = make_module_run(pairs=PAIRS)
     row = maker.regions[1].to_row()
     row["objects"] = [{**item, "category": EVIL} for item in row["objects"]]
@@ -125,7 +125,7 @@ def test_it_opens_from_disk_with_its_first_pairs_drawn(open_page):
         )
         == [100] * 16
     )
-    assert page.locator(".card").nth(3).locator(".gap").first.inner_text() == "No picture: image missing"
+    assert page.locator(".card").nth(3).locator(".gap").first.inner_text() == "No image: image missing"
 
 
 def test_filters_and_sorting_with_the_mouse(open_page):
@@ -135,13 +135,13 @@ def test_filters_and_sorting_with_the_mouse(open_page):
     label = form.locator('[name=category] option:has-text("mug")').inner_text()
     assert label == "mug (23)"
     form.locator("[name=category]").select_option(label=label)
-    wait_for_status(page, "1 to 10 of 23 pairs that fit, of 45")
+    wait_for_status(page, "1 to 10 of 23 matching pairs, out of 45")
     assert ids(page)[:3] == ["0", "2", "4"]
     # Margins are 0.1 + k/100: at least 0.40 from pair 30 on; of those 30, 32, … 44 have mugs.
     form.locator("[name=from]").fill("0.395")
-    wait_for_status(page, "1 to 8 of 8 pairs")
+    wait_for_status(page, "1 to 8 of 8 matching pairs")
     form.locator("[name=to]").fill("0.425")
-    wait_for_status(page, "1 to 2 of 2 pairs")
+    wait_for_status(page, "1 to 2 of 2 matching pairs")
     assert ids(page) == ["30", "32"]
     form.locator("button[type=reset]").click()
     wait_for_status(page, "1 to 10 of 45 pairs")
@@ -150,17 +150,17 @@ def test_filters_and_sorting_with_the_mouse(open_page):
     assert ids(page)[:3] == ["44", "43", "42"]
     # Chosen kinds go round full, crop, crop_objects: crop is every third, from 1.
     form.locator("[name=chosenKind]").select_option("crop")
-    wait_for_status(page, "1 to 10 of 15 pairs")
+    wait_for_status(page, "1 to 10 of 15 matching pairs")
     assert ids(page)[:2] == ["43", "40"]
     form.locator("[name=rejectedKind]").select_option("full")
-    wait_for_status(page, "No pair fits")
+    wait_for_status(page, "None of the 45 pairs matches")
     assert page.locator(".card").count() == 0
 
 
 def test_finding_by_id_or_file(open_page):
     page = open_page()
     page.locator("[name=find]").fill("17.PNG")
-    wait_for_status(page, "1 to 1 of 1 pair that fit")
+    wait_for_status(page, "1 to 1 of 1 matching pair")
     assert ids(page) == ["17"]
 
 
@@ -193,7 +193,7 @@ def test_everything_with_the_keyboard_alone(open_page):
         page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.name") == "per"
     page.keyboard.press("Shift+Tab")
-    # The second way to sort: widest margin first.
+    # The second sort order: largest margin first.
     page.keyboard.press("ArrowDown")
     wait_for_first(page, 44)
     page.locator(".pager").first.locator("text=Next").focus()
@@ -208,7 +208,7 @@ def test_everything_with_the_keyboard_alone(open_page):
     assert page.evaluate("document.activeElement.querySelector('h3').textContent").startswith("33")
     page.keyboard.press("k")
     assert page.evaluate("document.activeElement.querySelector('h3').textContent").startswith("34")
-    # Letters typed into a field are letters.
+    # Letters typed into a field are not shortcuts.
     page.locator("[name=find]").focus()
     page.keyboard.type("j")
     assert page.evaluate("document.activeElement.value") == "j"
@@ -275,7 +275,7 @@ def test_phrase_and_box_stand_out_together_in_focus_and_when_kept(open_page):
     assert card.locator("[aria-pressed=true]").count() == 0
 
 
-def test_matching_colours_and_scores(open_page):
+def test_phrases_boxes_and_tags_share_a_colour_and_bars_show_the_scores(open_page):
     page = open_page()
     card = page.locator(".card").first
     colour = "node => getComputedStyle(node).getPropertyValue('--k').trim()"
@@ -308,7 +308,7 @@ def test_objects_and_boxes_before_refinement_can_be_switched(open_page):
     assert card.locator(".was").first.is_visible()
 
 
-def test_what_models_and_datasets_wrote_is_shown_as_written(open_page):
+def test_text_from_models_and_datasets_is_shown_as_text(open_page):
     page = open_page()
     card = page.locator(".card").nth(1)
     assert card.locator(".rejected .phrase").first.inner_text() == EVIL
@@ -331,7 +331,7 @@ def test_a_description_of_100_kb_is_shortened_and_can_be_seen_whole(open_page):
     assert len(card.locator(".rejected .text").evaluate("node => node.textContent")) == 102_000
 
 
-def test_dropped_things_are_listed_by_reason(open_page):
+def test_dropped_ids_are_listed_by_reason(open_page):
     page = open_page()
     assert page.locator("#drop-filter option").all_inner_texts() == [
         "pairs, query: chosen without box (2)",
@@ -378,7 +378,7 @@ def test_dark_and_light_differ_as_the_system_wants(open_page):
     assert grounds == ["rgb(251, 251, 249)", "rgb(20, 23, 26)"]
 
 
-def test_every_picture_and_field_has_a_name(open_page):
+def test_every_image_and_field_has_an_accessible_name(open_page):
     page = open_page()
     assert page.locator("img:not([alt])").count() == 0
     assert (

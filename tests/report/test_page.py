@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from spr.core.errors import RunError
+from spr.core.plots import Series, histogram, ticks
 from spr.records import Span
 from spr.report import page
 from spr.report.page import write_report
-from spr.report.plots import Series, histogram, ticks
 from spr.report.scripts import call_script
-from spr.runs.store import StageStore
+from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
 
 
 def scripts(folder, pattern):
@@ -31,7 +31,7 @@ def text_of(html):
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
 
-def test_the_page_tells_the_numbers_of_the_run(make_run):
+def test_the_page_shows_the_numbers_of_the_run(make_run):
     run = make_run(pairs=3).write()
     html = write_report(run).read_text(encoding="utf-8")
     text = text_of(html)
@@ -51,14 +51,14 @@ def test_the_page_tells_the_numbers_of_the_run(make_run):
     assert "fake" in text
 
 
-def test_lengths_that_differ_are_warned_of(make_run):
+def test_lengths_that_differ_give_a_warning(make_run):
     maker = make_run(pairs=2)
     assert "may learn the length" not in write_report(maker.write()).read_text(encoding="utf-8")
     for k in range(2):
         # 8 words against 7 are within a quarter of each other; 24 against 7 are not: 24/7 = 3.43.
         maker.change("pairs", k, chosen="a b c d e f g h " * 3)
     text = unescape(write_report(maker.write()).read_text(encoding="utf-8"))
-    assert "3.43 times the rejected ones' words; training may learn the length" in text
+    assert "3.43 times as many words as rejected ones; training may learn the length" in text
 
 
 def test_sections_whose_stage_has_not_run_name_the_command(make_run):
@@ -78,7 +78,7 @@ def test_a_run_without_pairs_names_the_command_that_makes_them(make_run):
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_folder_that_is_no_run_is_named(tmp_path, there):
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path, there):
     folder = tmp_path / "x"
     if there:
         folder.mkdir()
@@ -86,40 +86,43 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, there):
         write_report(folder)
 
 
-def test_stages_that_do_not_fit_one_another_are_named(make_run):
+def test_tables_that_do_not_match_are_an_error(make_run):
     maker = make_run()
     maker.candidates.pop()
-    with pytest.raises(RunError, match=r"don't fit one another(.|\n)*2/0/b"):
+    with pytest.raises(RunError, match=r"the tables don't match(.|\n)*2/0/b"):
         write_report(maker.write())
 
 
-def test_a_second_report_replaces_the_first_and_keeps_what_the_user_put_there(make_run):
+def test_a_second_report_replaces_the_first_and_keeps_the_users_files(make_run):
     maker = make_run(pairs=3)
     report = write_report(maker.write()).parent
     assert len(list(report.glob("thumbs/*/*"))) == 3
     (report / "notes.txt").write_text("mine")
+    (report / "mine" / "deep").mkdir(parents=True)
+    (report / "mine" / "deep" / "more.txt").write_text("mine, too")
     maker.pairs = maker.pairs[:1]
     write_report(maker.write())
     assert (report / "notes.txt").read_text() == "mine"
+    assert (report / "mine" / "deep" / "more.txt").read_text() == "mine, too"
     assert len(list(report.glob("thumbs/*/*"))) == 1
     assert [p.name for p in report.parent.iterdir() if p.name.endswith(".tmp")] == []
 
 
-def test_a_folder_that_is_no_report_is_left_alone(make_run, tmp_path):
+def test_a_folder_that_is_not_a_report_is_left_unchanged(make_run, tmp_path):
     run, other = make_run().write(), tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
-    with pytest.raises(RunError, match="is no report, and stays as it is"):
+    with pytest.raises(RunError, match="is not a report, so it is left unchanged"):
         write_report(run, other)
     assert [p.name for p in other.iterdir()] == ["thesis.tex"]
     with pytest.raises(RunError, match=r"got: +a file"):
         write_report(run, other / "thesis.tex")
-    with pytest.raises(RunError, match="is no report"):
+    with pytest.raises(RunError, match="is not a report"):
         write_report(run, run)
     assert write_report(run, tmp_path / "new" / "report").is_file()
 
 
-def test_what_fails_half_way_leaves_the_old_report(make_run, monkeypatch):
+def test_a_report_that_fails_halfway_leaves_the_old_one(make_run, monkeypatch):
     run = make_run().write()
     before = write_report(run).read_bytes()
 
@@ -138,13 +141,13 @@ def test_images_that_cannot_be_shown_are_counted_and_say_why(make_run):
     (maker.images / "0.png").unlink()
     (maker.images / "1.png").write_bytes(b"no image")
     maker.change("pairs", 2, file_name="../outside.png")
-    said = []
-    report = write_report(maker.write(), say=said.append).parent
-    assert said == ["3 images could not be shown; their places say why"]
+    lines = []
+    report = write_report(maker.write(), say=lines.append).parent
+    assert lines == ["3 images can't be shown; the gallery says why in their places."]
     pairs = scripts(report, "page-*.js")["page-00000.js"][1]
     problems = [pair["image"].get("problem") for pair in pairs]
     assert problems == ["image_missing", "image_unreadable", "path_outside_images", None]
-    assert "3 of them have no picture" in text_of((report / "index.html").read_text(encoding="utf-8"))
+    assert "3 of them have no image" in text_of((report / "index.html").read_text(encoding="utf-8"))
 
 
 def test_pairs_of_one_image_share_its_thumbnail_which_is_upright_and_small(make_run):
@@ -162,7 +165,7 @@ def test_pairs_of_one_image_share_its_thumbnail_which_is_upright_and_small(make_
         assert picture.format == "JPEG"
 
 
-def test_a_long_description_is_cut_and_its_whole_lies_in_a_file_of_its_own(make_run):
+def test_a_long_description_is_shortened_and_its_whole_text_is_in_a_file_of_its_own(make_run):
     maker = make_run(pairs=2)
     long = "a dog " * 17_000
     spans = (Span("a dog", 0, 5, ((0.0, 60.0, 10.0, 70.0),)), Span("a dog", 6000, 6005, ((0.0, 60.0, 10.0, 70.0),)))
@@ -206,7 +209,7 @@ def test_drops_are_listed_by_reason_up_to_a_limit(make_run):
         "stage": "pairs",
         "kind": "query",
         "reason": "not_renderable",
-        "explained": "its words would be read as coordinates in the model's dialect",
+        "explanation": "its words would be read as coordinates in the model's dialect",
         "count": 1,
         "ids": ["z"],
     }
@@ -214,7 +217,7 @@ def test_drops_are_listed_by_reason_up_to_a_limit(make_run):
     assert "1.2 % kept" in (report / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_run_whose_pairs_all_fell_out_still_has_a_report(make_run):
+def test_a_run_whose_pairs_were_all_dropped_still_has_a_report(make_run):
     maker = make_run(pairs=1)
     maker.pairs = []
     maker.drops["pairs"] = ("query", [("0/0", "chosen_without_box")])
@@ -223,7 +226,7 @@ def test_a_run_whose_pairs_all_fell_out_still_has_a_report(make_run):
     assert "chosen without box" in text
 
 
-def test_what_models_and_datasets_wrote_is_escaped_in_the_page_and_in_its_scripts(make_run):
+def test_text_from_models_and_datasets_is_escaped_in_the_page_and_in_its_scripts(make_run):
     maker = make_run(pairs=1)
     evil = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u2028"
     query = maker.regions[0]
@@ -249,7 +252,7 @@ def test_nothing_in_the_report_points_elsewhere(make_run):
         assert not re.search(r"https?://|//[a-z]+\.|@import|fetch\(|XMLHttpRequest|innerHTML|\beval\(", text), path.name
 
 
-def test_numbers_that_json_does_not_know_become_null():
+def test_non_finite_numbers_become_null():
     assert (
         call_script("f", [float("nan"), float("inf"), 1.5], {"a": (1, -float("inf"))})
         == 'f([null,null,1.5],{"a":[1,null]});\n'
@@ -295,3 +298,19 @@ def test_the_command_prints_where_the_report_is_and_mistakes_without_a_traceback
     assert failed.stderr.startswith(f"spr: {tmp_path / 'gone'} is not a run folder.")
     assert "spr run CONFIG --out" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_stage_and_a_reason_of_another_package_are_shown(make_run):
+    maker = make_run()
+    run = maker.write()
+    lines = [{"event": "stage started", "stage": name} for name in ("regions", "blur_check", "candidates", "pairs")]
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    store, manifest = StageStore(run / "blur_check"), Manifest("blur_check", "by hand", complete=True)
+    dropped = dropped_table("blur_check", "photo", [("9", "too_blurred")])
+    manifest.shards.append(store.write_shard(0, StageOutput(dropped.slice(0, 0), dropped), inputs=1))
+    store.save(manifest)
+    report = write_report(run)
+    text = text_of(report.read_text(encoding="utf-8"))
+    assert re.search(r"regions 3 .* blur_check 0 rows .* dropped: 1 photo: too blurred .* candidates 6 ", text)
+    ((drops,),) = scripts(report.parent, "dropped.js").values()
+    assert drops[0]["explanation"] == "too blurred"

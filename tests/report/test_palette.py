@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from spr.core.plots import CSS as PLOT_CSS
+from spr.core.plots import LIGHT
 from spr.report.page import TEMPLATES
 
 CSS = (TEMPLATES / "report.css").read_text(encoding="utf-8")
@@ -82,5 +84,9 @@ def test_chosen_and_rejected_and_all_can_be_told_apart_by_the_colour_blind(theme
 
 def test_all_colours_of_text_are_from_the_palette():
     # Hex colours outside the palette: white and shade of boxes over photographs, and the grey of unmatched ones.
-    rest = re.sub(r":root\{.*?\}", "", CSS, flags=re.DOTALL)
+    rest = re.sub(r":root\{.*?\}", "", CSS + PLOT_CSS, flags=re.DOTALL)
     assert set(re.findall(r"#[0-9a-f]{3,6}\b", rest)) == {"#fff", "#d9dde0"}
+
+
+def test_plots_in_files_have_the_colours_of_the_light_page():
+    assert {name: THEMES["light"][name] for name in LIGHT} == LIGHT

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from spr.records import Span
-from spr.report.payload import cut_into_phrases, is_long, match_boxes, pair_payload, shorten
-from spr.runs.joined import joined_shards
+from spr.report.payload import is_long, match_boxes, pair_payload, shorten, split_into_phrases
+from spr.runs.reader import Run
 
 
 def payloads(maker, **options):
-    return [pair_payload(pair, {}, **options) for shard in joined_shards(maker.write()) for pair in shard.pairs]
+    return [pair_payload(item, {}, **options) for shard in Run(maker.write()).shards() for item in shard.pairs]
 
 
-def test_boxes_bear_the_object_that_they_overlap_most(make_run):
+def test_boxes_have_the_object_that_they_overlap_most(make_run):
     (payload,) = payloads(make_run(pairs=1))
     # Chosen: both cups exactly. Rejected: the first cup at 0.8, and a box that touches nothing (see RunMaker).
     assert [[(number, iou) for _, number, iou in boxes] for boxes in payload["sides"]["chosen"]["spans"]] == [
@@ -26,7 +26,7 @@ def test_boxes_bear_the_object_that_they_overlap_most(make_run):
 
 
 def test_an_overlap_of_exactly_a_half_is_no_hit():
-    # 10×5 of 10×10: IoU 0.5, and the paper asks for more than 0.5.
+    # 10×5 of 10×10: IoU 0.5, but the paper wants over 0.5.
     assert match_boxes([[[0, 0, 10, 5]]], np.array([[0.0, 0, 10, 10]])) == [[[[0.0, 0.0, 10.0, 5.0], -1, 0.5]]]
 
 
@@ -41,7 +41,7 @@ def test_pieces_of_a_text_join_to_the_whole(make_run):
 
 def test_phrases_are_right_after_characters_that_javascript_counts_twice():
     text = "two 🐕🐕 and a cup"
-    assert cut_into_phrases(text, [{"phrase": "a cup", "start": 11, "end": 16}]) == (
+    assert split_into_phrases(text, [Span("a cup", 11, 16)]) == (
         [["two 🐕🐕 and ", -1], ["a cup", 0]],
         [],
     )
@@ -50,15 +50,15 @@ def test_phrases_are_right_after_characters_that_javascript_counts_twice():
 @pytest.mark.parametrize(
     "spans",
     [
-        [{"phrase": "a cup", "start": 0, "end": 5}, {"phrase": "cup", "start": 2, "end": 5}],
-        [{"phrase": "a cup", "start": 0, "end": 5}, {"phrase": "beyond", "start": 90, "end": 96}],
+        [Span("a cup", 0, 5), Span("cup", 2, 5)],
+        [Span("a cup", 0, 5), Span("beyond", 90, 96)],
     ],
 )
 def test_spans_that_overlap_or_do_not_fit_are_kept_beside_the_text(spans):
-    assert cut_into_phrases("a cup", spans) == ([["a cup", 0]], [1])
+    assert split_into_phrases("a cup", spans) == ([["a cup", 0]], [1])
 
 
-def test_words_that_refinement_took_away_are_read_out_of_the_answer(make_run):
+def test_an_answer_whose_phrases_refinement_removed_is_parsed_again(make_run):
     maker = make_run(pairs=1)
     maker.change(
         "pairs", 0, chosen="A cup [200, 250, 400, 500].", chosen_spans=(Span("A cup", 0, 5, ((20, 20, 40, 40),)),)

@@ -8,10 +8,10 @@ import pytest
 
 from spr.core.errors import RunError
 from spr.report.charts import result_charts, training_charts
-from spr.report.funnel import read_log
 from spr.report.page import write_report
 from spr.report.results import read_results
 from spr.report.training import read_training, thin
+from spr.runs.reader import Run, read_json_lines
 from spr.runs.store import dropped_table, write_table
 
 
@@ -19,17 +19,17 @@ def step(number, **values):
     return {"event": "step", "step": number, **values}
 
 
-def test_of_a_step_that_was_done_again_the_last_line_counts(make_run):
+def test_the_last_line_of_a_repeated_step_counts(make_run):
     maker = make_run()
     maker.log_training(
         [step(1, loss=3.0), step(2, loss=9.0), {"event": "checkpoint"}, step(2, loss=1.0), step(3, loss=0.5)]
     )
-    log = read_training(maker.folder)
+    log = read_training(Run(maker.write()))
     assert log.steps.tolist() == [1, 2, 3]
     assert log.values["loss"].tolist() == [3.0, 1.0, 0.5]
 
 
-def test_half_a_line_and_strange_lines_are_counted_and_the_rest_is_shown(make_run):
+def test_unreadable_lines_are_counted_and_the_rest_is_shown(make_run):
     maker = make_run()
     lines = [
         step(1, loss=0.7),
@@ -42,54 +42,54 @@ def test_half_a_line_and_strange_lines_are_counted_and_the_rest_is_shown(make_ru
         step(5, loss=0.6),
     ]
     maker.log_training(lines)
-    log = read_training(maker.folder)
+    log = read_training(Run(maker.write()))
     assert log.steps.tolist() == [1, 5]
     # Half an object, a list, a text and a NUL.
     assert log.broken == 4
     assert "4 lines of the log can’t be read" in write_report(maker.write()).read_text(encoding="utf-8")
 
 
-def test_a_loss_that_is_not_finite_leaves_a_gap_and_is_told(make_run):
+def test_a_non_finite_loss_leaves_a_gap_and_is_counted(make_run):
     maker = make_run()
     maker.log_training(
         ['{"event": "step", "step": 1, "loss": NaN}', step(2, loss=0.5), step(3, loss=None), step(4, loss=0.4)]
     )
-    log = read_training(maker.folder)
+    log = read_training(Run(maker.write()))
     assert log.not_finite("loss") == 2
     (chart,) = training_charts(log)
     assert chart.note == "2 steps without a finite number (loss)."
     assert "nan" not in chart.svg
 
 
-def test_the_last_tenth_of_the_steps_is_what_the_summary_tells(make_run):
+def test_the_summary_shows_the_mean_of_the_last_tenth_of_the_steps(make_run):
     maker = make_run()
     maker.log_training([step(k, accuracy=1.0 if k > 18 else 0.0) for k in range(1, 21)] + [{"event": "end"}])
-    log = read_training(maker.folder)
+    log = read_training(Run(maker.write()))
     assert log.finished
     # Steps 19 and 20 of 20.
     assert log.last("accuracy") == 1.0
     assert log.last("nothing") is None
 
 
-def test_pairs_left_out_of_training_are_told_by_reason(make_run):
+def test_pairs_that_were_not_trained_on_are_counted_by_reason(make_run):
     maker = make_run()
     maker.log_training([step(1, loss=1)])
     drops = dropped_table("training", "pair", [("0/0", "too_long"), ("1/0", "too_long"), ("2/0", "image_missing")])
     write_table(maker.folder / "training" / "dropped.parquet", drops)
     index = write_report(maker.write())
     text = index.read_text(encoding="utf-8")
-    assert "Pairs left out of the training: 2 too long, 1 image missing." in text
+    assert "Pairs that were not trained on: 2 too long, 1 image missing." in text
     assert (
         '"stage":"training","kind":"pair","reason":"too_long"' in (index.parent / "gallery" / "dropped.js").read_text()
     )
 
 
-def test_no_log_and_a_log_without_steps_are_no_training(make_run):
+def test_without_a_logged_step_there_are_no_curves(make_run):
     maker = make_run()
-    assert read_training(maker.folder) is None
+    assert read_training(Run(maker.write())) is None
     maker.log_training([{"event": "start", "beta": 0.1}])
-    assert read_training(maker.folder) is None
-    assert read_log(maker.folder / "nothing") == ([], 0)
+    assert read_training(Run(maker.write())) is None
+    assert read_json_lines(maker.folder / "nothing") == ([], 0)
 
 
 def test_long_curves_are_thinned_by_means():
@@ -111,11 +111,11 @@ def result(task="rec", n=10, **metrics):
 
 
 def write_metrics(run, before=None, after=None):
-    sides = {"before": before, "after": after}
+    sides = {"format_version": 2, "before": before, "after": after}
     (run / "metrics.json").write_text(json.dumps({k: v for k, v in sides.items() if v is not None}), encoding="utf-8")
 
 
-def test_differences_say_what_is_better_and_what_is_not(make_run):
+def test_differences_say_what_is_better(make_run):
     run = make_run().write()
     old = {
         "acc@0.5": {"value": 0.81, "ci95": [0.79, 0.83]},
@@ -128,7 +128,7 @@ def test_differences_say_what_is_better_and_what_is_not(make_run):
         "words": {"value": 39.5},
     }
     write_metrics(run, {"rec": result(**old)}, {"rec": result(**new)})
-    (task,) = read_results(run)
+    (task,) = read_results(Run(run))
     assert task.problems == {"missing": (1, 1), "malformed": (2, 2)}
     lines = {line.name: (str(line.before), str(line.after), line.difference, line.better) for line in task.lines}
     assert lines == {
@@ -146,7 +146,7 @@ def test_accuracy_by_iou_is_a_curve_with_intervals(make_run):
     run = make_run().write()
     metrics = {f"acc@{at}": {"value": 1.0 - at, "ci95": [0.9 - at, 1.1 - at]} for at in (0.9, 0.5, 0.7)}
     write_metrics(run, {"rec": result(**metrics)}, {"rec": result(**metrics)})
-    (task,) = read_results(run)
+    (task,) = read_results(Run(run))
     assert [at for at, _ in task.curves["acc"]["after"]] == [0.5, 0.7, 0.9]
     (chart,) = result_charts(task)
     assert chart.heading == "Accuracy by IoU"
@@ -154,10 +154,10 @@ def test_accuracy_by_iou_is_a_curve_with_intervals(make_run):
     assert "before: from 0.5 to 0.1; after: from 0.5 to 0.1" in chart.svg
 
 
-def test_results_of_one_side_alone_and_of_unknown_metrics_are_shown(make_run):
+def test_results_of_one_side_and_unknown_tasks_and_metrics_are_shown(make_run):
     run = make_run().write()
     write_metrics(run, {"new_task": result("new_task", strange=0.25, broken={"value": None}, odd={"value": math.nan})})
-    (task,) = read_results(run)
+    (task,) = read_results(Run(run))
     assert [(line.name, str(line.before), line.after) for line in task.lines] == [
         ("strange", "0.2500", None),
         ("broken", "None", None),
@@ -172,14 +172,21 @@ def test_results_of_one_side_alone_and_of_unknown_metrics_are_shown(make_run):
         "",
         "[]",
         '{"before": 3}',
-        '{"before": {"rec": {"metrics": {"a": {"x": 1}}}}}',
-        '{"before": {"rec": 5}}',
+        '{"format_version": 2, "before": {"rec": {"metrics": {"a": {"x": 1}}}}}',
+        '{"format_version": 2, "before": {"rec": 5}}',
         "{" * 9999,
     ],
 )
-def test_metrics_that_are_none_are_named_before_anything_is_written(make_run, text):
+def test_damaged_metrics_are_an_error_before_anything_is_written(make_run, text):
     run = make_run().write()
     (run / "metrics.json").write_text(text, encoding="utf-8")
-    with pytest.raises(RunError, match=r"metrics\.json holds no metrics(.|\n)*fix:"):
+    with pytest.raises(RunError, match=r"metrics\.json is damaged(.|\n)*fix:"):
         write_report(run)
     assert not (run / "report").exists()
+
+
+def test_metrics_of_version_0_1_are_an_error(make_run):
+    run = make_run().write()
+    (run / "metrics.json").write_text('{"before": {}, "after": {}}', encoding="utf-8")
+    with pytest.raises(RunError, match=r"another format version(.|\n)*got: +1 \(none is given\)(.|\n)*expected: 2"):
+        write_report(run)

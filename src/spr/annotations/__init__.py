@@ -1,21 +1,23 @@
-"""Annotations → objects (METHOD §1): readers of annotation files, and what becomes of crowds."""
+"""Annotations → objects: reading COCO-style annotation files, and replacing crowds (supplement, Sec. 1)."""
 
 from spr.annotations.coco import read_coco
 from spr.annotations.crowd import (
+    CrowdDetections,
     CrowdDetector,
     CrowdDrop,
-    CrowdFinds,
     CrowdQuery,
+    CrowdSettings,
     replace_crowds,
 )
 from spr.annotations.table import Annotations, Dropped
 
 __all__ = [
     "Annotations",
+    "CrowdDetections",
     "CrowdDetector",
     "CrowdDrop",
-    "CrowdFinds",
     "CrowdQuery",
+    "CrowdSettings",
     "Dropped",
     "read_coco",
     "replace_crowds",

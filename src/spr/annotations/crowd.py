@@ -1,6 +1,6 @@
-"""Crowds: annotations whose one box holds many objects are annotated again by a detector (METHOD §1.2).
+"""Crowds: a detector re-annotates annotations whose one box holds many objects (supplement, Sec. 1).
 
-The detector is a function to pass in; its own thresholds (0.35 for boxes, 0.25 for text by default) belong to it.
+The detector is passed in as a function, which applies its own thresholds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from spr.records import Box, ImageObject, ImageObjects, Size
 
 @dataclass(frozen=True, slots=True)
 class CrowdQuery:
-    """What the detector is asked: where, within a crowd's box, are the objects of its category?
+    """A crowd whose objects the detector is to locate.
 
     Attributes:
         image_id: The image's id.
-        file_name: The image's file, relative to the images' folder.
+        file_name: The image's file, relative to the image folder.
         size_wh: The image's width and height in pixels.
-        category: The name to look for.
+        category: The category to detect.
         box: The crowd's box, xyxy pixels of the image.
     """
 
@@ -37,24 +37,24 @@ class CrowdQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class CrowdFinds:
-    """What a detector found: ``boxes_xyxy`` (M, 4), pixels of the whole image, and ``scores`` (M,), 0..1."""
+class CrowdDetections:
+    """The detections in one crowd: ``boxes_xyxy`` (M, 4), pixels of the whole image, and ``scores`` (M,), 0..1."""
 
     boxes_xyxy: npt.ArrayLike
     scores: npt.ArrayLike
 
 
-CrowdDetector: TypeAlias = Callable[[Sequence[CrowdQuery]], Sequence[CrowdFinds]]
-"""Answers queries, of one or several images, in their order. It may batch them as it likes."""
+CrowdDetector: TypeAlias = Callable[[Sequence[CrowdQuery]], Sequence[CrowdDetections]]
+"""Answers queries, which may be about several images, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class CrowdDrop:
-    """A crowd or a find that fell out.
+    """A crowd or a detection that was dropped.
 
     Attributes:
-        id: The crowd's id, or ``<crowd id>#<n>`` for a find.
-        image_id: Its image.
+        id: The crowd's id, or ``<crowd id>#<n>`` for a detection.
+        image_id: The image's id.
         reason: A key of `spr.core.reasons.OBJECT_REASONS`.
     """
 
@@ -63,114 +63,133 @@ class CrowdDrop:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class CrowdSettings:
+    """Which detections replace a crowd. The paper does not give these thresholds; they are our choice.
+
+    Attributes:
+        nms_iou: A detection whose IoU with a better one of the same crowd is over this value is dropped.
+        duplicate_iou: A detection whose IoU with an object of the same category is over this value is dropped.
+        min_inside: A detection with a smaller share of its area in the crowd's box is dropped.
+    """
+
+    nms_iou: float = 0.5
+    duplicate_iou: float = 0.5
+    min_inside: float = 0.5
+
+
 def replace_crowds(
     images: Sequence[ImageObjects],
     crowd_ids: Sequence[Collection[str]],
     detector: CrowdDetector | None,
-    *,
-    nms_iou: float = 0.5,
-    duplicate_iou: float = 0.5,
-    min_inside: float = 0.5,
+    settings: CrowdSettings = CrowdSettings(),
 ) -> tuple[list[ImageObjects], list[CrowdDrop]]:
-    """Replace crowds by what a detector finds in them (METHOD §1.2), or drop them.
+    """Replace each crowd with the objects that a detector locates in it, or drop it (supplement, Sec. 1).
 
-    Finds are clipped to the image and numbered from the best score on (ties by box), which gives them the id
-    ``<crowd id>#<n>``. They become objects of the crowd's category with ``source="detector"`` and their score, after
-    the image's other objects, unless one of `spr.core.reasons.OBJECT_REASONS` applies. Crowds of an image are taken by id, and the
-    finds of one count as existing objects for the next.
+    Detections are clipped to the image and numbered by descending score (ties by box); detection ``n`` gets the id
+    ``<crowd id>#<n>``. Those that are not dropped become objects of the crowd's category with ``source="detector"`` and
+    their score, after the other objects of the image. The crowds of an image are replaced in the order of their ids;
+    the new objects of one crowd count as existing objects for the next.
 
     Args:
-        images: Images with their objects, crowds included.
-        crowd_ids: For each image, which of its objects are crowds.
-        detector: Asked once, about all crowds; None drops every crowd.
-        nms_iou: A find whose IoU with a better find of the same crowd is over this falls out [ours].
-        duplicate_iou: A find whose IoU with an object of its category is over this falls out [ours].
-        min_inside: A find with a smaller share of its area within the crowd's box falls out [ours: half, as `inside`
-            in METHOD §0].
+        images: Images with all their objects, including crowds.
+        crowd_ids: For each image, the ids of its crowds.
+        detector: Called once, with all crowds. None drops every crowd.
+        settings: Thresholds.
 
     Returns:
-        The images without crowds, in the order given, and what fell out.
+        The images without crowds, in the same order, and the dropped crowds and detections.
 
     Raises:
-        RecordError: if the detector returns something other than finite boxes and scores for each query.
+        RecordError: if the detector does not return finite boxes and scores for each query.
     """
     crowds = [
-        sorted((o for o in image.objects if o.id in ids), key=lambda o: o.id)
+        sorted((item for item in image.objects if item.id in ids), key=lambda crowd: crowd.id)
         for image, ids in zip(images, crowd_ids, strict=True)
     ]
-    queries = [_query(image, crowd) for image, found in zip(images, crowds, strict=True) for crowd in found]
-    answers = iter(_ask(detector, queries) if detector is not None and queries else ())
-    made: list[ImageObjects] = []
+    detections = iter(_detect(detector, images, crowds) if detector is not None else ())
+    replaced: list[ImageObjects] = []
     drops: list[CrowdDrop] = []
-    for image, found in zip(images, crowds, strict=True):
-        gone = {crowd.id for crowd in found}
-        objects = [o for o in image.objects if o.id not in gone]
-        for crowd in found:
+    for image, crowds_here in zip(images, crowds, strict=True):
+        ids = {crowd.id for crowd in crowds_here}
+        objects = [item for item in image.objects if item.id not in ids]
+        for crowd in crowds_here:
             if detector is None:
                 drops.append(CrowdDrop(crowd.id, image.image_id, "crowd_without_detector"))
                 continue
-            boxes, scores = _finds(crowd, next(answers), (image.width, image.height))
-            known = [o.box for o in objects if o.category == crowd.category]
-            fates = _fates(boxes, scores, crowd.box, known, nms_iou, duplicate_iou, min_inside)
-            for number, fate in enumerate(fates, start=1):
-                id_ = f"{crowd.id}#{number}"
-                if fate:
-                    drops.append(CrowdDrop(id_, image.image_id, fate))
-                else:
-                    box, score = boxes[number - 1].tolist(), float(scores[number - 1])
-                    objects.append(ImageObject(id_, crowd.category, box, source="detector", score=score))
-            if all(fates):
-                reason = "crowd_nothing_new" if "detection_duplicate" in fates else "crowd_nothing_found"
-                drops.append(CrowdDrop(crowd.id, image.image_id, reason))
-        made.append(replace(image, objects=tuple(objects)) if found else image)
-    return made, drops
+            boxes, scores = _sorted_detections(crowd, next(detections), (image.width, image.height))
+            existing = [item.box for item in objects if item.category == crowd.category]
+            added, dropped = _split(crowd, boxes, scores, _reasons(boxes, scores, crowd.box, existing, settings))
+            objects += added
+            drops += [CrowdDrop(id_, image.image_id, reason) for id_, reason in dropped]
+        replaced.append(replace(image, objects=tuple(objects)) if crowds_here else image)
+    return replaced, drops
 
 
-def _query(image: ImageObjects, crowd: ImageObject) -> CrowdQuery:
-    return CrowdQuery(image.image_id, image.file_name, (image.width, image.height), crowd.category, crowd.box)
-
-
-def _ask(detector: CrowdDetector, queries: Sequence[CrowdQuery]) -> Sequence[CrowdFinds]:
-    answers = detector(queries)
+def _detect(
+    detector: CrowdDetector, images: Sequence[ImageObjects], crowds: Sequence[Sequence[ImageObject]]
+) -> Sequence[CrowdDetections]:
+    queries = [
+        CrowdQuery(image.image_id, image.file_name, (image.width, image.height), crowd.category, crowd.box)
+        for image, crowds_here in zip(images, crowds, strict=True)
+        for crowd in crowds_here
+    ]
+    answers = detector(queries) if queries else ()
     if len(answers) != len(queries):
-        raise RecordError("the crowd detector left queries unanswered", got=len(answers), expected=len(queries))
+        raise RecordError(
+            "The crowd detector did not answer each query once", got=len(answers), expected=f"{len(queries)} answers"
+        )
     return answers
 
 
-def _finds(crowd: ImageObject, answer: CrowdFinds, size_wh: Size) -> tuple[Array, Array]:
-    """The finds' boxes (M, 4), clipped to the image, and scores (M,), best first."""
-    scores = np.asarray(answer.scores, dtype=np.float64)
+def _sorted_detections(crowd: ImageObject, detections: CrowdDetections, size_wh: Size) -> tuple[Array, Array]:
+    """Boxes (M, 4), clipped to the image, and scores (M,), by descending score."""
+    scores = np.asarray(detections.scores, dtype=np.float64)
     try:
-        boxes = as_boxes(answer.boxes_xyxy)
+        boxes = as_boxes(detections.boxes_xyxy)
     except ValueError as error:
-        raise RecordError(f"the detector's boxes for crowd {crowd.id} are none", got=str(error)) from None
+        raise RecordError(f"The detector's boxes for crowd {crowd.id} are not boxes", got=str(error)) from None
     finite = np.isfinite(boxes).all() and np.isfinite(scores).all()
     if boxes.ndim != 2 or scores.shape != boxes.shape[:1] or not finite:
         raise RecordError(
-            f"the detector's finds for crowd {crowd.id} are malformed",
+            f"The detections for crowd {crowd.id} are malformed",
             got=f"boxes_xyxy {boxes.shape}, scores {scores.shape}, {'all' if finite else 'not all'} finite",
             expected="boxes_xyxy (M, 4) and scores (M,), all finite",
         )
-    # Tables hold float32: what is compared here must be what is kept.
+    # Tables hold float32, so the boxes are compared in the precision in which they are saved.
     boxes = clip(boxes, size_wh).astype(np.float32).astype(np.float64)
     order = np.lexsort((*boxes.T[::-1], -scores))
     return boxes[order], scores[order]
 
 
-def _fates(
-    boxes: Array,
-    scores: Array,
-    crowd_box: Box,
-    known: Sequence[Box],
-    nms_iou: float,
-    duplicate_iou: float,
-    min_inside: float,
+def _reasons(
+    boxes: Array, scores: Array, crowd_box: Box, existing: Sequence[Box], settings: CrowdSettings
 ) -> list[str]:
-    """Why each find falls out; empty for those that stay."""
-    fates = np.full(len(boxes), "", dtype=object)
-    fates[(fraction_inside(boxes, crowd_box) < min_inside) | (area(boxes) == 0)] = "detection_outside_crowd"
-    inside = np.flatnonzero(fates == "")
-    kept = inside[non_maximum_suppression(boxes[inside], scores[inside], nms_iou)]
-    fates[np.setdiff1d(inside, kept)] = "detection_suppressed"
-    fates[kept[(iou_matrix(boxes[kept], known) > duplicate_iou).any(axis=1)]] = "detection_duplicate"
-    return [str(fate) for fate in fates]
+    """The reason why each detection is dropped; empty for those that are kept."""
+    reasons = np.full(len(boxes), "", dtype=object)
+    outside = (fraction_inside(boxes, crowd_box) < settings.min_inside) | (area(boxes) == 0)
+    reasons[outside] = "detection_outside_crowd"
+    inside = np.flatnonzero(~outside)
+    kept = inside[non_maximum_suppression(boxes[inside], scores[inside], settings.nms_iou)]
+    reasons[np.setdiff1d(inside, kept)] = "detection_suppressed"
+    is_duplicate = (iou_matrix(boxes[kept], existing) > settings.duplicate_iou).any(axis=1)
+    reasons[kept[is_duplicate]] = "detection_duplicate"
+    return [str(reason) for reason in reasons]
+
+
+def _split(
+    crowd: ImageObject, boxes: Array, scores: Array, reasons: Sequence[str]
+) -> tuple[list[ImageObject], list[tuple[str, str]]]:
+    """The crowd's new objects, and ``(id, reason)`` of what is dropped: detections, and a crowd without new objects."""
+    objects: list[ImageObject] = []
+    drops: list[tuple[str, str]] = []
+    rows = zip(boxes.tolist(), scores.tolist(), reasons, strict=True)
+    for number, (box, score, reason) in enumerate(rows, start=1):
+        id_ = f"{crowd.id}#{number}"
+        if reason:
+            drops.append((id_, reason))
+        else:
+            objects.append(ImageObject(id_, crowd.category, box, source="detector", score=score))
+    if not objects:
+        drops.append((crowd.id, "crowd_nothing_new" if "detection_duplicate" in reasons else "crowd_nothing_found"))
+    return objects, drops

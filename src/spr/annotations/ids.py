@@ -1,4 +1,4 @@
-"""Ids of images, annotations and categories: integers in most files, texts in some, both in a few."""
+"""Ids of images, annotations and categories: integers in most files, strings in some, both in a few."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import numpy.typing as npt
 
 Keys: TypeAlias = npt.NDArray[np.int64]
 IdColumn: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.object_]
-"""Ids of a table: int64 where all are integers, otherwise an object array of texts."""
+"""Ids of a table: int64 if all are integers, otherwise an object array of strings."""
 
 TEXT_BASE = 2**63 - 2**32
-"""Keys from here on stand for texts; integers as large as this are kept as texts too."""
+"""Keys from here on stand for strings. Integers as large as this are treated as strings too."""
 
 NO_KEY = 2**63 - 1
-"""Stands for an id that is none; texts never get this far up."""
+"""The key of a missing or invalid id. Keys of strings never reach it."""
 
 CHUNK = 2**16
-"""Rows that are worked on at once, so that what lies between two steps stays in the processor's cache."""
+"""Rows per step, so that intermediate arrays stay in the processor's cache."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 
 
 class IdTable:
-    """Turns ids into int64 keys that are equal where the ids are: ``12``, ``12.0`` and ``"12"`` are one id.
+    """Maps ids to int64 keys, which are equal if the ids are: ``12``, ``12.0`` and ``"12"`` are the same id.
 
-    Integers are their own keys. Once all are read, `settle` orders the texts, and keys sort as ids do: integers by
-    value, then texts by code point.
+    Integers are their own keys. After all ids have been added, `freeze` sorts the strings; final keys then sort as ids
+    do: integers by value, then strings by code point.
 
     >>> ids = IdTable()
     >>> keys = np.array([ids.key(id) for id in ("b", 7, "a", "7")])
-    >>> ids.settle()
-    >>> ids.texts(np.sort(ids.settled(keys)))
+    >>> ids.freeze()
+    >>> ids.texts(np.sort(ids.final_keys(keys)))
     ['7', '7', 'a', 'b']
     """
 
@@ -43,7 +43,7 @@ class IdTable:
         self._ranks = np.empty(0, dtype=np.int64)
 
     def key(self, value: object) -> int | None:
-        """The key of an id as JSON gives it, or None where it is none: absent, empty, true, a fraction, a list, …"""
+        """The key of a JSON value, or None if it is not a valid id: missing, empty, a boolean, a fraction, a list, …"""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -56,14 +56,14 @@ class IdTable:
             return int(value)
         return TEXT_BASE + self._codes.setdefault(value, len(self._codes))
 
-    def settle(self) -> None:
-        """Order the texts; no `key` may be asked for afterwards."""
+    def freeze(self) -> None:
+        """Sort the strings. `key` must not be called afterwards."""
         self._sorted = sorted(self._codes)
         self._ranks = np.empty(len(self._sorted), dtype=np.int64)
         self._ranks[[self._codes[text] for text in self._sorted]] = np.arange(len(self._sorted))
 
-    def settled(self, keys: Keys) -> Keys:
-        """The keys that sort as the ids do, for keys made by `key`."""
+    def final_keys(self, keys: Keys) -> Keys:
+        """Keys that sort as the ids do, for keys from `key`."""
         if not self._sorted:
             return keys
         is_text = (keys >= TEXT_BASE) & (keys != NO_KEY)
@@ -72,7 +72,7 @@ class IdTable:
         return keys
 
     def texts(self, keys: Keys) -> list[str]:
-        """The ids of settled keys, as texts; an empty one for `NO_KEY`."""
+        """The ids of final keys as strings; an empty string for `NO_KEY`."""
         return [self._text(key) for key in keys.tolist()]
 
     def _text(self, key: int) -> str:
@@ -81,14 +81,14 @@ class IdTable:
         return "" if key == NO_KEY else self._sorted[key - TEXT_BASE]
 
     def column(self, keys: Keys) -> IdColumn:
-        """The ids of settled keys in the most compact form."""
+        """The ids of final keys in the most compact form."""
         if not self._sorted or not (keys >= TEXT_BASE).any():
             return keys
         return np.array(self.texts(keys), dtype=np.object_)
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8, which half of a surrogate pair (or a byte that was not UTF-8) can't."""
+    """Whether a text can be encoded as UTF-8. A lone surrogate, which stands for an invalid byte, can't."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -97,7 +97,7 @@ def is_unicode(text: str) -> bool:
 
 
 def look_up(sorted_keys: Keys, wanted: Keys) -> npt.NDArray[np.int32]:
-    """Positions of ``wanted`` in ``sorted_keys`` (ascending, unique), -1 for those that are not there.
+    """Positions of ``wanted`` in ``sorted_keys`` (ascending, unique); -1 for missing keys.
 
     >>> look_up(np.array([10, 20, 30]), np.array([30, 11, 10])).tolist()
     [2, -1, 0]
@@ -107,7 +107,7 @@ def look_up(sorted_keys: Keys, wanted: Keys) -> npt.NDArray[np.int32]:
     low, high = int(sorted_keys[0]), int(sorted_keys[-1])
     found = np.empty(len(wanted), dtype=np.int32)
     if high - low < 4 * (len(sorted_keys) + len(wanted)):
-        # Ids are mostly numbered densely: a table answers ten times faster than a search.
+        # Most ids are dense integers, for which a lookup table is ten times faster than a search.
         table = np.full(high - low + 2, -1, dtype=np.int32)
         table[sorted_keys - low] = np.arange(len(sorted_keys), dtype=np.int32)
         for start in range(0, len(wanted), CHUNK):

@@ -1,4 +1,4 @@
-"""Where the elements of a JSON list end, in text of which only a part is there."""
+"""Finding where the elements of a JSON list end, in a part of the text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STEPS[list(b"{[")], _STEPS[list(b"}]")], _STEPS[ord(",")] = 1, -1, _COMMA
 
 
 def guess_cut(data: bytearray, start: int, end: int) -> int:
-    """Index of the comma of the last ``},{`` (spaces between allowed) in ``data[start:end]``; -1 where none is near."""
+    """Index of the comma of the last ``},{`` (spaces are allowed) in ``data[start:end]``, or -1 if none is near."""
     for _ in range(_BOUNDARY_TRIES):
         end = data.rfind(b"{", start, end)
         if end < 0:
@@ -28,7 +28,11 @@ def guess_cut(data: bytearray, start: int, end: int) -> int:
 
 
 def scan(data: bytes) -> tuple[int, bool]:
-    """Where the list or object ends that ``data`` is the inside of, or else its last comma at that depth, or -1.
+    """The end of the list or object whose content ``data`` starts with.
+
+    Returns:
+        The index of its closing bracket and True; without one, the index of the last comma that separates its elements
+        (-1 if there is none) and False.
 
     >>> scan(b'{"a": [1, 2]}, {"b": "},{"'), scan(b'[1, "]"]] , '), scan(b'{"a": 1, "b"')
     ((13, False), (8, True), (-1, False))
@@ -51,7 +55,7 @@ def scan(data: bytes) -> tuple[int, bool]:
 
 
 def _escaped(codes: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Whether an odd number of backslashes stands before each quote."""
+    """Whether each quote is preceded by an odd number of backslashes."""
     slashes = np.flatnonzero(codes == ord("\\"))
     starts = np.concatenate([[True], np.diff(slashes) != 1])
     run_start = slashes[starts][np.cumsum(starts) - 1]

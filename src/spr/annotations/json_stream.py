@@ -1,11 +1,11 @@
-"""A JSON file too large for memory, read block by block.
+"""Reading a JSON file that is too large for memory, block by block.
 
-The top level is an object. Its members come in whatever order the file has them; the elements of those that the caller
-wants arrive as blocks of whole elements, and what it doesn't want is passed over without being decoded.
+The top level must be an object. Its members are read in the order of the file: the caller gets the lists that it asks
+for as blocks of whole elements, and other members are skipped without being decoded.
 
-Where to cut a block is guessed (the last ``},{``) and the guess is proved by decoding: the text between two commas of
-an array, put between ``[`` and ``]``, is valid JSON only if both commas belong to that array; a cut within a string or
-a nested list can't pass. When a guess fails, an exact scan of quotes and brackets finds the cut.
+The end of a block is guessed (the last ``},{``) and then verified by decoding: the text between two commas of a list,
+put between ``[`` and ``]``, is valid JSON only if both commas separate elements of that list. A cut within a string or
+a nested list fails, and an exact scan of quotes and brackets then finds the cut.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from spr.annotations.json_cuts import SPACE, guess_cut, scan
 from spr.core.errors import InputError
 
 BLOCK_SIZE = 256 * 1024
-"""Bytes read at once. A block and the objects decoded from it stay in the processor's cache, which is worth more than
-fewer, larger reads."""
+"""Bytes per read. A block and the objects decoded from it fit in the processor's cache, which saves more time than
+fewer, larger reads would."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes read so far and the file's size in bytes."""
@@ -42,28 +42,28 @@ _STARTS = {
     b"\xff\xfe": ("text in UTF-16", "save it as UTF-8"),
     b"\xfe\xff": ("text in UTF-16", "save it as UTF-8"),
     b"<": ("an HTML or XML page", "download the file itself, not the page that links to it"),
-    b"[": ("a JSON list", "give the annotations (`instances_….json`), not a list of detection results"),
+    b"[": ("a JSON list", "give the annotations (`instances_….json`), not a list of detections"),
 }
 
 
 class JsonStream:
-    """A JSON object in a file, to be walked once.
+    """A JSON object in a file, which can be read once.
 
     Args:
         path: The file.
-        block_size: Bytes to read at once.
+        block_size: Bytes per read.
         progress: Called after every read.
 
     Raises:
-        InputError: if the file is missing, empty or doesn't hold a JSON object; and by every method, naming the byte,
-            where the file is truncated or not JSON.
+        InputError: if the file is missing, empty or not a JSON object. Every method raises it, naming the byte, if the
+            file is truncated or not JSON.
     """
 
     def __init__(self, path: Path, *, block_size: int = BLOCK_SIZE, progress: Progress | None = None) -> None:
         self.path, self._block_size, self._progress = path, block_size, progress
         self._file = _open(path)
         self._size = path.stat().st_size
-        # Bytes `at` to `end` of the buffer are still to be read; byte 0 of the buffer is byte `base` of the file.
+        # Bytes `at` to `end` of the buffer have not been consumed; byte 0 of the buffer is byte `base` of the file.
         self._buffer, self._at, self._end, self._base = bytearray(), 0, 0, 0
         self._member, self._pending = "", False
 
@@ -76,7 +76,7 @@ class JsonStream:
         self._file.close()
 
     def members(self) -> Iterator[str]:
-        """The keys of the top level, in the file's order; a value that `blocks` doesn't read is passed over."""
+        """The keys of the top level, in the order of the file. Values that `blocks` does not read are skipped."""
         self._start()
         seen: set[str] = set()
         while True:
@@ -84,7 +84,7 @@ class JsonStream:
                 break
             self._member = self._key()
             if self._member in seen:
-                raise self.error(f"has the key `{self._member}` twice", fix="keep one of the two")
+                raise self.error(f"has the key `{self._member}` twice", fix="remove one of the two")
             seen.add(self._member)
             self._expect(b":")
             self._peek()
@@ -98,22 +98,22 @@ class JsonStream:
             self._expect(b",")
         self._at += 1
         if self._peek(at_end=True):
-            self._not_json("something follows the end of the object")
+            self._not_json("there is more text after the end of the object")
 
-    def blocks(self, quick: Callable[[memoryview], T | None], careful: Callable[[list[Any]], T]) -> Iterator[T]:
-        """The elements of the current member's list, decoded block by block.
+    def blocks(self, fast: Callable[[memoryview], T | None], lenient: Callable[[list[Any]], T]) -> Iterator[T]:
+        """Decode the list of the current member block by block.
 
         Args:
-            quick: Decodes a JSON list, given as a buffer that is valid during the call; None where it can't. It must
-                refuse whatever is not valid JSON.
-            careful: Makes the same of the list's elements, decoded by `json`; for the blocks that ``quick`` refuses.
+            fast: Decodes a JSON list, given as a buffer that is valid only during the call. Returns None for a list
+                that it can't decode, and for anything that is not valid JSON.
+            lenient: Does the same for a block that ``fast`` could not decode, given its elements as decoded by `json`.
 
         Raises:
             InputError: if the value is not a list, or not JSON.
         """
         if self._peek() != b"[":
-            got = {b"{": "an object", b'"': "a text"}.get(self._peek(), "a number, true, false or null")
-            raise self.error(f"has `{self._member}` that is not a list", got=got, expected="a list of objects")
+            got = {b"{": "an object", b'"': "a string"}.get(self._peek(), "a number, true, false or null")
+            raise self.error(f"has a `{self._member}` member that is not a list", got=got, expected="a list of objects")
         self._pending = False
         self._at += 1
         first = closed = True
@@ -121,7 +121,7 @@ class JsonStream:
             if self._end - self._at < self._block_size:
                 self._more()
             guess = guess_cut(self._buffer, self._at, self._end)
-            result = None if guess < 0 else self._try(quick, guess)
+            result = None if guess < 0 else self._try(fast, guess)
             if result is not None:
                 cut, closed = guess, False
             else:
@@ -129,10 +129,10 @@ class JsonStream:
                 cut, closed = self._exact_cut()
                 block = bytes(self._buffer[self._at : cut])
                 if block.strip(SPACE):
-                    result = self._try(quick, cut) if self._base + cut != guessed else None
-                    result = careful(self._decode(block)) if result is None else result
+                    result = self._try(fast, cut) if self._base + cut != guessed else None
+                    result = lenient(self._decode(block)) if result is None else result
                 elif not (first and closed):
-                    self._not_json("two commas, or a comma before the closing bracket")
+                    self._not_json("two commas in a row, or a comma before the closing bracket")
             self._at, first = cut + 1, False
             if result is not None:
                 yield result
@@ -141,17 +141,20 @@ class JsonStream:
         """An error that names the file."""
         return InputError(f"Annotations file {self.path} {problem}", got=got, expected=expected, fix=fix)
 
-    def _try(self, quick: Callable[[memoryview], T | None], cut: int) -> T | None:
-        # The comma or bracket on either side of the block becomes its bracket, which saves copying the block.
+    def _try(self, fast: Callable[[memoryview], T | None], cut: int) -> T | None:
+        # The bytes on either side of the block are overwritten with its brackets, which avoids a copy of the block.
         after = self._buffer[cut]
         self._buffer[self._at - 1], self._buffer[cut] = ord("["), ord("]")
         with memoryview(self._buffer) as whole, whole[self._at - 1 : cut + 1] as block:
-            result = quick(block)
+            result = fast(block)
         self._buffer[cut] = after
         return result
 
     def _more(self) -> bool:
-        """Read on; as much again as there is, so that an element of any size costs linear time. False at the end."""
+        """Read more bytes; False at the end of the file.
+
+        At least as many are read as are unconsumed, so that reading a large element takes linear time.
+        """
         start = max(self._at - 1, 0)
         rest = self._buffer[start : self._end]
         wanted = max(self._block_size, len(rest))
@@ -182,7 +185,7 @@ class JsonStream:
         self._expect(b"{")
 
     def _peek(self, *, at_end: bool = False) -> bytes:
-        """The next byte that is not space, where the stream then stands; with ``at_end`` the end gives nothing."""
+        """Move to the next byte that is not a space, and return it; nothing at the end, if ``at_end`` allows it."""
         while True:
             found = _NOT_SPACE.search(self._buffer, self._at, self._end)
             if found:
@@ -227,7 +230,7 @@ class JsonStream:
             self._at = cut + 1
 
     def _exact_cut(self) -> tuple[int, bool]:
-        """Index in the buffer of the list's last comma, or of its closing bracket, and whether it is that."""
+        """Index in the buffer of the list's last comma or of its closing bracket, and whether it is the bracket."""
         while True:
             cut, closed = scan(bytes(self._buffer[self._at : self._end]))
             if cut >= 0:
@@ -236,7 +239,7 @@ class JsonStream:
                 self._truncated()
 
     def _decode(self, elements: bytes) -> list[Any]:
-        # Bytes that are not UTF-8 become lone surrogates: only a field that is needed then counts as wrong.
+        # Invalid UTF-8 becomes lone surrogates, so that it is an error only in fields that are used.
         text = f"[{elements.decode('utf-8', 'surrogateescape')}]"
         try:
             return list(json.loads(text, parse_int=_int, strict=False))
@@ -252,7 +255,7 @@ class JsonStream:
         raise self.error(
             f"is truncated: it ends at byte {end:,}{where}",
             expected="a complete JSON object",
-            fix="download or write the file again",
+            fix="download or export the file again",
         )
 
     def _not_json(self, problem: str, *, skip: int = 0) -> NoReturn:
@@ -266,12 +269,12 @@ def _open(path: Path) -> io.FileIO:
     except FileNotFoundError:
         what, fix = "does not exist", "check the path in `annotations.path`"
     except IsADirectoryError:
-        what, fix = "is a folder", "name the JSON file in it in `annotations.path`"
+        what, fix = "is a folder", "set `annotations.path` to the JSON file"
     except OSError as error:
         what, fix = f"can't be read ({error.strerror})", "check the file's permissions"
     raise InputError(f"Annotations file {path} {what}", expected="a COCO-style JSON file", fix=fix)
 
 
 def _int(digits: str) -> float:
-    # Python refuses to turn very long digit strings into integers; no id and no coordinate is that long.
+    # Python does not convert very long digit strings to integers; no id or coordinate is that long.
     return int(digits) if len(digits) <= _INT_DIGITS else float(digits)

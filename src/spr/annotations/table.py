@@ -1,4 +1,4 @@
-"""What a reader of annotations returns: images, categories and objects as columns, and what fell out."""
+"""The content of an annotations file as columns: images, categories, objects, and the dropped entries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from spr.records import ImageObject, ImageObjects
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Entries that fell out, as columns of one length, sorted by kind, reason and id.
+    """Dropped entries as columns of equal length, sorted by kind, reason and id.
 
     Attributes:
-        ids: Their ids as texts; empty for entries without one.
+        ids: Ids as strings; empty for entries without an id.
         kinds: ``category``, ``image`` or ``object``.
         reasons: Keys of `spr.core.reasons.ANNOTATION_REASONS`.
     """
@@ -30,31 +30,30 @@ class Dropped:
         return len(self.ids)
 
     def counts(self) -> dict[str, int]:
-        """The number of entries by reason."""
+        """The number of entries per reason."""
         return dict(Counter(self.reasons))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Annotations:
-    """The images of an annotations file with their objects (METHOD §1.1), as columns.
+    """The ``I`` images, ``C`` categories and ``N`` objects of an annotations file, as columns.
 
-    Images are sorted by id and objects by image and id: integers by value, then texts by code point. So nothing here
-    depends on the order of the file. ``I`` images, ``C`` categories, ``N`` objects.
-
-    Objects365 v2's ``isfake`` and ``isreflected`` are not kept: METHOD filters by neither.
+    Images are sorted by id, and objects by image and id: integers by value, then strings by code point. The order of
+    the file does not matter. ``isfake`` and ``isreflected`` of Objects365 v2 are not kept: the paper does not filter by
+    them.
 
     Attributes:
-        image_ids: (I,) int64, or texts (dtype object) where not all are integers.
-        file_names: I names, relative to the images' folder.
+        image_ids: (I,) int64, or strings (dtype object) if not all are integers.
+        file_names: I names, relative to the image folder.
         sizes_wh: (I, 2) int32, width and height in pixels.
-        categories: C names, in the order of the categories' ids.
+        categories: C names, sorted by the categories' ids.
         offsets: (I + 1,) int64; objects ``offsets[i]`` to ``offsets[i + 1]`` belong to image ``i``.
-        object_ids: (N,) as ``image_ids``.
+        object_ids: (N,), like ``image_ids``.
         category: (N,) int32, index into ``categories``.
-        boxes_xyxy: (N, 4) float32, pixels of the image, clipped to it, with an area over 0.
-        crowd: (N,) bool, ``iscrowd``: the box holds several objects; see `spr.annotations.replace_crowds`.
-        clipped: Number of objects whose box left the image in part and was clipped.
-        dropped: What fell out of the file.
+        boxes_xyxy: (N, 4) float32, pixels of the image, clipped to it, with a positive area.
+        crowd: (N,) bool, ``iscrowd``: the box contains several objects; see `spr.annotations.replace_crowds`.
+        clipped: Number of objects whose box was clipped, because a part of it lay outside the image.
+        dropped: The dropped entries.
     """
 
     image_ids: IdColumn
@@ -70,11 +69,11 @@ class Annotations:
     dropped: Dropped
 
     def rows(self, image: int) -> slice:
-        """Where the objects of the image at this index (0 to I − 1) stand in the objects' columns."""
+        """The rows of an image's objects in the object columns, given the image's index (0 to I − 1)."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
     def record(self, image: int) -> ImageObjects:
-        """The image at this index with all its objects, crowds included, as a record."""
+        """The image at this index with all its objects, including crowds, as a record."""
         rows = self.rows(image)
         columns = zip(
             self.object_ids[rows].tolist(),
@@ -92,6 +91,6 @@ class Annotations:
         )
 
     def crowd_ids(self, image: int) -> frozenset[str]:
-        """The ids of the image's crowds, as `replace_crowds` takes them."""
+        """The ids of the image's crowds, for `replace_crowds`."""
         rows = self.rows(image)
         return frozenset(map(str, self.object_ids[rows][self.crowd[rows]].tolist()))

@@ -1,4 +1,4 @@
-"""`spr export`: a run's pairs as other trainers read them."""
+"""`spr export`: a run's pairs in the format of another trainer."""
 
 from __future__ import annotations
 
@@ -9,40 +9,47 @@ import typer
 
 from spr.commands.run import check_name
 
-_FORMATS = ("trl", "llamafactory", "ms-swift", "llava", "rlaif-v")
 _IMAGES = ("embed", "copy", "path")
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder with finished pairs.")],
-    format: Annotated[str, typer.Option("--format", help=" | ".join(_FORMATS))],  # noqa: A002 - the option's name
-    out: Annotated[Path, typer.Option(help="The folder to make; it must be new, empty, or this very export.")],
+    format: Annotated[  # noqa: A002 - the option's name
+        str,
+        typer.Option(
+            "--format",
+            help="trl | llamafactory | ms-swift | llava | rlaif-v, or a format of an installed package, "
+            "see `spr doctor`.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to create; it must be new, empty, or hold this same export.")],
     images: Annotated[
         str | None,
         typer.Option(
-            help="embed: in the rows | copy: into the folder | path: where they are. "
-            "[default: embed for trl and rlaif-v, else copy]"
+            help="embed: bytes in the rows | copy: files in the folder | path: paths of the original files.",
+            show_default="embed for trl and rlaif-v, else copy",
         ),
     ] = None,
     dialect: Annotated[
-        str | None, typer.Option(help="Write boxes in another dialect, such as qwen2_5_vl; `spr doctor` lists them.")
+        str | None,
+        typer.Option(help="Convert boxes to another dialect, such as qwen2_5_vl; `spr doctor` lists them."),
     ] = None,
     license: Annotated[  # noqa: A002 - the option's name
-        str, typer.Option("--license", help="The data's licence on the card, such as cc-by-4.0.")
+        str, typer.Option("--license", help="License of the dataset on its card, such as cc-by-4.0.")
     ] = "other",
-    name: Annotated[str | None, typer.Option(help="The data set's name on the card.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the dataset on its card.")] = None,
 ) -> None:
-    """Write a run's pairs in another trainer's format, with a data set card."""
+    """Write a run's pairs in the format of another trainer, with a dataset card."""
     from spr.exports import writing
 
-    check_name("--format", format, _FORMATS)
     if images is not None:
         check_name("--images", images, _IMAGES)
-    made = writing.export(run, out, format, images=images, dialect=dialect, license_id=license, name=name)  # type: ignore[arg-type]
-    state = ", done before" if made.done_before else ""
-    typer.echo(f"{format}: {made.pairs:,} pairs in {out} (images: {made.images}, dialect: {made.dialect}{state})")
-    for reason, count in made.left_out.items():
+    summary = writing.export(run, out, format, images=images, dialect=dialect, license_id=license, name=name)  # type: ignore[arg-type]
+    state = ", done before" if summary.done_before else ""
+    settings = f"images: {summary.images}, dialect: {summary.dialect}{state}"
+    typer.echo(f"{format}: {summary.pairs:,} pairs in {out} ({settings})")
+    for reason, count in summary.left_out.items():
         typer.echo(f"  {count:>12,}  left out {reason}")
-    if made.left_out:
-        typer.echo(f"  {out / writing.LEFT_OUT} names them; to export anew, delete {out}.")
-    typer.echo(f"Card: {out / 'README.md'}. Fill in the licence of images and annotations before you publish it.")
+    if summary.left_out:
+        typer.echo(f"  {out / writing.LEFT_OUT} lists them. To export again, delete {out} first.")
+    typer.echo(f"Card: {out / 'README.md'}. Fill in the licenses of images and annotations before you publish it.")

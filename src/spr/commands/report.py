@@ -1,4 +1,4 @@
-"""`spr report`: a run as a page to look at."""
+"""`spr report`: an HTML page about a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import typer
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder with finished pairs.")],
     out: Annotated[
-        Path | None, typer.Option(help="The report's folder; an earlier report is replaced. [default: RUN/report]")
+        Path | None,
+        typer.Option(help="Folder of the report; an earlier report is replaced.", show_default="RUN/report"),
     ] = None,
-    max_pairs: Annotated[int, typer.Option(min=1, help="Pairs in the gallery; the numbers are of all.")] = 10_000,
+    max_pairs: Annotated[
+        int, typer.Option(min=1, help="Number of pairs in the gallery; the statistics include all pairs.")
+    ] = 10_000,
 ) -> None:
     """Write an HTML report of a run: counts, plots, training, results and a gallery of the pairs."""
     from spr.report.page import write_report

@@ -39,9 +39,10 @@ def run(
         typer.echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
     if any(summary.name == "pairs" for summary in summaries):
-        from spr.runs.pair_report import describe_pairs
+        from spr.runs.pair_stats import PairStats
+        from spr.runs.reader import Run
 
-        for line in describe_pairs(out):
+        for line in PairStats.of_run(Run(out)).lines():
             typer.echo(line)
     typer.echo(f"\nTo see the rows:  spr show {out / summaries[-1].name}")
 

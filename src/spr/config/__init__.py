@@ -1,4 +1,4 @@
-"""The config of an experiment: one file per section, and the presets that ship."""
+"""The config of an experiment, with one module per section, and the presets that ship with SPR."""
 
 from spr.config.annotations import AnnotationsConfig
 from spr.config.describer import DescriberConfig, SamplesConfig

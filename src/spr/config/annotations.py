@@ -1,4 +1,4 @@
-"""The config section `annotations`: images and objects."""
+"""The config section `annotations`: which images and objects are used."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from spr.core.images import MAX_PIXELS, ImageSource
 
 
 class AnnotationsConfig(Section):
-    """Which annotated images are used (supplement, Sec. 1)."""
+    """Which annotated images and objects are used (supplement, Sec. 1)."""
 
     path: Path
-    """Path of the annotations: COCO, LVIS or Objects365 JSON."""
+    """Annotation file: COCO, LVIS or Objects365 JSON."""
     images: Path
     """Folder that the file names in the annotations are relative to."""
     min_area: Float = Field(default=300.0, ge=0)
-    """Objects with a smaller box area, in px², are dropped (supplement, Sec. 1)."""
+    """Minimum box area in px²; smaller objects are dropped (supplement, Sec. 1)."""
     min_objects: Int = Field(default=9, ge=1)
-    """Images with fewer objects are dropped (supplement, Sec. 1: "containing more than eight objects")."""
+    """Minimum number of objects; images with fewer are dropped (supplement, Sec. 1: "more than eight objects")."""
     max_images: Int | None = Field(default=10_000, ge=1)
-    """Number of images to sample; null uses all of them (supplement, Sec. 1)."""
+    """Number of images to sample; null uses all images (supplement, Sec. 1)."""
     crowds: Literal["drop", "detect"] = "drop"
-    """Drop crowd annotations, or replace them with the objects that the detector finds (supplement, Sec. 1)."""
+    """Drop crowd annotations, or replace each with the detector's detections in it (supplement, Sec. 1)."""
     crowd_nms_iou: Float = Field(default=0.5, ge=0, le=1)
-    """IoU threshold for non-maximum suppression among the detections in a crowd (our choice)."""
+    """IoU threshold, 0..1, of the non-maximum suppression among the detections in a crowd (our choice)."""
     crowd_duplicate_iou: Float = Field(default=0.5, ge=0, le=1)
-    """A detection whose IoU with an object of the same category is over this value is dropped (our choice)."""
+    """Detections in a crowd are dropped if their IoU with an object of the category is over this value (our choice)."""
     check_images: bool = True
-    """Open and decode each sampled image to find files that are missing, truncated or of another size."""
+    """Open and decode each sampled image, and drop missing and damaged files and those of another size (our choice)."""
     orientation: Literal["auto", "apply", "ignore"] = "auto"
-    """How to treat EXIF rotation: `auto` rotates an image if only that fits the annotated size, and drops it if both
-    readings fit; `apply` always rotates; `ignore` never does (our choice)."""
+    """How to treat the EXIF orientation: `auto` rotates an image if only that matches the annotated size, and drops it
+    if both orientations match; `apply` always rotates; `ignore` never rotates (our choice)."""
     max_pixels: Int = Field(default=MAX_PIXELS, ge=1, le=MAX_PIXELS)
-    """Images with more pixels are dropped without being decoded; at most Pillow's own limit."""
+    """Images with more pixels are dropped without being decoded; at most Pillow's limit (our choice)."""
 
     @property
     def image_source(self) -> ImageSource:

@@ -1,4 +1,4 @@
-"""A whole experiment: the config with all of its sections."""
+"""The config of an experiment, with all of its sections."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from spr.core import FORMAT_VERSION
 
 
 class _File(Section):
-    """What can be written as a config file."""
+    """A config that can be written to a file."""
 
     def to_yaml(self) -> str:
-        """The resolved config as YAML, with the format version first and the fields in their order."""
+        """The config as YAML: the format version, then all fields."""
         content: dict[str, Any] = {"format_version": FORMAT_VERSION, **self.model_dump(mode="json")}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 class Config(_File):
-    """A whole experiment. `spr run` writes it, resolved, to `RUN/config.yaml`."""
+    """The config of an experiment. `spr run` writes it to `RUN/config.yaml`, including all defaults and overrides."""
 
     seed: Int = Field(default=0, ge=0, lt=2**63)
-    """Seed of all random choices, each of which is a hash of the seed and a record's id."""
+    """Seed of all random choices. Each choice is a hash of the seed and a record's id."""
     annotations: AnnotationsConfig
     regions: RegionsConfig = RegionsConfig()
     describer: DescriberConfig | None = None
-    """Without a describer, a run ends with the region queries."""
+    """The describer section; null ends the run after the region queries."""
     prompts: PromptsConfig = PromptsConfig()
     scorer: ScorerConfig = ScorerConfig()
     detector: DetectorConfig = DetectorConfig()
@@ -45,12 +45,12 @@ class Config(_File):
     pairing: PairingConfig = PairingConfig()
     training: TrainingConfig = TrainingConfig()
     shard_rows: Int = Field(default=512, ge=1)
-    """Rows per shard. Changes the layout of the files, never the rows."""
+    """Rows per shard. Affects the layout of the files but not the rows."""
     engine: Literal["local"] = "local"
-    """What runs the stages: `local` uses processes of this machine. Never changes the rows."""
+    """How the stages run: `local` uses processes on this machine. Does not affect the rows."""
 
     def is_runtime_field(self, key: str) -> bool:
-        """Whether a dotted field affects no row, so that a run can be resumed after it has changed.
+        """Whether a dotted field does not affect any row, so that a run can be resumed after it was changed.
 
         >>> Config.model_validate({"annotations": {"path": "a", "images": "b"}}).is_runtime_field("scorer.batch_size")
         True
@@ -60,8 +60,10 @@ class Config(_File):
 
 
 class TrainingPart(_File):
-    """The part of a config that training on pairs from elsewhere needs: no annotations."""
+    """The part of a config that training on pairs from another source needs."""
 
     seed: Int = Field(default=0, ge=0, lt=2**63)
+    """Seed of all random choices."""
     describer: DescriberConfig | None = None
+    """The model to train."""
     training: TrainingConfig = TrainingConfig()

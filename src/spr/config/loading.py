@@ -1,6 +1,6 @@
-"""Reading a config: a YAML file plus `key=value` overrides, validated as a whole.
+"""Reading configs: a YAML file and `key=value` overrides, validated together.
 
-Every error is reported at once, each with the field's name, the value that was given and the nearest known key.
+All errors are reported together, each with the field's name, the given value and, for an unknown key, the nearest one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NOT_FOR_TRAINING = set(Config.model_fields) - set(TrainingPart.model_fields)
 
 
 def load_training(source: str | Path, overrides: Iterable[str] = ()) -> TrainingPart:
-    """Read the seed, the describer and the training section of a config; its other sections may be missing or wrong.
+    """Read the seed, the describer and the training section of a config. Other sections are not validated.
 
     Raises:
         ConfigError: as for `load_config`.
@@ -45,18 +45,18 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
         overrides: `dotted.key=value` strings; each value is parsed as YAML.
 
     Raises:
-        ConfigError: listing every problem, if the file is missing or not YAML, or a key or value is wrong.
+        ConfigError: if the file is missing or not YAML, or keys or values are not valid; it lists every problem.
     """
     path, raw = _read(source)
     return make_config(apply_overrides(raw, overrides), str(path))
 
 
 def make_config(raw: Mapping[str, Any], where: str = "config") -> Config:
-    """Validate a mapping, reporting every error at once. Relative paths are resolved against the current folder.
+    """Validate a mapping, reporting all errors together. Relative paths are resolved against the current folder.
 
     Args:
         raw: The sections and fields.
-        where: What error messages call the mapping.
+        where: Name of the mapping in error messages.
     """
     config = _validate(Config, raw, where)
     section = config.annotations
@@ -65,15 +65,15 @@ def make_config(raw: Mapping[str, Any], where: str = "config") -> Config:
 
 
 def make_section(schema: type[Part], source: Part | str | PathLike[str], **fields: Any) -> Part:
-    """A section from what a model's constructor is given: the section itself, or a model id or folder with fields.
+    """A section from the arguments of a model's constructor: a section, or a model id or folder with further fields.
 
     Args:
         schema: The section's class, such as `DescriberConfig`.
-        source: A section, used as it is, or the value of the field ``model``.
+        source: A section, which is returned unchanged, or the value of the field ``model``.
         **fields: Further fields of the section; paths may be `Path` objects.
 
     Raises:
-        ConfigError: if a field is unknown or its value is not valid, or fields are given beside a section.
+        ConfigError: if a field is unknown or its value is not valid, or if both a section and fields are given.
 
     >>> from spr.config import DetectorConfig
     >>> make_section(DetectorConfig, "IDEA-Research/grounding-dino-tiny", box_threshold=0.3).box_threshold
@@ -90,7 +90,7 @@ def make_section(schema: type[Part], source: Part | str | PathLike[str], **field
 
 
 def find_config(source: str | Path) -> Path:
-    """The file of a config that is given by path or by the name of a preset."""
+    """The file of a config, given its path or the name of a preset."""
     path = Path(source)
     presets = {p.stem: p for p in sorted(PRESETS.glob("*.yaml"))}
     try:
@@ -106,7 +106,7 @@ def find_config(source: str | Path) -> Path:
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of the mapping with each `dotted.key=value` applied.
+    """Apply `dotted.key=value` overrides to a copy of a mapping.
 
     >>> apply_overrides({"regions": {"per_image": 1}}, ["regions.per_image=2", "seed=3"])
     {'regions': {'per_image': 2}, 'seed': 3}
@@ -134,7 +134,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields whose values differ, by dotted name: (old, new). A field that one side lacks is None there.
+    """Fields whose values differ: ``(old, new)`` by dotted name. A missing field counts as None.
 
     >>> changed_fields({"seed": 0, "regions": {"per_image": 1}}, {"seed": 0, "regions": {"per_image": 2}})
     {'regions.per_image': (1, 2)}

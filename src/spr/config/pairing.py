@@ -1,4 +1,4 @@
-"""The config section `pairing`: refinement, and which pairs are kept."""
+"""The config section `pairing`: refinement and the selection of pairs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ class PairingConfig(Section):
     """How the best description is refined, and which pairs are kept (paper, Sec. 3.3)."""
 
     unmatched: Literal["remove_box", "keep_box", "remove_phrase"] = "remove_box"
-    """What refinement does to a box that matches no object: remove the box, keep it, or remove its phrase as well (our
+    """What refinement does with a box that matches no object: remove the box, keep it, or remove its phrase too (our
     choice)."""
     min_margin: Float = Field(default=0.0, ge=0)
-    """Pairs whose scores differ by less are dropped (our choice)."""
+    """Minimum difference between the scores of a pair (our choice)."""
     max_length_ratio: Float | None = Field(default=None, gt=1)
-    """Pairs in which one answer has more than this many times the words of the other are dropped; null keeps all (our
-    choice)."""
+    """Maximum ratio between the lengths of a pair's answers, in words; null allows any (our choice)."""

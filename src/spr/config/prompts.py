@@ -1,4 +1,4 @@
-"""The config section `prompts`: what the model is asked."""
+"""The config section `prompts`: the prompts for the describer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLACEHOLDERS = {
 
 
 class PromptsConfig(Section):
-    """The prompts. `{region}` and `{objects}` are replaced by text in the model's dialect."""
+    """The prompts (our choice). `{region}` and `{objects}` are replaced by text in the model's dialect."""
 
     full: str = "Describe the region {region} in detail, and give the bounding box of each object that you mention."
     """Prompt for the whole image, which is also the training prompt. Must contain `{region}`."""
@@ -24,7 +24,7 @@ class PromptsConfig(Section):
         "Describe this image in detail, and give the bounding box of each object that you mention. "
         "These objects are in it:\n{objects}"
     )
-    """Prompt for the crop with a list of the objects inside. Must contain `{objects}`."""
+    """Prompt for the crop with a list of the objects inside the region. Must contain `{objects}`."""
     object_line: str = "{index}. {category} {box}"
     """One object of the list. Must contain `{category}` and `{box}`; `{index}` counts from 1."""
     object_join: str = "\n"
@@ -35,5 +35,5 @@ class PromptsConfig(Section):
     def _has_its_placeholders(cls, value: str, info: ValidationInfo) -> str:
         for placeholder in _PLACEHOLDERS[str(info.field_name)]:
             if placeholder not in value:
-                raise ValueError(f"lacks {placeholder}")
+                raise ValueError(f"must contain {placeholder}")
         return value

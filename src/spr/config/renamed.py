@@ -1,4 +1,4 @@
-"""The names that config fields had in SPR 0.1, for error messages."""
+"""Config fields of SPR 0.1 that have a new name, for error messages."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ RENAMED: dict[str, str] = {
     "training.lora.rank": "training.lora.r",
     "training.lora.targets": "training.lora.target_modules",
 }
-"""Old dotted names and the new ones."""
+"""Old dotted name → new dotted name."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from spr.config.backends import SCORERS, check_backend
+from spr.config.backends import SCORERS, name_in
 from spr.config.section import DType, Int, Section
 
 
@@ -15,22 +15,17 @@ class ScorerConfig(Section):
 
     runtime_fields = frozenset({"batch_size", "device"})
 
-    backend: str = "clip"
-    """`clip`: a CLIP model; `fake`: reproducible numbers without meaning, for trying the pipeline without weights."""
+    backend: Annotated[str, name_in(SCORERS)] = "clip"
+    """`clip`: a CLIP model (paper); `fake`: reproducible, meaningless scores to try the pipeline without weights."""
     model: str = "openai/clip-vit-large-patch14-336"
     """Model id or folder (supplement, Sec. 1)."""
     revision: str | None = None
     """Revision of the model on the Hugging Face Hub."""
     long_text: Literal["pieces", "truncate"] = "pieces"
-    """How to embed texts with more than CLIP's 77 tokens: in pieces that are averaged, or truncated (our choice)."""
+    """How to embed texts of more than CLIP's 77 tokens: average the embeddings of pieces, or truncate (our choice)."""
     batch_size: Int = Field(default=64, ge=1)
     """Images or texts per batch."""
     dtype: DType = "auto"
-    """Data type of the weights; `auto` uses the stored one."""
+    """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
-
-    @field_validator("backend")
-    @classmethod
-    def _backend_exists(cls, value: str) -> str:
-        return check_backend(value, SCORERS)
+    """Device of the model, such as `cpu` or `cuda:1`; `auto` uses a GPU if there is one."""

@@ -10,9 +10,9 @@ from spr.config.section import Float, Section
 
 
 class ScoringConfig(Section):
-    """How semantic and localization scores become one score (paper, Sec. 3.2)."""
+    """How the semantic and the localization score are combined (paper, Sec. 3.2)."""
 
     semantic_weight: Float = Field(default=0.8, ge=0, le=1)
-    """λ in S = λ S_sem + (1 − λ) S_loc (paper)."""
+    """λ, 0..1, in S = λ S_sem + (1 − λ) S_loc (paper, Sec. 3.2)."""
     ground_truth: Literal["annotations", "annotations+detections"] = "annotations"
-    """Objects that S_loc is measured against: the annotated ones, or the detector's as well (our choice)."""
+    """Ground truth for S_loc: the annotated objects, or these and the detector's detections (our choice)."""

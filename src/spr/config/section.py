@@ -11,14 +11,14 @@ _EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
 
 def _reject_strings(value: object) -> object:
-    # A number in quotes is a mistake that should not pass silently.
+    # A number in quotes or a boolean is most likely a mistake.
     if isinstance(value, str | bool):
         raise ValueError("not a number")
     return value
 
 
 def _parse_exponent(value: object) -> object:
-    # YAML reads 1e-5 as a string: it expects 1.0e-5.
+    # YAML parses 1e-5 as a string; only 1.0e-5 is a number there.
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else _reject_strings(value)
 
 
@@ -35,4 +35,4 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that affect how and where the work is done but not its results: a run can be resumed after a change."""
+    """Fields that do not affect the results, such as the device. A run can be resumed after they were changed."""

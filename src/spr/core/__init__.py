@@ -1,4 +1,4 @@
-"""What everything else uses: errors, boxes, image files, atomic writes, random choices, progress."""
+"""Basics that all other packages use: errors, boxes, images, atomic writes, random choices, registries, progress."""
 
 FORMAT_VERSION = 2
-"""Version of the formats of configs, manifests, result files and exports. Version 1 was SPR 0.1."""
+"""Format version of configs, manifests, result files and exports. SPR 0.1 wrote version 1."""

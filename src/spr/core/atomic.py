@@ -1,7 +1,7 @@
 """Files and folders that are written completely or not at all.
 
-A file or folder is written under a temporary name beside its destination, synced to disk, and renamed. A process that
-is killed leaves the previous version in place, or a leftover whose name says that it is one.
+A file or folder is written under a temporary name beside its destination, synced to disk, and renamed. If the process
+is killed, the previous version stays in place, and `recover` removes the temporary file.
 """
 
 from __future__ import annotations
@@ -56,18 +56,21 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: Path) -> Iterator[Path]:
+def atomic_dir(path: Path, *, replace: bool = True, sync: bool = True) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends without an error.
 
     A folder that is already at ``path`` is renamed aside, and removed only once the new one is in its place; if the
     process is killed between the two renames, `recover` puts the previous folder back. Whether an existing folder may
-    be replaced is the caller's decision. Files are synced to disk before the rename.
+    be replaced is the caller's decision.
 
     Args:
         path: The destination folder; missing parents are created.
+        replace: Replace an existing folder. False: only an empty folder is replaced, any other is an error.
+        sync: Sync all files to disk before the rename, so that the folder survives a power cut. Takes long for
+            thousands of files.
 
     Raises:
-        RunError: if the folder can't be written (no space, no permission).
+        RunError: if the folder can't be written (no space, no permission, or ``replace`` is False and it exists).
     """
     temporary, previous = _temporary(path, "tmp"), _temporary(path, "old")
     try:
@@ -76,8 +79,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
-        _sync_tree(temporary)
-        if path.exists():
+        if sync:
+            _sync_tree(temporary)
+        if path.exists() and replace:
             path.rename(previous)
         try:
             temporary.rename(path)

@@ -1,6 +1,6 @@
-"""Box arithmetic, batched, in numpy.
+"""Batched box arithmetic in numpy.
 
-A box is ``(x1, y1, x2, y2)`` in pixels of the original image, continuous: its width is ``x2 - x1`` and the image
+A box is ``(x1, y1, x2, y2)`` in continuous pixels of the original image: its width is ``x2 - x1`` and the image
 covers ``0..W`` by ``0..H``. Arrays are ``boxes_xyxy`` of shape ``(..., 4)``; results are float64.
 """
 
@@ -35,7 +35,7 @@ def as_boxes(boxes_xyxy: Boxes) -> Array:
 
 
 def area(boxes_xyxy: Boxes) -> Array:
-    """Area in px², 0 for boxes whose sides are not positive. Shape ``(..., 4)`` → ``(...)``.
+    """Area in px², 0 for boxes with a side that is not positive. Shape ``(..., 4)`` → ``(...)``.
 
     >>> area([[0, 0, 10, 5], [5, 5, 5, 9]]).tolist()
     [50.0, 0.0]
@@ -46,7 +46,7 @@ def area(boxes_xyxy: Boxes) -> Array:
 
 
 def intersection(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
-    """Area in px² shared by boxes of two arrays that broadcast: ``(..., 4)`` and ``(..., 4)`` → ``(...)``.
+    """Area in px² of the intersection of boxes; shapes broadcast: ``(..., 4)`` and ``(..., 4)`` → ``(...)``.
 
     >>> float(intersection([0, 0, 10, 10], [5, 5, 20, 20]))
     25.0
@@ -58,7 +58,7 @@ def intersection(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
 
 
 def iou(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
-    """Intersection over union of boxes of two arrays that broadcast; 0 where the union has no area.
+    """Intersection over union of boxes, 0..1; shapes broadcast. 0 if the union has no area.
 
     >>> float(iou([0, 0, 10, 10], [0, 0, 10, 5]))
     0.5
@@ -78,10 +78,10 @@ def iou_matrix(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
 
 
 def fraction_inside(boxes_xyxy: Boxes, region_xyxy: Boxes) -> Array:
-    """Share of each box's own area that lies in the region, 0..1; 0 for boxes of no area. Shapes broadcast.
+    """Share of each box's area that lies in the region, 0..1; 0 for boxes without area. Shapes broadcast.
 
-    METHOD §0: ``inside(o, R)`` is ``fraction_inside(o, R) >= 0.5`` [seed: "at least 50% of their area falling within
-    the queried region"].
+    An object is inside a region if this is at least 0.5 (supplement, Sec. 1: "at least 50% of their area falling within
+    the queried region").
 
     >>> fraction_inside([[0, 0, 10, 10], [90, 0, 110, 10]], [0, 0, 100, 100]).tolist()
     [1.0, 0.5]
@@ -92,7 +92,7 @@ def fraction_inside(boxes_xyxy: Boxes, region_xyxy: Boxes) -> Array:
 
 
 def union(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
-    """Smallest box that holds both, for arrays that broadcast.
+    """The smallest box that contains both; shapes broadcast.
 
     >>> union([0, 0, 1, 1], [5, 2, 6, 3]).tolist()
     [0.0, 0.0, 6.0, 3.0]
@@ -102,7 +102,7 @@ def union(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
 
 
 def gap_distance(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
-    """Distance in pixels between the nearest edges of two boxes, 0 when they touch or overlap. Shapes broadcast.
+    """Distance in pixels between the nearest edges of two boxes, 0 if they touch or overlap. Shapes broadcast.
 
     >>> float(gap_distance([0, 0, 1, 1], [4, 5, 9, 9]))
     5.0
@@ -133,7 +133,7 @@ def centre_distance(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
 
 
 def aspect(boxes_xyxy: Boxes) -> Array:
-    """Short side over long side, 0..1 (METHOD §2.4); 0 for boxes of no area.
+    """Short side over long side, 0..1; 0 for boxes without area (supplement, Sec. 1).
 
     >>> aspect([[0, 0, 30, 10], [0, 0, 0, 5]]).round(4).tolist()
     [0.3333, 0.0]
@@ -145,12 +145,12 @@ def aspect(boxes_xyxy: Boxes) -> Array:
 
 
 ROUNDING = 1e-5
-"""Tables hold float32 edges, so that a ratio which is a threshold exactly on paper may be off by some millionths.
-`at_least` and `over` treat what is within this relative distance of the threshold as equal to it."""
+"""Relative tolerance of `at_least` and `over`. Tables hold float32 edges, so a ratio that should equal a threshold may
+be off by a few millionths; values within this distance of the threshold count as equal to it."""
 
 
 def at_least(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
-    """``values >= threshold``, for values made from float32 edges.
+    """``values >= threshold``, for values computed from float32 edges.
 
     >>> at_least([0.4999999, 0.499], 0.5).tolist()
     [True, False]
@@ -159,7 +159,7 @@ def at_least(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
 
 
 def over(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
-    """``values > threshold``, for values made from float32 edges.
+    """``values > threshold``, for values computed from float32 edges.
 
     >>> over([0.5000001, 0.501], 0.5).tolist()
     [False, True]
@@ -178,10 +178,10 @@ def clip(boxes_xyxy: Boxes, size_wh: tuple[float, float] | npt.ArrayLike) -> Arr
 
 
 def grow(boxes_xyxy: Boxes, factor: float, size_wh: tuple[float, float] | None = None) -> Array:
-    """Boxes grown ``factor`` times on both sides about their centres, clipped to the image when its size is given.
+    """Boxes with both sides scaled by ``factor`` about the centre, clipped to the image if its size is given.
 
-    The crop of METHOD §3.2 is ``grow(region, 1.5, size_wh)`` [seed: "we slightly expand both sides of the region by
-    1.5 times before performing the crop"].
+    The crop of a region is ``grow(region, 1.5, size_wh)`` (supplement, Sec. 1: "we slightly expand both sides of the
+    region by 1.5 times before performing the crop").
 
     >>> grow([10, 10, 20, 30], 1.5, (100, 32)).tolist()
     [7.5, 5.0, 22.5, 32.0]
@@ -193,13 +193,13 @@ def grow(boxes_xyxy: Boxes, factor: float, size_wh: tuple[float, float] | None =
 
 
 def remap(boxes_xyxy: Boxes, window_xyxy: Boxes, size_wh: tuple[float, float], *, inverse: bool = False) -> Array:
-    """Coordinates in a crop (resized to ``size_wh``) of the boxes, or with ``inverse`` back to the image's.
+    """Map boxes from the image to a resized crop, or back.
 
     Args:
-        boxes_xyxy: ``(..., 4)``; pixels of the image, or with ``inverse`` pixels of the resized crop.
+        boxes_xyxy: ``(..., 4)``, pixels of the image; with ``inverse``, pixels of the resized crop.
         window_xyxy: The crop's box ``(4,)`` in pixels of the image.
         size_wh: The crop's width and height after resizing, in pixels.
-        inverse: Map from the crop to the image instead.
+        inverse: Map from the crop to the image.
 
     >>> remap([20, 20, 30, 40], [10, 10, 60, 110], (100, 100)).tolist()
     [20.0, 10.0, 40.0, 30.0]
@@ -213,11 +213,11 @@ def remap(boxes_xyxy: Boxes, window_xyxy: Boxes, size_wh: tuple[float, float], *
 
 
 def non_maximum_suppression(boxes_xyxy: Boxes, scores: npt.ArrayLike, threshold: float) -> npt.NDArray[np.intp]:
-    """Indices of the boxes that stay, best score first: each drops the later ones with IoU over ``threshold``.
+    """Indices of the boxes that are kept, by descending score; each removes later ones with an IoU over ``threshold``.
 
     Args:
         boxes_xyxy: ``(N, 4)``.
-        scores: ``(N,)``; ties keep the order that they came in.
+        scores: ``(N,)``; boxes of equal score keep their order.
         threshold: IoU, 0..1.
 
     >>> non_maximum_suppression([[0, 0, 9, 9], [0, 0, 10, 10], [50, 0, 60, 10]], [0.5, 0.9, 0.1], 0.5).tolist()

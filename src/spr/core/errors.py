@@ -1,16 +1,16 @@
-"""The errors that users meet: each says what went wrong, what came, what was expected and how to mend it."""
+"""Errors for users: each says what went wrong, what was given, what was expected and how to fix it."""
 
 from __future__ import annotations
 
 
 class SprError(Exception):
-    """A problem that the user can mend. The command line prints it without a traceback.
+    """A problem that the user can fix. The command line prints it without a traceback.
 
     Args:
-        what: What went wrong, one sentence without a final full stop; names the file, record or field.
-        got: What came instead.
+        what: What went wrong, as a sentence without a full stop at the end. It names the file, record or field.
+        got: What was given.
         expected: What was expected.
-        fix: How to mend it; names the flag or field to change.
+        fix: How to fix it. It names the flag or field to change.
 
     >>> print(ConfigError("Config field `regions.min_aspect` is out of range", got="1.5", expected="0 to 1"))
     Config field `regions.min_aspect` is out of range.
@@ -29,7 +29,7 @@ class SprError(Exception):
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process borders (worker → runner); keyword-only arguments need their own way through pickle.
+        # Workers send errors to the runner by pickle, which by default does not pass keyword-only arguments.
         return _rebuild, (type(self), self.what, self.got, self.expected, self.fix)
 
 
@@ -38,22 +38,22 @@ def _rebuild(cls: type[SprError], what: str, got: object, expected: object, fix:
 
 
 class ConfigError(SprError):
-    """A config file or a `key=value` on the command line is wrong."""
+    """A config file, or a `key=value` override on the command line, is not valid."""
 
     exit_code = 2
 
 
 class InputError(SprError):
-    """An input file (annotations, images folder, predictions) is missing, unreadable or not what it should be."""
+    """An input (annotations, image folder, predictions) is missing, unreadable or malformed."""
 
 
 class RecordError(SprError, ValueError):
-    """A record breaks one of its own rules (a box with x2 < x1, an id that is empty, …)."""
+    """A record is not valid: a box with x2 < x1, an empty id, …"""
 
 
 class RunError(SprError):
-    """A run folder can't be used: made by another config, in use by another run, damaged."""
+    """A run folder can't be used: it was made with another config, another process uses it, or it is damaged."""
 
 
 class GroundingError(SprError, ValueError):
-    """Grounded text is malformed (only raised in strict mode) or can't be written in a dialect."""
+    """Grounded text is malformed (raised only in strict mode), or can't be written in a dialect."""

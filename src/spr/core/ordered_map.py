@@ -1,4 +1,4 @@
-"""Work done ahead in threads, with results in the order of the items."""
+"""A map in threads that works ahead and yields results in order."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def ordered_map(
     """Yield each item with its result, in order, while threads work on the next items.
 
     Args:
-        work: Runs in a thread. An exception that it raises is raised when its item is due.
+        work: Called in a thread. An exception that it raises is raised when its item is due.
         items: Taken one by one, at most ``ahead`` before they are due.
         threads: Number of threads.
-        ahead: Items whose results may be held in memory at a time, the one that is due included; at least 1.
-        budget: Upper bound of the held items' total ``cost``, such as pixels. One item is always allowed.
+        ahead: Maximum number of results in memory, including the one that is due; at least 1.
+        budget: Maximum total ``cost`` of the items in memory, such as pixels. One item is always allowed.
         cost: Cost of an item, in the unit of ``budget``.
 
     >>> [result for _, result in ordered_map(lambda number: number * number, [1, 2, 3])]

@@ -1,4 +1,4 @@
-"""Progress on anything that takes over two seconds: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of work that takes over two seconds: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 SHOWN_AFTER = 2.0
-"""Seconds of work before anything is shown."""
+"""Seconds before progress is first shown."""
 MEGABYTE = 1_000_000
 LINE_EVERY = 10.0
 """Seconds between two plain lines."""
 
 
 class Progress:
-    """Counts work done; shows rate and time left on standard error.
+    """Counts finished items and shows the rate and the time left on standard error.
 
     Args:
-        label: What is being done ("regions").
-        total: How much there is to do, or None when not known.
-        unit: What is counted ("images").
-        done: How much an earlier run had done; it does not count for the rate.
+        label: Name of the work, such as ``regions``.
+        total: Number of items, or None if unknown.
+        unit: What is counted, in the plural, such as ``images``.
+        done: Items that an earlier run has finished; they do not count towards the rate.
         stream: Where to write; standard error by default.
-        clock: Seconds, monotonic.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Progress:
             self._bar.stop()
 
     def advance(self, count: int = 1) -> None:
-        """``count`` more are done."""
+        """Count ``count`` more items as finished."""
         self.done += count
         now = self._clock()
         if self._bar is not None:
@@ -67,7 +67,7 @@ class Progress:
                 print(self.line(), file=self._stream, flush=True)
 
     def line(self) -> str:
-        """The state in one line: ``regions: 512 of 2,048 images, 256 images/s, 6 s left``."""
+        """The progress as one line: ``regions: 512 of 2,048 images, 256 images/s, 6 s left``."""
         seconds = max(self._clock() - self._start, 1e-9)
         rate = (self.done - self._before) / seconds
         text = f"{self.label}: {self.done:,}"
@@ -75,7 +75,7 @@ class Progress:
         if rate >= 1:
             text += f", {rate:,.0f} {self.unit}/s"
         elif rate > 0:
-            text += f", {1 / rate:,.1f} s a {self.unit.removesuffix('s')}"
+            text += f", {1 / rate:,.1f} s per {self.unit.removesuffix('s')}"
         if self.total and rate > 0:
             text += f", {max(self.total - self.done, 0) / rate:,.0f} s left"
         return text

@@ -1,4 +1,4 @@
-"""Random choices from a hash of (seed, purpose, id): order, sharding and the number of workers change nothing."""
+"""Random choices by hash of (seed, purpose, id), so that order, sharding and the number of workers do not matter."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from hashlib import blake2b
 
 
 def stable_hash(seed: int, purpose: str, *ids: str) -> int:
-    """A 64-bit number, 0 ≤ n < 2⁶⁴, uniform over ids; the same on every machine and in every process.
+    """A 64-bit number, 0 ≤ n < 2⁶⁴, uniform over ids, and the same on every machine.
 
     Args:
         seed: The experiment's seed, 0 ≤ seed < 2⁶³.
-        purpose: What the number is for ("sample", "start"), so that choices of one id don't depend on each other.
-        ids: The record's id, and what else tells it apart.
+        purpose: What the number is used for, such as ``sample``, so that different choices for one id are independent.
+        ids: The record's id, followed by anything else that identifies the choice.
 
     >>> stable_hash(0, "sample", "262145") == stable_hash(0, "sample", "262145")
     True

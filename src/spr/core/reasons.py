@@ -1,7 +1,7 @@
-"""Why something is dropped: every reason with its explanation, in one place.
+"""Every reason why an image, object, query, candidate or pair is dropped, with its explanation.
 
-A stage may drop things only with the reasons that `DROP_REASONS` lists for it; the runner checks that. A stage of
-another package brings its own reasons (`spr.pipeline.stage.Stage.reasons`). `as_markdown` makes the manual's table.
+A stage drops something only for a reason that `DROP_REASONS` lists for it. A stage of another package declares its own
+reasons. `as_markdown` writes the table of docs/drop-reasons.md.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ IMAGE_REASONS: dict[str, str] = {
     "image_unreadable": "not a regular file, not an image in a supported format, truncated or damaged",
     "image_too_large": "the header declares more pixels than `annotations.max_pixels` (a decompression bomb)",
     "image_size_differs": "the image and the annotations disagree about its width and height",
-    "image_orientation_ambiguous": "EXIF rotates or mirrors the image and the annotated size does not show whether the "
-    "boxes are rotated too",
+    "image_orientation_ambiguous": "EXIF rotates or mirrors the image, and the annotated size does not show whether "
+    "the boxes are rotated too",
 }
-"""Why an image file can't be used (`spr.core.images.ImageProblem`)."""
+"""Why an image file can't be used: the reasons of `spr.core.images.ImageProblem`."""
 
 ANNOTATION_REASONS: dict[str, str] = {
     "entry_not_an_object": "an entry of a list is not a JSON object",
@@ -32,7 +32,7 @@ ANNOTATION_REASONS: dict[str, str] = {
     "object_without_id": "the annotation has no id, or one that is neither an integer nor a string",
     "object_crowd_invalid": "iscrowd is neither a number nor a boolean",
     "box_missing": "the annotation has no bbox",
-    "box_not_four_numbers": "bbox is not a list of four numbers (a number in quotes is a string)",
+    "box_not_four_numbers": "bbox is not a list of four numbers; numbers in quotes are strings",
     "box_not_finite": "bbox contains NaN or an infinite number",
     "box_size_negative": "width or height of the bbox is negative",
     "box_size_zero": "width or height of the bbox is 0",
@@ -43,16 +43,16 @@ ANNOTATION_REASONS: dict[str, str] = {
     "box_without_area": "nothing is left of the box after clipping to the image and rounding to float32",
     "object_id_repeated": "several annotations have this id; the smallest by image, category, box and iscrowd is kept",
 }
-"""Why `spr.annotations.read_coco` drops an entry, in the order in which they are checked: the first one counts."""
+"""Why `spr.annotations.read_coco` drops an entry. If several reasons apply, the first in this order is used."""
 
 OBJECT_REASONS: dict[str, str] = {
     "area_under_minimum": "the area of the box is under `annotations.min_area`",
     "too_few_objects": "fewer objects are left than `annotations.min_objects`",
-    "not_sampled": "enough images were found before this one was looked at (`annotations.max_images`)",
-    "crowd_without_detector": "a crowd annotation, and no detector is configured to re-annotate it",
-    "crowd_nothing_found": "a crowd in which the detector found nothing of its category",
+    "not_sampled": "`annotations.max_images` images had been found before this one was reached",
+    "crowd_without_detector": "a crowd annotation, and no detector is configured to replace it",
+    "crowd_nothing_found": "a crowd in which the detector found no object of its category",
     "crowd_nothing_new": "a crowd in which the detector found only objects that have their own annotation",
-    "detection_outside_crowd": "a detection with less than half of its area, or no area at all, in the crowd's box",
+    "detection_outside_crowd": "a detection with less than half of its area in the crowd's box, or without area",
     "detection_suppressed": "a detection that overlaps a better one in the same crowd",
     "detection_duplicate": "a detection that overlaps an existing object of the same category",
 }
@@ -69,9 +69,9 @@ CANDIDATE_REASONS: dict[str, str] = {
     "empty_answer": "the answer is empty",
     "repeats_prompt": "the answer only repeats the prompt or its beginning",
     "repeats_candidate": "an earlier candidate of the query has the same text",
-    "not_renderable": "its words would be read as coordinates in the model's dialect",
+    "not_renderable": "the model's dialect would read its words as coordinates",
 }
-"""Why the stage `candidates` drops an answer."""
+"""Why the stage `candidates` drops an answer of the describer."""
 
 PAIR_REASONS: dict[str, str] = {
     "fewer_than_two_candidates": "the query has fewer than two candidates to compare",
@@ -85,18 +85,18 @@ PAIR_REASONS: dict[str, str] = {
 TRAINING_REASONS: dict[str, str] = {
     "empty_answer": "an answer is empty",
     "answers_equal": "chosen and rejected are the same",
-    "answer_has_image_token": "an answer contains the token that stands for an image",
-    "too_long": "prompt and answer have more tokens than `training.max_length` or the model allows; they are never "
-    "truncated",
+    "answer_has_image_token": "an answer contains the image placeholder token",
+    "too_long": "the prompt and an answer have more tokens than `training.max_length` or the model allows; they are "
+    "never truncated",
 }
 """Why a pair is not trained on, besides `IMAGE_REASONS`."""
 
 EXPORT_REASONS: dict[str, str] = {
-    "placeholder_in_text": "the prompt or an answer contains what the trainer reads as an image, such as `<image>`",
-    "not_renderable": "the words would be read as coordinates in the requested dialect",
+    "placeholder_in_text": "the prompt or an answer contains the trainer's image placeholder, such as `<image>`",
+    "not_renderable": "the requested dialect would read the words as coordinates",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
-    "image_needs_rewriting": "EXIF rotation, transparency or 16 bits: other readers would see other pixels than the "
-    "pipeline did",
+    "image_needs_rewriting": "EXIF rotation, transparency or 16-bit channels: other readers would get other pixels "
+    "than the pipeline",
 }
 """Why a pair is left out of an export, besides `IMAGE_REASONS`."""
 
@@ -113,7 +113,7 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
 
 
 def explain(stage: str, reason: str) -> str:
-    """The explanation of a reason; for one of another package's stage, the reason itself in words.
+    """The explanation of a reason. For a reason of another package's stage: its name, as words.
 
     >>> explain("pairs", "chosen_without_box")
     'refinement left no box in the chosen answer'
@@ -122,8 +122,11 @@ def explain(stage: str, reason: str) -> str:
 
 
 def as_markdown() -> str:
-    """The table of the manual's page on drop reasons."""
-    lines = ["| stage | reason | explanation |", "|---|---|---|"]
+    """All reasons as a Markdown table."""
+    stages: dict[tuple[str, str], list[str]] = {}
     for stage, reasons in DROP_REASONS.items():
-        lines += [f"| {stage} | `{reason}` | {explanation} |" for reason, explanation in reasons.items()]
+        for row in reasons.items():
+            stages.setdefault(row, []).append(stage)
+    lines = ["| reason | stage | explanation |", "|---|---|---|"]
+    lines += [f"| `{reason}` | {', '.join(names)} | {text} |" for (reason, text), names in stages.items()]
     return "\n".join(lines) + "\n"

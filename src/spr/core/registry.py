@@ -1,7 +1,7 @@
-"""Named things that a package can add to: dialects, model families, stages, tasks, formats, rewards, backends, losses.
+"""Registries of named entries: dialects, model families, stages, tasks, exports, rewards, backends, losses.
 
-A built-in entry is one line in its registry. Another package adds an entry through an entry point of the registry's
-group in its own ``pyproject.toml``; the command line, worker processes and Python code then all find it:
+A built-in entry is one line in its registry. Another package adds an entry through an entry point in the registry's
+group, in its own ``pyproject.toml``. The command line, worker processes and Python code then all find it:
 
 ```toml
 [project.entry-points."spr.detectors"]
@@ -41,7 +41,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self._entries: dict[str, Entry | str] = dict(builtin)
 
     def register(self, name: str, entry: Entry) -> None:
-        """Add an entry in this process only, as notebooks and tests need it.
+        """Add an entry in this process only, for notebooks and tests.
 
         Raises:
             ConfigError: if the name is taken.
@@ -66,7 +66,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return self[name]
 
     def check(self, name: str, where: str, *, error: type[SprError] = ConfigError) -> None:
-        """Raise an error that names the nearest entry unless there is one of this name; imports no entry."""
+        """Raise an error that names the nearest entry, unless the name has an entry; nothing is imported."""
         if name not in self:
             near = difflib.get_close_matches(name, list(self), n=1, cutoff=0.5)
             fix = f"did you mean `{near[0]}`?" if near else f"use one of: {', '.join(self)}"

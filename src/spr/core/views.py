@@ -1,4 +1,4 @@
-"""The parts of an image that models see: the crop around a region and the squares that CLIP reads (METHOD §3.2, §4)."""
+"""The parts of an image that models see: the crop around a region, and squares for CLIP (supplement, Sec. 1)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from PIL import Image
 from spr.core.boxes import Box, Size, grow
 
 CLIP_MEAN = (122, 116, 104)
-"""CLIP's mean colour, RGB 0..255: (0.4815, 0.4578, 0.4082) of its preprocessing. What is no image is filled with it."""
+"""CLIP's mean colour, RGB 0..255: (0.4815, 0.4578, 0.4082) in its preprocessing. Padding has this colour."""
 
 
 def crop_window(region: Box, size_wh: Size, factor: float = 1.5) -> Box:
-    """The region grown ``factor`` times about its centre, clipped to the image, on whole pixels (METHOD §3.2).
+    """The region enlarged ``factor`` times about its centre and clipped to the image (supplement, Sec. 1).
 
-    Edges go outwards to whole pixels, so that a crop of these pixels is exactly this box.
+    Edges are rounded outwards to whole pixels, so that a crop of these pixels is exactly this box.
 
     >>> crop_window((10.0, 10.0, 20.0, 30.5), (100, 33))
     (7.0, 4.0, 23.0, 33.0)
@@ -25,10 +25,10 @@ def crop_window(region: Box, size_wh: Size, factor: float = 1.5) -> Box:
 
 
 def square_window(region: Box, size_wh: Size) -> Box:
-    """The square for S_local: holds the region, and lies as near the image's centre as that allows (METHOD §4).
+    """The square for S_local: it contains the region and is as close to the image's centre as possible.
 
-    Its side is ``max(min(W, H), longer side of the region)``; it leaves the image where the region is longer than the
-    image's short side. All on whole pixels, so the side is rounded up and may hold up to a pixel more than the region.
+    Its side is ``max(min(W, H), longer side of the region)`` (supplement, Sec. 1). It extends beyond the image if the
+    region is longer than the image's short side. Edges are whole pixels, so it may be up to a pixel larger than that.
 
     >>> square_window((0, 20, 30, 60), (200, 100))
     (0.0, 0.0, 100.0, 100.0)
@@ -44,7 +44,7 @@ def square_window(region: Box, size_wh: Size) -> Box:
 
 
 def cut(image: Image.Image, window: Box, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
-    """The pixels of a window on whole pixels; what lies outside the image has CLIP's mean colour."""
+    """Cut out a window with edges on whole pixels; parts outside the image get the colour ``fill``, RGB 0..255."""
     left, top, right, bottom = (round(v) for v in window)
     if left >= 0 and top >= 0 and right <= image.width and bottom <= image.height:
         return image.crop((left, top, right, bottom))
@@ -54,7 +54,7 @@ def cut(image: Image.Image, window: Box, fill: tuple[int, int, int] = CLIP_MEAN)
 
 
 def pad_to_square(image: Image.Image, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
-    """The image in the middle of the smallest square that holds it, the rest in CLIP's mean colour (METHOD §4)."""
+    """Centre the image in the smallest square that contains it, and fill the rest (supplement, Sec. 1)."""
     side = max(image.size)
     return cut(image, (-((side - image.width) // 2), -((side - image.height) // 2), *_ends(image.size, side)), fill)
 
@@ -64,10 +64,10 @@ def _ends(size_wh: Size, side: int) -> tuple[int, int]:
 
 
 def shift(box: Box, window: Box) -> Box:
-    """A box in pixels of the original image, in pixels of the window (which is not resized)."""
+    """Map a box from pixels of the original image to pixels of the window, which is not resized."""
     return box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1]
 
 
 def unshift(box: Box, window: Box) -> Box:
-    """The way back: a box in pixels of the window, in pixels of the original image."""
+    """Map a box from pixels of the window back to pixels of the original image."""
     return box[0] + window[0], box[1] + window[1], box[2] + window[0], box[3] + window[1]

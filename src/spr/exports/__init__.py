@@ -1,5 +1,6 @@
-"""Preference pairs in the formats of other trainers: one file a format, and what they share.
+"""Preference pairs in the formats of other trainers.
 
-`spr.exports.writing.export` reads a run, `formats` lists what can be written, `images` and `texts` decide what a row
-holds, `folder` makes the output whole or not at all, and `card` describes it.
+`writing.export` writes the pairs of a run. Each format is one file that defines a `formats.Format`, and one line in
+`formats.FORMATS`. `texts` and `images` prepare the contents of a row, `card` writes the dataset card, and `marker`
+records what a folder holds.
 """

@@ -1,4 +1,4 @@
-"""The data set card: README.md with what the data are, how they came to be, and what the user must fill in."""
+"""The dataset card: README.md with what the dataset is, how it was created, and what the user must fill in."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
 from spr import __version__
 from spr.config import Config
 from spr.core.errors import RunError
-from spr.exports.plots import write_plots
-from spr.exports.rows import Format, ImageMode, Labels
-from spr.runs.reader import RunSource, public_name
-from spr.runs.statistics import SIDES, Statistics
+from spr.core.plots import Chart, Series, density, figure, histogram
+from spr.exports.formats import Format, ImageMode, Labels
+from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
+from spr.runs.reader import SIDES, Run, Side
 from spr.runs.store import reasons_sorted
 
 _SIZES = (
@@ -29,33 +28,36 @@ _SIZES = (
     (10_000_000, "1M<n<10M"),
 )
 _IMAGES = {
-    "embed": "The images' bytes are in the rows.",
+    "embed": "The rows contain the bytes of the images.",
     "copy": "The images are copied into `images/`.",
-    "path": "The rows name image files on the machine that made this; they are not part of it.",
+    "path": "The rows name image files on the machine where this dataset was exported; the files are not part of it.",
 }
-_MEASURES = {
-    "scored": ("S_loc as scored, with the detector, before boxes were corrected", 3),
-    "own": ("S_loc of the answer's own boxes, as exported", 3),
-    "phrases": ("phrases with boxes", 1),
-    "boxes": ("boxes", 1),
-    "words": ("words", 1),
+_LOCALIZATION = {
+    "localization": "S_loc as scored, with the detector, before boxes were corrected",
+    OWN_LOCALIZATION: "S_loc of the answer's own boxes, as exported",
+}
+_PLOTS = {
+    "scores": "S_sem and S_loc of all candidates",
+    "margins": "Margin of the pairs: S of the chosen minus S of the rejected description",
+    "localization": "S_loc of chosen and rejected answers",
+    "lengths": "Words, and phrases with boxes, of chosen and rejected answers",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a card tells of.
+    """What a dataset card describes.
 
     Attributes:
-        format: What was written.
-        labels: The data set's name and origin.
-        license_id: For the front matter.
+        format: The export's format.
+        labels: The dataset's name and origin.
+        license_id: Identifier of the license for the front matter.
         images: Where the images are.
-        dialect: Of the texts.
-        folder_name: The export's folder.
-        source: The run.
-        counts: ``pairs`` and ``left_out``.
-        statistics: Of the pairs.
+        dialect: Dialect of the texts.
+        folder_name: Name of the export's folder.
+        run: The run that the pairs come from.
+        counts: ``pairs``, and ``left_out`` by reason.
+        stats: Statistics of the exported pairs.
     """
 
     format: Format
@@ -64,9 +66,9 @@ class Card:
     images: ImageMode
     dialect: str
     folder_name: str
-    source: RunSource
+    run: Run
     counts: Mapping[str, Any]
-    statistics: Statistics
+    stats: PairStats
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -76,15 +78,16 @@ def write_card(folder: Path, card: Card) -> None:
         RunError: if the folder can't be written to.
     """
     try:
-        plots = write_plots(folder, card.statistics)
-        lines = [*_front_matter(card), *_head(card), *_numbers(card, plots), *_columns(card), *_making(card)]
+        _write_plots(folder / "plots", card.stats)
+        lines = [*_front_matter(card), *_summary(card), *_statistics(card), *_columns(card), *_creation(card)]
         (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{folder} can't be written", got=error, fix="make room, or choose another --out") from None
+        fix = "free some disk space, or choose another --out"
+        raise RunError(f"{folder} can't be written", got=error, fix=fix) from None
 
 
 def _front_matter(card: Card) -> Iterator[str]:
-    size = next((name for most, name in _SIZES if card.counts["pairs"] < most), "n>1M")
+    size = next((name for limit, name in _SIZES if card.counts["pairs"] < limit), "n>1M")
     head = {
         "license": card.license_id,
         "pretty_name": card.labels.name,
@@ -95,147 +98,142 @@ def _front_matter(card: Card) -> Iterator[str]:
             {"config_name": "default", "data_files": [{"split": "train", "path": card.format.data_files}]},
         ],
     }
-    yield "---"
-    yield yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()
-    yield "---"
+    yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()}\n---\n"
 
 
-def _head(card: Card) -> Iterator[str]:
-    yield ""
-    yield f"# {_plain(card.labels.name)}"
-    yield ""
+def _summary(card: Card) -> Iterator[str]:
+    yield f"# {_plain(card.labels.name)}\n"
     yield (
-        f"{card.counts['pairs']:,} preference pairs for teaching a multimodal LLM to place what it describes, in the "
-        f"format of {card.format.reader}. Each has an image, a question about a region, the best of several "
-        "descriptions with its boxes corrected (*chosen*), and the worst as generated (*rejected*). Made by "
-        "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374))."
+        f"{card.counts['pairs']:,} preference pairs that teach a multimodal LLM to localize what it describes, in the "
+        f"format of {card.format.reader}. Each pair has an image, a prompt about a region, the best of several "
+        "descriptions with corrected boxes (*chosen*), and the worst one as generated (*rejected*). Created with "
+        "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374)).\n"
     )
-    yield ""
-    yield f"Boxes are written in the dialect `{card.dialect}`. {_IMAGES[card.images]}"
-    yield ""
-    yield card.format.usage.replace("{out}", card.folder_name)
-    yield ""
-    yield "## Licence"
-    yield ""
+    yield f"Boxes are written in the dialect `{card.dialect}`. {_IMAGES[card.images]}\n"
+    yield card.format.usage.replace("{out}", card.folder_name) + "\n"
+    yield "## License\n"
     yield (
-        f"The front matter says `{card.license_id}`. **Before you publish this, fill in** the licence of the images, "
-        "that of the annotations and the terms of the model that wrote the answers: SPR can't know them, and the "
-        "strictest of them holds for the whole."
+        f"The front matter says `{card.license_id}`. **Before you publish this dataset, fill in** the license of the "
+        "images, the license of the annotations, and the terms of the model that wrote the answers. SPR can't know "
+        "them. The strictest of them applies to the whole dataset.\n"
     )
 
 
-def _numbers(card: Card, plots: Mapping[str, str]) -> Iterator[str]:
-    source, statistics = card.source, card.statistics
-    yield ""
-    yield "## Counts"
-    yield ""
-    yield "| stage | kept | dropped |"
-    yield "|---|---|---|"
-    for name, manifest in source.manifests.items():
+def _statistics(card: Card) -> Iterator[str]:
+    run, stats = card.run, card.stats
+    yield "## Counts\n\n| stage | kept | dropped |\n|---|---|---|"
+    for name in run.stages:
+        manifest = run.finished(name)
         dropped = "; ".join(f"{_plain(reason)} {count:,}" for reason, count in reasons_sorted(manifest.dropped))
         yield f"| {name} | {manifest.rows:,} | {dropped or '–'} |"
     left_out = "; ".join(f"{reason} {count:,}" for reason, count in card.counts["left_out"].items())
     yield f"| this export | {card.counts['pairs']:,} | {left_out or '–'} |"
     if left_out:
-        yield ""
-        yield "`left_out.jsonl` names what this export left out."
-    yield ""
-    yield "## Scores and lengths"
-    yield ""
-    yield "| mean (5–95 %) | chosen | rejected |"
-    yield "|---|---|---|"
-    for name, (label, digits) in _MEASURES.items():
-        cells = [_spread(statistics.of(name, side), digits) for side in SIDES]
-        yield f"| {label} | {cells[0]} | {cells[1]} |"
-    margins = _spread(np.frombuffer(statistics.margins, dtype=np.float32), 3)
-    yield ""
-    yield f"Margin of S: {margins}. Boxes of the chosen: " + (
-        ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in statistics.box_edits.most_common()) + "."
-    )
-    words = [float(statistics.of("words", side).mean()) for side in SIDES]
-    ratio = words[0] / max(words[1], 1e-9)
-    if not 0.8 <= ratio <= 1.25:
-        yield ""
-        yield (
-            f"**Lengths differ:** chosen answers have {ratio:.2f} times the rejected ones' words, and "
-            " preference training may learn that instead of where things are."
-        )
-    for path, text in plots.items():
-        yield ""
-        yield f"![{text}]({path})"
-        yield f"*{text[0].upper()}{text[1:]}.*"
+        yield "\n`left_out.jsonl` lists the pairs that this export left out."
+    yield "\n## Scores and lengths\n\n| mean (5–95 %) | chosen | rejected |\n|---|---|---|"
+    rows = {**{name: (label, 3) for name, label in _LOCALIZATION.items()}, **{n: (la, 1) for n, la in LENGTHS.items()}}
+    for name, (label, digits) in rows.items():
+        yield f"| {label} | " + " | ".join(spread(stats.of(name, side), digits) for side in SIDES) + " |"
+    edits = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in stats.box_edits.most_common())
+    yield f"\nMargin of S: {spread(stats.margins, 3)}. Boxes of the chosen answers: {edits}."
+    warning = stats.length_warning()
+    if warning is not None:
+        yield f"\n**Lengths differ.** {warning}"
+    for name, caption in _PLOTS.items():
+        yield f"\n![{caption}](plots/{name}.svg)\n*{caption}.*"
 
 
 def _columns(card: Card) -> Iterator[str]:
-    yield ""
-    yield "## Columns"
-    yield ""
-    yield "| column | meaning |"
-    yield "|---|---|"
+    yield "\n## Columns\n\n| column | meaning |\n|---|---|"
     for name, meaning in card.format.columns.items():
         yield f"| `{name}` | {meaning} |"
 
 
-def _making(card: Card) -> Iterator[str]:
-    source = card.source
-    config = source.config
+def _creation(card: Card) -> Iterator[str]:
+    config = card.run.config
     weight = config.scoring.semantic_weight
-    detector = "none" if config.detector.backend == "none" else _model(config.detector)
-    yield ""
-    yield "## How it was made"
-    yield ""
+    yield "\n## How it was created\n"
     yield (
-        "Regions of images with many objects were described several times by the model; each description was scored, "
-        f"S = {weight:g} S_sem + {1 - weight:g} S_loc, by an image-text "
-        "model (does it say what is there?) and against the annotations (does it place it well?). The best one's boxes "
-        "that match an annotated object were replaced by that object's box; boxes that match nothing were treated as "
-        f"`pairing.unmatched: {config.pairing.unmatched}` says. The worst one is the rejected answer."
+        "The model described regions of images with many objects several times. Each description was scored, "
+        f"S = {weight:g} S_sem + {1 - weight:g} S_loc, by an image-text model (S_sem: does it describe the region?) "
+        "and against the annotations (S_loc: does it localize the objects?). In the best description, each box that "
+        "matches an annotated object was replaced by the box of that object, and the other boxes were treated as "
+        f"`pairing.unmatched: {config.pairing.unmatched}` says. The worst description is the rejected answer.\n"
     )
-    yield ""
-    yield "| source | |"
-    yield "|---|---|"
-    yield f"| annotations | `{card.labels.origin}`, sha256 `{source.annotations_hash or 'not known'}` |"
+    sha256 = card.run.inputs.get("sha256", "unknown")
+    yield "| source | |\n|---|---|"
+    yield f"| annotations | `{card.labels.origin}`, sha256 `{sha256}` |"
     yield f"| describer | `{card.labels.describer}` |"
     yield f"| scorer | `{_model(config.scorer)}` |"
-    yield f"| detector | `{detector}` |"
+    yield f"| detector | `{_model(config.detector)}` |"
     yield f"| SPR | {__version__} |"
-    yield ""
-    yield "<details><summary>The whole config</summary>"
-    yield ""
-    yield "```yaml"
-    yield yaml.safe_dump(_public_config(config), sort_keys=False, allow_unicode=True).rstrip()
-    yield "```"
-    yield ""
-    yield "</details>"
+    shown = yaml.safe_dump(public_config(config), sort_keys=False, allow_unicode=True).rstrip()
+    yield f"\n<details><summary>The whole config</summary>\n\n```yaml\n{shown}\n```\n\n</details>"
 
 
 def _model(section: Any) -> str:
+    if section.backend == "none":
+        return "none"
     if section.backend == "fake":
-        return "fake (numbers that mean nothing)"
-    return public_name(section.model) + (f"@{section.revision}" if section.revision else "")
+        return "fake (its numbers mean nothing)"
+    return public_name(str(section.model)) + (f"@{section.revision}" if section.revision else "")
 
 
-def _public_config(config: Config) -> dict[str, Any]:
-    """The config without folders, and without the address of the describer's server, which may hold a login."""
-    shown: dict[str, Any] = _public_all(config.model_dump(mode="json"))
+def public_config(config: Config) -> dict[str, Any]:
+    """The config without folders, and without the address of the describer's server, which may contain a password."""
+    shown: dict[str, Any] = _without_folders(config.model_dump(mode="json"))
     if shown["describer"] and shown["describer"]["base_url"]:
         shown["describer"]["base_url"] = "not published"
     return shown
 
 
-def _public_all(value: Any) -> Any:
+def public_name(value: str) -> str:
+    """A path without its folders, which would say whose machine it was.
+
+    This also applies to each part of a model with a LoRA adapter, ``model@revision+adapter@revision``.
+
+    >>> public_name("/home/me/ferret-7b@ab12+/runs/mine/adapter@cd34"), public_name("Qwen/Qwen2.5-VL-7B-Instruct")
+    ('ferret-7b@ab12+adapter@cd34', 'Qwen/Qwen2.5-VL-7B-Instruct')
+    """
+    return re.sub(r"(?:^|(?<=\+))/(?:[^@+]*/)?(?=[^/@+])", "", value)
+
+
+def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _public_all(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return public_name(value)
-    return value
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return public_name(value) if isinstance(value, str) else value
 
 
 def _plain(text: str) -> str:
-    """A text that Markdown takes for nothing but text, on one line."""
+    """A text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
-def _spread(values: npt.NDArray[np.float32], digits: int) -> str:
-    low, high = np.percentile(values, [5, 95])
-    return f"{values.mean():.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+def _write_plots(folder: Path, stats: PairStats) -> None:
+    folder.mkdir()
+    scores = stats.candidate_scores()
+    title = f"{len(scores['score']):,} candidates"
+    plot = density(_PLOTS["scores"], scores["semantic"], scores["localization"], ("S_sem", "S_loc"), ())
+    margins = Series("pairs", "all", stats.margins)
+    median = f"{stats.pairs:,} pairs, median margin {np.median(stats.margins):.3g}"
+    charts = {
+        "scores": [Chart(title, plot)],
+        "margins": [Chart(median, histogram(_PLOTS["margins"], [margins], "margin"))],
+        "localization": [
+            _two_sides(stats, "localization", "As scored, with the detector", "S_loc", 2),
+            _two_sides(stats, OWN_LOCALIZATION, "Own boxes, as exported", "S_loc", 2),
+        ],
+        "lengths": [_two_sides(stats, name, LENGTHS[name].capitalize(), name, 1) for name in ("words", "phrases")],
+    }
+    for name, panels in charts.items():
+        (folder / f"{name}.svg").write_text(figure(panels), encoding="utf-8")
+
+
+def _two_sides(stats: PairStats, name: str, heading: str, label: str, digits: int) -> Chart:
+    sides: dict[Side, Series] = {side: Series(side, side, stats.of(name, side)) for side in SIDES}
+    shares = {"x_range": (0.0, 1.0), "bins": 25} if label == "S_loc" else {"whole": True}
+    plot = histogram(f"{heading}: {label} of chosen and rejected answers", list(sides.values()), label, **shares)
+    key = [(side, f"{side}, mean {stats.of(name, side).mean():.{digits}f}") for side in SIDES]
+    return Chart(heading, plot, key)

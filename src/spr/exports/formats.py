@@ -1,11 +1,113 @@
-"""The formats by name."""
+"""What an export format is, what its rows are made from, and the formats by name."""
 
 from __future__ import annotations
 
-from spr.exports import llamafactory, llava, ms_swift, rlaif_v, trl
-from spr.exports.rows import Format
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-FORMATS: dict[str, Format] = {
-    module.FORMAT.key: module.FORMAT for module in (trl, llamafactory, ms_swift, llava, rlaif_v)
-}
-"""What `spr export --format` takes."""
+from spr.core.registry import Registry
+from spr.records import PreferencePair
+
+ImageMode: TypeAlias = Literal["embed", "copy", "path"]
+"""Where an export's images are: as bytes in its rows, as copies in its folder, or in their original place."""
+
+IMAGE_MODES: tuple[ImageMode, ...] = ("embed", "copy", "path")
+
+
+class Texts(NamedTuple):
+    """The prompt and the two answers, as the trainer sees them."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class ImageFile(NamedTuple):
+    """The image of a row.
+
+    Attributes:
+        path: ``embed``: the file's name alone; ``copy``: relative to the export's folder; ``path``: absolute.
+        data: The file's bytes for ``embed``, else None.
+    """
+
+    path: str
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRow:
+    """A pair with its texts and its image."""
+
+    pair: PreferencePair
+    texts: Texts
+    image: ImageFile
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What is the same in all rows.
+
+    Attributes:
+        name: Name of the dataset.
+        origin: File name of the annotations that the pairs come from.
+        describer: The model that wrote the answers, ``name@revision``.
+    """
+
+    name: str
+    origin: str
+    describer: str
+
+
+class Writer(Protocol):
+    """Writes rows into a folder, in order. Files are complete only after `close`."""
+
+    def write(self, rows: Sequence[ExportRow]) -> None:
+        """Append rows."""
+        ...
+
+    def close(self) -> None:
+        """Complete the files."""
+        ...
+
+    def abandon(self) -> None:
+        """Close open files, complete or not; called last, also after an error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The input format of another trainer.
+
+    Attributes:
+        reader: The trainer, for people.
+        images: Where the images can be; the first is the default.
+        placeholders: Texts that the trainer replaces by an image or the like; pairs that contain one are left out.
+        data_files: Pattern of the files with the rows, for `datasets.load_dataset`.
+        columns: Meaning of each column or key, for the dataset card.
+        usage: How to train on the export, as Markdown; ``{out}`` stands for the folder.
+        open: Creates the writer from a folder and the labels.
+    """
+
+    reader: str
+    images: tuple[ImageMode, ...]
+    placeholders: tuple[str, ...]
+    data_files: str
+    columns: Mapping[str, str]
+    usage: str
+    open: Callable[[Path, Labels], Writer]
+
+
+FORMATS: Registry[Format] = Registry(
+    "export format",
+    "spr.exports",
+    {
+        "trl": "spr.exports.trl:FORMAT",
+        "llamafactory": "spr.exports.llamafactory:FORMAT",
+        "ms-swift": "spr.exports.ms_swift:FORMAT",
+        "llava": "spr.exports.llava:FORMAT",
+        "rlaif-v": "spr.exports.rlaif_v:FORMAT",
+    },
+)
+"""The formats of ``spr export --format``. Other packages add formats through the entry-point group ``spr.exports``."""

@@ -1,4 +1,4 @@
-"""Rows as JSON texts in a file, written one after another: as JSON Lines, or as one list."""
+"""Rows as JSON, written one after another: as JSON Lines or as one list."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spr.core.errors import RunError
-from spr.exports.rows import ExportRow
+from spr.exports.formats import ExportRow
 
 _LAYOUT = {"lines": ("", "\n", "\n"), "list": ("[\n", ",\n", "\n]\n")}
 
 
 class JsonWriter:
-    """A `spr.exports.rows.Writer` of JSON.
+    """A `spr.exports.formats.Writer` of JSON.
 
     Args:
         path: The file.
-        row: What a row becomes.
-        layout: ``lines``: a text a line; ``list``: one JSON list, a line each.
+        row: Converts a row to a JSON object.
+        layout: ``lines``: one object per line; ``list``: one JSON list.
     """
 
     def __init__(
@@ -37,18 +37,21 @@ class JsonWriter:
                 self._file.write(self._before + json.dumps(self._row(row), ensure_ascii=False))
                 self._before = self._between
         except OSError as error:
-            raise RunError(f"{self._path.parent} can't be written", got=error, fix="make room") from None
+            raise self._unwritable(error) from None
 
     def close(self) -> None:
-        """Finish the file."""
+        """Complete the file."""
         try:
             with self._file as file:
                 file.write(self._after)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f"{self._path.parent} can't be written", got=error, fix="make room") from None
+            raise self._unwritable(error) from None
 
     def abandon(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(f"{self._path} can't be written", got=error, fix="free some disk space")

@@ -1,4 +1,4 @@
-"""LLaMA-Factory: ShareGPT conversations with ranking, and the entry for its `dataset_info.json`."""
+"""LLaMA-Factory: ShareGPT conversations with ranking, and an entry for `dataset_info.json`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spr.exports.formats import ExportRow, Format, Labels, Writer
 from spr.exports.json_lines import JsonWriter
-from spr.exports.rows import ExportRow, Format, Labels, Writer
 
 DATASET = "spr_pairs"
-"""The data set's name for `--dataset`."""
+"""Name of the dataset for LLaMA-Factory's `--dataset`."""
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row of ``conversations`` that end with the user's turn, ``chosen``, ``rejected`` and ``images``."""
+    """A row with ``conversations`` (the user's turn), ``chosen``, ``rejected`` and ``images``."""
     return {
         "conversations": [{"from": "human", "value": f"<image>{row.texts.prompt}"}],
         "chosen": {"from": "gpt", "value": row.texts.chosen},
@@ -25,7 +25,7 @@ def to_row(row: ExportRow) -> dict[str, Any]:
 
 
 def dataset_info() -> dict[str, Any]:
-    """The entry that tells LLaMA-Factory how to read the file."""
+    """The entry of `dataset_info.json` that describes the file to LLaMA-Factory."""
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
     entry = {"file_name": "train.jsonl", "formatting": "sharegpt", "ranking": True, "columns": columns}
     return {DATASET: entry}
@@ -37,22 +37,21 @@ def _open(folder: Path, _: Labels) -> Writer:
 
 
 FORMAT = Format(
-    key="llamafactory",
     reader="LLaMA-Factory",
     images=("copy", "path"),
     placeholders=("<image>", "<video>", "<audio>"),
     data_files="train.jsonl",
     columns={
         "conversations": "the user's turn; `<image>` stands for the image",
-        "chosen": "the best description, its boxes corrected",
+        "chosen": "the best description, with corrected boxes",
         "rejected": "the worst description, as generated",
-        "images": "a list of the one image's path, relative to this folder or absolute",
-        "query_id": "the region query, `<image_id>/<n>`; LLaMA-Factory leaves it out",
+        "images": "a list with the path of the image, relative to this folder or absolute",
+        "query_id": "the region query, `<image_id>/<n>`; LLaMA-Factory ignores it",
     },
     usage=f"""```sh
 llamafactory-cli train --stage dpo --pref_beta 0.1 --dataset_dir {{out}} --dataset {DATASET} …
 ```
 
-To train on it beside other data, copy the entry in `dataset_info.json` into your own and set its `file_name`.""",
+To mix it with other data, copy the entry of `dataset_info.json` into your own file and adjust its `file_name`.""",
     open=_open,
 )

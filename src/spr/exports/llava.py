@@ -1,19 +1,19 @@
-"""LLaVA: conversations for fine-tuning on the chosen answers, with the keys that its DPO forks read beside them."""
+"""LLaVA: conversations for fine-tuning on the chosen answers, and the keys that LLaVA-NeXT's DPO reads."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from spr.exports.formats import ExportRow, Format, Labels, Writer
 from spr.exports.json_lines import JsonWriter
-from spr.exports.rows import ExportRow, Format, Labels, Writer
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row of ``id``, ``image``, ``conversations``, and ``prompt``, ``answer``, ``chosen``, ``rejected``.
+    """A row with ``id``, ``image``, ``conversations``, ``prompt``, ``answer``, ``chosen`` and ``rejected``.
 
-    LLaVA's fine-tuning reads the first three. LLaVA-NeXT's DPO reads ``image`` and the last four, and puts the image's
-    place before the prompt itself.
+    LLaVA's fine-tuning reads the first three. LLaVA-NeXT's DPO reads ``image`` and the last four, and inserts
+    ``<image>`` before the prompt itself.
     """
     texts = row.texts
     return {
@@ -35,18 +35,17 @@ def _open(folder: Path, _: Labels) -> Writer:
 
 
 FORMAT = Format(
-    key="llava",
     reader="LLaVA and LLaVA-NeXT",
     images=("copy", "path"),
     placeholders=("<image>",),
     data_files="train.json",
     columns={
         "id": "the region query, `<image_id>/<n>`",
-        "image": "the image's path, relative to this folder (`--image_folder`) or absolute",
-        "conversations": "what is asked, with `<image>` first, and the best description, its boxes corrected",
-        "prompt": "what is asked, without `<image>`",
-        "answer": "the same as chosen; LLaVA-NeXT's DPO counts its words",
-        "chosen": "the best description, its boxes corrected",
+        "image": "path of the image, relative to this folder (`--image_folder`) or absolute",
+        "conversations": "the prompt, preceded by `<image>`, and the best description, with corrected boxes",
+        "prompt": "the prompt, without `<image>`",
+        "answer": "the same as `chosen`; LLaVA-NeXT's DPO counts its words",
+        "chosen": "the best description, with corrected boxes",
         "rejected": "the worst description, as generated",
     },
     usage="""```sh
@@ -54,6 +53,6 @@ python llava/train/train_mem.py --data_path {out}/train.json --image_folder {out
 python llava/train/train_dpo.py --data_path {out}/train.json --image_folder {out} --dpo_alpha 1.0 --beta 0.1 …
 ```
 
-The first is LLaVA's fine-tuning, on the chosen answers alone; the second LLaVA-NeXT's DPO.""",
+The first command is LLaVA's fine-tuning, on the chosen answers alone. The second is LLaVA-NeXT's DPO.""",
     open=_open,
 )

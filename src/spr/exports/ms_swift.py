@@ -1,19 +1,19 @@
-"""ms-swift: messages with a rejected response, boxes as literal coordinates in the texts."""
+"""ms-swift: messages with a rejected response; boxes are literal coordinates in the texts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from spr.exports.formats import ExportRow, Format, Labels, Writer
 from spr.exports.json_lines import JsonWriter
-from spr.exports.rows import ExportRow, Format, Labels, Writer
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row of ``messages`` that end with the chosen answer, ``rejected_response`` and ``images``.
+    """A row with ``messages`` (prompt and chosen answer), ``rejected_response`` and ``images``.
 
-    There is no ``objects``: with it, ms-swift would write the boxes itself, as it does for each model; here they
-    stand in the texts already, as the model that is trained wrote them.
+    The key ``objects`` is not used: with it, ms-swift would write the boxes itself in the format of each model, but
+    the texts already contain them.
     """
     return {
         "messages": [
@@ -30,16 +30,15 @@ def _open(folder: Path, _: Labels) -> Writer:
 
 
 FORMAT = Format(
-    key="ms-swift",
     reader="ms-swift",
     images=("copy", "path"),
     placeholders=("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>"),
     data_files="train.jsonl",
     columns={
-        "messages": "the user's turn, in which `<image>` stands for the image, and the best description, its boxes "
-        "corrected",
+        "messages": "the user's turn, in which `<image>` stands for the image, and the best description, with "
+        "corrected boxes",
         "rejected_response": "the worst description, as generated",
-        "images": "a list of the one image's path, relative to this folder (`ROOT_IMAGE_DIR`) or absolute",
+        "images": "a list with the path of the image, relative to this folder (`ROOT_IMAGE_DIR`) or absolute",
     },
     usage="""```sh
 ROOT_IMAGE_DIR={out} swift rlhf --rlhf_type dpo --beta 0.1 --dataset {out}/train.jsonl …

@@ -1,4 +1,4 @@
-"""Rows as Parquet files that `datasets.load_dataset` reads with their features, images and all."""
+"""Rows as Parquet files that `datasets.load_dataset` reads with their features, including images."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spr.core.errors import RunError
-from spr.exports.rows import ExportRow
+from spr.exports.formats import ExportRow
 
 SHARD_BYTES = 500_000_000
-"""A file is closed once it is this large: what the hub recommends, and readers share out whole files."""
+"""A new file is started once one has this size, as the Hugging Face hub recommends."""
 
 
 class ParquetWriter:
-    """A `spr.exports.rows.Writer` of Parquet: ``data/train-00000-of-00003.parquet`` and so on.
+    """A `spr.exports.formats.Writer` of Parquet: ``data/train-00000-of-00003.parquet`` and so on.
 
-    Each call of `write` becomes a row group, so that readers need not hold more images than that.
+    Each call of `write` becomes a row group, which bounds the number of images that readers hold in memory.
 
     Args:
         folder: The export's folder.
-        schema: With the features of 🤗 datasets in its metadata.
-        row: What a row becomes.
-        shard_bytes: See `SHARD_BYTES`.
+        schema: Arrow schema with the features of 🤗 datasets in its metadata.
+        row: Converts a row to the values of its columns.
+        shard_bytes: Size at which a new file is started, see `SHARD_BYTES`.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class ParquetWriter:
             if self._parts[-1].stat().st_size >= self._most:
                 self._close_part()
         except OSError as error:
-            raise RunError(f"{self._folder} can't be written", got=error, fix="make room") from None
+            raise RunError(f"{self._folder} can't be written", got=error, fix="free some disk space") from None
 
     def close(self) -> None:
-        """Finish the files and number them."""
+        """Complete the files and number them."""
         self._close_part()
         for number, part in enumerate(self._parts):
             part.rename(self._folder / f"train-{number:05d}-of-{len(self._parts):05d}.parquet")
 
     def abandon(self) -> None:
-        """Let go of the file that is open."""
+        """Close the open file."""
         self._close_part()
 
     def _close_part(self) -> None:

@@ -1,4 +1,4 @@
-"""RLAIF-V: the Parquet schema of its published data set, images embedded."""
+"""RLAIF-V: the Parquet schema of its published dataset, with embedded images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spr.exports.formats import ExportRow, Format, Labels, Writer
 from spr.exports.parquet import ParquetWriter
-from spr.exports.rows import ExportRow, Format, Labels, Writer
 
 
 def to_row(labels: Labels, row: ExportRow) -> dict[str, Any]:
@@ -36,22 +36,21 @@ def _open(folder: Path, labels: Labels) -> Writer:
 
 
 FORMAT = Format(
-    key="rlaif-v",
     reader="RLAIF-V",
-    # Its trainer reads the bytes.
+    # RLAIF-V's trainer reads bytes only.
     images=("embed",),
     placeholders=("<image>",),
     data_files="data/train-*.parquet",
     columns={
-        "ds_name": "the name of this data set",
-        "image": "the image: its bytes, and a path that is its name",
-        "question": "what is asked",
-        "chosen": "the best description, its boxes corrected",
+        "ds_name": "name of this dataset",
+        "image": "the image: its bytes, and its file name as the path",
+        "question": "the prompt",
+        "chosen": "the best description, with corrected boxes",
         "rejected": "the worst description, as generated",
         "origin_dataset": "file name of the annotations",
-        "origin_split": "JSON: the model that wrote both answers, and the kind of question",
+        "origin_split": "JSON: the model that wrote both answers, and the type of the question",
         "idx": "the region query, `<image_id>/<n>`",
-        "image_path": "the image's file, as the annotations name it",
+        "image_path": "the image file, as the annotations name it",
     },
     usage="""```python
 from datasets import load_dataset
@@ -59,6 +58,6 @@ from datasets import load_dataset
 pairs = load_dataset("{out}", split="train")
 ```
 
-RLAIF-V's own trainer names its data set in `muffin/data/datasets.py`: put this folder in its place.""",
+RLAIF-V's own trainer loads a fixed dataset in `muffin/data/datasets.py`: replace its name by this folder.""",
     open=_open,
 )

@@ -1,4 +1,4 @@
-"""The texts of a pair, as they are or written anew in another dialect."""
+"""The texts of a pair, unchanged or converted to another dialect."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 from spr.config import PromptsConfig
 from spr.core import boxes as bx
 from spr.core.errors import GroundingError
-from spr.exports.rows import Texts
+from spr.exports.formats import Texts
 from spr.grounding import Dialect, GroundedText, parse, render
 from spr.pipeline.describe import training_prompt
 from spr.records import PreferencePair, Size, Span
 
 _SLACK = 0.01
-"""Pixels: what float32 may have taken from a box of an image of 100,000 px."""
+"""Pixels: largest float32 rounding error of a box in an image of 100,000 px."""
 
 
 def texts_of(pair: PreferencePair, source: Dialect, target: Dialect | None, prompts: PromptsConfig) -> Texts | str:
-    """Prompt, chosen and rejected of a pair, or the reason why it can't be written.
+    """The prompt, the chosen and the rejected text of a pair, or the reason why the pair is left out.
 
     Args:
-        pair: The pair, whose texts are in ``source``.
+        pair: The pair, with texts in the dialect ``source``.
         source: The dialect of the run's describer.
-        target: The dialect to write; None leaves the texts as they are.
-        prompts: The run's; the prompt is made anew from them.
+        target: The dialect to convert to; None leaves the texts unchanged.
+        prompts: The prompts of the run; the prompt is rendered again from them.
 
     Returns:
-        The texts, or ``not_renderable`` (the words would be read as coordinates in the target's dialect) or
-        ``chosen_equals_rejected`` (in the target's grid or without prose both read the same).
+        The texts, or the reason ``not_renderable`` (the words would be read as coordinates in the target dialect) or
+        ``chosen_equals_rejected`` (in the target dialect both answers have the same text).
     """
     if target is None:
         return Texts(pair.prompt, pair.chosen, pair.rejected)
@@ -45,11 +45,11 @@ def texts_of(pair: PreferencePair, source: Dialect, target: Dialect | None, prom
 
 
 def with_pixels(text: str, spans: Iterable[Span], dialect: Dialect, size_wh: Size) -> GroundedText:
-    """A text as words with boxes, the boxes as exact as the pair keeps them.
+    """Parse a text, and replace its rounded boxes by the exact boxes of the spans.
 
-    The numbers in a text are rounded to its dialect's grid; to write them in a finer one, the boxes of the spans are
-    put in their places, one by one in the order of the text. Where they can't belong together (another number of
-    boxes, or one that is farther away than rounding explains) the text's own numbers are used.
+    The numbers in a text are rounded to the grid of its dialect. To convert them to a finer grid, the exact boxes
+    replace them, one by one in the order of the text. If they don't correspond (another number of boxes, or a
+    difference that rounding can't explain), the text's own numbers are kept.
 
     >>> from spr.grounding import get_dialect
     >>> exact = Span("a cup", 0, 5, ((33.3333, 0.0, 66.6667, 100.0),))

@@ -1,19 +1,19 @@
-"""TRL: what `DPOTrainer` takes for vision models, with images embedded or by path."""
+"""TRL: the conversations that `DPOTrainer` takes for vision-language models, with images embedded or by path."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from spr.exports.formats import ExportRow, Format, Labels, Writer
 from spr.exports.parquet import ParquetWriter
-from spr.exports.rows import ExportRow, Format, Labels, Writer
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row of ``images``, ``prompt``, ``chosen``, ``rejected`` as conversations, and where the pair came from.
+    """A row with ``images``, with ``prompt``, ``chosen`` and ``rejected`` as conversations, and with the pair's origin.
 
-    The prompt's content says where the image stands (before the text, as the pipeline asked), so that it doesn't depend
-    on what a version of TRL does with plain texts.
+    The prompt's content places the image before the text, as the pipeline did, so that the position doesn't depend on
+    how a version of TRL treats plain texts.
     """
     pair, texts = row.pair, row.texts
     return {
@@ -64,24 +64,23 @@ def _open(folder: Path, _: Labels) -> Writer:
 
 
 FORMAT = Format(
-    key="trl",
     reader="TRL's DPOTrainer",
     images=("embed", "path"),
     placeholders=("<image>",),
     data_files="data/train-*.parquet",
     columns={
-        "images": "a list of the one image",
-        "prompt": "the user's turn: the image, then what is asked",
-        "chosen": "the assistant's turn: the best description, its boxes corrected",
+        "images": "a list with the image",
+        "prompt": "the user's turn: the image and the prompt",
+        "chosen": "the assistant's turn: the best description, with corrected boxes",
         "rejected": "the assistant's turn: the worst description, as generated",
         "query_id": "the region query, `<image_id>/<n>`",
         "image_id": "the image's id in the annotations",
-        "file_name": "the image's file, as the annotations name it",
-        "width": "of the image, in pixels",
-        "height": "of the image, in pixels",
-        "region": "the region asked about: x1, y1, x2, y2 in pixels of the image",
-        "chosen_score": "S of the chosen description before its boxes were corrected",
-        "rejected_score": "S of the rejected description",
+        "file_name": "the image file, as the annotations name it",
+        "width": "width of the image, in pixels",
+        "height": "height of the image, in pixels",
+        "region": "the region of the prompt: x1, y1, x2, y2 in pixels of the image",
+        "chosen_score": "score S of the chosen description, before its boxes were corrected",
+        "rejected_score": "score S of the rejected description",
         "margin": "chosen_score − rejected_score",
     },
     usage="""```python
@@ -89,7 +88,7 @@ from datasets import load_dataset
 from trl import DPOConfig, DPOTrainer
 
 pairs = load_dataset("{out}", split="train")
-# max_length=None: cutting a prompt would cut image tokens.
+# max_length=None, because truncating a prompt would remove image tokens.
 arguments = DPOConfig(output_dir="dpo", beta=0.1, per_device_train_batch_size=2, max_length=None)
 DPOTrainer(model=MODEL, args=arguments, train_dataset=pairs, processing_class=PROCESSOR).train()
 ```""",

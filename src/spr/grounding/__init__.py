@@ -4,11 +4,10 @@
 `render` writes it in any dialect, and `convert` does both. docs/dialects.md lists the dialects.
 """
 
-from spr.grounding.convert import Converted, convert, convert_lines
 from spr.grounding.dialects import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import smart_resize
 from spr.grounding.parse import parse
-from spr.grounding.render import render, render_box
+from spr.grounding.render import Converted, convert, convert_lines, render, render_box
 from spr.grounding.text import GroundedText, Problem
 
 __all__ = [

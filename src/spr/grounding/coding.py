@@ -108,13 +108,12 @@ class NumberFrame:
                     return None, f"outside the range 0 to {self._range()}: dropped"
                 x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, self.limit_x), min(y2, self.limit_y)
                 reason = f"out of the range 0 to {self._range()}: clipped"
-        offset, span_x, span_y, units_x, units_y = self.offset, self.span_x, self.span_y, self.units_x, self.units_y
         # Multiply before dividing, so that the largest number decodes exactly to the image's edge.
         box = (
-            (x1 + offset) * span_x / units_x,
-            (y1 + offset) * span_y / units_y,
-            (x2 + offset) * span_x / units_x,
-            (y2 + offset) * span_y / units_y,
+            (x1 + self.offset) * self.span_x / self.units_x,
+            (y1 + self.offset) * self.span_y / self.units_y,
+            (x2 + self.offset) * self.span_x / self.units_x,
+            (y2 + self.offset) * self.span_y / self.units_y,
         )
         return self._off_the_padding(box, reason) if self.padded else (box, reason)
 
@@ -147,6 +146,7 @@ class Cells:
         return CellFrame(self.side, canvas)
 
 
+@dataclass(frozen=True, slots=True)
 class CellFrame:
     """Encodes and decodes the boxes of one image as two cells.
 
@@ -154,10 +154,8 @@ class CellFrame:
     edges of both, on both axes, so that the box has an area.
     """
 
-    __slots__ = ("canvas", "side")
-
-    def __init__(self, side: int, canvas: Canvas) -> None:
-        self.side, self.canvas = side, canvas
+    side: int
+    canvas: Canvas
 
     def max_error(self) -> tuple[float, float]:
         """Largest error in pixels of a vertical and of a horizontal edge within the image: the size of a cell.

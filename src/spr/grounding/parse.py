@@ -1,16 +1,23 @@
-"""Parse a model's answer in its dialect."""
+"""Parse a model's answer in its dialect; `BoxReader` does it faster where only the boxes are needed."""
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
 from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect, get_dialect
-from spr.grounding.markup import Brackets, JsonList, Tags
+from spr.grounding.markup import Brackets, JsonList, Tags, Tokens
 from spr.grounding.parse_brackets import parse_brackets
 from spr.grounding.parse_lists import parse_json, parse_tokens
 from spr.grounding.parse_tags import parse_tags
+from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
 from spr.grounding.prose import without_surrogates
 from spr.grounding.text import GroundedText
-from spr.records import Size
+from spr.records import Box, Size
+
+_OPENER = re.compile(r"[\[({<]")
 
 
 def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = False) -> GroundedText:
@@ -59,3 +66,72 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
             fix="parse without `strict` to keep the well-formed pieces",
         )
     return grounded
+
+
+class Boxes(NamedTuple):
+    """An answer's boxes, xyxy pixels in the order of the text, and the number of its malformed pieces."""
+
+    boxes: tuple[Box, ...]
+    problems: int
+
+
+class BoxReader:
+    """Reads the boxes of answers in one dialect, without their phrases, for evaluation.
+
+    Most answers there are one well-formed box, which is read without analysing the words; all others are parsed by
+    `parse`. Both give the same boxes and the same number of problems.
+
+    >>> BoxReader(get_dialect("ferret")).read("a dog [100, 150, 300, 200]", (1000, 1000))
+    Boxes(boxes=((100.0, 150.0, 300.0, 200.0),), problems=0)
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect, markup = dialect, dialect.markup
+        self._search = markup.pattern.search
+        self._frame = lru_cache(maxsize=4096)(dialect.frame)
+        # The groups of a match that are the numbers of its box.
+        self._numbers: tuple[int, ...] = (1, 2, 3, 4)
+        if isinstance(markup, Tokens):
+            self._numbers = tuple(1 + place for place in markup.order)
+        elif isinstance(markup, Tags):
+            self._numbers = tuple(range(2, 2 + markup.shape_pattern.groups))
+
+    def read(self, text: str, size_wh: Size) -> Boxes:
+        """The boxes of an answer about an image of ``size_wh`` pixels, as `parse` gives them.
+
+        Raises:
+            GroundingError: if the size is not two integers of at least 1.
+        """
+        match = self._search(text)
+        if match is not None and self._is_plain(match):
+            end = match.end()
+            if end == len(text) or text[end:] == "." or self._search(text, end) is None:
+                numbers = [float(number) for number in match.group(*self._numbers)]
+                box, reason = self._frame(size_wh).decode(numbers)
+                if box is not None and reason is None:
+                    return Boxes((box,), 0)
+        grounded = parse(text, self.dialect, size_wh)
+        return Boxes(grounded.boxes, len(grounded.problems))
+
+    def _is_plain(self, match: re.Match[str]) -> bool:
+        """Whether a well-formed box has a phrase or label where the dialect needs one; if not, `parse` reports it."""
+        if match[self._numbers[0]] is None:
+            return False
+        text, markup = match.string, self.dialect.markup
+        if isinstance(markup, Tags):
+            return bool(match[1].strip())
+        if isinstance(markup, JsonList):
+            return "]" in text[match.end() :]
+        before = text[: match.start()].strip()
+        if isinstance(markup, Tokens):
+            side = before[-1:] if markup.label_first else text[match.end() :].lstrip()[:1]
+            return side.isalnum()
+        if not before:
+            return match.end() == len(text) or not text[match.end() :].strip()
+        if _OPENER.search(before) is not None:
+            return False
+        last = before[before.rfind(" ") + 1 :].lower()
+        if last.isalpha() and before.isascii() and last not in BREAKERS and last not in WHERE:
+            return True  # the word is a phrase or the end of one
+        start, end = find_phrase(without_surrogates(before), 0, len(before))
+        return start < end

@@ -18,40 +18,31 @@ from spr.grounding.prose import Prose
 from spr.grounding.text import GroundedText
 from spr.records import Box
 
-_LEADING_NUMBERS = re.compile(r"[\s0-9.,;+-]*+")
+_NOT_NUMBERS = re.compile(r"[^\s0-9.,;+-]")
 _DIGIT = re.compile(r"[0-9]")
 
 
 def parse_brackets(text: str, markup: Brackets, frame: Frame) -> GroundedText:
     """Parse an answer; malformed pieces are reported and dropped."""
     prose, position = Prose(text), 0
-    decode = frame.decode
+    decode = prose.problems.decode
     for match in markup.pattern.finditer(text):
         start, stop = match.span()
         words = text[position:start]
         position = stop
-        x1, y1, x2, y2 = match.group(1, 2, 3, 4)
-        if x1 is not None:
+        if match[1] is not None:
             prose.words_before_box(words)
-            box, reason = decode((float(x1), float(y1), float(x2), float(y2)))
-            if reason is not None:
-                prose.problems.note(start, stop, reason)
-            prose.add([] if box is None else [box], (start, stop))
-        elif match["inner"] is not None:
-            if is_coordinates(match):
-                prose.words_before_box(words)
-                boxes, position = _read_bracket(match, markup, frame, prose)
-                prose.add(boxes, (start, position))
-            else:
-                prose.words(words + match[0])
+            prose.add(decode(frame, match.group(1, 2, 3, 4), start, stop), (start, stop))
+        elif match["inner"] is not None and is_coordinates(match):
+            prose.words_before_box(words)
+            boxes, position = _read_bracket(match, markup, frame, prose)
+            prose.add(boxes, (start, position))
         elif match[0] in SPECIAL_TOKENS:
             prose.words_before_box(words)
+        elif match["inner"] is None and (reason := stray(match)) is not None:
+            prose.stray(words, start, stop, reason)
         else:
-            reason = stray(match)
-            if reason is None:
-                prose.words(words + match[0])
-            else:
-                prose.stray(words, start, stop, reason)
+            prose.words(words + match[0])
     prose.words(text[position:])
     return prose.finish(marked=False)
 
@@ -70,14 +61,9 @@ def is_coordinates(match: re.Match[str]) -> bool:
         return match[0][0] == "(" and stray(match) is not None
     if match["close"]:
         return _counts(inner)
-    head = _leading_numbers(inner)
+    head = _NOT_NUMBERS.split(inner, 1)[0]
     cut_off = match.end() == len(match.string) and head == inner
     return _DIGIT.search(head) is not None and (cut_off or _counts(head))
-
-
-def _leading_numbers(inner: str) -> str:
-    match = _LEADING_NUMBERS.match(inner)
-    return match[0] if match else ""
 
 
 def _counts(inner: str) -> bool:
@@ -92,7 +78,7 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, prose: P
     """The boxes of a bracket that is not one plain box, and its end."""
     start, inner, width, note = match.start(), match["inner"], markup.width, prose.problems.note
     if not match["close"]:
-        stop = match.start("inner") + len(_leading_numbers(inner).rstrip())
+        stop = match.start("inner") + len(_NOT_NUMBERS.split(inner, 1)[0].rstrip())
         note(start, stop, "bracket is not closed: dropped")
         return [], stop
     if 1 + len(match["open"]) != width or len(match["close"]) != width:
@@ -107,11 +93,7 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, prose: P
         elif numbers is None:
             note(offset, stop, _wrong(piece))
         else:
-            box, reason = frame.decode([float(number) for number in numbers.groups()])
-            if reason is not None:
-                note(offset, stop, reason)
-            if box is not None:
-                boxes.append(box)
+            boxes += prose.problems.decode(frame, numbers.groups(), offset, stop)
         offset = stop + 1
     return boxes, match.end()
 

@@ -73,13 +73,20 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
         items.extend(_Item(label, [], None) for label in labels if label)
 
     for match in markup.pattern.finditer(text):
-        start, stop = match.span()
-        if match[1] is None and not markup.token_pattern.match(match[0]):
-            position = _no_token(match, position, words, problems)
+        (start, stop), piece = match.span(), match[0]
+        if match[1] is not None:
+            boxes = problems.decode(frame, [match[1 + place] for place in markup.order], start, stop)
+        elif markup.token_pattern.match(piece):
+            boxes = _run(match, markup, frame, problems)
+        else:
+            if piece in SPECIAL_TOKENS or piece.startswith("<seg"):
+                reason: str | None = ""
+            else:
+                reason = "not a location token: dropped" if piece.startswith("<loc") else stray(match)
+            position = _drop(match, reason, position, words, problems)
             continue
         words.append(text[position:start])
         position = stop
-        boxes = _run(match, markup, frame, problems)
         if markup.label_first:
             items.append(_Item("".join(words).strip(), boxes, (start, stop) if boxes else None))
             words = []
@@ -91,45 +98,32 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
     return _grounded(items, problems)
 
 
-def _no_token(match: re.Match[str], position: int, words: list[str], problems: Problems) -> int:
-    """Report an invalid token, unless it is a special token or words; returns where the following words start."""
-    (start, stop), piece = match.span(), match[0]
-    if piece in SPECIAL_TOKENS or piece.startswith("<seg"):
-        reason = None
-    elif piece.startswith("<loc"):
-        reason = "not a location token: dropped"
-    else:
-        reason = stray(match)
-        if reason is None:
-            return position
-    words.append(match.string[position:start].rstrip() if piece[0] != "<" else match.string[position:start])
-    if reason is not None:
-        problems.note(start, stop, reason)
-    return stop
+def _drop(match: re.Match[str], reason: str | None, position: int, words: list[str], problems: Problems) -> int:
+    """Drop a match from the words and report it unless the reason is empty; nothing is done if there is none (None).
+
+    Returns:
+        Where the following words start.
+    """
+    if reason is None:
+        return position
+    before = match.string[position : match.start()]
+    words.append(before if match[0][0] == "<" else before.rstrip())
+    if reason:
+        problems.note(*match.span(), reason)
+    return match.end()
 
 
 def _run(match: re.Match[str], markup: Tokens, frame: Frame, problems: Problems) -> list[Box]:
     """The boxes of a run of location tokens, four per box."""
-    if match[1] is not None:
-        numbers = [float(number) for number in match.groups()]
-        box, reason = frame.decode([numbers[place] for place in markup.order])
-        if reason is not None:
-            problems.note(match.start(), match.end(), reason)
-        return [] if box is None else [box]
     tokens = list(markup.token_pattern.finditer(match.string, *match.span()))
     boxes: list[Box] = []
-    whole = len(tokens) - len(tokens) % 4
-    for first in range(0, whole, 4):
-        numbers = [float(token[1]) for token in tokens[first : first + 4]]
-        box, reason = frame.decode([numbers[place] for place in markup.order])
-        if reason is not None:
-            problems.note(tokens[first].start(), tokens[first + 3].end(), reason)
-        if box is not None:
-            boxes.append(box)
-    if whole < len(tokens):
-        problems.note(
-            tokens[whole].start(), match.end(), f"{len(tokens) - whole} location tokens instead of 4: dropped"
-        )
+    for first in range(0, len(tokens), 4):
+        four = tokens[first : first + 4]
+        start, stop = four[0].start(), four[-1].end()
+        if len(four) == 4:
+            boxes += problems.decode(frame, [four[place][1] for place in markup.order], start, stop)
+        else:
+            problems.note(start, stop, f"{len(four)} location tokens instead of 4: dropped")
     return boxes
 
 
@@ -146,11 +140,7 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
     for match in markup.pattern.finditer(text):
         start, stop = match.span()
         if match[0][0] != "{":
-            stray_reason = stray(match)
-            if stray_reason is not None:
-                problems.note(start, stop, stray_reason)
-                words.append(text[position:start].rstrip() if match[0][0] != "<" else text[position:start])
-                position = stop
+            position = _drop(match, stray(match), position, words, problems)
             continue
         first, last = (start if first < 0 else first), stop
         if match[1] is not None:

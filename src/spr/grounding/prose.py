@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from collections.abc import Iterable
 
+from spr.grounding.coding import Frame
 from spr.grounding.markup import STRAY_COORDINATES
 from spr.grounding.phrases import find_phrase
 from spr.grounding.text import GroundedText, Problem
@@ -14,14 +15,9 @@ PROBLEM_LENGTH = 60
 BY_RULE = -1
 """Used as start of an unmarked phrase, which `find_phrase` determines."""
 
-_Grounding: TypeAlias = tuple[int, int, list[Box], tuple[int, int]]
-"""Offsets of a phrase in the plain text, its boxes, and their offsets in the raw answer."""
-
 _CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
-_CLOSING = {"(": ")", "[": "]", "（": "）"}
 _LONGEST_CONNECTIVE = 12
-
-
+_CLOSING = {"(": ")", "[": "]", "（": "）"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -41,6 +37,13 @@ class Problems:
         """Report ``raw[start:stop]``."""
         self.found.append(Problem(start, self.raw[start : min(stop, start + PROBLEM_LENGTH)], reason))
 
+    def decode(self, frame: Frame, numbers: Iterable[str], start: int, stop: int) -> list[Box]:
+        """The box of the numbers in ``raw[start:stop]``, or no box if it is dropped; a problem is reported."""
+        box, reason = frame.decode([float(number) for number in numbers])
+        if reason is not None:
+            self.note(start, stop, reason)
+        return [] if box is None else [box]
+
     def sorted(self) -> tuple[Problem, ...]:
         """The problems by offset."""
         return tuple(sorted(self.found, key=lambda problem: problem.offset))
@@ -52,10 +55,10 @@ class Prose:
     def __init__(self, raw: str) -> None:
         self.problems = Problems(raw)
         self.length = 0  # length of the plain text so far
-        self.floor = 0  # white space before this offset is kept
         self._pieces: list[str] = []
-        self._groundings: list[_Grounding] = []
-        self._mark = 0  # length when the last grounding was added
+        self._since = 0  # number of pieces when the last phrase was added; pieces before are final
+        # Offsets of a phrase in the plain text, its boxes, and their offsets in the raw answer.
+        self._groundings: list[tuple[int, int, list[Box], tuple[int, int]]] = []
         self._opened = ""  # a bracket before a box; removed if it is closed right after the box
 
     def words(self, piece: str) -> None:
@@ -101,35 +104,14 @@ class Prose:
             self.drop_space()
 
     def drop_space(self) -> None:
-        """Remove white space at the end, after ``floor``."""
-        while self.length > self.floor:
-            piece = self._pieces[-1]
-            kept = piece.rstrip()
-            count = min(len(piece) - len(kept), self.length - self.floor)
-            self.length -= count
-            if kept:
-                self._pieces[-1] = piece[: len(piece) - count]
-                return
-            self._pieces.pop()
-
-    def tail(self, count: int) -> str:
-        """The last ``count`` characters."""
-        kept: list[str] = []
-        for piece in reversed(self._pieces):
-            if count <= 0:
-                break
-            kept.append(piece[-count:])
-            count -= len(piece)
-        return "".join(reversed(kept))
-
-    def _cut(self, count: int) -> None:
-        self.length -= count
-        while count:
+        """Remove white space at the end, after the last phrase."""
+        while len(self._pieces) > self._since:
             piece = self._pieces.pop()
-            if len(piece) > count:
-                self._pieces.append(piece[:-count])
+            kept = piece.rstrip()
+            self.length -= len(piece) - len(kept)
+            if kept:
+                self._pieces.append(kept)
                 return
-            count -= len(piece)
 
     def add(self, boxes: list[Box], raw: tuple[int, int]) -> None:
         """Ground the phrase that ends here: that of the previous boxes, or one found by `find_phrase`.
@@ -138,26 +120,29 @@ class Prose:
         list, if all boxes were malformed, still separates the words before from the next phrase. A bracket before the
         box is removed, and restored if it contains words.
         """
-        between = self.length - self._mark
-        if self._groundings and between <= _LONGEST_CONNECTIVE:
-            joint = _CONNECTIVE.fullmatch(self.tail(between))
+        pieces, since = self._pieces, self._since
+        if self._groundings:
+            between = "".join(pieces[since:])
+            joint = _CONNECTIVE.fullmatch(between) if len(between) <= _LONGEST_CONNECTIVE else None
             if joint is not None and not (joint[1] and joint[2]):
-                self._cut(between)
+                del pieces[since:]
+                self.length -= len(between)
                 if joint[1] or joint[2]:
                     self._opened = " " + joint[1] + joint[2]
                 self._groundings[-1][2].extend(boxes)
                 return
-        if between and self._pieces[-1][-1] in _CLOSING:
-            last = self._pieces[-1]
-            count = min(len(last) - len(last[:-1].rstrip()), self.length - self.floor)
-            self._opened = last[-count:]
-            self._cut(count)
+        if len(pieces) > since and pieces[-1][-1] in _CLOSING:
+            last = pieces.pop()
+            kept = last[:-1].rstrip()
+            self._opened = last[len(kept) :]
+            self.length -= len(self._opened)
+            pieces += [kept] if kept else []
         self.ground(BY_RULE, self.length, boxes, raw)
 
     def ground(self, start: int, end: int, boxes: list[Box], raw: tuple[int, int]) -> None:
         """Add a phrase at ``start:end`` of the plain text with its boxes."""
         self._groundings.append((start, end, boxes, raw))
-        self._mark = self.floor = self.length
+        self._since = len(self._pieces)
 
     def finish(self, *, marked: bool) -> GroundedText:
         """The parsed text. With ``marked``, the dialect marks phrases, so boxes without marked phrase are reported."""

@@ -1,17 +1,21 @@
-"""Write grounded text in a dialect."""
+"""Write grounded text in a dialect, and convert it from one dialect to another."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import NamedTuple
 
 from spr.core.errors import GroundingError
 from spr.grounding.coding import Frame
 from spr.grounding.dialects import Dialect, get_dialect
-from spr.grounding.markup import SPECIAL, Brackets, JsonList, Tags, Tokens, stray
+from spr.grounding.markup import SPECIAL, Brackets, JsonList, Markup, Tags, Tokens, stray
 from spr.grounding.parse import parse
 from spr.grounding.parse_brackets import is_coordinates
-from spr.grounding.text import GroundedText
+from spr.grounding.prose import PROBLEM_LENGTH, without_surrogates
+from spr.grounding.text import GroundedText, Problem
 from spr.records import Box, Size
 
 
@@ -72,7 +76,57 @@ def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool 
     return _boxes((box,), dialect.markup, dialect.frame(size_wh)) + dialect.region_suffix * region
 
 
-def _boxes(boxes: tuple[Box, ...], markup: Brackets | Tags | Tokens | JsonList, frame: Frame) -> str:
+def convert(text: str, source: str | Dialect, target: str | Dialect, size_wh: Size, *, strict: bool = False) -> str:
+    """Rewrite a model's answer in another dialect.
+
+    Converting there and back moves an edge by at most ``source.max_error(size_wh)`` plus ``target.max_error(size_wh)``.
+    A dialect that keeps no prose (``target.keeps_prose``) gets the phrases with boxes only.
+
+    The arguments, and the errors raised, are those of `parse` and `render`.
+
+    >>> convert("<ref>a dog</ref><box>(0,0),(999,500)</box> barks", "qwen_vl", "ferret", (640, 480))
+    'a dog [0, 0, 1000, 500] barks'
+    """
+    return render(parse(text, source, size_wh, strict=strict), target, size_wh)
+
+
+class Converted(NamedTuple):
+    """A converted line, and the malformed pieces of the input."""
+
+    text: str
+    problems: tuple[Problem, ...]
+
+
+def convert_lines(
+    lines: Iterable[str], source: str | Dialect, target: str | Dialect, size_wh: Size, *, strict: bool = False
+) -> Iterator[Converted]:
+    r"""Convert lines lazily; yields one result per line, without line end.
+
+    A line with words that the target would read as markup gives an empty text and a problem that explains it.
+
+    Raises:
+        GroundingError: for an unknown dialect or a wrong image size; with ``strict`` as `convert`.
+
+    >>> list(convert_lines(["a dog [1, 2, 3]\n", "\n"], "ferret", "llava", (100, 100)))[0].text
+    'a dog'
+    """
+    source, target = get_dialect(source), get_dialect(target)
+    for line in lines:
+        grounded = parse(line.rstrip("\r\n"), source, size_wh, strict=strict)
+        try:
+            text = render(grounded, target, size_wh)
+        except GroundingError as error:
+            if strict:
+                raise
+            piece = without_surrogates(line.rstrip("\r\n"))[:PROBLEM_LENGTH]
+            problem = Problem(0, piece, f"line not written: {error.what}, got {error.got}")
+            yield Converted("", (*grounded.problems, problem))
+            continue
+        # A label in JSON can contain an escaped line end.
+        yield Converted(" ".join(text.splitlines()), grounded.problems)
+
+
+def _boxes(boxes: tuple[Box, ...], markup: Markup, frame: Frame) -> str:
     """The boxes of one phrase as text."""
     written = []
     for box in boxes:
@@ -80,16 +134,14 @@ def _boxes(boxes: tuple[Box, ...], markup: Brackets | Tags | Tokens | JsonList, 
             raise GroundingError("Box can't be written", got=box, expected="x1 ≤ x2 and y1 ≤ y2 (xyxy pixels)")
         written.append(markup.box.format(*frame.encode(box)))
     if isinstance(markup, Brackets):
-        opened, closed = "[" * markup.width, "]" * markup.width
-        if markup.separator is None:
-            return " ".join(opened + text + closed for text in written)
-        return opened + markup.separator.join(written) + closed
-    if isinstance(markup, Tags):
-        opened, closed = markup.grounding[0] + markup.wrap[0], markup.wrap[1] + markup.grounding[1]
-        if markup.separator is None:
-            return "".join(opened + text + closed for text in written)
-        return opened + markup.separator.join(written) + closed
-    return "".join(written)
+        opened, closed, gap = "[" * markup.width, "]" * markup.width, " "
+    elif isinstance(markup, Tags):
+        opened, closed, gap = markup.grounding[0] + markup.wrap[0], markup.wrap[1] + markup.grounding[1], ""
+    else:
+        return "".join(written)
+    if markup.separator is None:
+        return gap.join(opened + text + closed for text in written)
+    return opened + markup.separator.join(written) + closed
 
 
 def _render_brackets(grounded: GroundedText, markup: Brackets, frame: Frame) -> str:
@@ -162,9 +214,10 @@ def _check_reads_back(text: str, grounded: GroundedText, dialect: Dialect, size_
         if dialect.keeps_prose or not grounded.boxes:
             same = again.plain_text == grounded.plain_text.strip()
         else:
-            phrases = [span.phrase.strip() for span in grounded.spans if span.boxes]
-            found = [span.phrase for span in again.spans]
-            same = _runs(phrases) == _runs(found)
+            # Neighbours with the same phrase are read back as one.
+            phrases = groupby(span.phrase.strip() for span in grounded.spans if span.boxes)
+            found = groupby(span.phrase for span in again.spans)
+            same = [phrase for phrase, _ in phrases] == [phrase for phrase, _ in found]
         if same:
             return
     if piece is None:
@@ -179,10 +232,6 @@ def _check_reads_back(text: str, grounded: GroundedText, dialect: Dialect, size_
         expected="words without the dialect's brackets, tags or tokens",
         fix="remove this piece from the plain text",
     )
-
-
-def _runs(phrases: list[str]) -> list[str]:
-    return [phrase for index, phrase in enumerate(phrases) if not index or phrase != phrases[index - 1]]
 
 
 def _literal_markup(grounded: GroundedText, dialect: Dialect) -> str | None:

@@ -1,1 +1,1 @@
-"""Models behind three small protocols (`spr.models.protocols`), one adapter a file."""
+"""Models behind three small protocols (`spr.models.protocols`): one file per describer, scorer and detector."""

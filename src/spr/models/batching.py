@@ -1,6 +1,6 @@
-"""Batches that fit: filled across requests, halved when memory runs out, and the size that worked is kept.
+"""Batches that fit into memory: filled across requests, and halved for good when the device runs out of memory.
 
-What the CPU does for a batch, it does in threads while the model works on the one before.
+Threads prepare a batch on the CPU while the model works on the previous one.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ THREADS = 4
 
 
 class DeviceMemoryError(SprError):
-    """Even one item does not fit into the device's memory."""
+    """A single item does not fit into the device's memory."""
 
 
 @contextmanager
 def prepared(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[list[Future[Result]]]:
-    """Within this, threads do some work on each item, in order; what has not begun by its end is left undone.
+    """Do some work on each item in threads, in order. Leaving the context cancels work that has not begun.
 
     Args:
-        work: Bound to the CPU, and mostly outside of Python: decoding, resizing.
-        items: All results are in memory together, so only as many as may be.
+        work: CPU work that mostly releases the GIL, such as decoding and resizing images.
+        items: The items. All results are in memory at the same time.
     """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="prepare")
     try:
@@ -41,12 +41,13 @@ def prepared(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs work on batches of at most ``size`` items; out of memory halves the size, for good.
+    """Runs work on batches of at most ``size`` items. Running out of memory halves the size permanently.
 
     Args:
-        work: A batch → one result an item, in order.
-        size: The most items a batch, at least 1.
-        length: Items of like length share a batch (less padding); results come back in the order of the items.
+        work: Maps a batch to one result per item, in order.
+        size: Maximum number of items per batch, at least 1.
+        length: Length of an item. Items of similar length share a batch, which reduces padding; results are returned
+            in the order of the items.
     """
 
     def __init__(
@@ -59,14 +60,14 @@ class Batcher(Generic[Item, Result]):
         self.work, self.size, self.length = work, size, length
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
-        """One result an item.
+        """One result per item.
 
         Raises:
             DeviceMemoryError: if a single item does not fit.
         """
         order = list(range(len(items)))
         if self.length is not None:
-            # Longest first: what does not fit is found at once.
+            # Longest first, so that a batch that does not fit fails early.
             lengths = [self.length(item) for item in items]
             order.sort(key=lambda k: -lengths[k])
         results: dict[int, Result] = {}
@@ -74,21 +75,21 @@ class Batcher(Generic[Item, Result]):
         while done < len(order):
             batch = order[done : done + self.size]
             try:
-                made = self.work([items[k] for k in batch])
+                finished = self.work([items[k] for k in batch])
             except torch.OutOfMemoryError as error:
                 message = str(error)
             else:
-                results.update(zip(batch, made, strict=True))
+                results.update(zip(batch, finished, strict=True))
                 done += len(batch)
                 continue
-            # Outside of the handler, whose traceback would keep the failed batch's tensors alive.
+            # Outside of the except block: its traceback keeps the tensors of the failed batch alive.
             self._shrink(len(batch), message)
         return [results[k] for k in range(len(items))]
 
     def _shrink(self, failed: int, message: str) -> None:
         if failed == 1:
             fix = "use a smaller model, dtype bfloat16, 4-bit weights, or smaller images"
-            raise DeviceMemoryError("One item alone does not fit into the device's memory", got=message, fix=fix)
+            raise DeviceMemoryError("A single item does not fit into the device's memory", got=message, fix=fix)
         self.size = failed // 2
         gc.collect()
         if torch.cuda.is_available():

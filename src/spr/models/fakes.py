@@ -1,7 +1,7 @@
-"""Deterministic stand-ins for the three protocols: the pipeline on any annotated images, without weights or a GPU.
+"""Deterministic fakes of the three protocols, for running the pipeline without weights or a GPU.
 
-They know nothing of what is in an image. The describer says what the annotations say, spoilt by seed; the scorer
-compares words with the names of colours in the picture; the detector finds nothing or guesses.
+They do not look at what an image shows. The describer repeats the annotations with random errors, the scorer embeds
+hashes of words and colours, and the detector returns random boxes for words of the text.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from spr.records import Box, Detection, ImageObject, Span
 
 
 class FakeDescriber:
-    """Describes the objects inside the region, spoilt: some are left out, boxes are moved, wrong ones are added.
+    """Describes the objects inside the region with random errors: objects left out or added, and moved boxes.
 
-    A question about no region is answered with a box somewhere in the image.
+    The answer to a question that is not about a region is a random box.
 
     Args:
         config: The config section, of which only `dialect` has an effect; LLaVA-OneVision's is the default.
-        drop: Chance that an object is left out, 0..1.
-        jitter: Standard deviation of each edge, as a share of the object's side.
-        invent: Chance that a thing is added that is not there, 0..1.
+        drop: Probability of leaving out an object, 0..1.
+        jitter: Standard deviation of the error of each edge, relative to the object's side.
+        invent: Probability of adding an object that is not there, 0..1.
     """
 
     name = "fake"
@@ -44,26 +44,26 @@ class FakeDescriber:
         self.drop, self.jitter, self.invent = drop, jitter, invent
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One answer a request, decided by its seed and its query's annotations."""
+        """One answer per request, a function of its seed and of the annotations of its query."""
         return [self._describe(request) for request in requests]
 
     def _describe(self, request: DescribeRequest) -> str:
         if request.query is None:
             return self._guess(request)
         rng = np.random.default_rng(stable_hash(request.seed, "fake", request.query.query_id))
-        said = [
+        objects = [
             (_with_article(item.category), self._moved(item, rng))
             for item in request.query.inside
             if rng.random() >= self.drop
         ]
-        if not said or rng.random() < self.invent:
+        if not objects or rng.random() < self.invent:
             x1, y1, x2, y2 = request.query.region
             corner = rng.uniform((x1, y1), (x2, y2))
-            said.append(("a shadow", (corner[0], corner[1], x2 + 1.0, y2 + 1.0)))
+            objects.append(("a shadow", (corner[0], corner[1], x2 + 1.0, y2 + 1.0)))
         size_wh = request.image.size
         text, spans = "There is ", []
-        for number, (phrase, box) in enumerate(said):
-            text += "" if number == 0 else " and " if number == len(said) - 1 else ", "
+        for number, (phrase, box) in enumerate(objects):
+            text += "" if number == 0 else " and " if number == len(objects) - 1 else ", "
             seen = box if request.window is None else shift(box, request.window)
             inside = bx.clip(seen, size_wh).tolist()
             spans.append(Span(phrase, len(text), len(text) + len(phrase), (tuple(inside),)))
@@ -71,7 +71,7 @@ class FakeDescriber:
         return render(GroundedText(text + ".", tuple(spans)), self.dialect, size_wh)
 
     def _guess(self, request: DescribeRequest) -> str:
-        """A box somewhere in the image: the answer to a question about no region."""
+        """A random box: the answer to a question that is not about a region."""
         rng = np.random.default_rng(stable_hash(request.seed, "fake", request.prompt))
         width, height = request.image.size
         x1, y1 = rng.uniform(0, 0.5, 2) * (width, height)
@@ -91,7 +91,7 @@ def _with_article(name: str) -> str:
 
 
 class FakeScorer:
-    """Vectors from hashes of words, and of the pixels' coarse colours: cosines that are stable and mean nothing."""
+    """Vectors from hashes of words and of coarse colours. Their cosines are reproducible and have no meaning."""
 
     name = "fake"
     width = 64
@@ -117,7 +117,7 @@ class FakeScorer:
 
 
 class FakeDetector:
-    """Finds each longer word of the text once, at a place decided by the word and the image's size."""
+    """Detects each word of at least 4 letters once, in a box that depends on the word and the image's size."""
 
     name = "fake"
 
@@ -125,7 +125,7 @@ class FakeDetector:
         """Take the config section, no field of which has an effect."""
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
-        """For each request at most three finds, best first."""
+        """At most three detections per request, best first."""
         return [self._detect(request) for request in requests]
 
     def _detect(self, request: DetectRequest) -> list[Detection]:
@@ -136,15 +136,15 @@ class FakeDetector:
             x, y = rng.uniform(0, 0.7, 2) * (width, height)
             box = (float(x), float(y), float(x + 0.3 * width), float(y + 0.3 * height))
             found.append(Detection(word, box, float(rng.uniform(0.35, 1.0))))
-        return sorted(found, key=lambda find: -find.score)[:3]
+        return sorted(found, key=lambda detection: -detection.score)[:3]
 
 
 @lru_cache(maxsize=4096)
 def _hashed(kind: str, text: str, width: int) -> Vectors:
     rng = np.random.default_rng(stable_hash(0, kind, text))
-    made = np.asarray(rng.normal(size=width), dtype=np.float32)
-    made.flags.writeable = False
-    return made
+    vector = np.asarray(rng.normal(size=width), dtype=np.float32)
+    vector.flags.writeable = False
+    return vector
 
 
 def _unit(rows: npt.NDArray[np.floating]) -> Vectors:

@@ -1,8 +1,8 @@
-"""Processors for images and text alone: no video, so no torchvision, and the same pixels on every machine.
+"""Processors for images and text without torchvision, which give the same pixels on every machine.
 
-Several families' processors insist on a video processor, which needs torchvision, though an image never meets it. Here
-the family's own processor class runs without that part, over the PIL backend of the family's own image processor.
-Ids and pixels are those of the whole processor over the same image processor.
+The processors of several families require a video processor, which needs torchvision, even if there is no video. Here
+the family's own processor class runs without it, with the PIL version of the family's own image processor. Token ids
+and pixels are the same as with the complete processor.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from spr.models.loading import ModelError, Source, clear_errors, load_part
 def load_processor(
     source: Source, model_type: str, *, family: Family | None = None, revision: str | None = None
 ) -> Any:
-    """A model's processor for images and text, padding on the left.
+    """Load a model's processor for images and text; it pads on the left.
 
     Args:
         source: A folder or a hub id.
-        model_type: Of the model's config.
-        family: What is known of it; decides whether images are padded to a square.
+        model_type: ``model_type`` of the model's config.
+        family: The model's family, which decides whether images are padded to a square.
         revision: Branch, tag or commit of the hub's repository.
 
     Returns:
-        An instance of (a subclass of) the family's processor class. Its ``chat_template`` is the folder's, be it saved
-        with the processor or with the tokenizer, or None.
+        An instance of (a subclass of) the family's processor class. Its ``chat_template`` is the one saved with the
+        processor or with the tokenizer, or None.
 
     Raises:
-        ModelError: if transformers has no processor for the model type, or a part is missing or wrong.
+        ModelError: if transformers has no processor for the model type, or a part can't be loaded.
     """
     if (custom := custom_models().get(model_type)) is not None:
         load = resolve_name(custom.load_processor)
@@ -69,24 +69,24 @@ def load_processor(
 
 
 def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """What a model reads: rendered turns, one image each (RGB), padded to the longest; on the CPU.
+    """Convert rendered turns with one image each to model inputs, padded to the longest; on the CPU.
 
     Args:
         processor: From `load_processor`.
-        texts: With the chat template; ``processor.image_token`` once in each.
-        images: As many.
+        texts: Output of `spr.models.chat.render_turn`; each contains ``processor.image_token`` once.
+        images: One RGB image per text.
     """
     bos = processor.tokenizer.bos_token
-    # A template that writes the beginning of the text itself must not get a second one.
+    # Chat templates that add the beginning-of-text token must not get a second one.
     special = not (bos and texts[0].startswith(bos))
     inputs = processor(images=list(images), text=list(texts), padding=True, add_special_tokens=special)
-    inputs.pop("labels", None)  # PaliGemma's, for training
+    inputs.pop("labels", None)  # PaliGemma adds them for training
     return dict(inputs.convert_to_tensors("pt"))
 
 
 @cache
 def without_video(processor_class: Any) -> Any:
-    """The processor class with ``video_processor`` left out of its parts; the class itself where it has none.
+    """The processor class without its ``video_processor``; the class itself if it has none.
 
     >>> without_video(transformers.Qwen2_5_VLProcessor).get_attributes()
     ['image_processor', 'tokenizer']
@@ -95,15 +95,15 @@ def without_video(processor_class: Any) -> Any:
     kept = [part for part in parts if part != "video_processor"]
     if kept == parts:
         return processor_class
-    # The classes hand their parts on by position, video last, to a base class that pairs them with these names.
+    # The base class matches positional arguments with these names; the video processor is the last.
     return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda _: list(kept))})
 
 
 @cache
 def without_tiles(processor_class: Any) -> Any:
-    """The class of a tile-cutting family, for image processors that cut none: an image is itself and a newline.
+    """The processor class of a family that cuts images into tiles, for image processors that don't.
 
-    Its processor_config.json must give ``num_image_tokens``, the patches of an image.
+    An image becomes its ``num_image_tokens`` patches (set in processor_config.json) and a newline token.
     """
 
     def replace_image_token(self: Any, image_inputs: Any, image_idx: int, **_: Any) -> str:
@@ -116,7 +116,7 @@ def without_tiles(processor_class: Any) -> Any:
     def call(self: Any, images: Sequence[Any] | None = None, text: Any = None, **options: Any) -> Any:
         inputs = processor_class.__call__(self, images=images, text=text, **options)
         if images is not None:
-            # One a text, or a list a text, as trainers give them.
+            # One image per text, or a list per text, as trainers pass them.
             flat = [image for item in images for image in (item if isinstance(item, list) else [item])]
             inputs["image_sizes"] = [[image.height, image.width] for image in flat]
         return inputs
@@ -126,10 +126,10 @@ def without_tiles(processor_class: Any) -> Any:
 
 
 def pad_to_square(image_processor: Any) -> Any:
-    """LLaVA-1.5's image processor as the model was trained: padded to a square, nothing cut off.
+    """LLaVA-1.5's image processor as in training: images are padded to a square instead of cropped.
 
-    Checkpoints converted for transformers name CLIP's processor, which cuts the longer side off; `LlavaImageProcessor`
-    is the same with padding (in the mean colour) before it.
+    Checkpoints converted for transformers use CLIP's processor, which crops the longer side. `LlavaImageProcessor` is
+    the same with padding (in the mean colour) before it.
     """
     if type(image_processor) is transformers.CLIPImageProcessorPil:
         settings = {key: value for key, value in image_processor.to_dict().items() if key != "image_processor_type"}

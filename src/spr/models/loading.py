@@ -1,7 +1,7 @@
-"""Models from disk or the Hugging Face hub: whole and from safetensors only, or one clear error.
+"""Loads models from disk or the Hugging Face Hub: completely and from safetensors only, or with one clear error.
 
-No code that lies beside the weights is ever run. Loading what does not quite fit a class leaves tensors random, and the
-results quietly wrong; so a tensor that is missing, left over or misshapen is an error here.
+Code from the model's repository never runs. transformers initializes missing tensors randomly, which gives wrong
+results without an error; here a missing, unexpected or misshapen tensor is an error.
 """
 
 from __future__ import annotations
@@ -30,21 +30,20 @@ from spr.core.errors import ConfigError, SprError
 from spr.models.batching import DeviceMemoryError
 
 Source: TypeAlias = str | os.PathLike[str]
-"""A folder as ``save_pretrained`` writes it, or a model id of the hub."""
+"""A folder in the format of ``save_pretrained``, or a model id of the Hub."""
 
 DType: TypeAlias = torch.dtype | str
-"""``torch.float32`` or ``"float32"``; ``"auto"`` takes the dtype that the weights have on disk."""
+"""``torch.float32`` or ``"float32"``; ``"auto"`` is the dtype of the weights on disk."""
 
-_SHOWN = 8  # tensors an error names
-_FEWEST_TOKENS = 16  # a vocabulary of special tokens alone has about five
-
+_SHOWN = 8  # tensors named in an error
+_FEWEST_TOKENS = 16  # a vocabulary of only special tokens has about five
 
 EMBEDDED = "embedded/"
 """`embedded/describer`, `embedded/scorer` and `embedded/detector` are the small models that ship with the package."""
 
 
 class ModelError(SprError):
-    """A model can't be loaded: it is not there, not reachable, or not what it should be."""
+    """A model can't be loaded: it is missing, unreachable, incomplete or of the wrong kind."""
 
 
 def model_source(model: str) -> str:
@@ -71,29 +70,29 @@ def load_pretrained(
     device: str | torch.device | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A model with all of its weights, in eval mode and without gradients.
+    """Load a model with all of its weights, in eval mode and without gradients.
 
     Args:
         model_class: A class of transformers with ``from_pretrained``: ``CLIPModel``, ``AutoModelForImageTextToText``, …
         source: A folder or a hub id.
         revision: Branch, tag or commit of the hub's repository.
-        dtype: What the weights are cast to.
-        device: Where the model goes; None leaves it where ``from_pretrained`` puts it (``device_map``, or the CPU).
+        dtype: Data type of the loaded weights.
+        device: Device of the model; None leaves it where ``from_pretrained`` puts it (``device_map``, or the CPU).
         **kwargs: For ``from_pretrained`` (``device_map``, ``attn_implementation``, ``quantization_config``, …).
 
     Raises:
-        ModelError: if the model is not there or not reachable, has no safetensors, needs a package that is not
-            installed, or has tensors that are missing, unexpected or misshapen (all are listed).
+        ModelError: if the model is missing or unreachable, has no safetensors, needs a package that is not
+            installed, or has missing, unexpected or misshapen tensors (all are listed).
         DeviceMemoryError: if it does not fit into the device's memory.
     """
-    with clear_errors(source, revision), bars_on_terminals(source):
+    with clear_errors(source, revision), quiet_unless_terminal(source):
         model, found = model_class.from_pretrained(
             source,
             revision=revision or "main",
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
-            # Misshapen tensors are left out instead of raising, so that they can be listed with the others.
+            # Don't raise at the first misshapen tensor: check_complete lists all problems together.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **kwargs,
@@ -105,7 +104,7 @@ def load_pretrained(
 
 
 def load_part(part_class: Any, source: Source, *, revision: str | None = None, **kwargs: Any) -> Any:
-    """A tokenizer, image processor or config that lies beside the weights, by its class's ``from_pretrained``.
+    """Load a tokenizer, image processor or config from a model's folder or repository.
 
     Raises:
         ModelError: as `load_pretrained`.
@@ -115,30 +114,30 @@ def load_part(part_class: Any, source: Source, *, revision: str | None = None, *
 
 
 def read_model_type(source: Source, expected: Collection[str], *, revision: str | None = None) -> str:
-    """The ``model_type`` of a model's config, if it is an expected one.
+    """Read the ``model_type`` of a model's config and check it.
 
     Raises:
-        ModelError: if it is another, or there is no config.
+        ModelError: if it is not an expected one, or there is no config.
     """
     with clear_errors(source, revision):
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
         kind = config.get("model_type")
     if kind not in expected:
-        fix = "choose a model of that kind, or the adapter for this one"
+        fix = "choose a model of an expected type, or the backend for this one"
         raise ModelError(f"{source} is another kind of model", got=kind, expected=" or ".join(expected), fix=fix)
     return str(kind)
 
 
 def load_tokenizer(source: Source, size: int, *, revision: str | None = None) -> Any:
-    """A model's tokenizer, checked by `check_vocabulary`.
+    """Load a model's tokenizer and check it with `check_vocabulary`.
 
     Args:
         source: A folder or a hub id.
-        size: How many tokens the model knows (``vocab_size`` of its config).
+        size: The model's vocabulary size (``vocab_size`` of its config).
         revision: Branch, tag or commit of the hub's repository.
 
     Raises:
-        ModelError: as `load_pretrained`, and if it is not this model's.
+        ModelError: as `load_pretrained`, and if it does not belong to this model.
     """
     tokenizer = load_part(AutoTokenizer, source, revision=revision)
     check_vocabulary(source, tokenizer, size)
@@ -146,30 +145,30 @@ def load_tokenizer(source: Source, size: int, *, revision: str | None = None) ->
 
 
 def check_vocabulary(source: Source, tokenizer: Any, size: int) -> None:
-    """Raise `ModelError` if a tokenizer can't be that of a model that knows ``size`` tokens.
+    """Raise `ModelError` if a tokenizer can't belong to a model with a vocabulary of ``size`` tokens.
 
-    It has more tokens than that, or none but special ones, as transformers makes it where the vocabulary's file is
-    missing.
+    Either it has more tokens, or it has only special tokens, which is what transformers returns if the vocabulary file
+    is missing.
     """
     if not _FEWEST_TOKENS <= len(tokenizer) <= size:
         raise ModelError(
             f"The tokenizer of {source} is not this model's",
             got=f"{len(tokenizer)} tokens",
-            expected=f"{_FEWEST_TOKENS} to {size}, which is what the model knows",
-            fix="put the model's own tokenizer files beside its weights: tokenizer.json and tokenizer_config.json",
+            expected=f"{_FEWEST_TOKENS} to {size}, the model's vocabulary size",
+            fix="copy the model's own tokenizer.json and tokenizer_config.json into the folder",
         )
 
 
 def source_name(source: Source, revision: str | None = None, model: Any = None) -> str:
-    """``id@revision``, as candidates keep it: the same name means the same weights.
+    """``id@revision``, as stored in candidates: the same name means the same weights.
 
-    A hub model gets the commit that was loaded; a folder its own name and the first 12 hex digits of the SHA-256 of its
-    config and weights.
+    For a Hub model, the revision is the loaded commit. For a folder, the id is its name, and the revision is the first
+    12 hex digits of the SHA-256 of its config and weights.
 
     Args:
-        source: What `load_pretrained` was given.
-        revision: The revision asked for, used where no commit is known.
-        model: The model made from it; its config knows the hub's commit.
+        source: A folder or a hub id.
+        revision: The requested revision, used if the commit is unknown.
+        model: The loaded model, whose config contains the commit.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -201,8 +200,8 @@ def placement(device: torch.device, device_map: str | None, load_in_4bit: bool) 
 
 
 @contextmanager
-def bars_on_terminals(source: Source) -> Iterator[None]:
-    """No bar of reading weights from a folder in a log, where it is two lines of control characters."""
+def quiet_unless_terminal(source: Source) -> Iterator[None]:
+    """Hide the weight-loading progress bar of a local folder when stderr is not a terminal."""
     if sys.stderr.isatty() or not Path(source).is_dir() or not logging.is_progress_bar_enabled():
         yield
         return
@@ -215,10 +214,10 @@ def bars_on_terminals(source: Source) -> Iterator[None]:
 
 @contextmanager
 def clear_errors(source: Source, revision: str | None = None) -> Iterator[None]:
-    """Around calls that load something from ``source``: whatever they raise becomes one clear error."""
+    """Turn any exception of a call that loads something from ``source`` into one clear `ModelError`."""
     path = os.fspath(source)
     if not Path(path).is_dir() and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
-        raise ModelError("There is no such model folder", got=path, fix="mend the path, or give a hub id: owner/name")
+        raise ModelError("There is no such model folder", got=path, fix="check the path, or give a Hub id: owner/name")
     try:
         yield
     except SprError:
@@ -226,7 +225,7 @@ def clear_errors(source: Source, revision: str | None = None) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         fix = "use a smaller model, dtype bfloat16 or 4-bit weights"
         raise DeviceMemoryError(f"{source} does not fit into the device's memory", got=error, fix=fix) from error
-    except Exception as error:  # all that another library may raise about files that users bring
+    except Exception as error:  # users' files can cause any exception in other libraries
         raise _explain(path, revision, error) from error
 
 
@@ -242,29 +241,27 @@ def _explain(path: str, revision: str | None, error: BaseException) -> ModelErro
 
     got = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     if Path(path).is_dir():
-        fix = "use a folder as save_pretrained writes it: config, model.safetensors, tokenizer and preprocessor files"
-        return ModelError(f"{path} is not a whole model", got=got, fix=fix)
+        fix = "use a folder from save_pretrained: config, model.safetensors, tokenizer and preprocessor files"
+        return ModelError(f"{path} is not a complete model", got=got, fix=fix)
     if was(GatedRepoError):
-        return ModelError(
-            f"The hub's model {path} is gated", got=got, fix="accept its terms, and log in: hf auth login"
-        )
+        return ModelError(f"The Hub model {path} is gated", got=got, fix="accept its terms, and log in: hf auth login")
     if was(RevisionNotFoundError):
-        return ModelError(f"The hub's model {path} has no such revision", got=revision, fix="mend the revision")
+        return ModelError(f"The Hub model {path} has no such revision", got=revision, fix="correct the revision")
     if was(RepositoryNotFoundError):
-        fix = "mend the id (owner/name), give a folder, or log in if it is private: hf auth login"
-        return ModelError(f"There is no model {path}, neither as a folder nor on the hub", got=got, fix=fix)
+        fix = "correct the id (owner/name), give a folder, or log in if it is private: hf auth login"
+        return ModelError(f"There is no model {path}, neither as a folder nor on the Hub", got=got, fix=fix)
     if was(LocalEntryNotFoundError, ConnectionError):
-        fix = f"connect to the network, fetch it before (hf download {path}), or give a folder"
-        return ModelError(f"The hub is out of reach, and {path} is neither cached nor a folder", got=got, fix=fix)
+        fix = f"connect to the network, download it first (hf download {path}), or give a folder"
+        return ModelError(f"The Hub is unreachable, and {path} is neither cached nor a folder", got=got, fix=fix)
     return ModelError(f"The model {path} can't be loaded", got=got)
 
 
 def check_complete(source: Source, class_name: str, found: dict[str, Any]) -> None:
-    """Raise `ModelError`, with a list, unless a model got all of its tensors and no other.
+    """Raise `ModelError` with a list of all problems unless exactly the model's tensors were loaded.
 
     Args:
-        source: Where they came from.
-        class_name: Of the model.
+        source: The folder or hub id that was loaded.
+        class_name: Name of the model's class.
         found: The ``missing_keys``, ``unexpected_keys``, ``mismatched_keys`` (name, shape on disk, shape of the model)
             and ``error_msgs`` of ``from_pretrained(…, output_loading_info=True)``.
     """
@@ -280,8 +277,8 @@ def check_complete(source: Source, class_name: str, found: dict[str, Any]) -> No
         raise ModelError(
             f"The weights of {source} don't fit {class_name}",
             got="; ".join(lines),
-            expected="each tensor of the model, in its shape, and no other",
-            fix="use the weights and the config of one model, and the adapter of its kind",
+            expected="exactly the tensors of the model, in their shapes",
+            fix="use weights and config of the same model, and the backend for its kind",
         )
 
 

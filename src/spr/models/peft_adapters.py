@@ -1,4 +1,4 @@
-"""PEFT adapters from disk, put onto the model that they were trained on: whole, or one clear error."""
+"""Loads PEFT adapters onto the model that they were trained on: completely, or with one clear error."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
-    """A model with an adapter, frozen and in eval mode.
+    """Load an adapter onto a model; returns it frozen and in eval mode.
 
     Args:
         model: The model of transformers that the adapter was trained on.
-        adapter: A folder as PEFT's ``save_pretrained`` writes it.
-        merge: Add the adapter to the weights, so that it costs no time; not possible with quantised ones.
+        adapter: A folder in the format of PEFT's ``save_pretrained``.
+        merge: Merge the adapter into the weights, so that inference is as fast as without it. Not possible for
+            quantized weights.
 
     Raises:
-        ModelError: if the folder holds no adapter in safetensors, or one whose tensors are not this model's.
+        ModelError: if the folder has no adapter in safetensors, or its tensors don't match this model.
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     folder = Path(adapter)
-    lacking = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if lacking:
+    missing_files = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing_files:
         raise ModelError(
-            f"{folder} holds no PEFT adapter",
-            got=f"no {' and no '.join(lacking)}" if folder.is_dir() else "no such folder",
+            f"{folder} has no PEFT adapter",
+            got=f"no {' and no '.join(missing_files)}" if folder.is_dir() else "no such folder",
             expected=f"{CONFIG} and {WEIGHTS}",
-            fix="give the adapter's folder: RUN/adapter of a run that was trained",
+            fix="give the folder of an adapter, such as RUN/adapter of a trained run",
         )
     with clear_errors(str(folder)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by old names
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses deprecated names of transformers
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
-        made = get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
         tensors = load_file(folder / WEIGHTS)
-        found = set_peft_model_state_dict(made, tensors)
+        found = set_peft_model_state_dict(adapted, tensors)
     missing = sorted(key for key in found.missing_keys if "lora_" in key or "modules_to_save" in key)
     if missing or found.unexpected_keys:
-        odd = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in found.unexpected_keys]
+        wrong = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in found.unexpected_keys]
         raise ModelError(
-            f"The adapter {folder} is not this model's",
-            got="; ".join(odd[:4]) + (f"; and {len(odd) - 4} more" if len(odd) > 4 else ""),
-            expected="each tensor of the adapter, and no other",
-            fix="give the model that the adapter was trained on (base_model_name_or_path in its adapter_config.json)",
+            f"The adapter {folder} was not trained on this model",
+            got="; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""),
+            expected="exactly the tensors of the adapter",
+            fix="use the model that the adapter was trained on: base_model_name_or_path in its adapter_config.json",
         )
-    return (made.merge_and_unload() if merge else made).eval().requires_grad_(False)
+    return (adapted.merge_and_unload() if merge else adapted).eval().requires_grad_(False)

@@ -1,7 +1,7 @@
-"""From images to the tensors that vision models read, by the numbers of a checkpoint's own image processor.
+"""Converts images to input tensors with the settings of a checkpoint's image processor.
 
-The processors' default classes need torchvision; their PIL classes don't, but go through numpy one image at a time.
-Here the bytes go to the device, and become numbers there.
+The default image processors of transformers need torchvision; the PIL ones don't, but convert one image at a time in
+numpy. Here bytes are moved to the device and converted there.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from PIL import Image
 
 
 def to_bytes(image: Image.Image) -> torch.Tensor:
-    """The image's RGB values, uint8 ``(3, H, W)``."""
+    """RGB values of the image, uint8 ``(3, H, W)``."""
     array = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def resized_bytes(image: Image.Image, size_wh: tuple[int, int], processor: Any) -> torch.Tensor:
-    """The image's RGB values at this size, uint8 ``(3, H, W)``, by the processor's resampling filter."""
+    """RGB values of the image resized with the processor's resampling filter, uint8 ``(3, H, W)``."""
     image = image if image.mode == "RGB" else image.convert("RGB")
     if image.size != size_wh:
         image = image.resize(size_wh, Image.Resampling(int(processor.resample)))
@@ -30,7 +30,7 @@ def resized_bytes(image: Image.Image, size_wh: tuple[int, int], processor: Any) 
 
 
 def normalise(values: Sequence[torch.Tensor], processor: Any, device: torch.device) -> torch.Tensor:
-    """Stack values 0..255 ``(3, H, W)``, rescale and normalise them: float32 ``(N, 3, H, W)`` on the device."""
+    """Stack values 0..255 ``(3, H, W)``, rescale and normalize: float32 ``(N, 3, H, W)`` on the device."""
     pixels = torch.stack(list(values)).to(device).float()
     if processor.do_rescale:
         pixels *= processor.rescale_factor
@@ -38,30 +38,27 @@ def normalise(values: Sequence[torch.Tensor], processor: Any, device: torch.devi
 
 
 def standardise(pixels: torch.Tensor, processor: Any) -> torch.Tensor:
-    """``(pixels - mean) / std`` a channel, in place, for pixels of shape ``(N, 3, H, W)``."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in _moments(processor))
+    """``(pixels - mean) / std`` per channel, in place, for pixels of shape ``(N, 3, H, W)``."""
+    moments = (list(processor.image_mean), list(processor.image_std))
+    mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in moments)
     return pixels.sub_(mean).div_(std)
 
 
-def _moments(processor: Any) -> tuple[list[float], list[float]]:
-    return list(processor.image_mean), list(processor.image_std)
-
-
 def shrink_to_square(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Pad below and to the right with zeros to a square, and resize it as OWLv2 was trained.
+    """Pad with zeros at the bottom and right to a square, and resize it, as in the training of OWLv2.
 
-    Smoothed by a Gaussian where it shrinks, then interpolated linearly. Equal to ``pad`` and ``resize`` of
-    ``Owlv2ImageProcessorPil``, which needs scipy: mirrored edges, σ = (factor - 1) / 2, cut at 4 σ.
+    Downscaling smooths with a Gaussian first (mirrored edges, σ = (factor - 1) / 2, truncated at 4 σ), then
+    interpolates linearly. The result equals ``pad`` and ``resize`` of ``Owlv2ImageProcessorPil``, which needs scipy.
 
     Args:
         pixels: Float ``(C, H, W)``.
-        size: The new side.
+        size: Side of the result in pixels.
 
     Returns:
         ``(C, size, size)``.
     """
     height, width = pixels.shape[1:]
-    # The axes don't mix, so the longer one goes first, and the padding is only made where little is left.
+    # The axes are independent. Resizing the longer one first leaves less to pad.
     tall = pixels if height >= width else pixels.transpose(1, 2)
     rows = F.pad(_resize_rows(tall, size), (0, abs(height - width)))
     square = _resize_rows(rows.transpose(1, 2), size)
@@ -69,7 +66,7 @@ def shrink_to_square(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _resize_rows(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """The last axis but one, resized: ``(C, S, W)`` → ``(C, size, W)``."""
+    """Resize the second-to-last axis: ``(C, S, W)`` → ``(C, size, W)``."""
     side, device = pixels.shape[1], pixels.device
     sigma = max(0.0, (side / size - 1) / 2)
     if sigma > 0:
@@ -88,7 +85,7 @@ def _resize_rows(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _mirror(rows: torch.Tensor, side: int) -> torch.Tensor:
-    """Row numbers beyond an edge, reflected at the middle of the edge's row: -1 → 1, side → side - 2."""
+    """Reflect row indices outside of the image at the centre of its first or last row: -1 → 1, side → side - 2."""
     period = max(1, 2 * (side - 1))
     rows = rows % period
     return torch.minimum(rows, period - rows).clamp(max=side - 1)

@@ -1,7 +1,7 @@
-"""What the pipeline asks of models: three protocols, each batched, each with a fake beside it in `spr.models.fakes`.
+"""The three protocols between the pipeline and models. `spr.models.fakes` has a fake of each.
 
-An adapter may batch its requests as it likes, and must answer them in their order. An answer depends on its own request
-only (to within rounding), so that batch sizes, shards and workers change nothing.
+An implementation may batch its requests in any way, and returns the answers in the order of the requests. Up to
+rounding, an answer depends on its own request only, so that batch sizes, shards and workers do not change results.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DescribeRequest:
-    """One answer to be sampled.
+    """A request for one answer.
 
     Attributes:
-        image: RGB, what the model sees: the whole image, or a crop.
-        prompt: The user's turn, without the model's chat template.
-        seed: Decides the sample, 0 ≤ seed < 2⁶³; greedy models don't heed it.
-        query: What is asked about; None for questions about no region. Models don't see it; the fake describer
-            perturbs it.
-        window: The part of the original image that ``image`` shows, xyxy pixels of the original; None for all of it.
+        image: RGB image that the model sees: the whole image, or a crop.
+        prompt: The user's text, without the model's chat template.
+        seed: Random seed of the sample, 0 ≤ seed < 2⁶³; ignored in greedy decoding.
+        query: The region in question; None for questions that are not about a region. Models don't see it; the fake
+            describer makes its answers from it.
+        window: The part of the original image that ``image`` shows, in xyxy pixels of the original; None for all of it.
     """
 
     image: Image.Image
@@ -44,37 +44,37 @@ class Describer(Protocol):
     """A multimodal LLM that answers prompts with grounded text.
 
     Attributes:
-        name: Model and revision, as kept in every candidate.
-        dialect: How it writes boxes, relative to the image that it sees.
+        name: Model and revision, stored with every candidate.
+        dialect: How it writes boxes, which are relative to the image that it sees.
     """
 
     name: str
     dialect: Dialect
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One raw answer a request, decoded without the end of turn."""
+        """One raw answer per request, decoded without the end-of-turn token."""
         ...
 
 
 @runtime_checkable
 class StreamingDescriber(Protocol):
-    """A `Describer` that has its answers one by one, so that each can be kept before the others are there."""
+    """A `Describer` that delivers answers one by one, so that each can be saved before the others are finished."""
 
     def describe_each(self, requests: Sequence[DescribeRequest], answered: Callable[[int, str], None]) -> list[str]:
-        """`Describer.describe` that calls ``answered`` with a request's number and its answer, as it comes."""
+        """Like `Describer.describe`; calls ``answered`` with a request's index and answer as soon as it is there."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """A square RGB image to be embedded; with ``region`` (xyxy pixels of it) by local attention, else whole."""
+    """A square RGB image to embed: by local attention to ``region`` (xyxy pixels), or as a whole if it is None."""
 
     image: Image.Image
     region: Box | None = None
 
 
 class ImageTextScorer(Protocol):
-    """An image-text model like CLIP: cosines of its unit vectors are the semantic score (METHOD §4)."""
+    """An image-text model such as CLIP. Cosines of its unit vectors are the semantic score (paper, Sec. 3.2)."""
 
     name: str
 
@@ -83,23 +83,23 @@ class ImageTextScorer(Protocol):
         ...
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors ``(len(texts), D)``, float32; texts may be longer than the encoder reads, or empty."""
+        """Unit vectors ``(len(texts), D)``, float32; texts may be empty, or longer than the encoder's limit."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetectRequest:
-    """Where in ``image`` (RGB) is what ``text`` mentions? The text has no coordinates and may be long or empty."""
+    """A request to find in ``image`` (RGB) what ``text`` mentions. The text may be empty; it has no coordinates."""
 
     image: Image.Image
     text: str
 
 
 class Detector(Protocol):
-    """An open-vocabulary detector like GroundingDINO."""
+    """An open-vocabulary detector such as GroundingDINO."""
 
     name: str
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
-        """For each request what was found, best first: phrase of the text, box in pixels of the image, score 0..1."""
+        """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1."""
         ...

@@ -1,34 +1,49 @@
-"""Config sections → models. Backends are imported, and weights loaded, only when a stage asks for them."""
+"""Builds models from config sections. Backends are imported and weights loaded on first use, once per process."""
 
 from __future__ import annotations
 
 import gc
 from functools import lru_cache
+from typing import Any
 
 from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.config.backends import DESCRIBERS, DETECTORS, SCORERS
-from spr.core.errors import ConfigError
+from spr.core.errors import ConfigError, SprError
+from spr.core.registry import Registry
 from spr.models.protocols import Describer, Detector, ImageTextScorer
 
 
 @lru_cache(maxsize=1)
 def load_describer(config: DescriberConfig) -> Describer:
     """The describer of a config section, loaded once per process."""
-    describer: Describer = DESCRIBERS[config.backend](config)
+    describer: Describer = _build(DESCRIBERS, config)
     return describer
 
 
 @lru_cache(maxsize=1)
 def load_scorer(config: ScorerConfig) -> ImageTextScorer:
     """The image-text model of a config section, loaded once per process."""
-    scorer: ImageTextScorer = SCORERS[config.backend](config)
+    scorer: ImageTextScorer = _build(SCORERS, config)
     return scorer
 
 
 @lru_cache(maxsize=1)
 def load_detector(config: DetectorConfig) -> Detector | None:
     """The detector of a config section, loaded once per process; None for the backend ``none``."""
-    return None if config.backend == "none" else DETECTORS[config.backend](config)
+    return None if config.backend == "none" else _build(DETECTORS, config)
+
+
+def _build(backends: Registry[Any], config: DescriberConfig | ScorerConfig | DetectorConfig) -> Any:
+    try:
+        backend = backends[config.backend]
+    except ModuleNotFoundError as error:
+        extra = "openai" if error.name in ("anyio", "httpx", "tenacity") else "models"
+        raise SprError(
+            f"The {backends.kind} `{config.backend}` needs a package",
+            got=f"{error.name} is not installed",
+            fix=f"pip install 'spatial-preference-rewarding[{extra}]'",
+        ) from error
+    return backend(config)
 
 
 def release() -> None:

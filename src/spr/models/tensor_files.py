@@ -1,6 +1,6 @@
-"""The tensors of a folder of weights, one file open at a time: safetensors, or pickles that hold tensors alone.
+"""Reads the tensors of a folder of weights, with one file open at a time: safetensors, or pickles of tensors only.
 
-No code in a pickle is ever run; `convert_pickles` writes them as safetensors, once.
+Code in a pickle never runs. `convert_pickles` converts pickles to safetensors, once.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Shards:
-    """Names, shapes and values of the tensors in a folder; nothing is read before it is asked for.
+    """Names, shapes and values of the tensors in a folder. Tensors are read when they are accessed.
 
-    Safetensors are taken where they are whole, or there is nothing else. Pickles are opened with ``weights_only``, so
-    that no code in them runs, and mapped into memory, so that a tensor takes memory only while it is used.
+    Safetensors are preferred if they are complete or there are no pickles. Pickles are opened with ``weights_only``, so
+    that no code in them runs, and memory-mapped, so that a tensor takes memory only while it is used.
 
     Args:
-        folder: Holds ``model*.safetensors`` or ``pytorch_model*.bin``, in one piece or sharded.
+        folder: Contains ``model*.safetensors`` or ``pytorch_model*.bin``, in one file or sharded.
 
     Attributes:
         folder: The folder.
         pickled: Whether the files are pickles.
 
     Raises:
-        ModelError: if there are no weights, a shard that the index names is missing, a file is damaged or holds
-            anything but tensors, or two files hold the same tensor.
+        ModelError: if there are no weights, a shard of the index is missing, a file is damaged or contains anything
+            but tensors, or two files contain the same tensor.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         safe, pickles = (sorted(folder.glob(kind)) for kind in _KINDS)
-        # Without an index, several files may be what an interrupted conversion left.
+        # Several files without an index may be left from an interrupted conversion.
         self.pickled = bool(pickles) and not _has_safetensors(folder)
         files = pickles if self.pickled else safe
         if not files:
@@ -58,8 +58,8 @@ class Shards:
             for name, shape in self._contents(path):
                 if name in self._files:
                     got = f"{self._files[name].name} and {path.name}"
-                    fix = "keep the files of one copy only"
-                    raise ModelError(f"Two files of {folder} hold tensor {name}", got=got, fix=fix)
+                    fix = "keep only one of the files"
+                    raise ModelError(f"Two files of {folder} contain tensor {name}", got=got, fix=fix)
                 self._files[name], self._shapes[name] = path, shape
 
     def __iter__(self) -> Iterator[str]:
@@ -88,13 +88,13 @@ class Shards:
 
     def _contents(self, path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         opened = self._open(path)
-        for name in opened.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+        for name in opened.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
             shape = opened[name].shape if self.pickled else opened.get_slice(name).get_shape()
             yield name, tuple(shape)
 
     def _open(self, path: Path) -> Any:
         if self._opened is None or self._opened[0] != path:
-            self._opened = None  # before the next is opened
+            self._opened = None  # close it before opening the next
             self._opened = path, _load_pickle(path) if self.pickled else _open_safetensors(path)
         return self._opened[1]
 
@@ -106,28 +106,28 @@ class Shards:
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index} can't be read", got=error, fix="fetch the file again") from error
+            raise ModelError(f"{index} can't be read", got=error, fix="download the file again") from error
         lost = sorted(named - {path.name for path in files})
         if lost:
-            fix = "fetch the files that are missing"
-            raise ModelError(f"{self.folder} lacks shards that its index names", got=", ".join(lost), fix=fix)
+            fix = "download the missing files"
+            raise ModelError(f"{self.folder} has no file for some shards of its index", got=", ".join(lost), fix=fix)
 
 
 def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no safetensors file", got=error, fix="fetch the file again") from error
+        raise ModelError(f"{path} is not a safetensors file", got=error, fix="download the file again") from error
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        # What torch wrote before version 1.6 is no zip archive, and can't be mapped.
+        # Files of torch before version 1.6 are not zip archives and can't be memory-mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        expected = "a pickle of tensors alone, which is loaded without running code"
-        fix = "fetch the file again, or get the weights as safetensors from someone you trust"
+        expected = "a pickle of tensors only, which can be loaded without running code"
+        fix = "download the file again, or get the weights as safetensors from a source that you trust"
         raise ModelError(f"{path} can't be loaded safely", got=got, expected=expected, fix=fix) from error
     strange = [] if isinstance(loaded, dict) else [type(loaded).__name__]
     strange = strange or [
@@ -147,12 +147,12 @@ def _has_safetensors(folder: Path) -> bool:
 
 
 def convert_pickles(source: Source) -> bool:
-    """Write a folder's ``pytorch_model*.bin`` as ``model*.safetensors``, shard by shard, unless it has safetensors.
+    """Convert a folder's ``pytorch_model*.bin`` to ``model*.safetensors``, shard by shard, unless it has safetensors.
 
-    A file has its name only once it is whole; the index, which makes several files a model, comes last.
+    Each file is written under a temporary name and renamed. The index, without which shards are ignored, comes last.
 
     Args:
-        source: A folder; a hub id is left alone.
+        source: A folder. Hub ids are ignored.
 
     Returns:
         Whether anything was written.
@@ -182,14 +182,14 @@ def convert_pickles(source: Source) -> bool:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, and none sharing memory with another, as safetensors wants them."""
+    """Copy tensors that share memory and make all contiguous, as safetensors requires."""
     seen: set[int] = set()
-    made: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         shared = tensor.untyped_storage().data_ptr() in seen
         seen.add(tensor.untyped_storage().data_ptr())
-        made[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
-    return made
+        copies[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
+    return copies
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -199,5 +199,5 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
         part.rename(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        fix = "make room in the folder, and let it be written to; or convert a copy"
+        fix = "free space, make the folder writable, or convert a copy"
         raise ModelError(f"{path} can't be written", got=error, fix=fix) from error

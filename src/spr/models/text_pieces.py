@@ -1,7 +1,7 @@
-"""Texts that are longer than an encoder reads, cut at sentence or phrase ends (METHOD §4).
+"""Splits texts that are longer than an encoder's limit at the ends of sentences or phrases (our choice).
 
-A text is tokenized once, and its pieces are runs of those tokens. So a piece never turns out longer than it was
-counted, and every token keeps its place in the text.
+A text is tokenized once, and its pieces are runs of those tokens. So no piece exceeds the limit, and the position of
+every token in the text stays known.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of a text, without special ones: their ids, and for each where it stands in the text."""
+    """The tokens of a text without special tokens: their ids, and the position of each in the text."""
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
-    """The tokens of each text, whatever its length.
+    """Tokenize texts of any length.
 
-    Special tokens that are written out in a text ("<|endoftext|>") are read as plain characters, and half surrogates
-    as question marks.
+    Special tokens that appear in a text ("<|endoftext|>") are read as plain characters, and unpaired surrogates as
+    question marks.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
-        texts: May be empty, or texts of no token.
+        texts: The texts; empty texts are allowed.
     """
     if not texts:
         return []
@@ -56,18 +56,18 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
 
 
 def split(text: str, spans: Sequence[Span], limit: int) -> list[range]:
-    r"""Cut tokens into runs of at most ``limit``.
+    r"""Split tokens into runs of at most ``limit``.
 
-    Each run is as long as it can be while it ends where a sentence does; where no sentence ends, a phrase; where none
-    does either, a word.
+    Each run is the longest that ends with a sentence; if no sentence ends within the limit, with a phrase; else with a
+    word.
 
     Args:
         text: The text.
-        spans: Where each of its tokens stands in it.
-        limit: At least 1.
+        spans: Start and end of each token in the text.
+        limit: Maximum number of tokens per run, at least 1.
 
     Returns:
-        Indices of tokens; one empty range if there are none.
+        Ranges of token indices; one empty range if there are no tokens.
 
     >>> text = "A red cat, a dog. A bird sings"
     >>> spans = [m.span() for m in re.finditer(r"\w+|[.,]", text)]
@@ -86,7 +86,7 @@ def split(text: str, spans: Sequence[Span], limit: int) -> list[range]:
 
 
 def _rank(text: str, spans: Sequence[Span], index: int) -> int:
-    """How well the text can be cut before this token: 3 a sentence ends, 2 a phrase, 1 a word, 0 within a word."""
+    """Rank of a split before this token: 3 after a sentence, 2 after a phrase, 1 after a word, 0 within a word."""
     end, begin = spans[index - 1][1], spans[index][0]
     between = text[end : begin + 1]
     spaced = any(char.isspace() for char in between)

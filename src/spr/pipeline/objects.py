@@ -16,7 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spr.annotations import Annotations, CrowdDetector, CrowdFinds, CrowdQuery, read_coco, replace_crowds
+from spr.annotations import (
+    Annotations,
+    CrowdDetections,
+    CrowdDetector,
+    CrowdQuery,
+    CrowdSettings,
+    read_coco,
+    replace_crowds,
+)
 from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError
@@ -204,8 +212,8 @@ def _replace_crowds(
         for image, own in zip(from_table(table, ImageObjects), crowds, strict=True)
     ]
     crowd_ids = [{crowd.id for crowd in own} for own in crowds]
-    thresholds = {"nms_iou": settings.crowd_nms_iou, "duplicate_iou": settings.crowd_duplicate_iou}
-    replaced, crowd_drops = replace_crowds(images, crowd_ids, detector, **thresholds)
+    thresholds = CrowdSettings(settings.crowd_nms_iou, settings.crowd_duplicate_iou)
+    replaced, crowd_drops = replace_crowds(images, crowd_ids, detector, thresholds)
     for drop in crowd_drops:
         drops.add("object", drop.id, drop.reason)
     kept: list[ImageObjects] = []
@@ -235,21 +243,23 @@ def crowd_detector(settings: AnnotationsConfig, detector: Detector | None) -> Cr
     return partial(detect_in_crowds, detector=detector, images=settings.image_source)
 
 
-def detect_in_crowds(queries: Sequence[CrowdQuery], *, detector: Detector, images: ImageSource) -> list[CrowdFinds]:
+def detect_in_crowds(
+    queries: Sequence[CrowdQuery], *, detector: Detector, images: ImageSource
+) -> list[CrowdDetections]:
     """Detect the objects in crowds: for each crowd its category, in the crop of its box (supplement, Sec. 1).
 
     The crop is the crowd's box with its edges moved outwards to whole pixels, so detections may leave the box by a
     pixel. Only the detector's own thresholds apply here. Underscores in category names ("baseball_bat") are replaced
     with spaces. An image that can't be read gives no detections.
     """
-    answers: list[CrowdFinds] = []
+    answers: list[CrowdDetections] = []
     # Queries come image by image: each image is decoded once, and one is in memory at a time.
     for file_name, group in groupby(queries, key=lambda query: query.file_name):
         crowds = list(group)
         try:
             image = images.load(file_name, crowds[0].size_wh)
         except ImageProblem:
-            answers += [CrowdFinds([], []) for _ in crowds]
+            answers += [CrowdDetections([], []) for _ in crowds]
             continue
         windows = [crop_window(crowd.box, image.size, 1.0) for crowd in crowds]
         requests = [
@@ -258,7 +268,7 @@ def detect_in_crowds(queries: Sequence[CrowdQuery], *, detector: Detector, image
         ]
         for detections, window in zip(detector.detect(requests), windows, strict=True):
             boxes = np.array([unshift(detection.box, window) for detection in detections], np.float64).reshape(-1, 4)
-            answers.append(CrowdFinds(boxes, [detection.score for detection in detections]))
+            answers.append(CrowdDetections(boxes, [detection.score for detection in detections]))
     return answers
 
 

@@ -1,4 +1,4 @@
-"""Tables with a list of objects a row, as flat numpy arrays and back: what stages compute on."""
+"""Tables with a list of objects per row as flat numpy arrays, and back."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from spr.records.schemas import BOX
 
 @dataclass(frozen=True, slots=True)
 class ObjectColumns:
-    """The objects of all rows of a table, one after another.
+    """The objects of all rows of a table, concatenated.
 
     Attributes:
         offsets: int64 ``(rows + 1,)``; row ``i`` has objects ``offsets[i]:offsets[i + 1]``.
-        ids: texts, ``(objects,)``.
+        ids: Strings, ``(objects,)``.
         boxes_xyxy: float32 ``(objects, 4)``, pixels of the original image.
-        structs: The Arrow array of all objects' fields, for taking rows from.
+        structs: All fields of the objects as an Arrow array, ``(objects,)``.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -29,11 +29,11 @@ class ObjectColumns:
 
     @classmethod
     def of(cls, table: pa.Table, column: str = "objects") -> ObjectColumns:
-        """The named list column of a table whose structs have fields ``id`` and ``box``."""
+        """Read a list column whose structs have the fields ``id`` and ``box``."""
         lists = table[column].combine_chunks()
         if isinstance(lists, pa.ChunkedArray):
             lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
-        # flatten() heeds a slice's offset, and so must the offsets.
+        # flatten() takes the offset of a slice into account, so the offsets are shifted as well.
         offsets = lists.offsets.to_numpy().astype(np.int64)
         structs = lists.flatten()
         boxes = structs.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
@@ -41,18 +41,18 @@ class ObjectColumns:
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Objects a row, int64 ``(rows,)``."""
+        """Number of objects per row, int64 ``(rows,)``."""
         return np.diff(self.offsets)
 
     def of_rows(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Indices into the objects of the given rows, one row after another, int64."""
+        """Indices of the objects of the given rows, in the order of the rows, int64."""
         rows = np.asarray(rows, dtype=np.int64)
         counts = self.counts[rows]
         shifts = self.offsets[rows] - np.concatenate([[0], np.cumsum(counts)])[:-1]
         return np.asarray(np.arange(counts.sum()) + np.repeat(shifts, counts), dtype=np.int64)
 
     def real(self, rows: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Which places of a padded array of the rows hold an object, bool ``(rows, most)``."""
+        """Mask of an array of the rows padded to the longest one: True for objects, bool ``(rows, longest)``."""
         counts = self.counts[np.asarray(rows, dtype=np.int64)]
         return np.asarray(np.arange(counts.max(initial=0))[None, :] < counts[:, None])
 
@@ -64,6 +64,6 @@ def box_array(boxes_xyxy: npt.ArrayLike) -> pa.Array:
 
 
 def list_array(offsets: npt.NDArray[np.int64], values: pa.Array) -> pa.Array:
-    """A list column from offsets ``(rows + 1,)`` and the items of all rows."""
+    """A list column from offsets ``(rows + 1,)`` and the concatenated items of all rows."""
     kind = pa.list_(pa.field("element", values.type, nullable=False))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)

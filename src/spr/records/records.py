@@ -1,7 +1,7 @@
-"""The one vocabulary of SPR: what flows from stage to stage, checked when it is made.
+"""The records that the stages exchange, validated at construction.
 
-Every record has a table (`schemas.py`) whose columns bear the same names. Boxes are ``(x1, y1, x2, y2)`` tuples of
-floats, in pixels of the original image; ids are strings.
+Every record has a table (`spr.records.schemas`) with columns of the same names. Boxes are ``(x1, y1, x2, y2)`` tuples
+of floats in pixels of the original image; ids are strings.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ PROMPT_KINDS: tuple[PromptKind, ...] = ("full", "crop", "crop_objects")
 
 
 def check_box(box: object, size_wh: Size | None = None, *, where: str = "box") -> Box:
-    """Return ``box`` as a tuple of four floats, or raise.
+    """Validate a box and return it as a tuple of four floats.
 
     Args:
         box: Four finite numbers x1, y1, x2, y2 in pixels, with x1 < x2 and y1 < y2.
-        size_wh: Where given, the box must also lie within this image.
-        where: What the error calls the box.
+        size_wh: Width and height of the image that the box must lie in, if given.
+        where: Name of the box in error messages.
 
     Raises:
-        RecordError: naming what is wrong with the box.
+        RecordError: if the box is not valid.
     """
     try:
         x1, y1, x2, y2 = (float(v) for v in box)  # type: ignore[attr-defined]
@@ -42,13 +42,15 @@ def check_box(box: object, size_wh: Size | None = None, *, where: str = "box") -
     if not (x1 < x2 and y1 < y2):
         raise RecordError(f"{where} has no area", got=(x1, y1, x2, y2), expected="x1 < x2 and y1 < y2 (xyxy pixels)")
     if size_wh is not None and not (x1 >= 0 and y1 >= 0 and x2 <= size_wh[0] and y2 <= size_wh[1]):
-        raise RecordError(f"{where} leaves its image", got=(x1, y1, x2, y2), expected=f"within 0, 0, {size_wh}")
+        raise RecordError(
+            f"{where} extends beyond its image", got=(x1, y1, x2, y2), expected=f"within (0, 0) and {size_wh}"
+        )
     return x1, y1, x2, y2
 
 
 def _check_id(value: object, where: str) -> None:
     if not isinstance(value, str) or not value:
-        raise RecordError(f"{where} is not an id", got=repr(value), expected="a text that is not empty")
+        raise RecordError(f"{where} is not an id", got=repr(value), expected="a string that is not empty")
 
 
 def _check_image(record: ImageObjects | RegionQuery | PreferencePair) -> None:
@@ -56,7 +58,7 @@ def _check_image(record: ImageObjects | RegionQuery | PreferencePair) -> None:
     _check_id(record.file_name, f"file_name of image {record.image_id}")
     if record.width < 1 or record.height < 1:
         got = (record.width, record.height)
-        raise RecordError(f"size of image {record.image_id} is wrong", got=got, expected="width and height ≥ 1 px")
+        raise RecordError(f"size of image {record.image_id} is not valid", got=got, expected="width and height ≥ 1 px")
 
 
 def _check_score(value: float | None, where: str, low: float = 0.0, high: float = 1.0) -> None:
@@ -69,11 +71,11 @@ class ImageObject(Row):
     """An object of an image.
 
     Attributes:
-        id: The annotation's id, or the crowd's id and a number for a detector's find.
+        id: The annotation's id; for a detection that replaces a crowd, ``<crowd id>#<n>``.
         category: The category's name.
         box: xyxy pixels of the original image, clipped to it.
-        source: ``annotation``, or ``detector`` for what replaces a crowd (METHOD §1.2).
-        score: The detector's confidence, 0..1; None for annotations.
+        source: ``annotation``, or ``detector`` for a detection that replaces a crowd (supplement, Sec. 1).
+        score: The detector's score, 0..1; None for annotations.
     """
 
     id: str
@@ -86,23 +88,25 @@ class ImageObject(Row):
         _check_id(self.id, "object id")
         object.__setattr__(self, "box", check_box(self.box, where=f"box of object {self.id}"))
         if self.source not in ("annotation", "detector"):
-            raise RecordError(f"source of object {self.id}", got=self.source, expected="annotation or detector")
+            raise RecordError(
+                f"source of object {self.id} is unknown", got=self.source, expected="annotation or detector"
+            )
         _check_score(self.score, f"score of object {self.id}")
 
 
 @dataclass(frozen=True, slots=True)
 class RegionObject(ImageObject):
-    """An object of a region query's image; ``inside``: at least half of its area lies in the region (METHOD §0)."""
+    """An object of a query's image; ``inside`` if at least half of its area lies in the region (supplement, Sec. 1)."""
 
     inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ImageObjects(Row):
-    """An image with its objects: the output of `annotations` (METHOD §1).
+    """An image with its objects: a row of the table ``objects``.
 
     Raises:
-        RecordError: for an empty id, an object with a wrong box or outside the image, or an id used twice.
+        RecordError: if an id is empty or not unique, or a box is not valid or extends beyond the image.
     """
 
     image_id: str
@@ -119,13 +123,13 @@ class ImageObjects(Row):
 
 @dataclass(frozen=True, slots=True)
 class RegionQuery(Row):
-    """A region to be described, with all objects of its image (METHOD §2).
+    """A region to describe, with all objects of its image (paper, Sec. 3.1).
 
     Attributes:
-        query_id: ``<image_id>/<n>``, n counting the image's regions from 0.
-        region: The union of the objects' boxes that it grew over.
-        start_object: Id of the object that it grew from.
-        objects: All objects of the image; ``inside`` marks the ground truth of the region.
+        query_id: ``<image_id>/<n>``; n counts the image's regions from 0.
+        region: The union of the boxes of the objects that were added to it.
+        start_object: Id of the object whose box it started from.
+        objects: All objects of the image; those with ``inside`` are the ground truth of the region.
     """
 
     query_id: str
@@ -151,7 +155,7 @@ class RegionQuery(Row):
 
     @property
     def inside(self) -> tuple[RegionObject, ...]:
-        """The objects inside the region: the ground truth G of METHOD §4."""
+        """The objects inside the region: its ground truth."""
         return tuple(o for o in self.objects if o.inside)
 
 
@@ -161,7 +165,7 @@ def _check_objects(objects: tuple[ImageObject, ...], size_wh: Size, image_id: st
     ids = [item.id for item in objects]
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
-        raise RecordError(f"image {image_id} has two objects of one id", got=twice, expected="ids that differ")
+        raise RecordError(f"image {image_id} has two objects with the same id", got=twice, expected="unique ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +175,8 @@ class Span(Row):
     Attributes:
         phrase: ``text[start:end]``.
         start, end: Character offsets in the plain text.
-        boxes: Zero or more boxes, xyxy pixels of the original image. They may leave the image or have no area:
-            they are what a model said.
+        boxes: Zero or more boxes, xyxy pixels of the original image. They come from a model, so they may extend beyond
+            the image or have no area.
     """
 
     phrase: str
@@ -183,21 +187,25 @@ class Span(Row):
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end or self.end - self.start != len(self.phrase):
             got = (self.start, self.end, self.phrase)
-            raise RecordError("span does not fit its phrase", got=got, expected="0 ≤ start, end = start + len(phrase)")
+            raise RecordError(
+                "the offsets of a span do not match its phrase",
+                got=got,
+                expected="0 ≤ start, end = start + len(phrase)",
+            )
         try:
-            # Without loops: spans are made by the million.
-            made = tuple([(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in self.boxes])
+            # Written for speed: a run constructs millions of spans.
+            boxes = tuple([(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in self.boxes])
         except (TypeError, ValueError):
-            made = ((math.nan,) * 4,)
-        for x1, y1, x2, y2 in made:
+            boxes = ((math.nan,) * 4,)
+        for x1, y1, x2, y2 in boxes:
             if not (isfinite(x1) and isfinite(y1) and isfinite(x2) and isfinite(y2)):
-                raise RecordError("span has a box that is none", got=self.boxes, expected="four finite numbers a box")
-        object.__setattr__(self, "boxes", made)
+                raise RecordError("a span has a non-finite box", got=self.boxes, expected="four finite numbers per box")
+        object.__setattr__(self, "boxes", boxes)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate(Row):
-    """One description of a region (METHOD §3): as generated, and as an answer to the training prompt."""
+    """One description of a region (paper, Sec. 3.2): as generated, and as an answer to the training prompt."""
 
     candidate_id: str
     query_id: str
@@ -215,7 +223,7 @@ class Candidate(Row):
         _check_id(self.candidate_id, "candidate_id")
         _check_id(self.query_id, f"query_id of candidate {self.candidate_id}")
         if self.prompt_kind not in PROMPT_KINDS:
-            where = f"prompt_kind of candidate {self.candidate_id}"
+            where = f"prompt_kind of candidate {self.candidate_id} is unknown"
             raise RecordError(where, got=self.prompt_kind, expected=", ".join(PROMPT_KINDS))
         make_nested(self, spans=Span)
         object.__setattr__(self, "problems", tuple(self.problems))
@@ -231,7 +239,7 @@ def _check_spans(spans: tuple[Span, ...], plain_text: str, owner: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Detection(Row):
-    """A box that the detector found for a phrase; xyxy pixels of the original image, score 0..1."""
+    """A box that the detector returned for a phrase: xyxy pixels of the original image, with a score of 0..1."""
 
     phrase: str
     box: Box
@@ -244,7 +252,7 @@ class Detection(Row):
 
 @dataclass(frozen=True, slots=True)
 class Match(Row):
-    """The best prediction for one object inside the region: its IoU (0..1) and where it came from."""
+    """The best prediction for one object inside the region: its IoU (0..1) and its source."""
 
     object_id: str
     iou: float
@@ -256,7 +264,7 @@ class Match(Row):
 
 @dataclass(frozen=True, slots=True)
 class Scores(Row):
-    """The scores of a candidate (METHOD §4): cosines -1..1, localization 0..1, and what they came from."""
+    """The scores of a candidate (paper, Sec. 3.2): cosines -1..1, localization 0..1, and the boxes behind them."""
 
     candidate_id: str
     query_id: str
@@ -278,7 +286,7 @@ class Scores(Row):
 
 @dataclass(frozen=True, slots=True)
 class BoxEdit(Row):
-    """What refinement did to one box (METHOD §5.1); ``box_after`` is None when the box went."""
+    """What refinement did with one box (paper, Sec. 3.3); ``box_after`` is None if the box was removed."""
 
     phrase: str
     box_before: Box
@@ -289,12 +297,14 @@ class BoxEdit(Row):
         object.__setattr__(self, "box_before", tuple(self.box_before))
         object.__setattr__(self, "box_after", None if self.box_after is None else tuple(self.box_after))
         if (self.box_after is None) != (self.edit in ("box_removed", "phrase_removed")):
-            raise RecordError(f"edit of a box of {self.phrase!r}", got=(self.edit, self.box_after))
+            raise RecordError(
+                f"box edit of {self.phrase!r} does not match its box_after", got=(self.edit, self.box_after)
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair(Row):
-    """A chosen and a rejected answer to one prompt (METHOD §5), with where each came from."""
+    """A chosen and a rejected answer to one prompt (paper, Sec. 3.3), with their candidates, scores and box edits."""
 
     query_id: str
     image_id: str

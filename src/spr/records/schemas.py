@@ -105,7 +105,7 @@ PAIRS = _schema(
     }
 )
 DROPPED = _schema({"id": pa.string(), "kind": pa.string(), "stage": pa.string(), "reason": pa.string()})
-"""What fell out: the id of an image, object, query or candidate (``kind``), the stage that dropped it, and why."""
+"""Dropped items: the id of an image, object, query or candidate (``kind``), its stage, and the reason."""
 
 R = TypeVar("R", bound=Row)
 
@@ -119,15 +119,15 @@ _SCHEMA_OF: dict[type[Row], pa.Schema] = {
 
 
 def to_table(records: Iterable[Row], kind: type[Row]) -> pa.Table:
-    """The records, all of type ``kind``, as a table of its schema."""
+    """Convert records, all of type ``kind``, to a table with its schema."""
     return pa.Table.from_pylist([record.to_row() for record in records], schema=_SCHEMA_OF[kind])
 
 
 def from_table(table: pa.Table, kind: type[R]) -> list[R]:
-    """The table's rows as validated records.
+    """Convert the rows of a table to validated records.
 
     Raises:
-        RecordError: if the table lacks a column or a row breaks a rule.
+        RecordError: if the table lacks a column, or a row is not a valid record.
     """
     expected = set(_SCHEMA_OF[kind].names)
     if not expected <= set(table.schema.names):

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of a stage drawn over their images."""
+"""Contact sheets: rows of a stage, drawn over their images."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from spr.config import AnnotationsConfig, load_config
 from spr.core.errors import InputError
-from spr.core.images import ImageProblem
+from spr.core.images import ImageProblem, ImageSource
 from spr.report.show import read_rows
+from spr.runs.reader import Run
 
 CELL = 420
-"""Longer side of an image on the sheet, in pixels."""
+"""Length of the longer side of an image on the sheet, in pixels."""
 REGION_COLOUR = (255, 255, 255)
 CAPTION, LABEL = 18, 15
 CHOSEN, REJECTED = (80, 230, 120), (255, 90, 90)
@@ -24,22 +24,31 @@ DRAWABLE = "RUN/objects, RUN/regions or RUN/pairs"
 
 
 def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: int = 4) -> int:
-    """Draw rows ``skip`` to ``skip + n`` of a run's objects, regions or pairs into a PNG; returns how many there were.
+    """Draw rows ``skip`` to ``skip + n`` of a run's objects, regions or pairs into a PNG.
 
-    Objects have a colour a category; those inside the region a thick outline, others a thin one. The region is white.
-    Of pairs, the chosen answer's boxes are green and the rejected one's red.
+    Each category has its own colour. Objects inside the region have a thick outline, others a thin one. The region is
+    white. For pairs, the boxes of the chosen answer are green and those of the rejected answer red. An image that can't
+    be opened leaves its cell grey, with the reason.
 
-    An image that can't be opened leaves its cell grey, with the reason.
+    Args:
+        stage: ``RUN/objects``, ``RUN/regions`` or ``RUN/pairs``.
+        out: The PNG to write.
+        n: Number of rows.
+        skip: Number of rows to skip first.
+        columns: Number of images per line.
+
+    Returns:
+        The number of rows drawn.
 
     Raises:
-        InputError: if the rows have no objects to draw or the PNG can't be written.
+        InputError: if the rows have nothing to draw, or the PNG can't be written.
     """
-    config = _config_of(stage)
+    images = _images_of(stage)
     rows = list(read_rows(stage, n=n, skip=skip))
     if not rows or not {"objects", "chosen_spans"} & set(rows[0]):
         got = "no rows" if not rows else f"columns {', '.join(rows[0])}"
         raise InputError(f"{stage} can't be drawn", got=got, expected=DRAWABLE)
-    cells = [_draw_row(row, config) for row in rows]
+    cells = [_draw_row(row, images) for row in rows]
     sheet = _arrange(cells, min(columns, len(cells)))
     try:
         sheet.save(out)
@@ -48,17 +57,17 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     return len(cells)
 
 
-def _config_of(stage: Path) -> AnnotationsConfig:
+def _images_of(stage: Path) -> ImageSource:
     path = stage.parent / "config.yaml"
     if not path.is_file():
         raise InputError(f"{stage} is not a stage of a run", got=f"no {path}", expected=DRAWABLE)
-    return load_config(path).annotations
+    return Run(stage.parent).config.annotations.image_source
 
 
-def _draw_row(row: dict[str, Any], config: AnnotationsConfig) -> Image.Image:
+def _draw_row(row: dict[str, Any], images: ImageSource) -> Image.Image:
     size_wh = row["width"], row["height"]
     try:
-        picture = config.image_source.load(row["file_name"], size_wh)
+        picture = images.load(row["file_name"], size_wh)
     except ImageProblem as problem:
         picture = Image.new("RGB", size_wh, (60, 60, 60))
         ImageDraw.Draw(picture).text((4, 4), problem.reason, font=ImageFont.load_default(size=max(size_wh) / 20))
@@ -80,7 +89,7 @@ def _draw_row(row: dict[str, Any], config: AnnotationsConfig) -> Image.Image:
 
 
 class Mark(NamedTuple):
-    """A box to be drawn: pixels of the original image, RGB, pixels of the sheet, and a label or none."""
+    """A box to draw: xyxy pixels of the original image, RGB colour, line width in pixels of the sheet, and label."""
 
     box: list[float]
     colour: tuple[int, int, int]
@@ -117,7 +126,7 @@ def _boxes(row: dict[str, Any], which: str) -> int:
 
 def _outline(draw: ImageDraw.ImageDraw, box: Iterable[float], colour: tuple[int, int, int], width: int) -> None:
     x1, y1, x2, y2 = box
-    # A box may be thinner than its outline.
+    # Boxes that are thinner than their outline are widened.
     corners = (x1, y1 + CAPTION, max(x2, x1 + 1), max(y2, y1 + 1) + CAPTION)
     draw.rectangle(corners, outline=(0, 0, 0), width=width + 1)
     draw.rectangle(corners, outline=colour, width=width)

@@ -1,4 +1,4 @@
-"""What is installed, which devices there are, and what ships with SPR."""
+"""What is installed, which devices there are, and which names configs and commands accept."""
 
 from __future__ import annotations
 
@@ -7,34 +7,55 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from pkgutil import resolve_name
 
 from spr import __version__
 from spr.config import PRESETS
-from spr.grounding import DIALECTS
 
-REQUIRED = ("numpy", "pillow", "pyarrow", "msgspec", "pydantic", "torch", "transformers", "peft", "accelerate")
+BASE = ("numpy", "pillow", "pyarrow", "msgspec", "pydantic", "scipy")
+MODELS = ("torch", "transformers", "peft", "accelerate", "datasets")
 OPTIONAL = {
     "bitsandbytes": "4-bit base models",
     "httpx": "describers behind a server",
     "torchvision": "the full processors of some model families",
 }
+REGISTRIES = {
+    "Dialects": "spr.grounding:DIALECTS",
+    "Model families": "spr.models.families:FAMILIES",
+    "Stages": "spr.pipeline.stage:STAGES",
+    "Tasks": "spr.evaluation.task:TASKS",
+    "Export formats": "spr.exports.formats:FORMATS",
+    "Rewards": "spr.rewards:REWARDS",
+    "Describers": "spr.config.backends:DESCRIBERS",
+    "Scorers": "spr.config.backends:SCORERS",
+    "Detectors": "spr.config.backends:DETECTORS",
+    "Losses": "spr.config.backends:LOSSES",
+}
+"""The registries that other packages can add to, by the name that `diagnose` shows."""
 
 
 def diagnose() -> Iterator[str]:
-    """Lines for people to read: versions, devices, configs, dialects. Never raises for what is missing."""
+    """Lines for people to read: versions, devices, and the names in each registry. Reports what is missing."""
     yield f"spr {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield ""
     yield "Packages"
-    for name in REQUIRED:
+    for name in BASE:
         yield f"  {name:<14}{_version(name) or 'MISSING: pip install ' + name}"
+    for name in MODELS:
+        yield f"  {name:<14}{_version(name) or 'not installed'} (extra `models`)"
     for name, use in OPTIONAL.items():
         yield f"  {name:<14}{_version(name) or 'not installed'} (optional: {use})"
     yield ""
     yield "Devices"
     yield from (f"  {line}" for line in _devices())
     yield ""
-    yield f"Configs        {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
-    yield f"Dialects       {', '.join(DIALECTS)}"
+    yield f"{'Configs':<16}{', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
+    for title, registry in REGISTRIES.items():
+        try:
+            names = ", ".join(resolve_name(registry))
+        except ImportError as error:
+            names = f"not available: {error}"
+        yield f"{title:<16}{names}"
 
 
 def _version(name: str) -> str | None:
@@ -50,7 +71,7 @@ def _devices() -> Iterator[str]:
     try:
         import torch
     except ImportError as error:
-        yield f"PyTorch does not import: {error}"
+        yield f"PyTorch can't be imported: {error}"
         return
     if not torch.cuda.is_available():
         yield "no CUDA device that PyTorch can use"

@@ -1,11 +1,9 @@
-"""What ran: models and their revisions, versions, input and times."""
+"""What a run and its report were created with: models and their revisions, versions, times."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
-from pathlib import Path
 from typing import Any
 
 from spr import __version__
@@ -19,44 +17,31 @@ def models_of(config: Config) -> list[dict[str, str]]:
     rows = []
     for role in ("describer", "scorer", "detector"):
         section = getattr(config, role)
-        if section is None or section.backend == "none":
-            rows.append({"role": role, "backend": "none", "model": "–", "revision": "–", "dtype": "–"})
-            continue
-        fake = section.backend == "fake"
-        rows.append(
-            {
-                "role": role,
-                "backend": section.backend,
-                "model": "none (fake)" if fake else str(section.model),
-                "revision": "–" if fake else section.revision or "not pinned",
-                "dtype": "–" if fake else section.dtype,
-            }
-        )
+        backend = "none" if section is None else section.backend
+        row = {"role": role, "backend": backend, "model": "–", "revision": "–", "dtype": "–"}
+        if backend not in ("none", "fake"):
+            row |= {"model": str(section.model), "revision": section.revision or "not pinned", "dtype": section.dtype}
+        rows.append(row)
     return rows
 
 
 def versions() -> list[tuple[str, str]]:
-    """What this report was made with."""
+    """Versions of the software that creates this report."""
     found = [("SPR", __version__), ("Python", platform.python_version())]
-    for name in _PACKAGES:
-        try:
-            found.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append((name, "not installed"))
+    found += [(name, version_of(name) or "not installed") for name in _PACKAGES]
     return [*found, ("system", f"{platform.system()} {platform.machine()}")]
 
 
-def input_of(run: Path) -> dict[str, str]:
-    """What identifies the run's annotations, as `RUN/inputs.json` says; empty where it can't be read."""
+def version_of(package: str) -> str | None:
+    """The version of an installed distribution, or None."""
     try:
-        known = json.loads((run / "inputs.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
-def span_of(events: list[dict[str, Any]]) -> tuple[str, str] | None:
-    """The times of the log's first and last lines, to the second, or None."""
+def time_span(events: list[dict[str, Any]]) -> tuple[str, str] | None:
+    """The times of the first and the last line of a log, to the second; None if no line has one."""
     times = sorted(event["time"] for event in events if isinstance(event.get("time"), str))
     return (_short(times[0]), _short(times[-1])) if times else None
 
@@ -66,7 +51,7 @@ def _short(time: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in words.
+    """A duration in units that people read.
 
     >>> duration(0.42), duration(75), duration(7384)
     ('0.4 s', '1 min 15 s', '2 h 3 min')

@@ -1,4 +1,4 @@
-"""A pair as the gallery's scripts draw it: texts cut into phrases, boxes matched to the objects that they hit."""
+"""A pair as JSON for the gallery's scripts: texts split into phrases, boxes matched to objects."""
 
 from __future__ import annotations
 
@@ -12,111 +12,111 @@ from spr.core import boxes as bx
 from spr.core.errors import SprError
 from spr.grounding import parse
 from spr.grounding.localization import THRESHOLD
-from spr.runs.joined import SIDES, JoinedPair, Side
-from spr.runs.pair_report import words
+from spr.records import Span
+from spr.runs.reader import SCORE_NAMES, SIDES, JoinedPair, Side
 
 SHOWN = 2000
-"""Characters of a text that are shown at first; what is longer lies in a file of its own, loaded when asked for."""
+"""Characters of a text that are shown at first. A longer text is in a file of its own, which is loaded on request."""
 
 
-def pair_payload(pair: JoinedPair, image: dict[str, Any], *, unmatched: str = "remove_box") -> dict[str, Any]:
-    """All that the gallery shows of a pair, with long texts whole: `shorten` cuts them.
+def pair_payload(item: JoinedPair, image: dict[str, Any], *, unmatched: str = "remove_box") -> dict[str, Any]:
+    """Everything that the gallery shows of a pair, with whole texts; see `shorten`.
 
     Args:
-        pair: The pair.
-        image: What `spr.report.thumbnails` says of its image: ``src``, or ``problem`` where there is none.
-        unmatched: The config's `pairing.unmatched`, which says whether refinement took words away.
+        item: The pair.
+        image: Result of `spr.report.thumbnails`: ``src``, or ``problem`` if there is no thumbnail.
+        unmatched: The config's `pairing.unmatched`, which says whether refinement removed phrases.
 
     Returns:
-        JSON values. Boxes are xyxy in pixels of the original image, rounded to 0.1. ``objects``: category, box, whether
-        it is inside. Of each side, ``text`` is a list of ``[words, span]``, span -1 for words outside of all; ``spans``
-        has for each span its boxes, each with the number of the object that it overlaps most and the IoU, or -1 where
-        that is not over 0.5; ``loose`` are the spans that the text does not hold.
+        JSON values. Boxes are xyxy in pixels of the original image, rounded to 0.1. ``objects``: category, box, and
+        whether the object is inside the region. Each side has ``text``, a list of ``[words, span]`` with span -1 for
+        words outside all spans; ``spans``, the boxes of each span, each with the index of the object that it overlaps
+        most and the IoU, or index -1 if the IoU is not over 0.5; and ``loose``, the spans that are not in the text.
     """
-    row = pair.row
-    truth = bx.as_boxes([item["box"] for item in pair.objects])
+    pair, objects = item.pair, item.query.objects
+    truth = bx.as_boxes([found.box for found in objects])
     return {
-        "id": row["query_id"],
-        "imageId": row["image_id"],
-        "file": row["file_name"],
-        "size": [row["width"], row["height"]],
+        "id": pair.query_id,
+        "imageId": pair.image_id,
+        "file": pair.file_name,
+        "size": [pair.width, pair.height],
         "image": image,
-        "region": _round(row["region"]),
-        "objects": [[item["category"], _round(item["box"]), bool(item["inside"])] for item in pair.objects],
-        "margin": row["margin"],
-        "prompt": row["prompt"],
+        "region": _round(pair.region),
+        "objects": [[found.category, _round(found.box), found.inside] for found in objects],
+        "margin": pair.margin,
+        "prompt": pair.prompt,
         "box_edits": [
-            [edit["phrase"], _round(edit["box_before"]), edit["box_after"] and _round(edit["box_after"]), edit["edit"]]
-            for edit in row["box_edits"]
+            [edit.phrase, _round(edit.box_before), edit.box_after and _round(edit.box_after), edit.edit]
+            for edit in pair.box_edits
         ],
-        "sides": {side: _side_payload(pair, side, truth, unmatched) for side in SIDES},
+        "sides": {side: _side_payload(item, side, truth, unmatched) for side in SIDES},
     }
 
 
-def _side_payload(pair: JoinedPair, side: Side, truth: np.ndarray, unmatched: str) -> dict[str, Any]:
-    row, candidate = pair.row, pair.candidates[side]
-    spans = row[f"{side}_spans"]
-    plain = _plain_text(pair, side, unmatched)
-    text, loose = cut_into_phrases(plain, spans)
+def _side_payload(item: JoinedPair, side: Side, truth: np.ndarray, unmatched: str) -> dict[str, Any]:
+    answer, spans, raw = item.answers[side], item.spans(side), item.text(side)
+    plain = _plain_text(item, side, unmatched)
+    text, loose = split_into_phrases(plain, spans)
     return {
-        "candidate": row[f"{side}_candidate"],
-        "kind": candidate["prompt_kind"],
-        "scores": candidate["scores"],
-        "located": pair.located[side][0],
-        "words": words(row, side),
+        "candidate": item.pair.chosen_candidate if side == "chosen" else item.pair.rejected_candidate,
+        "kind": answer.prompt_kind,
+        "scores": [answer.scores[name] for name in SCORE_NAMES],
+        "localization": answer.localization.score,
+        "words": len(raw.split()),
         "plainWords": len(plain.split()),
-        "raw": row[side],
+        "raw": raw,
         "text": text,
         "loose": loose,
-        "phrases": [span["phrase"] for span in spans],
-        "spans": match_boxes([span["boxes"] for span in spans], truth),
+        "phrases": [span.phrase for span in spans],
+        "spans": match_boxes([span.boxes for span in spans], truth),
     }
 
 
-def _plain_text(pair: JoinedPair, side: Side, unmatched: str) -> str:
-    """The words that the side's spans are offsets in.
+def _plain_text(item: JoinedPair, side: Side, unmatched: str) -> str:
+    """The words that the offsets of the side's spans refer to.
 
-    The candidate's own, unless refinement took words away; then those are read out of the answer again.
+    These are the candidate's words. If refinement removed phrases, the chosen answer is parsed again.
     """
-    row, candidate = pair.row, pair.candidates[side]
+    answer = item.answers[side]
     if side == "rejected" or unmatched != "remove_phrase":
-        return str(candidate["plain_text"])
+        return answer.plain_text
     try:
-        return parse(row[side], candidate["dialect"], (row["width"], row["height"])).plain_text
+        return parse(item.text(side), answer.dialect, (item.pair.width, item.pair.height)).plain_text
     except SprError:
-        return str(row[side])
+        return item.text(side)
 
 
-def cut_into_phrases(plain: str, spans: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], list[int]]:
-    """A text as ``[words, span]`` pieces that join to the whole, and the spans that don't fit it.
+def split_into_phrases(plain: str, spans: Sequence[Span]) -> tuple[list[list[Any]], list[int]]:
+    """Split a text into ``[words, span]`` pieces that join to the whole; also returns the spans that don't fit.
 
-    Pieces, not offsets: JavaScript counts UTF-16 units where Python counts characters.
+    Pieces instead of offsets, because JavaScript counts UTF-16 units where Python counts characters.
 
-    >>> cut_into_phrases("a dog 🐕 and a cat", [{"phrase": "a cat", "start": 12, "end": 17}])
+    >>> split_into_phrases("a dog 🐕 and a cat", [Span("a cat", 12, 17)])
     ([['a dog 🐕 and ', -1], ['a cat', 0]], [])
-    >>> cut_into_phrases("a dog", [{"phrase": "a cat", "start": 0, "end": 5}])
+    >>> split_into_phrases("a dog", [Span("a cat", 0, 5)])
     ([['a dog', -1]], [0])
     """
     pieces: list[list[Any]] = []
     loose: list[int] = []
     position = 0
-    for number in sorted(range(len(spans)), key=lambda k: (spans[k]["start"], spans[k]["end"])):
+    for number in sorted(range(len(spans)), key=lambda k: (spans[k].start, spans[k].end)):
         span = spans[number]
-        start, end = span["start"], span["end"]
-        if start < position or plain[start:end] != span["phrase"]:
+        if span.start < position or plain[span.start : span.end] != span.phrase:
             loose.append(number)
             continue
-        if start > position:
-            pieces.append([plain[position:start], -1])
-        pieces.append([plain[start:end], number])
-        position = end
+        if span.start > position:
+            pieces.append([plain[position : span.start], -1])
+        pieces.append([plain[span.start : span.end], number])
+        position = span.end
     if position < len(plain):
         pieces.append([plain[position:], -1])
     return pieces, loose
 
 
 def match_boxes(spans: Sequence[Sequence[Sequence[float]]], truth: np.ndarray) -> list[list[list[Any]]]:
-    """For each span its boxes, each with the object that it overlaps most and the IoU; -1 where that is not over 0.5.
+    """For each span its boxes, each with the index of the object that it overlaps most, and the IoU.
+
+    The index is -1 if the IoU is not over 0.5.
 
     >>> match_boxes([[[0, 0, 10, 8]], [], [[50, 50, 60, 60]]], np.array([[0.0, 0, 10, 10]]))
     [[[[0.0, 0.0, 10.0, 8.0], 0, 0.8]], [], [[[50.0, 50.0, 60.0, 60.0], -1, 0.0]]]
@@ -126,14 +126,14 @@ def match_boxes(spans: Sequence[Sequence[Sequence[float]]], truth: np.ndarray) -
         return [[] for _ in spans]
     overlaps = bx.iou_matrix(boxes, truth) if len(truth) else np.zeros((len(boxes), 1))
     best = overlaps.max(axis=1)
-    numbers = np.where(bx.over(best, THRESHOLD), overlaps.argmax(axis=1), -1).tolist()
-    found = zip(boxes, numbers, best.tolist(), strict=True)
-    rows = iter([[_round(box), number, round(overlap, 3)] for box, number, overlap in found])
+    indices = np.where(bx.over(best, THRESHOLD), overlaps.argmax(axis=1), -1).tolist()
+    matched = zip(boxes, indices, best.tolist(), strict=True)
+    rows = iter([[_round(box), index, round(overlap, 3)] for box, index, overlap in matched])
     return [[next(rows) for _ in span] for span in spans]
 
 
 def is_long(payload: dict[str, Any], limit: int = SHOWN) -> bool:
-    """Whether any of a payload's texts or lists is too long to be shown at once."""
+    """Whether any text or list of a payload is too long to show at once."""
     long = len(payload["prompt"]) > limit or len(payload["box_edits"]) > limit // 10
     return long or any(len(side["raw"]) > limit or _has_long_text(side, limit) for side in payload["sides"].values())
 
@@ -148,10 +148,10 @@ def _length(side: dict[str, Any]) -> int:
 
 
 def shorten(payload: dict[str, Any], limit: int = SHOWN) -> None:
-    """Cut the texts of a payload to about ``limit`` characters each, in place.
+    """Shorten the texts of a payload to about ``limit`` characters each, in place.
 
-    What is cut says so: ``cut`` is the length of the whole. Boxes of phrases that fell away go with them, and are
-    counted in ``boxesCut``; the full payload has them.
+    ``cut`` marks what was shortened; for a side it is the length of the whole text. ``boxesCut`` counts the boxes of
+    phrases that are not shown.
     """
     payload["cut"] = True
     payload["prompt"] = payload["prompt"][:limit]
@@ -181,7 +181,7 @@ def _shorten_side(side: dict[str, Any], limit: int) -> None:
 
 
 class GalleryIndex:
-    """What the gallery filters and sorts by: a few values of every pair, by column."""
+    """The columns that the gallery filters and sorts by."""
 
     def __init__(self) -> None:
         self._categories: dict[str, int] = {}
@@ -189,44 +189,33 @@ class GalleryIndex:
         self.columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
 
     def add(self, payload: dict[str, Any]) -> None:
-        """Take a pair up, in the order of the pages."""
+        """Add a pair, in the order of the pages."""
         names = sorted({category for category, _, inside in payload["objects"] if inside})
         self.counts.update(names)
         chosen, rejected = payload["sides"]["chosen"], payload["sides"]["rejected"]
-        values = {
-            "id": payload["id"],
-            "file": payload["file"],
-            "margin": round(payload["margin"], 5),
-            "chosen": round(chosen["scores"][-1], 5),
-            "rejected": round(rejected["scores"][-1], 5),
-            "gain": round(chosen["located"] - rejected["located"], 5),
-            "ratio": round(chosen["words"] / max(rejected["words"], 1), 4),
-            "chosenKind": chosen["kind"],
-            "rejectedKind": rejected["kind"],
-            "categoriesOf": [self._categories.setdefault(name, len(self._categories)) for name in names],
-        }
-        for name, value in values.items():
+        values = (
+            payload["id"],
+            payload["file"],
+            round(payload["margin"], 5),
+            round(chosen["scores"][-1], 5),
+            round(rejected["scores"][-1], 5),
+            round(chosen["localization"] - rejected["localization"], 5),
+            round(chosen["words"] / max(rejected["words"], 1), 4),
+            chosen["kind"],
+            rejected["kind"],
+            [self._categories.setdefault(name, len(self._categories)) for name in names],
+        )
+        for name, value in zip(_COLUMNS, values, strict=True):
             self.columns[name].append(value)
 
     def to_json(self, *, page_size: int, total: int) -> dict[str, Any]:
-        """The index as JSON values; ``total`` counts the run's pairs, shown or not."""
-        names = list(self._categories)
-        categories = [[name, self.counts[name]] for name in names]
+        """The index as JSON values; ``total`` is the number of pairs of the run, shown or not."""
+        categories = [[name, self.counts[name]] for name in self._categories]
         return {"pageSize": page_size, "total": total, "categories": categories, **self.columns}
 
 
-_COLUMNS = (
-    "id",
-    "file",
-    "margin",
-    "chosen",
-    "rejected",
-    "gain",
-    "ratio",
-    "chosenKind",
-    "rejectedKind",
-    "categoriesOf",
-)
+_CATEGORIES = "categoriesOf"
+_COLUMNS = ("id", "file", "margin", "chosen", "rejected", "gain", "ratio", "chosenKind", "rejectedKind", _CATEGORIES)
 
 
 def _round(box: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Results before and after training as tables and curves: `RUN/metrics.json`."""
+"""Benchmark results before and after training, from `RUN/metrics.json`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spr.core import FORMAT_VERSION
 from spr.core.errors import RunError
+from spr.runs.reader import Run
 
 WHEN = ("before", "after")
 _LOWER_IS_BETTER = {"unmatched_boxes"}
-_NEITHER = {"words", "yes_share"}
+_NO_DIRECTION = {"words", "yes_share"}
 _AT_IOU = re.compile(r"(acc|recall)@(0?\.\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A metric's value, with its 95 % interval where the result has one."""
+    """The value of a metric, with its 95 % interval if the result has one."""
 
     value: float
     low: float | None = None
@@ -32,7 +34,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class MetricLine:
-    """One metric before and after; ``better`` is True, False, or None where it can't be said."""
+    """A metric before and after training; ``better`` is None if it has no direction or did not change."""
 
     name: str
     before: Value | None
@@ -43,16 +45,16 @@ class MetricLine:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """A benchmark's table.
+    """The results of a benchmark.
 
     Attributes:
-        task: Its name.
-        n: Items before and after.
-        lines: A line a metric.
-        groups: The same for each group (a data set, a size of objects).
-        curves: By ``acc`` or ``recall``, then ``before`` or ``after``: the IoU threshold and the value.
-        problems: By problem: how many, before and after.
-        protocol: What the result says of how it was measured.
+        task: Name of the benchmark.
+        n: Number of items before and after training.
+        lines: One per metric.
+        groups: The same per group (a dataset, a size of objects).
+        curves: By ``acc`` or ``recall``, then ``before`` or ``after``: IoU thresholds and values.
+        problems: Number of problems before and after training, by kind.
+        protocol: The settings of the evaluation.
     """
 
     task: str
@@ -64,13 +66,13 @@ class TaskResult:
     protocol: dict[str, Any]
 
 
-def read_results(run: Path) -> list[TaskResult]:
-    """The tasks of the run's metrics, in their order; none where nothing was evaluated.
+def read_results(run: Run) -> list[TaskResult]:
+    """The results of each benchmark in the run's metrics; empty before the first evaluation.
 
     Raises:
-        RunError: if `RUN/metrics.json` is not what the evaluation writes.
+        RunError: if `RUN/metrics.json` does not have the format that the evaluation writes.
     """
-    path = run / "metrics.json"
+    path = run.path / "metrics.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -78,7 +80,11 @@ def read_results(run: Path) -> list[TaskResult]:
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     if not isinstance(raw, dict) or not all(isinstance(raw.get(when, {}), dict) for when in WHEN):
-        raise _damaged(path, "no object with `before` and `after`")
+        raise _damaged(path, "not an object with `before` and `after`")
+    version = raw.get("format_version")
+    if raw and version != FORMAT_VERSION:
+        got, fix = version or "1 (none is given)", "evaluate again with this version of SPR, or move the file away"
+        raise RunError(f"{path} has another format version", got=got, expected=FORMAT_VERSION, fix=fix)
     sides = [raw.get(when, {}) for when in WHEN]
     tasks = list(dict.fromkeys(name for side in sides for name in side))
     try:
@@ -89,7 +95,7 @@ def read_results(run: Path) -> list[TaskResult]:
 
 def _damaged(path: Path, got: object) -> RunError:
     expected = '{"before": {TASK: RESULT}, "after": {…}} with RESULT as `spr evaluate --out` writes it'
-    return RunError(f"{path} holds no metrics", got=got, expected=expected, fix="evaluate again, or move the file away")
+    return RunError(f"{path} is damaged", got=got, expected=expected, fix="evaluate again, or move the file away")
 
 
 def _task(name: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> TaskResult:
@@ -123,7 +129,7 @@ def _task(name: str, before: dict[str, Any] | None, after: dict[str, Any] | None
 
 
 def _count(problem: Any) -> Any:
-    """How many answers have a problem; a result may name some of them besides."""
+    """The number of answers with a problem; a result may also list some of them."""
     return problem["count"] if isinstance(problem, dict) else problem
 
 
@@ -135,8 +141,8 @@ def _lines(before: dict[str, Any], after: dict[str, Any]) -> list[MetricLine]:
             lines.append(MetricLine(name, old, new, "–", None))
             continue
         change = new.value - old.value
-        better = None if change == 0 or name in _NEITHER else (change < 0) == (name in _LOWER_IS_BETTER)
-        # The typographic minus lines up with plus and digits.
+        better = None if change == 0 or name in _NO_DIRECTION else (change < 0) == (name in _LOWER_IS_BETTER)
+        # The typographic minus is as wide as the plus sign.
         sign = "+" if change > 0 else "−" if change < 0 else "±"
         lines.append(MetricLine(name, old, new, f"{sign}{_digits(abs(change))}", better))
     return lines
@@ -155,6 +161,6 @@ def _value(entry: Any) -> Value | None:
 
 
 def _digits(value: float) -> str:
-    """Four digits that say something: 0.8123, 12.35, 1,234."""
+    """About four significant digits: 0.8123, 12.35, 1,234."""
     size = abs(value)
     return f"{value:,.4f}" if size < 2 else f"{value:,.2f}" if size < 1000 else f"{value:,.0f}"

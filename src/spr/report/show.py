@@ -1,4 +1,4 @@
-"""Rows of a run's tables as readable text, whatever their columns."""
+"""Rows of any table of a run as readable text."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 import pyarrow as pa
 
 from spr.core.errors import InputError
-from spr.pipeline.stage import ordered_stages
+from spr.runs.reader import Run
 from spr.runs.store import MANIFEST, StageStore, read_table
 
 
 def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
-    """Lines that show a run, or rows ``skip`` to ``skip + n`` of a stage or Parquet file.
+    """Lines of text about a run, or rows ``skip`` to ``skip + n`` of a stage or a Parquet file.
 
     Args:
         path: A run folder, a stage's folder, or a Parquet file.
-        n: How many rows.
-        skip: How many to pass over first.
+        n: Number of rows.
+        skip: Number of rows to skip first.
 
     Raises:
-        InputError: if the path is none of these.
+        InputError: if the path is something else.
         RunError: if the stage is not finished or a file is damaged.
     """
     if (path / "config.yaml").is_file():
-        yield from _show_run(path)
+        yield from _show_run(Run(path))
         return
     yield f"{path}: {describe_total(path)}"
     for number, row in enumerate(read_rows(path, n=n, skip=skip), start=skip):
@@ -36,7 +36,7 @@ def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
 
 
 def read_rows(path: Path, *, n: int, skip: int = 0) -> Iterator[dict[str, Any]]:
-    """Rows ``skip`` to ``skip + n`` of a stage's folder or of a Parquet file, as dicts."""
+    """Rows ``skip`` to ``skip + n`` of a stage's folder or a Parquet file, as dicts."""
     for table in _tables(path):
         if skip >= len(table):
             skip -= len(table)
@@ -49,7 +49,7 @@ def read_rows(path: Path, *, n: int, skip: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def describe_total(path: Path) -> str:
-    """How much a stage's folder or a Parquet file holds, in words."""
+    """Number of rows of a stage's folder or a Parquet file, as text."""
     if not path.is_dir() or not (path.parent / "config.yaml").is_file():
         return f"{sum(len(t) for t in _tables(path)):,} rows"
     manifest = StageStore(path).finished()
@@ -67,13 +67,13 @@ def _tables(path: Path) -> Iterator[pa.Table]:
         raise InputError(f"{path} can't be shown", got=what, expected="RUN, RUN/STAGE or a .parquet file")
 
 
-def _show_run(run: Path) -> Iterator[str]:
-    yield f"{run}:"
-    for stage in ordered_stages():
-        manifest = StageStore(run / stage.name).manifest()
+def _show_run(run: Run) -> Iterator[str]:
+    yield f"{run.path}:"
+    for name in run.stages:
+        manifest = run.store(name).manifest()
         if manifest is not None:
             state = "" if manifest.complete else ", not finished"
-            yield f"  {stage.name}: {manifest.rows:,} rows, shards: {len(manifest.shards):,}{state}"
+            yield f"  {name}: {manifest.rows:,} rows, shards: {len(manifest.shards):,}{state}"
             yield from (f"    dropped {reason}: {count:,}" for reason, count in manifest.dropped.items())
 
 
@@ -103,5 +103,5 @@ def _text(value: object) -> str:
         return "[" + ", ".join(_text(item) for item in value) + "]"
     if isinstance(value, bool):
         return "yes" if value else "–"
-    # Control characters from a dataset or a model must not steer the terminal.
+    # Control characters from a dataset or a model must not reach the terminal.
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))

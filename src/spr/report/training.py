@@ -1,40 +1,28 @@
-"""The training's log as curves: `RUN/training/log.jsonl`."""
+"""The curves of a training, from its log `RUN/training/log.jsonl`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spr.report.funnel import read_log
+from spr.runs.reader import Run, read_json_lines
 
 POINTS = 240
-"""Points of a curve at most: each is the mean of as many steps as that takes."""
-CURVES = (
-    "loss",
-    "margin",
-    "accuracy",
-    "chosen_logps",
-    "rejected_logps",
-    "chosen_rewards",
-    "rejected_rewards",
-    "grad_norm",
-    "learning_rate",
-)
+"""Maximum number of points of a curve; longer curves show the means of neighbouring steps."""
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingLog:
-    """What a training wrote.
+class TrainingCurves:
+    """What a training logged.
 
     Attributes:
-        steps: ``(steps,)``, rising; of a step that was done again after a resume, the last line counts.
+        steps: ``(steps,)``, ascending. If a step was repeated after a resume, its last line counts.
         values: By name of the log's field, ``(steps,)`` float64; NaN where a line has no finite number.
-        settings: Of its last ``start`` line.
-        broken: Lines that could not be read.
+        settings: The fields of the last ``start`` line.
+        broken: Number of lines that can't be read.
         finished: Whether there is an ``end`` line.
     """
 
@@ -45,20 +33,20 @@ class TrainingLog:
     finished: bool
 
     def last(self, name: str, share: float = 0.1) -> float | None:
-        """The mean of a field over the last tenth of the steps, or None where it has no number there."""
+        """The mean of a field over the last tenth of the steps; None if it has no finite number there."""
         values = self.values.get(name, np.empty(0))[-max(1, round(len(self.steps) * share)) :]
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else None
 
     def not_finite(self, name: str) -> int:
-        """How many steps have no finite number in a field that others have."""
+        """Number of steps without a finite number in a field that other steps have."""
         values = self.values.get(name, np.empty(0))
         return int((~np.isfinite(values)).sum()) if len(values) else 0
 
 
-def read_training(run: Path) -> TrainingLog | None:
-    """The training's log, or None where no step was logged."""
-    events, broken = read_log(run / "training" / "log.jsonl")
+def read_training(run: Run) -> TrainingCurves | None:
+    """The training's curves, or None if no step was logged."""
+    events, broken = read_json_lines(run.path / "training" / "log.jsonl")
     by_step = {event["step"]: event for event in events if event.get("event") == "step" and _is_step(event.get("step"))}
     if not by_step:
         return None
@@ -66,7 +54,7 @@ def read_training(run: Path) -> TrainingLog | None:
     names = sorted({name for line in lines for name in line} - {"event", "step"})
     values = {name: np.array([_number(line.get(name)) for line in lines]) for name in names}
     settings: dict[str, Any] = next((event for event in reversed(events) if event.get("event") == "start"), {})
-    return TrainingLog(
+    return TrainingCurves(
         steps=np.array(sorted(by_step), dtype=np.float64),
         values={name: column for name, column in values.items() if np.isfinite(column).any()},
         settings={key: value for key, value in settings.items() if key != "event"},
@@ -84,13 +72,13 @@ def _number(value: object) -> float:
 
 
 def thin(xs: np.ndarray, ys: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """A curve of at most ``points`` points, each the mean of neighbouring ones; what is not finite is left out.
+    """A curve with at most ``points`` points, each the mean of neighbouring ones; non-finite values are left out.
 
     >>> thin(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, np.nan, 5]), points=2)
     (array([1.5, 4. ]), array([2., 5.]))
     """
-    good = np.isfinite(ys)
-    xs, ys = xs[good], ys[good]
+    finite = np.isfinite(ys)
+    xs, ys = xs[finite], ys[finite]
     if len(xs) <= points:
         return xs, ys
     groups = np.array_split(np.arange(len(xs)), points)

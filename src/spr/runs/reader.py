@@ -1,129 +1,253 @@
-"""The run that is exported: its pairs shard by shard, with their scores, and what it says of itself."""
+"""Reading a run folder: its config, its tables, and its pairs joined with what is known about them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from spr.config import Config, load_config
-from spr.core.errors import InputError, RunError
+from spr.core.errors import RunError
 from spr.grounding import Dialect, get_dialect
-from spr.records import Box, PreferencePair
+from spr.grounding.localization import Localization, localization_score
+from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
 from spr.records.schemas import from_table
 from spr.runs.folder import check_run_version
-from spr.runs.store import Manifest, StageStore, read_table
+from spr.runs.store import MANIFEST, Manifest, StageStore, read_table
 
-_STAGES = ("objects", "regions", "candidates", "scores", "pairs")
+Side: TypeAlias = Literal["chosen", "rejected"]
+SIDES: tuple[Side, ...] = ("chosen", "rejected")
+SCORE_NAMES = ("s_crop", "s_local", "semantic", "localization", "score")
+"""The columns of the table `scores` that hold one number per candidate."""
+STAGE_ORDER = ("objects", "regions", "candidates", "scores", "pairs")
+_CANDIDATE_COLUMNS = ["candidate_id", "prompt_kind", "plain_text", "dialect"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """A shard's pairs, with what the tables beside them say.
+class Answer:
+    """What is known about the chosen or the rejected answer of a pair besides its text.
 
     Attributes:
-        pairs: The pairs.
-        semantic, localization: S_sem and S_loc of all its candidates, float32 ``(candidates,)``.
-        located: S_loc by candidate id.
-        inside: The boxes of the objects inside each query's region, by query id.
+        prompt_kind: The kind of prompt that the candidate answered.
+        plain_text: The candidate's words without coordinates, before refinement.
+        dialect: Dialect of the answer's text.
+        scores: The candidate's scores by name, see `SCORE_NAMES`; as generated, before refinement.
+        localization: S_loc of the answer's own boxes (of the chosen answer: after refinement), without a detector's.
     """
 
-    pairs: list[PreferencePair]
-    semantic: npt.NDArray[np.float32]
-    localization: npt.NDArray[np.float32]
-    located: Mapping[str, float]
-    inside: Mapping[str, list[Box]]
+    prompt_kind: str
+    plain_text: str
+    dialect: str
+    scores: Mapping[str, float]
+    localization: Localization
 
 
-class RunSource:
-    """A run folder with finished pairs.
+@dataclass(frozen=True, slots=True)
+class JoinedPair:
+    """A preference pair with its region query and its two answers."""
+
+    pair: PreferencePair
+    query: RegionQuery
+    answers: Mapping[Side, Answer]
+
+    def text(self, side: Side) -> str:
+        """The chosen or the rejected answer, as it is trained on."""
+        return self.pair.chosen if side == "chosen" else self.pair.rejected
+
+    def spans(self, side: Side) -> tuple[Span, ...]:
+        """The phrases of the chosen or the rejected answer, with their boxes."""
+        return self.pair.chosen_spans if side == "chosen" else self.pair.rejected_spans
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedShard:
+    """The pairs of one shard, and the scores of all its candidates, whether they are in a pair or not.
+
+    Attributes:
+        pairs: In the order of the run.
+        scores: ``(candidates, 5)`` float32 with the columns of `SCORE_NAMES`.
+        kinds: ``(candidates,)`` int64 indices into `spr.records.PROMPT_KINDS`.
+    """
+
+    pairs: list[JoinedPair]
+    scores: npt.NDArray[np.float32]
+    kinds: npt.NDArray[np.int64]
+
+
+class Run:
+    """A run folder, for reading.
+
+    ```python
+    pairs = Run("runs/mine").table("pairs").to_pandas()
+    ```
 
     Args:
-        run: The folder.
+        path: The run folder.
 
     Raises:
-        InputError: if it is no run.
-        RunError: if its pairs have not finished, or a file is damaged.
+        RunError: if the folder is not a run, or is one of SPR 0.1.
     """
 
-    def __init__(self, run: Path) -> None:
-        if not (run / "config.yaml").is_file():
-            got = "no such folder" if not run.is_dir() else "a folder without config.yaml"
-            raise InputError(f"{run} is no run", got=got, fix="give a folder that `spr run` has made")
-        check_run_version(run)
-        self.run = run
-        self.config: Config = load_config(run / "config.yaml")
-        self.manifests: dict[str, Manifest] = {name: StageStore(run / name).finished() for name in _STAGES}
-        if not self.manifests["pairs"].rows:
-            raise RunError(f"{run} has no pairs", fix=f"spr show {run} says what they were dropped for")
-        self.describer, self.dialect = self._describer()
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.yaml").is_file():
+            got = "a folder without config.yaml" if self.path.is_dir() else "no such folder"
+            fix = f"create one with `spr run CONFIG --out {path}`"
+            raise RunError(f"{path} is not a run folder", got=got, fix=fix)
+        check_run_version(self.path)
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved config of the run."""
+        return load_config(self.path / "config.yaml")
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of ``RUN/log.jsonl`` that can be read."""
+        return read_json_lines(self.path / "log.jsonl")[0]
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What identifies the annotations, from ``RUN/inputs.json``: path, size, sha256; empty if it is unreadable."""
+        try:
+            known = json.loads((self.path / "inputs.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
 
     @property
-    def total(self) -> int:
-        """How many pairs there are."""
-        return self.manifests["pairs"].rows
+    def stages(self) -> list[str]:
+        """Names of the stages that have started, in the order of the data, including those of other packages."""
+        started = [str(event.get("stage")) for event in self.events if event.get("event") == "stage started"]
+        order = list(dict.fromkeys([*started, *STAGE_ORDER]))
+        present = sorted(path.parent.name for path in self.path.glob(f"*/{MANIFEST}"))
+        return sorted(present, key=lambda name: order.index(name) if name in order else len(order))
+
+    def store(self, stage: str) -> StageStore:
+        """The folder of a stage."""
+        return StageStore(self.path / stage)
+
+    def finished(self, stage: str) -> Manifest:
+        """The manifest of a finished stage.
+
+        Raises:
+            RunError: if the stage has not finished.
+        """
+        return self.store(stage).finished()
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A whole table: ``objects``, ``regions``, ``candidates``, ``scores``, ``pairs``, ``dropped`` or a plug-in's.
+
+        Args:
+            name: The table's name.
+            columns: Names of the columns to read; None: all.
+
+        Raises:
+            RunError: if the stage has not finished or a file is damaged.
+        """
+        if name == "dropped":
+            return read_table(self.path / "dropped.parquet", columns)
+        store = self.store(name)
+        shards = [read_table(store.part(shard.index), columns) for shard in store.finished().shards]
+        if not shards:
+            raise RunError(f"{store.folder} has no shards", fix=f"delete {store.folder} and run `spr run` again")
+        return pa.concat_tables(shards)
 
     @property
-    def pairs_hash(self) -> str:
-        """Sha256 of what identifies the pairs."""
-        shards = [shard.sha256 for shard in self.manifests["pairs"].shards]
+    def pairs_sha256(self) -> str:
+        """SHA-256 that identifies the run's pairs."""
+        shards = [shard.sha256 for shard in self.finished("pairs").shards]
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
-    @property
-    def annotations_hash(self) -> str | None:
-        """Sha256 of the annotations, as the run noted it."""
-        try:
-            known = json.loads((self.run / "inputs.json").read_text(encoding="utf-8"))
-            return str(known["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    @cached_property
+    def describer(self) -> tuple[str, Dialect]:
+        """The model that wrote the candidates, ``name@revision``, and its dialect.
 
-    def shards(self) -> Iterator[Shard]:
-        """The shards in order, one in memory at a time."""
-        for entry in self.manifests["pairs"].shards:
-            tables = {
-                name: read_table(StageStore(self.run / name).part(entry.index))
-                for name in ("regions", "scores", "pairs")
-            }
-            scores = tables["scores"]
-            localization = scores["localization"].to_numpy()
-            ids = scores["candidate_id"].to_pylist()
-            regions = tables["regions"].select(["query_id", "objects"]).to_pylist()
-            yield Shard(
-                from_table(tables["pairs"], PreferencePair),
-                scores["semantic"].to_numpy(),
-                localization,
-                dict(zip(ids, localization.tolist(), strict=True)),
-                {row["query_id"]: [tuple(o["box"]) for o in row["objects"] if o["inside"]] for row in regions},
-            )
-
-    def _describer(self) -> tuple[str, Dialect]:
-        """The model that wrote the candidates, and its dialect."""
-        for shard in self.manifests["candidates"].shards:
+        Raises:
+            RunError: if there are no candidates.
+        """
+        candidates = self.store("candidates")
+        for shard in candidates.finished().shards:
             if shard.rows:
-                row: dict[str, Any] = (
-                    read_table(StageStore(self.run / "candidates").part(shard.index))
-                    .select(["model", "dialect"])
-                    .slice(0, 1)
-                    .to_pylist()[0]
-                )
+                table = read_table(candidates.part(shard.index), ["model", "dialect"])
+                row: dict[str, str] = table.slice(0, 1).to_pylist()[0]
                 return row["model"], get_dialect(row["dialect"])
-        raise RunError(f"{self.run} has pairs but no candidates", fix="delete pairs/ and run it again")
+        raise RunError(f"{self.path} has no candidates", fix="delete candidates/ and run `spr run` again")
+
+    def shards(self) -> Iterator[JoinedShard]:
+        """The pairs of each shard with their queries, answers and scores; one shard is in memory at a time.
+
+        Raises:
+            RunError: if a stage up to `pairs` has not finished, a file is damaged, or the tables don't match.
+        """
+        stores = [self.store(name) for name in ("regions", "candidates", "scores", "pairs")]
+        columns = [None, _CANDIDATE_COLUMNS, ["candidate_id", *SCORE_NAMES], None]
+        manifests = [store.finished().shards for store in stores]
+        fix = "delete the stages from candidates/ on, and run `spr run` again"
+        try:
+            for entries in zip(*manifests, strict=True):
+                parts = zip(stores, entries, columns, strict=True)
+                yield _join(*(read_table(store.part(entry.index), names) for store, entry, names in parts))
+        except KeyError as error:
+            raise RunError(f"{self.path}: the tables don't match", got=f"no row for {error}", fix=fix) from None
+        except ValueError as error:
+            raise RunError(f"{self.path}: the tables don't match", got=error, fix=fix) from None
 
 
-def public_name(value: str) -> str:
-    """A path without its folders, for what is published: whose machine it was is nobody's business.
+def _join(regions: pa.Table, candidates: pa.Table, scores: pa.Table, pairs: pa.Table) -> JoinedShard:
+    values = np.column_stack([scores[name].to_numpy() for name in SCORE_NAMES]).astype(np.float32)
+    number_of = {name: number for number, name in enumerate(scores["candidate_id"].to_pylist())}
+    kinds = dict(zip(candidates["candidate_id"].to_pylist(), candidates["prompt_kind"].to_pylist(), strict=True))
+    in_pair = pa.array({*pairs["chosen_candidate"].to_pylist(), *pairs["rejected_candidate"].to_pylist()}, pa.string())
+    rows = candidates.filter(pc.is_in(candidates["candidate_id"], in_pair)).to_pylist()
+    row_of = {row["candidate_id"]: row for row in rows}
+    in_pairs = regions.filter(pc.is_in(regions["query_id"], pairs["query_id"].combine_chunks()))
+    queries = {query.query_id: query for query in from_table(in_pairs, RegionQuery)}
 
-    So each part of a model with an adapter, ``model@revision+adapter@revision``.
+    def answer(pair: PreferencePair, side: Side) -> Answer:
+        name = pair.chosen_candidate if side == "chosen" else pair.rejected_candidate
+        row = row_of[name]
+        named = dict(zip(SCORE_NAMES, map(float, values[number_of[name]]), strict=True))
+        boxes = [box for span in getattr(pair, f"{side}_spans") for box in span.boxes]
+        own = localization_score(queries[pair.query_id].inside, boxes)
+        return Answer(row["prompt_kind"], row["plain_text"], row["dialect"], named, own)
 
-    >>> public_name("/home/me/ferret-7b@ab12+/runs/mine/adapter@cd34"), public_name("Qwen/Qwen2.5-VL-7B-Instruct")
-    ('ferret-7b@ab12+adapter@cd34', 'Qwen/Qwen2.5-VL-7B-Instruct')
+    joined = [
+        JoinedPair(pair, queries[pair.query_id], {side: answer(pair, side) for side in SIDES})
+        for pair in from_table(pairs, PreferencePair)
+    ]
+    code_of = {kind: code for code, kind in enumerate(PROMPT_KINDS)}
+    codes = np.array([code_of[kinds[name]] for name in number_of], dtype=np.int64)
+    return JoinedShard(joined, values, codes)
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects in a log file, and the number of lines that are not one.
+
+    A process that is killed can leave half a line, so unreadable lines are counted instead of raising an error. A
+    missing file has no lines.
     """
-    return re.sub(r"(?:^|(?<=\+))/(?:[^@+]*/)?(?=[^/@+])", "", value)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return [], 0
+    events, broken = [], 0
+    for line in filter(bytes.strip, lines):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if isinstance(event, dict):
+            events.append(event)
+        else:
+            broken += 1
+    return events, broken

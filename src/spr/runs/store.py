@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,14 +262,14 @@ def version_error(run: Path, version: object) -> RunError:
     return RunError(f"{run} was made by another version of SPR", got=version, expected=FORMAT_VERSION, fix=fix)
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file as a table.
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns, as a table.
 
     Raises:
         RunError: if it is missing or damaged.
     """
     try:
-        return pq.read_table(path, partitioning=None)
+        return pq.read_table(path, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
 

@@ -175,7 +175,7 @@ def test_without_a_chat_template_the_family_has_its_own(mllm_folder, tmp_path, r
 def test_a_chat_template_that_forgets_the_image_is_refused(mllm_folder, tmp_path):
     folder = copy(mllm_folder("llava"), tmp_path)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'][1]['text'] }}{% endfor %}")
-    with pytest.raises(ModelError, match="does not place the image"):
+    with pytest.raises(ModelError, match="does not insert the image once"):
         HfDescriber(folder, **SMALL)
 
 

@@ -133,5 +133,5 @@ def test_what_is_missing_is_one_clear_error(tmp_path, mllm_folder):
     with pytest.raises(ModelError, match="no processor"):
         load_processor(mllm_folder("llava"), "bert")
     (tmp_path / "llava").mkdir()
-    with pytest.raises(ModelError, match="not a whole model"):
+    with pytest.raises(ModelError, match="not a complete model"):
         load(tmp_path / "llava")

@@ -1,10 +1,12 @@
 """What the config says of a model reaches it."""
 
+import sys
+
 import pytest
 
 from spr.config import DescriberConfig
 from spr.config.backends import DESCRIBERS
-from spr.core.errors import ConfigError
+from spr.core.errors import ConfigError, SprError
 from spr.models import registry
 from spr.models.describers import hf as hf_mllm
 
@@ -61,6 +63,20 @@ def test_a_key_that_is_not_there_is_an_error_before_the_server_is_asked(monkeypa
     settings = {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "dialect": "llava"}
     with pytest.raises(ConfigError, match="SPR_TEST_KEY"):
         registry.load_describer(DescriberConfig(**settings, api_key_env="SPR_TEST_KEY"))
+
+
+def test_a_describer_behind_a_server_without_httpx_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx", None)  # its import fails
+    for module in ("openai", "json_client"):
+        monkeypatch.delitem(sys.modules, f"spr.models.describers.{module}", raising=False)
+    DESCRIBERS.register("not_imported_yet", "spr.models.describers.openai:OpenAiDescriber")
+    try:
+        with pytest.raises(
+            SprError, match=r"httpx is not installed[\s\S]*pip install 'spatial-preference-rewarding\[openai\]'"
+        ):
+            registry.load_describer(DescriberConfig(backend="not_imported_yet", model="m"))
+    finally:
+        DESCRIBERS.unregister("not_imported_yet")
 
 
 def test_training_starts_from_the_model_and_never_silently_without_its_adapter():

@@ -23,7 +23,7 @@ from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
 from spr.grounding import Dialect
 from spr.grounding.matching import reaches
-from spr.grounding.plain import Boxes, BoxReader
+from spr.grounding.parse import Boxes, BoxReader
 from spr.records import Box, Size
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)

@@ -1,4 +1,4 @@
-"""Any multimodal LLM of transformers as a `Describer`: batched generation, one sample a seed (METHOD §3.3)."""
+"""Multimodal LLMs of transformers as `Describer`: batched generation, one sample per seed (paper, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from spr.models.protocols import DescribeRequest
 @dataclass(frozen=True, slots=True, eq=False)
 class _Prompt:
     request: DescribeRequest
-    text: str  # with the chat template, the image still one token
-    length: int  # in tokens, about, the image's included
+    text: str  # rendered by the chat template, with one placeholder for the image
+    length: int  # approximate number of tokens, including the image
 
 
 class HfDescriber:
-    """Answers prompts about images with a model of `AutoModelForImageTextToText`, from a folder or the hub.
+    """Answers prompts about images with a model of `AutoModelForImageTextToText`, from a folder or the Hub.
 
-    The families of `spr.models.families.FAMILIES` work as they are; others need ``dialect``. An answer depends on its
-    own request only, to within the rounding of the model's arithmetic.
+    Models of other families than `spr.models.families.FAMILIES` need ``dialect``. Up to the rounding of the model's
+    arithmetic, an answer depends on its own request only.
 
     Args:
         config: The config section, or a model id or folder.
@@ -102,10 +102,10 @@ class HfDescriber:
         self._run = Batcher(self._answer, section.batch_size, length=lambda prompt: prompt.length)
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One raw answer a request, decoded without the end of turn.
+        """One raw answer per request, decoded without the end-of-turn token.
 
-        Special tokens that write boxes stay in the answer, others go. An image that the family's processor refuses
-        (Qwen: one side over 200 times the other) gets the empty answer, which names no object and is dropped as such.
+        Special tokens of a box markup are kept, others are removed. For an image that the family's processor refuses
+        (Qwen: an aspect ratio above 200), the answer is empty, so the candidate is dropped as an empty answer.
         """
         readable = [k for k, request in enumerate(requests) if self._can_read(request)]
         answers = [""] * len(requests)
@@ -117,16 +117,16 @@ class HfDescriber:
     def with_sampling(
         self, *, temperature: float, top_p: float | None = None, batch_size: int | None = None
     ) -> HfDescriber:
-        """The same model, sampled otherwise: both share the weights. None keeps what was.
+        """A describer with other sampling settings that shares the weights; None keeps a setting.
 
         Raises:
             ConfigError: for numbers out of range.
         """
-        made = copy.copy(self)
-        made.temperature, made.top_p = temperature, self.top_p if top_p is None else top_p
-        check_sampling(made.temperature, made.top_p)
-        made._run = Batcher(made._answer, batch_size or self._run.size, length=self._run.length)
-        return made
+        other = copy.copy(self)
+        other.temperature, other.top_p = temperature, self.top_p if top_p is None else top_p
+        check_sampling(other.temperature, other.top_p)
+        other._run = Batcher(other._answer, batch_size or self._run.size, length=self._run.length)
+        return other
 
     def _can_read(self, request: DescribeRequest) -> bool:
         limit = self.family.max_aspect if self.family is not None else None
@@ -138,14 +138,14 @@ class HfDescriber:
         texts = [self.render(request.prompt) for request in requests]
         lengths = map(len, self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
         counted = [0] * len(requests)
-        if hasattr(self.processor, "_get_num_multimodal_tokens"):  # what transformers offers servers for planning
+        if hasattr(self.processor, "_get_num_multimodal_tokens"):  # transformers' own interface for inference servers
             sizes = [request.image.size[::-1] for request in requests]
             counted = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         parts = zip(requests, texts, lengths, counted, strict=True)
         return [_Prompt(request, text, words + image) for request, text, words, image in parts]
 
     def render(self, prompt: str) -> str:
-        """The user's turn and the start of the answer, as the model expects them; the image is one placeholder."""
+        """The user's turn and the start of the answer as input text, with one placeholder for the image."""
         return render_turn(self.processor, self.family, user_turn(prompt))
 
     def _answer(self, batch: Sequence[_Prompt]) -> list[str]:
@@ -162,21 +162,21 @@ class HfDescriber:
         return [self.decode(row) for row in ids[:, start:].tolist()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """An answer's text: up to its end of turn, without special tokens but for those that write boxes."""
+        """Decode an answer up to its end of turn, without special tokens except those of a box markup."""
         end = next((k for k, token in enumerate(ids) if token in self._ends), len(ids))
         kept = [token for token in ids[:end] if token not in self._hidden]
-        # The tokenizer's own skip_special_tokens would take the boxes away.
+        # skip_special_tokens would remove the markup of boxes.
         return str(self.processor.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
     def _check_chat_template(self, source: Source) -> None:
         if self.processor.chat_template is None and self.family is None:
-            fix = "save the model's chat template beside it as chat_template.jinja"
+            fix = "save the model's chat template as chat_template.jinja in its folder"
             raise ModelError(f"{source} has no chat template", got="none", expected="chat_template.jinja", fix=fix)
         turn, token = self.render("?"), getattr(self.processor, "image_token", None)
         if token is not None and turn.count(token) != 1:
-            expected, fix = f"one {token}", "mend chat_template.jinja"
+            expected, fix = f"one {token}", "correct chat_template.jinja"
             raise ModelError(
-                f"The chat template of {source} does not place the image", got=turn, expected=expected, fix=fix
+                f"The chat template of {source} does not insert the image once", got=turn, expected=expected, fix=fix
             )
 
     def _set_generation(self, max_new_tokens: int) -> None:
@@ -190,7 +190,7 @@ class HfDescriber:
         special = {k: str(token) for k, token in marked.items()}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         self._hidden = frozenset(k for k, token in special.items() if not is_grounding_token(token, self.dialect))
-        # Whole, not changed: what the folder says of sampling and penalties must not add to ours.
+        # A new config: the sampling settings and penalties of the model's folder must not apply.
         self.model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server (vLLM, SGLang, `transformers serve`, …) as a `Describer`."""
+"""OpenAI-compatible servers (vLLM, SGLang, `transformers serve`, …) as `Describer`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,17 @@ from spr.models.describers.json_client import JsonClient, ServerError
 from spr.models.families import FAMILIES
 from spr.models.protocols import DescribeRequest
 
-OWN_FIELDS = ("model", "messages", "stream", "n")
-"""Fields of a request that are ours alone."""
 _log = logging.getLogger(__name__)
-_SEED_BITS = 31  # what every server takes: some keep seeds in 32 bits
+_SEED_BITS = 31  # accepted by every server: some store seeds in 32 bits
 _MAX_ASPECT = {family.dialect: family.max_aspect for family in FAMILIES.values()}
 
 
 class OpenAiDescriber:
-    """Answers prompts about images by a server's chat completions, many at a time, in the order of the requests.
+    """Answers prompts about images through the chat completions of a server, with concurrent requests.
 
-    An image goes as PNG in a data URL, so the server sees the very pixels. The same seed gives the same answer only as
-    far as the server keeps that promise. What else decides a sample there (top-k, penalties of the model's generation
-    config) is the server's; ``request_fields`` can say more.
+    Images are sent losslessly, as PNG in a data URL. Whether the same seed gives the same answer depends on the server,
+    as do further sampling settings (top-k, penalties of the model's generation config) that ``request_fields`` does not
+    set.
 
     Args:
         config: The config section, or the model's name on the server.
@@ -86,36 +84,37 @@ class OpenAiDescriber:
         removed_by_servers = self.dialect.special_tokens is not None and not self.dialect.servers_keep_tokens
         if removed_by_servers and "skip_special_tokens" not in self.fields:
             _log.warning(
-                f"Dialect {self.dialect.key} marks boxes with special tokens, which servers mostly take out: "
-                "set describer.request_fields to {skip_special_tokens: false}, if this one knows that field"
+                f"Dialect {self.dialect.key} marks boxes with special tokens, which most servers remove from answers: "
+                "set describer.request_fields to {skip_special_tokens: false} if this server supports that field"
             )
         self.name = f"{self.model}@{_in_loop(self._identity)}"
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One raw answer a request, in their order, whatever the order in which the server gives them.
+        """One raw answer per request, in the order of the requests.
 
-        An image that the family's processor refuses (Qwen: one side over 200 times the other) is not asked about, and
-        gets the empty answer, which names no object and is dropped as such.
+        An image that the family's processor refuses (Qwen: an aspect ratio above 200) is not sent. Its answer is empty,
+        so the candidate is dropped as an empty answer.
 
         Raises:
-            ServerError: if a request fails for good; others under way are given up.
+            ServerError: if a request fails permanently; concurrent requests are cancelled.
         """
         return self.describe_each(requests, lambda _, __: None)
 
     def describe_each(self, requests: Sequence[DescribeRequest], answered: Callable[[int, str], None]) -> list[str]:
-        """`describe` that tells each answer as it comes, by the number of its request, so that it can be kept.
+        """Like `describe`; passes each answer to a callback as soon as it arrives, so that it can be saved.
 
         Args:
             requests: As for `describe`.
-            answered: Called one at a time, from another thread; what it raises ends the work.
+            answered: Called with the index of a request and its answer, never concurrently, but from another thread. An
+                exception that it raises ends the work.
         """
 
         async def ask_all() -> list[str]:
-            turns, urls = asyncio.Semaphore(self.concurrency), _DataUrls(requests)
+            slots, urls = asyncio.Semaphore(self.concurrency), _DataUrls(requests)
             async with self.server.client(self.concurrency) as client:
 
                 async def one(number: int, request: DescribeRequest) -> str:
-                    async with turns:
+                    async with slots:
                         answer = await self._answer(client, request, urls)
                     answered(number, answer)
                     return answer
@@ -136,21 +135,21 @@ class OpenAiDescriber:
             return ""
         url = await urls.of(request.image)
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": request.prompt}]
-        own = {"model": self.model, "messages": [{"role": "user", "content": content}], "stream": False}
-        fields = {"seed": request.seed % 2**_SEED_BITS, **self.fields, **own}
+        fixed = {"model": self.model, "messages": [{"role": "user", "content": content}], "stream": False}
+        fields = {"seed": request.seed % 2**_SEED_BITS, **self.fields, **fixed}
         body = {name: value for name, value in fields.items() if value is not None}
         width, height = request.image.size
-        what = f" about {request.query.query_id}" if request.query is not None else ""
-        about = f", asked{what} with an image of {width} × {height} px"
+        query = f" about {request.query.query_id}" if request.query is not None else ""
+        about = f", asked{query} with an image of {width} × {height} px"
         return await self.server.ask(client, "/chat/completions", answer_text, body, about=about)
 
     async def _identity(self) -> str:
-        """What the server says that the model is."""
+        """What the server's list of models calls the model."""
         try:
             async with self.server.client(1) as client:
                 listed = await self.server.ask(client, "/models", _entries, retries=min(self.server.retries, 2))
         except ServerError as error:
-            # Some have no such list, or one that fails. Not to be there, or to let nobody in, is an error now.
+            # Some servers have no such list, or one that fails. A missing server or a refused key is an error now.
             if error.status is None or error.status in (401, 403) or error.status < 400:
                 raise
             return "unlisted"
@@ -159,35 +158,35 @@ class OpenAiDescriber:
 
 
 class _DataUrls:
-    """Images as data URLs: each encoded once, and kept only until its last request has it."""
+    """Images as data URLs, each encoded once and kept until its last request has it."""
 
     def __init__(self, requests: Sequence[DescribeRequest]) -> None:
         self.left = Counter(id(request.image) for request in requests)
-        self.made: dict[int, asyncio.Task[str]] = {}
+        self.tasks: dict[int, asyncio.Task[str]] = {}
 
     async def of(self, image: Image.Image) -> str:
         key = id(image)
-        if key not in self.made:
-            self.made[key] = asyncio.create_task(asyncio.to_thread(data_url, image))
-        url = await self.made[key]
+        if key not in self.tasks:
+            self.tasks[key] = asyncio.create_task(asyncio.to_thread(data_url, image))
+        url = await self.tasks[key]
         self.left[key] -= 1
         if not self.left[key]:
-            del self.made[key]
+            del self.tasks[key]
         return url
 
 
 def data_url(image: Image.Image) -> str:
-    """An RGB image as a data URL: PNG, which loses nothing."""
+    """An RGB image as a data URL, losslessly as PNG."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # half the time of the usual 6, a few per cent more bytes
+    image.save(buffer, "PNG", compress_level=1)  # takes half the time of the default 6, for a few per cent more bytes
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def answer_text(reply: Any) -> str:
-    """The text of a chat completion; an answer without text is empty, halves of surrogate pairs become U+FFFD.
+    """The text of a chat completion; empty if it has no text. Unpaired surrogates become U+FFFD.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the reply is not a chat completion.
 
     >>> answer_text({"choices": [{"message": {"content": "a cup"}}]})
     'a cup'
@@ -205,20 +204,20 @@ def answer_text(reply: Any) -> str:
 
 
 def read_key(variable: str | None) -> str | None:
-    """The API key in an environment variable; None where the config names none.
+    """The API key in an environment variable; None if the config names no variable.
 
     Raises:
-        ConfigError: if the variable is not set, or holds what no header can.
+        ConfigError: if the variable is not set, or contains characters that an HTTP header can't.
     """
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        fix = f"export {variable}=…, or leave describer.api_key_env out for a server without keys"
-        raise ConfigError("The variable that `describer.api_key_env` names holds no key", got=variable, fix=fix)
+        fix = f"export {variable}=…, or remove describer.api_key_env for a server without keys"
+        raise ConfigError("The environment variable in `describer.api_key_env` has no key", got=variable, fix=fix)
     if not (key.isascii() and key.isprintable()):
-        fix = f"set {variable} to the key alone"
-        raise ConfigError(f"The key in {variable} can't be one", got="other than printable ASCII", fix=fix)
+        fix = f"set {variable} to the key and nothing else"
+        raise ConfigError(f"The key in {variable} is invalid", got="characters other than printable ASCII", fix=fix)
     return key
 
 
@@ -230,6 +229,6 @@ def _entries(reply: Any) -> list[dict[str, Any]]:
 
 
 def _in_loop(work: Callable[[], Any]) -> Any:
-    """Run a coroutine function in a loop of its own thread: also within notebooks, and Ctrl-C gives it up at once."""
+    """Run a coroutine function in an event loop of its own thread: works in notebooks, and Ctrl-C stops it at once."""
     with start_blocking_portal() as portal:
         return portal.call(work)

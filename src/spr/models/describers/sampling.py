@@ -1,9 +1,9 @@
-"""Sampling that depends on the request alone: the same seed gives the same answer, whatever batch it sits in.
+"""Sampling that depends on the request only: the same seed gives the same answer in any batch.
 
-A generator shared by a batch hands its numbers out by position, so that a request's sample changes with its neighbours.
-Here each token's noise is a hash of (seed, step, token), the same on every device; the token with the highest
-log-probability plus Gumbel noise is then an exact sample of the softmax (Gumbel 1954, "Gumbel-max"). What the model's
-own rounding changes between batches of different shapes remains.
+With one generator per batch, a request's sample would change with the other requests. Here the noise of each token is a
+hash of (seed, step, token), which is the same on every device. The token with the highest sum of log-probability and
+Gumbel noise is an exact sample of the softmax ("Gumbel-max trick", Gumbel 1954). Only the rounding of the model itself
+still differs between batches of different shapes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spr.core.errors import ConfigError
 
 _STEP = 0x9E3779B97F4A7C15  # the odd integer nearest to 2⁶⁴ / golden ratio, splitmix64's increment
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_FIRST_GUESS = 1024  # tokens among which the nucleus is looked for first
+_FIRST_GUESS = 1024  # number of most likely tokens to search for the nucleus first
 
 
 def check_sampling(temperature: float, top_p: float) -> None:
@@ -31,19 +31,21 @@ def check_sampling(temperature: float, top_p: float) -> None:
 
 
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]
-    """Turns logits into scores whose argmax is a sample, for ``generate(do_sample=False)``.
+    """Turns logits into scores whose argmax is a sample, for use with ``generate(do_sample=False)``.
 
     Args:
-        seeds: One a row of the batch, 0 ≤ seed < 2⁶³.
-        prompt_length: Tokens before the first one generated, padding included.
-        temperature: What logits are divided by, over 0. (For 0, greedy search, leave the processor out.)
-        top_p: Mass of the nucleus, 0 < top_p ≤ 1: the sample is one of the fewest likely tokens that reach it together.
+        seeds: One per row of the batch, 0 ≤ seed < 2⁶³.
+        prompt_length: Number of tokens before the first generated one, including padding.
+        temperature: Divisor of the logits, above 0. For greedy decoding, don't use this processor.
+        top_p: Cumulative probability of the nucleus, 0 < top_p ≤ 1.
     """
 
     def __init__(self, seeds: Sequence[int], prompt_length: int, *, temperature: float, top_p: float) -> None:
         check_sampling(temperature, top_p)
         if temperature == 0:
-            raise ConfigError("A temperature of 0 leaves nothing to sample", fix="leave the processor out")
+            raise ConfigError(
+                "A temperature of 0 has nothing to sample", fix="don't use this processor for greedy decoding"
+            )
         self.seeds = torch.tensor(seeds, dtype=torch.int64)
         self.prompt_length, self.temperature, self.top_p = prompt_length, temperature, top_p
 
@@ -58,16 +60,17 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
 
 
 def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The fewest most likely tokens whose probabilities reach ``top_p`` together.
+    """The smallest set of most likely tokens whose probabilities sum to at least ``top_p``.
 
-    All that are as likely as the last of them stay too, so that the set doesn't depend on how a device sorts ties.
+    Tokens as likely as the last of them are included, so that the set doesn't depend on how a device sorts ties.
 
     Args:
         logps: Log-probabilities ``(rows, vocabulary)``, each row summing to 1.
         top_p: 0 < top_p ≤ 1.
 
     Returns:
-        Log-probabilities, −∞ outside of the nucleus, and token ids, both ``(rows, k)``, k at least what a row needs.
+        Log-probabilities, −∞ outside of the nucleus, and token ids, both ``(rows, k)``; k is at least the size of the
+        largest nucleus.
 
     >>> logps = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
     >>> top, tokens = nucleus(logps, 0.7)  # 0.5 does not reach 0.7, 0.5 + 0.25 does
@@ -81,20 +84,20 @@ def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     while True:
         top, tokens = logps.topk(k)
         mass = top.exp().cumsum(-1)
-        reached = (mass < top_p).sum(-1, keepdim=True)  # index of the last token needed; k if these don't suffice
+        reached = (mass < top_p).sum(-1, keepdim=True)  # index of the last token needed; k if these are too few
         cutoff = top.gather(-1, reached.clamp(max=k - 1))
-        # Enough, if every row has reached the mass and has seen all that ties with its last token.
+        # Done if every row reaches top_p and includes all tokens that tie with its last one.
         if k == vocabulary or bool(((reached < k) & (top[:, -1:] < cutoff)).all()):
             return top.masked_fill(top < cutoff, -math.inf), tokens
         k = min(8 * k, vocabulary)
 
 
 def gumbel_noise(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise, a function of (seed, step, token) only, by the hash of splitmix64 (Steele et al. 2014).
+    """Standard Gumbel noise from (seed, step, token) only, by the hash of splitmix64 (Steele et al. 2014).
 
     Args:
         seeds: ``(rows,)`` int64.
-        step: Which token of the answer is drawn, from 0.
+        step: Index of the drawn token in the answer, from 0.
         tokens: ``(rows, k)`` int64 token ids.
 
     Returns:
@@ -103,7 +106,7 @@ def gumbel_noise(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
     stream = _hash(_hash(seeds) + _signed((step + 1) * _STEP))
     bits = _hash(stream[:, None] + (tokens + 1) * _signed(_STEP))
     uniform = (_shift(bits, 11).float() + 0.5) * 2.0**-53
-    # −log1p(−u) is exponential, and exact where u is small: there the noise is large, and decides. u must not be 1.
+    # −log1p(−u) is exponentially distributed, and exact for small u, where the noise is large. u must not be 1.
     return -torch.log(-torch.log1p(-uniform.clamp(max=1 - 2.0**-24)))
 
 
@@ -114,10 +117,10 @@ def _hash(bits: Tensor) -> Tensor:
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
-    # torch has no unsigned shift: the sign's copies are masked away.
+    # torch has no unsigned shift, so the copies of the sign bit are masked.
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def _signed(number: int) -> int:
-    """The int64 with the lowest 64 bits of a number."""
+    """The lowest 64 bits of an integer as int64."""
     return (number + 2**63) % 2**64 - 2**63

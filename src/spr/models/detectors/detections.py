@@ -1,4 +1,4 @@
-"""From a detector's raw outputs to detections: boxes in pixels of the image, best first."""
+"""Helpers that convert a detector's outputs to detections."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from spr.records import Box, Detection, Size
 
 
 def pixel_boxes(boxes_cxcywh: torch.Tensor, canvas_wh: Size, size_wh: Size) -> list[Box | None]:
-    """Boxes in pixels of the image, clipped to it; None for those of which nothing is left.
+    """Convert boxes to pixels of the image and clip them to it; None for boxes outside of the image.
 
     Args:
-        boxes_cxcywh: ``(N, 4)``, centre, width and height, relative to the canvas, 0..1.
-        canvas_wh: What the model saw, in pixels of the image: the image, with padding below and to the right.
-        size_wh: The image.
+        boxes_cxcywh: ``(N, 4)``: centre x and y, width and height, relative to the canvas, 0..1.
+        canvas_wh: Size of the model's input, in pixels of the image: the image with padding at the bottom and right.
+        size_wh: Width and height of the image.
 
     >>> pixel_boxes(torch.tensor([[0.5, 0.5, 0.5, 1.0], [0.9, 0.5, 0.1, 0.1]]), (100, 100), (60, 100))
     [(25.0, 0.0, 60.0, 100.0), None]
@@ -28,12 +28,12 @@ def pixel_boxes(boxes_cxcywh: torch.Tensor, canvas_wh: Size, size_wh: Size) -> l
 
 
 def best_first(detections: Sequence[Detection]) -> list[Detection]:
-    """The detections by falling score; those of equal score keep their order."""
+    """Sort detections by descending score. The sort is stable."""
     return sorted(detections, key=lambda detection: -detection.score)
 
 
 def check_finite(name: str, boxes: torch.Tensor) -> None:
-    """Raise `ModelError` if a model's boxes are no numbers, as happens in float16: nothing would seem to be found."""
+    """Raise `ModelError` for non-finite boxes, as happens in float16: they would look like an image without objects."""
     if not bool(torch.isfinite(boxes).all()):
         fix = "use dtype float32 or bfloat16"
         raise ModelError(f"The boxes of {name} are not finite", got=boxes.dtype, expected="finite numbers", fix=fix)

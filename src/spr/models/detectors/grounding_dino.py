@@ -1,4 +1,4 @@
-"""GroundingDINO, and its MM variant, as the detector: a description is the prompt (METHOD §4, §1.2)."""
+"""GroundingDINO and MM-GroundingDINO as detectors, with a description as the prompt (paper, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -40,17 +40,21 @@ _CLASSES = {
     "mm-grounding-dino": MMGroundingDinoForObjectDetection,
 }
 _IN_WORDS = "-'’_&"
-_FIRST_IDEOGRAPH = "\u2e80"  # from here on, words are not set apart by spaces
-_MAX_RATIO = 16  # long side to short side; thinner images would have too few places for the model's queries
+_FIRST_IDEOGRAPH = "\u2e80"  # scripts from here on don't separate words with spaces
+_MAX_RATIO = 16  # of the long to the short side; thinner images have too few positions for the model's queries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Ask:
-    """A piece of a text to look for in an image.
+class _Query:
+    """A piece of a text to find in an image.
 
     Attributes:
-        image: The image; ``resized``: as the model sees it, uint8 ``(3, H, W)``.
-        ids: Of the piece's tokens; ``spans``: where they stand in the text; ``words``: which of them are words.
+        image: The image.
+        resized: The model's input, uint8 ``(3, H, W)``.
+        text: The whole text.
+        ids: Ids of the piece's tokens.
+        spans: Start and end of these tokens in the text.
+        words: Indices of the tokens that are words or parts of words.
     """
 
     image: Image.Image
@@ -64,14 +68,13 @@ class _Ask:
 class GroundingDinoDetector:
     """A `GroundingDinoForObjectDetection` or `MMGroundingDinoForObjectDetection` as a `Detector`.
 
-    The text, in lower case and ended with a dot, is the prompt; a longer one than the text encoder reads is asked in
-    pieces, cut at sentence or phrase ends. A box's score is the best of the sigmoids of its logits over the prompt's
-    tokens. Its phrase is the part of the text around the word that fits best, in whole words, as far as their tokens
-    are over the text threshold and no punctuation stands between.
+    The prompt is the text in lower case with a final dot. Texts above the limit of the text encoder are split at the
+    ends of sentences or phrases. A box's score is the maximum over the prompt's tokens of the sigmoid of its logits.
+    Its phrase consists of whole words: it starts at the word with the highest score and extends in both directions
+    over tokens above the text threshold, up to the next punctuation.
 
-    Only images of one size after resizing share a batch: the vision backbone looks beyond the padding's mask (its group
-    norms and windows do), so that scores would depend on what else is in the batch. Texts that are asked of one image
-    share the backbone's pass.
+    Only images of the same resized size share a batch: group norms and windows of the vision backbone ignore the
+    padding mask, so scores would depend on the rest of the batch. All texts of an image share one backbone pass.
 
     Args:
         config: The config section, or a model id or folder.
@@ -97,21 +100,21 @@ class GroundingDinoDetector:
         self.box_threshold, self.text_threshold = section.box_threshold, section.text_threshold
         self.max_tokens: int = self.model.config.max_text_len - 3  # [CLS], the final dot and [SEP]
         self._dot = self.tokenizer.convert_tokens_to_ids(".")
-        self._batches: Batcher[_Ask, list[Detection]] = Batcher(self._run, section.batch_size)
+        self._batches: Batcher[_Query, list[Detection]] = Batcher(self._run, section.batch_size)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
-        """For each request what was found, best first: phrase of the text, box in pixels of the image, score 0..1.
+        """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
 
-        A text without words finds nothing. An object that several pieces of a text mention is found several times.
+        A text without words has none. An object that several pieces of a text mention is detected several times.
 
         Raises:
             DeviceMemoryError: if a single image does not fit into memory.
-            ModelError: if the model's outputs are no numbers.
+            ModelError: if the model's outputs are not finite.
         """
         texts = list(dict.fromkeys(request.text for request in requests))
         tokens = dict(zip(texts, tokenize(self.tokenizer, [_lower(text) for text in texts]), strict=True))
         images = {id(request.image): request.image for request in requests}
-        groups: dict[Size, list[tuple[int, _Ask]]] = {}
+        groups: dict[Size, list[tuple[int, _Query]]] = {}
         found: list[list[Detection]] = [[] for _ in requests]
         with prepared(self._resize, list(images.values())) as resized:
             resized_of = dict(zip(images, resized, strict=True))
@@ -123,9 +126,9 @@ class GroundingDinoDetector:
                     words = frozenset(k for k, span in enumerate(spans[own]) if _is_word(request.text, span))
                     shown = resized_of[id(request.image)]
                     if words:
-                        group.append((place, _Ask(request.image, shown, request.text, ids[own], spans[own], words)))
+                        group.append((place, _Query(request.image, shown, request.text, ids[own], spans[own], words)))
             for group in groups.values():
-                answers = self._batches([ask for _, ask in group])
+                answers = self._batches([query for _, query in group])
                 for (place, _), detections in zip(group, answers, strict=True):
                     found[place] += detections
         return [best_first(detections) for detections in found]
@@ -134,7 +137,7 @@ class GroundingDinoDetector:
         return resized_bytes(_pad(image), self._resized_wh(image.size), self.processor)
 
     def _resized_wh(self, size_wh: Size) -> Size:
-        """The size in pixels that the model sees an image in, by the rule of the checkpoint's processor."""
+        """Width and height of the model's input, by the rule of the checkpoint's processor."""
         size, (width, height) = self.processor.size, _padded(size_wh)
         if not self.processor.do_resize:
             return width, height
@@ -144,67 +147,67 @@ class GroundingDinoDetector:
         return size["width"], size["height"]
 
     @torch.inference_mode()
-    def _run(self, asks: Sequence[_Ask]) -> list[list[Detection]]:
-        resized = {id(ask.image): ask.resized for ask in asks}
+    def _run(self, queries: Sequence[_Query]) -> list[list[Detection]]:
+        resized = {id(query.image): query.resized for query in queries}
         number_of = {image: number for number, image in enumerate(resized)}
         pixels = normalise([each.result() for each in resized.values()], self.processor, self.device)
-        ids, mask = self._prompts(asks)
-        image_of_ask = torch.tensor([number_of[id(ask.image)] for ask in asks], device=self.device)
-        with shared_backbone(self.model.model.backbone, pixels.to(self.model.dtype), image_of_ask) as shown:
+        ids, mask = self._prompts(queries)
+        image_of_query = torch.tensor([number_of[id(query.image)] for query in queries], device=self.device)
+        with shared_backbone(self.model.model.backbone, pixels.to(self.model.dtype), image_of_query) as shown:
             outputs = self.model(pixel_values=shown, input_ids=ids, attention_mask=mask)
         check_finite(self.name, outputs.pred_boxes)
         probs = outputs.logits.float().sigmoid().cpu()
         boxes = outputs.pred_boxes.float().cpu()
-        return [self._detections(*answer) for answer in zip(asks, probs, boxes, strict=True)]
+        return [self._detections(*answer) for answer in zip(queries, probs, boxes, strict=True)]
 
-    def _prompts(self, asks: Sequence[_Ask]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, int64 ``(len(asks), longest)``."""
+    def _prompts(self, queries: Sequence[_Query]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, int64 ``(len(queries), longest)``."""
         start, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad"))
-        rows = [[start, *ask.ids, *([] if ask.ids[-1] == self._dot else [self._dot]), end] for ask in asks]
+        rows = [[start, *query.ids, *([] if query.ids[-1] == self._dot else [self._dot]), end] for query in queries]
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return ids, (torch.arange(longest, device=self.device) < lengths[:, None]).long()
 
-    def _detections(self, ask: _Ask, probs: torch.Tensor, boxes: torch.Tensor) -> list[Detection]:
+    def _detections(self, query: _Query, probs: torch.Tensor, boxes: torch.Tensor) -> list[Detection]:
         scores = probs.amax(dim=-1)
         kept = scores > self.box_threshold
-        placed = pixel_boxes(boxes[kept], _padded(ask.image.size), ask.image.size)
+        placed = pixel_boxes(boxes[kept], _padded(query.image.size), query.image.size)
         # The first token is [CLS]; the added dot and [SEP] come after the text's own tokens.
-        own = probs[kept, 1 : 1 + len(ask.ids)].tolist()
+        own = probs[kept, 1 : 1 + len(query.ids)].tolist()
         return [
-            Detection(self._phrase(ask, row), box, score)
+            Detection(self._phrase(query, row), box, score)
             for row, box, score in zip(own, placed, scores[kept].tolist(), strict=True)
             if box is not None
         ]
 
-    def _phrase(self, ask: _Ask, probs: Sequence[float]) -> str:
-        words = ask.words
+    def _phrase(self, query: _Query, probs: Sequence[float]) -> str:
+        words = query.words
         best = max(sorted(words), key=lambda k: probs[k])
 
         def joins(k: int, neighbour: int) -> bool:
-            (_, border), (begin, _) = sorted((ask.spans[k], ask.spans[neighbour]))
-            return border == begin and max(ask.text[border - 1], ask.text[border]) < _FIRST_IDEOGRAPH
+            (_, border), (begin, _) = sorted((query.spans[k], query.spans[neighbour]))
+            return border == begin and max(query.text[border - 1], query.text[border]) < _FIRST_IDEOGRAPH
 
         first = last = best
         while first - 1 in words and (probs[first - 1] > self.text_threshold or joins(first - 1, first)):
             first -= 1
         while last + 1 in words and (probs[last + 1] > self.text_threshold or joins(last + 1, last)):
             last += 1
-        return ask.text[ask.spans[first][0] : ask.spans[last][1]]
+        return query.text[query.spans[first][0] : query.spans[last][1]]
 
 
 @contextmanager
 def shared_backbone(backbone: Any, pixels: torch.Tensor, image_of_row: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Within this, the backbone computes each image once, and hands a copy to each of its rows.
+    """Let the backbone compute each image only once and copy its output to all rows of that image.
 
     Args:
-        backbone: Called with pixels and mask ``(B, …)``; returns nested tensors ``(B, …)``.
-        pixels: The images, ``(images, 3, H, W)``, without padding.
-        image_of_row: ``(B,)``, the image that a row shows.
+        backbone: Module that maps pixels and mask ``(B, …)`` to nested tensors ``(B, …)``.
+        pixels: The distinct images, ``(images, 3, H, W)``, without padding.
+        image_of_row: ``(B,)`` int64, the image of each row.
 
     Yields:
-        What to call the model with: of the shape of the rows' pixels, ``(B, 3, H, W)``, but without a copy of them.
+        The ``pixel_values`` to pass to the model: ``(B, 3, H, W)``, expanded without a copy.
     """
 
     def distinct(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -224,7 +227,7 @@ def shared_backbone(backbone: Any, pixels: torch.Tensor, image_of_row: torch.Ten
 
 
 def _lower(text: str) -> str:
-    """Lower case, character for character: places in the result are places in the text."""
+    """Convert to lower case without changing the length, so that positions stay valid."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered
@@ -232,7 +235,7 @@ def _lower(text: str) -> str:
 
 
 def _is_word(text: str, span: Span) -> bool:
-    """Whether a token is a word, or a part of one: punctuation ends phrases and is looked for nowhere."""
+    """Whether a token is a word or a part of one. Punctuation ends phrases and is not detected."""
     return any(char.isalnum() or char in _IN_WORDS for char in text[slice(*span)])
 
 
@@ -242,6 +245,6 @@ def _padded(size_wh: Size) -> Size:
 
 
 def _pad(image: Image.Image) -> Image.Image:
-    """An image thinner than 1:16 with black below or to the right of it; places in it don't change."""
+    """Pad an image thinner than 1:16 with black at the bottom or right, so that coordinates stay the same."""
     size = _padded(image.size)
     return image if size == image.size else image.crop((0, 0, *size))

@@ -1,4 +1,4 @@
-"""The noun phrases of a text, for detectors that are asked for short phrases instead of sentences."""
+"""Finds the noun phrases of a text, for detectors whose queries are short phrases instead of sentences."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _OPENERS = '([{<"“«'
 
 
 def noun_phrases(text: str) -> list[Span]:
-    """Places of the noun phrases in a text, in order, by words and without a tagger.
+    """Start and end of each noun phrase in a text, in order, from word lists and without a tagger.
 
-    A phrase is a run of words that ends at punctuation, at a line's end, at a connective, preposition or common verb
-    (`spr.grounding.phrases.BREAKERS`, which belong to no phrase) and before a determiner. After a determiner such a
-    word is an adjective ("a standing man"), "and" joins two colours, and "of" joins anything but a place ("the left of
-    the dog"). In languages without spaces, or without these words, phrases are what stands between punctuation.
+    A phrase is a run of words. It ends at punctuation, at the end of a line, before a determiner, and at a connective,
+    preposition or common verb (`spr.grounding.phrases.BREAKERS`), which are not part of it. There are three exceptions:
+    after a determiner, such a word is an adjective ("a standing man"); "and" joins two colours; and "of" joins anything
+    but a place ("the left of the dog"). In other languages, phrases are the parts between punctuation marks.
 
     >>> text = "There are several pieces of luggage next to a standing man, and the black and white cat."
     >>> [text[start:end] for start, end in noun_phrases(text)]

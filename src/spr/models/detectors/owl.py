@@ -1,4 +1,4 @@
-"""OWLv2, and OWL-ViT, as the detector: the noun phrases of a description are its queries (METHOD §4)."""
+"""OWL-ViT and OWLv2 as detectors, with the noun phrases of a description as queries (paper, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ _Ids: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Ask:
-    """An image and what each of its texts asks for: phrases, and their vectors ``(phrases, D)``."""
+class _Query:
+    """An image, and the phrases of each of its texts with their vectors ``(phrases, D)``."""
 
     image: Image.Image
     phrases: list[list[str]]
@@ -56,9 +56,9 @@ class _Ask:
 class OwlDetector:
     """An `Owlv2ForObjectDetection` or `OwlViTForObjectDetection` as a `Detector`.
 
-    OWL is asked for short phrases, so the noun phrases of a text (`spr.models.detectors.noun_phrases.noun_phrases`) are its queries;
-    one of more than 14 tokens (16 with the marks of start and end) is cut. Each place of the image gives one box, with
-    the phrase that fits it best and the sigmoid of that phrase's logit as its score.
+    OWL models take short phrases as queries: the noun phrases of a text (`spr.models.detectors.noun_phrases`). Phrases
+    of more than 14 tokens are split. Each position of the image gives one box, with the phrase of the highest logit and
+    the sigmoid of that logit as its score.
 
     Args:
         config: The config section, or a model id or folder. OWL models need a lower `box_threshold` than the section's
@@ -88,17 +88,17 @@ class OwlDetector:
         self.box_threshold = section.box_threshold
         self.max_tokens: int = model_config.text_config.max_position_embeddings - 2
         self.image_size: int = model_config.vision_config.image_size
-        self._image_batches: Batcher[_Ask, list[list[Detection]]] = Batcher(self._run, section.batch_size)
+        self._image_batches: Batcher[_Query, list[list[Detection]]] = Batcher(self._run, section.batch_size)
         self._text_batches: Batcher[_Ids, torch.Tensor] = Batcher(self._embed, 8 * section.batch_size, length=len)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
-        """For each request what was found, best first: phrase of the text, box in pixels of the image, score 0..1.
+        """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
 
-        A text without phrases finds nothing. Equal phrases are embedded once, and an image of several requests too.
+        A text without phrases has none. Equal phrases, and images of several requests, are embedded once.
 
         Raises:
             DeviceMemoryError: if a single image does not fit into memory.
-            ModelError: if the model's outputs are no numbers.
+            ModelError: if the model's outputs are not finite.
         """
         queries = self._queries(list(dict.fromkeys(request.text for request in requests)))
         needed = list(dict.fromkeys(itertools.chain(*queries.values())))
@@ -107,19 +107,20 @@ class OwlDetector:
         for place, request in enumerate(requests):
             if queries[request.text]:
                 places.setdefault(id(request.image), []).append(place)
-        asks = []
+        image_queries = []
         for own in places.values():
             asked = [queries[requests[place].text] for place in own]
             vectors = [torch.stack([vector_of[ids] for ids in query]) for query in asked]
-            asks.append(_Ask(requests[own[0]].image, [list(query.values()) for query in asked], vectors))
+            phrases = [list(query.values()) for query in asked]
+            image_queries.append(_Query(requests[own[0]].image, phrases, vectors))
         found: list[list[Detection]] = [[] for _ in requests]
-        for own, answers in zip(places.values(), self._image_batches(asks), strict=True):
+        for own, answers in zip(places.values(), self._image_batches(image_queries), strict=True):
             for place, detections in zip(own, answers, strict=True):
                 found[place] = best_first(detections)
         return found
 
     def _queries(self, texts: Sequence[str]) -> dict[str, dict[_Ids, str]]:
-        """For each text the distinct token ids of its phrases, and the phrases as the text has them first."""
+        """The distinct token ids of each text's phrases, with the first phrase that has these ids."""
         phrases = {text: [text[start:end] for start, end in noun_phrases(text)] for text in texts}
         distinct = list(dict.fromkeys(itertools.chain(*phrases.values())))
         parts: dict[str, list[tuple[_Ids, str]]] = {}
@@ -129,34 +130,34 @@ class OwlDetector:
                 (tokens.ids[run.start : run.stop], phrase[tokens.spans[run[0]][0] : tokens.spans[run[-1]][1]])
                 for run in runs
             ]
-        made: dict[str, dict[_Ids, str]] = {}
+        queries: dict[str, dict[_Ids, str]] = {}
         for text, own in phrases.items():
-            made[text] = {}
+            queries[text] = {}
             for ids, part in itertools.chain(*(parts[phrase] for phrase in own)):
-                made[text].setdefault(ids, part)
-        return made
+                queries[text].setdefault(ids, part)
+        return queries
 
     @torch.inference_mode()
     def _embed(self, queries: Sequence[_Ids]) -> list[torch.Tensor]:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         longest = max(map(len, queries))
-        # OWL reads the vector at the highest id, the end token: padding after it changes nothing.
+        # OWL reads the vector at the highest id, which is the end token, so padding after it has no effect.
         rows = [[start, *ids, end, *[0] * (longest - len(ids))] for ids in queries]
         features = self.model.base_model.get_text_features(input_ids=torch.tensor(rows, device=self.device))
         return list(F.normalize(features.pooler_output, dim=-1))
 
     @torch.inference_mode()
-    def _run(self, asks: Sequence[_Ask]) -> list[list[list[Detection]]]:
-        """For each image, for each of its texts, what was found."""
-        features = self.model.image_embedder(self._pixels([ask.image for ask in asks]))[0]
+    def _run(self, queries: Sequence[_Query]) -> list[list[list[Detection]]]:
+        """The detections of each text of each image."""
+        features = self.model.image_embedder(self._pixels([query.image for query in queries]))[0]
         flat = features.flatten(1, 2)
         boxes = self.model.box_predictor(flat, features)
         check_finite(self.name, boxes)
         answers = []
-        for ask, own, placed in zip(asks, flat, boxes, strict=True):
-            logits = [self.model.class_predictor(own[None], vectors[None])[0][0] for vectors in ask.vectors]
-            pairs = zip(logits, ask.phrases, strict=True)
-            answers.append([self._detections(ask.image, each, phrases, placed) for each, phrases in pairs])
+        for query, own, placed in zip(queries, flat, boxes, strict=True):
+            logits = [self.model.class_predictor(own[None], vectors[None])[0][0] for vectors in query.vectors]
+            pairs = zip(logits, query.phrases, strict=True)
+            answers.append([self._detections(query.image, each, phrases, placed) for each, phrases in pairs])
         return answers
 
     def _pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -171,11 +172,11 @@ class OwlDetector:
     def _detections(
         self, image: Image.Image, logits: torch.Tensor, phrases: Sequence[str], boxes: torch.Tensor
     ) -> list[Detection]:
-        """Of logits ``(places, phrases)`` and boxes ``(places, 4)``, those over the threshold."""
+        """The boxes ``(positions, 4)`` whose best logit of ``(positions, phrases)`` is above the threshold."""
         best, labels = logits.float().max(dim=-1)
         scores = best.sigmoid()
         kept = scores > self.box_threshold
-        # OWLv2 sees the image in the top left corner of a square, OWL-ViT stretched to one.
+        # The input of OWLv2 is the image padded to a square, that of OWL-ViT is the image stretched to one.
         canvas: Size = (max(image.size), max(image.size)) if self.kind == "owlv2" else image.size
         placed = pixel_boxes(boxes[kept], canvas, image.size)
         return [

@@ -1,4 +1,4 @@
-"""CLIP as the scorer of regions against texts: whole views, local attention, and texts of any length (METHOD §4)."""
+"""CLIP as image-text scorer: whole views, local attention to regions, and texts of any length (paper, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from spr.models.text_pieces import split, tokenize
 from spr.records import Box
 
 MAX_TOKENS = 75
-"""Tokens of a text that CLIP reads, beside the two that mark its start and end."""
+"""Maximum number of tokens of a text, besides its start and end tokens."""
 
 
-class _Shown(NamedTuple):
-    """An image as the model sees it, uint8 ``(3, S, S)``, and what each of its views attends to in the last layer."""
+class _Prepared(NamedTuple):
+    """A resized image, uint8 ``(3, S, S)``, and the tokens that each view attends to, bool ``(V, 1 + patches)``."""
 
     values: torch.Tensor
     attended: np.ndarray[Any, np.dtype[np.bool_]]
@@ -44,10 +44,10 @@ class _Shown(NamedTuple):
 class ClipScorer:
     """Any `CLIPModel` as an `ImageTextScorer`.
 
-    A view with a region is embedded by local attention: in the last vision layer the class token attends only to
-    itself and to the patches that share some area with the region [paper]; then CLIP's own layer norm and projection.
-    All other layers see the whole view. So the last layer is computed for the class token alone, and views of one image
-    share all layers before it.
+    A view with a region is embedded by local attention: in the last vision layer, the class token attends only to
+    itself and to the patches that overlap the region; CLIP's own layer norm and projection follow (paper, Sec. 3.2).
+    All earlier layers see the whole view. So the last layer is computed for the class token only, and views of the same
+    image share all earlier layers.
 
     Args:
         config: The config section, or a model id or folder.
@@ -74,7 +74,7 @@ class ClipScorer:
         self.image_size: int = model_config.vision_config.image_size
         self.patch_size: int = model_config.vision_config.patch_size
         self.max_tokens = min(MAX_TOKENS, model_config.text_config.max_position_embeddings - 2)
-        self._image_batches: Batcher[Future[_Shown], torch.Tensor]
+        self._image_batches: Batcher[Future[_Prepared], torch.Tensor]
         self._image_batches = Batcher(self._embed_images, section.batch_size)
         self._text_batches: Batcher[tuple[int, ...], torch.Tensor]
         self._text_batches = Batcher(self._embed_pieces, section.batch_size, length=len)
@@ -83,24 +83,24 @@ class ClipScorer:
         """Unit vectors ``(len(views), D)``, float32.
 
         Raises:
-            RecordError: if a view is not square, or its region shares no area with it.
+            RecordError: if a view is not square, or its region lies outside of it.
             DeviceMemoryError: if a single view does not fit into memory.
         """
-        # Views of one image, whole or with several regions, are one item: they share all layers but the last.
+        # All views of an image are one item: they share all layers but the last.
         places: dict[int, list[int]] = {}
         for place, view in enumerate(views):
             _check_view(view)
             places.setdefault(id(view.image), []).append(place)
         items = [(views[own[0]].image, [views[place].region for place in own]) for own in places.values()]
-        with prepared(self._show, items) as shown:
-            rows = _rows(self._image_batches(shown))
-        found = dict(zip(itertools.chain(*places.values()), rows, strict=True))
-        return self._stack([found[place] for place in range(len(views))])
+        with prepared(self._prepare, items) as prepared_items:
+            rows = itertools.chain.from_iterable(self._image_batches(prepared_items))
+            vector_of = dict(zip(itertools.chain(*places.values()), rows, strict=True))
+        return self._stack([vector_of[place] for place in range(len(views))])
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors ``(len(texts), D)``, float32; equal texts and pieces are embedded once.
+        """Unit vectors ``(len(texts), D)``, float32. Equal texts and pieces are embedded once.
 
-        An empty text is embedded as CLIP does it: as the start and the end of a text with nothing between.
+        An empty text is embedded as in CLIP: as the start and end tokens only.
 
         Raises:
             DeviceMemoryError: if a single piece of 75 tokens does not fit into memory.
@@ -112,12 +112,12 @@ class ClipScorer:
         }
         needed = list(dict.fromkeys(itertools.chain(*pieces.values())))
         vector_of = dict(zip(needed, self._text_batches(needed), strict=True))
-        made: dict[str, torch.Tensor] = {}
+        result: dict[str, torch.Tensor] = {}
         for text, own in pieces.items():
             weights = torch.tensor([float(max(1, len(piece))) for piece in own])
             vectors = torch.stack([vector_of[piece] for piece in own])
-            made[text] = vectors[0] if len(own) == 1 else F.normalize(weights @ vectors, dim=0)
-        return self._stack([made[text] for text in texts])
+            result[text] = vectors[0] if len(own) == 1 else F.normalize(weights @ vectors, dim=0)
+        return self._stack([result[text] for text in texts])
 
     def _runs(self, text: str, spans: Sequence[tuple[int, int]]) -> list[range]:
         if self.long_text == "truncate":
@@ -132,28 +132,30 @@ class ClipScorer:
     @torch.inference_mode()
     def _embed_pieces(self, pieces: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        # Attention is causal and the vector is read at the first end token, so padding changes nothing; it only must
-        # not look like one more end, which also is the highest id in old checkpoints.
+        # Attention is causal and the vector is read at the first end token, so padding has no effect. It must only
+        # differ from the end token, which also is the highest id in old checkpoints.
         pad = int(end == 0)
         longest = max(map(len, pieces))
         rows = [[start, *piece, end, *[pad] * (longest - len(piece))] for piece in pieces]
         features = self.model.get_text_features(input_ids=torch.tensor(rows, device=self.device)).pooler_output
         return list(F.normalize(features.float(), dim=-1).cpu())
 
-    def _show(self, item: tuple[Image.Image, Sequence[Box | None]]) -> _Shown:
-        """An image with its regions; None is no region."""
+    def _prepare(self, item: tuple[Image.Image, Sequence[Box | None]]) -> _Prepared:
+        """Resize an image and find the patches of its regions; a region of None is the whole image."""
         image, regions = item
         values = resized_bytes(image, (self.image_size, self.image_size), self.processor)
-        return _Shown(values, np.stack([self._attended(image, region) for region in regions]))
+        return _Prepared(values, np.stack([self._attended(image, region) for region in regions]))
 
     @torch.inference_mode()
-    def _embed_images(self, items: Sequence[Future[_Shown]]) -> list[torch.Tensor]:
-        """For each image the unit vectors of its views, ``(views, D)``."""
-        shown = [item.result() for item in items]
-        hidden = before_last_layer(self.model, normalise([s.values for s in shown], self.processor, self.device))
-        counts = [len(s.attended) for s in shown]
-        image_of_view = torch.arange(len(shown)).repeat_interleave(torch.tensor(counts)).to(self.device)
-        attended = np.concatenate([s.attended for s in shown])
+    def _embed_images(self, items: Sequence[Future[_Prepared]]) -> list[torch.Tensor]:
+        """The unit vectors of the views of each image, ``(views, D)``."""
+        images = [item.result() for item in items]
+        hidden = before_last_layer(
+            self.model, normalise([image.values for image in images], self.processor, self.device)
+        )
+        counts = [len(image.attended) for image in images]
+        image_of_view = torch.arange(len(images)).repeat_interleave(torch.tensor(counts)).to(self.device)
+        attended = np.concatenate([image.attended for image in images])
         features = last_layer(self.model, hidden, image_of_view, torch.from_numpy(attended).to(self.device))
         return list(torch.split(F.normalize(features.float(), dim=-1).cpu(), counts))
 
@@ -164,18 +166,18 @@ class ClipScorer:
 
 
 def overlapped(region: Box, side: float, image_size: int, patch_size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which patches share some area with a region, bool ``(rows, columns)``.
+    """The patches that overlap a region, bool ``(rows, columns)``.
 
     Args:
         region: xyxy pixels of the square view.
-        side: The view's side in pixels.
-        image_size: The side in pixels that the model resizes views to.
-        patch_size: The side of a patch in the resized view.
+        side: Side of the view in pixels.
+        image_size: Side of the resized view in pixels.
+        patch_size: Side of a patch of the resized view in pixels.
 
     >>> overlapped((0, 0, 50, 50.5), side=100, image_size=4, patch_size=1).astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
     """
-    # Everything times image_size, so that edges that fall on those of patches compare as whole numbers.
+    # Multiplying by image_size instead of dividing keeps edges exact that coincide with those of patches.
     edges = np.arange(image_size // patch_size + 1) * (patch_size * side)
     x1, y1, x2, y2 = (v * image_size for v in region)
     columns = (edges[:-1] < x2) & (edges[1:] > x1) & (x1 < x2)
@@ -184,7 +186,7 @@ def overlapped(region: Box, side: float, image_size: int, patch_size: int) -> np
 
 
 def before_last_layer(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """What a `CLIPModel`'s last vision layer is fed: ``(N, 3, S, S)`` → ``(N, 1 + patches, C)``, class token first."""
+    """The input of a `CLIPModel`'s last vision layer: ``(N, 3, S, S)`` → ``(N, 1 + patches, C)``, class token first."""
     vision = model.vision_model
     hidden: torch.Tensor = vision.pre_layrnorm(vision.embeddings(pixels))
     for layer in vision.encoder.layers[:-1]:
@@ -193,16 +195,16 @@ def before_last_layer(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def last_layer(model: Any, hidden: torch.Tensor, image_of_view: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """The last vision layer, for the class token only, and CLIP's projection.
+    """Apply the last vision layer, for the class token only, and CLIP's projection.
 
     Args:
         model: A `CLIPModel`.
-        hidden: ``(N, 1 + patches, C)``, what the layer is fed.
-        image_of_view: ``(V,)``, the row of ``hidden`` for each view.
-        attended: ``(V, 1 + patches)``, bool: the tokens that the view's class token attends to.
+        hidden: ``(N, 1 + patches, C)``, the input of the layer.
+        image_of_view: ``(V,)`` int64, the row of ``hidden`` for each view.
+        attended: ``(V, 1 + patches)`` bool, the tokens that each view's class token attends to.
 
     Returns:
-        Image features ``(V, D)``, not normalised.
+        Image features ``(V, D)``, not normalized.
     """
     layer, views = model.vision_model.encoder.layers[-1], len(image_of_view)
     attention = layer.self_attn
@@ -222,10 +224,6 @@ def last_layer(model: Any, hidden: torch.Tensor, image_of_view: torch.Tensor, at
     token = token + layer.mlp(layer.layer_norm2(token))
     features: torch.Tensor = model.visual_projection(model.vision_model.post_layernorm(token))
     return features
-
-
-def _rows(vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [row for part in vectors for row in part]
 
 
 def _check_view(view: View) -> None:

@@ -1,4 +1,4 @@
-/* Filters, sorts and turns the pages of the gallery. Pairs lie in script files, for a page from disk may not fetch. */
+/* Filters, sorts and pages the gallery. Pairs are in script files, because a page from disk may not fetch data. */
 "use strict";
 (() => {
   const { el, count } = SPR;
@@ -8,7 +8,7 @@
   const KEPT_FILES = 60;
   let index = null, order = [], page = 0, turn = 0, recalling = false;
 
-  /* Data files: each calls a function of SPR. */
+  /* Each data file calls a function of SPR. */
   const pages = new Map(), waiting = new Map();
   function load(source) {
     return new Promise((resolve, reject) => {
@@ -41,12 +41,12 @@
       button.replaceWith(el("small", "", lost(error)));
     }
   };
-  const lost = (error) => `${error.message} can’t be loaded: the whole folder of the report is needed, not index.html alone.`;
+  const lost = (error) => `${error.message} can’t be loaded. Copy the whole report folder, not index.html alone.`;
 
   const value = (name) => form.elements[name].value;
   const number = (text) => (text.trim() === "" || !Number.isFinite(Number(text)) ? null : Number(text));
 
-  /* The numbers of the pairs that pass the filters, sorted; equal ones stay in the run's order. */
+  /* The indices of the pairs that match the filters, sorted; equal ones stay in the run's order. */
   function select() {
     const category = value("category"), low = number(value("from")), high = number(value("to"));
     const chosenKind = value("chosenKind"), rejectedKind = value("rejectedKind"), find = value("find").trim().toLowerCase();
@@ -86,8 +86,8 @@
     cards.replaceChildren(...shown.map((k) => SPR.draw(pages.get(Math.floor(k / index.pageSize))[k % index.pageSize])));
     for (const key of [...pages.keys()].slice(0, Math.max(pages.size - KEPT_FILES, 0))) pages.delete(key);
     const all = index.id.length, first = page * per() + 1;
-    const of = order.length === all ? count(all, "pair") : `${count(order.length, "pair")} that fit, of ${all.toLocaleString("en")}`;
-    status.textContent = order.length ? `${first.toLocaleString("en")} to ${(first + shown.length - 1).toLocaleString("en")} of ${of}` : `No pair fits, of ${all.toLocaleString("en")}. Reset shows all.`;
+    const of = order.length === all ? count(all, "pair") : `${count(order.length, "matching pair")}, out of ${all.toLocaleString("en")}`;
+    status.textContent = order.length ? `${first.toLocaleString("en")} to ${(first + shown.length - 1).toLocaleString("en")} of ${of}` : `None of the ${all.toLocaleString("en")} pairs matches. Reset shows all.`;
     if (scroll) status.scrollIntoView({ block: "start" });
     if (focus && cards.firstElementChild) cards.firstElementChild.focus({ preventScroll: true });
     remember();
@@ -124,13 +124,13 @@
       pager.querySelector(".of").textContent = ` of ${(last() + 1).toLocaleString("en")}`;
       for (const button of pager.querySelectorAll("button")) {
         const back = ["First", "Previous"].includes(button.dataset.go);
-        // Not `disabled`: a button that is in focus must not lose it.
+        // Not `disabled`, because a disabled button would lose the focus.
         button.setAttribute("aria-disabled", String(back ? page === 0 : page === last()));
       }
     }
   }
 
-  /* The state in the address, so that it can be sent on. */
+  /* The filters are kept in the address, so that a view can be shared as a link. */
   const FIELDS = ["category", "chosenKind", "rejectedKind", "from", "to", "find", "sort"];
   function remember() {
     const state = new URLSearchParams();
@@ -142,7 +142,7 @@
     if (value("per") !== "10") state.set("per", value("per"));
     const text = state.toString();
     if (text || location.hash.startsWith("#gallery?")) {
-      try { history.replaceState(null, "", text ? `#gallery?${text}` : "#gallery"); } catch { /* some browsers forbid it on disk */ }
+      try { history.replaceState(null, "", text ? `#gallery?${text}` : "#gallery"); } catch { /* some browsers forbid this for files */ }
     }
   }
   function recall() {
@@ -195,7 +195,7 @@
   form.addEventListener("input", changed);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => {
-    // The fields have their first values only after this event.
+    // The fields are reset only after this event.
     if (!recalling) setTimeout(() => { toggles(); page = 0; select(); show(); });
   });
   addEventListener("hashchange", () => { if (index && recall()) { select(); show({ scroll: true }); } });
@@ -214,7 +214,7 @@
     }
   });
 
-  /* What was dropped, by reason. */
+  /* The dropped ids by reason. */
   SPR.dropped = (drops) => {
     const area = $("#drops"), filter = $("#drop-filter");
     if (!drops.length) { area.append(el("p", "", "Nothing was dropped.")); return; }
@@ -225,7 +225,7 @@
       const drop = drops[Number(choice.value)];
       const shown = drop.ids.length < drop.count ? `The first ${drop.ids.length.toLocaleString("en")} of ${drop.count.toLocaleString("en")}` : drop.count.toLocaleString("en");
       area.replaceChildren(
-        el("p", "", `${shown} ${drop.kind === "query" ? "queries" : `${drop.kind}s`}: ${drop.explained}.`),
+        el("p", "", `${shown} ${drop.kind === "query" ? "queries" : `${drop.kind}s`}: ${drop.explanation}.`),
         el("ul", "drops", drop.ids.map((id) => el("li", "", id))));
     }
     choice.addEventListener("input", list);

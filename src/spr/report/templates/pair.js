@@ -1,4 +1,4 @@
-/* Draws one pair. Texts of models and datasets only ever become text nodes: nothing here reads HTML. */
+/* Draws one pair. Text from models and datasets only becomes text nodes and attributes, never HTML. */
 "use strict";
 const SPR = {};
 (() => {
@@ -32,7 +32,7 @@ const SPR = {};
     return svg("rect", { class: className, ...place });
   }
 
-  /* A box as drawn: dark casing below, colour above. */
+  /* A box: a dark outline below a coloured one. */
   function outline(box, className) {
     const group = svg("g", { class: className });
     group.append(rect(box, "case"), rect(box, "box"));
@@ -47,7 +47,7 @@ const SPR = {};
     return numbers;
   }
 
-  /* For every span of a side: its boxes with label, colour class and what they are linked to. */
+  /* For each span of a side: its boxes with label, colour class and links. */
   function labelSpans(side, name, numbers) {
     let misses = 0;
     return side.spans.map((boxes, span) => boxes.map(([box, object, iou]) => {
@@ -71,13 +71,13 @@ const SPR = {};
     if (pair.image.src) {
       const image = el("img", "", null, { src: pair.image.src, alt: about, width, height, decoding: "async" });
       if (Math.max(width, height) <= 256) image.classList.add("small");
-      image.addEventListener("error", () => image.replaceWith(gap("The thumbnail is missing: copy the whole report folder", about)));
+      image.addEventListener("error", () => image.replaceWith(gap("Missing thumbnail: copy the whole report folder", about)));
       frame.append(image);
     } else {
-      frame.append(gap(`No picture: ${String(pair.image.problem).replaceAll("_", " ")}`, `${about}. ${pair.image.detail || ""}`));
+      frame.append(gap(`No image: ${String(pair.image.problem).replaceAll("_", " ")}`, `${about}. ${pair.image.detail || ""}`));
     }
     const marks = svg("svg", { class: "marks", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "group" });
-    marks.setAttribute("aria-label", `Boxes of the ${name} answer; arrow keys go from one to the next`);
+    marks.setAttribute("aria-label", `Boxes of the ${name} answer; arrow keys move from box to box`);
     marks.append(outline(pair.region, "region"));
     pair.objects.forEach(([category, box, isInside], index) => {
       const group = outline(box, `mark object ${isInside ? "" : "out"}`);
@@ -92,9 +92,9 @@ const SPR = {};
     let first = true;
     labelled.forEach((boxes, span) => boxes.forEach((one) => {
       const group = outline(one.box, `mark answer ${one.colour}`);
-      const said = pair.sides[name].phrases[span] || "a box without a phrase";
-      const on = one.object < 0 ? "hits no object" : `on object ${one.label}, ${pair.objects[one.object][0]}, IoU ${fixed(one.iou, 2)}`;
-      group.setAttribute("aria-label", `Box ${one.label}: ${said.slice(0, 120)}; ${on}`);
+      const words = pair.sides[name].phrases[span] || "a box without a phrase";
+      const on = one.object < 0 ? "overlaps no object" : `on object ${one.label}, ${pair.objects[one.object][0]}, IoU ${fixed(one.iou, 2)}`;
+      group.setAttribute("aria-label", `Box ${one.label}: ${words.slice(0, 120)}; ${on}`);
       group.setAttribute("role", "button");
       group.setAttribute("aria-pressed", "false");
       group.setAttribute("tabindex", first ? "0" : "-1");
@@ -162,9 +162,9 @@ const SPR = {};
   function scores(pair) {
     const names = ["S_crop", "S_local", "S_sem", "S_loc", "S"];
     const rows = names.map((label, k) => [label, ...SIDES.map((name) => pair.sides[name].scores[k])]);
-    rows.push(["S_loc, own boxes", ...SIDES.map((name) => pair.sides[name].located)]);
+    rows.push(["S_loc, own boxes", ...SIDES.map((name) => pair.sides[name].localization)]);
     const cells = rows.flatMap(([label, chosen, rejected]) => [
-      el("b", "", label, label === "S_loc, own boxes" ? { title: "of the answer’s own boxes: chosen after refinement" } : {}),
+      el("b", "", label, label === "S_loc, own boxes" ? { title: "S_loc of the answer’s own boxes; of the chosen answer after refinement" } : {}),
       bar(chosen, "chosen"), el("span", "", fixed(chosen, 3), { "aria-label": `chosen ${fixed(chosen, 3)}` }),
       (() => { const node = bar(rejected, "rejected"); node.classList.add("r"); return node; })(),
       el("span", "", fixed(rejected, 3), { "aria-label": `rejected ${fixed(rejected, 3)}` }),
@@ -177,21 +177,21 @@ const SPR = {};
     const counts = {};
     for (const edit of pair.box_edits) counts[edit[3]] = (counts[edit[3]] || 0) + 1;
     const summary = Object.entries(counts).map(([edit, n]) => `${n} ${EDITS[edit] || edit}`).join(", ");
-    const rows = pair.box_edits.map(([said, before, after, edit]) => el("tr", "", [
-      el("td", "", said || "▢"), el("td", "", EDITS[edit] || edit), el("td", "", `[${before.join(", ")}]`),
+    const rows = pair.box_edits.map(([words, before, after, edit]) => el("tr", "", [
+      el("td", "", words || "▢"), el("td", "", EDITS[edit] || edit), el("td", "", `[${before.join(", ")}]`),
       el("td", "", after ? `[${after.join(", ")}]` : "–")]));
-    const head = el("tr", "", ["phrase", "what became of it", "box before", "box after"].map((t) => el("th", "", t, { scope: "col" })));
+    const head = el("tr", "", ["phrase", "edit", "box before", "box after"].map((t) => el("th", "", t, { scope: "col" })));
     const texts = [["Prompt", pair.prompt], ["Chosen", pair.sides.chosen.raw], ["Rejected", pair.sides.rejected.raw]];
     return [
       el("details", "", [el("summary", "", `What refinement did: ${summary || "nothing"}`),
         el("div", "scroll", [el("table", "", [el("thead", "", [head]), el("tbody", "", rows)])], { tabindex: "0", role: "region", "aria-label": "What refinement did" })]),
-      el("details", "", [el("summary", "", "Prompt and answers as they are trained on"),
+      el("details", "", [el("summary", "", "Prompt and answers for training"),
         ...texts.flatMap(([title, text]) => [el("b", "", title), el("pre", "", text, { tabindex: "0", dir: "auto" })]),
-        pair.cut ? el("p", "", [el("small", "", "Long texts are cut. "), more(pair)]) : null]),
+        pair.cut ? el("p", "", [el("small", "", "Long texts are shortened. "), more(pair)]) : null]),
     ];
   }
 
-  /* Phrases, boxes and objects that belong together stand out together: under the pointer, in focus, or kept by a click. */
+  /* Highlights phrases, boxes and objects that belong together: under the pointer, in focus, or fixed by a click. */
   function connect(card, items) {
     const itemOf = new Map(items.filter((item) => item.act).map((item) => [item.node, item]));
     let pinned = null;

@@ -298,7 +298,7 @@ def test_the_key_comes_from_the_environment(monkeypatch):
             read_key("SPR_TEST_KEY")
         assert not wrong.strip() or wrong not in str(caught.value)
     monkeypatch.delenv("SPR_TEST_KEY")
-    with pytest.raises(ConfigError, match=r"holds no key[\s\S]*export SPR_TEST_KEY"):
+    with pytest.raises(ConfigError, match=r"has no key[\s\S]*export SPR_TEST_KEY"):
         read_key("SPR_TEST_KEY")
 
 

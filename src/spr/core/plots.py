@@ -1,6 +1,8 @@
-"""Plots as SVG texts: of one size, so that their letters stay readable on a phone; colours come from the page's CSS.
+"""Plots as SVG text, for the report's page and for picture files.
 
-Each has a text for those who can't see it, and each series differs by more than its colour.
+A plot in a page takes its colours from the page's CSS variables, so that it follows the light or dark theme. `figure`
+makes a file of its own from plots, with title, key and colours. Every plot has a text description, and its series
+differ by dash or marker besides colour.
 """
 
 from __future__ import annotations
@@ -8,17 +10,45 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
-from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 224
 LEFT, RIGHT, TOP, BOTTOM = 62, 8, 12, 38
+_GAP, _HEADER = 20, 46
+
+CSS = """\
+.all,.before{--c:var(--all)}.chosen,.after{--c:var(--chosen)}.rejected{--c:var(--rejected)}
+.plot text{font-size:11px;fill:var(--muted)}.plot .label{fill:var(--ink)}
+.grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--muted);stroke-width:1}
+.line{fill:none;stroke:var(--c);stroke-width:1.75;stroke-linejoin:round}
+.line.rejected,.line.before{stroke-dasharray:5 3}.line.all{stroke-width:1.5}
+.area{fill:var(--c);opacity:.13;stroke:none}
+.interval{stroke:var(--c);stroke-width:1.5;fill:none}.dot{fill:var(--c);stroke:var(--surface);stroke-width:1}
+.ringed{stroke:var(--surface);stroke-width:2}.cell{fill:var(--all)}
+"""
+"""Style of the plots, shared by the report's page and by `figure`. The page defines the colour variables."""
+
+LIGHT = {
+    "surface": "#ffffff",
+    "ink": "#1c2227",
+    "muted": "#59636b",
+    "line": "#dddfdc",
+    "chosen": "#0a62b5",
+    "rejected": "#b3470c",
+    "all": "#666f76",
+}
+"""Colours of picture files: those of the report's light theme."""
+_FIGURE_CSS = """\
+text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif;font-size:12px;fill:var(--muted)}
+.heading{font-size:14px;font-weight:600;fill:var(--ink)}.swatch{fill:var(--c)}.ground{fill:var(--surface)}
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A named row of numbers; ``style`` is the CSS class that colours it (``chosen``, ``rejected``, ``all``, …)."""
+    """Numbers with a name; ``style`` is the CSS class that colours them (``chosen``, ``rejected``, ``all``, …)."""
 
     name: str
     style: str
@@ -27,7 +57,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A named line: ``(n,)`` positions and heights, and for each point its interval or None."""
+    """A named line: ``(n,)`` positions and heights, and an interval or None for each point."""
 
     name: str
     style: str
@@ -36,8 +66,18 @@ class Curve:
     intervals: Sequence[tuple[float, float] | None] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A plot with its heading, its key (pairs of CSS class and name) and a note below it."""
+
+    heading: str
+    svg: str
+    key: Sequence[tuple[str, str]] = ()
+    note: str = ""
+
+
 class Frame:
-    """Axes from ``x_range`` and ``y_range`` to the plot's pixels, with their ticks."""
+    """Axes with ticks, which map values in ``x_range`` and ``y_range`` to the plot's pixels."""
 
     def __init__(
         self,
@@ -52,17 +92,17 @@ class Frame:
         self.labels, self._whole = (x_label, y_label), whole
 
     def x(self, value: float) -> float:
-        """Pixels from the left."""
+        """Horizontal position of a value, in pixels from the left."""
         low, high = self.x_range
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Pixels from the top."""
+        """Vertical position of a value, in pixels from the top."""
         low, high = self.y_range
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def axes(self) -> str:
-        """Grid, ticks and labels."""
+        """SVG of the grid, the ticks and the labels."""
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         middle, height = LEFT + (right - LEFT) / 2, TOP + (bottom - TOP) / 2
         parts = []
@@ -83,7 +123,7 @@ def _text(style: str, x: float, y: float, text: str, *, anchor: str = "middle", 
 
 
 def ticks(low: float, high: float, *, whole: bool = False, most: int = 5) -> list[float]:
-    """Round numbers within a range.
+    """Round numbers within a range, about ``most`` of them.
 
     >>> ticks(0, 1)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -108,23 +148,26 @@ def histogram(
     bins: int = 30,
     whole: bool = False,
     x_range: tuple[float, float] | None = None,
-) -> Markup:
-    """Shares of each series' values by bin; what is not finite is left out.
+) -> str:
+    """Histogram with the share of each series' values per bin. Non-finite values are left out.
 
     Args:
-        title: What is shown, for those who can't see it.
-        series: One or more; each adds up to 1.
-        x_label: What the values are.
-        bins: How many.
-        whole: The values are whole numbers: a bin each, or several where there are too many.
-        x_range: From where to where; by default that of the values, without the outermost half per cent.
+        title: Description for screen readers.
+        series: One or more; the shares of each add up to 1.
+        x_label: Label of the horizontal axis.
+        bins: Number of bins.
+        whole: The values are whole numbers: one bin per number, or several numbers per bin where there are many.
+        x_range: Range of the bins; None: the 0.5th to the 99.5th percentile. Values outside count in the end bins.
+
+    Returns:
+        An ``<svg>`` element, or an empty string if there is no finite value.
     """
     values = [np.asarray(one.values, dtype=np.float64) for one in series]
     values = [column[np.isfinite(column)] for column in values]
-    everything = np.concatenate(values) if values else np.empty(0)
-    if not len(everything):
-        return Markup("")
-    edges = _edges(everything, bins, whole, x_range)
+    pooled = np.concatenate(values) if values else np.empty(0)
+    if not len(pooled):
+        return ""
+    edges = _edges(pooled, bins, whole, x_range)
     shares = [np.histogram(np.clip(column, edges[0], edges[-1]), edges)[0] / max(len(column), 1) for column in values]
     frame = Frame(
         (edges[0], edges[-1]), (0, max(float(share.max()) for share in shares) or 1), x_label, "share", whole=whole
@@ -165,20 +208,23 @@ def lines(
     *,
     y_range: tuple[float, float] | None = None,
     dots: bool = False,
-) -> Markup:
-    """Lines, with their intervals as bars where they have them."""
+) -> str:
+    """Line plot, with an error bar for each point that has an interval."""
     xs = np.concatenate([np.asarray(curve.xs, dtype=np.float64) for curve in curves])
     ys = np.concatenate([np.asarray(curve.ys, dtype=np.float64) for curve in curves])
     bounds = [bound for curve in curves for interval in curve.intervals if interval for bound in interval]
     if not len(xs):
-        return Markup("")
-    reach = np.concatenate([ys, bounds])
+        return ""
+    extent = np.concatenate([ys, bounds])
     frame = Frame(
-        (float(xs.min()), float(xs.max())), y_range or _padded(float(reach.min()), float(reach.max())), x_label, y_label
+        (float(xs.min()), float(xs.max())),
+        y_range or _padded(float(extent.min()), float(extent.max())),
+        x_label,
+        y_label,
     )
     parts = [frame.axes()]
     for number, curve in enumerate(curves):
-        # Intervals of two curves at one place would hide each other.
+        # Shift the curves so that their error bars don't hide each other.
         shift = (number - (len(curves) - 1) / 2) * 5 if curve.intervals else 0.0
         spots = [(frame.x(float(x)) + shift, frame.y(float(y))) for x, y in zip(curve.xs, curve.ys, strict=True)]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
@@ -200,19 +246,19 @@ def lines(
 
 def density(
     title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], marks: Sequence[tuple[str, str, float, float]]
-) -> Markup:
-    """Where points lie, as a grid of cells: the darker, the more (by the logarithm of their number).
+) -> str:
+    """Two-dimensional histogram; the opacity of a cell grows with the logarithm of its number of points.
 
     Args:
-        title: What is shown.
-        x: ``(n,)`` positions from the left.
-        y: ``(n,)`` positions from below, 0 to 1.
-        labels: Of both axes.
-        marks: Name, style, x and y of points to be marked, such as means.
+        title: Description for screen readers.
+        x: ``(n,)`` horizontal values.
+        y: ``(n,)`` vertical values, 0 to 1.
+        labels: Labels of the horizontal and the vertical axis.
+        marks: Points to mark, such as means: name, style, x and y.
     """
     good = np.isfinite(x) & np.isfinite(y)
     if not good.any():
-        return Markup("")
+        return ""
     x, y = x[good].astype(np.float64), y[good].astype(np.float64)
     frame = Frame(_padded(float(x.min()), float(x.max())), (0.0, 1.0), *labels)
     counts, columns, rows = np.histogram2d(x, y, bins=(40, 25), range=(frame.x_range, frame.y_range))
@@ -232,21 +278,42 @@ def density(
 
 
 def _mark(number: int, x: float, y: float, style: str) -> str:
-    """A dot for the first series, a square for the second, so that colour is not all that tells them apart."""
+    """A dot for the first series and a square for the second, so that they differ by more than colour."""
     if number % 2 == 0:
         return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
     return f'<rect class="dot {style}" x="{x - 2.8:.1f}" y="{y - 2.8:.1f}" width="5.6" height="5.6"/>'
 
 
-def svg(title: str, about: str, body: str) -> Markup:
-    """The picture around a plot's parts, with its title and description."""
+def svg(title: str, about: str, body: str) -> str:
+    """An ``<svg>`` element with a title and a description for screen readers."""
     label = escape(f"{title}. {about}." if about else f"{title}.")
     head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-    return Markup(f"{head}{body}</svg>")  # noqa: S704 (numbers of our own, and texts that were escaped)
+    return f"{head}{body}</svg>"
+
+
+def figure(charts: Sequence[Chart]) -> str:
+    """Charts side by side as one SVG file, on a white background so that it is readable on any page."""
+    step = WIDTH + _GAP
+    width, height = step * len(charts) + _GAP, HEIGHT + _HEADER + _GAP
+    parts = [f'<rect class="ground" width="{width}" height="{height}" rx="6"/>']
+    for number, chart in enumerate(charts):
+        left = _GAP + number * step
+        parts.append(_text("heading", left, 24, chart.heading, anchor="start"))
+        x = left
+        for style, name in chart.key:
+            parts.append(f'<rect class="swatch {style}" x="{x}" y="35" width="14" height="8" rx="2"/>')
+            parts.append(_text("", x + 19, 43, name, anchor="start"))
+            x += 33 + round(6.5 * len(name))
+        place = f'x="{left}" y="{_HEADER + 4}" width="{WIDTH}" height="{HEIGHT}" '
+        parts.append(chart.svg.replace("<svg ", f"<svg {place}", 1))
+    colours = ";".join(f"--{name}:{value}" for name, value in LIGHT.items())
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    style = f"<style>svg{{{colours}}}\n{CSS}{_FIGURE_CSS}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(parts)}</svg>\n'
 
 
 def _spread(low: float, high: float) -> tuple[float, float]:
-    """A range that is not empty."""
+    """The range, widened if it is empty."""
     if high > low:
         return low, high
     half = abs(low) * 0.1 or 0.5
@@ -260,7 +327,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _tick(value: float) -> str:
-    """A number as short as it can be said."""
+    """A number with three significant digits."""
     size = abs(value)
     if size != 0 and (size < 1e-3 or size >= 1e6):
         text = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")

@@ -1,0 +1,167 @@
+"""Statistics of a set of pairs: lengths, boxes, S_loc and scores of chosen and rejected answers, margins, box edits.
+
+The last lines of `spr run`, the report and the dataset card all show these. Answer lengths deserve a look before
+training: where chosen answers are longer or shorter than rejected ones, the model may learn the length.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spr.core import boxes as bx
+from spr.grounding.localization import THRESHOLD
+from spr.records import PROMPT_KINDS
+from spr.runs.reader import SCORE_NAMES, SIDES, JoinedPair, JoinedShard, Run, Side
+
+LENGTHS = {"phrases": "phrases with boxes", "boxes": "boxes", "words": "words"}
+"""Measures of an answer's length, with their names for people."""
+OWN_LOCALIZATION = "own_localization"
+"""S_loc of an answer's own boxes, without a detector's; of the chosen answer, after refinement."""
+
+
+@dataclass(slots=True)
+class CategoryCount:
+    """How many objects of a category lie inside regions, and how many each answer localizes (IoU over 0.5)."""
+
+    inside: int = 0
+    chosen: int = 0
+    rejected: int = 0
+
+
+class PairStats:
+    """Statistics of pairs, added one by one.
+
+    Attributes:
+        margins: Score of the chosen minus that of the rejected candidate, per pair.
+        box_edits: How many boxes of the chosen answers refinement replaced, kept or removed.
+        prompt_kinds: Per side, how many answers come from each kind of prompt.
+        categories: Objects inside regions, by category.
+    """
+
+    def __init__(self) -> None:
+        self.margins = array("d")
+        self.box_edits: Counter[str] = Counter()
+        self.prompt_kinds: dict[Side, Counter[str]] = {side: Counter() for side in SIDES}
+        self.categories: dict[str, CategoryCount] = {}
+        names = (*SCORE_NAMES, *LENGTHS, OWN_LOCALIZATION)
+        self._values = {(name, side): array("d") for name in names for side in SIDES}
+        self._scores: list[npt.NDArray[np.float32]] = []
+        self._kinds: list[npt.NDArray[np.int64]] = []
+
+    @classmethod
+    def of_run(cls, run: Run) -> PairStats:
+        """The statistics of all pairs of a run.
+
+        Raises:
+            RunError: if the pairs have not finished, or a file is damaged.
+        """
+        stats = cls()
+        for _ in stats.watch(run.shards()):
+            pass
+        return stats
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs."""
+        return len(self.margins)
+
+    def watch(self, shards: Iterable[JoinedShard]) -> Iterator[JoinedPair]:
+        """Add shards, and yield their pairs one by one."""
+        for shard in shards:
+            self.add_candidates(shard)
+            for item in shard.pairs:
+                self.add(item)
+                yield item
+
+    def add_candidates(self, shard: JoinedShard) -> None:
+        """Add the scores of a shard's candidates."""
+        self._scores.append(shard.scores)
+        self._kinds.append(shard.kinds)
+
+    def add(self, item: JoinedPair, texts: tuple[str, str] | None = None) -> None:
+        """Add a pair.
+
+        Args:
+            item: The pair.
+            texts: The chosen and the rejected text whose words are counted; None: those of the pair.
+        """
+        self.margins.append(item.pair.margin)
+        self.box_edits.update(edit.edit for edit in item.pair.box_edits)
+        counts = [self.categories.setdefault(found.category, CategoryCount()) for found in item.query.inside]
+        for count in counts:
+            count.inside += 1
+        for side, text in zip(SIDES, texts or (item.pair.chosen, item.pair.rejected), strict=True):
+            answer, spans = item.answers[side], item.spans(side)
+            self.prompt_kinds[side][answer.prompt_kind] += 1
+            values = {
+                **answer.scores,
+                OWN_LOCALIZATION: answer.localization.score,
+                "phrases": sum(bool(span.boxes) for span in spans),
+                "boxes": sum(len(span.boxes) for span in spans),
+                "words": len(text.split()),
+            }
+            for name, value in values.items():
+                self._values[name, side].append(value)
+            overlaps = np.array([match.iou for match in answer.localization.matches])
+            for count, hit in zip(counts, bx.over(overlaps, THRESHOLD).tolist(), strict=True):
+                setattr(count, side, getattr(count, side) + hit)
+
+    def of(self, name: str, side: Side) -> npt.NDArray[np.float64]:
+        """A measure of one side, ``(pairs,)``: a name of `SCORE_NAMES` or `LENGTHS`, or `OWN_LOCALIZATION`."""
+        return np.frombuffer(self._values[name, side])
+
+    def candidate_scores(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The scores of all candidates by name, each ``(candidates,)``."""
+        table = np.concatenate(self._scores) if self._scores else np.empty((0, len(SCORE_NAMES)), np.float32)
+        return {name: table[:, k] for k, name in enumerate(SCORE_NAMES)}
+
+    def candidate_means(self) -> dict[str, tuple[int, dict[str, float]]]:
+        """By kind of prompt: the number of candidates, and their mean scores by name."""
+        columns = self.candidate_scores()
+        codes = np.concatenate(self._kinds) if self._kinds else np.empty(0, np.int64)
+        means: dict[str, tuple[int, dict[str, float]]] = {}
+        for code, kind in enumerate(PROMPT_KINDS):
+            mask = codes == code
+            if mask.any():
+                means[kind] = int(mask.sum()), {name: float(values[mask].mean()) for name, values in columns.items()}
+        return means
+
+    def length_warning(self) -> str | None:
+        """A warning if chosen answers have less than 0.8 or more than 1.25 times as many words as rejected ones."""
+        if not self.pairs:
+            return None
+        ratio = float(self.of("words", "chosen").mean()) / max(float(self.of("words", "rejected").mean()), 1e-9)
+        if 0.8 <= ratio <= 1.25:
+            return None
+        return f"Chosen answers have {ratio:.2f} times as many words as rejected ones; training may learn the length."
+
+    def lines(self) -> Iterator[str]:
+        """The statistics as lines of text; none if there are no pairs."""
+        if not self.pairs:
+            return
+        yield f"  {'':<22}{'chosen':>22}{'rejected':>22}   mean (5–95 %)"
+        rows = {**{name: (label, 1) for name, label in LENGTHS.items()}, OWN_LOCALIZATION: ("S_loc, own boxes", 3)}
+        for name, (label, digits) in rows.items():
+            yield f"  {label:<22}" + "".join(f"{spread(self.of(name, side), digits):>22}" for side in SIDES)
+        edits = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in self.box_edits.most_common())
+        yield f"  boxes of the chosen: {edits}"
+        warning = self.length_warning()
+        if warning is not None:
+            yield f"  Note: {warning}"
+            yield "  `pairing.max_length_ratio` drops pairs whose lengths differ too much."
+
+
+def spread(values: Sequence[float] | npt.NDArray[np.floating], digits: int) -> str:
+    """The mean with the 5th and the 95th percentile.
+
+    >>> spread([1.0, 1.0, 1.0], 2)
+    '1.00 (1.00–1.00)'
+    """
+    low, high = np.percentile(values, [5, 95])
+    return f"{np.mean(values):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"

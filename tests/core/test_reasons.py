@@ -1,0 +1,26 @@
+"""Drop reasons and their table in the docs."""
+
+from pathlib import Path
+
+import pytest
+
+from spr.core.reasons import DROP_REASONS, as_markdown, explain
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_docs_contain_the_generated_table():
+    assert (DOCS / "drop-reasons.md").read_text(encoding="utf-8").endswith("\n\n" + as_markdown())
+
+
+@pytest.mark.parametrize("stage", DROP_REASONS)
+def test_every_reason_is_a_snake_case_name_with_an_explanation(stage):
+    for reason, explanation in DROP_REASONS[stage].items():
+        assert reason.isidentifier()
+        assert reason == reason.lower()
+        assert explanation == explanation.strip(" .")
+        assert "|" not in explanation
+
+
+def test_a_reason_of_another_package_is_explained_by_its_name():
+    assert explain("blur", "too_blurred") == "too blurred"
