@@ -1,4 +1,4 @@
-"""What README says can be typed in, and does what it says."""
+"""The commands and examples of the README work as it says."""
 
 import os
 import re
@@ -24,8 +24,7 @@ def test_readme_gives_the_two_set_up_commands_that_the_makefile_has():
 
 
 def test_shell_blocks_run_one_after_another(dataset):
-    # In a folder with `instances.json` and `images/`, with this environment's `spr` on the path: that stands for the
-    # .venv, which the dataset's folder does not have.
+    # In a folder with `instances.json` and `images/`. This environment's `spr` stands for the one in .venv.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     assert len(SHELL) >= 3
     for block in SHELL:
@@ -59,9 +58,18 @@ def test_the_python_block_gives_what_its_comments_say():
     assert len(names["answer"].problems) == 1
 
 
-def test_the_tree_in_readme_names_everything_there_is():
+def test_the_tree_in_readme_names_every_package():
     tree = README.split("```\nsrc/spr/\n")[1].split("```")[0]
     named = set(re.findall(r"^  ([a-z_]+(?:\.py|/)) ", tree, re.MULTILINE))
-    present = {p.name + ("/" if p.is_dir() else "") for p in (ROOT / "src" / "spr").iterdir()}
-    present -= {"__init__.py", "__main__.py", "py.typed", "__pycache__/"}
-    assert named == present
+    source = ROOT / "src" / "spr"
+    present = {path.name for path in source.glob("*.py")} | {f"{path.parent.name}/" for path in source.glob("*/*.py")}
+    assert named == present - {"__init__.py", "__main__.py"}
+    folders = re.findall(r"^([a-z/]+)/ ", tree, re.MULTILINE)
+    assert {"tests", "docs", "examples", "benchmarks", "tools/embedded"} == set(folders)
+    assert all((ROOT / folder).is_dir() for folder in folders)
+
+
+def test_links_in_the_markdown_files_lead_somewhere():
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            assert link.startswith("http") or (path.parent / link).exists(), f"{path.name}: {link}"

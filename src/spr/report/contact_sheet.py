@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from spr.core.errors import InputError
 from spr.core.images import ImageProblem, ImageSource
+from spr.records import PreferencePair
 from spr.report.show import read_rows
 from spr.runs.reader import Run
 
@@ -55,6 +56,19 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     except (OSError, ValueError) as error:
         raise InputError(f"{out} can't be written", got=error, expected="a file name such as sheet.png") from None
     return len(cells)
+
+
+def draw_pair(pair: PreferencePair, images: ImageSource) -> Image.Image:
+    """Draw a pair over its image: the boxes of the chosen answer in green, those of the rejected answer in red.
+
+    Args:
+        pair: The pair.
+        images: The images, such as `AnnotationsConfig.image_source`.
+
+    Returns:
+        An RGB image as on a contact sheet. If the image can't be opened, it is grey and names the reason.
+    """
+    return _draw_row(pair.to_row(), images)
 
 
 def _images_of(stage: Path) -> ImageSource:

@@ -75,7 +75,7 @@ def count_stages(run: Run) -> list[StageCount]:
         if manifest is None:
             continue
         ids = _first_ids(store, manifest)
-        stage = STAGES[name] if name in STAGES else None
+        stage = STAGES.get(name)
         reasons = stage.reasons if stage else {}
         drops = [_drop(name, key, count, ids[key], reasons) for key, count in reasons_sorted(manifest.dropped)]
         lost = sum(drop.count for drop in drops if stage is None or drop.kind == stage.kind)
