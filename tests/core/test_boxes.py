@@ -19,7 +19,7 @@ def test_iou_of_boxes_without_area_is_zero_not_nan():
     assert boxes.iou([3, 3, 3, 3], [3, 3, 3, 3]) == 0.0
 
 
-def test_iou_matrix_has_a_row_a_box_of_the_first():
+def test_the_iou_matrix_has_one_row_per_box_of_the_first_argument():
     matrix = boxes.iou_matrix([[0, 0, 4, 4], [0, 0, 2, 4]], [[0, 0, 4, 4], [4, 0, 8, 4], [0, 0, 4, 2]])
     # Row 2: 8/16, none, 4/(8+8−4).
     np.testing.assert_allclose(matrix, [[1, 0, 0.5], [0.5, 0, 1 / 3]])
@@ -52,7 +52,7 @@ def test_growing_keeps_the_centre_unless_the_border_cuts():
     assert boxes.grow([0, 40, 20, 80], 1.5, (100, 85)).tolist() == [0, 30, 25, 85]
 
 
-def test_remap_there_and_back_is_the_same_box():
+def test_remapping_forth_and_back_gives_the_same_box():
     window, size = [13.5, 7.25, 90.0, 61.0], (336, 224)
     there = boxes.remap([20, 20, 50, 60], window, size)
     np.testing.assert_allclose(boxes.remap(there, window, size, inverse=True), [20, 20, 50, 60], rtol=1e-12)
@@ -65,7 +65,7 @@ def test_suppression_keeps_the_best_and_what_overlaps_at_the_threshold_only():
     assert boxes.non_maximum_suppression(found, [0.8, 0.9, 0.7], 0.49).tolist() == [1, 2]
 
 
-def test_suppression_of_nothing_is_nothing():
+def test_suppression_of_no_boxes_is_empty():
     assert boxes.non_maximum_suppression([], [], 0.5).tolist() == []
 
 
