@@ -10,21 +10,13 @@ from hypothesis import strategies as st
 from spr.annotations.ids import NO_KEY, TEXT_BASE, IdTable, look_up
 
 
-<<<<<<< HEAD
 def test_different_spellings_of_an_integer_are_the_same_id() -> None:
-=======
-def test_all_spellings_of_an_integer_are_the_same_id() -> None:
->>>>>>> embedded
     ids = IdTable()
     assert {ids.key(value) for value in (12, 12.0, "12")} == {12}
     assert {ids.key(value) for value in (-3, "-3", -3.0)} == {-3}
 
 
-<<<<<<< HEAD
 def test_other_spellings_are_different_strings() -> None:
-=======
-def test_other_spellings_are_separate_text_ids() -> None:
->>>>>>> embedded
     ids = IdTable()
     keys = [ids.key(text) for text in ("012", "-0", "1e3", "12 ", "+5", "٣", "12.0", str(2**63))]
     assert all(key is not None and key >= TEXT_BASE for key in keys)
@@ -36,11 +28,7 @@ def test_an_invalid_id_has_no_key(value: object) -> None:
     assert IdTable().key(value) is None
 
 
-<<<<<<< HEAD
 def test_integers_that_are_too_large_are_strings() -> None:
-=======
-def test_integers_that_are_too_large_become_text_ids() -> None:
->>>>>>> embedded
     ids = IdTable()
     large = [2**63, 2**63 - 1, TEXT_BASE, -(2**63) - 1]
     keys = np.array([ids.key(value) for value in large])
@@ -49,11 +37,7 @@ def test_integers_that_are_too_large_become_text_ids() -> None:
     assert ids.key(TEXT_BASE - 1) == TEXT_BASE - 1
 
 
-<<<<<<< HEAD
 def test_the_text_of_no_key_is_empty() -> None:
-=======
-def test_a_key_is_never_an_empty_text() -> None:
->>>>>>> embedded
     ids = IdTable()
     keys = np.array([ids.key("a"), NO_KEY, 5])
     ids.freeze()

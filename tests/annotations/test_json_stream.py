@@ -28,11 +28,7 @@ _values = st.recursive(
 
 @settings(deadline=None)
 @given(elements=st.lists(_values, min_size=1, max_size=6), indent=st.sampled_from([None, 1]), rest=st.text(max_size=9))
-<<<<<<< HEAD
 def test_the_scan_finds_the_end_or_the_last_comma(elements: list[Any], indent: int | None, rest: str) -> None:
-=======
-def test_the_scan_finds_the_end_or_otherwise_the_last_comma(elements: list[Any], indent: int | None, rest: str) -> None:
->>>>>>> embedded
     inside = json.dumps(elements, indent=indent)[1:-1].encode()
     assert scan(inside + b"]" + rest.encode()) == (len(inside), True)
     last = len(json.dumps(elements[-1], indent=indent).encode())
@@ -74,11 +70,7 @@ def blocks_of(path: Path, key: str, block_size: int) -> list[list[Any]]:
 
 @settings(deadline=None)
 @given(elements=st.lists(_values, max_size=9), others=_values, block_size=st.integers(64, 300))
-<<<<<<< HEAD
 def test_elements_of_any_type_are_read_whole_and_in_order(
-=======
-def test_elements_of_any_kind_are_complete_and_in_order(
->>>>>>> embedded
     tmp_path_factory: pytest.TempPathFactory, elements: list[Any], others: Any, block_size: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"

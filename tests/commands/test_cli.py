@@ -46,7 +46,7 @@ def test_run_show_and_draw(config, tmp_path):
         assert sheet.size == (4 * 420, 2 * 438)
 
 
-def test_a_second_run_reports_finished_stages(config, tmp_path):
+def test_a_second_run_says_that_it_was_done_before(config, tmp_path):
     spr("run", config, "--out", tmp_path / "run")
     output, _ = spr("run", config, "--out", tmp_path / "run")
     assert output.count("done before") == 2
@@ -87,7 +87,7 @@ def test_mistakes_get_one_clear_message(arguments, message, code, tmp_path):
         (b'{"images": [], "annotations": [], "categories": []}', "no images"),
     ],
 )
-def test_invalid_annotations_are_named(dataset, config, tmp_path, content, message):
+def test_annotations_that_are_none_are_named(dataset, config, tmp_path, content, message):
     dataset.json.write_bytes(content)
     _, errors = spr("run", config, "--out", tmp_path / "run", expect=1)
     assert "instances.json" in errors
@@ -100,7 +100,7 @@ def test_a_run_folder_of_another_config_names_the_field(config, tmp_path):
     assert "regions.min_inside: 5 → 4" in errors
 
 
-def test_a_missing_stage_is_an_error_that_names_the_command_to_run(config, tmp_path):
+def test_a_stage_that_is_not_there_says_which_command_makes_it(config, tmp_path):
     spr("run", config, "--out", tmp_path / "run", "--until", "objects")
     _, errors = spr("show", tmp_path / "run" / "regions", expect=1)
     assert "does not hold a finished stage" in errors
@@ -137,14 +137,14 @@ def test_text_in_strict_mode_stops_and_names_the_line():
     assert "line:     2" in errors
 
 
-def test_text_accepts_invalid_utf8_and_options_of_dialects():
+def test_text_takes_bytes_that_are_no_utf8_and_options_of_dialects():
     options = ("--from", "ferret", "--to", "llava_onevision:padded=true", "--size", "100x50")
     output, _ = spr("text", *options, stdin=b"a \xff dog [0, 0, 500, 500]\n")
     # 50 px high, padded by 25 px above and below to 100: y of 0 and 25 px becomes 0.25 and 0.50.
     assert output == "a \N{REPLACEMENT CHARACTER} dog [0.00, 0.25, 0.50, 0.50]\n"
 
 
-def test_a_closed_output_pipe_is_not_an_error():
+def test_a_reader_that_leaves_early_is_no_error():
     lines = b"a dog [0, 0, 500, 500]\n" * 50_000
     command = f"{sys.executable} -m spr text --from ferret --to llava --size 9x9 | head -n 1"
     result = subprocess.run(["bash", "-c", command], input=lines, capture_output=True, check=True)
@@ -164,7 +164,7 @@ def test_a_closed_output_pipe_is_not_an_error():
         (["describer.backend=fake", "describer.tempreature=1"], "did you mean `describer.temperature`"),
     ],
 )
-def test_invalid_values_get_one_clear_message(arguments, message, config, tmp_path):
+def test_odd_values_get_one_clear_message(arguments, message, config, tmp_path):
     result = subprocess.run(
         [*SPR, "run", str(config), "--out", str(tmp_path / "run"), *arguments], capture_output=True, text=True
     )
@@ -173,7 +173,7 @@ def test_invalid_values_get_one_clear_message(arguments, message, config, tmp_pa
     assert "Traceback" not in result.stderr
 
 
-def test_a_config_with_an_invalid_name_is_refused(tmp_path):
+def test_a_config_with_a_name_that_can_not_be_one_is_refused(tmp_path):
     _, errors = spr("run", "x" * 5000, "--out", tmp_path / "run", expect=2)
     assert "is not a valid path" in errors
 
@@ -186,7 +186,7 @@ def test_show_gives_no_dangerous_advice(config, tmp_path):
         assert "delete" not in errors
 
 
-def test_text_works_without_standard_input_and_with_a_limited_output_encoding():
+def test_text_without_standard_input_or_with_a_poor_terminal_is_no_crash():
     command = f"{sys.executable} -m spr text --from ferret --to llava --size 9x9 <&-"
     assert subprocess.run(["bash", "-c", command], capture_output=True, check=True).stderr == b""
     line = "一只狗 [0, 0, 500, 500]\n".encode()
@@ -200,13 +200,8 @@ def test_text_works_without_standard_input_and_with_a_limited_output_encoding():
     assert result.stdout == b"??? [0.00, 0.00, 0.50, 0.50]\n"
 
 
-<<<<<<< HEAD
 def test_the_whole_pipeline_runs_without_weights_and_tells_lengths(config, tmp_path):
     fakes = [f"{section}.backend=fake" for section in ("describer", "scorer", "detector")]
-=======
-def test_the_whole_pipeline_runs_without_weights_and_reports_lengths(config, tmp_path):
-    fakes = [f"{section}.adapter=fake" for section in ("describer", "scorer", "detector")]
->>>>>>> embedded
     output, _ = spr("run", config, "--out", tmp_path / "run", *fakes)
     assert "pairs: " in output
     assert "phrases with boxes" in output
@@ -229,7 +224,7 @@ def test_a_stage_that_needs_a_describer_says_so(config, tmp_path):
     assert "describer.backend=fake" in errors
 
 
-def test_doctor_lists_versions_devices_configs_and_dialects():
+def test_doctor_tells_versions_devices_configs_and_dialects():
     output, _ = spr("doctor")
     for word in ("torch", "CPU cores", "quickstart", "florence2"):
         assert word in output
@@ -259,7 +254,7 @@ def table_of(output: str) -> list[str]:
     return rows
 
 
-def test_scenes_in_an_unwritable_place_get_one_clear_message(tmp_path):
+def test_scenes_into_a_place_that_can_not_be_written_get_one_clear_message(tmp_path):
     (tmp_path / "file").write_text("x")
     _, errors = spr("scenes", "--out", tmp_path / "file", "--n", 1, expect=1)
     assert "can't be written to" in errors

@@ -19,11 +19,7 @@ def test_iou_of_boxes_without_area_is_zero_not_nan():
     assert boxes.iou([3, 3, 3, 3], [3, 3, 3, 3]) == 0.0
 
 
-<<<<<<< HEAD
 def test_iou_matrix_has_a_row_per_box_of_the_first_array():
-=======
-def test_the_iou_matrix_has_one_row_per_box_of_the_first_argument():
->>>>>>> embedded
     matrix = boxes.iou_matrix([[0, 0, 4, 4], [0, 0, 2, 4]], [[0, 0, 4, 4], [4, 0, 8, 4], [0, 0, 4, 2]])
     # Row 2: 8/16, none, 4/(8+8−4).
     np.testing.assert_allclose(matrix, [[1, 0, 0.5], [0.5, 0, 1 / 3]])
@@ -56,11 +52,7 @@ def test_growing_keeps_the_centre_unless_the_box_is_clipped():
     assert boxes.grow([0, 40, 20, 80], 1.5, (100, 85)).tolist() == [0, 30, 25, 85]
 
 
-<<<<<<< HEAD
 def test_remap_and_its_inverse_give_the_same_box():
-=======
-def test_remapping_forth_and_back_gives_the_same_box():
->>>>>>> embedded
     window, size = [13.5, 7.25, 90.0, 61.0], (336, 224)
     there = boxes.remap([20, 20, 50, 60], window, size)
     np.testing.assert_allclose(boxes.remap(there, window, size, inverse=True), [20, 20, 50, 60], rtol=1e-12)

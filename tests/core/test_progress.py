@@ -35,11 +35,7 @@ def test_long_work_writes_a_line_every_ten_seconds_with_rate_and_time_left():
     ]
 
 
-<<<<<<< HEAD
 def test_items_of_an_earlier_run_count_as_done_but_not_for_the_rate():
-=======
-def test_work_of_an_earlier_run_counts_as_done_but_not_for_the_rate():
->>>>>>> embedded
     clock = Clock()
     progress = Progress("regions", 100, "images", done=50, stream=io.StringIO(), clock=clock)
     clock.now = 5.0

@@ -51,20 +51,12 @@ def test_the_crop_is_the_region_enlarged_one_and_a_half_times(region, size_wh, w
         ((0, 0, 1000, 4), (1000, 10), (0, -495, 1000, 505)),
     ],
 )
-<<<<<<< HEAD
 def test_the_square_contains_the_region_and_is_close_to_the_centre(region, size_wh, window):
-=======
-def test_the_square_contains_the_region_as_close_to_its_centre_as_possible(region, size_wh, window):
->>>>>>> embedded
     assert square_window(region, size_wh) == window
 
 
 @given(st.data())
-<<<<<<< HEAD
 def test_every_square_window_is_square_and_contains_its_region(data):
-=======
-def test_every_square_is_square_and_contains_its_region(data):
->>>>>>> embedded
     width, height = data.draw(st.integers(1, 500)), data.draw(st.integers(1, 500))
     x1, y1 = data.draw(st.floats(0, width - 0.5)), data.draw(st.floats(0, height - 0.5))
     x2, y2 = data.draw(st.floats(x1 + 0.25, width)), data.draw(st.floats(y1 + 0.25, height))
@@ -91,20 +83,12 @@ def test_pixels_outside_the_image_have_clips_mean_colour():
     assert {tuple(pixels[0, 0]), tuple(pixels[3, 5]), tuple(pixels[1, 0]), tuple(pixels[3, 3])} == {CLIP_MEAN}
 
 
-<<<<<<< HEAD
 def test_a_cut_inside_the_image_has_the_pixels_of_the_image():
-=======
-def test_a_view_inside_the_image_has_the_pixels_of_the_image():
->>>>>>> embedded
     np.testing.assert_array_equal(np.asarray(cut(gradient(9, 9), (2, 3, 5, 8))), np.asarray(gradient(9, 9))[3:8, 2:5])
 
 
 def test_padding_centres_the_image():
-<<<<<<< HEAD
     pixels = np.asarray(pad_to_square(gradient(5, 2)))
-=======
-    made = np.asarray(pad_to_square(gradient(5, 2)))
->>>>>>> embedded
     # Three rows are missing: one above, two below.
     assert pixels.shape == (5, 5, 3)
     np.testing.assert_array_equal(pixels[1:3], np.asarray(gradient(5, 2)))
@@ -112,10 +96,6 @@ def test_padding_centres_the_image():
     assert pad_to_square(gradient(3, 3)).size == (3, 3)
 
 
-<<<<<<< HEAD
 def test_shift_and_unshift_are_inverse():
-=======
-def test_shifting_and_unshifting_gives_the_same_box():
->>>>>>> embedded
     assert shift((10, 20, 30, 40), (5, 6, 50, 60)) == (5, 14, 25, 34)
     assert unshift((5, 14, 25, 34), (5, 6, 50, 60)) == (10, 20, 30, 40)
