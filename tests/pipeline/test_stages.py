@@ -119,7 +119,7 @@ def test_an_added_stage_is_run_resumed_shown_counted_and_its_drops_are_merged(da
     assert f"areas: {areas.rows} rows" in text
     counted = {count.name: count for count in count_stages(Run(out))}["areas"]
     assert (counted.rows, counted.lost) == (areas.rows, areas.dropped["query: tall"])
-    assert [drop.explained for drop in counted.drops] == ["the region is higher than wide"]
+    assert [drop.explanation for drop in counted.drops] == ["the region is higher than wide"]
     assert all(summary.done_before for summary in run(config, out))
     with pytest.raises(SprError, match=r"delete regions/ and areas/ and candidates/"):
         run(make_config({**raw, "regions": {"per_image": 2}}), out)
@@ -149,6 +149,7 @@ def test_a_stage_crosses_process_borders_whole(name):
 PACKAGE = """
 import pyarrow as pa
 from spr.pipeline.stage import Stage
+from spr.runs.reader import Run
 from spr.runs.store import StageOutput, dropped_table
 
 SCHEMA = pa.schema([pa.field("query_id", pa.string())])

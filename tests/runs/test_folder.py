@@ -7,12 +7,15 @@ import yaml
 
 from spr.config import TrainingPart, make_config
 from spr.core.errors import InputError, RunError
+from spr.core.images import ImageSource
+from spr.evaluation.tasks.description import Description
 from spr.exports.writing import export
 from spr.pipeline.runner import run
 from spr.report.page import write_report
 from spr.report.show import show
 from spr.runs.folder import check_run_version, lock_run, open_run
 from spr.runs.store import StageStore
+from spr.training.pairs import run_pairs
 
 
 def contents(folder):
@@ -48,9 +51,11 @@ def old_run(request, dataset, tmp_path):
         lambda out, _: open_run(out, TrainingPart()).__enter__(),
         lambda out, _: write_report(out),
         lambda out, _: export(out, out.parent / "export", "llava"),
+        lambda out, _: Description().load(out),
+        lambda out, _: run_pairs(out, ImageSource(out)),
         lambda out, _: check_run_version(out),
     ],
-    ids=["run", "lock", "train", "report", "export", "check"],
+    ids=["run", "lock", "open", "report", "export", "evaluate", "train", "check"],
 )
 def test_a_folder_of_version_0_1_is_refused_and_not_a_byte_of_it_changes(use, old_run, dataset):
     before = contents(old_run)

@@ -25,6 +25,7 @@ from spr.models.chat import Message, render_answer, render_turn, user_turn
 from spr.models.families import Family
 from spr.models.image_processors import encode
 from spr.records import Size
+from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore
 from spr.training.shared_prefix import EncodedPair
 from spr.training.vision_cache import Features, FeatureStore, feature_key
@@ -65,6 +66,7 @@ def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
     Raises:
         RunError: if the run's `pairs` stage is not finished.
     """
+    check_run_version(run)
     store = StageStore(run / "pairs")
     store.finished()
     return _run_rows(store, images)

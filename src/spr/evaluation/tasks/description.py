@@ -28,6 +28,7 @@ from spr.grounding.localization import localization_score
 from spr.grounding.matching import WORD, count_named, count_placed, names_category, reaches
 from spr.records import RegionQuery
 from spr.records.schemas import from_table
+from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore, read_table
 
 RECALLS = (0.5, 0.75, 0.9)
@@ -90,6 +91,7 @@ class Description(Task[Regions]):
         """
         if path.is_dir():
             folder = path / "regions" if (path / "config.yaml").is_file() else path
+            check_run_version(folder.parent)
             queries = [query for table in StageStore(folder).tables() for query in from_table(table, RegionQuery)]
             regions, saved = Regions(queries), folder.parent / "config.yaml"
             if saved.is_file():
