@@ -1,9 +1,10 @@
-"""Claim: `HfDescriber` makes at least 90 % of the tokens a second of one bare batched `generate` call on ready tensors.
+"""Claim: `HfDescriber` reaches at least 90 % of the tokens per second of a bare batched `generate` call.
 
-The model is a LLaVA-OneVision of about 70 million random parameters; all answers have the same number of tokens. The
-describer's time holds all that it does: chat template, image processing, tokenising, sampling by seed, decoding. The
-bare call samples with transformers' own temperature and top-p (`generate`), or takes the likeliest token (`greedy`).
-The three take turns; each ratio is of neighbours, and the median counts.
+The model is a LLaVA-OneVision with about 70 million random parameters; all answers have the same number of tokens. The
+describer's time includes everything it does: chat template, image processing, tokenization, sampling by seed and
+decoding. The bare call gets prepared tensors. It samples with the temperature and top-p of transformers (`generate`) or
+takes the most likely token (`greedy`). The three are measured in turn; a ratio compares measurements of the same round,
+and the median ratio is reported.
 
     python benchmarks/bench_describe.py [--batch 4] [--batches 2] [--new-tokens 48] [--repeats 3] [--threads 1]
 """
@@ -34,7 +35,7 @@ PROMPT = "Describe the region [0.12, 0.20, 0.80, 0.91] of the image, and give th
 
 
 def save_model(folder: Path) -> None:
-    """A mid-size LLaVA-OneVision: bytes as tokens, and unused ones up to a vocabulary of ordinary size."""
+    """Save a mid-size LLaVA-OneVision with bytes as tokens and unused tokens up to a typical vocabulary size."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={char: k for k, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,13 +76,13 @@ def save_model(folder: Path) -> None:
     torch.manual_seed(0)
     model = hf.LlavaOnevisionForConditionalGeneration(config)
     with torch.no_grad():
-        # Random weights make all tokens nearly as likely; with these, a token tells some 4 nats, as a trained model's.
+        # Random weights give a nearly uniform distribution. Scaled, its entropy is about 4 nats, as in a trained model.
         model.lm_head.weight *= 8
     model.save_pretrained(folder)
 
 
 def make_requests(count: int) -> list[DescribeRequest]:
-    """Photographs' size, each another picture, so that nothing can be shared."""
+    """Requests with a different image each, of the size of a photograph, so that nothing can be shared."""
     window = (0.0, 0.0, 640.0, 480.0)
     region = (RegionObject("1", "thing", window, inside=True),)
     requests = []
@@ -93,14 +94,14 @@ def make_requests(count: int) -> list[DescribeRequest]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Wall-clock seconds of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Print the table, and one JSON line last."""
+    """Print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"batch": 4, "batches": 2, "new-tokens": 48, "repeats": 3, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -111,16 +112,16 @@ def main() -> None:
         options = {"dtype": "float32", "batch_size": arguments.batch, "max_new_tokens": arguments.new_tokens}
         describer = HfDescriber(folder, **options)
     model, requests = describer.model, make_requests(arguments.batch * arguments.batches)
-    # Nobody ends a turn early, so that all make the same number of tokens.
+    # No answer ends early, so that all have the same number of tokens.
     model.generation_config.min_new_tokens = arguments.new_tokens
-    ready = []
+    prepared = []
     for start in range(0, len(requests), arguments.batch):
         batch = requests[start : start + arguments.batch]
         inputs = encode(describer.processor, [describer.render(r.prompt) for r in batch], [r.image for r in batch])
-        ready.append({name: tensor.to(model.device) for name, tensor in inputs.items()})
+        prepared.append({name: tensor.to(model.device) for name, tensor in inputs.items()})
 
     def bare(**sampling: object) -> None:
-        for inputs in ready:
+        for inputs in prepared:
             model.generate(**inputs, **sampling)
 
     ways: dict[str, Callable[[], object]] = {
@@ -134,18 +135,20 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for name, work in ways.items():
             seconds[name].append(timed(work))
-    made = len(requests) * arguments.new_tokens
-    speeds = {name: made / statistics.median(values) for name, values in seconds.items()}
+    tokens = len(requests) * arguments.new_tokens
+    speeds = {name: tokens / statistics.median(values) for name, values in seconds.items()}
     ratios = {
         name: statistics.median(b / d for b, d in zip(seconds[name], seconds["describer"], strict=True))
         for name in ("generate", "greedy")
     }
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    prompt = ready[0]["input_ids"].shape[1]
+    prompt = prepared[0]["input_ids"].shape[1]
     print(
         f"{parameters / 1e6:.0f} M parameters, {model.device}, {arguments.threads} threads, torch {torch.__version__}"
     )
-    print(f"{len(requests)} requests of {prompt} tokens, {arguments.new_tokens} new, batches of {arguments.batch}\n")
+    print(
+        f"{len(requests)} requests of {prompt} tokens, {arguments.new_tokens} new ones, batch size {arguments.batch}\n"
+    )
     print(f"{'':12}{'tokens/s':>10}{'describer reaches':>20}")
     for name, speed in speeds.items():
         print(f"{name:12}{speed:10.1f}{ratios[name]:20.1%}" if name in ratios else f"{name:12}{speed:10.1f}")

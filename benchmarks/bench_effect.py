@@ -1,9 +1,10 @@
-"""The method's effect on the embedded describer: pairs from generated scenes, training, held-out figures.
+"""Measure the effect of preference training on the embedded describer: pairs from generated scenes, held-out metrics.
 
-    python benchmarks/bench_effect.py search --out runs/effect            # tuning scenes, one line a setting
-    python benchmarks/bench_effect.py final --out runs/effect --seeds 3   # held-out scenes, the ablation, intervals
+    python benchmarks/bench_effect.py search --out runs/effect            # tuning scenes, one line per setting
+    python benchmarks/bench_effect.py final --out runs/effect --seeds 3   # held-out scenes, ablation, intervals
 
-Prints a table and one JSON line last. All settings of a kind share one run up to the scores; each makes its own pairs.
+Prints a table, then one line of JSON. Settings with the same pool share one run up to the scores; each selects its own
+pairs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from spr.training.trainer import train
 
 MODEL = model_source("embedded/describer")
 TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_004
-"""Seeds of scenes that the embedded models never saw; 900,000,003 were held out of the first search."""
+"""Seeds of scenes that the embedded models were not trained on. The first search's held-out seed was 900,000,003."""
 
 
 PIPELINE_OPTIONS = (
@@ -52,21 +53,21 @@ PIPELINE_OPTIONS = (
     "detector={backend: owlv2, model: embedded/detector, box_threshold: 0.3}",
     "training={device: cpu}",
 )
-"""The paper's way on the embedded models, where every setting starts, whatever the quickstart's config has chosen."""
+"""The paper's settings for the embedded models, from which every setting starts, whatever `quickstart` configures."""
 
 
 POOLS = {
     "train": (1, ()),
     "wide": (2, ("describer.samples={full: 6, crop: 0, crop_objects: 0}", "detector={backend: none}")),
 }
-"""Where pairs come from: how many times the training scenes, and what the config says otherwise."""
+"""Sources of pairs: a factor on the number of training scenes, and config overrides."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tried: how pairs are chosen, and how they are trained on.
+    """One experiment: how pairs are selected, and how the model is trained on them.
 
-    ``samples`` is how many descriptions of a kind are looked at, ``pairs`` how many pairs are trained on; None is all.
+    ``samples`` limits the descriptions per region and prompt kind, ``pairs`` the training pairs; None means no limit.
     """
 
     name: str
@@ -84,13 +85,13 @@ class Setting:
 
 
 def pool(out: Path, name: str, scenes: int) -> Path:
-    """A run on training scenes up to the scores; done once."""
+    """The run of a pool on training scenes up to the scores; an existing one is reused."""
     times, changes = POOLS[name]
     return prepare(out, name, times * scenes, TRAIN, until="scores", changes=changes)
 
 
 def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str, changes: Sequence[str] = ()) -> Path:
-    """Scenes and a run on them up to a stage; done once."""
+    """Write scenes and run the pipeline on them up to a stage; existing ones are reused."""
     data, run = out / f"{name}-scenes", out / f"{name}-run"
     if not (data / "instances.json").is_file():
         write_scenes(data, scenes, seed)
@@ -102,7 +103,7 @@ def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str, changes
 
 
 def pairs_of(run: Path, setting: Setting) -> list[PreferencePair]:
-    """The run's candidates, scored and paired anew as the setting wants."""
+    """Combine the run's scores and select pairs again, as the setting asks."""
     config = _config(run, setting)
     queries = {query.query_id: query for query in _rows(run, "regions", RegionQuery)}
     candidates = {row.candidate_id: row for row in _rows(run, "candidates", Candidate)}
@@ -120,13 +121,13 @@ def pairs_of(run: Path, setting: Setting) -> list[PreferencePair]:
             located = localization_score(queries[candidate.query_id].inside, boxes, [])
             scores = replace(scores, localization=located.score)
         weight = setting.semantic_weight
-        joined = weight * scores.semantic + (1 - weight) * scores.localization
-        scored.setdefault(candidate.query_id, []).append((candidate, replace(scores, score=joined)))
-    made = [
+        combined = weight * scores.semantic + (1 - weight) * scores.localization
+        scored.setdefault(candidate.query_id, []).append((candidate, replace(scores, score=combined)))
+    results = [
         make_pair(query, scored.get(query_id, []), config.pairing, config.prompts)
         for query_id, query in queries.items()
     ]
-    pairs = [pair for pair in made if isinstance(pair, PreferencePair)]
+    pairs = [pair for pair in results if isinstance(pair, PreferencePair)]
     if not setting.refine:
         pairs = [_unrefined(pair, candidates) for pair in pairs]
     return pairs[: setting.pairs]
@@ -150,7 +151,7 @@ def _rows(run: Path, stage: str, kind: Any) -> Iterator[Any]:
 
 
 def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: Path, seed: int) -> dict[str, float]:
-    """An adapter in ``out/adapter``; the reference's log-probabilities are shared between settings."""
+    """Train an adapter in ``out/adapter``; the log-probabilities of the reference model are shared between settings."""
     config = load_config(run / "config.yaml")
     changes = {f"training.{key}": value for key, value in {"vision_cache": "memory", **setting.training}.items()}
     section = load_config(
@@ -177,7 +178,7 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
 
 
 def measure(data: Path, adapter: Path | None, *, samples: int, limit: int | None = None) -> dict[str, Result]:
-    """Held-out figures: rec and descriptions, greedy, and descriptions sampled."""
+    """Evaluate on the scenes in ``data``: greedy REC, greedy descriptions, and sampled descriptions."""
     greedy = HfDescriber(MODEL, peft_adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
     regions = Description().load(data.with_name(data.name.replace("-scenes", "-run")))
     regions = replace(regions, queries=regions.queries[:limit])
@@ -212,7 +213,7 @@ SHOWN = (
 
 
 def figures(found: dict[str, Result]) -> dict[str, float]:
-    """The figures that are shown, by ``task name``."""
+    """The metrics in `SHOWN` that were measured, by ``"task metric"``."""
     return {
         f"{task} {name}": float(found[task].value(name) or 0.0)
         for task, name in SHOWN
@@ -221,10 +222,10 @@ def figures(found: dict[str, Result]) -> dict[str, float]:
 
 
 def row(name: str, values: dict[str, float], base: dict[str, float]) -> str:
-    """A setting's figures; against the base where it is another."""
+    """One line of the table: the metrics of the base, or the differences from it."""
     cells = []
     for key in (f"{task} {figure}" for task, figure in SHOWN):
-        if key not in values or key not in base:  # measured before this figure was shown
+        if key not in values or key not in base:  # measured before this metric was added
             cells.append(f"{'–':>9}")
         else:
             cells.append(f"{values[key]:9.3f}" if values is base else f"{values[key] - base[key]:+9.3f}")
@@ -232,7 +233,7 @@ def row(name: str, values: dict[str, float], base: dict[str, float]) -> str:
 
 
 def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) -> list[dict[str, Any]]:
-    """Each setting once, measured on tuning scenes; what has been measured is not measured again."""
+    """Train every setting once and measure it on tuning scenes; results in ``search.jsonl`` are reused."""
     prepare(out, "tune", tune, TUNE, until="regions")
     data, log = out / "tune-scenes", out / "search.jsonl"
     known = {line["name"]: line for line in map(json.loads, log.read_text().splitlines())} if log.is_file() else {}
@@ -255,9 +256,9 @@ def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) ->
 
 
 def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int, seeds: int) -> list[dict[str, Any]]:
-    """Each setting with several training seeds, measured on held-out scenes; averaged over the seeds.
+    """Train every setting with several seeds and measure it on held-out scenes; metrics are means over the seeds.
 
-    Intervals resample scenes, the same ones for both of a difference.
+    Confidence intervals resample scenes; both sides of a difference use the same resamples.
     """
     prepare(out, "held-out", held_out, HELD_OUT, until="regions")
     data = out / "held-out-scenes"
@@ -276,7 +277,7 @@ def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int,
         found[setting.name] = _averaged(runs)
     lines = []
     if {"preference training", "fine-tuning on chosen"} <= set(found):
-        print("\npreference training over fine-tuning on chosen")
+        print("\ndifference: preference training minus fine-tuning on chosen")
         for (task, metric), (share, clusters) in found["preference training"].items():
             difference = paired_difference(found["fine-tuning on chosen"][task, metric][0], share, clusters)
             if difference is not None:
@@ -300,7 +301,7 @@ def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int,
 
 
 def _measured(folder: Path, data: Path, adapter: Path | None) -> dict[tuple[str, str], tuple[Share, Any]]:
-    """The held-out figures item by item; kept, so that a second run measures nothing again."""
+    """The held-out metrics per item; results in ``folder`` are reused."""
     if not (folder / "done").is_file():
         for task, result in measure(data, adapter, samples=1).items():
             result.write(folder / f"{task}.json")
@@ -328,7 +329,7 @@ def _averaged(runs: Sequence[dict[tuple[str, str], tuple[Share, Any]]]) -> dict[
 
 
 def dpo(rate: float, **more: Any) -> dict[str, Any]:
-    """Training fields: an adapter of rank 32, batches of 16 pairs."""
+    """Training fields: a rank-32 adapter and batches of 16 pairs."""
     lora = {"lora.r": 32, "lora.lora_alpha": 64}
     return {**lora, "per_device_train_batch_size": 16, "learning_rate": rate, **more}
 
@@ -339,7 +340,7 @@ _FULL = {"kinds": ("full",), **OWN}
 
 
 def _wide(name: str, training: dict[str, Any] = _BEST, **more: Any) -> Setting:
-    """The chosen setting with pairs from the wide pool, two descriptions a region, 1,000 pairs but for what differs."""
+    """The selected setting with pairs from the wide pool; by default two descriptions per region and 1,000 pairs."""
     return Setting(f"wide {name}", pool="wide", **{"samples": 2, "pairs": 1000, **_FULL, **more}, training=training)
 
 
@@ -403,7 +404,7 @@ FINAL = (
 
 
 def main() -> None:
-    """Read the command line and measure."""
+    """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("search", "final"))
     parser.add_argument("--out", type=Path, required=True)
@@ -411,7 +412,7 @@ def main() -> None:
     parser.add_argument("--tune", type=int, default=300)
     parser.add_argument("--held-out", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", help="names of settings, by comma")
+    parser.add_argument("--only", help="comma-separated names of settings")
     arguments = parser.parse_args()
     wanted = None if arguments.only is None else arguments.only.split(",")
     settings = [setting for setting in SEARCH if wanted is None or setting.name in wanted]

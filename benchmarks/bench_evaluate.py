@@ -1,7 +1,7 @@
 """Claim: `spr evaluate rec --predictions` scores at least 50,000 answers per second on one core, intervals included.
 
 Measures the CPU time of everything that the command does after its imports: read MDETR's JSON and the predictions file,
-match the answers by id, read the boxes, score them, bootstrap all metrics of all groups, and write the result and its
+match the answers by id, parse the boxes, score them, bootstrap all metrics of all groups, and write the result and its
 items. The reference is a plain Python loop with `json` and one regular expression that computes only Acc@0.5 to
 Acc@0.9: no groups, intervals or problems, and no items file.
 
@@ -41,7 +41,7 @@ _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 
 
 def make(folder: Path, answers: int, per_image: int, form: str) -> tuple[Path, Path]:
-    """Write annotations and shuffled answers: boxes are off by some pixels, and one answer in 50 has no box."""
+    """Write annotations and shuffled answers: boxes are a few pixels off, and one answer in 50 has no box."""
     draw = np.random.default_rng(0)
     dialect = get_dialect(DIALECT)
     images, annotations, lines = [], [], []
@@ -62,26 +62,26 @@ def make(folder: Path, answers: int, per_image: int, form: str) -> tuple[Path, P
             form.replace("{box}", box).replace("{phrase}", PHRASES[k % len(PHRASES)]) if k % 50 else "I can't see that."
         )
         lines.append(json.dumps({"id": str(k), "prompt": "What is the location of it?", "answer": answer}))
-    truth, said = folder / "finetune_refcoco_val.json", folder / "answers.jsonl"
+    truth, answers_file = folder / "finetune_refcoco_val.json", folder / "answers.jsonl"
     truth.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
-    said.write_text("\n".join(lines[k] for k in draw.permutation(answers)) + "\n")
-    return truth, said
+    answers_file.write_text("\n".join(lines[k] for k in draw.permutation(answers)) + "\n")
+    return truth, answers_file
 
 
-def ours(truth: Path, said: Path) -> dict[str, float]:
+def ours(truth: Path, answers: Path) -> dict[str, float]:
     """The accuracies that the command computes and writes."""
-    result = evaluate("rec", truth, predictions=said, dialect=DIALECT)
-    made = result.write(said.parent / "result.json")
-    return {name: made["metrics"][name]["value"] for name in made["metrics"]}
+    result = evaluate("rec", truth, predictions=answers, dialect=DIALECT)
+    written = result.write(answers.parent / "result.json")
+    return {name: written["metrics"][name]["value"] for name in written["metrics"]}
 
 
-def plain(truth: Path, said: Path) -> dict[str, float]:
+def plain(truth: Path, answers: Path) -> dict[str, float]:
     """The accuracies from a loop over the answers."""
     whole = json.loads(truth.read_text())
     boxes = {entry["image_id"]: entry["bbox"] for entry in whole["annotations"]}
     rows = {str(row["id"]): row for row in whole["images"]}
     right = dict.fromkeys(THRESHOLDS, 0)
-    for line in said.read_text().splitlines():
+    for line in answers.read_text().splitlines():
         prediction = json.loads(line)
         row, match = rows[prediction["id"]], _BOX.search(prediction["answer"])
         x, y, w, h = boxes[row["id"]]
@@ -103,24 +103,24 @@ WORKS: dict[str, Callable[[Path, Path], dict[str, float]]] = {"ours": ours, "pla
 def cpu_seconds(work: str, files: tuple[Path, Path], small: tuple[Path, Path]) -> tuple[float, dict[str, float]]:
     """CPU seconds of one call in its own process, summed over threads, and the accuracies.
 
-    The small files are evaluated first, so that no import is measured: pyarrow imports modules with its first table.
+    The small files are evaluated first, because pyarrow imports modules when it makes its first table.
     """
     command = [sys.executable, __file__, "--work", work, *map(str, (*small, *files))]
-    made = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, found = json.loads(made.stdout)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, found = json.loads(done.stdout)
     return seconds, found
 
 
-def child(work: str, truth: Path, said: Path, *files: Path) -> None:
-    """Run one measurement: the code of the child process."""
-    WORKS[work](truth, said)
+def child(work: str, truth: Path, answers: Path, *files: Path) -> None:
+    """Run one measurement, in the child process."""
+    WORKS[work](truth, answers)
     start = time.process_time()
     found = WORKS[work](*files)
     print(json.dumps([time.process_time() - start, found]))
 
 
 def main() -> None:
-    """Measure, and print a table and one line of JSON."""
+    """Measure, print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -145,7 +145,7 @@ def main() -> None:
                     one, found = cpu_seconds("ours", files, small)
                     two, expected = cpu_seconds("plain", files, small)
                     taken.append((one, two))
-                # Rounded to six digits in the result's file.
+                # The result file rounds to six digits.
                 if any(abs(found[key] - value) > 1e-6 for key, value in expected.items()):
                     raise SystemExit(f"the two implementations disagree: {found} and {expected}")
             speeds = [arguments.answers / statistics.median(column) for column in zip(*taken, strict=True)]

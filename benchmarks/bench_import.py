@@ -1,12 +1,12 @@
-"""How fast and in how much memory `read_coco` reads an Objects365-shaped file, against pycocotools.
+"""Compare the speed and memory of `read_coco` with those of pycocotools on a file shaped like Objects365.
 
     python benchmarks/bench_import.py [--boxes 1000000] [--large-boxes 10000000] [--repeats 3]
 
-Every measurement is a process of its own, the two readers take turns, and medians are shown. Seconds are taken around
-the reading alone, with the imports done and the file in the page cache. Both readers use one thread; the bounds are
-held against CPU seconds, which other work on the machine disturbs less than the wall clock. Memory is the process's
-highest resident size (`ru_maxrss`), shown whole and above what the same process held before it began to read; the
-bounds hold for the whole. The large file is read by `read_coco` only. Prints a table, and one JSON line last.
+Every measurement is a separate process, the readers alternate, and medians are reported. Only the reading is timed,
+after the imports and with the file in the page cache. Both readers use one thread. The bounds apply to CPU seconds,
+which depend less on other processes than wall-clock time does. Memory is the peak resident size of the process
+(`ru_maxrss`), in total and as the increase over its size before reading; the bounds apply to the total. Only
+`read_coco` reads the large file. Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPEEDUP_WANTED, MEMORY_SHARE_WANTED, LARGE_MIB_WANTED, LINEAR_WANTED = 5.0, 0.25
 
 
 def generate(path: Path, boxes: int, seed: int = 0) -> None:
-    """Write a file as Objects365 v2's: its keys and their order, floats of some 10 decimals, images in any order."""
+    """Write a file like that of Objects365 v2: same keys in the same order, 10 decimals per float, shuffled images."""
     rng = random.Random(seed)
     images = max(boxes // BOXES_PER_IMAGE, 1)
     sizes = [rng.choice([(1024, 683), (769, 512), (500, 333), (480, 640)]) for _ in range(images)]
@@ -63,8 +63,8 @@ def generate(path: Path, boxes: int, seed: int = 0) -> None:
 
 
 def measure_here(reader: str, path: str) -> dict[str, float]:
-    """Read the file in this process; seconds, and highest resident size in MiB before and after."""
-    from pycocotools.coco import COCO  # both imports for both readers: they start alike
+    """Read the file in this process; seconds, and peak resident size in MiB in total and as an increase."""
+    from pycocotools.coco import COCO  # imported for both readers, so that both start with the same memory
 
     from spr.annotations import read_coco
 
@@ -77,7 +77,7 @@ def measure_here(reader: str, path: str) -> dict[str, float]:
 
 
 def measure(reader: str, path: Path, boxes: int) -> dict[str, float]:
-    """Read the file in a new process, from the page cache: what is measured is the reader, not the disk."""
+    """Read the file in a new process, from the page cache, so that the disk is not measured."""
     with path.open("rb") as file:
         while file.read(2**24):
             pass
@@ -85,17 +85,17 @@ def measure(reader: str, path: Path, boxes: int) -> dict[str, float]:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     if result["boxes"] != boxes:
-        raise SystemExit(f"{reader} read {result['boxes']} boxes of {boxes}")
+        raise SystemExit(f"{reader} read {result['boxes']} of {boxes} boxes")
     return result
 
 
 def medians(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The median of every figure."""
+    """The median of every quantity."""
     return {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
 
 
 def row(name: str, figures: dict[str, float]) -> str:
-    """A line of the table."""
+    """One line of the table."""
     return (
         f"{name:<12} {figures['boxes']:>12,.0f} {figures['wall_s']:>9.2f} {figures['cpu_s']:>9.2f} "
         f"{figures['peak_mib']:>10,.0f} {figures['added_mib']:>10,.0f}"
@@ -103,7 +103,7 @@ def row(name: str, figures: dict[str, float]) -> str:
 
 
 def compare(boxes: int, large_boxes: int, repeats: int) -> dict[str, Any]:
-    """Measure all, print the table."""
+    """Measure both readers and print the table."""
     print(f"{'reader':<12} {'boxes':>12} {'wall s':>9} {'CPU s':>9} {'peak MiB':>10} {'added MiB':>10}")
     with tempfile.TemporaryDirectory(prefix="bench-import-") as folder:
         small, large = Path(folder) / "small.json", Path(folder) / "large.json"
@@ -139,10 +139,10 @@ def compare(boxes: int, large_boxes: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, and exit with 1 where a bound is missed."""
+    """Measure, print, and exit with status 1 if a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boxes", type=int, default=1_000_000, help="boxes of the file that both read")
-    parser.add_argument("--large-boxes", type=int, default=10_000_000, help="boxes of the large file; 0 leaves it out")
+    parser.add_argument("--boxes", type=int, default=1_000_000, help="boxes in the file that both readers read")
+    parser.add_argument("--large-boxes", type=int, default=10_000_000, help="boxes in the large file; 0 skips it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--reader", choices=["spr", "pycocotools"], help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
@@ -156,8 +156,8 @@ def main() -> None:
         "at most a quarter of the memory": summary["memory_share"] <= MEMORY_SHARE_WANTED,
     }
     if args.large_boxes:
-        bounds["the large file in under 3 GB"] = summary["large_peak_mib"] < LARGE_MIB_WANTED
-        bounds[f"time a box at most {LINEAR_WANTED:g}× in the large file"] = (
+        bounds["less than 3 GB for the large file"] = summary["large_peak_mib"] < LARGE_MIB_WANTED
+        bounds[f"at most {LINEAR_WANTED:g}× the time per box in the large file"] = (
             summary["time_per_box_ratio"] <= LINEAR_WANTED
         )
     for bound, met in bounds.items():

@@ -1,9 +1,9 @@
-"""Claim: the memory of a stage does not grow with the number of images: ten times as many take within 10 % of the peak.
+"""Claim: the memory of a stage does not grow with the number of images: the peak for 10 times as many is within 10 %.
 
-Each stage of `spr run` is a process of its own, which goes on in the run folder of the one before; its peak is what
-Linux calls VmHWM. Twice: the fakes on likes of photographs (640 × 480, twelve objects), and the models that ship on
-scenes. Shards are what is in memory. The smaller number fills two of them, not one: while the second is made, the heap
-that the first has left in pieces still grows, by some 5 %; it no longer does after the third.
+Each stage of `spr run` is a separate process that continues the run folder of the previous one; its peak is VmHWM of
+Linux. Measured for the fake models on images like photographs (640 × 480, twelve objects), and for the embedded models
+on generated scenes. One shard at a time is in memory. The smaller number of images fills two shards, not one: because
+the heap is fragmented after the first shard, it grows by about 5 % during the second, but no longer after the third.
 
     python benchmarks/bench_memory.py [--images 200] [--scenes 32] [--times 10]
 """
@@ -38,7 +38,7 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
 
 
 def write_photographs(folder: Path, count: int, distinct: int = 16) -> None:
-    """COCO JSON with so many images, whose files are links to a few."""
+    """Write COCO JSON with ``count`` images, whose files are hard links to ``distinct`` ones."""
     draw, images = random.Random(0), folder / "images"
     images.mkdir(parents=True)
     for k in range(min(distinct, count)):
@@ -64,7 +64,7 @@ def write_photographs(folder: Path, count: int, distinct: int = 16) -> None:
 
 
 def peaks(config: str, data: Path, out: Path, overrides: list[str]) -> dict[str, float]:
-    """MiB at the peak of each stage."""
+    """Peak memory of each stage in MiB."""
     paths = [f"annotations.path={data / 'instances.json'}", f"annotations.images={data / 'images'}"]
     found = {}
     for stage in STAGES:
@@ -83,7 +83,7 @@ def compare(title: str, few: dict[str, float], many: dict[str, float], counts: t
 
 
 def main() -> None:
-    """Print the tables, and one JSON line last."""
+    """Print the tables, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"images": 200, "scenes": 32, "times": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -92,18 +92,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "empty.yaml").write_text("{}")
-        made: dict[str, list[dict[str, float]]] = {"fakes": [], "embedded": []}
+        measured: dict[str, list[dict[str, float]]] = {"fakes": [], "embedded": []}
         for times in (1, arguments.times):
             photographs, scenes = folder / f"photographs-{times}", folder / f"scenes-{times}"
             write_photographs(photographs, times * arguments.images)
             shard = [f"shard_rows={-(-arguments.images // 2)}"]
             config = str(folder / "empty.yaml")
-            made["fakes"].append(peaks(config, photographs, folder / f"fakes-{times}", [*FAKES, *shard]))
+            measured["fakes"].append(peaks(config, photographs, folder / f"fakes-{times}", [*FAKES, *shard]))
             write_scenes(scenes, times * arguments.scenes, 0)
             shard = [f"shard_rows={-(-arguments.scenes // 2)}"]
-            made["embedded"].append(peaks("quickstart", scenes, folder / f"embedded-{times}", shard))
+            measured["embedded"].append(peaks("quickstart", scenes, folder / f"embedded-{times}", shard))
     for title, count in (("fakes", arguments.images), ("embedded", arguments.scenes)):
-        results[title] = compare(title, *made[title], (count, arguments.times * count))
+        results[title] = compare(title, *measured[title], (count, arguments.times * count))
     print(json.dumps({"benchmark": "memory", **results}))
 
 

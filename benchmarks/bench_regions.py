@@ -1,7 +1,8 @@
-"""Claim: region queries are made at 2,000 images a second or more on one core, and two workers are 1.7 times one.
+"""Claim: the stage `regions` processes 2,000 images per second on one core, and 1.7 times as many with two workers.
 
-Runs the stage `regions` as `spr run` does (read a shard, grow, write both files, manifest) on generated images with 15
-objects each. `one` and `two` are whole stages, start of the worker processes included; they alternate in one run.
+Runs the stage as `spr run` does (read a shard, grow regions, write both files and the manifest) on generated images
+with 15 objects each. Both numbers of workers are measured in turn on the whole stage, including the start of the
+processes.
 
     python benchmarks/bench_regions.py [--images 400000] [--repeats 3]
 """
@@ -26,20 +27,20 @@ from spr.records.columns import box_array, list_array
 from spr.records.schemas import OBJECTS
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
 
-OBJECTS_AN_IMAGE = 15
+OBJECTS_PER_IMAGE = 15
 SIZE_WH = (640, 480)
 
 
 def make_shard(start: int, rows: int) -> pa.Table:
-    """Images with 15 objects of 20 to 200 px a side, anywhere in the image."""
+    """Rows of the stage `objects`: 15 objects per image with sides of 20 to 200 px, anywhere in the image."""
     draw = np.random.default_rng(start)
-    count = rows * OBJECTS_AN_IMAGE
+    count = rows * OBJECTS_PER_IMAGE
     sides = draw.uniform(20, 200, (count, 2))
     corners = draw.uniform(0, 1, (count, 2)) * (np.array(SIZE_WH) - sides)
     fields = OBJECTS.field("objects").type.value_type
     structs = pa.StructArray.from_arrays(
         [
-            pa.array(range(start * OBJECTS_AN_IMAGE, start * OBJECTS_AN_IMAGE + count)).cast(pa.string()),
+            pa.array(range(start * OBJECTS_PER_IMAGE, start * OBJECTS_PER_IMAGE + count)).cast(pa.string()),
             pa.repeat(pa.scalar("thing"), count),
             box_array(np.concatenate([corners, corners + sides], axis=1)),
             pa.repeat(pa.scalar("annotation"), count),
@@ -49,12 +50,12 @@ def make_shard(start: int, rows: int) -> pa.Table:
     )
     ids = pa.array(range(start, start + rows)).cast(pa.string())
     sizes = [pa.array(np.full(rows, side, dtype=np.int32)) for side in SIZE_WH]
-    offsets = np.arange(rows + 1) * OBJECTS_AN_IMAGE
+    offsets = np.arange(rows + 1) * OBJECTS_PER_IMAGE
     return pa.table([ids, ids, *sizes, list_array(offsets, structs)], schema=OBJECTS)
 
 
 def prepare(out: Path, config: Config, images: int) -> None:
-    """The stage `objects`, as if it had been run."""
+    """Write the stage `objects` as if it had run."""
     store, manifest = StageStore(out / "objects"), Manifest("objects", "benchmark", complete=True)
     for index, start in enumerate(range(0, images, config.shard_rows)):
         table = make_shard(start, min(config.shard_rows, images - start))
@@ -65,7 +66,7 @@ def prepare(out: Path, config: Config, images: int) -> None:
 
 
 def seconds(out: Path, config: Config, workers: int) -> float:
-    """Wall time of the whole stage."""
+    """Wall-clock seconds of the whole stage."""
     shutil.rmtree(out / "regions", ignore_errors=True)
     start = time.perf_counter()
     run_stage(regions.STAGE, config, out, "benchmark", workers)
@@ -73,7 +74,7 @@ def seconds(out: Path, config: Config, workers: int) -> float:
 
 
 def main() -> None:
-    """Measure and print a table and one JSON line."""
+    """Measure, print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=400_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -88,11 +89,11 @@ def main() -> None:
                 taken.append(seconds(out, config, workers))
     one, two = (statistics.median(times[workers]) for workers in (1, 2))
     ratio = statistics.median(a / b for a, b in zip(times[1], times[2], strict=True))
-    print(f"{arguments.images:,} images of {OBJECTS_AN_IMAGE} objects, median of {arguments.repeats}")
+    print(f"{arguments.images:,} images with {OBJECTS_PER_IMAGE} objects each, median of {arguments.repeats} runs")
     print(f"{'workers':>8} {'seconds':>8} {'images/s':>10}")
     for workers, taken in ((1, one), (2, two)):
         print(f"{workers:>8} {taken:>8.2f} {arguments.images / taken:>10,.0f}")
-    print(f"two workers are {ratio:.2f} times one (target: 1.7); one core target: 2,000 images/s")
+    print(f"two workers are {ratio:.2f} times as fast as one (target: 1.7); target for one core: 2,000 images/s")
     result = {"images": arguments.images, "images_per_second": arguments.images / one, "two_over_one": ratio}
     print(json.dumps({"benchmark": "regions", **result, "times": times}))
 

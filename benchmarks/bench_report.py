@@ -1,8 +1,8 @@
-"""Claim: the report of 10,000 pairs takes under 60 seconds on two cores, and under 1 second to first paint.
+"""Claim: a report of 10,000 pairs is written in under 60 seconds on two cores, and first paint takes under 1 second.
 
-The run is made with the fakes on a few hundred generated photographs and then repeated under other ids until there are
-enough pairs; every pair has an image file of its own. Paint is what headless Chromium reports for the page opened from
-disk, in a fresh profile each time; `gallery` is when the first pair is drawn.
+The run uses the fake models on 250 generated images and is repeated with new ids until there are enough pairs; every
+pair has its own image file. Paint times are those that headless Chromium reports for the page opened from disk, each
+time in a new profile. "First pair" is the time until the first pair is on the page.
 
     python benchmarks/bench_report.py [--pairs 10000] [--size 640x480] [--opens 5]
 """
@@ -30,7 +30,7 @@ from spr.report.page import write_report
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table, read_table
 
 BASE = 250
-"""Images that are made; the others are the same under other names."""
+"""Number of distinct images; the others are hard links to them."""
 IDS = ("query_id", "image_id", "candidate_id", "chosen_candidate", "rejected_candidate", "file_name")
 WATCH = """
 new MutationObserver((_, observer) => {
@@ -40,7 +40,7 @@ new MutationObserver((_, observer) => {
 
 
 def make_photograph(number: int, size_wh: tuple[int, int]) -> Image.Image:
-    """Blurred blocks with some grain: as hard to decode as a photograph, about 60 kB at 640×480."""
+    """Blurred blocks with noise: as slow to decode as a photograph, about 60 kB at 640 × 480."""
     draw = np.random.default_rng(number)
     blocks = Image.fromarray(draw.integers(0, 255, (24, 32, 3), dtype=np.uint8)).resize(
         size_wh, Image.Resampling.BICUBIC
@@ -50,7 +50,7 @@ def make_photograph(number: int, size_wh: tuple[int, int]) -> Image.Image:
 
 
 def make_run(folder: Path, pairs: int, size_wh: tuple[int, int]) -> Path:
-    """A run folder with that many pairs, each with its own image file."""
+    """A run folder with at least ``pairs`` pairs, each with its own image file."""
     images, out = folder / "images", folder / "run"
     images.mkdir()
     coco: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
@@ -84,7 +84,7 @@ def make_run(folder: Path, pairs: int, size_wh: tuple[int, int]) -> Path:
 
 
 def repeat(store: StageStore, times: int) -> None:
-    """The stage's one shard so many times, each with ids and file names of its own."""
+    """Write the stage's only shard ``times`` times, each with its own ids and file names."""
     table = read_table(store.part(0))
     before = store.finished()
     manifest = Manifest(before.stage, before.fingerprint, source=before.source, complete=True)
@@ -112,7 +112,7 @@ def paint(page: Path, opens: int) -> tuple[list[float], list[float]]:
             tab.add_init_script(WATCH)
             tab.goto(page.absolute().as_uri())
             tab.wait_for_selector(".card")
-            # The entry of a paint comes a little after it.
+            # The browser reports a paint a short time after it.
             tab.wait_for_timeout(500)
             painted.append(tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
             drawn.append(tab.evaluate("window.firstCard"))
@@ -121,7 +121,7 @@ def paint(page: Path, opens: int) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    """Measure and print a table and one JSON line."""
+    """Measure, print the results, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--size", default="640x480")
@@ -139,8 +139,8 @@ def main() -> None:
         painted, drawn = paint(index, arguments.opens)
     shown = min(pairs, arguments.pairs)
     rate = shown / seconds
-    print(f"{shown:,} pairs shown of {pairs:,}, images of {width}×{height}: {seconds:.1f} s ({rate:.0f} pairs/s)")
-    print(f"{cpu:.1f} s of CPU over all threads, {cpu / 2:.1f} s a core for two cores")
+    print(f"{shown:,} of {pairs:,} pairs shown, images of {width}×{height}: {seconds:.1f} s ({rate:.0f} pairs/s)")
+    print(f"{cpu:.1f} s of CPU time over all threads, {cpu / 2:.1f} s per core on two cores")
     print(f"{len(files):,} files, {megabytes:,.0f} MB")
     print(f"first paint {statistics.median(painted):.0f} ms, first pair {statistics.median(drawn):.0f} ms (medians)")
     result = {"pairs": shown, "size": arguments.size, "seconds": seconds, "cpu_seconds": cpu, "megabytes": megabytes}

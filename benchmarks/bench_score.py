@@ -1,19 +1,20 @@
-"""Claims: the stage `scores` reaches 85 % of its models' bare throughput, and is 4 times as fast as the obvious loop.
+"""Claims: the stage `scores` reaches 85 % of its models' bare throughput, and is 4 times as fast as a simple loop.
 
-Four ways to score the same descriptions, six a region, with the same models of random weights, taking turns in one run:
+Four ways to score the same descriptions, six per region, with the same random-weight models, measured in turn:
 
-- `stage`: `spr.pipeline.score.process` from tables and image files to a table.
-- `bare`: only the forward passes that the stage needs (recorded from a run of it: the same views, pieces of text and
-  detector inputs in the same batches), on tensors that are ready, by transformers' own methods.
-- `bare, shared`: the same where texts of one crop also share the detector's backbone, as they do in the stage.
-- `loop`: for each description open the image, cut the views, embed them and the text, and ask the detector.
+- `stage`: `spr.pipeline.score.process`, from tables and image files to a table.
+- `bare`: only the forward passes that the stage needs, on prepared tensors and with the methods of transformers. They
+  are recorded from the stage: the same views, text pieces and detector inputs in the same batches.
+- `bare, shared`: like `bare`, but texts of the same crop also share the detector's backbone, as they do in the stage.
+- `loop`: for each description, open the image, cut the views, embed views and text, and call the detector.
 
-The loop uses SPR's own adapters, which prepare images faster than transformers' processors. Once with the detector and
-once without. Each ratio is of neighbours, and the median counts; that the loop's scores equal the stage's is checked.
+The loop uses the backends of SPR, which prepare images faster than the processors of transformers. All are measured
+with and without the detector. A ratio compares measurements of the same round, and the median ratio is reported. The
+scores of the loop must equal those of the stage.
 
-A GroundingDINO reads image and text together from its first encoder layer on, so of its work only the backbone can be
-shared. `sharing` is the loop's arithmetic over that of the stage (as torch counts it): what doing things once can give,
-without what batches add.
+GroundingDINO combines image and text from its first encoder layer on, so only its backbone can be shared. `sharing` is
+the ratio of the FLOPs of the loop to those of the stage (as counted by torch): the speed-up from computing everything
+only once, without the gain from batching.
 
     python benchmarks/bench_score.py [--queries 2] [--repeats 2] [--threads 1]
     python benchmarks/bench_score.py --size real --device cuda --dtype bfloat16 --queries 64
@@ -51,7 +52,7 @@ Recorded = list[tuple[str, dict[str, torch.Tensor]]]
 
 
 def record(scorer: ClipScorer, detector: GroundingDinoDetector | None, work: Callable[[], object]) -> Recorded:
-    """What the models' forward passes are given while ``work`` runs, in order."""
+    """Record the inputs of all forward passes of the models while ``work`` runs, in order."""
     calls: Recorded = []
     hooks = [
         scorer.model.vision_model.embeddings.register_forward_pre_hook(
@@ -64,7 +65,7 @@ def record(scorer: ClipScorer, detector: GroundingDinoDetector | None, work: Cal
     if detector is not None:
         hooks.append(
             detector.model.register_forward_pre_hook(
-                lambda _module, _args, kwargs: calls.append(("finds", dict(kwargs))), with_kwargs=True
+                lambda _module, _args, kwargs: calls.append(("detections", dict(kwargs))), with_kwargs=True
             )
         )
     work()
@@ -74,7 +75,7 @@ def record(scorer: ClipScorer, detector: GroundingDinoDetector | None, work: Cal
 
 
 def equal_rows(pixels: torch.Tensor) -> torch.Tensor:
-    """For each image of a batch the number of the distinct one that it is: ``(B,)``, from 0 in order."""
+    """For each image of a batch, the index of its first equal among the distinct images: ``(B,)``."""
     distinct: list[torch.Tensor] = []
     numbers = []
     for row in pixels:
@@ -85,7 +86,7 @@ def equal_rows(pixels: torch.Tensor) -> torch.Tensor:
 
 
 class Ways:
-    """The ways to score, over the same tables and models."""
+    """The ways to score, with the same tables and models."""
 
     def __init__(
         self,
@@ -96,15 +97,17 @@ class Ways:
     ) -> None:
         self.tables, self.config, self.scorer, self.detector = tables, config, scorer, detector
         self.calls = record(scorer, detector, self.stage)
-        self.rows = [equal_rows(inputs["pixel_values"]) if kind == "finds" else None for kind, inputs in self.calls]
+        self.rows = [
+            equal_rows(inputs["pixel_values"]) if kind == "detections" else None for kind, inputs in self.calls
+        ]
 
     def stage(self) -> list[Scores]:
-        """As `spr run` does it."""
+        """Score as `spr run` does."""
         return from_table(process(self.tables, self.config, scorer=self.scorer, detector=self.detector).table, Scores)
 
     @torch.inference_mode()
     def bare(self, *, shared: bool = False) -> None:
-        """The forward passes alone."""
+        """Run only the forward passes."""
         for (kind, inputs), rows in zip(self.calls, self.rows, strict=True):
             if kind == "views":
                 self.scorer.model.get_image_features(**inputs)
@@ -121,45 +124,45 @@ class Ways:
             model(**inputs)
             return
         pixels = torch.stack([inputs["pixel_values"][image_of_row == k][0] for k in image_of_row.unique()])
-        with shared_backbone(model.model.backbone, pixels, image_of_row) as shown:
-            model(**{**inputs, "pixel_values": shown})
+        with shared_backbone(model.model.backbone, pixels, image_of_row) as features:
+            model(**{**inputs, "pixel_values": features})
 
     def loop(self) -> list[Scores]:
-        """One description after another, as one would write it first."""
-        made = []
+        """Score one description at a time, without batching or sharing."""
+        scores = []
         queries = {query.query_id: query for query in from_table(self.tables["regions"], RegionQuery)}
         for candidate in from_table(self.tables["candidates"], Candidate):
             query = queries[candidate.query_id]
             image = self.config.annotations.image_source.load(query.file_name, (query.width, query.height))
             window, crop, whole, local = views_of(query, image, 1.5)
-            # Each by itself: nothing is batched.
+            # Separate calls, so that nothing is batched.
             views = [self.scorer.embed_views([view])[0] for view in (whole, local)]
             text = self.scorer.embed_texts([candidate.plain_text])[0]
-            finds = self.detector.detect([DetectRequest(crop, candidate.plain_text)])[0] if self.detector else []
-            placed = [type(find)(find.phrase, unshift(find.box, window), find.score) for find in finds]
+            detections = self.detector.detect([DetectRequest(crop, candidate.plain_text)])[0] if self.detector else []
+            placed = [type(d)(d.phrase, unshift(d.box, window), d.score) for d in detections]
             s_crop, s_local = (float(view @ text) for view in views)
-            made.append(score_candidate(candidate, query, s_crop, s_local, placed, self.config.scoring))
-        return made
+            scores.append(score_candidate(candidate, query, s_crop, s_local, placed, self.config.scoring))
+        return scores
 
 
 def flops(work: Callable[[], object]) -> int:
-    """Arithmetic of matrix products and convolutions, as torch counts it."""
+    """FLOPs of matrix products and convolutions, as counted by torch."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
-def settle(detector: GroundingDinoDetector, tables: Mapping[str, pa.Table], images: Path) -> None:
-    """Choose the threshold by which random weights find about ten boxes, as trained ones do."""
+def set_threshold(detector: GroundingDinoDetector, tables: Mapping[str, pa.Table], images: Path) -> None:
+    """Set the threshold so that the random-weight detector returns about ten boxes, as a trained one does."""
     query = from_table(tables["regions"].slice(0, 1), RegionQuery)[0]
     image = ImageSource(images).load(query.file_name, (query.width, query.height))
     detector.box_threshold = 0.0
-    finds = detector.detect([DetectRequest(image, tables["candidates"]["plain_text"][0].as_py())])[0]
-    detector.box_threshold = finds[min(10, len(finds) - 1)].score
+    detections = detector.detect([DetectRequest(image, tables["candidates"]["plain_text"][0].as_py())])[0]
+    detector.box_threshold = detections[min(10, len(detections) - 1)].score
 
 
 def measure(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of wall clock and of this process's CPU time, by way; they take turns."""
+    """Wall-clock and CPU seconds of each way; the ways are measured in turn."""
     taken: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in ways}
     for _ in range(repeats):
         for name, work in ways.items():
@@ -171,9 +174,9 @@ def measure(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
 
 
 def ratio(taken: Mapping[str, Mapping[str, Sequence[float]]], name: str, clock: str) -> float:
-    """How many times the stage's time another way takes: the median over neighbours."""
-    neighbours = zip(taken[name][clock], taken["stage"][clock], strict=True)
-    return statistics.median(other / stage for other, stage in neighbours)
+    """Time of a way divided by the time of the stage: the median over the rounds."""
+    rounds = zip(taken[name][clock], taken["stage"][clock], strict=True)
+    return statistics.median(other / stage for other, stage in rounds)
 
 
 def compare(title: str, ways: Ways, repeats: int, descriptions: int) -> dict[str, Any]:
@@ -183,7 +186,7 @@ def compare(title: str, ways: Ways, repeats: int, descriptions: int) -> dict[str
     sharing, (other, one) = counts[0] / counts[1], found
     apart = max(abs(a.score - b.score) for a, b in zip(one, other, strict=True))
     if apart > 1e-4 or any(a.candidate_id != b.candidate_id for a, b in zip(one, other, strict=True)):
-        raise SystemExit(f"the loop's scores are not the stage's: they differ by {apart}")
+        raise SystemExit(f"the scores of the loop and the stage differ by {apart}")
     names: dict[str, Callable[[], object]] = {"stage": ways.stage, "bare": ways.bare}
     if ways.detector is not None:
         names["bare, shared"] = lambda: ways.bare(shared=True)
@@ -192,17 +195,17 @@ def compare(title: str, ways: Ways, repeats: int, descriptions: int) -> dict[str
     sizes = {kind: [len(next(iter(i.values()))) for k, i in ways.calls if k == kind] for kind in dict.fromkeys(kinds)}
     batches = ", ".join(f"{sum(rows)} {kind} in {len(rows)} batches" for kind, rows in sizes.items())
     print(f"\n{title}: {batches}; scores differ by {apart:.1e}")
-    print(f"{'':14}{'descriptions/s':>16}{'of the stage’s time':>22}{'CPU':>8}")
+    print(f"{'':14}{'descriptions/s':>16}{'time / stage time':>22}{'CPU':>8}")
     for name, clocks in taken.items():
         speed = descriptions / statistics.median(clocks["wall"])
         print(f"{name:14}{speed:16.2f}{ratio(taken, name, 'wall'):22.3f}{ratio(taken, name, 'cpu'):8.3f}")
-    print(f"sharing alone would make it {sharing:.2f} times as fast as the loop")
+    print(f"sharing alone makes the stage {sharing:.2f} times as fast as the loop")
     ratios = {clock: {name: ratio(taken, name, clock) for name in taken} for clock in ("wall", "cpu")}
     return {"ratio": ratios, "sharing": sharing, "seconds": taken, "batches": sizes, "apart": apart}
 
 
 def main() -> None:
-    """Print the tables, and one JSON line last."""
+    """Print the tables, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"queries": 2, "descriptions": 6, "repeats": 2, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -222,13 +225,13 @@ def main() -> None:
         config = make_config({"annotations": paths, "describer": {"backend": "fake"}})
         transformers.logging.disable_progress_bar()
         options = {"device": arguments.device, "dtype": arguments.dtype}
-        of_scorer, of_detector = SIZES[arguments.size]["batches"]
-        scorer = ClipScorer(folder / "clip", batch_size=of_scorer, **options)
-        detector = GroundingDinoDetector(folder / "dino", batch_size=of_detector, **options)
-        settle(detector, tables, folder / "images")
-        million = [sum(p.numel() for p in part.model.parameters()) / 1e6 for part in (scorer, detector)]
-        print(f"CLIP of {million[0]:.0f} M and GroundingDINO of {million[1]:.0f} M parameters, {arguments.size}")
-        print(f"{arguments.queries} regions, {arguments.descriptions} descriptions each, {arguments.dtype}")
+        scorer_batch, detector_batch = SIZES[arguments.size]["batches"]
+        scorer = ClipScorer(folder / "clip", batch_size=scorer_batch, **options)
+        detector = GroundingDinoDetector(folder / "dino", batch_size=detector_batch, **options)
+        set_threshold(detector, tables, folder / "images")
+        millions = [sum(p.numel() for p in part.model.parameters()) / 1e6 for part in (scorer, detector)]
+        print(f"CLIP with {millions[0]:.0f} M and GroundingDINO with {millions[1]:.0f} M parameters ({arguments.size})")
+        print(f"{arguments.queries} regions with {arguments.descriptions} descriptions each, {arguments.dtype}")
         print(f"{scorer.device}, {arguments.threads} threads, torch {torch.__version__}, {transformers.__version__}")
         count = arguments.queries * arguments.descriptions
         results = {}

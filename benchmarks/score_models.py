@@ -1,4 +1,4 @@
-"""Models of the real classes with random weights, and photographs' likes with descriptions, for `bench_score.py`."""
+"""Random-weight models of the real classes, and generated images with descriptions, for `bench_score.py`."""
 
 from __future__ import annotations
 
@@ -52,23 +52,22 @@ SIZES: dict[str, dict[str, Any]] = {
         "batches": (64, 16),
     },
 }
-"""Shapes and batch sizes. ``real``: those of the paper. ``mid``: small enough for one core, and about the same
-in proportion: CLIP ViT-B/16, and GroundingDINO over Swin-T with half of the layers, seeing crops at a quarter of the
-size.
+"""Model shapes and batch sizes. ``real``: those of the paper. ``mid``: small enough for one core, with about the same
+proportions: CLIP ViT-B/16, and GroundingDINO on Swin-T with half of the layers and crops of a quarter of the size.
 
-Vision and text: width, layers, heads (image side, patch). Swin: width, depths, heads, window. Batches: of scorer and
-detector.
+``vision`` is (width, layers, heads, image side, patch side); ``text`` is (width, layers, heads); ``swin`` is (width,
+depths, heads, window); ``batches`` is (scorer, detector).
 """
 
 
 def save_clip(folder: Path, size: str) -> None:
-    """A `CLIPModel` whose tokenizer knows each of `WORDS` as one token, and other words by their bytes."""
+    """Save a `CLIPModel` whose tokenizer has one token per word of `WORDS` and splits other words into bytes."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     chars = [chr(b) for b in kept] + [chr(256 + k) for k in range(256 - len(kept))]
     parts = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
     merges = list(dict.fromkeys(("".join(part[:k]), part[k]) for part in parts for k in range(1, len(part))))
-    made = [first + second for first, second in merges]
-    tokens = dict.fromkeys([*chars, *(char + "</w>" for char in chars), *made, "<|startoftext|>", "<|endoftext|>"])
+    merged = [first + second for first, second in merges]
+    tokens = dict.fromkeys([*chars, *(char + "</w>" for char in chars), *merged, "<|startoftext|>", "<|endoftext|>"])
     vocab = {token: k for k, token in enumerate(tokens)}
     tokenizer = hf.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
     tokenizer.save_pretrained(folder)
@@ -88,10 +87,10 @@ def save_clip(folder: Path, size: str) -> None:
 
 
 def save_dino(folder: Path, size: str) -> None:
-    """A `GroundingDinoForObjectDetection` whose tokenizer knows `WORDS`."""
-    own = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
-    free = iter(sorted(set(range(2000)) - set(own.values())))
-    vocab = own | {name: next(free) for name in [*WORDS, ","]}
+    """Save a `GroundingDinoForObjectDetection` whose tokenizer has one token per word of `WORDS`."""
+    special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
+    free = iter(sorted(set(range(2000)) - set(special.values())))
+    vocab = special | {name: next(free) for name in [*WORDS, ","]}
     hf.BertTokenizer(vocab=vocab, model_max_length=512).save_pretrained(folder)
     shape = SIZES[size]
     width, depths, heads, window = shape["swin"]
@@ -108,7 +107,7 @@ def save_dino(folder: Path, size: str) -> None:
 
 
 def make_tables(images: Path, queries: int, descriptions: int) -> dict[str, pa.Table]:
-    """One region a photograph of 640 × 480 (written as JPEG), and for each as many descriptions of 45 words."""
+    """Write one 640 × 480 JPEG per region, and return tables of regions and of 45-word descriptions."""
     draw = random.Random(0)
     regions, candidates = [], []
     for k in range(queries):
@@ -136,5 +135,7 @@ def _describe(query: RegionQuery, number: int, draw: random.Random) -> Candidate
         phrase = f"a {draw.choice(['red', 'blue', 'small', 'large'])} {item.category}"
         spans.append(Span(phrase, len(plain), len(plain) + len(phrase), (item.box,)))
         plain += phrase + " " + " ".join(draw.choices(WORDS, k=6)) + ". "
-    made = f"{query.query_id}/full{number}"
-    return Candidate(made, query.query_id, "full", plain, plain, plain, tuple(spans), (), number, "random", "llava")
+    candidate_id = f"{query.query_id}/full{number}"
+    return Candidate(
+        candidate_id, query.query_id, "full", plain, plain, plain, tuple(spans), (), number, "random", "llava"
+    )

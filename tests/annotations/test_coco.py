@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from spr.annotations import Annotations, read_coco
 from spr.core.errors import InputError
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco-photos" / "instances.json"
 Json = dict[str, Any]
 
 
@@ -52,7 +51,7 @@ def fails(tmp_path: Path, content: object) -> str:
 
 
 def as_plain(annotations: Annotations) -> Json:
-    """Everything in it, as lists."""
+    """All columns as lists."""
     columns = {name: getattr(annotations, name) for name in Annotations.__slots__ if name != "dropped"}
     plain = {name: c.tolist() if isinstance(c, np.ndarray) else c for name, c in columns.items()}
     dropped = annotations.dropped
@@ -64,7 +63,7 @@ def drops(annotations: Annotations) -> list[tuple[str, str, str]]:
     return list(zip(dropped.kinds, dropped.ids, dropped.reasons, strict=True))
 
 
-def test_images_objects_and_categories_come_sorted_by_id(tmp_path: Path) -> None:
+def test_images_objects_and_categories_are_sorted_by_id(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         coco(
@@ -94,7 +93,7 @@ def test_images_objects_and_categories_come_sorted_by_id(tmp_path: Path) -> None
     assert (found.boxes_xyxy.dtype, found.category.dtype, found.crowd.dtype) == (np.float32, np.int32, np.bool_)
 
 
-def test_an_image_is_given_as_a_record_with_its_crowds_named(tmp_path: Path) -> None:
+def test_record_includes_crowds_and_crowd_ids_names_them(tmp_path: Path) -> None:
     found = read(tmp_path, coco([image(), image(2)], [annotation(5), annotation(6, iscrowd=1)]))
     record = found.record(0)
     assert (record.image_id, record.file_name, record.width, record.height) == ("1", "1.jpg", 100, 50)
@@ -108,7 +107,7 @@ def test_an_image_is_given_as_a_record_with_its_crowds_named(tmp_path: Path) -> 
     assert found.rows(0) == slice(0, 2)
 
 
-def test_boxes_that_leave_the_image_in_part_are_clipped_and_counted(tmp_path: Path) -> None:
+def test_boxes_partly_outside_the_image_are_clipped_and_counted(tmp_path: Path) -> None:
     boxes = [[-10, -5, 30, 20], [90, 40, 30, 30], [0, 0, 100, 50], [70, 20, 30.0000001, 10]]
     found = read(tmp_path, coco(annotations=[annotation(i, bbox=box) for i, box in enumerate(boxes)]))
     # the last sticks out by less than float32 can tell at 100
@@ -156,7 +155,7 @@ def test_boxes_that_leave_the_image_in_part_are_clipped_and_counted(tmp_path: Pa
         (annotation(9, bbox=[99, 0, 1e-9, 5]), "box_without_area"),
     ],
 )
-def test_a_bad_annotation_falls_out_with_its_reason(tmp_path: Path, entry: Any, reason: str) -> None:
+def test_a_malformed_annotation_is_dropped_with_its_reason(tmp_path: Path, entry: Any, reason: str) -> None:
     bad_image = image(66, width=0)
     for entries in ([annotation(), entry], [entry, annotation()]):
         found = read(tmp_path, coco([image(), bad_image], entries))
@@ -188,14 +187,14 @@ def test_a_bad_annotation_falls_out_with_its_reason(tmp_path: Path, entry: Any, 
         (image(2, file_name="a\ud800.jpg"), "image_file_name_unsafe"),
     ],
 )
-def test_a_bad_image_falls_out_with_its_reason(tmp_path: Path, entry: Any, reason: str) -> None:
+def test_a_malformed_image_is_dropped_with_its_reason(tmp_path: Path, entry: Any, reason: str) -> None:
     found = read(tmp_path, coco([entry, image()]))
     assert found.image_ids.tolist() == [1]
     shown = "2" if isinstance(entry, dict) and entry["id"] == 2 else ""
     assert drops(found) == [("image", shown, reason)]
 
 
-def test_bad_categories_fall_out_and_so_do_their_objects(tmp_path: Path) -> None:
+def test_malformed_categories_are_dropped_with_their_objects(tmp_path: Path) -> None:
     categories = [
         {"id": 1, "name": "dog"},
         {"name": "cat"},
@@ -215,7 +214,7 @@ def test_bad_categories_fall_out_and_so_do_their_objects(tmp_path: Path) -> None
     ]
 
 
-def test_an_image_listed_again_alike_is_taken_once_and_unlike_not_at_all(tmp_path: Path) -> None:
+def test_a_repeated_image_is_kept_once_and_a_conflicting_one_not_at_all(tmp_path: Path) -> None:
     other = image(2, file_name="other.jpg")
     for images in ([image(), image(), image(2), other, other], [other, image(), image(2), other, image()]):
         found = read(tmp_path, coco(images, [annotation(), annotation(8, image_id=2)]))
@@ -226,7 +225,7 @@ def test_an_image_listed_again_alike_is_taken_once_and_unlike_not_at_all(tmp_pat
         ]
 
 
-def test_of_annotations_with_one_id_the_least_stays_whatever_their_order(tmp_path: Path) -> None:
+def test_of_annotations_with_the_same_id_the_smallest_is_kept_in_any_order(tmp_path: Path) -> None:
     annotations = [
         annotation(7, image_id=2),
         annotation(7, bbox=[5, 0, 5, 5]),
@@ -241,7 +240,7 @@ def test_of_annotations_with_one_id_the_least_stays_whatever_their_order(tmp_pat
         assert drops(found) == [("object", id_, "object_id_repeated") for id_ in ("3", "7", "7")]
 
 
-def test_texts_and_integers_are_one_kind_of_id(tmp_path: Path) -> None:
+def test_ids_may_be_strings_or_integers(tmp_path: Path) -> None:
     images = [image("b", width=9), image("12"), image(7), image("a"), image(2**64)]
     annotations = [
         annotation("x", image_id=12),
@@ -288,7 +287,7 @@ def test_iscrowd_may_be_true_or_null_and_sizes_whole_floats(tmp_path: Path) -> N
     assert found.sizes_wh.tolist() == [[100, 50]]
 
 
-def test_a_byte_order_mark_and_bytes_that_are_not_utf8_do_no_harm(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_invalid_utf8_are_accepted(tmp_path: Path) -> None:
     text = json.dumps(coco([image(), image(2, file_name="BAD.jpg", flickr="ODD")])).encode()
     text = b"\xef\xbb\xbf" + text.replace(b"BAD", b"\xff").replace(b"ODD", b"\xfe")
     found = read(tmp_path, text)
@@ -339,13 +338,11 @@ def test_an_image_without_objects_is_read(tmp_path: Path) -> None:
         (b'{"images": [' + b"[" * 100_000 + b"]" * 100_000 + b"]}", "nested too deeply"),
     ],
 )
-def test_a_file_that_is_no_annotations_file_stops_with_one_message(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_a_file_that_is_not_an_annotations_file_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     assert message in fails(tmp_path, content)
 
 
-def test_no_file_and_a_folder_stop_with_one_message(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.json does not exist"):
         read_coco(tmp_path / "none.json")
     with pytest.raises(InputError, match="is a folder"):
@@ -353,7 +350,7 @@ def test_no_file_and_a_folder_stop_with_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", range(1, 90, 7))
-def test_a_file_cut_anywhere_is_reported_as_truncated(tmp_path: Path, size: int) -> None:
+def test_a_file_truncated_anywhere_is_reported_as_truncated(tmp_path: Path, size: int) -> None:
     text = json.dumps(coco()).encode()
     assert "truncated" in fails(tmp_path, text[: len(text) * size // 90])
 
@@ -361,7 +358,7 @@ def test_a_file_cut_anywhere_is_reported_as_truncated(tmp_path: Path, size: int)
 @pytest.mark.parametrize(
     ("key", "kind"), [("caption", "captions"), ("segments_info", "panoptic segmentation"), ("note", "has no boxes")]
 )
-def test_a_file_without_boxes_says_what_it_looks_like(tmp_path: Path, key: str, kind: str) -> None:
+def test_the_error_for_a_file_without_boxes_names_its_kind(tmp_path: Path, key: str, kind: str) -> None:
     # panoptic annotations have no id of their own
     entries = [{**({} if key == "segments_info" else {"id": n}), "image_id": 1, key: []} for n in range(3)]
     message = fails(tmp_path, coco(annotations=entries))
@@ -369,17 +366,17 @@ def test_a_file_without_boxes_says_what_it_looks_like(tmp_path: Path, key: str, 
     assert f"`{key}`" in message
 
 
-def test_one_category_id_with_two_names_stops(tmp_path: Path) -> None:
+def test_a_category_id_with_two_names_is_an_error(tmp_path: Path) -> None:
     message = fails(tmp_path, coco(categories=[{"id": 1, "name": "dog"}, {"id": "1", "name": "cat"}]))
     assert "two categories with the id 1" in message
     assert "'cat' and 'dog'" in message
 
 
-def test_a_file_of_which_no_image_can_be_used_stops(tmp_path: Path) -> None:
+def test_a_file_without_usable_images_is_an_error(tmp_path: Path) -> None:
     assert "image_size_invalid" in fails(tmp_path, coco([image(width=0), image(2, width=0)]))
 
 
-def test_progress_is_told_of_every_byte(tmp_path: Path) -> None:
+def test_progress_reaches_the_size_of_the_file(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     content = json.dumps(coco([image(n) for n in range(50)])).encode()
     read(tmp_path, content, block_size=256, progress=lambda done, total: seen.append((done, total)))
@@ -429,7 +426,7 @@ _annotations = st.builds(
     block_size=st.integers(64, 700),
     rng=st.randoms(use_true_random=False),
 )
-def test_order_layout_and_block_size_change_nothing(
+def test_order_layout_and_block_size_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory,
     images: list[Json],
     annotations: list[Json],
@@ -471,14 +468,12 @@ def test_the_fast_and_the_lenient_decoder_agree_on_every_float(tmp_path: Path) -
     assert {**lenient, "dropped": fast["dropped"]} == fast
 
 
-@pytest.mark.skipif(not PHOTOS.exists(), reason="the sample photos are not beside this checkout")
-def test_real_photos_are_read_as_pycocotools_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+def assert_read_as_by_pycocotools(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pycocotools.coco import COCO
-    theirs = COCO(str(PHOTOS))
-    capsys.readouterr()
-    ours = read_coco(PHOTOS)
+    theirs = COCO(str(path))
+    ours = read_coco(path)
     assert ours.image_ids.tolist() == sorted(theirs.getImgIds())
     names = {key: category["name"] for key, category in theirs.cats.items()}
     assert ours.categories == tuple(names[key] for key in sorted(names))
@@ -497,7 +492,15 @@ def test_real_photos_are_read_as_pycocotools_reads_them(capsys: pytest.CaptureFi
             (str(a["id"]), names[a["category_id"]]) for a in entries
         ]
         assert ours.crowd_ids(index) == {str(a["id"]) for a in entries if a["iscrowd"]}
-        for made, (x, y, w, h) in zip(record.objects, (a["bbox"] for a in entries), strict=True):
-            assert made.box == pytest.approx(
+        for object_, (x, y, w, h) in zip(record.objects, (a["bbox"] for a in entries), strict=True):
+            assert object_.box == pytest.approx(
                 (x, y, min(x + w, listed["width"]), min(y + h, listed["height"])), abs=1e-4
             )
+
+
+def test_generated_images_are_read_as_by_pycocotools(make_dataset: Any, tmp_path: Path) -> None:
+    assert_read_as_by_pycocotools(make_dataset(tmp_path, images=4).json)
+
+
+def test_photos_are_read_as_by_pycocotools(photos: Path) -> None:
+    assert_read_as_by_pycocotools(photos / "instances.json")

@@ -66,7 +66,7 @@ def test_a_second_run_says_that_it_was_done_before(config, tmp_path):
         (["text", "--from", "ferret", "--to", "llava", "--size", "4by4"], "WIDTHxHEIGHT", 2),
         (["text", "--from", "ferret", "--to", "llava", "--size", "0x4"], "WIDTHxHEIGHT", 2),
         (["text", "--from", "ferret:padded=true", "--to", "llava", "--size", "4x4"], "no option `padded`", 1),
-        (["text", "--from", "ferret", "--to", "llava:colour=red", "--size", "4x4"], "is malformed", 1),
+        (["text", "--from", "ferret", "--to", "llava:colour=red", "--size", "4x4"], "no option `colour`", 1),
         (["frobnicate"], "No such command", 2),
     ],
 )
@@ -175,7 +175,7 @@ def test_odd_values_get_one_clear_message(arguments, message, config, tmp_path):
 
 def test_a_config_with_a_name_that_can_not_be_one_is_refused(tmp_path):
     _, errors = spr("run", "x" * 5000, "--out", tmp_path / "run", expect=2)
-    assert "can't be one" in errors
+    assert "is not a valid path" in errors
 
 
 def test_show_gives_no_dangerous_advice(config, tmp_path):
@@ -201,7 +201,7 @@ def test_text_without_standard_input_or_with_a_poor_terminal_is_no_crash():
 
 
 def test_the_whole_pipeline_runs_without_weights_and_tells_lengths(config, tmp_path):
-    fakes = [f"{section}.adapter=fake" for section in ("describer", "scorer", "detector")]
+    fakes = [f"{section}.backend=fake" for section in ("describer", "scorer", "detector")]
     output, _ = spr("run", config, "--out", tmp_path / "run", *fakes)
     assert "pairs: " in output
     assert "phrases with boxes" in output
@@ -261,3 +261,44 @@ def test_scenes_into_a_place_that_can_not_be_written_get_one_clear_message(tmp_p
     spr("scenes", "--out", tmp_path / "scenes", "-n", 2)
     names = sorted(p.name for p in (tmp_path / "scenes").iterdir())
     assert names == ["expressions.json", "images", "instances.json"]
+
+
+def without(package, *arguments):
+    """Run `spr` in a process in which a package can't be imported; returns the exit status and the errors."""
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from spr.cli import main
+main()
+"""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.returncode, result.stderr
+
+
+def test_a_command_that_lacks_a_package_says_which_extra_to_install(config, tmp_path):
+    code, errors = without("torch", "merge", tmp_path / "run", "--out", tmp_path / "merged")
+    assert (code, "`spr merge` needs the package torch" in errors) == (1, True)
+    assert "pip install 'spatial-preference-rewarding[models]'" in errors
+    hf = ["describer.backend=hf", "describer.model=embedded/describer"]
+    code, errors = without("transformers", "run", config, "--out", tmp_path / "a", *hf)
+    assert (code, "The describer backend `hf` needs the package transformers" in errors) == (1, True)
+    server = [
+        "describer.backend=openai",
+        "describer.model=m",
+        "describer.dialect=llava",
+        "describer.base_url=http://x/v1",
+    ]
+    code, errors = without("httpx", "run", config, "--out", tmp_path / "b", *server)
+    assert (code, "pip install 'spatial-preference-rewarding[openai]'" in errors) == (1, True)
+
+
+def test_the_pipeline_with_fake_models_runs_without_torch(config, tmp_path):
+    fakes = [f"{section}.backend=fake" for section in ("describer", "scorer", "detector")]
+    code, errors = without("torch", "run", config, "--out", tmp_path / "run", "annotations.max_images=3", *fakes)
+    assert code == 0, errors

@@ -64,7 +64,7 @@ def test_an_image_loads_as_rgb_of_its_size(tmp_path: Path, suffix: str) -> None:
     assert corners(image) == ("r", "b", "b", "r")
 
 
-def test_an_image_in_a_folder_below_and_behind_an_inner_link_loads(tmp_path: Path) -> None:
+def test_an_image_in_a_subfolder_or_behind_an_inner_link_loads(tmp_path: Path) -> None:
     (tmp_path / "real" / "train").mkdir(parents=True)
     save(tmp_path / "real" / "train" / "a.png")
     (tmp_path / "images").symlink_to(tmp_path / "real")
@@ -74,11 +74,11 @@ def test_an_image_in_a_folder_below_and_behind_an_inner_link_loads(tmp_path: Pat
         assert ImageSource(tmp_path / "images").path(name) == (tmp_path / "real" / "train" / "a.png").resolve()
 
 
-def test_a_path_out_of_the_folder_is_refused_and_never_opened(tmp_path: Path) -> None:
+def test_a_path_outside_the_folder_is_refused_and_never_opened(tmp_path: Path) -> None:
     root = tmp_path / "images"
     root.mkdir()
     secret = tmp_path / "secret.png"
-    os.mkfifo(secret)  # to open it would wait for ever
+    os.mkfifo(secret)  # opening it would block
     (root / "link.png").symlink_to(secret)
     (root / "folder").symlink_to(tmp_path)
     (tmp_path / "images2").mkdir()
@@ -95,7 +95,7 @@ def test_a_missing_image_is_missing(tmp_path: Path) -> None:
         assert reason(tmp_path, name) == "image_missing"
 
 
-def test_what_is_no_image_is_unreadable(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "page.jpg").write_text("<html>404</html>")
@@ -151,7 +151,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path, size_wh: 
     assert reason(tmp_path, "bomb.png", size_wh) == "image_too_large"
 
 
-def test_the_limit_of_pixels_is_an_argument_and_inclusive(tmp_path: Path) -> None:
+def test_max_pixels_is_inclusive(tmp_path: Path) -> None:
     name = save(tmp_path / "a.png")
     assert ImageSource(tmp_path, max_pixels=64 * 32).load(name, SIZE).size == SIZE
     assert reason(tmp_path, name, SIZE, max_pixels=64 * 32 - 1) == "image_too_large"
@@ -183,7 +183,7 @@ TURNED = {
 
 @pytest.mark.parametrize("tag", [5, 6, 7, 8])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_the_annotated_size_tells_which_way_a_quarter_turn_is_meant(tmp_path: Path, tag: int, suffix: str) -> None:
+def test_the_annotated_size_decides_whether_a_quarter_turn_is_applied(tmp_path: Path, tag: int, suffix: str) -> None:
     name = save(tmp_path / f"a.{suffix}", orientation=tag)
     ImageSource(tmp_path).check(name, (64, 32))
     ImageSource(tmp_path).check(name, (32, 64))
@@ -194,7 +194,7 @@ def test_the_annotated_size_tells_which_way_a_quarter_turn_is_meant(tmp_path: Pa
 
 
 @pytest.mark.parametrize("tag", [2, 3, 4])
-def test_a_half_turn_or_mirror_is_ambiguous(tmp_path: Path, tag: int) -> None:
+def test_a_half_turn_or_mirror_image_is_ambiguous(tmp_path: Path, tag: int) -> None:
     name = save(tmp_path / "a.jpg", orientation=tag)
     assert reason(tmp_path, name) == "image_orientation_ambiguous"
     assert reason(tmp_path, name, (32, 64)) == "image_size_differs"
@@ -250,7 +250,7 @@ MODES: dict[str, Callable[[], Image.Image]] = {
 
 
 @pytest.mark.parametrize("kind", MODES)
-def test_greys_of_every_kind_load_alike(tmp_path: Path, kind: str) -> None:
+def test_all_kinds_of_grey_images_load_alike(tmp_path: Path, kind: str) -> None:
     name = save(tmp_path / "a.png", MODES[kind]())
     ImageSource(tmp_path).check(name, (3, 1))
     pixels = np.asarray(ImageSource(tmp_path).load(name, (3, 1)))
@@ -265,7 +265,7 @@ def test_black_and_white_and_cmyk_load(tmp_path: Path) -> None:
     assert corners(ImageSource(tmp_path).load(print_, (16, 16))) == ("r", "r", "r", "r")
 
 
-def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     layer = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
     layer.putpixel((1, 0), (10, 20, 30, 255))
     name = save(tmp_path / "a.png", layer)
@@ -297,7 +297,7 @@ def test_the_image_outlives_its_file(tmp_path: Path) -> None:
     assert written.tell() > 0
 
 
-def test_a_problem_survives_the_way_between_processes() -> None:
+def test_an_image_problem_can_be_pickled() -> None:
     problem = ImageProblem("image_missing", "a.jpg", got="x", expected="y")
     copy = pickle.loads(pickle.dumps(problem))  # noqa: S301 - our own bytes
     assert (copy.reason, copy.file_name, str(copy)) == ("image_missing", "a.jpg", str(problem))
@@ -305,7 +305,7 @@ def test_a_problem_survives_the_way_between_processes() -> None:
 
 @pytest.mark.parametrize("side", [640, 100, 33])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_thumbnail_is_the_image_made_small(tmp_path: Path, suffix: str, side: int) -> None:
+def test_a_thumbnail_is_the_image_scaled_down(tmp_path: Path, suffix: str, side: int) -> None:
     ramp = np.add.outer(np.arange(600) / 600 * 120, np.arange(900) / 900 * 120).astype(np.uint8)
     picture = Image.fromarray(np.stack([ramp, 255 - ramp, ramp // 2], axis=-1))
     name = save(tmp_path / f"a.{suffix}", picture, **({"quality": 95} if suffix == "jpg" else {}))
@@ -326,7 +326,7 @@ def test_a_thumbnail_is_never_larger_than_its_image_and_may_be_a_line(tmp_path: 
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_a_thumbnail_is_turned_as_the_image_is(tmp_path: Path, suffix: str) -> None:
+def test_a_thumbnail_is_rotated_like_the_image(tmp_path: Path, suffix: str) -> None:
     big = Image.new("RGB", (640, 320), (255, 0, 0))
     big.paste((0, 0, 255), (320, 0, 640, 320))
     # Stored lying with red on the left; a quarter turn clockwise (6) brings red to the top.
@@ -337,7 +337,7 @@ def test_a_thumbnail_is_turned_as_the_image_is(tmp_path: Path, suffix: str) -> N
     assert corners(ImageSource(tmp_path).load(name, (320, 640))) == ("r", "r", "b", "b")
 
 
-def test_a_thumbnail_is_refused_for_the_reasons_of_its_image(tmp_path: Path) -> None:
+def test_a_thumbnail_has_the_same_problems_as_its_image(tmp_path: Path) -> None:
     name = save(tmp_path / "a.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / name).read_bytes()[:300])
     for file_name, size_wh, options in (

@@ -24,7 +24,7 @@ def test_the_only_object_of_its_kind_is_called_by_its_name() -> None:
     assert expressions(scene, 0)[0] == "the red circle"
 
 
-def test_of_two_alike_the_clearly_smaller_is_small_and_the_other_large() -> None:
+def test_of_two_similar_objects_the_clearly_smaller_is_called_small_and_the_other_large() -> None:
     # Areas 100 and 400: a ratio of 4, over 1.6.
     scene = scene_of(("red circle", (0, 0, 10, 10)), ("red circle", (40, 0, 60, 20)))
     assert "the small red circle" in expressions(scene, 0)
@@ -32,12 +32,12 @@ def test_of_two_alike_the_clearly_smaller_is_small_and_the_other_large() -> None
     assert "the red circle" not in expressions(scene, 0)
 
 
-def test_of_two_alike_and_as_large_none_is_small() -> None:
+def test_two_similar_objects_of_equal_size_are_not_called_small_or_large() -> None:
     scene = scene_of(("red circle", (0, 0, 10, 10)), ("red circle", (40, 0, 51, 11)))
     assert expressions(scene, 0) == []
 
 
-def test_a_relation_tells_two_alike_apart_when_they_lie_on_different_sides() -> None:
+def test_a_relation_distinguishes_two_similar_objects_on_different_sides() -> None:
     # The star's centre is at x = 50, the circles' at 15 and 85: left and right of it, and level with it.
     scene = scene_of(("red circle", (5, 40, 25, 60)), ("red circle", (75, 40, 95, 60)), ("blue star", (40, 40, 60, 60)))
     assert expressions(scene, 0) == ["the red circle left of the star"]

@@ -11,7 +11,7 @@ from spr.embedded.sprites import CATEGORIES, SHAPES, sprite
 SCENES = [make_scene(5, index) for index in range(60)]
 
 
-def test_a_scene_depends_on_its_seed_and_index_alone() -> None:
+def test_a_scene_depends_only_on_its_seed_and_index() -> None:
     again = make_scene(5, 7)
     assert np.array_equal(again.image, SCENES[7].image)
     assert np.array_equal(again.boxes_xyxy, SCENES[7].boxes_xyxy)
@@ -84,7 +84,7 @@ def test_written_scenes_are_coco_with_png_images(tmp_path) -> None:
     assert CATEGORIES[first["category_id"] - 1] == SCENES[2].category(index)
 
 
-def test_more_scenes_leave_the_first_ones_as_they_were(tmp_path) -> None:
+def test_more_scenes_do_not_change_the_first_ones(tmp_path) -> None:
     write_scenes(tmp_path / "few", n=2, seed=9)
     write_scenes(tmp_path / "more", n=4, seed=9)
     few = json.loads((tmp_path / "few" / "instances.json").read_text())
@@ -97,7 +97,7 @@ def test_more_scenes_leave_the_first_ones_as_they_were(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, TRAINING_SEEDS, TRAINING_SEEDS + 7])
-def test_the_seeds_of_the_training_are_refused(tmp_path, seed: int) -> None:
+def test_seeds_used_for_training_are_refused(tmp_path, seed: int) -> None:
     with pytest.raises(InputError, match="--seed"):
         write_scenes(tmp_path, n=1, seed=seed)
 

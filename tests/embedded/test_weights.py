@@ -76,7 +76,7 @@ def test_the_describer_describes_a_region_and_finds_an_object() -> None:
     assert found["crop_objects"] >= 0.7 * asked
 
 
-def test_the_describer_answers_alike_alone_and_in_a_batch() -> None:
+def test_the_describer_gives_the_same_answer_alone_and_in_a_batch() -> None:
     describer = open_describer(weights_folder("describer"))
     images = [Image.fromarray(make_scene(123, index).image) for index in range(3)]
     prompts = [PROMPTS["full"].format(region="[0.10, 0.10, 0.60, 0.60]"), PROMPTS["crop"], "Where is the red circle?"]

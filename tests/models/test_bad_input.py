@@ -100,7 +100,7 @@ def test_a_bad_answer_is_a_candidate_with_a_score_and_is_what_the_pair_rejects(k
 
 
 @pytest.mark.parametrize("kind", DROPPED)
-def test_an_answer_that_is_none_is_dropped_with_its_reason_and_the_others_make_the_pair(kind, bad_answers):
+def test_an_unusable_answer_is_dropped_with_its_reason_and_the_others_form_the_pair(kind, bad_answers):
     image_id = str(1000 + 7 * (len(ANSWERS) + list(DROPPED).index(kind)))
     dropped = [row for row in read_table(bad_answers / "dropped.parquet").to_pylist() if row["id"].startswith(image_id)]
     reason = "repeats_prompt" if "prompt" in kind else "empty_answer"
@@ -194,7 +194,7 @@ FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detec
 
 
 @pytest.mark.parametrize("section", ["describer", "scorer", "detector"])
-def test_a_model_that_is_not_there_or_has_other_weights_is_one_error_and_nothing_is_lost(
+def test_a_missing_model_or_other_weights_give_one_error_and_lose_nothing(
     section, make_dataset, clip_folder, owlv2_folder, tmp_path
 ):
     data = make_dataset(tmp_path / "data", images=4)
@@ -211,7 +211,7 @@ def test_a_model_that_is_not_there_or_has_other_weights_is_one_error_and_nothing
     assert summaries[-1].rows > 0
 
 
-def test_memory_that_runs_out_loses_no_finished_shard_and_a_smaller_batch_goes_on(make_dataset, tmp_path, monkeypatch):
+def test_running_out_of_memory_loses_no_finished_shard_and_a_smaller_batch_resumes(make_dataset, tmp_path, monkeypatch):
     data, asked = make_dataset(tmp_path / "data", images=9), []
 
     class Full:
@@ -254,7 +254,9 @@ def test_memory_that_runs_out_loses_no_finished_shard_and_a_smaller_batch_goes_o
         assert rows(tmp_path / "run", stage) == rows(tmp_path / "whole", stage)
 
 
-def test_nothing_but_bad_answers_ends_with_the_reasons_and_keeps_what_there_is(make_dataset, tmp_path, monkeypatch):
+def test_if_all_answers_are_unusable_the_run_ends_with_the_reasons_and_keeps_its_tables(
+    make_dataset, tmp_path, monkeypatch
+):
     class Mute(Says):
         def describe(self, requests):
             return [request.prompt if request.seed % 2 else "" for request in requests]

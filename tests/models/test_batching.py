@@ -35,7 +35,7 @@ def test_out_of_memory_halves_the_batch_and_the_size_that_worked_is_kept():
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2]
 
 
-def test_one_item_that_does_not_fit_is_an_error_with_the_mend():
+def test_a_single_item_that_does_not_fit_is_an_error_that_says_how_to_fix_it():
     def work(_):
         raise torch.OutOfMemoryError("full")
 
@@ -43,7 +43,7 @@ def test_one_item_that_does_not_fit_is_an_error_with_the_mend():
         Batcher(work, 4)([1, 2, 3])
 
 
-def test_other_errors_pass():
+def test_other_errors_are_not_caught():
     def work(_):
         raise RuntimeError("shape mismatch")
 
@@ -64,7 +64,7 @@ def test_items_are_prepared_in_order_while_the_caller_works():
     assert threading.main_thread().name not in names
 
 
-def test_an_error_while_preparing_comes_with_the_item_and_what_has_not_begun_is_left():
+def test_a_preparation_error_is_raised_at_its_item_and_later_items_are_not_started():
     started = []
     go_on = threading.Event()
 

@@ -34,7 +34,7 @@ def test_a_family_names_a_dialect_and_classes_that_exist(family):
         ("kosmos2", ["<phrase>", "</phrase>", "<object>", "</object>", "<patch_index_0131>"]),
     ],
 )
-def test_the_tokens_that_a_dialect_is_written_with_are_kept(key, special):
+def test_the_tokens_of_a_dialect_are_kept(key, special):
     example = DIALECTS[key].example
     for token in special:
         assert token in example
@@ -62,7 +62,7 @@ def test_a_dialect_that_counts_resized_pixels_is_set_up_as_the_processor_is():
     assert dialect.geometry.canvas((3000, 2000))[-2:] == (43 * 28, 29 * 28)
 
 
-def test_a_named_dialect_wins_and_a_whole_one_is_left_alone():
+def test_a_named_dialect_has_precedence_and_a_dialect_object_is_not_changed():
     assert choose_dialect("shikra", "llava", None) is DIALECTS["shikra"]
     own = get_dialect("qwen2_5_vl", max_pixels=100_000)
     assert choose_dialect(own, "qwen2_5_vl", QwenImages()) is own

@@ -26,7 +26,7 @@ def change_weights(folder, change):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_a_saved_model_comes_back_whole_in_eval_mode_and_without_gradients(clip_folder):
+def test_a_saved_model_loads_completely_in_eval_mode_and_without_gradients(clip_folder):
     model = load_pretrained(CLIPModel, clip_folder, dtype="bfloat16", device="cpu")
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -34,7 +34,7 @@ def test_a_saved_model_comes_back_whole_in_eval_mode_and_without_gradients(clip_
 
 
 @pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, False)])
-def test_reading_weights_shows_a_bar_on_a_terminal_alone(terminal, shown, clip_folder, monkeypatch, capfd):
+def test_loading_weights_shows_a_progress_bar_only_on_a_terminal(terminal, shown, clip_folder, monkeypatch, capfd):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     load_pretrained(CLIPModel, clip_folder)
     assert ("Loading weights" in capfd.readouterr().err) == shown
@@ -56,12 +56,12 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed(copy):
     assert "1 misshapen: text_projection.weight (3, 4) for (24, 32)" in message
 
 
-def test_position_ids_that_old_checkpoints_hold_are_no_surplus(copy):
+def test_position_ids_in_old_checkpoints_are_not_reported_as_unexpected(copy):
     change_weights(copy, lambda w: w.update({"text_model.embeddings.position_ids": torch.arange(77)[None]}))
     load_pretrained(CLIPModel, copy)
 
 
-def test_another_models_weights_name_a_few_of_the_tensors(copy, owlv2_folder):
+def test_the_error_for_weights_of_another_model_names_a_few_tensors(copy, owlv2_folder):
     shutil.copy(owlv2_folder / "model.safetensors", copy / "model.safetensors")
     with pytest.raises(ModelError, match="more") as raised:
         load_pretrained(CLIPModel, copy)
@@ -76,13 +76,13 @@ def test_pickled_weights_are_never_read(copy):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"\xff" * 64])
-def test_damaged_weights_are_one_clear_error(copy, content):
+def test_damaged_weights_give_one_clear_error(copy, content):
     (copy / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match="is not a complete model"):
         load_pretrained(CLIPModel, copy)
 
 
-def test_cut_weights_are_one_clear_error(copy):
+def test_truncated_weights_give_one_clear_error(copy):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="is not a complete model"):
@@ -90,7 +90,7 @@ def test_cut_weights_are_one_clear_error(copy):
 
 
 @pytest.mark.parametrize("config", ["", "{", "[]", '{"model_type": "no-such-model"}'])
-def test_a_wrong_config_is_one_clear_error(copy, config):
+def test_a_wrong_config_gives_one_clear_error(copy, config):
     (copy / "config.json").write_text(config)
     with pytest.raises(ModelError):
         read_model_type(copy, ["clip"])
@@ -98,19 +98,19 @@ def test_a_wrong_config_is_one_clear_error(copy, config):
         ClipScorer(copy)
 
 
-def test_an_empty_folder_is_one_clear_error(tmp_path):
+def test_an_empty_folder_gives_one_clear_error(tmp_path):
     for load in (lambda: load_pretrained(CLIPModel, tmp_path), lambda: load_part(AutoTokenizer, tmp_path)):
         with pytest.raises(ModelError, match="is not a complete model"):
             load()
 
 
-def test_a_folder_without_its_processor_is_one_clear_error(copy):
+def test_a_folder_without_a_processor_gives_one_clear_error(copy):
     (copy / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="is not a complete model"):
         ClipScorer(copy)
 
 
-def test_a_folder_without_its_tokenizer_is_one_clear_error(copy):
+def test_a_folder_without_a_tokenizer_gives_one_clear_error(copy):
     # transformers would make a tokenizer of three tokens, and every text would be the same.
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
@@ -133,7 +133,7 @@ def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(copy):
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./none", "a/b/c"])
-def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(path):
+def test_a_path_that_is_not_a_folder_is_not_looked_up_on_the_hub(path):
     with pytest.raises(ModelError, match="no such model folder"):
         load_pretrained(CLIPModel, path)
 
@@ -162,19 +162,19 @@ def hub_answers(error):
         (lambda _: None, "can't be loaded"),
     ],
 )
-def test_what_the_hub_answers_is_said_in_one_clear_message(error, message):
+def test_an_error_of_the_hub_becomes_one_clear_message(error, message):
     response = SimpleNamespace(headers={}, request=None, status_code=404)
     with pytest.raises(ModelError, match=message):
         load_pretrained(hub_answers(error(response)), "owner/name", revision="v2")
 
 
-def test_without_network_a_model_that_is_not_cached_is_one_clear_error(monkeypatch, tmp_path):
+def test_without_network_an_uncached_model_gives_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="is unreachable"):
         load_pretrained(CLIPModel, "owner/name", cache_dir=tmp_path)
 
 
-def test_a_device_that_is_too_small_is_one_clear_error():
+def test_a_device_with_too_little_memory_gives_one_clear_error():
     class Big:
         @staticmethod
         def from_pretrained(*_args, **_kwargs):
@@ -184,7 +184,7 @@ def test_a_device_that_is_too_small_is_one_clear_error():
         load_pretrained(Big, "owner/name")
 
 
-def test_a_name_tells_weights_apart_and_not_where_they_lie(copy, clip_folder, tmp_path):
+def test_a_name_depends_on_the_weights_and_not_on_their_folder(copy, clip_folder, tmp_path):
     other = shutil.copytree(copy, tmp_path / "elsewhere" / "model")
     assert source_name(copy) == source_name(other)
     assert source_name(copy).startswith("model@")
@@ -195,7 +195,7 @@ def test_a_name_tells_weights_apart_and_not_where_they_lie(copy, clip_folder, tm
     assert source_name("owner/name", "v2") == "owner/name@v2"
 
 
-def test_a_hub_models_name_holds_the_commit_that_was_loaded(clip_folder):
+def test_the_name_of_a_hub_model_contains_the_loaded_commit(clip_folder):
     model = load_pretrained(CLIPModel, clip_folder)
     model.config._commit_hash = "0123abc"
     assert source_name("owner/name", "v2", model) == "owner/name@0123abc"

@@ -57,7 +57,7 @@ def test_a_merged_adapter_gives_the_logits_of_the_adapter_beside_the_weights(ada
     assert not any(parameter.requires_grad for parameter in tuned.model.parameters())
 
 
-def test_the_name_tells_the_adapter_and_changes_with_it(adapter, tmp_path):
+def test_the_name_identifies_the_adapter_and_changes_with_it(adapter, tmp_path):
     folder, _ = adapter
     base, tuned = describer().name, describer(folder).name
     assert tuned.startswith(f"{base}+adapter@")
@@ -68,7 +68,7 @@ def test_the_name_tells_the_adapter_and_changes_with_it(adapter, tmp_path):
     assert describer(changed).name != tuned
 
 
-def test_with_sampling_shares_the_weights_and_leaves_the_first_as_it_was():
+def test_with_sampling_shares_the_weights_and_does_not_change_the_original():
     greedy = describer()
     sampled = greedy.with_sampling(temperature=1.0, top_p=1.0, batch_size=3)
     assert sampled.model is greedy.model

@@ -12,7 +12,7 @@ def noise(width, height):
 
 
 @pytest.mark.parametrize("side", [1, 17, 56, 300])
-def test_squares_become_the_same_pixels_as_by_clips_own_processor(side):
+def test_squares_get_the_same_pixels_as_from_clips_own_processor(side):
     processor = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     expected = processor(noise(side, side), return_tensors="pt")["pixel_values"]
     found = normalise([resized_bytes(noise(side, side), (56, 56), processor)], processor, torch.device("cpu"))
@@ -48,7 +48,7 @@ def test_squares_are_those_of_owlv2s_own_processor(size_wh):
 
 
 @pytest.mark.parametrize("size_wh", [(9, 5), (3, 9)])
-def test_padding_goes_below_and_to_the_right(size_wh):
+def test_padding_is_below_and_on_the_right(size_wh):
     # Padding the image by hand first gives the same.
     pixels = torch.rand(3, size_wh[1], size_wh[0], generator=torch.Generator().manual_seed(0))
     padded = torch.zeros(3, 9, 9)

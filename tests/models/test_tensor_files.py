@@ -30,7 +30,7 @@ def test_one_pickle_becomes_one_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "pytorch_model.bin"]
 
 
-def test_shards_get_an_index_that_comes_last(tmp_path):
+def test_the_index_of_shards_is_written_last(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "pytorch_model-00001-of-00002.bin")
     (tmp_path / "pytorch_model-00002-of-00002.bin").write_bytes(b"half a file")
     with pytest.raises(ModelError, match="can't be loaded safely"):
@@ -70,13 +70,13 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
         convert_pickles(tmp_path)
 
 
-def test_folders_without_pickles_and_hub_ids_are_left_alone(tmp_path):
+def test_folders_without_pickles_and_hub_ids_are_not_changed(tmp_path):
     assert not convert_pickles(tmp_path)
     assert not convert_pickles("THUDM/cogvlm-chat-hf")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_an_interrupted_conversion_left_is_not_taken_for_the_model(tmp_path):
+def test_the_remains_of_an_interrupted_conversion_are_not_used(tmp_path):
     for k, name in ((1, "a"), (2, "b")):
         torch.save({name: torch.full((2,), float(k))}, tmp_path / f"pytorch_model-0000{k}-of-00002.bin")
     save_file({"a": torch.zeros(2)}, tmp_path / "model-00001-of-00002.safetensors")

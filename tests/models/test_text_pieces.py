@@ -31,16 +31,16 @@ def test_a_number_with_a_point_is_not_cut_there():
     assert pieces("x x 3.5 y y", 4) == ["x x", "3.5 y", "y"]
 
 
-def test_lines_and_quoted_sentences_end_pieces():
+def test_pieces_may_end_at_line_breaks_and_after_quoted_sentences():
     assert pieces("a b\nc d e f", 5) == ["a b", "c d e f"]
     assert pieces('a "b." c d e', 7) == ['a "b."', "c d e"]
 
 
-def test_languages_without_spaces_are_cut_at_their_own_marks():
+def test_languages_without_spaces_are_cut_at_their_own_punctuation():
     assert pieces("一只猫。两只狗，三只鸟", 6) == ["一只猫。", "两只狗，", "三只鸟"]
 
 
-def test_a_word_of_many_tokens_is_cut_where_it_must():
+def test_a_word_of_too_many_tokens_is_cut_inside():
     spans = [(k, k + 1) for k in range(10)]
     assert split("abcdefghij", spans, 4) == [range(4), range(4, 8), range(8, 10)]
 

@@ -81,12 +81,12 @@ def test_the_assignment_is_the_best_of_all_permutations():
         assert sum(assignment.ious) == pytest.approx(max(total for count, total in sums if count == best[0]))
 
 
-def test_a_truth_needs_an_object():
+def test_a_ground_truth_needs_an_object():
     with pytest.raises(RecordError, match="no objects"):
         Truth(())
 
 
-def test_the_truth_of_a_query_is_what_lies_inside_its_region():
+def test_the_ground_truth_of_a_query_is_what_lies_inside_its_region():
     inside = RegionObject("1", "cup", (0, 0, 10, 10), inside=True)
     outside = RegionObject("2", "cup", (30, 0, 40, 10))
     query = RegionQuery("7/0", "7", "7.png", 50, 20, (0, 0, 12, 12), "1", (inside, outside))

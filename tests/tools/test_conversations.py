@@ -35,7 +35,7 @@ def test_a_batch_is_a_function_of_its_step(corpus: Corpus) -> None:
     assert not np.array_equal(one.views.rows, other.views.rows)
 
 
-def test_the_training_starts_with_expressions_alone(corpus: Corpus) -> None:
+def test_training_starts_with_expressions_only(corpus: Corpus) -> None:
     first = batch_of(corpus, 0)
     for row, turns in zip(first.ids, first.turns, strict=True):
         for turn in range(1, turns.max() + 1):
@@ -74,7 +74,7 @@ def test_jitter_moves_edges_by_its_share_of_the_side_and_none_leaves_them() -> N
     assert np.abs(errors.mean(axis=0)).max() < 0.001
 
 
-def test_turns_see_the_prefix_and_themselves_only() -> None:
+def test_turns_attend_only_to_the_prefix_and_themselves() -> None:
     # Prefix of 2, then turn 1 of two tokens and turn 2 of one.
     mask, positions = shared_prefix_mask(torch.tensor([[1, 1, 2]]), torch.tensor([[0, 1, 0]]), prefix=2)
     seen = (mask[0, 0] == 0).int().tolist()
@@ -104,7 +104,7 @@ def test_shared_prefixes_give_what_the_model_gives_for_each_turn_alone(corpus: C
                 )
 
 
-def test_packed_turns_come_one_after_the_other() -> None:
+def test_packed_turns_follow_each_other() -> None:
     samples = [[Turn([5], [6, 7], [0, -1])], [Turn([8, 9], [10], [4])]]
     ids, turns, positions, labels, about = pack(samples, multiple=4)
     assert ids.tolist() == [[5, 6, 7, 0], [8, 9, 10, 0]]

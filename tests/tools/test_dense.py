@@ -24,7 +24,7 @@ def test_the_relatively_nearer_object_wins_and_padding_never_does() -> None:
     assert owners(objects((1, large), (-1, small)), 2)[0, 0] == 0
 
 
-def test_paired_iou_of_half_and_of_apart() -> None:
+def test_paired_iou_of_overlapping_and_disjoint_boxes() -> None:
     a = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
     b = torch.tensor([[0.0, 0.0, 1.0, 0.5], [2.0, 0.0, 3.0, 1.0]])
     iou, giou = paired_iou(a, b)

@@ -5,7 +5,7 @@ from torch import nn
 from tools.embedded.optim import Muon, Optimiser, orthogonalise
 
 
-def test_orthogonalising_keeps_singular_vectors_and_levels_singular_values() -> None:
+def test_orthogonalization_keeps_singular_vectors_and_equalizes_singular_values() -> None:
     torch.manual_seed(0)
     matrices = torch.randn(3, 6, 4)
     made = orthogonalise(matrices)

@@ -36,7 +36,7 @@ def test_another_region_gives_another_embedding_and_other_images_do_not_matter()
     assert (alone - other).abs().max() > 1e-4
 
 
-def test_a_spoilt_description_differs_from_the_right_one() -> None:
+def test_a_corrupted_description_differs_from_the_correct_one() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         kinds = [int(k) for k in rng.integers(64, size=6)]
@@ -46,7 +46,7 @@ def test_a_spoilt_description_differs_from_the_right_one() -> None:
         assert abs(len(spoilt) - len(kinds)) <= 1
 
 
-def test_every_wording_names_every_object_in_words_that_are_known() -> None:
+def test_every_wording_names_every_object_with_known_words() -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         kinds = [int(k) for k in rng.integers(64, size=5)]
@@ -57,7 +57,7 @@ def test_every_wording_names_every_object_in_words_that_are_known() -> None:
         assert ids[-1] == IDS[END]
 
 
-def test_the_contrast_of_perfect_embeddings_is_right_and_cheap() -> None:
+def test_perfect_embeddings_have_a_low_contrastive_loss() -> None:
     images = torch.eye(4)
     loss, right = contrast(images, torch.cat([images, -images]), torch.tensor(10.0))  # capped at a factor of 100
     assert right == 1

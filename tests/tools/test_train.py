@@ -59,7 +59,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained: Path, tmp_path: Path
     assert curve(tmp_path / "parts", model) == curve(tmp_path / "whole", model)
 
 
-def test_another_seed_gives_another_curve(trained: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_another_loss_curve(trained: Path, tmp_path: Path) -> None:
     main(["vision", "--out", str(tmp_path), "--scenes", "24", "--batch-size", "4", "--steps", "1", "--seed", "4"])
     assert curve(tmp_path, "vision")[0]["loss"] != curve(trained, "vision")[0]["loss"]
 
@@ -77,7 +77,7 @@ def test_a_model_that_needs_the_vision_tower_asks_for_it(trained: Path, tmp_path
         main(["scorer", "--out", str(tmp_path), "--corpus", str(trained / "corpus"), "--steps", "1", *COMMON])
 
 
-def test_a_corpus_of_other_scenes_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_corpus_made_from_other_scenes_is_refused(trained: Path, tmp_path: Path) -> None:
     asked = ["vision", "--out", str(tmp_path), "--corpus", str(trained / "corpus"), "--steps", "1", "--seed", "4"]
     with pytest.raises(InputError, match="another corpus"):
         main([*asked, "--scenes", "24"])

@@ -70,14 +70,14 @@ def test_a_folder_of_pickles_loads_and_is_converted_once(folder, mllm_folder, as
     assert [path.stat().st_mtime_ns for path in files] == times
 
 
-def test_a_cogvlm2_folder_is_told_apart(folder):
+def test_a_cogvlm2_folder_is_recognized(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_multi_query_heads": 2}))
     with pytest.raises(ModelError, match="This is a CogVLM2"):
         HfDescriber(folder, device="cpu")
 
 
-def test_registering_twice_does_no_harm_and_saved_copies_load_by_the_auto_classes(folder, tmp_path):
+def test_registering_twice_is_harmless_and_saved_copies_load_with_the_auto_classes(folder, tmp_path):
     register_custom_models()
     register_custom_models()
     config = load_config(folder)
@@ -114,7 +114,7 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one_says_where_to_get_one
         ("vqa", "<unk>Question: Where is it? Short answer:"),
     ],
 )
-def test_the_configs_template_makes_the_prompt(folder, version, turn):
+def test_the_template_of_the_config_formats_the_prompt(folder, version, turn):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "template_version": version}))
     describer = HfDescriber(folder, device="cpu")
@@ -129,14 +129,14 @@ def test_the_configs_template_makes_the_prompt(folder, version, turn):
     assert later == turn + " Here.\n" + turn.removeprefix("<unk>").replace("Where is it?", "And that?")
 
 
-def test_a_template_beside_the_weights_wins(folder):
+def test_a_template_next_to_the_weights_has_precedence(folder):
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}<unk>Q: {{ m['content'][1]['text'] }}{% endfor %}"
     )
     assert HfDescriber(folder, device="cpu").render("Where?") == "<unk>Q: Where?"
 
 
-def test_an_image_in_the_prompts_words_is_no_image(folder):
+def test_an_image_token_written_in_a_prompt_is_plain_text(folder):
     assert HfDescriber(folder, device="cpu").render("an <unk> word") == "<unk>an   word"
 
 
@@ -157,7 +157,7 @@ def test_ids_and_types_are_those_of_the_published_code(folder, picture):
     assert "pixel_values" not in alone
 
 
-def test_pixels_are_squashed_bicubically_and_normalised_as_published(folder, picture):
+def test_pixels_are_resized_bicubically_and_normalized_as_published(folder, picture):
     processor, image = load_processor(folder, "cogvlm"), picture(60, 130)
     pixels = encode(processor, ["<unk>"], [image])["pixel_values"][0]
     small = torch.from_numpy(np.asarray(image.resize((42, 42), Image.Resampling.BICUBIC)).astype(np.float32)) / 255
@@ -183,7 +183,7 @@ def test_images_that_do_not_match_the_prompts_are_refused(texts, images, message
         processor(images=[picture(60, 50)] * images, text=texts)
 
 
-def test_a_processor_survives_a_file(folder, tmp_path, picture):
+def test_a_processor_survives_saving(folder, tmp_path, picture):
     processor = load_processor(folder, "cogvlm")
     processor.save_pretrained(tmp_path)
     again = CogVLMProcessor.from_pretrained(tmp_path)

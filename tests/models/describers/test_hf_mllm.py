@@ -51,7 +51,9 @@ def show_ids(model, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_of_different_sizes_answers_as_one_by_one(family, temperature, describer, requests, monkeypatch):
+def test_a_batch_of_different_sizes_gives_the_answers_of_single_requests(
+    family, temperature, describer, requests, monkeypatch
+):
     model = describer(family)
     monkeypatch.setattr(model, "temperature", temperature)
     show_ids(model, monkeypatch)
@@ -80,7 +82,7 @@ def test_greedy_answers_are_those_of_plain_generate_without_padding(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_seed_image_and_prompt_make_the_answer(family, describer, ask, picture, monkeypatch):
+def test_seed_image_and_prompt_determine_the_answer(family, describer, ask, picture, monkeypatch):
     model, image = describer(family), picture(90, 70)
     show_ids(model, monkeypatch)
     seeds = model.describe([ask(image, seed=1), ask(image, seed=2), ask(image, seed=1), ask(image, seed=2**63 - 1)])
@@ -96,7 +98,7 @@ def test_seed_image_and_prompt_make_the_answer(family, describer, ask, picture, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 190), (200, 1), (2, 1000), (1500, 1)])
-def test_no_image_is_too_small_or_too_long_to_go_on(family, size, describer, ask, picture, monkeypatch):
+def test_very_small_and_very_long_images_are_handled(family, size, describer, ask, picture, monkeypatch):
     model = describer(family)
     show_ids(model, monkeypatch)
     refused = family.startswith("qwen") and max(size) > 200 * min(size)
@@ -109,7 +111,7 @@ def test_only_refused_images_and_no_requests_at_all_are_fine(describer, ask, pic
     assert describer("qwen3_vl").describe([]) == []
 
 
-def test_tokens_that_write_boxes_stay_and_what_ends_the_turn_goes(describer):
+def test_box_tokens_are_kept_and_end_of_turn_tokens_are_removed(describer):
     qwen = describer("qwen2_vl")
     written = "<|object_ref_start|>a cup<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
     ids = qwen.processor.tokenizer(written + "<|vision_start|> ok<|im_end|><|endoftext|>x")["input_ids"]
@@ -122,7 +124,7 @@ def test_tokens_that_write_boxes_stay_and_what_ends_the_turn_goes(describer):
     assert llava.decode([]) == ""
 
 
-def test_a_prompt_that_names_the_placeholder_is_not_another_image(describer, ask, picture):
+def test_a_placeholder_written_in_a_prompt_is_not_another_image(describer, ask, picture):
     image = picture(60, 60)
     answers = describer("llava_onevision").describe([ask(image, "is this an <image> or a <video>?", seed=3)])
     assert answers == describer("llava_onevision").describe([ask(image, "is this an   or a  ?", seed=3)])
@@ -133,7 +135,7 @@ def test_an_answer_in_the_models_dialect_knows_the_resized_image(describer):
     assert describer("llava_onevision").dialect is get_dialect("llava_onevision")
 
 
-def test_the_name_says_which_weights(describer):
+def test_the_name_identifies_the_weights(describer):
     name, revision = describer("internvl").name.split("@")
     assert name == "internvl"
     assert len(revision) == 12
@@ -162,7 +164,7 @@ def copy(folder, to):
     return to / folder.name
 
 
-def test_without_a_chat_template_the_family_has_its_own(mllm_folder, tmp_path, requests):
+def test_without_a_chat_template_that_of_the_family_is_used(mllm_folder, tmp_path, requests):
     folder = copy(mllm_folder("qwen2_vl"), tmp_path)
     (folder / "chat_template.jinja").unlink()
     model = HfDescriber(folder, **SMALL)
@@ -172,14 +174,14 @@ def test_without_a_chat_template_the_family_has_its_own(mllm_folder, tmp_path, r
     assert all(model.describe(requests))
 
 
-def test_a_chat_template_that_forgets_the_image_is_refused(mllm_folder, tmp_path):
+def test_a_chat_template_without_the_image_is_refused(mllm_folder, tmp_path):
     folder = copy(mllm_folder("llava"), tmp_path)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'][1]['text'] }}{% endfor %}")
     with pytest.raises(ModelError, match="does not insert the image once"):
         HfDescriber(folder, **SMALL)
 
 
-def test_a_folder_that_is_no_mllm_is_refused(mllm_folder, tmp_path):
+def test_a_folder_that_is_not_an_mllm_is_refused(mllm_folder, tmp_path):
     with pytest.raises(ModelError, match="no such model folder"):
         HfDescriber(tmp_path / "nowhere", **SMALL)
     folder = copy(mllm_folder("llava"), tmp_path)
@@ -197,7 +199,7 @@ def test_a_dialect_can_be_named(mllm_folder):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_4_bits_without_bitsandbytes_is_one_clear_error(mllm_folder):
+def test_4_bits_without_bitsandbytes_gives_one_clear_error(mllm_folder):
     with pytest.raises(SprError, match="bitsandbytes"):
         HfDescriber(mllm_folder("llava"), load_in_4bit=True)
 
@@ -205,6 +207,6 @@ def test_4_bits_without_bitsandbytes_is_one_clear_error(mllm_folder):
 @pytest.mark.parametrize(
     "options", [{"batch_size": 0}, {"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"device_map": "auto"}]
 )
-def test_wrong_options_are_refused(options, mllm_folder):
+def test_invalid_options_are_refused(options, mllm_folder):
     with pytest.raises(ConfigError):
         HfDescriber(mllm_folder("llava"), **{**SMALL, **options})

@@ -69,7 +69,7 @@ def test_an_image_of_100_by_80_becomes_as_many_tokens_as_counted_by_hand(family,
     # 80 and 100 px in merged patches of 28 or 32 px, rounded half to even: 3 × 4 and 2 × 3, of 2 × 2 patches each.
     [("qwen2_vl", 14, 6, 8), ("qwen2_5_vl", 14, 6, 8), ("qwen3_vl", 16, 4, 6)],
 )
-def test_qwens_ids_and_pixels_are_those_worked_out_without_transformers(
+def test_ids_and_pixels_of_qwen_equal_those_computed_without_transformers(
     family, patch, rows, columns, mllm_folder, picture
 ):
     processor, image = load(mllm_folder(family)), picture(100, 80)
@@ -87,7 +87,7 @@ def test_qwens_ids_and_pixels_are_those_worked_out_without_transformers(
     np.testing.assert_allclose(found["pixel_values"].numpy(), np.stack(tiles), atol=1e-5)
 
 
-def test_padding_goes_to_the_left(mllm_folder, picture):
+def test_padding_is_on_the_left(mllm_folder, picture):
     for family in FAMILIES:
         processor = load(mllm_folder(family))
         texts = [processor.image_token + text for text in ("a", "a long one")]
@@ -117,7 +117,7 @@ def test_the_dialect_counts_the_pixels_that_qwens_processor_makes(size, mllm_fol
     assert dialect.geometry.canvas(size)[-2:] == (14 * columns, 14 * rows)
 
 
-def test_a_class_that_has_no_video_is_itself():
+def test_a_processor_class_without_video_is_not_changed():
     assert without_video(transformers.PaliGemmaProcessor) is transformers.PaliGemmaProcessor
 
 
@@ -129,7 +129,7 @@ def test_a_template_saved_with_the_tokenizer_is_found(mllm_folder, tmp_path):
     assert load(tmp_path / "qwen2_vl").chat_template == "{{ 'hi' }}"
 
 
-def test_what_is_missing_is_one_clear_error(tmp_path, mllm_folder):
+def test_missing_files_give_one_clear_error(tmp_path, mllm_folder):
     with pytest.raises(ModelError, match="no processor"):
         load_processor(mllm_folder("llava"), "bert")
     (tmp_path / "llava").mkdir()

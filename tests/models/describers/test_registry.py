@@ -58,7 +58,7 @@ def test_device_and_device_map_exclude_each_other():
         DescriberConfig(model="x", device="cpu", device_map="auto")
 
 
-def test_a_key_that_is_not_there_is_an_error_before_the_server_is_asked(monkeypatch):
+def test_a_missing_key_is_an_error_before_any_request(monkeypatch):
     monkeypatch.delenv("SPR_TEST_KEY", raising=False)
     settings = {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "dialect": "llava"}
     with pytest.raises(ConfigError, match="SPR_TEST_KEY"):

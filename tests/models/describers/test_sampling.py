@@ -24,7 +24,7 @@ def chi_square(tokens, probabilities):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_tokens_come_as_often_as_the_softmax_says(temperature):
+def test_tokens_are_sampled_with_the_probabilities_of_the_softmax(temperature):
     logits = torch.linspace(-1, 1.5, 11)
     tokens = draw(logits, range(40_000), temperature=temperature)
     # The 99.9 % quantile of chi-square with 10 degrees of freedom is 29.6.
@@ -82,7 +82,7 @@ def test_the_nucleus_is_the_fewest_tokens_that_reach_the_mass():
     assert kept(0.97) == kept(1.0) == [0, 1, 2, 3, 4]
 
 
-def test_what_ties_with_the_last_token_stays():
+def test_tokens_that_tie_with_the_last_one_stay_in_the_nucleus():
     top, tokens = nucleus(torch.tensor([[0.5, 0.125, 0.125, 0.25]]).log(), 0.8)
     assert sorted(tokens[top > -INF].tolist()) == [0, 1, 2, 3]
 
@@ -124,7 +124,7 @@ def test_a_row_is_the_same_in_any_batch():
         assert alone.argmax(-1) == together[row]
 
 
-def test_one_likely_token_is_taken_whatever_its_noise():
+def test_a_single_likely_token_is_taken_whatever_the_noise():
     logits = torch.full((1000,), -INF)
     logits[17] = 0.0
     assert set(draw(logits, range(2_000), top_p=0.95).tolist()) == {17}
@@ -132,6 +132,6 @@ def test_one_likely_token_is_taken_whatever_its_noise():
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(-0.1, 1), (INF, 1), (math.nan, 1), (1, 0), (1, 1.01), (0, 1)])
-def test_numbers_out_of_range_are_refused(temperature, top_p):
+def test_values_out_of_range_are_refused(temperature, top_p):
     with pytest.raises(ConfigError):
         SeededSampling([0], 1, temperature=temperature, top_p=top_p)

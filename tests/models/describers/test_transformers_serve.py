@@ -95,7 +95,7 @@ def served(folder):
 GREEDY = {"dialect": "llava_onevision", "temperature": 0, "max_new_tokens": 16}
 
 
-def test_the_served_model_says_what_the_local_one_says(served, folder, ask, picture):
+def test_the_served_model_gives_the_answers_of_the_local_one(served, folder, ask, picture):
     requests = [ask(picture(70 + 30 * k, 80, 60 * k), f"What is {k}?", seed=k) for k in range(4)]
     expected = HfDescriber(folder, device="cpu", **GREEDY).describe(requests)
     remote = OpenAiDescriber(str(folder), base_url=served, concurrency=4, **GREEDY)
@@ -120,7 +120,7 @@ def test_a_run_through_the_server_has_the_candidates_of_a_run_with_the_local_mod
     assert len(said["remote"]) >= 3
 
 
-def test_what_the_server_refuses_is_said_in_its_own_words(served, folder, ask, picture):
+def test_a_refusal_is_reported_with_the_message_of_the_server(served, folder, ask, picture):
     def describe(**changes):
         settings = {"model": str(folder), "base_url": served, "dialect": "llava", "retries": 0, "max_new_tokens": 5}
         chosen = {**settings, **changes}
@@ -134,7 +134,7 @@ def test_what_the_server_refuses_is_said_in_its_own_words(served, folder, ask, p
         describe(base_url=served.removesuffix("/v1"))
 
 
-def test_the_command_as_it_is_serves_llava_and_the_seed_decides_the_sample(mllm_folder, tmp_path, ask, picture):
+def test_the_documented_command_serves_llava_and_the_seed_determines_the_sample(mllm_folder, tmp_path, ask, picture):
     folder = sampling(mllm_folder("llava"), tmp_path, do_sample=True, top_k=0)
     with serving(folder, SERVE, tmp_path / "log") as url:
         # One at a time: this server seeds all that it is at.

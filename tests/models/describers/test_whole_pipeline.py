@@ -48,7 +48,7 @@ def test_a_run_goes_from_annotations_to_pairs(
         run(config, tmp_path / "run")
 
 
-def test_one_pixel_and_a_strip_that_the_family_refuses_go_through_too(
+def test_a_run_handles_a_one_pixel_image_and_a_strip_that_the_family_refuses(
     mllm_folder, clip_folder, grounding_dino_folder, tmp_path
 ):
     coco = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cup"}]}

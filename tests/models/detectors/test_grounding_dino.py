@@ -81,7 +81,7 @@ def test_boxes_and_scores_of_the_mm_variant_are_those_of_transformers(mm_detecto
 
 
 @pytest.mark.parametrize("which", ["detector", "mm_detector"])
-def test_neither_the_batch_nor_its_padding_changes_what_is_found(which, request):
+def test_neither_the_batch_nor_its_padding_changes_the_detections(which, request):
     batched = request.getfixturevalue(which)
     shared = noise(80, 60)
     requests = [
@@ -98,7 +98,7 @@ def test_neither_the_batch_nor_its_padding_changes_what_is_found(which, request)
     assert_same(batched.detect(requests[::-1]), alone[::-1])
 
 
-def test_texts_of_one_image_share_the_backbones_pass(detector):
+def test_texts_of_the_same_image_share_the_backbone(detector):
     seen = []
     encoder = detector.model.model.backbone.conv_encoder
     handle = encoder.register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
@@ -109,7 +109,7 @@ def test_texts_of_one_image_share_the_backbones_pass(detector):
     assert not detector.model.model.backbone._forward_pre_hooks
 
 
-def test_a_long_text_is_asked_in_pieces_whose_finds_are_joined(detector):
+def test_a_long_text_is_split_into_pieces_whose_detections_are_joined(detector):
     # 40 × "the red cat on the chair." are 7 tokens each: 253 hold 36 of them.
     sentence = "the red cat on the chair. "
     image = noise(80, 60)
@@ -119,7 +119,7 @@ def test_a_long_text_is_asked_in_pieces_whose_finds_are_joined(detector):
     assert_close(whole, [d.box for d in joined], [d.score for d in joined])
 
 
-def test_phrases_are_parts_of_the_text_as_it_was_written(detector):
+def test_phrases_are_substrings_of_the_original_text(detector):
     for text in ("A Red CAT, the Dog", "THE İstanbul cat.", "naïve Ünïcode t-shirts & cats", "一只猫，和 cats"):
         found = detector.detect([DetectRequest(noise(80, 60), text)])[0]
         assert found
@@ -138,7 +138,7 @@ def phrase(detector, text, probs):
     return detector._phrase(asked[0], probs)
 
 
-def test_a_phrase_is_the_words_over_the_threshold_around_the_best(detector):
+def test_a_phrase_consists_of_the_words_above_the_threshold_around_the_best(detector):
     text = "a red cat on the dog"
     assert phrase(detector, text, [0.1, 0.3, 0.9, 0.2, 0.3, 0.8]) == "red cat"
     assert phrase(detector, text, [0.1, 0.1, 0.2, 0.1, 0.3, 0.8]) == "the dog"
@@ -146,7 +146,7 @@ def test_a_phrase_is_the_words_over_the_threshold_around_the_best(detector):
     assert phrase(detector, text, [0.1, 0.1, 0.2, 0.1, 0.1, 0.1]) == "cat"
 
 
-def test_a_phrase_ends_at_punctuation_and_holds_whole_words(detector):
+def test_a_phrase_ends_at_punctuation_and_consists_of_whole_words(detector):
     assert phrase(detector, "a cat, a dog", [0.9, 0.9, 0.9, 0.3, 0.95]) == "a dog"
     # "dogs" is "dog" and "##s".
     assert phrase(detector, "the dogs", [0.1, 0.1, 0.9]) == "dogs"
@@ -154,7 +154,7 @@ def test_a_phrase_ends_at_punctuation_and_holds_whole_words(detector):
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "...", ". , !", "\x00\x01\x7f", "\u200b"])
-def test_a_text_without_words_finds_nothing(detector, text):
+def test_a_text_without_words_gives_no_detections(detector, text):
     assert detector.detect([DetectRequest(noise(40, 40), text)]) == [[]]
 
 
@@ -168,13 +168,13 @@ def test_images_of_any_size_give_boxes_within_them(detector, size):
     assert min(size) < 100 or found
 
 
-def test_a_text_of_10000_words_is_asked(detector):
+def test_a_text_of_10000_words_is_accepted(detector):
     text = "the red cat runs on the left of a chair, " * 1111
     found = detector.detect([DetectRequest(noise(20, 20), text)])[0]
     assert {d.phrase in text for d in found} == {True}
 
 
-def test_the_box_threshold_decides(grounding_dino_folder, detector):
+def test_detections_below_the_box_threshold_are_dropped(grounding_dino_folder, detector):
     request = DetectRequest(noise(100, 70), "a red cat. a dog")
     scores = [d.score for d in detector.detect([request])[0]]
     middle = (scores[5] + scores[6]) / 2
@@ -182,7 +182,7 @@ def test_the_box_threshold_decides(grounding_dino_folder, detector):
     assert [d.score for d in strict.detect([request])[0]] == pytest.approx(scores[:6], abs=1e-6)
 
 
-def test_outputs_that_are_no_numbers_are_an_error_and_not_nothing(grounding_dino_folder):
+def test_non_finite_outputs_are_an_error_and_not_empty_detections(grounding_dino_folder):
     broken = GroundingDinoDetector(grounding_dino_folder, device="cpu")
     broken.model.bbox_embed[-1].layers[-1].bias.data.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
@@ -194,7 +194,7 @@ def test_another_kind_of_model_is_refused(clip_folder):
         GroundingDinoDetector(clip_folder)
 
 
-def test_half_precision_finds_what_transformers_finds_in_it(grounding_dino_folder):
+def test_half_precision_gives_the_detections_of_transformers(grounding_dino_folder):
     # Not compared with float32: how far bfloat16 is from it depends on the processor's kernels, and random weights are
     # not made for it.
     half = GroundingDinoDetector(grounding_dino_folder, box_threshold=BOX, dtype="bfloat16", device="cpu")

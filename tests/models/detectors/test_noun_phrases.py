@@ -32,7 +32,7 @@ def test_phrases_of_a_text(text, expected):
 
 
 @given(st.text(max_size=80))
-def test_phrases_are_in_order_and_hold_no_space_around_them(text):
+def test_phrases_are_in_order_and_without_surrounding_spaces(text):
     found = noun_phrases(text)
     assert [place for span in found for place in span] == sorted(place for span in found for place in span)
     assert all(part and part == part.strip() for part in phrases(text))

@@ -74,7 +74,7 @@ def test_owlv2_agrees_with_transformers_and_maps_boxes_back_from_the_padded_squa
     )
 
 
-def test_owlv2_sees_the_same_pixels_as_by_its_own_processor(v2, owlv2_folder):
+def test_owlv2_gets_the_same_pixels_as_from_its_own_processor(v2, owlv2_folder):
     pytest.importorskip("scipy")
     from transformers import Owlv2ImageProcessorPil
 
@@ -94,7 +94,7 @@ def test_owlvit_agrees_with_transformers_and_maps_boxes_back_from_the_stretched_
 
 
 @pytest.mark.parametrize("which", ["v2", "vit"])
-def test_neither_the_batch_nor_its_padding_changes_what_is_found(which, request):
+def test_neither_the_batch_nor_its_padding_changes_the_detections(which, request):
     batched = request.getfixturevalue(which)
     shared = noise(80, 60)
     requests = [
@@ -133,7 +133,7 @@ def test_phrases_of_more_than_16_tokens_are_cut(v2):
 
 
 @pytest.mark.parametrize("text", ["", " \n", "...", "and with on", "the a"])
-def test_a_text_without_phrases_finds_nothing(v2, text):
+def test_a_text_without_phrases_gives_no_detections(v2, text):
     assert v2.detect([DetectRequest(noise(40, 40), text)]) == [[]]
 
 
@@ -148,7 +148,7 @@ def test_images_of_any_size_give_boxes_within_them(which, size, request):
     assert found == sorted(found, key=lambda d: -d.score)
 
 
-def test_a_text_of_10000_words_is_asked(v2):
+def test_a_text_of_10000_words_is_accepted(v2):
     text = " ".join(f"the cat {k} on a chair," for k in range(1667))
     found = v2.detect([DetectRequest(noise(20, 20), text)])[0]
     assert {d.phrase in text for d in found} == {True}
@@ -159,7 +159,7 @@ def test_another_kind_of_model_is_refused(clip_folder):
         OwlDetector(clip_folder)
 
 
-def test_half_precision_finds_nearly_the_same(owlv2_folder, v2):
+def test_half_precision_gives_nearly_the_same_detections(owlv2_folder, v2):
     half = OwlDetector(owlv2_folder, dtype="bfloat16", device="cpu", box_threshold=0.1)
     request = DetectRequest(noise(100, 70), "a red cat. a dog")
     assert half.detect([request])[0][0].score == pytest.approx(v2.detect([request])[0][0].score, abs=0.05)

@@ -174,13 +174,13 @@ def test_a_long_text_is_the_mean_of_its_pieces_by_their_tokens(scorer, model):
     np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-4)
 
 
-def test_truncating_is_what_transformers_does(clip_folder, model):
+def test_truncation_equals_that_of_transformers(clip_folder, model):
     scorer = ClipScorer(clip_folder, long_text="truncate", device="cpu")
     text = "the cat and the dog, " * 40
     np.testing.assert_allclose(scorer.embed_texts([text])[0], own_text(model, scorer.tokenizer, text), atol=1e-4)
 
 
-def test_texts_are_embedded_alike_in_any_batch_and_equal_ones_once(scorer, clip_folder):
+def test_a_text_has_the_same_embedding_in_any_batch_and_equal_texts_are_embedded_once(scorer, clip_folder):
     texts = [*TEXTS, "a cat", "the cat, " * 100, "a cat"]
     single = ClipScorer(clip_folder, batch_size=1, device="cpu")
     alone = np.concatenate([single.embed_texts([text]) for text in texts])
@@ -205,7 +205,7 @@ def test_a_text_of_10000_words_is_embedded(scorer):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
-def test_nothing_gives_no_rows(scorer):
+def test_empty_input_gives_no_rows(scorer):
     assert scorer.embed_views([]).shape == scorer.embed_texts([]).shape == (0, 24)
 
 

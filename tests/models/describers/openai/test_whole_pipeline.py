@@ -42,7 +42,7 @@ def asked(bodies):
     return [(body["messages"][0]["content"][1]["text"], body["seed"]) for body in bodies]
 
 
-def test_a_server_that_dies_halfway_is_not_asked_again_what_it_answered(server, settings, tmp_path, drop, raw):
+def test_after_a_server_failure_answered_requests_are_not_repeated(server, settings, tmp_path, drop, raw):
     run(settings(), tmp_path / "whole")
     whole = asked(server.bodies)
     assert len(whole) == len(set(whole)) > 40
@@ -76,7 +76,7 @@ def test_a_server_that_dies_halfway_is_not_asked_again_what_it_answered(server, 
     assert not list((tmp_path / "run").rglob("unfinished*"))
 
 
-def test_a_server_may_come_back_elsewhere(server, settings, tmp_path, raw):
+def test_the_address_of_a_server_may_change_between_runs(server, settings, tmp_path, raw):
     elsewhere = server.url.replace("127.0.0.1", "localhost")
     server.answer = lambda number, body: describe(body) if number < 38 else raw("", 500)
     with pytest.raises(ServerError):
@@ -104,12 +104,12 @@ def test_the_key_is_in_no_file_of_a_run(server, settings, tmp_path, monkeypatch,
     assert not [path for path in files if b"sk-very-secret" in path.read_bytes()]
 
 
-def test_candidates_name_the_model_as_the_server_does(settings, tmp_path):
+def test_candidates_have_the_model_name_of_the_server(settings, tmp_path):
     run(settings(), tmp_path / "run", until="candidates")
     assert {row["model"] for row in rows(tmp_path / "run", "candidates")} == {"m@owner/model"}
 
 
-def test_what_a_server_needs_is_asked_for_at_once(settings):
+def test_missing_server_settings_are_an_error_at_the_start(settings):
     with pytest.raises(ConfigError, match=r"describer\.base_url is missing"):
         settings(base_url=None)
     with pytest.raises(ConfigError, match=r"describer\.dialect is missing"):

@@ -64,7 +64,7 @@ def test_a_batch_may_mix_prompts_with_and_without_an_image(cogvlm, rows, pixels)
 
 
 @torch.no_grad()
-def test_token_types_can_be_read_off_the_ids(cogvlm, rows, pixels):
+def test_token_types_are_derived_from_the_ids(cogvlm, rows, pixels):
     inputs = rows((0, 4, 3), (1, 0, 7))
     expected = cogvlm(**inputs, pixel_values=pixels).logits
     types = inputs.pop("token_type_ids")
@@ -133,7 +133,7 @@ def test_a_shared_prefix_gives_the_log_probabilities_and_gradients_of_two_sequen
     assert not torch.allclose(model.lm_head(plain)[0, starts[1] :], logits[starts[1] :], atol=1e-2)
 
 
-def test_positions_that_cannot_be_known_are_asked_for(cogvlm, rows, pixels):
+def test_positions_that_cannot_be_derived_are_required(cogvlm, rows, pixels):
     inputs = rows((0, 0, 3))
     with pytest.raises(ModelError, match=r"(?s)mask of four dimensions.*position_ids"):
         cogvlm(**{**inputs, "attention_mask": torch.ones(1, 1, 15, 15, dtype=torch.bool)}, pixel_values=pixels[:1])
@@ -172,7 +172,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(cogvlm, rows,
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
-def test_an_adapter_trains_the_language_expert_alone_and_survives_a_file(make_cogvlm, rows, pixels, tmp_path):
+def test_an_adapter_trains_only_the_language_expert_and_survives_saving(make_cogvlm, rows, pixels, tmp_path):
     inputs = rows((0, 0, 6))
     torch.manual_seed(0)
     settings = LoraConfig(r=4, lora_alpha=8, target_modules=list(FAMILIES["cogvlm"].target_modules))
@@ -203,7 +203,7 @@ def test_an_adapter_trains_the_language_expert_alone_and_survives_a_file(make_co
 
 
 @torch.no_grad()
-def test_what_is_saved_loads_as_it_was(cogvlm, rows, pixels, tmp_path):
+def test_a_saved_model_loads_unchanged(cogvlm, rows, pixels, tmp_path):
     cogvlm.save_pretrained(tmp_path)
     again, found = CogVLMForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(found.values())
@@ -215,7 +215,7 @@ def test_what_is_saved_loads_as_it_was(cogvlm, rows, pixels, tmp_path):
 
 
 @torch.no_grad()
-def test_angles_have_the_weights_precision_as_published(cogvlm, rows, pixels, tmp_path):
+def test_rotary_angles_have_the_precision_of_the_weights_as_published(cogvlm, rows, pixels, tmp_path):
     rotary = cogvlm.model.layers[0].self_attn.rotary_emb
     # base^(−2k / 8) for k = 0 … 3
     assert_close(rotary.inv_freq, torch.tensor([1.0, 0.1, 0.01, 0.001]))
@@ -236,7 +236,7 @@ def test_angles_have_the_weights_precision_as_published(cogvlm, rows, pixels, tm
     assert_close(logits.float(), wide.eval()(**inputs, pixel_values=pixels[:1]).logits, atol=0.15, rtol=0)
 
 
-def test_a_file_without_the_angles_gets_them_computed(cogvlm, tmp_path):
+def test_angles_missing_from_a_file_are_computed(cogvlm, tmp_path):
     from safetensors.torch import load_file, save_file
 
     cogvlm.save_pretrained(tmp_path)
@@ -249,7 +249,7 @@ def test_a_file_without_the_angles_gets_them_computed(cogvlm, tmp_path):
     assert_close(again.model.layers[2].self_attn.rotary_emb.inv_freq, torch.tensor([1.0, 0.1, 0.01, 0.001]))
 
 
-def test_hidden_states_and_attention_can_be_asked_for(make_cogvlm, rows, pixels):
+def test_hidden_states_and_attention_can_be_returned(make_cogvlm, rows, pixels):
     made = make_cogvlm("eager")(
         **rows((0, 0, 6)), pixel_values=pixels[:1], output_hidden_states=True, output_attentions=True
     )

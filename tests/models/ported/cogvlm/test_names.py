@@ -56,7 +56,7 @@ TOWER = {
 SIZES = {"D": 4096, "3D": 12288, "V": 32000, "M": 11008, "E": 1792, "3E": 5376, "F": 15360}
 
 
-def test_the_default_config_makes_the_published_names_and_shapes():
+def test_the_default_config_gives_the_published_names_and_shapes():
     with torch.device("meta"):
         state = CogVLMForCausalLM(CogVLMConfig()).state_dict()
     expected = dict(WHOLE)

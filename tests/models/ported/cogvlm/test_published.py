@@ -38,7 +38,7 @@ def test_a_padded_batch_gets_the_published_logits(attention, make_cogvlm, rows, 
 
 @ATTENTION
 @torch.no_grad()
-def test_what_is_generated_is_as_published(attention, make_cogvlm, rows, pixels, published):
+def test_generated_tokens_are_the_published_ones(attention, make_cogvlm, rows, pixels, published):
     model, inputs = make_cogvlm(attention), rows((0, 4, 3), (1, 0, 7))
     ids = model.generate(
         **inputs,
@@ -62,7 +62,7 @@ def test_image_features_are_the_published_ones(cogvlm, pixels, published):
     assert_close(features[:, [0, 1, 5, 10]], published["features"], **EQUAL)
 
 
-def test_the_published_numbers_can_tell_experts_and_positions(make_cogvlm, rows, pixels, published):
+def test_the_published_numbers_depend_on_experts_and_positions(make_cogvlm, rows, pixels, published):
     """Were tokens read by the wrong expert, or patches given positions of their own, the logits would differ."""
     inputs = rows((0, 0, 6))
     model = make_cogvlm()

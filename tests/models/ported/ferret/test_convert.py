@@ -60,7 +60,7 @@ def test_the_vision_tower_comes_from_its_own_folder(ferret, tiny):
     assert torch.equal(read(ferret)[f"model.vision_tower.{name}"], expected)
 
 
-def test_no_written_file_is_larger_than_asked(ferret):
+def test_no_written_file_exceeds_the_size_limit(ferret):
     sizes = {file.name: sum(t.nbytes for t in load_file(file).values()) for file in ferret.glob("*.safetensors")}
     index = json.loads((ferret / "model.safetensors.index.json").read_text())
     assert len(sizes) == 3
@@ -69,7 +69,7 @@ def test_no_written_file_is_larger_than_asked(ferret):
     assert index["metadata"]["total_size"] == sum(sizes.values())
 
 
-def test_what_is_written_describes_images(ferret, ask, picture):
+def test_a_converted_model_describes_images(ferret, ask, picture):
     model = HfDescriber(ferret, device="cpu", max_new_tokens=4, dtype="float32")
     assert model.dialect.key == "ferret"
     answers = model.describe(
@@ -85,7 +85,7 @@ def test_a_caller_who_wants_safetensors_alone_is_told_how_to_convert_pickles(tin
 
 
 @pytest.mark.parametrize("kind", ["pickles", "safetensors"])
-def test_a_whole_checkpoint_loads_as_it_is_and_converted_alike(kind, tiny, tmp_path):
+def test_a_complete_checkpoint_gives_the_same_model_directly_and_converted(kind, tiny, tmp_path):
     folder = tiny.save_tokenizer(tiny.save_published(tmp_path / "published", 601))
     if kind == "safetensors":
         for file in folder.glob("*.bin"):
@@ -174,7 +174,7 @@ def test_a_delta_that_does_not_fit_the_base_is_refused_with_a_list(copy, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_is_never_loaded_or_converted_in_part(tiny, tmp_path):
+def test_an_incomplete_checkpoint_is_neither_loaded_nor_converted(tiny, tmp_path):
     folder = tiny.save_tokenizer(tiny.save_published(tmp_path / "published", 601))
 
     def edit(tensors):
@@ -206,7 +206,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(copy, tmp_path, mon
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_pickle_of_something_else_and_two_copies_of_a_tensor_are_refused(copy, tmp_path):
+def test_a_pickle_of_other_objects_and_a_duplicate_tensor_are_refused(copy, tmp_path):
     base, delta = copy
     torch.save([torch.ones(2)], base / "pytorch_model-00001-of-00002.bin")
     with pytest.raises(ModelError, match=r"holds more than tensors[\s\S]*list"):

@@ -43,7 +43,7 @@ def batch(processor, picture):
     return encode(processor, TEXTS, [picture(80, 100), picture(50, 40), picture(120, 60)])
 
 
-def test_a_batch_on_the_left_padded_gives_each_row_what_it_gets_alone(model, processor, batch, picture):
+def test_a_left_padded_batch_gives_each_row_the_result_that_it_has_alone(model, processor, batch, picture):
     images = [picture(80, 100), picture(50, 40), picture(120, 60)]
     with torch.no_grad():
         together = model(**batch).logits
@@ -111,7 +111,7 @@ def test_several_answers_per_prompt_use_its_image_and_regions(model, batch):
     assert len({tuple(row) for row in together.tolist()}) == 6
 
 
-def test_a_region_token_that_no_region_belongs_to_stays_a_word(model, batch):
+def test_a_region_token_without_a_region_stays_a_word(model, batch):
     more = torch.full((3, 1), model.config.region_token_index)
     ids = torch.cat([batch["input_ids"], more], dim=1)
     attention = torch.cat([batch["attention_mask"], torch.ones_like(more)], dim=1)
@@ -124,7 +124,7 @@ def test_a_region_token_that_no_region_belongs_to_stays_a_word(model, batch):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft still asks it
-def test_lora_trains_the_language_model_alone_and_can_be_switched_off(model, batch):
+def test_lora_trains_only_the_language_model_and_can_be_disabled(model, batch):
     with torch.no_grad():
         before = model(**batch).logits
     targets = r".*\.language_model\..*\.(q_proj|v_proj|up_proj|down_proj)"
@@ -167,7 +167,7 @@ def test_gradient_checkpointing_changes_no_gradient(model, batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_works_and_is_near_single(dtype, model, batch):
+def test_half_precision_is_close_to_single_precision(dtype, model, batch):
     with torch.no_grad():
         single = model(**batch).logits
         half = model.to(dtype)
@@ -178,7 +178,7 @@ def test_half_precision_works_and_is_near_single(dtype, model, batch):
     assert (logits.float() - single)[keep].abs().mean() < 0.05 * single[keep].abs().mean()
 
 
-def test_saved_and_loaded_it_is_the_same_model(model, batch, tmp_path):
+def test_saving_and_loading_gives_the_same_model(model, batch, tmp_path):
     model.save_pretrained(tmp_path)
     register_custom_models()
     register_custom_models()
@@ -202,7 +202,7 @@ def test_a_folder_with_other_tensors_is_refused_with_a_list(model, tmp_path):
         assert part in str(caught.value)
 
 
-def test_inputs_that_do_not_fit_are_refused(model, batch):
+def test_inconsistent_inputs_are_refused(model, batch):
     def without(*names):
         return {name: tensor for name, tensor in batch.items() if name not in names}
 

@@ -51,7 +51,7 @@ def test_prompts_are_written_and_cut_as_in_the_published_code(case, words, proce
 
 
 @pytest.mark.parametrize("case", CASES["answers"], ids=lambda case: case["text"][:8])
-def test_answers_are_cut_and_put_together_as_in_the_published_code(case, words):
+def test_texts_are_tokenized_and_decoded_as_in_the_published_code(case, words):
     assert words(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
     assert words.decode(case["ids"]) == case["text"]
 
@@ -158,7 +158,7 @@ def test_a_region_needs_an_image_before_it(processor, picture):
         processor(images=picture(30, 30), text="[1, 2, 3, 4] <region_fea> <image>")
 
 
-def test_a_saved_folder_gives_the_processor_back(mllm_folder):
+def test_a_saved_processor_loads_unchanged(mllm_folder):
     processor = FerretProcessor.from_pretrained(mllm_folder("ferret"))
     assert processor.image_tokens == 9
     assert (processor.patch_size, processor.region_points) == (14, 512)

@@ -28,7 +28,7 @@ def test_a_point_covers_five_pixels_around_it_where_the_image_has_them():
     assert extent(region_mask((47.5, 3), SIZE)) == (42, 49, 0, 8, 8 * 9)
 
 
-def test_coordinates_of_a_prompt_count_thousandths_of_the_images_sides():
+def test_coordinates_in_a_prompt_are_thousandths_of_the_image_sides():
     text = "What is [100, 250, 500, 500] <region_fea>, and [999,0]<region_fea>? Not [1, 2, 3, 4]. <b>"
     text += " [0, 0, 999, 1000] <region_fea>"
     box, point, whole = prompt_regions(text, SIZE)
