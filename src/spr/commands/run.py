@@ -71,7 +71,7 @@ def show(
 
 
 def doctor() -> None:
-    """Show installed packages, devices, and the names that configs and commands accept, including those of other packages."""
+    """Show installed packages, devices, and the names that configs and commands accept."""
     from spr.report.doctor import diagnose
 
     for line in diagnose():
