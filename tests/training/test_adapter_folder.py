@@ -1,4 +1,4 @@
-"""The adapter as a folder: anyone's PEFT loads it, and it says what it was made on."""
+"""The adapter folder: PEFT loads it, it names its model, and it is written as a whole."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a training makes of input that is wrong: dropped with a reason, or one clear error, and nothing made is lost."""
+"""Wrong input is dropped with a reason or gives one clear error, and finished work is kept."""
 
 import json
 

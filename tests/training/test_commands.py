@@ -1,4 +1,4 @@
-"""`spr train` and `spr merge` as a user meets them."""
+"""`spr train` and `spr merge` from the command line."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""Half precision: the adapter's weights stay float32, its products run in the frozen weights' precision."""
+"""Half precision: the adapter stays float32 and is computed with in the precision of the frozen weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Two processes on gloo, with whole and with sharded weights: stopped, gone on, and equal to one process."""
+"""Two processes on gloo, with whole and with sharded weights: interrupted, resumed, and equal to one process."""
 
 import json
 import os
@@ -160,7 +160,7 @@ def test_a_process_with_fewer_pairs_looks_at_as_many_images_where_it_must(
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])
-def test_two_processes_that_were_stopped_go_on_to_the_same_losses(kind, out):
+def test_two_processes_that_were_stopped_resume_to_the_same_losses(kind, out):
     assert losses_of(out / f"{kind}-cut") == losses_of(out / kind)
     ours, theirs = adapter_of(out / f"{kind}-cut"), adapter_of(out / kind)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -1,4 +1,4 @@
-"""The file of the reference's log-probabilities: reused where it fits, refused or completed where it does not."""
+"""The file of reference log-probabilities: reused where it fits, refused or completed where it does not."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A training that is stopped, anywhere and in any way, goes on to the same losses; what is damaged is named."""
+"""A training that is interrupted anywhere resumes to the same losses; damaged files are named."""
 
 import json
 import os

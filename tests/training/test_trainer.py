@@ -1,4 +1,4 @@
-"""A whole training: what it changes, how it goes on after a stop, and what several processes make of it."""
+"""A whole training: what it changes, how it resumes, and what it refuses."""
 
 import json
 

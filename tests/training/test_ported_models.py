@@ -1,4 +1,4 @@
-"""Ferret and CogVLM in training: regions and kept features, half precision, and what must stay as it was."""
+"""Ferret and CogVLM in training: regions, kept features, half precision, and frozen parts."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Encoding where weights are sharded: the vision tower runs as often as in the process that lacks the most features."""
+"""With sharded weights, every process runs the vision tower as often as the one that lacks the most features."""
 
 from types import SimpleNamespace
 
