@@ -8,7 +8,7 @@ from spr.embedded.sprites import COLOURS, SHAPES
 
 
 def scene_of(*objects: tuple[str, tuple[int, int, int, int]]) -> Scene:
-    """A scene of the named objects, without a picture."""
+    """A scene of the given objects, without an image."""
     names = [name.split() for name, _ in objects]
     return Scene(
         np.zeros((112, 112, 3), dtype=np.uint8),
@@ -19,32 +19,32 @@ def scene_of(*objects: tuple[str, tuple[int, int, int, int]]) -> Scene:
     )
 
 
-def test_the_only_object_of_its_kind_is_called_by_its_name() -> None:
+def test_the_only_object_of_its_category_is_referred_to_by_its_name() -> None:
     scene = scene_of(("red circle", (0, 0, 20, 20)), ("blue star", (40, 0, 60, 20)))
     assert expressions(scene, 0)[0] == "the red circle"
 
 
-def test_of_two_alike_the_clearly_smaller_is_small_and_the_other_large() -> None:
-    # Areas 100 and 400: a ratio of 4, over 1.6.
+def test_of_two_objects_of_one_category_the_clearly_smaller_one_is_small_and_the_other_large() -> None:
+    # Areas 100 and 400: a ratio of 4, which is above 1.6.
     scene = scene_of(("red circle", (0, 0, 10, 10)), ("red circle", (40, 0, 60, 20)))
     assert "the small red circle" in expressions(scene, 0)
     assert "the large red circle" in expressions(scene, 1)
     assert "the red circle" not in expressions(scene, 0)
 
 
-def test_of_two_alike_and_as_large_none_is_small() -> None:
+def test_two_objects_of_one_category_and_similar_size_are_not_called_small_or_large() -> None:
     scene = scene_of(("red circle", (0, 0, 10, 10)), ("red circle", (40, 0, 51, 11)))
     assert expressions(scene, 0) == []
 
 
-def test_a_relation_tells_two_alike_apart_when_they_lie_on_different_sides() -> None:
-    # The star's centre is at x = 50, the circles' at 15 and 85: left and right of it, and level with it.
+def test_a_relation_distinguishes_two_objects_of_one_category_on_different_sides() -> None:
+    # The star's centre is at x = 50, the circles' at 15 and 85: left and right of it, at the same height.
     scene = scene_of(("red circle", (5, 40, 25, 60)), ("red circle", (75, 40, 95, 60)), ("blue star", (40, 40, 60, 60)))
     assert expressions(scene, 0) == ["the red circle left of the star"]
     assert expressions(scene, 1) == ["the red circle right of the star"]
 
 
-def test_an_anchor_with_a_shape_that_others_share_is_called_by_colour_and_shape() -> None:
+def test_an_anchor_whose_shape_is_not_unique_is_referred_to_by_colour_and_shape() -> None:
     scene = scene_of(
         ("red circle", (5, 40, 25, 60)),
         ("red circle", (75, 40, 95, 60)),

@@ -11,14 +11,14 @@ from spr.embedded.sprites import CATEGORIES, SHAPES, sprite
 SCENES = [make_scene(5, index) for index in range(60)]
 
 
-def test_a_scene_depends_on_its_seed_and_index_alone() -> None:
+def test_a_scene_depends_on_its_seed_and_index_only() -> None:
     again = make_scene(5, 7)
     assert np.array_equal(again.image, SCENES[7].image)
     assert np.array_equal(again.boxes_xyxy, SCENES[7].boxes_xyxy)
     assert not np.array_equal(make_scene(6, 7).image, again.image)
 
 
-def test_scenes_hold_9_to_14_ordinary_objects_over_a_factor_of_3_in_size() -> None:
+def test_scenes_contain_9_to_14_ordinary_objects_whose_sizes_differ_by_more_than_a_factor_of_3() -> None:
     sides = np.concatenate([np.sqrt(scene.areas[scene.annotated]) for scene in SCENES])
     assert all(9 <= scene.annotated.sum() <= 14 for scene in SCENES)
     assert sides.max() / sides.min() > 3
@@ -33,7 +33,7 @@ def test_objects_overlap_little_and_stay_in_the_scene() -> None:
         shared = np.clip(sides, 0, None).prod(axis=-1)
         np.fill_diagonal(shared, 0)
         smaller = np.minimum(scene.areas[:, None], scene.areas[None, :])
-        # A crowd keeps its distance as a whole: an ordinary object may cover more of one small member of it.
+        # The distance to a crowd is that to the whole: an object may cover more of one of its small members.
         mixed = scene.in_crowd[:, None] != scene.in_crowd[None, :]
         ordinary = np.where(scene.in_crowd[:, None], scene.areas[None, :], scene.areas[:, None])
         assert (shared <= 0.12 * np.where(mixed, ordinary, smaller)).all()
@@ -84,7 +84,7 @@ def test_written_scenes_are_coco_with_png_images(tmp_path) -> None:
     assert CATEGORIES[first["category_id"] - 1] == SCENES[2].category(index)
 
 
-def test_more_scenes_leave_the_first_ones_as_they_were(tmp_path) -> None:
+def test_generating_more_scenes_does_not_change_the_first_ones(tmp_path) -> None:
     write_scenes(tmp_path / "few", n=2, seed=9)
     write_scenes(tmp_path / "more", n=4, seed=9)
     few = json.loads((tmp_path / "few" / "instances.json").read_text())
@@ -97,7 +97,7 @@ def test_more_scenes_leave_the_first_ones_as_they_were(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, TRAINING_SEEDS, TRAINING_SEEDS + 7])
-def test_the_seeds_of_the_training_are_refused(tmp_path, seed: int) -> None:
+def test_seeds_of_the_training_data_are_refused(tmp_path, seed: int) -> None:
     with pytest.raises(InputError, match="--seed"):
         write_scenes(tmp_path, n=1, seed=seed)
 

@@ -29,20 +29,20 @@ def text(ids: np.ndarray) -> str:
     return " ".join(TOKENS[i] for i in ids)
 
 
-def test_a_batch_is_a_function_of_its_step(corpus: Corpus) -> None:
+def test_a_batch_depends_on_its_step_only(corpus: Corpus) -> None:
     one, two, other = batch_of(corpus, 5), batch_of(corpus, 5), batch_of(corpus, 6)
     assert np.array_equal(one.ids, two.ids)
     assert not np.array_equal(one.views.rows, other.views.rows)
 
 
-def test_the_training_starts_with_expressions_alone(corpus: Corpus) -> None:
+def test_training_starts_with_expressions_only(corpus: Corpus) -> None:
     first = batch_of(corpus, 0)
     for row, turns in zip(first.ids, first.turns, strict=True):
         for turn in range(1, turns.max() + 1):
             assert text(row[turns == turn]).startswith("where is the ")
 
 
-def test_an_answer_to_an_expression_is_the_objects_box(corpus: Corpus) -> None:
+def test_the_answer_to_an_expression_is_the_box_of_its_object(corpus: Corpus) -> None:
     first = batch_of(corpus, 0)
     view = first.views.rows[0]
     target = corpus.targets[view, 0]
@@ -64,7 +64,7 @@ def test_the_answer_to_a_list_names_its_objects_in_its_order(corpus: Corpus) -> 
     assert [name.strip().removeprefix("an ").removeprefix("a ") for name in named] == numbered
 
 
-def test_jitter_moves_edges_by_its_share_of_the_side_and_none_leaves_them() -> None:
+def test_jitter_moves_edges_by_a_share_of_the_side_and_no_jitter_keeps_them() -> None:
     boxes = np.tile([[0.2, 0.2, 0.6, 0.4]], (4000, 1))
     rng = np.random.default_rng(0)
     assert np.array_equal(jittered(boxes, rng, 0.0), boxes)
@@ -74,7 +74,7 @@ def test_jitter_moves_edges_by_its_share_of_the_side_and_none_leaves_them() -> N
     assert np.abs(errors.mean(axis=0)).max() < 0.001
 
 
-def test_turns_see_the_prefix_and_themselves_only() -> None:
+def test_turns_attend_to_the_prefix_and_themselves_only() -> None:
     # Prefix of 2, then turn 1 of two tokens and turn 2 of one.
     mask, positions = shared_prefix_mask(torch.tensor([[1, 1, 2]]), torch.tensor([[0, 1, 0]]), prefix=2)
     seen = (mask[0, 0] == 0).int().tolist()
@@ -83,7 +83,7 @@ def test_turns_see_the_prefix_and_themselves_only() -> None:
 
 
 @torch.no_grad()
-def test_shared_prefixes_give_what_the_model_gives_for_each_turn_alone(corpus: Corpus) -> None:
+def test_a_shared_prefix_gives_the_same_output_as_each_turn_alone(corpus: Corpus) -> None:
     torch.manual_seed(0)
     model, bank = make_describer().eval(), ImageBank(corpus.images, torch.device("cpu"))
     for step in (0, 4, 5, 7):
@@ -104,7 +104,7 @@ def test_shared_prefixes_give_what_the_model_gives_for_each_turn_alone(corpus: C
                 )
 
 
-def test_packed_turns_come_one_after_the_other() -> None:
+def test_packed_turns_follow_each_other() -> None:
     samples = [[Turn([5], [6, 7], [0, -1])], [Turn([8, 9], [10], [4])]]
     ids, turns, positions, labels, about = pack(samples, multiple=4)
     assert ids.tolist() == [[5, 6, 7, 0], [8, 9, 10, 0]]
@@ -133,9 +133,9 @@ def test_pointing_at_the_right_patches_costs_nothing() -> None:
 
 
 @torch.no_grad()
-def test_a_word_costs_its_log_probability_and_a_coordinate_shares_its_mass() -> None:
+def test_the_loss_of_a_word_is_its_log_probability_and_that_of_a_coordinate_is_shared_by_neighbours() -> None:
     model = make_describer()
-    model.lm_head.weight.zero_()  # every token equally likely: ln 207 each, whatever the target
+    model.lm_head.weight.zero_()  # every token is equally likely: ln 207 for any target
     states = torch.zeros(1, 2, model.config.text_config.hidden_size)
     loss, figures = answer_loss(model, states, torch.tensor([[IDS["red"], FIRST_COORDINATE + 50]]))
     assert loss.item() == pytest.approx(np.log(len(TOKENS)), abs=1e-5)

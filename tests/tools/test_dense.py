@@ -7,13 +7,13 @@ def objects(*items: tuple[int, list[float]]) -> Objects:
     return Objects(torch.tensor([[kind for kind, _ in items]]), torch.tensor([[box for _, box in items]]))
 
 
-def test_a_patch_belongs_to_the_object_whose_box_holds_its_centre() -> None:
+def test_a_patch_belongs_to_the_object_whose_box_contains_its_centre() -> None:
     # Grid 2: centres at 0.25 and 0.75. The box covers the left half: patches 0 and 2.
     assert owners(objects((5, [0.0, 0.0, 0.5, 1.0])), 2).tolist() == [[0, -1, 0, -1]]
 
 
 def test_an_object_smaller_than_a_patch_still_has_one() -> None:
-    # Its box holds no centre; its own centre (0.6, 0.6) is within half a patch of (0.75, 0.75).
+    # Its box contains no centre; its own centre (0.6, 0.6) is within half a patch of (0.75, 0.75).
     assert owners(objects((5, [0.55, 0.55, 0.65, 0.65])), 2).tolist() == [[-1, -1, -1, 0]]
 
 
@@ -24,12 +24,12 @@ def test_the_relatively_nearer_object_wins_and_padding_never_does() -> None:
     assert owners(objects((1, large), (-1, small)), 2)[0, 0] == 0
 
 
-def test_paired_iou_of_half_and_of_apart() -> None:
+def test_paired_iou_of_boxes_that_half_overlap_and_of_separate_boxes() -> None:
     a = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
     b = torch.tensor([[0.0, 0.0, 1.0, 0.5], [2.0, 0.0, 3.0, 1.0]])
     iou, giou = paired_iou(a, b)
     assert torch.allclose(iou, torch.tensor([0.5, 0.0]))
-    # Apart: union 2, hull 3 × 1, so the generalised IoU is 0 - (3 - 2) / 3.
+    # Separate boxes: union 2, hull 3 × 1, so the generalised IoU is 0 - (3 - 2) / 3.
     assert torch.allclose(giou, torch.tensor([0.5, -1 / 3]))
 
 

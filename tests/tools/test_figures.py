@@ -20,7 +20,7 @@ SCENE = Scene(
 )
 
 
-def test_a_ratios_interval_holds_it_and_shrinks_with_more_scenes() -> None:
+def test_the_interval_of_a_ratio_contains_it_and_shrinks_with_more_scenes() -> None:
     few, many = ratio([1, 0] * 10, [1] * 20), ratio([1, 0] * 500, [1] * 1000)
     assert few.value == many.value == 0.5
     assert few.low < 0.5 < few.high
@@ -35,21 +35,21 @@ def test_a_difference_is_paired_by_scene() -> None:
     assert figure.reached
 
 
-def test_a_figure_is_held_to_both_bounds() -> None:
+def test_a_result_is_checked_against_both_bounds() -> None:
     assert Figure(0.3, 0.2, 0.4, at_least=0.05, at_most=0.45).reached
     assert not Figure(0.5, 0.4, 0.6, at_least=0.05, at_most=0.45).reached
     assert "at_least" not in Figure(0.5, 0.4, 0.6).to_json()
 
 
-def test_an_object_counts_when_it_is_named_rightly_and_placed_well() -> None:
-    # IoU of (0, 0, 20, 20) with (0, 0, 20, 11) is 0.55, with (0, 0, 20, 10) exactly 0.5, which is not over 0.5.
+def test_an_object_counts_if_its_name_and_its_box_are_right() -> None:
+    # IoU of (0, 0, 20, 20) with (0, 0, 20, 11) is 0.55, with (0, 0, 20, 10) exactly 0.5, which is not above 0.5.
     assert hits(SCENE, [0, 1], [("red circle", (0, 0, 20, 11))], 0.5) == 1
     assert hits(SCENE, [0, 1], [("red circle", (0, 0, 20, 10))], 0.5) == 0
     assert hits(SCENE, [0, 1], [("red ring", (0, 0, 20, 20))], 0.5) == 0
     assert hits(SCENE, [0, 1], [("red circle", (0, 0, 20, 20)), ("blue star", (50, 50, 70, 60))], 0.5) == 2
 
 
-def test_boxes_of_a_crop_are_moved_back_and_names_lose_their_article() -> None:
+def test_boxes_of_a_crop_are_mapped_to_the_image_and_names_lose_their_article() -> None:
     spans = [Span("an orange star", 0, 14, ((1, 2, 3, 4),)), Span("a red circle", 16, 28, ())]
     assert placed_boxes(spans, (10, 20, 60, 70)) == [("orange star", (11, 22, 13, 24))]
 
@@ -63,22 +63,22 @@ def test_the_second_box_on_one_object_is_wrong() -> None:
 
 
 def test_average_precision_of_a_wrong_detection_between_two_right_ones() -> None:
-    # Precision 1 up to recall 1/2, then 2/3: of COCO's 101 points, 51 lie at or under 0.5.
+    # Precision 1 up to recall 1/2, then 2/3: of COCO's 101 points, 51 are at or below 0.5.
     made = average_precision(np.array([0.9, 0.8, 0.7]), np.array([1.0, 0.0, 1.0]), np.ones(3), 2.0)
     assert made == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
-def test_a_missed_object_costs_the_rest_of_the_curve() -> None:
+def test_a_missed_object_removes_the_rest_of_the_curve() -> None:
     made = average_precision(np.array([0.9]), np.array([1.0]), np.ones(1), 2.0)
     assert made == pytest.approx(51 / 101)
 
 
-def test_the_trainings_scenes_can_not_be_evaluated_on(tmp_path) -> None:
+def test_evaluating_on_training_scenes_is_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="--seed"):
         evaluate("detector", tmp_path, 1, TRAINING_SEEDS)
 
 
-def test_a_cards_table_is_replaced_and_the_rest_of_it_stays() -> None:
+def test_the_table_of_a_card_is_replaced_and_the_rest_is_kept() -> None:
     card = "# Card\n<!-- figures -->\nold\n<!-- end of figures -->\nLast.\n"
     made = fill_card(card, {"AP": Figure(0.75, 0.7, 0.8, at_least=0.8)}, "Of 3 scenes:")
     assert "| AP | 0.750 | 0.700–0.800 | ≥ 0.8: **missed** |" in made

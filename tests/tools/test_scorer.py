@@ -36,7 +36,7 @@ def test_another_region_gives_another_embedding_and_other_images_do_not_matter()
     assert (alone - other).abs().max() > 1e-4
 
 
-def test_a_spoilt_description_differs_from_the_right_one() -> None:
+def test_a_corrupted_description_differs_from_the_right_one() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         kinds = [int(k) for k in rng.integers(64, size=6)]
@@ -46,7 +46,7 @@ def test_a_spoilt_description_differs_from_the_right_one() -> None:
         assert abs(len(spoilt) - len(kinds)) <= 1
 
 
-def test_every_wording_names_every_object_in_words_that_are_known() -> None:
+def test_every_wording_names_every_object_in_known_words() -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         kinds = [int(k) for k in rng.integers(64, size=5)]
@@ -57,16 +57,16 @@ def test_every_wording_names_every_object_in_words_that_are_known() -> None:
         assert ids[-1] == IDS[END]
 
 
-def test_the_contrast_of_perfect_embeddings_is_right_and_cheap() -> None:
+def test_the_contrastive_loss_of_perfect_embeddings_is_near_zero() -> None:
     images = torch.eye(4)
     loss, right = contrast(images, torch.cat([images, -images]), torch.tensor(10.0))  # capped at a factor of 100
     assert right == 1
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_what_lies_outside_a_crop_is_grey_in_its_padded_square() -> None:
+def test_pixels_outside_a_crop_are_grey_in_its_padded_square() -> None:
     pixels = torch.ones(1, 3, 8, 8)
-    # A square window over the image's left half and as much beyond its border; the crop keeps rows 2 to 6.
+    # A square window, half of it on the image's left half and half outside; the crop keeps rows 2 to 6.
     made = resample(pixels, torch.tensor([[-4.0, 0.0, 4.0, 8.0]]), torch.tensor([[0.0, 2.0, 4.0, 6.0]]))
     assert (made[0, 0, :, :4] == 0).all()
     assert (made[0, 0, 2:6, 4:] == 1).all()

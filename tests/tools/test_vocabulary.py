@@ -14,10 +14,10 @@ def test_evaluation_asks_the_embedded_describer_what_it_was_trained_on() -> None
     assert PROMPTS["full"] == description_task.EMBEDDED_PROMPT
 
 
-def test_every_token_is_there_once_and_the_given_ids_hold() -> None:
+def test_every_token_occurs_once_and_fixed_ids_are_kept() -> None:
     assert len(set(TOKENS)) == len(TOKENS)
     assert (TOKENS[101], TOKENS[102]) == (".", END)
-    # OWL-ViT takes the largest id of a query for its end: no word of a query may have a larger one.
+    # OWL-ViT takes the largest id of a query as its end, so no word of a query may have a larger id.
     words = encode(f"a small red circle. the large {' '.join(NAMES)} left right above below of")
     assert max(words) < IDS[END]
 
@@ -33,7 +33,7 @@ def test_every_token_is_there_once_and_the_given_ids_hold() -> None:
         "[0.10, 0.20, 0.30, 0.40]",
     ],
 )
-def test_texts_come_back_as_they_were_but_in_lower_case(text: str) -> None:
+def test_decoding_restores_texts_in_lower_case(text: str) -> None:
     tokenizer = make_tokenizer(chat=True)
     ids = tokenizer(text)["input_ids"]
     assert IDS[UNKNOWN] not in ids
@@ -49,7 +49,7 @@ def test_unknown_words_do_not_break_a_text() -> None:
     assert [TOKENS[i] for i in encode("a mauve circle")] == ["a", UNKNOWN, "circle"]
 
 
-def test_the_start_and_end_marks_come_only_where_they_are_asked_for() -> None:
+def test_start_and_end_tokens_are_added_only_on_request() -> None:
     assert make_tokenizer(START)("red circle")["input_ids"] == [IDS[START], *encode("red circle"), IDS[END]]
     assert make_tokenizer(chat=True)("red circle")["input_ids"] == encode("red circle")
 
