@@ -18,7 +18,7 @@ def result(right, ids=None, **protocol):
     return Result("rec", {"dialect": "ferret", **protocol}, ids, images, {"acc@0.5": Share.mean(right)})
 
 
-def test_items_are_matched_by_id_whatever_their_order(tmp_path):
+def test_items_are_matched_by_id_in_any_order(tmp_path):
     right = [1, 0, 1, 1, 0, 1, 0, 0]
     result(right).write(tmp_path / "a.json")
     result(right[::-1], [str(k) for k in range(8)][::-1]).write(tmp_path / "b.json")
@@ -28,7 +28,7 @@ def test_items_are_matched_by_id_whatever_their_order(tmp_path):
     assert found.changes == ()
 
 
-def test_the_difference_is_that_of_the_items_that_both_have(tmp_path):
+def test_the_difference_is_measured_on_the_items_that_both_have(tmp_path):
     # A is right on 0, 1 and wrong on 2, 3; B has 2, 3, 4 and is right on all: on 2 and 3 the difference is 1.
     result([1, 1, 0, 0]).write(tmp_path / "a.json")
     result([1, 1, 1], ["2", "3", "4"]).write(tmp_path / "b.json")
@@ -46,7 +46,7 @@ def test_differences_between_protocols_are_listed_except_the_model(tmp_path):
     assert sum("protocols differ" in line for line in table(found)) == 2
 
 
-def test_a_run_is_its_evaluation_before_and_after(tmp_path):
+def test_a_run_is_read_as_a_result_before_and_one_after_training(tmp_path):
     run = tmp_path / "run"
     draw = np.random.default_rng(0)
     before, after = draw.random(200) < 0.5, draw.random(200) < 0.8
@@ -73,7 +73,7 @@ def test_results_with_the_same_name_are_numbered(tmp_path):
     assert (found.base, found.other) == ("rec (1)", "rec (2)")
 
 
-def test_what_can_not_be_compared_is_refused(tmp_path):
+def test_results_that_cannot_be_compared_are_refused(tmp_path):
     path = tmp_path / "a.json"
     result([1, 0]).write(path)
     with pytest.raises(InputError, match="There is nothing to compare"):
@@ -98,7 +98,7 @@ def test_what_can_not_be_compared_is_refused(tmp_path):
         load_results(path)
 
 
-def test_items_keep_every_part_of_every_figure(tmp_path):
+def test_the_items_file_has_the_parts_of_every_metric(tmp_path):
     shares = {"recall": Share.ratio([1, 2], [2, 3]), "s_loc": Share.mean([0.25, 1 / 3])}
     Result("description", {}, ("a", "b"), ("1", "1"), shares).write(tmp_path / "d.json")
     ids, images, found = read_items(tmp_path / "d.items.parquet")

@@ -74,7 +74,7 @@ def spr(tmp_path):
     return call
 
 
-def test_the_command_line_offers_the_task_of_a_package_with_its_own_options(spr):
+def test_the_command_line_offers_the_task_of_another_package_with_its_options(spr):
     status, output, _ = spr("evaluate", "--help")
     assert status == 0
     assert "How many dogs are in the image?" in output
@@ -86,7 +86,7 @@ def test_the_command_line_offers_the_task_of_a_package_with_its_own_options(spr)
     assert "second paragraph" not in output
 
 
-def test_the_task_of_a_package_scores_predictions_with_its_options(spr, tmp_path):
+def test_the_task_of_another_package_scores_predictions_with_its_options(spr, tmp_path):
     (tmp_path / "items.json").write_text(json.dumps([{"id": str(k), "image": "a.jpg", "n": k} for k in range(3)]))
     (tmp_path / "answers.jsonl").write_text("".join(f'{{"id": "{k}", "answer": "{2 * k}"}}\n' for k in range(3)))
     files = ("--annotations", tmp_path / "items.json", "--predictions", tmp_path / "answers.jsonl")

@@ -1,4 +1,4 @@
-"""`evaluate`: its one path for a model and for predictions, and the options that can't be honoured."""
+"""`evaluate` with a model and with predictions, and its errors for options that have no effect."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from spr.models.fakes import FakeDescriber
 
 
 class Fixed(FakeDescriber):
-    """Gives one answer to every question."""
+    """Gives the same answer to every question."""
 
     def __init__(self, answer, dialect="ferret", temperature=None):
         super().__init__(DescriberConfig(backend="fake", dialect=dialect))
@@ -36,7 +36,7 @@ def images(tmp_path):
     return tmp_path
 
 
-def test_the_protocol_ferret_reads_a_models_answers_too(images):
+def test_the_ferret_protocol_also_reads_answers_of_a_model(images):
     # SPR reads the first box and reports the second bracket; Ferret's evaluator discards the whole answer.
     how = {"describer": Fixed(BOX + " and [x]"), "images": images}
     assert evaluate(Rec(protocol="spr"), ITEMS, **how).value("acc@0.9") == 1
@@ -45,7 +45,7 @@ def test_the_protocol_ferret_reads_a_models_answers_too(images):
     assert result.protocol["answers"] == "ferret"
 
 
-def test_the_protocol_ferret_refuses_a_model_of_another_dialect_before_it_is_asked(images):
+def test_the_ferret_protocol_refuses_a_model_of_another_dialect_before_asking_it(images):
     class Silent(Fixed):
         def describe(self, requests):
             raise AssertionError(f"the model was asked {len(requests)} questions")
@@ -85,12 +85,12 @@ def test_a_result_records_how_the_model_was_asked(images):
         ("reg", {"predictions": "a"}, "did you mean `rec`"),
     ],
 )
-def test_what_can_not_be_honoured_is_an_error(task, given, message):
+def test_options_without_an_effect_are_errors(task, given, message):
     with pytest.raises(ConfigError, match=message):
         evaluate(task, ITEMS, **given)
 
 
-def test_the_dialect_of_predictions_is_the_given_one_else_that_of_the_file(tmp_path):
+def test_the_dialect_of_predictions_is_given_or_read_from_the_file(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"id": "a", "answer": "[100, 150, 300, 200]"}\n')
     assert evaluate("rec", ITEMS, predictions=path, dialect="ferret").value("acc@0.9") == 1
@@ -102,7 +102,7 @@ def test_the_dialect_of_predictions_is_the_given_one_else_that_of_the_file(tmp_p
     assert evaluate("rec", ITEMS, predictions=path).value("acc@0.9") == 1
 
 
-def test_every_task_bears_its_registered_name_and_explains_itself_and_its_options():
+def test_every_task_has_its_registered_name_and_help_for_itself_and_its_options():
     for name, task in TASKS.items():
         assert task.name == name
         assert task.__doc__
@@ -110,6 +110,6 @@ def test_every_task_bears_its_registered_name_and_explains_itself_and_its_option
             assert own.option.help.endswith("."), (name, own.name)
 
 
-def test_sample_counts_start_at_one():
+def test_fewer_than_one_sample_is_refused():
     with pytest.raises(ConfigError, match="--samples is out of range"):
         Description(samples=0)

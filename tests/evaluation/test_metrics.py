@@ -17,17 +17,17 @@ from spr.grounding.matching import reaches
 
 
 def test_an_iou_that_equals_the_threshold_reaches_it_and_one_below_does_not():
-    # 7/10, 0.1 + 0.2 + 0.4 and 0.7 are the same on paper; 6999/10000 is the nearest ratio of whole pixels below.
+    # 7/10, 0.1 + 0.2 + 0.4 and 0.7 are equal without rounding; 6999/10000 is the nearest ratio of whole pixels below.
     assert reaches([7 / 10, 0.1 + 0.2 + 0.4, 0.6999], 0.7).tolist() == [True, True, False]
 
 
-def test_no_box_overlaps_nothing():
+def test_a_missing_box_has_an_iou_of_zero():
     # 10 × 5 shared of 10 × 10 + 10 × 5 − 50 = 100.
     boxes = [[0, 0, 10, 5], [np.nan] * 4]
     assert first_box_iou(boxes, [[0, 0, 10, 10], [0, 0, 10, 10]]).tolist() == [0.5, 0.0]
 
 
-def test_a_recall_is_the_ratio_of_the_sums_and_not_the_mean_of_the_ratios():
+def test_recall_is_the_ratio_of_sums_and_not_the_mean_of_ratios():
     # 1 of 2 and 3 of 3: 4 of 5, where the mean of ratios is 0.75.
     assert Share.ratio([1, 3], [2, 3]).value() == 0.8
     assert Share.ratio([0, 0], [0, 0]).value() is None
@@ -38,7 +38,8 @@ def test_a_resample_draws_as_many_images_as_there_are_with_replacement(clusters)
     counts = np.concatenate(list(resampled(clusters, 400)))
     assert counts.shape == (400, clusters)
     assert (counts.sum(axis=1) == clusters).all()
-    # A count is Binomial(C, 1/C), nearly Poisson(1): mean 1 and variance 1 − 1/C; so many of them pin both down.
+    # A count is Binomial(C, 1/C), nearly Poisson(1): mean 1 and variance 1 − 1/C.
+    # With this many samples, both are known precisely.
     assert counts.mean() == pytest.approx(1.0, abs=0.02)
     assert counts.var() == pytest.approx(1.0, abs=0.06)
     # P(0) = e⁻¹ = 0.368
@@ -46,8 +47,8 @@ def test_a_resample_draws_as_many_images_as_there_are_with_replacement(clusters)
 
 
 @pytest.mark.parametrize("count", [400, 10 * MOST_CLUSTERS])
-def test_the_interval_of_a_share_is_that_of_the_binomial(count):
-    # p = 0.3: p ± 1.96 √(p (1 − p) / n) is 0.3 ± 0.0449 for 400 and 0.3 ± 0.0044 for 40,960, ten images a group.
+def test_the_interval_of_a_share_is_the_binomial_one(count):
+    # p = 0.3: p ± 1.96 √(p (1 − p) / n) is 0.3 ± 0.0449 for 400 and 0.3 ± 0.0044 for 40,960, ten images per group.
     hits = np.arange(count) % 10 < 3
     ((low, high),) = intervals(bootstrap([Share.mean(hits)], np.arange(count)))
     half = 1.96 * np.sqrt(0.21 / count)
@@ -63,7 +64,7 @@ def test_items_of_one_image_are_resampled_together():
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.1)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+def test_the_same_seed_gives_the_same_interval_and_another_seed_a_different_one():
     share, clusters = Share.mean(np.sqrt(np.arange(100))), np.arange(100)
     assert intervals(bootstrap([share], clusters)) == intervals(bootstrap([share], clusters))
     assert intervals(bootstrap([share], clusters)) != intervals(bootstrap([share], clusters, seed=1))
@@ -96,8 +97,8 @@ def test_the_p_value_is_close_to_that_of_the_sign_test():
     assert difference.ci95[0] > 0
 
 
-def test_pairing_finds_what_separate_intervals_hide():
-    # Items differ much, the two runs on one item little: both shares ± 0.07, the difference ± 0.01.
+def test_pairing_shows_a_difference_that_separate_intervals_hide():
+    # Items differ a lot, but the two runs on one item differ little: ± 0.07 for both shares, ± 0.01 for the difference.
     a = np.linspace(0, 1, 200)
     difference = paired_difference(Share.mean(a), Share.mean(a + 0.01), np.arange(200))
     assert difference.ci95 == pytest.approx((0.01, 0.01), abs=1e-4)

@@ -1,7 +1,7 @@
-"""The official formulas: small cases whose results are those of the published evaluators' own code.
+"""Small cases whose expected results come from the published evaluators' own code.
 
 Ferret's ``eval_refexp.py``, ``eval_flickr_entities.py``, ``eval_lvis.py`` and ``eval_pope.py`` (ml-ferret), POPE's
-``evaluate.py`` and lmms-eval's ``pope/utils.py`` were run on these inputs; what they gave is the last column.
+``evaluate.py`` and lmms-eval's ``pope/utils.py`` were run on these inputs; the last column is their output.
 """
 
 import json
@@ -71,14 +71,14 @@ def test_referring_expressions_are_right_where_ferrets_evaluator_says_so():
     made = np.stack([result.shares[f"acc@{threshold}"].parts for threshold in THRESHOLDS], axis=1)
     for row, ours in zip(REFEXP, made.tolist(), strict=True):
         assert ours == row[5], row
-    # And what the official run over the whole file gave, by dataset at IoU 0.5 and 0.9.
+    # The output of the official evaluator for the whole file, by dataset at IoU 0.5 and 0.9.
     whole = {"refcoco": (0.8125, 0.4375), "refcoco+": (1 / 7, 1 / 7), "refcocog": (6 / 7, 5 / 7)}
     for name, (half, most) in whole.items():
         assert result.value("acc@0.5", name) == pytest.approx(half)
         assert result.value("acc@0.9", name) == pytest.approx(most)
 
 
-def test_our_own_reading_differs_from_ferrets_in_these_cases_only():
+def test_the_spr_protocol_differs_from_ferrets_in_these_cases_only():
     # Kept: a well-formed box beside a malformed bracket, decimals, and a box after a stray bracket. Refused: five
     # numbers. Sorted: swapped corners. Clipped: what leaves the image, here to (595.2, 398.4, 640, 480), whose IoU is
     # 3200 / (44.8 × 81.6) = 0.875. Edges are not rounded to whole pixels: (2.98, 3.98, 6.98, 5.98) is no longer
@@ -226,7 +226,7 @@ LVIS = [
     ("dog", [], "It is not a cat, it is a dog.", 1),
     ("dog", [], "There is no dog here, only a cat.", 0),
     ("dog", [], "It is nothing like a dog.", 0),
-    ("dog", [], "It is not a dog", 1),  # nothing ends what is denied
+    ("dog", [], "It is not a dog", 1),  # nothing ends the denial
     ("cat", [], "a hotdog, a cathedral", 1),
     ("ball", ["ball_(round)"], "it is round", 1),
     ("ball", ["sphere_(toy)"], "a toy", 1),
@@ -276,11 +276,11 @@ POPE = [
 
 
 @pytest.mark.parametrize(("text", "read"), POPE)
-def test_the_parser_ferret_reads_yes_where_popes_own_does(text, read):
+def test_the_ferret_parser_reads_yes_where_popes_own_evaluator_does(text, read):
     assert says_yes(text, "ferret") == (read == "yes")
 
 
-def test_popes_figures_are_those_of_its_own_evaluator():
+def test_the_metrics_of_pope_equal_those_of_its_own_evaluator():
     # Both POPE's evaluate.py and Ferret's copy, on labels no, yes, yes, no, …: TP 6, FP 5, TN 2, FN 6.
     labels = tuple(k % 3 != 0 for k in range(len(POPE)))
     ids = tuple(map(str, range(len(POPE))))
@@ -296,7 +296,7 @@ def test_popes_figures_are_those_of_its_own_evaluator():
     assert {name: share.value() for name, share in result.shares.items()} == pytest.approx(official, abs=1e-15)
 
 
-def test_the_parser_exact_gives_the_figures_of_lmms_eval():
+def test_the_exact_parser_gives_the_metrics_of_lmms_eval():
     texts = ["Yes", "no", " YES\n", "No.", "yes, it is", "", "NO", "yes", "maybe", "no"]
     labels = ["yes", "no", "no", "no", "yes", "yes", "yes", "yes", "no", "yes"]
     right = [1, 1, 0, 0, 0, 0, 0, 1, 0, 0]

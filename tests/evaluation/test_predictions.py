@@ -23,7 +23,7 @@ def file(tmp_path):
     return tmp_path / "predictions.jsonl"
 
 
-def test_answers_come_in_the_order_of_the_items_whatever_that_of_the_file(file):
+def test_answers_are_returned_in_the_order_of_the_items(file):
     rows = [{"id": name, "answer": f"answer {name}"} for name in IDS]
     random.Random(1).shuffle(rows)
     assert [row["id"] for row in rows] != IDS
@@ -32,7 +32,7 @@ def test_answers_come_in_the_order_of_the_items_whatever_that_of_the_file(file):
     assert answers.problems == {}
 
 
-def test_missing_doubled_unknown_and_other_problems_are_counted_and_named(file):
+def test_missing_repeated_unknown_and_other_problematic_answers_are_listed(file):
     lines = [
         '{"id": "0", "answer": "first"}',
         "",
@@ -71,10 +71,10 @@ def test_the_field_names_of_other_programs_are_read(file):
     # LLaVA's and Ferret's files.
     answers = read_predictions(write(file, [{"question_id": 0, "text": "a", "prompt": "?"}]), ["0"])
     assert answers.texts == ["a"]
-    # Ours win where a file has both.
+    # Our own names take precedence where a file has both.
     answers = read_predictions(write(file, [{"id": "0", "question_id": 1, "answer": "b", "text": "?"}]), ["0"])
     assert answers.texts == ["b"]
-    # Flickr30k Entities has several sentences an image.
+    # Flickr30k Entities has several sentences per image.
     answers = read_predictions(write(file, [{"image_id": 7, "sentence_id": 2, "text": "c"}]), ["7_2"])
     assert answers.texts == ["c"]
 
@@ -102,7 +102,7 @@ def test_files_without_usable_predictions_are_refused(file, content, message):
         read_predictions(file, IDS)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_predictions(tmp_path / "gone.jsonl", IDS)
 

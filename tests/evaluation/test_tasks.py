@@ -23,7 +23,7 @@ FERRET = get_dialect("ferret")
 
 
 class Says(FakeDescriber):
-    """Answers by what is asked."""
+    """Gives an answer that depends on the question."""
 
     def __init__(self, answers, dialect="ferret"):
         super().__init__(DescriberConfig(backend="fake", dialect=dialect))
@@ -63,12 +63,12 @@ def flickr(tmp_path):
     return path, folder
 
 
-def test_phrases_are_asked_about_as_ferret_does_and_found_by_their_words(flickr, images, tmp_path):
+def test_phrases_are_asked_about_as_in_ferrets_evaluation_and_matched_by_their_words(flickr, images, tmp_path):
     path, folder = flickr
     task = PhraseGrounding(entities=folder)
     items = task.load(path)
-    # The comma goes out of the question; the answer's phrase is compared without punctuation. Box 20, 10, 100, 50 of
-    # 200 × 100 px is 100, 100, 500, 500 of 1000.
+    # The comma is removed from the question; the answer's phrase is compared without punctuation.
+    # Box 20, 10, 100, 50 of 200 × 100 px is 100, 100, 500, 500 of 1000.
     question = "What are the locations of a man alone?"
     model = Says({question: "a man alone [100, 100, 500, 500]."})
     result = evaluate(task, items, describer=model, images=images)
@@ -78,7 +78,7 @@ def test_phrases_are_asked_about_as_ferret_does_and_found_by_their_words(flickr,
     assert result.ids == ("1_0#0",)
     made = result.write(tmp_path / "out.json")
     assert evaluate(task, items, predictions=tmp_path / made["answers"]).metrics == result.metrics
-    # Ferret's own file names image and sentence.
+    # Ferret's own file identifies an answer by image and sentence.
     (tmp_path / "f.jsonl").write_text(
         json.dumps({"image_id": 1, "sentence_id": 0, "text": "a man alone [100, 100, 500, 500]"})
     )
@@ -87,7 +87,7 @@ def test_phrases_are_asked_about_as_ferret_does_and_found_by_their_words(flickr,
     assert again.value("recall@1", "people") == 1
 
 
-def test_phrases_without_their_boxes_or_files_are_named(flickr, tmp_path):
+def test_phrases_without_boxes_or_files_are_errors(flickr, tmp_path):
     path, folder = flickr
     with pytest.raises(ConfigError, match="--boxes is not known"):
         PhraseGrounding(entities=folder, boxes="both")
@@ -119,7 +119,7 @@ def write_lines(path, rows):
     return path
 
 
-def test_pope_is_asked_and_scored_by_its_ids(images, tmp_path):
+def test_pope_questions_are_asked_and_scored_by_id(images, tmp_path):
     items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines()))
     answers = {
         "Is there a 0?": "Yes.",
@@ -138,15 +138,15 @@ def test_pope_is_asked_and_scored_by_its_ids(images, tmp_path):
     assert again.metrics == result.metrics
 
 
-def test_a_question_of_pope_without_an_answer_is_wrong_and_lowers_recall(tmp_path):
+def test_a_pope_question_without_an_answer_is_wrong_and_lowers_recall(tmp_path):
     items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines()))
     result = Pope(parser="exact").score(items, Answers([None, None, "yes", "no"], {"missing": ["1", "2"]}))
-    # Two of four are right; yes was found once of the two times that it was right.
+    # Two of four are right; one of the two questions whose answer is yes was answered with yes.
     assert (result.value("accuracy"), result.value("recall"), result.value("precision")) == (0.5, 0.5, 1.0)
     assert result.value("yes_share") == 0.25
 
 
-def test_the_parser_exact_asks_for_one_word(images, tmp_path):
+def test_the_exact_parser_asks_for_one_word(images, tmp_path):
     model = Says({})
     path = write_lines(tmp_path / "p.json", pope_lines(1))
     evaluate(Pope(parser="exact"), path, describer=model, images=images)
@@ -162,12 +162,12 @@ def test_the_parser_exact_asks_for_one_word(images, tmp_path):
         ({"question_id": 1.5}, "`question_id` of row 0"),
     ],
 )
-def test_a_wrong_row_of_pope_is_named(tmp_path, change, message):
+def test_an_invalid_row_of_a_pope_file_is_named(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         Pope().load(write_lines(tmp_path / "pope.json", [{**pope_lines(1)[0], **change}]))
 
 
-def test_pope_needs_known_parsers_and_ids_that_differ(tmp_path):
+def test_pope_refuses_unknown_parsers_and_repeated_ids(tmp_path):
     path = write_lines(tmp_path / "pope.json", pope_lines(2) + pope_lines(1))
     with pytest.raises(InputError, match="`question_id` of row 2"):
         Pope().load(path)
@@ -202,10 +202,10 @@ def lvis(tmp_path):
     return path
 
 
-def test_lvis_questions_are_decided_by_the_seed_and_their_wrong_names_are_not_in_the_image(lvis, tmp_path):
+def test_lvis_questions_depend_on_the_seed_and_their_wrong_categories_are_not_in_the_image(lvis, tmp_path):
     assert write_lvis_questions(lvis, tmp_path / "a.jsonl") == 2
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())}
-    # Looked for and not found; neither annotated nor left open.
+    # A fork was searched for and not found in one image, and is neither annotated nor left open in the other.
     assert rows[11]["neg_class"] == "fork"
     assert rows[12]["neg_class"] == "fork"
     assert rows[11]["bbox_norm"] == [0.1, 0.1, 0.5, 0.5]
@@ -232,7 +232,7 @@ def test_files_that_are_not_lvis_json_are_refused(lvis, tmp_path):
         write_lvis_questions(tmp_path / "gone.json", tmp_path / "a.jsonl")
 
 
-def test_questions_are_ferrets_with_the_right_name_first_in_even_rows(lvis, tmp_path):
+def test_questions_have_ferrets_wording_with_the_right_category_first_in_even_rows(lvis, tmp_path):
     write_lvis_questions(lvis, tmp_path / "q.jsonl")
     item = next(item for item in Referring().load(tmp_path / "q.jsonl") if item.id == "11")
 
@@ -251,7 +251,7 @@ def test_questions_are_ferrets_with_the_right_name_first_in_even_rows(lvis, tmp_
         question_of(item, 0, get_dialect("llava"), "point")
 
 
-def test_referring_is_asked_scored_and_read_again(lvis, images, tmp_path):
+def test_referring_gives_the_same_score_from_a_model_and_from_its_predictions(lvis, images, tmp_path):
     write_lvis_questions(lvis, tmp_path / "q.jsonl")
     items = Referring().load(tmp_path / "q.jsonl")
     asked = [question.prompt for question in Referring().questions(items, FERRET, "")[1]]
@@ -264,7 +264,7 @@ def test_referring_is_asked_scored_and_read_again(lvis, images, tmp_path):
 
 
 def test_answers_of_100_kilobytes_are_read_by_the_published_rule():
-    # The published patterns, where they are fast enough, are the yardstick.
+    # The published patterns are the reference, where they are fast enough.
     draw = random.Random(2)
     for _ in range(400):
         text = "".join(draw.choice([" ", "  ", "not", "no", "dog", ",", ".", "\n"]) for _ in range(draw.randint(0, 25)))
@@ -287,14 +287,14 @@ def test_answers_of_100_kilobytes_are_read_by_the_published_rule():
         ({"width": None}, r"at `\$.width`"),
     ],
 )
-def test_a_wrong_row_of_the_question_file_is_named(lvis, tmp_path, change, message):
+def test_an_invalid_row_of_a_question_file_is_named(lvis, tmp_path, change, message):
     write_lvis_questions(lvis, tmp_path / "q.jsonl")
     row = json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0])
     with pytest.raises(InputError, match=message):
         Referring().load(write_lines(tmp_path / "q.jsonl", [{**row, **change}]))
 
 
-def test_images_that_are_missing_leave_their_questions_unanswered_and_are_named(images, tmp_path):
+def test_questions_about_missing_images_have_no_answer_and_are_listed(images, tmp_path):
     (images / "2.jpg").write_text("no image")
     items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines(3)))
     result = evaluate("pope", items, describer=Says({"Is there a 0?": "yes", "Is there a 2?": "yes"}), images=images)

@@ -81,7 +81,7 @@ def python(package):
     return call
 
 
-def test_spr_text_and_spr_doctor_know_the_dialect_of_a_package(python):
+def test_spr_text_and_spr_doctor_know_the_dialect_of_another_package(python):
     options = ("--to", "corners:padded=true", "--size", "1000x500")
     # Padded, the square has 250 px above the image: (75 + 250) · 500 / 1000 = 162.5, rounded to the even 162.
     assert python("-m", "spr", "text", "--from", "ferret", *options, text="a dog [100, 150, 300, 800]\n") == (
@@ -90,7 +90,7 @@ def test_spr_text_and_spr_doctor_know_the_dialect_of_a_package(python):
     assert "corners" in python("-m", "spr", "doctor")
 
 
-def test_parse_render_and_convert_use_the_dialect_of_a_package(python):
+def test_parse_render_and_convert_use_the_dialect_of_another_package(python):
     code = (
         "from spr.grounding import convert, get_dialect, parse, render, render_box\n"
         "size = (1000, 500)\n"
@@ -109,7 +109,7 @@ def test_parse_render_and_convert_use_the_dialect_of_a_package(python):
     assert python("-c", code) == "all hold\n"
 
 
-def test_a_run_its_export_and_its_evaluation_use_the_dialect_of_a_package(python, dataset, tmp_path):
+def test_a_run_its_export_and_its_evaluation_use_the_dialect_of_another_package(python, dataset, tmp_path):
     config, run = tmp_path / "config.yaml", tmp_path / "run"
     config.write_text(RUN.replace("DATA", str(dataset.folder)))
     python("-m", "spr", "run", config, "--out", run)
@@ -133,7 +133,7 @@ def test_a_run_its_export_and_its_evaluation_use_the_dialect_of_a_package(python
     assert "<at>" in export("--dialect", "corners")
     assert "<at>" not in export("--dialect", "qwen3_vl")
 
-    # A file alone, without the config of its run, which would give the question.
+    # The file alone, because the config of its run would give the question.
     regions = shutil.copy(run / "regions" / "part-00000.parquet", tmp_path)
     out = tmp_path / "description.json"
     fake = ("describer.backend=fake", "describer.dialect=corners")

@@ -1,4 +1,4 @@
-"""Each dialect on numbers worked out by hand, and what was taken from the models' own code."""
+"""Each dialect against numbers worked out by hand, and against facts from the models' own code."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ READ: dict[str, Box] = {
 }
 
 
-def test_all_fourteen_dialects_are_there() -> None:
+def test_there_are_fourteen_dialects() -> None:
     assert set(DIALECTS) == set(WRITTEN) == set(READ)
     assert len(DIALECTS) == 14
 
@@ -88,7 +88,7 @@ def test_a_box_is_read_as_worked_out_by_hand(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", DIALECTS)
-def test_the_example_of_a_dialect_is_in_the_dialect(key: str) -> None:
+def test_each_example_is_written_in_its_own_dialect(key: str) -> None:
     grounded = parse(DIALECTS[key].example, key, SIZE, strict=True)
     assert (grounded.plain_text, len(grounded.boxes)) == ("a dog", 1)
     assert render(grounded, key, SIZE) == DIALECTS[key].example
@@ -109,7 +109,7 @@ def test_the_example_of_a_dialect_is_in_the_dialect(key: str) -> None:
         ("llava", "[0.00, 0.12, 1.00, 0.88]"),
     ],
 )
-def test_the_whole_image_takes_the_whole_range(key: str, numbers: str) -> None:
+def test_a_box_of_the_whole_image_uses_the_whole_range(key: str, numbers: str) -> None:
     assert render_box((0, 0, 640, 480), key, SIZE) == numbers
     assert render_box((-50, -1, 700, 481), key, SIZE) == numbers  # clipped
 
@@ -137,7 +137,7 @@ def test_padding_centres_the_image_and_rounds_down() -> None:
     ("size", "options", "seen"),
     [
         ((640, 428), {"max_pixels": 1003520}, (644, 420)),  # the example in Qwen's own notebook
-        ((28, 28), {}, (56, 56)),  # 784 px are under 3,136: both sides doubled
+        ((28, 28), {}, (56, 56)),  # 784 px are fewer than 3,136: both sides are doubled
         ((8, 8), {}, (56, 56)),  # 8 / 28 rounds to 0
         # √(12e6 / 1,003,520) = 3.458: 4000 / 3.458 / 28 = 41.3, 3000 / 3.458 / 28 = 30.98
         ((4000, 3000), {"max_pixels": 1003520}, (1148, 840)),
@@ -146,7 +146,7 @@ def test_padding_centres_the_image_and_rounds_down() -> None:
         ((10_000, 1), {}, (5600, 28)),
     ],
 )
-def test_smart_resize_gives_the_processors_size(
+def test_smart_resize_returns_the_size_that_the_processor_uses(
     size: tuple[int, int], options: dict[str, int], seen: tuple[int, int]
 ) -> None:
     assert smart_resize(size, **options) == seen
@@ -198,7 +198,7 @@ def test_an_option_that_a_dialect_does_not_have_is_refused() -> None:
         ("zzz:padded=maybe", "Unknown dialect"),
     ],
 )
-def test_a_wrong_option_in_the_text_of_a_dialect_is_refused(key: str, named: str) -> None:
+def test_a_wrong_option_in_a_dialect_string_is_refused(key: str, named: str) -> None:
     with pytest.raises(GroundingError, match=named) as caught:
         get_dialect(key)
     assert caught.value.expected or caught.value.fix
@@ -212,7 +212,7 @@ def test_a_wrong_option_in_the_text_of_a_dialect_is_refused(key: str, named: str
         ("qwen2_5_vl", {"max_pixels": 1003520.0}),
         ("qwen2_5_vl", {"min_pixels": "784"}),
         ("qwen2_5_vl", {"min_pixels": 10**400}),
-        ("qwen2_5_vl", {"max_pixels": 3135}),  # under the 3,136 that min_pixels has unless given
+        ("qwen2_5_vl", {"max_pixels": 3135}),  # below min_pixels, which is 3,136 by default
         ("qwen2_5_vl", {"resized_wh": 5}),
         ("llava", {"padded": 1}),
         ("llava", {"padded": "true"}),
@@ -225,7 +225,7 @@ def test_a_wrong_value_of_an_option_is_refused(key: str, options: dict[str, Any]
     assert caught.value.expected
 
 
-def test_options_in_the_text_of_a_dialect_are_the_same_as_given_ones() -> None:
+def test_options_in_a_dialect_string_equal_keyword_options() -> None:
     text = "qwen2_5_vl:min_pixels=784,max_pixels=1003520"
     assert get_dialect(text) == get_dialect("qwen2_5_vl", min_pixels=784, max_pixels=1003520)
     assert get_dialect(text).spec == text
@@ -245,7 +245,7 @@ def test_a_wrong_image_size_is_refused(size: tuple[int, int]) -> None:
         parse("x", "ferret", size)
 
 
-def test_stated_errors_are_what_the_rounding_allows() -> None:
+def test_max_error_is_the_bound_that_rounding_allows() -> None:
     w, h = 640, 480
     assert DIALECTS["ferret"].max_error((w, h)) == pytest.approx((w / 1000, h / 1000))  # rounded down
     assert DIALECTS["cogvlm"].max_error((w, h)) == pytest.approx((w / 1000, h / 1000))  # 999 for the last edge

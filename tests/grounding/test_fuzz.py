@@ -1,7 +1,7 @@
-"""Parsing never raises, whatever the text, and what it says of a text is true.
+"""Parsing accepts any text without raising an error, and what it reports is correct.
 
-Real-looking answers of every dialect are cut, spliced, doubled and corrupted. `SPR_FUZZ_CASES` sets how many inputs
-each dialect gets (2,000 unless set). The full run takes some minutes:
+Realistic answers in every dialect are cut, spliced, duplicated and corrupted. `SPR_FUZZ_CASES` sets how many inputs
+each dialect gets (2,000 by default). The full run takes some minutes:
 
     SPR_FUZZ_CASES=100000 pytest tests/grounding/test_fuzz.py
 """
@@ -171,7 +171,7 @@ def test_parse_never_raises_on_corrupted_answers(key: str) -> None:
                 parse(text, key, size, strict=True)
         else:
             assert parse(text, key, size, strict=True) == grounded
-        # What was read can be written, unless its words hold markup.
+        # A parsed answer can be written again, unless its words contain markup.
         try:
             render(grounded, key, size)
         except GroundingError:
@@ -210,7 +210,7 @@ def test_words_that_look_like_markup_are_never_written_as_boxes(key: str, pieces
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_whole_answer_cut_anywhere_keeps_the_boxes_before_the_cut(key: str) -> None:
+def test_an_answer_that_is_cut_anywhere_keeps_the_boxes_before_the_cut(key: str) -> None:
     text = answers(key)[0]
     whole = parse(text, key, SIZES[0], strict=True).boxes
     counts = []
@@ -232,15 +232,19 @@ def test_a_whole_answer_cut_anywhere_keeps_the_boxes_before_the_cut(key: str) ->
      "<|box_start|>1", "<loc_1>", "<loc0001>", "<loc", "; ", "</s>", "\\",
      "{", '{"', '{"a', '{"\\"', '{"bbox_2d": [1, 2, 3, 4], "label": "\\"', '{"bbox_2d": [1,'],
 )  # fmt: skip
-def test_reading_takes_linear_time(key: str, piece: str) -> None:
-    # 60,000 characters take about 0.05 s; with a quadratic step they would take minutes.
-    text = piece * (60_000 // len(piece))
-    started = time.process_time()
-    parse(text, key, SIZES[0])
-    assert time.process_time() - started < 2
+def test_parsing_takes_linear_time(key: str, piece: str) -> None:
+    # Four times the text takes about 4 times as long; with a quadratic step it would take 16 times as long.
+    def seconds(characters: int) -> float:
+        text = piece * (characters // len(piece))
+        started = time.process_time()
+        parse(text, key, SIZES[0])
+        return time.process_time() - started
+
+    # Another process can slow down a single measurement, but not several in the same way.
+    assert any(seconds(60_000) < 10 * seconds(15_000) for _ in range(5))
 
 
-def test_a_line_that_can_not_be_written_is_reported_and_the_stream_goes_on() -> None:
+def test_a_line_that_cannot_be_written_is_reported_and_later_lines_are_converted() -> None:
     bad, good = ("<ref>a [1, 2, 3, 4] dog</ref><box>(1,2),(3,4)</box>", "<ref>a dog</ref><box>(0,0),(999,999)</box>")
     converted = list(convert_lines([bad + "\n", good], "qwen_vl", "ferret", (1000, 1000)))
     assert [line.text for line in converted] == ["", "a dog [0, 0, 1000, 1000]"]
@@ -252,7 +256,7 @@ def test_a_line_that_can_not_be_written_is_reported_and_the_stream_goes_on() -> 
         list(convert_lines([bad], "qwen_vl", "ferret", (1000, 1000), strict=True))
 
 
-def test_a_line_in_is_a_line_out() -> None:
+def test_each_input_line_gives_one_output_line() -> None:
     lines = ['[{"bbox_2d": [1, 2, 3, 4], "label": "two\\nlines"}]\r\n', "\n", 'cut {"bbox_2d": [1, 2\n']
     converted = list(convert_lines(lines, "qwen3_vl", "ferret", (1000, 1000)))
     assert [line.text for line in converted] == ["two lines [1, 2, 3, 4]", "", ""]

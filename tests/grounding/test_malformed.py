@@ -1,4 +1,4 @@
-"""What bad answers get: every well-formed box is kept, every malformed piece reported with its offset."""
+"""Malformed answers: every well-formed box is kept, and every malformed piece is reported with its offset."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def found(text: str, key: str) -> tuple[str, list[tuple[str, int]], list[tuple[i
     return grounded.plain_text, spans, [(problem.offset, problem.text) for problem in grounded.problems]
 
 
-def test_a_bracket_that_is_not_closed_does_not_blank_the_rest() -> None:
+def test_an_unclosed_bracket_does_not_remove_the_rest_of_the_answer() -> None:
     text = "a dog [100, 150, 300, 200 and a cat [1, 2, 3, 4]."
     assert found(text, "ferret") == ("a dog and a cat.", [("a cat", 1)], [(6, "[100, 150, 300, 200")])
 
 
 @pytest.mark.parametrize("tail", ["[", "[1", "[12, ", "[12, 30", "[12, 30, 4, 5"])
-def test_a_bracket_cut_at_the_end_is_reported(tail: str) -> None:
+def test_a_bracket_that_is_cut_off_at_the_end_is_reported(tail: str) -> None:
     plain, spans, problems = found("a cat [1, 2, 3, 4] and a dog " + tail, "ferret")
     assert spans == [("a cat", 1)]
-    if tail == "[":  # nothing says that it was to be a box
+    if tail == "[":  # nothing indicates that it was meant as a box
         assert (plain, problems) == ("a cat and a dog [", [])
     else:
         assert (plain, problems) == ("a cat and a dog", [(29, tail.rstrip())])
 
 
-def test_brackets_with_three_or_five_numbers_are_dropped_and_do_not_lend_their_phrase() -> None:
+def test_brackets_with_three_or_five_numbers_are_dropped_and_their_phrase_gets_no_other_box() -> None:
     text = "a dog [1, 2, 3] a cat [1, 2, 3, 4, 5] a man [1, 2, 3, 4]"
     assert found(text, "ferret") == (
         "a dog a cat a man",
@@ -42,7 +42,7 @@ def test_brackets_with_three_or_five_numbers_are_dropped_and_do_not_lend_their_p
     )
 
 
-def test_a_good_box_beside_a_malformed_one_in_the_same_brackets_is_kept() -> None:
+def test_a_well_formed_box_beside_a_malformed_one_in_the_same_brackets_is_kept() -> None:
     text = "dogs [[1,2,3;100,100,200,200;x]]"
     assert found(text, "cogvlm") == ("dogs", [("dogs", 1)], [(7, "1,2,3"), (29, "x")])
 
@@ -62,7 +62,7 @@ def test_brackets_that_were_meant_as_a_box_are_reported(piece: str) -> None:
     assert problems
 
 
-def test_numbers_out_of_the_range_are_clipped_and_reported_never_rescaled() -> None:
+def test_numbers_out_of_range_are_clipped_and_reported_but_never_rescaled() -> None:
     grounded = parse("a dog [100, 150, 1200, 200]", "ferret", SIZE)
     assert grounded.boxes == ((100, 150, 1000, 200),)
     assert [str(problem) for problem in grounded.problems] == [
@@ -71,7 +71,7 @@ def test_numbers_out_of_the_range_are_clipped_and_reported_never_rescaled() -> N
     assert parse("a dog [-0.10, 0.20, 0.30, 0.40]", "llava", SIZE).boxes == ((0, 200, 300, 400),)
 
 
-def test_a_box_with_no_part_in_the_range_is_dropped_and_reported() -> None:
+def test_a_box_entirely_out_of_range_is_dropped_and_reported() -> None:
     plain, spans, problems = found("a dog [1200, 150, 1300, 200] and a cat [1, 2, 3, 4]", "ferret")
     assert (plain, spans, problems) == ("a dog and a cat", [("a cat", 1)], [(6, "[1200, 150, 1300, 200]")])
 
@@ -102,7 +102,7 @@ def test_swapped_corners_are_sorted_and_reported(key: str, text: str) -> None:
     assert [problem.reason for problem in grounded.problems] == ["corners swapped: sorted"]
 
 
-def test_a_box_without_area_is_kept_as_the_model_said_it() -> None:
+def test_a_box_without_area_is_kept_unchanged() -> None:
     grounded = parse("a dot [10, 20, 10, 20]", "ferret", SIZE, strict=True)
     assert grounded.boxes == ((10, 20, 10, 20),)
 
@@ -113,14 +113,14 @@ def test_a_box_without_a_phrase_is_kept_and_reported() -> None:
 
 
 @pytest.mark.parametrize("key", DIALECTS)
-def test_an_answer_of_one_box_alone_has_no_problem(key: str) -> None:
+def test_an_answer_that_is_a_single_box_has_no_problem(key: str) -> None:
     text = render(GroundedText("", (Span("", 0, 0, ((100, 100, 500, 500),)),)), key, SIZE)
     grounded = parse(text, key, SIZE, strict=True)
     assert grounded.plain_text == ""
     assert len(grounded.boxes) == 1
 
 
-def test_the_wrong_number_of_brackets_is_reported_and_the_box_kept() -> None:
+def test_the_wrong_number_of_brackets_is_reported_and_the_box_is_kept() -> None:
     assert found("a dog [[1, 2, 3, 4]].", "ferret") == ("a dog.", [("a dog", 1)], [(6, "[[1, 2, 3, 4]]")])
     assert found("a dog [001,002,003,004].", "cogvlm") == ("a dog.", [("a dog", 1)], [(6, "[001,002,003,004]")])
 
@@ -144,7 +144,7 @@ def test_text_in_box_tags_that_is_not_a_box_is_reported() -> None:
     assert found(text, "internvl") == ("cats", [("cats", 2)], [(36, "5, 6, 7")])
 
 
-def test_coordinates_that_lost_their_tags_are_reported_and_not_left_in_the_text() -> None:
+def test_coordinates_without_their_tags_are_reported_and_removed_from_the_text() -> None:
     # What Qwen2-VL's answers look like when they were decoded without special tokens.
     assert found("The dog(1,2),(3,4) runs", "qwen2_vl") == ("The dog runs", [], [(7, "(1,2),(3,4)")])
 
@@ -165,7 +165,7 @@ STRAY = "coordinates without the dialect's markup: dropped"
         "[x1=341, y1=258, x2=397, y2=360]",
     ],
 )
-def test_coordinates_without_the_markup_of_a_list_are_reported_and_taken_out(key: str, piece: str) -> None:
+def test_coordinates_without_the_markup_of_a_list_are_reported_and_removed(key: str, piece: str) -> None:
     assert found(piece, key) == ("", [], [(0, piece)])
     text = f"The dog is at {piece}."
     assert found(text, key) == ("The dog is at.", [], [(14, piece)])
@@ -177,14 +177,14 @@ def test_coordinates_without_the_markup_of_a_list_are_reported_and_taken_out(key
     "piece",
     ["[100 150 300 200]", "(100, 150, 300, 200)", "[x1=100, y1=150, x2=300, y2=200]", "(100,150),(300,200)"],
 )
-def test_coordinates_in_other_markup_are_reported_and_taken_out_of_prose(key: str, piece: str) -> None:
+def test_coordinates_in_other_markup_are_reported_and_removed_from_prose(key: str, piece: str) -> None:
     grounded = parse(f"a dog {piece} runs", key, SIZE)
     assert (grounded.plain_text, grounded.boxes) == ("a dog runs", ())
     assert [problem.reason for problem in grounded.problems] == [STRAY]
 
 
 @pytest.mark.parametrize("key", LIST_KEYS)
-def test_the_tags_of_another_dialect_are_reported_and_taken_out(key: str) -> None:
+def test_the_tags_of_another_dialect_are_reported_and_removed(key: str) -> None:
     text = "<|box_start|>(341,258),(397,360)<|box_end|>"
     assert found(text, key) == ("", [], [(0, "<|box_start|>"), (13, "(341,258),(397,360)"), (32, "<|box_end|>")])
 
@@ -194,7 +194,7 @@ def test_coordinates_beside_json_entries_are_reported() -> None:
     assert found(text, "qwen3_vl") == ("a dog", [("a dog", 1)], [(3, "[1, 2, 3, 4]")])
 
 
-def test_coordinates_cut_at_the_end_are_reported() -> None:
+def test_coordinates_that_are_cut_off_at_the_end_are_reported() -> None:
     assert found("a dog (1, 2, 3, 4", "ferret") == ("a dog", [], [(6, "(1, 2, 3, 4")])
 
 
@@ -231,7 +231,7 @@ def test_cells_that_do_not_exist_are_dropped() -> None:
     assert found(text, "kosmos2") == ("cats", [("cats", 1)], [(29, "<patch_index_0001><patch_index_1024>")])
 
 
-def test_location_tokens_that_are_not_four_are_reported() -> None:
+def test_fewer_than_four_location_tokens_are_reported() -> None:
     text = "car<loc_1><loc_2><loc_3>dog<loc_1><loc_2><loc_3><loc_4><loc_5>cat<loc_a>"
     assert found(text, "florence2") == (
         "car, dog, cat",
@@ -242,7 +242,7 @@ def test_location_tokens_that_are_not_four_are_reported() -> None:
     assert found(text, "paligemma") == ("dog, cat", [("cat", 1)], [(0, "<loc0001><loc0002>"), (68, "<loc0001")])
 
 
-def test_json_cut_at_max_new_tokens_keeps_its_whole_entries() -> None:
+def test_json_that_is_cut_at_max_new_tokens_keeps_its_complete_entries() -> None:
     text = '```json\n[\n\t{"bbox_2d": [1, 2, 3, 4], "label": "a \\"big\\" dog"},\n\t{"bbox_2d": [5, 6, 7, 8], "la'
     plain, spans, problems = found(text, "qwen3_vl")
     assert (plain, spans) == ('a "big" dog', [('a "big" dog', 1)])
@@ -267,7 +267,7 @@ def test_json_cut_at_max_new_tokens_keeps_its_whole_entries() -> None:
         ('{"bbox_2d": [1, 2, 3, 4]}', "box without a label: kept without one"),
     ],
 )
-def test_a_malformed_entry_does_not_blank_the_others(entry: str, reason: str) -> None:
+def test_a_malformed_entry_does_not_remove_the_others(entry: str, reason: str) -> None:
     text = f'[{entry}, {{"bbox_2d": [5, 6, 7, 8], "label": "cat"}}]'
     grounded = parse(text, "qwen3_vl", SIZE)
     assert grounded.plain_text == "cat"
@@ -276,12 +276,12 @@ def test_a_malformed_entry_does_not_blank_the_others(entry: str, reason: str) ->
     assert len(grounded.boxes) == 1 + ("kept" in reason)
 
 
-def test_an_answer_in_words_stays_words_where_json_was_expected() -> None:
+def test_an_answer_in_words_is_kept_where_json_was_expected() -> None:
     assert found("There is no dog.", "qwen2_5_vl") == ("There is no dog.", [], [])
     assert found("```json\n[]\n```", "qwen2_5_vl") == ("", [], [])
 
 
-def test_special_tokens_are_taken_out_of_the_text() -> None:
+def test_special_tokens_are_removed_from_the_text() -> None:
     assert found("<s> A dog [1, 2, 3, 4] <region_fea> sits.</s>", "ferret")[:2] == ("A dog sits.", [("A dog", 1)])
     assert found("A dog<|im_end|>", "qwen2_vl")[0] == "A dog"
     assert found("</s><s>A dog<loc_1><loc_2><loc_3><loc_4></s>", "florence2")[:2] == ("A dog", [("A dog", 1)])
@@ -305,5 +305,5 @@ def test_grounded_text_refuses_spans_that_do_not_fit() -> None:
         GroundedText("a dog", (Span("a dog", 0, 5), Span("dog", 2, 5)))
 
 
-def test_a_problem_says_where_what_and_why() -> None:
+def test_a_problem_prints_its_offset_text_and_reason() -> None:
     assert str(Problem(3, "[1", "bracket is not closed: dropped")) == "offset 3: '[1': bracket is not closed: dropped"

@@ -1,4 +1,4 @@
-"""Phrases that boxes ground where the dialect does not mark them."""
+"""Finding the phrase of a box in dialects that do not mark phrases."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ B = "[1, 2, 3, 4]"
         ("...", ""),
     ],
 )
-def test_the_phrase_before_a_box_is(text: str, phrase: str) -> None:
+def test_the_phrase_before_a_box_is_found(text: str, phrase: str) -> None:
     start, end = find_phrase(text, 0, len(text))
     assert text[start:end] == phrase
 
 
-def test_a_phrase_does_not_reach_over_the_box_before() -> None:
+def test_a_phrase_does_not_extend_past_the_previous_box() -> None:
     assert find_phrase("dogs cats", 4, 9) == (5, 9)
 
 
-def test_a_phrase_in_a_text_without_any_space_or_end_stays_short() -> None:
+def test_a_phrase_in_a_text_without_spaces_or_punctuation_stays_short() -> None:
     start, end = find_phrase("x" * 10_000, 0, 10_000)
     assert (start, end) == (9840, 10_000)
 
@@ -137,17 +137,17 @@ def test_the_plain_text_reads_naturally() -> None:
         (f"a dog {B} () runs", "a dog () runs", "a dog"),
     ],
 )
-def test_a_bracket_that_held_only_the_box_goes_with_it(text: str, plain: str, phrase: str) -> None:
+def test_a_bracket_that_contains_only_the_box_is_removed_with_it(text: str, plain: str, phrase: str) -> None:
     grounded = parse(text, "ferret", SIZE, strict=True)
     assert (grounded.plain_text, [span.phrase for span in grounded.spans]) == (plain, [phrase])
 
 
-def test_a_bracket_around_tagged_boxes_goes_with_them() -> None:
+def test_a_bracket_around_tagged_boxes_is_removed_with_them() -> None:
     text = "A dog (<box>(1,2),(3,4)</box>) and (<box>(1,2),(3,4)</box><ref>) it</ref>"
     assert parse(text, "qwen_vl", SIZE).plain_text == "A dog () it"
 
 
-def test_the_example_of_ferrets_own_answers_is_read_as_a_person_would() -> None:
+def test_an_answer_of_ferrets_gives_the_phrases_that_a_person_would_choose() -> None:
     text = (
         f"There are people {B} standing in the service area {B} of the airport, which appears to be a runway. A man {B}"
         f" is walking down the stairs {B} of an unloading ramp. Another man {B} is holding his baggage {B} and bending"

@@ -1,4 +1,4 @@
-"""Writing: boxes after their phrases, words kept, and never words that would be read as boxes."""
+"""`render` writes boxes after their phrases, keeps the words, and refuses words that would be read as boxes."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def test_prose_and_phrases_survive_writing_and_reading(items: list[tuple[str, in
         assert found == [(span.phrase, span.start, len(span.boxes)) for span in grounded.spans]
 
 
-def test_boxes_stand_right_after_their_phrase_even_where_the_rule_would_find_another() -> None:
+def test_boxes_follow_their_phrase_even_where_the_rules_would_find_another_phrase() -> None:
     grounded = text_of("a black ", ("and white", (A,)), " cat")
     assert render(grounded, "ferret", SIZE) == "a black and white [100, 200, 300, 400] cat"
     assert parse(render(grounded, "ferret", SIZE), "ferret", SIZE).plain_text == "a black and white cat"
 
 
-def test_a_box_without_a_phrase_is_written_where_it_stands() -> None:
+def test_a_box_without_a_phrase_is_written_at_its_place() -> None:
     grounded = text_of("see here ", ("", (A,)), "!")
     assert render(grounded, "ferret", SIZE) == "see here [100, 200, 300, 400] !"
     assert parse(render(grounded, "ferret", SIZE), "ferret", SIZE).plain_text == "see here !"
@@ -162,19 +162,19 @@ def test_words_that_the_dialect_would_read_as_markup_are_refused(key: str, words
 @pytest.mark.parametrize(
     "label", ['a "big" dog', "{a}", "back\\slash", "two\nlines", "狗", "<box>", "[1, 2, 3, 4]", "</s>"]
 )
-def test_json_labels_hold_anything(label: str) -> None:
+def test_json_labels_can_contain_any_text(label: str) -> None:
     written = render(text_of((label, (A,)), " there"), "qwen3_vl", SIZE)
     (span,) = parse(written, "qwen3_vl", SIZE, strict=True).spans
     assert (span.phrase, span.boxes) == (label, (A,))
 
 
-def test_special_tokens_in_json_labels_are_not_written_as_such() -> None:
+def test_special_tokens_in_json_labels_are_escaped() -> None:
     written = render(text_of(("</s> {x}", (A,))), "qwen3_vl", SIZE)
     assert written == '[{"bbox_2d": [100, 200, 300, 400], "label": "\\u003c/s> \\u007bx\\u007d"}]'
 
 
-def test_a_box_that_would_go_to_another_phrase_is_refused() -> None:
-    # Florence-2 reads location tokens without a label as more boxes of the label before.
+def test_a_box_that_would_be_read_as_another_phrases_is_refused() -> None:
+    # Florence-2 reads location tokens without a label as more boxes of the previous label.
     with pytest.raises(GroundingError, match="read back as something else"):
         render(text_of(("a dog", (A,)), " there ", ("", (B,))), "florence2", SIZE)
 
@@ -200,13 +200,13 @@ def test_a_single_box_is_written_for_prompts(key: str, text: str) -> None:
     assert render_box(A, key, SIZE, region=True) == text + (" <region_fea>" if key == "ferret" else "")
 
 
-def test_strict_conversion_raises_where_the_other_leaves_out() -> None:
+def test_strict_conversion_raises_an_error_instead_of_dropping_a_piece() -> None:
     assert convert("a dog [1, 2, 3]", "ferret", "cogvlm", SIZE) == "a dog"
     with pytest.raises(GroundingError, match="offset 7"):
         convert("a dog [1, 2, 3]", "ferret", "cogvlm", SIZE, strict=True)
 
 
-def test_grounding_needs_no_heavy_package() -> None:
+def test_importing_spr_grounding_imports_no_heavy_package() -> None:
     code = (
         "import sys, spr.grounding; "
         "print([m for m in ('torch', 'transformers', 'pyarrow', 'pydantic', 'PIL') if m in sys.modules])"

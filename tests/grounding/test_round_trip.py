@@ -1,4 +1,4 @@
-"""Render and parse undo each other within the quantisation error that each dialect states, and no more than that."""
+"""`parse` inverts `render` within the quantisation error that each dialect states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VARIANTS = [
     "qwen2_5_vl of 1,003,520 pixels",
     "qwen2_5_vl seen as 56 × 84",
 ]
-ROUNDING = 1e-9  # pixels: what float64 arithmetic may add to a bound
+ROUNDING = 1e-9  # pixels by which float64 arithmetic can exceed a bound
 
 sizes = st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)) | st.sampled_from(
     [(1, 1), (1, 10_000), (10_000, 1), (10_000, 10_000), (640, 480), (27, 28), (333, 1000)]
@@ -68,7 +68,7 @@ def grounded_text(phrases: list[tuple[str, tuple[Box, ...]]]) -> GroundedText:
 
 
 def errors(before: tuple[Box, ...], after: tuple[Box, ...]) -> tuple[float, float]:
-    """Largest distance of two vertical edges and of two horizontal ones."""
+    """The largest distance between two vertical edges, and between two horizontal edges."""
     assert len(before) == len(after)
     pairs = list(zip(before, after, strict=True))
     return (
@@ -80,7 +80,7 @@ def errors(before: tuple[Box, ...], after: tuple[Box, ...]) -> tuple[float, floa
 @pytest.mark.parametrize("name", VARIANTS)
 @given(scene=scenes())
 @settings(max_examples=60, deadline=None)
-def test_every_box_comes_back_within_the_stated_error(name: str, scene: tuple[Size, GroundedText]) -> None:
+def test_every_box_is_read_back_within_the_stated_error(name: str, scene: tuple[Size, GroundedText]) -> None:
     dialect, (size, grounded) = variant(name), scene
     again = parse(render(grounded, dialect, size), dialect, size, strict=True)
     ex, ey = errors(grounded.boxes, again.boxes)
@@ -94,7 +94,7 @@ def test_every_box_comes_back_within_the_stated_error(name: str, scene: tuple[Si
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_stated_error_is_not_larger_than_needed(name: str) -> None:
-    # Boxes of all widths at steps far finer than any dialect's, and a narrow one, which Kosmos-2 moves the most.
+    # Boxes of all widths in much finer steps than any dialect's, and a narrow one, which Kosmos-2 moves the most.
     dialect, size = variant(name), (640, 416)
     steps = [n / 6007 for n in range(6008)]
     boxes = [(640 * f, 416 * f, 640 * min(1, f + 0.4), 416 * min(1, f + 0.4)) for f in steps]
@@ -110,8 +110,8 @@ def test_the_stated_error_is_not_larger_than_needed(name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 @given(scene=scenes())
 @settings(max_examples=30, deadline=None)
-def test_what_was_read_is_written_the_same_again(name: str, scene: tuple[Size, GroundedText]) -> None:
-    # Also after the boxes went through float32, as they do in a table.
+def test_a_parsed_answer_is_written_the_same_again(name: str, scene: tuple[Size, GroundedText]) -> None:
+    # Also if the boxes have been stored as float32, as in a table.
     dialect, (size, grounded) = variant(name), scene
     text = render(grounded, dialect, size)
     again = parse(text, dialect, size)
@@ -138,7 +138,7 @@ def there_and_back(source: Dialect, target: Dialect, size: Size, grounded: Groun
 
 @given(scene=scenes(), source=st.sampled_from(VARIANTS), target=st.sampled_from(VARIANTS))
 @settings(max_examples=400, deadline=None)
-def test_converting_there_and_back_moves_no_edge_further_than_both_errors(
+def test_converting_there_and_back_moves_an_edge_by_at_most_both_errors(
     scene: tuple[Size, GroundedText], source: str, target: str
 ) -> None:
     there_and_back(variant(source), variant(target), *scene)

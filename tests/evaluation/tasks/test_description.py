@@ -27,9 +27,9 @@ def query(name="7/0", image="7"):
     return RegionQuery(name, image, f"{image}.png", 100, 100, (0, 0, 80, 80), "1", tuple(objects))
 
 
-def test_the_figures_of_one_answer_are_those_worked_out_by_hand():
+def test_the_metrics_of_one_answer_equal_those_worked_out_by_hand():
     # The cup exactly; a plate 20 × 20 moved by 2 px (18 × 20 shared of 440: IoU 0.818); a saucer where the other plate
-    # is, 20 × 11 of 20 × 20 (IoU 0.55); the fork, outside the region, exactly; a spoon that is nowhere.
+    # is, 20 × 11 of 20 × 20 (IoU 0.55); the fork, outside the region, exactly; a spoon that does not exist.
     text = (
         "A red cup [0.00, 0.00, 0.20, 0.20], a plate [0.42, 0.00, 0.62, 0.20], a saucer [0.60, 0.60, 0.80, 0.71], "
         "a fork [0.80, 0.00, 1.00, 0.20] and a spoon [0.20, 0.30, 0.40, 0.50]."
@@ -40,23 +40,23 @@ def test_the_figures_of_one_answer_are_those_worked_out_by_hand():
     assert result.value("recall@0.75") == pytest.approx(2 / 3)
     assert result.value("recall@0.9") == pytest.approx(1 / 3)
     assert result.value("unmatched_boxes") == pytest.approx(1 / 5)  # the fork is an object of the image
-    assert result.value("objects_named") == pytest.approx(2 / 3)  # one plate is said once
+    assert result.value("objects_named") == pytest.approx(2 / 3)  # one plate is named once
     assert result.value("objects_placed") == pytest.approx(2 / 3)
     assert (result.value("phrases"), result.value("boxes"), result.value("words")) == (5, 5, 12)
 
 
-def test_an_answer_without_boxes_finds_nothing_and_has_no_share_of_unmatched_boxes():
+def test_an_answer_without_boxes_locates_nothing_and_has_no_share_of_unmatched_boxes():
     result = Description().score(Regions([query()]), Answers(["A red cup stands on plates."], dialect=DIALECT))
     assert result.value("s_loc") == 0
     assert result.value("recall@0.5") == 0
     assert result.value("unmatched_boxes") is None
-    # The whole text stands for its phrases: it names the cup, which then is said.
+    # Without phrases, the whole text is used instead: it names the cup.
     assert result.value("objects_named") == pytest.approx(1 / 3)
     assert result.problems["no_box"] == ["7/0"]
     assert result.to_json()["metrics"]["unmatched_boxes"] == {"value": None, "ci95": None}
 
 
-def test_recall_counts_objects_of_all_answers_together():
+def test_recall_counts_the_objects_of_all_answers_together():
     # 3 of 3 objects and 0 of 3, from a missing answer.
     text = " and ".join(
         f"a thing [{x1 / 100}, {y1 / 100}, {x2 / 100}, {y2 / 100}]" for _, _, (x1, y1, x2, y2) in INSIDE
@@ -64,7 +64,7 @@ def test_recall_counts_objects_of_all_answers_together():
     answers = Answers([text, None], {"missing": ["8/0"]}, DIALECT)
     result = Description().score(Regions([query(), query("8/0", "8")]), answers)
     assert result.value("recall@0.9") == 0.5
-    assert result.value("objects_placed") == 0  # none bears its name
+    assert result.value("objects_placed") == 0  # no box has the object's name
     assert result.value("boxes") == 1.5
 
 
@@ -107,7 +107,7 @@ def images(tmp_path):
     return tmp_path
 
 
-def test_samples_differ_by_seed_and_the_file_scores_the_same(images):
+def test_samples_differ_by_seed_and_their_file_gives_the_same_scores(images):
     regions = Regions([query(), query("8/0", "8")])
     how = {"describer": FakeDescriber(), "images": images}
     result = evaluate(Description(samples=3), regions, **how)
@@ -135,7 +135,7 @@ def test_the_question_has_the_region_in_the_models_dialect(images):
         evaluate(Description(prompt="What is there?"), Regions([query()]), describer=FakeDescriber(), images=images)
 
 
-def test_regions_come_from_parquet_or_json(tmp_path):
+def test_regions_are_read_from_parquet_or_json(tmp_path):
     queries = [query(), query("8/0", "8")]
     write_table(tmp_path / "regions.parquet", to_table(queries, RegionQuery))
     rows = [made.to_row() for made in queries]

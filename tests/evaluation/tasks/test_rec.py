@@ -41,13 +41,13 @@ def test_mdetrs_json_is_read_with_its_boxes_as_corners(tmp_path):
     assert items.sizes_wh == ((100, 200), (100, 200))
 
 
-def test_json_lines_are_read_and_numbered_where_they_have_no_id(tmp_path):
+def test_json_lines_without_an_id_are_numbered(tmp_path):
     path = tmp_path / "mine.jsonl"
     row = {"image": "a.png", "sentence": "the cup", "box": [1, 2, 3, 4], "width": 10, "height": 10}
     path.write_text("\n".join(json.dumps(r) for r in (row, {**row, "image": "b.png"})))
     items = Rec().load(path)
     assert (items.ids, items.file_names, items.datasets) == (("0", "1"), ("a.png", "b.png"), ("", ""))
-    path.write_text(json.dumps(row))  # a single line, too
+    path.write_text(json.dumps(row))  # a file of a single line
     assert len(Rec().load(path)) == 1
 
 
@@ -67,7 +67,7 @@ LINE = {"id": "a", "image": "a.png", "sentence": "s", "box": [1, 2, 3, 4], "widt
         ({"id": 1.5}, r"got `float` - at `\$.id`"),
     ],
 )
-def test_a_wrong_row_is_named_with_its_field(tmp_path, change, message):
+def test_an_invalid_row_is_named_with_its_field(tmp_path, change, message):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({**LINE, **change}) + "\n")
     with pytest.raises(InputError, match=message):
@@ -105,8 +105,8 @@ def items(tmp_path):
 
 
 def test_the_first_box_counts_and_no_box_is_a_miss(items):
-    # Exact; two boxes of which the second is exact and the first has nothing in common; a tenth of the box too wide in
-    # one direction: 10 × 10 of 10 × 12; no box; an answer that never came.
+    # Exact; two boxes of which the second is exact and the first does not overlap; a tenth of the box too wide in
+    # one direction: 10 × 10 of 10 × 12; no box; no answer.
     texts = [
         "the cup [0.00, 0.00, 0.50, 0.50]",
         "[0.60, 0.60, 0.80, 0.80] or [0.00, 0.00, 0.50, 0.50]",
@@ -128,7 +128,7 @@ def test_the_first_box_counts_and_no_box_is_a_miss(items):
 
 def test_sizes_are_cocos_areas_or_shares_of_the_image(items):
     # Areas 5000, 5000, 100, 20000, 5000 px² of 20000: COCO's bounds are 32² = 1024 and 96² = 9216; as shares of a 640 ×
-    # 640 image 0.0025 and 0.0225, over which even 100/20000 = 0.005 lies.
+    # 640 image 0.0025 and 0.0225, and even 100/20000 = 0.005 is above the first.
     answers = Answers(["" for _ in items.ids], dialect=DIALECT)
     by_pixels = Rec().score(items, answers).groups
     assert by_pixels["small"].tolist() == [False, False, True, False, False]
@@ -147,14 +147,14 @@ def test_malformed_boxes_are_counted_and_the_rest_of_the_answer_is_read(items):
     assert result.problems["no_box"] == ["11", "12", "13", "14"]
 
 
-def test_the_protocol_ferret_reads_ferrets_dialect_only(items):
+def test_the_ferret_protocol_reads_ferrets_dialect_only(items):
     with pytest.raises(ConfigError, match="Ferret's dialect only"):
         Rec(protocol="ferret").score(items, Answers([""] * 5, dialect=DIALECT))
     with pytest.raises(ConfigError, match=r"spr \| ferret"):
         Rec(protocol="official")
 
 
-def test_a_model_is_asked_once_an_expression_and_its_file_scores_the_same(items, tmp_path):
+def test_a_model_is_asked_once_per_expression_and_its_file_gives_the_same_scores(items, tmp_path):
     for k in range(3):
         Image.new("RGB", (100, 200)).save(tmp_path / f"{k}.png")
     (tmp_path / "1.png").unlink()  # of expressions 12 and 13
@@ -171,7 +171,7 @@ def test_a_model_is_asked_once_an_expression_and_its_file_scores_the_same(items,
         np.testing.assert_array_equal(first.parts, second.parts)
 
 
-def test_a_prompt_needs_its_expression(items, tmp_path):
+def test_a_prompt_without_the_placeholder_is_refused(items, tmp_path):
     with pytest.raises(ConfigError, match=r"lacks \{expression\}"):
         evaluate(Rec(prompt="Where is it?"), items, describer=FakeDescriber(), images=tmp_path)
 
@@ -191,6 +191,6 @@ def test_the_result_file_has_the_documented_form(items, tmp_path):
     assert set(made["groups"]["refcoco"]["metrics"]) == set(made["metrics"])
     assert made["problems"]["unknown"] == {"count": 99, "ids": [str(k) for k in range(20)]}
     assert made["items"] == "rec.items.parquet"
-    # In a run's metrics.json the paths start at the run.
+    # In a run's metrics.json the paths are relative to the run.
     inside = result.write(tmp_path / "run" / "evaluation" / "after-rec.json", root=tmp_path / "run")
     assert inside["items"] == "evaluation/after-rec.items.parquet"

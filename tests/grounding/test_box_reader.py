@@ -1,4 +1,4 @@
-"""The short way to an answer's boxes gives what `parse` gives."""
+"""`BoxReader` reads the same boxes as `parse`."""
 
 import random
 
@@ -29,7 +29,7 @@ PIECES += ["<box>", "</box>", '"label": "x{"', "\ud800", "```json\n", "<loc_1>",
 SIZES = [(640, 480), (333, 500), (20, 20)]
 
 
-def spoilt(example: str, draw: random.Random) -> str:
+def corrupt(example: str, draw: random.Random) -> str:
     text = example if draw.random() < 0.8 else ""
     if draw.random() < 0.4:
         text = "".join(draw.choice([c, c, c, str(draw.randint(0, 9))]) if c.isdigit() else c for c in text)
@@ -46,15 +46,15 @@ def spoilt(example: str, draw: random.Random) -> str:
 
 
 @pytest.mark.parametrize("key", DIALECTS)
-def test_boxes_and_the_number_of_problems_are_those_of_parse(key):
+def test_the_boxes_and_the_number_of_problems_are_the_same_as_from_parse(key):
     draw, dialect = random.Random(f"plain {key}"), DIALECTS[key]
     reader = BoxReader(dialect)
     for k in range(1500):
-        text, size = spoilt(dialect.example, draw), SIZES[k % 3]
+        text, size = corrupt(dialect.example, draw), SIZES[k % 3]
         grounded = parse(text, dialect, size)
         assert reader.read(text, size) == (grounded.boxes, len(grounded.problems)), repr(text)
 
 
-def test_a_wrong_size_is_refused_as_parse_refuses_it():
+def test_a_wrong_image_size_is_refused():
     with pytest.raises(ValueError, match="Size of the image is wrong"):
         BoxReader(DIALECTS["ferret"]).read("a dog [1, 2, 3, 4]", (0, 5))
