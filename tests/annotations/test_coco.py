@@ -52,7 +52,7 @@ def fails(tmp_path: Path, content: object) -> str:
 
 
 def as_plain(annotations: Annotations) -> Json:
-    """Everything in it, as lists."""
+    """All columns and dropped entries as lists."""
     columns = {name: getattr(annotations, name) for name in Annotations.__slots__ if name != "dropped"}
     plain = {name: c.tolist() if isinstance(c, np.ndarray) else c for name, c in columns.items()}
     dropped = annotations.dropped
@@ -111,7 +111,7 @@ def test_an_image_is_given_as_a_record_with_its_crowds_named(tmp_path: Path) -> 
 def test_boxes_partly_outside_the_image_are_clipped_and_counted(tmp_path: Path) -> None:
     boxes = [[-10, -5, 30, 20], [90, 40, 30, 30], [0, 0, 100, 50], [70, 20, 30.0000001, 10]]
     found = read(tmp_path, coco(annotations=[annotation(i, bbox=box) for i, box in enumerate(boxes)]))
-    # the last sticks out by less than float32 can tell at 100
+    # the last box exceeds the image by less than the precision of float32 at 100
     assert found.boxes_xyxy.tolist() == [[0, 0, 20, 15], [90, 40, 100, 50], [0, 0, 100, 50], [70, 20, 100, 30]]
     assert found.clipped == 2
     assert not found.dropped.ids
@@ -360,7 +360,7 @@ def test_a_file_cut_anywhere_is_reported_as_truncated(tmp_path: Path, size: int)
     ("key", "kind"), [("caption", "captions"), ("segments_info", "panoptic segmentation"), ("note", "has no boxes")]
 )
 def test_the_error_for_a_file_without_boxes_says_what_the_file_looks_like(tmp_path: Path, key: str, kind: str) -> None:
-    # panoptic annotations have no id of their own
+    # panoptic annotations have no id
     entries = [{**({} if key == "segments_info" else {"id": n}), "image_id": 1, key: []} for n in range(3)]
     message = fails(tmp_path, coco(annotations=entries))
     assert kind in message
@@ -464,7 +464,7 @@ def test_the_fast_and_the_lenient_decoder_agree_on_every_float(tmp_path: Path) -
         for n in range(2000)
     ]
     fast = as_plain(read(tmp_path, coco(annotations=entries)))
-    # An entry of another type sends its block, here the whole list, to the lenient decoder.
+    # If one entry has another type, its block (here the whole list) is read by the lenient decoder.
     lenient = as_plain(read(tmp_path, coco(annotations=[*entries, None]), block_size=2**24))
     assert {**lenient, "dropped": fast["dropped"]} == fast
 

@@ -1,4 +1,4 @@
-"""Ids as keys: equal where the ids are, and in their order."""
+"""Keys of ids: equal if the ids are equal, and sorted like the ids."""
 
 from __future__ import annotations
 

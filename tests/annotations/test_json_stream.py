@@ -1,4 +1,4 @@
-"""The streamed reading of JSON: exact cuts, and the same outcome for every block size, on damaged files too."""
+"""Streamed reading of JSON: exact cuts, and the same result for every block size, also for damaged files."""
 
 from __future__ import annotations
 

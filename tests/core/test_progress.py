@@ -1,4 +1,4 @@
-"""Progress is silent for two seconds, then plain lines where nobody watches."""
+"""Progress is silent for two seconds, then writes plain lines if the output is not a terminal."""
 
 import io
 
@@ -6,7 +6,7 @@ from spr.core.progress import Progress
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """A clock that only changes when it is set."""
 
     now = 0.0
 

@@ -1,4 +1,4 @@
-"""The weights that ship: small, loadable without a network, and as good as their cards say."""
+"""The embedded weights are small, load without a network, and are as accurate as their model cards say."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""The training at a size that takes seconds: the same twice, and the same when it is stopped and resumed."""
+"""Training at a very small size is deterministic, also when it is interrupted and resumed."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def _torch_left_as_it_was():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus and a vision tower of four steps."""
+    """A folder with a corpus and a vision tower trained for four steps."""
     out = tmp_path_factory.mktemp("trained")
     main(["vision", "--out", str(out), "--steps", "4", *COMMON])
     return out
@@ -85,7 +85,7 @@ def test_a_corpus_made_from_other_scenes_is_refused(trained: Path, tmp_path: Pat
 
 def test_a_run_can_start_from_the_weights_of_another(trained: Path, tmp_path: Path) -> None:
     main(arguments(trained, "vision", tmp_path, "--start-from", str(trained / "vision.pt")))
-    # Four steps of training behind it: better than the other run's first step, on the same scenes.
+    # After four steps of training, it is better than the other run at its first step on the same scenes.
     assert curve(tmp_path, "vision")[0]["loss"] < curve(trained, "vision")[0]["loss"]
 
 
