@@ -86,14 +86,14 @@ def settings_of(given: argparse.Namespace) -> TrainingConfig:
     return TrainingConfig(
         device=given.device,
         dtype="bfloat16" if given.device == "cuda" else "float32",
-        batch_size=given.batch // given.accumulate,
+        per_device_train_batch_size=given.batch // given.accumulate,
         gradient_accumulation_steps=given.accumulate,
         learning_rate=1e-4,
         lr_scheduler_type="constant",
         warmup_ratio=0.0,
         lora=LoraSection(r=rank, lora_alpha=2 * rank),
-        features=given.features,
-        prefix=given.prefix,
+        vision_cache=given.features,
+        prefix_sharing=given.prefix,
         gradient_checkpointing=given.checkpointing,
     )
 

@@ -212,12 +212,11 @@ def cast_linear(weight: Tensor, given: Tensor) -> Tensor:
 def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> dict[str, float]:
     """A step of `spr train` on pairs whose features are there, after a first one that made AdamW's moments."""
     family = FAMILIES[model.config.model_type]
-    adapted = PairModel(add_adapter(model, LoraSection(r=options.rank, lora_alpha=2 * options.rank), family), family)
+    lora = LoraSection(r=options.rank, lora_alpha=2 * options.rank)
+    adapted = PairModel(add_adapter(model, lora, family), family, gradient_checkpointing=checkpointing)
     for module in adapted.modules():
         if isinstance(module, nn.Linear) and module.weight.requires_grad:
             module.forward = partial(cast_linear, module.weight)  # type: ignore[method-assign]
-    if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
     adapted.train()
     length = image_tokens(model) + options.prompt
     prompt, answer = torch.zeros(length, dtype=torch.int64), torch.full((options.answer,), ANSWER_TOKEN)

@@ -1,4 +1,4 @@
-"""The command `spr`: the commands of `spr.commands` under one name, and what becomes of errors."""
+"""The command `spr`: all commands of `spr.commands`, and how errors are printed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from spr import __version__
 from spr.commands import convert, embedded, evaluate, export, report, run, text, train
-from spr.core.errors import SprError
+from spr.core.errors import SprError, missing_package
 
 app = typer.Typer(
     name="spr",
@@ -32,7 +32,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -58,7 +58,7 @@ app.add_typer(convert.convert)
 
 
 def main() -> NoReturn:
-    """Run the command line; a problem that the user can mend is printed without a traceback."""
+    """Run the command line. A problem that the user can fix is printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that can't show a character must not stop a conversion.
@@ -66,11 +66,21 @@ def main() -> NoReturn:
     try:
         app()
     except SprError as error:
-        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-        typer.echo(f"spr: {error}{notes}", err=True)
-        sys.exit(error.exit_code)
+        _exit_with(error)
+    except ModuleNotFoundError as error:
+        command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+        missing = missing_package(error, f"`spr {command}`")
+        if missing is None:
+            raise
+        _exit_with(missing)
     except BrokenPipeError:
-        # The reader (`head`, say) left; nothing more can be written, not even at exit.
+        # The reader, such as `head`, has closed the pipe; nothing can be written any more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     sys.exit(0)
+
+
+def _exit_with(error: SprError) -> NoReturn:
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+    typer.echo(f"spr: {error}{notes}", err=True)
+    sys.exit(error.exit_code)

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from spr.annotations import Annotations, read_coco
 from spr.core.errors import InputError
-from spr.embedded.scenes import write_scenes
 
 Json = dict[str, Any]
 
@@ -52,7 +51,7 @@ def fails(tmp_path: Path, content: object) -> str:
 
 
 def as_plain(annotations: Annotations) -> Json:
-    """All columns and dropped entries as lists."""
+    """All columns as lists."""
     columns = {name: getattr(annotations, name) for name in Annotations.__slots__ if name != "dropped"}
     plain = {name: c.tolist() if isinstance(c, np.ndarray) else c for name, c in columns.items()}
     dropped = annotations.dropped
@@ -64,7 +63,7 @@ def drops(annotations: Annotations) -> list[tuple[str, str, str]]:
     return list(zip(dropped.kinds, dropped.ids, dropped.reasons, strict=True))
 
 
-def test_images_objects_and_categories_come_sorted_by_id(tmp_path: Path) -> None:
+def test_images_objects_and_categories_are_sorted_by_id(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         coco(
@@ -94,7 +93,7 @@ def test_images_objects_and_categories_come_sorted_by_id(tmp_path: Path) -> None
     assert (found.boxes_xyxy.dtype, found.category.dtype, found.crowd.dtype) == (np.float32, np.int32, np.bool_)
 
 
-def test_an_image_is_given_as_a_record_with_its_crowds_named(tmp_path: Path) -> None:
+def test_record_includes_crowds_and_crowd_ids_names_them(tmp_path: Path) -> None:
     found = read(tmp_path, coco([image(), image(2)], [annotation(5), annotation(6, iscrowd=1)]))
     record = found.record(0)
     assert (record.image_id, record.file_name, record.width, record.height) == ("1", "1.jpg", 100, 50)
@@ -215,7 +214,7 @@ def test_malformed_categories_are_dropped_with_their_objects(tmp_path: Path) -> 
     ]
 
 
-def test_an_image_listed_twice_is_used_once_if_the_entries_agree_and_else_dropped(tmp_path: Path) -> None:
+def test_a_repeated_image_is_kept_once_and_a_conflicting_one_not_at_all(tmp_path: Path) -> None:
     other = image(2, file_name="other.jpg")
     for images in ([image(), image(), image(2), other, other], [other, image(), image(2), other, image()]):
         found = read(tmp_path, coco(images, [annotation(), annotation(8, image_id=2)]))
@@ -241,7 +240,7 @@ def test_of_annotations_with_the_same_id_the_smallest_is_kept_in_any_order(tmp_p
         assert drops(found) == [("object", id_, "object_id_repeated") for id_ in ("3", "7", "7")]
 
 
-def test_text_and_integer_ids_are_equal_if_they_spell_the_same_number(tmp_path: Path) -> None:
+def test_ids_may_be_strings_or_integers(tmp_path: Path) -> None:
     images = [image("b", width=9), image("12"), image(7), image("a"), image(2**64)]
     annotations = [
         annotation("x", image_id=12),
@@ -339,11 +338,11 @@ def test_an_image_without_objects_is_read(tmp_path: Path) -> None:
         (b'{"images": [' + b"[" * 100_000 + b"]" * 100_000 + b"]}", "nested too deeply"),
     ],
 )
-def test_a_file_without_annotations_gives_one_clear_error(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_an_annotations_file_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     assert message in fails(tmp_path, content)
 
 
-def test_a_missing_file_and_a_folder_give_one_clear_error(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.json does not exist"):
         read_coco(tmp_path / "none.json")
     with pytest.raises(InputError, match="is a folder"):
@@ -351,7 +350,7 @@ def test_a_missing_file_and_a_folder_give_one_clear_error(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", range(1, 90, 7))
-def test_a_file_cut_anywhere_is_reported_as_truncated(tmp_path: Path, size: int) -> None:
+def test_a_file_truncated_anywhere_is_reported_as_truncated(tmp_path: Path, size: int) -> None:
     text = json.dumps(coco()).encode()
     assert "truncated" in fails(tmp_path, text[: len(text) * size // 90])
 
@@ -359,8 +358,8 @@ def test_a_file_cut_anywhere_is_reported_as_truncated(tmp_path: Path, size: int)
 @pytest.mark.parametrize(
     ("key", "kind"), [("caption", "captions"), ("segments_info", "panoptic segmentation"), ("note", "has no boxes")]
 )
-def test_the_error_for_a_file_without_boxes_says_what_the_file_looks_like(tmp_path: Path, key: str, kind: str) -> None:
-    # panoptic annotations have no id
+def test_the_error_for_a_file_without_boxes_names_its_kind(tmp_path: Path, key: str, kind: str) -> None:
+    # panoptic annotations have no id of their own
     entries = [{**({} if key == "segments_info" else {"id": n}), "image_id": 1, key: []} for n in range(3)]
     message = fails(tmp_path, coco(annotations=entries))
     assert kind in message
@@ -373,11 +372,11 @@ def test_a_category_id_with_two_names_is_an_error(tmp_path: Path) -> None:
     assert "'cat' and 'dog'" in message
 
 
-def test_a_file_without_a_usable_image_is_an_error(tmp_path: Path) -> None:
+def test_a_file_without_usable_images_is_an_error(tmp_path: Path) -> None:
     assert "image_size_invalid" in fails(tmp_path, coco([image(width=0), image(2, width=0)]))
 
 
-def test_progress_covers_every_byte(tmp_path: Path) -> None:
+def test_progress_reaches_the_size_of_the_file(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     content = json.dumps(coco([image(n) for n in range(50)])).encode()
     read(tmp_path, content, block_size=256, progress=lambda done, total: seen.append((done, total)))
@@ -427,7 +426,7 @@ _annotations = st.builds(
     block_size=st.integers(64, 700),
     rng=st.randoms(use_true_random=False),
 )
-def test_order_layout_and_block_size_change_nothing(
+def test_order_layout_and_block_size_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory,
     images: list[Json],
     annotations: list[Json],
@@ -469,18 +468,7 @@ def test_the_fast_and_the_lenient_decoder_agree_on_every_float(tmp_path: Path) -
     assert {**lenient, "dropped": fast["dropped"]} == fast
 
 
-def test_photographs_are_read_as_by_pycocotools(photos: Path) -> None:
-    equals_pycocotools(photos / "instances.json")
-
-
-def test_generated_scenes_are_read_as_by_pycocotools(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "scenes", 40, seed=900_000_004)
-    ours = equals_pycocotools(tmp_path / "scenes" / "instances.json")
-    assert any(ours.crowd_ids(index) for index in range(len(ours.image_ids)))
-
-
-def equals_pycocotools(path: Path) -> Annotations:
-    """Read a file without malformed entries with both readers and compare everything."""
+def assert_read_as_by_pycocotools(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pycocotools.coco import COCO
@@ -504,8 +492,15 @@ def equals_pycocotools(path: Path) -> Annotations:
             (str(a["id"]), names[a["category_id"]]) for a in entries
         ]
         assert ours.crowd_ids(index) == {str(a["id"]) for a in entries if a["iscrowd"]}
-        for read_object, (x, y, w, h) in zip(record.objects, (a["bbox"] for a in entries), strict=True):
-            assert read_object.box == pytest.approx(
+        for object_, (x, y, w, h) in zip(record.objects, (a["bbox"] for a in entries), strict=True):
+            assert object_.box == pytest.approx(
                 (x, y, min(x + w, listed["width"]), min(y + h, listed["height"])), abs=1e-4
             )
-    return ours
+
+
+def test_generated_images_are_read_as_by_pycocotools(make_dataset: Any, tmp_path: Path) -> None:
+    assert_read_as_by_pycocotools(make_dataset(tmp_path, images=4).json)
+
+
+def test_photos_are_read_as_by_pycocotools(photos: Path) -> None:
+    assert_read_as_by_pycocotools(photos / "instances.json")

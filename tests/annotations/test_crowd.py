@@ -22,8 +22,8 @@ def detecting(*answers: tuple[list[list[float]], list[float]]) -> CrowdDetector:
 def replaced(
     *answers: tuple[list[list[float]], list[float]], image: ImageObjects = IMAGE, crowds: Sequence[str] = ("7",)
 ) -> tuple[list[tuple[str, tuple[float, ...], str, float | None]], list[tuple[str, str]]]:
-    (made,), drops = replace_crowds([image], [crowds], detecting(*answers))
-    rows = [(o.id, o.box, o.source, None if o.score is None else round(o.score, 6)) for o in made.objects]
+    (result,), drops = replace_crowds([image], [crowds], detecting(*answers))
+    rows = [(o.id, o.box, o.source, None if o.score is None else round(o.score, 6)) for o in result.objects]
     return rows, [(drop.id, drop.reason) for drop in drops]
 
 
@@ -31,8 +31,8 @@ OTHER = ("8", (80, 0, 100, 20), "annotation", None)
 
 
 def test_without_a_detector_crowds_are_dropped_and_counted() -> None:
-    made, drops = replace_crowds([IMAGE], [{"7"}], None)
-    assert [o.id for o in made[0].objects] == ["8"]
+    images, drops = replace_crowds([IMAGE], [{"7"}], None)
+    assert [o.id for o in images[0].objects] == ["8"]
     assert drops == [CrowdDrop("7", "1", "crowd_without_detector")]
 
 
@@ -55,15 +55,15 @@ def test_the_detector_is_called_once_with_all_crowds() -> None:
 
     plain = ImageObjects("2", "b.jpg", 9, 9, (ImageObject("1", "dog", (0, 0, 5, 5)),))
     second = ImageObjects("3", "c.jpg", 30, 30, (ImageObject("9", "cow", (0, 0, 20, 20)),))
-    made, drops = replace_crowds([IMAGE, plain, second], [{"7"}, set(), {"9"}], detector)
+    images, drops = replace_crowds([IMAGE, plain, second], [{"7"}, set(), {"9"}], detector)
     assert asked == [
         [
             CrowdQuery("1", "a.jpg", (100, 50), "sheep", (0, 0, 60, 40)),
             CrowdQuery("3", "c.jpg", (30, 30), "cow", (0, 0, 20, 20)),
         ]
     ]
-    assert [[o.id for o in image.objects] for image in made] == [["8", "7#1"], ["1"], ["9#1"]]
-    assert [o.category for o in made[2].objects] == ["cow"]
+    assert [[o.id for o in image.objects] for image in images] == [["8", "7#1"], ["1"], ["9#1"]]
+    assert [o.category for o in images[2].objects] == ["cow"]
     assert drops == []
 
 
@@ -140,8 +140,8 @@ def test_the_order_of_detections_does_not_matter() -> None:
 
 def test_thresholds_are_arguments() -> None:
     detector = detecting(([[0, 0, 20, 20], [5, 0, 25, 20], [51, 20, 71, 30]], [0.9, 0.5, 0.4]))
-    (made,), drops = replace_crowds([IMAGE], [{"7"}], detector, CrowdSettings(nms_iou=0.7, min_inside=0.4))
-    assert [o.id for o in made.objects] == ["8", "7#1", "7#2", "7#3"]
+    (result,), drops = replace_crowds([IMAGE], [{"7"}], detector, CrowdSettings(nms_iou=0.7, min_inside=0.4))
+    assert [o.id for o in result.objects] == ["8", "7#1", "7#2", "7#3"]
     assert drops == []
 
 

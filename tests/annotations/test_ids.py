@@ -1,4 +1,4 @@
-"""Keys of ids: equal if the ids are equal, and sorted like the ids."""
+"""Keys are equal if the ids are, and sort as they do."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from spr.annotations.ids import NO_KEY, TEXT_BASE, IdTable, look_up
 
 
-def test_all_spellings_of_an_integer_are_the_same_id() -> None:
+def test_different_spellings_of_an_integer_are_the_same_id() -> None:
     ids = IdTable()
     assert {ids.key(value) for value in (12, 12.0, "12")} == {12}
     assert {ids.key(value) for value in (-3, "-3", -3.0)} == {-3}
 
 
-def test_other_spellings_are_separate_text_ids() -> None:
+def test_other_spellings_are_different_strings() -> None:
     ids = IdTable()
     keys = [ids.key(text) for text in ("012", "-0", "1e3", "12 ", "+5", "٣", "12.0", str(2**63))]
     assert all(key is not None and key >= TEXT_BASE for key in keys)
@@ -28,7 +28,7 @@ def test_an_invalid_id_has_no_key(value: object) -> None:
     assert IdTable().key(value) is None
 
 
-def test_integers_that_are_too_large_become_text_ids() -> None:
+def test_integers_that_are_too_large_are_strings() -> None:
     ids = IdTable()
     large = [2**63, 2**63 - 1, TEXT_BASE, -(2**63) - 1]
     keys = np.array([ids.key(value) for value in large])
@@ -37,7 +37,7 @@ def test_integers_that_are_too_large_become_text_ids() -> None:
     assert ids.key(TEXT_BASE - 1) == TEXT_BASE - 1
 
 
-def test_a_key_is_never_an_empty_text() -> None:
+def test_the_text_of_no_key_is_empty() -> None:
     ids = IdTable()
     keys = np.array([ids.key("a"), NO_KEY, 5])
     ids.freeze()
@@ -46,7 +46,7 @@ def test_a_key_is_never_an_empty_text() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers() | st.text(max_size=3), max_size=20))
-def test_final_keys_sort_integers_by_value_then_texts(values: list[int | str]) -> None:
+def test_final_keys_sort_integers_by_value_then_strings(values: list[int | str]) -> None:
     ids = IdTable()
     keys = np.array([key for key in map(ids.key, values) if key is not None], dtype=np.int64)
     ids.freeze()
@@ -71,7 +71,7 @@ _far = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3))
 
 @settings(deadline=None)
 @given(st.one_of(_near, _far), st.one_of(_near, _far))
-def test_look_up_finds_what_a_dict_finds(known: list[int], wanted: list[int]) -> None:
+def test_look_up_agrees_with_a_dict(known: list[int], wanted: list[int]) -> None:
     known = sorted(set(known))
     places = {key: place for place, key in enumerate(known)}
     wanted = wanted + known[:3]

@@ -50,7 +50,7 @@ def test_a_runs_regions_are_described_and_scored(data, tmp_path):
         f"annotations: {{path: {data}/instances.json, images: {data}/images, min_area: 60}}\n"
     )
     _, errors = spr("evaluate", "description", "--annotations", tmp_path, "--predictions", "x", "--out", "y", expect=1)
-    assert "holds no finished stage" in errors
+    assert "does not hold a finished stage" in errors
     run = tmp_path / "run"
     spr("run", tmp_path / "c.yaml", "--out", run, "--until", "regions")
     out = tmp_path / "d.json"

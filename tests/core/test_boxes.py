@@ -19,7 +19,7 @@ def test_iou_of_boxes_without_area_is_zero_not_nan():
     assert boxes.iou([3, 3, 3, 3], [3, 3, 3, 3]) == 0.0
 
 
-def test_the_iou_matrix_has_one_row_per_box_of_the_first_argument():
+def test_iou_matrix_has_a_row_per_box_of_the_first_array():
     matrix = boxes.iou_matrix([[0, 0, 4, 4], [0, 0, 2, 4]], [[0, 0, 4, 4], [4, 0, 8, 4], [0, 0, 4, 2]])
     # Row 2: 8/16, none, 4/(8+8−4).
     np.testing.assert_allclose(matrix, [[1, 0, 0.5], [0.5, 0, 1 / 3]])
@@ -33,7 +33,7 @@ def test_an_object_exactly_half_inside_counts_as_half():
     assert boxes.fraction_inside([90, 0, 110, 10], [0, 0, 100, 100]) == 0.5
 
 
-def test_fraction_inside_is_of_the_objects_own_area_not_the_regions():
+def test_fraction_inside_refers_to_the_area_of_the_object():
     assert boxes.fraction_inside([0, 0, 200, 200], [0, 0, 100, 100]) == 0.25
 
 
@@ -42,23 +42,23 @@ def test_gap_is_zero_for_touching_and_overlapping_boxes():
     assert boxes.gap_distance([0, 0, 10, 10], [5, 5, 20, 20]) == 0.0
 
 
-def test_gap_is_along_one_axis_when_the_other_overlaps_and_diagonal_when_none_does():
+def test_gap_is_along_one_axis_if_the_other_overlaps_and_diagonal_otherwise():
     assert boxes.gap_distance([0, 0, 10, 10], [17, 5, 20, 8]) == 7.0
     assert boxes.gap_distance([0, 0, 10, 10], [13, 14, 20, 20]) == 5.0
 
 
-def test_growing_keeps_the_centre_unless_the_border_cuts():
+def test_growing_keeps_the_centre_unless_the_box_is_clipped():
     assert boxes.grow([40, 40, 60, 80], 1.5).tolist() == [35, 30, 65, 90]
     assert boxes.grow([0, 40, 20, 80], 1.5, (100, 85)).tolist() == [0, 30, 25, 85]
 
 
-def test_remapping_forth_and_back_gives_the_same_box():
+def test_remap_and_its_inverse_give_the_same_box():
     window, size = [13.5, 7.25, 90.0, 61.0], (336, 224)
     there = boxes.remap([20, 20, 50, 60], window, size)
     np.testing.assert_allclose(boxes.remap(there, window, size, inverse=True), [20, 20, 50, 60], rtol=1e-12)
 
 
-def test_suppression_keeps_the_best_and_what_overlaps_at_the_threshold_only():
+def test_suppression_keeps_the_best_box_and_overlaps_at_the_threshold():
     # IoU of the first two is 0.5 exactly: over the threshold only when the threshold is lower.
     found = [[0, 0, 10, 10], [0, 0, 10, 5], [30, 30, 40, 40]]
     assert boxes.non_maximum_suppression(found, [0.9, 0.8, 0.7], 0.5).tolist() == [0, 1, 2]
@@ -69,6 +69,6 @@ def test_suppression_of_no_boxes_is_empty():
     assert boxes.non_maximum_suppression([], [], 0.5).tolist() == []
 
 
-def test_boxes_with_a_wrong_last_axis_are_refused():
+def test_boxes_with_a_wrong_last_axis_are_an_error():
     with pytest.raises(ValueError, match=r"shape \(\.\.\., 4\), got \(2, 3\)"):
         boxes.area([[1, 2, 3], [4, 5, 6]])

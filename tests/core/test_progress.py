@@ -1,4 +1,4 @@
-"""Progress is silent for two seconds, then writes plain lines if the output is not a terminal."""
+"""Progress shows nothing for two seconds, then a bar on a terminal or plain lines elsewhere."""
 
 import io
 
@@ -6,7 +6,7 @@ from spr.core.progress import Progress
 
 
 class Clock:
-    """A clock that only changes when it is set."""
+    """A clock that is set by hand."""
 
     now = 0.0
 
@@ -35,7 +35,7 @@ def test_long_work_writes_a_line_every_ten_seconds_with_rate_and_time_left():
     ]
 
 
-def test_work_of_an_earlier_run_counts_as_done_but_not_for_the_rate():
+def test_items_of_an_earlier_run_count_as_done_but_not_for_the_rate():
     clock = Clock()
     progress = Progress("regions", 100, "images", done=50, stream=io.StringIO(), clock=clock)
     clock.now = 5.0
@@ -51,7 +51,7 @@ def test_slow_work_is_shown_in_seconds_per_item():
     assert progress.line() == "train: 2 of 4 steps, 5.0 s per step, 10 s left"
 
 
-def test_a_terminal_gets_a_live_bar():
+def test_a_terminal_shows_a_live_bar():
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

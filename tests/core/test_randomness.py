@@ -11,7 +11,7 @@ def test_the_hash_never_changes_between_versions():
     assert stable_hash(1, "start", "262145", "7") == 13159164213401002377
 
 
-def test_seed_purpose_and_id_each_matter():
+def test_the_hash_depends_on_seed_purpose_and_id():
     hashes = {stable_hash(s, p, i) for s in (0, 1) for p in ("a", "b") for i in ("1", "2")}
     assert len(hashes) == 8
 

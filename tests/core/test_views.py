@@ -1,4 +1,4 @@
-"""Crops and squares computed by hand, including image borders and extreme aspect ratios."""
+"""Crops and squares worked out by hand, including image borders and extreme aspect ratios."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from spr.core.views import CLIP_MEAN, crop_window, cut, pad_to_square, shift, sq
         ((0, 0, 1, 1), (1, 1), (0, 0, 1, 1)),
     ],
 )
-def test_the_crop_is_the_region_grown_one_and_a_half_times(region, size_wh, window):
+def test_the_crop_is_the_region_enlarged_one_and_a_half_times(region, size_wh, window):
     assert crop_window(region, size_wh) == window
 
 
@@ -51,12 +51,12 @@ def test_the_crop_is_the_region_grown_one_and_a_half_times(region, size_wh, wind
         ((0, 0, 1000, 4), (1000, 10), (0, -495, 1000, 505)),
     ],
 )
-def test_the_square_contains_the_region_as_close_to_its_centre_as_possible(region, size_wh, window):
+def test_the_square_contains_the_region_and_is_close_to_the_centre(region, size_wh, window):
     assert square_window(region, size_wh) == window
 
 
 @given(st.data())
-def test_every_square_is_square_and_contains_its_region(data):
+def test_every_square_window_is_square_and_contains_its_region(data):
     width, height = data.draw(st.integers(1, 500)), data.draw(st.integers(1, 500))
     x1, y1 = data.draw(st.floats(0, width - 0.5)), data.draw(st.floats(0, height - 0.5))
     x2, y2 = data.draw(st.floats(x1 + 0.25, width)), data.draw(st.floats(y1 + 0.25, height))
@@ -76,26 +76,26 @@ def gradient(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([columns, rows, columns * 0], axis=-1).astype(np.uint8))
 
 
-def test_what_lies_outside_the_image_has_clips_mean_colour():
-    made = np.asarray(cut(gradient(4, 2), (-1, -1, 5, 3)))
-    assert made.shape == (4, 6, 3)
-    np.testing.assert_array_equal(made[1:3, 1:5], np.asarray(gradient(4, 2)))
-    assert {tuple(made[0, 0]), tuple(made[3, 5]), tuple(made[1, 0]), tuple(made[3, 3])} == {CLIP_MEAN}
+def test_pixels_outside_the_image_have_clips_mean_colour():
+    pixels = np.asarray(cut(gradient(4, 2), (-1, -1, 5, 3)))
+    assert pixels.shape == (4, 6, 3)
+    np.testing.assert_array_equal(pixels[1:3, 1:5], np.asarray(gradient(4, 2)))
+    assert {tuple(pixels[0, 0]), tuple(pixels[3, 5]), tuple(pixels[1, 0]), tuple(pixels[3, 3])} == {CLIP_MEAN}
 
 
-def test_a_view_inside_the_image_has_the_pixels_of_the_image():
+def test_a_cut_inside_the_image_has_the_pixels_of_the_image():
     np.testing.assert_array_equal(np.asarray(cut(gradient(9, 9), (2, 3, 5, 8))), np.asarray(gradient(9, 9))[3:8, 2:5])
 
 
 def test_padding_centres_the_image():
-    made = np.asarray(pad_to_square(gradient(5, 2)))
+    pixels = np.asarray(pad_to_square(gradient(5, 2)))
     # Three rows are missing: one above, two below.
-    assert made.shape == (5, 5, 3)
-    np.testing.assert_array_equal(made[1:3], np.asarray(gradient(5, 2)))
-    assert (made[0] == CLIP_MEAN).all()
+    assert pixels.shape == (5, 5, 3)
+    np.testing.assert_array_equal(pixels[1:3], np.asarray(gradient(5, 2)))
+    assert (pixels[0] == CLIP_MEAN).all()
     assert pad_to_square(gradient(3, 3)).size == (3, 3)
 
 
-def test_shifting_and_unshifting_gives_the_same_box():
+def test_shift_and_unshift_are_inverse():
     assert shift((10, 20, 30, 40), (5, 6, 50, 60)) == (5, 14, 25, 34)
     assert unshift((5, 14, 25, 34), (5, 6, 50, 60)) == (10, 20, 30, 40)

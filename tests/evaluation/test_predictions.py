@@ -6,7 +6,8 @@ import random
 import pytest
 
 from spr.core.errors import ConfigError, InputError
-from spr.evaluation.predictions import Answers, Prediction, as_id, read_predictions
+from spr.evaluation.lines import as_id
+from spr.evaluation.predictions import Answers, Prediction, read_predictions
 from spr.grounding import get_dialect
 
 IDS = [str(k) for k in range(6)]

@@ -13,7 +13,6 @@ from spr.evaluation.ferret_rules import entities
 from spr.evaluation.lvis_questions import write_lvis_questions
 from spr.evaluation.predictions import Answers
 from spr.evaluation.task import evaluate
-from spr.evaluation.tasks import phrase_grounding
 from spr.evaluation.tasks.phrase_grounding import PhraseGrounding
 from spr.evaluation.tasks.pope import Pope
 from spr.evaluation.tasks.referring import Referring, is_right
@@ -96,11 +95,9 @@ def test_phrases_without_their_boxes_or_files_are_named(flickr, tmp_path):
         PhraseGrounding(entities=tmp_path).load(path)
     task = PhraseGrounding(entities=folder)
     (folder / "Sentences" / "1.txt").write_text("[/EN#5/people A woman] waits .\n")
-    phrase_grounding._phrases.cache_clear()
     with pytest.raises(InputError, match="has no such phrase"):
         task.load(path)
     (folder / "Annotations" / "1.xml").write_text("<a>")
-    phrase_grounding._boxes.cache_clear()
     with pytest.raises(InputError, match="can't be read"):
         task.load(path)
     for content in ("{}", "[]", '{"images": [{}]}', "<html>"):

@@ -124,7 +124,7 @@ def test_a_folder_that_is_not_a_run_and_a_run_without_pairs_are_errors(tmp_path,
     run = make_run(make_dataset(tmp_path / "data", images=2))
     for path in (run / "pairs").iterdir():
         path.unlink()
-    with pytest.raises(RunError, match=r"holds no finished stage[\s\S]*--until pairs"):
+    with pytest.raises(RunError, match=r"does not hold a finished stage[\s\S]*--until pairs"):
         export(run, tmp_path / "out", "trl")
     assert not (tmp_path / "out").exists()
 

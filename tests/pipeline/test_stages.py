@@ -16,6 +16,7 @@ from spr.pipeline.runner import run
 from spr.pipeline.stage import STAGES, Stage, due_stages, ordered_stages
 from spr.report.funnel import count_stages
 from spr.report.show import show
+from spr.runs.reader import Run
 from spr.runs.store import StageOutput, StageStore, dropped_table, read_table
 
 BUILTIN = ["objects", "regions", "candidates", "scores", "pairs"]
@@ -116,7 +117,7 @@ def test_an_added_stage_is_run_resumed_shown_counted_and_its_drops_are_merged(da
     assert sum(row["stage"] == "areas" for row in dropped) == areas.dropped["query: tall"]
     text = "\n".join(show(out))
     assert f"areas: {areas.rows} rows" in text
-    counted = {count.name: count for count in count_stages(out, [])}["areas"]
+    counted = {count.name: count for count in count_stages(Run(out))}["areas"]
     assert (counted.rows, counted.lost) == (areas.rows, areas.dropped["query: tall"])
     assert [drop.explained for drop in counted.drops] == ["the region is higher than wide"]
     assert all(summary.done_before for summary in run(config, out))

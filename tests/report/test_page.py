@@ -72,7 +72,7 @@ def test_sections_whose_stage_has_not_run_name_the_command(make_run):
 def test_a_run_without_pairs_names_the_command_that_makes_them(make_run):
     run = make_run().write()
     (run / "pairs" / "manifest.json").unlink()
-    with pytest.raises(RunError, match=r"holds no finished stage(.|\n)*--until pairs"):
+    with pytest.raises(RunError, match=r"does not hold a finished stage(.|\n)*--until pairs"):
         write_report(run)
     assert not (run / "report").exists()
 
@@ -209,7 +209,7 @@ def test_drops_are_listed_by_reason_up_to_a_limit(make_run):
         "stage": "pairs",
         "kind": "query",
         "reason": "not_renderable",
-        "explanation": "its words would be read as coordinates in the model's dialect",
+        "explanation": "the model's dialect would read its words as coordinates",
         "count": 1,
         "ids": ["z"],
     }
@@ -311,6 +311,6 @@ def test_a_stage_and_a_reason_of_another_package_are_shown(make_run):
     store.save(manifest)
     report = write_report(run)
     text = text_of(report.read_text(encoding="utf-8"))
-    assert re.search(r"regions 3 .* blur_check 0 rows .* dropped: 1 photo: too blurred .* candidates 6 ", text)
+    assert re.search(r"regions 3 .* blur_check 0 rows .* dropped: 1 photo: too blurred candidates 6 ", text)
     ((drops,),) = scripts(report.parent, "dropped.js").values()
     assert drops[0]["explanation"] == "too blurred"

@@ -124,7 +124,7 @@ def test_another_runs_reference_is_used(spr, config, run, raw, tmp_path):
 
 def test_a_run_without_pairs_says_which_command_makes_them_and_leaves_no_folder(spr, config, tmp_path):
     _, errors = spr("train", config, "--out", tmp_path / "none", expect=1)
-    assert "holds no finished stage" in errors
+    assert "does not hold a finished stage" in errors
     assert f"spr run CONFIG --out {tmp_path / 'none'} --until pairs" in errors
     assert not (tmp_path / "none").exists()
 

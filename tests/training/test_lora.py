@@ -30,7 +30,7 @@ def test_all_linear_layers_of_the_language_model_get_an_adapter_of_the_rank(base
     assert {min(p.shape) for p in names.values()} == {4}
     # (in + out) · rank a layer: q and o 32 + 32, k and v 32 + 16, the three of the MLP 32 + 64.
     assert sum(p.numel() for p in names.values()) == 2 * 4 * (128 + 96 + 288)
-    remark = "trains 4,096 parameters beside "
+    remark = "trains 4,096 parameters; "
     assert describe_trained(adapted).startswith(remark)
     assert "LoRA of rank 4 on 2 × q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in (
         describe_trained(adapted)
@@ -69,7 +69,7 @@ def test_names_that_the_vision_tower_has_too_are_adapted_in_the_language_model_a
     [("q_prj", "did you mean `q_proj`?"), ("lm_head", None), ("fc1", None), ("embed_tokens", None)],
 )
 def test_a_target_that_is_no_linear_layer_of_the_language_model_is_refused_with_the_nearest_name(target, near, base):
-    with pytest.raises(ConfigError, match=r"training\.lora\.targets") as caught:
+    with pytest.raises(ConfigError, match=r"training\.lora\.target_modules") as caught:
         add_adapter(base, LoraSection(target_modules=("q_proj", target)), KIND)
     assert caught.value.got == target
     assert caught.value.fix == near

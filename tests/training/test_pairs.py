@@ -148,13 +148,13 @@ def test_a_file_that_is_something_else_is_refused(name, data, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match="can't be read as pairs") as caught:
         trl_pairs(tmp_path / name)
-    assert caught.value.expected == "a dataset's folder, or a .parquet, .jsonl or .json file"
+    assert caught.value.expected == "a dataset folder, or a .parquet, .jsonl or .json file"
 
 
 def test_a_path_that_is_not_there_names_the_flag_and_an_empty_folder_holds_no_pairs(tmp_path):
     with pytest.raises(InputError, match="There is nothing at") as caught:
         trl_pairs(tmp_path / "nowhere.parquet")
-    assert caught.value.fix == "mend --pairs"
+    assert caught.value.fix == "check the path given to --pairs"
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="can't be read as pairs"):
         trl_pairs(tmp_path / "empty")
@@ -175,7 +175,7 @@ def test_an_image_that_is_gone_or_damaged_is_a_problem_of_its_pair_alone(value, 
 
 
 def test_a_run_without_pairs_says_which_command_makes_them(tmp_path):
-    with pytest.raises(RunError, match="holds no finished stage") as caught:
+    with pytest.raises(RunError, match="does not hold a finished stage") as caught:
         run_pairs(tmp_path / "run", AnnotationsConfig(path=tmp_path / "a.json", images=tmp_path))
     assert caught.value.fix == f"spr run CONFIG --out {tmp_path / 'run'} --until pairs"
     assert not (tmp_path / "run").exists()

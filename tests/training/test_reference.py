@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from spr.core.errors import InputError, RunError, SprError
+from spr.core.errors import ConfigError, InputError, RunError, SprError
 from spr.training.pairs import trl_pairs
 from spr.training.reference import ReferenceFile
 from spr.training.shared_prefix import PairModel
@@ -164,6 +164,11 @@ def test_fine_tuning_needs_no_reference(trainable_folder, pairs_folder, settings
     assert counted == []
     assert not (tmp_path / "training" / "reference.parquet").exists()
     assert len(steps_of(tmp_path)) == 2
+
+
+def test_a_reference_file_for_a_loss_that_uses_none_is_refused_before_a_model_is_loaded(settings, tmp_path):
+    with pytest.raises(ConfigError, match="The loss `sft` uses no reference"):
+        train([], "no/such-model", settings(loss_type="sft"), tmp_path, reference=tmp_path / "reference.parquet")
 
 
 def test_a_reference_that_is_not_finite_stops_before_a_step_and_is_not_kept(

@@ -11,9 +11,9 @@ LENGTHS = [100 + 37 * k % 91 for k in range(23)]
 
 def steps(**changes):
     options = {
-        "per_device_train_batch_size": 2,
+        "batch_size": 2,
         "batches_per_step": 3,
-        "num_train_epochs": 2,
+        "epochs": 2,
         "max_steps": None,
         "seed": 0,
         **changes,
@@ -69,23 +69,23 @@ def rates(count, **options):
 
 def test_the_line_falls_in_equal_parts_to_one_part_above_zero():
     # One of five steps rises, to the peak; then 1, ¾, ½ and ¼ of it.
-    assert rates(5, warmup_ratio=0.2, lr_scheduler_type="linear") == [2.0, 2.0, 1.5, 1.0, 0.5]
+    assert rates(5, warmup=0.2, schedule="linear") == [2.0, 2.0, 1.5, 1.0, 0.5]
 
 
 def test_the_cosine_without_warm_up_begins_at_the_peak():
     # (1 + cos(πk / 4)) for k = 0 to 3: 2, 1.707107, 1, 0.292893
-    assert rates(4, warmup_ratio=0.0, lr_scheduler_type="cosine") == [2.0, 1.707107, 1.0, 0.292893]
+    assert rates(4, warmup=0.0, schedule="cosine") == [2.0, 1.707107, 1.0, 0.292893]
 
 
 def test_the_constant_rate_stays_once_it_has_risen():
-    assert rates(6, warmup_ratio=0.5, lr_scheduler_type="constant") == [0.666667, 1.333333, 2.0, 2.0, 2.0, 2.0]
+    assert rates(6, warmup=0.5, schedule="constant") == [0.666667, 1.333333, 2.0, 2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_a_single_step_has_the_peak(schedule):
-    assert rates(1, warmup_ratio=0.03, schedule=schedule) == [2.0]
-    assert rates(1, warmup_ratio=0.0, schedule=schedule) == [2.0]
+    assert rates(1, warmup=0.03, schedule=schedule) == [2.0]
+    assert rates(1, warmup=0.0, schedule=schedule) == [2.0]
 
 
 def test_no_step_is_taken_at_zero():
-    assert min(rates(50, warmup_ratio=0.1, lr_scheduler_type="cosine")) > 0
+    assert min(rates(50, warmup=0.1, schedule="cosine")) > 0

@@ -71,7 +71,7 @@ def show(
 
 
 def doctor() -> None:
-    """Show installed packages, devices, and the configs and dialects that ship with SPR."""
+    """Show installed packages, devices, and the names that configs and commands accept, including those of other packages."""
     from spr.report.doctor import diagnose
 
     for line in diagnose():

@@ -57,3 +57,30 @@ class RunError(SprError):
 
 class GroundingError(SprError, ValueError):
     """Grounded text is malformed (raised only in strict mode), or can't be written in a dialect."""
+
+
+_EXTRAS = {
+    "models": {"accelerate", "datasets", "huggingface_hub", "peft", "psutil", "safetensors", "sentencepiece"}
+    | {"tokenizers", "torch", "transformers"},
+    "openai": {"anyio", "httpx", "openai", "tenacity"},
+}
+
+
+def missing_package(error: ModuleNotFoundError, what: str = "This") -> SprError | None:
+    """The error for a package that is not installed because it belongs to an extra; None for any other module.
+
+    Args:
+        error: What the import raised.
+        what: What needs the package, the beginning of the message.
+
+    >>> print(missing_package(ModuleNotFoundError(name="torch.nn"), "`spr train`"))
+    `spr train` needs the package torch.
+      got:      torch is not installed
+      fix:      pip install 'spatial-preference-rewarding[models]'
+    """
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            fix = f"pip install 'spatial-preference-rewarding[{extra}]'"
+            return SprError(f"{what} needs the package {package}", got=f"{package} is not installed", fix=fix)
+    return None

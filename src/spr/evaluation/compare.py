@@ -12,7 +12,8 @@ import numpy as np
 
 from spr.core import FORMAT_VERSION
 from spr.core.errors import InputError
-from spr.evaluation.metrics import Difference, Ints, Share, cluster_numbers, paired_difference
+from spr.evaluation.lines import read_bytes
+from spr.evaluation.metrics import Difference, cluster_numbers, paired_difference
 from spr.evaluation.result import Result, read_items, rounded
 
 SAME = ("model", "predictions", "seed")
@@ -88,10 +89,7 @@ def load_results(path: Path) -> list[tuple[str, Result]]:
     file = path / "metrics.json" if path.is_dir() else path
     expected = "a file that `spr evaluate … --out` wrote, or a run folder with a metrics.json"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        got = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise InputError(f"Result {file} can't be read", got=got, expected=expected) from None
+        raw = json.loads(read_bytes(file, expected, "Result"))
     except ValueError as error:
         raise InputError(f"Result {file} is not JSON", got=error, expected=expected) from None
     is_result = isinstance(raw, dict) and isinstance(raw.get("task"), str)
@@ -160,15 +158,11 @@ def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
         rows = []
         for metric, share in base.shares.items():
             if metric in other.shares:
-                one, two = _select(share, in_base), _select(other.shares[metric], in_other)
+                one, two = share.take(in_base), other.shares[metric].take(in_other)
                 rows.append(Row(metric, one.value(), two.value(), paired_difference(one, two, clusters)))
         changes = _changes(base.protocol, other.protocol)
         counts = len(common), len(base.ids), len(other.ids)
         yield Comparison(base.task, labels[0], label, *counts, changes, tuple(rows))
-
-
-def _select(share: Share, rows: Ints) -> Share:
-    return Share(share.parts[rows], share.wholes[rows])
 
 
 def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from spr.core.ordered_map import ordered_map
 from spr.core.progress import Progress
 from spr.core.randomness import stable_hash
 from spr.evaluation.predictions import Answers, Prediction
-from spr.grounding import Problem, parse
+from spr.grounding import GroundedText, parse
 from spr.models.protocols import Describer, DescribeRequest
-from spr.records import RegionQuery, Size, Span
+from spr.records import RegionQuery, Size
 
 AT_ONCE = 256
 """Questions passed to the model in one call: enough to fill its batches, few enough to hold their images in memory."""
@@ -114,19 +114,16 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
 
 def answer_record(question: Question, text: str | None, describer: Describer) -> Prediction:
     """An answer with its question and the boxes read from it: one line of the ``.answers.jsonl`` beside a result."""
-    spans: tuple[Span, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    if question.size_wh is not None:
-        grounded = parse(text or "", describer.dialect, question.size_wh)
-        spans, problems = grounded.spans, grounded.problems
+    size_wh = question.size_wh
+    grounded = parse(text or "", describer.dialect, size_wh) if size_wh is not None else GroundedText("")
     return Prediction(
         question.id,
         text,
         question.prompt,
         question.file_name,
-        tuple(box for span in spans for box in span.boxes),
-        tuple(span.phrase for span in spans for _ in span.boxes),
-        tuple(str(problem) for problem in problems),
+        grounded.boxes,
+        tuple(span.phrase for span in grounded.spans for _ in span.boxes),
+        tuple(str(problem) for problem in grounded.problems),
         describer.name,
         describer.dialect.spec,
     )

@@ -1,25 +1,25 @@
-"""Readers of JSON-lines annotation files, checked against a type."""
+"""Read JSON lines, such as annotations and predictions, and check them against a type."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from spr.core.errors import InputError
-from spr.evaluation.predictions import as_id
 
 Row = TypeVar("Row")
 
 
-def read_bytes(path: Path, expected: str) -> bytes:
-    """The content of an annotations file.
+def read_bytes(path: Path, expected: str, what: str = "Annotations") -> bytes:
+    """The content of a file.
 
     Args:
         path: The file.
         expected: What the file should contain, for the error message.
+        what: What the file is, for the error message.
 
     Raises:
         InputError: if the file can't be read.
@@ -28,7 +28,18 @@ def read_bytes(path: Path, expected: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         got = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise InputError(f"Annotations {path} can't be read", got=got, expected=expected) from None
+        raise InputError(f"{what} {path} can't be read", got=got, expected=expected) from None
+
+
+def decode_lines(data: bytes, row: type[Row]) -> Iterator[tuple[int, Row | Exception]]:
+    """The number, counted from 1, and the row of each line that is not empty, or why it does not fit the type."""
+    decoder = msgspec.json.Decoder(row)
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line and not line.isspace():
+            try:
+                yield number, decoder.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                yield number, error
 
 
 def read_lines(path: Path, row: type[Row], expected: str, data: bytes | None = None) -> list[Row]:
@@ -43,18 +54,25 @@ def read_lines(path: Path, row: type[Row], expected: str, data: bytes | None = N
     Raises:
         InputError: if the file can't be read or has no lines, or naming the line and field that do not fit the type.
     """
-    data = read_bytes(path, expected) if data is None else data
-    decoder = msgspec.json.Decoder(row)
-    rows = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line and not line.isspace():
-            try:
-                rows.append(decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise InputError(f"Line {number} of {path} is not valid", got=error, expected=expected) from None
+    rows: list[Row] = []
+    for number, found in decode_lines(read_bytes(path, expected) if data is None else data, row):
+        if isinstance(found, Exception):
+            raise InputError(f"Line {number} of {path} is not valid", got=found, expected=expected)
+        rows.append(found)
     if not rows:
         raise InputError(f"{path} is empty", got="no lines", expected=expected)
     return rows
+
+
+def as_id(value: object) -> str | None:
+    """An id as text: texts unchanged, whole numbers as digits; None for anything else.
+
+    >>> as_id(7), as_id("7"), as_id(True), as_id("")
+    ('7', '7', None, None)
+    """
+    if isinstance(value, str):
+        return value or None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def unique_ids(path: Path, field: str, values: Sequence[object]) -> tuple[str, ...]:

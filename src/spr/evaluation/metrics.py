@@ -72,9 +72,13 @@ class Share:
         >>> Share.ratio([1, 2], [2, 4]).value(), Share.mean([]).value()
         (0.5, None)
         """
-        parts, wholes = (self.parts, self.wholes) if chosen is None else (self.parts[chosen], self.wholes[chosen])
-        whole = float(wholes.sum())
-        return float(parts.sum()) / whole if whole else None
+        share = self if chosen is None else self.take(chosen)
+        whole = float(share.wholes.sum())
+        return float(share.parts.sum()) / whole if whole else None
+
+    def take(self, chosen: Bools | Ints) -> Share:
+        """The metric of some items, given by a mask or by their positions."""
+        return Share(self.parts[chosen], self.wholes[chosen])
 
 
 @lru_cache(maxsize=4)
@@ -148,9 +152,8 @@ def intervals(draws: npt.ArrayLike) -> list[tuple[float, float] | None]:
     >>> round(low, 3), round(high, 3)
     (0.025, 0.975)
     """
-    columns = np.asarray(draws, dtype=np.float64).T
     bounds: list[tuple[float, float] | None] = []
-    for column in columns:
+    for column in np.asarray(draws, dtype=np.float64).T:
         known = column[np.isfinite(column)]
         low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
         bounds.append((float(low), float(high)) if len(known) else None)

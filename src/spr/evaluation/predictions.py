@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from spr.core.errors import ConfigError, InputError
+from spr.evaluation.lines import as_id, decode_lines, read_bytes
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.records import Box
 
@@ -117,23 +118,13 @@ class Answers:
         return get_dialect(self.dialect) if isinstance(self.dialect, str) else self.dialect
 
 
-def as_id(value: object) -> str | None:
-    """An id as text: texts unchanged, whole numbers as digits; None for anything else.
-
-    >>> as_id(7), as_id("7"), as_id(True), as_id("")
-    ('7', '7', None, None)
-    """
-    if isinstance(value, str):
-        return value or None
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
 def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     """Read a predictions file and match its answers to the items by id.
 
     Args:
         path: JSON lines with an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); other fields are
-            ignored. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them.
+            ignored. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them; its lines
+            are numbered through all files.
         ids: The ids of the items.
 
     Returns:
@@ -142,14 +133,21 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     Raises:
         InputError: if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
     """
-    rows, bad = _read_lines(path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    data = b"\n".join(read_bytes(file, "a JSON-lines file", "Predictions") for file in files)
     answers = Answers([])
-    for number in bad:
-        answers.note("not_json", f"line {number}")
+    rows: dict[int, _Row] = {}
+    for number, row in decode_lines(data, _Row):
+        if isinstance(row, Exception):
+            answers.note("not_json", f"line {number}")
+        else:
+            rows[number] = row
     if not rows:
-        got = f"{len(bad)} lines that are not JSON objects" if bad else "no lines"
+        bad = len(answers.problems.get("not_json", ()))
         raise InputError(
-            f"{path} contains no predictions", got=got, expected='lines such as {"id": "1", "answer": "…"}'
+            f"{path} contains no predictions",
+            got=f"{bad} lines that are not JSON objects" if bad else "no lines",
+            expected='lines such as {"id": "1", "answer": "…"}',
         )
     id_field, answer_field = _fields(path, rows)
     found = _match(rows, ids, id_field, answer_field, answers)
@@ -197,37 +195,14 @@ def _match(rows: Mapping[int, _Row], ids: Sequence[str], id_field: str, answer_f
     return found
 
 
-def _read_lines(path: Path) -> tuple[dict[int, _Row], list[int]]:
-    """The JSON objects of a file by line number, counted from 1, and the numbers of the lines that are not objects.
-
-    The lines of a folder are numbered through all of its files.
-    """
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    try:
-        data = b"\n".join(file.read_bytes() for file in files)
-    except OSError as error:
-        got = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise InputError(f"Predictions {path} can't be read", got=got, expected="a JSON-lines file") from None
-    decoder = msgspec.json.Decoder(_Row)
-    rows: dict[int, _Row] = {}
-    bad: list[int] = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line or line.isspace():
-            continue
-        try:
-            rows[number] = decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            bad.append(number)
-    return rows, bad
-
-
 def _fields(path: Path, rows: Mapping[int, _Row]) -> tuple[str, str]:
     """The names of the id field and the answer field: the first known name that occurs in the first 100 lines."""
     known = (*ID_FIELDS, *ANSWER_FIELDS)
     looked_at = list(islice(rows.values(), 100))
     seen = {name for name in known if any(getattr(row, name) is not msgspec.UNSET for row in looked_at)}
-    id_field = next((name for name in ID_FIELDS if name in seen), None)
-    answer_field = next((name for name in ANSWER_FIELDS if name in seen), None)
+    id_field, answer_field = (
+        next((name for name in names if name in seen), None) for names in (ID_FIELDS, ANSWER_FIELDS)
+    )
     if id_field is None or answer_field is None:
         lacking, names = ("an id", ID_FIELDS) if id_field is None else ("an answer", ANSWER_FIELDS)
         fix = f"put {lacking} into each line; answers are matched by id, not by position"

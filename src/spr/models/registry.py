@@ -8,7 +8,7 @@ from typing import Any
 
 from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.config.backends import DESCRIBERS, DETECTORS, SCORERS
-from spr.core.errors import ConfigError, SprError
+from spr.core.errors import ConfigError, missing_package
 from spr.core.registry import Registry
 from spr.models.protocols import Describer, Detector, ImageTextScorer
 
@@ -37,12 +37,7 @@ def _build(backends: Registry[Any], config: DescriberConfig | ScorerConfig | Det
     try:
         backend = backends[config.backend]
     except ModuleNotFoundError as error:
-        extra = "openai" if error.name in ("anyio", "httpx", "tenacity") else "models"
-        raise SprError(
-            f"The {backends.kind} `{config.backend}` needs a package",
-            got=f"{error.name} is not installed",
-            fix=f"pip install 'spatial-preference-rewarding[{extra}]'",
-        ) from error
+        raise missing_package(error, f"The {backends.kind} `{config.backend}`") or error from error
     return backend(config)
 
 

@@ -58,17 +58,18 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     return len(cells)
 
 
-def draw_pair(pair: PreferencePair, images: ImageSource) -> Image.Image:
+def draw_pair(pair: PreferencePair, images: ImageSource, *, side: int = 840) -> Image.Image:
     """Draw a pair over its image: the boxes of the chosen answer in green, those of the rejected answer in red.
 
     Args:
         pair: The pair.
-        images: The images, such as `AnnotationsConfig.image_source`.
+        images: The source of its image. If the image can't be opened, the picture is grey, with the reason.
+        side: Length of the longer side of the image, in pixels.
 
     Returns:
-        An RGB image as on a contact sheet. If the image can't be opened, it is grey and names the reason.
+        An RGB picture of ``side`` × ``side`` pixels, with a line of text above.
     """
-    return _draw_row(pair.to_row(), images)
+    return _draw_row(pair.to_row(), images, side)
 
 
 def _images_of(stage: Path) -> ImageSource:
@@ -78,16 +79,16 @@ def _images_of(stage: Path) -> ImageSource:
     return Run(stage.parent).config.annotations.image_source
 
 
-def _draw_row(row: dict[str, Any], images: ImageSource) -> Image.Image:
+def _draw_row(row: dict[str, Any], images: ImageSource, side: int = CELL) -> Image.Image:
     size_wh = row["width"], row["height"]
     try:
         picture = images.load(row["file_name"], size_wh)
     except ImageProblem as problem:
         picture = Image.new("RGB", size_wh, (60, 60, 60))
         ImageDraw.Draw(picture).text((4, 4), problem.reason, font=ImageFont.load_default(size=max(size_wh) / 20))
-    scale = CELL / max(size_wh)
+    scale = side / max(size_wh)
     picture = picture.resize((max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))))
-    cell = Image.new("RGB", (CELL, CELL + CAPTION), (30, 30, 30))
+    cell = Image.new("RGB", (side, side + CAPTION), (30, 30, 30))
     cell.paste(picture, (0, CAPTION))
     draw = ImageDraw.Draw(cell)
     font = ImageFont.load_default(size=12)

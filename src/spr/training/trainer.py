@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from spr.config import TrainingConfig
-from spr.core.errors import InputError
+from spr.core.errors import ConfigError, InputError
 from spr.core.ordered_map import ordered_map
 from spr.runs.store import dropped_table, write_table
 from spr.training.checkpoint import TrainingState, newest_checkpoint, read_finished, save_finished
@@ -99,13 +99,16 @@ def train(
     Raises:
         RunError: if ``out`` holds a training under another config.
         InputError: if no pair is left to train on, or ``reference`` does not exist.
-        ConfigError: for an unknown tracker or LoRA target.
+        ConfigError: for an unknown tracker or LoRA target, or for ``reference`` with a loss that uses none.
         ModelError: if the model can't be loaded or trained.
         DeviceMemoryError: if a batch does not fit into the device's memory; says what to lower.
         InterruptedTrainingError: after Ctrl-C or SIGTERM, once a checkpoint is written.
         SprError: for a loss that is not finite; the batch is saved.
     """
     check_trackers(settings.report_to)
+    if reference is not None and not needs_reference(settings.loss_type):
+        fix = "leave --reference out"
+        raise ConfigError(f"The loss `{settings.loss_type}` uses no reference", got=f"--reference {reference}", fix=fix)
     started, folder, adapter = time.monotonic(), out / "training", out / "adapter"
     accelerator = accelerator or Accelerator(
         cpu=settings.device == "cpu",

@@ -18,7 +18,8 @@ from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError, RecordError
 from spr.core.images import ImageSource
 from spr.evaluation.inference import Question
-from spr.evaluation.metrics import Share
+from spr.evaluation.lines import read_bytes
+from spr.evaluation.metrics import Floats, Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
@@ -89,14 +90,12 @@ class Description(Task[Regions]):
         """
         if path.is_dir():
             folder = path / "regions" if (path / "config.yaml").is_file() else path
-            regions = Regions(
-                [query for table in StageStore(folder).tables() for query in from_table(table, RegionQuery)]
-            )
-            saved = folder.parent / "config.yaml"
+            queries = [query for table in StageStore(folder).tables() for query in from_table(table, RegionQuery)]
+            regions, saved = Regions(queries), folder.parent / "config.yaml"
             if saved.is_file():
                 config = load_config(saved)
                 prompt = config.prompts.full if config.describer is not None else None
-                regions = Regions(regions.queries, config.annotations.image_source, prompt)
+                regions = Regions(queries, config.annotations.image_source, prompt)
         elif path.suffix == ".parquet":
             regions = Regions(from_table(read_table(path), RegionQuery))
         else:
@@ -128,7 +127,7 @@ class Description(Task[Regions]):
     def score(self, items: Regions, answers: Answers) -> Result:
         """The metrics that the class describes."""
         dialect = answers.resolve_dialect()
-        rows: list[list[float]] = []
+        rows: list[dict[str, float]] = []
         problems = {kind: list(ids) for kind, ids in answers.problems.items()} | {"no_box": [], "malformed": []}
         ids, images = [], []
         for (name, query), text in zip(self._answers(items), answers.texts, strict=True):
@@ -140,14 +139,18 @@ class Description(Task[Regions]):
                 problems["no_box"].append(name)
             if grounded.problems:
                 problems["malformed"].append(name)
-        columns = np.asarray(rows, dtype=np.float64).reshape(-1, len(_COLUMNS)).T
-        table = dict(zip(_COLUMNS, columns, strict=True))
-        of_objects = [f"recall@{threshold}" for threshold in RECALLS]
-        shares: dict[str, Share] = {"s_loc": Share.mean(table["s_loc"])}
-        shares |= {name: Share.ratio(table[name], table["objects"]) for name in of_objects}
-        shares["unmatched_boxes"] = Share.ratio(table["unmatched_boxes"], table["boxes"])
-        shares |= {name: Share.ratio(table[name], table["objects"]) for name in ("objects_named", "objects_placed")}
-        shares |= {name: Share.mean(table[name]) for name in ("phrases", "boxes", "words")}
+
+        def column(name: str) -> Floats:
+            return np.array([row[name] for row in rows], dtype=np.float64)
+
+        boxes, objects = column("boxes"), column("objects")
+        shares = {"s_loc": Share.mean(column("s_loc"))}
+        for name in (f"recall@{threshold}" for threshold in RECALLS):
+            shares[name] = Share.ratio(column(name), objects)
+        shares["unmatched_boxes"] = Share.ratio(column("unmatched_boxes"), boxes)
+        for name in ("objects_named", "objects_placed"):
+            shares[name] = Share.ratio(column(name), objects)
+        shares |= {name: Share.mean(column(name)) for name in ("phrases", "boxes", "words")}
         protocol: dict[str, Any] = {
             "dialect": dialect.spec,
             "samples": self.samples,
@@ -164,21 +167,8 @@ class Description(Task[Regions]):
                 yield f"{query.query_id}#{number}" if self.samples > 1 else query.query_id, query
 
 
-_COLUMNS = (
-    "s_loc",
-    "objects",
-    *(f"recall@{threshold}" for threshold in RECALLS),
-    "boxes",
-    "unmatched_boxes",
-    "objects_named",
-    "objects_placed",
-    "phrases",
-    "words",
-)
-
-
-def _measure(query: RegionQuery, grounded: GroundedText) -> list[float]:
-    """The numbers of `_COLUMNS` for one answer."""
+def _measure(query: RegionQuery, grounded: GroundedText) -> dict[str, float]:
+    """The numbers that the metrics of one answer are computed from, by name."""
     inside, boxes = query.inside, bx.as_boxes(grounded.boxes)
     truth, anything = (bx.as_boxes([item.box for item in items]) for items in (inside, query.objects))
     overlaps = bx.iou_matrix(truth, boxes) if len(boxes) and len(truth) else np.zeros((len(truth), len(boxes)))
@@ -188,29 +178,27 @@ def _measure(query: RegionQuery, grounded: GroundedText) -> list[float]:
     box_phrases = [span.phrase for span in grounded.spans for _ in span.boxes]
     names = [item.category for item in inside]
     same_name = np.array([[names_category(phrase, name) for phrase in box_phrases] for name in names], dtype=bool)
-    return [
-        localization_score(inside, grounded.boxes).score,
-        len(inside),
-        *(float(reaches(best, threshold).sum()) for threshold in RECALLS),
-        len(boxes),
-        float((~reaches(best_of_box, UNMATCHED)).sum()),
-        count_named(names, phrases if phrases else [grounded.plain_text]),
-        count_placed(overlaps, same_name.reshape(overlaps.shape)),
-        len(phrases),
-        len(WORD.findall(grounded.plain_text)),
-    ]
+    return {
+        "s_loc": localization_score(inside, grounded.boxes).score,
+        "objects": len(inside),
+        **{f"recall@{threshold}": float(reaches(best, threshold).sum()) for threshold in RECALLS},
+        "boxes": len(boxes),
+        "unmatched_boxes": float((~reaches(best_of_box, UNMATCHED)).sum()),
+        "objects_named": count_named(names, phrases if phrases else [grounded.plain_text]),
+        "objects_placed": count_placed(overlaps, same_name.reshape(overlaps.shape)),
+        "phrases": len(phrases),
+        "words": len(WORD.findall(grounded.plain_text)),
+    }
 
 
 def _from_json(path: Path) -> list[RegionQuery]:
     expected = "RUN/regions, a .parquet file of regions, or JSON rows of that table"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, expected).decode()
         rows: Any = json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(r) for r in text.split("\n") if r]
         return [RegionQuery.from_row(row) for row in rows]
-    except FileNotFoundError:
-        raise InputError(f"Annotations {path} can't be read", got="no such file", expected=expected) from None
     except RecordError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         got = f"{type(error).__name__}: {error}"
         raise InputError(f"{path} contains no regions", got=got, expected=expected) from None

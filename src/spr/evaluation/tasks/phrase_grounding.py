@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from spr.core import boxes as bx
 from spr.core.errors import InputError
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities, normal_phrase
 from spr.evaluation.inference import Question
+from spr.evaluation.lines import read_bytes
 from spr.evaluation.metrics import Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -34,7 +36,8 @@ PhraseBoxes: TypeAlias = Literal["merged", "any"]
 
 _PHRASES = "{phrases}"
 _MARKED_PHRASE = re.compile(r"\[/EN#([^/\s]+)/(\S+)\s([^\]]*)\]")
-_Parsed = TypeVar("_Parsed")
+_Entities: TypeAlias = tuple[dict[str, tuple[Box, ...]], list[list[tuple[str, str, tuple[str, ...]]]]]
+"""Of an image: the boxes by phrase number, and for each sentence its phrases with their numbers and categories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +104,16 @@ class PhraseGrounding(Task[list[Sentence]]):
                 raise InputError(f"{self.entities} is not Flickr30k Entities", got=f"no folder {folder}", fix=fix)
         expected = "a file such as final_flickr_mergedGT_test.json"
         try:
-            sentences = [self._sentence(row) for row in json.loads(path.read_text(encoding="utf-8"))["images"]]
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            read = lru_cache(maxsize=64)(partial(_read_entities, self.entities))
+            sentences = [self._sentence(row, read) for row in json.loads(read_bytes(path, expected))["images"]]
+        except (ValueError, KeyError, TypeError) as error:
             got = f"{type(error).__name__}: {error}"
             raise InputError(f"{path} is not MDETR's Flickr30k JSON", got=got, expected=expected) from None
         if not sentences:
             raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
-        seen: set[str] = set()
-        for sentence in sentences:
-            if sentence.id in seen:
-                raise InputError(f"{path} contains a sentence twice", got=sentence.id, expected="each sentence once")
-            seen.add(sentence.id)
+        repeated = next((name for name, count in Counter(self.ids(sentences)).items() if count > 1), None)
+        if repeated is not None:
+            raise InputError(f"{path} contains a sentence twice", got=repeated, expected="each sentence once")
         return sentences
 
     def ids(self, items: list[Sentence]) -> Sequence[str]:
@@ -177,10 +177,9 @@ class PhraseGrounding(Task[list[Sentence]]):
             boxes.setdefault(normal_phrase(span.phrase), []).extend(span.boxes)
         return boxes, bool(grounded.problems)
 
-    def _sentence(self, row: dict[str, Any]) -> Sentence:
+    def _sentence(self, row: dict[str, Any], read: Callable[[str], _Entities]) -> Sentence:
         image, number, caption = str(row["original_img_id"]), int(row["sentence_id"]), row["caption"]
-        boxes = _boxes(self.entities / "Annotations" / f"{image}.xml")
-        sentences = _phrases(self.entities / "Sentences" / f"{image}.txt")
+        boxes, sentences = read(image)
         if not 0 <= number < len(sentences):
             raise InputError(f"Image {image} has no sentence {number}", got=f"{len(sentences)} sentences")
         known = [(text, key, categories) for text, key, categories in sentences[number] if key in boxes]
@@ -202,42 +201,27 @@ def _around(boxes: Sequence[Box]) -> Box:
     return min(columns[0]), min(columns[1]), max(columns[2]), max(columns[3])
 
 
-def _read_entities(path: Path, read: Callable[[Path], _Parsed], expected: str) -> _Parsed:
-    """Read a file of the dataset, with errors that name it."""
+def _read_entities(folder: Path, image: str) -> _Entities:
+    """Read the two files of an image. A phrase is marked as ``[/EN#283585/people A man]``."""
+    path = folder / "Annotations" / f"{image}.xml"
     try:
-        return read(path)
+        root = ET.parse(path).getroot()  # noqa: S314
+        path = folder / "Sentences" / f"{image}.txt"
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
-        raise InputError(
-            "A file of Flickr30k Entities is missing", got=f"no {path}", fix="unpack the whole dataset"
-        ) from None
+        fix = "unpack the whole dataset"
+        raise InputError("A file of Flickr30k Entities is missing", got=f"no {path}", fix=fix) from None
     except (OSError, UnicodeDecodeError, ET.ParseError) as error:
-        raise InputError(f"{path} can't be read", got=error, expected=expected) from None
-
-
-@lru_cache(maxsize=64)
-def _boxes(path: Path) -> dict[str, tuple[Box, ...]]:
-    """The boxes of each phrase number, from a file of ``Annotations``."""
-    root = _read_entities(path, lambda file: ET.parse(file).getroot(), "XML of Flickr30k Entities")  # noqa: S314
+        raise InputError(f"{path} can't be read", got=error, expected="a file of Flickr30k Entities") from None
     boxes: dict[str, tuple[Box, ...]] = {}
     for item in root.iter("object"):
         edges = item.find("bndbox")
-        if edges is None:
-            continue
-        x1, y1, x2, y2 = (float(edges.findtext(name) or "nan") for name in ("xmin", "ymin", "xmax", "ymax"))
-        for name in item.iter("name"):
-            boxes[name.text or ""] = (*boxes.get(name.text or "", ()), (x1, y1, x2, y2))
-    return boxes
-
-
-@lru_cache(maxsize=64)
-def _phrases(path: Path) -> tuple[tuple[tuple[str, str, tuple[str, ...]], ...], ...]:
-    """The phrases of each sentence with their numbers and categories, from a file of ``Sentences``.
-
-    A phrase is marked as ``[/EN#283585/people A man]``; a slash separates several categories.
-    """
-    text = _read_entities(path, lambda file: file.read_text(encoding="utf-8"), "sentences of Flickr30k Entities")
-    return tuple(
-        tuple((" ".join(m[3].split()), m[1], tuple(m[2].split("/"))) for m in _MARKED_PHRASE.finditer(line))
-        for line in text.split("\n")
+        if edges is not None:
+            x1, y1, x2, y2 = (float(edges.findtext(name) or "nan") for name in ("xmin", "ymin", "xmax", "ymax"))
+            for name in item.iter("name"):
+                boxes[name.text or ""] = (*boxes.get(name.text or "", ()), (x1, y1, x2, y2))
+    return boxes, [
+        [(" ".join(m[3].split()), m[1], tuple(m[2].split("/"))) for m in _MARKED_PHRASE.finditer(line)]
+        for line in lines
         if line
-    )
+    ]

@@ -64,8 +64,7 @@ class Expressions:
 
     def __post_init__(self) -> None:
         if len(set(self.ids)) != len(self.ids):
-            seen: set[str] = set()
-            repeated = next(name for name in self.ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            repeated = next(name for name, count in Counter(self.ids).items() if count > 1)
             raise InputError("Two expressions have the same id", got=repeated, expected="unique ids")
         empty = np.flatnonzero(~(bx.area(self.boxes_xyxy) > 0))
         if len(empty):
