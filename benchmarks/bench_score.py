@@ -222,7 +222,8 @@ def main() -> None:
         save_dino(folder / "dino", arguments.size)
         tables = make_tables(folder / "images", arguments.queries, arguments.descriptions)
         paths = {"path": os.fspath(folder / "none.json"), "images": os.fspath(folder / "images")}
-        config = make_config({"annotations": paths, "describer": {"backend": "fake"}})
+        backends = {"describer": {"backend": "fake"}, "detector": {"backend": "none"}}
+        config = make_config({"annotations": paths, **backends})
         transformers.logging.disable_progress_bar()
         options = {"device": arguments.device, "dtype": arguments.dtype}
         scorer_batch, detector_batch = SIZES[arguments.size]["batches"]

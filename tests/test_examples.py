@@ -17,7 +17,7 @@ def cells(path, kind):
 
 
 def run(path, folder):
-    """Run the code cells of a notebook as one program in a process of its own."""
+    """Run the code cells of a notebook as one program in a separate process."""
     code = "\n\n".join("".join(cell["source"]) for cell in cells(path, "code"))
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
 

@@ -1,4 +1,4 @@
-"""The commands and examples of the README work as it says."""
+"""The commands and examples of the README work as described."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def test_readme_gives_the_two_set_up_commands_that_the_makefile_has():
 
 
 def test_shell_blocks_run_one_after_another(dataset):
-    # In a folder with `instances.json` and `images/`. This environment's `spr` stands for the one in .venv.
+    # In a folder with `instances.json` and `images/`. The `spr` of this environment replaces the one in .venv.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     assert len(SHELL) >= 3
     for block in SHELL:

@@ -1,4 +1,4 @@
-"""Tiny multimodal LLMs of every family's real classes, randomly initialised and saved as their publishers do it."""
+"""Tiny multimodal LLMs of every family's real classes, randomly initialized and saved like the published ones."""
 
 import json
 from collections.abc import Callable
@@ -44,7 +44,7 @@ MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 
 
 
 def tokenizer(specials: list[str], named: dict[str, str] | None = None, **roles: str) -> hf.PreTrainedTokenizerFast:
-    """The printable bytes of ASCII, space and newline are tokens; then the special ones."""
+    """A tokenizer whose tokens are printable ASCII, space and newline, followed by the special tokens."""
     alphabet = [*map(chr, range(33, 127)), "Ġ", "Ċ"]
     backend = Tokenizer(models.BPE(vocab={char: k for k, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,7 +55,7 @@ def tokenizer(specials: list[str], named: dict[str, str] | None = None, **roles:
 
 
 def chat_template(image: str, *, start: str, end: str, answer: str) -> str:
-    """Jinja for one turn: ``start``, then image and text as they come, ``end`` and the start of the ``answer``."""
+    """Jinja for one turn: ``start``, then image and text in their order, ``end`` and the start of the ``answer``."""
     parts = "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + image
     parts += "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     turns = "{% for message in messages %}" + start + parts + end + "{% endfor %}"
@@ -67,12 +67,12 @@ QWEN_TEMPLATE = chat_template("<|vision_start|><|image_pad|><|vision_end|>", **C
 
 
 def save(folder: Path, model: torch.nn.Module, parts: list, settings: dict, processor: type) -> None:
-    # Large enough weights, so that image, text and position all make a difference to the answer.
+    # The weights are large enough for image, text and position to influence the answer.
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
-    # The folders of most models want another sampling than ours, which must not get through.
+    # The folders of most models set other sampling defaults than ours, which must have no effect.
     model.generation_config = hf.GenerationConfig(do_sample=True, top_k=1, repetition_penalty=2.0, eos_token_id=4)
     model.save_pretrained(folder)
     for part in parts:
@@ -209,7 +209,7 @@ def make_internvl(folder: Path) -> None:
 
 def make_paligemma(folder: Path) -> None:
     words = tokenizer(["<pad>", "<eos>", "<bos>", "<image>"], bos="<bos>", eos="<eos>", pad="<pad>")
-    # As in the published tokenizer, whose vocabulary holds them already.
+    # As in the published tokenizer, whose vocabulary already contains them.
     words.add_tokens([f"<loc{k:04d}>" for k in range(1024)] + [f"<seg{k:03d}>" for k in range(128)])
     config = hf.PaliGemmaConfig(
         tie_word_embeddings=False,
@@ -234,7 +234,7 @@ def make_ferret(folder: Path) -> None:
     settings = {"patch_size": 14, "region_points": 512}
     model = FerretForConditionalGeneration(config)
     with torch.no_grad():
-        model.model.multi_modal_projector.weight *= 20  # so that the image's tint makes a difference
+        model.model.multi_modal_projector.weight *= 20  # so that the image's colour influences the answer
     save(folder, model, [words, images], settings, FerretProcessor)
 
 
@@ -252,7 +252,7 @@ def make_cogvlm(folder: Path) -> None:
         template_version="base",
     )
     save(folder, CogVLMForCausalLM(config), [words], {}, type(None))
-    # As published: a class's name instead of a type, code to be run, and no files of a processor.
+    # As published: a class name instead of a model type, remote code, and no processor files.
     published = json.loads((folder / "config.json").read_text())
     del published["model_type"], published["vision_config"]["model_type"]
     published["auto_map"] = {
@@ -277,7 +277,7 @@ MAKERS = {
 
 @pytest.fixture(scope="session")
 def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
-    """A family's ``model_type`` → folder of a tiny model, made once."""
+    """A family's ``model_type`` → folder of a tiny model, created once."""
     made: dict[str, Path] = {}
 
     def make(model_type: str) -> Path:
@@ -293,7 +293,7 @@ def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., Image.Image]:
-    """``width, height`` → an RGB image of colour gradients and a bright square."""
+    """``width, height`` → an RGB image with colour gradients and a bright square."""
 
     def draw(width: int, height: int, tint: int = 0) -> Image.Image:
         across = Image.linear_gradient("L").rotate(90).resize((width, height))
@@ -307,7 +307,7 @@ def picture() -> Callable[..., Image.Image]:
 
 @pytest.fixture(scope="session")
 def ask() -> Callable[..., DescribeRequest]:
-    """An image, a prompt and a seed → the request."""
+    """``image, prompt, seed`` → a request."""
 
     def make(image: Image.Image, prompt: str = "Where is it?", seed: int = 0) -> DescribeRequest:
         width, height = image.size

@@ -110,7 +110,7 @@ def test_record_includes_crowds_and_crowd_ids_names_them(tmp_path: Path) -> None
 def test_boxes_partly_outside_the_image_are_clipped_and_counted(tmp_path: Path) -> None:
     boxes = [[-10, -5, 30, 20], [90, 40, 30, 30], [0, 0, 100, 50], [70, 20, 30.0000001, 10]]
     found = read(tmp_path, coco(annotations=[annotation(i, bbox=box) for i, box in enumerate(boxes)]))
-    # the last sticks out by less than float32 can tell at 100
+    # the last box exceeds the image by less than the precision of float32 at 100
     assert found.boxes_xyxy.tolist() == [[0, 0, 20, 15], [90, 40, 100, 50], [0, 0, 100, 50], [70, 20, 100, 30]]
     assert found.clipped == 2
     assert not found.dropped.ids
@@ -463,7 +463,7 @@ def test_the_fast_and_the_lenient_decoder_agree_on_every_float(tmp_path: Path) -
         for n in range(2000)
     ]
     fast = as_plain(read(tmp_path, coco(annotations=entries)))
-    # An entry of another type sends its block, here the whole list, to the lenient decoder.
+    # If one entry has another type, its block (here the whole list) is read by the lenient decoder.
     lenient = as_plain(read(tmp_path, coco(annotations=[*entries, None]), block_size=2**24))
     assert {**lenient, "dropped": fast["dropped"]} == fast
 

@@ -75,7 +75,7 @@ def test_a_detection_that_overlaps_a_better_one_is_suppressed() -> None:
 
 
 def test_detections_at_exactly_the_threshold_are_kept() -> None:
-    # 20 × 20 over 40 × 20: IoU 0.5, which is not over 0.5
+    # 20 × 20 over 40 × 20: IoU 0.5, which is not above 0.5
     objects, drops = replaced(([[0, 0, 40, 20], [0, 0, 20, 20]], [0.9, 0.5]))
     assert [o[0] for o in objects] == ["8", "7#1", "7#2"]
     assert drops == []
@@ -112,7 +112,7 @@ def test_a_crowd_without_detections_is_dropped(answer: tuple[list[list[float]], 
 
 
 def test_a_detection_needs_half_of_its_area_in_the_crowd() -> None:
-    # the crowd ends at x = 60: 10 of 20 columns in, then 9 of 20
+    # the crowd ends at x = 60: 10 of 20 columns are inside, then 9 of 20
     objects, drops = replaced(([[50, 0, 70, 10], [51, 20, 71, 30]], [0.9, 0.8]))
     assert [o[:2] for o in objects] == [("8", OTHER[1]), ("7#1", (50, 0, 70, 10))]
     assert drops == [("7#2", "detection_outside_crowd")]

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, how it fails, what it leaves alone."""
+"""The command line as users see it: its output, its errors, and what it does not change."""
 
 import json
 import os

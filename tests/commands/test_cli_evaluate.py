@@ -1,4 +1,4 @@
-"""`spr evaluate`, `spr compare` and `spr lvis-questions` as a user meets them."""
+"""`spr evaluate`, `spr compare` and `spr lvis-questions` as users see them."""
 
 import json
 import subprocess

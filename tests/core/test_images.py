@@ -136,7 +136,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
+    """A PNG with a size in its header and no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -229,7 +229,7 @@ def test_a_tiff_with_an_orientation_is_ambiguous(tmp_path: Path) -> None:
 
 
 def grey16() -> Image.Image:
-    # 257 × v is what 8 bits make of 16: 0, 128 × 257, 65535
+    # An 8-bit value v is 257 × v in 16 bits: 0, 128 × 257, 65535
     return Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
 
 

@@ -6,7 +6,7 @@ from spr.core.randomness import stable_hash
 
 
 def test_the_hash_never_changes_between_versions():
-    # Worked out once; a change would silently give every user another sample.
+    # Computed once; a change would silently give every user another sample.
     assert stable_hash(0, "sample", "262145") == 2203937160727536348
     assert stable_hash(1, "start", "262145", "7") == 13159164213401002377
 

@@ -24,7 +24,7 @@ from spr.core.views import CLIP_MEAN, crop_window, cut, pad_to_square, shift, sq
         ((10, 10, 13, 13), (200, 100), (9, 9, 14, 14)),
         # An extreme strip: 1500×6 about (500, 2), cut at 0 and at 1000.
         ((0, 0, 1000, 4), (1000, 10), (0, 0, 1000, 5)),
-        # One pixel is all there is.
+        # An image of one pixel.
         ((0, 0, 1, 1), (1, 1), (0, 0, 1, 1)),
     ],
 )

@@ -8,7 +8,7 @@ from spr.embedded.sprites import COLOURS, SHAPES
 
 
 def scene_of(*objects: tuple[str, tuple[int, int, int, int]]) -> Scene:
-    """A scene of the named objects, without a picture."""
+    """A scene of the given objects, without an image."""
     names = [name.split() for name, _ in objects]
     return Scene(
         np.zeros((112, 112, 3), dtype=np.uint8),
@@ -25,7 +25,7 @@ def test_the_only_object_of_its_kind_is_called_by_its_name() -> None:
 
 
 def test_of_two_similar_objects_the_clearly_smaller_is_called_small_and_the_other_large() -> None:
-    # Areas 100 and 400: a ratio of 4, over 1.6.
+    # Areas 100 and 400: a ratio of 4, which is above 1.6.
     scene = scene_of(("red circle", (0, 0, 10, 10)), ("red circle", (40, 0, 60, 20)))
     assert "the small red circle" in expressions(scene, 0)
     assert "the large red circle" in expressions(scene, 1)

@@ -33,7 +33,7 @@ def test_objects_overlap_little_and_stay_in_the_scene() -> None:
         shared = np.clip(sides, 0, None).prod(axis=-1)
         np.fill_diagonal(shared, 0)
         smaller = np.minimum(scene.areas[:, None], scene.areas[None, :])
-        # A crowd keeps its distance as a whole: an ordinary object may cover more of one small member of it.
+        # The overlap limit applies to a crowd as a whole: an ordinary object may cover more of a small member.
         mixed = scene.in_crowd[:, None] != scene.in_crowd[None, :]
         ordinary = np.where(scene.in_crowd[:, None], scene.areas[None, :], scene.areas[:, None])
         assert (shared <= 0.12 * np.where(mixed, ordinary, smaller)).all()

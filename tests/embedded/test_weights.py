@@ -1,4 +1,4 @@
-"""The weights in the package are small, load without a network, and reach the results on their cards."""
+"""The embedded weights are small, load without a network, and are as accurate as their model cards say."""
 
 import json
 import socket
@@ -50,7 +50,7 @@ def test_all_weights_together_are_under_25_megabytes_and_safetensors_only() -> N
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_model_has_a_card_and_its_measured_results(model: str) -> None:
+def test_a_model_comes_with_its_card_and_its_figures(model: str) -> None:
     assert (weights_folder(model) / "README.md").exists()
     figures = json.loads((weights_folder(model) / "figures.json").read_text())
     assert figures["n"] >= 300
@@ -84,7 +84,7 @@ def test_the_describer_gives_the_same_answer_alone_and_in_a_batch() -> None:
     assert together == [answers_to(describer, [i], [p])[0] for i, p in zip(images, prompts, strict=True)]
 
 
-def test_the_scorer_prefers_the_right_description_of_an_image() -> None:
+def test_the_scorer_prefers_the_right_description_of_a_picture() -> None:
     folder = weights_folder("scorer")
     model, processor = CLIPModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     scene = make_scene(123, 0)
@@ -109,7 +109,7 @@ def test_the_detector_finds_most_objects_of_a_scene() -> None:
     assert found >= 0.7 * objects
 
 
-def test_the_auto_processor_prepares_65_tokens_and_one_square_image_for_the_embedded_model() -> None:
+def test_the_general_processor_gives_the_embedded_model_its_65_tokens_and_one_square_image() -> None:
     from spr.models.image_processors import encode, load_processor
 
     folder = weights_folder("describer")

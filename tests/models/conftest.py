@@ -1,4 +1,4 @@
-"""Tiny models of the real classes, randomly initialised and saved to disk as their publishers do it."""
+"""Tiny models of the real classes, randomly initialized and saved like the published ones."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ VISION = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "n
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Every byte is a token, and so it is at the end of a word; then two merges; the special tokens come last."""
+    """A tokenizer with one token per byte, one per byte at a word's end, two merges, and the special tokens last."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     chars = [chr(b) for b in kept] + [chr(256 + k) for k in range(256 - len(kept))]
     tokens = [*chars, *(char + "</w>" for char in chars), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -54,7 +54,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def bert_tokenizer() -> BertTokenizer:
-    """Its special tokens have BERT's own numbers, which GroundingDINO has in its code."""
+    """A tokenizer whose special tokens have the ids of BERT, which GroundingDINO hard-codes."""
     own = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
     free = iter(sorted(set(range(1100)) - set(own.values())))
     names = [*WORDS, *LETTERS, *("##" + letter for letter in LETTERS)]
@@ -64,7 +64,7 @@ def bert_tokenizer() -> BertTokenizer:
 
 
 def randomise(model: torch.nn.Module, scale: float) -> torch.nn.Module:
-    """Weights large enough that an image and a text make a difference."""
+    """Scale the weights so that images and texts influence the outputs."""
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -124,7 +124,7 @@ def _dino_config(kind, **changes):
 def _save_dino(folder, model):
     randomise(model, 0.03)
     with torch.no_grad():
-        model.model.decoder.layer_norm.weight *= 0.1  # scores of about a half tell more than those of about 1
+        model.model.decoder.layer_norm.weight *= 0.1  # scores near 0.5 are more informative than scores near 1
     model.save_pretrained(folder)
     bert_tokenizer().save_pretrained(folder)
     size = {"shortest_edge": 96, "longest_edge": 160}

@@ -1,4 +1,4 @@
-"""What bad input gets, through the stages from candidates to pairs, with real classes of scorer and detector."""
+"""Malformed input in the stages from candidates to pairs, with the real classes of scorer and detector."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def settings(clip_folder, grounding_dino_folder, make_dataset, tmp_path_factory)
     return data.config(
         describer={"backend": "fake"},
         scorer={"model": str(clip_folder), "device": "cpu"},
-        # No find of a model that never learned anything is this sure: its boxes don't help the bad answers.
+        # No detection of an untrained model has a score this high, so its boxes don't help the bad answers.
         detector={"model": str(grounding_dino_folder), "box_threshold": 0.99, "device": "cpu"},
         scoring={"semantic_weight": 0.0},
     )
@@ -89,7 +89,7 @@ def test_a_bad_answer_is_a_candidate_with_a_score_and_is_what_the_pair_rejects(k
     assert bad["raw_text"].replace("\ufffd", "\ud83e") == ANSWERS[kind]
     scores = {row["candidate_id"]: row for row in rows(bad_answers, "scores")}
     assert all(-1 <= scores[row["candidate_id"]][part] <= 1 for row in made for part in ("s_crop", "s_local"))
-    # Nothing that it says lies where an object is; the annotations, hardly moved, find all of them.
+    # No box of the bad answer covers an object; the slightly shifted annotations cover all of them.
     assert scores[bad["candidate_id"]]["score"] == 0
     (pair,) = [row for row in rows(bad_answers, "pairs") if row["query_id"] == query["query_id"]]
     assert pair["rejected_candidate"] == bad["candidate_id"]
@@ -186,7 +186,7 @@ def test_images_of_every_kind_and_regions_at_their_borders_become_pairs(
             width, height = sizes[row["query_id"]]
             assert -1e-3 <= x1 <= x2 <= width + 1e-3
             assert -1e-3 <= y1 <= y2 <= height + 1e-3
-    # One pixel has no room for two different answers in two decimals; all others give pairs.
+    # Within one pixel, two answers can't differ in two decimals; all other images give pairs.
     assert {row["file_name"] for row in rows(tmp_path / "run", "pairs")} >= set(IMAGES) - {"one-pixel.png"}
 
 
@@ -205,7 +205,7 @@ def test_a_missing_model_or_other_weights_give_one_error_and_lose_nothing(
         with pytest.raises(ModelError, match=re.escape(message)):
             run(config, tmp_path / "run")
     assert rows(tmp_path / "run", "regions")
-    # What was wrong may be mended: no stage that needs it has begun.
+    # The error can be fixed: no stage that needs the model has started.
     summaries = run(make_config(data.config(**FAKES)), tmp_path / "run")
     assert summaries[0].done_before
     assert summaries[-1].rows > 0
@@ -215,7 +215,7 @@ def test_running_out_of_memory_loses_no_finished_shard_and_a_smaller_batch_resum
     data, asked = make_dataset(tmp_path / "data", images=9), []
 
     class Full:
-        """Has room for the first shard only."""
+        """A model that runs out of memory after the first shard."""
 
         def __init__(self, model, fails_at):
             self.model, self.name, self.fails_at = model, model.name, fails_at

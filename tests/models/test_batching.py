@@ -1,4 +1,4 @@
-"""Batches: order, filling, halving, and what is done ahead of them."""
+"""Batches: order, filling, halving, and preparation ahead of time."""
 
 import threading
 

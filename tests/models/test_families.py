@@ -1,4 +1,4 @@
-"""The table of families fits the dialects and the classes of transformers."""
+"""The table of families matches the dialects and the classes of transformers."""
 
 from pkgutil import resolve_name
 
@@ -39,7 +39,7 @@ def test_the_tokens_of_a_dialect_are_kept(key, special):
     for token in special:
         assert token in example
         assert is_grounding_token(token)
-        # Without it, the box can't be read any more.
+        # Without this token, the box can't be parsed.
         whole, spoilt = (parse(text, DIALECTS[key], (640, 428)) for text in (example, example.replace(token, "")))
         assert whole.spans[0].boxes
         assert spoilt != whole

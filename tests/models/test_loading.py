@@ -111,7 +111,7 @@ def test_a_folder_without_a_processor_gives_one_clear_error(copy):
 
 
 def test_a_folder_without_a_tokenizer_gives_one_clear_error(copy):
-    # transformers would make a tokenizer of three tokens, and every text would be the same.
+    # transformers would create a tokenizer of three tokens, which makes all texts equal.
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
     with pytest.raises(ModelError, match="is not this model's"):
@@ -139,7 +139,7 @@ def test_a_path_that_is_not_a_folder_is_not_looked_up_on_the_hub(path):
 
 
 def hub_answers(error):
-    """A class whose loading fails as transformers' does: its OSError is raised from the hub's own error."""
+    """A class whose loading fails as in transformers: an OSError raised from the hub's error."""
 
     class Answers:
         @staticmethod

@@ -1,4 +1,4 @@
-"""PEFT adapters on the describer: merged they answer as beside the weights, and what is not the model's is refused."""
+"""PEFT adapters of a describer: merging changes no answer, and adapters of other models are refused."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ TARGETS = r".*language_model.*\.(q_proj|v_proj|down_proj)"
 
 def make_adapter(folder, rank=4, targets=TARGETS):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers an old name
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
         model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32)
         made = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
     draw = torch.Generator().manual_seed(3)

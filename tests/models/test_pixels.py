@@ -49,7 +49,7 @@ def test_squares_are_those_of_owlv2s_own_processor(size_wh):
 
 @pytest.mark.parametrize("size_wh", [(9, 5), (3, 9)])
 def test_padding_is_below_and_on_the_right(size_wh):
-    # Padding the image by hand first gives the same.
+    # An image padded in advance gives the same pixels.
     pixels = torch.rand(3, size_wh[1], size_wh[0], generator=torch.Generator().manual_seed(0))
     padded = torch.zeros(3, 9, 9)
     padded[:, : size_wh[1], : size_wh[0]] = pixels

@@ -1,4 +1,4 @@
-"""The stage `scores` over real classes: how the work is cut into batches decides no score."""
+"""The stage `scores` with real classes: batching does not change the scores."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def scores(tables, folder, clip_folder, dino_folder, batch_size):
 def test_batches_padding_and_groups_change_no_score(tables, tmp_path, clip_folder, grounding_dino_folder, monkeypatch):
     folders = tmp_path, clip_folder, grounding_dino_folder
     batched = scores(tables, *folders, batch_size=16)
-    # One view, one piece of text, one pair of crop and text at a time, and one query after another.
+    # One view, one text piece, one pair of crop and text, and one query at a time.
     monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 1)
     alone = scores(tables, *folders, batch_size=1)
     assert [s.candidate_id for s in batched] == [s.candidate_id for s in alone]

@@ -1,4 +1,4 @@
-"""Pickles of weights become safetensors: whole, once, and without running what is in them."""
+"""Pickled weights become safetensors completely, once, and without running code in them."""
 
 import json
 import pickle
@@ -36,7 +36,7 @@ def test_the_index_of_shards_is_written_last(tmp_path):
     with pytest.raises(ModelError, match="can't be loaded safely"):
         convert_pickles(tmp_path)
     assert not (tmp_path / "model.safetensors.index.json").exists()
-    # Fetched again, the folder is converted as if nothing had been.
+    # After another download, the folder is converted again.
     torch.save({"b": torch.ones(3)}, tmp_path / "pytorch_model-00002-of-00002.bin")
     assert convert_pickles(tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())

@@ -7,7 +7,7 @@ from spr.models.text_pieces import split
 
 
 def pieces(text, limit):
-    """Tokens are words, single ideographs and single marks."""
+    """A tokenizer whose tokens are words, single ideographs and single punctuation marks."""
     spans = [match.span() for match in re.finditer(r"[a-z0-9]+|\S", text)]
     return [text[spans[run[0]][0] : spans[run[-1]][1]] if run else "" for run in split(text, spans, limit)]
 

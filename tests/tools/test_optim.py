@@ -20,7 +20,7 @@ def test_a_muon_step_moves_a_matrix_by_the_rate_in_every_direction_of_its_gradie
     optimiser = Muon([parameter], lr=0.1, weight_decay=0.0)
     parameter.grad = torch.diag(torch.tensor([5.0, 1.0, 0.5, 0.25]))
     optimiser.step()
-    # Whatever the gradient's size, each direction moves by about the rate, 0.1, downhill.
+    # Independent of the gradient's size, each direction moves downhill by about the rate, 0.1.
     assert (parameter.diagonal() < -0.06).all()
     assert (parameter.diagonal() > -0.13).all()
 
@@ -28,7 +28,7 @@ def test_a_muon_step_moves_a_matrix_by_the_rate_in_every_direction_of_its_gradie
 def test_the_rate_warms_up_to_its_peak_and_ends_near_nothing() -> None:
     optimiser = Optimiser({"layer": nn.Linear(2, 2)}, steps=100, warmup=0.1)
     rates = [optimiser.rate(step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)  # one of the ten steps of warm-up
+    assert rates[0] == pytest.approx(0.1)  # the first of ten warm-up steps
     assert max(rates) == rates[9] == 1.0
     assert rates[99] == pytest.approx(0.001)
     assert rates[9:] == sorted(rates[9:], reverse=True)

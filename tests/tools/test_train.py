@@ -1,4 +1,4 @@
-"""Training on a tiny scale is reproducible, also if it is interrupted and resumed."""
+"""Training at a very small size is deterministic, also when it is interrupted and resumed."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def _torch_left_as_it_was():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus and a vision tower of four steps."""
+    """A folder with a corpus and a vision tower trained for four steps."""
     out = tmp_path_factory.mktemp("trained")
     main(["vision", "--out", str(out), "--steps", "4", *COMMON])
     return out
@@ -72,7 +72,7 @@ def test_resuming_without_a_checkpoint_or_with_another_run_is_refused(trained: P
         main([*arguments(trained, "vision", tmp_path, "--resume"), "--steps", "5"])
 
 
-def test_a_model_that_needs_the_vision_tower_is_refused_without_one(trained: Path, tmp_path: Path) -> None:
+def test_a_model_that_needs_the_vision_tower_asks_for_it(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"vision\.pt"):
         main(["scorer", "--out", str(tmp_path), "--corpus", str(trained / "corpus"), "--steps", "1", *COMMON])
 
@@ -85,13 +85,11 @@ def test_a_corpus_made_from_other_scenes_is_refused(trained: Path, tmp_path: Pat
 
 def test_a_run_can_start_from_the_weights_of_another(trained: Path, tmp_path: Path) -> None:
     main(arguments(trained, "vision", tmp_path, "--start-from", str(trained / "vision.pt")))
-    # It starts after four steps of training, so its loss is lower than that of the other run's first step.
+    # After four steps of training, it is better than the other run at its first step on the same scenes.
     assert curve(tmp_path, "vision")[0]["loss"] < curve(trained, "vision")[0]["loss"]
 
 
-def test_the_second_phase_starts_from_the_weights_of_the_first_and_can_be_resumed(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_the_second_phase_starts_from_the_first_ones_weights_and_can_be_resumed(trained: Path, tmp_path: Path) -> None:
     corpus = build_corpus(trained / "corpus", n=24, seed=3)
     run = Run(tmp_path, seed=3, steps=0, batch_size=4, device=torch.device("cpu"), log_every=1)
     train_phases("vision", run, corpus, (Phase(6, stop_at=3), Phase(2)))

@@ -17,7 +17,7 @@ def test_evaluation_asks_the_embedded_describer_what_it_was_trained_on() -> None
 def test_every_token_is_unique_and_has_its_fixed_id() -> None:
     assert len(set(TOKENS)) == len(TOKENS)
     assert (TOKENS[101], TOKENS[102]) == (".", END)
-    # OWL-ViT takes the largest id of a query for its end: no word of a query may have a larger one.
+    # OWL-ViT uses the largest id of a query as its end: no word of a query may have a larger one.
     words = encode(f"a small red circle. the large {' '.join(NAMES)} left right above below of")
     assert max(words) < IDS[END]
 

@@ -1,4 +1,4 @@
-"""A folder of CogVLM as its publishers have it: what loads, and what is refused."""
+"""A CogVLM folder in the published layout: what loads, and what is refused."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from spr.models.ported.cogvlm.processing import CogVLMProcessor
 
 @pytest.fixture
 def folder(mllm_folder, tmp_path):
-    """A tiny CogVLM as published, whose files may be changed."""
+    """A tiny CogVLM in the published layout; tests may change its files."""
     return shutil.copytree(mllm_folder("cogvlm"), tmp_path / "cogvlm")
 
 
@@ -150,7 +150,7 @@ def test_ids_and_types_are_those_of_the_published_code(folder, picture):
     assert inputs["token_type_ids"].tolist() == [[0] * 3 + [1] * 11 + [0] * 2, [0] + [1] * 11 + [0] * 4]
     assert inputs["attention_mask"].tolist() == [[0] * 2 + [1] * 14, [1] * 16]
     assert inputs["pixel_values"].shape == (2, 3, 42, 42)
-    # The beginning of text is there once, written or not.
+    # The begin-of-text token is there once, also if the prompt contains it.
     assert encode(processor, ["<s><unk>ab"], [picture(60, 50)])["input_ids"][0].tolist() == [bos, *image, *ab]
     alone = processor(text="ab", padding=False)
     assert alone["input_ids"].tolist() == [[bos, *ab]]

@@ -1,4 +1,4 @@
-"""Tiny models of every family answer from disk: batches, padding, seeds, templates, and what can go wrong."""
+"""Tiny models of every family, loaded from disk: batches, padding, seeds, templates and errors."""
 
 import importlib.util
 import itertools
@@ -43,7 +43,7 @@ def requests(ask, picture):
 
 
 def show_ids(model, monkeypatch):
-    """Answers are the ids up to the end of turn: they tell more than the text, and are never empty."""
+    """Return ids up to the end of the turn as answers: unlike decoded text, they are complete and never empty."""
     monkeypatch.setattr(
         model, "decode", lambda ids: str(list(itertools.takewhile(lambda k: k not in model._ends, ids)))
     )
@@ -75,7 +75,7 @@ def test_greedy_answers_are_those_of_plain_generate_without_padding(
     )
     for request, answer in zip(requests, model.describe(requests), strict=True):
         inputs = encode(model.processor, [model.render(request.prompt)], [request.image])
-        # The folder's generation config asks for a repetition penalty, which must not reach us.
+        # The folder's generation config sets a repetition penalty, which must have no effect.
         options = {"do_sample": False, "top_k": None, "repetition_penalty": 1.0, "max_new_tokens": 10}
         ids = plain.generate(**inputs, **options, eos_token_id=sorted(model._ends), pad_token_id=0)
         assert model.decode(ids[0, inputs["input_ids"].shape[1] :].tolist()) == answer

@@ -1,4 +1,4 @@
-"""Processors without video: the ids and pixels of the family's whole processor."""
+"""Processors without video give the ids and pixels of the family's full processor."""
 
 import inspect
 import itertools
@@ -26,7 +26,7 @@ def test_ids_and_pixels_are_those_of_the_processor_with_video(family, mllm_folde
     whole_class = type(ours).__mro__[1]
     assert whole_class is getattr(transformers, type(ours).__name__)
     assert "video_processor" in whole_class.get_attributes()
-    # The video processor is there, but nobody asks it: its class alone needs torchvision.
+    # The video processor is loaded but never used; only its class needs torchvision.
     monkeypatch.setattr(whole_class, "check_argument_for_proper_class", lambda *_: None)
     names = inspect.signature(whole_class.__init__).parameters
     settings = {name: getattr(ours, name) for name in names if hasattr(ours, name)}
@@ -80,7 +80,7 @@ def test_ids_and_pixels_of_qwen_equal_those_computed_without_transformers(
     shown = image.resize((columns * patch, rows * patch), Image.Resampling.BICUBIC)
     mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
     values = ((np.asarray(shown) / 255 - mean) / std).transpose(2, 0, 1)
-    # Merged patches line by line, and so the four patches of each; a patch is channel by channel, twice (two frames).
+    # Merged patches in row-major order, then the four patches of each; a patch is channel-first with two equal frames.
     places = itertools.product(range(0, rows, 2), range(0, columns, 2), range(2), range(2))
     corners = [((y + dy) * patch, (x + dx) * patch) for y, x, dy, dx in places]
     tiles = [values[:, None, y : y + patch, x : x + patch].repeat(2, axis=1).ravel() for y, x in corners]
@@ -106,7 +106,7 @@ def test_llava_sees_the_whole_image_padded_to_a_square(mllm_folder):
     # 30 of 120 rows above and below are the mean colour, which normalises to 0 (to within a grey level): 10 of 42.
     assert pixels[:, :9].abs().max() < 0.02
     assert pixels[:, -9:].abs().max() < 0.02
-    assert (pixels[:, 12:30] > 1.5).all()  # up to both sides
+    assert (pixels[:, 12:30] > 1.5).all()  # the image reaches both sides
 
 
 @pytest.mark.parametrize("size", [(100, 80), (640, 427), (28, 900), (9, 5), (1, 1), (199, 1), (131, 402)])

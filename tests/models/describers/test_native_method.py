@@ -1,4 +1,4 @@
-"""Tiny Ferret and CogVLM that have learned to write boxes go the whole way, by the commands that a user gives.
+"""Tiny Ferret and CogVLM models that learned to write boxes run the whole method through the command line.
 
 Describe, score, refine and pair; train; evaluate with the adapter and without; merge, and describe with the whole.
 """
@@ -27,7 +27,7 @@ PEAK, IGNORED = 4e-3, -100
 
 
 class Lesson(NamedTuple):
-    """How a family is taught: its turn, how it writes boxes and regions, and how long it takes."""
+    """How a family is trained: its turn, its box and region format, and the number of steps."""
 
     turn: str
     box: str
@@ -38,7 +38,7 @@ class Lesson(NamedTuple):
 
 LESSONS = {
     "cogvlm": Lesson("<unk>{question}", "[[{0},{1},{2},{3}]]", "[[{0},{1},{2},{3}]]", 160, 12),
-    # Without the system's text, which is most of a tiny model's prompt.
+    # Without the system prompt, which is most of a tiny model's prompt.
     "ferret": Lesson(
         "USER: <image>\n{question} ASSISTANT:", "[{0}, {1}, {2}, {3}]", "[{0}, {1}, {2}, {3}] <region_fea>", 110, 10
     ),
@@ -148,7 +148,7 @@ def test_from_annotations_to_pairs_to_a_trained_adapter_to_figures(
         before, after = (figures[task, state] for state in ("before", "after"))
         assert before["n"] == after["n"] == count
         assert 0 <= after["metrics"][metric]["value"] <= 1
-    # A share of boxes is there only where the answers hold some.
+    # The share of boxes is only defined for answers with boxes.
     assert figures["description", "after"]["metrics"]["unmatched_boxes"]["value"] is not None
 
     spr("merge", run, "--out", tmp_path / "merged")
@@ -164,7 +164,7 @@ def test_from_annotations_to_pairs_to_a_trained_adapter_to_figures(
 
 
 def evaluate(tmp_path, data, run, folder):
-    """Both tasks with the model as it was and with the adapter: the result files."""
+    """Evaluate both tasks with the original model and with the adapter; returns the result files."""
     lines = [
         {"image": f"{image['id']}.png", "sentence": "the cup", "box": [10, 10, 90, 90], "width": 200, "height": 160}
         for image in data.coco["images"][:2]
@@ -185,7 +185,7 @@ def load_weights(folder):
 
 
 def assert_only_the_language_model_changed(family, before, after):
-    """Each adapted layer is another, and every other tensor bit for bit what it was."""
+    """Every adapted layer has changed, and every other tensor is bit-identical."""
     entry = FAMILIES[family]
     assert before.keys() == after.keys()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}

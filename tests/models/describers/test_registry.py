@@ -1,4 +1,4 @@
-"""What the config says of a model reaches it."""
+"""All settings of a model in the config reach it."""
 
 import sys
 

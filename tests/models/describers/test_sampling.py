@@ -1,4 +1,4 @@
-"""Samples: the right frequencies, the right nucleus, and nothing but the request's own seed decides."""
+"""Samples have the right frequencies and nucleus, and depend only on the seed of the request."""
 
 import math
 
@@ -12,7 +12,7 @@ INF = math.inf
 
 
 def draw(logits, seeds, *, step=0, temperature=1.0, top_p=1.0):
-    """One token a seed, all from the same logits."""
+    """One token per seed, all from the same logits."""
     sampling = SeededSampling(seeds, 3, temperature=temperature, top_p=top_p)
     ids = torch.zeros(len(seeds), 3 + step, dtype=torch.int64)
     return sampling(ids, logits.expand(len(seeds), -1)).argmax(-1)
@@ -45,14 +45,14 @@ def test_steps_of_one_seed_are_as_independent_as_seeds():
 def test_noise_is_gumbel_and_finite():
     noise = gumbel_noise(torch.tensor([1, 2**63 - 1]), 0, torch.arange(200_000).expand(2, -1))
     assert noise.isfinite().all()
-    # Mean: Euler's constant 0.5772; standard deviation π/√6 = 1.2825, so the mean of 200,000 is good to ±0.003 (1 sd).
+    # Mean: Euler's constant 0.5772; standard deviation π/√6 = 1.2825, so the standard error of 200,000 is 0.003.
     assert noise.mean(-1) == pytest.approx([0.5772] * 2, abs=0.012)
     assert noise.std(-1) == pytest.approx([1.2825] * 2, abs=0.02)
     assert abs(float(torch.corrcoef(noise)[0, 1])) < 0.01
 
 
 def test_noise_is_splitmix64_on_every_machine():
-    # Worked out with Python's own integers.
+    # Computed with Python integers.
     def mix(z):
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64

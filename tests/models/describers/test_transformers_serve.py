@@ -41,7 +41,7 @@ AutoProcessor.from_pretrained = load
 
 @contextmanager
 def serving(model, code, log):
-    """The base URL of `transformers serve MODEL` in a process of its own, which ends with the block."""
+    """The base URL of `transformers serve MODEL` in a separate process, which ends with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +74,7 @@ def _is_there(url):
 
 
 def sampling(folder, to, **settings):
-    """A copy of a model's folder whose generation config says only this."""
+    """A copy of a model folder whose generation config contains only these settings."""
     copy = shutil.copytree(folder, to / folder.name)
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, **settings}))
@@ -101,7 +101,7 @@ def test_the_served_model_gives_the_answers_of_the_local_one(served, folder, ask
     remote = OpenAiDescriber(str(folder), base_url=served, concurrency=4, **GREEDY)
     assert remote.describe(requests) == expected
     assert len(set(expected)) == 4  # image and prompt reach the model
-    # Its list of models has only what the hub's cache holds.
+    # The server lists only models in the hub's cache.
     assert remote.name == f"{folder}@unlisted"
 
 
@@ -137,7 +137,7 @@ def test_a_refusal_is_reported_with_the_message_of_the_server(served, folder, as
 def test_the_documented_command_serves_llava_and_the_seed_determines_the_sample(mllm_folder, tmp_path, ask, picture):
     folder = sampling(mllm_folder("llava"), tmp_path, do_sample=True, top_k=0)
     with serving(folder, SERVE, tmp_path / "log") as url:
-        # One at a time: this server seeds all that it is at.
+        # One request at a time, because this server has one global seed.
         model = OpenAiDescriber(str(folder), base_url=url, dialect="llava", max_new_tokens=16, concurrency=1)
         image = picture(60, 40)
         one, two, again, other = model.describe([ask(image, seed=seed) for seed in (1, 2, 1, 3)])

@@ -43,7 +43,7 @@ def test_a_run_goes_from_annotations_to_pairs(
     assert [row["candidate_id"] for row in scores] == [row["candidate_id"] for row in candidates]
     assert {row["dialect"].partition(":")[0] for row in candidates} == {FAMILIES[family].dialect}
     assert all(row["model"].partition("@")[2] for row in candidates)
-    # Models that never learned anything write no boxes: every query is dropped, with that reason.
+    # Untrained models write no boxes: every query is dropped for that reason.
     with pytest.raises(InputError, match=r"`pairs` leaves no pairs[\s\S]*query: (chosen_without_box|fewer_than_two)"):
         run(config, tmp_path / "run")
 
@@ -72,4 +72,4 @@ def test_a_run_handles_a_one_pixel_image_and_a_strip_that_the_family_refuses(
     assert {row["query_id"] for row in scores} == {"0/0", "2/0"}
     dropped = read_table(tmp_path / "run" / "dropped.parquet").to_pylist()
     refused = [row["reason"] for row in dropped if row["id"].startswith("1/0")]
-    assert refused == ["empty_answer"] * 6  # 300 times as long as high; Qwen's processor takes up to 200
+    assert refused == ["empty_answer"] * 6  # an aspect ratio of 300; Qwen's processor accepts up to 200

@@ -1,4 +1,4 @@
-"""Crowds are annotated again by a detector that looks for their category in the crop of their box."""
+"""Crowds are annotated again by a detector that searches for their category in a crop of their box."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from spr.records import Detection
 
 
 class Fixed:
-    """Answers the first request with a box of 1, 2, 3, 4 in the crop, and remembers all requests."""
+    """Answers the first request with a box of 1, 2, 3, 4 in the crop, and records all requests."""
 
     name = "fixed"
 
@@ -43,7 +43,7 @@ def test_a_crowds_box_is_cropped_and_detections_are_mapped_back_to_the_image(loo
     image.putpixel((10, 20), (9, 8, 7))
     detector = Fixed()
     found = look(detector, image, ("tea_cup", (10.5, 20.0, 30.0, 39.2)), ("dog", (0, 0, 5, 5)))
-    # The crop goes outwards to 10, 20, 30, 40, so its corner is pixel 10, 20, and its box lies 10, 20 further.
+    # The crop is rounded outwards to 10, 20, 30, 40: its corner is pixel 10, 20, and boxes are shifted by 10, 20.
     assert detector.asked == [((20, 20), (9, 8, 7), "tea cup"), ((5, 5), (0, 0, 0), "dog")]
     assert np.asarray(found[0].boxes_xyxy).tolist() == [[11, 22, 13, 24]]
     assert np.asarray(found[0].scores).tolist() == [0.75]

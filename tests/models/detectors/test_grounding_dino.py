@@ -127,7 +127,7 @@ def test_phrases_are_substrings_of_the_original_text(detector):
 
 
 def phrase(detector, text, probs):
-    """The phrase that is read from these probabilities of the text's tokens."""
+    """The phrase for these probabilities of the text's tokens."""
     asked = []
     tokens = detector.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(tokens) == len(probs), detector.tokenizer.convert_ids_to_tokens(tokens)
@@ -142,7 +142,7 @@ def test_a_phrase_consists_of_the_words_above_the_threshold_around_the_best(dete
     text = "a red cat on the dog"
     assert phrase(detector, text, [0.1, 0.3, 0.9, 0.2, 0.3, 0.8]) == "red cat"
     assert phrase(detector, text, [0.1, 0.1, 0.2, 0.1, 0.3, 0.8]) == "the dog"
-    # None is over the threshold: the best word.
+    # No word is above the threshold: the best word is used.
     assert phrase(detector, text, [0.1, 0.1, 0.2, 0.1, 0.1, 0.1]) == "cat"
 
 

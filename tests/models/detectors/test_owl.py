@@ -26,7 +26,7 @@ def vit(owlvit_folder):
 
 
 def direct(folder, model_class, pixels, phrases, threshold=0.1):
-    """Boxes cxcywh, relative to what the model saw, scores and phrases, best first, as transformers computes them."""
+    """Boxes cxcywh relative to the model's input, scores and phrases, best first, as transformers computes them."""
     model, tokenizer = model_class.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(phrases, padding="max_length", max_length=16, return_tensors="pt")
     with torch.inference_mode():
@@ -39,7 +39,7 @@ def direct(folder, model_class, pixels, phrases, threshold=0.1):
 
 
 def in_pixels(boxes, canvas, size):
-    """Boxes xyxy, clipped, and which of them are left."""
+    """Clipped boxes xyxy, and which of them are kept."""
     centres, sides = boxes[:, :2] * canvas, boxes[:, 2:] * canvas
     corners = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).clip(0, [*size, *size])
     return corners, (corners[:, :2] < corners[:, 2:]).all(axis=1)
@@ -127,7 +127,7 @@ def test_equal_phrases_and_images_are_embedded_once(v2):
 
 
 def test_phrases_of_more_than_16_tokens_are_cut(v2):
-    # Each letter is a token, and 14 stand beside the marks of start and end.
+    # Each letter is a token, and 14 fit between the start and end tokens.
     text = "abcdefghijklmnopqrstuvwxyz"
     assert list(v2._queries([text])[text].values()) == ["abcdefghijklmn", "opqrstuvwxyz"]
 

@@ -1,4 +1,4 @@
-"""Tolerances: 1e-5 where the same sums are done in another order, 1e-4 against other batches."""
+"""Tolerances: 1e-5 where only the order of summation differs, 1e-4 where the batches differ."""
 
 import numpy as np
 import pytest
@@ -89,12 +89,12 @@ def test_only_patches_inside_the_region_count_in_the_last_layer(scorer):
 
 
 def test_patches_are_attended_to_as_soon_as_they_share_some_area():
-    # Patches of 10 px in a square of 40: a region that ends at 10 exactly stays in the first.
+    # Patches of 10 px in a square of 40: a region that ends exactly at 10 overlaps only the first.
     assert overlapped((0, 0, 10, 10), 40, 4, 1).nonzero()[0].tolist() == [0]
     assert overlapped((0, 0, 10.001, 10), 40, 4, 1)[0].tolist() == [True, True, False, False]
     assert overlapped((19.999, 39, 30, 50), 40, 4, 1)[3].tolist() == [False, True, True, False]
     assert not overlapped((5, 5, 5, 9), 40, 4, 1).any()
-    # 100 px on 24 patches (CLIP ViT-L/14-336): 25/6 px each, so 25 px are 6 patches, and no seventh by rounding.
+    # 100 px on 24 patches (CLIP ViT-L/14-336): 25/6 px each, so 25 px are exactly 6 patches.
     assert overlapped((0, 0, 25, 100), 100, 336, 14)[0].sum() == 6
 
 
@@ -164,8 +164,8 @@ def test_a_long_text_is_the_mean_of_its_pieces_by_their_tokens(scorer, model):
     # "cat" is one token, "x" one, "," and "." one each: 40 × "cat," + "cat." is 82; 30 × "x" + "." is 31.
     first, second = "cat, " * 40 + "cat.", " ".join("x" * 30) + "."
     assert [len(t) for t in scorer.tokenizer([first, second], add_special_tokens=False)["input_ids"]] == [82, 31]
-    # The first piece is the longest that ends with a phrase, 37 × "cat," = 74 tokens; the second the rest of the first
-    # sentence, 8 tokens, because a sentence's end is better than a later word's; the third 31 tokens.
+    # The first piece is the longest that ends with a phrase, 37 × "cat," = 74 tokens; the second is the rest of the
+    # first sentence, 8 tokens, because the end of a sentence is preferred to a later end of a word; the third has 31.
     third = "y " * 60
     text = f"{first} {second} {third}"
     pieces = [("cat, " * 37, 74), ("cat, cat, cat, cat. " + second, 39), (third, 60)]

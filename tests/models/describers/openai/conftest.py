@@ -16,7 +16,7 @@ from spr.records import RegionObject, RegionQuery
 
 
 class Raw:
-    """A reply as it is: status, headers and body; ``cut`` promises more bytes than come."""
+    """A raw reply: status, headers and body; ``cut`` announces more bytes than are sent."""
 
     def __init__(self, body: bytes | str = b"", status: int = 200, cut: bool = False, **headers: str) -> None:
         self.body = body.encode() if isinstance(body, str) else body
@@ -61,7 +61,7 @@ class ChatServer:
 
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 64  # the usual 5 refuses who comes sixth
+    request_queue_size = 64  # the default of 5 refuses the sixth connection
 
 
 def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
@@ -109,7 +109,7 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
             self.close_connection = self.close_connection or reply.cut
 
         def handle(self) -> None:
-            with contextlib.suppress(ConnectionError):  # whoever asked has gone
+            with contextlib.suppress(ConnectionError):  # the client has disconnected
                 super().handle()
 
     return Handler
@@ -139,7 +139,7 @@ def hang() -> object:
 
 @pytest.fixture
 def describer(server) -> Callable[..., OpenAiDescriber]:
-    """The describer of the server; waits between tries are a thousandth of the usual."""
+    """A describer that uses the server; waits between retries are a thousandth of the default."""
 
     def make(**changes: Any) -> OpenAiDescriber:
         settings = {"base_url": server.url, "dialect": "llava", "retries": 3, "first_wait": 0.001, **changes}
@@ -150,7 +150,7 @@ def describer(server) -> Callable[..., OpenAiDescriber]:
 
 @pytest.fixture
 def ask() -> Callable[..., DescribeRequest]:
-    """A number → a request with that seed, about an image of its own unless one is given."""
+    """``seed`` → a request with that seed and its own image unless one is given."""
 
     def make(number: int = 0, image: Image.Image | None = None, prompt: str = "What is there?") -> DescribeRequest:
         image = image or Image.new("RGB", (30 + number, 20), (number, 90, 200))

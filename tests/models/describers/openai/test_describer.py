@@ -1,4 +1,4 @@
-"""A describer behind a server: order of answers, retries, one clear error, and faults of servers."""
+"""A describer that uses a server: order of answers, retries, clear errors and server faults."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from spr.models.describers.openai import answer_text, read_key
 
 
 def test_answers_come_in_the_order_of_the_requests_whichever_is_ready_first(server, describer, ask):
-    # Each waits until all eight are there; then the last is answered first.
+    # Each reply waits until all eight requests have arrived; then the last is answered first.
     turns = [threading.Event() for _ in range(8)]
     turns[7].set()
 
@@ -34,7 +34,7 @@ def test_answers_come_in_the_order_of_the_requests_whichever_is_ready_first(serv
 
 def test_as_many_requests_run_concurrently_as_configured_and_no_more(server, describer, ask):
     together = threading.Barrier(3, timeout=20)
-    server.answer = lambda *_: f"{together.wait()}"  # three must be there at once, or none gets through
+    server.answer = lambda *_: f"{together.wait()}"  # only answers when three requests have arrived
     assert len(describer(concurrency=3).describe([ask(k) for k in range(12)])) == 12
     assert server.most == 3
 
@@ -104,7 +104,7 @@ def test_dropped_and_hanging_connections_are_retried(server, describer, ask, dro
 
 
 def test_the_time_limit_covers_a_reply_that_arrives_byte_by_byte(describer, ask, server, raw, monkeypatch):
-    # Each byte is in time for a limit between two bytes: the limit is on the whole.
+    # No single byte is late; the limit applies to the whole reply.
     model = describer(timeout=0.3, retries=0)
 
     def trickle(*_):
@@ -191,7 +191,7 @@ def test_answers_before_a_failure_are_delivered(server, describer, ask, raw):
     with pytest.raises(ServerError):
         describer(concurrency=1).describe_each([ask(k) for k in range(9)], told.__setitem__)
     assert told == {k: f"answer {k}" for k in range(5)}
-    assert len(server.bodies) == 6  # the three behind it are given up
+    assert len(server.bodies) == 6  # the three after it are cancelled
 
 
 def test_an_error_of_the_callback_ends_the_work(server, describer, ask):
@@ -205,7 +205,7 @@ def test_an_error_of_the_callback_ends_the_work(server, describer, ask):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The waits between tries, which take no time; the random part is the largest."""
+    """Record the waits between retries without waiting; the random part is always the largest."""
     seen = []
 
     async def sleep(seconds):
@@ -227,7 +227,7 @@ def test_the_wait_doubles_up_to_one_minute(server, describer, ask, raw, waits):
 def test_retry_after_sets_the_wait(server, describer, ask, raw, waits):
     server.answer = lambda number, _: raw("", (429, 503)[number], Retry_After="7") if number < 2 else "a cup"
     assert describer(first_wait=1.0).describe([ask()]) == ["a cup"]
-    assert waits == [8, 8]  # 7 s, and up to first_wait more, so that all don't come back at once
+    assert waits == [8, 8]  # 7 s, and up to first_wait more, so that not all retry at the same time
 
 
 def test_a_retry_after_of_hours_is_an_error(server, describer, ask, raw, waits):
@@ -316,7 +316,7 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 def test_any_text_is_passed_on_and_no_text_becomes_the_empty_answer(content, text, server, describer, ask, raw):
     server.answer = lambda *_: raw(json.dumps({"choices": [{"message": {"content": content}}]}))
     assert describer().describe([ask()]) == [text]
-    text.encode()  # any file can hold it
+    text.encode()  # valid UTF-8
 
 
 def test_a_truncated_answer_is_an_answer(server, describer, ask, raw):

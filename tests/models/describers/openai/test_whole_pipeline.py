@@ -1,4 +1,4 @@
-"""From annotations to pairs with a describer behind a server, also one that dies halfway."""
+"""From annotations to pairs with a describer that uses a server, also one that fails midway."""
 
 import re
 
@@ -15,7 +15,7 @@ FAKES = {"scorer": {"backend": "fake"}, "detector": {"backend": "none"}}
 
 
 def describe(body):
-    """The objects that the prompt lists, some left out by seed; of other prompts, its region or one box."""
+    """The objects listed in the prompt, some omitted by seed; for other prompts, its region or one box."""
     prompt = body["messages"][0]["content"][1]["text"]
     boxes = re.findall(r"\[[0-9., ]+\]", prompt) or ["[0.20, 0.20, 0.70, 0.70]"]
     kept = [box for k, box in enumerate(boxes) if stable_hash(body["seed"], "keep", str(k)) % 3] or boxes[:1]
@@ -64,7 +64,7 @@ def test_after_a_server_failure_answered_requests_are_not_repeated(server, setti
         run(settings(concurrency=3), tmp_path / "run")
     before += asked([body for number, body in enumerate(server.bodies) if number != 11])
 
-    # What was under way when it failed is given up, and the only thing that is asked again.
+    # Only the requests in progress at the failure are sent again.
     server.bodies.clear()
     server.answer = lambda _, body: describe(body)
     run(settings(concurrency=2, timeout=20), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A tiny CogVLM whose weights a seed and the tensors' names decide, as those were that the published code ran on."""
+"""A tiny CogVLM whose weights depend on a seed and the tensor names; the published code ran on the same weights."""
 
 import json
 import zlib
@@ -23,11 +23,11 @@ VISION = {
     "num_positions": 10,
 }
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-IMAGE = 11  # tokens of an image: (42 / 14)² = 9 patches, and the marks of beginning and end
+IMAGE = 11  # tokens of an image: (42 / 14)² = 9 patches, and the begin and end tokens
 
 
 def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal numbers that depend on the name alone."""
+    """Standard normal values that depend only on the name."""
     numbers = np.random.default_rng([SEED, zlib.crc32(name.encode())]).standard_normal(shape)
     return torch.from_numpy(numbers.astype(np.float32))
 
@@ -64,7 +64,7 @@ def pixels() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def rows() -> Callable[..., dict[str, torch.Tensor]]:
-    """``(row, padding before, words)`` each → a batch of an image and so many words a row."""
+    """``(row, padding before, words)`` for each row → a batch with one image and ``words`` words per row."""
     words = np.random.default_rng([SEED, 1]).integers(3, 24, (2, 24)).tolist()
 
     def make(*wanted: tuple[int, int, int], image: bool = True) -> dict[str, torch.Tensor]:
@@ -82,7 +82,7 @@ def rows() -> Callable[..., dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="session")
 def published() -> dict[str, torch.Tensor]:
-    """What the published code computes: `SEED`, `draw` and `fill` made the weights, `rows` and `pixels` the inputs.
+    """Outputs of the published code: `SEED`, `draw` and `fill` made the weights, `rows` and `pixels` the inputs.
 
     Its last form, which is CogVLM2's, was run with what CogVLM-17B has otherwise: as many key heads as query heads,
     angles of base 10000, no bias in the visual expert, no convolution behind the vision tower. The rotary kernel and

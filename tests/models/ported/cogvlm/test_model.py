@@ -1,4 +1,4 @@
-"""CogVLM as a model of transformers: padding, cache, kernels, masks of one's own, adapters, files."""
+"""CogVLM as a transformers model: padding, cache, attention kernels, custom masks, adapters and files."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_a_cache_changes_nothing(cogvlm, rows, pixels):
     inputs = rows((0, 4, 3), (1, 0, 7))
     with_cache = generate(cogvlm, inputs, pixel_values=pixels)
     assert with_cache.tolist() == generate(cogvlm, inputs, pixel_values=pixels, use_cache=False).tolist()
-    # A prompt that ends with its image is answered with text, too.
+    # A prompt that ends with its image also gets a text answer.
     bare = rows((0, 0, 0))
     with_cache = generate(cogvlm, bare, pixel_values=pixels[:1])
     assert with_cache.tolist() == generate(cogvlm, bare, pixel_values=pixels[:1], use_cache=False).tolist()
@@ -76,7 +76,7 @@ def test_token_types_are_derived_from_the_ids(cogvlm, rows, pixels):
 
 
 def shared_prefix(model, prompt, answers):
-    """Ids, positions and mask of [prompt | chosen | rejected]: the answers don't see each other."""
+    """Ids, positions and mask of [prompt | chosen | rejected]: the answers don't attend to each other."""
     ids = torch.cat([prompt, *answers])[None]
     positions = model.model.prompt_positions(prompt[None])[0]
     behind = [positions.max() + 1 + torch.arange(len(answer)) for answer in answers]
@@ -112,7 +112,7 @@ def test_a_shared_prefix_gives_the_log_probabilities_and_gradients_of_two_sequen
 
     ids, positions, mask = shared_prefix(model, prompt, answers)
     read = {"input_ids": ids, "mm_encoder_outputs": {"image": features}}
-    if given == "embeddings":  # the decoder alone, the images in their places
+    if given == "embeddings":  # only the decoder, with the image features in place
         types = torch.zeros_like(ids)
         types[0, 1:12] = 1
         embeddings = model.model.embed_tokens(ids)
@@ -125,7 +125,7 @@ def test_a_shared_prefix_gives_the_log_probabilities_and_gradients_of_two_sequen
     assert_close(torch.stack(shared), torch.stack(separate), **EQUAL)
     assert_close(torch.autograd.grad(shared[0] - shared[1], weight)[0], expected, **EQUAL)
 
-    # The mask and the positions are what does it.
+    # Without the mask and the positions, the results differ.
     added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     again = model.model(**read, position_ids=positions, attention_mask=added, use_cache=False).last_hidden_state
     assert_close(model.lm_head(again)[0], logits, **EQUAL)
@@ -223,7 +223,7 @@ def test_rotary_angles_have_the_precision_of_the_weights_as_published(cogvlm, ro
     # bfloat16 has 8 bits: 257 is read as 256, and 0.1 as 0.10009765625; 256 times that is 25.625.
     assert cos.dtype == sin.dtype == torch.bfloat16
     assert_close(cos[0, 0, 0, :2].float(), torch.tensor([256.0, 25.625]).cos().bfloat16().float())
-    # Published files hold the rounded numbers, which float32 then takes as they are.
+    # Published files contain the rounded values, which are loaded unchanged into float32.
     cogvlm.to(torch.bfloat16).save_pretrained(tmp_path)
     wide = CogVLMForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert wide.dtype == torch.float32
@@ -255,7 +255,7 @@ def test_hidden_states_and_attention_can_be_returned(make_cogvlm, rows, pixels):
     )
     assert [state.shape for state in made.hidden_states] == [(1, 18, 32)] * 4
     assert [weights.shape for weights in made.attentions] == [(1, 4, 18, 18)] * 3
-    # Causal, for image tokens too.
+    # Attention is causal for image tokens, too.
     assert made.attentions[0][0, :, 3, 4:].abs().max() == 0
 
 

@@ -1,4 +1,4 @@
-"""CogVLM-17B's tensors: names and shapes from the config against the published ones."""
+"""Names and shapes of the tensors of CogVLM-17B, compared with the published ones."""
 
 import torch
 
@@ -65,7 +65,7 @@ def test_the_default_config_gives_the_published_names_and_shapes():
     expected |= {f"{layers}.{k}.{name}": shape for k in range(63) for name, shape in TOWER.items()}
     shapes = {name: tuple(SIZES.get(part) or int(part) for part in text.split()) for name, text in expected.items()}
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
-    # 15 whole ones, 32 layers of 13 and 63 of 12.
+    # 15 tensors outside the layers, 32 layers with 13 and 63 with 12.
     assert len(state) == 15 + 32 * 13 + 63 * 12 == 1187
     # In bfloat16 that is what the published folders are listed with, 32.9 GiB.
     assert round(2 * sum(tensor.numel() for tensor in state.values()) / 2**30, 1) == 32.9

@@ -1,4 +1,4 @@
-"""The numbers of the published code, on the same small random weights."""
+"""Outputs equal those of the published code with the same small random weights."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_image_features_are_the_published_ones(cogvlm, pixels, published):
 
 
 def test_the_published_numbers_depend_on_experts_and_positions(make_cogvlm, rows, pixels, published):
-    """Were tokens read by the wrong expert, or patches given positions of their own, the logits would differ."""
+    """With tokens sent to the wrong expert, or separate positions for patches, the logits differ."""
     inputs = rows((0, 0, 6))
     model = make_cogvlm()
     with torch.no_grad():

@@ -109,14 +109,14 @@ def vision_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A published tensor of the tiny model: small normal numbers, around 1 for the scales of norms."""
+    """A published tensor of the tiny model: small normal values, around 1 for norm scales."""
     values = 0.1 * np.random.default_rng([SEED, zlib.crc32(name.encode())]).standard_normal(shape)
     around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
     return torch.from_numpy((around + values).astype(np.float32))
 
 
 def save_published(folder: Path, vocabulary: int = VOCABULARY, **changes) -> Path:
-    """The tiny model in the published layout: two pickles, and the vision tower in a folder of its own."""
+    """The tiny model in the published layout: two pickles, and the vision tower in a separate folder."""
     tower = folder / "vision_tower"
     tower.mkdir(parents=True)
     tensors = {name: weight(name, shape) for name, shape in published_shapes(vocabulary).items()}
@@ -135,7 +135,7 @@ def save_published(folder: Path, vocabulary: int = VOCABULARY, **changes) -> Pat
 
 
 def save_tokenizer(folder: Path) -> Path:
-    """A vocabulary of 600 pieces that SentencePiece learned, and ``<region_fea>`` added as 600."""
+    """A SentencePiece vocabulary of 600 pieces, and ``<region_fea>`` added as 600."""
     shutil.copy(Path(__file__).parent / "tokenizer.model", folder)
     (folder / "added_tokens.json").write_text('{"<region_fea>": 600}')
     return folder
@@ -169,7 +169,7 @@ def published_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def answers() -> dict[str, np.ndarray]:
-    """What the published code answered."""
+    """The outputs of the published code."""
     with np.load(Path(__file__).parent / "published.npz") as kept:
         return dict(kept)
 

@@ -1,4 +1,4 @@
-"""Numbers of the published implementation: logits, region features, generated tokens (conftest says how they came)."""
+"""Logits, region features and generated tokens equal those of the published code (see conftest.py)."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ COLUMNS, ROWS = np.meshgrid(np.arange(50), np.arange(40))
 BOX = region_mask((5, 8, 25.5, 30), SIZE)
 POINT = region_mask((47, 3), SIZE)
 DISC = region_mask((COLUMNS - 30) ** 2 + (ROWS - 20) ** 2 < 15**2, SIZE)
-TOLERANCE = 1e-5  # ten times as near as asked; found were 1e-6
+TOLERANCE = 1e-5  # differences are about 1e-6
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
@@ -28,7 +28,7 @@ def pixels(tiny, count):
 
 
 def prompt(tiny, length, regions, number):
-    """Random tokens, the image's from place 4 on, a region's every third place behind it."""
+    """Random tokens, with the image at position 4 and a region token at every third position after it."""
     ids = np.random.default_rng([tiny.seed, number]).integers(3, tiny.region, length)
     ids[0] = 1
     ids[8 : 8 + 3 * regions : 3] = tiny.region
@@ -36,7 +36,7 @@ def prompt(tiny, length, regions, number):
 
 
 def drawn(rows, generator, count=512):
-    """The points of each image's regions, filled up with −1."""
+    """The points of each image's regions, padded with −1."""
     most = max(map(len, rows))
     points = torch.full((len(rows), most, count, 2), -1, dtype=torch.int32)
     for k, row in enumerate(rows):
@@ -106,7 +106,7 @@ def test_greedy_generation_gives_the_published_tokens_with_and_without_the_cache
     state = batch["region_generator"].get_state()
 
     class Again(torch.nn.Module):
-        """Without the cache the image is looked at again for each token, and the sampler must start as before."""
+        """Without the cache, every token encodes the image again, and the sampler must restart from the same state."""
 
         def __call__(self, _, scores):
             batch["region_generator"].set_state(state)

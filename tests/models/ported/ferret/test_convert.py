@@ -1,4 +1,4 @@
-"""Vicuna and the published delta become Ferret; whole checkpoints too; what does not fit is refused, with a list."""
+"""Vicuna plus the published delta, or a complete checkpoint, becomes Ferret; mismatches are refused with a list."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def test_the_delta_is_added_to_the_base_and_new_parts_are_taken_from_it(ferret):
     # A quarter and a half.
     assert tensors["model.language_model.norm.weight"].unique().tolist() == [0.75]
     assert tensors["model.language_model.layers.1.mlp.up_proj.weight"].unique().tolist() == [0.75]
-    # The base knows 600 tokens; <region_fea> is the delta's alone, and <image> is new.
+    # The base knows 600 tokens; only the delta has <region_fea>, and <image> is new.
     for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
         assert tensors[name].shape == (602, 32)
         assert [tensors[name][k].unique().tolist() for k in (0, 599, 600, 601)] == [[0.75], [0.75], [0.5], [0.0]]
@@ -128,7 +128,7 @@ def test_the_describer_reads_a_published_folder_and_writes_its_pickles_as_safete
     ids=["7B", "13B"],
 )
 def test_names_and_shapes_are_those_of_the_published_code(config, count, digest):
-    # The digests are of "name 4096x4096" lines of the published classes, made on the meta device, sorted, without the
+    # The digests are of "name 4096x4096" lines of the published classes, on the meta device, sorted, without the
     # rotary_emb.inv_freq that old versions of transformers saved.
     text = {"vocab_size": 32002, **config}
     ours = {
@@ -149,7 +149,7 @@ def test_names_and_shapes_are_those_of_the_published_code(config, count, digest)
 
 
 def change(folder, edit):
-    """Edit the tensors of a folder, which go into one pickle."""
+    """Edit the tensors of a folder and save them as one pickle."""
     tensors = {name: tensor for file in folder.glob("*.bin") for name, tensor in torch.load(file).items()}
     edit(tensors)
     for file in folder.glob("*.bin*"):

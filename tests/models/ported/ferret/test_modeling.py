@@ -1,4 +1,4 @@
-"""Ferret does what LLaVA does in transformers: save, load, batches, LoRA, checkpointing, the language model alone."""
+"""Ferret supports what LLaVA supports in transformers: saving, loading, batches, LoRA, checkpointing."""
 
 import copy
 from types import SimpleNamespace
@@ -66,7 +66,7 @@ def test_regions_make_a_difference_and_so_do_the_random_choices(model, batch):
 
 
 def test_images_and_regions_seen_before_give_the_same_logits(model, batch):
-    # As a trainer does that keeps what the vision tower made of an image; each prompt has its own.
+    # Like a trainer that caches the vision tower's features; each prompt has its own image.
     words = {name: batch[name] for name in ("input_ids", "attention_mask")}
     vision = {name: tensor for name, tensor in batch.items() if name not in words}
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_images_and_regions_seen_before_give_the_same_logits(model, batch):
         ]
         rows = [one.pooler_output[0] for one in seen]
         again = model(**words, mm_encoder_outputs={"image": SimpleNamespace(pooler_output=rows)}).logits
-    # Nine patches and the regions.
+    # Nine patches and the regions are given as features.
     assert [tuple(row.shape) for row in rows] == [(10, 32), (9, 32), (12, 32)]
     torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
 
@@ -90,13 +90,13 @@ def test_the_language_model_alone_on_the_embedded_inputs_gives_the_same_logits(m
         keep = batch["attention_mask"].bool()
         length = keep.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril() & keep[:, None, None, :]
-        causal = causal | torch.eye(length, dtype=torch.bool)  # a padded row sees itself
+        causal = causal | torch.eye(length, dtype=torch.bool)  # a padding position attends to itself
         positions = (keep.cumsum(-1) - 1).clamp(min=0)
         hidden = model.model.language_model(
             inputs_embeds=embeds, attention_mask=causal, position_ids=positions
         ).last_hidden_state
         logits = model.lm_head(hidden)
-    # Without position_ids transformers counts the padding, too, which rotary positions don't mind.
+    # Without position_ids, transformers also counts the padding, which rotary positions allow.
     torch.testing.assert_close(logits[keep], whole[keep], atol=1e-4, rtol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_several_answers_per_prompt_use_its_image_and_regions(model, batch):
     together = model.generate(**batch, **options)
     repeated = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items()}
     single = model.generate(**repeated, **{**options, "num_return_sequences": 1})
-    # The best of two beams is what each of two equal prompts gets.
+    # Each of two equal prompts gets the best of two beams.
     assert torch.equal(together[::2], single[::2])
     assert torch.equal(together[::2], single[1::2])
     assert len({tuple(row) for row in together.tolist()}) == 6
@@ -123,7 +123,7 @@ def test_a_region_token_without_a_region_stays_a_word(model, batch):
     assert torch.equal(embeds[:, -1], word.expand(3, -1))
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft still asks it
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # raised by PEFT
 def test_lora_trains_only_the_language_model_and_can_be_disabled(model, batch):
     with torch.no_grad():
         before = model(**batch).logits

@@ -1,4 +1,4 @@
-"""Ids, pixels and regions are those of the published code; prompts, images and regions must match."""
+"""Ids, pixels and regions equal those of the published code; prompts, images and regions must match."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ from spr.models.ported.ferret.regions import RegionError, draw_points, region_ma
 from spr.models.ported.ferret.tokenizer import make_tokenizer, read_pieces
 
 HERE = Path(__file__).parent
-# The published code cut these prompts with the slow Llama tokenizer of transformers 4.31.0, the image's place being
-# −200; the vocabulary is a small one that SentencePiece 0.2.0 learned for this.
+# The published code tokenized these prompts with the slow Llama tokenizer of transformers 4.31.0, with −200
+# for the image; the small vocabulary was trained for these tests with SentencePiece 0.2.0.
 CASES = json.loads((HERE / "tokenizer_cases.json").read_text(encoding="utf-8"))
 
 

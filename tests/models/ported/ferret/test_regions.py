@@ -1,4 +1,4 @@
-"""Boxes, points and masks become pixels, and pixels points; whatever is no region of the image is refused."""
+"""Boxes, points and masks become pixels, and pixels become points; invalid regions are refused."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ SIZE = 50, 40  # width, height
 
 
 def extent(mask):
-    """First and last column and row, and how many pixels there are."""
+    """First and last column and row, and the number of pixels."""
     rows, columns = np.nonzero(mask)
     return columns.min(), columns.max(), rows.min(), rows.max(), int(mask.sum())
 
@@ -40,7 +40,7 @@ def test_coordinates_in_a_prompt_are_thousandths_of_the_image_sides():
 
 
 def test_a_box_narrower_than_a_unit_is_still_a_region():
-    # Coordinates are rounded down, so a thin object's ends can be the same number.
+    # Coordinates are rounded down, so both ends of a thin object can be equal.
     assert extent(prompt_regions("[500, 500, 500, 600] <region_fea>", SIZE)[0]) == (25, 25, 20, 24, 5)
 
 
