@@ -1,4 +1,4 @@
-"""Small annotated image folders that tests make themselves."""
+"""Fixtures: small annotated image folders, which the tests generate."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest_plugins = ("tiny_mllms",)
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the programs that they start.
+# In a process that a shell started in the background, Ctrl-C is ignored, and programs that it starts inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -63,5 +63,5 @@ def make_dataset():
 @pytest.fixture(scope="session")
 def photos():
     if not PHOTOS.is_dir():
-        pytest.skip(f"no photographs at {PHOTOS.name}: they are shared beside the checkout, not in it")
+        pytest.skip(f"the photographs in {PHOTOS.name} are not part of the repository")
     return PHOTOS
