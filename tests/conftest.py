@@ -63,5 +63,5 @@ def make_dataset():
 @pytest.fixture(scope="session")
 def photos():
     if not PHOTOS.is_dir():
-        pytest.skip(f"no photographs at {PHOTOS.name}: they are shared beside the checkout, not in it")
+        pytest.skip(f"the photographs in {PHOTOS.name} are not part of the repository")
     return PHOTOS

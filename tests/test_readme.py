@@ -73,3 +73,10 @@ def test_links_in_the_markdown_files_lead_somewhere():
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
             assert link.startswith("http") or (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_texts_refer_only_to_what_a_reader_can_open():
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.py")]
+    texts += [*(ROOT / "src").rglob("*.yaml"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "examples").glob("*.ipynb")]
+    internal = re.compile(r"\bMETHOD\b|\bARCHITECTURE\b|(?<!\w)\[(?:seed|ours|paper)\]")
+    assert [str(path.relative_to(ROOT)) for path in texts if internal.search(path.read_text(encoding="utf-8"))] == []

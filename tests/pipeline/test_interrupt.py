@@ -14,6 +14,8 @@ from spr.pipeline import describe
 from spr.pipeline.runner import run
 from spr.runs.store import StageStore
 
+pytestmark = pytest.mark.slow
+
 FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
 
 

@@ -10,6 +10,8 @@ from playwright.sync_api import expect, sync_playwright
 from spr.records import Span
 from spr.report.page import write_report
 
+pytestmark = pytest.mark.browser
+
 PAIRS = 45
 CUP, SECOND_CUP = (20.0, 20.0, 40.0, 40.0), (50.0, 20.0, 70.0, 40.0)
 EVIL = "<img src=x onerror=window.hacked=1> </script><script>window.hacked=1</script>"

@@ -14,6 +14,8 @@ from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ["llava_onevision", "llava", "qwen2_vl", "qwen2_5_vl"]
 CPU = torch.device("cpu")
 

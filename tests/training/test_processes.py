@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 # Both processes: whole weights (DDP) and sharded ones (FSDP2), each undisturbed and with a stop behind the second step,
 # and with batches of four pairs beside batches of two.
 # Accelerate shards on accelerators alone; that this is a CPU is kept from it.

@@ -16,6 +16,8 @@ from spr.training.distributed import InterruptedTrainingError, interrupts
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 # One process that imports all and then has children train: each kills itself before its Nth sync of a file, N growing,
 # so that every kind of file is met half-written. Nothing is computed before a child is begun.
 KILLS = """
