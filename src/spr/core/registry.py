@@ -31,7 +31,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         group: The entry-point group through which other packages add entries, such as ``spr.detectors``.
         builtin: Entries by name: an object, or ``"module:attribute"``, which is imported on first use.
 
-    >>> sizes = Registry[int]("size", "spr.doctest_sizes", {"small": 1, "large": 3})
+    >>> sizes: Registry[int] = Registry("size", "spr.doctest_sizes", {"small": 1, "large": 3})
     >>> sizes["large"], list(sizes)
     (3, ['small', 'large'])
     """

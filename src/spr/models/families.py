@@ -198,8 +198,8 @@ def is_grounding_token(token: str, *dialects: Dialect) -> bool:
         token: The token's text.
         dialects: Dialects to look at besides the registered ones.
 
-    >>> [is_grounding_token(token) for token in ("<loc0123>", "<|box_end|>", "</ref>", "<|im_end|>", "<image>")]
-    [True, True, True, False, False]
+    >>> tuple(is_grounding_token(token) for token in ("<loc0123>", "<|box_end|>", "</ref>", "<|im_end|>", "<image>"))
+    (True, True, True, False, False)
     """
     patterns = (dialect.special_tokens for dialect in (*DIALECTS.values(), *dialects))
     return any(pattern is not None and re.fullmatch(pattern, token) is not None for pattern in patterns)
