@@ -263,6 +263,6 @@ def test_if_all_answers_are_unusable_the_run_ends_with_the_reasons_and_keeps_its
 
     monkeypatch.setattr(describe, "load_describer", lambda _: Mute())
     data = make_dataset(tmp_path / "data", images=3)
-    with pytest.raises(InputError, match=r"`candidates` leaves no candidates[\s\S]*candidate: (empty|repeats)"):
+    with pytest.raises(InputError, match=r"`candidates` has no candidates[\s\S]*candidate: (empty|repeats)"):
         run(make_config(data.config(**FAKES)), tmp_path / "run")
     assert rows(tmp_path / "run", "regions")

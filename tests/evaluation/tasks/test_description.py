@@ -162,5 +162,5 @@ def test_files_without_valid_regions_are_refused(tmp_path):
     path.write_text(json.dumps([{**query().to_row(), "width": 0}]))
     with pytest.raises(RecordError, match="size of image 7"):
         Description().load(path)
-    with pytest.raises(RunError, match="holds no finished stage"):
+    with pytest.raises(RunError, match="does not hold a finished stage"):
         Description().load(tmp_path)

@@ -73,7 +73,7 @@ def test_a_folder_of_pickles_loads_and_is_converted_once(folder, mllm_folder, as
 def test_a_cogvlm2_folder_is_recognized(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_multi_query_heads": 2}))
-    with pytest.raises(ModelError, match="This is a CogVLM2"):
+    with pytest.raises(ModelError, match="This is the config of CogVLM2"):
         HfDescriber(folder, device="cpu")
 
 

@@ -44,7 +44,7 @@ def test_a_run_goes_from_annotations_to_pairs(
     assert {row["dialect"].partition(":")[0] for row in candidates} == {FAMILIES[family].dialect}
     assert all(row["model"].partition("@")[2] for row in candidates)
     # Untrained models write no boxes: every query is dropped for that reason.
-    with pytest.raises(InputError, match=r"`pairs` leaves no pairs[\s\S]*query: (chosen_without_box|fewer_than_two)"):
+    with pytest.raises(InputError, match=r"`pairs` has no pairs[\s\S]*query: (chosen_without_box|fewer_than_two)"):
         run(config, tmp_path / "run")
 
 
