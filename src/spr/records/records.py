@@ -6,20 +6,50 @@ of floats in pixels of the original image; ids are strings.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
-from typing import Literal, TypeAlias
+from math import isfinite, nan
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from spr.core.boxes import Box, Size
 from spr.core.errors import RecordError
-from spr.records.row import Row, make_nested
 
 Source: TypeAlias = Literal["annotation", "detector"]
 EditKind: TypeAlias = Literal["replaced", "kept", "box_removed", "phrase_removed"]
 PromptKind: TypeAlias = Literal["full", "crop", "crop_objects"]
 
 PROMPT_KINDS: tuple[PromptKind, ...] = ("full", "crop", "crop_objects")
+
+
+class Row:
+    """The base of all records, which are frozen dataclasses."""
+
+    __match_args__: ClassVar[tuple[str, ...]]  # the names of the fields, set by @dataclass
+
+    def to_row(self) -> dict[str, Any]:
+        """The record as nested dicts, tuples and numbers, for `pyarrow.Table.from_pylist`."""
+        # Faster than dataclasses.asdict, which copies deeply; a run converts millions of rows.
+        return {name: _plain(getattr(self, name)) for name in self.__match_args__}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Construct and validate the record of a table row. Additional columns are ignored."""
+        return cls(**{name: row[name] for name in cls.__match_args__ if name in row})
+
+
+def _plain(value: Any) -> Any:
+    # Either all items of a tuple are records or none is.
+    if isinstance(value, tuple) and value and isinstance(value[0], Row):
+        return tuple([item.to_row() for item in value])
+    return value
+
+
+def make_nested(record: Row, **kinds: type[Row]) -> None:
+    """In ``__post_init__``: convert the named fields from lists of rows or records to tuples of records."""
+    for name, kind in kinds.items():
+        items = getattr(record, name)
+        converted = tuple(item if isinstance(item, kind) else kind.from_row(item) for item in items)
+        object.__setattr__(record, name, converted)
 
 
 def check_box(box: object, size_wh: Size | None = None, *, where: str = "box") -> Box:
@@ -37,15 +67,14 @@ def check_box(box: object, size_wh: Size | None = None, *, where: str = "box") -
         x1, y1, x2, y2 = (float(v) for v in box)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise RecordError(f"{where} is not a box", got=repr(box), expected="four numbers x1, y1, x2, y2") from None
-    if not all(map(math.isfinite, (x1, y1, x2, y2))):
-        raise RecordError(f"{where} is not finite", got=(x1, y1, x2, y2), expected="four finite numbers")
+    got = x1, y1, x2, y2
+    if not all(map(isfinite, got)):
+        raise RecordError(f"{where} is not finite", got=got, expected="four finite numbers")
     if not (x1 < x2 and y1 < y2):
-        raise RecordError(f"{where} has no area", got=(x1, y1, x2, y2), expected="x1 < x2 and y1 < y2 (xyxy pixels)")
+        raise RecordError(f"{where} has no area", got=got, expected="x1 < x2 and y1 < y2 (xyxy pixels)")
     if size_wh is not None and not (x1 >= 0 and y1 >= 0 and x2 <= size_wh[0] and y2 <= size_wh[1]):
-        raise RecordError(
-            f"{where} extends beyond its image", got=(x1, y1, x2, y2), expected=f"within (0, 0) and {size_wh}"
-        )
-    return x1, y1, x2, y2
+        raise RecordError(f"{where} extends beyond its image", got=got, expected=f"within (0, 0) and {size_wh}")
+    return got
 
 
 def _check_id(value: object, where: str) -> None:
@@ -88,9 +117,8 @@ class ImageObject(Row):
         _check_id(self.id, "object id")
         object.__setattr__(self, "box", check_box(self.box, where=f"box of object {self.id}"))
         if self.source not in ("annotation", "detector"):
-            raise RecordError(
-                f"source of object {self.id} is unknown", got=self.source, expected="annotation or detector"
-            )
+            where = f"source of object {self.id} is unknown"
+            raise RecordError(where, got=self.source, expected="annotation or detector")
         _check_score(self.score, f"score of object {self.id}")
 
 
@@ -149,9 +177,8 @@ class RegionQuery(Row):
         make_nested(self, objects=RegionObject)
         _check_objects(self.objects, size, self.image_id)
         if self.start_object not in {o.id for o in self.objects}:
-            raise RecordError(
-                f"start_object of query {self.query_id} is not an object of its image", got=self.start_object
-            )
+            where = f"start_object of query {self.query_id} is not an object of its image"
+            raise RecordError(where, got=self.start_object)
 
     @property
     def inside(self) -> tuple[RegionObject, ...]:
@@ -186,17 +213,13 @@ class Span(Row):
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end or self.end - self.start != len(self.phrase):
-            got = (self.start, self.end, self.phrase)
-            raise RecordError(
-                "the offsets of a span do not match its phrase",
-                got=got,
-                expected="0 ≤ start, end = start + len(phrase)",
-            )
+            got, expected = (self.start, self.end, self.phrase), "0 ≤ start, end = start + len(phrase)"
+            raise RecordError("the offsets of a span do not match its phrase", got=got, expected=expected)
         try:
             # Written for speed: a run constructs millions of spans.
             boxes = tuple([(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in self.boxes])
         except (TypeError, ValueError):
-            boxes = ((math.nan,) * 4,)
+            boxes = ((nan,) * 4,)
         for x1, y1, x2, y2 in boxes:
             if not (isfinite(x1) and isfinite(y1) and isfinite(x2) and isfinite(y2)):
                 raise RecordError("a span has a non-finite box", got=self.boxes, expected="four finite numbers per box")
@@ -232,8 +255,7 @@ class Candidate(Row):
 
 def _check_spans(spans: tuple[Span, ...], plain_text: str, owner: str) -> None:
     for span in spans:
-        if plain_text[span.start : span.end] != span.phrase:
-            got = plain_text[span.start : span.end]
+        if (got := plain_text[span.start : span.end]) != span.phrase:
             raise RecordError(f"a span of {owner} does not match its text", got=repr(got), expected=repr(span.phrase))
 
 
@@ -297,9 +319,8 @@ class BoxEdit(Row):
         object.__setattr__(self, "box_before", tuple(self.box_before))
         object.__setattr__(self, "box_after", None if self.box_after is None else tuple(self.box_after))
         if (self.box_after is None) != (self.edit in ("box_removed", "phrase_removed")):
-            raise RecordError(
-                f"box edit of {self.phrase!r} does not match its box_after", got=(self.edit, self.box_after)
-            )
+            where = f"box edit of {self.phrase!r} does not match its box_after"
+            raise RecordError(where, got=(self.edit, self.box_after))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,108 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
+from spr.core.boxes import Box
 from spr.core.errors import RecordError
-from spr.records.records import Candidate, ImageObjects, PreferencePair, RegionQuery, Scores
-from spr.records.row import Row
+from spr.records.records import Candidate, ImageObjects, PreferencePair, RegionObject, RegionQuery, Row, Scores
 
 BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
 
-_OBJECT = {"id": pa.string(), "category": pa.string(), "box": BOX, "source": pa.string(), "score": pa.float32()}
-_IMAGE = {"image_id": pa.string(), "file_name": pa.string(), "width": pa.int32(), "height": pa.int32()}
+_TYPES = {str: pa.string(), int: pa.int32(), float: pa.float32(), bool: pa.bool_(), Box: BOX}
 _NULLABLE = {"score", "box_after"}
+# Where a table differs from its record: seeds have 64 bits, and `inside` follows the box.
+_LONG = {"seed"}
+_ORDER: dict[type[Row], tuple[str, ...]] = {RegionObject: ("id", "category", "box", "inside", "source", "score")}
 
 
-def _fields(columns: dict[str, pa.DataType]) -> list[pa.Field]:
-    return [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in columns.items()]
+def _fields(kind: type[Row]) -> list[pa.Field]:
+    hints = get_type_hints(kind)
+    names = _ORDER.get(kind, kind.__match_args__)
+    types = {name: pa.int64() if name in _LONG else _type(hints[name]) for name in names}
+    return [pa.field(name, types[name], nullable=name in _NULLABLE) for name in names]
 
 
-def _structs(columns: dict[str, pa.DataType]) -> pa.DataType:
-    return pa.list_(pa.field("element", pa.struct(_fields(columns)), nullable=False))
+def _type(hint: Any) -> pa.DataType:
+    if hint in _TYPES:
+        return _TYPES[hint]
+    if get_origin(hint) is Literal:
+        return pa.string()
+    if NoneType in get_args(hint):
+        return _type(next(kind for kind in get_args(hint) if kind is not NoneType))
+    if get_origin(hint) is tuple:
+        return pa.list_(pa.field("element", _type(get_args(hint)[0]), nullable=False))
+    return pa.struct(_fields(hint))
 
 
-def _schema(columns: dict[str, pa.DataType]) -> pa.Schema:
-    return pa.schema(_fields(columns))
-
-
-_SPANS = _structs(
-    {
-        "phrase": pa.string(),
-        "start": pa.int32(),
-        "end": pa.int32(),
-        "boxes": pa.list_(pa.field("element", BOX, nullable=False)),
-    }
-)
-
-OBJECTS = _schema({**_IMAGE, "objects": _structs(_OBJECT)})
-REGIONS = _schema(
-    {
-        "query_id": pa.string(),
-        **_IMAGE,
-        "region": BOX,
-        "start_object": pa.string(),
-        "objects": _structs(
-            {
-                "id": pa.string(),
-                "category": pa.string(),
-                "box": BOX,
-                "inside": pa.bool_(),
-                "source": pa.string(),
-                "score": pa.float32(),
-            }
-        ),
-    }
-)
-CANDIDATES = _schema(
-    {
-        "candidate_id": pa.string(),
-        "query_id": pa.string(),
-        "prompt_kind": pa.string(),
-        "raw_text": pa.string(),
-        "text": pa.string(),
-        "plain_text": pa.string(),
-        "spans": _SPANS,
-        "problems": pa.list_(pa.field("element", pa.string(), nullable=False)),
-        "seed": pa.int64(),
-        "model": pa.string(),
-        "dialect": pa.string(),
-    }
-)
-SCORES = _schema(
-    {
-        "candidate_id": pa.string(),
-        "query_id": pa.string(),
-        "s_crop": pa.float32(),
-        "s_local": pa.float32(),
-        "semantic": pa.float32(),
-        "localization": pa.float32(),
-        "score": pa.float32(),
-        "detections": _structs({"phrase": pa.string(), "box": BOX, "score": pa.float32()}),
-        "matches": _structs({"object_id": pa.string(), "iou": pa.float32(), "source": pa.string()}),
-    }
-)
-PAIRS = _schema(
-    {
-        "query_id": pa.string(),
-        **_IMAGE,
-        "region": BOX,
-        "prompt": pa.string(),
-        "chosen": pa.string(),
-        "rejected": pa.string(),
-        "chosen_spans": _SPANS,
-        "rejected_spans": _SPANS,
-        "chosen_candidate": pa.string(),
-        "rejected_candidate": pa.string(),
-        "chosen_score": pa.float32(),
-        "rejected_score": pa.float32(),
-        "margin": pa.float32(),
-        "box_edits": _structs({"phrase": pa.string(), "box_before": BOX, "box_after": BOX, "edit": pa.string()}),
-    }
-)
-DROPPED = _schema({"id": pa.string(), "kind": pa.string(), "stage": pa.string(), "reason": pa.string()})
+OBJECTS = pa.schema(_fields(ImageObjects))
+REGIONS = pa.schema(_fields(RegionQuery))
+CANDIDATES = pa.schema(_fields(Candidate))
+SCORES = pa.schema(_fields(Scores))
+PAIRS = pa.schema(_fields(PreferencePair))
+DROPPED = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "kind", "stage", "reason")])
 """Dropped items: the id of an image, object, query or candidate (``kind``), its stage, and the reason."""
 
 R = TypeVar("R", bound=Row)
