@@ -7,7 +7,16 @@ from typing import get_args
 import pytest
 import yaml
 
-from spr.config import PRESETS, Config, apply_overrides, changed_fields, load_config, make_config
+from spr.config import (
+    PRESETS,
+    Config,
+    DetectorConfig,
+    apply_overrides,
+    changed_fields,
+    load_config,
+    make_config,
+    make_section,
+)
 from spr.config.renamed import RENAMED
 from spr.core.errors import ConfigError
 
@@ -54,6 +63,11 @@ def test_an_integer_field_accepts_no_bool_string_nan_or_fraction(value):
 def test_an_unknown_key_without_a_near_one_lists_the_known_keys():
     with pytest.raises(ConfigError, match="known keys: per_image, min_inside"):
         make_config({**MINIMAL, "regions": {"zzzzz": 1}})
+
+
+def test_an_unknown_field_of_a_model_constructor_names_the_nearest_field_of_its_section():
+    with pytest.raises(ConfigError, match="`box_thresold` is not a known key; did you mean `box_threshold`"):
+        make_section(DetectorConfig, "model", box_thresold=0.3)
 
 
 def test_overrides_win_over_the_file_and_are_read_as_yaml(tmp_path):

@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from spr.core.reasons import DROP_REASONS, as_markdown, explain
+from spr.core.reasons import DROP_REASONS, explain
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_docs_contain_the_generated_table():
-    assert (DOCS / "drop-reasons.md").read_text(encoding="utf-8").endswith("\n\n" + as_markdown())
+def test_the_docs_show_the_reasons_as_a_table():
+    stages = {}
+    for stage, reasons in DROP_REASONS.items():
+        for row in reasons.items():
+            stages.setdefault(row, []).append(stage)
+    rows = [f"| `{reason}` | {', '.join(names)} | {text} |" for (reason, text), names in stages.items()]
+    table = "\n".join(["| reason | stage | explanation |", "|---|---|---|", *rows])
+    assert (DOCS / "drop-reasons.md").read_text(encoding="utf-8").endswith(f"\n\n{table}\n")
 
 
 @pytest.mark.parametrize("stage", DROP_REASONS)

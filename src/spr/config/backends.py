@@ -5,12 +5,12 @@ Entries are imported only when they are used, so that a config is validated with
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 from pydantic import AfterValidator
 
+from spr.core.errors import nearest
 from spr.core.registry import Registry
 
 DESCRIBERS: Registry[Callable[..., Any]] = Registry(
@@ -56,9 +56,7 @@ def name_in(registry: Registry[Callable[..., Any]], *more: str) -> AfterValidato
     def check(value: str) -> str:
         names = [*registry, *more]
         if value not in names:
-            near = difflib.get_close_matches(value, names, n=1)
-            fix = f"did you mean `{near[0]}`?" if near else f"use one of: {', '.join(names)}"
-            raise ValueError(f"there is no {registry.kind} `{value}`; {fix}")
+            raise ValueError(f"there is no {registry.kind} `{value}`; {nearest(value, names)}")
         return value
 
     return AfterValidator(check)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -18,12 +19,10 @@ from spr.config.experiment import Config, TrainingPart
 from spr.config.renamed import RENAMED
 from spr.config.section import Section
 from spr.core import FORMAT_VERSION
-from spr.core.errors import ConfigError
+from spr.core.errors import ConfigError, nearest
 
 PRESETS = Path(__file__).parent / "presets"
 Part = TypeVar("Part", bound=Section)
-
-_NOT_FOR_TRAINING = set(Config.model_fields) - set(TrainingPart.model_fields)
 
 
 def load_training(source: str | Path, overrides: Iterable[str] = ()) -> TrainingPart:
@@ -33,7 +32,8 @@ def load_training(source: str | Path, overrides: Iterable[str] = ()) -> Training
         ConfigError: as for `load_config`.
     """
     path, raw = _read(source)
-    kept = {key: value for key, value in apply_overrides(raw, overrides).items() if key not in _NOT_FOR_TRAINING}
+    other = Config.model_fields.keys() - TrainingPart.model_fields.keys()
+    kept = {key: value for key, value in apply_overrides(raw, overrides).items() if key not in other}
     return _validate(TrainingPart, kept, str(path))
 
 
@@ -67,11 +67,6 @@ def make_config(raw: Mapping[str, Any], where: str = "config") -> Config:
 def make_section(schema: type[Part], source: Part | str | PathLike[str], **fields: Any) -> Part:
     """A section from the arguments of a model's constructor: a section, or a model id or folder with further fields.
 
-    Args:
-        schema: The section's class, such as `DescriberConfig`.
-        source: A section, which is returned unchanged, or the value of the field ``model``.
-        **fields: Further fields of the section; paths may be `Path` objects.
-
     Raises:
         ConfigError: if a field is unknown or its value is not valid, or if both a section and fields are given.
 
@@ -100,8 +95,7 @@ def find_config(source: str | Path) -> Path:
         raise ConfigError("The name of the config is not a valid path", got=error, fix="give a YAML file") from None
     if str(source) in presets:
         return presets[str(source)]
-    near = difflib.get_close_matches(str(source), presets, n=1)
-    fix = f"did you mean `{near[0]}`?" if near else f"give a YAML file, or one of: {', '.join(presets)}"
+    fix = nearest(str(source), presets, "give a YAML file, or one of")
     raise ConfigError(f"There is no config {source}", got="a folder" if path.is_dir() else "no such file", fix=fix)
 
 
@@ -111,7 +105,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     >>> apply_overrides({"regions": {"per_image": 1}}, ["regions.per_image=2", "seed=3"])
     {'regions': {'per_image': 2}, 'seed': 3}
     """
-    result: dict[str, Any] = _copy(raw)
+    result = deepcopy(dict(raw))
     for text in overrides:
         key, sign, value = text.partition("=")
         parts = key.strip().split(".")
@@ -172,7 +166,7 @@ def _validate(schema: type[Part], raw: Mapping[str, Any], where: str) -> Part:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors()]
+        lines = [_explain(dict(problem), schema) for problem in error.errors()]
         count = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
         raise ConfigError(f"{where} has {count}:\n" + "\n".join(f"  - {line}" for line in lines)) from None
 
@@ -184,19 +178,15 @@ def _absolute(path: Path, field: str) -> Path:
         raise ConfigError(f"`{field}` can't be resolved", got=path, expected=error, fix="give the full path") from None
 
 
-def _copy(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
-
-
-def _explain(problem: dict[str, Any]) -> str:
-    path = [str(part) for part in problem["loc"]]
-    dotted = ".".join(path)
+def _explain(problem: dict[str, Any], schema: type[Section]) -> str:
+    *parents, key = map(str, problem["loc"] or ("",))
+    dotted = ".".join([*parents, key])
     if problem["type"] == "extra_forbidden":
         if dotted in RENAMED:
             return f"`{dotted}` is now called `{RENAMED[dotted]}`"
-        known = _known_keys(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{'.'.join([*path[:-1], near[0]])}`?" if near else f"known keys: {', '.join(known)}"
+        known = _known_keys(schema, parents)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean `{'.'.join([*parents, near[0]])}`?" if near else f"known keys: {', '.join(known)}"
         return f"`{dotted}` is not a known key; {hint}"
     if problem["type"] == "missing":
         return f"`{dotted}` is missing; it has no default"
@@ -204,11 +194,9 @@ def _explain(problem: dict[str, Any]) -> str:
     return f"`{dotted}`: {message}, got {problem['input']!r}"
 
 
-def _known_keys(path: list[str]) -> list[str]:
-    section: Any = Config
-    for part in path:
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        kind = field.annotation if field is not None else None
+def _known_keys(schema: type[Section], parents: list[str]) -> list[str]:
+    for name in parents:
+        kind = schema.model_fields[name].annotation
         # An optional section is a union with None.
-        section = next((k for k in get_args(kind) if hasattr(k, "model_fields")), kind)
-    return list(section.model_fields) if hasattr(section, "model_fields") else []
+        schema = next(part for part in (*get_args(kind), kind) if hasattr(part, "model_fields"))
+    return list(schema.model_fields)

@@ -25,10 +25,7 @@ _FIX = "free some disk space or check the permissions, or choose another path"
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file for writing that appears under its name only when the block ends without an error.
 
-    Missing parent folders are created. The file and its folder are synced to disk.
-
-    Args:
-        path: The destination. An existing file is replaced.
+    Missing parent folders are created, and an existing file is replaced.
 
     Raises:
         RunError: if the file can't be written (no space, no permission).
@@ -41,7 +38,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         raise RunError(f"{path} can't be written", got=error, fix=_FIX) from None
     finally:
@@ -60,8 +57,7 @@ def atomic_dir(path: Path, *, replace: bool = True, sync: bool = True) -> Iterat
     """Yield an empty folder that becomes ``path`` when the block ends without an error.
 
     A folder that is already at ``path`` is renamed aside, and removed only once the new one is in its place; if the
-    process is killed between the two renames, `recover` puts the previous folder back. Whether an existing folder may
-    be replaced is the caller's decision.
+    process is killed between the two renames, `recover` puts the previous folder back.
 
     Args:
         path: The destination folder; missing parents are created.
@@ -80,7 +76,8 @@ def atomic_dir(path: Path, *, replace: bool = True, sync: bool = True) -> Iterat
         temporary.mkdir()
         yield temporary
         if sync:
-            _sync_tree(temporary)
+            for written in (*temporary.rglob("*"), temporary):
+                _sync(written)
         if path.exists() and replace:
             path.rename(previous)
         try:
@@ -89,7 +86,7 @@ def atomic_dir(path: Path, *, replace: bool = True, sync: bool = True) -> Iterat
             if previous.exists():
                 previous.rename(path)
             raise
-        sync_folder(path.parent)
+        _sync(path.parent)
         shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:
         raise RunError(f"{path} can't be written", got=error, fix=_FIX) from None
@@ -125,9 +122,9 @@ def is_temporary(path: Path) -> bool:
     return match is not None and match["kind"] == "tmp"
 
 
-def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries to disk, so that a rename in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Sync a file, or a folder's entries, to disk, so that it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -146,14 +143,6 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
 
 def _temporary(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
-
-
-def _sync_tree(folder: Path) -> None:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with Path(parent, name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(parent))
 
 
 def _is_other_process(pid: int) -> bool:

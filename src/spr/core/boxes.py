@@ -21,11 +21,7 @@ Boxes: TypeAlias = npt.ArrayLike
 
 
 def as_boxes(boxes_xyxy: Boxes) -> Array:
-    """Return the boxes as float64 of shape ``(..., 4)``; an empty list becomes shape ``(0, 4)``.
-
-    Raises:
-        ValueError: if the last axis does not have length 4.
-    """
+    """The boxes as float64 of shape ``(..., 4)``, ``(0, 4)`` for an empty list; any other shape is a `ValueError`."""
     boxes = np.asarray(boxes_xyxy, dtype=np.float64)
     if boxes.size == 0 and boxes.shape[-1:] != (4,):
         return boxes.reshape(0, 4)
@@ -40,9 +36,17 @@ def area(boxes_xyxy: Boxes) -> Array:
     >>> area([[0, 0, 10, 5], [5, 5, 5, 9]]).tolist()
     [50.0, 0.0]
     """
-    boxes = as_boxes(boxes_xyxy)
-    sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None)
+    sides = _sides(boxes_xyxy)
     return np.asarray(sides[..., 0] * sides[..., 1])
+
+
+def _sides(boxes_xyxy: Boxes) -> Array:
+    boxes = as_boxes(boxes_xyxy)
+    return np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None)
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def intersection(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
@@ -64,8 +68,7 @@ def iou(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
     0.5
     """
     shared = intersection(a_xyxy, b_xyxy)
-    union = area(a_xyxy) + area(b_xyxy) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return _ratio(shared, area(a_xyxy) + area(b_xyxy) - shared)
 
 
 def iou_matrix(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
@@ -86,9 +89,7 @@ def fraction_inside(boxes_xyxy: Boxes, region_xyxy: Boxes) -> Array:
     >>> fraction_inside([[0, 0, 10, 10], [90, 0, 110, 10]], [0, 0, 100, 100]).tolist()
     [1.0, 0.5]
     """
-    shared = intersection(boxes_xyxy, region_xyxy)
-    own = np.broadcast_to(area(boxes_xyxy), shared.shape)
-    return np.divide(shared, own, out=np.zeros_like(shared), where=own > 0)
+    return _ratio(intersection(boxes_xyxy, region_xyxy), area(boxes_xyxy))
 
 
 def union(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
@@ -138,10 +139,8 @@ def aspect(boxes_xyxy: Boxes) -> Array:
     >>> aspect([[0, 0, 30, 10], [0, 0, 0, 5]]).round(4).tolist()
     [0.3333, 0.0]
     """
-    boxes = as_boxes(boxes_xyxy)
-    sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None)
-    short, long = sides.min(axis=-1), sides.max(axis=-1)
-    return np.asarray(np.divide(short, long, out=np.zeros_like(long), where=long > 0))
+    sides = _sides(boxes_xyxy)
+    return _ratio(np.asarray(sides.min(axis=-1)), np.asarray(sides.max(axis=-1)))
 
 
 ROUNDING = 1e-5
@@ -193,13 +192,9 @@ def grow(boxes_xyxy: Boxes, factor: float, size_wh: tuple[float, float] | None =
 
 
 def remap(boxes_xyxy: Boxes, window_xyxy: Boxes, size_wh: tuple[float, float], *, inverse: bool = False) -> Array:
-    """Map boxes from the image to a resized crop, or back.
+    """Map boxes ``(..., 4)`` from pixels of the image to pixels of a resized crop, or back if ``inverse``.
 
-    Args:
-        boxes_xyxy: ``(..., 4)``, pixels of the image; with ``inverse``, pixels of the resized crop.
-        window_xyxy: The crop's box ``(4,)`` in pixels of the image.
-        size_wh: The crop's width and height after resizing, in pixels.
-        inverse: Map from the crop to the image.
+    The crop's box is ``window_xyxy``, in pixels of the image; after resizing it has the size ``size_wh``.
 
     >>> remap([20, 20, 30, 40], [10, 10, 60, 110], (100, 100)).tolist()
     [20.0, 10.0, 40.0, 30.0]
@@ -215,10 +210,7 @@ def remap(boxes_xyxy: Boxes, window_xyxy: Boxes, size_wh: tuple[float, float], *
 def non_maximum_suppression(boxes_xyxy: Boxes, scores: npt.ArrayLike, threshold: float) -> npt.NDArray[np.intp]:
     """Indices of the boxes that are kept, by descending score; each removes later ones with an IoU over ``threshold``.
 
-    Args:
-        boxes_xyxy: ``(N, 4)``.
-        scores: ``(N,)``; boxes of equal score keep their order.
-        threshold: IoU, 0..1.
+    Boxes ``(N, 4)`` of equal scores ``(N,)`` keep their order.
 
     >>> non_maximum_suppression([[0, 0, 9, 9], [0, 0, 10, 10], [50, 0, 60, 10]], [0.5, 0.9, 0.1], 0.5).tolist()
     [1, 2]

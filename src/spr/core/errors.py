@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from functools import partial
+
 
 class SprError(Exception):
     """A problem that the user can fix. The command line prints it without a traceback.
@@ -30,11 +34,7 @@ class SprError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Workers send errors to the runner by pickle, which by default does not pass keyword-only arguments.
-        return _rebuild, (type(self), self.what, self.got, self.expected, self.fix)
-
-
-def _rebuild(cls: type[SprError], what: str, got: object, expected: object, fix: str | None) -> SprError:
-    return cls(what, got=got, expected=expected, fix=fix)
+        return partial(type(self), self.what, got=self.got, expected=self.expected, fix=self.fix), ()
 
 
 class ConfigError(SprError):
@@ -59,6 +59,17 @@ class GroundingError(SprError, ValueError):
     """Grounded text is malformed (raised only in strict mode), or can't be written in a dialect."""
 
 
+def nearest(name: str, known: Iterable[str], otherwise: str = "use one of") -> str:
+    """How to fix an unknown name: use the nearest known one, or any of them.
+
+    >>> nearest("sqare", ["square", "circle"]), nearest("x", ["square", "circle"])
+    ('did you mean `square`?', 'use one of: square, circle')
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"{otherwise}: {', '.join(known)}"
+
+
 _EXTRAS = {
     "models": {"accelerate", "datasets", "huggingface_hub", "peft", "psutil", "safetensors", "sentencepiece"}
     | {"tokenizers", "torch", "transformers"},
@@ -68,10 +79,6 @@ _EXTRAS = {
 
 def missing_package(error: ModuleNotFoundError, what: str = "This") -> SprError | None:
     """The error for a package that is not installed because it belongs to an extra; None for any other module.
-
-    Args:
-        error: What the import raised.
-        what: What needs the package, the beginning of the message.
 
     >>> print(missing_package(ModuleNotFoundError(name="torch.nn"), "`spr train`"))
     `spr train` needs the package torch.

@@ -13,10 +13,10 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import IO, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -45,33 +45,18 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _ORIENTATION_TAG = 0x0112
 _PLAIN_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _QUARTER_TURNS = (5, 6, 7, 8)
-_DRAFT_SCALE = 8
-_WHITE = (255, 255, 255, 255)
-# Pillow's warnings about large or unusual files are silenced: these files have their own reasons here. The lock is
-# needed because warning filters are global to the process.
 _filters = threading.Lock()
 
 
 class ImageProblem(SprError):  # noqa: N818 - it drops an image but does not stop a run
-    """An image that can't be used.
-
-    Args:
-        reason: A key of `IMAGE_REASONS`.
-        file_name: The image's file name in the annotations.
-        got: What was found.
-        expected: What was expected.
-    """
+    """An image that can't be used; ``reason`` is a key of `IMAGE_REASONS`."""
 
     def __init__(self, reason: str, file_name: str, *, got: object = None, expected: object = None) -> None:
         self.reason, self.file_name = reason, file_name
         super().__init__(f"Image {file_name!r}: {IMAGE_REASONS[reason]}", got=got, expected=expected)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.reason, self.file_name, self.got, self.expected)
-
-
-def _rebuild(reason: str, file_name: str, got: object, expected: object) -> ImageProblem:
-    return ImageProblem(reason, file_name, got=got, expected=expected)
+        return partial(ImageProblem, self.reason, self.file_name, got=self.got, expected=self.expected), ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +98,18 @@ class ImageSource:
 
         The whole file is read and decoded, so that truncated files are found. JPEG is decoded at an eighth of its size.
         """
-        with ExitStack() as stack:
-            image = self._open(file_name, stack)
+        with self._open(file_name) as image:
             _is_rotated(image, file_name, size_wh, self.orientation)
-            with _decoding(file_name):
-                image.draft(image.mode, (max(image.width // _DRAFT_SCALE, 1), max(image.height // _DRAFT_SCALE, 1)))
-                image.load()
-                _check_mode(image, file_name)
+            image.draft(image.mode, (max(image.width // 8, 1), max(image.height // 8, 1)))
+            _load(image, file_name)
 
     def load(self, file_name: str, size_wh: Size) -> Image.Image:
         """Load an image as RGB, in its annotated size and in the orientation in which its boxes were drawn.
 
         Channels of 16 bits are scaled to 8 bits. Transparent pixels become white, as in most viewers.
         """
-        with ExitStack() as stack:
-            image = self._open(file_name, stack)
-            rotate = _is_rotated(image, file_name, size_wh, self.orientation)
-            with _decoding(file_name):
-                rgb = _decode(image, file_name, rotate)
+        with self._open(file_name) as image:
+            rgb = _decode(image, file_name, _is_rotated(image, file_name, size_wh, self.orientation))
             return rgb.copy() if rgb is image else rgb
 
     def thumbnail(self, file_name: str, size_wh: Size, side: int) -> Image.Image:
@@ -141,13 +120,11 @@ class ImageSource:
         """
         scale = min(1.0, side / max(size_wh))
         small_wh = max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))
-        with ExitStack() as stack:
-            image = self._open(file_name, stack)
+        with self._open(file_name) as image:
             rotate = _is_rotated(image, file_name, size_wh, self.orientation)
-            with _decoding(file_name):
-                image.draft(image.mode, small_wh if image.size == tuple(size_wh) else small_wh[::-1])
-                rgb = _decode(image, file_name, rotate)
-                return rgb.resize(small_wh, Image.Resampling.BILINEAR, reducing_gap=2.0)
+            image.draft(image.mode, small_wh if image.size == tuple(size_wh) else small_wh[::-1])
+            rgb = _decode(image, file_name, rotate)
+            return rgb.resize(small_wh, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
     def reads_alike(self, file_name: str) -> bool:
         """Whether any other reader that converts this file to RGB gets the same pixels as `load`.
@@ -155,36 +132,32 @@ class ImageSource:
         This is not so if EXIF rotates the image, which only some readers apply, if it has transparency, or if it has
         more than 8 bits per channel. Only the file's header is read.
         """
-        with ExitStack() as stack:
-            image = self._open(file_name, stack)
+        with self._open(file_name) as image:
             rotated = image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
             return not rotated and image.mode in _PLAIN_MODES and not image.has_transparency_data
 
-    def _open(self, file_name: str, stack: ExitStack) -> Image.Image:
-        """Read an image's header; the stack closes the file."""
-        path = self.path(file_name)
+    @contextlib.contextmanager
+    def _open(self, file_name: str) -> Iterator[Image.Image]:
+        """Read an image's header. Errors while the block decodes the image become `ImageProblem` too."""
+        path, at_most = self.path(file_name), f"at most {self.max_pixels:,} pixels"
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise ImageProblem("image_unreadable", file_name, got="not a regular file")
-            file = stack.enter_context(path.open("rb"))
+            with path.open("rb") as file, _read_header(file) as image:
+                if image.width * image.height > self.max_pixels:
+                    got = f"{image.width} × {image.height} = {image.width * image.height:,} pixels"
+                    raise ImageProblem("image_too_large", file_name, got=got, expected=at_most)
+                yield image
+        except ImageProblem:
+            raise
         except (FileNotFoundError, NotADirectoryError):
             raise ImageProblem("image_missing", file_name, expected=f"the file {path}") from None
-        except OSError as error:
-            raise _unreadable(file_name, error) from error
-        at_most = f"at most {self.max_pixels:,} pixels"
-        try:
-            with _filters, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                image = stack.enter_context(Image.open(file, formats=FORMATS))
-                image.getexif()
         except Image.DecompressionBombError as error:
             raise ImageProblem("image_too_large", file_name, got=str(error), expected=at_most) from None
         except Exception as error:
-            raise _unreadable(file_name, error) from error
-        if image.width * image.height > self.max_pixels:
-            got = f"{image.width} × {image.height} = {image.width * image.height:,} pixels"
-            raise ImageProblem("image_too_large", file_name, got=got, expected=at_most)
-        return image
+            # Pillow raises many kinds of errors for damaged files: OSError, SyntaxError, ValueError, struct.error, …
+            got = f"{type(error).__name__}: {error}"
+            raise ImageProblem("image_unreadable", file_name, got=got) from error
 
 
 def unsafe_path(file_name: str) -> bool:
@@ -199,19 +172,14 @@ def unsafe_path(file_name: str) -> bool:
     return parts[0] == "" or ".." in parts or "\0" in file_name or _DRIVE.match(file_name) is not None
 
 
-@contextlib.contextmanager
-def _decoding(file_name: str) -> Iterator[None]:
-    try:
-        yield
-    except ImageProblem:
-        raise
-    except Exception as error:
-        raise _unreadable(file_name, error) from error
-
-
-def _unreadable(file_name: str, error: Exception) -> ImageProblem:
-    # Pillow's decoders raise many kinds of errors on damaged files: OSError, SyntaxError, ValueError, struct.error, …
-    return ImageProblem("image_unreadable", file_name, got=f"{type(error).__name__}: {error}")
+def _read_header(file: IO[bytes]) -> Image.Image:
+    # Pillow's warnings about large or unusual files are silenced: these files have their own reasons here. The lock is
+    # needed because warning filters are global to the process.
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = Image.open(file, formats=FORMATS)
+        image.getexif()
+        return image
 
 
 def _is_rotated(image: Image.Image, file_name: str, size_wh: Size, orientation: Orientation) -> bool:
@@ -235,12 +203,12 @@ def _is_rotated(image: Image.Image, file_name: str, size_wh: Size, orientation: 
 
 
 def _decode(image: Image.Image, file_name: str, rotate: bool) -> Image.Image:
-    image.load()
-    _check_mode(image, file_name)
+    _load(image, file_name)
     return _to_rgb(ImageOps.exif_transpose(image) if rotate else image)
 
 
-def _check_mode(image: Image.Image, file_name: str) -> None:
+def _load(image: Image.Image, file_name: str) -> None:
+    image.load()
     if image.mode == "F":
         raise ImageProblem("image_unreadable", file_name, got="floating-point pixels of unknown range")
 
@@ -253,5 +221,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")

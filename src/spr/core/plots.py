@@ -8,11 +8,14 @@ differ by dash or marker besides colour.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeAlias
 
 import numpy as np
+
+Range: TypeAlias = tuple[float, float]
 
 WIDTH, HEIGHT = 360, 224
 LEFT, RIGHT, TOP, BOTTOM = 62, 8, 12, 38
@@ -63,7 +66,7 @@ class Curve:
     style: str
     xs: Sequence[float] | np.ndarray
     ys: Sequence[float] | np.ndarray
-    intervals: Sequence[tuple[float, float] | None] = ()
+    intervals: Sequence[Range | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,45 +79,36 @@ class Chart:
     note: str = ""
 
 
-class Frame:
-    """Axes with ticks, which map values in ``x_range`` and ``y_range`` to the plot's pixels."""
+class _Frame:
+    """Axes with ticks; ``x`` and ``y`` map values to pixels from the left and from the top."""
 
-    def __init__(
-        self,
-        x_range: tuple[float, float],
-        y_range: tuple[float, float],
-        x_label: str,
-        y_label: str,
-        *,
-        whole: bool = False,
-    ) -> None:
+    def __init__(self, x_range: Range, y_range: Range, x_label: str, y_label: str, *, whole: bool = False) -> None:
         self.x_range, self.y_range = _spread(*x_range), _spread(*y_range)
-        self.labels, self._whole = (x_label, y_label), whole
+        self.labels, self.whole = (x_label, y_label), whole
 
     def x(self, value: float) -> float:
-        """Horizontal position of a value, in pixels from the left."""
         low, high = self.x_range
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Vertical position of a value, in pixels from the top."""
         low, high = self.y_range
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    def axes(self) -> str:
-        """SVG of the grid, the ticks and the labels."""
+    def svg(self, title: str, about: Sequence[str], marks: Sequence[str]) -> str:
+        """The axes with marks on them, and a title and a description for screen readers."""
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-        middle, height = LEFT + (right - LEFT) / 2, TOP + (bottom - TOP) / 2
-        parts = []
+        label = escape(f"{title}. {'; '.join(about)}." if about else f"{title}.")
+        parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">']
         for tick in ticks(*self.y_range):
             y = self.y(tick)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(_text("", LEFT - 6, y + 3.5, _tick(tick), anchor="end"))
-        parts += [_text("", self.x(tick), bottom + 15, _tick(tick)) for tick in ticks(*self.x_range, whole=self._whole)]
+            parts.append(_text("", LEFT - 6, y + 3.5, _number(tick), anchor="end"))
+        x_ticks = ticks(*self.x_range, whole=self.whole)
+        parts += [_text("", self.x(tick), bottom + 15, _number(tick)) for tick in x_ticks]
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-        parts.append(_text("label", middle, HEIGHT - 5, self.labels[0]))
-        parts.append(_text("label", 11, height, self.labels[1], turned=True))
-        return "".join(parts)
+        parts.append(_text("label", (LEFT + right) / 2, HEIGHT - 5, self.labels[0]))
+        parts.append(_text("label", 11, (TOP + bottom) / 2, self.labels[1], turned=True))
+        return "".join([*parts, *marks, "</svg>"])
 
 
 def _text(style: str, x: float, y: float, text: str, *, anchor: str = "middle", turned: bool = False) -> str:
@@ -147,7 +141,7 @@ def histogram(
     *,
     bins: int = 30,
     whole: bool = False,
-    x_range: tuple[float, float] | None = None,
+    x_range: Range | None = None,
 ) -> str:
     """Histogram with the share of each series' values per bin. Non-finite values are left out.
 
@@ -169,35 +163,27 @@ def histogram(
         return ""
     edges = _edges(pooled, bins, whole, x_range)
     shares = [np.histogram(np.clip(column, edges[0], edges[-1]), edges)[0] / max(len(column), 1) for column in values]
-    frame = Frame(
-        (edges[0], edges[-1]), (0, max(float(share.max()) for share in shares) or 1), x_label, "share", whole=whole
-    )
-    parts = [frame.axes()]
-    for one, share in zip(series, shares, strict=True):
-        corners = [(frame.x(edges[0]), frame.y(0))]
-        for k, height in enumerate(share):
-            corners += [(frame.x(edges[k]), frame.y(height)), (frame.x(edges[k + 1]), frame.y(height))]
-        corners.append((frame.x(edges[-1]), frame.y(0)))
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
-        parts.append(f'<polygon class="area {one.style}" points="{points}"/>')
-        parts.append(f'<polyline class="line {one.style}" points="{points}"/>')
-    about = "; ".join(_summary(one.name, column) for one, column in zip(series, values, strict=True) if len(column))
-    return svg(title, about, "".join(parts))
+    top = max(float(share.max()) for share in shares) or 1
+    frame = _Frame((edges[0], edges[-1]), (0, top), x_label, "share", whole=whole)
+    marks, about = [], []
+    for one, column, share in zip(series, values, shares, strict=True):
+        steps = zip(np.repeat(edges, 2), [0, *np.repeat(share, 2), 0], strict=True)
+        points = _points((frame.x(x), frame.y(y)) for x, y in steps)
+        marks.append(f'<polygon class="area {one.style}" points="{points}"/>')
+        marks.append(f'<polyline class="line {one.style}" points="{points}"/>')
+        if len(column):
+            mean, low, high = map(_number, (column.mean(), *np.percentile(column, [25, 75])))
+            about.append(f"{one.name}: mean {mean}, middle half {low} to {high}")
+    return frame.svg(title, about, marks)
 
 
-def _summary(name: str, values: np.ndarray) -> str:
-    low, high = np.percentile(values, [25, 75])
-    return f"{name}: mean {_tick(float(values.mean()))}, middle half {_tick(float(low))} to {_tick(float(high))}"
-
-
-def _edges(values: np.ndarray, bins: int, whole: bool, x_range: tuple[float, float] | None) -> np.ndarray:
-    low, high = x_range or (float(np.percentile(values, 0.5)), float(np.percentile(values, 99.5)))
+def _edges(values: np.ndarray, bins: int, whole: bool, x_range: Range | None) -> np.ndarray:
+    low, high = x_range or np.percentile(values, [0.5, 99.5])
     if whole:
         low, high = math.floor(low), math.ceil(high)
         step = max(1, math.ceil((high - low + 1) / 40))
         return np.arange(low - 0.5, high + step, step)
-    low, high = _spread(low, high)
-    return np.linspace(low, high, bins + 1)
+    return np.linspace(*_spread(low, high), bins + 1)
 
 
 def lines(
@@ -206,7 +192,7 @@ def lines(
     x_label: str,
     y_label: str,
     *,
-    y_range: tuple[float, float] | None = None,
+    y_range: Range | None = None,
     dots: bool = False,
 ) -> str:
     """Line plot, with an error bar for each point that has an interval."""
@@ -215,37 +201,27 @@ def lines(
     bounds = [bound for curve in curves for interval in curve.intervals if interval for bound in interval]
     if not len(xs):
         return ""
-    extent = np.concatenate([ys, bounds])
-    frame = Frame(
-        (float(xs.min()), float(xs.max())),
-        y_range or _padded(float(extent.min()), float(extent.max())),
-        x_label,
-        y_label,
-    )
-    parts = [frame.axes()]
+    y_range = y_range or _padded(np.concatenate([ys, bounds]))
+    frame = _Frame((xs.min(), xs.max()), y_range, x_label, y_label)
+    marks = []
     for number, curve in enumerate(curves):
         # Shift the curves so that their error bars don't hide each other.
         shift = (number - (len(curves) - 1) / 2) * 5 if curve.intervals else 0.0
         spots = [(frame.x(float(x)) + shift, frame.y(float(y))) for x, y in zip(curve.xs, curve.ys, strict=True)]
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        parts.append(f'<polyline class="line {curve.style}" points="{points}"/>')
+        marks.append(f'<polyline class="line {curve.style}" points="{_points(spots)}"/>')
         for (x, _), interval in zip(spots, curve.intervals, strict=False):
             if interval:
                 low, high = frame.y(interval[0]), frame.y(interval[1])
                 path = f"M{x - 5:.1f} {low:.1f}h10M{x - 5:.1f} {high:.1f}h10M{x:.1f} {low:.1f}V{high:.1f}"
-                parts.append(f'<path class="interval {curve.style}" d="{path}"/>')
+                marks.append(f'<path class="interval {curve.style}" d="{path}"/>')
         if dots or len(spots) == 1:
-            parts += [_mark(number, x, y, curve.style) for x, y in spots]
-    about = "; ".join(
-        f"{curve.name}: from {_tick(float(curve.ys[0]))} to {_tick(float(curve.ys[-1]))}"
-        for curve in curves
-        if len(curve.ys)
-    )
-    return svg(title, about, "".join(parts))
+            marks += [_dot(number, x, y, curve.style) for x, y in spots]
+    about = [f"{c.name}: from {_number(c.ys[0])} to {_number(c.ys[-1])}" for c in curves if len(c.ys)]
+    return frame.svg(title, about, marks)
 
 
 def density(
-    title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], marks: Sequence[tuple[str, str, float, float]]
+    title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], means: Sequence[tuple[str, str, float, float]]
 ) -> str:
     """Two-dimensional histogram; the opacity of a cell grows with the logarithm of its number of points.
 
@@ -254,41 +230,37 @@ def density(
         x: ``(n,)`` horizontal values.
         y: ``(n,)`` vertical values, 0 to 1.
         labels: Labels of the horizontal and the vertical axis.
-        marks: Points to mark, such as means: name, style, x and y.
+        means: Points to mark: name, style, x and y.
     """
     good = np.isfinite(x) & np.isfinite(y)
     if not good.any():
         return ""
     x, y = x[good].astype(np.float64), y[good].astype(np.float64)
-    frame = Frame(_padded(float(x.min()), float(x.max())), (0.0, 1.0), *labels)
+    frame = _Frame(_padded(x), (0.0, 1.0), *labels)
     counts, columns, rows = np.histogram2d(x, y, bins=(40, 25), range=(frame.x_range, frame.y_range))
     top = math.log1p(float(counts.max()))
-    parts = [frame.axes()]
+    marks = []
     for i, j in zip(*np.nonzero(counts), strict=True):
         left, upper = frame.x(columns[i]), frame.y(rows[j + 1])
         width, height = frame.x(columns[i + 1]) - left, frame.y(rows[j]) - upper
         place = f'x="{left:.1f}" y="{upper:.1f}" width="{width:.1f}" height="{height:.1f}"'
         opacity = 0.15 + 0.85 * math.log1p(counts[i, j]) / top
-        parts.append(f'<rect class="cell" {place} opacity="{opacity:.2f}"/>')
-    parts += [
-        _mark(number, frame.x(px), frame.y(py), f"ringed {style}") for number, (_, style, px, py) in enumerate(marks)
-    ]
-    about = "; ".join(f"{name}: {_tick(px)}, {_tick(py)}" for name, _, px, py in marks)
-    return svg(title, about, "".join(parts))
+        marks.append(f'<rect class="cell" {place} opacity="{opacity:.2f}"/>')
+    for number, (_, style, mean_x, mean_y) in enumerate(means):
+        marks.append(_dot(number, frame.x(mean_x), frame.y(mean_y), f"ringed {style}"))
+    about = [f"{name}: {_number(mean_x)}, {_number(mean_y)}" for name, _, mean_x, mean_y in means]
+    return frame.svg(title, about, marks)
 
 
-def _mark(number: int, x: float, y: float, style: str) -> str:
+def _points(spots: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+
+
+def _dot(number: int, x: float, y: float, style: str) -> str:
     """A dot for the first series and a square for the second, so that they differ by more than colour."""
     if number % 2 == 0:
         return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
     return f'<rect class="dot {style}" x="{x - 2.8:.1f}" y="{y - 2.8:.1f}" width="5.6" height="5.6"/>'
-
-
-def svg(title: str, about: str, body: str) -> str:
-    """An ``<svg>`` element with a title and a description for screen readers."""
-    label = escape(f"{title}. {about}." if about else f"{title}.")
-    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-    return f"{head}{body}</svg>"
 
 
 def figure(charts: Sequence[Chart]) -> str:
@@ -312,7 +284,7 @@ def figure(charts: Sequence[Chart]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(parts)}</svg>\n'
 
 
-def _spread(low: float, high: float) -> tuple[float, float]:
+def _spread(low: float, high: float) -> Range:
     """The range, widened if it is empty."""
     if high > low:
         return low, high
@@ -320,13 +292,13 @@ def _spread(low: float, high: float) -> tuple[float, float]:
     return low - half, high + half
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
-    low, high = _spread(low, high)
+def _padded(values: np.ndarray) -> Range:
+    low, high = _spread(float(values.min()), float(values.max()))
     room = (high - low) * 0.06
     return low - room, high + room
 
 
-def _tick(value: float) -> str:
+def _number(value: float) -> str:
     """A number with three significant digits."""
     size = abs(value)
     if size != 0 and (size < 1e-3 or size >= 1e6):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 SHOWN_AFTER = 2.0
@@ -48,7 +47,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -57,8 +56,7 @@ class Progress:
         self.done += count
         now = self._clock()
         if self._bar is not None:
-            rate = (self.done - self._before) / max(now - self._start, 1e-9)
-            self._bar.update(self._task, completed=self.done, rate=f"{rate:,.0f}")
+            self._bar.update(self._task, completed=self.done, rate=f"{self._rate():,.0f}")
         elif now >= self._next_line:
             if self._stream.isatty():
                 self._open_bar()
@@ -68,10 +66,8 @@ class Progress:
 
     def line(self) -> str:
         """The progress as one line: ``regions: 512 of 2,048 images, 256 images/s, 6 s left``."""
-        seconds = max(self._clock() - self._start, 1e-9)
-        rate = (self.done - self._before) / seconds
-        text = f"{self.label}: {self.done:,}"
-        text += f" of {self.total:,} {self.unit}" if self.total else f" {self.unit}"
+        rate = self._rate()
+        text = f"{self.label}: {self.done:,}{f' of {self.total:,}' if self.total else ''} {self.unit}"
         if rate >= 1:
             text += f", {rate:,.0f} {self.unit}/s"
         elif rate > 0:
@@ -79,6 +75,9 @@ class Progress:
         if self.total and rate > 0:
             text += f", {max(self.total - self.done, 0) / rate:,.0f} s left"
         return text
+
+    def _rate(self) -> float:
+        return (self.done - self._before) / max(self._clock() - self._start, 1e-9)
 
     def _open_bar(self) -> None:
         from rich.console import Console

@@ -1,7 +1,7 @@
 """Every reason why an image, object, query, candidate or pair is dropped, with its explanation.
 
 A stage drops something only for a reason that `DROP_REASONS` lists for it. A stage of another package declares its own
-reasons. `as_markdown` writes the table of docs/drop-reasons.md.
+reasons. docs/drop-reasons.md shows the same table.
 """
 
 from __future__ import annotations
@@ -119,14 +119,3 @@ def explain(stage: str, reason: str) -> str:
     'refinement left no box in the chosen answer'
     """
     return DROP_REASONS.get(stage, {}).get(reason, reason.replace("_", " "))
-
-
-def as_markdown() -> str:
-    """All reasons as a Markdown table."""
-    stages: dict[tuple[str, str], list[str]] = {}
-    for stage, reasons in DROP_REASONS.items():
-        for row in reasons.items():
-            stages.setdefault(row, []).append(stage)
-    lines = ["| reason | stage | explanation |", "|---|---|---|"]
-    lines += [f"| `{reason}` | {', '.join(names)} | {text} |" for (reason, text), names in stages.items()]
-    return "\n".join(lines) + "\n"

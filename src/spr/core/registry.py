@@ -11,14 +11,13 @@ my_detector = "my_package.detector:MyDetector"
 
 from __future__ import annotations
 
-import difflib
+import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from spr.core.errors import ConfigError, SprError
+from spr.core.errors import ConfigError, SprError, nearest
 
 Entry = TypeVar("Entry")
 
@@ -37,8 +36,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, Entry | str]) -> None:
-        self.kind, self.group = kind, group
-        self._entries: dict[str, Entry | str] = dict(builtin)
+        self.kind, self.group, self._builtin = kind, group, builtin
 
     def register(self, name: str, entry: Entry) -> None:
         """Add an entry in this process only, for notebooks and tests.
@@ -55,48 +53,38 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         del self._entries[name]
 
     def find(self, name: str, where: str, *, error: type[SprError] = ConfigError) -> Entry:
-        """The entry of a name, or an error that names the nearest one.
-
-        Args:
-            name: The entry's name.
-            where: The option or config field that the name comes from, such as ``--format``.
-            error: The class of the error.
-        """
+        """The entry of a name. ``where``: the option or config field that the name comes from, such as ``--format``."""
         self.check(name, where, error=error)
         return self[name]
 
     def check(self, name: str, where: str, *, error: type[SprError] = ConfigError) -> None:
         """Raise an error that names the nearest entry, unless the name has an entry; nothing is imported."""
         if name not in self:
-            near = difflib.get_close_matches(name, list(self), n=1, cutoff=0.5)
-            fix = f"did you mean `{near[0]}`?" if near else f"use one of: {', '.join(self)}"
-            raise error(f"{where}: there is no {self.kind} of this name", got=repr(name), fix=fix)
+            raise error(f"{where}: there is no {self.kind} of this name", got=repr(name), fix=nearest(name, self))
 
     @cached_property
-    def _plugins(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.group) if point.name not in self._entries}
+    def _entries(self) -> dict[str, Any]:
+        """Entries that have been used, and those to import when they are: strings and entry points."""
+        points = {point.name: point for point in entry_points(group=self.group) if point.name not in self._builtin}
+        return {**self._builtin, **points}
 
     def __getitem__(self, name: str) -> Entry:
-        if name not in self._entries and name in self._plugins:
-            try:
-                self._entries[name] = cast(Entry, self._plugins[name].load())
-            except (ImportError, AttributeError) as error:
-                value = self._plugins[name].value
-                fix = "fix or uninstall the package that declares it"
-                raise SprError(f"The {self.kind} `{name}` can't be loaded from {value}", got=error, fix=fix) from error
         entry = self._entries[name]
-        if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = cast(Entry, getattr(import_module(module), attribute))
-            self._entries[name] = entry
-        return entry
+        if isinstance(entry, EntryPoint):
+            try:
+                entry = self._entries[name] = entry.load()
+            except (ImportError, AttributeError) as error:
+                what = f"The {self.kind} `{name}` can't be loaded from {entry.value}"
+                raise SprError(what, got=error, fix="fix or uninstall the package that declares it") from error
+        elif isinstance(entry, str):
+            entry = self._entries[name] = pkgutil.resolve_name(entry)
+        return cast(Entry, entry)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._plugins
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._entries
-        yield from (name for name in self._plugins if name not in self._entries)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self._entries)

@@ -56,11 +56,8 @@ def cut(image: Image.Image, window: Box, fill: tuple[int, int, int] = CLIP_MEAN)
 def pad_to_square(image: Image.Image, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
     """Centre the image in the smallest square that contains it, and fill the rest (supplement, Sec. 1)."""
     side = max(image.size)
-    return cut(image, (-((side - image.width) // 2), -((side - image.height) // 2), *_ends(image.size, side)), fill)
-
-
-def _ends(size_wh: Size, side: int) -> tuple[int, int]:
-    return side - (side - size_wh[0]) // 2, side - (side - size_wh[1]) // 2
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    return cut(image, (-left, -top, side - left, side - top), fill)
 
 
 def shift(box: Box, window: Box) -> Box:
