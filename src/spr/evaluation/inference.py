@@ -22,7 +22,7 @@ from spr.models.protocols import Describer, DescribeRequest
 from spr.records import RegionQuery, Size
 
 AT_ONCE = 256
-"""Questions passed to the model in one call: enough to fill its batches, few enough to hold their images in memory."""
+"""Questions per call of the model: enough to fill its batches, few enough to hold their images in memory."""
 _AHEAD = 32  # images decoded before they are needed
 
 
@@ -31,7 +31,7 @@ class Question:
     """A question to a model.
 
     Attributes:
-        id: The id of its answer.
+        id: The id of the answer.
         file_name: The image, relative to the image folder.
         size_wh: Width and height of the image in pixels; None if the annotations don't give them.
         prompt: The user's turn.
@@ -50,13 +50,10 @@ LoadImage: TypeAlias = Callable[[Question], Image.Image]
 
 
 def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadImage:
-    """The function that loads a question's image.
+    """The function that loads a question's image from a folder or an `ImageSource`; a function is returned unchanged.
 
     EXIF orientation is applied where the annotated size asks for it; without an annotated size, images are used as
     they are stored.
-
-    Args:
-        images: A folder, an `ImageSource`, or a function, which is returned unchanged.
 
     Raises:
         ConfigError: if there is no folder.
@@ -86,14 +83,9 @@ def _load(source: ImageSource, question: Question) -> Image.Image:
 def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *, seed: int = 0) -> Answers:
     """Ask a model all questions; its answers are in the order of the questions.
 
-    The next images are decoded in threads while the model works. If an image can't be read, its questions have no
-    answer (None), and the problem ``image`` names them.
-
-    Args:
-        describer: The model.
-        questions: Neighbours about the same image share one decoded image.
-        load: Loads a question's image.
-        seed: A sampled answer depends on this and on the question's id only.
+    The next images are decoded in threads while the model works; neighbouring questions about the same image share one.
+    If an image can't be read, its questions have no answer (None), and the problem ``image`` lists them. A sampled
+    answer depends only on the seed and on the question's id.
     """
     answers = Answers([None] * len(questions), dialect=describer.dialect, model=describer.name)
     decoded = enumerate(_decoded(questions, load))
@@ -113,7 +105,7 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
 
 
 def answer_record(question: Question, text: str | None, describer: Describer) -> Prediction:
-    """An answer with its question and the boxes read from it: one line of the ``.answers.jsonl`` beside a result."""
+    """An answer with its question and its boxes: one line of the ``.answers.jsonl`` beside a result."""
     size_wh = question.size_wh
     grounded = parse(text or "", describer.dialect, size_wh) if size_wh is not None else GroundedText("")
     return Prediction(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
@@ -19,7 +19,7 @@ from spr.records import Box
 
 ID_FIELDS = ("id", "question_id", "image_id")
 ANSWER_FIELDS = ("answer", "text", "response", "prediction")
-"""Names of the id field and the answer field: our own first, then those of other programs. A file uses one of each."""
+"""The id field and the answer field of a file: our own names first, then those of other programs."""
 
 PROBLEMS: dict[str, str] = {
     "missing": "the item has no answer; counts as wrong",
@@ -53,18 +53,14 @@ class _Row(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A line of a predictions file.
+    """A line of a predictions file; fields with a default may be unknown.
 
     Attributes:
-        id: The id of the item.
         answer: The raw answer; None if the model was not asked.
-        prompt: The question; None if unknown.
-        file_name: The image; None if unknown.
         boxes: The boxes read from the answer, xyxy pixels of the image.
         phrases: The phrase of each box.
         problems: The malformed parts of the answer.
-        model: The model that answered.
-        dialect: How it writes boxes.
+        dialect: How the model writes boxes.
     """
 
     id: str
@@ -79,8 +75,7 @@ class Prediction:
 
     def to_line(self) -> str:
         """The prediction as one line of JSON, with a line break at the end."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        row["boxes"] = [[round(edge, 3) for edge in box] for box in self.boxes]
+        row = asdict(self) | {"boxes": [[round(edge, 3) for edge in box] for box in self.boxes]}
         return json.dumps({k: v for k, v in row.items() if v is not None or k == "answer"}, ensure_ascii=False) + "\n"
 
 
@@ -144,72 +139,59 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
             rows[number] = row
     if not rows:
         bad = len(answers.problems.get("not_json", ()))
+        got = f"{bad} lines that are not JSON objects" if bad else "no lines"
         raise InputError(
-            f"{path} contains no predictions",
-            got=f"{bad} lines that are not JSON objects" if bad else "no lines",
-            expected='lines such as {"id": "1", "answer": "…"}',
+            f"{path} contains no predictions", got=got, expected='lines such as {"id": "1", "answer": "…"}'
         )
-    id_field, answer_field = _fields(path, rows)
-    found = _match(rows, ids, id_field, answer_field, answers)
     first = next(iter(rows.values()))
     answers.dialect = first.dialect if isinstance(first.dialect, str) else None
     answers.model = first.model if isinstance(first.model, str) else None
-    if not found:
+    by_id = _by_id(rows, set(ids), *_fields(path, rows), answers)
+    if not by_id:
         got = ", ".join(answers.problems.get("unknown", ())[:3])
         expected = ", ".join(ids[:3]) + ", …"
         fix = "give the predictions for these annotations, with the ids of the annotations"
-        raise InputError(
-            f"No answer in {path} belongs to an item of the annotations", got=got, expected=expected, fix=fix
-        )
+        what = f"No answer in {path} belongs to an item of the annotations"
+        raise InputError(what, got=got, expected=expected, fix=fix)
+    for name in ids:
+        text = by_id.get(name)
+        answers.texts.append(text if type(text) is str else None)
+        if type(text) is not str:
+            answers.note("not_text" if name in by_id else "missing", name)
     return answers
 
 
-def _match(rows: Mapping[int, _Row], ids: Sequence[str], id_field: str, answer_field: str, answers: Answers) -> int:
-    """Fill ``answers`` in the order of ``ids``; returns the number of items that have an answer."""
-    place = {name: k for k, name in enumerate(ids)}
-    texts: list[Any] = [msgspec.UNSET] * len(ids)
+def _by_id(
+    rows: Mapping[int, _Row], ids: Collection[str], id_field: str, answer_field: str, answers: Answers
+) -> dict[str, Any]:
+    """The first answer with each of the ids; the problems of the other rows are added to ``answers``."""
+    by_id: dict[str, Any] = {}
     id_of, answer_of = attrgetter(id_field), attrgetter(answer_field)
     for number, row in rows.items():
-        name = id_of(row)
-        if type(name) is not str:
-            name = as_id(name)
+        name = as_id(id_of(row))
         if name and id_field == "image_id" and row.sentence_id is not msgspec.UNSET:
             name = f"{name}_{row.sentence_id}"  # Flickr30k Entities: several sentences per image
-        k = place.get(name) if name else None
-        if k is None:
-            answers.note(*(("unknown", name) if name else ("no_id", f"line {number}")))
-        elif texts[k] is not msgspec.UNSET:
-            answers.note("doubled", ids[k])
+        if name is None:
+            answers.note("no_id", f"line {number}")
+        elif name not in ids:
+            answers.note("unknown", name)
+        elif name in by_id:
+            answers.note("doubled", name)
         else:
-            text = answer_of(row)
-            texts[k] = None if text is msgspec.UNSET else text
-    found = 0
-    for k, text in enumerate(texts):
-        if type(text) is str:
-            found += 1
-            continue
-        texts[k] = None
-        found += text is not msgspec.UNSET
-        answers.note("missing" if text is msgspec.UNSET else "not_text", ids[k])
-    answers.texts = texts
-    return found
+            by_id[name] = answer_of(row)
+    return by_id
 
 
 def _fields(path: Path, rows: Mapping[int, _Row]) -> tuple[str, str]:
     """The names of the id field and the answer field: the first known name that occurs in the first 100 lines."""
-    known = (*ID_FIELDS, *ANSWER_FIELDS)
     looked_at = list(islice(rows.values(), 100))
-    seen = {name for name in known if any(getattr(row, name) is not msgspec.UNSET for row in looked_at)}
-    id_field, answer_field = (
-        next((name for name in names if name in seen), None) for names in (ID_FIELDS, ANSWER_FIELDS)
+    id_fields, answer_fields = (
+        [name for name in names if any(getattr(row, name) is not msgspec.UNSET for row in looked_at)]
+        for names in (ID_FIELDS, ANSWER_FIELDS)
     )
-    if id_field is None or answer_field is None:
-        lacking, names = ("an id", ID_FIELDS) if id_field is None else ("an answer", ANSWER_FIELDS)
+    if not id_fields or not answer_fields:
+        lacking, names = ("an answer", ANSWER_FIELDS) if id_fields else ("an id", ID_FIELDS)
+        what, got = f"The lines of {path} have no field for {lacking}", ", ".join(sorted(id_fields + answer_fields))
         fix = f"put {lacking} into each line; answers are matched by id, not by position"
-        raise InputError(
-            f"The lines of {path} have no field for {lacking}",
-            got=", ".join(sorted(seen)) or "no known field",
-            expected=" or ".join(names),
-            fix=fix,
-        )
-    return id_field, answer_field
+        raise InputError(what, got=got or "no known field", expected=" or ".join(names), fix=fix)
+    return id_fields[0], answer_fields[0]

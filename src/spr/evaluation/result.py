@@ -31,7 +31,7 @@ class Result:
 
     Attributes:
         task: The name of the task.
-        protocol: How the metrics were measured: every choice that changes one of them.
+        protocol: Every choice that changes a metric.
         ids: The ids of the N items.
         images: The image of each item; the bootstrap resamples images.
         shares: The metrics by name, each with arrays of shape ``(N,)``.
@@ -91,22 +91,20 @@ class Result:
             for share, ci in zip(columns, bounds, strict=True)
         ]
         width = len(self.shares)
-        starts = range(0, len(rows), width) if width else [0]
-        return [dict(zip(self.shares, rows[k : k + width], strict=True)) for k in starts]
+        return [dict(zip(self.shares, rows[k * width :], strict=False)) for k in range(len(masks) + 1)]
 
     def to_json(self) -> dict[str, Any]:
         """The content of a result file: format version, task, protocol, n, metrics, groups and problems."""
-        by_group = zip(self.groups.items(), self._measured[1:], strict=True)
+        groups = zip(self.groups.items(), self._measured[1:], strict=True)
+        problems = {kind: {"count": len(ids), "ids": list(ids[:SHOWN])} for kind, ids in self.problems.items() if ids}
         return {
             "format_version": FORMAT_VERSION,
             "task": self.task,
             "protocol": dict(self.protocol),
             "n": len(self.ids),
             "metrics": self.metrics,
-            "groups": {name: {"n": int(mask.sum()), "metrics": metrics} for (name, mask), metrics in by_group},
-            "problems": {
-                kind: {"count": len(ids), "ids": list(ids[:SHOWN])} for kind, ids in self.problems.items() if ids
-            },
+            "groups": {name: {"n": int(mask.sum()), "metrics": metrics} for (name, mask), metrics in groups},
+            "problems": problems,
         }
 
     def write(self, path: Path, root: Path | None = None) -> dict[str, Any]:
@@ -140,8 +138,7 @@ class Result:
         """One row per item: ``id``, ``image``, and for each metric ``NAME`` (parts) and ``NAME of`` (wholes)."""
         columns: dict[str, Any] = {"id": pa.array(self.ids, pa.string()), "image": pa.array(self.images, pa.string())}
         for name, share in self.shares.items():
-            columns[name] = pa.array(share.parts)
-            columns[f"{name} of"] = pa.array(share.wholes)
+            columns |= {name: pa.array(share.parts), f"{name} of": pa.array(share.wholes)}
         return pa.table(columns)
 
 
@@ -149,7 +146,7 @@ def read_items(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, 
     """The ids, images and metrics of an ``.items.parquet`` file.
 
     Raises:
-        InputError: if the file contains something else.
+        InputError: if the file is something else.
         RunError: if it can't be read.
     """
     table = read_table(path)
@@ -161,9 +158,5 @@ def read_items(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, 
 
 
 def rounded(value: float | None) -> float | None:
-    """Round to six decimals, more than any confidence interval resolves.
-
-    >>> rounded(2 / 3), rounded(None)
-    (0.666667, None)
-    """
+    """Round to six decimals, more than any confidence interval resolves."""
     return None if value is None else round(value, 6)

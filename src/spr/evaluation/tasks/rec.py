@@ -16,7 +16,7 @@ from spr.core import boxes as bx
 from spr.core.errors import InputError
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import read_bytes, read_lines
+from spr.evaluation.lines import decode_json, first_repeated, read_bytes, read_lines
 from spr.evaluation.metrics import Bools, Floats, Share, first_box_iou
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -44,7 +44,6 @@ class Expressions:
     """N referring expressions, one tuple or array per column.
 
     Attributes:
-        ids: Unique texts.
         file_names: The images, relative to the image folder.
         sentences: The expressions.
         boxes_xyxy: float64 ``(N, 4)``: the annotated boxes in pixels of the image.
@@ -63,12 +62,10 @@ class Expressions:
     datasets: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if len(set(self.ids)) != len(self.ids):
-            repeated = next(name for name, count in Counter(self.ids).items() if count > 1)
+        repeated = first_repeated(self.ids)
+        if repeated is not None:
             raise InputError("Two expressions have the same id", got=repeated, expected="unique ids")
-        empty = np.flatnonzero(~(bx.area(self.boxes_xyxy) > 0))
-        if len(empty):
-            k = int(empty[0])
+        for k in np.flatnonzero(~(bx.area(self.boxes_xyxy) > 0)):
             got = self.boxes_xyxy[k].tolist()
             raise InputError(f"The box of expression {self.ids[k]} has no area", got=got, expected="x1 < x2, y1 < y2")
 
@@ -109,13 +106,9 @@ class Rec(Task[Expressions]):
         """
         data = read_bytes(path, "MDETR's JSON, or JSON lines")
         # Quotes inside a JSON text are escaped, so this matches only a key, or a value that is this one word.
-        is_mdetr = b'"annotations"' in data
-        rows = _from_mdetr(path, data) if is_mdetr else _from_lines(path, data)
+        rows = _from_mdetr(path, data) if b'"annotations"' in data else _from_lines(path, data)
         ids, names, sentences, boxes, sizes, datasets = zip(*rows, strict=True)
-        xyxy = np.array(boxes, dtype=np.float64)
-        if is_mdetr:
-            xyxy[:, 2:] += xyxy[:, :2]
-        return Expressions(ids, names, sentences, xyxy, sizes, datasets)
+        return Expressions(ids, names, sentences, np.array(boxes, dtype=np.float64), sizes, datasets)
 
     def ids(self, items: Expressions) -> Sequence[str]:
         """The ids of the expressions."""
@@ -136,19 +129,19 @@ class Rec(Task[Expressions]):
         """Accuracy by IoU threshold, and mean IoU."""
         dialect = answers.resolve_dialect()
         read = self._reader(dialect)
-        problems = {kind: list(ids) for kind, ids in answers.problems.items()} | {"no_box": [], "malformed": []}
-        first_boxes: list[Box] = []
+        first_boxes, no_box, malformed = [], [], []
         for name, text, size in zip(items.ids, answers.texts, items.sizes_wh, strict=True):
-            found, flaws = read(text, size) if text is not None else Boxes((), 0)
-            first_boxes.append(found[0] if found else _NO_BOX)
-            if text is not None and not found:
-                problems["no_box"].append(name)
+            own, flaws = read(text, size) if text is not None else Boxes((), 0)
+            first_boxes.append(own[0] if own else _NO_BOX)
+            if text is not None and not own:
+                no_box.append(name)
             if flaws:
-                problems["malformed"].append(name)
-        boxes = np.array(first_boxes, dtype=np.float64).reshape(-1, 4)
+                malformed.append(name)
+        boxes = bx.as_boxes(first_boxes)
         overlaps = first_box_iou(boxes, items.boxes_xyxy)
         shares = {f"acc@{threshold}": Share.mean(reaches(overlaps, threshold)) for threshold in THRESHOLDS}
         shares["mean_iou"] = Share.mean(overlaps)
+        problems = {**answers.problems, "no_box": no_box, "malformed": malformed}
         small, large = SIZES[self.areas]
         protocol: dict[str, Any] = {
             "answers": self.protocol,
@@ -159,7 +152,7 @@ class Rec(Task[Expressions]):
             "ci95": "bootstrap over images",
         }
         groups = self._groups(items, ~np.isnan(boxes[:, 0]))
-        return Result(self.name, protocol, items.ids, items.file_names, {**shares}, groups, problems)
+        return Result(self.name, protocol, items.ids, items.file_names, shares, groups, problems)
 
     def _reader(self, dialect: Dialect) -> Callable[[str, Size], Boxes]:
         check_protocol(self.protocol, dialect)
@@ -167,8 +160,8 @@ class Rec(Task[Expressions]):
             return BoxReader(dialect).read
 
         def read(text: str, size_wh: Size) -> Boxes:
-            found = entities(text, size_wh)
-            return Boxes((), 1) if found is None else Boxes(tuple(box for _, box in found), 0)
+            phrases = entities(text, size_wh)
+            return Boxes((), 1) if phrases is None else Boxes(tuple(box for _, box in phrases), 0)
 
         return read
 
@@ -187,9 +180,7 @@ class Rec(Task[Expressions]):
 
 _Id: TypeAlias = str | int
 _Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
-_Row: TypeAlias = tuple[
-    str, str, str, Box, Size, str
-]  # the columns of `Expressions`; MDETR's boxes as x, y, width, height
+_Row: TypeAlias = tuple[str, str, str, Box, Size, str]  # the columns of `Expressions`
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -222,23 +213,21 @@ class _Line(msgspec.Struct, gc=False):
 
 
 def _from_mdetr(path: Path, data: bytes) -> list[_Row]:
-    try:
-        content = msgspec.json.decode(data, type=_Mdetr)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        expected = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
-        fix = "give a file such as finetune_refcoco_val.json, where each row of `images` is one expression"
-        raise InputError(f"{path} is not MDETR's JSON", got=error, expected=expected, fix=fix) from None
+    expected = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
+    fix = "give a file such as finetune_refcoco_val.json, where each row of `images` is one expression"
+    content = decode_json(data, _Mdetr, f"{path} is not MDETR's JSON", expected=expected, fix=fix)
     if not content.images:
         raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
     counts = Counter(entry.image_id for entry in content.annotations)
-    for row in content.images:
-        if counts[row.id] != 1:
-            what = f"Expression {row.id} of {path} does not have exactly one box"
-            raise InputError(what, got=f"{counts[row.id]} annotations with this image_id", expected="one")
     boxes = {entry.image_id: entry.bbox for entry in content.annotations}
-    return [
-        (str(r.id), r.file_name, r.caption, boxes[r.id], (r.width, r.height), r.dataset_name) for r in content.images
-    ]
+    rows: list[_Row] = []
+    for r in content.images:
+        if counts[r.id] != 1:
+            what = f"Expression {r.id} of {path} does not have exactly one box"
+            raise InputError(what, got=f"{counts[r.id]} annotations with this image_id", expected="one")
+        x, y, w, h = boxes[r.id]
+        rows.append((str(r.id), r.file_name, r.caption, (x, y, x + w, y + h), (r.width, r.height), r.dataset_name))
+    return rows
 
 
 def _from_lines(path: Path, data: bytes) -> list[_Row]:
