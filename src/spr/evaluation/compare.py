@@ -67,10 +67,7 @@ class Comparison:
 
 
 def load_results(path: Path) -> list[tuple[str, Result]]:
-    """The result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
-
-    Returns:
-        Each result with its label. In a run, ``task`` is the result's name in ``metrics.json``.
+    """The labelled result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
 
     Raises:
         InputError: if it is neither, has another format version, or its items file is missing.
@@ -114,8 +111,7 @@ def _result(file: Path, key: str, raw: Any) -> Result:
 def compare(paths: Sequence[Path]) -> list[Comparison]:
     """Compare every result with the first one of the same task, in the order given.
 
-    Args:
-        paths: Result files or run folders; a run has a result before and one after training.
+    A path is a result file, or a run folder with results before and after training.
 
     Raises:
         InputError: if there are fewer than two results of every task, or two of them share no items.

@@ -28,14 +28,9 @@ _AHEAD = 32  # images decoded before they are needed
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """A question to a model.
+    """A question to a model about an image, or about a region of it (``query``).
 
-    Attributes:
-        id: The id of the answer.
-        file_name: The image, relative to the image folder.
-        size_wh: Width and height of the image in pixels; None if the annotations don't give them.
-        prompt: The user's turn.
-        query: The region that the question is about, if any.
+    ``file_name`` is relative to the image folder; ``size_wh`` is None if the annotations don't give it.
     """
 
     id: str
@@ -54,9 +49,6 @@ def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadIma
 
     EXIF orientation is applied where the annotated size asks for it; without an annotated size, images are used as
     they are stored.
-
-    Raises:
-        ConfigError: if there is no folder.
     """
     if callable(images):
         return images
@@ -91,14 +83,14 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
     decoded = enumerate(_decoded(questions, load))
     with Progress("answers", len(questions), "answers") as progress:
         while batch := list(islice(decoded, AT_ONCE)):
-            asked: list[tuple[int, DescribeRequest]] = []
+            asked: dict[int, DescribeRequest] = {}
             for k, (question, image) in batch:
                 if isinstance(image, ImageProblem):
                     answers.note("image", f"{question.id} ({question.file_name}: {image.reason})")
-                    continue
-                own_seed = stable_hash(seed, "evaluate", question.id) >> 1
-                asked.append((k, DescribeRequest(image, question.prompt, own_seed, question.query)))
-            for (k, _), text in zip(asked, describer.describe([request for _, request in asked]), strict=True):
+                else:
+                    own_seed = stable_hash(seed, "evaluate", question.id) >> 1
+                    asked[k] = DescribeRequest(image, question.prompt, own_seed, question.query)
+            for k, text in zip(asked, describer.describe(list(asked.values())), strict=True):
                 answers.texts[k] = text
             progress.advance(len(batch))
     return answers

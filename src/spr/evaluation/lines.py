@@ -50,13 +50,9 @@ def decode_lines(data: bytes, row: type[Row]) -> Iterator[tuple[int, Row | Excep
 
 
 def read_lines(path: Path, row: type[Row], expected: str, data: bytes | None = None) -> list[Row]:
-    """Read a JSON-lines file; empty lines and unknown fields are skipped.
+    """Read a JSON-lines file, or its content ``data``, with rows of the given type.
 
-    Args:
-        path: The file.
-        row: The type of a line.
-        expected: An example of a line, for error messages.
-        data: The content of the file, if it has been read.
+    Empty lines and unknown fields are skipped.
 
     Raises:
         InputError: if the file can't be read or has no lines, or naming the line and field that do not fit the type.

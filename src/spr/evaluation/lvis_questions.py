@@ -55,18 +55,17 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
     Objects are chosen by a hash of the seed and their id, so the order of the file does not matter. The wrong category
     is one that LVIS's annotators looked for in the image and did not find (``neg_category_ids``); if there is none, one
     that is not annotated in the image. The point is a random pixel inside the object's outline, or the centre of its
-    box. These rules are our choice: the code that made Ferret's file is not published.
+    box. These rules are our choice: the code that made Ferret's file, which has 2,667 questions, is not published.
 
     Args:
         annotations: LVIS v1 JSON.
         out: The JSON-lines file to write.
-        n: The maximum number of questions; Ferret's file has 2,667.
+        n: The maximum number of questions.
         seed: Random seed for the choice of objects, wrong categories and points.
         min_area: Objects with a smaller box are skipped, in px².
 
     Raises:
-        InputError: if the file is not LVIS JSON, or has no object that is large enough.
-        RunError: if the file can't be written.
+        InputError: if the file is not LVIS JSON, or has no usable object.
     """
     expected, what = "images, annotations, categories", f"{annotations} is not LVIS JSON"
     lvis = decode_json(read_bytes(annotations, "LVIS JSON"), _Lvis, what, expected=expected)
@@ -127,12 +126,11 @@ def _other(
 def _point_in(item: _Object, size_wh: Size, rng: np.random.Generator) -> list[int]:
     """A random pixel inside the outline; the centre of the box if there is no outline or no pixel was found."""
     x, y, width, height = item.bbox
-    outlines = item.segmentation if isinstance(item.segmentation, list) else []
-    polygons = [np.asarray(outline, dtype=np.float64).reshape(-1, 2) for outline in outlines if len(outline) % 2 == 0]
     drawn = np.floor(rng.uniform((x, y), (x + width, y + height), (_TRIES, 2)))
     inside = np.zeros(_TRIES, dtype=bool)
-    for polygon in polygons:
-        inside |= _in_polygon(drawn + 0.5, polygon)
+    for outline in item.segmentation if isinstance(item.segmentation, list) else ():
+        if len(outline) % 2 == 0:
+            inside |= _in_polygon(drawn + 0.5, np.asarray(outline, dtype=np.float64).reshape(-1, 2))
     px, py = drawn[int(inside.argmax())] if inside.any() else (x + width / 2, y + height / 2)
     return [min(max(int(px), 0), size_wh[0] - 1), min(max(int(py), 0), size_wh[1] - 1)]
 

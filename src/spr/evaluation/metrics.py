@@ -12,8 +12,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from spr.core import boxes as bx
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -25,16 +23,6 @@ MOST_CLUSTERS = 4096
 (Wolter 2007, "Introduction to Variance Estimation", ch. 2, "random groups"). An interval's width is then uncertain by
 1 / √(2 · 4096), about 1 %, which is less than the effect of 1,000 resamples."""
 _CHUNK = 2**20  # random numbers drawn at once: 4 MB as float32
-
-
-def first_box_iou(boxes_xyxy: npt.ArrayLike, truth_xyxy: npt.ArrayLike) -> Floats:
-    """IoU of each box with the annotated box of its item, both ``(N, 4)``; a row of NaN means no box and gives 0.
-
-    >>> first_box_iou([[0, 0, 2, 2], [np.nan] * 4], [[0, 0, 2, 1], [0, 0, 1, 1]]).tolist()
-    [0.5, 0.0]
-    """
-    boxes, truth = bx.as_boxes(boxes_xyxy), bx.as_boxes(truth_xyxy)
-    return np.where(np.isnan(boxes).any(axis=-1), 0.0, bx.iou(np.nan_to_num(boxes), truth))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +38,7 @@ class Share:
 
     @classmethod
     def mean(cls, values: npt.ArrayLike) -> Share:
-        """The mean of values of shape ``(N,)``: every whole is 1."""
+        """The mean of values ``(N,)``: every whole is 1."""
         parts = np.asarray(values, dtype=np.float64)
         return cls(parts, ones(len(parts)))
 
@@ -105,13 +93,9 @@ def resampled(clusters: int, resamples: int = RESAMPLES, seed: int = 0) -> Itera
 def bootstrap(
     shares: Sequence[Share], clusters: Ints, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> npt.NDArray[np.float32]:
-    """Metrics of resampled images; all metrics use the same resamples.
+    """K metrics of resampled images, all from the same resamples.
 
-    Args:
-        shares: K metrics of the same N items.
-        clusters: `cluster_numbers` of the items' images, ``(N,)``.
-        resamples: The number of resamples.
-        seed: Random seed of the draws.
+    ``clusters`` are the `cluster_numbers` of the items' images.
 
     Returns:
         float32 ``(resamples, K)``; NaN where the wholes of a resample sum to 0.
@@ -120,22 +104,16 @@ def bootstrap(
     if count > MOST_CLUSTERS:
         clusters = (np.random.default_rng([seed, 1]).permutation(count) % MOST_CLUSTERS)[clusters]
         count = MOST_CLUSTERS
-    columns: dict[int, int] = {}
-    sums: list[Floats] = []
-
-    def column(values: Floats) -> int:
-        # Most metrics share the array of their wholes.
-        if id(values) not in columns:
-            columns[id(values)] = len(sums)
-            sums.append(np.bincount(clusters, weights=values, minlength=count).astype(np.float64))
-        return columns[id(values)]
-
-    parts = [column(share.parts) for share in shares]
-    wholes = [column(share.wholes) for share in shares]
-    matrix = np.stack(sums, axis=1).astype(np.float32) if sums else np.zeros((count, 0), np.float32)
-    drawn = np.concatenate([weights @ matrix for weights in resampled(count, resamples, seed)])
+    halves = [share.parts for share in shares] + [share.wholes for share in shares]
+    arrays = {id(values): values for values in halves}  # most metrics share the array of their wholes
+    column = {key: k for k, key in enumerate(arrays)}
+    sums = np.zeros((count, len(arrays)), dtype=np.float32)
+    for key, values in arrays.items():
+        sums[:, column[key]] = np.bincount(clusters, weights=values, minlength=count)
+    drawn = np.concatenate([weights @ sums for weights in resampled(count, resamples, seed)])
+    parts, wholes = np.split(drawn[:, [column[id(values)] for values in halves]], 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(drawn[:, parts] / drawn[:, wholes])
+        return np.asarray(parts / wholes)
 
 
 def intervals(draws: npt.ArrayLike) -> list[tuple[float, float] | None]:

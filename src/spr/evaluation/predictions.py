@@ -53,14 +53,9 @@ class _Row(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A line of a predictions file; fields with a default may be unknown.
+    """A line of a predictions file: a raw answer, None if the model was not asked, and what is known about it.
 
-    Attributes:
-        answer: The raw answer; None if the model was not asked.
-        boxes: The boxes read from the answer, xyxy pixels of the image.
-        phrases: The phrase of each box.
-        problems: The malformed parts of the answer.
-        dialect: How the model writes boxes.
+    Boxes are xyxy pixels of the image, with one phrase per box; ``problems`` are the malformed parts of the answer.
     """
 
     id: str
@@ -81,13 +76,9 @@ class Prediction:
 
 @dataclass(slots=True)
 class Answers:
-    """Answers in the order of the items.
+    """Answers in the order of the items, None where one is missing or not a text.
 
-    Attributes:
-        texts: One per item; None where the answer is missing or not a text.
-        problems: By kind (`PROBLEMS`), the ids of the answers, or ``line N`` where there is no id.
-        dialect: How the answers write boxes; None if unknown.
-        model: The model that answered; None if unknown.
+    ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where there is no id.
     """
 
     texts: list[str | None]
@@ -100,12 +91,7 @@ class Answers:
         self.problems.setdefault(kind, []).append(name)
 
     def resolve_dialect(self) -> Dialect:
-        """The dialect that the answers' boxes are written in.
-
-        Raises:
-            ConfigError: if it is unknown.
-            GroundingError: if there is no dialect of that name, naming the nearest one.
-        """
+        """The dialect that the answers' boxes are written in; raises `ConfigError` if it is unknown."""
         if self.dialect is None:
             expected = f"one of {', '.join(DIALECTS)}"
             what = "The predictions do not say which dialect their boxes are written in"
@@ -116,14 +102,9 @@ class Answers:
 def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     """Read a predictions file and match its answers to the items by id.
 
-    Args:
-        path: JSON lines with an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); other fields are
-            ignored. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them; its lines
-            are numbered through all files.
-        ids: The ids of the items.
-
-    Returns:
-        The answers in the order of ``ids``, with model and dialect of the file's first line.
+    Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); the first line may also say the
+    model and the dialect. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them; its
+    lines are numbered through all files.
 
     Raises:
         InputError: if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
@@ -140,9 +121,8 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     if not rows:
         bad = len(answers.problems.get("not_json", ()))
         got = f"{bad} lines that are not JSON objects" if bad else "no lines"
-        raise InputError(
-            f"{path} contains no predictions", got=got, expected='lines such as {"id": "1", "answer": "…"}'
-        )
+        expected = 'lines such as {"id": "1", "answer": "…"}'
+        raise InputError(f"{path} contains no predictions", got=got, expected=expected)
     first = next(iter(rows.values()))
     answers.dialect = first.dialect if isinstance(first.dialect, str) else None
     answers.model = first.model if isinstance(first.model, str) else None

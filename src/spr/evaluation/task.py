@@ -64,16 +64,14 @@ class Task(ABC, Generic[Items]):
     offers them under their names, and shows the first paragraph of the docstring as its help. Add the class to `TASKS`;
     from another package, through an entry point of the group ``spr.tasks``.
 
-    Attributes:
-        name: The task's name in result files, the same as in `TASKS`.
-        reads_boxes: Whether scoring needs to know the dialect of the answers.
-
     Raises:
         ConfigError: if an option has an unknown value.
     """
 
     name: ClassVar[str]
+    """The task's name in result files, the same as in `TASKS`."""
     reads_boxes: ClassVar[bool] = True
+    """Whether scoring needs to know the dialect of the answers."""
 
     def __post_init__(self) -> None:
         for own in self.options():
@@ -99,11 +97,7 @@ class Task(ABC, Generic[Items]):
 
     @abstractmethod
     def load(self, path: Path) -> Items:
-        """Read the items of the benchmark.
-
-        Raises:
-            InputError: if the file is not what the task reads, naming the row.
-        """
+        """Read the items of the benchmark, or raise `InputError`, naming the row that is not valid."""
 
     @abstractmethod
     def ids(self, items: Items) -> Sequence[str]:
@@ -124,9 +118,6 @@ class Task(ABC, Generic[Items]):
 
         Returns:
             The question with its placeholders in braces, which the result records, and one question per id of `ids`.
-
-        Raises:
-            ConfigError: if the prompt lacks a placeholder, or an option does not fit the dialect.
         """
 
     @abstractmethod

@@ -45,12 +45,7 @@ EMBEDDED_PROMPT = "Describe the region {region} and locate its objects."  # what
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Held-out regions with their objects.
-
-    Attributes:
-        images: The image folder of the run that they come from; None without a run.
-        prompt: The prompt of that run's config; None without a run, or if the run asks no model.
-    """
+    """Held-out regions with their objects; if they come from a run, with its image folder and its model's prompt."""
 
     queries: list[RegionQuery]
     images: ImageSource | None = None

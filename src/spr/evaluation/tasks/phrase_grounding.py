@@ -48,19 +48,11 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A caption with the phrases to locate.
-
-    Attributes:
-        id: ``<image>_<sentence>``, the dataset's numbers of both.
-        file_name: The image, relative to the image folder.
-        size_wh: Its width and height in pixels.
-        phrases: In the order in which the model is asked about them.
-    """
+    """The phrases of a caption to locate; ``id`` is ``<image>_<sentence>``, the dataset's numbers of both."""
 
     id: str
     file_name: str
     size_wh: Size
-    caption: str
     phrases: tuple[Phrase, ...]
 
 
@@ -90,9 +82,6 @@ class PhraseGrounding(Task[list[Sentence]]):
 
         The phrases come from ``tokens_positive_eval``. Their boxes and categories come from the Entities files: as in
         Ferret's evaluator, from the first phrase of the sentence that has the same text and a box.
-
-        Raises:
-            InputError: naming the file and the row, if something is missing or does not fit.
         """
         for folder in ("Annotations", "Sentences"):
             if not (self.entities / folder).is_dir():
@@ -186,7 +175,7 @@ class PhraseGrounding(Task[list[Sentence]]):
             x1, y1, x2, y2 = zip(*known[text].boxes, strict=True)
             around = min(x1), min(y1), max(x2), max(y2)
             phrases.append(replace(known[text], boxes=(around,)) if self.boxes == "merged" else known[text])
-        return Sentence(f"{image}_{number}", row.file_name, (row.width, row.height), row.caption, tuple(phrases))
+        return Sentence(f"{image}_{number}", row.file_name, (row.width, row.height), tuple(phrases))
 
 
 class _Row(msgspec.Struct, gc=False):

@@ -17,7 +17,7 @@ from spr.core.errors import InputError
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, first_repeated, read_bytes, read_lines
-from spr.evaluation.metrics import Bools, Floats, Share, first_box_iou
+from spr.evaluation.metrics import Bools, Floats, Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
@@ -35,6 +35,7 @@ SIZES: dict[Areas, tuple[float, float]] = {
 """The areas at which ``small`` ends and ``large`` begins: COCO's in px², or the same as shares of a 640 × 640 image."""
 
 _EXPRESSION = "{expression}"
+_EXPECTED = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
 EMBEDDED_PROMPT = "Where is {expression}?"  # the wording that the embedded describer was trained on
 _NO_BOX: Box = (math.nan,) * 4
 
@@ -43,12 +44,7 @@ _NO_BOX: Box = (math.nan,) * 4
 class Expressions:
     """N referring expressions, one tuple or array per column.
 
-    Attributes:
-        file_names: The images, relative to the image folder.
-        sentences: The expressions.
-        boxes_xyxy: float64 ``(N, 4)``: the annotated boxes in pixels of the image.
-        sizes_wh: Width and height of each image in pixels.
-        datasets: Such as ``refcoco``, ``refcoco+`` or ``refcocog``; empty where the file doesn't say.
+    ``boxes_xyxy`` is float64 ``(N, 4)`` in pixels of the image. A dataset is such as ``refcoco+``, or empty if unknown.
 
     Raises:
         InputError: if an id is repeated, or a box has no area.
@@ -100,15 +96,18 @@ class Rec(Task[Expressions]):
         ``caption``, ``dataset_name``); the row of ``annotations`` with its ``image_id`` has the box, ``[x, y, width,
         height]`` in pixels. JSON lines: ``{"id", "image", "sentence", "box": [x1, y1, x2, y2], "width", "height",
         "dataset"}``; ``dataset`` is optional, and a missing ``id`` is the line's number, from 0.
-
-        Raises:
-            InputError: naming the file and the row, if it is neither.
         """
         data = read_bytes(path, "MDETR's JSON, or JSON lines")
         # Quotes inside a JSON text are escaped, so this matches only a key, or a value that is this one word.
-        rows = _from_mdetr(path, data) if b'"annotations"' in data else _from_lines(path, data)
-        ids, names, sentences, boxes, sizes, datasets = zip(*rows, strict=True)
-        return Expressions(ids, names, sentences, np.array(boxes, dtype=np.float64), sizes, datasets)
+        rows = _from_mdetr(path, data) if b'"annotations"' in data else read_lines(path, _Line, _EXPECTED, data)
+        return Expressions(
+            tuple(str(number if row.id is None else row.id) for number, row in enumerate(rows)),
+            tuple(row.image for row in rows),
+            tuple(row.sentence for row in rows),
+            np.array([row.box for row in rows], dtype=np.float64),
+            tuple((row.width, row.height) for row in rows),
+            tuple(row.dataset for row in rows),
+        )
 
     def ids(self, items: Expressions) -> Sequence[str]:
         """The ids of the expressions."""
@@ -122,8 +121,7 @@ class Rec(Task[Expressions]):
         keep = dialect.rec_keeps_commas
         sentences = [sentence if keep else sentence.replace(",", "").strip() for sentence in items.sentences]
         texts = [prompt.replace(_EXPRESSION, sentence) for sentence in sentences]
-        rows = zip(items.ids, items.file_names, items.sizes_wh, texts, strict=True)
-        return prompt, [Question(*row) for row in rows]
+        return prompt, list(map(Question, items.ids, items.file_names, items.sizes_wh, texts))
 
     def score(self, items: Expressions, answers: Answers) -> Result:
         """Accuracy by IoU threshold, and mean IoU."""
@@ -138,7 +136,7 @@ class Rec(Task[Expressions]):
             if flaws:
                 malformed.append(name)
         boxes = bx.as_boxes(first_boxes)
-        overlaps = first_box_iou(boxes, items.boxes_xyxy)
+        overlaps = bx.iou(boxes, items.boxes_xyxy)  # 0 without a box
         shares = {f"acc@{threshold}": Share.mean(reaches(overlaps, threshold)) for threshold in THRESHOLDS}
         shares["mean_iou"] = Share.mean(overlaps)
         problems = {**answers.problems, "no_box": no_box, "malformed": malformed}
@@ -180,7 +178,6 @@ class Rec(Task[Expressions]):
 
 _Id: TypeAlias = str | int
 _Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
-_Row: TypeAlias = tuple[str, str, str, Box, Size, str]  # the columns of `Expressions`
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -212,7 +209,7 @@ class _Line(msgspec.Struct, gc=False):
     dataset: str = ""
 
 
-def _from_mdetr(path: Path, data: bytes) -> list[_Row]:
+def _from_mdetr(path: Path, data: bytes) -> list[_Line]:
     expected = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
     fix = "give a file such as finetune_refcoco_val.json, where each row of `images` is one expression"
     content = decode_json(data, _Mdetr, f"{path} is not MDETR's JSON", expected=expected, fix=fix)
@@ -220,19 +217,12 @@ def _from_mdetr(path: Path, data: bytes) -> list[_Row]:
         raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
     counts = Counter(entry.image_id for entry in content.annotations)
     boxes = {entry.image_id: entry.bbox for entry in content.annotations}
-    rows: list[_Row] = []
-    for r in content.images:
-        if counts[r.id] != 1:
-            what = f"Expression {r.id} of {path} does not have exactly one box"
-            raise InputError(what, got=f"{counts[r.id]} annotations with this image_id", expected="one")
-        x, y, w, h = boxes[r.id]
-        rows.append((str(r.id), r.file_name, r.caption, (x, y, x + w, y + h), (r.width, r.height), r.dataset_name))
-    return rows
-
-
-def _from_lines(path: Path, data: bytes) -> list[_Row]:
-    expected = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
-    return [
-        (str(k if r.id is None else r.id), r.image, r.sentence, r.box, (r.width, r.height), r.dataset)
-        for k, r in enumerate(read_lines(path, _Line, expected, data))
-    ]
+    lines = []
+    for row in content.images:
+        if counts[row.id] != 1:
+            what = f"Expression {row.id} of {path} does not have exactly one box"
+            raise InputError(what, got=f"{counts[row.id]} annotations with this image_id", expected="one")
+        x, y, w, h = boxes[row.id]
+        xyxy = x, y, x + w, y + h
+        lines.append(_Line(row.file_name, row.caption, xyxy, row.width, row.height, row.id, row.dataset_name))
+    return lines

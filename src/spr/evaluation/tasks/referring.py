@@ -30,16 +30,10 @@ _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 @dataclass(frozen=True, slots=True)
 class ReferringItem:
-    """A question of Ferret's LVIS file.
+    """A question of Ferret's LVIS file: is the object a ``name`` or an ``other``?
 
-    Attributes:
-        file_name: The image, without folders.
-        size_wh: Width and height of the image in pixels.
-        box: The object's box, xyxy pixels.
-        point: A pixel of the object, x and y; None if the file has none.
-        name: The category of the object.
-        other: A category that the object does not belong to.
-        frequency: LVIS's ``r``, ``c`` or ``f``; empty if the file doesn't say.
+    Box (xyxy) and point (x, y) are in pixels of the image. ``frequency`` is LVIS's ``r``, ``c`` or ``f``; empty if
+    unknown.
     """
 
     id: str
