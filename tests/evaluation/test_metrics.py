@@ -73,8 +73,7 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_a_different_one(
 def test_resamples_without_a_value_are_ignored():
     # Only the first image has objects; a resample without it has no recall.
     draws = bootstrap([Share.ratio([1, 0], [2, 0]), Share.ratio([0, 0], [0, 0])], np.array([0, 1]))
-    found = intervals(draws)
-    assert found == [(0.5, 0.5), None]
+    assert intervals(draws) == [(0.5, 0.5), None]
     assert np.isnan(draws[:, 0]).any()
 
 

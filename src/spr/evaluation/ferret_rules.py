@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from spr.core.errors import ConfigError
 from spr.grounding import Dialect
+from spr.grounding.parse import Boxes
 from spr.records import Box, Size
 
 _BRACKET = re.compile(r"[\[\]]")
@@ -46,7 +47,7 @@ def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:
     """
     # The published code also divides before it multiplies: 0.29 × 100 is 28.999…, which becomes 28.
     scales = [side / _UNITS for side in size_wh] * 2
-    found: list[tuple[str, Box]] = []
+    pairs: list[tuple[str, Box]] = []
     phrase, start = "", 0
     for mark in _BRACKET.finditer(text):
         piece = text[start : mark.start()].strip()
@@ -58,10 +59,16 @@ def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:
             x1, y1, x2, y2 = (float(int(number * scale)) for number, scale in zip(numbers, scales, strict=True))
         except (ValueError, OverflowError):
             return None
-        found.append((phrase, (x1, y1, x2, y2)))
+        pairs.append((phrase, (x1, y1, x2, y2)))
         end = _PART_END.search(text, mark.end())
         start = end.end() if end is not None else len(text) + 1
-    return found
+    return pairs
+
+
+def boxes_only(text: str, size_wh: Size) -> Boxes:
+    """The boxes of an answer without their phrases; a malformed bracket counts as one problem."""
+    pairs = entities(text, size_wh)
+    return Boxes(tuple(box for _, box in pairs or ()), int(pairs is None))
 
 
 def normal_phrase(phrase: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -14,7 +14,7 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import InputError
-from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities
+from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, boxes_only, check_protocol
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, first_repeated, read_bytes, read_lines
 from spr.evaluation.metrics import Bools, Floats, Share
@@ -126,7 +126,8 @@ class Rec(Task[Expressions]):
     def score(self, items: Expressions, answers: Answers) -> Result:
         """Accuracy by IoU threshold, and mean IoU."""
         dialect = answers.resolve_dialect()
-        read = self._reader(dialect)
+        check_protocol(self.protocol, dialect)
+        read = BoxReader(dialect).read if self.protocol == "spr" else boxes_only
         first_boxes, no_box, malformed = [], [], []
         for name, text, size in zip(items.ids, answers.texts, items.sizes_wh, strict=True):
             own, flaws = read(text, size) if text is not None else Boxes((), 0)
@@ -151,17 +152,6 @@ class Rec(Task[Expressions]):
         }
         groups = self._groups(items, ~np.isnan(boxes[:, 0]))
         return Result(self.name, protocol, items.ids, items.file_names, shares, groups, problems)
-
-    def _reader(self, dialect: Dialect) -> Callable[[str, Size], Boxes]:
-        check_protocol(self.protocol, dialect)
-        if self.protocol == "spr":
-            return BoxReader(dialect).read
-
-        def read(text: str, size_wh: Size) -> Boxes:
-            phrases = entities(text, size_wh)
-            return Boxes((), 1) if phrases is None else Boxes(tuple(box for _, box in phrases), 0)
-
-        return read
 
     def _groups(self, items: Expressions, has_box: Bools) -> dict[str, Bools]:
         datasets = np.asarray(items.datasets, dtype=object)
