@@ -57,9 +57,9 @@ def test_a_runs_regions_are_described_and_scored(data, tmp_path):
     options = ("--samples", 2, "--temperature", 1)
     output, _ = spr("evaluate", "description", "--annotations", run, "--out", out, *options, "describer.backend=fake")
     assert "s_loc" in output
-    made = json.loads(out.read_text())
-    assert made["n"] == 12
-    assert made["protocol"]["samples"] == 2
+    content = json.loads(out.read_text())
+    assert content["n"] == 12
+    assert content["protocol"]["samples"] == 2
 
 
 def test_the_command_line_and_python_give_the_same_files(data, tmp_path):
@@ -126,6 +126,8 @@ def test_questions_from_lvis(tmp_path):
         (["evaluate", "rec", "--annotations", "gone", "--out", "b", "--predictions", "p"], "no such file", 1),
         (["evaluate", "rec", "--annotations", "a", "--out", "b", "describer.modle=x"], "`describer.model`", 2),
         (["evaluate", "rec", "--annotations", "a", "--out", "b", "--model", "m", "seed=1"], "is malformed", 2),
+        (["evaluate", "rec", "--annotations", "a", "--out", "b", "--predictions", "p", "seed=1"], "is malformed", 2),
+        (["evaluate", "rec", "--annotations", "a", "--out", "b", "--adapter", "c"], "got:      neither", 2),
         (
             ["evaluate", "description", "--annotations", "a", "--out", "b", "--model", "m", "--samples", "2"],
             "--samples needs a --temperature",

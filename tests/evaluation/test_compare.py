@@ -22,46 +22,46 @@ def test_items_are_matched_by_id_in_any_order(tmp_path):
     right = [1, 0, 1, 1, 0, 1, 0, 0]
     result(right).write(tmp_path / "a.json")
     result(right[::-1], [str(k) for k in range(8)][::-1]).write(tmp_path / "b.json")
-    (found,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
-    (row,) = found.rows
+    (comparison,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    (row,) = comparison.rows
     assert (row.base, row.other, row.difference.value, row.difference.p) == (0.5, 0.5, 0.0, 1.0)
-    assert found.changes == ()
+    assert comparison.changes == ()
 
 
 def test_the_difference_is_measured_on_the_items_that_both_have(tmp_path):
     # A is right on 0, 1 and wrong on 2, 3; B has 2, 3, 4 and is right on all: on 2 and 3 the difference is 1.
     result([1, 1, 0, 0]).write(tmp_path / "a.json")
     result([1, 1, 1], ["2", "3", "4"]).write(tmp_path / "b.json")
-    (found,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
-    assert (found.n, found.base_n, found.other_n) == (2, 4, 3)
-    assert (found.rows[0].base, found.rows[0].other, found.rows[0].difference.value) == (0.0, 1.0, 1.0)
-    assert any("only the items that both have: a has 4, b has 3" in line for line in table(found))
+    (comparison,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    assert (comparison.n, comparison.base_n, comparison.other_n) == (2, 4, 3)
+    assert (comparison.rows[0].base, comparison.rows[0].other, comparison.rows[0].difference.value) == (0.0, 1.0, 1.0)
+    assert any("only the items that both have: a has 4, b has 3" in line for line in table(comparison))
 
 
 def test_differences_between_protocols_are_listed_except_the_model(tmp_path):
     result([1, 0], model="m@1", temperature=0).write(tmp_path / "a.json")
     result([1, 0], model="m+adapter", temperature=1.0, dialect="llava").write(tmp_path / "b.json")
-    (found,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
-    assert found.changes == ("dialect: ferret → llava", "temperature: 0 → 1.0")
-    assert sum("protocols differ" in line for line in table(found)) == 2
+    (comparison,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    assert comparison.changes == ("dialect: ferret → llava", "temperature: 0 → 1.0")
+    assert sum("protocols differ" in line for line in table(comparison)) == 2
 
 
 def test_a_run_is_read_as_a_result_before_and_one_after_training(tmp_path):
     run = tmp_path / "run"
     draw = np.random.default_rng(0)
     before, after = draw.random(200) < 0.5, draw.random(200) < 0.8
-    made = {
+    results = {
         when: {"rec": result(right).write(run / "evaluation" / f"{when}-rec.json", root=run)}
         for when, right in (("before", before), ("after", after))
     }
     (run / "metrics.json").write_text(
-        json.dumps({"format_version": FORMAT_VERSION, **made, "counts": {}, "seconds": {}})
+        json.dumps({"format_version": FORMAT_VERSION, **results, "counts": {}, "seconds": {}})
     )
-    (found,) = compare([run])
-    assert (found.base, found.other) == ("run before", "run after")
-    assert found.rows[0].difference.p < 0.01
-    assert found.rows[0].difference.value == pytest.approx(after.mean() - before.mean())
-    assert found.to_json()["metrics"]["acc@0.5"]["p"] < 0.01
+    (comparison,) = compare([run])
+    assert (comparison.base, comparison.other) == ("run before", "run after")
+    assert comparison.rows[0].difference.p < 0.01
+    assert comparison.rows[0].difference.value == pytest.approx(after.mean() - before.mean())
+    assert comparison.to_json()["metrics"]["acc@0.5"]["p"] < 0.01
     result(after).write(tmp_path / "other.json")
     assert [c.other for c in compare([run, tmp_path / "other.json"])] == ["run after", "other"]
 
@@ -69,8 +69,8 @@ def test_a_run_is_read_as_a_result_before_and_one_after_training(tmp_path):
 def test_results_with_the_same_name_are_numbered(tmp_path):
     for name in ("a", "b"):
         result([1, 0]).write(tmp_path / name / "rec.json")
-    (found,) = compare([tmp_path / "a" / "rec.json", tmp_path / "b" / "rec.json"])
-    assert (found.base, found.other) == ("rec (1)", "rec (2)")
+    (comparison,) = compare([tmp_path / "a" / "rec.json", tmp_path / "b" / "rec.json"])
+    assert (comparison.base, comparison.other) == ("rec (1)", "rec (2)")
 
 
 def test_results_that_cannot_be_compared_are_refused(tmp_path):
@@ -101,8 +101,8 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path):
 def test_the_items_file_has_the_parts_of_every_metric(tmp_path):
     shares = {"recall": Share.ratio([1, 2], [2, 3]), "s_loc": Share.mean([0.25, 1 / 3])}
     Result("description", {}, ("a", "b"), ("1", "1"), shares).write(tmp_path / "d.json")
-    ids, images, found = read_items(tmp_path / "d.items.parquet")
+    ids, images, read = read_items(tmp_path / "d.items.parquet")
     assert (ids, images) == (("a", "b"), ("1", "1"))
     for name, share in shares.items():
-        np.testing.assert_array_equal(found[name].parts, share.parts)
-        np.testing.assert_array_equal(found[name].wholes, share.wholes)
+        np.testing.assert_array_equal(read[name].parts, share.parts)
+        np.testing.assert_array_equal(read[name].wholes, share.wholes)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from spr.core import boxes as bx
 from spr.evaluation.metrics import (
     MOST_CLUSTERS,
     Share,
     bootstrap,
     cluster_numbers,
-    first_box_iou,
     intervals,
     paired_difference,
     resampled,
@@ -24,7 +24,7 @@ def test_an_iou_that_equals_the_threshold_reaches_it_and_one_below_does_not():
 def test_a_missing_box_has_an_iou_of_zero():
     # 10 × 5 shared of 10 × 10 + 10 × 5 − 50 = 100.
     boxes = [[0, 0, 10, 5], [np.nan] * 4]
-    assert first_box_iou(boxes, [[0, 0, 10, 10], [0, 0, 10, 10]]).tolist() == [0.5, 0.0]
+    assert bx.iou(boxes, [[0, 0, 10, 10], [0, 0, 10, 10]]).tolist() == [0.5, 0.0]
 
 
 def test_recall_is_the_ratio_of_sums_and_not_the_mean_of_ratios():
@@ -73,8 +73,7 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_a_different_one(
 def test_resamples_without_a_value_are_ignored():
     # Only the first image has objects; a resample without it has no recall.
     draws = bootstrap([Share.ratio([1, 0], [2, 0]), Share.ratio([0, 0], [0, 0])], np.array([0, 1]))
-    found = intervals(draws)
-    assert found == [(0.5, 0.5), None]
+    assert intervals(draws) == [(0.5, 0.5), None]
     assert np.isnan(draws[:, 0]).any()
 
 

@@ -68,8 +68,8 @@ def expressions() -> Expressions:
 
 def test_referring_expressions_are_right_where_ferrets_evaluator_says_so():
     result = Rec(protocol="ferret").score(expressions(), Answers([row[4] for row in REFEXP], dialect=FERRET))
-    made = np.stack([result.shares[f"acc@{threshold}"].parts for threshold in THRESHOLDS], axis=1)
-    for row, ours in zip(REFEXP, made.tolist(), strict=True):
+    right = np.stack([result.shares[f"acc@{threshold}"].parts for threshold in THRESHOLDS], axis=1)
+    for row, ours in zip(REFEXP, right.tolist(), strict=True):
         assert ours == row[5], row
     # The output of the official evaluator for the whole file, by dataset at IoU 0.5 and 0.9.
     whole = {"refcoco": (0.8125, 0.4375), "refcoco+": (1 / 7, 1 / 7), "refcocog": (6 / 7, 5 / 7)}
@@ -84,8 +84,8 @@ def test_the_spr_protocol_differs_from_ferrets_in_these_cases_only():
     # 3200 / (44.8 × 81.6) = 0.875. Edges are not rounded to whole pixels: (2.98, 3.98, 6.98, 5.98) is no longer
     # (2, 3, 6, 5), and shares 3.02 × 1.02 px² of 8 with it.
     result = Rec().score(expressions(), Answers([row[4] for row in REFEXP], dialect=FERRET))
-    made = np.stack([result.shares[f"acc@{threshold}"].parts for threshold in THRESHOLDS], axis=1)
-    differ = {row[4]: ours for row, ours in zip(REFEXP, made.tolist(), strict=True) if ours != row[5]}
+    right = np.stack([result.shares[f"acc@{threshold}"].parts for threshold in THRESHOLDS], axis=1)
+    differ = {row[4]: ours for row, ours in zip(REFEXP, right.tolist(), strict=True) if ours != row[5]}
     assert differ == {
         "the dog [100, 150, 300, 200] and [x].": [1, 1, 1, 1, 1],
         "the dog [100.0, 150.0, 300.0, 200.0]": [1, 1, 1, 1, 1],

@@ -13,21 +13,16 @@ from spr.grounding import get_dialect
 IDS = [str(k) for k in range(6)]
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture
 def file(tmp_path):
     return tmp_path / "predictions.jsonl"
 
 
-def test_answers_are_returned_in_the_order_of_the_items(file):
+def test_answers_are_returned_in_the_order_of_the_items(file, write_lines):
     rows = [{"id": name, "answer": f"answer {name}"} for name in IDS]
     random.Random(1).shuffle(rows)
     assert [row["id"] for row in rows] != IDS
-    answers = read_predictions(write(file, rows), IDS)
+    answers = read_predictions(write_lines(file, rows), IDS)
     assert answers.texts == [f"answer {name}" for name in IDS]
     assert answers.problems == {}
 
@@ -67,21 +62,21 @@ def test_invalid_utf_8_affects_only_its_own_line(file):
     assert answers.problems == {"not_json": ["line 1"], "missing": ["0"]}
 
 
-def test_the_field_names_of_other_programs_are_read(file):
+def test_the_field_names_of_other_programs_are_read(file, write_lines):
     # LLaVA's and Ferret's files.
-    answers = read_predictions(write(file, [{"question_id": 0, "text": "a", "prompt": "?"}]), ["0"])
+    answers = read_predictions(write_lines(file, [{"question_id": 0, "text": "a", "prompt": "?"}]), ["0"])
     assert answers.texts == ["a"]
     # Our own names take precedence where a file has both.
-    answers = read_predictions(write(file, [{"id": "0", "question_id": 1, "answer": "b", "text": "?"}]), ["0"])
+    answers = read_predictions(write_lines(file, [{"id": "0", "question_id": 1, "answer": "b", "text": "?"}]), ["0"])
     assert answers.texts == ["b"]
     # Flickr30k Entities has several sentences per image.
-    answers = read_predictions(write(file, [{"image_id": 7, "sentence_id": 2, "text": "c"}]), ["7_2"])
+    answers = read_predictions(write_lines(file, [{"image_id": 7, "sentence_id": 2, "text": "c"}]), ["7_2"])
     assert answers.texts == ["c"]
 
 
-def test_a_folder_means_all_json_lines_files_in_it(tmp_path):
-    write(tmp_path / "0_of_2.jsonl", [{"id": "1", "answer": "b"}])
-    write(tmp_path / "1_of_2.jsonl", [{"id": "0", "answer": "a"}])
+def test_a_folder_means_all_json_lines_files_in_it(tmp_path, write_lines):
+    write_lines(tmp_path / "0_of_2.jsonl", [{"id": "1", "answer": "b"}])
+    write_lines(tmp_path / "1_of_2.jsonl", [{"id": "0", "answer": "a"}])
     (tmp_path / "metric.json").write_text("not ours")
     assert read_predictions(tmp_path, ["0", "1"]).texts == ["a", "b"]
 
@@ -110,8 +105,8 @@ def test_a_missing_file_is_an_error(tmp_path):
 def test_a_written_prediction_can_be_read_back(file):
     box = (1.0, 2.0, 3.00004, 4.0)
     text = 'a "dog" — <b>\u2028[1, 2, 3, 4]\n' + "x" * 100_000
-    made = Prediction("0", text, "Where?", "1.jpg", (box,), ("a dog",), ("offset 3",), "m@1", "ferret")
-    file.write_text(made.to_line(), encoding="utf-8")
+    prediction = Prediction("0", text, "Where?", "1.jpg", (box,), ("a dog",), ("offset 3",), "m@1", "ferret")
+    file.write_text(prediction.to_line(), encoding="utf-8")
     answers = read_predictions(file, ["0"])
     assert (answers.texts, answers.dialect, answers.model) == ([text], "ferret", "m@1")
     row = json.loads(file.read_text(encoding="utf-8"))

@@ -76,8 +76,8 @@ def test_phrases_are_asked_about_as_in_ferrets_evaluation_and_matched_by_their_w
         "recall@1": 1, "recall@5": 1, "recall@10": 1, "upper_bound": 1,
     }  # fmt: skip
     assert result.ids == ("1_0#0",)
-    made = result.write(tmp_path / "out.json")
-    assert evaluate(task, items, predictions=tmp_path / made["answers"]).metrics == result.metrics
+    written = result.write(tmp_path / "out.json")
+    assert evaluate(task, items, predictions=tmp_path / written["answers"]).metrics == result.metrics
     # Ferret's own file identifies an answer by image and sentence.
     (tmp_path / "f.jsonl").write_text(
         json.dumps({"image_id": 1, "sentence_id": 0, "text": "a man alone [100, 100, 500, 500]"})
@@ -100,6 +100,9 @@ def test_phrases_without_boxes_or_files_are_errors(flickr, tmp_path):
     (folder / "Annotations" / "1.xml").write_text("<a>")
     with pytest.raises(InputError, match="can't be read"):
         task.load(path)
+    (folder / "Annotations" / "1.xml").write_text("<a><object><bndbox><xmin>x</xmin></bndbox></object></a>")
+    with pytest.raises(InputError, match=r"1\.xml can't be read"):
+        task.load(path)
     for content in ("{}", "[]", '{"images": [{}]}', "<html>"):
         path.write_text(content)
         with pytest.raises(InputError, match="is not MDETR's Flickr30k JSON"):
@@ -114,12 +117,7 @@ def pope_lines(count=4):
     ]
 
 
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_pope_questions_are_asked_and_scored_by_id(images, tmp_path):
+def test_pope_questions_are_asked_and_scored_by_id(images, tmp_path, write_lines):
     items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines()))
     answers = {
         "Is there a 0?": "Yes.",
@@ -138,7 +136,7 @@ def test_pope_questions_are_asked_and_scored_by_id(images, tmp_path):
     assert again.metrics == result.metrics
 
 
-def test_a_pope_question_without_an_answer_is_wrong_and_lowers_recall(tmp_path):
+def test_a_pope_question_without_an_answer_is_wrong_and_lowers_recall(tmp_path, write_lines):
     items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines()))
     result = Pope(parser="exact").score(items, Answers([None, None, "yes", "no"], {"missing": ["1", "2"]}))
     # Two of four are right; one of the two questions whose answer is yes was answered with yes.
@@ -146,7 +144,7 @@ def test_a_pope_question_without_an_answer_is_wrong_and_lowers_recall(tmp_path):
     assert result.value("yes_share") == 0.25
 
 
-def test_the_exact_parser_asks_for_one_word(images, tmp_path):
+def test_the_exact_parser_asks_for_one_word(images, tmp_path, write_lines):
     model = Says({})
     path = write_lines(tmp_path / "p.json", pope_lines(1))
     evaluate(Pope(parser="exact"), path, describer=model, images=images)
@@ -162,12 +160,12 @@ def test_the_exact_parser_asks_for_one_word(images, tmp_path):
         ({"question_id": 1.5}, "`question_id` of row 0"),
     ],
 )
-def test_an_invalid_row_of_a_pope_file_is_named(tmp_path, change, message):
+def test_an_invalid_row_of_a_pope_file_is_named(tmp_path, change, message, write_lines):
     with pytest.raises(InputError, match=message):
         Pope().load(write_lines(tmp_path / "pope.json", [{**pope_lines(1)[0], **change}]))
 
 
-def test_pope_refuses_unknown_parsers_and_repeated_ids(tmp_path):
+def test_pope_refuses_unknown_parsers_and_repeated_ids(tmp_path, write_lines):
     path = write_lines(tmp_path / "pope.json", pope_lines(2) + pope_lines(1))
     with pytest.raises(InputError, match="`question_id` of row 2"):
         Pope().load(path)
@@ -259,8 +257,8 @@ def test_referring_gives_the_same_score_from_a_model_and_from_its_predictions(lv
     result = evaluate("referring", items, describer=model, images=images)
     assert result.value("accuracy") == 0.5
     assert result.value("accuracy", "frequent") == 0.5
-    made = result.write(tmp_path / "out.json")
-    assert evaluate("referring", items, predictions=tmp_path / made["answers"]).metrics == result.metrics
+    written = result.write(tmp_path / "out.json")
+    assert evaluate("referring", items, predictions=tmp_path / written["answers"]).metrics == result.metrics
 
 
 def test_answers_of_100_kilobytes_are_read_by_the_published_rule():
@@ -287,14 +285,14 @@ def test_answers_of_100_kilobytes_are_read_by_the_published_rule():
         ({"width": None}, r"at `\$.width`"),
     ],
 )
-def test_an_invalid_row_of_a_question_file_is_named(lvis, tmp_path, change, message):
+def test_an_invalid_row_of_a_question_file_is_named(lvis, tmp_path, change, message, write_lines):
     write_lvis_questions(lvis, tmp_path / "q.jsonl")
     row = json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0])
     with pytest.raises(InputError, match=message):
         Referring().load(write_lines(tmp_path / "q.jsonl", [{**row, **change}]))
 
 
-def test_questions_about_missing_images_have_no_answer_and_are_listed(images, tmp_path):
+def test_questions_about_missing_images_have_no_answer_and_are_listed(images, tmp_path, write_lines):
     (images / "2.jpg").write_text("no image")
     items = Pope().load(write_lines(tmp_path / "pope.json", pope_lines(3)))
     result = evaluate("pope", items, describer=Says({"Is there a 0?": "yes", "Is there a 2?": "yes"}), images=images)

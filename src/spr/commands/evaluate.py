@@ -1,15 +1,11 @@
-"""`spr evaluate`, `spr compare` and `spr lvis-questions`: benchmarks, for a model or a file of its answers.
-
-``spr evaluate`` has one subcommand per task. A subcommand has the common options and the task's own, and is built when
-it is first needed.
-"""
+"""`spr evaluate`, with one subcommand per task, `spr compare` and `spr lvis-questions`."""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -43,14 +39,10 @@ class TaskGroup(TyperGroup):
 
 
 class TaskCommand(TyperCommand):
-    """A command that names its task's options when it is given an unknown one."""
+    """A command whose error for an unknown option names the options of its task."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments.
-
-        Raises:
-            ConfigError: for an unknown option.
-        """
+        """Parse the arguments; raises `ConfigError` for an unknown option."""
         from spr.evaluation.task import TASKS
 
         try:
@@ -74,7 +66,7 @@ evaluate = typer.Typer(
 
 
 def _command(name: str, task: type[Task[Any]]) -> Any:
-    """The command of a task: `_evaluate` with the options of the task added."""
+    """The command of a task: `_evaluate` with the options of the task added, built when it is first needed."""
 
     def run(**values: Any) -> None:
         own = {option.name: values.pop(option.name) for option in task.options()}
@@ -83,9 +75,9 @@ def _command(name: str, task: type[Task[Any]]) -> Any:
     shared = inspect.signature(_evaluate, eval_str=True).parameters.values()
     parameters = [parameter for parameter in shared if parameter.name != "task"]
     for option in task.options():
-        choices = get_args(option.hint) if get_origin(option.hint) is Literal else ()
-        hint = str if choices else option.hint
-        about = typer.Option(help=option.option.help, metavar=f"[{'|'.join(choices)}]" if choices else None)
+        hint = str if option.choices else option.hint
+        metavar = f"[{'|'.join(option.choices)}]" if option.choices else None
+        about = typer.Option(help=option.option.help, metavar=metavar)
         default = inspect.Parameter.empty if option.default is MISSING else option.default
         kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(option.name, kind, default=default, annotation=Annotated[hint, about]))
@@ -122,17 +114,13 @@ def _evaluate(
     from spr.evaluation.task import evaluate as evaluate_task
     from spr.evaluation.task import refuse_with_predictions
 
-    asked = model is not None or any(text.startswith("describer.") for text in overrides or ())
-    if asked == (predictions is not None):
-        got = "both" if asked else "neither"
-        what = "An evaluation needs a model or a predictions file"
-        raise ConfigError(what, got=got, expected="--model or --predictions")
-    if predictions is not None:
+    describer = None
+    if model is not None or overrides:
+        describer, dialect = _describer(model, adapter, dialect, temperature or 0.0, overrides or []), None
+    elif predictions is not None:
         refuse_with_predictions(adapter=adapter, temperature=temperature)
-        result = evaluate_task(task, annotations, predictions=predictions, dialect=dialect, images=images, seed=seed)
-    else:
-        describer = _describer(model, adapter, dialect, temperature or 0.0, overrides or [])
-        result = evaluate_task(task, annotations, describer=describer, images=images, seed=seed)
+    answers: dict[str, Any] = {"describer": describer, "predictions": predictions, "dialect": dialect}
+    result = evaluate_task(task, annotations, **answers, images=images, seed=seed)
     written = result.write(out)
     for line in summary(result):
         typer.echo(line)

@@ -22,13 +22,9 @@ SAME = ("model", "predictions", "seed")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric of two results, both on the items that they share.
+    """One metric of two results on the items that both have; None where it has no value.
 
-    Attributes:
-        metric: The name of the metric.
-        base: Its value in the first result; None if it has none.
-        other: Its value in the other result; None if it has none.
-        difference: Other minus base; None if one of them is None.
+    ``difference`` is ``other`` minus ``base``.
     """
 
     metric: str
@@ -41,15 +37,8 @@ class Row:
 class Comparison:
     """A result compared with the first result of the same task.
 
-    Attributes:
-        task: The task.
-        base: The label of the first result.
-        other: The label of the other result.
-        n: The number of items that both have.
-        base_n: The number of items of the first result.
-        other_n: The number of items of the other result.
-        changes: The differences between their protocols, as text.
-        rows: The metrics.
+    ``base`` and ``other`` are the labels of the two results. ``n`` items are in both, ``base_n`` and ``other_n`` in
+    each of them. ``changes`` are the differences between their protocols, as text.
     """
 
     task: str
@@ -78,10 +67,7 @@ class Comparison:
 
 
 def load_results(path: Path) -> list[tuple[str, Result]]:
-    """The result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
-
-    Returns:
-        Each result with its label. In a run, ``task`` is the result's name in ``metrics.json``.
+    """The labelled result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
 
     Raises:
         InputError: if it is neither, has another format version, or its items file is missing.
@@ -125,8 +111,7 @@ def _result(file: Path, key: str, raw: Any) -> Result:
 def compare(paths: Sequence[Path]) -> list[Comparison]:
     """Compare every result with the first one of the same task, in the order given.
 
-    Args:
-        paths: Result files or run folders; a run has a result before and one after training.
+    A path is a result file, or a run folder with results before and after training.
 
     Raises:
         InputError: if there are fewer than two results of every task, or two of them share no items.
@@ -150,10 +135,9 @@ def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
     for label, (_, other) in zip(labels[1:], results[1:], strict=True):
         common = [(position[name], k) for k, name in enumerate(other.ids) if name in position]
         if not common:
-            got = f"{other.ids[0]}, …" if other.ids else "none"
-            expected = f"{base.ids[0]}, …" if base.ids else "none"
+            got, expected = (f"{ids[0]}, …" if ids else "none" for ids in (other.ids, base.ids))
             raise InputError(f"{labels[0]} and {label} share no items", got=got, expected=expected)
-        in_base, in_other = (np.array(column) for column in zip(*common, strict=True))
+        in_base, in_other = np.array(common).T
         clusters = cluster_numbers([base.images[k] for k in in_base])
         rows = []
         for metric, share in base.shares.items():
@@ -166,7 +150,7 @@ def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
 
 
 def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
-    # An entry that one of the two doesn't know can't be said to differ.
+    # An entry that only one of the two has is not a difference: the other may not have recorded it.
     known = [name for name in base if name not in SAME and None not in (base[name], other.get(name))]
     return tuple(f"{name}: {base[name]} → {other[name]}" for name in known if base[name] != other[name])
 

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from spr.core.errors import ConfigError
 from spr.grounding import Dialect
+from spr.grounding.parse import Boxes
 from spr.records import Box, Size
 
 _BRACKET = re.compile(r"[\[\]]")
@@ -22,7 +23,7 @@ _PUNCTUATION = re.compile(r"[^\w\s]")
 _UNITS = 1000
 
 AnswerProtocol: TypeAlias = Literal["spr", "ferret"]
-"""Who reads the answers: SPR's parser for the model's dialect, or the rules of this file."""
+"""How answers are read: with SPR's parser for the model's dialect, or by the rules of this file."""
 PROTOCOL_HELP = "Read answers with SPR's parser, or exactly as Ferret's evaluator does."
 
 
@@ -44,8 +45,9 @@ def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:
     >>> entities("a dog [100, 150, 300, 200] [x]", (640, 480)) is None
     True
     """
-    width, height = size_wh
-    found: list[tuple[str, Box]] = []
+    # The published code also divides before it multiplies: 0.29 × 100 is 28.999…, which becomes 28.
+    scales = [side / _UNITS for side in size_wh] * 2
+    pairs: list[tuple[str, Box]] = []
     phrase, start = "", 0
     for mark in _BRACKET.finditer(text):
         piece = text[start : mark.start()].strip()
@@ -53,16 +55,20 @@ def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:
             phrase, start = piece, mark.end()
             continue
         try:
-            x1, y1, x2, y2 = [int(number) for number in piece.split(",")][:4]
-            # The published code also divides before it multiplies: 0.29 × 100 is 28.999…, which becomes 28.
-            across, down = width * 1.0 / _UNITS, height * 1.0 / _UNITS
-            pixels = int(x1 * across), int(y1 * down), int(x2 * across), int(y2 * down)
+            numbers = [int(number) for number in piece.split(",")][:4]
+            x1, y1, x2, y2 = (float(int(number * scale)) for number, scale in zip(numbers, scales, strict=True))
         except (ValueError, OverflowError):
             return None
-        found.append((phrase, (float(pixels[0]), float(pixels[1]), float(pixels[2]), float(pixels[3]))))
+        pairs.append((phrase, (x1, y1, x2, y2)))
         end = _PART_END.search(text, mark.end())
         start = end.end() if end is not None else len(text) + 1
-    return found
+    return pairs
+
+
+def boxes_only(text: str, size_wh: Size) -> Boxes:
+    """The boxes of an answer without their phrases; a malformed bracket counts as one problem."""
+    pairs = entities(text, size_wh)
+    return Boxes(tuple(box for _, box in pairs or ()), int(pairs is None))
 
 
 def normal_phrase(phrase: str) -> str:

@@ -22,20 +22,15 @@ from spr.models.protocols import Describer, DescribeRequest
 from spr.records import RegionQuery, Size
 
 AT_ONCE = 256
-"""Questions passed to the model in one call: enough to fill its batches, few enough to hold their images in memory."""
+"""Questions per call of the model: enough to fill its batches, few enough to hold their images in memory."""
 _AHEAD = 32  # images decoded before they are needed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """A question to a model.
+    """A question to a model about an image, or about a region of it (``query``).
 
-    Attributes:
-        id: The id of its answer.
-        file_name: The image, relative to the image folder.
-        size_wh: Width and height of the image in pixels; None if the annotations don't give them.
-        prompt: The user's turn.
-        query: The region that the question is about, if any.
+    ``file_name`` is relative to the image folder; ``size_wh`` is None if the annotations don't give it.
     """
 
     id: str
@@ -50,16 +45,10 @@ LoadImage: TypeAlias = Callable[[Question], Image.Image]
 
 
 def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadImage:
-    """The function that loads a question's image.
+    """The function that loads a question's image from a folder or an `ImageSource`; a function is returned unchanged.
 
     EXIF orientation is applied where the annotated size asks for it; without an annotated size, images are used as
     they are stored.
-
-    Args:
-        images: A folder, an `ImageSource`, or a function, which is returned unchanged.
-
-    Raises:
-        ConfigError: if there is no folder.
     """
     if callable(images):
         return images
@@ -86,34 +75,29 @@ def _load(source: ImageSource, question: Question) -> Image.Image:
 def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *, seed: int = 0) -> Answers:
     """Ask a model all questions; its answers are in the order of the questions.
 
-    The next images are decoded in threads while the model works. If an image can't be read, its questions have no
-    answer (None), and the problem ``image`` names them.
-
-    Args:
-        describer: The model.
-        questions: Neighbours about the same image share one decoded image.
-        load: Loads a question's image.
-        seed: A sampled answer depends on this and on the question's id only.
+    The next images are decoded in threads while the model works; neighbouring questions about the same image share one.
+    If an image can't be read, its questions have no answer (None), and the problem ``image`` lists them. A sampled
+    answer depends only on the seed and on the question's id.
     """
     answers = Answers([None] * len(questions), dialect=describer.dialect, model=describer.name)
     decoded = enumerate(_decoded(questions, load))
     with Progress("answers", len(questions), "answers") as progress:
         while batch := list(islice(decoded, AT_ONCE)):
-            asked: list[tuple[int, DescribeRequest]] = []
+            asked: dict[int, DescribeRequest] = {}
             for k, (question, image) in batch:
                 if isinstance(image, ImageProblem):
                     answers.note("image", f"{question.id} ({question.file_name}: {image.reason})")
-                    continue
-                own_seed = stable_hash(seed, "evaluate", question.id) >> 1
-                asked.append((k, DescribeRequest(image, question.prompt, own_seed, question.query)))
-            for (k, _), text in zip(asked, describer.describe([request for _, request in asked]), strict=True):
+                else:
+                    own_seed = stable_hash(seed, "evaluate", question.id) >> 1
+                    asked[k] = DescribeRequest(image, question.prompt, own_seed, question.query)
+            for k, text in zip(asked, describer.describe(list(asked.values())), strict=True):
                 answers.texts[k] = text
             progress.advance(len(batch))
     return answers
 
 
 def answer_record(question: Question, text: str | None, describer: Describer) -> Prediction:
-    """An answer with its question and the boxes read from it: one line of the ``.answers.jsonl`` beside a result."""
+    """An answer with its question and its boxes: one line of the ``.answers.jsonl`` beside a result."""
     size_wh = question.size_wh
     grounded = parse(text or "", describer.dialect, size_wh) if size_wh is not None else GroundedText("")
     return Prediction(

@@ -1,8 +1,9 @@
-"""Read JSON lines, such as annotations and predictions, and check them against a type."""
+"""Read JSON and JSON lines, such as annotations and predictions, and check them against a type."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,19 +12,11 @@ import msgspec
 from spr.core.errors import InputError
 
 Row = TypeVar("Row")
+Content = TypeVar("Content")
 
 
 def read_bytes(path: Path, expected: str, what: str = "Annotations") -> bytes:
-    """The content of a file.
-
-    Args:
-        path: The file.
-        expected: What the file should contain, for the error message.
-        what: What the file is, for the error message.
-
-    Raises:
-        InputError: if the file can't be read.
-    """
+    """The content of a file; the error if it can't be read says what the file is and what it should contain."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -31,8 +24,22 @@ def read_bytes(path: Path, expected: str, what: str = "Annotations") -> bytes:
         raise InputError(f"{what} {path} can't be read", got=got, expected=expected) from None
 
 
+def decode_json(
+    data: bytes, content: type[Content], what: str, *, expected: str, fix: str | None = None, strict: bool = True
+) -> Content:
+    """JSON as an object of the given type; ``strict=False`` also reads texts as numbers.
+
+    Raises:
+        InputError: saying ``what`` is wrong and naming the first field that does not fit.
+    """
+    try:
+        return msgspec.json.decode(data, type=content, strict=strict)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(what, got=error, expected=expected, fix=fix) from None
+
+
 def decode_lines(data: bytes, row: type[Row]) -> Iterator[tuple[int, Row | Exception]]:
-    """The number, counted from 1, and the row of each line that is not empty, or why it does not fit the type."""
+    """The number, from 1, of each line that is not empty, and its row or the reason why it does not fit the type."""
     decoder = msgspec.json.Decoder(row)
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line and not line.isspace():
@@ -43,22 +50,18 @@ def decode_lines(data: bytes, row: type[Row]) -> Iterator[tuple[int, Row | Excep
 
 
 def read_lines(path: Path, row: type[Row], expected: str, data: bytes | None = None) -> list[Row]:
-    """Read a JSON-lines file; empty lines are skipped.
+    """Read a JSON-lines file, or its content ``data``, with rows of the given type.
 
-    Args:
-        path: The file.
-        row: The type of a line; unknown fields are ignored.
-        expected: An example of a line, for error messages.
-        data: The content of the file, if it has been read.
+    Empty lines and unknown fields are skipped.
 
     Raises:
         InputError: if the file can't be read or has no lines, or naming the line and field that do not fit the type.
     """
     rows: list[Row] = []
-    for number, found in decode_lines(read_bytes(path, expected) if data is None else data, row):
-        if isinstance(found, Exception):
-            raise InputError(f"Line {number} of {path} is not valid", got=found, expected=expected)
-        rows.append(found)
+    for number, decoded in decode_lines(read_bytes(path, expected) if data is None else data, row):
+        if isinstance(decoded, Exception):
+            raise InputError(f"Line {number} of {path} is not valid", got=decoded, expected=expected)
+        rows.append(decoded)
     if not rows:
         raise InputError(f"{path} is empty", got="no lines", expected=expected)
     return rows
@@ -75,13 +78,13 @@ def as_id(value: object) -> str | None:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def unique_ids(path: Path, field: str, values: Sequence[object]) -> tuple[str, ...]:
-    """The rows' ids as text; the rows' numbers, counted from 0, where no row has an id.
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that occurs more than once; None if all are different."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
-    Args:
-        path: The file that the rows come from, for error messages.
-        field: The name of the id field, for error messages.
-        values: The id of each row, None where it has none.
+
+def unique_ids(path: Path, field: str, values: Sequence[object]) -> tuple[str, ...]:
+    """The rows' ids as text; their numbers, from 0, if no row has an id (all ``values`` are None).
 
     Raises:
         InputError: if only some rows have an id, an id is neither text nor a whole number, or an id is repeated.

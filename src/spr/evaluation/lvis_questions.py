@@ -12,7 +12,7 @@ import numpy as np
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
 from spr.core.randomness import stable_hash
-from spr.evaluation.lines import read_bytes
+from spr.evaluation.lines import decode_json, read_bytes
 from spr.records import Size
 
 _TRIES = 64
@@ -50,25 +50,25 @@ class _Lvis(msgspec.Struct):
 
 
 def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: int = 0, min_area: float = 0.0) -> int:
-    """Write ``n`` questions; returns how many were written.
+    """Write ``n`` questions, or as many as there are usable objects; returns how many were written.
 
     Objects are chosen by a hash of the seed and their id, so the order of the file does not matter. The wrong category
     is one that LVIS's annotators looked for in the image and did not find (``neg_category_ids``); if there is none, one
     that is not annotated in the image. The point is a random pixel inside the object's outline, or the centre of its
-    box. These rules are our choice: the code that made Ferret's file is not published.
+    box. These rules are our choice: the code that made Ferret's file, which has 2,667 questions, is not published.
 
     Args:
         annotations: LVIS v1 JSON.
         out: The JSON-lines file to write.
-        n: The maximum number of questions; Ferret's file has 2,667.
-        seed: Seed of the choice of objects, wrong categories and points.
+        n: The maximum number of questions.
+        seed: Random seed for the choice of objects, wrong categories and points.
         min_area: Objects with a smaller box are skipped, in px².
 
     Raises:
-        InputError: if the file is not LVIS JSON, or has no object that is large enough.
-        RunError: if the file can't be written.
+        InputError: if the file is not LVIS JSON, or has no usable object.
     """
-    lvis = _read(annotations)
+    expected, what = "images, annotations, categories", f"{annotations} is not LVIS JSON"
+    lvis = decode_json(read_bytes(annotations, "LVIS JSON"), _Lvis, what, expected=expected)
     images = {image.id: image for image in lvis.images}
     categories = {category.id: category for category in lvis.categories}
     present: dict[int, set[int]] = {}
@@ -78,21 +78,20 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
         item
         for item in lvis.annotations
         if len(item.bbox) == 4
-        and item.bbox[2] > 0
-        and item.bbox[3] > 0
+        and min(item.bbox[2:]) > 0
         and item.bbox[2] * item.bbox[3] >= min_area
         and item.image_id in images
         and item.category_id in categories
     ]
     chosen = sorted(usable, key=lambda item: stable_hash(seed, "referring", str(item.id)))[:n]
     if not chosen or len(categories) < 2:
-        got = f"{len(usable)} objects of {len(categories)} categories"
-        raise InputError(
-            f"{annotations} has nothing to ask about", got=got, expected="objects of at least two categories"
-        )
+        what, got = f"{annotations} has nothing to ask about", f"{len(usable)} objects of {len(categories)} categories"
+        raise InputError(what, got=got, expected="objects of at least two categories")
     lines = []
     for item in chosen:
         image, category = images[item.image_id], categories[item.category_id]
+        (x, y, w, h), size_wh = item.bbox, (image.width, image.height)
+        shares = x / image.width, y / image.height, (x + w) / image.width, (y + h) / image.height
         rng = np.random.default_rng(stable_hash(seed, "referring question", str(item.id)))
         row = {
             "id": item.id,
@@ -100,8 +99,8 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
             "width": image.width,
             "height": image.height,
             "bbox": item.bbox,
-            "bbox_norm": _share_of(item.bbox, (image.width, image.height)),
-            "sample_point": _point_in(item, (image.width, image.height), rng),
+            "bbox_norm": [min(max(share, 0.0), 1.0) for share in shares],
+            "sample_point": _point_in(item, size_wh, rng),
             "name": category.name,
             "synonyms": category.synonyms,
             "neg_class": _other(image, category.id, present[item.image_id], categories, rng),
@@ -110,20 +109,6 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_atomically(out, "".join(lines).encode())
     return len(lines)
-
-
-def _read(path: Path) -> _Lvis:
-    data = read_bytes(path, "LVIS JSON")
-    try:
-        return msgspec.json.decode(data, type=_Lvis)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not LVIS JSON", got=error, expected="images, annotations, categories") from None
-
-
-def _share_of(bbox: list[float], size_wh: Size) -> list[float]:
-    x, y, width, height = bbox
-    w, h = size_wh
-    return [min(max(v, 0.0), 1.0) for v in (x / w, y / h, (x + width) / w, (y + height) / h)]
 
 
 def _other(
@@ -141,12 +126,11 @@ def _other(
 def _point_in(item: _Object, size_wh: Size, rng: np.random.Generator) -> list[int]:
     """A random pixel inside the outline; the centre of the box if there is no outline or no pixel was found."""
     x, y, width, height = item.bbox
-    outlines = item.segmentation if isinstance(item.segmentation, list) else []
-    polygons = [np.asarray(outline, dtype=np.float64).reshape(-1, 2) for outline in outlines if len(outline) % 2 == 0]
     drawn = np.floor(rng.uniform((x, y), (x + width, y + height), (_TRIES, 2)))
     inside = np.zeros(_TRIES, dtype=bool)
-    for polygon in polygons:
-        inside |= _in_polygon(drawn + 0.5, polygon)
+    for outline in item.segmentation if isinstance(item.segmentation, list) else ():
+        if len(outline) % 2 == 0:
+            inside |= _in_polygon(drawn + 0.5, np.asarray(outline, dtype=np.float64).reshape(-1, 2))
     px, py = drawn[int(inside.argmax())] if inside.any() else (x + width / 2, y + height / 2)
     return [min(max(int(px), 0), size_wh[0] - 1), min(max(int(py), 0), size_wh[1] - 1)]
 

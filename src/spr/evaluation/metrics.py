@@ -1,8 +1,6 @@
 """Metrics as ratios of sums, with bootstrap confidence intervals.
 
-A metric is Σ parts / Σ wholes over the items. For accuracy, each item's part is 0 or 1 and its whole is 1; for recall,
-its part is the number of hits and its whole the number of objects. The bootstrap resamples images, each with all of its
-items, because items of the same image are not independent.
+The bootstrap resamples images, each with all of its items, because items of the same image are not independent.
 """
 
 from __future__ import annotations
@@ -14,42 +12,25 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from spr.core import boxes as bx
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 RESAMPLES = 1000
-"""Bootstrap resamples for a confidence interval."""
+"""Bootstrap resamples per confidence interval."""
 MOST_CLUSTERS = 4096
-"""With more images than this, images are put at random into this many groups of nearly equal size, and the groups are
-resampled (Wolter 2007, "Introduction to Variance Estimation", ch. 2, "random groups"). This makes an interval's width
-uncertain by 1 / √(2 · 4096), about 1 %, which is less than the effect of 1,000 resamples, and bounds the cost."""
+"""With more images, this many random groups of nearly equal size are resampled instead, which bounds the cost
+(Wolter 2007, "Introduction to Variance Estimation", ch. 2, "random groups"). An interval's width is then uncertain by
+1 / √(2 · 4096), about 1 %, which is less than the effect of 1,000 resamples."""
 _CHUNK = 2**20  # random numbers drawn at once: 4 MB as float32
-
-
-def first_box_iou(boxes_xyxy: npt.ArrayLike, truth_xyxy: npt.ArrayLike) -> Floats:
-    """IoU of each item's box with its annotated box; a row of NaN means no box and gives 0.
-
-    Args:
-        boxes_xyxy: ``(N, 4)`` pixels.
-        truth_xyxy: ``(N, 4)`` pixels.
-
-    >>> first_box_iou([[0, 0, 2, 2], [np.nan] * 4], [[0, 0, 2, 1], [0, 0, 1, 1]]).tolist()
-    [0.5, 0.0]
-    """
-    boxes, truth = bx.as_boxes(boxes_xyxy), bx.as_boxes(truth_xyxy)
-    return np.where(np.isnan(boxes).any(axis=-1), 0.0, bx.iou(np.nan_to_num(boxes), truth))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """A metric, Σ parts / Σ wholes, kept per item.
+    """A metric, Σ parts / Σ wholes, as float64 ``(N,)`` arrays of the parts and wholes of each item.
 
-    Attributes:
-        parts: float64 ``(N,)``.
-        wholes: float64 ``(N,)``.
+    For accuracy, an item's part is 0 or 1 and its whole is 1; for recall, its part is the number of hits and its whole
+    the number of objects.
     """
 
     parts: Floats
@@ -57,7 +38,7 @@ class Share:
 
     @classmethod
     def mean(cls, values: npt.ArrayLike) -> Share:
-        """The mean of values of shape ``(N,)``: every whole is 1."""
+        """The mean of values ``(N,)``: every whole is 1."""
         parts = np.asarray(values, dtype=np.float64)
         return cls(parts, ones(len(parts)))
 
@@ -77,7 +58,7 @@ class Share:
         return float(share.parts.sum()) / whole if whole else None
 
     def take(self, chosen: Bools | Ints) -> Share:
-        """The metric of some items, given by a mask or by their positions."""
+        """The metric of some items, given as a mask or as positions."""
         return Share(self.parts[chosen], self.wholes[chosen])
 
 
@@ -90,7 +71,7 @@ def ones(count: int) -> Floats:
 
 
 def cluster_numbers(names: Sequence[str]) -> Ints:
-    """Number the images from 0 in order of first appearance; int64 ``(N,)``, one per item.
+    """The number of each item's image, from 0 in order of first appearance; int64 ``(N,)``.
 
     >>> cluster_numbers(["b", "a", "b"]).tolist()
     [0, 1, 0]
@@ -112,13 +93,9 @@ def resampled(clusters: int, resamples: int = RESAMPLES, seed: int = 0) -> Itera
 def bootstrap(
     shares: Sequence[Share], clusters: Ints, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> npt.NDArray[np.float32]:
-    """Metrics of resampled images; all metrics use the same resamples.
+    """K metrics of resampled images, all from the same resamples.
 
-    Args:
-        shares: K metrics of the same N items.
-        clusters: int64 ``(N,)``: the number of each item's image, from 0 (`cluster_numbers`).
-        resamples: The number of resamples.
-        seed: Random seed of the draws.
+    ``clusters`` are the `cluster_numbers` of the items' images.
 
     Returns:
         float32 ``(resamples, K)``; NaN where the wholes of a resample sum to 0.
@@ -127,22 +104,16 @@ def bootstrap(
     if count > MOST_CLUSTERS:
         clusters = (np.random.default_rng([seed, 1]).permutation(count) % MOST_CLUSTERS)[clusters]
         count = MOST_CLUSTERS
-    columns: dict[int, int] = {}
-    sums: list[Floats] = []
-
-    def column(values: Floats) -> int:
-        # Most metrics share the array of their wholes.
-        if id(values) not in columns:
-            columns[id(values)] = len(sums)
-            sums.append(np.bincount(clusters, weights=values, minlength=count).astype(np.float64))
-        return columns[id(values)]
-
-    parts = [column(share.parts) for share in shares]
-    wholes = [column(share.wholes) for share in shares]
-    matrix = np.stack(sums, axis=1).astype(np.float32) if sums else np.zeros((count, 0), np.float32)
-    drawn = np.concatenate([weights @ matrix for weights in resampled(count, resamples, seed)])
+    halves = [share.parts for share in shares] + [share.wholes for share in shares]
+    arrays = {id(values): values for values in halves}  # most metrics share the array of their wholes
+    column = {key: k for k, key in enumerate(arrays)}
+    sums = np.zeros((count, len(arrays)), dtype=np.float32)
+    for key, values in arrays.items():
+        sums[:, column[key]] = np.bincount(clusters, weights=values, minlength=count)
+    drawn = np.concatenate([weights @ sums for weights in resampled(count, resamples, seed)])
+    parts, wholes = np.split(drawn[:, [column[id(values)] for values in halves]], 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(drawn[:, parts] / drawn[:, wholes])
+        return np.asarray(parts / wholes)
 
 
 def intervals(draws: npt.ArrayLike) -> list[tuple[float, float] | None]:
@@ -152,23 +123,18 @@ def intervals(draws: npt.ArrayLike) -> list[tuple[float, float] | None]:
     >>> round(low, 3), round(high, 3)
     (0.025, 0.975)
     """
-    bounds: list[tuple[float, float] | None] = []
-    for column in np.asarray(draws, dtype=np.float64).T:
-        known = column[np.isfinite(column)]
-        low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-        bounds.append((float(low), float(high)) if len(known) else None)
-    return bounds
+    columns = [column[np.isfinite(column)] for column in np.asarray(draws, dtype=np.float64).T]
+    return [_central(column) if len(column) else None for column in columns]
+
+
+def _central(values: Floats) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The difference B − A of two metrics.
-
-    Attributes:
-        value: The difference.
-        ci95: Its 95 % confidence interval.
-        p: The two-sided p-value of the hypothesis that there is no difference.
-    """
+    """The difference B − A of two metrics, its 95 % confidence interval, and its two-sided p-value."""
 
     value: float
     ci95: tuple[float, float]
@@ -178,13 +144,11 @@ class Difference:
 def paired_difference(
     a: Share, b: Share, clusters: Ints, *, resamples: int = 10_000, seed: int = 0
 ) -> Difference | None:
-    """Paired bootstrap of B − A over the same items: each resample draws the same images for both.
+    """Paired bootstrap of B − A over the same items; None if one of the two metrics has no value.
 
-    p = 2 min(P(d* ≤ 0), P(d* ≥ 0)) over the resampled differences d*, at most 1. One is added to each count and to the
-    number of resamples (Davison and Hinkley 1997, Sec. 4.2), so p is never 0: at least 0.0002 with 10,000 resamples.
-
-    Returns:
-        None if one of the two metrics has no value.
+    Each resample draws the same images for both. p = 2 min(P(d* ≤ 0), P(d* ≥ 0)) over the resampled
+    differences d*, at most 1. One is added to each count and to the number of resamples (Davison and Hinkley 1997,
+    Sec. 4.2), so p is never 0: at least 0.0002 with 10,000 resamples.
     """
     value_a, value_b = a.value(), b.value()
     if value_a is None or value_b is None:
@@ -194,7 +158,6 @@ def paired_difference(
     differences = differences[np.isfinite(differences)]
     # float32 sums over the same items can differ in the last digit.
     differences[np.abs(differences) < 1e-6] = 0.0
-    low, high = np.percentile(differences, [2.5, 97.5])
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     p = min(1.0, 2 * (tail + 1) / (len(differences) + 1))
-    return Difference(value_b - value_a, (float(low), float(high)), p)
+    return Difference(value_b - value_a, _central(differences), p)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
@@ -19,7 +19,7 @@ from spr.records import Box
 
 ID_FIELDS = ("id", "question_id", "image_id")
 ANSWER_FIELDS = ("answer", "text", "response", "prediction")
-"""Names of the id field and the answer field: our own first, then those of other programs. A file uses one of each."""
+"""The id field and the answer field of a file: our own names first, then those of other programs."""
 
 PROBLEMS: dict[str, str] = {
     "missing": "the item has no answer; counts as wrong",
@@ -53,18 +53,9 @@ class _Row(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A line of a predictions file.
+    """A line of a predictions file: a raw answer, None if the model was not asked, and what is known about it.
 
-    Attributes:
-        id: The id of the item.
-        answer: The raw answer; None if the model was not asked.
-        prompt: The question; None if unknown.
-        file_name: The image; None if unknown.
-        boxes: The boxes read from the answer, xyxy pixels of the image.
-        phrases: The phrase of each box.
-        problems: The malformed parts of the answer.
-        model: The model that answered.
-        dialect: How it writes boxes.
+    Boxes are xyxy pixels of the image, with one phrase per box; ``problems`` are the malformed parts of the answer.
     """
 
     id: str
@@ -79,20 +70,15 @@ class Prediction:
 
     def to_line(self) -> str:
         """The prediction as one line of JSON, with a line break at the end."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        row["boxes"] = [[round(edge, 3) for edge in box] for box in self.boxes]
+        row = asdict(self) | {"boxes": [[round(edge, 3) for edge in box] for box in self.boxes]}
         return json.dumps({k: v for k, v in row.items() if v is not None or k == "answer"}, ensure_ascii=False) + "\n"
 
 
 @dataclass(slots=True)
 class Answers:
-    """Answers in the order of the items.
+    """Answers in the order of the items, None where one is missing or not a text.
 
-    Attributes:
-        texts: One per item; None where the answer is missing or not a text.
-        problems: By kind (`PROBLEMS`), the ids of the answers, or ``line N`` where there is no id.
-        dialect: How the answers write boxes; None if unknown.
-        model: The model that answered; None if unknown.
+    ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where there is no id.
     """
 
     texts: list[str | None]
@@ -105,12 +91,7 @@ class Answers:
         self.problems.setdefault(kind, []).append(name)
 
     def resolve_dialect(self) -> Dialect:
-        """The dialect that the answers' boxes are written in.
-
-        Raises:
-            ConfigError: if it is unknown.
-            GroundingError: if there is no dialect of that name, naming the nearest one.
-        """
+        """The dialect that the answers' boxes are written in; raises `ConfigError` if it is unknown."""
         if self.dialect is None:
             expected = f"one of {', '.join(DIALECTS)}"
             what = "The predictions do not say which dialect their boxes are written in"
@@ -121,14 +102,9 @@ class Answers:
 def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     """Read a predictions file and match its answers to the items by id.
 
-    Args:
-        path: JSON lines with an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); other fields are
-            ignored. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them; its lines
-            are numbered through all files.
-        ids: The ids of the items.
-
-    Returns:
-        The answers in the order of ``ids``, with model and dialect of the file's first line.
+    Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); the first line may also say the
+    model and the dialect. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them; its
+    lines are numbered through all files.
 
     Raises:
         InputError: if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
@@ -144,72 +120,58 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
             rows[number] = row
     if not rows:
         bad = len(answers.problems.get("not_json", ()))
-        raise InputError(
-            f"{path} contains no predictions",
-            got=f"{bad} lines that are not JSON objects" if bad else "no lines",
-            expected='lines such as {"id": "1", "answer": "…"}',
-        )
-    id_field, answer_field = _fields(path, rows)
-    found = _match(rows, ids, id_field, answer_field, answers)
+        got = f"{bad} lines that are not JSON objects" if bad else "no lines"
+        expected = 'lines such as {"id": "1", "answer": "…"}'
+        raise InputError(f"{path} contains no predictions", got=got, expected=expected)
     first = next(iter(rows.values()))
     answers.dialect = first.dialect if isinstance(first.dialect, str) else None
     answers.model = first.model if isinstance(first.model, str) else None
-    if not found:
+    by_id = _by_id(rows, set(ids), *_fields(path, rows), answers)
+    if not by_id:
         got = ", ".join(answers.problems.get("unknown", ())[:3])
         expected = ", ".join(ids[:3]) + ", …"
         fix = "give the predictions for these annotations, with the ids of the annotations"
-        raise InputError(
-            f"No answer in {path} belongs to an item of the annotations", got=got, expected=expected, fix=fix
-        )
+        what = f"No answer in {path} belongs to an item of the annotations"
+        raise InputError(what, got=got, expected=expected, fix=fix)
+    for name in ids:
+        text = by_id.get(name)
+        answers.texts.append(text if type(text) is str else None)
+        if type(text) is not str:
+            answers.note("not_text" if name in by_id else "missing", name)
     return answers
 
 
-def _match(rows: Mapping[int, _Row], ids: Sequence[str], id_field: str, answer_field: str, answers: Answers) -> int:
-    """Fill ``answers`` in the order of ``ids``; returns the number of items that have an answer."""
-    place = {name: k for k, name in enumerate(ids)}
-    texts: list[Any] = [msgspec.UNSET] * len(ids)
+def _by_id(
+    rows: Mapping[int, _Row], ids: Collection[str], id_field: str, answer_field: str, answers: Answers
+) -> dict[str, Any]:
+    """The first answer with each of the ids; the problems of the other rows are added to ``answers``."""
+    by_id: dict[str, Any] = {}
     id_of, answer_of = attrgetter(id_field), attrgetter(answer_field)
     for number, row in rows.items():
-        name = id_of(row)
-        if type(name) is not str:
-            name = as_id(name)
+        name = as_id(id_of(row))
         if name and id_field == "image_id" and row.sentence_id is not msgspec.UNSET:
             name = f"{name}_{row.sentence_id}"  # Flickr30k Entities: several sentences per image
-        k = place.get(name) if name else None
-        if k is None:
-            answers.note(*(("unknown", name) if name else ("no_id", f"line {number}")))
-        elif texts[k] is not msgspec.UNSET:
-            answers.note("doubled", ids[k])
+        if name is None:
+            answers.note("no_id", f"line {number}")
+        elif name not in ids:
+            answers.note("unknown", name)
+        elif name in by_id:
+            answers.note("doubled", name)
         else:
-            text = answer_of(row)
-            texts[k] = None if text is msgspec.UNSET else text
-    found = 0
-    for k, text in enumerate(texts):
-        if type(text) is str:
-            found += 1
-            continue
-        texts[k] = None
-        found += text is not msgspec.UNSET
-        answers.note("missing" if text is msgspec.UNSET else "not_text", ids[k])
-    answers.texts = texts
-    return found
+            by_id[name] = answer_of(row)
+    return by_id
 
 
 def _fields(path: Path, rows: Mapping[int, _Row]) -> tuple[str, str]:
     """The names of the id field and the answer field: the first known name that occurs in the first 100 lines."""
-    known = (*ID_FIELDS, *ANSWER_FIELDS)
     looked_at = list(islice(rows.values(), 100))
-    seen = {name for name in known if any(getattr(row, name) is not msgspec.UNSET for row in looked_at)}
-    id_field, answer_field = (
-        next((name for name in names if name in seen), None) for names in (ID_FIELDS, ANSWER_FIELDS)
+    id_fields, answer_fields = (
+        [name for name in names if any(getattr(row, name) is not msgspec.UNSET for row in looked_at)]
+        for names in (ID_FIELDS, ANSWER_FIELDS)
     )
-    if id_field is None or answer_field is None:
-        lacking, names = ("an id", ID_FIELDS) if id_field is None else ("an answer", ANSWER_FIELDS)
+    if not id_fields or not answer_fields:
+        lacking, names = ("an answer", ANSWER_FIELDS) if id_fields else ("an id", ID_FIELDS)
+        what, got = f"The lines of {path} have no field for {lacking}", ", ".join(sorted(id_fields + answer_fields))
         fix = f"put {lacking} into each line; answers are matched by id, not by position"
-        raise InputError(
-            f"The lines of {path} have no field for {lacking}",
-            got=", ".join(sorted(seen)) or "no known field",
-            expected=" or ".join(names),
-            fix=fix,
-        )
-    return id_field, answer_field
+        raise InputError(what, got=got or "no known field", expected=" or ".join(names), fix=fix)
+    return id_fields[0], answer_fields[0]

@@ -16,7 +16,7 @@ import pyarrow as pa
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
-from spr.evaluation.metrics import Bools, Floats, Ints, Share, bootstrap, cluster_numbers, intervals
+from spr.evaluation.metrics import Bools, Floats, Share, bootstrap, cluster_numbers, intervals
 from spr.evaluation.predictions import Prediction
 from spr.runs.store import read_table, write_table
 
@@ -30,14 +30,13 @@ class Result:
     """The metrics of a task over N items.
 
     Attributes:
-        task: The name of the task.
-        protocol: How the metrics were measured: every choice that changes one of them.
+        protocol: Every choice that changes a metric.
         ids: The ids of the N items.
         images: The image of each item; the bootstrap resamples images.
         shares: The metrics by name, each with arrays of shape ``(N,)``.
         groups: Subsets of the items by name, bool ``(N,)``.
         problems: By kind, the ids of answers with a problem (`spr.evaluation.predictions.PROBLEMS`).
-        predictions: The model's answers, in the order of the items; empty if they come from a predictions file.
+        predictions: The model's answers; empty if they come from a predictions file.
 
     >>> result = Result("rec", {}, ("a", "b"), ("1", "2"), {"acc@0.5": Share.mean([1, 0])})
     >>> result.value("acc@0.5")
@@ -52,11 +51,6 @@ class Result:
     groups: Mapping[str, Bools] = field(default_factory=dict)
     problems: Mapping[str, Sequence[str]] = field(default_factory=dict)
     predictions: tuple[Prediction, ...] = ()
-
-    @cached_property
-    def clusters(self) -> Ints:
-        """The number of each item's image, int64 ``(N,)`` (`cluster_numbers`)."""
-        return cluster_numbers(self.images)
 
     def value(self, name: str, group: str | None = None) -> float | None:
         """The value of a metric, over all items or a group; None if its wholes sum to 0."""
@@ -85,42 +79,36 @@ class Result:
         columns = list(self.shares.values())
         for group in range(len(masks)):
             columns += [Share(column(s.parts, group), column(s.wholes, group)) for s in self.shares.values()]
-        bounds = intervals(bootstrap(columns, self.clusters)) if columns and self.ids else [None] * len(columns)
+        bounds: list[tuple[float, float] | None] = [None] * len(columns)
+        if columns and self.ids:
+            bounds = intervals(bootstrap(columns, cluster_numbers(self.images)))
         rows = [
             {"value": rounded(share.value()), "ci95": None if ci is None else [rounded(v) for v in ci]}
             for share, ci in zip(columns, bounds, strict=True)
         ]
         width = len(self.shares)
-        starts = range(0, len(rows), width) if width else [0]
-        return [dict(zip(self.shares, rows[k : k + width], strict=True)) for k in starts]
+        return [dict(zip(self.shares, rows[k * width :], strict=False)) for k in range(len(masks) + 1)]
 
     def to_json(self) -> dict[str, Any]:
         """The content of a result file: format version, task, protocol, n, metrics, groups and problems."""
-        by_group = zip(self.groups.items(), self._measured[1:], strict=True)
+        groups = zip(self.groups.items(), self._measured[1:], strict=True)
+        problems = {kind: {"count": len(ids), "ids": list(ids[:SHOWN])} for kind, ids in self.problems.items() if ids}
         return {
             "format_version": FORMAT_VERSION,
             "task": self.task,
             "protocol": dict(self.protocol),
             "n": len(self.ids),
             "metrics": self.metrics,
-            "groups": {name: {"n": int(mask.sum()), "metrics": metrics} for (name, mask), metrics in by_group},
-            "problems": {
-                kind: {"count": len(ids), "ids": list(ids[:SHOWN])} for kind, ids in self.problems.items() if ids
-            },
+            "groups": {name: {"n": int(mask.sum()), "metrics": metrics} for (name, mask), metrics in groups},
+            "problems": problems,
         }
 
     def write(self, path: Path, root: Path | None = None) -> dict[str, Any]:
         """Write the result, and beside it the items (``.items.parquet``) and the answers (``.answers.jsonl``), if any.
 
-        Args:
-            path: The result file, ``….json``.
-            root: The folder that the paths in the returned dict are relative to; None for the folder of ``path``.
-
         Returns:
-            The content of the file, with the paths ``items`` and ``answers``: an entry for a run's ``metrics.json``.
-
-        Raises:
-            RunError: if a file can't be written.
+            The content of the file. Its paths ``items`` and ``answers`` are relative to ``root``, by default the folder
+            of ``path``: with the run as root, it is an entry for the run's ``metrics.json``.
         """
         content = self.to_json()
         beside = path.with_name(path.stem + ITEMS)
@@ -140,18 +128,12 @@ class Result:
         """One row per item: ``id``, ``image``, and for each metric ``NAME`` (parts) and ``NAME of`` (wholes)."""
         columns: dict[str, Any] = {"id": pa.array(self.ids, pa.string()), "image": pa.array(self.images, pa.string())}
         for name, share in self.shares.items():
-            columns[name] = pa.array(share.parts)
-            columns[f"{name} of"] = pa.array(share.wholes)
+            columns |= {name: pa.array(share.parts), f"{name} of": pa.array(share.wholes)}
         return pa.table(columns)
 
 
 def read_items(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Share]]:
-    """The ids, images and metrics of an ``.items.parquet`` file.
-
-    Raises:
-        InputError: if the file contains something else.
-        RunError: if it can't be read.
-    """
+    """The ids, images and metrics of an ``.items.parquet`` file."""
     table = read_table(path)
     names = [name for name in table.column_names if f"{name} of" in table.column_names]
     if not {"id", "image"} <= set(table.column_names) or not names:
@@ -161,9 +143,5 @@ def read_items(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, 
 
 
 def rounded(value: float | None) -> float | None:
-    """Round to six decimals, more than any confidence interval resolves.
-
-    >>> rounded(2 / 3), rounded(None)
-    (0.666667, None)
-    """
+    """Round to six decimals, more than any confidence interval resolves."""
     return None if value is None else round(value, 6)

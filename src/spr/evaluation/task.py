@@ -1,7 +1,7 @@
 """Benchmark tasks: the `Task` base class, the registry of tasks, and `evaluate`.
 
-An evaluation has one path for every task: load the items, get their answers from a model or from a predictions file,
-score them. A task is one class in one file of `spr.evaluation.tasks`; its options are the fields of the class.
+A task is one class in one file of `spr.evaluation.tasks`. Evaluating it means to load its items, get their answers from
+a model or from a predictions file, and score them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError
@@ -29,9 +29,7 @@ Items = TypeVar("Items")
 class Option:
     """Annotates a field of a `Task` as an option: ``areas: Annotated[Areas, Option("The help.")] = "pixels"``.
 
-    Attributes:
-        help: The option's help text.
-        asks: The option only changes what a model is asked. It is then refused together with a predictions file.
+    An option that ``asks`` only changes what a model is asked, and is refused together with a predictions file.
     """
 
     help: str
@@ -39,7 +37,7 @@ class Option:
 
 
 class TaskOption(NamedTuple):
-    """An option of a task: its name, its type without the annotation, its default (`MISSING` if required)."""
+    """An option of a task: its name, its type without the annotation, and its default (`MISSING` if required)."""
 
     name: str
     hint: Any
@@ -49,7 +47,12 @@ class TaskOption(NamedTuple):
     @property
     def flag(self) -> str:
         """The option on the command line."""
-        return _flag(self.name)
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a ``Literal``; empty for other types."""
+        return get_args(self.hint) if get_origin(self.hint) is Literal else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +60,35 @@ class Task(ABC, Generic[Items]):
     """A benchmark: which file it reads, what it asks a model, and how it scores the answers.
 
     A subclass is a frozen, keyword-only dataclass. Its fields that are annotated with an `Option` are the task's
-    options: texts, numbers, paths or a ``Literal`` of texts. One without a default is required. ``spr evaluate TASK``
-    offers them under their names, and shows the first line of the docstring as its help. Add the class to `TASKS`; from
-    another package, through an entry point of the group ``spr.tasks``.
-
-    Attributes:
-        name: The task's name in result files, the same as in `TASKS`.
-        reads_boxes: Whether scoring needs to know the dialect of the answers.
+    options: texts, numbers, paths or a ``Literal`` of texts, required unless they have a default. ``spr evaluate TASK``
+    offers them under their names, and shows the first paragraph of the docstring as its help. Add the class to `TASKS`;
+    from another package, through an entry point of the group ``spr.tasks``.
 
     Raises:
         ConfigError: if an option has an unknown value.
     """
 
     name: ClassVar[str]
+    """The task's name in result files, the same as in `TASKS`."""
     reads_boxes: ClassVar[bool] = True
+    """Whether scoring needs to know the dialect of the answers."""
 
     def __post_init__(self) -> None:
         for own in self.options():
-            choices, value = get_args(own.hint) if get_origin(own.hint) is Literal else (), getattr(self, own.name)
-            if choices and value not in choices:
-                raise ConfigError(f"{own.flag} is not known", got=repr(value), expected=" | ".join(choices))
+            value = getattr(self, own.name)
+            if own.choices and value not in own.choices:
+                raise ConfigError(f"{own.flag} is not known", got=repr(value), expected=" | ".join(own.choices))
 
     @classmethod
     def options(cls) -> list[TaskOption]:
         """The options of the task, in the order of its fields."""
-        options, hints = [], get_type_hints(cls, include_extras=True)
-        for own in fields(cls):
-            hint, *extras = get_args(hints[own.name]) if get_origin(hints[own.name]) is Annotated else (None,)
-            options += [TaskOption(own.name, hint, own.default, extra) for extra in extras if isinstance(extra, Option)]
-        return options
+        hints = get_type_hints(cls, include_extras=True)
+        return [
+            TaskOption(own.name, hints[own.name].__origin__, own.default, extra)
+            for own in fields(cls)
+            for extra in getattr(hints[own.name], "__metadata__", ())
+            if isinstance(extra, Option)
+        ]
 
     @property
     def samples_per_item(self) -> int:
@@ -94,11 +97,7 @@ class Task(ABC, Generic[Items]):
 
     @abstractmethod
     def load(self, path: Path) -> Items:
-        """Read the items of the benchmark.
-
-        Raises:
-            InputError: if the file is not what the task reads, naming the row.
-        """
+        """Read the items of the benchmark, or raise `InputError`, naming the row that is not valid."""
 
     @abstractmethod
     def ids(self, items: Items) -> Sequence[str]:
@@ -110,9 +109,7 @@ class Task(ABC, Generic[Items]):
 
     @abstractmethod
     def questions(self, items: Items, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
-        """What a model is asked.
-
-        Put questions about the same image next to each other: the image is then decoded once.
+        """What a model is asked. Neighbouring questions about the same image share one decoded image.
 
         Args:
             items: What `load` returned.
@@ -121,18 +118,11 @@ class Task(ABC, Generic[Items]):
 
         Returns:
             The question with its placeholders in braces, which the result records, and one question per id of `ids`.
-
-        Raises:
-            ConfigError: if the prompt lacks a placeholder, or an option does not fit the dialect.
         """
 
     @abstractmethod
     def score(self, items: Items, answers: Answers) -> Result:
-        """The metrics of the answers.
-
-        Args:
-            items: What `load` returned.
-            answers: One answer per id of `ids`; `Answers.resolve_dialect` is the dialect of their boxes.
+        """The metrics of the answers, one per id of `ids`; `Answers.resolve_dialect` is the dialect of their boxes.
 
         Raises:
             ConfigError: if an option does not fit the dialect, or the dialect is needed and not known.
@@ -178,7 +168,7 @@ def evaluate(
         The metrics with their confidence intervals. ``result.write(path)`` writes what ``spr evaluate --out`` writes.
 
     Raises:
-        ConfigError: if there is no model and no predictions file, or both, or an option that has no effect.
+        ConfigError: unless there is either a model or a predictions file, or if an option has no effect.
         InputError: if a file can't be read or does not fit the task.
     """
     if isinstance(task, str):
@@ -192,7 +182,7 @@ def evaluate(
         items = _load(task, annotations)
         answers, kept, how = _ask(task, items, describer, images, seed or 0)
     elif predictions is not None and describer is None:
-        asks = [own.name for own in task.options() if own.option.asks and getattr(task, own.name) != own.default]
+        asks = [own.flag for own in task.options() if own.option.asks and getattr(task, own.name) != own.default]
         refuse_with_predictions(*asks, images=images, seed=seed)
         if dialect is not None and not task.reads_boxes:
             what = f"--dialect has no effect, because the task {task.name} reads no boxes"
@@ -203,8 +193,8 @@ def evaluate(
         answers.dialect = known or answers.dialect
         how = {"model": answers.model, "predictions": path.name}
     else:
-        got = "neither" if describer is None else "both"
-        raise ConfigError("An evaluation needs a model or a predictions file", got=got, expected="one of the two")
+        got, expected = "neither" if describer is None else "both", "a model (--model) or --predictions"
+        raise ConfigError("An evaluation needs a model or a predictions file", got=got, expected=expected)
     result = task.score(items, answers)
     return replace(result, protocol={**result.protocol, **how}, predictions=kept)
 
@@ -222,25 +212,22 @@ def _ask(
     if isinstance(describer, DescriberConfig):
         from spr.models.registry import load_describer
 
-        model = describer.model or ""
-        describer = load_describer(describer)
-    dialect = describer.dialect
-    prompt, questions = task.questions(items, dialect, model)
+        model, describer = describer.model or "", load_describer(describer)
+    prompt, questions = task.questions(items, describer.dialect, model)
     answers = ask(describer, questions, load, seed=seed)
     kept = tuple(answer_record(*row, describer) for row in zip(questions, answers.texts, strict=True))
-    how = {"model": describer.name, "dialect": dialect.spec, "prompt": prompt, "seed": seed}
+    how = {"model": describer.name, "dialect": describer.dialect.spec, "prompt": prompt, "seed": seed}
     how |= {setting: getattr(describer, setting, None) for setting in ("temperature", "top_p")}
     how |= {own.name: getattr(task, own.name) for own in task.options() if own.option.asks and own.name != "prompt"}
     return answers, kept, how
 
 
-def refuse_with_predictions(*names: str, **options: Any) -> None:
+def refuse_with_predictions(*flags: str, **options: Any) -> None:
     """Raise `ConfigError` if an option that only matters to a model is set (not None) beside a predictions file."""
-    unused = [*names, *(name for name, value in options.items() if value is not None)]
+    unused = [*flags, *(f"--{name}" for name, value in options.items() if value is not None)]
     if unused:
-        got = ", ".join(map(_flag, unused))
         fix = "remove it, or ask a model instead (--model)"
-        raise ConfigError("An option has no effect on a predictions file", got=got, fix=fix)
+        raise ConfigError("An option has no effect on a predictions file", got=", ".join(unused), fix=fix)
 
 
 def check_prompt(prompt: str, placeholder: str) -> str:
@@ -249,7 +236,3 @@ def check_prompt(prompt: str, placeholder: str) -> str:
         fix, expected = f"put {placeholder} where it belongs", f"a question with {placeholder}"
         raise ConfigError(f"--prompt lacks {placeholder}", got=repr(prompt), expected=expected, fix=fix)
     return prompt
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

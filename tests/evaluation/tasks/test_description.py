@@ -118,8 +118,8 @@ def test_samples_differ_by_seed_and_their_file_gives_the_same_scores(images):
     assert [p.answer for p in evaluate(Description(samples=3), regions, **how).predictions] == answers
     other = evaluate(Description(samples=3), regions, **how, seed=1)
     assert [p.answer for p in other.predictions] != answers
-    made = result.write(images / "out.json")
-    again = evaluate(Description(samples=3), regions, predictions=images / made["answers"])
+    written = result.write(images / "out.json")
+    again = evaluate(Description(samples=3), regions, predictions=images / written["answers"])
     assert again.metrics == result.metrics
 
 
@@ -138,13 +138,13 @@ def test_the_question_has_the_region_in_the_models_dialect(images):
 def test_regions_are_read_from_parquet_or_json(tmp_path):
     queries = [query(), query("8/0", "8")]
     write_table(tmp_path / "regions.parquet", to_table(queries, RegionQuery))
-    rows = [made.to_row() for made in queries]
+    rows = [region.to_row() for region in queries]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("regions.parquet", "list.json", "lines.jsonl"):
-        found = Description().load(tmp_path / name)
-        assert found.queries == queries
-        assert found.images is None
+        regions = Description().load(tmp_path / name)
+        assert regions.queries == queries
+        assert regions.images is None
 
 
 def test_files_without_valid_regions_are_refused(tmp_path):

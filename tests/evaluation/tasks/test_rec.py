@@ -163,8 +163,8 @@ def test_a_model_is_asked_once_per_expression_and_its_file_gives_the_same_scores
     assert result.problems["image"] == [f"{k} (1.png: image_missing)" for k in (12, 13)]
     assert [p.answer is None for p in result.predictions] == [False, False, True, True, False]
     assert result.protocol["model"] == "fake"
-    made = result.write(tmp_path / "out.json")
-    again = evaluate("rec", items, predictions=tmp_path / made["answers"])
+    written = result.write(tmp_path / "out.json")
+    again = evaluate("rec", items, predictions=tmp_path / written["answers"])
     assert again.metrics == result.metrics
     assert again.problems["not_text"] == ["12", "13"]
     for first, second in zip(result.shares.values(), again.shares.values(), strict=True):
@@ -180,17 +180,17 @@ def test_the_result_file_has_the_documented_form(items, tmp_path):
     answers = Answers(["[0.00, 0.00, 0.50, 0.50]"] * 5, {"unknown": [str(k) for k in range(99)]}, DIALECT)
     result = Rec().score(items, answers)
     result.write(tmp_path / "deep" / "rec.json")
-    made = json.loads((tmp_path / "deep" / "rec.json").read_text())
-    assert made["format_version"] == 2
-    assert made["task"] == "rec"
-    assert made["n"] == 5
-    assert list(made["metrics"]) == ["acc@0.5", "acc@0.6", "acc@0.7", "acc@0.8", "acc@0.9", "mean_iou"]
-    low, high = made["metrics"]["acc@0.5"]["ci95"]
-    assert low <= made["metrics"]["acc@0.5"]["value"] <= high
-    assert made["groups"]["refcoco"]["n"] == 3
-    assert set(made["groups"]["refcoco"]["metrics"]) == set(made["metrics"])
-    assert made["problems"]["unknown"] == {"count": 99, "ids": [str(k) for k in range(20)]}
-    assert made["items"] == "rec.items.parquet"
+    content = json.loads((tmp_path / "deep" / "rec.json").read_text())
+    assert content["format_version"] == 2
+    assert content["task"] == "rec"
+    assert content["n"] == 5
+    assert list(content["metrics"]) == ["acc@0.5", "acc@0.6", "acc@0.7", "acc@0.8", "acc@0.9", "mean_iou"]
+    low, high = content["metrics"]["acc@0.5"]["ci95"]
+    assert low <= content["metrics"]["acc@0.5"]["value"] <= high
+    assert content["groups"]["refcoco"]["n"] == 3
+    assert set(content["groups"]["refcoco"]["metrics"]) == set(content["metrics"])
+    assert content["problems"]["unknown"] == {"count": 99, "ids": [str(k) for k in range(20)]}
+    assert content["items"] == "rec.items.parquet"
     # In a run's metrics.json the paths are relative to the run.
     inside = result.write(tmp_path / "run" / "evaluation" / "after-rec.json", root=tmp_path / "run")
     assert inside["items"] == "evaluation/after-rec.items.parquet"

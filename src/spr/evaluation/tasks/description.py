@@ -1,7 +1,4 @@
-"""Descriptions of held-out regions: how many objects are located, how well, and how many boxes match no object.
-
-Accuracy alone rewards short answers. Recall, the number of objects named and the length are therefore reported as well.
-"""
+"""Descriptions of held-out regions: how many objects are located, how well, and how many boxes match no object."""
 
 from __future__ import annotations
 
@@ -33,19 +30,22 @@ from spr.runs.store import StageStore, read_table
 
 RECALLS = (0.5, 0.75, 0.9)
 UNMATCHED = 0.5
+_WHOLES = {
+    "s_loc": None,
+    **dict.fromkeys((f"recall@{threshold}" for threshold in RECALLS), "objects"),
+    "unmatched_boxes": "boxes",
+    "objects_named": "objects",
+    "objects_placed": "objects",
+    **dict.fromkeys(("phrases", "boxes", "words")),
+}
+"""The metrics with the number that each is a share of; None for a mean per answer."""
 _REGION = "{region}"
 EMBEDDED_PROMPT = "Describe the region {region} and locate its objects."  # what the embedded describer was trained on
 
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Held-out regions.
-
-    Attributes:
-        queries: The regions with their objects.
-        images: The image folder of the run that they come from; None without a run.
-        prompt: The prompt of that run's config; None without a run, or if the run asks no model.
-    """
+    """Held-out regions with their objects; if they come from a run, with its image folder and its model's prompt."""
 
     queries: list[RegionQuery]
     images: ImageSource | None = None
@@ -55,6 +55,8 @@ class Regions:
 @dataclass(frozen=True, kw_only=True)
 class Description(Task[Regions]):
     """Descriptions of held-out regions: objects located and named, boxes without an object, length.
+
+    Accuracy alone rewards short answers, so recall, objects named and length are metrics as well:
 
     - ``s_loc``: mean localization score of the answer's own boxes, 0 to 1 (paper, Sec. 3.2).
     - ``recall@0.5``, ``@0.75``, ``@0.9``: share of the region's objects that a box overlaps with at least this IoU.
@@ -89,22 +91,22 @@ class Description(Task[Regions]):
             InputError: if the file is something else, or contains no regions.
             RunError: if the run's regions are not finished.
         """
+        images, prompt = None, None
         if path.is_dir():
             folder = path / "regions" if (path / "config.yaml").is_file() else path
             check_run_version(folder.parent)
             queries = [query for table in StageStore(folder).tables() for query in from_table(table, RegionQuery)]
-            regions, saved = Regions(queries), folder.parent / "config.yaml"
-            if saved.is_file():
-                config = load_config(saved)
+            if (folder.parent / "config.yaml").is_file():
+                config = load_config(folder.parent / "config.yaml")
+                images = config.annotations.image_source
                 prompt = config.prompts.full if config.describer is not None else None
-                regions = Regions(queries, config.annotations.image_source, prompt)
         elif path.suffix == ".parquet":
-            regions = Regions(from_table(read_table(path), RegionQuery))
+            queries = from_table(read_table(path), RegionQuery)
         else:
-            regions = Regions(_from_json(path))
-        if not regions.queries:
+            queries = _from_json(path)
+        if not queries:
             raise InputError(f"{path} contains no regions", got="no rows", expected="at least one")
-        return regions
+        return Regions(queries, images, prompt)
 
     def ids(self, items: Regions) -> Sequence[str]:
         """The ids of the regions, with ``#number`` added if there are several samples."""
@@ -129,30 +131,25 @@ class Description(Task[Regions]):
     def score(self, items: Regions, answers: Answers) -> Result:
         """The metrics that the class describes."""
         dialect = answers.resolve_dialect()
-        rows: list[dict[str, float]] = []
-        problems = {kind: list(ids) for kind, ids in answers.problems.items()} | {"no_box": [], "malformed": []}
-        ids, images = [], []
+        ids, images, rows, no_box, malformed = [], [], [], [], []
         for (name, query), text in zip(self._answers(items), answers.texts, strict=True):
             grounded = parse(text or "", dialect, (query.width, query.height))
-            rows.append(_measure(query, grounded))
             ids.append(name)
             images.append(query.image_id)
+            rows.append(_measure(query, grounded))
             if text is not None and not grounded.boxes:
-                problems["no_box"].append(name)
+                no_box.append(name)
             if grounded.problems:
-                problems["malformed"].append(name)
+                malformed.append(name)
 
         def column(name: str) -> Floats:
             return np.array([row[name] for row in rows], dtype=np.float64)
 
-        boxes, objects = column("boxes"), column("objects")
-        shares = {"s_loc": Share.mean(column("s_loc"))}
-        for name in (f"recall@{threshold}" for threshold in RECALLS):
-            shares[name] = Share.ratio(column(name), objects)
-        shares["unmatched_boxes"] = Share.ratio(column("unmatched_boxes"), boxes)
-        for name in ("objects_named", "objects_placed"):
-            shares[name] = Share.ratio(column(name), objects)
-        shares |= {name: Share.mean(column(name)) for name in ("phrases", "boxes", "words")}
+        wholes = {name: column(name) for name in ("objects", "boxes")}
+        shares = {
+            name: Share.ratio(column(name), wholes[whole]) if whole else Share.mean(column(name))
+            for name, whole in _WHOLES.items()
+        }
         protocol: dict[str, Any] = {
             "dialect": dialect.spec,
             "samples": self.samples,
@@ -160,6 +157,7 @@ class Description(Task[Regions]):
             "names": "the words of the category in order within a phrase, plural s allowed",
             "ci95": "bootstrap over images",
         }
+        problems = {**answers.problems, "no_box": no_box, "malformed": malformed}
         return Result(self.name, protocol, tuple(ids), tuple(images), shares, {}, problems)
 
     def _answers(self, items: Regions) -> Iterator[tuple[str, RegionQuery]]:
@@ -170,23 +168,22 @@ class Description(Task[Regions]):
 
 
 def _measure(query: RegionQuery, grounded: GroundedText) -> dict[str, float]:
-    """The numbers that the metrics of one answer are computed from, by name."""
-    inside, boxes = query.inside, bx.as_boxes(grounded.boxes)
-    truth, anything = (bx.as_boxes([item.box for item in items]) for items in (inside, query.objects))
-    overlaps = bx.iou_matrix(truth, boxes) if len(boxes) and len(truth) else np.zeros((len(truth), len(boxes)))
+    """The numbers of one answer that the metrics are sums of."""
+    inside, boxes = query.inside, grounded.boxes
+    overlaps = bx.iou_matrix([item.box for item in inside], boxes)
     best = overlaps.max(axis=1, initial=0.0)
-    best_of_box = (bx.iou_matrix(anything, boxes) if len(boxes) else np.zeros((1, 0))).max(axis=0, initial=0.0)
+    best_of_box = bx.iou_matrix([item.box for item in query.objects], boxes).max(axis=0, initial=0.0)
     phrases = [span.phrase for span in grounded.spans]
     box_phrases = [span.phrase for span in grounded.spans for _ in span.boxes]
     names = [item.category for item in inside]
     same_name = np.array([[names_category(phrase, name) for phrase in box_phrases] for name in names], dtype=bool)
     return {
-        "s_loc": localization_score(inside, grounded.boxes).score,
+        "s_loc": localization_score(inside, boxes).score,
         "objects": len(inside),
         **{f"recall@{threshold}": float(reaches(best, threshold).sum()) for threshold in RECALLS},
         "boxes": len(boxes),
         "unmatched_boxes": float((~reaches(best_of_box, UNMATCHED)).sum()),
-        "objects_named": count_named(names, phrases if phrases else [grounded.plain_text]),
+        "objects_named": count_named(names, phrases or [grounded.plain_text]),
         "objects_placed": count_placed(overlaps, same_name.reshape(overlaps.shape)),
         "phrases": len(phrases),
         "words": len(WORD.findall(grounded.plain_text)),

@@ -26,7 +26,6 @@ PROMPTS: dict[Parser, str] = {
 """The default question by parser: the one of the evaluation that reads answers in this way."""
 _QUESTION = "{question}"
 _EXPECTED = '{"question_id": 1, "image": "….jpg", "text": "Is there a …?", "label": "yes"}'
-_YES, _NO, _NEITHER, _NO_ANSWER = 1, 0, -1, -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,7 @@ class Pope(Task[PopeItems]):
     ] = None
 
     def load(self, path: Path) -> PopeItems:
-        """Read one of POPE's files: JSON lines with ``question_id``, ``image``, ``text`` and ``label``.
-
-        Raises:
-            InputError: naming the line and the field that is not valid.
-        """
+        """Read one of POPE's files: JSON lines with ``question_id``, ``image``, ``text`` and ``label``."""
         rows = read_lines(path, _Line, _EXPECTED)
         ids = unique_ids(path, "question_id", [row.question_id for row in rows])
         images, questions, labels = zip(*((row.image, row.text, row.label == "yes") for row in rows), strict=True)
@@ -88,22 +83,19 @@ class Pope(Task[PopeItems]):
 
     def score(self, items: PopeItems, answers: Answers) -> Result:
         """Accuracy, and precision, recall and F1 of yes."""
-        problems = {kind: list(ids) for kind, ids in answers.problems.items()}
-        labels, said = np.asarray(items.labels), np.empty(len(items.ids), dtype=np.int64)
-        for k, text in enumerate(answers.texts):
-            yes = None if text is None else says_yes(text, self.parser)
-            said[k] = _NO_ANSWER if text is None else _NEITHER if yes is None else int(yes)
-        problems["neither"] = [items.ids[k] for k in np.flatnonzero(said == _NEITHER)]
-        right = said == labels
-        positive, wrong_yes = (said == _YES) & labels, (said == _YES) & ~labels
-        wrong_no = ((said == _NO) | (said == _NO_ANSWER)) & labels
+        labels, answered = np.array(items.labels, dtype=bool), np.array([text is not None for text in answers.texts])
+        said = [None if text is None else says_yes(text, self.parser) for text in answers.texts]
+        yes, no = (np.array([meant is word for meant in said], dtype=bool) for word in (True, False))
+        neither = answered & ~yes & ~no
+        positive, wrong_yes, wrong_no = yes & labels, yes & ~labels, ~yes & ~neither & labels
         shares = {
-            "accuracy": Share.mean(right),
+            "accuracy": Share.mean(positive | (no & ~labels)),
             "precision": Share.ratio(positive, positive | wrong_yes),
             "recall": Share.ratio(positive, positive | wrong_no),
             "f1": Share.ratio(2.0 * positive, 2.0 * positive + wrong_yes + wrong_no),
-            "yes_share": Share.mean(said == _YES),
+            "yes_share": Share.mean(yes),
         }
+        problems = {**answers.problems, "neither": [items.ids[k] for k in np.flatnonzero(neither)]}
         protocol = {"parser": self.parser, "positive": "yes", "ci95": "bootstrap over images"}
         groups = {name: mask for name, mask in (("label yes", labels), ("label no", ~labels)) if mask.any()}
         return Result(self.name, protocol, items.ids, items.images, shares, groups, problems)

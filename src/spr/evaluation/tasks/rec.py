@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -14,10 +14,10 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import InputError
-from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities
+from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, boxes_only, check_protocol
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import read_bytes, read_lines
-from spr.evaluation.metrics import Bools, Floats, Share, first_box_iou
+from spr.evaluation.lines import decode_json, first_repeated, read_bytes, read_lines
+from spr.evaluation.metrics import Bools, Floats, Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
@@ -35,6 +35,7 @@ SIZES: dict[Areas, tuple[float, float]] = {
 """The areas at which ``small`` ends and ``large`` begins: COCO's in px², or the same as shares of a 640 × 640 image."""
 
 _EXPRESSION = "{expression}"
+_EXPECTED = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
 EMBEDDED_PROMPT = "Where is {expression}?"  # the wording that the embedded describer was trained on
 _NO_BOX: Box = (math.nan,) * 4
 
@@ -43,13 +44,7 @@ _NO_BOX: Box = (math.nan,) * 4
 class Expressions:
     """N referring expressions, one tuple or array per column.
 
-    Attributes:
-        ids: Unique texts.
-        file_names: The images, relative to the image folder.
-        sentences: The expressions.
-        boxes_xyxy: float64 ``(N, 4)``: the annotated boxes in pixels of the image.
-        sizes_wh: Width and height of each image in pixels.
-        datasets: Such as ``refcoco``, ``refcoco+`` or ``refcocog``; empty where the file doesn't say.
+    ``boxes_xyxy`` is float64 ``(N, 4)`` in pixels of the image. A dataset is such as ``refcoco+``, or empty if unknown.
 
     Raises:
         InputError: if an id is repeated, or a box has no area.
@@ -63,12 +58,10 @@ class Expressions:
     datasets: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if len(set(self.ids)) != len(self.ids):
-            repeated = next(name for name, count in Counter(self.ids).items() if count > 1)
+        repeated = first_repeated(self.ids)
+        if repeated is not None:
             raise InputError("Two expressions have the same id", got=repeated, expected="unique ids")
-        empty = np.flatnonzero(~(bx.area(self.boxes_xyxy) > 0))
-        if len(empty):
-            k = int(empty[0])
+        for k in np.flatnonzero(~(bx.area(self.boxes_xyxy) > 0)):
             got = self.boxes_xyxy[k].tolist()
             raise InputError(f"The box of expression {self.ids[k]} has no area", got=got, expected="x1 < x2, y1 < y2")
 
@@ -103,19 +96,18 @@ class Rec(Task[Expressions]):
         ``caption``, ``dataset_name``); the row of ``annotations`` with its ``image_id`` has the box, ``[x, y, width,
         height]`` in pixels. JSON lines: ``{"id", "image", "sentence", "box": [x1, y1, x2, y2], "width", "height",
         "dataset"}``; ``dataset`` is optional, and a missing ``id`` is the line's number, from 0.
-
-        Raises:
-            InputError: naming the file and the row, if it is neither.
         """
         data = read_bytes(path, "MDETR's JSON, or JSON lines")
         # Quotes inside a JSON text are escaped, so this matches only a key, or a value that is this one word.
-        is_mdetr = b'"annotations"' in data
-        rows = _from_mdetr(path, data) if is_mdetr else _from_lines(path, data)
-        ids, names, sentences, boxes, sizes, datasets = zip(*rows, strict=True)
-        xyxy = np.array(boxes, dtype=np.float64)
-        if is_mdetr:
-            xyxy[:, 2:] += xyxy[:, :2]
-        return Expressions(ids, names, sentences, xyxy, sizes, datasets)
+        rows = _from_mdetr(path, data) if b'"annotations"' in data else read_lines(path, _Line, _EXPECTED, data)
+        return Expressions(
+            tuple(str(number if row.id is None else row.id) for number, row in enumerate(rows)),
+            tuple(row.image for row in rows),
+            tuple(row.sentence for row in rows),
+            np.array([row.box for row in rows], dtype=np.float64),
+            tuple((row.width, row.height) for row in rows),
+            tuple(row.dataset for row in rows),
+        )
 
     def ids(self, items: Expressions) -> Sequence[str]:
         """The ids of the expressions."""
@@ -129,26 +121,26 @@ class Rec(Task[Expressions]):
         keep = dialect.rec_keeps_commas
         sentences = [sentence if keep else sentence.replace(",", "").strip() for sentence in items.sentences]
         texts = [prompt.replace(_EXPRESSION, sentence) for sentence in sentences]
-        rows = zip(items.ids, items.file_names, items.sizes_wh, texts, strict=True)
-        return prompt, [Question(*row) for row in rows]
+        return prompt, list(map(Question, items.ids, items.file_names, items.sizes_wh, texts))
 
     def score(self, items: Expressions, answers: Answers) -> Result:
         """Accuracy by IoU threshold, and mean IoU."""
         dialect = answers.resolve_dialect()
-        read = self._reader(dialect)
-        problems = {kind: list(ids) for kind, ids in answers.problems.items()} | {"no_box": [], "malformed": []}
-        first_boxes: list[Box] = []
+        check_protocol(self.protocol, dialect)
+        read = BoxReader(dialect).read if self.protocol == "spr" else boxes_only
+        first_boxes, no_box, malformed = [], [], []
         for name, text, size in zip(items.ids, answers.texts, items.sizes_wh, strict=True):
-            found, flaws = read(text, size) if text is not None else Boxes((), 0)
-            first_boxes.append(found[0] if found else _NO_BOX)
-            if text is not None and not found:
-                problems["no_box"].append(name)
+            own, flaws = read(text, size) if text is not None else Boxes((), 0)
+            first_boxes.append(own[0] if own else _NO_BOX)
+            if text is not None and not own:
+                no_box.append(name)
             if flaws:
-                problems["malformed"].append(name)
-        boxes = np.array(first_boxes, dtype=np.float64).reshape(-1, 4)
-        overlaps = first_box_iou(boxes, items.boxes_xyxy)
+                malformed.append(name)
+        boxes = bx.as_boxes(first_boxes)
+        overlaps = bx.iou(boxes, items.boxes_xyxy)  # 0 without a box
         shares = {f"acc@{threshold}": Share.mean(reaches(overlaps, threshold)) for threshold in THRESHOLDS}
         shares["mean_iou"] = Share.mean(overlaps)
+        problems = {**answers.problems, "no_box": no_box, "malformed": malformed}
         small, large = SIZES[self.areas]
         protocol: dict[str, Any] = {
             "answers": self.protocol,
@@ -159,18 +151,7 @@ class Rec(Task[Expressions]):
             "ci95": "bootstrap over images",
         }
         groups = self._groups(items, ~np.isnan(boxes[:, 0]))
-        return Result(self.name, protocol, items.ids, items.file_names, {**shares}, groups, problems)
-
-    def _reader(self, dialect: Dialect) -> Callable[[str, Size], Boxes]:
-        check_protocol(self.protocol, dialect)
-        if self.protocol == "spr":
-            return BoxReader(dialect).read
-
-        def read(text: str, size_wh: Size) -> Boxes:
-            found = entities(text, size_wh)
-            return Boxes((), 1) if found is None else Boxes(tuple(box for _, box in found), 0)
-
-        return read
+        return Result(self.name, protocol, items.ids, items.file_names, shares, groups, problems)
 
     def _groups(self, items: Expressions, has_box: Bools) -> dict[str, Bools]:
         datasets = np.asarray(items.datasets, dtype=object)
@@ -187,9 +168,6 @@ class Rec(Task[Expressions]):
 
 _Id: TypeAlias = str | int
 _Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
-_Row: TypeAlias = tuple[
-    str, str, str, Box, Size, str
-]  # the columns of `Expressions`; MDETR's boxes as x, y, width, height
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -221,29 +199,20 @@ class _Line(msgspec.Struct, gc=False):
     dataset: str = ""
 
 
-def _from_mdetr(path: Path, data: bytes) -> list[_Row]:
-    try:
-        content = msgspec.json.decode(data, type=_Mdetr)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        expected = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
-        fix = "give a file such as finetune_refcoco_val.json, where each row of `images` is one expression"
-        raise InputError(f"{path} is not MDETR's JSON", got=error, expected=expected, fix=fix) from None
+def _from_mdetr(path: Path, data: bytes) -> list[_Line]:
+    expected = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
+    fix = "give a file such as finetune_refcoco_val.json, where each row of `images` is one expression"
+    content = decode_json(data, _Mdetr, f"{path} is not MDETR's JSON", expected=expected, fix=fix)
     if not content.images:
         raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
     counts = Counter(entry.image_id for entry in content.annotations)
+    boxes = {entry.image_id: entry.bbox for entry in content.annotations}
+    lines = []
     for row in content.images:
         if counts[row.id] != 1:
             what = f"Expression {row.id} of {path} does not have exactly one box"
             raise InputError(what, got=f"{counts[row.id]} annotations with this image_id", expected="one")
-    boxes = {entry.image_id: entry.bbox for entry in content.annotations}
-    return [
-        (str(r.id), r.file_name, r.caption, boxes[r.id], (r.width, r.height), r.dataset_name) for r in content.images
-    ]
-
-
-def _from_lines(path: Path, data: bytes) -> list[_Row]:
-    expected = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
-    return [
-        (str(k if r.id is None else r.id), r.image, r.sentence, r.box, (r.width, r.height), r.dataset)
-        for k, r in enumerate(read_lines(path, _Line, expected, data))
-    ]
+        x, y, w, h = boxes[row.id]
+        xyxy = x, y, x + w, y + h
+        lines.append(_Line(row.file_name, row.caption, xyxy, row.width, row.height, row.id, row.dataset_name))
+    return lines

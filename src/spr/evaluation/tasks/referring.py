@@ -30,18 +30,10 @@ _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 @dataclass(frozen=True, slots=True)
 class ReferringItem:
-    """A question of Ferret's LVIS file.
+    """A question of Ferret's LVIS file: is the object a ``name`` or an ``other``?
 
-    Attributes:
-        id: The id of the object.
-        file_name: The image, without folders.
-        size_wh: Width and height of the image in pixels.
-        box: The object's box, xyxy pixels.
-        point: A pixel of the object, x and y; None if the file has none.
-        name: The category of the object.
-        synonyms: Other names of the category.
-        other: A category that the object does not belong to.
-        frequency: LVIS's ``r``, ``c`` or ``f``; empty if the file doesn't say.
+    Box (xyxy) and point (x, y) are in pixels of the image. ``frequency`` is LVIS's ``r``, ``c`` or ``f``; empty if
+    unknown.
     """
 
     id: str
@@ -96,11 +88,7 @@ class Referring(Task[list[ReferringItem]]):
     ] = "box"
 
     def load(self, path: Path) -> list[ReferringItem]:
-        """Read a question file in Ferret's form, as ``spr lvis-questions`` writes it.
-
-        Raises:
-            InputError: naming the line and the field that is not valid.
-        """
+        """Read a question file in Ferret's form, as ``spr lvis-questions`` writes it."""
         rows = read_lines(path, _Line, _EXPECTED)
         items = []
         for name, row in zip(unique_ids(path, "id", [row.id for row in rows]), rows, strict=True):
@@ -116,11 +104,7 @@ class Referring(Task[list[ReferringItem]]):
         return [item.id for item in items]
 
     def questions(self, items: list[ReferringItem], dialect: Dialect, model: str) -> tuple[str, list[Question]]:
-        """One question per object: the right category comes first in even rows of the file, second in odd ones.
-
-        Raises:
-            ConfigError: if the region is a point and the dialect or the file has none.
-        """
+        """One question per object: the right category comes first in even rows of the file, second in odd ones."""
         questions = []
         for number, item in enumerate(items):
             first, second = (item.name, item.other) if number % 2 == 0 else (item.other, item.name)
