@@ -11,9 +11,7 @@ from spr.grounding.markup import SPECIAL, JsonList, Tokens, stray
 from spr.grounding.text import GroundedText, Problems, without_surrogates
 from spr.records import Box, Span
 
-LABEL_SEPARATOR = ", "
-"""Separator of the labels in the plain text of a list."""
-
+_LABEL_SEPARATOR = ", "  # between the labels in the plain text of a list
 _FENCE = re.compile(r"```(?:json)?")
 
 
@@ -31,7 +29,7 @@ def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
     spans: list[Span] = []
     has_labels = any(item.label for item in items)
     for label, boxes, raw in items:
-        plain += (LABEL_SEPARATOR if plain and label else "") + label
+        plain += (_LABEL_SEPARATOR if plain and label else "") + label
         if raw is not None:
             spans.append(Span(label, len(plain) - len(label), len(plain), tuple(boxes)))
             if has_labels and not label:
@@ -91,11 +89,7 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
 
 
 def _drop(match: re.Match[str], reason: str | None, position: int, words: list[str], problems: Problems) -> int:
-    """Drop a match from the words and report it unless the reason is empty; if there is none (None), keep it.
-
-    Returns:
-        Where the following words start.
-    """
+    """Where the words after a match start, which is dropped and reported. "": drop silently; None: keep it as words."""
     if reason is None:
         return position
     before = match.string[position : match.start()]

@@ -35,14 +35,11 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         GroundingError: for an unknown dialect or a wrong image size; with ``strict`` also for a malformed piece,
             naming its offset.
 
-    Examples:
-        >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
-        >>> grounded.plain_text
-        'A man and two dogs.'
-        >>> [(span.phrase, span.boxes) for span in grounded.spans]
-        [('A man', ((100.0, 75.0, 300.0, 400.0),)), ('two dogs', ((0.0, 0.0, 50.0, 25.0),))]
-        >>> print(*grounded.problems)
-        offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
+    >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
+    >>> grounded.plain_text, [(span.phrase, span.boxes[0]) for span in grounded.spans]
+    ('A man and two dogs.', [('A man', (100.0, 75.0, 300.0, 400.0)), ('two dogs', (0.0, 0.0, 50.0, 25.0))])
+    >>> print(*grounded.problems)
+    offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
     dialect = get_dialect(dialect)
     text = without_surrogates(text)
@@ -89,11 +86,7 @@ class BoxReader:
         self._frame = lru_cache(maxsize=4096)(dialect.frame)
 
     def read(self, text: str, size_wh: Size) -> Boxes:
-        """The boxes of an answer about an image of ``size_wh`` pixels, as `parse` gives them.
-
-        Raises:
-            GroundingError: if the size is not two integers of at least 1.
-        """
+        """The boxes of an answer about an image of ``size_wh`` pixels; raises a GroundingError for a wrong size."""
         match = self._search(text)
         if match is not None and self._is_plain(match):
             end = match.end()

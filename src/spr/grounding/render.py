@@ -23,12 +23,7 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
 
     Boxes follow their phrase (in PaliGemma's dialect they precede it) and are clipped to the image. Spans without boxes
     are written as plain words. Dialects that keep no prose (``dialect.keeps_prose``) get the phrases with boxes only,
-    unless the text has no boxes.
-
-    Args:
-        grounded: The text.
-        dialect: A key of `DIALECTS` or a `Dialect`.
-        size_wh: Width and height of the original image in pixels.
+    unless the text has no boxes. ``size_wh`` is the size of the original image in pixels.
 
     Raises:
         GroundingError: for an unknown dialect, a wrong image size, a box with x2 < x1 or y2 < y1, or words that the
@@ -56,13 +51,9 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
 
 
 def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool = False) -> str:
-    """Write one box alone, for a prompt.
+    """Write one box (xyxy pixels of the original image, clipped to it) alone, for a prompt.
 
-    Args:
-        box: xyxy pixels of the original image; clipped to it.
-        dialect: A key of `DIALECTS` or a `Dialect`.
-        size_wh: Width and height of the original image in pixels.
-        region: Whether the box is an input region; it is then followed by the dialect's ``region_suffix``.
+    With ``region``, the box is an input region, which is followed by the dialect's ``region_suffix``.
 
     Raises:
         GroundingError: for an unknown dialect, a wrong image size or a box with x2 < x1 or y2 < y1.
@@ -78,8 +69,6 @@ def convert(text: str, source: str | Dialect, target: str | Dialect, size_wh: Si
     """Rewrite a model's answer in another dialect.
 
     Converting there and back moves an edge by at most ``source.max_error(size_wh)`` plus ``target.max_error(size_wh)``.
-    A dialect that keeps no prose (``target.keeps_prose``) gets the phrases with boxes only.
-
     The arguments, and the errors raised, are those of `parse` and `render`.
 
     >>> convert("<ref>a dog</ref><box>(0,0),(999,500)</box> barks", "qwen_vl", "ferret", (640, 480))
@@ -100,7 +89,7 @@ def convert_lines(
 ) -> Iterator[Converted]:
     r"""Convert lines lazily; yields one result per line, without line end.
 
-    A line with words that the target would read as markup gives an empty text and a problem that explains it.
+    A line that `render` refuses gives an empty text and a problem that explains it, or an error with ``strict``.
 
     Raises:
         GroundingError: for an unknown dialect or a wrong image size; with ``strict`` as `convert`.
@@ -110,18 +99,17 @@ def convert_lines(
     """
     source, target = get_dialect(source), get_dialect(target)
     for line in lines:
-        grounded = parse(line.rstrip("\r\n"), source, size_wh, strict=strict)
+        answer = without_surrogates(line.rstrip("\r\n"))
+        grounded = parse(answer, source, size_wh, strict=strict)
         try:
-            text = render(grounded, target, size_wh)
+            # A label in JSON can contain an escaped line end.
+            text, problems = " ".join(render(grounded, target, size_wh).splitlines()), grounded.problems
         except GroundingError as error:
             if strict:
                 raise
-            piece = without_surrogates(line.rstrip("\r\n"))[:PROBLEM_LENGTH]
-            problem = Problem(0, piece, f"line not written: {error.what}, got {error.got}")
-            yield Converted("", (*grounded.problems, problem))
-            continue
-        # A label in JSON can contain an escaped line end.
-        yield Converted(" ".join(text.splitlines()), grounded.problems)
+            problem = Problem(0, answer[:PROBLEM_LENGTH], f"line not written: {error.what}, got {error.got}")
+            text, problems = "", (*grounded.problems, problem)
+        yield Converted(text, problems)
 
 
 def _boxes(boxes: tuple[Box, ...], markup: Markup, frame: Frame) -> str:
@@ -175,14 +163,11 @@ def _render_tokens(spans: list[Span], markup: Tokens, frame: Frame) -> str:
 _NOT_RAW = re.compile(rf"[{{}}]|{SPECIAL.pattern}")
 
 
-def _escape(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0][0]):04x}{match[0][1:]}"
-
-
 def _render_json(spans: list[Span], markup: JsonList, frame: Frame) -> str:
     entries = []
     for span in spans:
-        label = _NOT_RAW.sub(_escape, json.dumps(span.phrase, ensure_ascii=False))
+        label = json.dumps(span.phrase, ensure_ascii=False)
+        label = _NOT_RAW.sub(lambda match: f"\\u{ord(match[0][0]):04x}{match[0][1:]}", label)
         tail = f', "{markup.label_key}": {label}}}' if span.phrase else "}"
         entries += [f'{{"{markup.box_key}": {_boxes((box,), markup, frame)}{tail}' for box in span.boxes]
     return f"[{markup.separator.join(entries)}]"

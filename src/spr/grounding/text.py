@@ -20,8 +20,7 @@ class Problem:
 
     Attributes:
         offset: Offset of the piece in the raw answer, in characters.
-        text: The first 60 characters of the piece: ``raw[offset : offset + len(text)]``, with U+FFFD for lone
-            surrogates.
+        text: The piece, up to 60 characters: ``raw[offset : offset + len(text)]``, with U+FFFD for lone surrogates.
         reason: What is wrong, and how it was handled.
 
     >>> print(Problem(6, "[1, 2, 3]", "3 numbers instead of 4: dropped"))
