@@ -29,7 +29,7 @@ from spr.evaluation.result import Result, read_items
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.description import Description
 from spr.evaluation.tasks.rec import Rec
-from spr.grounding.localization import localization_score
+from spr.grounding.matching import localization_score
 from spr.models.chat import user_turn
 from spr.models.describers.hf import HfDescriber
 from spr.models.loading import model_source

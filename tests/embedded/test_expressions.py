@@ -2,8 +2,7 @@ import json
 
 import numpy as np
 
-from spr.embedded.expressions import expressions
-from spr.embedded.scenes import Scene, make_scene, write_scenes
+from spr.embedded.scenes import Scene, expressions, make_scene, write_scenes
 from spr.embedded.sprites import COLOURS, SHAPES
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from spr.grounding import GroundedText
-from spr.grounding.localization import localization_score
+from spr.grounding.matching import localization_score
 from spr.pipeline.refine import refine
 from spr.records import ImageObject, Span
 

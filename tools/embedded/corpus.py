@@ -19,9 +19,7 @@ import numpy.typing as npt
 from spr.config import RegionsConfig
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
-from spr.embedded.expressions import choose
-from spr.embedded.scenes import MIN_AREA, SIZE, TRAINING_SEEDS, Scene, make_scene
-from spr.embedded.sprites import SHAPES
+from spr.embedded.scenes import MIN_AREA, SIZE, TRAINING_SEEDS, Scene, choose, make_scene
 from spr.pipeline.regions import grow_regions
 from tools.embedded.texts import PROMPTS
 from tools.embedded.vocabulary import IDS, PAD, TOKENS, encode
@@ -100,7 +98,7 @@ def _chunk(seed: int, first: int, count: int) -> dict[str, npt.NDArray[np.generi
         scene = sorted_scene(make_scene(seed, first + row))
         rng = np.random.default_rng([seed, first + row, 2])
         arrays["images"][row] = scene.image
-        arrays["kinds"][row, : len(scene)] = scene.colours * len(SHAPES) + scene.shapes
+        arrays["kinds"][row, : len(scene)] = scene.kinds
         arrays["boxes"][row, : len(scene)] = scene.boxes_xyxy
         for k, (region, inside) in enumerate(scene_regions(scene, rng, REGIONS)):
             arrays["regions"][row, k] = region

@@ -12,8 +12,7 @@ from PIL import Image
 
 from spr.core import boxes as bx
 from spr.core.views import crop_window, cut, unshift
-from spr.embedded.expressions import choose
-from spr.embedded.scenes import SIZE, Scene, make_scene
+from spr.embedded.scenes import SIZE, Scene, choose, make_scene
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.rec import Expressions, Rec
 from spr.grounding import parse

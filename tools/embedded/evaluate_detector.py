@@ -12,7 +12,7 @@ from transformers import AutoProcessor, OwlViTForObjectDetection
 
 from spr.core import boxes as bx
 from spr.embedded.scenes import MIN_AREA, SIZE, Scene, make_scene
-from spr.embedded.sprites import CATEGORIES, SHAPES
+from spr.embedded.sprites import CATEGORIES
 from spr.evaluation.metrics import intervals, resampled
 from tools.embedded.figures import Figure
 
@@ -29,7 +29,7 @@ def match_scene(scene: Scene, boxes: Floats, scores: Floats, labels: npt.NDArray
     A detection is correct if its IoU with an unmatched object of its category is at least ``iou``. Members of a crowd
     count as objects; objects below the area filter are ignored.
     """
-    kinds = scene.colours * len(SHAPES) + scene.shapes
+    kinds = scene.kinds
     speck = scene.areas < MIN_AREA
     taken = np.zeros(len(scene), dtype=bool)
     rows = []
@@ -107,7 +107,7 @@ def evaluate_detector(folder: Path, n: int, seed: int) -> dict[str, Figure]:
     detections = detect(folder, scenes)
     counts = np.zeros((n, len(CATEGORIES)))
     for index, scene in enumerate(scenes):
-        kinds = (scene.colours * len(SHAPES) + scene.shapes)[scene.areas >= MIN_AREA]
+        kinds = scene.kinds[scene.areas >= MIN_AREA]
         np.add.at(counts[index], kinds, 1)
     figures = {}
     for iou, asked in ((0.5, 0.80), (0.75, None)):

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, CLIPModel
 
 from spr.core.views import crop_window, pad_to_square
 from spr.embedded.scenes import SIZE, make_scene
-from spr.embedded.sprites import CATEGORIES, SHAPES
+from spr.embedded.sprites import CATEGORIES
 from tools.embedded.corpus import scene_regions, sorted_scene
 from tools.embedded.evaluate_describer import view
 from tools.embedded.figures import Figure, ratio
@@ -41,7 +41,7 @@ def evaluate_scorer(folder: Path, n: int, seed: int) -> dict[str, Figure]:
             crops.append(pad_to_square(view(scene, window), fill=_GREY))
             whole.append(Image.fromarray(scene.image))
             regions.append(region)
-            kinds.append([int(scene.colours[i]) * len(SHAPES) + int(scene.shapes[i]) for i in inside])
+            kinds.append([int(scene.kinds[i]) for i in inside])
     places = region_patches(np.stack(regions))
     views: dict[str, list[Tensor]] = {"S_crop": [], "S_local": []}
     for first in range(0, len(crops), _BATCH):

@@ -23,22 +23,22 @@ from spr.report.page import write_report
 from spr.runs.folder import lock_run
 from spr.training.run import run as train
 
-SCENES, HELD_OUT_SCENES = 800, 300
-HELD_OUT = 500_000_000
-"""Offset of the held-out scenes' seed, so that they differ from the training scenes of any small seed."""
+_HELD_OUT = 500_000_000  # added to the held-out scenes' seed, so that they differ from training scenes of small seeds
 
 
 def run_quickstart(
     out: Path,
     seed: int,
     *,
-    scenes: int = SCENES,
-    held_out_scenes: int = HELD_OUT_SCENES,
+    scenes: int = 800,
+    held_out_scenes: int = 300,
     workers: int = 1,
     say: Callable[[str], None] = lambda _: None,
     report: Callable[[runner.StageSummary], None] = lambda _: None,
 ) -> Path:
-    """Run all stages, training and evaluation. Finished parts are skipped; the same seed gives the same results.
+    """Run all stages, training and evaluation; returns the path of the report's ``index.html``.
+
+    Finished parts are skipped; the same seed gives the same results.
 
     Args:
         out: The folder of ``scenes-SEED-NUMBER/`` and ``held-out-SEED-NUMBER/`` with images and annotations, and of the
@@ -49,13 +49,10 @@ def run_quickstart(
         workers: Processes for the CPU-bound stages.
         say: Called with each line of progress.
         report: Called with the summary of each stage.
-
-    Returns:
-        The path of the report's ``index.html``.
     """
     started = time.monotonic()
     config = _config(out / f"scenes-{seed}-{scenes}", scenes, seed, seed)
-    held_out = _config(out / f"held-out-{seed}-{held_out_scenes}", held_out_scenes, seed + HELD_OUT, seed)
+    held_out = _config(out / f"held-out-{seed}-{held_out_scenes}", held_out_scenes, seed + _HELD_OUT, seed)
     run = out / "run"
     say(f"Scenes: {config.annotations.images.parent} to train on, {held_out.annotations.images.parent} held out")
     runner.run(config, run, workers=workers, report=report)

@@ -1,4 +1,4 @@
-"""Scenes: small images of coloured shapes with exactly known boxes, written as COCO JSON and PNG.
+"""Scenes: small images of coloured shapes with exactly known boxes and referring expressions.
 
 A scene depends only on ``(seed, index)``, so that scene 7 is the same among ten scenes and among ten thousand. Seeds
 from `TRAINING_SEEDS` up are reserved for training the embedded models; scenes of smaller seeds were not used for it.
@@ -6,7 +6,9 @@ from `TRAINING_SEEDS` up are reserved for training the embedded models; scenes o
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,12 @@ _SIDE = (11.0, 34.0)  # px, geometric mean of an ordinary object's sides
 _MIN_SIDE = 9
 _OVERLAP = 0.12  # maximum share of the smaller of two boxes
 _CROWD_SHARE, _SPECK_SHARE = 0.35, 0.3  # shares of the scenes
+_RELATIONS = ("left of", "right of", "above", "below")
+_CLEARANCE = 5.0  # px between centres, so that the relation is obvious
+_SIZE_RATIO = 1.6  # minimum ratio of areas for "small" and "large"
+_EXPRESSIONS = 3  # maximum number per scene in expressions.json
+
+_Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +63,11 @@ class Scene:
         return len(self.shapes)
 
     @property
+    def kinds(self) -> npt.NDArray[np.int64]:
+        """Indices into `CATEGORIES`, ``(N,)``."""
+        return self.colours * len(SHAPES) + self.shapes
+
+    @property
     def areas(self) -> npt.NDArray[np.int64]:
         """Box areas in px², ``(N,)``."""
         sides = self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
@@ -67,7 +80,7 @@ class Scene:
 
     def category(self, index: int) -> str:
         """The name of an object's category, such as ``"red circle"``."""
-        return f"{COLOURS[self.colours[index]]} {SHAPES[self.shapes[index]]}"
+        return CATEGORIES[int(self.kinds[index])]
 
 
 def make_scene(seed: int, index: int) -> Scene:
@@ -78,13 +91,11 @@ def make_scene(seed: int, index: int) -> Scene:
     ((112, 112, 3), True)
     """
     rng = np.random.default_rng([seed, index])
-    while True:
-        boxes, in_crowd = _place(rng)
-        if _COUNT[0] <= sum(
-            area >= MIN_AREA and not crowd for area, crowd in zip(_areas(boxes), in_crowd, strict=True)
-        ):
-            break
-    crowd = np.asarray(in_crowd)
+    annotated = 0
+    while annotated < _COUNT[0]:
+        members, ordinary = _place(rng)
+        annotated = sum((x2 - x1) * (y2 - y1) >= MIN_AREA for x1, y1, x2, y2 in ordinary)
+    boxes, crowd = members + ordinary, np.array([True] * len(members) + [False] * len(ordinary))
     shapes, colours = rng.integers(len(SHAPES), size=len(boxes)), rng.integers(len(COLOURS), size=len(boxes))
     if crowd.any():  # all members of a crowd have one category
         shapes[crowd], colours[crowd] = shapes[crowd][0], colours[crowd][0]
@@ -97,14 +108,7 @@ def make_scene(seed: int, index: int) -> Scene:
     return Scene(pixels, shapes, colours, np.asarray(boxes, dtype=np.int64), crowd)
 
 
-_Box = tuple[int, int, int, int]
-
-
-def _areas(boxes: list[_Box]) -> list[int]:
-    return [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
-
-
-def _hull(boxes: list[_Box]) -> _Box:
+def _hull(boxes: Sequence[_Box] | npt.NDArray[np.int64]) -> _Box:
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return min(lefts), min(tops), max(rights), max(bottoms)
 
@@ -119,8 +123,8 @@ def _collides(box: _Box, others: list[_Box]) -> bool:
     return False
 
 
-def _place(rng: np.random.Generator) -> tuple[list[_Box], list[bool]]:
-    """Boxes of the crowd, of ordinary objects (large ones first, so that small ones are drawn on top) and of specks."""
+def _place(rng: np.random.Generator) -> tuple[list[_Box], list[_Box]]:
+    """Boxes of the crowd; and of ordinary objects (large ones first, so that small ones are on top) and of specks."""
     members: list[_Box] = []
     if rng.random() < _CROWD_SHARE:
         window = rng.integers(34, 41)
@@ -129,9 +133,7 @@ def _place(rng: np.random.Generator) -> tuple[list[_Box], list[bool]]:
             _try(rng, members, members, (10.0, 14.0), (int(left), int(top), int(left + window), int(top + window)))
         if len(members) < 3:  # two objects are not a crowd
             members = []
-    blocked = list(members)
-    if members:
-        blocked = [_hull(members)]
+    blocked = [_hull(members)] if members else []
     ordinary: list[_Box] = []
     sides = np.exp(rng.uniform(np.log(_SIDE[0]), np.log(_SIDE[1]), size=int(rng.integers(_COUNT[0], _COUNT[1] + 1))))
     for side in np.sort(sides)[::-1]:
@@ -139,7 +141,7 @@ def _place(rng: np.random.Generator) -> tuple[list[_Box], list[bool]]:
     if rng.random() < _SPECK_SHARE:
         for _ in range(int(rng.integers(1, 3))):
             _try(rng, ordinary, blocked, (6.0, 7.0), (0, 0, SIZE, SIZE), speck=True)
-    return members + ordinary, [True] * len(members) + [False] * len(ordinary)
+    return members, ordinary
 
 
 def _try(
@@ -179,35 +181,116 @@ def _background(rng: np.random.Generator) -> npt.NDArray[np.float32]:
     return image
 
 
+def expressions(scene: Scene, target: int) -> list[str]:
+    """All expressions that are true of the object ``target`` and of no other visible object, the simplest first.
+
+    They are ``the red circle``, ``the small red circle`` (clearly smaller, or larger, than all others of its category),
+    and relations to an object with an unambiguous name: ``the red circle left of the blue star`` or ``… the star``.
+
+    >>> expressions(make_scene(0, 0), 0)[0].startswith("the ")
+    True
+    """
+    kinds, name = scene.kinds, scene.category(target)
+    rivals = [int(i) for i in np.flatnonzero(kinds == kinds[target]) if i != target]
+    size = _size_word(scene, target, rivals)
+    names = [name, f"{size} {name}"] if size else [name]
+    texts = [f"the {names[-1]}"] if size or not rivals else []
+    centres = (scene.boxes_xyxy[:, :2] + scene.boxes_xyxy[:, 2:]) / 2
+    for anchor in range(len(scene)):
+        phrase = _anchor_phrase(scene, anchor)
+        if phrase is None or kinds[anchor] == kinds[target]:
+            continue
+        x, y = (centres - centres[anchor]).T
+        for relation, distance in zip(_RELATIONS, (-x, x, -y, y), strict=True):
+            if distance[target] >= _CLEARANCE and all(distance[r] <= -_CLEARANCE for r in rivals):
+                texts += [f"the {own} {relation} {phrase}" for own in names]
+    return texts
+
+
+def _size_word(scene: Scene, target: int, rivals: list[int]) -> str | None:
+    if not rivals:
+        return None
+    area, others = scene.areas[target], scene.areas[rivals]
+    if area * _SIZE_RATIO <= others.min():
+        return "small"
+    return "large" if area >= others.max() * _SIZE_RATIO else None
+
+
+def _anchor_phrase(scene: Scene, anchor: int) -> str | None:
+    """The shortest name that fits only this object: ``the star``, ``the blue star``, or None."""
+    if (scene.shapes == scene.shapes[anchor]).sum() == 1:
+        return f"the {SHAPES[scene.shapes[anchor]]}"
+    return f"the {scene.category(anchor)}" if (scene.kinds == scene.kinds[anchor]).sum() == 1 else None
+
+
+def choose(scene: Scene, target: int, rng: np.random.Generator) -> str | None:
+    """One of the object's expressions, or None if it has none: with probability 1/2 the simplest, else any."""
+    texts = expressions(scene, target)
+    if not texts:
+        return None
+    return texts[0] if rng.random() < 0.5 else texts[int(rng.integers(len(texts)))]
+
+
+def _coco_object(
+    scene: Scene, index: np.integer[Any] | int, box: Sequence[int], *, crowd: bool = False
+) -> dict[str, Any]:
+    x1, y1, x2, y2 = map(int, box)
+    bbox, area = [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1)
+    return {"category_id": int(scene.kinds[index]) + 1, "bbox": bbox, "area": area, "iscrowd": int(crowd)}
+
+
 def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
     """The scene's annotations in COCO format, with ids from ``first_id``: each object, and the crowd as one box."""
-    found: list[tuple[int, npt.NDArray[np.int64], int]] = []
     crowd = np.flatnonzero(scene.in_crowd)
-    if crowd.size:
-        corners = scene.boxes_xyxy[crowd]
-        found.append((int(crowd[0]), np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)]), 1))
-    found += [(int(i), scene.boxes_xyxy[i], 0) for i in np.flatnonzero(~scene.in_crowd)]
-    annotations = []
-    for number, (index, (x1, y1, x2, y2), is_crowd) in enumerate(found):
-        annotations.append(
+    objects = [_coco_object(scene, crowd[0], _hull(scene.boxes_xyxy[crowd]), crowd=True)] if crowd.size else []
+    objects += [_coco_object(scene, i, scene.boxes_xyxy[i]) for i in np.flatnonzero(~scene.in_crowd)]
+    return [{"id": first_id + k, "image_id": image_id, **entry} for k, entry in enumerate(objects)]
+
+
+def mdetr_entries(
+    scene: Scene, index: int, file_name: str, seed: int, first_id: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Expressions of up to three objects of a scene, in the format of MDETR's ``finetune_refcoco_val.json``.
+
+    There, each *image* entry is one expression (``caption``) with its file and the file's number (``original_id``), and
+    has one annotation with the box (``[x, y, width, height]`` in pixels). The choice depends only on the seed and on
+    the scene's ``index``.
+
+    Returns:
+        The image entries and their annotations, with ids from ``first_id``.
+    """
+    rng = np.random.default_rng([seed, index, 1])
+    targets = map(int, rng.permutation(np.flatnonzero(scene.annotated)))
+    captions = ((target, caption) for target in targets if (caption := choose(scene, target, rng)) is not None)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (target, caption) in enumerate(itertools.islice(captions, _EXPRESSIONS), first_id):
+        images.append(
             {
-                "id": first_id + number,
-                "image_id": image_id,
-                "category_id": int(scene.colours[index]) * len(SHAPES) + int(scene.shapes[index]) + 1,
-                "bbox": [int(x1), int(y1), int(x2 - x1), int(y2 - y1)],
-                "area": int((x2 - x1) * (y2 - y1)),
-                "iscrowd": is_crowd,
+                "id": number,
+                "original_id": index + 1,
+                "file_name": file_name,
+                "width": SIZE,
+                "height": SIZE,
+                "caption": caption,
+                "dataset_name": "scenes",
+                "tokens_negative": [[0, len(caption)]],
             }
         )
-    return annotations
+        annotations.append(
+            {
+                "id": number,
+                "image_id": number,
+                "original_id": number,
+                **_coco_object(scene, target, scene.boxes_xyxy[target]),
+                "tokens_positive": [[0, len(caption)]],
+            }
+        )
+    return images, annotations
 
 
 def check_seed(seed: int) -> None:
-    """Raise unless the seed is valid and not reserved for training.
-
-    Raises:
-        InputError: if ``seed`` is not in ``0..TRAINING_SEEDS - 1``.
-    """
+    """Raise an InputError unless the seed is in ``0..TRAINING_SEEDS - 1``; larger ones are reserved for training."""
     if not 0 <= seed < TRAINING_SEEDS:
         raise InputError(
             "--seed can't be used for scenes",
@@ -220,10 +303,7 @@ def check_seed(seed: int) -> None:
 def write_scenes(out: Path, n: int, seed: int) -> Path:
     """Write ``n`` scenes as ``out/images/*.png``, ``out/expressions.json`` and, last, ``out/instances.json`` (COCO).
 
-    `spr.embedded.expressions.mdetr_entries` describes ``expressions.json``.
-
-    Returns:
-        The path of ``instances.json``.
+    `mdetr_entries` describes ``expressions.json``. Returns the path of ``instances.json``.
 
     Raises:
         InputError: if ``n`` is not positive, the seed is reserved for training, or the folder can't be written to.
@@ -240,24 +320,22 @@ def write_scenes(out: Path, n: int, seed: int) -> Path:
 
 
 def _write(out: Path, n: int, seed: int) -> Path:
-    from spr.embedded.expressions import mdetr_entries  # not at the top: it imports `Scene` from this module
-
     (out / "images").mkdir(parents=True, exist_ok=True)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
     info = {"description": "SPR scenes", "seed": seed}
     instances: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
-    expressions: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
+    referring: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
     with Progress("scenes", n, "scenes") as progress:
         for index in range(n):
             scene, file_name = make_scene(seed, index), f"{seed:05d}_{index:06d}.png"
             Image.fromarray(scene.image).save(out / "images" / file_name)
             instances["images"].append({"id": index + 1, "file_name": file_name, "width": SIZE, "height": SIZE})
             instances["annotations"] += coco_annotations(scene, index + 1, len(instances["annotations"]) + 1)
-            images, annotations = mdetr_entries(scene, index, file_name, seed, len(expressions["images"]) + 1)
-            expressions["images"] += images
-            expressions["annotations"] += annotations
+            images, annotations = mdetr_entries(scene, index, file_name, seed, len(referring["images"]) + 1)
+            referring["images"] += images
+            referring["annotations"] += annotations
             progress.advance()
     # `instances.json` is written last: where it exists, everything does.
-    write_atomically(out / "expressions.json", json.dumps(expressions).encode())
+    write_atomically(out / "expressions.json", json.dumps(referring).encode())
     write_atomically(out / "instances.json", json.dumps(instances).encode())
     return out / "instances.json"

@@ -1,7 +1,6 @@
 """Encode boxes as the numbers of a dialect, and decode them.
 
-`Numbers` writes a box as four numbers, `Cells` as two cells of a grid. Each creates a frame for one image, which
-encodes and decodes the image's boxes. `spr.grounding.geometry` defines what the numbers are relative to.
+`Numbers` writes a box as four numbers, `Cells` as two cells of a grid. Each creates a frame for one image's `Canvas`.
 """
 
 from __future__ import annotations
@@ -48,13 +47,11 @@ class Numbers:
 class NumberFrame:
     """Encodes and decodes the boxes of one image as four numbers x1, y1, x2, y2."""
 
-    __slots__ = ("canvas", "coding", "limit_x", "limit_y", "offset", "padded", "span_x", "span_y", "units_x", "units_y")
+    __slots__ = ("canvas", "coding", "limit_x", "limit_y", "padded", "units_x", "units_y")
 
     def __init__(self, coding: Numbers, canvas: Canvas) -> None:
         self.coding, self.canvas = coding, canvas
-        self.offset, self.span_x, self.span_y = coding.offset, canvas.span_w, canvas.span_h
-        self.units_x = coding.units or canvas.seen_w
-        self.units_y = coding.units or canvas.seen_h
+        self.units_x, self.units_y = coding.units or canvas.seen_w, coding.units or canvas.seen_h
         # Numbers that decode to the canvas are accepted, even if the dialect never writes them (1000 of 1000).
         self.limit_x, self.limit_y = self.units_x - coding.offset, self.units_y - coding.offset
         self.padded = canvas.span_w != canvas.width or canvas.span_h != canvas.height
@@ -74,19 +71,15 @@ class NumberFrame:
             return units - 1
         return units if self.coding.high is None else self.coding.high
 
-    def encode(self, box: Box) -> tuple[float, float, float, float]:
+    def encode(self, box: Box) -> tuple[float, ...]:
         """The numbers of a box in pixels, clipped to the image."""
         c = self.canvas
-        x1, y1, x2, y2 = box
-        return (
-            self._number(min(max(x1, 0.0), c.width) + c.pad_x, self.units_x, c.span_w),
-            self._number(min(max(y1, 0.0), c.height) + c.pad_y, self.units_y, c.span_h),
-            self._number(min(max(x2, 0.0), c.width) + c.pad_x, self.units_x, c.span_w),
-            self._number(min(max(y2, 0.0), c.height) + c.pad_y, self.units_y, c.span_h),
-        )
+        x_axis, y_axis = (c.width, c.pad_x, c.span_w, self.units_x), (c.height, c.pad_y, c.span_h, self.units_y)
+        axes = (x_axis, y_axis, x_axis, y_axis)
+        return tuple(self._number(edge, *axis) for edge, axis in zip(box, axes, strict=True))
 
-    def _number(self, coordinate: float, units: int, span: int) -> float:
-        value = coordinate * units / span
+    def _number(self, edge: float, size: int, pad: int, span: int, units: int) -> float:
+        value = (min(max(edge, 0.0), size) + pad) * units / span
         if self.coding.decimals:
             return round(value, self.coding.decimals)
         if self.coding.floor and not self.coding.offset:
@@ -104,22 +97,21 @@ class NumberFrame:
                 x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
                 reason = "corners swapped: sorted"
             if min(x1, y1) < 0 or x2 > self.limit_x or y2 > self.limit_y:
+                high_x, high_y = math.floor(self.limit_x), math.floor(self.limit_y)
+                high = str(high_x) if high_x == high_y else f"{high_x} (x), {high_y} (y)"
                 if x2 < 0 or y2 < 0 or x1 > self.limit_x or y1 > self.limit_y:
-                    return None, f"outside the range 0 to {self._range()}: dropped"
+                    return None, f"outside the range 0 to {high}: dropped"
                 x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, self.limit_x), min(y2, self.limit_y)
-                reason = f"out of the range 0 to {self._range()}: clipped"
+                reason = f"out of the range 0 to {high}: clipped"
         # Multiply before dividing, so that the largest number decodes exactly to the image's edge.
+        offset, span_w, span_h = self.coding.offset, self.canvas.span_w, self.canvas.span_h
         box = (
-            (x1 + self.offset) * self.span_x / self.units_x,
-            (y1 + self.offset) * self.span_y / self.units_y,
-            (x2 + self.offset) * self.span_x / self.units_x,
-            (y2 + self.offset) * self.span_y / self.units_y,
+            (x1 + offset) * span_w / self.units_x,
+            (y1 + offset) * span_h / self.units_y,
+            (x2 + offset) * span_w / self.units_x,
+            (y2 + offset) * span_h / self.units_y,
         )
         return self._off_the_padding(box, reason) if self.padded else (box, reason)
-
-    def _range(self) -> str:
-        high_x, high_y = math.floor(self.limit_x), math.floor(self.limit_y)
-        return str(high_x) if high_x == high_y else f"{high_x} (x), {high_y} (y)"
 
     def _off_the_padding(self, box: Box, reason: str | None) -> Decoded:
         w, h, pad_x, pad_y = self.canvas.width, self.canvas.height, self.canvas.pad_x, self.canvas.pad_y
@@ -158,13 +150,10 @@ class CellFrame:
     canvas: Canvas
 
     def max_error(self) -> tuple[float, float]:
-        """Largest error in pixels of a vertical and of a horizontal edge within the image: the size of a cell.
-
-        It is half of that if the box spans several rows and several columns.
-        """
+        """The size of a cell in pixels; boxes of several rows and several columns have at most half of this error."""
         return self.canvas.width / self.side, self.canvas.height / self.side
 
-    def encode(self, box: Box) -> tuple[int, int]:
+    def encode(self, box: Box) -> tuple[int, ...]:
         """The two cells of a box in pixels, clipped to the image."""
         x1, y1, x2, y2 = box
         left, right = self._cells(x1, x2, self.canvas.width)
@@ -190,14 +179,9 @@ class CellFrame:
             left, right, top, bottom = min(left, right), max(left, right), min(top, bottom), max(top, bottom)
             reason = "corners swapped: sorted"
         inner, outer = (0.0, 1.0) if left == right or top == bottom else (0.5, 0.5)
-        w, h = self.canvas.width, self.canvas.height
-        box = (
-            (left + inner) * w / self.side,
-            (top + inner) * h / self.side,
-            (right + outer) * w / self.side,
-            (bottom + outer) * h / self.side,
-        )
-        return box, reason
+        w, h, side = self.canvas.width, self.canvas.height, self.side
+        x1, y1 = (left + inner) * w / side, (top + inner) * h / side
+        return (x1, y1, (right + outer) * w / side, (bottom + outer) * h / side), reason
 
 
 Coding: TypeAlias = Numbers | Cells

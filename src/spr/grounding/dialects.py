@@ -43,8 +43,8 @@ class Dialect:
         rec_keeps_commas: False if the family's own REC evaluation removes commas from the expressions.
         description_prompt: The default question of the description benchmark; contains ``{region}``. None for the
             default of `prompts.full`.
-        special_tokens: Pattern of the tokens of the markup that tokenizers may declare as special tokens. SPR keeps
-            them when it decodes an answer.
+        special_tokens: Pattern of the markup's tokens that tokenizers may declare as special tokens; they are kept when
+            an answer is decoded.
         servers_keep_tokens: False if inference servers remove these tokens from answers unless a request sets
             ``skip_special_tokens: false``.
     """
@@ -102,21 +102,13 @@ class Dialect:
         return dataclasses.replace(self, geometry=dataclasses.replace(geometry, **values)) if values else self
 
     def frame(self, size_wh: Size) -> Frame:
-        """The encoder and decoder of the boxes of an image of ``size_wh`` pixels.
-
-        Raises:
-            GroundingError: if the size is not two integers of at least 1.
-        """
+        """The encoder and decoder of the boxes of an image; raises a GroundingError for a size that is not positive."""
         return self.coding.frame(self.geometry.canvas(check_size(size_wh)))
 
     def max_error(self, size_wh: Size) -> tuple[float, float]:
         """The quantisation error: how far, in pixels, an edge in the image can move from `render` to `parse`.
 
-        Args:
-            size_wh: Width and height of the image in pixels.
-
-        Returns:
-            The bound for x1 and x2, and the bound for y1 and y2. Some box attains or approaches each.
+        The first bound is for x1 and x2, the second for y1 and y2. Some box attains or approaches each.
 
         >>> get_dialect("qwen2_vl").max_error((640, 480))  # half of 1/1000 of each side
         (0.32, 0.24)
@@ -124,6 +116,8 @@ class Dialect:
         return self.frame(size_wh).max_error()
 
 
+_REF_AND_BOX = ("<ref>", "</ref>"), ("<box>", "</box>")
+_REF_AND_BOX_TOKENS = "</?(?:ref|box|quad)>"
 _TAG_NUMBERS = rf"({NUMBER})\s*+,\s*+({NUMBER})"
 _CORNERS = rf"\(\s*+{_TAG_NUMBERS}\s*+\)\s*+,\s*+\(\s*+{_TAG_NUMBERS}\s*+\)"
 
@@ -194,10 +188,10 @@ _ALL = (
         "qwen_vl",
         "Qwen-VL",
         "<ref>a dog</ref><box>(100,150),(300,200)</box>",
-        Tags(("<ref>", "</ref>"), ("<box>", "</box>"), "({},{}),({},{})", _CORNERS, space_inside=True),
+        Tags(*_REF_AND_BOX, "({},{}),({},{})", _CORNERS, space_inside=True),
         Numbers(units=999),
         rec_prompt=_LOCATE_BOX,
-        special_tokens="</?(?:ref|box|quad)>",
+        special_tokens=_REF_AND_BOX_TOKENS,
     ),
     Dialect(
         "qwen2_vl",
@@ -236,8 +230,7 @@ _ALL = (
         "InternVL 2 to 3",
         "<ref>a dog</ref><box>[[100, 150, 300, 200]]</box>",
         Tags(
-            ("<ref>", "</ref>"),
-            ("<box>", "</box>"),
+            *_REF_AND_BOX,
             "[{}, {}, {}, {}]",
             rf"\[?+{_TAG_NUMBERS}\s*+,\s*+{_TAG_NUMBERS}\]?+",
             between=r"[\[\]]++",
@@ -246,7 +239,7 @@ _ALL = (
         ),
         Numbers(floor=True),
         rec_prompt=_LOCATE.replace("{expression}", "<ref>{expression}</ref>"),
-        special_tokens="</?(?:ref|box|quad)>",
+        special_tokens=_REF_AND_BOX_TOKENS,
     ),
     Dialect(
         "paligemma",
@@ -269,12 +262,7 @@ _ALL = (
         "florence2",
         "Florence-2",
         "a dog<loc_100><loc_150><loc_300><loc_200>",
-        Tokens(
-            "<loc_{}><loc_{}><loc_{}><loc_{}>",
-            r"<loc_([0-9]{1,9})>",
-            r"<loc_?[^<>\s]{0,12}+>?",
-            label_first=True,
-        ),
+        Tokens("<loc_{}><loc_{}><loc_{}><loc_{}>", "<loc_([0-9]{1,9})>", r"<loc_?[^<>\s]{0,12}+>?", label_first=True),
         Numbers(high=999, floor=True, offset=0.5),
         rec_prompt="<CAPTION_TO_PHRASE_GROUNDING>{expression}",
         special_tokens="<loc_[0-9]{1,4}>",
@@ -284,14 +272,9 @@ _ALL = (
         "minicpm_v",
         "MiniCPM-V",
         "<ref>a dog</ref><box>100 150 300 200</box>",
-        Tags(
-            ("<ref>", "</ref>"),
-            ("<box>", "</box>"),
-            "{} {} {} {}",
-            rf"({NUMBER})(?:\s*+,\s*+|\s++)({NUMBER})(?:\s*+,\s*+|\s++)({NUMBER})(?:\s*+,\s*+|\s++)({NUMBER})",
-        ),
+        Tags(*_REF_AND_BOX, "{} {} {} {}", r"(?:\s*+,\s*+|\s++)".join([rf"({NUMBER})"] * 4)),
         Numbers(),
-        special_tokens="</?(?:ref|box|quad)>",
+        special_tokens=_REF_AND_BOX_TOKENS,
     ),
 )
 
@@ -303,8 +286,8 @@ def get_dialect(dialect: str | Dialect, **options: Any) -> Dialect:
     """The dialect of a key, with its options set as the model's image processor is set up.
 
     Args:
-        dialect: A key of `DIALECTS`, optionally with options: ``llava_onevision:padded=true``,
-            ``qwen2_5_vl:min_pixels=3136,max_pixels=1003520``; or a `Dialect`.
+        dialect: A `Dialect`, or a key of `DIALECTS`, optionally with options: ``llava_onevision:padded=true``,
+            ``qwen2_5_vl:min_pixels=3136,max_pixels=1003520``.
         options: Options of the dialect by name; None leaves an option at its default. The built-in ones are:
             ``padded`` (bool; LLaVA-1.5, LLaVA-OneVision): numbers are relative to the image padded to a square, which
             is the default of LLaVA-1.5 only. ``min_pixels``, ``max_pixels`` (int; Qwen2.5-VL): the settings of its
@@ -313,7 +296,7 @@ def get_dialect(dialect: str | Dialect, **options: Any) -> Dialect:
 
     Raises:
         GroundingError: for an unknown key, naming the nearest one; for an option that the dialect does not have; for
-            a value that is not of the option's type, or an integer that is not between 1 and 10^12; for ``min_pixels``
+            a value of another type than the option's, an integer that is not between 1 and 10^12, or ``min_pixels``
             above ``max_pixels``.
 
     >>> get_dialect("qwen2_5_vl", max_pixels=1003520).max_error((3000, 2000))  # resized to 1204 × 812
@@ -326,11 +309,11 @@ def get_dialect(dialect: str | Dialect, **options: Any) -> Dialect:
         near = difflib.get_close_matches(key.lower().replace("-", "_").replace(".", "_"), list(DIALECTS), 1, 0.5)
         fix = f"did you mean `{near[0]}`?" if near else None
         raise GroundingError("Unknown dialect", got=repr(key), expected=", ".join(DIALECTS), fix=fix)
-    found = DIALECTS[key]
-    if found.key != key:
-        raise GroundingError(f"Dialect `{key}` is registered under another name than its own", got=found.key)
+    registered = DIALECTS[key]
+    if registered.key != key:
+        raise GroundingError(f"Dialect `{key}` is registered under another name than its own", got=registered.key)
     pairs = (pair.partition("=") for pair in text.split(",") if pair)
-    return found.with_options(**{**options, **{name: _read_option(value) for name, _, value in pairs}})
+    return registered.with_options(**{**options, **{name: _read_option(value) for name, _, value in pairs}})
 
 
 def _read_option(text: str) -> bool | int | str:
@@ -343,12 +326,14 @@ def _read_option(text: str) -> bool | int | str:
 def _checked_option(key: str, name: str, value: Any, default: Any) -> Any:
     """The value of an option; bools and integers are checked here, other types by the geometry itself."""
     if isinstance(default, bool):
-        valid, expected = isinstance(value, bool), "true or false"
+        expected = "true or false"
+        if isinstance(value, bool):
+            return value
     elif isinstance(default, int):
+        expected = f"an integer from 1 to {_MAX_OPTION:,}"
         whole = isinstance(value, SupportsIndex) and not isinstance(value, bool)
-        valid, expected = whole and 1 <= operator.index(value) <= _MAX_OPTION, f"an integer from 1 to {_MAX_OPTION:,}"
+        if whole and 1 <= operator.index(value) <= _MAX_OPTION:
+            return operator.index(value)
     else:
         return value
-    if valid:
-        return value if isinstance(default, bool) else operator.index(value)
     raise GroundingError(f"Option `{name}` of dialect `{key}` is wrong", got=repr(value)[:60], expected=expected)

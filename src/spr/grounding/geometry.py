@@ -1,8 +1,4 @@
-"""Define what a dialect's numbers are relative to.
-
-Either the image itself or the square to which it is padded (`Relative`), or the image as the processor resized it
-(`Resized`). Each maps the size of an image to a `Canvas`, on which a coding (`spr.grounding.coding`) counts.
-"""
+"""What a dialect's numbers are relative to: a geometry maps the size of an image to a `Canvas`."""
 
 from __future__ import annotations
 
@@ -33,11 +29,11 @@ class Canvas(NamedTuple):
 
 @dataclass(frozen=True)
 class Relative:
-    """Numbers are relative to the image, or to the square to which it is padded.
+    """Numbers are relative to the image's width and height.
 
     Attributes:
-        padded: Numbers are relative to a square of the longer side with the image in its centre, as LLaVA-1.5 and
-            Shikra pad it. If False, they are relative to the image's own width and height.
+        padded: Numbers are instead relative to a square of the longer side with the image in its centre, as LLaVA-1.5
+            and Shikra pad it.
 
     >>> Relative(padded=True).canvas((640, 427))[2:6]  # span_w, span_h, pad_x, pad_y; (640 - 427) // 2 = 106
     (640, 640, 0, 106)
@@ -48,7 +44,7 @@ class Relative:
     def canvas(self, size_wh: Size) -> Canvas:
         """The canvas of an image of ``size_wh`` pixels."""
         w, h = size_wh
-        side_w, side_h = (max(w, h), max(w, h)) if self.padded else (w, h)
+        side_w, side_h = (max(size_wh),) * 2 if self.padded else size_wh
         return Canvas(w, h, side_w, side_h, (side_w - w) // 2, (side_h - h) // 2, side_w, side_h)
 
 
@@ -99,8 +95,8 @@ def smart_resize(size_wh: Size, factor: int = 28, min_pixels: int = 56 * 56, max
     """The size (width, height) to which the processor of Qwen2-VL and Qwen2.5-VL resizes an image.
 
     Each side is rounded to the nearest multiple of ``factor``. If the area is then out of bounds, both sides are scaled
-    to keep the shape, rounding towards the inside of the bounds. The processor refuses images whose sides differ by a
-    factor of more than 200; here the same rule is applied to them, so that their text can still be parsed.
+    to keep the shape, rounding towards the inside of the bounds. The same rule applies to images whose sides differ by
+    a factor of more than 200, which the processor refuses, so that their text can still be parsed.
 
     >>> smart_resize((640, 428), max_pixels=28 * 28 * 1280)  # 640 / 28 = 22.9, 428 / 28 = 15.3
     (644, 420)
@@ -120,11 +116,7 @@ def smart_resize(size_wh: Size, factor: int = 28, min_pixels: int = 56 * 56, max
 
 
 def check_size(size_wh: Size) -> Size:
-    """The size as two ints.
-
-    Raises:
-        GroundingError: if it is not two integers of at least 1.
-    """
+    """The size as two ints; raises a GroundingError unless it is two integers of at least 1."""
     try:
         w, h = map(operator.index, size_wh)
     except (TypeError, ValueError):

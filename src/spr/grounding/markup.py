@@ -17,24 +17,9 @@ NUMBER = r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+"
 NUMBER_LIKE = re.compile(rf"(?:{NUMBER}|[-+]?(?:nan|inf(?:inity)?))", re.IGNORECASE)
 FOUR_NUMBERS = re.compile(rf"\s*+({NUMBER})\s*+" + rf",\s*+({NUMBER})\s*+" * 3)
 
-SPECIAL_TOKENS = (
-    "<s>",
-    "</s>",
-    "<pad>",
-    "<bos>",
-    "<eos>",
-    "<image>",
-    "</image>",
-    "<grounding>",
-    "<region_fea>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|endoftext|>",
-)
-"""Special tokens that can be in an answer that was decoded with them; they are removed from the text."""
-
-_SPECIAL = f"<(?:{'|'.join(re.escape(token[1:]) for token in SPECIAL_TOKENS)})"
+_SPECIAL = r"<(?:/?s|pad|bos|eos|/?image|grounding|region_fea|\|(?:im_start|im_end|endoftext)\|)>"
 SPECIAL = re.compile(_SPECIAL)
+"""A special token, which can be in an answer that was decoded with them; they are removed from the text."""
 
 _ITEM = rf"(?:[A-Za-z]\w{{0,11}}+\s?+[=:]\s?+)?+{NUMBER}"
 
@@ -93,10 +78,11 @@ class Brackets:
     separator: str | None = None
 
     keeps_prose = True
+    numbers = (1, 2, 3, 4)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """A well-formed box with its numbers in groups 1 to 4, any other bracket, a special token, or a `stray`."""
+        """A well-formed box, any other bracket, a special token, or a `stray`."""
         opened, closed = r"\[" * self.width, r"\]" * self.width
         return re.compile(
             rf"{opened}({NUMBER}),\s?({NUMBER}),\s?({NUMBER}),\s?({NUMBER}){closed}"
@@ -135,22 +121,21 @@ class Tags:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """A phrase with one well-formed box, any tag, a special token, or a `stray`.
-
-        Group 1 is the phrase, the next ones are the numbers.
-        """
-        opened, closed = map(re.escape, self.phrase)
-        before, after = map(re.escape, self.grounding)
-        whole = (
-            rf"{opened}([^<]*+){closed}{before}{re.escape(self.wrap[0])}{self.shape}{re.escape(self.wrap[1])}{after}"
-        )
-        others = (_SPECIAL, *filter(None, (self.bare,)), _STRAY)
-        return re.compile("|".join((whole, opened, closed, before, after, *others)))
+        """A phrase (group 1) with one well-formed box, any tag, a special token, or a `stray`."""
+        tags = [re.escape(tag) for tag in (*self.phrase, *self.grounding)]
+        (opened, closed, before, after), (left, right) = tags, map(re.escape, self.wrap)
+        whole = rf"{opened}([^<]*+){closed}{before}{left}{self.shape}{right}{after}"
+        return re.compile("|".join((whole, *tags, _SPECIAL, *filter(None, (self.bare,)), _STRAY)))
 
     @cached_property
     def shape_pattern(self) -> re.Pattern[str]:
         """One box."""
         return re.compile(rf"\s*+{self.shape}\s*+")
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The groups of ``pattern`` that are the numbers of the box."""
+        return tuple(range(2, 2 + self.shape_pattern.groups))
 
 
 @dataclass(frozen=True)
@@ -177,10 +162,7 @@ class Tokens:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """A run of tokens, a special token, an invalid token, or a `stray`.
-
-        Groups 1 to 4 are the numbers of a run of four tokens.
-        """
+        """A run of tokens (of four, with groups), a special token, an invalid token, or a `stray`."""
         token = self.token.replace("(", "(?:")
         return re.compile(rf"{self.token * 4}(?!{token})|{token}(?:{token})*+|{_SPECIAL}|{self.broken}|{_STRAY}")
 
@@ -188,6 +170,11 @@ class Tokens:
     def token_pattern(self) -> re.Pattern[str]:
         """One token."""
         return re.compile(self.token)
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The groups of ``pattern`` that are x1, y1, x2 and y2."""
+        return tuple(1 + place for place in self.order)
 
 
 @dataclass(frozen=True)
@@ -200,6 +187,7 @@ class JsonList:
     box = "[{}, {}, {}, {}]"
     separator = ", "
     keeps_prose = False
+    numbers = (1, 2, 3, 4)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:

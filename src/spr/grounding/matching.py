@@ -1,24 +1,66 @@
-"""Matching between a description and the annotated objects: category names in phrases, and boxes by IoU.
+"""Matching between descriptions and annotated objects: category names in phrases, and boxes by IoU.
 
-Evaluation and rewards count with the same functions.
+Scoring, rewards and evaluation count with the same functions.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from spr.core import boxes as bx
+from spr.records import Box, ImageObject, Match
+
+THRESHOLD = 0.5
+"""A match counts for S_loc if its IoU is above this (paper, Sec. 3.2)."""
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 """A word, with its apostrophes and hyphens."""
 
 
-def reaches(values: npt.ArrayLike, threshold: float) -> Bools:
+class Localization(NamedTuple):
+    """S_loc in 0–1, and the best predicted box of each object."""
+
+    score: float
+    matches: tuple[Match, ...]
+
+
+def localization_score(
+    objects: Sequence[ImageObject], text_boxes: Sequence[Box], detected_boxes: Sequence[Box] = ()
+) -> Localization:
+    """S_loc = (1/|G|) Σ_i max_j p[i,j], where p[i,j] = IoU(g_i, b_j) if that is above 0.5, else 0 (paper, Sec. 3.2).
+
+    Args:
+        objects: G, the objects inside the region.
+        text_boxes: The boxes in the description, in pixels of the original image.
+        detected_boxes: The detector's boxes for the description's text; added to ``text_boxes``.
+
+    Returns:
+        The score, 0 for an empty G, and for each object the IoU (also if it is not above 0.5) and the source (``text``,
+        ``detector``, ``none``) of its best prediction. Ties are resolved in favour of ``text``.
+
+    >>> cup = ImageObject("1", "cup", (0, 0, 10, 10))
+    >>> plate = ImageObject("2", "plate", (50, 50, 60, 60))
+    >>> localization_score([cup, plate], [(0, 0, 10, 8), (0, 0, 10, 9)]).score
+    0.45
+    """
+    predictions = bx.as_boxes([*text_boxes, *detected_boxes])
+    if not len(predictions) or not objects:
+        return Localization(0.0, tuple(Match(item.id, 0.0, "none") for item in objects))
+    overlaps = bx.iou_matrix([item.box for item in objects], predictions)
+    values = overlaps.max(axis=1)
+    sources = np.where(overlaps.argmax(axis=1) < len(text_boxes), "text", "detector")
+    sources[values == 0] = "none"
+    rows = zip(objects, values.tolist(), sources.tolist(), strict=True)
+    matches = tuple(Match(item.id, value, source) for item, value, source in rows)
+    return Localization(float(np.where(bx.over(values, THRESHOLD), values, 0.0).mean()), matches)
+
+
+def reaches(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
     """``values >= threshold``, robust to rounding errors.
 
     IoUs are ratios of products of float64 numbers: one that is exactly 0.7 on paper can come out 1e-16 lower. A ratio
@@ -30,7 +72,7 @@ def reaches(values: npt.ArrayLike, threshold: float) -> Bools:
     return np.asarray(np.asarray(values, dtype=np.float64) >= threshold * (1 - 1e-9))
 
 
-def count_placed(overlaps: Floats, same_name: Bools, threshold: float = 0.5) -> int:
+def count_placed(overlaps: bx.Array, same_name: npt.NDArray[np.bool_], threshold: float = 0.5) -> int:
     """Count the objects that are placed by a box of their own name; each box places at most one object.
 
     Boxes and objects are matched greedily, highest IoU first.
@@ -57,21 +99,15 @@ def count_placed(overlaps: Floats, same_name: Bools, threshold: float = 0.5) -> 
 def count_named(categories: Sequence[str], phrases: Sequence[str]) -> int:
     """Count the objects whose category is named; each phrase names at most one object.
 
-    Args:
-        categories: The category of each object.
-        phrases: The phrases of the description.
-
     >>> count_named(["dog", "dog", "cat"], ["a brown dog", "the cat", "two cats"])
     2
     """
     unused = list(phrases)
-    count = 0
     for category in categories:
-        index = next((k for k, phrase in enumerate(unused) if names_category(phrase, category)), None)
-        if index is not None:
-            del unused[index]
-            count += 1
-    return count
+        named = next((phrase for phrase in unused if names_category(phrase, category)), None)
+        if named is not None:
+            unused.remove(named)
+    return len(phrases) - len(unused)
 
 
 def names_category(phrase: str, category: str) -> bool:

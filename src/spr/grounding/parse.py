@@ -8,13 +8,11 @@ from typing import NamedTuple
 
 from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect, get_dialect
+from spr.grounding.lists import parse_json, parse_tokens
 from spr.grounding.markup import Brackets, JsonList, Tags, Tokens
-from spr.grounding.parse_brackets import parse_brackets
-from spr.grounding.parse_lists import parse_json, parse_tokens
-from spr.grounding.parse_tags import parse_tags
 from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
-from spr.grounding.prose import without_surrogates
-from spr.grounding.text import GroundedText
+from spr.grounding.prose import parse_brackets, parse_tags
+from spr.grounding.text import GroundedText, without_surrogates
 from spr.records import Box, Size
 
 _OPENER = re.compile(r"[\[({<]")
@@ -37,14 +35,11 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         GroundingError: for an unknown dialect or a wrong image size; with ``strict`` also for a malformed piece,
             naming its offset.
 
-    Examples:
-        >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
-        >>> grounded.plain_text
-        'A man and two dogs.'
-        >>> [(span.phrase, span.boxes) for span in grounded.spans]
-        [('A man', ((100.0, 75.0, 300.0, 400.0),)), ('two dogs', ((0.0, 0.0, 50.0, 25.0),))]
-        >>> print(*grounded.problems)
-        offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
+    >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
+    >>> grounded.plain_text, [(span.phrase, span.boxes[0]) for span in grounded.spans]
+    ('A man and two dogs.', [('A man', (100.0, 75.0, 300.0, 400.0)), ('two dogs', (0.0, 0.0, 50.0, 25.0))])
+    >>> print(*grounded.problems)
+    offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
     dialect = get_dialect(dialect)
     text = without_surrogates(text)
@@ -86,28 +81,18 @@ class BoxReader:
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        self.dialect, markup = dialect, dialect.markup
-        self._search = markup.pattern.search
+        self.dialect = dialect
+        self._search = dialect.markup.pattern.search
         self._frame = lru_cache(maxsize=4096)(dialect.frame)
-        # The groups of a match that are the numbers of its box.
-        self._numbers: tuple[int, ...] = (1, 2, 3, 4)
-        if isinstance(markup, Tokens):
-            self._numbers = tuple(1 + place for place in markup.order)
-        elif isinstance(markup, Tags):
-            self._numbers = tuple(range(2, 2 + markup.shape_pattern.groups))
 
     def read(self, text: str, size_wh: Size) -> Boxes:
-        """The boxes of an answer about an image of ``size_wh`` pixels, as `parse` gives them.
-
-        Raises:
-            GroundingError: if the size is not two integers of at least 1.
-        """
+        """The boxes of an answer about an image of ``size_wh`` pixels; raises a GroundingError for a wrong size."""
         match = self._search(text)
         if match is not None and self._is_plain(match):
             end = match.end()
             if end == len(text) or text[end:] == "." or self._search(text, end) is None:
-                numbers = [float(number) for number in match.group(*self._numbers)]
-                box, reason = self._frame(size_wh).decode(numbers)
+                numbers = match.group(*self.dialect.markup.numbers)
+                box, reason = self._frame(size_wh).decode([float(number) for number in numbers])
                 if box is not None and reason is None:
                     return Boxes((box,), 0)
         grounded = parse(text, self.dialect, size_wh)
@@ -115,9 +100,9 @@ class BoxReader:
 
     def _is_plain(self, match: re.Match[str]) -> bool:
         """Whether a well-formed box has a phrase or label where the dialect needs one; if not, `parse` reports it."""
-        if match[self._numbers[0]] is None:
-            return False
         text, markup = match.string, self.dialect.markup
+        if match[markup.numbers[0]] is None:
+            return False
         if isinstance(markup, Tags):
             return bool(match[1].strip())
         if isinstance(markup, JsonList):

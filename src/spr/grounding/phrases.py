@@ -77,10 +77,7 @@ _FOREIGN = re.compile(r"[。，、；：！？）】」]")
 
 
 def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
-    """Offsets of the noun phrase at the end of ``text[start:end]``.
-
-    Returns:
-        (start, end) of the phrase; ``(end, end)`` if there is none.
+    """Start and end of the noun phrase at the end of ``text[start:end]``; ``(end, end)`` if there is none.
 
     >>> text = "There are several pieces of luggage next to a tall man wearing sunglasses"
     >>> [text[slice(*find_phrase(text, 0, end))] for end in (35, 54, 73)]
@@ -169,11 +166,13 @@ def _joins(words: list[str], first: int, last: int, least: int) -> bool:
 
 def _what_is_there(words: list[str], first: int, last: int, least: int) -> tuple[int, int]:
     """If ``words[first:last]`` are only a place after a preposition, the phrase before that; else unchanged."""
-    if first <= least or words[first].lstrip(_LEADING) not in DETERMINERS:
-        return first, last
-    if words[first - 1].lstrip(_LEADING) not in PLACING:
-        return first, last
-    if not WHERE.issuperset(word.strip(_TRAILING) for word in words[first + 1 : last]):
+    is_place = (
+        first > least
+        and words[first].lstrip(_LEADING) in DETERMINERS
+        and words[first - 1].lstrip(_LEADING) in PLACING
+        and WHERE.issuperset(word.strip(_TRAILING) for word in words[first + 1 : last])
+    )
+    if not is_place:
         return first, last
     end = first - 1
     while end > least and words[end - 1][-1] not in _BOUNDARY:

@@ -1,52 +1,31 @@
-"""The plain text and the grounded phrases of an answer, built while it is parsed."""
+"""Parse prose in which a box follows its phrase, marked by tags (`parse_tags`) or not (`parse_brackets`)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import STRAY_COORDINATES
+from spr.grounding.markup import (
+    FOUR_NUMBERS,
+    NUMBER_LIKE,
+    OTHER_NUMBERS,
+    SPECIAL,
+    STRAY_COORDINATES,
+    Brackets,
+    Tags,
+    stray,
+)
 from spr.grounding.phrases import find_phrase
-from spr.grounding.text import GroundedText, Problem
+from spr.grounding.text import GroundedText, Problems
 from spr.records import Box, Span
 
-PROBLEM_LENGTH = 60
-BY_RULE = -1
-"""Used as start of an unmarked phrase, which `find_phrase` determines."""
-
+_BY_RULE = -1  # the start of an unmarked phrase, which `find_phrase` determines
 _CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
 _LONGEST_CONNECTIVE = 12
 _CLOSING = {"(": ")", "[": "]", "（": "）"}
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def without_surrogates(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate, which no file can contain; the length is unchanged."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
-
-
-class Problems:
-    """Collects the malformed pieces of a raw answer."""
-
-    def __init__(self, raw: str) -> None:
-        self.raw = raw
-        self.found: list[Problem] = []
-
-    def note(self, start: int, stop: int, reason: str) -> None:
-        """Report ``raw[start:stop]``."""
-        self.found.append(Problem(start, self.raw[start : min(stop, start + PROBLEM_LENGTH)], reason))
-
-    def decode(self, frame: Frame, numbers: Iterable[str], start: int, stop: int) -> list[Box]:
-        """The box of the numbers in ``raw[start:stop]``, or no box if it is dropped; a problem is reported."""
-        box, reason = frame.decode([float(number) for number in numbers])
-        if reason is not None:
-            self.note(start, stop, reason)
-        return [] if box is None else [box]
-
-    def sorted(self) -> tuple[Problem, ...]:
-        """The problems by offset."""
-        return tuple(sorted(self.found, key=lambda problem: problem.offset))
+_NOT_NUMBERS = re.compile(r"[^\s0-9.,;+-]")
+_DIGIT = re.compile(r"[0-9]")
+_COORDINATES = re.compile(r"[\s0-9.,;()\[\]+-]++|<patch_index_[0-9]*+>?|</delimiter_of_multi_objects/>")
 
 
 class Prose:
@@ -85,22 +64,11 @@ class Prose:
             self._pieces.append(opened)
             self.length += len(opened)
 
-    def stray(self, words: str, start: int, stop: int, reason: str) -> None:
-        """Add plain text, then report ``raw[start:stop]``: coordinates or a tag of another dialect."""
-        self.problems.note(start, stop, reason)
-        if reason == STRAY_COORDINATES:
-            self.words_before_box(words)
-            self.add([], (start, stop))
-        else:
-            self.words(words)
-
     def words_before_box(self, piece: str) -> None:
         """Add plain text and remove white space at the end, also of earlier text."""
         kept = piece.rstrip()
-        if kept:
-            self.words(kept)
-        else:
-            self.words(piece)
+        self.words(kept or piece)
+        if not kept:
             self.drop_space()
 
     def drop_space(self) -> None:
@@ -112,6 +80,15 @@ class Prose:
             if kept:
                 self._pieces.append(kept)
                 return
+
+    def stray(self, words: str, start: int, stop: int, reason: str) -> None:
+        """Add plain text, then report ``raw[start:stop]``: coordinates or a tag of another dialect."""
+        self.problems.note(start, stop, reason)
+        if reason == STRAY_COORDINATES:
+            self.words_before_box(words)
+            self.add([], (start, stop))
+        else:
+            self.words(words)
 
     def add(self, boxes: list[Box], raw: tuple[int, int]) -> None:
         """Ground the phrase that ends here: that of the previous boxes, or one found by `find_phrase`.
@@ -137,7 +114,7 @@ class Prose:
             self._opened = last[len(kept) :]
             self.length -= len(self._opened)
             pieces += [kept] if kept else []
-        self.ground(BY_RULE, self.length, boxes, raw)
+        self.ground(_BY_RULE, self.length, boxes, raw)
 
     def ground(self, start: int, end: int, boxes: list[Box], raw: tuple[int, int]) -> None:
         """Add a phrase at ``start:end`` of the plain text with its boxes."""
@@ -150,17 +127,203 @@ class Prose:
         plain = "".join(self._pieces).rstrip()
         spans, position = [], 0
         for start, end, boxes, raw in self._groundings:
-            if start == BY_RULE and not boxes:
-                position = min(end, len(plain))
-                continue
-            if start == BY_RULE:
-                start, end = find_phrase(plain, position, min(end, len(plain)))
+            end = min(end, len(plain))
+            if start == _BY_RULE:
+                if not boxes:
+                    position = end
+                    continue
+                start, end = find_phrase(plain, position, end)
                 # An answer of boxes alone is the usual one to a question about one object.
                 if plain and (marked or start == end):
-                    found = f"taken to ground {plain[start:end]!r}" if start < end else "kept without one"
-                    self.problems.note(*raw, f"box without a {'marked ' * marked}phrase: {found}")
-            elif start > len(plain):
-                start = end = len(plain)
+                    handling = f"taken to ground {plain[start:end]!r}" if start < end else "kept without one"
+                    self.problems.note(*raw, f"box without a {'marked ' * marked}phrase: {handling}")
+            start = min(start, len(plain))
             spans.append(Span(plain[start:end], start, end, tuple(boxes)))
             position = end
-        return GroundedText(plain, tuple(spans), self.problems.sorted() if self.problems.found else ())
+        return GroundedText(plain, tuple(spans), self.problems.sorted())
+
+
+def parse_brackets(text: str, markup: Brackets, frame: Frame) -> GroundedText:
+    """Parse prose with boxes in brackets; malformed pieces are reported and dropped."""
+    prose, position = Prose(text), 0
+    decode = prose.problems.decode
+    for match in markup.pattern.finditer(text):
+        start, stop = match.span()
+        words = text[position:start]
+        position = stop
+        if match[1] is not None:
+            prose.words_before_box(words)
+            prose.add(decode(frame, match.group(*markup.numbers), start, stop), (start, stop))
+        elif match["inner"] is not None and is_coordinates(match):
+            prose.words_before_box(words)
+            boxes, position = _read_bracket(match, markup, frame, prose.problems)
+            prose.add(boxes, (start, position))
+        elif SPECIAL.fullmatch(match[0]):
+            prose.words_before_box(words)
+        elif match["inner"] is None and (reason := stray(match)) is not None:
+            prose.stray(words, start, stop, reason)
+        else:
+            prose.words(words + match[0])
+    prose.words(text[position:])
+    return prose.finish(marked=False)
+
+
+def is_coordinates(match: re.Match[str]) -> bool:
+    """Whether a match of `Brackets.pattern` is, or was meant as, a box, rather than words in brackets.
+
+    These count as coordinates: two numbers alone in brackets, three numbers with other content, four numbers that are
+    named or separated by spaces, and numbers in an unclosed bracket at the end. "[sic]", "[1]" and "[see 2, 3]" are
+    words.
+    """
+    if match[1] is not None:
+        return True
+    inner = match["inner"]
+    if inner is None:
+        return stray(match) is not None
+    if match["close"]:
+        return _counts(inner)
+    head = _NOT_NUMBERS.split(inner, 1)[0]
+    cut_off = match.end() == len(match.string) and head == inner
+    return _DIGIT.search(head) is not None and (cut_off or _counts(head))
+
+
+def _counts(inner: str) -> bool:
+    if OTHER_NUMBERS.fullmatch(inner):
+        return True
+    pieces = inner.replace(";", ",").split(",")
+    numbers = _count_numbers(pieces)
+    return numbers >= 3 or (numbers == 2 and numbers == sum(bool(piece.strip()) for piece in pieces))
+
+
+def _count_numbers(pieces: list[str]) -> int:
+    return sum(NUMBER_LIKE.fullmatch(piece.strip()) is not None for piece in pieces)
+
+
+def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems: Problems) -> tuple[list[Box], int]:
+    """The boxes of a bracket that is not one plain box, and its end."""
+    start, inner, width = match.start(), match["inner"], markup.width
+    if not match["close"]:
+        stop = match.start("inner") + len(_NOT_NUMBERS.split(inner, 1)[0].rstrip())
+        problems.note(start, stop, "bracket is not closed: dropped")
+        return [], stop
+    if 1 + len(match["open"]) != width or len(match["close"]) != width:
+        problems.note(start, match.end(), f"not in {width} bracket{'s' * (width > 1)} on each side: read anyway")
+    boxes: list[Box] = []
+    offset = match.start("inner")
+    for piece in inner.split(";"):
+        stop = offset + len(piece)
+        if not piece.strip():
+            problems.note(offset - 1, stop + 1, "no box beside a separator")
+        elif (numbers := FOUR_NUMBERS.fullmatch(piece)) is not None:
+            boxes += problems.decode(frame, numbers.groups(), offset, stop)
+        elif OTHER_NUMBERS.fullmatch(piece):
+            problems.note(offset, stop, STRAY_COORDINATES)
+        else:
+            count = _count_numbers(piece.split(","))
+            wrong = f"{count} numbers instead of 4" if count != 4 else "not four finite numbers"
+            problems.note(offset, stop, f"{wrong}: dropped")
+        offset = stop + 1
+    return boxes, match.end()
+
+
+def parse_tags(text: str, markup: Tags, frame: Frame) -> GroundedText:
+    """Parse prose with tags around phrases and boxes; malformed pieces are reported and dropped."""
+    return _TagReader(text, markup, frame).read()
+
+
+class _TagReader:
+    def __init__(self, text: str, markup: Tags, frame: Frame) -> None:
+        self.text, self.markup, self.frame = text, markup, frame
+        self.prose = Prose(text)
+        self.problems = self.prose.problems
+        self.opened: tuple[str, int, int] | None = None  # an open tag, and its start and end in the text
+
+    def read(self) -> GroundedText:
+        text, prose, markup = self.text, self.prose, self.markup
+        tags = {*markup.phrase, *markup.grounding}
+        position = 0
+        for match in markup.pattern.finditer(text):
+            start, stop = match.span()
+            if match[1] is not None:
+                self._close(position, start)
+                boxes = self.problems.decode(self.frame, match.group(*markup.numbers), start, stop)
+                self._phrase(match[1], boxes, start, stop)
+            elif match[0] in tags:
+                self._tag(match[0], position, start, stop)
+            elif self.opened is not None:
+                continue  # parsed with the rest of the tags' content
+            elif SPECIAL.fullmatch(match[0]):
+                prose.words(text[position:start])
+                prose.drop_space()
+            else:
+                reason = stray(match)
+                if reason is None:
+                    continue  # words, added with the next ones
+                prose.stray(text[position:start], start, stop, reason)
+            position = stop
+        self._close(position, len(text))
+        return prose.finish(marked=True)
+
+    def _close(self, position: int, stop: int) -> None:
+        """Add the words before ``stop``. An open tag is reported; words after it, or after its numbers, are kept."""
+        if self.opened is None:
+            self.prose.words(self.text[position:stop])
+            return
+        (tag, begin, end), self.opened = self.opened, None
+        if tag == self.markup.phrase[0]:
+            self.problems.note(begin, stop, "phrase is not closed: its words are kept")
+        else:
+            while (match := _COORDINATES.match(self.text, end, stop)) is not None:
+                end = match.end()
+            self.problems.note(begin, end, "box is not closed: dropped")
+            end -= end < stop and self.text[end - 1].isspace()
+            self.prose.drop_space()
+        self.prose.words(SPECIAL.sub("", self.text[end:stop]))
+
+    def _phrase(self, phrase: str, boxes: list[Box], start: int, stop: int) -> None:
+        """Add a marked phrase with its boxes; white space around it belongs to the text."""
+        self.prose.keep_opened()
+        self.prose.words(phrase)
+        kept = phrase.strip()
+        if not kept:
+            self.problems.note(start, stop, "phrase is empty")
+        begin = self.prose.length - len(phrase.lstrip())
+        self.prose.ground(begin, begin + len(kept), boxes, (start, stop))
+
+    def _tag(self, tag: str, position: int, start: int, stop: int) -> None:
+        closing = dict((self.markup.phrase, self.markup.grounding))
+        if self.opened is not None and tag == closing[self.opened[0]]:
+            (opening, begin, inside), self.opened = self.opened, None
+            if opening == self.markup.phrase[0]:
+                self._phrase(SPECIAL.sub("", self.text[inside:start]), [], begin, stop)
+            else:
+                boxes = self._boxes(inside, start)
+                self.prose.drop_space()
+                self.prose.add(boxes, (begin, stop))
+            return
+        self._close(position, start)
+        if tag in closing:
+            self.opened = tag, start, stop
+        else:
+            self.problems.note(start, stop, "closing tag without its opening tag: dropped")
+
+    def _boxes(self, start: int, stop: int) -> list[Box]:
+        """The boxes between two box tags."""
+        markup = self.markup
+        separators = re.compile(markup.between).finditer(self.text, start, stop) if markup.between else ()
+        edges = [start, *(edge for separator in separators for edge in separator.span()), stop]
+        pieces = [
+            (begin, end)
+            for begin, end in zip(edges[::2], edges[1::2], strict=True)
+            if self.text[begin:end].strip(" \t\r\n,;")
+        ]
+        if not pieces:
+            self.problems.note(start - len(markup.grounding[0]), stop, "no box between its tags")
+        boxes: list[Box] = []
+        for begin, end in pieces:
+            numbers = markup.shape_pattern.fullmatch(self.text, begin, end)
+            if numbers is None:
+                self.problems.note(begin, end, f"not a box like {markup.box}: dropped")
+            else:
+                boxes += self.problems.decode(self.frame, numbers.groups(), begin, end)
+        return boxes

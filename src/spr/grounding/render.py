@@ -13,10 +13,9 @@ from spr.grounding.coding import Frame
 from spr.grounding.dialects import Dialect, get_dialect
 from spr.grounding.markup import SPECIAL, Brackets, JsonList, Markup, Tags, Tokens, stray
 from spr.grounding.parse import parse
-from spr.grounding.parse_brackets import is_coordinates
-from spr.grounding.prose import PROBLEM_LENGTH, without_surrogates
-from spr.grounding.text import GroundedText, Problem
-from spr.records import Box, Size
+from spr.grounding.prose import is_coordinates
+from spr.grounding.text import PROBLEM_LENGTH, GroundedText, Problem, without_surrogates
+from spr.records import Box, Size, Span
 
 
 def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str:
@@ -24,12 +23,7 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
 
     Boxes follow their phrase (in PaliGemma's dialect they precede it) and are clipped to the image. Spans without boxes
     are written as plain words. Dialects that keep no prose (``dialect.keeps_prose``) get the phrases with boxes only,
-    unless the text has no boxes.
-
-    Args:
-        grounded: The text.
-        dialect: A key of `DIALECTS` or a `Dialect`.
-        size_wh: Width and height of the original image in pixels.
+    unless the text has no boxes. ``size_wh`` is the size of the original image in pixels.
 
     Raises:
         GroundingError: for an unknown dialect, a wrong image size, a box with x2 < x1 or y2 < y1, or words that the
@@ -43,28 +37,23 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
     """
     dialect = get_dialect(dialect)
     markup, frame = dialect.markup, dialect.frame(size_wh)
-    if not grounded.boxes:
+    spans = [span for span in grounded.spans if span.boxes]
+    if not spans:
         text = grounded.plain_text
     elif isinstance(markup, JsonList):
-        return _render_json(grounded, markup, frame)
+        return _render_json(spans, markup, frame)
     elif isinstance(markup, Tokens):
-        text = _render_tokens(grounded, markup, frame)
-    elif isinstance(markup, Brackets):
-        text = _render_brackets(grounded, markup, frame)
+        text = _render_tokens(spans, markup, frame)
     else:
-        text = _render_tags(grounded, markup, frame)
+        text = _render_prose(grounded.plain_text, spans, markup, frame)
     _check_reads_back(text, grounded, dialect, size_wh)
     return text
 
 
 def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool = False) -> str:
-    """Write one box alone, for a prompt.
+    """Write one box (xyxy pixels of the original image, clipped to it) alone, for a prompt.
 
-    Args:
-        box: xyxy pixels of the original image; clipped to it.
-        dialect: A key of `DIALECTS` or a `Dialect`.
-        size_wh: Width and height of the original image in pixels.
-        region: Whether the box is an input region; it is then followed by the dialect's ``region_suffix``.
+    With ``region``, the box is an input region, which is followed by the dialect's ``region_suffix``.
 
     Raises:
         GroundingError: for an unknown dialect, a wrong image size or a box with x2 < x1 or y2 < y1.
@@ -80,8 +69,6 @@ def convert(text: str, source: str | Dialect, target: str | Dialect, size_wh: Si
     """Rewrite a model's answer in another dialect.
 
     Converting there and back moves an edge by at most ``source.max_error(size_wh)`` plus ``target.max_error(size_wh)``.
-    A dialect that keeps no prose (``target.keeps_prose``) gets the phrases with boxes only.
-
     The arguments, and the errors raised, are those of `parse` and `render`.
 
     >>> convert("<ref>a dog</ref><box>(0,0),(999,500)</box> barks", "qwen_vl", "ferret", (640, 480))
@@ -102,7 +89,7 @@ def convert_lines(
 ) -> Iterator[Converted]:
     r"""Convert lines lazily; yields one result per line, without line end.
 
-    A line with words that the target would read as markup gives an empty text and a problem that explains it.
+    A line that `render` refuses gives an empty text and a problem that explains it, or an error with ``strict``.
 
     Raises:
         GroundingError: for an unknown dialect or a wrong image size; with ``strict`` as `convert`.
@@ -112,18 +99,17 @@ def convert_lines(
     """
     source, target = get_dialect(source), get_dialect(target)
     for line in lines:
-        grounded = parse(line.rstrip("\r\n"), source, size_wh, strict=strict)
+        answer = without_surrogates(line.rstrip("\r\n"))
+        grounded = parse(answer, source, size_wh, strict=strict)
         try:
-            text = render(grounded, target, size_wh)
+            # A label in JSON can contain an escaped line end.
+            text, problems = " ".join(render(grounded, target, size_wh).splitlines()), grounded.problems
         except GroundingError as error:
             if strict:
                 raise
-            piece = without_surrogates(line.rstrip("\r\n"))[:PROBLEM_LENGTH]
-            problem = Problem(0, piece, f"line not written: {error.what}, got {error.got}")
-            yield Converted("", (*grounded.problems, problem))
-            continue
-        # A label in JSON can contain an escaped line end.
-        yield Converted(" ".join(text.splitlines()), grounded.problems)
+            problem = Problem(0, answer[:PROBLEM_LENGTH], f"line not written: {error.what}, got {error.got}")
+            text, problems = "", (*grounded.problems, problem)
+        yield Converted(text, problems)
 
 
 def _boxes(boxes: tuple[Box, ...], markup: Markup, frame: Frame) -> str:
@@ -144,48 +130,32 @@ def _boxes(boxes: tuple[Box, ...], markup: Markup, frame: Frame) -> str:
     return opened + markup.separator.join(written) + closed
 
 
-def _render_brackets(grounded: GroundedText, markup: Brackets, frame: Frame) -> str:
-    plain, pieces, position = grounded.plain_text, [], 0
-    for span in grounded.spans:
-        if not span.boxes:
-            continue
-        # Never after white space, since `parse` removes it with the box.
-        end = position + len(plain[position : span.end].rstrip())
+def _render_prose(plain: str, spans: list[Span], markup: Brackets | Tags, frame: Frame) -> str:
+    pieces, position = [], 0
+    gap = " " if isinstance(markup, Brackets) else ""
+    for span in spans:
         boxes = _boxes(span.boxes, markup, frame)
-        pieces += [plain[position:end], " " if end else "", boxes, "" if end else " "]
-        position = end
-    return "".join((*pieces, plain[position:])) if plain else "".join(pieces).rstrip()
-
-
-def _render_tags(grounded: GroundedText, markup: Tags, frame: Frame) -> str:
-    plain, pieces, position = grounded.plain_text, [], 0
-    for span in grounded.spans:
-        if not span.boxes:
-            continue
-        boxes = _boxes(span.boxes, markup, frame)
-        if not span.phrase:
-            end = position + len(plain[position : span.end].rstrip())
-            pieces += [plain[position:end], boxes]
-            position = end
-            continue
-        start = span.start
-        if markup.space_inside and start > position and plain[start - 1] == " ":
-            start -= 1
-        opened, closed = markup.phrase
-        pieces += [plain[position:start], opened, plain[start : span.end], closed, boxes]
-        position = span.end
-    return "".join((*pieces, plain[position:]))
-
-
-def _render_tokens(grounded: GroundedText, markup: Tokens, frame: Frame) -> str:
-    pieces = []
-    for span in grounded.spans:
-        if not span.boxes:
-            continue
-        if markup.label_first:
-            pieces.append(span.phrase + _boxes(span.boxes, markup, frame))
+        if isinstance(markup, Tags) and span.phrase:
+            start = span.start
+            if markup.space_inside and start > position and plain[start - 1] == " ":
+                start -= 1
+            opened, closed = markup.phrase
+            pieces += [plain[position:start], opened, plain[start : span.end], closed, boxes]
+            position = span.end
         else:
-            pieces += [f"{_boxes((box,), markup, frame)} {span.phrase}".rstrip() for box in span.boxes]
+            # Never after white space, since `parse` removes it with the box.
+            end = position + len(plain[position : span.end].rstrip())
+            pieces += [plain[position:end], gap if end else "", boxes, "" if end else gap]
+            position = end
+    text = "".join((*pieces, plain[position:]))
+    return text if plain else text.removesuffix(gap)
+
+
+def _render_tokens(spans: list[Span], markup: Tokens, frame: Frame) -> str:
+    if markup.label_first:
+        pieces = [span.phrase + _boxes(span.boxes, markup, frame) for span in spans]
+    else:
+        pieces = [f"{_boxes((box,), markup, frame)} {span.phrase}".rstrip() for span in spans for box in span.boxes]
     return markup.separator.join(pieces)
 
 
@@ -193,14 +163,11 @@ def _render_tokens(grounded: GroundedText, markup: Tokens, frame: Frame) -> str:
 _NOT_RAW = re.compile(rf"[{{}}]|{SPECIAL.pattern}")
 
 
-def _escape(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0][0]):04x}{match[0][1:]}"
-
-
-def _render_json(grounded: GroundedText, markup: JsonList, frame: Frame) -> str:
+def _render_json(spans: list[Span], markup: JsonList, frame: Frame) -> str:
     entries = []
-    for span in grounded.spans:
-        label = _NOT_RAW.sub(_escape, json.dumps(span.phrase, ensure_ascii=False))
+    for span in spans:
+        label = json.dumps(span.phrase, ensure_ascii=False)
+        label = _NOT_RAW.sub(lambda match: f"\\u{ord(match[0][0]):04x}{match[0][1:]}", label)
         tail = f', "{markup.label_key}": {label}}}' if span.phrase else "}"
         entries += [f'{{"{markup.box_key}": {_boxes((box,), markup, frame)}{tail}' for box in span.boxes]
     return f"[{markup.separator.join(entries)}]"
@@ -208,40 +175,36 @@ def _render_json(grounded: GroundedText, markup: JsonList, frame: Frame) -> str:
 
 def _check_reads_back(text: str, grounded: GroundedText, dialect: Dialect, size_wh: Size) -> None:
     """Raise if the words contain markup, so that the text would be parsed as something else."""
-    piece = _literal_markup(grounded, dialect)
+    piece = _literal_markup(grounded.plain_text, dialect.markup)
+    if piece is not None:
+        raise GroundingError(
+            f"Text can't be written in dialect `{dialect.key}`: its own words would be read as markup",
+            got=repr(piece),
+            expected="words without the dialect's brackets, tags or tokens",
+            fix="remove this piece from the plain text",
+        )
     again = parse(text, dialect, size_wh)
-    if piece is None and len(again.boxes) == len(grounded.boxes):
-        if dialect.keeps_prose or not grounded.boxes:
-            same = again.plain_text == grounded.plain_text.strip()
-        else:
-            # Neighbours with the same phrase are read back as one.
-            phrases = groupby(span.phrase.strip() for span in grounded.spans if span.boxes)
-            found = groupby(span.phrase for span in again.spans)
-            same = [phrase for phrase, _ in phrases] == [phrase for phrase, _ in found]
-        if same:
-            return
-    if piece is None:
+    if dialect.keeps_prose or not grounded.boxes:
+        same = again.plain_text == grounded.plain_text.strip()
+    else:
+        # Neighbours with the same phrase are read back as one.
+        before = groupby(span.phrase.strip() for span in grounded.spans if span.boxes)
+        after = groupby(span.phrase for span in again.spans)
+        same = [phrase for phrase, _ in before] == [phrase for phrase, _ in after]
+    if not same or len(again.boxes) != len(grounded.boxes):
         raise GroundingError(
             f"Text can't be written in dialect `{dialect.key}`: it would be read back as something else",
             got=repr(text[:120]),
             fix="check for a box without a phrase, or for brackets or tags next to a phrase",
         )
-    raise GroundingError(
-        f"Text can't be written in dialect `{dialect.key}`: its own words would be read as markup",
-        got=repr(piece),
-        expected="words without the dialect's brackets, tags or tokens",
-        fix="remove this piece from the plain text",
-    )
 
 
-def _literal_markup(grounded: GroundedText, dialect: Dialect) -> str | None:
-    markup, plain = dialect.markup, grounded.plain_text
-    special = SPECIAL.search(plain)
-    if special is not None:
+def _literal_markup(plain: str, markup: Markup) -> str | None:
+    if special := SPECIAL.search(plain):
         return special[0]
     if isinstance(markup, JsonList):
         return None
-    for match in markup.pattern.finditer(plain):
-        if match[0][0] == "<" or (is_coordinates(match) if isinstance(markup, Brackets) else stray(match) is not None):
-            return match[0][:60]
-    return None
+    is_box = is_coordinates if isinstance(markup, Brackets) else stray
+    return next(
+        (match[0][:60] for match in markup.pattern.finditer(plain) if match[0][0] == "<" or is_box(match)), None
+    )

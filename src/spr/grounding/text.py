@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spr.core.errors import RecordError
+from spr.grounding.coding import Frame
 from spr.records import Box, Span
+
+PROBLEM_LENGTH = 60
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +20,7 @@ class Problem:
 
     Attributes:
         offset: Offset of the piece in the raw answer, in characters.
-        text: The first 60 characters of the piece: ``raw[offset : offset + len(text)]``, with U+FFFD for lone
-            surrogates.
+        text: The piece, up to 60 characters: ``raw[offset : offset + len(text)]``, with U+FFFD for lone surrogates.
         reason: What is wrong, and how it was handled.
 
     >>> print(Problem(6, "[1, 2, 3]", "3 numbers instead of 4: dropped"))
@@ -28,6 +33,29 @@ class Problem:
 
     def __str__(self) -> str:
         return f"offset {self.offset}: {self.text!r}: {self.reason}"
+
+
+class Problems:
+    """Collects the malformed pieces of a raw answer."""
+
+    def __init__(self, raw: str) -> None:
+        self.raw = raw
+        self.found: list[Problem] = []
+
+    def note(self, start: int, stop: int, reason: str) -> None:
+        """Report ``raw[start:stop]``."""
+        self.found.append(Problem(start, self.raw[start : min(stop, start + PROBLEM_LENGTH)], reason))
+
+    def decode(self, frame: Frame, numbers: Iterable[str], start: int, stop: int) -> list[Box]:
+        """The box of the numbers in ``raw[start:stop]``, or no box if it is dropped; a problem is reported."""
+        box, reason = frame.decode([float(number) for number in numbers])
+        if reason is not None:
+            self.note(start, stop, reason)
+        return [] if box is None else [box]
+
+    def sorted(self) -> tuple[Problem, ...]:
+        """The problems by offset."""
+        return tuple(sorted(self.found, key=lambda problem: problem.offset))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +96,8 @@ class GroundedText:
     def boxes(self) -> tuple[Box, ...]:
         """All boxes, in the order of the text."""
         return tuple(box for span in self.spans for box in span.boxes)
+
+
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which no file can contain; the length is unchanged."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

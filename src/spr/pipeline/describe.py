@@ -22,7 +22,7 @@ from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, shift, unshift
 from spr.grounding import Dialect, GroundedText, parse, render, render_box
-from spr.grounding.prose import without_surrogates
+from spr.grounding.text import without_surrogates
 from spr.models.protocols import Describer, DescribeRequest
 from spr.models.registry import load_describer
 from spr.pipeline.answers import AnswerJournal

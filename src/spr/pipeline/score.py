@@ -18,7 +18,7 @@ from spr.core import boxes as bx
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, pad_to_square, shift, square_window, unshift
-from spr.grounding.localization import localization_score
+from spr.grounding.matching import localization_score
 from spr.models.protocols import Detector, DetectRequest, ImageTextScorer, View
 from spr.models.registry import load_detector, load_scorer
 from spr.pipeline.decoding import decode_ahead, in_groups
@@ -71,7 +71,7 @@ def score_candidates(
     """Score the descriptions of each region: S = λ S_sem + (1 − λ) S_loc (paper, Sec. 3.2).
 
     S_sem = ½ (S_crop + S_local) are cosines between image and text; S_loc is computed by
-    `spr.grounding.localization.localization_score`.
+    `spr.grounding.matching.localization_score`.
 
     Args:
         queries: The region queries.

@@ -11,7 +11,7 @@ import numpy as np
 from spr.core import boxes as bx
 from spr.core.errors import SprError
 from spr.grounding import parse
-from spr.grounding.localization import THRESHOLD
+from spr.grounding.matching import THRESHOLD
 from spr.records import Span
 from spr.runs.reader import SCORE_NAMES, SIDES, JoinedPair, Side
 

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from spr.core import boxes as bx
 from spr.core.errors import RecordError
 from spr.grounding import GroundedText
-from spr.grounding.localization import THRESHOLD, localization_score
+from spr.grounding.matching import THRESHOLD, localization_score
 from spr.records import ImageObject, RegionQuery
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spr.core import boxes as bx
-from spr.grounding.localization import THRESHOLD
+from spr.grounding.matching import THRESHOLD
 from spr.records import PROMPT_KINDS
 from spr.runs.reader import SCORE_NAMES, SIDES, JoinedPair, JoinedShard, Run, Side
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from spr.config import Config, load_config
 from spr.core.errors import RunError
 from spr.grounding import Dialect, get_dialect
-from spr.grounding.localization import Localization, localization_score
+from spr.grounding.matching import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
 from spr.records.schemas import from_table
 from spr.runs.folder import check_run_version

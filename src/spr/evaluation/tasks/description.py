@@ -21,8 +21,7 @@ from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
 from spr.grounding import Dialect, GroundedText, parse, render_box
-from spr.grounding.localization import localization_score
-from spr.grounding.matching import WORD, count_named, count_placed, names_category, reaches
+from spr.grounding.matching import WORD, count_named, count_placed, localization_score, names_category, reaches
 from spr.records import RegionQuery
 from spr.records.schemas import from_table
 from spr.runs.folder import check_run_version

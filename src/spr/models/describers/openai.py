@@ -18,7 +18,7 @@ from PIL import Image
 from spr.config import DescriberConfig, make_section
 from spr.core.errors import ConfigError
 from spr.grounding import Dialect, get_dialect
-from spr.grounding.prose import without_surrogates
+from spr.grounding.text import without_surrogates
 from spr.models.describers.json_client import JsonClient, ServerError
 from spr.models.families import FAMILIES
 from spr.models.protocols import DescribeRequest

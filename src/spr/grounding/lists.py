@@ -7,14 +7,11 @@ import re
 from typing import Any, NamedTuple
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import SPECIAL, SPECIAL_TOKENS, JsonList, Tokens, stray
-from spr.grounding.prose import Problems, without_surrogates
-from spr.grounding.text import GroundedText
+from spr.grounding.markup import SPECIAL, JsonList, Tokens, stray
+from spr.grounding.text import GroundedText, Problems, without_surrogates
 from spr.records import Box, Span
 
-LABEL_SEPARATOR = ", "
-"""Separator of the labels in the plain text of a list."""
-
+_LABEL_SEPARATOR = ", "  # between the labels in the plain text of a list
 _FENCE = re.compile(r"```(?:json)?")
 
 
@@ -28,22 +25,16 @@ class _Item(NamedTuple):
 
 def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
     """The joined labels as plain text with one span per label. Boxes without label are reported if others have one."""
-    pieces: list[str] = []
+    plain = ""
     spans: list[Span] = []
-    length = 0
     has_labels = any(item.label for item in items)
     for label, boxes, raw in items:
-        if label:
-            if length:
-                pieces.append(LABEL_SEPARATOR)
-                length += len(LABEL_SEPARATOR)
-            pieces.append(label)
-        start, length = length, length + len(label)
+        plain += (_LABEL_SEPARATOR if plain and label else "") + label
         if raw is not None:
-            spans.append(Span(label, start, length, tuple(boxes)))
+            spans.append(Span(label, len(plain) - len(label), len(plain), tuple(boxes)))
             if has_labels and not label:
                 problems.note(*raw, "box without a label: kept without one")
-    return GroundedText("".join(pieces), tuple(spans), problems.sorted())
+    return GroundedText(plain, tuple(spans), problems.sorted())
 
 
 def _add(items: list[_Item], label: str, boxes: list[Box], raw: tuple[int, int]) -> None:
@@ -58,52 +49,47 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
     """Parse labels and location tokens; malformed pieces are reported and dropped."""
     problems = Problems(text)
     items: list[_Item] = []
-    pending: tuple[list[Box], tuple[int, int]] | None = None  # boxes whose label comes next
+    pending: tuple[list[Box], tuple[int, int]] = [], (0, 0)  # boxes whose label comes next
     words: list[str] = []
     position = 0
 
     def close() -> None:
         """Turn the words since the last run into the pending label; other words become items without boxes."""
-        nonlocal pending
-        joined, words[:] = "".join(words), []
+        joined = "".join(words)
+        words.clear()
         labels = [label.strip() for label in (joined.split(markup.separator.strip()) if markup.separator else [joined])]
-        if pending is not None and pending[0]:
+        if pending[0]:
             _add(items, labels.pop(0), *pending)
-        pending = None
         items.extend(_Item(label, [], None) for label in labels if label)
 
     for match in markup.pattern.finditer(text):
-        (start, stop), piece = match.span(), match[0]
+        raw, piece = match.span(), match[0]
         if match[1] is not None:
-            boxes = problems.decode(frame, [match[1 + place] for place in markup.order], start, stop)
+            boxes = problems.decode(frame, match.group(*markup.numbers), *raw)
         elif markup.token_pattern.match(piece):
             boxes = _run(match, markup, frame, problems)
         else:
-            if piece in SPECIAL_TOKENS or piece.startswith("<seg"):
+            if SPECIAL.fullmatch(piece) or piece.startswith("<seg"):
                 reason: str | None = ""
             else:
                 reason = "not a location token: dropped" if piece.startswith("<loc") else stray(match)
             position = _drop(match, reason, position, words, problems)
             continue
-        words.append(text[position:start])
-        position = stop
+        words.append(text[position : raw[0]])
+        position = raw[1]
         if markup.label_first:
-            items.append(_Item("".join(words).strip(), boxes, (start, stop) if boxes else None))
-            words = []
+            items.append(_Item("".join(words).strip(), boxes, raw if boxes else None))
+            words.clear()
         else:
             close()
-            pending = (boxes, (start, stop))
+            pending = boxes, raw
     words.append(text[position:])
     close()
     return _grounded(items, problems)
 
 
 def _drop(match: re.Match[str], reason: str | None, position: int, words: list[str], problems: Problems) -> int:
-    """Drop a match from the words and report it unless the reason is empty; nothing is done if there is none (None).
-
-    Returns:
-        Where the following words start.
-    """
+    """Where the words after a match start, which is dropped and reported. "": drop silently; None: keep it as words."""
     if reason is None:
         return position
     before = match.string[position : match.start()]
@@ -138,27 +124,27 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
     words: list[str] = []  # outside the entries
     position = 0
     for match in markup.pattern.finditer(text):
-        start, stop = match.span()
+        raw = match.span()
         if match[0][0] != "{":
             position = _drop(match, stray(match), position, words, problems)
             continue
-        first, last = (start if first < 0 else first), stop
+        first, last = (raw[0] if first < 0 else first), raw[1]
         if match[1] is not None:
             label = match[5][1:-1].strip()
-            box, reason = frame.decode([float(number) for number in match.group(1, 2, 3, 4)])
+            box, reason = frame.decode([float(number) for number in match.group(*markup.numbers)])
         else:
             label, box, reason = _entry(match, markup, frame)
         if reason is not None:
-            problems.note(start, stop, reason)
+            problems.note(*raw, reason)
         if box is not None:
-            _add(items, label, [box], (start, stop))
+            _add(items, label, [box], raw)
     if first >= 0:
         opened = text.rfind("[", 0, first)
         if opened >= 0 and "]" not in text[last:] and not text[opened + 1 : first].strip():
             problems.note(opened, last, "list is not closed: its complete entries are kept")
-    if not items:
-        left = SPECIAL.sub("", _FENCE.sub("", "".join((*words, text[position:])) if first < 0 else "")).strip()
-        items = [_Item(left, [], None)] if left not in ("", "[]") else []
+    else:
+        left = SPECIAL.sub("", _FENCE.sub("", "".join((*words, text[position:])))).strip()
+        items = [_Item(left, [], None)] if left != "[]" else []
     return _grounded(items, problems)
 
 
