@@ -76,6 +76,11 @@ class Family:
     joined_features: bool = False
     bidirectional_prompt: bool = False
 
+    @property
+    def decoder(self) -> str:
+        """Path of the module whose ``layers`` are the decoder's, such as ``model.language_model``."""
+        return self.language_model.removesuffix(".layers")
+
 
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 _CHAT_ML_END = ("<|im_end|>",)

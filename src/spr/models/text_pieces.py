@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Span: TypeAlias = tuple[int, int]
 
@@ -21,23 +20,18 @@ _CLOSING = "\"'”’»」』"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The tokens of a text without special tokens: their ids, and the position of each in the text."""
+class Tokens(NamedTuple):
+    """The ids of a text's tokens, and the position of each in the text."""
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
-    """Tokenize texts of any length.
+    """Tokenize texts of any length with a fast tokenizer of transformers, without adding special tokens.
 
     Special tokens that appear in a text ("<|endoftext|>") are read as plain characters, and unpaired surrogates as
     question marks.
-
-    Args:
-        tokenizer: A fast tokenizer of transformers.
-        texts: The texts; empty texts are allowed.
     """
     if not texts:
         return []
@@ -46,8 +40,6 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
         add_special_tokens=False,
         return_offsets_mapping=True,
         return_attention_mask=False,
-        padding=False,
-        truncation=False,
         split_special_tokens=True,
         verbose=False,
     )

@@ -27,12 +27,12 @@ from spr.models.loading import (
     Source,
     check_vocabulary,
     device_of,
+    load_adapter,
     load_pretrained,
     model_source,
     placement,
     source_name,
 )
-from spr.models.peft_adapters import load_adapter
 from spr.models.protocols import DescribeRequest
 
 
