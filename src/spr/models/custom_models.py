@@ -29,13 +29,8 @@ def register_custom_models() -> None:
 def load_config(source: Source, *, revision: str | None = None, expected: Collection[str] | None = None) -> Any:
     """Load a model's config, including configs that name only ``architectures``. Runs no remote code.
 
-    Args:
-        source: A folder or a hub id.
-        revision: Branch, tag or commit of the hub's repository.
-        expected: The accepted model types; None for any.
-
     Raises:
-        ModelError: as `spr.models.loading.load_pretrained`, and if the model type is not an expected one.
+        ModelError: if it can't be loaded, or if ``expected`` is given and does not contain its model type.
     """
     customs = custom_models()
     by_architecture = {name: kind for kind, custom in customs.items() for name in custom.architectures}

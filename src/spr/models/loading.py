@@ -113,9 +113,7 @@ def load_with_processors(
 ) -> tuple[Any, Any, Any, str]:
     """Load the model that a config section names: the model, its image processor, its tokenizer and its name.
 
-    Args:
-        section: The config section.
-        classes: The classes of the model and of its image processor, by ``model_type``.
+    ``classes`` are the classes of the model and of its image processor, by ``model_type``.
 
     Raises:
         ModelError: as `load_pretrained`, and if the model has another type or the tokenizer is not its own.
@@ -137,16 +135,10 @@ def read_model_type(
     revision: str | None = None,
     by_architecture: Mapping[str, str] | None = None,
 ) -> str:
-    """Read the ``model_type`` of a model's config.
-
-    Args:
-        source: A folder or a hub id.
-        expected: The accepted model types; None for any.
-        revision: Branch, tag or commit of the hub's repository.
-        by_architecture: Model types of configs without one, by the first of their ``architectures``.
+    """Read the ``model_type`` of a model's config; without one, look up the first of its ``architectures``.
 
     Raises:
-        ModelError: if it is not an expected one, or there is no config.
+        ModelError: if there is no config, or ``expected`` is given and does not contain its model type.
     """
     with clear_errors(source, revision):
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
@@ -159,13 +151,9 @@ def read_model_type(
 
 
 def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
-    """Load a PEFT adapter onto the model that it was trained on; the result is frozen and in eval mode.
+    """Load a folder from PEFT's ``save_pretrained`` onto the model that it was trained on, in eval mode and frozen.
 
-    Args:
-        model: A model of transformers.
-        adapter: A folder in the format of PEFT's ``save_pretrained``.
-        merge: Merge the adapter into the weights, so that inference is as fast as without it. Not possible for
-            quantized weights.
+    With ``merge``, it becomes a part of the weights, which makes inference faster; not possible for quantized weights.
 
     Raises:
         ModelError: if the folder has no adapter in safetensors, or its tensors don't match this model.
@@ -307,20 +295,16 @@ def _explain(path: str, revision: str | None, error: BaseException) -> ModelErro
 def check_complete(source: Source, class_name: str, found: dict[str, Any]) -> None:
     """Raise `ModelError` with a list of all problems unless exactly the model's tensors were loaded.
 
-    Args:
-        source: The folder or hub id that was loaded.
-        class_name: Name of the model's class.
-        found: The ``missing_keys``, ``unexpected_keys``, ``mismatched_keys`` (name, shape on disk, shape of the model)
-            and ``error_msgs`` of ``from_pretrained(…, output_loading_info=True)``.
+    ``found`` is what ``from_pretrained(…, output_loading_info=True)`` returns, with mismatched keys as name, shape on
+    disk and shape in the model.
     """
-    misshapen = [f"{name} {tuple(disk)} for {tuple(model)}" for name, disk, model in found["mismatched_keys"]]
     problems = {
-        "missing": sorted(found["missing_keys"]),
-        "unexpected": sorted(found["unexpected_keys"]),
-        "misshapen": sorted(misshapen),
-        "unreadable": sorted(found["error_msgs"]),
+        "missing": found["missing_keys"],
+        "unexpected": found["unexpected_keys"],
+        "misshapen": [f"{name} {tuple(disk)} for {tuple(model)}" for name, disk, model in found["mismatched_keys"]],
+        "unreadable": found["error_msgs"],
     }
-    lines = [f"{len(names)} {kind}: {_few(names)}" for kind, names in problems.items() if names]
+    lines = [f"{len(names)} {kind}: {_few(sorted(names))}" for kind, names in problems.items() if names]
     if lines:
         raise ModelError(
             f"The weights of {source} don't fit {class_name}",

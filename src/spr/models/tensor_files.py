@@ -138,13 +138,8 @@ def _has_safetensors(folder: Path) -> bool:
 def convert_pickles(source: Source) -> bool:
     """Convert a folder's ``pytorch_model*.bin`` to ``model*.safetensors``, shard by shard, unless it has safetensors.
 
-    The index, without which shards are ignored, is written last.
-
-    Args:
-        source: A folder. Hub ids are ignored.
-
-    Returns:
-        Whether anything was written.
+    The index, without which shards are ignored, is written last. Hub ids are ignored. Returns whether anything was
+    written.
 
     Raises:
         ModelError: as `Shards`.

@@ -1,7 +1,6 @@
 """Splits texts that are longer than an encoder's limit at the ends of sentences or phrases (our choice).
 
-A text is tokenized once, and its pieces are runs of those tokens. So no piece exceeds the limit, and the position of
-every token in the text stays known.
+A text is tokenized once, and its pieces are runs of those tokens: no piece exceeds the limit.
 """
 
 from __future__ import annotations
@@ -53,13 +52,8 @@ def split(text: str, spans: Sequence[Span], limit: int) -> list[range]:
     Each run is the longest that ends with a sentence; if no sentence ends within the limit, with a phrase; else with a
     word.
 
-    Args:
-        text: The text.
-        spans: Start and end of each token in the text.
-        limit: Maximum number of tokens per run, at least 1.
-
-    Returns:
-        Ranges of token indices; one empty range if there are no tokens.
+    Returns ranges of indices of ``spans``, the start and end of each token in the text: one empty range if there are
+    no tokens.
 
     >>> text = "A red cat, a dog. A bird sings"
     >>> spans = [m.span() for m in re.finditer(r"\w+|[.,]", text)]

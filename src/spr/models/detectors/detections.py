@@ -1,4 +1,4 @@
-"""Helpers that convert a detector's outputs to detections."""
+"""Converts a model's outputs to detections."""
 
 from __future__ import annotations
 

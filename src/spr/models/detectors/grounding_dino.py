@@ -53,8 +53,8 @@ class GroundingDinoDetector:
 
     The prompt is the text in lower case with a final dot. Texts above the limit of the text encoder are split at the
     ends of sentences or phrases. A box's score is the maximum over the prompt's tokens of the sigmoid of its logits.
-    Its phrase consists of whole words: it starts at the word with the highest score and extends in both directions
-    over tokens above the text threshold, up to the next punctuation.
+    Its phrase starts at the word with the highest score and extends over whole words above the text threshold, up to
+    the next punctuation.
 
     Only images of the same resized size share a batch: group norms and windows of the vision backbone ignore the
     padding mask, so scores would depend on the rest of the batch. All texts of an image share one backbone pass.

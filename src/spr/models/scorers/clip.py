@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from spr.models.protocols import Vectors, View
 from spr.models.text_pieces import split, tokenize
 from spr.records import Box
 
+Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+
 
 class _Prepared(NamedTuple):
-    """A resized image, uint8 ``(3, S, S)``, and the tokens that each view attends to, bool ``(V, 1 + patches)``."""
-
-    values: torch.Tensor
-    attended: np.ndarray[Any, np.dtype[np.bool_]]
+    values: torch.Tensor  # the resized image, uint8 (3, S, S)
+    attended: Mask  # the tokens that each view attends to, (V, 1 + patches)
 
 
 class ClipScorer:
@@ -109,10 +109,10 @@ class ClipScorer:
             return [range(min(len(spans), self.max_tokens))]
         return split(text, spans, self.max_tokens)
 
-    def _stack(self, vectors: Sequence[torch.Tensor]) -> Vectors:
+    def _stack(self, vectors: list[torch.Tensor]) -> Vectors:
         if not vectors:
             return np.zeros((0, self.model.config.projection_dim), dtype=np.float32)
-        return np.asarray(torch.stack(list(vectors)).numpy(), dtype=np.float32)
+        return np.asarray(torch.stack(vectors).numpy(), dtype=np.float32)
 
     @torch.inference_mode()
     def _embed_pieces(self, pieces: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
@@ -125,14 +125,13 @@ class ClipScorer:
         return list(F.normalize(features.float(), dim=-1).cpu())
 
     def _prepare(self, item: tuple[Image.Image, Sequence[Box | None]]) -> _Prepared:
-        """Resize an image and find the patches of its regions; a region of None is the whole image."""
         image, regions = item
         values = resized_bytes(image, (self.image_size, self.image_size), self.processor)
         return _Prepared(values, np.stack([self._attended(image, region) for region in regions]))
 
     @torch.inference_mode()
     def _embed_images(self, items: Sequence[Future[_Prepared]]) -> list[torch.Tensor]:
-        """The unit vectors of the views of each image, ``(views, D)``."""
+        """The unit vectors of each image's views, ``(views, D)``."""
         images = [item.result() for item in items]
         pixels = normalise([image.values for image in images], self.processor, self.device)
         hidden = before_last_layer(self.model, pixels)
@@ -142,20 +141,16 @@ class ClipScorer:
         features = last_layer(self.model, hidden, image_of_view, torch.from_numpy(attended).to(self.device))
         return list(torch.split(F.normalize(features.float(), dim=-1).cpu(), counts))
 
-    def _attended(self, image: Image.Image, region: Box | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _attended(self, image: Image.Image, region: Box | None) -> Mask:
         if region is None:
             return np.ones(1 + (self.image_size // self.patch_size) ** 2, dtype=np.bool_)
         return np.concatenate([[True], overlapped(region, image.width, self.image_size, self.patch_size).ravel()])
 
 
-def overlapped(region: Box, side: float, image_size: int, patch_size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """The patches that overlap a region, bool ``(rows, columns)``.
+def overlapped(region: Box, side: float, image_size: int, patch_size: int) -> Mask:
+    """The patches that overlap a region of a square view, bool ``(rows, columns)``.
 
-    Args:
-        region: xyxy pixels of the square view.
-        side: Side of the view in pixels.
-        image_size: Side of the resized view in pixels.
-        patch_size: Side of a patch of the resized view in pixels.
+    The region and ``side`` are in pixels of the view, ``image_size`` and ``patch_size`` in pixels of the resized view.
 
     >>> overlapped((0, 0, 50, 50.5), side=100, image_size=4, patch_size=1).astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
