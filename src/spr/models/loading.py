@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from spr.config import DetectorConfig, ScorerConfig
+from spr.core.atomic import sha256
 from spr.core.errors import ConfigError, SprError
 from spr.models.batching import DeviceMemoryError
 
@@ -320,9 +321,7 @@ def _few(names: list[str]) -> str:
 
 def _digest(folder: Path) -> str:
     total = hashlib.sha256()
-    for path in sorted(
-        p for name in ("config.json", "adapter_config.json", "*.safetensors") for p in folder.glob(name)
-    ):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    patterns = ("config.json", "adapter_config.json", "*.safetensors")
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        total.update(path.name.encode() + bytes.fromhex(sha256(path)))
     return total.hexdigest()[:12]

@@ -16,6 +16,7 @@ import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -59,6 +60,7 @@ class _TemporaryError(Exception):
         self.retry_after, self.status = retry_after, status
 
 
+@dataclass(eq=False, repr=False)
 class JsonClient:
     """Requests JSON from a server.
 
@@ -73,23 +75,18 @@ class JsonClient:
         timeout: Time limit for a try as a whole, in seconds, including the time in the server's queue.
         retries: Number of retries after the first try.
         first_wait: Wait before the first retry, in seconds.
+        sleep: Coroutine function that waits for a number of seconds.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        key: str | None = None,
-        connect_timeout: float = 10.0,
-        timeout: float = 300.0,
-        retries: int = 8,
-        first_wait: float = 1.0,
-    ) -> None:
-        self.base_url, self.key = base_url.rstrip("/"), key
-        self.connect_timeout, self.timeout = connect_timeout, timeout
-        self.retries, self.first_wait = retries, first_wait
-        self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-        self._last_warning = -math.inf
+    base_url: str
+    _: KW_ONLY
+    key: str | None = None
+    connect_timeout: float = 10.0
+    timeout: float = 300.0
+    retries: int = 8
+    first_wait: float = 1.0
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _last_warning: float = -math.inf
 
     def client(self, connections: int) -> httpx.AsyncClient:
         """An HTTP client for `ask`, to be used with ``async with``."""
@@ -125,7 +122,7 @@ class JsonClient:
         Raises:
             ServerError: after the last try, or at once if a retry can't help.
         """
-        url, tries = self.base_url + path, 1 + (self.retries if retries is None else retries)
+        url, tries = self.base_url.rstrip("/") + path, 1 + (self.retries if retries is None else retries)
 
         async def attempt() -> Answer:
             try:

@@ -63,9 +63,6 @@ class GroundingDinoDetector:
         config: The config section, or a model id or folder.
         **fields: With a model id or folder: further fields of `DetectorConfig`.
 
-    Attributes:
-        name: ``id@revision``.
-
     Raises:
         ModelError: if the model can't be loaded, is incomplete or is of another kind.
         ConfigError: for a field that is unknown or out of range.

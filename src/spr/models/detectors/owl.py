@@ -58,9 +58,6 @@ class OwlDetector:
         **fields: With a model id or folder: further fields of `DetectorConfig`. `text_threshold` has no effect: each
             query is a whole phrase.
 
-    Attributes:
-        name: ``id@revision``.
-
     Raises:
         ModelError: if the model can't be loaded, is incomplete or is of another kind.
         ConfigError: for a field that is unknown or out of range.
@@ -80,7 +77,7 @@ class OwlDetector:
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
 
-        A text without phrases has none. Equal phrases, and images of several requests, are embedded once.
+        Equal phrases, and images of several requests, are embedded once.
 
         Raises:
             DeviceMemoryError: if a single image does not fit into memory.
@@ -90,19 +87,18 @@ class OwlDetector:
         needed = list(dict.fromkeys(itertools.chain(*queries.values())))
         vector_of = dict(zip(needed, self._text_batches(needed), strict=True))
         places: dict[int, list[int]] = {}
+        image_queries: dict[int, _Query] = {}
         for place, request in enumerate(requests):
-            if queries[request.text]:
-                places.setdefault(id(request.image), []).append(place)
-        image_queries = []
-        for own in places.values():
-            asked = [queries[requests[place].text] for place in own]
-            vectors = [torch.stack([vector_of[ids] for ids in query]) for query in asked]
-            phrases = [list(query.values()) for query in asked]
-            image_queries.append(_Query(requests[own[0]].image, phrases, vectors))
+            if query := queries[request.text]:
+                key = id(request.image)
+                places.setdefault(key, []).append(place)
+                asked = image_queries.setdefault(key, _Query(request.image, [], []))
+                asked.phrases.append(list(query.values()))
+                asked.vectors.append(torch.stack([vector_of[ids] for ids in query]))
         found: list[list[Detection]] = [[] for _ in requests]
-        for own, answers in zip(places.values(), self._image_batches(image_queries), strict=True):
-            for place, detections in zip(own, answers, strict=True):
-                found[place] = best_first(detections)
+        answers = itertools.chain.from_iterable(self._image_batches(list(image_queries.values())))
+        for place, detections in zip(itertools.chain(*places.values()), answers, strict=True):
+            found[place] = best_first(detections)
         return found
 
     def _queries(self, texts: Sequence[str]) -> dict[str, dict[_Ids, str]]:

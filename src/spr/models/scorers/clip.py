@@ -42,9 +42,6 @@ class ClipScorer:
         config: The config section, or a model id or folder.
         **fields: With a model id or folder: further fields of `ScorerConfig`.
 
-    Attributes:
-        name: ``id@revision``.
-
     Raises:
         ModelError: if the model can't be loaded, is incomplete or is not a CLIP model.
         ConfigError: for a field that is unknown or out of range.
