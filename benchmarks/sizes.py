@@ -247,7 +247,7 @@ def train(model: Any, options: argparse.Namespace, *, checkpointing: bool) -> di
         work = Counter(ledger.flops)
     if set(work) - {"bfloat16"}:
         raise SystemExit(f"Products ran in other precisions, too: {dict(work)}")
-    layers, tokens = len(model.get_submodule(family.language_model.removesuffix(".layers")).layers), batch.tokens
+    layers, tokens = len(model.get_submodule(family.decoder).layers), batch.tokens
     square = 4 * options.pairs * (tokens // options.pairs) ** 2 * hidden * layers
     trained = sum(parameter.numel() for parameter in parameters)
     return {

@@ -31,8 +31,10 @@ def tables(tmp_path):
         for n, region in enumerate([(10.0, 10.0, 50.0, 60.0), (0.0, 5.5, 60.0, 80.0)]):
             queries.append(RegionQuery(f"{k}/{n}", str(k), f"{k}.png", width, height, region, "1", things))
             for number, text in enumerate(TEXTS[: 3 + n + k % 2]):
-                made = f"{k}/{n}/full{number}"
-                candidates.append(Candidate(made, f"{k}/{n}", "full", text, text, text, (), (), 1, "m", "llava"))
+                candidate_id = f"{k}/{n}/full{number}"
+                candidates.append(
+                    Candidate(candidate_id, f"{k}/{n}", "full", text, text, text, (), (), 1, "m", "llava")
+                )
     return {"regions": to_table(queries, RegionQuery), "candidates": to_table(candidates, Candidate)}
 
 

@@ -31,7 +31,7 @@ def steps(trainable_folder, pairs_folder, stir, settings, tmp_path):
 
         pairs = [encoder.finish(one, encoder.process(one), look) for one in planned]
         batch = collate(pairs, encoder.pad, shared=trainee.shared)
-        layers = model.base.get_submodule(f"{trainee.model.family.language_model.removesuffix('.layers')}.layers")
+        layers = model.base.get_submodule(f"{trainee.model.family.decoder}.layers")
         made = []
         for given in (batch, dataclasses.replace(batch, begin=0)):
             # Runs after the hook that skips rows, so it sees the MLP's own input.

@@ -94,7 +94,7 @@ def test_steps_change_the_adapter_alone(model_type, dtype, pairs_folder, trainab
     planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
     made = [trainee.encoder.finish(pair, trainee.encoder.process(pair), features_of(model)) for pair in planned]
     batch = collate(made, trainee.encoder.pad, shared=trainee.shared)
-    layers = model.base.get_submodule(trainee.model.family.language_model.removesuffix(".layers")).layers
+    layers = model.base.get_submodule(trainee.model.family.decoder).layers
     assert {layer.gradient_checkpointing for layer in layers} == {config.gradient_checkpointing}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)

@@ -18,8 +18,6 @@ from spr.core.errors import SprError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-THREADS = 4
-
 
 class DeviceMemoryError(SprError):
     """A single item does not fit into the device's memory."""
@@ -27,13 +25,8 @@ class DeviceMemoryError(SprError):
 
 @contextmanager
 def prepared(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[list[Future[Result]]]:
-    """Do some work on each item in threads, in order. Leaving the context cancels work that has not begun.
-
-    Args:
-        work: CPU work that mostly releases the GIL, such as decoding and resizing images.
-        items: The items. All results are in memory at the same time.
-    """
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="prepare")
+    """Do CPU work such as resizing on each item in threads. Leaving the context cancels what has not begun."""
+    pool = ThreadPoolExecutor(4, thread_name_prefix="prepare")
     try:
         yield [pool.submit(work, item) for item in items]
     finally:
@@ -46,8 +39,7 @@ class Batcher(Generic[Item, Result]):
     Args:
         work: Maps a batch to one result per item, in order.
         size: Maximum number of items per batch, at least 1.
-        length: Length of an item. Items of similar length share a batch, which reduces padding; results are returned
-            in the order of the items.
+        length: Length of an item. Items of similar length share a batch, which reduces padding.
     """
 
     def __init__(
@@ -60,16 +52,14 @@ class Batcher(Generic[Item, Result]):
         self.work, self.size, self.length = work, size, length
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
-        """One result per item.
+        """One result per item, in their order.
 
         Raises:
             DeviceMemoryError: if a single item does not fit.
         """
-        order = list(range(len(items)))
-        if self.length is not None:
-            # Longest first, so that a batch that does not fit fails early.
-            lengths = [self.length(item) for item in items]
-            order.sort(key=lambda k: -lengths[k])
+        # Longest first, so that a batch that does not fit fails early.
+        lengths = [self.length(item) if self.length is not None else 0 for item in items]
+        order = sorted(range(len(items)), key=lambda k: -lengths[k])
         results: dict[int, Result] = {}
         done = 0
         while done < len(order):

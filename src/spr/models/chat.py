@@ -24,18 +24,18 @@ def render_turn(processor: Any, family: Family | None, messages: Sequence[Messag
         messages: In the format of chat templates: ``role``, and ``content`` as a list of ``image`` and ``text`` parts.
     """
     messages = _without_placeholders(processor, messages)
-    if processor.chat_template is None:
-        turn = family.turn if family is not None else ""
-        prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
-        return turn.replace("{image}", processor.image_token).replace("{prompt}", prompt)
-    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    if processor.chat_template is not None:
+        return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    turn = family.turn if family is not None else ""
+    prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
+    return turn.replace("{image}", processor.image_token).replace("{prompt}", prompt)
 
 
 def render_answer(processor: Any, family: Family | None, messages: Sequence[Message], answer: str) -> str:
     """The text that follows `render_turn` if the model gives this answer, including the end of turn.
 
-    It is rendered by the chat template, as in other trainers. If the template does not end the answer with a token, or
-    there is no template, the family's end of turn or the tokenizer's end of text is appended to the answer.
+    It is rendered by the chat template. If the template does not end the answer with a token, or there is none, the
+    family's end of turn or the tokenizer's end of text is appended to the answer.
     """
     turn = render_turn(processor, family, messages)
     tokenizer = processor.tokenizer
@@ -55,13 +55,13 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:
     """Remove image placeholders from the texts of messages: each would count as another image."""
     placeholders = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
-    cleaned = []
-    for message in messages:
-        parts = []
-        for part in message["content"]:
-            text = part.get("text")
-            for placeholder in placeholders:
-                text = text.replace(placeholder, " ") if text and placeholder else text
-            parts.append(part if text is None else {**part, "text": text})
-        cleaned.append({**message, "content": parts})
-    return cleaned
+
+    def clean(part: Message) -> Message:
+        text = part.get("text")
+        if text is None:
+            return part
+        for placeholder in filter(None, placeholders):
+            text = text.replace(placeholder, " ")
+        return {**part, "text": text}
+
+    return [{**message, "content": list(map(clean, message["content"]))} for message in messages]

@@ -51,11 +51,8 @@ class FakeDescriber:
         if request.query is None:
             return self._guess(request)
         rng = np.random.default_rng(stable_hash(request.seed, "fake", request.query.query_id))
-        objects = [
-            (_with_article(item.category), self._moved(item, rng))
-            for item in request.query.inside
-            if rng.random() >= self.drop
-        ]
+        kept = (item for item in request.query.inside if rng.random() >= self.drop)
+        objects = [(_with_article(item.category), self._moved(item, rng)) for item in kept]
         if not objects or rng.random() < self.invent:
             x1, y1, x2, y2 = request.query.region
             corner = rng.uniform((x1, y1), (x2, y2))
@@ -81,9 +78,9 @@ class FakeDescriber:
     def _moved(self, item: ImageObject, rng: np.random.Generator) -> Box:
         x1, y1, x2, y2 = item.box
         scale = np.array([x2 - x1, y2 - y1] * 2) * self.jitter
-        moved = np.array(item.box) + rng.normal(size=4) * scale
-        low, high = np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])
-        return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+        corners = (np.array(item.box) + rng.normal(size=4) * scale).reshape(2, 2)
+        x1, y1, x2, y2 = np.sort(corners, axis=0).ravel().tolist()
+        return x1, y1, x2, y2
 
 
 def _with_article(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from spr.core.registry import Registry
@@ -25,10 +26,8 @@ class CustomModel:
     Attributes:
         config: The config class.
         model: The model class.
-        load_processor: Function of a folder or hub id, a config and ``revision=`` that returns the processor, which
-            pads on the left.
-        architectures: Names in ``architectures`` of config.json that identify published folders without a
-            ``model_type``.
+        load_processor: From a folder or hub id, a config and ``revision=`` to a processor that pads on the left.
+        architectures: ``architectures`` of config.json that identify published folders without a ``model_type``.
     """
 
     config: str
@@ -45,8 +44,8 @@ class Family:
         model_type: ``model_type`` of their configs, and the key in `FAMILIES`.
         models: The names that people know them by.
         dialect: Key of `spr.grounding.DIALECTS`.
-        turn: The user's turn and the start of the answer, used for folders without a chat template; taken from the
-            model's card. ``{image}`` stands for the image, ``{prompt}`` for the user's text.
+        turn: The user's turn and the start of the answer for folders without a chat template, from the model's card.
+            ``{image}`` stands for the image, ``{prompt}`` for the user's text.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
@@ -76,11 +75,17 @@ class Family:
     joined_features: bool = False
     bidirectional_prompt: bool = False
 
+    @property
+    def decoder(self) -> str:
+        """Path of the module whose ``layers`` are the decoder's, such as ``model.language_model``."""
+        return self.language_model.removesuffix(".layers")
+
 
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 _CHAT_ML_END = ("<|im_end|>",)
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _QWEN_TURN = _CHAT_ML.replace("{image}", "<|vision_start|>{image}<|vision_end|>")
+_QWEN = partial(Family, end_of_turn=_CHAT_ML_END, max_aspect=200, shared_prefix=True)
 FERRET_SYSTEM = (
     "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: top-left [0, 0], "
     "bottom-right [width-1, height-1]. Increasing x moves right; y moves down. Bounding box: [x1, y1, x2, y2]. "
@@ -105,33 +110,9 @@ _ALL = (
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
     ),
-    Family(
-        "qwen2_vl",
-        "Qwen2-VL",
-        dialect="qwen2_vl",
-        turn=_QWEN_SYSTEM + _QWEN_TURN,
-        end_of_turn=_CHAT_ML_END,
-        max_aspect=200,
-        shared_prefix=True,
-    ),
-    Family(
-        "qwen2_5_vl",
-        "Qwen2.5-VL",
-        dialect="qwen2_5_vl",
-        turn=_QWEN_SYSTEM + _QWEN_TURN,
-        end_of_turn=_CHAT_ML_END,
-        max_aspect=200,
-        shared_prefix=True,
-    ),
-    Family(
-        "qwen3_vl",
-        "Qwen3-VL",
-        dialect="qwen3_vl",
-        turn=_QWEN_TURN,
-        end_of_turn=_CHAT_ML_END,
-        max_aspect=200,
-        shared_prefix=True,
-    ),
+    _QWEN("qwen2_vl", "Qwen2-VL", dialect="qwen2_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
+    _QWEN("qwen2_5_vl", "Qwen2.5-VL", dialect="qwen2_5_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
+    _QWEN("qwen3_vl", "Qwen3-VL", dialect="qwen3_vl", turn=_QWEN_TURN),
     Family(
         "internvl",
         "InternVL3",
@@ -192,27 +173,22 @@ FAMILIES: Registry[Family] = Registry("model family", "spr.families", {family.mo
 
 
 def is_grounding_token(token: str, *dialects: Dialect) -> bool:
-    """Whether a special token is part of the markup of a dialect, and so belongs to a model's answer.
-
-    Args:
-        token: The token's text.
-        dialects: Dialects to look at besides the registered ones.
+    """Whether a special token is part of the markup of a dialect: a registered one, or one of ``dialects``.
 
     >>> tuple(is_grounding_token(token) for token in ("<loc0123>", "<|box_end|>", "</ref>", "<|im_end|>", "<image>"))
     (True, True, True, False, False)
     """
     patterns = (dialect.special_tokens for dialect in (*DIALECTS.values(), *dialects))
-    return any(pattern is not None and re.fullmatch(pattern, token) is not None for pattern in patterns)
+    return any(pattern is not None and re.fullmatch(pattern, token) for pattern in patterns)
 
 
 def choose_dialect(dialect: str | Dialect | None, model_type: str, image_processor: Any) -> Dialect:
-    """The dialect of a model, set up to match its image processor.
+    """The dialect of a model. One in pixels of the resized image (Qwen2.5-VL) is set up to match the image processor.
 
     Args:
         dialect: A dialect, which is returned unchanged; a key; or None for the family's dialect.
         model_type: ``model_type`` of the model's config.
-        image_processor: The model's image processor. Dialects in pixels of the resized image (Qwen2.5-VL) read its
-            ``size``, ``patch_size`` and ``merge_size``.
+        image_processor: The model's image processor.
 
     Raises:
         ModelError: if ``dialect`` is None and the family is not in `FAMILIES`.

@@ -1,8 +1,7 @@
 """Processors for images and text without torchvision, which give the same pixels on every machine.
 
-The processors of several families require a video processor, which needs torchvision, even if there is no video. Here
-the family's own processor class runs without it, with the PIL version of the family's own image processor. Token ids
-and pixels are the same as with the complete processor.
+The video processors of several families need torchvision. Here the family's own processor class runs without one, with
+the PIL version of its image processor. Token ids and pixels are the same as with the complete processor.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ def load_processor(
         revision: Branch, tag or commit of the hub's repository.
 
     Returns:
-        An instance of (a subclass of) the family's processor class. Its ``chat_template`` is the one saved with the
-        processor or with the tokenizer, or None.
+        An instance of (a subclass of) the family's processor class, with the ``chat_template`` of the processor or of
+        the tokenizer, or None.
 
     Raises:
         ModelError: if transformers has no processor for the model type, or a part can't be loaded.
@@ -69,13 +68,7 @@ def load_processor(
 
 
 def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """Convert rendered turns with one image each to model inputs, padded to the longest; on the CPU.
-
-    Args:
-        processor: From `load_processor`.
-        texts: Output of `spr.models.chat.render_turn`; each contains ``processor.image_token`` once.
-        images: One RGB image per text.
-    """
+    """Convert the output of `spr.models.chat.render_turn` and one RGB image per text to padded inputs on the CPU."""
     bos = processor.tokenizer.bos_token
     # Chat templates that add the beginning-of-text token must not get a second one.
     special = not (bos and texts[0].startswith(bos))
@@ -103,7 +96,7 @@ def without_video(processor_class: Any) -> Any:
 def without_tiles(processor_class: Any) -> Any:
     """The processor class of a family that cuts images into tiles, for image processors that don't.
 
-    An image becomes its ``num_image_tokens`` patches (set in processor_config.json) and a newline token.
+    An image becomes ``num_image_tokens`` patches (processor_config.json) and a newline token.
     """
 
     def replace_image_token(self: Any, image_inputs: Any, image_idx: int, **_: Any) -> str:
@@ -126,10 +119,9 @@ def without_tiles(processor_class: Any) -> Any:
 
 
 def pad_to_square(image_processor: Any) -> Any:
-    """LLaVA-1.5's image processor as in training: images are padded to a square instead of cropped.
+    """LLaVA-1.5's image processor as in training: images are padded to a square in the mean colour.
 
-    Checkpoints converted for transformers use CLIP's processor, which crops the longer side. `LlavaImageProcessor` is
-    the same with padding (in the mean colour) before it.
+    Checkpoints converted for transformers have CLIP's processor instead, which crops the longer side.
     """
     if type(image_processor) is transformers.CLIPImageProcessorPil:
         settings = {key: value for key, value in image_processor.to_dict().items() if key != "image_processor_type"}

@@ -1,7 +1,6 @@
-"""Loads models from disk or the Hugging Face Hub: completely and from safetensors only, or with one clear error.
+"""Loads models and PEFT adapters: completely and from safetensors only, or with one clear error.
 
-Code from the model's repository never runs. transformers initializes missing tensors randomly, which gives wrong
-results without an error; here a missing, unexpected or misshapen tensor is an error.
+Code from the model's repository never runs. transformers initializes missing tensors randomly; here they are an error.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -26,20 +26,16 @@ from huggingface_hub.errors import (
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from spr.config import DetectorConfig, ScorerConfig
+from spr.core.atomic import sha256
 from spr.core.errors import ConfigError, SprError
 from spr.models.batching import DeviceMemoryError
 
 Source: TypeAlias = str | os.PathLike[str]
 """A folder in the format of ``save_pretrained``, or a model id of the Hub."""
 
-DType: TypeAlias = torch.dtype | str
-"""``torch.float32`` or ``"float32"``; ``"auto"`` is the dtype of the weights on disk."""
-
 _SHOWN = 8  # tensors named in an error
 _FEWEST_TOKENS = 16  # a vocabulary of only special tokens has about five
-
-EMBEDDED = "embedded/"
-"""`embedded/describer`, `embedded/scorer` and `embedded/detector` are the small models that ship with the package."""
 
 
 class ModelError(SprError):
@@ -47,14 +43,14 @@ class ModelError(SprError):
 
 
 def model_source(model: str) -> str:
-    """A folder or a model id of the Hub; `embedded/…` gives the folder inside the package.
+    """A folder or a model id of the Hub; for `embedded/…`, the folder of a model that ships with the package.
 
     Raises:
         ConfigError: if there is no embedded model of this name.
     """
-    if not model.startswith(EMBEDDED):
+    if not model.startswith("embedded/"):
         return model
-    folder = files("spr") / "embedded" / "weights" / model.removeprefix(EMBEDDED)
+    folder = files("spr") / "embedded" / "weights" / model.removeprefix("embedded/")
     if not folder.is_dir():
         expected = "embedded/describer, embedded/scorer or embedded/detector"
         raise ConfigError("There is no such embedded model", got=model, expected=expected)
@@ -66,17 +62,17 @@ def load_pretrained(
     source: Source,
     *,
     revision: str | None = None,
-    dtype: DType = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: str | torch.device | None = None,
     **kwargs: Any,
 ) -> Any:
     """Load a model with all of its weights, in eval mode and without gradients.
 
     Args:
-        model_class: A class of transformers with ``from_pretrained``: ``CLIPModel``, ``AutoModelForImageTextToText``, …
+        model_class: A class with transformers' ``from_pretrained``.
         source: A folder or a hub id.
         revision: Branch, tag or commit of the hub's repository.
-        dtype: Data type of the loaded weights.
+        dtype: Data type of the weights, such as ``"float32"``; ``"auto"`` is the dtype on disk.
         device: Device of the model; None leaves it where ``from_pretrained`` puts it (``device_map``, or the CPU).
         **kwargs: For ``from_pretrained`` (``device_map``, ``attn_implementation``, ``quantization_config``, …).
 
@@ -85,7 +81,7 @@ def load_pretrained(
             installed, or has missing, unexpected or misshapen tensors (all are listed).
         DeviceMemoryError: if it does not fit into the device's memory.
     """
-    with clear_errors(source, revision), quiet_unless_terminal(source):
+    with clear_errors(source, revision), _quiet_unless_terminal(source):
         model, found = model_class.from_pretrained(
             source,
             revision=revision or "main",
@@ -113,42 +109,90 @@ def load_part(part_class: Any, source: Source, *, revision: str | None = None, *
         return part_class.from_pretrained(source, revision=revision or "main", trust_remote_code=False, **kwargs)
 
 
-def read_model_type(source: Source, expected: Collection[str], *, revision: str | None = None) -> str:
-    """Read the ``model_type`` of a model's config and check it.
+def load_with_processors(
+    section: ScorerConfig | DetectorConfig, classes: Mapping[str, tuple[Any, Any]]
+) -> tuple[Any, Any, Any, str]:
+    """Load the model that a config section names: the model, its image processor, its tokenizer and its name.
+
+    ``classes`` are the classes of the model and of its image processor, by ``model_type``.
 
     Raises:
-        ModelError: if it is not an expected one, or there is no config.
+        ModelError: as `load_pretrained`, and if the model has another type or the tokenizer is not its own.
+    """
+    source, revision = model_source(section.model), section.revision
+    model_class, processor_class = classes[read_model_type(source, classes, revision=revision)]
+    device = device_of(section.device)
+    model = load_pretrained(model_class, source, revision=revision, dtype=section.dtype, device=device)
+    processor = load_part(processor_class, source, revision=revision)
+    tokenizer = load_part(AutoTokenizer, source, revision=revision)
+    check_vocabulary(source, tokenizer, model.config.text_config.vocab_size)
+    return model, processor, tokenizer, source_name(source, revision, model)
+
+
+def read_model_type(
+    source: Source,
+    expected: Collection[str] | None = None,
+    *,
+    revision: str | None = None,
+    by_architecture: Mapping[str, str] | None = None,
+) -> str:
+    """Read the ``model_type`` of a model's config; without one, look up the first of its ``architectures``.
+
+    Raises:
+        ModelError: if there is no config, or ``expected`` is given and does not contain its model type.
     """
     with clear_errors(source, revision):
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
-        kind = config.get("model_type")
-    if kind not in expected:
+        named = (config.get("architectures") or [None])[0]
+        model_type = config.get("model_type") or (by_architecture or {}).get(named)
+    if expected is not None and model_type not in expected:
         fix = "choose a model of an expected type, or the backend for this one"
-        raise ModelError(f"{source} is another kind of model", got=kind, expected=" or ".join(expected), fix=fix)
-    return str(kind)
+        raise ModelError(f"{source} is another kind of model", got=model_type, expected=" or ".join(expected), fix=fix)
+    return str(model_type)
 
 
-def load_tokenizer(source: Source, size: int, *, revision: str | None = None) -> Any:
-    """Load a model's tokenizer and check it with `check_vocabulary`.
+def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
+    """Load a folder from PEFT's ``save_pretrained`` onto the model that it was trained on, in eval mode and frozen.
 
-    Args:
-        source: A folder or a hub id.
-        size: The model's vocabulary size (``vocab_size`` of its config).
-        revision: Branch, tag or commit of the hub's repository.
+    With ``merge``, it becomes a part of the weights, which makes inference faster; not possible for quantized weights.
 
     Raises:
-        ModelError: as `load_pretrained`, and if it does not belong to this model.
+        ModelError: if the folder has no adapter in safetensors, or its tensors don't match this model.
     """
-    tokenizer = load_part(AutoTokenizer, source, revision=revision)
-    check_vocabulary(source, tokenizer, size)
-    return tokenizer
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    folder, needed = Path(adapter), ("adapter_config.json", "adapter_model.safetensors")
+    lacking = [name for name in needed if not (folder / name).is_file()]
+    if lacking:
+        raise ModelError(
+            f"{folder} has no PEFT adapter",
+            got=f"no {' and no '.join(lacking)}" if folder.is_dir() else "no such folder",
+            expected=" and ".join(needed),
+            fix="give the folder of an adapter, such as RUN/adapter of a trained run",
+        )
+    with clear_errors(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses deprecated names of transformers
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        adapted = get_peft_model(model, config)
+        found = set_peft_model_state_dict(adapted, load_file(folder / needed[1]))
+    missing = sorted(key for key in found.missing_keys if "lora_" in key or "modules_to_save" in key)
+    wrong = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in found.unexpected_keys]
+    if wrong:
+        raise ModelError(
+            f"The adapter {folder} was not trained on this model",
+            got=_few(wrong),
+            expected="exactly the tensors of the adapter",
+            fix="use the model that the adapter was trained on: base_model_name_or_path in its adapter_config.json",
+        )
+    return (adapted.merge_and_unload() if merge else adapted).eval().requires_grad_(False)
 
 
 def check_vocabulary(source: Source, tokenizer: Any, size: int) -> None:
     """Raise `ModelError` if a tokenizer can't belong to a model with a vocabulary of ``size`` tokens.
 
-    Either it has more tokens, or it has only special tokens, which is what transformers returns if the vocabulary file
-    is missing.
+    It has more tokens, or special tokens only, as transformers returns if the vocabulary file is missing.
     """
     if not _FEWEST_TOKENS <= len(tokenizer) <= size:
         raise ModelError(
@@ -162,13 +206,9 @@ def check_vocabulary(source: Source, tokenizer: Any, size: int) -> None:
 def source_name(source: Source, revision: str | None = None, model: Any = None) -> str:
     """``id@revision``, as stored in candidates: the same name means the same weights.
 
-    For a Hub model, the revision is the loaded commit. For a folder, the id is its name, and the revision is the first
-    12 hex digits of the SHA-256 of its config and weights.
-
-    Args:
-        source: A folder or a hub id.
-        revision: The requested revision, used if the commit is unknown.
-        model: The loaded model, whose config contains the commit.
+    For a Hub model, the revision is the commit in the config of the loaded ``model``, else the requested ``revision``.
+    For a folder, the id is its name, and the revision is the first 12 hex digits of the SHA-256 of its config and
+    weights.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -177,14 +217,11 @@ def source_name(source: Source, revision: str | None = None, model: Any = None) 
     return f"{source}@{commit or revision or 'main'}"
 
 
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def device_of(name: str) -> torch.device:
-    """The device that a config names; ``auto`` is `default_device`."""
-    return default_device() if name == "auto" else torch.device(name)
+    """The device that a config names; ``auto`` is the GPU if there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def placement(device: torch.device, device_map: str | None, load_in_4bit: bool) -> dict[str, Any]:
@@ -200,16 +237,16 @@ def placement(device: torch.device, device_map: str | None, load_in_4bit: bool) 
 
 
 @contextmanager
-def quiet_unless_terminal(source: Source) -> Iterator[None]:
+def _quiet_unless_terminal(source: Source) -> Iterator[None]:
     """Hide the weight-loading progress bar of a local folder when stderr is not a terminal."""
-    if sys.stderr.isatty() or not Path(source).is_dir() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
+    hidden = Path(source).is_dir() and not sys.stderr.isatty() and logging.is_progress_bar_enabled()
+    if hidden:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        if hidden:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -259,20 +296,16 @@ def _explain(path: str, revision: str | None, error: BaseException) -> ModelErro
 def check_complete(source: Source, class_name: str, found: dict[str, Any]) -> None:
     """Raise `ModelError` with a list of all problems unless exactly the model's tensors were loaded.
 
-    Args:
-        source: The folder or hub id that was loaded.
-        class_name: Name of the model's class.
-        found: The ``missing_keys``, ``unexpected_keys``, ``mismatched_keys`` (name, shape on disk, shape of the model)
-            and ``error_msgs`` of ``from_pretrained(…, output_loading_info=True)``.
+    ``found`` is what ``from_pretrained(…, output_loading_info=True)`` returns, with mismatched keys as name, shape on
+    disk and shape in the model.
     """
-    misshapen = [f"{name} {tuple(disk)} for {tuple(model)}" for name, disk, model in found["mismatched_keys"]]
     problems = {
-        "missing": sorted(found["missing_keys"]),
-        "unexpected": sorted(found["unexpected_keys"]),
-        "misshapen": sorted(misshapen),
-        "unreadable": sorted(found["error_msgs"]),
+        "missing": found["missing_keys"],
+        "unexpected": found["unexpected_keys"],
+        "misshapen": [f"{name} {tuple(disk)} for {tuple(model)}" for name, disk, model in found["mismatched_keys"]],
+        "unreadable": found["error_msgs"],
     }
-    lines = [f"{len(names)} {kind}: {_few(names)}" for kind, names in problems.items() if names]
+    lines = [f"{len(names)} {kind}: {_few(sorted(names))}" for kind, names in problems.items() if names]
     if lines:
         raise ModelError(
             f"The weights of {source} don't fit {class_name}",
@@ -288,9 +321,7 @@ def _few(names: list[str]) -> str:
 
 def _digest(folder: Path) -> str:
     total = hashlib.sha256()
-    for path in sorted(
-        [*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")]
-    ):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    patterns = ("config.json", "adapter_config.json", "*.safetensors")
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        total.update(path.name.encode() + bytes.fromhex(sha256(path)))
     return total.hexdigest()[:12]

@@ -45,17 +45,10 @@ def standardise(pixels: torch.Tensor, processor: Any) -> torch.Tensor:
 
 
 def shrink_to_square(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Pad with zeros at the bottom and right to a square, and resize it, as in the training of OWLv2.
+    """Pad with zeros at the bottom and right to a square, and resize it: float ``(C, H, W)`` → ``(C, size, size)``.
 
     Downscaling smooths with a Gaussian first (mirrored edges, σ = (factor - 1) / 2, truncated at 4 σ), then
-    interpolates linearly. The result equals ``pad`` and ``resize`` of ``Owlv2ImageProcessorPil``, which needs scipy.
-
-    Args:
-        pixels: Float ``(C, H, W)``.
-        size: Side of the result in pixels.
-
-    Returns:
-        ``(C, size, size)``.
+    interpolates linearly. The result equals that of ``Owlv2ImageProcessorPil``, which runs on the CPU.
     """
     height, width = pixels.shape[1:]
     # The axes are independent. Resizing the longer one first leaves less to pad.

@@ -28,8 +28,7 @@ class DescribeRequest:
         image: RGB image that the model sees: the whole image, or a crop.
         prompt: The user's text, without the model's chat template.
         seed: Random seed of the sample, 0 ≤ seed < 2⁶³; ignored in greedy decoding.
-        query: The region in question; None for questions that are not about a region. Models don't see it; the fake
-            describer makes its answers from it.
+        query: The region in question, if any. Models don't see it; the fake describer makes its answers from it.
         window: The part of the original image that ``image`` shows, in xyxy pixels of the original; None for all of it.
     """
 
@@ -53,7 +52,6 @@ class Describer(Protocol):
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
         """One raw answer per request, decoded without the end-of-turn token."""
-        ...
 
 
 @runtime_checkable
@@ -62,7 +60,6 @@ class StreamingDescriber(Protocol):
 
     def describe_each(self, requests: Sequence[DescribeRequest], answered: Callable[[int, str], None]) -> list[str]:
         """Like `Describer.describe`; calls ``answered`` with a request's index and answer as soon as it is there."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,11 +77,9 @@ class ImageTextScorer(Protocol):
 
     def embed_views(self, views: Sequence[View]) -> Vectors:
         """Unit vectors ``(len(views), D)``, float32."""
-        ...
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors ``(len(texts), D)``, float32; texts may be empty, or longer than the encoder's limit."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,4 +97,3 @@ class Detector(Protocol):
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1."""
-        ...

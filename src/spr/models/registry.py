@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.config.backends import DESCRIBERS, DETECTORS, SCORERS
@@ -16,21 +16,19 @@ from spr.models.protocols import Describer, Detector, ImageTextScorer
 @lru_cache(maxsize=1)
 def load_describer(config: DescriberConfig) -> Describer:
     """The describer of a config section, loaded once per process."""
-    describer: Describer = _build(DESCRIBERS, config)
-    return describer
+    return cast(Describer, _build(DESCRIBERS, config))
 
 
 @lru_cache(maxsize=1)
 def load_scorer(config: ScorerConfig) -> ImageTextScorer:
     """The image-text model of a config section, loaded once per process."""
-    scorer: ImageTextScorer = _build(SCORERS, config)
-    return scorer
+    return cast(ImageTextScorer, _build(SCORERS, config))
 
 
 @lru_cache(maxsize=1)
 def load_detector(config: DetectorConfig) -> Detector | None:
     """The detector of a config section, loaded once per process; None for the backend ``none``."""
-    return None if config.backend == "none" else _build(DETECTORS, config)
+    return None if config.backend == "none" else cast(Detector, _build(DETECTORS, config))
 
 
 def _build(backends: Registry[Any], config: DescriberConfig | ScorerConfig | DetectorConfig) -> Any:
@@ -49,7 +47,7 @@ def release() -> None:
 
 
 def trained_model(config: DescriberConfig | None) -> str:
-    """The model that a config's describer is and that training starts from: a folder, a Hub id or ``embedded/…``.
+    """The model of a config's describer, from which training starts: a folder, a Hub id or ``embedded/…``.
 
     Raises:
         ConfigError: if there is none, or if the describer has an adapter, which training would silently start without.

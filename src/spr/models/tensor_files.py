@@ -5,6 +5,7 @@ Code in a pickle never runs. `convert_pickles` converts pickles to safetensors, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import zipfile
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spr.core.atomic import atomic_file, write_atomically
 from spr.models.loading import ModelError, Source
 
 _KINDS = ("model*.safetensors", "pytorch_model*.bin")
@@ -26,8 +28,8 @@ _INDEX = "model.safetensors.index.json"
 class Shards:
     """Names, shapes and values of the tensors in a folder. Tensors are read when they are accessed.
 
-    Safetensors are preferred if they are complete or there are no pickles. Pickles are opened with ``weights_only``, so
-    that no code in them runs, and memory-mapped, so that a tensor takes memory only while it is used.
+    Safetensors are preferred if they are complete or there are no pickles. Pickles are memory-mapped, so that a tensor
+    takes memory only while it is used.
 
     Args:
         folder: Contains ``model*.safetensors`` or ``pytorch_model*.bin``, in one file or sharded.
@@ -55,12 +57,14 @@ class Shards:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in files:
-            for name, shape in self._contents(path):
+            opened = self._open(path)
+            for name in opened.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
                 if name in self._files:
                     got = f"{self._files[name].name} and {path.name}"
                     fix = "keep only one of the files"
                     raise ModelError(f"Two files of {folder} contain tensor {name}", got=got, fix=fix)
-                self._files[name], self._shapes[name] = path, shape
+                shape = opened[name].shape if self.pickled else opened.get_slice(name).get_shape()
+                self._files[name], self._shapes[name] = path, tuple(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -70,10 +74,7 @@ class Shards:
 
     def by_file(self) -> dict[Path, list[str]]:
         """The names of the tensors in each file."""
-        names: dict[Path, list[str]] = {}
-        for name, path in self._files.items():
-            names.setdefault(path, []).append(name)
-        return names
+        return {path: list(names) for path, names in itertools.groupby(self._files, self._files.__getitem__)}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
@@ -81,16 +82,9 @@ class Shards:
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor, on the CPU."""
-        path = self._files[name]
-        opened = self._open(path)
+        opened = self._open(self._files[name])
         tensor: Tensor = opened[name] if self.pickled else opened.get_tensor(name)
         return tensor
-
-    def _contents(self, path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-        opened = self._open(path)
-        for name in opened.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
-            shape = opened[name].shape if self.pickled else opened.get_slice(name).get_shape()
-            yield name, tuple(shape)
 
     def _open(self, path: Path) -> Any:
         if self._opened is None or self._opened[0] != path:
@@ -99,8 +93,7 @@ class Shards:
         return self._opened[1]
 
     def _check_index(self, files: list[Path]) -> None:
-        suffix = "pytorch_model.bin.index.json" if self.pickled else _INDEX
-        index = self.folder / suffix
+        index = self.folder / ("pytorch_model.bin.index.json" if self.pickled else _INDEX)
         if not index.is_file():
             return
         try:
@@ -129,17 +122,13 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         expected = "a pickle of tensors only, which can be loaded without running code"
         fix = "download the file again, or get the weights as safetensors from a source that you trust"
         raise ModelError(f"{path} can't be loaded safely", got=got, expected=expected, fix=fix) from error
-    strange = [] if isinstance(loaded, dict) else [type(loaded).__name__]
-    strange = strange or [
-        f"{name}: {type(value).__name__}" for name, value in loaded.items() if not _is_named(name, value)
-    ]
+    strange = [type(loaded).__name__]
+    if isinstance(loaded, dict):
+        other = {k: v for k, v in loaded.items() if not (isinstance(k, str) and isinstance(v, Tensor))}
+        strange = [f"{name}: {type(value).__name__}" for name, value in other.items()]
     if strange:
         raise ModelError(f"{path} holds more than tensors", got=", ".join(strange[:8]), expected="name → tensor")
     return dict(loaded)
-
-
-def _is_named(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _has_safetensors(folder: Path) -> bool:
@@ -149,16 +138,12 @@ def _has_safetensors(folder: Path) -> bool:
 def convert_pickles(source: Source) -> bool:
     """Convert a folder's ``pytorch_model*.bin`` to ``model*.safetensors``, shard by shard, unless it has safetensors.
 
-    Each file is written under a temporary name and renamed. The index, without which shards are ignored, comes last.
-
-    Args:
-        source: A folder. Hub ids are ignored.
-
-    Returns:
-        Whether anything was written.
+    The index, without which shards are ignored, is written last. Hub ids are ignored. Returns whether anything was
+    written.
 
     Raises:
-        ModelError: as `Shards`, or if the folder can't be written to.
+        ModelError: as `Shards`.
+        RunError: if the folder can't be written to.
     """
     folder = Path(source)
     if not folder.is_dir() or not any(folder.glob(_KINDS[1])) or _has_safetensors(folder):
@@ -172,12 +157,11 @@ def convert_pickles(source: Source) -> bool:
         tensors = _unshared({name: shards[name] for name in names})
         size += sum(tensor.nbytes for tensor in tensors.values())
         where |= dict.fromkeys(names, target)
-        _write(folder / target, tensors)
+        with atomic_file(folder / target) as file:
+            save_file(tensors, file.name, metadata={"format": "pt"})
     if len(files) > 1:
         index = json.dumps({"metadata": {"total_size": size}, "weight_map": where}, indent=1)
-        part = folder / f"{_INDEX}.part"
-        part.write_text(index, encoding="utf-8")
-        part.rename(folder / _INDEX)
+        write_atomically(folder / _INDEX, index.encode())
     return True
 
 
@@ -186,18 +170,7 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     copies: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        shared = tensor.untyped_storage().data_ptr() in seen
-        seen.add(tensor.untyped_storage().data_ptr())
-        copies[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        copies[name] = (tensor.clone() if storage in seen else tensor).contiguous()
+        seen.add(storage)
     return copies
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        save_file(tensors, part, metadata={"format": "pt"})
-        part.rename(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        fix = "free space, make the folder writable, or convert a copy"
-        raise ModelError(f"{path} can't be written", got=error, fix=fix) from error

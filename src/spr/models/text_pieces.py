@@ -1,15 +1,13 @@
 """Splits texts that are longer than an encoder's limit at the ends of sentences or phrases (our choice).
 
-A text is tokenized once, and its pieces are runs of those tokens. So no piece exceeds the limit, and the position of
-every token in the text stays known.
+A text is tokenized once, and its pieces are runs of those tokens: no piece exceeds the limit.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Span: TypeAlias = tuple[int, int]
 
@@ -21,23 +19,18 @@ _CLOSING = "\"'”’»」』"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The tokens of a text without special tokens: their ids, and the position of each in the text."""
+class Tokens(NamedTuple):
+    """The ids of a text's tokens, and the position of each in the text."""
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
-    """Tokenize texts of any length.
+    """Tokenize texts of any length with a fast tokenizer of transformers, without adding special tokens.
 
     Special tokens that appear in a text ("<|endoftext|>") are read as plain characters, and unpaired surrogates as
     question marks.
-
-    Args:
-        tokenizer: A fast tokenizer of transformers.
-        texts: The texts; empty texts are allowed.
     """
     if not texts:
         return []
@@ -46,8 +39,6 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
         add_special_tokens=False,
         return_offsets_mapping=True,
         return_attention_mask=False,
-        padding=False,
-        truncation=False,
         split_special_tokens=True,
         verbose=False,
     )
@@ -61,13 +52,8 @@ def split(text: str, spans: Sequence[Span], limit: int) -> list[range]:
     Each run is the longest that ends with a sentence; if no sentence ends within the limit, with a phrase; else with a
     word.
 
-    Args:
-        text: The text.
-        spans: Start and end of each token in the text.
-        limit: Maximum number of tokens per run, at least 1.
-
-    Returns:
-        Ranges of token indices; one empty range if there are no tokens.
+    Returns ranges of indices of ``spans``, the start and end of each token in the text: one empty range if there are
+    no tokens.
 
     >>> text = "A red cat, a dog. A bird sings"
     >>> spans = [m.span() for m in re.finditer(r"\w+|[.,]", text)]

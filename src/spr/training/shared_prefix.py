@@ -266,7 +266,7 @@ class PrefixShortcuts:
 
 def language_model(model: Any, family: Family) -> Any:
     """The module of a transformers model that holds the language model's ``layers``."""
-    return model.get_submodule(family.language_model.removesuffix(".layers"))
+    return model.get_submodule(family.decoder)
 
 
 # ── the model ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -180,14 +180,14 @@ def check_trained(model: PeftModel, family: Family) -> None:
         SprError: naming the parameters that must not be trained, or if no parameter would be trained.
     """
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    prefix = f"base_model.model.{family.language_model.removesuffix('.layers')}.layers."
+    prefix = f"base_model.model.{family.decoder}.layers."
     wrong = [name for name in trained if not (name.startswith(prefix) and ".lora_" in name)]
     if wrong:
         more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise SprError(
             "Parameters outside of the language model's adapter would be trained",
             got=", ".join(wrong[:4]) + more,
-            expected=f"only LoRA matrices below {family.language_model}.layers",
+            expected=f"only LoRA matrices below {family.decoder}.layers",
             fix="freeze the model before add_adapter, and check training.lora.target_modules",
         )
     if not trained:

@@ -70,9 +70,7 @@ def test_greedy_answers_are_those_of_plain_generate_without_padding(
     config = load_config(mllm_folder(family))
     plain = AutoModelForImageTextToText.from_pretrained(mllm_folder(family), config=config, dtype=torch.float32).eval()
     monkeypatch.setattr(model, "temperature", 0)
-    monkeypatch.setattr(
-        model, "decode", lambda ids: str(list(itertools.takewhile(lambda k: k not in model._ends, ids)))
-    )
+    show_ids(model, monkeypatch)
     for request, answer in zip(requests, model.describe(requests), strict=True):
         inputs = encode(model.processor, [model.render(request.prompt)], [request.image])
         # The folder's generation config sets a repetition penalty, which must have no effect.

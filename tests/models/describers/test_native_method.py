@@ -189,7 +189,7 @@ def assert_only_the_language_model_changed(family, before, after):
     entry = FAMILIES[family]
     assert before.keys() == after.keys()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
-    layers = f"{entry.language_model.removesuffix('.layers')}.layers."
+    layers = f"{entry.decoder}.layers."
     endings = tuple(f".{target}" for target in entry.target_modules)
     adapted = {name for name in before if name.startswith(layers) and name.removesuffix(".weight").endswith(endings)}
     assert len(adapted) == 2 * len(entry.target_modules)  # two layers

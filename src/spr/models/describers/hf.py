@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import (
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    LogitsProcessorList,
-)
+from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsProcessorList
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from spr.config import DescriberConfig, make_section
@@ -27,12 +23,12 @@ from spr.models.loading import (
     Source,
     check_vocabulary,
     device_of,
+    load_adapter,
     load_pretrained,
     model_source,
     placement,
     source_name,
 )
-from spr.models.peft_adapters import load_adapter
 from spr.models.protocols import DescribeRequest
 
 
@@ -46,13 +42,12 @@ class _Prompt:
 class HfDescriber:
     """Answers prompts about images with a model of `AutoModelForImageTextToText`, from a folder or the Hub.
 
-    Models of other families than `spr.models.families.FAMILIES` need ``dialect``. Up to the rounding of the model's
-    arithmetic, an answer depends on its own request only.
+    Models of other families than `spr.models.families.FAMILIES` need ``dialect``.
 
     Args:
         config: The config section, or a model id or folder.
-        dialect: A `Dialect` to be used as it is, instead of the section's. A dialect that is given by key is adapted to
-            the model's image processor: Qwen2.5-VL's pixels are those of the resized image.
+        dialect: A `Dialect` to be used as it is, instead of the section's. One that is given by key is adapted to the
+            model's image processor: Qwen2.5-VL's pixels are those of the resized image.
         **fields: With a model id or folder: further fields of `DescriberConfig`.
 
     Attributes:
@@ -105,14 +100,14 @@ class HfDescriber:
         """One raw answer per request, decoded without the end-of-turn token.
 
         Special tokens of a box markup are kept, others are removed. For an image that the family's processor refuses
-        (Qwen: an aspect ratio above 200), the answer is empty, so the candidate is dropped as an empty answer.
+        (Qwen: an aspect ratio above 200), the answer is empty.
         """
-        readable = [k for k, request in enumerate(requests) if self._can_read(request)]
-        answers = [""] * len(requests)
+        limit = self.family.max_aspect if self.family is not None else None
+        sizes = [request.image.size for request in requests]
+        readable = [k for k, size in enumerate(sizes) if limit is None or max(size) <= limit * min(size)]
         prompts = self._prompts([requests[k] for k in readable])
-        for k, answer in zip(readable, self._run(prompts), strict=True):
-            answers[k] = answer
-        return answers
+        answers = dict(zip(readable, self._run(prompts), strict=True))
+        return [answers.get(k, "") for k in range(len(requests))]
 
     def with_sampling(
         self, *, temperature: float, top_p: float | None = None, batch_size: int | None = None
@@ -127,10 +122,6 @@ class HfDescriber:
         check_sampling(other.temperature, other.top_p)
         other._run = Batcher(other._answer, batch_size or self._run.size, length=self._run.length)
         return other
-
-    def _can_read(self, request: DescribeRequest) -> bool:
-        limit = self.family.max_aspect if self.family is not None else None
-        return limit is None or max(request.image.size) <= limit * min(request.image.size)
 
     def _prompts(self, requests: Sequence[DescribeRequest]) -> list[_Prompt]:
         if not requests:
@@ -174,10 +165,8 @@ class HfDescriber:
             raise ModelError(f"{source} has no chat template", got="none", expected="chat_template.jinja", fix=fix)
         turn, token = self.render("?"), getattr(self.processor, "image_token", None)
         if token is not None and turn.count(token) != 1:
-            expected, fix = f"one {token}", "correct chat_template.jinja"
-            raise ModelError(
-                f"The chat template of {source} does not insert the image once", got=turn, expected=expected, fix=fix
-            )
+            what, fix = f"The chat template of {source} does not insert the image once", "correct chat_template.jinja"
+            raise ModelError(what, got=turn, expected=f"one {token}", fix=fix)
 
     def _set_generation(self, max_new_tokens: int) -> None:
         tokenizer = self.processor.tokenizer
@@ -186,8 +175,7 @@ class HfDescriber:
         vocabulary = tokenizer.get_vocab()
         ends |= {vocabulary.get(token) for token in (self.family.end_of_turn if self.family else ())}
         self._ends = frozenset(ends - {None})
-        marked = {k: token for k, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special = {k: str(token) for k, token in marked.items()}
+        special = {k: str(token) for k, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         self._hidden = frozenset(k for k, token in special.items() if not is_grounding_token(token, self.dialect))
         # A new config: the sampling settings and penalties of the model's folder must not apply.

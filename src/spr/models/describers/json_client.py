@@ -1,12 +1,13 @@
 """A client for JSON over HTTP that retries temporary failures and turns all others into one clear error.
 
-httpx sends the requests and tenacity retries them. What they leave open is here: which failures are temporary, a time
-limit for the whole reply, and errors that quote the server but never the API key.
+httpx sends the requests and tenacity retries them. Added here: which failures are temporary, a time limit for the whole
+reply, and errors that quote the server but never the API key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -14,7 +15,8 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -27,15 +29,12 @@ from spr.core.errors import SprError
 
 Answer = TypeVar("Answer")
 
-MAX_RETRY_AFTER = 600.0
-"""The longest ``Retry-After``, in seconds, that is waited for. A longer one is an error."""
-MAX_BACKOFF = 60.0
-"""The longest wait between two tries, in seconds, if the server sends no ``Retry-After``."""
 MAX_REPLY_BYTES = 2**24
-WARN_EVERY = 10.0
-"""Seconds between two warnings about a server that fails."""
 
 _log = logging.getLogger(__name__)
+_MAX_RETRY_AFTER = 600.0  # seconds; a server that asks for a longer wait is an error
+_MAX_BACKOFF = 60.0  # seconds between two tries, if the server sends no Retry-After
+_WARN_EVERY = 10.0  # seconds between two warnings about a server that fails
 _TEMPORARY = {408, 425, 429}  # and everything from 500 on
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 _MAX_QUOTE = 400  # characters of a server's message
@@ -48,33 +47,26 @@ class ServerError(SprError):
         status: The HTTP status of the last reply; None if there was no reply.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        got: object = None,
-        expected: object = None,
-        fix: str | None = None,
-        status: int | None = None,
-    ) -> None:
-        super().__init__(what, got=got, expected=expected, fix=fix)
+    def __init__(self, what: str, *, status: int | None = None, **details: Any) -> None:
+        super().__init__(what, **details)
         self.status = status
 
 
 class _TemporaryError(Exception):
-    """A failure after which the request is retried, after ``retry_after`` seconds if the server says so."""
+    """A failure after which the request is sent again, after ``retry_after`` seconds if the server says so."""
 
     def __init__(self, problem: str, *, retry_after: float | None = None, status: int | None = None) -> None:
         super().__init__(problem)
         self.retry_after, self.status = retry_after, status
 
 
+@dataclass(eq=False, repr=False)
 class JsonClient:
     """Requests JSON from a server.
 
     Retried are: connections that are refused, dropped or silent; status 408, 425, 429 and 5xx; replies that are not
-    JSON (such as a proxy's error page) or not the expected JSON. Between two tries it waits for ``Retry-After``, or
-    else for `backoff` seconds. Failures are logged as warnings, at most every `WARN_EVERY` seconds.
+    the expected JSON. Between two tries it waits for ``Retry-After``, up to 10 minutes, or else for `backoff` seconds.
+    Failures are logged as warnings, at most every 10 seconds.
 
     Args:
         base_url: The URL that paths are appended to, such as ``http://127.0.0.1:8000/v1``.
@@ -83,22 +75,18 @@ class JsonClient:
         timeout: Time limit for a try as a whole, in seconds, including the time in the server's queue.
         retries: Number of retries after the first try.
         first_wait: Wait before the first retry, in seconds.
+        sleep: Coroutine function that waits for a number of seconds.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        key: str | None = None,
-        connect_timeout: float = 10.0,
-        timeout: float = 300.0,
-        retries: int = 8,
-        first_wait: float = 1.0,
-    ) -> None:
-        self.base_url, self.key = base_url.rstrip("/"), key
-        self.connect_timeout, self.timeout = connect_timeout, timeout
-        self.retries, self.first_wait = retries, first_wait
-        self._last_warning = -math.inf
+    base_url: str
+    _: KW_ONLY
+    key: str | None = None
+    connect_timeout: float = 10.0
+    timeout: float = 300.0
+    retries: int = 8
+    first_wait: float = 1.0
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _last_warning: float = -math.inf
 
     def client(self, connections: int) -> httpx.AsyncClient:
         """An HTTP client for `ask`, to be used with ``async with``."""
@@ -134,7 +122,7 @@ class JsonClient:
         Raises:
             ServerError: after the last try, or at once if a retry can't help.
         """
-        url, tries = self.base_url + path, 1 + (self.retries if retries is None else retries)
+        url, tries = self.base_url.rstrip("/") + path, 1 + (self.retries if retries is None else retries)
 
         async def attempt() -> Answer:
             try:
@@ -150,6 +138,7 @@ class JsonClient:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_TemporaryError),
             stop=stop_after_attempt(tries),
+            sleep=self.sleep,
             wait=self._wait,
             before_sleep=lambda state: self._warn(url, state),
             reraise=True,
@@ -180,11 +169,11 @@ class JsonClient:
         if status in _TEMPORARY or status >= 500:
             problem = f"status {status}: {self._message(data)}"
             retry_after = parse_retry_after(response.headers.get("Retry-After"))
-            if retry_after is not None and retry_after > MAX_RETRY_AFTER:
+            if retry_after is not None and retry_after > _MAX_RETRY_AFTER:
                 raise ServerError(
                     f"{url} asks for a longer wait than SPR allows{about}",
                     got=f"{problem}, Retry-After: {retry_after:.0f} s",
-                    expected=f"at most {MAX_RETRY_AFTER:.0f} s",
+                    expected=f"at most {_MAX_RETRY_AFTER:.0f} s",
                     fix="run the same command again later: finished answers are kept",
                     status=status,
                 )
@@ -197,32 +186,32 @@ class JsonClient:
             raise _TemporaryError(f"not JSON: {self._message(data)}", status=status) from None
 
     def _refusal(self, response: httpx.Response, url: str, data: bytearray, about: str) -> ServerError:
-        status = response.status_code
-        if status < 400:
-            what = f"{url} redirects to another URL, which is not followed"
-            fix = f"set describer.base_url to the new location: {response.headers.get('Location', 'unknown')}"
-        elif status in (401, 403):
-            what = f"{url} refuses access"
-            fix = "set describer.api_key_env to the name of an environment variable that holds a key of this server"
-        elif status in (404, 405):
-            what = f"{url} does not have what is requested{about}"
-            fix = "correct describer.model or describer.base_url, which usually ends in /v1"
-        else:
-            what = f"{url} refuses the request{about}"
-            fix = "correct the field that the server names: describer.max_new_tokens, describer.request_fields, "
-            fix += "describer.model or the prompts"
+        match status := response.status_code:
+            case 401 | 403:
+                what = f"{url} refuses access"
+                fix = "set describer.api_key_env to an environment variable that holds a key of this server"
+            case 404 | 405:
+                what = f"{url} does not have what is requested{about}"
+                fix = "correct describer.model or describer.base_url, which usually ends in /v1"
+            case _ if status < 400:
+                what = f"{url} redirects to another URL, which is not followed"
+                fix = f"set describer.base_url to the new location: {response.headers.get('Location', 'unknown')}"
+            case _:
+                what = f"{url} refuses the request{about}"
+                fields = "describer.max_new_tokens, describer.request_fields, describer.model or the prompts"
+                fix = f"correct the field that the server names: {fields}"
         return ServerError(what, got=f"status {status}: {self._message(data)}", fix=fix, status=status)
 
     def _wait(self, state: RetryCallState) -> float:
         retry_after = _problem(state).retry_after
-        if retry_after is not None:
-            # The random part keeps waiting requests from all coming back at the same moment.
-            return retry_after + random.uniform(0.5, 1.0) * self.first_wait
-        return backoff(state.attempt_number, self.first_wait)
+        if retry_after is None:
+            return backoff(state.attempt_number, self.first_wait)
+        # The random part keeps waiting requests from all coming back at the same moment.
+        return retry_after + random.uniform(0.5, 1.0) * self.first_wait
 
     def _warn(self, url: str, state: RetryCallState) -> None:
         # A server in trouble fails all concurrent requests: one warning is enough.
-        if time.monotonic() - self._last_warning >= WARN_EVERY:
+        if time.monotonic() - self._last_warning >= _WARN_EVERY:
             self._last_warning = time.monotonic()
             _log.warning(f"{url}: {_problem(state)}; retrying in {state.upcoming_sleep:.0f} s")
 
@@ -255,8 +244,8 @@ def _certificates() -> ssl.SSLContext:
 
 
 def backoff(attempt: int, first_wait: float = 1.0) -> float:
-    """Seconds to wait after a failed attempt, counted from 1: doubled each time up to `MAX_BACKOFF`, times ½ to 1."""
-    return float(min(first_wait * 2.0 ** (attempt - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0))
+    """Seconds to wait after a failed attempt, counted from 1: doubled each time up to 60, times ½ to 1."""
+    return float(min(first_wait * 2.0 ** (attempt - 1), _MAX_BACKOFF) * random.uniform(0.5, 1.0))
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
@@ -269,14 +258,11 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
     """
     if value is None:
         return None
-    try:
+    with contextlib.suppress(ValueError):
         number = float(value)
         return max(number, 0.0) if math.isfinite(number) else None
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError):
         when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-    return max((when - (now or datetime.now(UTC))).total_seconds(), 0.0)
+        when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+        return max((when - (now or datetime.now(UTC))).total_seconds(), 0.0)
+    return None

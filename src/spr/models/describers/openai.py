@@ -32,8 +32,7 @@ class OpenAiDescriber:
     """Answers prompts about images through the chat completions of a server, with concurrent requests.
 
     Images are sent losslessly, as PNG in a data URL. Whether the same seed gives the same answer depends on the server,
-    as do further sampling settings (top-k, penalties of the model's generation config) that ``request_fields`` does not
-    set.
+    as do sampling settings (top-k, penalties) that ``request_fields`` does not set.
 
     Args:
         config: The config section, or the model's name on the server.
@@ -43,8 +42,7 @@ class OpenAiDescriber:
         **fields: With a model's name: further fields of `DescriberConfig`, such as ``base_url``.
 
     Attributes:
-        name: ``model@identity``, the identity being ``root`` or else ``id`` in the server's list of models, or
-            ``unlisted``.
+        name: ``model@`` and the server's ``root`` or ``id`` for the model, or ``unlisted``.
         dialect: The dialect of its answers.
 
     Raises:
@@ -63,11 +61,8 @@ class OpenAiDescriber:
         **fields: Any,
     ) -> None:
         if isinstance(config, str):
-            fields = {
-                "backend": "openai",
-                "dialect": dialect.spec if isinstance(dialect, Dialect) else dialect,
-                **fields,
-            }
+            key = dialect.spec if isinstance(dialect, Dialect) else dialect
+            fields = {"backend": "openai", "dialect": key, **fields}
         section = make_section(DescriberConfig, config, **fields)
         self.dialect = get_dialect(dialect or section.dialect or "")
         self.model, self.concurrency = section.model or "", section.concurrency
@@ -92,8 +87,7 @@ class OpenAiDescriber:
     def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
         """One raw answer per request, in the order of the requests.
 
-        An image that the family's processor refuses (Qwen: an aspect ratio above 200) is not sent. Its answer is empty,
-        so the candidate is dropped as an empty answer.
+        An image that the family's processor refuses (Qwen: an aspect ratio above 200) is not sent; its answer is empty.
 
         Raises:
             ServerError: if a request fails permanently; concurrent requests are cancelled.
@@ -101,12 +95,9 @@ class OpenAiDescriber:
         return self.describe_each(requests, lambda _, __: None)
 
     def describe_each(self, requests: Sequence[DescribeRequest], answered: Callable[[int, str], None]) -> list[str]:
-        """Like `describe`; passes each answer to a callback as soon as it arrives, so that it can be saved.
+        """Like `describe`; calls ``answered`` with a request's index and answer as soon as it arrives.
 
-        Args:
-            requests: As for `describe`.
-            answered: Called with the index of a request and its answer, never concurrently, but from another thread. An
-                exception that it raises ends the work.
+        The calls are never concurrent, but come from another thread. An exception that one raises ends the work.
         """
 
         async def ask_all() -> list[str]:
@@ -119,13 +110,12 @@ class OpenAiDescriber:
                     answered(number, answer)
                     return answer
 
-                tasks = [asyncio.create_task(one(k, request)) for k, request in enumerate(requests)]
                 try:
-                    return list(await asyncio.gather(*tasks))
-                finally:
-                    for task in tasks:
-                        task.cancel()
-                    await asyncio.gather(*tasks, return_exceptions=True)
+                    async with asyncio.TaskGroup() as group:
+                        tasks = [group.create_task(one(k, request)) for k, request in enumerate(requests)]
+                except BaseExceptionGroup as errors:
+                    raise errors.exceptions[0] from None
+                return [task.result() for task in tasks]
 
         return _in_loop(ask_all) if requests else []
 
@@ -187,20 +177,16 @@ def answer_text(reply: Any) -> str:
 
     Raises:
         ValueError: if the reply is not a chat completion.
-
-    >>> answer_text({"choices": [{"message": {"content": "a cup"}}]})
-    'a cup'
     """
-    try:
-        content = reply["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError(str(reply)[:200]) from None
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "".join(part for part in parts if isinstance(part, str))
-    if content is not None and not isinstance(content, str):
-        raise ValueError(str(reply)[:200])
-    return without_surrogates(content or "")
+    match reply:
+        case {"choices": [{"message": {"content": None}}, *_]}:
+            return ""
+        case {"choices": [{"message": {"content": str(text)}}, *_]}:
+            return without_surrogates(text)
+        case {"choices": [{"message": {"content": [*parts]}}, *_]}:
+            texts = (part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text")
+            return without_surrogates("".join(text for text in texts if isinstance(text, str)))
+    raise ValueError(str(reply)[:200])
 
 
 def read_key(variable: str | None) -> str | None:
@@ -222,10 +208,10 @@ def read_key(variable: str | None) -> str | None:
 
 
 def _entries(reply: Any) -> list[dict[str, Any]]:
-    listed = reply.get("data") if isinstance(reply, dict) else None
-    if not isinstance(listed, list):
-        raise ValueError(str(reply)[:200])
-    return [entry for entry in listed if isinstance(entry, dict)]
+    match reply:
+        case {"data": [*listed]}:
+            return [entry for entry in listed if isinstance(entry, dict)]
+    raise ValueError(str(reply)[:200])
 
 
 def _in_loop(work: Callable[[], Any]) -> Any:

@@ -1,9 +1,8 @@
 """Sampling that depends on the request only: the same seed gives the same answer in any batch.
 
-With one generator per batch, a request's sample would change with the other requests. Here the noise of each token is a
-hash of (seed, step, token), which is the same on every device. The token with the highest sum of log-probability and
-Gumbel noise is an exact sample of the softmax ("Gumbel-max trick", Gumbel 1954). Only the rounding of the model itself
-still differs between batches of different shapes.
+The noise of each token is a hash of (seed, step, token), which is the same on every device. The token with the highest
+sum of log-probability and Gumbel noise is an exact sample of the softmax ("Gumbel-max trick", Gumbel 1954). Only the
+rounding of the model itself still differs between batches of different shapes.
 """
 
 from __future__ import annotations
@@ -43,16 +42,14 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, seeds: Sequence[int], prompt_length: int, *, temperature: float, top_p: float) -> None:
         check_sampling(temperature, top_p)
         if temperature == 0:
-            raise ConfigError(
-                "A temperature of 0 has nothing to sample", fix="don't use this processor for greedy decoding"
-            )
+            fix = "don't use this processor for greedy decoding"
+            raise ConfigError("A temperature of 0 has nothing to sample", fix=fix)
         self.seeds = torch.tensor(seeds, dtype=torch.int64)
         self.prompt_length, self.temperature, self.top_p = prompt_length, temperature, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits ``(rows, vocabulary)`` → noisy log-probabilities, −∞ outside of the nucleus; float32."""
-        if self.seeds.device != scores.device:
-            self.seeds = self.seeds.to(scores.device)
+        self.seeds = self.seeds.to(scores.device)
         logps = (scores.float() / self.temperature).log_softmax(-1)
         top, tokens = nucleus(logps, self.top_p)
         noisy = top + gumbel_noise(self.seeds, input_ids.shape[1] - self.prompt_length, tokens)
@@ -64,13 +61,8 @@ def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
 
     Tokens as likely as the last of them are included, so that the set doesn't depend on how a device sorts ties.
 
-    Args:
-        logps: Log-probabilities ``(rows, vocabulary)``, each row summing to 1.
-        top_p: 0 < top_p ≤ 1.
-
-    Returns:
-        Log-probabilities, −∞ outside of the nucleus, and token ids, both ``(rows, k)``; k is at least the size of the
-        largest nucleus.
+    From log-probabilities ``(rows, vocabulary)``, it returns log-probabilities, −∞ outside of the nucleus, and token
+    ids, both ``(rows, k)``.
 
     >>> logps = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
     >>> top, tokens = nucleus(logps, 0.7)  # 0.5 does not reach 0.7, 0.5 + 0.25 does
@@ -95,13 +87,8 @@ def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
 def gumbel_noise(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise from (seed, step, token) only, by the hash of splitmix64 (Steele et al. 2014).
 
-    Args:
-        seeds: ``(rows,)`` int64.
-        step: Index of the drawn token in the answer, from 0.
-        tokens: ``(rows, k)`` int64 token ids.
-
-    Returns:
-        ``(rows, k)`` float32, all finite.
+    Seeds ``(rows,)`` and token ids ``(rows, k)``, both int64, give ``(rows, k)`` float32, all finite; ``step`` is the
+    index of the drawn token in the answer, from 0.
     """
     stream = _hash(_hash(seeds) + _signed((step + 1) * _STEP))
     bits = _hash(stream[:, None] + (tokens + 1) * _signed(_STEP))

@@ -1,4 +1,4 @@
-"""Helpers that convert a detector's outputs to detections."""
+"""Converts a model's outputs to detections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pixel_boxes(boxes_cxcywh: torch.Tensor, canvas_wh: Size, size_wh: Size) -> l
     [(25.0, 0.0, 60.0, 100.0), None]
     """
     centres, sides = torch.split(boxes_cxcywh.float().cpu(), 2, dim=-1)
-    canvas, limit = (torch.tensor(size, dtype=torch.float32) for size in (canvas_wh, size_wh))
+    canvas, limit = torch.tensor([canvas_wh, size_wh], dtype=torch.float32)
     corners = [((centres + sign * sides / 2) * canvas).clamp(min=0).minimum(limit) for sign in (-1, 1)]
     return [(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None for x1, y1, x2, y2 in torch.cat(corners, dim=-1).tolist()]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
@@ -20,24 +21,15 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from spr.config import DetectorConfig, make_section
 from spr.models.batching import Batcher, prepared
 from spr.models.detectors.detections import best_first, check_finite, pixel_boxes
-from spr.models.loading import (
-    Source,
-    device_of,
-    load_part,
-    load_pretrained,
-    load_tokenizer,
-    model_source,
-    read_model_type,
-    source_name,
-)
+from spr.models.loading import Source, load_with_processors
 from spr.models.pixels import normalise, resized_bytes
 from spr.models.protocols import DetectRequest
 from spr.models.text_pieces import Span, split, tokenize
 from spr.records import Detection, Size
 
 _CLASSES = {
-    "grounding-dino": GroundingDinoForObjectDetection,
-    "mm-grounding-dino": MMGroundingDinoForObjectDetection,
+    "grounding-dino": (GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil),
+    "mm-grounding-dino": (MMGroundingDinoForObjectDetection, GroundingDinoImageProcessorPil),
 }
 _IN_WORDS = "-'’_&"
 _FIRST_IDEOGRAPH = "\u2e80"  # scripts from here on don't separate words with spaces
@@ -46,23 +38,14 @@ _MAX_RATIO = 16  # of the long to the short side; thinner images have too few po
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
-    """A piece of a text to find in an image.
-
-    Attributes:
-        image: The image.
-        resized: The model's input, uint8 ``(3, H, W)``.
-        text: The whole text.
-        ids: Ids of the piece's tokens.
-        spans: Start and end of these tokens in the text.
-        words: Indices of the tokens that are words or parts of words.
-    """
+    """A piece of a text to find in an image."""
 
     image: Image.Image
-    resized: Future[torch.Tensor]
-    text: str
-    ids: tuple[int, ...]
-    spans: tuple[Span, ...]
-    words: frozenset[int]
+    resized: Future[torch.Tensor]  # the model's input, uint8 (3, H, W)
+    text: str  # the whole text
+    ids: tuple[int, ...]  # of the piece's tokens
+    spans: tuple[Span, ...]  # start and end of these tokens in the text
+    words: frozenset[int]  # indices of the tokens that are words or parts of words
 
 
 class GroundingDinoDetector:
@@ -70,8 +53,8 @@ class GroundingDinoDetector:
 
     The prompt is the text in lower case with a final dot. Texts above the limit of the text encoder are split at the
     ends of sentences or phrases. A box's score is the maximum over the prompt's tokens of the sigmoid of its logits.
-    Its phrase consists of whole words: it starts at the word with the highest score and extends in both directions
-    over tokens above the text threshold, up to the next punctuation.
+    Its phrase starts at the word with the highest score and extends over whole words above the text threshold, up to
+    the next punctuation.
 
     Only images of the same resized size share a batch: group norms and windows of the vision backbone ignore the
     padding mask, so scores would depend on the rest of the batch. All texts of an image share one backbone pass.
@@ -80,9 +63,6 @@ class GroundingDinoDetector:
         config: The config section, or a model id or folder.
         **fields: With a model id or folder: further fields of `DetectorConfig`.
 
-    Attributes:
-        name: ``id@revision``.
-
     Raises:
         ModelError: if the model can't be loaded, is incomplete or is of another kind.
         ConfigError: for a field that is unknown or out of range.
@@ -90,13 +70,8 @@ class GroundingDinoDetector:
 
     def __init__(self, config: DetectorConfig | Source, **fields: Any) -> None:
         section = make_section(DetectorConfig, config, **fields)
-        source, revision = model_source(section.model), section.revision
-        self.device = device_of(section.device)
-        model_class = _CLASSES[read_model_type(source, _CLASSES, revision=revision)]
-        self.model = load_pretrained(model_class, source, revision=revision, dtype=section.dtype, device=self.device)
-        self.processor = load_part(GroundingDinoImageProcessorPil, source, revision=revision)
-        self.tokenizer = load_tokenizer(source, self.model.config.text_config.vocab_size, revision=revision)
-        self.name = source_name(source, revision, self.model)
+        self.model, self.processor, self.tokenizer, self.name = load_with_processors(section, _CLASSES)
+        self.device = self.model.device
         self.box_threshold, self.text_threshold = section.box_threshold, section.text_threshold
         self.max_tokens: int = self.model.config.max_text_len - 3  # [CLS], the final dot and [SEP]
         self._dot = self.tokenizer.convert_tokens_to_ids(".")
@@ -119,12 +94,12 @@ class GroundingDinoDetector:
         with prepared(self._resize, list(images.values())) as resized:
             resized_of = dict(zip(images, resized, strict=True))
             for place, request in enumerate(requests):
-                ids, spans = tokens[request.text].ids, tokens[request.text].spans
+                ids, spans = tokens[request.text]
+                shown = resized_of[id(request.image)]
                 group = groups.setdefault(self._resized_wh(request.image.size), [])
                 for run in split(request.text, spans, self.max_tokens):
                     own = slice(run.start, run.stop)
                     words = frozenset(k for k, span in enumerate(spans[own]) if _is_word(request.text, span))
-                    shown = resized_of[id(request.image)]
                     if words:
                         group.append((place, _Query(request.image, shown, request.text, ids[own], spans[own], words)))
             for group in groups.values():
@@ -163,11 +138,11 @@ class GroundingDinoDetector:
     def _prompts(self, queries: Sequence[_Query]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask, int64 ``(len(queries), longest)``."""
         start, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad"))
-        rows = [[start, *query.ids, *([] if query.ids[-1] == self._dot else [self._dot]), end] for query in queries]
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return ids, (torch.arange(longest, device=self.device) < lengths[:, None]).long()
+        dots = [[] if query.ids[-1] == self._dot else [self._dot] for query in queries]
+        rows = [torch.tensor([start, *query.ids, *dot, end]) for query, dot in zip(queries, dots, strict=True)]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return ids.to(self.device), mask.to(self.device)
 
     def _detections(self, query: _Query, probs: torch.Tensor, boxes: torch.Tensor) -> list[Detection]:
         scores = probs.amax(dim=-1)
@@ -207,7 +182,7 @@ def shared_backbone(backbone: Any, pixels: torch.Tensor, image_of_row: torch.Ten
         image_of_row: ``(B,)`` int64, the image of each row.
 
     Yields:
-        The ``pixel_values`` to pass to the model: ``(B, 3, H, W)``, expanded without a copy.
+        The ``pixel_values`` to pass to the model, ``(B, 3, H, W)``.
     """
 
     def distinct(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     Owlv2ForObjectDetection,
     Owlv2ImageProcessorPil,
@@ -21,16 +22,7 @@ from spr.config import DetectorConfig, make_section
 from spr.models.batching import Batcher
 from spr.models.detectors.detections import best_first, check_finite, pixel_boxes
 from spr.models.detectors.noun_phrases import noun_phrases
-from spr.models.loading import (
-    Source,
-    device_of,
-    load_part,
-    load_pretrained,
-    load_tokenizer,
-    model_source,
-    read_model_type,
-    source_name,
-)
+from spr.models.loading import Source, load_with_processors
 from spr.models.pixels import normalise, resized_bytes, shrink_to_square, standardise, to_bytes
 from spr.models.protocols import DetectRequest
 from spr.models.text_pieces import split, tokenize
@@ -56,18 +48,15 @@ class _Query:
 class OwlDetector:
     """An `Owlv2ForObjectDetection` or `OwlViTForObjectDetection` as a `Detector`.
 
-    OWL models take short phrases as queries: the noun phrases of a text (`spr.models.detectors.noun_phrases`). Phrases
-    of more than 14 tokens are split. Each position of the image gives one box, with the phrase of the highest logit and
-    the sigmoid of that logit as its score.
+    The queries are the noun phrases of a text (`spr.models.detectors.noun_phrases`); those of more than 14 tokens are
+    split. Each position of the image gives one box, with the phrase of the highest logit and the sigmoid of that logit
+    as its score.
 
     Args:
         config: The config section, or a model id or folder. OWL models need a lower `box_threshold` than the section's
             default: transformers' own is 0.1.
         **fields: With a model id or folder: further fields of `DetectorConfig`. `text_threshold` has no effect: each
             query is a whole phrase.
-
-    Attributes:
-        name: ``id@revision``.
 
     Raises:
         ModelError: if the model can't be loaded, is incomplete or is of another kind.
@@ -76,16 +65,10 @@ class OwlDetector:
 
     def __init__(self, config: DetectorConfig | Source, **fields: Any) -> None:
         section = make_section(DetectorConfig, config, **fields)
-        source, revision = model_source(section.model), section.revision
-        self.device = device_of(section.device)
-        self.kind = read_model_type(source, _CLASSES, revision=revision)
-        model_class, processor_class = _CLASSES[self.kind]
-        self.model = load_pretrained(model_class, source, revision=revision, dtype=section.dtype, device=self.device)
-        self.processor = load_part(processor_class, source, revision=revision)
+        self.model, self.processor, self.tokenizer, self.name = load_with_processors(section, _CLASSES)
+        self.device, self.box_threshold = self.model.device, section.box_threshold
         model_config = self.model.config
-        self.tokenizer = load_tokenizer(source, model_config.text_config.vocab_size, revision=revision)
-        self.name = source_name(source, revision, self.model)
-        self.box_threshold = section.box_threshold
+        self.pads_image = model_config.model_type == "owlv2"  # to a square; OWL-ViT stretches it
         self.max_tokens: int = model_config.text_config.max_position_embeddings - 2
         self.image_size: int = model_config.vision_config.image_size
         self._image_batches: Batcher[_Query, list[list[Detection]]] = Batcher(self._run, section.batch_size)
@@ -94,7 +77,7 @@ class OwlDetector:
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
 
-        A text without phrases has none. Equal phrases, and images of several requests, are embedded once.
+        Equal phrases, and images of several requests, are embedded once.
 
         Raises:
             DeviceMemoryError: if a single image does not fit into memory.
@@ -104,46 +87,39 @@ class OwlDetector:
         needed = list(dict.fromkeys(itertools.chain(*queries.values())))
         vector_of = dict(zip(needed, self._text_batches(needed), strict=True))
         places: dict[int, list[int]] = {}
+        image_queries: dict[int, _Query] = {}
         for place, request in enumerate(requests):
-            if queries[request.text]:
-                places.setdefault(id(request.image), []).append(place)
-        image_queries = []
-        for own in places.values():
-            asked = [queries[requests[place].text] for place in own]
-            vectors = [torch.stack([vector_of[ids] for ids in query]) for query in asked]
-            phrases = [list(query.values()) for query in asked]
-            image_queries.append(_Query(requests[own[0]].image, phrases, vectors))
+            if query := queries[request.text]:
+                key = id(request.image)
+                places.setdefault(key, []).append(place)
+                asked = image_queries.setdefault(key, _Query(request.image, [], []))
+                asked.phrases.append(list(query.values()))
+                asked.vectors.append(torch.stack([vector_of[ids] for ids in query]))
         found: list[list[Detection]] = [[] for _ in requests]
-        for own, answers in zip(places.values(), self._image_batches(image_queries), strict=True):
-            for place, detections in zip(own, answers, strict=True):
-                found[place] = best_first(detections)
+        answers = itertools.chain.from_iterable(self._image_batches(list(image_queries.values())))
+        for place, detections in zip(itertools.chain(*places.values()), answers, strict=True):
+            found[place] = best_first(detections)
         return found
 
     def _queries(self, texts: Sequence[str]) -> dict[str, dict[_Ids, str]]:
         """The distinct token ids of each text's phrases, with the first phrase that has these ids."""
         phrases = {text: [text[start:end] for start, end in noun_phrases(text)] for text in texts}
         distinct = list(dict.fromkeys(itertools.chain(*phrases.values())))
-        parts: dict[str, list[tuple[_Ids, str]]] = {}
-        for phrase, tokens in zip(distinct, tokenize(self.tokenizer, distinct), strict=True):
-            runs = [run for run in split(phrase, tokens.spans, self.max_tokens) if run]
-            parts[phrase] = [
-                (tokens.ids[run.start : run.stop], phrase[tokens.spans[run[0]][0] : tokens.spans[run[-1]][1]])
-                for run in runs
-            ]
-        queries: dict[str, dict[_Ids, str]] = {}
-        for text, own in phrases.items():
-            queries[text] = {}
-            for ids, part in itertools.chain(*(parts[phrase] for phrase in own)):
-                queries[text].setdefault(ids, part)
+        tokens_of = dict(zip(distinct, tokenize(self.tokenizer, distinct), strict=True))
+        queries: dict[str, dict[_Ids, str]] = {text: {} for text in texts}
+        for text, phrase in ((text, phrase) for text, own in phrases.items() for phrase in own):
+            ids, spans = tokens_of[phrase]
+            for run in filter(None, split(phrase, spans, self.max_tokens)):
+                part = phrase[spans[run[0]][0] : spans[run[-1]][1]]
+                queries[text].setdefault(ids[run.start : run.stop], part)
         return queries
 
     @torch.inference_mode()
     def _embed(self, queries: Sequence[_Ids]) -> list[torch.Tensor]:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        longest = max(map(len, queries))
         # OWL reads the vector at the highest id, which is the end token, so padding after it has no effect.
-        rows = [[start, *ids, end, *[0] * (longest - len(ids))] for ids in queries]
-        features = self.model.base_model.get_text_features(input_ids=torch.tensor(rows, device=self.device))
+        rows = pad_sequence([torch.tensor([start, *ids, end]) for ids in queries], batch_first=True)
+        features = self.model.base_model.get_text_features(input_ids=rows.to(self.device))
         return list(F.normalize(features.pooler_output, dim=-1))
 
     @torch.inference_mode()
@@ -162,7 +138,7 @@ class OwlDetector:
 
     def _pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         side = self.image_size
-        if self.kind == "owlvit":
+        if not self.pads_image:
             values = [resized_bytes(image, (side, side), self.processor) for image in images]
             return normalise(values, self.processor, self.device).to(self.model.dtype)
         shown = [to_bytes(image).to(self.device).float() * self.processor.rescale_factor for image in images]
@@ -176,8 +152,7 @@ class OwlDetector:
         best, labels = logits.float().max(dim=-1)
         scores = best.sigmoid()
         kept = scores > self.box_threshold
-        # The input of OWLv2 is the image padded to a square, that of OWL-ViT is the image stretched to one.
-        canvas: Size = (max(image.size), max(image.size)) if self.kind == "owlv2" else image.size
+        canvas: Size = (max(image.size), max(image.size)) if self.pads_image else image.size
         placed = pixel_boxes(boxes[kept], canvas, image.size)
         return [
             Detection(phrases[label], box, score)

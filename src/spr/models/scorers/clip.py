@@ -5,56 +5,42 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from spr.config import ScorerConfig, make_section
 from spr.core.errors import RecordError
 from spr.models.batching import Batcher, prepared
-from spr.models.loading import (
-    Source,
-    device_of,
-    load_part,
-    load_pretrained,
-    load_tokenizer,
-    model_source,
-    source_name,
-)
+from spr.models.loading import Source, load_with_processors
 from spr.models.pixels import normalise, resized_bytes
 from spr.models.protocols import Vectors, View
 from spr.models.text_pieces import split, tokenize
 from spr.records import Box
 
-MAX_TOKENS = 75
-"""Maximum number of tokens of a text, besides its start and end tokens."""
+Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class _Prepared(NamedTuple):
-    """A resized image, uint8 ``(3, S, S)``, and the tokens that each view attends to, bool ``(V, 1 + patches)``."""
-
-    values: torch.Tensor
-    attended: np.ndarray[Any, np.dtype[np.bool_]]
+    values: torch.Tensor  # the resized image, uint8 (3, S, S)
+    attended: Mask  # the tokens that each view attends to, (V, 1 + patches)
 
 
 class ClipScorer:
     """Any `CLIPModel` as an `ImageTextScorer`.
 
     A view with a region is embedded by local attention: in the last vision layer, the class token attends only to
-    itself and to the patches that overlap the region; CLIP's own layer norm and projection follow (paper, Sec. 3.2).
-    All earlier layers see the whole view. So the last layer is computed for the class token only, and views of the same
-    image share all earlier layers.
+    itself and to the patches that overlap the region (paper, Sec. 3.2). So the last layer is computed for the class
+    token only, and views of the same image share all earlier layers.
 
     Args:
         config: The config section, or a model id or folder.
         **fields: With a model id or folder: further fields of `ScorerConfig`.
-
-    Attributes:
-        name: ``id@revision``.
 
     Raises:
         ModelError: if the model can't be loaded, is incomplete or is not a CLIP model.
@@ -63,17 +49,13 @@ class ClipScorer:
 
     def __init__(self, config: ScorerConfig | Source, **fields: Any) -> None:
         section = make_section(ScorerConfig, config, **fields)
-        source, revision = model_source(section.model), section.revision
-        self.device = device_of(section.device)
-        self.model = load_pretrained(CLIPModel, source, revision=revision, dtype=section.dtype, device=self.device)
-        self.processor = load_part(CLIPImageProcessorPil, source, revision=revision)
-        self.tokenizer = load_tokenizer(source, self.model.config.text_config.vocab_size, revision=revision)
-        self.name = source_name(source, revision, self.model)
-        self.long_text = section.long_text
-        model_config = self.model.config
-        self.image_size: int = model_config.vision_config.image_size
-        self.patch_size: int = model_config.vision_config.patch_size
-        self.max_tokens = min(MAX_TOKENS, model_config.text_config.max_position_embeddings - 2)
+        classes = {"clip": (CLIPModel, CLIPImageProcessorPil)}
+        self.model, self.processor, self.tokenizer, self.name = load_with_processors(section, classes)
+        self.device, self.long_text = self.model.device, section.long_text
+        text, vision = self.model.config.text_config, self.model.config.vision_config
+        self.image_size: int = vision.image_size
+        self.patch_size: int = vision.patch_size
+        self.max_tokens = min(75, text.max_position_embeddings - 2)  # besides the start and end tokens
         self._image_batches: Batcher[Future[_Prepared], torch.Tensor]
         self._image_batches = Batcher(self._embed_images, section.batch_size)
         self._text_batches: Batcher[tuple[int, ...], torch.Tensor]
@@ -124,55 +106,48 @@ class ClipScorer:
             return [range(min(len(spans), self.max_tokens))]
         return split(text, spans, self.max_tokens)
 
-    def _stack(self, vectors: Sequence[torch.Tensor]) -> Vectors:
+    def _stack(self, vectors: list[torch.Tensor]) -> Vectors:
         if not vectors:
             return np.zeros((0, self.model.config.projection_dim), dtype=np.float32)
-        return np.asarray(torch.stack(list(vectors)).numpy(), dtype=np.float32)
+        return np.asarray(torch.stack(vectors).numpy(), dtype=np.float32)
 
     @torch.inference_mode()
     def _embed_pieces(self, pieces: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         # Attention is causal and the vector is read at the first end token, so padding has no effect. It must only
         # differ from the end token, which also is the highest id in old checkpoints.
-        pad = int(end == 0)
-        longest = max(map(len, pieces))
-        rows = [[start, *piece, end, *[pad] * (longest - len(piece))] for piece in pieces]
-        features = self.model.get_text_features(input_ids=torch.tensor(rows, device=self.device)).pooler_output
+        rows = [torch.tensor([start, *piece, end]) for piece in pieces]
+        ids = pad_sequence(rows, batch_first=True, padding_value=int(end == 0)).to(self.device)
+        features = self.model.get_text_features(input_ids=ids).pooler_output
         return list(F.normalize(features.float(), dim=-1).cpu())
 
     def _prepare(self, item: tuple[Image.Image, Sequence[Box | None]]) -> _Prepared:
-        """Resize an image and find the patches of its regions; a region of None is the whole image."""
         image, regions = item
         values = resized_bytes(image, (self.image_size, self.image_size), self.processor)
         return _Prepared(values, np.stack([self._attended(image, region) for region in regions]))
 
     @torch.inference_mode()
     def _embed_images(self, items: Sequence[Future[_Prepared]]) -> list[torch.Tensor]:
-        """The unit vectors of the views of each image, ``(views, D)``."""
+        """The unit vectors of each image's views, ``(views, D)``."""
         images = [item.result() for item in items]
-        hidden = before_last_layer(
-            self.model, normalise([image.values for image in images], self.processor, self.device)
-        )
+        pixels = normalise([image.values for image in images], self.processor, self.device)
+        hidden = before_last_layer(self.model, pixels)
         counts = [len(image.attended) for image in images]
         image_of_view = torch.arange(len(images)).repeat_interleave(torch.tensor(counts)).to(self.device)
         attended = np.concatenate([image.attended for image in images])
         features = last_layer(self.model, hidden, image_of_view, torch.from_numpy(attended).to(self.device))
         return list(torch.split(F.normalize(features.float(), dim=-1).cpu(), counts))
 
-    def _attended(self, image: Image.Image, region: Box | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _attended(self, image: Image.Image, region: Box | None) -> Mask:
         if region is None:
             return np.ones(1 + (self.image_size // self.patch_size) ** 2, dtype=np.bool_)
         return np.concatenate([[True], overlapped(region, image.width, self.image_size, self.patch_size).ravel()])
 
 
-def overlapped(region: Box, side: float, image_size: int, patch_size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """The patches that overlap a region, bool ``(rows, columns)``.
+def overlapped(region: Box, side: float, image_size: int, patch_size: int) -> Mask:
+    """The patches that overlap a region of a square view, bool ``(rows, columns)``.
 
-    Args:
-        region: xyxy pixels of the square view.
-        side: Side of the view in pixels.
-        image_size: Side of the resized view in pixels.
-        patch_size: Side of a patch of the resized view in pixels.
+    The region and ``side`` are in pixels of the view, ``image_size`` and ``patch_size`` in pixels of the resized view.
 
     >>> overlapped((0, 0, 50, 50.5), side=100, image_size=4, patch_size=1).astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]

@@ -117,9 +117,9 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def server():
-    made = ChatServer()
-    yield made
-    made.close()
+    chat = ChatServer()
+    yield chat
+    chat.close()
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from spr.core.errors import ConfigError, GroundingError
-from spr.models.describers import json_client
-from spr.models.describers.json_client import ServerError, backoff
+from spr.models.describers.json_client import MAX_REPLY_BYTES, ServerError, backoff
 from spr.models.describers.openai import answer_text, read_key
 
 
@@ -57,14 +56,18 @@ def test_a_request_contains_everything_that_decides_the_answer(server, describer
     assert ImageChops.difference(seen, image).getbbox() is None
 
 
-def test_an_image_of_several_requests_is_encoded_once(server, describer, ask, monkeypatch):
-    from spr.models.describers import openai as openai_api
+def test_an_image_of_several_requests_is_encoded_once(server, describer, ask):
+    encoded = []
 
-    made, real = [], openai_api.data_url
-    monkeypatch.setattr(openai_api, "data_url", lambda image: made.append(image) or real(image))
-    one, two = Image.new("RGB", (5, 5)), Image.new("RGB", (6, 6))
+    def counted(size):
+        image = Image.new("RGB", size)
+        save = image.save
+        image.save = lambda *args, **options: (encoded.append(image.width), save(*args, **options))
+        return image
+
+    one, two = counted((5, 5)), counted((6, 6))
     describer().describe([ask(k, image) for k, image in enumerate((one, one, two, one, two))])
-    assert sorted(image.width for image in made) == [5, 6]
+    assert sorted(encoded) == [5, 6]
     assert len(server.bodies) == 5
 
 
@@ -85,7 +88,7 @@ TEMPORARY = {
     "bytes that are no text": lambda raw: raw(b'{"choices": "\xff\xfe"}'),
     "JSON too deep to read": lambda raw: raw("[" * 200_000),
     "content of another kind": lambda raw: raw('{"choices": [{"message": {"content": 5}}]}'),
-    "too much": lambda raw: raw(b" " * (json_client.MAX_REPLY_BYTES + 1)),
+    "too much": lambda raw: raw(b" " * (MAX_REPLY_BYTES + 1)),
 }
 
 
@@ -204,36 +207,42 @@ def test_an_error_of_the_callback_ends_the_work(server, describer, ask):
 
 
 @pytest.fixture
-def waits(monkeypatch):
-    """Record the waits between retries without waiting; the random part is always the largest."""
-    seen = []
-
-    async def sleep(seconds):
-        seen.append(seconds)
-
-    monkeypatch.setattr(json_client.asyncio, "sleep", sleep)
+def waiting(describer, monkeypatch):
+    """A describer that records its waits instead of waiting, and the record; the random part is the largest."""
     monkeypatch.setattr(random, "uniform", lambda _, high: high)
-    return seen
+
+    def make(**changes):
+        model, waits = describer(**changes), []
+
+        async def sleep(seconds):
+            waits.append(seconds)
+
+        model.server.sleep = sleep
+        return model, waits
+
+    return make
 
 
-def test_the_wait_doubles_up_to_one_minute(server, describer, ask, raw, waits):
-    model = describer(first_wait=1.0, retries=8)
+def test_the_wait_doubles_up_to_one_minute(server, waiting, ask, raw):
+    model, waits = waiting(first_wait=1.0, retries=8)
     server.answer = lambda *_: raw("", 500)
     with pytest.raises(ServerError):
         model.describe([ask()])
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]  # 183 s: "about 3 minutes" in the config's help
 
 
-def test_retry_after_sets_the_wait(server, describer, ask, raw, waits):
+def test_retry_after_sets_the_wait(server, waiting, ask, raw):
+    model, waits = waiting(first_wait=1.0)
     server.answer = lambda number, _: raw("", (429, 503)[number], Retry_After="7") if number < 2 else "a cup"
-    assert describer(first_wait=1.0).describe([ask()]) == ["a cup"]
+    assert model.describe([ask()]) == ["a cup"]
     assert waits == [8, 8]  # 7 s, and up to first_wait more, so that not all retry at the same time
 
 
-def test_a_retry_after_of_hours_is_an_error(server, describer, ask, raw, waits):
+def test_a_retry_after_of_hours_is_an_error(server, waiting, ask, raw):
+    model, waits = waiting()
     server.answer = lambda *_: raw('{"error": {"message": "daily quota"}}', 429, Retry_After="86400")
     with pytest.raises(ServerError, match=r"a longer wait than SPR allows[\s\S]*daily quota, Retry-After: 86400 s"):
-        describer().describe([ask()])
+        model.describe([ask()])
     assert waits == []
 
 

@@ -25,14 +25,14 @@ def make_adapter(folder, rank=4, targets=TARGETS):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
         model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32)
-        made = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=draw)
-    made.save_pretrained(folder)
-    return made.eval()
+    adapted.save_pretrained(folder)
+    return adapted.eval()
 
 
 @pytest.fixture(scope="module")
