@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spr.annotations import Annotations, read_coco
-from spr.annotations.json_cuts import guess_cut, scan
-from spr.annotations.json_stream import JsonStream
+from spr.annotations.json_stream import JsonStream, guess_cut, scan
 from spr.core.errors import InputError
 
 _values = st.recursive(

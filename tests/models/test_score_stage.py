@@ -7,7 +7,6 @@ from PIL import Image
 from spr.config import make_config
 from spr.models.detectors.grounding_dino import GroundingDinoDetector
 from spr.models.scorers.clip import ClipScorer
-from spr.pipeline import decoding
 from spr.pipeline.score import process
 from spr.records import Candidate, RegionObject, RegionQuery, Scores
 from spr.records.schemas import from_table, to_table
@@ -46,12 +45,13 @@ def scores(tables, folder, clip_folder, dino_folder, batch_size):
     return from_table(process(tables, config, scorer=scorer, detector=detector).table, Scores)
 
 
-def test_batches_padding_and_groups_change_no_score(tables, tmp_path, clip_folder, grounding_dino_folder, monkeypatch):
+def test_batches_padding_and_groups_change_no_score(tables, tmp_path, clip_folder, grounding_dino_folder):
     folders = tmp_path, clip_folder, grounding_dino_folder
     batched = scores(tables, *folders, batch_size=16)
     # One view, one text piece, one pair of crop and text, and one query at a time.
-    monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 1)
-    alone = scores(tables, *folders, batch_size=1)
+    regions = tables["regions"]
+    one_query = [{**tables, "regions": regions.slice(k, 1)} for k in range(len(regions))]
+    alone = [score for part in one_query for score in scores(part, *folders, batch_size=1)]
     assert [s.candidate_id for s in batched] == [s.candidate_id for s in alone]
     assert len(batched) == 7 + 9 + 7
     assert sum(len(s.detections) for s in batched) > 20

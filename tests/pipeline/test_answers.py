@@ -1,4 +1,4 @@
-"""Answers of an unfinished shard are kept, and asked only once."""
+"""Answers of an unfinished shard are kept, and requested only once."""
 
 import json
 
@@ -16,7 +16,7 @@ SETTINGS = DescriberConfig(backend="fake")
 
 
 class Asked:
-    """Answers with the seed, and keeps what it was asked, call by call."""
+    """Answers with the seed, and records the requests of each call."""
 
     name, dialect = "asked@1", get_dialect("llava")
 
@@ -29,7 +29,7 @@ class Asked:
 
 
 class OneByOne(Asked):
-    """Fails at seed 3 after it has told the answers before."""
+    """Fails at seed 3, after it has delivered the answers before."""
 
     def describe_each(self, requests, answered):
         for number, request in enumerate(requests):
@@ -48,7 +48,7 @@ def said(*seeds):
     return [f"answer {seed}\n\x00\ud800" for seed in seeds]
 
 
-def test_what_was_answered_is_not_asked_again(tmp_path):
+def test_known_answers_are_not_requested_again(tmp_path):
     file, model = tmp_path / "deep" / "u.jsonl", Asked()
     assert AnswerJournal(model, file, SETTINGS).describe([request(k) for k in (1, 2)]) == said(1, 2)
     again = AnswerJournal(model, file, SETTINGS)
@@ -58,7 +58,7 @@ def test_what_was_answered_is_not_asked_again(tmp_path):
     assert (again.name, again.dialect) == (model.name, model.dialect)
 
 
-def test_answers_that_come_one_by_one_are_kept_one_by_one(tmp_path):
+def test_answers_that_arrive_one_by_one_are_saved_one_by_one(tmp_path):
     model = OneByOne()
     with pytest.raises(ConnectionError):
         AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(k) for k in (1, 2, 3, 4)])
@@ -74,7 +74,7 @@ def test_answers_that_come_one_by_one_are_kept_one_by_one(tmp_path):
     [request(2), request(1, tint=9), request(1, prompt="!"), request(1, query="2/0")],
     ids=["seed", "pixels", "prompt", "query"],
 )
-def test_each_part_of_a_request_makes_another_answer(other, tmp_path):
+def test_a_change_of_any_part_of_a_request_asks_again(other, tmp_path):
     model = Asked()
     AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(1)])
     AnswerJournal(model, tmp_path / "u", SETTINGS).describe([other])
@@ -85,14 +85,14 @@ def test_each_part_of_a_request_makes_another_answer(other, tmp_path):
     "change",
     [{"temperature": 0.5}, {"top_p": 0.5}, {"max_new_tokens": 5}, {"request_fields": {"top_k": 4}}, {"batch_size": 2}],
 )
-def test_the_sampling_makes_another_answer_and_the_batch_size_does_not(change, tmp_path):
+def test_a_change_of_the_sampling_asks_again_and_of_the_batch_size_does_not(change, tmp_path):
     model = Asked()
     AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(1)])
     AnswerJournal(model, tmp_path / "u", SETTINGS.model_copy(update=change)).describe([request(1)])
     assert len(model.calls) == (1 if "batch_size" in change else 2)
 
 
-def test_another_model_makes_another_answer(tmp_path):
+def test_another_model_is_asked_again(tmp_path):
     model = Asked()
     AnswerJournal(model, tmp_path / "u", SETTINGS).describe([request(1)])
     model.name = "asked@2"
@@ -101,17 +101,17 @@ def test_another_model_makes_another_answer(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30, 60])
-def test_a_line_that_a_crash_tore_is_asked_again_and_no_other(cut, tmp_path):
+def test_only_the_answer_of_a_line_cut_off_by_a_crash_is_requested_again(cut, tmp_path):
     file, model = tmp_path / "u", Asked()
     AnswerJournal(model, file, SETTINGS).describe([request(k) for k in (1, 2, 3)])
     file.write_bytes(file.read_bytes()[:-cut])
-    for _ in range(2):  # what is written behind the torn line is whole
+    for _ in range(2):  # what is written after the incomplete line is complete
         assert AnswerJournal(model, file, SETTINGS).describe([request(k) for k in (1, 2, 3)]) == said(1, 2, 3)
-    # Without the newline alone the line is whole.
+    # A line that lacks only its newline is complete.
     assert model.calls == ([[1, 2, 3]] if cut == 1 else [[1, 2, 3], [3]])
 
 
-def test_lines_of_another_kind_are_passed_over(tmp_path):
+def test_lines_of_another_kind_are_ignored(tmp_path):
     file, model = tmp_path / "u", Asked()
     file.write_bytes(b'\xff\xfe\n[]\n{"key": 1, "answer": "x"}\n\n' + json.dumps({"key": "x"}).encode())
     assert AnswerJournal(model, file, SETTINGS).describe([request(1)]) == said(1)
@@ -119,7 +119,7 @@ def test_lines_of_another_kind_are_passed_over(tmp_path):
     assert model.calls == [[1]]
 
 
-def test_a_file_that_can_not_be_used_is_one_clear_error(tmp_path):
+def test_an_unusable_file_is_an_error(tmp_path):
     (tmp_path / "u").mkdir()
     with pytest.raises(RunError, match="can't be read"):
         AnswerJournal(Asked(), tmp_path / "u", SETTINGS)

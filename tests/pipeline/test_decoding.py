@@ -1,40 +1,49 @@
-"""What is in memory together."""
+"""What is in memory at the same time."""
 
-import pytest
 from PIL import Image
 
-from spr.pipeline import decoding
+from spr.core.images import ImageProblem
 from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.records import RegionObject, RegionQuery
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 100)
-
-
-@pytest.mark.usefixtures("small")
 def test_a_group_ends_when_it_has_enough_items_or_enough_pixels():
     # 40 + 70 and 100 reach 100 pixels; 250 passes it alone; then three items are the most; 30 is left.
     sizes = [40, 70, 100, 250, 1, 2, 3, 30]
-    assert list(in_groups(sizes, 3, int)) == [[40, 70], [100], [250], [1, 2, 3], [30]]
-    assert list(in_groups([], 3, int)) == []
+    assert list(in_groups(sizes, int, most_items=3, most_pixels=100)) == [[40, 70], [100], [250], [1, 2, 3], [30]]
+    assert list(in_groups([], int, most_items=3)) == []
 
 
-@pytest.mark.usefixtures("small")
-def test_fewer_large_images_are_decoded_ahead():
-    loaded = []
-
-    class Images:
-        def load(self, file_name, size_wh):
-            loaded.append(file_name)
-            return Image.new("RGB", size_wh)
-
+def queries_of(numbers):
     things = (RegionObject("1", "cat", (0, 0, 5, 5), inside=True),)
-    queries = [RegionQuery(f"{k}/0", str(k), f"{k}.png", 6, 6, (0, 0, 5, 5), "1", things) for k in range(20)]
-    images = decode_ahead(queries, Images())
+    return [RegionQuery(f"{k}/0", str(k), f"{k}.png", 6, 6, (0, 0, 5, 5), "1", things) for k in numbers]
+
+
+class Images:
+    def __init__(self):
+        self.loaded = []
+
+    def load(self, file_name, size_wh):
+        self.loaded.append(file_name)
+        if file_name == "bad.png":
+            raise ImageProblem("image_missing", "")
+        return Image.new("RGB", size_wh)
+
+
+def test_fewer_large_images_are_decoded_ahead():
+    images = Images()
+    decoded = decode_ahead(queries_of(range(20)), images, print, most_pixels=100)
     # 36 pixels each: the third exceeds 100, so the first is due before a fourth is decoded.
-    assert next(images)[0][0].image_id == "0"
-    assert len(loaded) <= 3
-    assert [group[0].image_id for group, _ in images] == [str(k) for k in range(1, 20)]
-    assert sorted(loaded) == sorted(f"{k}.png" for k in range(20))
+    assert next(decoded)[0].image_id == "0"
+    assert len(images.loaded) <= 3
+    assert [query.image_id for query, _ in decoded] == [str(k) for k in range(1, 20)]
+    assert sorted(images.loaded) == sorted(f"{k}.png" for k in range(20))
+
+
+def test_an_image_that_can_not_be_used_is_dropped_once_for_all_its_queries():
+    images, dropped = Images(), []
+    queries = queries_of([1, "bad", 2, "bad", 1])
+    decoded = decode_ahead(queries, images, lambda *drop: dropped.append(drop))
+    assert [query.image_id for query, _ in decoded] == ["1", "1", "2"]
+    assert dropped == [("image", "bad", "image_missing")]
+    assert len(images.loaded) == 3

@@ -1,4 +1,4 @@
-"""The stages from region queries to pairs, with models that say what the test wants."""
+"""The stages from region queries to pairs, with models that give prepared answers."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from run_folders import FAKES, rows
 from spr.config import make_config
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
@@ -15,7 +16,6 @@ from spr.pipeline.pair import make_pair
 from spr.pipeline.runner import run
 from spr.records import Candidate, Detection, PreferencePair, RegionObject, RegionQuery, Scores, Span
 from spr.records.schemas import from_table, to_table
-from spr.runs.store import StageStore
 
 # An image of 100×100 px; the region 20–60, its crop 10–70 (60×60), two cups of 20×20 inside and one far away.
 OBJECTS = (
@@ -87,7 +87,7 @@ def test_an_answer_about_the_crop_becomes_one_about_the_image(config):
     assert dropped == [("7/0/crop_objects0", "empty_answer")]
 
 
-def test_answers_that_are_none_are_dropped_with_their_reason(config):
+def test_unusable_answers_are_dropped_with_their_reason(config):
     same = "a cup [0.20, 0.20, 0.40, 0.40]"
     describer = Says("llava", full=same, crop="What?", crop_objects="  \n")
     _, dropped = candidates_of(describer, config)
@@ -115,14 +115,13 @@ def test_a_repeat_after_mapping_back_is_dropped(config):
     ],
 )
 def test_any_answer_becomes_a_candidate(config, answer):
-    made, _ = candidates_of(Says("llava", full=answer, crop=" ", crop_objects=" "), config)
-    assert [c.raw_text for c in made] == [answer]
+    candidates, _ = candidates_of(Says("llava", full=answer, crop=" ", crop_objects=" "), config)
+    assert [c.raw_text for c in candidates] == [answer]
 
 
-def test_an_image_that_vanished_drops_with_its_reason(config):
+def test_a_missing_image_is_dropped_with_its_reason(config):
     (config.annotations.images / "7.png").unlink()
-    made, dropped = candidates_of(FakeDescriber(), config)
-    assert (made, dropped) == ([], [("7", "image_missing")])
+    assert candidates_of(FakeDescriber(), config) == ([], [("7", "image_missing")])
 
 
 class Counts:
@@ -142,13 +141,13 @@ class Counts:
 
 def candidate(number, *spans, text=None, plain=None):
     words = plain if plain is not None else ", ".join(s[0] for s in spans)
-    made, at = [], 0
+    parts, at = [], 0
     for phrase, *boxes in spans:
         at = words.index(phrase, at)
-        made.append(Span(phrase, at, at + len(phrase), tuple(boxes)))
+        parts.append(Span(phrase, at, at + len(phrase), tuple(boxes)))
         at += len(phrase)
     return Candidate(
-        f"7/0/full{number}", "7/0", "full", "raw", text or f"text {number}", words, tuple(made), (), 1, "m", "llava"
+        f"7/0/full{number}", "7/0", "full", "raw", text or f"text {number}", words, tuple(parts), (), 1, "m", "llava"
     )
 
 
@@ -157,11 +156,11 @@ def scores_of(candidates, config, scorer=None, detector=None):
     return from_table(score.process(tables, config, scorer=scorer or FakeScorer(), detector=detector).table, Scores)
 
 
-def test_views_and_equal_texts_are_embedded_once_and_the_detector_is_asked_once_a_text(config):
-    made = [candidate(k, ("a cup", (20, 20, 40, 40)), text=f"a cup {k}") for k in range(4)]
-    made.append(candidate(4, ("a plate", (20, 20, 40, 40))))
+def test_views_and_equal_texts_are_embedded_once_and_the_detector_is_asked_once_per_text(config):
+    candidates = [candidate(k, ("a cup", (20, 20, 40, 40)), text=f"a cup {k}") for k in range(4)]
+    candidates.append(candidate(4, ("a plate", (20, 20, 40, 40))))
     scorer, detector = Counts(FakeScorer()), Counts(FakeDetector())
-    assert len(scores_of(made, config, scorer, detector)) == 5
+    assert len(scores_of(candidates, config, scorer, detector)) == 5
     assert len(scorer.asked["embed_views"]) == 2
     assert scorer.asked["embed_texts"] == ["a cup", "a plate"]
     assert [r.text for r in detector.asked["detect"]] == ["a cup", "a plate"]
@@ -169,7 +168,7 @@ def test_views_and_equal_texts_are_embedded_once_and_the_detector_is_asked_once_
 
 
 class Fixed:
-    """Cosines of 0.6 (crop) and 0.2 (local) with every text, and one find at 10–30 of the crop: 20–40 of the image."""
+    """Cosines of 0.6 (crop) and 0.2 (local) with every text; one detection at 10–30 of the crop: 20–40 of the image."""
 
     name = "fixed"
 
@@ -183,14 +182,14 @@ class Fixed:
         return [[Detection("cup", (10.0, 10.0, 30.0, 30.0), 0.875)] for _ in requests]
 
 
-def test_the_score_joins_its_parts_as_the_paper_says(config):
+def test_the_score_combines_its_parts_as_in_the_paper(config):
     # S_sem = (0.6 + 0.2)/2 = 0.4. One of two cups is placed exactly: S_loc = 0.5. S = 0.8 · 0.4 + 0.2 · 0.5 = 0.42.
     (scores,) = scores_of([candidate(0, ("a cup", (40, 40, 60, 60)))], config, Fixed())
     assert (scores.s_crop, scores.s_local) == (pytest.approx(0.6), pytest.approx(0.2))
     assert scores.semantic == pytest.approx(0.4)
     assert scores.localization == 0.5
     assert scores.score == pytest.approx(0.42)
-    # The detector's find, mapped back, is the other cup: S_loc = 1.
+    # The detection, mapped back, is the other cup: S_loc = 1.
     (scores,) = scores_of([candidate(0, ("a cup", (40, 40, 60, 60)))], config, Fixed(), Fixed())
     assert scores.localization == 1.0
     assert [(m.object_id, m.source) for m in scores.matches] == [("1", "detector"), ("2", "text")]
@@ -200,7 +199,7 @@ def test_the_score_joins_its_parts_as_the_paper_says(config):
 def test_detections_can_count_as_ground_truth(config):
     class New(Fixed):
         def detect(self, requests):
-            # One find is the first cup (IoU 1), the other is new, inside the region.
+            # One detection is the first cup (IoU 1), the other is new, inside the region.
             return [
                 [Detection("cup", (10, 10, 30, 30), 0.9), Detection("fly", (30, 10, 45, 25), 0.5)] for _ in requests
             ]
@@ -214,8 +213,8 @@ def test_detections_can_count_as_ground_truth(config):
 
 
 def scored(number, score, *spans, **more):
-    made = candidate(number, *spans, **more)
-    return made, Scores(made.candidate_id, "7/0", 0, 0, 0, 0, score, (), ())
+    described = candidate(number, *spans, **more)
+    return described, Scores(described.candidate_id, "7/0", 0, 0, 0, 0, score, (), ())
 
 
 BEST = ("a cup", (21, 20, 40, 40))
@@ -267,7 +266,7 @@ def test_thresholds_are_met_at_equality(config):
     assert isinstance(make_pair(QUERY, rows, config.pairing, config.prompts), PreferencePair)
 
 
-def test_equal_scores_are_decided_by_the_id_whatever_the_order(config):
+def test_equal_scores_are_ordered_by_id_for_any_order_of_the_input(config):
     rows = [scored(k, 0.5, ("a cup", (21 + k / 8, 20, 40, 40))) for k in range(3)]
     pairs = [make_pair(QUERY, order, config.pairing, config.prompts) for order in (rows, rows[::-1])]
     assert pairs[0] == pairs[1]
@@ -289,27 +288,28 @@ def test_the_pair_stage_names_each_query_without_a_pair(config):
     ]
 
 
-FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
-
-
-def table_rows(out, stage):
-    return [row for table in StageStore(out / stage).tables() for row in table.to_pylist()]
-
-
 def test_shards_workers_and_a_second_run_change_no_pair(dataset, tmp_path):
     run(make_config(dataset.config(**FAKES, shard_rows=512)), tmp_path / "a")
     run(make_config(dataset.config(**FAKES, shard_rows=7)), tmp_path / "b", workers=2)
     for stage in ("candidates", "scores", "pairs"):
-        assert table_rows(tmp_path / "a", stage) == table_rows(tmp_path / "b", stage)
-    assert len(table_rows(tmp_path / "a", "pairs")) > 20
+        assert rows(tmp_path / "a", stage) == rows(tmp_path / "b", stage)
+    assert len(rows(tmp_path / "a", "pairs")) > 20
     assert all(s.done_before for s in run(make_config(dataset.config(**FAKES, shard_rows=7)), tmp_path / "b"))
+
+
+def check_that_chosen_beats_rejected(annotations, out):
+    run(make_config({"annotations": annotations, **FAKES, "detector": {"backend": "none"}}), out)
+    located = {row["candidate_id"]: row["localization"] for row in rows(out, "scores")}
+    pairs = rows(out, "pairs")
+    margins = [located[p["chosen_candidate"]] - located[p["rejected_candidate"]] for p in pairs]
+    assert len(pairs) >= 20
+    assert np.mean(margins) > 0.05
+
+
+def test_on_generated_images_chosen_beats_rejected_in_localization(dataset, tmp_path):
+    check_that_chosen_beats_rejected(dataset.config()["annotations"], tmp_path / "run")
 
 
 def test_on_photographs_chosen_beats_rejected_in_localization(photos, tmp_path):
     paths = {"path": str(photos / "instances.json"), "images": str(photos / "images")}
-    run(make_config({"annotations": paths, **FAKES, "detector": {"backend": "none"}}), tmp_path / "run")
-    located = {row["candidate_id"]: row["localization"] for row in table_rows(tmp_path / "run", "scores")}
-    pairs = table_rows(tmp_path / "run", "pairs")
-    margins = [located[p["chosen_candidate"]] - located[p["rejected_candidate"]] for p in pairs]
-    assert len(pairs) >= 20
-    assert np.mean(margins) > 0.05
+    check_that_chosen_beats_rejected(paths, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The model stages, stopped at any point, go on to the same pairs, to the byte; workers change nothing."""
+"""The model stages, stopped at any point, resume to the same bytes; the number of workers changes nothing."""
 
 import os
 import shutil
@@ -9,25 +9,19 @@ import sys
 import pytest
 import yaml
 
+from run_folders import FAKES, files, rows
 from spr.config import make_config
-from spr.pipeline import describe
+from spr.config.backends import DESCRIBERS
+from spr.models.fakes import FakeDescriber
+from spr.models.registry import release
 from spr.pipeline.runner import run
-from spr.runs.store import StageStore
 
 pytestmark = pytest.mark.slow
-
-FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
-
-
-def files(out):
-    """All that a run made but its log and the state of its lock."""
-    found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-    return {name: data for name, data in found.items() if name not in ("log.jsonl", ".lock")}
 
 
 @pytest.fixture(scope="module")
 def begun(make_dataset, tmp_path_factory):
-    """A config, a run of it that has its regions, and the files of a whole one."""
+    """A config, a run of it that has its regions, and the files of a complete run."""
     data = make_dataset(tmp_path_factory.mktemp("interrupt") / "data", images=7)
     raw = data.config(**FAKES, shard_rows=3)
     run(make_config(raw), data.folder / "begun", until="regions")
@@ -38,11 +32,11 @@ def begun(make_dataset, tmp_path_factory):
 
 
 class Stopped(BaseException):
-    """Ctrl-C, say: nothing but the outermost code catches it."""
+    """Like KeyboardInterrupt, it is caught by the outermost code only."""
 
 
 def run_until_sync(raw, out, left, monkeypatch):
-    """Run, and stop before the sync of a file with that number; whether it was stopped."""
+    """Run, stop before the file sync with this number, and return whether it was stopped."""
     real = os.fsync
     counted = iter(range(left))
 
@@ -63,7 +57,7 @@ def run_until_sync(raw, out, left, monkeypatch):
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(begun, tmp_path, monkeypatch):
     raw, start, whole = begun
     out = shutil.copytree(start, tmp_path / "run")
-    # Config, inputs and drops are written each time (two syncs a file), so it needs more each time to get further.
+    # Each run writes config, inputs and drops (two syncs per file), so each must be allowed more syncs to get further.
     stops = 0
     while run_until_sync(raw, out, 4 + 3 * stops, monkeypatch):
         stops += 1
@@ -104,7 +98,7 @@ run(make_config(yaml.safe_load(open(sys.argv[1]))), pathlib.Path(sys.argv[2]))
     ("kind", "method", "calls"),
     [("FakeDescriber", "describe", 1), ("FakeScorer", "embed_views", 0), ("FakeDetector", "detect", 2)],
 )
-def test_a_run_killed_while_a_model_works_goes_on_to_the_same_bytes(kind, method, calls, begun, tmp_path):
+def test_a_run_killed_while_a_model_works_resumes_to_the_same_bytes(kind, method, calls, begun, tmp_path):
     raw, start, whole = begun
     out = shutil.copytree(start, tmp_path / "run")
     command = [sys.executable, "-c", KILL, start.parent / "config.yaml", out, kind, method, str(calls)]
@@ -113,35 +107,39 @@ def test_a_run_killed_while_a_model_works_goes_on_to_the_same_bytes(kind, method
     assert files(out) == whole
 
 
-def test_what_was_answered_in_an_unfinished_shard_is_not_asked_again(begun, tmp_path, monkeypatch):
-    raw, start, whole = begun
-    out, asked = shutil.copytree(start, tmp_path / "run"), []
-    monkeypatch.setattr(describe, "QUERIES_AT_ONCE", 1)
+def test_finished_answers_of_an_unfinished_shard_are_not_requested_again(begun, tmp_path):
+    raw, start, _ = begun
+    raw = {**raw, "describer": {"backend": "counted"}}
+    whole, out = shutil.copytree(start, tmp_path / "whole"), shutil.copytree(start, tmp_path / "run")
+    asked = []
 
-    class Counts:
-        def __init__(self, describer, most):
-            self.describer, self.most = describer, most
-            self.name, self.dialect = describer.name, describer.dialect
+    class Counted(FakeDescriber):
+        most = 10**6
 
-        def describe(self, requests):
-            if len(asked) + len(requests) > self.most:
-                raise Stopped
-            asked.extend(request.seed for request in requests)
-            return self.describer.describe(requests)
+        def describe_each(self, requests, answered):
+            for number, request in enumerate(requests):
+                if len(asked) == Counted.most:
+                    raise Stopped
+                asked.append(request.seed)
+                answered(number, self.describe([request])[0])
 
-    load = describe.load_describer
-    with monkeypatch.context() as patch:
-        # Three queries a shard, six requests a query: the second shard has the answers of one query.
-        patch.setattr(describe, "load_describer", lambda settings: Counts(load(settings), 24))
+    DESCRIBERS.register("counted", Counted)
+    try:
+        run(make_config(raw), whole)
+        asked.clear()
+        # Three queries per shard, six requests per query: the second shard has the answers of one query.
+        Counted.most = 24
         with pytest.raises(Stopped):
             run(make_config(raw), out)
-    assert len(asked) == 24
-    assert [path.name for path in out.rglob("unfinished*")] == ["unfinished-00001.jsonl"]
-    monkeypatch.setattr(describe, "load_describer", lambda settings: Counts(load(settings), 10**6))
-    run(make_config(raw), out)
-    queries = sum(len(table) for table in StageStore(out / "regions").tables())
-    assert len(asked) == len(set(asked)) == 6 * queries
-    assert files(out) == whole
+        assert len(asked) == 24
+        assert [path.name for path in out.rglob("unfinished*")] == ["unfinished-00001.jsonl"]
+        Counted.most = 10**6
+        run(make_config(raw), out)
+    finally:
+        DESCRIBERS.unregister("counted")
+        release()
+    assert len(asked) == len(set(asked)) == 6 * len(rows(out, "regions"))
+    assert files(out) == files(whole)
 
 
 def test_one_worker_and_two_write_the_same_bytes(begun, tmp_path):
@@ -155,7 +153,7 @@ def test_one_worker_and_two_write_the_same_bytes(begun, tmp_path):
     "change",
     [{"describer": {"backend": "fake", "batch_size": 3}}, {"scorer": {"backend": "fake", "batch_size": 5}}],
 )
-def test_fields_that_decide_no_row_may_change_at_any_time(change, begun, tmp_path):
+def test_fields_that_affect_no_row_may_change_at_any_time(change, begun, tmp_path):
     raw, start, whole = begun
     out = shutil.copytree(start, tmp_path / "run")
     run(make_config(raw), out, until="scores")

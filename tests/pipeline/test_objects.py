@@ -40,9 +40,7 @@ class Scene:
         return make_config({"annotations": section}).annotations
 
     def objects(self, detector=None, **settings):
-        section = {"path": str(self.folder / "a.json"), "images": str(self.folder), **settings}
-        section |= {"crowds": "detect" if detector else "drop"}
-        settings = make_config({"annotations": section}).annotations
+        settings = self.settings(**settings, crowds="detect" if detector else "drop")
         plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
         drops = plan.dropped.to_pylist()
         output = make_objects(plan.rows(0, len(plan.ids)), settings, detector)
@@ -52,7 +50,7 @@ class Scene:
         return ids, sorted((d["kind"], d["id"], d["reason"]) for d in drops), images
 
 
-def test_an_object_of_exactly_the_minimum_area_stays_and_one_under_it_goes(tmp_path):
+def test_objects_under_the_minimum_area_are_dropped(tmp_path):
     # 300, 299.7 and 300.3 px².
     scene = Scene(tmp_path / "s", [(0, 0, 20, 15), (20, 20, 20, 14.985), (50, 50, 20, 15.015)])
     ids, drops, _ = scene.objects(min_objects=1)
@@ -89,15 +87,15 @@ def test_without_a_detector_crowds_are_dropped_and_do_not_count(tmp_path):
     assert drops == [("image", "1", "too_few_objects"), ("object", "18", "crowd_without_detector")]
 
 
-def test_what_a_detector_finds_in_a_crowd_counts_and_is_filtered_by_area(tmp_path):
+def test_detections_in_a_crowd_count_as_objects_and_are_filtered_by_area(tmp_path):
     # Eight objects along the left edge and a crowd at 40–100. The detector finds two cups of 20×20 and a speck.
     boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
     asked = []
 
     def detector(queries):
         asked.extend((q.category, q.box) for q in queries)
-        found = [(45, 45, 65, 65), (70, 70, 90, 90), (95, 95, 99, 99)]
-        return [CrowdDetections(found, [0.75, 0.5, 0.25]) for _ in queries]
+        boxes = [(45, 45, 65, 65), (70, 70, 90, 90), (95, 95, 99, 99)]
+        return [CrowdDetections(boxes, [0.75, 0.5, 0.25]) for _ in queries]
 
     ids, drops, (image,) = Scene(tmp_path / "s", boxes, crowd=True).objects(detector)
     assert asked == [("cup", (40.0, 40.0, 100.0, 100.0))]
@@ -106,7 +104,7 @@ def test_what_a_detector_finds_in_a_crowd_counts_and_is_filtered_by_area(tmp_pat
     assert drops == [("object", "18#3", "area_under_minimum")]
 
 
-def test_an_image_whose_crowd_yields_too_little_is_dropped(tmp_path):
+def test_an_image_with_too_few_detections_in_its_crowd_is_dropped(tmp_path):
     boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
     ids, drops, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(
         lambda queries: [CrowdDetections([], []) for _ in queries]
@@ -115,7 +113,7 @@ def test_an_image_whose_crowd_yields_too_little_is_dropped(tmp_path):
     assert drops == [("image", "1", "too_few_objects"), ("object", "18", "crowd_nothing_found")]
 
 
-def test_a_file_that_is_gone_drops_its_image_unless_files_are_not_checked(tmp_path):
+def test_an_image_without_its_file_is_dropped_unless_files_are_not_checked(tmp_path):
     scene = Scene(tmp_path / "s", [(0, 0, 20, 20)])
     (scene.folder / "1.png").unlink()
     assert scene.objects(min_objects=1)[:2] == ([], [("image", "1", "image_missing")])

@@ -33,7 +33,7 @@ def test_a_region_takes_in_the_closest_object_and_stops_when_enough_are_inside()
     assert grow(ROW, start=2, min_inside=3, min_aspect=0.0) == ([0, 0, 36, 10], [True, True, True, False], True)
 
 
-def test_distance_is_between_the_edges_by_default_and_between_the_centres_on_request():
+def test_distance_is_between_the_edges_or_if_configured_between_the_centres():
     # From the wide box 0–100: edge gaps 5 and 4; centres 50 against 102.5 and 134.
     boxes = [[0, 0, 100, 10], [105, 0, 110, 10], [104, 20, 264, 30]]
     # The second box is 4 right and 10 down: hypot(4, 10) = 10.8 > 5, so the first is closer by edges too …
@@ -60,7 +60,7 @@ def test_an_object_half_inside_counts_and_one_just_under_half_is_taken_in():
     assert grow(boxes, min_inside=3) == ([0, 0, 151, 100], [True, True, True], True)
 
 
-def test_a_region_that_is_too_narrow_goes_on_growing():
+def test_a_region_that_is_too_narrow_keeps_growing():
     # After two: 22×10, ratio 0.45; after three: 36×10, 0.28 fails; the next in reach is below: 36×30, 0.83.
     boxes = [*ROW[:3], [0, 20, 10, 30]]
     assert grow(boxes, min_inside=3, min_aspect=1 / 3) == ([0, 0, 36, 30], [True] * 4, True)
@@ -99,7 +99,7 @@ def test_the_start_that_succeeds_is_recorded():
     assert [(f.start, f.region_xyxy.tolist()) for f in found[0]] == [(0, [0, 0, 20, 10])]
 
 
-def test_several_regions_an_image_differ():
+def test_several_regions_of_an_image_differ():
     squares = [[[0, 0, 10, 10], [11, 0, 21, 10], [100, 0, 110, 10], [111, 0, 121, 10]]]
     found = find_regions(
         np.array(squares, dtype=float),
@@ -107,7 +107,7 @@ def test_several_regions_an_image_differ():
         np.array([[0, 1, 2, 3]]),
         RegionsConfig(min_inside=2, per_image=3),
     )
-    # Starts 0 and 1 give the same region; it is kept once, so three are not to be had.
+    # Starts 0 and 1 give the same region; it is kept once, so there are only two.
     assert [(f.start, f.region_xyxy.tolist()) for f in found[0]] == [(0, [0, 0, 21, 10]), (2, [100, 0, 121, 10])]
 
 
@@ -132,7 +132,7 @@ def test_images_without_a_region_are_dropped_with_their_reason():
     ]
 
 
-def test_regions_that_an_image_can_not_give_are_counted():
+def test_missing_regions_of_an_image_are_dropped_queries():
     queries, dropped = stage([image("1", ROW)], config_with(per_image=2, min_inside=4, min_aspect=0.1))
     assert [q.query_id for q in queries] == ["1/0"]
     assert [(d["id"], d["kind"], d["reason"]) for d in dropped] == [("1/1", "query", "no_further_region")]
@@ -143,7 +143,7 @@ def test_an_empty_shard_gives_an_empty_shard():
     assert (len(output.table), output.table.schema, len(output.dropped)) == (0, REGIONS, 0)
 
 
-def test_everything_else_of_a_row_is_carried_along():
+def test_all_other_fields_of_a_row_are_kept():
     original = image("7", [[10 * k, 10 * k, 10 * k + 10, 10 * k + 10] for k in range(6)], (640, 480))
     detected = dataclasses.replace(original.objects[2], source="detector", score=0.5, category="person")
     original = dataclasses.replace(original, objects=(*original.objects[:2], detected, *original.objects[3:]))

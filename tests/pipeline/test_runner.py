@@ -1,4 +1,4 @@
-"""Runs: the same rows whatever the order, sharding and workers; nothing lost, nothing done twice, nothing mixed."""
+"""Runs give the same rows for any order, sharding and workers; nothing is lost, computed twice or mixed."""
 
 import dataclasses
 import json
@@ -14,25 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from run_folders import files, rows
 from spr.config import make_config
 from spr.core.errors import InputError, RunError
-from spr.pipeline import runner
 from spr.pipeline.runner import run
 from spr.pipeline.stage import STAGES
 from spr.runs.folder import lock_run
 from spr.runs.store import StageStore, read_table
 
 NAMES = ("objects", "regions")
-
-
-def rows(out: Path, stage: str) -> list[dict]:
-    return [row for table in StageStore(out / stage).tables() for row in table.to_pylist()]
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """All that a run made but its log and the state of its lock."""
-    found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-    return {name: data for name, data in found.items() if name not in ("log.jsonl", ".lock")}
 
 
 def test_a_run_makes_objects_and_regions_with_counts_that_add_up(dataset, tmp_path):
@@ -88,7 +78,7 @@ def test_an_image_that_can_not_be_read_is_counted_and_makes_room_for_the_next(da
     assert summary.dropped["image: image_unreadable"] == 1
 
 
-def test_images_that_the_sample_leaves_out_are_named(dataset, tmp_path):
+def test_images_outside_the_sample_are_listed(dataset, tmp_path):
     config = make_config(dataset.config(annotations={"max_images": 10}, shard_rows=4))
     (summary,) = run(config, tmp_path / "run", until="objects")
     left_out = summary.dropped["image: not_sampled"]
@@ -99,7 +89,7 @@ def test_images_that_the_sample_leaves_out_are_named(dataset, tmp_path):
     assert not named & {row["image_id"] for row in rows(tmp_path / "run", "objects")}
 
 
-def test_a_second_run_does_nothing_again(dataset, tmp_path):
+def test_a_second_run_computes_nothing(dataset, tmp_path):
     config = make_config(dataset.config(shard_rows=8))
     run(config, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("part-*")}
@@ -108,7 +98,7 @@ def test_a_second_run_does_nothing_again(dataset, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("part-*")} == before
 
 
-def test_a_damaged_shard_is_made_anew_and_no_other(dataset, tmp_path):
+def test_only_a_damaged_shard_is_computed_again(dataset, tmp_path):
     config = make_config(dataset.config(shard_rows=8))
     run(config, tmp_path / "run")
     whole = files(tmp_path / "run")
@@ -124,7 +114,7 @@ def test_a_damaged_shard_is_made_anew_and_no_other(dataset, tmp_path):
     assert files(tmp_path / "run") == whole
 
 
-def test_rows_made_from_others_than_those_that_are_there_are_made_anew(dataset, tmp_path):
+def test_rows_computed_from_other_rows_than_the_present_ones_are_computed_again(dataset, tmp_path):
     config = make_config(dataset.config(shard_rows=8))
     hidden = [path.rename(path.with_suffix(".hidden")) for path in sorted(dataset.images.iterdir())[:5]]
     first = run(config, tmp_path / "run")
@@ -138,13 +128,13 @@ def test_rows_made_from_others_than_those_that_are_there_are_made_anew(dataset, 
     assert files(tmp_path / "run") == files(tmp_path / "other")
 
 
-def test_the_same_is_dropped_whatever_the_size_of_shards(dataset, tmp_path):
+def test_the_same_is_dropped_for_any_shard_size(dataset, tmp_path):
     for path in sorted(dataset.images.iterdir())[::3]:
         path.unlink()
     counts = []
-    for rows_a_shard in (1, 4, 512):
-        config = make_config(dataset.config(annotations={"max_images": 5}, shard_rows=rows_a_shard))
-        (summary,) = run(config, tmp_path / str(rows_a_shard), until="objects")
+    for shard_rows in (1, 4, 512):
+        config = make_config(dataset.config(annotations={"max_images": 5}, shard_rows=shard_rows))
+        (summary,) = run(config, tmp_path / str(shard_rows), until="objects")
         counts.append((summary.rows, summary.dropped))
     assert counts[0] == counts[1] == counts[2]
     assert counts[0][1]["image: image_missing"] > 0
@@ -178,7 +168,7 @@ def undisturbed(make_dataset, tmp_path_factory):
     return path, raw, files(data.folder / "whole")
 
 
-def test_what_workers_did_beyond_the_sample_is_swept_also_after_a_kill(undisturbed, tmp_path, monkeypatch):
+def test_shards_beyond_the_sample_are_removed_also_after_an_interruption(undisturbed, tmp_path, monkeypatch):
     _, raw, whole = undisturbed
     sweeps = []
 
@@ -198,7 +188,7 @@ def test_what_workers_did_beyond_the_sample_is_swept_also_after_a_kill(undisturb
 
 
 @pytest.mark.parametrize("syncs", [0, 2, 5, 9, 14, 20, 27, 35, 44, 60])
-def test_a_run_that_was_killed_goes_on_to_the_same_bytes(undisturbed, tmp_path, syncs):
+def test_a_run_that_was_killed_resumes_to_the_same_bytes(undisturbed, tmp_path, syncs):
     path, raw, whole = undisturbed
     command = [sys.executable, "-c", DIE, str(path), str(tmp_path / "run"), str(syncs)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
@@ -207,7 +197,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(undisturbed, tmp_path, 
     assert files(tmp_path / "run") == whole
 
 
-def test_workers_die_with_a_run_that_is_killed_and_the_next_run_is_whole(undisturbed, tmp_path):
+def test_workers_die_with_a_killed_run_and_the_next_run_is_complete(undisturbed, tmp_path):
     path, raw, whole = undisturbed
     command = [sys.executable, "-m", "spr", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -224,15 +214,15 @@ def test_workers_die_with_a_run_that_is_killed_and_the_next_run_is_whole(undistu
 
 
 def _processes_of_session(session: int) -> list[int]:
-    found = []
+    processes = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it ended meanwhile
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
+            processes.append(int(stat.parent.name))
+    return processes
 
 
 # The command line, with shards that take long enough to be interrupted.
@@ -249,7 +239,7 @@ cli.main()
 """
 
 
-def test_ctrl_c_stops_with_a_message_and_what_was_finished_stays(undisturbed, tmp_path):
+def test_ctrl_c_stops_with_a_message_and_keeps_finished_shards(undisturbed, tmp_path):
     path, raw, whole = undisturbed
     command = [sys.executable, "-c", SLOW, "run", str(path), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -265,7 +255,7 @@ def test_ctrl_c_stops_with_a_message_and_what_was_finished_stays(undisturbed, tm
     assert files(tmp_path / "run") == whole
 
 
-def test_a_changed_config_is_refused_naming_the_field_and_keeps_what_is_there(dataset, tmp_path):
+def test_a_changed_config_is_refused_with_the_field_and_nothing_is_changed(dataset, tmp_path):
     run(make_config(dataset.config()), tmp_path / "run")
     before = files(tmp_path / "run")
     with pytest.raises(RunError, match=r"regions\.per_image: 1 → 2[\s\S]*delete regions/"):
@@ -285,7 +275,7 @@ def test_a_field_may_change_as_long_as_no_stage_that_needs_it_has_begun(dataset,
 def test_annotations_that_have_changed_are_refused(dataset, tmp_path):
     config = make_config(dataset.config())
     run(config, tmp_path / "run")
-    os.utime(dataset.json, ns=(1, 1))  # touched, but the same: goes on
+    os.utime(dataset.json, ns=(1, 1))  # touched, but unchanged: accepted
     run(config, tmp_path / "run")
     dataset.coco["annotations"].pop()
     dataset.write()
@@ -293,13 +283,18 @@ def test_annotations_that_have_changed_are_refused(dataset, tmp_path):
         run(config, tmp_path / "run")
 
 
-def test_a_new_version_of_a_stage_is_refused_with_the_fix(dataset, tmp_path, monkeypatch):
+def test_a_new_version_of_a_stage_is_refused_with_the_fix(dataset, tmp_path):
     config = make_config(dataset.config())
-    run(config, tmp_path / "run")
-    stages = [STAGES["objects"], dataclasses.replace(STAGES["regions"], version=99)]
-    monkeypatch.setattr(runner, "due_stages", lambda *_: stages)
-    with pytest.raises(RunError, match=r"another version of SPR[\s\S]*delete .*regions"):
+    stage = dataclasses.replace(STAGES["regions"], name="added")
+    try:
+        STAGES.register("added", stage)
         run(config, tmp_path / "run")
+        STAGES.unregister("added")
+        STAGES.register("added", dataclasses.replace(stage, version=99))
+        with pytest.raises(RunError, match=r"another version of SPR[\s\S]*delete .*added"):
+            run(config, tmp_path / "run")
+    finally:
+        STAGES.unregister("added")
 
 
 def test_two_runs_into_one_folder_are_refused(dataset, tmp_path):
@@ -308,7 +303,7 @@ def test_two_runs_into_one_folder_are_refused(dataset, tmp_path):
         run(config, tmp_path / "run")
 
 
-def test_a_folder_with_other_things_is_left_alone(dataset, tmp_path):
+def test_a_folder_with_other_files_is_refused_and_left_alone(dataset, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match=r"not a run folder[\s\S]*data, thesis\.tex"):
         run(make_config(dataset.config()), tmp_path)
@@ -328,7 +323,7 @@ def test_a_damaged_config_of_the_run_is_named(dataset, tmp_path):
         run(make_config(dataset.config()), tmp_path / "run")
 
 
-def test_nothing_left_over_stops_with_the_reasons(dataset, tmp_path):
+def test_a_stage_without_rows_stops_the_run_with_the_reasons(dataset, tmp_path):
     with pytest.raises(InputError, match=r"`objects` has no images[\s\S]*object: area_under_minimum"):
         run(make_config(dataset.config(annotations={"min_area": 1e6})), tmp_path / "a")
     with pytest.raises(InputError, match=r"`regions` has no regions[\s\S]*image: too_few_objects"):
@@ -354,7 +349,7 @@ def test_an_image_outside_the_folder_is_never_opened(dataset, tmp_path):
     assert summary.dropped["image: image_file_name_unsafe"] == 2
 
 
-def test_the_log_tells_what_happened(dataset, tmp_path):
+def test_the_log_lists_the_start_and_the_end_of_each_stage(dataset, tmp_path):
     run(make_config(dataset.config()), tmp_path / "run")
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [(e["event"], e["stage"]) for e in events] == [
@@ -362,12 +357,23 @@ def test_the_log_tells_what_happened(dataset, tmp_path):
     ]
 
 
+def check_counts(annotations, out, *, images, objects, crowds):
+    run_objects, regions = run(make_config({"annotations": annotations}), out)
+    assert run_objects.counts["images with a valid entry"] == images
+    assert run_objects.counts["objects with a valid entry"] == objects
+    assert run_objects.dropped["object: crowd_without_detector"] == crowds
+    assert run_objects.rows + run_objects.dropped["image: too_few_objects"] == images
+    assert regions.rows + regions.dropped.get("image: no_valid_region", 0) == run_objects.rows
+
+
+def test_generated_images_give_objects_and_regions(dataset, tmp_path):
+    for entry in dataset.coco["annotations"][:6]:
+        entry["iscrowd"] = 1
+    dataset.write()
+    # The first image has six crowds, which leaves six of its twelve objects: too few.
+    check_counts(dataset.config()["annotations"], tmp_path / "run", images=40, objects=480, crowds=6)
+
+
 def test_the_photographs_give_objects_and_regions(photos, tmp_path):
-    raw = {"annotations": {"path": str(photos / "instances.json"), "images": str(photos / "images")}}
-    objects, regions = run(make_config(raw), tmp_path / "run")
-    # 80 photographs, 705 annotations, 6 of them crowds.
-    assert objects.counts["images with a valid entry"] == 80
-    assert objects.counts["objects with a valid entry"] == 705
-    assert objects.dropped["object: crowd_without_detector"] == 6
-    assert objects.rows + objects.dropped["image: too_few_objects"] == 80
-    assert regions.rows + regions.dropped.get("image: no_valid_region", 0) == objects.rows
+    annotations = {"path": str(photos / "instances.json"), "images": str(photos / "images")}
+    check_counts(annotations, tmp_path / "run", images=80, objects=705, crowds=6)

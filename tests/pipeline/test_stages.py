@@ -10,6 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
+from run_folders import FAKES
 from spr.config import make_config
 from spr.core.errors import ConfigError, SprError
 from spr.pipeline.runner import run
@@ -20,7 +21,6 @@ from spr.runs.reader import Run
 from spr.runs.store import StageOutput, StageStore, dropped_table, read_table
 
 BUILTIN = ["objects", "regions", "candidates", "scores", "pairs"]
-FAKES = {section: {"backend": "fake"} for section in ("describer", "scorer", "detector")}
 SCHEMA = pa.schema([pa.field("query_id", pa.string(), nullable=False), pa.field("area", pa.float32(), nullable=False)])
 
 
@@ -69,7 +69,7 @@ def test_a_stage_comes_after_the_last_of_its_inputs():
     assert names(ordered_stages()) == ["objects", "regions", "areas", "candidates", "scores", "pairs"]
 
 
-def test_stages_that_read_each_others_rows_are_ordered_whatever_the_order_of_registration():
+def test_stages_are_ordered_by_their_inputs_for_any_order_of_registration():
     added = {"z": ("pairs",), "b": ("a", "objects"), "a": ("regions",), "c": ("regions",)}
     for name, inputs in added.items():
         STAGES.register(name, replace(AREAS, name=name, inputs=inputs))
@@ -91,7 +91,7 @@ def test_missing_and_circular_inputs_are_named(inputs):
 
 
 @pytest.mark.usefixtures("areas")
-def test_without_a_describer_all_stages_run_that_need_none(dataset):
+def test_without_a_describer_all_stages_that_need_none_run(dataset):
     STAGES.register("lengths", replace(AREAS, name="lengths", inputs=("pairs",)))
     try:
         plain, described = make_config(dataset.config()), make_config(dataset.config(**FAKES))
@@ -139,7 +139,7 @@ def test_a_stage_that_breaks_its_own_declaration_is_named(change, message, datas
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_a_stage_crosses_process_borders_whole(name):
+def test_a_stage_is_pickled_without_loss(name):
     sent = pickle.loads(pickle.dumps(STAGES[name]))  # noqa: S301
     for field in dataclasses.fields(Stage):
         assert getattr(sent, field.name) == getattr(STAGES[name], field.name)

@@ -1,6 +1,6 @@
 """Annotations → objects: reading COCO-style annotation files, and replacing crowds (supplement, Sec. 1)."""
 
-from spr.annotations.coco import read_coco
+from spr.annotations.coco import Annotations, Dropped, read_coco
 from spr.annotations.crowd import (
     CrowdDetections,
     CrowdDetector,
@@ -9,7 +9,6 @@ from spr.annotations.crowd import (
     CrowdSettings,
     replace_crowds,
 )
-from spr.annotations.table import Annotations, Dropped
 
 __all__ = [
     "Annotations",

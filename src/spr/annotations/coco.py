@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,93 @@ from spr.annotations.columns import (
     REASONS,
     AnnotationColumns,
     ImageColumns,
-    ObjectCollector,
     fast_images,
     fast_objects,
-    lenient_categories,
+    join_images,
+    join_objects,
+    lenient_category,
     lenient_images,
     lenient_objects,
 )
-from spr.annotations.ids import CHUNK, NO_KEY, IdTable, Keys, look_up
+from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, look_up
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
-from spr.annotations.table import Annotations, Dropped
 from spr.core.errors import InputError
+from spr.records import ImageObject, ImageObjects
 
 _LISTS = ("images", "annotations", "categories")
 _WITHOUT_BOX = (CODE["entry_not_an_object"], CODE["object_without_id"], CODE["box_missing"])
 _OTHER_KINDS = {"caption": "captions", "segments_info": "panoptic segmentation"}
+
+_Error = Callable[..., InputError]
+_Reasons = npt.NDArray[np.uint8]
+_Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Dropped entries as columns of equal length, sorted by kind, reason and id.
+
+    ``ids`` are strings, empty for entries without an id; ``kinds`` are ``category``, ``image`` or ``object``;
+    ``reasons`` are keys of `spr.core.reasons.ANNOTATION_REASONS`.
+    """
+
+    ids: list[str]
+    kinds: list[str]
+    reasons: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Annotations:
+    """The ``I`` images, ``C`` categories and ``N`` objects of an annotations file, as columns.
+
+    Images are sorted by id, and objects by image and id: integers by value, then strings by code point.
+    ``isfake`` and ``isreflected`` of Objects365 v2 are not kept: the paper does not filter by them.
+
+    Attributes:
+        image_ids: (I,) int64, or strings (dtype object) if not all are integers.
+        file_names: I names, relative to the image folder.
+        sizes_wh: (I, 2) int32, width and height in pixels.
+        categories: C names, sorted by the categories' ids.
+        offsets: (I + 1,) int64; objects ``offsets[i]`` to ``offsets[i + 1]`` belong to image ``i``.
+        object_ids: (N,), like ``image_ids``.
+        category: (N,) int32, index into ``categories``.
+        boxes_xyxy: (N, 4) float32, pixels of the image, clipped to it, with a positive area.
+        crowd: (N,) bool, ``iscrowd``: the box contains several objects; see `spr.annotations.replace_crowds`.
+        clipped: Number of objects whose box was clipped, because a part of it lay outside the image.
+        dropped: The dropped entries.
+    """
+
+    image_ids: IdColumn
+    file_names: list[str]
+    sizes_wh: npt.NDArray[np.int32]
+    categories: tuple[str, ...]
+    offsets: npt.NDArray[np.int64]
+    object_ids: IdColumn
+    category: npt.NDArray[np.int32]
+    boxes_xyxy: npt.NDArray[np.float32]
+    crowd: npt.NDArray[np.bool_]
+    clipped: int
+    dropped: Dropped
+
+    def rows(self, image: int) -> slice:
+        """The rows of an image's objects in the object columns, given the image's index (0 to I − 1)."""
+        return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def record(self, image: int) -> ImageObjects:
+        """The image at this index with all its objects, including crowds, as a record."""
+        rows = self.rows(image)
+        columns = (column[rows].tolist() for column in (self.object_ids, self.category, self.boxes_xyxy))
+        objects = [ImageObject(str(id_), self.categories[k], box) for id_, k, box in zip(*columns, strict=True)]
+        width, height = self.sizes_wh[image].tolist()
+        return ImageObjects(str(self.image_ids[image]), self.file_names[image], width, height, tuple(objects))
+
+    def crowd_ids(self, image: int) -> frozenset[str]:
+        """The ids of the image's crowds, for `replace_crowds`."""
+        rows = self.rows(image)
+        return frozenset(map(str, self.object_ids[rows][self.crowd[rows]].tolist()))
 
 
 def read_coco(
@@ -59,13 +132,12 @@ def read_coco(
     """
     ids = IdTable()
     images: list[ImageColumns] = []
-    objects = ObjectCollector()
+    objects = join_objects(())
     categories: list[tuple[int, str, int]] = []
     odd_keys: dict[str, None] = {}
 
     def lenient(items: list[Any]) -> AnnotationColumns:
-        for item in items:
-            odd_keys.update(dict.fromkeys(item) if isinstance(item, dict) else {})
+        odd_keys.update(dict.fromkeys(key for item in items if isinstance(item, dict) for key in item))
         return lenient_objects(items, ids)
 
     with JsonStream(Path(path), block_size=block_size, progress=progress) as stream:
@@ -73,97 +145,76 @@ def read_coco(
         for member in stream.members():
             seen.append(member)
             if member == "images":
-                images.extend(stream.blocks(fast_images, partial(lenient_images, ids=ids)))
+                images = list(stream.blocks(fast_images, partial(lenient_images, ids=ids)))
             elif member == "annotations":
-                for block in stream.blocks(fast_objects, lenient):
-                    objects.add(block)
+                objects = join_objects(stream.blocks(fast_objects, lenient))
             elif member == "categories":
-                for rows in stream.blocks(lambda _: None, partial(lenient_categories, ids=ids)):
-                    categories.extend(rows)
-        _check_lists(seen, stream.error)
-        if not images:
-            raise stream.error("lists no images", got="`images` is empty")
-        ids.freeze()
-        joined = objects.finish()
-        if odd_keys and "bbox" not in odd_keys and np.isin(joined.reasons, _WITHOUT_BOX).all():
-            raise _no_boxes(list(odd_keys), stream.error)
-        return _assemble(
-            _join_images(images, ids), _Categories(categories, ids, stream.error), joined, ids, stream.error
-        )
-
-
-_Error = Callable[..., InputError]
-
-
-def _check_lists(seen: Sequence[str], error: _Error) -> None:
-    missing = [name for name in _LISTS if name not in seen]
+                blocks = stream.blocks(lambda _: None, list)
+                categories = [lenient_category(item, ids) for block in blocks for item in block]
+    missing = [f"`{name}`" for name in _LISTS if name not in seen]
     if missing:
-        names = " and ".join(f"`{name}`" for name in missing)
-        got = "the keys " + ", ".join(f"`{name}`" for name in seen[:8]) if seen else "an object without keys"
-        raise error(f"has no {names}", got=got, expected="an object with `images`, `annotations` and `categories`")
+        got = f"the keys {_listed(seen)}" if seen else "an object without keys"
+        expected = "an object with `images`, `annotations` and `categories`"
+        raise stream.error(f"has no {' and '.join(missing)}", got=got, expected=expected)
+    if not images:
+        raise stream.error("lists no images", got="`images` is empty")
+    if odd_keys and "bbox" not in odd_keys and np.isin(objects.reasons, _WITHOUT_BOX).all():
+        raise _no_boxes(list(odd_keys), stream.error)
+    ids.freeze()
+    return _assemble(join_images(images), categories, objects, ids, stream.error)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys[:8])
 
 
 def _no_boxes(keys: Sequence[str], error: _Error) -> InputError:
     kind = next((kind for key, kind in _OTHER_KINDS.items() if key in keys), None)
     return error(
         f"looks like a {kind} file: no annotation has a box" if kind else "has no boxes: no annotation has a `bbox`",
-        got="annotations with the keys " + ", ".join(f"`{key}`" for key in keys[:8]),
+        got=f"annotations with the keys {_listed(keys)}",
         expected="annotations with a `bbox`",
         fix="give the instances file, such as `instances_train2017.json`",
     )
 
 
-def _join_images(blocks: list[ImageColumns], ids: IdTable) -> ImageColumns:
-    return ImageColumns(
-        names=[name for block in blocks for name in block.names],
-        keys=ids.final_keys(np.concatenate([block.keys for block in blocks])),
-        reasons=np.concatenate([block.reasons for block in blocks]),
-        sizes_wh=np.concatenate([block.sizes_wh for block in blocks]),
-    )
-
-
-class _Categories:
-    """The categories, sorted by id."""
-
-    def __init__(self, rows: Sequence[tuple[int, str, int]], ids: IdTable, error: _Error) -> None:
-        keys = ids.final_keys(np.array([key for key, _, _ in rows], dtype=np.int64))
-        self.all_keys, self.reasons = keys, np.array([reason for _, _, reason in rows], dtype=np.uint8)
-        names: dict[int, str] = {}
-        for key, (_, name, reason) in zip(keys.tolist(), rows, strict=True):
-            if reason == OK and names.setdefault(key, name) != name:
-                (text,) = ids.texts(np.array([key]))
-                got = " and ".join(repr(n) for n in sorted((name, names[key])))
-                raise error(f"has two categories with the id {text}", got=got, expected="one name per id")
-        self.keys = np.array(sorted(names), dtype=np.int64)
-        self.names = tuple(names[key] for key in sorted(names))
-
-
 def _assemble(
-    images: ImageColumns, categories: _Categories, objects: AnnotationColumns, ids: IdTable, error: _Error
+    images: ImageColumns,
+    categories: Sequence[tuple[int, str, int]],
+    objects: AnnotationColumns,
+    ids: IdTable,
+    error: _Error,
 ) -> Annotations:
+    images.keys = ids.final_keys(images.keys)
+    for name in ("keys", "image_keys", "category_keys"):
+        setattr(objects, name, ids.final_keys(getattr(objects, name)))
+    category_keys = ids.final_keys(np.array([key for key, _, _ in categories], dtype=np.int64))
+    category_reasons = np.array([reason for _, _, reason in categories], dtype=np.uint8)
+    names: dict[int, str] = {}
+    for key, (_, name, reason) in zip(category_keys.tolist(), categories, strict=True):
+        if reason == OK and names.setdefault(key, name) != name:
+            (text,) = ids.texts(np.array([key]))
+            got = " and ".join(repr(n) for n in sorted((name, names[key])))
+            raise error(f"has two categories with the id {text}", got=got, expected="one name per id")
     kept_images = _choose_images(images)
     if not len(kept_images):
         reasons = sorted({REASONS[code] for code in images.reasons.tolist()})
         raise error(f"has {len(images.keys)} images, none of which can be used", got=", ".join(reasons))
-    for name in ("keys", "image_keys", "category_keys"):
-        setattr(objects, name, ids.final_keys(getattr(objects, name)))
     image = look_up(images.keys[kept_images], objects.image_keys)
-    category = look_up(categories.keys, objects.category_keys)
+    category = look_up(np.array(sorted(names), dtype=np.int64), objects.category_keys)
     _mark(objects.reasons, image < 0, CODE["object_image_unknown"])
     unknown = np.flatnonzero(objects.reasons == CODE["object_image_unknown"])
-    if len(unknown):
-        listed = np.isin(objects.image_keys[unknown], images.keys[images.keys != NO_KEY])
-        objects.reasons[unknown[listed]] = CODE["object_image_dropped"]
+    listed = np.isin(objects.image_keys[unknown], images.keys[images.keys != NO_KEY])
+    objects.reasons[unknown[listed]] = CODE["object_image_dropped"]
     _mark(objects.reasons, category < 0, CODE["object_category_unknown"])
     sizes_wh = images.sizes_wh[kept_images]
     clipped = _clip(objects, image, sizes_wh)
-    _mark_repeated(objects, image, category)
-    order = _order(objects, image)
+    order = _order(objects, image, category)
     return Annotations(
         image_ids=ids.column(images.keys[kept_images]),
         file_names=[images.names[index] for index in kept_images.tolist()],
         sizes_wh=sizes_wh,
-        categories=categories.names,
+        categories=tuple(names[key] for key in sorted(names)),
         offsets=np.concatenate([[0], np.cumsum(np.bincount(image[order], minlength=len(sizes_wh)))]).astype(np.int64),
         object_ids=ids.column(objects.keys[order]),
         category=category[order],
@@ -172,7 +223,7 @@ def _assemble(
         clipped=int(np.count_nonzero(clipped[order])),
         dropped=_dropped(
             [
-                ("category", categories.all_keys, categories.reasons),
+                ("category", category_keys, category_reasons),
                 ("image", images.keys, images.reasons),
                 ("object", objects.keys, objects.reasons),
             ],
@@ -181,11 +232,11 @@ def _assemble(
     )
 
 
-def _mark(reasons: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_] | np.bool_, reason: int) -> None:
+def _mark(reasons: _Reasons, where: npt.NDArray[np.bool_] | np.bool_, reason: int) -> None:
     reasons[where & (reasons == OK)] = reason
 
 
-def _choose_images(images: ImageColumns) -> npt.NDArray[np.intp]:
+def _choose_images(images: ImageColumns) -> _Rows:
     """Indices of the images that are kept, sorted by id; marks those whose id occurs more than once."""
     valid = np.flatnonzero(images.reasons == OK)
     order = valid[np.argsort(images.keys[valid], kind="stable")]
@@ -220,36 +271,30 @@ def _clip(
     return clipped
 
 
-def _mark_repeated(objects: AnnotationColumns, image: npt.NDArray[np.int32], category: npt.NDArray[np.int32]) -> None:
-    """Mark all but one of the objects with the same id: the smallest by image, category, box and iscrowd is kept."""
-    valid = np.flatnonzero(objects.reasons == OK)
-    keys = objects.keys[valid]
-    if np.all(keys[1:] > keys[:-1]):
-        return
-    keys = np.sort(keys)
-    repeated = keys[1:][keys[1:] == keys[:-1]]
-    if not len(repeated):
-        return
-    rows = valid[np.isin(objects.keys[valid], repeated)]
-    by = (objects.crowd[rows], *objects.boxes_xyxy[rows].T[::-1], category[rows], image[rows], objects.keys[rows])
-    rows = rows[np.lexsort(by)]
-    keys = objects.keys[rows]
-    objects.reasons[rows[1:][keys[1:] == keys[:-1]]] = CODE["object_id_repeated"]
+def _order(objects: AnnotationColumns, image: npt.NDArray[np.int32], category: npt.NDArray[np.int32]) -> _Rows:
+    """Indices of the objects that are kept, sorted by image and id.
 
-
-def _order(objects: AnnotationColumns, image: npt.NDArray[np.int32]) -> npt.NDArray[np.intp]:
-    """Indices of the objects that are kept, sorted by image and id."""
+    Of several objects with the same id, marks all but the smallest by image, category, box and iscrowd.
+    """
     order = np.flatnonzero(objects.reasons == OK)
     keys = objects.keys[order]
     if not np.all(keys[1:] > keys[:-1]):
         order = order[np.argsort(keys)]
+        keys = objects.keys[order]
+        equal = np.flatnonzero(keys[1:] == keys[:-1])
+        places = np.union1d(equal, equal + 1)
+        rows = order[places]
+        by = (objects.crowd[rows], *objects.boxes_xyxy[rows].T[::-1], category[rows], image[rows], objects.keys[rows])
+        order[places] = rows[np.lexsort(by)]
+        objects.reasons[order[equal + 1]] = CODE["object_id_repeated"]
+        order = np.delete(order, equal + 1)
     # Image and rank combined in one integer: sorting integers is faster than argsort.
     image_and_rank = image[order].astype(np.int64) * len(order) + np.arange(len(order))
     image_and_rank.sort()
     return np.asarray(order[image_and_rank % max(len(order), 1)])
 
 
-def _dropped(tables: Sequence[tuple[str, Keys, npt.NDArray[np.uint8]]], ids: IdTable) -> Dropped:
+def _dropped(tables: Sequence[tuple[str, Keys, _Reasons]], ids: IdTable) -> Dropped:
     dropped = Dropped([], [], [])
     for kind, keys, reasons in tables:
         rows = np.flatnonzero(reasons)

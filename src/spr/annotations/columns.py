@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ from spr.core.images import unsafe_path
 from spr.core.reasons import ANNOTATION_REASONS
 
 REASONS = ("", *ANNOTATION_REASONS)
-"""Drop reasons by code, uint8; code 0, `OK`, means that the entry is kept. Of several reasons, the first is used."""
+"""Drop reasons by code, uint8; code 0, `OK`, keeps the entry. Of several reasons, the first is used."""
 OK = 0
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 
@@ -77,70 +77,53 @@ class AnnotationColumns:
     boxes_xyxy: npt.NDArray[np.float32]
 
 
-class ObjectCollector:
-    """Columns that grow in place. Joining a list of blocks at the end would need twice the memory."""
+_DTYPES = {"keys": "i8", "image_keys": "i8", "category_keys": "i8", "reasons": "u1", "crowd": "?", "boxes_xyxy": "f4"}
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._columns: dict[str, npt.NDArray[Any]] = {
-            "keys": np.empty(1024, dtype=np.int64),
-            "image_keys": np.empty(1024, dtype=np.int64),
-            "category_keys": np.empty(1024, dtype=np.int64),
-            "reasons": np.empty(1024, dtype=np.uint8),
-            "crowd": np.empty(1024, dtype=np.bool_),
-            "boxes_xyxy": np.empty((1024, 4), dtype=np.float32),
-        }
 
-    def add(self, block: AnnotationColumns) -> None:
-        """Append a block."""
-        start, self._count = self._count, self._count + len(block.keys)
-        for name, column in self._columns.items():
-            if len(column) < self._count:
-                larger = np.empty((2 * self._count, *column.shape[1:]), dtype=column.dtype)
-                larger[:start] = column[:start]
-                self._columns[name] = column = larger
-            column[start : self._count] = getattr(block, name)
+def join_images(blocks: Sequence[ImageColumns]) -> ImageColumns:
+    """All blocks as one; at least one block."""
+    return ImageColumns(
+        [name for block in blocks for name in block.names],
+        *(np.concatenate([getattr(block, name) for block in blocks]) for name in ("keys", "reasons", "sizes_wh")),
+    )
 
-    def finish(self) -> AnnotationColumns:
-        """All blocks as one."""
-        return AnnotationColumns(**{name: column[: self._count] for name, column in self._columns.items()})
+
+def join_objects(blocks: Iterable[AnnotationColumns]) -> AnnotationColumns:
+    """All blocks as one. Columns grow in place: joining a list of blocks at the end would need twice the memory."""
+    buffers = {name: bytearray() for name in _DTYPES}
+    for block in blocks:
+        for name, buffer in buffers.items():
+            buffer.extend(getattr(block, name).data)
+    columns: dict[str, Any] = {name: np.frombuffer(buffers[name], dtype) for name, dtype in _DTYPES.items()}
+    return AnnotationColumns(**{**columns, "boxes_xyxy": columns["boxes_xyxy"].reshape(-1, 4)})
 
 
 def fast_images(block: memoryview) -> ImageColumns | None:
-    """Columns of a JSON list of images, or None if it needs the lenient decoder."""
+    """Columns of a JSON list of images, which is not empty, or None if it needs the lenient decoder."""
     try:
         items = _decode_images(block)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        keys = _array("q", [item.id for item in items])
+        width, height = _array("q", [item.width for item in items]), _array("q", [item.height for item in items])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error):
         return None
     names = [item.file_name or _name_of_url(item.coco_url) for item in items]
     lines = "\n" + "\n".join(names)
     if not all(names) or any(sign in lines for sign in _SUSPECT):
         return None
-    try:
-        keys = _array("q", [item.id for item in items])
-        width, height = _array("q", [item.width for item in items]), _array("q", [item.height for item in items])
-    except struct.error:
-        return None
     sizes = np.stack([width, height], axis=1)
-    if items and (keys.max() >= TEXT_BASE or sizes.min() < 1 or sizes.max() > _MAX_SIDE):
+    if keys.max() >= TEXT_BASE or sizes.min() < 1 or sizes.max() > _MAX_SIDE:
         return None
     return ImageColumns(names, keys, np.zeros(len(items), dtype=np.uint8), sizes.astype(np.int32))
 
 
 def lenient_images(items: Sequence[Any], ids: IdTable) -> ImageColumns:
-    """Columns of decoded images, whatever they contain."""
-    rows = [_image(item, ids) for item in items]
-    names, keys, reasons, sizes = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
-    return ImageColumns(
-        names,
-        np.array(keys, dtype=np.int64),
-        np.array(reasons, dtype=np.uint8),
-        np.array(sizes, dtype=np.int32).reshape(-1, 2),
-    )
+    """Columns of decoded images, whatever they contain; at least one."""
+    names, keys, reasons, sizes = zip(*(_image(item, ids) for item in items), strict=True)
+    return ImageColumns(list(names), np.array(keys, np.int64), np.array(reasons, np.uint8), np.array(sizes, np.int32))
 
 
 def fast_objects(block: memoryview) -> AnnotationColumns | None:
-    """Columns of a JSON list of annotations, or None if it needs the lenient decoder."""
+    """Columns of a JSON list of annotations, which is not empty, or None if it needs the lenient decoder."""
     try:
         items = _decode_objects(block)
         keys = _array("q", [item.id for item in items])
@@ -148,7 +131,7 @@ def fast_objects(block: memoryview) -> AnnotationColumns | None:
         category_keys = _array("q", [item.category_id for item in items])
     except (msgspec.DecodeError, struct.error, RecursionError):
         return None
-    if items and max(keys.max(), image_keys.max(), category_keys.max()) >= TEXT_BASE:
+    if max(keys.max(), image_keys.max(), category_keys.max()) >= TEXT_BASE:
         return None
     crowd = _array("?", [item.iscrowd for item in items])
     flat: list[float] = []
@@ -156,25 +139,31 @@ def fast_objects(block: memoryview) -> AnnotationColumns | None:
         flat += item.bbox
     boxes = _array("d", flat).reshape(-1, 4)
     reasons = np.zeros(len(items), dtype=np.uint8)
-    if not ((boxes[:, 2] > 0).all() and (boxes[:, 3] > 0).all()):
-        reasons[(boxes[:, 2:] == 0).any(axis=1)] = CODE["box_size_zero"]
-        reasons[(boxes[:, 2:] < 0).any(axis=1)] = CODE["box_size_negative"]
+    reasons[(boxes[:, 2:] == 0).any(axis=1)] = CODE["box_size_zero"]
+    reasons[(boxes[:, 2:] < 0).any(axis=1)] = CODE["box_size_negative"]
     return AnnotationColumns(keys, image_keys, category_keys, reasons, crowd, _corners(boxes))
 
 
 def lenient_objects(items: Sequence[Any], ids: IdTable) -> AnnotationColumns:
-    """Columns of decoded annotations, whatever they contain."""
-    rows = [_object(item, ids) for item in items]
-    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], [], [], [], []]
-    keys, image_keys, category_keys = (np.array(column, dtype=np.int64) for column in columns[:3])
-    reasons, crowd = np.array(columns[3], dtype=np.uint8), np.array(columns[4], dtype=np.bool_)
-    boxes = np.array(columns[5], dtype=np.float64).reshape(-1, 4)
-    return AnnotationColumns(keys, image_keys, category_keys, reasons, crowd, _corners(boxes))
+    """Columns of decoded annotations, whatever they contain; at least one."""
+    *keys, reasons, crowd, boxes = zip(*(_object(item, ids) for item in items), strict=True)
+    key, image_key, category_key = (np.array(column, np.int64) for column in keys)
+    corners = _corners(np.array(boxes, np.float64))
+    return AnnotationColumns(
+        key, image_key, category_key, np.array(reasons, np.uint8), np.array(crowd, np.bool_), corners
+    )
 
 
-def lenient_categories(items: Sequence[Any], ids: IdTable) -> list[tuple[int, str, int]]:
-    """Key, name and reason of decoded categories."""
-    return [_category(item, ids) for item in items]
+def lenient_category(item: Any, ids: IdTable) -> tuple[int, str, int]:
+    """Key, name and reason of a decoded category."""
+    if not isinstance(item, dict):
+        return NO_KEY, "", CODE["entry_not_an_object"]
+    key, name = ids.key(item.get("id")), item.get("name")
+    if key == NO_KEY:
+        return key, "", CODE["category_without_id"]
+    if not isinstance(name, str) or not name.strip() or not is_unicode(name):
+        return key, "", CODE["category_without_name"]
+    return key, name, OK
 
 
 def _array(code: str, numbers: Sequence[float]) -> npt.NDArray[Any]:
@@ -199,13 +188,12 @@ def _name_of_url(url: str | None) -> str:
 def _image(item: Any, ids: IdTable) -> tuple[str, int, int, tuple[int, int]]:
     if not isinstance(item, dict):
         return "", NO_KEY, CODE["entry_not_an_object"], (0, 0)
-    key = ids.key(item.get("id"))
-    name, url = item.get("file_name"), item.get("coco_url")
+    key, name, url = ids.key(item.get("id")), item.get("file_name"), item.get("coco_url")
     if not isinstance(name, str) or not name:
         name = _name_of_url(url) if isinstance(url, str) else ""
     width, height = _side(item.get("width")), _side(item.get("height"))
     reason = OK
-    if key is None:
+    if key == NO_KEY:
         reason = CODE["image_without_id"]
     elif not (width and height):
         reason = CODE["image_size_invalid"]
@@ -213,25 +201,16 @@ def _image(item: Any, ids: IdTable) -> tuple[str, int, int, tuple[int, int]]:
         reason = CODE["image_without_file_name"]
     elif unsafe_path(name) or not is_unicode(name):
         reason = CODE["image_file_name_unsafe"]
-    return name, NO_KEY if key is None else key, reason, (width, height)
+    return name, key, reason, (width, height)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _side(value: object) -> int:
     """Width or height in pixels; 0 if the value is not valid."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _MAX_SIDE:
-        return 0
-    return int(value) if value == int(value) else 0
-
-
-def _category(item: Any, ids: IdTable) -> tuple[int, str, int]:
-    if not isinstance(item, dict):
-        return NO_KEY, "", CODE["entry_not_an_object"]
-    key, name = ids.key(item.get("id")), item.get("name")
-    if key is None:
-        return NO_KEY, "", CODE["category_without_id"]
-    if not isinstance(name, str) or not name.strip() or not is_unicode(name):
-        return key, "", CODE["category_without_name"]
-    return key, name, OK
+    return int(value) if _is_number(value) and 1 <= value <= _MAX_SIDE and value == int(value) else 0
 
 
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
@@ -240,8 +219,7 @@ _NO_BOX = (0.0, 0.0, 0.0, 0.0)
 def _object(item: Any, ids: IdTable) -> tuple[int, int, int, int, bool, tuple[float, ...]]:
     if not isinstance(item, dict):
         return NO_KEY, NO_KEY, NO_KEY, CODE["entry_not_an_object"], False, _NO_BOX
-    found = [ids.key(item.get(name)) for name in ("id", "image_id", "category_id")]
-    key, image_key, category_key = (NO_KEY if k is None else k for k in found)
+    key, image_key, category_key = (ids.key(item.get(name)) for name in ("id", "image_id", "category_id"))
     box, reason = _box(item.get("bbox"))
     crowd = item.get("iscrowd")
     if crowd is not None and not isinstance(crowd, bool | int | float):
@@ -254,17 +232,13 @@ def _object(item: Any, ids: IdTable) -> tuple[int, int, int, int, bool, tuple[fl
 def _box(value: Any) -> tuple[tuple[float, ...], int]:
     if value is None:
         return _NO_BOX, CODE["box_missing"]
-    is_box = isinstance(value, list) and len(value) == 4
-    if not is_box or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
+    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
         return _NO_BOX, CODE["box_not_four_numbers"]
     try:
-        x, y, width, height = (float(v) for v in value)
+        box = tuple(map(float, value))
     except OverflowError:
         return _NO_BOX, CODE["box_not_finite"]
-    if not all(map(math.isfinite, (x, y, width, height))):
+    if not all(map(math.isfinite, box)):
         return _NO_BOX, CODE["box_not_finite"]
-    if width < 0 or height < 0:
-        return (x, y, width, height), CODE["box_size_negative"]
-    if width == 0 or height == 0:
-        return (x, y, width, height), CODE["box_size_zero"]
-    return (x, y, width, height), OK
+    smaller = min(box[2:])
+    return box, CODE["box_size_negative"] if smaller < 0 else CODE["box_size_zero"] if smaller == 0 else OK

@@ -1,7 +1,4 @@
-"""Crowds: a detector re-annotates annotations whose one box holds many objects (supplement, Sec. 1).
-
-The detector is passed in as a function, which applies its own thresholds.
-"""
+"""Crowds: annotations whose one box holds many objects, which a detector annotates again (supplement, Sec. 1)."""
 
 from __future__ import annotations
 
@@ -21,12 +18,7 @@ from spr.records import Box, ImageObject, ImageObjects, Size
 class CrowdQuery:
     """A crowd whose objects the detector is to locate.
 
-    Attributes:
-        image_id: The image's id.
-        file_name: The image's file, relative to the image folder.
-        size_wh: The image's width and height in pixels.
-        category: The category to detect.
-        box: The crowd's box, xyxy pixels of the image.
+    ``file_name`` is relative to the image folder, and ``box`` is the crowd's box, xyxy pixels of the image.
     """
 
     image_id: str
@@ -45,18 +37,12 @@ class CrowdDetections:
 
 
 CrowdDetector: TypeAlias = Callable[[Sequence[CrowdQuery]], Sequence[CrowdDetections]]
-"""Answers queries, which may be about several images, in their order."""
+"""Answers queries, which may be about several images, in their order; it applies its own thresholds."""
 
 
 @dataclass(frozen=True, slots=True)
 class CrowdDrop:
-    """A crowd or a detection that was dropped.
-
-    Attributes:
-        id: The crowd's id, or ``<crowd id>#<n>`` for a detection.
-        image_id: The image's id.
-        reason: A key of `spr.core.reasons.OBJECT_REASONS`.
-    """
+    """A dropped crowd, or detection (id ``<crowd id>#<n>``); reasons: `spr.core.reasons.OBJECT_REASONS`."""
 
     id: str
     image_id: str
@@ -107,39 +93,56 @@ def replace_crowds(
         sorted((item for item in image.objects if item.id in ids), key=lambda crowd: crowd.id)
         for image, ids in zip(images, crowd_ids, strict=True)
     ]
-    detections = iter(_detect(detector, images, crowds) if detector is not None else ())
+    queries = [
+        CrowdQuery(image.image_id, image.file_name, (image.width, image.height), crowd.category, crowd.box)
+        for image, own_crowds in zip(images, crowds, strict=True)
+        for crowd in own_crowds
+    ]
+    answers = detector(queries) if detector is not None and queries else ()
+    if detector is not None and len(answers) != len(queries):
+        expected = f"{len(queries)} answers"
+        raise RecordError("The crowd detector did not answer each query once", got=len(answers), expected=expected)
+    detections = iter(answers)
     replaced: list[ImageObjects] = []
     drops: list[CrowdDrop] = []
-    for image, crowds_here in zip(images, crowds, strict=True):
-        ids = {crowd.id for crowd in crowds_here}
-        objects = [item for item in image.objects if item.id not in ids]
-        for crowd in crowds_here:
+    for image, own_crowds in zip(images, crowds, strict=True):
+        objects = [item for item in image.objects if item not in own_crowds]
+        for crowd in own_crowds:
             if detector is None:
                 drops.append(CrowdDrop(crowd.id, image.image_id, "crowd_without_detector"))
                 continue
-            boxes, scores = _sorted_detections(crowd, next(detections), (image.width, image.height))
             existing = [item.box for item in objects if item.category == crowd.category]
-            added, dropped = _split(crowd, boxes, scores, _reasons(boxes, scores, crowd.box, existing, settings))
+            size_wh = image.width, image.height
+            added, dropped = _objects_in(crowd, next(detections), size_wh, existing, settings)
             objects += added
             drops += [CrowdDrop(id_, image.image_id, reason) for id_, reason in dropped]
-        replaced.append(replace(image, objects=tuple(objects)) if crowds_here else image)
+        replaced.append(replace(image, objects=tuple(objects)) if own_crowds else image)
     return replaced, drops
 
 
-def _detect(
-    detector: CrowdDetector, images: Sequence[ImageObjects], crowds: Sequence[Sequence[ImageObject]]
-) -> Sequence[CrowdDetections]:
-    queries = [
-        CrowdQuery(image.image_id, image.file_name, (image.width, image.height), crowd.category, crowd.box)
-        for image, crowds_here in zip(images, crowds, strict=True)
-        for crowd in crowds_here
-    ]
-    answers = detector(queries) if queries else ()
-    if len(answers) != len(queries):
-        raise RecordError(
-            "The crowd detector did not answer each query once", got=len(answers), expected=f"{len(queries)} answers"
-        )
-    return answers
+def _objects_in(
+    crowd: ImageObject, detections: CrowdDetections, size_wh: Size, existing: Sequence[Box], settings: CrowdSettings
+) -> tuple[list[ImageObject], list[tuple[str, str]]]:
+    """The crowd's new objects, and ``(id, reason)`` of what is dropped: detections, and a crowd without new objects."""
+    boxes, scores = _sorted_detections(crowd, detections, size_wh)
+    reasons = np.full(len(boxes), "", dtype=object)
+    outside = (fraction_inside(boxes, crowd.box) < settings.min_inside) | (area(boxes) == 0)
+    reasons[outside] = "detection_outside_crowd"
+    inside = np.flatnonzero(~outside)
+    kept = inside[non_maximum_suppression(boxes[inside], scores[inside], settings.nms_iou)]
+    reasons[np.setdiff1d(inside, kept)] = "detection_suppressed"
+    is_duplicate = (iou_matrix(boxes[kept], existing) > settings.duplicate_iou).any(axis=1)
+    reasons[kept[is_duplicate]] = "detection_duplicate"
+    objects: list[ImageObject] = []
+    drops: list[tuple[str, str]] = []
+    for number, (box, score, reason) in enumerate(zip(boxes.tolist(), scores.tolist(), reasons, strict=True), start=1):
+        if reason:
+            drops.append((f"{crowd.id}#{number}", reason))
+        else:
+            objects.append(ImageObject(f"{crowd.id}#{number}", crowd.category, box, source="detector", score=score))
+    if not objects:
+        drops.append((crowd.id, "crowd_nothing_new" if "detection_duplicate" in reasons else "crowd_nothing_found"))
+    return objects, drops
 
 
 def _sorted_detections(crowd: ImageObject, detections: CrowdDetections, size_wh: Size) -> tuple[Array, Array]:
@@ -151,45 +154,10 @@ def _sorted_detections(crowd: ImageObject, detections: CrowdDetections, size_wh:
         raise RecordError(f"The detector's boxes for crowd {crowd.id} are not boxes", got=str(error)) from None
     finite = np.isfinite(boxes).all() and np.isfinite(scores).all()
     if boxes.ndim != 2 or scores.shape != boxes.shape[:1] or not finite:
-        raise RecordError(
-            f"The detections for crowd {crowd.id} are malformed",
-            got=f"boxes_xyxy {boxes.shape}, scores {scores.shape}, {'all' if finite else 'not all'} finite",
-            expected="boxes_xyxy (M, 4) and scores (M,), all finite",
-        )
+        got = f"boxes_xyxy {boxes.shape}, scores {scores.shape}, {'all' if finite else 'not all'} finite"
+        expected = "boxes_xyxy (M, 4) and scores (M,), all finite"
+        raise RecordError(f"The detections for crowd {crowd.id} are malformed", got=got, expected=expected)
     # Tables hold float32, so the boxes are compared in the precision in which they are saved.
     boxes = clip(boxes, size_wh).astype(np.float32).astype(np.float64)
     order = np.lexsort((*boxes.T[::-1], -scores))
     return boxes[order], scores[order]
-
-
-def _reasons(
-    boxes: Array, scores: Array, crowd_box: Box, existing: Sequence[Box], settings: CrowdSettings
-) -> list[str]:
-    """The reason why each detection is dropped; empty for those that are kept."""
-    reasons = np.full(len(boxes), "", dtype=object)
-    outside = (fraction_inside(boxes, crowd_box) < settings.min_inside) | (area(boxes) == 0)
-    reasons[outside] = "detection_outside_crowd"
-    inside = np.flatnonzero(~outside)
-    kept = inside[non_maximum_suppression(boxes[inside], scores[inside], settings.nms_iou)]
-    reasons[np.setdiff1d(inside, kept)] = "detection_suppressed"
-    is_duplicate = (iou_matrix(boxes[kept], existing) > settings.duplicate_iou).any(axis=1)
-    reasons[kept[is_duplicate]] = "detection_duplicate"
-    return [str(reason) for reason in reasons]
-
-
-def _split(
-    crowd: ImageObject, boxes: Array, scores: Array, reasons: Sequence[str]
-) -> tuple[list[ImageObject], list[tuple[str, str]]]:
-    """The crowd's new objects, and ``(id, reason)`` of what is dropped: detections, and a crowd without new objects."""
-    objects: list[ImageObject] = []
-    drops: list[tuple[str, str]] = []
-    rows = zip(boxes.tolist(), scores.tolist(), reasons, strict=True)
-    for number, (box, score, reason) in enumerate(rows, start=1):
-        id_ = f"{crowd.id}#{number}"
-        if reason:
-            drops.append((id_, reason))
-        else:
-            objects.append(ImageObject(id_, crowd.category, box, source="detector", score=score))
-    if not objects:
-        drops.append((crowd.id, "crowd_nothing_new" if "detection_duplicate" in reasons else "crowd_nothing_found"))
-    return objects, drops

@@ -16,7 +16,7 @@ TEXT_BASE = 2**63 - 2**32
 """Keys from here on stand for strings. Integers as large as this are treated as strings too."""
 
 NO_KEY = 2**63 - 1
-"""The key of a missing or invalid id. Keys of strings never reach it."""
+"""The key of a missing or invalid id; keys of strings never reach it."""
 
 CHUNK = 2**16
 """Rows per step, so that intermediate arrays stay in the processor's cache."""
@@ -42,8 +42,8 @@ class IdTable:
         self._sorted: list[str] = []
         self._ranks = np.empty(0, dtype=np.int64)
 
-    def key(self, value: object) -> int | None:
-        """The key of a JSON value, or None if it is not a valid id: missing, empty, a boolean, a fraction, a list, …"""
+    def key(self, value: object) -> int:
+        """The key of a JSON value; `NO_KEY` if it is no valid id: missing, empty, a boolean, a fraction, a list, …"""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -51,7 +51,7 @@ class IdTable:
                 return value
             value = str(value)
         if not isinstance(value, str) or not value or not is_unicode(value):
-            return None
+            return NO_KEY
         if _INTEGER.fullmatch(value) and -(2**63) <= int(value) < TEXT_BASE:
             return int(value)
         return TEXT_BASE + self._codes.setdefault(value, len(self._codes))
@@ -59,8 +59,7 @@ class IdTable:
     def freeze(self) -> None:
         """Sort the strings. `key` must not be called afterwards."""
         self._sorted = sorted(self._codes)
-        self._ranks = np.empty(len(self._sorted), dtype=np.int64)
-        self._ranks[[self._codes[text] for text in self._sorted]] = np.arange(len(self._sorted))
+        self._ranks = np.argsort([self._codes[text] for text in self._sorted])
 
     def final_keys(self, keys: Keys) -> Keys:
         """Keys that sort as the ids do, for keys from `key`."""
@@ -73,18 +72,14 @@ class IdTable:
 
     def texts(self, keys: Keys) -> list[str]:
         """The ids of final keys as strings; an empty string for `NO_KEY`."""
-        return [self._text(key) for key in keys.tolist()]
-
-    def _text(self, key: int) -> str:
-        if key < TEXT_BASE:
-            return str(key)
-        return "" if key == NO_KEY else self._sorted[key - TEXT_BASE]
+        return [
+            str(key) if key < TEXT_BASE else "" if key == NO_KEY else self._sorted[key - TEXT_BASE]
+            for key in keys.tolist()
+        ]
 
     def column(self, keys: Keys) -> IdColumn:
         """The ids of final keys in the most compact form."""
-        if not self._sorted or not (keys >= TEXT_BASE).any():
-            return keys
-        return np.array(self.texts(keys), dtype=np.object_)
+        return np.array(self.texts(keys), dtype=np.object_) if (keys >= TEXT_BASE).any() else keys
 
 
 def is_unicode(text: str) -> bool:
@@ -105,18 +100,17 @@ def look_up(sorted_keys: Keys, wanted: Keys) -> npt.NDArray[np.int32]:
     if not len(sorted_keys) or not len(wanted):
         return np.full(len(wanted), -1, dtype=np.int32)
     low, high = int(sorted_keys[0]), int(sorted_keys[-1])
-    found = np.empty(len(wanted), dtype=np.int32)
-    if high - low < 4 * (len(sorted_keys) + len(wanted)):
-        # Most ids are dense integers, for which a lookup table is ten times faster than a search.
+    # Most ids are dense integers, for which a lookup table is ten times faster than a search.
+    dense = high - low < 4 * (len(sorted_keys) + len(wanted))
+    if dense:
         table = np.full(high - low + 2, -1, dtype=np.int32)
         table[sorted_keys - low] = np.arange(len(sorted_keys), dtype=np.int32)
-        for start in range(0, len(wanted), CHUNK):
-            part = wanted[start : start + CHUNK]
-            places = np.where((part >= low) & (part <= high), part - low, high - low + 1)
-            found[start : start + CHUNK] = table[places]
-        return found
+    found = np.empty(len(wanted), dtype=np.int32)
     for start in range(0, len(wanted), CHUNK):
         part = wanted[start : start + CHUNK]
-        places = np.minimum(np.searchsorted(sorted_keys, part), len(sorted_keys) - 1)
-        found[start : start + CHUNK] = np.where(sorted_keys[places] == part, places, -1)
+        if dense:
+            found[start : start + CHUNK] = table[np.where((part >= low) & (part <= high), part - low, high - low + 1)]
+        else:
+            places = np.minimum(np.searchsorted(sorted_keys, part), len(sorted_keys) - 1)
+            found[start : start + CHUNK] = np.where(sorted_keys[places] == part, places, -1)
     return found

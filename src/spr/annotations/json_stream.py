@@ -15,10 +15,11 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 
-from spr.annotations.json_cuts import SPACE, guess_cut, scan
+import numpy as np
+import numpy.typing as npt
+
 from spr.core.errors import InputError
 
 BLOCK_SIZE = 256 * 1024
@@ -30,10 +31,15 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 T = TypeVar("T")
 
+_SPACE = b" \t\r\n"
 _NOT_SPACE = re.compile(rb"[^ \t\r\n]")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SCALAR = re.compile(rb"[^,}\]\s]+(?=[,}\]\s])")
-_INT_DIGITS = 4000
+_BOUNDARY_TRIES = 64
+_LONGEST_GAP = 64
+_COMMA = 2
+_STEPS = np.zeros(256, dtype=np.int8)
+_STEPS[list(b"{[")], _STEPS[list(b"}]")], _STEPS[ord(",")] = 1, -1, _COMMA
 
 _STARTS = {
     b"\x1f\x8b": ("a gzip archive", "unpack it first: gunzip FILE"),
@@ -49,14 +55,9 @@ _STARTS = {
 class JsonStream:
     """A JSON object in a file, which can be read once.
 
-    Args:
-        path: The file.
-        block_size: Bytes per read.
-        progress: Called after every read.
-
     Raises:
-        InputError: if the file is missing, empty or not a JSON object. Every method raises it, naming the byte, if the
-            file is truncated or not JSON.
+        InputError: if the file is missing, empty or not a JSON object; from every method, naming the byte, if it is
+            truncated or not JSON.
     """
 
     def __init__(self, path: Path, *, block_size: int = BLOCK_SIZE, progress: Progress | None = None) -> None:
@@ -70,19 +71,18 @@ class JsonStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def members(self) -> Iterator[str]:
         """The keys of the top level, in the order of the file. Values that `blocks` does not read are skipped."""
         self._start()
         seen: set[str] = set()
-        while True:
-            if not seen and self._peek() == b"}":
-                break
-            self._member = self._key()
+        closed = self._peek() == b"}"
+        while not closed:
+            if self._peek() != b'"':
+                self._not_json("expected a key in quotes")
+            self._member = str(self._decode(self._match(_STRING))[0])
             if self._member in seen:
                 raise self.error(f"has the key `{self._member}` twice", fix="remove one of the two")
             seen.add(self._member)
@@ -93,9 +93,9 @@ class JsonStream:
             if self._pending:
                 self._skip()
             self._member = ""
-            if self._peek() == b"}":
-                break
-            self._expect(b",")
+            closed = self._peek() == b"}"
+            if not closed:
+                self._expect(b",")
         self._at += 1
         if self._peek(at_end=True):
             self._not_json("there is more text after the end of the object")
@@ -128,7 +128,7 @@ class JsonStream:
                 guessed = self._base + guess
                 cut, closed = self._exact_cut()
                 block = bytes(self._buffer[self._at : cut])
-                if block.strip(SPACE):
+                if block.strip(_SPACE):
                     result = self._try(fast, cut) if self._base + cut != guessed else None
                     result = lenient(self._decode(block)) if result is None else result
                 elif not (first and closed):
@@ -151,10 +151,7 @@ class JsonStream:
         return result
 
     def _more(self) -> bool:
-        """Read more bytes; False at the end of the file.
-
-        At least as many are read as are unconsumed, so that reading a large element takes linear time.
-        """
+        """Read at least as much as is unconsumed, so that a large element takes linear time; False at the end."""
         start = max(self._at - 1, 0)
         rest = self._buffer[start : self._end]
         wanted = max(self._block_size, len(rest))
@@ -172,8 +169,6 @@ class JsonStream:
         return read > 0
 
     def _start(self) -> None:
-        if not self._more():
-            raise self.error("is empty", expected="a COCO-style JSON object")
         while self._end < 4 and self._more():
             pass
         self._at = 3 if self._buffer.startswith(b"\xef\xbb\xbf") else 0
@@ -212,12 +207,6 @@ class JsonStream:
             if not self._more():
                 self._truncated()
 
-    def _key(self) -> str:
-        if self._peek() != b'"':
-            self._not_json("expected a key in quotes")
-        key = self._decode(self._match(_STRING))[0]
-        return str(key)
-
     def _skip(self) -> None:
         start = self._peek()
         if start not in (b"{", b"["):
@@ -230,7 +219,7 @@ class JsonStream:
             self._at = cut + 1
 
     def _exact_cut(self) -> tuple[int, bool]:
-        """Index in the buffer of the list's last comma or of its closing bracket, and whether it is the bracket."""
+        """The index in the buffer of the list's last comma or of its closing bracket, and whether it is the bracket."""
         while True:
             cut, closed = scan(bytes(self._buffer[self._at : self._end]))
             if cut >= 0:
@@ -251,12 +240,8 @@ class JsonStream:
 
     def _truncated(self) -> NoReturn:
         where = f" within `{self._member}`" if self._member else ""
-        end = self._base + self._end
-        raise self.error(
-            f"is truncated: it ends at byte {end:,}{where}",
-            expected="a complete JSON object",
-            fix="download or export the file again",
-        )
+        problem = f"is truncated: it ends at byte {self._base + self._end:,}{where}"
+        raise self.error(problem, expected="a complete JSON object", fix="download or export the file again")
 
     def _not_json(self, problem: str, *, skip: int = 0) -> NoReturn:
         where = f", within `{self._member}`" if self._member else ""
@@ -276,5 +261,54 @@ def _open(path: Path) -> io.FileIO:
 
 
 def _int(digits: str) -> float:
-    # Python does not convert very long digit strings to integers; no id or coordinate is that long.
-    return int(digits) if len(digits) <= _INT_DIGITS else float(digits)
+    # Python refuses to convert very long digit strings to integers; no id or coordinate is that long.
+    return int(digits) if len(digits) <= 4000 else float(digits)
+
+
+def guess_cut(data: bytearray, start: int, end: int) -> int:
+    """Index of the comma of the last ``},{`` (spaces are allowed) in ``data[start:end]``, or -1 if none is near."""
+    for _ in range(_BOUNDARY_TRIES):
+        end = data.rfind(b"{", start, end)
+        if end < 0:
+            return -1
+        before = data[max(start, end - _LONGEST_GAP) : end].rstrip(_SPACE)
+        if before.endswith(b",") and before[:-1].rstrip(_SPACE).endswith(b"}"):
+            return data.rindex(b",", start, end)
+    return -1
+
+
+def scan(data: bytes) -> tuple[int, bool]:
+    """Find the end of the list or object whose content ``data`` starts with.
+
+    Returns:
+        The index of its closing bracket and True; without one, the index of the last comma that separates its elements
+        (-1 if there is none) and False.
+
+    >>> scan(b'{"a": [1, 2]}, {"b": "},{"'), scan(b'[1, "]"]] , '), scan(b'{"a": 1, "b"')
+    ((13, False), (8, True), (-1, False))
+    """
+    codes = np.frombuffer(data, dtype=np.uint8)
+    quotes = np.flatnonzero(codes == ord('"'))
+    if b"\\" in data:
+        quotes = quotes[~_escaped(codes, quotes)]
+    steps = _STEPS[codes]
+    places = np.flatnonzero(steps)
+    places = places[np.searchsorted(quotes, places) % 2 == 0]
+    steps = steps[places]
+    is_comma = steps == _COMMA
+    depth = np.cumsum(np.where(is_comma, 0, steps), dtype=np.int64)
+    closing = np.flatnonzero(depth < 0)
+    if closing.size:
+        return int(places[closing[0]]), True
+    commas = places[is_comma & (depth == 0)]
+    return (int(commas[-1]) if commas.size else -1), False
+
+
+def _escaped(codes: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """Whether each quote is preceded by an odd number of backslashes."""
+    slashes = np.flatnonzero(codes == ord("\\"))
+    starts = np.concatenate([[True], np.diff(slashes) != 1])
+    run_start = slashes[starts][np.cumsum(starts) - 1]
+    last = np.searchsorted(slashes, quotes) - 1
+    follows = (last >= 0) & (slashes[last] == quotes - 1)
+    return np.asarray(follows & ((quotes - run_start[last]) % 2 == 1))

@@ -21,11 +21,11 @@ _SAMPLING = ("temperature", "top_p", "max_new_tokens", "request_fields")
 
 
 class AnswerJournal:
-    """A `Describer` that writes each answer to a file as soon as it has it, and reuses the answers in the file.
+    """A `Describer` that appends each answer to a file as soon as it has it, and reuses the answers in the file.
 
     Args:
         describer: The model.
-        file: The journal; created with the first answer.
+        file: Created with the first answer.
         settings: The describer's config section; the sampling options are part of an answer's key.
 
     Raises:
@@ -57,8 +57,7 @@ class AnswerJournal:
         pixels = {number: _pixels(image) for number, image in images.items()}
         keys = []
         for request in requests:
-            query_id = request.query.query_id if request.query is not None else None
-            question = json.dumps([query_id, request.prompt, request.seed]).encode()
+            question = json.dumps([request.query and request.query.query_id, request.prompt, request.seed]).encode()
             keys.append(hashlib.sha256(b"\0".join((self._head, question, pixels[id(request.image)]))).hexdigest())
         return keys
 

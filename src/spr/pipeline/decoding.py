@@ -13,10 +13,13 @@ from PIL import Image
 
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
+from spr.pipeline.stage import OnDrop
 from spr.records import RegionQuery
 
 AHEAD = 16
 """Maximum number of images that are decoded, or being decoded, before they are needed."""
+QUERIES_AT_ONCE = 32
+"""Queries handed to a model together: enough to fill its batches. Fewer where images are large."""
 PIXELS_AT_ONCE = 100_000_000
 """Maximum number of pixels (about 0.3 GB) decoded ahead or handed to a model together; a single item may exceed it."""
 
@@ -24,9 +27,9 @@ Item = TypeVar("Item")
 
 
 def decode_ahead(
-    queries: Iterable[RegionQuery], images: ImageSource
-) -> Iterator[tuple[list[RegionQuery], Image.Image | ImageProblem]]:
-    """Yield the queries of each image with the decoded image, or with the reason why it can't be used.
+    queries: Iterable[RegionQuery], images: ImageSource, on_drop: OnDrop, *, most_pixels: int = PIXELS_AT_ONCE
+) -> Iterator[tuple[RegionQuery, Image.Image]]:
+    """Yield each query with its decoded image; ``on_drop`` is called for each image that can't be used.
 
     Images come in the order in which the queries first name them.
     """
@@ -40,29 +43,30 @@ def decode_ahead(
         except ImageProblem as problem:
             return problem
 
-    return ordered_map(
-        load,
-        by_image.values(),
-        ahead=AHEAD,
-        budget=PIXELS_AT_ONCE,
-        cost=lambda group: group[0].width * group[0].height,
-    )
+    def pixels(group: list[RegionQuery]) -> int:
+        return group[0].width * group[0].height
+
+    for group, image in ordered_map(load, by_image.values(), ahead=AHEAD, budget=most_pixels, cost=pixels):
+        if isinstance(image, ImageProblem):
+            on_drop("image", group[0].image_id, image.reason)
+        else:
+            yield from ((query, image) for query in group)
 
 
-def in_groups(items: Iterable[Item], size: int, pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Yield consecutive items in groups of at most ``size``; a group also ends once it holds `PIXELS_AT_ONCE`.
-
-    Args:
-        items: Taken one by one.
-        size: At least 1.
-        pixels: The number of pixels that an item holds.
-    """
+def in_groups(
+    items: Iterable[Item],
+    pixels: Callable[[Item], int],
+    *,
+    most_items: int = QUERIES_AT_ONCE,
+    most_pixels: int = PIXELS_AT_ONCE,
+) -> Iterator[list[Item]]:
+    """Yield consecutive items in groups, which end at ``most_items``, or once their items hold ``most_pixels``."""
     group: list[Item] = []
     held = 0
     for item in items:
         group.append(item)
         held += pixels(item)
-        if len(group) >= size or held >= PIXELS_AT_ONCE:
+        if len(group) >= most_items or held >= most_pixels:
             yield group
             group, held = [], 0
     if group:

@@ -6,7 +6,7 @@ listed. Such an answer is mapped back to the original image and written again in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from spr.config import Config, PromptsConfig
 from spr.config.describer import SamplesConfig
 from spr.core.boxes import clip
 from spr.core.errors import ConfigError, GroundingError
-from spr.core.images import ImageProblem, ImageSource
+from spr.core.images import ImageSource
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, shift, unshift
@@ -27,14 +27,12 @@ from spr.models.protocols import Describer, DescribeRequest
 from spr.models.registry import load_describer
 from spr.pipeline.answers import AnswerJournal
 from spr.pipeline.decoding import decode_ahead, in_groups
-from spr.pipeline.stage import Drops, OnDrop, Stage, ignore_drop
-from spr.records import PROMPT_KINDS, Box, Candidate, PreferencePair, PromptKind, RegionQuery, Size, Span
+from spr.pipeline.stage import Drops, OnDrop, Stage
+from spr.records import Box, Candidate, PreferencePair, PromptKind, RegionQuery, Size, Span
 from spr.records.schemas import CANDIDATES, from_table, to_table
 from spr.runs.store import StageOutput
 
 NAME = "candidates"
-QUERIES_AT_ONCE = 32
-"""Queries whose requests are handed to the model together: enough to fill its batches. Fewer where images are large."""
 
 
 class CandidateRequest(NamedTuple):
@@ -54,7 +52,7 @@ def describe_regions(
     crop_factor: float = 1.5,
     prompts: PromptsConfig | None = None,
     seed: int = 0,
-    on_drop: OnDrop = ignore_drop,
+    on_drop: OnDrop = lambda *_: None,
 ) -> list[Candidate]:
     """Sample several descriptions of each region (paper, Sec. 3.2).
 
@@ -62,7 +60,7 @@ def describe_regions(
         queries: The region queries.
         describer: The model; `spr.models.fakes.FakeDescriber` needs no weights.
         images: Where the images are.
-        samples: Number of descriptions per query and prompt kind; None: two of each.
+        samples: Number of descriptions per query and prompt kind; None uses two of each.
         crop_factor: The crop is the region enlarged by this factor about its centre.
         prompts: The prompts; None uses the defaults.
         seed: Seed of the sampling; each request's own seed is derived from it and the candidate's id.
@@ -73,17 +71,12 @@ def describe_regions(
         The candidates, in the order of the queries' images; boxes are in pixels of the original images.
     """
     samples, prompts = samples or SamplesConfig(), prompts or PromptsConfig()
-
-    def requests() -> Iterator[list[CandidateRequest]]:
-        for group, image in decode_ahead(queries, images):
-            if isinstance(image, ImageProblem):
-                on_drop("image", group[0].image_id, image.reason)
-                continue
-            for query in group:
-                yield requests_for(query, image, describer.dialect, samples, crop_factor, prompts, seed)
-
+    requests = (
+        requests_for(query, image, describer.dialect, samples, crop_factor, prompts, seed)
+        for query, image in decode_ahead(queries, images, on_drop)
+    )
     candidates: list[Candidate] = []
-    for groups in in_groups(requests(), QUERIES_AT_ONCE, _pixels):
+    for groups in in_groups(requests, _pixels):
         batch = [request for group in groups for request in group]
         answers = describer.describe([item.request for item in batch])
         seen: set[tuple[str, str]] = set()
@@ -116,14 +109,7 @@ def requests_for(
 ) -> list[CandidateRequest]:
     """The requests for a query: ``samples`` of each prompt kind, each with its own seed (paper, Sec. 3.2).
 
-    Args:
-        query: The region query.
-        image: The whole image, RGB, of the query's size.
-        dialect: How the model writes boxes.
-        samples: Number of requests per prompt kind.
-        crop_factor: The crop is the region enlarged by this factor about its centre.
-        prompts: The prompts.
-        seed: The seed of the experiment.
+    ``image`` is the whole image, RGB, of the query's size. See `describe_regions` for the other arguments.
     """
     size_wh = query.width, query.height
     whole: Box = (0.0, 0.0, float(query.width), float(query.height))
@@ -135,8 +121,7 @@ def requests_for(
         "crop_objects": (crop, window, _prompt_with_objects(query, window, crop.size, dialect, prompts)),
     }
     requests = []
-    for kind in PROMPT_KINDS:
-        picture, part, text = shown[kind]
+    for kind, (picture, part, text) in shown.items():
         for number in range(getattr(samples, kind)):
             own_seed = stable_hash(seed, "describe", query.query_id, kind, str(number)) >> 1
             request = DescribeRequest(picture, text, own_seed, query, part)
@@ -164,14 +149,12 @@ def _pixels(requests: Sequence[CandidateRequest]) -> int:
 def read_answer(item: CandidateRequest, answer: str, describer: Describer) -> Candidate | str:
     """Turn an answer into a candidate whose boxes are in pixels of the original image, or return why it is dropped.
 
-    Returns:
-        The candidate, or ``empty_answer`` (only white space), ``repeats_prompt`` (nothing but the prompt or its
-        beginning) or ``not_renderable`` (the words would be read as coordinates in the model's dialect).
+    The reasons: ``empty_answer`` (only white space), ``repeats_prompt`` (nothing but the prompt or its beginning),
+    ``not_renderable`` (the words would be read as coordinates in the model's dialect).
     """
     request, dialect = item.request, describer.dialect
     query, window = request.query, request.window
-    if query is None or window is None:
-        raise ValueError("a candidate's request needs its query and its window")
+    assert query is not None and window is not None  # noqa: S101, PT018 (`requests_for` sets both)
     answer = without_surrogates(answer)
     stripped, prompt = answer.strip(), request.prompt.strip()
     if not stripped:
@@ -209,13 +192,9 @@ def process(
     *,
     describer: Describer | None = None,
 ) -> StageOutput:
-    """`describe_regions` on a shard of the table `regions`.
+    """`describe_regions` on a shard of the table `regions`, with the config's describer unless one is given.
 
-    Args:
-        tables: ``regions``.
-        config: The config.
-        unfinished: A file to keep answers in until the shard is finished, see `spr.pipeline.answers.AnswerJournal`.
-        describer: The model; None loads the config's.
+    ``unfinished`` is a file for the answers of an unfinished shard, see `spr.pipeline.answers.AnswerJournal`.
     """
     settings = config.describer
     if settings is None:

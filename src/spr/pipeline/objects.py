@@ -6,10 +6,11 @@ sample. It depends on the seed and the ids only, and an image that can't be read
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,7 @@ def load_objects(
     Args:
         annotations: The file, the image folder, the filters and the sample's size.
         seed: Seed of the sample.
-        detector: Finds the objects in crowds; needed for ``annotations.crowds: detect``.
+        detector: Detects the objects in crowds; needed for ``annotations.crowds: detect``.
 
     Raises:
         InputError: if the annotations or the image folder can't be read.
@@ -66,15 +67,14 @@ def load_objects(
     rows_at_once = 512
     with Progress(f"reading {annotations.path.name}", unit="MB") as progress:
         plan = plan_objects(annotations, seed, progress)
+    limit = plan.limit or len(plan.ids)
     images: list[ImageObjects] = []
     for start in range(0, len(plan.ids), rows_at_once):
-        output = make_objects(
-            plan.rows(start, start + rows_at_once), annotations, crowd_detector(annotations, detector)
-        )
-        images += from_table(output.table, ImageObjects)
-        if len(images) >= (plan.limit or sys.maxsize):
-            break
-    return images[: plan.limit]
+        if len(images) < limit:
+            source = plan.rows(start, start + rows_at_once)
+            output = make_objects(source, annotations, crowd_detector(annotations, detector))
+            images += from_table(output.table, ImageObjects)
+    return images[:limit]
 
 
 def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> Plan:
@@ -91,14 +91,32 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
         fix = "set annotations.images to the folder"
         raise InputError(f"There is no image folder {settings.images}", got=got, fix=fix)
     parsed = read_coco(settings.path, progress=lambda done, _: progress.advance(done // MEGABYTE - progress.done))
-    owner = np.repeat(np.arange(len(parsed.image_ids)), np.diff(parsed.offsets))
+    count = len(parsed.image_ids)
+    owner = np.repeat(np.arange(count), np.diff(parsed.offsets))
     small = ~parsed.crowd & ~bx.at_least(bx.area(parsed.boxes_xyxy), settings.min_area)
     kept = ~parsed.crowd & ~small
-    qualifies = np.bincount(owner[kept], minlength=len(parsed.image_ids)) >= settings.min_objects
+    qualifies = np.bincount(owner[kept], minlength=count) >= settings.min_objects
     crowds = parsed.crowd if settings.crowds == "detect" else np.zeros_like(parsed.crowd)
-    qualifies |= np.bincount(owner[crowds], minlength=len(parsed.image_ids)) > 0
+    qualifies |= np.bincount(owner[crowds], minlength=count) > 0
     image_ids = _strings(parsed.image_ids)
-    order = _sample_order(image_ids, np.flatnonzero(qualifies), seed)
+    candidates = np.flatnonzero(qualifies)
+    ids = image_ids.take(pa.array(candidates)).to_pylist()
+    hashes = np.asarray([stable_hash(seed, "sample", image_id) for image_id in ids], dtype=np.uint64)
+    # Rows are sorted by id, so a stable sort orders equal hashes by id.
+    order = candidates[np.argsort(hashes, kind="stable")]
+
+    def rows(start: int, stop: int) -> pa.Table:
+        images = order[start:stop]
+        columns = [
+            image_ids.take(pa.array(images)),
+            pa.array([parsed.file_names[image] for image in images], pa.string()),
+            pa.array(parsed.sizes_wh[images, 0]),
+            pa.array(parsed.sizes_wh[images, 1]),
+            _objects_of(parsed, images, kept),
+            _objects_of(parsed, images, crowds),
+        ]
+        return pa.table(columns, schema=OBJECTS.append(CROWDS))
+
     read = parsed.dropped
     dropped = [
         pa.table([pa.array(c, pa.string()) for c in (read.ids, read.kinds, [NAME] * len(read), read.reasons)], DROPPED),
@@ -108,11 +126,11 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     ]
     return Plan(
         ids=image_ids.take(pa.array(order)),
-        rows=partial(_rows, parsed, image_ids, order, kept, crowds),
+        rows=rows,
         limit=settings.max_images,
         dropped=pa.concat_tables(dropped),
         counts={
-            "images with a valid entry": len(parsed.image_ids),
+            "images with a valid entry": count,
             "objects with a valid entry": len(parsed.object_ids),
             "of these, crowds": int(parsed.crowd.sum()),
             "of these, boxes clipped to their image": parsed.clipped,
@@ -121,34 +139,9 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     )
 
 
-def _sample_order(image_ids: pa.Array, rows: Ints, seed: int) -> Ints:
-    ids = image_ids.take(pa.array(rows)).to_pylist()
-    keys = np.asarray([stable_hash(seed, "sample", image_id) for image_id in ids], dtype=np.uint64)
-    # Rows are sorted by id, so a stable sort orders equal hashes by id.
-    return rows[np.argsort(keys, kind="stable")].astype(np.int64)
-
-
-def _rows(
-    parsed: Annotations, image_ids: pa.Array, order: Ints, kept: Bools, crowds: Bools, start: int, stop: int
-) -> pa.Table:
-    """Rows ``start`` to ``stop`` of the stage's input."""
-    images = order[start:stop]
-    taken = pa.array(images)
-    columns = [
-        image_ids.take(taken),
-        pa.array([parsed.file_names[image] for image in images], pa.string()),
-        pa.array(parsed.sizes_wh[images, 0]),
-        pa.array(parsed.sizes_wh[images, 1]),
-        _objects_of(parsed, images, kept),
-        _objects_of(parsed, images, crowds),
-    ]
-    return pa.table(columns, schema=OBJECTS.append(CROWDS))
-
-
 def _objects_of(parsed: Annotations, images: Ints, wanted: Bools) -> pa.Array:
-    starts, stops = parsed.offsets[images], parsed.offsets[images + 1]
-    ranges = [np.arange(start, stop)[wanted[start:stop]] for start, stop in zip(starts, stops, strict=True)]
-    flat = np.concatenate([*ranges, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+    own = [rows.start + np.flatnonzero(wanted[rows]) for rows in map(parsed.rows, images.tolist())]
+    flat = np.concatenate([*own, np.zeros(0, dtype=np.int64)])
     structs = pa.StructArray.from_arrays(
         [
             _strings(parsed.object_ids[flat]),
@@ -159,7 +152,7 @@ def _objects_of(parsed: Annotations, images: Ints, wanted: Bools) -> pa.Array:
         ],
         fields=list(OBJECTS.field("objects").type.value_type),
     )
-    return list_array(np.cumsum([0, *map(len, ranges)]).astype(np.int64), structs)
+    return list_array(np.cumsum([0, *map(len, own)]), structs)
 
 
 def _strings(ids: npt.NDArray[np.int64] | npt.NDArray[np.object_]) -> pa.Array:
@@ -167,7 +160,7 @@ def _strings(ids: npt.NDArray[np.int64] | npt.NDArray[np.object_]) -> pa.Array:
 
 
 def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdDetector | None = None) -> StageOutput:
-    """Check the image files of a shard, replace crowds with what the detector finds, and apply the filters.
+    """Check the image files of a shard, replace crowds with the detector's detections, and apply the filters.
 
     Args:
         source: `OBJECTS` and `CROWDS`, as `Plan.rows` returns them.
@@ -193,11 +186,10 @@ def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdD
     return StageOutput(to_table(images, ImageObjects), drops.table(NAME, "image", "object"))
 
 
-def _problem_of(row: Mapping[str, str | int], settings: AnnotationsConfig) -> str | None:
-    if not settings.check_images:
-        return None
+def _problem_of(row: Mapping[str, Any], settings: AnnotationsConfig) -> str | None:
     try:
-        settings.image_source.check(str(row["file_name"]), (int(row["width"]), int(row["height"])))
+        if settings.check_images:
+            settings.image_source.check(row["file_name"], (row["width"], row["height"]))
     except ImageProblem as problem:
         return problem.reason
     return None
@@ -208,7 +200,7 @@ def _replace_crowds(
 ) -> list[ImageObjects]:
     crowds = [tuple(ImageObject.from_row(row) for row in rows) for rows in table["crowds"].to_pylist()]
     images = [
-        ImageObjects(image.image_id, image.file_name, image.width, image.height, (*image.objects, *own))
+        replace(image, objects=(*image.objects, *own))
         for image, own in zip(from_table(table, ImageObjects), crowds, strict=True)
     ]
     crowd_ids = [{crowd.id for crowd in own} for own in crowds]
@@ -225,12 +217,12 @@ def _replace_crowds(
         if len(large) < settings.min_objects:
             drops.add("image", image.image_id, "too_few_objects")
         else:
-            kept.append(ImageObjects(image.image_id, image.file_name, image.width, image.height, large))
+            kept.append(replace(image, objects=large))
     return kept
 
 
 def crowd_detector(settings: AnnotationsConfig, detector: Detector | None) -> CrowdDetector | None:
-    """The function that finds the objects in crowds, or None if crowds are dropped.
+    """The function that detects the objects in crowds; None if crowds are dropped.
 
     Raises:
         ConfigError: if crowds are to be replaced without a detector.

@@ -12,7 +12,7 @@ from spr.core.reasons import DROP_REASONS
 from spr.grounding import GroundedText, get_dialect, render
 from spr.pipeline.describe import training_prompt
 from spr.pipeline.refine import refine
-from spr.pipeline.stage import Drops, OnDrop, Stage, ignore_drop
+from spr.pipeline.stage import Drops, OnDrop, Stage
 from spr.records import Candidate, PreferencePair, RegionQuery, Scores
 from spr.records.schemas import PAIRS, from_table, to_table
 from spr.runs.store import StageOutput
@@ -28,7 +28,7 @@ def make_pairs(
     prompts: PromptsConfig | None = None,
     *,
     inside_fraction: float = 0.5,
-    on_drop: OnDrop = ignore_drop,
+    on_drop: OnDrop = lambda *_: None,
 ) -> list[PreferencePair]:
     """Make the preference pair of each query, see `make_pair`.
 

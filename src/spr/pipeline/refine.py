@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from itertools import count
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -59,25 +61,33 @@ def refine(
     inside = bx.at_least(bx.fraction_inside(boxes, region), inside_fraction)
     object_of = _assign(np.where(inside[:, None], overlaps, 0.0))
     matches_any = np.asarray(bx.over(overlaps, MATCH_IOU).any(axis=1))
-    box_edits = []
-    for k, (phrase, box) in enumerate((span.phrase, box) for span in text.spans for box in span.boxes):
+    numbers = count()
+
+    def edit_of(phrase: str, box: Box) -> BoxEdit:
+        k = next(numbers)
         if k in object_of:
-            box_edits.append(BoxEdit(phrase, box, objects[object_of[k]].box, "replaced"))
-        elif (matches_any[k] and not inside[k]) or unmatched == "keep_box":
-            box_edits.append(BoxEdit(phrase, box, box, "kept"))
-        else:
-            box_edits.append(BoxEdit(phrase, box, None, "box_removed"))
-    return _apply(text, box_edits, remove_phrases=unmatched == "remove_phrase")
+            return BoxEdit(phrase, box, objects[object_of[k]].box, "replaced")
+        if (matches_any[k] and not inside[k]) or unmatched == "keep_box":
+            return BoxEdit(phrase, box, box, "kept")
+        return BoxEdit(phrase, box, None, "box_removed")
+
+    spans, removed, box_edits = [], set(), []
+    for span in text.spans:
+        edits = [edit_of(span.phrase, box) for box in span.boxes]
+        kept = tuple(edit.box_after for edit in edits if edit.box_after is not None)
+        if unmatched == "remove_phrase" and edits and not kept:
+            removed.add((span.start, span.end))
+            edits = [replace(edit, edit="phrase_removed") for edit in edits]
+        spans.append(replace(span, boxes=kept))
+        box_edits += edits
+    refined = GroundedText(text.plain_text, tuple(spans))
+    return Refined(_without(refined, removed) if removed else refined, tuple(box_edits))
 
 
 def _assign(overlaps: bx.Array) -> dict[int, int]:
-    """Assign boxes to objects whose IoU is over `MATCH_IOU`, highest first, each at most once.
+    """The index of the object assigned to each box: IoU ``(boxes, objects)`` over `MATCH_IOU`, highest first.
 
-    Args:
-        overlaps: IoU, ``(boxes, objects)``. Equal values are assigned in the order of boxes, then of objects.
-
-    Returns:
-        The object's index by the box's index.
+    Equal values are assigned in the order of boxes, then of objects.
     """
     rows, columns = np.nonzero(bx.over(overlaps, MATCH_IOU))
     best_first = np.lexsort((columns, rows, -overlaps[rows, columns]))
@@ -89,29 +99,11 @@ def _assign(overlaps: bx.Array) -> dict[int, int]:
     return taken
 
 
-def _apply(text: GroundedText, box_edits: list[BoxEdit], *, remove_phrases: bool) -> Refined:
-    spans: list[Span] = []
-    removed: list[Span] = []
-    final: list[BoxEdit] = []
-    remaining = iter(box_edits)
-    for span in text.spans:
-        own = [next(remaining) for _ in span.boxes]
-        boxes = tuple(edit.box_after for edit in own if edit.box_after is not None)
-        if remove_phrases and own and not boxes:
-            removed.append(span)
-            own = [BoxEdit(edit.phrase, edit.box_before, None, "phrase_removed") for edit in own]
-        spans.append(Span(span.phrase, span.start, span.end, boxes))
-        final += own
-    refined = GroundedText(text.plain_text, tuple(spans))
-    return Refined(_without(refined, removed) if removed else refined, tuple(final))
-
-
 _CONNECTIVE = re.compile(r"(?:\s*,)?\s*(?:\b(?:and|or|with|next to|beside|near)\s*)?$")
 
 
-def _without(text: GroundedText, phrases: Sequence[Span]) -> GroundedText:
-    """The text without these phrases and the comma or connective before each of them."""
-    removed = {(span.start, span.end) for span in phrases}
+def _without(text: GroundedText, removed: Set[tuple[int, int]]) -> GroundedText:
+    """The text without the phrases at these places and the comma or connective before each of them."""
     plain, spans, position = "", [], 0
     for span in text.spans:
         plain += text.plain_text[position : span.start]

@@ -36,12 +36,9 @@ ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """The result of growing a batch of regions.
+    """A batch of grown regions: boxes in pixels, float64 ``(B, 4)``, and which objects are inside, bool ``(B, N)``.
 
-    Attributes:
-        regions_xyxy: float64 ``(B, 4)``, pixels.
-        inside: bool ``(B, N)``: which objects are inside.
-        valid: bool ``(B,)``: whether enough objects are inside and the region is wide enough.
+    ``valid``, bool ``(B,)``: whether enough objects are inside and the region is wide enough.
     """
 
     regions_xyxy: Floats
@@ -126,16 +123,13 @@ def _closest(region: Floats, objects: Floats, outside: Bools, config: RegionsCon
 def find_regions(
     boxes_xyxy: npt.NDArray[np.float64], real: Bools, order: Ints, config: RegionsConfig
 ) -> list[list[FoundRegion]]:
-    """Find up to ``per_image`` different valid regions per image, trying start objects in the given order.
+    """Find up to ``per_image`` different valid regions per image, possibly none.
 
     Args:
         boxes_xyxy: ``(B, N, 4)``, pixels.
         real: bool ``(B, N)``: False for padding.
         order: int ``(B, N)``: the indices of the objects in the order in which they are tried, padding last.
         config: See `grow_regions`.
-
-    Returns:
-        The regions of each image; the list may be empty.
     """
     found: list[list[FoundRegion]] = [[] for _ in boxes_xyxy]
     counts = real.sum(axis=1)
@@ -168,25 +162,25 @@ def regions_table(objects: pa.Table, config: RegionsConfig, seed: int) -> StageO
     regions of all start objects stayed too narrow), and queries that an image can't give (``no_further_region``).
     """
     columns = ObjectColumns.of(objects)
-    ids = columns.ids.to_pylist()
-    image_ids = objects["image_id"].to_pylist()
-    keys = _start_keys(image_ids, ids, columns, seed)
+    ids, image_ids = columns.ids.to_pylist(), objects["image_id"].to_pylist()
+    owners = np.repeat(np.arange(len(image_ids)), columns.counts).tolist()
+    # The order of start objects depends on the seed and the ids alone, not on the other objects.
+    hashes = [stable_hash(seed, "start", image_ids[row], own) for row, own in zip(owners, ids, strict=True)]
+    keys = np.asarray(hashes, dtype=np.uint64)
     found: list[list[FoundRegion]] = [[] for _ in image_ids]
     by_count = np.argsort(columns.counts, kind="stable")
     for first in range(0, len(by_count), BATCH):
         batch = by_count[first : first + BATCH]
-        boxes, real, order = _padded(columns, keys, batch)
-        for row, regions in zip(batch, find_regions(boxes, real, order, config), strict=True):
+        for row, regions in zip(batch, find_regions(*_padded(columns, keys, batch), config), strict=True):
             found[row] = regions
-    drops = _drops(image_ids, columns, found, config)
+    drops = Drops()
+    for image_id, count, regions in zip(image_ids, columns.counts, found, strict=True):
+        if not regions:
+            drops.add("image", image_id, "too_few_objects" if count < config.min_inside else "no_valid_region")
+            continue
+        for number in range(len(regions), config.per_image):
+            drops.add("query", f"{image_id}/{number}", "no_further_region")
     return StageOutput(_queries(objects, columns, ids, found), drops.table(NAME, "image", "query"))
-
-
-def _start_keys(image_ids: list[str], ids: list[str], columns: ObjectColumns, seed: int) -> npt.NDArray[np.uint64]:
-    # The order of start objects depends on the seed and the ids alone, not on the other objects.
-    owners = np.repeat(np.arange(len(image_ids)), columns.counts)
-    hashes = [stable_hash(seed, "start", image_ids[row], own) for row, own in zip(owners.tolist(), ids, strict=True)]
-    return np.asarray(hashes, dtype=np.uint64)
 
 
 def _padded(columns: ObjectColumns, keys: npt.NDArray[np.uint64], batch: Ints) -> tuple[Floats, Bools, Ints]:
@@ -196,21 +190,7 @@ def _padded(columns: ObjectColumns, keys: npt.NDArray[np.uint64], batch: Ints) -
     padded_keys = np.zeros(real.shape, dtype=np.uint64)
     padded_keys[real] = keys[flat]
     # Padding comes last; equal hashes keep the order of the ids.
-    order = np.lexsort((padded_keys, ~real), axis=1).astype(np.int64)
-    return boxes, real, order
-
-
-def _drops(
-    image_ids: list[str], columns: ObjectColumns, found: list[list[FoundRegion]], config: RegionsConfig
-) -> Drops:
-    drops = Drops()
-    for image_id, count, regions in zip(image_ids, columns.counts, found, strict=True):
-        if not regions:
-            drops.add("image", image_id, "too_few_objects" if count < config.min_inside else "no_valid_region")
-            continue
-        for number in range(len(regions), config.per_image):
-            drops.add("query", f"{image_id}/{number}", "no_further_region")
-    return drops
+    return boxes, real, np.lexsort((padded_keys, ~real), axis=1).astype(np.int64)
 
 
 def _queries(objects: pa.Table, columns: ObjectColumns, ids: list[str], found: list[list[FoundRegion]]) -> pa.Table:
@@ -219,8 +199,7 @@ def _queries(objects: pa.Table, columns: ObjectColumns, ids: list[str], found: l
     rows = np.asarray([row for row, _, _ in numbered], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts[rows])]).astype(np.int64)
     taken = columns.structs.take(pa.array(columns.of_rows(rows)))
-    # Without the padding.
-    inside = [region.inside[: counts[row]] for row, _, region in numbered]
+    inside = [region.inside[: counts[row]] for row, _, region in numbered]  # without the padding
     kind = REGIONS.field("objects").type.value_type
     marks = pa.array(np.concatenate([*inside, np.zeros(0, dtype=bool)]))
     fields = [marks if f.name == "inside" else taken.field(f.name) for f in kind]

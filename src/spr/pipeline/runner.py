@@ -39,9 +39,7 @@ class StageSummary:
     """The result of a stage.
 
     Attributes:
-        name: The stage's name.
         unit: What its rows are, in the plural.
-        rows: Number of rows.
         dropped: Number of drops per ``"<kind>: <reason>"``.
         counts: What a first stage has read.
         seconds: How long the stage ran this time.
@@ -59,13 +57,9 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that a worker process needs to compute a shard.
+    """Everything that a worker process needs to compute the shard ``index`` in the stage's ``folder``.
 
     Attributes:
-        stage: The stage.
-        config: The config.
-        folder: The stage's folder.
-        index: The shard's number.
         sources: The input tables by stage name: Parquet files, or a first stage's rows in Arrow's IPC format.
         inputs: Number of input rows.
         source: Identifies the input rows, see `ShardEntry`.
@@ -115,19 +109,21 @@ def run(
             report(summary)
             merge_dropped(out, [known.name for known in ordered_stages()])
             if not summary.rows:
-                raise _no_rows(summary, out)
+                reasons = ", ".join(f"{reason} {count:,}" for reason, count in reasons_sorted(summary.dropped)[:6])
+                raise InputError(
+                    f"Stage `{stage.name}` has no {stage.unit}",
+                    got=f"dropped: {reasons}" if reasons else "an input without rows",
+                    expected=f"at least one of the {stage.unit}",
+                    fix=f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in "
+                    f"{out / 'config.yaml'}",
+                )
         return summaries
 
 
 def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers: int) -> StageSummary:
-    """Compute the shards of a stage that are missing or damaged.
+    """Compute the shards of a stage that are missing or damaged, in ``workers`` processes unless it loads models.
 
-    Args:
-        stage: The stage.
-        config: The config.
-        out: The run folder, which is locked.
-        fingerprint: Hash of everything that determines the rows.
-        workers: Number of processes, unless the stage loads models.
+    ``out`` is the run folder, which is locked; ``fingerprint`` is a hash of everything that determines the rows.
 
     Raises:
         RunError: if the folder holds rows with another fingerprint.
@@ -140,24 +136,23 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
         fix = f"delete {store.folder} to compute it again, or choose another --out"
         raise RunError(f"{store.folder} was made by another version of SPR or from other rows", fix=fix)
     store.sweep(manifest)
-    jobs = None if stage.plan is not None else _jobs(stage, config, store, out)
-    kept = store.valid_shards(manifest)
-    if jobs is not None:
-        sources = [job.source for job in jobs]
-        kept = [shard for shard in kept if [shard.source] == sources[shard.index : shard.index + 1]]
-    if (
-        manifest.complete
-        and len(kept) == len(manifest.shards if jobs is None else jobs)
-        and _source_drops_valid(store, manifest)
-    ):
+    kept, expected, jobs = store.valid_shards(manifest), len(manifest.shards), []
+    if stage.plan is None:
+        jobs = _jobs(stage, config, store, out)
+        sources = {job.index: job.source for job in jobs}
+        kept, expected = [shard for shard in kept if shard.source == sources.get(shard.index)], len(jobs)
+    if manifest.complete and len(kept) == expected and _source_drops_valid(store, manifest):
         return _summary(stage, manifest, 0.0, done_before=True)
     manifest.shards, manifest.complete = kept, False
     append_log(out, "stage started", stage=stage.name, shards_kept=len(kept), workers=workers)
     processes = 1 if stage.models(config) else workers
-    if jobs is not None:
+    if stage.plan is None:
         _run_jobs(stage, store, manifest, jobs, processes)
     else:
-        _run_first(stage, config, store, manifest, processes)
+        path = config.annotations.path
+        with Progress(f"{stage.name}: reading {path.name}", path.stat().st_size // MEGABYTE, "MB") as progress:
+            plan = stage.plan(config, progress)
+        _run_plan(stage, config, store, manifest, plan, processes)
     release()
     store.sweep(manifest)
     store.delete_unfinished()
@@ -209,44 +204,29 @@ def _run_jobs(stage: Stage, store: StageStore, manifest: Manifest, jobs: Sequenc
             bar.advance(entry.inputs)
 
 
-def _run_first(stage: Stage, config: Config, store: StageStore, manifest: Manifest, workers: int) -> None:
-    """Read the input of a first stage, and compute its shards in order until there are enough rows."""
-    assert stage.plan is not None  # noqa: S101 (checked by the caller)
-    label = f"{stage.name}: reading {config.annotations.path.name}"
-    with Progress(label, config.annotations.path.stat().st_size // MEGABYTE, "MB") as progress:
-        plan = stage.plan(config, progress)
+def _run_plan(stage: Stage, config: Config, store: StageStore, manifest: Manifest, plan: Plan, workers: int) -> None:
+    """Compute the shards of a first stage in order until there are enough rows."""
     # Which rows of a shard count depends on the shards before it, so those after a gap are computed again.
     manifest.shards = [shard for number, shard in enumerate(manifest.shards) if shard.index == number]
-    limit = len(plan.ids) if plan.limit is None else min(plan.limit, len(plan.ids))
-    used = _run_until_limit(stage, config, store, manifest, workers, plan, limit)
-    not_sampled = dropped_columns(stage.name, "image", plan.ids.slice(used), "not_sampled")
-    dropped = pa.concat_tables([plan.dropped, not_sampled])
-    manifest.source = {
-        "counts": plan.counts,
-        "dropped": count_reasons(dropped),
-        "dropped_sha256": write_table(store.source_drops, dropped),
-    }
-
-
-def _run_until_limit(
-    stage: Stage, config: Config, store: StageStore, manifest: Manifest, workers: int, plan: Plan, limit: int
-) -> int:
-    """Compute shards in order until there are ``limit`` rows; returns how many input rows they were computed from."""
-    size, used = config.shard_rows, sum(shard.inputs for shard in manifest.shards)
+    size, total, used = config.shard_rows, len(plan.ids), sum(shard.inputs for shard in manifest.shards)
+    limit = total if plan.limit is None else min(plan.limit, total)
 
     def job(start: int, inputs: int) -> Job:
         table = plan.rows(start, start + inputs)
         return Job(stage, config, store.folder, start // size, {"source": _to_ipc(table)}, inputs)
 
-    starts = range(len(manifest.shards) * size, len(plan.ids), size)
-    jobs = (job(start, min(size, len(plan.ids) - start)) for start in starts)
+    starts = range(len(manifest.shards) * size, total, size)
     # A shortened shard is always the last one, also if the run was killed right after it.
     finished = manifest.rows >= limit or used % size != 0
+    jobs = () if finished else (job(start, min(size, total - start)) for start in starts)
     bar = Progress(stage.name, limit, stage.unit, done=manifest.rows)
-    with bar, contextlib.closing(run_shards(() if finished else jobs, run_shard, workers)) as results:
+    with bar, contextlib.closing(run_shards(jobs, run_shard, workers)) as results:
         for entry in results:
-            if manifest.rows + entry.rows >= limit:
-                inputs = _inputs_for(store, entry, limit - manifest.rows, plan.ids.slice(used))
+            missing = limit - manifest.rows
+            if entry.rows >= missing:
+                # The inputs up to the one that gave the last of the missing rows.
+                last = read_table(store.part(entry.index))["image_id"][missing - 1]
+                inputs = int(pc.index(plan.ids.slice(used), last).as_py()) + 1
                 entry = run_shard(job(used, inputs)) if inputs < entry.inputs else entry
             manifest.shards.append(entry)
             store.save(manifest)
@@ -254,13 +234,13 @@ def _run_until_limit(
             bar.advance(entry.rows)
             if manifest.rows >= limit:
                 break
-    return used
-
-
-def _inputs_for(store: StageStore, entry: ShardEntry, rows: int, ids: pa.Array) -> int:
-    """How many of a shard's inputs, which are the first ``ids``, give its first ``rows`` rows."""
-    row_ids = read_table(store.part(entry.index))["image_id"].combine_chunks()
-    return int(pc.index(ids, row_ids[rows - 1]).as_py()) + 1
+    not_sampled = dropped_columns(stage.name, "image", plan.ids.slice(used), "not_sampled")
+    dropped = pa.concat_tables([plan.dropped, not_sampled])
+    manifest.source = {
+        "counts": plan.counts,
+        "dropped": count_reasons(dropped),
+        "dropped_sha256": write_table(store.source_drops, dropped),
+    }
 
 
 def _to_ipc(table: pa.Table) -> bytes:
@@ -279,15 +259,3 @@ def _source_drops_valid(store: StageStore, manifest: Manifest) -> bool:
 def _summary(stage: Stage, manifest: Manifest, seconds: float, *, done_before: bool = False) -> StageSummary:
     counts = manifest.source.get("counts", {})
     return StageSummary(stage.name, stage.unit, manifest.rows, manifest.dropped, counts, seconds, done_before)
-
-
-def _no_rows(summary: StageSummary, out: Path) -> InputError:
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in reasons_sorted(summary.dropped)[:6])
-    got = f"dropped: {reasons}" if reasons else "an input without rows"
-    fix = f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in {out / 'config.yaml'}"
-    return InputError(
-        f"Stage `{summary.name}` has no {summary.unit}",
-        got=got,
-        expected=f"at least one of the {summary.unit}",
-        fix=fix,
-    )

@@ -6,7 +6,7 @@ embedded once, and the detector is asked once per crop and text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,21 +15,19 @@ from PIL import Image
 
 from spr.config import Config, ScoringConfig
 from spr.core import boxes as bx
-from spr.core.images import ImageProblem, ImageSource
+from spr.core.images import ImageSource
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, pad_to_square, shift, square_window, unshift
 from spr.grounding.matching import localization_score
 from spr.models.protocols import Detector, DetectRequest, ImageTextScorer, View
 from spr.models.registry import load_detector, load_scorer
 from spr.pipeline.decoding import decode_ahead, in_groups
-from spr.pipeline.stage import Drops, OnDrop, Stage, ignore_drop
+from spr.pipeline.stage import Drops, OnDrop, Stage
 from spr.records import Box, Candidate, Detection, ImageObject, RegionQuery, Scores
 from spr.records.schemas import SCORES, from_table, to_table
 from spr.runs.store import StageOutput
 
 NAME = "scores"
-QUERIES_AT_ONCE = 32
-"""Queries whose views are handed to the models together. Fewer where images are large."""
 SAME_OBJECT_IOU = 0.5
 """With ground truth `annotations+detections`, a detection over this IoU with an object is that object (our choice)."""
 
@@ -37,11 +35,8 @@ SAME_OBJECT_IOU = 0.5
 class Views(NamedTuple):
     """What the models see of a query's image.
 
-    Attributes:
-        window: The crop's window, xyxy pixels of the image.
-        crop: The crop, for the detector.
-        whole: The crop, padded to a square, for S_crop.
-        local: A square of the image with the region marked, for S_local.
+    ``window`` (xyxy pixels of the image) and ``crop`` are for the detector, ``whole`` (the crop, padded to a square)
+    for S_crop, and ``local`` (a square of the image with the region marked) for S_local.
     """
 
     window: Box
@@ -66,7 +61,7 @@ def score_candidates(
     scoring: ScoringConfig | None = None,
     crop_factor: float = 1.5,
     inside_fraction: float = 0.5,
-    on_drop: OnDrop = ignore_drop,
+    on_drop: OnDrop = lambda *_: None,
 ) -> list[Scores]:
     """Score the descriptions of each region: S = λ S_sem + (1 − λ) S_loc (paper, Sec. 3.2).
 
@@ -91,24 +86,19 @@ def score_candidates(
     by_query: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_query.setdefault(candidate.query_id, []).append(candidate)
-
-    def each_case() -> Iterator[_Case]:
-        for group, image in decode_ahead((query for query in queries if query.query_id in by_query), images):
-            if isinstance(image, ImageProblem):
-                on_drop("image", group[0].image_id, image.reason)
-                continue
-            for query in group:
-                yield _Case(query, by_query[query.query_id], views_of(query, image, crop_factor))
-
+    described = (query for query in queries if query.query_id in by_query)
+    all_cases = (
+        _Case(query, by_query[query.query_id], views_of(query, image, crop_factor))
+        for query, image in decode_ahead(described, images, on_drop)
+    )
     scores: list[Scores] = []
-    for cases in in_groups(each_case(), QUERIES_AT_ONCE, _pixels):
-        cosines = _cosines(cases, scorer)
-        detections = _detections(cases, detector)
-        for query, of_query, _ in cases:
-            for candidate in of_query:
-                found = detections.get((query.query_id, candidate.plain_text), ())
-                own = cosines[candidate.candidate_id]
-                scores.append(score_candidate(candidate, query, *own, found, scoring, inside_fraction=inside_fraction))
+    for cases in in_groups(all_cases, _pixels):
+        cosines, detections = _cosines(cases, scorer), _detections(cases, detector)
+        for query, own_candidates, _ in cases:
+            for candidate in own_candidates:
+                seen = detections.get((query.query_id, candidate.plain_text), ())
+                both = cosines[candidate.candidate_id]
+                scores.append(score_candidate(candidate, query, *both, seen, scoring, inside_fraction=inside_fraction))
     return scores
 
 
@@ -138,10 +128,10 @@ def score_candidate(
         query: Its query.
         s_crop: Cosine with the crop, -1..1.
         s_local: Cosine with the region in its surroundings, -1..1.
-        detections: What the detector found for the candidate's text; boxes in pixels of the original image.
+        detections: The detections for the candidate's text; boxes in pixels of the original image.
         scoring: λ and the ground truth of S_loc.
         inside_fraction: With ground truth ``annotations+detections``, a detection counts as an object of the region
-            when at least this share of its area is inside, 0..1.
+            if at least this share of its area is inside, 0..1.
     """
     truth: list[ImageObject] = list(query.inside)
     if scoring.ground_truth == "annotations+detections":
@@ -166,29 +156,28 @@ def _new_objects(detections: Sequence[Detection], query: RegionQuery, inside_fra
     """The detections inside the region that match no annotated object, as objects of the region."""
     known = bx.as_boxes([item.box for item in query.objects])
     new = []
-    for number, (phrase, box, score) in enumerate(((d.phrase, d.box, d.score) for d in detections), start=1):
-        inside = bx.at_least(bx.fraction_inside(box, query.region), inside_fraction)
-        if inside and not (bx.iou(box, known) > SAME_OBJECT_IOU).any():
-            new.append(ImageObject(f"detection#{number}", phrase or "object", box, "detector", score))
-            known = np.concatenate([known, bx.as_boxes([box])])
+    for number, found in enumerate(detections, start=1):
+        inside = bx.at_least(bx.fraction_inside(found.box, query.region), inside_fraction)
+        if inside and not (bx.iou(found.box, known) > SAME_OBJECT_IOU).any():
+            new.append(ImageObject(f"detection#{number}", found.phrase or "object", found.box, "detector", found.score))
+            known = np.concatenate([known, bx.as_boxes([found.box])])
     return new
 
 
 def _pixels(case: _Case) -> int:
-    images = case.views.crop, case.views.whole.image, case.views.local.image
-    return sum(image.width * image.height for image in images)
+    crop, whole, local = case.views.crop, case.views.whole.image, case.views.local.image
+    return sum(image.width * image.height for image in (crop, whole, local))
 
 
 def _cosines(cases: Sequence[_Case], scorer: ImageTextScorer) -> dict[str, tuple[float, float]]:
     """S_crop and S_local by candidate id."""
     texts = list(dict.fromkeys(candidate.plain_text for case in cases for candidate in case.candidates))
-    text_vectors = scorer.embed_texts(texts)
-    row_of = {text: row for row, text in enumerate(texts)}
+    vector_of = dict(zip(texts, scorer.embed_texts(texts), strict=True))
     views = scorer.embed_views([view for case in cases for view in (case.views.whole, case.views.local)])
     cosines = {}
     for k, case in enumerate(cases):
         for candidate in case.candidates:
-            both = views[2 * k : 2 * k + 2] @ text_vectors[row_of[candidate.plain_text]]
+            both = views[2 * k : 2 * k + 2] @ vector_of[candidate.plain_text]
             s_crop, s_local = np.clip(both, -1.0, 1.0).tolist()
             cosines[candidate.candidate_id] = (s_crop, s_local)
     return cosines

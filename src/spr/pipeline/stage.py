@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -19,23 +19,19 @@ OnDrop: TypeAlias = Callable[[str, str, str], None]
 """Called as ``on_drop(kind, id, reason)`` for everything that is dropped; reasons: `spr.core.reasons`."""
 
 
-def ignore_drop(kind: str, id: str, reason: str) -> None:  # noqa: A002 - the column's name
-    """The default `OnDrop`: does nothing."""
-
-
 class Drops:
     """Collects what a stage drops; its method `add` is an `OnDrop`."""
 
     def __init__(self) -> None:
-        self._by_kind: dict[str, list[tuple[str, str]]] = {}
+        self._by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
 
     def add(self, kind: str, id: str, reason: str) -> None:  # noqa: A002 - the column's name
         """Collect one dropped item."""
-        self._by_kind.setdefault(kind, []).append((id, reason))
+        self._by_kind[kind].append((id, reason))
 
     def table(self, stage: str, *kinds: str) -> pa.Table:
         """The drops as `spr.records.schemas.DROPPED`, kind by kind in the given order."""
-        return pa.concat_tables([dropped_table(stage, kind, self._by_kind.get(kind, ())) for kind in kinds])
+        return pa.concat_tables([dropped_table(stage, kind, self._by_kind[kind]) for kind in kinds])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +95,8 @@ class Stage:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Arrow schemas lose field names and nullability inside fixed-size lists when they are pickled.
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return _restore, ({**values, "schema": self.schema.serialize().to_pybytes()},)
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "schema"}
+        return _restore, (self.schema.serialize().to_pybytes(), values)
 
     def depends_on(self, config: Config) -> tuple[str, ...]:
         """The config fields and sections that the rows depend on."""
@@ -108,9 +104,11 @@ class Stage:
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The values of `depends_on`, without runtime fields."""
-        names = self.depends_on(config)
-        parts = {name: value for name, value in config.model_dump(mode="json").items() if name in names}
-        return {name: _without_runtime_fields(config, name, value) for name, value in parts.items()}
+        values = config.model_dump(mode="json", include=set(self.depends_on(config)))
+        for name, section in values.items():
+            if isinstance(section, dict):
+                values[name] = {key: v for key, v in section.items() if not config.is_runtime_field(f"{name}.{key}")}
+        return values
 
     def check(self, output: StageOutput) -> None:
         """Check that ``process`` kept what the stage declares.
@@ -128,14 +126,8 @@ class Stage:
             raise SprError(f"{what}, dropped rows for an undeclared reason", got=got, expected=expected, fix=fix)
 
 
-def _restore(values: dict[str, Any]) -> Stage:
-    return Stage(**{**values, "schema": pa.ipc.read_schema(pa.py_buffer(values["schema"]))})
-
-
-def _without_runtime_fields(config: Config, name: str, value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {field: item for field, item in value.items() if not config.is_runtime_field(f"{name}.{field}")}
+def _restore(schema: bytes, values: dict[str, Any]) -> Stage:
+    return Stage(schema=pa.ipc.read_schema(pa.py_buffer(schema)), **values)
 
 
 _BUILTIN: dict[str, Stage | str] = {

@@ -1,0 +1,16 @@
+"""What tests read from run folders, and the config sections of the fake models."""
+
+from spr.runs.store import StageStore
+
+FAKES = {section: {"backend": "fake"} for section in ("describer", "scorer", "detector")}
+
+
+def rows(out, stage):
+    """The rows of a stage's table."""
+    return [row for table in StageStore(out / stage).tables() for row in table.to_pylist()]
+
+
+def files(out):
+    """The content of every file of a run by its name, except for its log and its lock."""
+    paths = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in ("log.jsonl", ".lock")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
