@@ -70,8 +70,8 @@ EXPECTED = {
 
 def test_embedded_images_are_what_the_pipeline_saw(odd_run, tmp_path):
     run, dataset = odd_run
-    made = export(run, tmp_path / "out", "trl")
-    assert (made.pairs, made.left_out) == (4, {})
+    summary = export(run, tmp_path / "out", "trl")
+    assert (summary.pairs, summary.left_out) == (4, {})
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert {row["file_name"] for row in rows} == set(EXPECTED)
     for row in rows:
@@ -168,12 +168,12 @@ ASK = PromptsConfig(full="Where? {region}")
 def test_another_dialect_is_written_from_the_pixels_not_from_the_rounded_text():
     # 33.33 of 100 px is 0.33 in the text: from the text it would become 330 thousandths, from the pixels 333.
     exact = Span("a cup", 0, 5, (CUP,))
-    made = texts_of(
+    texts = texts_of(
         pair("a cup [0.33, 0.25, 0.67, 0.75] stands", "nothing", (exact,)), LLAVA, get_dialect("ferret"), ASK
     )
-    assert made.prompt == "Where? [200, 200, 800, 800] <region_fea>"
-    assert made.chosen == "a cup [333, 250, 666, 750] stands"
-    assert made.rejected == "nothing"
+    assert texts.prompt == "Where? [200, 200, 800, 800] <region_fea>"
+    assert texts.chosen == "a cup [333, 250, 666, 750] stands"
+    assert texts.rejected == "nothing"
 
 
 def test_without_another_dialect_texts_stay_as_they_are():
