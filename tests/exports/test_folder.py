@@ -23,7 +23,7 @@ def files(folder):
 def export_watched(small_run):
     """Export to LLaVA's format; the functions are called before its writer writes rows, and before it closes."""
 
-    def export_it(out, *, on_write=lambda rows: None, on_close=lambda: None):
+    def export_it(out, *, on_write=lambda _: None, on_close=lambda: None):
         class Watched(JsonWriter):
             def write(self, rows):
                 on_write(rows)

@@ -101,8 +101,8 @@ def test_copies_are_upright_have_plain_names_and_plain_files_stay_byte_for_byte(
 
 def test_by_path_files_that_readers_would_not_agree_on_are_left_out_and_named(odd_run, tmp_path):
     run, _ = odd_run
-    made = export(run, tmp_path / "out", "ms-swift", images="path")
-    assert (made.pairs, made.left_out) == (1, {"image_needs_rewriting": 3})
+    summary = export(run, tmp_path / "out", "ms-swift", images="path")
+    assert (summary.pairs, summary.left_out) == (1, {"image_needs_rewriting": 3})
     named = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
     assert {row["file_name"] for row in named} == set(EXPECTED) - {"plain.png"}
     assert {row["reason"] for row in named} == {"image_needs_rewriting"}
@@ -113,16 +113,16 @@ def test_images_that_have_gone_since_are_counted_and_named(make_dataset, make_ru
     run = make_run(dataset)
     (dataset.images / "1000.png").unlink()
     (dataset.images / "1007.png").write_bytes(b"no image")
-    made = export(run, tmp_path / "out", "trl")
-    assert made.pairs == 2
-    assert made.left_out == {"image_missing": 1, "image_unreadable": 1}
+    summary = export(run, tmp_path / "out", "trl")
+    assert summary.pairs == 2
+    assert summary.left_out == {"image_missing": 1, "image_unreadable": 1}
     named = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
     assert {(row["file_name"], row["reason"]) for row in named} == {
         ("1000.png", "image_missing"),
         ("1007.png", "image_unreadable"),
     }
     again = export(run, tmp_path / "out", "trl")
-    assert (again.done_before, again.left_out) == (True, made.left_out)
+    assert (again.done_before, again.left_out) == (True, summary.left_out)
 
 
 def test_with_no_image_left_nothing_is_written(make_dataset, make_run, tmp_path):

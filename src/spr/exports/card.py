@@ -18,13 +18,7 @@ from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
 from spr.runs.reader import SIDES, Run
 from spr.runs.store import reasons_sorted
 
-_SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-)
+_SIZES = {"n<1K": 1e3, "1K<n<10K": 1e4, "10K<n<100K": 1e5, "100K<n<1M": 1e6, "1M<n<10M": 1e7}
 _IMAGES = {
     "embed": "The rows contain the bytes of the images.",
     "copy": "The images are copied into `images/`.",
@@ -43,14 +37,7 @@ _PLOTS = {
 
 
 def write_card(folder: Path, plan: ExportPlan, stats: PairStats, left_out: Mapping[str, int]) -> None:
-    """Write ``README.md`` and ``plots/`` into an export's folder.
-
-    Args:
-        folder: The folder.
-        plan: The settings of the export.
-        stats: Statistics of the exported pairs.
-        left_out: Number of pairs left out, by reason.
-    """
+    """Write ``README.md`` and ``plots/`` into an export's folder; ``left_out`` counts the pairs left out by reason."""
     _write_plots(folder / "plots", stats)
     lines = [*_summary(plan, stats.pairs), *_statistics(plan.run, stats, left_out), *_columns(plan), *_creation(plan)]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -62,13 +49,10 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
         "pretty_name": plan.labels.name,
         "task_categories": ["image-text-to-text", "object-detection"],
         "tags": ["preference", "dpo", "visual-grounding", "region-description", "spr"],
-        "size_categories": [next((name for limit, name in _SIZES if pairs < limit), "n>1M")],
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": plan.format.data_files}]},
-        ],
+        "size_categories": [next((name for name, limit in _SIZES.items() if pairs < limit), "n>1M")],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": plan.format.data_files}]}],
     }
     yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()}\n---\n"
-
     yield f"# {_plain(plan.labels.name)}\n"
     yield (
         f"{pairs:,} preference pairs that teach a multimodal LLM to localize what it describes, in the "
@@ -102,8 +86,7 @@ def _statistics(run: Run, stats: PairStats, left_out: Mapping[str, int]) -> Iter
         yield f"| {label} | " + " | ".join(spread(stats.of(name, side), digits) for side in SIDES) + " |"
     edits = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in stats.box_edits.most_common())
     yield f"\nMargin of S: {spread(stats.margins, 3)}. Boxes of the chosen answers: {edits}."
-    warning = stats.length_warning()
-    if warning is not None:
+    if warning := stats.length_warning():
         yield f"\n**Lengths differ.** {warning}"
     for name, caption in _PLOTS.items():
         yield f"\n![{caption}](plots/{name}.svg)\n*{caption}.*"

@@ -21,13 +21,7 @@ def export_images(
 
     A file that every reader opens with the same pixels is exported unchanged, byte for byte. Other files (EXIF
     orientation, transparency, 16 bits per channel) are written as PNG with the pixels that the pipeline saw; with
-    ``path`` they are refused.
-
-    Args:
-        pairs: The pairs of a batch.
-        source: The run's images.
-        mode: Where the images go.
-        folder: The export's folder, for ``copy``.
+    ``path`` they are refused. ``folder`` is the export's folder, for ``copy``.
     """
     # An image of several pairs is read once, so that no two threads write one file.
     distinct = dict.fromkeys((pair.file_name, (pair.width, pair.height)) for pair in pairs)

@@ -10,10 +10,7 @@ from spr.exports.parquet import ParquetWriter
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row whose prompt places the image before the text, as the pipeline did.
-
-    Without the image in the content, its position would depend on how a version of TRL treats plain texts.
-    """
+    """A row whose prompt places the image before the text, as the pipeline did, and as not every version of TRL would."""
     pair, texts = row.pair, row.texts
     return {
         "images": [{"bytes": row.image.data, "path": row.image.path}],

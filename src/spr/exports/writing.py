@@ -102,11 +102,7 @@ def export(
 
 
 def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, int]]:
-    """Write all rows; returns their statistics, and the number of pairs that were left out by reason.
-
-    Raises:
-        InputError: if no pair can be exported.
-    """
+    """Write all rows; returns their statistics, and the number of pairs that were left out by reason."""
     run, annotations = plan.run, plan.run.config.annotations
     _, dialect = run.describer
     stats, left_out = PairStats(), Counter[str]()
