@@ -64,6 +64,8 @@ class Task(ABC, Generic[Items]):
     Attributes:
         name: The task's name in result files, the same as in `TASKS`.
         reads_boxes: Whether scoring needs to know the dialect of the answers.
+        higher_is_better: Metrics whose increase is better. A metric in neither list has no direction.
+        lower_is_better: Metrics whose decrease is better.
 
     Raises:
         ConfigError: if an option has an unknown value.
@@ -71,6 +73,8 @@ class Task(ABC, Generic[Items]):
 
     name: ClassVar[str]
     reads_boxes: ClassVar[bool] = True
+    higher_is_better: ClassVar[tuple[str, ...]] = ()
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for own in self.options():

@@ -10,7 +10,7 @@ from spr.exports.parquet import ParquetWriter
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row whose prompt places the image before the text, as the pipeline did, and as not every version of TRL would."""
+    """A row whose prompt places the image before the text, as the pipeline did; a plain text leaves it to TRL."""
     pair, texts = row.pair, row.texts
     return {
         "images": [{"bytes": row.image.data, "path": row.image.path}],
