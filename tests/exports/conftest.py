@@ -13,7 +13,7 @@ PROMPTS = {"full": "Describe the region {region} and locate its objects."}
 FAKES = {"describer": {"backend": "fake"}, "scorer": {"backend": "fake"}, "detector": {"backend": "none"}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run():
     """A dataset (its files may still change) and config sections → its run folder."""
 
@@ -27,12 +27,9 @@ def make_run():
 
 
 @pytest.fixture(scope="session")
-def small_run(make_dataset, tmp_path_factory):
+def small_run(make_dataset, make_run, tmp_path_factory):
     """The run of eight images, which no test changes."""
-    dataset = make_dataset(tmp_path_factory.mktemp("small"), images=8)
-    folder = dataset.folder / "run"
-    run(make_config(dataset.config(**FAKES, prompts=PROMPTS, shard_rows=3)), folder)
-    return folder
+    return make_run(make_dataset(tmp_path_factory.mktemp("small"), images=8), shard_rows=3)
 
 
 @pytest.fixture(scope="session")

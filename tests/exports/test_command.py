@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from spr.commands import export as command
-from spr.exports.formats import FORMATS, IMAGE_MODES
+from spr.exports.formats import FORMATS, ImageMode
 
 
 def spr(*arguments, expect=0):
@@ -19,7 +20,7 @@ def spr(*arguments, expect=0):
 def test_the_command_knows_the_formats_there_are():
     help_text = spr("export", "--help")
     assert all(name in help_text for name in FORMATS)
-    assert command._IMAGES == IMAGE_MODES
+    assert get_args(ImageMode) == command._IMAGES
 
 
 def test_it_reports_what_it_wrote_what_it_left_out_and_what_to_fill_in(make_dataset, make_run, tmp_path):

@@ -1,5 +1,7 @@
 """An export's folder is complete or missing, and never replaces anything else."""
 
+import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,13 +9,40 @@ from pathlib import Path
 import pytest
 
 from spr.core.errors import GroundingError, RunError
-from spr.exports import writing
+from spr.exports import llava, writing
+from spr.exports.formats import FORMATS
 from spr.exports.json_lines import JsonWriter
 from spr.exports.writing import export
 
 
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def export_watched(small_run):
+    """Export to LLaVA's format; the functions are called before its writer writes rows, and before it closes."""
+
+    def export_it(out, *, on_write=lambda _: None, on_close=lambda: None):
+        class Watched(JsonWriter):
+            def write(self, rows):
+                on_write(rows)
+                super().write(rows)
+
+            def close(self):
+                on_close()
+                super().close()
+
+        def open_writer(folder, _):
+            return Watched(folder / "train.json", llava.to_row, "list")
+
+        FORMATS.register("watched", dataclasses.replace(llava.FORMAT, open=open_writer))
+        try:
+            return export(small_run, out, "watched")
+        finally:
+            FORMATS.unregister("watched")
+
+    return export_it
 
 
 def test_a_second_identical_export_changes_nothing_not_even_a_card_filled_in(small_run, tmp_path):
@@ -78,13 +107,21 @@ def test_a_place_given_relative_to_the_current_folder_is_the_same_place(small_ru
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"b", "out"}
 
 
-def test_an_export_that_fails_midway_leaves_nothing(small_run, tmp_path, monkeypatch):
-    def fail(*_):
+def test_an_export_that_fails_midway_leaves_nothing(export_watched, tmp_path):
+    def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(JsonWriter, "write", fail)
     with pytest.raises(KeyboardInterrupt):
-        export(small_run, tmp_path / "out", "llava")
+        export_watched(tmp_path / "out", on_write=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(export_watched, tmp_path):
+    def fill(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match=r"out can't be written[\s\S]*No space left[\s\S]*free some disk space"):
+        export_watched(tmp_path / "out", on_write=fill)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,17 +134,13 @@ def test_leftovers_of_a_killed_export_are_removed_but_not_those_of_a_running_one
     assert {path.name for path in tmp_path.iterdir()} == {"out", live.name}
 
 
-def test_a_folder_that_appears_during_an_export_is_not_replaced(small_run, tmp_path, monkeypatch):
-    original = JsonWriter.close
-
-    def close(self):
+def test_a_folder_that_appears_during_an_export_is_not_replaced(export_watched, tmp_path):
+    def appear():
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").write_text("precious")
-        original(self)
 
-    monkeypatch.setattr(JsonWriter, "close", close)
     with pytest.raises(RunError, match="can't be written"):
-        export(small_run, tmp_path / "out", "llava")
+        export_watched(tmp_path / "out", on_close=appear)
     assert files(tmp_path / "out") == {"thesis.tex": b"precious"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -135,23 +168,18 @@ def test_an_unknown_dialect_is_named_with_the_nearest(small_run, tmp_path):
 
 
 def test_the_runs_own_dialect_changes_nothing(small_run, pairs_of, tmp_path):
-    made = export(small_run, tmp_path / "out", "llava", dialect="llava_onevision")
+    summary = export(small_run, tmp_path / "out", "llava", dialect="llava_onevision")
     rows = json.loads((tmp_path / "out" / "train.json").read_text())
-    assert made.dialect == "llava_onevision"
+    assert summary.dialect == "llava_onevision"
     assert [row["chosen"] for row in rows] == [pair.chosen for pair in pairs_of(small_run)]
 
 
-def test_no_more_than_a_batch_is_held_whatever_the_number_of_pairs(small_run, pairs_of, tmp_path, monkeypatch):
+def test_no_more_than_a_batch_is_held_whatever_the_number_of_pairs(
+    export_watched, small_run, pairs_of, tmp_path, monkeypatch
+):
     held = []
-    original = JsonWriter.write
-
-    def write(self, rows):
-        held.append(len(rows))
-        original(self, rows)
-
-    monkeypatch.setattr(JsonWriter, "write", write)
     monkeypatch.setattr(writing, "BATCH", 2)
-    export(small_run, tmp_path / "out", "llava")
+    export_watched(tmp_path / "out", on_write=lambda rows: held.append(len(rows)))
     # Shards of three pairs, in batches of two and one.
     assert max(held) == 2
     assert sum(held) == len(pairs_of(small_run))

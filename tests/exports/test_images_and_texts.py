@@ -70,8 +70,8 @@ EXPECTED = {
 
 def test_embedded_images_are_what_the_pipeline_saw(odd_run, tmp_path):
     run, dataset = odd_run
-    made = export(run, tmp_path / "out", "trl")
-    assert (made.pairs, made.left_out) == (4, {})
+    summary = export(run, tmp_path / "out", "trl")
+    assert (summary.pairs, summary.left_out) == (4, {})
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert {row["file_name"] for row in rows} == set(EXPECTED)
     for row in rows:
@@ -101,8 +101,8 @@ def test_copies_are_upright_have_plain_names_and_plain_files_stay_byte_for_byte(
 
 def test_by_path_files_that_readers_would_not_agree_on_are_left_out_and_named(odd_run, tmp_path):
     run, _ = odd_run
-    made = export(run, tmp_path / "out", "ms-swift", images="path")
-    assert (made.pairs, made.left_out) == (1, {"image_needs_rewriting": 3})
+    summary = export(run, tmp_path / "out", "ms-swift", images="path")
+    assert (summary.pairs, summary.left_out) == (1, {"image_needs_rewriting": 3})
     named = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
     assert {row["file_name"] for row in named} == set(EXPECTED) - {"plain.png"}
     assert {row["reason"] for row in named} == {"image_needs_rewriting"}
@@ -113,16 +113,16 @@ def test_images_that_have_gone_since_are_counted_and_named(make_dataset, make_ru
     run = make_run(dataset)
     (dataset.images / "1000.png").unlink()
     (dataset.images / "1007.png").write_bytes(b"no image")
-    made = export(run, tmp_path / "out", "trl")
-    assert made.pairs == 2
-    assert made.left_out == {"image_missing": 1, "image_unreadable": 1}
+    summary = export(run, tmp_path / "out", "trl")
+    assert summary.pairs == 2
+    assert summary.left_out == {"image_missing": 1, "image_unreadable": 1}
     named = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
     assert {(row["file_name"], row["reason"]) for row in named} == {
         ("1000.png", "image_missing"),
         ("1007.png", "image_unreadable"),
     }
     again = export(run, tmp_path / "out", "trl")
-    assert (again.done_before, again.left_out) == (True, made.left_out)
+    assert (again.done_before, again.left_out) == (True, summary.left_out)
 
 
 def test_with_no_image_left_nothing_is_written(make_dataset, make_run, tmp_path):
@@ -168,12 +168,12 @@ ASK = PromptsConfig(full="Where? {region}")
 def test_another_dialect_is_written_from_the_pixels_not_from_the_rounded_text():
     # 33.33 of 100 px is 0.33 in the text: from the text it would become 330 thousandths, from the pixels 333.
     exact = Span("a cup", 0, 5, (CUP,))
-    made = texts_of(
+    texts = texts_of(
         pair("a cup [0.33, 0.25, 0.67, 0.75] stands", "nothing", (exact,)), LLAVA, get_dialect("ferret"), ASK
     )
-    assert made.prompt == "Where? [200, 200, 800, 800] <region_fea>"
-    assert made.chosen == "a cup [333, 250, 666, 750] stands"
-    assert made.rejected == "nothing"
+    assert texts.prompt == "Where? [200, 200, 800, 800] <region_fea>"
+    assert texts.chosen == "a cup [333, 250, 666, 750] stands"
+    assert texts.rejected == "nothing"
 
 
 def test_without_another_dialect_texts_stay_as_they_are():

@@ -16,11 +16,10 @@ from spr.exports.writing import export
 
 @pytest.fixture(scope="module")
 def exported(small_run, tmp_path_factory):
-    made = {}
-    for key in ("llamafactory", "ms-swift", "llava"):
-        made[key] = tmp_path_factory.mktemp(key) / "out"
-        export(small_run, made[key], key)
-    return made
+    folders = {key: tmp_path_factory.mktemp(key) / "out" for key in ("llamafactory", "ms-swift", "llava")}
+    for key, folder in folders.items():
+        export(small_run, folder, key)
+    return folders
 
 
 def lines_of(path):

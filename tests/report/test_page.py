@@ -14,7 +14,7 @@ from spr.core.plots import Series, histogram, ticks
 from spr.records import Span
 from spr.report import page
 from spr.report.page import write_report
-from spr.report.scripts import call_script
+from spr.report.payload import call_script
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spr.core.errors import RunError
+from spr.evaluation.task import TASKS
 from spr.report.charts import result_charts, training_charts
 from spr.report.page import write_report
 from spr.report.results import read_results
@@ -115,23 +116,25 @@ def write_metrics(run, before=None, after=None):
     (run / "metrics.json").write_text(json.dumps({k: v for k, v in sides.items() if v is not None}), encoding="utf-8")
 
 
+def lines_of(*tasks):
+    lines = [line for task in tasks for line in task.lines]
+    return {line.name: (str(line.before), str(line.after), line.difference, line.better) for line in lines}
+
+
 def test_differences_say_what_is_better(make_run):
     run = make_run().write()
     old = {
-        "acc@0.5": {"value": 0.81, "ci95": [0.79, 0.83]},
-        "unmatched_boxes": {"value": 0.2},
-        "words": {"value": 37.0},
+        "rec": result(**{"acc@0.5": {"value": 0.81, "ci95": [0.79, 0.83]}}),
+        "description": result("description", unmatched_boxes={"value": 0.2}, words={"value": 37.0}),
     }
     new = {
-        "acc@0.5": {"value": 0.80, "ci95": [0.78, 0.82]},
-        "unmatched_boxes": {"value": 0.1},
-        "words": {"value": 39.5},
+        "rec": result(**{"acc@0.5": {"value": 0.80, "ci95": [0.78, 0.82]}}),
+        "description": result("description", unmatched_boxes={"value": 0.1}, words={"value": 39.5}),
     }
-    write_metrics(run, {"rec": result(**old)}, {"rec": result(**new)})
-    (task,) = read_results(Run(run))
-    assert task.problems == {"missing": (1, 1), "malformed": (2, 2)}
-    lines = {line.name: (str(line.before), str(line.after), line.difference, line.better) for line in task.lines}
-    assert lines == {
+    write_metrics(run, old, new)
+    tasks = read_results(Run(run))
+    assert [task.problems for task in tasks] == [{"missing": (1, 1), "malformed": (2, 2)}] * 2
+    assert lines_of(*tasks) == {
         "acc@0.5": ("0.8100 (0.7900–0.8300)", "0.8000 (0.7800–0.8200)", "−0.0100", False),
         # Fewer boxes that match nothing are better; more words are neither.
         "unmatched_boxes": ("0.2000", "0.1000", "−0.1000", True),
@@ -140,6 +143,37 @@ def test_differences_say_what_is_better(make_run):
     html = write_report(run).read_text(encoding="utf-8")
     assert "−0.0100 <small>worse</small>" in html
     assert "rec acc@0.5" in html
+
+
+def test_the_task_says_which_changes_of_its_metrics_are_better(make_run):
+    run = make_run().write()
+    old, new = {"right": 0.5, "wrong": 0.5, "odd": 0.5}, {"right": 0.6, "wrong": 0.6, "odd": 0.6}
+
+    class Counting:
+        higher_is_better, lower_is_better = ("right",), ("wrong",)
+
+    write_metrics(run, {"mine": result("counting", **old)}, {"mine": result("counting", **new)})
+    TASKS.register("counting", Counting)
+    try:
+        known = lines_of(*read_results(Run(run)))
+    finally:
+        TASKS.unregister("counting")
+    assert {name: better for name, (*_, better) in known.items()} == {"right": True, "wrong": False, "odd": None}
+    # Without the package of the task, no direction is known.
+    assert {better for *_, better in lines_of(*read_results(Run(run))).values()} == {None}
+    html = write_report(run).read_text(encoding="utf-8")
+    assert '<td class="n">+0.1000</td>' in html
+    assert "<small>better" not in html
+    assert "<small>worse" not in html
+
+
+def test_each_task_gives_directions_and_none_to_its_counts():
+    directed = {name: {*task.higher_is_better, *task.lower_is_better} for name, task in TASKS.items()}
+    assert all(directed.values())
+    assert not any(set(task.higher_is_better) & set(task.lower_is_better) for task in TASKS.values())
+    # Counts and shares that can be too high or too low have none.
+    assert not directed["description"] & {"words", "boxes", "phrases"}
+    assert "yes_share" not in directed["pope"]
 
 
 def test_accuracy_by_iou_is_a_curve_with_intervals(make_run):

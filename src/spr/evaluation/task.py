@@ -72,6 +72,10 @@ class Task(ABC, Generic[Items]):
     """The task's name in result files, the same as in `TASKS`."""
     reads_boxes: ClassVar[bool] = True
     """Whether scoring needs to know the dialect of the answers."""
+    higher_is_better: ClassVar[tuple[str, ...]] = ()
+    """Metrics whose increase is better. A metric in neither list has no direction."""
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
+    """Metrics whose decrease is better."""
 
     def __post_init__(self) -> None:
         for own in self.options():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,13 @@ import yaml
 
 from spr import __version__
 from spr.config import Config
-from spr.core.errors import RunError
 from spr.core.plots import Chart, Series, density, figure, histogram
-from spr.exports.formats import Format, ImageMode, Labels
+from spr.exports.marker import ExportPlan
 from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
-from spr.runs.reader import SIDES, Run, Side
+from spr.runs.reader import SIDES, Run
 from spr.runs.store import reasons_sorted
 
-_SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-)
+_SIZES = {"n<1K": 1e3, "1K<n<10K": 1e4, "10K<n<100K": 1e5, "100K<n<1M": 1e6, "1M<n<10M": 1e7}
 _IMAGES = {
     "embed": "The rows contain the bytes of the images.",
     "copy": "The images are copied into `images/`.",
@@ -44,90 +36,48 @@ _PLOTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What a dataset card describes.
-
-    Attributes:
-        format: The export's format.
-        labels: The dataset's name and origin.
-        license_id: Identifier of the license for the front matter.
-        images: Where the images are.
-        dialect: Dialect of the texts.
-        folder_name: Name of the export's folder.
-        run: The run that the pairs come from.
-        counts: ``pairs``, and ``left_out`` by reason.
-        stats: Statistics of the exported pairs.
-    """
-
-    format: Format
-    labels: Labels
-    license_id: str
-    images: ImageMode
-    dialect: str
-    folder_name: str
-    run: Run
-    counts: Mapping[str, Any]
-    stats: PairStats
+def write_card(folder: Path, plan: ExportPlan, stats: PairStats, left_out: Mapping[str, int]) -> None:
+    """Write ``README.md`` and ``plots/`` into an export's folder; ``left_out`` counts the pairs left out by reason."""
+    _write_plots(folder / "plots", stats)
+    lines = [*_summary(plan, stats.pairs), *_statistics(plan.run, stats, left_out), *_columns(plan), *_creation(plan)]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_card(folder: Path, card: Card) -> None:
-    """Write ``README.md`` and ``plots/`` into an export's folder.
-
-    Raises:
-        RunError: if the folder can't be written to.
-    """
-    try:
-        _write_plots(folder / "plots", card.stats)
-        lines = [*_front_matter(card), *_summary(card), *_statistics(card), *_columns(card), *_creation(card)]
-        (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        fix = "free some disk space, or choose another --out"
-        raise RunError(f"{folder} can't be written", got=error, fix=fix) from None
-
-
-def _front_matter(card: Card) -> Iterator[str]:
-    size = next((name for limit, name in _SIZES if card.counts["pairs"] < limit), "n>1M")
+def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
     head = {
-        "license": card.license_id,
-        "pretty_name": card.labels.name,
+        "license": plan.license_id,
+        "pretty_name": plan.labels.name,
         "task_categories": ["image-text-to-text", "object-detection"],
         "tags": ["preference", "dpo", "visual-grounding", "region-description", "spr"],
-        "size_categories": [size],
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": card.format.data_files}]},
-        ],
+        "size_categories": [next((name for name, limit in _SIZES.items() if pairs < limit), "n>1M")],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": plan.format.data_files}]}],
     }
     yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()}\n---\n"
-
-
-def _summary(card: Card) -> Iterator[str]:
-    yield f"# {_plain(card.labels.name)}\n"
+    yield f"# {_plain(plan.labels.name)}\n"
     yield (
-        f"{card.counts['pairs']:,} preference pairs that teach a multimodal LLM to localize what it describes, in the "
-        f"format of {card.format.reader}. Each pair has an image, a prompt about a region, the best of several "
+        f"{pairs:,} preference pairs that teach a multimodal LLM to localize what it describes, in the "
+        f"format of {plan.format.reader}. Each pair has an image, a prompt about a region, the best of several "
         "descriptions with corrected boxes (*chosen*), and the worst one as generated (*rejected*). Created with "
         "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374)).\n"
     )
-    yield f"Boxes are written in the dialect `{card.dialect}`. {_IMAGES[card.images]}\n"
-    yield card.format.usage.replace("{out}", card.folder_name) + "\n"
+    yield f"Boxes are written in the dialect `{plan.dialect}`. {_IMAGES[plan.images]}\n"
+    yield plan.format.usage.replace("{out}", plan.out.name) + "\n"
     yield "## License\n"
     yield (
-        f"The front matter says `{card.license_id}`. **Before you publish this dataset, fill in** the license of the "
+        f"The front matter says `{plan.license_id}`. **Before you publish this dataset, fill in** the license of the "
         "images, the license of the annotations, and the terms of the model that wrote the answers. SPR can't know "
         "them. The strictest of them applies to the whole dataset.\n"
     )
 
 
-def _statistics(card: Card) -> Iterator[str]:
-    run, stats = card.run, card.stats
+def _statistics(run: Run, stats: PairStats, left_out: Mapping[str, int]) -> Iterator[str]:
     yield "## Counts\n\n| stage | kept | dropped |\n|---|---|---|"
     for name in run.stages:
         manifest = run.finished(name)
         dropped = "; ".join(f"{_plain(reason)} {count:,}" for reason, count in reasons_sorted(manifest.dropped))
         yield f"| {name} | {manifest.rows:,} | {dropped or '–'} |"
-    left_out = "; ".join(f"{reason} {count:,}" for reason, count in card.counts["left_out"].items())
-    yield f"| this export | {card.counts['pairs']:,} | {left_out or '–'} |"
+    reasons = "; ".join(f"{reason} {count:,}" for reason, count in left_out.items())
+    yield f"| this export | {stats.pairs:,} | {reasons or '–'} |"
     if left_out:
         yield "\n`left_out.jsonl` lists the pairs that this export left out."
     yield "\n## Scores and lengths\n\n| mean (5–95 %) | chosen | rejected |\n|---|---|---|"
@@ -136,21 +86,20 @@ def _statistics(card: Card) -> Iterator[str]:
         yield f"| {label} | " + " | ".join(spread(stats.of(name, side), digits) for side in SIDES) + " |"
     edits = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in stats.box_edits.most_common())
     yield f"\nMargin of S: {spread(stats.margins, 3)}. Boxes of the chosen answers: {edits}."
-    warning = stats.length_warning()
-    if warning is not None:
+    if warning := stats.length_warning():
         yield f"\n**Lengths differ.** {warning}"
     for name, caption in _PLOTS.items():
         yield f"\n![{caption}](plots/{name}.svg)\n*{caption}.*"
 
 
-def _columns(card: Card) -> Iterator[str]:
+def _columns(plan: ExportPlan) -> Iterator[str]:
     yield "\n## Columns\n\n| column | meaning |\n|---|---|"
-    for name, meaning in card.format.columns.items():
+    for name, meaning in plan.format.columns.items():
         yield f"| `{name}` | {meaning} |"
 
 
-def _creation(card: Card) -> Iterator[str]:
-    config = card.run.config
+def _creation(plan: ExportPlan) -> Iterator[str]:
+    config = plan.run.config
     weight = config.scoring.semantic_weight
     yield "\n## How it was created\n"
     yield (
@@ -160,10 +109,9 @@ def _creation(card: Card) -> Iterator[str]:
         "matches an annotated object was replaced by the box of that object, and the other boxes were treated as "
         f"`pairing.unmatched: {config.pairing.unmatched}` says. The worst description is the rejected answer.\n"
     )
-    sha256 = card.run.inputs.get("sha256", "unknown")
     yield "| source | |\n|---|---|"
-    yield f"| annotations | `{card.labels.origin}`, sha256 `{sha256}` |"
-    yield f"| describer | `{card.labels.describer}` |"
+    yield f"| annotations | `{plan.labels.origin}`, sha256 `{plan.run.inputs.get('sha256', 'unknown')}` |"
+    yield f"| describer | `{plan.labels.describer}` |"
     yield f"| scorer | `{_model(config.scorer)}` |"
     yield f"| detector | `{_model(config.detector)}` |"
     yield f"| SPR | {__version__} |"
@@ -214,13 +162,11 @@ def _plain(text: str) -> str:
 def _write_plots(folder: Path, stats: PairStats) -> None:
     folder.mkdir()
     scores = stats.candidate_scores()
-    title = f"{len(scores['score']):,} candidates"
-    plot = density(_PLOTS["scores"], scores["semantic"], scores["localization"], ("S_sem", "S_loc"), ())
-    margins = Series("pairs", "all", stats.margins)
-    median = f"{stats.pairs:,} pairs, median margin {np.median(stats.margins):.3g}"
+    scatter = density(_PLOTS["scores"], scores["semantic"], scores["localization"], ("S_sem", "S_loc"), ())
+    margins = histogram(_PLOTS["margins"], [Series("pairs", "all", stats.margins)], "margin")
     charts = {
-        "scores": [Chart(title, plot)],
-        "margins": [Chart(median, histogram(_PLOTS["margins"], [margins], "margin"))],
+        "scores": [Chart(f"{len(scores['score']):,} candidates", scatter)],
+        "margins": [Chart(f"{stats.pairs:,} pairs, median margin {np.median(stats.margins):.3g}", margins)],
         "localization": [
             _two_sides(stats, "localization", "As scored, with the detector", "S_loc", 2),
             _two_sides(stats, OWN_LOCALIZATION, "Own boxes, as exported", "S_loc", 2),
@@ -232,8 +178,8 @@ def _write_plots(folder: Path, stats: PairStats) -> None:
 
 
 def _two_sides(stats: PairStats, name: str, heading: str, label: str, digits: int) -> Chart:
-    sides: dict[Side, Series] = {side: Series(side, side, stats.of(name, side)) for side in SIDES}
+    sides = [Series(side, side, stats.of(name, side)) for side in SIDES]
     shares = {"x_range": (0.0, 1.0), "bins": 25} if label == "S_loc" else {"whole": True}
-    plot = histogram(f"{heading}: {label} of chosen and rejected answers", list(sides.values()), label, **shares)
+    plot = histogram(f"{heading}: {label} of chosen and rejected answers", sides, label, **shares)
     key = [(side, f"{side}, mean {stats.of(name, side).mean():.{digits}f}") for side in SIDES]
     return Chart(heading, plot, key)

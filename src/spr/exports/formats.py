@@ -13,8 +13,6 @@ from spr.records import PreferencePair
 ImageMode: TypeAlias = Literal["embed", "copy", "path"]
 """Where an export's images are: as bytes in its rows, as copies in its folder, or in their original place."""
 
-IMAGE_MODES: tuple[ImageMode, ...] = ("embed", "copy", "path")
-
 
 class Texts(NamedTuple):
     """The prompt and the two answers, as the trainer sees them."""
@@ -65,15 +63,12 @@ class Writer(Protocol):
 
     def write(self, rows: Sequence[ExportRow]) -> None:
         """Append rows."""
-        ...
 
     def close(self) -> None:
         """Complete the files."""
-        ...
 
     def abandon(self) -> None:
         """Close open files, complete or not; called last, also after an error."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

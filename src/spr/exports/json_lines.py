@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from spr.core.errors import RunError
 from spr.exports.formats import ExportRow
 
 _LAYOUT = {"lines": ("", "\n", "\n"), "list": ("[\n", ",\n", "\n]\n")}
@@ -26,32 +25,23 @@ class JsonWriter:
     def __init__(
         self, path: Path, row: Callable[[ExportRow], dict[str, Any]], layout: Literal["lines", "list"] = "lines"
     ) -> None:
-        self._row, self._path = row, path
+        self._row = row
         self._before, self._between, self._after = _LAYOUT[layout]
         self._file = path.open("w", encoding="utf-8", newline="\n")
 
     def write(self, rows: Sequence[ExportRow]) -> None:
         """Append rows."""
-        try:
-            for row in rows:
-                self._file.write(self._before + json.dumps(self._row(row), ensure_ascii=False))
-                self._before = self._between
-        except OSError as error:
-            raise self._unwritable(error) from None
+        for row in rows:
+            self._file.write(self._before + json.dumps(self._row(row), ensure_ascii=False))
+            self._before = self._between
 
     def close(self) -> None:
         """Complete the file."""
-        try:
-            with self._file as file:
-                file.write(self._after)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from None
+        with self._file as file:
+            file.write(self._after)
+            file.flush()
+            os.fsync(file.fileno())
 
     def abandon(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def _unwritable(self, error: OSError) -> RunError:
-        return RunError(f"{self._path} can't be written", got=error, fix="free some disk space")

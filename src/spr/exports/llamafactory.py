@@ -14,7 +14,7 @@ DATASET = "spr_pairs"
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row with ``conversations`` (the user's turn), ``chosen``, ``rejected`` and ``images``."""
+    """A ShareGPT row, whose ``conversations`` hold only the user's turn."""
     return {
         "conversations": [{"from": "human", "value": f"<image>{row.texts.prompt}"}],
         "chosen": {"from": "gpt", "value": row.texts.chosen},
@@ -24,15 +24,10 @@ def to_row(row: ExportRow) -> dict[str, Any]:
     }
 
 
-def dataset_info() -> dict[str, Any]:
-    """The entry of `dataset_info.json` that describes the file to LLaMA-Factory."""
+def _open(folder: Path, _: Labels) -> Writer:
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
     entry = {"file_name": "train.jsonl", "formatting": "sharegpt", "ranking": True, "columns": columns}
-    return {DATASET: entry}
-
-
-def _open(folder: Path, _: Labels) -> Writer:
-    (folder / "dataset_info.json").write_text(json.dumps(dataset_info(), indent=2) + "\n", encoding="utf-8")
+    (folder / "dataset_info.json").write_text(json.dumps({DATASET: entry}, indent=2) + "\n", encoding="utf-8")
     return JsonWriter(folder / "train.jsonl", to_row)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.formats import ExportRow, Format
 from spr.exports.json_lines import JsonWriter
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row with ``id``, ``image``, ``conversations``, ``prompt``, ``answer``, ``chosen`` and ``rejected``.
+    """LLaVA's fine-tuning reads the first three keys.
 
-    LLaVA's fine-tuning reads the first three. LLaVA-NeXT's DPO reads ``image`` and the last four, and inserts
-    ``<image>`` before the prompt itself.
+    LLaVA-NeXT's DPO reads ``image`` and the last four, and inserts ``<image>`` before the prompt itself.
     """
     texts = row.texts
     return {
@@ -28,10 +26,6 @@ def to_row(row: ExportRow) -> dict[str, Any]:
         "chosen": texts.chosen,
         "rejected": texts.rejected,
     }
-
-
-def _open(folder: Path, _: Labels) -> Writer:
-    return JsonWriter(folder / "train.json", to_row, "list")
 
 
 FORMAT = Format(
@@ -54,5 +48,5 @@ python llava/train/train_dpo.py --data_path {out}/train.json --image_folder {out
 ```
 
 The first command is LLaVA's fine-tuning, on the chosen answers alone. The second is LLaVA-NeXT's DPO.""",
-    open=_open,
+    open=lambda folder, _: JsonWriter(folder / "train.json", to_row, "list"),
 )

@@ -4,24 +4,80 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.errors import RunError
+from spr.exports.formats import Format, ImageMode, Labels
+from spr.grounding import Dialect
+from spr.runs.reader import Run
 
 MARKER = "export.json"
 _EDITABLE = ("README.md", MARKER)
 """Files that may change after the export: the user edits the dataset card."""
 
 
-def read_marker(out: Path) -> dict[str, Any] | None:
-    """The marker of an export's folder, or None if the folder is empty or missing.
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """The settings of an export; ``target`` is the dialect to convert the texts to, or None."""
+
+    run: Run
+    out: Path
+    format_name: str
+    format: Format
+    images: ImageMode
+    target: Dialect | None
+    labels: Labels
+    license_id: str
+
+    @property
+    def dialect(self) -> str:
+        """The dialect of the exported texts."""
+        return (self.target or self.run.describer[1]).spec
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides the contents of the export."""
+        return {
+            "format": self.format_name,
+            "images": self.images,
+            "dialect": self.dialect,
+            "name": self.labels.name,
+            "license": self.license_id,
+            "pairs": self.run.pairs_sha256,
+        }
+
+
+def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
+    """The counts of the export that its folder already holds, or None if the folder is empty or missing.
 
     Raises:
-        RunError: if ``out`` is a file, or a folder that is not an export of this version.
+        RunError: if the folder holds something else: files of the user, or an export by another version of SPR, with
+            another setting or of other pairs, or one with a file that is missing or has another size.
     """
+    out = plan.out
+    marker = _read(out)
+    if marker is None:
+        return None
+    old = marker.get("identity", {})
+    changed = [f"{key}: {old.get(key)} → {value}" for key, value in plan.identity.items() if old.get(key) != value]
+    if changed:
+        fix = f"choose another --out, or delete {out}"
+        raise RunError(f"{out} holds another export", got="; ".join(changed), expected="the same settings", fix=fix)
+    for name, size in marker["files"].items():
+        path = out / name
+        if not path.is_file() or (name not in _EDITABLE and path.stat().st_size != size):
+            got = f"{name} has {path.stat().st_size:,} bytes" if path.is_file() else f"{name} is missing"
+            fix = f"delete {out} and export again"
+            raise RunError(f"{out} is a damaged export", got=got, expected=f"{size:,} bytes", fix=fix)
+    counts: dict[str, Any] = marker["counts"]
+    return counts
+
+
+def _read(out: Path) -> dict[str, Any] | None:
     try:
         if not out.exists() and not out.is_symlink():
             return None
@@ -37,32 +93,8 @@ def read_marker(out: Path) -> dict[str, Any] | None:
     raise RunError(f"{out} is not an export", got=got, fix="choose a new or empty folder for --out")
 
 
-def check_same(out: Path, marker: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Check that the folder holds exactly this export, complete.
-
-    Args:
-        out: The export's folder.
-        marker: What `read_marker` returned.
-        identity: The settings and the pairs of the export that was asked for.
-
-    Raises:
-        RunError: naming what differs: a setting, the pairs, or a file that is missing or has another size.
-    """
-    old = marker.get("identity", {})
-    changed = [f"{key}: {old.get(key)} → {value}" for key, value in identity.items() if old.get(key) != value]
-    if changed:
-        fix = f"choose another --out, or delete {out}"
-        raise RunError(f"{out} holds another export", got="; ".join(changed), expected="the same settings", fix=fix)
-    for name, size in marker["files"].items():
-        path = out / name
-        if not path.is_file() or (name not in _EDITABLE and path.stat().st_size != size):
-            got = f"{name} is missing" if not path.is_file() else f"{name} has {path.stat().st_size:,} bytes"
-            fix = f"delete {out} and export again"
-            raise RunError(f"{out} is a damaged export", got=got, expected=f"{size:,} bytes", fix=fix)
-
-
-def write_marker(folder: Path, identity: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+def write_marker(folder: Path, plan: ExportPlan, counts: Mapping[str, Any]) -> None:
     """Write the marker with the sizes of all files in the folder."""
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    marker = {"format_version": FORMAT_VERSION, "identity": dict(identity), "counts": dict(counts), "files": files}
+    marker = {"format_version": FORMAT_VERSION, "identity": plan.identity, "counts": counts, "files": files}
     write_atomically(folder / MARKER, (json.dumps(marker, indent=1, ensure_ascii=False) + "\n").encode())

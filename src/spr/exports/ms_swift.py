@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.formats import ExportRow, Format
 from spr.exports.json_lines import JsonWriter
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row with ``messages`` (prompt and chosen answer), ``rejected_response`` and ``images``.
-
-    The key ``objects`` is not used: with it, ms-swift would write the boxes itself in the format of each model, but
-    the texts already contain them.
-    """
+    """A row without the key ``objects``, with which ms-swift would write the boxes again in each model's format."""
     return {
         "messages": [
             {"role": "user", "content": f"<image>{row.texts.prompt}"},
@@ -23,10 +18,6 @@ def to_row(row: ExportRow) -> dict[str, Any]:
         "rejected_response": row.texts.rejected,
         "images": [row.image.path],
     }
-
-
-def _open(folder: Path, _: Labels) -> Writer:
-    return JsonWriter(folder / "train.jsonl", to_row)
 
 
 FORMAT = Format(
@@ -43,5 +34,5 @@ FORMAT = Format(
     usage="""```sh
 ROOT_IMAGE_DIR={out} swift rlhf --rlhf_type dpo --beta 0.1 --dataset {out}/train.jsonl …
 ```""",
-    open=_open,
+    open=lambda folder, _: JsonWriter(folder / "train.jsonl", to_row),
 )

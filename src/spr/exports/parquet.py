@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spr.core.errors import RunError
 from spr.exports.formats import ExportRow
 
 SHARD_BYTES = 500_000_000
@@ -35,34 +34,28 @@ class ParquetWriter:
         row: Callable[[ExportRow], dict[str, Any]],
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        self._folder, self._schema, self._row, self._most = folder / "data", schema, row, shard_bytes
+        self._folder, self._schema, self._row, self._shard_bytes = folder / "data", schema, row, shard_bytes
         self._folder.mkdir(parents=True)
         self._parts: list[Path] = []
         self._open: pq.ParquetWriter | None = None
 
     def write(self, rows: Sequence[ExportRow]) -> None:
         """Append rows."""
-        try:
-            if self._open is None:
-                self._parts.append(self._folder / f"part-{len(self._parts):05d}")
-                self._open = pq.ParquetWriter(self._parts[-1], self._schema, compression="zstd")
-            self._open.write_table(pa.Table.from_pylist([self._row(row) for row in rows], schema=self._schema))
-            if self._parts[-1].stat().st_size >= self._most:
-                self._close_part()
-        except OSError as error:
-            raise RunError(f"{self._folder} can't be written", got=error, fix="free some disk space") from None
+        if self._open is None:
+            self._parts.append(self._folder / f"part-{len(self._parts):05d}")
+            self._open = pq.ParquetWriter(self._parts[-1], self._schema, compression="zstd")
+        self._open.write_table(pa.Table.from_pylist([self._row(row) for row in rows], schema=self._schema))
+        if self._parts[-1].stat().st_size >= self._shard_bytes:
+            self.abandon()
 
     def close(self) -> None:
         """Complete the files and number them."""
-        self._close_part()
+        self.abandon()
         for number, part in enumerate(self._parts):
             part.rename(self._folder / f"train-{number:05d}-of-{len(self._parts):05d}.parquet")
 
     def abandon(self) -> None:
         """Close the open file."""
-        self._close_part()
-
-    def _close_part(self) -> None:
         if self._open is not None:
             self._open.close()
             self._open = None

@@ -29,9 +29,7 @@ def to_row(labels: Labels, row: ExportRow) -> dict[str, Any]:
 def _open(folder: Path, labels: Labels) -> Writer:
     from datasets import Features, Image, Value
 
-    names = ("question", "chosen", "rejected", "origin_dataset", "origin_split", "idx", "image_path")
-    text = Value("string")
-    features = Features({"ds_name": text, "image": Image(), **dict.fromkeys(names, text)})
+    features = Features(dict.fromkeys(FORMAT.columns, Value("string")) | {"image": Image()})
     return ParquetWriter(folder, features.arrow_schema, partial(to_row, labels))
 
 

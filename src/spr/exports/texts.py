@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,7 +18,13 @@ _SLACK = 0.01
 """Pixels: largest float32 rounding error of a box in an image of 100,000 px."""
 
 
-def texts_of(pair: PreferencePair, source: Dialect, target: Dialect | None, prompts: PromptsConfig) -> Texts | str:
+def texts_of(
+    pair: PreferencePair,
+    source: Dialect,
+    target: Dialect | None,
+    prompts: PromptsConfig,
+    placeholders: Sequence[str] = (),
+) -> Texts | str:
     """The prompt, the chosen and the rejected text of a pair, or the reason why the pair is left out.
 
     Args:
@@ -26,22 +32,24 @@ def texts_of(pair: PreferencePair, source: Dialect, target: Dialect | None, prom
         source: The dialect of the run's describer.
         target: The dialect to convert to; None leaves the texts unchanged.
         prompts: The prompts of the run; the prompt is rendered again from them.
+        placeholders: Texts that the trainer would replace by an image or the like.
 
     Returns:
-        The texts, or the reason ``not_renderable`` (the words would be read as coordinates in the target dialect) or
-        ``chosen_equals_rejected`` (in the target dialect both answers have the same text).
+        The texts, or the reason ``not_renderable`` (the words would be read as coordinates in the target dialect),
+        ``chosen_equals_rejected`` (in the target dialect both answers have the same text) or ``placeholder_in_text``.
     """
-    if target is None:
-        return Texts(pair.prompt, pair.chosen, pair.rejected)
-    size_wh = pair.width, pair.height
-    try:
-        chosen = render(with_pixels(pair.chosen, pair.chosen_spans, source, size_wh), target, size_wh)
-        rejected = render(with_pixels(pair.rejected, pair.rejected_spans, source, size_wh), target, size_wh)
-    except GroundingError:
-        return "not_renderable"
-    if chosen == rejected:
-        return "chosen_equals_rejected"
-    return Texts(training_prompt(pair, target, prompts), chosen, rejected)
+    texts = Texts(pair.prompt, pair.chosen, pair.rejected)
+    if target is not None:
+        size_wh = pair.width, pair.height
+        try:
+            chosen = render(with_pixels(pair.chosen, pair.chosen_spans, source, size_wh), target, size_wh)
+            rejected = render(with_pixels(pair.rejected, pair.rejected_spans, source, size_wh), target, size_wh)
+        except GroundingError:
+            return "not_renderable"
+        if chosen == rejected:
+            return "chosen_equals_rejected"
+        texts = Texts(training_prompt(pair, target, prompts), chosen, rejected)
+    return "placeholder_in_text" if any(mark in text for text in texts for mark in placeholders) else texts
 
 
 def with_pixels(text: str, spans: Iterable[Span], dialect: Dialect, size_wh: Size) -> GroundedText:

@@ -10,19 +10,12 @@ from spr.exports.parquet import ParquetWriter
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
-    """A row with ``images``, with ``prompt``, ``chosen`` and ``rejected`` as conversations, and with the pair's origin.
-
-    The prompt's content places the image before the text, as the pipeline did, so that the position doesn't depend on
-    how a version of TRL treats plain texts.
-    """
+    """A row whose prompt places the image before the text, as the pipeline did; a plain text leaves it to TRL."""
     pair, texts = row.pair, row.texts
     return {
         "images": [{"bytes": row.image.data, "path": row.image.path}],
         "prompt": [
-            {
-                "role": "user",
-                "content": [{"type": "image", "text": None}, {"type": "text", "text": texts.prompt}],
-            }
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": texts.prompt}]}
         ],
         "chosen": [{"role": "assistant", "content": [{"type": "text", "text": texts.chosen}]}],
         "rejected": [{"role": "assistant", "content": [{"type": "text", "text": texts.rejected}]}],
@@ -46,18 +39,11 @@ def _open(folder: Path, _: Labels) -> Writer:
     features = Features(
         {
             "images": [Image()],
-            "prompt": messages,
-            "chosen": messages,
-            "rejected": messages,
-            "query_id": text,
-            "image_id": text,
-            "file_name": text,
-            "width": Value("int32"),
-            "height": Value("int32"),
+            **dict.fromkeys(("prompt", "chosen", "rejected"), messages),
+            **dict.fromkeys(("query_id", "image_id", "file_name"), text),
+            **dict.fromkeys(("width", "height"), Value("int32")),
             "region": [Value("float32")],
-            "chosen_score": Value("float32"),
-            "rejected_score": Value("float32"),
-            "margin": Value("float32"),
+            **dict.fromkeys(("chosen_score", "rejected_score", "margin"), Value("float32")),
         }
     )
     return ParquetWriter(folder, features.arrow_schema, to_row)

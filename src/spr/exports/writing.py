@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spr.core.atomic import atomic_dir
 from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.progress import Progress
-from spr.exports.card import Card, public_name, write_card
-from spr.exports.formats import FORMATS, ExportRow, Format, ImageMode, Labels, Texts
-from spr.exports.images import ExportImages
-from spr.exports.marker import check_same, read_marker, write_marker
+from spr.exports.card import public_name, write_card
+from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
+from spr.exports.images import export_images
+from spr.exports.marker import ExportPlan, counts_of_finished, write_marker
 from spr.exports.texts import texts_of
-from spr.grounding import Dialect, get_dialect
+from spr.grounding import get_dialect
 from spr.records import PreferencePair
 from spr.runs.pair_stats import PairStats
-from spr.runs.reader import JoinedPair, Run
+from spr.runs.reader import Run
 
 BATCH = 64
 """Pairs whose images are read and written together."""
@@ -44,31 +42,6 @@ class ExportSummary:
     images: ImageMode
     dialect: str
     done_before: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The settings of an export; ``target`` is the dialect to convert to, or None."""
-
-    run: Run
-    format_name: str
-    format: Format
-    images: ImageMode
-    target: Dialect | None
-    dialect: str
-    labels: Labels
-    license_id: str
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the contents of the export."""
-        return {
-            "format": self.format_name,
-            "images": self.images,
-            "dialect": self.dialect,
-            "name": self.labels.name,
-            "license": self.license_id,
-            "pairs": self.run.pairs_sha256,
-        }
 
 
 def export(
@@ -102,30 +75,6 @@ def export(
         RunError: if ``run`` is not a run or its pairs have not finished, or if ``out`` is not empty and not this
             export, or can't be written.
     """
-    plan = _plan(run, format_name, images, dialect, license_id, name)
-    out = out.resolve()
-    marker = read_marker(out)
-    if marker is not None:
-        check_same(out, marker, plan.identity())
-        counts = marker["counts"]
-        return ExportSummary(counts["pairs"], counts["left_out"], plan.images, plan.dialect, done_before=True)
-    with atomic_dir(out, replace=False, sync=False) as folder:
-        stats, left_out = _write_pairs(plan, folder)
-        counts = {"pairs": stats.pairs, "left_out": left_out}
-        described = (plan.format, plan.labels, plan.license_id, plan.images, plan.dialect, out.name)
-        write_card(folder, Card(*described, plan.run, counts, stats))
-        write_marker(folder, plan.identity(), counts)
-    return ExportSummary(stats.pairs, left_out, plan.images, plan.dialect, done_before=False)
-
-
-def _plan(
-    run_path: Path,
-    format_name: str,
-    images: ImageMode | None,
-    dialect: str | None,
-    license_id: str,
-    name: str | None,
-) -> _Plan:
     form = FORMATS.find(format_name, "--format")
     mode = images or form.images[0]
     if mode not in form.images:
@@ -133,95 +82,69 @@ def _plan(
         fix = f"omit --images to use {form.images[0]}"
         raise ConfigError(what, got=mode, expected=" | ".join(form.images), fix=fix)
     target = None if dialect is None else get_dialect(dialect)
-    run = Run(run_path)
-    if not run.finished("pairs").rows:
-        raise RunError(f"{run_path} has no pairs", fix=f"`spr show {run_path}` lists why they were dropped")
-    describer, own = run.describer
-    target = None if target == own else target
-    annotations = run.config.annotations.path
+    source = Run(run)
+    if not source.finished("pairs").rows:
+        raise RunError(f"{run} has no pairs", fix=f"`spr show {run}` lists why they were dropped")
+    describer, own = source.describer
+    annotations = source.config.annotations.path
     model = describer.partition("@")[0].rstrip("/").rpartition("/")[2]
     labels = Labels(name or f"SPR pairs of {model} on {annotations.stem}", annotations.name, public_name(describer))
-    return _Plan(run, format_name, form, mode, target, (target or own).spec, labels, license_id)
+    target = None if target == own else target
+    plan = ExportPlan(source, out.resolve(), format_name, form, mode, target, labels, license_id)
+    finished = counts_of_finished(plan)
+    if finished is not None:
+        return ExportSummary(finished["pairs"], finished["left_out"], mode, plan.dialect, done_before=True)
+    with atomic_dir(plan.out, replace=False, sync=False) as folder:
+        stats, left_out = _write_pairs(plan, folder)
+        write_card(folder, plan, stats, left_out)
+        write_marker(folder, plan, {"pairs": stats.pairs, "left_out": left_out})
+    return ExportSummary(stats.pairs, left_out, mode, plan.dialect, done_before=False)
 
 
-def _write_pairs(plan: _Plan, folder: Path) -> tuple[PairStats, dict[str, int]]:
-    """Write all rows; returns their statistics, and the number of pairs that were left out by reason.
+def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, int]]:
+    """Write all rows; returns their statistics, and the number of pairs that were left out by reason."""
+    run, annotations = plan.run, plan.run.config.annotations
+    _, dialect = run.describer
+    stats, left_out = PairStats(), Counter[str]()
 
-    Raises:
-        InputError: if no pair can be exported.
-    """
-    stats, left_out = PairStats(), _LeftOut(folder / LEFT_OUT)
-    annotations = plan.run.config.annotations
-    images = ExportImages(annotations.image_source, plan.images, folder)
+    def leave_out(pair: PreferencePair, reason: str) -> None:
+        left_out[reason] += 1
+        row = {"query_id": pair.query_id, "file_name": pair.file_name, "reason": reason}
+        with (folder / LEFT_OUT).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
     writer = plan.format.open(folder, plan.labels)
-    total = plan.run.finished("pairs").rows
-    with Progress(f"export {plan.format_name}", total, "pairs") as progress:
+    with Progress(f"export {plan.format_name}", run.finished("pairs").rows, "pairs") as progress:
         try:
-            for shard in plan.run.shards():
+            for shard in run.shards():
                 stats.add_candidates(shard)
                 for start in range(0, len(shard.pairs), BATCH):
-                    batch = shard.pairs[start : start + BATCH]
-                    rows = []
-                    for item, row in _rows(batch, plan, images, left_out):
-                        stats.add(item, (row.texts.chosen, row.texts.rejected))
-                        rows.append(row)
+                    batch, usable, rows = shard.pairs[start : start + BATCH], [], []
+                    for item in batch:
+                        texts = texts_of(item.pair, dialect, plan.target, run.config.prompts, plan.format.placeholders)
+                        if isinstance(texts, str):
+                            leave_out(item.pair, texts)
+                        else:
+                            usable.append((item, texts))
+                    pairs = [item.pair for item, _ in usable]
+                    images = export_images(pairs, annotations.image_source, plan.images, folder)
+                    for (item, texts), image in zip(usable, images, strict=True):
+                        if isinstance(image, str):
+                            leave_out(item.pair, image)
+                        else:
+                            stats.add(item, (texts.chosen, texts.rejected))
+                            rows.append(ExportRow(item.pair, texts, image))
                     if rows:
                         writer.write(rows)
                     progress.advance(len(batch))
             writer.close()
         finally:
             writer.abandon()
-    left_out.close()
     if not stats.pairs:
         raise InputError(
             "No pair can be exported",
-            got=", ".join(f"{reason} {count:,}" for reason, count in left_out.counts.items()),
+            got=", ".join(f"{reason} {count:,}" for reason, count in left_out.items()),
             expected=f"images in {annotations.images}",
-            fix=f"set annotations.images in {plan.run.path / 'config.yaml'}, or restore the images",
+            fix=f"set annotations.images in {run.path / 'config.yaml'}, or restore the images",
         )
-    return stats, dict(left_out.counts.most_common())
-
-
-class _LeftOut:
-    """Lists the pairs that are left out; the file is created only if there are any."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.counts = path, Counter[str]()
-        self._lines: list[str] = []
-
-    def add(self, pair: PreferencePair, reason: str) -> None:
-        self.counts[reason] += 1
-        row = {"query_id": pair.query_id, "file_name": pair.file_name, "reason": reason}
-        self._lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        if len(self._lines) >= 1000:
-            self.close()
-
-    def close(self) -> None:
-        if self._lines:
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(self._lines)
-            except OSError as error:
-                raise RunError(f"{self.path} can't be written", got=error, fix="free some disk space") from None
-            self._lines.clear()
-
-
-def _rows(
-    batch: Sequence[JoinedPair], plan: _Plan, images: ExportImages, left_out: _LeftOut
-) -> Iterator[tuple[JoinedPair, ExportRow]]:
-    """The rows of the pairs that can be exported."""
-    _, dialect = plan.run.describer
-    usable: list[tuple[JoinedPair, Texts]] = []
-    for item in batch:
-        texts = texts_of(item.pair, dialect, plan.target, plan.run.config.prompts)
-        if isinstance(texts, Texts) and any(mark in text for text in texts for mark in plan.format.placeholders):
-            texts = "placeholder_in_text"
-        if isinstance(texts, str):
-            left_out.add(item.pair, texts)
-        else:
-            usable.append((item, texts))
-    for (item, texts), image in zip(usable, images.of_pairs([item.pair for item, _ in usable]), strict=True):
-        if isinstance(image, str):
-            left_out.add(item.pair, image)
-        else:
-            yield item, ExportRow(item.pair, texts, image)
+    return stats, dict(left_out.most_common())

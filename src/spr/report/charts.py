@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from spr.core.plots import Chart, Curve, Series, density, histogram, lines
-from spr.report.results import WHEN, TaskResult
+from spr.report.results import TaskResult
 from spr.report.training import TrainingCurves, thin
 from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
 from spr.runs.reader import SIDES
@@ -27,8 +29,7 @@ def score_charts(stats: PairStats) -> list[Chart]:
     charts = []
     for name, title in SCORE_TITLES.items():
         series = [Series("all candidates", "all", columns[name]), *_two_sides(stats, name)]
-        plot = histogram(f"{title}: candidates, chosen and rejected", series, title)
-        charts.append(Chart(title, plot, _key(series), _means(series, 3)))
+        charts.append(_distribution(title, f"{title}: candidates, chosen and rejected", series, title, 3))
     marks = []
     for side in SIDES:
         x, y = (float(stats.of(name, side).mean()) for name in ("semantic", "localization"))
@@ -38,90 +39,80 @@ def score_charts(stats: PairStats) -> list[Chart]:
     correlation = _correlation(columns["semantic"], columns["localization"])
     note = f"{len(columns['score']):,} candidates; correlation {correlation}."
     charts.insert(1, Chart("S_sem against S_loc", plot, [(style, name) for name, style, _, _ in marks], note))
-    margins = Series("pairs", "all", stats.margins)
-    plot = histogram("Margin between the scores of chosen and rejected", [margins], "margin")
-    return [*charts, Chart("Margin", plot, (), _means([margins], 3))]
+    margins = [Series("pairs", "all", stats.margins)]
+    return [*charts, _distribution("Margin", "Margin between the scores of chosen and rejected", margins, "margin", 3)]
 
 
 def length_charts(stats: PairStats) -> list[Chart]:
     """Lengths of chosen and rejected answers, and S_loc of their own boxes."""
     charts = []
     for name, title in LENGTHS.items():
-        series = _two_sides(stats, name)
+        heading = title.capitalize()
         label = "words, including coordinates" if name == "words" else title
-        plot = histogram(f"{title} of chosen and rejected answers".capitalize(), series, label, whole=True)
-        charts.append(Chart(title.capitalize(), plot, _key(series), _means(series, 1)))
-    series = _two_sides(stats, OWN_LOCALIZATION)
-    plot = histogram("S_loc of the answers’ own boxes", series, "S_loc", bins=25, x_range=(0.0, 1.0))
-    note = _means(series, 3) + " Without the detector’s boxes; the chosen answer after refinement."
-    return [*charts, Chart("S_loc of the answers’ own boxes", plot, _key(series), note)]
+        about = f"{heading} of chosen and rejected answers"
+        charts.append(_distribution(heading, about, _two_sides(stats, name), label, 1, whole=True))
+    heading, series = "S_loc of the answers’ own boxes", _two_sides(stats, OWN_LOCALIZATION)
+    chart = _distribution(heading, heading, series, "S_loc", 3, bins=25, x_range=(0.0, 1.0))
+    note = f"{chart.note} Without the detector’s boxes; the chosen answer after refinement."
+    return [*charts, replace(chart, note=note)]
 
 
-_TRAINING = (
-    ("Loss", "loss", "loss", (("loss", "all", "loss"),)),
-    ("Margin", "margin", "reward", (("margin", "all", "reward of chosen minus rejected, times β"),)),
-    ("Accuracy", "accuracy", "share", (("accuracy", "all", "pairs whose chosen answer has the higher reward"),)),
-    (
-        "Log-probabilities",
-        "log-probabilities",
-        "log-prob",
-        (("chosen_logps", "chosen", "chosen"), ("rejected_logps", "rejected", "rejected")),
-    ),
-    (
-        "Rewards",
-        "rewards",
-        "reward",
-        (("chosen_rewards", "chosen", "chosen"), ("rejected_rewards", "rejected", "rejected")),
-    ),
-    ("Gradient norm", "gradient norm", "norm", (("grad_norm", "all", "before clipping"),)),
-    ("Learning rate", "learning rate", "rate", (("learning_rate", "all", "learning rate"),)),
-)
+_TRAINING = {
+    "Loss": ("loss", {"loss": "loss"}),
+    "Margin": ("reward", {"margin": "reward of chosen minus rejected, times β"}),
+    "Accuracy": ("share", {"accuracy": "pairs whose chosen answer has the higher reward"}),
+    "Log-probabilities": ("log-prob", {"chosen_logps": "chosen", "rejected_logps": "rejected"}),
+    "Rewards": ("reward", {"chosen_rewards": "chosen", "rejected_rewards": "rejected"}),
+    "Gradient norm": ("norm", {"grad_norm": "before clipping"}),
+    "Learning rate": ("rate", {"learning_rate": "learning rate"}),
+}
+"""By heading: the vertical axis, and the names of the curves by field of the log."""
 
 
 def training_charts(training: TrainingCurves) -> list[Chart]:
     """The curves of a training, as far as its log has them."""
     charts = []
-    for heading, what, unit, wanted in _TRAINING:
-        present = [(field, style, name) for field, style, name in wanted if field in training.values]
-        if not present:
-            continue
-        curves = [Curve(name, style, *thin(training.steps, training.values[field])) for field, style, name in present]
-        y_range = (0.0, 1.0) if heading == "Accuracy" else None
-        plot = lines(f"{what} by step".capitalize(), curves, "step", unit, y_range=y_range)
-        gaps = {name: training.not_finite(field) for field, _, name in present}
-        note = " ".join(f"{count:,} steps without a finite number ({name})." for name, count in gaps.items() if count)
-        key = [(style, name) for _, style, name in present if name != heading.lower()]
-        charts.append(Chart(heading, plot, key, note))
+    for heading, (y_label, names) in _TRAINING.items():
+        curves, gaps = [], []
+        for field, name in names.items():
+            if field in training.values:
+                style = name if name in SIDES else "all"
+                curves.append(Curve(name, style, *thin(training.steps, training.values[field])))
+                if missing := training.not_finite(field):
+                    gaps.append(f"{missing:,} steps without a finite number ({name}).")
+        if curves:
+            y_range = (0.0, 1.0) if heading == "Accuracy" else None
+            plot = lines(f"{heading} by step", curves, "step", y_label, y_range=y_range)
+            key = [(curve.style, curve.name) for curve in curves if curve.name != heading.lower()]
+            charts.append(Chart(heading, plot, key, " ".join(gaps)))
     return charts
 
 
 def result_charts(task: TaskResult) -> list[Chart]:
     """Accuracy or recall by IoU threshold, before and after training, with 95 % intervals."""
-    names = {"acc": "Accuracy by IoU", "recall": "Recall by IoU"}
+    names = {"acc": "Accuracy", "recall": "Recall"}
     charts = []
     for kind, sides in task.curves.items():
-        curves = []
-        for when in (when for when in WHEN if when in sides):
-            points = sides[when]
-            intervals = [None if v.low is None or v.high is None else (v.low, v.high) for _, v in points]
-            curves.append(Curve(when, when, [at for at, _ in points], [v.value for _, v in points], intervals))
-        label = names[kind].split()[0].lower()
-        plot = lines(f"{names[kind]}: {task.task}", curves, "IoU threshold", label, dots=True)
-        charts.append(Chart(names[kind], plot, [(c.style, c.name) for c in curves], "Error bars: 95 % intervals."))
+        curves = [
+            Curve(when, when, [at for at, _ in points], [v.value for _, v in points], [v.ci95 for _, v in points])
+            for when, points in sides.items()
+        ]
+        heading = f"{names[kind]} by IoU"
+        plot = lines(f"{heading}: {task.task}", curves, "IoU threshold", names[kind].lower(), dots=True)
+        charts.append(Chart(heading, plot, [(c.style, c.name) for c in curves], "Error bars: 95 % intervals."))
     return charts
+
+
+def _distribution(heading: str, about: str, series: Sequence[Series], label: str, digits: int, **options: Any) -> Chart:
+    """A histogram with the means of its series below."""
+    key = [(one.style, one.name) for one in series] if len(series) > 1 else []
+    means = ", ".join(f"{one.name} {spread(one.values, digits)}" for one in series)
+    note = f"Mean (5–95 %): {means}.".replace("-", "−")
+    return Chart(heading, histogram(about, series, label, **options), key, note)
 
 
 def _two_sides(stats: PairStats, name: str) -> list[Series]:
     return [Series(side, side, stats.of(name, side)) for side in SIDES]
-
-
-def _key(series: Sequence[Series]) -> list[tuple[str, str]]:
-    return [(one.style, one.name) for one in series]
-
-
-def _means(series: Sequence[Series], digits: int) -> str:
-    texts = [f"{one.name} {spread(one.values, digits)}" for one in series]
-    return f"Mean (5–95 %): {', '.join(texts)}.".replace("-", "−")
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> str:

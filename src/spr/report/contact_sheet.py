@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import colorsys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,14 +14,13 @@ from spr.core.errors import InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.records import PreferencePair
 from spr.report.show import read_rows
-from spr.runs.reader import Run
+from spr.runs.reader import SIDES, Run
 
 CELL = 420
 """Length of the longer side of an image on the sheet, in pixels."""
-REGION_COLOUR = (255, 255, 255)
 CAPTION, LABEL = 18, 15
 CHOSEN, REJECTED = (80, 230, 120), (255, 90, 90)
-DRAWABLE = "RUN/objects, RUN/regions or RUN/pairs"
+_Colour: TypeAlias = tuple[int, int, int]
 
 
 def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: int = 4) -> int:
@@ -44,18 +43,24 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     Raises:
         InputError: if the rows have nothing to draw, or the PNG can't be written.
     """
-    images = _images_of(stage)
+    drawable = "RUN/objects, RUN/regions or RUN/pairs"
+    config = stage.parent / "config.yaml"
+    if not config.is_file():
+        raise InputError(f"{stage} is not a stage of a run", got=f"no {config}", expected=drawable)
+    images = Run(stage.parent).config.annotations.image_source
     rows = list(read_rows(stage, n=n, skip=skip))
     if not rows or not {"objects", "chosen_spans"} & set(rows[0]):
-        got = "no rows" if not rows else f"columns {', '.join(rows[0])}"
-        raise InputError(f"{stage} can't be drawn", got=got, expected=DRAWABLE)
-    cells = [_draw_row(row, images) for row in rows]
-    sheet = _arrange(cells, min(columns, len(cells)))
+        got = f"columns {', '.join(rows[0])}" if rows else "no rows"
+        raise InputError(f"{stage} can't be drawn", got=got, expected=drawable)
+    columns = min(columns, len(rows))
+    sheet = Image.new("RGB", (columns * CELL, -(-len(rows) // columns) * (CELL + CAPTION)))
+    for k, row in enumerate(rows):
+        sheet.paste(_draw_row(row, images, CELL), (k % columns * CELL, k // columns * (CELL + CAPTION)))
     try:
         sheet.save(out)
     except (OSError, ValueError) as error:
         raise InputError(f"{out} can't be written", got=error, expected="a file name such as sheet.png") from None
-    return len(cells)
+    return len(rows)
 
 
 def draw_pair(pair: PreferencePair, images: ImageSource, *, side: int = 840) -> Image.Image:
@@ -72,14 +77,7 @@ def draw_pair(pair: PreferencePair, images: ImageSource, *, side: int = 840) -> 
     return _draw_row(pair.to_row(), images, side)
 
 
-def _images_of(stage: Path) -> ImageSource:
-    path = stage.parent / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{stage} is not a stage of a run", got=f"no {path}", expected=DRAWABLE)
-    return Run(stage.parent).config.annotations.image_source
-
-
-def _draw_row(row: dict[str, Any], images: ImageSource, side: int = CELL) -> Image.Image:
+def _draw_row(row: dict[str, Any], images: ImageSource, side: int) -> Image.Image:
     size_wh = row["width"], row["height"]
     try:
         picture = images.load(row["file_name"], size_wh)
@@ -92,81 +90,45 @@ def _draw_row(row: dict[str, Any], images: ImageSource, side: int = CELL) -> Ima
     cell.paste(picture, (0, CAPTION))
     draw = ImageDraw.Draw(cell)
     font = ImageFont.load_default(size=12)
-    for mark in _marks_of_pair(row) if "chosen_spans" in row else _marks_of_objects(row):
-        box = [v * scale for v in mark.box]
-        _outline(draw, box, mark.colour, mark.width)
-        if mark.label:
-            _label(draw, (box[0], max(box[1] + CAPTION - LABEL, CAPTION)), mark.label, mark.colour, font)
-    if "region" in row:
-        _outline(draw, [v * scale for v in row["region"]], REGION_COLOUR, 2)
+    for box, colour, width, label in _marks(row):
+        x1, y1, x2, y2 = (v * scale for v in box)
+        # Boxes that are thinner than their outline are widened.
+        corners = (x1, y1 + CAPTION, max(x2, x1 + 1), max(y2, y1 + 1) + CAPTION)
+        draw.rectangle(corners, outline=(0, 0, 0), width=width + 1)
+        draw.rectangle(corners, outline=colour, width=width)
+        if label:
+            at_xy = (x1, max(y1 + CAPTION - LABEL, CAPTION))
+            draw.rectangle(draw.textbbox(at_xy, label, font=font), fill=(0, 0, 0))
+            draw.text(at_xy, label, fill=colour, font=font)
     draw.text((3, 1), _caption(row), fill=(230, 230, 230), font=font)
     return cell
 
 
-class Mark(NamedTuple):
-    """A box to draw: xyxy pixels of the original image, RGB colour, line width in pixels of the sheet, and label."""
-
-    box: list[float]
-    colour: tuple[int, int, int]
-    width: int
-    label: str
-
-
-def _marks_of_objects(row: dict[str, Any]) -> Iterator[Mark]:
-    for item in row["objects"]:
-        inside = item.get("inside", True)
-        label = item["category"] + (f" {item['score']:.2f}" if item["score"] is not None else "")
-        yield Mark(item["box"], _colour(item["category"]), 2 if inside else 1, label if inside else "")
-
-
-def _marks_of_pair(row: dict[str, Any]) -> Iterator[Mark]:
-    for name, colour, width in (("rejected_spans", REJECTED, 1), ("chosen_spans", CHOSEN, 2)):
-        for span in row[name]:
-            for box in span["boxes"]:
-                yield Mark(box, colour, width, span["phrase"])
+def _marks(row: dict[str, Any]) -> Iterator[tuple[Sequence[float], _Colour, int, str]]:
+    """The boxes to draw, in order: xyxy pixels of the original image, colour, line width and label."""
+    if "chosen_spans" in row:
+        for name, colour, width in (("rejected_spans", REJECTED, 1), ("chosen_spans", CHOSEN, 2)):
+            for span in row[name]:
+                yield from ((box, colour, width, span["phrase"]) for box in span["boxes"])
+    else:
+        for item in row["objects"]:
+            inside, category = item.get("inside", True), item["category"]
+            label = category if item["score"] is None else f"{category} {item['score']:.2f}"
+            yield item["box"], _colour(category), 2 if inside else 1, label if inside else ""
+    if "region" in row:
+        yield row["region"], (255, 255, 255), 2, ""
 
 
 def _caption(row: dict[str, Any]) -> str:
     name = row.get("query_id") or row["image_id"]
     if "chosen_spans" in row:
-        boxes = f"chosen {_boxes(row, 'chosen')}, rejected {_boxes(row, 'rejected')} boxes"
-        return f"{name}  margin {row['margin']:.3f}  {boxes}"
+        boxes = (f"{side} {sum(len(span['boxes']) for span in row[f'{side}_spans'])}" for side in SIDES)
+        return f"{name}  margin {row['margin']:.3f}  {', '.join(boxes)} boxes"
     inside = sum(item.get("inside", True) for item in row["objects"])
     return f"{name}  {row['width']}x{row['height']}  {inside} of {len(row['objects'])} objects"
 
 
-def _boxes(row: dict[str, Any], which: str) -> int:
-    return sum(len(span["boxes"]) for span in row[f"{which}_spans"])
-
-
-def _outline(draw: ImageDraw.ImageDraw, box: Iterable[float], colour: tuple[int, int, int], width: int) -> None:
-    x1, y1, x2, y2 = box
-    # Boxes that are thinner than their outline are widened.
-    corners = (x1, y1 + CAPTION, max(x2, x1 + 1), max(y2, y1 + 1) + CAPTION)
-    draw.rectangle(corners, outline=(0, 0, 0), width=width + 1)
-    draw.rectangle(corners, outline=colour, width=width)
-
-
-def _label(
-    draw: ImageDraw.ImageDraw,
-    at_xy: tuple[float, float],
-    text: str,
-    colour: tuple[int, int, int],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-) -> None:
-    draw.rectangle(draw.textbbox(at_xy, text, font=font), fill=(0, 0, 0))
-    draw.text(at_xy, text, fill=colour, font=font)
-
-
-def _colour(category: str) -> tuple[int, int, int]:
+def _colour(category: str) -> _Colour:
     hue = zlib.crc32(category.encode()) % 360 / 360
     red, green, blue = colorsys.hls_to_rgb(hue, 0.62, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _arrange(cells: list[Image.Image], columns: int) -> Image.Image:
-    lines = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * CELL, lines * (CELL + CAPTION)))
-    for k, cell in enumerate(cells):
-        sheet.paste(cell, (k % columns * CELL, k // columns * (CELL + CAPTION)))
-    return sheet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -11,6 +10,8 @@ from pkgutil import resolve_name
 
 from spr import __version__
 from spr.config import PRESETS
+from spr.core.errors import missing_package
+from spr.report.environment import version_of
 
 BASE = ("numpy", "pillow", "pyarrow", "msgspec", "pydantic", "scipy")
 MODELS = ("torch", "transformers", "peft", "accelerate", "datasets")
@@ -40,11 +41,11 @@ def diagnose() -> Iterator[str]:
     yield ""
     yield "Packages"
     for name in BASE:
-        yield f"  {name:<14}{_version(name) or 'MISSING: pip install ' + name}"
+        yield f"  {name:<14}{version_of(name) or 'MISSING: pip install ' + name}"
     for name in MODELS:
-        yield f"  {name:<14}{_version(name) or 'not installed'} (extra `models`)"
+        yield f"  {name:<14}{version_of(name) or 'not installed'} (extra `models`)"
     for name, use in OPTIONAL.items():
-        yield f"  {name:<14}{_version(name) or 'not installed'} (optional: {use})"
+        yield f"  {name:<14}{version_of(name) or 'not installed'} (optional: {use})"
     yield ""
     yield "Devices"
     yield from (f"  {line}" for line in _devices())
@@ -54,15 +55,13 @@ def diagnose() -> Iterator[str]:
         try:
             names = ", ".join(resolve_name(registry))
         except ImportError as error:
-            names = f"not available: {error}"
+            names = _unavailable(error)
         yield f"{title:<16}{names}"
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _unavailable(error: ImportError) -> str:
+    missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    return f"not installed: {missing.fix}" if missing else f"can't be imported: {error}"
 
 
 def _devices() -> Iterator[str]:
@@ -71,7 +70,7 @@ def _devices() -> Iterator[str]:
     try:
         import torch
     except ImportError as error:
-        yield f"PyTorch can't be imported: {error}"
+        yield f"PyTorch {_unavailable(error)}"
         return
     if not torch.cuda.is_available():
         yield "no CUDA device that PyTorch can use"

@@ -27,9 +27,9 @@ def models_of(config: Config) -> list[dict[str, str]]:
 
 def versions() -> list[tuple[str, str]]:
     """Versions of the software that creates this report."""
-    found = [("SPR", __version__), ("Python", platform.python_version())]
-    found += [(name, version_of(name) or "not installed") for name in _PACKAGES]
-    return [*found, ("system", f"{platform.system()} {platform.machine()}")]
+    packages = [(name, version_of(name) or "not installed") for name in _PACKAGES]
+    system = f"{platform.system()} {platform.machine()}"
+    return [("SPR", __version__), ("Python", platform.python_version()), *packages, ("system", system)]
 
 
 def version_of(package: str) -> str | None:
@@ -43,11 +43,8 @@ def version_of(package: str) -> str | None:
 def time_span(events: list[dict[str, Any]]) -> tuple[str, str] | None:
     """The times of the first and the last line of a log, to the second; None if no line has one."""
     times = sorted(event["time"] for event in events if isinstance(event.get("time"), str))
-    return (_short(times[0]), _short(times[-1])) if times else None
-
-
-def _short(time: str) -> str:
-    return time[:19].replace("T", " ") + (" UTC" if time.endswith("+00:00") else "")
+    shown = [t[:19].replace("T", " ") + (" UTC" if t.endswith("+00:00") else "") for t in times[:1] + times[-1:]]
+    return (shown[0], shown[-1]) if shown else None
 
 
 def duration(seconds: float | None) -> str:

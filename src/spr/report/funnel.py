@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.core.reasons import explain
 from spr.pipeline.stage import STAGES
 from spr.runs.reader import Run
-from spr.runs.store import Manifest, StageStore, count_reasons, read_table, reasons_sorted
+from spr.runs.store import count_reasons, read_table, reasons_sorted
 
 LISTED = 200
 """Ids listed per reason; `RUN/dropped.parquet` has all."""
@@ -74,10 +74,8 @@ def count_stages(run: Run) -> list[StageCount]:
         manifest = store.manifest()
         if manifest is None:
             continue
-        ids = _first_ids(store, manifest)
         stage = STAGES.get(name)
-        reasons = stage.reasons if stage else {}
-        drops = [_drop(name, key, count, ids[key], reasons) for key, count in reasons_sorted(manifest.dropped)]
+        drops = _drops(name, manifest.dropped, store.dropped_files(manifest), stage.reasons if stage else {})
         lost = sum(drop.count for drop in drops if stage is None or drop.kind == stage.kind)
         unit = stage.unit if stage else "rows"
         counts.append(StageCount(name, unit, manifest.rows, lost, manifest.complete, seconds.get(name), drops))
@@ -91,33 +89,21 @@ def training_drops(run: Run) -> list[Drop]:
         RunError: if the table is damaged.
     """
     path = run.path / "training" / "dropped.parquet"
-    if not path.is_file():
-        return []
-    table = read_table(path)
-    counted = reasons_sorted(count_reasons(table))
-    return [_drop("training", key, count, _ids_of(table, key, LISTED), {}) for key, count in counted]
+    return _drops("training", count_reasons(read_table(path)), [path], {}) if path.is_file() else []
 
 
-def _drop(stage: str, key: str, count: int, ids: list[str], reasons: Mapping[str, str]) -> Drop:
-    kind, _, reason = key.partition(": ")
-    return Drop(stage, kind, reason, reasons.get(reason) or explain(stage, reason), count, ids)
-
-
-def _first_ids(store: StageStore, manifest: Manifest) -> dict[str, list[str]]:
-    """The first ids of each ``"<kind>: <reason>"``."""
-    ids: dict[str, list[str]] = {key: [] for key in manifest.dropped}
-    for path in store.dropped_files(manifest):
-        missing = [key for key in ids if len(ids[key]) < LISTED]
-        if not missing:
+def _drops(stage: str, dropped: Mapping[str, int], files: list[Path], reasons: Mapping[str, str]) -> list[Drop]:
+    """The drops of each ``"<kind>: <reason>"``, with their first ids from the files."""
+    drops = []
+    for key, count in reasons_sorted(dropped):
+        kind, _, reason = key.partition(": ")
+        drops.append(Drop(stage, kind, reason, reasons.get(reason) or explain(stage, reason), count))
+    for path in files:
+        unlisted = [drop for drop in drops if len(drop.ids) < min(drop.count, LISTED)]
+        if not unlisted:
             break
         table = read_table(path)
-        for key in missing:
-            ids[key] += _ids_of(table, key, LISTED - len(ids[key]))
-    return ids
-
-
-def _ids_of(table: pa.Table, key: str, limit: int) -> list[str]:
-    kind, _, reason = key.partition(": ")
-    mask = pc.and_(pc.equal(table["kind"], kind), pc.equal(table["reason"], reason))
-    ids: list[str] = table["id"].filter(mask).slice(0, limit).to_pylist()
-    return ids
+        for drop in unlisted:
+            mask = pc.and_(pc.equal(table["kind"], drop.kind), pc.equal(table["reason"], drop.reason))
+            drop.ids.extend(table["id"].filter(mask).slice(0, LISTED - len(drop.ids)).to_pylist())
+    return drops

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,14 @@ import jinja2
 from spr.core.plots import CSS
 from spr.core.progress import Progress
 from spr.report import charts, environment
-from spr.report.funnel import Drop, StageCount, count_stages, training_drops
-from spr.report.payload import GalleryIndex, is_long, pair_payload, shorten
+from spr.report.funnel import count_stages, training_drops
+from spr.report.payload import GalleryIndex, call_script, is_long, pair_payload, shorten
 from spr.report.results import TaskResult, read_results
-from spr.report.scripts import call_script
 from spr.report.target import check_target, report_folder
-from spr.report.thumbnails import Thumbnails
+from spr.report.thumbnails import with_thumbnails
 from spr.report.training import TrainingCurves, read_training
 from spr.runs.pair_stats import OWN_LOCALIZATION, PairStats
-from spr.runs.reader import SCORE_NAMES, SIDES, JoinedPair, Run
+from spr.runs.reader import SCORE_NAMES, SIDES, Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_ROWS = 20
@@ -33,21 +33,6 @@ CATEGORIES = 25
 """Number of categories listed, the most frequent ones."""
 _BOX_EDITS = ("replaced", "kept", "box_removed", "phrase_removed")
 _HEADLINE_METRICS = ("acc@0.5", "acc@0.9", "s_loc")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Contents:
-    """What the page shows besides the gallery."""
-
-    run: Run
-    stages: list[StageCount]
-    training: TrainingCurves | None
-    not_trained_on: list[Drop]
-    results: list[TaskResult]
-
-    @property
-    def drops(self) -> list[Drop]:
-        return [*(drop for stage in self.stages for drop in stage.drops), *self.not_trained_on]
 
 
 def write_report(
@@ -77,17 +62,29 @@ def write_report(
     check_target(out)
     total = source.finished("pairs").rows
     # Everything that is quick to read comes first, so that errors in it show early.
-    results, training = read_results(source), read_training(source)
-    contents = _Contents(source, count_stages(source), training, training_drops(source), results)
+    results, training, stages = read_results(source), read_training(source), count_stages(source)
+    not_trained_on = training_drops(source)
     stats = PairStats()
     with report_folder(out) as folder:
         missing = _write_gallery(source, folder, stats, total=total, max_pairs=max_pairs)
-        drops = [dataclasses.asdict(drop) for drop in contents.drops]
-        _write_text(folder / "gallery" / "dropped.js", call_script("SPR.dropped", drops))
+        drops = [drop for stage in stages for drop in stage.drops] + not_trained_on
+        _write_call(folder / "gallery" / "dropped.js", "SPR.dropped", list(map(dataclasses.asdict, drops)))
         for name in ("pair.js", "gallery.js"):
-            _write_text(folder / name, (TEMPLATES / name).read_text(encoding="utf-8"))
-        context = _context(contents, stats) | {"shown": min(total, max_pairs), "missing": missing}
-        _write_text(folder / "index.html", _render(context))
+            shutil.copyfile(TEMPLATES / name, folder / name)
+        context = {
+            **_about_run(source),
+            **_about_pairs(stats),
+            "tiles": _tiles(stats, training, results),
+            "stages": stages,
+            "training": training,
+            "training_charts": charts.training_charts(training) if training else [],
+            "not_trained_on": not_trained_on,
+            "results": [(task, charts.result_charts(task)) for task in results],
+            "shown": min(total, max_pairs),
+            "missing": missing,
+        }
+        # A name may contain lone surrogates, which UTF-8 can't encode.
+        (folder / "index.html").write_bytes(_render(context).encode("utf-8", errors="replace"))
     if missing:
         say(f"{missing:,} images can't be shown; the gallery says why in their places.")
     return out / "index.html"
@@ -99,55 +96,55 @@ def _write_gallery(run: Run, folder: Path, stats: PairStats, *, total: int, max_
     gallery = folder / "gallery"
     gallery.mkdir()
     everything = stats.watch(run.shards())
-    shown = Thumbnails(folder, run.config.annotations.image_source).attach(
-        itertools.islice(everything, max_pairs), _image_of
-    )
-    page: list[dict[str, Any]] = []
+    shown = with_thumbnails(itertools.islice(everything, max_pairs), run.config.annotations.image_source, folder)
     with Progress("report", total, "pairs") as progress:
-        for number, (item, image) in enumerate(shown):
-            payload = pair_payload(item, image, unmatched=run.config.pairing.unmatched)
-            index.add(payload)
-            if is_long(payload):
-                _write_text(gallery / f"full-{number:06d}.js", call_script("SPR.full", number, payload))
-                shorten(payload)
-                payload["number"] = number
-            page.append(payload)
-            if len(page) == PAGE_ROWS:
-                _write_page(gallery, number // PAGE_ROWS, page)
-                page = []
-            missing += "problem" in image
-            progress.advance()
-        if page:
-            _write_page(gallery, number // PAGE_ROWS, page)
+
+        def payloads() -> Iterator[dict[str, Any]]:
+            for number, (item, image) in enumerate(shown):
+                payload = pair_payload(item, image, unmatched=run.config.pairing.unmatched)
+                index.add(payload)
+                if is_long(payload):
+                    _write_call(gallery / f"full-{number:06d}.js", "SPR.full", number, payload)
+                    shorten(payload)
+                    payload["number"] = number
+                yield payload
+                progress.advance()
+
+        remaining = payloads()
+        for number, page in enumerate(iter(lambda: list(itertools.islice(remaining, PAGE_ROWS)), [])):
+            _write_call(gallery / f"page-{number:05d}.js", "SPR.page", number, page)
+            missing += sum("problem" in payload["image"] for payload in page)
         for _ in everything:
             progress.advance()
-    _write_text(gallery / "index.js", call_script("SPR.index", index.to_json(page_size=PAGE_ROWS, total=total)))
+    _write_call(gallery / "index.js", "SPR.index", index.to_json(page_size=PAGE_ROWS, total=total))
     return missing
 
 
-def _image_of(item: JoinedPair) -> tuple[str, int, int]:
-    return item.pair.file_name, item.pair.width, item.pair.height
+def _write_call(path: Path, function: str, *arguments: Any) -> None:
+    path.write_text(call_script(function, *arguments), encoding="ascii")
 
 
-def _write_page(gallery: Path, number: int, payloads: list[dict[str, Any]]) -> None:
-    _write_text(gallery / f"page-{number:05d}.js", call_script("SPR.page", number, payloads))
-
-
-def _write_text(path: Path, text: str) -> None:
-    # JSON may contain lone surrogates, which UTF-8 can't encode.
-    path.write_bytes(text.encode("utf-8", errors="replace"))
-
-
-def _context(contents: _Contents, stats: PairStats) -> dict[str, Any]:
-    run, config = contents.run, contents.run.config
-    categories = sorted(stats.categories.items(), key=lambda item: (-item[1].inside, item[0]))
+def _about_run(run: Run) -> dict[str, Any]:
+    config = run.config
     return {
         "name": _name(run.path),
         "run": str(run.path),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "span": environment.time_span(run.events),
-        "tiles": _tiles(stats, contents.training, contents.results),
-        "stages": contents.stages,
+        "models": environment.models_of(config),
+        "dialect": config.describer.dialect if config.describer else None,
+        "versions": environment.versions(),
+        "annotations_sha256": run.inputs.get("sha256"),
+        "config": config.to_yaml(),
+        "weight": config.scoring.semantic_weight,
+    }
+
+
+def _about_pairs(stats: PairStats) -> dict[str, Any]:
+    categories = sorted(stats.categories.items(), key=lambda item: (-item[1].inside, item[0]))
+    return {
+        "sides": SIDES,
+        "pairs": stats.pairs,
         "score_charts": charts.score_charts(stats) if stats.pairs else [],
         "kinds": stats.candidate_means(),
         "score_names": [(name, charts.SCORE_TITLES[name]) for name in SCORE_NAMES],
@@ -155,20 +152,8 @@ def _context(contents: _Contents, stats: PairStats) -> dict[str, Any]:
         "length_charts": charts.length_charts(stats) if stats.pairs else [],
         "length_warning": stats.length_warning(),
         "box_edits": [(edit, stats.box_edits[edit]) for edit in dict.fromkeys([*_BOX_EDITS, *stats.box_edits])],
-        "pairs": stats.pairs,
         "categories": categories[:CATEGORIES],
         "category_count": len(categories),
-        "training": contents.training,
-        "training_charts": charts.training_charts(contents.training) if contents.training else [],
-        "not_trained_on": contents.not_trained_on,
-        "results": [(task, charts.result_charts(task)) for task in contents.results],
-        "models": environment.models_of(config),
-        "dialect": config.describer.dialect if config.describer else None,
-        "versions": environment.versions(),
-        "annotations_sha256": run.inputs.get("sha256"),
-        "config": config.to_yaml(),
-        "sides": SIDES,
-        "weight": config.scoring.semantic_weight,
     }
 
 

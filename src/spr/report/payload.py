@@ -1,7 +1,9 @@
-"""A pair as JSON for the gallery's scripts: texts split into phrases, boxes matched to objects."""
+"""The gallery's data: pairs as JSON, with texts split into phrases and boxes matched to objects, in script files."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +57,13 @@ def pair_payload(item: JoinedPair, image: dict[str, Any], *, unmatched: str = "r
 
 def _side_payload(item: JoinedPair, side: Side, truth: np.ndarray, unmatched: str) -> dict[str, Any]:
     answer, spans, raw = item.answers[side], item.spans(side), item.text(side)
-    plain = _plain_text(item, side, unmatched)
+    # The offsets of the spans refer to the candidate's words, or to the refined answer's if phrases were removed.
+    plain = answer.plain_text
+    if side == "chosen" and unmatched == "remove_phrase":
+        try:
+            plain = parse(raw, answer.dialect, (item.pair.width, item.pair.height)).plain_text
+        except SprError:
+            plain = raw
     text, loose = split_into_phrases(plain, spans)
     return {
         "candidate": item.pair.chosen_candidate if side == "chosen" else item.pair.rejected_candidate,
@@ -70,20 +78,6 @@ def _side_payload(item: JoinedPair, side: Side, truth: np.ndarray, unmatched: st
         "phrases": [span.phrase for span in spans],
         "spans": match_boxes([span.boxes for span in spans], truth),
     }
-
-
-def _plain_text(item: JoinedPair, side: Side, unmatched: str) -> str:
-    """The words that the offsets of the side's spans refer to.
-
-    These are the candidate's words. If refinement removed phrases, the chosen answer is parsed again.
-    """
-    answer = item.answers[side]
-    if side == "rejected" or unmatched != "remove_phrase":
-        return answer.plain_text
-    try:
-        return parse(item.text(side), answer.dialect, (item.pair.width, item.pair.height)).plain_text
-    except SprError:
-        return item.text(side)
 
 
 def split_into_phrases(plain: str, spans: Sequence[Span]) -> tuple[list[list[Any]], list[int]]:
@@ -140,11 +134,7 @@ def is_long(payload: dict[str, Any], limit: int = SHOWN) -> bool:
 
 def _has_long_text(side: dict[str, Any], limit: int) -> bool:
     many = len(side["loose"]) > limit // 20 or len(side["spans"]) > limit // 10
-    return many or _length(side) > limit
-
-
-def _length(side: dict[str, Any]) -> int:
-    return sum(len(text) for text, _ in side["text"])
+    return many or sum(len(text) for text, _ in side["text"]) > limit
 
 
 def shorten(payload: dict[str, Any], limit: int = SHOWN) -> None:
@@ -163,35 +153,39 @@ def shorten(payload: dict[str, Any], limit: int = SHOWN) -> None:
 
 
 def _shorten_side(side: dict[str, Any], limit: int) -> None:
-    total, boxes = _length(side), sum(len(found) for found in side["spans"])
-    kept: list[list[Any]] = []
+    shown: list[list[Any]] = []
     left = limit
-    for text, number in side["text"]:
-        if left <= 0 or len(kept) >= limit // 5:
+    for text, number in side["text"][: limit // 5]:
+        if left <= 0:
             break
-        kept.append([text[:left], number])
+        shown.append([text[:left], number])
         left -= len(text)
     loose = side["loose"][: limit // 20]
-    shown = {number for _, number in kept} | set(loose)
-    last = max(shown, default=-1) + 1
-    side["spans"] = [found if number in shown else [] for number, found in enumerate(side["spans"][:last])]
-    side["phrases"] = [phrase[:limit] for phrase in side["phrases"][:last]]
-    side["boxesCut"] = boxes - sum(len(found) for found in side["spans"])
-    side |= {"text": kept, "loose": loose, "cut": total}
+    numbers = {number for _, number in shown} | set(loose)
+    end = max(numbers, default=-1) + 1
+    spans = [boxes if number in numbers else [] for number, boxes in enumerate(side["spans"][:end])]
+    side |= {
+        "boxesCut": sum(map(len, side["spans"])) - sum(map(len, spans)),
+        "cut": sum(len(text) for text, _ in side["text"]),
+        "spans": spans,
+        "phrases": [phrase[:limit] for phrase in side["phrases"][:end]],
+        "text": shown,
+        "loose": loose,
+    }
 
 
 class GalleryIndex:
     """The columns that the gallery filters and sorts by."""
 
     def __init__(self) -> None:
-        self._categories: dict[str, int] = {}
-        self.counts: Counter[str] = Counter()
-        self.columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        self._numbers: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+        self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
 
     def add(self, payload: dict[str, Any]) -> None:
         """Add a pair, in the order of the pages."""
-        names = sorted({category for category, _, inside in payload["objects"] if inside})
-        self.counts.update(names)
+        categories = sorted({category for category, _, inside in payload["objects"] if inside})
+        self._counts.update(categories)
         chosen, rejected = payload["sides"]["chosen"], payload["sides"]["rejected"]
         values = (
             payload["id"],
@@ -203,19 +197,44 @@ class GalleryIndex:
             round(chosen["words"] / max(rejected["words"], 1), 4),
             chosen["kind"],
             rejected["kind"],
-            [self._categories.setdefault(name, len(self._categories)) for name in names],
+            [self._numbers.setdefault(category, len(self._numbers)) for category in categories],
         )
-        for name, value in zip(_COLUMNS, values, strict=True):
-            self.columns[name].append(value)
+        for column, value in zip(self._columns.values(), values, strict=True):
+            column.append(value)
 
     def to_json(self, *, page_size: int, total: int) -> dict[str, Any]:
         """The index as JSON values; ``total`` is the number of pairs of the run, shown or not."""
-        categories = [[name, self.counts[name]] for name in self._categories]
-        return {"pageSize": page_size, "total": total, "categories": categories, **self.columns}
+        categories = [[name, self._counts[name]] for name in self._numbers]
+        return {"pageSize": page_size, "total": total, "categories": categories, **self._columns}
 
 
-_CATEGORIES = "categoriesOf"
-_COLUMNS = ("id", "file", "margin", "chosen", "rejected", "gain", "ratio", "chosenKind", "rejectedKind", _CATEGORIES)
+_COLUMNS = ("id", "file", "margin", "chosen", "rejected", "gain", "ratio", "chosenKind", "rejectedKind", "categoriesOf")
+
+
+def call_script(function: str, *arguments: Any) -> str:
+    r"""A script that calls a function of the page with JSON values; a page opened from disk can't fetch JSON files.
+
+    Text of a model or a dataset can't end the script: ``<``, ``>``, ``&`` and everything that is not ASCII are escaped.
+    Non-finite numbers become null.
+
+    >>> call_script("SPR.page", 3, {"text": "</script>\u2028é", "margin": float("nan")})
+    'SPR.page(3,{"text":"\\u003c/script\\u003e\\u2028\\u00e9","margin":null});\n'
+    """
+    text = ",".join(json.dumps(_finite(value), separators=(",", ":")) for value in arguments)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f"{function}({text});\n"
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
 
 
 def _round(box: Sequence[float]) -> list[float]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spr.core import FORMAT_VERSION
 from spr.core.errors import RunError
+from spr.evaluation.task import TASKS
 from spr.runs.reader import Run
 
 WHEN = ("before", "after")
-_LOWER_IS_BETTER = {"unmatched_boxes"}
-_NO_DIRECTION = {"words", "yes_share"}
 _AT_IOU = re.compile(r"(acc|recall)@(0?\.\d+)")
 
 
@@ -24,17 +24,19 @@ class Value:
     """The value of a metric, with its 95 % interval if the result has one."""
 
     value: float
-    low: float | None = None
-    high: float | None = None
+    ci95: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        text = _digits(self.value)
-        return text if self.low is None or self.high is None else f"{text} ({_digits(self.low)}–{_digits(self.high)})"
+        interval = f" ({'–'.join(map(_digits, self.ci95))})" if self.ci95 else ""
+        return _digits(self.value) + interval
 
 
 @dataclass(frozen=True, slots=True)
 class MetricLine:
-    """A metric before and after training; ``better`` is None if it has no direction or did not change."""
+    """A metric before and after training.
+
+    ``better`` is None if the metric did not change, or if its task doesn't say which direction is better.
+    """
 
     name: str
     before: Value | None
@@ -85,10 +87,9 @@ def read_results(run: Run) -> list[TaskResult]:
     if raw and version != FORMAT_VERSION:
         got, fix = version or "1 (none is given)", "evaluate again with this version of SPR, or move the file away"
         raise RunError(f"{path} has another format version", got=got, expected=FORMAT_VERSION, fix=fix)
-    sides = [raw.get(when, {}) for when in WHEN]
-    tasks = list(dict.fromkeys(name for side in sides for name in side))
+    before, after = (raw.get(when, {}) for when in WHEN)
     try:
-        return [_task(name, *(side.get(name) for side in sides)) for name in tasks]
+        return [_task(name, [before.get(name) or {}, after.get(name) or {}]) for name in before | after]
     except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
         raise _damaged(path, error) from None
 
@@ -98,66 +99,65 @@ def _damaged(path: Path, got: object) -> RunError:
     return RunError(f"{path} is damaged", got=got, expected=expected, fix="evaluate again, or move the file away")
 
 
-def _task(name: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> TaskResult:
-    sides = [side or {} for side in (before, after)]
-    groups = dict.fromkeys(group for side in sides for group in side.get("groups", {}))
-    curves: dict[str, dict[str, list[tuple[float, Value]]]] = {}
-    for when, side in zip(WHEN, sides, strict=True):
-        for metric, entry in side.get("metrics", {}).items():
-            at = _AT_IOU.fullmatch(metric)
-            value = _value(entry)
-            if at and value is not None:
-                curves.setdefault(at[1], {}).setdefault(when, []).append((float(at[2]), value))
-    found = [{kind: _count(entry) for kind, entry in side.get("problems", {}).items()} for side in sides]
-    problems = dict.fromkeys(kind for side in found for kind in side)
+def _task(name: str, sides: list[dict[str, Any]]) -> TaskResult:
+    metrics, groups = ([side.get(key, {}) for side in sides] for key in ("metrics", "groups"))
+    # A result may list some of the answers with a problem besides their number.
+    problems = [
+        {kind: problem["count"] if isinstance(problem, dict) else problem for kind, problem in listed.items()}
+        for listed in (side.get("problems", {}) for side in sides)
+    ]
+    task = TASKS.get(sides[1].get("task") or sides[0].get("task") or name)
+    signs = dict.fromkeys(task.higher_is_better, 1) | dict.fromkeys(task.lower_is_better, -1) if task else {}
     return TaskResult(
         task=name,
         n=(sides[0].get("n"), sides[1].get("n")),
-        lines=_lines(*(side.get("metrics", {}) for side in sides)),
+        lines=_lines(metrics, signs),
         groups={
-            group: _lines(*(side.get("groups", {}).get(group, {}).get("metrics", {}) for side in sides))
-            for group in groups
+            group: _lines([side.get(group, {}).get("metrics", {}) for side in groups], signs)
+            for group in groups[0] | groups[1]
         },
-        curves={
-            kind: {when: sorted(points, key=lambda point: point[0]) for when, points in found.items()}
-            for kind, found in curves.items()
-            if any(len(points) > 1 for points in found.values())
-        },
-        problems={kind: (found[0].get(kind), found[1].get(kind)) for kind in problems},
+        curves=_curves(metrics),
+        problems={kind: (problems[0].get(kind), problems[1].get(kind)) for kind in problems[0] | problems[1]},
         protocol=sides[1].get("protocol") or sides[0].get("protocol") or {},
     )
 
 
-def _count(problem: Any) -> Any:
-    """The number of answers with a problem; a result may also list some of them."""
-    return problem["count"] if isinstance(problem, dict) else problem
-
-
-def _lines(before: dict[str, Any], after: dict[str, Any]) -> list[MetricLine]:
+def _lines(metrics: list[dict[str, Any]], signs: Mapping[str, int]) -> list[MetricLine]:
+    """One line per metric; ``signs`` has 1 for metrics of which higher values are better, −1 for the opposite."""
     lines = []
-    for name in dict.fromkeys([*before, *after]):
-        old, new = _value(before.get(name)), _value(after.get(name))
+    for name in metrics[0] | metrics[1]:
+        old, new = (_value(side.get(name)) for side in metrics)
         if old is None or new is None:
             lines.append(MetricLine(name, old, new, "–", None))
             continue
         change = new.value - old.value
-        better = None if change == 0 or name in _NO_DIRECTION else (change < 0) == (name in _LOWER_IS_BETTER)
+        better = change * signs[name] > 0 if change and name in signs else None
         # The typographic minus is as wide as the plus sign.
         sign = "+" if change > 0 else "−" if change < 0 else "±"
         lines.append(MetricLine(name, old, new, f"{sign}{_digits(abs(change))}", better))
     return lines
 
 
+def _curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, Value]]]]:
+    """The metrics at several IoU thresholds."""
+    curves: dict[str, dict[str, list[tuple[float, Value]]]] = {}
+    for when, side in zip(WHEN, metrics, strict=True):
+        for name, entry in side.items():
+            at, value = _AT_IOU.fullmatch(name), _value(entry)
+            if at and value is not None:
+                curves.setdefault(at[1], {}).setdefault(when, []).append((float(at[2]), value))
+    for points in (points for sides in curves.values() for points in sides.values()):
+        points.sort(key=lambda point: point[0])
+    return {kind: sides for kind, sides in curves.items() if any(len(points) > 1 for points in sides.values())}
+
+
 def _value(entry: Any) -> Value | None:
-    if entry is None:
-        return None
-    number = entry["value"] if isinstance(entry, dict) else entry
+    number, interval = (entry["value"], entry.get("ci95")) if isinstance(entry, dict) else (entry, None)
     if number is None or not math.isfinite(float(number)):
         return None
-    interval = entry.get("ci95") if isinstance(entry, dict) else None
     if interval is None or any(bound is None or not math.isfinite(float(bound)) for bound in interval):
         return Value(float(number))
-    return Value(float(number), float(interval[0]), float(interval[1]))
+    return Value(float(number), (float(interval[0]), float(interval[1])))
 
 
 def _digits(value: float) -> str:

@@ -37,7 +37,9 @@ def report_folder(out: Path) -> Iterator[Path]:
         marker = {"format": "spr report", "format_version": FORMAT_VERSION, "version": __version__, "entries": entries}
         (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
         old = _entries(target) or ()
-        for path in [path for path in target.iterdir() if path.name not in old] if target.is_dir() else ():
+        for path in target.iterdir() if target.is_dir() else ():
+            if path.name in old:
+                continue
             copy = folder / path.name
             copy = copy.with_name(f"{path.name}.kept") if copy.exists() else copy
             if path.is_dir() and not path.is_symlink():

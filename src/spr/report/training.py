@@ -40,8 +40,7 @@ class TrainingCurves:
 
     def not_finite(self, name: str) -> int:
         """Number of steps without a finite number in a field that other steps have."""
-        values = self.values.get(name, np.empty(0))
-        return int((~np.isfinite(values)).sum()) if len(values) else 0
+        return int((~np.isfinite(self.values[name])).sum())
 
 
 def read_training(run: Run) -> TrainingCurves | None:
@@ -50,12 +49,12 @@ def read_training(run: Run) -> TrainingCurves | None:
     by_step = {event["step"]: event for event in events if event.get("event") == "step" and _is_step(event.get("step"))}
     if not by_step:
         return None
-    lines = [by_step[step] for step in sorted(by_step)]
-    names = sorted({name for line in lines for name in line} - {"event", "step"})
-    values = {name: np.array([_number(line.get(name)) for line in lines]) for name in names}
+    steps = sorted(by_step)
+    names = sorted({name for line in by_step.values() for name in line} - {"event", "step"})
+    values = {name: np.array([_number(by_step[step].get(name)) for step in steps]) for name in names}
     settings: dict[str, Any] = next((event for event in reversed(events) if event.get("event") == "start"), {})
     return TrainingCurves(
-        steps=np.array(sorted(by_step), dtype=np.float64),
+        steps=np.array(steps, dtype=np.float64),
         values={name: column for name, column in values.items() if np.isfinite(column).any()},
         settings={key: value for key, value in settings.items() if key != "event"},
         broken=broken,

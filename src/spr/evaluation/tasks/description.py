@@ -67,6 +67,13 @@ class Description(Task[Regions]):
     """
 
     name: ClassVar[str] = "description"
+    higher_is_better: ClassVar[tuple[str, ...]] = (
+        "s_loc",
+        "objects_named",
+        "objects_placed",
+        *(f"recall@{threshold}" for threshold in RECALLS),
+    )
+    lower_is_better: ClassVar[tuple[str, ...]] = ("unmatched_boxes",)
 
     prompt: Annotated[
         str | None, Option("The question, with {region}. By default the prompt of the regions' run.", asks=True)

@@ -67,6 +67,7 @@ class PhraseGrounding(Task[list[Sentence]]):
     """
 
     name: ClassVar[str] = "phrase-grounding"
+    higher_is_better: ClassVar[tuple[str, ...]] = (*(f"recall@{k}" for k in TOP), "upper_bound")
 
     entities: Annotated[Path, Option("The folder of Flickr30k Entities, with Annotations/ and Sentences/.")]
     boxes: Annotated[

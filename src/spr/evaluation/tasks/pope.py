@@ -56,6 +56,7 @@ class Pope(Task[PopeItems]):
 
     name: ClassVar[str] = "pope"
     reads_boxes: ClassVar[bool] = False
+    higher_is_better: ClassVar[tuple[str, ...]] = ("accuracy", "precision", "recall", "f1")
 
     parser: Annotated[
         Parser, Option("How yes and no are read: by POPE's own rule, or as the exact word, as in lmms-eval.")

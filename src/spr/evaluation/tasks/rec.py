@@ -79,6 +79,7 @@ class Rec(Task[Expressions]):
     """
 
     name: ClassVar[str] = "rec"
+    higher_is_better: ClassVar[tuple[str, ...]] = (*(f"acc@{threshold}" for threshold in THRESHOLDS), "mean_iou")
 
     prompt: Annotated[
         str | None,

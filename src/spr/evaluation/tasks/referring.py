@@ -79,6 +79,7 @@ class Referring(Task[list[ReferringItem]]):
 
     name: ClassVar[str] = "referring"
     reads_boxes: ClassVar[bool] = False
+    higher_is_better: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     region: Annotated[
         Literal["box", "point"],
