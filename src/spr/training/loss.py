@@ -1,8 +1,7 @@
 """Losses of preference training as pure functions of log-probabilities (paper; supplement, Sec. 2).
 
 A loss is a function of `LossInputs` and the config section `training` that returns ``(B,)`` losses, one per pair. A new
-loss is such a function and one line in `spr.config.backends.LOSSES`, or an entry point of the group ``spr.losses`` in
-another package. `training.loss_type` selects it by name.
+loss is such a function and one line in `spr.config.backends.LOSSES`, or an entry point of the group ``spr.losses``.
 """
 
 from __future__ import annotations
@@ -40,12 +39,9 @@ class PairLogps:
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """What a loss is computed from.
+    """Log-probabilities under the trained model, and ``(B,)`` float32 under the reference model.
 
-    Attributes:
-        policy: Log-probabilities under the trained model.
-        chosen_reference, rejected_reference: ``(B,)`` float32, log-probabilities under the reference model. They equal
-            the policy's if the loss does not need a reference.
+    The reference's equal the trained model's if the loss does not need a reference.
     """
 
     policy: PairLogps
@@ -175,14 +171,13 @@ def pair_losses(policy: PairLogps, reference: tuple[Tensor, Tensor] | None, sett
         policy: Log-probabilities under the trained model.
         reference: ``(B,)`` float32 each, log-probabilities of the chosen and the rejected answers under the reference
             model; None if the loss does not need them.
-        settings: The config section; ``loss_type``, ``beta`` and ``nll_weight`` are read here. ``nll_weight`` applies
-            to losses that use the rejected answers.
+        settings: The config section; ``loss_type``, ``beta`` and ``nll_weight`` are read here.
     """
     if reference is None:
         reference = policy.chosen.detach(), policy.rejected.detach()
     inputs = LossInputs(policy, *reference)
     loss = LOSSES[settings.loss_type](inputs, settings)
-    if settings.nll_weight and needs_rejected(settings.loss_type):
+    if settings.nll_weight:
         loss = loss + settings.nll_weight * nll(policy.chosen, policy.chosen_tokens)
     rewards = (settings.beta * ratio.detach() for ratio in (inputs.chosen_ratio, inputs.rejected_ratio))
     return PairLosses(loss, *rewards)

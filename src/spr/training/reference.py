@@ -12,16 +12,11 @@ import pyarrow.parquet as pq
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError, RunError
+from spr.training.checkpoint import check_version
 from spr.training.pairs import PlannedPair
 
-_SCHEMA = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("chosen", pa.float64(), nullable=False),
-        pa.field("rejected", pa.float64(), nullable=False),
-    ]
-)
+_TYPES = {"pair_id": pa.string(), "key": pa.string(), "chosen": pa.float64(), "rejected": pa.float64()}
+_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])
 Logps = tuple[float, float]
 """Log-probabilities of the chosen and of the rejected answer."""
 
@@ -34,7 +29,8 @@ class ReferenceFile:
         identity: What determines the numbers besides the pairs: model, dtype, processor and chat template.
 
     Raises:
-        RunError: if the file was computed with another identity, naming what differs, or is damaged.
+        RunError: if the file was computed with another identity, naming what differs, was written by another version,
+            or is damaged.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
@@ -59,11 +55,13 @@ class ReferenceFile:
         own = path == self.path
         try:
             table = pq.read_table(path, memory_map=False)
-            identity = json.loads((table.schema.metadata or {})[b"identity"])
+            metadata = table.schema.metadata or {}
+            identity, version = json.loads(metadata[b"identity"]), int(metadata.get(b"format_version", 0))
             rows = table.to_pylist()
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             fix = "delete it, and it will be computed again" if own else "check the path given to --reference"
             raise RunError(f"{path} is not a file of reference log-probabilities", got=error, fix=fix) from None
+        check_version(version, path, f"delete {path.parent} to train again" if own else "leave --reference out")
         changed = sorted(name for name in {*identity, *self.identity} if identity.get(name) != self.identity.get(name))
         if changed:
             got = "; ".join(f"{name}: {identity.get(name)}, now {self.identity.get(name)}" for name in changed)
@@ -76,10 +74,10 @@ class ReferenceFile:
         """The pairs that the file lacks, because they are new or because their text or image has changed."""
         return [planned for planned in pairs if planned.key not in self._known]
 
-    def add(self, pairs: Sequence[PlannedPair], logps: Sequence[Logps]) -> None:
+    def add(self, pairs: Sequence[PlannedPair], logps: Sequence[Sequence[float]]) -> None:
         """Add computed values; `save` writes them."""
-        for planned, values in zip(pairs, logps, strict=True):
-            self._known[planned.key] = planned.pair.pair_id, values
+        for planned, (chosen, rejected) in zip(pairs, logps, strict=True):
+            self._known[planned.key] = planned.pair.pair_id, (chosen, rejected)
 
     def save(self) -> None:
         """Write the file atomically."""

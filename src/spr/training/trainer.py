@@ -2,8 +2,7 @@
 
 The file reads from top to bottom: `train` loads the model and plans the pairs, `_reference_logps` computes the
 reference model's log-probabilities once, `_take_steps` is the loop, and `_take_step` is one optimizer step.
-The processes of a training share the batches of a step, so two processes with one batch each take the same step as one
-process with two.
+Processes share the batches of a step: two processes with one batch each take the same step as one process with two.
 """
 
 from __future__ import annotations
@@ -18,27 +17,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from spr.config import TrainingConfig
 from spr.core.errors import ConfigError, InputError
 from spr.core.ordered_map import ordered_map
 from spr.runs.store import dropped_table, write_table
 from spr.training.checkpoint import TrainingState, newest_checkpoint, read_finished, save_finished
-from spr.training.distributed import (
-    InterruptedTrainingError,
-    check_finite,
-    check_trackers,
-    clear_memory_errors,
-    in_any_process,
-    interrupts,
-    of_all_processes,
-)
-from spr.training.log import Meter, TrainingLog
+from spr.training.log import Meter, TrainingLog, check_trackers
 from spr.training.loss import PairLogps, needs_reference, needs_rejected, pair_losses
 from spr.training.pairs import PlannedPair, ProcessedPair, TrainingPair, context_length, plan_digest
 from spr.training.reference import ReferenceFile
 from spr.training.schedule import learning_rate, steps_of_training
 from spr.training.shared_prefix import Batch, collate
+from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
 from spr.training.trainee import Trainee, load_trainee
 from spr.training.vision_cache import BatchEncoder
 
@@ -116,16 +108,13 @@ def train(
         log_with=list(settings.report_to) or None,
         project_dir=str(folder),
     )
-    main = accelerator.is_main_process
+    main, features = accelerator.is_main_process, folder / "features"
     tell = report if main else lambda _: None
-    trainee = load_trainee(
-        model, settings, accelerator.device, revision=revision, seed=seed, features=folder / "features"
-    )
+    trainee = load_trainee(model, settings, accelerator.device, revision=revision, seed=seed, features=features)
     for line in trainee.remarks:
         tell(line)
-    planned, dropped = trainee.encoder.plan(
-        pairs, context_length(trainee.base, settings.max_length), with_rejected=needs_rejected(settings.loss_type)
-    )
+    limit = context_length(trainee.base, settings.max_length)
+    planned, dropped = trainee.encoder.plan(pairs, limit, with_rejected=needs_rejected(settings.loss_type))
     if main:
         write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped))
     counts = dict(Counter(reason for _, reason in dropped))
@@ -143,13 +132,14 @@ def train(
         "pairs": plan_digest(planned),
         "training": {name: value for name, value in settings.model_dump(mode="json").items() if name not in ignored},
     }
-    finished = read_finished(folder / "finished.json", adapter, fingerprint)
-    if finished is not None:
-        return TrainingSummary(
-            len(planned), counts, finished["steps"], finished["seconds"], finished["last"], done_before=True
-        )
+    if (finished := read_finished(folder / "finished.json", adapter, fingerprint)) is not None:
+        return TrainingSummary(len(planned), counts, **finished, done_before=True)
 
-    session = _start(trainee, settings, accelerator, folder)
+    parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
+    batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
+    session = _Session(settings, folder, trainee, TrainingState(accelerator, wrapped, optimizer), batches)
     file = _reference_logps(session, planned, reference, tell) if needs_reference(settings.loss_type) else None
     steps = steps_of_training(
         [pair.length for pair in planned],
@@ -197,14 +187,6 @@ class _Session:
         return batch, PairLogps(*self.state.model(batch))
 
 
-def _start(trainee: Trainee, settings: TrainingConfig, accelerator: Accelerator, folder: Path) -> _Session:
-    parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    model, optimizer = accelerator.prepare(trainee.model, optimizer)
-    batches = BatchEncoder(trainee.encoder, trainee.model, model, accelerator)
-    return _Session(settings, folder, trainee, TrainingState(accelerator, model, optimizer), batches)
-
-
 # ── the reference pass ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -232,10 +214,10 @@ def _reference_logps(
                 batch, logps = session.forward(own, processed)
             values = torch.stack([logps.chosen, logps.rejected], dim=1)
             check_finite(values.sum(1), batch, None, "log-probability", session.folder)
-            results = of_all_processes([values.tolist()] if rank < len(group) else [None], accelerator)
-            for part, rows in zip(group, (result for result in results if result is not None), strict=True):
-                file.add(part, [(chosen, rejected) for chosen, rejected in rows])
-            stop = in_any_process(interrupted.is_set(), accelerator)
+            results = gather_object([values.tolist()] if rank < len(group) else [])
+            for part, rows in zip(group, results, strict=True):
+                file.add(part, rows)
+            stop = any(gather_object([interrupted.is_set()]))
             if accelerator.is_main_process and (stop or number % SAVE_REFERENCE_EVERY == 0):
                 file.save()
             if stop:
@@ -271,13 +253,8 @@ def _take_steps(
     with log, interrupts() as interrupted:
         batches = _own_batches(session, planned, steps[first:])
         for number, step in enumerate(steps[first:], start=first + 1):
-            rate = learning_rate(
-                number - 1,
-                len(steps),
-                peak=settings.learning_rate,
-                warmup=settings.warmup_ratio,
-                schedule=settings.lr_scheduler_type,
-            )
+            peak, warmup, schedule = settings.learning_rate, settings.warmup_ratio, settings.lr_scheduler_type
+            rate = learning_rate(number - 1, len(steps), peak=peak, warmup=warmup, schedule=schedule)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             norm = _take_step(session, number, step, batches, reference, meter)
@@ -285,7 +262,7 @@ def _take_steps(
             log.step(number, values, written=number % settings.logging_steps == 0 or number == len(steps))
             if settings.report_to:
                 accelerator.log(values, step=number)
-            stop = in_any_process(interrupted.is_set(), accelerator)
+            stop = any(gather_object([interrupted.is_set()]))
             if stop or number % settings.save_steps == 0:
                 checkpoint = state.save(session.folder / "checkpoints", number, fingerprint, values)
                 log.event("checkpoint", step=number, folder=checkpoint.name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import torch
@@ -44,10 +46,10 @@ class Features:
         """Bytes of all tensors."""
         return sum(part.nbytes for part in (self.tokens, *self.deep))
 
-    def to(self, device: torch.device) -> Features:
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Features:
         """Return the features on a device."""
-        deep = tuple(part.to(device, non_blocking=True) for part in self.deep)
-        return Features(self.tokens.to(device, non_blocking=True), deep)
+        tokens, *deep = (part.to(device, non_blocking=non_blocking) for part in (self.tokens, *self.deep))
+        return Features(tokens, tuple(deep))
 
 
 # ── between the vision tower and the language model ───────────────────────────────────────────────────────────────────
@@ -73,15 +75,7 @@ def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tens
     return tokens, tuple(torch.cat(list(level)) for level in deep)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageOutputs:
-    """The features of a batch's images in the form that transformers models take (``mm_encoder_outputs``)."""
-
-    pooler_output: Any
-    deepstack_features: list[list[Tensor]] | None = None
-
-
-def image_outputs(features: tuple[Features, ...], *, joined: bool) -> ImageOutputs:
+def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamespace:
     """Combine the features of several images into what a model's forward pass takes in place of pixels.
 
     Args:
@@ -89,36 +83,11 @@ def image_outputs(features: tuple[Features, ...], *, joined: bool) -> ImageOutpu
         joined: True for one tensor, False for a list of tensors; `Family.joined_features`.
     """
     tokens = [part.tokens for part in features]
-    depth = len(features[0].deep)
-    deep = [[part.deep[level] for part in features] for level in range(depth)]
-    return ImageOutputs(torch.cat(tokens) if joined else tokens, deep or None)
+    deep = [list(level) for level in zip(*(part.deep for part in features), strict=True)]
+    return SimpleNamespace(pooler_output=torch.cat(tokens) if joined else tokens, deepstack_features=deep or None)
 
 
 # ── stores ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class FeatureStore(Protocol):
-    """A place where features are kept, by `feature_key`."""
-
-    def get(self, key: str) -> Features | None:
-        """Return the features, or None if they have to be computed."""
-        ...
-
-    def put(self, key: str, features: Features) -> None:
-        """Keep features, if there is room."""
-        ...
-
-
-class NoFeatures:
-    """A store that keeps nothing."""
-
-    def get(self, key: str) -> Features | None:
-        """Return None."""
-        del key
-        return None
-
-    def put(self, key: str, features: Features) -> None:
-        """Do nothing."""
 
 
 class MemoryFeatures:
@@ -130,21 +99,18 @@ class MemoryFeatures:
 
     def __init__(self, limit: int | None = None) -> None:
         self._kept: dict[str, Features] = {}
-        self._left = limit
+        self._left = float("inf") if limit is None else limit
 
     def get(self, key: str) -> Features | None:
-        """Return the features of this key, or None."""
+        """Return the features of this key, or None if they have to be computed."""
         return self._kept.get(key)
 
     def put(self, key: str, features: Features) -> None:
-        """Keep a copy in main memory, if there is room."""
-        if self._left is not None and key not in self._kept:
-            size = features.nbytes
-            if size > self._left:
-                return
-            self._left -= size
-        # A blocking copy: a non-blocking one takes page-locked memory, in blocks of up to twice the size.
-        self._kept[key] = Features(features.tokens.cpu(), tuple(part.cpu() for part in features.deep))
+        """Keep a copy, if there is room."""
+        if key not in self._kept and features.nbytes <= self._left:
+            self._left -= features.nbytes
+            # A blocking copy: a non-blocking one takes page-locked memory, in blocks of up to twice the size.
+            self._kept[key] = features.to("cpu", non_blocking=False)
 
 
 class DiskFeatures:
@@ -159,10 +125,9 @@ class DiskFeatures:
         self._folder = folder
 
     def get(self, key: str) -> Features | None:
-        """Read the features of this key, or return None."""
-        path = self._path(key)
+        """Read the features of this key, or return None if they have to be computed."""
         try:
-            tensors = load_file(path)
+            tensors = load_file(self._path(key))
         except (FileNotFoundError, SafetensorError):
             return None
         return Features(tensors["tokens"], tuple(tensors[f"deep{k}"] for k in range(len(tensors) - 1)))
@@ -176,6 +141,10 @@ class DiskFeatures:
         return self._folder / key[:2] / f"{key}.safetensors"
 
 
+FeatureStore = MemoryFeatures | DiskFeatures
+"""A place where features are kept, by `feature_key`."""
+
+
 def open_store(kind: Literal["auto", "none", "memory", "disk"], folder: Path) -> FeatureStore:
     """Make the store that `training.vision_cache` names; ``auto`` is a quarter of the free memory."""
     match kind:
@@ -186,7 +155,7 @@ def open_store(kind: Literal["auto", "none", "memory", "disk"], folder: Path) ->
         case "disk":
             return DiskFeatures(folder)
         case "none":
-            return NoFeatures()
+            return MemoryFeatures(limit=0)
 
 
 def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
@@ -196,23 +165,18 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
         groups: Where Linux mounts control groups (version 2). Without them, only the machine's memory counts.
         own: The file that names this process's control group.
     """
-    limits = [int(psutil.virtual_memory().available)]
-    try:
-        names = [line[3:] for line in own.read_text().splitlines() if line.startswith("0::")]
-    except OSError:
-        names = []
-    for name in names:
-        group = PurePosixPath(name.lstrip("/"))
-        for part in (group, *group.parents):
-            try:
-                limit, used = (int((groups / part / f"memory.{kind}").read_text()) for kind in ("max", "current"))
-                # Cached files count as used memory, but are released when memory is needed.
-                lines = (groups / part / "memory.stat").read_text().splitlines()
-            except (OSError, ValueError):  # no such file, or "max"
-                continue
-            cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
-            limits.append(max(0, limit - used + cached))
-    return min(limits)
+    free = [int(psutil.virtual_memory().available)]
+    name = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE) if own.is_file() else None
+    group = groups / name[1] if name else None
+    for folder in (group, *group.parents) if group else ():
+        try:
+            limit, used, stat = ((folder / f"memory.{file}").read_text() for file in ("max", "current", "stat"))
+            # Cached files count as used memory, but are released when memory is needed.
+            cached = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
+            free.append(max(0, int(limit) - int(used) + int(cached[1] if cached else 0)))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return min(free)
 
 
 def feature_key(vision_inputs: Mapping[str, Tensor], model: str) -> str:
