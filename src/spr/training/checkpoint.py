@@ -65,11 +65,8 @@ class TrainingState:
     def save(self, folder: Path, step: int, fingerprint: Mapping[str, Any], values: Mapping[str, float]) -> Path:
         """Write the checkpoint ``folder/step-000123``; all processes call this together.
 
-        Args:
-            folder: The folder of all checkpoints.
-            step: Number of steps taken.
-            fingerprint: What determines the training; checked when it is resumed.
-            values: Metrics of the last step, for a run that resumes after the last step.
+        The fingerprint determines the training, and is checked when it is resumed. ``values`` are the metrics of the
+        last step, for a run that resumes after it.
         """
         path, main = folder / f"step-{step:06d}", self.accelerator.is_main_process
         with atomic_dir(path) if main else nullcontext() as temporary:
@@ -93,13 +90,21 @@ class TrainingState:
         self.accelerator.wait_for_everyone()
         return path
 
-    def load(self, path: Path) -> tuple[int, dict[str, float]]:
-        """Restore adapter, optimizer and random states; returns the number of steps taken and the last one's metrics.
+    def load(self, folder: Path, fingerprint: Mapping[str, Any]) -> tuple[Path, int, dict[str, float]] | None:
+        """Restore adapter, optimizer and random states from the newest complete checkpoint in a folder.
+
+        Returns:
+            The checkpoint, the number of steps taken, and the metrics of the last one; None if there is no checkpoint.
 
         Raises:
-            RunError: if the checkpoint is damaged.
+            RunError: if it belongs to another training, was written by another version, or is damaged.
         """
-        meta = _read_meta(path)
+        if not (complete := _complete(folder)):
+            return None
+        path = complete[-1]
+        names = {"step", "fingerprint", "values"}
+        meta = _read_json(path / _META, names, f"The checkpoint {path}", delete=path, training=folder.parent)
+        check_fingerprint(meta["fingerprint"], fingerprint, folder.parent)
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
@@ -114,7 +119,7 @@ class TrainingState:
         torch.set_rng_state(own["cpu"])
         if own["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["cuda"])
-        return int(meta["step"]), dict(meta["values"])
+        return path, int(meta["step"]), dict(meta["values"])
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as PEFT does, in float32; all processes call this together.
@@ -138,26 +143,8 @@ class TrainingState:
         self.accelerator.wait_for_everyone()
 
 
-def newest_checkpoint(folder: Path, fingerprint: Mapping[str, Any]) -> Path | None:
-    """The newest complete checkpoint, or None.
-
-    Raises:
-        RunError: if it belongs to another training, naming the fields, was written by another version, or is damaged.
-    """
-    complete = _complete(folder)
-    if not complete:
-        return None
-    check_fingerprint(_read_meta(complete[-1])["fingerprint"], fingerprint, folder.parent)
-    return complete[-1]
-
-
 def _complete(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{_META}"))
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    fields = {"step", "fingerprint", "values"}
-    return _read_json(path / _META, fields, f"The checkpoint {path}", delete=path, training=path.parents[1])
 
 
 def _read_json(path: Path, fields: set[str], what: str, *, delete: Path, training: Path) -> dict[str, Any]:
@@ -179,27 +166,14 @@ def _damaged(what: str, delete: Path, error: Exception) -> RunError:
 
 
 def check_version(version: object, path: Path, otherwise: str) -> None:
-    """Check the format version of a file.
-
-    Args:
-        version: The version that the file names; None if it names none.
-        path: The file.
-        otherwise: What the user can do instead of using the version that wrote the file.
-
-    Raises:
-        RunError: if another version of SPR wrote it.
-    """
+    """Raise `RunError` if a file names another format version, or none; ``otherwise`` is what the user can do then."""
     if version != FORMAT_VERSION:
         got, fix = version or "1 (none is given)", f"use the SPR version that wrote it, or {otherwise}"
         raise RunError(f"{path} was written by another version of SPR", got=got, expected=FORMAT_VERSION, fix=fix)
 
 
 def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Check that a training has not changed since it was started.
-
-    Raises:
-        RunError: naming the fields that differ.
-    """
+    """Raise `RunError` if a training has changed since it was started, naming the fields that differ."""
     # Through JSON, because tuples come back from a file as lists.
     changed = changed_fields(before, json.loads(json.dumps(now)))
     if changed:
@@ -215,7 +189,7 @@ def read_finished(path: Path, adapter: Path, fingerprint: Mapping[str, Any]) -> 
     """Read the details that `save_finished` wrote; None if the training is not finished or its adapter is missing.
 
     Raises:
-        RunError: if it belongs to another training, naming the fields, was written by another version, or is damaged.
+        RunError: if it belongs to another training, was written by another version, or is damaged.
     """
     if not path.is_file() or not (adapter / "adapter_model.safetensors").is_file():
         return None
@@ -238,14 +212,10 @@ def save_finished(
 
 
 def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revision: str | None = None) -> None:
-    """Write a model with its adapter merged in: ``W + (alpha / r) B A`` in each adapted layer; it loads without PEFT.
+    """Merge an adapter in PEFT's format into its model: ``W + (alpha / r) B A`` in each adapted layer.
 
-    Args:
-        adapter: A folder in PEFT's format.
-        out: A new or empty folder.
-        model: A folder or a model id of the Hub; by default the one that the adapter names, in the revision that it
-            names.
-        revision: Branch, tag or commit of the model on the Hub.
+    The result, in a new or empty folder, loads without PEFT. The model is a folder or a model id of the Hub; by default
+    the one that the adapter names, with its revision.
 
     Raises:
         InputError: if ``adapter`` is not an adapter or does not fit the model.

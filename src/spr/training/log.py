@@ -37,11 +37,7 @@ _SHOWN = {
 
 
 class Meter:
-    """Averages a step's metrics over all pairs of all processes, and measures speed and memory.
-
-    Args:
-        accelerator: The training's accelerator; all processes call `read` together.
-    """
+    """Averages a step's metrics over all pairs of all processes, and measures speed and memory."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -64,7 +60,7 @@ class Meter:
             self._sums[name] += weight * value
 
     def read(self, norm: float | None) -> dict[str, float]:
-        """Return the step's metrics, with the given gradient norm, and start the next step."""
+        """Return the step's metrics, with its gradient norm, and start the next one; all processes call it together."""
         device = self._accelerator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         sums = torch.tensor(list(self._sums.values()), dtype=dtype, device=device)
@@ -90,12 +86,8 @@ def _peak_memory() -> int:
 class TrainingLog:
     """Writes one JSON object per line, and shows the latest step: as a table on a terminal, else as lines.
 
-    Args:
-        path: The log file. Lines of steps after ``step`` are removed, because these steps are taken again.
-        total: Number of steps of the training.
-        step: Number of steps already taken.
-        stream: Where to show the steps; standard error by default.
-        active: Whether this is the main process; the others write and show nothing.
+    Lines of steps after ``step``, the number of steps already taken, are removed, because these steps are taken again.
+    Processes that are not ``active`` write and show nothing.
     """
 
     def __init__(self, path: Path, total: int, step: int = 0, *, stream: TextIO | None = None, active: bool = True):
@@ -131,27 +123,23 @@ class TrainingLog:
             self._write({"event": "step", "step": number, **values})
         if not self._active:
             return
+        head, left = f"step {number:,} of {self._total:,}", self._left(number)
+        cells = {name: f"{values[name]:{form}}" for name, form in _SHOWN.items() if name in values}
         if self._live is not None:
-            self._live.update(self._table(number, values))
+            from rich.table import Column, Table
+
+            columns = [Column(name.replace("_", " "), justify="right") for name in cells]
+            table = Table(*columns, title=f"{head}, {left}", title_justify="left")
+            table.add_row(*cells.values())
+            self._live.update(table)
         elif (now := time.monotonic()) >= self._next_line or number == self._total:
             self._next_line = now + LINE_EVERY
-            cells = [f"{name} {values[name]:{form}}" for name, form in _SHOWN.items() if name in values]
-            print(f"step {number:,} of {self._total:,}: {', '.join(cells)}, {self._left(number)}", file=self._stream)
+            print(f"{head}: {', '.join(map(' '.join, cells.items()))}, {left}", file=self._stream)
 
     def _left(self, number: int) -> str:
         seconds = (time.monotonic() - self._started) / max(number - self._first, 1) * (self._total - number)
         hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
         return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min {int(seconds % 60):02d} s left"
-
-    def _table(self, number: int, values: Mapping[str, float]) -> Any:
-        from rich.table import Table
-
-        table = Table(title=f"step {number:,} of {self._total:,}, {self._left(number)}", title_justify="left")
-        cells = {name.replace("_", " "): f"{values[name]:{form}}" for name, form in _SHOWN.items() if name in values}
-        for name in cells:
-            table.add_column(name, justify="right")
-        table.add_row(*cells.values())
-        return table
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._active:

@@ -65,10 +65,8 @@ Loss = Callable[[LossInputs, TrainingConfig], Tensor]
 def uses(*, reference: bool = True, rejected: bool = True) -> Callable[[Loss], Loss]:
     """Declare what a loss needs; a loss that declares nothing needs both.
 
-    Args:
-        reference: The log-probabilities of the reference model, which costs a pass over all pairs before training.
-        rejected: The rejected answers. If a loss does without, pairs whose rejected answer is empty, too long or equal
-            to the chosen one are trained on as well.
+    The reference's log-probabilities cost a pass over all pairs before training. If a loss does without the rejected
+    answers, pairs whose rejected answer is empty, too long or equal to the chosen one are trained on as well.
     """
 
     def declare(loss: Any) -> Any:
@@ -141,12 +139,9 @@ def nll(logps: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class PairLosses:
-    """The losses of B pairs and the rewards behind them, each ``(B,)`` float32.
+    """The losses of B pairs, each ``(B,)`` float32, and the rewards of their answers.
 
-    Attributes:
-        loss: The loss of each pair; the loss of a batch is their mean.
-        chosen_rewards, rejected_rewards: β times the log-ratio to the reference, without gradient; zero without a
-            reference.
+    A reward is β times the log-ratio to the reference, without gradient; zero without a reference.
     """
 
     loss: Tensor
@@ -165,13 +160,10 @@ class PairLosses:
 
 
 def pair_losses(policy: PairLogps, reference: tuple[Tensor, Tensor] | None, settings: TrainingConfig) -> PairLosses:
-    """Compute the loss that the config selects.
+    """Compute the loss that the config selects, and add the NLL loss times ``nll_weight``.
 
-    Args:
-        policy: Log-probabilities under the trained model.
-        reference: ``(B,)`` float32 each, log-probabilities of the chosen and the rejected answers under the reference
-            model; None if the loss does not need them.
-        settings: The config section; ``loss_type``, ``beta`` and ``nll_weight`` are read here.
+    The reference model's log-probabilities of the chosen and the rejected answers are ``(B,)`` float32; None if the
+    loss does not need them.
     """
     if reference is None:
         reference = policy.chosen.detach(), policy.rejected.detach()
@@ -192,17 +184,11 @@ def token_logps(
     """Log-probabilities of tokens; the output head runs on one chunk of tokens at a time, and no logits are kept.
 
     The gradient of a frozen linear head with respect to its input is known as soon as the logits are: W[label] − Σ p W.
-    It is computed along with them, so that neither logits nor probabilities are kept and nothing is computed twice.
+    It is computed along with them, so that neither logits nor probabilities are kept and nothing is computed twice. Any
+    other head is recomputed in the backward pass.
 
-    Args:
-        hidden: ``(N, D)``, the head's inputs, in any floating dtype.
-        labels: ``(N,)`` int64, the tokens.
-        head: The output head, usually a frozen `nn.Linear`; any other module is recomputed in the backward pass.
-        softcap: Bound of the logits, which some models apply by a tanh.
-        chunk: Tokens per chunk.
-
-    Returns:
-        ``(N,)`` float32, at most 0.
+    ``hidden`` is ``(N, D)`` in any floating dtype, ``labels`` is ``(N,)`` int64, and the result is ``(N,)`` float32, at
+    most 0. ``softcap`` is the bound of the logits that some models apply by a tanh.
     """
     # Engines that shard weights gather them around a module's own call, so the call has to use them.
     plain = type(head) is nn.Linear and softcap is None and not hasattr(head.weight, "ds_id")

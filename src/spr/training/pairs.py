@@ -1,8 +1,7 @@
 """From a preference pair on disk to what the model reads.
 
-Pairs come from the `pairs` stage of a run (`run_pairs`) or from a file in TRL's preference format (`trl_pairs`).
-`PairEncoder` turns them into tokens, positions and image features in three steps: `plan` before the training starts,
-`process` in threads ahead of the model, and `finish` with the vision tower.
+Pairs come from a run (`run_pairs`) or, in TRL's preference format, from elsewhere (`trl_pairs`). `PairEncoder` encodes
+them: `plan` before the training starts, `process` in threads ahead of the model, and `finish` with the vision tower.
 """
 
 from __future__ import annotations
@@ -59,11 +58,7 @@ class TrainingPair:
 
 
 def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
-    """The pairs of a run, in order.
-
-    Args:
-        run: The run folder.
-        images: The run's images: `AnnotationsConfig.image_source`.
+    """The pairs of a run folder, in order; ``images`` is the config's `AnnotationsConfig.image_source`.
 
     Raises:
         RunError: if the run's `pairs` stage is not finished.
@@ -114,11 +109,8 @@ def trl_pairs(source: Path) -> Iterator[TrainingPair]:
     """Pairs in TRL's preference format: ``images`` (a list of one) or ``image``, ``prompt``, ``chosen``, ``rejected``.
 
     Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
-    user's turn.
-
-    Args:
-        source: A folder of `datasets.Dataset.save_to_disk`, a folder of Parquet files, or a .parquet, .jsonl or .json
-            file. Images are stored in it, or are paths, relative to its folder.
+    user's turn. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of Parquet files, or a .parquet,
+    .jsonl or .json file. Images are stored in it, or are paths, relative to its folder.
 
     Raises:
         InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
@@ -155,19 +147,17 @@ def _open_dataset(source: Path) -> datasets.Dataset:
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(f"{source} can't be read as pairs", got=got, expected=expected) from error
     columns = set(dataset.column_names)
-    missing = [name for name in ("prompt", "chosen", "rejected") if name not in columns]
-    missing += [] if columns & {"images", "image"} else ["images"]
+    column = "image" if "image" in columns and "images" not in columns else "images"
+    missing = [name for name in ("prompt", "chosen", "rejected", column) if name not in columns]
     if missing:
         got = f"columns {', '.join(sorted(columns))}"
         raise InputError(f"{source} lacks {' and '.join(missing)}", got=got, fix="see docs/training.md for the format")
     image = datasets.Image(decode=False)
-    for name in columns & {"images", "image"}:
-        try:
-            dataset = dataset.cast_column(name, image if name == "image" else datasets.List(image))
-        except (TypeError, ValueError, pa.ArrowException):
-            got, expected = dataset.features[name], "paths or bytes; in `images`, a list with one of them"
-            raise InputError(f"Column `{name}` of {source} does not hold images", got=got, expected=expected) from None
-    return dataset
+    try:
+        return dataset.cast_column(column, image if column == "image" else datasets.List(image))
+    except (TypeError, ValueError, pa.ArrowException):
+        got, expected = dataset.features[column], "paths or bytes; in `images`, a list with one of them"
+        raise InputError(f"Column `{column}` of {source} does not hold images", got=got, expected=expected) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +192,9 @@ def _messages(prompt: Any, where: str) -> list[Message]:
     if not isinstance(prompt, list) or not prompt or not all(isinstance(turn, Mapping) for turn in prompt):
         got, expected = repr(prompt)[:80], "a text or a list of messages"
         raise InputError(f"The prompt of {where} can't be read", got=got, expected=expected)
-    messages: list[Message] = []
-    for turn in prompt:
-        content = turn.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-        messages.append({"role": str(turn.get("role")), "content": [_part(part) for part in parts]})
+    messages: list[Message] = [
+        {"role": str(turn.get("role")), "content": _parts(turn.get("content"))} for turn in prompt
+    ]
     images = sum(part["type"] == "image" for message in messages for part in message["content"])
     if not images:
         first = next((message for message in messages if message["role"] == "user"), messages[-1])
@@ -216,16 +204,21 @@ def _messages(prompt: Any, where: str) -> list[Message]:
     return messages
 
 
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
     # Arrow fills fields that a part lacks with None.
-    return {"type": "image"} if part.get("type") == "image" else {"type": "text", "text": str(part.get("text") or "")}
+    return [
+        {"type": "image"} if part.get("type") == "image" else {"type": "text", "text": str(part.get("text") or "")}
+        for part in content or ()
+    ]
 
 
 def _answer(answer: Any, where: str, side: str) -> str:
     if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], Mapping):
         answer = answer[0].get("content")
         if isinstance(answer, list):
-            answer = "".join(str(part.get("text") or "") for part in answer)
+            answer = "".join(part.get("text", "") for part in _parts(answer))
     if not isinstance(answer, str):
         got, expected = repr(answer)[:80], "a text or one message"
         raise InputError(f"`{side}` of {where} is not an answer", got=got, expected=expected)
@@ -281,14 +274,9 @@ class ProcessedPair:
 
 
 class PairEncoder:
-    """Encodes pairs for one model.
+    """Encodes pairs for a transformers model, with its processor from `spr.models.image_processors.load_processor`.
 
-    Args:
-        model: The transformers model.
-        processor: The model's processor, from `spr.models.image_processors.load_processor`.
-        family: The model's family.
-        store: Where features are kept. A `MemoryFeatures` keeps tokens and positions of the prompt as well.
-        identity: Identifies model and processor in the features' keys.
+    ``identity`` identifies both in the features' keys. With a `MemoryFeatures` store, processed pairs are kept as well.
     """
 
     def __init__(self, model: Any, processor: Any, family: Family, store: FeatureStore, *, identity: str) -> None:
@@ -303,14 +291,9 @@ class PairEncoder:
     ) -> tuple[list[PlannedPair], list[tuple[str, str]]]:
         """Tokenize answers, count the tokens of prompts, and drop the pairs that can't be trained on.
 
-        Args:
-            pairs: The pairs.
-            max_length: Maximum number of tokens of a prompt with one answer.
-            with_rejected: Whether the rejected answers are trained on.
-
-        Returns:
-            The remaining pairs in order, and ``(pair_id, reason)`` for each dropped one; the reasons are keys of
-            `spr.core.reasons.TRAINING_REASONS` and `IMAGE_REASONS`.
+        Returns the remaining pairs in order, and ``(pair_id, reason)`` for each dropped one; the reasons are keys of
+        `spr.core.reasons.TRAINING_REASONS` and `IMAGE_REASONS`. ``max_length`` is the maximum number of tokens of a
+        prompt with one answer.
         """
         planned: list[PlannedPair] = []
         dropped: list[tuple[str, str]] = []
@@ -346,12 +329,9 @@ class PairEncoder:
 
     def _answer_ids(self, turn: str, answer: str) -> Tensor:
         """The answer's tokens after the prompt; tokenized alone if the prompt's tokens would change otherwise."""
-        tokenizer = self.processor.tokenizer
-        before = tokenizer(turn, add_special_tokens=False)["input_ids"]
-        whole = tokenizer(turn + answer, add_special_tokens=False)["input_ids"]
-        if whole[: len(before)] == before:
-            return torch.tensor(whole[len(before) :])
-        return torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        texts = [turn, turn + answer, answer]
+        before, whole, alone = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return torch.tensor(whole[len(before) :] if whole[: len(before)] == before else alone)
 
     def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
         if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.family.bidirectional_prompt:
@@ -371,17 +351,14 @@ class PairEncoder:
         prompt = inputs["input_ids"][0]
         vision = {name: tensor for name, tensor in inputs.items() if name not in NOT_VISION}
         if len(prompt) != planned.prompt_tokens:
-            raise SprError(
-                f"The prompt of pair {planned.pair.pair_id} has another number of tokens than counted before",
-                got=len(prompt),
-                expected=planned.prompt_tokens,
-                fix="the image has changed since the training began; restore it or start the training again",
-            )
+            message = f"The prompt of pair {planned.pair.pair_id} has another number of tokens than counted before"
+            fix = "the image has changed since the training began; restore it or start the training again"
+            raise SprError(message, got=len(prompt), expected=planned.prompt_tokens, fix=fix)
         # The key covers all vision inputs, because Ferret's features also depend on the regions in the prompt.
         return ProcessedPair(prompt, self._positions(prompt, vision), vision, feature_key(vision, self.identity))
 
     def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
-        """``(axes, P)``, the positions of the prompt's tokens."""
+        """The positions of the prompt's tokens, ``(axes, P)``."""
         model, ids = self.model.model, prompt[None]
         if hasattr(model, "get_rope_index"):
             types = (ids == self._image_token).int()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,16 +18,13 @@ from spr.training.pairs import PlannedPair
 
 _TYPES = {"pair_id": pa.string(), "key": pa.string(), "chosen": pa.float64(), "rejected": pa.float64()}
 _SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])
-Logps = tuple[float, float]
-"""Log-probabilities of the chosen and of the rejected answer."""
 
 
 class ReferenceFile:
     """Log-probabilities under the model without its adapter, by the digest of prompt, answers and image.
 
-    Args:
-        path: The file; it does not have to exist.
-        identity: What determines the numbers besides the pairs: model, dtype, processor and chat template.
+    The file does not have to exist. ``identity`` is what determines the numbers besides the pairs: model, dtype,
+    processor and chat template.
 
     Raises:
         RunError: if the file was computed with another identity, naming what differs, was written by another version,
@@ -35,7 +33,7 @@ class ReferenceFile:
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
         self.path, self.identity = path, dict(identity)
-        self._known: dict[str, tuple[str, Logps]] = {}
+        self._known: dict[str, dict[str, Any]] = {}
         if path.is_file():
             self._read(path)
 
@@ -68,7 +66,7 @@ class ReferenceFile:
             other = "delete it to compute it again" if own else "leave --reference out"
             fix = f"use the same model and processor, or {other}"
             raise RunError(f"{path} belongs to another reference model", got=got, expected="the same", fix=fix)
-        self._known |= {row["key"]: (row["pair_id"], (row["chosen"], row["rejected"])) for row in rows}
+        self._known |= {row["key"]: row for row in rows}
 
     def missing(self, pairs: Sequence[PlannedPair]) -> list[PlannedPair]:
         """The pairs that the file lacks, because they are new or because their text or image has changed."""
@@ -77,19 +75,18 @@ class ReferenceFile:
     def add(self, pairs: Sequence[PlannedPair], logps: Sequence[Sequence[float]]) -> None:
         """Add computed values; `save` writes them."""
         for planned, (chosen, rejected) in zip(pairs, logps, strict=True):
-            self._known[planned.key] = planned.pair.pair_id, (chosen, rejected)
+            row = {"pair_id": planned.pair.pair_id, "key": planned.key, "chosen": chosen, "rejected": rejected}
+            self._known[planned.key] = row
 
     def save(self) -> None:
         """Write the file atomically."""
-        rows = [
-            {"pair_id": name, "key": key, "chosen": chosen, "rejected": rejected}
-            for key, (name, (chosen, rejected)) in self._known.items()
-        ]
         metadata = {"identity": json.dumps(self.identity), "format_version": str(FORMAT_VERSION)}
         sink = pa.BufferOutputStream()
+        rows = list(self._known.values())
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(metadata)), sink)
         write_atomically(self.path, sink.getvalue().to_pybytes())
 
-    def of(self, planned: PlannedPair) -> Logps:
-        """The values of a pair that is not `missing`."""
-        return self._known[planned.key][1]
+    def of(self, planned: PlannedPair) -> tuple[float, float]:
+        """The log-probabilities of the chosen and of the rejected answer of a pair that is not `missing`."""
+        row = self._known[planned.key]
+        return row["chosen"], row["rejected"]

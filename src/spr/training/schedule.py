@@ -13,16 +13,9 @@ BUCKET = 50
 
 
 def batches_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Batches of pairs of similar length, in random order; every pair occurs once.
+    """Batches of pairs with similar numbers of tokens, in random order, as indices of pairs.
 
-    Args:
-        lengths: Number of tokens of each pair.
-        batch_size: Pairs per batch; one batch of the epoch may be smaller.
-        seed: The experiment's seed.
-        epoch: The epoch, from 0; each has another order.
-
-    Returns:
-        Indices of pairs, per batch.
+    Every pair occurs once; one batch may be smaller. Each epoch, counted from 0, has another order.
 
     >>> batches_of_epoch([5, 90, 6, 91], 2, seed=0, epoch=0)
     [[0, 2], [1, 3]]

@@ -46,14 +46,9 @@ def interrupts() -> Iterator[threading.Event]:
 
 
 def check_finite(value: Tensor, batch: Batch, step: int | None, what: str, folder: Path) -> None:
-    """Save the batch in the folder and raise `SprError` if a loss or a norm is not finite.
+    """Save the batch in a folder and raise `SprError` if a value is not finite; ``step`` is None in the reference pass.
 
-    Args:
-        value: ``(B,)``, one number per pair, or a single number.
-        batch: The batch that it was computed from.
-        step: The step, counted from 1; None for the reference pass.
-        what: The value's name.
-        folder: Where the batch is saved.
+    The value is ``(B,)``, one number per pair, or a single number; ``what`` is its name.
     """
     finite = torch.isfinite(value)
     if bool(finite.all()):

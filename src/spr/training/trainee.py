@@ -62,15 +62,10 @@ def load_trainee(
     revision: str | None = None,
     seed: int = 0,
 ) -> Trainee:
-    """Load a model and add a new adapter.
+    """Load a model and add a new adapter, whose initial weights the seed determines.
 
-    Args:
-        source: A folder, a model id of the Hub, or an embedded model (``embedded/describer``).
-        settings: The config section.
-        device: The model's device, unless the settings name one.
-        features: The folder for features if `training.vision_cache` is ``disk``.
-        revision: Branch, tag or commit of the model on the Hub.
-        seed: Seed of the adapter's initial weights.
+    The source is a folder, a model id of the Hub, or an embedded model (``embedded/describer``). The device is used
+    unless the settings name one, and the folder ``features`` if `training.vision_cache` is ``disk``.
 
     Raises:
         ModelError: if the model can't be loaded, its family can't be trained, or `training.prefix_sharing` is
@@ -114,11 +109,7 @@ def load_trainee(
 def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to a frozen model. Its B matrices are zero, so the model's output does not change.
 
-    Args:
-        model: A frozen transformers model.
-        settings: The config section; without ``target_modules``, the family's layers get adapters.
-        family: The model's family.
-        seed: Seed of the A matrices.
+    Without ``target_modules``, the family's layers get adapters. The seed is that of the A matrices.
 
     Raises:
         ConfigError: if ``target_modules`` names no linear layer of the language model.

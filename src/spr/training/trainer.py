@@ -23,7 +23,7 @@ from spr.config import TrainingConfig
 from spr.core.errors import ConfigError, InputError
 from spr.core.ordered_map import ordered_map
 from spr.runs.store import dropped_table, write_table
-from spr.training.checkpoint import TrainingState, newest_checkpoint, read_finished, save_finished
+from spr.training.checkpoint import TrainingState, read_finished, save_finished
 from spr.training.log import Meter, TrainingLog, check_trackers
 from spr.training.loss import PairLogps, needs_reference, needs_rejected, pair_losses
 from spr.training.pairs import PlannedPair, ProcessedPair, TrainingPair, context_length, plan_digest
@@ -39,19 +39,16 @@ SAVE_REFERENCE_EVERY = 200
 
 Step = Sequence[Sequence[int]]
 """The batches of an optimizer step, as indices of pairs."""
+OwnBatch = tuple[list[PlannedPair], list[ProcessedPair], float]
+"""A batch of this process: its pairs, the same after the processor, and its weight in the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSummary:
-    """The result of a training.
+    """The numbers of pairs trained on, of dropped pairs by reason and of optimizer steps, and the last step's metrics.
 
-    Attributes:
-        pairs: Number of pairs trained on.
-        dropped: Number of dropped pairs by reason.
-        steps: Number of optimizer steps.
-        seconds: Wall time of the last call that trained.
-        last: Metrics of the last step.
-        done_before: True if the training was already finished, and nothing was done.
+    ``seconds`` is the wall time of the last call that trained. If the training was already finished, ``done_before`` is
+    True, and nothing was done.
     """
 
     pairs: int
@@ -139,8 +136,9 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
-    session = _Session(settings, folder, trainee, TrainingState(accelerator, wrapped, optimizer), batches)
-    file = _reference_logps(session, planned, reference, tell) if needs_reference(settings.loss_type) else None
+    state = TrainingState(accelerator, wrapped, optimizer)
+    session = _Session(settings, folder, trainee, planned, fingerprint, state, batches)
+    file = _reference_logps(session, reference, tell) if needs_reference(settings.loss_type) else None
     steps = steps_of_training(
         [pair.length for pair in planned],
         batch_size=settings.per_device_train_batch_size,
@@ -151,12 +149,11 @@ def train(
     )
     torch.manual_seed(seed)  # for dropout
     first, last = 0, dict[str, float]()
-    newest = newest_checkpoint(folder / "checkpoints", fingerprint)
-    if newest is not None:
-        first, last = session.state.load(newest)
+    if (loaded := state.load(folder / "checkpoints", fingerprint)) is not None:
+        newest, first, last = loaded
         tell(f"Resuming from {newest}, after step {first:,} of {len(steps):,}.")
-    last = _take_steps(session, planned, steps, first, file, fingerprint) or last
-    session.state.save_adapter(adapter)
+    last = _take_steps(session, steps, first, file) or last
+    state.save_adapter(adapter)
     seconds = time.monotonic() - started
     if main:
         save_finished(folder / "finished.json", fingerprint, steps=len(steps), seconds=seconds, last=last)
@@ -173,6 +170,8 @@ class _Session:
     settings: TrainingConfig
     folder: Path
     trainee: Trainee
+    planned: Sequence[PlannedPair]
+    fingerprint: dict[str, Any]
     state: TrainingState
     batches: BatchEncoder
 
@@ -190,15 +189,13 @@ class _Session:
 # ── the reference pass ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _reference_logps(
-    session: _Session, planned: Sequence[PlannedPair], known: Path | None, tell: Callable[[str], None]
-) -> ReferenceFile:
+def _reference_logps(session: _Session, known: Path | None, tell: Callable[[str], None]) -> ReferenceFile:
     """Compute the log-probabilities that the reference file lacks, with the adapter turned off."""
     accelerator, size = session.state.accelerator, session.settings.per_device_train_batch_size
     file = ReferenceFile(session.folder / "reference.parquet", session.trainee.identity)
     if known is not None:
         file.import_from(known)
-    missing = sorted(file.missing(planned), key=lambda pair: -pair.length)
+    missing = sorted(file.missing(session.planned), key=lambda pair: -pair.length)
     if missing:
         tell(f"Reference log-probabilities of {len(missing):,} pairs")
     batches = [missing[start : start + size] for start in range(0, len(missing), size)]
@@ -233,15 +230,10 @@ def _reference_logps(
 
 
 def _take_steps(
-    session: _Session,
-    planned: Sequence[PlannedPair],
-    steps: Sequence[Step],
-    first: int,
-    reference: ReferenceFile | None,
-    fingerprint: dict[str, Any],
+    session: _Session, steps: Sequence[Step], first: int, reference: ReferenceFile | None
 ) -> dict[str, float]:
     """Take the steps after the first ``first`` ones; returns the metrics of the last one, or none if there was none."""
-    settings, state = session.settings, session.state
+    settings, state, planned, fingerprint = session.settings, session.state, session.planned, session.fingerprint
     accelerator = state.accelerator
     if settings.report_to:
         accelerator.init_trackers("spr", config={name: fingerprint[name] for name in ("seed", "model")})
@@ -251,7 +243,7 @@ def _take_steps(
     meter, values = Meter(accelerator), dict[str, float]()
     seen = list(accumulate(sum(map(len, step)) for step in steps))
     with log, interrupts() as interrupted:
-        batches = _own_batches(session, planned, steps[first:])
+        batches = _own_batches(session, steps[first:])
         for number, step in enumerate(steps[first:], start=first + 1):
             peak, warmup, schedule = settings.learning_rate, settings.warmup_ratio, settings.lr_scheduler_type
             rate = learning_rate(number - 1, len(steps), peak=peak, warmup=warmup, schedule=schedule)
@@ -276,10 +268,8 @@ def _take_steps(
     return values
 
 
-def _own_batches(
-    session: _Session, planned: Sequence[PlannedPair], steps: Sequence[Step]
-) -> Iterator[tuple[list[PlannedPair], list[ProcessedPair], float]]:
-    """This process's batches, ``gradient_accumulation_steps`` per step, each with its weight.
+def _own_batches(session: _Session, steps: Sequence[Step]) -> Iterator[OwnBatch]:
+    """This process's batches, ``gradient_accumulation_steps`` per step.
 
     Where a step has fewer batches than the processes need, one of them is repeated with weight 0.
     """
@@ -289,7 +279,7 @@ def _own_batches(
         for turn in range(session.settings.gradient_accumulation_steps):
             place = turn * accelerator.num_processes + accelerator.process_index
             indices = step[place] if place < len(step) else step[0]
-            own.append([planned[index] for index in indices])
+            own.append([session.planned[index] for index in indices])
             weights.append(float(place < len(step)))
     for weight, (pairs, processed) in zip(weights, ordered_map(session.process, own), strict=True):
         yield pairs, processed, weight
@@ -299,7 +289,7 @@ def _take_step(
     session: _Session,
     number: int,
     step: Step,
-    batches: Iterator[tuple[list[PlannedPair], list[ProcessedPair], float]],
+    batches: Iterator[OwnBatch],
     reference: ReferenceFile | None,
     meter: Meter,
 ) -> float | None:

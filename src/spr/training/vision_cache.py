@@ -58,10 +58,7 @@ class Features:
 def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one image through vision tower and projector; returns the fields of `Features`.
 
-    Args:
-        model: The transformers model, without an adapter around it.
-        vision_inputs: The processor's output for the image: ``pixel_values`` and, depending on the family, sizes or
-            grids.
+    The vision inputs are the processor's output for the image: ``pixel_values`` and, for some families, sizes or grids.
     """
     device, dtype = model.device, model.dtype
     inputs = {
@@ -76,11 +73,9 @@ def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tens
 
 
 def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamespace:
-    """Combine the features of several images into what a model's forward pass takes in place of pixels.
+    """Combine the features of several images, one per sequence, into what a model takes in place of pixels.
 
-    Args:
-        features: One entry per sequence, in order.
-        joined: True for one tensor, False for a list of tensors; `Family.joined_features`.
+    ``joined`` selects one tensor instead of a list of tensors; see `Family.joined_features`.
     """
     tokens = [part.tokens for part in features]
     deep = [list(level) for level in zip(*(part.deep for part in features), strict=True)]
@@ -91,11 +86,7 @@ def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamesp
 
 
 class MemoryFeatures:
-    """A store in this process's main memory.
-
-    Args:
-        limit: Maximum size in bytes; features that don't fit any more are not kept. None for no limit.
-    """
+    """A store in this process's main memory. Features that exceed its limit in bytes are not kept."""
 
     def __init__(self, limit: int | None = None) -> None:
         self._kept: dict[str, Features] = {}
@@ -116,9 +107,7 @@ class MemoryFeatures:
 class DiskFeatures:
     """A store on disk with one safetensors file per key; damaged files are computed again.
 
-    Args:
-        folder: Created if it is missing. Several runs may share it, since a key covers all that determines the
-            features.
+    Several runs may share its folder, since a key covers all that determines the features.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -161,9 +150,7 @@ def open_store(kind: Literal["auto", "none", "memory", "disk"], folder: Path) ->
 def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes of main memory that can still be used, by the machine and by the limits of a container or job.
 
-    Args:
-        groups: Where Linux mounts control groups (version 2). Without them, only the machine's memory counts.
-        own: The file that names this process's control group.
+    Limits are those of Linux control groups (version 2), mounted at ``groups``; the file ``own`` names this process's.
     """
     free = [int(psutil.virtual_memory().available)]
     name = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE) if own.is_file() else None
@@ -180,12 +167,7 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
 
 
 def feature_key(vision_inputs: Mapping[str, Tensor], model: str) -> str:
-    """Hex digest of everything that determines an image's features.
-
-    Args:
-        vision_inputs: The processor's output for the image: pixels, sizes or grids, regions.
-        model: Identifies the model and the processor.
-    """
+    """Hex digest of everything that determines an image's features; ``model`` identifies model and processor."""
     digest = hashlib.sha256(model.encode())
     for name, tensor in sorted(vision_inputs.items()):
         digest.update(f"\0{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -200,13 +182,7 @@ class BatchEncoder:
     """Adds image features to this process's batches; the vision tower runs where features are missing.
 
     Engines that shard weights gather them in every call, from all processes. With these, every process runs the vision
-    tower as often as the process that lacks the most features.
-
-    Args:
-        encoder: The encoder of the pairs.
-        model: The trained module before it was wrapped.
-        wrapped: The module as the engine wrapped it.
-        accelerator: The training's accelerator.
+    tower as often as the process that lacks the most features. ``wrapped`` is the model as the engine wrapped it.
     """
 
     def __init__(self, encoder: PairEncoder, model: Any, wrapped: Any, accelerator: Accelerator) -> None:
@@ -218,25 +194,18 @@ class BatchEncoder:
         self._spare: dict[str, Tensor] = {}
 
     def encode(self, pairs: Sequence[PlannedPair], processed: Sequence[ProcessedPair]) -> list[EncodedPair]:
-        """Complete the pairs of one batch; all processes call this together, each with its own batch.
-
-        Args:
-            pairs: The pairs of a batch.
-            processed: The result of `PairEncoder.process` for each pair.
-        """
-        before = self._runs
+        """Complete the pairs of one batch after `PairEncoder.process`; all processes call this together."""
+        before, most = self._runs, 0
         # Pairs whose features are on disk have vision inputs as well, so there is always an input for extra runs.
         self._spare = next((part.vision for part in processed if part.vision), self._spare)
-        most = 0 if self._unsharded else self._most_missing(processed)
+        if not self._unsharded:
+            missing = sum(self._encoder.store.get(part.key) is None for part in processed)
+            counts = torch.tensor([missing], device=self._accelerator.device)
+            most = int(self._accelerator.gather(counts).max())
         encoded = [self._encoder.finish(pair, part, self._compute) for pair, part in zip(pairs, processed, strict=True)]
         while self._runs < before + most:
             self._compute(self._spare)
         return encoded
-
-    def _most_missing(self, processed: Sequence[ProcessedPair]) -> int:
-        missing = sum(self._encoder.store.get(part.key) is None for part in processed)
-        counts = torch.tensor([missing], device=self._accelerator.device)
-        return int(self._accelerator.gather(counts).max())
 
     def _compute(self, vision: dict[str, Tensor]) -> Features:
         self._runs += 1
