@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from spr.config import TrainingConfig
+from spr.config import TrainingConfig, make_config
 from spr.config.backends import LOSSES
+from spr.core.errors import ConfigError
 from spr.training.loss import (
     LossInputs,
     PairLogps,
@@ -95,6 +96,22 @@ def test_the_nll_term_adds_its_weight_times_the_chosen_answers_mean(loss):
     plain = pair_losses(POLICY, REFERENCE, TrainingConfig(loss_type=loss)).loss
     more = pair_losses(POLICY, REFERENCE, TrainingConfig(loss_type=loss, nll_weight=0.3)).loss
     assert (more - plain).tolist() == pytest.approx([0.6, 0.6], abs=1e-6)  # 0.3 · 2
+
+
+def test_an_nll_weight_with_fine_tuning_is_an_error_that_names_the_field_and_the_fix():
+    raw = {"describer": {"backend": "fake"}, "annotations": {"path": "a.json", "images": "images"}}
+    with pytest.raises(ConfigError, match=r"`training\.nll_weight`: the loss `sft` .* set nll_weight to 0.*, got 0\.5"):
+        make_config({**raw, "training": {"loss_type": "sft", "nll_weight": 0.5}})
+    assert make_config({**raw, "training": {"loss_type": "sft", "nll_weight": 0}}).training.loss_type == "sft"
+
+
+def test_the_nll_term_is_added_to_any_other_loss_even_without_rejected_answers(add_loss):
+    @uses(reference=False, rejected=False)
+    def nothing(inputs, settings):
+        return 0 * settings.beta * inputs.policy.chosen
+
+    settings = TrainingConfig(loss_type=add_loss("nothing", nothing), nll_weight=0.3)
+    assert pair_losses(POLICY, None, settings).loss.tolist() == pytest.approx([0.6, 0.6])  # 0.3 · 2
 
 
 def test_rewards_have_no_gradient():

@@ -68,6 +68,19 @@ def test_a_table_of_something_else_is_no_reference(file):
         ReferenceFile(file, IDENTITY)
 
 
+@pytest.mark.parametrize(("version", "got"), [(None, "1 (none is given)"), ("3", 3)])
+def test_a_file_of_another_version_says_so_and_what_to_do(version, got, file, tmp_path):
+    metadata = {"identity": json.dumps(IDENTITY)} | ({} if version is None else {"format_version": version})
+    pq.write_table(pq.read_table(file).replace_schema_metadata(metadata), file)
+    with pytest.raises(RunError, match="was written by another version of SPR") as caught:
+        ReferenceFile(file, IDENTITY)
+    assert (caught.value.got, caught.value.expected) == (got, 2)
+    assert caught.value.fix == f"use the SPR version that wrote it, or delete {file.parent} to train again"
+    with pytest.raises(RunError, match="was written by another version of SPR") as caught:
+        ReferenceFile(tmp_path / "mine.parquet", IDENTITY).import_from(file)
+    assert caught.value.fix == "use the SPR version that wrote it, or leave --reference out"
+
+
 def test_anothers_file_is_taken_over_and_left_as_it_is(file, tmp_path):
     mine = ReferenceFile(tmp_path / "mine" / "reference.parquet", IDENTITY)
     before = file.read_bytes()

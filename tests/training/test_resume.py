@@ -12,8 +12,8 @@ import torch
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import RunError
 from spr.training.checkpoint import KEPT, TrainingState
-from spr.training.distributed import InterruptedTrainingError, interrupts
 from spr.training.pairs import trl_pairs
+from spr.training.stopping import InterruptedTrainingError, interrupts
 from spr.training.trainer import train
 
 pytestmark = pytest.mark.slow
@@ -223,7 +223,7 @@ def test_the_newest_checkpoints_stay_and_half_written_ones_are_swept(model, pair
         ("state.pt", None),
         ("checkpoint.json", b"{"),
         ("checkpoint.json", b"[]"),
-        ("checkpoint.json", b'{"step": 3}'),
+        ("checkpoint.json", b'{"format_version": 2, "step": 3}'),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
@@ -248,6 +248,34 @@ def test_a_damaged_note_of_the_end_is_named(model, pairs, settings, tmp_path):
     (tmp_path / "training" / "finished.json").write_text("[]")
     with pytest.raises(RunError, match=r"finished\.json is damaged"):
         train(pairs, model, settings(per_device_train_batch_size=3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("version", "content"),
+    [
+        ("1 (none is given)", {"step": 2, "settings": {}, "values": {}}),  # as SPR 0.1 wrote it
+        (3, {"format_version": 3}),
+    ],
+)
+@pytest.mark.parametrize("name", ["checkpoint.json", "finished.json"])
+def test_a_training_of_another_version_is_refused_and_kept(
+    name, version, content, model, pairs, settings, watched, tmp_path
+):
+    config, folder = settings(per_device_train_batch_size=3, loss_type=watched.name), tmp_path / "training"
+    if name == "finished.json":
+        train(pairs, model, config, tmp_path)
+        path = folder / name
+    else:
+        watched.at(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(InterruptedTrainingError):
+            train(pairs, model, config, tmp_path)
+        path = folder / "checkpoints" / "step-000001" / name
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="was written by another version of SPR") as caught:
+        train(pairs, model, config, tmp_path)
+    assert (caught.value.got, caught.value.expected) == (version, 2)
+    assert caught.value.fix == f"use the SPR version that wrote it, or delete {folder} to train again"
+    assert json.loads(path.read_text()) == content
 
 
 @pytest.mark.parametrize(

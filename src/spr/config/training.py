@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from spr.config.backends import LOSSES, name_in
 from spr.config.section import DType, Float, Int, Section
@@ -36,7 +36,7 @@ class TrainingConfig(Section):
     beta: Float = Field(default=0.1, gt=0)
     """β of DPO: a higher value keeps the model closer to the reference model (not given in the paper: our choice)."""
     nll_weight: Float = Field(default=0.0, ge=0)
-    """Weight of the per-token NLL loss on the chosen answers, added to the loss (our choice: 0)."""
+    """Weight of the per-token NLL loss on the chosen answers, added to the loss (our choice: 0); not for `sft`."""
     learning_rate: Float = Field(default=1e-5, gt=0)
     """Peak learning rate: 1e-5 for Ferret and CogVLM, 2e-7 for LLaVA-OneVision (supplement, Sec. 2)."""
     per_device_train_batch_size: Int = Field(default=2, ge=1)
@@ -81,3 +81,12 @@ class TrainingConfig(Section):
     """Trackers of Accelerate to report to, such as `tensorboard` or `wandb`, besides `RUN/training/log.jsonl`."""
     device: str = "auto"
     """Device, such as `cpu` or `cuda`; `auto` uses a GPU if there is one."""
+
+    @field_validator("nll_weight")
+    @classmethod
+    def _adds_to_another_loss(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("loss_type") == "sft":
+            raise ValueError(
+                "the loss `sft` is this NLL loss already: set nll_weight to 0, or choose another loss_type"
+            )
+        return value

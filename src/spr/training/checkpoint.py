@@ -47,13 +47,7 @@ _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_froze
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingState:
-    """The objects whose state a checkpoint holds.
-
-    Attributes:
-        accelerator: The training's accelerator.
-        model: The model as the accelerator prepared it.
-        optimizer: The optimizer as the accelerator prepared it.
-    """
+    """The objects whose state a checkpoint holds: an accelerator, and model and optimizer as it prepared them."""
 
     accelerator: Accelerator
     model: nn.Module
@@ -61,7 +55,7 @@ class TrainingState:
 
     @property
     def _plain_optimizer(self) -> Any:
-        """The optimizer without Accelerate's wrapper."""
+        """The optimizer without the wrapper of Accelerate."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     @property
@@ -71,16 +65,14 @@ class TrainingState:
     def save(self, folder: Path, step: int, fingerprint: Mapping[str, Any], values: Mapping[str, float]) -> Path:
         """Write the checkpoint ``folder/step-000123``; all processes call this together.
 
-        Args:
-            folder: The folder of all checkpoints.
-            step: Number of steps taken.
-            fingerprint: What determines the training; checked when it is resumed.
-            values: Metrics of the last step, for a run that resumes after the last step.
+        The fingerprint determines the training, and is checked when it is resumed. ``values`` are the metrics of the
+        last step, for a run that resumes after it.
         """
         path, main = folder / f"step-{step:06d}", self.accelerator.is_main_process
         with atomic_dir(path) if main else nullcontext() as temporary:
             (shared,) = broadcast_object_list([temporary])
-            state: dict[str, Any] = {"rng": gather_object([_random_states()])}
+            cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+            state: dict[str, Any] = {"rng": gather_object([{"cpu": torch.get_rng_state(), "cuda": cuda}])}
             if self._deepspeed:
                 self.accelerator.save_state(str(shared / "engine"), exclude_frozen_parameters=True)
             else:
@@ -91,45 +83,43 @@ class TrainingState:
                 meta = {"format_version": FORMAT_VERSION, "step": step, "fingerprint": fingerprint, "values": values}
                 (shared / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
         if main:
-            kept = _complete(folder)[-KEPT:]
-            for old in set(folder.iterdir()) - set(kept):
+            for old in set(folder.iterdir()) - set(_complete(folder)[-KEPT:]):
                 # The metadata first: a deletion that is cut short must not leave a folder that looks complete.
                 (old / _META).unlink(missing_ok=True)
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         return path
 
-    def load(self, path: Path) -> tuple[int, dict[str, float]]:
-        """Restore adapter, optimizer and random states.
+    def load(self, folder: Path, fingerprint: Mapping[str, Any]) -> tuple[Path, int, dict[str, float]] | None:
+        """Restore adapter, optimizer and random states from the newest complete checkpoint in a folder.
 
         Returns:
-            The number of steps taken, and the metrics of the last one.
+            The checkpoint, the number of steps taken, and the metrics of the last one; None if there is no checkpoint.
 
         Raises:
-            RunError: if the checkpoint is damaged.
+            RunError: if it belongs to another training, was written by another version, or is damaged.
         """
-        meta = _read_meta(path)
+        if not (complete := _complete(folder)):
+            return None
+        path = complete[-1]
+        names = {"step", "fingerprint", "values"}
+        meta = _read_json(path / _META, names, f"The checkpoint {path}", delete=path, training=folder.parent)
+        check_fingerprint(meta["fingerprint"], fingerprint, folder.parent)
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise _damaged(path, error) from None
+            raise _damaged(f"The checkpoint {path}", path, error) from None
         if self._deepspeed:
             self.accelerator.load_state(str(path / "engine"), load_module_strict=False)
         else:
             options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
-            set_state_dict(
-                self.model,
-                self._plain_optimizer,
-                model_state_dict=state["parameters"],
-                optim_state_dict=state["optimizer"],
-                options=options,
-            )
-        states = state["rng"]
-        own = states[self.accelerator.process_index % len(states)]
+            states = {"model_state_dict": state["parameters"], "optim_state_dict": state["optimizer"]}
+            set_state_dict(self.model, self._plain_optimizer, **states, options=options)
+        own = state["rng"][self.accelerator.process_index % len(state["rng"])]
         torch.set_rng_state(own["cpu"])
         if own["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["cuda"])
-        return int(meta["step"]), dict(meta["values"])
+        return path, int(meta["step"]), dict(meta["values"])
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as PEFT does, in float32; all processes call this together.
@@ -137,8 +127,9 @@ class TrainingState:
         The folder is replaced atomically: if writing fails, an adapter that was there before is still there.
         """
         peft: PeftModel = self.accelerator.unwrap_model(self.model).peft
-        state = self.accelerator.get_state_dict(self.model) if self._deepspeed else None
-        if state is None:
+        if self._deepspeed:
+            state = self.accelerator.get_state_dict(self.model)
+        else:
             state = get_state_dict(self.model, (), options=_OPTIONS)[0]
         if self.accelerator.is_main_process:
             adapter = get_peft_model_state_dict(peft, {name.removeprefix("peft."): t for name, t in state.items()})
@@ -152,50 +143,37 @@ class TrainingState:
         self.accelerator.wait_for_everyone()
 
 
-def newest_checkpoint(folder: Path, fingerprint: Mapping[str, Any]) -> Path | None:
-    """The newest complete checkpoint, or None.
-
-    Raises:
-        RunError: if it belongs to another training, naming the fields, or is damaged.
-    """
-    complete = _complete(folder)
-    if not complete:
-        return None
-    check_fingerprint(_read_meta(complete[-1])["fingerprint"], fingerprint, folder.parent)
-    return complete[-1]
-
-
 def _complete(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{_META}"))
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, fields: set[str], what: str, *, delete: Path, training: Path) -> dict[str, Any]:
     try:
-        meta: dict[str, Any] = json.loads((path / _META).read_text(encoding="utf-8"))
-        if not {"step", "fingerprint", "values"} <= set(meta):
-            raise ValueError(f"{_META} lacks a field")
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(path, error) from None
-    return meta
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{path.name} is not a JSON object")
+        check_version(content.get("format_version"), path, f"delete {training} to train again")
+        if not fields <= set(content):
+            raise ValueError(f"{path.name} lacks a field")
+    except (OSError, ValueError) as error:
+        raise _damaged(what, delete, error) from None
+    return content
 
 
-def _damaged(path: Path, error: Exception) -> RunError:
-    fix = f"delete {path}; training then resumes from the checkpoint before it"
-    got = " ".join(str(error).split())[:200]
-    return RunError(f"The checkpoint {path} is damaged", got=got, fix=fix)
+def _damaged(what: str, delete: Path, error: Exception) -> RunError:
+    fix = f"delete {delete}; training then resumes from the newest checkpoint that is left"
+    return RunError(f"{what} is damaged", got=" ".join(str(error).split())[:200], fix=fix)
 
 
-def _random_states() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def check_version(version: object, path: Path, otherwise: str) -> None:
+    """Raise `RunError` if a file names another format version, or none; ``otherwise`` is what the user can do then."""
+    if version != FORMAT_VERSION:
+        got, fix = version or "1 (none is given)", f"use the SPR version that wrote it, or {otherwise}"
+        raise RunError(f"{path} was written by another version of SPR", got=got, expected=FORMAT_VERSION, fix=fix)
 
 
 def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Check that a training has not changed since it was started.
-
-    Raises:
-        RunError: naming the fields that differ.
-    """
+    """Raise `RunError` if a training has changed since it was started, naming the fields that differ."""
     # Through JSON, because tuples come back from a file as lists.
     changed = changed_fields(before, json.loads(json.dumps(now)))
     if changed:
@@ -208,25 +186,24 @@ def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any], folder:
 
 
 def read_finished(path: Path, adapter: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read what `save_finished` wrote; None if the training is not finished or its adapter is missing.
+    """Read the details that `save_finished` wrote; None if the training is not finished or its adapter is missing.
 
     Raises:
-        RunError: if it belongs to another training, naming the fields, or is damaged.
+        RunError: if it belongs to another training, was written by another version, or is damaged.
     """
     if not path.is_file() or not (adapter / "adapter_model.safetensors").is_file():
         return None
-    try:
-        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before = finished["fingerprint"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        fix = f"delete it; training then resumes from the newest checkpoint in {path.parent}"
-        raise RunError(f"{path} is damaged", got=error, fix=fix) from None
-    check_fingerprint(before, fingerprint, path.parent)
-    return finished
+    details = ("steps", "seconds", "last")
+    finished = _read_json(path, {"fingerprint", *details}, str(path), delete=path, training=path.parent)
+    check_fingerprint(finished["fingerprint"], fingerprint, path.parent)
+    return {name: finished[name] for name in details}
 
 
-def save_finished(path: Path, fingerprint: Mapping[str, Any], **details: Any) -> None:
+def save_finished(
+    path: Path, fingerprint: Mapping[str, Any], *, steps: int, seconds: float, last: Mapping[str, float]
+) -> None:
     """Record that a training is finished; written last, after the adapter."""
+    details = {"steps": steps, "seconds": seconds, "last": last}
     content = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, **details}
     write_atomically(path, json.dumps(content, indent=1).encode())
 
@@ -235,14 +212,10 @@ def save_finished(path: Path, fingerprint: Mapping[str, Any], **details: Any) ->
 
 
 def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revision: str | None = None) -> None:
-    """Write a model with its adapter merged in: ``W + (alpha / r) B A`` in each adapted layer; it loads without PEFT.
+    """Merge an adapter in PEFT's format into its model: ``W + (alpha / r) B A`` in each adapted layer.
 
-    Args:
-        adapter: A folder in PEFT's format.
-        out: A new or empty folder.
-        model: A folder or a model id of the Hub; by default the one that the adapter names, in the revision that it
-            names.
-        revision: Branch, tag or commit of the model on the Hub.
+    The result, in a new or empty folder, loads without PEFT. The model is a folder or a model id of the Hub; by default
+    the one that the adapter names, with its revision.
 
     Raises:
         InputError: if ``adapter`` is not an adapter or does not fit the model.

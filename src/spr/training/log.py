@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 
 from spr.core.atomic import write_atomically
+from spr.core.errors import ConfigError
 from spr.training.loss import PairLogps, PairLosses
 
 LINE_EVERY = 10.0
@@ -33,73 +37,57 @@ _SHOWN = {
 
 
 class Meter:
-    """Averages a step's metrics over all pairs of all processes, and measures speed and memory.
-
-    Args:
-        accelerator: The training's accelerator; all processes call `read` together.
-    """
-
-    _NAMES = (
-        "loss",
-        "margin",
-        "accuracy",
-        "chosen_logps",
-        "rejected_logps",
-        "chosen_rewards",
-        "rejected_rewards",
-    )
+    """Averages a step's metrics over all pairs of all processes, and measures speed and memory."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator, self._sums = accelerator, torch.zeros(len(self._NAMES) + 2, dtype=torch.float64)
+        self._accelerator = accelerator
+        self._sums: dict[str, float] = defaultdict(float)
         self._start = self._before = time.monotonic()
 
     def add(self, logps: PairLogps, losses: PairLosses, tokens: int, weight: float) -> None:
         """Add a batch; a batch of weight 0 does not count."""
-        columns = (
-            losses.loss,
-            losses.margins,
-            losses.accuracies,
-            logps.chosen,
-            logps.rejected,
-            losses.chosen_rewards,
-            losses.rejected_rewards,
-        )
-        sums = [column.detach().double().sum().cpu() for column in columns]
-        self._sums += weight * torch.stack([*sums, torch.tensor(len(losses.loss)), torch.tensor(tokens)])
+        columns = {
+            "loss": losses.loss,
+            "margin": losses.margins,
+            "accuracy": losses.accuracies,
+            "chosen_logps": logps.chosen,
+            "rejected_logps": logps.rejected,
+            "chosen_rewards": losses.chosen_rewards,
+            "rejected_rewards": losses.rejected_rewards,
+        }
+        sums = {name: column.detach().double().sum().item() for name, column in columns.items()}
+        for name, value in {**sums, "pairs": len(losses.loss), "tokens": tokens}.items():
+            self._sums[name] += weight * value
 
     def read(self, norm: float | None) -> dict[str, float]:
-        """Return the step's metrics and start the next step.
-
-        Args:
-            norm: The gradient norm.
-        """
+        """Return the step's metrics, with its gradient norm, and start the next one; all processes call it together."""
         device = self._accelerator.device
-        sums = self._sums.to(device, torch.float32 if device.type == "mps" else None)
-        *means, count, tokens = self._accelerator.reduce(sums, reduction="sum").tolist()
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        sums = torch.tensor(list(self._sums.values()), dtype=dtype, device=device)
+        totals = dict(zip(self._sums, self._accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        count, tokens = totals.pop("pairs"), totals.pop("tokens")
         now = time.monotonic()
-        values = {name: value / count for name, value in zip(self._NAMES, means, strict=True)}
+        values = {name: total / count for name, total in totals.items()}
         values["grad_norm"] = norm or 0.0
         values["tokens_per_second"] = tokens / max(now - self._before, 1e-9)
         values["seconds"] = now - self._start
-        if torch.cuda.is_available():
-            values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            unit = 1 if sys.platform == "darwin" else 1024
-            values["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+        values["memory_gib"] = _peak_memory() / 2**30
         self._before = now
-        self._sums.zero_()
+        self._sums.clear()
         return values
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class TrainingLog:
     """Writes one JSON object per line, and shows the latest step: as a table on a terminal, else as lines.
 
-    Args:
-        path: The log file. Lines of steps after ``step`` are removed, because these steps are taken again.
-        total: Number of steps of the training.
-        step: Number of steps already taken.
-        stream: Where to show the steps; standard error by default.
-        active: Whether this is the main process; the others write and show nothing.
+    Lines of steps after ``step``, the number of steps already taken, are removed, because these steps are taken again.
+    Processes that are not ``active`` write and show nothing.
     """
 
     def __init__(self, path: Path, total: int, step: int = 0, *, stream: TextIO | None = None, active: bool = True):
@@ -121,7 +109,7 @@ class TrainingLog:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -130,38 +118,28 @@ class TrainingLog:
         self._write({"event": event, **details})
 
     def step(self, number: int, values: Mapping[str, float], *, written: bool) -> None:
-        """Show a step, and write it to the file if ``written``.
-
-        Args:
-            number: The step, counted from 1.
-            values: Its metrics.
-            written: Whether `training.logging_steps` selects the step.
-        """
+        """Show the metrics of a step, counted from 1, and write them to the file if ``written``."""
         if written:
             self._write({"event": "step", "step": number, **values})
         if not self._active:
             return
+        head, left = f"step {number:,} of {self._total:,}", self._left(number)
+        cells = {name: f"{values[name]:{form}}" for name, form in _SHOWN.items() if name in values}
         if self._live is not None:
-            self._live.update(self._table(number, values))
+            from rich.table import Column, Table
+
+            columns = [Column(name.replace("_", " "), justify="right") for name in cells]
+            table = Table(*columns, title=f"{head}, {left}", title_justify="left")
+            table.add_row(*cells.values())
+            self._live.update(table)
         elif (now := time.monotonic()) >= self._next_line or number == self._total:
             self._next_line = now + LINE_EVERY
-            cells = [f"{name} {values[name]:{form}}" for name, form in _SHOWN.items() if name in values]
-            print(f"step {number:,} of {self._total:,}: {', '.join(cells)}, {self._left(number)}", file=self._stream)
+            print(f"{head}: {', '.join(map(' '.join, cells.items()))}, {left}", file=self._stream)
 
     def _left(self, number: int) -> str:
         seconds = (time.monotonic() - self._started) / max(number - self._first, 1) * (self._total - number)
         hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
         return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min {int(seconds % 60):02d} s left"
-
-    def _table(self, number: int, values: Mapping[str, float]) -> Any:
-        from rich.table import Table
-
-        table = Table(title=f"step {number:,} of {self._total:,}, {self._left(number)}", title_justify="left")
-        shown = [(name, form) for name, form in _SHOWN.items() if name in values]
-        for name, _ in shown:
-            table.add_column(name.replace("_", " "), justify="right")
-        table.add_row(*(f"{values[name]:{form}}" for name, form in shown))
-        return table
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._active:
@@ -175,3 +153,23 @@ def _step_of(line: str) -> int:
         return int(json.loads(line).get("step", 0))
     except (ValueError, AttributeError):
         return sys.maxsize  # a line that was cut short
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that every tracker of `training.report_to` can be used; Accelerate would silently skip it.
+
+    Raises:
+        ConfigError: for a tracker that Accelerate does not know, or whose package is not installed.
+    """
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    builtin = {str(tracker.value) for tracker in LoggerType}  # the others are classes that a program has registered
+    missing = builtin - {str(tracker.value) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean `{near[0]}`?" if near else None
+            message, expected = "Config field `training.report_to` names an unknown tracker", ", ".join(known)
+            raise ConfigError(message, got=name, expected=expected, fix=fix)
+        if name in missing:
+            fix = f"pip install {name.replace('_', '-')}, or remove it: training/log.jsonl is always written"
+            raise ConfigError(f"The tracker {name} of `training.report_to` is not installed", fix=fix)

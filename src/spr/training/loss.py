@@ -1,8 +1,7 @@
 """Losses of preference training as pure functions of log-probabilities (paper; supplement, Sec. 2).
 
 A loss is a function of `LossInputs` and the config section `training` that returns ``(B,)`` losses, one per pair. A new
-loss is such a function and one line in `spr.config.backends.LOSSES`, or an entry point of the group ``spr.losses`` in
-another package. `training.loss_type` selects it by name.
+loss is such a function and one line in `spr.config.backends.LOSSES`, or an entry point of the group ``spr.losses``.
 """
 
 from __future__ import annotations
@@ -40,12 +39,9 @@ class PairLogps:
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """What a loss is computed from.
+    """Log-probabilities under the trained model, and ``(B,)`` float32 under the reference model.
 
-    Attributes:
-        policy: Log-probabilities under the trained model.
-        chosen_reference, rejected_reference: ``(B,)`` float32, log-probabilities under the reference model. They equal
-            the policy's if the loss does not need a reference.
+    The reference's equal the trained model's if the loss does not need a reference.
     """
 
     policy: PairLogps
@@ -69,10 +65,8 @@ Loss = Callable[[LossInputs, TrainingConfig], Tensor]
 def uses(*, reference: bool = True, rejected: bool = True) -> Callable[[Loss], Loss]:
     """Declare what a loss needs; a loss that declares nothing needs both.
 
-    Args:
-        reference: The log-probabilities of the reference model, which costs a pass over all pairs before training.
-        rejected: The rejected answers. If a loss does without, pairs whose rejected answer is empty, too long or equal
-            to the chosen one are trained on as well.
+    The reference's log-probabilities cost a pass over all pairs before training. If a loss does without the rejected
+    answers, pairs whose rejected answer is empty, too long or equal to the chosen one are trained on as well.
     """
 
     def declare(loss: Any) -> Any:
@@ -145,12 +139,9 @@ def nll(logps: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class PairLosses:
-    """The losses of B pairs and the rewards behind them, each ``(B,)`` float32.
+    """The losses of B pairs, each ``(B,)`` float32, and the rewards of their answers.
 
-    Attributes:
-        loss: The loss of each pair; the loss of a batch is their mean.
-        chosen_rewards, rejected_rewards: β times the log-ratio to the reference, without gradient; zero without a
-            reference.
+    A reward is β times the log-ratio to the reference, without gradient; zero without a reference.
     """
 
     loss: Tensor
@@ -169,20 +160,16 @@ class PairLosses:
 
 
 def pair_losses(policy: PairLogps, reference: tuple[Tensor, Tensor] | None, settings: TrainingConfig) -> PairLosses:
-    """Compute the loss that the config selects.
+    """Compute the loss that the config selects, and add the NLL loss times ``nll_weight``.
 
-    Args:
-        policy: Log-probabilities under the trained model.
-        reference: ``(B,)`` float32 each, log-probabilities of the chosen and the rejected answers under the reference
-            model; None if the loss does not need them.
-        settings: The config section; ``loss_type``, ``beta`` and ``nll_weight`` are read here. ``nll_weight`` applies
-            to losses that use the rejected answers.
+    The reference model's log-probabilities of the chosen and the rejected answers are ``(B,)`` float32; None if the
+    loss does not need them.
     """
     if reference is None:
         reference = policy.chosen.detach(), policy.rejected.detach()
     inputs = LossInputs(policy, *reference)
     loss = LOSSES[settings.loss_type](inputs, settings)
-    if settings.nll_weight and needs_rejected(settings.loss_type):
+    if settings.nll_weight:
         loss = loss + settings.nll_weight * nll(policy.chosen, policy.chosen_tokens)
     rewards = (settings.beta * ratio.detach() for ratio in (inputs.chosen_ratio, inputs.rejected_ratio))
     return PairLosses(loss, *rewards)
@@ -197,17 +184,11 @@ def token_logps(
     """Log-probabilities of tokens; the output head runs on one chunk of tokens at a time, and no logits are kept.
 
     The gradient of a frozen linear head with respect to its input is known as soon as the logits are: W[label] − Σ p W.
-    It is computed along with them, so that neither logits nor probabilities are kept and nothing is computed twice.
+    It is computed along with them, so that neither logits nor probabilities are kept and nothing is computed twice. Any
+    other head is recomputed in the backward pass.
 
-    Args:
-        hidden: ``(N, D)``, the head's inputs, in any floating dtype.
-        labels: ``(N,)`` int64, the tokens.
-        head: The output head, usually a frozen `nn.Linear`; any other module is recomputed in the backward pass.
-        softcap: Bound of the logits, which some models apply by a tanh.
-        chunk: Tokens per chunk.
-
-    Returns:
-        ``(N,)`` float32, at most 0.
+    ``hidden`` is ``(N, D)`` in any floating dtype, ``labels`` is ``(N,)`` int64, and the result is ``(N,)`` float32, at
+    most 0. ``softcap`` is the bound of the logits that some models apply by a tanh.
     """
     # Engines that shard weights gather them around a module's own call, so the call has to use them.
     plain = type(head) is nn.Linear and softcap is None and not hasattr(head.weight, "ds_id")

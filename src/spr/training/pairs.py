@@ -1,8 +1,7 @@
 """From a preference pair on disk to what the model reads.
 
-Pairs come from the `pairs` stage of a run (`run_pairs`) or from a file in TRL's preference format (`trl_pairs`).
-`PairEncoder` turns them into tokens, positions and image features in three steps: `plan` before the training starts,
-`process` in threads ahead of the model, and `finish` with the vision tower.
+Pairs come from a run (`run_pairs`) or, in TRL's preference format, from elsewhere (`trl_pairs`). `PairEncoder` encodes
+them: `plan` before the training starts, `process` in threads ahead of the model, and `finish` with the vision tower.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,7 +29,7 @@ from spr.records import Size
 from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore
 from spr.training.shared_prefix import EncodedPair
-from spr.training.vision_cache import Features, FeatureStore, feature_key
+from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, feature_key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,11 +58,7 @@ class TrainingPair:
 
 
 def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
-    """The pairs of a run, in order.
-
-    Args:
-        run: The run folder.
-        images: The run's images: `AnnotationsConfig.image_source`.
+    """The pairs of a run folder, in order; ``images`` is the config's `AnnotationsConfig.image_source`.
 
     Raises:
         RunError: if the run's `pairs` stage is not finished.
@@ -69,17 +66,13 @@ def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
     check_run_version(run)
     store = StageStore(run / "pairs")
     store.finished()
-    return _run_rows(store, images)
 
+    def pair(row: dict[str, Any]) -> TrainingPair:
+        size_wh, prompt = (row["width"], row["height"]), user_turn(row["prompt"])
+        image = RunImage(images, row["file_name"], size_wh)
+        return TrainingPair(row["query_id"], prompt, row["chosen"], row["rejected"], image, image.digest, size_wh)
 
-def _run_rows(store: StageStore, images: ImageSource) -> Iterator[TrainingPair]:
-    for table in store.tables():
-        for row in table.to_pylist():
-            size_wh = (row["width"], row["height"])
-            load = RunImage(images, row["file_name"], size_wh)
-            yield TrainingPair(
-                row["query_id"], user_turn(row["prompt"]), row["chosen"], row["rejected"], load, load.digest, size_wh
-            )
+    return (pair(row) for table in store.tables() for row in table.to_pylist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +89,17 @@ class RunImage:
 
     def digest(self) -> str:
         """Hex digest of the file, followed by the orientation option."""
-        path = self.images.path(self.file_name)
-        try:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() + self.images.orientation
-        except FileNotFoundError:
-            raise ImageProblem("image_missing", self.file_name, expected=f"the file {path}") from None
-        except OSError as error:
-            raise ImageProblem("image_unreadable", self.file_name, got=error) from None
+        data = _read(self.images.path(self.file_name), self.file_name)
+        return hashlib.sha256(data).hexdigest() + self.images.orientation
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageProblem("image_missing", name, expected=f"the file {path}") from None
+    except OSError as error:
+        raise ImageProblem("image_unreadable", name, got=error) from None
 
 
 # ── pairs in TRL's format ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,88 +109,68 @@ def trl_pairs(source: Path) -> Iterator[TrainingPair]:
     """Pairs in TRL's preference format: ``images`` (a list of one) or ``image``, ``prompt``, ``chosen``, ``rejected``.
 
     Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
-    user's turn.
-
-    Args:
-        source: A folder of `datasets.Dataset.save_to_disk`, a folder of Parquet files, or a .parquet, .jsonl or .json
-            file. Images are stored in it, or are paths, relative to its folder.
+    user's turn. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of Parquet files, or a .parquet,
+    .jsonl or .json file. Images are stored in it, or are paths, relative to its folder.
 
     Raises:
         InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
     """
-    return _trl_rows(*_open_dataset(source), source)
-
-
-def _trl_rows(dataset: Any, folder: Path, source: Path) -> Iterator[TrainingPair]:
-    for number, row in enumerate(dataset):
-        where = f"row {number} of {source}"
-        images = row["images"] if "images" in row else [row["image"]]
-        if not isinstance(images, list) or len(images) != 1:
-            got = len(images) if isinstance(images, list) else type(images).__name__
-            raise InputError(f"{where} is not about one image", got=got, expected="`images` with one image")
-        image = _DatasetImage(images[0], folder, where)
-        messages = _messages(row["prompt"], where)
-        chosen, rejected = (_answer(row[side], where, side) for side in ("chosen", "rejected"))
-        yield TrainingPair(str(number), messages, chosen, rejected, image, image.digest)
-
-
-def _open_dataset(source: Path) -> tuple[Any, Path]:
-    import datasets
-
+    dataset = _open_dataset(source)
     folder = source if source.is_dir() else source.parent
-    formats = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+
+    def pair(number: int, row: dict[str, Any]) -> TrainingPair:
+        where = f"row {number} of {source}"
+        images: Sequence[Any] = (row["images"] or ()) if "images" in row else [row["image"]]
+        if len(images) != 1:
+            raise InputError(f"{where} is not about one image", got=len(images), expected="`images` with one image")
+        image = _DatasetImage(images[0], folder, where)
+        chosen, rejected = (_answer(row[side], where, side) for side in ("chosen", "rejected"))
+        return TrainingPair(str(number), _messages(row["prompt"], where), chosen, rejected, image, image.digest)
+
+    return (pair(number, row) for number, row in enumerate(dataset))
+
+
+def _open_dataset(source: Path) -> datasets.Dataset:
     expected = "a dataset folder, or a .parquet, .jsonl or .json file"
     if not source.exists():
         raise InputError(f"There is nothing at {source}", expected=expected, fix="check the path given to --pairs")
+    kind = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}.get(source.suffix)
+    if kind is None and not source.is_dir():
+        raise InputError(f"{source} can't be read as pairs", got=source.suffix or "no suffix", expected=expected)
     try:
         if (source / "dataset_info.json").is_file() and (source / "state.json").is_file():
             dataset = datasets.load_from_disk(str(source))
-        elif source.is_dir():
-            files = sorted(map(str, source.rglob("*.parquet")))
-            dataset = datasets.Dataset.from_parquet(files, keep_in_memory=False)
-        elif source.suffix in formats:
-            dataset = datasets.load_dataset(formats[source.suffix], data_files=str(source), split="train")
         else:
-            raise InputError(f"{source} can't be read as pairs", got=source.suffix or "no suffix", expected=expected)
-        columns = set(dataset.column_names)
-        for name in ("images", "image"):
-            if name in columns:
-                dataset = dataset.cast_column(name, _undecoded(dataset.features[name]))
-    except InputError:
-        raise
+            files = sorted(map(str, source.rglob("*.parquet"))) if source.is_dir() else [str(source)]
+            dataset = datasets.load_dataset("parquet" if source.is_dir() else kind, data_files=files, split="train")
     except Exception as error:  # Arrow and datasets raise many kinds of errors for a broken file
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(f"{source} can't be read as pairs", got=got, expected=expected) from error
-    missing = [name for name in ("prompt", "chosen", "rejected") if name not in columns]
-    missing += [] if columns & {"images", "image"} else ["images"]
+    columns = set(dataset.column_names)
+    column = "image" if "image" in columns and "images" not in columns else "images"
+    missing = [name for name in ("prompt", "chosen", "rejected", column) if name not in columns]
     if missing:
         got = f"columns {', '.join(sorted(columns))}"
         raise InputError(f"{source} lacks {' and '.join(missing)}", got=got, fix="see docs/training.md for the format")
-    return dataset, folder
-
-
-def _undecoded(feature: Any) -> Any:
-    """The feature with images left as bytes and paths."""
-    import datasets
-
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    inner = getattr(feature, "feature", None)
-    return datasets.List(datasets.Image(decode=False)) if isinstance(inner, datasets.Image) else feature
+    image = datasets.Image(decode=False)
+    try:
+        return dataset.cast_column(column, image if column == "image" else datasets.List(image))
+    except (TypeError, ValueError, pa.ArrowException):
+        got, expected = dataset.features[column], "paths or bytes; in `images`, a list with one of them"
+        raise InputError(f"Column `{column}` of {source} does not hold images", got=got, expected=expected) from None
 
 
 @dataclass(frozen=True, slots=True)
 class _DatasetImage:
-    value: Any
+    value: Mapping[str, Any] | None
     folder: Path
     where: str
 
     def __call__(self) -> Image.Image:
+        data = self._bytes()
         try:
-            with Image.open(io.BytesIO(self._bytes())) as image:
+            with Image.open(io.BytesIO(data)) as image:
                 return image.convert("RGB")
-        except ImageProblem:
-            raise
         except Exception as error:  # Pillow's decoders raise many kinds of errors
             raise ImageProblem("image_unreadable", self.where, got=f"{type(error).__name__}: {error}") from error
 
@@ -202,19 +178,12 @@ class _DatasetImage:
         return hashlib.sha256(self._bytes()).hexdigest()
 
     def _bytes(self) -> bytes:
-        value = self.value
-        data = value.get("bytes") if isinstance(value, Mapping) else None
-        if data:
+        value = self.value or {}
+        if data := value.get("bytes"):
             return bytes(data)
-        name = value.get("path") if isinstance(value, Mapping) else value
-        if not isinstance(name, str) or not name:
-            raise ImageProblem("image_unreadable", self.where, got=repr(value)[:80], expected="bytes or a path")
-        try:
-            return (self.folder / name).read_bytes()
-        except FileNotFoundError:
-            raise ImageProblem("image_missing", name, expected=f"the file {self.folder / name}") from None
-        except OSError as error:
-            raise ImageProblem("image_unreadable", name, got=error) from None
+        if not (name := value.get("path")):
+            raise ImageProblem("image_unreadable", self.where, got=repr(self.value)[:80], expected="bytes or a path")
+        return _read(self.folder / name, name)
 
 
 def _messages(prompt: Any, where: str) -> list[Message]:
@@ -223,11 +192,9 @@ def _messages(prompt: Any, where: str) -> list[Message]:
     if not isinstance(prompt, list) or not prompt or not all(isinstance(turn, Mapping) for turn in prompt):
         got, expected = repr(prompt)[:80], "a text or a list of messages"
         raise InputError(f"The prompt of {where} can't be read", got=got, expected=expected)
-    messages: list[Message] = []
-    for turn in prompt:
-        content = turn.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-        messages.append({"role": str(turn.get("role")), "content": [_part(part) for part in parts]})
+    messages: list[Message] = [
+        {"role": str(turn.get("role")), "content": _parts(turn.get("content"))} for turn in prompt
+    ]
     images = sum(part["type"] == "image" for message in messages for part in message["content"])
     if not images:
         first = next((message for message in messages if message["role"] == "user"), messages[-1])
@@ -237,16 +204,21 @@ def _messages(prompt: Any, where: str) -> list[Message]:
     return messages
 
 
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
     # Arrow fills fields that a part lacks with None.
-    return {"type": "image"} if part.get("type") == "image" else {"type": "text", "text": str(part.get("text") or "")}
+    return [
+        {"type": "image"} if part.get("type") == "image" else {"type": "text", "text": str(part.get("text") or "")}
+        for part in content or ()
+    ]
 
 
 def _answer(answer: Any, where: str, side: str) -> str:
     if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], Mapping):
         answer = answer[0].get("content")
         if isinstance(answer, list):
-            answer = "".join(str(part.get("text") or "") for part in answer)
+            answer = "".join(part.get("text", "") for part in _parts(answer))
     if not isinstance(answer, str):
         got, expected = repr(answer)[:80], "a text or one message"
         raise InputError(f"`{side}` of {where} is not an answer", got=got, expected=expected)
@@ -302,22 +274,14 @@ class ProcessedPair:
 
 
 class PairEncoder:
-    """Encodes pairs for one model.
+    """Encodes pairs for a transformers model, with its processor from `spr.models.image_processors.load_processor`.
 
-    Args:
-        model: The transformers model.
-        processor: The model's processor, from `spr.models.image_processors.load_processor`.
-        family: The model's family.
-        store: Where features are kept.
-        identity: Identifies model and processor in the features' keys.
-        keep: Whether to keep processed pairs in memory together with their features.
+    ``identity`` identifies both in the features' keys. With a `MemoryFeatures` store, processed pairs are kept as well.
     """
 
-    def __init__(
-        self, model: Any, processor: Any, family: Family, store: FeatureStore, *, identity: str, keep: bool
-    ) -> None:
+    def __init__(self, model: Any, processor: Any, family: Family, store: FeatureStore, *, identity: str) -> None:
         self.model, self.processor, self.family = model, processor, family
-        self.store, self.identity, self.keep = store, identity, keep
+        self.store, self.identity = store, identity
         self.pad = processor.tokenizer.pad_token_id
         self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
         self._kept: dict[str, ProcessedPair] = {}
@@ -327,14 +291,9 @@ class PairEncoder:
     ) -> tuple[list[PlannedPair], list[tuple[str, str]]]:
         """Tokenize answers, count the tokens of prompts, and drop the pairs that can't be trained on.
 
-        Args:
-            pairs: The pairs.
-            max_length: Maximum number of tokens of a prompt with one answer.
-            with_rejected: Whether the rejected answers are trained on.
-
-        Returns:
-            The remaining pairs in order, and ``(pair_id, reason)`` for each dropped one; the reasons are keys of
-            `spr.core.reasons.TRAINING_REASONS` and `IMAGE_REASONS`.
+        Returns the remaining pairs in order, and ``(pair_id, reason)`` for each dropped one; the reasons are keys of
+        `spr.core.reasons.TRAINING_REASONS` and `IMAGE_REASONS`. ``max_length`` is the maximum number of tokens of a
+        prompt with one answer.
         """
         planned: list[PlannedPair] = []
         dropped: list[tuple[str, str]] = []
@@ -343,10 +302,10 @@ class PairEncoder:
                 result = self._plan(pair, max_length, with_rejected)
             except ImageProblem as problem:
                 result = problem.reason
-            if isinstance(result, str):
-                dropped.append((pair.pair_id, result))
-            else:
+            if isinstance(result, PlannedPair):
                 planned.append(result)
+            else:
+                dropped.append((pair.pair_id, result))
         return planned, dropped
 
     def _plan(self, pair: TrainingPair, max_length: int, with_rejected: bool) -> PlannedPair | str:
@@ -370,12 +329,9 @@ class PairEncoder:
 
     def _answer_ids(self, turn: str, answer: str) -> Tensor:
         """The answer's tokens after the prompt; tokenized alone if the prompt's tokens would change otherwise."""
-        tokenizer = self.processor.tokenizer
-        before = tokenizer(turn, add_special_tokens=False)["input_ids"]
-        whole = tokenizer(turn + answer, add_special_tokens=False)["input_ids"]
-        if whole[: len(before)] == before:
-            return torch.tensor(whole[len(before) :])
-        return torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        texts = [turn, turn + answer, answer]
+        before, whole, alone = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return torch.tensor(whole[len(before) :] if whole[: len(before)] == before else alone)
 
     def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
         if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.family.bidirectional_prompt:
@@ -389,32 +345,27 @@ class PairEncoder:
 
     def process(self, planned: PlannedPair) -> ProcessedPair:
         """Load the image and run the processor. Bound to the CPU; threads may run it ahead of the model."""
-        kept = self._kept.get(planned.pair.pair_id)
-        if kept is not None:
+        if (kept := self._kept.get(planned.pair.pair_id)) is not None:
             return kept
         inputs = encode(self.processor, [planned.turn], [planned.pair.load()])
         prompt = inputs["input_ids"][0]
         vision = {name: tensor for name, tensor in inputs.items() if name not in NOT_VISION}
         if len(prompt) != planned.prompt_tokens:
-            raise SprError(
-                f"The prompt of pair {planned.pair.pair_id} has another number of tokens than counted before",
-                got=len(prompt),
-                expected=planned.prompt_tokens,
-                fix="the image has changed since the training began; restore it or start the training again",
-            )
+            message = f"The prompt of pair {planned.pair.pair_id} has another number of tokens than counted before"
+            fix = "the image has changed since the training began; restore it or start the training again"
+            raise SprError(message, got=len(prompt), expected=planned.prompt_tokens, fix=fix)
         # The key covers all vision inputs, because Ferret's features also depend on the regions in the prompt.
         return ProcessedPair(prompt, self._positions(prompt, vision), vision, feature_key(vision, self.identity))
 
     def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
-        """``(axes, P)``, the positions of the prompt's tokens."""
-        if hasattr(self.model.model, "get_rope_index"):
-            types = (prompt == self._image_token).int()
-            positions, _ = self.model.model.get_rope_index(
-                input_ids=prompt[None], mm_token_type_ids=types[None], image_grid_thw=vision["image_grid_thw"]
-            )
+        """The positions of the prompt's tokens, ``(axes, P)``."""
+        model, ids = self.model.model, prompt[None]
+        if hasattr(model, "get_rope_index"):
+            types = (ids == self._image_token).int()
+            positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=vision["image_grid_thw"])
             return torch.as_tensor(positions[:, 0])
-        if hasattr(self.model.model, "prompt_positions"):  # CogVLM: the patches of an image share one position
-            return torch.as_tensor(self.model.model.prompt_positions(prompt[None]))
+        if hasattr(model, "prompt_positions"):  # CogVLM: the patches of an image share one position
+            return torch.as_tensor(model.prompt_positions(ids))
         return torch.arange(len(prompt))[None] + int(self.family.bidirectional_prompt)
 
     def finish(
@@ -425,13 +376,11 @@ class PairEncoder:
         if features is None:
             features = compute(processed.vision)
             self.store.put(processed.key, features)
-        pair = planned.pair
+        name = planned.pair.pair_id
         # Only if the features are kept too: without its vision inputs they can't be computed again.
-        if self.keep and pair.pair_id not in self._kept and self.store.get(processed.key) is not None:
-            self._kept[pair.pair_id] = replace(processed, vision={})
-        return EncodedPair(
-            pair.pair_id, processed.prompt, processed.positions, planned.chosen, planned.rejected, features
-        )
+        if isinstance(self.store, MemoryFeatures) and self.store.get(processed.key) is not None:
+            self._kept[name] = replace(processed, vision={})
+        return EncodedPair(name, processed.prompt, processed.positions, planned.chosen, planned.rejected, features)
 
 
 def plan_digest(planned: Sequence[PlannedPair]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,34 +13,27 @@ import pyarrow.parquet as pq
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError, RunError
+from spr.training.checkpoint import check_version
 from spr.training.pairs import PlannedPair
 
-_SCHEMA = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("chosen", pa.float64(), nullable=False),
-        pa.field("rejected", pa.float64(), nullable=False),
-    ]
-)
-Logps = tuple[float, float]
-"""Log-probabilities of the chosen and of the rejected answer."""
+_TYPES = {"pair_id": pa.string(), "key": pa.string(), "chosen": pa.float64(), "rejected": pa.float64()}
+_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])
 
 
 class ReferenceFile:
     """Log-probabilities under the model without its adapter, by the digest of prompt, answers and image.
 
-    Args:
-        path: The file; it does not have to exist.
-        identity: What determines the numbers besides the pairs: model, dtype, processor and chat template.
+    The file does not have to exist. ``identity`` is what determines the numbers besides the pairs: model, dtype,
+    processor and chat template.
 
     Raises:
-        RunError: if the file was computed with another identity, naming what differs, or is damaged.
+        RunError: if the file was computed with another identity, naming what differs, was written by another version,
+            or is damaged.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
         self.path, self.identity = path, dict(identity)
-        self._known: dict[str, tuple[str, Logps]] = {}
+        self._known: dict[str, dict[str, Any]] = {}
         if path.is_file():
             self._read(path)
 
@@ -59,39 +53,40 @@ class ReferenceFile:
         own = path == self.path
         try:
             table = pq.read_table(path, memory_map=False)
-            identity = json.loads((table.schema.metadata or {})[b"identity"])
+            metadata = table.schema.metadata or {}
+            identity, version = json.loads(metadata[b"identity"]), int(metadata.get(b"format_version", 0))
             rows = table.to_pylist()
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             fix = "delete it, and it will be computed again" if own else "check the path given to --reference"
             raise RunError(f"{path} is not a file of reference log-probabilities", got=error, fix=fix) from None
+        check_version(version, path, f"delete {path.parent} to train again" if own else "leave --reference out")
         changed = sorted(name for name in {*identity, *self.identity} if identity.get(name) != self.identity.get(name))
         if changed:
             got = "; ".join(f"{name}: {identity.get(name)}, now {self.identity.get(name)}" for name in changed)
             other = "delete it to compute it again" if own else "leave --reference out"
             fix = f"use the same model and processor, or {other}"
             raise RunError(f"{path} belongs to another reference model", got=got, expected="the same", fix=fix)
-        self._known |= {row["key"]: (row["pair_id"], (row["chosen"], row["rejected"])) for row in rows}
+        self._known |= {row["key"]: row for row in rows}
 
     def missing(self, pairs: Sequence[PlannedPair]) -> list[PlannedPair]:
         """The pairs that the file lacks, because they are new or because their text or image has changed."""
         return [planned for planned in pairs if planned.key not in self._known]
 
-    def add(self, pairs: Sequence[PlannedPair], logps: Sequence[Logps]) -> None:
+    def add(self, pairs: Sequence[PlannedPair], logps: Sequence[Sequence[float]]) -> None:
         """Add computed values; `save` writes them."""
-        for planned, values in zip(pairs, logps, strict=True):
-            self._known[planned.key] = planned.pair.pair_id, values
+        for planned, (chosen, rejected) in zip(pairs, logps, strict=True):
+            row = {"pair_id": planned.pair.pair_id, "key": planned.key, "chosen": chosen, "rejected": rejected}
+            self._known[planned.key] = row
 
     def save(self) -> None:
         """Write the file atomically."""
-        rows = [
-            {"pair_id": name, "key": key, "chosen": chosen, "rejected": rejected}
-            for key, (name, (chosen, rejected)) in self._known.items()
-        ]
         metadata = {"identity": json.dumps(self.identity), "format_version": str(FORMAT_VERSION)}
         sink = pa.BufferOutputStream()
+        rows = list(self._known.values())
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(metadata)), sink)
         write_atomically(self.path, sink.getvalue().to_pybytes())
 
-    def of(self, planned: PlannedPair) -> Logps:
-        """The values of a pair that is not `missing`."""
-        return self._known[planned.key][1]
+    def of(self, planned: PlannedPair) -> tuple[float, float]:
+        """The log-probabilities of the chosen and of the rejected answer of a pair that is not `missing`."""
+        row = self._known[planned.key]
+        return row["chosen"], row["rejected"]

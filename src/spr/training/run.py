@@ -26,8 +26,7 @@ def run(
 ) -> TrainingSummary:
     """Train a LoRA adapter in a run folder, or resume where an earlier call stopped.
 
-    Input is checked before anything is written, and a training that is refused leaves ``config.yaml`` as it was. With
-    several processes, all of them call this function.
+    A training that is refused leaves ``config.yaml`` as it was. With several processes, all of them call this function.
 
     Args:
         config: From `spr.config.load_config`; with ``pairs``, `spr.config.load_training` is enough.
@@ -38,8 +37,8 @@ def run(
 
     Raises:
         ConfigError: if the config names no model to train, or has no annotations although ``pairs`` is None.
-        RunError: if the run has no pairs, is in use, or was made under another config; or if ``pairs`` are given for
-            a run with annotations of its own.
+        RunError: if the run has no pairs, is in use, was made under another config, or is a run that has its own
+            annotations although ``pairs`` are given.
         InputError, ModelError, DeviceMemoryError, InterruptedTrainingError, SprError: see `spr.training.trainer.train`.
     """
     if pairs is not None:

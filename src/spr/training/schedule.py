@@ -13,16 +13,9 @@ BUCKET = 50
 
 
 def batches_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Batches of pairs of similar length, in random order; every pair occurs once.
+    """Batches of pairs with similar numbers of tokens, in random order, as indices of pairs.
 
-    Args:
-        lengths: Number of tokens of each pair.
-        batch_size: Pairs per batch; the last batch of an epoch may be smaller.
-        seed: The experiment's seed.
-        epoch: The epoch, from 0; each has another order.
-
-    Returns:
-        Indices of pairs, per batch.
+    Every pair occurs once; one batch may be smaller. Each epoch, counted from 0, has another order.
 
     >>> batches_of_epoch([5, 90, 6, 91], 2, seed=0, epoch=0)
     [[0, 2], [1, 3]]
@@ -45,15 +38,10 @@ def steps_of_training(
     max_steps: int | None,
     seed: int,
 ) -> list[list[list[int]]]:
-    """All optimizer steps of a training, each a list of batches of indices of pairs.
+    """All optimizer steps of a training, each a list of the batches of `batches_of_epoch`.
 
-    Args:
-        lengths: Number of tokens of each pair.
-        batch_size: Pairs per batch.
-        batches_per_step: Processes times gradient accumulation; the last step of an epoch may have fewer batches.
-        epochs: Number of passes over the pairs.
-        max_steps: Maximum number of steps; None for all epochs.
-        seed: The experiment's seed.
+    ``batches_per_step`` is the number of processes times the gradient accumulation; the last step of an epoch may have
+    fewer batches. ``max_steps`` ends the training early; None takes all epochs.
     """
     steps = []
     for epoch in range(epochs):
@@ -70,14 +58,7 @@ def learning_rate(
     """The learning rate of a step.
 
     It rises linearly over the first ⌈warmup · steps⌉ steps, reaching the peak in the last of them, and then falls to
-    zero, which it would reach in the step after the last one. No step has a learning rate of zero.
-
-    Args:
-        step: The step, from 0.
-        steps: Number of steps of the whole training.
-        peak: The highest learning rate.
-        warmup: Share of the steps over which it rises.
-        schedule: How it falls.
+    zero, which it would reach in the step after the last one. Steps count from 0.
 
     With 10 steps and a warm-up over two of them: 0.5 and 1.0 of the peak, then the cosine falls from 1 to 0 over eight
     steps, and is half-way at the fourth of them:

@@ -1,18 +1,15 @@
 """How preference pairs are computed: one sequence per pair, [prompt | chosen | rejected], image and prompt only once.
 
-The file follows the computation. `collate` turns encoded pairs into tensors: tokens, positions, the attention mask, and
-the places where answer tokens are predicted. `PairModel` runs the model on them and returns the log-probabilities of
-the answers.
+`collate` turns encoded pairs into tensors. `PairModel` runs the model on them and returns the log-probabilities of the
+answers.
 
 Most of a sequence is prompt. `Batch.begin` is the number of leading rows (tokens) that are plain causal and predict no
-answer token, and two shortcuts save work on them without changing the result:
+answer token. `PrefixShortcuts` saves work on them for one forward pass, without changing the result:
 
 - Attention: a kernel with a mask computes every block, while a causal kernel skips the blocks above the diagonal. So
   the leading rows run without a mask (`attend`).
 - Last layer: nothing reads the output of the leading rows, so they need keys and values only. Their queries,
   attention, output projection and MLP are skipped.
-
-`PrefixShortcuts` turns both on for one forward pass and restores the model afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -48,12 +44,10 @@ class EncodedPair:
     """A pair as the model reads it.
 
     Attributes:
-        pair_id: The pair's id.
         prompt: ``(P,)`` int64, the prompt's tokens including the image placeholders.
         positions: ``(axes, P)`` int64, the positions of the prompt's tokens; three axes for the Qwen-VL families, else
             one.
         chosen, rejected: ``(R,)`` int64, the answers' tokens including the end of turn.
-        features: The image's features from the vision tower.
     """
 
     pair_id: str
@@ -69,7 +63,6 @@ class Batch:
     """B pairs as S sequences of at most T tokens; S is B if the prefix is shared, else 2 B.
 
     Attributes:
-        pair_ids: The ids of the B pairs.
         input_ids: ``(S, T)`` int64, padded on the right.
         positions: ``(axes, S, T)`` int64.
         mask: If the prefix is shared, ``(S, 1, T, T)`` bool, true where the row's token attends to the column's. Else
@@ -105,14 +98,11 @@ class Batch:
 
 
 def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
-    """Lay out pairs as tensors.
+    """Lay out pairs as tensors, with the token id ``pad`` for padding.
 
-    Args:
-        pairs: At least one pair.
-        pad: The token id for padding.
-        shared: True for one sequence per pair, [prompt | chosen | rejected]: the rejected answer attends to the prompt
-            but not to the chosen answer, and both answers start at the position after the prompt. False for two
-            sequences per pair: first [prompt | chosen] of all pairs, then [prompt | rejected].
+    If ``shared``, a pair is one sequence, [prompt | chosen | rejected]: the rejected answer attends to the prompt but
+    not to the chosen answer, and both answers start at the position after the prompt. Else a pair is two sequences:
+    first [prompt | chosen] of all pairs, then [prompt | rejected].
     """
     count = len(pairs)
     chosen = [(owner, pair.chosen) for owner, pair in enumerate(pairs)]
@@ -183,17 +173,10 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention whose leading rows are causal and need no mask.
 
-    Args:
-        module: The attention layer.
-        query: ``(S, heads, T, D)``.
-        key: ``(S, key heads, T, D)``.
-        value: As ``key``.
-        attention_mask: ``(S, 1, M, T)`` bool, the mask of the last M rows; the rows before them are causal.
-        last_attention: The attention layer in which the leading rows are skipped.
-        **options: Passed on to the kernel of transformers.
-
-    Returns:
-        ``(S, T, heads, D)``, zero in skipped rows, and None in place of the attention weights.
+    It has the signature of an attention kernel of transformers: query ``(S, heads, T, D)``, key and value
+    ``(S, key heads, T, D)``. The mask ``(S, 1, M, T)`` is that of the last M rows; the rows before them are causal, and
+    are skipped if the module is ``last_attention``. Returns ``(S, T, heads, D)``, zero in skipped rows, and None in
+    place of the attention weights.
     """
     leading = 0 if attention_mask is None else query.shape[2] - attention_mask.shape[2]
     if not leading:
@@ -214,14 +197,8 @@ class PrefixShortcuts:
     """Context in which a language model saves work on the leading rows of its sequences.
 
     On exit, the model's hooks and its attention kernel are as they were before. The context can be entered again:
-    gradient checkpointing recomputes activations in the backward pass under the context of their forward pass.
-
-    Args:
-        model: The transformers model, with or without its adapter.
-        family: The model's family.
-        begin: Number of leading rows that predict no answer token.
-        split_attention: Whether the model is given the mask of the rows from ``begin`` on, so that attention has to
-            run through `attend`.
+    gradient checkpointing recomputes activations in the backward pass under the context of their forward pass. With
+    ``split_attention``, the model is given the mask of the rows from ``begin`` on only, which needs `attend`.
     """
 
     def __init__(self, model: Any, family: Family, begin: int, *, split_attention: bool) -> None:
@@ -248,7 +225,7 @@ class PrefixShortcuts:
             self._kernel, config._attn_implementation = config._attn_implementation, {"": KERNEL}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -276,16 +253,8 @@ class PairModel(nn.Module):
     """A multimodal LLM with its adapter; its forward pass returns the log-probabilities of pairs.
 
     DDP, FSDP or DeepSpeed wrap it as a whole, because everything that a training step computes happens in its forward
-    pass. Between two forward passes the wrapped model can be used as usual.
-
-    Args:
-        model: A `peft.PeftModel` around a transformers model, or a transformers model.
-        family: The model's family.
-        gradient_checkpointing: Whether to recompute activations in the backward pass.
-
-    Attributes:
-        peft: The given model.
-        family: The given family.
+    pass. It takes a `peft.PeftModel` around a transformers model, or a transformers model, and keeps it as ``peft``,
+    which can be used as usual between two forward passes.
     """
 
     def __init__(self, model: nn.Module, family: Family, *, gradient_checkpointing: bool = False) -> None:
@@ -296,15 +265,10 @@ class PairModel(nn.Module):
         for module in self.peft.modules():
             if isinstance(module, BaseTunerLayer):
                 # PEFT casts the adapter's inputs to float32; autocast casts the adapter's weights instead.
-                module.cast_input_dtype_enabled = not self._bfloat16
+                module.cast_input_dtype_enabled = self.base.dtype != torch.bfloat16
         if gradient_checkpointing:
-            self.base.activation_checkpointing_enable(
-                {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self._shortcuts)}
-            )
-
-    @property
-    def _bfloat16(self) -> bool:
-        return bool(self.base.dtype == torch.bfloat16)
+            options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self._shortcuts)}
+            self.base.activation_checkpointing_enable(options)
 
     @property
     def base(self) -> Any:
@@ -321,26 +285,19 @@ class PairModel(nn.Module):
         return self
 
     def forward(self, batch: Batch | None = None, vision: dict[str, Tensor] | None = None) -> Any:
-        """Compute the log-probabilities of a batch, or the features of an image.
+        """The fields of `PairLogps` for a batch, or of `Features` for one image's vision inputs from the processor.
 
-        Args:
-            batch: Pairs, on the model's device.
-            vision: The processor's vision inputs of one image.
-
-        Returns:
-            The fields of `spr.training.loss.PairLogps`, or of `spr.training.vision_cache.Features`, as a tuple:
-            modules that wrap this one look for tensors in tuples.
+        They are tuples, because modules that wrap this one look for tensors in tuples.
         """
         if vision is not None:
             return compute_features(self.base, vision)
         return self._logps(batch) if batch is not None else None
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """Compute with the adapter's float32 weights in bfloat16 if the frozen weights are bfloat16.
-
-        Not in float16, where the unscaled gradients of an untrained adapter would underflow.
-        """
-        return torch.autocast(self.base.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+        # Casts the adapter's float32 weights to bfloat16 if the frozen weights are bfloat16. There is no cast to
+        # float16, where the unscaled gradients of an untrained adapter would underflow.
+        bfloat16 = self.base.dtype == torch.bfloat16
+        return torch.autocast(self.base.device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
     def _logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         base = self.base
@@ -375,12 +332,7 @@ class PairModel(nn.Module):
 
 
 def why_not_shared(model: Any, family: Family) -> str | None:
-    """The reason why a model can't compute image and prompt once per pair; None if it can.
-
-    Args:
-        model: The transformers model.
-        family: The model's family.
-    """
+    """The reason why a transformers model can't compute image and prompt once per pair; None if it can."""
     if not family.shared_prefix:
         return f"no test shows that it gives the same result for {model.config.model_type}"
     if model.config._attn_implementation not in ("sdpa", "eager"):

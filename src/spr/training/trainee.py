@@ -35,7 +35,6 @@ class Trainee:
     Attributes:
         name: ``id@revision``.
         model: The module that is wrapped and trained.
-        encoder: Encodes pairs for the model.
         shared: Whether a pair is one sequence.
         identity: What determines the reference's log-probabilities besides the pairs.
         remarks: Lines for the user, such as the number of trained parameters.
@@ -63,15 +62,10 @@ def load_trainee(
     revision: str | None = None,
     seed: int = 0,
 ) -> Trainee:
-    """Load a model and add a new adapter.
+    """Load a model and add a new adapter, whose initial weights the seed determines.
 
-    Args:
-        source: A folder, a model id of the Hub, or an embedded model (``embedded/describer``).
-        settings: The config section.
-        device: The model's device, unless the settings name one.
-        features: The folder for features if `training.vision_cache` is ``disk``.
-        revision: Branch, tag or commit of the model on the Hub.
-        seed: Seed of the adapter's initial weights.
+    The source is a folder, a model id of the Hub, or an embedded model (``embedded/describer``). The device is used
+    unless the settings name one, and the folder ``features`` if `training.vision_cache` is ``disk``.
 
     Raises:
         ModelError: if the model can't be loaded, its family can't be trained, or `training.prefix_sharing` is
@@ -99,14 +93,8 @@ def load_trainee(
     if settings.prefix_sharing == "shared" and reason:
         raise ModelError("The prefix can't be shared", got=reason, fix="set training.prefix_sharing=auto")
     shared = settings.prefix_sharing != "separate" and reason is None
-    encoder = PairEncoder(
-        base,
-        processor,
-        family,
-        open_store(settings.vision_cache, features),
-        identity=f"{name} {digest} {base.dtype}",
-        keep=settings.vision_cache in ("auto", "memory"),
-    )
+    store = open_store(settings.vision_cache, features)
+    encoder = PairEncoder(base, processor, family, store, identity=f"{name} {digest} {base.dtype}")
     peft = add_adapter(base, settings.lora, family, seed=seed)
     peft.peft_config["default"].revision = revision
     model = PairModel(peft, family, gradient_checkpointing=settings.gradient_checkpointing)
@@ -114,23 +102,14 @@ def load_trainee(
     if not shared:
         reason = reason or "training.prefix_sharing is `separate`"
         remarks.insert(0, f"Image and prompt are computed once per answer, not once per pair: {reason}.")
-    identity = {
-        "model": name,
-        "dtype": str(base.dtype),
-        "four_bits": str(settings.load_in_4bit),
-        "processor": digest,
-    }
+    identity = {"model": name, "dtype": str(base.dtype), "four_bits": str(settings.load_in_4bit), "processor": digest}
     return Trainee(name, model, encoder, shared, identity, tuple(remarks))
 
 
 def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to a frozen model. Its B matrices are zero, so the model's output does not change.
 
-    Args:
-        model: A frozen transformers model.
-        settings: The config section; without ``target_modules``, the family's layers get adapters.
-        family: The model's family.
-        seed: Seed of the A matrices.
+    Without ``target_modules``, the family's layers get adapters. The seed is that of the A matrices.
 
     Raises:
         ConfigError: if ``target_modules`` names no linear layer of the language model.
@@ -143,20 +122,11 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
         if not any(f".{name}".endswith(f".{target}") for name in names):
             last = sorted({name.rsplit(".", 1)[-1] for name in names})
             near = difflib.get_close_matches(target, last, n=1)
-            raise ConfigError(
-                "Config field `training.lora.target_modules` names no linear layer of the language model",
-                got=target,
-                expected=", ".join(last),
-                fix=f"did you mean `{near[0]}`?" if near else None,
-            )
+            message = "Config field `training.lora.target_modules` names no linear layer of the language model"
+            fix = f"did you mean `{near[0]}`?" if near else None
+            raise ConfigError(message, got=target, expected=", ".join(last), fix=fix)
     pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=pattern,
-        bias="none",
-    )
+    config = LoraConfig(**settings.model_dump() | {"target_modules": pattern}, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with renamed_properties():
@@ -183,13 +153,11 @@ def check_trained(model: PeftModel, family: Family) -> None:
     prefix = f"base_model.model.{family.decoder}.layers."
     wrong = [name for name in trained if not (name.startswith(prefix) and ".lora_" in name)]
     if wrong:
-        more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise SprError(
-            "Parameters outside of the language model's adapter would be trained",
-            got=", ".join(wrong[:4]) + more,
-            expected=f"only LoRA matrices below {family.decoder}.layers",
-            fix="freeze the model before add_adapter, and check training.lora.target_modules",
-        )
+        got = ", ".join(wrong[:4]) + (f", and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        expected = f"only LoRA matrices below {family.decoder}.layers"
+        fix = "freeze the model before add_adapter, and check training.lora.target_modules"
+        message = "Parameters outside of the language model's adapter would be trained"
+        raise SprError(message, got=got, expected=expected, fix=fix)
     if not trained:
         fix = "check training.lora.target_modules"
         raise SprError("No parameter would be trained", expected="LoRA matrices", fix=fix)
@@ -197,13 +165,13 @@ def check_trained(model: PeftModel, family: Family) -> None:
 
 def describe_trained(model: PeftModel) -> str:
     """One line about what is trained: ``trains 161,480,704 parameters; …: LoRA of rank 128 on 28 × q_proj, …``."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters()) - trained
-    layers = Counter(
-        name.split(".lora_A.")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if ".lora_A." in name
-    )
-    rank = next(iter(model.peft_config.values())).r
-    counts = set(layers.values())
-    where = ", ".join(layers) if len(counts) == 1 else ", ".join(f"{n} × {name}" for name, n in layers.items())
-    times = f"{counts.pop()} × " if len(counts) == 1 else ""
-    return f"trains {trained:,} parameters; {total:,} are frozen: LoRA of rank {rank} on {times}{where}"
+    parameters = dict(model.named_parameters())
+    trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters.values()) - trained
+    layers = Counter(name.split(".lora_A.")[0].rsplit(".", 1)[-1] for name in parameters if ".lora_A." in name)
+    if len(counts := set(layers.values())) == 1:
+        where = f"{counts.pop()} × {', '.join(layers)}"
+    else:
+        where = ", ".join(f"{count} × {name}" for name, count in layers.items())
+    rank = model.peft_config["default"].r
+    return f"trains {trained:,} parameters; {frozen:,} are frozen: LoRA of rank {rank} on {where}"

@@ -2,8 +2,7 @@
 
 The file reads from top to bottom: `train` loads the model and plans the pairs, `_reference_logps` computes the
 reference model's log-probabilities once, `_take_steps` is the loop, and `_take_step` is one optimizer step.
-The processes of a training share the batches of a step, so two processes with one batch each take the same step as one
-process with two.
+Processes share the batches of a step: two processes with one batch each take the same step as one process with two.
 """
 
 from __future__ import annotations
@@ -18,27 +17,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from spr.config import TrainingConfig
 from spr.core.errors import ConfigError, InputError
 from spr.core.ordered_map import ordered_map
 from spr.runs.store import dropped_table, write_table
-from spr.training.checkpoint import TrainingState, newest_checkpoint, read_finished, save_finished
-from spr.training.distributed import (
-    InterruptedTrainingError,
-    check_finite,
-    check_trackers,
-    clear_memory_errors,
-    in_any_process,
-    interrupts,
-    of_all_processes,
-)
-from spr.training.log import Meter, TrainingLog
+from spr.training.checkpoint import TrainingState, read_finished, save_finished
+from spr.training.log import Meter, TrainingLog, check_trackers
 from spr.training.loss import PairLogps, needs_reference, needs_rejected, pair_losses
 from spr.training.pairs import PlannedPair, ProcessedPair, TrainingPair, context_length, plan_digest
 from spr.training.reference import ReferenceFile
 from spr.training.schedule import learning_rate, steps_of_training
 from spr.training.shared_prefix import Batch, collate
+from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
 from spr.training.trainee import Trainee, load_trainee
 from spr.training.vision_cache import BatchEncoder
 
@@ -47,19 +39,16 @@ SAVE_REFERENCE_EVERY = 200
 
 Step = Sequence[Sequence[int]]
 """The batches of an optimizer step, as indices of pairs."""
+OwnBatch = tuple[list[PlannedPair], list[ProcessedPair], float]
+"""A batch of this process: its pairs, the same after the processor, and its weight in the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSummary:
-    """The result of a training.
+    """The numbers of pairs trained on, of dropped pairs by reason and of optimizer steps, and the last step's metrics.
 
-    Attributes:
-        pairs: Number of pairs trained on.
-        dropped: Number of dropped pairs by reason.
-        steps: Number of optimizer steps.
-        seconds: Wall time of the last call that trained.
-        last: Metrics of the last step.
-        done_before: True if the training was already finished, and nothing was done.
+    ``seconds`` is the wall time of the last call that trained. If the training was already finished, ``done_before`` is
+    True, and nothing was done.
     """
 
     pairs: int
@@ -116,16 +105,13 @@ def train(
         log_with=list(settings.report_to) or None,
         project_dir=str(folder),
     )
-    main = accelerator.is_main_process
+    main, features = accelerator.is_main_process, folder / "features"
     tell = report if main else lambda _: None
-    trainee = load_trainee(
-        model, settings, accelerator.device, revision=revision, seed=seed, features=folder / "features"
-    )
+    trainee = load_trainee(model, settings, accelerator.device, revision=revision, seed=seed, features=features)
     for line in trainee.remarks:
         tell(line)
-    planned, dropped = trainee.encoder.plan(
-        pairs, context_length(trainee.base, settings.max_length), with_rejected=needs_rejected(settings.loss_type)
-    )
+    limit = context_length(trainee.base, settings.max_length)
+    planned, dropped = trainee.encoder.plan(pairs, limit, with_rejected=needs_rejected(settings.loss_type))
     if main:
         write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped))
     counts = dict(Counter(reason for _, reason in dropped))
@@ -143,14 +129,16 @@ def train(
         "pairs": plan_digest(planned),
         "training": {name: value for name, value in settings.model_dump(mode="json").items() if name not in ignored},
     }
-    finished = read_finished(folder / "finished.json", adapter, fingerprint)
-    if finished is not None:
-        return TrainingSummary(
-            len(planned), counts, finished["steps"], finished["seconds"], finished["last"], done_before=True
-        )
+    if (finished := read_finished(folder / "finished.json", adapter, fingerprint)) is not None:
+        return TrainingSummary(len(planned), counts, **finished, done_before=True)
 
-    session = _start(trainee, settings, accelerator, folder)
-    file = _reference_logps(session, planned, reference, tell) if needs_reference(settings.loss_type) else None
+    parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
+    batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
+    state = TrainingState(accelerator, wrapped, optimizer)
+    session = _Session(settings, folder, trainee, planned, fingerprint, state, batches)
+    file = _reference_logps(session, reference, tell) if needs_reference(settings.loss_type) else None
     steps = steps_of_training(
         [pair.length for pair in planned],
         batch_size=settings.per_device_train_batch_size,
@@ -161,12 +149,11 @@ def train(
     )
     torch.manual_seed(seed)  # for dropout
     first, last = 0, dict[str, float]()
-    newest = newest_checkpoint(folder / "checkpoints", fingerprint)
-    if newest is not None:
-        first, last = session.state.load(newest)
+    if (loaded := state.load(folder / "checkpoints", fingerprint)) is not None:
+        newest, first, last = loaded
         tell(f"Resuming from {newest}, after step {first:,} of {len(steps):,}.")
-    last = _take_steps(session, planned, steps, first, file, fingerprint) or last
-    session.state.save_adapter(adapter)
+    last = _take_steps(session, steps, first, file) or last
+    state.save_adapter(adapter)
     seconds = time.monotonic() - started
     if main:
         save_finished(folder / "finished.json", fingerprint, steps=len(steps), seconds=seconds, last=last)
@@ -183,6 +170,8 @@ class _Session:
     settings: TrainingConfig
     folder: Path
     trainee: Trainee
+    planned: Sequence[PlannedPair]
+    fingerprint: dict[str, Any]
     state: TrainingState
     batches: BatchEncoder
 
@@ -197,26 +186,16 @@ class _Session:
         return batch, PairLogps(*self.state.model(batch))
 
 
-def _start(trainee: Trainee, settings: TrainingConfig, accelerator: Accelerator, folder: Path) -> _Session:
-    parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    model, optimizer = accelerator.prepare(trainee.model, optimizer)
-    batches = BatchEncoder(trainee.encoder, trainee.model, model, accelerator)
-    return _Session(settings, folder, trainee, TrainingState(accelerator, model, optimizer), batches)
-
-
 # ── the reference pass ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _reference_logps(
-    session: _Session, planned: Sequence[PlannedPair], known: Path | None, tell: Callable[[str], None]
-) -> ReferenceFile:
+def _reference_logps(session: _Session, known: Path | None, tell: Callable[[str], None]) -> ReferenceFile:
     """Compute the log-probabilities that the reference file lacks, with the adapter turned off."""
     accelerator, size = session.state.accelerator, session.settings.per_device_train_batch_size
     file = ReferenceFile(session.folder / "reference.parquet", session.trainee.identity)
     if known is not None:
         file.import_from(known)
-    missing = sorted(file.missing(planned), key=lambda pair: -pair.length)
+    missing = sorted(file.missing(session.planned), key=lambda pair: -pair.length)
     if missing:
         tell(f"Reference log-probabilities of {len(missing):,} pairs")
     batches = [missing[start : start + size] for start in range(0, len(missing), size)]
@@ -232,10 +211,10 @@ def _reference_logps(
                 batch, logps = session.forward(own, processed)
             values = torch.stack([logps.chosen, logps.rejected], dim=1)
             check_finite(values.sum(1), batch, None, "log-probability", session.folder)
-            results = of_all_processes([values.tolist()] if rank < len(group) else [None], accelerator)
-            for part, rows in zip(group, (result for result in results if result is not None), strict=True):
-                file.add(part, [(chosen, rejected) for chosen, rejected in rows])
-            stop = in_any_process(interrupted.is_set(), accelerator)
+            results = gather_object([values.tolist()] if rank < len(group) else [])
+            for part, rows in zip(group, results, strict=True):
+                file.add(part, rows)
+            stop = any(gather_object([interrupted.is_set()]))
             if accelerator.is_main_process and (stop or number % SAVE_REFERENCE_EVERY == 0):
                 file.save()
             if stop:
@@ -251,15 +230,10 @@ def _reference_logps(
 
 
 def _take_steps(
-    session: _Session,
-    planned: Sequence[PlannedPair],
-    steps: Sequence[Step],
-    first: int,
-    reference: ReferenceFile | None,
-    fingerprint: dict[str, Any],
+    session: _Session, steps: Sequence[Step], first: int, reference: ReferenceFile | None
 ) -> dict[str, float]:
     """Take the steps after the first ``first`` ones; returns the metrics of the last one, or none if there was none."""
-    settings, state = session.settings, session.state
+    settings, state, planned, fingerprint = session.settings, session.state, session.planned, session.fingerprint
     accelerator = state.accelerator
     if settings.report_to:
         accelerator.init_trackers("spr", config={name: fingerprint[name] for name in ("seed", "model")})
@@ -269,15 +243,10 @@ def _take_steps(
     meter, values = Meter(accelerator), dict[str, float]()
     seen = list(accumulate(sum(map(len, step)) for step in steps))
     with log, interrupts() as interrupted:
-        batches = _own_batches(session, planned, steps[first:])
+        batches = _own_batches(session, steps[first:])
         for number, step in enumerate(steps[first:], start=first + 1):
-            rate = learning_rate(
-                number - 1,
-                len(steps),
-                peak=settings.learning_rate,
-                warmup=settings.warmup_ratio,
-                schedule=settings.lr_scheduler_type,
-            )
+            peak, warmup, schedule = settings.learning_rate, settings.warmup_ratio, settings.lr_scheduler_type
+            rate = learning_rate(number - 1, len(steps), peak=peak, warmup=warmup, schedule=schedule)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             norm = _take_step(session, number, step, batches, reference, meter)
@@ -285,7 +254,7 @@ def _take_steps(
             log.step(number, values, written=number % settings.logging_steps == 0 or number == len(steps))
             if settings.report_to:
                 accelerator.log(values, step=number)
-            stop = in_any_process(interrupted.is_set(), accelerator)
+            stop = any(gather_object([interrupted.is_set()]))
             if stop or number % settings.save_steps == 0:
                 checkpoint = state.save(session.folder / "checkpoints", number, fingerprint, values)
                 log.event("checkpoint", step=number, folder=checkpoint.name)
@@ -299,10 +268,8 @@ def _take_steps(
     return values
 
 
-def _own_batches(
-    session: _Session, planned: Sequence[PlannedPair], steps: Sequence[Step]
-) -> Iterator[tuple[list[PlannedPair], list[ProcessedPair], float]]:
-    """This process's batches, ``gradient_accumulation_steps`` per step, each with its weight.
+def _own_batches(session: _Session, steps: Sequence[Step]) -> Iterator[OwnBatch]:
+    """This process's batches, ``gradient_accumulation_steps`` per step.
 
     Where a step has fewer batches than the processes need, one of them is repeated with weight 0.
     """
@@ -312,7 +279,7 @@ def _own_batches(
         for turn in range(session.settings.gradient_accumulation_steps):
             place = turn * accelerator.num_processes + accelerator.process_index
             indices = step[place] if place < len(step) else step[0]
-            own.append([planned[index] for index in indices])
+            own.append([session.planned[index] for index in indices])
             weights.append(float(place < len(step)))
     for weight, (pairs, processed) in zip(weights, ordered_map(session.process, own), strict=True):
         yield pairs, processed, weight
@@ -322,7 +289,7 @@ def _take_step(
     session: _Session,
     number: int,
     step: Step,
-    batches: Iterator[tuple[list[PlannedPair], list[ProcessedPair], float]],
+    batches: Iterator[OwnBatch],
     reference: ReferenceFile | None,
     meter: Meter,
 ) -> float | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import torch
@@ -44,10 +46,10 @@ class Features:
         """Bytes of all tensors."""
         return sum(part.nbytes for part in (self.tokens, *self.deep))
 
-    def to(self, device: torch.device) -> Features:
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Features:
         """Return the features on a device."""
-        deep = tuple(part.to(device, non_blocking=True) for part in self.deep)
-        return Features(self.tokens.to(device, non_blocking=True), deep)
+        tokens, *deep = (part.to(device, non_blocking=non_blocking) for part in (self.tokens, *self.deep))
+        return Features(tokens, tuple(deep))
 
 
 # ── between the vision tower and the language model ───────────────────────────────────────────────────────────────────
@@ -56,10 +58,7 @@ class Features:
 def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one image through vision tower and projector; returns the fields of `Features`.
 
-    Args:
-        model: The transformers model, without an adapter around it.
-        vision_inputs: The processor's output for the image: ``pixel_values`` and, depending on the family, sizes or
-            grids.
+    The vision inputs are the processor's output for the image: ``pixel_values`` and, for some families, sizes or grids.
     """
     device, dtype = model.device, model.dtype
     inputs = {
@@ -73,96 +72,51 @@ def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tens
     return tokens, tuple(torch.cat(list(level)) for level in deep)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageOutputs:
-    """The features of a batch's images in the form that transformers models take (``mm_encoder_outputs``)."""
+def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamespace:
+    """Combine the features of several images, one per sequence, into what a model takes in place of pixels.
 
-    pooler_output: Any
-    deepstack_features: list[list[Tensor]] | None = None
-
-
-def image_outputs(features: tuple[Features, ...], *, joined: bool) -> ImageOutputs:
-    """Combine the features of several images into what a model's forward pass takes in place of pixels.
-
-    Args:
-        features: One entry per sequence, in order.
-        joined: True for one tensor, False for a list of tensors; `Family.joined_features`.
+    ``joined`` selects one tensor instead of a list of tensors; see `Family.joined_features`.
     """
     tokens = [part.tokens for part in features]
-    depth = len(features[0].deep)
-    deep = [[part.deep[level] for part in features] for level in range(depth)]
-    return ImageOutputs(torch.cat(tokens) if joined else tokens, deep or None)
+    deep = [list(level) for level in zip(*(part.deep for part in features), strict=True)]
+    return SimpleNamespace(pooler_output=torch.cat(tokens) if joined else tokens, deepstack_features=deep or None)
 
 
 # ── stores ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class FeatureStore(Protocol):
-    """A place where features are kept, by `feature_key`."""
-
-    def get(self, key: str) -> Features | None:
-        """Return the features, or None if they have to be computed."""
-        ...
-
-    def put(self, key: str, features: Features) -> None:
-        """Keep features, if there is room."""
-        ...
-
-
-class NoFeatures:
-    """A store that keeps nothing."""
-
-    def get(self, key: str) -> Features | None:
-        """Return None."""
-        del key
-        return None
-
-    def put(self, key: str, features: Features) -> None:
-        """Do nothing."""
-
-
 class MemoryFeatures:
-    """A store in this process's main memory.
-
-    Args:
-        limit: Maximum size in bytes; features that don't fit any more are not kept. None for no limit.
-    """
+    """A store in this process's main memory. Features that exceed its limit in bytes are not kept."""
 
     def __init__(self, limit: int | None = None) -> None:
         self._kept: dict[str, Features] = {}
-        self._left = limit
+        self._left = float("inf") if limit is None else limit
 
     def get(self, key: str) -> Features | None:
-        """Return the features of this key, or None."""
+        """Return the features of this key, or None if they have to be computed."""
         return self._kept.get(key)
 
     def put(self, key: str, features: Features) -> None:
-        """Keep a copy in main memory, if there is room."""
-        if self._left is not None and key not in self._kept:
-            size = features.nbytes
-            if size > self._left:
-                return
-            self._left -= size
-        # A blocking copy: a non-blocking one takes page-locked memory, in blocks of up to twice the size.
-        self._kept[key] = Features(features.tokens.cpu(), tuple(part.cpu() for part in features.deep))
+        """Keep a copy, if there is room."""
+        if key not in self._kept and features.nbytes <= self._left:
+            self._left -= features.nbytes
+            # A blocking copy: a non-blocking one takes page-locked memory, in blocks of up to twice the size.
+            self._kept[key] = features.to("cpu", non_blocking=False)
 
 
 class DiskFeatures:
     """A store on disk with one safetensors file per key; damaged files are computed again.
 
-    Args:
-        folder: Created if it is missing. Several runs may share it, since a key covers all that determines the
-            features.
+    Several runs may share its folder, since a key covers all that determines the features.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def get(self, key: str) -> Features | None:
-        """Read the features of this key, or return None."""
-        path = self._path(key)
+        """Read the features of this key, or return None if they have to be computed."""
         try:
-            tensors = load_file(path)
+            tensors = load_file(self._path(key))
         except (FileNotFoundError, SafetensorError):
             return None
         return Features(tensors["tokens"], tuple(tensors[f"deep{k}"] for k in range(len(tensors) - 1)))
@@ -176,6 +130,10 @@ class DiskFeatures:
         return self._folder / key[:2] / f"{key}.safetensors"
 
 
+FeatureStore = MemoryFeatures | DiskFeatures
+"""A place where features are kept, by `feature_key`."""
+
+
 def open_store(kind: Literal["auto", "none", "memory", "disk"], folder: Path) -> FeatureStore:
     """Make the store that `training.vision_cache` names; ``auto`` is a quarter of the free memory."""
     match kind:
@@ -186,42 +144,30 @@ def open_store(kind: Literal["auto", "none", "memory", "disk"], folder: Path) ->
         case "disk":
             return DiskFeatures(folder)
         case "none":
-            return NoFeatures()
+            return MemoryFeatures(limit=0)
 
 
 def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes of main memory that can still be used, by the machine and by the limits of a container or job.
 
-    Args:
-        groups: Where Linux mounts control groups (version 2). Without them, only the machine's memory counts.
-        own: The file that names this process's control group.
+    Limits are those of Linux control groups (version 2), mounted at ``groups``; the file ``own`` names this process's.
     """
-    limits = [int(psutil.virtual_memory().available)]
-    try:
-        names = [line[3:] for line in own.read_text().splitlines() if line.startswith("0::")]
-    except OSError:
-        names = []
-    for name in names:
-        group = PurePosixPath(name.lstrip("/"))
-        for part in (group, *group.parents):
-            try:
-                limit, used = (int((groups / part / f"memory.{kind}").read_text()) for kind in ("max", "current"))
-                # Cached files count as used memory, but are released when memory is needed.
-                lines = (groups / part / "memory.stat").read_text().splitlines()
-            except (OSError, ValueError):  # no such file, or "max"
-                continue
-            cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
-            limits.append(max(0, limit - used + cached))
-    return min(limits)
+    free = [int(psutil.virtual_memory().available)]
+    name = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE) if own.is_file() else None
+    group = groups / name[1] if name else None
+    for folder in (group, *group.parents) if group else ():
+        try:
+            limit, used, stat = ((folder / f"memory.{file}").read_text() for file in ("max", "current", "stat"))
+            # Cached files count as used memory, but are released when memory is needed.
+            cached = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
+            free.append(max(0, int(limit) - int(used) + int(cached[1] if cached else 0)))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return min(free)
 
 
 def feature_key(vision_inputs: Mapping[str, Tensor], model: str) -> str:
-    """Hex digest of everything that determines an image's features.
-
-    Args:
-        vision_inputs: The processor's output for the image: pixels, sizes or grids, regions.
-        model: Identifies the model and the processor.
-    """
+    """Hex digest of everything that determines an image's features; ``model`` identifies model and processor."""
     digest = hashlib.sha256(model.encode())
     for name, tensor in sorted(vision_inputs.items()):
         digest.update(f"\0{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -236,13 +182,7 @@ class BatchEncoder:
     """Adds image features to this process's batches; the vision tower runs where features are missing.
 
     Engines that shard weights gather them in every call, from all processes. With these, every process runs the vision
-    tower as often as the process that lacks the most features.
-
-    Args:
-        encoder: The encoder of the pairs.
-        model: The trained module before it was wrapped.
-        wrapped: The module as the engine wrapped it.
-        accelerator: The training's accelerator.
+    tower as often as the process that lacks the most features. ``wrapped`` is the model as the engine wrapped it.
     """
 
     def __init__(self, encoder: PairEncoder, model: Any, wrapped: Any, accelerator: Accelerator) -> None:
@@ -254,25 +194,18 @@ class BatchEncoder:
         self._spare: dict[str, Tensor] = {}
 
     def encode(self, pairs: Sequence[PlannedPair], processed: Sequence[ProcessedPair]) -> list[EncodedPair]:
-        """Complete the pairs of one batch; all processes call this together, each with its own batch.
-
-        Args:
-            pairs: The pairs of a batch.
-            processed: The result of `PairEncoder.process` for each pair.
-        """
-        before = self._runs
+        """Complete the pairs of one batch after `PairEncoder.process`; all processes call this together."""
+        before, most = self._runs, 0
         # Pairs whose features are on disk have vision inputs as well, so there is always an input for extra runs.
         self._spare = next((part.vision for part in processed if part.vision), self._spare)
-        most = 0 if self._unsharded else self._most_missing(processed)
+        if not self._unsharded:
+            missing = sum(self._encoder.store.get(part.key) is None for part in processed)
+            counts = torch.tensor([missing], device=self._accelerator.device)
+            most = int(self._accelerator.gather(counts).max())
         encoded = [self._encoder.finish(pair, part, self._compute) for pair, part in zip(pairs, processed, strict=True)]
         while self._runs < before + most:
             self._compute(self._spare)
         return encoded
-
-    def _most_missing(self, processed: Sequence[ProcessedPair]) -> int:
-        missing = sum(self._encoder.store.get(part.key) is None for part in processed)
-        counts = torch.tensor([missing], device=self._accelerator.device)
-        return int(self._accelerator.gather(counts).max())
 
     def _compute(self, vision: dict[str, Tensor]) -> Features:
         self._runs += 1
