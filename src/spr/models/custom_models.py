@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from spr.models.families import FAMILIES, CustomModel
 from spr.models.loading import Source, load_part, read_model_type
-from spr.models.tensor_files import convert_pickles
+from spr.models.ported.tensor_files import convert_pickles
 
 
 def custom_models() -> dict[str, CustomModel]:

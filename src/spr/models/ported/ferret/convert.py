@@ -34,7 +34,7 @@ from spr.models.ported.ferret.published import (
     vision_shards,
     with_image_row,
 )
-from spr.models.tensor_files import Shards
+from spr.models.ported.tensor_files import Shards
 
 SHARD_BYTES = 4 * 2**30
 """Maximum size of a written file, and approximately the memory needed to write it."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
 from spr.models.loading import ModelError, clear_errors
-from spr.models.tensor_files import Shards
+from spr.models.ported.tensor_files import Shards
 
 CLIP_L_336 = {
     "hidden_size": 1024,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spr.models.loading import ModelError
-from spr.models.tensor_files import Shards, convert_pickles
+from spr.models.ported.tensor_files import Shards, convert_pickles
 
 
 class Evil:
