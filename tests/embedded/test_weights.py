@@ -64,16 +64,16 @@ def test_the_describer_describes_a_region_and_finds_an_object() -> None:
     scenes = [make_scene(123, index) for index in range(4)]
     questions = [q for q in region_questions(scenes, 123) if q.kind != "crop"]
     answers = answers_to(describer, [view(scenes[q.scene], q.window) for q in questions], [q.prompt for q in questions])
-    found = {"full": 0, "crop_objects": 0}
+    placed = {"full": 0, "crop_objects": 0}
     asked = 0
     for question, answer in zip(questions, answers, strict=True):
         grounded = parse(answer, DIALECT, window_size(question.window))
         assert grounded.problems == ()
         said = placed_boxes(grounded.spans, question.window)
-        found[question.kind] += hits(scenes[question.scene], question.objects, said, 0.5)
+        placed[question.kind] += hits(scenes[question.scene], question.objects, said, 0.5)
         asked += len(question.objects) if question.kind == "full" else 0
-    assert found["full"] >= 0.4 * asked
-    assert found["crop_objects"] >= 0.7 * asked
+    assert placed["full"] >= 0.4 * asked
+    assert placed["crop_objects"] >= 0.7 * asked
 
 
 def test_the_describer_gives_the_same_answer_alone_and_in_a_batch() -> None:
@@ -100,13 +100,13 @@ def test_the_scorer_prefers_the_right_description_of_a_picture() -> None:
 def test_the_detector_finds_most_objects_of_a_scene() -> None:
     assert OwlViTForObjectDetection.from_pretrained(weights_folder("detector")).dtype == torch.float32
     scenes = [make_scene(123, index) for index in range(3)]
-    found = objects = 0
+    placed = objects = 0
     for scene, (boxes, scores, labels) in zip(scenes, detect(weights_folder("detector"), scenes), strict=True):
         said = [(CATEGORIES[k], tuple(box)) for box, score, k in zip(boxes, scores, labels, strict=True) if score > 0.2]
         every = [int(i) for i in scene.annotated.nonzero()[0]]
-        found += hits(scene, every, said, 0.5)
+        placed += hits(scene, every, said, 0.5)
         objects += len(every)
-    assert found >= 0.7 * objects
+    assert placed >= 0.7 * objects
 
 
 def test_the_general_processor_gives_the_embedded_model_its_65_tokens_and_one_square_image() -> None:

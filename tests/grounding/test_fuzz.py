@@ -97,15 +97,15 @@ FRAGMENTS = (
 
 def answers(key: str) -> list[str]:
     rng = random.Random(key)
-    made = []
+    texts = []
     for description in DESCRIPTIONS:
         text, spans = "", []
         for piece, count in description:
             boxes = tuple(sorted_box(rng) for _ in range(count))
             spans += [Span(piece, len(text), len(text) + len(piece), boxes)] if count else []
             text += piece
-        made.append(render(GroundedText(text, tuple(spans)), key, SIZES[0]))
-    return made
+        texts.append(render(GroundedText(text, tuple(spans)), key, SIZES[0]))
+    return texts
 
 
 def sorted_box(rng: random.Random) -> tuple[float, float, float, float]:

@@ -11,7 +11,7 @@ from spr.records import Span
 SIZE = (1000, 1000)
 
 
-def found(text: str, key: str) -> tuple[str, list[tuple[str, int]], list[tuple[int, str]]]:
+def read(text: str, key: str) -> tuple[str, list[tuple[str, int]], list[tuple[int, str]]]:
     """Plain text, phrases with the number of their boxes, and offsets and texts of the problems."""
     grounded = parse(text, key, SIZE)
     spans = [(span.phrase, len(span.boxes)) for span in grounded.spans]
@@ -20,12 +20,12 @@ def found(text: str, key: str) -> tuple[str, list[tuple[str, int]], list[tuple[i
 
 def test_an_unclosed_bracket_does_not_remove_the_rest_of_the_answer() -> None:
     text = "a dog [100, 150, 300, 200 and a cat [1, 2, 3, 4]."
-    assert found(text, "ferret") == ("a dog and a cat.", [("a cat", 1)], [(6, "[100, 150, 300, 200")])
+    assert read(text, "ferret") == ("a dog and a cat.", [("a cat", 1)], [(6, "[100, 150, 300, 200")])
 
 
 @pytest.mark.parametrize("tail", ["[", "[1", "[12, ", "[12, 30", "[12, 30, 4, 5"])
 def test_a_bracket_that_is_cut_off_at_the_end_is_reported(tail: str) -> None:
-    plain, spans, problems = found("a cat [1, 2, 3, 4] and a dog " + tail, "ferret")
+    plain, spans, problems = read("a cat [1, 2, 3, 4] and a dog " + tail, "ferret")
     assert spans == [("a cat", 1)]
     if tail == "[":  # nothing indicates that it was meant as a box
         assert (plain, problems) == ("a cat and a dog [", [])
@@ -35,7 +35,7 @@ def test_a_bracket_that_is_cut_off_at_the_end_is_reported(tail: str) -> None:
 
 def test_brackets_with_three_or_five_numbers_are_dropped_and_their_phrase_gets_no_other_box() -> None:
     text = "a dog [1, 2, 3] a cat [1, 2, 3, 4, 5] a man [1, 2, 3, 4]"
-    assert found(text, "ferret") == (
+    assert read(text, "ferret") == (
         "a dog a cat a man",
         [("a man", 1)],
         [(7, "1, 2, 3"), (23, "1, 2, 3, 4, 5")],
@@ -44,20 +44,20 @@ def test_brackets_with_three_or_five_numbers_are_dropped_and_their_phrase_gets_n
 
 def test_a_well_formed_box_beside_a_malformed_one_in_the_same_brackets_is_kept() -> None:
     text = "dogs [[1,2,3;100,100,200,200;x]]"
-    assert found(text, "cogvlm") == ("dogs", [("dogs", 1)], [(7, "1,2,3"), (29, "x")])
+    assert read(text, "cogvlm") == ("dogs", [("dogs", 1)], [(7, "1,2,3"), (29, "x")])
 
 
 def test_words_and_single_numbers_in_brackets_are_text() -> None:
     text = "array [1] is [sic] as [see 2, 3] and [] say [a, b, c]"
     for key in ("ferret", "cogvlm", "llava", "shikra"):
-        assert found(text, key) == (text, [], [])
+        assert read(text, key) == (text, [], [])
 
 
 @pytest.mark.parametrize(
     "piece", ["[5, 6]", "[NaN, 1, 2, 3]", "[inf, 1, 2, 3]", "[1, 2O, 3, 4]", "[1;2;3]", "[1e999, 1, 2, 3]"]
 )
 def test_brackets_that_were_meant_as_a_box_are_reported(piece: str) -> None:
-    plain, spans, problems = found(f"a dog {piece}.", "ferret")
+    plain, spans, problems = read(f"a dog {piece}.", "ferret")
     assert (plain, spans) == ("a dog.", [])
     assert problems
 
@@ -72,7 +72,7 @@ def test_numbers_out_of_range_are_clipped_and_reported_but_never_rescaled() -> N
 
 
 def test_a_box_entirely_out_of_range_is_dropped_and_reported() -> None:
-    plain, spans, problems = found("a dog [1200, 150, 1300, 200] and a cat [1, 2, 3, 4]", "ferret")
+    plain, spans, problems = read("a dog [1200, 150, 1300, 200] and a cat [1, 2, 3, 4]", "ferret")
     assert (plain, spans, problems) == ("a dog and a cat", [("a cat", 1)], [(6, "[1200, 150, 1300, 200]")])
 
 
@@ -108,8 +108,8 @@ def test_a_box_without_area_is_kept_unchanged() -> None:
 
 
 def test_a_box_without_a_phrase_is_kept_and_reported() -> None:
-    assert found("[1, 2, 3, 4] is there", "ferret") == ("is there", [("", 1)], [(0, "[1, 2, 3, 4]")])
-    assert found("on [1, 2, 3, 4] there", "ferret") == ("on there", [("", 1)], [(3, "[1, 2, 3, 4]")])
+    assert read("[1, 2, 3, 4] is there", "ferret") == ("is there", [("", 1)], [(0, "[1, 2, 3, 4]")])
+    assert read("on [1, 2, 3, 4] there", "ferret") == ("on there", [("", 1)], [(3, "[1, 2, 3, 4]")])
 
 
 @pytest.mark.parametrize("key", DIALECTS)
@@ -121,13 +121,13 @@ def test_an_answer_that_is_a_single_box_has_no_problem(key: str) -> None:
 
 
 def test_the_wrong_number_of_brackets_is_reported_and_the_box_is_kept() -> None:
-    assert found("a dog [[1, 2, 3, 4]].", "ferret") == ("a dog.", [("a dog", 1)], [(6, "[[1, 2, 3, 4]]")])
-    assert found("a dog [001,002,003,004].", "cogvlm") == ("a dog.", [("a dog", 1)], [(6, "[001,002,003,004]")])
+    assert read("a dog [[1, 2, 3, 4]].", "ferret") == ("a dog.", [("a dog", 1)], [(6, "[[1, 2, 3, 4]]")])
+    assert read("a dog [001,002,003,004].", "cogvlm") == ("a dog.", [("a dog", 1)], [(6, "[001,002,003,004]")])
 
 
 def test_tags_that_are_not_closed_or_not_opened_are_reported() -> None:
     text = "<ref>a dog<ref>a cat</ref><box>(1,2),(3,4)</box> and</box> <box>(1,2),(3 and more <ref>x</ref>"
-    plain, spans, problems = found(text, "qwen_vl")
+    plain, spans, problems = read(text, "qwen_vl")
     assert plain == "a doga cat and and more x"
     assert spans == [("a cat", 1), ("x", 0)]
     assert problems == [(0, "<ref>a dog"), (52, "</box>"), (59, "<box>(1,2),(3 ")]
@@ -135,18 +135,18 @@ def test_tags_that_are_not_closed_or_not_opened_are_reported() -> None:
 
 def test_text_in_box_tags_that_is_not_a_box_is_reported() -> None:
     text = "<ref>a dog</ref><box>(1,2),(3,4),(5,6)</box> <ref>a cat</ref><box></box>"
-    assert found(text, "qwen_vl") == (
+    assert read(text, "qwen_vl") == (
         "a dog a cat",
         [("a dog", 0), ("a cat", 0)],
         [(21, "(1,2),(3,4),(5,6)"), (61, "<box>")],
     )
     text = "<ref>cats</ref><box>[[1, 2, 3, 4], [5, 6, 7], [7, 7, 8, 8]]</box>"
-    assert found(text, "internvl") == ("cats", [("cats", 2)], [(36, "5, 6, 7")])
+    assert read(text, "internvl") == ("cats", [("cats", 2)], [(36, "5, 6, 7")])
 
 
 def test_coordinates_without_their_tags_are_reported_and_removed_from_the_text() -> None:
     # What Qwen2-VL's answers look like when they were decoded without special tokens.
-    assert found("The dog(1,2),(3,4) runs", "qwen2_vl") == ("The dog runs", [], [(7, "(1,2),(3,4)")])
+    assert read("The dog(1,2),(3,4) runs", "qwen2_vl") == ("The dog runs", [], [(7, "(1,2),(3,4)")])
 
 
 LIST_KEYS = ("qwen2_5_vl", "qwen3_vl", "paligemma", "florence2")
@@ -166,9 +166,9 @@ STRAY = "coordinates without the dialect's markup: dropped"
     ],
 )
 def test_coordinates_without_the_markup_of_a_list_are_reported_and_removed(key: str, piece: str) -> None:
-    assert found(piece, key) == ("", [], [(0, piece)])
+    assert read(piece, key) == ("", [], [(0, piece)])
     text = f"The dog is at {piece}."
-    assert found(text, key) == ("The dog is at.", [], [(14, piece)])
+    assert read(text, key) == ("The dog is at.", [], [(14, piece)])
     assert parse(text, key, SIZE).problems[0].reason == STRAY
 
 
@@ -186,28 +186,28 @@ def test_coordinates_in_other_markup_are_reported_and_removed_from_prose(key: st
 @pytest.mark.parametrize("key", LIST_KEYS)
 def test_the_tags_of_another_dialect_are_reported_and_removed(key: str) -> None:
     text = "<|box_start|>(341,258),(397,360)<|box_end|>"
-    assert found(text, key) == ("", [], [(0, "<|box_start|>"), (13, "(341,258),(397,360)"), (32, "<|box_end|>")])
+    assert read(text, key) == ("", [], [(0, "<|box_start|>"), (13, "(341,258),(397,360)"), (32, "<|box_end|>")])
 
 
 def test_coordinates_beside_json_entries_are_reported() -> None:
     text = 'At [1, 2, 3, 4]: [{"bbox_2d": [5, 6, 7, 8], "label": "a dog"}]'
-    assert found(text, "qwen3_vl") == ("a dog", [("a dog", 1)], [(3, "[1, 2, 3, 4]")])
+    assert read(text, "qwen3_vl") == ("a dog", [("a dog", 1)], [(3, "[1, 2, 3, 4]")])
 
 
 def test_coordinates_that_are_cut_off_at_the_end_are_reported() -> None:
-    assert found("a dog (1, 2, 3, 4", "ferret") == ("a dog", [], [(6, "(1, 2, 3, 4")])
+    assert read("a dog (1, 2, 3, 4", "ferret") == ("a dog", [], [(6, "(1, 2, 3, 4")])
 
 
 @pytest.mark.parametrize("key", DIALECTS)
 def test_numbers_that_are_not_clearly_coordinates_are_words(key: str) -> None:
     text = "In (1998) and [1] or (2, 3), (1, 2, 3, 4, 5), (1 2 3 4 dogs) and (1998) [1] (2, 3)."
-    assert found(text, key) == (text, [], [])
+    assert read(text, key) == (text, [], [])
 
 
 @pytest.mark.parametrize("key", DIALECTS)
 def test_lone_surrogates_become_replacement_characters(key: str) -> None:
     text = "a \ud800 dog \udfff"
-    assert found(text, key)[0] == "a \ufffd dog \ufffd"
+    assert read(text, key)[0] == "a \ufffd dog \ufffd"
     problem = parse("dog <loc_\ud800> [1, 2, \ud800] {\ud800 <box>\ud800", key, SIZE).problems[0]
     assert problem.text.encode()
 
@@ -220,7 +220,7 @@ def test_lone_surrogates_in_json_escapes_become_replacement_characters() -> None
 
 def test_a_box_whose_phrase_is_not_marked_grounds_the_words_before_it() -> None:
     text = "There is a dog<box>(1,2),(3,4)</box>."
-    assert found(text, "qwen_vl") == ("There is a dog.", [("a dog", 1)], [(14, "<box>(1,2),(3,4)</box>")])
+    assert read(text, "qwen_vl") == ("There is a dog.", [("a dog", 1)], [(14, "<box>(1,2),(3,4)</box>")])
 
 
 def test_cells_that_do_not_exist_are_dropped() -> None:
@@ -228,23 +228,23 @@ def test_cells_that_do_not_exist_are_dropped() -> None:
         "<phrase>cats</phrase><object><patch_index_0001><patch_index_1024></delimiter_of_multi_objects/>"
         "<patch_index_0001><patch_index_0099></object>"
     )
-    assert found(text, "kosmos2") == ("cats", [("cats", 1)], [(29, "<patch_index_0001><patch_index_1024>")])
+    assert read(text, "kosmos2") == ("cats", [("cats", 1)], [(29, "<patch_index_0001><patch_index_1024>")])
 
 
 def test_fewer_than_four_location_tokens_are_reported() -> None:
     text = "car<loc_1><loc_2><loc_3>dog<loc_1><loc_2><loc_3><loc_4><loc_5>cat<loc_a>"
-    assert found(text, "florence2") == (
+    assert read(text, "florence2") == (
         "car, dog, cat",
         [("dog", 1)],
         [(3, "<loc_1><loc_2><loc_3>"), (55, "<loc_5>"), (65, "<loc_a>")],
     )
     text = "<loc0001><loc0002> dog ; <loc0001><loc0002><loc0003><loc0004> cat ; <loc0001"
-    assert found(text, "paligemma") == ("dog, cat", [("cat", 1)], [(0, "<loc0001><loc0002>"), (68, "<loc0001")])
+    assert read(text, "paligemma") == ("dog, cat", [("cat", 1)], [(0, "<loc0001><loc0002>"), (68, "<loc0001")])
 
 
 def test_json_that_is_cut_at_max_new_tokens_keeps_its_complete_entries() -> None:
     text = '```json\n[\n\t{"bbox_2d": [1, 2, 3, 4], "label": "a \\"big\\" dog"},\n\t{"bbox_2d": [5, 6, 7, 8], "la'
-    plain, spans, problems = found(text, "qwen3_vl")
+    plain, spans, problems = read(text, "qwen3_vl")
     assert (plain, spans) == ('a "big" dog', [('a "big" dog', 1)])
     assert [offset for offset, _ in problems] == [8, 65]
     assert parse(text, "qwen3_vl", SIZE).problems[1].reason == "entry is not closed: dropped"
@@ -277,14 +277,14 @@ def test_a_malformed_entry_does_not_remove_the_others(entry: str, reason: str) -
 
 
 def test_an_answer_in_words_is_kept_where_json_was_expected() -> None:
-    assert found("There is no dog.", "qwen2_5_vl") == ("There is no dog.", [], [])
-    assert found("```json\n[]\n```", "qwen2_5_vl") == ("", [], [])
+    assert read("There is no dog.", "qwen2_5_vl") == ("There is no dog.", [], [])
+    assert read("```json\n[]\n```", "qwen2_5_vl") == ("", [], [])
 
 
 def test_special_tokens_are_removed_from_the_text() -> None:
-    assert found("<s> A dog [1, 2, 3, 4] <region_fea> sits.</s>", "ferret")[:2] == ("A dog sits.", [("A dog", 1)])
-    assert found("A dog<|im_end|>", "qwen2_vl")[0] == "A dog"
-    assert found("</s><s>A dog<loc_1><loc_2><loc_3><loc_4></s>", "florence2")[:2] == ("A dog", [("A dog", 1)])
+    assert read("<s> A dog [1, 2, 3, 4] <region_fea> sits.</s>", "ferret")[:2] == ("A dog sits.", [("A dog", 1)])
+    assert read("A dog<|im_end|>", "qwen2_vl")[0] == "A dog"
+    assert read("</s><s>A dog<loc_1><loc_2><loc_3><loc_4></s>", "florence2")[:2] == ("A dog", [("A dog", 1)])
 
 
 def test_strict_raises_at_the_first_problem_and_names_its_offset_and_piece() -> None:

@@ -106,8 +106,8 @@ def test_prose_and_phrases_survive_writing_and_reading(items: list[tuple[str, in
     for key in PROSE:
         again = parse(render(grounded, key, SIZE), key, SIZE, strict=True)
         assert again.plain_text == grounded.plain_text
-        found = [(span.phrase, span.start, len(span.boxes)) for span in again.spans]
-        assert found == [(span.phrase, span.start, len(span.boxes)) for span in grounded.spans]
+        phrases_read = [(span.phrase, span.start, len(span.boxes)) for span in again.spans]
+        assert phrases_read == [(span.phrase, span.start, len(span.boxes)) for span in grounded.spans]
 
 
 def test_boxes_follow_their_phrase_even_where_the_rules_would_find_another_phrase() -> None:

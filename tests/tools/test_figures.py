@@ -64,13 +64,13 @@ def test_the_second_box_on_one_object_is_wrong() -> None:
 
 def test_average_precision_of_a_wrong_detection_between_two_right_ones() -> None:
     # Precision 1 up to recall 1/2, then 2/3: of COCO's 101 points, 51 lie at or under 0.5.
-    made = average_precision(np.array([0.9, 0.8, 0.7]), np.array([1.0, 0.0, 1.0]), np.ones(3), 2.0)
-    assert made == pytest.approx((51 + 50 * 2 / 3) / 101)
+    precision = average_precision(np.array([0.9, 0.8, 0.7]), np.array([1.0, 0.0, 1.0]), np.ones(3), 2.0)
+    assert precision == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
 def test_a_missed_object_costs_the_rest_of_the_curve() -> None:
-    made = average_precision(np.array([0.9]), np.array([1.0]), np.ones(1), 2.0)
-    assert made == pytest.approx(51 / 101)
+    precision = average_precision(np.array([0.9]), np.array([1.0]), np.ones(1), 2.0)
+    assert precision == pytest.approx(51 / 101)
 
 
 def test_evaluating_on_training_scenes_is_refused(tmp_path) -> None:
@@ -80,9 +80,9 @@ def test_evaluating_on_training_scenes_is_refused(tmp_path) -> None:
 
 def test_only_the_table_of_a_card_is_replaced() -> None:
     card = "# Card\n<!-- figures -->\nold\n<!-- end of figures -->\nLast.\n"
-    made = fill_card(card, {"AP": Figure(0.75, 0.7, 0.8, at_least=0.8)}, "Of 3 scenes:")
-    assert "| AP | 0.750 | 0.700–0.800 | ≥ 0.8: **missed** |" in made
-    assert "old" not in made
-    assert made.startswith("# Card\n<!-- figures -->\nOf 3 scenes:\n")
-    assert made.endswith("<!-- end of figures -->\nLast.\n")
-    assert fill_card(made, {"AP": Figure(0.75, 0.7, 0.8, at_least=0.8)}, "Of 3 scenes:") == made
+    filled = fill_card(card, {"AP": Figure(0.75, 0.7, 0.8, at_least=0.8)}, "Of 3 scenes:")
+    assert "| AP | 0.750 | 0.700–0.800 | ≥ 0.8: **missed** |" in filled
+    assert "old" not in filled
+    assert filled.startswith("# Card\n<!-- figures -->\nOf 3 scenes:\n")
+    assert filled.endswith("<!-- end of figures -->\nLast.\n")
+    assert fill_card(filled, {"AP": Figure(0.75, 0.7, 0.8, at_least=0.8)}, "Of 3 scenes:") == filled

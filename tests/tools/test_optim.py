@@ -8,9 +8,9 @@ from tools.embedded.optim import Muon, Optimiser, orthogonalise
 def test_orthogonalization_keeps_singular_vectors_and_equalizes_singular_values() -> None:
     torch.manual_seed(0)
     matrices = torch.randn(3, 6, 4)
-    made = orthogonalise(matrices)
+    orthogonal = orthogonalise(matrices)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    inner = left.mT @ made @ right.mT  # diagonal, in the matrix's own singular vectors
+    inner = left.mT @ orthogonal @ right.mT  # diagonal, in the matrix's own singular vectors
     assert torch.allclose(inner, torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1)), atol=1e-3)
     assert ((inner.diagonal(dim1=-2, dim2=-1) - 1).abs() < 0.4).all()
 

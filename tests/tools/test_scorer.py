@@ -29,9 +29,9 @@ def test_another_region_gives_another_embedding_and_other_images_do_not_matter()
     torch.manual_seed(0)
     model, pixels = make_scorer().eval(), torch.randn(2, 3, 112, 112)
     patches = region_patches(np.array([[0.0, 0.0, 56.0, 56.0], [56.0, 56.0, 112.0, 112.0]]))
-    made = local_image_embeddings(model, pixels, patches)
+    embeddings = local_image_embeddings(model, pixels, patches)
     alone = local_image_embeddings(model, pixels[:1], patches[:1])
-    torch.testing.assert_close(made[:1], alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(embeddings[:1], alone, atol=1e-5, rtol=1e-4)
     other = local_image_embeddings(model, pixels[:1], patches[1:])
     assert (alone - other).abs().max() > 1e-4
 
@@ -67,8 +67,8 @@ def test_perfect_embeddings_have_a_low_contrastive_loss() -> None:
 def test_what_lies_outside_a_crop_is_grey_in_its_padded_square() -> None:
     pixels = torch.ones(1, 3, 8, 8)
     # A square window over the image's left half and as much beyond its border; the crop keeps rows 2 to 6.
-    made = resample(pixels, torch.tensor([[-4.0, 0.0, 4.0, 8.0]]), torch.tensor([[0.0, 2.0, 4.0, 6.0]]))
-    assert (made[0, 0, :, :4] == 0).all()
-    assert (made[0, 0, 2:6, 4:] == 1).all()
-    assert (made[0, 0, :2] == 0).all()
-    assert (made[0, 0, 6:] == 0).all()
+    view = resample(pixels, torch.tensor([[-4.0, 0.0, 4.0, 8.0]]), torch.tensor([[0.0, 2.0, 4.0, 6.0]]))
+    assert (view[0, 0, :, :4] == 0).all()
+    assert (view[0, 0, 2:6, 4:] == 1).all()
+    assert (view[0, 0, :2] == 0).all()
+    assert (view[0, 0, 6:] == 0).all()

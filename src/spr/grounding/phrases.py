@@ -1,6 +1,6 @@
 """Find the noun phrase before a box, for dialects that do not mark phrases.
 
-The rules use word lists instead of a part-of-speech tagger. Among the words before the box (after the previous box):
+The rules use word lists instead of a part-of-speech tagger. Among the words since the previous box:
 
 1. Words of `BREAKERS` (connectives, prepositions, common verbs) right before the box are skipped: in "the dog is
    located at [box]" the box grounds "the dog".

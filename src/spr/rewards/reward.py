@@ -79,12 +79,8 @@ class Assignment(NamedTuple):
 def assign(answer: GroundedText, truth: Truth, threshold: float = 0.0) -> Assignment:
     """Assign the boxes of an answer to the objects, each box and each object at most once.
 
-    Among all assignments this is one with the most pairs and, among those, with the largest sum of IoUs.
-
-    Args:
-        answer: The parsed answer.
-        truth: The objects.
-        threshold: Only pairs whose IoU is over this are allowed, 0 to 1.
+    Only pairs with an IoU over ``threshold`` (0 to 1) are allowed. Among all assignments this is one with the most
+    pairs and, among those, with the largest sum of IoUs.
 
     >>> from spr.records import Span
     >>> cups = Truth((ImageObject("1", "cup", (0, 0, 10, 10)), ImageObject("2", "cup", (2, 0, 12, 10))))
@@ -98,13 +94,10 @@ def assign(answer: GroundedText, truth: Truth, threshold: float = 0.0) -> Assign
     # A sum of IoUs is at most `most`, so that one more pair always outweighs it.
     most = min(overlaps.shape)
     rows, columns = linear_sum_assignment(np.where(allowed, overlaps + most, 0.0), maximize=True)
-    pairs = [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if allowed[row, column]]
-    return Assignment(
-        tuple(row for row, _ in pairs),
-        tuple(column for _, column in pairs),
-        tuple(float(overlaps[pair]) for pair in pairs),
-        len(boxes),
-    )
+    used = allowed[rows, columns]
+    rows, columns = rows[used], columns[used]
+    ious = overlaps[rows, columns].tolist()
+    return Assignment(tuple(rows.tolist()), tuple(columns.tolist()), tuple(ious), len(boxes))
 
 
 def s_loc(answer: GroundedText, truth: Truth) -> float:
