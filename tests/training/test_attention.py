@@ -61,13 +61,13 @@ def test_only_the_rows_that_predict_answers_run_under_a_mask(
         return kernel(query, key, value, attn_mask=attn_mask, **options)
 
     trainee = load_trainee(str(trainable_folder(model_type)), settings(), torch.device("cpu"), features=tmp_path)
-    hidden = trainee.base.config.get_text_config().hidden_size
+    hidden = trainee.model.base.config.get_text_config().hidden_size
     given = dataclasses.replace(pair(6, 3, 2), features=Features(torch.zeros(0, hidden)))
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counting)
     with torch.no_grad():
         trainee.model(collate([given], pad=0, shared=True))
     # 6 + 3 + 2 tokens: the prompt's last token and the answers run under a mask, the 5 tokens before them are causal.
-    layers = trainee.base.config.get_text_config().num_hidden_layers
+    layers = trainee.model.base.config.get_text_config().num_hidden_layers
     assert calls.count((6, 6)) == layers
     # The last layer skips the leading rows, except in CogVLM.
     assert calls.count((5, None)) == (layers if model_type == "cogvlm" else layers - 1)
@@ -77,4 +77,4 @@ def test_only_the_rows_that_predict_answers_run_under_a_mask(
 def test_a_kernel_that_the_user_chose_is_left_alone(trainable_folder, settings, tmp_path):
     folder = str(trainable_folder("llava"))
     trainee = load_trainee(folder, settings(attn_implementation="eager"), torch.device("cpu"), features=tmp_path)
-    assert trainee.base.model.language_model.config._attn_implementation == "eager"
+    assert trainee.model.base.model.language_model.config._attn_implementation == "eager"

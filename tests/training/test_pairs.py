@@ -50,9 +50,9 @@ def test_parquet_a_folder_of_parquet_and_a_dataset_on_disk_hold_the_same_pairs(p
     assert len(expected) == 6
     assert expected[0][1:] == ("a cat [0.10, 0.20, 0.50, 0.60]", "a dog", (60, 44))
     for source in (file, folder):
-        made = list(trl_pairs(source))
-        assert list(map(content, made)) == expected
-        assert [pair.digest() for pair in made] == [pair.digest() for pair in trl_pairs(pairs_folder)]
+        loaded = list(trl_pairs(source))
+        assert list(map(content, loaded)) == expected
+        assert [pair.digest() for pair in loaded] == [pair.digest() for pair in trl_pairs(pairs_folder)]
 
 
 def test_texts_with_an_images_path_are_the_users_turn(write, photo):
@@ -131,6 +131,12 @@ def test_a_column_that_is_missing_is_named_before_a_row_is_asked_for(missing, wr
         trl_pairs(path)
     assert "columns " in caught.value.got
     assert "docs/training.md" in caught.value.fix
+
+
+@pytest.mark.parametrize(("column", "value"), [("images", "images/a.png"), ("image", 5), ("image", ["images/a.png"])])
+def test_a_column_that_holds_something_else_than_images_is_named(column, value, write):
+    with pytest.raises(InputError, match=f"Column `{column}` of .* does not hold images"):
+        trl_pairs(write({"image": ..., column: value}))
 
 
 @pytest.mark.parametrize(

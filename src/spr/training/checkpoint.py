@@ -54,8 +54,7 @@ class TrainingState:
     optimizer: Any
 
     @property
-    def _plain_optimizer(self) -> Any:
-        """The optimizer without the wrapper of Accelerate."""
+    def _plain_optimizer(self) -> Any:  # without the wrapper of Accelerate
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     @property
@@ -93,11 +92,8 @@ class TrainingState:
     def load(self, folder: Path, fingerprint: Mapping[str, Any]) -> tuple[Path, int, dict[str, float]] | None:
         """Restore adapter, optimizer and random states from the newest complete checkpoint in a folder.
 
-        Returns:
-            The checkpoint, the number of steps taken, and the metrics of the last one; None if there is no checkpoint.
-
-        Raises:
-            RunError: if it belongs to another training, was written by another version, or is damaged.
+        Returns the checkpoint, the number of steps taken, and the metrics of the last one; None without a checkpoint.
+        Raises `RunError` if it belongs to another training, was written by another version, or is damaged.
         """
         if not (complete := _complete(folder)):
             return None
@@ -182,14 +178,10 @@ def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any], folder:
         raise RunError(f"{folder} was made under another config", got=lines, expected="no change", fix=fix)
 
 
-# ── a finished training ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def read_finished(path: Path, adapter: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the details that `save_finished` wrote; None if the training is not finished or its adapter is missing.
+    """The details that `save_finished` wrote; None if the training is not finished or its adapter is missing.
 
-    Raises:
-        RunError: if it belongs to another training, was written by another version, or is damaged.
+    Raises `RunError` if the file belongs to another training, was written by another version, or is damaged.
     """
     if not path.is_file() or not (adapter / "adapter_model.safetensors").is_file():
         return None
@@ -252,17 +244,12 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     processor = load_processor(source, kind, family=FAMILIES[kind], revision=revision)
     with atomic_dir(out) as temporary:
         merged.save_pretrained(temporary)
-        _save_processor(processor, source, temporary)
-
-
-def _save_processor(processor: Any, source: str, folder: Path) -> None:
-    if Path(source).is_dir():
+        if not Path(source).is_dir():
+            for part in (processor.tokenizer, processor.image_processor, processor):
+                part.save_pretrained(temporary)
+            return
         # The publisher's own files: the loaded processor has been changed to run without torchvision.
         for path in Path(source).iterdir():
             weights = path.suffix in {".safetensors", ".bin", ".pt"} or path.name.endswith(".index.json")
-            if path.is_file() and not weights and not (folder / path.name).exists() and path.name != "README.md":
-                shutil.copy2(path, folder / path.name)
-        return
-    processor.tokenizer.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-    processor.save_pretrained(folder)
+            if path.is_file() and not weights and not (temporary / path.name).exists() and path.name != "README.md":
+                shutil.copy2(path, temporary / path.name)

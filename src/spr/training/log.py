@@ -115,12 +115,15 @@ class TrainingLog:
 
     def event(self, event: str, **details: Any) -> None:
         """Write a line about something other than a step."""
-        self._write({"event": event, **details})
+        if self._active:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **details}) + "\n")
 
     def step(self, number: int, values: Mapping[str, float], *, written: bool) -> None:
         """Show the metrics of a step, counted from 1, and write them to the file if ``written``."""
         if written:
-            self._write({"event": "step", "step": number, **values})
+            self.event("step", step=number, **values)
         if not self._active:
             return
         head, left = f"step {number:,} of {self._total:,}", self._left(number)
@@ -141,12 +144,6 @@ class TrainingLog:
         hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
         return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min {int(seconds % 60):02d} s left"
 
-    def _write(self, entry: Mapping[str, Any]) -> None:
-        if self._active:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-
 
 def _step_of(line: str) -> int:
     try:
@@ -156,11 +153,7 @@ def _step_of(line: str) -> int:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that every tracker of `training.report_to` can be used; Accelerate would silently skip it.
-
-    Raises:
-        ConfigError: for a tracker that Accelerate does not know, or whose package is not installed.
-    """
+    """Raise `ConfigError` for a tracker that is unknown or not installed; Accelerate would silently skip it."""
     known = sorted(LOGGER_TYPE_TO_CLASS)
     builtin = {str(tracker.value) for tracker in LoggerType}  # the others are classes that a program has registered
     missing = builtin - {str(tracker.value) for tracker in get_available_trackers()}

@@ -39,7 +39,6 @@ class TrainingPair:
     Attributes:
         pair_id: The id of its query, or its row number.
         messages: The prompt as a chat with one image.
-        chosen, rejected: The answers' texts.
         load: Returns the image as RGB; raises `ImageProblem`.
         digest: Returns the hex digest of the image file and of how the image is turned; raises `ImageProblem`.
         size_wh: Width and height of the image in pixels, if they are known without opening it.
@@ -58,10 +57,9 @@ class TrainingPair:
 
 
 def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
-    """The pairs of a run folder, in order; ``images`` is the config's `AnnotationsConfig.image_source`.
+    """The pairs of a run folder, in order, or `RunError` if its `pairs` stage is not finished.
 
-    Raises:
-        RunError: if the run's `pairs` stage is not finished.
+    ``images`` is the config's `AnnotationsConfig.image_source`.
     """
     check_run_version(run)
     store = StageStore(run / "pairs")

@@ -38,12 +38,7 @@ class ReferenceFile:
             self._read(path)
 
     def import_from(self, other: Path) -> None:
-        """Add the values of another training's file, which is not changed.
-
-        Raises:
-            InputError: if the file does not exist.
-            RunError: as for the file itself.
-        """
+        """Add the values of another training's file, or raise `InputError` if it does not exist."""
         if not other.is_file():
             expected = "another run's training/reference.parquet"
             raise InputError(f"There is no file {other}", expected=expected, fix="check the path given to --reference")

@@ -60,9 +60,8 @@ def check_finite(value: Tensor, batch: Batch, step: int | None, what: str, folde
     torch.save({"pair_ids": names, **tensors}, path)
     if value.numel() == len(names):
         names = [name for name, good in zip(names, finite.reshape(-1).tolist(), strict=True) if not good]
-    if step is None:
-        where, fix = "the reference", "set training.dtype=float32, or check the texts and the image of the pairs"
-    else:
+    where, fix = "the reference", "set training.dtype=float32, or check the texts and the image of the pairs"
+    if step is not None:
         where = f"step {step}"
         fix = "lower training.learning_rate or set training.dtype=float32; the last checkpoint is kept"
     got = f"pairs {', '.join(names)}; the batch is in {path}"

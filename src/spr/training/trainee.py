@@ -47,11 +47,6 @@ class Trainee:
     identity: dict[str, str]
     remarks: tuple[str, ...]
 
-    @property
-    def base(self) -> Any:
-        """The transformers model, with the adapter's layers in place."""
-        return self.model.base
-
 
 def load_trainee(
     source: str,
@@ -144,11 +139,7 @@ def renamed_properties() -> Iterator[None]:
 
 
 def check_trained(model: PeftModel, family: Family) -> None:
-    """Check that only the adapter in the language model is trained.
-
-    Raises:
-        SprError: naming the parameters that must not be trained, or if no parameter would be trained.
-    """
+    """Raise `SprError` if a parameter outside of the language model's adapter would be trained, or none at all."""
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     prefix = f"base_model.model.{family.decoder}.layers."
     wrong = [name for name in trained if not (name.startswith(prefix) and ".lora_" in name)]
@@ -159,8 +150,9 @@ def check_trained(model: PeftModel, family: Family) -> None:
         message = "Parameters outside of the language model's adapter would be trained"
         raise SprError(message, got=got, expected=expected, fix=fix)
     if not trained:
-        fix = "check training.lora.target_modules"
-        raise SprError("No parameter would be trained", expected="LoRA matrices", fix=fix)
+        raise SprError(
+            "No parameter would be trained", expected="LoRA matrices", fix="check training.lora.target_modules"
+        )
 
 
 def describe_trained(model: PeftModel) -> str:

@@ -73,17 +73,11 @@ def train(
 ) -> TrainingSummary:
     """Train an adapter, or resume from the newest checkpoint in ``out/training``.
 
-    Args:
-        pairs: Pairs from `spr.training.pairs`.
-        model: A folder, a model id of the Hub, or an embedded model (``embedded/describer``).
-        settings: The config section.
-        out: The run folder. Writes ``adapter/`` in PEFT's format, and ``training/`` with log, checkpoints and the
-            reference's log-probabilities.
-        revision: Branch, tag or commit of the model on the Hub.
-        seed: Seed of the adapter's initial weights, of dropout and of the order of the pairs.
-        reference: Another training's ``reference.parquet``, used for the pairs that it knows.
-        accelerator: For example one with a sharding plugin; made from the settings by default.
-        report: Called with each line for the user.
+    Writes ``adapter/`` in PEFT's format into the run folder ``out``, and ``training/`` with log, checkpoints and the
+    reference's log-probabilities. The model is a folder, a model id of the Hub, or an embedded model
+    (``embedded/describer``). The seed determines the adapter's initial weights, dropout and the order of the pairs.
+    ``reference`` is another training's ``reference.parquet``, used for the pairs that it knows. The accelerator, for
+    example one with a sharding plugin, is made from the settings by default.
 
     Raises:
         RunError: if ``out`` holds a training under another config.
@@ -110,7 +104,7 @@ def train(
     trainee = load_trainee(model, settings, accelerator.device, revision=revision, seed=seed, features=features)
     for line in trainee.remarks:
         tell(line)
-    limit = context_length(trainee.base, settings.max_length)
+    limit = context_length(trainee.model.base, settings.max_length)
     planned, dropped = trainee.encoder.plan(pairs, limit, with_rejected=needs_rejected(settings.loss_type))
     if main:
         write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped))
@@ -181,8 +175,8 @@ class _Session:
 
     def forward(self, pairs: Sequence[PlannedPair], processed: Sequence[ProcessedPair]) -> tuple[Batch, PairLogps]:
         """From the pairs of a batch to the log-probabilities of their answers."""
-        encoded = self.batches.encode(pairs, processed)
-        batch = collate(encoded, self.trainee.encoder.pad, shared=self.trainee.shared).to(self.trainee.base.device)
+        encoded, trainee = self.batches.encode(pairs, processed), self.trainee
+        batch = collate(encoded, trainee.encoder.pad, shared=trainee.shared).to(trainee.model.base.device)
         return batch, PairLogps(*self.state.model(batch))
 
 

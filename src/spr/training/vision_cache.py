@@ -52,9 +52,6 @@ class Features:
         return Features(tokens, tuple(deep))
 
 
-# ── between the vision tower and the language model ───────────────────────────────────────────────────────────────────
-
-
 def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one image through vision tower and projector; returns the fields of `Features`.
 
@@ -80,9 +77,6 @@ def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamesp
     tokens = [part.tokens for part in features]
     deep = [list(level) for level in zip(*(part.deep for part in features), strict=True)]
     return SimpleNamespace(pooler_output=torch.cat(tokens) if joined else tokens, deepstack_features=deep or None)
-
-
-# ── stores ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class MemoryFeatures:
@@ -173,9 +167,6 @@ def feature_key(vision_inputs: Mapping[str, Tensor], model: str) -> str:
         digest.update(f"\0{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()[:40]
-
-
-# ── batches in one of several processes ───────────────────────────────────────────────────────────────────────────────
 
 
 class BatchEncoder:
