@@ -1,7 +1,6 @@
 """How preference pairs are computed: one sequence per pair, [prompt | chosen | rejected], image and prompt only once.
 
-`collate` turns encoded pairs into tensors. `PairModel` runs the model on them and returns the log-probabilities of the
-answers.
+`collate` turns encoded pairs into tensors, and `PairModel` computes the log-probabilities of their answers.
 
 Most of a sequence is prompt. `Batch.begin` is the number of leading rows (tokens) that are plain causal and predict no
 answer token. `PrefixShortcuts` saves work on them for one forward pass, without changing the result:

@@ -150,9 +150,8 @@ def check_trained(model: PeftModel, family: Family) -> None:
         message = "Parameters outside of the language model's adapter would be trained"
         raise SprError(message, got=got, expected=expected, fix=fix)
     if not trained:
-        raise SprError(
-            "No parameter would be trained", expected="LoRA matrices", fix="check training.lora.target_modules"
-        )
+        fix = "check training.lora.target_modules"
+        raise SprError("No parameter would be trained", expected="LoRA matrices", fix=fix)
 
 
 def describe_trained(model: PeftModel) -> str:
