@@ -14,11 +14,11 @@ from spr.core.errors import missing_package
 from spr.report.environment import version_of
 
 BASE = ("numpy", "pillow", "pyarrow", "msgspec", "pydantic", "scipy")
-MODELS = ("torch", "transformers", "peft", "accelerate", "datasets")
 OPTIONAL = {
-    "bitsandbytes": "4-bit base models",
-    "httpx": "describers behind a server",
-    "torchvision": "the full processors of some model families",
+    **dict.fromkeys(("torch", "transformers", "peft", "accelerate", "datasets"), "extra `models`"),
+    "bitsandbytes": "optional: 4-bit base models",
+    "httpx": "optional: describers behind a server",
+    "torchvision": "optional: the full processors of some model families",
 }
 REGISTRIES = {
     "Dialects": "spr.grounding:DIALECTS",
@@ -42,10 +42,8 @@ def diagnose() -> Iterator[str]:
     yield "Packages"
     for name in BASE:
         yield f"  {name:<14}{version_of(name) or 'MISSING: pip install ' + name}"
-    for name in MODELS:
-        yield f"  {name:<14}{version_of(name) or 'not installed'} (extra `models`)"
-    for name, use in OPTIONAL.items():
-        yield f"  {name:<14}{version_of(name) or 'not installed'} (optional: {use})"
+    for name, why in OPTIONAL.items():
+        yield f"  {name:<14}{version_of(name) or 'not installed'} ({why})"
     yield ""
     yield "Devices"
     yield from (f"  {line}" for line in _devices())

@@ -59,11 +59,7 @@ class StageCount:
 
 
 def count_stages(run: Run) -> list[StageCount]:
-    """The stages that have started, in the order of the data. Stages of packages that are not installed count too.
-
-    Raises:
-        RunError: if a manifest or a table of drops is damaged.
-    """
+    """The stages that have started, in the order of the data, also those of packages that are not installed."""
     seconds: Counter[str] = Counter()
     for event in run.events:
         if event.get("event") == "stage finished" and isinstance(event.get("seconds"), int | float):
@@ -75,19 +71,15 @@ def count_stages(run: Run) -> list[StageCount]:
         if manifest is None:
             continue
         stage = STAGES.get(name)
-        drops = _drops(name, manifest.dropped, store.dropped_files(manifest), stage.reasons if stage else {})
+        unit, reasons = (stage.unit, stage.reasons) if stage else ("rows", {})
+        drops = _drops(name, manifest.dropped, store.dropped_files(manifest), reasons)
         lost = sum(drop.count for drop in drops if stage is None or drop.kind == stage.kind)
-        unit = stage.unit if stage else "rows"
         counts.append(StageCount(name, unit, manifest.rows, lost, manifest.complete, seconds.get(name), drops))
     return counts
 
 
 def training_drops(run: Run) -> list[Drop]:
-    """The pairs that were not trained on, from `RUN/training/dropped.parquet`; empty before training.
-
-    Raises:
-        RunError: if the table is damaged.
-    """
+    """The pairs that were not trained on, from `RUN/training/dropped.parquet`; empty before training."""
     path = run.path / "training" / "dropped.parquet"
     return _drops("training", count_reasons(read_table(path)), [path], {}) if path.is_file() else []
 

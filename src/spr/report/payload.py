@@ -24,16 +24,12 @@ SHOWN = 2000
 def pair_payload(item: JoinedPair, image: dict[str, Any], *, unmatched: str = "remove_box") -> dict[str, Any]:
     """Everything that the gallery shows of a pair, with whole texts; see `shorten`.
 
-    Args:
-        item: The pair.
-        image: Result of `spr.report.thumbnails`: ``src``, or ``problem`` if there is no thumbnail.
-        unmatched: The config's `pairing.unmatched`, which says whether refinement removed phrases.
+    ``image`` comes from `spr.report.thumbnails`; ``unmatched``, from the config, says if refinement removed phrases.
 
     Returns:
         JSON values. Boxes are xyxy in pixels of the original image, rounded to 0.1. ``objects``: category, box, and
-        whether the object is inside the region. Each side has ``text``, a list of ``[words, span]`` with span -1 for
-        words outside all spans; ``spans``, the boxes of each span, each with the index of the object that it overlaps
-        most and the IoU, or index -1 if the IoU is not over 0.5; and ``loose``, the spans that are not in the text.
+        whether the object is inside the region. Each side has ``text`` and ``loose`` from `split_into_phrases`, and
+        ``spans`` from `match_boxes`.
     """
     pair, objects = item.pair, item.query.objects
     truth = bx.as_boxes([found.box for found in objects])
@@ -48,8 +44,7 @@ def pair_payload(item: JoinedPair, image: dict[str, Any], *, unmatched: str = "r
         "margin": pair.margin,
         "prompt": pair.prompt,
         "box_edits": [
-            [edit.phrase, _round(edit.box_before), edit.box_after and _round(edit.box_after), edit.edit]
-            for edit in pair.box_edits
+            [e.phrase, _round(e.box_before), e.box_after and _round(e.box_after), e.edit] for e in pair.box_edits
         ],
         "sides": {side: _side_payload(item, side, truth, unmatched) for side in SIDES},
     }
@@ -66,7 +61,7 @@ def _side_payload(item: JoinedPair, side: Side, truth: np.ndarray, unmatched: st
             plain = raw
     text, loose = split_into_phrases(plain, spans)
     return {
-        "candidate": item.pair.chosen_candidate if side == "chosen" else item.pair.rejected_candidate,
+        "candidate": getattr(item.pair, f"{side}_candidate"),
         "kind": answer.prompt_kind,
         "scores": [answer.scores[name] for name in SCORE_NAMES],
         "localization": answer.localization.score,
@@ -81,7 +76,7 @@ def _side_payload(item: JoinedPair, side: Side, truth: np.ndarray, unmatched: st
 
 
 def split_into_phrases(plain: str, spans: Sequence[Span]) -> tuple[list[list[Any]], list[int]]:
-    """Split a text into ``[words, span]`` pieces that join to the whole; also returns the spans that don't fit.
+    """Split a text into ``[words, span]`` pieces (span -1 outside phrases); also returns the spans that don't fit.
 
     Pieces instead of offsets, because JavaScript counts UTF-16 units where Python counts characters.
 
@@ -108,17 +103,13 @@ def split_into_phrases(plain: str, spans: Sequence[Span]) -> tuple[list[list[Any
 
 
 def match_boxes(spans: Sequence[Sequence[Sequence[float]]], truth: np.ndarray) -> list[list[list[Any]]]:
-    """For each span its boxes, each with the index of the object that it overlaps most, and the IoU.
-
-    The index is -1 if the IoU is not over 0.5.
+    """For each span its boxes, with the object that each overlaps most (-1 if the IoU is not over 0.5) and the IoU.
 
     >>> match_boxes([[[0, 0, 10, 8]], [], [[50, 50, 60, 60]]], np.array([[0.0, 0, 10, 10]]))
     [[[[0.0, 0.0, 10.0, 8.0], 0, 0.8]], [], [[[50.0, 50.0, 60.0, 60.0], -1, 0.0]]]
     """
     boxes = [box for span in spans for box in span]
-    if not boxes:
-        return [[] for _ in spans]
-    overlaps = bx.iou_matrix(boxes, truth) if len(truth) else np.zeros((len(boxes), 1))
+    overlaps = bx.iou_matrix(boxes, truth) if boxes and len(truth) else np.zeros((len(boxes), 1))
     best = overlaps.max(axis=1)
     indices = np.where(bx.over(best, THRESHOLD), overlaps.argmax(axis=1), -1).tolist()
     matched = zip(boxes, indices, best.tolist(), strict=True)
@@ -128,8 +119,9 @@ def match_boxes(spans: Sequence[Sequence[Sequence[float]]], truth: np.ndarray) -
 
 def is_long(payload: dict[str, Any], limit: int = SHOWN) -> bool:
     """Whether any text or list of a payload is too long to show at once."""
-    long = len(payload["prompt"]) > limit or len(payload["box_edits"]) > limit // 10
-    return long or any(len(side["raw"]) > limit or _has_long_text(side, limit) for side in payload["sides"].values())
+    sides = payload["sides"].values()
+    long_text = any(len(text) > limit for text in (payload["prompt"], *(side["raw"] for side in sides)))
+    return long_text or len(payload["box_edits"]) > limit // 10 or any(_has_long_text(side, limit) for side in sides)
 
 
 def _has_long_text(side: dict[str, Any], limit: int) -> bool:

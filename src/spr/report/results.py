@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from spr.core import FORMAT_VERSION
@@ -77,26 +76,20 @@ def read_results(run: Run) -> list[TaskResult]:
     path = run.path / "metrics.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict) or not all(isinstance(raw.get(when, {}), dict) for when in WHEN):
+            raise ValueError("not an object with `before` and `after`")
+        before, after = (raw.get(when, {}) for when in WHEN)
+        version = raw.get("format_version")
+        if raw and version != FORMAT_VERSION:
+            got, fix = version or "1 (none is given)", "evaluate again with this version of SPR, or move the file away"
+            raise RunError(f"{path} has another format version", got=got, expected=FORMAT_VERSION, fix=fix)
+        return [_task(name, [before.get(name) or {}, after.get(name) or {}]) for name in before | after]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(raw, dict) or not all(isinstance(raw.get(when, {}), dict) for when in WHEN):
-        raise _damaged(path, "not an object with `before` and `after`")
-    version = raw.get("format_version")
-    if raw and version != FORMAT_VERSION:
-        got, fix = version or "1 (none is given)", "evaluate again with this version of SPR, or move the file away"
-        raise RunError(f"{path} has another format version", got=got, expected=FORMAT_VERSION, fix=fix)
-    before, after = (raw.get(when, {}) for when in WHEN)
-    try:
-        return [_task(name, [before.get(name) or {}, after.get(name) or {}]) for name in before | after]
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, got: object) -> RunError:
-    expected = '{"before": {TASK: RESULT}, "after": {…}} with RESULT as `spr evaluate --out` writes it'
-    return RunError(f"{path} is damaged", got=got, expected=expected, fix="evaluate again, or move the file away")
+    except (OSError, RecursionError, AttributeError, TypeError, ValueError, LookupError) as error:
+        expected = '{"before": {TASK: RESULT}, "after": {…}} with RESULT as `spr evaluate --out` writes it'
+        fix = "evaluate again, or move the file away"
+        raise RunError(f"{path} is damaged", got=error, expected=expected, fix=fix) from None
 
 
 def _task(name: str, sides: list[dict[str, Any]]) -> TaskResult:

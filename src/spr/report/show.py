@@ -28,7 +28,12 @@ def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
     if (path / "config.yaml").is_file():
         yield from _show_run(Run(path))
         return
-    yield f"{path}: {describe_total(path)}"
+    if path.is_dir() and (path.parent / "config.yaml").is_file():
+        manifest = StageStore(path).finished()
+        dropped = sum(manifest.dropped.values())
+        yield f"{path}: {manifest.rows:,} rows, shards: {len(manifest.shards):,}, dropped: {dropped:,}"
+    else:
+        yield f"{path}: {sum(len(table) for table in _tables(path)):,} rows"
     for number, row in enumerate(read_rows(path, n=n, skip=skip), start=skip):
         yield ""
         yield f"── row {number} " + "─" * 40
@@ -38,23 +43,11 @@ def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
 def read_rows(path: Path, *, n: int, skip: int = 0) -> Iterator[dict[str, Any]]:
     """Rows ``skip`` to ``skip + n`` of a stage's folder or a Parquet file, as dicts."""
     for table in _tables(path):
-        if skip >= len(table):
-            skip -= len(table)
-            continue
-        taken = table.slice(skip, n)
-        yield from taken.to_pylist()
-        n, skip = n - len(taken), 0
-        if n <= 0:
+        rows = table.slice(skip, n)
+        yield from rows.to_pylist()
+        n, skip = n - len(rows), max(skip - len(table), 0)
+        if not n:
             return
-
-
-def describe_total(path: Path) -> str:
-    """Number of rows of a stage's folder or a Parquet file, as text."""
-    if not path.is_dir() or not (path.parent / "config.yaml").is_file():
-        return f"{sum(len(t) for t in _tables(path)):,} rows"
-    manifest = StageStore(path).finished()
-    dropped = sum(manifest.dropped.values())
-    return f"{manifest.rows:,} rows, shards: {len(manifest.shards):,}, dropped: {dropped:,}"
 
 
 def _tables(path: Path) -> Iterator[pa.Table]:
@@ -79,28 +72,23 @@ def _show_run(run: Run) -> Iterator[str]:
 
 def _show_row(row: dict[str, Any]) -> Iterator[str]:
     for name, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            yield f"{name} ({len(value)}):"
-            yield from _show_structs(value)
-        else:
+        if not (isinstance(value, list) and value and isinstance(value[0], dict)):
             yield f"{name}: {_text(value)}"
-
-
-def _show_structs(items: list[dict[str, Any]]) -> Iterator[str]:
-    names = [name for name in items[0] if any(item[name] is not None for item in items)]
-    cells = [[_text(item[name]) for name in names] for item in items]
-    widths = [max(len(name), *(len(line[k]) for line in cells)) for k, name in enumerate(names)]
-    for line in [names, *cells]:
-        yield ("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))).rstrip()
+            continue
+        yield f"{name} ({len(value)}):"
+        columns = [column for column in value[0] if any(item[column] is not None for item in value)]
+        lines = [columns, *([_text(item[column]) for column in columns] for item in value)]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        for line in lines:
+            yield ("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))).rstrip()
 
 
 def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list) and len(value) == 4 and all(isinstance(v, float) for v in value):
-        return "[" + ", ".join(f"{v:.1f}" for v in value) + "]"
     if isinstance(value, list):
-        return "[" + ", ".join(_text(item) for item in value) + "]"
+        is_box = len(value) == 4 and all(isinstance(v, float) for v in value)
+        return "[" + ", ".join(f"{v:.1f}" if is_box else _text(v) for v in value) + "]"
     if isinstance(value, bool):
         return "yes" if value else "–"
     # Control characters from a dataset or a model must not reach the terminal.

@@ -15,15 +15,14 @@ from spr.core.atomic import atomic_dir
 from spr.core.errors import RunError
 
 MARKER = "report.json"
-"""This file says that a folder is a report, and which of its entries belong to the report."""
+"""This file says which entries of a report's folder belong to the report."""
 
 
 @contextlib.contextmanager
 def report_folder(out: Path) -> Iterator[Path]:
-    """An empty folder to write into, which becomes ``out`` when the block ends without an error.
+    """An empty folder to write into, which replaces the report ``out`` when the block ends without an error.
 
-    An existing report is replaced; files that the user added to it are copied into the new one. After an error,
-    ``out`` is unchanged.
+    Files that the user added to an existing report are copied into the new one.
 
     Raises:
         RunError: if ``out`` is neither a report nor empty nor missing, or can't be written.
@@ -51,11 +50,9 @@ def report_folder(out: Path) -> Iterator[Path]:
 def check_target(out: Path) -> None:
     """Raise `RunError` unless ``out`` is a report, an empty folder or missing."""
     try:
-        if not out.exists():
+        if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or _entries(out) is not None)):
             return
-        if out.is_dir() and (not any(out.iterdir()) or _entries(out) is not None):
-            return
-        got = "a file" if not out.is_dir() else f"a folder without {MARKER}"
+        got = f"a folder without {MARKER}" if out.is_dir() else "a file"
     except OSError as error:
         got = str(error)
     fix = "choose a new or empty folder for --out"

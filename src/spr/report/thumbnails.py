@@ -11,7 +11,7 @@ from typing import Any
 
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
-from spr.records import Size
+from spr.records import PreferencePair
 from spr.runs.reader import JoinedPair
 
 SIDE = 640
@@ -45,20 +45,19 @@ def with_thumbnails(
             yield item
 
     def thumbnail(item: JoinedPair) -> dict[str, Any]:
-        pair, entry = item.pair, entries[item.pair.file_name]
+        entry = entries[item.pair.file_name]
         with entry.lock:
-            entry.result = entry.result or _create(
-                source, folder, entry.number, pair.file_name, (pair.width, pair.height)
-            )
+            if entry.result is None:
+                entry.result = _create(source, folder, entry.number, item.pair)
         return entry.result
 
     # Pillow decodes, scales and encodes without holding Python's interpreter lock.
     return ordered_map(thumbnail, numbered(), threads=os.cpu_count() or 1, ahead=64)
 
 
-def _create(source: ImageSource, folder: Path, number: int, file_name: str, size_wh: Size) -> dict[str, Any]:
+def _create(source: ImageSource, folder: Path, number: int, pair: PreferencePair) -> dict[str, Any]:
     try:
-        thumbnail = source.thumbnail(file_name, size_wh, SIDE)
+        thumbnail = source.thumbnail(pair.file_name, (pair.width, pair.height), SIDE)
     except ImageProblem as problem:
         return {"problem": problem.reason, "detail": str(problem)}
     # Numbers instead of the images' names, which may contain anything.
