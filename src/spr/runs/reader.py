@@ -90,9 +90,6 @@ class Run:
     pairs = Run("runs/mine").table("pairs").to_pandas()
     ```
 
-    Args:
-        path: The run folder.
-
     Raises:
         RunError: if the folder is not a run, or is one of SPR 0.1.
     """
@@ -137,10 +134,10 @@ class Run:
         return self.store(stage).finished()
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A whole table: ``objects``, ``regions``, ``candidates``, ``scores``, ``pairs``, ``dropped`` or a plug-in's.
+        """A whole table, or some of its columns.
 
         Args:
-            name: The table's name.
+            name: ``objects``, ``regions``, ``candidates``, ``scores``, ``pairs``, ``dropped``, or a plug-in's stage.
             columns: Names of the columns to read; None: all.
 
         Raises:
@@ -162,11 +159,7 @@ class Run:
 
     @cached_property
     def describer(self) -> tuple[str, Dialect]:
-        """The model that wrote the candidates, ``name@revision``, and its dialect.
-
-        Raises:
-            RunError: if there are no candidates.
-        """
+        """The model that wrote the candidates, ``name@revision``, and its dialect; a `RunError` without candidates."""
         candidates = self.store("candidates")
         for shard in candidates.finished().shards:
             if shard.rows:

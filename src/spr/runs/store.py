@@ -63,7 +63,8 @@ def reasons_sorted(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
 
 
-class ShardEntry(NamedTuple):
+@dataclass(frozen=True)
+class ShardEntry:
     """A finished shard.
 
     Attributes:
@@ -186,7 +187,7 @@ class StageStore:
             "source": manifest.source,
         }
         # One line per shard: readable, and fast to write even for thousands of shards.
-        shards = ",\n".join(json.dumps(shard._asdict()) for shard in manifest.shards)
+        shards = ",\n".join(json.dumps(vars(shard)) for shard in manifest.shards)
         text = json.dumps(head).removesuffix("}") + ', "shards": [\n' + shards + "\n]}\n"
         write_atomically(self.folder / MANIFEST, text.encode())
 
