@@ -6,7 +6,6 @@ from typing import get_args
 
 import pytest
 
-from spr.commands import export as command
 from spr.exports.formats import FORMATS, ImageMode
 
 
@@ -20,7 +19,7 @@ def spr(*arguments, expect=0):
 def test_the_command_knows_the_formats_there_are():
     help_text = spr("export", "--help")
     assert all(name in help_text for name in FORMATS)
-    assert get_args(ImageMode) == command._IMAGES
+    assert all(f"{mode}:" in help_text for mode in get_args(ImageMode))
 
 
 def test_it_reports_what_it_wrote_what_it_left_out_and_what_to_fill_in(make_dataset, make_run, tmp_path):
@@ -39,7 +38,7 @@ def test_it_reports_what_it_wrote_what_it_left_out_and_what_to_fill_in(make_data
     ("arguments", "message", "code"),
     [
         (["--format", "llama-factory"], "did you mean `llamafactory`", 2),
-        (["--format", "trl", "--images", "embedded"], "did you mean `embed`", 2),
+        (["--format", "trl", "--images", "embedded"], "expected: embed", 2),
         (["--format", "llava", "--images", "embed"], "expected: copy | path", 2),
         (["--format", "trl", "--dialect", "cogvml"], "did you mean `cogvlm`", 1),
         (["--format", "trl"], "is not a run folder", 1),

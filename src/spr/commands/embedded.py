@@ -32,15 +32,8 @@ def quickstart(
     from spr.embedded.quickstart import run_quickstart
 
     try:
-        index = run_quickstart(
-            out,
-            seed,
-            scenes=scenes,
-            held_out_scenes=held_out,
-            workers=workers,
-            say=typer.echo,
-            report=print_summary,
-        )
+        sizes = {"scenes": scenes, "held_out_scenes": held_out, "workers": workers}
+        index = run_quickstart(out, seed, **sizes, say=typer.echo, report=print_summary)
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. Finished parts stay in {out}; run the same command again to continue.", err=True)
         raise typer.Exit(130) from None

@@ -7,10 +7,6 @@ from typing import Annotated
 
 import typer
 
-from spr.commands.run import check_name
-
-_IMAGES = ("embed", "copy", "path")
-
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder with finished pairs.")],
@@ -42,8 +38,6 @@ def export(
     """Write a run's pairs in the format of another trainer, with a dataset card."""
     from spr.exports import writing
 
-    if images is not None:
-        check_name("--images", images, _IMAGES)
     summary = writing.export(run, out, format, images=images, dialect=dialect, license_id=license, name=name)  # type: ignore[arg-type]
     state = ", done before" if summary.done_before else ""
     settings = f"images: {summary.images}, dialect: {summary.dialect}{state}"

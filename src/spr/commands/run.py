@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spr.core.errors import ConfigError
-
 if TYPE_CHECKING:
     from spr.pipeline.runner import StageSummary
 
@@ -39,10 +37,9 @@ def run(
         typer.echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
     if any(summary.name == "pairs" for summary in summaries):
-        from spr.runs.pair_stats import PairStats
-        from spr.runs.reader import Run
+        from spr.runs.pair_stats import pair_summary
 
-        for line in PairStats.of_run(Run(out)).lines():
+        for line in pair_summary(out):
             typer.echo(line)
     typer.echo(f"\nTo see the rows:  spr show {out / summaries[-1].name}")
 
@@ -76,16 +73,6 @@ def doctor() -> None:
 
     for line in diagnose():
         typer.echo(line)
-
-
-def check_name(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise `ConfigError`, with the nearest known name, if an option's value is not one of these."""
-    if value not in known:
-        import difflib
-
-        near = difflib.get_close_matches(value, known, n=1)
-        fix = f"did you mean `{near[0]}`?" if near else None
-        raise ConfigError(f"{option} is not known", got=value, expected=" | ".join(known), fix=fix)
 
 
 def print_summary(summary: StageSummary) -> None:

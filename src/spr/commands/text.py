@@ -47,7 +47,6 @@ def _input_lines() -> Iterator[str]:
 def _parse_size(text_wh: str) -> tuple[int, int]:
     width, _, height = text_wh.lower().replace("×", "x").partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
-        raise ConfigError(
-            "--size is not an image size", got=text_wh, expected="WIDTHxHEIGHT in pixels, such as 640x480"
-        )
+        expected = "WIDTHxHEIGHT in pixels, such as 640x480"
+        raise ConfigError("--size is not an image size", got=text_wh, expected=expected)
     return int(width), int(height)

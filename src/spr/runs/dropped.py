@@ -19,10 +19,7 @@ ROWS_AT_ONCE = 2**18
 def merge_dropped(run: Path, stages: Iterable[str], *, rows_at_once: int = ROWS_AT_ONCE) -> int:
     """Write ``RUN/dropped.parquet`` from the drops of all stages, in order, and return the number of rows.
 
-    Args:
-        run: The run folder.
-        stages: Names of the stages, in order; those that have not begun are skipped.
-        rows_at_once: Rows in memory at a time, and per row group of the file.
+    Stages that have not begun are skipped. ``rows_at_once`` rows are in memory at a time, and in a row group.
 
     Raises:
         RunError: if a stage's drops can't be read, or the file can't be written.

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from graphlib import TopologicalSorter
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -26,27 +27,30 @@ _OLD_MANIFEST = re.compile(rb'\s*\{\s*"format"\s*:')
 
 @contextlib.contextmanager
 def open_run(out: Path, config: Config | TrainingPart) -> Iterator[dict[str, str]]:
-    """Lock a run folder for this process and write the config into it.
+    """Lock a run folder for this process, and write the config and what identifies the annotations into it.
 
-    If the work in the block is refused with a `RunError` before any stage has begun under the new config, the previous
-    ``config.yaml`` is restored, so that it keeps describing what the folder holds.
+    In a folder that holds a run, a field may change as long as no stage whose rows depend on it has begun. Runtime
+    fields, which affect no row, may always change. If the work in the block is refused with a `RunError` before any
+    stage has begun under the new config, the previous ``config.yaml`` is restored, so that it keeps describing what the
+    folder holds.
 
     Args:
         out: The run folder; created if it is missing.
         config: The resolved config. A `TrainingPart` has no annotations: for training on pairs from elsewhere.
 
     Yields:
-        What identifies the input, see `adopt_config`.
+        What identifies the input, for the stages' fingerprints: ``annotations_sha256``; empty for a `TrainingPart`.
 
     Raises:
-        RunError: see `lock_run` and `adopt_config`.
+        RunError: as `lock_run`; or naming the fields that must not change, or the annotations if they have changed; or
+            because a run with annotations is asked to train on pairs from elsewhere.
         InputError: if the annotations can't be read.
     """
     with lock_run(out):
         path = out / "config.yaml"
         previous = path.read_bytes() if path.is_file() else None
         begun = set(_manifests(out))
-        inputs = adopt_config(config, out)
+        inputs = _adopt_config(config, out)
         try:
             yield inputs
         except RunError:
@@ -85,10 +89,7 @@ def lock_run(out: Path) -> Iterator[None]:
 
 
 def check_run_version(run: Path) -> None:
-    """Refuse a run folder that SPR 0.1 made, without changing it. A folder without a config passes.
-
-    Args:
-        run: The run folder.
+    """Refuse a run folder that another version of SPR made, without changing it. A folder without a config passes.
 
     Raises:
         RunError: if another version made it, or its ``config.yaml`` is damaged.
@@ -101,23 +102,10 @@ def check_run_version(run: Path) -> None:
         raise version_error(run, 1 if old else version)
 
 
-def adopt_config(config: Config | TrainingPart, out: Path) -> dict[str, str]:
-    """Write the config, and what identifies the annotations, into a run folder that is locked.
-
-    In a folder that holds a run, a field may change as long as no stage whose rows depend on it has begun. Runtime
-    fields, which affect no row, may always change.
-
-    Returns:
-        What identifies the input, for the stages' fingerprints: ``annotations_sha256``; empty for a `TrainingPart`.
-
-    Raises:
-        RunError: naming the fields that must not change, or the annotations if they have changed, or because a run
-            with annotations is asked to train on pairs from elsewhere.
-        InputError: if the annotations can't be read.
-    """
-    path, known = out / "config.yaml", out / "inputs.json"
+def _adopt_config(config: Config | TrainingPart, out: Path) -> dict[str, str]:
+    path = out / "config.yaml"
     if isinstance(config, TrainingPart):
-        if known.is_file():
+        if (out / "inputs.json").is_file():
             fix = "leave --pairs out to train on the run's own pairs, or choose another --out"
             raise RunError(f"{out} is a run with its own annotations", got="--pairs", fix=fix)
         write_atomically(path, config.to_yaml().encode())
@@ -125,12 +113,13 @@ def adopt_config(config: Config | TrainingPart, out: Path) -> dict[str, str]:
     begun = _manifests(out)
     if path.is_file():
         _check_changes(_read_config(path), config, out, begun)
-    identity, before = _identify(config.annotations.path, known)
-    if begun and before not in (None, identity["sha256"]):
+    before = read_inputs(out)
+    identity = _identify(config.annotations.path, before)
+    if begun and before.get("sha256") not in (None, identity["sha256"]):
         fix = "choose another --out; the rows in this folder come from the previous content of the file"
         raise RunError(f"{config.annotations.path} has changed since {out} was made", fix=fix)
     write_atomically(path, config.to_yaml().encode())
-    write_atomically(known, json.dumps(identity, indent=1).encode())
+    write_atomically(out / "inputs.json", json.dumps(identity, indent=1).encode())
     return {"annotations_sha256": identity["sha256"]}
 
 
@@ -148,13 +137,9 @@ def append_log(out: Path, event: str, **details: Any) -> None:
 def _manifests(out: Path) -> dict[str, Manifest]:
     """The manifests of the stages that have begun, by stage; a stage comes after its inputs."""
     stores = [StageStore(path.parent) for path in sorted(out.glob(f"*/{MANIFEST}"))]
-    waiting = {store.folder.name: manifest for store in stores if (manifest := store.manifest()) is not None}
-    ordered: dict[str, Manifest] = {}
-    while waiting:
-        ready = [name for name, manifest in waiting.items() if not waiting.keys() & set(manifest.inputs)]
-        for name in ready or list(waiting):
-            ordered[name] = waiting.pop(name)
-    return ordered
+    begun = {store.folder.name: manifest for store in stores if (manifest := store.manifest()) is not None}
+    inputs = {name: [stage for stage in manifest.inputs if stage in begun] for name, manifest in begun.items()}
+    return {name: begun[name] for name in TopologicalSorter(inputs).static_order()}
 
 
 def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[str, Manifest]) -> None:
@@ -191,25 +176,20 @@ def _is_old_manifest(path: Path) -> bool:
     return False
 
 
-def _identify(annotations: Path, known: Path) -> tuple[dict[str, Any], str | None]:
-    """What identifies the annotations, and their sha256 when the run was last used.
-
-    The file is only hashed if its path, size or modification time has changed.
-    """
+def _identify(annotations: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """What identifies the annotations; they are only hashed if path, size or modification time differ from before."""
     try:
         stat = annotations.stat()
         if not S_ISREG(stat.st_mode):
             raise InputError(f"{annotations} is not a file", fix="set annotations.path to a JSON file")
         identity = {"path": str(annotations), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        before = _read_known(known)
         same = all(before.get(key) == value for key, value in identity.items())
-        digest = before["sha256"] if same else _hash(annotations, stat.st_size)
+        return {**identity, "sha256": before["sha256"] if same else _hash(annotations, stat.st_size)}
     except FileNotFoundError:
         fix = "set annotations.path; relative paths start at the current folder"
         raise InputError(f"There is no file {annotations}", fix=fix) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{annotations} can't be read", got=error, fix="set annotations.path to a JSON file") from None
-    return {**identity, "sha256": digest}, before.get("sha256")
 
 
 def _hash(path: Path, size: int) -> str:
@@ -217,10 +197,11 @@ def _hash(path: Path, size: int) -> str:
         return sha256(path, lambda done: progress.advance(done // MEGABYTE - progress.done))
 
 
-def _read_known(path: Path) -> dict[str, Any]:
+def read_inputs(run: Path) -> dict[str, Any]:
+    """What identifies the annotations, from ``RUN/inputs.json``: path, size, sha256; empty if it can't be read."""
+    # The sha256 is also part of the stages' fingerprints, so the file may be missing.
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        # The sha256 is also part of the stages' fingerprints, so this file may be missing.
+        known = json.loads((run / "inputs.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) and "sha256" in known else {}

@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -54,18 +55,6 @@ class PairStats:
         self._scores: list[npt.NDArray[np.float32]] = []
         self._kinds: list[npt.NDArray[np.int64]] = []
 
-    @classmethod
-    def of_run(cls, run: Run) -> PairStats:
-        """The statistics of all pairs of a run.
-
-        Raises:
-            RunError: if the pairs have not finished, or a file is damaged.
-        """
-        stats = cls()
-        for _ in stats.watch(run.shards()):
-            pass
-        return stats
-
     @property
     def pairs(self) -> int:
         """Number of pairs."""
@@ -93,7 +82,7 @@ class PairStats:
         """
         self.margins.append(item.pair.margin)
         self.box_edits.update(edit.edit for edit in item.pair.box_edits)
-        counts = [self.categories.setdefault(found.category, CategoryCount()) for found in item.query.inside]
+        counts = [self.categories.setdefault(thing.category, CategoryCount()) for thing in item.query.inside]
         for count in counts:
             count.inside += 1
         for side, text in zip(SIDES, texts or (item.pair.chosen, item.pair.rejected), strict=True):
@@ -141,20 +130,28 @@ class PairStats:
             return None
         return f"Chosen answers have {ratio:.2f} times as many words as rejected ones; training may learn the length."
 
-    def lines(self) -> Iterator[str]:
-        """The statistics as lines of text; none if there are no pairs."""
-        if not self.pairs:
-            return
-        yield f"  {'':<22}{'chosen':>22}{'rejected':>22}   mean (5–95 %)"
-        rows = {**{name: (label, 1) for name, label in LENGTHS.items()}, OWN_LOCALIZATION: ("S_loc, own boxes", 3)}
-        for name, (label, digits) in rows.items():
-            yield f"  {label:<22}" + "".join(f"{spread(self.of(name, side), digits):>22}" for side in SIDES)
-        edits = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in self.box_edits.most_common())
-        yield f"  boxes of the chosen: {edits}"
-        warning = self.length_warning()
-        if warning is not None:
-            yield f"  Note: {warning}"
-            yield "  `pairing.max_length_ratio` drops pairs whose lengths differ too much."
+
+def pair_summary(run: Path) -> Iterator[str]:
+    """The statistics of a run's pairs as lines of text; none if there are no pairs.
+
+    Raises:
+        RunError: if the pairs have not finished, or a file is damaged.
+    """
+    stats = PairStats()
+    for _ in stats.watch(Run(run).shards()):
+        pass
+    if not stats.pairs:
+        return
+    yield f"  {'':<22}{'chosen':>22}{'rejected':>22}   mean (5–95 %)"
+    rows = {**{name: (label, 1) for name, label in LENGTHS.items()}, OWN_LOCALIZATION: ("S_loc, own boxes", 3)}
+    for name, (label, digits) in rows.items():
+        yield f"  {label:<22}" + "".join(f"{spread(stats.of(name, side), digits):>22}" for side in SIDES)
+    edits = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in stats.box_edits.most_common())
+    yield f"  boxes of the chosen: {edits}"
+    warning = stats.length_warning()
+    if warning is not None:
+        yield f"  Note: {warning}"
+        yield "  `pairing.max_length_ratio` drops pairs whose lengths differ too much."
 
 
 def spread(values: Sequence[float] | npt.NDArray[np.floating], digits: int) -> str:

@@ -21,7 +21,7 @@ from spr.grounding import Dialect, get_dialect
 from spr.grounding.matching import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
 from spr.records.schemas import from_table
-from spr.runs.folder import check_run_version
+from spr.runs.folder import check_run_version, read_inputs
 from spr.runs.store import MANIFEST, Manifest, StageStore, read_table
 
 Side: TypeAlias = Literal["chosen", "rejected"]
@@ -90,9 +90,6 @@ class Run:
     pairs = Run("runs/mine").table("pairs").to_pandas()
     ```
 
-    Args:
-        path: The run folder.
-
     Raises:
         RunError: if the folder is not a run, or is one of SPR 0.1.
     """
@@ -117,12 +114,8 @@ class Run:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """What identifies the annotations, from ``RUN/inputs.json``: path, size, sha256; empty if it is unreadable."""
-        try:
-            known = json.loads((self.path / "inputs.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
+        """What identifies the annotations: path, size, sha256; empty if ``RUN/inputs.json`` can't be read."""
+        return read_inputs(self.path)
 
     @property
     def stages(self) -> list[str]:
@@ -137,18 +130,14 @@ class Run:
         return StageStore(self.path / stage)
 
     def finished(self, stage: str) -> Manifest:
-        """The manifest of a finished stage.
-
-        Raises:
-            RunError: if the stage has not finished.
-        """
+        """The manifest of a finished stage; a `RunError` if it has not finished."""
         return self.store(stage).finished()
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A whole table: ``objects``, ``regions``, ``candidates``, ``scores``, ``pairs``, ``dropped`` or a plug-in's.
+        """A whole table, or some of its columns.
 
         Args:
-            name: The table's name.
+            name: ``objects``, ``regions``, ``candidates``, ``scores``, ``pairs``, ``dropped``, or a plug-in's stage.
             columns: Names of the columns to read; None: all.
 
         Raises:
@@ -170,11 +159,7 @@ class Run:
 
     @cached_property
     def describer(self) -> tuple[str, Dialect]:
-        """The model that wrote the candidates, ``name@revision``, and its dialect.
-
-        Raises:
-            RunError: if there are no candidates.
-        """
+        """The model that wrote the candidates, ``name@revision``, and its dialect; a `RunError` without candidates."""
         candidates = self.store("candidates")
         for shard in candidates.finished().shards:
             if shard.rows:

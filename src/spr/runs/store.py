@@ -6,7 +6,6 @@ without an entry is unfinished, and a file whose checksum differs from its entry
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -34,12 +33,9 @@ class StageOutput(NamedTuple):
 
 
 def dropped_table(stage: str, kind: str, drops: Iterable[tuple[str, str]]) -> pa.Table:
-    """A table of dropped items (schema `spr.records.schemas.DROPPED`).
+    """A table (schema `spr.records.schemas.DROPPED`) of ``(id, reason)`` pairs that a stage dropped.
 
-    Args:
-        stage: The stage that dropped them.
-        kind: What the ids identify: "image", "object", "query" or "candidate".
-        drops: ``(id, reason)`` pairs.
+    ``kind`` is what the ids identify: "image", "object", "query" or "candidate".
     """
     ids, reasons = zip(*drops, strict=True) if (drops := list(drops)) else ((), ())
     return dropped_columns(stage, kind, pa.array(ids, pa.string()), pa.array(reasons, pa.string()))
@@ -67,7 +63,7 @@ def reasons_sorted(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ShardEntry:
     """A finished shard.
 
@@ -126,15 +122,8 @@ class Manifest:
         return dict(sorted(total.items()))
 
 
-_ENTRY = tuple(item.name for item in dataclasses.fields(ShardEntry))
-
-
 class StageStore:
-    """The folder of a stage's output.
-
-    Args:
-        folder: ``RUN/<stage>``; created when the first shard is written.
-    """
+    """The folder of a stage's output, ``RUN/<stage>``; created when the first shard is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -177,8 +166,8 @@ class StageStore:
             entries = [ShardEntry(**entry) for entry in raw["shards"]]
             if not isinstance(raw["source"], dict):
                 raise ValueError("`source` is not an object")
-            depends = tuple(raw["inputs"]), tuple(raw["sections"])
-            return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"], *depends)
+            inputs, sections = tuple(raw["inputs"]), tuple(raw["sections"])
+            return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"], inputs, sections)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -198,7 +187,7 @@ class StageStore:
             "source": manifest.source,
         }
         # One line per shard: readable, and fast to write even for thousands of shards.
-        shards = ",\n".join(json.dumps({name: getattr(shard, name) for name in _ENTRY}) for shard in manifest.shards)
+        shards = ",\n".join(json.dumps(vars(shard)) for shard in manifest.shards)
         text = json.dumps(head).removesuffix("}") + ', "shards": [\n' + shards + "\n]}\n"
         write_atomically(self.folder / MANIFEST, text.encode())
 
