@@ -10,12 +10,11 @@ from PIL import Image
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.ferret_rules import entities
-from spr.evaluation.lvis_questions import write_lvis_questions
 from spr.evaluation.predictions import Answers
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.phrase_grounding import PhraseGrounding
 from spr.evaluation.tasks.pope import Pope
-from spr.evaluation.tasks.referring import Referring, is_right
+from spr.evaluation.tasks.referring import Referring, is_right, write_lvis_questions
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber
 

@@ -160,7 +160,7 @@ def lvis_questions(
     min_area: Annotated[float, typer.Option(min=0, help="Skip objects with a smaller box, in px².")] = 0.0,
 ) -> None:
     """Generate the question file of the task `referring` from LVIS annotations."""
-    from spr.evaluation.lvis_questions import write_lvis_questions
+    from spr.evaluation.tasks.referring import write_lvis_questions
 
     written = write_lvis_questions(annotations, out, n, seed=seed, min_area=min_area)
     typer.echo(f"{written:,} questions in {out}")

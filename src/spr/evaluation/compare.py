@@ -16,16 +16,12 @@ from spr.evaluation.lines import read_bytes
 from spr.evaluation.metrics import Difference, cluster_numbers, paired_difference
 from spr.evaluation.result import Result, read_items, rounded
 
-SAME = ("model", "predictions", "seed")
-"""Entries of a protocol that are expected to differ and are not reported."""
+_MAY_DIFFER = ("model", "predictions", "seed")  # entries of a protocol whose differences are not reported
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric of two results on the items that both have; None where it has no value.
-
-    ``difference`` is ``other`` minus ``base``.
-    """
+    """One metric of two results on the items that both have, and ``other`` minus ``base``; None without a value."""
 
     metric: str
     base: float | None
@@ -54,14 +50,10 @@ class Comparison:
         """The comparison as nested dicts, as ``spr compare --out`` writes it."""
         metrics = {}
         for row in self.rows:
+            values = {"base": rounded(row.base), "other": rounded(row.other)}
             d = row.difference
-            metrics[row.metric] = {
-                "base": rounded(row.base),
-                "other": rounded(row.other),
-                "difference": None if d is None else rounded(d.value),
-                "ci95": None if d is None else [rounded(v) for v in d.ci95],
-                "p": None if d is None else rounded(d.p),
-            }
+            change = (rounded(d.value), [rounded(v) for v in d.ci95], rounded(d.p)) if d else (None, None, None)
+            metrics[row.metric] = {**values, **dict(zip(("difference", "ci95", "p"), change, strict=True))}
         head = {"task": self.task, "base": self.base, "other": self.other, "n": self.n}
         return {**head, "changes": list(self.changes), "metrics": metrics}
 
@@ -69,8 +61,7 @@ class Comparison:
 def load_results(path: Path) -> list[tuple[str, Result]]:
     """The labelled result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
 
-    Raises:
-        InputError: if it is neither, has another format version, or its items file is missing.
+    Raises `InputError` if it is neither, has another format version, or its items file is missing.
     """
     file = path / "metrics.json" if path.is_dir() else path
     expected = "a file that `spr evaluate … --out` wrote, or a run folder with a metrics.json"
@@ -151,7 +142,7 @@ def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
 
 def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
     # An entry that only one of the two has is not a difference: the other may not have recorded it.
-    known = [name for name in base if name not in SAME and None not in (base[name], other.get(name))]
+    known = [name for name in base if name not in _MAY_DIFFER and None not in (base[name], other.get(name))]
     return tuple(f"{name}: {base[name]} → {other[name]}" for name in known if base[name] != other[name])
 
 

@@ -21,8 +21,7 @@ from spr.grounding import GroundedText, parse
 from spr.models.protocols import Describer, DescribeRequest
 from spr.records import RegionQuery, Size
 
-AT_ONCE = 256
-"""Questions per call of the model: enough to fill its batches, few enough to hold their images in memory."""
+_AT_ONCE = 256  # questions per call of the model: enough to fill its batches, and their images fit into memory
 _AHEAD = 32  # images decoded before they are needed
 
 
@@ -82,7 +81,7 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
     answers = Answers([None] * len(questions), dialect=describer.dialect, model=describer.name)
     decoded = enumerate(_decoded(questions, load))
     with Progress("answers", len(questions), "answers") as progress:
-        while batch := list(islice(decoded, AT_ONCE)):
+        while batch := list(islice(decoded, _AT_ONCE)):
             asked: dict[int, DescribeRequest] = {}
             for k, (question, image) in batch:
                 if isinstance(image, ImageProblem):
@@ -100,17 +99,10 @@ def answer_record(question: Question, text: str | None, describer: Describer) ->
     """An answer with its question and its boxes: one line of the ``.answers.jsonl`` beside a result."""
     size_wh = question.size_wh
     grounded = parse(text or "", describer.dialect, size_wh) if size_wh is not None else GroundedText("")
-    return Prediction(
-        question.id,
-        text,
-        question.prompt,
-        question.file_name,
-        grounded.boxes,
-        tuple(span.phrase for span in grounded.spans for _ in span.boxes),
-        tuple(str(problem) for problem in grounded.problems),
-        describer.name,
-        describer.dialect.spec,
-    )
+    phrases = tuple(span.phrase for span in grounded.spans for _ in span.boxes)
+    read = grounded.boxes, phrases, tuple(map(str, grounded.problems))
+    asked = question.id, text, question.prompt, question.file_name
+    return Prediction(*asked, *read, describer.name, describer.dialect.spec)
 
 
 def _decoded(questions: Sequence[Question], load: LoadImage) -> Iterator[tuple[Question, Image.Image | ImageProblem]]:

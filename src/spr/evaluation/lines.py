@@ -11,7 +11,6 @@ import msgspec
 
 from spr.core.errors import InputError
 
-Row = TypeVar("Row")
 Content = TypeVar("Content")
 
 
@@ -27,18 +26,14 @@ def read_bytes(path: Path, expected: str, what: str = "Annotations") -> bytes:
 def decode_json(
     data: bytes, content: type[Content], what: str, *, expected: str, fix: str | None = None, strict: bool = True
 ) -> Content:
-    """JSON as an object of the given type; ``strict=False`` also reads texts as numbers.
-
-    Raises:
-        InputError: saying ``what`` is wrong and naming the first field that does not fit.
-    """
+    """JSON as an object of the given type, or `InputError`; ``strict=False`` also reads texts as numbers."""
     try:
         return msgspec.json.decode(data, type=content, strict=strict)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(what, got=error, expected=expected, fix=fix) from None
 
 
-def decode_lines(data: bytes, row: type[Row]) -> Iterator[tuple[int, Row | Exception]]:
+def decode_lines(data: bytes, row: type[Content]) -> Iterator[tuple[int, Content | Exception]]:
     """The number, from 1, of each line that is not empty, and its row or the reason why it does not fit the type."""
     decoder = msgspec.json.Decoder(row)
     for number, line in enumerate(data.split(b"\n"), start=1):
@@ -49,15 +44,12 @@ def decode_lines(data: bytes, row: type[Row]) -> Iterator[tuple[int, Row | Excep
                 yield number, error
 
 
-def read_lines(path: Path, row: type[Row], expected: str, data: bytes | None = None) -> list[Row]:
-    """Read a JSON-lines file, or its content ``data``, with rows of the given type.
+def read_lines(path: Path, row: type[Content], expected: str, data: bytes | None = None) -> list[Content]:
+    """Read a JSON-lines file, or its content ``data``; empty lines and unknown fields are skipped.
 
-    Empty lines and unknown fields are skipped.
-
-    Raises:
-        InputError: if the file can't be read or has no lines, or naming the line and field that do not fit the type.
+    Raises `InputError` if the file can't be read or has no lines, or naming the line and field that do not fit.
     """
-    rows: list[Row] = []
+    rows: list[Content] = []
     for number, decoded in decode_lines(read_bytes(path, expected) if data is None else data, row):
         if isinstance(decoded, Exception):
             raise InputError(f"Line {number} of {path} is not valid", got=decoded, expected=expected)
@@ -86,8 +78,7 @@ def first_repeated(names: Iterable[str]) -> str | None:
 def unique_ids(path: Path, field: str, values: Sequence[object]) -> tuple[str, ...]:
     """The rows' ids as text; their numbers, from 0, if no row has an id (all ``values`` are None).
 
-    Raises:
-        InputError: if only some rows have an id, an id is neither text nor a whole number, or an id is repeated.
+    Raises `InputError` if only some rows have an id, an id is neither text nor a whole number, or an id is repeated.
     """
     if all(value is None for value in values):
         return tuple(map(str, range(len(values))))

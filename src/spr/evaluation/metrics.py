@@ -93,12 +93,9 @@ def resampled(clusters: int, resamples: int = RESAMPLES, seed: int = 0) -> Itera
 def bootstrap(
     shares: Sequence[Share], clusters: Ints, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> npt.NDArray[np.float32]:
-    """K metrics of resampled images, all from the same resamples.
+    """K metrics of resampled images, all from the same resamples; ``clusters`` are the items' `cluster_numbers`.
 
-    ``clusters`` are the `cluster_numbers` of the items' images.
-
-    Returns:
-        float32 ``(resamples, K)``; NaN where the wholes of a resample sum to 0.
+    Returns float32 ``(resamples, K)``, with NaN where the wholes of a resample sum to 0.
     """
     count = int(clusters.max(initial=-1)) + 1
     if count > MOST_CLUSTERS:

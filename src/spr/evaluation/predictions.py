@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +35,9 @@ PROBLEMS: dict[str, str] = {
 """Problems with answers that a result counts and lists, with their explanations."""
 
 
-class _Row(msgspec.Struct, gc=False):
-    """The fields of a line that are read; others are skipped without being decoded."""
-
-    id: Any = msgspec.UNSET
-    question_id: Any = msgspec.UNSET
-    image_id: Any = msgspec.UNSET
-    sentence_id: Any = msgspec.UNSET
-    answer: Any = msgspec.UNSET
-    text: Any = msgspec.UNSET
-    response: Any = msgspec.UNSET
-    prediction: Any = msgspec.UNSET
-    dialect: Any = None
-    model: Any = None
+# The fields of a line that are read; others are skipped without being decoded.
+_FIELDS = (*ID_FIELDS, "sentence_id", *ANSWER_FIELDS, "dialect", "model")
+_Row: Any = msgspec.defstruct("_Row", [(name, Any, msgspec.UNSET) for name in _FIELDS], gc=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +95,12 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     model and the dialect. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them; its
     lines are numbered through all files.
 
-    Raises:
-        InputError: if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
+    Raises `InputError` if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     data = b"\n".join(read_bytes(file, "a JSON-lines file", "Predictions") for file in files)
     answers = Answers([])
-    rows: dict[int, _Row] = {}
+    rows: dict[int, Any] = {}
     for number, row in decode_lines(data, _Row):
         if isinstance(row, Exception):
             answers.note("not_json", f"line {number}")
@@ -126,7 +114,20 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     first = next(iter(rows.values()))
     answers.dialect = first.dialect if isinstance(first.dialect, str) else None
     answers.model = first.model if isinstance(first.model, str) else None
-    by_id = _by_id(rows, set(ids), *_fields(path, rows), answers)
+    id_field, answer_field = _fields(path, rows)
+    known, by_id = set(ids), dict[str, Any]()
+    for number, row in rows.items():
+        name = as_id(getattr(row, id_field))
+        if name and id_field == "image_id" and row.sentence_id is not msgspec.UNSET:
+            name = f"{name}_{row.sentence_id}"  # Flickr30k Entities: several sentences per image
+        if name is None:
+            answers.note("no_id", f"line {number}")
+        elif name not in known:
+            answers.note("unknown", name)
+        elif name in by_id:
+            answers.note("doubled", name)
+        else:
+            by_id[name] = getattr(row, answer_field)
     if not by_id:
         got = ", ".join(answers.problems.get("unknown", ())[:3])
         expected = ", ".join(ids[:3]) + ", …"
@@ -141,28 +142,7 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     return answers
 
 
-def _by_id(
-    rows: Mapping[int, _Row], ids: Collection[str], id_field: str, answer_field: str, answers: Answers
-) -> dict[str, Any]:
-    """The first answer with each of the ids; the problems of the other rows are added to ``answers``."""
-    by_id: dict[str, Any] = {}
-    id_of, answer_of = attrgetter(id_field), attrgetter(answer_field)
-    for number, row in rows.items():
-        name = as_id(id_of(row))
-        if name and id_field == "image_id" and row.sentence_id is not msgspec.UNSET:
-            name = f"{name}_{row.sentence_id}"  # Flickr30k Entities: several sentences per image
-        if name is None:
-            answers.note("no_id", f"line {number}")
-        elif name not in ids:
-            answers.note("unknown", name)
-        elif name in by_id:
-            answers.note("doubled", name)
-        else:
-            by_id[name] = answer_of(row)
-    return by_id
-
-
-def _fields(path: Path, rows: Mapping[int, _Row]) -> tuple[str, str]:
+def _fields(path: Path, rows: Mapping[int, Any]) -> tuple[str, str]:
     """The names of the id field and the answer field: the first known name that occurs in the first 100 lines."""
     looked_at = list(islice(rows.values(), 100))
     id_fields, answer_fields = (

@@ -22,7 +22,6 @@ from spr.runs.store import read_table, write_table
 
 SHOWN = 20
 """The number of ids that a result file lists per problem; all are counted."""
-ITEMS, ANSWERS = ".items.parquet", ".answers.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +110,11 @@ class Result:
             of ``path``: with the run as root, it is an entry for the run's ``metrics.json``.
         """
         content = self.to_json()
-        beside = path.with_name(path.stem + ITEMS)
+        beside = path.with_name(path.stem + ".items.parquet")
         write_table(beside, self.items_table())
         content["items"] = beside.name
         if self.predictions:
-            answers = path.with_name(path.stem + ANSWERS)
+            answers = path.with_name(path.stem + ".answers.jsonl")
             write_atomically(answers, "".join(line.to_line() for line in self.predictions).encode())
             content["answers"] = answers.name
         write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -27,11 +27,11 @@ from spr.records.schemas import from_table
 from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore, read_table
 
-RECALLS = (0.5, 0.75, 0.9)
-UNMATCHED = 0.5
+_RECALLS = {f"recall@{threshold}": threshold for threshold in (0.5, 0.75, 0.9)}
+_UNMATCHED = 0.5
 _WHOLES = {
     "s_loc": None,
-    **dict.fromkeys((f"recall@{threshold}" for threshold in RECALLS), "objects"),
+    **dict.fromkeys(_RECALLS, "objects"),
     "unmatched_boxes": "boxes",
     "objects_named": "objects",
     "objects_placed": "objects",
@@ -67,12 +67,7 @@ class Description(Task[Regions]):
     """
 
     name: ClassVar[str] = "description"
-    higher_is_better: ClassVar[tuple[str, ...]] = (
-        "s_loc",
-        "objects_named",
-        "objects_placed",
-        *(f"recall@{threshold}" for threshold in RECALLS),
-    )
+    higher_is_better: ClassVar[tuple[str, ...]] = ("s_loc", "objects_named", "objects_placed", *_RECALLS)
     lower_is_better: ClassVar[tuple[str, ...]] = ("unmatched_boxes",)
 
     prompt: Annotated[
@@ -93,9 +88,7 @@ class Description(Task[Regions]):
     def load(self, path: Path) -> Regions:
         """Read the regions of ``RUN``, ``RUN/regions``, a Parquet file of that table, or JSON (a list, or lines).
 
-        Raises:
-            InputError: if the file is something else, or contains no regions.
-            RunError: if the run's regions are not finished.
+        Raises `RunError` if the run's regions are not finished.
         """
         images, prompt = None, None
         if path.is_dir():
@@ -186,9 +179,9 @@ def _measure(query: RegionQuery, grounded: GroundedText) -> dict[str, float]:
     return {
         "s_loc": localization_score(inside, boxes).score,
         "objects": len(inside),
-        **{f"recall@{threshold}": float(reaches(best, threshold).sum()) for threshold in RECALLS},
+        **{name: float(reaches(best, threshold).sum()) for name, threshold in _RECALLS.items()},
         "boxes": len(boxes),
-        "unmatched_boxes": float((~reaches(best_of_box, UNMATCHED)).sum()),
+        "unmatched_boxes": float((~reaches(best_of_box, _UNMATCHED)).sum()),
         "objects_named": count_named(names, phrases or [grounded.plain_text]),
         "objects_placed": count_placed(overlaps, same_name.reshape(overlaps.shape)),
         "phrases": len(phrases),

@@ -134,8 +134,7 @@ class PhraseGrounding(Task[list[Sentence]]):
                 best = bx.iou_matrix(boxes, phrase.boxes).max(axis=1)
                 hits.append([bool(reaches(best[:k], THRESHOLD).any()) for k in (*TOP, None)])
         columns = np.asarray(hits, dtype=np.float64).reshape(-1, len(TOP) + 1).T
-        names = [*(f"recall@{k}" for k in TOP), "upper_bound"]
-        shares = {name: Share.mean(column) for name, column in zip(names, columns, strict=True)}
+        shares = {name: Share.mean(column) for name, column in zip(self.higher_is_better, columns, strict=True)}
         all_categories = sorted({name for of_phrase in categories for name in of_phrase})
         groups = {name: np.array([name in of_phrase for of_phrase in categories]) for name in all_categories}
         protocol: dict[str, Any] = {

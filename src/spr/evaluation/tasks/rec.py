@@ -45,9 +45,7 @@ class Expressions:
     """N referring expressions, one tuple or array per column.
 
     ``boxes_xyxy`` is float64 ``(N, 4)`` in pixels of the image. A dataset is such as ``refcoco+``, or empty if unknown.
-
-    Raises:
-        InputError: if an id is repeated, or a box has no area.
+    Raises `InputError` if an id is repeated, or a box has no area.
     """
 
     ids: tuple[str, ...]
