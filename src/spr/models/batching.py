@@ -34,12 +34,9 @@ def prepared(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs work on batches of at most ``size`` items. Running out of memory halves the size permanently.
+    """Runs work, which returns one result per item, on batches of at most ``size`` items.
 
-    Args:
-        work: Maps a batch to one result per item, in order.
-        size: Maximum number of items per batch, at least 1.
-        length: Length of an item. Items of similar length share a batch, which reduces padding.
+    Items of similar length share a batch, which reduces padding. Running out of memory halves the size permanently.
     """
 
     def __init__(
@@ -47,19 +44,14 @@ class Batcher(Generic[Item, Result]):
         work: Callable[[Sequence[Item]], Sequence[Result]],
         size: int,
         *,
-        length: Callable[[Item], int] | None = None,
+        length: Callable[[Item], int] = lambda _: 0,
     ) -> None:
         self.work, self.size, self.length = work, size, length
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
-        """One result per item, in their order.
-
-        Raises:
-            DeviceMemoryError: if a single item does not fit.
-        """
+        """One result per item, in their order; `DeviceMemoryError` if a single item does not fit."""
         # Longest first, so that a batch that does not fit fails early.
-        lengths = [self.length(item) if self.length is not None else 0 for item in items]
-        order = sorted(range(len(items)), key=lambda k: -lengths[k])
+        order = sorted(range(len(items)), key=lambda k: -self.length(items[k]))
         results: dict[int, Result] = {}
         done = 0
         while done < len(order):

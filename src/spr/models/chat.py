@@ -18,10 +18,8 @@ def user_turn(prompt: str) -> list[Message]:
 def render_turn(processor: Any, family: Family | None, messages: Sequence[Message]) -> str:
     """The conversation and the start of the answer as the model's input text, with one placeholder for the image.
 
-    Args:
-        processor: From `spr.models.image_processors.load_processor`.
-        family: The model's family, whose ``turn`` is used if the processor has no chat template.
-        messages: In the format of chat templates: ``role``, and ``content`` as a list of ``image`` and ``text`` parts.
+    The ``content`` of each message is a list of ``image`` and ``text`` parts. The family's ``turn`` is used if the
+    processor has no chat template.
     """
     messages = _without_placeholders(processor, messages)
     if processor.chat_template is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from spr.models.families import FAMILIES, CustomModel
-from spr.models.loading import Source, load_part, read_model_type
+from spr.models.loading import Source, load_part, load_pretrained, read_model_type
 from spr.models.ported.tensor_files import convert_pickles
 
 
@@ -29,8 +29,7 @@ def register_custom_models() -> None:
 def load_config(source: Source, *, revision: str | None = None, expected: Collection[str] | None = None) -> Any:
     """Load a model's config, including configs that name only ``architectures``. Runs no remote code.
 
-    Raises:
-        ModelError: if it can't be loaded, or if ``expected`` is given and does not contain its model type.
+    A config that can't be loaded, or whose model type is not ``expected``, is a `ModelError`.
     """
     customs = custom_models()
     by_architecture = {name: kind for kind, custom in customs.items() for name in custom.architectures}
@@ -41,12 +40,12 @@ def load_config(source: Source, *, revision: str | None = None, expected: Collec
     return load_part(resolve_name(customs[model_type].config), source, revision=revision)
 
 
-def custom_options(source: Source, config: Any) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` that a custom model's ``config`` needs; empty for models of transformers.
+def load_mllm(source: Source, config: Any, **options: Any) -> Any:
+    """Load a multimodal LLM, given its ``config`` from `load_config`; options and errors as in `load_pretrained`.
 
-    If a local folder has its weights as pickles, they are first converted to safetensors, once.
+    If the local folder of a custom model has its weights as pickles, they are first converted to safetensors, once.
     """
-    if config.model_type not in custom_models():
-        return {}
-    convert_pickles(source)
-    return {"config": config}
+    if config.model_type in custom_models():
+        convert_pickles(source)
+        options["config"] = config
+    return load_pretrained(AutoModelForImageTextToText, source, **options)

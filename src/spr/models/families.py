@@ -23,11 +23,8 @@ _LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 class CustomModel:
     """Classes of a model that transformers does not have, as ``"module:name"``; they are imported when first used.
 
-    Attributes:
-        config: The config class.
-        model: The model class.
-        load_processor: From a folder or hub id, a config and ``revision=`` to a processor that pads on the left.
-        architectures: ``architectures`` of config.json that identify published folders without a ``model_type``.
+    ``load_processor`` takes a folder or hub id, a config and ``revision=``, and returns a processor that pads on the
+    left. ``architectures`` of config.json identify published folders without a ``model_type``.
     """
 
     config: str
@@ -81,6 +78,7 @@ class Family:
         return self.language_model.removesuffix(".layers")
 
 
+_VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 _CHAT_ML_END = ("<|im_end|>",)
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -94,14 +92,7 @@ FERRET_SYSTEM = (
 """System text of Ferret's conversation template ``ferret_v1``. The two spaces at its end are part of the template."""
 
 _ALL = (
-    Family(
-        "llava",
-        "LLaVA-1.5",
-        dialect="llava",
-        turn="USER: {image}\n{prompt} ASSISTANT:",
-        pads_square=True,
-        shared_prefix=True,
-    ),
+    Family("llava", "LLaVA-1.5", dialect="llava", turn=_VICUNA, pads_square=True, shared_prefix=True),
     Family(
         "llava_onevision",
         "LLaVA-OneVision 0.5B, 7B, 72B",
@@ -135,7 +126,7 @@ _ALL = (
         "ferret",
         "Ferret 7B, 13B",
         dialect="ferret",
-        turn=FERRET_SYSTEM + "USER: {image}\n{prompt} ASSISTANT:",
+        turn=FERRET_SYSTEM + _VICUNA,
         custom=CustomModel(
             "spr.models.ported.ferret.configuration:FerretConfig",
             "spr.models.ported.ferret.modeling:FerretForConditionalGeneration",
@@ -183,12 +174,9 @@ def is_grounding_token(token: str, *dialects: Dialect) -> bool:
 
 
 def choose_dialect(dialect: str | Dialect | None, model_type: str, image_processor: Any) -> Dialect:
-    """The dialect of a model. One in pixels of the resized image (Qwen2.5-VL) is set up to match the image processor.
+    """The dialect of a model, given by key, or its family's dialect if None; a `Dialect` is returned unchanged.
 
-    Args:
-        dialect: A dialect, which is returned unchanged; a key; or None for the family's dialect.
-        model_type: ``model_type`` of the model's config.
-        image_processor: The model's image processor.
+    One in pixels of the resized image (Qwen2.5-VL) is set up to match the image processor.
 
     Raises:
         ModelError: if ``dialect`` is None and the family is not in `FAMILIES`.
@@ -198,19 +186,12 @@ def choose_dialect(dialect: str | Dialect | None, model_type: str, image_process
         return dialect
     if dialect is None:
         if model_type not in FAMILIES:
-            raise ModelError(
-                "The dialect of this model family is unknown",
-                got=f"model_type {model_type}",
-                expected=", ".join(FAMILIES),
-                fix="set describer.dialect",
-            )
+            what, got = "The dialect of this model family is unknown", f"model_type {model_type}"
+            raise ModelError(what, got=got, expected=", ".join(FAMILIES), fix="set describer.dialect")
         dialect = FAMILIES[model_type].dialect
     chosen = get_dialect(dialect)
     if not isinstance(chosen.geometry, Resized) or not hasattr(image_processor, "merge_size"):
         return chosen
-    geometry = Resized(
-        factor=image_processor.patch_size * image_processor.merge_size,
-        min_pixels=image_processor.size["shortest_edge"],
-        max_pixels=image_processor.size["longest_edge"],
-    )
+    factor, size = image_processor.patch_size * image_processor.merge_size, image_processor.size
+    geometry = Resized(factor=factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
     return dataclasses.replace(chosen, geometry=geometry)

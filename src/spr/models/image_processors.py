@@ -27,29 +27,17 @@ def load_processor(
 ) -> Any:
     """Load a model's processor for images and text; it pads on the left.
 
-    Args:
-        source: A folder or a hub id.
-        model_type: ``model_type`` of the model's config.
-        family: The model's family, which decides whether images are padded to a square.
-        revision: Branch, tag or commit of the hub's repository.
-
-    Returns:
-        An instance of (a subclass of) the family's processor class, with the ``chat_template`` of the processor or of
-        the tokenizer, or None.
-
-    Raises:
-        ModelError: if transformers has no processor for the model type, or a part can't be loaded.
+    It is an instance of (a subclass of) the processor class of the model type, with the ``chat_template`` of the
+    processor or of the tokenizer, or None. The family decides whether images are padded to a square.
     """
     if (custom := custom_models().get(model_type)) is not None:
         load = resolve_name(custom.load_processor)
         return load(source, load_config(source, revision=revision), revision=revision)
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
     if name is None or not hasattr(transformers, name):
-        raise ModelError(
-            "transformers has no processor for this kind of model",
-            got=f"model_type {model_type}",
-            fix="choose a multimodal LLM, or update transformers",
-        )
+        what = "transformers has no processor for this kind of model"
+        fix = "choose a multimodal LLM, or update transformers"
+        raise ModelError(what, got=f"model_type {model_type}", fix=fix)
     processor_class = without_video(getattr(transformers, name))
     image_processor = load_part(AutoImageProcessor, source, revision=revision, backend="pil")
     if hasattr(processor_class, "_get_number_of_features") and not hasattr(image_processor, "image_grid_pinpoints"):

@@ -17,12 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors as hub
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging
 
@@ -35,7 +30,6 @@ Source: TypeAlias = str | os.PathLike[str]
 """A folder in the format of ``save_pretrained``, or a model id of the Hub."""
 
 _SHOWN = 8  # tensors named in an error
-_FEWEST_TOKENS = 16  # a vocabulary of only special tokens has about five
 
 
 class ModelError(SprError):
@@ -43,11 +37,7 @@ class ModelError(SprError):
 
 
 def model_source(model: str) -> str:
-    """A folder or a model id of the Hub; for `embedded/…`, the folder of a model that ships with the package.
-
-    Raises:
-        ConfigError: if there is no embedded model of this name.
-    """
+    """A folder or a model id of the Hub; for `embedded/…`, the folder of a model that ships with the package."""
     if not model.startswith("embedded/"):
         return model
     folder = files("spr") / "embedded" / "weights" / model.removeprefix("embedded/")
@@ -68,13 +58,8 @@ def load_pretrained(
 ) -> Any:
     """Load a model with all of its weights, in eval mode and without gradients.
 
-    Args:
-        model_class: A class with transformers' ``from_pretrained``.
-        source: A folder or a hub id.
-        revision: Branch, tag or commit of the hub's repository.
-        dtype: Data type of the weights, such as ``"float32"``; ``"auto"`` is the dtype on disk.
-        device: Device of the model; None leaves it where ``from_pretrained`` puts it (``device_map``, or the CPU).
-        **kwargs: For ``from_pretrained`` (``device_map``, ``attn_implementation``, ``quantization_config``, …).
+    With the dtype ``"auto"``, the weights keep their dtype on disk. Without a device, they stay where
+    ``from_pretrained``, which gets all further arguments, puts them (``device_map``, or the CPU).
 
     Raises:
         ModelError: if the model is missing or unreachable, has no safetensors, needs a package that is not
@@ -100,11 +85,7 @@ def load_pretrained(
 
 
 def load_part(part_class: Any, source: Source, *, revision: str | None = None, **kwargs: Any) -> Any:
-    """Load a tokenizer, image processor or config from a model's folder or repository.
-
-    Raises:
-        ModelError: as `load_pretrained`.
-    """
+    """Load a tokenizer, image processor or config from a model's folder or repository, or raise `ModelError`."""
     with clear_errors(source, revision):
         return part_class.from_pretrained(source, revision=revision or "main", trust_remote_code=False, **kwargs)
 
@@ -114,10 +95,8 @@ def load_with_processors(
 ) -> tuple[Any, Any, Any, str]:
     """Load the model that a config section names: the model, its image processor, its tokenizer and its name.
 
-    ``classes`` are the classes of the model and of its image processor, by ``model_type``.
-
-    Raises:
-        ModelError: as `load_pretrained`, and if the model has another type or the tokenizer is not its own.
+    ``classes`` are the classes of the model and of its image processor, by ``model_type``. Another type, or a tokenizer
+    that is not the model's own, is a `ModelError`.
     """
     source, revision = model_source(section.model), section.revision
     model_class, processor_class = classes[read_model_type(source, classes, revision=revision)]
@@ -138,8 +117,7 @@ def read_model_type(
 ) -> str:
     """Read the ``model_type`` of a model's config; without one, look up the first of its ``architectures``.
 
-    Raises:
-        ModelError: if there is no config, or ``expected`` is given and does not contain its model type.
+    A type that is not among the ``expected``, if these are given, is a `ModelError`.
     """
     with clear_errors(source, revision):
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
@@ -155,9 +133,7 @@ def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
     """Load a folder from PEFT's ``save_pretrained`` onto the model that it was trained on, in eval mode and frozen.
 
     With ``merge``, it becomes a part of the weights, which makes inference faster; not possible for quantized weights.
-
-    Raises:
-        ModelError: if the folder has no adapter in safetensors, or its tensors don't match this model.
+    A folder without an adapter in safetensors, or with tensors that don't match this model, is a `ModelError`.
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -165,12 +141,9 @@ def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
     folder, needed = Path(adapter), ("adapter_config.json", "adapter_model.safetensors")
     lacking = [name for name in needed if not (folder / name).is_file()]
     if lacking:
-        raise ModelError(
-            f"{folder} has no PEFT adapter",
-            got=f"no {' and no '.join(lacking)}" if folder.is_dir() else "no such folder",
-            expected=" and ".join(needed),
-            fix="give the folder of an adapter, such as RUN/adapter of a trained run",
-        )
+        got = f"no {' and no '.join(lacking)}" if folder.is_dir() else "no such folder"
+        fix = "give the folder of an adapter, such as RUN/adapter of a trained run"
+        raise ModelError(f"{folder} has no PEFT adapter", got=got, expected=" and ".join(needed), fix=fix)
     with clear_errors(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses deprecated names of transformers
         config = PeftConfig.from_pretrained(str(folder))
@@ -180,27 +153,25 @@ def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
     missing = sorted(key for key in found.missing_keys if "lora_" in key or "modules_to_save" in key)
     wrong = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in found.unexpected_keys]
     if wrong:
-        raise ModelError(
-            f"The adapter {folder} was not trained on this model",
-            got=_few(wrong),
-            expected="exactly the tensors of the adapter",
-            fix="use the model that the adapter was trained on: base_model_name_or_path in its adapter_config.json",
-        )
+        what, expected = f"The adapter {folder} was not trained on this model", "exactly the tensors of the adapter"
+        fix = "use the model that the adapter was trained on: base_model_name_or_path in its adapter_config.json"
+        raise ModelError(what, got=_few(wrong), expected=expected, fix=fix)
     return (adapted.merge_and_unload() if merge else adapted).eval().requires_grad_(False)
 
 
 def check_vocabulary(source: Source, tokenizer: Any, size: int) -> None:
-    """Raise `ModelError` if a tokenizer can't belong to a model with a vocabulary of ``size`` tokens.
+    """Raise `ModelError` if a tokenizer has more than ``size`` tokens, the model's vocabulary, or too few.
 
-    It has more tokens, or special tokens only, as transformers returns if the vocabulary file is missing.
+    If the vocabulary file is missing, transformers returns a tokenizer with only about five special tokens.
     """
-    if not _FEWEST_TOKENS <= len(tokenizer) <= size:
-        raise ModelError(
+    least, got = 16, len(tokenizer)
+    if not least <= got <= size:
+        what, expected = (
             f"The tokenizer of {source} is not this model's",
-            got=f"{len(tokenizer)} tokens",
-            expected=f"{_FEWEST_TOKENS} to {size}, the model's vocabulary size",
-            fix="copy the model's own tokenizer.json and tokenizer_config.json into the folder",
+            f"{least} to {size}, the model's vocabulary size",
         )
+        fix = "copy the model's own tokenizer.json and tokenizer_config.json into the folder"
+        raise ModelError(what, got=f"{got} tokens", expected=expected, fix=fix)
 
 
 def source_name(source: Source, revision: str | None = None, model: Any = None) -> str:
@@ -212,7 +183,11 @@ def source_name(source: Source, revision: str | None = None, model: Any = None) 
     """
     folder = Path(source)
     if folder.is_dir():
-        return f"{folder.resolve().name}@{_digest(folder)}"
+        total = hashlib.sha256()
+        patterns = ("config.json", "adapter_config.json", "*.safetensors")
+        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+            total.update(path.name.encode() + bytes.fromhex(sha256(path)))
+        return f"{folder.resolve().name}@{total.hexdigest()[:12]}"
     commit = getattr(getattr(model, "config", None), "_commit_hash", None)
     return f"{source}@{commit or revision or 'main'}"
 
@@ -280,14 +255,14 @@ def _explain(path: str, revision: str | None, error: BaseException) -> ModelErro
     if Path(path).is_dir():
         fix = "use a folder from save_pretrained: config, model.safetensors, tokenizer and preprocessor files"
         return ModelError(f"{path} is not a complete model", got=got, fix=fix)
-    if was(GatedRepoError):
+    if was(hub.GatedRepoError):
         return ModelError(f"The Hub model {path} is gated", got=got, fix="accept its terms, and log in: hf auth login")
-    if was(RevisionNotFoundError):
+    if was(hub.RevisionNotFoundError):
         return ModelError(f"The Hub model {path} has no such revision", got=revision, fix="correct the revision")
-    if was(RepositoryNotFoundError):
+    if was(hub.RepositoryNotFoundError):
         fix = "correct the id (owner/name), give a folder, or log in if it is private: hf auth login"
         return ModelError(f"There is no model {path}, neither as a folder nor on the Hub", got=got, fix=fix)
-    if was(LocalEntryNotFoundError, ConnectionError):
+    if was(hub.LocalEntryNotFoundError, ConnectionError):
         fix = f"connect to the network, download it first (hf download {path}), or give a folder"
         return ModelError(f"The Hub is unreachable, and {path} is neither cached nor a folder", got=got, fix=fix)
     return ModelError(f"The model {path} can't be loaded", got=got)
@@ -307,21 +282,11 @@ def check_complete(source: Source, class_name: str, found: dict[str, Any]) -> No
     }
     lines = [f"{len(names)} {kind}: {_few(sorted(names))}" for kind, names in problems.items() if names]
     if lines:
-        raise ModelError(
-            f"The weights of {source} don't fit {class_name}",
-            got="; ".join(lines),
-            expected="exactly the tensors of the model, in their shapes",
-            fix="use weights and config of the same model, and the backend for its kind",
-        )
+        expected = "exactly the tensors of the model, in their shapes"
+        fix = "use weights and config of the same model, and the backend for its kind"
+        what = f"The weights of {source} don't fit {class_name}"
+        raise ModelError(what, got="; ".join(lines), expected=expected, fix=fix)
 
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _digest(folder: Path) -> str:
-    total = hashlib.sha256()
-    patterns = ("config.json", "adapter_config.json", "*.safetensors")
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        total.update(path.name.encode() + bytes.fromhex(sha256(path)))
-    return total.hexdigest()[:12]

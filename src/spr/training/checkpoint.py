@@ -24,16 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from transformers import AutoModelForImageTextToText
 
 from spr.config import changed_fields
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import atomic_dir, write_atomically
 from spr.core.errors import InputError, RunError
-from spr.models.custom_models import custom_options, load_config
+from spr.models.custom_models import load_config, load_mllm
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.models.loading import load_pretrained
 from spr.training.trainee import renamed_properties
 
 KEPT = 2
@@ -226,8 +224,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     source = model or str(config.base_model_name_or_path)
     revision = revision if model is not None or revision is not None else config.revision
     model_config = load_config(source, revision=revision, expected=FAMILIES)
-    options = custom_options(source, model_config)
-    base = load_pretrained(AutoModelForImageTextToText, source, revision=revision, dtype="auto", **options)
+    base = load_mllm(source, model_config, revision=revision, dtype="auto")
     trained_class, model_class = (config.auto_mapping or {}).get("base_model_class"), type(base).__name__
     fix = "give the model that the adapter was trained on with --model"
     if trained_class not in (None, model_class):

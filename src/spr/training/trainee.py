@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForImageTextToText
 
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import ConfigError, SprError
-from spr.models.custom_models import custom_options, load_config
+from spr.models.custom_models import load_config, load_mllm
 from spr.models.families import FAMILIES, Family
 from spr.models.image_processors import load_processor
-from spr.models.loading import ModelError, load_pretrained, model_source, placement, source_name
+from spr.models.loading import ModelError, model_source, placement, source_name
 from spr.training.pairs import PairEncoder, processor_digest
 from spr.training.shared_prefix import PairModel, why_not_shared
 from spr.training.vision_cache import open_store
@@ -74,15 +73,9 @@ def load_trainee(
     config = load_config(source, revision=revision, expected=FAMILIES)
     family = FAMILIES[config.model_type]
     processor = load_processor(source, config.model_type, family=family, revision=revision)
-    base = load_pretrained(
-        AutoModelForImageTextToText,
-        source,
-        revision=revision,
-        dtype=settings.dtype,
-        attn_implementation=settings.attn_implementation,
-        **custom_options(source, config),
-        **placement(device, None, settings.load_in_4bit),
-    )
+    options = placement(device, None, settings.load_in_4bit)
+    options |= {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation}
+    base = load_mllm(source, config, revision=revision, **options)
     name, digest = source_name(source, revision, base), processor_digest(processor, family)
     reason = why_not_shared(base, family)
     if settings.prefix_sharing == "shared" and reason:

@@ -29,13 +29,13 @@ def test_the_backend_gets_the_whole_section():
 
 
 def test_attention_and_device_map_are_those_of_the_config(mllm_folder, ask, picture, monkeypatch):
-    placed, real = [], hf_mllm.load_pretrained
+    placed, real = [], hf_mllm.load_mllm
 
     def load(*given, **named):
         placed.append(named.get("device_map"))
         return real(*given, **named)
 
-    monkeypatch.setattr(hf_mllm, "load_pretrained", load)
+    monkeypatch.setattr(hf_mllm, "load_mllm", load)
     settings = {"model": str(mllm_folder("llava")), "max_new_tokens": 4, "temperature": 0}
     plain = registry.load_describer(DescriberConfig(**settings, device="cpu"))
     assert plain.model.config._attn_implementation == "sdpa"

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
 from spr.models.chat import render_turn, user_turn
-from spr.models.custom_models import custom_models, custom_options, load_config
+from spr.models.custom_models import custom_models, load_config, load_mllm
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.image_processors import encode, load_processor
@@ -24,7 +24,6 @@ from spr.models.loading import (
     check_vocabulary,
     device_of,
     load_adapter,
-    load_pretrained,
     model_source,
     placement,
     source_name,
@@ -79,15 +78,9 @@ class HfDescriber:
         self.processor = load_processor(source, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
         self._check_chat_template(source)
-        self.model = load_pretrained(
-            AutoModelForImageTextToText,
-            source,
-            revision=revision,
-            dtype=section.dtype,
-            attn_implementation=section.attn_implementation,
-            **custom_options(source, model_config),
-            **placement(device_of(section.device), section.device_map, section.load_in_4bit),
-        )
+        options = placement(device_of(section.device), section.device_map, section.load_in_4bit)
+        options |= {"dtype": section.dtype, "attn_implementation": section.attn_implementation}
+        self.model = load_mllm(source, model_config, revision=revision, **options)
         check_vocabulary(source, self.processor.tokenizer, self.model.get_input_embeddings().num_embeddings)
         self.name = source_name(source, revision, self.model)
         if section.peft_adapter is not None:
@@ -112,11 +105,7 @@ class HfDescriber:
     def with_sampling(
         self, *, temperature: float, top_p: float | None = None, batch_size: int | None = None
     ) -> HfDescriber:
-        """A describer with other sampling settings that shares the weights; None keeps a setting.
-
-        Raises:
-            ConfigError: for numbers out of range.
-        """
+        """A describer with other sampling settings that shares the weights; None keeps a setting."""
         other = copy.copy(self)
         other.temperature, other.top_p = temperature, self.top_p if top_p is None else top_p
         check_sampling(other.temperature, other.top_p)

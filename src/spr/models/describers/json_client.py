@@ -41,11 +41,7 @@ _MAX_QUOTE = 400  # characters of a server's message
 
 
 class ServerError(SprError):
-    """A server can't be reached, keeps failing, or refuses a request.
-
-    Attributes:
-        status: The HTTP status of the last reply; None if there was no reply.
-    """
+    """A server can't be reached, keeps failing, or refuses a request. ``status`` is that of the last reply, if any."""
 
     def __init__(self, what: str, *, status: int | None = None, **details: Any) -> None:
         super().__init__(what, **details)
@@ -109,15 +105,10 @@ class JsonClient:
         about: str = "",
         retries: int | None = None,
     ) -> Answer:
-        """Send a POST request, or a GET request if ``body`` is None, and return ``read(reply)``.
+        """POST ``body`` as JSON to a path that starts with a slash, or GET it without one, and return ``read(reply)``.
 
-        Args:
-            client: From `client`.
-            path: Path below the base URL, starting with a slash.
-            read: Converts the parsed JSON; raises `ValueError` for an unexpected reply, which is then retried.
-            body: JSON to post.
-            about: What the request is about, appended to error messages.
-            retries: Overrides the client's number of retries.
+        ``read`` converts the parsed JSON; it raises `ValueError` for an unexpected reply, which is then retried.
+        ``about``, what the request is about, is appended to error messages.
 
         Raises:
             ServerError: after the last try, or at once if a retry can't help.
@@ -146,14 +137,12 @@ class JsonClient:
         try:
             return await retrying(attempt)
         except _TemporaryError as problem:
-            raise ServerError(
-                f"{url} gives no answer{about}",
-                got=f"{problem} ({tries} {'tries' if tries > 1 else 'try'})",
-                expected="JSON from an OpenAI-compatible server",
-                fix="check the server and describer.base_url, or raise describer.timeout or describer.retries; "
-                "then run the same command again: finished answers are kept",
-                status=problem.status,
-            ) from None
+            got = f"{problem} ({tries} {'tries' if tries > 1 else 'try'})"
+            expected = "JSON from an OpenAI-compatible server"
+            check = "check the server and describer.base_url, or raise describer.timeout or describer.retries"
+            fix = f"{check}; then run the same command again: finished answers are kept"
+            what = f"{url} gives no answer{about}"
+            raise ServerError(what, got=got, expected=expected, fix=fix, status=problem.status) from None
 
     async def _send(self, client: httpx.AsyncClient, url: str, body: Mapping[str, Any] | None, about: str) -> Any:
         # httpx would encode half a surrogate pair as UTF-8, which fails. json.dumps escapes it.
@@ -170,13 +159,10 @@ class JsonClient:
             problem = f"status {status}: {self._message(data)}"
             retry_after = parse_retry_after(response.headers.get("Retry-After"))
             if retry_after is not None and retry_after > _MAX_RETRY_AFTER:
-                raise ServerError(
-                    f"{url} asks for a longer wait than SPR allows{about}",
-                    got=f"{problem}, Retry-After: {retry_after:.0f} s",
-                    expected=f"at most {_MAX_RETRY_AFTER:.0f} s",
-                    fix="run the same command again later: finished answers are kept",
-                    status=status,
-                )
+                what = f"{url} asks for a longer wait than SPR allows{about}"
+                got, expected = f"{problem}, Retry-After: {retry_after:.0f} s", f"at most {_MAX_RETRY_AFTER:.0f} s"
+                fix = "run the same command again later: finished answers are kept"
+                raise ServerError(what, got=got, expected=expected, fix=fix, status=status)
             raise _TemporaryError(problem, retry_after=retry_after, status=status)
         if status >= 300:
             raise self._refusal(response, url, data, about)

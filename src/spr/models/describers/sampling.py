@@ -32,11 +32,8 @@ def check_sampling(temperature: float, top_p: float) -> None:
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     """Turns logits into scores whose argmax is a sample, for use with ``generate(do_sample=False)``.
 
-    Args:
-        seeds: One per row of the batch, 0 ≤ seed < 2⁶³.
-        prompt_length: Number of tokens before the first generated one, including padding.
-        temperature: Divisor of the logits, above 0. For greedy decoding, don't use this processor.
-        top_p: Cumulative probability of the nucleus, 0 < top_p ≤ 1.
+    It takes a seed for each row of the batch, 0 ≤ seed < 2⁶³, and the number of tokens before the first generated one,
+    including padding.
     """
 
     def __init__(self, seeds: Sequence[int], prompt_length: int, *, temperature: float, top_p: float) -> None:

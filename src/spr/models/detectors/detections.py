@@ -11,12 +11,9 @@ from spr.records import Box, Detection, Size
 
 
 def pixel_boxes(boxes_cxcywh: torch.Tensor, canvas_wh: Size, size_wh: Size) -> list[Box | None]:
-    """Convert boxes to pixels of the image and clip them to it; None for boxes outside of the image.
+    """Convert boxes ``(N, 4)`` to pixels of the image and clip them to it; None for boxes outside of the image.
 
-    Args:
-        boxes_cxcywh: ``(N, 4)``: centre x and y, width and height, relative to the canvas, 0..1.
-        canvas_wh: Size of the model's input, in pixels of the image: the image with padding at the bottom and right.
-        size_wh: Width and height of the image.
+    They are relative, 0..1, to the canvas: the model's input in pixels of the image, padded at the bottom and right.
 
     >>> pixel_boxes(torch.tensor([[0.5, 0.5, 0.5, 1.0], [0.9, 0.5, 0.1, 0.1]]), (100, 100), (60, 100))
     [(25.0, 0.0, 60.0, 100.0), None]

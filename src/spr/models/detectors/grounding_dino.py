@@ -33,7 +33,6 @@ _CLASSES = {
 }
 _IN_WORDS = "-'’_&"
 _FIRST_IDEOGRAPH = "\u2e80"  # scripts from here on don't separate words with spaces
-_MAX_RATIO = 16  # of the long to the short side; thinner images have too few positions for the model's queries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,13 +58,7 @@ class GroundingDinoDetector:
     Only images of the same resized size share a batch: group norms and windows of the vision backbone ignore the
     padding mask, so scores would depend on the rest of the batch. All texts of an image share one backbone pass.
 
-    Args:
-        config: The config section, or a model id or folder.
-        **fields: With a model id or folder: further fields of `DetectorConfig`.
-
-    Raises:
-        ModelError: if the model can't be loaded, is incomplete or is of another kind.
-        ConfigError: for a field that is unknown or out of range.
+    It is made from the config section, or from a model id or folder and further fields of `DetectorConfig`.
     """
 
     def __init__(self, config: DetectorConfig | Source, **fields: Any) -> None:
@@ -81,10 +74,6 @@ class GroundingDinoDetector:
         """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
 
         A text without words has none. An object that several pieces of a text mention is detected several times.
-
-        Raises:
-            DeviceMemoryError: if a single image does not fit into memory.
-            ModelError: if the model's outputs are not finite.
         """
         texts = list(dict.fromkeys(request.text for request in requests))
         tokens = dict(zip(texts, tokenize(self.tokenizer, [_lower(text) for text in texts]), strict=True))
@@ -109,7 +98,10 @@ class GroundingDinoDetector:
         return [best_first(detections) for detections in found]
 
     def _resize(self, image: Image.Image) -> torch.Tensor:
-        return resized_bytes(_pad(image), self._resized_wh(image.size), self.processor)
+        # Padded at the bottom and right, with black, so that coordinates stay the same.
+        size = _padded(image.size)
+        shown = image if size == image.size else image.crop((0, 0, *size))
+        return resized_bytes(shown, self._resized_wh(image.size), self.processor)
 
     def _resized_wh(self, size_wh: Size) -> Size:
         """Width and height of the model's input, by the rule of the checkpoint's processor."""
@@ -176,13 +168,8 @@ class GroundingDinoDetector:
 def shared_backbone(backbone: Any, pixels: torch.Tensor, image_of_row: torch.Tensor) -> Iterator[torch.Tensor]:
     """Let the backbone compute each image only once and copy its output to all rows of that image.
 
-    Args:
-        backbone: Module that maps pixels and mask ``(B, …)`` to nested tensors ``(B, …)``.
-        pixels: The distinct images, ``(images, 3, H, W)``, without padding.
-        image_of_row: ``(B,)`` int64, the image of each row.
-
-    Yields:
-        The ``pixel_values`` to pass to the model, ``(B, 3, H, W)``.
+    ``pixels (images, 3, H, W)`` are the distinct images without padding, ``image_of_row (B,)`` is the image of each
+    row, and the result are the ``pixel_values (B, 3, H, W)`` to pass to the model.
     """
 
     def distinct(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -215,11 +202,6 @@ def _is_word(text: str, span: Span) -> bool:
 
 
 def _padded(size_wh: Size) -> Size:
-    least = -(-max(size_wh) // _MAX_RATIO)
+    """The image's size, padded to 1:16 if it is thinner: it would have too few positions for the model's queries."""
+    least = -(-max(size_wh) // 16)
     return max(size_wh[0], least), max(size_wh[1], least)
-
-
-def _pad(image: Image.Image) -> Image.Image:
-    """Pad an image thinner than 1:16 with black at the bottom or right, so that coordinates stay the same."""
-    size = _padded(image.size)
-    return image if size == image.size else image.crop((0, 0, *size))

@@ -26,7 +26,7 @@ from spr.models.loading import Source, load_with_processors
 from spr.models.pixels import normalise, resized_bytes, shrink_to_square, standardise, to_bytes
 from spr.models.protocols import DetectRequest
 from spr.models.text_pieces import split, tokenize
-from spr.records import Detection, Size
+from spr.records import Detection
 
 _CLASSES = {
     "owlv2": (Owlv2ForObjectDetection, Owlv2ImageProcessorPil),
@@ -52,15 +52,9 @@ class OwlDetector:
     split. Each position of the image gives one box, with the phrase of the highest logit and the sigmoid of that logit
     as its score.
 
-    Args:
-        config: The config section, or a model id or folder. OWL models need a lower `box_threshold` than the section's
-            default: transformers' own is 0.1.
-        **fields: With a model id or folder: further fields of `DetectorConfig`. `text_threshold` has no effect: each
-            query is a whole phrase.
-
-    Raises:
-        ModelError: if the model can't be loaded, is incomplete or is of another kind.
-        ConfigError: for a field that is unknown or out of range.
+    It is made from the config section, or from a model id or folder and further fields of `DetectorConfig`. OWL models
+    need a lower `box_threshold` than the section's default: transformers' own is 0.1. `text_threshold` has no effect:
+    each query is a whole phrase.
     """
 
     def __init__(self, config: DetectorConfig | Source, **fields: Any) -> None:
@@ -78,10 +72,6 @@ class OwlDetector:
         """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
 
         Equal phrases, and images of several requests, are embedded once.
-
-        Raises:
-            DeviceMemoryError: if a single image does not fit into memory.
-            ModelError: if the model's outputs are not finite.
         """
         queries = self._queries(list(dict.fromkeys(request.text for request in requests)))
         needed = list(dict.fromkeys(itertools.chain(*queries.values())))
@@ -152,7 +142,7 @@ class OwlDetector:
         best, labels = logits.float().max(dim=-1)
         scores = best.sigmoid()
         kept = scores > self.box_threshold
-        canvas: Size = (max(image.size), max(image.size)) if self.pads_image else image.size
+        canvas = (max(image.size), max(image.size)) if self.pads_image else image.size
         placed = pixel_boxes(boxes[kept], canvas, image.size)
         return [
             Detection(phrases[label], box, score)

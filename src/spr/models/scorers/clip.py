@@ -38,13 +38,7 @@ class ClipScorer:
     itself and to the patches that overlap the region (paper, Sec. 3.2). So the last layer is computed for the class
     token only, and views of the same image share all earlier layers.
 
-    Args:
-        config: The config section, or a model id or folder.
-        **fields: With a model id or folder: further fields of `ScorerConfig`.
-
-    Raises:
-        ModelError: if the model can't be loaded, is incomplete or is not a CLIP model.
-        ConfigError: for a field that is unknown or out of range.
+    It is made from the config section, or from a model id or folder and further fields of `ScorerConfig`.
     """
 
     def __init__(self, config: ScorerConfig | Source, **fields: Any) -> None:
@@ -53,20 +47,15 @@ class ClipScorer:
         self.model, self.processor, self.tokenizer, self.name = load_with_processors(section, classes)
         self.device, self.long_text = self.model.device, section.long_text
         text, vision = self.model.config.text_config, self.model.config.vision_config
-        self.image_size: int = vision.image_size
-        self.patch_size: int = vision.patch_size
+        self.image_size, self.patch_size = vision.image_size, vision.patch_size
         self.max_tokens = min(75, text.max_position_embeddings - 2)  # besides the start and end tokens
-        self._image_batches: Batcher[Future[_Prepared], torch.Tensor]
         self._image_batches = Batcher(self._embed_images, section.batch_size)
-        self._text_batches: Batcher[tuple[int, ...], torch.Tensor]
         self._text_batches = Batcher(self._embed_pieces, section.batch_size, length=len)
 
     def embed_views(self, views: Sequence[View]) -> Vectors:
         """Unit vectors ``(len(views), D)``, float32.
 
-        Raises:
-            RecordError: if a view is not square, or its region lies outside of it.
-            DeviceMemoryError: if a single view does not fit into memory.
+        A view that is not square, or whose region lies outside of it, is a `RecordError`.
         """
         # All views of an image are one item: they share all layers but the last.
         places: dict[int, list[int]] = {}
@@ -83,9 +72,6 @@ class ClipScorer:
         """Unit vectors ``(len(texts), D)``, float32. Equal texts and pieces are embedded once.
 
         An empty text is embedded as in CLIP: as the start and end tokens only.
-
-        Raises:
-            DeviceMemoryError: if a single piece of 75 tokens does not fit into memory.
         """
         distinct = list(dict.fromkeys(texts))
         pieces = {
@@ -123,8 +109,11 @@ class ClipScorer:
 
     def _prepare(self, item: tuple[Image.Image, Sequence[Box | None]]) -> _Prepared:
         image, regions = item
+        side = image.width
         values = resized_bytes(image, (self.image_size, self.image_size), self.processor)
-        return _Prepared(values, np.stack([self._attended(image, region) for region in regions]))
+        boxes = [(0, 0, side, side) if region is None else region for region in regions]
+        patches = np.stack([overlapped(box, side, self.image_size, self.patch_size).ravel() for box in boxes])
+        return _Prepared(values, np.pad(patches, ((0, 0), (1, 0)), constant_values=True))  # and the class token
 
     @torch.inference_mode()
     def _embed_images(self, items: Sequence[Future[_Prepared]]) -> list[torch.Tensor]:
@@ -137,11 +126,6 @@ class ClipScorer:
         attended = np.concatenate([image.attended for image in images])
         features = last_layer(self.model, hidden, image_of_view, torch.from_numpy(attended).to(self.device))
         return list(torch.split(F.normalize(features.float(), dim=-1).cpu(), counts))
-
-    def _attended(self, image: Image.Image, region: Box | None) -> Mask:
-        if region is None:
-            return np.ones(1 + (self.image_size // self.patch_size) ** 2, dtype=np.bool_)
-        return np.concatenate([[True], overlapped(region, image.width, self.image_size, self.patch_size).ravel()])
 
 
 def overlapped(region: Box, side: float, image_size: int, patch_size: int) -> Mask:
@@ -170,16 +154,11 @@ def before_last_layer(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def last_layer(model: Any, hidden: torch.Tensor, image_of_view: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Apply the last vision layer, for the class token only, and CLIP's projection.
+    """Apply a `CLIPModel`'s last vision layer, for the class token only, and its projection.
 
-    Args:
-        model: A `CLIPModel`.
-        hidden: ``(N, 1 + patches, C)``, the input of the layer.
-        image_of_view: ``(V,)`` int64, the row of ``hidden`` for each view.
-        attended: ``(V, 1 + patches)`` bool, the tokens that each view's class token attends to.
-
-    Returns:
-        Image features ``(V, D)``, not normalized.
+    From the layer's input ``hidden (N, 1 + patches, C)``, the row of it for each view ``image_of_view (V,)``, and the
+    tokens that each view's class token attends to ``attended (V, 1 + patches)``, bool: features ``(V, D)``, not
+    normalized.
     """
     layer, views = model.vision_model.encoder.layers[-1], len(image_of_view)
     attention = layer.self_attn
