@@ -93,18 +93,15 @@ def test_images_objects_and_categories_are_sorted_by_id(tmp_path: Path) -> None:
     assert (found.boxes_xyxy.dtype, found.category.dtype, found.crowd.dtype) == (np.float32, np.int32, np.bool_)
 
 
-def test_record_includes_crowds_and_crowd_ids_names_them(tmp_path: Path) -> None:
+def test_the_objects_of_an_image_include_its_crowds_which_are_marked(tmp_path: Path) -> None:
     found = read(tmp_path, coco([image(), image(2)], [annotation(5), annotation(6, iscrowd=1)]))
-    record = found.record(0)
-    assert (record.image_id, record.file_name, record.width, record.height) == ("1", "1.jpg", 100, 50)
-    assert [(o.id, o.category, o.box, o.source, o.score) for o in record.objects] == [
-        ("5", "dog", (10, 20, 40, 25), "annotation", None),
-        ("6", "dog", (10, 20, 40, 25), "annotation", None),
-    ]
-    assert found.crowd_ids(0) == {"6"}
-    assert found.record(1).objects == ()
-    assert found.crowd_ids(1) == frozenset()
-    assert found.rows(0) == slice(0, 2)
+    assert (found.image_ids.tolist(), found.file_names) == ([1, 2], ["1.jpg", "2.jpg"])
+    assert found.sizes_wh.tolist() == [[100, 50]] * 2
+    assert found.object_ids.tolist() == [5, 6]
+    assert [found.categories[k] for k in found.category] == ["dog", "dog"]
+    assert found.boxes_xyxy.tolist() == [[10, 20, 40, 25]] * 2
+    assert found.crowd.tolist() == [False, True]
+    assert (found.rows(0), found.rows(1)) == (slice(0, 2), slice(2, 2))
 
 
 def test_boxes_partly_outside_the_image_are_clipped_and_counted(tmp_path: Path) -> None:
@@ -254,7 +251,7 @@ def test_ids_may_be_strings_or_integers(tmp_path: Path) -> None:
     assert found.image_ids.tolist() == ["7", "12", "18446744073709551616", "a", "b"]
     assert found.object_ids.tolist() == ["9", "3", "x", "07", "10"]
     assert found.offsets.tolist() == [0, 1, 3, 4, 5, 5]
-    assert found.record(1).objects[0].id == "3"
+    assert found.object_ids[found.rows(1)].tolist() == ["3", "x"]
     assert not found.dropped.ids
 
 
@@ -481,21 +478,15 @@ def assert_read_as_by_pycocotools(path: Path) -> None:
     assert not ours.dropped.ids
     for index, image_id in enumerate(ours.image_ids.tolist()):
         listed = theirs.loadImgs([image_id])[0]
-        record = ours.record(index)
-        assert (record.file_name, record.width, record.height) == (
-            listed["file_name"],
-            listed["width"],
-            listed["height"],
-        )
+        assert ours.file_names[index] == listed["file_name"]
+        assert ours.sizes_wh[index].tolist() == [listed["width"], listed["height"]]
         entries = sorted(theirs.loadAnns(theirs.getAnnIds([image_id])), key=lambda a: a["id"])
-        assert [(o.id, o.category) for o in record.objects] == [
-            (str(a["id"]), names[a["category_id"]]) for a in entries
-        ]
-        assert ours.crowd_ids(index) == {str(a["id"]) for a in entries if a["iscrowd"]}
-        for object_, (x, y, w, h) in zip(record.objects, (a["bbox"] for a in entries), strict=True):
-            assert object_.box == pytest.approx(
-                (x, y, min(x + w, listed["width"]), min(y + h, listed["height"])), abs=1e-4
-            )
+        rows = ours.rows(index)
+        assert ours.object_ids[rows].tolist() == [a["id"] for a in entries]
+        assert [ours.categories[k] for k in ours.category[rows]] == [names[a["category_id"]] for a in entries]
+        assert ours.crowd[rows].tolist() == [bool(a["iscrowd"]) for a in entries]
+        for box, (x, y, w, h) in zip(ours.boxes_xyxy[rows].tolist(), (a["bbox"] for a in entries), strict=True):
+            assert box == pytest.approx([x, y, min(x + w, listed["width"]), min(y + h, listed["height"])], abs=1e-4)
 
 
 def test_generated_images_are_read_as_by_pycocotools(make_dataset: Any, tmp_path: Path) -> None:

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from spr.annotations import CrowdDetections, CrowdDetector, CrowdDrop, CrowdQuery, CrowdSettings, replace_crowds
+from spr.annotations import CrowdDetector, CrowdQuery, replace_crowds
 from spr.core.errors import RecordError
 from spr.core.reasons import OBJECT_REASONS
-from spr.records import ImageObject, ImageObjects
+from spr.records import Detection, ImageObject, ImageObjects
 
 CROWD = ImageObject("7", "sheep", (0, 0, 60, 40))
 IMAGE = ImageObjects("1", "a.jpg", 100, 50, (CROWD, ImageObject("8", "sheep", (80, 0, 100, 20))))
 
 
 def detecting(*answers: tuple[list[list[float]], list[float]]) -> CrowdDetector:
-    return lambda queries: [CrowdDetections(*answer) for answer, _ in zip(answers, queries, strict=True)]
+    return lambda queries: [
+        [Detection(query.category, box, score) for box, score in zip(*answer, strict=True)]
+        for answer, query in zip(answers, queries, strict=True)
+    ]
 
 
 def replaced(
@@ -24,7 +27,7 @@ def replaced(
 ) -> tuple[list[tuple[str, tuple[float, ...], str, float | None]], list[tuple[str, str]]]:
     (result,), drops = replace_crowds([image], [crowds], detecting(*answers))
     rows = [(o.id, o.box, o.source, None if o.score is None else round(o.score, 6)) for o in result.objects]
-    return rows, [(drop.id, drop.reason) for drop in drops]
+    return rows, drops
 
 
 OTHER = ("8", (80, 0, 100, 20), "annotation", None)
@@ -33,7 +36,7 @@ OTHER = ("8", (80, 0, 100, 20), "annotation", None)
 def test_without_a_detector_crowds_are_dropped_and_counted() -> None:
     images, drops = replace_crowds([IMAGE], [{"7"}], None)
     assert [o.id for o in images[0].objects] == ["8"]
-    assert drops == [CrowdDrop("7", "1", "crowd_without_detector")]
+    assert drops == [("7", "crowd_without_detector")]
 
 
 def test_detections_replace_the_crowd_best_first_with_their_scores() -> None:
@@ -49,9 +52,9 @@ def test_detections_replace_the_crowd_best_first_with_their_scores() -> None:
 def test_the_detector_is_called_once_with_all_crowds() -> None:
     asked: list[Sequence[CrowdQuery]] = []
 
-    def detector(queries: Sequence[CrowdQuery]) -> list[CrowdDetections]:
+    def detector(queries: Sequence[CrowdQuery]) -> list[list[Detection]]:
         asked.append(queries)
-        return [CrowdDetections([[0, 0, 10, 10]], [0.5]) for _ in queries]
+        return [[Detection("", (0, 0, 10, 10), 0.5)] for _ in queries]
 
     plain = ImageObjects("2", "b.jpg", 9, 9, (ImageObject("1", "dog", (0, 0, 5, 5)),))
     second = ImageObjects("3", "c.jpg", 30, 30, (ImageObject("9", "cow", (0, 0, 20, 20)),))
@@ -140,7 +143,7 @@ def test_the_order_of_detections_does_not_matter() -> None:
 
 def test_thresholds_are_arguments() -> None:
     detector = detecting(([[0, 0, 20, 20], [5, 0, 25, 20], [51, 20, 71, 30]], [0.9, 0.5, 0.4]))
-    (result,), drops = replace_crowds([IMAGE], [{"7"}], detector, CrowdSettings(nms_iou=0.7, min_inside=0.4))
+    (result,), drops = replace_crowds([IMAGE], [{"7"}], detector, nms_iou=0.7, min_inside=0.4)
     assert [o.id for o in result.objects] == ["8", "7#1", "7#2", "7#3"]
     assert drops == []
 
@@ -149,15 +152,16 @@ def test_thresholds_are_arguments() -> None:
     "answer",
     [
         ([[0, 0, 1]], [0.5]),
-        ([[0, 0, 9, 9]], [0.5, 0.6]),
-        ([0, 0, 9, 9], [0.5]),
+        ([0], [0.5]),
         ([[0, 0, float("nan"), 9]], [0.5]),
         ([[0, 0, 9, 9]], [float("nan")]),
         ([[0, 0, 9, 9]], [1.5]),
     ],
 )
-def test_malformed_detections_are_an_error_that_names_the_crowd(answer: tuple[list[list[float]], list[float]]) -> None:
-    with pytest.raises(RecordError, match=r"crowd 7|object 7#1"):
+def test_malformed_detections_are_an_error_that_names_the_category(
+    answer: tuple[list[list[float]], list[float]],
+) -> None:
+    with pytest.raises(RecordError, match="detection of 'sheep'"):
         replace_crowds([IMAGE], [{"7"}], detecting(answer))
 
 

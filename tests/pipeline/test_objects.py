@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from spr.annotations import CrowdDetections
 from spr.config import make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
@@ -95,7 +94,8 @@ def test_detections_in_a_crowd_count_as_objects_and_are_filtered_by_area(tmp_pat
     def detector(queries):
         asked.extend((q.category, q.box) for q in queries)
         boxes = [(45, 45, 65, 65), (70, 70, 90, 90), (95, 95, 99, 99)]
-        return [CrowdDetections(boxes, [0.75, 0.5, 0.25]) for _ in queries]
+        detections = [Detection("cup", box, score) for box, score in zip(boxes, [0.75, 0.5, 0.25], strict=True)]
+        return [detections for _ in queries]
 
     ids, drops, (image,) = Scene(tmp_path / "s", boxes, crowd=True).objects(detector)
     assert asked == [("cup", (40.0, 40.0, 100.0, 100.0))]
@@ -106,9 +106,7 @@ def test_detections_in_a_crowd_count_as_objects_and_are_filtered_by_area(tmp_pat
 
 def test_an_image_with_too_few_detections_in_its_crowd_is_dropped(tmp_path):
     boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
-    ids, drops, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(
-        lambda queries: [CrowdDetections([], []) for _ in queries]
-    )
+    ids, drops, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(lambda queries: [[] for _ in queries])
     assert ids == []
     assert drops == [("image", "1", "too_few_objects"), ("object", "18", "crowd_nothing_found")]
 

@@ -33,7 +33,6 @@ from spr.annotations.columns import (
 from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, look_up
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
 from spr.core.errors import InputError
-from spr.records import ImageObject, ImageObjects
 
 _LISTS = ("images", "annotations", "categories")
 _WITHOUT_BOX = (CODE["entry_not_an_object"], CODE["object_without_id"], CODE["box_missing"])
@@ -96,19 +95,6 @@ class Annotations:
     def rows(self, image: int) -> slice:
         """The rows of an image's objects in the object columns, given the image's index (0 to I − 1)."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
-
-    def record(self, image: int) -> ImageObjects:
-        """The image at this index with all its objects, including crowds, as a record."""
-        rows = self.rows(image)
-        columns = (column[rows].tolist() for column in (self.object_ids, self.category, self.boxes_xyxy))
-        objects = [ImageObject(str(id_), self.categories[k], box) for id_, k, box in zip(*columns, strict=True)]
-        width, height = self.sizes_wh[image].tolist()
-        return ImageObjects(str(self.image_ids[image]), self.file_names[image], width, height, tuple(objects))
-
-    def crowd_ids(self, image: int) -> frozenset[str]:
-        """The ids of the image's crowds, for `replace_crowds`."""
-        rows = self.rows(image)
-        return frozenset(map(str, self.object_ids[rows][self.crowd[rows]].tolist()))
 
 
 def read_coco(

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from spr.core.boxes import Array, area, as_boxes, clip, fraction_inside, iou_matrix, non_maximum_suppression
+from spr.core.boxes import area, as_boxes, clip, fraction_inside, iou_matrix, non_maximum_suppression
 from spr.core.errors import RecordError
-from spr.records import Box, ImageObject, ImageObjects, Size
+from spr.records import Box, Detection, ImageObject, ImageObjects, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,48 +27,19 @@ class CrowdQuery:
     box: Box
 
 
-@dataclass(frozen=True, slots=True)
-class CrowdDetections:
-    """The detections in one crowd: ``boxes_xyxy`` (M, 4), pixels of the whole image, and ``scores`` (M,), 0..1."""
-
-    boxes_xyxy: npt.ArrayLike
-    scores: npt.ArrayLike
-
-
-CrowdDetector: TypeAlias = Callable[[Sequence[CrowdQuery]], Sequence[CrowdDetections]]
-"""Answers queries, which may be about several images, in their order; it applies its own thresholds."""
-
-
-@dataclass(frozen=True, slots=True)
-class CrowdDrop:
-    """A dropped crowd, or detection (id ``<crowd id>#<n>``); reasons: `spr.core.reasons.OBJECT_REASONS`."""
-
-    id: str
-    image_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class CrowdSettings:
-    """Which detections replace a crowd. The paper does not give these thresholds; they are our choice.
-
-    Attributes:
-        nms_iou: A detection whose IoU with a better one of the same crowd is over this value is dropped.
-        duplicate_iou: A detection whose IoU with an object of the same category is over this value is dropped.
-        min_inside: A detection with a smaller share of its area in the crowd's box is dropped.
-    """
-
-    nms_iou: float = 0.5
-    duplicate_iou: float = 0.5
-    min_inside: float = 0.5
+CrowdDetector: TypeAlias = Callable[[Sequence[CrowdQuery]], Sequence[Sequence[Detection]]]
+"""The detections in each crowd, in the order of the queries; it applies its own thresholds."""
 
 
 def replace_crowds(
     images: Sequence[ImageObjects],
     crowd_ids: Sequence[Collection[str]],
     detector: CrowdDetector | None,
-    settings: CrowdSettings = CrowdSettings(),
-) -> tuple[list[ImageObjects], list[CrowdDrop]]:
+    *,
+    nms_iou: float = 0.5,
+    duplicate_iou: float = 0.5,
+    min_inside: float = 0.5,
+) -> tuple[list[ImageObjects], list[tuple[str, str]]]:
     """Replace each crowd with the objects that a detector locates in it, or drop it (supplement, Sec. 1).
 
     Detections are clipped to the image and numbered by descending score (ties by box); detection ``n`` gets the id
@@ -81,13 +51,17 @@ def replace_crowds(
         images: Images with all their objects, including crowds.
         crowd_ids: For each image, the ids of its crowds.
         detector: Called once, with all crowds. None drops every crowd.
-        settings: Thresholds.
+        nms_iou: A detection whose IoU with a better one of the same crowd is over this value is dropped. The paper does
+            not give these thresholds; they are our choice.
+        duplicate_iou: A detection whose IoU with an object of the same category is over this value is dropped.
+        min_inside: A detection with a smaller share of its area in the crowd's box is dropped.
 
     Returns:
-        The images without crowds, in the same order, and the dropped crowds and detections.
+        The images without crowds, in the same order, and ``(id, reason)`` of each dropped crowd and detection; reasons:
+        `spr.core.reasons.OBJECT_REASONS`.
 
     Raises:
-        RecordError: if the detector does not return finite boxes and scores for each query.
+        RecordError: if the detector does not answer each query.
     """
     crowds = [
         sorted((item for item in image.objects if item.id in ids), key=lambda crowd: crowd.id)
@@ -104,34 +78,45 @@ def replace_crowds(
         raise RecordError("The crowd detector did not answer each query once", got=len(answers), expected=expected)
     detections = iter(answers)
     replaced: list[ImageObjects] = []
-    drops: list[CrowdDrop] = []
+    drops: list[tuple[str, str]] = []
     for image, own_crowds in zip(images, crowds, strict=True):
         objects = [item for item in image.objects if item not in own_crowds]
         for crowd in own_crowds:
             if detector is None:
-                drops.append(CrowdDrop(crowd.id, image.image_id, "crowd_without_detector"))
+                drops.append((crowd.id, "crowd_without_detector"))
                 continue
             existing = [item.box for item in objects if item.category == crowd.category]
             size_wh = image.width, image.height
-            added, dropped = _objects_in(crowd, next(detections), size_wh, existing, settings)
+            thresholds = nms_iou, duplicate_iou, min_inside
+            added, dropped = _objects_in(crowd, next(detections), size_wh, existing, *thresholds)
             objects += added
-            drops += [CrowdDrop(id_, image.image_id, reason) for id_, reason in dropped]
+            drops += dropped
         replaced.append(replace(image, objects=tuple(objects)) if own_crowds else image)
     return replaced, drops
 
 
 def _objects_in(
-    crowd: ImageObject, detections: CrowdDetections, size_wh: Size, existing: Sequence[Box], settings: CrowdSettings
+    crowd: ImageObject,
+    detections: Sequence[Detection],
+    size_wh: Size,
+    existing: Sequence[Box],
+    nms_iou: float,
+    duplicate_iou: float,
+    min_inside: float,
 ) -> tuple[list[ImageObject], list[tuple[str, str]]]:
     """The crowd's new objects, and ``(id, reason)`` of what is dropped: detections, and a crowd without new objects."""
-    boxes, scores = _sorted_detections(crowd, detections, size_wh)
+    # Tables hold float32, so the boxes are compared in the precision in which they are saved.
+    boxes = clip(as_boxes([found.box for found in detections]), size_wh).astype(np.float32).astype(np.float64)
+    scores = np.array([found.score for found in detections], dtype=np.float64)
+    order = np.lexsort((*boxes.T[::-1], -scores))
+    boxes, scores = boxes[order], scores[order]
     reasons = np.full(len(boxes), "", dtype=object)
-    outside = (fraction_inside(boxes, crowd.box) < settings.min_inside) | (area(boxes) == 0)
+    outside = (fraction_inside(boxes, crowd.box) < min_inside) | (area(boxes) == 0)
     reasons[outside] = "detection_outside_crowd"
     inside = np.flatnonzero(~outside)
-    kept = inside[non_maximum_suppression(boxes[inside], scores[inside], settings.nms_iou)]
+    kept = inside[non_maximum_suppression(boxes[inside], scores[inside], nms_iou)]
     reasons[np.setdiff1d(inside, kept)] = "detection_suppressed"
-    is_duplicate = (iou_matrix(boxes[kept], existing) > settings.duplicate_iou).any(axis=1)
+    is_duplicate = (iou_matrix(boxes[kept], existing) > duplicate_iou).any(axis=1)
     reasons[kept[is_duplicate]] = "detection_duplicate"
     objects: list[ImageObject] = []
     drops: list[tuple[str, str]] = []
@@ -143,21 +128,3 @@ def _objects_in(
     if not objects:
         drops.append((crowd.id, "crowd_nothing_new" if "detection_duplicate" in reasons else "crowd_nothing_found"))
     return objects, drops
-
-
-def _sorted_detections(crowd: ImageObject, detections: CrowdDetections, size_wh: Size) -> tuple[Array, Array]:
-    """Boxes (M, 4), clipped to the image, and scores (M,), by descending score."""
-    scores = np.asarray(detections.scores, dtype=np.float64)
-    try:
-        boxes = as_boxes(detections.boxes_xyxy)
-    except ValueError as error:
-        raise RecordError(f"The detector's boxes for crowd {crowd.id} are not boxes", got=str(error)) from None
-    finite = np.isfinite(boxes).all() and np.isfinite(scores).all()
-    if boxes.ndim != 2 or scores.shape != boxes.shape[:1] or not finite:
-        got = f"boxes_xyxy {boxes.shape}, scores {scores.shape}, {'all' if finite else 'not all'} finite"
-        expected = "boxes_xyxy (M, 4) and scores (M,), all finite"
-        raise RecordError(f"The detections for crowd {crowd.id} are malformed", got=got, expected=expected)
-    # Tables hold float32, so the boxes are compared in the precision in which they are saved.
-    boxes = clip(boxes, size_wh).astype(np.float32).astype(np.float64)
-    order = np.lexsort((*boxes.T[::-1], -scores))
-    return boxes[order], scores[order]

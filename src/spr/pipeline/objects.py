@@ -10,22 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spr.annotations import (
-    Annotations,
-    CrowdDetections,
-    CrowdDetector,
-    CrowdQuery,
-    CrowdSettings,
-    read_coco,
-    replace_crowds,
-)
+from spr.annotations import Annotations, CrowdDetector, CrowdQuery, read_coco, replace_crowds
 from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError
@@ -37,7 +28,7 @@ from spr.core.views import crop_window, cut, unshift
 from spr.models.protocols import Detector, DetectRequest
 from spr.models.registry import load_detector
 from spr.pipeline.stage import Drops, Plan, Stage
-from spr.records import ImageObject, ImageObjects
+from spr.records import Detection, ImageObject, ImageObjects
 from spr.records.columns import box_array, list_array
 from spr.records.schemas import DROPPED, OBJECTS, from_table, to_table
 from spr.runs.store import StageOutput, dropped_columns
@@ -80,11 +71,8 @@ def load_objects(
 def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> Plan:
     """Read the annotations and put the images that may qualify in the order in which they are processed.
 
-    What can't qualify, whatever its file or its crowds contain, is dropped here: objects under ``min_area``
-    (``area_under_minimum``), crowds without a detector, images with too few objects (``too_few_objects``).
-
-    Raises:
-        InputError: if the annotations or the image folder can't be read.
+    What can't qualify, whatever its file or its crowds contain, is dropped here: small objects, crowds without a
+    detector, images with too few objects. An `InputError` names a missing file or image folder.
     """
     if settings.check_images and not settings.images.is_dir():
         got = "a file" if settings.images.exists() else "nothing there"
@@ -162,37 +150,24 @@ def _strings(ids: npt.NDArray[np.int64] | npt.NDArray[np.object_]) -> pa.Array:
 def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdDetector | None = None) -> StageOutput:
     """Check the image files of a shard, replace crowds with the detector's detections, and apply the filters.
 
-    Args:
-        source: `OBJECTS` and `CROWDS`, as `Plan.rows` returns them.
-        settings: The filters.
-        detector: Called only if there are crowds.
-
-    Returns:
-        The objects, and the drops: images with the reasons of `spr.core.images`, crowds and detections with those of
-        `spr.annotations.replace_crowds`, detections with ``area_under_minimum``, images with ``too_few_objects``.
+    ``source`` has the columns of `OBJECTS` and `CROWDS`, as `Plan.rows` returns them.
     """
     drops = Drops()
     usable = []
     for row in source.drop_columns(["objects", "crowds"]).to_pylist():
-        reason = _problem_of(row, settings)
-        usable.append(reason is None)
-        if reason is not None:
-            drops.add("image", row["image_id"], reason)
+        try:
+            if settings.check_images:
+                settings.image_source.check(row["file_name"], (row["width"], row["height"]))
+            usable.append(True)
+        except ImageProblem as problem:
+            usable.append(False)
+            drops.add("image", row["image_id"], problem.reason)
     table = source.filter(pa.array(usable, pa.bool_()))
     crowded = pc.greater(pc.list_value_length(table["crowds"]), 0)
     if detector is None or not pc.any(crowded).as_py():
         return StageOutput(table.drop_columns(["crowds"]), drops.table(NAME, "image"))
     images = _replace_crowds(table, settings, detector, drops)
     return StageOutput(to_table(images, ImageObjects), drops.table(NAME, "image", "object"))
-
-
-def _problem_of(row: Mapping[str, Any], settings: AnnotationsConfig) -> str | None:
-    try:
-        if settings.check_images:
-            settings.image_source.check(row["file_name"], (row["width"], row["height"]))
-    except ImageProblem as problem:
-        return problem.reason
-    return None
 
 
 def _replace_crowds(
@@ -204,10 +179,10 @@ def _replace_crowds(
         for image, own in zip(from_table(table, ImageObjects), crowds, strict=True)
     ]
     crowd_ids = [{crowd.id for crowd in own} for own in crowds]
-    thresholds = CrowdSettings(settings.crowd_nms_iou, settings.crowd_duplicate_iou)
-    replaced, crowd_drops = replace_crowds(images, crowd_ids, detector, thresholds)
-    for drop in crowd_drops:
-        drops.add("object", drop.id, drop.reason)
+    nms_iou, duplicate_iou = settings.crowd_nms_iou, settings.crowd_duplicate_iou
+    replaced, crowd_drops = replace_crowds(images, crowd_ids, detector, nms_iou=nms_iou, duplicate_iou=duplicate_iou)
+    for id_, reason in crowd_drops:
+        drops.add("object", id_, reason)
     kept: list[ImageObjects] = []
     for image in replaced:
         large = tuple(item for item in image.objects if bx.at_least(bx.area(item.box), settings.min_area))
@@ -222,11 +197,7 @@ def _replace_crowds(
 
 
 def crowd_detector(settings: AnnotationsConfig, detector: Detector | None) -> CrowdDetector | None:
-    """The function that detects the objects in crowds; None if crowds are dropped.
-
-    Raises:
-        ConfigError: if crowds are to be replaced without a detector.
-    """
+    """The function that detects the objects in crowds; None if crowds are dropped. A missing detector is an error."""
     if settings.crowds == "drop":
         return None
     if detector is None:
@@ -237,21 +208,21 @@ def crowd_detector(settings: AnnotationsConfig, detector: Detector | None) -> Cr
 
 def detect_in_crowds(
     queries: Sequence[CrowdQuery], *, detector: Detector, images: ImageSource
-) -> list[CrowdDetections]:
+) -> list[list[Detection]]:
     """Detect the objects in crowds: for each crowd its category, in the crop of its box (supplement, Sec. 1).
 
     The crop is the crowd's box with its edges moved outwards to whole pixels, so detections may leave the box by a
     pixel. Only the detector's own thresholds apply here. Underscores in category names ("baseball_bat") are replaced
     with spaces. An image that can't be read gives no detections.
     """
-    answers: list[CrowdDetections] = []
+    answers: list[list[Detection]] = []
     # Queries come image by image: each image is decoded once, and one is in memory at a time.
     for file_name, group in groupby(queries, key=lambda query: query.file_name):
         crowds = list(group)
         try:
             image = images.load(file_name, crowds[0].size_wh)
         except ImageProblem:
-            answers += [CrowdDetections([], []) for _ in crowds]
+            answers += [[] for _ in crowds]
             continue
         windows = [crop_window(crowd.box, image.size, 1.0) for crowd in crowds]
         requests = [
@@ -259,8 +230,7 @@ def detect_in_crowds(
             for crowd, window in zip(crowds, windows, strict=True)
         ]
         for detections, window in zip(detector.detect(requests), windows, strict=True):
-            boxes = np.array([unshift(detection.box, window) for detection in detections], np.float64).reshape(-1, 4)
-            answers.append(CrowdDetections(boxes, [detection.score for detection in detections]))
+            answers.append([replace(found, box=unshift(found.box, window)) for found in detections])
     return answers
 
 

@@ -42,13 +42,10 @@ def test_a_crowds_box_is_cropped_and_detections_are_mapped_back_to_the_image(loo
     image = Image.new("RGB", (50, 40))
     image.putpixel((10, 20), (9, 8, 7))
     detector = Fixed()
-    found = look(detector, image, ("tea_cup", (10.5, 20.0, 30.0, 39.2)), ("dog", (0, 0, 5, 5)))
+    detections = look(detector, image, ("tea_cup", (10.5, 20.0, 30.0, 39.2)), ("dog", (0, 0, 5, 5)))
     # The crop is rounded outwards to 10, 20, 30, 40: its corner is pixel 10, 20, and boxes are shifted by 10, 20.
     assert detector.asked == [((20, 20), (9, 8, 7), "tea cup"), ((5, 5), (0, 0, 0), "dog")]
-    assert np.asarray(found[0].boxes_xyxy).tolist() == [[11, 22, 13, 24]]
-    assert np.asarray(found[0].scores).tolist() == [0.75]
-    assert np.asarray(found[1].boxes_xyxy).shape == (0, 4)
-    assert np.asarray(found[1].scores).shape == (0,)
+    assert detections == [[Detection("cup", (11, 22, 13, 24), 0.75)], []]
     assert look(detector, image) == []
 
 
@@ -57,8 +54,8 @@ def test_real_detectors_find_categories_within_the_crop(which, request, look):
     kind = OwlDetector if which == "owlv2_folder" else GroundingDinoDetector
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8))
     detector = kind(request.getfixturevalue(which), device="cpu")
-    found = look(detector, image, ("cat", (20.5, 10.0, 90.0, 70.0)))[0]
-    boxes = np.asarray(found.boxes_xyxy)
-    assert len(np.asarray(found.scores)) == len(boxes) > 3
+    (detections,) = look(detector, image, ("cat", (20.5, 10.0, 90.0, 70.0)))
+    boxes = np.array([found.box for found in detections])
+    assert len(boxes) > 3
     assert (boxes[:, :2] >= [20, 10]).all()
     assert (boxes[:, 2:] <= [90, 70]).all()
