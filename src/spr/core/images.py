@@ -77,10 +77,7 @@ class ImageSource:
     max_pixels: int = MAX_PIXELS
 
     def path(self, file_name: str) -> Path:
-        """Resolve a file name to its real path, without opening the file, which need not exist.
-
-        The folder may itself be a symbolic link or lie behind one. A link below the folder is followed only if it
-        stays below it.
+        """The real path of a file name; the file need not exist. Links are followed if they stay below the folder.
 
         Raises:
             ImageProblem: ``path_outside_images``.

@@ -143,18 +143,11 @@ def histogram(
     whole: bool = False,
     x_range: Range | None = None,
 ) -> str:
-    """Histogram with the share of each series' values per bin. Non-finite values are left out.
+    """Histogram with the share of each series' values per bin; the shares of a series add up to 1.
 
-    Args:
-        title: Description for screen readers.
-        series: One or more; the shares of each add up to 1.
-        x_label: Label of the horizontal axis.
-        bins: Number of bins.
-        whole: The values are whole numbers: one bin per number, or several numbers per bin where there are many.
-        x_range: Range of the bins; None: the 0.5th to the 99.5th percentile. Values outside count in the end bins.
-
-    Returns:
-        An ``<svg>`` element, or an empty string if there is no finite value.
+    ``title`` is the description for screen readers. ``whole`` values get one bin per number, or several numbers per bin
+    where there are many. ``x_range`` is by default the 0.5th to the 99.5th percentile; values outside count in the end
+    bins. Non-finite values are left out; without a finite value, the result is empty instead of an ``<svg>``.
     """
     values = [np.asarray(one.values, dtype=np.float64) for one in series]
     values = [column[np.isfinite(column)] for column in values]
@@ -225,12 +218,8 @@ def density(
 ) -> str:
     """Two-dimensional histogram; the opacity of a cell grows with the logarithm of its number of points.
 
-    Args:
-        title: Description for screen readers.
-        x: ``(n,)`` horizontal values.
-        y: ``(n,)`` vertical values, 0 to 1.
-        labels: Labels of the horizontal and the vertical axis.
-        means: Points to mark: name, style, x and y.
+    ``x`` and ``y`` (0 to 1) are ``(n,)``; ``labels`` are those of the two axes; ``means`` are points to mark: name,
+    style, x and y.
     """
     good = np.isfinite(x) & np.isfinite(y)
     if not good.any():

@@ -17,13 +17,8 @@ LINE_EVERY = 10.0
 class Progress:
     """Counts finished items and shows the rate and the time left on standard error.
 
-    Args:
-        label: Name of the work, such as ``regions``.
-        total: Number of items, or None if unknown.
-        unit: What is counted, in the plural, such as ``images``.
-        done: Items that an earlier run has finished; they do not count towards the rate.
-        stream: Where to write; standard error by default.
-        clock: Monotonic clock in seconds.
+    ``label`` names the work, such as ``regions``; ``unit`` is what is counted, in the plural; ``done`` items of an
+    earlier run do not count towards the rate.
     """
 
     def __init__(

@@ -13,13 +13,10 @@ from spr.records.schemas import BOX
 
 @dataclass(frozen=True, slots=True)
 class ObjectColumns:
-    """The objects of all rows of a table, concatenated.
+    """The N objects of all rows of a table, concatenated.
 
-    Attributes:
-        offsets: int64 ``(rows + 1,)``; row ``i`` has objects ``offsets[i]:offsets[i + 1]``.
-        ids: Strings, ``(objects,)``.
-        boxes_xyxy: float32 ``(objects, 4)``, pixels of the original image.
-        structs: All fields of the objects as an Arrow array, ``(objects,)``.
+    ``offsets`` is int64 ``(rows + 1,)``: row ``i`` has objects ``offsets[i]:offsets[i + 1]``. ``ids`` are strings,
+    ``boxes_xyxy`` float32 ``(N, 4)`` in pixels of the original image, ``structs`` all fields as an Arrow array.
     """
 
     offsets: npt.NDArray[np.int64]

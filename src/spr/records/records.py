@@ -53,15 +53,10 @@ def make_nested(record: Row, **kinds: type[Row]) -> None:
 
 
 def check_box(box: object, size_wh: Size | None = None, *, where: str = "box") -> Box:
-    """Validate a box and return it as a tuple of four floats.
-
-    Args:
-        box: Four finite numbers x1, y1, x2, y2 in pixels, with x1 < x2 and y1 < y2.
-        size_wh: Width and height of the image that the box must lie in, if given.
-        where: Name of the box in error messages.
+    """Four finite numbers x1 < x2, y1 < y2 in pixels, within the image if its size is given, as a tuple of floats.
 
     Raises:
-        RecordError: if the box is not valid.
+        RecordError: if the box is not valid; ``where`` names it.
     """
     try:
         x1, y1, x2, y2 = (float(v) for v in box)  # type: ignore[attr-defined]

@@ -24,24 +24,15 @@ _Colour: TypeAlias = tuple[int, int, int]
 
 
 def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: int = 4) -> int:
-    """Draw rows ``skip`` to ``skip + n`` of a run's objects, regions or pairs into a PNG.
+    """Draw rows ``skip`` to ``skip + n`` of a run's objects, regions or pairs into the PNG ``out``; returns how many.
 
     Each category has its own colour. Objects inside the region have a thick outline, others a thin one. The region is
     white. For pairs, the boxes of the chosen answer are green and those of the rejected answer red. An image that can't
-    be opened leaves its cell grey, with the reason.
-
-    Args:
-        stage: ``RUN/objects``, ``RUN/regions`` or ``RUN/pairs``.
-        out: The PNG to write.
-        n: Number of rows.
-        skip: Number of rows to skip first.
-        columns: Number of images per line.
-
-    Returns:
-        The number of rows drawn.
+    be opened leaves its cell grey, with the reason. ``columns`` is the number of images per line.
 
     Raises:
-        InputError: if the rows have nothing to draw, or the PNG can't be written.
+        InputError: if ``stage`` is not ``RUN/objects``, ``RUN/regions`` or ``RUN/pairs``, has no rows, or the PNG can't
+            be written.
     """
     drawable = "RUN/objects, RUN/regions or RUN/pairs"
     config = stage.parent / "config.yaml"
@@ -66,13 +57,8 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
 def draw_pair(pair: PreferencePair, images: ImageSource, *, side: int = 840) -> Image.Image:
     """Draw a pair over its image: the boxes of the chosen answer in green, those of the rejected answer in red.
 
-    Args:
-        pair: The pair.
-        images: The source of its image. If the image can't be opened, the picture is grey, with the reason.
-        side: Length of the longer side of the image, in pixels.
-
-    Returns:
-        An RGB picture of ``side`` × ``side`` pixels, with a line of text above.
+    Returns an RGB picture of ``side`` × ``side`` pixels, with a line of text above. If the image can't be opened, the
+    picture is grey, with the reason.
     """
     return _draw_row(pair.to_row(), images, side)
 

@@ -32,16 +32,10 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class StageCount:
-    """The output of a stage.
+    """The output of a stage: rows and drops, the most frequent reason first.
 
-    Attributes:
-        name: The stage's name.
-        unit: What its rows are, in the plural.
-        rows: Number of rows.
-        lost: Number of dropped items that would otherwise have become rows.
-        complete: Whether the stage has finished.
-        seconds: Total duration of all its runs; None if the log doesn't say.
-        drops: The most frequent reason first.
+    ``unit`` is what its rows are, in the plural; ``lost`` counts dropped items that would otherwise have become rows;
+    ``seconds`` is the total duration of all its runs, None if the log doesn't say.
     """
 
     name: str

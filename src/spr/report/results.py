@@ -46,16 +46,10 @@ class MetricLine:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """The results of a benchmark.
+    """The results of a benchmark, before and after training.
 
-    Attributes:
-        task: Name of the benchmark.
-        n: Number of items before and after training.
-        lines: One per metric.
-        groups: The same per group (a dataset, a size of objects).
-        curves: By ``acc`` or ``recall``, then ``before`` or ``after``: IoU thresholds and values.
-        problems: Number of problems before and after training, by kind.
-        protocol: The settings of the evaluation.
+    ``lines`` has one entry per metric, ``groups`` the same per group (a dataset, a size of objects). ``curves``: by
+    ``acc`` or ``recall``, then ``before`` or ``after``: IoU thresholds and values. ``problems`` are counts by kind.
     """
 
     task: str

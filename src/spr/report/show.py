@@ -14,12 +14,7 @@ from spr.runs.store import MANIFEST, StageStore, read_table
 
 
 def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
-    """Lines of text about a run, or rows ``skip`` to ``skip + n`` of a stage or a Parquet file.
-
-    Args:
-        path: A run folder, a stage's folder, or a Parquet file.
-        n: Number of rows.
-        skip: Number of rows to skip first.
+    """Lines of text about a run folder, or rows ``skip`` to ``skip + n`` of a stage's folder or a Parquet file.
 
     Raises:
         InputError: if the path is something else.

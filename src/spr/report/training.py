@@ -16,14 +16,11 @@ POINTS = 240
 
 @dataclass(frozen=True, slots=True)
 class TrainingCurves:
-    """What a training logged.
+    """What a training logged, one column per field.
 
-    Attributes:
-        steps: ``(steps,)``, ascending. If a step was repeated after a resume, its last line counts.
-        values: By name of the log's field, ``(steps,)`` float64; NaN where a line has no finite number.
-        settings: The fields of the last ``start`` line.
-        broken: Number of lines that can't be read.
-        finished: Whether there is an ``end`` line.
+    ``steps`` is ``(steps,)``, ascending; if a step was repeated after a resume, its last line counts. ``values`` are
+    ``(steps,)`` float64, NaN where a line has no finite number. ``settings`` are the fields of the last ``start`` line,
+    ``broken`` counts lines that can't be read, and ``finished`` says whether there is an ``end`` line.
     """
 
     steps: np.ndarray

@@ -38,11 +38,8 @@ class CategoryCount:
 class PairStats:
     """Statistics of pairs, added one by one.
 
-    Attributes:
-        margins: Score of the chosen minus that of the rejected candidate, per pair.
-        box_edits: How many boxes of the chosen answers refinement replaced, kept or removed.
-        prompt_kinds: Per side, how many answers come from each kind of prompt.
-        categories: Objects inside regions, by category.
+    ``margins`` are the scores of the chosen minus those of the rejected candidates; ``box_edits`` counts what
+    refinement did with the boxes of chosen answers; ``prompt_kinds`` counts the answers of each side by kind of prompt.
     """
 
     def __init__(self) -> None:
@@ -74,12 +71,7 @@ class PairStats:
         self._kinds.append(shard.kinds)
 
     def add(self, item: JoinedPair, texts: tuple[str, str] | None = None) -> None:
-        """Add a pair.
-
-        Args:
-            item: The pair.
-            texts: The chosen and the rejected text whose words are counted; None: those of the pair.
-        """
+        """Add a pair. ``texts``: the chosen and rejected text whose words are counted, if not the pair's own."""
         self.margins.append(item.pair.margin)
         self.box_edits.update(edit.edit for edit in item.pair.box_edits)
         counts = [self.categories.setdefault(thing.category, CategoryCount()) for thing in item.query.inside]

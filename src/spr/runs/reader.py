@@ -36,12 +36,8 @@ _CANDIDATE_COLUMNS = ["candidate_id", "prompt_kind", "plain_text", "dialect"]
 class Answer:
     """What is known about the chosen or the rejected answer of a pair besides its text.
 
-    Attributes:
-        prompt_kind: The kind of prompt that the candidate answered.
-        plain_text: The candidate's words without coordinates, before refinement.
-        dialect: Dialect of the answer's text.
-        scores: The candidate's scores by name, see `SCORE_NAMES`; as generated, before refinement.
-        localization: S_loc of the answer's own boxes (of the chosen answer: after refinement), without a detector's.
+    ``plain_text`` (the words without coordinates) and ``scores`` (by `SCORE_NAMES`) are those of the candidate, before
+    refinement. ``localization`` is S_loc of the answer's own boxes without a detector's, after refinement.
     """
 
     prompt_kind: str
@@ -70,12 +66,10 @@ class JoinedPair:
 
 @dataclass(frozen=True, slots=True)
 class JoinedShard:
-    """The pairs of one shard, and the scores of all its candidates, whether they are in a pair or not.
+    """The pairs of one shard in the order of the run, and the scores of all its candidates, in a pair or not.
 
-    Attributes:
-        pairs: In the order of the run.
-        scores: ``(candidates, 5)`` float32 with the columns of `SCORE_NAMES`.
-        kinds: ``(candidates,)`` int64 indices into `spr.records.PROMPT_KINDS`.
+    ``scores`` is ``(candidates, 5)`` float32 with the columns of `SCORE_NAMES`, and ``kinds`` ``(candidates,)`` int64
+    indices into `spr.records.PROMPT_KINDS`.
     """
 
     pairs: list[JoinedPair]
@@ -134,11 +128,7 @@ class Run:
         return self.store(stage).finished()
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A whole table, or some of its columns.
-
-        Args:
-            name: ``objects``, ``regions``, ``candidates``, ``scores``, ``pairs``, ``dropped``, or a plug-in's stage.
-            columns: Names of the columns to read; None: all.
+        """A whole table, or some of its columns: ``objects``, …, ``pairs``, ``dropped``, or that of a plug-in's stage.
 
         Raises:
             RunError: if the stage has not finished or a file is damaged.

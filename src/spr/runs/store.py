@@ -65,16 +65,11 @@ def reasons_sorted(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A finished shard.
+    """A finished shard, by its number from 0.
 
-    Attributes:
-        index: The shard's number, from 0.
-        inputs: Number of input rows that it was computed from.
-        rows: Number of its own rows.
-        source: Identifies the input rows: the sha256 of the input shards; empty for a first stage.
-        sha256: Checksum of the file of rows.
-        dropped_sha256: Checksum of the file of drops.
-        dropped: Number of drops per ``"<kind>: <reason>"``.
+    ``inputs`` counts the input rows that it was computed from, and ``source`` identifies them: the sha256 of the input
+    shards, empty for a first stage. ``sha256`` and ``dropped_sha256`` are those of the files of rows and drops;
+    ``dropped`` counts the drops per ``"<kind>: <reason>"``.
     """
 
     index: int
@@ -90,14 +85,10 @@ class ShardEntry:
 class Manifest:
     """What a stage has finished, and what its rows depend on.
 
-    Attributes:
-        stage: The stage's name.
-        fingerprint: Hash of everything that determines the rows: config, inputs, the stage's version.
-        shards: Entries, sorted by index; until the stage is complete, some may be missing.
-        source: Written by a first stage: ``counts`` of what it read, and the drops made before sharding.
-        complete: Whether all shards are finished.
-        inputs: Names of the stages that it reads.
-        sections: Config fields and sections that its rows depend on, besides those that its inputs depend on.
+    ``fingerprint`` is a hash of everything that determines the rows: config, inputs, the stage's version. ``shards``
+    are sorted; until the stage is ``complete``, some may be missing. ``source``, of a first stage, has ``counts`` of
+    what it read and the drops made before sharding. ``inputs`` are the stages that it reads; ``sections`` the config
+    fields and sections that its rows depend on, besides those that its inputs depend on.
     """
 
     stage: str
