@@ -51,8 +51,11 @@ class FakeDescriber:
         if request.query is None:
             return self._guess(request)
         rng = np.random.default_rng(stable_hash(request.seed, "fake", request.query.query_id))
-        kept = (item for item in request.query.inside if rng.random() >= self.drop)
-        objects = [(_with_article(item.category), self._moved(item, rng)) for item in kept]
+        objects = []
+        for item in request.query.inside:
+            if rng.random() >= self.drop:
+                article = "an" if item.category[:1].lower() in "aeiou" else "a"
+                objects.append((f"{article} {item.category}", self._moved(item, rng)))
         if not objects or rng.random() < self.invent:
             x1, y1, x2, y2 = request.query.region
             corner = rng.uniform((x1, y1), (x2, y2))
@@ -81,10 +84,6 @@ class FakeDescriber:
         corners = (np.array(item.box) + rng.normal(size=4) * scale).reshape(2, 2)
         x1, y1, x2, y2 = np.sort(corners, axis=0).ravel().tolist()
         return x1, y1, x2, y2
-
-
-def _with_article(name: str) -> str:
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 class FakeScorer:

@@ -13,7 +13,6 @@ import logging
 import math
 import random
 import re
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -35,6 +34,7 @@ _log = logging.getLogger(__name__)
 _MAX_RETRY_AFTER = 600.0  # seconds; a server that asks for a longer wait is an error
 _MAX_BACKOFF = 60.0  # seconds between two tries, if the server sends no Retry-After
 _WARN_EVERY = 10.0  # seconds between two warnings about a server that fails
+_ssl_context = cache(httpx.create_ssl_context)  # takes 40 ms, so once per process
 _TEMPORARY = {408, 425, 429}  # and everything from 500 on
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 _MAX_QUOTE = 400  # characters of a server's message
@@ -92,7 +92,7 @@ class JsonClient:
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             # A server on this machine is not behind the proxy that the environment may define.
             trust_env=httpx.URL(self.base_url).host not in _LOCAL,
-            verify=_certificates(),
+            verify=_ssl_context(),
         )
 
     async def ask(
@@ -222,11 +222,6 @@ class JsonClient:
 
 def _problem(state: RetryCallState) -> _TemporaryError:
     return cast(_TemporaryError, state.outcome and state.outcome.exception())
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    return httpx.create_ssl_context()  # takes 40 ms, so once per process
 
 
 def backoff(attempt: int, first_wait: float = 1.0) -> float:

@@ -24,7 +24,6 @@ from spr.models.families import FAMILIES
 from spr.models.protocols import DescribeRequest
 
 _log = logging.getLogger(__name__)
-_SEED_BITS = 31  # accepted by every server: some store seeds in 32 bits
 _MAX_ASPECT = {family.dialect: family.max_aspect for family in FAMILIES.values()}
 
 
@@ -126,7 +125,8 @@ class OpenAiDescriber:
         url = await urls.of(request.image)
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": request.prompt}]
         fixed = {"model": self.model, "messages": [{"role": "user", "content": content}], "stream": False}
-        fields = {"seed": request.seed % 2**_SEED_BITS, **self.fields, **fixed}
+        seed = request.seed % 2**31  # accepted by every server: some store seeds in 32 bits
+        fields = {"seed": seed, **self.fields, **fixed}
         body = {name: value for name, value in fields.items() if value is not None}
         width, height = request.image.size
         query = f" about {request.query.query_id}" if request.query is not None else ""
@@ -173,11 +173,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def answer_text(reply: Any) -> str:
-    """The text of a chat completion; empty if it has no text. Unpaired surrogates become U+FFFD.
-
-    Raises:
-        ValueError: if the reply is not a chat completion.
-    """
+    """The text of a chat completion, or `ValueError`; empty if it has no text. Unpaired surrogates become U+FFFD."""
     match reply:
         case {"choices": [{"message": {"content": None}}, *_]}:
             return ""
@@ -190,11 +186,7 @@ def answer_text(reply: Any) -> str:
 
 
 def read_key(variable: str | None) -> str | None:
-    """The API key in an environment variable; None if the config names no variable.
-
-    Raises:
-        ConfigError: if the variable is not set, or contains characters that an HTTP header can't.
-    """
+    """The API key in an environment variable; None if the config names no variable."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
