@@ -54,16 +54,12 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def atomic_dir(path: Path, *, replace: bool = True, sync: bool = True) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``path`` when the block ends without an error.
+    """Yield an empty folder that becomes ``path`` when the block ends without an error; parents are created.
 
     A folder that is already at ``path`` is renamed aside, and removed only once the new one is in its place; if the
-    process is killed between the two renames, `recover` puts the previous folder back.
-
-    Args:
-        path: The destination folder; missing parents are created.
-        replace: Replace an existing folder. False: only an empty folder is replaced, any other is an error.
-        sync: Sync all files to disk before the rename, so that the folder survives a power cut. Takes long for
-            thousands of files.
+    process is killed between the two renames, `recover` puts the previous folder back. Without ``replace``, only an
+    empty folder is replaced. ``sync`` writes all files to disk first, so that the folder survives a power cut, which
+    takes long for thousands of files.
 
     Raises:
         RunError: if the folder can't be written (no space, no permission, or ``replace`` is False and it exists).

@@ -10,11 +10,7 @@ from functools import partial
 class SprError(Exception):
     """A problem that the user can fix. The command line prints it without a traceback.
 
-    Args:
-        what: What went wrong, as a sentence without a full stop at the end. It names the file, record or field.
-        got: What was given.
-        expected: What was expected.
-        fix: How to fix it. It names the flag or field to change.
+    ``what`` went wrong, as a sentence without a full stop, names the file, record or field; ``fix`` the flag or field.
 
     >>> print(ConfigError("Config field `regions.min_aspect` is out of range", got="1.5", expected="0 to 1"))
     Config field `regions.min_aspect` is out of range.

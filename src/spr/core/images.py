@@ -64,12 +64,8 @@ class ImageSource:
     """A folder of image files and the options for reading them.
 
     Every method raises `ImageProblem`, with one of `spr.core.reasons.IMAGE_REASONS`, for a file that can't be used.
-    File names are relative to the folder; ``size_wh`` is the annotated width and height in pixels.
-
-    Attributes:
-        folder: The image folder.
-        orientation: How to treat the EXIF orientation, see `Orientation`.
-        max_pixels: Images with more pixels (width times height) are refused without being decoded.
+    File names are relative to the folder; ``size_wh`` is the annotated width and height in pixels. Images of more than
+    ``max_pixels`` (width times height) are refused without being decoded.
     """
 
     folder: Path

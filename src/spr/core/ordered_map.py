@@ -22,13 +22,8 @@ def ordered_map(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield each item with its result, in order, while threads work on the next items.
 
-    Args:
-        work: Called in a thread. An exception that it raises is raised when its item is due.
-        items: Taken one by one, at most ``ahead`` before they are due.
-        threads: Number of threads.
-        ahead: Maximum number of results in memory, including the one that is due; at least 1.
-        budget: Maximum total ``cost`` of the items in memory, such as pixels. One item is always allowed.
-        cost: Cost of an item, in the unit of ``budget``.
+    An exception of ``work`` is raised when its item is due. At most ``ahead`` results are in memory, including the one
+    that is due, and at most a total ``cost`` of ``budget``, such as pixels; one item is always allowed.
 
     >>> [result for _, result in ordered_map(lambda number: number * number, [1, 2, 3])]
     [1, 4, 9]

@@ -25,10 +25,8 @@ Entry = TypeVar("Entry")
 class Registry(Mapping[str, Entry], Generic[Entry]):
     """A mapping from names to entries, which are imported when they are first used.
 
-    Args:
-        kind: What an entry is, for error messages, such as ``detector``.
-        group: The entry-point group through which other packages add entries, such as ``spr.detectors``.
-        builtin: Entries by name: an object, or ``"module:attribute"``, which is imported on first use.
+    ``kind`` is what an entry is, for error messages; ``group`` the entry-point group of other packages' entries. A
+    built-in entry is an object, or ``"module:attribute"``.
 
     >>> sizes: Registry[int] = Registry("size", "spr.doctest_sizes", {"small": 1, "large": 3})
     >>> sizes["large"], list(sizes)

@@ -27,19 +27,13 @@ _OLD_MANIFEST = re.compile(rb'\s*\{\s*"format"\s*:')
 
 @contextlib.contextmanager
 def open_run(out: Path, config: Config | TrainingPart) -> Iterator[dict[str, str]]:
-    """Lock a run folder for this process, and write the config and what identifies the annotations into it.
+    """Lock a run folder for this process, write the config into it, and yield what identifies the annotations.
 
     In a folder that holds a run, a field may change as long as no stage whose rows depend on it has begun. Runtime
     fields, which affect no row, may always change. If the work in the block is refused with a `RunError` before any
     stage has begun under the new config, the previous ``config.yaml`` is restored, so that it keeps describing what the
-    folder holds.
-
-    Args:
-        out: The run folder; created if it is missing.
-        config: The resolved config. A `TrainingPart` has no annotations: for training on pairs from elsewhere.
-
-    Yields:
-        What identifies the input, for the stages' fingerprints: ``annotations_sha256``; empty for a `TrainingPart`.
+    folder holds. Yields ``annotations_sha256`` for the stages' fingerprints; nothing for a `TrainingPart`, which trains
+    on pairs from elsewhere.
 
     Raises:
         RunError: as `lock_run`; or naming the fields that must not change, or the annotations if they have changed; or

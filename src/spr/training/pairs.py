@@ -34,14 +34,10 @@ from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, fe
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingPair:
-    """A pair as its source gives it.
+    """A pair as its source gives it, by the id of its query or its row number.
 
-    Attributes:
-        pair_id: The id of its query, or its row number.
-        messages: The prompt as a chat with one image.
-        load: Returns the image as RGB; raises `ImageProblem`.
-        digest: Returns the hex digest of the image file and of how the image is turned; raises `ImageProblem`.
-        size_wh: Width and height of the image in pixels, if they are known without opening it.
+    ``load`` returns the image as RGB, and ``digest`` the hex digest of its file and of how it is turned; both raise
+    `ImageProblem`. ``size_wh`` is None if the size is not known without opening the image.
     """
 
     pair_id: str
@@ -231,14 +227,10 @@ NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedPair:
-    """A pair that can be trained on.
+    """A pair that can be trained on, with its prompt as rendered by the chat template.
 
-    Attributes:
-        pair: The pair as its source gave it.
-        turn: The prompt as text, rendered by the chat template.
-        chosen, rejected: ``(R,)`` int64, the answers' tokens.
-        prompt_tokens: Number of tokens of the prompt, including those of the image.
-        key: Hex digest of prompt, answers and image.
+    The answers' tokens are ``(R,)`` int64; ``prompt_tokens`` counts the prompt's with those of the image; ``key`` is
+    the hex digest of prompt, answers and image.
     """
 
     pair: TrainingPair
@@ -258,11 +250,8 @@ class PlannedPair:
 class ProcessedPair:
     """A pair's image and prompt after the processor.
 
-    Attributes:
-        prompt: ``(P,)`` int64, the prompt's tokens.
-        positions: ``(axes, P)`` int64, their positions.
-        vision: The inputs of the vision tower; empty once the features are kept.
-        key: The features' key in the store.
+    ``prompt`` are ``(P,)`` int64 tokens, ``positions`` ``(axes, P)`` int64. ``vision`` are the inputs of the vision
+    tower, empty once the features are kept, under ``key``.
     """
 
     prompt: Tensor

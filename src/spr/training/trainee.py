@@ -29,14 +29,10 @@ from spr.training.vision_cache import open_store
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trainee:
-    """A model that is ready to be trained.
+    """A model that is ready to be trained, ``id@revision``.
 
-    Attributes:
-        name: ``id@revision``.
-        model: The module that is wrapped and trained.
-        shared: Whether a pair is one sequence.
-        identity: What determines the reference's log-probabilities besides the pairs.
-        remarks: Lines for the user, such as the number of trained parameters.
+    ``shared``: a pair is one sequence. ``identity`` is what determines the reference's log-probabilities besides the
+    pairs; ``remarks`` are lines for the user, such as the number of trained parameters.
     """
 
     name: str
