@@ -52,12 +52,6 @@ def test_growing_keeps_the_centre_unless_the_box_is_clipped():
     assert boxes.grow([0, 40, 20, 80], 1.5, (100, 85)).tolist() == [0, 30, 25, 85]
 
 
-def test_remap_and_its_inverse_give_the_same_box():
-    window, size = [13.5, 7.25, 90.0, 61.0], (336, 224)
-    there = boxes.remap([20, 20, 50, 60], window, size)
-    np.testing.assert_allclose(boxes.remap(there, window, size, inverse=True), [20, 20, 50, 60], rtol=1e-12)
-
-
 def test_suppression_keeps_the_best_box_and_overlaps_at_the_threshold():
     # IoU of the first two is 0.5 exactly: over the threshold only when the threshold is lower.
     found = [[0, 0, 10, 10], [0, 0, 10, 5], [30, 30, 40, 40]]

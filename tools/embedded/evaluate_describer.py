@@ -23,6 +23,7 @@ from tools.embedded.corpus import scene_regions
 from tools.embedded.figures import Figure, difference, ratio
 from tools.embedded.texts import PROMPTS, box_text, object_list
 from tools.embedded.train_vision import CROP
+from tools.embedded.views import remap
 
 DIALECT = "llava_onevision"
 _BATCH, _LONGEST = 64, 224
@@ -61,7 +62,7 @@ def region_questions(scenes: Sequence[Scene], seed: int) -> list[Asked]:
         window = crop_window(tuple(region.tolist()), (SIZE, SIZE), CROP)
         names = [scene.category(i) for i in inside]
         size = window_size(window)
-        relative = bx.clip(bx.remap(scene.boxes_xyxy[inside], window, size), size) / np.array([*size, *size])
+        relative = bx.clip(remap(scene.boxes_xyxy[inside], window, size), size) / np.array([*size, *size])
         whole = (0.0, 0.0, float(SIZE), float(SIZE))
         listing = PROMPTS["crop_objects"].format(objects=object_list(names, list(relative)))
         for kind, view, prompt in (

@@ -104,8 +104,19 @@ def boxes_in_view(
     >>> boxes[0].tolist(), visible.tolist()
     ([0.0, 0.0, 0.25, 0.5], [True, False])
     """
-    relative = bx.clip(bx.remap(boxes_xyxy, window_xyxy, (1, 1)), (1, 1))
+    relative = bx.clip(remap(boxes_xyxy, window_xyxy, (1, 1)), (1, 1))
     return relative, bx.at_least(bx.fraction_inside(boxes_xyxy, window_xyxy), _MIN_VISIBLE)
+
+
+def remap(boxes_xyxy: npt.NDArray[np.generic], window_xyxy: bx.Boxes, size_wh: tuple[float, float]) -> bx.Array:
+    """Map boxes ``(N, 4)`` from pixels of the image to pixels of a window of it that was resized to ``size_wh``.
+
+    >>> remap(np.array([[20.0, 20, 30, 40]]), [10, 10, 60, 110], (100, 100)).tolist()
+    [[20.0, 10.0, 40.0, 30.0]]
+    """
+    window = bx.as_boxes(window_xyxy)
+    scale = np.tile(np.asarray(size_wh, dtype=np.float64) / (window[2:] - window[:2]), 2)
+    return np.asarray((bx.as_boxes(boxes_xyxy) - np.tile(window[:2], 2)) * scale)
 
 
 WHOLE: npt.NDArray[np.float64] = np.array([0.0, 0.0, SIZE, SIZE])

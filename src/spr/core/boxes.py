@@ -191,22 +191,6 @@ def grow(boxes_xyxy: Boxes, factor: float, size_wh: tuple[float, float] | None =
     return grown if size_wh is None else clip(grown, size_wh)
 
 
-def remap(boxes_xyxy: Boxes, window_xyxy: Boxes, size_wh: tuple[float, float], *, inverse: bool = False) -> Array:
-    """Map boxes ``(..., 4)`` from pixels of the image to pixels of a resized crop, or back if ``inverse``.
-
-    The crop's box is ``window_xyxy``, in pixels of the image; after resizing it has the size ``size_wh``.
-
-    >>> remap([20, 20, 30, 40], [10, 10, 60, 110], (100, 100)).tolist()
-    [20.0, 10.0, 40.0, 30.0]
-    >>> remap([20, 10, 40, 30], [10, 10, 60, 110], (100, 100), inverse=True).tolist()
-    [20.0, 20.0, 30.0, 40.0]
-    """
-    boxes, window = as_boxes(boxes_xyxy), as_boxes(window_xyxy)
-    origin = np.concatenate([window[:2], window[:2]])
-    scale = np.tile(np.asarray(size_wh, dtype=np.float64) / (window[2:] - window[:2]), 2)
-    return np.asarray(boxes / scale + origin if inverse else (boxes - origin) * scale)
-
-
 def non_maximum_suppression(boxes_xyxy: Boxes, scores: npt.ArrayLike, threshold: float) -> npt.NDArray[np.intp]:
     """Indices of the boxes that are kept, by descending score; each removes later ones with an IoU over ``threshold``.
 
