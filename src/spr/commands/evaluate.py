@@ -111,16 +111,15 @@ def _evaluate(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed for sampling. By default 0.")] = None,
 ) -> None:
-    from spr.evaluation.task import evaluate as evaluate_task
-    from spr.evaluation.task import refuse_with_predictions
+    from spr.evaluation import task as tasks
 
     describer = None
     if model is not None or overrides:
         describer, dialect = _describer(model, adapter, dialect, temperature or 0.0, overrides or []), None
     elif predictions is not None:
-        refuse_with_predictions(adapter=adapter, temperature=temperature)
+        tasks.refuse_with_predictions(adapter=adapter, temperature=temperature)
     answers: dict[str, Any] = {"describer": describer, "predictions": predictions, "dialect": dialect}
-    result = evaluate_task(task, annotations, **answers, images=images, seed=seed)
+    result = tasks.evaluate(task, annotations, **answers, images=images, seed=seed)
     written = result.write(out)
     for line in summary(result):
         typer.echo(line)

@@ -33,8 +33,8 @@ class Row:
 class Comparison:
     """A result compared with the first result of the same task.
 
-    ``base`` and ``other`` are the labels of the two results. ``n`` items are in both, ``base_n`` and ``other_n`` in
-    each of them. ``changes`` are the differences between their protocols, as text.
+    ``base`` and ``other`` are labels. ``n`` items are in both results, ``base_n`` and ``other_n`` in each of them.
+    ``changes`` are the differences between their protocols, as text.
     """
 
     task: str

@@ -19,9 +19,8 @@ Bools = npt.NDArray[np.bool_]
 RESAMPLES = 1000
 """Bootstrap resamples per confidence interval."""
 MOST_CLUSTERS = 4096
-"""With more images, this many random groups of nearly equal size are resampled instead, which bounds the cost
-(Wolter 2007, "Introduction to Variance Estimation", ch. 2, "random groups"). An interval's width is then uncertain by
-1 / √(2 · 4096), about 1 %, which is less than the effect of 1,000 resamples."""
+"""With more images, this many random groups of nearly equal size are resampled instead (Wolter 2007, "Introduction to
+Variance Estimation", ch. 2). Their effect on an interval's width, about 1 %, is less than that of 1,000 resamples."""
 _CHUNK = 2**20  # random numbers drawn at once: 4 MB as float32
 
 

@@ -129,8 +129,7 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
         else:
             by_id[name] = getattr(row, answer_field)
     if not by_id:
-        got = ", ".join(answers.problems.get("unknown", ())[:3])
-        expected = ", ".join(ids[:3]) + ", …"
+        got, expected = ", ".join(answers.problems.get("unknown", ())[:3]), ", ".join(ids[:3]) + ", …"
         fix = "give the predictions for these annotations, with the ids of the annotations"
         what = f"No answer in {path} belongs to an item of the annotations"
         raise InputError(what, got=got, expected=expected, fix=fix)
@@ -144,11 +143,8 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
 
 def _fields(path: Path, rows: Mapping[int, Any]) -> tuple[str, str]:
     """The names of the id field and the answer field: the first known name that occurs in the first 100 lines."""
-    looked_at = list(islice(rows.values(), 100))
-    id_fields, answer_fields = (
-        [name for name in names if any(getattr(row, name) is not msgspec.UNSET for row in looked_at)]
-        for names in (ID_FIELDS, ANSWER_FIELDS)
-    )
+    known = {name for row in islice(rows.values(), 100) for name in _FIELDS if getattr(row, name) is not msgspec.UNSET}
+    id_fields, answer_fields = ([name for name in names if name in known] for names in (ID_FIELDS, ANSWER_FIELDS))
     if not id_fields or not answer_fields:
         lacking, names = ("an answer", ANSWER_FIELDS) if id_fields else ("an id", ID_FIELDS)
         what, got = f"The lines of {path} have no field for {lacking}", ", ".join(sorted(id_fields + answer_fields))

@@ -16,12 +16,11 @@ import pyarrow as pa
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
-from spr.evaluation.metrics import Bools, Floats, Share, bootstrap, cluster_numbers, intervals
+from spr.evaluation.metrics import Bools, Share, bootstrap, cluster_numbers, intervals
 from spr.evaluation.predictions import Prediction
 from spr.runs.store import read_table, write_table
 
-SHOWN = 20
-"""The number of ids that a result file lists per problem; all are counted."""
+_SHOWN = 20  # ids that a result file lists per problem; all are counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,21 +62,16 @@ class Result:
     @cached_property
     def _measured(self) -> list[dict[str, dict[str, Any]]]:
         """Values and intervals of all items, and then of each group, from the same resamples."""
-        masks = [mask.astype(np.float64) for mask in self.groups.values()]
-        masked: dict[tuple[int, int], Floats] = {}
-        zeros = np.zeros(len(self.ids))
-
-        def column(values: Floats, group: int) -> Floats:
-            # A column that lies completely inside or outside the group becomes a shared array, which is summed once.
-            key = id(values), group
-            if key not in masked:
-                product = values * masks[group]
-                masked[key] = values if np.array_equal(product, values) else product if product.any() else zeros
-            return masked[key]
-
-        columns = list(self.shares.values())
-        for group in range(len(masks)):
-            columns += [Share(column(s.parts, group), column(s.wholes, group)) for s in self.shares.values()]
+        shares = self.shares.values()
+        columns, zeros = list(shares), np.zeros(len(self.ids))
+        halves = {id(values): values for share in shares for values in (share.parts, share.wholes)}
+        for mask in self.groups.values():
+            # Values that lie completely inside or outside the group become a shared array, which is summed once.
+            inside = {
+                key: (values * mask if values[mask].any() else zeros) if values[~mask].any() else values
+                for key, values in halves.items()
+            }
+            columns += [Share(inside[id(share.parts)], inside[id(share.wholes)]) for share in shares]
         bounds: list[tuple[float, float] | None] = [None] * len(columns)
         if columns and self.ids:
             bounds = intervals(bootstrap(columns, cluster_numbers(self.images)))
@@ -86,12 +80,12 @@ class Result:
             for share, ci in zip(columns, bounds, strict=True)
         ]
         width = len(self.shares)
-        return [dict(zip(self.shares, rows[k * width :], strict=False)) for k in range(len(masks) + 1)]
+        return [dict(zip(self.shares, rows[k * width :], strict=False)) for k in range(len(self.groups) + 1)]
 
     def to_json(self) -> dict[str, Any]:
         """The content of a result file: format version, task, protocol, n, metrics, groups and problems."""
         groups = zip(self.groups.items(), self._measured[1:], strict=True)
-        problems = {kind: {"count": len(ids), "ids": list(ids[:SHOWN])} for kind, ids in self.problems.items() if ids}
+        problems = {kind: {"count": len(ids), "ids": list(ids[:_SHOWN])} for kind, ids in self.problems.items() if ids}
         return {
             "format_version": FORMAT_VERSION,
             "task": self.task,

@@ -192,10 +192,7 @@ def process(
     *,
     describer: Describer | None = None,
 ) -> StageOutput:
-    """`describe_regions` on a shard of the table `regions`, with the config's describer unless one is given.
-
-    ``unfinished`` is a file for the answers of an unfinished shard, see `spr.pipeline.answers.AnswerJournal`.
-    """
+    """`describe_regions` on a shard of the table `regions`; ``unfinished`` is the file of an `AnswerJournal`."""
     settings = config.describer
     if settings is None:
         fix = "set describer.model, or describer.backend=fake to try the pipeline without weights"
@@ -215,10 +212,6 @@ def process(
     return StageOutput(to_table(candidates, Candidate), drops.table(NAME, "image", "candidate"))
 
 
-def _models(_: Config) -> tuple[str, ...]:
-    return ("describer",)
-
-
 STAGE = Stage(
     NAME,
     version=1,
@@ -229,6 +222,6 @@ STAGE = Stage(
     reasons=DROP_REASONS[NAME],
     inputs=("regions",),
     sections=("seed", "prompts"),
-    models=_models,
+    models=("describer",),
     keeps_unfinished=True,
 )

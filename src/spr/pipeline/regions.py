@@ -120,16 +120,11 @@ def _closest(region: Floats, objects: Floats, outside: Bools, config: RegionsCon
     return np.asarray(np.where(nearest, centres, np.inf).argmin(axis=1))
 
 
-def find_regions(
-    boxes_xyxy: npt.NDArray[np.float64], real: Bools, order: Ints, config: RegionsConfig
-) -> list[list[FoundRegion]]:
+def find_regions(boxes_xyxy: Floats, real: Bools, order: Ints, config: RegionsConfig) -> list[list[FoundRegion]]:
     """Find up to ``per_image`` different valid regions per image, possibly none.
 
-    Args:
-        boxes_xyxy: ``(B, N, 4)``, pixels.
-        real: bool ``(B, N)``: False for padding.
-        order: int ``(B, N)``: the indices of the objects in the order in which they are tried, padding last.
-        config: See `grow_regions`.
+    ``order``, ``(B, N)``, has the indices of the objects in the order in which they are tried, padding last. See
+    `grow_regions` for the other arguments.
     """
     found: list[list[FoundRegion]] = [[] for _ in boxes_xyxy]
     counts = real.sum(axis=1)
@@ -156,11 +151,7 @@ def find_regions(
 
 
 def regions_table(objects: pa.Table, config: RegionsConfig, seed: int) -> StageOutput:
-    """Compute a shard of `spr.records.schemas.REGIONS` from a shard of `spr.records.schemas.OBJECTS`.
-
-    Dropped are images without a region (``too_few_objects``: fewer than ``min_inside``; ``no_valid_region``: the
-    regions of all start objects stayed too narrow), and queries that an image can't give (``no_further_region``).
-    """
+    """Compute a shard of `spr.records.schemas.REGIONS` from a shard of `spr.records.schemas.OBJECTS`."""
     columns = ObjectColumns.of(objects)
     ids, image_ids = columns.ids.to_pylist(), objects["image_id"].to_pylist()
     owners = np.repeat(np.arange(len(image_ids)), columns.counts).tolist()

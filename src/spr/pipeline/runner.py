@@ -36,42 +36,28 @@ from spr.runs.store import (
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """The result of a stage.
-
-    Attributes:
-        unit: What its rows are, in the plural.
-        dropped: Number of drops per ``"<kind>: <reason>"``.
-        counts: What a first stage has read.
-        seconds: How long the stage ran this time.
-        done_before: Whether it was already finished.
-    """
+    """The result of a stage; ``seconds`` is how long it ran this time, 0 if it was ``done_before``."""
 
     name: str
-    unit: str
+    unit: str  # what its rows are, in the plural
     rows: int
-    dropped: dict[str, int]
-    counts: dict[str, int]
+    dropped: dict[str, int]  # by "<kind>: <reason>"
+    counts: dict[str, int]  # what a first stage has read
     seconds: float
     done_before: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that a worker process needs to compute the shard ``index`` in the stage's ``folder``.
-
-    Attributes:
-        sources: The input tables by stage name: Parquet files, or a first stage's rows in Arrow's IPC format.
-        inputs: Number of input rows.
-        source: Identifies the input rows, see `ShardEntry`.
-    """
+    """Everything that a worker process needs to compute the shard ``index`` in the stage's ``folder``."""
 
     stage: Stage
     config: Config
     folder: Path
     index: int
-    sources: Mapping[str, Path | bytes]
-    inputs: int
-    source: str = ""
+    sources: Mapping[str, Path | bytes]  # by stage name: Parquet files, or a first stage's rows in Arrow's IPC format
+    inputs: int  # number of input rows
+    source: str = ""  # identifies the input rows, see `ShardEntry`
 
 
 def run(
@@ -123,11 +109,8 @@ def run(
 def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers: int) -> StageSummary:
     """Compute the shards of a stage that are missing or damaged, in ``workers`` processes unless it loads models.
 
-    ``out`` is the run folder, which is locked; ``fingerprint`` is a hash of everything that determines the rows.
-
-    Raises:
-        RunError: if the folder holds rows with another fingerprint.
-        InputError: if a first stage's input can't be read.
+    ``out`` is the run folder, which is locked; ``fingerprint`` is a hash of everything that determines the rows. Rows
+    with another fingerprint are a `RunError`.
     """
     started, store = time.monotonic(), StageStore(out / stage.name)
     empty = Manifest(stage.name, fingerprint, inputs=stage.inputs, sections=stage.depends_on(config))
@@ -145,7 +128,7 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
         return _summary(stage, manifest, 0.0, done_before=True)
     manifest.shards, manifest.complete = kept, False
     append_log(out, "stage started", stage=stage.name, shards_kept=len(kept), workers=workers)
-    processes = 1 if stage.models(config) else workers
+    processes = 1 if stage.models_for(config) else workers
     if stage.plan is None:
         _run_jobs(stage, store, manifest, jobs, processes)
     else:

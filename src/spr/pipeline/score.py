@@ -123,15 +123,9 @@ def score_candidate(
 ) -> Scores:
     """Combine the parts of a candidate's score (paper, Sec. 3.2).
 
-    Args:
-        candidate: The candidate.
-        query: Its query.
-        s_crop: Cosine with the crop, -1..1.
-        s_local: Cosine with the region in its surroundings, -1..1.
-        detections: The detections for the candidate's text; boxes in pixels of the original image.
-        scoring: λ and the ground truth of S_loc.
-        inside_fraction: With ground truth ``annotations+detections``, a detection counts as an object of the region
-            if at least this share of its area is inside, 0..1.
+    ``s_crop`` and ``s_local`` are cosines, -1..1; the boxes of ``detections`` are in pixels of the original image. With
+    ground truth ``annotations+detections``, a detection counts as an object of the region if at least
+    ``inside_fraction`` of its area is inside.
     """
     truth: list[ImageObject] = list(query.inside)
     if scoring.ground_truth == "annotations+detections":
@@ -218,10 +212,6 @@ def process(
     return StageOutput(to_table(scores, Scores), drops.table(NAME, "image"))
 
 
-def _models(_: Config) -> tuple[str, ...]:
-    return "scorer", "detector"
-
-
 STAGE = Stage(
     NAME,
     version=1,
@@ -232,5 +222,5 @@ STAGE = Stage(
     reasons=DROP_REASONS[NAME],
     inputs=("regions", "candidates"),
     sections=("scoring",),
-    models=_models,
+    models=("scorer", "detector"),
 )

@@ -53,11 +53,6 @@ class Plan:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def no_models(_: Config) -> tuple[str, ...]:
-    """The `Stage.models` of a stage that loads no model."""
-    return ()
-
-
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Everything about a stage; ``process`` and the other functions must be importable by name, for worker processes.
@@ -73,8 +68,8 @@ class Stage:
         reasons: Every reason for which it drops something, with an explanation.
         inputs: The stages whose shards of the same number it reads; the last one determines the number of shards.
         sections: Config fields and sections that its rows depend on, besides those that its inputs depend on.
-        models: ``models(config)`` names the config sections of the models that it loads. Its rows depend on them, and
-            it runs in one process, whatever the number of workers.
+        models: The config sections of the models that it loads, or a function of the config that names them. Its rows
+            depend on them, and it runs in one process, whatever the number of workers.
         plan: For a first stage: reads the input.
         keeps_unfinished: Whether ``process`` takes a third argument ``unfinished``: a file for partial results of a
             shard, which an interrupted run leaves for the next one. It is deleted when the shard is finished.
@@ -89,7 +84,7 @@ class Stage:
     reasons: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
-    models: Callable[[Config], tuple[str, ...]] = no_models
+    models: tuple[str, ...] | Callable[[Config], tuple[str, ...]] = ()
     plan: Callable[[Config, Progress], Plan] | None = None
     keeps_unfinished: bool = False
 
@@ -98,9 +93,13 @@ class Stage:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "schema"}
         return _restore, (self.schema.serialize().to_pybytes(), values)
 
+    def models_for(self, config: Config) -> tuple[str, ...]:
+        """The config sections of the models that it loads."""
+        return self.models(config) if callable(self.models) else self.models
+
     def depends_on(self, config: Config) -> tuple[str, ...]:
         """The config fields and sections that the rows depend on."""
-        return (*self.sections, *self.models(config))
+        return (*self.sections, *self.models_for(config))
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The values of `depends_on`, without runtime fields."""
@@ -180,7 +179,7 @@ def due_stages(config: Config, until: str | None = None) -> list[Stage]:
         return stages[: [stage.name for stage in stages].index(until) + 1]
     due: list[Stage] = []
     for stage in stages:
-        lacks_describer = config.describer is None and "describer" in stage.models(config)
+        lacks_describer = config.describer is None and "describer" in stage.models_for(config)
         if not lacks_describer and set(stage.inputs) <= {before.name for before in due}:
             due.append(stage)
     return due

@@ -88,8 +88,7 @@ class PhraseGrounding(Task[list[Sentence]]):
             if not (self.entities / folder).is_dir():
                 fix = "give --entities the folder that contains Annotations/ and Sentences/"
                 raise InputError(f"{self.entities} is not Flickr30k Entities", got=f"no folder {folder}", fix=fix)
-        expected = "a file such as final_flickr_mergedGT_test.json"
-        what = f"{path} is not MDETR's Flickr30k JSON"
+        what, expected = f"{path} is not MDETR's Flickr30k JSON", "a file such as final_flickr_mergedGT_test.json"
         rows = decode_json(read_bytes(path, expected), _Mdetr, what, expected=expected, strict=False).images
         read = lru_cache(maxsize=64)(partial(_read_entities, self.entities))
         sentences = [self._sentence(row, read) for row in rows]

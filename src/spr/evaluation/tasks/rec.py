@@ -28,13 +28,11 @@ from spr.records import Box, Size
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 Areas: TypeAlias = Literal["pixels", "share"]
-SIZES: dict[Areas, tuple[float, float]] = {
-    "pixels": (32.0**2, 96.0**2),
-    "share": (32.0**2 / 640**2, 96.0**2 / 640**2),
-}
+SIZES: dict[Areas, tuple[float, float]] = {"pixels": (32.0**2, 96.0**2), "share": (32.0**2 / 640**2, 96.0**2 / 640**2)}
 """The areas at which ``small`` ends and ``large`` begins: COCO's in px², or the same as shares of a 640 × 640 image."""
 
 _EXPRESSION = "{expression}"
+_PROMPT_HELP = "The question, with {expression}. By default in the wording of the model's family."
 _EXPECTED = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
 EMBEDDED_PROMPT = "Where is {expression}?"  # the wording that the embedded describer was trained on
 _NO_BOX: Box = (math.nan,) * 4
@@ -79,10 +77,7 @@ class Rec(Task[Expressions]):
     name: ClassVar[str] = "rec"
     higher_is_better: ClassVar[tuple[str, ...]] = (*(f"acc@{threshold}" for threshold in THRESHOLDS), "mean_iou")
 
-    prompt: Annotated[
-        str | None,
-        Option("The question, with {expression}. By default in the wording of the model's family.", asks=True),
-    ] = None
+    prompt: Annotated[str | None, Option(_PROMPT_HELP, asks=True)] = None
     protocol: Annotated[AnswerProtocol, Option(PROTOCOL_HELP)] = "spr"
     areas: Annotated[
         Areas, Option("Small, medium and large objects by COCO's pixel areas, or by their share of the image.")

@@ -137,8 +137,7 @@ class Referring(Task[list[ReferringItem]]):
             "ci95": "bootstrap over images",
         }
         ids, images = tuple(item.id for item in items), tuple(item.file_name for item in items)
-        shares = {"accuracy": Share.mean(right)}
-        return Result(self.name, protocol, ids, images, shares, groups, dict(answers.problems))
+        return Result(self.name, protocol, ids, images, {"accuracy": Share.mean(right)}, groups, dict(answers.problems))
 
 
 def is_right(text: str, name: str, synonyms: Sequence[str]) -> bool:
