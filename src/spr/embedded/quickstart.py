@@ -38,17 +38,9 @@ def run_quickstart(
 ) -> Path:
     """Run all stages, training and evaluation; returns the path of the report's ``index.html``.
 
-    Finished parts are skipped; the same seed gives the same results.
-
-    Args:
-        out: The folder of ``scenes-SEED-NUMBER/`` and ``held-out-SEED-NUMBER/`` with images and annotations, and of the
-            runs ``run/`` and ``held-out/``.
-        seed: Random seed of the scenes, the descriptions and the training.
-        scenes: Number of scenes for training.
-        held_out_scenes: Number of scenes for evaluation.
-        workers: Processes for the CPU-bound stages.
-        say: Called with each line of progress.
-        report: Called with the summary of each stage.
+    Finished parts are skipped; the same seed gives the same results. ``out`` will hold the scenes in
+    ``scenes-SEED-NUMBER/`` and ``held-out-SEED-NUMBER/``, and the runs ``run/`` and ``held-out/``. ``workers`` are
+    processes for the CPU-bound stages.
     """
     started = time.monotonic()
     config = _config(out / f"scenes-{seed}-{scenes}", scenes, seed, seed)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -44,20 +44,13 @@ _Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A scene with N objects.
+    """A scene with N objects; those of a crowd are annotated as one ``iscrowd`` box."""
 
-    Attributes:
-        image: uint8 RGB, ``(SIZE, SIZE, 3)``.
-        shapes, colours: int64 ``(N,)``, indices into `SHAPES` and `COLOURS`.
-        boxes_xyxy: int64 ``(N, 4)`` pixels: the tight box of the whole object, including hidden parts.
-        in_crowd: bool ``(N,)``: whether the object belongs to the crowd, which is annotated as one ``iscrowd`` box.
-    """
-
-    image: npt.NDArray[np.uint8]
-    shapes: npt.NDArray[np.int64]
-    colours: npt.NDArray[np.int64]
-    boxes_xyxy: npt.NDArray[np.int64]
-    in_crowd: npt.NDArray[np.bool_]
+    image: npt.NDArray[np.uint8]  # RGB, (SIZE, SIZE, 3)
+    shapes: npt.NDArray[np.int64]  # (N,), indices into SHAPES
+    colours: npt.NDArray[np.int64]  # (N,), indices into COLOURS
+    boxes_xyxy: npt.NDArray[np.int64]  # (N, 4) pixels: tight boxes of whole objects, including hidden parts
+    in_crowd: npt.NDArray[np.bool_]  # (N,), whether the object belongs to the crowd
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -192,7 +185,7 @@ def expressions(scene: Scene, target: int) -> list[str]:
     """
     kinds, name = scene.kinds, scene.category(target)
     rivals = [int(i) for i in np.flatnonzero(kinds == kinds[target]) if i != target]
-    size = _size_word(scene, target, rivals)
+    size = _size_word(scene, target, rivals) if rivals else None
     names = [name, f"{size} {name}"] if size else [name]
     texts = [f"the {names[-1]}"] if size or not rivals else []
     centres = (scene.boxes_xyxy[:, :2] + scene.boxes_xyxy[:, 2:]) / 2
@@ -208,8 +201,6 @@ def expressions(scene: Scene, target: int) -> list[str]:
 
 
 def _size_word(scene: Scene, target: int, rivals: list[int]) -> str | None:
-    if not rivals:
-        return None
     area, others = scene.areas[target], scene.areas[rivals]
     if area * _SIZE_RATIO <= others.min():
         return "small"
@@ -231,9 +222,7 @@ def choose(scene: Scene, target: int, rng: np.random.Generator) -> str | None:
     return texts[0] if rng.random() < 0.5 else texts[int(rng.integers(len(texts)))]
 
 
-def _coco_object(
-    scene: Scene, index: np.integer[Any] | int, box: Sequence[int], *, crowd: bool = False
-) -> dict[str, Any]:
+def _coco_object(scene: Scene, index: SupportsIndex, box: Sequence[int], *, crowd: bool = False) -> dict[str, Any]:
     x1, y1, x2, y2 = map(int, box)
     bbox, area = [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1)
     return {"category_id": int(scene.kinds[index]) + 1, "bbox": bbox, "area": area, "iscrowd": int(crowd)}
@@ -250,14 +239,11 @@ def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[st
 def mdetr_entries(
     scene: Scene, index: int, file_name: str, seed: int, first_id: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Expressions of up to three objects of a scene, in the format of MDETR's ``finetune_refcoco_val.json``.
+    """The images and annotations of MDETR's ``finetune_refcoco_val.json`` for up to three objects of a scene.
 
-    There, each *image* entry is one expression (``caption``) with its file and the file's number (``original_id``), and
-    has one annotation with the box (``[x, y, width, height]`` in pixels). The choice depends only on the seed and on
-    the scene's ``index``.
-
-    Returns:
-        The image entries and their annotations, with ids from ``first_id``.
+    There, each *image* is one expression (``caption``) with its file and the file's number (``original_id``), and has
+    one annotation with the box (``[x, y, width, height]`` in pixels). Both have ids from ``first_id``. The choice of
+    objects and expressions depends only on the seed and on the scene's ``index``.
     """
     rng = np.random.default_rng([seed, index, 1])
     targets = map(int, rng.permutation(np.flatnonzero(scene.annotated)))
@@ -265,39 +251,20 @@ def mdetr_entries(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (target, caption) in enumerate(itertools.islice(captions, _EXPRESSIONS), first_id):
-        images.append(
-            {
-                "id": number,
-                "original_id": index + 1,
-                "file_name": file_name,
-                "width": SIZE,
-                "height": SIZE,
-                "caption": caption,
-                "dataset_name": "scenes",
-                "tokens_negative": [[0, len(caption)]],
-            }
-        )
-        annotations.append(
-            {
-                "id": number,
-                "image_id": number,
-                "original_id": number,
-                **_coco_object(scene, target, scene.boxes_xyxy[target]),
-                "tokens_positive": [[0, len(caption)]],
-            }
-        )
+        whole = [[0, len(caption)]]
+        image = {"id": number, "original_id": index + 1, "file_name": file_name, "width": SIZE, "height": SIZE}
+        images.append({**image, "caption": caption, "dataset_name": "scenes", "tokens_negative": whole})
+        ids = {"id": number, "image_id": number, "original_id": number}
+        box = _coco_object(scene, target, scene.boxes_xyxy[target])
+        annotations.append({**ids, **box, "tokens_positive": whole})
     return images, annotations
 
 
 def check_seed(seed: int) -> None:
     """Raise an InputError unless the seed is in ``0..TRAINING_SEEDS - 1``; larger ones are reserved for training."""
     if not 0 <= seed < TRAINING_SEEDS:
-        raise InputError(
-            "--seed can't be used for scenes",
-            got=seed,
-            expected=f"0 to {TRAINING_SEEDS - 1}",
-            fix="give a smaller --seed; larger ones are reserved for training the embedded models",
-        )
+        fix = "give a smaller --seed; larger ones are reserved for training the embedded models"
+        raise InputError("--seed can't be used for scenes", got=seed, expected=f"0 to {TRAINING_SEEDS - 1}", fix=fix)
 
 
 def write_scenes(out: Path, n: int, seed: int) -> Path:
@@ -314,9 +281,8 @@ def write_scenes(out: Path, n: int, seed: int) -> Path:
     try:
         return _write(Path(out), n, seed)
     except OSError as error:
-        raise InputError(
-            f"{out} can't be written to", got=error, fix="free disk space, or choose another --out"
-        ) from None
+        fix = "free disk space, or choose another --out"
+        raise InputError(f"{out} can't be written to", got=error, fix=fix) from None
 
 
 def _write(out: Path, n: int, seed: int) -> Path:

@@ -23,11 +23,9 @@ class Texts(NamedTuple):
 
 
 class ImageFile(NamedTuple):
-    """The image of a row.
+    """The image of a row: its path and, with ``embed``, its bytes.
 
-    Attributes:
-        path: ``embed``: the file's name alone; ``copy``: relative to the export's folder; ``path``: absolute.
-        data: The file's bytes for ``embed``, else None.
+    The path is absolute with ``path``, relative to the export's folder with ``copy``, the file's name with ``embed``.
     """
 
     path: str
@@ -45,13 +43,7 @@ class ExportRow:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What is the same in all rows.
-
-    Attributes:
-        name: Name of the dataset.
-        origin: File name of the annotations that the pairs come from.
-        describer: The model that wrote the answers, ``name@revision``.
-    """
+    """The same in all rows: the dataset's name, the annotations' file name, and the describer as ``name@revision``."""
 
     name: str
     origin: str

@@ -9,8 +9,7 @@ from typing import Any
 from spr.exports.formats import ExportRow, Format, Labels, Writer
 from spr.exports.json_lines import JsonWriter
 
-DATASET = "spr_pairs"
-"""Name of the dataset for LLaMA-Factory's `--dataset`."""
+DATASET = "spr_pairs"  # for LLaMA-Factory's --dataset
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from spr.grounding import Dialect
 from spr.runs.reader import Run
 
 MARKER = "export.json"
-_EDITABLE = ("README.md", MARKER)
-"""Files that may change after the export: the user edits the dataset card."""
+_EDITABLE = ("README.md", MARKER)  # may change after the export: the user edits the dataset card
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +40,14 @@ class ExportPlan:
     @property
     def identity(self) -> dict[str, str]:
         """What decides the contents of the export."""
-        return {
-            "format": self.format_name,
-            "images": self.images,
-            "dialect": self.dialect,
-            "name": self.labels.name,
-            "license": self.license_id,
-            "pairs": self.run.pairs_sha256,
-        }
+        settings = {"format": self.format_name, "images": self.images, "dialect": self.dialect}
+        return {**settings, "name": self.labels.name, "license": self.license_id, "pairs": self.run.pairs_sha256}
 
 
 def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
     """The counts of the export that its folder already holds, or None if the folder is empty or missing.
 
-    Raises:
-        RunError: if the folder holds something else: files of the user, or an export by another version of SPR, with
-            another setting or of other pairs, or one with a file that is missing or has another size.
+    Raises a RunError if the folder holds anything else, or an export that is damaged or has other settings or pairs.
     """
     out = plan.out
     marker = _read(out)

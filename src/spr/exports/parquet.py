@@ -11,20 +11,13 @@ import pyarrow.parquet as pq
 
 from spr.exports.formats import ExportRow
 
-SHARD_BYTES = 500_000_000
-"""A new file is started once one has this size, as the Hugging Face hub recommends."""
-
 
 class ParquetWriter:
     """A `spr.exports.formats.Writer` of Parquet: ``data/train-00000-of-00003.parquet`` and so on.
 
-    Each call of `write` becomes a row group, which bounds the number of images that readers hold in memory.
-
-    Args:
-        folder: The export's folder.
-        schema: Arrow schema with the features of 🤗 datasets in its metadata.
-        row: Converts a row to the values of its columns.
-        shard_bytes: Size at which a new file is started, see `SHARD_BYTES`.
+    Each call of `write` becomes a row group, which bounds the number of images that readers hold in memory. A new file
+    is started once one has ``shard_bytes``; the Hugging Face hub recommends the default. The metadata of ``schema``
+    holds the features of 🤗 datasets.
     """
 
     def __init__(
@@ -32,7 +25,7 @@ class ParquetWriter:
         folder: Path,
         schema: pa.Schema,
         row: Callable[[ExportRow], dict[str, Any]],
-        shard_bytes: int = SHARD_BYTES,
+        shard_bytes: int = 500_000_000,
     ) -> None:
         self._folder, self._schema, self._row, self._shard_bytes = folder / "data", schema, row, shard_bytes
         self._folder.mkdir(parents=True)

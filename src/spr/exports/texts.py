@@ -14,8 +14,7 @@ from spr.grounding import Dialect, GroundedText, parse, render
 from spr.pipeline.describe import training_prompt
 from spr.records import PreferencePair, Size, Span
 
-_SLACK = 0.01
-"""Pixels: largest float32 rounding error of a box in an image of 100,000 px."""
+_SLACK = 0.01  # px: largest float32 rounding error of a box in an image of 100,000 px
 
 
 def texts_of(
@@ -25,18 +24,11 @@ def texts_of(
     prompts: PromptsConfig,
     placeholders: Sequence[str] = (),
 ) -> Texts | str:
-    """The prompt, the chosen and the rejected text of a pair, or the reason why the pair is left out.
+    """The texts of a pair, converted from ``source`` to ``target`` if that is not None; or why the pair is left out.
 
-    Args:
-        pair: The pair, with texts in the dialect ``source``.
-        source: The dialect of the run's describer.
-        target: The dialect to convert to; None leaves the texts unchanged.
-        prompts: The prompts of the run; the prompt is rendered again from them.
-        placeholders: Texts that the trainer would replace by an image or the like.
-
-    Returns:
-        The texts, or the reason ``not_renderable`` (the words would be read as coordinates in the target dialect),
-        ``chosen_equals_rejected`` (in the target dialect both answers have the same text) or ``placeholder_in_text``.
+    The reasons are ``not_renderable`` (the target dialect would read the words as coordinates),
+    ``chosen_equals_rejected`` (in the target dialect) and ``placeholder_in_text`` (the trainer would replace it).
+    The prompt is rendered again from ``prompts``.
     """
     texts = Texts(pair.prompt, pair.chosen, pair.rejected)
     if target is not None:
@@ -53,11 +45,10 @@ def texts_of(
 
 
 def with_pixels(text: str, spans: Iterable[Span], dialect: Dialect, size_wh: Size) -> GroundedText:
-    """Parse a text, and replace its rounded boxes by the exact boxes of the spans.
+    """Parse a text, and replace its boxes, which its dialect rounds, one by one by the exact boxes of the spans.
 
-    The numbers in a text are rounded to the grid of its dialect. To convert them to a finer grid, the exact boxes
-    replace them, one by one in the order of the text. If they don't correspond (another number of boxes, or a
-    difference that rounding can't explain), the text's own numbers are kept.
+    If they don't correspond (another number of boxes, or a difference that rounding can't explain), the text's own
+    boxes are kept.
 
     >>> from spr.grounding import get_dialect
     >>> exact = Span("a cup", 0, 5, ((33.3333, 0.0, 66.6667, 100.0),))

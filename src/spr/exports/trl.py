@@ -8,6 +8,9 @@ from typing import Any
 from spr.exports.formats import ExportRow, Format, Labels, Writer
 from spr.exports.parquet import ParquetWriter
 
+_COPIED = ("query_id", "image_id", "file_name", "width", "height", "region", "chosen_score", "rejected_score", "margin")
+"""Columns with the values of the pair's attributes of the same names."""
+
 
 def to_row(row: ExportRow) -> dict[str, Any]:
     """A row whose prompt places the image before the text, as the pipeline did; a plain text leaves it to TRL."""
@@ -19,15 +22,7 @@ def to_row(row: ExportRow) -> dict[str, Any]:
         ],
         "chosen": [{"role": "assistant", "content": [{"type": "text", "text": texts.chosen}]}],
         "rejected": [{"role": "assistant", "content": [{"type": "text", "text": texts.rejected}]}],
-        "query_id": pair.query_id,
-        "image_id": pair.image_id,
-        "file_name": pair.file_name,
-        "width": pair.width,
-        "height": pair.height,
-        "region": list(pair.region),
-        "chosen_score": pair.chosen_score,
-        "rejected_score": pair.rejected_score,
-        "margin": pair.margin,
+        **{name: getattr(pair, name) for name in _COPIED},
     }
 
 

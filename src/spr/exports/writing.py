@@ -20,28 +20,19 @@ from spr.records import PreferencePair
 from spr.runs.pair_stats import PairStats
 from spr.runs.reader import Run
 
-BATCH = 64
-"""Pairs whose images are read and written together."""
+BATCH = 64  # pairs whose images are read and written together
 LEFT_OUT = "left_out.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What an export contains.
-
-    Attributes:
-        pairs: Number of pairs written.
-        left_out: Number of pairs left out, by reason.
-        images: Where the images are.
-        dialect: Dialect of the texts.
-        done_before: Whether the folder already held this export.
-    """
+    """What an export contains."""
 
     pairs: int
-    left_out: dict[str, int]
+    left_out: dict[str, int]  # number of pairs by reason
     images: ImageMode
     dialect: str
-    done_before: bool
+    done_before: bool  # whether the folder already held this export
 
 
 def export(
@@ -141,10 +132,7 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
         finally:
             writer.abandon()
     if not stats.pairs:
-        raise InputError(
-            "No pair can be exported",
-            got=", ".join(f"{reason} {count:,}" for reason, count in left_out.items()),
-            expected=f"images in {annotations.images}",
-            fix=f"set annotations.images in {run.path / 'config.yaml'}, or restore the images",
-        )
+        got = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
+        fix = f"set annotations.images in {run.path / 'config.yaml'}, or restore the images"
+        raise InputError("No pair can be exported", got=got, expected=f"images in {annotations.images}", fix=fix)
     return stats, dict(left_out.most_common())

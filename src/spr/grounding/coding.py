@@ -13,8 +13,7 @@ from typing import TypeAlias
 from spr.grounding.geometry import Canvas
 from spr.records import Box
 
-Decoded: TypeAlias = tuple[Box | None, str | None]
-"""A box, or None if it was dropped; and the problem, or None."""
+Decoded: TypeAlias = tuple[Box | None, str | None]  # the box, or None if it was dropped; the problem, or None
 
 SNAP = 1 / 1024
 """Where numbers are rounded down and decoded to the lower edge, a coordinate this little below a number is rounded up.

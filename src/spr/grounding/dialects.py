@@ -95,9 +95,8 @@ class Dialect:
         for name in values:
             if name not in self.options:
                 expected = ", ".join(self.options) or "no options"
-                raise GroundingError(
-                    f"Dialect `{self.key}` has no option `{name}`", expected=expected, fix=f"leave out `{name}`"
-                )
+                what, fix = f"Dialect `{self.key}` has no option `{name}`", f"leave out `{name}`"
+                raise GroundingError(what, expected=expected, fix=fix)
             values[name] = _checked_option(self.key, name, values[name], getattr(geometry, name))
         return dataclasses.replace(self, geometry=dataclasses.replace(geometry, **values)) if values else self
 

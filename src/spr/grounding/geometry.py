@@ -70,12 +70,9 @@ class Resized:
         if self.resized_wh is not None:
             object.__setattr__(self, "resized_wh", check_size(self.resized_wh))
         if self.min_pixels > self.max_pixels:
-            raise GroundingError(
-                "Options `min_pixels` and `max_pixels` leave no size",
-                got=f"min_pixels={self.min_pixels}, max_pixels={self.max_pixels}",
-                expected="min_pixels ≤ max_pixels",
-                fix="set both as in the processor's config",
-            )
+            what, fix = "Options `min_pixels` and `max_pixels` leave no size", "set both as in the processor's config"
+            got = f"min_pixels={self.min_pixels}, max_pixels={self.max_pixels}"
+            raise GroundingError(what, got=got, expected="min_pixels ≤ max_pixels", fix=fix)
 
     def canvas(self, size_wh: Size) -> Canvas:
         """The canvas of an image of ``size_wh`` pixels."""
@@ -122,7 +119,6 @@ def check_size(size_wh: Size) -> Size:
     except (TypeError, ValueError):
         w = h = 0
     if w < 1 or h < 1:
-        raise GroundingError(
-            "Size of the image is wrong", got=repr(size_wh), expected="(width, height) in pixels, both ≥ 1"
-        )
+        expected = "(width, height) in pixels, both ≥ 1"
+        raise GroundingError("Size of the image is wrong", got=repr(size_wh), expected=expected)
     return w, h

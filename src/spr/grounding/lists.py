@@ -11,7 +11,6 @@ from spr.grounding.markup import SPECIAL, JsonList, Tokens, stray
 from spr.grounding.text import GroundedText, Problems, without_surrogates
 from spr.records import Box, Span
 
-_LABEL_SEPARATOR = ", "  # between the labels in the plain text of a list
 _FENCE = re.compile(r"```(?:json)?")
 
 
@@ -24,12 +23,12 @@ class _Item(NamedTuple):
 
 
 def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
-    """The joined labels as plain text with one span per label. Boxes without label are reported if others have one."""
+    """The joined labels, one span each, as plain text. Boxes without label are reported if others have one."""
     plain = ""
     spans: list[Span] = []
     has_labels = any(item.label for item in items)
     for label, boxes, raw in items:
-        plain += (_LABEL_SEPARATOR if plain and label else "") + label
+        plain += (", " if plain and label else "") + label
         if raw is not None:
             spans.append(Span(label, len(plain) - len(label), len(plain), tuple(boxes)))
             if has_labels and not label:

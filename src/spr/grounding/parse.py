@@ -11,7 +11,7 @@ from spr.grounding.dialects import Dialect, get_dialect
 from spr.grounding.lists import parse_json, parse_tokens
 from spr.grounding.markup import Brackets, JsonList, Tags, Tokens
 from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
-from spr.grounding.prose import parse_brackets, parse_tags
+from spr.grounding.prose import TagReader, parse_brackets
 from spr.grounding.text import GroundedText, without_surrogates
 from spr.records import Box, Size
 
@@ -41,25 +41,21 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
     >>> print(*grounded.problems)
     offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
-    dialect = get_dialect(dialect)
-    text = without_surrogates(text)
+    dialect, text = get_dialect(dialect), without_surrogates(text)
     frame, markup = dialect.frame(size_wh), dialect.markup
     if isinstance(markup, Brackets):
         grounded = parse_brackets(text, markup, frame)
     elif isinstance(markup, Tags):
-        grounded = parse_tags(text, markup, frame)
+        grounded = TagReader(text, markup, frame).read()
     elif isinstance(markup, JsonList):
         grounded = parse_json(text, markup, frame)
     else:
         grounded = parse_tokens(text, markup, frame)
     if strict and grounded.problems:
         problem = grounded.problems[0]
-        raise GroundingError(
-            f"Text in dialect `{dialect.key}` is malformed at offset {problem.offset}: {problem.reason}",
-            got=repr(problem.text),
-            expected=dialect.example,
-            fix="parse without `strict` to keep the well-formed pieces",
-        )
+        what = f"Text in dialect `{dialect.key}` is malformed at offset {problem.offset}: {problem.reason}"
+        fix = "parse without `strict` to keep the well-formed pieces"
+        raise GroundingError(what, got=repr(problem.text), expected=dialect.example, fix=fix)
     return grounded
 
 

@@ -1,25 +1,18 @@
-"""Parse prose in which a box follows its phrase, marked by tags (`parse_tags`) or not (`parse_brackets`)."""
+"""Parse prose in which a box follows its phrase, marked by tags (`TagReader`) or not (`parse_brackets`)."""
 
 from __future__ import annotations
 
 import re
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import (
-    FOUR_NUMBERS,
-    NUMBER_LIKE,
-    OTHER_NUMBERS,
-    SPECIAL,
-    STRAY_COORDINATES,
-    Brackets,
-    Tags,
-    stray,
-)
+from spr.grounding.markup import NUMBER, OTHER_NUMBERS, SPECIAL, STRAY_COORDINATES, Brackets, Tags, stray
 from spr.grounding.phrases import find_phrase
 from spr.grounding.text import GroundedText, Problems
 from spr.records import Box, Span
 
 _BY_RULE = -1  # the start of an unmarked phrase, which `find_phrase` determines
+_NUMBER_LIKE = re.compile(rf"(?:{NUMBER}|[-+]?(?:nan|inf(?:inity)?))", re.IGNORECASE)
+_FOUR_NUMBERS = re.compile(rf"\s*+({NUMBER})\s*+" + rf",\s*+({NUMBER})\s*+" * 3)
 _CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
 _LONGEST_CONNECTIVE = 12
 _CLOSING = {"(": ")", "[": "]", "（": "）"}
@@ -196,7 +189,7 @@ def _counts(inner: str) -> bool:
 
 
 def _count_numbers(pieces: list[str]) -> int:
-    return sum(NUMBER_LIKE.fullmatch(piece.strip()) is not None for piece in pieces)
+    return sum(_NUMBER_LIKE.fullmatch(piece.strip()) is not None for piece in pieces)
 
 
 def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems: Problems) -> tuple[list[Box], int]:
@@ -214,7 +207,7 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems
         stop = offset + len(piece)
         if not piece.strip():
             problems.note(offset - 1, stop + 1, "no box beside a separator")
-        elif (numbers := FOUR_NUMBERS.fullmatch(piece)) is not None:
+        elif (numbers := _FOUR_NUMBERS.fullmatch(piece)) is not None:
             boxes += problems.decode(frame, numbers.groups(), offset, stop)
         elif OTHER_NUMBERS.fullmatch(piece):
             problems.note(offset, stop, STRAY_COORDINATES)
@@ -226,12 +219,9 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems
     return boxes, match.end()
 
 
-def parse_tags(text: str, markup: Tags, frame: Frame) -> GroundedText:
-    """Parse prose with tags around phrases and boxes; malformed pieces are reported and dropped."""
-    return _TagReader(text, markup, frame).read()
+class TagReader:
+    """Parses prose with tags around phrases and boxes; malformed pieces are reported and dropped."""
 
-
-class _TagReader:
     def __init__(self, text: str, markup: Tags, frame: Frame) -> None:
         self.text, self.markup, self.frame = text, markup, frame
         self.prose = Prose(text)
@@ -239,6 +229,7 @@ class _TagReader:
         self.opened: tuple[str, int, int] | None = None  # an open tag, and its start and end in the text
 
     def read(self) -> GroundedText:
+        """Parse the text, once."""
         text, prose, markup = self.text, self.prose, self.markup
         tags = {*markup.phrase, *markup.grounding}
         position = 0

@@ -175,14 +175,12 @@ def _render_json(spans: list[Span], markup: JsonList, frame: Frame) -> str:
 
 def _check_reads_back(text: str, grounded: GroundedText, dialect: Dialect, size_wh: Size) -> None:
     """Raise if the words contain markup, so that the text would be parsed as something else."""
+    refused = f"Text can't be written in dialect `{dialect.key}`"
     piece = _literal_markup(grounded.plain_text, dialect.markup)
     if piece is not None:
-        raise GroundingError(
-            f"Text can't be written in dialect `{dialect.key}`: its own words would be read as markup",
-            got=repr(piece),
-            expected="words without the dialect's brackets, tags or tokens",
-            fix="remove this piece from the plain text",
-        )
+        expected = "words without the dialect's brackets, tags or tokens"
+        what, fix = f"{refused}: its own words would be read as markup", "remove this piece from the plain text"
+        raise GroundingError(what, got=repr(piece), expected=expected, fix=fix)
     again = parse(text, dialect, size_wh)
     if dialect.keeps_prose or not grounded.boxes:
         same = again.plain_text == grounded.plain_text.strip()
@@ -192,11 +190,8 @@ def _check_reads_back(text: str, grounded: GroundedText, dialect: Dialect, size_
         after = groupby(span.phrase for span in again.spans)
         same = [phrase for phrase, _ in before] == [phrase for phrase, _ in after]
     if not same or len(again.boxes) != len(grounded.boxes):
-        raise GroundingError(
-            f"Text can't be written in dialect `{dialect.key}`: it would be read back as something else",
-            got=repr(text[:120]),
-            fix="check for a box without a phrase, or for brackets or tags next to a phrase",
-        )
+        fix = "check for a box without a phrase, or for brackets or tags next to a phrase"
+        raise GroundingError(f"{refused}: it would be read back as something else", got=repr(text[:120]), fix=fix)
 
 
 def _literal_markup(plain: str, markup: Markup) -> str | None:
