@@ -64,10 +64,12 @@ def sprite(shape: str, width: int, height: int) -> npt.NDArray[np.float32]:
     elif shape == "cross":
         draw.rectangle([w * 0.33, 0, w * 0.67 - 1, bottom], fill=255)
         draw.rectangle([0, h * 0.33, right, h * 0.67 - 1], fill=255)
-    else:  # a heart
+    elif shape == "heart":
         draw.ellipse([0, 0, w * 0.53, h * 0.6], fill=255)
         draw.ellipse([w * 0.47 - 1, 0, right, h * 0.6], fill=255)
         draw.polygon([(w * 0.03, h * 0.42), (w * 0.97 - 1, h * 0.42), (w * 0.5, bottom)], fill=255)
+    else:
+        raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
     fine = np.asarray(image, dtype=np.float32).reshape(height, _OVERSAMPLING, width, _OVERSAMPLING)
     coverage: npt.NDArray[np.float32] = (fine.mean(axis=(1, 3)) / np.float32(255))[..., None]
     coverage.setflags(write=False)

@@ -35,11 +35,12 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         GroundingError: for an unknown dialect or a wrong image size; with ``strict`` also for a malformed piece,
             naming its offset.
 
-    >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
-    >>> grounded.plain_text, [(span.phrase, span.boxes[0]) for span in grounded.spans]
-    ('A man and two dogs.', [('A man', (100.0, 75.0, 300.0, 400.0)), ('two dogs', (0.0, 0.0, 50.0, 25.0))])
-    >>> print(*grounded.problems)
-    offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
+    Examples:
+        >>> grounded = parse("A man [100, 150, 300, 800] and two dogs [0, 0, 50, 50] [9, 9, 9].", "ferret", (1000, 500))
+        >>> grounded.plain_text, [(span.phrase, span.boxes[0]) for span in grounded.spans]
+        ('A man and two dogs.', [('A man', (100.0, 75.0, 300.0, 400.0)), ('two dogs', (0.0, 0.0, 50.0, 25.0))])
+        >>> print(*grounded.problems)
+        offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
     dialect, text = get_dialect(dialect), without_surrogates(text)
     frame, markup = dialect.frame(size_wh), dialect.markup
