@@ -88,7 +88,7 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
 
 
 def _drop(match: re.Match[str], reason: str | None, position: int, words: list[str], problems: Problems) -> int:
-    """Where the words after a match start, which is dropped and reported. "": drop silently; None: keep it as words."""
+    """Drop a match and report the reason ("": silently; None: keep it as words); returns where the next words start."""
     if reason is None:
         return position
     before = match.string[position : match.start()]

@@ -78,7 +78,7 @@ def _resize_rows(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _mirror(rows: torch.Tensor, side: int) -> torch.Tensor:
-    """Reflect row indices outside of the image at the centre of its first or last row: -1 → 1, side → side - 2."""
+    """Mirror row indices outside of the image about its first or last row: -1 → 1, side → side - 2."""
     period = max(1, 2 * (side - 1))
     rows = rows % period
     return torch.minimum(rows, period - rows).clamp(max=side - 1)

@@ -21,7 +21,7 @@ _SAMPLING = ("temperature", "top_p", "max_new_tokens", "request_fields")
 
 
 class AnswerJournal:
-    """A `Describer` that appends each answer to a file as soon as it has it, and reuses the answers in the file.
+    """A `Describer` that appends each answer to a file as soon as it arrives, and reuses the answers in the file.
 
     Args:
         describer: The model.

@@ -93,7 +93,7 @@ def describe_regions(
 
 
 def training_prompt(query: RegionQuery | PreferencePair, dialect: Dialect, prompts: PromptsConfig) -> str:
-    """The prompt that all candidates of a query answer: about the whole image, the region given by its coordinates."""
+    """The prompt of a preference pair: it is about the whole image and gives the region by its coordinates."""
     region = render_box(query.region, dialect, (query.width, query.height), region=True)
     return prompts.full.replace("{region}", region)
 
