@@ -123,3 +123,14 @@ def test_the_stages_to_delete_are_named_in_order_with_all_that_read_them(dataset
     expected = r"prompts\.crop: .* → What is here\?[\s\S]*delete candidates/ and scores/ and pairs/"
     with pytest.raises(RunError, match=expected):
         run(changed, tmp_path / "run")
+
+
+def test_stages_that_are_inputs_of_each_other_are_an_error_that_names_them(dataset, tmp_path):
+    config = make_config(dataset.config(annotations={"max_images": 3}))
+    run(config, tmp_path / "run", until="regions")
+    manifest = tmp_path / "run" / "objects" / "manifest.json"
+    text = manifest.read_text()
+    assert '"inputs": []' in text
+    manifest.write_text(text.replace('"inputs": []', '"inputs": ["regions"]'))
+    with pytest.raises(RunError, match=r"inputs of each other[\s\S]*objects[\s\S]*regions"):
+        run(config, tmp_path / "run", until="regions")

@@ -5,7 +5,6 @@ All errors are reported together, each with the field's name, the given value an
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from os import PathLike, fspath
@@ -19,7 +18,7 @@ from spr.config.experiment import Config, TrainingPart
 from spr.config.renamed import RENAMED
 from spr.config.section import Section
 from spr.core import FORMAT_VERSION
-from spr.core.errors import ConfigError, nearest
+from spr.core.errors import ConfigError, closest, nearest
 
 PRESETS = Path(__file__).parent / "presets"
 Part = TypeVar("Part", bound=Section)
@@ -185,8 +184,8 @@ def _explain(problem: dict[str, Any], schema: type[Section]) -> str:
         if dotted in RENAMED:
             return f"`{dotted}` is now called `{RENAMED[dotted]}`"
         known = _known_keys(schema, parents)
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean `{'.'.join([*parents, near[0]])}`?" if near else f"known keys: {', '.join(known)}"
+        near = closest(key, known)
+        hint = f"did you mean `{'.'.join([*parents, near])}`?" if near else f"known keys: {', '.join(known)}"
         return f"`{dotted}` is not a known key; {hint}"
     if problem["type"] == "missing":
         return f"`{dotted}` is missing; it has no default"

@@ -55,6 +55,11 @@ class GroundingError(SprError, ValueError):
     """Grounded text is malformed (raised only in strict mode), or can't be written in a dialect."""
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most similar to an unknown one, if any is similar."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+
+
 def nearest(name: str, known: Iterable[str], otherwise: str = "use one of") -> str:
     """How to fix an unknown name: use the nearest known one, or any of them.
 
@@ -62,8 +67,8 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "use one of") -> s
     ('did you mean `square`?', 'use one of: square, circle')
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean `{near[0]}`?" if near else f"{otherwise}: {', '.join(known)}"
+    near = closest(name, known)
+    return f"did you mean `{near}`?" if near else f"{otherwise}: {', '.join(known)}"
 
 
 _EXTRAS = {

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import operator
 import re
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
-from spr.core.errors import GroundingError
+from spr.core.errors import GroundingError, closest
 from spr.core.registry import Registry
 from spr.grounding.coding import Cells, Coding, Frame, Numbers
 from spr.grounding.geometry import Geometry, Relative, Resized, check_size
@@ -305,8 +304,8 @@ def get_dialect(dialect: str | Dialect, **options: Any) -> Dialect:
         return dialect.with_options(**options)
     key, _, text = dialect.partition(":")
     if key not in DIALECTS:
-        near = difflib.get_close_matches(key.lower().replace("-", "_").replace(".", "_"), list(DIALECTS), 1, 0.5)
-        fix = f"did you mean `{near[0]}`?" if near else None
+        near = closest(key.lower().replace("-", "_").replace(".", "_"), DIALECTS)
+        fix = f"did you mean `{near}`?" if near else None
         raise GroundingError("Unknown dialect", got=repr(key), expected=", ".join(DIALECTS), fix=fix)
     registered = DIALECTS[key]
     if registered.key != key:

@@ -154,7 +154,8 @@ def read_answer(item: CandidateRequest, answer: str, describer: Describer) -> Ca
     """
     request, dialect = item.request, describer.dialect
     query, window = request.query, request.window
-    assert query is not None and window is not None  # noqa: S101, PT018 (`requests_for` sets both)
+    if query is None or window is None:
+        raise ValueError("a candidate's request needs its query and its window")
     answer = without_surrogates(answer)
     stripped, prompt = answer.strip(), request.prompt.strip()
     if not stripped:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -133,7 +133,11 @@ def _manifests(out: Path) -> dict[str, Manifest]:
     stores = [StageStore(path.parent) for path in sorted(out.glob(f"*/{MANIFEST}"))]
     begun = {store.folder.name: manifest for store in stores if (manifest := store.manifest()) is not None}
     inputs = {name: [stage for stage in manifest.inputs if stage in begun] for name, manifest in begun.items()}
-    return {name: begun[name] for name in TopologicalSorter(inputs).static_order()}
+    try:
+        return {name: begun[name] for name in TopologicalSorter(inputs).static_order()}
+    except CycleError as error:
+        got, fix = " → ".join(error.args[1]), "restore the manifests, or choose another --out"
+        raise RunError(f"The stages of {out} are inputs of each other", got=got, fix=fix) from None
 
 
 def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[str, Manifest]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import resource
 import sys
@@ -18,7 +17,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
 from spr.core.atomic import write_atomically
-from spr.core.errors import ConfigError
+from spr.core.errors import ConfigError, closest
 from spr.training.loss import PairLogps, PairLosses
 
 LINE_EVERY = 10.0
@@ -159,8 +158,8 @@ def check_trackers(names: Sequence[str]) -> None:
     missing = builtin - {str(tracker.value) for tracker in get_available_trackers()}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            fix = f"did you mean `{near[0]}`?" if near else None
+            near = closest(name, known)
+            fix = f"did you mean `{near}`?" if near else None
             message, expected = "Config field `training.report_to` names an unknown tracker", ", ".join(known)
             raise ConfigError(message, got=name, expected=expected, fix=fix)
         if name in missing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections import Counter
@@ -17,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from spr.config import LoraSection, TrainingConfig
-from spr.core.errors import ConfigError, SprError
+from spr.core.errors import ConfigError, SprError, closest
 from spr.models.custom_models import load_config, load_mllm
 from spr.models.families import FAMILIES, Family
 from spr.models.image_processors import load_processor
@@ -105,9 +104,9 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in names):
             last = sorted({name.rsplit(".", 1)[-1] for name in names})
-            near = difflib.get_close_matches(target, last, n=1)
+            near = closest(target, last)
             message = "Config field `training.lora.target_modules` names no linear layer of the language model"
-            fix = f"did you mean `{near[0]}`?" if near else None
+            fix = f"did you mean `{near}`?" if near else None
             raise ConfigError(message, got=target, expected=", ".join(last), fix=fix)
     pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
     config = LoraConfig(**settings.model_dump() | {"target_modules": pattern}, bias="none")
