@@ -72,6 +72,30 @@ def test_the_model_is_asked_about_the_image_and_about_the_crop_with_its_objects(
     assert len({r.seed for r in describer.requests}) == 3
 
 
+@pytest.mark.parametrize(
+    ("order", "listed"),
+    [
+        ("reading", "cup 10 50, fork 30 10, plate 30 30"),
+        ("id", "plate 30 30, cup 10 50, fork 30 10"),
+        ("shuffled", "fork 30 10, plate 30 30, cup 10 50"),
+    ],
+)
+def test_the_order_of_the_listed_objects(config, order, listed):
+    places = {"plate": (30.0, 30.0), "cup": (10.0, 50.0), "fork": (30.0, 10.0)}
+    objects = tuple(
+        RegionObject(str(number), name, (x, y, x + 10, y + 10), inside=True)
+        for number, (name, (x, y)) in enumerate(places.items(), start=3)
+    )
+    query = dataclasses.replace(QUERY, region=(10.0, 10.0, 60.0, 60.0), start_object="3", objects=objects)
+    shown = describe.listed_objects(query, order, seed=0)
+    assert ", ".join(f"{item.category} {item.box[0]:g} {item.box[1]:g}" for item in shown) == listed
+    describer = Says("ferret", full="x", crop="y", crop_objects="z")
+    config = make_config({**config.model_dump(), "describer": {**config.describer.model_dump(), "object_order": order}})
+    describe.process({"regions": to_table([query], RegionQuery)}, config, describer=describer)
+    lines = describer.requests[2].prompt.splitlines()[1:]
+    assert [line.split()[1] for line in lines] == [item.category for item in shown]
+
+
 def test_an_answer_about_the_crop_becomes_one_about_the_image(config):
     describer = Says(
         "llava", full="a cup [0.20, 0.20, 0.40, 0.40]", crop="a cup [0.50, 0.50, 0.83, 0.83]", crop_objects=""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from spr.config.backends import DESCRIBERS, name_in
 from spr.config.section import DType, Float, Int, Section
+
+ObjectOrder: TypeAlias = Literal["reading", "id", "shuffled"]
 
 
 class SamplesConfig(Section):
@@ -45,6 +47,10 @@ class DescriberConfig(Section):
     samples: SamplesConfig = SamplesConfig()
     crop_factor: Float = Field(default=1.5, ge=1)
     """Factor by which both sides of the region are enlarged for the crop (supplement, Sec. 1)."""
+    object_order: ObjectOrder = "reading"
+    """Order of the objects listed in `crop_objects` prompts (our choice): `reading`: left to right, then top to bottom;
+    `id`: by annotation id; `shuffled`. Models follow the list, so an order unlike that of answers to other prompts
+    tells chosen from rejected answers, which training then learns instead of the boxes."""
     temperature: Float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 means greedy decoding (our choice)."""
     top_p: Float = Field(default=0.95, gt=0, le=1)

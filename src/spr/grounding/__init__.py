@@ -4,6 +4,7 @@
 `render` writes it in any dialect, and `convert` does both. docs/dialects.md lists the dialects.
 """
 
+from spr.grounding.answer import FinalAnswer, final_answer
 from spr.grounding.dialects import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import smart_resize
 from spr.grounding.parse import parse
@@ -14,10 +15,12 @@ __all__ = [
     "DIALECTS",
     "Converted",
     "Dialect",
+    "FinalAnswer",
     "GroundedText",
     "Problem",
     "convert",
     "convert_lines",
+    "final_answer",
     "get_dialect",
     "parse",
     "render",

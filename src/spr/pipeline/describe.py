@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from spr.config import Config, PromptsConfig
-from spr.config.describer import SamplesConfig
+from spr.config.describer import ObjectOrder, SamplesConfig
 from spr.core.boxes import clip
 from spr.core.errors import ConfigError, GroundingError
 from spr.core.images import ImageSource
@@ -28,7 +28,7 @@ from spr.models.registry import load_describer
 from spr.pipeline.answers import AnswerJournal
 from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.pipeline.stage import Drops, OnDrop, Stage
-from spr.records import Box, Candidate, PreferencePair, PromptKind, RegionQuery, Size, Span
+from spr.records import Box, Candidate, PreferencePair, PromptKind, RegionObject, RegionQuery, Size, Span
 from spr.records.schemas import CANDIDATES, from_table, to_table
 from spr.runs.store import StageOutput
 
@@ -50,6 +50,7 @@ def describe_regions(
     *,
     samples: SamplesConfig | None = None,
     crop_factor: float = 1.5,
+    object_order: ObjectOrder = "reading",
     prompts: PromptsConfig | None = None,
     seed: int = 0,
     on_drop: OnDrop = lambda *_: None,
@@ -62,6 +63,7 @@ def describe_regions(
         images: Where the images are.
         samples: Number of descriptions per query and prompt kind; None uses two of each.
         crop_factor: The crop is the region enlarged by this factor about its centre.
+        object_order: Order of the objects listed in ``crop_objects`` prompts, see `listed_objects`.
         prompts: The prompts; None uses the defaults.
         seed: Seed of the sampling; each request's own seed is derived from it and the candidate's id.
         on_drop: Called for images that can't be used, for answers that `read_answer` refuses, and for answers with the
@@ -72,7 +74,7 @@ def describe_regions(
     """
     samples, prompts = samples or SamplesConfig(), prompts or PromptsConfig()
     requests = (
-        requests_for(query, image, describer.dialect, samples, crop_factor, prompts, seed)
+        requests_for(query, image, describer.dialect, samples, crop_factor, prompts, seed, object_order=object_order)
         for query, image in decode_ahead(queries, images, on_drop)
     )
     candidates: list[Candidate] = []
@@ -106,6 +108,8 @@ def requests_for(
     crop_factor: float,
     prompts: PromptsConfig,
     seed: int,
+    *,
+    object_order: ObjectOrder = "reading",
 ) -> list[CandidateRequest]:
     """The requests for a query: ``samples`` of each prompt kind, each with its own seed (paper, Sec. 3.2).
 
@@ -115,10 +119,11 @@ def requests_for(
     whole: Box = (0.0, 0.0, float(query.width), float(query.height))
     window = crop_window(query.region, size_wh, crop_factor)
     crop = cut(image, window)
+    listed = listed_objects(query, object_order, seed)
     shown: dict[PromptKind, tuple[Image.Image, Box, str]] = {
         "full": (image, whole, training_prompt(query, dialect, prompts)),
         "crop": (crop, window, prompts.crop),
-        "crop_objects": (crop, window, _prompt_with_objects(query, window, crop.size, dialect, prompts)),
+        "crop_objects": (crop, window, _prompt_with_objects(listed, window, crop.size, dialect, prompts)),
     }
     requests = []
     for kind, (picture, part, text) in shown.items():
@@ -129,11 +134,26 @@ def requests_for(
     return requests
 
 
+def listed_objects(query: RegionQuery, order: ObjectOrder, seed: int) -> tuple[RegionObject, ...]:
+    """The objects inside the region in the order in which a prompt lists them.
+
+    ``reading``: by left edge, then by top edge; ``id``: as annotated; ``shuffled``: by a hash of the seed and the id.
+    """
+    match order:
+        case "reading":
+            return tuple(sorted(query.inside, key=lambda item: item.box[:2]))
+        case "id":
+            return query.inside
+        case "shuffled":
+            hashes = {item.id: stable_hash(seed, "object order", query.query_id, item.id) for item in query.inside}
+            return tuple(sorted(query.inside, key=lambda item: hashes[item.id]))
+
+
 def _prompt_with_objects(
-    query: RegionQuery, window: Box, size_wh: Size, dialect: Dialect, prompts: PromptsConfig
+    objects: Sequence[RegionObject], window: Box, size_wh: Size, dialect: Dialect, prompts: PromptsConfig
 ) -> str:
     lines = []
-    for index, item in enumerate(query.inside, start=1):
+    for index, item in enumerate(objects, start=1):
         x1, y1, x2, y2 = clip(shift(item.box, window), size_wh).tolist()
         line = prompts.object_line.replace("{index}", str(index)).replace("{category}", item.category)
         lines.append(line.replace("{box}", render_box((x1, y1, x2, y2), dialect, size_wh)))
@@ -206,6 +226,7 @@ def process(
         config.annotations.image_source,
         samples=settings.samples,
         crop_factor=settings.crop_factor,
+        object_order=settings.object_order,
         prompts=config.prompts,
         seed=config.seed,
         on_drop=drops.add,
