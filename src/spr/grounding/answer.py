@@ -19,13 +19,13 @@ class FinalAnswer(NamedTuple):
 
 
 def final_answer(generated: str) -> FinalAnswer:
-    """Remove the reasoning from a generated text; everything that reads answers applies this first.
+    r"""Remove the reasoning from a generated text; everything that reads answers applies this first.
 
-    The answer is what follows the last ``</think>``, and of that only what is inside the last ``<answer>``, if there is one; an
-    ``<answer>`` that is not closed extends to the end. White space around it is removed with the tags. A ``<think>``
-    that is not closed leaves no answer. Text without these tags is returned unchanged.
+    The answer is what follows the last ``</think>``, and of that only what is inside the last ``<answer>``, if there is
+    one; an ``<answer>`` that is not closed extends to the end. White space around it is removed with the tags. A
+    ``<think>`` that is not closed leaves no answer. Text without these tags is returned unchanged.
 
-    >>> final_answer("<think>A dog?</think>\\n<answer>a dog [1, 2, 3, 4]</answer>").text
+    >>> final_answer("<think>A dog?</think>\n<answer>a dog [1, 2, 3, 4]</answer>").text
     'a dog [1, 2, 3, 4]'
     >>> final_answer("<think>A dog [1, 2, 3").problem
     'reasoning is not closed: no answer'
