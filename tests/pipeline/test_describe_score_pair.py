@@ -10,6 +10,7 @@ from run_folders import FAKES, rows
 from spr.config import make_config
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
+from spr.models.protocols import Answer
 from spr.pipeline import describe, pair, score
 from spr.pipeline.describe import training_prompt
 from spr.pipeline.pair import make_pair
@@ -40,7 +41,7 @@ def config(tmp_path):
 
 
 class Says:
-    """A describer that gives prepared answers, by kind of prompt, and keeps what it was asked."""
+    """A describer that gives prepared answers, texts or `Answer`s, by kind of prompt, and keeps what it was asked."""
 
     name = "says@1"
 
@@ -50,7 +51,8 @@ class Says:
     def describe(self, requests):
         self.requests += requests
         kinds = {"Where": "full", "What": "crop", "These": "crop_objects"}
-        return [self.answers[next(kinds[k] for k in kinds if r.prompt.startswith(k))] for r in requests]
+        given = [self.answers[next(kinds[k] for k in kinds if r.prompt.startswith(k))] for r in requests]
+        return [answer if isinstance(answer, Answer) else Answer(answer, "stop") for answer in given]
 
 
 def candidates_of(describer, config):
@@ -118,6 +120,31 @@ def test_unusable_answers_are_dropped_with_their_reason(config):
     assert dropped == [("7/0/crop0", "repeats_prompt"), ("7/0/crop_objects0", "empty_answer")]
 
 
+CUT = Answer("a cup [0.20, 0.20, 0.40, 0.40], a pl", "length")
+
+
+def test_truncated_answers_are_dropped_and_the_others_have_their_reason(config):
+    describer = Says("llava", full=CUT, crop=Answer("a cup", "stop_string"), crop_objects=Answer("a plate"))
+    candidates, dropped = candidates_of(describer, config)
+    assert [(c.prompt_kind, c.finish_reason) for c in candidates] == [("crop", "stop_string"), ("crop_objects", None)]
+    assert dropped == [("7/0/full0", "truncated_answer")]
+
+
+def test_truncated_answers_can_be_kept(config):
+    config = make_config({**config.model_dump(), "describer": {**config.describer.model_dump(), "truncated": "keep"}})
+    describer = Says("llava", full=CUT, crop=Answer("", "length"), crop_objects="a plate")
+    candidates, dropped = candidates_of(describer, config)
+    assert [(c.raw_text, c.finish_reason) for c in candidates] == [(CUT.text, "length"), ("a plate", "stop")]
+    assert dropped == [("7/0/crop0", "empty_answer")]
+
+
+def test_a_truncated_answer_is_one_although_it_repeats_the_prompt_or_is_empty(config):
+    # What to change is the token limit.
+    describer = Says("llava", full=Answer("", "length"), crop=Answer("What?", "length"), crop_objects="a plate")
+    _, dropped = candidates_of(describer, config)
+    assert dropped == [("7/0/full0", "truncated_answer"), ("7/0/crop0", "truncated_answer")]
+
+
 def test_a_repeat_after_mapping_back_is_dropped(config):
     # 0.50–0.83 of the crop is 0.40–0.60 of the image.
     describer = Says(
@@ -171,7 +198,18 @@ def candidate(number, *spans, text=None, plain=None):
         parts.append(Span(phrase, at, at + len(phrase), tuple(boxes)))
         at += len(phrase)
     return Candidate(
-        f"7/0/full{number}", "7/0", "full", "raw", text or f"text {number}", words, tuple(parts), (), 1, "m", "llava"
+        f"7/0/full{number}",
+        "7/0",
+        "full",
+        "raw",
+        text or f"text {number}",
+        words,
+        tuple(parts),
+        (),
+        "stop",
+        1,
+        "m",
+        "llava",
     )
 
 

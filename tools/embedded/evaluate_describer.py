@@ -48,7 +48,8 @@ def open_describer(folder: Path) -> HfDescriber:
 
 def answers_to(describer: HfDescriber, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
     """Answers to one prompt per image."""
-    return describer.describe([DescribeRequest(*row) for row in zip(images, prompts, strict=True)])
+    requests = [DescribeRequest(*row) for row in zip(images, prompts, strict=True)]
+    return [answer.text for answer in describer.describe(requests)]
 
 
 def region_questions(scenes: Sequence[Scene], seed: int) -> list[Asked]:

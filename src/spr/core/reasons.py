@@ -66,6 +66,7 @@ REGION_REASONS: dict[str, str] = {
 """Why the stage `regions` drops images and queries."""
 
 CANDIDATE_REASONS: dict[str, str] = {
+    "truncated_answer": "`describer.max_new_tokens` cut the answer, and `describer.truncated` is `drop`",
     "empty_answer": "the answer is empty",
     "repeats_prompt": "the answer only repeats the prompt or its beginning",
     "repeats_candidate": "an earlier candidate of the query has the same text",
@@ -92,6 +93,7 @@ TRAINING_REASONS: dict[str, str] = {
 """Why a pair is not trained on, besides `IMAGE_REASONS`."""
 
 EXPORT_REASONS: dict[str, str] = {
+    "truncated_answer": "`describer.max_new_tokens` cut an answer, and the trainer would add an end of turn to it",
     "placeholder_in_text": "the prompt or an answer contains the trainer's image placeholder, such as `<image>`",
     "not_renderable": "the requested dialect would read the words as coordinates",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
@@ -110,6 +112,11 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
     "export": {**IMAGE_REASONS, **EXPORT_REASONS},
 }
 """Explanations by stage and reason."""
+
+FIXES: dict[str, str] = {
+    "truncated_answer": "raise describer.max_new_tokens, or shorten the answers with another prompt",
+}
+"""What to change if a stage drops more than half of its items for one of these reasons."""
 
 
 def explain(stage: str, reason: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.lines import as_id, decode_lines, read_bytes
 from spr.grounding import DIALECTS, Dialect, get_dialect
-from spr.records import Box
+from spr.records import TRUNCATED, Box
 
 ID_FIELDS = ("id", "question_id", "image_id")
 ANSWER_FIELDS = ("answer", "text", "response", "prediction")
@@ -28,6 +28,7 @@ PROBLEMS: dict[str, str] = {
     "no_id": "the line has no id; ignored",
     "not_json": "the line is not a JSON object; ignored",
     "image": "the image can't be read, so the model was not asked; counts as wrong",
+    "truncated": "the token limit cut the answer; it was read as far as it goes",
     "malformed": "the answer contains a malformed box; the rest of the answer was read",
     "no_box": "the answer has no box, or none for this phrase; counts as a miss",
     "neither": "the answer means neither yes nor no; counts as wrong",
@@ -36,7 +37,7 @@ PROBLEMS: dict[str, str] = {
 
 
 # The fields of a line that are read; others are skipped without being decoded.
-_FIELDS = (*ID_FIELDS, "sentence_id", *ANSWER_FIELDS, "dialect", "model")
+_FIELDS = (*ID_FIELDS, "sentence_id", *ANSWER_FIELDS, "finish_reason", "dialect", "model")
 _Row: Any = msgspec.defstruct("_Row", [(name, Any, msgspec.UNSET) for name in _FIELDS], gc=False)
 
 
@@ -45,6 +46,7 @@ class Prediction:
     """A line of a predictions file: a raw answer, None if the model was not asked, and what is known about it.
 
     Boxes are xyxy pixels of the image, with one phrase per box; ``problems`` are the malformed parts of the answer.
+    ``finish_reason`` is that of `spr.models.protocols.Answer`.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Prediction:
     problems: tuple[str, ...] = ()
     model: str | None = None
     dialect: str | None = None
+    finish_reason: str | None = None
 
     def to_line(self) -> str:
         """The prediction as one line of JSON, with a line break at the end."""
@@ -68,12 +71,14 @@ class Answers:
     """Answers in the order of the items, None where one is missing or not a text.
 
     ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where there is no id.
+    ``finish_reasons`` are those of a model's answers; empty for a file.
     """
 
     texts: list[str | None]
     problems: dict[str, list[str]] = field(default_factory=dict)
     dialect: Dialect | str | None = None
     model: str | None = None
+    finish_reasons: list[str | None] = field(default_factory=list)
 
     def note(self, kind: str, name: str) -> None:
         """Add an answer to a kind of problem."""
@@ -91,9 +96,9 @@ class Answers:
 def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     """Read a predictions file and match its answers to the items by id.
 
-    Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); the first line may also say the
-    model and the dialect. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them; its
-    lines are numbered through all files.
+    Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`), and may have a ``finish_reason``;
+    the first line may also say the model and the dialect. A folder means all ``*.jsonl`` files in it, as a model on
+    several devices writes them; its lines are numbered through all files.
 
     Raises `InputError` if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
     """
@@ -128,6 +133,8 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
             answers.note("doubled", name)
         else:
             by_id[name] = getattr(row, answer_field)
+            if row.finish_reason == TRUNCATED:
+                answers.note("truncated", name)
     if not by_id:
         got, expected = ", ".join(answers.problems.get("unknown", ())[:3]), ", ".join(ids[:3]) + ", …"
         fix = "give the predictions for these annotations, with the ids of the annotations"

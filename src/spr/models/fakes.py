@@ -18,7 +18,7 @@ from spr.core import boxes as bx
 from spr.core.randomness import stable_hash
 from spr.core.views import shift
 from spr.grounding import GroundedText, get_dialect, render
-from spr.models.protocols import DescribeRequest, DetectRequest, Vectors, View
+from spr.models.protocols import Answer, DescribeRequest, DetectRequest, Vectors, View
 from spr.records import Box, Detection, ImageObject, Span
 
 
@@ -43,9 +43,9 @@ class FakeDescriber:
         self.dialect = get_dialect(dialect or "llava_onevision")
         self.drop, self.jitter, self.invent = drop, jitter, invent
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One answer per request, a function of its seed and of the annotations of its query."""
-        return [self._describe(request) for request in requests]
+    def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
+        """One answer per request, a function of its seed and of the annotations of its query; none is truncated."""
+        return [Answer(self._describe(request), "stop") for request in requests]
 
     def _describe(self, request: DescribeRequest) -> str:
         if request.query is None:

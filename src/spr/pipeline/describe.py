@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from spr.config import Config, PromptsConfig
-from spr.config.describer import ObjectOrder, SamplesConfig
+from spr.config.describer import ObjectOrder, SamplesConfig, Truncated
 from spr.core.boxes import clip
 from spr.core.errors import ConfigError, GroundingError
 from spr.core.images import ImageSource
@@ -23,7 +23,7 @@ from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, shift, unshift
 from spr.grounding import Dialect, GroundedText, parse, render, render_box
 from spr.grounding.text import without_surrogates
-from spr.models.protocols import Describer, DescribeRequest
+from spr.models.protocols import Answer, Describer, DescribeRequest, check_answer
 from spr.models.registry import load_describer
 from spr.pipeline.answers import AnswerJournal
 from spr.pipeline.decoding import decode_ahead, in_groups
@@ -51,6 +51,7 @@ def describe_regions(
     samples: SamplesConfig | None = None,
     crop_factor: float = 1.5,
     object_order: ObjectOrder = "reading",
+    truncated: Truncated = "drop",
     prompts: PromptsConfig | None = None,
     seed: int = 0,
     on_drop: OnDrop = lambda *_: None,
@@ -64,6 +65,7 @@ def describe_regions(
         samples: Number of descriptions per query and prompt kind; None uses two of each.
         crop_factor: The crop is the region enlarged by this factor about its centre.
         object_order: Order of the objects listed in ``crop_objects`` prompts, see `listed_objects`.
+        truncated: Whether answers that the token limit cut are dropped (``truncated_answer``) or kept.
         prompts: The prompts; None uses the defaults.
         seed: Seed of the sampling; each request's own seed is derived from it and the candidate's id.
         on_drop: Called for images that can't be used, for answers that `read_answer` refuses, and for answers with the
@@ -83,7 +85,7 @@ def describe_regions(
         answers = describer.describe([item.request for item in batch])
         seen: set[tuple[str, str]] = set()
         for item, answer in zip(batch, answers, strict=True):
-            candidate = read_answer(item, answer, describer)
+            candidate = read_answer(item, check_answer(answer, describer), describer, truncated=truncated)
             if isinstance(candidate, Candidate) and (candidate.query_id, candidate.text) in seen:
                 candidate = "repeats_candidate"
             if isinstance(candidate, str):
@@ -166,23 +168,28 @@ def _pixels(requests: Sequence[CandidateRequest]) -> int:
     return sum(image.width * image.height for image in images.values())
 
 
-def read_answer(item: CandidateRequest, answer: str, describer: Describer) -> Candidate | str:
+def read_answer(
+    item: CandidateRequest, answer: Answer, describer: Describer, *, truncated: Truncated = "drop"
+) -> Candidate | str:
     """Turn an answer into a candidate whose boxes are in pixels of the original image, or return why it is dropped.
 
-    The reasons: ``empty_answer`` (only white space), ``repeats_prompt`` (nothing but the prompt or its beginning),
-    ``not_renderable`` (the words would be read as coordinates in the model's dialect).
+    The reasons: ``truncated_answer`` (the token limit cut it; unless ``truncated`` is ``keep``), ``empty_answer`` (only
+    white space), ``repeats_prompt`` (nothing but the prompt or its beginning), ``not_renderable`` (the words would be
+    read as coordinates in the model's dialect).
     """
     request, dialect = item.request, describer.dialect
     query, window = request.query, request.window
     if query is None or window is None:
         raise ValueError("a candidate's request needs its query and its window")
-    answer = without_surrogates(answer)
-    stripped, prompt = answer.strip(), request.prompt.strip()
+    if answer.truncated and truncated == "drop":
+        return "truncated_answer"
+    raw_text = without_surrogates(answer.text)
+    stripped, prompt = raw_text.strip(), request.prompt.strip()
     if not stripped:
         return "empty_answer"
     if stripped == prompt or (len(stripped) > 20 and prompt.startswith(stripped)):
         return "repeats_prompt"
-    parsed = parse(answer, dialect, request.image.size)
+    parsed = parse(raw_text, dialect, request.image.size)
     spans = tuple(
         Span(span.phrase, span.start, span.end, tuple(unshift(box, window) for box in span.boxes))
         for span in parsed.spans
@@ -195,11 +202,12 @@ def read_answer(item: CandidateRequest, answer: str, describer: Describer) -> Ca
         candidate_id=item.candidate_id,
         query_id=query.query_id,
         prompt_kind=item.kind,
-        raw_text=answer,
+        raw_text=raw_text,
         text=text,
         plain_text=parsed.plain_text,
         spans=spans,
         problems=tuple(str(problem) for problem in parsed.problems),
+        finish_reason=answer.finish_reason,
         seed=request.seed,
         model=describer.name,
         dialect=dialect.spec,
@@ -227,6 +235,7 @@ def process(
         samples=settings.samples,
         crop_factor=settings.crop_factor,
         object_order=settings.object_order,
+        truncated=settings.truncated,
         prompts=config.prompts,
         seed=config.seed,
         on_drop=drops.add,
@@ -236,7 +245,7 @@ def process(
 
 STAGE = Stage(
     NAME,
-    version=1,
+    version=2,
     unit="candidates",
     kind="candidate",
     schema=CANDIDATES,

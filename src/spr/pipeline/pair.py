@@ -114,6 +114,8 @@ def make_pair(
         rejected_score=worst_scores.score,
         margin=margin,
         box_edits=refined.box_edits,
+        chosen_finish_reason=best.finish_reason,
+        rejected_finish_reason=worst.finish_reason,
     )
 
 
@@ -134,7 +136,7 @@ def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
 
 STAGE = Stage(
     NAME,
-    version=1,
+    version=2,
     unit="pairs",
     kind="query",
     schema=PAIRS,

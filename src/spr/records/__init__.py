@@ -3,6 +3,7 @@
 from spr.core.boxes import Box, Size
 from spr.records.records import (
     PROMPT_KINDS,
+    TRUNCATED,
     BoxEdit,
     Candidate,
     Detection,
@@ -22,6 +23,7 @@ from spr.records.records import (
 
 __all__ = [
     "PROMPT_KINDS",
+    "TRUNCATED",
     "Box",
     "BoxEdit",
     "Candidate",

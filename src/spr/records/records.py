@@ -19,6 +19,8 @@ EditKind: TypeAlias = Literal["replaced", "kept", "box_removed", "phrase_removed
 PromptKind: TypeAlias = Literal["full", "crop", "crop_objects"]
 
 PROMPT_KINDS: tuple[PromptKind, ...] = ("full", "crop", "crop_objects")
+TRUNCATED = "length"
+"""The ``finish_reason`` of an answer that was cut at the token limit (`spr.models.protocols.Answer`)."""
 
 
 class Row:
@@ -223,7 +225,10 @@ class Span(Row):
 
 @dataclass(frozen=True, slots=True)
 class Candidate(Row):
-    """One description of a region (paper, Sec. 3.2): as generated, and as an answer to the training prompt."""
+    """One description of a region (paper, Sec. 3.2): as generated, and as an answer to the training prompt.
+
+    ``finish_reason`` is why its generation ended, see `spr.models.protocols.Answer`; None if it is not known.
+    """
 
     candidate_id: str
     query_id: str
@@ -233,6 +238,7 @@ class Candidate(Row):
     plain_text: str
     spans: tuple[Span, ...]
     problems: tuple[str, ...]
+    finish_reason: str | None
     seed: int
     model: str
     dialect: str
@@ -320,7 +326,10 @@ class BoxEdit(Row):
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair(Row):
-    """A chosen and a rejected answer to one prompt (paper, Sec. 3.3), with their candidates, scores and box edits."""
+    """A chosen and a rejected answer to one prompt (paper, Sec. 3.3), with their candidates, scores and box edits.
+
+    An answer with the finish reason `TRUNCATED` was cut: an end of turn does not belong after it.
+    """
 
     query_id: str
     image_id: str
@@ -339,6 +348,13 @@ class PreferencePair(Row):
     rejected_score: float
     margin: float
     box_edits: tuple[BoxEdit, ...]
+    chosen_finish_reason: str | None = None
+    rejected_finish_reason: str | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the token limit cut one of the answers."""
+        return TRUNCATED in (self.chosen_finish_reason, self.rejected_finish_reason)
 
     def __post_init__(self) -> None:
         _check_image(self)
