@@ -1,6 +1,7 @@
 """The stages from region queries to pairs, with models that give prepared answers."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ from PIL import Image
 
 from run_folders import FAKES, rows
 from spr.config import make_config
-from spr.grounding import get_dialect
+from spr.core.boxes import iou
+from spr.grounding import GroundedText, get_dialect, parse, render
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
 from spr.models.protocols import Answer
 from spr.pipeline import describe, pair, score
 from spr.pipeline.describe import training_prompt
-from spr.pipeline.pair import make_pair
+from spr.pipeline.pair import displaced, make_pair, make_pairs
 from spr.pipeline.runner import run
 from spr.records import Candidate, Detection, PreferencePair, RegionObject, RegionQuery, Scores, Span
 from spr.records.schemas import from_table, to_table
@@ -105,12 +107,46 @@ def test_an_answer_about_the_crop_becomes_one_about_the_image(config):
     (full, crop), dropped = candidates_of(describer, config)
     assert full.text == full.raw_text
     assert crop.raw_text == "a cup [0.50, 0.50, 0.83, 0.83]"
-    # 0.5 and 0.83 of 60 px from 10: 40 and 59.8.
+    # 0.5 and 0.83 of 60 px from 10: 40 and 59.8, which the text rounds.
     assert [span.phrase for span in crop.spans] == ["a cup"]
-    assert crop.spans[0].boxes[0] == pytest.approx((40.0, 40.0, 59.8, 59.8))
+    assert crop.spans[0].boxes[0] == pytest.approx((40.0, 40.0, 60.0, 60.0))
     assert crop.text == "a cup [0.40, 0.40, 0.60, 0.60]"
     assert (crop.plain_text, crop.model, crop.dialect, crop.prompt_kind) == ("a cup", "says@1", "llava", "crop")
     assert dropped == [("7/0/crop_objects0", "empty_answer")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("The cup is located at [0.5, 0.50, .83, 0.83].", "The cup is located at [0.40, 0.40, 0.60, 0.60]."),
+        ("- **Cup**: [0.50, 0.50, 0.83, 0.83]\n", "- **Cup**: [0.40, 0.40, 0.60, 0.60]\n"),
+        ("a cup [0.83, 0.83, 0.5, 0.5]", "a cup [0.60, 0.60, 0.40, 0.40]"),
+        ("<think>[0, 0, 1, 1]?</think>a cup [0.50, 0.50, 0.83, 0.83]</s>", "a cup [0.40, 0.40, 0.60, 0.60]"),
+    ],
+)
+def test_only_the_numbers_of_an_answer_about_the_crop_change(config, answer, text):
+    (full, crop), _ = candidates_of(Says("llava", full=answer, crop=answer, crop_objects=" "), config)
+    assert (full.raw_text, crop.raw_text) == (answer, answer)
+    assert full.text == answer.removeprefix("<think>[0, 0, 1, 1]?</think>").removesuffix("</s>")
+    assert crop.text == text
+    again = parse(text, "llava", (100, 100))
+    assert (again.plain_text, again.spans) == (crop.plain_text, crop.spans)
+
+
+def test_an_answer_about_the_crop_with_a_malformed_box_is_dropped_unless_it_is_kept(config):
+    answer = "a cup [0.50, 0.50, 0.83, 0.83] and a pot [0.50, 0.50, 0.83]"
+    says = Says("llava", full=answer, crop=answer, crop_objects=" ")
+    (full,), dropped = candidates_of(says, config)
+    assert full.text == answer
+    assert ("7/0/crop0", "box_not_mapped") in dropped
+    keep = {**config.describer.model_dump(), "malformed_crops": "keep"}
+    (_, crop), _ = candidates_of(says, make_config({**config.model_dump(), "describer": keep}))
+    assert crop.text == "a cup [0.40, 0.40, 0.60, 0.60] and a pot [0.50, 0.50, 0.83]"
+
+
+def test_reasoning_that_never_ends_is_no_answer(config):
+    _, dropped = candidates_of(Says("llava", full="<think>a cup [0, 0, 1, 1]", crop="x", crop_objects="y"), config)
+    assert dropped == [("7/0/full0", "unfinished_reasoning")]
 
 
 def test_unusable_answers_are_dropped_with_their_reason(config):
@@ -202,7 +238,7 @@ def candidate(number, *spans, text=None, plain=None):
         "7/0",
         "full",
         "raw",
-        text or f"text {number}",
+        text or render(GroundedText(words, tuple(parts)), "llava", (100, 100)),
         words,
         tuple(parts),
         (),
@@ -287,7 +323,7 @@ def test_the_best_refined_is_chosen_and_the_worst_as_it_is_rejected(config):
     rows = [scored(0, 0.1, ("a pot", (0, 0, 9, 9))), middle, scored(2, 0.75, BEST)]
     pair = make_pair(QUERY, rows, config.pairing, config.prompts)
     assert pair.chosen == "a cup [0.20, 0.20, 0.40, 0.40]"
-    assert pair.rejected == "text 0"
+    assert pair.rejected == "a pot [0.00, 0.00, 0.09, 0.09]"
     assert (pair.chosen_candidate, pair.rejected_candidate) == ("7/0/full2", "7/0/full0")
     assert pair.margin == pytest.approx(0.65)
     assert [(f.box_before, f.box_after) for f in pair.box_edits] == [((21, 20, 40, 40), (20, 20, 40, 40))]
@@ -318,6 +354,113 @@ def test_the_best_refined_is_chosen_and_the_worst_as_it_is_rejected(config):
 def test_queries_without_a_pair_have_a_reason(config, rows, settings, reason):
     config = config.model_copy(update={"pairing": config.pairing.model_copy(update=settings)})
     assert make_pair(QUERY, rows, config.pairing, config.prompts) == reason
+
+
+@pytest.mark.parametrize(
+    ("said", "chosen", "rejected"),
+    [
+        # The second box matches nothing: it goes, and its words stay. The rejected text is as it was said.
+        (
+            "The cup is at [0.21, 0.20, 0.40, 0.40]. A pot: [0.60, 0.00, 0.70, 0.10]",
+            "The cup is at [0.20, 0.20, 0.40, 0.40]. A pot:",
+            "cup at [0.3, 0.2, 0.1, 0.4], [9, 9], pot: [1.2, 0.1, 1.3, 0.2]",
+        ),
+    ],
+)
+def test_a_pair_is_written_as_the_model_wrote_it(config, said, chosen, rejected):
+    rows = [
+        (dataclasses.replace(row, text=text), scores)
+        for (row, scores), text in zip([scored(0, 0.5, BEST), scored(1, 0.1, BEST)], (said, rejected), strict=True)
+    ]
+    pair = make_pair(QUERY, rows, config.pairing, config.prompts)
+    assert (pair.chosen, pair.rejected) == (chosen, rejected)
+
+
+LIST = '[{"bbox_2d": [210, 200, 400, 400], "label": "cup"}, {"bbox_2d": [600, 0, 700, 100], "label": "pot"}]'
+
+
+@pytest.mark.parametrize(
+    ("unmatched", "chosen"),
+    [
+        ("auto", LIST.replace("210", "200")),
+        ("keep_box", LIST.replace("210", "200")),
+        ("remove_box", '[{"bbox_2d": [200, 200, 400, 400], "label": "cup"}]'),
+        ("remove_phrase", '[{"bbox_2d": [200, 200, 400, 400], "label": "cup"}]'),
+    ],
+)
+def test_a_list_keeps_its_entries_unless_their_removal_is_chosen(config, unmatched, chosen):
+    pairing = config.pairing.model_copy(update={"unmatched": unmatched})
+    rows = [
+        (dataclasses.replace(row, text=text, dialect="qwen3_vl"), scores)
+        for (row, scores), text in zip([scored(0, 0.5, BEST), scored(1, 0.1, BEST)], (LIST, "[]"), strict=True)
+    ]
+    assert make_pair(QUERY, rows, pairing, config.prompts).chosen == chosen
+
+
+def test_lengths_of_lists_are_those_of_their_texts(config):
+    rows = [
+        (dataclasses.replace(row, text=text, dialect="qwen3_vl"), scores)
+        for (row, scores), text in zip([scored(0, 0.5, BEST), scored(1, 0.1, BEST)], (LIST, LIST[:50]), strict=True)
+    ]
+    ratio = len(LIST) / 50
+    for limit, is_pair in ((ratio * 0.99, False), (ratio * 1.01, True)):
+        pairing = config.pairing.model_copy(update={"max_length_ratio": limit})
+        pair = make_pair(QUERY, rows, pairing, config.prompts)
+        assert isinstance(pair, PreferencePair) == is_pair
+
+
+def test_a_pair_of_boxes_differs_in_displaced_boxes_only(config):
+    said = "The cup is at [0.21, 0.20, 0.40, 0.40], a plate at [0.80, 0.80, 1.00, 1.00]."
+    row, scores = scored(0, 0.5, BEST)
+    rows = [(dataclasses.replace(row, text=said), scores)]
+    pairing = config.pairing.model_copy(update={"kind": "boxes", "box_iou": (0.6, 0.7)})
+    (pair,) = make_pairs([QUERY], [rows[0][0]], [scores], pairing, config.prompts)
+    assert pair.kind == "boxes"
+    assert pair.pair_id == "7/0/boxes"
+    assert pair.chosen == "The cup is at [0.20, 0.20, 0.40, 0.40], a plate at [0.80, 0.80, 1.00, 1.00]."
+    words = re.compile(r"0\.\d\d|1\.00")
+    assert words.sub("", pair.rejected) == words.sub("", pair.chosen)
+    cup, plate = parse(pair.rejected, "llava", (100, 100)).boxes
+    assert 0.6 <= float(iou(cup, (20, 20, 40, 40))) <= 0.7
+    assert plate == (80, 80, 100, 100)  # outside the region: as it was
+    assert pair.rejected_score == pytest.approx(float(iou(cup, (20, 20, 40, 40))))
+    assert (pair.chosen_score, pair.chosen_candidate) == (1.0, pair.rejected_candidate)
+    again = make_pairs([QUERY], [rows[0][0]], [scores], pairing, config.prompts)
+    other = make_pairs([QUERY], [rows[0][0]], [scores], pairing, config.prompts, seed=1)
+    assert again == [pair]
+    assert other[0].rejected != pair.rejected
+
+
+def test_both_kinds_of_pairs_of_a_query(config):
+    rows = [scored(0, 0.5, BEST), scored(1, 0.1, ("a pot", (0, 0, 9, 9)))]
+    pairing = config.pairing.model_copy(update={"kind": "both"})
+    dropped = []
+    candidates, scores = zip(*rows, strict=True)
+    pairs = make_pairs([QUERY], candidates, scores, pairing, config.prompts)
+    assert [pair.kind for pair in pairs] == ["answers", "boxes"]
+    assert len({pair.pair_id for pair in pairs}) == 2
+    coarse = pairing.model_copy(update={"box_iou": (0.9999, 0.99999)})
+    pairs = make_pairs([QUERY], candidates, scores, coarse, config.prompts, on_drop=lambda *drop: dropped.append(drop))
+    assert [pair.kind for pair in pairs] == ["answers"]
+    assert dropped == [("query", "7/0", "no_box_in_range")]
+
+
+@pytest.mark.parametrize("key", ["llava", "ferret", "kosmos2", "qwen2_5_vl", "paligemma"])
+def test_displaced_boxes_have_an_iou_in_the_range_as_they_are_written(key):
+    dialect, rng, size = get_dialect(key), np.random.default_rng(0), (640, 480)
+    overlaps = []
+    for _ in range(200):
+        x, y = rng.uniform(0, 400), rng.uniform(0, 300)
+        box = (x, y, x + rng.uniform(60, 240), y + rng.uniform(60, 180))
+        moved = displaced(box, (0.5, 0.8), dialect, size, rng)
+        frame = dialect.frame(size)
+        written, original = (frame.decode(frame.encode(each))[0] for each in (moved, box))
+        assert written == pytest.approx(moved)
+        overlaps.append(float(iou(written, original)))
+    assert min(overlaps) >= 0.5
+    assert max(overlaps) <= 0.8
+    assert 0.6 < np.mean(overlaps) < 0.7  # spread over the range
+    assert np.std(overlaps) > 0.05
 
 
 def test_thresholds_are_met_at_equality(config):

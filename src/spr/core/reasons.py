@@ -70,7 +70,9 @@ CANDIDATE_REASONS: dict[str, str] = {
     "empty_answer": "the answer is empty",
     "repeats_prompt": "the answer only repeats the prompt or its beginning",
     "repeats_candidate": "an earlier candidate of the query has the same text",
-    "not_renderable": "the model's dialect would read its words as coordinates",
+    "unfinished_reasoning": "the answer ends within the model's reasoning",
+    "box_not_mapped": "an answer about a crop contains coordinates that can't be read, and so can't be mapped to the "
+    "original image; `describer.malformed_crops: keep` keeps them",
 }
 """Why the stage `candidates` drops an answer of the describer."""
 
@@ -80,6 +82,10 @@ PAIR_REASONS: dict[str, str] = {
     "chosen_equals_rejected": "both answers have the same text",
     "margin_under_minimum": "the scores differ by less than `pairing.min_margin`",
     "length_ratio_over_maximum": "one answer is more than `pairing.max_length_ratio` times as long as the other",
+    "not_renderable": "without the boxes that refinement removes, the text would be read as something else",
+    "no_box_to_move": "`pairing.kind: boxes`: refinement replaced no box with that of an object",
+    "no_box_in_range": "`pairing.kind: boxes`: the model's numbers are too coarse for a box with an IoU of "
+    "`pairing.box_iou`",
 }
 """Why the stage `pairs` drops a query."""
 
@@ -107,7 +113,7 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
     "regions": REGION_REASONS,
     "candidates": {**IMAGE_REASONS, **CANDIDATE_REASONS},
     "scores": IMAGE_REASONS,
-    "pairs": {**PAIR_REASONS, "not_renderable": CANDIDATE_REASONS["not_renderable"]},
+    "pairs": PAIR_REASONS,
     "training": {**IMAGE_REASONS, **TRAINING_REASONS},
     "export": {**IMAGE_REASONS, **EXPORT_REASONS},
 }

@@ -29,7 +29,9 @@ class _Edit(NamedTuple):
     text: str
 
 
-def map_to_image(grounded: GroundedText, corner_xy: tuple[float, float], size_wh: Size) -> GroundedText:
+def map_to_image(
+    grounded: GroundedText, corner_xy: Sequence[float], size_wh: Size, *, keep_unread: bool = False
+) -> GroundedText:
     """Map an answer about a part of an image to the whole image: its numbers change, every other character stays.
 
     Swapped corners stay swapped, and numbers beyond the part are mapped without clipping (supplement, Sec. 1).
@@ -38,25 +40,26 @@ def map_to_image(grounded: GroundedText, corner_xy: tuple[float, float], size_wh
         grounded: An answer from `parse`, with the size of the part.
         corner_xy: The part's upper left corner, in pixels of the whole image; the part is not resized.
         size_wh: Width and height of the whole image in pixels.
+        keep_unread: Leave coordinates that could not be read as they are.
 
     Raises:
-        GroundingError: if the answer contains coordinates that could not be read.
+        GroundingError: if the answer contains coordinates that could not be read, unless ``keep_unread``.
 
     >>> part = parse("- **Dog**: [0.5, 0.5, 1.0, 1.0]", "llava_onevision", (100, 50))
     >>> map_to_image(part, (100, 50), (200, 100)).source.text
     '- **Dog**: [0.75, 0.75, 1.00, 1.00]'
     """
     source = _source_of(grounded)
-    if source.has_unread:
-        expected = "no malformed box"
-        raise GroundingError("Text can't be mapped to the whole image", got=repr(source.text[:120]), expected=expected)
+    if source.has_unread and not keep_unread:
+        what, fix = "Text can't be mapped to the whole image", "set `keep_unread` to leave malformed boxes as they are"
+        raise GroundingError(what, got=repr(source.text[:120]), expected="no malformed box", fix=fix)
     dialect = source.dialect
     frame: Any = dialect.frame(source.size_wh)
     whole: Any = dialect.frame(size_wh)
     edits: list[_Edit] = []
-    for place in source.places:
+    for place in filter(lambda place: place.numbers, source.places):
         numbers = [float(source.text[start:stop]) for start, stop in place.numbers]
-        edits += _written(place, frame.move(numbers, whole, *corner_xy), dialect.markup)
+        edits += _written(source.text, place, frame.move(numbers, whole, *corner_xy[:2]), dialect.markup)
     return parse(_apply(source.text, edits), dialect, size_wh)
 
 
@@ -126,7 +129,7 @@ def _edited_source(
     edits: list[_Edit] = []
     for place, before, after in zip(places, grounded.boxes, boxes, strict=True):
         if after is not None and after != before:
-            edits += _written(place, frame.encode(after), dialect.markup)
+            edits += _written(source.text, place, frame.encode(after), dialect.markup)
     if None in boxes:
         phrases = [
             (number, span.phrase * remove_phrases) for number, span in enumerate(grounded.spans) for _ in span.boxes
@@ -142,13 +145,17 @@ def _edited_source(
     return replace(_source_of(again), plain_text=edited.plain_text, boxes=edited.boxes)
 
 
-def _written(place: Place, numbers: Sequence[float], markup: Markup) -> list[_Edit]:
-    """The edits that write these numbers at a place."""
+def _written(text: str, place: Place, numbers: Sequence[float], markup: Markup) -> list[_Edit]:
+    """The edits that write these numbers at a place; one that is there already stays as it is written."""
     if len(place.numbers) != len(numbers):
         raise GroundingError("The numbers of a box can't be found in its text", fix=_FIX)
     fields = [field for field in Formatter().parse(markup.box) if field[1] is not None]
     specs = {int(name or index): spec or "" for index, (_, name, spec, _) in enumerate(fields)}
-    return [_Edit(*place.numbers[k], format(number, specs[k])) for k, number in enumerate(numbers)]
+    return [
+        _Edit(start, stop, format(number, specs[k]))
+        for k, ((start, stop), number) in enumerate(zip(place.numbers, numbers, strict=True))
+        if float(text[start:stop]) != number
+    ]
 
 
 def _apply(text: str, edits: Iterable[_Edit]) -> str:

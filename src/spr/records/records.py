@@ -17,6 +17,7 @@ from spr.core.errors import RecordError
 Source: TypeAlias = Literal["annotation", "detector"]
 EditKind: TypeAlias = Literal["replaced", "kept", "box_removed", "phrase_removed"]
 PromptKind: TypeAlias = Literal["full", "crop", "crop_objects"]
+PairKind: TypeAlias = Literal["answers", "boxes"]
 
 PROMPT_KINDS: tuple[PromptKind, ...] = ("full", "crop", "crop_objects")
 TRUNCATED = "length"
@@ -328,7 +329,9 @@ class BoxEdit(Row):
 class PreferencePair(Row):
     """A chosen and a rejected answer to one prompt (paper, Sec. 3.3), with their candidates, scores and box edits.
 
-    An answer with the finish reason `TRUNCATED` was cut: an end of turn does not belong after it.
+    The answers are those of two candidates (kind ``answers``), or differ only in some boxes (``boxes``); then both
+    scores are the mean IoU of these boxes with their objects. An answer with the finish reason `TRUNCATED` was cut: an
+    end of turn does not belong after it.
     """
 
     query_id: str
@@ -350,6 +353,12 @@ class PreferencePair(Row):
     box_edits: tuple[BoxEdit, ...]
     chosen_finish_reason: str | None = None
     rejected_finish_reason: str | None = None
+    kind: PairKind = "answers"
+
+    @property
+    def pair_id(self) -> str:
+        """The query's id, with the kind unless it is ``answers``; unique among all pairs of a run."""
+        return self.query_id if self.kind == "answers" else f"{self.query_id}/{self.kind}"
 
     @property
     def truncated(self) -> bool:
@@ -361,5 +370,9 @@ class PreferencePair(Row):
         where = f"region of query {self.query_id}"
         object.__setattr__(self, "region", check_box(self.region, (self.width, self.height), where=where))
         make_nested(self, chosen_spans=Span, rejected_spans=Span, box_edits=BoxEdit)
+        if self.kind not in ("answers", "boxes"):
+            raise RecordError(
+                f"kind of query {self.query_id}'s pair is unknown", got=self.kind, expected="answers, boxes"
+            )
         if self.chosen == self.rejected:
             raise RecordError(f"chosen equals rejected in query {self.query_id}", got=repr(self.chosen))

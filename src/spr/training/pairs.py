@@ -64,7 +64,8 @@ def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
     def pair(row: dict[str, Any]) -> TrainingPair:
         size_wh, prompt = (row["width"], row["height"]), user_turn(row["prompt"])
         image = RunImage(images, row["file_name"], size_wh)
-        return TrainingPair(row["query_id"], prompt, row["chosen"], row["rejected"], image, image.digest, size_wh)
+        pair_id = row["query_id"] + ("" if row["kind"] == "answers" else f"/{row['kind']}")
+        return TrainingPair(pair_id, prompt, row["chosen"], row["rejected"], image, image.digest, size_wh)
 
     return (pair(row) for table in store.tables() for row in table.to_pylist())
 
