@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spr.commands.run import print_summary
 from spr.config import make_config
 from spr.core.errors import InputError
 from spr.models.batching import DeviceMemoryError
@@ -270,7 +271,9 @@ def test_if_all_answers_are_unusable_the_run_ends_with_the_reasons_and_keeps_its
 
 
 @pytest.mark.parametrize("all_of_them", [True, False])
-def test_if_most_answers_are_truncated_the_run_names_the_token_limit(all_of_them, make_dataset, tmp_path, monkeypatch):
+def test_if_most_answers_are_truncated_the_run_names_the_token_limit(
+    all_of_them, make_dataset, tmp_path, monkeypatch, capsys
+):
     class Cut(FakeDescriber):
         def describe(self, requests):
             answers = super().describe(requests)
@@ -292,6 +295,8 @@ def test_if_most_answers_are_truncated_the_run_names_the_token_limit(all_of_them
         assert summaries[-1].advice.startswith(f"{cut:,} of {asked:,} candidates were dropped as truncated_answer")
         assert "raise describer.max_new_tokens" in summaries[-1].advice
         assert [summary.advice for summary in summaries[:-1]] == [None, None]
+        print_summary(summaries[-1])
+        assert f"  Note: {summaries[-1].advice}.\n" in capsys.readouterr().out
 
 
 def test_kept_truncated_answers_become_pairs_that_say_so(make_dataset, tmp_path, monkeypatch):
