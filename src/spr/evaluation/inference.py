@@ -18,6 +18,7 @@ from spr.core.progress import Progress
 from spr.core.randomness import stable_hash
 from spr.evaluation.predictions import Answers, Prediction
 from spr.grounding import GroundedText, parse
+from spr.grounding.answer import UNFINISHED_REASONING
 from spr.models.protocols import Describer, DescribeRequest
 from spr.records import RegionQuery, Size
 
@@ -78,7 +79,7 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
     If an image can't be read, its questions have no answer (None), and the problem ``image`` lists them. A sampled
     answer depends only on the seed and on the question's id.
     """
-    answers = Answers([None] * len(questions), dialect=describer.dialect, model=describer.name)
+    answers = Answers(dialect=describer.dialect, model=describer.name)
     decoded = enumerate(_decoded(questions, load))
     with Progress("answers", len(questions), "answers") as progress:
         while batch := list(islice(decoded, _AT_ONCE)):
@@ -89,19 +90,24 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
                 else:
                     own_seed = stable_hash(seed, "evaluate", question.id) >> 1
                     asked[k] = DescribeRequest(image, question.prompt, own_seed, question.query)
-            for k, text in zip(asked, describer.describe(list(asked.values())), strict=True):
-                answers.texts[k] = text
+            texts = dict(zip(asked, describer.describe(list(asked.values())), strict=True))
+            for k, (question, _) in batch:
+                answers.add(question.id, texts.get(k))
             progress.advance(len(batch))
     return answers
 
 
-def answer_record(question: Question, text: str | None, describer: Describer) -> Prediction:
-    """An answer with its question and its boxes: one line of the ``.answers.jsonl`` beside a result."""
+def answer_record(question: Question, raw: str | None, text: str | None, describer: Describer) -> Prediction:
+    """One line of the ``.answers.jsonl`` beside a result: the question, what the model generated, and its boxes.
+
+    The boxes are read from ``text``, the answer without the reasoning before it.
+    """
     size_wh = question.size_wh
     grounded = parse(text or "", describer.dialect, size_wh) if size_wh is not None else GroundedText("")
     phrases = tuple(span.phrase for span in grounded.spans for _ in span.boxes)
-    read = grounded.boxes, phrases, tuple(map(str, grounded.problems))
-    asked = question.id, text, question.prompt, question.file_name
+    problems = (UNFINISHED_REASONING,) if raw is not None and text is None else tuple(map(str, grounded.problems))
+    read = grounded.boxes, phrases, problems
+    asked = question.id, raw, question.prompt, question.file_name
     return Prediction(*asked, *read, describer.name, describer.dialect.spec)
 
 
