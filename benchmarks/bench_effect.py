@@ -24,7 +24,7 @@ import numpy as np
 
 from spr.config import Config, load_config
 from spr.embedded.scenes import write_scenes
-from spr.evaluation.metrics import Share, bootstrap, cluster_numbers, intervals, paired_difference
+from spr.evaluation.metrics import Difference, Share, cluster_numbers, intervals, paired_difference
 from spr.evaluation.result import Result, read_items
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.description import Description
@@ -281,23 +281,25 @@ def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int,
         for (task, metric), (share, clusters) in found["preference training"].items():
             difference = paired_difference(found["fine-tuning on chosen"][task, metric][0], share, clusters)
             if difference is not None:
-                low, high = difference.ci95
-                print(f"  {task + ' ' + metric:<24}{difference.value:+.4f} [{low:+.4f}, {high:+.4f}]")
+                print(f"  {task + ' ' + metric:<24}{difference.value:+.4f} {_shown(difference)}")
     for name, shares in found.items():
         print(f"\n{name}" + (f" ({counts[name]:,} pairs)" if name in counts else ""))
         for (task, metric), (share, clusters) in shares.items():
             before, _ = base[task, metric]
             difference = paired_difference(before, share, clusters)
-            (interval,) = intervals(bootstrap([share], clusters))
-            shown = {"name": name, "figure": f"{task} {metric}", "value": share.value(), "ci95": interval}
+            (interval,) = intervals([share], clusters)
+            shown = {"name": name, "figure": f"{task} {metric}", "value": share.value(), "ci95": interval.ci95}
             text = f"  {task + ' ' + metric:<24}{share.value():8.4f}"
             if name != "before" and difference is not None:
                 shown |= {"difference": difference.value, "difference_ci95": difference.ci95, "p": difference.p}
-                low, high = difference.ci95
-                text += f"  {difference.value:+.4f} [{low:+.4f}, {high:+.4f}]  p {difference.p:.4f}"
+                text += f"  {difference.value:+.4f} {_shown(difference)}  p {difference.p:.4f}"
             print(text, flush=True)
             lines.append(shown)
     return lines
+
+
+def _shown(difference: Difference) -> str:
+    return "[{:+.4f}, {:+.4f}]".format(*difference.ci95) if difference.ci95 else f"[– {difference.reason}]"
 
 
 def _measured(folder: Path, data: Path, adapter: Path | None) -> dict[tuple[str, str], tuple[Share, Any]]:

@@ -18,6 +18,7 @@ from spr.core.progress import Progress
 from spr.core.randomness import stable_hash
 from spr.evaluation.predictions import Answers, Prediction
 from spr.grounding import GroundedText, parse
+from spr.grounding.answer import UNFINISHED_REASONING
 from spr.models.protocols import Describer, DescribeRequest, check_answer
 from spr.records import RegionQuery, Size
 
@@ -79,8 +80,7 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
     the token limit cut are kept, and the problem ``truncated`` lists them. A sampled answer depends only on the seed
     and on the question's id.
     """
-    answers = Answers([None] * len(questions), dialect=describer.dialect, model=describer.name)
-    answers.finish_reasons = [None] * len(questions)
+    answers = Answers(dialect=describer.dialect, model=describer.name)
     decoded = enumerate(_decoded(questions, load))
     with Progress("answers", len(questions), "answers") as progress:
         while batch := list(islice(decoded, _AT_ONCE)):
@@ -91,22 +91,33 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
                 else:
                     own_seed = stable_hash(seed, "evaluate", question.id) >> 1
                     asked[k] = DescribeRequest(image, question.prompt, own_seed, question.query)
-            for k, given in zip(asked, describer.describe(list(asked.values())), strict=True):
-                answer = check_answer(given, describer)
-                answers.texts[k], answers.finish_reasons[k] = answer.text, answer.finish_reason
+            given = zip(asked, describer.describe(list(asked.values())), strict=True)
+            found = {k: check_answer(answer, describer) for k, answer in given}
+            for k, (question, _) in batch:
+                answer = found.get(k)
+                if answer is None:
+                    answers.add(question.id, None)
+                    continue
+                answers.add(question.id, answer.text, answer.finish_reason)
                 if answer.truncated:
-                    answers.note("truncated", questions[k].id)
+                    answers.note("truncated", question.id)
             progress.advance(len(batch))
     return answers
 
 
-def answer_record(question: Question, text: str | None, finish_reason: str | None, describer: Describer) -> Prediction:
-    """An answer with its question and its boxes: one line of the ``.answers.jsonl`` beside a result."""
+def answer_record(
+    question: Question, raw: str | None, text: str | None, finish_reason: str | None, describer: Describer
+) -> Prediction:
+    """One line of the ``.answers.jsonl`` beside a result: the question, what the model generated, and its boxes.
+
+    The boxes are read from ``text``, the answer without the reasoning before it.
+    """
     size_wh = question.size_wh
     grounded = parse(text or "", describer.dialect, size_wh) if size_wh is not None else GroundedText("")
     phrases = tuple(span.phrase for span in grounded.spans for _ in span.boxes)
-    read = grounded.boxes, phrases, tuple(map(str, grounded.problems))
-    asked = question.id, text, question.prompt, question.file_name
+    problems = (UNFINISHED_REASONING,) if raw is not None and text is None else tuple(map(str, grounded.problems))
+    read = grounded.boxes, phrases, problems
+    asked = question.id, raw, question.prompt, question.file_name
     return Prediction(*asked, *read, describer.name, describer.dialect.spec, finish_reason)
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.lines import as_id, decode_lines, read_bytes
-from spr.grounding import DIALECTS, Dialect, get_dialect
+from spr.grounding import DIALECTS, Dialect, final_answer, get_dialect
 from spr.records import TRUNCATED, Box
 
 ID_FIELDS = ("id", "question_id", "image_id")
@@ -27,6 +27,7 @@ PROBLEMS: dict[str, str] = {
     "not_text": "the answer is not a text; counts as wrong",
     "no_id": "the line has no id; ignored",
     "not_json": "the line is not a JSON object; ignored",
+    "reasoning": "the reasoning is not closed, so there is no answer; counts as wrong",
     "image": "the image can't be read, so the model was not asked; counts as wrong",
     "truncated": "the token limit cut the answer; it was read as far as it goes",
     "malformed": "the answer contains a malformed box; the rest of the answer was read",
@@ -45,8 +46,9 @@ _Row: Any = msgspec.defstruct("_Row", [(name, Any, msgspec.UNSET) for name in _F
 class Prediction:
     """A line of a predictions file: a raw answer, None if the model was not asked, and what is known about it.
 
-    Boxes are xyxy pixels of the image, with one phrase per box; ``problems`` are the malformed parts of the answer.
-    ``finish_reason`` is that of `spr.models.protocols.Answer`.
+    The answer contains the model's reasoning, if any; the rest was read without it. Boxes are xyxy pixels of the image,
+    with one phrase per box; ``problems`` are the malformed parts of the answer. ``finish_reason`` is that of
+    `spr.models.protocols.Answer`.
     """
 
     id: str
@@ -68,21 +70,35 @@ class Prediction:
 
 @dataclass(slots=True)
 class Answers:
-    """Answers in the order of the items, None where one is missing or not a text.
+    """Answers in the order of the items, None where there is none; `add` removes the reasoning before an answer.
 
-    ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where there is no id.
-    ``finish_reasons`` are those of a model's answers; empty for a file.
+    ``raw`` are the same answers as they were generated, and ``finish_reasons`` those of
+    `spr.models.protocols.Answer`. ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where
+    there is no id.
     """
 
-    texts: list[str | None]
+    texts: list[str | None] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
     dialect: Dialect | str | None = None
     model: str | None = None
+    raw: list[str | None] = field(default_factory=list)
     finish_reasons: list[str | None] = field(default_factory=list)
 
     def note(self, kind: str, name: str) -> None:
         """Add an answer to a kind of problem."""
         self.problems.setdefault(kind, []).append(name)
+
+    def add(self, name: str, raw: str | None, finish_reason: str | None = None) -> None:
+        """Add what a model generated for the next item, or None; its text is the final answer (`final_answer`).
+
+        Reasoning that is not closed leaves no answer, and is a problem.
+        """
+        text, problem = (None, None) if raw is None else final_answer(raw)
+        if problem is not None:
+            self.note("reasoning", name)
+        self.raw.append(raw)
+        self.finish_reasons.append(finish_reason)
+        self.texts.append(text if problem is None else None)
 
     def resolve_dialect(self) -> Dialect:
         """The dialect that the answers' boxes are written in; raises `ConfigError` if it is unknown."""
@@ -104,7 +120,7 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     data = b"\n".join(read_bytes(file, "a JSON-lines file", "Predictions") for file in files)
-    answers = Answers([])
+    answers = Answers()
     rows: dict[int, Any] = {}
     for number, row in decode_lines(data, _Row):
         if isinstance(row, Exception):
@@ -142,7 +158,7 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
         raise InputError(what, got=got, expected=expected, fix=fix)
     for name in ids:
         text = by_id.get(name)
-        answers.texts.append(text if type(text) is str else None)
+        answers.add(name, text if type(text) is str else None)
         if type(text) is not str:
             answers.note("not_text" if name in by_id else "missing", name)
     return answers
