@@ -1,6 +1,6 @@
 """Weights of answer tokens: the numbers of the boxes in which the two answers of a pair differ count more.
 
-RLHF-V (Yu et al., CVPR 2024, Sec. 3.2) does this for the segments that a person has corrected.
+RLHF-V (Yu et al., CVPR 2024) does this for the segments that a person has corrected.
 """
 
 from __future__ import annotations

@@ -138,12 +138,12 @@ def bco_pair(inputs: LossInputs, settings: TrainingConfig) -> Tensor:
     A reward r is β times the log-ratio, and δ is the mean reward of the answers in all optimizer steps before this one
     (our choice of the moving average; it does not depend on how a step is split into batches).
 
-    Rewards of 1 and −0.5 and δ = 0.25: −log σ(0.75) − log σ(0.75) = 2 · 0.38668 = 0.77336:
+    Rewards of 1 and −0.5 and δ = 0.25: −log σ(0.75) − log σ(0.75) = 2 · 0.38687 = 0.77374:
 
     >>> zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
     >>> policy = PairLogps(torch.tensor([2.0]), torch.tensor([-1.0]), one, one)
     >>> round(bco_pair(LossInputs(policy, zero, zero, 0.25), TrainingConfig(beta=0.5)).item(), 5)
-    0.77336
+    0.77374
     """
     chosen, rejected = (settings.beta * ratio for ratio in (inputs.chosen_ratio, inputs.rejected_ratio))
     return -logsigmoid(chosen - inputs.reward_shift) - logsigmoid(inputs.reward_shift - rejected)
@@ -166,7 +166,7 @@ def nll(logps: Tensor, tokens: Tensor) -> Tensor:
 
 
 def anchor(chosen_ratio: Tensor, settings: TrainingConfig) -> Tensor:
-    """−log σ(β · log-ratio − δ) of the chosen answers, ``(B,)``: the anchor of mDPO (Wang et al., EMNLP 2024, Sec. 3).
+    """−log σ(β · log-ratio − δ) of the chosen answers, ``(B,)``: the anchor of mDPO (Wang et al., EMNLP 2024).
 
     A reward of 1.5 with δ = 0 gives log(1 + e⁻¹·⁵) = 0.20141:
 

@@ -352,8 +352,8 @@ class PairEncoder:
         if not (pair.chosen_complete and pair.rejected_complete):
             content.append({"complete": [pair.chosen_complete, pair.rejected_complete]})
         weights = chosen_weights, rejected_weights
-        if chosen_weights is not None and rejected_weights is not None:
-            content.append({"weights": [chosen_weights.tolist(), rejected_weights.tolist()]})
+        if any((part != 1).any() for part in weights if part is not None):
+            content.append({"weights": [part.tolist() for part in weights if part is not None]})
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return PlannedPair(pair, turn, chosen, rejected, prompt_tokens, key, *weights)
 
