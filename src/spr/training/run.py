@@ -58,6 +58,7 @@ def run(
             out,
             revision=config.describer.revision if config.describer is not None else None,
             seed=config.seed,
+            dialect=config.describer.dialect if config.describer is not None else None,
             reference=reference,
             report=report,
         )
