@@ -206,6 +206,7 @@ def test_the_whole_pipeline_runs_without_weights_and_tells_lengths(config, tmp_p
     assert "pairs: " in output
     assert "phrases with boxes" in output
     assert "S_loc, own boxes" in output
+    assert "neighbours in order" in output
     spr("show", tmp_path / "run" / "pairs", "-n", 2, "--draw", tmp_path / "pairs.png")
     with Image.open(tmp_path / "pairs.png") as sheet:
         assert sheet.size == (2 * 420, 438)

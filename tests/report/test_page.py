@@ -8,13 +8,16 @@ from html import unescape
 
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from spr.core.errors import RunError
 from spr.core.plots import Series, histogram, ticks
+from spr.models.loading import model_source
 from spr.records import Span
 from spr.report import page
 from spr.report.page import write_report
 from spr.report.payload import call_script
+from spr.runs.cues import pair_cues
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
 
 
@@ -53,12 +56,38 @@ def test_the_page_shows_the_numbers_of_the_run(make_run):
 
 def test_lengths_that_differ_give_a_warning(make_run):
     maker = make_run(pairs=2)
-    assert "may learn the length" not in write_report(maker.write()).read_text(encoding="utf-8")
+    # 8 words against 7 are within a quarter of each other, and two pairs are too few for anything else.
+    assert "Warning:" not in write_report(maker.write()).read_text(encoding="utf-8")
     for k in range(2):
-        # 8 words against 7 are within a quarter of each other; 24 against 7 are not: 24/7 = 3.43.
         maker.change("pairs", k, chosen="a b c d e f g h " * 3)
     text = unescape(write_report(maker.write()).read_text(encoding="utf-8"))
-    assert "3.43 times as many words as rejected ones; training may learn the length" in text
+    assert "Warning:</b> On average 24.0 words per chosen and 7.0 per rejected answer. This alone identifies" in text
+
+
+def test_the_page_and_a_file_for_scripts_show_the_cues(make_run):
+    # Boxes of chosen answers are from left to right. The rejected ones have the cup first, which is right of the dog.
+    run = make_run(pairs=5).write()
+    report = write_report(run).parent
+    html = (report / "index.html").read_text(encoding="utf-8")
+    text = text_of(html)
+    # Kinds of the five pairs: chosen full, crop, crop_objects, full, crop; rejected the next one of each.
+    assert "prompt kind full 40 % 20 % 0.60 5" in text
+    assert "in reading order 100 % 0 % 1.00 warning 5" in text
+    assert "boxes 2.0 2.0 0.50 5" in text
+    assert "100 % of chosen and 0 % of rejected answers list their boxes in reading order." in text
+    assert "<code>describer.object_order: reading</code>" in html
+    assert "tokens" not in re.search(r"<caption>Means of chosen.*?</table>", html, re.DOTALL)[0]  # a fake describer
+    values = json.loads((report / "cues.json").read_text(encoding="utf-8"))
+    assert values == pair_cues(run).to_json()
+    assert values["cues"]["reading_order"]["accuracy"] == 1
+
+
+def test_tokens_are_counted_with_the_tokenizer_of_the_describer(make_run):
+    run = make_run(pairs=2, describer={"backend": "hf", "model": "embedded/describer"}).write()
+    values = json.loads((write_report(run).parent / "cues.json").read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(model_source("embedded/describer"))
+    chosen = tokenizer("a cup [1] and a second cup [2]", add_special_tokens=False)["input_ids"]
+    assert values["cues"]["tokens"]["chosen"] == len(chosen)
 
 
 def test_sections_whose_stage_has_not_run_name_the_command(make_run):

@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import shutil
 import sys
 
+import pyarrow as pa
 import pytest
 import yaml
 from datasets import load_from_disk
@@ -13,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 from spr.cli import main
 from spr.config import make_config
 from spr.pipeline.runner import run as run_pipeline
+from spr.runs.store import StageOutput, StageStore, dropped_table
 
 TRAINING = {
     "device": "cpu",
@@ -71,10 +74,13 @@ def test_a_run_is_trained_once_and_merged_into_a_model_that_loads_without_peft(s
     assert "steps on " in output
     assert f"Adapter (PEFT format):  {run / 'adapter'}" in output
     assert {path.name for path in (run / "adapter").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert "Tokens per answer: " in output
     before = losses_of(run)
     again, _ = spr("train", config, "--out", run)
     assert "(done before)" in again
     assert losses_of(run) == before
+
+    assert "Tokens per answer: " not in again
 
     output, _ = spr("merge", run, "--out", tmp_path / "merged")
     assert f"Merged model:  {tmp_path / 'merged'}" in output
@@ -209,3 +215,38 @@ def test_merge_refuses_what_is_no_adapter_what_does_not_fit_and_a_folder_that_is
     assert "expected: LlavaOnevisionForConditionalGeneration" in errors
     assert not (tmp_path / "merged").exists()
     assert [path.name for path in full.iterdir()] == ["mine.txt"]
+
+
+@pytest.fixture
+def run_in_order(run):
+    """The run, with four pairs whose chosen boxes are in reading order and whose rejected boxes are not."""
+    store = StageStore(run / "pairs")
+    (table,) = store.tables()
+    assert len(table) >= 4
+    boxes = [[0.0, 0.0, 9.0, 9.0], [20.0, 0.0, 29.0, 9.0]]
+    rows = [
+        {
+            **row,
+            "chosen": f"a dog [0.1, 0.2, 0.3, 0.4] {k}",
+            "rejected": f"a cat [0.1, 0.2, 0.3, 0.4] {k}",
+            "chosen_spans": [{"phrase": "", "start": 0, "end": 0, "boxes": boxes}],
+            "rejected_spans": [{"phrase": "", "start": 0, "end": 0, "boxes": boxes[::-1]}],
+        }
+        for k, row in enumerate(table.to_pylist()[:4])
+    ]
+    manifest = store.manifest()
+    output = StageOutput(pa.Table.from_pylist(rows, schema=table.schema), dropped_table("pairs", "query", []))
+    manifest.shards[:] = [store.write_shard(0, output, inputs=4, source=manifest.shards[0].source)]
+    store.save(manifest)
+    return run
+
+
+def test_training_warns_of_cues_unless_the_loss_uses_chosen_answers_only(spr, config, run_in_order):
+    warning = "Warning: 100 % of chosen and 0 % of rejected answers list their boxes in reading order."
+    output, _ = spr("train", config, "--out", run_in_order, "training.max_steps=1", "training.loss_type=sft")
+    assert "Warning: " not in output
+    assert "Tokens per answer" not in output
+    shutil.rmtree(run_in_order / "training")
+    output, _ = spr("train", config, "--out", run_in_order, "training.max_steps=1")
+    assert warning in output
+    assert output.index(warning) < output.index("Tokens per answer: ") < output.index("training: 1 steps")

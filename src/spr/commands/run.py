@@ -29,17 +29,17 @@ def run(
 
     if until is not None:
         STAGES.check(until, "--until")
+    loaded = load_config(config, overrides or ())
     try:
-        summaries = runner.run(
-            load_config(config, overrides or ()), out, until=until, workers=workers, report=print_summary
-        )
+        summaries = runner.run(loaded, out, until=until, workers=workers, report=print_summary)
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
     if any(summary.name == "pairs" for summary in summaries):
+        from spr.models.token_counts import token_counter
         from spr.runs.pair_stats import pair_summary
 
-        for line in pair_summary(out):
+        for line in pair_summary(out, token_counter(loaded.describer)):
             typer.echo(line)
     typer.echo(f"\nTo see the rows:  spr show {out / summaries[-1].name}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import jinja2
 
 from spr.core.plots import CSS
 from spr.core.progress import Progress
+from spr.models.token_counts import token_counter
 from spr.report import charts, environment
 from spr.report.funnel import count_stages, training_drops
 from spr.report.payload import GalleryIndex, call_script, is_long, pair_payload, shorten
@@ -21,6 +23,7 @@ from spr.report.results import TaskResult, read_results
 from spr.report.target import check_target, report_folder
 from spr.report.thumbnails import with_thumbnails
 from spr.report.training import TrainingCurves, read_training
+from spr.runs.cues import pair_cues
 from spr.runs.pair_stats import OWN_LOCALIZATION, PairStats
 from spr.runs.reader import SCORE_NAMES, SIDES, Run
 
@@ -71,9 +74,12 @@ def write_report(
         _write_call(folder / "gallery" / "dropped.js", "SPR.dropped", list(map(dataclasses.asdict, drops)))
         for name in ("pair.js", "gallery.js"):
             shutil.copyfile(TEMPLATES / name, folder / name)
+        cues = pair_cues(run, token_counter(source.config.describer))
+        (folder / "cues.json").write_text(json.dumps(cues.to_json(), indent=1) + "\n", encoding="utf-8")
         context = {
             **_about_run(source),
             **_about_pairs(stats),
+            "cues": cues,
             "tiles": _tiles(stats, training, results),
             "stages": stages,
             "training": training,
@@ -150,7 +156,6 @@ def _about_pairs(stats: PairStats) -> dict[str, Any]:
         "score_names": [(name, charts.SCORE_TITLES[name]) for name in SCORE_NAMES],
         "prompt_kinds": stats.prompt_kinds,
         "length_charts": charts.length_charts(stats) if stats.pairs else [],
-        "length_warning": stats.length_warning(),
         "box_edits": [(edit, stats.box_edits[edit]) for edit in dict.fromkeys([*_BOX_EDITS, *stats.box_edits])],
         "categories": categories[:CATEGORIES],
         "category_count": len(categories),

@@ -1,7 +1,7 @@
 """Statistics of a set of pairs: lengths, boxes, S_loc and scores of chosen and rejected answers, margins, box edits.
 
-The last lines of `spr run`, the report and the dataset card all show these. Answer lengths deserve a look before
-training: where chosen answers are longer or shorter than rejected ones, the model may learn the length.
+The last lines of `spr run`, the report and the dataset card all show these. `spr.runs.cues` measures what the model may
+learn from the pairs instead of placing boxes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from spr.core import boxes as bx
 from spr.grounding.matching import THRESHOLD
 from spr.records import PROMPT_KINDS
+from spr.runs.cues import TokenCounter, pair_cues
 from spr.runs.reader import SCORE_NAMES, SIDES, JoinedPair, JoinedShard, Run, Side
 
 LENGTHS = {"phrases": "phrases with boxes", "boxes": "boxes", "words": "words"}
@@ -123,8 +124,10 @@ class PairStats:
         return f"Chosen answers have {ratio:.2f} times as many words as rejected ones; training may learn the length."
 
 
-def pair_summary(run: Path) -> Iterator[str]:
-    """The statistics of a run's pairs as lines of text; none if there are no pairs.
+def pair_summary(run: Path, count_tokens: TokenCounter | None = None) -> Iterator[str]:
+    """The statistics of a run's pairs and their cues as lines of text; none if there are no pairs.
+
+    ``count_tokens``: see `spr.runs.cues.pair_cues`.
 
     Raises:
         RunError: if the pairs have not finished, or a file is damaged.
@@ -140,10 +143,7 @@ def pair_summary(run: Path) -> Iterator[str]:
         yield f"  {label:<22}" + "".join(f"{spread(stats.of(name, side), digits):>22}" for side in SIDES)
     edits = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in stats.box_edits.most_common())
     yield f"  boxes of the chosen: {edits}"
-    warning = stats.length_warning()
-    if warning is not None:
-        yield f"  Note: {warning}"
-        yield "  `pairing.max_length_ratio` drops pairs whose lengths differ too much."
+    yield from pair_cues(run, count_tokens).table()
 
 
 def spread(values: Sequence[float] | npt.NDArray[np.floating], digits: int) -> str:

@@ -23,13 +23,14 @@ from torch import Tensor
 from spr.core.errors import ConfigError, InputError, SprError
 from spr.core.images import ImageProblem, ImageSource
 from spr.grounding import Dialect
+from spr.grounding.text import Range
 from spr.models.chat import Message, render_answer, render_turn, user_turn
 from spr.models.families import Family
 from spr.models.image_processors import encode
 from spr.records import Size
 from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore
-from spr.training.boxes import Range, changed_numbers, token_weights
+from spr.training.boxes import changed_numbers, token_weights
 from spr.training.shared_prefix import EncodedPair
 from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, feature_key
 

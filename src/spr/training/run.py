@@ -11,7 +11,9 @@ from spr.config import Config, TrainingPart
 from spr.core.errors import ConfigError
 from spr.models.loading import model_source
 from spr.models.registry import trained_model
+from spr.runs.cues import pair_cues
 from spr.runs.folder import open_run
+from spr.training.loss import needs_rejected
 from spr.training.pairs import run_pairs, trl_pairs
 from spr.training.trainer import TrainingSummary, train
 
@@ -26,7 +28,8 @@ def run(
 ) -> TrainingSummary:
     """Train a LoRA adapter in a run folder, or resume where an earlier call stopped.
 
-    A training that is refused leaves ``config.yaml`` as it was. With several processes, all of them call this function.
+    First reports the warnings about the run's pairs (`spr.runs.cues`), unless the loss uses chosen answers only. A
+    training that is refused leaves ``config.yaml`` as it was. With several processes, all of them call this function.
 
     Args:
         config: From `spr.config.load_config`; with ``pairs``, `spr.config.load_training` is enough.
@@ -51,6 +54,9 @@ def run(
     model = model_source(trained_model(config.describer))
     main_process = int(os.environ.get("RANK", "0")) == 0
     with open_run(out, config) if main_process else nullcontext():
+        if main_process and isinstance(config, Config) and needs_rejected(config.training):
+            for warning in pair_cues(out).warnings:
+                report(f"Warning: {warning}")
         return train(
             source,
             model,

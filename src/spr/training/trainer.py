@@ -23,6 +23,7 @@ from torch import Tensor
 from spr.config import TrainingConfig
 from spr.core.errors import ConfigError, InputError
 from spr.core.ordered_map import ordered_map
+from spr.runs.cues import measure_cue
 from spr.runs.store import dropped_table, write_table
 from spr.training.checkpoint import TrainingState, read_finished, save_finished
 from spr.training.log import Meter, TrainingLog, check_trackers
@@ -138,6 +139,11 @@ def train(
     if (finished := read_finished(folder / "finished.json", adapter, fingerprint)) is not None:
         return TrainingSummary(len(planned), counts, **finished, done_before=True)
 
+    if needs_rejected(settings):
+        cue = measure_cue("tokens", [len(pair.chosen) for pair in planned], [len(pair.rejected) for pair in planned])
+        tell("Tokens per answer: {chosen} chosen, {rejected} rejected on average".format_map(cue.means))
+        if cue.warning:
+            tell(f"Warning: {cue.warning}")
     parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
