@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from run_folders import FAKES, rows
-from spr.config import make_config
+from spr.config import ScoringConfig, make_config
 from spr.core.boxes import iou
+from spr.core.views import CLIP_MEAN
 from spr.grounding import GroundedText, get_dialect, parse, render
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
 from spr.models.protocols import Answer
@@ -26,6 +27,7 @@ OBJECTS = (
     RegionObject("2", "cup", (40.0, 40.0, 60.0, 60.0), inside=True),
     RegionObject("3", "plate", (80.0, 80.0, 100.0, 100.0)),
 )
+TALL = RegionObject("1", "pole", (0.0, 0.0, 10.0, 90.0), inside=True)
 QUERY = RegionQuery("7/0", "7", "7.png", 100, 100, (20.0, 20.0, 60.0, 60.0), "1", OBJECTS)
 
 
@@ -294,20 +296,97 @@ def test_the_score_combines_its_parts_as_in_the_paper(config):
     assert scores.detections == (Detection("cup", (20.0, 20.0, 40.0, 40.0), 0.875),)
 
 
-def test_detections_can_count_as_ground_truth(config):
-    class New(Fixed):
-        def detect(self, requests):
-            # One detection is the first cup (IoU 1), the other is new, inside the region.
-            return [
-                [Detection("cup", (10, 10, 30, 30), 0.9), Detection("fly", (30, 10, 45, 25), 0.5)] for _ in requests
-            ]
+class FindsCupAndFly(Fixed):
+    """One detection is 20–38 × 20–40 of the image, on the first cup (IoU 0.9); the other is new, inside the region."""
 
-    settings = config.model_copy(
-        update={"scoring": config.scoring.model_copy(update={"ground_truth": "annotations+detections"})}
+    def detect(self, requests):
+        return [[Detection("cup", (10, 10, 28, 30), 0.9), Detection("fly", (30, 10, 50, 30), 0.5)] for _ in requests]
+
+
+def with_scoring(config, **fields):
+    return config.model_copy(update={"scoring": config.scoring.model_copy(update=fields)})
+
+
+@pytest.mark.parametrize(
+    ("boxes", "annotated", "with_detections"),
+    [
+        # No box: the detection gives the first cup an IoU of 0.9; as ground truth, detections match nothing.
+        ([], 0.9 / 2, 0),
+        # The fly is at 40–60 × 20–40 of the image: a box of 40–56 has an IoU of 16/20 with it, and none with the cups.
+        ([(40, 20, 56, 40)], 0.9 / 2, 0.8 / 3),
+        # The first cup exactly, and the second with an IoU of 18/20.
+        ([(20, 20, 40, 40), (40, 40, 58, 60)], 1.9 / 2, 1.9 / 3),
+    ],
+)
+def test_detections_are_predictions_or_ground_truth_but_not_both(config, boxes, annotated, with_detections):
+    described = candidate(0, ("things", *boxes))
+    (scores,) = scores_of([described], config, Fixed(), FindsCupAndFly())
+    assert scores.localization == pytest.approx(annotated)
+    settings = with_scoring(config, ground_truth="annotations+detections")
+    (scores,) = scores_of([described], settings, Fixed(), FindsCupAndFly())
+    # G: two cups and the fly. The detected cup is the first one.
+    assert scores.localization == pytest.approx(with_detections)
+    assert [m.object_id for m in scores.matches] == ["1", "2", "detection#2"]
+    assert "detector" not in {m.source for m in scores.matches}
+    assert len(scores.detections) == 2
+
+
+def test_a_detection_is_a_new_object_up_to_the_given_iou(config):
+    settings = with_scoring(config, ground_truth="annotations+detections", same_object_iou=0.9)
+    (scores,) = scores_of([candidate(0, plain="nothing")], settings, Fixed(), FindsCupAndFly())
+    # An IoU of 0.9 is not over 0.9.
+    assert [m.object_id for m in scores.matches] == ["1", "2", "detection#1", "detection#2"]
+
+
+def test_an_iou_counts_over_the_given_value(config):
+    described = candidate(0, ("a cup", (20, 20, 38, 40)))
+    for match_iou, localization in ((0.85, 0.45), (0.9, 0.0)):
+        (scores,) = scores_of([described], with_scoring(config, match_iou=match_iou), Fixed())
+        assert scores.localization == pytest.approx(localization)
+
+
+def test_the_detector_is_asked_for_each_phrase_once(config):
+    class Asked(Fixed):
+        def detect(self, requests):
+            self.requests = requests
+            return super().detect(requests)
+
+    detector = Asked()
+    text = "A man riding a horse, a dog and a Dog near the table"
+    scores_of([candidate(0, ("A man riding a horse", (20, 20, 40, 40)), plain=text)], config, Fixed(), detector)
+    (request,) = detector.requests
+    assert request.text == text
+    assert request.phrases == ("A man riding a horse", "a dog", "the table")
+
+
+def test_the_square_for_s_local_is_a_window_or_the_padded_image():
+    image = Image.new("RGB", (200, 100), (200, 30, 30))
+    image.putpixel((0, 0), (1, 2, 3))
+    query = dataclasses.replace(
+        QUERY, width=200, region=(10.0, 20.0, 60.0, 60.0), objects=(dataclasses.replace(OBJECTS[0], inside=True),)
     )
-    (scores,) = scores_of([candidate(0, plain="nothing")], settings, Fixed(), New())
-    # G: two cups and the fly; found: the first cup and the fly.
-    assert scores.localization == pytest.approx(2 / 3)
+    # The window has the image's short side, and begins at the region's left edge.
+    local = score.views_of(query, image, 1.5, ScoringConfig()).local
+    assert (local.image.size, local.region) == ((100, 100), (0, 20, 50, 60))
+    # The image is padded above and below by 50 px.
+    padded = score.views_of(query, image, 1.5, ScoringConfig(local_view="padded")).local
+    assert (padded.image.size, padded.region) == ((200, 200), (10, 70, 60, 110))
+    assert padded.image.getpixel((0, 50)) == (1, 2, 3)
+    assert padded.image.getpixel((0, 49)) == padded.image.getpixel((199, 150)) == CLIP_MEAN
+
+
+def test_squares_are_padded_with_the_given_colour():
+    image = Image.new("RGB", (100, 100), (200, 30, 30))
+    query = dataclasses.replace(QUERY, region=(20.0, 20.0, 40.0, 30.0))
+    views = score.views_of(query, image, 1.0, ScoringConfig(padding_colour=(1, 2, 3)))
+    # The crop of 20 × 10 px has 5 rows above and below.
+    assert views.whole.image.size == (20, 20)
+    rows = [views.whole.image.getpixel((10, y)) for y in (4, 5, 14, 15)]
+    assert rows == [(1, 2, 3), (200, 30, 30), (200, 30, 30), (1, 2, 3)]
+    tall = dataclasses.replace(QUERY, width=10, region=(0.0, 0.0, 10.0, 90.0), objects=(TALL,))
+    local = score.views_of(tall, Image.new("RGB", (10, 100)), 1.0, ScoringConfig(padding_colour=(1, 2, 3))).local
+    assert local.image.size == (90, 90)
+    assert local.image.getpixel((0, 50)) == (1, 2, 3)
 
 
 def scored(number, score, *spans, **more):

@@ -1,7 +1,7 @@
 """Deterministic fakes of the three protocols, for running the pipeline without weights or a GPU.
 
 They do not look at what an image shows. The describer repeats the annotations with random errors, the scorer embeds
-hashes of words and colours, and the detector returns random boxes for words of the text.
+hashes of words and colours, and the detector returns random boxes for the phrases of the text.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class FakeScorer:
 
 
 class FakeDetector:
-    """Detects each word of at least 4 letters once, in a box that depends on the word and the image's size."""
+    """Detects each phrase once, in a box that depends on the phrase and the image's size."""
 
     name = "fake"
 
@@ -127,11 +127,11 @@ class FakeDetector:
     def _detect(self, request: DetectRequest) -> list[Detection]:
         width, height = request.image.size
         found = []
-        for word in dict.fromkeys(re.findall(r"\w{4,}", request.text)):
-            rng = np.random.default_rng(stable_hash(0, "detect", word, f"{width}x{height}"))
+        for phrase in request.phrases:
+            rng = np.random.default_rng(stable_hash(0, "detect", phrase, f"{width}x{height}"))
             x, y = rng.uniform(0, 0.7, 2) * (width, height)
             box = (float(x), float(y), float(x + 0.3 * width), float(y + 0.3 * height))
-            found.append(Detection(word, box, float(rng.uniform(0.35, 1.0))))
+            found.append(Detection(phrase, box, float(rng.uniform(0.35, 1.0))))
         return sorted(found, key=lambda detection: -detection.score)[:3]
 
 

@@ -118,10 +118,18 @@ class ImageTextScorer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetectRequest:
-    """A request to find in ``image`` (RGB) what ``text`` mentions. The text may be empty; it has no coordinates."""
+    """A request to find what a text mentions.
+
+    Attributes:
+        image: RGB image.
+        text: A description without coordinates, which may be empty, or the name of a category.
+        phrases: What to find: the noun phrases of the text, each once (`spr.grounding.noun_phrases.phrases_to_detect`),
+            or the name of the category.
+    """
 
     image: Image.Image
     text: str
+    phrases: tuple[str, ...]
 
 
 class Detector(Protocol):
@@ -130,4 +138,7 @@ class Detector(Protocol):
     name: str
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
-        """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1."""
+        """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
+
+        Two phrases may have the same box: detections are not compared with each other.
+        """
