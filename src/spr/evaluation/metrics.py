@@ -287,4 +287,5 @@ def _signs(count: int, resamples: int, seed: int) -> Iterator[Floats]:
     rng = np.random.default_rng([seed, 2])
     rows = max(1, _CHUNK // count)
     for first in range(0, resamples, rows):
-        yield 1.0 - 2.0 * rng.integers(0, 2, (min(rows, resamples - first), count)).astype(np.float64)
+        flipped = rng.integers(0, 2, (min(rows, resamples - first), count), dtype=np.int8)
+        yield 1.0 - 2.0 * flipped.astype(np.float64)
