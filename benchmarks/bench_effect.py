@@ -53,6 +53,9 @@ PIPELINE_OPTIONS = (
 )
 """The paper's settings for the embedded models, from which every setting starts, whatever `quickstart` configures."""
 
+EXACT = ("annotations.crowds=drop",)
+"""For the scenes of an evaluation, whose objects are all annotated: a detector's boxes are no ground truth."""
+
 POOLS = {"one": 7_100_001, "two": 7_300_001}
 """Independent pools of candidates, by the seed of their scenes."""
 SAMPLES = {
@@ -200,7 +203,7 @@ def row(name: str, values: dict[str, float], base: dict[str, float]) -> str:
 
 def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) -> list[dict[str, Any]]:
     """Train every setting once and measure it on tuning scenes; results in ``search.jsonl`` are reused."""
-    prepare(out, "tune", tune, TUNE, until="regions")
+    prepare(out, "tune", tune, TUNE, until="regions", changes=EXACT)
     data, log = out / "tune-scenes", out / "search.jsonl"
     known = {line["name"]: line for line in map(json.loads, log.read_text().splitlines())} if log.is_file() else {}
     print(f"{'':<34}" + "".join(f"{name[:8]:>9}" for _, name in SHOWN))
@@ -226,7 +229,7 @@ def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int,
 
     Several processes may do this together, with other ``--only``.
     """
-    prepare(out, "held-out", held_out, HELD_OUT, until="regions")
+    prepare(out, "held-out", held_out, HELD_OUT, until="regions", changes=EXACT)
     data = out / "held-out-scenes"
     _measured(out / "final" / "base", data, None)
     for setting in settings:
