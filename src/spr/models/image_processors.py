@@ -14,7 +14,7 @@ from typing import Any
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from spr.models.custom_models import custom_models, load_config
@@ -27,8 +27,9 @@ def load_processor(
 ) -> Any:
     """Load a model's processor for images and text; it pads on the left.
 
-    It is an instance of (a subclass of) the processor class of the model type, with the ``chat_template`` of the
-    processor or of the tokenizer, or None. The family decides whether images are padded to a square.
+    It is an instance of (a subclass of) the processor class that the folder names, as with `AutoProcessor`, or else of
+    the model type's, with the ``chat_template`` of the processor or of the tokenizer, or None. The family decides
+    whether images are padded to a square.
     """
     if (custom := custom_models().get(model_type)) is not None:
         load = resolve_name(custom.load_processor)
@@ -38,10 +39,7 @@ def load_processor(
         what = "transformers has no processor for this kind of model"
         fix = "choose a multimodal LLM, or update transformers"
         raise ModelError(what, got=f"model_type {model_type}", fix=fix)
-    processor_class = without_video(getattr(transformers, name))
     image_processor = load_part(AutoImageProcessor, source, revision=revision, backend="pil")
-    if hasattr(processor_class, "_get_number_of_features") and not hasattr(image_processor, "image_grid_pinpoints"):
-        processor_class = without_tiles(processor_class)
     if family is not None and family.pads_square:
         image_processor = pad_to_square(image_processor)
     tokenizer = load_part(AutoTokenizer, source, revision=revision)
@@ -49,7 +47,9 @@ def load_processor(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     with clear_errors(source, revision):
-        settings, _ = processor_class.get_processor_dict(source, revision=revision or "main")
+        settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision or "main")
+        own_class = getattr(transformers, settings.get("processor_class", ""), getattr(transformers, name))
+        processor_class = without_video(own_class)
         processor = processor_class.from_args_and_dict([image_processor, tokenizer], settings)
     processor.chat_template = processor.chat_template or tokenizer.chat_template
     return processor
@@ -78,32 +78,6 @@ def without_video(processor_class: Any) -> Any:
         return processor_class
     # The base class matches positional arguments with these names; the video processor is the last.
     return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda _: list(kept))})
-
-
-@cache
-def without_tiles(processor_class: Any) -> Any:
-    """The processor class of a family that cuts images into tiles, for image processors that don't.
-
-    An image becomes ``num_image_tokens`` patches (processor_config.json) and a newline token.
-    """
-
-    def replace_image_token(self: Any, image_inputs: Any, image_idx: int, **_: Any) -> str:
-        del image_inputs, image_idx
-        return str(self.image_token * (self.num_image_tokens + 1))
-
-    def count(self: Any, image_sizes: Sequence[Any] = (), **_: Any) -> dict[str, list[int]]:
-        return {"num_image_tokens": [self.num_image_tokens + 1] * len(image_sizes)}
-
-    def call(self: Any, images: Sequence[Any] | None = None, text: Any = None, **options: Any) -> Any:
-        inputs = processor_class.__call__(self, images=images, text=text, **options)
-        if images is not None:
-            # One image per text, or a list per text, as trainers pass them.
-            flat = [image for item in images for image in (item if isinstance(item, list) else [item])]
-            inputs["image_sizes"] = [[image.height, image.width] for image in flat]
-        return inputs
-
-    methods = {"replace_image_token": replace_image_token, "_get_num_multimodal_tokens": count, "__call__": call}
-    return type(processor_class.__name__, (processor_class,), methods)
 
 
 def pad_to_square(image_processor: Any) -> Any:

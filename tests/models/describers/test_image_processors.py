@@ -2,6 +2,8 @@
 
 import inspect
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -119,6 +121,16 @@ def test_the_dialect_counts_the_pixels_that_qwens_processor_makes(size, mllm_fol
 
 def test_a_processor_class_without_video_is_not_changed():
     assert without_video(transformers.PaliGemmaProcessor) is transformers.PaliGemmaProcessor
+
+
+@pytest.mark.parametrize(
+    ("named", "used"), [("LlavaNextProcessor", "LlavaNextProcessor"), ("NoSuchProcessor", "LlavaOnevisionProcessor")]
+)
+def test_the_class_that_the_folder_names_is_used_if_transformers_has_it(named, used, mllm_folder, tmp_path):
+    folder = shutil.copytree(mllm_folder("llava_onevision"), tmp_path / "llava_onevision")
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": named, "patch_size": 14}))
+    assert isinstance(load(folder), getattr(transformers, used))
 
 
 def test_a_template_saved_with_the_tokenizer_is_found(mllm_folder, tmp_path):
