@@ -2,6 +2,7 @@
 
     python benchmarks/bench_effect.py search --out runs/effect            # tuning scenes, one line per setting
     python benchmarks/bench_effect.py final --out runs/effect --seeds 3   # held-out scenes, ablation, intervals
+    python benchmarks/bench_effect.py table --out runs/effect             # what is measured so far, training nothing
 
 Prints a table, then one line of JSON. Settings with the same pool share one run up to the scores; each selects its own
 pairs.
@@ -14,27 +15,25 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from spr.config import Config, load_config
+from spr.config import load_config
 from spr.embedded.scenes import write_scenes
-from spr.evaluation.metrics import Share, bootstrap, cluster_numbers, intervals, paired_difference
+from spr.evaluation.metrics import Share, cluster_numbers, paired_difference
 from spr.evaluation.result import Result, read_items
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.description import Description
 from spr.evaluation.tasks.rec import Rec
-from spr.grounding.matching import localization_score
 from spr.models.chat import user_turn
 from spr.models.describers.hf import HfDescriber
 from spr.models.loading import model_source
 from spr.pipeline import runner
-from spr.pipeline.pair import make_pair
+from spr.pipeline.pair import make_pairs
 from spr.records import Candidate, PreferencePair, RegionQuery, Scores
 from spr.records.schemas import from_table
 from spr.runs.store import StageStore
@@ -42,12 +41,11 @@ from spr.training.pairs import RunImage, TrainingPair
 from spr.training.trainer import train
 
 MODEL = model_source("embedded/describer")
-TRAIN, TUNE, HELD_OUT = 7_100_001, 7_200_001, 900_000_004
-"""Seeds of scenes that the embedded models were not trained on. The first search's held-out seed was 900,000,003."""
-
+TUNE, HELD_OUT = 7_200_001, 900_000_005
+"""Seeds of scenes that the embedded models were not trained on. Earlier searches' held-out seeds were 900,000,003 and
+900,000,004."""
 
 PIPELINE_OPTIONS = (
-    "describer.samples={full: 2, crop: 2, crop_objects: 2}",
     "scoring={}",
     "pairing={}",
     "detector={backend: owlv2, model: embedded/detector, box_threshold: 0.3}",
@@ -55,39 +53,30 @@ PIPELINE_OPTIONS = (
 )
 """The paper's settings for the embedded models, from which every setting starts, whatever `quickstart` configures."""
 
-
-POOLS = {
-    "train": (1, ()),
-    "wide": (2, ("describer.samples={full: 6, crop: 0, crop_objects: 0}", "detector={backend: none}")),
+POOLS = {"one": 7_100_001, "two": 7_300_001}
+"""Independent pools of candidates, by the seed of their scenes."""
+SAMPLES = {
+    "all": "describer.samples={full: 2, crop: 2, crop_objects: 2}",
+    "full": "describer.samples={full: 6, crop: 0, crop_objects: 0}",
 }
-"""Sources of pairs: a factor on the number of training scenes, and config overrides."""
+"""The descriptions of each region: six in all, from all kinds of prompts or from the training prompt alone."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One experiment: how pairs are selected, and how the model is trained on them.
-
-    ``samples`` limits the descriptions per region and prompt kind, ``pairs`` the training pairs; None means no limit.
-    """
+    """One experiment: how pairs are selected, and how the model is trained on them."""
 
     name: str
-    kinds: tuple[str, ...] = ("full", "crop", "crop_objects")
+    samples: str = "all"
     semantic_weight: float = 0.8
-    own_boxes: bool = False
     refine: bool = True
-    unmatched: str = "remove_box"
-    max_length_ratio: float | None = None
-    min_margin: float = 0.0
-    pool: str = "train"
-    samples: int | None = None
-    pairs: int | None = None
+    pairing: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def pool(out: Path, name: str, scenes: int) -> Path:
-    """The run of a pool on training scenes up to the scores; an existing one is reused."""
-    times, changes = POOLS[name]
-    return prepare(out, name, times * scenes, TRAIN, until="scores", changes=changes)
+def pool(out: Path, name: str, samples: str, scenes: int) -> Path:
+    """The run of a pool up to the scores; an existing one is reused."""
+    return prepare(out, f"{name}-{samples}", scenes, POOLS[name], until="scores", changes=[SAMPLES[samples]])
 
 
 def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str, changes: Sequence[str] = ()) -> Path:
@@ -104,45 +93,22 @@ def prepare(out: Path, name: str, scenes: int, seed: int, *, until: str, changes
 
 def pairs_of(run: Path, setting: Setting) -> list[PreferencePair]:
     """Combine the run's scores and select pairs again, as the setting asks."""
-    config = _config(run, setting)
-    queries = {query.query_id: query for query in _rows(run, "regions", RegionQuery)}
+    pairing = [f"pairing.{name}={json.dumps(value)}" for name, value in setting.pairing.items()]
+    config = load_config(run / "config.yaml", pairing)
     candidates = {row.candidate_id: row for row in _rows(run, "candidates", Candidate)}
-    scored: dict[str, list[tuple[Candidate, Scores]]] = {}
-    seen: Counter[tuple[str, str]] = Counter()
-    for scores in _rows(run, "scores", Scores):
-        candidate = candidates[scores.candidate_id]
-        if candidate.prompt_kind not in setting.kinds:
-            continue
-        seen[candidate.query_id, candidate.prompt_kind] += 1
-        if setting.samples is not None and seen[candidate.query_id, candidate.prompt_kind] > setting.samples:
-            continue
-        if setting.own_boxes:
-            boxes = [box for span in candidate.spans for box in span.boxes]
-            located = localization_score(queries[candidate.query_id].inside, boxes, [])
-            scores = replace(scores, localization=located.score)
-        weight = setting.semantic_weight
-        combined = weight * scores.semantic + (1 - weight) * scores.localization
-        scored.setdefault(candidate.query_id, []).append((candidate, replace(scores, score=combined)))
-    results = [
-        make_pair(query, scored.get(query_id, []), config.pairing, config.prompts)
-        for query_id, query in queries.items()
+    weight = setting.semantic_weight
+    scores = [
+        replace(row, score=weight * row.semantic + (1 - weight) * row.localization)
+        for row in _rows(run, "scores", Scores)
     ]
-    pairs = [pair for pair in results if isinstance(pair, PreferencePair)]
-    if not setting.refine:
-        pairs = [_unrefined(pair, candidates) for pair in pairs]
-    return pairs[: setting.pairs]
+    queries = _rows(run, "regions", RegionQuery)
+    pairs = make_pairs(queries, candidates.values(), scores, config.pairing, config.prompts, seed=config.seed)
+    return pairs if setting.refine else [_unrefined(pair, candidates) for pair in pairs]
 
 
 def _unrefined(pair: PreferencePair, candidates: dict[str, Candidate]) -> PreferencePair:
     best = candidates[pair.chosen_candidate]
     return replace(pair, chosen=best.text, chosen_spans=best.spans)
-
-
-def _config(run: Path, setting: Setting) -> Config:
-    overrides = [f"pairing.unmatched={setting.unmatched}", f"pairing.min_margin={setting.min_margin}"]
-    if setting.max_length_ratio is not None:
-        overrides.append(f"pairing.max_length_ratio={setting.max_length_ratio}")
-    return load_config(run / "config.yaml", overrides)
 
 
 def _rows(run: Path, stage: str, kind: Any) -> Iterator[Any]:
@@ -163,7 +129,7 @@ def train_on(run: Path, pairs: Sequence[PreferencePair], setting: Setting, out: 
             size_wh = pair.width, pair.height
             load = RunImage(config.annotations.image_source, pair.file_name, size_wh)
             yield TrainingPair(
-                pair.query_id, user_turn(pair.prompt), pair.chosen, pair.rejected, load, load.digest, size_wh
+                pair.pair_id, user_turn(pair.prompt), pair.chosen, pair.rejected, load, load.digest, size_wh
             )
 
     shared, own = out.parent / "reference.parquet", out / "training" / "reference.parquet"
@@ -243,7 +209,7 @@ def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) ->
             adapter, last, start = None, {}, time.monotonic()
             if setting.name != "base":
                 trained = out / f"work-{os.getpid()}" / "trained"
-                source = pool(out, setting.pool, scenes)
+                source = pool(out, "one", setting.samples, scenes)
                 last = train_on(source, pairs_of(source, setting), setting, trained, seed=0)
                 adapter = trained / "adapter"
             values = figures(measure(data, adapter, samples=2))
@@ -255,58 +221,83 @@ def search(out: Path, settings: Sequence[Setting], *, scenes: int, tune: int) ->
     return list(known.values())
 
 
-def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int, seeds: int) -> list[dict[str, Any]]:
-    """Train every setting with several seeds and measure it on held-out scenes; metrics are means over the seeds.
+def final(out: Path, settings: Sequence[Setting], *, scenes: int, held_out: int, seeds: int) -> None:
+    """Train every setting with several seeds on both pools, and measure it on held-out scenes; existing results count.
 
-    Confidence intervals resample scenes; both sides of a difference use the same resamples.
+    Several processes may do this together, with other ``--only``.
     """
     prepare(out, "held-out", held_out, HELD_OUT, until="regions")
     data = out / "held-out-scenes"
-    base = _averaged([_measured(out / "final" / "base", data, None)])
-    found, counts = {"before": base}, {}
+    _measured(out / "final" / "base", data, None)
     for setting in settings:
-        source = pool(out, setting.pool, scenes)
-        pairs = pairs_of(source, setting)
-        counts[setting.name] = len(pairs)
-        runs = []
-        for seed in range(seeds):
-            folder = out / "final" / setting.name.replace(" ", "_") / str(seed)
-            if not (folder / "adapter" / "adapter_model.safetensors").is_file():
-                train_on(source, pairs, setting, folder, seed)
-            runs.append(_measured(folder / "held-out", data, folder / "adapter"))
-        found[setting.name] = _averaged(runs)
-    lines = []
-    if {"preference training", "fine-tuning on chosen"} <= set(found):
-        print("\ndifference: preference training minus fine-tuning on chosen")
-        for (task, metric), (share, clusters) in found["preference training"].items():
-            difference = paired_difference(found["fine-tuning on chosen"][task, metric][0], share, clusters)
-            if difference is not None:
-                low, high = difference.ci95
-                print(f"  {task + ' ' + metric:<24}{difference.value:+.4f} [{low:+.4f}, {high:+.4f}]")
-    for name, shares in found.items():
-        print(f"\n{name}" + (f" ({counts[name]:,} pairs)" if name in counts else ""))
-        for (task, metric), (share, clusters) in shares.items():
-            before, _ = base[task, metric]
-            difference = paired_difference(before, share, clusters)
-            (interval,) = intervals(bootstrap([share], clusters))
-            shown = {"name": name, "figure": f"{task} {metric}", "value": share.value(), "ci95": interval}
-            text = f"  {task + ' ' + metric:<24}{share.value():8.4f}"
-            if name != "before" and difference is not None:
-                shown |= {"difference": difference.value, "difference_ci95": difference.ci95, "p": difference.p}
-                low, high = difference.ci95
-                text += f"  {difference.value:+.4f} [{low:+.4f}, {high:+.4f}]  p {difference.p:.4f}"
-            print(text, flush=True)
-            lines.append(shown)
+        for name in POOLS:
+            source = pool(out, name, setting.samples, scenes)
+            pairs = pairs_of(source, setting)
+            for seed in range(seeds):
+                folder = out / "final" / setting.name.replace(" ", "_") / name / str(seed)
+                if not (folder / "held-out" / "done").is_file():
+                    train_on(source, pairs, setting, folder, seed)
+                    (folder / "pairs").write_text(str(len(pairs)))
+                _measured(folder / "held-out", data, folder / "adapter")
+
+
+Shares: TypeAlias = dict[tuple[str, str], tuple[Share, Any]]
+
+
+def table(out: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Print what `final` has measured: means over seeds, over both pools together and for each alone.
+
+    Confidence intervals resample scenes; both sides of a difference use the same resamples.
+    """
+    base = _read(out / "final" / "base")
+    lines: list[dict[str, Any]] = []
+    found: dict[str, dict[str, list[Shares]]] = {}
+    for setting in settings:
+        folders = sorted((out / "final" / setting.name.replace(" ", "_")).glob("*/*/held-out/done"))
+        for folder in (done.parent for done in folders):
+            found.setdefault(setting.name, {}).setdefault(folder.parts[-3], []).append(_read(folder))
+    _print_rows("before", {"": base}, None, lines)
+    for name, pools in found.items():
+        both = [run for runs in pools.values() for run in runs]
+        count = f"{name} ({len(both)} trainings)"
+        _print_rows(count, {"": _averaged(both), **{key: _averaged(runs) for key, runs in pools.items()}}, base, lines)
+    reference = _averaged([run for runs in found["paper"].values() for run in runs]) if "paper" in found else None
+    for name, pools in found.items():
+        if reference is not None and name != "paper":
+            other = {"": _averaged([run for runs in pools.values() for run in runs])}
+            other |= {key: _averaged(runs) for key, runs in pools.items()}
+            _print_rows(f"{name} minus the paper's setting", other, reference, lines)
     return lines
 
 
-def _measured(folder: Path, data: Path, adapter: Path | None) -> dict[tuple[str, str], tuple[Share, Any]]:
-    """The held-out metrics per item; results in ``folder`` are reused."""
-    if not (folder / "done").is_file():
-        for task, result in measure(data, adapter, samples=1).items():
-            result.write(folder / f"{task}.json")
-        (folder / "done").write_text("")
-    found = {}
+def _print_rows(title: str, averages: dict[str, Shares], base: Shares | None, lines: list[dict[str, Any]]) -> None:
+    print(f"\n{title}")
+    for task, metric in averages[""]:
+        text, entry = f"  {task + ' ' + metric:<24}", {"name": title, "figure": f"{task} {metric}"}
+        for key, shares in averages.items():
+            share, clusters = shares[task, metric]
+            if base is None:
+                text += f"{share.value():8.4f}"
+                entry["value"] = share.value()
+                continue
+            difference = paired_difference(base[task, metric][0], share, clusters)
+            if difference is None:
+                continue
+            if key:
+                text += f"   {key} {difference.value:+.4f}"
+                entry[f"pool {key}"] = difference.value
+            else:
+                text += f"{share.value():8.4f}  {difference.value:+.4f}"
+                entry |= {"value": share.value(), "difference": difference.value, "p": difference.p}
+                if difference.ci95 is not None:
+                    text += f" [{difference.ci95[0]:+.4f}, {difference.ci95[1]:+.4f}]"
+                    entry["difference_ci95"] = difference.ci95
+        print(text, flush=True)
+        lines.append(entry)
+
+
+def _read(folder: Path) -> Shares:
+    found: Shares = {}
     for task in ("rec", "greedy", "sampled"):
         _, images, shares = read_items(folder / f"{task}.items.parquet")
         clusters = cluster_numbers(images)
@@ -314,8 +305,16 @@ def _measured(folder: Path, data: Path, adapter: Path | None) -> dict[tuple[str,
     return found
 
 
-def _averaged(runs: Sequence[dict[tuple[str, str], tuple[Share, Any]]]) -> dict[tuple[str, str], tuple[Share, Any]]:
-    """Each item's mean over the seeds."""
+def _measured(folder: Path, data: Path, adapter: Path | None) -> None:
+    """Write the held-out metrics per item to a folder, unless they are there."""
+    if not (folder / "done").is_file():
+        for task, result in measure(data, adapter, samples=1).items():
+            result.write(folder / f"{task}.json")
+        (folder / "done").write_text("")
+
+
+def _averaged(runs: Sequence[Shares]) -> Shares:
+    """Each item's mean over the runs."""
     return {
         key: (
             Share(
@@ -334,93 +333,56 @@ def dpo(rate: float, **more: Any) -> dict[str, Any]:
     return {**lora, "per_device_train_batch_size": 16, "learning_rate": rate, **more}
 
 
-OWN = {"semantic_weight": 0.0, "own_boxes": True, "unmatched": "keep_box"}
-_BEST = dpo(3e-4, nll_weight=0.5)
-_FULL = {"kinds": ("full",), **OWN}
-
-
-def _wide(name: str, training: dict[str, Any] = _BEST, **more: Any) -> Setting:
-    """The selected setting with pairs from the wide pool; by default two descriptions per region and 1,000 pairs."""
-    return Setting(f"wide {name}", pool="wide", **{"samples": 2, "pairs": 1000, **_FULL, **more}, training=training)
-
+_PAPER = dpo(3e-4, beta=0.5, num_train_epochs=2)
+_SFT = dpo(3e-4, loss_type="sft", num_train_epochs=2)
+_BOXES = {"kind": "boxes", "box_iou": [0.5, 0.8]}
+_BOTH = {"kind": "both", "box_iou": [0.5, 0.8]}
 
 SEARCH = (
-    Setting("dpo 1e-4", training=dpo(1e-4)),
-    Setting("sft 3e-4", training=dpo(3e-4, loss_type="sft")),
-    Setting("dpo 1e-4 nll 1", training=dpo(1e-4, nll_weight=1.0)),
-    Setting("dpo 3e-4 nll 1", training=dpo(3e-4, nll_weight=1.0)),
-    Setting("dpo 3e-5", training=dpo(3e-5)),
-    Setting("keep dpo 3e-4", unmatched="keep_box", training=dpo(3e-4)),
-    Setting("keep dpo 1e-4 x3", unmatched="keep_box", training=dpo(1e-4, num_train_epochs=3)),
-    Setting("keep sft 1e-4", unmatched="keep_box", training=dpo(1e-4, loss_type="sft")),
-    Setting("keep dpo 1e-4 b.5", unmatched="keep_box", training=dpo(1e-4, beta=0.5)),
-    Setting("full own dpo 1e-4", kinds=("full",), **OWN, training=dpo(1e-4)),
-    Setting("full own dpo 3e-4", kinds=("full",), **OWN, training=dpo(3e-4)),
-    Setting("full own sft 3e-4", kinds=("full",), **OWN, training=dpo(3e-4, loss_type="sft")),
-    Setting("full own dpo 3e-4 nll.5", kinds=("full",), **OWN, training=dpo(3e-4, nll_weight=0.5)),
-    Setting("full own dpo 3e-4 x2", kinds=("full",), **OWN, training=dpo(3e-4, num_train_epochs=2)),
-    Setting("full own dpo 6e-4", kinds=("full",), **OWN, training=dpo(6e-4)),
-    Setting("full own dpo 3e-4 b.3", kinds=("full",), **OWN, training=dpo(3e-4, beta=0.3)),
-    Setting("full own dpo 3e-4 bs8", kinds=("full",), **OWN, training=dpo(3e-4, per_device_train_batch_size=8)),
-    Setting("full own .8 dpo 3e-4", kinds=("full",), **{**OWN, "semantic_weight": 0.8}, training=dpo(3e-4)),
-    Setting("full .8 dpo 3e-4", kinds=("full",), unmatched="keep_box", training=dpo(3e-4)),
-    Setting("full .8 rm dpo 3e-4", kinds=("full",), training=dpo(3e-4)),
-    Setting("full .8 rm sft 3e-4", kinds=("full",), training=dpo(3e-4, loss_type="sft")),
-    Setting("own dpo 1e-4 x3", **OWN, training=dpo(1e-4, num_train_epochs=3)),
-    Setting("own dpo 3e-4", **OWN, training=dpo(3e-4)),
-    _wide("k2"),
-    _wide("k4", samples=4),
-    _wide("k6", samples=6),
-    _wide("k2 sft", dpo(3e-4, loss_type="sft")),
-    _wide("k6 sft", dpo(3e-4, loss_type="sft"), samples=6),
-    _wide("k2 nll 1", dpo(3e-4, nll_weight=1.0)),
-    _wide("k2 nll 2", dpo(3e-4, nll_weight=2.0)),
-    _wide("k2 nll 5", dpo(3e-4, nll_weight=5.0)),
-    _wide("k2 2000", pairs=2000),
-    _wide("k2 2000 sft", dpo(3e-4, loss_type="sft"), pairs=2000),
-    _wide("k2 rank 8", {**_BEST, "lora.r": 8, "lora.lora_alpha": 16}),
-    _wide("k2 rank 128", {**_BEST, "lora.r": 128, "lora.lora_alpha": 256}),
-    _wide("k2 length 1.1", max_length_ratio=1.1, pairs=1000),
-    _wide("k2 margin .1", min_margin=0.1, pairs=1000),
-    _wide("k6 nll 5", dpo(3e-4, nll_weight=5.0), samples=6),
-    _wide("k6 2000", samples=6, pairs=2000),
-    _wide("k6 2000 sft", dpo(3e-4, loss_type="sft"), samples=6, pairs=2000),
-    _wide("k6 2000 nll 2", dpo(3e-4, nll_weight=2.0), samples=6, pairs=2000),
-    _wide("k6 2000 nll 5", dpo(3e-4, nll_weight=5.0), samples=6, pairs=2000),
-    _wide("k6 2000 nll 5 length 1.1", dpo(3e-4, nll_weight=5.0), samples=6, pairs=2000, max_length_ratio=1.1),
+    Setting("dpo 3e-4 b.5 x2", training=_PAPER),
+    Setting("sft 3e-4 x2", training=_SFT),
+    Setting("boxes b.1", pairing=_BOXES, training=dpo(3e-4)),
+    Setting("both b.5", pairing=_BOTH, training=dpo(3e-4, beta=0.5)),
+    Setting("gamma 3 b.5 x2", training={**_PAPER, "box_token_weight": 3.0}),
+    Setting("both b.5 keep", pairing={**_BOTH, "unmatched": "keep_box"}, training=dpo(3e-4, beta=0.5)),
+    Setting("boxes .7-.95 b.1", pairing={"kind": "boxes", "box_iou": [0.7, 0.95]}, training=dpo(3e-4)),
+    Setting("both .7-.95 b.5", pairing={"kind": "both", "box_iou": [0.7, 0.95]}, training=dpo(3e-4, beta=0.5)),
 )
 
-
-_SIX = {**_FULL, "pool": "wide", "samples": 6, "pairs": 2000}
-_CHOSEN = dpo(3e-4, nll_weight=2.0)
 FINAL = (
-    Setting("preference training", **_SIX, training=_CHOSEN),
-    Setting("fine-tuning on chosen", **_SIX, training=dpo(3e-4, loss_type="sft")),
-    Setting("without refinement", **_SIX, refine=False, training=_CHOSEN),
-    Setting("lambda 0.8", **{**_SIX, "semantic_weight": 0.8}, training=_CHOSEN),
-    Setting("lambda 1", **{**_SIX, "semantic_weight": 1.0}, training=_CHOSEN),
-    Setting("two descriptions and half the pairs", **{**_SIX, "samples": 2, "pairs": 1000}, training=_BEST),
+    Setting("paper", training=_PAPER),
+    Setting("fine-tuning on chosen", training=_SFT),
+    Setting("lambda 0", semantic_weight=0.0, training=_PAPER),
+    Setting("lambda 1", semantic_weight=1.0, training=_PAPER),
+    Setting("without refinement", refine=False, training=_PAPER),
+    Setting("whole image only", samples="full", training=_PAPER),
+    Setting("keep_box", pairing={"unmatched": "keep_box"}, training=_PAPER),
+    Setting("boxes too", pairing=_BOTH, training=_PAPER),
 )
 
 
 def main() -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search", "final"))
+    parser.add_argument("what", choices=("search", "final", "table"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--scenes", type=int, default=1400)
     parser.add_argument("--tune", type=int, default=300)
     parser.add_argument("--held-out", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", help="comma-separated names of settings")
     arguments = parser.parse_args()
     wanted = None if arguments.only is None else arguments.only.split(",")
-    settings = [setting for setting in SEARCH if wanted is None or setting.name in wanted]
+    known = SEARCH if arguments.what == "search" else FINAL
+    settings = [setting for setting in known if wanted is None or setting.name in wanted]
+    lines: list[dict[str, Any]] = []
     if arguments.what == "search":
         lines = search(arguments.out, settings, scenes=arguments.scenes, tune=arguments.tune)
     else:
-        sizes = {"scenes": arguments.scenes, "held_out": arguments.held_out, "seeds": arguments.seeds}
-        lines = final(arguments.out, [s for s in FINAL if wanted is None or s.name in wanted], **sizes)
+        if arguments.what == "final":
+            sizes = {"scenes": arguments.scenes, "held_out": arguments.held_out, "seeds": arguments.seeds}
+            final(arguments.out, settings, **sizes)
+        lines = table(arguments.out, settings)
     print(json.dumps({"benchmark": "effect", "what": arguments.what, "settings": lines}))
 
 

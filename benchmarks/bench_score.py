@@ -35,12 +35,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 import transformers
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from score_models import SIZES, make_tables, save_clip, save_dino
 from spr.config import Config, make_config
 from spr.core.images import ImageSource
 from spr.core.views import unshift
+from spr.grounding.noun_phrases import phrases_to_detect
 from spr.models.detectors.grounding_dino import GroundingDinoDetector, shared_backbone
 from spr.models.protocols import DetectRequest
 from spr.models.scorers.clip import ClipScorer
@@ -134,15 +136,22 @@ class Ways:
         for candidate in from_table(self.tables["candidates"], Candidate):
             query = queries[candidate.query_id]
             image = self.config.annotations.image_source.load(query.file_name, (query.width, query.height))
-            window, crop, whole, local = views_of(query, image, 1.5)
+            window, crop, whole, local = views_of(query, image, 1.5, self.config.scoring)
             # Separate calls, so that nothing is batched.
             views = [self.scorer.embed_views([view])[0] for view in (whole, local)]
             text = self.scorer.embed_texts([candidate.plain_text])[0]
-            detections = self.detector.detect([DetectRequest(crop, candidate.plain_text)])[0] if self.detector else []
+            asked = request_for(candidate, crop)
+            detections = self.detector.detect([asked])[0] if self.detector else []
             placed = [type(d)(d.phrase, unshift(d.box, window), d.score) for d in detections]
             s_crop, s_local = (float(view @ text) for view in views)
             scores.append(score_candidate(candidate, query, s_crop, s_local, placed, self.config.scoring))
         return scores
+
+
+def request_for(candidate: Candidate, image: Image.Image) -> DetectRequest:
+    """The request for what a candidate mentions."""
+    text = candidate.plain_text
+    return DetectRequest(image, text, phrases_to_detect(text, candidate.spans))
 
 
 def flops(work: Callable[[], object]) -> int:
@@ -157,7 +166,8 @@ def set_threshold(detector: GroundingDinoDetector, tables: Mapping[str, pa.Table
     query = from_table(tables["regions"].slice(0, 1), RegionQuery)[0]
     image = ImageSource(images).load(query.file_name, (query.width, query.height))
     detector.box_threshold = 0.0
-    detections = detector.detect([DetectRequest(image, tables["candidates"]["plain_text"][0].as_py())])[0]
+    candidate = from_table(tables["candidates"].slice(0, 1), Candidate)[0]
+    detections = detector.detect([request_for(candidate, image)])[0]
     detector.box_threshold = detections[min(10, len(detections) - 1)].score
 
 

@@ -137,5 +137,5 @@ def _describe(query: RegionQuery, number: int, draw: random.Random) -> Candidate
         plain += phrase + " " + " ".join(draw.choices(WORDS, k=6)) + ". "
     candidate_id = f"{query.query_id}/full{number}"
     return Candidate(
-        candidate_id, query.query_id, "full", plain, plain, plain, tuple(spans), (), number, "random", "llava"
+        candidate_id, query.query_id, "full", plain, plain, plain, tuple(spans), (), None, number, "random", "llava"
     )

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from spr.report.contact_sheet import draw_pair
     from spr.report.page import write_report
-    from spr.rewards import REWARDS, Truth
+    from spr.rewards import REWARDS, Truth, read_answer
     from spr.runs.reader import Run
     from spr.training.run import run as train
 
@@ -82,7 +82,7 @@ _LOCATIONS = {
     "spr.records": "Candidate ImageObject ImageObjects PreferencePair RegionObject RegionQuery Scores Span",
     "spr.report.contact_sheet": "draw_pair",
     "spr.report.page": "write_report",
-    "spr.rewards": "REWARDS Truth",
+    "spr.rewards": "REWARDS Truth read_answer",
     "spr.runs.reader": "Run",
     "spr.training.run": "run:train",
 }
@@ -137,6 +137,7 @@ __all__ = [
     "make_pairs",
     "make_regions",
     "parse",
+    "read_answer",
     "read_coco",
     "refine",
     "render",

@@ -45,6 +45,20 @@ def test_a_model_its_file_and_the_comparison_of_both(data, tmp_path):
     assert json.loads((tmp_path / "c.json").read_text())[0]["n"] == len(answers)
 
 
+def test_the_metrics_on_the_terminal_say_why_an_interval_is_missing():
+    from spr.commands.evaluate import summary
+    from spr.evaluation.metrics import Share
+    from spr.evaluation.result import Result
+
+    shares = {"acc@0.5": Share.mean([1, 0, 1]), "acc@0.9": Share.mean([0, 0, 1])}
+    assert summary(Result("rec", {}, ("a", "b", "c"), ("1", "1", "2"), shares)) == [
+        "rec: 3 items",
+        f"  {'acc@0.5':<18} {'0.6667':>9}",
+        f"  {'acc@0.9':<18} {'0.3333':>9}",
+        "  no interval for acc@0.5, acc@0.9: 2 images, fewer than 6",
+    ]
+
+
 def test_a_runs_regions_are_described_and_scored(data, tmp_path):
     (tmp_path / "c.yaml").write_text(
         f"annotations: {{path: {data}/instances.json, images: {data}/images, min_area: 60}}\n"

@@ -168,3 +168,67 @@ def test_an_unknown_backend_or_loss_is_an_error_that_names_the_nearest(override,
     path.write_text("annotations: {path: a.json, images: images}\n")
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(path, ["describer.backend=fake", override])
+
+
+ANNOTATIONS = {"path": "a.json", "images": "images"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "crowds"),
+    [
+        ({"detector": {"backend": "fake"}}, "detect"),
+        ({"detector": {}}, "detect"),
+        ({"detector": {"backend": "none"}}, "drop"),
+        # The default detector scores the describer's answers; without one, the run ends after the region queries.
+        ({"describer": {"backend": "fake"}}, "detect"),
+        ({"describer": {"backend": "fake"}, "detector": {"backend": "none"}}, "drop"),
+        ({}, "drop"),
+    ],
+)
+def test_crowds_are_replaced_where_a_detector_is_configured(sections, crowds):
+    config = make_config({"annotations": ANNOTATIONS, **sections})
+    assert config.annotations.crowds == crowds
+    assert yaml.safe_load(config.to_yaml())["annotations"]["crowds"] == crowds
+    assert make_config(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_the_given_value_for_crowds_is_kept():
+    for crowds, sections in (("drop", {"detector": {"backend": "fake"}}), ("detect", {})):
+        config = make_config({"annotations": {**ANNOTATIONS, "crowds": crowds}, **sections})
+        assert config.annotations.crowds == crowds
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"annotations": {**ANNOTATIONS, "crowds": "detect"}},
+        {"annotations": ANNOTATIONS, "scoring": {"ground_truth": "annotations+detections"}},
+    ],
+)
+def test_what_needs_a_detector_is_an_error_without_one(sections):
+    with pytest.raises(ConfigError, match=r"\n  - [a-z_.]+: [a-z+]+ needs a detector; set detector\.backend") as raised:
+        make_config({**sections, "detector": {"backend": "none"}})
+    assert str(raised.value).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("detector", "message"),
+    [
+        ({"backend": "owlv2", "prompt": "text"}, "prompt: text is for grounding_dino"),
+        ({"backend": "grounding_dino", "text_threshold": 0.3}, "no effect with prompt: phrases"),
+        ({"backend": "owlv2", "text_threshold": 0.3}, "no effect with prompt: phrases"),
+    ],
+)
+def test_a_detector_option_without_effect_is_an_error(detector, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config({"annotations": ANNOTATIONS, "detector": detector})
+    config = make_config({"annotations": ANNOTATIONS, "detector": {"prompt": "text", "text_threshold": 0.3}})
+    assert config.detector.text_threshold == 0.3
+
+
+def test_a_padding_colour_has_three_bytes():
+    config = make_config({"annotations": ANNOTATIONS, "scoring": {"padding_colour": [0, 0, 255]}})
+    assert config.scoring.padding_colour == (0, 0, 255)
+    for colour in ([0, 0], [0, 0, 256], [0, 0, 0.5], "black"):
+        with pytest.raises(ConfigError, match=r"scoring\.padding_colour"):
+            make_config({"annotations": ANNOTATIONS, "scoring": {"padding_colour": colour}})

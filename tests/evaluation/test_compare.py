@@ -1,6 +1,7 @@
 """Comparing result files: items are matched by id, and differences between protocols are listed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,58 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path):
     (tmp_path / "a.items.parquet").unlink()
     with pytest.raises(InputError, match="is missing"):
         load_results(path)
+
+
+def test_a_result_has_an_interval_or_the_reason_why_there_is_none():
+    # 10 items of 5 images, and 14 of 7; all are right in one of the groups.
+    assert result([1, 0] * 5).metrics["acc@0.5"] == {"value": 0.5, "ci95": None, "no_ci95": "5 images, fewer than 6"}
+    right = np.arange(14) % 3 > 0
+    grouped = replace(result(right), groups={"right": right})
+    low, high = grouped.metrics["acc@0.5"]["ci95"]
+    assert low < right.mean() < high
+    group = grouped.to_json()["groups"]["right"]["metrics"]["acc@0.5"]
+    assert group == {"value": 1.0, "ci95": None, "no_ci95": "the same value in all 7 images"}
+
+
+def test_a_comparison_of_few_images_has_no_interval_and_says_why(tmp_path):
+    # Three images with two items each: B is better in two of them, which 4 of 8 exchanges are as well or more so.
+    result([0, 0, 0, 0, 1, 1]).write(tmp_path / "a.json")
+    result([1, 1, 1, 1, 1, 1]).write(tmp_path / "b.json")
+    (comparison,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    reason = "a difference in 2 of 3 images, fewer than 6"
+    assert comparison.to_json()["images"] == 3
+    assert comparison.to_json()["metrics"]["acc@0.5"] == {
+        "base": 0.333333,
+        "other": 1.0,
+        "difference": 0.666667,
+        "ci95": None,
+        "no_ci95": reason,
+        "p": 0.5,
+    }
+    lines = table(comparison)
+    assert lines[0] == "rec: a → b, 6 items of 3 images"
+    assert lines[-2].split() == ["acc@0.5", "0.3333", "1.0000", "+0.6667", "–", "0.5000"]
+    assert lines[-1] == f"  no interval for acc@0.5: {reason}"
+
+
+def test_a_metric_without_a_value_has_no_difference(tmp_path):
+    for name in ("a", "b"):
+        shares = {"recall": Share.ratio([0, 0], [0, 0])}
+        Result("rec", {}, ("0", "1"), ("0", "1"), shares).write(tmp_path / f"{name}.json")
+    (comparison,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    empty = {"base": None, "other": None, "difference": None, "ci95": None, "p": None}
+    assert comparison.to_json()["metrics"]["recall"] == {**empty, "no_ci95": "one of the two has no value"}
+    assert table(comparison)[-1].split() == ["recall", "–", "–", "–"]
+
+
+def test_a_p_value_below_the_last_digit_is_shown_as_a_bound(tmp_path):
+    # 20 images that are all better: 2 / 2²⁰.
+    result([0] * 40).write(tmp_path / "a.json")
+    result([0, 1] * 20).write(tmp_path / "b.json")
+    (comparison,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    assert comparison.rows[0].difference.p == 2 / 2**20
+    assert comparison.to_json()["metrics"]["acc@0.5"]["p"] == 0.000002
+    assert "<0.0001" in table(comparison)[-2]
 
 
 def test_the_items_file_has_the_parts_of_every_metric(tmp_path):

@@ -1,11 +1,13 @@
 """`evaluate` with a model and with predictions, and its errors for options that have no effect."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from spr.config import DescriberConfig
-from spr.core.errors import ConfigError, GroundingError
+from spr.core.errors import ConfigError, GroundingError, SprError
 from spr.core.images import ImageSource
 from spr.evaluation.task import TASKS, evaluate
 from spr.evaluation.tasks.description import Description
@@ -13,14 +15,15 @@ from spr.evaluation.tasks.pope import Pope
 from spr.evaluation.tasks.rec import Expressions, Rec
 from spr.evaluation.tasks.referring import Referring
 from spr.models.fakes import FakeDescriber
+from spr.models.protocols import Answer
 
 
 class Fixed(FakeDescriber):
     """Gives the same answer to every question."""
 
-    def __init__(self, answer, dialect="ferret", temperature=None):
+    def __init__(self, answer, dialect="ferret", temperature=None, finish_reason="stop"):
         super().__init__(DescriberConfig(backend="fake", dialect=dialect))
-        self.answer, self.temperature = answer, temperature
+        self.answer, self.temperature = Answer(answer, finish_reason), temperature
 
     def describe(self, requests):
         return [self.answer] * len(requests)
@@ -67,6 +70,29 @@ def test_a_result_records_how_the_model_was_asked(images):
     protocol = {"model": "fake", "dialect": "ferret", "temperature": 0.5, "seed": 3}
     assert protocol.items() <= result.protocol.items()
     assert result.protocol["prompt"] == "What is the location of {expression} in the image?"
+
+
+@pytest.mark.parametrize(("reason", "ids"), [("length", ["a"]), ("stop", []), ("stop_string", []), (None, [])])
+def test_a_truncated_answer_is_read_and_counted(reason, ids, images, tmp_path):
+    result = evaluate(Rec(), ITEMS, describer=Fixed(BOX, finish_reason=reason), images=images)
+    assert result.value("acc@0.9") == 1
+    assert list(result.problems.get("truncated", ())) == ids
+    result.write(tmp_path / "result.json")
+    (line,) = (tmp_path / "result.answers.jsonl").read_text().splitlines()
+    assert json.loads(line).get("finish_reason") == reason
+    # The file of answers gives the same result.
+    again = evaluate(Rec(), ITEMS, predictions=tmp_path / "result.answers.jsonl")
+    assert again.value("acc@0.9") == 1
+    assert list(again.problems.get("truncated", ())) == ids
+
+
+def test_a_describer_that_answers_with_plain_texts_is_an_error(images):
+    class Plain(Fixed):
+        def describe(self, requests):
+            return [BOX] * len(requests)
+
+    with pytest.raises(SprError, match=r"Describer fake returned an answer of another type[\s\S]*an Answer"):
+        evaluate(Rec(), ITEMS, describer=Plain(""), images=images)
 
 
 @pytest.mark.parametrize(

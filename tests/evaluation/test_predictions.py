@@ -55,6 +55,21 @@ def test_missing_repeated_unknown_and_other_problematic_answers_are_listed(file)
     }
 
 
+def test_the_reasoning_before_an_answer_is_removed_and_kept_in_the_raw_answer(file, write_lines):
+    written = {
+        "0": "<think>a cat? [0.1, 0.1, 0.2, 0.2]</think>\na dog [0.3, 0.3, 0.5, 0.5]",
+        "1": "<think>hm</think><answer>a dog</answer> Done.",
+        "2": "<think>a dog [0.3, 0.3, 0.5, 0.5] or",
+        "3": "<think></think>",
+        "4": "a < b, a <b>dog</b>",
+    }
+    answers = read_predictions(write_lines(file, [{"id": k, "answer": v} for k, v in written.items()]), IDS)
+    expected = ["a dog [0.3, 0.3, 0.5, 0.5]", "a dog", None, "", "a < b, a <b>dog</b>", None]
+    assert answers.texts == expected
+    assert answers.raw == [*written.values(), None]
+    assert answers.problems == {"reasoning": ["2"], "missing": ["5"]}
+
+
 def test_invalid_utf_8_affects_only_its_own_line(file):
     file.write_bytes(b'{"id": "0", "answer": "\xff\xfe"}\n{"id": "1", "answer": "fine"}\n')
     answers = read_predictions(file, IDS[:2])

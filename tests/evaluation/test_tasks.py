@@ -17,6 +17,7 @@ from spr.evaluation.tasks.pope import Pope
 from spr.evaluation.tasks.referring import Referring, is_right, write_lvis_questions
 from spr.grounding import get_dialect
 from spr.models.fakes import FakeDescriber
+from spr.models.protocols import Answer
 
 FERRET = get_dialect("ferret")
 
@@ -30,7 +31,7 @@ class Says(FakeDescriber):
 
     def describe(self, requests):
         self.asked += [request.prompt for request in requests]
-        return [self.answers.get(request.prompt, "") for request in requests]
+        return [Answer(self.answers.get(request.prompt, ""), "stop") for request in requests]
 
 
 @pytest.fixture

@@ -13,6 +13,9 @@ from spr.core.images import ImageSource
 from spr.exports.texts import texts_of, with_pixels
 from spr.exports.writing import export
 from spr.grounding import get_dialect
+from spr.models.fakes import FakeDescriber
+from spr.models.protocols import Answer
+from spr.pipeline import describe
 from spr.records import BoxEdit, PreferencePair, Span
 
 SIZE = (160, 200)
@@ -133,6 +136,44 @@ def test_with_no_image_left_nothing_is_written(make_dataset, make_run, tmp_path)
     with pytest.raises(InputError, match=r"No pair can be exported[\s\S]*image_missing 3[\s\S]*annotations\.images"):
         export(run, tmp_path / "out", "llava")
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+KEEP = {"backend": "fake", "truncated": "keep"}
+
+
+class Cut(FakeDescriber):
+    """Half of its answers are truncated."""
+
+    def describe(self, requests):
+        reasons = ("length", "stop")
+        given = zip(requests, super().describe(requests), strict=True)
+        return [Answer(answer.text, reasons[request.seed % 2]) for request, answer in given]
+
+
+def test_pairs_with_a_truncated_answer_are_left_out_and_named(make_dataset, make_run, pairs_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(describe, "load_describer", Cut)
+    run = make_run(make_dataset(tmp_path / "data", images=8), describer=KEEP)
+    reasons = {pair.query_id: {pair.chosen_finish_reason, pair.rejected_finish_reason} for pair in pairs_of(run)}
+    cut = {name for name, both in reasons.items() if "length" in both}
+    assert 0 < len(cut) < len(reasons)
+    summary = export(run, tmp_path / "out", "llava")
+    assert (summary.pairs, summary.left_out) == (len(reasons) - len(cut), {"truncated_answer": len(cut)})
+    named = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    assert {row["query_id"] for row in named} == cut
+    assert {row["id"] for row in json.loads((tmp_path / "out" / "train.json").read_text())} == set(reasons) - cut
+
+
+def test_with_truncated_answers_alone_nothing_is_written_and_the_token_limit_is_named(
+    make_dataset, make_run, tmp_path, monkeypatch
+):
+    class All(Cut):
+        def describe(self, requests):
+            return [Answer(answer.text, "length") for answer in super().describe(requests)]
+
+    monkeypatch.setattr(describe, "load_describer", All)
+    run = make_run(make_dataset(tmp_path / "data", images=3), describer=KEEP)
+    with pytest.raises(InputError, match=r"truncated_answer 3[\s\S]*raise describer\.max_new_tokens"):
+        export(run, tmp_path / "out", "llava")
 
 
 CUP = (100 / 3, 25.0, 200 / 3, 75.0)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spr.commands.run import print_summary
 from spr.config import make_config
 from spr.core.errors import InputError
 from spr.models.batching import DeviceMemoryError
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
 from spr.models.loading import ModelError
+from spr.models.protocols import Answer
 from spr.pipeline import describe, score
 from spr.pipeline.runner import run
 from spr.runs.store import StageStore, read_table
@@ -51,7 +53,7 @@ class Says:
             kind = [*ANSWERS, *DROPPED][(int(image_id) - 1000) // 7]
             prompt = requests[k].prompt
             said = {"the prompt": f" {prompt}\n", "the beginning of the prompt": prompt[:30]}
-            answers[k] = said.get(kind, {**ANSWERS, **DROPPED}[kind])
+            answers[k] = Answer(said.get(kind, {**ANSWERS, **DROPPED}[kind]), "stop")
         return answers
 
 
@@ -259,10 +261,61 @@ def test_if_all_answers_are_unusable_the_run_ends_with_the_reasons_and_keeps_its
 ):
     class Mute(Says):
         def describe(self, requests):
-            return [request.prompt if request.seed % 2 else "" for request in requests]
+            return [Answer(request.prompt if request.seed % 2 else "", "stop") for request in requests]
 
     monkeypatch.setattr(describe, "load_describer", lambda _: Mute())
     data = make_dataset(tmp_path / "data", images=3)
     with pytest.raises(InputError, match=r"`candidates` has no candidates[\s\S]*candidate: (empty|repeats)"):
         run(make_config(data.config(**FAKES)), tmp_path / "run")
     assert rows(tmp_path / "run", "regions")
+
+
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_if_most_answers_are_truncated_the_run_names_the_token_limit(
+    all_of_them, make_dataset, tmp_path, monkeypatch, capsys
+):
+    class Cut(FakeDescriber):
+        def describe(self, requests):
+            answers = super().describe(requests)
+            whole = [not all_of_them and request.seed % 4 == 0 for request in requests]
+            return [a if w else Answer(a.text[:-1], "length") for a, w in zip(answers, whole, strict=True)]
+
+    monkeypatch.setattr(describe, "load_describer", lambda _: Cut())
+    data, summaries, out = make_dataset(tmp_path / "data", images=6), [], tmp_path / "run"
+    config = make_config(data.config(**FAKES))
+    if all_of_them:
+        with pytest.raises(InputError, match=r"no candidates[\s\S]*truncated_answer[\s\S]*describer\.max_new_tokens"):
+            run(config, out)
+        assert not (out / "pairs").exists()
+    else:
+        run(config, out, until="candidates", report=summaries.append)
+        cut = summaries[-1].dropped["candidate: truncated_answer"]
+        asked = 6 * len(rows(out, "regions"))
+        assert 2 * cut > asked
+        assert summaries[-1].advice.startswith(f"{cut:,} of {asked:,} candidates were dropped as truncated_answer")
+        assert "raise describer.max_new_tokens" in summaries[-1].advice
+        assert [summary.advice for summary in summaries[:-1]] == [None, None]
+        print_summary(summaries[-1])
+        assert f"  Note: {summaries[-1].advice}.\n" in capsys.readouterr().out
+
+
+def test_kept_truncated_answers_become_pairs_that_say_so(make_dataset, tmp_path, monkeypatch):
+    class Cut(FakeDescriber):
+        def describe(self, requests):
+            return [
+                Answer(answer.text, ("length", "stop")[r.seed % 2])
+                for r, answer in zip(requests, super().describe(requests), strict=True)
+            ]
+
+    monkeypatch.setattr(describe, "load_describer", lambda _: Cut())
+    data = make_dataset(tmp_path / "data", images=6)
+    settings = {**FAKES, "describer": {"backend": "fake", "truncated": "keep"}}
+    summaries = run(make_config(data.config(**settings)), tmp_path / "run")
+    assert not any("truncated" in reason for summary in summaries for reason in summary.dropped)
+    reason_of = {row["candidate_id"]: row["finish_reason"] for row in rows(tmp_path / "run", "candidates")}
+    pairs = rows(tmp_path / "run", "pairs")
+    assert set(reason_of.values()) == {"length", "stop"}
+    assert len({row["chosen_finish_reason"] for row in pairs}) == 2
+    for row in pairs:
+        for side in ("chosen", "rejected"):
+            assert row[f"{side}_finish_reason"] == reason_of[row[f"{side}_candidate"]]

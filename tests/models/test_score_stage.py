@@ -32,7 +32,7 @@ def tables(tmp_path):
             for number, text in enumerate(TEXTS[: 3 + n + k % 2]):
                 candidate_id = f"{k}/{n}/full{number}"
                 candidates.append(
-                    Candidate(candidate_id, f"{k}/{n}", "full", text, text, text, (), (), 1, "m", "llava")
+                    Candidate(candidate_id, f"{k}/{n}", "full", text, text, text, (), (), "stop", 1, "m", "llava")
                 )
     return {"regions": to_table(queries, RegionQuery), "candidates": to_table(candidates, Candidate)}
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from spr.config import DescriberConfig
-from spr.core.errors import RunError
+from spr.core.errors import RunError, SprError
 from spr.grounding import get_dialect
-from spr.models.protocols import DescribeRequest
+from spr.models.protocols import Answer, DescribeRequest
 from spr.pipeline.answers import AnswerJournal
 from spr.records import RegionObject, RegionQuery
 
@@ -25,7 +25,7 @@ class Asked:
 
     def describe(self, requests):
         self.calls.append([request.seed for request in requests])
-        return [f"answer {request.seed}\n\x00\ud800" for request in requests]
+        return said(*[request.seed for request in requests])
 
 
 class OneByOne(Asked):
@@ -45,7 +45,8 @@ def request(seed, tint=0, prompt="?", query="1/0"):
 
 
 def said(*seeds):
-    return [f"answer {seed}\n\x00\ud800" for seed in seeds]
+    reasons = ("stop", "length", "stop_string", None)
+    return [Answer(f"answer {seed}\n\x00\ud800", reasons[seed % 4]) for seed in seeds]
 
 
 def test_known_answers_are_not_requested_again(tmp_path):
@@ -113,10 +114,32 @@ def test_only_the_answer_of_a_line_cut_off_by_a_crash_is_requested_again(cut, tm
 
 def test_lines_of_another_kind_are_ignored(tmp_path):
     file, model = tmp_path / "u", Asked()
-    file.write_bytes(b'\xff\xfe\n[]\n{"key": 1, "answer": "x"}\n\n' + json.dumps({"key": "x"}).encode())
+    odd = b'{"key": 1, "answer": "x", "finish_reason": null}\n{"key": "x", "answer": "x", "finish_reason": 1}\n'
+    file.write_bytes(b"\xff\xfe\n[]\n" + odd + b"\n" + json.dumps({"key": "x"}).encode())
     assert AnswerJournal(model, file, SETTINGS).describe([request(1)]) == said(1)
     assert AnswerJournal(model, file, SETTINGS).describe([request(1)]) == said(1)
     assert model.calls == [[1]]
+
+
+def test_answers_of_a_journal_without_finish_reasons_are_requested_again(tmp_path):
+    file, model = tmp_path / "u", Asked()
+    AnswerJournal(model, file, SETTINGS).describe([request(1)])
+    entry = json.loads(file.read_text())
+    assert entry.pop("finish_reason") == "length"
+    file.write_text(json.dumps(entry) + "\n")
+    for _ in range(2):
+        assert AnswerJournal(model, file, SETTINGS).describe([request(1)]) == said(1)
+    assert model.calls == [[1], [1]]
+
+
+def test_a_plain_text_as_an_answer_is_an_error(tmp_path):
+    class Plain(Asked):
+        def describe(self, requests):
+            return ["a cup"] * len(requests)
+
+    with pytest.raises(SprError, match=r"Describer asked@1[\s\S]*str 'a cup'[\s\S]*Answer\(text\)"):
+        AnswerJournal(Plain(), tmp_path / "u", SETTINGS).describe([request(1)])
+    assert not (tmp_path / "u").exists()
 
 
 def test_an_unusable_file_is_an_error(tmp_path):

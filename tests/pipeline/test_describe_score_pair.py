@@ -1,18 +1,22 @@
 """The stages from region queries to pairs, with models that give prepared answers."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from run_folders import FAKES, rows
-from spr.config import make_config
-from spr.grounding import get_dialect
+from spr.config import ScoringConfig, make_config
+from spr.core.boxes import iou
+from spr.core.views import CLIP_MEAN
+from spr.grounding import GroundedText, get_dialect, parse, render
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
+from spr.models.protocols import Answer
 from spr.pipeline import describe, pair, score
 from spr.pipeline.describe import training_prompt
-from spr.pipeline.pair import make_pair
+from spr.pipeline.pair import displaced, make_pair, make_pairs
 from spr.pipeline.runner import run
 from spr.records import Candidate, Detection, PreferencePair, RegionObject, RegionQuery, Scores, Span
 from spr.records.schemas import from_table, to_table
@@ -23,6 +27,7 @@ OBJECTS = (
     RegionObject("2", "cup", (40.0, 40.0, 60.0, 60.0), inside=True),
     RegionObject("3", "plate", (80.0, 80.0, 100.0, 100.0)),
 )
+TALL = RegionObject("1", "pole", (0.0, 0.0, 10.0, 90.0), inside=True)
 QUERY = RegionQuery("7/0", "7", "7.png", 100, 100, (20.0, 20.0, 60.0, 60.0), "1", OBJECTS)
 
 
@@ -40,7 +45,7 @@ def config(tmp_path):
 
 
 class Says:
-    """A describer that gives prepared answers, by kind of prompt, and keeps what it was asked."""
+    """A describer that gives prepared answers, texts or `Answer`s, by kind of prompt, and keeps what it was asked."""
 
     name = "says@1"
 
@@ -50,7 +55,8 @@ class Says:
     def describe(self, requests):
         self.requests += requests
         kinds = {"Where": "full", "What": "crop", "These": "crop_objects"}
-        return [self.answers[next(kinds[k] for k in kinds if r.prompt.startswith(k))] for r in requests]
+        given = [self.answers[next(kinds[k] for k in kinds if r.prompt.startswith(k))] for r in requests]
+        return [answer if isinstance(answer, Answer) else Answer(answer, "stop") for answer in given]
 
 
 def candidates_of(describer, config):
@@ -103,12 +109,46 @@ def test_an_answer_about_the_crop_becomes_one_about_the_image(config):
     (full, crop), dropped = candidates_of(describer, config)
     assert full.text == full.raw_text
     assert crop.raw_text == "a cup [0.50, 0.50, 0.83, 0.83]"
-    # 0.5 and 0.83 of 60 px from 10: 40 and 59.8.
+    # 0.5 and 0.83 of 60 px from 10: 40 and 59.8, which the text rounds.
     assert [span.phrase for span in crop.spans] == ["a cup"]
-    assert crop.spans[0].boxes[0] == pytest.approx((40.0, 40.0, 59.8, 59.8))
+    assert crop.spans[0].boxes[0] == pytest.approx((40.0, 40.0, 60.0, 60.0))
     assert crop.text == "a cup [0.40, 0.40, 0.60, 0.60]"
     assert (crop.plain_text, crop.model, crop.dialect, crop.prompt_kind) == ("a cup", "says@1", "llava", "crop")
     assert dropped == [("7/0/crop_objects0", "empty_answer")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("The cup is located at [0.5, 0.50, .83, 0.83].", "The cup is located at [0.40, 0.40, 0.60, 0.60]."),
+        ("- **Cup**: [0.50, 0.50, 0.83, 0.83]\n", "- **Cup**: [0.40, 0.40, 0.60, 0.60]\n"),
+        ("a cup [0.83, 0.83, 0.5, 0.5]", "a cup [0.60, 0.60, 0.40, 0.40]"),
+        ("<think>[0, 0, 1, 1]?</think>a cup [0.50, 0.50, 0.83, 0.83]</s>", "a cup [0.40, 0.40, 0.60, 0.60]"),
+    ],
+)
+def test_only_the_numbers_of_an_answer_about_the_crop_change(config, answer, text):
+    (full, crop), _ = candidates_of(Says("llava", full=answer, crop=answer, crop_objects=" "), config)
+    assert (full.raw_text, crop.raw_text) == (answer, answer)
+    assert full.text == answer.removeprefix("<think>[0, 0, 1, 1]?</think>").removesuffix("</s>")
+    assert crop.text == text
+    again = parse(text, "llava", (100, 100))
+    assert (again.plain_text, again.spans) == (crop.plain_text, crop.spans)
+
+
+def test_an_answer_about_the_crop_with_a_malformed_box_is_dropped_unless_it_is_kept(config):
+    answer = "a cup [0.50, 0.50, 0.83, 0.83] and a pot [0.50, 0.50, 0.83]"
+    says = Says("llava", full=answer, crop=answer, crop_objects=" ")
+    (full,), dropped = candidates_of(says, config)
+    assert full.text == answer
+    assert ("7/0/crop0", "box_not_mapped") in dropped
+    keep = {**config.describer.model_dump(), "malformed_crops": "keep"}
+    (_, crop), _ = candidates_of(says, make_config({**config.model_dump(), "describer": keep}))
+    assert crop.text == "a cup [0.40, 0.40, 0.60, 0.60] and a pot [0.50, 0.50, 0.83]"
+
+
+def test_reasoning_that_never_ends_is_no_answer(config):
+    _, dropped = candidates_of(Says("llava", full="<think>a cup [0, 0, 1, 1]", crop="x", crop_objects="y"), config)
+    assert dropped == [("7/0/full0", "unfinished_reasoning")]
 
 
 def test_unusable_answers_are_dropped_with_their_reason(config):
@@ -116,6 +156,31 @@ def test_unusable_answers_are_dropped_with_their_reason(config):
     describer = Says("llava", full=same, crop="What?", crop_objects="  \n")
     _, dropped = candidates_of(describer, config)
     assert dropped == [("7/0/crop0", "repeats_prompt"), ("7/0/crop_objects0", "empty_answer")]
+
+
+CUT = Answer("a cup [0.20, 0.20, 0.40, 0.40], a pl", "length")
+
+
+def test_truncated_answers_are_dropped_and_the_others_have_their_reason(config):
+    describer = Says("llava", full=CUT, crop=Answer("a cup", "stop_string"), crop_objects=Answer("a plate"))
+    candidates, dropped = candidates_of(describer, config)
+    assert [(c.prompt_kind, c.finish_reason) for c in candidates] == [("crop", "stop_string"), ("crop_objects", None)]
+    assert dropped == [("7/0/full0", "truncated_answer")]
+
+
+def test_truncated_answers_can_be_kept(config):
+    config = make_config({**config.model_dump(), "describer": {**config.describer.model_dump(), "truncated": "keep"}})
+    describer = Says("llava", full=CUT, crop=Answer("", "length"), crop_objects="a plate")
+    candidates, dropped = candidates_of(describer, config)
+    assert [(c.raw_text, c.finish_reason) for c in candidates] == [(CUT.text, "length"), ("a plate", "stop")]
+    assert dropped == [("7/0/crop0", "empty_answer")]
+
+
+def test_a_truncated_answer_is_one_although_it_repeats_the_prompt_or_is_empty(config):
+    # What to change is the token limit.
+    describer = Says("llava", full=Answer("", "length"), crop=Answer("What?", "length"), crop_objects="a plate")
+    _, dropped = candidates_of(describer, config)
+    assert dropped == [("7/0/full0", "truncated_answer"), ("7/0/crop0", "truncated_answer")]
 
 
 def test_a_repeat_after_mapping_back_is_dropped(config):
@@ -171,7 +236,18 @@ def candidate(number, *spans, text=None, plain=None):
         parts.append(Span(phrase, at, at + len(phrase), tuple(boxes)))
         at += len(phrase)
     return Candidate(
-        f"7/0/full{number}", "7/0", "full", "raw", text or f"text {number}", words, tuple(parts), (), 1, "m", "llava"
+        f"7/0/full{number}",
+        "7/0",
+        "full",
+        "raw",
+        text or render(GroundedText(words, tuple(parts)), "llava", (100, 100)),
+        words,
+        tuple(parts),
+        (),
+        "stop",
+        1,
+        "m",
+        "llava",
     )
 
 
@@ -220,20 +296,97 @@ def test_the_score_combines_its_parts_as_in_the_paper(config):
     assert scores.detections == (Detection("cup", (20.0, 20.0, 40.0, 40.0), 0.875),)
 
 
-def test_detections_can_count_as_ground_truth(config):
-    class New(Fixed):
-        def detect(self, requests):
-            # One detection is the first cup (IoU 1), the other is new, inside the region.
-            return [
-                [Detection("cup", (10, 10, 30, 30), 0.9), Detection("fly", (30, 10, 45, 25), 0.5)] for _ in requests
-            ]
+class FindsCupAndFly(Fixed):
+    """One detection is 20–38 × 20–40 of the image, on the first cup (IoU 0.9); the other is new, inside the region."""
 
-    settings = config.model_copy(
-        update={"scoring": config.scoring.model_copy(update={"ground_truth": "annotations+detections"})}
+    def detect(self, requests):
+        return [[Detection("cup", (10, 10, 28, 30), 0.9), Detection("fly", (30, 10, 50, 30), 0.5)] for _ in requests]
+
+
+def with_scoring(config, **fields):
+    return config.model_copy(update={"scoring": config.scoring.model_copy(update=fields)})
+
+
+@pytest.mark.parametrize(
+    ("boxes", "annotated", "with_detections"),
+    [
+        # No box: the detection gives the first cup an IoU of 0.9; as ground truth, detections match nothing.
+        ([], 0.9 / 2, 0),
+        # The fly is at 40–60 × 20–40 of the image: a box of 40–56 has an IoU of 16/20 with it, and none with the cups.
+        ([(40, 20, 56, 40)], 0.9 / 2, 0.8 / 3),
+        # The first cup exactly, and the second with an IoU of 18/20.
+        ([(20, 20, 40, 40), (40, 40, 58, 60)], 1.9 / 2, 1.9 / 3),
+    ],
+)
+def test_detections_are_predictions_or_ground_truth_but_not_both(config, boxes, annotated, with_detections):
+    described = candidate(0, ("things", *boxes))
+    (scores,) = scores_of([described], config, Fixed(), FindsCupAndFly())
+    assert scores.localization == pytest.approx(annotated)
+    settings = with_scoring(config, ground_truth="annotations+detections")
+    (scores,) = scores_of([described], settings, Fixed(), FindsCupAndFly())
+    # G: two cups and the fly. The detected cup is the first one.
+    assert scores.localization == pytest.approx(with_detections)
+    assert [m.object_id for m in scores.matches] == ["1", "2", "detection#2"]
+    assert "detector" not in {m.source for m in scores.matches}
+    assert len(scores.detections) == 2
+
+
+def test_a_detection_is_a_new_object_up_to_the_given_iou(config):
+    settings = with_scoring(config, ground_truth="annotations+detections", same_object_iou=0.9)
+    (scores,) = scores_of([candidate(0, plain="nothing")], settings, Fixed(), FindsCupAndFly())
+    # An IoU of 0.9 is not over 0.9.
+    assert [m.object_id for m in scores.matches] == ["1", "2", "detection#1", "detection#2"]
+
+
+def test_an_iou_counts_over_the_given_value(config):
+    described = candidate(0, ("a cup", (20, 20, 38, 40)))
+    for match_iou, localization in ((0.85, 0.45), (0.9, 0.0)):
+        (scores,) = scores_of([described], with_scoring(config, match_iou=match_iou), Fixed())
+        assert scores.localization == pytest.approx(localization)
+
+
+def test_the_detector_is_asked_for_each_phrase_once(config):
+    class Asked(Fixed):
+        def detect(self, requests):
+            self.requests = requests
+            return super().detect(requests)
+
+    detector = Asked()
+    text = "A man riding a horse, a dog and a Dog near the table"
+    scores_of([candidate(0, ("A man riding a horse", (20, 20, 40, 40)), plain=text)], config, Fixed(), detector)
+    (request,) = detector.requests
+    assert request.text == text
+    assert request.phrases == ("A man riding a horse", "a dog", "the table")
+
+
+def test_the_square_for_s_local_is_a_window_or_the_padded_image():
+    image = Image.new("RGB", (200, 100), (200, 30, 30))
+    image.putpixel((0, 0), (1, 2, 3))
+    query = dataclasses.replace(
+        QUERY, width=200, region=(10.0, 20.0, 60.0, 60.0), objects=(dataclasses.replace(OBJECTS[0], inside=True),)
     )
-    (scores,) = scores_of([candidate(0, plain="nothing")], settings, Fixed(), New())
-    # G: two cups and the fly; found: the first cup and the fly.
-    assert scores.localization == pytest.approx(2 / 3)
+    # The window has the image's short side, and begins at the region's left edge.
+    local = score.views_of(query, image, 1.5, ScoringConfig()).local
+    assert (local.image.size, local.region) == ((100, 100), (0, 20, 50, 60))
+    # The image is padded above and below by 50 px.
+    padded = score.views_of(query, image, 1.5, ScoringConfig(local_view="padded")).local
+    assert (padded.image.size, padded.region) == ((200, 200), (10, 70, 60, 110))
+    assert padded.image.getpixel((0, 50)) == (1, 2, 3)
+    assert padded.image.getpixel((0, 49)) == padded.image.getpixel((199, 150)) == CLIP_MEAN
+
+
+def test_squares_are_padded_with_the_given_colour():
+    image = Image.new("RGB", (100, 100), (200, 30, 30))
+    query = dataclasses.replace(QUERY, region=(20.0, 20.0, 40.0, 30.0))
+    views = score.views_of(query, image, 1.0, ScoringConfig(padding_colour=(1, 2, 3)))
+    # The crop of 20 × 10 px has 5 rows above and below.
+    assert views.whole.image.size == (20, 20)
+    rows = [views.whole.image.getpixel((10, y)) for y in (4, 5, 14, 15)]
+    assert rows == [(1, 2, 3), (200, 30, 30), (200, 30, 30), (1, 2, 3)]
+    tall = dataclasses.replace(QUERY, width=10, region=(0.0, 0.0, 10.0, 90.0), objects=(TALL,))
+    local = score.views_of(tall, Image.new("RGB", (10, 100)), 1.0, ScoringConfig(padding_colour=(1, 2, 3))).local
+    assert local.image.size == (90, 90)
+    assert local.image.getpixel((0, 50)) == (1, 2, 3)
 
 
 def scored(number, score, *spans, **more):
@@ -249,7 +402,7 @@ def test_the_best_refined_is_chosen_and_the_worst_as_it_is_rejected(config):
     rows = [scored(0, 0.1, ("a pot", (0, 0, 9, 9))), middle, scored(2, 0.75, BEST)]
     pair = make_pair(QUERY, rows, config.pairing, config.prompts)
     assert pair.chosen == "a cup [0.20, 0.20, 0.40, 0.40]"
-    assert pair.rejected == "text 0"
+    assert pair.rejected == "a pot [0.00, 0.00, 0.09, 0.09]"
     assert (pair.chosen_candidate, pair.rejected_candidate) == ("7/0/full2", "7/0/full0")
     assert pair.margin == pytest.approx(0.65)
     assert [(f.box_before, f.box_after) for f in pair.box_edits] == [((21, 20, 40, 40), (20, 20, 40, 40))]
@@ -280,6 +433,113 @@ def test_the_best_refined_is_chosen_and_the_worst_as_it_is_rejected(config):
 def test_queries_without_a_pair_have_a_reason(config, rows, settings, reason):
     config = config.model_copy(update={"pairing": config.pairing.model_copy(update=settings)})
     assert make_pair(QUERY, rows, config.pairing, config.prompts) == reason
+
+
+@pytest.mark.parametrize(
+    ("said", "chosen", "rejected"),
+    [
+        # The second box matches nothing: it goes, and its words stay. The rejected text is as it was said.
+        (
+            "The cup is at [0.21, 0.20, 0.40, 0.40]. A pot: [0.60, 0.00, 0.70, 0.10]",
+            "The cup is at [0.20, 0.20, 0.40, 0.40]. A pot:",
+            "cup at [0.3, 0.2, 0.1, 0.4], [9, 9], pot: [1.2, 0.1, 1.3, 0.2]",
+        ),
+    ],
+)
+def test_a_pair_is_written_as_the_model_wrote_it(config, said, chosen, rejected):
+    rows = [
+        (dataclasses.replace(row, text=text), scores)
+        for (row, scores), text in zip([scored(0, 0.5, BEST), scored(1, 0.1, BEST)], (said, rejected), strict=True)
+    ]
+    pair = make_pair(QUERY, rows, config.pairing, config.prompts)
+    assert (pair.chosen, pair.rejected) == (chosen, rejected)
+
+
+LIST = '[{"bbox_2d": [210, 200, 400, 400], "label": "cup"}, {"bbox_2d": [600, 0, 700, 100], "label": "pot"}]'
+
+
+@pytest.mark.parametrize(
+    ("unmatched", "chosen"),
+    [
+        ("auto", LIST.replace("210", "200")),
+        ("keep_box", LIST.replace("210", "200")),
+        ("remove_box", '[{"bbox_2d": [200, 200, 400, 400], "label": "cup"}]'),
+        ("remove_phrase", '[{"bbox_2d": [200, 200, 400, 400], "label": "cup"}]'),
+    ],
+)
+def test_a_list_keeps_its_entries_unless_their_removal_is_chosen(config, unmatched, chosen):
+    pairing = config.pairing.model_copy(update={"unmatched": unmatched})
+    rows = [
+        (dataclasses.replace(row, text=text, dialect="qwen3_vl"), scores)
+        for (row, scores), text in zip([scored(0, 0.5, BEST), scored(1, 0.1, BEST)], (LIST, "[]"), strict=True)
+    ]
+    assert make_pair(QUERY, rows, pairing, config.prompts).chosen == chosen
+
+
+def test_lengths_of_lists_are_those_of_their_texts(config):
+    rows = [
+        (dataclasses.replace(row, text=text, dialect="qwen3_vl"), scores)
+        for (row, scores), text in zip([scored(0, 0.5, BEST), scored(1, 0.1, BEST)], (LIST, LIST[:50]), strict=True)
+    ]
+    ratio = len(LIST) / 50
+    for limit, is_pair in ((ratio * 0.99, False), (ratio * 1.01, True)):
+        pairing = config.pairing.model_copy(update={"max_length_ratio": limit})
+        pair = make_pair(QUERY, rows, pairing, config.prompts)
+        assert isinstance(pair, PreferencePair) == is_pair
+
+
+def test_a_pair_of_boxes_differs_in_displaced_boxes_only(config):
+    said = "The cup is at [0.21, 0.20, 0.40, 0.40], a plate at [0.80, 0.80, 1.00, 1.00]."
+    row, scores = scored(0, 0.5, BEST)
+    rows = [(dataclasses.replace(row, text=said), scores)]
+    pairing = config.pairing.model_copy(update={"kind": "boxes", "box_iou": (0.6, 0.7)})
+    (pair,) = make_pairs([QUERY], [rows[0][0]], [scores], pairing, config.prompts)
+    assert pair.kind == "boxes"
+    assert pair.pair_id == "7/0/boxes"
+    assert pair.chosen == "The cup is at [0.20, 0.20, 0.40, 0.40], a plate at [0.80, 0.80, 1.00, 1.00]."
+    words = re.compile(r"0\.\d\d|1\.00")
+    assert words.sub("", pair.rejected) == words.sub("", pair.chosen)
+    cup, plate = parse(pair.rejected, "llava", (100, 100)).boxes
+    assert 0.6 <= float(iou(cup, (20, 20, 40, 40))) <= 0.7
+    assert plate == (80, 80, 100, 100)  # outside the region: as it was
+    assert pair.rejected_score == pytest.approx(float(iou(cup, (20, 20, 40, 40))))
+    assert (pair.chosen_score, pair.chosen_candidate) == (1.0, pair.rejected_candidate)
+    again = make_pairs([QUERY], [rows[0][0]], [scores], pairing, config.prompts)
+    other = make_pairs([QUERY], [rows[0][0]], [scores], pairing, config.prompts, seed=1)
+    assert again == [pair]
+    assert other[0].rejected != pair.rejected
+
+
+def test_both_kinds_of_pairs_of_a_query(config):
+    rows = [scored(0, 0.5, BEST), scored(1, 0.1, ("a pot", (0, 0, 9, 9)))]
+    pairing = config.pairing.model_copy(update={"kind": "both"})
+    dropped = []
+    candidates, scores = zip(*rows, strict=True)
+    pairs = make_pairs([QUERY], candidates, scores, pairing, config.prompts)
+    assert [pair.kind for pair in pairs] == ["answers", "boxes"]
+    assert len({pair.pair_id for pair in pairs}) == 2
+    coarse = pairing.model_copy(update={"box_iou": (0.9999, 0.99999)})
+    pairs = make_pairs([QUERY], candidates, scores, coarse, config.prompts, on_drop=lambda *drop: dropped.append(drop))
+    assert [pair.kind for pair in pairs] == ["answers"]
+    assert dropped == [("query", "7/0", "no_box_in_range")]
+
+
+@pytest.mark.parametrize("key", ["llava", "ferret", "kosmos2", "qwen2_5_vl", "paligemma"])
+def test_displaced_boxes_have_an_iou_in_the_range_as_they_are_written(key):
+    dialect, rng, size = get_dialect(key), np.random.default_rng(0), (640, 480)
+    overlaps = []
+    for _ in range(200):
+        x, y = rng.uniform(0, 400), rng.uniform(0, 300)
+        box = (x, y, x + rng.uniform(60, 240), y + rng.uniform(60, 180))
+        moved = displaced(box, (0.5, 0.8), dialect, size, rng)
+        frame = dialect.frame(size)
+        written, original = (frame.decode(frame.encode(each))[0] for each in (moved, box))
+        assert written == pytest.approx(moved)
+        overlaps.append(float(iou(written, original)))
+    assert min(overlaps) >= 0.5
+    assert max(overlaps) <= 0.8
+    assert 0.6 < np.mean(overlaps) < 0.7  # spread over the range
+    assert np.std(overlaps) > 0.05
 
 
 def test_thresholds_are_met_at_equality(config):

@@ -7,10 +7,12 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from spr.config import make_config
+from spr.config import AnnotationsConfig, load_config, make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
-from spr.pipeline.objects import detect_in_crowds, make_objects, plan_objects
+from spr.models.fakes import FakeDetector
+from spr.pipeline import objects
+from spr.pipeline.objects import STAGE, detect_in_crowds, load_objects, make_objects, plan_objects
 from spr.pipeline.runner import run
 from spr.records import Detection, ImageObjects
 from spr.records.schemas import from_table
@@ -147,6 +149,59 @@ def test_crowds_can_be_annotated_again_by_a_run(tmp_path):
     (summary,) = run(config, tmp_path / "run", until="objects")
     assert summary.rows == 1
     assert "object: crowd_without_detector" not in summary.dropped
-    without = make_config({"annotations": raw, "detector": {"backend": "none"}})
-    with pytest.raises(ConfigError, match="detector"):
-        run(without, tmp_path / "other", until="objects")
+
+
+def test_a_run_replaces_crowds_where_a_detector_is_configured_and_records_it(tmp_path):
+    boxes = [(k * 9, k * 9, 18, 18) for k in range(10)] + [(0, 40, 60, 60)]
+    scene = Scene(tmp_path / "s", boxes, crowd=True)
+    paths = {"path": str(scene.folder / "a.json"), "images": str(scene.folder)}
+    for backend, crowds in (("fake", "detect"), ("none", "drop")):
+        config = make_config({"annotations": paths, "detector": {"backend": backend}})
+        (summary,) = run(config, tmp_path / backend, until="objects")
+        assert ("object: crowd_without_detector" in summary.dropped) == (crowds == "drop")
+        assert load_config(tmp_path / backend / "config.yaml").annotations.crowds == crowds
+    # The rows depend on the detector only where it is used.
+    assert STAGE.models_for(load_config(tmp_path / "fake" / "config.yaml")) == ("detector",)
+    assert STAGE.models_for(load_config(tmp_path / "none" / "config.yaml")) == ()
+
+
+def test_the_detector_is_loaded_only_if_there_is_a_crowd(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(objects, "load_detector", lambda section: loaded.append(section.backend) or FakeDetector())
+    boxes = [(k * 9, k * 9, 18, 18) for k in range(10)]
+    for crowd in (False, True):
+        scene = Scene(tmp_path / str(crowd), boxes, crowd=crowd)
+        paths = {"path": str(scene.folder / "a.json"), "images": str(scene.folder)}
+        config = make_config({"annotations": paths, "detector": {"backend": "fake"}})
+        run(config, tmp_path / f"run-{crowd}", until="objects")
+        assert loaded == ["fake"] * crowd
+
+
+def test_load_objects_replaces_crowds_if_it_gets_a_detector(tmp_path):
+    class Finds:
+        name = "finds"
+
+        def detect(self, requests):
+            return [[Detection("cup", (5, 5, 25, 25), 0.75)] for _ in requests]
+
+    boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
+    scene = Scene(tmp_path / "s", boxes, crowd=True)
+    paths = {"path": scene.folder / "a.json", "images": scene.folder}
+    (image,) = load_objects(AnnotationsConfig(**paths), detector=Finds())
+    assert image.objects[-1].box == (45.0, 45.0, 65.0, 65.0)
+    assert load_objects(AnnotationsConfig(**paths)) == []
+    assert load_objects(AnnotationsConfig(**paths, crowds="drop"), detector=Finds()) == []
+    with pytest.raises(ConfigError, match="needs a detector"):
+        load_objects(AnnotationsConfig(**paths, crowds="detect"))
+
+
+@pytest.mark.parametrize(("min_inside", "kept"), [(0.5, ["18#1"]), (0.2, ["18#1", "18#2"])])
+def test_detections_outside_their_crowd_are_dropped(tmp_path, min_inside, kept):
+    # The crowd is 40–100; the second detection lies in it with 10 of its 40 px.
+    boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40, 40, 60, 60)]
+
+    def detector(queries):
+        return [[Detection("cup", (60, 60, 90, 90), 0.75), Detection("cup", (50, 10, 60, 50), 0.5)] for _ in queries]
+
+    ids, _, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(detector, crowd_min_inside=min_inside)
+    assert ids[8:] == kept

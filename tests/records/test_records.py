@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pyarrow as pa
 import pytest
 
 from spr.core.errors import RecordError
@@ -19,7 +20,7 @@ from spr.records import (
     Span,
     check_box,
 )
-from spr.records.schemas import OBJECTS, from_table, to_table
+from spr.records.schemas import CANDIDATES, OBJECTS, PAIRS, from_table, to_table
 
 DOG = ImageObject("7", "dog", (10.0, 10.0, 50.0, 40.0))
 FOUND = ImageObject("9#0", "person", (0.0, 0.0, 20.0, 20.0), "detector", 0.5)
@@ -28,7 +29,7 @@ QUERY = RegionQuery(
     "1/0", "1", "a/b.jpg", 100, 80, (0.0, 0.0, 50.0, 40.0), "7", (RegionObject("7", "dog", DOG.box, inside=True),)
 )
 SPAN = Span("a dog", 0, 5, ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)))
-CANDIDATE = Candidate("1/0/c0", "1/0", "crop", "a dog [1]", "a dog", "a dog", (SPAN,), ("cut",), 3, "m", "ferret")
+CANDIDATE = Candidate("1/0/c0", "1/0", "crop", "a dog [1]", "a dog", "a dog", (SPAN,), ("cut",), None, 3, "m", "ferret")
 SCORES = Scores(
     "1/0/c0", "1/0", 0.25, -0.5, -0.125, 0.5, 0.0, (Detection("a dog", DOG.box, 0.5),), (Match("7", 0.75, "text"),)
 )
@@ -38,8 +39,13 @@ PAIR = PreferencePair(
     (BoxEdit("a dog", DOG.box, DOG.box, "kept"), BoxEdit("a dog", DOG.box, None, "box_removed")),
 )  # fmt: skip
 
+CUT = dataclasses.replace(CANDIDATE, finish_reason="length")
+CUT_PAIR = dataclasses.replace(PAIR, chosen_finish_reason="length", rejected_finish_reason="stop")
 
-@pytest.mark.parametrize("record", [IMAGE, QUERY, CANDIDATE, SCORES, PAIR], ids=lambda r: type(r).__name__)
+
+@pytest.mark.parametrize(
+    "record", [IMAGE, QUERY, CANDIDATE, CUT, SCORES, PAIR, CUT_PAIR], ids=lambda r: type(r).__name__
+)
 def test_a_record_survives_the_round_trip_through_its_table(record):
     assert from_table(to_table([record, record], type(record)), type(record)) == [record, record]
 
@@ -98,6 +104,21 @@ def test_a_span_that_does_not_match_its_text_is_an_error():
 def test_a_score_out_of_range_is_an_error():
     with pytest.raises(RecordError, match="localization"):
         dataclasses.replace(SCORES, localization=1.5)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "truncated"),
+    [("length", "stop", True), ("stop", "length", True), ("stop", None, False), ("stop_string", "stop", False)],
+)
+def test_a_pair_with_a_truncated_answer_says_so(chosen, rejected, truncated):
+    pair = dataclasses.replace(PAIR, chosen_finish_reason=chosen, rejected_finish_reason=rejected)
+    assert pair.truncated == truncated
+
+
+def test_the_finish_reasons_have_their_place_in_the_tables():
+    assert CANDIDATES.names[7:10] == ["problems", "finish_reason", "seed"]
+    assert PAIRS.names[-3:] == ["box_edits", "chosen_finish_reason", "rejected_finish_reason"]
+    assert CANDIDATES.field("finish_reason") == pa.field("finish_reason", pa.string(), nullable=True)
 
 
 def test_a_pair_of_equal_answers_is_an_error():

@@ -56,7 +56,9 @@ class RunMaker:
             score = 0.3 + (margin if side == "a" else 0)
             candidate = f"{query}/{side}"
             self.candidates.append(
-                Candidate(candidate, query, kind, text, f"{text} as trained", text, spans, (), k, "fake@1", "ferret")
+                Candidate(
+                    candidate, query, kind, text, f"{text} as trained", text, spans, (), "stop", k, "fake@1", "ferret"
+                )
             )
             self.scores.append(Scores(candidate, query, 0.25, 0.35, 0.3, 0.6, score, (), ()))
         self.pairs.append(

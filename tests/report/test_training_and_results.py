@@ -129,7 +129,11 @@ def test_differences_say_what_is_better(make_run):
     }
     new = {
         "rec": result(**{"acc@0.5": {"value": 0.80, "ci95": [0.78, 0.82]}}),
-        "description": result("description", unmatched_boxes={"value": 0.1}, words={"value": 39.5}),
+        "description": result(
+            "description",
+            unmatched_boxes={"value": 0.1},
+            words={"value": 39.5, "ci95": None, "no_ci95": "5 images, fewer than 6"},
+        ),
     }
     write_metrics(run, old, new)
     tasks = read_results(Run(run))
@@ -138,11 +142,12 @@ def test_differences_say_what_is_better(make_run):
         "acc@0.5": ("0.8100 (0.7900–0.8300)", "0.8000 (0.7800–0.8200)", "−0.0100", False),
         # Fewer boxes that match nothing are better; more words are neither.
         "unmatched_boxes": ("0.2000", "0.1000", "−0.1000", True),
-        "words": ("37.00", "39.50", "+2.50", None),
+        "words": ("37.00", "39.50 (no interval: 5 images, fewer than 6)", "+2.50", None),
     }
     html = write_report(run).read_text(encoding="utf-8")
     assert "−0.0100 <small>worse</small>" in html
     assert "rec acc@0.5" in html
+    assert "39.50 (no interval: 5 images, fewer than 6)" in html
 
 
 def test_the_task_says_which_changes_of_its_metrics_are_better(make_run):

@@ -6,10 +6,10 @@ import random
 import pytest
 
 from spr.core import boxes as bx
-from spr.core.errors import RecordError
-from spr.grounding import GroundedText
+from spr.core.errors import GroundingError, RecordError
+from spr.grounding import GroundedText, parse
 from spr.records import ImageObject, RegionObject, RegionQuery, Span
-from spr.rewards import REWARDS, Truth, assign
+from spr.rewards import REWARDS, Truth, assign, read_answer
 
 # Two cups of 10 × 10 pixels, 20 pixels apart.
 CUPS = Truth((ImageObject("1", "cup", (0, 0, 10, 10)), ImageObject("2", "cup", (30, 0, 40, 10))))
@@ -40,6 +40,40 @@ def test_rewards_have_the_values_worked_out_by_hand(boxes, expected):
     values = [reward(answer(*boxes), CUPS) for reward in REWARDS.values()]
     assert list(REWARDS) == ["s_loc", "recall", "precision", "f1", "iou"]
     assert values == pytest.approx(expected, abs=1e-12)
+
+
+RIGHT, WRONG = "two cups [0, 0, 100, 100] [300, 0, 400, 100]", "a cup [500, 500, 900, 900]"
+
+
+@pytest.mark.parametrize(
+    ("generated", "value"),
+    [
+        (RIGHT, 1),
+        (f"<think>{WRONG}</think>{RIGHT}", 1),
+        (f"{WRONG} </think> {RIGHT}", 1),  # the template has opened the reasoning
+        (f"<think>{WRONG}</think> So: <answer>{RIGHT}</answer> and not {WRONG}", 1),
+        (f"<think>{RIGHT}</think>{WRONG}", 0),
+        (f"<think>{RIGHT}", 0),
+        (f"<think>{WRONG}</think><think>{RIGHT}", 0),
+    ],
+)
+def test_rewards_are_for_the_answer_and_not_for_the_reasoning(generated, value):
+    read = read_answer(generated, "ferret", (100, 100))
+    assert [reward(read, CUPS) for reward in REWARDS.values()] == [value] * 5
+
+
+def test_reasoning_that_is_not_closed_is_an_empty_answer_with_a_problem():
+    read = read_answer(f"<think>{RIGHT}", "ferret", (100, 100))
+    assert (read.plain_text, read.boxes) == ("", ())
+    assert [problem.reason for problem in read.problems] == ["reasoning is not closed: no answer"]
+
+
+def test_the_answer_is_read_as_parse_reads_it():
+    text = "a cup [0, 0, 100, 100] and [1, 2, 3]"
+    assert read_answer(text, "ferret", (100, 100)) == parse(text, "ferret", (100, 100))
+    assert read_answer(f"<think>[9]</think>{text}", "ferret", (100, 100)) == parse(text, "ferret", (100, 100))
+    with pytest.raises(GroundingError):
+        read_answer(text, "feret", (100, 100))
 
 
 def test_one_large_box_serves_two_objects_in_s_loc_but_one_in_recall():

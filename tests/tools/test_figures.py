@@ -8,7 +8,7 @@ from spr.records import Span
 from tools.embedded.evaluate import evaluate
 from tools.embedded.evaluate_describer import hits, placed_boxes
 from tools.embedded.evaluate_detector import average_precision, match_scene
-from tools.embedded.figures import Figure, difference, fill_card, ratio
+from tools.embedded.figures import Figure, difference, fill_card, ratio, table
 
 RED_CIRCLE, BLUE_STAR = CATEGORIES.index("red circle"), CATEGORIES.index("blue star")
 SCENE = Scene(
@@ -23,10 +23,19 @@ SCENE = Scene(
 def test_the_interval_of_a_ratio_contains_it_and_shrinks_with_more_scenes() -> None:
     few, many = ratio([1, 0] * 10, [1] * 20), ratio([1, 0] * 500, [1] * 1000)
     assert few.value == many.value == 0.5
-    assert few.low < 0.5 < few.high
+    assert few.ci95[0] < 0.5 < few.ci95[1]
     # A share of a half over n scenes: 1.96 · √(0.25 / n) on either side, 0.031 for a thousand.
-    assert (many.high - many.low) / 2 == pytest.approx(0.031, abs=0.004)
-    assert few.high - few.low > 5 * (many.high - many.low)
+    widths = [figure.ci95[1] - figure.ci95[0] for figure in (few, many)]
+    assert widths[1] / 2 == pytest.approx(0.031, abs=0.004)
+    assert widths[0] > 5 * widths[1]
+
+
+def test_a_figure_of_few_or_equal_scenes_has_no_interval() -> None:
+    few = ratio([1, 0, 1], [1, 1, 1])
+    assert (few.value, few.ci95, few.to_json()["ci95"]) == (pytest.approx(2 / 3), None, None)
+    assert ratio([1] * 20, [1] * 20).ci95 is None
+    assert "| AP | 0.667 | – |" in fill_card("<!-- figures -->\n<!-- end of figures -->\n", {"AP": few}, "Of 3:")
+    assert table("t", {"AP": few}, "3 scenes").endswith("0.667  –")
 
 
 def test_a_difference_is_paired_by_scene() -> None:
@@ -36,9 +45,9 @@ def test_a_difference_is_paired_by_scene() -> None:
 
 
 def test_a_metric_is_checked_against_both_bounds() -> None:
-    assert Figure(0.3, 0.2, 0.4, at_least=0.05, at_most=0.45).reached
-    assert not Figure(0.5, 0.4, 0.6, at_least=0.05, at_most=0.45).reached
-    assert "at_least" not in Figure(0.5, 0.4, 0.6).to_json()
+    assert Figure(0.3, (0.2, 0.4), at_least=0.05, at_most=0.45).reached
+    assert not Figure(0.5, (0.4, 0.6), at_least=0.05, at_most=0.45).reached
+    assert "at_least" not in Figure(0.5, (0.4, 0.6)).to_json()
 
 
 def test_an_object_counts_if_its_name_and_box_are_correct() -> None:
@@ -80,9 +89,9 @@ def test_evaluating_on_training_scenes_is_refused(tmp_path) -> None:
 
 def test_only_the_table_of_a_card_is_replaced() -> None:
     card = "# Card\n<!-- figures -->\nold\n<!-- end of figures -->\nLast.\n"
-    filled = fill_card(card, {"AP": Figure(0.75, 0.7, 0.8, at_least=0.8)}, "Of 3 scenes:")
+    filled = fill_card(card, {"AP": Figure(0.75, (0.7, 0.8), at_least=0.8)}, "Of 3 scenes:")
     assert "| AP | 0.750 | 0.700–0.800 | ≥ 0.8: **missed** |" in filled
     assert "old" not in filled
     assert filled.startswith("# Card\n<!-- figures -->\nOf 3 scenes:\n")
     assert filled.endswith("<!-- end of figures -->\nLast.\n")
-    assert fill_card(filled, {"AP": Figure(0.75, 0.7, 0.8, at_least=0.8)}, "Of 3 scenes:") == filled
+    assert fill_card(filled, {"AP": Figure(0.75, (0.7, 0.8), at_least=0.8)}, "Of 3 scenes:") == filled

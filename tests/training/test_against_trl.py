@@ -20,12 +20,17 @@ FAMILIES = ["llava_onevision", "llava", "qwen2_vl", "qwen2_5_vl"]
 CPU = torch.device("cpu")
 
 
+TRL_LOSSES = {"dpo": "sigmoid", "bco_pair": "bco_pair", "sft": "sft", "ipo": "ipo"}
+
+
 def trl_step(trainee, rows, config, folder):
     """Loss, rewards and gradients by name of TRL on these rows; the adapter is trained in place of the model given."""
     arguments = DPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=len(rows),
         beta=config.beta,
+        loss_type=[TRL_LOSSES[name] for name in config.losses],
+        loss_weights=list(config.losses.values()),
         max_length=None,
         use_cpu=True,
         bf16=False,
@@ -110,6 +115,23 @@ def test_loss_rewards_and_gradients_are_trls(
         assert losses.margins.mean().item() == pytest.approx(seen["rewards/margins"], rel=1e-4, abs=1e-5)
         assert logps.chosen.mean().item() == pytest.approx(seen["logps/chosen"], rel=1e-5)
         assert logps.rejected.mean().item() == pytest.approx(seen["logps/rejected"], rel=1e-5)
+        assert_gradients_equal(own_gradients, gradients)
+
+
+@pytest.mark.parametrize(
+    ("loss", "count"),
+    # TRL's `sft` averages over all tokens of a batch, ours over each answer's: one pair, so that both are the same.
+    [("mpo", 1), ({"dpo": 0.3, "ipo": 0.2, "bco_pair": 2.0}, 3), ("bco_pair", 3), ("ipo", 2), ("sft", 1)],
+)
+def test_mixtures_of_losses_are_trls(loss, count, trainable_folder, pair_rows, pairs_folder, settings, stir, tmp_path):
+    config = settings(loss_type=loss, beta=0.3)
+    trainee = load_trainee(str(trainable_folder("llava_onevision")), config, CPU, features=tmp_path)
+    stir(trainee.model)
+    planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:count], 4096)
+    expected, _, gradients = trl_step(trainee, pair_rows[:count], config, tmp_path)
+    for shared in (True, False):
+        own, *_, own_gradients = our_step(trainee, planned, config, shared=shared)
+        assert own == pytest.approx(expected, rel=1e-4)
         assert_gradients_equal(own_gradients, gradients)
 
 

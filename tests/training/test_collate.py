@@ -1,5 +1,8 @@
 """Batches of small pairs, their masks and positions written out by hand."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from spr.training.shared_prefix import EncodedPair, collate
@@ -55,6 +58,16 @@ def test_a_shorter_pair_is_padded_on_the_right_and_padding_sees_itself_alone():
     assert batch.tokens == 10
     assert batch.pair_ids == ("a", "b")
     assert len(batch.features) == 2
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_weights_follow_their_tokens(shared):
+    one = replace(A, chosen_weights=torch.tensor([1.0, 5.0]), rejected_weights=torch.tensor([3.0]))
+    two = replace(B, chosen_weights=torch.tensor([2.0]), rejected_weights=torch.tensor([4.0]))
+    batch = collate([one, two], pad=0, shared=shared)
+    weights = dict(zip(zip(batch.owners.tolist(), batch.labels.tolist(), strict=True), batch.weights, strict=True))
+    assert weights == {(0, 8): 1.0, (0, 9): 5.0, (2, 3): 3.0, (1, 8): 2.0, (3, 4): 4.0}
+    assert collate([A, B], pad=0, shared=shared).weights is None
 
 
 def test_two_sequences_a_pair_as_written_out():

@@ -3,6 +3,7 @@
 import io
 import json
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset, load_from_disk
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from spr.config import AnnotationsConfig
 from spr.core.errors import InputError, RunError
 from spr.core.images import ImageProblem
+from spr.runs.store import StageStore
 from spr.training.pairs import run_pairs, trl_pairs
 
 TEXTS = {"prompt": "Where is the cat?", "chosen": "here", "rejected": "there"}
@@ -92,6 +94,20 @@ def test_messages_that_place_no_image_get_it_before_the_first_users_text(write):
     (pair,) = trl_pairs(write({"prompt": prompt}))
     assert [part["type"] for part in pair.messages[0]["content"]] == ["text"]
     assert [part["type"] for part in pair.messages[1]["content"]] == ["image", "text"]
+
+
+@pytest.mark.parametrize(
+    ("row", "complete"),
+    [
+        ({}, (True, True)),
+        ({"chosen_finish_reason": None, "rejected_finish_reason": "stop"}, (True, True)),
+        ({"chosen_finish_reason": "stop", "rejected_finish_reason": "length"}, (True, False)),
+        ({"chosen_finish_reason": "length"}, (False, True)),
+    ],
+)
+def test_an_answer_that_ended_by_length_is_not_complete(row, complete, write):
+    (pair,) = trl_pairs(write(row))
+    assert (pair.chosen_complete, pair.rejected_complete) == complete
 
 
 def test_an_image_is_given_as_rgb(write, tmp_path):
@@ -178,6 +194,24 @@ def test_an_image_that_is_gone_or_damaged_is_a_problem_of_its_pair_alone(value, 
     with pytest.raises(ImageProblem) as caught:
         bad.load()
     assert caught.value.reason == reason or value is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "complete"),
+    [
+        ({}, (True, True)),
+        ({"chosen_finish_reason": None, "rejected_finish_reason": None}, (True, True)),
+        ({"chosen_finish_reason": "stop", "rejected_finish_reason": "length"}, (True, False)),
+    ],
+)
+def test_a_runs_pairs_say_which_answers_were_cut(columns, complete, tmp_path, monkeypatch):
+    row = {"query_id": "q", "width": 40, "height": 30, "prompt": "Where?", "file_name": "a.png"}
+    table = pa.Table.from_pylist([{**row, "chosen": "here", "rejected": "there", **columns}])
+    monkeypatch.setattr(StageStore, "finished", lambda _: None)
+    monkeypatch.setattr(StageStore, "tables", lambda _: iter([table]))
+    (pair,) = run_pairs(tmp_path, AnnotationsConfig(path=tmp_path / "a.json", images=tmp_path).image_source)
+    assert (pair.chosen, pair.rejected, pair.size_wh) == ("here", "there", (40, 30))
+    assert (pair.chosen_complete, pair.rejected_complete) == complete
 
 
 def test_a_run_without_pairs_says_which_command_makes_them(tmp_path):

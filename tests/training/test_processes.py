@@ -74,6 +74,7 @@ def twice(name, accelerator):
     uneven = {"per_device_train_batch_size": 4, "num_train_epochs": 2}
     for kept in ("auto", "none"):
         run(settings.model_copy(update=uneven | {"vision_cache": kept}), f"{name}-uneven-{kept}")
+    run(TrainingConfig(**{**json.loads(sys.argv[4]), **json.loads(sys.argv[5])}), f"{name}-options")
 
 twice("whole", Watching)
 state.AcceleratorState._reset_state(True)
@@ -105,6 +106,7 @@ def out(trainable_folder, pairs_folder, tmp_path_factory):
         str(pairs_folder),
         str(out),
         json.dumps(FIELDS),
+        json.dumps(OPTIONS),
     ]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -125,12 +127,13 @@ FIELDS = {
     "num_train_epochs": 4,
     "save_steps": 1,
 }
+OPTIONS = {"loss_type": "mpo", "anchor_weight": 0.5, "box_token_weight": 3, "difficulty_weight": 1}
 
 
 def test_what_was_meant_to_be_sharded_was(out):
     for rank in (0, 1):
         kinds = (out / f"kinds-{rank}.txt").read_text().splitlines()
-        assert kinds == ["MULTI_CPU 2 False"] * 5 + ["FSDP 2 True"] * 5
+        assert kinds == ["MULTI_CPU 2 False"] * 6 + ["FSDP 2 True"] * 6
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])
@@ -166,3 +169,21 @@ def test_two_processes_that_were_stopped_resume_to_the_same_losses(kind, out):
     assert losses_of(out / f"{kind}-cut") == losses_of(out / kind)
     ours, theirs = adapter_of(out / f"{kind}-cut"), adapter_of(out / kind)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_mixtures_weights_and_shift_are_those_of_one_process(
+    kind, out, trainable_folder, pairs_folder, settings, tmp_path
+):
+    fields = {"per_device_train_batch_size": 2, "num_train_epochs": 4, "gradient_accumulation_steps": 2}
+    train(
+        trl_pairs(pairs_folder),
+        str(trainable_folder("llava_onevision")),
+        settings(**fields, **OPTIONS),
+        tmp_path,
+        seed=3,
+    )
+    ours, theirs = steps_of(out / f"{kind}-options"), steps_of(tmp_path)
+    assert [line["step"] for line in ours] == list(range(1, 9))
+    for name in ("loss", "margin", "reward_shift", "grad_norm"):
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-5, abs=1e-5)

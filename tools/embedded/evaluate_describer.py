@@ -48,7 +48,8 @@ def open_describer(folder: Path) -> HfDescriber:
 
 def answers_to(describer: HfDescriber, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
     """Answers to one prompt per image."""
-    return describer.describe([DescribeRequest(*row) for row in zip(images, prompts, strict=True)])
+    requests = [DescribeRequest(*row) for row in zip(images, prompts, strict=True)]
+    return [answer.text for answer in describer.describe(requests)]
 
 
 def region_questions(scenes: Sequence[Scene], seed: int) -> list[Asked]:
@@ -135,8 +136,9 @@ def _rec(describer: HfDescriber, scenes: Sequence[Scene], seed: int) -> dict[str
     made = {}
     for name, measured in result.metrics.items():
         shown = "rec mean IoU" if name == "mean_iou" else f"rec {name.replace('acc', 'Acc')}"
-        low, high = measured["ci95"]
-        made[shown] = Figure(measured["value"], low, high, *asked.get(name, (None, None)))
+        interval = measured["ci95"]
+        ci95 = None if interval is None else (interval[0], interval[1])
+        made[shown] = Figure(measured["value"], ci95, *asked.get(name, (None, None)))
     return made
 
 
@@ -182,4 +184,4 @@ def _speed(describer: HfDescriber, scenes: Sequence[Scene], questions: Sequence[
         started = time.perf_counter()
         answers_to(sampled, images, prompts)
         rates.append(len(batch) / (time.perf_counter() - started))
-    return Figure(max(rates), min(rates), max(rates), at_least=30.0)
+    return Figure(max(rates), (min(rates), max(rates)), at_least=30.0)

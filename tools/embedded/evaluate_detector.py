@@ -13,7 +13,7 @@ from transformers import AutoProcessor, OwlViTForObjectDetection
 from spr.core import boxes as bx
 from spr.embedded.scenes import MIN_AREA, SIZE, Scene, make_scene
 from spr.embedded.sprites import CATEGORIES
-from spr.evaluation.metrics import intervals, resampled
+from spr.evaluation.metrics import LEAST_CLUSTERS, percentile_interval, resampled
 from tools.embedded.figures import Figure
 
 Floats = npt.NDArray[np.float64]
@@ -115,8 +115,7 @@ def evaluate_detector(folder: Path, n: int, seed: int) -> dict[str, Figure]:
         rows, owners = np.concatenate(tables), np.repeat(np.arange(n), [len(t) for t in tables])
         value = mean_precision(rows, owners, counts, np.ones(n, dtype=np.int64))
         weights = (row for some in resampled(n, _RESAMPLES) for row in some)
-        draws = [[mean_precision(rows, owners, counts, row.astype(np.int64))] for row in weights]
-        (interval,) = intervals(draws)
-        low, high = interval or (0.0, 0.0)
-        figures[f"AP at IoU {iou}"] = Figure(value, low, high, asked)
+        draws = np.array([mean_precision(rows, owners, counts, row.astype(np.int64)) for row in weights])
+        known = n >= LEAST_CLUSTERS and np.ptp(draws) > 0
+        figures[f"AP at IoU {iou}"] = Figure(value, percentile_interval(draws, n) if known else None, asked)
     return figures

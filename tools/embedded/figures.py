@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from spr.evaluation.metrics import Share, bootstrap, intervals
+from spr.evaluation.metrics import Share, intervals
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured value, its 95 % interval, and the bounds that it should satisfy (None for no bound)."""
+    """A measured value, its 95 % interval, and the bounds that it should satisfy (None for no interval or bound)."""
 
     value: float
-    low: float
-    high: float
+    ci95: tuple[float, float] | None
     at_least: float | None = None
     at_most: float | None = None
 
@@ -34,7 +33,7 @@ class Figure:
         bare = self.at_least is None and self.at_most is None
         return {
             "value": round(self.value, 4),
-            "ci95": [round(self.low, 4), round(self.high, 4)],
+            "ci95": None if self.ci95 is None else [round(bound, 4) for bound in self.ci95],
             **({} if bare else known),
         }
 
@@ -44,14 +43,14 @@ def ratio(
 ) -> Figure:
     """The share of hits, Σ hits / Σ counts, both given per scene ``(N,)``.
 
-    >>> figure = ratio([1, 0, 1, 1], [1, 1, 1, 1])
-    >>> figure.value, 0.0 <= figure.low < 0.75 < figure.high <= 1.0
+    >>> figure = ratio([1, 0, 1, 1] * 5, [1] * 20)
+    >>> low, high = figure.ci95
+    >>> figure.value, 0.4 < low < 0.75 < high < 1.0
     (0.75, True)
     """
     share = Share.ratio(hits, counts)
-    (interval,) = intervals(bootstrap([share], np.arange(len(share.parts))))
-    low, high = interval or (0.0, 0.0)
-    return Figure(share.value() or 0.0, low, high, at_least, at_most)
+    (interval,) = intervals([share], np.arange(len(share.parts)))
+    return Figure(share.value() or 0.0, interval.ci95, at_least, at_most)
 
 
 def difference(
@@ -73,7 +72,8 @@ def fill_card(card: str, figures: dict[str, Figure], setting: str) -> str:
         asked = [f"≥ {figure.at_least:g}"] if figure.at_least is not None else []
         asked += [f"≤ {figure.at_most:g}"] if figure.at_most is not None else []
         verdict = f"{', '.join(asked)}: {'reached' if figure.reached else '**missed**'}" if asked else ""
-        rows.append(f"| {name} | {figure.value:.3f} | {figure.low:.3f}–{figure.high:.3f} | {verdict} |")
+        interval = "–" if figure.ci95 is None else f"{figure.ci95[0]:.3f}–{figure.ci95[1]:.3f}"
+        rows.append(f"| {name} | {figure.value:.3f} | {interval} | {verdict} |")
     return before + _OPEN + "\n".join(rows) + "\n" + _CLOSE + after
 
 
@@ -84,5 +84,6 @@ def table(name: str, figures: dict[str, Figure], setting: str) -> str:
         asked = [f"at least {figure.at_least:g}"] if figure.at_least is not None else []
         asked += [f"at most {figure.at_most:g}"] if figure.at_most is not None else []
         verdict = f"   {' and '.join(asked)}: {'reached' if figure.reached else 'MISSED'}" if asked else ""
-        lines.append(f"  {key:<44} {figure.value:8.3f}  [{figure.low:.3f}, {figure.high:.3f}]{verdict}")
+        interval = "–" if figure.ci95 is None else f"[{figure.ci95[0]:.3f}, {figure.ci95[1]:.3f}]"
+        lines.append(f"  {key:<44} {figure.value:8.3f}  {interval}{verdict}")
     return "\n".join(lines)

@@ -133,7 +133,7 @@ def compare(
     ],
     out: Annotated[Path | None, typer.Option(help="Also write the comparison to this file, as JSON.")] = None,
 ) -> None:
-    """Compare results on the same items: differences, with paired bootstrap intervals and p-values."""
+    """Compare results on the same items: differences, with confidence intervals and p-values."""
     import json
 
     from spr.core.atomic import write_atomically
@@ -168,12 +168,14 @@ def lvis_questions(
 def summary(result: Result) -> list[str]:
     """A result as lines of text: metrics with intervals, then each problem with its count and some ids."""
     from spr.evaluation.predictions import PROBLEMS
+    from spr.evaluation.result import without_interval
 
     lines = [f"{result.task}: {len(result.ids):,} items"]
     for name, measured in result.metrics.items():
         value, ci = measured["value"], measured["ci95"]
         shown = "–" if value is None else f"{value:.4f}"
         lines.append(f"  {name:<18} {shown:>9}" + (f"   [{ci[0]:.4f}, {ci[1]:.4f}]" if ci else ""))
+    lines += without_interval({name: m["no_ci95"] for name, m in result.metrics.items() if m["ci95"] is None})
     for kind, ids in result.problems.items():
         if ids:
             more = ", …" if len(ids) > _SHOWN else ""

@@ -83,3 +83,5 @@ def print_summary(summary: StageSummary) -> None:
         typer.echo(f"  {count:>12,}  {name}")
     for reason, count in summary.dropped.items():
         typer.echo(f"  {count:>12,}  dropped {reason}")
+    if summary.advice is not None:
+        typer.echo(f"  Note: {summary.advice}.")

@@ -24,12 +24,16 @@ class AnnotationsConfig(Section):
     """Minimum number of objects; images with fewer are dropped (supplement, Sec. 1: "more than eight objects")."""
     max_images: Int | None = Field(default=10_000, ge=1)
     """Number of images to sample; null uses all images (supplement, Sec. 1)."""
-    crowds: Literal["drop", "detect"] = "drop"
-    """Drop crowd annotations, or replace each with the detector's detections in it (supplement, Sec. 1)."""
+    crowds: Literal["drop", "detect"] | None = None
+    """Replace each crowd annotation with the detector's detections in it (`detect`; supplement, Sec. 1), or drop it
+    (`drop`). The default is `detect` if a detector is configured: by a `detector` section, or by a describer, whose
+    answers it scores. It is `drop` otherwise. `detect` with `detector.backend: none` is an error."""
     crowd_nms_iou: Float = Field(default=0.5, ge=0, le=1)
     """IoU threshold, 0..1, of the non-maximum suppression among the detections in a crowd (our choice)."""
     crowd_duplicate_iou: Float = Field(default=0.5, ge=0, le=1)
     """Detections in a crowd are dropped if their IoU with an object of the category is over this value (our choice)."""
+    crowd_min_inside: Float = Field(default=0.5, ge=0, le=1)
+    """Detections with a smaller share of their area, 0..1, in the crowd's box are dropped (our choice)."""
     check_images: bool = True
     """Open and decode each sampled image, and drop missing and damaged files and those of another size (our choice)."""
     orientation: Literal["auto", "apply", "ignore"] = "auto"

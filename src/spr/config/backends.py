@@ -45,9 +45,12 @@ DETECTORS: Registry[Callable[..., Any]] = Registry(
 LOSSES: Registry[Callable[..., Any]] = Registry(
     "loss",
     "spr.losses",
-    {"dpo": "spr.training.loss:dpo", "ipo": "spr.training.loss:ipo", "sft": "spr.training.loss:sft"},
+    {name: f"spr.training.loss:{name}" for name in ("dpo", "ipo", "bco_pair", "sft")},
 )
 """Values of `training.loss_type`: functions like those of `spr.training.loss`."""
+
+MIXTURES = {"mpo": {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}}
+"""Values of `training.loss_type` that stand for a weighted sum of losses. MPO: Wang et al., 2024 (arXiv 2411.10442)."""
 
 
 def name_in(registry: Registry[Callable[..., Any]], *more: str) -> AfterValidator:

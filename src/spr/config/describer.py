@@ -11,6 +11,7 @@ from spr.config.backends import DESCRIBERS, name_in
 from spr.config.section import DType, Float, Int, Section
 
 ObjectOrder: TypeAlias = Literal["reading", "id", "shuffled"]
+DropOrKeep: TypeAlias = Literal["drop", "keep"]
 
 
 class SamplesConfig(Section):
@@ -57,6 +58,12 @@ class DescriberConfig(Section):
     """Cumulative probability of nucleus sampling, up to 1 (our choice)."""
     max_new_tokens: Int = Field(default=512, ge=1)
     """Maximum number of tokens per answer (our choice)."""
+    truncated: DropOrKeep = "drop"
+    """What to do with answers that `max_new_tokens` cut (our choice): `drop` them, counted as `truncated_answer`, or
+    `keep` them as candidates; training then adds no end of turn to them."""
+    malformed_crops: DropOrKeep = "drop"
+    """What to do with answers about a crop that contain coordinates that can't be read, and so can't be mapped to the
+    original image (our choice): `drop` them, counted as `box_not_mapped`, or `keep` these coordinates as they are."""
     batch_size: Int = Field(default=16, ge=1)
     """Requests per batch; halved if the device runs out of memory."""
     dtype: DType = "auto"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spr.config.backends import DETECTORS, name_in
 from spr.config.section import DType, Float, Int, Section
+
+TEXT_THRESHOLD = 0.25
 
 
 class DetectorConfig(Section):
@@ -24,11 +26,24 @@ class DetectorConfig(Section):
     """Revision of the model on the Hugging Face Hub."""
     box_threshold: Float = Field(default=0.35, ge=0, le=1)
     """Minimum score of a detection, 0..1 (our choice). OWL models have lower scores and need about 0.1."""
-    text_threshold: Float = Field(default=0.25, ge=0, le=1)
-    """Minimum score, 0..1, of the tokens that form a detection's phrase, for `grounding_dino` (our choice)."""
+    prompt: Literal["phrases", "text"] = "phrases"
+    """What `grounding_dino` is asked for (our choice): `phrases`: the noun phrases of the description, each once, as in
+    its training: `a dog . a red cup .`; `text`: the description. `owlv2` is always asked for phrases."""
+    text_threshold: Float = Field(default=TEXT_THRESHOLD, ge=0, le=1)
+    """With `prompt: text`, the minimum score, 0..1, of the tokens that form a detection's phrase (our choice). With
+    `phrases`, a detection belongs to a whole phrase, so another value is an error."""
     batch_size: Int = Field(default=16, ge=1)
     """Pairs of image and text per batch."""
     dtype: DType = "auto"
     """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"
     """Device of the model, such as `cpu` or `cuda:1`; `auto` uses a GPU if there is one."""
+
+    @model_validator(mode="after")
+    def _has_no_ignored_option(self) -> Self:
+        if self.backend == "owlv2" and self.prompt == "text":
+            raise ValueError("detector.prompt: text is for grounding_dino: owlv2 is always asked for phrases")
+        own = self.backend in ("grounding_dino", "owlv2")  # a detector of another package may use it
+        if own and self.prompt == "phrases" and self.text_threshold != TEXT_THRESHOLD:
+            raise ValueError("detector.text_threshold has no effect with prompt: phrases; remove it")
+        return self

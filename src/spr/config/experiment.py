@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spr.config.annotations import AnnotationsConfig
 from spr.config.describer import DescriberConfig
@@ -48,6 +48,25 @@ class Config(_File):
     """Rows per shard. Affects the layout of the files but not the rows."""
     engine: Literal["local"] = "local"
     """How the stages run: `local` uses processes on this machine. Does not affect the rows."""
+
+    @model_validator(mode="after")
+    def _fits_its_detector(self) -> Self:
+        if self.annotations.crowds is None:
+            # With neither a detector section nor a describer, the run ends after the region queries, and the default
+            # detector is not loaded for them.
+            configured = self.describer is not None or "detector" in self.model_fields_set
+            crowds = "detect" if configured and self.detector.backend != "none" else "drop"
+            object.__setattr__(self, "annotations", self.annotations.model_copy(update={"crowds": crowds}))
+        if self.detector.backend == "none":
+            fix = "set detector.backend, such as grounding_dino, or"
+            if self.annotations.crowds == "detect":
+                raise ValueError(f"annotations.crowds: detect needs a detector; {fix} annotations.crowds: drop")
+            if self.scoring.ground_truth == "annotations+detections":
+                raise ValueError(
+                    "scoring.ground_truth: annotations+detections needs a detector; "
+                    f"{fix} scoring.ground_truth: annotations"
+                )
+        return self
 
     def is_runtime_field(self, key: str) -> bool:
         """Whether a dotted field does not affect any row, so that a run can be resumed after it was changed.

@@ -178,7 +178,9 @@ def _absolute(path: Path, field: str) -> Path:
 
 
 def _explain(problem: dict[str, Any], schema: type[Section]) -> str:
-    *parents, key = map(str, problem["loc"] or ("",))
+    if not problem["loc"]:  # about several sections, which the message names
+        return str(problem["msg"]).removeprefix("Value error, ")
+    *parents, key = map(str, problem["loc"])
     dotted = ".".join([*parents, key])
     if problem["type"] == "extra_forbidden":
         if dotted in RENAMED:

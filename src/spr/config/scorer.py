@@ -23,6 +23,9 @@ class ScorerConfig(Section):
     """Revision of the model on the Hugging Face Hub."""
     long_text: Literal["pieces", "truncate"] = "pieces"
     """How to embed texts of more than CLIP's 77 tokens: average the embeddings of pieces, or truncate (our choice)."""
+    class_token_sees_itself: bool = True
+    """Whether, in the local attention for S_local, the class token attends to itself besides the region's patches (our
+    choice)."""
     batch_size: Int = Field(default=64, ge=1)
     """Images or texts per batch."""
     dtype: DType = "auto"

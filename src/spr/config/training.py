@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from spr.config.backends import LOSSES, name_in
+from spr.config.backends import LOSSES, MIXTURES
 from spr.config.section import DType, Float, Int, Section
+from spr.core.errors import nearest
+
+
+def _check_losses(value: object) -> object:
+    names = [*LOSSES, *MIXTURES] if isinstance(value, str) else list(LOSSES)
+    for name in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
+        if name not in names:
+            raise ValueError(f"there is no loss `{name}`; {nearest(str(name), names)}")
+    if isinstance(value, dict):
+        for name, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+                raise ValueError(f"the weight of `{name}` is not a positive number; leave a loss without weight out")
+    if not value or not isinstance(value, str | dict):
+        raise ValueError(
+            "not a loss, and not a mapping from losses to their weights, such as {dpo: 0.8, bco_pair: 0.2}"
+        )
+    return value
 
 
 class LoraSection(Section):
@@ -31,12 +48,24 @@ class TrainingConfig(Section):
         | {"vision_cache", "gradient_checkpointing", "prefix_sharing"}
     )
 
-    loss_type: Annotated[str, name_in(LOSSES)] = "dpo"
-    """`dpo` (paper, Sec. 3.3); `ipo`; `sft`: supervised fine-tuning on the chosen answers (ablation of the paper)."""
+    loss_type: Annotated[str | dict[str, Float], BeforeValidator(_check_losses)] = "dpo"
+    """`dpo` (paper, Sec. 3.3); `ipo`; `bco_pair`; `sft`: supervised fine-tuning on the chosen answers (ablation of the
+    paper); or a sum of losses, as a mapping to their weights. `mpo` is `{dpo: 0.8, bco_pair: 0.2, sft: 1.0}`."""
     beta: Float = Field(default=0.1, gt=0)
     """β of DPO: a higher value keeps the model closer to the reference model (not given in the paper: our choice)."""
     nll_weight: Float = Field(default=0.0, ge=0)
     """Weight of the per-token NLL loss on the chosen answers, added to the loss (our choice: 0); not for `sft`."""
+    anchor_weight: Float = Field(default=0.0, ge=0)
+    """Weight of mDPO's anchor, which is added to the loss and keeps the reward of chosen answers positive:
+    −log σ(reward − `anchor_margin`), where the reward is β times the log-ratio (our choice: 0); not for `sft`."""
+    anchor_margin: Float = 0.0
+    """δ of the anchor: the reward that chosen answers should exceed (0 in mDPO)."""
+    box_token_weight: Float = Field(default=1.0, ge=1)
+    """γ: weight of the numbers of changed boxes in the sum log π = Σ w log p over the tokens of an answer, as in
+    RLHF-V. A changed box is one that the other answer does not contain (our choice: 1, all tokens weigh the same)."""
+    difficulty_weight: Float = Field(default=0.0, ge=0, le=1)
+    """How much more the pairs count that are hard for the reference model, 0..1. The mean weight of all pairs is 1
+    (our choice: 0, all pairs weigh the same); not for `sft`."""
     learning_rate: Float = Field(default=1e-5, gt=0)
     """Peak learning rate: 1e-5 for Ferret and CogVLM, 2e-7 for LLaVA-OneVision (supplement, Sec. 2)."""
     per_device_train_batch_size: Int = Field(default=2, ge=1)
@@ -82,11 +111,38 @@ class TrainingConfig(Section):
     device: str = "auto"
     """Device, such as `cpu` or `cuda`; `auto` uses a GPU if there is one."""
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses that `loss_type` stands for, with their weights.
+
+        >>> TrainingConfig(loss_type="mpo").losses
+        {'dpo': 0.8, 'bco_pair': 0.2, 'sft': 1.0}
+        """
+        return _losses(self.loss_type)
+
     @field_validator("nll_weight")
     @classmethod
     def _adds_to_another_loss(cls, value: float, info: ValidationInfo) -> float:
-        if value and info.data.get("loss_type") == "sft":
-            raise ValueError(
-                "the loss `sft` is this NLL loss already: set nll_weight to 0, or choose another loss_type"
-            )
+        if value and "sft" in _losses(info.data.get("loss_type", {})):
+            raise ValueError("the loss `sft` is this NLL loss already: set nll_weight to 0, or change loss_type")
         return value
+
+    @field_validator("anchor_weight", "difficulty_weight")
+    @classmethod
+    def _has_a_reference(cls, value: float, info: ValidationInfo) -> float:
+        if value and list(_losses(info.data.get("loss_type", {}))) == ["sft"]:
+            raise ValueError(f"the loss `sft` uses no reference model: set {info.field_name} to 0, or change loss_type")
+        return value
+
+    @field_validator("anchor_margin")
+    @classmethod
+    def _belongs_to_an_anchor(cls, value: float, info: ValidationInfo) -> float:
+        if value and not info.data.get("anchor_weight", 1):
+            raise ValueError("there is no anchor without a weight: set anchor_weight too, or remove anchor_margin")
+        return value
+
+
+def _losses(loss_type: str | dict[str, float]) -> dict[str, float]:
+    if isinstance(loss_type, str):
+        return MIXTURES.get(loss_type, {loss_type: 1.0})
+    return loss_type

@@ -66,10 +66,13 @@ REGION_REASONS: dict[str, str] = {
 """Why the stage `regions` drops images and queries."""
 
 CANDIDATE_REASONS: dict[str, str] = {
+    "truncated_answer": "`describer.max_new_tokens` cut the answer, and `describer.truncated` is `drop`",
     "empty_answer": "the answer is empty",
     "repeats_prompt": "the answer only repeats the prompt or its beginning",
     "repeats_candidate": "an earlier candidate of the query has the same text",
-    "not_renderable": "the model's dialect would read its words as coordinates",
+    "unfinished_reasoning": "the answer ends within the model's reasoning",
+    "box_not_mapped": "an answer about a crop contains coordinates that can't be read, and so can't be mapped to the "
+    "original image; `describer.malformed_crops: keep` keeps them",
 }
 """Why the stage `candidates` drops an answer of the describer."""
 
@@ -79,6 +82,10 @@ PAIR_REASONS: dict[str, str] = {
     "chosen_equals_rejected": "both answers have the same text",
     "margin_under_minimum": "the scores differ by less than `pairing.min_margin`",
     "length_ratio_over_maximum": "one answer is more than `pairing.max_length_ratio` times as long as the other",
+    "not_renderable": "without the boxes that refinement removes, the text would be read as something else",
+    "no_box_to_move": "`pairing.kind: boxes`: refinement replaced no box with that of an object",
+    "no_box_in_range": "`pairing.kind: boxes`: the model's numbers are too coarse for a box with an IoU of "
+    "`pairing.box_iou`",
 }
 """Why the stage `pairs` drops a query."""
 
@@ -92,6 +99,7 @@ TRAINING_REASONS: dict[str, str] = {
 """Why a pair is not trained on, besides `IMAGE_REASONS`."""
 
 EXPORT_REASONS: dict[str, str] = {
+    "truncated_answer": "`describer.max_new_tokens` cut an answer, and the trainer would add an end of turn to it",
     "placeholder_in_text": "the prompt or an answer contains the trainer's image placeholder, such as `<image>`",
     "not_renderable": "the requested dialect would read the words as coordinates",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
@@ -105,11 +113,16 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
     "regions": REGION_REASONS,
     "candidates": {**IMAGE_REASONS, **CANDIDATE_REASONS},
     "scores": IMAGE_REASONS,
-    "pairs": {**PAIR_REASONS, "not_renderable": CANDIDATE_REASONS["not_renderable"]},
+    "pairs": PAIR_REASONS,
     "training": {**IMAGE_REASONS, **TRAINING_REASONS},
     "export": {**IMAGE_REASONS, **EXPORT_REASONS},
 }
 """Explanations by stage and reason."""
+
+FIXES: dict[str, str] = {
+    "truncated_answer": "raise describer.max_new_tokens, or shorten the answers with another prompt",
+}
+"""What to change if a stage drops more than half of its items for one of these reasons."""
 
 
 def explain(stage: str, reason: str) -> str:

@@ -53,11 +53,20 @@ def cut(image: Image.Image, window: Box, fill: tuple[int, int, int] = CLIP_MEAN)
     return canvas
 
 
+def padded_window(size_wh: Size) -> Box:
+    """The smallest square that contains an image of this size in its centre, in pixels of the image.
+
+    >>> padded_window((100, 60))
+    (0.0, -20.0, 100.0, 80.0)
+    """
+    side = max(size_wh)
+    left, top = (side - size_wh[0]) // 2, (side - size_wh[1]) // 2
+    return float(-left), float(-top), float(side - left), float(side - top)
+
+
 def pad_to_square(image: Image.Image, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
     """Centre the image in the smallest square that contains it, and fill the rest (supplement, Sec. 1)."""
-    side = max(image.size)
-    left, top = (side - image.width) // 2, (side - image.height) // 2
-    return cut(image, (-left, -top, side - left, side - top), fill)
+    return cut(image, padded_window(image.size), fill)
 
 
 def shift(box: Box, window: Box) -> Box:

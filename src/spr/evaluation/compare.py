@@ -1,4 +1,4 @@
-"""Comparing results: differences of metrics on the same items, with paired bootstrap intervals and p-values."""
+"""Comparing results: differences of metrics on the same items, with confidence intervals and p-values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import numpy as np
 from spr.core import FORMAT_VERSION
 from spr.core.errors import InputError
 from spr.evaluation.lines import read_bytes
-from spr.evaluation.metrics import Difference, cluster_numbers, paired_difference
-from spr.evaluation.result import Result, read_items, rounded
+from spr.evaluation.metrics import Difference, Interval, cluster_numbers, paired_difference
+from spr.evaluation.result import Result, interval_json, read_items, rounded, without_interval
 
 _MAY_DIFFER = ("model", "predictions", "seed")  # entries of a protocol whose differences are not reported
+_SMALLEST_SHOWN = 0.0001  # of p-values
+_NO_VALUE = "one of the two has no value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,15 @@ class Row:
 class Comparison:
     """A result compared with the first result of the same task.
 
-    ``base`` and ``other`` are labels. ``n`` items are in both results, ``base_n`` and ``other_n`` in each of them.
-    ``changes`` are the differences between their protocols, as text.
+    ``base`` and ``other`` are labels. ``n`` items of ``images`` images are in both results, ``base_n`` and ``other_n``
+    items in each of them. ``changes`` are the differences between their protocols, as text.
     """
 
     task: str
     base: str
     other: str
     n: int
+    images: int
     base_n: int
     other_n: int
     changes: tuple[str, ...]
@@ -52,9 +55,10 @@ class Comparison:
         for row in self.rows:
             values = {"base": rounded(row.base), "other": rounded(row.other)}
             d = row.difference
-            change = (rounded(d.value), [rounded(v) for v in d.ci95], rounded(d.p)) if d else (None, None, None)
-            metrics[row.metric] = {**values, **dict(zip(("difference", "ci95", "p"), change, strict=True))}
-        head = {"task": self.task, "base": self.base, "other": self.other, "n": self.n}
+            interval = interval_json(Interval(d.ci95, d.reason) if d else Interval(None, _NO_VALUE))
+            difference, p = (rounded(d.value), rounded(d.p)) if d else (None, None)
+            metrics[row.metric] = {**values, "difference": difference, **interval, "p": p}
+        head = {"task": self.task, "base": self.base, "other": self.other, "n": self.n, "images": self.images}
         return {**head, "changes": list(self.changes), "metrics": metrics}
 
 
@@ -136,7 +140,7 @@ def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
                 one, two = share.take(in_base), other.shares[metric].take(in_other)
                 rows.append(Row(metric, one.value(), two.value(), paired_difference(one, two, clusters)))
         changes = _changes(base.protocol, other.protocol)
-        counts = len(common), len(base.ids), len(other.ids)
+        counts = len(common), len(set(clusters.tolist())), len(base.ids), len(other.ids)
         yield Comparison(base.task, labels[0], label, *counts, changes, tuple(rows))
 
 
@@ -149,7 +153,7 @@ def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ..
 def table(comparison: Comparison) -> list[str]:
     """A comparison as lines of text for the terminal."""
     c = comparison
-    lines = [f"{c.task}: {c.base} → {c.other}, {c.n:,} items"]
+    lines = [f"{c.task}: {c.base} → {c.other}, {c.n:,} items of {c.images:,} images"]
     if not c.n == c.base_n == c.other_n:
         lines.append(f"  only the items that both have: {c.base} has {c.base_n:,}, {c.other} has {c.other_n:,}")
     lines += [f"  protocols differ: {change}" for change in c.changes]
@@ -158,6 +162,11 @@ def table(comparison: Comparison) -> list[str]:
     for row in c.rows:
         d = row.difference
         cells = [f"{value:.4f}" if value is not None else "–" for value in (row.base, row.other)]
-        tail = f"{d.value:>+12.4f}  {f'[{d.ci95[0]:+.4f}, {d.ci95[1]:+.4f}]':<20} {d.p:>7.4f}" if d else f"{'–':>12}"
+        tail = f"{'–':>12}"
+        if d is not None:
+            interval = f"[{d.ci95[0]:+.4f}, {d.ci95[1]:+.4f}]" if d.ci95 is not None else "–"
+            p = f"{d.p:.4f}" if d.p >= _SMALLEST_SHOWN else f"<{_SMALLEST_SHOWN}"
+            tail = f"{d.value:>+12.4f}  {interval:<20} {p:>7}"
         lines.append(f"  {row.metric:<16} {cells[0]:>12} {cells[1]:>12} {tail}")
-    return lines
+    reasons = {row.metric: row.difference.reason for row in c.rows if row.difference and row.difference.reason}
+    return lines + without_interval(reasons)

@@ -18,7 +18,8 @@ from spr.core.progress import Progress
 from spr.core.randomness import stable_hash
 from spr.evaluation.predictions import Answers, Prediction
 from spr.grounding import GroundedText, parse
-from spr.models.protocols import Describer, DescribeRequest
+from spr.grounding.answer import UNFINISHED_REASONING
+from spr.models.protocols import Describer, DescribeRequest, check_answer
 from spr.records import RegionQuery, Size
 
 _AT_ONCE = 256  # questions per call of the model: enough to fill its batches, and their images fit into memory
@@ -75,10 +76,11 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
     """Ask a model all questions; its answers are in the order of the questions.
 
     The next images are decoded in threads while the model works; neighbouring questions about the same image share one.
-    If an image can't be read, its questions have no answer (None), and the problem ``image`` lists them. A sampled
-    answer depends only on the seed and on the question's id.
+    If an image can't be read, its questions have no answer (None), and the problem ``image`` lists them. Answers that
+    the token limit cut are kept, and the problem ``truncated`` lists them. A sampled answer depends only on the seed
+    and on the question's id.
     """
-    answers = Answers([None] * len(questions), dialect=describer.dialect, model=describer.name)
+    answers = Answers(dialect=describer.dialect, model=describer.name)
     decoded = enumerate(_decoded(questions, load))
     with Progress("answers", len(questions), "answers") as progress:
         while batch := list(islice(decoded, _AT_ONCE)):
@@ -89,20 +91,34 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
                 else:
                     own_seed = stable_hash(seed, "evaluate", question.id) >> 1
                     asked[k] = DescribeRequest(image, question.prompt, own_seed, question.query)
-            for k, text in zip(asked, describer.describe(list(asked.values())), strict=True):
-                answers.texts[k] = text
+            given = zip(asked, describer.describe(list(asked.values())), strict=True)
+            found = {k: check_answer(answer, describer) for k, answer in given}
+            for k, (question, _) in batch:
+                answer = found.get(k)
+                if answer is None:
+                    answers.add(question.id, None)
+                    continue
+                answers.add(question.id, answer.text, answer.finish_reason)
+                if answer.truncated:
+                    answers.note("truncated", question.id)
             progress.advance(len(batch))
     return answers
 
 
-def answer_record(question: Question, text: str | None, describer: Describer) -> Prediction:
-    """An answer with its question and its boxes: one line of the ``.answers.jsonl`` beside a result."""
+def answer_record(
+    question: Question, raw: str | None, text: str | None, finish_reason: str | None, describer: Describer
+) -> Prediction:
+    """One line of the ``.answers.jsonl`` beside a result: the question, what the model generated, and its boxes.
+
+    The boxes are read from ``text``, the answer without the reasoning before it.
+    """
     size_wh = question.size_wh
     grounded = parse(text or "", describer.dialect, size_wh) if size_wh is not None else GroundedText("")
     phrases = tuple(span.phrase for span in grounded.spans for _ in span.boxes)
-    read = grounded.boxes, phrases, tuple(map(str, grounded.problems))
-    asked = question.id, text, question.prompt, question.file_name
-    return Prediction(*asked, *read, describer.name, describer.dialect.spec)
+    problems = (UNFINISHED_REASONING,) if raw is not None and text is None else tuple(map(str, grounded.problems))
+    read = grounded.boxes, phrases, problems
+    asked = question.id, raw, question.prompt, question.file_name
+    return Prediction(*asked, *read, describer.name, describer.dialect.spec, finish_reason)
 
 
 def _decoded(questions: Sequence[Question], load: LoadImage) -> Iterator[tuple[Question, Image.Image | ImageProblem]]:

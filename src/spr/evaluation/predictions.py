@@ -13,8 +13,8 @@ import msgspec
 
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.lines import as_id, decode_lines, read_bytes
-from spr.grounding import DIALECTS, Dialect, get_dialect
-from spr.records import Box
+from spr.grounding import DIALECTS, Dialect, final_answer, get_dialect
+from spr.records import TRUNCATED, Box
 
 ID_FIELDS = ("id", "question_id", "image_id")
 ANSWER_FIELDS = ("answer", "text", "response", "prediction")
@@ -27,7 +27,9 @@ PROBLEMS: dict[str, str] = {
     "not_text": "the answer is not a text; counts as wrong",
     "no_id": "the line has no id; ignored",
     "not_json": "the line is not a JSON object; ignored",
+    "reasoning": "the reasoning is not closed, so there is no answer; counts as wrong",
     "image": "the image can't be read, so the model was not asked; counts as wrong",
+    "truncated": "the token limit cut the answer; it was read as far as it goes",
     "malformed": "the answer contains a malformed box; the rest of the answer was read",
     "no_box": "the answer has no box, or none for this phrase; counts as a miss",
     "neither": "the answer means neither yes nor no; counts as wrong",
@@ -36,7 +38,7 @@ PROBLEMS: dict[str, str] = {
 
 
 # The fields of a line that are read; others are skipped without being decoded.
-_FIELDS = (*ID_FIELDS, "sentence_id", *ANSWER_FIELDS, "dialect", "model")
+_FIELDS = (*ID_FIELDS, "sentence_id", *ANSWER_FIELDS, "finish_reason", "dialect", "model")
 _Row: Any = msgspec.defstruct("_Row", [(name, Any, msgspec.UNSET) for name in _FIELDS], gc=False)
 
 
@@ -44,7 +46,9 @@ _Row: Any = msgspec.defstruct("_Row", [(name, Any, msgspec.UNSET) for name in _F
 class Prediction:
     """A line of a predictions file: a raw answer, None if the model was not asked, and what is known about it.
 
-    Boxes are xyxy pixels of the image, with one phrase per box; ``problems`` are the malformed parts of the answer.
+    The answer contains the model's reasoning, if any; the rest was read without it. Boxes are xyxy pixels of the image,
+    with one phrase per box; ``problems`` are the malformed parts of the answer. ``finish_reason`` is that of
+    `spr.models.protocols.Answer`.
     """
 
     id: str
@@ -56,6 +60,7 @@ class Prediction:
     problems: tuple[str, ...] = ()
     model: str | None = None
     dialect: str | None = None
+    finish_reason: str | None = None
 
     def to_line(self) -> str:
         """The prediction as one line of JSON, with a line break at the end."""
@@ -65,19 +70,35 @@ class Prediction:
 
 @dataclass(slots=True)
 class Answers:
-    """Answers in the order of the items, None where one is missing or not a text.
+    """Answers in the order of the items, None where there is none; `add` removes the reasoning before an answer.
 
-    ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where there is no id.
+    ``raw`` are the same answers as they were generated, and ``finish_reasons`` those of
+    `spr.models.protocols.Answer`. ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where
+    there is no id.
     """
 
-    texts: list[str | None]
+    texts: list[str | None] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
     dialect: Dialect | str | None = None
     model: str | None = None
+    raw: list[str | None] = field(default_factory=list)
+    finish_reasons: list[str | None] = field(default_factory=list)
 
     def note(self, kind: str, name: str) -> None:
         """Add an answer to a kind of problem."""
         self.problems.setdefault(kind, []).append(name)
+
+    def add(self, name: str, raw: str | None, finish_reason: str | None = None) -> None:
+        """Add what a model generated for the next item, or None; its text is the final answer (`final_answer`).
+
+        Reasoning that is not closed leaves no answer, and is a problem.
+        """
+        text, problem = (None, None) if raw is None else final_answer(raw)
+        if problem is not None:
+            self.note("reasoning", name)
+        self.raw.append(raw)
+        self.finish_reasons.append(finish_reason)
+        self.texts.append(text if problem is None else None)
 
     def resolve_dialect(self) -> Dialect:
         """The dialect that the answers' boxes are written in; raises `ConfigError` if it is unknown."""
@@ -91,15 +112,15 @@ class Answers:
 def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
     """Read a predictions file and match its answers to the items by id.
 
-    Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`); the first line may also say the
-    model and the dialect. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them; its
-    lines are numbered through all files.
+    Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`), and may have a ``finish_reason``;
+    the first line may also say the model and the dialect. A folder means all ``*.jsonl`` files in it, as a model on
+    several devices writes them; its lines are numbered through all files.
 
     Raises `InputError` if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     data = b"\n".join(read_bytes(file, "a JSON-lines file", "Predictions") for file in files)
-    answers = Answers([])
+    answers = Answers()
     rows: dict[int, Any] = {}
     for number, row in decode_lines(data, _Row):
         if isinstance(row, Exception):
@@ -128,6 +149,8 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
             answers.note("doubled", name)
         else:
             by_id[name] = getattr(row, answer_field)
+            if row.finish_reason == TRUNCATED:
+                answers.note("truncated", name)
     if not by_id:
         got, expected = ", ".join(answers.problems.get("unknown", ())[:3]), ", ".join(ids[:3]) + ", …"
         fix = "give the predictions for these annotations, with the ids of the annotations"
@@ -135,7 +158,7 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
         raise InputError(what, got=got, expected=expected, fix=fix)
     for name in ids:
         text = by_id.get(name)
-        answers.texts.append(text if type(text) is str else None)
+        answers.add(name, text if type(text) is str else None)
         if type(text) is not str:
             answers.note("not_text" if name in by_id else "missing", name)
     return answers

@@ -16,7 +16,7 @@ import pyarrow as pa
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.errors import InputError
-from spr.evaluation.metrics import Bools, Share, bootstrap, cluster_numbers, intervals
+from spr.evaluation.metrics import Bools, Interval, Share, cluster_numbers, intervals
 from spr.evaluation.predictions import Prediction
 from spr.runs.store import read_table, write_table
 
@@ -30,7 +30,7 @@ class Result:
     Attributes:
         protocol: Every choice that changes a metric.
         ids: The ids of the N items.
-        images: The image of each item; the bootstrap resamples images.
+        images: The image of each item; confidence intervals resample images.
         shares: The metrics by name, each with arrays of shape ``(N,)``.
         groups: Subsets of the items by name, bool ``(N,)``.
         problems: By kind, the ids of answers with a problem (`spr.evaluation.predictions.PROBLEMS`).
@@ -56,7 +56,10 @@ class Result:
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """``{name: {"value": …, "ci95": [low, high]}}`` over all items."""
+        """``{name: {"value": …, "ci95": [low, high]}}`` over all items.
+
+        Without an interval, ``ci95`` is None and ``no_ci95`` the reason (`intervals`).
+        """
         return self._measured[0]
 
     @cached_property
@@ -72,12 +75,10 @@ class Result:
                 for key, values in halves.items()
             }
             columns += [Share(inside[id(share.parts)], inside[id(share.wholes)]) for share in shares]
-        bounds: list[tuple[float, float] | None] = [None] * len(columns)
-        if columns and self.ids:
-            bounds = intervals(bootstrap(columns, cluster_numbers(self.images)))
+        found = intervals(columns, cluster_numbers(self.images))
         rows = [
-            {"value": rounded(share.value()), "ci95": None if ci is None else [rounded(v) for v in ci]}
-            for share, ci in zip(columns, bounds, strict=True)
+            {"value": rounded(share.value()), **interval_json(interval)}
+            for share, interval in zip(columns, found, strict=True)
         ]
         width = len(self.shares)
         return [dict(zip(self.shares, rows[k * width :], strict=False)) for k in range(len(self.groups) + 1)]
@@ -133,6 +134,21 @@ def read_items(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, 
         raise InputError(f"{path} is not an items file", got=table.column_names, expected="the columns id, image, …")
     shares = {name: Share(table[name].to_numpy(), table[f"{name} of"].to_numpy()) for name in names}
     return tuple(table["id"].to_pylist()), tuple(table["image"].to_pylist()), shares
+
+
+def interval_json(interval: Interval) -> dict[str, Any]:
+    """An interval as in result files: ``ci95``, and ``no_ci95`` if there is none."""
+    if interval.ci95 is None:
+        return {"ci95": None, "no_ci95": interval.reason}
+    return {"ci95": [rounded(bound) for bound in interval.ci95]}
+
+
+def without_interval(reasons: Mapping[str, str]) -> list[str]:
+    """Lines that say which metrics have no interval, and why; ``reasons`` by the metrics' names."""
+    return [
+        f"  no interval for {', '.join(name for name, why in reasons.items() if why == reason)}: {reason}"
+        for reason in dict.fromkeys(reasons.values())
+    ]
 
 
 def rounded(value: float | None) -> float | None:

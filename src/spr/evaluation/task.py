@@ -219,7 +219,8 @@ def _ask(
         model, describer = describer.model or "", load_describer(describer)
     prompt, questions = task.questions(items, describer.dialect, model)
     answers = ask(describer, questions, load, seed=seed)
-    kept = tuple(answer_record(*row, describer) for row in zip(questions, answers.texts, strict=True))
+    rows = zip(questions, answers.raw, answers.texts, answers.finish_reasons, strict=True)
+    kept = tuple(answer_record(*row, describer) for row in rows)
     how = {"model": describer.name, "dialect": describer.dialect.spec, "prompt": prompt, "seed": seed}
     how |= {setting: getattr(describer, setting, None) for setting in ("temperature", "top_p")}
     how |= {own.name: getattr(task, own.name) for own in task.options() if own.option.asks and own.name != "prompt"}

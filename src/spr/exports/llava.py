@@ -15,7 +15,7 @@ def to_row(row: ExportRow) -> dict[str, Any]:
     """
     texts = row.texts
     return {
-        "id": row.pair.query_id,
+        "id": row.pair.pair_id,
         "image": row.image.path,
         "conversations": [
             {"from": "human", "value": f"<image>\n{texts.prompt}"},

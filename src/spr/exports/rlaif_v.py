@@ -21,7 +21,7 @@ def to_row(labels: Labels, row: ExportRow) -> dict[str, Any]:
         "rejected": row.texts.rejected,
         "origin_dataset": labels.origin,
         "origin_split": json.dumps({"model": labels.describer, "type": "region_description"}, ensure_ascii=False),
-        "idx": row.pair.query_id,
+        "idx": row.pair.pair_id,
         "image_path": row.pair.file_name,
     }
 

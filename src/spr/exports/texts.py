@@ -26,10 +26,13 @@ def texts_of(
 ) -> Texts | str:
     """The texts of a pair, converted from ``source`` to ``target`` if that is not None; or why the pair is left out.
 
-    The reasons are ``not_renderable`` (the target dialect would read the words as coordinates),
-    ``chosen_equals_rejected`` (in the target dialect) and ``placeholder_in_text`` (the trainer would replace it).
+    The reasons are ``truncated_answer`` (the trainer would add an end of turn), ``not_renderable`` (the target dialect
+    would read the words as coordinates), ``chosen_equals_rejected`` (in the target dialect) and ``placeholder_in_text``
+    (the trainer would replace it).
     The prompt is rendered again from ``prompts``.
     """
+    if pair.truncated:
+        return "truncated_answer"
     texts = Texts(pair.prompt, pair.chosen, pair.rejected)
     if target is not None:
         size_wh = pair.width, pair.height

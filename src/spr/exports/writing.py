@@ -10,6 +10,7 @@ from pathlib import Path
 from spr.core.atomic import atomic_dir
 from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.progress import Progress
+from spr.core.reasons import FIXES
 from spr.exports.card import public_name, write_card
 from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
 from spr.exports.images import export_images
@@ -133,6 +134,10 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
             writer.abandon()
     if not stats.pairs:
         got = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
-        fix = f"set annotations.images in {run.path / 'config.yaml'}, or restore the images"
-        raise InputError("No pair can be exported", got=got, expected=f"images in {annotations.images}", fix=fix)
+        if set(left_out) == {"truncated_answer"}:
+            expected, fix = "answers that end by themselves", FIXES["truncated_answer"]
+        else:
+            expected = f"images in {annotations.images}"
+            fix = f"set annotations.images in {run.path / 'config.yaml'}, or restore the images"
+        raise InputError("No pair can be exported", got=got, expected=expected, fix=fix)
     return stats, dict(left_out.most_common())

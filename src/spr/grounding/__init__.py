@@ -6,6 +6,7 @@
 
 from spr.grounding.answer import FinalAnswer, final_answer
 from spr.grounding.dialects import DIALECTS, Dialect, get_dialect
+from spr.grounding.editing import map_to_image, replace_boxes
 from spr.grounding.geometry import smart_resize
 from spr.grounding.parse import parse
 from spr.grounding.render import Converted, convert, convert_lines, render, render_box
@@ -22,8 +23,10 @@ __all__ = [
     "convert_lines",
     "final_answer",
     "get_dialect",
+    "map_to_image",
     "parse",
     "render",
     "render_box",
+    "replace_boxes",
     "smart_resize",
 ]

@@ -72,18 +72,39 @@ class NumberFrame:
 
     def encode(self, box: Box) -> tuple[float, ...]:
         """The numbers of a box in pixels, clipped to the image."""
-        c = self.canvas
-        x_axis, y_axis = (c.width, c.pad_x, c.span_w, self.units_x), (c.height, c.pad_y, c.span_h, self.units_y)
-        axes = (x_axis, y_axis, x_axis, y_axis)
-        return tuple(self._number(edge, *axis) for edge, axis in zip(box, axes, strict=True))
+        return tuple(self._number(edge, *axis) for edge, axis in zip(box, self._axes() * 2, strict=True))
 
-    def _number(self, edge: float, size: int, pad: int, span: int, units: int) -> float:
-        value = (min(max(edge, 0.0), size) + pad) * units / span
+    def _axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+        c = self.canvas
+        return (c.width, c.pad_x, c.span_w, self.units_x), (c.height, c.pad_y, c.span_h, self.units_y)
+
+    def _number(self, edge: float, size: int, pad: int, span: int, units: int, *, clip: bool = True) -> float:
+        value = ((min(max(edge, 0.0), size) if clip else edge) + pad) * units / span
         if self.coding.decimals:
             return round(value, self.coding.decimals)
         if self.coding.floor and not self.coding.offset:
             value += SNAP
-        return min(math.floor(value) if self.coding.floor else round(value), self._high(units))
+        number = math.floor(value) if self.coding.floor else round(value)
+        return min(number, self._high(units)) if clip else number
+
+    def can_move(self, numbers: Sequence[float]) -> bool:
+        """Whether `move` accepts the numbers."""
+        return all(map(math.isfinite, numbers))
+
+    def move(self, numbers: Sequence[float], to: NumberFrame, dx: float, dy: float) -> tuple[float, ...]:
+        """The numbers of the same edges in the frame of another image, in which this image starts at ``(dx, dy)``.
+
+        Swapped corners stay swapped. Edges beyond this image are not clipped.
+        """
+        error = self.max_error() if self.padded else (0.0, 0.0)
+        moved = []
+        for k, number in enumerate(numbers):
+            size, pad, span, units = self._axes()[k % 2]
+            edge, shift, slack = (number + self.coding.offset) * span / units - pad, (dx, dy)[k % 2], 2 * error[k % 2]
+            clip = -slack <= edge <= size + slack
+            edge = min(max(edge, 0.0), size) if clip else edge
+            moved.append(to._number(edge + shift, *to._axes()[k % 2], clip=clip))
+        return tuple(moved)
 
     def decode(self, numbers: Sequence[float]) -> Decoded:
         """The box in pixels of four numbers, clipped to the image, with sorted corners; and the problem, if any."""
@@ -166,6 +187,28 @@ class CellFrame:
             first = last = math.floor(low * self.side / size)
         first = min(max(first, 0), self.side - 1)
         return first, min(max(last, first), self.side - 1)
+
+    def can_move(self, numbers: Sequence[float]) -> bool:
+        """Whether `move` accepts the numbers: two cells of the grid."""
+        return max(numbers) < self.side**2
+
+    def move(self, numbers: Sequence[float], to: CellFrame, dx: float, dy: float) -> tuple[int, ...]:
+        """The cells of the same box in the frame of another image, in which this image starts at ``(dx, dy)``.
+
+        Swapped corners stay swapped.
+        """
+        box, _ = self.decode(numbers)
+        if box is None:
+            raise ValueError("not two cells of the grid")
+        x1, y1, x2, y2 = box
+        upper, lower = to.encode((x1 + dx, y1 + dy, x2 + dx, y2 + dy))
+        (top, left), (bottom, right) = divmod(upper, to.side), divmod(lower, to.side)
+        (first_row, first_column), (last_row, last_column) = (divmod(int(number), self.side) for number in numbers)
+        if first_row > last_row:
+            top, bottom = bottom, top
+        if first_column > last_column:
+            left, right = right, left
+        return top * to.side + left, bottom * to.side + right
 
     def decode(self, numbers: Sequence[float]) -> Decoded:
         """The box in pixels of two cells, with sorted corners; and the problem, if any."""

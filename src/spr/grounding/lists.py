@@ -7,10 +7,11 @@ import re
 from typing import Any, NamedTuple
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import SPECIAL, JsonList, Tokens, stray
-from spr.grounding.text import GroundedText, Problems, without_surrogates
+from spr.grounding.markup import FOREIGN_TAG, NUMBER, SPECIAL, JsonList, Tokens, stray
+from spr.grounding.text import Problems, Range, without_surrogates
 from spr.records import Box, Span
 
+_NUMBER = re.compile(NUMBER)
 _FENCE = re.compile(r"```(?:json)?")
 
 
@@ -22,7 +23,7 @@ class _Item(NamedTuple):
     raw: tuple[int, int] | None
 
 
-def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
+def _grounded(items: list[_Item], problems: Problems) -> tuple[str, list[Span]]:
     """The joined labels, one span each, as plain text. Boxes without label are reported if others have one."""
     plain = ""
     spans: list[Span] = []
@@ -33,7 +34,7 @@ def _grounded(items: list[_Item], problems: Problems) -> GroundedText:
             spans.append(Span(label, len(plain) - len(label), len(plain), tuple(boxes)))
             if has_labels and not label:
                 problems.note(*raw, "box without a label: kept without one")
-    return GroundedText(plain, tuple(spans), problems.sorted())
+    return plain, spans
 
 
 def _add(items: list[_Item], label: str, boxes: list[Box], raw: tuple[int, int]) -> None:
@@ -44,9 +45,9 @@ def _add(items: list[_Item], label: str, boxes: list[Box], raw: tuple[int, int])
         items.append(_Item(label, boxes, raw))
 
 
-def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
+def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str, list[Span]]:
     """Parse labels and location tokens; malformed pieces are reported and dropped."""
-    problems = Problems(text)
+    text = problems.raw
     items: list[_Item] = []
     pending: tuple[list[Box], tuple[int, int]] = [], (0, 0)  # boxes whose label comes next
     words: list[str] = []
@@ -64,7 +65,7 @@ def parse_tokens(text: str, markup: Tokens, frame: Frame) -> GroundedText:
     for match in markup.pattern.finditer(text):
         raw, piece = match.span(), match[0]
         if match[1] is not None:
-            boxes = problems.decode(frame, match.group(*markup.numbers), *raw)
+            boxes = problems.decode(frame, match, markup.numbers)
         elif markup.token_pattern.match(piece):
             boxes = _run(match, markup, frame, problems)
         else:
@@ -94,7 +95,7 @@ def _drop(match: re.Match[str], reason: str | None, position: int, words: list[s
     before = match.string[position : match.start()]
     words.append(before if match[0][0] == "<" else before.rstrip())
     if reason:
-        problems.note(*match.span(), reason)
+        problems.note(*match.span(), reason, unread=reason != FOREIGN_TAG)
     return match.end()
 
 
@@ -106,18 +107,20 @@ def _run(match: re.Match[str], markup: Tokens, frame: Frame, problems: Problems)
         four = tokens[first : first + 4]
         start, stop = four[0].start(), four[-1].end()
         if len(four) == 4:
-            boxes += problems.decode(frame, [four[place][1] for place in markup.order], start, stop)
+            ordered = [four[place] for place in markup.order]
+            numbers, ranges = [float(token[1]) for token in ordered], tuple(token.span(1) for token in ordered)
+            boxes += problems.add(frame, numbers, ranges, (start, stop), match.span())
         else:
-            problems.note(start, stop, f"{len(four)} location tokens instead of 4: dropped")
+            problems.note(start, stop, f"{len(four)} location tokens instead of 4: dropped", unread=True)
     return boxes
 
 
-def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
+def parse_json(problems: Problems, markup: JsonList, frame: Frame) -> tuple[str, list[Span]]:
     """Parse JSON entries, alone or among words; malformed pieces are reported and dropped.
 
     Words outside the entries are part of the plain text only if there are no entries.
     """
-    problems = Problems(text)
+    text = problems.raw
     items: list[_Item] = []
     first = last = -1
     words: list[str] = []  # outside the entries
@@ -129,14 +132,11 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
             continue
         first, last = (raw[0] if first < 0 else first), raw[1]
         if match[1] is not None:
-            label = match[5][1:-1].strip()
-            box, reason = frame.decode([float(number) for number in match.group(*markup.numbers)])
+            label, boxes = match[5][1:-1].strip(), problems.decode(frame, match, markup.numbers)
         else:
-            label, box, reason = _entry(match, markup, frame)
-        if reason is not None:
-            problems.note(*raw, reason)
-        if box is not None:
-            _add(items, label, [box], raw)
+            label, boxes = _entry(match, markup, frame, problems)
+        if boxes:
+            _add(items, label, boxes, raw)
     if first >= 0:
         opened = text.rfind("[", 0, first)
         if opened >= 0 and "]" not in text[last:] and not text[opened + 1 : first].strip():
@@ -147,27 +147,46 @@ def parse_json(text: str, markup: JsonList, frame: Frame) -> GroundedText:
     return _grounded(items, problems)
 
 
-def _entry(match: re.Match[str], markup: JsonList, frame: Frame) -> tuple[str, Box | None, str | None]:
-    """Label, box and problem of an entry that is not in the models' form."""
+def _entry(match: re.Match[str], markup: JsonList, frame: Frame, problems: Problems) -> tuple[str, list[Box]]:
+    """Label and box of an entry that is not in the models' form."""
+
+    def dropped(reason: str, *, unread: bool = True) -> tuple[str, list[Box]]:
+        problems.note(*match.span(), f"{reason}: dropped", unread=unread)
+        return "", []
+
     if not match["close"]:
-        return "", None, "entry is not closed: dropped"
+        return dropped("entry is not closed")
     try:
         entry: Any = json.loads(match[0], strict=False)
     except (ValueError, RecursionError):
-        return "", None, "entry is not JSON: dropped"
+        return dropped("entry is not JSON")
     numbers = entry.get(markup.box_key)
     if numbers is None:
-        return "", None, f"entry has no {markup.box_key}: dropped"
+        return dropped(f"entry has no {markup.box_key}", unread=False)
     # Exact types: JSON's true equals 1 in Python, and strings are not accepted.
     if not isinstance(numbers, list) or any(type(number) not in (int, float) for number in numbers):
-        return "", None, f"{markup.box_key} is not a list of numbers: dropped"
+        return dropped(f"{markup.box_key} is not a list of numbers")
     if len(numbers) != 4:
-        return "", None, f"{len(numbers)} numbers instead of 4: dropped"
+        return dropped(f"{len(numbers)} numbers instead of 4")
     try:
-        box, reason = frame.decode([float(number) for number in numbers])
+        numbers = [float(number) for number in numbers]
     except OverflowError:
-        return "", None, "not a finite number: dropped"
+        return dropped("not a finite number")
+    before = len(problems.found)
+    boxes = problems.add(frame, numbers, _ranges(match, markup, numbers), match.span())
     label = entry.get(markup.label_key, "")
     if not isinstance(label, str):
-        return "", box, reason or f"{markup.label_key} is not text: box kept without one"
-    return without_surrogates(label).strip(), box, reason
+        if len(problems.found) == before:
+            problems.note(*match.span(), f"{markup.label_key} is not text: box kept without one")
+        return "", boxes
+    return without_surrogates(label).strip(), boxes
+
+
+def _ranges(match: re.Match[str], markup: JsonList, numbers: list[float]) -> tuple[Range, ...]:
+    """Where the entry writes these numbers; empty if that is not certain, such as after an escaped key."""
+    found = [
+        tuple(item.span() for item in _NUMBER.finditer(match.string, *box.span(1)))
+        for box in markup.box_pattern.finditer(match.string, *match.span())
+    ]
+    equal = [spans for spans in found if [float(match.string[start:stop]) for start, stop in spans] == numbers]
+    return equal[-1] if equal else ()

@@ -42,6 +42,7 @@ _BRACKET = re.compile(r"[\[\]()]")
 OTHER_NUMBERS = re.compile(rf"\s*+{_ITEM}(?:(?=[\s,])\s*+,?+\s*+{_ITEM}){{3}}\s*+")
 """Four numbers in other forms, such as "x1=5, y1=5, x2=9, y2=9" or "5 5 9 9"."""
 STRAY_COORDINATES = "coordinates without the dialect's markup: dropped"
+FOREIGN_TAG = "tag of another dialect: dropped"
 _NUMBERED = ("<loc", "<patch", "</delim")
 
 
@@ -53,7 +54,7 @@ def stray(match: re.Match[str]) -> str | None:
     """
     piece = match[0]
     if piece[0] == "<":
-        return STRAY_COORDINATES if piece.startswith(_NUMBERED) else "tag of another dialect: dropped"
+        return STRAY_COORDINATES if piece.startswith(_NUMBERED) else FOREIGN_TAG
     if piece[-1] not in ")]" and match.end() < len(match.string):
         return None
     counts = [len(_ITEM_PATTERN.findall(group)) for group in _BRACKET.split(piece)]
@@ -196,6 +197,12 @@ class JsonList:
         box, label = re.escape(f'"{self.box_key}"'), re.escape(f'"{self.label_key}"')
         entry = rf"{box}:\s?\[({NUMBER}),\s?({NUMBER}),\s?({NUMBER}),\s?({NUMBER})\],\s*+{label}:\s?"
         return re.compile(rf'\{{\s*+{entry}("[^"\\{{}}\n]*+")\s*+\}}|\{{(?P<inner>[^{{}}]*+)(?P<close>\}}?)|{_STRAY}')
+
+    @cached_property
+    def box_pattern(self) -> re.Pattern[str]:
+        """The key of a box with its list of numbers (group 1)."""
+        key = re.escape(f'"{self.box_key}"')
+        return re.compile(rf"{key}\s*+:\s*+\[([^\[\]]*+)\]")
 
 
 Markup: TypeAlias = Brackets | Tags | Tokens | JsonList

@@ -30,7 +30,11 @@ class Localization(NamedTuple):
 
 
 def localization_score(
-    objects: Sequence[ImageObject], text_boxes: Sequence[Box], detected_boxes: Sequence[Box] = ()
+    objects: Sequence[ImageObject],
+    text_boxes: Sequence[Box],
+    detected_boxes: Sequence[Box] = (),
+    *,
+    threshold: float = THRESHOLD,
 ) -> Localization:
     """S_loc = (1/|G|) Σ_i max_j p[i,j], where p[i,j] = IoU(g_i, b_j) if that is above 0.5, else 0 (paper, Sec. 3.2).
 
@@ -38,9 +42,10 @@ def localization_score(
         objects: G, the objects inside the region.
         text_boxes: The boxes in the description, in pixels of the original image.
         detected_boxes: The detector's boxes for the description's text; added to ``text_boxes``.
+        threshold: An IoU counts if it is above this value, 0..1.
 
     Returns:
-        The score, 0 for an empty G, and for each object the IoU (also if it is not above 0.5) and the source (``text``,
+        The score, 0 for an empty G, and for each object the IoU (also if it does not count) and the source (``text``,
         ``detector``, ``none``) of its best prediction. Ties are resolved in favour of ``text``.
 
     >>> cup = ImageObject("1", "cup", (0, 0, 10, 10))
@@ -57,7 +62,7 @@ def localization_score(
     sources[values == 0] = "none"
     rows = zip(objects, values.tolist(), sources.tolist(), strict=True)
     matches = tuple(Match(item.id, value, source) for item, value, source in rows)
-    return Localization(float(np.where(bx.over(values, THRESHOLD), values, 0.0).mean()), matches)
+    return Localization(float(np.where(bx.over(values, threshold), values, 0.0).mean()), matches)
 
 
 def reaches(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:

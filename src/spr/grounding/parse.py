@@ -12,7 +12,7 @@ from spr.grounding.lists import parse_json, parse_tokens
 from spr.grounding.markup import Brackets, JsonList, Tags, Tokens
 from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
 from spr.grounding.prose import TagReader, parse_brackets
-from spr.grounding.text import GroundedText, without_surrogates
+from spr.grounding.text import GroundedText, Problems, Source, without_surrogates
 from spr.records import Box, Size
 
 _OPENER = re.compile(r"[\[({<]")
@@ -43,15 +43,18 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
     dialect, text = get_dialect(dialect), without_surrogates(text)
-    frame, markup = dialect.frame(size_wh), dialect.markup
+    frame, markup, problems = dialect.frame(size_wh), dialect.markup, Problems(text)
     if isinstance(markup, Brackets):
-        grounded = parse_brackets(text, markup, frame)
+        plain, spans = parse_brackets(problems, markup, frame)
     elif isinstance(markup, Tags):
-        grounded = TagReader(text, markup, frame).read()
+        plain, spans = TagReader(problems, markup, frame).read()
     elif isinstance(markup, JsonList):
-        grounded = parse_json(text, markup, frame)
+        plain, spans = parse_json(problems, markup, frame)
     else:
-        grounded = parse_tokens(text, markup, frame)
+        plain, spans = parse_tokens(problems, markup, frame)
+    boxes, places = tuple(box for span in spans for box in span.boxes), tuple(problems.places)
+    source = Source(text, dialect, size_wh, places, problems.unread, plain, boxes)
+    grounded = GroundedText(plain, tuple(spans), problems.sorted(), source)
     if strict and grounded.problems:
         problem = grounded.problems[0]
         what = f"Text in dialect `{dialect.key}` is malformed at offset {problem.offset}: {problem.reason}"

@@ -7,7 +7,7 @@ import re
 from spr.grounding.coding import Frame
 from spr.grounding.markup import NUMBER, OTHER_NUMBERS, SPECIAL, STRAY_COORDINATES, Brackets, Tags, stray
 from spr.grounding.phrases import find_phrase
-from spr.grounding.text import GroundedText, Problems
+from spr.grounding.text import Problems, Range
 from spr.records import Box, Span
 
 _BY_RULE = -1  # the start of an unmarked phrase, which `find_phrase` determines
@@ -22,10 +22,10 @@ _COORDINATES = re.compile(r"[\s0-9.,;()\[\]+-]++|<patch_index_[0-9]*+>?|</delimi
 
 
 class Prose:
-    """Builds a `GroundedText` from left to right."""
+    """Builds the plain text and its phrases from left to right."""
 
-    def __init__(self, raw: str) -> None:
-        self.problems = Problems(raw)
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
         self.length = 0  # length of the plain text so far
         self._pieces: list[str] = []
         self._since = 0  # number of pieces when the last phrase was added; pieces before are final
@@ -76,7 +76,7 @@ class Prose:
 
     def stray(self, words: str, start: int, stop: int, reason: str) -> None:
         """Add plain text, then report ``raw[start:stop]``: coordinates or a tag of another dialect."""
-        self.problems.note(start, stop, reason)
+        self.problems.note(start, stop, reason, unread=reason == STRAY_COORDINATES)
         if reason == STRAY_COORDINATES:
             self.words_before_box(words)
             self.add([], (start, stop))
@@ -114,8 +114,11 @@ class Prose:
         self._groundings.append((start, end, boxes, raw))
         self._since = len(self._pieces)
 
-    def finish(self, *, marked: bool) -> GroundedText:
-        """The parsed text. With ``marked``, the dialect marks phrases, so boxes without marked phrase are reported."""
+    def finish(self, *, marked: bool) -> tuple[str, list[Span]]:
+        """The plain text and its phrases.
+
+        With ``marked``, the dialect marks phrases, so boxes without marked phrase are reported.
+        """
         self.keep_opened()
         plain = "".join(self._pieces).rstrip()
         spans, position = [], 0
@@ -133,23 +136,23 @@ class Prose:
             start = min(start, len(plain))
             spans.append(Span(plain[start:end], start, end, tuple(boxes)))
             position = end
-        return GroundedText(plain, tuple(spans), self.problems.sorted())
+        return plain, spans
 
 
-def parse_brackets(text: str, markup: Brackets, frame: Frame) -> GroundedText:
+def parse_brackets(problems: Problems, markup: Brackets, frame: Frame) -> tuple[str, list[Span]]:
     """Parse prose with boxes in brackets; malformed pieces are reported and dropped."""
-    prose, position = Prose(text), 0
-    decode = prose.problems.decode
+    text, prose, position = problems.raw, Prose(problems), 0
+    decode = problems.decode
     for match in markup.pattern.finditer(text):
         start, stop = match.span()
         words = text[position:start]
         position = stop
         if match[1] is not None:
             prose.words_before_box(words)
-            prose.add(decode(frame, match.group(*markup.numbers), start, stop), (start, stop))
+            prose.add(decode(frame, match, markup.numbers), (start, stop))
         elif match["inner"] is not None and is_coordinates(match):
             prose.words_before_box(words)
-            boxes, position = _read_bracket(match, markup, frame, prose.problems)
+            boxes, position = _read_bracket(match, markup, frame, problems)
             prose.add(boxes, (start, position))
         elif SPECIAL.fullmatch(match[0]):
             prose.words_before_box(words)
@@ -197,7 +200,7 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems
     start, inner, width = match.start(), match["inner"], markup.width
     if not match["close"]:
         stop = match.start("inner") + len(_NOT_NUMBERS.split(inner, 1)[0].rstrip())
-        problems.note(start, stop, "bracket is not closed: dropped")
+        problems.note(start, stop, "bracket is not closed: dropped", unread=True)
         return [], stop
     if 1 + len(match["open"]) != width or len(match["close"]) != width:
         problems.note(start, match.end(), f"not in {width} bracket{'s' * (width > 1)} on each side: read anyway")
@@ -207,14 +210,14 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems
         stop = offset + len(piece)
         if not piece.strip():
             problems.note(offset - 1, stop + 1, "no box beside a separator")
-        elif (numbers := _FOUR_NUMBERS.fullmatch(piece)) is not None:
-            boxes += problems.decode(frame, numbers.groups(), offset, stop)
+        elif (numbers := _FOUR_NUMBERS.fullmatch(match.string, offset, stop)) is not None:
+            boxes += problems.decode(frame, numbers, markup.numbers, match.span())
         elif OTHER_NUMBERS.fullmatch(piece):
-            problems.note(offset, stop, STRAY_COORDINATES)
+            problems.note(offset, stop, STRAY_COORDINATES, unread=True)
         else:
             count = _count_numbers(piece.split(","))
             wrong = f"{count} numbers instead of 4" if count != 4 else "not four finite numbers"
-            problems.note(offset, stop, f"{wrong}: dropped")
+            problems.note(offset, stop, f"{wrong}: dropped", unread=True)
         offset = stop + 1
     return boxes, match.end()
 
@@ -222,13 +225,12 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems
 class TagReader:
     """Parses prose with tags around phrases and boxes; malformed pieces are reported and dropped."""
 
-    def __init__(self, text: str, markup: Tags, frame: Frame) -> None:
-        self.text, self.markup, self.frame = text, markup, frame
-        self.prose = Prose(text)
-        self.problems = self.prose.problems
+    def __init__(self, problems: Problems, markup: Tags, frame: Frame) -> None:
+        self.text, self.markup, self.frame = problems.raw, markup, frame
+        self.prose, self.problems = Prose(problems), problems
         self.opened: tuple[str, int, int] | None = None  # an open tag, and its start and end in the text
 
-    def read(self) -> GroundedText:
+    def read(self) -> tuple[str, list[Span]]:
         """Parse the text, once."""
         text, prose, markup = self.text, self.prose, self.markup
         tags = {*markup.phrase, *markup.grounding}
@@ -237,7 +239,8 @@ class TagReader:
             start, stop = match.span()
             if match[1] is not None:
                 self._close(position, start)
-                boxes = self.problems.decode(self.frame, match.group(*markup.numbers), start, stop)
+                unit = match.end(1) + len(markup.phrase[1]), stop
+                boxes = self.problems.decode(self.frame, match, markup.numbers, unit)
                 self._phrase(match[1], boxes, start, stop)
             elif match[0] in tags:
                 self._tag(match[0], position, start, stop)
@@ -266,7 +269,7 @@ class TagReader:
         else:
             while (match := _COORDINATES.match(self.text, end, stop)) is not None:
                 end = match.end()
-            self.problems.note(begin, end, "box is not closed: dropped")
+            self.problems.note(begin, end, "box is not closed: dropped", unread=True)
             end -= end < stop and self.text[end - 1].isspace()
             self.prose.drop_space()
         self.prose.words(SPECIAL.sub("", self.text[end:stop]))
@@ -288,7 +291,7 @@ class TagReader:
             if opening == self.markup.phrase[0]:
                 self._phrase(SPECIAL.sub("", self.text[inside:start]), [], begin, stop)
             else:
-                boxes = self._boxes(inside, start)
+                boxes = self._boxes(inside, start, (begin, stop))
                 self.prose.drop_space()
                 self.prose.add(boxes, (begin, stop))
             return
@@ -298,7 +301,7 @@ class TagReader:
         else:
             self.problems.note(start, stop, "closing tag without its opening tag: dropped")
 
-    def _boxes(self, start: int, stop: int) -> list[Box]:
+    def _boxes(self, start: int, stop: int, unit: Range) -> list[Box]:
         """The boxes between two box tags."""
         markup = self.markup
         separators = re.compile(markup.between).finditer(self.text, start, stop) if markup.between else ()
@@ -314,7 +317,7 @@ class TagReader:
         for begin, end in pieces:
             numbers = markup.shape_pattern.fullmatch(self.text, begin, end)
             if numbers is None:
-                self.problems.note(begin, end, f"not a box like {markup.box}: dropped")
+                self.problems.note(begin, end, f"not a box like {markup.box}: dropped", unread=True)
             else:
-                boxes += self.problems.decode(self.frame, numbers.groups(), begin, end)
+                boxes += self.problems.decode(self.frame, numbers, range(1, 1 + numbers.re.groups), unit)
         return boxes

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from spr.core.errors import GroundingError
 from spr.grounding.coding import Frame
 from spr.grounding.dialects import Dialect, get_dialect
+from spr.grounding.editing import source_text
 from spr.grounding.markup import SPECIAL, Brackets, JsonList, Markup, Tags, Tokens, stray
 from spr.grounding.parse import parse
 from spr.grounding.prose import is_coordinates
@@ -21,9 +22,11 @@ from spr.records import Box, Size, Span
 def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str:
     """Write a text with its boxes in the form of the dialect's models.
 
-    Boxes follow their phrase (in PaliGemma's dialect they precede it) and are clipped to the image. Spans without boxes
-    are written as plain words. Dialects that keep no prose (``dialect.keeps_prose``) get the phrases with boxes only,
-    unless the text has no boxes. ``size_wh`` is the size of the original image in pixels.
+    A text that was parsed in this dialect for this size comes back as it was, character by character, but for the boxes
+    that `replace_boxes` changed. Otherwise boxes follow their phrase (in PaliGemma's dialect they precede it) and are
+    clipped to the image. Spans without boxes are written as plain words. Dialects that keep no prose
+    (``dialect.keeps_prose``) get the phrases with boxes only, unless the text has no boxes. ``size_wh`` is the size of
+    the original image in pixels.
 
     Raises:
         GroundingError: for an unknown dialect, a wrong image size, a box with x2 < x1 or y2 < y1, or words that the
@@ -36,6 +39,9 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
     '[{"bbox_2d": [100, 150, 300, 800], "label": "A man"}]'
     """
     dialect = get_dialect(dialect)
+    own = source_text(grounded, dialect, size_wh)
+    if own is not None:
+        return own
     markup, frame = dialect.markup, dialect.frame(size_wh)
     spans = [span for span in grounded.spans if span.boxes]
     if not spans:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 from spr.core.errors import RecordError
 from spr.grounding.coding import Frame
-from spr.records import Box, Span
+from spr.grounding.dialects import Dialect
+from spr.records import Box, Size, Span
 
 PROBLEM_LENGTH = 60
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -35,27 +37,86 @@ class Problem:
         return f"offset {self.offset}: {self.text!r}: {self.reason}"
 
 
+Range: TypeAlias = tuple[int, int]
+"""Start and end of a piece of the raw answer, in characters."""
+
+
+class Place(NamedTuple):
+    """Where an answer writes a box.
+
+    Attributes:
+        numbers: The ranges of the numbers, in the order x1, y1, x2, y2 (or first and second cell); empty if unknown.
+        piece: The range of the box without what it shares with other boxes.
+        unit: The range of the brackets, tags, entry or run of tokens that contain it, and perhaps other boxes.
+        is_read: False for four numbers that are no box of the image: out of the dialect's range, or in the padding.
+    """
+
+    numbers: tuple[Range, ...]
+    piece: Range
+    unit: Range
+    is_read: bool = True
+
+
 class Problems:
-    """Collects the malformed pieces of a raw answer."""
+    """Collects the malformed pieces of a raw answer, and the places of its boxes."""
 
     def __init__(self, raw: str) -> None:
         self.raw = raw
         self.found: list[Problem] = []
+        self.places: list[Place] = []
+        self.unread = False
 
-    def note(self, start: int, stop: int, reason: str) -> None:
-        """Report ``raw[start:stop]``."""
+    def note(self, start: int, stop: int, reason: str, *, unread: bool = False) -> None:
+        """Report ``raw[start:stop]``; ``unread`` coordinates can't be mapped from a crop to its image."""
         self.found.append(Problem(start, self.raw[start : min(stop, start + PROBLEM_LENGTH)], reason))
+        self.unread |= unread
 
-    def decode(self, frame: Frame, numbers: Iterable[str], start: int, stop: int) -> list[Box]:
-        """The box of the numbers in ``raw[start:stop]``, or no box if it is dropped; a problem is reported."""
-        box, reason = frame.decode([float(number) for number in numbers])
+    def decode(self, frame: Frame, match: re.Match[str], groups: Iterable[int], unit: Range | None = None) -> list[Box]:
+        """The box of the numbers in groups of a match, or no box if it is dropped; a problem is reported."""
+        numbers = [float(match[group]) for group in groups]
+        ranges = tuple([match.span(group) for group in groups])
+        return self.add(frame, numbers, ranges, match.span(), unit)
+
+    def add(
+        self, frame: Frame, numbers: Sequence[float], ranges: tuple[Range, ...], piece: Range, unit: Range | None = None
+    ) -> list[Box]:
+        """The box of the numbers at these ranges, or no box if it is dropped; a problem is reported."""
+        box, reason = frame.decode(numbers)
+        can_move = box is not None or frame.can_move(numbers)
+        if can_move:
+            unit = unit or piece
+            # A match with its phrase starts before the unit.
+            self.places.append(Place(ranges, max(piece, unit), unit, box is not None))
+            self.unread |= not ranges
         if reason is not None:
-            self.note(start, stop, reason)
+            self.note(*piece, reason, unread=not can_move)
         return [] if box is None else [box]
 
     def sorted(self) -> tuple[Problem, ...]:
         """The problems by offset."""
         return tuple(sorted(self.found, key=lambda problem: problem.offset))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The answer from which a grounded text was parsed, or its edited form, with the places of its boxes.
+
+    Attributes:
+        text: The answer as the model wrote it.
+        dialect: Its dialect.
+        size_wh: Width and height in pixels of the image that its numbers refer to.
+        places: The places of the boxes, in the order of the text.
+        has_unread: Whether it contains coordinates that could not be read.
+        plain_text, boxes: Those of the grounded text that it belongs to.
+    """
+
+    text: str
+    dialect: Dialect
+    size_wh: Size
+    places: tuple[Place, ...]
+    has_unread: bool
+    plain_text: str
+    boxes: tuple[Box, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +128,8 @@ class GroundedText:
         spans: Phrases with boxes in pixels of the original image; sorted, without overlap. A box without phrase has an
             empty one.
         problems: The malformed pieces of the parsed answer, by offset.
+        source: The parsed answer, which `render` returns as it is for the same dialect and size. Text that was changed
+            by other means than `spr.grounding.replace_boxes` has none, or one that is ignored.
 
     Raises:
         RecordError: if a span does not match the text, or spans overlap or are not sorted.
@@ -78,6 +141,7 @@ class GroundedText:
     plain_text: str
     spans: tuple[Span, ...] = ()
     problems: tuple[Problem, ...] = ()
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spans", tuple(self.spans))

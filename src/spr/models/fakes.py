@@ -1,7 +1,7 @@
 """Deterministic fakes of the three protocols, for running the pipeline without weights or a GPU.
 
 They do not look at what an image shows. The describer repeats the annotations with random errors, the scorer embeds
-hashes of words and colours, and the detector returns random boxes for words of the text.
+hashes of words and colours, and the detector returns random boxes for the phrases of the text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spr.core import boxes as bx
 from spr.core.randomness import stable_hash
 from spr.core.views import shift
 from spr.grounding import GroundedText, get_dialect, render
-from spr.models.protocols import DescribeRequest, DetectRequest, Vectors, View
+from spr.models.protocols import Answer, DescribeRequest, DetectRequest, Vectors, View
 from spr.records import Box, Detection, ImageObject, Span
 
 
@@ -43,9 +43,9 @@ class FakeDescriber:
         self.dialect = get_dialect(dialect or "llava_onevision")
         self.drop, self.jitter, self.invent = drop, jitter, invent
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One answer per request, a function of its seed and of the annotations of its query."""
-        return [self._describe(request) for request in requests]
+    def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
+        """One answer per request, a function of its seed and of the annotations of its query; none is truncated."""
+        return [Answer(self._describe(request), "stop") for request in requests]
 
     def _describe(self, request: DescribeRequest) -> str:
         if request.query is None:
@@ -113,7 +113,7 @@ class FakeScorer:
 
 
 class FakeDetector:
-    """Detects each word of at least 4 letters once, in a box that depends on the word and the image's size."""
+    """Detects each phrase once, in a box that depends on the phrase and the image's size."""
 
     name = "fake"
 
@@ -127,11 +127,11 @@ class FakeDetector:
     def _detect(self, request: DetectRequest) -> list[Detection]:
         width, height = request.image.size
         found = []
-        for word in dict.fromkeys(re.findall(r"\w{4,}", request.text)):
-            rng = np.random.default_rng(stable_hash(0, "detect", word, f"{width}x{height}"))
+        for phrase in request.phrases:
+            rng = np.random.default_rng(stable_hash(0, "detect", phrase, f"{width}x{height}"))
             x, y = rng.uniform(0, 0.7, 2) * (width, height)
             box = (float(x), float(y), float(x + 0.3 * width), float(y + 0.3 * height))
-            found.append(Detection(word, box, float(rng.uniform(0.35, 1.0))))
+            found.append(Detection(phrase, box, float(rng.uniform(0.35, 1.0))))
         return sorted(found, key=lambda detection: -detection.score)[:3]
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from spr.core.errors import SprError
 from spr.grounding import Dialect
-from spr.records import Box, Detection, RegionQuery
+from spr.records import TRUNCATED, Box, Detection, RegionQuery
 
 Vectors = npt.NDArray[np.float32]
 
@@ -39,6 +40,26 @@ class DescribeRequest:
     window: Box | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of a describer.
+
+    Attributes:
+        text: The raw answer, decoded without the end-of-turn token.
+        finish_reason: Why its generation ended. ``stop``: the model ended its turn; ``length``: the token limit cut
+            the answer; ``stop_string``: a stop string, which the text lacks; or another word of the server, such as
+            ``content_filter``. None if it is not known: such an answer counts as complete.
+    """
+
+    text: str
+    finish_reason: str | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the token limit cut the answer."""
+        return self.finish_reason == TRUNCATED
+
+
 class Describer(Protocol):
     """A multimodal LLM that answers prompts with grounded text.
 
@@ -50,16 +71,29 @@ class Describer(Protocol):
     name: str
     dialect: Dialect
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One raw answer per request, decoded without the end-of-turn token."""
+    def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
+        """One answer per request. Anything but an `Answer`, such as a plain text, is an error (`check_answer`)."""
 
 
 @runtime_checkable
 class StreamingDescriber(Protocol):
     """A `Describer` that delivers answers one by one, so that each can be saved before the others are finished."""
 
-    def describe_each(self, requests: Sequence[DescribeRequest], answered: Callable[[int, str], None]) -> list[str]:
+    def describe_each(
+        self, requests: Sequence[DescribeRequest], answered: Callable[[int, Answer], None]
+    ) -> list[Answer]:
         """Like `Describer.describe`; calls ``answered`` with a request's index and answer as soon as it is there."""
+
+
+def check_answer(answer: object, describer: Describer) -> Answer:
+    """Return an answer of the describer, or raise `SprError` if it is not an `Answer`."""
+    if not isinstance(answer, Answer):
+        what, fix = (
+            f"Describer {describer.name} returned an answer of another type",
+            ("return spr.models.protocols.Answer(text, finish_reason), or Answer(text) if the reason is not known"),
+        )
+        raise SprError(what, got=f"{type(answer).__name__} {answer!r:.60}", expected="an Answer", fix=fix)
+    return answer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,10 +118,18 @@ class ImageTextScorer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetectRequest:
-    """A request to find in ``image`` (RGB) what ``text`` mentions. The text may be empty; it has no coordinates."""
+    """A request to find what a text mentions.
+
+    Attributes:
+        image: RGB image.
+        text: A description without coordinates, which may be empty, or the name of a category.
+        phrases: What to find: the noun phrases of the text, each once (`spr.grounding.noun_phrases.phrases_to_detect`),
+            or the name of the category.
+    """
 
     image: Image.Image
     text: str
+    phrases: tuple[str, ...]
 
 
 class Detector(Protocol):
@@ -96,4 +138,7 @@ class Detector(Protocol):
     name: str
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
-        """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1."""
+        """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
+
+        Two phrases may have the same box: detections are not compared with each other.
+        """

@@ -71,6 +71,18 @@ def split(text: str, spans: Sequence[Span], limit: int) -> list[range]:
     return [*runs, range(start, len(spans))]
 
 
+def token_parts(tokenizer: Any, phrases: Sequence[str], limit: int) -> list[list[tuple[tuple[int, ...], Span]]]:
+    """For each phrase, the tokens and the place in the phrase of its parts of at most ``limit`` tokens.
+
+    Nearly all phrases have one part; phrases without tokens have none.
+    """
+    parts = []
+    for phrase, (ids, spans) in zip(phrases, tokenize(tokenizer, phrases), strict=True):
+        runs = [run for run in split(phrase, spans, limit) if run]
+        parts.append([(ids[run.start : run.stop], (spans[run[0]][0], spans[run[-1]][1])) for run in runs])
+    return parts
+
+
 def _rank(text: str, spans: Sequence[Span], index: int) -> int:
     """Rank of a split before this token: 3 after a sentence, 2 after a phrase, 1 after a word, 0 within a word."""
     end, begin = spans[index - 1][1], spans[index][0]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from spr.config import DescriberConfig
 from spr.core.errors import RunError
-from spr.models.protocols import Describer, DescribeRequest, StreamingDescriber
+from spr.models.protocols import Answer, Describer, DescribeRequest, StreamingDescriber, check_answer
 
 _SAMPLING = ("temperature", "top_p", "max_new_tokens", "request_fields")
 
@@ -39,8 +39,8 @@ class AnswerJournal:
         self._head = json.dumps([self.name, sampling], sort_keys=True).encode()
         self._known, self._ends_with_newline = _read(file)
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One raw answer per request; the model is asked only for those that the journal lacks."""
+    def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
+        """One answer per request; the model is asked only for those that the journal lacks."""
         keys = self._keys(requests)
         missing = [k for k, key in enumerate(keys) if key not in self._known]
         new = [requests[k] for k in missing]
@@ -61,9 +61,12 @@ class AnswerJournal:
             keys.append(hashlib.sha256(b"\0".join((self._head, question, pixels[id(request.image)]))).hexdigest())
         return keys
 
-    def _append(self, answers: Iterable[tuple[str, str]]) -> None:
-        added = dict(answers)
-        lines = [json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in added.items()]
+    def _append(self, answers: Iterable[tuple[str, Answer]]) -> None:
+        added = {key: check_answer(answer, self.describer) for key, answer in answers}
+        entries = [
+            {"key": key, "answer": answer.text, "finish_reason": answer.finish_reason} for key, answer in added.items()
+        ]
+        lines = [json.dumps(entry) + "\n" for entry in entries]
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="ascii") as file:
@@ -79,8 +82,8 @@ def _pixels(image: Image.Image) -> bytes:
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).digest()
 
 
-def _read(file: Path) -> tuple[dict[str, str], bool]:
-    """The answers by key, and whether the file ends with a complete line."""
+def _read(file: Path) -> tuple[dict[str, Answer], bool]:
+    """The answers by key, and whether the file ends with a complete line. Lines without a finish reason are ignored."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:
@@ -93,6 +96,7 @@ def _read(file: Path) -> tuple[dict[str, str], bool]:
             entry = json.loads(line)
         except ValueError:
             continue  # cut off by a crash
-        if isinstance(entry, dict) and isinstance(entry.get("key"), str) and isinstance(entry.get("answer"), str):
-            known[entry["key"]] = entry["answer"]
+        match entry:
+            case {"key": str(key), "answer": str(text), "finish_reason": str() | None as reason}:
+                known[key] = Answer(text, reason)
     return known, data.endswith(b"\n") or not data

@@ -6,6 +6,7 @@ listed. Such an answer is mapped back to the original image and written again in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,25 +15,28 @@ import pyarrow as pa
 from PIL import Image
 
 from spr.config import Config, PromptsConfig
-from spr.config.describer import ObjectOrder, SamplesConfig
+from spr.config.describer import DropOrKeep, ObjectOrder, SamplesConfig
 from spr.core.boxes import clip
-from spr.core.errors import ConfigError, GroundingError
+from spr.core.errors import ConfigError
 from spr.core.images import ImageSource
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
-from spr.core.views import crop_window, cut, shift, unshift
-from spr.grounding import Dialect, GroundedText, parse, render, render_box
+from spr.core.views import crop_window, cut, shift
+from spr.grounding import Dialect, final_answer, map_to_image, parse, render, render_box
+from spr.grounding.markup import SPECIAL
 from spr.grounding.text import without_surrogates
-from spr.models.protocols import Describer, DescribeRequest
+from spr.models.protocols import Answer, Describer, DescribeRequest, check_answer
 from spr.models.registry import load_describer
 from spr.pipeline.answers import AnswerJournal
 from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.pipeline.stage import Drops, OnDrop, Stage
-from spr.records import Box, Candidate, PreferencePair, PromptKind, RegionObject, RegionQuery, Size, Span
+from spr.records import Box, Candidate, PreferencePair, PromptKind, RegionObject, RegionQuery, Size
 from spr.records.schemas import CANDIDATES, from_table, to_table
 from spr.runs.store import StageOutput
 
 NAME = "candidates"
+
+_CONTROL_AT_END = re.compile(rf"^\s*+{SPECIAL.pattern}|{SPECIAL.pattern}\s*+$")
 
 
 class CandidateRequest(NamedTuple):
@@ -51,6 +55,8 @@ def describe_regions(
     samples: SamplesConfig | None = None,
     crop_factor: float = 1.5,
     object_order: ObjectOrder = "reading",
+    truncated: DropOrKeep = "drop",
+    malformed_crops: DropOrKeep = "drop",
     prompts: PromptsConfig | None = None,
     seed: int = 0,
     on_drop: OnDrop = lambda *_: None,
@@ -64,6 +70,8 @@ def describe_regions(
         samples: Number of descriptions per query and prompt kind; None uses two of each.
         crop_factor: The crop is the region enlarged by this factor about its centre.
         object_order: Order of the objects listed in ``crop_objects`` prompts, see `listed_objects`.
+        truncated: Whether answers that the token limit cut are dropped or kept.
+        malformed_crops: Whether answers about a crop are dropped or kept if they contain unreadable coordinates.
         prompts: The prompts; None uses the defaults.
         seed: Seed of the sampling; each request's own seed is derived from it and the candidate's id.
         on_drop: Called for images that can't be used, for answers that `read_answer` refuses, and for answers with the
@@ -83,7 +91,9 @@ def describe_regions(
         answers = describer.describe([item.request for item in batch])
         seen: set[tuple[str, str]] = set()
         for item, answer in zip(batch, answers, strict=True):
-            candidate = read_answer(item, answer, describer)
+            candidate = read_answer(
+                item, check_answer(answer, describer), describer, truncated=truncated, malformed_crops=malformed_crops
+            )
             if isinstance(candidate, Candidate) and (candidate.query_id, candidate.text) in seen:
                 candidate = "repeats_candidate"
             if isinstance(candidate, str):
@@ -166,44 +176,68 @@ def _pixels(requests: Sequence[CandidateRequest]) -> int:
     return sum(image.width * image.height for image in images.values())
 
 
-def read_answer(item: CandidateRequest, answer: str, describer: Describer) -> Candidate | str:
-    """Turn an answer into a candidate whose boxes are in pixels of the original image, or return why it is dropped.
+def read_answer(
+    item: CandidateRequest,
+    answer: Answer,
+    describer: Describer,
+    *,
+    truncated: DropOrKeep = "drop",
+    malformed_crops: DropOrKeep = "drop",
+) -> Candidate | str:
+    """Turn an answer into a candidate, an answer about the original image, or return why it is dropped.
 
-    The reasons: ``empty_answer`` (only white space), ``repeats_prompt`` (nothing but the prompt or its beginning),
-    ``not_renderable`` (the words would be read as coordinates in the model's dialect).
+    The text is what the model wrote after its reasoning, without control tokens at its ends. In an answer about a crop,
+    the numbers are mapped to the original image, and nothing else changes (supplement, Sec. 1).
+
+    The reasons: ``truncated_answer`` (the token limit cut it; unless ``truncated`` is ``keep``),
+    ``unfinished_reasoning`` (only reasoning), ``empty_answer`` (only white space), ``repeats_prompt`` (nothing but the
+    prompt or its beginning), ``box_not_mapped`` (an answer about a crop with coordinates that can't be read; unless
+    ``malformed_crops`` is ``keep``, which leaves these as they are).
     """
     request, dialect = item.request, describer.dialect
     query, window = request.query, request.window
     if query is None or window is None:
         raise ValueError("a candidate's request needs its query and its window")
-    answer = without_surrogates(answer)
-    stripped, prompt = answer.strip(), request.prompt.strip()
+    if answer.truncated and truncated == "drop":
+        return "truncated_answer"
+    raw_text = without_surrogates(answer.text)
+    final = final_answer(raw_text)
+    if final.problem is not None:
+        return "unfinished_reasoning"
+    text = _without_control_tokens(final.text)
+    stripped, prompt = text.strip(), request.prompt.strip()
     if not stripped:
         return "empty_answer"
     if stripped == prompt or (len(stripped) > 20 and prompt.startswith(stripped)):
         return "repeats_prompt"
-    parsed = parse(answer, dialect, request.image.size)
-    spans = tuple(
-        Span(span.phrase, span.start, span.end, tuple(unshift(box, window) for box in span.boxes))
-        for span in parsed.spans
-    )
-    try:
-        text = render(GroundedText(parsed.plain_text, spans), dialect, (query.width, query.height))
-    except GroundingError:
-        return "not_renderable"
+    grounded = parse(text, dialect, request.image.size)
+    problems = tuple(str(problem) for problem in grounded.problems)
+    if item.kind != "full":
+        if grounded.source is not None and grounded.source.has_unread and malformed_crops == "drop":
+            return "box_not_mapped"
+        grounded = map_to_image(grounded, window[:2], (query.width, query.height), keep_unread=True)
+        text = render(grounded, dialect, (query.width, query.height))
     return Candidate(
         candidate_id=item.candidate_id,
         query_id=query.query_id,
         prompt_kind=item.kind,
-        raw_text=answer,
+        raw_text=raw_text,
         text=text,
-        plain_text=parsed.plain_text,
-        spans=spans,
-        problems=tuple(str(problem) for problem in parsed.problems),
+        plain_text=grounded.plain_text,
+        spans=grounded.spans,
+        problems=problems,
+        finish_reason=answer.finish_reason,
         seed=request.seed,
         model=describer.name,
         dialect=dialect.spec,
     )
+
+
+def _without_control_tokens(text: str) -> str:
+    """The text without tokens such as ``</s>`` at its ends, which some servers leave there."""
+    while (match := _CONTROL_AT_END.search(text)) is not None:
+        text = text[: match.start()] + text[match.end() :]
+    return text
 
 
 def process(
@@ -227,6 +261,8 @@ def process(
         samples=settings.samples,
         crop_factor=settings.crop_factor,
         object_order=settings.object_order,
+        truncated=settings.truncated,
+        malformed_crops=settings.malformed_crops,
         prompts=config.prompts,
         seed=config.seed,
         on_drop=drops.add,
@@ -236,7 +272,7 @@ def process(
 
 STAGE = Stage(
     NAME,
-    version=1,
+    version=2,
     unit="candidates",
     kind="candidate",
     schema=CANDIDATES,

@@ -49,12 +49,15 @@ def load_objects(
     Args:
         annotations: The file, the image folder, the filters and the sample's size.
         seed: Seed of the sample.
-        detector: Detects the objects in crowds; needed for ``annotations.crowds: detect``.
+        detector: Detects the objects in crowds. ``annotations.crowds: detect`` needs it, and is the default with it.
 
     Raises:
         InputError: if the annotations or the image folder can't be read.
         ConfigError: if crowds are to be replaced without a detector.
     """
+    if annotations.crowds is None:
+        crowds = "drop" if detector is None else "detect"
+        annotations = annotations.model_copy(update={"crowds": crowds})
     rows_at_once = 512
     with Progress(f"reading {annotations.path.name}", unit="MB") as progress:
         plan = plan_objects(annotations, seed, progress)
@@ -179,8 +182,14 @@ def _replace_crowds(
         for image, own in zip(from_table(table, ImageObjects), crowds, strict=True)
     ]
     crowd_ids = [{crowd.id for crowd in own} for own in crowds]
-    nms_iou, duplicate_iou = settings.crowd_nms_iou, settings.crowd_duplicate_iou
-    replaced, crowd_drops = replace_crowds(images, crowd_ids, detector, nms_iou=nms_iou, duplicate_iou=duplicate_iou)
+    replaced, crowd_drops = replace_crowds(
+        images,
+        crowd_ids,
+        detector,
+        nms_iou=settings.crowd_nms_iou,
+        duplicate_iou=settings.crowd_duplicate_iou,
+        min_inside=settings.crowd_min_inside,
+    )
     for id_, reason in crowd_drops:
         drops.add("object", id_, reason)
     kept: list[ImageObjects] = []
@@ -198,7 +207,7 @@ def _replace_crowds(
 
 def crowd_detector(settings: AnnotationsConfig, detector: Detector | None) -> CrowdDetector | None:
     """The function that detects the objects in crowds; None if crowds are dropped. A missing detector is an error."""
-    if settings.crowds == "drop":
+    if settings.crowds != "detect":
         return None
     if detector is None:
         fix = "set detector.backend, or annotations.crowds: drop"
@@ -225,9 +234,9 @@ def detect_in_crowds(
             answers += [[] for _ in crowds]
             continue
         windows = [crop_window(crowd.box, image.size, 1.0) for crowd in crowds]
+        names = [crowd.category.replace("_", " ") for crowd in crowds]
         requests = [
-            DetectRequest(cut(image, window), crowd.category.replace("_", " "))
-            for crowd, window in zip(crowds, windows, strict=True)
+            DetectRequest(cut(image, window), name, (name,)) for name, window in zip(names, windows, strict=True)
         ]
         for detections, window in zip(detector.detect(requests), windows, strict=True):
             answers.append([replace(found, box=unshift(found.box, window)) for found in detections])
@@ -235,9 +244,10 @@ def detect_in_crowds(
 
 
 def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
-    """`make_objects` on a shard of the plan's rows, with the config's detector if crowds are replaced."""
-    detector = load_detector(config.detector) if config.annotations.crowds == "detect" else None
-    return make_objects(tables["source"], config.annotations, crowd_detector(config.annotations, detector))
+    """`make_objects` on a shard of the plan's rows. The config's detector is loaded if the shard has a crowd."""
+    source, settings = tables["source"], config.annotations
+    crowded = pc.any(pc.greater(pc.list_value_length(source["crowds"]), 0)).as_py()
+    return make_objects(source, settings, crowd_detector(settings, load_detector(config.detector)) if crowded else None)
 
 
 def _plan(config: Config, progress: Progress) -> Plan:

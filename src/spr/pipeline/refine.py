@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Literal, NamedTuple, TypeAlias
@@ -11,8 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from spr.core import boxes as bx
-from spr.grounding import GroundedText
-from spr.records import Box, BoxEdit, ImageObject, Span
+from spr.grounding import GroundedText, replace_boxes
+from spr.records import Box, BoxEdit, ImageObject
 
 Unmatched: TypeAlias = Literal["remove_box", "keep_box", "remove_phrase"]
 
@@ -49,7 +48,11 @@ def refine(
         inside_fraction: A box is inside the region when at least this share of its area is, 0..1.
 
     Returns:
-        The text, in which a phrase may have fewer boxes than before, and the edit of each box.
+        The text, in which a phrase may have fewer boxes than before, and the edit of each box. If ``text`` was parsed,
+        `render` writes it as it was but for the boxes that changed.
+
+    Raises:
+        GroundingError: if the text can't be written without the boxes that are removed.
 
     >>> dog = ImageObject("1", "dog", (10, 10, 50, 50))
     >>> text = GroundedText("a dog", (Span("a dog", 0, 5, ((12, 10, 50, 50), (70, 70, 90, 90))),))
@@ -71,17 +74,22 @@ def refine(
             return BoxEdit(phrase, box, box, "kept")
         return BoxEdit(phrase, box, None, "box_removed")
 
-    spans, removed, box_edits = [], set(), []
+    box_edits = [edit_of(span.phrase, box) for span in text.spans for box in span.boxes]
+    if unmatched == "remove_phrase":
+        box_edits = _removed_with_phrases(text, box_edits)
+    after = [edit.box_after for edit in box_edits]
+    edited = replace_boxes(text, after, remove_phrases=unmatched == "remove_phrase")
+    return Refined(edited, tuple(box_edits))
+
+
+def _removed_with_phrases(text: GroundedText, box_edits: Sequence[BoxEdit]) -> list[BoxEdit]:
+    """The edits, in which a phrase that loses all of its boxes is said to be removed."""
+    renamed, rest = [], list(box_edits)
     for span in text.spans:
-        edits = [edit_of(span.phrase, box) for box in span.boxes]
-        kept = tuple(edit.box_after for edit in edits if edit.box_after is not None)
-        if unmatched == "remove_phrase" and edits and not kept:
-            removed.add((span.start, span.end))
-            edits = [replace(edit, edit="phrase_removed") for edit in edits]
-        spans.append(replace(span, boxes=kept))
-        box_edits += edits
-    refined = GroundedText(text.plain_text, tuple(spans))
-    return Refined(_without(refined, removed) if removed else refined, tuple(box_edits))
+        own, rest = rest[: len(span.boxes)], rest[len(span.boxes) :]
+        gone = all(edit.box_after is None for edit in own)
+        renamed += [replace(edit, edit="phrase_removed") if gone else edit for edit in own]
+    return renamed
 
 
 def _assign(overlaps: bx.Array) -> dict[int, int]:
@@ -97,21 +105,3 @@ def _assign(overlaps: bx.Array) -> dict[int, int]:
         if box not in taken and item not in taken.values():
             taken[box] = item
     return taken
-
-
-_CONNECTIVE = re.compile(r"(?:\s*,)?\s*(?:\b(?:and|or|with|next to|beside|near)\s*)?$")
-
-
-def _without(text: GroundedText, removed: Set[tuple[int, int]]) -> GroundedText:
-    """The text without the phrases at these places and the comma or connective before each of them."""
-    plain, spans, position = "", [], 0
-    for span in text.spans:
-        plain += text.plain_text[position : span.start]
-        if (span.start, span.end) in removed:
-            plain = _CONNECTIVE.sub("", plain)
-        else:
-            spans.append(Span(span.phrase, len(plain), len(plain) + len(span.phrase), span.boxes))
-            plain += span.phrase
-        position = span.end
-    plain += text.plain_text[position:]
-    return GroundedText(plain, tuple(spans))

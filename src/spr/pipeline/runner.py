@@ -17,6 +17,7 @@ from spr.config import Config
 from spr.core.atomic import sha256
 from spr.core.errors import InputError, RunError
 from spr.core.progress import MEGABYTE, Progress
+from spr.core.reasons import FIXES, explain
 from spr.models.registry import release
 from spr.pipeline.engines.local import run_shards
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
@@ -45,6 +46,17 @@ class StageSummary:
     counts: dict[str, int]  # what a first stage has read
     seconds: float
     done_before: bool
+
+    @property
+    def advice(self) -> str | None:
+        """What to change, if more than half of the items were dropped for one reason of `spr.core.reasons.FIXES`."""
+        for name, count in self.dropped.items():
+            kind, _, reason = name.partition(": ")
+            same_kind = sum(number for other, number in self.dropped.items() if other.startswith(f"{kind}: "))
+            if reason in FIXES and 2 * count > self.rows + same_kind:
+                share = f"{count:,} of {self.rows + same_kind:,} {self.unit}"
+                return f"{share} were dropped as {reason} ({explain(self.name, reason)}): {FIXES[reason]}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,8 @@ def run(
                     f"Stage `{stage.name}` has no {stage.unit}",
                     got=f"dropped: {reasons}" if reasons else "an input without rows",
                     expected=f"at least one of the {stage.unit}",
-                    fix=f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in "
+                    fix=summary.advice
+                    or f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in "
                     f"{out / 'config.yaml'}",
                 )
         return summaries

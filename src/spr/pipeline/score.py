@@ -1,7 +1,7 @@
 """Candidates → scores: what a description means, and how well it localizes what it names (paper, Sec. 3.2).
 
 Nothing is computed twice: an image is decoded once, a view is embedded once for all descriptions of it, a text is
-embedded once, and the detector is asked once per crop and text.
+embedded once, and the detector is asked once per crop and description.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from spr.config import Config, ScoringConfig
 from spr.core import boxes as bx
 from spr.core.images import ImageSource
 from spr.core.reasons import DROP_REASONS
-from spr.core.views import crop_window, cut, pad_to_square, shift, square_window, unshift
+from spr.core.views import crop_window, cut, pad_to_square, padded_window, shift, square_window, unshift
 from spr.grounding.matching import localization_score
+from spr.grounding.noun_phrases import phrases_to_detect
 from spr.models.protocols import Detector, DetectRequest, ImageTextScorer, View
 from spr.models.registry import load_detector, load_scorer
 from spr.pipeline.decoding import decode_ahead, in_groups
@@ -28,8 +29,6 @@ from spr.records.schemas import SCORES, from_table, to_table
 from spr.runs.store import StageOutput
 
 NAME = "scores"
-SAME_OBJECT_IOU = 0.5
-"""With ground truth `annotations+detections`, a detection over this IoU with an object is that object (our choice)."""
 
 
 class Views(NamedTuple):
@@ -72,9 +71,9 @@ def score_candidates(
         queries: The region queries.
         candidates: Their candidates, in any order.
         scorer: The image-text model; `spr.models.fakes.FakeScorer` needs no weights.
-        detector: Adds its detections to the predictions of S_loc; None uses the description's boxes alone.
+        detector: Detects what a description mentions, for S_loc; None uses the description's boxes alone.
         images: Where the images are.
-        scoring: λ and the ground truth of S_loc; None uses the defaults.
+        scoring: λ, the ground truth of S_loc, the views; None uses the defaults.
         crop_factor: The crop is the region enlarged by this factor about its centre.
         inside_fraction: See `score_candidate`.
         on_drop: Called for images that can't be used.
@@ -88,7 +87,7 @@ def score_candidates(
         by_query.setdefault(candidate.query_id, []).append(candidate)
     described = (query for query in queries if query.query_id in by_query)
     all_cases = (
-        _Case(query, by_query[query.query_id], views_of(query, image, crop_factor))
+        _Case(query, by_query[query.query_id], views_of(query, image, crop_factor, scoring))
         for query, image in decode_ahead(described, images, on_drop)
     )
     scores: list[Scores] = []
@@ -96,19 +95,20 @@ def score_candidates(
         cosines, detections = _cosines(cases, scorer), _detections(cases, detector)
         for query, own_candidates, _ in cases:
             for candidate in own_candidates:
-                seen = detections.get((query.query_id, candidate.plain_text), ())
+                seen = detections.get(candidate.candidate_id, ())
                 both = cosines[candidate.candidate_id]
                 scores.append(score_candidate(candidate, query, *both, seen, scoring, inside_fraction=inside_fraction))
     return scores
 
 
-def views_of(query: RegionQuery, image: Image.Image, crop_factor: float) -> Views:
+def views_of(query: RegionQuery, image: Image.Image, crop_factor: float, scoring: ScoringConfig) -> Views:
     """What the models see of a query's image, an RGB image of the query's size (paper, Sec. 3.2)."""
-    size_wh = query.width, query.height
+    size_wh, fill = (query.width, query.height), scoring.padding_colour
     window = crop_window(query.region, size_wh, crop_factor)
     crop = cut(image, window)
-    square = square_window(query.region, size_wh)
-    return Views(window, crop, View(pad_to_square(crop)), View(cut(image, square), shift(query.region, square)))
+    square = square_window(query.region, size_wh) if scoring.local_view == "window" else padded_window(size_wh)
+    local = View(cut(image, square, fill), shift(query.region, square))
+    return Views(window, crop, View(pad_to_square(crop, fill)), local)
 
 
 def score_candidate(
@@ -123,15 +123,18 @@ def score_candidate(
 ) -> Scores:
     """Combine the parts of a candidate's score (paper, Sec. 3.2).
 
-    ``s_crop`` and ``s_local`` are cosines, -1..1; the boxes of ``detections`` are in pixels of the original image. With
-    ground truth ``annotations+detections``, a detection counts as an object of the region if at least
-    ``inside_fraction`` of its area is inside.
+    ``s_crop`` and ``s_local`` are cosines, -1..1; the boxes of ``detections`` are in pixels of the original image.
+    Detections are predictions, as are the boxes of the description. With ground truth ``annotations+detections``, those
+    with at least ``inside_fraction`` of their area inside the region are objects instead: as predictions, they would
+    match themselves.
     """
     truth: list[ImageObject] = list(query.inside)
+    detected_boxes = [detection.box for detection in detections]
     if scoring.ground_truth == "annotations+detections":
-        truth += _new_objects(detections, query, inside_fraction)
+        truth += _new_objects(detections, query, inside_fraction, scoring.same_object_iou)
+        detected_boxes = []
     text_boxes = [box for span in candidate.spans for box in span.boxes]
-    located = localization_score(truth, text_boxes, [detection.box for detection in detections])
+    located = localization_score(truth, text_boxes, detected_boxes, threshold=scoring.match_iou)
     weight, semantic = scoring.semantic_weight, (s_crop + s_local) / 2
     return Scores(
         candidate_id=candidate.candidate_id,
@@ -146,13 +149,15 @@ def score_candidate(
     )
 
 
-def _new_objects(detections: Sequence[Detection], query: RegionQuery, inside_fraction: float) -> list[ImageObject]:
-    """The detections inside the region that match no annotated object, as objects of the region."""
+def _new_objects(
+    detections: Sequence[Detection], query: RegionQuery, inside_fraction: float, same_object_iou: float
+) -> list[ImageObject]:
+    """The detections inside the region that are neither annotated nor detected before, as objects of the region."""
     known = bx.as_boxes([item.box for item in query.objects])
     new = []
     for number, found in enumerate(detections, start=1):
         inside = bx.at_least(bx.fraction_inside(found.box, query.region), inside_fraction)
-        if inside and not (bx.iou(found.box, known) > SAME_OBJECT_IOU).any():
+        if inside and not (bx.iou(found.box, known) > same_object_iou).any():
             new.append(ImageObject(f"detection#{number}", found.phrase or "object", found.box, "detector", found.score))
             known = np.concatenate([known, bx.as_boxes([found.box])])
     return new
@@ -177,16 +182,28 @@ def _cosines(cases: Sequence[_Case], scorer: ImageTextScorer) -> dict[str, tuple
     return cosines
 
 
-def _detections(cases: Sequence[_Case], detector: Detector | None) -> dict[tuple[str, str], tuple[Detection, ...]]:
-    """The detections in the crops, by query id and text; boxes in pixels of the original images."""
+def _detections(cases: Sequence[_Case], detector: Detector | None) -> dict[str, tuple[Detection, ...]]:
+    """The detections in the crops, by candidate id; boxes in pixels of the original images.
+
+    Candidates of a query with the same text and phrases are asked about once.
+    """
     if detector is None:
         return {}
-    views = {(case.query.query_id, candidate.plain_text): case.views for case in cases for candidate in case.candidates}
-    answers = detector.detect([DetectRequest(seen.crop, text) for (_, text), seen in views.items()])
-    return {
-        key: tuple(Detection(found.phrase, unshift(found.box, seen.window), found.score) for found in detections)
-        for (key, seen), detections in zip(views.items(), answers, strict=True)
+    requests: dict[tuple[str, str, tuple[str, ...]], DetectRequest] = {}
+    windows, key_of = [], {}
+    for query, candidates, views in cases:
+        for candidate in candidates:
+            text, phrases = candidate.plain_text, phrases_to_detect(candidate.plain_text, candidate.spans)
+            key = key_of[candidate.candidate_id] = query.query_id, text, phrases
+            if key not in requests:
+                requests[key] = DetectRequest(views.crop, text, phrases)
+                windows.append(views.window)
+    answers = detector.detect(list(requests.values()))
+    placed = {
+        key: tuple(Detection(found.phrase, unshift(found.box, window), found.score) for found in detections)
+        for key, window, detections in zip(requests, windows, answers, strict=True)
     }
+    return {candidate_id: placed[key] for candidate_id, key in key_of.items()}
 
 
 def process(
@@ -214,7 +231,7 @@ def process(
 
 STAGE = Stage(
     NAME,
-    version=1,
+    version=2,
     unit="scored candidates",
     kind="candidate",
     schema=SCORES,

@@ -3,6 +3,7 @@
 from spr.core.boxes import Box, Size
 from spr.records.records import (
     PROMPT_KINDS,
+    TRUNCATED,
     BoxEdit,
     Candidate,
     Detection,
@@ -10,6 +11,7 @@ from spr.records.records import (
     ImageObject,
     ImageObjects,
     Match,
+    PairKind,
     PreferencePair,
     PromptKind,
     RegionObject,
@@ -22,6 +24,7 @@ from spr.records.records import (
 
 __all__ = [
     "PROMPT_KINDS",
+    "TRUNCATED",
     "Box",
     "BoxEdit",
     "Candidate",
@@ -30,6 +33,7 @@ __all__ = [
     "ImageObject",
     "ImageObjects",
     "Match",
+    "PairKind",
     "PreferencePair",
     "PromptKind",
     "RegionObject",

@@ -17,8 +17,11 @@ from spr.core.errors import RecordError
 Source: TypeAlias = Literal["annotation", "detector"]
 EditKind: TypeAlias = Literal["replaced", "kept", "box_removed", "phrase_removed"]
 PromptKind: TypeAlias = Literal["full", "crop", "crop_objects"]
+PairKind: TypeAlias = Literal["answers", "boxes"]
 
 PROMPT_KINDS: tuple[PromptKind, ...] = ("full", "crop", "crop_objects")
+TRUNCATED = "length"
+"""The ``finish_reason`` of an answer that was cut at the token limit (`spr.models.protocols.Answer`)."""
 
 
 class Row:
@@ -223,7 +226,10 @@ class Span(Row):
 
 @dataclass(frozen=True, slots=True)
 class Candidate(Row):
-    """One description of a region (paper, Sec. 3.2): as generated, and as an answer to the training prompt."""
+    """One description of a region (paper, Sec. 3.2): as generated, and as an answer to the training prompt.
+
+    ``finish_reason`` is why its generation ended, see `spr.models.protocols.Answer`; None if it is not known.
+    """
 
     candidate_id: str
     query_id: str
@@ -233,6 +239,7 @@ class Candidate(Row):
     plain_text: str
     spans: tuple[Span, ...]
     problems: tuple[str, ...]
+    finish_reason: str | None
     seed: int
     model: str
     dialect: str
@@ -320,7 +327,12 @@ class BoxEdit(Row):
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair(Row):
-    """A chosen and a rejected answer to one prompt (paper, Sec. 3.3), with their candidates, scores and box edits."""
+    """A chosen and a rejected answer to one prompt (paper, Sec. 3.3), with their candidates, scores and box edits.
+
+    The answers are those of two candidates (kind ``answers``), or differ only in some boxes (``boxes``); then both
+    scores are the mean IoU of these boxes with their objects. An answer with the finish reason `TRUNCATED` was cut: an
+    end of turn does not belong after it.
+    """
 
     query_id: str
     image_id: str
@@ -339,11 +351,28 @@ class PreferencePair(Row):
     rejected_score: float
     margin: float
     box_edits: tuple[BoxEdit, ...]
+    chosen_finish_reason: str | None = None
+    rejected_finish_reason: str | None = None
+    kind: PairKind = "answers"
+
+    @property
+    def pair_id(self) -> str:
+        """The query's id, with the kind unless it is ``answers``; unique among all pairs of a run."""
+        return self.query_id if self.kind == "answers" else f"{self.query_id}/{self.kind}"
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the token limit cut one of the answers."""
+        return TRUNCATED in (self.chosen_finish_reason, self.rejected_finish_reason)
 
     def __post_init__(self) -> None:
         _check_image(self)
         where = f"region of query {self.query_id}"
         object.__setattr__(self, "region", check_box(self.region, (self.width, self.height), where=where))
         make_nested(self, chosen_spans=Span, rejected_spans=Span, box_edits=BoxEdit)
+        if self.kind not in ("answers", "boxes"):
+            raise RecordError(
+                f"kind of query {self.query_id}'s pair is unknown", got=self.kind, expected="answers, boxes"
+            )
         if self.chosen == self.rejected:
             raise RecordError(f"chosen equals rejected in query {self.query_id}", got=repr(self.chosen))

@@ -15,7 +15,7 @@ from spr.records.records import Candidate, ImageObjects, PreferencePair, RegionO
 BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
 
 _TYPES = {str: pa.string(), int: pa.int32(), float: pa.float32(), bool: pa.bool_(), Box: BOX}
-_NULLABLE = {"score", "box_after"}
+_NULLABLE = {"score", "box_after", "finish_reason", "chosen_finish_reason", "rejected_finish_reason"}
 # Where a table differs from its record: seeds have 64 bits, and `inside` follows the box.
 _LONG = {"seed"}
 _ORDER: dict[type[Row], tuple[str, ...]] = {RegionObject: ("id", "category", "box", "inside", "source", "score")}

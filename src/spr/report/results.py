@@ -20,14 +20,15 @@ _AT_IOU = re.compile(r"(acc|recall)@(0?\.\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """The value of a metric, with its 95 % interval if the result has one."""
+    """The value of a metric, with its 95 % interval, or the reason why there is none, if the result has one."""
 
     value: float
     ci95: tuple[float, float] | None = None
+    no_ci95: str | None = None
 
     def __str__(self) -> str:
-        interval = f" ({'–'.join(map(_digits, self.ci95))})" if self.ci95 else ""
-        return _digits(self.value) + interval
+        shown = "–".join(map(_digits, self.ci95)) if self.ci95 else self.no_ci95 and f"no interval: {self.no_ci95}"
+        return _digits(self.value) + (f" ({shown})" if shown else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def _value(entry: Any) -> Value | None:
     if number is None or not math.isfinite(float(number)):
         return None
     if interval is None or any(bound is None or not math.isfinite(float(bound)) for bound in interval):
-        return Value(float(number))
+        return Value(float(number), None, entry.get("no_ci95") if isinstance(entry, dict) else None)
     return Value(float(number), (float(interval[0]), float(interval[1])))
 
 

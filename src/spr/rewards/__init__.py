@@ -1,13 +1,14 @@
 """Spatial rewards: how well the boxes of an answer fit the annotated objects, as a number from 0 to 1.
 
-A reward is a function ``reward(answer, truth) -> float`` that needs neither PyTorch nor a GPU. `REWARDS` holds the
-rewards by name. Other packages add theirs through the entry-point group ``spr.rewards``.
+A reward is a function ``reward(answer, truth) -> float`` that needs neither PyTorch nor a GPU. `read_answer` reads the
+answer from what a model generated, and `REWARDS` holds the rewards by name. Other packages add theirs through the
+entry-point group ``spr.rewards``.
 """
 
 from __future__ import annotations
 
 from spr.core.registry import Registry
-from spr.rewards.reward import Assignment, Reward, Truth, assign, f1, iou, precision, recall, s_loc
+from spr.rewards.reward import Assignment, Reward, Truth, assign, f1, iou, precision, read_answer, recall, s_loc
 
 REWARDS: Registry[Reward] = Registry(
     "reward",
@@ -16,4 +17,16 @@ REWARDS: Registry[Reward] = Registry(
 )
 """The rewards by name."""
 
-__all__ = ["REWARDS", "Assignment", "Reward", "Truth", "assign", "f1", "iou", "precision", "recall", "s_loc"]
+__all__ = [
+    "REWARDS",
+    "Assignment",
+    "Reward",
+    "Truth",
+    "assign",
+    "f1",
+    "iou",
+    "precision",
+    "read_answer",
+    "recall",
+    "s_loc",
+]

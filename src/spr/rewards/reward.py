@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,9 +14,9 @@ from scipy.optimize import linear_sum_assignment
 
 from spr.core import boxes as bx
 from spr.core.errors import RecordError
-from spr.grounding import GroundedText
+from spr.grounding import Dialect, GroundedText, Problem, final_answer, parse
 from spr.grounding.matching import THRESHOLD, localization_score
-from spr.records import ImageObject, RegionQuery
+from spr.records import ImageObject, RegionQuery, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,31 @@ class Truth:
         return cls(query.inside)
 
 
+def read_answer(generated: str, dialect: str | Dialect, size_wh: Size) -> GroundedText:
+    """What a reward is given: the answer in a generated text, without the reasoning before it, parsed.
+
+    `final_answer` says what the answer is; only its boxes count, and offsets of problems are in it. Reasoning that is
+    not closed is an empty answer with a problem, so its rewards are 0.
+
+    Args:
+        generated: What the model generated.
+        dialect: How the model writes boxes: a key of `DIALECTS` or a `Dialect`.
+        size_wh: Width and height of the original image in pixels.
+
+    Raises:
+        GroundingError: for an unknown dialect or a wrong image size.
+
+    >>> text = "<think>Left? [0, 0, 99, 99]</think><answer>a dog [100, 150, 300, 200]</answer>"
+    >>> read_answer(text, "ferret", (1000, 1000)).boxes
+    ((100.0, 150.0, 300.0, 200.0),)
+    >>> print(*read_answer("<think>Left? [0, 0,", "ferret", (1000, 1000)).problems)
+    offset 0: '': reasoning is not closed: no answer
+    """
+    text, problem = final_answer(generated)
+    answer = parse(text, dialect, size_wh)
+    return answer if problem is None else replace(answer, problems=(Problem(0, text, problem),))
+
+
 class Reward(Protocol):
     """The signature of a reward."""
 
@@ -54,7 +79,7 @@ class Reward(Protocol):
         """Return the reward of one answer, from 0 to 1. Higher is better.
 
         Args:
-            answer: The parsed answer; boxes are xyxy pixels of the original image.
+            answer: The parsed answer (`read_answer`); boxes are xyxy pixels of the original image.
             truth: The objects that it should place.
         """
         ...

@@ -27,8 +27,9 @@ class PairLogps:
     """Log-probabilities of the two answers of B pairs under the trained model.
 
     Attributes:
-        chosen, rejected: ``(B,)`` float32, sums over an answer's tokens, at most 0.
-        chosen_tokens, rejected_tokens: ``(B,)`` int64, numbers of tokens.
+        chosen, rejected: ``(B,)`` float32, sums over an answer's tokens, at most 0; with `training.box_token_weight`,
+            of the log-probabilities times their weights.
+        chosen_tokens, rejected_tokens: ``(B,)``, int64 numbers of tokens, or float32 sums of the tokens' weights.
     """
 
     chosen: Tensor
@@ -41,12 +42,14 @@ class PairLogps:
 class LossInputs:
     """Log-probabilities under the trained model, and ``(B,)`` float32 under the reference model.
 
-    The reference's equal the trained model's if the loss does not need a reference.
+    The reference's equal the trained model's if the loss does not need a reference. ``reward_shift`` is the mean reward
+    of all answers in the steps before, for losses that need it; 0 in the first step.
     """
 
     policy: PairLogps
     chosen_reference: Tensor
     rejected_reference: Tensor
+    reward_shift: float = 0.0
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -62,28 +65,38 @@ class LossInputs:
 Loss = Callable[[LossInputs, TrainingConfig], Tensor]
 
 
-def uses(*, reference: bool = True, rejected: bool = True) -> Callable[[Loss], Loss]:
-    """Declare what a loss needs; a loss that declares nothing needs both.
+def uses(*, reference: bool = True, rejected: bool = True, reward_shift: bool = False) -> Callable[[Loss], Loss]:
+    """Declare what a loss needs; a loss that declares nothing needs the reference and the rejected answers.
 
     The reference's log-probabilities cost a pass over all pairs before training. If a loss does without the rejected
-    answers, pairs whose rejected answer is empty, too long or equal to the chosen one are trained on as well.
+    answers, pairs whose rejected answer is empty, too long or equal to the chosen one are trained on as well. With
+    ``reward_shift``, the trainer keeps `LossInputs.reward_shift`, also across an interruption.
     """
 
     def declare(loss: Any) -> Any:
-        loss.needs_reference, loss.needs_rejected = reference, rejected
+        loss.needs_reference, loss.needs_rejected, loss.needs_reward_shift = reference, rejected, reward_shift
         return loss
 
     return declare
 
 
-def needs_reference(loss_type: str) -> bool:
-    """Whether a loss needs the reference model."""
-    return bool(getattr(LOSSES[loss_type], "needs_reference", True))
+def needs_reference(settings: TrainingConfig) -> bool:
+    """Whether the loss needs the reference model."""
+    return bool(settings.anchor_weight or settings.difficulty_weight) or _declared(settings, "needs_reference", True)
 
 
-def needs_rejected(loss_type: str) -> bool:
-    """Whether a loss needs the rejected answers."""
-    return bool(getattr(LOSSES[loss_type], "needs_rejected", True))
+def needs_rejected(settings: TrainingConfig) -> bool:
+    """Whether the loss needs the rejected answers."""
+    return bool(settings.difficulty_weight) or _declared(settings, "needs_rejected", True)
+
+
+def needs_reward_shift(settings: TrainingConfig) -> bool:
+    """Whether the loss needs the mean reward of the steps before."""
+    return _declared(settings, "needs_reward_shift", False)
+
+
+def _declared(settings: TrainingConfig, need: str, usual: bool) -> bool:
+    return any(getattr(LOSSES[name], need, usual) for name in settings.losses)
 
 
 # ── the losses ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -118,6 +131,24 @@ def ipo(inputs: LossInputs, settings: TrainingConfig) -> Tensor:
     return (inputs.chosen_ratio / chosen - inputs.rejected_ratio / rejected - 1 / (2 * settings.beta)) ** 2
 
 
+@uses(reward_shift=True)
+def bco_pair(inputs: LossInputs, settings: TrainingConfig) -> Tensor:
+    """−log σ(r_w − δ) − log σ(δ − r_l): binary classifier optimization (Jung et al., 2024, arXiv 2404.04656) of pairs.
+
+    A reward r is β times the log-ratio, and δ is the mean reward of the answers in all optimizer steps before this one
+    (our choice of the moving average; it does not depend on how a step is split into batches).
+
+    Rewards of 1 and −0.5 and δ = 0.25: −log σ(0.75) − log σ(0.75) = 2 · 0.38687 = 0.77374:
+
+    >>> zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
+    >>> policy = PairLogps(torch.tensor([2.0]), torch.tensor([-1.0]), one, one)
+    >>> round(bco_pair(LossInputs(policy, zero, zero, 0.25), TrainingConfig(beta=0.5)).item(), 5)
+    0.77374
+    """
+    chosen, rejected = (settings.beta * ratio for ratio in (inputs.chosen_ratio, inputs.rejected_ratio))
+    return -logsigmoid(chosen - inputs.reward_shift) - logsigmoid(inputs.reward_shift - rejected)
+
+
 @uses(reference=False, rejected=False)
 def sft(inputs: LossInputs, settings: TrainingConfig) -> Tensor:
     """Supervised fine-tuning: the per-token negative log-likelihood of the chosen answers (the paper's ablation)."""
@@ -132,6 +163,38 @@ def nll(logps: Tensor, tokens: Tensor) -> Tensor:
     1.5
     """
     return -logps / tokens.clamp(min=1)
+
+
+def anchor(chosen_ratio: Tensor, settings: TrainingConfig) -> Tensor:
+    """−log σ(β · log-ratio − δ) of the chosen answers, ``(B,)``: the anchor of mDPO (Wang et al., EMNLP 2024).
+
+    A reward of 1.5 with δ = 0 gives log(1 + e⁻¹·⁵) = 0.20141:
+
+    >>> round(anchor(torch.tensor([3.0]), TrainingConfig(beta=0.5)).item(), 5)
+    0.20141
+    """
+    return -logsigmoid(settings.beta * chosen_ratio - settings.anchor_margin)
+
+
+def difficulty_weights(gaps: Tensor, strength: float) -> Tensor:
+    """Weights of N pairs, ``(N,)`` float64 with mean 1: the smaller the gap, the greater the weight.
+
+    A gap is log p per token of the chosen minus the rejected answer under the reference model. If it is large, the
+    pair is easy: the model prefers the chosen answer already. Let z be the standard score of a gap among all pairs, and
+    Φ the cumulative distribution function of the standard normal distribution. Then d = 1 − Φ(z) is the difficulty of
+    the pair, and its weight is 1 − s + s · d / mean(d), where s is the strength, 0..1. That hard pairs count more is
+    from DA-DPO (Qiu et al., 2026, arXiv 2601.00623); the formula is our choice.
+
+    Two gaps have the standard scores −1 and 1, so d = Φ(1) = 0.8413 and 0.1587, with mean 0.5; at half the strength:
+
+    >>> difficulty_weights(torch.tensor([0.1, 0.7]), 0.5).tolist() # doctest: +ELLIPSIS
+    [1.3413..., 0.6586...]
+    """
+    gaps = gaps.double()
+    deviation = gaps.std(correction=0)
+    scores = (gaps - gaps.mean()) / deviation if deviation > 0 else torch.zeros_like(gaps)
+    difficulty: Tensor = torch.special.ndtr(-scores)
+    return 1 - strength + strength * difficulty / difficulty.mean()
 
 
 # ── a batch ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -159,18 +222,31 @@ class PairLosses:
         return (self.chosen_rewards > self.rejected_rewards).float()
 
 
-def pair_losses(policy: PairLogps, reference: tuple[Tensor, Tensor] | None, settings: TrainingConfig) -> PairLosses:
-    """Compute the loss that the config selects, and add the NLL loss times ``nll_weight``.
+def pair_losses(
+    policy: PairLogps,
+    reference: tuple[Tensor, Tensor] | None,
+    settings: TrainingConfig,
+    *,
+    reward_shift: float = 0.0,
+    weights: Tensor | None = None,
+) -> PairLosses:
+    """Compute the loss that the config selects, with the terms that it adds and the pairs' weights.
 
     The reference model's log-probabilities of the chosen and the rejected answers are ``(B,)`` float32; None if the
-    loss does not need them.
+    loss does not need them. ``reward_shift`` is that of `LossInputs`. ``weights``, ``(B,)`` float32, are those of the
+    pairs; None if all are 1.
     """
     if reference is None:
         reference = policy.chosen.detach(), policy.rejected.detach()
-    inputs = LossInputs(policy, *reference)
-    loss = LOSSES[settings.loss_type](inputs, settings)
+    inputs = LossInputs(policy, *reference, reward_shift)
+    parts = [weight * LOSSES[name](inputs, settings) for name, weight in settings.losses.items()]
+    loss = sum(parts[1:], parts[0])
     if settings.nll_weight:
         loss = loss + settings.nll_weight * nll(policy.chosen, policy.chosen_tokens)
+    if settings.anchor_weight:
+        loss = loss + settings.anchor_weight * anchor(inputs.chosen_ratio, settings)
+    if weights is not None:
+        loss = loss * weights
     rewards = (settings.beta * ratio.detach() for ratio in (inputs.chosen_ratio, inputs.rejected_ratio))
     return PairLosses(loss, *rewards)
 

@@ -20,14 +20,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spr.core.errors import InputError, SprError
+from spr.core.errors import ConfigError, InputError, SprError
 from spr.core.images import ImageProblem, ImageSource
+from spr.grounding import Dialect
+from spr.grounding.text import Range
 from spr.models.chat import Message, render_answer, render_turn, user_turn
 from spr.models.families import Family
 from spr.models.image_processors import encode
 from spr.records import Size
 from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore
+from spr.training.boxes import changed_numbers, token_weights
 from spr.training.shared_prefix import EncodedPair
 from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, feature_key
 
@@ -37,7 +40,8 @@ class TrainingPair:
     """A pair as its source gives it, by the id of its query or its row number.
 
     ``load`` returns the image as RGB, and ``digest`` the hex digest of its file and of how it is turned; both raise
-    `ImageProblem`. ``size_wh`` is None if the size is not known without opening the image.
+    `ImageProblem`. ``size_wh`` is None if the size is not known without opening the image. An answer that is not
+    complete was cut by the token limit when it was generated; it is trained on without an end of turn.
     """
 
     pair_id: str
@@ -47,6 +51,12 @@ class TrainingPair:
     load: Callable[[], Image.Image]
     digest: Callable[[], str]
     size_wh: Size | None = None
+    chosen_complete: bool = True
+    rejected_complete: bool = True
+
+
+def _complete(row: Mapping[str, Any]) -> tuple[bool, bool]:
+    return row.get("chosen_finish_reason") != "length", row.get("rejected_finish_reason") != "length"
 
 
 # ── pairs of a run ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -64,7 +74,9 @@ def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
     def pair(row: dict[str, Any]) -> TrainingPair:
         size_wh, prompt = (row["width"], row["height"]), user_turn(row["prompt"])
         image = RunImage(images, row["file_name"], size_wh)
-        return TrainingPair(row["query_id"], prompt, row["chosen"], row["rejected"], image, image.digest, size_wh)
+        pair_id = row["query_id"] + ("" if row["kind"] == "answers" else f"/{row['kind']}")
+        answers = row["chosen"], row["rejected"]
+        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, *_complete(row))
 
     return (pair(row) for table in store.tables() for row in table.to_pylist())
 
@@ -103,8 +115,9 @@ def trl_pairs(source: Path) -> Iterator[TrainingPair]:
     """Pairs in TRL's preference format: ``images`` (a list of one) or ``image``, ``prompt``, ``chosen``, ``rejected``.
 
     Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
-    user's turn. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of Parquet files, or a .parquet,
-    .jsonl or .json file. Images are stored in it, or are paths, relative to its folder.
+    user's turn. The columns ``chosen_finish_reason`` and ``rejected_finish_reason`` are optional: ``length`` means that
+    the answer was cut by the token limit. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of
+    Parquet files, or a .parquet, .jsonl or .json file. Images are stored in it, or are paths, relative to its folder.
 
     Raises:
         InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
@@ -119,7 +132,8 @@ def trl_pairs(source: Path) -> Iterator[TrainingPair]:
             raise InputError(f"{where} is not about one image", got=len(images), expected="`images` with one image")
         image = _DatasetImage(images[0], folder, where)
         chosen, rejected = (_answer(row[side], where, side) for side in ("chosen", "rejected"))
-        return TrainingPair(str(number), _messages(row["prompt"], where), chosen, rejected, image, image.digest)
+        prompt = _messages(row["prompt"], where)
+        return TrainingPair(str(number), prompt, chosen, rejected, image, image.digest, None, *_complete(row))
 
     return (pair(number, row) for number, row in enumerate(dataset))
 
@@ -229,8 +243,8 @@ NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 class PlannedPair:
     """A pair that can be trained on, with its prompt as rendered by the chat template.
 
-    The answers' tokens are ``(R,)`` int64; ``prompt_tokens`` counts the prompt's with those of the image; ``key`` is
-    the hex digest of prompt, answers and image.
+    The answers' tokens are ``(R,)`` int64, and their weights ``(R,)`` float32, or None if all are 1; ``prompt_tokens``
+    counts the prompt's with those of the image; ``key`` is the hex digest of prompt, answers, image and weights.
     """
 
     pair: TrainingPair
@@ -239,6 +253,8 @@ class PlannedPair:
     rejected: Tensor
     prompt_tokens: int
     key: str
+    chosen_weights: Tensor | None = None
+    rejected_weights: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -264,10 +280,29 @@ class PairEncoder:
     """Encodes pairs for a transformers model, with its processor from `spr.models.image_processors.load_processor`.
 
     ``identity`` identifies both in the features' keys. With a `MemoryFeatures` store, processed pairs are kept as well.
+    ``box_weight`` is `training.box_token_weight`; other values than 1 need the ``dialect`` of the boxes in the answers.
+
+    Raises:
+        ConfigError: if ``box_weight`` is not 1, and the tokenizer does not report which characters a token stands for.
     """
 
-    def __init__(self, model: Any, processor: Any, family: Family, store: FeatureStore, *, identity: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        family: Family,
+        store: FeatureStore,
+        *,
+        identity: str,
+        box_weight: float = 1.0,
+        dialect: Dialect | None = None,
+    ) -> None:
         self.model, self.processor, self.family = model, processor, family
+        self.box_weight, self.dialect = box_weight, dialect
+        if box_weight != 1 and not processor.tokenizer.is_fast:
+            message = "`training.box_token_weight` needs a tokenizer that reports which characters a token stands for"
+            fix = "set training.box_token_weight=1, or add a tokenizer.json to the model's folder"
+            raise ConfigError(message, got=type(processor.tokenizer).__name__, expected="a fast tokenizer", fix=fix)
         self.store, self.identity = store, identity
         self.pad = processor.tokenizer.pad_token_id
         self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
@@ -301,9 +336,13 @@ class PairEncoder:
         if with_rejected and pair.chosen == pair.rejected:
             return "answers_equal"
         turn = render_turn(self.processor, self.family, pair.messages)
-        chosen, rejected = (
-            self._answer_ids(turn, render_answer(self.processor, self.family, pair.messages, answer))
-            for answer in (pair.chosen, pair.rejected)
+        numbers = self._changed_numbers(pair)
+        (chosen, chosen_weights), (rejected, rejected_weights) = (
+            self._answer_ids(turn, pair.messages, *answer)
+            for answer in (
+                (pair.chosen, pair.chosen_complete, numbers[0]),
+                (pair.rejected, pair.rejected_complete, numbers[1]),
+            )
         )
         answers = (chosen, rejected) if with_rejected else (chosen,)
         if any((ids == self._image_token).any() for ids in answers):
@@ -311,14 +350,45 @@ class PairEncoder:
         prompt_tokens = self._count_prompt(pair, turn)
         if prompt_tokens + max(map(len, answers)) > max_length:
             return "too_long"
-        content = json.dumps([turn, pair.chosen, pair.rejected, pair.digest()])
-        return PlannedPair(pair, turn, chosen, rejected, prompt_tokens, hashlib.sha256(content.encode()).hexdigest())
+        content: list[Any] = [turn, pair.chosen, pair.rejected, pair.digest()]
+        if not (pair.chosen_complete and pair.rejected_complete):
+            content.append({"complete": [pair.chosen_complete, pair.rejected_complete]})
+        weights = chosen_weights, rejected_weights
+        if any((part != 1).any() for part in weights if part is not None):
+            content.append({"weights": [part.tolist() for part in weights if part is not None]})
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return PlannedPair(pair, turn, chosen, rejected, prompt_tokens, key, *weights)
 
-    def _answer_ids(self, turn: str, answer: str) -> Tensor:
-        """The answer's tokens after the prompt; tokenized alone if the prompt's tokens would change otherwise."""
-        texts = [turn, turn + answer, answer]
-        before, whole, alone = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return torch.tensor(whole[len(before) :] if whole[: len(before)] == before else alone)
+    def _changed_numbers(self, pair: TrainingPair) -> tuple[list[Range] | None, list[Range] | None]:
+        if self.box_weight == 1 or self.dialect is None:
+            return None, None
+        size_wh = pair.size_wh or pair.load().size
+        texts = (pair.chosen, pair.rejected), (pair.rejected, pair.chosen)
+        chosen, rejected = (changed_numbers(*answers, self.dialect, size_wh) for answers in texts)
+        return chosen, rejected
+
+    def _answer_ids(
+        self, turn: str, messages: Sequence[Message], answer: str, complete: bool, numbers: Sequence[Range] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The answer's tokens after the prompt, and their weights if ``numbers`` are given, which are places in it.
+
+        They are tokenized alone if the prompt's tokens would change otherwise.
+        """
+        rendered = render_answer(self.processor, self.family, messages, answer)
+        start = rendered.index(answer)
+        if not complete:
+            rendered = rendered[: start + len(answer)]
+        tokenizer, texts = self.processor.tokenizer, [turn, turn + rendered, rendered]
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=numbers is not None)
+        before, whole, alone = encoded["input_ids"]
+        joined = whole[: len(before)] == before
+        ids = torch.tensor(whole[len(before) :] if joined else alone)
+        if numbers is None:
+            return ids, None
+        start += len(turn) if joined else 0
+        offsets = encoded["offset_mapping"][1][len(before) :] if joined else encoded["offset_mapping"][2]
+        ranges = [(start + begin, start + end) for begin, end in numbers]
+        return ids, token_weights(offsets, ranges, self.box_weight)
 
     def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
         if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.family.bidirectional_prompt:
@@ -367,7 +437,9 @@ class PairEncoder:
         # Only if the features are kept too: without its vision inputs they can't be computed again.
         if isinstance(self.store, MemoryFeatures) and self.store.get(processed.key) is not None:
             self._kept[name] = replace(processed, vision={})
-        return EncodedPair(name, processed.prompt, processed.positions, planned.chosen, planned.rejected, features)
+        answers = planned.chosen, planned.rejected
+        weights = planned.chosen_weights, planned.rejected_weights
+        return EncodedPair(name, processed.prompt, processed.positions, *answers, features, *weights)
 
 
 def plan_digest(planned: Sequence[PlannedPair]) -> str:

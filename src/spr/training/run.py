@@ -54,7 +54,7 @@ def run(
     model = model_source(trained_model(config.describer))
     main_process = int(os.environ.get("RANK", "0")) == 0
     with open_run(out, config) if main_process else nullcontext():
-        if main_process and isinstance(config, Config) and needs_rejected(config.training.loss_type):
+        if main_process and isinstance(config, Config) and needs_rejected(config.training):
             for warning in pair_cues(out).warnings:
                 report(f"Warning: {warning}")
         return train(
@@ -64,6 +64,7 @@ def run(
             out,
             revision=config.describer.revision if config.describer is not None else None,
             seed=config.seed,
+            dialect=config.describer.dialect if config.describer is not None else None,
             reference=reference,
             report=report,
         )

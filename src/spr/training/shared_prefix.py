@@ -46,7 +46,8 @@ class EncodedPair:
         prompt: ``(P,)`` int64, the prompt's tokens including the image placeholders.
         positions: ``(axes, P)`` int64, the positions of the prompt's tokens; three axes for the Qwen-VL families, else
             one.
-        chosen, rejected: ``(R,)`` int64, the answers' tokens including the end of turn.
+        chosen, rejected: ``(R,)`` int64, the answers' tokens including the end of turn, unless the answer was cut.
+        chosen_weights, rejected_weights: ``(R,)`` float32, the weights of the tokens; None if all are 1.
     """
 
     pair_id: str
@@ -55,6 +56,8 @@ class EncodedPair:
     chosen: Tensor
     rejected: Tensor
     features: Features
+    chosen_weights: Tensor | None = None
+    rejected_weights: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +77,7 @@ class Batch:
         owners: ``(N,)`` int64, the answer that each belongs to: chosen answers are 0 to B − 1, rejected B to 2 B − 1.
         tokens: Number of tokens in all sequences, without padding.
         features: S image features, one per sequence.
+        weights: ``(N,)`` float32, the weights of the answer tokens; None if all are 1.
     """
 
     pair_ids: tuple[str, ...]
@@ -88,12 +92,14 @@ class Batch:
     owners: Tensor
     tokens: int
     features: tuple[Features, ...] = field(repr=False)
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         names = ("input_ids", "positions", "mask", "token_types", "rows", "columns", "labels", "owners")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(self, features=tuple(part.to(device) for part in self.features), **moved)
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
+        return replace(self, features=tuple(part.to(device) for part in self.features), weights=weights, **moved)
 
 
 def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
@@ -104,13 +110,13 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
     first [prompt | chosen] of all pairs, then [prompt | rejected].
     """
     count = len(pairs)
-    chosen = [(owner, pair.chosen) for owner, pair in enumerate(pairs)]
-    rejected = [(count + owner, pair.rejected) for owner, pair in enumerate(pairs)]
+    chosen = [(owner, pair.chosen, pair.chosen_weights) for owner, pair in enumerate(pairs)]
+    rejected = [(count + owner, pair.rejected, pair.rejected_weights) for owner, pair in enumerate(pairs)]
     if shared:
         sequences = [(pair, answers) for pair, *answers in zip(pairs, chosen, rejected, strict=True)]
     else:
         sequences = [(pair, [answer]) for pair, answer in zip([*pairs, *pairs], chosen + rejected, strict=True)]
-    lengths = [len(pair.prompt) + sum(len(ids) for _, ids in answers) for pair, answers in sequences]
+    lengths = [len(pair.prompt) + sum(len(ids) for _, ids, _ in answers) for pair, answers in sequences]
     size = len(sequences), max(lengths)
     input_ids = torch.full(size, pad)
     positions = torch.zeros(len(pairs[0].positions), *size, dtype=torch.int64)
@@ -119,11 +125,11 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
         mask = torch.ones(size[1], size[1], dtype=torch.bool).tril().repeat(count, 1, 1, 1)
     else:
         mask = torch.zeros(size, dtype=torch.int64)
-    rows, columns, labels, owners = [], [], [], []
+    rows, columns, labels, owners, weights = [], [], [], [], []
     for row, (pair, answers) in enumerate(sequences):
         prompt = end = len(pair.prompt)
         input_ids[row, :prompt], positions[:, row, :prompt] = pair.prompt, pair.positions
-        for owner, answer in answers:
+        for owner, answer, weight in answers:
             start, end = end, end + len(answer)
             input_ids[row, start:end] = answer
             positions[:, row, start:end] = pair.positions.max() + 1 + torch.arange(len(answer))
@@ -134,6 +140,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
             columns.append(torch.cat([torch.tensor([prompt - 1]), torch.arange(start, end - 1)]))
             labels.append(answer)
             owners.append(torch.full_like(answer, owner))
+            weights += [] if weight is None else [weight]
         token_types[row, prompt:end] = 1
         if shared:
             # Padding attends to itself only: a row without any column would be NaN.
@@ -154,6 +161,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
         owners=torch.cat(owners),
         tokens=sum(lengths),
         features=tuple(pair.features for pair, _ in sequences),
+        weights=torch.cat(weights) if weights else None,
     )
 
 
@@ -323,8 +331,12 @@ class PairModel(nn.Module):
         predicting = hidden[batch.rows, batch.columns].to(base.lm_head.weight.dtype)
         logps = token_logps(predicting, batch.labels, base.lm_head, softcap=softcap)
         count = len(batch.pair_ids)
+        if batch.weights is None:
+            tokens = torch.bincount(batch.owners, minlength=2 * count)
+        else:
+            logps = logps * batch.weights
+            tokens = batch.weights.new_zeros(2 * count).index_add(0, batch.owners, batch.weights)
         sums = logps.new_zeros(2 * count).index_add(0, batch.owners, logps)
-        tokens = torch.bincount(batch.owners, minlength=2 * count)
         return sums[:count], sums[count:], tokens[:count], tokens[count:]
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import ConfigError, SprError, closest
 from spr.models.custom_models import load_config, load_mllm
-from spr.models.families import FAMILIES, Family
+from spr.models.families import FAMILIES, Family, choose_dialect
 from spr.models.image_processors import load_processor
 from spr.models.loading import ModelError, model_source, placement, source_name
 from spr.training.pairs import PairEncoder, processor_digest
@@ -50,16 +50,19 @@ def load_trainee(
     features: Path,
     revision: str | None = None,
     seed: int = 0,
+    dialect: str | None = None,
 ) -> Trainee:
     """Load a model and add a new adapter, whose initial weights the seed determines.
 
     The source is a folder, a model id of the Hub, or an embedded model (``embedded/describer``). The device is used
-    unless the settings name one, and the folder ``features`` if `training.vision_cache` is ``disk``.
+    unless the settings name one, and the folder ``features`` if `training.vision_cache` is ``disk``. The dialect is
+    that of the boxes in the answers, by default the family's.
 
     Raises:
         ModelError: if the model can't be loaded, its family can't be trained, or `training.prefix_sharing` is
             ``shared`` and the model can't share the prefix.
-        ConfigError: if `training.lora.target_modules` names no layer of the language model.
+        ConfigError: if `training.lora.target_modules` names no layer of the language model, or if
+            `training.box_token_weight` is not 1 and the tokenizer is too simple for it.
         SprError: if anything but the language model's adapter would be trained.
     """
     if settings.device not in ("auto", "cpu"):
@@ -77,7 +80,16 @@ def load_trainee(
         raise ModelError("The prefix can't be shared", got=reason, fix="set training.prefix_sharing=auto")
     shared = settings.prefix_sharing != "separate" and reason is None
     store = open_store(settings.vision_cache, features)
-    encoder = PairEncoder(base, processor, family, store, identity=f"{name} {digest} {base.dtype}")
+    weighs_boxes = settings.box_token_weight != 1
+    encoder = PairEncoder(
+        base,
+        processor,
+        family,
+        store,
+        identity=f"{name} {digest} {base.dtype}",
+        box_weight=settings.box_token_weight,
+        dialect=choose_dialect(dialect, config.model_type, processor.image_processor) if weighs_boxes else None,
+    )
     peft = add_adapter(base, settings.lora, family, seed=seed)
     peft.peft_config["default"].revision = revision
     model = PairModel(peft, family, gradient_checkpointing=settings.gradient_checkpointing)

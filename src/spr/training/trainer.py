@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from spr.config import TrainingConfig
 from spr.core.errors import ConfigError, InputError
@@ -26,7 +27,14 @@ from spr.runs.cues import measure_cue
 from spr.runs.store import dropped_table, write_table
 from spr.training.checkpoint import TrainingState, read_finished, save_finished
 from spr.training.log import Meter, TrainingLog, check_trackers
-from spr.training.loss import PairLogps, needs_reference, needs_rejected, pair_losses
+from spr.training.loss import (
+    PairLogps,
+    difficulty_weights,
+    needs_reference,
+    needs_rejected,
+    needs_reward_shift,
+    pair_losses,
+)
 from spr.training.pairs import PlannedPair, ProcessedPair, TrainingPair, context_length, plan_digest
 from spr.training.reference import ReferenceFile
 from spr.training.schedule import learning_rate, steps_of_training
@@ -68,6 +76,7 @@ def train(
     *,
     revision: str | None = None,
     seed: int = 0,
+    dialect: str | None = None,
     reference: Path | None = None,
     accelerator: Accelerator | None = None,
     report: Callable[[str], None] = lambda _: None,
@@ -77,8 +86,9 @@ def train(
     Writes ``adapter/`` in PEFT's format into the run folder ``out``, and ``training/`` with log, checkpoints and the
     reference's log-probabilities. The model is a folder, a model id of the Hub, or an embedded model
     (``embedded/describer``). The seed determines the adapter's initial weights, dropout and the order of the pairs.
-    ``reference`` is another training's ``reference.parquet``, used for the pairs that it knows. The accelerator, for
-    example one with a sharding plugin, is made from the settings by default.
+    ``dialect`` is how the answers write boxes, by default as the model's family does; only `training.box_token_weight`
+    needs it. ``reference`` is another training's ``reference.parquet``, used for the pairs that it knows. The
+    accelerator, for example one with a sharding plugin, is made from the settings by default.
 
     Raises:
         RunError: if ``out`` holds a training under another config.
@@ -90,9 +100,9 @@ def train(
         SprError: for a loss that is not finite; the batch is saved.
     """
     check_trackers(settings.report_to)
-    if reference is not None and not needs_reference(settings.loss_type):
-        fix = "leave --reference out"
-        raise ConfigError(f"The loss `{settings.loss_type}` uses no reference", got=f"--reference {reference}", fix=fix)
+    if reference is not None and not needs_reference(settings):
+        what, fix = f"The loss `{' + '.join(settings.losses)}` uses no reference", "leave --reference out"
+        raise ConfigError(what, got=f"--reference {reference}", fix=fix)
     started, folder, adapter = time.monotonic(), out / "training", out / "adapter"
     accelerator = accelerator or Accelerator(
         cpu=settings.device == "cpu",
@@ -102,11 +112,13 @@ def train(
     )
     main, features = accelerator.is_main_process, folder / "features"
     tell = report if main else lambda _: None
-    trainee = load_trainee(model, settings, accelerator.device, revision=revision, seed=seed, features=features)
+    trainee = load_trainee(
+        model, settings, accelerator.device, revision=revision, seed=seed, features=features, dialect=dialect
+    )
     for line in trainee.remarks:
         tell(line)
     limit = context_length(trainee.model.base, settings.max_length)
-    planned, dropped = trainee.encoder.plan(pairs, limit, with_rejected=needs_rejected(settings.loss_type))
+    planned, dropped = trainee.encoder.plan(pairs, limit, with_rejected=needs_rejected(settings))
     if main:
         write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped))
     counts = dict(Counter(reason for _, reason in dropped))
@@ -127,7 +139,7 @@ def train(
     if (finished := read_finished(folder / "finished.json", adapter, fingerprint)) is not None:
         return TrainingSummary(len(planned), counts, **finished, done_before=True)
 
-    if needs_rejected(settings.loss_type):
+    if needs_rejected(settings):
         cue = measure_cue("tokens", [len(pair.chosen) for pair in planned], [len(pair.rejected) for pair in planned])
         tell("Tokens per answer: {chosen} chosen, {rejected} rejected on average".format_map(cue.means))
         if cue.warning:
@@ -138,7 +150,8 @@ def train(
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
     session = _Session(settings, folder, trainee, planned, fingerprint, state, batches)
-    file = _reference_logps(session, reference, tell) if needs_reference(settings.loss_type) else None
+    file = _reference_logps(session, reference, tell) if needs_reference(settings) else None
+    known = Known(file, _difficulty_weights(session, file) if file is not None and settings.difficulty_weight else None)
     steps = steps_of_training(
         [pair.length for pair in planned],
         batch_size=settings.per_device_train_batch_size,
@@ -152,7 +165,7 @@ def train(
     if (loaded := state.load(folder / "checkpoints", fingerprint)) is not None:
         newest, first, last = loaded
         tell(f"Resuming from {newest}, after step {first:,} of {len(steps):,}.")
-    last = _take_steps(session, steps, first, file) or last
+    last = _take_steps(session, steps, first, last, known) or last
     state.save_adapter(adapter)
     seconds = time.monotonic() - started
     if main:
@@ -226,13 +239,54 @@ def _reference_logps(session: _Session, known: Path | None, tell: Callable[[str]
     return file
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What is known of the pairs before the first step: log-probabilities of the reference, and weights by key.
+
+    None if the loss uses no reference, or if all pairs have the same weight.
+    """
+
+    reference: ReferenceFile | None
+    weights: Mapping[str, float] | None
+
+    def of(
+        self, pairs: Sequence[PlannedPair], device: torch.device
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """The same of a batch, ``(B,)`` float32 each."""
+        logps = weights = None
+        if self.reference is not None:
+            rows = [self.reference.of(pair) for pair in pairs]
+            values = torch.tensor(rows, dtype=torch.float32, device=device)
+            logps = values[:, 0], values[:, 1]
+        if self.weights is not None:
+            weights = torch.tensor([self.weights[pair.key] for pair in pairs], dtype=torch.float32, device=device)
+        return logps, weights
+
+
+def _difficulty_weights(session: _Session, file: ReferenceFile) -> dict[str, float]:
+    def size(ids: Tensor, weights: Tensor | None) -> float:
+        return len(ids) if weights is None else weights.sum().item()
+
+    gaps = []
+    for pair in session.planned:
+        chosen, rejected = file.of(pair)
+        chosen /= size(pair.chosen, pair.chosen_weights)
+        rejected /= size(pair.rejected, pair.rejected_weights)
+        gaps.append(chosen - rejected)
+    weights = difficulty_weights(torch.tensor(gaps, dtype=torch.float64), session.settings.difficulty_weight)
+    return {pair.key: weight for pair, weight in zip(session.planned, weights.tolist(), strict=True)}
+
+
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _take_steps(
-    session: _Session, steps: Sequence[Step], first: int, reference: ReferenceFile | None
+    session: _Session, steps: Sequence[Step], first: int, before: Mapping[str, float], known: Known
 ) -> dict[str, float]:
-    """Take the steps after the first ``first`` ones; returns the metrics of the last one, or none if there was none."""
+    """Take the steps after the first ``first`` ones; returns the metrics of the last one, or none if there was none.
+
+    ``before`` are the metrics of the last step already taken.
+    """
     settings, state, planned, fingerprint = session.settings, session.state, session.planned, session.fingerprint
     accelerator = state.accelerator
     if settings.report_to:
@@ -242,6 +296,7 @@ def _take_steps(
     state.model.train()
     meter, values = Meter(accelerator), dict[str, float]()
     seen = list(accumulate(sum(map(len, step)) for step in steps))
+    shift, shifts = before.get("reward_shift", 0.0), needs_reward_shift(settings)
     with log, interrupts() as interrupted:
         batches = _own_batches(session, steps[first:])
         for number, step in enumerate(steps[first:], start=first + 1):
@@ -249,8 +304,12 @@ def _take_steps(
             rate = learning_rate(number - 1, len(steps), peak=peak, warmup=warmup, schedule=schedule)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
-            norm = _take_step(session, number, step, batches, reference, meter)
+            norm = _take_step(session, number, step, batches, known, shift, meter)
             values = meter.read(norm) | {"learning_rate": rate, "epoch": seen[number - 1] / len(planned)}
+            if shifts:  # the mean over all pairs so far, for the next step; a checkpoint holds it with the metrics
+                reward = (values["chosen_rewards"] + values["rejected_rewards"]) / 2
+                shift += (reward - shift) * sum(map(len, step)) / seen[number - 1]
+                values["reward_shift"] = shift
             log.step(number, values, written=number % settings.logging_steps == 0 or number == len(steps))
             if settings.report_to:
                 accelerator.log(values, step=number)
@@ -290,7 +349,8 @@ def _take_step(
     number: int,
     step: Step,
     batches: Iterator[OwnBatch],
-    reference: ReferenceFile | None,
+    known: Known,
+    shift: float,
     meter: Meter,
 ) -> float | None:
     """One optimizer step; returns the gradient norm."""
@@ -301,12 +361,8 @@ def _take_step(
         pairs, processed, weight = next(batches)
         with clear_memory_errors(pairs, settings), accelerator.accumulate(state.model):
             batch, logps = session.forward(pairs, processed)
-            known = None
-            if reference is not None:
-                rows = [reference.of(pair) for pair in pairs]
-                values = torch.tensor(rows, dtype=torch.float32, device=logps.chosen.device)
-                known = values[:, 0], values[:, 1]
-            losses = pair_losses(logps, known, settings)
+            reference, weights = known.of(pairs, logps.chosen.device)
+            losses = pair_losses(logps, reference, settings, reward_shift=shift, weights=weights)
             check_finite(losses.loss, batch, number, "loss", session.folder)
             # The mean over the step's pairs. Accelerate divides by the accumulation, data parallelism by the processes.
             scale = weight / sum(map(len, step)) * accelerator.num_processes * accumulation

@@ -53,7 +53,11 @@ def test_an_answer_without_boxes_locates_nothing_and_has_no_share_of_unmatched_b
     # Without phrases, the whole text is used instead: it names the cup.
     assert result.value("objects_named") == pytest.approx(1 / 3)
     assert result.problems["no_box"] == ["7/0"]
-    assert result.to_json()["metrics"]["unmatched_boxes"] == {"value": None, "ci95": None}
+    assert result.to_json()["metrics"]["unmatched_boxes"] == {
+        "value": None,
+        "ci95": None,
+        "no_ci95": "0 images, fewer than 6",
+    }
 
 
 def test_recall_counts_the_objects_of_all_answers_together():

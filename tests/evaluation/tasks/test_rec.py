@@ -185,8 +185,8 @@ def test_the_result_file_has_the_documented_form(items, tmp_path):
     assert content["task"] == "rec"
     assert content["n"] == 5
     assert list(content["metrics"]) == ["acc@0.5", "acc@0.6", "acc@0.7", "acc@0.8", "acc@0.9", "mean_iou"]
-    low, high = content["metrics"]["acc@0.5"]["ci95"]
-    assert low <= content["metrics"]["acc@0.5"]["value"] <= high
+    assert content["metrics"]["acc@0.5"]["ci95"] is None
+    assert content["metrics"]["acc@0.5"]["no_ci95"] == "3 images, fewer than 6"
     assert content["groups"]["refcoco"]["n"] == 3
     assert set(content["groups"]["refcoco"]["metrics"]) == set(content["metrics"])
     assert content["problems"]["unknown"] == {"count": 99, "ids": [str(k) for k in range(20)]}

@@ -17,6 +17,7 @@ from spr.models.describers.hf import HfDescriber
 from spr.models.families import FAMILIES
 from spr.models.image_processors import encode
 from spr.models.loading import ModelError
+from spr.models.protocols import Answer
 
 OTHER_PROMPT = "Describe the yellow square in the middle, and all that is around it."
 SMALL = {"device": "cpu", "dtype": "float32", "max_new_tokens": 10, "batch_size": 3}
@@ -76,7 +77,7 @@ def test_greedy_answers_are_those_of_plain_generate_without_padding(
         # The folder's generation config sets a repetition penalty, which must have no effect.
         options = {"do_sample": False, "top_k": None, "repetition_penalty": 1.0, "max_new_tokens": 10}
         ids = plain.generate(**inputs, **options, eos_token_id=sorted(model._ends), pad_token_id=0)
-        assert model.decode(ids[0, inputs["input_ids"].shape[1] :].tolist()) == answer
+        assert model.decode(ids[0, inputs["input_ids"].shape[1] :].tolist()) == answer.text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,11 +102,62 @@ def test_very_small_and_very_long_images_are_handled(family, size, describer, as
     show_ids(model, monkeypatch)
     refused = family.startswith("qwen") and max(size) > 200 * min(size)
     answers = model.describe([ask(picture(60, 60)), ask(picture(*size))])
-    assert [answer == "" for answer in answers] == [False, refused]
+    assert [answer == Answer("") for answer in answers] == [False, refused]
+
+
+def forced(rows):
+    """A logits processor that makes the model write the ids of each row, and then the last of them again."""
+    steps = itertools.count()
+
+    def process(_, scores):
+        step, forced_scores = next(steps), torch.full_like(scores, -torch.inf)
+        for row, ids in enumerate(rows):
+            forced_scores[row, ids[min(step, len(ids) - 1)]] = 0
+        return forced_scores
+
+    return process
+
+
+def write(model, rows, monkeypatch):
+    """Make the model write the given ids in the next call."""
+    generate = model.model.generate
+    monkeypatch.setattr(model, "temperature", 0)
+    monkeypatch.setattr(
+        model.model, "generate", lambda **given: generate(**{**given, "logits_processor": [forced(rows)]})
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_ends_with_its_turn_or_is_truncated(family, describer, requests, monkeypatch):
+    model = describer(family)
+    (word,) = model.processor.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+    end = max(model._ends)
+    # Ten tokens are the limit: the turns end after 3, at the tenth token, and not before the limit.
+    write(model, [[word] * 3 + [end], [word] * 9 + [end], [word] * 11], monkeypatch)
+    answers = model.describe(sorted(requests, key=lambda request: -model._prompts([request])[0].length))
+    assert [answer.finish_reason for answer in answers] == ["stop", "stop", "length"]
+    assert [answer.text for answer in answers] == [model.decode([word] * k) for k in (3, 9, 10)]
+
+
+@pytest.mark.parametrize("padding", ["its own token", "the end of turn"])
+def test_an_answer_can_end_at_a_stop_string_of_the_model(padding, mllm_folder, tmp_path, requests, monkeypatch):
+    folder = copy(mllm_folder("llava"), tmp_path)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stop_strings": ["END", "."]}))
+    model = HfDescriber(folder, **SMALL)
+    ids, end = model.processor.tokenizer, max(model._ends)
+    if padding == "the end of turn":
+        model.model.generation_config.pad_token_id = end
+    texts = ["a cup. is", "where", "what is it"]
+    rows = [ids(text, add_special_tokens=False)["input_ids"] for text in texts]
+    write(model, [rows[0], [*rows[1], end], rows[2]], monkeypatch)
+    answers = model.describe(sorted(requests, key=lambda request: -model._prompts([request])[0].length))
+    assert [answer.finish_reason for answer in answers] == ["stop_string", "stop", "length"]
+    assert [answer.text for answer in answers][:2] == ["a cup", "where"]
 
 
 def test_only_refused_images_and_no_requests_at_all_are_fine(describer, ask, picture):
-    assert describer("qwen3_vl").describe([ask(picture(201, 1))]) == [""]
+    assert describer("qwen3_vl").describe([ask(picture(201, 1))]) == [Answer("")]
     assert describer("qwen3_vl").describe([]) == []
 
 
@@ -169,7 +221,7 @@ def test_without_a_chat_template_that_of_the_family_is_used(mllm_folder, tmp_pat
     turn = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
     turn += "<|vision_start|><|image_pad|><|vision_end|>Where?<|im_end|>\n<|im_start|>assistant\n"
     assert model.render("Where?") == turn
-    assert all(model.describe(requests))
+    assert all(answer.text for answer in model.describe(requests))
 
 
 def test_a_chat_template_without_the_image_is_refused(mllm_folder, tmp_path):

@@ -110,12 +110,13 @@ def test_a_run_through_the_server_has_the_candidates_of_a_run_with_the_local_mod
 ):
     data = make_dataset(tmp_path / "data", images=3)
     fakes = {"scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
-    asked = {**GREEDY, "model": str(folder), "samples": {"full": 1, "crop": 1, "crop_objects": 1}}
+    asked = {**GREEDY, "truncated": "keep", "model": str(folder), "samples": {"full": 1, "crop": 1, "crop_objects": 1}}
     said = {}
     for name, adapter in {"remote": {"backend": "openai", "base_url": served}, "local": {"device": "cpu"}}.items():
         run(make_config(data.config(describer={**asked, **adapter}, **fakes)), tmp_path / name, until="scores")
         tables = StageStore(tmp_path / name / "candidates").tables()
-        said[name] = [(row["candidate_id"], row["raw_text"]) for table in tables for row in table.to_pylist()]
+        columns = ("candidate_id", "raw_text", "finish_reason")
+        said[name] = [[row[column] for column in columns] for table in tables for row in table.to_pylist()]
     assert said["remote"] == said["local"]
     assert len(said["remote"]) >= 3
 

@@ -26,6 +26,7 @@ def test_a_run_goes_from_annotations_to_pairs(
                 "model": str(mllm_folder(family)),
                 "samples": {"full": 1, "crop": 1, "crop_objects": 1},
                 "max_new_tokens": 6,
+                "truncated": "keep",
                 "batch_size": 4,
             },
             scorer={"model": str(clip_folder)},
@@ -62,7 +63,12 @@ def test_a_run_handles_a_one_pixel_image_and_a_strip_that_the_family_refuses(
         {
             "annotations": {"path": str(tmp_path / "a.json"), "images": str(tmp_path), "min_area": 0, "min_objects": 1},
             "regions": {"min_inside": 1, "min_aspect": 0.0},
-            "describer": {"model": str(mllm_folder("qwen2_5_vl")), "max_new_tokens": 8, "attn_implementation": "eager"},
+            "describer": {
+                "model": str(mllm_folder("qwen2_5_vl")),
+                "max_new_tokens": 8,
+                "truncated": "keep",
+                "attn_implementation": "eager",
+            },
             "scorer": {"model": str(clip_folder)},
             "detector": {"model": str(grounding_dino_folder), "box_threshold": 0.0},
         }

@@ -6,9 +6,15 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Owlv2ForObjectDetection, OwlViTForObjectDetection, OwlViTImageProcessorPil
 
+from spr.core.errors import ConfigError
+from spr.grounding.noun_phrases import phrases_to_detect
 from spr.models.detectors.owl import OwlDetector
 from spr.models.loading import ModelError
 from spr.models.protocols import DetectRequest
+
+
+def asking(image, text):
+    return DetectRequest(image, text, phrases_to_detect(text))
 
 
 def noise(width, height, seed=0):
@@ -67,7 +73,7 @@ def test_owlv2_agrees_with_transformers_and_maps_boxes_back_from_the_padded_squa
     expected, scores, phrases = direct(owlv2_folder, Owlv2ForObjectDetection, pixels, ["A red cat", "the dog"])
     boxes, left = in_pixels(expected, (side, side), size)
     assert_close(
-        v2.detect([DetectRequest(image, "A red cat, and the dog.")])[0],
+        v2.detect([asking(image, "A red cat, and the dog.")])[0],
         boxes[left],
         scores[left],
         [phrase for phrase, stays in zip(phrases, left, strict=True) if stays],
@@ -90,7 +96,7 @@ def test_owlvit_agrees_with_transformers_and_maps_boxes_back_from_the_stretched_
     expected, scores, phrases = direct(owlvit_folder, OwlViTForObjectDetection, pixels, ["A red cat", "the dog"])
     boxes, left = in_pixels(expected, size, size)
     assert left.all()
-    assert_close(vit.detect([DetectRequest(noise(*size), "A red cat and the dog.")])[0], boxes, scores, phrases)
+    assert_close(vit.detect([asking(noise(*size), "A red cat and the dog.")])[0], boxes, scores, phrases)
 
 
 @pytest.mark.parametrize("which", ["v2", "vit"])
@@ -98,11 +104,11 @@ def test_neither_the_batch_nor_its_padding_changes_the_detections(which, request
     batched = request.getfixturevalue(which)
     shared = noise(80, 60)
     requests = [
-        DetectRequest(shared, "a cat"),
-        DetectRequest(noise(30, 90, 1), "a red umbrella. the man with the blue chair. a bird"),
-        DetectRequest(shared, "the man on the left, a dog"),
-        DetectRequest(shared, ""),
-        DetectRequest(noise(80, 60, 3), "a cat"),
+        asking(shared, "a cat"),
+        asking(noise(30, 90, 1), "a red umbrella. the man with the blue chair. a bird"),
+        asking(shared, "the man on the left, a dog"),
+        asking(shared, ""),
+        asking(noise(80, 60, 3), "a cat"),
     ]
     alone = [batched.detect([each])[0] for each in requests]
     assert sum(map(len, alone)) > 20
@@ -120,7 +126,7 @@ def test_equal_phrases_and_images_are_embedded_once(v2):
         v2.model.owlv2.vision_model.embeddings.register_forward_hook(lambda _m, args, _o: images.append(len(args[0]))),
     ]
     image = noise(50, 50)
-    v2.detect([DetectRequest(image, "A cat, a dog, a cat."), DetectRequest(image, "a dog. a bird")])
+    v2.detect([asking(image, "A cat, a dog, a cat."), asking(image, "a dog. a bird")])
     for hook in hooks:
         hook.remove()
     assert (sum(texts), sum(images)) == (3, 1)
@@ -128,19 +134,24 @@ def test_equal_phrases_and_images_are_embedded_once(v2):
 
 def test_phrases_of_more_than_16_tokens_are_cut(v2):
     # Each letter is a token, and 14 fit between the start and end tokens.
-    text = "abcdefghijklmnopqrstuvwxyz"
-    assert list(v2._queries([text])[text].values()) == ["abcdefghijklmn", "opqrstuvwxyz"]
+    phrases = ("abcdefghijklmnopqrstuvwxyz",)
+    assert list(v2._queries([phrases])[phrases].values()) == ["abcdefghijklmn", "opqrstuvwxyz"]
+
+
+def test_a_prompt_of_text_is_an_error(owlv2_folder):
+    with pytest.raises(ConfigError, match="prompt: text"):
+        OwlDetector(owlv2_folder, prompt="text", device="cpu")
 
 
 @pytest.mark.parametrize("text", ["", " \n", "...", "and with on", "the a"])
 def test_a_text_without_phrases_gives_no_detections(v2, text):
-    assert v2.detect([DetectRequest(noise(40, 40), text)]) == [[]]
+    assert v2.detect([asking(noise(40, 40), text)]) == [[]]
 
 
 @pytest.mark.parametrize("which", ["v2", "vit"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (20000, 2), (1500, 1200)])
 def test_images_of_any_size_give_boxes_within_them(which, size, request):
-    found = request.getfixturevalue(which).detect([DetectRequest(noise(*size), "a cat. \x07 двa собаки, 一只猫。")])[0]
+    found = request.getfixturevalue(which).detect([asking(noise(*size), "a cat. \x07 двa собаки, 一只猫。")])[0]
     for d in found:
         assert 0 <= d.box[0] < d.box[2] <= size[0]
         assert 0 <= d.box[1] < d.box[3] <= size[1]
@@ -150,7 +161,7 @@ def test_images_of_any_size_give_boxes_within_them(which, size, request):
 
 def test_a_text_of_10000_words_is_accepted(v2):
     text = " ".join(f"the cat {k} on a chair," for k in range(1667))
-    found = v2.detect([DetectRequest(noise(20, 20), text)])[0]
+    found = v2.detect([asking(noise(20, 20), text)])[0]
     assert {d.phrase in text for d in found} == {True}
 
 
@@ -161,5 +172,5 @@ def test_another_kind_of_model_is_refused(clip_folder):
 
 def test_half_precision_gives_nearly_the_same_detections(owlv2_folder, v2):
     half = OwlDetector(owlv2_folder, dtype="bfloat16", device="cpu", box_threshold=0.1)
-    request = DetectRequest(noise(100, 70), "a red cat. a dog")
+    request = asking(noise(100, 70), "a red cat. a dog")
     assert half.detect([request])[0][0].score == pytest.approx(v2.detect([request])[0][0].score, abs=0.05)

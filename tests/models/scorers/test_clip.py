@@ -106,6 +106,24 @@ def test_the_region_decides_the_embedding(scorer):
     assert min(np.abs(left - right).max(), np.abs(left - whole).max()) > 1e-3
 
 
+def test_the_class_token_can_attend_to_the_regions_patches_alone(scorer, clip_folder, model):
+    blind = ClipScorer(clip_folder, class_token_sees_itself=False, device="cpu")
+    image, region = noise(56), (14.0, 0.0, 28.0, 14.0)
+    whole, local = blind.embed_views([View(image), View(image, region)])
+    np.testing.assert_allclose(whole, own_image(model, clip_folder, image), atol=1e-5)
+    # The region is exactly the second patch of the first row: token 2 has all of the attention.
+    pixels = CLIPImageProcessorPil.from_pretrained(clip_folder)(image, return_tensors="pt")["pixel_values"]
+    layer = model.vision_model.encoder.layers[-1]
+    with torch.inference_mode():
+        hidden = before_last_layer(model, pixels)
+        token = hidden[:, 0] + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(hidden[:, 2])))
+        token = token + layer.mlp(layer.layer_norm2(token))
+        expected = model.visual_projection(model.vision_model.post_layernorm(token))[0]
+    expected = torch.nn.functional.normalize(expected, dim=-1).numpy()
+    np.testing.assert_allclose(local, expected, atol=1e-5)
+    assert np.abs(scorer.embed_views([View(image, region)])[0] - expected).max() > 1e-3
+
+
 def test_neither_the_batch_nor_its_order_changes_an_embedding(scorer, clip_folder):
     shared = noise(70)
     views = [View(noise(40 + k, k), (1, 2, 20 + k, 30) if k % 2 else None) for k in range(5)]

@@ -28,7 +28,8 @@ from spr.models.loading import (
     placement,
     source_name,
 )
-from spr.models.protocols import DescribeRequest
+from spr.models.protocols import Answer, DescribeRequest
+from spr.records import TRUNCATED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,18 +90,20 @@ class HfDescriber:
         self._set_generation(section.max_new_tokens)
         self._run = Batcher(self._answer, section.batch_size, length=lambda prompt: prompt.length)
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One raw answer per request, decoded without the end-of-turn token.
+    def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
+        """One answer per request, with the reason why its generation ended.
 
-        Special tokens of a box markup are kept, others are removed. For an image that the family's processor refuses
-        (Qwen: an aspect ratio above 200), the answer is empty.
+        The reason is ``stop`` if the model generated an end-of-turn token within ``max_new_tokens``, ``stop_string`` if
+        it generated one of the ``stop_strings`` of its generation_config.json, and ``length`` otherwise. Special tokens
+        of a box markup are kept, others are removed. For an image that the family's processor refuses (Qwen: an aspect
+        ratio above 200), the answer is empty, without a reason.
         """
         limit = self.family.max_aspect if self.family is not None else None
         sizes = [request.image.size for request in requests]
         readable = [k for k, size in enumerate(sizes) if limit is None or max(size) <= limit * min(size)]
         prompts = self._prompts([requests[k] for k in readable])
         answers = dict(zip(readable, self._run(prompts), strict=True))
-        return [answers.get(k, "") for k in range(len(requests))]
+        return [answers.get(k, Answer("")) for k in range(len(requests))]
 
     def with_sampling(
         self, *, temperature: float, top_p: float | None = None, batch_size: int | None = None
@@ -128,7 +131,7 @@ class HfDescriber:
         """The user's turn and the start of the answer as input text, with one placeholder for the image."""
         return render_turn(self.processor, self.family, user_turn(prompt))
 
-    def _answer(self, batch: Sequence[_Prompt]) -> list[str]:
+    def _answer(self, batch: Sequence[_Prompt]) -> list[Answer]:
         inputs = encode(self.processor, [prompt.text for prompt in batch], [prompt.request.image for prompt in batch])
         for name, tensor in inputs.items():
             dtype = self.model.dtype if tensor.is_floating_point() else None
@@ -138,13 +141,26 @@ class HfDescriber:
         if self.temperature > 0:
             seeds = [prompt.request.seed for prompt in batch]
             processors.append(SeededSampling(seeds, start, temperature=self.temperature, top_p=self.top_p))
-        ids = self.model.generate(**inputs, logits_processor=processors)
-        return [self.decode(row) for row in ids[:, start:].tolist()]
+        options = {"tokenizer": self.processor.tokenizer} if self._stop_strings else {}
+        ids = self.model.generate(**inputs, logits_processor=processors, **options)
+        return [self._read(row) for row in ids[:, start:].tolist()]
+
+    def _read(self, ids: Sequence[int]) -> Answer:
+        text = self.decode(ids)
+        # Before the end of turn: a row that ended at a stop string is padded, possibly with the end-of-turn token.
+        turn = self.processor.tokenizer.decode(self._turn(ids)) if self._stop_strings else ""
+        if any(stop in turn for stop in self._stop_strings):
+            for stop in self._stop_strings:
+                text = text.partition(stop)[0]
+            return Answer(text, "stop_string")
+        return Answer(text, "stop" if any(token in self._ends for token in ids) else TRUNCATED)
+
+    def _turn(self, ids: Sequence[int]) -> Sequence[int]:
+        return ids[: next((k for k, token in enumerate(ids) if token in self._ends), len(ids))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode an answer up to its end of turn, without special tokens except those of a box markup."""
-        end = next((k for k, token in enumerate(ids) if token in self._ends), len(ids))
-        kept = [token for token in ids[:end] if token not in self._hidden]
+        kept = [token for token in self._turn(ids) if token not in self._hidden]
         # skip_special_tokens would remove the markup of boxes.
         return str(self.processor.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
@@ -167,6 +183,8 @@ class HfDescriber:
         special = {k: str(token) for k, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         self._hidden = frozenset(k for k, token in special.items() if not is_grounding_token(token, self.dialect))
+        stops = self.model.generation_config.stop_strings or []
+        self._stop_strings = [stops] if isinstance(stops, str) else list(stops)
         # A new config: the sampling settings and penalties of the model's folder must not apply.
         self.model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -175,4 +193,5 @@ class HfDescriber:
             use_cache=True,
             eos_token_id=sorted(self._ends) or None,
             pad_token_id=tokenizer.pad_token_id,
+            stop_strings=self._stop_strings or None,
         )

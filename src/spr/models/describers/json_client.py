@@ -26,7 +26,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from spr.core.errors import SprError
 
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 MAX_REPLY_BYTES = 2**24
 
@@ -99,12 +99,12 @@ class JsonClient:
         self,
         client: httpx.AsyncClient,
         path: str,
-        read: Callable[[Any], Answer],
+        read: Callable[[Any], Reply],
         body: Mapping[str, Any] | None = None,
         *,
         about: str = "",
         retries: int | None = None,
-    ) -> Answer:
+    ) -> Reply:
         """POST ``body`` as JSON to a path that starts with a slash, or GET it without one, and return ``read(reply)``.
 
         ``read`` converts the parsed JSON; it raises `ValueError` for an unexpected reply, which is then retried.
@@ -115,7 +115,7 @@ class JsonClient:
         """
         url, tries = self.base_url.rstrip("/") + path, 1 + (self.retries if retries is None else retries)
 
-        async def attempt() -> Answer:
+        async def attempt() -> Reply:
             try:
                 async with asyncio.timeout(self.timeout):
                     return read(await self._send(client, url, body, about))

@@ -21,7 +21,7 @@ from spr.grounding import Dialect, get_dialect
 from spr.grounding.text import without_surrogates
 from spr.models.describers.json_client import JsonClient, ServerError
 from spr.models.families import FAMILIES
-from spr.models.protocols import DescribeRequest
+from spr.models.protocols import Answer, DescribeRequest
 
 _log = logging.getLogger(__name__)
 _MAX_ASPECT = {family.dialect: family.max_aspect for family in FAMILIES.values()}
@@ -83,27 +83,30 @@ class OpenAiDescriber:
             )
         self.name = f"{self.model}@{_in_loop(self._identity)}"
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> list[str]:
-        """One raw answer per request, in the order of the requests.
+    def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
+        """One answer per request, in the order of the requests, with the server's ``finish_reason``.
 
-        An image that the family's processor refuses (Qwen: an aspect ratio above 200) is not sent; its answer is empty.
+        An image that the family's processor refuses (Qwen: an aspect ratio above 200) is not sent; its answer is empty,
+        without a reason.
 
         Raises:
             ServerError: if a request fails permanently; concurrent requests are cancelled.
         """
         return self.describe_each(requests, lambda _, __: None)
 
-    def describe_each(self, requests: Sequence[DescribeRequest], answered: Callable[[int, str], None]) -> list[str]:
+    def describe_each(
+        self, requests: Sequence[DescribeRequest], answered: Callable[[int, Answer], None]
+    ) -> list[Answer]:
         """Like `describe`; calls ``answered`` with a request's index and answer as soon as it arrives.
 
         The calls are never concurrent, but come from another thread. An exception that one raises ends the work.
         """
 
-        async def ask_all() -> list[str]:
+        async def ask_all() -> list[Answer]:
             slots, urls = asyncio.Semaphore(self.concurrency), _DataUrls(requests)
             async with self.server.client(self.concurrency) as client:
 
-                async def one(number: int, request: DescribeRequest) -> str:
+                async def one(number: int, request: DescribeRequest) -> Answer:
                     async with slots:
                         answer = await self._answer(client, request, urls)
                     answered(number, answer)
@@ -118,10 +121,10 @@ class OpenAiDescriber:
 
         return _in_loop(ask_all) if requests else []
 
-    async def _answer(self, client: httpx.AsyncClient, request: DescribeRequest, urls: _DataUrls) -> str:
+    async def _answer(self, client: httpx.AsyncClient, request: DescribeRequest, urls: _DataUrls) -> Answer:
         limit = _MAX_ASPECT.get(self.dialect.key)
         if limit is not None and max(request.image.size) > limit * min(request.image.size):
-            return ""
+            return Answer("")
         url = await urls.of(request.image)
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": request.prompt}]
         fixed = {"model": self.model, "messages": [{"role": "user", "content": content}], "stream": False}
@@ -131,7 +134,7 @@ class OpenAiDescriber:
         width, height = request.image.size
         query = f" about {request.query.query_id}" if request.query is not None else ""
         about = f", asked{query} with an image of {width} × {height} px"
-        return await self.server.ask(client, "/chat/completions", answer_text, body, about=about)
+        return await self.server.ask(client, "/chat/completions", parse_completion, body, about=about)
 
     async def _identity(self) -> str:
         """What the server's list of models calls the model."""
@@ -172,8 +175,20 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def answer_text(reply: Any) -> str:
-    """The text of a chat completion, or `ValueError`; empty if it has no text. Unpaired surrogates become U+FFFD."""
+def parse_completion(reply: Any) -> Answer:
+    """The answer in a chat completion, or `ValueError`; empty if it has no text. Unpaired surrogates become U+FFFD.
+
+    The reason ``stop`` becomes ``stop_string`` if the server names the stop string, as vLLM (``stop_reason``) and
+    SGLang (``matched_stop``) do.
+    """
+    text, choice = _text(reply), reply["choices"][0]
+    reason = choice.get("finish_reason")
+    if reason == "stop" and any(isinstance(choice.get(key), str) for key in ("stop_reason", "matched_stop")):
+        reason = "stop_string"
+    return Answer(text, reason if isinstance(reason, str) else None)
+
+
+def _text(reply: Any) -> str:
     match reply:
         case {"choices": [{"message": {"content": None}}, *_]}:
             return ""

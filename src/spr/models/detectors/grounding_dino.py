@@ -1,4 +1,4 @@
-"""GroundingDINO and MM-GroundingDINO as detectors, with a description as the prompt (paper, Sec. 3.2)."""
+"""GroundingDINO and MM-GroundingDINO as detectors, asked for what a description mentions (paper, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -21,42 +21,43 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from spr.config import DetectorConfig, make_section
 from spr.models.batching import Batcher, prepared
 from spr.models.detectors.detections import best_first, check_finite, pixel_boxes
+from spr.models.detectors.prompts import Prompt, phrase_prompts, text_prompts
 from spr.models.loading import Source, load_with_processors
 from spr.models.pixels import normalise, resized_bytes
 from spr.models.protocols import DetectRequest
-from spr.models.text_pieces import Span, split, tokenize
 from spr.records import Detection, Size
 
 _CLASSES = {
     "grounding-dino": (GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil),
     "mm-grounding-dino": (MMGroundingDinoForObjectDetection, GroundingDinoImageProcessorPil),
 }
-_IN_WORDS = "-'’_&"
-_FIRST_IDEOGRAPH = "\u2e80"  # scripts from here on don't separate words with spaces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
-    """A piece of a text to find in an image."""
+    """An image and what to find in it."""
 
     image: Image.Image
     resized: Future[torch.Tensor]  # the model's input, uint8 (3, H, W)
-    text: str  # the whole text
-    ids: tuple[int, ...]  # of the piece's tokens
-    spans: tuple[Span, ...]  # start and end of these tokens in the text
-    words: frozenset[int]  # indices of the tokens that are words or parts of words
+    prompt: Prompt
 
 
 class GroundingDinoDetector:
     """A `GroundingDinoForObjectDetection` or `MMGroundingDinoForObjectDetection` as a `Detector`.
 
-    The prompt is the text in lower case with a final dot. Texts above the limit of the text encoder are split at the
-    ends of sentences or phrases. A box's score is the maximum over the prompt's tokens of the sigmoid of its logits.
-    Its phrase starts at the word with the highest score and extends over whole words above the text threshold, up to
-    the next punctuation.
+    With ``prompt: phrases``, the prompt joins the phrases of the request as in the model's training:
+    ``a dog . a red cup .`` A box belongs to the phrase with the highest token score, the sigmoid of the logit, and has
+    that score. With ``prompt: text``, the prompt is the text with a final dot; a box's score is the maximum over all
+    tokens, and its phrase the words around the best one that are above the text threshold. Prompts are in lower case.
+    What exceeds the limit of the text encoder is split between phrases, or at the ends of sentences, into several
+    prompts.
+
+    Each of the model's boxes gives at most one detection. Two boxes may show the same object, as in the original
+    post-processing, which has no non-maximum suppression: S_loc counts the best box of each object only, and
+    `spr.annotations.replace_crowds` suppresses duplicates itself.
 
     Only images of the same resized size share a batch: group norms and windows of the vision backbone ignore the
-    padding mask, so scores would depend on the rest of the batch. All texts of an image share one backbone pass.
+    padding mask, so scores would depend on the rest of the batch. All prompts for an image share one backbone pass.
 
     It is made from the config section, or from a model id or folder and further fields of `DetectorConfig`.
     """
@@ -65,37 +66,38 @@ class GroundingDinoDetector:
         section = make_section(DetectorConfig, config, **fields)
         self.model, self.processor, self.tokenizer, self.name = load_with_processors(section, _CLASSES)
         self.device = self.model.device
+        self.prompt = section.prompt
         self.box_threshold, self.text_threshold = section.box_threshold, section.text_threshold
-        self.max_tokens: int = self.model.config.max_text_len - 3  # [CLS], the final dot and [SEP]
-        self._dot = self.tokenizer.convert_tokens_to_ids(".")
+        self.max_tokens: int = self.model.config.max_text_len - 2  # besides [CLS] and [SEP]
         self._batches: Batcher[_Query, list[Detection]] = Batcher(self._run, section.batch_size)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
 
-        A text without words has none. An object that several pieces of a text mention is detected several times.
+        A request without phrases, or with a text without words, has none.
         """
-        texts = list(dict.fromkeys(request.text for request in requests))
-        tokens = dict(zip(texts, tokenize(self.tokenizer, [_lower(text) for text in texts]), strict=True))
+        prompts = self._prompts_of(requests)
         images = {id(request.image): request.image for request in requests}
         groups: dict[Size, list[tuple[int, _Query]]] = {}
         found: list[list[Detection]] = [[] for _ in requests]
         with prepared(self._resize, list(images.values())) as resized:
             resized_of = dict(zip(images, resized, strict=True))
-            for place, request in enumerate(requests):
-                ids, spans = tokens[request.text]
+            for place, (request, own) in enumerate(zip(requests, prompts, strict=True)):
                 shown = resized_of[id(request.image)]
                 group = groups.setdefault(self._resized_wh(request.image.size), [])
-                for run in split(request.text, spans, self.max_tokens):
-                    own = slice(run.start, run.stop)
-                    words = frozenset(k for k, span in enumerate(spans[own]) if _is_word(request.text, span))
-                    if words:
-                        group.append((place, _Query(request.image, shown, request.text, ids[own], spans[own], words)))
+                group += [(place, _Query(request.image, shown, prompt)) for prompt in own]
             for group in groups.values():
                 answers = self._batches([query for _, query in group])
                 for (place, _), detections in zip(group, answers, strict=True):
                     found[place] += detections
         return [best_first(detections) for detections in found]
+
+    def _prompts_of(self, requests: Sequence[DetectRequest]) -> Sequence[Sequence[Prompt]]:
+        """The prompts of each request."""
+        if self.prompt == "phrases":
+            return phrase_prompts(self.tokenizer, [request.phrases for request in requests], self.max_tokens)
+        texts = [request.text for request in requests]
+        return text_prompts(self.tokenizer, texts, self.max_tokens, self.text_threshold)
 
     def _resize(self, image: Image.Image) -> torch.Tensor:
         # Padded at the bottom and right, with black, so that coordinates stay the same.
@@ -130,38 +132,22 @@ class GroundingDinoDetector:
     def _prompts(self, queries: Sequence[_Query]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask, int64 ``(len(queries), longest)``."""
         start, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad"))
-        dots = [[] if query.ids[-1] == self._dot else [self._dot] for query in queries]
-        rows = [torch.tensor([start, *query.ids, *dot, end]) for query, dot in zip(queries, dots, strict=True)]
+        rows = [torch.tensor([start, *query.prompt.ids, end]) for query in queries]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         return ids.to(self.device), mask.to(self.device)
 
     def _detections(self, query: _Query, probs: torch.Tensor, boxes: torch.Tensor) -> list[Detection]:
-        scores = probs.amax(dim=-1)
+        prompt = query.prompt
+        scores = prompt.scores(probs)
         kept = scores > self.box_threshold
         placed = pixel_boxes(boxes[kept], _padded(query.image.size), query.image.size)
-        # The first token is [CLS]; the added dot and [SEP] come after the text's own tokens.
-        own = probs[kept, 1 : 1 + len(query.ids)].tolist()
+        own = probs[kept, 1 : 1 + len(prompt.ids)].tolist()  # the first token is [CLS]
         return [
-            Detection(self._phrase(query, row), box, score)
+            Detection(prompt.phrase(row), box, score)
             for row, box, score in zip(own, placed, scores[kept].tolist(), strict=True)
             if box is not None
         ]
-
-    def _phrase(self, query: _Query, probs: Sequence[float]) -> str:
-        words = query.words
-        best = max(sorted(words), key=lambda k: probs[k])
-
-        def joins(k: int, neighbour: int) -> bool:
-            (_, border), (begin, _) = sorted((query.spans[k], query.spans[neighbour]))
-            return border == begin and max(query.text[border - 1], query.text[border]) < _FIRST_IDEOGRAPH
-
-        first = last = best
-        while first - 1 in words and (probs[first - 1] > self.text_threshold or joins(first - 1, first)):
-            first -= 1
-        while last + 1 in words and (probs[last + 1] > self.text_threshold or joins(last + 1, last)):
-            last += 1
-        return query.text[query.spans[first][0] : query.spans[last][1]]
 
 
 @contextmanager
@@ -186,19 +172,6 @@ def shared_backbone(backbone: Any, pixels: torch.Tensor, image_of_row: torch.Ten
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _lower(text: str) -> str:
-    """Convert to lower case without changing the length, so that positions stay valid."""
-    lowered = text.lower()
-    if len(lowered) == len(text):
-        return lowered
-    return "".join(char.lower() if len(char.lower()) == 1 else char for char in text)
-
-
-def _is_word(text: str, span: Span) -> bool:
-    """Whether a token is a word or a part of one. Punctuation ends phrases and is not detected."""
-    return any(char.isalnum() or char in _IN_WORDS for char in text[slice(*span)])
 
 
 def _padded(size_wh: Size) -> Size:

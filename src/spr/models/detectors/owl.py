@@ -1,4 +1,4 @@
-"""OWL-ViT and OWLv2 as detectors, with the noun phrases of a description as queries (paper, Sec. 3.2)."""
+"""OWL-ViT and OWLv2 as detectors, with the phrases of a description as queries (paper, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from transformers import (
 )
 
 from spr.config import DetectorConfig, make_section
+from spr.core.errors import ConfigError
 from spr.models.batching import Batcher
 from spr.models.detectors.detections import best_first, check_finite, pixel_boxes
-from spr.models.detectors.noun_phrases import noun_phrases
 from spr.models.loading import Source, load_with_processors
 from spr.models.pixels import normalise, resized_bytes, shrink_to_square, standardise, to_bytes
 from spr.models.protocols import DetectRequest
-from spr.models.text_pieces import split, tokenize
+from spr.models.text_pieces import token_parts
 from spr.records import Detection
 
 _CLASSES = {
@@ -38,7 +38,7 @@ _Ids: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
-    """An image, and the phrases of each of its texts with their vectors ``(phrases, D)``."""
+    """An image, and the phrases of each of its requests with their vectors ``(phrases, D)``."""
 
     image: Image.Image
     phrases: list[list[str]]
@@ -48,17 +48,18 @@ class _Query:
 class OwlDetector:
     """An `Owlv2ForObjectDetection` or `OwlViTForObjectDetection` as a `Detector`.
 
-    The queries are the noun phrases of a text (`spr.models.detectors.noun_phrases`); those of more than 14 tokens are
-    split. Each position of the image gives one box, with the phrase of the highest logit and the sigmoid of that logit
-    as its score.
+    The queries are the phrases of a request; those of more than 14 tokens are split. Each position of the image gives
+    one box, with the phrase of the highest logit and the sigmoid of that logit as its score.
 
     It is made from the config section, or from a model id or folder and further fields of `DetectorConfig`. OWL models
-    need a lower `box_threshold` than the section's default: transformers' own is 0.1. `text_threshold` has no effect:
-    each query is a whole phrase.
+    need a lower `box_threshold` than the section's default: transformers' own is 0.1. ``prompt: text`` is a
+    `ConfigError`: a query is a phrase.
     """
 
     def __init__(self, config: DetectorConfig | Source, **fields: Any) -> None:
         section = make_section(DetectorConfig, config, **fields)
+        if section.prompt != "phrases":
+            raise ConfigError("OWL models are asked for phrases", got=f"prompt: {section.prompt}", expected="phrases")
         self.model, self.processor, self.tokenizer, self.name = load_with_processors(section, _CLASSES)
         self.device, self.box_threshold = self.model.device, section.box_threshold
         model_config = self.model.config
@@ -69,17 +70,17 @@ class OwlDetector:
         self._text_batches: Batcher[_Ids, torch.Tensor] = Batcher(self._embed, 8 * section.batch_size, length=len)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
-        """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.
+        """The detections of each request, best first: one of its phrases, box in pixels of the image, score 0..1.
 
         Equal phrases, and images of several requests, are embedded once.
         """
-        queries = self._queries(list(dict.fromkeys(request.text for request in requests)))
+        queries = self._queries(list(dict.fromkeys(request.phrases for request in requests)))
         needed = list(dict.fromkeys(itertools.chain(*queries.values())))
         vector_of = dict(zip(needed, self._text_batches(needed), strict=True))
         places: dict[int, list[int]] = {}
         image_queries: dict[int, _Query] = {}
         for place, request in enumerate(requests):
-            if query := queries[request.text]:
+            if query := queries[request.phrases]:
                 key = id(request.image)
                 places.setdefault(key, []).append(place)
                 asked = image_queries.setdefault(key, _Query(request.image, [], []))
@@ -91,17 +92,15 @@ class OwlDetector:
             found[place] = best_first(detections)
         return found
 
-    def _queries(self, texts: Sequence[str]) -> dict[str, dict[_Ids, str]]:
-        """The distinct token ids of each text's phrases, with the first phrase that has these ids."""
-        phrases = {text: [text[start:end] for start, end in noun_phrases(text)] for text in texts}
-        distinct = list(dict.fromkeys(itertools.chain(*phrases.values())))
-        tokens_of = dict(zip(distinct, tokenize(self.tokenizer, distinct), strict=True))
-        queries: dict[str, dict[_Ids, str]] = {text: {} for text in texts}
-        for text, phrase in ((text, phrase) for text, own in phrases.items() for phrase in own):
-            ids, spans = tokens_of[phrase]
-            for run in filter(None, split(phrase, spans, self.max_tokens)):
-                part = phrase[spans[run[0]][0] : spans[run[-1]][1]]
-                queries[text].setdefault(ids[run.start : run.stop], part)
+    def _queries(self, asked: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], dict[_Ids, str]]:
+        """The distinct token ids of each request's phrases, with the first phrase that has these ids."""
+        distinct = list(dict.fromkeys(itertools.chain(*asked)))
+        parts_of = dict(zip(distinct, token_parts(self.tokenizer, distinct, self.max_tokens), strict=True))
+        queries: dict[tuple[str, ...], dict[_Ids, str]] = {phrases: {} for phrases in asked}
+        for phrases, own in queries.items():
+            for phrase in phrases:
+                for ids, (start, end) in parts_of[phrase]:
+                    own.setdefault(ids, phrase[start:end])
         return queries
 
     @torch.inference_mode()
@@ -114,7 +113,7 @@ class OwlDetector:
 
     @torch.inference_mode()
     def _run(self, queries: Sequence[_Query]) -> list[list[list[Detection]]]:
-        """The detections of each text of each image."""
+        """The detections of each request for each image."""
         features = self.model.image_embedder(self._pixels([query.image for query in queries]))[0]
         flat = features.flatten(1, 2)
         boxes = self.model.box_predictor(flat, features)

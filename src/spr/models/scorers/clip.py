@@ -35,8 +35,9 @@ class ClipScorer:
     """Any `CLIPModel` as an `ImageTextScorer`.
 
     A view with a region is embedded by local attention: in the last vision layer, the class token attends only to
-    itself and to the patches that overlap the region (paper, Sec. 3.2). So the last layer is computed for the class
-    token only, and views of the same image share all earlier layers.
+    itself and to the patches that overlap the region (paper, Sec. 3.2; that it attends to itself is our choice,
+    `scorer.class_token_sees_itself`). So the last layer is computed for the class token only, and views of the same
+    image share all earlier layers.
 
     It is made from the config section, or from a model id or folder and further fields of `ScorerConfig`.
     """
@@ -46,6 +47,7 @@ class ClipScorer:
         classes = {"clip": (CLIPModel, CLIPImageProcessorPil)}
         self.model, self.processor, self.tokenizer, self.name = load_with_processors(section, classes)
         self.device, self.long_text = self.model.device, section.long_text
+        self.class_token_sees_itself = section.class_token_sees_itself
         text, vision = self.model.config.text_config, self.model.config.vision_config
         self.image_size, self.patch_size = vision.image_size, vision.patch_size
         self.max_tokens = min(75, text.max_position_embeddings - 2)  # besides the start and end tokens
@@ -113,7 +115,8 @@ class ClipScorer:
         values = resized_bytes(image, (self.image_size, self.image_size), self.processor)
         boxes = [(0, 0, side, side) if region is None else region for region in regions]
         patches = np.stack([overlapped(box, side, self.image_size, self.patch_size).ravel() for box in boxes])
-        return _Prepared(values, np.pad(patches, ((0, 0), (1, 0)), constant_values=True))  # and the class token
+        class_token = np.array([[region is None or self.class_token_sees_itself] for region in regions])
+        return _Prepared(values, np.concatenate([class_token, patches], axis=1))
 
     @torch.inference_mode()
     def _embed_images(self, items: Sequence[Future[_Prepared]]) -> list[torch.Tensor]:

@@ -99,7 +99,7 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
                 return
             if isinstance(reply, str):
                 message = {"role": "assistant", "content": reply}
-                reply = Raw(json.dumps({"choices": [{"index": 0, "message": message}]}))
+                reply = Raw(json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}))
             self.send_response(reply.status)
             for name, value in reply.headers.items():
                 self.send_header(name, value)

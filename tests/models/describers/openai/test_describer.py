@@ -13,7 +13,12 @@ from PIL import Image, ImageChops
 
 from spr.core.errors import ConfigError, GroundingError
 from spr.models.describers.json_client import MAX_REPLY_BYTES, ServerError, backoff
-from spr.models.describers.openai import answer_text, read_key
+from spr.models.describers.openai import parse_completion, read_key
+from spr.models.protocols import Answer
+
+
+def texts(answers):
+    return [answer.text for answer in answers]
 
 
 def test_answers_come_in_the_order_of_the_requests_whichever_is_ready_first(server, describer, ask):
@@ -28,7 +33,7 @@ def test_answers_come_in_the_order_of_the_requests_whichever_is_ready_first(serv
         return f"answer {body['seed']}"
 
     server.answer = answer
-    assert describer(concurrency=8).describe([ask(k) for k in range(8)]) == [f"answer {k}" for k in range(8)]
+    assert texts(describer(concurrency=8).describe([ask(k) for k in range(8)])) == [f"answer {k}" for k in range(8)]
 
 
 def test_as_many_requests_run_concurrently_as_configured_and_no_more(server, describer, ask):
@@ -42,7 +47,7 @@ def test_a_request_contains_everything_that_decides_the_answer(server, describer
     image = Image.effect_noise((37, 23), 90).convert("RGB")
     fields = {"skip_special_tokens": False, "top_p": None, "top_k": 40}
     model = describer(temperature=0.7, max_new_tokens=99, request_fields=fields)
-    assert model.describe([ask(2**40 + 5, image, "Wo ist «das»?\ud800")]) == ["a cup"]
+    assert texts(model.describe([ask(2**40 + 5, image, "Wo ist «das»?\ud800")])) == ["a cup"]
     (body,) = server.bodies
     assert (body["model"], body["temperature"], body["max_tokens"], body["top_k"]) == ("m", 0.7, 99, 40)
     assert (body["stream"], body["skip_special_tokens"]) == (False, False)
@@ -95,14 +100,14 @@ TEMPORARY = {
 @pytest.mark.parametrize("name", TEMPORARY)
 def test_a_temporary_failure_is_retried(name, server, describer, ask, raw):
     server.answer = lambda number, _: TEMPORARY[name](raw) if number < 2 else "a cup"
-    assert describer().describe([ask(7)]) == ["a cup"]
+    assert texts(describer().describe([ask(7)])) == ["a cup"]
     assert [body["seed"] for body in server.bodies] == [7, 7, 7]
     assert server.bodies[0] == server.bodies[2]
 
 
 def test_dropped_and_hanging_connections_are_retried(server, describer, ask, drop, hang):
     server.answer = lambda number, _: {0: drop, 1: hang}.get(number, "a cup")
-    assert describer(timeout=0.4).describe([ask()]) == ["a cup"]
+    assert texts(describer(timeout=0.4).describe([ask()])) == ["a cup"]
     assert len(server.bodies) == 3
 
 
@@ -183,7 +188,7 @@ def test_after_the_last_try_one_error_reports_the_last_failure(server, describer
 
 def test_a_failing_server_is_warned_about_once_and_not_per_request(server, describer, ask, raw, caplog):
     server.answer = lambda number, _: raw("loading", 503) if number < 6 else "a cup"
-    assert describer(retries=9).describe([ask(k) for k in range(4)]) == ["a cup"] * 4
+    assert texts(describer(retries=9).describe([ask(k) for k in range(4)])) == ["a cup"] * 4
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("spr")]
     assert line == f"{server.url}/chat/completions: status 503: loading; retrying in 0 s"
 
@@ -193,7 +198,7 @@ def test_answers_before_a_failure_are_delivered(server, describer, ask, raw):
     server.answer = lambda _, body: raw("no", 400) if body["seed"] == 5 else f"answer {body['seed']}"
     with pytest.raises(ServerError):
         describer(concurrency=1).describe_each([ask(k) for k in range(9)], told.__setitem__)
-    assert told == {k: f"answer {k}" for k in range(5)}
+    assert told == {k: Answer(f"answer {k}", "stop") for k in range(5)}
     assert len(server.bodies) == 6  # the three after it are cancelled
 
 
@@ -234,7 +239,7 @@ def test_the_wait_doubles_up_to_one_minute(server, waiting, ask, raw):
 def test_retry_after_sets_the_wait(server, waiting, ask, raw):
     model, waits = waiting(first_wait=1.0)
     server.answer = lambda number, _: raw("", (429, 503)[number], Retry_After="7") if number < 2 else "a cup"
-    assert model.describe([ask()]) == ["a cup"]
+    assert texts(model.describe([ask()])) == ["a cup"]
     assert waits == [8, 8]  # 7 s, and up to first_wait more, so that not all retry at the same time
 
 
@@ -280,7 +285,7 @@ def test_a_server_without_a_list_of_models_works(status, server, describer, raw,
     server.models = raw("Internal Server Error", status)
     model = describer()
     assert model.name == "m@unlisted"
-    assert model.describe([ask()]) == ["a cup"]
+    assert texts(model.describe([ask()])) == ["a cup"]
 
 
 def test_a_refused_key_is_an_error_before_any_work(server, describer, raw):
@@ -324,14 +329,33 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 )
 def test_any_text_is_passed_on_and_no_text_becomes_the_empty_answer(content, text, server, describer, ask, raw):
     server.answer = lambda *_: raw(json.dumps({"choices": [{"message": {"content": content}}]}))
-    assert describer().describe([ask()]) == [text]
+    assert texts(describer().describe([ask()])) == [text]
     text.encode()  # valid UTF-8
 
 
-def test_a_truncated_answer_is_an_answer(server, describer, ask, raw):
-    cut = {"choices": [{"message": {"content": "a cup [0.1, 0."}, "finish_reason": "length"}]}
-    server.answer = lambda *_: raw(json.dumps(cut))
-    assert describer().describe([ask()]) == ["a cup [0.1, 0."]
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"finish_reason": "length"}, "length"),
+        ({"finish_reason": "stop"}, "stop"),
+        ({"finish_reason": "stop", "stop_reason": None}, "stop"),
+        ({"finish_reason": "stop", "stop_reason": 151645}, "stop"),  # vLLM: the id of an end-of-turn token
+        ({"finish_reason": "stop", "stop_reason": "</answer>"}, "stop_string"),  # vLLM
+        ({"finish_reason": "stop", "matched_stop": "</answer>"}, "stop_string"),  # SGLang
+        ({"finish_reason": "stop", "matched_stop": 2}, "stop"),
+        ({"finish_reason": "length", "stop_reason": "x"}, "length"),
+        ({"finish_reason": "content_filter"}, "content_filter"),
+        ({"finish_reason": None}, None),
+        ({"finish_reason": 3}, None),
+        ({}, None),
+    ],
+)
+def test_the_finish_reason_of_the_server_is_that_of_the_answer(choice, reason, server, describer, ask, raw):
+    reply = {"choices": [{"message": {"content": "a cup [0.1, 0."}, **choice}]}
+    server.answer = lambda *_: raw(json.dumps(reply))
+    (answer,) = describer().describe([ask()])
+    assert answer == Answer("a cup [0.1, 0.", reason)
+    assert answer.truncated == (reason == "length")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +371,7 @@ def test_markup_that_a_server_may_remove_causes_a_warning(dialect, fields, warne
 
 def test_an_image_that_the_family_refuses_is_not_sent(server, describer, ask):
     long, square = Image.new("RGB", (201, 1)), Image.new("RGB", (200, 1))
-    assert describer(dialect="qwen2_5_vl").describe([ask(1, long), ask(2, square)]) == ["", "a cup"]
+    assert texts(describer(dialect="qwen2_5_vl").describe([ask(1, long), ask(2, square)])) == ["", "a cup"]
     assert [body["seed"] for body in server.bodies] == [2]
 
 
@@ -361,7 +385,7 @@ def test_it_works_inside_a_running_event_loop(server, describer, ask):
     async def notebook():
         return describer().describe([ask()])
 
-    assert asyncio.run(notebook()) == ["a cup"]
+    assert texts(asyncio.run(notebook())) == ["a cup"]
     assert len(server.bodies) == 1
 
 
@@ -386,4 +410,4 @@ def test_settings_out_of_range_are_refused(describer):
 def test_a_reply_of_another_shape_is_not_an_answer():
     for wrong in ([], {}, {"choices": [{}]}, {"choices": [{"message": {"content": {"text": "x"}}}]}, "text"):
         with pytest.raises(ValueError, match=r"^"):
-            answer_text(wrong)
+            parse_completion(wrong)

@@ -1,11 +1,12 @@
-"""Finds the noun phrases of a text, for detectors whose queries are short phrases instead of sentences."""
+"""Finds the noun phrases of a text, which open-vocabulary detectors are asked for."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from spr.grounding.phrases import BREAKERS, COLOURS, DETERMINERS, PLACES
-from spr.models.text_pieces import Span
+from spr.records import Span
 
 _WORD = re.compile(r"[^\s。，、；：！？（）「」【】]+")
 _EDGES = ".,;:!?()[]{}<>\"'“”‘’«»…*_-–—|"
@@ -14,7 +15,7 @@ _NEVER_LAST = DETERMINERS | BREAKERS | {"of"}
 _OPENERS = '([{<"“«'
 
 
-def noun_phrases(text: str) -> list[Span]:
+def noun_phrases(text: str) -> list[tuple[int, int]]:
     """Start and end of each noun phrase in a text, in order, from word lists and without a tagger.
 
     A phrase is a run of words. It ends at punctuation, at the end of a line, before a determiner, and at a connective,
@@ -26,7 +27,7 @@ def noun_phrases(text: str) -> list[Span]:
     >>> [text[start:end] for start, end in noun_phrases(text)]
     ['several pieces of luggage', 'a standing man', 'the black and white cat']
     """
-    found: list[Span] = []
+    found: list[tuple[int, int]] = []
     phrase: list[tuple[str, int, int]] = []
 
     def close() -> None:
@@ -61,6 +62,35 @@ def noun_phrases(text: str) -> list[Span]:
             close()
     close()
     return found
+
+
+def phrases_to_detect(text: str, spans: Sequence[Span] = ()) -> tuple[str, ...]:
+    """The noun phrases of a description, each once, in the order in which they are first mentioned (our choice).
+
+    A phrase with a box is taken as the description marks it, and replaces the noun phrases that it overlaps. Phrases
+    that differ only in case or white space are the same; the first is returned.
+
+    Args:
+        text: The description without coordinates.
+        spans: The phrases of the text that have boxes.
+
+    >>> phrases_to_detect("A dog and a red cup. The red car is near a dog.")
+    ('A dog', 'a red cup', 'The red car')
+    >>> text = "A man riding a horse, a dog"
+    >>> phrases_to_detect(text, [Span("A man riding a horse", 0, 20, ((0, 0, 9, 9),))])
+    ('A man riding a horse', 'a dog')
+    """
+    marked = [(span.start, span.end) for span in spans if span.phrase.strip()]
+    others = [
+        (start, end)
+        for start, end in noun_phrases(text)
+        if not any(start < marked_end and marked_start < end for marked_start, marked_end in marked)
+    ]
+    first: dict[str, str] = {}
+    for start, end in sorted([*marked, *others]):
+        words = text[start:end].split()
+        first.setdefault(" ".join(words).lower(), " ".join(words))
+    return tuple(first.values())
 
 
 def _breaks(word: str, before: str, after: str) -> bool:

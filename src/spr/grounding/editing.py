@@ -1,0 +1,296 @@
+"""Change the boxes of a parsed answer in its own text: only numbers change, and every other character stays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import replace
+from itertools import groupby
+from string import Formatter
+from typing import Any, NamedTuple
+
+from spr.core.errors import GroundingError
+from spr.grounding.dialects import Dialect
+from spr.grounding.markup import JsonList, Markup, Tags, Tokens
+from spr.grounding.parse import parse
+from spr.grounding.text import GroundedText, Place, Range, Source
+from spr.records import Box, Size, Span
+
+_FIX = "parse the text in the model's own dialect"
+_SEPARATOR = re.compile(r"(?:[\s,;&\[\]]|\b(?:and|or)\b|</delimiter_of_multi_objects/>)*+")
+_CONNECTIVE = re.compile(r"(?:\s*,)?\s*(?:\b(?:and|or|with|next to|beside|near)\s*)?$")
+
+_CLOSING = {"(": ")", "（": "）"}
+
+
+class _Edit(NamedTuple):
+    start: int
+    stop: int
+    text: str
+
+
+def map_to_image(
+    grounded: GroundedText, corner_xy: Sequence[float], size_wh: Size, *, keep_unread: bool = False
+) -> GroundedText:
+    """Map an answer about a part of an image to the whole image: its numbers change, every other character stays.
+
+    Swapped corners stay swapped, and numbers beyond the part are mapped without clipping (supplement, Sec. 1).
+
+    Args:
+        grounded: An answer from `parse`, with the size of the part.
+        corner_xy: The part's upper left corner, in pixels of the whole image; the part is not resized.
+        size_wh: Width and height of the whole image in pixels.
+        keep_unread: Leave coordinates that could not be read as they are.
+
+    Raises:
+        GroundingError: if the answer contains coordinates that could not be read, unless ``keep_unread``.
+
+    >>> part = parse("- **Dog**: [0.5, 0.5, 1.0, 1.0]", "llava_onevision", (100, 50))
+    >>> map_to_image(part, (100, 50), (200, 100)).source.text
+    '- **Dog**: [0.75, 0.75, 1.00, 1.00]'
+    """
+    source = _source_of(grounded)
+    if source.has_unread and not keep_unread:
+        what, fix = "Text can't be mapped to the whole image", "set `keep_unread` to leave malformed boxes as they are"
+        raise GroundingError(what, got=repr(source.text[:120]), expected="no malformed box", fix=fix)
+    dialect = source.dialect
+    frame: Any = dialect.frame(source.size_wh)
+    whole: Any = dialect.frame(size_wh)
+    edits: list[_Edit] = []
+    for place in filter(lambda place: place.numbers, source.places):
+        numbers = [float(source.text[start:stop]) for start, stop in place.numbers]
+        edits += _written(source.text, place, frame.move(numbers, whole, *corner_xy[:2]), dialect.markup)
+    return parse(_apply(source.text, edits), dialect, size_wh)
+
+
+def replace_boxes(grounded: GroundedText, boxes: Sequence[Box | None], *, remove_phrases: bool = False) -> GroundedText:
+    """Replace the boxes of a text, in their order; None removes a box and keeps its words.
+
+    If the text was parsed, its source is changed in the same places, so that `render` gives the model's own text but
+    for the boxes that changed. In dialects that list objects, a box is removed with its entry, words included.
+
+    Args:
+        grounded: The text.
+        boxes: As many boxes as ``grounded.boxes``, in pixels of the original image.
+        remove_phrases: Also remove phrases that lose all of their boxes, with the comma or connective before them.
+
+    Raises:
+        GroundingError: if the source can't be changed without changing what else it says.
+
+    >>> grounded = parse("The dog is at [1, 2, 3, 4] and the cat at [5, 6, 7, 8].", "ferret", (1000, 1000))
+    >>> replace_boxes(grounded, [(10, 20, 30, 40), None]).source.text
+    'The dog is at [10, 20, 30, 40] and the cat at.'
+    """
+    if len(boxes) != len(grounded.boxes):
+        raise ValueError(f"{len(boxes)} boxes for a text with {len(grounded.boxes)}")
+    spans, removed, rest = [], set(), list(boxes)
+    for span in grounded.spans:
+        own, rest = rest[: len(span.boxes)], rest[len(span.boxes) :]
+        kept = tuple(box for box in own if box is not None)
+        if remove_phrases and own and not kept:
+            removed.add((span.start, span.end))
+        spans.append(replace(span, boxes=kept))
+    edited = GroundedText(grounded.plain_text, tuple(spans), grounded.problems)
+    if removed:
+        edited = _without(edited, removed)
+    if not _is_current(grounded):
+        return edited
+    source = _edited_source(grounded, boxes, edited, remove_phrases=remove_phrases)
+    return replace(edited, source=source)
+
+
+def source_text(grounded: GroundedText, dialect: Dialect, size_wh: Size) -> str | None:
+    """The text's own form, if it was parsed in this dialect for an image of this size and has not changed since."""
+    source = grounded.source
+    if source is None or not _is_current(grounded) or source.dialect != dialect:
+        return None
+    return source.text if source.size_wh == tuple(size_wh) else None
+
+
+def _is_current(grounded: GroundedText) -> bool:
+    source = grounded.source
+    return source is not None and (source.plain_text, source.boxes) == (grounded.plain_text, grounded.boxes)
+
+
+def _source_of(grounded: GroundedText) -> Source:
+    if grounded.source is None or not _is_current(grounded):
+        got = "a text that was not parsed, or changed since"
+        raise GroundingError("Text has no source to change", got=got, expected="the result of `parse`", fix=_FIX)
+    return grounded.source
+
+
+def _edited_source(
+    grounded: GroundedText, boxes: Sequence[Box | None], edited: GroundedText, *, remove_phrases: bool
+) -> Source:
+    source = _source_of(grounded)
+    dialect = source.dialect
+    frame = dialect.frame(source.size_wh)
+    places = [place for place in source.places if place.is_read]
+    edits: list[_Edit] = []
+    for place, before, after in zip(places, grounded.boxes, boxes, strict=True):
+        if after is not None and after != before:
+            edits += _written(source.text, place, frame.encode(after), dialect.markup)
+    if None in boxes:
+        phrases = [
+            (number, span.phrase * remove_phrases) for number, span in enumerate(grounded.spans) for _ in span.boxes
+        ]
+        edits += _removals(source.text, places, [box is not None for box in boxes], phrases, dialect.markup)
+    text = _apply(source.text, edits)
+    again = parse(text, dialect, source.size_wh)
+    both = zip(grounded.boxes, boxes, strict=True)
+    wanted = [old if new == old else frame.decode(frame.encode(new))[0] for old, new in both if new is not None]
+    if list(again.boxes) != wanted:
+        what = f"Text can't be changed in dialect `{dialect.key}`: it would be read back as something else"
+        raise GroundingError(what, got=repr(text[:120]))
+    return replace(_source_of(again), plain_text=edited.plain_text, boxes=edited.boxes)
+
+
+def _written(text: str, place: Place, numbers: Sequence[float], markup: Markup) -> list[_Edit]:
+    """The edits that write these numbers at a place; one that is there already stays as it is written."""
+    if len(place.numbers) != len(numbers):
+        raise GroundingError("The numbers of a box can't be found in its text", fix=_FIX)
+    fields = [field for field in Formatter().parse(markup.box) if field[1] is not None]
+    specs = {int(name or index): spec or "" for index, (_, name, spec, _) in enumerate(fields)}
+    return [
+        _Edit(start, stop, format(number, specs[k]))
+        for k, ((start, stop), number) in enumerate(zip(place.numbers, numbers, strict=True))
+        if float(text[start:stop]) != number
+    ]
+
+
+def _apply(text: str, edits: Iterable[_Edit]) -> str:
+    pieces, position = [], 0
+    for start, stop, new in sorted(edits):
+        pieces += [text[position : max(start, position)], new]
+        position = max(stop, position)
+    return "".join((*pieces, text[position:]))
+
+
+def _removals(
+    text: str, places: Sequence[Place], kept: Sequence[bool], phrases: Sequence[tuple[int, str]], markup: Markup
+) -> list[_Edit]:
+    """The edits that remove the places that are not kept.
+
+    ``phrases`` gives, for each place, the number of its phrase and the words to remove with it, if any.
+    """
+    if isinstance(markup, Tokens | JsonList):
+        return _thin_out(text, _entries(text, places, markup), places, kept)
+    edits: list[_Edit] = []
+    end_before = 0
+    for (_, words), group in groupby(range(len(places)), key=phrases.__getitem__):
+        numbers = list(group)
+        own = [places[k] for k in numbers]
+        if any(kept[k] for k in numbers):
+            edits += _thin_out(text, [place.unit for place in own], own, [kept[k] for k in numbers])
+        else:
+            edits += _whole_phrase(text, [place.unit for place in own], words, end_before, markup)
+        end_before = own[-1].unit[1]
+    return edits
+
+
+def _thin_out(text: str, units: Sequence[Range], places: Sequence[Place], kept: Sequence[bool]) -> list[_Edit]:
+    """Remove units without a kept place, and in the other units the places that are not kept."""
+    edits, distinct = [], list(dict.fromkeys(units))
+    members = {unit: [k for k in range(len(units)) if units[k] == unit] for unit in distinct}
+    edits += _drop(text, distinct, [any(kept[k] for k in members[unit]) for unit in distinct])
+    for inside in members.values():
+        if any(kept[k] for k in inside):
+            edits += _drop(text, [places[k].piece for k in inside], [kept[k] for k in inside])
+    return edits
+
+
+def _drop(text: str, ranges: Sequence[Range], kept: Sequence[bool]) -> list[_Edit]:
+    """Remove the ranges that are not kept, each with the separator before it, or after it if none before is kept."""
+    edits = []
+    for k, (start, stop) in enumerate(ranges):
+        if kept[k]:
+            continue
+        if any(kept[:k]):
+            before = ranges[k - 1][1]
+            start = before if _SEPARATOR.fullmatch(text, before, start) else start
+        elif k + 1 < len(ranges):
+            after = ranges[k + 1][0]
+            stop = after if _SEPARATOR.fullmatch(text, stop, after) else stop
+        edits.append(_Edit(start, stop, ""))
+    return edits
+
+
+def _entries(text: str, places: Sequence[Place], markup: Tokens | JsonList) -> list[Range]:
+    """The entry of each place, with its label."""
+    if isinstance(markup, JsonList):
+        return [place.unit for place in places]
+    runs = list(dict.fromkeys(place.unit for place in places))
+    entries = {}
+    for k, (start, stop) in enumerate(runs):
+        if markup.label_first:
+            before = runs[k - 1][1] if k else 0
+            entries[start] = start - len(text[before:start].lstrip()), stop
+        else:
+            after = runs[k + 1][0] if k + 1 < len(runs) else len(text)
+            separator = text.find(markup.separator.strip(), stop, after)
+            stop += len(text[stop : separator if separator >= 0 else after].rstrip())
+            entries[start] = start, stop
+    return [entries[place.unit[0]] for place in places]
+
+
+def _whole_phrase(text: str, units: Sequence[Range], words: str, end_before: int, markup: Markup) -> list[_Edit]:
+    """Remove all boxes of a phrase in prose, and also the phrase if ``words`` are given."""
+    edits: list[_Edit] = []
+    regions = [units[0]]
+    for unit in units[1:]:
+        if _SEPARATOR.fullmatch(text, regions[-1][1], unit[0]):
+            regions[-1] = regions[-1][0], unit[1]
+        else:
+            regions.append(unit)
+    start, stop = regions[0]
+    if isinstance(markup, Tags):
+        opened, closed = markup.phrase
+        before = text[:start].rstrip()
+        begin = before.rfind(opened)
+        if before.endswith(closed) and begin >= end_before:
+            start = len(before) - len(closed)
+            if words:
+                start = begin
+            else:
+                edits.append(_Edit(begin, begin + len(opened), ""))
+    elif words:
+        found = [*re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text[end_before:start])]
+        if not found:
+            raise GroundingError("Phrase can't be found in its text", got=repr(words), fix=_FIX)
+        start = end_before + found[-1].start()
+    if words:
+        start = end_before + _CONNECTIVE.search(text[end_before:start]).start()  # type: ignore[union-attr]
+    regions[0] = start, stop
+    return edits + [_Edit(*_with_space(text, *region)) for region in regions]
+
+
+def _with_space(text: str, start: int, stop: int) -> tuple[int, int, str]:
+    """A range to remove with the white space and the brackets around it, and what joins the words beside it."""
+    while True:
+        before, after = text[:start].rstrip(), text[stop:].lstrip()
+        if before[-1:] not in _CLOSING or after[:1] != _CLOSING.get(before[-1:]):
+            break
+        start, stop = len(before) - 1, len(text) - len(after) + 1
+    line = text.rfind("\n", 0, start) + 1
+    if not text[line:start].strip():  # nothing before it in its line
+        return start, len(text) - len(text[stop:].lstrip(" \t:,")), ""
+    return (
+        len(text[:start].rstrip()),
+        stop,
+        " " if text[start - 1].isalnum() and text[stop : stop + 1].isalnum() else "",
+    )
+
+
+def _without(text: GroundedText, removed: Set[tuple[int, int]]) -> GroundedText:
+    """The text without the phrases at these places and the comma or connective before each of them."""
+    plain, spans, position = "", [], 0
+    for span in text.spans:
+        plain += text.plain_text[position : span.start]
+        if (span.start, span.end) in removed:
+            plain = _CONNECTIVE.sub("", plain)
+        else:
+            spans.append(Span(span.phrase, len(plain), len(plain) + len(span.phrase), span.boxes))
+            plain += span.phrase
+        position = span.end
+    plain += text.plain_text[position:]
+    return GroundedText(plain, tuple(spans), text.problems)
