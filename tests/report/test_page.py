@@ -56,7 +56,9 @@ def test_the_page_shows_the_numbers_of_the_run(make_run):
 
 def test_lengths_that_differ_give_a_warning(make_run):
     maker = make_run(pairs=2)
-    # 8 words against 7 are within a quarter of each other, and two pairs are too few for anything else.
+    for k in range(2):
+        # 8 words against 7, and 25 characters against 23; two pairs are too few for a warning of another kind.
+        maker.change("pairs", k, chosen="a cup [1] and a big mug 2")
     assert "Warning:" not in write_report(maker.write()).read_text(encoding="utf-8")
     for k in range(2):
         maker.change("pairs", k, chosen="a b c d e f g h " * 3)
