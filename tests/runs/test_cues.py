@@ -3,7 +3,6 @@
 import json
 import random
 
-import pyarrow as pa
 import pytest
 
 from spr.config import make_config
@@ -32,8 +31,8 @@ class Pairs:
     def __init__(self, folder):
         self.folder, self.pairs, self.candidates = folder, [], []
 
-    def add(self, chosen, rejected, *, kinds=("full", "full"), edits=("replaced",), dialect="ferret"):
-        """Each side is a text, a list of corners, or both and the problems of its candidate."""
+    def add(self, chosen, rejected, /, *, kinds=("full", "full"), edits=("replaced",), dialect="ferret", **reasons):
+        """Each side is a text, a list of corners, or both and its problems; ``reasons`` by side say why it ended."""
         k, sides = len(self.pairs), {}
         for side, value, kind in zip(("chosen", "rejected"), (chosen, rejected), kinds, strict=True):
             text, corners, problems = value if isinstance(value, tuple) else ("some words", value, ())
@@ -41,9 +40,9 @@ class Pairs:
                 text, corners = corners, ()
             spans, candidate = spans_of(corners), f"{k}/{side}"
             plain = " ".join(span.phrase for span in spans)
-            self.candidates.append(
-                Candidate(candidate, str(k), kind, text, text, plain, spans, problems, k, "m", dialect)
-            )
+            told = {"raw_text": text, "text": text, "plain_text": plain, "spans": spans, "problems": problems}
+            made = {"finish_reason": reasons.get(side), "seed": k, "model": "m", "dialect": dialect}
+            self.candidates.append(Candidate(candidate_id=candidate, query_id=str(k), prompt_kind=kind, **told, **made))
             sides |= {side: f"{text} {side[0]}", f"{side}_spans": spans, f"{side}_candidate": candidate}
         box = (0.0, 0.0, 1.0, 1.0)
         done = tuple(BoxEdit("x", box, None if "removed" in edit else box, edit) for edit in edits)
@@ -53,7 +52,7 @@ class Pairs:
             PreferencePair(query_id=str(k), **image, region=box, prompt="?", **sides, **scores, box_edits=done)
         )
 
-    def write(self, shards=1, finish_reasons=None):
+    def write(self, shards=1):
         config = make_config({"annotations": {"path": "a.json", "images": "i"}, "describer": {"backend": "fake"}})
         (self.folder / "config.yaml").write_text(config.to_yaml())
         size = -(-len(self.pairs) // shards)
@@ -65,9 +64,6 @@ class Pairs:
             for shard in range(shards):
                 part = slice(shard * size * per_pair, (shard + 1) * size * per_pair)
                 table = to_table(rows[part], kind)
-                if name == "candidates" and finish_reasons is not None:
-                    table = table.drop_columns([n for n in table.schema.names if n == "finish_reason"])
-                    table = table.append_column("finish_reason", pa.array(finish_reasons[part], pa.string()))
                 dropped = dropped_table(name, "query", [])
                 manifest.shards.append(store.write_shard(shard, StageOutput(table, dropped), inputs=len(table)))
             store.save(manifest)
@@ -214,13 +210,17 @@ def test_format_problems_are_those_of_the_text_that_is_trained_on(made):
 
 
 def test_cut_answers_are_counted_where_the_reason_is_known(made):
-    for _ in range(3):
-        made.add([A], [B])
+    made.add([A], [B], chosen="stop", rejected="length")
+    made.add([A], [B], chosen="stop", rejected="length")
+    made.add([A], [B], rejected="length")
     # The last shard is empty.
-    run = made.write(shards=4, finish_reasons=["stop", "length", "stop", "length", None, "length"])
-    cut = cues_of(run)["cut"]
+    cut = cues_of(made.write(shards=4))["cut"]
     assert (cut.chosen, cut.rejected, cut.pairs) == (0, 1, 2)
-    assert "cut" not in cues_of(made.write(finish_reasons=[None] * 6))
+
+
+def test_cut_answers_are_left_out_where_no_reason_is_known(made):
+    made.add([A], [B])
+    assert "cut" not in cues_of(made.write())
 
 
 def test_a_run_without_candidates_shows_what_its_pairs_say(made):

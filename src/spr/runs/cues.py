@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from spr.grounding import parse
-from spr.records import PROMPT_KINDS
+from spr.records import PROMPT_KINDS, TRUNCATED
 from spr.runs.reader import SIDES, Run, Side
-from spr.runs.store import read_table, unreadable
+from spr.runs.store import read_table
 
 WARN_ACCURACY = 0.65
 """A cue gets a warning if it alone identifies the chosen answer in at least this share of the pairs (our choice).
@@ -39,7 +38,7 @@ Values: TypeAlias = npt.NDArray[np.float64]
 """A property of all answers of one side, ``(pairs,)``; NaN where an answer does not have it."""
 
 _PAIR_COLUMNS = [f"{side}{name}" for side in SIDES for name in ("", "_spans", "_candidate")]
-_CANDIDATE_COLUMNS = ("candidate_id", "prompt_kind", "problems", "dialect", "finish_reason")
+_CANDIDATE_COLUMNS = ["candidate_id", "prompt_kind", "problems", "dialect", "finish_reason"]
 
 
 class _Property(NamedTuple):
@@ -162,7 +161,8 @@ class PairCues:
         if self.removed_entries:
             lines.append(
                 f"Refinement removed {self.removed_entries:,} boxes from chosen answers. The dialect `{self.dialect}` "
-                "lists objects, so their words are gone too. `pairing.unmatched: keep_box` keeps them."
+                "lists objects, so their words are gone too. `pairing.unmatched: keep_box`, the default in such "
+                "dialects, keeps them."
             )
         return lines
 
@@ -222,7 +222,7 @@ def pair_cues(run: Path | str, count_tokens: TokenCounter | None = None) -> Pair
         total += len(table)
         edits = pc.list_flatten(table["box_edits"])
         removed += pc.sum(pc.equal(pc.struct_field(edits, "edit"), "box_removed"), min_count=0).as_py()
-        rows = _read_candidates(candidates.part(entry.index)) if dialect is not None else None
+        rows = read_table(candidates.part(entry.index), _CANDIDATE_COLUMNS) if dialect is not None else None
         for side in SIDES:
             values = {**_of_texts(table[side].to_pylist(), count_tokens), **_of_boxes(table[f"{side}_spans"])}
             if rows is not None:
@@ -280,15 +280,6 @@ def _offsets_and_values(lists: pa.ListArray) -> tuple[npt.NDArray[np.int64], pa.
     return offsets - offsets[0], lists.flatten()
 
 
-def _read_candidates(path: Path) -> pa.Table:
-    # A run from before answers had a finish reason lacks that column.
-    try:
-        names = pq.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
-    return read_table(path, [name for name in _CANDIDATE_COLUMNS if name in names])
-
-
 def _of_candidates(pairs: pa.Table, side: Side, candidates: pa.Table) -> dict[str, Values]:
     """What the candidates of one side say: prompt kind, format problems, whether the answer was cut."""
     rows = candidates.take(pc.index_in(pairs[f"{side}_candidate"], candidates["candidate_id"].combine_chunks()))
@@ -301,8 +292,7 @@ def _of_candidates(pairs: pa.Table, side: Side, candidates: pa.Table) -> dict[st
             for table, name in ((pairs, side), (rows, "dialect"), (pairs, "width"), (pairs, "height"))
         )
         values["problems"][k] = len(parse(text, dialect, (width, height)).problems)
-    if "finish_reason" in rows.column_names:
-        values["cut"] = _numbers(pc.equal(rows["finish_reason"], "length"))
+    values["cut"] = _numbers(pc.equal(rows["finish_reason"], TRUNCATED))
     return values
 
 
