@@ -91,12 +91,12 @@ def test_a_run_can_start_from_the_weights_of_another(trained: Path, tmp_path: Pa
 
 def test_the_second_phase_starts_from_the_first_ones_weights_and_can_be_resumed(trained: Path, tmp_path: Path) -> None:
     corpus = build_corpus(trained / "corpus", n=24, seed=3)
-    run = Run(tmp_path, seed=3, steps=0, batch_size=4, device=torch.device("cpu"), log_every=1)
-    train_phases("vision", run, corpus, (Phase(6, stop_at=3), Phase(2)))
+    run = Run(tmp_path, seed=3, steps=0, batch_size=0, device=torch.device("cpu"), log_every=1)
+    train_phases("vision", run, corpus, (Phase(6, 4, stop_at=3), Phase(2, 4)))
     first, second = curve(tmp_path, "vision-1"), curve(tmp_path, "vision")
     assert [row["step"] for row in first] == [1, 2, 3]
     assert [row["step"] for row in second] == [1, 2]
     assert second[0]["loss"] < first[0]["loss"]
     (tmp_path / "vision.pt").unlink()
-    train_phases("vision", dataclasses.replace(run, resume=True), corpus, (Phase(6, stop_at=3), Phase(2)))
+    train_phases("vision", dataclasses.replace(run, resume=True), corpus, (Phase(6, 4, stop_at=3), Phase(2, 4)))
     assert curve(tmp_path, "vision") == second

@@ -22,18 +22,18 @@ class Phase(NamedTuple):
     """A part of a recipe: a schedule of ``steps``, stopped after step ``stop_at`` if that is given."""
 
     steps: int
+    batch_size: int
     stop_at: int | None = None
 
 
 RECIPES: dict[str, tuple[Phase, ...]] = {
-    "vision": (Phase(1100),),
-    "describer": (Phase(2800, stop_at=1500),),
-    "scorer": (Phase(800),),
-    "detector": (Phase(1200), Phase(450)),
+    "vision": (Phase(1100, 64),),
+    "describer": (Phase(2800, 16, stop_at=1500),),
+    "scorer": (Phase(800, 48), Phase(400, 24)),
+    "detector": (Phase(1200, 32), Phase(450, 32)),
 }
 """How the shipped weights were trained; a phase starts from the weights of the previous one. Training of the describer
 stops early, so that preference training can improve its boxes: see its model card."""
-BATCH = {"vision": 64, "describer": 16, "scorer": 48, "detector": 32}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,12 +59,15 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Train one model."""
     args = make_parser().parse_args(arguments)
-    phases = (Phase(args.steps, args.stop_at),) if args.steps else RECIPES[args.model]
+    recipe = RECIPES[args.model]
+    phases = (Phase(args.steps, recipe[0].batch_size, args.stop_at),) if args.steps else recipe
+    if args.batch_size:
+        phases = tuple(phase._replace(batch_size=args.batch_size) for phase in phases)
     run = Run(
         out=args.out,
         seed=args.seed,
         steps=0,
-        batch_size=args.batch_size or BATCH[args.model],
+        batch_size=0,
         device=torch.device(args.device),
         workers=args.workers,
         resume=args.resume,
@@ -86,11 +89,11 @@ def train_phases(model: str, run: Run, corpus: Corpus, phases: tuple[Phase, ...]
     With ``run.resume``, phases with a kept checkpoint are skipped, and the next one continues if it had started.
     """
     path = checkpoint_path(run.out, model)
-    for number, (steps, stop_at) in enumerate(phases, start=1):
+    for number, phase in enumerate(phases, start=1):
         kept, last = checkpoint_path(run.out, f"{model}-{number}"), number == len(phases)
         if not (run.resume and kept.exists()):
             begun = run.resume and (path.exists() or number == 1)
-            _train(model, dataclasses.replace(run, steps=steps, stop_at=stop_at, resume=begun), corpus)
+            _train(model, dataclasses.replace(run, **phase._asdict(), resume=begun), corpus)
             if not last:
                 path.replace(kept)
                 path.with_suffix(".jsonl").replace(kept.with_suffix(".jsonl"))

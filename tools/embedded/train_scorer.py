@@ -1,9 +1,16 @@
-"""Train the scorer: match regions with their descriptions, against other regions' and corrupted descriptions."""
+"""Train the scorer: match regions with their descriptions, against other regions' and corrupted descriptions.
+
+Training has two phases. The second starts from the weights of the first and is harder: a batch has two regions of each
+scene, corrupted descriptions have the errors that describers make, such as an object from outside the region, and the
+temperature is the one at which CLIP's training ends.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +20,8 @@ from torch.nn import functional as F  # noqa: N812 - the name that all torch cod
 from transformers import CLIPModel
 
 from spr.core import boxes as bx
-from spr.embedded.scenes import SIZE
+from spr.core.errors import InputError
+from spr.embedded.scenes import MIN_AREA, SIZE
 from spr.embedded.sprites import CATEGORIES, COLOURS, SHAPES
 from spr.models.scorers.clip import before_last_layer, last_layer, overlapped
 from tools.embedded.corpus import Corpus
@@ -25,27 +33,39 @@ from tools.embedded.views import ImageBank, padded_window
 from tools.embedded.vocabulary import END, IDS, PAD, START, encode
 
 MAX_WORDS = 77
-SPOILT = 2
-"""Corrupted descriptions per region: with a wrong colour or shape, a missing object or an additional one."""
+_MAX_SCALE = math.log(100)  # of the inverse temperature, as in CLIP
+_EDITS = {"recolour": 0.2, "reshape": 0.25, "remove": 0.15, "exchange": 0.2, "add": 0.2}
+_SECOND_EDIT = 0.25
 _SMALL, _LARGE = 15.0, 24.0  # px, geometric mean of the sides
 _BAG_WEIGHT = 0.15
 
 
+class Difficulty(NamedTuple):
+    """Regions per scene in a batch, corrupted descriptions per region, and whether they are made by `spoil_hard`."""
+
+    per_scene: int
+    spoilt: int
+    hard: bool
+
+
+FIRST, SECOND = Difficulty(1, 2, hard=False), Difficulty(2, 4, hard=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A batch of B regions with one correct description and `SPOILT` corrupted ones each.
+    """A batch of B regions with one correct description and K corrupted ones each.
 
     Attributes:
-        rows: int64 ``(B,)``, the index of each region's image.
-        regions: float64 ``(B, 4)``, pixels.
-        ids: int64 ``(B · (1 + SPOILT), L)``: the correct descriptions, then all corrupted ones.
-        held: float32 ``(B · (1 + SPOILT), categories)``: 1 for the categories that a description names.
+        rows: int64 ``(S,)``, the indices of the scenes.
+        regions: float64 ``(B, 4)``, pixels; an equal number of each scene, in the scenes' order.
+        ids: int64 ``(B · (1 + K), L)``: the correct descriptions, then all corrupted ones.
+        counts: float32 ``(B · (1 + K), categories)``: how often a description names each category.
     """
 
     rows: npt.NDArray[np.int64]
     regions: npt.NDArray[np.float64]
     ids: npt.NDArray[np.int64]
-    held: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.float32]
 
 
 def word_ids(texts: list[str]) -> npt.NDArray[np.int64]:
@@ -90,27 +110,79 @@ def spoil(kinds: list[int], sides: list[float], rng: np.random.Generator) -> tup
     return kinds, sides
 
 
-def description_maker(corpus: Corpus, seed: int, batch_size: int) -> Callable[[int], Described]:
-    """A function from a step to its batch."""
-    usable = np.flatnonzero(corpus.regions[:, 0, 2] > 0)
+def spoil_hard(
+    kinds: list[int], sides: list[float], outside: list[int], rng: np.random.Generator
+) -> tuple[list[int], list[float]]:
+    """The objects of a description with one error, or two, of those that describers make.
+
+    An error is another colour or shape of an object, a missing object, an additional object, or one that is exchanged.
+    Additional and exchanged objects are mostly of the categories ``outside`` the region. ``sides`` are sizes in px.
+    """
+    while True:
+        named, sizes = list(kinds), list(sides)
+        for _ in range(1 + (rng.random() < _SECOND_EDIT)):
+            k = int(rng.integers(len(named)))
+            colour, shape = divmod(named[k], len(SHAPES))
+            edit = str(rng.choice(list(_EDITS), p=list(_EDITS.values())))
+            if edit == "recolour":
+                named[k] = (colour + int(rng.integers(1, len(COLOURS)))) % len(COLOURS) * len(SHAPES) + shape
+            elif edit == "reshape":
+                named[k] = colour * len(SHAPES) + (shape + int(rng.integers(1, len(SHAPES)))) % len(SHAPES)
+            elif edit == "remove" and len(named) > 1:
+                del named[k], sizes[k]
+            elif edit == "exchange":
+                named[k] = _other(outside, rng)
+            else:
+                named.append(named[k] if rng.random() < 0.2 else _other(outside, rng))
+                sizes.append(float(rng.uniform(10, 34)))
+        if sorted(named) != sorted(kinds):
+            return named, sizes
+
+
+def _other(outside: list[int], rng: np.random.Generator) -> int:
+    if outside and rng.random() < 0.75:
+        return int(rng.choice(outside))
+    return int(rng.integers(len(CATEGORIES)))
+
+
+def description_maker(corpus: Corpus, seed: int, batch_size: int, difficulty: Difficulty) -> Callable[[int], Described]:
+    """A function from a step to its batch.
+
+    Raises:
+        InputError: if the batch size is not a multiple of the regions per scene.
+    """
+    per_scene, spoilt, hard = difficulty
+    if batch_size % per_scene:
+        expected, fix = f"a multiple of {per_scene}", "give another --batch-size"
+        raise InputError("The batch does not divide into scenes", got=batch_size, expected=expected, fix=fix)
+    usable = np.flatnonzero(corpus.regions[:, per_scene - 1, 2] > 0)
 
     def make(step: int) -> Described:
         rng = np.random.default_rng([seed, step])
-        rows = rng.choice(usable, size=batch_size)
-        texts = [""] * (batch_size * (1 + SPOILT))
-        held = np.zeros((len(texts), len(CATEGORIES)), dtype=np.float32)
+        rows = rng.choice(usable, size=batch_size // per_scene)
+        texts = [""] * (batch_size * (1 + spoilt))
+        counts = np.zeros((len(texts), len(CATEGORIES)), dtype=np.float32)
         regions = np.zeros((batch_size, 4))
-        for b, row in enumerate(rows):
-            number = int(rng.choice(np.flatnonzero(corpus.regions[row, :, 2] > 0)))
+        numbers: list[int] = []
+        for b in range(batch_size):
+            row = rows[b // per_scene]
+            if not numbers:
+                there = np.flatnonzero(corpus.regions[row, :, 2] > 0)
+                numbers = rng.permutation(there)[:per_scene].tolist() if hard else [int(rng.choice(there))]
+            number = numbers.pop(0)
             regions[b] = corpus.regions[row, number]
+            areas = bx.area(corpus.boxes[row])
             inside = np.flatnonzero(corpus.inside[row, number])
-            kinds = [int(k) for k in corpus.kinds[row, inside]]
-            sides = [float(s) for s in np.sqrt(bx.area(corpus.boxes[row, inside]))]
-            for version in range(1 + SPOILT):
-                named, sizes = spoil(kinds, sides, rng) if version else (kinds, sides)
+            beside = np.flatnonzero((corpus.kinds[row] >= 0) & (areas >= MIN_AREA) & ~corpus.inside[row, number])
+            kinds, outside = corpus.kinds[row, inside].tolist(), corpus.kinds[row, beside].tolist()
+            sides = np.sqrt(areas[inside]).tolist()
+            for version in range(1 + spoilt):
+                named, sizes = kinds, sides
+                if version:
+                    named, sizes = spoil_hard(kinds, sides, outside, rng) if hard else spoil(kinds, sides, rng)
                 texts[version * batch_size + b] = vary(named, sizes, rng)
-                held[version * batch_size + b, named] = 1
-        return Described(rows, regions, word_ids(texts), held)
+                np.add.at(counts[version * batch_size + b], named, 1)
+        return Described(rows, regions, word_ids(texts), counts)
 
     return make
 
@@ -118,9 +190,13 @@ def description_maker(corpus: Corpus, seed: int, batch_size: int) -> Callable[[i
 def region_views(
     bank: ImageBank, rows: npt.NDArray[np.int64], regions_xyxy: npt.NDArray[np.float64]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The inputs of both scores: the padded 1.5× crops, the whole scenes, and the patches of the regions."""
-    crops = bx.grow(regions_xyxy, CROP, (SIZE, SIZE))
-    return bank.views(rows, padded_window(crops), crops), bank.views(rows), region_patches(regions_xyxy).to(bank.device)
+    """The inputs of both scores: the padded 1.5× crops, the whole scenes, and the patches of the regions.
+
+    ``rows (S,)`` are the scenes, and ``regions_xyxy (B, 4)`` an equal number of regions of each, in the scenes' order.
+    """
+    crops, scene_of_crop = bx.grow(regions_xyxy, CROP, (SIZE, SIZE)), np.repeat(rows, len(regions_xyxy) // len(rows))
+    shown = bank.views(scene_of_crop, padded_window(crops), crops)
+    return shown, bank.views(rows), region_patches(regions_xyxy).to(bank.device)
 
 
 def region_patches(regions_xyxy: npt.NDArray[np.float64]) -> Tensor:
@@ -138,30 +214,37 @@ def local_image_embeddings(model: CLIPModel, pixels: Tensor, patches: Tensor) ->
 
     Args:
         model: The CLIP model.
-        pixels: float32 ``(B, 3, S, S)``, the square images that contain the regions.
-        patches: bool ``(B, patches)``, the patches that overlap the regions.
+        pixels: float32 ``(I, 3, S, S)``, the square images that contain the regions.
+        patches: bool ``(B, patches)``, the patches that overlap the regions: an equal number of regions per image.
     """
     attended = torch.cat([torch.ones_like(patches[:, :1]), patches], dim=1)
-    every = torch.arange(len(pixels), device=pixels.device)
-    return last_layer(model, before_last_layer(model, pixels), every, attended)
+    image_of_view = torch.arange(len(pixels), device=pixels.device).repeat_interleave(len(patches) // len(pixels))
+    return last_layer(model, before_last_layer(model, pixels), image_of_view, attended)
 
 
-def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def contrast(images: Tensor, texts: Tensor, scale: Tensor, also_right: Tensor) -> tuple[Tensor, Tensor]:
     """CLIP's loss with more texts than images, and the share of images that are nearest to their own text.
 
     Args:
         images: ``(B, D)``, not normalised.
         texts: ``(≥ B, D)``; the first B belong to the images, the others to no image.
         scale: Logarithm of the inverse temperature.
+        also_right: bool ``(B, ≥ B)``, texts that are left out for an image because they say the same as its own.
     """
-    logits = scale.clamp(max=4.6052).exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    logits = scale.clamp(max=_MAX_SCALE).exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
     own = torch.arange(len(images), device=images.device)
+    others = own[:, None] != torch.arange(len(texts), device=images.device)
+    logits = logits.masked_fill(also_right & others, -torch.inf)
     right = (logits.argmax(dim=-1) == own).float().mean()
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(images)].T, own)) / 2, right
 
 
 def train_scorer(run: Run, corpus: Corpus) -> CLIPModel:
-    """Train the scorer on both views of a region, starting from the tower in ``vision.pt``; writes ``scorer.pt``."""
+    """Train the scorer on both views of a region; writes ``scorer.pt``.
+
+    The first phase starts from the tower in ``vision.pt``, the second from ``run.start_from``.
+    """
+    second = run.start_from is not None
     seed_everything(run.seed, run.device)
     seeing = Seeing(make_describer())
     load_modules(checkpoint_path(run.out, "vision"), seeing=seeing)
@@ -171,26 +254,36 @@ def train_scorer(run: Run, corpus: Corpus) -> CLIPModel:
         seeing.tower,
         ImageBank(corpus.images, torch.device("cpu")).views(np.arange(min(64, len(corpus)))),
     )
+    model.logit_scale.requires_grad_(not second)
     model.to(run.device)
     # One linear map predicts the categories from a region's embedding and from its description's.
     bag = nn.Linear(model.config.projection_dim, len(CATEGORIES)).to(run.device)
     bank = ImageBank(corpus.images, run.device)
 
     def loss(batch: Described, _progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        if second:
+            with torch.no_grad():
+                model.logit_scale.fill_(_MAX_SCALE)
         crops, scenes, patches = region_views(bank, batch.rows, batch.regions)
-        held = torch.from_numpy(batch.held).to(run.device)
+        counts = torch.from_numpy(batch.counts).to(run.device)
         words = model.text_projection(model.text_model(torch.from_numpy(batch.ids).to(run.device)).pooler_output)
         crop = model.visual_projection(model.vision_model(crops).pooler_output)
         local = local_image_embeddings(model, scenes, patches)
-        crop_loss, crop_right = contrast(crop, words, model.logit_scale)
-        local_loss, local_right = contrast(local, words, model.logit_scale)
+        same = torch.cdist(counts[: len(crop)], counts, p=1) == 0
+        crop_loss, crop_right = contrast(crop, words, model.logit_scale, same)
+        local_loss, local_right = contrast(local, words, model.logit_scale, same)
+        figures = {"crop_right": crop_right, "local_right": local_right}
+        if second:
+            return crop_loss + local_loss, figures
+        held = (counts > 0).float()
         named = torch.cat([crop, local, words])
         right = torch.cat([held[: len(crop)], held[: len(crop)], held])
         bags = F.binary_cross_entropy_with_logits(bag(named), right, reduction="none").sum(dim=-1)
         bag_loss = bags[: 2 * len(crop)].mean() + bags[2 * len(crop) :].mean()
-        figures = {"crop_right": crop_right, "local_right": local_right, "bag": bag_loss.detach()}
-        return crop_loss + local_loss + _BAG_WEIGHT * bag_loss, figures
+        return crop_loss + local_loss + _BAG_WEIGHT * bag_loss, {**figures, "bag": bag_loss.detach()}
 
-    make = description_maker(corpus, run.seed + 2, run.batch_size)
-    train(Task("scorer", {"model": model, "bag": bag}, make, loss, lr=2e-3, muon_lr=0.01), run)
+    make = description_maker(corpus, run.seed + 2, run.batch_size, SECOND if second else FIRST)
+    modules: dict[str, nn.Module] = {"model": model} if second else {"model": model, "bag": bag}
+    lr, muon_lr = (6e-4, 3e-3) if second else (2e-3, 0.01)
+    train(Task("scorer", modules, make, loss, lr=lr, muon_lr=muon_lr), run)
     return model
