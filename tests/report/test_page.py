@@ -240,7 +240,7 @@ def test_drops_are_listed_by_reason_up_to_a_limit(make_run):
         "stage": "pairs",
         "kind": "query",
         "reason": "not_renderable",
-        "explanation": "the model's dialect would read its words as coordinates",
+        "explanation": "without the boxes that refinement removes, the text would be read as something else",
         "count": 1,
         "ids": ["z"],
     }
