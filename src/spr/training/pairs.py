@@ -74,7 +74,7 @@ def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
     def pair(row: dict[str, Any]) -> TrainingPair:
         size_wh, prompt = (row["width"], row["height"]), user_turn(row["prompt"])
         image = RunImage(images, row["file_name"], size_wh)
-        pair_id = row["query_id"] + ("" if row["kind"] == "answers" else f"/{row['kind']}")
+        pair_id = row["query_id"] + ("/boxes" if row.get("kind") == "boxes" else "")
         answers = row["chosen"], row["rejected"]
         return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, *_complete(row))
 
