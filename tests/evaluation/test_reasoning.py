@@ -14,6 +14,7 @@ from spr.evaluation.tasks.pope import Pope, PopeItems
 from spr.evaluation.tasks.rec import Expressions, Rec
 from spr.evaluation.tasks.referring import Referring, ReferringItem
 from spr.models.fakes import FakeDescriber
+from spr.models.protocols import Answer
 from spr.records import RegionObject, RegionQuery
 
 SIZE, BOX = (200, 100), (20.0, 10.0, 100.0, 50.0)  # as [100, 100, 500, 500] in thousandths
@@ -58,7 +59,7 @@ class Reasons(FakeDescriber):
         self.text = text
 
     def describe(self, requests):
-        return [self.text] * len(requests)
+        return [Answer(self.text)] * len(requests)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -61,7 +61,7 @@ class Says:
 def settings(clip_folder, grounding_dino_folder, make_dataset, tmp_path_factory):
     data = make_dataset(tmp_path_factory.mktemp("bad") / "data", images=len(ANSWERS) + len(DROPPED))
     return data.config(
-        describer={"backend": "fake"},
+        describer={"backend": "fake", "malformed_crops": "keep"},
         scorer={"model": str(clip_folder), "device": "cpu"},
         # No detection of an untrained model has a score this high, so its boxes don't help the bad answers.
         detector={"model": str(grounding_dino_folder), "box_threshold": 0.99, "device": "cpu"},
@@ -202,13 +202,17 @@ def test_a_missing_model_or_other_weights_give_one_error_and_lose_nothing(
     data = make_dataset(tmp_path / "data", images=4)
     real = {"describer": {}, "scorer": {"backend": "clip"}, "detector": {"backend": "grounding_dino"}}[section]
     other = owlv2_folder if section != "detector" else clip_folder
+    # With crowds to detect, a wrong detector fails in the first stage.
+    crowds = {"annotations": {"crowds": "drop"}}
     for model, message in ((tmp_path / "nowhere", "no such model folder"), (other, str(other))):
-        config = make_config(data.config(**{**FAKES, section: {**real, "model": str(model), "device": "cpu"}}))
+        config = make_config(
+            data.config(**{**FAKES, **crowds, section: {**real, "model": str(model), "device": "cpu"}})
+        )
         with pytest.raises(ModelError, match=re.escape(message)):
             run(config, tmp_path / "run")
     assert rows(tmp_path / "run", "regions")
     # The error can be fixed: no stage that needs the model has started.
-    summaries = run(make_config(data.config(**FAKES)), tmp_path / "run")
+    summaries = run(make_config(data.config(**FAKES, **crowds)), tmp_path / "run")
     assert summaries[0].done_before
     assert summaries[-1].rows > 0
 

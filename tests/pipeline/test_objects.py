@@ -10,8 +10,7 @@ from PIL import Image
 from spr.config import AnnotationsConfig, load_config, make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
-from spr.models.fakes import FakeDetector
-from spr.pipeline import objects
+from spr.models.loading import ModelError
 from spr.pipeline.objects import STAGE, detect_in_crowds, load_objects, make_objects, plan_objects
 from spr.pipeline.runner import run
 from spr.records import Detection, ImageObjects
@@ -165,16 +164,15 @@ def test_a_run_replaces_crowds_where_a_detector_is_configured_and_records_it(tmp
     assert STAGE.models_for(load_config(tmp_path / "none" / "config.yaml")) == ()
 
 
-def test_the_detector_is_loaded_only_if_there_is_a_crowd(tmp_path, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(objects, "load_detector", lambda section: loaded.append(section.backend) or FakeDetector())
-    boxes = [(k * 9, k * 9, 18, 18) for k in range(10)]
-    for crowd in (False, True):
-        scene = Scene(tmp_path / str(crowd), boxes, crowd=crowd)
-        paths = {"path": str(scene.folder / "a.json"), "images": str(scene.folder)}
-        config = make_config({"annotations": paths, "detector": {"backend": "fake"}})
-        run(config, tmp_path / f"run-{crowd}", until="objects")
-        assert loaded == ["fake"] * crowd
+def test_a_wrong_detector_fails_before_anything_else_is_computed(tmp_path):
+    # Without a crowd, too: the stage `scores` would fail after all regions were described.
+    scene = Scene(tmp_path / "s", [(k * 9, k * 9, 18, 18) for k in range(10)])
+    paths = {"path": str(scene.folder / "a.json"), "images": str(scene.folder)}
+    wrong = make_config({"annotations": paths, "detector": {"model": str(tmp_path / "nowhere")}})
+    with pytest.raises(ModelError, match="no such model folder"):
+        run(wrong, tmp_path / "run")
+    # Nothing depends on it yet, so the run continues with the corrected config.
+    assert run(make_config({"annotations": paths, "detector": {"backend": "fake"}}), tmp_path / "run")[0].rows == 1
 
 
 def test_load_objects_replaces_crowds_if_it_gets_a_detector(tmp_path):

@@ -117,7 +117,7 @@ def test_a_pair_with_a_truncated_answer_says_so(chosen, rejected, truncated):
 
 def test_the_finish_reasons_have_their_place_in_the_tables():
     assert CANDIDATES.names[7:10] == ["problems", "finish_reason", "seed"]
-    assert PAIRS.names[-3:] == ["box_edits", "chosen_finish_reason", "rejected_finish_reason"]
+    assert PAIRS.names[-4:] == ["box_edits", "chosen_finish_reason", "rejected_finish_reason", "kind"]
     assert CANDIDATES.field("finish_reason") == pa.field("finish_reason", pa.string(), nullable=True)
 
 

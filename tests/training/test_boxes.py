@@ -55,7 +55,12 @@ def test_a_box_has_changed_if_the_other_answer_does_not_contain_it():
     assert changed("a [1, 2, 3, 4]", "a [01, 2, 3, 4]") == ["1", "2", "3", "4"]  # written in another way
     assert changed("a [1, 2, 3, 4]", "1, 2, 3, 4") == ["1", "2", "3", "4"]  # not a box
     assert changed("a [1, 2, 3, 4]", "") == ["1", "2", "3", "4"]
-    assert changed("<loc0001><loc0002><loc0003><loc0004> a", "", "paligemma") == ["0001", "0002", "0003", "0004"]
+    assert changed("<loc0001><loc0002><loc0003><loc0004> a", "", "paligemma") == [
+        "0002",
+        "0001",
+        "0004",
+        "0003",
+    ]  # y before x
 
 
 def test_a_token_that_shares_one_character_with_a_number_has_the_weight():

@@ -244,10 +244,12 @@ def detect_in_crowds(
 
 
 def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
-    """`make_objects` on a shard of the plan's rows. The config's detector is loaded if the shard has a crowd."""
-    source, settings = tables["source"], config.annotations
-    crowded = pc.any(pc.greater(pc.list_value_length(source["crowds"]), 0)).as_py()
-    return make_objects(source, settings, crowd_detector(settings, load_detector(config.detector)) if crowded else None)
+    """`make_objects` on a shard of the plan's rows, with the config's detector if crowds are replaced.
+
+    The detector is loaded even if no image has a crowd: a wrong model fails here, before anything is described.
+    """
+    detector = load_detector(config.detector) if config.annotations.crowds == "detect" else None
+    return make_objects(tables["source"], config.annotations, crowd_detector(config.annotations, detector))
 
 
 def _plan(config: Config, progress: Progress) -> Plan:

@@ -35,6 +35,7 @@ def test_a_run_goes_from_annotations_to_pairs(
                 "model": str(request.getfixturevalue(f"{detector}_folder")),
                 "box_threshold": 0.0,
             },
+            pairing={"unmatched": "remove_box"},
         )
     )
     run(config, tmp_path / "run", until="scores")
