@@ -213,7 +213,7 @@ def test_the_whole_pipeline_runs_without_weights_and_tells_lengths(config, tmp_p
 
 
 def test_an_embedded_model_that_does_not_exist_names_those_that_do(config, tmp_path):
-    arguments = ["describer.model=embedded/clip", "describer.backend=hf"]
+    arguments = ["describer.model=embedded/clip", "describer.backend=hf", "detector.backend=none"]
     _, errors = spr("run", config, "--out", tmp_path / "run", *arguments, expect=2)
     assert "There is no such embedded model" in errors
     assert "embedded/describer, embedded/scorer or embedded/detector" in errors
@@ -286,7 +286,7 @@ def test_a_command_that_lacks_a_package_says_which_extra_to_install(config, tmp_
     code, errors = without("torch", "merge", tmp_path / "run", "--out", tmp_path / "merged")
     assert (code, "`spr merge` needs the package torch" in errors) == (1, True)
     assert "pip install 'spatial-preference-rewarding[models]'" in errors
-    hf = ["describer.backend=hf", "describer.model=embedded/describer"]
+    hf = ["describer.backend=hf", "describer.model=embedded/describer", "detector.backend=none"]
     code, errors = without("transformers", "run", config, "--out", tmp_path / "a", *hf)
     assert (code, "The describer backend `hf` needs the package transformers" in errors) == (1, True)
     server = [
@@ -294,6 +294,7 @@ def test_a_command_that_lacks_a_package_says_which_extra_to_install(config, tmp_
         "describer.model=m",
         "describer.dialect=llava",
         "describer.base_url=http://x/v1",
+        "detector.backend=none",
     ]
     code, errors = without("httpx", "run", config, "--out", tmp_path / "b", *server)
     assert (code, "pip install 'spatial-preference-rewarding[openai]'" in errors) == (1, True)

@@ -45,7 +45,7 @@ def map_to_image(
     Raises:
         GroundingError: if the answer contains coordinates that could not be read, unless ``keep_unread``.
 
-    >>> part = parse("- **Dog**: [0.5, 0.5, 1.0, 1.0]", "llava_onevision", (100, 50))
+    >>> part = parse("- **Dog**: [0.50, 0.50, 1.00, 1.00]", "llava_onevision", (100, 50))
     >>> map_to_image(part, (100, 50), (200, 100)).source.text
     '- **Dog**: [0.75, 0.75, 1.00, 1.00]'
     """

@@ -54,10 +54,11 @@ def refine(
     Raises:
         GroundingError: if the text can't be written without the boxes that are removed.
 
+    >>> from spr.grounding import parse
     >>> dog = ImageObject("1", "dog", (10, 10, 50, 50))
-    >>> text = GroundedText("a dog", (Span("a dog", 0, 5, ((12, 10, 50, 50), (70, 70, 90, 90))),))
-    >>> refine(text, (0, 0, 100, 100), [dog]).text.spans[0].boxes
-    ((10.0, 10.0, 50.0, 50.0),)
+    >>> text = parse("a dog [120, 100, 500, 500], a cat [700, 700, 900, 900]", "ferret", (100, 100))
+    >>> refine(text, (0, 0, 100, 100), [dog]).text.source.text
+    'a dog [100, 100, 500, 500], a cat'
     """
     boxes = bx.as_boxes(text.boxes)
     overlaps = bx.iou_matrix(boxes, bx.as_boxes([item.box for item in objects]))
