@@ -30,7 +30,7 @@ def run_quickstart(
     out: Path,
     seed: int,
     *,
-    scenes: int = 800,
+    scenes: int = 560,
     held_out_scenes: int = 300,
     workers: int = 1,
     say: Callable[[str], None] = lambda _: None,
