@@ -68,7 +68,8 @@ _PROPERTIES = {
 _ADVICE = {
     "kind": "Partly intended, because crop prompts give better answers; check order and length, in which the kinds may "
     "differ too. `describer.samples` sets the number of answers of each kind.",
-    "order": "`describer.object_order: reading` lists the objects of `crop_objects` prompts in reading order.",
+    "order": "Partly intended, because misplaced boxes break the order. `describer.object_order: reading`, the "
+    "default, lists the objects of `crop_objects` prompts in reading order.",
     "length": "`pairing.max_length_ratio` drops pairs whose lengths differ too much; `pairing.unmatched: keep_box` "
     "keeps what matches no object.",
     "boxes": "Partly intended, because S_loc rewards naming more objects. `pairing.unmatched: keep_box` keeps boxes "
