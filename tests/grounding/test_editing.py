@@ -71,7 +71,9 @@ def fragments(key):
     """Text made of the dialect's own pieces, in any order, and of anything else."""
     dialect = get_dialect(key)
     pieces = [piece for piece in re.split(r"(\W)", dialect.example) if piece]
-    numbers = st.one_of(st.integers(-5, 1200).map(str), st.floats(-2, 2).map(str), st.just("1e999"))
+    numbers = st.one_of(
+        st.integers(-5, 1200).map(str), st.floats(-2, 2).map(str), st.sampled_from(["1e999", "1e308", "-1e20"])
+    )
     words = st.sampled_from(
         [*pieces, dialect.example, "a dog ", "[", "]", "(", ")", ", ", "; ", " ", "\n", "</s>", "**"]
     )
@@ -128,6 +130,7 @@ def test_mapping_changes_only_numbers(key, data):
         ("llava_onevision", "a dog [-0.2, 0.2, 1.2, 0.4]", "a dog [0.40, 0.60, 1.10, 0.70]"),
         ("llava_onevision", "a dog [3.0, 3.0, 4.0, 4.0]", "a dog [2.00, 2.00, 2.50, 2.50]"),
         ("ferret", "a dog [0, 0, 1000, 1000], a cat [9, 9, 9]", None),
+        ("ferret", "a dog [0, 0, 1000, 1e308]", None),
         ("ferret", "a dog [0, 10, 1000, 1500]", "a dog [500, 505, 1000, 1250]"),
         ("ferret", "dogs [0, 10, 100, 1000] [4, 4, 6, 6]", "dogs [500, 505, 550, 1000] [502, 502, 503, 503]"),
         ("cogvlm", "dogs [[000,010,100,999;004,004,006,006]]", "dogs [[500,505,550,999;502,502,503,503]]"),
@@ -315,6 +318,12 @@ def test_any_boxes_can_be_replaced_or_removed(key, data):
     assert changed.boxes == tuple(box for box in boxes if box is not None)
     again = parse(render(changed, key, SIZE), key, SIZE)
     assert len(again.boxes) == len(changed.boxes)
+
+
+def test_what_could_not_be_read_can_be_left_as_it_is():
+    text = "a dog [0, 0, 1000, 1e308], a cat [9, 9, 9], a cup [0, 0, 1000, 1000]"
+    mapped = map_to_image(parse(text, "ferret", (100, 50)), (100, 50), (200, 100), keep_unread=True)
+    assert mapped.source.text == "a dog [0, 0, 1000, 1e308], a cat [9, 9, 9], a cup [500, 500, 1000, 1000]"
 
 
 def test_a_text_without_source_is_written_anew():

@@ -15,6 +15,7 @@ from spr.records import Box
 
 Decoded: TypeAlias = tuple[Box | None, str | None]  # the box, or None if it was dropped; the problem, or None
 
+_LARGEST = 1e15
 SNAP = 1 / 1024
 """Where numbers are rounded down and decoded to the lower edge, a coordinate this little below a number is rounded up.
 Otherwise a decoded box that was stored as float32 could become smaller with each conversion."""
@@ -88,8 +89,8 @@ class NumberFrame:
         return min(number, self._high(units)) if clip else number
 
     def can_move(self, numbers: Sequence[float]) -> bool:
-        """Whether `move` accepts the numbers."""
-        return all(map(math.isfinite, numbers))
+        """Whether `move` accepts the numbers: none is so large that its pixels could exceed a float."""
+        return all(abs(number) <= _LARGEST for number in numbers)
 
     def move(self, numbers: Sequence[float], to: NumberFrame, dx: float, dy: float) -> tuple[float, ...]:
         """The numbers of the same edges in the frame of another image, in which this image starts at ``(dx, dy)``.

@@ -57,9 +57,10 @@ def map_to_image(
     frame: Any = dialect.frame(source.size_wh)
     whole: Any = dialect.frame(size_wh)
     edits: list[_Edit] = []
-    for place in filter(lambda place: place.numbers, source.places):
+    for place in source.places:
         numbers = [float(source.text[start:stop]) for start, stop in place.numbers]
-        edits += _written(source.text, place, frame.move(numbers, whole, *corner_xy[:2]), dialect.markup)
+        if numbers and frame.can_move(numbers):
+            edits += _written(source.text, place, frame.move(numbers, whole, *corner_xy[:2]), dialect.markup)
     return parse(_apply(source.text, edits), dialect, size_wh)
 
 
@@ -259,7 +260,7 @@ def _whole_phrase(text: str, units: Sequence[Range], words: str, end_before: int
             raise GroundingError("Phrase can't be found in its text", got=repr(words), fix=_FIX)
         start = end_before + found[-1].start()
     if words:
-        start = end_before + _CONNECTIVE.search(text[end_before:start]).start()  # type: ignore[union-attr]
+        start = end_before + len(_CONNECTIVE.sub("", text[end_before:start]))
     regions[0] = start, stop
     return edits + [_Edit(*_with_space(text, *region)) for region in regions]
 

@@ -82,14 +82,14 @@ class Problems:
     ) -> list[Box]:
         """The box of the numbers at these ranges, or no box if it is dropped; a problem is reported."""
         box, reason = frame.decode(numbers)
-        can_move = box is not None or frame.can_move(numbers)
-        if can_move:
+        can_move = bool(ranges) and frame.can_move(numbers)
+        if box is not None or can_move:
             unit = unit or piece
             # A match with its phrase starts before the unit.
             self.places.append(Place(ranges, max(piece, unit), unit, box is not None))
-            self.unread |= not ranges
+        self.unread |= not can_move
         if reason is not None:
-            self.note(*piece, reason, unread=not can_move)
+            self.note(*piece, reason)
         return [] if box is None else [box]
 
     def sorted(self) -> tuple[Problem, ...]:
