@@ -76,15 +76,19 @@ CASES: dict[str, dict[str, Any]] = {
         "text": _text(3584, 18_944, 28, 28, 4, 152_128),
     },
 }
-"""Sizes by name: the image's side, the adapter's rank, the vision tower and the language model."""
+"""Sizes by name: the image's side, the adapter's rank, the vision tower and the language model.
+
+Optional: ``picture``, width and height of the images, by default the side; ``tiles``, how many tiles a LLaVA-OneVision
+image may have in a row, by default 1; ``mrope``, Qwen's rotary sections. Names that begin with ``qwen`` are Qwen2.5-VL.
+"""
 
 
 def model_config(case: str) -> hf.PreTrainedConfig:
     """The config of a case's model."""
     sizes = CASES[case]
     side, tied = sizes["side"], sizes.get("tied", False)
-    if case == "qwen":
-        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
+    if case.startswith("qwen"):
+        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sizes.get("mrope", [8, 12, 12])}
         ids = {f"{role}_token_id": BYTES + 3 + k for k, role in enumerate(ROLES)}
         text = {**sizes["text"], "rope_parameters": rope}
         return hf.Qwen2_5_VLConfig(text_config=text, vision_config=sizes["vision"], **ids, tie_word_embeddings=tied)
@@ -96,34 +100,45 @@ def model_config(case: str) -> hf.PreTrainedConfig:
         image_token_index=BYTES + LLAVA.index("<image>"),
         video_token_index=BYTES + LLAVA.index("<video>"),
         vision_feature_select_strategy="full",
-        image_grid_pinpoints=[[side, side]],
+        image_grid_pinpoints=_grid(case),
         vision_aspect_ratio="anyres_max_9",
         tie_word_embeddings=tied,
     )
 
 
-def make_model(case: str, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """A model of random weights with its processor, on disk."""
+def _grid(case: str) -> list[list[int]]:
+    side, tiles = CASES[case]["side"], range(1, CASES[case].get("tiles", 1) + 1)
+    return [[side * rows, side * columns] for rows in tiles for columns in tiles]
+
+
+def make_processor(case: str, folder: Path) -> None:
+    """A model's folder without weights: config, tokenizer, image processor and chat template."""
     backend = Tokenizer(models.BPE(vocab={c: k for k, c in enumerate(sorted(_alphabet()))}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    special = QWEN if case == "qwen" else LLAVA
+    special = QWEN if case.startswith("qwen") else LLAVA
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     roles = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     hf.PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(folder)
     side = CASES[case]["side"]
-    if case == "qwen":
+    if case.startswith("qwen"):
         size = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 28 * 28 * 2}
         hf.Qwen2VLImageProcessorPil(size=size, patch_size=PATCH, merge_size=2).save_pretrained(folder)
         image, settings = "<|vision_start|><|image_pad|><|vision_end|>", {"processor_class": "Qwen2_5_VLProcessor"}
     else:
         size = {"height": side, "width": side}
-        hf.LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=[[side, side]]).save_pretrained(folder)
+        hf.LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=_grid(case)).save_pretrained(folder)
         image = "<image>\n"
         settings = {"num_image_tokens": (side // PATCH) ** 2, "vision_aspect_ratio": "anyres_max_9"}
         settings |= {"vision_feature_select_strategy": "full", "processor_class": "LlavaOnevisionProcessor"}
     (folder / "processor_config.json").write_text(json.dumps(settings))
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("IMAGE", image))
+    model_config(case).save_pretrained(folder)
+
+
+def make_model(case: str, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """A model of random weights with its processor, on disk."""
+    make_processor(case, folder)
     torch.manual_seed(0)
     with device:
         model = hf.AutoModelForImageTextToText.from_config(model_config(case), dtype=dtype)
@@ -138,7 +153,7 @@ def make_pairs(case: str, count: int, answer: int, batch: int, accumulate: int, 
     """Pairs about noise: ``folder/pairs``, and ``folder/ordered``, in the order in which our trainer takes them.
 
     Args:
-        case: Decides the images' side.
+        case: Decides the images' size.
         count: How many.
         answer: Tokens of each answer, its end of turn and the line's end among them.
         batch: Pairs a step.
@@ -146,14 +161,14 @@ def make_pairs(case: str, count: int, answer: int, batch: int, accumulate: int, 
         folder: Of both.
     """
     draw = np.random.default_rng(0)
-    side = CASES[case]["side"]
+    width, height = CASES[case].get("picture", [CASES[case]["side"]] * 2)
 
     def said(length: int) -> list[dict[str, str]]:
         return [{"type": "text", "text": "".join(chr(97 + k) for k in draw.integers(0, 26, length))}]
 
     rows = [
         {
-            "images": [Pictures.fromarray(draw.integers(0, 255, (side, side, 3), dtype=np.uint8))],
+            "images": [Pictures.fromarray(draw.integers(0, 255, (height, width, 3), dtype=np.uint8))],
             "prompt": [{"role": "user", "content": [{"type": "image", "text": ""}, *said(QUESTION)]}],
             "chosen": [{"role": "assistant", "content": said(answer - 2)}],
             "rejected": [{"role": "assistant", "content": said(answer - 2)}],

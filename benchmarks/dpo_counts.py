@@ -50,22 +50,25 @@ class Sizes:
     answer: int
 
 
-def sizes_of(case: str, answer: int) -> Sizes:
-    """What the shapes of a case say; the model stands on the meta device."""
+def sizes_of(case: str, answer: int, *, prompt: int | None = None, patches: int | None = None) -> Sizes:
+    """What the shapes of a case say; the model stands on the meta device.
+
+    A prompt's tokens and an image's patches, in all of its tiles, are given if the image is not square.
+    """
     config = model_config(case)
     with torch.device("meta"):
         model = hf.AutoModelForImageTextToText.from_config(config)
     text, vision, rank = config.get_text_config(), config.vision_config, CASES[case]["rank"]
-    patches, width = (CASES[case]["side"] // PATCH) ** 2, vision.hidden_size
-    if case == "qwen":
-        tokens, seen, tower = patches // 4, patches, model.model.visual
+    tile, width = (CASES[case]["side"] // PATCH) ** 2, vision.hidden_size
+    if case.startswith("qwen"):
+        tokens, seen, tower = tile // 4, patches or tile, model.model.visual
         whole, window = len(vision.fullatt_block_indexes), (vision.window_size // PATCH) ** 2
-        looks = 2 * width * patches * (whole * patches + (vision.depth - whole) * window)
+        looks = 2 * width * seen * (whole * seen + (vision.depth - whole) * window)
         projector = torch.nn.Module()
     else:
         # The image whole and as one tile, whose rows end in a newline each.
-        tokens, seen, tower = 2 * patches + CASES[case]["side"] // PATCH, 2 * patches, model.model.vision_tower
-        looks = 2 * width * vision.num_hidden_layers * 2 * patches**2
+        tokens, seen, tower = 2 * tile + CASES[case]["side"] // PATCH, patches or 2 * tile, model.model.vision_tower
+        looks = 2 * width * vision.num_hidden_layers * seen * tile
         projector = model.model.multi_modal_projector
     sight = looks + seen * sum(module.weight.numel() for _, module in _linear(projector))
     # Four patches are one token in Qwen's merger, whose layers are as much wider.
@@ -82,7 +85,7 @@ def sizes_of(case: str, answer: int) -> Sizes:
         width=text.hidden_size,
         layers=text.num_hidden_layers,
         words=text.vocab_size,
-        prompt=tokens + QUESTION + FRAME,
+        prompt=prompt or tokens + QUESTION + FRAME,
         answer=answer,
     )
 

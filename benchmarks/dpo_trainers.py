@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as hf
 from datasets import load_from_disk
-from safetensors.torch import load_file, save_file
 
-from dpo_cases import CASES
+from dpo_cases import CASES, PATCH
 from spr.config import LoraSection, TrainingConfig
 from spr.training.pairs import trl_pairs
 from spr.training.shared_prefix import PairModel
@@ -95,6 +93,7 @@ def settings_of(given: argparse.Namespace) -> TrainingConfig:
         vision_cache=given.features,
         prefix_sharing=given.prefix,
         gradient_checkpointing=given.checkpointing,
+        load_in_4bit=getattr(given, "load_in_4bit", False),
     )
 
 
@@ -102,13 +101,16 @@ def ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """`spr train`'s trainer, watched from outside: the end of each forward pass is a mark."""
     steps = given.pairs // given.batch * given.accumulate
     clock = Clock(given.device, steps if given.profile else 0)
-    forward, seen = PairModel.forward, []
+    forward, seen, found = PairModel.forward, [], dict[str, int]()
 
     def watched(self: PairModel, batch: Any = None, vision: Any = None) -> Any:
-        if not clock.marks:
-            # By name: a reference pass switches the adapter off, and with it its gradients.
-            adapter = {n: p.detach().cpu() for n, p in self.peft.named_parameters() if "lora_" in n}
-            save_file(adapter, folder / "adapter.safetensors")
+        if vision is not None:
+            pixels = vision["pixel_values"]  # Qwen's are patches already
+            shape = pixels.shape
+            patches = len(pixels) if pixels.dim() == 2 else pixels[..., 0, 0, 0].numel() * (shape[-1] // PATCH) ** 2
+            found["patches"] = max(found.get("patches", 0), patches)
+        elif batch is not None:
+            found["prompt"] = max(found.get("prompt", 0), batch.begin + 1)
         start = time.process_time()
         made = forward(self, batch, vision)
         kind = "vision" if vision is not None else "step" if torch.is_grad_enabled() else "reference"
@@ -135,6 +137,7 @@ def ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "all": [b - a for a, b in zip(begun, ended, strict=True)],
         "shares": clock.shares,
         "micro": given.batch // given.accumulate,
+        **found,
     }
 
 
@@ -146,11 +149,13 @@ def trl(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = settings_of(given)
     device = torch.device(given.device)
     clock = Clock(given.device, given.pairs // given.batch if given.profile else 0)
-    # For the processor, which needs no torchvision, and the adapter's config; the model is loaded as TRL's users do.
-    trainee = load_trainee(str(folder / "model"), settings, torch.device("cpu"), features=folder / "features")
-    config, processor = trainee.model.peft.peft_config["default"], trainee.encoder.processor
-    del trainee
-    base = hf.AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=getattr(torch, settings.dtype))
+    # The same model, processor and adapter as ours.
+    trainee = load_trainee(str(folder / "model"), settings, device, features=folder / "features")
+    peft, processor = trainee.model.peft, trainee.encoder.processor
+    config = peft.peft_config["default"]
+    values = {name: part.detach().cpu().clone() for name, part in peft.named_parameters() if part.requires_grad}
+    base = peft.unload()
+    del trainee, peft
     losses: list[list[float]] = []
 
     class Watched(DPOTrainer):
@@ -162,7 +167,7 @@ def trl(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             return made
 
     trainer = Watched(
-        model=base.to(device),
+        model=base,
         args=DPOConfig(
             output_dir=str(folder / "trl"),
             per_device_train_batch_size=given.batch,
@@ -184,7 +189,6 @@ def trl(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         processing_class=processor,
         peft_config=config,
     )
-    values = load_file(folder / "adapter.safetensors")
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             if parameter.requires_grad:

@@ -1,0 +1,286 @@
+"""What gpu.py measures: one function per case, each run in a process of its own.
+
+Models have the published sizes and random weights, which are made on the device: nothing but configs, tokenizers and
+processors is read from or written to disk, except by `four_bits`. Tokenizers have one token per byte; the vocabulary of
+the model is the real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import transformers as hf
+from torch import Tensor
+from torch.nn import functional
+
+from bench_describe import make_requests
+from bench_dpo import a_pair
+from dpo_cases import CASES, make_model, make_pairs, make_processor
+from dpo_counts import our_work, sizes_of, trl_work
+from dpo_trainers import ours, peaks, settings_of, trl
+from spr.config import LoraSection
+from spr.core.errors import SprError
+from spr.models.batching import DeviceMemoryError
+from spr.models.describers.hf import HfDescriber
+from spr.models.families import FAMILIES
+from spr.models.image_processors import encode
+from spr.models.ported.ferret.configuration import FerretConfig
+from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
+from spr.models.ported.ferret.regions import draw_points, region_mask
+from spr.training.pairs import trl_pairs
+from spr.training.shared_prefix import EncodedPair, PairModel, collate
+from spr.training.trainee import add_adapter
+from spr.training.trainer import train
+from spr.training.vision_cache import Features, compute_features
+
+PHOTO = (640, 480)
+"""Width and height of the images, as in COCO."""
+
+
+def _text(width: int, inner: int, layers: int, heads: int, kv: int, words: int) -> dict[str, int]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    sizes = dict(zip(names, (width, inner, layers, heads, kv), strict=True))
+    return {**sizes, "vocab_size": words, "max_position_embeddings": 32_768}
+
+
+def _qwen_vision(depth: int, width: int, inner: int, heads: int, out: int, whole: list[int]) -> dict[str, Any]:
+    sizes = {"depth": depth, "hidden_size": width, "intermediate_size": inner, "num_heads": heads}
+    return {**sizes, "out_hidden_size": out, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": whole}
+
+
+_TINY_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_TINY_LLAVA = {"side": 28, "rank": 8, "tiles": 2, "picture": (56, 42), "vision": _TINY_VISION}
+_TINY_LLAVA["text"] = _text(32, 64, 2, 4, 2, 600)
+_FERRET_TEXT = {"vocab_size": 32_002, "max_position_embeddings": 2048}
+SIZES: dict[str, dict[str, Any]] = {
+    "llava-onevision-0.5b": {"real": {**CASES["0.5b"], "tiles": 6, "picture": PHOTO}, "tiny": _TINY_LLAVA},
+    "llava-onevision-7b": {"real": {**CASES["7b"], "tiles": 6, "picture": PHOTO}, "tiny": _TINY_LLAVA},
+    "qwen2.5-vl-7b": {
+        "real": {
+            **{"side": 560, "rank": 128, "picture": PHOTO, "mrope": [16, 24, 24]},
+            "vision": _qwen_vision(32, 1280, 3420, 16, 3584, [7, 15, 23, 31]),
+            "text": _text(3584, 18_944, 28, 28, 4, 152_064),
+        },
+        "tiny": {
+            **{"side": 56, "rank": 8, "picture": (112, 84), "mrope": [1, 1, 2]},
+            "vision": _qwen_vision(2, 32, 64, 4, 32, [1]),
+            "text": _text(32, 64, 2, 4, 2, 600),
+        },
+    },
+    "ferret-7b": {
+        "real": {"text_config": _FERRET_TEXT},  # the config's defaults are Ferret-7B's
+        "tiny": {
+            "text_config": {**_text(32, 64, 2, 4, 4, 32_002), "max_position_embeddings": 2048},
+            "vision_config": {**_TINY_VISION, "image_size": 84, "patch_size": 14},
+            "region_points": 32,
+            "region_stages": [16, 4],
+            "region_neighbors": [8, 4],
+        },
+    },
+    "matmul": {"real": {"side": 8192}, "tiny": {"side": 256}},
+    "dpo": {"real": {"pairs": 12, "answer": 120}, "tiny": {"pairs": 6, "answer": 12}},
+    "describe": {
+        "real": {"images": 12, "batch": 12, "tokens": 48, "rounds": 2},
+        "tiny": {"images": 6, "batch": 6, "tokens": 4, "rounds": 1},
+    },
+    "score": {
+        "real": {"size": "real", "images": 256, "rounds": 3},
+        "tiny": {"size": "mid", "images": 2, "rounds": 1},
+    },
+}
+"""Sizes by model or case: ``real``, and ``tiny`` for a rehearsal on the CPU."""
+
+
+class NotPossibleError(Exception):
+    """The case can't be measured here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a case is given: whether it is a rehearsal, an empty folder, and the rows that are there, by case."""
+
+    tiny: bool
+    folder: Path
+    rows: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def device(self) -> str:
+        """``cpu`` in a rehearsal, else ``cuda``."""
+        return "cpu" if self.tiny else "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32 in a rehearsal, else bfloat16."""
+        return torch.float32 if self.tiny else torch.bfloat16
+
+    def sizes(self, name: str) -> dict[str, Any]:
+        """The sizes of a model or case."""
+        return dict(SIZES[name]["tiny" if self.tiny else "real"])
+
+    def seconds(self, work: Callable[[], object], rounds: int) -> float:
+        """Median time of one call, after a first one that is not counted."""
+        times = []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            work()
+            if not self.tiny:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+    def peak(self) -> float | None:
+        """GiB of the device's memory at their largest; None in a rehearsal."""
+        return None if self.tiny else torch.cuda.max_memory_allocated() / 2**30
+
+
+def build(config: Any, device: Any, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    """A frozen model of random weights, which are the same in each process."""
+    torch.manual_seed(0)
+    model_class = FerretForConditionalGeneration if config.model_type == "ferret" else hf.AutoModelForImageTextToText
+    make = getattr(model_class, "from_config", None) or model_class._from_config
+    with torch.device(device):
+        model = make(config, dtype=dtype, attn_implementation=attention)
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def random_weights(run: Run) -> Iterator[None]:
+    """Within this context, the library builds models instead of loading their weights."""
+
+    def load(_source: Any, config: Any, *, device: Any, attn_implementation: str, **_: Any) -> Any:
+        return build(config, device, run.dtype, attn_implementation)
+
+    with patch("spr.training.trainee.load_mllm", load), patch("spr.models.describers.hf.load_mllm", load):
+        yield
+
+
+def use(run: Run, model: str) -> None:
+    """Write what the library reads of a model besides its weights."""
+    CASES[model] = run.sizes(model)
+    make_processor(model, run.folder / "model")
+
+
+# ── the cases ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def matmul(run: Run) -> dict[str, Any]:
+    """The rate of a square matrix product, and of a copy within the device's memory."""
+    side = run.sizes("matmul")["side"]
+    first, second = (torch.randn(side, side, device=run.device, dtype=run.dtype) for _ in range(2))
+    out = torch.empty_like(first)
+    seconds = run.seconds(lambda: [torch.mm(first, second, out=out) for _ in range(10)], 3) / 10
+    copying = run.seconds(lambda: [out.copy_(first) for _ in range(10)], 3) / 10
+    made = {"side": side, "tflops": 2 * side**3 / seconds / 1e12, "copy_gb_per_s": 2 * out.nbytes / copying / 1e9}
+    if not run.tiny:
+        free, total = torch.cuda.mem_get_info()
+        made |= {"device": torch.cuda.get_device_name(), "memory_gib": total / 2**30, "free_gib": free / 2**30}
+    return made
+
+
+def dpo(run: Run, model: str, trainer: str, *, checkpointing: bool = False) -> dict[str, Any]:
+    """A preference training step of 2 pairs, by ``ours`` or ``trl``; one epoch, the reference pass included.
+
+    ``counted_tflop`` is the work of a pair by the formulas of dpo_counts.py, without what checkpointing computes again.
+    ``share`` is that work by the time and the rate of `matmul`.
+    """
+    sizes = run.sizes("dpo")
+    use(run, model)
+    make_pairs(model, sizes["pairs"], sizes["answer"], 2, 1, run.folder)
+    options = {"case": model, "device": run.device, "batch": 2, "accumulate": 1, "features": "memory"}
+    given = argparse.Namespace(**options, **sizes, prefix="shared", checkpointing=checkpointing, profile=False)
+    with random_weights(run):
+        found = (ours if trainer == "ours" else trl)(given, run.folder)
+    memory = peaks(run.device)
+    seconds = a_pair(found, 1, 0)
+    made: dict[str, Any] = {
+        "s_per_pair": seconds,
+        "peak_gib": memory.get("device"),
+        "host_gib": memory["host"],
+        "reference_s_per_pair": a_pair(found, 0, 0),
+        "first_loss": found["losses"][0][0],
+        "losses": found["losses"],
+        "step_seconds": [wall for wall, _ in found["steps"]],
+    }
+    name = f"dpo {model}{' checkpointing' if checkpointing else ''} ours"
+    own = found if trainer == "ours" else run.rows.get(name, {})
+    if "prompt" in own:
+        made |= {"prompt": own["prompt"], "patches": own["patches"]}
+        counts = sizes_of(model, sizes["answer"], prompt=own["prompt"], patches=own["patches"])
+        work = our_work(counts, 1) if trainer == "ours" else trl_work(counts, 1, fused=not run.tiny)
+        made["counted_tflop"] = 2 * sum(work.values()) / 1e12
+        if "tflops" in run.rows.get("matmul", {}):
+            made["share"] = made["counted_tflop"] / seconds / run.rows["matmul"]["tflops"]
+    if trainer == "trl" and "losses" in own:
+        made |= agreement(own["losses"], found["losses"], run.tiny)
+        made["times_ours"] = seconds / own["s_per_pair"]
+        if memory.get("device"):
+            made["memory_of_ours"] = memory["device"] / own["peak_gib"]
+    return made
+
+
+def agreement(ours: list[list[float]], theirs: list[list[float]], exact: bool) -> dict[str, Any]:
+    """How far two trainings are apart: losses in absolute terms, sums of log-probabilities relatively.
+
+    ``agree`` allows 1e-4 in float32. In bfloat16 it allows 2 % of the log-probabilities; their rounding, times beta,
+    is in the losses after the first step, which is log 2 for both.
+    """
+    pairs = [(one, other) for one, other in zip(ours, theirs, strict=True)]
+    loss = max(abs(one[0] - other[0]) for one, other in pairs)
+    logps = max(abs(a - b) / abs(b) for one, other in pairs for a, b in zip(one[1:], other[1:], strict=True))
+    first = abs(pairs[0][0][0] - pairs[0][1][0])
+    agree = max(loss, logps) <= 1e-4 if exact else logps <= 2e-2 and first <= 2e-2
+    return {"loss_apart": loss, "first_loss_apart": first, "logps_apart": logps, "agree": agree}
+
+
+def describe(run: Run, model: str) -> dict[str, Any]:
+    """New tokens per second of `HfDescriber` with 1 and 6 answers per image, and of `generate` on the same inputs."""
+    sizes = run.sizes("describe")
+    use(run, model)
+    options = {"device": run.device, "batch_size": sizes["batch"], "max_new_tokens": sizes["tokens"]}
+    with random_weights(run):
+        describer = HfDescriber(run.folder / "model", **options)
+    bare_model = describer.model
+    bare_model.generation_config.min_new_tokens = sizes["tokens"]
+    made: dict[str, Any] = {}
+    for samples in (1, 6):
+        images = make_requests(sizes["images"] // samples)
+        requests = [replace(each, seed=seed) for each in images for seed in range(samples)]
+        prepared = []
+        for start in range(0, len(requests), sizes["batch"]):
+            batch = requests[start : start + sizes["batch"]]
+            inputs = encode(describer.processor, [describer.render(r.prompt) for r in batch], [r.image for r in batch])
+            prepared.append({name: _to(tensor, run) for name, tensor in inputs.items()})
+
+        def bare(batches: list[dict[str, Tensor]]) -> None:
+            for inputs in batches:
+                bare_model.generate(**inputs, do_sample=True, temperature=1.0, top_p=0.95, top_k=0)
+
+        tokens = len(requests) * sizes["tokens"]
+        with_describer = run.seconds(lambda asked=requests: describer.describe(asked), sizes["rounds"])
+        with_generate = run.seconds(lambda batches=prepared: bare(batches), sizes["rounds"])
+        made |= {
+            f"k{samples}_tokens_per_s": tokens / with_describer,
+            f"k{samples}_generate_tokens_per_s": tokens / with_generate,
+            f"k{samples}_ratio": with_generate / with_describer,
+        }
+        made["prompt"] = prepared[0]["input_ids"].shape[1]
+    return made | {"batch": describer._run.size, "peak_gib": run.peak()}
+
+
+def _to(tensor: Tensor, run: Run) -> Tensor:
+    return tensor.to(run.device, run.dtype if tensor.is_floating_point() else None)
+
+
+def dpo_checkpointing(run: Run, model: str, trainer: str) -> dict[str, Any]:
+    """`dpo` with gradient checkpointing."""
+    return dpo(run, model, trainer, checkpointing=True)
