@@ -53,7 +53,14 @@ CASES: dict[str, Case] = {
     **_dpo("qwen2.5-vl-7b", 35, 120),
     **_dpo("llava-onevision-7b", 40, 120),
     "describe llava-onevision-0.5b": Case("describe", ("llava-onevision-0.5b",), 30, 90),
+    "score clip": Case("score_clip", (), 20, 60),
+    "score grounding-dino": Case("score_dino", (), 25, 90),
+    "memory describe": Case("memory_describe", ("llava-onevision-0.5b",), 20, 60),
+    "memory train": Case("memory_train", ("llava-onevision-0.5b",), 25, 60),
     "describe qwen2.5-vl-7b": Case("describe", ("qwen2.5-vl-7b",), 40, 120),
+    "ferret-7b step": Case("ferret_step", (), 25, 90),
+    "four bits": Case("four_bits", ("llava-onevision-0.5b",), 15, 90),
+    **_dpo("llava-onevision-7b", 45, 120, checkpointing=True),
 }
 """The cases in their order: cheapest and most informative first."""
 
@@ -85,7 +92,11 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 def print_row(row: dict[str, Any]) -> None:
     """One line of the table."""
-    shown = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float) and name not in ("wall_s", "time")]
+    shown = [
+        f"{name} {value:.4g}"
+        for name, value in row.items()
+        if isinstance(value, float) and name not in ("wall_s", "time")
+    ]
     shown += [row[name] for name in ("reason", "error") if name in row]
     print(f"{row['case']:<40}{row['status']:<9}{row['wall_s']:>7.1f} s  {', '.join(shown)[:400]}", flush=True)
 

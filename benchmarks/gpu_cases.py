@@ -8,11 +8,12 @@ the model is the real one.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,31 @@ from unittest.mock import patch
 
 import torch
 import transformers as hf
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from bench_describe import make_requests
 from bench_dpo import a_pair
+from bench_score import request_for, set_threshold
 from dpo_cases import CASES, make_model, make_pairs, make_processor
 from dpo_counts import our_work, sizes_of, trl_work
 from dpo_trainers import ours, peaks, settings_of, trl
-from spr.config import LoraSection
+from score_models import make_tables, save_clip, save_dino
+from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import SprError
 from spr.models.batching import DeviceMemoryError
 from spr.models.describers.hf import HfDescriber
+from spr.models.detectors.grounding_dino import GroundingDinoDetector
 from spr.models.families import FAMILIES
 from spr.models.image_processors import encode
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.regions import draw_points, region_mask
+from spr.models.protocols import View
+from spr.models.scorers.clip import ClipScorer
+from spr.records import Candidate
+from spr.records.schemas import from_table
+from spr.training.loss import PairLogps, pair_losses
 from spr.training.pairs import trl_pairs
 from spr.training.shared_prefix import EncodedPair, PairModel, collate
 from spr.training.trainee import add_adapter
@@ -67,12 +76,18 @@ SIZES: dict[str, dict[str, Any]] = {
     "llava-onevision-7b": {"real": {**CASES["7b"], "tiles": 6, "picture": PHOTO}, "tiny": _TINY_LLAVA},
     "qwen2.5-vl-7b": {
         "real": {
-            **{"side": 560, "rank": 128, "picture": PHOTO, "mrope": [16, 24, 24]},
+            "side": 560,
+            "rank": 128,
+            "picture": PHOTO,
+            "mrope": [16, 24, 24],
             "vision": _qwen_vision(32, 1280, 3420, 16, 3584, [7, 15, 23, 31]),
             "text": _text(3584, 18_944, 28, 28, 4, 152_064),
         },
         "tiny": {
-            **{"side": 56, "rank": 8, "picture": (112, 84), "mrope": [1, 1, 2]},
+            "side": 56,
+            "rank": 8,
+            "picture": (112, 84),
+            "mrope": [1, 1, 2],
             "vision": _qwen_vision(2, 32, 64, 4, 32, [1]),
             "text": _text(32, 64, 2, 4, 2, 600),
         },
@@ -170,6 +185,15 @@ def use(run: Run, model: str) -> None:
     make_processor(model, run.folder / "model")
 
 
+def training(run: Run, model: str, **changes: bool) -> argparse.Namespace:
+    """Make pairs of a model, and return what the trainers of dpo_trainers.py are given: 2 pairs per step."""
+    sizes = run.sizes("dpo")
+    make_pairs(model, sizes["pairs"], sizes["answer"], 2, 1, run.folder)
+    options = {"case": model, "device": run.device, "batch": 2, "accumulate": 1, "features": "memory"}
+    options |= {"prefix": "shared", "checkpointing": False, "profile": False, "load_in_4bit": False}
+    return argparse.Namespace(**options | sizes | changes)
+
+
 # ── the cases ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -193,11 +217,8 @@ def dpo(run: Run, model: str, trainer: str, *, checkpointing: bool = False) -> d
     ``counted_tflop`` is the work of a pair by the formulas of dpo_counts.py, without what checkpointing computes again.
     ``share`` is that work by the time and the rate of `matmul`.
     """
-    sizes = run.sizes("dpo")
     use(run, model)
-    make_pairs(model, sizes["pairs"], sizes["answer"], 2, 1, run.folder)
-    options = {"case": model, "device": run.device, "batch": 2, "accumulate": 1, "features": "memory"}
-    given = argparse.Namespace(**options, **sizes, prefix="shared", checkpointing=checkpointing, profile=False)
+    given = training(run, model, checkpointing=checkpointing)
     with random_weights(run):
         found = (ours if trainer == "ours" else trl)(given, run.folder)
     memory = peaks(run.device)
@@ -215,7 +236,7 @@ def dpo(run: Run, model: str, trainer: str, *, checkpointing: bool = False) -> d
     own = found if trainer == "ours" else run.rows.get(name, {})
     if "prompt" in own:
         made |= {"prompt": own["prompt"], "patches": own["patches"]}
-        counts = sizes_of(model, sizes["answer"], prompt=own["prompt"], patches=own["patches"])
+        counts = sizes_of(model, given.answer, prompt=own["prompt"], patches=own["patches"])
         work = our_work(counts, 1) if trainer == "ours" else trl_work(counts, 1, fused=not run.tiny)
         made["counted_tflop"] = 2 * sum(work.values()) / 1e12
         if "tflops" in run.rows.get("matmul", {}):
@@ -226,6 +247,11 @@ def dpo(run: Run, model: str, trainer: str, *, checkpointing: bool = False) -> d
         if memory.get("device"):
             made["memory_of_ours"] = memory["device"] / own["peak_gib"]
     return made
+
+
+def dpo_checkpointing(run: Run, model: str, trainer: str) -> dict[str, Any]:
+    """`dpo` with gradient checkpointing."""
+    return dpo(run, model, trainer, checkpointing=True)
 
 
 def agreement(ours: list[list[float]], theirs: list[list[float]], exact: bool) -> dict[str, Any]:
@@ -281,6 +307,192 @@ def _to(tensor: Tensor, run: Run) -> Tensor:
     return tensor.to(run.device, run.dtype if tensor.is_floating_point() else None)
 
 
-def dpo_checkpointing(run: Run, model: str, trainer: str) -> dict[str, Any]:
-    """`dpo` with gradient checkpointing."""
-    return dpo(run, model, trainer, checkpointing=True)
+def score_clip(run: Run) -> dict[str, Any]:
+    """Crops per second of `ClipScorer`, two views each, and of CLIP's image encoder on the same pixels."""
+    sizes = run.sizes("score")
+    save_clip(run.folder, sizes["size"])
+    scorer = ClipScorer(run.folder, device=run.device, dtype=str(run.dtype).removeprefix("torch."))
+    crops = [request.image.crop((0, 0, 400, 400)) for request in make_requests(sizes["images"])]
+    views = [View(crop, region) for crop in crops for region in (None, (50.0, 50.0, 250.0, 200.0))]
+    calls = record(scorer.model.vision_model.embeddings, lambda: scorer.embed_views(views))
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for (pixels,), _ in calls:
+            scorer.model.get_image_features(pixel_values=pixels)
+
+    return rates(run, len(crops), lambda: scorer.embed_views(views), bare)
+
+
+def score_dino(run: Run) -> dict[str, Any]:
+    """Images per second of `GroundingDinoDetector`, and of its model on the same inputs."""
+    sizes = run.sizes("score")
+    for part in ("dino", "images"):
+        (run.folder / part).mkdir()
+    save_dino(run.folder / "dino", sizes["size"])
+    tables = make_tables(run.folder / "images", max(1, sizes["images"] // 4), 1)
+    dtype = str(run.dtype).removeprefix("torch.")
+    detector = GroundingDinoDetector(run.folder / "dino", device=run.device, dtype=dtype)
+    set_threshold(detector, tables, run.folder / "images")
+    images = [Image.open(path) for path in sorted((run.folder / "images").iterdir())]
+    candidates = from_table(tables["candidates"], Candidate)
+    requests = [request_for(candidate, image) for candidate, image in zip(candidates, images, strict=True)]
+    calls = record(detector.model, lambda: detector.detect(requests))
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for _, inputs in calls:
+            detector.model(**inputs)
+
+    return rates(run, len(requests), lambda: detector.detect(requests), bare)
+
+
+def record(module: torch.nn.Module, work: Callable[[], object]) -> list[tuple[Any, dict[str, Any]]]:
+    """The positional and keyword arguments of a module's calls while ``work`` runs."""
+    calls: list[tuple[Any, dict[str, Any]]] = []
+    hook = module.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    work()
+    hook.remove()
+    return calls
+
+
+def rates(run: Run, count: int, work: Callable[[], object], bare: Callable[[], object]) -> dict[str, Any]:
+    """Items per second of the library and of bare forward passes."""
+    own, other = (run.seconds(each, run.sizes("score")["rounds"]) for each in (work, bare))
+    return {"per_s": count / own, "bare_per_s": count / other, "ratio": other / own, "peak_gib": run.peak()}
+
+
+def ferret_step(run: Run) -> dict[str, Any]:
+    """A training step of Ferret's size on 2 pairs with one image and one region each; the reference pass included."""
+    model = build(FerretConfig(**run.sizes("ferret-7b")), run.device, run.dtype)
+    config, answer = model.config, run.sizes("dpo")["answer"]
+    side = config.vision_config.image_size
+    points = draw_points(region_mask((10, 10, side - 20, side - 20), (side, side)), config.region_points)
+    vision = {"pixel_values": torch.randn(1, 3, side, side), "region_points": points[None, None]}
+    patches = (side // config.vision_config.patch_size) ** 2
+    letters = torch.randint(100, 30_000, (140,), generator=torch.Generator().manual_seed(0))
+    image, region = (torch.full((n,), t) for n, t in ((patches, config.image_token_id), (1, config.region_token_id)))
+    prompt = torch.cat([letters[:90], image, letters[90:], region])
+    family = FAMILIES["ferret"]
+    pairs = PairModel(add_adapter(model, LoraSection(), family), family).train()
+    with torch.no_grad():
+        features = Features(*compute_features(model, {**vision, "region_sizes": torch.tensor([[side, side]])}))
+    answers = letters[:answer], letters.flip(0)[:answer]
+    encoded = EncodedPair("1", prompt, torch.arange(len(prompt))[None], *answers, features)
+    batch = collate([encoded] * 2, 0, shared=True).to(model.device)
+    optimizer = torch.optim.AdamW([part for part in pairs.parameters() if part.requires_grad], lr=1e-5)
+    losses = []
+
+    def step() -> None:
+        with torch.no_grad(), pairs.peft.disable_adapter():
+            before = PairLogps(*pairs(batch))
+        after = PairLogps(*pairs(batch))
+        loss = pair_losses(after, (before.chosen, before.rejected), TrainingConfig()).loss.mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+
+    seconds = run.seconds(step, 4)
+    return {"s_per_pair": seconds / 2, "peak_gib": run.peak(), "first_loss": losses[0], "prompt": len(prompt)}
+
+
+def memory_describe(run: Run, model: str) -> dict[str, Any]:
+    """A describer that gets memory for 2 requests at a time and starts with 8, and then for less than one."""
+    use(run, model)
+    options = {"device": run.device, "batch_size": 8, "max_new_tokens": run.sizes("describe")["tokens"]}
+    with random_weights(run):
+        describer = HfDescriber(run.folder / "model", **options)
+    requests, weights = make_requests(8), reserved(run)
+    expected = describer.with_sampling(temperature=describer.temperature, batch_size=2).describe(requests)
+    needed = reserved(run, peak=True) - weights
+    with limited(run, describer.model, "generate", weights + 1.3 * needed, most=2):
+        answers = describer.describe(requests)
+    after = describer._run.size
+    with limited(run, describer.model, "generate", weights + 0.1 * needed, most=0):
+        message = refused(lambda: describer.describe(requests[:1]))
+    same = sum(one == other for one, other in zip(answers, expected, strict=True))
+    made = {"batch_before": 8, "batch_after": after, "same_answers": same, "message": message}
+    return made | {"weights_gib": weights / 2**30, "needed_by_2_gib": needed / 2**30}
+
+
+def memory_train(run: Run, model: str) -> dict[str, Any]:
+    """A training whose first step does not fit, and which is then resumed with enough memory."""
+    use(run, model)
+    settings = settings_of(training(run, model))
+    folder, said = run.folder / "out", list[str]()
+    forward, stack = PairModel.forward, ExitStack()
+
+    def watched(self: PairModel, batch: Any = None, vision: Any = None) -> Any:
+        if torch.is_grad_enabled() and batch is not None and not run.tiny:
+            stack.enter_context(limited(run, self, "forward", reserved(run) + 2**25, most=0))
+        elif torch.is_grad_enabled() and batch is not None:
+            raise torch.OutOfMemoryError("no memory is left, as a rehearsal")
+        return forward(self, batch, vision)
+
+    def attempt() -> Any:
+        pairs = trl_pairs(run.folder / "pairs")
+        return train(iter(pairs), str(run.folder / "model"), settings, folder, report=said.append)
+
+    with random_weights(run):
+        with stack, patch.object(PairModel, "forward", watched):
+            message = refused(attempt)
+        computed = sum("Reference" in line for line in said)
+        steps = attempt().steps
+    again = sum("Reference" in line for line in said) - computed
+    return {"message": message, "steps_after": steps, "reference_again": again, "peak_gib": run.peak()}
+
+
+def reserved(run: Run, *, peak: bool = False) -> int:
+    """Bytes of the device's memory that torch holds now, or held at most; an invented number in a rehearsal."""
+    if run.tiny:
+        return 2**21 if peak else 2**20
+    if peak:
+        return torch.cuda.max_memory_reserved()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_reserved()
+
+
+@contextmanager
+def limited(run: Run, module: Any, method: str, limit: float, *, most: int) -> Iterator[None]:
+    """Allow this process ``limit`` bytes of the device; in a rehearsal, a method fails for over ``most`` rows."""
+    if not run.tiny:
+        reserved(run)
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        return
+    plain = getattr(module, method)
+
+    def fails(**inputs: Any) -> Any:
+        if len(inputs["input_ids"]) > most:
+            raise torch.OutOfMemoryError("no memory is left, as a rehearsal")
+        return plain(**inputs)
+
+    with patch.object(module, method, fails):
+        yield
+
+
+def refused(work: Callable[[], object]) -> str:
+    """The message of the `DeviceMemoryError` that the work must raise."""
+    try:
+        work()
+    except DeviceMemoryError as error:
+        return str(error)
+    raise SprError("The work fits into the limited memory", fix="lower the limit of this case")
+
+
+def four_bits(run: Run, model: str) -> dict[str, Any]:
+    """A training step on weights in 4 bits; these are read from disk, since they are quantized while loading."""
+    if run.tiny or importlib.util.find_spec("bitsandbytes") is None:
+        raise NotPossibleError("a rehearsal has no GPU" if run.tiny else "bitsandbytes is not installed")
+    CASES[model] = run.sizes(model)
+    make_model(model, run.folder / "model", run.dtype, torch.device(run.device))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    found = ours(training(run, model, load_in_4bit=True), run.folder)
+    return {"s_per_pair": a_pair(found, 1, 0), "peak_gib": run.peak(), "losses": found["losses"]}
