@@ -268,28 +268,38 @@ def agreement(ours: list[list[float]], theirs: list[list[float]], exact: bool) -
     return {"loss_apart": loss, "first_loss_apart": first, "logps_apart": logps, "agree": agree}
 
 
+def describer_of(run: Run, model: str, batch_size: int) -> HfDescriber:
+    """A describer whose answers all have the same number of tokens."""
+    use(run, model)
+    tokens = run.sizes("describe")["tokens"]
+    with random_weights(run):
+        options = {"device": run.device, "batch_size": batch_size, "max_new_tokens": tokens}
+        describer = HfDescriber(run.folder / "model", **options)
+    describer.model.generation_config.min_new_tokens = tokens
+    head = describer.model.lm_head.weight
+    # Random weights give a nearly uniform distribution. Scaled, its entropy is about 4 nats, as in a trained model.
+    head *= 3.6 / (float(head.std()) * head.shape[1] ** 0.5)
+    return describer
+
+
 def describe(run: Run, model: str) -> dict[str, Any]:
     """New tokens per second of `HfDescriber` with 1 and 6 answers per image, and of `generate` on the same inputs."""
     sizes = run.sizes("describe")
-    use(run, model)
-    options = {"device": run.device, "batch_size": sizes["batch"], "max_new_tokens": sizes["tokens"]}
-    with random_weights(run):
-        describer = HfDescriber(run.folder / "model", **options)
-    bare_model = describer.model
-    bare_model.generation_config.min_new_tokens = sizes["tokens"]
+    describer = describer_of(run, model, sizes["batch"])
     made: dict[str, Any] = {}
     for samples in (1, 6):
         images = make_requests(sizes["images"] // samples)
         requests = [replace(each, seed=seed) for each in images for seed in range(samples)]
-        prepared = []
+        prepared, begun = [], time.perf_counter()
         for start in range(0, len(requests), sizes["batch"]):
             batch = requests[start : start + sizes["batch"]]
             inputs = encode(describer.processor, [describer.render(r.prompt) for r in batch], [r.image for r in batch])
             prepared.append({name: _to(tensor, run) for name, tensor in inputs.items()})
+        made[f"k{samples}_prepare_s"] = time.perf_counter() - begun
 
         def bare(batches: list[dict[str, Tensor]]) -> None:
             for inputs in batches:
-                bare_model.generate(**inputs, do_sample=True, temperature=1.0, top_p=0.95, top_k=0)
+                describer.model.generate(**inputs, do_sample=True, temperature=1.0, top_p=0.95, top_k=0)
 
         tokens = len(requests) * sizes["tokens"]
         with_describer = run.seconds(lambda asked=requests: describer.describe(asked), sizes["rounds"])
@@ -325,14 +335,13 @@ def score_clip(run: Run) -> dict[str, Any]:
 
 
 def score_dino(run: Run) -> dict[str, Any]:
-    """Images per second of `GroundingDinoDetector`, and of its model on the same inputs."""
+    """Images per second of `GroundingDinoDetector`, and of its model on the same inputs; in float32, as published."""
     sizes = run.sizes("score")
     for part in ("dino", "images"):
         (run.folder / part).mkdir()
     save_dino(run.folder / "dino", sizes["size"])
     tables = make_tables(run.folder / "images", max(1, sizes["images"] // 4), 1)
-    dtype = str(run.dtype).removeprefix("torch.")
-    detector = GroundingDinoDetector(run.folder / "dino", device=run.device, dtype=dtype)
+    detector = GroundingDinoDetector(run.folder / "dino", device=run.device, dtype="float32")
     set_threshold(detector, tables, run.folder / "images")
     images = [Image.open(path) for path in sorted((run.folder / "images").iterdir())]
     candidates = from_table(tables["candidates"], Candidate)
@@ -399,10 +408,7 @@ def ferret_step(run: Run) -> dict[str, Any]:
 
 def memory_describe(run: Run, model: str) -> dict[str, Any]:
     """A describer that gets memory for 2 requests at a time and starts with 8, and then for less than one."""
-    use(run, model)
-    options = {"device": run.device, "batch_size": 8, "max_new_tokens": run.sizes("describe")["tokens"]}
-    with random_weights(run):
-        describer = HfDescriber(run.folder / "model", **options)
+    describer = describer_of(run, model, 8)
     requests, weights = make_requests(8), reserved(run)
     expected = describer.with_sampling(temperature=describer.temperature, batch_size=2).describe(requests)
     needed = reserved(run, peak=True) - weights

@@ -32,5 +32,5 @@ def best_first(detections: Sequence[Detection]) -> list[Detection]:
 def check_finite(name: str, boxes: torch.Tensor) -> None:
     """Raise `ModelError` for non-finite boxes, as happens in float16: they would look like an image without objects."""
     if not bool(torch.isfinite(boxes).all()):
-        fix = "use dtype float32 or bfloat16"
+        fix = "use dtype float32" + (" or bfloat16" if boxes.dtype == torch.float16 else "")
         raise ModelError(f"The boxes of {name} are not finite", got=boxes.dtype, expected="finite numbers", fix=fix)
