@@ -14,8 +14,8 @@ A machine without network gets the missing packages as wheels. First, where ther
 
 Then copy the checkout with that folder to the machine, and run there:
 
-    python3 -m pip install -q --no-index --no-deps --target /tmp/site wheels/*.whl
-    PYTHONPATH=/tmp/site:src python3 benchmarks/gpu.py --out gpu.jsonl
+    python3 -m pip install -q --no-index --no-deps --target site wheels/*.whl
+    PYTHONPATH=site:src python3 benchmarks/gpu.py --out gpu.jsonl
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def print_row(row: dict[str, Any]) -> None:
         if isinstance(value, float) and name not in ("wall_s", "time")
     ]
     shown += [row[name] for name in ("reason", "error") if name in row]
-    print(f"{row['case']:<40}{row['status']:<9}{row['wall_s']:>7.1f} s  {', '.join(shown)[:400]}", flush=True)
+    print(f"{row['case']:<41}{row['status']:<9}{row['wall_s']:>7.1f} s  {', '.join(shown)[:400]}", flush=True)
 
 
 class Child:
@@ -117,12 +117,14 @@ class Child:
                 text=True,
             )
 
-    def run(self, options: dict[str, Any], limit: float) -> dict[str, Any]:
-        """Let it measure; returns what it found, or how it failed."""
+    def run(self, options: dict[str, Any], limit: float, left: float) -> dict[str, Any]:
+        """Let it measure for up to ``limit`` seconds, but at most ``left``; returns its figures, or how it failed."""
         try:
-            output, _ = self.process.communicate(json.dumps(options) + "\n", timeout=limit)
+            output, _ = self.process.communicate(json.dumps(options) + "\n", timeout=min(limit, left))
         except subprocess.TimeoutExpired:
             self.stop()
+            if left < limit:
+                return {"status": "no time", "reason": f"stopped after the last {left:.0f} s"}
             return {"status": "failed", "error": f"stopped after {limit:.0f} s"}
         if self.process.returncode:
             lines = self.errors.read_text(errors="replace").split("\n")
@@ -183,20 +185,24 @@ def main() -> None:
         ahead: Child | None = None
         for place, name in enumerate(missing):
             case, left = CASES[name], end - time.monotonic()
-            child, ahead = ahead or Child(name, folder), None
-            started = time.monotonic()
-            if left < (1 if given.rehearse else case.needs):
-                child.stop()
-                found = {"status": "no time", "reason": f"needs {case.needs} s, {max(0, left):.0f} s are left"}
+            started, needs = time.monotonic(), 1 if given.rehearse else case.needs
+            if left < needs:
+                found = {"status": "no time", "reason": f"needs {needs} s, {max(0, left):.0f} s are left"}
             else:
+                if ahead is not None and ahead.name != name:
+                    ahead.stop()
+                    ahead = None
+                child = ahead or Child(name, folder)
                 ahead = Child(missing[place + 1], folder) if place + 1 < len(missing) else None
-                found = child.run({"rehearse": given.rehearse, "rows": rows}, min(case.limit, left))
+                found = child.run({"rehearse": given.rehearse, "rows": rows}, case.limit, left)
             wall = time.monotonic() - started
             row = {"case": name, "rehearsal": given.rehearse, "wall_s": round(wall, 2), "time": time.time(), **found}
             if name not in rows or found["status"] != "no time":
                 append_row(given.out, row)
             rows[name] = row
             print_row(row)
+        if ahead is not None:
+            ahead.stop()
 
 
 if __name__ == "__main__":

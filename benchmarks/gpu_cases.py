@@ -340,7 +340,7 @@ def score_dino(run: Run) -> dict[str, Any]:
     for part in ("dino", "images"):
         (run.folder / part).mkdir()
     save_dino(run.folder / "dino", sizes["size"])
-    tables = make_tables(run.folder / "images", max(1, sizes["images"] // 4), 1)
+    tables = make_tables(run.folder / "images", max(1, sizes["images"] // 8), 1)
     detector = GroundingDinoDetector(run.folder / "dino", device=run.device, dtype="float32")
     set_threshold(detector, tables, run.folder / "images")
     images = [Image.open(path) for path in sorted((run.folder / "images").iterdir())]

@@ -84,6 +84,7 @@ def test_rows_have_their_figures_and_both_trainers_see_the_same_losses(
     assert describe["k6_tokens_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_no_time_is_a_row_once_and_is_measured_later(tmp_path: Path) -> None:
     out, case = tmp_path / "rows.jsonl", ["matmul"]
     out.write_text('{"case": "matmul", "rehearsal": false, "status": "ok"}\n{"case": "mat')  # cut short
@@ -99,11 +100,24 @@ def test_no_time_is_a_row_once_and_is_measured_later(tmp_path: Path) -> None:
     assert row["tflops"] > 0
 
 
-def test_a_failed_case_costs_only_itself(tmp_path: Path) -> None:
+def test_a_case_that_the_end_of_the_time_stops_is_measured_later(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     start(out, "--minutes", "0.02", cases=["matmul"]).communicate(timeout=60)
     (row,) = rows_of(out)
-    assert row["status"] == "failed"
-    assert row["error"] == "stopped after 1 s"
-    start(out, cases=["matmul"]).communicate(timeout=60)
-    assert rows_of(out) == [row]
+    assert row["status"] == "no time"
+    assert row["reason"] == "stopped after the last 1 s"
+
+
+@pytest.mark.slow
+def test_a_failed_case_costs_only_itself_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trl").mkdir()
+    (tmp_path / "trl" / "__init__.py").write_text("raise RuntimeError('out of order')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    out, cases = tmp_path / "rows.jsonl", ["dpo llava-onevision-0.5b trl", "four bits"]
+    for _ in range(2):
+        start(out, cases=cases).communicate(timeout=120)
+        failed, skipped = rows_of(out)
+        assert failed["status"] == "failed"
+        assert failed["error"] == "code 1: RuntimeError: out of order"
+        assert skipped["status"] == "skipped"
+        assert "no GPU" in skipped["reason"]

@@ -282,3 +282,16 @@ def test_out_of_memory_says_what_to_lower(model, pairs_folder, settings, tmp_pat
         train(trl_pairs(pairs_folder), model, config, tmp_path / "run")
     assert "training.per_device_train_batch_size (now 2)" in str(caught.value)
     assert "training.gradient_checkpointing=true" in str(caught.value)
+
+
+def test_a_named_gpu_is_made_the_current_one(model, pairs_folder, settings, tmp_path, monkeypatch):
+    class ChosenError(Exception):
+        pass
+
+    def choose(device):
+        raise ChosenError(device)
+
+    # Accelerate would move the model to the current GPU, whatever the config names.
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    with pytest.raises(ChosenError, match=r"^cuda:1$"):
+        train(trl_pairs(pairs_folder), model, settings(device="cuda:1"), tmp_path / "run")

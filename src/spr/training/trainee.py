@@ -122,7 +122,8 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
             raise ConfigError(message, got=target, expected=", ".join(last), fix=fix)
     pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
     config = LoraConfig(**settings.model_dump() | {"target_modules": pattern}, bias="none")
-    with torch.random.fork_rng(devices=[]):
+    # `torch.manual_seed` seeds GPUs too, so their random state is restored as well.
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         with renamed_properties():
             adapted = get_peft_model(model, config)

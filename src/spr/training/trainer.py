@@ -104,6 +104,8 @@ def train(
         what, fix = f"The loss `{' + '.join(settings.losses)}` uses no reference", "leave --reference out"
         raise ConfigError(what, got=f"--reference {reference}", fix=fix)
     started, folder, adapter = time.monotonic(), out / "training", out / "adapter"
+    if settings.device.startswith("cuda:"):
+        torch.cuda.set_device(settings.device)  # Accelerate moves the model to the current one
     accelerator = accelerator or Accelerator(
         cpu=settings.device == "cpu",
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
