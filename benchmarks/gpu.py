@@ -92,13 +92,10 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 def print_row(row: dict[str, Any]) -> None:
     """One line of the table."""
-    shown = [
-        f"{name} {value:.4g}"
-        for name, value in row.items()
-        if isinstance(value, float) and name not in ("wall_s", "time")
-    ]
+    hidden = {"case", "rehearsal", "wall_s", "time"}
+    shown = [f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, int | float) and k not in hidden]
     shown += [row[name] for name in ("reason", "error") if name in row]
-    print(f"{row['case']:<41}{row['status']:<9}{row['wall_s']:>7.1f} s  {', '.join(shown)[:400]}", flush=True)
+    print(f"{row['case']:<43}{row['status']:<9}{row['wall_s']:>7.1f} s  {', '.join(shown)[:500]}", flush=True)
 
 
 class Child:
