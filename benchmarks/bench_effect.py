@@ -322,34 +322,36 @@ def table(out: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
         for folder in (done.parent for done in folders):
             found.setdefault(setting.name, {}).setdefault(folder.parts[-3], []).append(_read(folder))
     _print_rows("before", {"": base}, None, lines)
-    for name, pools in found.items():
-        both = [run for runs in pools.values() for run in runs]
-        count = f"{name} ({len(both)} trainings)"
-        _print_rows(count, {"": _averaged(both), **{key: _averaged(runs) for key, runs in pools.items()}}, base, lines)
-    for reference, others in (("paper", set(found) - {"paper"}), ("fine-tuning on chosen", {"boxes"})):
+    averages = {name: _averages(pools) for name, pools in found.items()}
+    for name, of_pools in averages.items():
+        count = sum(map(len, found[name].values()))
+        _print_rows(f"{name} ({count} trainings)", of_pools, dict.fromkeys(of_pools, base), lines)
+    for reference, others in (("plain DPO", set(found) - {"plain DPO"}), ("fine-tuning on chosen", {"boxes"})):
         for name in found:
             if reference in found and name in others:
-                _print_rows(f"{name} minus {reference}", *_paired(found[name], found[reference]), lines)
+                _print_rows(f"{name} minus {reference}", averages[name], averages[reference], lines)
     return lines
 
 
-def _paired(pools: dict[str, list[Shares]], reference: dict[str, list[Shares]]) -> tuple[dict[str, Shares], Shares]:
-    """The averages of a setting, and those of the setting that it is compared with."""
-    other = {"": _averaged([run for runs in pools.values() for run in runs])}
-    return other, _averaged([run for runs in reference.values() for run in runs])
+def _averages(pools: dict[str, list[Shares]]) -> dict[str, Shares]:
+    """Each item's mean over all trainings, under ``""``, and over those of each pool, under its name."""
+    every = [run for runs in pools.values() for run in runs]
+    return {"": _averaged(every), **{key: _averaged(runs) for key, runs in pools.items()}}
 
 
-def _print_rows(title: str, averages: dict[str, Shares], base: Shares | None, lines: list[dict[str, Any]]) -> None:
+def _print_rows(
+    title: str, averages: dict[str, Shares], bases: dict[str, Shares] | None, lines: list[dict[str, Any]]
+) -> None:
     print(f"\n{title}")
     for task, metric in averages[""]:
         text, entry = f"  {task + ' ' + metric:<24}", {"name": title, "figure": f"{task} {metric}"}
         for key, shares in averages.items():
             share, clusters = shares[task, metric]
-            if base is None:
+            if bases is None:
                 text += f"{share.value():8.4f}"
                 entry["value"] = share.value()
                 continue
-            difference = paired_difference(base[task, metric][0], share, clusters)
+            difference = None if key not in bases else paired_difference(bases[key][task, metric][0], share, clusters)
             if difference is None:
                 continue
             if key:
@@ -414,12 +416,12 @@ _NEAR = _pair(kind="both", box_iou=[0.7, 0.95])
 
 SEARCH = (
     *(
-        Setting(f"β {beta} {name}{' ×2' * (epochs == 2)}", pairing=pairing, training=training, choice="paper")
+        Setting(f"β {beta} {name}{' ×2' * (epochs == 2)}", pairing=pairing, training=training, choice="plain")
         for beta, epochs in ((0.1, 1), (0.3, 1), (0.3, 2), (0.5, 2), (1.0, 2))
         for name, pairing in (("keep", _KEEP), ("remove", _REMOVE))
         for training in [dpo(3e-4, beta=beta, num_train_epochs=epochs)]
     ),
-    Setting("β 1 keep ×3", pairing=_KEEP, training=dpo(3e-4, beta=1.0, num_train_epochs=3), choice="paper"),
+    Setting("β 1 keep ×3", pairing=_KEEP, training=dpo(3e-4, beta=1.0, num_train_epochs=3), choice="plain"),
     Setting("sft keep ×2", pairing=_KEEP, training=dpo(3e-4, loss_type="sft", **_TWICE)),
     Setting("sft keep ×3", pairing=_KEEP, training=dpo(3e-4, loss_type="sft", num_train_epochs=3)),
     Setting("sft keep 6e-4 ×2", pairing=_KEEP, training=dpo(6e-4, loss_type="sft", **_TWICE)),
@@ -458,7 +460,7 @@ SEARCH = (
 def choose(searched: dict[str, dict[str, Any]], choice: str) -> Setting:
     """The setting of the search with the highest sum of gains that keeps what must not get worse.
 
-    ``paper``: gains in Acc@0.9 and greedy S_loc count; ``boxes``: the gain in Acc@0.9, less what S_loc loses.
+    ``plain``: gains in Acc@0.9 and greedy S_loc count; ``boxes``: the gain in Acc@0.9, less what S_loc loses.
     Excluded, if others are left, are settings that lose more than 0.01 in Acc@0.5 or greedy recall, or change the words
     by more than 0.5.
     """
@@ -469,7 +471,7 @@ def choose(searched: dict[str, dict[str, Any]], choice: str) -> Setting:
 
     def total(setting: Setting) -> float:
         s_loc = gain(setting, "greedy s_loc")
-        return gain(setting, "rec acc@0.9") + (s_loc if choice == "paper" else min(0.0, s_loc))
+        return gain(setting, "rec acc@0.9") + (s_loc if choice == "plain" else min(0.0, s_loc))
 
     def sound(setting: Setting) -> bool:
         kept = min(gain(setting, "rec acc@0.5"), gain(setting, "greedy recall@0.5"))
@@ -482,19 +484,18 @@ def choose(searched: dict[str, dict[str, Any]], choice: str) -> Setting:
 def final_settings(out: Path) -> tuple[Setting, ...]:
     """The best settings of the search, and the paper's ablations of them."""
     searched = _searched_before(out)
-    best, boxes = choose(searched, "paper"), choose(searched, "boxes")
-    paper = replace(best, name="paper")
-    other = _KEEP if best.pairing == _REMOVE else _REMOVE
-    tuned = {**paper.training, "loss_type": "sft"}
+    plain, boxes = replace(choose(searched, "plain"), name="plain DPO"), choose(searched, "boxes")
+    other = _KEEP if plain.pairing == _REMOVE else _REMOVE
+    tuned = {**plain.training, "loss_type": "sft"}
     return (
-        paper,
-        replace(paper, name="fine-tuning on chosen", training=tuned),
+        plain,
+        replace(plain, name="fine-tuning on chosen", training=tuned),
         replace(boxes, name="boxes"),
-        replace(paper, name="lambda 0", semantic_weight=0.0),
-        replace(paper, name="lambda 1", semantic_weight=1.0),
-        replace(paper, name="without refinement", refine=False),
-        replace(paper, name="whole image only", samples="full"),
-        replace(paper, name="unmatched boxes " + ("kept" if other == _KEEP else "removed"), pairing=other),
+        replace(plain, name="lambda 0", semantic_weight=0.0),
+        replace(plain, name="lambda 1", semantic_weight=1.0),
+        replace(plain, name="without refinement", refine=False),
+        replace(plain, name="whole image only", samples="full"),
+        replace(plain, name="unmatched boxes " + ("kept" if other == _KEEP else "removed"), pairing=other),
     )
 
 

@@ -24,7 +24,7 @@ def scenes(
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder of the scenes and the run.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the scenes and the run.")] = 0,
-    scenes: Annotated[int, typer.Option(min=10, help="Number of scenes for training.")] = 560,
+    scenes: Annotated[int, typer.Option(min=10, help="Number of scenes for training.")] = 540,
     held_out: Annotated[int, typer.Option(min=10, help="Number of scenes for evaluation.")] = 300,
     workers: Annotated[int, typer.Option(min=1, help="Processes for the CPU-bound stages.")] = 1,
 ) -> None:

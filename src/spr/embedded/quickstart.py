@@ -30,7 +30,7 @@ def run_quickstart(
     out: Path,
     seed: int,
     *,
-    scenes: int = 560,
+    scenes: int = 540,
     held_out_scenes: int = 300,
     workers: int = 1,
     say: Callable[[str], None] = lambda _: None,
@@ -54,6 +54,7 @@ def run_quickstart(
     )
     run = out / "run"
     say(f"Scenes: {config.annotations.images.parent} to train on, {held_out.annotations.images.parent} held out")
+    say(method(config))
     runner.run(config, run, workers=workers, report=report)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     model = trained_model(config.describer)
@@ -67,6 +68,17 @@ def run_quickstart(
             say(line)
     say(f"All in {time.monotonic() - started:.0f} s")
     return index
+
+
+def method(config: Config) -> str:
+    """One line that says which parts of the method a config uses."""
+    samples = ", ".join(f"{count} {kind}" for kind, count in config.describer.samples if count)
+    training, losses = config.training, " + ".join(config.training.losses)
+    return (
+        f"Method: descriptions per region {samples}; λ {config.scoring.semantic_weight:g}; "
+        f"detector {config.detector.backend}; pairing.unmatched {config.pairing.unmatched}; "
+        f"{losses} with β {training.beta:g}, NLL weight {training.nll_weight:g}; epochs {training.num_train_epochs}"
+    )
 
 
 def _config(data: Path, scenes: int, scene_seed: int, seed: int, *changes: str) -> Config:
