@@ -72,6 +72,7 @@ def run_quickstart(
 
 def method(config: Config) -> str:
     """One line that says which parts of the method a config uses."""
+    assert config.describer is not None  # the preset has one
     samples = ", ".join(f"{count} {kind}" for kind, count in config.describer.samples if count)
     training, losses = config.training, " + ".join(config.training.losses)
     return (
