@@ -72,8 +72,8 @@ def run_quickstart(
 
 def method(config: Config) -> str:
     """One line that says which parts of the method a config uses."""
-    assert config.describer is not None  # the preset has one
-    samples = ", ".join(f"{count} {kind}" for kind, count in config.describer.samples if count)
+    counts = [] if config.describer is None else list(config.describer.samples)
+    samples = ", ".join(f"{count} {kind}" for kind, count in counts if count) or "none"
     training, losses = config.training, " + ".join(config.training.losses)
     return (
         f"Method: descriptions per region {samples}; λ {config.scoring.semantic_weight:g}; "
