@@ -108,7 +108,13 @@ def test_a_score_out_of_range_is_an_error():
 
 @pytest.mark.parametrize(
     ("chosen", "rejected", "truncated"),
-    [("length", "stop", True), ("stop", "length", True), ("stop", None, False), ("stop_string", "stop", False)],
+    [
+        ("length", "stop", True),
+        ("stop", "length", True),
+        ("stop", None, False),
+        ("stop_string", "stop", False),
+        ("abort", "stop", True),
+    ],
 )
 def test_a_pair_with_a_truncated_answer_says_so(chosen, rejected, truncated):
     pair = dataclasses.replace(PAIR, chosen_finish_reason=chosen, rejected_finish_reason=rejected)

@@ -92,6 +92,13 @@ def test_order_that_reveals_the_chosen_answer_is_measured_and_named(made):
     assert "`describer.object_order: reading`" in warning
 
 
+def test_keeping_boxes_is_advised_only_if_chosen_answers_are_the_shorter_ones():
+    shorter, longer = measure_cue("words", [2] * 20, [9] * 20), measure_cue("words", [9] * 20, [2] * 20)
+    assert "`keep_box` keeps them" in shorter.warning
+    assert "keep_box" not in longer.warning
+    assert "`pairing.max_length_ratio`" in longer.warning
+
+
 def test_reading_order_is_by_left_edge_then_by_top_edge_and_needs_two_boxes(made):
     made.add([A, C, B, D], [A])  # one box has no order
     made.add([], [A, B])

@@ -250,3 +250,4 @@ def test_training_warns_of_cues_unless_the_loss_uses_chosen_answers_only(spr, co
     output, _ = spr("train", config, "--out", run_in_order, "training.max_steps=1")
     assert warning in output
     assert output.index(warning) < output.index("Tokens per answer: ") < output.index("training: 1 steps")
+    assert "words per chosen" not in output  # the length is said once, in tokens

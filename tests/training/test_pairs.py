@@ -103,6 +103,7 @@ def test_messages_that_place_no_image_get_it_before_the_first_users_text(write):
         ({"chosen_finish_reason": None, "rejected_finish_reason": "stop"}, (True, True)),
         ({"chosen_finish_reason": "stop", "rejected_finish_reason": "length"}, (True, False)),
         ({"chosen_finish_reason": "length"}, (False, True)),
+        ({"chosen_finish_reason": "content_filter", "rejected_finish_reason": "max_tokens"}, (False, False)),
     ],
 )
 def test_an_answer_that_ended_by_length_is_not_complete(row, complete, write):

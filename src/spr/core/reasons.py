@@ -66,7 +66,7 @@ REGION_REASONS: dict[str, str] = {
 """Why the stage `regions` drops images and queries."""
 
 CANDIDATE_REASONS: dict[str, str] = {
-    "truncated_answer": "`describer.max_new_tokens` cut the answer, and `describer.truncated` is `drop`",
+    "truncated_answer": "`describer.max_new_tokens` or the server cut the answer, and `describer.truncated` is `drop`",
     "empty_answer": "the answer is empty",
     "repeats_prompt": "the answer only repeats the prompt or its beginning",
     "repeats_candidate": "an earlier candidate of the query has the same text",

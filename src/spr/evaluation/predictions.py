@@ -14,7 +14,7 @@ import msgspec
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.lines import as_id, decode_lines, read_bytes
 from spr.grounding import DIALECTS, Dialect, final_answer, get_dialect
-from spr.records import TRUNCATED, Box
+from spr.records import CUT_REASONS, Box
 
 ID_FIELDS = ("id", "question_id", "image_id")
 ANSWER_FIELDS = ("answer", "text", "response", "prediction")
@@ -149,7 +149,7 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
             answers.note("doubled", name)
         else:
             by_id[name] = getattr(row, answer_field)
-            if row.finish_reason == TRUNCATED:
+            if row.finish_reason in CUT_REASONS:
                 answers.note("truncated", name)
     if not by_id:
         got, expected = ", ".join(answers.problems.get("unknown", ())[:3]), ", ".join(ids[:3]) + ", …"

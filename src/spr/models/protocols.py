@@ -16,7 +16,7 @@ from PIL import Image
 
 from spr.core.errors import SprError
 from spr.grounding import Dialect
-from spr.records import TRUNCATED, Box, Detection, RegionQuery
+from spr.records import CUT_REASONS, Box, Detection, RegionQuery
 
 Vectors = npt.NDArray[np.float32]
 
@@ -47,8 +47,9 @@ class Answer:
     Attributes:
         text: The raw answer, decoded without the end-of-turn token.
         finish_reason: Why its generation ended. ``stop``: the model ended its turn; ``length``: the token limit cut
-            the answer; ``stop_string``: a stop string, which the text lacks; or another word of the server, such as
-            ``content_filter``. None if it is not known: such an answer counts as complete.
+            the answer; ``stop_string``: a stop string, which the text lacks; or another word of the server. An
+            answer with one of `spr.records.CUT_REASONS`, such as ``content_filter``, was cut. None if it is not known:
+            such an answer counts as complete.
     """
 
     text: str
@@ -56,8 +57,8 @@ class Answer:
 
     @property
     def truncated(self) -> bool:
-        """Whether the token limit cut the answer."""
-        return self.finish_reason == TRUNCATED
+        """Whether the answer was cut (`spr.records.CUT_REASONS`): at the token limit, or by the server."""
+        return self.finish_reason in CUT_REASONS
 
 
 class Describer(Protocol):

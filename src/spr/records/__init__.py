@@ -2,6 +2,7 @@
 
 from spr.core.boxes import Box, Size
 from spr.records.records import (
+    CUT_REASONS,
     PROMPT_KINDS,
     TRUNCATED,
     BoxEdit,
@@ -23,6 +24,7 @@ from spr.records.records import (
 )
 
 __all__ = [
+    "CUT_REASONS",
     "PROMPT_KINDS",
     "TRUNCATED",
     "Box",

@@ -22,6 +22,8 @@ PairKind: TypeAlias = Literal["answers", "boxes"]
 PROMPT_KINDS: tuple[PromptKind, ...] = ("full", "crop", "crop_objects")
 TRUNCATED = "length"
 """The ``finish_reason`` of an answer that was cut at the token limit (`spr.models.protocols.Answer`)."""
+CUT_REASONS = frozenset({TRUNCATED, "max_tokens", "content_filter", "abort", "error"})
+"""Each ``finish_reason`` of a server's answer that is not complete: it was cut at a limit, filtered or given up."""
 
 
 class Row:
@@ -362,8 +364,8 @@ class PreferencePair(Row):
 
     @property
     def truncated(self) -> bool:
-        """Whether the token limit cut one of the answers."""
-        return TRUNCATED in (self.chosen_finish_reason, self.rejected_finish_reason)
+        """Whether one of the answers was cut (`CUT_REASONS`)."""
+        return not CUT_REASONS.isdisjoint((self.chosen_finish_reason, self.rejected_finish_reason))
 
     def __post_init__(self) -> None:
         _check_image(self)

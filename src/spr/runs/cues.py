@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.grounding import parse
-from spr.records import PROMPT_KINDS, TRUNCATED
+from spr.records import CUT_REASONS, PROMPT_KINDS
 from spr.runs.reader import SIDES, Run, Side
 from spr.runs.store import read_table
 
@@ -63,17 +63,15 @@ _PROPERTIES = {
     **{name: _Property("length", name, "number", _MEANS % name) for name in ("words", "characters", "tokens")},
     "boxes": _Property("boxes", "boxes", "number", _MEANS % "boxes"),
     "problems": _Property("problems", "format problems", "number", _MEANS % "format problems"),
-    "cut": _Property("cut", "cut at the limit", "share", f"{_ANSWERS}were cut at the token limit"),
+    "cut": _Property("cut", "cut at the limit", "share", f"{_ANSWERS}were cut"),
 }
 _ADVICE = {
     "kind": "Partly intended, because crop prompts give better answers; check order and length, in which the kinds may "
     "differ too. `describer.samples` sets the number of answers of each kind.",
     "order": "Partly intended, because misplaced boxes break the order. `describer.object_order: reading`, the "
     "default, lists the objects of `crop_objects` prompts in reading order.",
-    "length": "`pairing.max_length_ratio` drops pairs whose lengths differ too much; `pairing.unmatched: keep_box` "
-    "keeps what matches no object.",
-    "boxes": "Partly intended, because S_loc rewards naming more objects. `pairing.unmatched: keep_box` keeps boxes "
-    "that match no object.",
+    "length": "`pairing.max_length_ratio` drops pairs whose lengths differ too much.",
+    "boxes": "Partly intended, because S_loc rewards naming more objects.",
     "problems": "Partly intended, because rejected answers keep their malformed boxes. A lower "
     "`describer.temperature` makes them rarer.",
     "cut": "`describer.truncated: drop` drops such answers; `describer.max_new_tokens` is the limit.",
@@ -132,9 +130,12 @@ class Cue:
         lengths_differ = self.group == "length" and longer > WARN_LENGTH_RATIO * shorter
         if self.accuracy < max(WARN_ACCURACY, 0.5 + self.pairs**-0.5) and not lengths_differ:
             return None
+        advice = _ADVICE[self.group]
+        if self.group in ("length", "boxes") and self.chosen < self.rejected:
+            advice += " If `pairing.unmatched` removes boxes from chosen answers, `keep_box` keeps them."
         return (
             f"{_PROPERTIES[self.name].text.format_map(self.means)}. This alone identifies the chosen answer in "
-            f"{100 * self.accuracy:.0f} % of pairs; training may learn it instead of the boxes. {_ADVICE[self.group]}"
+            f"{100 * self.accuracy:.0f} % of pairs; training may learn it instead of the boxes. {advice}"
         )
 
 
@@ -293,7 +294,9 @@ def _of_candidates(pairs: pa.Table, side: Side, candidates: pa.Table) -> dict[st
             for table, name in ((pairs, side), (rows, "dialect"), (pairs, "width"), (pairs, "height"))
         )
         values["problems"][k] = len(parse(text, dialect, (width, height)).problems)
-    values["cut"] = _numbers(pc.equal(rows["finish_reason"], TRUNCATED))
+    reasons = rows["finish_reason"]
+    cut = pc.is_in(reasons, pa.array(sorted(CUT_REASONS)))
+    values["cut"] = _numbers(pc.if_else(pc.is_valid(reasons), cut, pa.scalar(None, pa.bool_())))
     return values
 
 

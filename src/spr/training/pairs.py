@@ -27,7 +27,7 @@ from spr.grounding.text import Range
 from spr.models.chat import Message, render_answer, render_turn, user_turn
 from spr.models.families import Family
 from spr.models.image_processors import encode
-from spr.records import Size
+from spr.records import CUT_REASONS, Size
 from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore
 from spr.training.boxes import changed_numbers, token_weights
@@ -56,7 +56,8 @@ class TrainingPair:
 
 
 def _complete(row: Mapping[str, Any]) -> tuple[bool, bool]:
-    return row.get("chosen_finish_reason") != "length", row.get("rejected_finish_reason") != "length"
+    chosen, rejected = (row.get(f"{side}_finish_reason") not in CUT_REASONS for side in ("chosen", "rejected"))
+    return chosen, rejected
 
 
 # ── pairs of a run ────────────────────────────────────────────────────────────────────────────────────────────────────

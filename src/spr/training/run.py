@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from spr.config import Config, TrainingPart
@@ -55,7 +56,9 @@ def run(
     main_process = int(os.environ.get("RANK", "0")) == 0
     with open_run(out, config) if main_process else nullcontext():
         if main_process and isinstance(config, Config) and needs_rejected(config.training):
-            for warning in pair_cues(out).warnings:
+            found = pair_cues(out)
+            others = tuple(cue for cue in found.cues if cue.group != "length")  # `train` measures it, in tokens
+            for warning in replace(found, cues=others).warnings:
                 report(f"Warning: {warning}")
         return train(
             source,

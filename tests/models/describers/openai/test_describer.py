@@ -355,7 +355,7 @@ def test_the_finish_reason_of_the_server_is_that_of_the_answer(choice, reason, s
     server.answer = lambda *_: raw(json.dumps(reply))
     (answer,) = describer().describe([ask()])
     assert answer == Answer("a cup [0.1, 0.", reason)
-    assert answer.truncated == (reason == "length")
+    assert answer.truncated == (reason in ("length", "content_filter"))
 
 
 @pytest.mark.parametrize(
