@@ -47,6 +47,7 @@ def test_a_preset_has_the_values_of_the_paper(name):
     assert (regions.min_inside, regions.inside_fraction) == (5, 0.5)
     assert regions.min_aspect == pytest.approx(1 / 3)
     assert config.describer.crop_factor == 1.5
+    assert config.pairing.unmatched == "auto"  # a dialect that lists objects keeps the words of unmatched boxes
     assert config.describer.samples.crop > 0
     assert config.describer.samples.crop_objects > 0
     assert config.scorer.model == "openai/clip-vit-large-patch14-336"
