@@ -1,6 +1,7 @@
 """A parsed text is its model's own: only numbers change, and only those of boxes that change."""
 
 import dataclasses
+import itertools
 import re
 
 import pytest
@@ -258,6 +259,18 @@ REPLACED = (
         [0, None],
         "a dog<loc_1><loc_2><loc_3><loc_4>",
     ),
+    (
+        "florence2",
+        "cats<loc_500><loc_500><loc_700><loc_800><loc_15><loc_16><loc_70><loc_80>",
+        [None, 0],
+        "cats<loc_15><loc_16><loc_70><loc_80>",
+    ),
+    (
+        "paligemma",
+        "<loc0500><loc0500><loc0700><loc0800><loc0015><loc0016><loc0070><loc0080> cats",
+        [None, 0],
+        "<loc0015><loc0016><loc0070><loc0080> cats",
+    ),
 )
 
 
@@ -295,12 +308,131 @@ def test_only_the_boxes_that_change_are_edited(key, text, boxes, edited):
             [0, None],
             "<ref>a dog</ref><box>(1,2),(3,4)</box>.",
         ),
+        (
+            "ferret",
+            "A dog ([1, 2, 3, 4]), a cat ([5, 6, 7, 8]) and a bird ([1, 1, 9, 9]).",
+            [None, 0, None],
+            "a cat ([5, 6, 7, 8]).",
+        ),
+        (
+            "ferret",
+            "A dog ([1, 2, 3, 4]), a cat ([5, 6, 7, 8]) and a bird ([1, 1, 9, 9]).",
+            [0, None, 0],
+            "A dog ([1, 2, 3, 4]) and a bird ([1, 1, 9, 9]).",
+        ),
+        ("ferret", "- **Dog**: [1, 2, 3, 4]\n- **Cat**: [5, 6, 7, 8]", [None, 0], "- **Cat**: [5, 6, 7, 8]"),
+        ("ferret", "- **Dog**: [1, 2, 3, 4]\n- **Cat**: [5, 6, 7, 8]", [0, None], "- **Dog**: [1, 2, 3, 4]"),
+        ("ferret", "- **Dog**: [1, 2, 3, 4]\n- **Cat**: [5, 6, 7, 8]", [None, None], ""),
+        ("ferret", "1. *a dog* [1, 2, 3, 4].\n2. a cat [5, 6, 7, 8].", [None, 0], "2. a cat [5, 6, 7, 8]."),
+        ("ferret", "* a dog [1, 2, 3, 4] sleeps\n* a cat [5, 6, 7, 8]", [None, 0], "* sleeps\n* a cat [5, 6, 7, 8]"),
+        ("ferret", "**A dog [1, 2, 3, 4] and a cat [5, 6, 7, 8]** sit.", [0, None], "**A dog [1, 2, 3, 4]** sit."),
+        ("ferret", "(a dog [1, 2, 3, 4] and a cat [5, 6, 7, 8])", [None, 0], "(a cat [5, 6, 7, 8])"),
+        ("ferret", "See (a dog [1, 2, 3, 4] and a cat [5, 6, 7, 8]) here.", [None, None], "See here."),
+        ("ferret", "Here it is. A dog [1, 2, 3, 4]. A cat [5, 6, 7, 8].", [None, 0], "Here it is. A cat [5, 6, 7, 8]."),
+        ("ferret", "(The dog) [1, 2, 3, 4] and the cat [5, 6, 7, 8].", [None, 0], "the cat [5, 6, 7, 8]."),
+        ("ferret", "two dogs ([1, 2, 3, 4]) ([5, 6, 7, 8]), a cat [1, 1, 9, 9]", [None, None, 0], "a cat [1, 1, 9, 9]"),
+        ("cogvlm", "a dog ([[001,002,003,004]]), a cat [[005,006,007,008]]", [None, 0], "a cat [[005,006,007,008]]"),
+        (
+            "qwen_vl",
+            "- **<ref>Dog</ref>**: <box>(1,2),(3,4)</box>\n- **<ref>Cat</ref><box>(5,6),(7,8)</box>**",
+            [0, None],
+            "- **<ref>Dog</ref>**: <box>(1,2),(3,4)</box>",
+        ),
+        (
+            "qwen_vl",
+            "- **<ref>Dog</ref><box>(1,2),(3,4)</box>**\n- **<ref>Cat</ref><box>(5,6),(7,8)</box>**",
+            [None, 0],
+            "- **<ref>Cat</ref><box>(5,6),(7,8)</box>**",
+        ),
     ],
 )
 def test_a_phrase_can_go_with_its_boxes(key, text, boxes, edited):
     grounded = parse(text, key, (1000, 1000))
     boxes = [grounded.boxes[k] if box == 0 else box for k, box in enumerate(boxes)]
     assert replace_boxes(grounded, boxes, remove_phrases=True).source.text == edited
+
+
+def test_a_phrase_that_shares_its_brackets_with_another_one_can_not_be_removed():
+    grounded = parse("A dog (at [1, 2, 3, 4] with a cat [5, 6, 7, 8]) sits.", "ferret", (1000, 1000))
+    with pytest.raises(GroundingError, match="shares its brackets"):
+        replace_boxes(grounded, [None, grounded.boxes[1]], remove_phrases=True)
+
+
+def test_brackets_go_with_a_phrase_of_a_text_without_source():
+    dog, cat = Span("a dog", 1, 6, ((1, 2, 3, 4),)), Span("a cat", 12, 17, ((5, 6, 7, 8),))
+    grounded = GroundedText("(a dog) and a cat", (dog, cat))
+    assert replace_boxes(grounded, [None, (5, 6, 7, 8)], remove_phrases=True).plain_text == "a cat"
+    assert replace_boxes(grounded, [(1, 2, 3, 4), None], remove_phrases=True).plain_text == "(a dog)"
+
+
+def balance(text):
+    return [text.count(opening) - text.count(closing) for opening, closing in ("()", "[]")] + [text.count("**") % 2]
+
+
+@pytest.mark.parametrize("key", PROSE)
+@pytest.mark.parametrize(
+    "style", [style for style in STYLES if "{}" in style] + ["**A dog** ({}), *a cat*: {} (a cup {})"]
+)
+def test_what_remains_without_phrases_is_balanced(key, style):
+    count = style.count("{}")
+    text = style.format(*[box_text(key, (100 + k, 150, 300, 205)) for k in range(count)])
+    grounded = parse(text, key, SIZE)
+    for kept in itertools.product([False, True], repeat=count):
+        boxes = [box if keep else None for box, keep in zip(grounded.boxes, kept, strict=True)]
+        changed = replace_boxes(grounded, boxes, remove_phrases=True)
+        assert changed.boxes == tuple(box for box in boxes if box is not None)
+        assert balance(changed.source.text) == balance(text)
+        again = parse(changed.source.text, key, SIZE)
+        assert (again.plain_text, again.spans) == (changed.plain_text, changed.spans)
+
+
+@pytest.mark.parametrize("key", DIALECTS)
+@given(data=st.data())
+def test_phrases_of_any_text_are_removed_or_an_error_is_raised(key, data):
+    text = without_surrogates(data.draw(fragments(key)))
+    grounded = parse(text, key, SIZE)
+    boxes = [box if data.draw(st.booleans()) else None for box in grounded.boxes]
+    try:
+        changed = replace_boxes(grounded, boxes, remove_phrases=True)
+    except GroundingError:
+        return
+    assert changed.boxes == tuple(box for box in boxes if box is not None)
+    assert parse(changed.source.text, key, SIZE).boxes == changed.boxes
+
+
+def test_stray_coordinates_in_a_phrase_are_a_grounding_error_at_most():
+    text = (
+        "; , [2000, 3000, 4000, 5000][0.3, 0.2, 0.1, 0.4]a dog [9999, 12345678901, 1.0, 007]</box>\u0301"
+        "a dog [1000, 007, -1, 999]"
+    )
+    grounded = parse(text, "ferret", SIZE)
+    for k, box in enumerate(grounded.boxes):
+        boxes = [*grounded.boxes[:k], None, *grounded.boxes[k + 1 :]]
+        try:
+            assert box not in replace_boxes(grounded, boxes, remove_phrases=True).boxes
+        except GroundingError:
+            continue
+
+
+def entry(key, count):
+    """An entry of this many boxes in a dialect of location tokens, and the text of each box."""
+    numbers = [(100 + k, 200, 300 + k, 400) for k in range(count)]
+    token = "<loc_{}>" if key == "florence2" else "<loc{:04}>"
+    texts = ["".join(token.format(number) for number in four) for four in numbers]
+    return texts, (lambda kept: "cats" + "".join(kept) if key == "florence2" else "".join(kept) + " cats")
+
+
+@pytest.mark.parametrize("key", ["florence2", "paligemma"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_any_boxes_of_an_entry_can_be_removed(key, count):
+    texts, whole = entry(key, count)
+    grounded = parse(whole(texts), key, (1000, 1000))
+    for kept in itertools.product([False, True], repeat=count):
+        boxes = [box if keep else None for box, keep in zip(grounded.boxes, kept, strict=True)]
+        changed = replace_boxes(grounded, boxes)
+        assert changed.boxes == tuple(box for box in boxes if box is not None)
+        left = [text for text, keep in zip(texts, kept, strict=True) if keep]
+        assert changed.source.text == (whole(left) if left else "")
 
 
 @pytest.mark.parametrize("key", DIALECTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from string import Formatter
@@ -14,13 +14,21 @@ from spr.grounding.dialects import Dialect
 from spr.grounding.markup import JsonList, Markup, Tags, Tokens
 from spr.grounding.parse import parse
 from spr.grounding.text import GroundedText, Place, Range, Source
-from spr.records import Box, Size, Span
+from spr.records import Box, Size
 
 _FIX = "parse the text in the model's own dialect"
 _SEPARATOR = re.compile(r"(?:[\s,;&\[\]]|\b(?:and|or)\b|</delimiter_of_multi_objects/>)*+")
 _CONNECTIVE = re.compile(r"(?:\s*,)?\s*(?:\b(?:and|or|with|next to|beside|near)\s*)?$")
 
 _CLOSING = {"(": ")", "（": "）"}
+_PAIRS = {**_CLOSING, "[": "]", "{": "}", "“": "”", "«": "»"}
+# Brackets, tags, and marks of emphasis; "*" between spaces, "_" in a name and the inch sign are none.
+_MARK = re.compile(r"</?\w+>|[(（\[{“«)）\]}”»]|(?<!\w)(?:\*++|_++|[`\"])(?=\S)|(?<=\S)(?:\*++|_++|[`\"])(?!\w)")
+_BULLET = re.compile(r"\s*(?:(?:[-*+•]|\d+[.)])\s+)?")
+_NO_WORDS = re.compile(r"[\s.,;:!?]*")
+_NEXT = re.compile(r"[ \t]*[,;:]?[ \t]*(?:(?:and|or)\b[ \t]*)?")
+_END = re.compile(r"[ \t]*[.!?]")
+_BOX = "\0"  # stands for each character of a box where only the words matter
 
 
 class _Edit(NamedTuple):
@@ -73,7 +81,8 @@ def replace_boxes(grounded: GroundedText, boxes: Sequence[Box | None], *, remove
     Args:
         grounded: The text.
         boxes: As many boxes as ``grounded.boxes``, in pixels of the original image.
-        remove_phrases: Also remove phrases that lose all of their boxes, with the comma or connective before them.
+        remove_phrases: Also remove phrases that lose all of their boxes, with the brackets, emphasis or
+            list bullet around them, and one comma or connective.
 
     Raises:
         GroundingError: if the source can't be changed without changing what else it says.
@@ -84,20 +93,21 @@ def replace_boxes(grounded: GroundedText, boxes: Sequence[Box | None], *, remove
     """
     if len(boxes) != len(grounded.boxes):
         raise ValueError(f"{len(boxes)} boxes for a text with {len(grounded.boxes)}")
-    spans, removed, rest = [], set(), list(boxes)
+    spans, rest, removed = [], list(boxes), []
     for span in grounded.spans:
         own, rest = rest[: len(span.boxes)], rest[len(span.boxes) :]
         kept = tuple(box for box in own if box is not None)
-        if remove_phrases and own and not kept:
-            removed.add((span.start, span.end))
+        removed.append(remove_phrases and bool(own) and not kept)
         spans.append(replace(span, boxes=kept))
     edited = GroundedText(grounded.plain_text, tuple(spans), grounded.problems)
-    if removed:
-        edited = _without(edited, removed)
     if not _is_current(grounded):
-        return edited
-    source = _edited_source(grounded, boxes, edited, remove_phrases=remove_phrases)
-    return replace(edited, source=source)
+        return _without_spans(edited, removed)
+    if not any(removed):
+        return replace(edited, source=_edited_source(grounded, boxes, edited))
+    if not _source_of(grounded).dialect.keeps_prose:
+        edited = _without_spans(edited, removed)
+        return replace(edited, source=_edited_source(grounded, boxes, edited))
+    return _without_phrases(grounded, boxes, removed)
 
 
 def source_text(grounded: GroundedText, dialect: Dialect, size_wh: Size) -> str | None:
@@ -120,9 +130,7 @@ def _source_of(grounded: GroundedText) -> Source:
     return grounded.source
 
 
-def _edited_source(
-    grounded: GroundedText, boxes: Sequence[Box | None], edited: GroundedText, *, remove_phrases: bool
-) -> Source:
+def _edited_source(grounded: GroundedText, boxes: Sequence[Box | None], edited: GroundedText) -> Source:
     source = _source_of(grounded)
     dialect = source.dialect
     frame = dialect.frame(source.size_wh)
@@ -132,18 +140,20 @@ def _edited_source(
         if after is not None and after != before:
             edits += _written(source.text, place, frame.encode(after), dialect.markup)
     if None in boxes:
-        phrases = [
-            (number, span.phrase * remove_phrases) for number, span in enumerate(grounded.spans) for _ in span.boxes
-        ]
+        phrases = [number for number, span in enumerate(grounded.spans) for _ in span.boxes]
         edits += _removals(source.text, places, [box is not None for box in boxes], phrases, dialect.markup)
     text = _apply(source.text, edits)
     again = parse(text, dialect, source.size_wh)
     both = zip(grounded.boxes, boxes, strict=True)
     wanted = [old if new == old else frame.decode(frame.encode(new))[0] for old, new in both if new is not None]
     if list(again.boxes) != wanted:
-        what = f"Text can't be changed in dialect `{dialect.key}`: it would be read back as something else"
-        raise GroundingError(what, got=repr(text[:120]))
+        raise _misread(text, dialect)
     return replace(_source_of(again), plain_text=edited.plain_text, boxes=edited.boxes)
+
+
+def _misread(text: str, dialect: Dialect) -> GroundingError:
+    what = f"Text can't be changed in dialect `{dialect.key}`: it would be read back as something else"
+    return GroundingError(what, got=repr(text[:120]))
 
 
 def _written(text: str, place: Place, numbers: Sequence[float], markup: Markup) -> list[_Edit]:
@@ -168,23 +178,20 @@ def _apply(text: str, edits: Iterable[_Edit]) -> str:
 
 
 def _removals(
-    text: str, places: Sequence[Place], kept: Sequence[bool], phrases: Sequence[tuple[int, str]], markup: Markup
+    text: str, places: Sequence[Place], kept: Sequence[bool], phrases: Sequence[int], markup: Markup
 ) -> list[_Edit]:
-    """The edits that remove the places that are not kept.
-
-    ``phrases`` gives, for each place, the number of its phrase and the words to remove with it, if any.
-    """
+    """The edits that remove the places that are not kept; ``phrases`` has the number of the phrase of each place."""
     if isinstance(markup, Tokens | JsonList):
         return _thin_out(text, _entries(text, places, markup), places, kept)
     edits: list[_Edit] = []
     end_before = 0
-    for (_, words), group in groupby(range(len(places)), key=phrases.__getitem__):
+    for _, group in groupby(range(len(places)), key=phrases.__getitem__):
         numbers = list(group)
         own = [places[k] for k in numbers]
         if any(kept[k] for k in numbers):
             edits += _thin_out(text, [place.unit for place in own], own, [kept[k] for k in numbers])
         else:
-            edits += _whole_phrase(text, [place.unit for place in own], words, end_before, markup)
+            edits += _all_boxes(text, [place.unit for place in own], end_before, markup)
         end_before = own[-1].unit[1]
     return edits
 
@@ -234,8 +241,8 @@ def _entries(text: str, places: Sequence[Place], markup: Tokens | JsonList) -> l
     return [entries[place.unit[0]] for place in places]
 
 
-def _whole_phrase(text: str, units: Sequence[Range], words: str, end_before: int, markup: Markup) -> list[_Edit]:
-    """Remove all boxes of a phrase in prose, and also the phrase if ``words`` are given."""
+def _all_boxes(text: str, units: Sequence[Range], end_before: int, markup: Markup) -> list[_Edit]:
+    """Remove all boxes of a phrase in prose; its words stay."""
     edits: list[_Edit] = []
     regions = [units[0]]
     for unit in units[1:]:
@@ -244,25 +251,24 @@ def _whole_phrase(text: str, units: Sequence[Range], words: str, end_before: int
         else:
             regions.append(unit)
     start, stop = regions[0]
-    if isinstance(markup, Tags):
-        opened, closed = markup.phrase
-        before = text[:start].rstrip()
-        begin = before.rfind(opened)
-        if before.endswith(closed) and begin >= end_before:
-            start = len(before) - len(closed)
-            if words:
-                start = begin
-            else:
-                edits.append(_Edit(begin, begin + len(opened), ""))
-    elif words:
-        found = [*re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text[end_before:start])]
-        if not found:
-            raise GroundingError("Phrase can't be found in its text", got=repr(words), fix=_FIX)
-        start = end_before + found[-1].start()
-    if words:
-        start = end_before + len(_CONNECTIVE.sub("", text[end_before:start]))
+    tags = _tags_before(text, start, end_before, markup)
+    if tags is not None:
+        opening, start = tags
+        edits.append(_Edit(*opening, ""))
     regions[0] = start, stop
     return edits + [_Edit(*_with_space(text, *region)) for region in regions]
+
+
+def _tags_before(text: str, stop: int, end_before: int, markup: Markup) -> tuple[Range, int] | None:
+    """The opening tag and the start of the closing tag of the marked phrase right before ``stop``, if there is one."""
+    if not isinstance(markup, Tags):
+        return None
+    opened, closed = markup.phrase
+    before = text[:stop].rstrip()
+    begin = before.rfind(opened)
+    if not before.endswith(closed) or begin < end_before:
+        return None
+    return (begin, begin + len(opened)), len(before) - len(closed)
 
 
 def _with_space(text: str, start: int, stop: int) -> tuple[int, int, str]:
@@ -282,16 +288,126 @@ def _with_space(text: str, start: int, stop: int) -> tuple[int, int, str]:
     )
 
 
-def _without(text: GroundedText, removed: Set[tuple[int, int]]) -> GroundedText:
-    """The text without the phrases at these places and the comma or connective before each of them."""
-    plain, spans, position = "", [], 0
-    for span in text.spans:
-        plain += text.plain_text[position : span.start]
-        if (span.start, span.end) in removed:
-            plain = _CONNECTIVE.sub("", plain)
-        else:
-            spans.append(Span(span.phrase, len(plain), len(plain) + len(span.phrase), span.boxes))
-            plain += span.phrase
-        position = span.end
-    plain += text.plain_text[position:]
+def _without_spans(text: GroundedText, removed: Sequence[bool]) -> GroundedText:
+    """A text without source, without its phrases that are ``removed``."""
+    plain, spans = text.plain_text, list(text.spans)
+    for k in reversed([k for k, gone in enumerate(removed) if gone]):
+        low = spans[k - 1].end if k else 0
+        high = spans[k + 1].start if k + 1 < len(spans) else len(plain)
+        cut = _phrase_cut(plain, (spans[k].start, spans[k].end), low, high)
+        plain, moved = _apply(plain, [cut]), len(cut.text) - (cut.stop - cut.start)
+        later = [replace(span, start=span.start + moved, end=span.end + moved) for span in spans[k + 1 :]]
+        spans[k:] = later
     return GroundedText(plain, tuple(spans), text.problems)
+
+
+def _without_phrases(grounded: GroundedText, boxes: Sequence[Box | None], removed: Sequence[bool]) -> GroundedText:
+    """Parsed prose with the boxes replaced, without the phrases that are ``removed``, as it is read back."""
+    of_box = [number for number, span in enumerate(grounded.spans) for _ in span.boxes]
+    pairs = [*zip(grounded.boxes, boxes, [removed[number] for number in of_box], strict=True)]
+    first = [old if is_gone else new for old, new, is_gone in pairs]
+    gone = [is_gone for _, new, is_gone in pairs if is_gone or new is not None]
+    source = _source_of(replace_boxes(grounded, first))
+    text, dialect = source.text, source.dialect
+    again = parse(text, dialect, source.size_wh)
+    units = [place.unit for place in source.places if place.is_read]
+    words = _apply(text, [_Edit(*unit, _BOX * (unit[1] - unit[0])) for unit in dict.fromkeys(units)])
+    kept, stop, tail = [], len(units), 0
+    for span in reversed(again.spans):
+        begin, end = stop - len(span.boxes), stop
+        stop = begin
+        if any(gone[begin:end]):
+            if not all(gone[begin:end]):
+                raise _misread(text, dialect)
+            low = units[begin - 1][1] if begin else 0
+            start = _phrase_start(text, units[begin][0], span.phrase, low, dialect.markup)
+            cut = _phrase_cut(words, (start, units[end - 1][1]), low, len(text) - tail)
+            text, words = _apply(text, [cut]), _apply(words, [cut])
+        elif begin < end:
+            kept.append(span.phrase)
+            tail = len(text) - units[begin][0]
+    wanted = [box for box, is_gone in zip(again.boxes, gone, strict=True) if not is_gone]
+    again = parse(text, dialect, source.size_wh)
+    if list(again.boxes) != wanted or [span.phrase for span in again.spans if span.boxes] != kept[::-1]:
+        raise _misread(text, dialect)
+    rest = iter([box for box in boxes if box is not None])
+    spans = tuple([replace(span, boxes=tuple([next(rest) for _ in span.boxes])) for span in again.spans])
+    edited = GroundedText(again.plain_text, spans, grounded.problems)
+    return replace(edited, source=replace(_source_of(again), boxes=edited.boxes))
+
+
+def _phrase_start(text: str, stop: int, phrase: str, low: int, markup: Markup) -> int:
+    """The start of the phrase whose first box starts at ``stop``."""
+    tags = _tags_before(text, stop, low, markup)
+    if tags is not None:
+        return tags[0][0]
+    if not phrase:
+        return stop
+    found = [*re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text[low:stop])]
+    if not found:
+        raise GroundingError("Phrase can't be found in its text", got=repr(phrase), fix=_FIX)
+    return low + found[-1].start()
+
+
+def _phrase_cut(text: str, phrase: Range, low: int, high: int) -> _Edit:
+    """The edit that removes a phrase with the brackets and emphasis around it, its bullet, and one separator.
+
+    Nothing before ``low`` or after ``high``, which belongs to other phrases, is removed.
+    """
+    start, stop = _balanced(text, phrase)
+    if start < low or stop > high:
+        fix = "remove its box only, or all phrases that share its brackets"
+        raise GroundingError("Phrase shares its brackets with another one", got=repr(text[start:stop][:120]), fix=fix)
+    line = text.rfind("\n", 0, start) + 1
+    line_end = text.find("\n", stop)
+    line_end = len(text) if line_end < 0 else line_end
+    if _BULLET.fullmatch(text, line, start):
+        if _NO_WORDS.fullmatch(text, stop, line_end) and line >= low:
+            return _Edit(max(line - (line_end == len(text)), low), min(line_end + 1, high), "")
+        return _Edit(start, _NEXT.match(text, stop, high).end(), "")  # type: ignore[union-attr]
+    head = low + len(_CONNECTIVE.sub("", text[low:start]))
+    last = text[:head].rstrip()[-1:]
+    if last in _PAIRS or (last and last in ".!?:;。！？"):
+        end = _END.match(text, stop, high)
+        if end is not None:
+            return _Edit(max(len(text[:head].rstrip()), low), end.end(), "")
+        return _Edit(start, _NEXT.match(text, stop, high).end(), "")  # type: ignore[union-attr]
+    head = max(len(text[:head].rstrip()), low)
+    joins = head > 0 and text[head - 1].isalnum() and text[stop : stop + 1].isalnum()
+    return _Edit(head, stop, " " * joins)
+
+
+def _balanced(text: str, part: Range) -> Range:
+    """The part with both ends of each pair of marks that it contains one end of, and of the pairs right around it."""
+    start, stop = part
+    pairs = _pairs(text)
+    while True:
+        before = start, stop
+        for opening, closing in pairs:
+            crosses = (start <= opening[0] < stop) != (start <= closing[0] < stop)
+            around = opening[1] <= start and stop <= closing[0]
+            if crosses or (around and not (text[opening[1] : start] + text[stop : closing[0]]).strip()):
+                start, stop = min(start, opening[0]), max(stop, closing[1])
+        if (start, stop) == before:
+            return before
+
+
+def _pairs(text: str) -> list[tuple[Range, Range]]:
+    """The ranges of the opening and the closing mark of each pair in a line."""
+    pairs: list[tuple[Range, Range]] = []
+    opened: list[tuple[str, Range]] = []  # the mark that closes each
+    line = 0
+    for match in _MARK.finditer(text):
+        mark = match[0]
+        if "\n" in text[line : match.start()]:
+            opened.clear()
+        line = match.end()
+        closes = [k for k, (closing, _) in enumerate(opened) if closing == mark]
+        if closes and not text[match.start() - 1].isspace():
+            pairs.append((opened[closes[-1]][1], match.span()))
+            del opened[closes[-1] :]
+        elif mark.startswith("<"):
+            opened += [] if mark.startswith("</") else [(f"</{mark[1:]}", match.span())]
+        elif mark in _PAIRS or mark not in _PAIRS.values():
+            opened.append((_PAIRS.get(mark, mark), match.span()))
+    return pairs

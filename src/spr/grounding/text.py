@@ -86,7 +86,8 @@ class Problems:
         if box is not None or can_move:
             unit = unit or piece
             # A match with its phrase starts before the unit.
-            self.places.append(Place(ranges, max(piece, unit), unit, box is not None))
+            inside = max(piece[0], unit[0]), min(piece[1], unit[1])
+            self.places.append(Place(ranges, inside, unit, box is not None))
         self.unread |= not can_move
         if reason is not None:
             self.note(*piece, reason)
