@@ -236,7 +236,7 @@ def test_quickstart_goes_from_scenes_to_figures_and_report_and_gives_the_same_ta
     small = ("quickstart", "--scenes", 20, "--held-out", 20)
     output, _ = spr(*small, "--out", out)
     assert "regions: 20 regions" in output
-    assert "training: 4 steps on 20 pairs" in output
+    assert "training: 6 steps on 20 pairs" in output
     assert (out / "run" / "report" / "index.html").is_file()
     metrics = json.loads((out / "run" / "metrics.json").read_text())
     assert metrics["before"]["rec"]["metrics"]["acc@0.5"]["value"] > 0.7
