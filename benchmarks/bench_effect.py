@@ -233,7 +233,9 @@ class Bench:
 
     def prepare_all(self, *, tune: int = 0, held_out: int = 0) -> None:
         """Make every pool's scores, and the scenes to measure on, at the same time; what is there is not made again."""
-        work: list[Callable[[], Any]] = [partial(self.scores_of, *pool) for pool in product(POOLS, SAMPLES)]
+        work: list[Callable[[], Any]] = [
+            partial(self.scores_of, name, samples) for name, samples in product(POOLS, SAMPLES)
+        ]
         options = {"until": "regions", "device": self.device, "changes": EXACT}
         for name, scenes, seed in (("tune", tune, TUNE), ("held-out", held_out, HELD_OUT)):
             if scenes:

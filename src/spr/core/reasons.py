@@ -99,7 +99,7 @@ TRAINING_REASONS: dict[str, str] = {
 """Why a pair is not trained on, besides `IMAGE_REASONS`."""
 
 EXPORT_REASONS: dict[str, str] = {
-    "truncated_answer": "`describer.max_new_tokens` cut an answer, and the trainer would add an end of turn to it",
+    "truncated_answer": "an answer was cut, and the trainer would add an end of turn to it",
     "placeholder_in_text": "the prompt or an answer contains the trainer's image placeholder, such as `<image>`",
     "not_renderable": "the requested dialect would read the words as coordinates",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",

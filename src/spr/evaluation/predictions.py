@@ -29,7 +29,7 @@ PROBLEMS: dict[str, str] = {
     "not_json": "the line is not a JSON object; ignored",
     "reasoning": "the reasoning is not closed, so there is no answer; counts as wrong",
     "image": "the image can't be read, so the model was not asked; counts as wrong",
-    "truncated": "the token limit cut the answer; it was read as far as it goes",
+    "truncated": "the answer was cut; it was read as far as it goes",
     "malformed": "the answer contains a malformed box; the rest of the answer was read",
     "no_box": "the answer has no box, or none for this phrase; counts as a miss",
     "neither": "the answer means neither yes nor no; counts as wrong",

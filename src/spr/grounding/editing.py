@@ -364,17 +364,23 @@ def _phrase_cut(text: str, phrase: Range, low: int, high: int) -> _Edit:
     if _BULLET.fullmatch(text, line, start):
         if _NO_WORDS.fullmatch(text, stop, line_end) and line >= low:
             return _Edit(max(line - (line_end == len(text)), low), min(line_end + 1, high), "")
-        return _Edit(start, _NEXT.match(text, stop, high).end(), "")  # type: ignore[union-attr]
+        return _Edit(start, _after_separator(text, stop, high), "")
     head = low + len(_CONNECTIVE.sub("", text[low:start]))
     last = text[:head].rstrip()[-1:]
     if last in _PAIRS or (last and last in ".!?:;。！？"):
         end = _END.match(text, stop, high)
         if end is not None:
             return _Edit(max(len(text[:head].rstrip()), low), end.end(), "")
-        return _Edit(start, _NEXT.match(text, stop, high).end(), "")  # type: ignore[union-attr]
+        return _Edit(start, _after_separator(text, stop, high), "")
     head = max(len(text[:head].rstrip()), low)
     joins = head > 0 and text[head - 1].isalnum() and text[stop : stop + 1].isalnum()
     return _Edit(head, stop, " " * joins)
+
+
+def _after_separator(text: str, stop: int, high: int) -> int:
+    """The end of the comma or connective that begins at ``stop``; ``stop`` if there is none."""
+    separator = _NEXT.match(text, stop, high)
+    return stop if separator is None else separator.end()
 
 
 def _balanced(text: str, part: Range) -> Range:

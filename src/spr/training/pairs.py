@@ -41,7 +41,7 @@ class TrainingPair:
 
     ``load`` returns the image as RGB, and ``digest`` the hex digest of its file and of how it is turned; both raise
     `ImageProblem`. ``size_wh`` is None if the size is not known without opening the image. An answer that is not
-    complete was cut by the token limit when it was generated; it is trained on without an end of turn.
+    complete was cut when it was generated; it is trained on without an end of turn.
     """
 
     pair_id: str
@@ -116,8 +116,8 @@ def trl_pairs(source: Path) -> Iterator[TrainingPair]:
     """Pairs in TRL's preference format: ``images`` (a list of one) or ``image``, ``prompt``, ``chosen``, ``rejected``.
 
     Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
-    user's turn. The columns ``chosen_finish_reason`` and ``rejected_finish_reason`` are optional: ``length`` means that
-    the answer was cut by the token limit. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of
+    user's turn. The columns ``chosen_finish_reason`` and ``rejected_finish_reason`` are optional: one of `CUT_REASONS`
+    means that the answer was cut. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of
     Parquet files, or a .parquet, .jsonl or .json file. Images are stored in it, or are paths, relative to its folder.
 
     Raises:
