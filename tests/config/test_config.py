@@ -49,8 +49,8 @@ def test_all_errors_are_reported_together_with_the_nearest_key():
     assert "x.yaml has 5 problems" in message
     assert "`annotations.images` is missing" in message
     assert "`annotations.min_aera` is not a known key; did you mean `annotations.min_area`?" in message
-    assert "`annotations.min_objects`: should be greater than or equal to 1, got 0" in message
-    assert "`regions.min_aspect`: not a number, got '0.3'" in message
+    assert "`annotations.min_objects` is not valid: got 0, expected an integer, at least 1" in message
+    assert "`regions.min_aspect` is not valid: got '0.3', expected a finite number, at least 0 and below 1" in message
     assert "`sead` is not a known key; did you mean `seed`?" in message
 
 
@@ -58,6 +58,47 @@ def test_all_errors_are_reported_together_with_the_nearest_key():
 def test_an_integer_field_accepts_no_bool_string_nan_or_fraction(value):
     with pytest.raises(ConfigError, match=r"regions\.per_image"):
         make_config({**MINIMAL, "regions": {"per_image": value}})
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("training.box_token_weight=abc", " is not valid: got 'abc', expected a finite number, at least 1"),
+        ("training.box_token_weight=.nan", " is not valid: got nan, expected a finite number, at least 1"),
+        ("training.beta=1e999", " is not valid: got inf, expected a finite number, above 0"),
+        ("training.max_steps=0", " is not valid: got 0, expected null or an integer, at least 1"),
+        ("training.loss_type={dpo: .inf}", ": the weight of `dpo` is not a finite number above 0; leave out a loss"),
+        ("training.loss_type=[]", ": not a loss, and not a mapping from losses to their weights"),
+        ("training.lora.target_modules=[1]", " is not valid: got 1 in it, expected null or a list, each entry text"),
+        ("pairing.box_iou=0.5", " is not valid: got 0.5, expected a list of 2, each a finite number"),
+        ("pairing.box_iou=[0.5, a]", " is not valid: got 'a' in it, expected a list of 2, each a finite number"),
+        ("pairing.kind=box", " is not valid: got 'box', expected one of answers, boxes, both"),
+        ("engine=ray", " is not valid: got 'ray', expected local"),
+        ("describer.samples=3", " is not valid: got 3, expected a mapping with fields such as `full`"),
+        ("describer.load_in_4bit=2", " is not valid: got 2, expected true or false"),
+        ("annotations.path=3", " is not valid: got 3, expected a path"),
+        ("describer.request_fields=[1]", " is not valid: got [1], expected a mapping, each entry any value"),
+        ("describer.base_url=a", ": not a URL such as http://127.0.0.1:8000/v1, got 'a'"),
+    ],
+)
+def test_an_error_names_the_given_and_the_expected_value_and_blames_the_command_line(override, line):
+    with pytest.raises(ConfigError) as error:
+        load_config("quickstart", [override])
+    name = override.partition("=")[0]
+    message = str(error.value)
+    assert message.startswith("The command line has a problem:\n")
+    assert f"  - `{name}`{line}" in message
+    assert message.count("\n  - ") == 1
+
+
+def test_problems_of_the_file_and_of_the_command_line_are_told_apart(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("annotations: {path: a.json, images: images, min_objects: 0}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, ["seed=x"])
+    head, *lines = str(error.value).splitlines()
+    assert head == f"{path} has 2 problems:"
+    assert [line.endswith("(from the command line)") for line in sorted(lines)] == [False, True]
 
 
 def test_an_unknown_key_without_a_near_one_lists_the_known_keys():

@@ -5,20 +5,20 @@ All errors are reported together, each with the field's name, the given value an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from spr.config.experiment import Config, TrainingPart
-from spr.config.renamed import RENAMED
+from spr.config.problems import explain
 from spr.config.section import Section
 from spr.core import FORMAT_VERSION
-from spr.core.errors import ConfigError, closest, nearest
+from spr.core.errors import ConfigError, nearest
 
 PRESETS = Path(__file__).parent / "presets"
 Part = TypeVar("Part", bound=Section)
@@ -31,9 +31,10 @@ def load_training(source: str | Path, overrides: Iterable[str] = ()) -> Training
         ConfigError: as for `load_config`.
     """
     path, raw = _read(source)
+    changes = list(overrides)
     other = Config.model_fields.keys() - TrainingPart.model_fields.keys()
-    kept = {key: value for key, value in apply_overrides(raw, overrides).items() if key not in other}
-    return _validate(TrainingPart, kept, str(path))
+    kept = {key: value for key, value in apply_overrides(raw, changes).items() if key not in other}
+    return _validate(TrainingPart, kept, str(path), _keys(changes))
 
 
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -47,17 +48,19 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
         ConfigError: if the file is missing or not YAML, or keys or values are not valid; it lists every problem.
     """
     path, raw = _read(source)
-    return make_config(apply_overrides(raw, overrides), str(path))
+    changes = list(overrides)
+    return make_config(apply_overrides(raw, changes), str(path), _keys(changes))
 
 
-def make_config(raw: Mapping[str, Any], where: str = "config") -> Config:
+def make_config(raw: Mapping[str, Any], where: str = "config", overridden: Collection[str] = ()) -> Config:
     """Validate a mapping, reporting all errors together. Relative paths are resolved against the current folder.
 
     Args:
         raw: The sections and fields.
         where: Name of the mapping in error messages.
+        overridden: Dotted names of the fields that were given on the command line, for error messages.
     """
-    config = _validate(Config, raw, where)
+    config = _validate(Config, raw, where, overridden)
     section = config.annotations
     absolute = {name: _absolute(getattr(section, name), f"annotations.{name}") for name in ("path", "images")}
     return config.model_copy(update={"annotations": section.model_copy(update=absolute)})
@@ -156,7 +159,7 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     return path, raw
 
 
-def _validate(schema: type[Part], raw: Mapping[str, Any], where: str) -> Part:
+def _validate(schema: type[Part], raw: Mapping[str, Any], where: str, overridden: Collection[str] = ()) -> Part:
     content = dict(raw)
     version = content.pop("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
@@ -165,9 +168,21 @@ def _validate(schema: type[Part], raw: Mapping[str, Any], where: str) -> Part:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(dict(problem), schema) for problem in error.errors()]
+        lines = explain(error.errors(), schema)
+        given = {name for name in lines if any(_touches(name, key) for key in overridden)}
         count = f"{len(lines)} problems" if len(lines) > 1 else "a problem"
-        raise ConfigError(f"{where} has {count}:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+        source = "The command line" if given == lines.keys() else where
+        marks = {name: " (from the command line)" if source == where and name in given else "" for name in lines}
+        told = "\n".join(f"  - {line}{marks[name]}" for name, line in lines.items())
+        raise ConfigError(f"{source} has {count}:\n{told}") from None
+
+
+def _keys(overrides: Iterable[str]) -> list[str]:
+    return [text.partition("=")[0].strip() for text in overrides]
+
+
+def _touches(name: str, key: str) -> bool:
+    return f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.") if name else False
 
 
 def _absolute(path: Path, field: str) -> Path:
@@ -175,29 +190,3 @@ def _absolute(path: Path, field: str) -> Path:
         return path.expanduser().absolute()
     except RuntimeError as error:
         raise ConfigError(f"`{field}` can't be resolved", got=path, expected=error, fix="give the full path") from None
-
-
-def _explain(problem: dict[str, Any], schema: type[Section]) -> str:
-    if not problem["loc"]:  # about several sections, which the message names
-        return str(problem["msg"]).removeprefix("Value error, ")
-    *parents, key = map(str, problem["loc"])
-    dotted = ".".join([*parents, key])
-    if problem["type"] == "extra_forbidden":
-        if dotted in RENAMED:
-            return f"`{dotted}` is now called `{RENAMED[dotted]}`"
-        known = _known_keys(schema, parents)
-        near = closest(key, known)
-        hint = f"did you mean `{'.'.join([*parents, near])}`?" if near else f"known keys: {', '.join(known)}"
-        return f"`{dotted}` is not a known key; {hint}"
-    if problem["type"] == "missing":
-        return f"`{dotted}` is missing; it has no default"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"`{dotted}`: {message}, got {problem['input']!r}"
-
-
-def _known_keys(schema: type[Section], parents: list[str]) -> list[str]:
-    for name in parents:
-        kind = schema.model_fields[name].annotation
-        # An optional section is a union with None.
-        schema = next(part for part in (*get_args(kind), kind) if hasattr(part, "model_fields"))
-    return list(schema.model_fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -18,8 +19,8 @@ def _check_losses(value: object) -> object:
             raise ValueError(f"there is no loss `{name}`; {nearest(str(name), names)}")
     if isinstance(value, dict):
         for name, weight in value.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
-                raise ValueError(f"the weight of `{name}` is not a positive number; leave a loss without weight out")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
+                raise ValueError(f"the weight of `{name}` is not a finite number above 0; leave out a loss of weight 0")
     if not value or not isinstance(value, str | dict):
         raise ValueError(
             "not a loss, and not a mapping from losses to their weights, such as {dpo: 0.8, bco_pair: 0.2}"

@@ -1,0 +1,106 @@
+"""What is wrong with a config, in words: the field, the given value and the expected one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from spr.config.renamed import RENAMED
+from spr.core.errors import closest
+
+_NUMBERS = {int: "an integer", float: "a finite number"}
+_WORDS = {bool: "true or false", str: "text", Path: "a path", tuple: "a list", dict: "a mapping"}
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def explain(problems: Collection[ErrorDetails], schema: type[BaseModel]) -> dict[str, str]:
+    """One line per field with a problem, by the field's dotted name; problems of several fields have the name ""."""
+    lines: dict[str, str] = {}
+    for problem in problems:
+        name, field = _find(problem["loc"], schema)
+        if name not in lines or not name:
+            line = _explain(problem, name, field, schema)
+            lines[name] = f"{lines[name]}\n  - {line}" if name in lines else line
+    return lines
+
+
+def _find(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, FieldInfo | None]:
+    # What follows a field's own name are positions and the types of a union, which are pydantic's.
+    names: list[str] = []
+    field: FieldInfo | None = None
+    section: type[BaseModel] | None = schema
+    for part in map(str, location):
+        if section is None:
+            break
+        names.append(part)
+        field = section.model_fields.get(part)
+        section = _section(field.annotation) if field else None
+    return ".".join(names), field
+
+
+def _section(kind: Any) -> type[BaseModel] | None:
+    # An optional section is a union with None.
+    return next((part for part in (*get_args(kind), kind) if hasattr(part, "model_fields")), None)
+
+
+def _explain(problem: ErrorDetails, name: str, field: FieldInfo | None, schema: type[BaseModel]) -> str:
+    own = str(problem["msg"]).removeprefix("Value error, ")
+    if not name:  # about several sections, which the message names
+        return own
+    if field is None:
+        return _explain_unknown(name, schema)
+    if problem["type"] == "missing":
+        return f"`{name}` is missing; it has no default"
+    given = problem["input"]
+    whole = len(problem["loc"]) == len(name.split("."))
+    if problem["type"] == "value_error" and own != "not a number":
+        told = isinstance(given, Mapping | BaseModel) or f"`{given}`" in own
+        return f"`{name}`: {own}" + ("" if told else f", got {given!r}")
+    got = repr(given) if whole else f"{given!r} in it"
+    return f"`{name}` is not valid: got {got}, expected {_in_words(field.annotation, field.metadata)}"
+
+
+def _explain_unknown(name: str, schema: type[BaseModel]) -> str:
+    if name in RENAMED:
+        return f"`{name}` is now called `{RENAMED[name]}`"
+    *parents, key = name.split(".")
+    for parent in parents:
+        schema = _section(schema.model_fields[parent].annotation) or schema
+    near = closest(key, schema.model_fields)
+    if near:
+        return f"`{name}` is not a known key; did you mean `{'.'.join([*parents, near])}`?"
+    return f"`{name}` is not a known key; known keys: {', '.join(schema.model_fields)}"
+
+
+def _in_words(kind: Any, metadata: Collection[Any] = ()) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _in_words(parts[0], [*parts[1:], *metadata])
+    if origin in (Union, UnionType):
+        null_first = sorted(parts, key=lambda part: part is not NoneType)
+        return " or ".join(_in_words(part, metadata) for part in null_first)
+    if kind is NoneType:
+        return "null"
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, parts)) if len(parts) > 1 else str(parts[0])
+    if kind in _NUMBERS:
+        bounds = [f"{word} {_value(m, key)}" for key, word in _BOUNDS.items() for m in metadata if hasattr(m, key)]
+        return ", ".join([_NUMBERS[kind], *([" and ".join(bounds)] if bounds else [])])
+    if origin is tuple and Ellipsis not in parts:
+        return f"a list of {len(parts)}, each {_in_words(parts[0])}"
+    if origin in (tuple, dict):
+        return f"{_WORDS[origin]}, each entry {_in_words(parts[0] if origin is tuple else parts[1])}"
+    if hasattr(kind, "model_fields"):
+        return f"a mapping with fields such as `{next(iter(kind.model_fields))}`"
+    return _WORDS.get(kind, "any value")
+
+
+def _value(bound: Any, key: str) -> str:
+    value = getattr(bound, key)
+    return f"{value:g}" if isinstance(value, float) else str(value)
