@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from spr.config.renamed import RENAMED
 from spr.core.errors import closest
@@ -19,7 +18,7 @@ _WORDS = {bool: "true or false", str: "text", Path: "a path", tuple: "a list", d
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
-def explain(problems: Collection[ErrorDetails], schema: type[BaseModel]) -> dict[str, str]:
+def explain(problems: Iterable[Mapping[str, Any]], schema: type[BaseModel]) -> dict[str, str]:
     """One line per field with a problem, by the field's dotted name; problems of several fields have the name ""."""
     lines: dict[str, str] = {}
     for problem in problems:
@@ -49,7 +48,7 @@ def _section(kind: Any) -> type[BaseModel] | None:
     return next((part for part in (*get_args(kind), kind) if hasattr(part, "model_fields")), None)
 
 
-def _explain(problem: ErrorDetails, name: str, field: FieldInfo | None, schema: type[BaseModel]) -> str:
+def _explain(problem: Mapping[str, Any], name: str, field: FieldInfo | None, schema: type[BaseModel]) -> str:
     own = str(problem["msg"]).removeprefix("Value error, ")
     if not name:  # about several sections, which the message names
         return own
