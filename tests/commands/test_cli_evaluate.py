@@ -36,7 +36,9 @@ def test_a_model_its_file_and_the_comparison_of_both(data, tmp_path):
     assert answers[0]["prompt"].startswith("Where is the ")
     shuffled = tmp_path / "shuffled.jsonl"
     lines = [{"id": row["id"], "answer": row["answer"]} for row in answers[::-1][1:]]
-    shuffled.write_text("".join(json.dumps(row) + "\n" for row in [*lines, lines[0], {"id": "x", "answer": 1}]))
+    shuffled.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*lines, lines[0] | {"answer": "?"}, {"id": "x", "answer": 1}])
+    )
     output, _ = spr(*common, "--predictions", shuffled, "--dialect", "llava_onevision", "--out", tmp_path / "b.json")
     for line in ("1 missing", "1 doubled", "1 unknown"):
         assert line in output
@@ -57,6 +59,45 @@ def test_the_metrics_on_the_terminal_say_why_an_interval_is_missing():
         f"  {'acc@0.9':<18} {'0.3333':>9}",
         "  no interval for acc@0.5, acc@0.9: 2 images, fewer than 6",
     ]
+
+
+def test_doubtful_results_end_with_exit_code_3_and_nothing_usable_with_1(data, tmp_path, monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["spr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, *capsys.readouterr()
+
+    common = ("evaluate", "rec", "--annotations", data / "expressions.json")
+    ids = [row["id"] for row in json.loads((data / "expressions.json").read_text())["images"]]
+    answers, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
+    options = ("--predictions", answers, "--dialect", "ferret", "--out", out)
+    answers.write_text("".join(json.dumps({"id": k, "text": "[0, 0, 500, 500]", "response": 1}) + "\n" for k in ids))
+    code, _, errors = call(*common, *options)
+    assert (code, out.exists()) == (1, False)
+    assert "--answer-field text or response" in errors
+    code, output, _ = call(*common, *options, "--answer-field", "text")
+    n = len(ids)
+    assert code == 0
+    matched = f"matched by `id`: {n} of {n} items (100.0 %), {n} of {n} lines (100.0 %); answers in `text`"
+    assert output.splitlines()[0] == matched
+    answers.write_text("".join(json.dumps({"question": k, "answer": "[0, 0, 500, 500]"}) + "\n" for k in ids[3:]))
+    code, output, _ = call(*common, *options, "--id-field", "question")
+    note = f"3 of {n} items ({300 / n:.1f} %) have no usable answer (3 missing)"
+    assert code == 3
+    assert f"  note: {note}" in output.splitlines()[2]
+    assert json.loads(out.read_text())["notes"] == [note]
+    code, output, _ = call("compare", out, out)
+    assert code == 0
+    assert f"note: out (2): {note}" in output
+    # No image: an error before the model is loaded, and no file.
+    (tmp_path / "empty").mkdir()
+    model = ("--model", "embedded/describer", "--images", tmp_path / "empty")
+    code, _, errors = call(*common, *model, "--out", tmp_path / "none.json")
+    assert code == 1
+    assert "images can be read" in errors
+    assert f"the file {tmp_path}/empty/" in errors
+    assert not list(tmp_path.glob("none*"))
 
 
 def test_a_runs_regions_are_described_and_scored(data, tmp_path):

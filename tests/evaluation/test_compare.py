@@ -99,6 +99,29 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path):
         load_results(path)
 
 
+def test_different_images_under_the_same_ids_are_refused(tmp_path):
+    # Ids that are line numbers are the same in any two files.
+    result([1, 0, 1]).write(tmp_path / "a.json")
+    other = replace(result([1, 0, 1]), images=("image 0", "val/COCO_image 0.jpg", "image 7"))
+    other.write(tmp_path / "b.json")
+    with pytest.raises(InputError, match=r"a and b are results of different items[\s\S]*id 2: image 1 and image 7"):
+        compare([tmp_path / "a.json", tmp_path / "b.json"])
+    replace(other, images=("image 0", "val/COCO_image 0.jpg", "image 1")).write(tmp_path / "b.json")
+    assert compare([tmp_path / "a.json", tmp_path / "b.json"])[0].n == 3
+
+
+def test_the_file_of_the_items_and_the_notes_of_both_results_are_shown(tmp_path):
+    noted = replace(result([1, 0], annotations="random.json"), notes=("2 of 9 items failed",))
+    noted.write(tmp_path / "a.json")
+    replace(noted, protocol={"annotations": "popular.json"}, notes=("x", "y")).write(tmp_path / "b.json")
+    (comparison,) = compare([tmp_path / "a.json", tmp_path / "b.json"])
+    assert comparison.notes == ("a: 2 of 9 items failed", "b: x", "b: y")
+    assert comparison.to_json()["notes"] == list(comparison.notes)
+    lines = table(comparison)
+    assert [line for line in lines if "note" in line] == [f"  note: {note}" for note in comparison.notes]
+    assert "  protocols differ: annotations: random.json → popular.json" in lines
+
+
 def test_a_result_has_an_interval_or_the_reason_why_there_is_none():
     # 10 items of 5 images, and 14 of 7; all are right in one of the groups.
     assert result([1, 0] * 5).metrics["acc@0.5"] == {"value": 0.5, "ci95": None, "no_ci95": "5 images, fewer than 6"}

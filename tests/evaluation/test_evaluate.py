@@ -1,21 +1,25 @@
 """`evaluate` with a model and with predictions, and its errors for options that have no effect."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from spr.commands.evaluate import summary
 from spr.config import DescriberConfig
-from spr.core.errors import ConfigError, GroundingError, SprError
-from spr.core.images import ImageSource
+from spr.core.errors import ConfigError, GroundingError, InputError, SprError
+from spr.core.images import ImageProblem, ImageSource
 from spr.evaluation.task import TASKS, evaluate
-from spr.evaluation.tasks.description import Description
-from spr.evaluation.tasks.pope import Pope
+from spr.evaluation.tasks.description import Description, Regions
+from spr.evaluation.tasks.phrase_grounding import Phrase, PhraseGrounding, Sentence
+from spr.evaluation.tasks.pope import Pope, PopeItems
 from spr.evaluation.tasks.rec import Expressions, Rec
-from spr.evaluation.tasks.referring import Referring
+from spr.evaluation.tasks.referring import Referring, ReferringItem
 from spr.models.fakes import FakeDescriber
 from spr.models.protocols import Answer
+from spr.records import RegionObject, RegionQuery
 
 
 class Fixed(FakeDescriber):
@@ -107,6 +111,11 @@ def test_a_describer_that_answers_with_plain_texts_is_an_error(images):
         (Rec(prompt="Where is {expression}?"), {"predictions": "a"}, "--prompt"),
         (Referring(region="point"), {"predictions": "a"}, "--region"),
         (Pope(), {"predictions": "a", "dialect": "ferret"}, "--dialect has no effect"),
+        (
+            Rec(),
+            {"describer": Fixed(BOX), "answer_field": "text", "id_field": "id"},
+            "--answer-field text, --id-field id",
+        ),
         (Description(samples=2), {"describer": Fixed(BOX, temperature=0)}, "--samples needs a --temperature"),
         ("reg", {"predictions": "a"}, "did you mean `rec`"),
     ],
@@ -139,3 +148,148 @@ def test_every_task_has_its_registered_name_and_help_for_itself_and_its_options(
 def test_fewer_than_one_sample_is_refused():
     with pytest.raises(ConfigError, match="--samples is out of range"):
         Description(samples=0)
+
+
+def expressions(count):
+    boxes = np.tile(ITEMS.boxes_xyxy, (count, 1))
+    names = tuple(map(str, range(count)))
+    return Expressions(names, ("1.png",) * count, ("the dog",) * count, boxes, ((640, 480),) * count, ("",) * count)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Makes it an error to load a model."""
+
+    def refuse(config):
+        raise AssertionError(f"{config.model} was loaded")
+
+    monkeypatch.setattr("spr.models.registry.load_describer", refuse)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("size", "name", "reason"),
+    [
+        ((640, 480), "2.png", r"there is no such file[\s\S]*expected: the file .*1\.png"),
+        ((640, 481), "1.png", r"640 × 481\s+expected: 640 × 480"),
+        (None, "1.png", r"can't be decoded|UnidentifiedImageError"),
+    ],
+)
+def test_no_usable_image_stops_before_the_model_is_loaded_and_names_the_first(size, name, reason, tmp_path):
+    if size is None:
+        (tmp_path / name).write_bytes(b"no image")
+    else:
+        Image.new("RGB", size).save(tmp_path / name)
+    with pytest.raises(InputError, match=rf"None of the 1 images can be read\.\s+got: +Image '1\.png'.*({reason})"):
+        evaluate(Rec(), expressions(3), describer=DescriberConfig(model="m", temperature=0), images=tmp_path)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_every_task_finds_missing_images_before_the_model_is_loaded(tmp_path):
+    query = RegionQuery(
+        "q", "i", "1.png", 640, 480, (0, 0, 640, 480), "o", (RegionObject("o", "dog", (1, 2, 3, 4), inside=True),)
+    )
+    sentence = Sentence("1_0", "1.png", (640, 480), ())
+    item = ReferringItem("r", "1.png", (640, 480), (1, 2, 3, 4), None, "dog", (), "cat")
+    (tmp_path / "Annotations").mkdir()
+    for task, items in (
+        (Rec(), ITEMS),
+        (Pope(), PopeItems(("a",), ("1.png",), ("Is there a dog?",), (True,))),
+        (Referring(), [item]),
+        (PhraseGrounding(entities=tmp_path), [sentence]),
+        (Description(), Regions([query])),
+    ):
+        assert [about.id for about in task.about(items)] == list(task.ids(items))
+        with pytest.raises(InputError, match="None of the 1 images can be read"):
+            evaluate(task, items, describer=DescriberConfig(model="m", temperature=0), images=tmp_path)
+
+
+def test_one_usable_image_is_enough_to_load_the_model(images, monkeypatch):
+    monkeypatch.setattr("spr.models.registry.load_describer", lambda _: Fixed(BOX))
+    items = replace(expressions(4), file_names=("gone.png", "gone.png", "2.png", "1.png"))
+    result = evaluate(Rec(), items, describer=DescriberConfig(model="m", temperature=0), images=images)
+    assert result.value("acc@0.9") == 0.25
+    assert result.notes == ("3 of 4 items (75.0 %) have no usable answer (3 image)",)
+    assert result.to_json()["notes"] == list(result.notes)
+
+
+def test_images_that_a_function_can_not_load_are_an_error_as_well():
+    def load(question):
+        raise ImageProblem("image_missing", question.file_name, expected="the file /x/1.png")
+
+    with pytest.raises(InputError, match=r"None of the 1 images can be read[\s\S]*/x/1\.png"):
+        evaluate(Rec(), expressions(2), describer=Fixed(BOX), images=load)
+
+
+@pytest.mark.parametrize(
+    ("failing", "notes"), [(0, ()), (2, ()), (3, ("3 of 20 items (15.0 %) have no usable answer",))]
+)
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (None, "missing"),
+        ({"answer": None}, "not_text"),
+        ({"answer": [1, 2, 3, 4]}, "not_text"),
+        ({"answer": " \n"}, "empty"),
+        ({"answer": "<think>the dog"}, "reasoning"),
+        ({"answer": "the dog"}, "question"),
+        ({"answer": BOX, "file_name": "2.png"}, "other_item"),
+    ],
+)
+def test_more_than_a_tenth_without_a_usable_answer_is_noted(failing, notes, line, kind, tmp_path, write_lines):
+    rows = [{"id": k, "answer": BOX, "file_name": "1.png"} for k in range(20)]
+    rows[:failing] = [rows[k] | line for k in range(failing)] if line is not None else []
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    result = evaluate(Rec(), expressions(20), predictions=path, dialect="ferret")
+    assert result.value("acc@0.9") == (20 - failing) / 20
+    assert len(result.problems.get(kind, ())) == failing
+    assert result.notes == tuple(f"{note} ({failing} {kind})" for note in notes)
+
+
+def test_answers_of_which_none_can_be_read_are_noted(images, tmp_path, write_lines):
+    rows = [{"id": k, "answer": "the dog is at (10, 20)"} for k in range(3)]
+    path = write_lines(tmp_path / "a.jsonl", [*rows[:2], {"id": 2, "answer": None}])
+    result = evaluate(Rec(), expressions(3), predictions=path, dialect="ferret")
+    assert result.notes[1:] == ("none of the 2 answers has a box that its dialect can read",)
+    assert evaluate(Rec(), ITEMS, describer=Fixed("no box"), images=images).notes == (
+        "none of the 1 answers has a box that its dialect can read",
+    )
+    # One box is enough.
+    write_lines(path, [*rows[:2], {"id": 2, "answer": BOX}])
+    assert evaluate(Rec(), expressions(3), predictions=path, dialect="ferret").notes == ()
+    pope = PopeItems(("1", "2"), ("1.png", "2.png"), ("Is there a dog?", "Is there a cat?"), (True, False))
+    write_lines(path, [{"id": "1", "answer": "Maybe"}, {"id": "2", "answer": "It is"}])
+    assert evaluate(Pope(parser="exact"), pope, predictions=path).notes == ("none of the 2 answers means yes or no",)
+    write_lines(path, [{"id": "1", "answer": "Maybe"}, {"id": "2", "answer": "No"}])
+    assert evaluate(Pope(parser="exact"), pope, predictions=path).notes == ()
+    # Phrase grounding has several items per answer: no phrase of an answer has a box.
+    phrases = tuple(Phrase(name, ("people",), ((0.0, 0.0, 64.0, 48.0),)) for name in ("a man", "a dog"))
+    sentences = [Sentence("1_0", "1.png", (640, 480), phrases)]
+    task = PhraseGrounding(entities=tmp_path)
+    for answer, notes in (("a man and a dog", 1), ("a man [0, 0, 100, 100]", 0)):
+        write_lines(path, [{"id": "1_0", "answer": answer}])
+        assert len(evaluate(task, sentences, predictions=path, dialect="ferret").notes) == notes
+
+
+def test_different_answers_to_more_than_a_tenth_of_the_items_are_noted(tmp_path, write_lines):
+    rows = [{"id": k, "answer": BOX} for k in range(20)]
+    for twice, notes in ((2, ()), (3, ("3 of 20 items (15.0 %) have several different answers",))):
+        path = write_lines(tmp_path / "a.jsonl", [*rows, *rows, *(row | {"answer": "?"} for row in rows[:twice])])
+        result = evaluate(Rec(), expressions(20), predictions=path, dialect="ferret")
+        assert result.notes == notes
+        assert list(result.problems.get("doubled", ())) == [str(k) for k in range(twice)]
+        assert result.value("acc@0.9") == 1
+
+
+def test_a_result_says_which_file_it_is_about_and_what_of_the_predictions_matched(tmp_path, write_lines):
+    rows = [{"id": k, "image": "1.png", "sentence": "the dog", "box": [64, 72, 192, 96]} for k in range(20)]
+    annotations = write_lines(tmp_path / "mine.jsonl", [row | {"width": 640, "height": 480} for row in rows])
+    path = write_lines(tmp_path / "a.jsonl", [{"id": k, "text": BOX} for k in range(1, 24)])
+    result = evaluate("rec", annotations, predictions=path, dialect="ferret")
+    assert result.protocol["annotations"] == "mine.jsonl"
+    matched = {"items": 19, "of_items": 20, "lines": 19, "of_lines": 23}
+    assert result.to_json()["matched"] == {"id_field": "id", "answer_field": "text", **matched}
+    assert summary(result)[:2] == [
+        "matched by `id`: 19 of 20 items (95.0 %), 19 of 23 lines (82.6 %); answers in `text`",
+        "rec: 20 items",
+    ]

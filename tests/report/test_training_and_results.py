@@ -135,9 +135,11 @@ def test_differences_say_what_is_better(make_run):
             words={"value": 39.5, "ci95": None, "no_ci95": "5 images, fewer than 6"},
         ),
     }
+    new["description"]["notes"] = ["3 of 9 items failed"]
     write_metrics(run, old, new)
     tasks = read_results(Run(run))
     assert [task.problems for task in tasks] == [{"missing": (1, 1), "malformed": (2, 2)}] * 2
+    assert [task.notes for task in tasks] == [[], ["after: 3 of 9 items failed"]]
     assert lines_of(*tasks) == {
         "acc@0.5": ("0.8100 (0.7900–0.8300)", "0.8000 (0.7800–0.8200)", "−0.0100", False),
         # Fewer boxes that match nothing are better; more words are neither.

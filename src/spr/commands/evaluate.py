@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spr.evaluation.task import Task
 
 _SHOWN = 5
+_DOUBTFUL = 3  # the exit code for a result with notes
 _OVERRIDES = "Options of the model, such as describer.batch_size=32."
 
 
@@ -110,6 +111,10 @@ def _evaluate(
         float | None, typer.Option(min=0, help="Sampling temperature. By default 0, greedy decoding.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed for sampling. By default 0.")] = None,
+    answer_field: Annotated[
+        str | None, typer.Option(help="The field of the answers in --predictions, such as text or choices.0.text.")
+    ] = None,
+    id_field: Annotated[str | None, typer.Option(help="The field of the ids in --predictions.")] = None,
 ) -> None:
     from spr.evaluation import task as tasks
 
@@ -119,12 +124,15 @@ def _evaluate(
     elif predictions is not None:
         tasks.refuse_with_predictions(adapter=adapter, temperature=temperature)
     answers: dict[str, Any] = {"describer": describer, "predictions": predictions, "dialect": dialect}
+    answers |= {"answer_field": answer_field, "id_field": id_field}
     result = tasks.evaluate(task, annotations, **answers, images=images, seed=seed)
     written = result.write(out)
     for line in summary(result):
         typer.echo(line)
     beside = ", ".join(str(out.parent / written[key]) for key in ("items", "answers") if key in written)
     typer.echo(f"\n{out}  (beside it: {beside})")
+    if result.notes:
+        raise typer.Exit(_DOUBTFUL)
 
 
 def compare(
@@ -166,11 +174,15 @@ def lvis_questions(
 
 
 def summary(result: Result) -> list[str]:
-    """A result as lines of text: metrics with intervals, then each problem with its count and some ids."""
+    """A result as lines of text: what matched, notes, metrics with intervals, problems with counts and some ids."""
     from spr.evaluation.predictions import PROBLEMS
     from spr.evaluation.result import without_interval
 
-    lines = [f"{result.task}: {len(result.ids):,} items"]
+    lines = [f"{result.task}: {len(result.ids):,} items", *(f"  note: {note}" for note in result.notes)]
+    if (m := result.matched) is not None:
+        counts = ((name, m[name], m[f"of_{name}"]) for name in ("items", "lines"))
+        shares = ", ".join(f"{some:,} of {all_:,} {name} ({some / all_ * 100:.1f} %)" for name, some, all_ in counts)
+        lines.insert(0, f"matched by `{m['id_field']}`: {shares}; answers in `{m['answer_field']}`")
     for name, measured in result.metrics.items():
         value, ci = measured["value"], measured["ci95"]
         shown = "–" if value is None else f"{value:.4f}"

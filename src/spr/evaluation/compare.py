@@ -12,6 +12,7 @@ import numpy as np
 
 from spr.core import FORMAT_VERSION
 from spr.core.errors import InputError
+from spr.evaluation.answer_fields import same_image
 from spr.evaluation.lines import read_bytes
 from spr.evaluation.metrics import Difference, Interval, cluster_numbers, paired_difference
 from spr.evaluation.result import Result, interval_json, read_items, rounded, without_interval
@@ -36,7 +37,8 @@ class Comparison:
     """A result compared with the first result of the same task.
 
     ``base`` and ``other`` are labels. ``n`` items of ``images`` images are in both results, ``base_n`` and ``other_n``
-    items in each of them. ``changes`` are the differences between their protocols, as text.
+    items in each of them. ``changes`` are the differences between their protocols, as text, and ``notes`` those of the
+    two results (`Result.notes`).
     """
 
     task: str
@@ -48,6 +50,7 @@ class Comparison:
     other_n: int
     changes: tuple[str, ...]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as nested dicts, as ``spr compare --out`` writes it."""
@@ -59,7 +62,7 @@ class Comparison:
             difference, p = (rounded(d.value), rounded(d.p)) if d else (None, None)
             metrics[row.metric] = {**values, "difference": difference, **interval, "p": p}
         head = {"task": self.task, "base": self.base, "other": self.other, "n": self.n, "images": self.images}
-        return {**head, "changes": list(self.changes), "metrics": metrics}
+        return {**head, "changes": list(self.changes), "notes": list(self.notes), "metrics": metrics}
 
 
 def load_results(path: Path) -> list[tuple[str, Result]]:
@@ -100,7 +103,9 @@ def _result(file: Path, key: str, raw: Any) -> Result:
     if not items.is_file():
         fix = "keep the files that `spr evaluate` writes in one folder"
         raise InputError(f"The items file of {file} is missing", got=f"no {items}", fix=fix)
-    return Result(key, raw.get("protocol") or {}, *read_items(items))
+    notes = raw.get("notes")
+    notes = tuple(map(str, notes)) if isinstance(notes, list) else ()
+    return Result(key, raw.get("protocol") or {}, *read_items(items), notes=notes)
 
 
 def compare(paths: Sequence[Path]) -> list[Comparison]:
@@ -109,7 +114,8 @@ def compare(paths: Sequence[Path]) -> list[Comparison]:
     A path is a result file, or a run folder with results before and after training.
 
     Raises:
-        InputError: if there are fewer than two results of every task, or two of them share no items.
+        InputError: if there are fewer than two results of every task, two of them share no items, or the same id
+            belongs to different images.
     """
     by_task: dict[str, list[tuple[str, Result]]] = {}
     for path in paths:
@@ -132,6 +138,13 @@ def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
         if not common:
             got, expected = (f"{ids[0]}, …" if ids else "none" for ids in (other.ids, base.ids))
             raise InputError(f"{labels[0]} and {label} share no items", got=got, expected=expected)
+        for k, in_other in common:
+            if not same_image(base.images[k], other.images[in_other]):
+                what = f"{labels[0]} and {label} are results of different items with the same ids"
+                got = f"id {base.ids[k]}: {base.images[k]} and {other.images[in_other]}"
+                raise InputError(
+                    what, got=got, expected="the same image", fix="compare results on the same annotations"
+                )
         in_base, in_other = np.array(common).T
         clusters = cluster_numbers([base.images[k] for k in in_base])
         rows = []
@@ -141,7 +154,8 @@ def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
                 rows.append(Row(metric, one.value(), two.value(), paired_difference(one, two, clusters)))
         changes = _changes(base.protocol, other.protocol)
         counts = len(common), len(set(clusters.tolist())), len(base.ids), len(other.ids)
-        yield Comparison(base.task, labels[0], label, *counts, changes, tuple(rows))
+        notes = (*(f"{labels[0]}: {note}" for note in base.notes), *(f"{label}: {note}" for note in other.notes))
+        yield Comparison(base.task, labels[0], label, *counts, changes, tuple(rows), notes)
 
 
 def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
@@ -157,6 +171,7 @@ def table(comparison: Comparison) -> list[str]:
     if not c.n == c.base_n == c.other_n:
         lines.append(f"  only the items that both have: {c.base} has {c.base_n:,}, {c.other} has {c.other_n:,}")
     lines += [f"  protocols differ: {change}" for change in c.changes]
+    lines += [f"  note: {note}" for note in c.notes]
     head = f"{c.base[-12:]:>12} {c.other[-12:]:>12} {'difference':>12}  {'95 % interval':<20} {'p':>7}"
     lines.append(f"  {'':<16} {head}")
     for row in c.rows:

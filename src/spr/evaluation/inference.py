@@ -11,11 +11,12 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from spr.core.errors import ConfigError
+from spr.core.errors import ConfigError, InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
 from spr.core.progress import Progress
 from spr.core.randomness import stable_hash
+from spr.evaluation.answer_fields import Item
 from spr.evaluation.predictions import Answers, Prediction
 from spr.grounding import GroundedText, parse
 from spr.grounding.answer import UNFINISHED_REASONING
@@ -61,6 +62,26 @@ def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadIma
     return partial(_load, source)
 
 
+def check_images(load: LoadImage, items: Sequence[Item]) -> None:
+    """Raise `InputError`, naming the first path tried, if no item's image can be read. Stops at the first that can."""
+    first, names = None, {item.file_name: item for item in items if item.file_name}
+    for name, item in names.items():
+        try:
+            load(Question(item.id, name, item.size_wh, item.question))
+            return
+        except ImageProblem as problem:
+            first = first or problem
+    if first is not None:
+        raise no_image(first, len(names))
+
+
+def no_image(first: ImageProblem, count: int) -> InputError:
+    """The error for a benchmark of which no image can be read."""
+    got = first.what if first.got is None else f"{first.what}: {first.got}"
+    fix = "check --images, the folder that the annotations' file names are relative to"
+    return InputError(f"None of the {count:,} images can be read", got=got, expected=first.expected, fix=fix)
+
+
 def _load(source: ImageSource, question: Question) -> Image.Image:
     if question.size_wh is not None:
         return source.load(question.file_name, question.size_wh)
@@ -78,15 +99,17 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
     The next images are decoded in threads while the model works; neighbouring questions about the same image share one.
     If an image can't be read, its questions have no answer (None), and the problem ``image`` lists them. Answers that
     the token limit cut are kept, and the problem ``truncated`` lists them. A sampled answer depends only on the seed
-    and on the question's id.
+    and on the question's id. Raises `InputError` if no image can be read.
     """
     answers = Answers(dialect=describer.dialect, model=describer.name)
+    failed: dict[str, ImageProblem] = {}
     decoded = enumerate(_decoded(questions, load))
     with Progress("answers", len(questions), "answers") as progress:
         while batch := list(islice(decoded, _AT_ONCE)):
             asked: dict[int, DescribeRequest] = {}
             for k, (question, image) in batch:
                 if isinstance(image, ImageProblem):
+                    failed.setdefault(question.file_name, image)
                     answers.note("image", f"{question.id} ({question.file_name}: {image.reason})")
                 else:
                     own_seed = stable_hash(seed, "evaluate", question.id) >> 1
@@ -102,6 +125,8 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
                 if answer.truncated:
                     answers.note("truncated", question.id)
             progress.advance(len(batch))
+    if failed and len(answers.problems["image"]) == len(questions):
+        raise no_image(next(iter(failed.values())), len(failed))
     return answers
 
 

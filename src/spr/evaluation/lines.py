@@ -60,13 +60,15 @@ def read_lines(path: Path, row: type[Content], expected: str, data: bytes | None
 
 
 def as_id(value: object) -> str | None:
-    """An id as text: texts unchanged, whole numbers as digits; None for anything else.
+    """An id as text: texts unchanged, whole numbers (also 7.0, as pandas writes them) as digits; None for others.
 
-    >>> as_id(7), as_id("7"), as_id(True), as_id("")
-    ('7', '7', None, None)
+    >>> as_id(7), as_id("7"), as_id(7.0), as_id(7.5), as_id(True), as_id("")
+    ('7', '7', '7', None, None, None)
     """
     if isinstance(value, str):
         return value or None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from spr.core.errors import ConfigError, InputError
-from spr.evaluation.lines import as_id, decode_lines, read_bytes
+from spr.evaluation.answer_fields import IMAGE_FIELDS, QUESTION_FIELDS, Item, PredictionLines, getter, line_type, occurs
+from spr.evaluation.lines import decode_lines, read_bytes
 from spr.grounding import DIALECTS, Dialect, final_answer, get_dialect
 from spr.records import CUT_REASONS, Box
 
-ID_FIELDS = ("id", "question_id", "image_id")
-ANSWER_FIELDS = ("answer", "text", "response", "prediction")
-"""The id field and the answer field of a file: our own names first, then those of other programs."""
-
 PROBLEMS: dict[str, str] = {
     "missing": "the item has no answer; counts as wrong",
-    "doubled": "the item has several answers; the first one counts",
+    "doubled": "the item has several different answers; the first one counts",
     "unknown": "the answer belongs to no item of the annotations; ignored",
+    "other_item": "the line names another image or question than its item; counts as wrong",
     "not_text": "the answer is not a text; counts as wrong",
+    "question": "the answer is the question itself; counts as wrong",
+    "empty": "the answer is empty",
     "no_id": "the line has no id; ignored",
     "not_json": "the line is not a JSON object; ignored",
     "reasoning": "the reasoning is not closed, so there is no answer; counts as wrong",
@@ -36,10 +34,10 @@ PROBLEMS: dict[str, str] = {
 }
 """Problems with answers that a result counts and lists, with their explanations."""
 
+UNUSABLE = ("missing", "not_text", "other_item", "question", "empty", "reasoning", "image")
+"""The problems that leave an item without a usable answer."""
 
-# The fields of a line that are read; others are skipped without being decoded.
-_FIELDS = (*ID_FIELDS, "sentence_id", *ANSWER_FIELDS, "finish_reason", "dialect", "model")
-_Row: Any = msgspec.defstruct("_Row", [(name, Any, msgspec.UNSET) for name in _FIELDS], gc=False)
+_FILE = re.compile(r"\.\w{2,5}$")  # the end of a file name
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class Answers:
 
     ``raw`` are the same answers as they were generated, and ``finish_reasons`` those of
     `spr.models.protocols.Answer`. ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where
-    there is no id.
+    there is no id. ``matched`` says how a predictions file was read (`spr.evaluation.result.Result`).
     """
 
     texts: list[str | None] = field(default_factory=list)
@@ -83,6 +81,12 @@ class Answers:
     model: str | None = None
     raw: list[str | None] = field(default_factory=list)
     finish_reasons: list[str | None] = field(default_factory=list)
+    matched: dict[str, Any] | None = None
+
+    @property
+    def usable(self) -> int:
+        """The number of answers that are neither missing nor empty."""
+        return sum(bool(text and text.strip()) for text in self.texts)
 
     def note(self, kind: str, name: str) -> None:
         """Add an answer to a kind of problem."""
@@ -96,6 +100,8 @@ class Answers:
         text, problem = (None, None) if raw is None else final_answer(raw)
         if problem is not None:
             self.note("reasoning", name)
+        elif text is not None and not text.strip():
+            self.note("empty", name)
         self.raw.append(raw)
         self.finish_reasons.append(finish_reason)
         self.texts.append(text if problem is None else None)
@@ -109,20 +115,38 @@ class Answers:
         return get_dialect(self.dialect) if isinstance(self.dialect, str) else self.dialect
 
 
-def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
+def read_predictions(
+    path: Path,
+    items: Sequence[Item],
+    *,
+    answer_field: str | None = None,
+    id_field: str | None = None,
+    dialect: Dialect | str | None = None,
+) -> Answers:
     """Read a predictions file and match its answers to the items by id.
 
-    Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`), and may have a ``finish_reason``;
-    the first line may also say the model and the dialect. A folder means all ``*.jsonl`` files in it, as a model on
-    several devices writes them; its lines are numbered through all files.
+    Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`), and may have a ``finish_reason``, a
+    ``dialect`` and a ``model``. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them;
+    its lines are numbered through all files. A line that names another image or question than the item of its id is
+    not used, nor is an answer that is the question itself.
 
-    Raises `InputError` if the file can't be read or is empty, no line has an id, or no answer belongs to an item.
+    Args:
+        path: The file or folder.
+        items: The items to be answered.
+        answer_field: The field of the answers; needed if lines have several known ones. A path such as
+            ``choices.0.text`` leads to a text inside objects and lists.
+        id_field: The same for the ids.
+        dialect: How the answers write boxes; None for what the file says.
+
+    Raises:
+        InputError: if the file can't be read, has no lines, or can be read in several ways (several answer fields,
+            several id fields that fit, several dialects), or if no answer can be used.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     data = b"\n".join(read_bytes(file, "a JSON-lines file", "Predictions") for file in files)
     answers = Answers()
     rows: dict[int, Any] = {}
-    for number, row in decode_lines(data, _Row):
+    for number, row in decode_lines(data, line_type(data, answer_field, id_field)):
         if isinstance(row, Exception):
             answers.note("not_json", f"line {number}")
         else:
@@ -131,46 +155,87 @@ def read_predictions(path: Path, ids: Sequence[str]) -> Answers:
         bad = len(answers.problems.get("not_json", ()))
         got = f"{bad} lines that are not JSON objects" if bad else "no lines"
         expected = 'lines such as {"id": "1", "answer": "…"}'
-        raise InputError(f"{path} contains no predictions", got=got, expected=expected)
-    first = next(iter(rows.values()))
-    answers.dialect = first.dialect if isinstance(first.dialect, str) else None
-    answers.model = first.model if isinstance(first.model, str) else None
-    id_field, answer_field = _fields(path, rows)
-    known, by_id = set(ids), dict[str, Any]()
-    for number, row in rows.items():
-        name = as_id(getattr(row, id_field))
-        if name and id_field == "image_id" and row.sentence_id is not msgspec.UNSET:
-            name = f"{name}_{row.sentence_id}"  # Flickr30k Entities: several sentences per image
+        fix = "write one object per line: jq -c '.[]' FILE" if data.lstrip()[:1] == b"[" else None
+        raise InputError(f"{path} contains no predictions", got=got, expected=expected, fix=fix)
+    answers.model = ", ".join(_texts(rows.values(), "model")) or None
+    dialects = _texts(rows.values(), "dialect")
+    if dialect is None and len(dialects) > 1:
+        fix = "give --dialect, or evaluate the files one by one"
+        raise InputError(
+            f"The lines of {path} are in several dialects", got=", ".join(dialects), expected="one", fix=fix
+        )
+    answers.dialect = dialect or next(iter(dialects), None)
+    lines, by_id = PredictionLines(path, data, rows), {item.id: item for item in items}
+    id_field, names = lines.choose_id_field(id_field, by_id.keys())
+    chosen: dict[str, Any] = {}
+    repeated: list[tuple[str, Any]] = []
+    for (number, row), name in zip(rows.items(), names, strict=True):
         if name is None:
             answers.note("no_id", f"line {number}")
-        elif name not in known:
+        elif name not in by_id:
             answers.note("unknown", name)
-        elif name in by_id:
-            answers.note("doubled", name)
-        else:
-            by_id[name] = getattr(row, answer_field)
-            if row.finish_reason in CUT_REASONS:
-                answers.note("truncated", name)
-    if not by_id:
-        got, expected = ", ".join(answers.problems.get("unknown", ())[:3]), ", ".join(ids[:3]) + ", …"
+        elif chosen.setdefault(name, row) is not row:
+            repeated.append((name, row))
+    if not chosen:
+        got, expected = (", ".join(list(ids)[:3]) + ", …" for ids in (filter(None, names), by_id))
         fix = "give the predictions for these annotations, with the ids of the annotations"
         what = f"No answer in {path} belongs to an item of the annotations"
-        raise InputError(what, got=got, expected=expected, fix=fix)
-    for name in ids:
-        text = by_id.get(name)
-        answers.add(name, text if type(text) is str else None)
-        if type(text) is not str:
-            answers.note("not_text" if name in by_id else "missing", name)
+        raise InputError(what, got=f"`{id_field}`: {got}", expected=expected, fix=fix)
+    answer_field = lines.choose_answer_field(answer_field, [(by_id[name], row) for name, row in chosen.items()])
+    get = getter(answer_field)
+    for name, row in repeated:
+        if not (isinstance(get(row), str) and get(chosen[name]) == get(row)):
+            answers.note("doubled", name)
+    fields = _telling(chosen, QUESTION_FIELDS), _telling(chosen, IMAGE_FIELDS)
+    for item in items:
+        line = chosen.get(item.id)
+        text, problem, what = (None, "missing", "") if line is None else _read(item, line, get(line), *fields)
+        answers.add(item.id, text)
+        if problem is not None:
+            answers.note(problem, item.id + what)
+        elif isinstance(reason := getattr(line, "finish_reason", None), str) and reason in CUT_REASONS:
+            answers.note("truncated", item.id)
+    if not any(raw and raw.strip() for raw in answers.raw):
+        kinds = {kind: ids for kind, ids in answers.problems.items() if kind not in ("unknown", "not_json", "no_id")}
+        got = "\n            ".join(f"{len(ids)} {kind} ({PROBLEMS[kind]}): {ids[0]}" for kind, ids in kinds.items())
+        fix = "give the predictions for these annotations; --answer-field and --id-field name the fields to read"
+        raise InputError(f"No answer in {path} can be used", got=got, expected="answers to the items", fix=fix)
+    counts = {"items": len(chosen), "of_items": len(items), "lines": len(chosen) + len(repeated), "of_lines": len(rows)}
+    answers.matched = {"id_field": id_field, "answer_field": answer_field, **counts}
     return answers
 
 
-def _fields(path: Path, rows: Mapping[int, Any]) -> tuple[str, str]:
-    """The names of the id field and the answer field: the first known name that occurs in the first 100 lines."""
-    known = {name for row in islice(rows.values(), 100) for name in _FIELDS if getattr(row, name) is not msgspec.UNSET}
-    id_fields, answer_fields = ([name for name in names if name in known] for names in (ID_FIELDS, ANSWER_FIELDS))
-    if not id_fields or not answer_fields:
-        lacking, names = ("an answer", ANSWER_FIELDS) if id_fields else ("an id", ID_FIELDS)
-        what, got = f"The lines of {path} have no field for {lacking}", ", ".join(sorted(id_fields + answer_fields))
-        fix = f"put {lacking} into each line; answers are matched by id, not by position"
-        raise InputError(what, got=got or "no known field", expected=" or ".join(names), fix=fix)
-    return id_fields[0], answer_fields[0]
+def _texts(rows: Collection[Any], name: str) -> list[str]:
+    """The different texts of a field, sorted."""
+    return sorted({v for v in map(getter(name), rows) if isinstance(v, str)}) if occurs(rows, name) else []
+
+
+def _telling(chosen: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The fields whose texts differ between lines: a text that is always the same says nothing about an item."""
+    return [name for name in names if len(_texts(chosen.values(), name)) > min(1, len(chosen) - 1)]
+
+
+def _read(
+    item: Item, row: Any, answer: Any, question_fields: Sequence[str], image_fields: Sequence[str]
+) -> tuple[str | None, str | None, str]:
+    """The answer of a line, or a problem and what is said about it."""
+    if not isinstance(answer, str):
+        return None, "not_text", ""
+    own = answer.strip()
+    if own and own == item.question.strip():
+        return None, "question", ""
+    if not question_fields and not image_fields:
+        return answer, None, ""
+    asked, images = _texts_of(row, question_fields), _texts_of(row, image_fields)
+    if own and own in map(str.strip, asked):
+        return None, "question", ""
+    other = [image for image in images if item.file_name and _FILE.search(image) and not item.is_about(image)]
+    if not other and asked and item.question and not any(map(item.asks, asked)):
+        other = asked
+    if other:
+        return None, "other_item", f" ({' '.join(other[0].split())[:60]})"
+    return answer, None, ""
+
+
+def _texts_of(row: Any, names: Sequence[str]) -> list[str]:
+    return [text for name in names if isinstance(text := getattr(row, name), str) and text]

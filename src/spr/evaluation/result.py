@@ -35,6 +35,10 @@ class Result:
         groups: Subsets of the items by name, bool ``(N,)``.
         problems: By kind, the ids of answers with a problem (`spr.evaluation.predictions.PROBLEMS`).
         predictions: The model's answers; empty if they come from a predictions file.
+        matched: How a predictions file was read: ``id_field`` and ``answer_field``, its ``items`` ``of_items`` that
+            have an answer and ``lines`` ``of_lines`` that belong to an item. None for a model.
+        notes: What makes the metrics doubtful, as sentences: more than 10 % of the items failed, or no answer could be
+            read. ``spr evaluate`` then ends with exit code 3.
 
     >>> result = Result("rec", {}, ("a", "b"), ("1", "2"), {"acc@0.5": Share.mean([1, 0])})
     >>> result.value("acc@0.5")
@@ -49,6 +53,8 @@ class Result:
     groups: Mapping[str, Bools] = field(default_factory=dict)
     problems: Mapping[str, Sequence[str]] = field(default_factory=dict)
     predictions: tuple[Prediction, ...] = ()
+    matched: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def value(self, name: str, group: str | None = None) -> float | None:
         """The value of a metric, over all items or a group; None if its wholes sum to 0."""
@@ -84,7 +90,7 @@ class Result:
         return [dict(zip(self.shares, rows[k * width :], strict=False)) for k in range(len(self.groups) + 1)]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of a result file: format version, task, protocol, n, metrics, groups and problems."""
+        """The content of a result file: format version, task, protocol, n, metrics, groups, problems and notes."""
         groups = zip(self.groups.items(), self._measured[1:], strict=True)
         problems = {kind: {"count": len(ids), "ids": list(ids[:_SHOWN])} for kind, ids in self.problems.items() if ids}
         return {
@@ -95,6 +101,8 @@ class Result:
             "metrics": self.metrics,
             "groups": {name: {"n": int(mask.sum()), "metrics": metrics} for (name, mask), metrics in groups},
             "problems": problems,
+            **({"matched": dict(self.matched)} if self.matched is not None else {}),
+            "notes": list(self.notes),
         }
 
     def write(self, path: Path, root: Path | None = None) -> dict[str, Any]:

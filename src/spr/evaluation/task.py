@@ -16,13 +16,15 @@ from spr.config import DescriberConfig
 from spr.core.errors import ConfigError
 from spr.core.images import ImageSource
 from spr.core.registry import Registry
-from spr.evaluation.inference import LoadImage, Question, answer_record, ask, image_loader
-from spr.evaluation.predictions import Answers, Prediction, read_predictions
+from spr.evaluation.answer_fields import Item
+from spr.evaluation.inference import LoadImage, Question, answer_record, ask, check_images, image_loader
+from spr.evaluation.predictions import UNUSABLE, Answers, Prediction, read_predictions
 from spr.evaluation.result import Result
 from spr.grounding import Dialect, get_dialect
 from spr.models.protocols import Describer
 
 Items = TypeVar("Items")
+_FAILING = 0.1  # the share of items without a usable answer above which the metrics are doubtful
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,14 @@ class Task(ABC, Generic[Items]):
     def ids(self, items: Items) -> Sequence[str]:
         """The ids of the answers that `score` expects, in order."""
 
+    def about(self, items: Items) -> Sequence[Item]:
+        """What the items are about, one per id of `ids`; by default, only the ids are known.
+
+        With file names, missing images are found before the model is loaded. With questions and labels, a field of a
+        predictions file that repeats them is not taken for the answer.
+        """
+        return [Item(name) for name in self.ids(items)]
+
     def images(self, items: Items) -> ImageSource | None:  # noqa: ARG002
         """The image folder that belongs to the items; None if only ``--images`` can tell."""
         return None
@@ -156,6 +166,8 @@ def evaluate(
     images: Path | str | ImageSource | LoadImage | None = None,
     dialect: Dialect | str | None = None,
     seed: int | None = None,
+    answer_field: str | None = None,
+    id_field: str | None = None,
 ) -> Result:
     """Evaluate a model, or a file of its answers, on a benchmark.
 
@@ -167,19 +179,27 @@ def evaluate(
         images: The folder that the file names are relative to, or a function from a `Question` to its image.
         dialect: How the answers in ``predictions`` write boxes; None for what the file says.
         seed: Seed of sampled answers, 0 by default.
+        answer_field: The field of the answers in ``predictions``, where several are known (`read_predictions`).
+        id_field: The field of the ids in ``predictions``.
 
     Returns:
-        The metrics with their confidence intervals. ``result.write(path)`` writes what ``spr evaluate --out`` writes.
+        The metrics with their confidence intervals. `Result.notes` says if more than 10 % of the items have no usable
+        answer, or if no answer could be read. ``result.write(path)`` writes what ``spr evaluate --out`` writes.
 
     Raises:
         ConfigError: unless there is either a model or a predictions file, or if an option has no effect.
-        InputError: if a file can't be read or does not fit the task.
+        InputError: if a file can't be read or does not fit the task, if no image can be read (checked before the model
+            is loaded), or if no answer of a predictions file can be used.
     """
     if isinstance(task, str):
         task = TASKS.find(task, "task")()
     if describer is not None and predictions is None:
         if dialect is not None:
             raise ConfigError("`dialect` is only for predictions", got=dialect, fix="set the describer's dialect")
+        fields = {"--answer-field": answer_field, "--id-field": id_field}
+        unused = [f"{flag} {name}" for flag, name in fields.items() if name is not None]
+        if unused:
+            raise ConfigError("An option is only for predictions", got=", ".join(unused), fix="remove it")
         if task.samples_per_item > 1 and getattr(describer, "temperature", None) == 0:
             got = "0, which gives the same answer each time"
             raise ConfigError("--samples needs a --temperature above 0", got=got, expected="such as 1.0")
@@ -192,15 +212,40 @@ def evaluate(
             what = f"--dialect has no effect, because the task {task.name} reads no boxes"
             raise ConfigError(what, got=dialect, fix="remove it")
         known = get_dialect(dialect) if isinstance(dialect, str) else dialect
-        items, path = _load(task, annotations), Path(predictions)
-        answers, kept = read_predictions(path, task.ids(items)), ()
-        answers.dialect = known or answers.dialect
+        items, path, kept = _load(task, annotations), Path(predictions), ()
+        how_read: dict[str, Any] = {"answer_field": answer_field, "id_field": id_field, "dialect": known}
+        answers = read_predictions(path, task.about(items), **how_read)
         how = {"model": answers.model, "predictions": path.name}
     else:
         got, expected = "neither" if describer is None else "both", "a model (--model) or --predictions"
         raise ConfigError("An evaluation needs a model or a predictions file", got=got, expected=expected)
     result = task.score(items, answers)
-    return replace(result, protocol={**result.protocol, **how}, predictions=kept)
+    if isinstance(annotations, str | Path):
+        how["annotations"] = Path(annotations).name
+    more: dict[str, Any] = {
+        "predictions": kept,
+        "matched": answers.matched,
+        "notes": _notes(task, items, answers, result),
+    }
+    return replace(result, protocol={**result.protocol, **how}, **more)
+
+
+def _notes(task: Task[Any], items: Any, answers: Answers, result: Result) -> tuple[str, ...]:
+    """What makes the metrics doubtful (`Result.notes`)."""
+    n, notes, problems = len(answers.texts), [], answers.problems
+    failed = n - answers.usable
+    if failed > _FAILING * n:
+        kinds = ", ".join(f"{len(problems[kind])} {kind}" for kind in UNUSABLE if problems.get(kind))
+        notes.append(f"{failed:,} of {n:,} items ({failed / n * 100:.1f} %) have no usable answer ({kinds})")
+    doubled = len(set(problems.get("doubled", ())))
+    if doubled > _FAILING * n:
+        notes.append(f"{doubled:,} of {n:,} items ({doubled / n * 100:.1f} %) have several different answers")
+    without = {name for name, text in zip(task.ids(items), answers.texts, strict=True) if text is None}
+    read = sum(name not in without and name.rsplit("#", 1)[0] not in without for name in result.ids)
+    for kind, what in (("no_box", "has a box that its dialect can read"), ("neither", "means yes or no")):
+        if read and len(result.problems.get(kind, ())) == read:
+            notes.append(f"none of the {read:,} answers {what}")
+    return tuple(notes)
 
 
 def _load(task: Task[Any], annotations: Any) -> Any:
@@ -211,11 +256,13 @@ def _ask(
     task: Task[Items], items: Items, describer: Describer | DescriberConfig, images: Any, seed: int
 ) -> tuple[Answers, tuple[Prediction, ...], dict[str, Any]]:
     """A model's answers, the records of them that a result keeps, and how the model was asked."""
-    load = image_loader(images if images is not None else task.images(items))
-    model = ""
+    images = images if images is not None else task.images(items)
+    load, model = image_loader(images), ""
     if isinstance(describer, DescriberConfig):
         from spr.models.registry import load_describer
 
+        if not callable(images):
+            check_images(load, task.about(items))
         model, describer = describer.model or "", load_describer(describer)
     prompt, questions = task.questions(items, describer.dialect, model)
     answers = ask(describer, questions, load, seed=seed)

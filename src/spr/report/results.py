@@ -51,6 +51,7 @@ class TaskResult:
 
     ``lines`` has one entry per metric, ``groups`` the same per group (a dataset, a size of objects). ``curves``: by
     ``acc`` or ``recall``, then ``before`` or ``after``: IoU thresholds and values. ``problems`` are counts by kind.
+    ``notes`` say what makes the metrics doubtful (`spr.evaluation.result.Result`).
     """
 
     task: str
@@ -60,6 +61,7 @@ class TaskResult:
     curves: dict[str, dict[str, list[tuple[float, Value]]]]
     problems: dict[str, tuple[Any, Any]]
     protocol: dict[str, Any]
+    notes: list[str]
 
 
 def read_results(run: Run) -> list[TaskResult]:
@@ -107,6 +109,7 @@ def _task(name: str, sides: list[dict[str, Any]]) -> TaskResult:
         curves=_curves(metrics),
         problems={kind: (problems[0].get(kind), problems[1].get(kind)) for kind in problems[0] | problems[1]},
         protocol=sides[1].get("protocol") or sides[0].get("protocol") or {},
+        notes=[f"{when}: {note}" for when, side in zip(WHEN, sides, strict=True) for note in side.get("notes", ())],
     )
 
 

@@ -14,6 +14,7 @@ from spr.config import PromptsConfig, load_config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError, RecordError
 from spr.core.images import ImageSource
+from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import read_bytes
 from spr.evaluation.metrics import Floats, Share
@@ -110,6 +111,10 @@ class Description(Task[Regions]):
     def ids(self, items: Regions) -> Sequence[str]:
         """The ids of the regions, with ``#number`` added if there are several samples."""
         return [name for name, _ in self._answers(items)]
+
+    def about(self, items: Regions) -> Sequence[Item]:
+        """The images of the regions."""
+        return [Item(name, query.file_name, (query.width, query.height)) for name, query in self._answers(items)]
 
     def images(self, items: Regions) -> ImageSource | None:
         """The image folder of the run."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import InputError
+from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities, normal_phrase
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, first_repeated, read_bytes
@@ -102,6 +103,10 @@ class PhraseGrounding(Task[list[Sentence]]):
     def ids(self, items: list[Sentence]) -> Sequence[str]:
         """The ids of the sentences."""
         return [sentence.id for sentence in items]
+
+    def about(self, items: list[Sentence]) -> Sequence[Item]:
+        """The images of the sentences."""
+        return [Item(sentence.id, sentence.file_name, sentence.size_wh) for sentence in items]
 
     def questions(self, items: list[Sentence], dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per sentence."""

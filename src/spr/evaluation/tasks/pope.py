@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import read_lines, unique_ids
 from spr.evaluation.metrics import Share
@@ -75,6 +76,12 @@ class Pope(Task[PopeItems]):
     def ids(self, items: PopeItems) -> Sequence[str]:
         """The ids of the questions."""
         return items.ids
+
+    def about(self, items: PopeItems) -> Sequence[Item]:
+        """The questions with their images and labels."""
+        labels = ("yes" if label else "no" for label in items.labels)
+        rows = zip(items.ids, items.images, items.questions, labels, strict=True)
+        return [Item(name, image, None, question, label) for name, image, question, label in rows]
 
     def questions(self, items: PopeItems, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per row; POPE's files do not give the size of the image."""

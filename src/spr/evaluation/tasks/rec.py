@@ -14,6 +14,7 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import InputError
+from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, boxes_only, check_protocol
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, first_repeated, read_bytes, read_lines
@@ -106,6 +107,10 @@ class Rec(Task[Expressions]):
     def ids(self, items: Expressions) -> Sequence[str]:
         """The ids of the expressions."""
         return items.ids
+
+    def about(self, items: Expressions) -> Sequence[Item]:
+        """The expressions with their images."""
+        return list(map(Item, items.ids, items.file_names, items.sizes_wh, items.sentences))
 
     def questions(self, items: Expressions, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per expression."""

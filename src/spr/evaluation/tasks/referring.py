@@ -18,6 +18,7 @@ import numpy as np
 from spr.core.atomic import write_atomically
 from spr.core.errors import ConfigError, InputError
 from spr.core.randomness import stable_hash
+from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, read_bytes, read_lines, unique_ids
 from spr.evaluation.metrics import Share
@@ -105,6 +106,10 @@ class Referring(Task[list[ReferringItem]]):
     def ids(self, items: list[ReferringItem]) -> Sequence[str]:
         """The ids of the objects."""
         return [item.id for item in items]
+
+    def about(self, items: list[ReferringItem]) -> Sequence[Item]:
+        """The images of the objects, with the category as label."""
+        return [Item(item.id, item.file_name, item.size_wh, label=item.name) for item in items]
 
     def questions(self, items: list[ReferringItem], dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per object: the right category comes first in even rows of the file, second in odd ones."""
