@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spr.annotations import Annotations, read_coco
+from spr.annotations.columns import name_of_url
 from spr.core.errors import InputError
 
 Json = dict[str, Any]
@@ -275,6 +276,30 @@ def test_lvis_images_are_named_by_their_url(tmp_path: Path) -> None:
     assert read(tmp_path, coco([lvis])).file_names == ["train2017/000000391895.jpg"]
     nulled = {**lvis, "file_name": None, "neg_category_ids": [1, 2], "not_exhaustive_category_ids": []}
     assert read(tmp_path, coco([nulled])).file_names == ["train2017/000000391895.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://host/val2017/1.jpg?size=2#top", "val2017/1.jpg"),
+        ("http://host/a/b/two%20words.jpg", "b/two words.jpg"),
+        ("http://host/1.jpg", "1.jpg"),  # the host is no folder
+        ("s3://bucket/a/b/1.jpg", "b/1.jpg"),
+        ("val2017/1.jpg", "val2017/1.jpg"),
+        ("1.jpg", "1.jpg"),
+        ("http://host/", ""),
+        ("http://[host/val2017/1.jpg", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_the_name_of_a_url_is_its_last_folder_and_file(url: str | None, name: str) -> None:
+    assert name_of_url(url) == name
+
+
+def test_a_url_does_not_lead_out_of_the_image_folder(tmp_path: Path) -> None:
+    images = [image(), {"id": 2, "width": 9, "height": 9, "coco_url": "http://host/%2e%2e/1.jpg"}]
+    assert drops(read(tmp_path, coco(images))) == [("image", "2", "image_file_name_unsafe")]
 
 
 def test_iscrowd_may_be_true_or_null_and_sizes_whole_floats(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 from PIL import Image
 
+from spr.annotations import read_coco
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.ferret_rules import entities
@@ -247,6 +248,41 @@ def test_questions_have_ferrets_wording_with_the_right_category_first_in_even_ro
     assert question_of(item, 0, FERRET, "point") == f"Is the object {point} of the image a wine_glass or a fork?"
     with pytest.raises(ConfigError, match="--region point can't be used"):
         question_of(item, 0, get_dialect("llava"), "point")
+
+
+def test_images_of_lvis_questions_are_found_in_the_folder_of_their_url_and_without_it(tmp_path):
+    entries = [
+        {"id": 1, "coco_url": "http://images.cocodataset.org/train2017/1.jpg"},
+        {"id": 2, "file_name": "a/b/2.jpg"},
+        {"id": 3, "file_name": None, "coco_url": "http://images.cocodataset.org/val2017/3.jpg"},
+        {"id": 4},  # no name: not asked about
+    ]
+    lvis = {
+        "images": [{**entry, "width": 200, "height": 100} for entry in entries],
+        "annotations": [{"id": k, "image_id": k, "category_id": 1, "bbox": [0, 0, 9, 9]} for k in (1, 2, 3, 4)],
+        "categories": LVIS["categories"],
+    }
+    (tmp_path / "lvis.json").write_text(json.dumps(lvis))
+    assert write_lvis_questions(tmp_path / "lvis.json", tmp_path / "q.jsonl") == 3
+    items = Referring().load(tmp_path / "q.jsonl")
+    names = {item.id: item.file_name for item in items}
+    assert names == {"1": "train2017/1.jpg", "2": "a/b/2.jpg", "3": "val2017/3.jpg"}
+    read = read_coco(tmp_path / "lvis.json")
+    assert names == {str(read.image_ids[k]): name for k, name in enumerate(read.file_names)}
+    row = json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0])
+    (tmp_path / "far.jsonl").write_text(json.dumps({**row, "image_path": "/other/machine/val2017/3.jpg"}))
+    assert Referring().load(tmp_path / "far.jsonl")[0].file_name == "val2017/3.jpg"
+    for flat in (False, True):
+        folder = tmp_path / f"images{flat}"
+        for name in names.values():
+            path = folder / (name.rsplit("/", 1)[-1] if flat else name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (200, 100)).save(path)
+        result = evaluate("referring", items, describer=Says({}), images=folder)
+        assert "image" not in result.problems
+    (folder / "3.jpg").unlink()
+    result = evaluate("referring", items, describer=Says({}), images=folder)
+    assert result.problems["image"] == ["3 (val2017/3.jpg: image_missing)"]
 
 
 def test_referring_gives_the_same_score_from_a_model_and_from_its_predictions(lvis, images, tmp_path):

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import numpy as np
@@ -106,7 +107,7 @@ def fast_images(block: memoryview) -> ImageColumns | None:
         width, height = _array("q", [item.width for item in items]), _array("q", [item.height for item in items])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error):
         return None
-    names = [item.file_name or _name_of_url(item.coco_url) for item in items]
+    names = [item.file_name or name_of_url(item.coco_url) for item in items]
     lines = "\n" + "\n".join(names)
     if not all(names) or any(sign in lines for sign in _SUSPECT):
         return None
@@ -180,9 +181,17 @@ def _corners(boxes_xywh: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return boxes_xyxy
 
 
-def _name_of_url(url: str | None) -> str:
-    """The file name in LVIS, which only gives URLs: folder and file are the last two parts."""
-    return "/".join(url.split("/")[-2:]) if url else ""
+def name_of_url(url: str | None) -> str:
+    """The file name in LVIS, which only gives URLs: folder and file, the last two parts; empty if there is none.
+
+    >>> name_of_url("http://images.cocodataset.org/train2017/000000391895.jpg"), name_of_url("http://host/1%202.jpg?v=1")
+    ('train2017/000000391895.jpg', '1 2.jpg')
+    """
+    try:
+        path = urlsplit(url or "").path
+    except ValueError:
+        return ""
+    return unquote("/".join(part for part in path.split("/")[-2:] if part))
 
 
 def _image(item: Any, ids: IdTable) -> tuple[str, int, int, tuple[int, int]]:
@@ -190,7 +199,7 @@ def _image(item: Any, ids: IdTable) -> tuple[str, int, int, tuple[int, int]]:
         return "", NO_KEY, CODE["entry_not_an_object"], (0, 0)
     key, name, url = ids.key(item.get("id")), item.get("file_name"), item.get("coco_url")
     if not isinstance(name, str) or not name:
-        name = _name_of_url(url) if isinstance(url, str) else ""
+        name = name_of_url(url) if isinstance(url, str) else ""
     width, height = _side(item.get("width")), _side(item.get("height"))
     reason = OK
     if key == NO_KEY:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from spr.annotations.columns import name_of_url
 from spr.core.atomic import write_atomically
 from spr.core.errors import ConfigError, InputError
 from spr.core.randomness import stable_hash
@@ -91,13 +92,17 @@ class Referring(Task[list[ReferringItem]]):
     region: Annotated[Literal["box", "point"], Option(_REGION_HELP, asks=True)] = "box"
 
     def load(self, path: Path) -> list[ReferringItem]:
-        """Read a question file in Ferret's form, as ``spr lvis-questions`` writes it."""
+        """Read a question file in Ferret's form, as ``spr lvis-questions`` writes it.
+
+        Of an absolute path, folder and file are kept. The image folder may be the one above, or that folder itself.
+        """
         rows = read_lines(path, _Line, _EXPECTED)
         items = []
         for name, row in zip(unique_ids(path, "id", [row.id for row in rows]), rows, strict=True):
             (x1, y1, x2, y2), (width, height) = row.bbox_norm, (row.width, row.height)
             box = x1 * width, y1 * height, x2 * width, y2 * height
-            file_name = row.image_path.rsplit("/", 1)[-1]
+            # An absolute path comes from another machine.
+            file_name = "/".join(row.image_path.split("/")[-2:]) if row.image_path[:1] == "/" else row.image_path
             names = row.name, row.synonyms, row.neg_class, row.frequency
             items.append(ReferringItem(name, file_name, (width, height), box, row.sample_point, *names))
         return items
@@ -165,8 +170,8 @@ class _LvisImage(msgspec.Struct):
     id: int
     width: int
     height: int
-    file_name: str = ""
-    coco_url: str = ""
+    file_name: str | None = None
+    coco_url: str | None = None
     neg_category_ids: list[int] = []
     not_exhaustive_category_ids: list[int] = []
 
@@ -206,6 +211,8 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
     expected, what = "images, annotations, categories", f"{annotations} is not LVIS JSON"
     lvis = decode_json(read_bytes(annotations, "LVIS JSON"), _Lvis, what, expected=expected)
     images = {image.id: image for image in lvis.images}
+    names = {image.id: image.file_name or name_of_url(image.coco_url) for image in lvis.images}
+    file_names = {key: name for key, name in names.items() if name}
     categories = {category.id: category for category in lvis.categories}
     present: dict[int, set[int]] = {}
     for item in lvis.annotations:
@@ -216,7 +223,7 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
         if len(item.bbox) == 4
         and min(item.bbox[2:]) > 0
         and item.bbox[2] * item.bbox[3] >= min_area
-        and item.image_id in images
+        and item.image_id in file_names
         and item.category_id in categories
     ]
     chosen = sorted(usable, key=lambda item: stable_hash(seed, "referring", str(item.id)))[:n]
@@ -235,7 +242,7 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
         rng = np.random.default_rng(stable_hash(seed, "referring question", str(item.id)))
         row = {
             "id": item.id,
-            "image_path": image.file_name or image.coco_url.rsplit("/", 1)[-1],
+            "image_path": file_names[image.id],
             "width": image.width,
             "height": image.height,
             "bbox": item.bbox,
