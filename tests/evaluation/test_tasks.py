@@ -241,13 +241,36 @@ def test_questions_have_ferrets_wording_with_the_right_category_first_in_even_ro
 
     # 0.1, 0.1, 0.5, 0.5 of the image.
     place = "[100, 100, 500, 500] <region_fea>"
-    assert question_of(item, 0, FERRET, "box") == f"Is the object {place} of the image a wine_glass or a fork?"
-    assert question_of(item, 1, FERRET, "box") == f"Is the object {place} of the image a fork or a wine_glass?"
+    assert question_of(item, 0, FERRET, "box") == f"Is the object {place} of the image a wine glass or a fork?"
+    assert question_of(item, 1, FERRET, "box") == f"Is the object {place} of the image a fork or a wine glass?"
     x, y = item.point
     point = f"[{int(x * 1000 / 200)}, {int(y * 1000 / 100)}] <region_fea>"
-    assert question_of(item, 0, FERRET, "point") == f"Is the object {point} of the image a wine_glass or a fork?"
+    assert question_of(item, 0, FERRET, "point") == f"Is the object {point} of the image a wine glass or a fork?"
     with pytest.raises(ConfigError, match="--region point can't be used"):
         question_of(item, 0, get_dialect("llava"), "point")
+
+
+def test_lvis_questions_and_their_answers_use_readable_names(lvis, tmp_path):
+    names = ["bow_(weapon)", "bow_(decorative_ribbons)", "sofa [1, 2, 3, 4]", "<image>", "{second}"]
+    categories = [{"id": k, "name": name, "synonyms": [name]} for k, name in enumerate(names, start=1)]
+    annotations = [{**LVIS["annotations"][1], "id": k, "category_id": k} for k in range(1, 6)]
+    images = [{**image, "neg_category_ids": [1, 2, 3, 4, 5]} for image in LVIS["images"]]
+    lvis.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    assert write_lvis_questions(lvis, tmp_path / "q.jsonl") == 3
+    items = {item.id: item for item in Referring().load(tmp_path / "q.jsonl")}
+    assert {(item.id, item.name, item.other) for item in items.values()} == {
+        ("1", "bow", "{second}"),
+        ("2", "bow", "{second}"),
+        ("5", "{second}", "bow"),
+    }
+    _, asked = Referring().questions([items["5"], items["1"]], FERRET, "")
+    assert [question.prompt.split("image ")[1] for question in asked] == ["a {second} or a bow?"] * 2
+    assert is_right("a bow", "bow", items["1"].synonyms)
+    assert is_right("a red car", "car_(automobile)", [])
+    assert not is_right("an automobile", "car_(automobile)", [])
+    lvis.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories[:4]}))
+    with pytest.raises(InputError, match="nothing to ask about"):
+        write_lvis_questions(lvis, tmp_path / "q.jsonl")
 
 
 def test_images_of_lvis_questions_are_found_in_the_folder_of_their_url_and_without_it(tmp_path):
