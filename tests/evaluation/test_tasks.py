@@ -219,6 +219,15 @@ def test_lvis_questions_depend_on_the_seed_and_their_wrong_categories_are_not_in
     assert write_lvis_questions(lvis, tmp_path / "b.jsonl", min_area=200) == 1
 
 
+@pytest.mark.parametrize("ids", [(7, 7), (7, None), (None, None)])
+def test_lvis_questions_have_unique_ids_where_the_annotations_have_none(lvis, tmp_path, ids):
+    annotations = [{**entry, "id": own} for entry, own in zip(LVIS["annotations"], ids, strict=True)]
+    lvis.write_text(json.dumps({**LVIS, "annotations": annotations}))
+    write_lvis_questions(lvis, tmp_path / "q.jsonl")
+    items = Referring().load(tmp_path / "q.jsonl")
+    assert {(item.id, item.file_name) for item in items} == {("1", "val2017/1.jpg"), ("2", "val2017/2.jpg")}
+
+
 def test_files_that_are_not_lvis_json_are_refused(lvis, tmp_path):
     for content, message in (
         ("{}", "is not LVIS JSON"),

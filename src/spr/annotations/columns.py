@@ -21,6 +21,7 @@ import numpy.typing as npt
 from spr.annotations.ids import NO_KEY, TEXT_BASE, IdTable, Keys, is_unicode
 from spr.core.images import unsafe_path
 from spr.core.reasons import ANNOTATION_REASONS
+from spr.grounding.names import is_readable
 
 REASONS = ("", *ANNOTATION_REASONS)
 """Drop reasons by code, uint8; code 0, `OK`, keeps the entry. Of several reasons, the first is used."""
@@ -164,7 +165,7 @@ def lenient_category(item: Any, ids: IdTable) -> tuple[int, str, int]:
         return key, "", CODE["category_without_id"]
     if not isinstance(name, str) or not name.strip() or not is_unicode(name):
         return key, "", CODE["category_without_name"]
-    return key, name, OK
+    return key, name, OK if is_readable(name) else CODE["category_name_not_words"]
 
 
 def _array(code: str, numbers: Sequence[float]) -> npt.NDArray[Any]:
@@ -233,8 +234,6 @@ def _object(item: Any, ids: IdTable) -> tuple[int, int, int, int, bool, tuple[fl
     crowd = item.get("iscrowd")
     if crowd is not None and not isinstance(crowd, bool | int | float):
         reason = CODE["object_crowd_invalid"]
-    if key == NO_KEY:
-        reason = CODE["object_without_id"]
     return key, image_key, category_key, reason, bool(crowd), box
 
 

@@ -171,8 +171,13 @@ def _prompt_with_objects(
         x1, y1, x2, y2 = clip(shift(item.box, window), size_wh).tolist()
         box = render_box((x1, y1, x2, y2), dialect, size_wh)
         parts = {"{index}": str(index), "{category}": name, "{box}": box}
-        lines.append(_PLACEHOLDER.sub(lambda match, parts=parts: parts[match[0]], prompts.object_line))
+        lines.append(_fill(prompts.object_line, parts))
     return prompts.crop_objects.replace("{objects}", prompts.object_join.join(lines))
+
+
+def _fill(template: str, parts: Mapping[str, str]) -> str:
+    """Replace all placeholders at once: a part may contain the text of another placeholder."""
+    return _PLACEHOLDER.sub(lambda match: parts[match[0]], template)
 
 
 def _pixels(requests: Sequence[CandidateRequest]) -> int:

@@ -126,7 +126,12 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             "objects with a valid entry": len(parsed.object_ids),
             "of these, crowds": int(parsed.crowd.sum()),
             "of these, boxes clipped to their image": parsed.clipped,
+            **({"ids missing or not unique: annotations are numbered": parsed.numbered} if parsed.numbered else {}),
             "images that may qualify": len(order),
+        },
+        totals={
+            "image": count + read.kinds.count("image"),
+            "object": len(parsed.object_ids) + read.kinds.count("object"),
         },
     )
 
@@ -263,7 +268,7 @@ def _models(config: Config) -> tuple[str, ...]:
 
 STAGE = Stage(
     NAME,
-    version=1,
+    version=2,
     unit="images",
     kind="image",
     schema=OBJECTS,

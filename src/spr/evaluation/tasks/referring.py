@@ -178,10 +178,10 @@ class _LvisImage(msgspec.Struct):
 
 
 class _LvisObject(msgspec.Struct):
-    id: int
     image_id: int
     category_id: int
     bbox: list[float]
+    id: int | None = None
     segmentation: Any = None
 
 
@@ -202,17 +202,20 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
     """Write ``n`` questions about objects of LVIS v1 JSON as JSON lines; returns how many were written.
 
     There are fewer if fewer objects are usable; objects whose box has less than ``min_area`` px² are not. Objects are
-    chosen by a hash of the seed and their id, so the order of the file does not matter. The wrong category is one that
-    LVIS's annotators looked for in the image and did not find (``neg_category_ids``); if there is none, one that is not
-    annotated in the image. Names are readable (``car`` for ``car_(automobile)``), the two of a question differ, and
-    categories whose name is not words are left out. The point is a random pixel inside the object's outline, or the
-    centre of its box. These rules are our choice: the code that made Ferret's file, which has 2,667 questions, is not
-    published.
+    chosen by a hash of the seed and their id, so the order of the file does not matter; where ids are missing or not
+    unique, the id is the position in the file. The wrong category is one that LVIS's annotators looked for in the image
+    and did not find (``neg_category_ids``); if there is none, one that is not annotated in the image. Names are
+    readable (``car`` for ``car_(automobile)``), the two of a question differ, and categories whose name is not words
+    are left out. The point is a random pixel inside the object's outline, or the centre of its box. These rules are our
+    choice: the code that made Ferret's file, which has 2,667 questions, is not published.
 
     Raises `InputError` if the file is not LVIS JSON, or has no usable object.
     """
     expected, what = "images, annotations, categories", f"{annotations} is not LVIS JSON"
     lvis = decode_json(read_bytes(annotations, "LVIS JSON"), _Lvis, what, expected=expected)
+    if len({item.id for item in lvis.annotations} - {None}) < len(lvis.annotations):
+        for number, item in enumerate(lvis.annotations, start=1):
+            item.id = number
     images = {image.id: image for image in lvis.images}
     file_names = {image.id: image.file_name or name_of_url(image.coco_url) for image in lvis.images}
     categories = {category.id: category for category in lvis.categories if is_readable(category.name)}
