@@ -1,5 +1,6 @@
 """Phrase grounding, referring and POPE: their files, their questions, and errors for invalid files."""
 
+import dataclasses
 import json
 import random
 import re
@@ -260,7 +261,7 @@ def test_questions_have_ferrets_wording_with_the_right_category_first_in_even_ro
 
 
 def test_lvis_questions_and_their_answers_use_readable_names(lvis, tmp_path):
-    names = ["bow_(weapon)", "bow_(decorative_ribbons)", "sofa [1, 2, 3, 4]", "<image>", "{second}"]
+    names = ["bow_(weapon)", "bow_(decorative_ribbons)", "sofa [1, 2, 3, 4]", "<image>", "fork"]
     categories = [{"id": k, "name": name, "synonyms": [name]} for k, name in enumerate(names, start=1)]
     annotations = [{**LVIS["annotations"][1], "id": k, "category_id": k} for k in range(1, 6)]
     images = [{**image, "neg_category_ids": [1, 2, 3, 4, 5]} for image in LVIS["images"]]
@@ -268,12 +269,14 @@ def test_lvis_questions_and_their_answers_use_readable_names(lvis, tmp_path):
     assert write_lvis_questions(lvis, tmp_path / "q.jsonl") == 3
     items = {item.id: item for item in Referring().load(tmp_path / "q.jsonl")}
     assert {(item.id, item.name, item.other) for item in items.values()} == {
-        ("1", "bow", "{second}"),
-        ("2", "bow", "{second}"),
-        ("5", "{second}", "bow"),
+        ("1", "bow", "fork"),
+        ("2", "bow", "fork"),
+        ("5", "fork", "bow"),
     }
-    _, asked = Referring().questions([items["5"], items["1"]], FERRET, "")
-    assert [question.prompt.split("image ")[1] for question in asked] == ["a {second} or a bow?"] * 2
+    odd = dataclasses.replace(items["5"], name="{second}", other="<b>")
+    _, asked = Referring().questions([items["5"], items["1"], odd], FERRET, "")
+    shown = [question.prompt.split("image ")[1] for question in asked]
+    assert shown == ["a fork or a bow?", "a fork or a bow?", "a {second} or a <b>?"]
     assert is_right("a bow", "bow", items["1"].synonyms)
     assert is_right("a red car", "car_(automobile)", [])
     assert not is_right("an automobile", "car_(automobile)", [])

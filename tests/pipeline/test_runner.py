@@ -90,6 +90,14 @@ def test_what_more_than_half_of_the_items_were_dropped_for_is_said(make_dataset,
         "annotations.images; 42 of 80 objects were dropped as area_under_minimum (the area of the box is under "
         "`annotations.min_area`): lower annotations.min_area to keep them"
     )
+    for entry in dataset.coco["images"][:3]:
+        entry["width"] = 0
+    dataset.write()
+    settings = {"annotations": {"min_objects": 1, "check_images": False}}
+    (summary,) = run(make_config(dataset.config(**settings)), tmp_path / "sizes", until="objects")
+    images, objects = summary.advice.split("; ")
+    assert images.startswith("3 of 4 images were dropped as image_size_invalid (width or height is missing")
+    assert objects.startswith("60 of 80 objects were dropped as object_image_dropped")
 
 
 def test_rows_do_not_depend_on_file_order_sharding_or_workers(dataset, tmp_path):

@@ -29,8 +29,8 @@ ANNOTATION_REASONS: dict[str, str] = {
     "image_id_repeated": "the image is listed again with the same file name and size; one entry is kept",
     "category_without_id": "the category has no id, or one that is neither an integer nor a string",
     "category_without_name": "the category has no name",
-    "category_name_not_words": "the category's name contains a special token such as `<image>`, control characters or "
-    "numbers in brackets, which are not read as words; or no letter or digit; or more than 200 characters",
+    "category_name_not_words": "the category's name contains a special token such as `<image>`, control characters, "
+    "braces or numbers in brackets, which are not read as words; or no letter or digit; or more than 200 characters",
     "object_crowd_invalid": "iscrowd is neither a number nor a boolean",
     "box_missing": "the annotation has no bbox",
     "box_not_four_numbers": "bbox is not a list of four numbers; numbers in quotes are strings",
@@ -129,7 +129,7 @@ FIXES: dict[str, str] = {
 }
 """What to change if a stage drops more than half of its items for one of these reasons."""
 
-NOTEWORTHY = frozenset({*FIXES, *IMAGE_REASONS})
+NOTEWORTHY = frozenset({*FIXES, *IMAGE_REASONS, *ANNOTATION_REASONS})
 """Reasons that a run points out if a stage drops more than half of its items for one of them; for objects, all do."""
 
 

@@ -16,7 +16,7 @@ MAX_LENGTH = 200
 _AS_WORDS = str.maketrans("_;", " ,")
 _QUALIFIER = re.compile(r"\s?[(（]([^()（）]*)[)）](?!\S)")
 _WORD = re.compile(r"[^\W_]")
-_SPECIAL_TOKEN = re.compile(r"<[^<>]+>|\[/?(?:INST|IMG|CLS|SEP|MASK|PAD|UNK|BOS|EOS)\]")
+_TOKEN = re.compile(r"<[^<>]+>|[{}]|\[/?(?:INST|IMG|CLS|SEP|MASK|PAD|UNK|BOS|EOS)\]")
 # A number after a square bracket, or three after a round one. "Golf (1998-2004)" is a name.
 _COORDINATES = re.compile(r"[\[［]\D*+\d|[(（](?:\D*+\d[\d.]*+){3}")
 
@@ -77,14 +77,14 @@ def readable_names(categories: Sequence[str]) -> list[str]:
 def is_readable(category: str) -> bool:
     """Whether a category's name is words, which prompts and descriptions can contain.
 
-    It is not if it has no letter or digit, more than `MAX_LENGTH` characters, control characters, a special token such
-    as ``<image>``, or numbers in brackets that a dialect reads as coordinates.
+    It is not if it has no letter or digit, more than `MAX_LENGTH` characters, control characters, braces, a special
+    token such as ``<image>``, or numbers in brackets, which a dialect could read as coordinates.
 
     >>> [is_readable(name) for name in ("car_(automobile)", "sofa [1, 2, 3, 4]", "<image>", "")]
     [True, False, False, False]
     """
     name = category.strip()
-    if len(name) > MAX_LENGTH or not _WORD.search(name) or _SPECIAL_TOKEN.search(name):
+    if len(name) > MAX_LENGTH or not _WORD.search(name) or _TOKEN.search(name):
         return False
     if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
         return False
