@@ -130,6 +130,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             "images that may qualify": len(order),
         },
         totals={
+            "category": len(parsed.categories) + read.kinds.count("category"),
             "image": count + read.kinds.count("image"),
             "object": len(parsed.object_ids) + read.kinds.count("object"),
         },

@@ -61,7 +61,7 @@ class StageSummary:
             total = self.totals.get(kind, self.rows + same_kind)
             is_object = kind == "object" and not reason.startswith("detection_")
             if 2 * count > total and (is_object or reason in NOTEWORTHY):
-                units = "queries" if kind == "query" else f"{kind}s"
+                units = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
                 note = f"{count:,} of {total:,} {units} were dropped as {reason} ({explain(self.name, reason)})"
                 notes.append(f"{note}: {FIXES[reason]}" if reason in FIXES else note)
         return "; ".join(notes) or None
@@ -124,7 +124,7 @@ def run(
                     f"Stage `{stage.name}` has no {stage.unit}",
                     got=f"dropped: {reasons}" if reasons else "an input without rows",
                     expected=f"at least one of the {stage.unit}",
-                    fix=f"{summary.advice}; {look}" if summary.advice else look,
+                    fix=f"{look}. {summary.advice}" if summary.advice else look,
                 )
         return summaries
 
