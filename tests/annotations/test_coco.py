@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spr.annotations import Annotations, read_coco
+from spr.annotations.columns import name_of_url
 from spr.core.errors import InputError
 
 Json = dict[str, Any]
@@ -118,11 +119,6 @@ def test_boxes_partly_outside_the_image_are_clipped_and_counted(tmp_path: Path) 
     [
         (None, "entry_not_an_object"),
         ([1], "entry_not_an_object"),
-        (annotation(None), "object_without_id"),
-        (annotation(""), "object_without_id"),
-        (annotation(1.5), "object_without_id"),
-        (annotation(True), "object_without_id"),
-        (annotation("\ud800"), "object_without_id"),
         (annotation(9, iscrowd="1"), "object_crowd_invalid"),
         (annotation(9, bbox=None), "box_missing"),
         (annotation(9, bbox=["1", "2", "3", "4"]), "box_not_four_numbers"),
@@ -207,7 +203,7 @@ def test_malformed_categories_are_dropped_with_their_objects(tmp_path: Path) -> 
         ("category", "", "entry_not_an_object"),
         ("category", "2", "category_without_name"),
         ("category", "3", "category_without_name"),
-        ("object", "8", "object_category_unknown"),
+        ("object", "8", "object_category_dropped"),
     ]
 
 
@@ -222,19 +218,62 @@ def test_a_repeated_image_is_kept_once_and_a_conflicting_one_not_at_all(tmp_path
         ]
 
 
-def test_of_annotations_with_the_same_id_the_smallest_is_kept_in_any_order(tmp_path: Path) -> None:
+def test_an_annotation_that_is_listed_again_is_kept_once(tmp_path: Path) -> None:
+    annotations = [annotation(7, image_id=2), annotation(3), annotation(3), annotation("3")]
+    for order in (annotations, annotations[::-1]):
+        found = read(tmp_path, coco([image(), image(2)], order))
+        assert (found.object_ids.tolist(), found.offsets.tolist(), found.numbered) == ([3, 7], [0, 1, 2], 0)
+        assert drops(found) == [("object", "3", "object_id_repeated")] * 2
+
+
+def test_ids_that_are_unique_per_image_only_are_replaced_by_numbers_in_any_order(tmp_path: Path) -> None:
+    images = [image(number) for number in (30, 20, 10)]
+    annotations = [annotation(k, image_id=number, bbox=[k, 0, 5, 5]) for number in (10, 20, 30) for k in range(4)]
+    for order in (annotations, annotations[::-1]):
+        found = read(tmp_path, coco(images, order))
+        assert (found.object_ids.tolist(), found.numbered) == (list(range(1, 13)), 12)
+        assert found.boxes_xyxy[:, 0].tolist() == [0, 1, 2, 3] * 3
+        assert drops(found) == []
+
+
+def test_of_ids_that_only_some_annotations_share_all_are_replaced(tmp_path: Path) -> None:
     annotations = [
         annotation(7, image_id=2),
         annotation(7, bbox=[5, 0, 5, 5]),
+        annotation(7, bbox=[5, 0, 5, 5], iscrowd=1),
         annotation(7, bbox=[4, 0, 5, 5]),
         annotation(3),
-        annotation(3),
+        annotation(3),  # the same again
+        annotation(9, bbox=None),
     ]
     for order in (annotations, annotations[::-1]):
         found = read(tmp_path, coco([image(), image(2)], order))
-        assert found.object_ids.tolist() == [3, 7]
-        assert found.boxes_xyxy.tolist() == [[10, 20, 40, 25], [4, 0, 9, 5]]
-        assert drops(found) == [("object", id_, "object_id_repeated") for id_ in ("3", "7", "7")]
+        # In the first image 3, 3, 7 (left edge 4), 7 and 7 (left edge 5), 9; in the second 7.
+        assert (found.object_ids.tolist(), found.numbered) == ([1, 3, 4, 5, 7], 4)
+        assert found.boxes_xyxy[:, 0].tolist() == [10, 4, 5, 5, 10]
+        assert found.crowd.tolist() == [False, False, False, True, False]
+        assert drops(found) == [("object", "6", "box_missing"), ("object", "2", "object_id_repeated")]
+
+
+@pytest.mark.parametrize("missing", ["no id", None, "", 1.5, True, [1], "\ud800"])
+def test_annotations_without_a_valid_id_are_numbered_and_none_is_dropped(tmp_path: Path, missing: object) -> None:
+    entries = [annotation(missing, bbox=[k, 0, 5, 5]) for k in (2, 1, 1)]
+    if missing == "no id":
+        entries = [{key: value for key, value in entry.items() if key != "id"} for entry in entries]
+    found = read(tmp_path, coco(annotations=entries))
+    assert (found.object_ids.tolist(), found.numbered) == ([1, 2, 3], 3)
+    assert found.boxes_xyxy[:, 0].tolist() == [1, 1, 2]  # two equal boxes without ids may be two objects
+    assert drops(found) == []
+    found = read(tmp_path, coco(annotations=[entries[0], annotation("x")]))
+    assert (found.object_ids.tolist(), found.numbered) == ([1, 2], 1)
+
+
+@pytest.mark.parametrize("name", ["sofa [1, 2, 3, 4]", "<image>", "<|im_end|>", "a\u0000b", "(1, 2, 3, 4)", "x" * 201])
+def test_a_category_whose_name_is_not_words_is_dropped_with_its_objects(tmp_path: Path, name: str) -> None:
+    categories = [{"id": 1, "name": "dog"}, {"id": 5, "name": name}]
+    found = read(tmp_path, coco(annotations=[annotation(), annotation(8, category_id=5)], categories=categories))
+    assert (found.categories, found.object_ids.tolist()) == (("dog",), [1])
+    assert drops(found) == [("category", "5", "category_name_not_words"), ("object", "8", "object_category_dropped")]
 
 
 def test_ids_may_be_strings_or_integers(tmp_path: Path) -> None:
@@ -275,6 +314,30 @@ def test_lvis_images_are_named_by_their_url(tmp_path: Path) -> None:
     assert read(tmp_path, coco([lvis])).file_names == ["train2017/000000391895.jpg"]
     nulled = {**lvis, "file_name": None, "neg_category_ids": [1, 2], "not_exhaustive_category_ids": []}
     assert read(tmp_path, coco([nulled])).file_names == ["train2017/000000391895.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://host/val2017/1.jpg?size=2#top", "val2017/1.jpg"),
+        ("http://host/a/b/two%20words.jpg", "b/two words.jpg"),
+        ("http://host/1.jpg", "1.jpg"),  # the host is no folder
+        ("s3://bucket/a/b/1.jpg", "b/1.jpg"),
+        ("val2017/1.jpg", "val2017/1.jpg"),
+        ("1.jpg", "1.jpg"),
+        ("http://host/", ""),
+        ("http://[host/val2017/1.jpg", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_the_name_of_a_url_is_its_last_folder_and_file(url: str | None, name: str) -> None:
+    assert name_of_url(url) == name
+
+
+def test_a_url_does_not_lead_out_of_the_image_folder(tmp_path: Path) -> None:
+    images = [image(), {"id": 2, "width": 9, "height": 9, "coco_url": "http://host/%2e%2e/1.jpg"}]
+    assert drops(read(tmp_path, coco(images))) == [("image", "2", "image_file_name_unsafe")]
 
 
 def test_iscrowd_may_be_true_or_null_and_sizes_whole_floats(tmp_path: Path) -> None:

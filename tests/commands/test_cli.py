@@ -46,6 +46,23 @@ def test_run_show_and_draw(config, tmp_path):
         assert sheet.size == (4 * 420, 2 * 438)
 
 
+def test_a_run_that_drops_most_of_its_objects_says_so_in_its_last_lines(make_dataset, tmp_path):
+    dataset = make_dataset(tmp_path / "data", images=3, objects=24)
+    dataset.coco["annotations"] = [
+        {**entry, "image_id": entry["image_id"] if entry["id"] % 100 < 11 else 5}
+        for entry in dataset.coco["annotations"]
+    ]
+    dataset.write()
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(dataset.config(annotations={"min_area": 0})))
+    for _ in range(2):
+        output, _ = spr("run", path, "--out", tmp_path / "run", "--until", "regions")
+        *_, note, blank, show = output.rstrip().splitlines()
+        expected = "Note: objects: 39 of 72 objects were dropped as object_image_unknown (image_id is missing or does"
+        assert note == f"{expected} not match any image)."
+        assert (blank, show[:15]) == ("", "To see the rows")
+
+
 def test_a_second_run_says_that_it_was_done_before(config, tmp_path):
     spr("run", config, "--out", tmp_path / "run")
     output, _ = spr("run", config, "--out", tmp_path / "run")

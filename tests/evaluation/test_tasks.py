@@ -1,5 +1,6 @@
 """Phrase grounding, referring and POPE: their files, their questions, and errors for invalid files."""
 
+import dataclasses
 import json
 import random
 import re
@@ -7,6 +8,7 @@ import re
 import pytest
 from PIL import Image
 
+from spr.annotations import read_coco
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.ferret_rules import entities
@@ -218,6 +220,15 @@ def test_lvis_questions_depend_on_the_seed_and_their_wrong_categories_are_not_in
     assert write_lvis_questions(lvis, tmp_path / "b.jsonl", min_area=200) == 1
 
 
+@pytest.mark.parametrize("ids", [(7, 7), (7, None), (None, None)])
+def test_lvis_questions_have_unique_ids_where_the_annotations_have_none(lvis, tmp_path, ids):
+    annotations = [{**entry, "id": own} for entry, own in zip(LVIS["annotations"], ids, strict=True)]
+    lvis.write_text(json.dumps({**LVIS, "annotations": annotations}))
+    write_lvis_questions(lvis, tmp_path / "q.jsonl")
+    items = Referring().load(tmp_path / "q.jsonl")
+    assert {(item.id, item.file_name) for item in items} == {("1", "val2017/1.jpg"), ("2", "val2017/2.jpg")}
+
+
 def test_files_that_are_not_lvis_json_are_refused(lvis, tmp_path):
     for content, message in (
         ("{}", "is not LVIS JSON"),
@@ -240,13 +251,73 @@ def test_questions_have_ferrets_wording_with_the_right_category_first_in_even_ro
 
     # 0.1, 0.1, 0.5, 0.5 of the image.
     place = "[100, 100, 500, 500] <region_fea>"
-    assert question_of(item, 0, FERRET, "box") == f"Is the object {place} of the image a wine_glass or a fork?"
-    assert question_of(item, 1, FERRET, "box") == f"Is the object {place} of the image a fork or a wine_glass?"
+    assert question_of(item, 0, FERRET, "box") == f"Is the object {place} of the image a wine glass or a fork?"
+    assert question_of(item, 1, FERRET, "box") == f"Is the object {place} of the image a fork or a wine glass?"
     x, y = item.point
     point = f"[{int(x * 1000 / 200)}, {int(y * 1000 / 100)}] <region_fea>"
-    assert question_of(item, 0, FERRET, "point") == f"Is the object {point} of the image a wine_glass or a fork?"
+    assert question_of(item, 0, FERRET, "point") == f"Is the object {point} of the image a wine glass or a fork?"
     with pytest.raises(ConfigError, match="--region point can't be used"):
         question_of(item, 0, get_dialect("llava"), "point")
+
+
+def test_lvis_questions_and_their_answers_use_readable_names(lvis, tmp_path):
+    names = ["bow_(weapon)", "bow_(decorative_ribbons)", "sofa [1, 2, 3, 4]", "<image>", "fork"]
+    categories = [{"id": k, "name": name, "synonyms": [name]} for k, name in enumerate(names, start=1)]
+    annotations = [{**LVIS["annotations"][1], "id": k, "category_id": k} for k in range(1, 6)]
+    images = [{**image, "neg_category_ids": [1, 2, 3, 4, 5]} for image in LVIS["images"]]
+    lvis.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    assert write_lvis_questions(lvis, tmp_path / "q.jsonl") == 3
+    items = {item.id: item for item in Referring().load(tmp_path / "q.jsonl")}
+    assert {(item.id, item.name, item.other) for item in items.values()} == {
+        ("1", "bow", "fork"),
+        ("2", "bow", "fork"),
+        ("5", "fork", "bow"),
+    }
+    odd = dataclasses.replace(items["5"], name="{second}", other="<b>")
+    _, asked = Referring().questions([items["5"], items["1"], odd], FERRET, "")
+    shown = [question.prompt.split("image ")[1] for question in asked]
+    assert shown == ["a fork or a bow?", "a fork or a bow?", "a {second} or a <b>?"]
+    assert is_right("a bow", "bow", items["1"].synonyms)
+    assert is_right("a red car", "car_(automobile)", [])
+    assert not is_right("an automobile", "car_(automobile)", [])
+    lvis.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories[:4]}))
+    with pytest.raises(InputError, match="nothing to ask about"):
+        write_lvis_questions(lvis, tmp_path / "q.jsonl")
+
+
+def test_images_of_lvis_questions_are_found_in_the_folder_of_their_url_and_without_it(tmp_path):
+    entries = [
+        {"id": 1, "coco_url": "http://images.cocodataset.org/train2017/1.jpg"},
+        {"id": 2, "file_name": "a/b/2.jpg"},
+        {"id": 3, "file_name": None, "coco_url": "http://images.cocodataset.org/val2017/3.jpg"},
+        {"id": 4},  # no name: not asked about
+    ]
+    lvis = {
+        "images": [{**entry, "width": 200, "height": 100} for entry in entries],
+        "annotations": [{"id": k, "image_id": k, "category_id": 1, "bbox": [0, 0, 9, 9]} for k in (1, 2, 3, 4)],
+        "categories": LVIS["categories"],
+    }
+    (tmp_path / "lvis.json").write_text(json.dumps(lvis))
+    assert write_lvis_questions(tmp_path / "lvis.json", tmp_path / "q.jsonl") == 3
+    items = Referring().load(tmp_path / "q.jsonl")
+    names = {item.id: item.file_name for item in items}
+    assert names == {"1": "train2017/1.jpg", "2": "a/b/2.jpg", "3": "val2017/3.jpg"}
+    read = read_coco(tmp_path / "lvis.json")
+    assert names == {str(read.image_ids[k]): name for k, name in enumerate(read.file_names)}
+    row = json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0])
+    (tmp_path / "far.jsonl").write_text(json.dumps({**row, "image_path": "/other/machine/val2017/3.jpg"}))
+    assert Referring().load(tmp_path / "far.jsonl")[0].file_name == "val2017/3.jpg"
+    for flat in (False, True):
+        folder = tmp_path / f"images{flat}"
+        for name in names.values():
+            path = folder / (name.rsplit("/", 1)[-1] if flat else name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (200, 100)).save(path)
+        result = evaluate("referring", items, describer=Says({}), images=folder)
+        assert "image" not in result.problems
+    (folder / "3.jpg").unlink()
+    result = evaluate("referring", items, describer=Says({}), images=folder)
+    assert result.problems["image"] == ["3 (val2017/3.jpg: image_missing)"]
 
 
 def test_referring_gives_the_same_score_from_a_model_and_from_its_predictions(lvis, images, tmp_path):

@@ -13,7 +13,7 @@ from spr.core.boxes import iou
 from spr.core.views import CLIP_MEAN
 from spr.grounding import GroundedText, get_dialect, parse, render
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
-from spr.models.protocols import Answer
+from spr.models.protocols import Answer, DescribeRequest
 from spr.pipeline import describe, pair, score
 from spr.pipeline.describe import training_prompt
 from spr.pipeline.pair import displaced, make_pair, make_pairs
@@ -76,6 +76,25 @@ def test_the_model_is_asked_about_the_image_and_about_the_crop_with_its_objects(
     # In the crop the cups lie at 10–30 and 30–50 of 60 px: 166.7, 500 and 833.3 thousandths, rounded down.
     assert listed.prompt == "These:\n1. cup [166, 166, 500, 500]\n2. cup [500, 500, 833, 833]"
     assert len({r.seed for r in describer.requests}) == 3
+
+
+def test_the_list_of_objects_has_readable_names(config):
+    names = ["car_(automobile)", "wine_glass", "{box}", "bow_(weapon)", "bow_(ribbon)", "Cabinet/shelf"]
+    objects = tuple(
+        RegionObject(str(k), name, (20.0, 20.0, 40.0, 40.0), inside=True) for k, name in enumerate(names, start=1)
+    )
+    query = dataclasses.replace(QUERY, objects=objects)
+    shown = Image.new("RGB", (100, 100))
+    prompts = config.prompts.model_copy(update={"object_line": "{index}/{category}/{box}"})
+    dialect, samples = get_dialect("ferret"), config.describer.samples
+    asked = describe.requests_for(query, shown, dialect, samples, 1.5, prompts, 0)[-1].request.prompt
+    box = "[166, 166, 500, 500]"
+    listed = ["1/car/", "2/wine glass/", "3/{box}/", "4/bow (weapon)/", "5/bow (ribbon)/", "6/Cabinet/shelf/"]
+    assert asked.splitlines()[1:] == [line + box for line in listed]
+    texts = FakeDescriber(drop=0, invent=0).describe([DescribeRequest(shown, "", 1, query)])[0].text
+    assert "a car [" in texts
+    assert "a wine glass [" in texts
+    assert "_" not in texts
 
 
 @pytest.mark.parametrize(

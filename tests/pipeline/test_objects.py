@@ -20,13 +20,13 @@ from spr.records.schemas import from_table
 class Scene:
     """One image of 100×100 px with the given xywh boxes; ``crowd`` marks the last one as a crowd."""
 
-    def __init__(self, folder, boxes, crowd=False):
+    def __init__(self, folder, boxes, crowd=False, category="cup"):
         folder.mkdir()
         Image.new("RGB", (100, 100)).save(folder / "1.png")
         marks = [0] * (len(boxes) - 1) + [int(crowd)]
         coco = {
             "images": [{"id": 1, "file_name": "1.png", "width": 100, "height": 100}],
-            "categories": [{"id": 1, "name": "cup"}],
+            "categories": [{"id": 1, "name": category}],
             "annotations": [
                 {"id": 10 + k, "image_id": 1, "category_id": 1, "bbox": list(box), "iscrowd": mark}
                 for k, (box, mark) in enumerate(zip(boxes, marks, strict=True))
@@ -121,21 +121,21 @@ def test_an_image_without_its_file_is_dropped_unless_files_are_not_checked(tmp_p
 
 def test_a_configured_detector_is_asked_about_the_crop_of_the_crowd(tmp_path):
     boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40.5, 40, 59, 60)]
-    scene = Scene(tmp_path / "s", boxes, crowd=True)
+    scene = Scene(tmp_path / "s", boxes, crowd=True, category="cup_(drinking_vessel)")
     asked = []
 
     class Finds:
         name = "finds"
 
         def detect(self, requests):
-            asked.extend((request.image.size, request.text) for request in requests)
+            asked.extend((request.image.size, request.text, request.phrases) for request in requests)
             # The crop begins at x = 40: 5–25 of it is 45–65 of the image.
             return [[Detection("cup", (5, 5, 25, 25), 0.75)] for _ in requests]
 
     settings = scene.settings(crowds="detect")
     find = partial(detect_in_crowds, detector=Finds(), images=settings.image_source)
     _, drops, (image,) = scene.objects(find)
-    assert asked == [((60, 60), "cup")]
+    assert asked == [((60, 60), "cup", ("cup",))]
     assert image.objects[-1].box == (45.0, 45.0, 65.0, 65.0)
     assert drops == []
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from run_folders import files, rows
+from run_folders import FAKES, files, rows
 from spr.config import make_config
 from spr.core.errors import InputError, RunError
 from spr.pipeline.runner import run
@@ -35,6 +35,69 @@ def test_a_run_makes_objects_and_regions_with_counts_that_add_up(dataset, tmp_pa
     assert regions.rows == len(rows(tmp_path / "run", "regions")) > 20
     dropped = read_table(tmp_path / "run" / "dropped.parquet")
     assert len(dropped) == sum(objects.dropped.values()) + sum(regions.dropped.values())
+
+
+@pytest.mark.parametrize("ids", ["per image", "absent"])
+def test_objects_without_ids_of_their_own_are_kept_and_counted(make_dataset, tmp_path, ids):
+    dataset = make_dataset(tmp_path / "data", images=24)
+    (before,) = run(make_config(dataset.config()), tmp_path / "own", until="objects")
+    for entry in dataset.coco["annotations"]:
+        entry["id"] %= 100
+        if ids == "absent":
+            del entry["id"]
+    dataset.write()
+    (summary,) = run(make_config(dataset.config()), tmp_path / "run", until="objects")
+    assert (summary.rows, summary.dropped, summary.advice) == (before.rows, before.dropped, None)
+    assert summary.counts["ids missing or not unique: annotations are numbered"] == 288
+    assert "ids missing or not unique: annotations are numbered" not in before.counts
+    kept = [sorted(item["box"] for item in row["objects"]) for row in rows(tmp_path / "run", "objects")]
+    assert kept == [sorted(item["box"] for item in row["objects"]) for row in rows(tmp_path / "own", "objects")]
+    numbers = [item["id"] for row in rows(tmp_path / "run", "objects") for item in row["objects"]]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("name", ["sofa [1, 2, 3, 4]", "<image>", "a\x00b"])
+def test_a_category_whose_name_is_not_words_does_not_stop_a_run(make_dataset, tmp_path, name):
+    dataset = make_dataset(tmp_path / "data", images=4, objects=24)
+    dataset.coco["categories"][1]["name"] = name
+    dataset.write()
+    summaries = run(make_config(dataset.config(**FAKES)), tmp_path / "run")
+    assert summaries[-1].name == "pairs"
+    assert summaries[0].dropped["category: category_name_not_words"] == 1
+    assert summaries[0].dropped["object: object_category_dropped"] == 48
+    assert "sofa" not in str(rows(tmp_path / "run", "candidates"))
+
+
+def test_what_more_than_half_of_the_items_were_dropped_for_is_said(make_dataset, tmp_path):
+    dataset = make_dataset(tmp_path / "data", images=4, objects=20)
+    for entry in dataset.coco["annotations"]:
+        entry["bbox"][2:] = [30, 30] if entry["id"] % 20 < 10 else [2, 2]
+        entry["category_id"] = 9 if entry["id"] % 20 == 0 else 1
+    dataset.write()
+    settings = {"annotations": {"min_objects": 1}}
+    (summary,) = run(make_config(dataset.config(**settings)), tmp_path / "half", until="objects")
+    assert (summary.dropped["object: area_under_minimum"], summary.advice) == (40, None)  # of 80
+    for entry in dataset.coco["annotations"][10:12]:
+        entry["bbox"][2:] = [2, 2]
+    for entry in dataset.coco["annotations"][8:10]:
+        entry["bbox"][2:] = [2, 2]
+    dataset.write()
+    for k in range(3):
+        (dataset.images / f"{1000 + 7 * k}.png").unlink()
+    (summary,) = run(make_config(dataset.config(**settings)), tmp_path / "more", until="objects")
+    assert summary.advice == (
+        "3 of 4 images were dropped as image_missing (there is no such file in the image folder): check "
+        "annotations.images; 42 of 80 objects were dropped as area_under_minimum (the area of the box is under "
+        "`annotations.min_area`): lower annotations.min_area to keep them"
+    )
+    for entry in dataset.coco["images"][:3]:
+        entry["width"] = 0
+    dataset.write()
+    settings = {"annotations": {"min_objects": 1, "check_images": False}}
+    (summary,) = run(make_config(dataset.config(**settings)), tmp_path / "sizes", until="objects")
+    images, objects = summary.advice.split("; ")
+    assert images.startswith("3 of 4 images were dropped as image_size_invalid (width or height is missing")
+    assert objects.startswith("60 of 80 objects were dropped as object_image_dropped")
 
 
 def test_rows_do_not_depend_on_file_order_sharding_or_workers(dataset, tmp_path):

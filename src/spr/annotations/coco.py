@@ -35,7 +35,7 @@ from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
 from spr.core.errors import InputError
 
 _LISTS = ("images", "annotations", "categories")
-_WITHOUT_BOX = (CODE["entry_not_an_object"], CODE["object_without_id"], CODE["box_missing"])
+_WITHOUT_BOX = (CODE["entry_not_an_object"], CODE["box_missing"])
 _OTHER_KINDS = {"caption": "captions", "segments_info": "panoptic segmentation"}
 
 _Error = Callable[..., InputError]
@@ -77,6 +77,8 @@ class Annotations:
         boxes_xyxy: (N, 4) float32, pixels of the image, clipped to it, with a positive area.
         crowd: (N,) bool, ``iscrowd``: the box contains several objects; see `spr.annotations.replace_crowds`.
         clipped: Number of objects whose box was clipped, because a part of it lay outside the image.
+        numbered: Number of objects whose id is missing or not unique. If there is one, the ids of all annotations, also
+            of dropped ones, are numbers from 1, in the order of image, id, category and box.
         dropped: The dropped entries.
     """
 
@@ -90,6 +92,7 @@ class Annotations:
     boxes_xyxy: npt.NDArray[np.float32]
     crowd: npt.NDArray[np.bool_]
     clipped: int
+    numbered: int
     dropped: Dropped
 
     def rows(self, image: int) -> slice:
@@ -105,7 +108,8 @@ def read_coco(
     The lists `images`, `annotations` and `categories` may come in any order. Ids are integers or strings; ``12`` and
     ``"12"`` are the same id. A box ``[x, y, width, height]`` becomes ``(x1, y1, x2, y2)``, clipped to its image. The
     file name of an image without `file_name` (LVIS) is the last two parts of its `coco_url`. Malformed entries are
-    dropped with one of `spr.core.reasons.ANNOTATION_REASONS`. The result does not depend on the order of the entries.
+    dropped with one of `spr.core.reasons.ANNOTATION_REASONS`. Ids of annotations that are missing or not unique are
+    replaced, see `Annotations.numbered`. The result does not depend on the order of the entries.
 
     Args:
         path: The JSON file, in UTF-8.
@@ -188,14 +192,11 @@ def _assemble(
         raise error(f"has {len(images.keys)} images, none of which can be used", got=", ".join(reasons))
     image = look_up(images.keys[kept_images], objects.image_keys)
     category = look_up(np.array(sorted(names), dtype=np.int64), objects.category_keys)
-    _mark(objects.reasons, image < 0, CODE["object_image_unknown"])
-    unknown = np.flatnonzero(objects.reasons == CODE["object_image_unknown"])
-    listed = np.isin(objects.image_keys[unknown], images.keys[images.keys != NO_KEY])
-    objects.reasons[unknown[listed]] = CODE["object_image_dropped"]
-    _mark(objects.reasons, category < 0, CODE["object_category_unknown"])
+    _mark_unmatched(objects.reasons, image < 0, objects.image_keys, images.keys, "object_image")
+    _mark_unmatched(objects.reasons, category < 0, objects.category_keys, category_keys, "object_category")
     sizes_wh = images.sizes_wh[kept_images]
     clipped = _clip(objects, image, sizes_wh)
-    order = _order(objects, image, category)
+    order, numbered = _order(objects, image, category)
     return Annotations(
         image_ids=ids.column(images.keys[kept_images]),
         file_names=[images.names[index] for index in kept_images.tolist()],
@@ -207,6 +208,7 @@ def _assemble(
         boxes_xyxy=objects.boxes_xyxy.take(order, axis=0),
         crowd=objects.crowd[order],
         clipped=int(np.count_nonzero(clipped[order])),
+        numbered=numbered,
         dropped=_dropped(
             [
                 ("category", category_keys, category_reasons),
@@ -220,6 +222,13 @@ def _assemble(
 
 def _mark(reasons: _Reasons, where: npt.NDArray[np.bool_] | np.bool_, reason: int) -> None:
     reasons[where & (reasons == OK)] = reason
+
+
+def _mark_unmatched(reasons: _Reasons, unmatched: npt.NDArray[np.bool_], keys: Keys, listed: Keys, prefix: str) -> None:
+    """Mark objects without image or category, as ``…_dropped`` if the file lists it and as ``…_unknown`` if not."""
+    rows = np.flatnonzero(unmatched & (reasons == OK))
+    known = np.isin(keys[rows], listed[listed != NO_KEY])
+    reasons[rows] = np.where(known, CODE[f"{prefix}_dropped"], CODE[f"{prefix}_unknown"])
 
 
 def _choose_images(images: ImageColumns) -> _Rows:
@@ -257,27 +266,49 @@ def _clip(
     return clipped
 
 
-def _order(objects: AnnotationColumns, image: npt.NDArray[np.int32], category: npt.NDArray[np.int32]) -> _Rows:
-    """Indices of the objects that are kept, sorted by image and id.
+def _order(
+    objects: AnnotationColumns, image: npt.NDArray[np.int32], category: npt.NDArray[np.int32]
+) -> tuple[_Rows, int]:
+    """Indices of the objects that are kept, sorted by image and id, and `Annotations.numbered`.
 
-    Of several objects with the same id, marks all but the smallest by image, category, box and iscrowd.
+    Marks entries that are listed again.
     """
-    order = np.flatnonzero(objects.reasons == OK)
+    order, numbered = np.flatnonzero(objects.reasons == OK), 0
     keys = objects.keys[order]
-    if not np.all(keys[1:] > keys[:-1]):
+    if not np.all(keys[1:] > keys[:-1]) or NO_KEY in keys[-1:]:
         order = order[np.argsort(keys)]
         keys = objects.keys[order]
-        equal = np.flatnonzero(keys[1:] == keys[:-1])
+        equal = np.flatnonzero((keys[1:] == keys[:-1]) & (keys[1:] != NO_KEY))
         places = np.union1d(equal, equal + 1)
         rows = order[places]
         by = (objects.crowd[rows], *objects.boxes_xyxy[rows].T[::-1], category[rows], image[rows], objects.keys[rows])
         order[places] = rows[np.lexsort(by)]
-        objects.reasons[order[equal + 1]] = CODE["object_id_repeated"]
-        order = np.delete(order, equal + 1)
+        first, second = order[equal], order[equal + 1]
+        same = (image[first] == image[second]) & (category[first] == category[second])
+        same &= objects.crowd[first] == objects.crowd[second]
+        same &= (objects.boxes_xyxy[first] == objects.boxes_xyxy[second]).all(axis=1)
+        objects.reasons[second[same]] = CODE["object_id_repeated"]
+        order = np.delete(order, equal[same] + 1)
+        numbered = _number(objects, objects.keys[order])
+        order = order[np.argsort(objects.keys[order])]
     # Image and rank combined in one integer: sorting integers is faster than argsort.
     image_and_rank = image[order].astype(np.int64) * len(order) + np.arange(len(order))
     image_and_rank.sort()
-    return np.asarray(order[image_and_rank % max(len(order), 1)])
+    return order[image_and_rank % max(len(order), 1)], numbered
+
+
+def _number(objects: AnnotationColumns, sorted_keys: Keys) -> int:
+    """Number all entries if kept ones, whose keys are given, lack an id or share it; returns how many those are."""
+    not_unique = sorted_keys == NO_KEY
+    equal = sorted_keys[1:] == sorted_keys[:-1]
+    not_unique[1:] |= equal
+    not_unique[:-1] |= equal
+    if not_unique.any():
+        by = (objects.reasons, objects.crowd, *objects.boxes_xyxy.T[::-1], objects.category_keys, objects.keys)
+        places = np.lexsort((*by, objects.image_keys))
+        objects.keys = np.empty(len(places), dtype=np.int64)
+        objects.keys[places] = np.arange(1, len(places) + 1)
+    return int(np.count_nonzero(not_unique))
 
 
 def _dropped(tables: Sequence[tuple[str, Keys, _Reasons]], ids: IdTable) -> Dropped:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from spr.annotations.ids import NO_KEY, TEXT_BASE, IdTable, Keys, is_unicode
 from spr.core.images import unsafe_path
 from spr.core.reasons import ANNOTATION_REASONS
+from spr.grounding.names import is_readable
 
 REASONS = ("", *ANNOTATION_REASONS)
 """Drop reasons by code, uint8; code 0, `OK`, keeps the entry. Of several reasons, the first is used."""
@@ -106,7 +108,7 @@ def fast_images(block: memoryview) -> ImageColumns | None:
         width, height = _array("q", [item.width for item in items]), _array("q", [item.height for item in items])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, struct.error):
         return None
-    names = [item.file_name or _name_of_url(item.coco_url) for item in items]
+    names = [item.file_name or name_of_url(item.coco_url) for item in items]
     lines = "\n" + "\n".join(names)
     if not all(names) or any(sign in lines for sign in _SUSPECT):
         return None
@@ -163,7 +165,7 @@ def lenient_category(item: Any, ids: IdTable) -> tuple[int, str, int]:
         return key, "", CODE["category_without_id"]
     if not isinstance(name, str) or not name.strip() or not is_unicode(name):
         return key, "", CODE["category_without_name"]
-    return key, name, OK
+    return key, name, OK if is_readable(name) else CODE["category_name_not_words"]
 
 
 def _array(code: str, numbers: Sequence[float]) -> npt.NDArray[Any]:
@@ -180,9 +182,17 @@ def _corners(boxes_xywh: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return boxes_xyxy
 
 
-def _name_of_url(url: str | None) -> str:
-    """The file name in LVIS, which only gives URLs: folder and file are the last two parts."""
-    return "/".join(url.split("/")[-2:]) if url else ""
+def name_of_url(url: str | None) -> str:
+    """The file name in LVIS, which only gives URLs: folder and file, the last two parts; empty if there is none.
+
+    >>> name_of_url("http://images.cocodataset.org/train2017/000000391895.jpg"), name_of_url("http://host/1%202.jpg?v=1")
+    ('train2017/000000391895.jpg', '1 2.jpg')
+    """
+    try:
+        path = urlsplit(url or "").path
+    except ValueError:
+        return ""
+    return unquote("/".join(part for part in path.split("/")[-2:] if part))
 
 
 def _image(item: Any, ids: IdTable) -> tuple[str, int, int, tuple[int, int]]:
@@ -190,7 +200,7 @@ def _image(item: Any, ids: IdTable) -> tuple[str, int, int, tuple[int, int]]:
         return "", NO_KEY, CODE["entry_not_an_object"], (0, 0)
     key, name, url = ids.key(item.get("id")), item.get("file_name"), item.get("coco_url")
     if not isinstance(name, str) or not name:
-        name = _name_of_url(url) if isinstance(url, str) else ""
+        name = name_of_url(url) if isinstance(url, str) else ""
     width, height = _side(item.get("width")), _side(item.get("height"))
     reason = OK
     if key == NO_KEY:
@@ -224,8 +234,6 @@ def _object(item: Any, ids: IdTable) -> tuple[int, int, int, int, bool, tuple[fl
     crowd = item.get("iscrowd")
     if crowd is not None and not isinstance(crowd, bool | int | float):
         reason = CODE["object_crowd_invalid"]
-    if key == NO_KEY:
-        reason = CODE["object_without_id"]
     return key, image_key, category_key, reason, bool(crowd), box
 
 

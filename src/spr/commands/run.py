@@ -41,6 +41,9 @@ def run(
 
         for line in pair_summary(out, token_counter(loaded.describer)):
             typer.echo(line)
+    for summary in summaries:
+        if summary.advice is not None:
+            typer.echo(f"\nNote: {summary.name}: {summary.advice}.")
     typer.echo(f"\nTo see the rows:  spr show {out / summaries[-1].name}")
 
 

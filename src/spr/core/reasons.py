@@ -29,7 +29,8 @@ ANNOTATION_REASONS: dict[str, str] = {
     "image_id_repeated": "the image is listed again with the same file name and size; one entry is kept",
     "category_without_id": "the category has no id, or one that is neither an integer nor a string",
     "category_without_name": "the category has no name",
-    "object_without_id": "the annotation has no id, or one that is neither an integer nor a string",
+    "category_name_not_words": "the category's name contains a special token such as `<image>`, control characters, "
+    "braces or numbers in brackets, which are not read as words; or no letter or digit; or more than 200 characters",
     "object_crowd_invalid": "iscrowd is neither a number nor a boolean",
     "box_missing": "the annotation has no bbox",
     "box_not_four_numbers": "bbox is not a list of four numbers; numbers in quotes are strings",
@@ -39,9 +40,10 @@ ANNOTATION_REASONS: dict[str, str] = {
     "object_image_unknown": "image_id is missing or does not match any image",
     "object_image_dropped": "the image with this image_id was dropped",
     "object_category_unknown": "category_id is missing or does not match any category",
+    "object_category_dropped": "the category with this category_id was dropped",
     "box_outside_image": "the box lies entirely outside the image",
     "box_without_area": "nothing is left of the box after clipping to the image and rounding to float32",
-    "object_id_repeated": "several annotations have this id; the smallest by image, category, box and iscrowd is kept",
+    "object_id_repeated": "the annotation is listed again with the same id, image, category, box and iscrowd",
 }
 """Why `spr.annotations.read_coco` drops an entry. If several reasons apply, the first in this order is used."""
 
@@ -121,8 +123,14 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
 
 FIXES: dict[str, str] = {
     "truncated_answer": "raise describer.max_new_tokens, or shorten the answers with another prompt",
+    "image_missing": "check annotations.images",
+    "area_under_minimum": "lower annotations.min_area to keep them",
+    "crowd_without_detector": "set detector.backend to replace crowds",
 }
 """What to change if a stage drops more than half of its items for one of these reasons."""
+
+NOTEWORTHY = frozenset({*FIXES, *IMAGE_REASONS, *ANNOTATION_REASONS})
+"""Reasons that a run points out if a stage drops more than half of its items for one of them; for objects, all do."""
 
 
 def explain(stage: str, reason: str) -> str:

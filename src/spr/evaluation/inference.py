@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from PIL import Image
@@ -48,7 +48,8 @@ LoadImage: TypeAlias = Callable[[Question], Image.Image]
 def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadImage:
     """The function that loads a question's image from a folder or an `ImageSource`; a function is returned unchanged.
 
-    EXIF orientation is applied where the annotated size asks for it; without an annotated size, images are used as
+    An image that is not in the folder of its name, such as ``val2017/1.jpg``, may be in the image folder itself. EXIF
+    orientation is applied where the annotated size asks for it; without an annotated size, images are used as
     they are stored.
     """
     if callable(images):
@@ -59,7 +60,17 @@ def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadIma
     source = images if isinstance(images, ImageSource) else ImageSource(Path(images))
     if not source.folder.is_dir():
         raise ConfigError("--images is not a folder", got=source.folder, fix="check the path")
-    return partial(_load, source)
+    return partial(_load_by_name, source)
+
+
+def _load_by_name(source: ImageSource, question: Question) -> Image.Image:
+    name = PurePosixPath(question.file_name).name
+    try:
+        return _load(source, question)
+    except ImageProblem as problem:
+        if problem.reason != "image_missing" or not (source.folder / name).is_file():
+            raise
+    return _load(source, replace(question, file_name=name))
 
 
 def check_images(load: LoadImage, items: Sequence[Item]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spr.core import boxes as bx
+from spr.grounding.names import category_name
 from spr.records import Box, ImageObject, Match
 
 THRESHOLD = 0.5
@@ -118,15 +119,16 @@ def count_named(categories: Sequence[str], phrases: Sequence[str]) -> int:
 def names_category(phrase: str, category: str) -> bool:
     """Whether a phrase contains the words of a category, in order and next to each other.
 
-    Case and a plural s are ignored. Underscores in a category are spaces; a slash separates alternative names.
+    Case, a plural s and LVIS's qualifiers are ignored; a slash separates alternative names (see
+    `spr.grounding.names.category_name`).
 
-    >>> names_category("two Wine glasses", "wine glass"), names_category("a hotdog", "dog")
+    >>> names_category("two Wine glasses", "wine_glass"), names_category("a hotdog", "dog")
     (True, False)
-    >>> names_category("a dining table", "Dining Table/Desk")
-    True
+    >>> names_category("a dining table", "Dining Table/Desk"), names_category("a red car", "car_(automobile)")
+    (True, True)
     """
     words = _singular_words(phrase)
-    for name in category.replace("_", " ").split("/"):
+    for name in category_name(category).alternatives:
         wanted = _singular_words(name)
         width = len(wanted)
         if wanted and any(words[k : k + width] == wanted for k in range(len(words) - width + 1)):

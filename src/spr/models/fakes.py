@@ -18,6 +18,7 @@ from spr.core import boxes as bx
 from spr.core.randomness import stable_hash
 from spr.core.views import shift
 from spr.grounding import GroundedText, get_dialect, render
+from spr.grounding.names import readable_names
 from spr.models.protocols import Answer, DescribeRequest, DetectRequest, Vectors, View
 from spr.records import Box, Detection, ImageObject, Span
 
@@ -52,10 +53,11 @@ class FakeDescriber:
             return self._guess(request)
         rng = np.random.default_rng(stable_hash(request.seed, "fake", request.query.query_id))
         objects = []
-        for item in request.query.inside:
+        names = readable_names([item.category for item in request.query.inside])
+        for item, name in zip(request.query.inside, names, strict=True):
             if rng.random() >= self.drop:
-                article = "an" if item.category[:1].lower() in "aeiou" else "a"
-                objects.append((f"{article} {item.category}", self._moved(item, rng)))
+                article = "an" if name[:1].lower() in "aeiou" else "a"
+                objects.append((f"{article} {name}", self._moved(item, rng)))
         if not objects or rng.random() < self.invent:
             x1, y1, x2, y2 = request.query.region
             corner = rng.uniform((x1, y1), (x2, y2))

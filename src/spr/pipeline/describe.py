@@ -24,6 +24,7 @@ from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, shift
 from spr.grounding import Dialect, final_answer, map_to_image, parse, render, render_box
 from spr.grounding.markup import SPECIAL
+from spr.grounding.names import readable_names
 from spr.grounding.text import without_surrogates
 from spr.models.protocols import Answer, Describer, DescribeRequest, check_answer
 from spr.models.registry import load_describer
@@ -37,6 +38,8 @@ from spr.runs.store import StageOutput
 NAME = "candidates"
 
 _CONTROL_AT_END = re.compile(rf"^\s*+{SPECIAL.pattern}|{SPECIAL.pattern}\s*+$")
+
+_PLACEHOLDER = re.compile(r"\{(?:index|category|box)\}")
 
 
 class CandidateRequest(NamedTuple):
@@ -163,11 +166,18 @@ def _prompt_with_objects(
     objects: Sequence[RegionObject], window: Box, size_wh: Size, dialect: Dialect, prompts: PromptsConfig
 ) -> str:
     lines = []
-    for index, item in enumerate(objects, start=1):
+    names = readable_names([item.category for item in objects])
+    for index, (item, name) in enumerate(zip(objects, names, strict=True), start=1):
         x1, y1, x2, y2 = clip(shift(item.box, window), size_wh).tolist()
-        line = prompts.object_line.replace("{index}", str(index)).replace("{category}", item.category)
-        lines.append(line.replace("{box}", render_box((x1, y1, x2, y2), dialect, size_wh)))
+        box = render_box((x1, y1, x2, y2), dialect, size_wh)
+        parts = {"{index}": str(index), "{category}": name, "{box}": box}
+        lines.append(_fill(prompts.object_line, parts))
     return prompts.crop_objects.replace("{objects}", prompts.object_join.join(lines))
+
+
+def _fill(template: str, parts: Mapping[str, str]) -> str:
+    """Replace all placeholders at once: a part may contain the text of another placeholder."""
+    return _PLACEHOLDER.sub(lambda match: parts[match[0]], template)
 
 
 def _pixels(requests: Sequence[CandidateRequest]) -> int:
@@ -272,7 +282,7 @@ def process(
 
 STAGE = Stage(
     NAME,
-    version=2,
+    version=3,
     unit="candidates",
     kind="candidate",
     schema=CANDIDATES,

@@ -25,6 +25,7 @@ from spr.core.progress import MEGABYTE, Progress
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, unshift
+from spr.grounding.names import category_name
 from spr.models.protocols import Detector, DetectRequest
 from spr.models.registry import load_detector
 from spr.pipeline.stage import Drops, Plan, Stage
@@ -125,7 +126,13 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             "objects with a valid entry": len(parsed.object_ids),
             "of these, crowds": int(parsed.crowd.sum()),
             "of these, boxes clipped to their image": parsed.clipped,
+            **({"ids missing or not unique: annotations are numbered": parsed.numbered} if parsed.numbered else {}),
             "images that may qualify": len(order),
+        },
+        totals={
+            "category": len(parsed.categories) + read.kinds.count("category"),
+            "image": count + read.kinds.count("image"),
+            "object": len(parsed.object_ids) + read.kinds.count("object"),
         },
     )
 
@@ -221,8 +228,8 @@ def detect_in_crowds(
     """Detect the objects in crowds: for each crowd its category, in the crop of its box (supplement, Sec. 1).
 
     The crop is the crowd's box with its edges moved outwards to whole pixels, so detections may leave the box by a
-    pixel. Only the detector's own thresholds apply here. Underscores in category names ("baseball_bat") are replaced
-    with spaces. An image that can't be read gives no detections.
+    pixel. Only the detector's own thresholds apply here. The detector gets the readable name without its qualifier:
+    "car" for ``car_(automobile)``. An image that can't be read gives no detections.
     """
     answers: list[list[Detection]] = []
     # Queries come image by image: each image is decoded once, and one is in memory at a time.
@@ -234,7 +241,7 @@ def detect_in_crowds(
             answers += [[] for _ in crowds]
             continue
         windows = [crop_window(crowd.box, image.size, 1.0) for crowd in crowds]
-        names = [crowd.category.replace("_", " ") for crowd in crowds]
+        names = [category_name(crowd.category).words for crowd in crowds]
         requests = [
             DetectRequest(cut(image, window), name, (name,)) for name, window in zip(names, windows, strict=True)
         ]
@@ -262,7 +269,7 @@ def _models(config: Config) -> tuple[str, ...]:
 
 STAGE = Stage(
     NAME,
-    version=1,
+    version=2,
     unit="images",
     kind="image",
     schema=OBJECTS,

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from spr.config import Config
 from spr.core.atomic import sha256
 from spr.core.errors import InputError, RunError
 from spr.core.progress import MEGABYTE, Progress
-from spr.core.reasons import FIXES, explain
+from spr.core.reasons import FIXES, NOTEWORTHY, explain
 from spr.models.registry import release
 from spr.pipeline.engines.local import run_shards
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
@@ -46,17 +46,25 @@ class StageSummary:
     counts: dict[str, int]  # what a first stage has read
     seconds: float
     done_before: bool
+    totals: dict[str, int] = field(default_factory=dict)  # how many items of a kind there were before the drops
 
     @property
     def advice(self) -> str | None:
-        """What to change, if more than half of the items were dropped for one reason of `spr.core.reasons.FIXES`."""
+        """What to change, if more than half of the items were dropped for one reason.
+
+        For objects that is any reason, otherwise one of `spr.core.reasons.NOTEWORTHY`.
+        """
+        notes = []
         for name, count in self.dropped.items():
             kind, _, reason = name.partition(": ")
             same_kind = sum(number for other, number in self.dropped.items() if other.startswith(f"{kind}: "))
-            if reason in FIXES and 2 * count > self.rows + same_kind:
-                share = f"{count:,} of {self.rows + same_kind:,} {self.unit}"
-                return f"{share} were dropped as {reason} ({explain(self.name, reason)}): {FIXES[reason]}"
-        return None
+            total = self.totals.get(kind, self.rows + same_kind)
+            is_object = kind == "object" and not reason.startswith("detection_")
+            if 2 * count > total and (is_object or reason in NOTEWORTHY):
+                units = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+                note = f"{count:,} of {total:,} {units} were dropped as {reason} ({explain(self.name, reason)})"
+                notes.append(f"{note}: {FIXES[reason]}" if reason in FIXES else note)
+        return "; ".join(notes) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +115,16 @@ def run(
             report(summary)
             merge_dropped(out, [known.name for known in ordered_stages()])
             if not summary.rows:
+                look = (
+                    f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in "
+                    f"{out / 'config.yaml'}"
+                )
                 reasons = ", ".join(f"{reason} {count:,}" for reason, count in reasons_sorted(summary.dropped)[:6])
                 raise InputError(
                     f"Stage `{stage.name}` has no {stage.unit}",
                     got=f"dropped: {reasons}" if reasons else "an input without rows",
                     expected=f"at least one of the {stage.unit}",
-                    fix=summary.advice
-                    or f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in "
-                    f"{out / 'config.yaml'}",
+                    fix=f"{look}. {summary.advice}" if summary.advice else look,
                 )
         return summaries
 
@@ -234,6 +244,7 @@ def _run_plan(stage: Stage, config: Config, store: StageStore, manifest: Manifes
     dropped = pa.concat_tables([plan.dropped, not_sampled])
     manifest.source = {
         "counts": plan.counts,
+        "totals": plan.totals,
         "dropped": count_reasons(dropped),
         "dropped_sha256": write_table(store.source_drops, dropped),
     }
@@ -253,5 +264,5 @@ def _source_drops_valid(store: StageStore, manifest: Manifest) -> bool:
 
 
 def _summary(stage: Stage, manifest: Manifest, seconds: float, *, done_before: bool = False) -> StageSummary:
-    counts = manifest.source.get("counts", {})
-    return StageSummary(stage.name, stage.unit, manifest.rows, manifest.dropped, counts, seconds, done_before)
+    counts, totals = manifest.source.get("counts", {}), manifest.source.get("totals", {})
+    return StageSummary(stage.name, stage.unit, manifest.rows, manifest.dropped, counts, seconds, done_before, totals)

@@ -44,6 +44,7 @@ class Plan:
         limit: The stage is complete after this many output rows; None processes all input rows.
         dropped: What was dropped while reading (schema `spr.records.schemas.DROPPED`).
         counts: What was read, for the manifest and the summary.
+        totals: How many items of each kind there were before any was dropped, such as ``{"object": 288}``.
     """
 
     ids: pa.Array
@@ -51,6 +52,7 @@ class Plan:
     limit: int | None
     dropped: pa.Table
     counts: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from spr.annotations.columns import name_of_url
 from spr.core.atomic import write_atomically
 from spr.core.errors import ConfigError, InputError
 from spr.core.randomness import stable_hash
@@ -26,6 +27,7 @@ from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task
 from spr.grounding import Dialect, render_box
+from spr.grounding.names import category_name, is_readable
 from spr.records import Box, Size
 
 QUESTION = "Is the object {location} of the image a {first} or a {second}?"
@@ -92,13 +94,17 @@ class Referring(Task[list[ReferringItem]]):
     region: Annotated[Literal["box", "point"], Option(_REGION_HELP, asks=True)] = "box"
 
     def load(self, path: Path) -> list[ReferringItem]:
-        """Read a question file in Ferret's form, as ``spr lvis-questions`` writes it."""
+        """Read a question file in Ferret's form, as ``spr lvis-questions`` writes it.
+
+        Of an absolute path, folder and file are kept. The image folder may be the one above, or that folder itself.
+        """
         rows = read_lines(path, _Line, _EXPECTED)
         items = []
         for name, row in zip(unique_ids(path, "id", [row.id for row in rows]), rows, strict=True):
             (x1, y1, x2, y2), (width, height) = row.bbox_norm, (row.width, row.height)
             box = x1 * width, y1 * height, x2 * width, y2 * height
-            file_name = row.image_path.rsplit("/", 1)[-1]
+            # An absolute path comes from another machine.
+            file_name = "/".join(row.image_path.split("/")[-2:]) if row.image_path[:1] == "/" else row.image_path
             names = row.name, row.synonyms, row.neg_class, row.frequency
             items.append(ReferringItem(name, file_name, (width, height), box, row.sample_point, *names))
         return items
@@ -116,8 +122,7 @@ class Referring(Task[list[ReferringItem]]):
         questions = []
         for number, item in enumerate(items):
             first, second = (item.name, item.other) if number % 2 == 0 else (item.other, item.name)
-            prompt = QUESTION.replace("{location}", self._location(item, dialect))
-            prompt = prompt.replace("{first}", first).replace("{second}", second)
+            prompt = QUESTION.format(location=self._location(item, dialect), first=first, second=second)
             questions.append(Question(item.id, item.file_name, item.size_wh, prompt))
         return QUESTION, questions
 
@@ -149,7 +154,8 @@ def is_right(text: str, name: str, synonyms: Sequence[str]) -> bool:
     """Whether an answer says a category or one of its synonyms without denying it: Ferret's rule.
 
     The text from " not" or " no" (also at the start of a word, as in " nothing") to the next comma or full stop is
-    removed first. Underscores are spaces; a synonym with brackets, ``ball_(round)``, counts as two. Case matters.
+    removed first. Underscores are spaces; a synonym with brackets, ``ball_(round)``, counts as two, and a name with
+    brackets may be said without them. Case matters.
 
     >>> is_right("It is not a cat, it is a wine glass.", "wine_glass", [])
     True
@@ -159,7 +165,7 @@ def is_right(text: str, name: str, synonyms: Sequence[str]) -> bool:
     for pattern in _DENIED:
         end = max(text.rfind(","), text.rfind(".")) + 1  # nothing after this can end a denial
         text = pattern.sub("", text[:end]) + text[end:]
-    names = [name]
+    names = [name, category_name(name).words]
     for synonym in synonyms:
         names += synonym.replace(")", "").split("(") if "(" in synonym else [synonym]
     names = [known.replace("_", " ").strip() for known in names]
@@ -170,17 +176,17 @@ class _LvisImage(msgspec.Struct):
     id: int
     width: int
     height: int
-    file_name: str = ""
-    coco_url: str = ""
+    file_name: str | None = None
+    coco_url: str | None = None
     neg_category_ids: list[int] = []
     not_exhaustive_category_ids: list[int] = []
 
 
 class _LvisObject(msgspec.Struct):
-    id: int
     image_id: int
     category_id: int
     bbox: list[float]
+    id: int | None = None
     segmentation: Any = None
 
 
@@ -201,17 +207,24 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
     """Write ``n`` questions about objects of LVIS v1 JSON as JSON lines; returns how many were written.
 
     There are fewer if fewer objects are usable; objects whose box has less than ``min_area`` px² are not. Objects are
-    chosen by a hash of the seed and their id, so the order of the file does not matter. The wrong category is one that
-    LVIS's annotators looked for in the image and did not find (``neg_category_ids``); if there is none, one that is not
-    annotated in the image. The point is a random pixel inside the object's outline, or the centre of its box. These
-    rules are our choice: the code that made Ferret's file, which has 2,667 questions, is not published.
+    chosen by a hash of the seed and their id, so the order of the file does not matter; where ids are missing or not
+    unique, the id is the position in the file. The wrong category is one that LVIS's annotators looked for in the image
+    and did not find (``neg_category_ids``); if there is none, one that is not annotated in the image. Names are
+    readable (``car`` for ``car_(automobile)``), the two of a question differ, and categories whose name is not words
+    are left out. The point is a random pixel inside the object's outline, or the centre of its box. These rules are our
+    choice: the code that made Ferret's file, which has 2,667 questions, is not published.
 
     Raises `InputError` if the file is not LVIS JSON, or has no usable object.
     """
     expected, what = "images, annotations, categories", f"{annotations} is not LVIS JSON"
     lvis = decode_json(read_bytes(annotations, "LVIS JSON"), _Lvis, what, expected=expected)
+    if len({item.id for item in lvis.annotations} - {None}) < len(lvis.annotations):
+        for number, item in enumerate(lvis.annotations, start=1):
+            item.id = number
     images = {image.id: image for image in lvis.images}
-    categories = {category.id: category for category in lvis.categories}
+    file_names = {image.id: image.file_name or name_of_url(image.coco_url) for image in lvis.images}
+    categories = {category.id: category for category in lvis.categories if is_readable(category.name)}
+    names = {key: category_name(category.name).words for key, category in categories.items()}
     present: dict[int, set[int]] = {}
     for item in lvis.annotations:
         present.setdefault(item.image_id, set()).add(item.category_id)
@@ -221,11 +234,11 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
         if len(item.bbox) == 4
         and min(item.bbox[2:]) > 0
         and item.bbox[2] * item.bbox[3] >= min_area
-        and item.image_id in images
+        and file_names.get(item.image_id)
         and item.category_id in categories
     ]
     chosen = sorted(usable, key=lambda item: stable_hash(seed, "referring", str(item.id)))[:n]
-    if not chosen or len(categories) < 2:
+    if not chosen or len(set(names.values())) < 2:
         what, got = f"{annotations} has nothing to ask about", f"{len(usable)} objects of {len(categories)} categories"
         raise InputError(what, got=got, expected="objects of at least two categories")
     lines = []
@@ -233,22 +246,22 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
         image, category = images[item.image_id], categories[item.category_id]
         (x, y, w, h), size_wh = item.bbox, (image.width, image.height)
         shares = x / image.width, y / image.height, (x + w) / image.width, (y + h) / image.height
-        others = categories.keys() - {category.id}
+        others = {key for key, name in names.items() if name != names[category.id]}
         unlabelled = others - present[image.id] - set(image.not_exhaustive_category_ids)
         # If every category is in the image, any other one is used.
         wrong = sorted(others & set(image.neg_category_ids) or unlabelled or others)
         rng = np.random.default_rng(stable_hash(seed, "referring question", str(item.id)))
         row = {
             "id": item.id,
-            "image_path": image.file_name or image.coco_url.rsplit("/", 1)[-1],
+            "image_path": file_names[image.id],
             "width": image.width,
             "height": image.height,
             "bbox": item.bbox,
             "bbox_norm": [min(max(share, 0.0), 1.0) for share in shares],
             "sample_point": _point_in(item, size_wh, rng),
-            "name": category.name,
+            "name": names[category.id],
             "synonyms": category.synonyms,
-            "neg_class": categories[wrong[int(rng.integers(len(wrong)))]].name,
+            "neg_class": names[wrong[int(rng.integers(len(wrong)))]],
             "frequency": category.frequency,
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
