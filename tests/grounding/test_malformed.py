@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spr.core.errors import GroundingError, RecordError
-from spr.grounding import DIALECTS, GroundedText, Problem, parse, render
+from spr.grounding import DIALECTS, GroundedText, Problem, parse, render, replace_boxes
 from spr.records import Span
 
 SIZE = (1000, 1000)
@@ -144,9 +144,47 @@ def test_text_in_box_tags_that_is_not_a_box_is_reported() -> None:
     assert read(text, "internvl") == ("cats", [("cats", 2)], [(36, "5, 6, 7")])
 
 
-def test_coordinates_without_their_tags_are_reported_and_removed_from_the_text() -> None:
-    # What Qwen2-VL's answers look like when they were decoded without special tokens.
-    assert read("The dog(1,2),(3,4) runs", "qwen2_vl") == ("The dog runs", [], [(7, "(1,2),(3,4)")])
+@pytest.mark.parametrize(
+    ("key", "box", "box_in_pixels"),
+    [
+        ("internvl", "[[100, 150, 300, 200]]", (100, 150, 300, 200)),
+        ("internvl", " [100, 150, 300, 200]", (100, 150, 300, 200)),
+        ("qwen2_vl", "(100,150),(300,200)", (100, 150, 300, 200)),
+        ("qwen2_vl", "(100,150),(300,200)<|box_end|>", (100, 150, 300, 200)),
+        ("qwen_vl", "(0,111),(333,999)</box>", (0, 1000 / 9, 1000 / 3, 1000)),
+        ("kosmos2", "<patch_index_0000><patch_index_0000>", (0, 0, 31.25, 31.25)),
+    ],
+)
+def test_boxes_of_the_dialect_are_read_after_their_tags_were_stripped(
+    key: str, box: str, box_in_pixels: tuple[float, ...]
+) -> None:
+    text = f"The man{box} runs"
+    grounded = parse(text, key, SIZE)
+    assert (grounded.plain_text, [span.phrase for span in grounded.spans]) == ("The man runs", ["The man"])
+    assert grounded.boxes == (pytest.approx(box_in_pixels),)
+    assert grounded.problems[0].reason == "box without its tags: read anyway"
+    assert render(grounded, key, SIZE) == text
+    assert render(replace_boxes(grounded, [None]), key, SIZE) == "The man runs"
+    alone = parse(box, key, SIZE)
+    assert (alone.plain_text, alone.boxes, len(alone.problems)) == ("", grounded.boxes, 1)
+
+
+def test_several_stripped_boxes_of_a_phrase_and_an_answer_of_four_numbers_are_read() -> None:
+    assert read("men[[1, 2, 3, 4], [5, 6, 7, 8]] run", "internvl")[:2] == ("men run", [("men", 2)])
+    assert read("men(1,2),(3,4)(5,6),(7,8) run", "qwen2_vl")[:2] == ("men run", [("men", 2)])
+    assert read("100 150 300 200", "minicpm_v") == ("", [("", 1)], [(0, "100 150 300 200")])
+
+
+def test_corners_of_words_and_polygons_are_no_boxes() -> None:
+    quad, polygon = ("<loc_{}>" * n for n in (8, 10))
+    text = "STOP" + quad.format(10, 10, 90, 12, 90, 40, 10, 38) + "car<loc_1><loc_2><loc_3><loc_4>"
+    assert read(text, "florence2")[:2] == ("STOP, car", [("car", 1)])
+    assert parse(text, "florence2", SIZE).problems[0].reason == "a polygon of 4 points instead of a box: dropped"
+    text = "dog" + polygon.format(10, 10, 90, 12, 90, 40, 10, 38, 5, 20)
+    assert (read(text, "florence2")[:2], len(parse(text, "florence2", SIZE).problems)) == (("dog", []), 1)
+    text = "dog<poly><loc_1><loc_2><loc_8><loc_9><loc_9><loc_9></poly>"
+    assert read(text, "florence2")[:2] == ("dog", [])
+    assert read("dogs" + quad.format(1, 2, 3, 4, 5, 6, 7, 8), "florence2") == ("dogs", [("dogs", 2)], [])
 
 
 LIST_KEYS = ("qwen2_5_vl", "qwen3_vl", "paligemma", "florence2")
@@ -172,7 +210,7 @@ def test_coordinates_without_the_markup_of_a_list_are_reported_and_removed(key: 
     assert parse(text, key, SIZE).problems[0].reason == STRAY
 
 
-@pytest.mark.parametrize("key", ["ferret", "llava", "qwen_vl", "internvl"])
+@pytest.mark.parametrize("key", ["ferret", "llava", "kosmos2", "internvl"])
 @pytest.mark.parametrize(
     "piece",
     ["[100 150 300 200]", "(100, 150, 300, 200)", "[x1=100, y1=150, x2=300, y2=200]", "(100,150),(300,200)"],
@@ -261,7 +299,7 @@ def test_json_that_is_cut_at_max_new_tokens_keeps_its_complete_entries() -> None
         ('{"bbox_2d": [NaN, 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
         ('{"bbox_2d": [1e999, 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
         ('{"bbox_2d": [1' + "0" * 400 + ', 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
-        ('{"bbox_2d": [1, 2, 3, 4] "label": "x"}', "entry is not JSON: dropped"),
+        ('{"bbox_2d": [1, 2, 3] "label": "x"}', "entry is not JSON: dropped"),
         ('{"bbox_2d": ' + "[" * 50_000 + "}", "entry is not JSON: dropped"),
         ('{"bbox_2d": [1, 2, 3, 4], "label": 7}', "label is not text: box kept without one"),
         ('{"bbox_2d": [1, 2, 3, 4]}', "box without a label: kept without one"),

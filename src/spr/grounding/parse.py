@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect, get_dialect
-from spr.grounding.lists import parse_json, parse_tokens
+from spr.grounding.json_list import parse_json
+from spr.grounding.lists import parse_tokens
 from spr.grounding.markup import Brackets, JsonList, Tags, Tokens
 from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
 from spr.grounding.prose import TagReader, parse_brackets

@@ -73,6 +73,8 @@ _BOUNDARY = '.,;:!?)]}"”»…。，、；：！？）】」'
 _SENTENCE_END = ".;:!?。；：！？"
 _TRAILING = _BOUNDARY + "'’*_-–—([{\"“«（【「"
 _LEADING = "([{\"“«'‘*_-–—（【「)]}”»’)】」"
+_AFTER_REMARK = ")]）】*_`"
+_REMARK = re.compile(r"\s*[(\[（【][^()\[\]（）【】]*[)\]）】][*_`]*\Z")
 _FOREIGN = re.compile(r"[。，、；：！？）】」]")
 
 
@@ -84,6 +86,14 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
     ['several pieces of luggage', 'a tall man', 'sunglasses']
     """
     low = max(start, end - _REACH)
+    if end > low and text[end - 1] in _AFTER_REMARK:
+        # A remark in brackets is not part of the phrase before it: "a dog [sic]", "a man (left)".
+        before = _REMARK.sub("", text[low:end])
+        stop = low + len(before.rstrip("*_`"))
+        if low < stop < end and text[stop - 1] not in _SENTENCE_END + ",":
+            found = find_phrase(text, start, stop)
+            if found[0] < found[1] and not text[found[1] : stop].lstrip()[:1].isalnum():
+                return found
     segment = text[low:end]
     words = segment.lower().split()
     count = len(words)

@@ -235,8 +235,12 @@ class TagReader:
         text, prose, markup = self.text, self.prose, self.markup
         tags = {*markup.phrase, *markup.grounding}
         position = 0
-        for match in markup.pattern.finditer(text):
+        if (whole := markup.shape_pattern.fullmatch(text)) is not None:
+            position = self._bare(0, [whole], *whole.span())
+        for match in markup.pattern.finditer(text, position):
             start, stop = match.span()
+            if start < position:
+                continue  # the closing tag of coordinates without an opening tag
             if match[1] is not None:
                 self._close(position, start)
                 unit = match.end(1) + len(markup.phrase[1]), stop
@@ -253,7 +257,10 @@ class TagReader:
                 reason = stray(match)
                 if reason is None:
                     continue  # words, added with the next ones
-                prose.stray(text[position:start], start, stop, reason)
+                if reason == STRAY_COORDINATES and (shapes := self._shapes(start, stop)):
+                    stop = self._bare(position, shapes, start, stop)
+                else:
+                    prose.stray(text[position:start], start, stop, reason)
             position = stop
         self._close(position, len(text))
         return prose.finish(marked=True)
@@ -300,6 +307,24 @@ class TagReader:
             self.opened = tag, start, stop
         else:
             self.problems.note(start, stop, "closing tag without its opening tag: dropped")
+
+    def _shapes(self, start: int, stop: int) -> list[re.Match[str]]:
+        """The boxes in coordinates that have lost their tags; empty if they are not all in this dialect's own form."""
+        shapes = list(self.markup.shape_pattern.finditer(self.text, start, stop))
+        edges = [start, *(edge for shape in shapes for edge in shape.span()), stop]
+        gaps = "".join(self.text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True))
+        rest = re.sub(self.markup.between, "", gaps) if self.markup.between else gaps
+        return [] if rest.strip(" \t\r\n,;") else shapes
+
+    def _bare(self, position: int, shapes: list[re.Match[str]], start: int, stop: int) -> int:
+        """Add the words from ``position`` and boxes that have lost their tags; returns where they end."""
+        closing = self.markup.closing.match(self.text, stop)
+        unit = start, stop if closing is None else closing.end()
+        self.problems.note(*unit, "box without its tags: read anyway")
+        self.prose.words_before_box(self.text[position:start])
+        groups = range(1, 1 + self.markup.shape_pattern.groups)
+        self.prose.add([box for shape in shapes for box in self.problems.decode(self.frame, shape, groups, unit)], unit)
+        return unit[1]
 
     def _boxes(self, start: int, stop: int, unit: Range) -> list[Box]:
         """The boxes between two box tags."""
