@@ -57,8 +57,6 @@ def test_well_formed_json_is_read_without_a_problem(text: str) -> None:
         ("{'bbox_2d': [1, 2, 30, 40], 'label': \"the man's hat\"}", "the man's hat"),
         ("{bbox_2d: [1, 2, 30, 40], label: 'cup'}", "cup"),
         ('{"bbox_2d": [1, 2, 30, 40], "label": "cup" // on the table\n}', "cup"),
-        ('{"bbox_2d": [1，2，30，40], "label": "cup"}', "cup"),
-        ('{"bbox_2d": ［1, 2, 30, 40］, "label": "cup"}', "cup"),
         ('{"bbox_2d": [1, 2, 30, 40]], "label": "cup"}', "cup"),
     ],
 )
@@ -91,6 +89,12 @@ def test_the_box_is_kept_where_only_the_label_is_broken(label: str, reason: str)
     spans, problems = read(f'[{{{label}, "bbox_2d": [1, 2, 30, 40]}}, {CAT}]')
     assert spans == [("", 1), ("cat", 1)]
     assert reason in problems
+
+
+@pytest.mark.parametrize("box", ["[1，2，30，40]", "［1, 2, 30, 40］", "[1、2、30、40]"])
+def test_full_width_punctuation_is_read_in_a_box_and_kept_in_a_label(box: str) -> None:
+    spans, problems = read(f'[{{"bbox_2d": {box}, "label": "狗（1，2，3，4）"}}]')
+    assert (spans, problems) == ([("狗（1，2，3，4）", 1)], ["full-width punctuation: read anyway"])
 
 
 def test_several_boxes_of_one_entry_and_entries_inside_entries_are_all_kept() -> None:

@@ -133,6 +133,44 @@ def test_tags_that_are_not_closed_or_not_opened_are_reported() -> None:
     assert problems == [(0, "<ref>a dog"), (52, "</box>"), (59, "<box>(1,2),(3 ")]
 
 
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ("[120，340，560，780]", "full-width punctuation: read anyway"),
+        ("［120, 340, 560, 780］", "full-width punctuation: read anyway"),
+        ("【１２０、３４０、５６０、７８０】", "full-width punctuation: read anyway"),
+        ("[(120, 340), (560, 780)]", "points in parentheses: read anyway"),
+        ("[120, 340, 560, 780]]", "bracket closes nothing: dropped"),
+    ],
+)
+def test_numbers_of_the_dialect_in_other_punctuation_are_read_and_reported(box: str, reason: str) -> None:
+    text = f"There is a dog {box} (1，2)."
+    grounded = parse(text, "ferret", SIZE)
+    assert (grounded.plain_text, grounded.boxes) == ("There is a dog (1，2).", ((120, 340, 560, 780),))
+    assert grounded.spans[0].phrase == "a dog"
+    assert [problem.reason for problem in grounded.problems] == [reason]
+    assert render(grounded, "ferret", SIZE) == text
+    moved = render(replace_boxes(grounded, [(120, 340, 560, 790)]), "ferret", SIZE)
+    assert moved == text.replace("780", "790").replace("７８０", "790")
+
+
+@pytest.mark.parametrize("key", DIALECTS)
+@pytest.mark.parametrize("piece", ["（120, 340, 560, 780）", "[12%, 30%, 45%, 66%]", "(12 %, 30 %, 45 %, 66 %)"])
+def test_coordinates_of_an_unknown_scale_are_reported_and_taken_out(key: str, piece: str) -> None:
+    grounded = parse(f"There is a dog {piece}.", key, SIZE)
+    assert (grounded.plain_text, grounded.boxes) == ("There is a dog.", ())
+    assert STRAY in [problem.reason for problem in grounded.problems]
+
+
+def test_other_brackets_around_numbers_are_coordinates_and_around_words_are_not() -> None:
+    assert read("a dog {120, 340, 560, 780} runs", "ferret") == ("a dog runs", [], [(6, "{120, 340, 560, 780}")])
+    assert read("[see a dog [1, 2, 3, 4]] runs", "ferret") == ("[see a dog] runs", [("a dog", 1)], [])
+    text = "<ref>狗（1，2）</ref><box>（1，2），（3，4）</box>"
+    assert read(text, "qwen_vl") == ("狗（1，2）", [("狗（1，2）", 1)], [(0, text)])
+    assert read("一只狗（黑，1）[1, 2, 3, 4]，两只猫。", "ferret") == ("一只狗（黑，1），两只猫。", [("一只狗", 1)], [])
+    assert read("about {1, 2} or {a: 1} and 5%, 6%", "ferret") == ("about {1, 2} or {a: 1} and 5%, 6%", [], [])
+
+
 def test_text_in_box_tags_that_is_not_a_box_is_reported() -> None:
     text = "<ref>a dog</ref><box>(1,2),(3,4),(5,6)</box> <ref>a cat</ref><box></box>"
     assert read(text, "qwen_vl") == (

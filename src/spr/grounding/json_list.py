@@ -22,8 +22,8 @@ _Numbers: TypeAlias = tuple[list[float], tuple[Range, ...], Range]  # with the r
 
 _FENCE = re.compile(r"```(?:json)?")
 _NUMBER = re.compile(rf"{NUMBER}|NaN|-?Infinity")
-_NUMBERS = re.compile(rf"\s*+(?:(?:{_NUMBER.pattern})\s*+(?:[,，]\s*+|(?=[\])］）])))*+")
-_LIST = re.compile(r"\s*+(?:,\s*+)?+([\[(［（][^\[\](){}［］（）\"']*+[\])］）])")
+_NUMBERS = re.compile(rf"\s*+(?:(?:{_NUMBER.pattern})\s*+(?:,\s*+|(?=[\])])))*+")
+_LIST = re.compile(r"\s*+(?:,\s*+)?+([\[(][^\[\](){}\"']*+[\])])")
 _NESTED = re.compile(r"\s*+[\[(](?=\s*+[\[(])")
 _NULL = re.compile(r"\s*+(?:null|None)\b")
 _QUOTE = re.compile(r"\s*+[\"']")
@@ -57,7 +57,7 @@ def parse_json(problems: Problems, markup: JsonList, frame: Frame) -> tuple[str,
 
     Words outside the entries are part of the plain text only if there are no entries.
     """
-    text = problems.raw
+    text, raw_text = problems.read, problems.raw
     items: list[Item] = []
     first = last = -1
     words: list[str] = []  # outside the entries
@@ -72,9 +72,9 @@ def parse_json(problems: Problems, markup: JsonList, frame: Frame) -> tuple[str,
         if match[1] is not None:
             last = seen
             if boxes := problems.decode(frame, match, markup.numbers):
-                add_item(items, match[5][1:-1].strip(), boxes, raw)
+                add_item(items, raw_text[match.start(5) + 1 : match.end(5) - 1].strip(), boxes, raw)
             continue
-        objects, seen = _read_objects(text, raw[0], markup)
+        objects, seen = _read_objects(problems, raw[0], markup)
         last = max(item.stop or item.first or seen for item in objects)
         for label, boxes, span in _read_entries(objects, problems, markup, frame):
             add_item(items, label, boxes, span)
@@ -83,16 +83,16 @@ def parse_json(problems: Problems, markup: JsonList, frame: Frame) -> tuple[str,
         if opened >= 0 and "]" not in text[last:] and not text[opened + 1 : first].strip():
             problems.note(opened, last, "list is not closed: its complete entries are kept")
     else:
-        left = SPECIAL.sub("", _FENCE.sub("", "".join((*words, text[position:])))).strip()
+        left = SPECIAL.sub("", _FENCE.sub("", "".join((*words, raw_text[position:])))).strip()
         items = [Item(left, [], None)] if left != "[]" else []
     return grounded_list(items, problems)
 
 
-def _read_objects(text: str, start: int, markup: JsonList) -> tuple[list[_Object], int]:
+def _read_objects(problems: Problems, start: int, markup: JsonList) -> tuple[list[_Object], int]:
     """The objects from the brace at ``start`` to the one that closes it, by their start; and where they end."""
     found: list[_Object] = []
     opened: list[_Object] = []
-    position, is_value = start, False
+    text, position, is_value = problems.read, start, False
     while (token := markup.token.match(text, position)) is not None:
         position = token.end()
         here = opened[-1] if opened else None
@@ -112,14 +112,14 @@ def _read_objects(text: str, start: int, markup: JsonList) -> tuple[list[_Object
             if not opened:
                 break
         elif here is not None and token["key"] is not None:
-            position = _read_member(here, text, token, markup)
+            position = _read_member(here, problems, token, markup)
         is_value = token["key"] is not None
     return found, position
 
 
-def _read_member(here: _Object, text: str, token: re.Match[str], markup: JsonList) -> int:
+def _read_member(here: _Object, problems: Problems, token: re.Match[str], markup: JsonList) -> int:
     """Read the value of a key if it is a box or a label; returns where it ends, or where it starts if it is neither."""
-    key, position = token["key"], token.end()
+    text, key, position = problems.read, token["key"], token.end()
     name = _decoded(key) if key[0] in "\"'" else key
     if name == markup.box_key:
         nested = _NESTED.match(text, position)
@@ -141,7 +141,7 @@ def _read_member(here: _Object, text: str, token: re.Match[str], markup: JsonLis
             match = _LIST.match(text, position) if nested is not None else None
     elif name in markup.label_keys and _NULL.match(text, position) is None:
         value = markup.string.match(text, position)
-        label = _decoded(value[1]) if value is not None else None
+        label = _decoded(problems.raw[slice(*value.span(1))]) if value is not None else None
         position = value.end() if value is not None else position
         if label is None or _AFTER_LABEL.match(text, position) is None:
             here.problem = f"{name} is not text" if value is None else f"{name} can't be read"
@@ -179,11 +179,11 @@ def _read_entries(
     objects: Sequence[_Object], problems: Problems, markup: JsonList, frame: Frame
 ) -> Iterator[tuple[str, list[Box], Range]]:
     """Label, boxes and range of each entry among an object and those inside; the others are reported and dropped."""
-    outer, end = objects[0], len(problems.raw)
+    outer, end = objects[0], len(problems.read)
     for item in reversed(objects[1:]):
         if item.parent is not None and ((item.is_entry and item.stop is not None) or item.holds_entries):
             item.parent.holds_entries = True
-    is_json = outer.stop is None or _is_json(problems.raw[outer.start : outer.stop])
+    is_json = outer.stop is None or _is_json(problems.read[outer.start : outer.stop])
     if not is_json and any(item.entry or item.boxes for item in objects):
         problems.note(outer.start, outer.stop or end, "entry is not JSON: read anyway")
     for item in objects:
@@ -191,7 +191,8 @@ def _read_entries(
         if item.entry is not None:
             boxes = problems.decode(frame, item.entry, markup.numbers)
             if boxes:
-                yield item.entry[5][1:-1].strip(), boxes, item.entry.span()
+                label = problems.raw[item.entry.start(5) + 1 : item.entry.end(5) - 1]
+                yield label.strip(), boxes, item.entry.span()
             continue
         is_part = parent is not None and (parent.is_dropped or (parent.is_entry and parent.stop is not None))
         if item.stop is None:

@@ -43,7 +43,7 @@ def add_item(items: list[Item], label: str, boxes: list[Box], raw: tuple[int, in
 
 def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str, list[Span]]:
     """Parse labels and location tokens; malformed pieces are reported and dropped."""
-    text = problems.raw
+    text, raw_text = problems.read, problems.raw
     items: list[Item] = []
     pending: tuple[list[Box], tuple[int, int]] = [], (0, 0)  # boxes whose label comes next
     words: list[str] = []
@@ -71,7 +71,7 @@ def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str,
                 reason = "not a location token: dropped" if piece.startswith("<loc") else stray(match)
             position = drop_piece(match, reason, position, words, problems)
             continue
-        words.append(text[position : raw[0]])
+        words.append(raw_text[position : raw[0]])
         position = raw[1]
         if markup.label_first:
             items.append(Item("".join(words).strip(), boxes, raw if boxes else None))
@@ -79,7 +79,7 @@ def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str,
         else:
             close()
             pending = boxes, raw
-    words.append(text[position:])
+    words.append(raw_text[position:])
     close()
     return grounded_list(items, problems)
 
@@ -88,7 +88,7 @@ def drop_piece(match: re.Match[str], reason: str | None, position: int, words: l
     """Drop a match and report the reason ("": silently; None: keep it as words); returns where the next words start."""
     if reason is None:
         return position
-    before = match.string[position : match.start()]
+    before = problems.raw[position : match.start()]
     words.append(before if match[0][0] == "<" else before.rstrip())
     if reason:
         problems.note(*match.span(), reason, unread=reason != FOREIGN_TAG)

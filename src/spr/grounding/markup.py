@@ -19,7 +19,7 @@ _SPECIAL = r"<(?:/?s|pad|bos|eos|/?image|grounding|region_fea|\|(?:im_start|im_e
 SPECIAL = re.compile(_SPECIAL)
 """A special token, which can be in an answer that was decoded with them; they are removed from the text."""
 
-_ITEM = rf"(?:[A-Za-z]\w{{0,11}}+\s?+[=:]\s?+)?+{NUMBER}"
+_ITEM = rf"(?:[A-Za-z]\w{{0,11}}+\s?+[=:]\s?+)?+{NUMBER}(?:\s?+%)?+"
 
 
 def _run(bracket: str, opened: str, closed: str) -> str:
@@ -35,10 +35,11 @@ _TAG = (
     r"<(?:/?(?:ref|box|phrase|object|quad)|\|(?:object_ref|box|quad)_(?:start|end)\||/delimiter_of_multi_objects/"
     r"|patch_index_[0-9]{1,9})>|<loc_?[0-9]{1,9}>(?:<loc_?[0-9]{1,9}>)*+"
 )
-_STRAY_IN_PARENTHESES = "|".join((_run(r"\(", r"\(", r"\)"), _TAG))
-_STRAY = "|".join((_run(r"\(", r"\[\(", r"\]\)"), _run(r"\[", r"\[\(", r"\]\)"), _TAG))
+_IN_BRACES = _run(r"\{", r"\[\(", r"\]\)}")
+_STRAY_IN_PARENTHESES = "|".join((_run(r"\(", r"\(", r"\)"), _IN_BRACES, _TAG))
+_STRAY = "|".join((_run(r"\(", r"\[\(", r"\]\)"), _run(r"\[", r"\[\(", r"\]\)"), _IN_BRACES, _TAG))
 _ITEM_PATTERN = re.compile(_ITEM)
-_BRACKET = re.compile(r"[\[\]()]")
+_BRACKET = re.compile(r"[\[\](){}]")
 OTHER_NUMBERS = re.compile(rf"\s*+{_ITEM}(?:(?=[\s,])\s*+,?+\s*+{_ITEM}){{3}}\s*+")
 """Four numbers in other forms, such as "x1=5, y1=5, x2=9, y2=9" or "5 5 9 9"."""
 STRAY_COORDINATES = "coordinates without the dialect's markup: dropped"
@@ -55,7 +56,7 @@ def stray(match: re.Match[str]) -> str | None:
     piece = match[0]
     if piece[0] == "<":
         return STRAY_COORDINATES if piece.startswith(_NUMBERED) else FOREIGN_TAG
-    if piece[-1] not in ")]" and match.end() < len(match.string):
+    if piece[-1] not in ")]}" and match.end() < len(match.string):
         return None
     counts = [len(_ITEM_PATTERN.findall(group)) for group in _BRACKET.split(piece)]
     counts = [count for count in counts if count]

@@ -13,6 +13,7 @@ from spr.records import Box, Span
 _BY_RULE = -1  # the start of an unmarked phrase, which `find_phrase` determines
 _NUMBER_LIKE = re.compile(rf"(?:{NUMBER}|[-+]?(?:nan|inf(?:inity)?))", re.IGNORECASE)
 _FOUR_NUMBERS = re.compile(rf"\s*+({NUMBER})\s*+" + rf",\s*+({NUMBER})\s*+" * 3)
+_TWO_POINTS = re.compile(r",\s*+".join([rf"\s*+\(\s*+({NUMBER})\s*+,\s*+({NUMBER})\s*+\)\s*+"] * 2))
 _CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
 _LONGEST_CONNECTIVE = 12
 _CLOSING = {"(": ")", "[": "]", "（": "）"}
@@ -142,26 +143,42 @@ class Prose:
 def parse_brackets(problems: Problems, markup: Brackets, frame: Frame) -> tuple[str, list[Span]]:
     """Parse prose with boxes in brackets; malformed pieces are reported and dropped."""
     text, prose, position = problems.raw, Prose(problems), 0
+    inside = 0  # brackets around words that are open
     decode = problems.decode
-    for match in markup.pattern.finditer(text):
+    for match in markup.pattern.finditer(problems.read):
         start, stop = match.span()
         words = text[position:start]
         position = stop
         if match[1] is not None:
             prose.words_before_box(words)
             prose.add(decode(frame, match, markup.numbers), (start, stop))
+            if problems.read.startswith("]", stop):
+                position, inside = _after_surplus(problems, stop, inside)
         elif match["inner"] is not None and is_coordinates(match):
             prose.words_before_box(words)
             boxes, position = _read_bracket(match, markup, frame, problems)
             prose.add(boxes, (start, position))
+            position, inside = _after_surplus(problems, position, inside)
         elif SPECIAL.fullmatch(match[0]):
             prose.words_before_box(words)
         elif match["inner"] is None and (reason := stray(match)) is not None:
             prose.stray(words, start, stop, reason)
         else:
-            prose.words(words + match[0])
+            inside += match["inner"] is not None and not match["close"]
+            prose.words(words + text[start:stop])
     prose.words(text[position:])
     return prose.finish(marked=False)
+
+
+def _after_surplus(problems: Problems, position: int, inside: int) -> tuple[int, int]:
+    """Report closing brackets after a box that close nothing; returns where the words start, and what is still open."""
+    stop = position
+    while problems.read.startswith("]", stop):
+        stop += 1
+    if stop - position <= inside:
+        return position, inside - (stop - position)
+    problems.note(position + inside, stop, "bracket closes nothing: dropped")
+    return stop, 0
 
 
 def is_coordinates(match: re.Match[str]) -> bool:
@@ -184,7 +201,7 @@ def is_coordinates(match: re.Match[str]) -> bool:
 
 
 def _counts(inner: str) -> bool:
-    if OTHER_NUMBERS.fullmatch(inner):
+    if OTHER_NUMBERS.fullmatch(inner) or _TWO_POINTS.match(inner):
         return True
     pieces = inner.replace(";", ",").split(",")
     numbers = _count_numbers(pieces)
@@ -212,6 +229,9 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems
             problems.note(offset - 1, stop + 1, "no box beside a separator")
         elif (numbers := _FOUR_NUMBERS.fullmatch(match.string, offset, stop)) is not None:
             boxes += problems.decode(frame, numbers, markup.numbers, match.span())
+        elif (numbers := _TWO_POINTS.fullmatch(match.string, offset, stop)) is not None:
+            problems.note(offset, stop, "points in parentheses: read anyway")
+            boxes += problems.decode(frame, numbers, markup.numbers, match.span())
         elif OTHER_NUMBERS.fullmatch(piece):
             problems.note(offset, stop, STRAY_COORDINATES, unread=True)
         else:
@@ -226,18 +246,18 @@ class TagReader:
     """Parses prose with tags around phrases and boxes; malformed pieces are reported and dropped."""
 
     def __init__(self, problems: Problems, markup: Tags, frame: Frame) -> None:
-        self.text, self.markup, self.frame = problems.raw, markup, frame
+        self.text, self.read_text, self.markup, self.frame = problems.raw, problems.read, markup, frame
         self.prose, self.problems = Prose(problems), problems
         self.opened: tuple[str, int, int] | None = None  # an open tag, and its start and end in the text
 
     def read(self) -> tuple[str, list[Span]]:
         """Parse the text, once."""
-        text, prose, markup = self.text, self.prose, self.markup
+        text, read_text, prose, markup = self.text, self.read_text, self.prose, self.markup
         tags = {*markup.phrase, *markup.grounding}
         position = 0
-        if (whole := markup.shape_pattern.fullmatch(text)) is not None:
+        if (whole := markup.shape_pattern.fullmatch(read_text)) is not None:
             position = self._bare(0, [whole], *whole.span())
-        for match in markup.pattern.finditer(text, position):
+        for match in markup.pattern.finditer(read_text, position):
             start, stop = match.span()
             if start < position:
                 continue  # the closing tag of coordinates without an opening tag
@@ -245,7 +265,7 @@ class TagReader:
                 self._close(position, start)
                 unit = match.end(1) + len(markup.phrase[1]), stop
                 boxes = self.problems.decode(self.frame, match, markup.numbers, unit)
-                self._phrase(match[1], boxes, start, stop)
+                self._phrase(text[slice(*match.span(1))], boxes, start, stop)
             elif match[0] in tags:
                 self._tag(match[0], position, start, stop)
             elif self.opened is not None:
@@ -274,7 +294,7 @@ class TagReader:
         if tag == self.markup.phrase[0]:
             self.problems.note(begin, stop, "phrase is not closed: its words are kept")
         else:
-            while (match := _COORDINATES.match(self.text, end, stop)) is not None:
+            while (match := _COORDINATES.match(self.read_text, end, stop)) is not None:
                 end = match.end()
             self.problems.note(begin, end, "box is not closed: dropped", unread=True)
             end -= end < stop and self.text[end - 1].isspace()
@@ -310,9 +330,9 @@ class TagReader:
 
     def _shapes(self, start: int, stop: int) -> list[re.Match[str]]:
         """The boxes in coordinates that have lost their tags; empty if they are not all in this dialect's own form."""
-        shapes = list(self.markup.shape_pattern.finditer(self.text, start, stop))
+        shapes = list(self.markup.shape_pattern.finditer(self.read_text, start, stop))
         edges = [start, *(edge for shape in shapes for edge in shape.span()), stop]
-        gaps = "".join(self.text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True))
+        gaps = "".join(self.read_text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True))
         rest = re.sub(self.markup.between, "", gaps) if self.markup.between else gaps
         return [] if rest.strip(" \t\r\n,;") else shapes
 
@@ -329,18 +349,18 @@ class TagReader:
     def _boxes(self, start: int, stop: int, unit: Range) -> list[Box]:
         """The boxes between two box tags."""
         markup = self.markup
-        separators = re.compile(markup.between).finditer(self.text, start, stop) if markup.between else ()
+        separators = re.compile(markup.between).finditer(self.read_text, start, stop) if markup.between else ()
         edges = [start, *(edge for separator in separators for edge in separator.span()), stop]
         pieces = [
             (begin, end)
             for begin, end in zip(edges[::2], edges[1::2], strict=True)
-            if self.text[begin:end].strip(" \t\r\n,;")
+            if self.read_text[begin:end].strip(" \t\r\n,;")
         ]
         if not pieces:
             self.problems.note(start - len(markup.grounding[0]), stop, "no box between its tags")
         boxes: list[Box] = []
         for begin, end in pieces:
-            numbers = markup.shape_pattern.fullmatch(self.text, begin, end)
+            numbers = markup.shape_pattern.fullmatch(self.read_text, begin, end)
             if numbers is None:
                 self.problems.note(begin, end, f"not a box like {markup.box}: dropped", unread=True)
             else:
