@@ -71,6 +71,29 @@ def test_numbers_out_of_range_are_clipped_and_reported_but_never_rescaled() -> N
     assert parse("a dog [-0.10, 0.20, 0.30, 0.40]", "llava", SIZE).boxes == ((0, 200, 300, 400),)
 
 
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("ferret", "a dog [0.12, 0.34, 0.56, 1]"),
+        ("cogvlm", "a dog [[0.12,0.34,0.56,0.78]]"),
+        ("qwen_vl", "<ref>a dog</ref><box>(0.12,0.34),(0.56,0.78)</box>"),
+        ("qwen2_5_vl", '[{"bbox_2d": [0.12, 0.34, 0.56, 0.78], "label": "a dog"}]'),
+        ("qwen3_vl", '[{"label": "a dog", "bbox_2d": [0, 0, 0.56, 1.0]}]'),
+    ],
+)
+def test_numbers_that_fit_another_scale_are_read_as_they_are_and_reported(key: str, text: str) -> None:
+    grounded = parse(text, key, SIZE)
+    assert max(grounded.boxes[0]) <= 1
+    assert [problem.reason.split(":")[0] for problem in grounded.problems] == ["implausible_scale"]
+    assert render(grounded, key, SIZE) == text
+
+
+def test_whole_numbers_and_dialects_of_0_to_1_have_no_implausible_scale() -> None:
+    assert parse("a dot [0, 0, 1, 1]", "ferret", SIZE, strict=True).boxes == ((0, 0, 1, 1),)
+    assert parse("a dog [0.5, 0.25, 100, 200]", "ferret", SIZE, strict=True).boxes == ((0.5, 0.25, 100, 200),)
+    assert parse("a dog [0.12, 0.34, 0.56, 0.78]", "llava", SIZE, strict=True).boxes == ((120, 340, 560, 780),)
+
+
 def test_a_box_entirely_out_of_range_is_dropped_and_reported() -> None:
     plain, spans, problems = read("a dog [1200, 150, 1300, 200] and a cat [1, 2, 3, 4]", "ferret")
     assert (plain, spans, problems) == ("a dog and a cat", [("a cat", 1)], [(6, "[1200, 150, 1300, 200]")])

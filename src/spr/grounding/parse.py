@@ -12,7 +12,7 @@ from spr.grounding.json_list import parse_json
 from spr.grounding.lists import parse_tokens
 from spr.grounding.markup import Brackets, JsonList, Tags, Tokens
 from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
-from spr.grounding.prose import TagReader, parse_brackets
+from spr.grounding.prose import LINE_START, TagReader, parse_brackets
 from spr.grounding.text import GroundedText, Problems, Source, with_ascii_punctuation, without_surrogates
 from spr.records import Box, Size
 
@@ -112,8 +112,10 @@ class BoxReader:
         if isinstance(markup, Tokens):
             side = before[-1:] if markup.label_first else text[match.end() :].lstrip()[:1]
             return side.isalnum()
-        if text.startswith("]", match.end()):
+        if text.startswith("]", match.end()) or "\n" in before:
             return False
+        if before and match.end() < len(text) and len(before) < 9 and LINE_START.fullmatch(before + " "):
+            return False  # the words come after the box
         if not before:
             return match.end() == len(text) or not text[match.end() :].strip()
         if _OPENER.search(before) is not None:

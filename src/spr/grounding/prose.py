@@ -6,7 +6,8 @@ import re
 
 from spr.grounding.coding import Frame
 from spr.grounding.markup import NUMBER, OTHER_NUMBERS, SPECIAL, STRAY_COORDINATES, Brackets, Tags, stray
-from spr.grounding.phrases import find_phrase
+from spr.grounding.noun_phrases import noun_phrases
+from spr.grounding.phrases import BREAKERS, find_phrase
 from spr.grounding.text import Problems, Range
 from spr.records import Box, Span
 
@@ -18,6 +19,11 @@ _CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)
 _LONGEST_CONNECTIVE = 12
 _CLOSING = {"(": ")", "[": "]", "（": "）"}
 _NOT_NUMBERS = re.compile(r"[^\s0-9.,;+-]")
+LINE_START = re.compile(r"\s*+(?:(?:[-*+•>]|#++|[0-9]{1,4}+[.)])[ \t]++)?+[*_]*+")
+"""What can stand before the first box of a line in which boxes come before their words."""
+_SEPARATOR = re.compile(r"[ \t*_]*+(?:[:：=|–—]|->?|→)[ \t]*+|[ \t]*+")
+_LABEL = re.compile(r"[^\[({<（［【\n]{0,160}")
+_FINISHED = ".:;!?。：；！？"
 _DIGIT = re.compile(r"[0-9]")
 _COORDINATES = re.compile(r"[\s0-9.,;()\[\]+-]++|<patch_index_[0-9]*+>?|</delimiter_of_multi_objects/>")
 
@@ -144,12 +150,19 @@ def parse_brackets(problems: Problems, markup: Brackets, frame: Frame) -> tuple[
     """Parse prose with boxes in brackets; malformed pieces are reported and dropped."""
     text, prose, position = problems.raw, Prose(problems), 0
     inside = 0  # brackets around words that are open
+    line_end = 0  # of a line in which boxes come before their words
     decode = problems.decode
     for match in markup.pattern.finditer(problems.read):
         start, stop = match.span()
         words = text[position:start]
+        if match[1] is not None and start >= line_end and (position == 0 or "\n" in words):
+            line_end = _labels_end(text, position, start, stop, was_labels=line_end > 0)
         position = stop
-        if match[1] is not None:
+        if match[1] is not None and start < line_end:
+            prose.keep_opened()
+            prose.words(words)
+            position = _label(prose, text, decode(frame, match, markup.numbers), (start, stop))
+        elif match[1] is not None:
             prose.words_before_box(words)
             prose.add(decode(frame, match, markup.numbers), (start, stop))
             if problems.read.startswith("]", stop):
@@ -168,6 +181,39 @@ def parse_brackets(problems: Problems, markup: Brackets, frame: Frame) -> tuple[
             prose.words(words + text[start:stop])
     prose.words(text[position:])
     return prose.finish(marked=False)
+
+
+def _labels_end(text: str, position: int, start: int, stop: int, *, was_labels: bool) -> int:
+    """The end of the line, if it starts with the box at ``start`` and its words follow their boxes; else 0."""
+    line = text.rfind("\n", position, start) + 1 or position
+    if LINE_START.fullmatch(text, line, start) is None:
+        return 0
+    end = text.find("\n", stop)
+    end = len(text) if end < 0 else end
+    if not any(map(str.isalnum, text[max(text.rfind("]", stop, end), stop - 1) + 1 : end])):
+        return 0
+    separator = _SEPARATOR.match(text, stop)
+    begin = separator.end() if separator is not None else stop
+    if not text[stop:begin].strip(" \t*_"):
+        before = text[position:line].strip()
+        is_new = was_labels or (before[-1:] in _FINISHED if before else position == 0)
+        word = text[begin : begin + 40].split(None, 1)[0]
+        if not is_new or not word[0].isalnum() or word.lower() in BREAKERS:
+            return 0
+    return end
+
+
+def _label(prose: Prose, text: str, boxes: list[Box], raw: Range) -> int:
+    """Ground the first noun phrase after a box, before it is added to the plain text; returns where it starts."""
+    separator = _SEPARATOR.match(text, raw[1])
+    begin = separator.end() if separator is not None else raw[1]
+    head = _LABEL.match(text, begin)
+    words = head[0] if head is not None else ""
+    first, last = next(iter(noun_phrases(words)), (0, 0))
+    handling = f"taken to ground {words[first:last]!r}" if first < last else "kept without one"
+    prose.problems.note(*raw, f"box before its words: {handling}")
+    prose.ground(prose.length + first, prose.length + last, boxes, raw)
+    return begin
 
 
 def _after_surplus(problems: Problems, position: int, inside: int) -> tuple[int, int]:
