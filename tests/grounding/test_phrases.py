@@ -149,6 +149,12 @@ def test_a_box_that_was_wrapped_to_the_next_line_belongs_to_the_words_before_it(
     assert [span.phrase for span in parse(text, "ferret", SIZE, strict=True).spans] == [phrase]
 
 
+def test_a_box_between_words_that_could_be_of_either_is_reported_only() -> None:
+    grounded = parse(f"{B} people near the bus {B} now.", "ferret", SIZE)
+    assert [span.phrase for span in grounded.spans] == ["", "the bus"]
+    assert [problem.reason for problem in grounded.problems] == ["box without a phrase: kept without one"]
+
+
 def test_a_phrase_after_its_box_is_removed_with_it() -> None:
     text = "- [1, 2, 3, 4] a man\n- [5, 6, 7, 8] a man\n"
     edited = replace_boxes(parse(text, "ferret", SIZE), [(1, 2, 3, 4), None], remove_phrases=True)

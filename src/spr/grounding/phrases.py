@@ -88,9 +88,9 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
     ['several pieces of luggage', 'a tall man', 'sunglasses']
     """
     low = max(start, end - _REACH)
-    line = max(text.rfind("\n", low, end), text.rfind("\r", low, end)) + 1
-    if line:
-        start = low = line
+    line = text.rfind("\n", low, end)
+    if line >= 0:
+        start = low = line + 1
     if end > low and text[end - 1] in _AFTER_REMARK:
         # A remark in brackets is not part of the phrase before it: "a dog [sic]", "a man (left)".
         before = _REMARK.sub("", text[low:end])

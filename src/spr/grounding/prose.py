@@ -23,6 +23,7 @@ LINE_START = re.compile(r"\s*+(?:(?:[-*+•>]|#++|[0-9]{1,4}+[.)])[ \t]++)?+[*_]
 """What can stand before the first box of a line in which boxes come before their words."""
 _SEPARATOR = re.compile(r"[ \t*_]*+(?:[:：=|–—]|->?|→)[ \t]*+|[ \t]*+")
 _LABEL = re.compile(r"[^\[({<（［【\n]{0,160}")
+_JOINS = re.compile(r"[,;]\s*$|\b(?:and|or)\s*$")
 _FINISHED = ".:;!?。：；！？"
 _DIGIT = re.compile(r"[0-9]")
 _COORDINATES = re.compile(r"[\s0-9.,;()\[\]+-]++|<patch_index_[0-9]*+>?|</delimiter_of_multi_objects/>")
@@ -198,7 +199,8 @@ def _labels_end(text: str, position: int, start: int, stop: int, *, was_labels: 
         before = text[position:line].strip()
         is_new = was_labels or (before[-1:] in _FINISHED if before else position == 0)
         word = text[begin : begin + 40].split(None, 1)[0]
-        if not is_new or not word[0].isalnum() or word.lower() in BREAKERS:
+        others = text[begin:end].split("[")[:-1]
+        if not is_new or not word[0].isalnum() or word.lower() in BREAKERS or not all(map(_JOINS.search, others)):
             return 0
     return end
 

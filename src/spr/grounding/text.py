@@ -89,7 +89,6 @@ class Problems:
     ) -> list[Box]:
         """The box of the numbers at these ranges, or no box if it is dropped; a problem is reported."""
         box, reason = frame.decode(numbers)
-        between = [(ranges[0][0] - 1, ranges[-1][1] + 1)] if ranges else []
         can_move = bool(ranges) and frame.can_move(numbers)
         if box is not None or can_move:
             unit = unit or piece
@@ -99,8 +98,10 @@ class Problems:
         self.unread |= not can_move
         if reason is not None:
             self.note(*piece, reason)
-        if self.read is not self.raw and any(self.read[slice(*part)] != self.raw[slice(*part)] for part in between):
-            self.note(*piece, "full-width punctuation: read anyway")
+        if self.read is not self.raw and ranges:
+            start, stop = ranges[0][0] - 1, ranges[-1][1] + 1
+            if self.read[start:stop] != self.raw[start:stop]:
+                self.note(*piece, "full-width punctuation: read anyway")
         return [] if box is None else [box]
 
     def sorted(self) -> tuple[Problem, ...]:
