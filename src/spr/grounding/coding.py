@@ -130,8 +130,8 @@ class NumberFrame:
                 x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, self.limit_x), min(y2, self.limit_y)
                 reason = f"out of the range 0 to {high}: clipped"
         if x2 <= 1 and y2 <= 1 and self.coding.units != 1 and any(number % 1 for number in numbers):
-            high = math.floor(min(self.limit_x, self.limit_y))
-            reason = f"{IMPLAUSIBLE_SCALE}: numbers from 0 to 1 instead of 0 to {high}: read as they are"
+            largest = math.floor(min(self.limit_x, self.limit_y))
+            reason = f"{IMPLAUSIBLE_SCALE}: numbers from 0 to 1 instead of 0 to {largest}: read as they are"
         # Multiply before dividing, so that the largest number decodes exactly to the image's edge.
         offset, span_w, span_h = self.coding.offset, self.canvas.span_w, self.canvas.span_h
         box = (
