@@ -278,8 +278,7 @@ def candidate(number, *spans, text=None, plain=None):
     ],
 )
 def test_numbers_of_another_scale_give_a_hint_after_the_stage(config, tmp_path, dialect, text, hint):
-    describer = Says(dialect, full=text, crop=text, crop_objects=text)
-    config.describer.samples.crop = config.describer.samples.crop_objects = 0
+    describer = Says(dialect, full=text, crop="", crop_objects="")
     output = describe.process({"regions": to_table([QUERY], RegionQuery)}, config, describer=describer)
     store = StageStore(tmp_path / "candidates")
     shard = store.write_shard(0, output, inputs=1)
