@@ -230,6 +230,7 @@ def test_an_answer_that_is_cut_anywhere_keeps_the_boxes_before_the_cut(key: str)
      "a stand ", "a x and y z ", "on the left ",
      "<", "<ref>", "<ref> a", "<box>", "<box>(", "<object>", "<phrase>", "<patch_index_0001>",
      "<|box_start|>1", "<loc_1>", "<loc0001>", "<loc", "; ", "</s>", "\\",
+     '{"a":{"bbox_2d":[1,2,3,4],"c":', "{'a':'", "［1，", "(a) ", "[1, 2, 3, 4]: a\n", "[1, 2, 3, 4] a, ",
      "{", '{"', '{"a', '{"\\"', '{"bbox_2d": [1, 2, 3, 4], "label": "\\"', '{"bbox_2d": [1,'],
 )  # fmt: skip
 def test_parsing_takes_linear_time(key: str, piece: str) -> None:

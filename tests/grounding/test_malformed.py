@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spr.core.errors import GroundingError, RecordError
-from spr.grounding import DIALECTS, GroundedText, Problem, parse, render
+from spr.grounding import DIALECTS, GroundedText, Problem, parse, render, replace_boxes
 from spr.records import Span
 
 SIZE = (1000, 1000)
@@ -71,6 +71,29 @@ def test_numbers_out_of_range_are_clipped_and_reported_but_never_rescaled() -> N
     assert parse("a dog [-0.10, 0.20, 0.30, 0.40]", "llava", SIZE).boxes == ((0, 200, 300, 400),)
 
 
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("ferret", "a dog [0.12, 0.34, 0.56, 1]"),
+        ("cogvlm", "a dog [[0.12,0.34,0.56,0.78]]"),
+        ("qwen_vl", "<ref>a dog</ref><box>(0.12,0.34),(0.56,0.78)</box>"),
+        ("qwen2_5_vl", '[{"bbox_2d": [0.12, 0.34, 0.56, 0.78], "label": "a dog"}]'),
+        ("qwen3_vl", '[{"label": "a dog", "bbox_2d": [0, 0, 0.56, 1.0]}]'),
+    ],
+)
+def test_numbers_that_fit_another_scale_are_read_as_they_are_and_reported(key: str, text: str) -> None:
+    grounded = parse(text, key, SIZE)
+    assert max(grounded.boxes[0]) <= 1
+    assert [problem.reason.split(":")[0] for problem in grounded.problems] == ["implausible_scale"]
+    assert render(grounded, key, SIZE) == text
+
+
+def test_whole_numbers_and_dialects_of_0_to_1_have_no_implausible_scale() -> None:
+    assert parse("a dot [0, 0, 1, 1]", "ferret", SIZE, strict=True).boxes == ((0, 0, 1, 1),)
+    assert parse("a dog [0.5, 0.25, 100, 200]", "ferret", SIZE, strict=True).boxes == ((0.5, 0.25, 100, 200),)
+    assert parse("a dog [0.12, 0.34, 0.56, 0.78]", "llava", SIZE, strict=True).boxes == ((120, 340, 560, 780),)
+
+
 def test_a_box_entirely_out_of_range_is_dropped_and_reported() -> None:
     plain, spans, problems = read("a dog [1200, 150, 1300, 200] and a cat [1, 2, 3, 4]", "ferret")
     assert (plain, spans, problems) == ("a dog and a cat", [("a cat", 1)], [(6, "[1200, 150, 1300, 200]")])
@@ -133,6 +156,44 @@ def test_tags_that_are_not_closed_or_not_opened_are_reported() -> None:
     assert problems == [(0, "<ref>a dog"), (52, "</box>"), (59, "<box>(1,2),(3 ")]
 
 
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ("[120，340，560，780]", "full-width punctuation: read anyway"),
+        ("［120, 340, 560, 780］", "full-width punctuation: read anyway"),
+        ("【１２０、３４０、５６０、７８０】", "full-width punctuation: read anyway"),
+        ("[(120, 340), (560, 780)]", "points in parentheses: read anyway"),
+        ("[120, 340, 560, 780]]", "bracket closes nothing: dropped"),
+    ],
+)
+def test_numbers_of_the_dialect_in_other_punctuation_are_read_and_reported(box: str, reason: str) -> None:
+    text = f"There is a dog {box} (1，2)."
+    grounded = parse(text, "ferret", SIZE)
+    assert (grounded.plain_text, grounded.boxes) == ("There is a dog (1，2).", ((120, 340, 560, 780),))
+    assert grounded.spans[0].phrase == "a dog"
+    assert [problem.reason for problem in grounded.problems] == [reason]
+    assert render(grounded, "ferret", SIZE) == text
+    moved = render(replace_boxes(grounded, [(120, 340, 560, 790)]), "ferret", SIZE)
+    assert moved == text.replace("780", "790").replace("７８０", "790")
+
+
+@pytest.mark.parametrize("key", DIALECTS)
+@pytest.mark.parametrize("piece", ["（120, 340, 560, 780）", "[12%, 30%, 45%, 66%]", "(12 %, 30 %, 45 %, 66 %)"])
+def test_coordinates_of_an_unknown_scale_are_reported_and_taken_out(key: str, piece: str) -> None:
+    grounded = parse(f"There is a dog {piece}.", key, SIZE)
+    assert (grounded.plain_text, grounded.boxes) == ("There is a dog.", ())
+    assert STRAY in [problem.reason for problem in grounded.problems]
+
+
+def test_other_brackets_around_numbers_are_coordinates_and_around_words_are_not() -> None:
+    assert read("a dog {120, 340, 560, 780} runs", "ferret") == ("a dog runs", [], [(6, "{120, 340, 560, 780}")])
+    assert read("[see a dog [1, 2, 3, 4]] runs", "ferret") == ("[see a dog] runs", [("a dog", 1)], [])
+    text = "<ref>狗（1，2）</ref><box>（1，2），（3，4）</box>"
+    assert read(text, "qwen_vl") == ("狗（1，2）", [("狗（1，2）", 1)], [(0, text)])
+    assert read("一只狗（黑，1）[1, 2, 3, 4]，两只猫。", "ferret") == ("一只狗（黑，1），两只猫。", [("一只狗", 1)], [])
+    assert read("about {1, 2} or {a: 1} and 5%, 6%", "ferret") == ("about {1, 2} or {a: 1} and 5%, 6%", [], [])
+
+
 def test_text_in_box_tags_that_is_not_a_box_is_reported() -> None:
     text = "<ref>a dog</ref><box>(1,2),(3,4),(5,6)</box> <ref>a cat</ref><box></box>"
     assert read(text, "qwen_vl") == (
@@ -144,9 +205,47 @@ def test_text_in_box_tags_that_is_not_a_box_is_reported() -> None:
     assert read(text, "internvl") == ("cats", [("cats", 2)], [(36, "5, 6, 7")])
 
 
-def test_coordinates_without_their_tags_are_reported_and_removed_from_the_text() -> None:
-    # What Qwen2-VL's answers look like when they were decoded without special tokens.
-    assert read("The dog(1,2),(3,4) runs", "qwen2_vl") == ("The dog runs", [], [(7, "(1,2),(3,4)")])
+@pytest.mark.parametrize(
+    ("key", "box", "box_in_pixels"),
+    [
+        ("internvl", "[[100, 150, 300, 200]]", (100, 150, 300, 200)),
+        ("internvl", " [100, 150, 300, 200]", (100, 150, 300, 200)),
+        ("qwen2_vl", "(100,150),(300,200)", (100, 150, 300, 200)),
+        ("qwen2_vl", "(100,150),(300,200)<|box_end|>", (100, 150, 300, 200)),
+        ("qwen_vl", "(0,111),(333,999)</box>", (0, 1000 / 9, 1000 / 3, 1000)),
+        ("kosmos2", "<patch_index_0000><patch_index_0000>", (0, 0, 31.25, 31.25)),
+    ],
+)
+def test_boxes_of_the_dialect_are_read_after_their_tags_were_stripped(
+    key: str, box: str, box_in_pixels: tuple[float, ...]
+) -> None:
+    text = f"The man{box} runs"
+    grounded = parse(text, key, SIZE)
+    assert (grounded.plain_text, [span.phrase for span in grounded.spans]) == ("The man runs", ["The man"])
+    assert grounded.boxes == (pytest.approx(box_in_pixels),)
+    assert grounded.problems[0].reason == "box without its tags: read anyway"
+    assert render(grounded, key, SIZE) == text
+    assert render(replace_boxes(grounded, [None]), key, SIZE) == "The man runs"
+    alone = parse(box, key, SIZE)
+    assert (alone.plain_text, alone.boxes, len(alone.problems)) == ("", grounded.boxes, 1)
+
+
+def test_several_stripped_boxes_of_a_phrase_and_an_answer_of_four_numbers_are_read() -> None:
+    assert read("men[[1, 2, 3, 4], [5, 6, 7, 8]] run", "internvl")[:2] == ("men run", [("men", 2)])
+    assert read("men(1,2),(3,4)(5,6),(7,8) run", "qwen2_vl")[:2] == ("men run", [("men", 2)])
+    assert read("100 150 300 200", "minicpm_v") == ("", [("", 1)], [(0, "100 150 300 200")])
+
+
+def test_corners_of_words_and_polygons_are_no_boxes() -> None:
+    quad, polygon = ("<loc_{}>" * n for n in (8, 10))
+    text = "STOP" + quad.format(10, 10, 90, 12, 90, 40, 10, 38) + "car<loc_1><loc_2><loc_3><loc_4>"
+    assert read(text, "florence2")[:2] == ("STOP, car", [("car", 1)])
+    assert parse(text, "florence2", SIZE).problems[0].reason == "a polygon of 4 points instead of a box: dropped"
+    text = "dog" + polygon.format(10, 10, 90, 12, 90, 40, 10, 38, 5, 20)
+    assert (read(text, "florence2")[:2], len(parse(text, "florence2", SIZE).problems)) == (("dog", []), 1)
+    text = "dog<poly><loc_1><loc_2><loc_8><loc_9><loc_9><loc_9></poly>"
+    assert read(text, "florence2")[:2] == ("dog", [])
+    assert read("dogs" + quad.format(1, 2, 3, 4, 5, 6, 7, 8), "florence2") == ("dogs", [("dogs", 2)], [])
 
 
 LIST_KEYS = ("qwen2_5_vl", "qwen3_vl", "paligemma", "florence2")
@@ -172,7 +271,7 @@ def test_coordinates_without_the_markup_of_a_list_are_reported_and_removed(key: 
     assert parse(text, key, SIZE).problems[0].reason == STRAY
 
 
-@pytest.mark.parametrize("key", ["ferret", "llava", "qwen_vl", "internvl"])
+@pytest.mark.parametrize("key", ["ferret", "llava", "kosmos2", "internvl"])
 @pytest.mark.parametrize(
     "piece",
     ["[100 150 300 200]", "(100, 150, 300, 200)", "[x1=100, y1=150, x2=300, y2=200]", "(100,150),(300,200)"],
@@ -261,7 +360,7 @@ def test_json_that_is_cut_at_max_new_tokens_keeps_its_complete_entries() -> None
         ('{"bbox_2d": [NaN, 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
         ('{"bbox_2d": [1e999, 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
         ('{"bbox_2d": [1' + "0" * 400 + ', 2, 3, 4], "label": "x"}', "not a finite number: dropped"),
-        ('{"bbox_2d": [1, 2, 3, 4] "label": "x"}', "entry is not JSON: dropped"),
+        ('{"bbox_2d": [1, 2, 3] "label": "x"}', "entry is not JSON: dropped"),
         ('{"bbox_2d": ' + "[" * 50_000 + "}", "entry is not JSON: dropped"),
         ('{"bbox_2d": [1, 2, 3, 4], "label": 7}', "label is not text: box kept without one"),
         ('{"bbox_2d": [1, 2, 3, 4]}', "box without a label: kept without one"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spr.grounding import parse
+from spr.grounding import parse, render, replace_boxes
 from spr.grounding.phrases import find_phrase
 
 SIZE = (1000, 1000)
@@ -37,6 +37,15 @@ B = "[1, 2, 3, 4]"
         ('the sign "Stop"', "Stop"),
         ("a wall (left of the door", "the door"),
         ("(a cat", "a cat"),
+        ("(a cat)", "a cat"),
+        ("The man is near (a cat)", "a cat"),
+        ("It rained. (a cat)", "a cat"),
+        ("a dog [sic]", "a dog"),
+        ("a tall man (on the left)", "a tall man"),
+        ("**Person** (left side)", "Person"),
+        ("the **man (left)**", "man"),
+        ("a dog [1] (see below)", "a dog"),
+        ("一只狗（左）", "一只狗"),
         ("- a cat", "a cat"),
         ("1. a cat", "a cat"),
         ("The end. Dogs", "Dogs"),
@@ -90,6 +99,68 @@ B = "[1, 2, 3, 4]"
 def test_the_phrase_before_a_box_is_found(text: str, phrase: str) -> None:
     start, end = find_phrase(text, 0, len(text))
     assert text[start:end] == phrase
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("The picture shows a street\nred car", "red car"),
+        ("The picture shows a street\r\nred car", "red car"),
+        ("# A street\n- red car", "red car"),
+        ("## Red car", "Red car"),
+        ("> a dog", "a dog"),
+        ("| red car |", "red car"),
+        ("on the table • red car", "red car"),
+        ("a wall\n", "a wall"),
+    ],
+)
+def test_a_phrase_does_not_extend_past_its_line_bullet_or_heading(text: str, phrase: str) -> None:
+    start, end = find_phrase(text, 0, len(text.rstrip()))
+    assert text[start:end] == phrase
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "phrases"),
+    [
+        (f"{B}: a man\n{B}: a dog", "a man\na dog", ["a man", "a dog"]),
+        (f"{B} a man\n{B} a dog", "a man\na dog", ["a man", "a dog"]),
+        (f"- {B} a man riding a horse\n- {B} dogs", "- a man riding a horse\n- dogs", ["a man", "dogs"]),
+        (f"1. {B} - **Man**\n2. {B} - **Dog**", "1. **Man**\n2. **Dog**", ["Man", "Dog"]),
+        (f"{B} a man and {B} a dog.", "a man and a dog.", ["a man", "a dog"]),
+        (f"Here they are:\n{B} a man", "Here they are:\na man", ["a man"]),
+        (f"{B}: is there", "is there", [""]),
+    ],
+)
+def test_boxes_before_their_words_ground_the_words_after_them_and_are_reported(
+    text: str, plain: str, phrases: list[str]
+) -> None:
+    grounded = parse(text, "ferret", SIZE)
+    assert (grounded.plain_text, [span.phrase for span in grounded.spans]) == (plain, phrases)
+    assert all(problem.reason.startswith("box before its words: ") for problem in grounded.problems)
+    assert len(grounded.problems) == len(phrases)
+    assert render(grounded, "ferret", SIZE) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [(f"The man\n{B} smiles", "The man"), (f"Dog:\n{B}\n", "Dog"), (f"two dogs\n{B}\n{B}", "two dogs")],
+)
+def test_a_box_that_was_wrapped_to_the_next_line_belongs_to_the_words_before_it(text: str, phrase: str) -> None:
+    assert [span.phrase for span in parse(text, "ferret", SIZE, strict=True).spans] == [phrase]
+
+
+def test_a_box_between_words_that_could_be_of_either_is_reported_only() -> None:
+    grounded = parse(f"{B} people near the bus {B} now.", "ferret", SIZE)
+    assert [span.phrase for span in grounded.spans] == ["", "the bus"]
+    assert [problem.reason for problem in grounded.problems] == ["box without a phrase: kept without one"]
+
+
+def test_a_phrase_after_its_box_is_removed_with_it() -> None:
+    text = "- [1, 2, 3, 4] a man\n- [5, 6, 7, 8] a man\n"
+    edited = replace_boxes(parse(text, "ferret", SIZE), [(1, 2, 3, 4), None], remove_phrases=True)
+    assert render(edited, "ferret", SIZE) == "- [1, 2, 3, 4] a man\n"
+    edited = replace_boxes(parse(text, "ferret", SIZE), [None, (5, 6, 7, 8)])
+    assert render(edited, "ferret", SIZE) == "- a man\n- [5, 6, 7, 8] a man\n"
 
 
 def test_a_phrase_does_not_extend_past_the_previous_box() -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from run_folders import FAKES, rows
+from spr.commands.run import print_summary
 from spr.config import ScoringConfig, make_config
 from spr.core.boxes import iou
 from spr.core.views import CLIP_MEAN
@@ -17,9 +18,10 @@ from spr.models.protocols import Answer, DescribeRequest
 from spr.pipeline import describe, pair, score
 from spr.pipeline.describe import training_prompt
 from spr.pipeline.pair import displaced, make_pair, make_pairs
-from spr.pipeline.runner import run
+from spr.pipeline.runner import StageSummary, run
 from spr.records import Candidate, Detection, PreferencePair, RegionObject, RegionQuery, Scores, Span
 from spr.records.schemas import from_table, to_table
+from spr.runs.store import StageStore
 
 # An image of 100×100 px; the region 20–60, its crop 10–70 (60×60), two cups of 20×20 inside and one far away.
 OBJECTS = (
@@ -268,6 +270,44 @@ def candidate(number, *spans, text=None, plain=None):
         "m",
         "llava",
     )
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text", "hint"),
+    [
+        (
+            "ferret",
+            "a cup [0.10, 0.20, 0.50, 0.60]",
+            "1 boxes in dialect `ferret` have numbers from 0 to 1 (implausible_scale); check describer.dialect: "
+            "did the model write `llava` or `llava_onevision` or `shikra`?",
+        ),
+        (
+            "llava",
+            "a cup [100, 200, 500, 600]",
+            "1 boxes in dialect `llava` have numbers out of range; check describer.dialect: "
+            "did the model write `ferret` or `cogvlm`?",
+        ),
+        (
+            "qwen3_vl",
+            '[{"bbox_2d": [0.1, 0.2, 0.5, 0.6], "label": "cup"}]',
+            "1 boxes in dialect `qwen3_vl` have numbers from 0 to 1 (implausible_scale); check describer.dialect: "
+            "no other built-in dialect writes these",
+        ),
+        ("ferret", "a cup [1, 2, 3, 4] or [1, 2, 3]", None),
+    ],
+)
+def test_numbers_of_another_scale_give_a_hint_after_the_stage(config, tmp_path, dialect, text, hint):
+    describer = Says(dialect, full=text, crop="", crop_objects="")
+    output = describe.process({"regions": to_table([QUERY], RegionQuery)}, config, describer=describer)
+    store = StageStore(tmp_path / "candidates")
+    shard = store.write_shard(0, output, inputs=1)
+    assert (shard.rows, describe.scale_hint(store, [shard])) == (1, hint)
+    assert describe.scale_hint(store, []) is None
+
+
+def test_the_hint_of_a_stage_is_printed_with_its_summary(capsys):
+    print_summary(StageSummary("candidates", "candidates", 1, {}, {}, 1.0, False, hint="check describer.dialect"))
+    assert capsys.readouterr().out.splitlines()[-1] == "  Note: check describer.dialect."
 
 
 def scores_of(candidates, config, scorer=None, detector=None):

@@ -88,3 +88,5 @@ def print_summary(summary: StageSummary) -> None:
         typer.echo(f"  {count:>12,}  dropped {reason}")
     if summary.advice is not None:
         typer.echo(f"  Note: {summary.advice}.")
+    if summary.hint is not None:
+        typer.echo(f"  Note: {summary.hint}.")

@@ -15,6 +15,11 @@ from spr.records import Box
 
 Decoded: TypeAlias = tuple[Box | None, str | None]  # the box, or None if it was dropped; the problem, or None
 
+IMPLAUSIBLE_SCALE = "implausible_scale"
+"""How the reason of a problem starts if a box is read whose numbers fit another scale than the dialect's."""
+OUTSIDE = "outside the range"
+"""How the reason starts if a box is dropped because no part of it is within the dialect's numbers."""
+
 _LARGEST = 1e15
 SNAP = 1 / 1024
 """Where numbers are rounded down and decoded to the lower edge, a coordinate this little below a number is rounded up.
@@ -121,9 +126,12 @@ class NumberFrame:
                 high_x, high_y = math.floor(self.limit_x), math.floor(self.limit_y)
                 high = str(high_x) if high_x == high_y else f"{high_x} (x), {high_y} (y)"
                 if x2 < 0 or y2 < 0 or x1 > self.limit_x or y1 > self.limit_y:
-                    return None, f"outside the range 0 to {high}: dropped"
+                    return None, f"{OUTSIDE} 0 to {high}: dropped"
                 x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, self.limit_x), min(y2, self.limit_y)
                 reason = f"out of the range 0 to {high}: clipped"
+        if x2 <= 1 and y2 <= 1 and self.coding.units != 1 and any(number % 1 for number in numbers):
+            largest = math.floor(min(self.limit_x, self.limit_y))
+            reason = f"{IMPLAUSIBLE_SCALE}: numbers from 0 to 1 instead of 0 to {largest}: read as they are"
         # Multiply before dividing, so that the largest number decodes exactly to the image's edge.
         offset, span_w, span_h = self.coding.offset, self.canvas.span_w, self.canvas.span_h
         box = (

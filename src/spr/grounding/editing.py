@@ -13,6 +13,7 @@ from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect
 from spr.grounding.markup import JsonList, Markup, Tags, Tokens
 from spr.grounding.parse import parse
+from spr.grounding.prose import LINE_START
 from spr.grounding.text import GroundedText, Place, Range, Source
 from spr.records import Box, Size
 
@@ -320,8 +321,11 @@ def _without_phrases(grounded: GroundedText, boxes: Sequence[Box | None], remove
             if not all(gone[begin:end]):
                 raise _misread(text, dialect)
             low = units[begin - 1][1] if begin else 0
-            start = _phrase_start(text, units[begin][0], span.phrase, low, dialect.markup)
-            cut = _phrase_cut(words, (start, units[end - 1][1]), low, len(text) - tail)
+            high = len(text) - tail
+            phrase = _phrase_after(text, (units[begin][0], units[end - 1][1]), span.phrase, low, high)
+            if phrase is None:
+                phrase = (_phrase_start(text, units[begin][0], span.phrase, low, dialect.markup), units[end - 1][1])
+            cut = _phrase_cut(words, phrase, low, high)
             text, words = _apply(text, [cut]), _apply(words, [cut])
         elif begin < end:
             kept.append(span.phrase)
@@ -334,6 +338,16 @@ def _without_phrases(grounded: GroundedText, boxes: Sequence[Box | None], remove
     spans = tuple([replace(span, boxes=tuple([next(rest) for _ in span.boxes])) for span in again.spans])
     edited = GroundedText(again.plain_text, spans, grounded.problems)
     return replace(edited, source=replace(_source_of(again), boxes=edited.boxes))
+
+
+def _phrase_after(text: str, unit: Range, phrase: str, low: int, high: int) -> Range | None:
+    """The range of a box at the start of a line with its phrase after it in the line; None if it is not there."""
+    line = text.rfind("\n", 0, unit[0]) + 1
+    end = text.find("\n", unit[1], high)
+    if not phrase or LINE_START.fullmatch(text, max(line, low), unit[0]) is None:
+        return None
+    found = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)").search(text, unit[1], high if end < 0 else end)
+    return None if found is None else (unit[0], found.end())
 
 
 def _phrase_start(text: str, stop: int, phrase: str, low: int, markup: Markup) -> int:

@@ -1,21 +1,17 @@
-"""Parse dialects that list objects without prose: location tokens (PaliGemma, Florence-2) and JSON (Qwen)."""
+"""Parse lists of objects: what all of them share, and those of location tokens (PaliGemma, Florence-2)."""
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import FOREIGN_TAG, NUMBER, SPECIAL, JsonList, Tokens, stray
-from spr.grounding.text import Problems, Range, without_surrogates
+from spr.grounding.markup import FOREIGN_TAG, SPECIAL, Tokens, stray
+from spr.grounding.text import Problems
 from spr.records import Box, Span
 
-_NUMBER = re.compile(NUMBER)
-_FENCE = re.compile(r"```(?:json)?")
 
-
-class _Item(NamedTuple):
+class Item(NamedTuple):
     """A label with its boxes, or words without boxes (``raw`` is None)."""
 
     label: str
@@ -23,7 +19,7 @@ class _Item(NamedTuple):
     raw: tuple[int, int] | None
 
 
-def _grounded(items: list[_Item], problems: Problems) -> tuple[str, list[Span]]:
+def grounded_list(items: list[Item], problems: Problems) -> tuple[str, list[Span]]:
     """The joined labels, one span each, as plain text. Boxes without label are reported if others have one."""
     plain = ""
     spans: list[Span] = []
@@ -37,18 +33,18 @@ def _grounded(items: list[_Item], problems: Problems) -> tuple[str, list[Span]]:
     return plain, spans
 
 
-def _add(items: list[_Item], label: str, boxes: list[Box], raw: tuple[int, int]) -> None:
+def add_item(items: list[Item], label: str, boxes: list[Box], raw: tuple[int, int]) -> None:
     """Add a detection; consecutive ones with the same label become one phrase with several boxes."""
     if items and items[-1].label == label and items[-1].raw is not None:
         items[-1].boxes.extend(boxes)
     else:
-        items.append(_Item(label, boxes, raw))
+        items.append(Item(label, boxes, raw))
 
 
 def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str, list[Span]]:
     """Parse labels and location tokens; malformed pieces are reported and dropped."""
-    text = problems.raw
-    items: list[_Item] = []
+    text, raw_text = problems.read, problems.raw
+    items: list[Item] = []
     pending: tuple[list[Box], tuple[int, int]] = [], (0, 0)  # boxes whose label comes next
     words: list[str] = []
     position = 0
@@ -59,8 +55,8 @@ def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str,
         words.clear()
         labels = [label.strip() for label in (joined.split(markup.separator.strip()) if markup.separator else [joined])]
         if pending[0]:
-            _add(items, labels.pop(0), *pending)
-        items.extend(_Item(label, [], None) for label in labels if label)
+            add_item(items, labels.pop(0), *pending)
+        items.extend(Item(label, [], None) for label in labels if label)
 
     for match in markup.pattern.finditer(text):
         raw, piece = match.span(), match[0]
@@ -69,30 +65,30 @@ def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str,
         elif markup.token_pattern.match(piece):
             boxes = _run(match, markup, frame, problems)
         else:
-            if SPECIAL.fullmatch(piece) or piece.startswith("<seg"):
+            if SPECIAL.fullmatch(piece) or piece.startswith(("<seg", "<poly", "</poly", "<sep")):
                 reason: str | None = ""
             else:
                 reason = "not a location token: dropped" if piece.startswith("<loc") else stray(match)
-            position = _drop(match, reason, position, words, problems)
+            position = drop_piece(match, reason, position, words, problems)
             continue
-        words.append(text[position : raw[0]])
+        words.append(raw_text[position : raw[0]])
         position = raw[1]
         if markup.label_first:
-            items.append(_Item("".join(words).strip(), boxes, raw if boxes else None))
+            items.append(Item("".join(words).strip(), boxes, raw if boxes else None))
             words.clear()
         else:
             close()
             pending = boxes, raw
-    words.append(text[position:])
+    words.append(raw_text[position:])
     close()
-    return _grounded(items, problems)
+    return grounded_list(items, problems)
 
 
-def _drop(match: re.Match[str], reason: str | None, position: int, words: list[str], problems: Problems) -> int:
+def drop_piece(match: re.Match[str], reason: str | None, position: int, words: list[str], problems: Problems) -> int:
     """Drop a match and report the reason ("": silently; None: keep it as words); returns where the next words start."""
     if reason is None:
         return position
-    before = match.string[position : match.start()]
+    before = problems.raw[position : match.start()]
     words.append(before if match[0][0] == "<" else before.rstrip())
     if reason:
         problems.note(*match.span(), reason, unread=reason != FOREIGN_TAG)
@@ -103,8 +99,15 @@ def _run(match: re.Match[str], markup: Tokens, frame: Frame, problems: Problems)
     """The boxes of a run of location tokens, four per box."""
     tokens = list(markup.token_pattern.finditer(match.string, *match.span()))
     boxes: list[Box] = []
-    for first in range(0, len(tokens), 4):
-        four = tokens[first : first + 4]
+    groups = [tokens[first : first + 4] for first in range(0, len(tokens), 4)]
+    # Of every second side around a polygon, such as the four corners of a word, some lead left or up.
+    is_marked = match.string.endswith("<poly>", 0, match.start())
+    is_closed = len(groups) > 1 and len(tokens) % 2 == 0 and any(map(_is_swapped, groups))
+    if markup.polygons and (is_marked or is_closed):
+        reason = f"a polygon of {len(tokens) // 2} points instead of a box: dropped"
+        problems.note(*match.span(), reason, unread=True)
+        return []
+    for four in groups:
         start, stop = four[0].start(), four[-1].end()
         if len(four) == 4:
             ordered = [four[place] for place in markup.order]
@@ -115,78 +118,6 @@ def _run(match: re.Match[str], markup: Tokens, frame: Frame, problems: Problems)
     return boxes
 
 
-def parse_json(problems: Problems, markup: JsonList, frame: Frame) -> tuple[str, list[Span]]:
-    """Parse JSON entries, alone or among words; malformed pieces are reported and dropped.
-
-    Words outside the entries are part of the plain text only if there are no entries.
-    """
-    text = problems.raw
-    items: list[_Item] = []
-    first = last = -1
-    words: list[str] = []  # outside the entries
-    position = 0
-    for match in markup.pattern.finditer(text):
-        raw = match.span()
-        if match[0][0] != "{":
-            position = _drop(match, stray(match), position, words, problems)
-            continue
-        first, last = (raw[0] if first < 0 else first), raw[1]
-        if match[1] is not None:
-            label, boxes = match[5][1:-1].strip(), problems.decode(frame, match, markup.numbers)
-        else:
-            label, boxes = _entry(match, markup, frame, problems)
-        if boxes:
-            _add(items, label, boxes, raw)
-    if first >= 0:
-        opened = text.rfind("[", 0, first)
-        if opened >= 0 and "]" not in text[last:] and not text[opened + 1 : first].strip():
-            problems.note(opened, last, "list is not closed: its complete entries are kept")
-    else:
-        left = SPECIAL.sub("", _FENCE.sub("", "".join((*words, text[position:])))).strip()
-        items = [_Item(left, [], None)] if left != "[]" else []
-    return _grounded(items, problems)
-
-
-def _entry(match: re.Match[str], markup: JsonList, frame: Frame, problems: Problems) -> tuple[str, list[Box]]:
-    """Label and box of an entry that is not in the models' form."""
-
-    def dropped(reason: str, *, unread: bool = True) -> tuple[str, list[Box]]:
-        problems.note(*match.span(), f"{reason}: dropped", unread=unread)
-        return "", []
-
-    if not match["close"]:
-        return dropped("entry is not closed")
-    try:
-        entry: Any = json.loads(match[0], strict=False)
-    except (ValueError, RecursionError):
-        return dropped("entry is not JSON")
-    numbers = entry.get(markup.box_key)
-    if numbers is None:
-        return dropped(f"entry has no {markup.box_key}", unread=False)
-    # Exact types: JSON's true equals 1 in Python, and strings are not accepted.
-    if not isinstance(numbers, list) or any(type(number) not in (int, float) for number in numbers):
-        return dropped(f"{markup.box_key} is not a list of numbers")
-    if len(numbers) != 4:
-        return dropped(f"{len(numbers)} numbers instead of 4")
-    try:
-        numbers = [float(number) for number in numbers]
-    except OverflowError:
-        return dropped("not a finite number")
-    before = len(problems.found)
-    boxes = problems.add(frame, numbers, _ranges(match, markup, numbers), match.span())
-    label = entry.get(markup.label_key, "")
-    if not isinstance(label, str):
-        if len(problems.found) == before:
-            problems.note(*match.span(), f"{markup.label_key} is not text: box kept without one")
-        return "", boxes
-    return without_surrogates(label).strip(), boxes
-
-
-def _ranges(match: re.Match[str], markup: JsonList, numbers: list[float]) -> tuple[Range, ...]:
-    """Where the entry writes these numbers; empty if that is not certain, such as after an escaped key."""
-    found = [
-        tuple(item.span() for item in _NUMBER.finditer(match.string, *box.span(1)))
-        for box in markup.box_pattern.finditer(match.string, *match.span())
-    ]
-    equal = [spans for spans in found if [float(match.string[start:stop]) for start, stop in spans] == numbers]
-    return equal[-1] if equal else ()
+def _is_swapped(tokens: list[re.Match[str]]) -> bool:
+    first, second = tokens[:2], tokens[2:]
+    return any(int(two[1]) < int(one[1]) for one, two in zip(first, second, strict=False))

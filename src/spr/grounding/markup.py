@@ -19,7 +19,7 @@ _SPECIAL = r"<(?:/?s|pad|bos|eos|/?image|grounding|region_fea|\|(?:im_start|im_e
 SPECIAL = re.compile(_SPECIAL)
 """A special token, which can be in an answer that was decoded with them; they are removed from the text."""
 
-_ITEM = rf"(?:[A-Za-z]\w{{0,11}}+\s?+[=:]\s?+)?+{NUMBER}"
+_ITEM = rf"(?:[A-Za-z]\w{{0,11}}+\s?+[=:]\s?+)?+{NUMBER}(?:\s?+%)?+"
 
 
 def _run(bracket: str, opened: str, closed: str) -> str:
@@ -35,10 +35,11 @@ _TAG = (
     r"<(?:/?(?:ref|box|phrase|object|quad)|\|(?:object_ref|box|quad)_(?:start|end)\||/delimiter_of_multi_objects/"
     r"|patch_index_[0-9]{1,9})>|<loc_?[0-9]{1,9}>(?:<loc_?[0-9]{1,9}>)*+"
 )
-_STRAY_IN_PARENTHESES = "|".join((_run(r"\(", r"\(", r"\)"), _TAG))
-_STRAY = "|".join((_run(r"\(", r"\[\(", r"\]\)"), _run(r"\[", r"\[\(", r"\]\)"), _TAG))
+_IN_BRACES = _run(r"\{", r"\[\(", r"\]\)}")
+_STRAY_IN_PARENTHESES = "|".join((_run(r"\(", r"\(", r"\)"), _IN_BRACES, _TAG))
+_STRAY = "|".join((_run(r"\(", r"\[\(", r"\]\)"), _run(r"\[", r"\[\(", r"\]\)"), _IN_BRACES, _TAG))
 _ITEM_PATTERN = re.compile(_ITEM)
-_BRACKET = re.compile(r"[\[\]()]")
+_BRACKET = re.compile(r"[\[\](){}]")
 OTHER_NUMBERS = re.compile(rf"\s*+{_ITEM}(?:(?=[\s,])\s*+,?+\s*+{_ITEM}){{3}}\s*+")
 """Four numbers in other forms, such as "x1=5, y1=5, x2=9, y2=9" or "5 5 9 9"."""
 STRAY_COORDINATES = "coordinates without the dialect's markup: dropped"
@@ -55,7 +56,7 @@ def stray(match: re.Match[str]) -> str | None:
     piece = match[0]
     if piece[0] == "<":
         return STRAY_COORDINATES if piece.startswith(_NUMBERED) else FOREIGN_TAG
-    if piece[-1] not in ")]" and match.end() < len(match.string):
+    if piece[-1] not in ")]}" and match.end() < len(match.string):
         return None
     counts = [len(_ITEM_PATTERN.findall(group)) for group in _BRACKET.split(piece)]
     counts = [count for count in counts if count]
@@ -127,6 +128,11 @@ class Tags:
         return re.compile("|".join((whole, *tags, _SPECIAL, *filter(None, (self.bare,)), _STRAY)))
 
     @cached_property
+    def closing(self) -> re.Pattern[str]:
+        """The closing tag of boxes, with white space before it."""
+        return re.compile(rf"\s*+{re.escape(self.grounding[1])}")
+
+    @cached_property
     def shape_pattern(self) -> re.Pattern[str]:
         """One box."""
         return re.compile(rf"\s*+{self.shape}\s*+")
@@ -148,6 +154,7 @@ class Tokens:
         label_first: Whether the label comes before its boxes; if not, each box comes before its label.
         separator: Separator between two detections.
         order: The positions of x1, y1, x2, y2 among the four tokens.
+        polygons: Whether more than four tokens in a row can be the corners of a polygon, which is not read as boxes.
     """
 
     box: str
@@ -156,6 +163,7 @@ class Tokens:
     label_first: bool
     separator: str = ""
     order: tuple[int, int, int, int] = (0, 1, 2, 3)
+    polygons: bool = False
 
     keeps_prose = False
 
@@ -178,15 +186,27 @@ class Tokens:
 
 @dataclass(frozen=True)
 class JsonList:
-    """A JSON list of entries with a box and a label, without prose."""
+    """A JSON list of entries with a box and a label, without prose.
+
+    Attributes:
+        box_key: The key of a box, or of a list of boxes.
+        label_key: The key of the label.
+        other_label_keys: Keys that are read as the label of entries without ``label_key``, the first one that is there.
+    """
 
     box_key: str = "bbox_2d"
     label_key: str = "label"
+    other_label_keys: tuple[str, ...] = ("class", "category", "text_content", "name", "class_name", "category_name")
 
     box = "[{}, {}, {}, {}]"
     separator = ", "
     keeps_prose = False
     numbers = (1, 2, 3, 4)
+
+    @cached_property
+    def label_keys(self) -> tuple[str, ...]:
+        """All keys of labels, by precedence."""
+        return self.label_key, *self.other_label_keys
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -196,13 +216,32 @@ class JsonList:
         """
         box, label = re.escape(f'"{self.box_key}"'), re.escape(f'"{self.label_key}"')
         entry = rf"{box}:\s?\[({NUMBER}),\s?({NUMBER}),\s?({NUMBER}),\s?({NUMBER})\],\s*+{label}:\s?"
-        return re.compile(rf'\{{\s*+{entry}("[^"\\{{}}\n]*+")\s*+\}}|\{{(?P<inner>[^{{}}]*+)(?P<close>\}}?)|{_STRAY}')
+        return re.compile(rf'\{{\s*+{entry}("[^"\\{{}}\n]*+")\s*+\}}|\{{|{_STRAY}')
 
     @cached_property
-    def box_pattern(self) -> re.Pattern[str]:
-        """The key of a box with its list of numbers (group 1)."""
-        key = re.escape(f'"{self.box_key}"')
-        return re.compile(rf"{key}\s*+:\s*+\[([^\[\]]*+)\]")
+    def string(self) -> re.Pattern[str]:
+        """A string in single or double quotes (group 1).
+
+        It ends at a quote before a comma, colon or closing bracket, so that it may contain quotes that are not escaped.
+        One that is not closed extends to the next box key, or to the end of the text.
+        """
+        key = re.escape(self.box_key)
+        strings = (
+            rf"{quote}(?:[^{quote}\\{{]++|\\.|\\\Z|\{{(?!\s*+[\"']{key}[\"'])"
+            rf"|{quote}(?!\s*+(?:[,:}}\])]|//|\Z)|{key}{quote}\s*+:))*+(?:{quote}(?!{key}{quote}\s*+:))?+"
+            for quote in "\"'"
+        )
+        return re.compile(rf"\s*+({'|'.join(strings)})", re.DOTALL)
+
+    @cached_property
+    def token(self) -> re.Pattern[str]:
+        """A mark, a key with its colon, a string, a comment, or anything else up to the next mark."""
+        key = r""""(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+'|\w++"""
+        return re.compile(
+            rf"\s*+(?:(?P<mark>[{{}}\[\](),:])|(?P<key>{key})\s*+:|(?:{self.string.pattern})|//[^\n]*+"
+            r"|[^{}\[\](),:]++)",
+            re.DOTALL,
+        )
 
 
 Markup: TypeAlias = Brackets | Tags | Tokens | JsonList

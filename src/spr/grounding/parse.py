@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect, get_dialect
-from spr.grounding.lists import parse_json, parse_tokens
+from spr.grounding.json_list import parse_json
+from spr.grounding.lists import parse_tokens
 from spr.grounding.markup import Brackets, JsonList, Tags, Tokens
 from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
-from spr.grounding.prose import TagReader, parse_brackets
-from spr.grounding.text import GroundedText, Problems, Source, without_surrogates
+from spr.grounding.prose import LINE_START, TagReader, parse_brackets
+from spr.grounding.text import GroundedText, Problems, Source, with_ascii_punctuation, without_surrogates
 from spr.records import Box, Size
 
 _OPENER = re.compile(r"[\[({<]")
@@ -88,7 +89,7 @@ class BoxReader:
     def read(self, text: str, size_wh: Size) -> Boxes:
         """The boxes of an answer about an image of ``size_wh`` pixels; raises a GroundingError for a wrong size."""
         match = self._search(text)
-        if match is not None and self._is_plain(match):
+        if match is not None and self._is_plain(match) and with_ascii_punctuation(text) is text:
             end = match.end()
             if end == len(text) or text[end:] == "." or self._search(text, end) is None:
                 numbers = match.group(*self.dialect.markup.numbers)
@@ -111,6 +112,10 @@ class BoxReader:
         if isinstance(markup, Tokens):
             side = before[-1:] if markup.label_first else text[match.end() :].lstrip()[:1]
             return side.isalnum()
+        if text.startswith("]", match.end()) or "\n" in before:
+            return False
+        if before and match.end() < len(text) and len(before) < 9 and LINE_START.fullmatch(before + " "):
+            return False  # the words come after the box
         if not before:
             return match.end() == len(text) or not text[match.end() :].strip()
         if _OPENER.search(before) is not None:

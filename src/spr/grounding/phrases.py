@@ -4,9 +4,9 @@ The rules use word lists instead of a part-of-speech tagger. Among the words sin
 
 1. Words of `BREAKERS` (connectives, prepositions, common verbs) right before the box are skipped: in "the dog is
    located at [box]" the box grounds "the dog".
-2. From the last remaining word, the phrase grows to the left until a word that ends with punctuation, an opening
-   bracket or quote, a word of `BREAKERS`, or past a determiner ("a", "the", "two", "her"): "a man riding the horse
-   [box]" gives "the horse".
+2. From the last remaining word, the phrase grows to the left until the start of the line, a bullet, a word that ends
+   with punctuation, an opening bracket or quote, a word of `BREAKERS`, or past a determiner ("a", "the", "two", "her"):
+   "a man riding the horse [box]" gives "the horse".
 3. "of" joins ("a group of people") except after a place word ("left of the dog", "in front of the house").
 4. A breaker between a determiner and a noun is an adjective: "a standing man".
 5. "and" joins two colours or patterns ("a black and white cat"), and one word right after an article to two or more
@@ -37,6 +37,8 @@ DETERMINERS = _words(
     "several many few most much half one two three four five six seven eight nine ten eleven twelve dozens",
 )
 BREAKERS = frozenset({""}) | _words(
+    # bullets, headings and the bars of tables
+    "• | > # ## ### #### -> → =",
     # connectives and relative words
     "and or but nor so yet as while whilst with without that which who whom where when then than because if like plus",
     # prepositions
@@ -73,6 +75,8 @@ _BOUNDARY = '.,;:!?)]}"”»…。，、；：！？）】」'
 _SENTENCE_END = ".;:!?。；：！？"
 _TRAILING = _BOUNDARY + "'’*_-–—([{\"“«（【「"
 _LEADING = "([{\"“«'‘*_-–—（【「)]}”»’)】」"
+_AFTER_REMARK = ")]）】*_`"
+_REMARK = re.compile(r"\s*[(\[（【][^()\[\]（）【】]*[)\]）】][*_`]*\Z")
 _FOREIGN = re.compile(r"[。，、；：！？）】」]")
 
 
@@ -84,6 +88,17 @@ def find_phrase(text: str, start: int, end: int) -> tuple[int, int]:
     ['several pieces of luggage', 'a tall man', 'sunglasses']
     """
     low = max(start, end - _REACH)
+    line = text.rfind("\n", low, end)
+    if line >= 0:
+        start = low = line + 1
+    if end > low and text[end - 1] in _AFTER_REMARK:
+        # A remark in brackets is not part of the phrase before it: "a dog [sic]", "a man (left)".
+        before = _REMARK.sub("", text[low:end])
+        stop = low + len(before.rstrip("*_`"))
+        if low < stop < end and text[stop - 1] not in _SENTENCE_END + ",":
+            found = find_phrase(text, start, stop)
+            if found[0] < found[1] and not text[found[1] : stop].lstrip()[:1].isalnum():
+                return found
     segment = text[low:end]
     words = segment.lower().split()
     count = len(words)

@@ -6,17 +6,25 @@ import re
 
 from spr.grounding.coding import Frame
 from spr.grounding.markup import NUMBER, OTHER_NUMBERS, SPECIAL, STRAY_COORDINATES, Brackets, Tags, stray
-from spr.grounding.phrases import find_phrase
+from spr.grounding.noun_phrases import noun_phrases
+from spr.grounding.phrases import BREAKERS, find_phrase
 from spr.grounding.text import Problems, Range
 from spr.records import Box, Span
 
 _BY_RULE = -1  # the start of an unmarked phrase, which `find_phrase` determines
 _NUMBER_LIKE = re.compile(rf"(?:{NUMBER}|[-+]?(?:nan|inf(?:inity)?))", re.IGNORECASE)
 _FOUR_NUMBERS = re.compile(rf"\s*+({NUMBER})\s*+" + rf",\s*+({NUMBER})\s*+" * 3)
+_TWO_POINTS = re.compile(r",\s*+".join([rf"\s*+\(\s*+({NUMBER})\s*+,\s*+({NUMBER})\s*+\)\s*+"] * 2))
 _CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
 _LONGEST_CONNECTIVE = 12
 _CLOSING = {"(": ")", "[": "]", "（": "）"}
 _NOT_NUMBERS = re.compile(r"[^\s0-9.,;+-]")
+LINE_START = re.compile(r"\s*+(?:(?:[-*+•>]|#++|[0-9]{1,4}+[.)])[ \t]++)?+[*_]*+")
+"""What can stand before the first box of a line in which boxes come before their words."""
+_SEPARATOR = re.compile(r"[ \t*_]*+(?:[:：=|–—]|->?|→)[ \t]*+|[ \t]*+")
+_LABEL = re.compile(r"[^\[({<（［【\n]{0,160}")
+_JOINS = re.compile(r"[,;]\s*$|\b(?:and|or)\s*$")
+_FINISHED = ".:;!?。：；！？"
 _DIGIT = re.compile(r"[0-9]")
 _COORDINATES = re.compile(r"[\s0-9.,;()\[\]+-]++|<patch_index_[0-9]*+>?|</delimiter_of_multi_objects/>")
 
@@ -142,26 +150,83 @@ class Prose:
 def parse_brackets(problems: Problems, markup: Brackets, frame: Frame) -> tuple[str, list[Span]]:
     """Parse prose with boxes in brackets; malformed pieces are reported and dropped."""
     text, prose, position = problems.raw, Prose(problems), 0
+    inside = 0  # brackets around words that are open
+    line_end = 0  # of a line in which boxes come before their words
     decode = problems.decode
-    for match in markup.pattern.finditer(text):
+    for match in markup.pattern.finditer(problems.read):
         start, stop = match.span()
         words = text[position:start]
+        if match[1] is not None and start >= line_end and (position == 0 or "\n" in words):
+            line_end = _labels_end(text, position, start, stop, was_labels=line_end > 0)
         position = stop
-        if match[1] is not None:
+        if match[1] is not None and start < line_end:
+            prose.keep_opened()
+            prose.words(words)
+            position = _label(prose, text, decode(frame, match, markup.numbers), (start, stop))
+        elif match[1] is not None:
             prose.words_before_box(words)
             prose.add(decode(frame, match, markup.numbers), (start, stop))
+            if problems.read.startswith("]", stop):
+                position, inside = _after_surplus(problems, stop, inside)
         elif match["inner"] is not None and is_coordinates(match):
             prose.words_before_box(words)
             boxes, position = _read_bracket(match, markup, frame, problems)
             prose.add(boxes, (start, position))
+            position, inside = _after_surplus(problems, position, inside)
         elif SPECIAL.fullmatch(match[0]):
             prose.words_before_box(words)
         elif match["inner"] is None and (reason := stray(match)) is not None:
             prose.stray(words, start, stop, reason)
         else:
-            prose.words(words + match[0])
+            inside += match["inner"] is not None and not match["close"]
+            prose.words(words + text[start:stop])
     prose.words(text[position:])
     return prose.finish(marked=False)
+
+
+def _labels_end(text: str, position: int, start: int, stop: int, *, was_labels: bool) -> int:
+    """The end of the line, if it starts with the box at ``start`` and its words follow their boxes; else 0."""
+    line = text.rfind("\n", position, start) + 1 or position
+    if LINE_START.fullmatch(text, line, start) is None:
+        return 0
+    end = text.find("\n", stop)
+    end = len(text) if end < 0 else end
+    if not any(map(str.isalnum, text[max(text.rfind("]", stop, end), stop - 1) + 1 : end])):
+        return 0
+    separator = _SEPARATOR.match(text, stop)
+    begin = separator.end() if separator is not None else stop
+    if not text[stop:begin].strip(" \t*_"):
+        before = text[position:line].strip()
+        is_new = was_labels or (before[-1:] in _FINISHED if before else position == 0)
+        word = text[begin : begin + 40].split(None, 1)[0]
+        others = text[begin:end].split("[")[:-1]
+        if not is_new or not word[0].isalnum() or word.lower() in BREAKERS or not all(map(_JOINS.search, others)):
+            return 0
+    return end
+
+
+def _label(prose: Prose, text: str, boxes: list[Box], raw: Range) -> int:
+    """Ground the first noun phrase after a box, before it is added to the plain text; returns where it starts."""
+    separator = _SEPARATOR.match(text, raw[1])
+    begin = separator.end() if separator is not None else raw[1]
+    head = _LABEL.match(text, begin)
+    words = head[0] if head is not None else ""
+    first, last = next(iter(noun_phrases(words)), (0, 0))
+    handling = f"taken to ground {words[first:last]!r}" if first < last else "kept without one"
+    prose.problems.note(*raw, f"box before its words: {handling}")
+    prose.ground(prose.length + first, prose.length + last, boxes, raw)
+    return begin
+
+
+def _after_surplus(problems: Problems, position: int, inside: int) -> tuple[int, int]:
+    """Report closing brackets after a box that close nothing; returns where the words start, and what is still open."""
+    stop = position
+    while problems.read.startswith("]", stop):
+        stop += 1
+    if stop - position <= inside:
+        return position, inside - (stop - position)
+    problems.note(position + inside, stop, "bracket closes nothing: dropped")
+    return stop, 0
 
 
 def is_coordinates(match: re.Match[str]) -> bool:
@@ -184,7 +249,7 @@ def is_coordinates(match: re.Match[str]) -> bool:
 
 
 def _counts(inner: str) -> bool:
-    if OTHER_NUMBERS.fullmatch(inner):
+    if OTHER_NUMBERS.fullmatch(inner) or _TWO_POINTS.match(inner):
         return True
     pieces = inner.replace(";", ",").split(",")
     numbers = _count_numbers(pieces)
@@ -212,6 +277,9 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems
             problems.note(offset - 1, stop + 1, "no box beside a separator")
         elif (numbers := _FOUR_NUMBERS.fullmatch(match.string, offset, stop)) is not None:
             boxes += problems.decode(frame, numbers, markup.numbers, match.span())
+        elif (numbers := _TWO_POINTS.fullmatch(match.string, offset, stop)) is not None:
+            problems.note(offset, stop, "points in parentheses: read anyway")
+            boxes += problems.decode(frame, numbers, markup.numbers, match.span())
         elif OTHER_NUMBERS.fullmatch(piece):
             problems.note(offset, stop, STRAY_COORDINATES, unread=True)
         else:
@@ -226,22 +294,26 @@ class TagReader:
     """Parses prose with tags around phrases and boxes; malformed pieces are reported and dropped."""
 
     def __init__(self, problems: Problems, markup: Tags, frame: Frame) -> None:
-        self.text, self.markup, self.frame = problems.raw, markup, frame
+        self.text, self.read_text, self.markup, self.frame = problems.raw, problems.read, markup, frame
         self.prose, self.problems = Prose(problems), problems
         self.opened: tuple[str, int, int] | None = None  # an open tag, and its start and end in the text
 
     def read(self) -> tuple[str, list[Span]]:
         """Parse the text, once."""
-        text, prose, markup = self.text, self.prose, self.markup
+        text, read_text, prose, markup = self.text, self.read_text, self.prose, self.markup
         tags = {*markup.phrase, *markup.grounding}
         position = 0
-        for match in markup.pattern.finditer(text):
+        if (whole := markup.shape_pattern.fullmatch(read_text)) is not None:
+            position = self._bare(0, [whole], *whole.span())
+        for match in markup.pattern.finditer(read_text, position):
             start, stop = match.span()
+            if start < position:
+                continue  # the closing tag of coordinates without an opening tag
             if match[1] is not None:
                 self._close(position, start)
                 unit = match.end(1) + len(markup.phrase[1]), stop
                 boxes = self.problems.decode(self.frame, match, markup.numbers, unit)
-                self._phrase(match[1], boxes, start, stop)
+                self._phrase(text[slice(*match.span(1))], boxes, start, stop)
             elif match[0] in tags:
                 self._tag(match[0], position, start, stop)
             elif self.opened is not None:
@@ -253,7 +325,10 @@ class TagReader:
                 reason = stray(match)
                 if reason is None:
                     continue  # words, added with the next ones
-                prose.stray(text[position:start], start, stop, reason)
+                if reason == STRAY_COORDINATES and (shapes := self._shapes(start, stop)):
+                    stop = self._bare(position, shapes, start, stop)
+                else:
+                    prose.stray(text[position:start], start, stop, reason)
             position = stop
         self._close(position, len(text))
         return prose.finish(marked=True)
@@ -267,7 +342,7 @@ class TagReader:
         if tag == self.markup.phrase[0]:
             self.problems.note(begin, stop, "phrase is not closed: its words are kept")
         else:
-            while (match := _COORDINATES.match(self.text, end, stop)) is not None:
+            while (match := _COORDINATES.match(self.read_text, end, stop)) is not None:
                 end = match.end()
             self.problems.note(begin, end, "box is not closed: dropped", unread=True)
             end -= end < stop and self.text[end - 1].isspace()
@@ -301,21 +376,39 @@ class TagReader:
         else:
             self.problems.note(start, stop, "closing tag without its opening tag: dropped")
 
+    def _shapes(self, start: int, stop: int) -> list[re.Match[str]]:
+        """The boxes in coordinates that have lost their tags; empty if they are not all in this dialect's own form."""
+        shapes = list(self.markup.shape_pattern.finditer(self.read_text, start, stop))
+        edges = [start, *(edge for shape in shapes for edge in shape.span()), stop]
+        gaps = "".join(self.read_text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True))
+        rest = re.sub(self.markup.between, "", gaps) if self.markup.between else gaps
+        return [] if rest.strip(" \t\r\n,;") else shapes
+
+    def _bare(self, position: int, shapes: list[re.Match[str]], start: int, stop: int) -> int:
+        """Add the words from ``position`` and boxes that have lost their tags; returns where they end."""
+        closing = self.markup.closing.match(self.text, stop)
+        unit = start, stop if closing is None else closing.end()
+        self.problems.note(*unit, "box without its tags: read anyway")
+        self.prose.words_before_box(self.text[position:start])
+        groups = range(1, 1 + self.markup.shape_pattern.groups)
+        self.prose.add([box for shape in shapes for box in self.problems.decode(self.frame, shape, groups, unit)], unit)
+        return unit[1]
+
     def _boxes(self, start: int, stop: int, unit: Range) -> list[Box]:
         """The boxes between two box tags."""
         markup = self.markup
-        separators = re.compile(markup.between).finditer(self.text, start, stop) if markup.between else ()
+        separators = re.compile(markup.between).finditer(self.read_text, start, stop) if markup.between else ()
         edges = [start, *(edge for separator in separators for edge in separator.span()), stop]
         pieces = [
             (begin, end)
             for begin, end in zip(edges[::2], edges[1::2], strict=True)
-            if self.text[begin:end].strip(" \t\r\n,;")
+            if self.read_text[begin:end].strip(" \t\r\n,;")
         ]
         if not pieces:
             self.problems.note(start - len(markup.grounding[0]), stop, "no box between its tags")
         boxes: list[Box] = []
         for begin, end in pieces:
-            numbers = markup.shape_pattern.fullmatch(self.text, begin, end)
+            numbers = markup.shape_pattern.fullmatch(self.read_text, begin, end)
             if numbers is None:
                 self.problems.note(begin, end, f"not a box like {markup.box}: dropped", unread=True)
             else:

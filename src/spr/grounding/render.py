@@ -15,7 +15,7 @@ from spr.grounding.editing import source_text
 from spr.grounding.markup import SPECIAL, Brackets, JsonList, Markup, Tags, Tokens, stray
 from spr.grounding.parse import parse
 from spr.grounding.prose import is_coordinates
-from spr.grounding.text import PROBLEM_LENGTH, GroundedText, Problem, without_surrogates
+from spr.grounding.text import PROBLEM_LENGTH, GroundedText, Problem, with_ascii_punctuation, without_surrogates
 from spr.records import Box, Size, Span
 
 
@@ -207,5 +207,10 @@ def _literal_markup(plain: str, markup: Markup) -> str | None:
         return None
     is_box = is_coordinates if isinstance(markup, Brackets) else stray
     return next(
-        (match[0][:60] for match in markup.pattern.finditer(plain) if match[0][0] == "<" or is_box(match)), None
+        (
+            match[0][:60]
+            for match in markup.pattern.finditer(with_ascii_punctuation(plain))
+            if match[0][0] == "<" or is_box(match)
+        ),
+        None,
     )

@@ -14,6 +14,9 @@ from spr.records import Box, Size, Span
 
 PROBLEM_LENGTH = 60
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_WIDE = "［］（）【】，、；．－％０１２３４５６７８９"
+_ASCII = str.maketrans(_WIDE, "[]()[],,;.-%0123456789")
+_WIDE_NUMBERS = re.compile(rf"[［（【]\s*+[-\d]|\d\s*+[{_WIDE}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,14 @@ class Place(NamedTuple):
 
 
 class Problems:
-    """Collects the malformed pieces of a raw answer, and the places of its boxes."""
+    """Collects the malformed pieces of a raw answer, and the places of its boxes.
+
+    Patterns are applied to ``read``, which is the raw answer with ASCII punctuation and digits in the same places.
+    """
 
     def __init__(self, raw: str) -> None:
         self.raw = raw
+        self.read = with_ascii_punctuation(raw)
         self.found: list[Problem] = []
         self.places: list[Place] = []
         self.unread = False
@@ -91,6 +98,10 @@ class Problems:
         self.unread |= not can_move
         if reason is not None:
             self.note(*piece, reason)
+        if self.read is not self.raw and ranges:
+            start, stop = ranges[0][0] - 1, ranges[-1][1] + 1
+            if self.read[start:stop] != self.raw[start:stop]:
+                self.note(*piece, "full-width punctuation: read anyway")
         return [] if box is None else [box]
 
     def sorted(self) -> tuple[Problem, ...]:
@@ -166,3 +177,14 @@ class GroundedText:
 def without_surrogates(text: str) -> str:
     """The text with U+FFFD for each lone surrogate, which no file can contain; the length is unchanged."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def with_ascii_punctuation(text: str) -> str:
+    """The text with ASCII brackets, commas and digits instead of full-width ones, if it has some beside numbers.
+
+    Each character is replaced by one, so that offsets are the same.
+
+    >>> with_ascii_punctuation("一只狗［120，340，560，780］")
+    '一只狗[120,340,560,780]'
+    """
+    return text.translate(_ASCII) if not text.isascii() and _WIDE_NUMBERS.search(text) is not None else text

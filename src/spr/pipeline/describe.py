@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from spr.config import Config, PromptsConfig
@@ -22,7 +23,8 @@ from spr.core.images import ImageSource
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, shift
-from spr.grounding import Dialect, final_answer, map_to_image, parse, render, render_box
+from spr.grounding import DIALECTS, Dialect, final_answer, get_dialect, map_to_image, parse, render, render_box
+from spr.grounding.coding import IMPLAUSIBLE_SCALE, OUTSIDE, Numbers
 from spr.grounding.markup import SPECIAL
 from spr.grounding.names import readable_names
 from spr.grounding.text import without_surrogates
@@ -33,7 +35,7 @@ from spr.pipeline.decoding import decode_ahead, in_groups
 from spr.pipeline.stage import Drops, OnDrop, Stage
 from spr.records import Box, Candidate, PreferencePair, PromptKind, RegionObject, RegionQuery, Size
 from spr.records.schemas import CANDIDATES, from_table, to_table
-from spr.runs.store import StageOutput
+from spr.runs.store import ShardEntry, StageOutput, StageStore, read_table
 
 NAME = "candidates"
 
@@ -280,6 +282,31 @@ def process(
     return StageOutput(to_table(candidates, Candidate), drops.table(NAME, "image", "candidate"))
 
 
+def scale_hint(store: StageStore, shards: Sequence[ShardEntry]) -> str | None:
+    """What to check if numbers fit another scale than the dialect's; None if they do not.
+
+    It is shown for any box with numbers from 0 to 1 in a dialect of larger ones, and if boxes are out of range in at
+    least half as many cases as there are candidates. No box is rescaled.
+    """
+    small = large = rows = 0
+    spec = ""
+    for shard in shards:
+        table = read_table(store.part(shard.index), ["problems", "dialect"])
+        if len(table):
+            problems = pc.list_flatten(table["problems"])
+            small += pc.sum(pc.match_substring(problems, f": {IMPLAUSIBLE_SCALE}"), min_count=0).as_py()
+            large += pc.sum(pc.match_substring(problems, f": {OUTSIDE}"), min_count=0).as_py()
+            rows, spec = rows + len(table), table["dialect"][0].as_py()
+    if not small and (not large or 2 * large < rows):
+        return None
+    own = get_dialect(spec)
+    same = [item for item in DIALECTS.values() if isinstance(item.markup, type(own.markup)) and item.key != own.key]
+    other = [item.key for item in same if isinstance(item.coding, Numbers) and (item.coding.units == 1) == bool(small)]
+    what = f"numbers from 0 to 1 ({IMPLAUSIBLE_SCALE})" if small else "numbers out of range"
+    check = f"did the model write `{'` or `'.join(other)}`?" if other else "no other built-in dialect writes these"
+    return f"{small or large:,} boxes in dialect `{spec}` have {what}; check describer.dialect: {check}"
+
+
 STAGE = Stage(
     NAME,
     version=3,
@@ -292,4 +319,5 @@ STAGE = Stage(
     sections=("seed", "prompts"),
     models=("describer",),
     keeps_unfinished=True,
+    hint=scale_hint,
 )

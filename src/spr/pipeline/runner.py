@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,6 +47,7 @@ class StageSummary:
     seconds: float
     done_before: bool
     totals: dict[str, int] = field(default_factory=dict)  # how many items of a kind there were before the drops
+    hint: str | None = None  # what to check, if it ran this time
 
     @property
     def advice(self) -> str | None:
@@ -165,6 +166,8 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
     manifest.complete = True
     store.save(manifest)
     summary = _summary(stage, manifest, time.monotonic() - started)
+    if stage.hint is not None:
+        summary = replace(summary, hint=stage.hint(store, manifest.shards))
     details = {"rows": summary.rows, "dropped": summary.dropped, "seconds": summary.seconds}
     append_log(out, "stage finished", stage=stage.name, **details)
     return summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from spr.config import Config
 from spr.core.errors import ConfigError, SprError
 from spr.core.progress import Progress
 from spr.core.registry import Registry
-from spr.runs.store import StageOutput, dropped_table
+from spr.runs.store import ShardEntry, StageOutput, StageStore, dropped_table
 
 OnDrop: TypeAlias = Callable[[str, str, str], None]
 """Called as ``on_drop(kind, id, reason)`` for everything that is dropped; reasons: `spr.core.reasons`."""
@@ -75,6 +75,7 @@ class Stage:
         plan: For a first stage: reads the input.
         keeps_unfinished: Whether ``process`` takes a third argument ``unfinished``: a file for partial results of a
             shard, which an interrupted run leaves for the next one. It is deleted when the shard is finished.
+        hint: ``hint(store, shards)`` returns what the user should check after the stage, or None.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Stage:
     models: tuple[str, ...] | Callable[[Config], tuple[str, ...]] = ()
     plan: Callable[[Config, Progress], Plan] | None = None
     keeps_unfinished: bool = False
+    hint: Callable[[StageStore, Sequence[ShardEntry]], str | None] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Arrow schemas lose field names and nullability inside fixed-size lists when they are pickled.
