@@ -119,6 +119,23 @@ def test_an_image_without_its_file_is_dropped_unless_files_are_not_checked(tmp_p
     assert scene.objects(min_objects=1, check_images=False)[:2] == (["10"], [])
 
 
+def test_an_image_outside_the_folder_is_used_only_if_the_config_allows_it(tmp_path):
+    scene = Scene(tmp_path / "s", [(0, 0, 20, 20)])
+    (tmp_path / "s" / "images").mkdir()
+    coco = json.loads((scene.folder / "a.json").read_text())
+    for name in (str(scene.folder / "1.png"), "../1.png"):
+        coco["images"] = [
+            {**coco["images"][0], "file_name": name},
+            {"id": 2, "file_name": "b", "width": 1, "height": 1},
+        ]
+        (scene.folder / "a.json").write_text(json.dumps(coco))
+        folder = {"min_objects": 1, "images": str(scene.folder / "images")}
+        ids, drops, _ = scene.objects(**folder)
+        assert (ids, drops[0]) == ([], ("image", "1", "image_file_name_unsafe"))
+        ids, _, images = scene.objects(**folder, allow_outside_images=True)
+        assert (ids, [image.file_name for image in images]) == (["10"], [name])
+
+
 def test_a_configured_detector_is_asked_about_the_crop_of_the_crowd(tmp_path):
     boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40.5, 40, 59, 60)]
     scene = Scene(tmp_path / "s", boxes, crowd=True, category="cup_(drinking_vessel)")

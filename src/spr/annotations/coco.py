@@ -30,7 +30,7 @@ from spr.annotations.columns import (
     lenient_images,
     lenient_objects,
 )
-from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, look_up
+from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, is_unicode, look_up
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
 from spr.core.errors import InputError
 
@@ -101,7 +101,11 @@ class Annotations:
 
 
 def read_coco(
-    path: str | os.PathLike[str], *, block_size: int = BLOCK_SIZE, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    allow_outside_images: bool = False,
+    block_size: int = BLOCK_SIZE,
+    progress: Progress | None = None,
 ) -> Annotations:
     """Read a COCO-style annotations file.
 
@@ -113,6 +117,7 @@ def read_coco(
 
     Args:
         path: The JSON file, in UTF-8.
+        allow_outside_images: Keep images whose file name is absolute or contains ``..``.
         block_size: Bytes per read; affects only the speed.
         progress: Called after every read with the bytes read so far and the file's size.
 
@@ -151,7 +156,12 @@ def read_coco(
     if odd_keys and "bbox" not in odd_keys and np.isin(objects.reasons, _WITHOUT_BOX).all():
         raise _no_boxes(list(odd_keys), stream.error)
     ids.freeze()
-    return _assemble(join_images(images), categories, objects, ids, stream.error)
+    entries = join_images(images)
+    if allow_outside_images:
+        for row in np.flatnonzero(entries.reasons == CODE["image_file_name_unsafe"]).tolist():
+            if is_unicode(entries.names[row]) and "\0" not in entries.names[row]:
+                entries.reasons[row] = OK
+    return _assemble(entries, categories, objects, ids, stream.error)
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -14,6 +14,8 @@ from spr.core.images import MAX_PIXELS, ImageSource
 class AnnotationsConfig(Section):
     """Which annotated images and objects are used (supplement, Sec. 1)."""
 
+    runtime_fields = frozenset({"allow_outside_images"})
+
     path: Path
     """Annotation file: COCO, LVIS or Objects365 JSON."""
     images: Path
@@ -42,7 +44,12 @@ class AnnotationsConfig(Section):
     max_pixels: Int = Field(default=MAX_PIXELS, ge=1, le=MAX_PIXELS)
     """Images with more pixels are dropped without being decoded; at most Pillow's limit (our choice)."""
 
+    allow_outside_images: bool = False
+    """Also open images whose file name is absolute or leads out of the image folder, by `..` or a link. Only for data
+    that you trust: it names any file of this machine. To include images that were dropped before, delete
+    `RUN/objects` (our choice)."""
+
     @property
     def image_source(self) -> ImageSource:
         """The image folder with the options for reading it."""
-        return ImageSource(self.images, self.orientation, self.max_pixels)
+        return ImageSource(self.images, self.orientation, self.max_pixels, self.allow_outside_images)

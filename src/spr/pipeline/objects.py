@@ -82,7 +82,11 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
         got = "a file" if settings.images.exists() else "nothing there"
         fix = "set annotations.images to the folder"
         raise InputError(f"There is no image folder {settings.images}", got=got, fix=fix)
-    parsed = read_coco(settings.path, progress=lambda done, _: progress.advance(done // MEGABYTE - progress.done))
+    parsed = read_coco(
+        settings.path,
+        allow_outside_images=settings.allow_outside_images,
+        progress=lambda done, _: progress.advance(done // MEGABYTE - progress.done),
+    )
     count = len(parsed.image_ids)
     owner = np.repeat(np.arange(count), np.diff(parsed.offsets))
     small = ~parsed.crowd & ~bx.at_least(bx.area(parsed.boxes_xyxy), settings.min_area)
