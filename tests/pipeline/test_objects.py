@@ -11,7 +11,7 @@ from spr.config import AnnotationsConfig, load_config, make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
 from spr.models.loading import ModelError
-from spr.pipeline.objects import STAGE, detect_in_crowds, load_objects, make_objects, plan_objects
+from spr.pipeline.objects import STAGE, TURNED, detect_in_crowds, load_objects, make_objects, plan_objects
 from spr.pipeline.runner import run
 from spr.records import Detection, ImageObjects
 from spr.records.schemas import from_table
@@ -220,3 +220,73 @@ def test_detections_outside_their_crowd_are_dropped(tmp_path, min_inside, kept):
 
     ids, _, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(detector, crowd_min_inside=min_inside)
     assert ids[8:] == kept
+
+
+class Photo(Scene):
+    """A photo that is stored lying, 200×100 px, and that viewers turn upright: 100×200 px."""
+
+    def __init__(self, folder, boxes, size_wh, tag=6, **options):
+        super().__init__(folder, boxes, **options)
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        Image.new("RGB", (200, 100)).save(folder / "1.png", exif=exif)
+        coco = json.loads((folder / "a.json").read_text())
+        coco["images"][0] |= {"width": size_wh[0], "height": size_wh[1]}
+        (folder / "a.json").write_text(json.dumps(coco))
+
+    def use(self, orientation, **settings):
+        """The size, the boxes, the drops, the notes of the plan and those of the shard."""
+        settings = self.settings(orientation=orientation, min_objects=1, **settings)
+        plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
+        output = make_objects(plan.rows(0, len(plan.ids)), settings)
+        rows = output.table.to_pylist()
+        boxes = [[tuple(item["box"]) for item in row["objects"]] for row in rows]
+        dropped = [row["reason"] for table in (plan.dropped, output.dropped) for row in table.to_pylist()]
+        sizes = [(row["width"], row["height"]) for row in rows]
+        return sizes, boxes, dropped, plan.counts.get(TURNED, 0), output.notes.get(TURNED, 0)
+
+
+UPRIGHT = [(10, 150, 60, 40), (0, 0, 50, 50)]  # boxes as a viewer shows the photo: the first leaves the lying one
+AS_SEEN = [[(10, 150, 70, 190), (0, 0, 50, 50)]]
+
+
+def test_boxes_of_the_upright_photo_beside_the_stored_size_are_kept_with_apply_and_counted_otherwise(tmp_path):
+    # Label Studio writes the stored size, with boxes drawn on what the browser shows.
+    photo = Photo(tmp_path / "a", UPRIGHT, (200, 100))
+    assert photo.use("apply") == ([(100, 200)], AS_SEEN, [], 0, 0)
+    for orientation in ("auto", "ignore"):
+        assert photo.use(orientation) == ([(200, 100)], [[(0, 0, 50, 50)]], ["box_outside_image"], 1, 0)
+    # Without opening the images, nothing is known about how they are turned.
+    assert photo.use("apply", check_images=False)[:2] == ([(200, 100)], [[(0, 0, 50, 50)]])
+
+
+def test_boxes_of_the_stored_photo_leave_the_upright_one_and_are_counted(tmp_path):
+    lying = [(150, 10, 40, 60), (80, 0, 50, 50)]
+    photo = Photo(tmp_path / "a", lying, (200, 100), tag=8)
+    # Clipped to 100 px; the first has nothing left, the second 20 × 50 px.
+    dropped = ["box_outside_image"]
+    assert photo.use("apply") == ([(100, 200)], [[(80, 0, 100, 50)]], dropped, 0, 1)
+    *_, dropped, _, _ = photo.use("apply", min_area=1001)
+    assert sorted(dropped) == ["area_under_minimum", "box_outside_image", "too_few_objects"]
+    for orientation in ("auto", "ignore"):
+        assert photo.use(orientation) == ([(200, 100)], [[(150, 10, 190, 70), (80, 0, 130, 50)]], [], 0, 0)
+
+
+def test_the_upright_size_and_files_without_orientation_stay_as_annotated_with_apply(tmp_path):
+    for orientation in ("apply", "auto"):
+        photo = Photo(tmp_path / f"a-{orientation}", UPRIGHT, (100, 200))
+        assert photo.use(orientation) == ([(100, 200)], AS_SEEN, [], 0, 0)
+        # Tag 1: nothing is turned. Boxes are clipped, and a careless one of 1 px beside the image is not counted.
+        plain = Photo(tmp_path / f"b-{orientation}", [(10, 50, 60, 51.5), (0, 0, 50, 50)], (200, 100), tag=1)
+        assert plain.use(orientation) == ([(200, 100)], [[(10, 50, 70, 100), (0, 0, 50, 50)]], [], 0, 0)
+        swapped = Photo(tmp_path / f"c-{orientation}", UPRIGHT, (200, 100), tag=1)
+        assert sum(swapped.use(orientation)[3:]) == 1
+
+
+def test_crowds_and_boxes_at_the_edge_of_an_upright_photo_are_clipped_to_it(tmp_path):
+    photo = Photo(tmp_path / "a", [(10, 150, 100, 40), (0, 180, 50, 50)], (200, 100), crowd=True)
+    asked = []
+    settings = photo.settings(orientation="apply", min_objects=1, crowds="detect")
+    plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
+    make_objects(plan.rows(0, 1), settings, lambda queries: asked.extend(queries) or [[] for _ in queries])
+    assert [(query.size_wh, query.box) for query in asked] == [((100, 200), (0, 180, 50, 200))]

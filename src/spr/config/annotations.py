@@ -40,7 +40,8 @@ class AnnotationsConfig(Section):
     """Open and decode each sampled image, and drop missing and damaged files and those of another size (our choice)."""
     orientation: Literal["auto", "apply", "ignore"] = "auto"
     """How to treat the EXIF orientation: `auto` rotates an image if only that matches the annotated size, and drops it
-    if both orientations match; `apply` always rotates; `ignore` never rotates (our choice)."""
+    if both orientations match; `apply` always rotates, also if the annotated size is the stored one (Label Studio);
+    `ignore` never rotates (our choice)."""
     max_pixels: Int = Field(default=MAX_PIXELS, ge=1, le=MAX_PIXELS)
     """Images with more pixels are dropped without being decoded; at most Pillow's limit (our choice)."""
 

@@ -33,7 +33,8 @@ Orientation: TypeAlias = Literal["auto", "apply", "ignore"]
 - ``auto``: the annotated size decides. If only the stored size equals it, the image is not rotated; if only the rotated
   size does, it is rotated. If both do (a square image, a rotation by 180°, a mirrored image), the boxes may have been
   drawn on either, and the image is dropped as ``image_orientation_ambiguous``.
-- ``apply``: the boxes were drawn on the rotated image, as viewers show it.
+- ``apply``: the boxes were drawn on the rotated image, as viewers show it. The annotated size may also be the stored
+  one, as Label Studio writes it; the image's size is then that after the rotation.
 - ``ignore``: the boxes were drawn on the stored pixels.
 
 Without an annotated size, ``auto`` rotates the image, as viewers do.
@@ -118,21 +119,23 @@ class ImageSource:
         with self._file(file_name) as (file, size):
             return file.read(size)
 
-    def check(self, file_name: str, size_wh: Size) -> None:
-        """Raise the error that `load` would raise, if any; several times faster for JPEG.
+    def check(self, file_name: str, size_wh: Size) -> Size:
+        """The size of what `load` would return, or the error that it would raise; several times faster for JPEG.
 
         The whole file is read and decoded, so that truncated files are found. JPEG is decoded at an eighth of its size.
         """
         with self._open(file_name) as image:
-            _is_rotated(image, file_name, size_wh, self.orientation)
+            rotate, seen_wh = _is_rotated(image, file_name, size_wh, self.orientation), image.size
             image.draft(image.mode, (max(image.width // 8, 1), max(image.height // 8, 1)))
             _load(image, file_name)
+        return seen_wh[::-1] if rotate and _is_quarter_turn(image) else seen_wh
 
     def load(self, file_name: str, size_wh: Size | None = None, *, data: bytes | None = None) -> Image.Image:
-        """Load an image as RGB, in its annotated size and in the orientation in which its boxes were drawn.
+        """Load an image as RGB, in the orientation in which its boxes were drawn and in its annotated size.
 
-        Channels of 16 bits are scaled to 8 bits. Transparent pixels become white, as in most viewers. ``data`` is the
-        content of an image that is not a file; ``file_name`` then only names it in errors.
+        With ``apply``, the size may be the annotated one with width and height exchanged. Channels of 16 bits are
+        scaled to 8 bits, and transparent pixels become white, as in most viewers. ``data`` is the content of an image
+        that is not a file; ``file_name`` then only names it in errors.
         """
         with self._open(file_name, data) as image:
             rgb = _decode(image, file_name, _is_rotated(image, file_name, size_wh, self.orientation))
@@ -145,10 +148,11 @@ class ImageSource:
         makes it fast.
         """
         scale = min(1.0, side / max(size_wh))
-        small_wh = max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))
         with self._open(file_name) as image:
             rotate = _is_rotated(image, file_name, size_wh, self.orientation)
-            image.draft(image.mode, small_wh if image.size == tuple(size_wh) else small_wh[::-1])
+            width, height = (max(1, round(length * scale)) for length in image.size)
+            image.draft(image.mode, (width, height))
+            small_wh = (height, width) if rotate and _is_quarter_turn(image) else (width, height)
             rgb = _decode(image, file_name, rotate)
             return rgb.resize(small_wh, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
@@ -263,7 +267,7 @@ def _is_rotated(image: Image.Image, file_name: str, size_wh: Size | None, orient
         raise ImageProblem("image_orientation_ambiguous", file_name, got=f"TIFF with orientation {tag}")
     if size_wh is None:
         return has_orientation and orientation != "ignore"
-    candidates = {"auto": (stored, rotated), "apply": (rotated,), "ignore": (stored,)}[orientation]
+    candidates = (stored,) if orientation == "ignore" else (stored, rotated)
     if tuple(size_wh) not in candidates:
         got = " or ".join(f"{width} × {height}" for width, height in dict.fromkeys(candidates))
         raise ImageProblem("image_size_differs", file_name, got=got, expected=f"{size_wh[0]} × {size_wh[1]}")
@@ -271,7 +275,11 @@ def _is_rotated(image: Image.Image, file_name: str, size_wh: Size | None, orient
         return False
     if orientation == "auto" and stored == rotated:
         raise ImageProblem("image_orientation_ambiguous", file_name, got=f"EXIF orientation {tag}, {stored}")
-    return rotated == tuple(size_wh)
+    return orientation == "apply" or rotated == tuple(size_wh)
+
+
+def _is_quarter_turn(image: Image.Image) -> bool:
+    return image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNS
 
 
 def _decode(image: Image.Image, file_name: str, rotate: bool) -> Image.Image:

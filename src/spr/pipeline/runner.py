@@ -43,7 +43,8 @@ class StageSummary:
     unit: str  # what its rows are, in the plural
     rows: int
     dropped: dict[str, int]  # by "<kind>: <reason>"
-    counts: dict[str, int]  # what a first stage has read
+    counts: dict[str, int]  # what a first stage has read, and notes
+    examples: dict[str, str]  # a case of a note or of a drop reason
     seconds: float
     done_before: bool
     totals: dict[str, int] = field(default_factory=dict)  # how many items of a kind there were before the drops
@@ -264,5 +265,6 @@ def _source_drops_valid(store: StageStore, manifest: Manifest) -> bool:
 
 
 def _summary(stage: Stage, manifest: Manifest, seconds: float, *, done_before: bool = False) -> StageSummary:
-    counts, totals = manifest.source.get("counts", {}), manifest.source.get("totals", {})
-    return StageSummary(stage.name, stage.unit, manifest.rows, manifest.dropped, counts, seconds, done_before, totals)
+    counts, totals = {**manifest.source.get("counts", {}), **manifest.notes}, manifest.source.get("totals", {})
+    told = manifest.rows, manifest.dropped, counts, manifest.examples
+    return StageSummary(stage.name, stage.unit, *told, seconds, done_before, totals)
