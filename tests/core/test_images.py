@@ -503,3 +503,57 @@ def test_images_in_memory_follow_the_same_rules_as_files(tmp_path: Path) -> None
         with pytest.raises(ImageProblem, match="row 7") as caught:
             ImageSource(tmp_path).load("row 7", data=data)
         assert caught.value.reason == why
+
+
+def missing(root: Path, name: str) -> str:
+    with pytest.raises(ImageProblem) as caught:
+        ImageSource(root).load(name)
+    assert caught.value.reason == "image_missing"
+    return str(caught.value.got)
+
+
+def test_names_spelled_otherwise_find_the_only_file_that_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "train 1.v2").mkdir()
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    save(tmp_path / "train 1.v2" / decomposed)
+    save(tmp_path / "b%20c.PNG", format="PNG")
+    save(tmp_path / "train\\d.png")  # a zip file from Windows, unpacked elsewhere
+    source = ImageSource(tmp_path)
+    for wanted, found in {
+        f"train 1.v2/{composed}": f"train 1.v2/{decomposed}",
+        f"train%201.v2\\{decomposed}": f"train 1.v2/{decomposed}",
+        "train 1.V2/caf%C3%A9.PNG": f"train 1.v2/{decomposed}",
+        "b c.png": "b%20c.PNG",
+        "b%20c.png": "b%20c.PNG",
+        "train/d.png": "train\\d.png",
+        "b%20c.PNG": "b%20c.PNG",
+        "nothing.png": "nothing.png",
+    }.items():
+        assert source.spelled_alike(wanted) == found
+        if wanted != "nothing.png":
+            assert source.load(wanted, SIZE).size == source.thumbnail(wanted, SIZE, 64).size == SIZE
+            assert source.read_bytes(wanted) == (tmp_path / found).read_bytes()
+
+
+def test_a_missing_image_names_the_files_that_may_be_meant(tmp_path: Path) -> None:
+    save(tmp_path / "a.PNG", format="PNG")
+    save(tmp_path / "a.Png", format="PNG")
+    save(tmp_path / "Photo.png")
+    (tmp_path / "b.PNG").mkdir()
+    assert sorted(missing(tmp_path, "a.png").split("alike: ")[1].split(", ")) == ["'a.PNG'", "'a.Png'"]
+    assert missing(tmp_path, "photo.png").startswith("'Photo.png', in other upper and lower case")
+    assert missing(tmp_path, "Photo.jpg").startswith("'Photo.png', in other")
+    for name in ("b.png", "c.png", "x/y/z.png", "a.png/b.png", "%2e%2e/a.png", "%2Fetc%2Fpasswd", "/".join("a" * 900)):
+        assert missing(tmp_path, name) == "None"
+
+
+def test_another_spelling_does_not_lead_out_of_the_folder_and_large_folders_are_not_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "b.PNG").symlink_to(tmp_path / save(tmp_path / "a.png"))
+    assert reason(tmp_path / "images", "b.png") == "path_outside_images"
+    monkeypatch.setattr(images, "_MOST_NAMES", 3)
+    for number in range(4):
+        save(tmp_path / f"{number}.png")
+    assert missing(tmp_path, "0.PNG") == "None"

@@ -11,7 +11,7 @@ from spr.config import AnnotationsConfig, load_config, make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
 from spr.models.loading import ModelError
-from spr.pipeline.objects import STAGE, TURNED, detect_in_crowds, load_objects, make_objects, plan_objects
+from spr.pipeline.objects import RESPELLED, STAGE, TURNED, detect_in_crowds, load_objects, make_objects, plan_objects
 from spr.pipeline.runner import run
 from spr.records import Detection, ImageObjects
 from spr.records.schemas import from_table
@@ -290,3 +290,19 @@ def test_crowds_and_boxes_at_the_edge_of_an_upright_photo_are_clipped_to_it(tmp_
     plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
     make_objects(plan.rows(0, 1), settings, lambda queries: asked.extend(queries) or [[] for _ in queries])
     assert [(query.size_wh, query.box) for query in asked] == [((100, 200), (0, 180, 50, 200))]
+
+
+def test_images_under_another_spelling_of_their_name_are_used_and_counted_and_missing_ones_explained(tmp_path):
+    scene = Scene(tmp_path / "s", [(0, 0, 20, 20)])
+    (scene.folder / "1.png").rename(scene.folder / "1.PNG")
+    settings = scene.settings(min_objects=1)
+    plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
+    output = make_objects(plan.rows(0, 1), settings)
+    assert (output.notes, output.examples) == ({RESPELLED: 1}, {RESPELLED: "'1.PNG' for '1.png'"})
+    assert output.table["file_name"].to_pylist() == ["1.png"]
+    (scene.folder / "1.PNG").rename(scene.folder / "1.webp")
+    output = make_objects(plan.rows(0, 1), settings)
+    assert output.examples["image: image_missing"].startswith("Image '1.png': there is no such file")
+    assert (
+        "got: '1.webp', in other upper and lower case or with another suffix" in output.examples["image: image_missing"]
+    )

@@ -12,12 +12,16 @@ import os
 import re
 import stat
 import threading
+import unicodedata
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, TypeVar
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -55,6 +59,8 @@ _BYTES_PER_READ = 256
 are read byte by byte, and millions of empty chunks, take no more time than pixels."""
 _JPEG_PIXELS_PER_BYTE = 512
 """The highest compression of JPEG with Huffman codes: at least one bit per block of 64 pixels."""
+_MOST_NAMES = 200_000
+"""Names that are spelled alike are not looked for in folders with more entries."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -101,15 +107,46 @@ class ImageSource:
     allow_outside: bool = False
 
     def path(self, file_name: str) -> Path:
-        """The real path of a file name; the file need not exist. Links are followed if they stay below the folder.
+        r"""The real path of a file name; the file need not exist. Links are followed if they stay below the folder.
+
+        If there is no such file, but exactly one whose name is spelled alike, it is that one. Spelled alike are names
+        with ``\`` and ``/``, ``%20`` and a space, composed and decomposed accents, ``.JPG`` and ``.jpg``.
 
         Raises:
             ImageProblem: ``path_outside_images``.
         """
+        return self._path(file_name, self.spelled_alike(file_name))
+
+    def spelled_alike(self, file_name: str) -> str:
+        """The name under which `path` finds a file: ``file_name`` itself if there is such a file, or none alike."""
+        with contextlib.suppress(OSError):
+            self._path(file_name).stat()
+            return file_name
+        names = self._alike(file_name)
+        return names[0] if len(names) == 1 else file_name
+
+    def _alike(self, file_name: str) -> list[str]:
+        found = _spelled_alike(os.path.realpath(self.folder), _spelling(file_name)) if len(file_name) < 4096 else []
+        return [name for name in found if Path(self.folder, name).is_file()]
+
+    def _difference(self, file_name: str) -> str | None:
+        """What distinguishes a missing file from those that may be meant."""
+        if names := self._alike(file_name):
+            return f"{len(names)} files whose names are spelled alike: {', '.join(map(repr, names[:3]))}"
+        path = self._path(file_name)
+        near = _listing(str(path.parent))[1].get(_stem(_spelling(path.name)), [])
+        names = [name for name in near if (path.parent / name).is_file()]
+        return (
+            f"{', '.join(map(repr, names[:3]))}, in other upper and lower case or with another suffix"
+            if names
+            else None
+        )
+
+    def _path(self, file_name: str, found: str | None = None) -> Path:
         if unsafe_path(file_name) and (not self.allow_outside or "\0" in file_name):
             raise ImageProblem("path_outside_images", file_name, expected="a path relative to the image folder")
         folder = os.path.realpath(self.folder)
-        path = os.path.realpath(Path(folder, file_name))
+        path = os.path.realpath(Path(folder, found or file_name))
         if not self.allow_outside and (os.path.commonpath([folder, path]) != folder or path == folder):
             raise ImageProblem("path_outside_images", file_name, got=path, expected=f"a file below {folder}")
         return Path(path)
@@ -179,7 +216,8 @@ class ImageSource:
             with path.open("rb") as file:
                 yield file, info.st_size
         except (FileNotFoundError, NotADirectoryError):
-            raise ImageProblem("image_missing", file_name, expected=f"the file {path}") from None
+            got = self._difference(file_name)
+            raise ImageProblem("image_missing", file_name, got=got, expected=f"the file {path}") from None
         except OSError as error:
             raise ImageProblem("image_unreadable", file_name, got=f"{type(error).__name__}: {error}") from error
 
@@ -218,6 +256,46 @@ class ImageSource:
             # Pillow raises many kinds of errors for damaged files: OSError, SyntaxError, ValueError, struct.error, …
             got = f"{type(error).__name__}: {error}"
             raise ImageProblem("image_unreadable", file_name, got=got) from error
+
+
+def _spelling(name: str) -> str:
+    """A name as it is compared: with ``/``, without ``%`` escapes, composed, and with suffixes in lower case."""
+    name = unicodedata.normalize("NFC", unquote(name).replace("\\", "/"))
+    return "/".join(
+        f"{stem}{dot}{suffix.lower()}" for stem, dot, suffix in (p.rpartition(".") for p in name.split("/"))
+    )
+
+
+def _stem(name: str) -> str:
+    return (name.rpartition(".")[0] or name).casefold()
+
+
+def _spelled_alike(folder: str, spelling: str) -> list[str]:
+    """The names, relative to the folder, of everything in it that is spelled like this."""
+    parts, found = spelling.split("/"), []
+    for count in range(1, len(parts) + 1):
+        for name in _listing(folder)[0].get("/".join(parts[:count]), []):
+            below = [""] if count == len(parts) else _spelled_alike(f"{folder}/{name}", "/".join(parts[count:]))
+            found += [f"{name}/{rest}" if rest else name for rest in below]
+    return found
+
+
+def _listing(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The names in a folder by their spelling, and by its stem in lower case."""
+    try:
+        return _list(folder, Path(folder).stat().st_mtime_ns)
+    except OSError:
+        return {}, {}
+
+
+@lru_cache(maxsize=16)
+def _list(folder: str, mtime_ns: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:  # noqa: ARG001
+    by_spelling, by_stem = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    names = list(islice((entry.name for entry in os.scandir(folder)), _MOST_NAMES + 1))
+    for name in names if len(names) <= _MOST_NAMES else ():
+        by_spelling[_spelling(name)].append(name)
+        by_stem[_stem(_spelling(name))].append(name)
+    return dict(by_spelling), dict(by_stem)
 
 
 class _Pieces:

@@ -48,6 +48,10 @@ TURNED = "images whose boxes leave them, but fit with width and height exchanged
 """A note: the boxes were probably drawn on the image in another orientation than it is used in."""
 
 
+RESPELLED = "images found under another spelling of their file name"
+"""A note: the annotations name the file with other slashes, escapes, accents or another case of the suffix."""
+
+
 def load_objects(
     annotations: AnnotationsConfig, *, seed: int = 0, detector: Detector | None = None
 ) -> list[ImageObjects]:
@@ -185,7 +189,11 @@ def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdD
     for row in source.drop_columns(["objects", "crowds"]).to_pylist():
         try:
             if settings.check_images:
-                sizes_wh.append(settings.image_source.check(row["file_name"], (row["width"], row["height"])))
+                name, files = row["file_name"], settings.image_source
+                sizes_wh.append(files.check(name, (row["width"], row["height"])))
+                if (found := files.spelled_alike(name)) != name:
+                    notes[RESPELLED] += 1
+                    examples.setdefault(RESPELLED, f"{found!r} for {name!r}")
             usable.append(True)
         except ImageProblem as problem:
             usable.append(False)
