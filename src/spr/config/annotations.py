@@ -14,7 +14,7 @@ from spr.core.images import MAX_PIXELS, ImageSource
 class AnnotationsConfig(Section):
     """Which annotated images and objects are used (supplement, Sec. 1)."""
 
-    runtime_fields = frozenset({"allow_outside_images"})
+    runtime_fields = frozenset({"allow_outside_images", "hash_images"})
 
     path: Path
     """Annotation file: COCO, LVIS or Objects365 JSON."""
@@ -49,6 +49,10 @@ class AnnotationsConfig(Section):
     """Also open images whose file name is absolute or leads out of the image folder, by `..` or a link. Only for data
     that you trust: it names any file of this machine. To include images that were dropped before, delete
     `RUN/objects` (our choice)."""
+
+    hash_images: bool = False
+    """Record the sha256 of each image. A run is refused if images have changed since it began: with a sha256, if the
+    content has; otherwise if size or modification time have, also by copying the folder (our choice)."""
 
     @property
     def image_source(self) -> ImageSource:

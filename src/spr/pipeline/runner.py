@@ -23,6 +23,7 @@ from spr.pipeline.engines.local import run_shards
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
 from spr.runs.dropped import merge_dropped
 from spr.runs.folder import append_log, open_run
+from spr.runs.images import check_images
 from spr.runs.store import (
     Manifest,
     ShardEntry,
@@ -99,7 +100,8 @@ def run(
         report: Called after each stage.
 
     Raises:
-        RunError: if the folder was made with another config, other annotations or SPR 0.1, is in use, or is not a run.
+        RunError: if the folder was made with another config, other annotations, other images or SPR 0.1, is in use, or
+            is not a run.
         InputError: if the input can't be read, or a stage has no rows.
         ConfigError: if there is no stage ``until``.
     """
@@ -113,6 +115,8 @@ def run(
             fingerprints[stage.name] = hashlib.sha256(content.encode()).hexdigest()
             summary = run_stage(stage, config, out, fingerprints[stage.name], workers)
             summaries.append(summary)
+            if stage.name == "objects" and summary.rows:
+                check_images(out, config.annotations, renew=not summary.done_before)
             report(summary)
             merge_dropped(out, [known.name for known in ordered_stages()])
             if not summary.rows:

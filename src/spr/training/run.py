@@ -14,6 +14,7 @@ from spr.models.loading import model_source
 from spr.models.registry import trained_model
 from spr.runs.cues import pair_cues
 from spr.runs.folder import open_run
+from spr.runs.images import check_images
 from spr.training.loss import needs_rejected
 from spr.training.pairs import run_pairs, trl_pairs
 from spr.training.trainer import TrainingSummary, train
@@ -44,8 +45,8 @@ def run(
     Raises:
         ConfigError: if the config names no model to train, or has no annotations although ``pairs`` is None; or for
             ``allow_outside_images`` without ``pairs``.
-        RunError: if the run has no pairs, is in use, was made under another config, or is a run that has its own
-            annotations although ``pairs`` are given.
+        RunError: if the run has no pairs, is in use, was made under another config or of other images, or is a run that
+            has its own annotations although ``pairs`` are given.
         InputError, ModelError, DeviceMemoryError, InterruptedTrainingError, SprError: see `spr.training.trainer.train`.
     """
     if allow_outside_images and pairs is None:
@@ -61,6 +62,8 @@ def run(
     model = model_source(trained_model(config.describer))
     main_process = int(os.environ.get("RANK", "0")) == 0
     with open_run(out, config) if main_process else nullcontext():
+        if main_process and isinstance(config, Config):
+            check_images(out, config.annotations)
         if main_process and isinstance(config, Config) and needs_rejected(config.training):
             found = pair_cues(out)
             others = tuple(cue for cue in found.cues if cue.group != "length")  # `train` measures it, in tokens
