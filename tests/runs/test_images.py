@@ -95,3 +95,16 @@ def test_asking_for_hashes_later_adds_them_and_objects_made_again_are_recorded_a
     shutil.rmtree(out / "objects")
     run(config(hash_images=True), out, until="objects")
     assert {other for other, row in recorded(out).items() if row["sha256"] != hashes[other]} == {name}
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", "another table"])
+def test_a_damaged_record_names_the_file_to_delete(content, config, tmp_path):
+    out = tmp_path / "run"
+    run(config(), out, until="objects")
+    if isinstance(content, str):
+        shutil.copyfile(out / "dropped.parquet", out / "images.parquet")
+    else:
+        (out / "images.parquet").write_bytes(content)
+    with pytest.raises(RunError, match=r"images\.parquet is damaged") as caught:
+        run(config(), out, until="objects")
+    assert caught.value.fix.startswith(f"delete {out / 'images.parquet'}")

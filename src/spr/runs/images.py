@@ -45,9 +45,7 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
     store = StageStore(run / "objects")
     parts = (read_table(store.part(shard.index), ["file_name"]) for shard in store.finished().shards)
     names = {name for part in parts for name in part["file_name"].to_pylist()}
-    before: dict[str, _Identity] = {}
-    if path.is_file() and not renew:
-        before = {name: _Identity(*rest) for name, *rest in zip(*read_table(path).to_pydict().values(), strict=True)}
+    before = _read(path) if path.is_file() and not renew else {}
     now = {name: _identify(source, name) for name in sorted(names)}
     differing = [name for name, is_ in now.items() if name in before and _differs(before[name], is_)]
     verified = [name for name in differing if before[name].sha256 and before[name].size == now[name].size]
@@ -63,6 +61,17 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
     rows = [(name, *is_[:2], digests.get(name) or known.get(name)) for name, is_ in now.items()]
     if rows != [(name, *is_) for name, is_ in before.items()]:
         write_table(path, pa.table(list(map(list, zip(*rows, strict=True))) or [[]] * 4, schema=_SCHEMA))
+
+
+def _read(path: Path) -> dict[str, _Identity]:
+    try:
+        table, problem = read_table(path), None
+    except RunError as error:
+        table, problem = _SCHEMA.empty_table(), error.got
+    if problem is not None or not table.schema.equals(_SCHEMA):
+        fix = f"delete {path}; the next command records the images again"
+        raise RunError(f"{path} is damaged", got=problem or table.schema, expected="the table that SPR wrote", fix=fix)
+    return {name: _Identity(*rest) for name, *rest in zip(*table.to_pydict().values(), strict=True)}
 
 
 def _differs(before: _Identity, now: _Identity) -> bool:
