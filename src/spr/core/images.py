@@ -291,7 +291,8 @@ def _listing(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 @lru_cache(maxsize=16)
 def _list(folder: str, mtime_ns: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:  # noqa: ARG001
     by_spelling, by_stem = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    names = list(islice((entry.name for entry in os.scandir(folder)), _MOST_NAMES + 1))
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in islice(entries, _MOST_NAMES + 1)]
     for name in names if len(names) <= _MOST_NAMES else ():
         by_spelling[_spelling(name)].append(name)
         by_stem[_stem(_spelling(name))].append(name)
