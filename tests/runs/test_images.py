@@ -89,7 +89,7 @@ def test_asking_for_hashes_later_adds_them_and_objects_made_again_are_recorded_a
     hashes = {name: row["sha256"] for name, row in recorded(out).items()}
     assert None not in hashes.values()
     name = next(iter(hashes))
-    size_wh = Image.open(dataset.images / name).size
+    size_wh = ImageSource(dataset.images).load(name).size
     Image.new("RGB", size_wh, "red").save(dataset.images / name)
     assert ImageSource(dataset.images).load(name).getpixel((0, 0)) == (255, 0, 0)
     shutil.rmtree(out / "objects")
