@@ -354,6 +354,15 @@ def test_a_byte_order_mark_and_invalid_utf8_are_accepted(tmp_path: Path) -> None
     assert drops(found) == [("image", "2", "image_file_name_unsafe")]
 
 
+def test_file_names_that_leave_the_folder_are_kept_only_if_allowed(tmp_path: Path) -> None:
+    names = ["/data/a.jpg", "../b.jpg", "C:\\c.jpg", "d\0.jpg", "e\ud800.jpg"]
+    content = coco([image(), *(image(2 + k, file_name=name) for k, name in enumerate(names))])
+    assert read(tmp_path, content).file_names == ["1.jpg"]
+    found = read(tmp_path, content, allow_outside_images=True)
+    assert found.file_names == ["1.jpg", *names[:3]]
+    assert drops(found) == [("image", id_, "image_file_name_unsafe") for id_ in ("5", "6")]
+
+
 def test_an_image_without_objects_is_read(tmp_path: Path) -> None:
     found = read(tmp_path, coco(annotations=[], categories=[]))
     assert found.offsets.tolist() == [0, 0]

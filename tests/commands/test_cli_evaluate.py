@@ -172,6 +172,7 @@ def test_questions_from_lvis(tmp_path):
     [
         (["evaluate", "reg", "--annotations", "a", "--out", "b"], "did you mean `rec`", 2),
         (["evaluate", "rec", "--annotations", "a", "--out", "b"], "got:      neither", 2),
+        (["evaluate", "rec", "--annotations", "a", "--out", "b", "--allow-outside-images"], "without --images", 2),
         (["evaluate", "rec", "--annotations", "a", "--out", "b", "--model", "m", "--predictions", "p"], "both", 2),
         (
             ["evaluate", "rec", "--annotations", "a", "--out", "b", "--predictions", "p", "--dialect", "feret"],

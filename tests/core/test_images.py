@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
+import re
+import socket
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spr.core import images
 from spr.core.images import IMAGE_REASONS, ImageProblem, ImageSource, Orientation
 
 SIZE = (64, 32)
@@ -212,7 +217,12 @@ def test_orientation_can_be_applied_or_ignored(tmp_path: Path, tag: int) -> None
     assert corners(ImageSource(tmp_path, orientation="apply").load(name, seen)) == TURNED[tag]
     assert corners(ImageSource(tmp_path, orientation="ignore").load(name, SIZE)) == ("r", "b", "b", "r")
     if tag >= 5:
-        assert reason(tmp_path, name, SIZE, orientation="apply") == "image_size_differs"
+        # The annotated size may be the stored one, as Label Studio writes it.
+        upright = ImageSource(tmp_path, orientation="apply")
+        assert upright.check(name, SIZE) == upright.check(name, (32, 64)) == (32, 64)
+        assert corners(upright.load(name, SIZE)) == corners(upright.thumbnail(name, SIZE, 64)) == TURNED[tag]
+        assert upright.thumbnail(name, SIZE, 16).size == (8, 16)
+        assert reason(tmp_path, name, (64, 64), orientation="apply") == "image_size_differs"
         assert reason(tmp_path, name, (32, 64), orientation="ignore") == "image_size_differs"
 
 
@@ -350,3 +360,200 @@ def test_a_thumbnail_has_the_same_problems_as_its_image(tmp_path: Path) -> None:
         with pytest.raises(ImageProblem) as caught:
             ImageSource(tmp_path, **options).thumbnail(file_name, size_wh, 16)
         assert caught.value.reason == reason(tmp_path, file_name, size_wh, **options)
+
+
+# ── hostile and unusual files ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_images_are_opened_in_one_place_only() -> None:
+    package = Path(images.__file__).parents[1]
+    opens = re.compile(r"Image\.open|\bimread\(|\bload_image\(|decode=True|\.convert\(\"RGB\"\)")
+    found = {str(path.relative_to(package)) for path in package.rglob("*.py") if opens.search(path.read_text())}
+    assert found == {"core/images.py"}
+    # Images of callers, in `spr.models`, become RGB by the same function.
+    clear = Image.new("RGBA", (1, 1), (0, 0, 0, 0))
+    assert [images.to_rgb(image).getpixel((0, 0))[0] for image in (clear, grey16())] == [255, 0]
+
+
+def test_devices_sockets_and_files_without_an_end_are_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "maps.png").symlink_to("/proc/self/pagemap")  # a regular file of size 0 that can be read on and on
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as unix, contextlib.chdir(tmp_path):
+        unix.bind("socket.png")
+        with Path("huge.png").open("wb") as file:  # sparse
+            file.truncate(2**40)
+        allowed = ImageSource(tmp_path, allow_outside=True)
+        for name in ("zero.png", "/dev/zero", "maps.png", "pipe.png", "socket.png", "../", "huge.png"):
+            for read in (allowed.load, allowed.read_bytes, allowed.reads_alike):
+                with pytest.raises(ImageProblem) as caught:
+                    read(name)
+                assert caught.value.reason == ("image_too_large" if name == "huge.png" else "image_unreadable"), name
+
+
+def test_a_file_outside_is_opened_only_if_the_user_allows_it(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    outside = tmp_path / save(tmp_path / "a.png")
+    (tmp_path / "images" / "link.png").symlink_to(outside)
+    for name in (str(outside), "../a.png", "link.png"):
+        assert reason(tmp_path / "images", name) == "path_outside_images"
+        assert ImageSource(tmp_path / "images", allow_outside=True).load(name, SIZE).size == SIZE
+    assert reason(tmp_path / "images", "a\0.png", allow_outside=True) == "path_outside_images"
+
+
+def forged_jpeg(tmp_path: Path) -> bytes:
+    """600 bytes whose header declares 13,056 × 13,056 pixels; Pillow fills what is missing with grey."""
+    data = bytearray((tmp_path / save(tmp_path / "small.jpg", Image.new("RGB", (16, 16)))).read_bytes())
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = struct.pack(">HH", 13056, 13056)
+    return bytes(data)
+
+
+def with_chunks(png: bytes, at: int, count: int) -> bytes:
+    empty = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+    return png[:at] + empty * count + png[at:]
+
+
+def test_forged_headers_and_endless_comments_cost_no_time_and_no_memory(tmp_path: Path) -> None:
+    png = (tmp_path / save(tmp_path / "a.png")).read_bytes()
+    jpeg, gif = (tmp_path / save(tmp_path / f"a.{suffix}") for suffix in ("jpg", "gif"))
+    picture = gif.read_bytes().index(b"\x2c")
+    files = {
+        "forged.jpg": forged_jpeg(tmp_path),
+        "comment.ppm": b"P6\n#" + b"a" * 5_000_000 + b"\n64 32\n255\n" + bytes(64 * 32 * 3),
+        "before.png": with_chunks(png, 33, 400_000),
+        "after.png": with_chunks(png, len(png) - 12, 400_000),
+        "segments.jpg": jpeg.read_bytes()[:2] + b"\xff\xfe\x00\x02" * 1_200_000 + jpeg.read_bytes()[2:],
+        "blocks.gif": gif.read_bytes()[:picture] + b"\x21\xfe\x00" * 1_600_000 + gif.read_bytes()[picture:],
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        started = time.process_time()
+        assert reason(tmp_path, name, (13056, 13056) if name == "forged.jpg" else SIZE) == "image_unreadable", name
+        assert time.process_time() - started < 1.5, name  # twice; Pillow alone takes up to 7 s
+
+
+def test_an_image_that_is_larger_than_allowed_is_never_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: object) -> None:
+        raise AssertionError
+
+    names = [save(tmp_path / f"a.{suffix}") for suffix in ("png", "jpg", "webp", "bmp", "gif", "tiff", "ppm")]
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    for name in names:
+        assert reason(tmp_path, name, max_pixels=64 * 32 - 1) == "image_too_large"
+    assert reason(tmp_path, names[0], max_pixels=1) == "image_too_large"
+
+
+def test_images_that_pillow_decodes_pixel_by_pixel_load(tmp_path: Path) -> None:
+    # A 10-bit PGM: two bytes per pixel, read one pixel at a time. 400 × 400 pixels exceed what a header may take.
+    (tmp_path / "a.pgm").write_bytes(b"P5 400 400 1023\n" + struct.pack(">H", 1023) * 160_000)
+    assert ImageSource(tmp_path).load("a.pgm", (400, 400)).getpixel((399, 399)) == (255, 255, 255)
+
+
+def tiff(bits: int, data: bytes, size_wh: tuple[int, int], *, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """An uncompressed grey TIFF in one strip."""
+    width, height = size_wh
+    values = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 0), (277, 1)]
+    values += [(278, height), (279, len(data)), (339, sample_format)]
+    start = 8 + 2 + 12 * len(values) + 4
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in values)
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + rows + bytes(4) + data
+
+
+def test_greys_of_more_than_eight_bits_are_scaled_and_unknown_ranges_refused(tmp_path: Path) -> None:
+    twelve, sixteen = bytes([0x00, 0x08, 0x10, 0xFF, 0xF0]), struct.pack("<3H", 0, 32896, 65535)
+    files = {
+        "twelve.tiff": (tiff(12, twelve, (3, 1)), [0, 129, 255]),  # 2064 / 4095 × 255 = 128.5
+        "sixteen.tiff": (tiff(16, sixteen, (3, 1)), [0, 128, 255]),
+        "inverted.tiff": (tiff(16, sixteen, (3, 1), photometric=0), [255, 127, 0]),
+        "sixteen.pgm": (b"P5 3 1 65535\n" + struct.pack(">3H", 0, 32896, 65535), [0, 128, 255]),
+        "ten.pgm": (b"P5 3 1 1023\n" + struct.pack(">3H", 0, 512, 1023), [0, 128, 255]),
+    }
+    save(tmp_path / "keyed.png", grey16(), transparency=32896)
+    files["keyed.png"] = ((tmp_path / "keyed.png").read_bytes(), [0, 255, 255])
+    for name, (data, greys) in files.items():
+        (tmp_path / name).write_bytes(data)
+        assert np.asarray(ImageSource(tmp_path).load(name, (3, 1)))[0, :, 0].tolist() == greys, name
+        assert not ImageSource(tmp_path).reads_alike(name), name
+    for name, data in {
+        "signed.tiff": tiff(16, sixteen, (3, 1), sample_format=2),
+        "wide.tiff": tiff(32, bytes(12), (3, 1), sample_format=2),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        assert reason(tmp_path, name, (3, 1)) == "image_unreadable"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+def test_an_image_without_an_annotated_size_is_turned_upright(tmp_path: Path, suffix: str) -> None:
+    name = save(tmp_path / f"a.{suffix}", orientation=6)
+    for source in (ImageSource(tmp_path), ImageSource(tmp_path, "apply")):
+        for image in (source.load(name), source.load("row 1", data=(tmp_path / name).read_bytes())):
+            assert (image.size, corners(image)) == ((32, 64), TURNED[6])
+    if suffix != "tiff":
+        assert corners(ImageSource(tmp_path, "ignore").load(name)) == ("r", "b", "b", "r")
+
+
+def test_images_in_memory_follow_the_same_rules_as_files(tmp_path: Path) -> None:
+    for data, why in (
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 32\n", "image_unreadable"),
+        (b"", "image_unreadable"),
+        (forged_jpeg(tmp_path), "image_unreadable"),
+        (png_of_size(60_000, 60_000), "image_too_large"),
+    ):
+        with pytest.raises(ImageProblem, match="row 7") as caught:
+            ImageSource(tmp_path).load("row 7", data=data)
+        assert caught.value.reason == why
+
+
+def missing(root: Path, name: str) -> str:
+    with pytest.raises(ImageProblem) as caught:
+        ImageSource(root).load(name)
+    assert caught.value.reason == "image_missing"
+    return str(caught.value.got)
+
+
+def test_names_spelled_otherwise_find_the_only_file_that_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "train 1.v2").mkdir()
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    save(tmp_path / "train 1.v2" / decomposed)
+    save(tmp_path / "b%20c.PNG", format="PNG")
+    save(tmp_path / "train\\d.png")  # a zip file from Windows, unpacked elsewhere
+    source = ImageSource(tmp_path)
+    for wanted, found in {
+        f"train 1.v2/{composed}": f"train 1.v2/{decomposed}",
+        f"train%201.v2\\{decomposed}": f"train 1.v2/{decomposed}",
+        "train 1.V2/caf%C3%A9.PNG": f"train 1.v2/{decomposed}",
+        "b c.png": "b%20c.PNG",
+        "b%20c.png": "b%20c.PNG",
+        "train/d.png": "train\\d.png",
+        "b%20c.PNG": "b%20c.PNG",
+        "nothing.png": "nothing.png",
+    }.items():
+        assert source.spelled_alike(wanted) == found
+        if wanted != "nothing.png":
+            assert source.load(wanted, SIZE).size == source.thumbnail(wanted, SIZE, 64).size == SIZE
+            assert source.read_bytes(wanted) == (tmp_path / found).read_bytes()
+
+
+def test_a_missing_image_names_the_files_that_may_be_meant(tmp_path: Path) -> None:
+    save(tmp_path / "a.PNG", format="PNG")
+    save(tmp_path / "a.Png", format="PNG")
+    save(tmp_path / "Photo.png")
+    (tmp_path / "b.PNG").mkdir()
+    assert sorted(missing(tmp_path, "a.png").split("alike: ")[1].split(", ")) == ["'a.PNG'", "'a.Png'"]
+    assert missing(tmp_path, "photo.png").startswith("'Photo.png', in other upper and lower case")
+    assert missing(tmp_path, "Photo.jpg").startswith("'Photo.png', in other")
+    for name in ("b.png", "c.png", "x/y/z.png", "a.png/b.png", "%2e%2e/a.png", "%2Fetc%2Fpasswd", "/".join("a" * 900)):
+        assert missing(tmp_path, name) == "None"
+
+
+def test_another_spelling_does_not_lead_out_of_the_folder_and_large_folders_are_not_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "b.PNG").symlink_to(tmp_path / save(tmp_path / "a.png"))
+    assert reason(tmp_path / "images", "b.png") == "path_outside_images"
+    monkeypatch.setattr(images, "_MOST_NAMES", 3)
+    for number in range(4):
+        save(tmp_path / f"{number}.png")
+    assert missing(tmp_path, "0.PNG") == "None"

@@ -69,6 +69,36 @@ def test_images_are_a_folder_a_source_or_a_function(images):
         assert evaluate("rec", ITEMS, describer=Fixed(BOX), images=given).value("acc@0.9") == 1
 
 
+class Seeing(Fixed):
+    """Remembers the images that it was asked about."""
+
+    def describe(self, requests):
+        self.seen = [request.image for request in requests]
+        return super().describe(requests)
+
+
+def test_images_without_an_annotated_size_are_upright_scaled_and_white_like_all_others(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.array([[32896]], np.uint16)).save(tmp_path / "grey.png")
+    Image.new("RGB", (1, 1)).save(tmp_path.with_name(tmp_path.name + ".png"))
+    names = ["turned.jpg", "clear.png", "grey.png", "/dev/zero", f"../{tmp_path.name}.png"]
+    rows = [{"question_id": k, "image": name, "text": "Is there a cat?", "label": "no"} for k, name in enumerate(names)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = Seeing("no")
+    result = evaluate("pope", tmp_path / "q.jsonl", describer=model, images=tmp_path)
+    assert [(image.size, image.getpixel((0, 0))[0]) for image in model.seen] == [
+        ((20, 40), 0),
+        ((1, 1), 255),
+        ((1, 1), 128),
+    ]
+    assert [why.split(": ")[-1] for why in result.problems["image"]] == ["path_outside_images)"] * 2
+    evaluate("pope", tmp_path / "q.jsonl", describer=model, images=ImageSource(tmp_path, allow_outside=True))
+    assert len(model.seen) == 4
+
+
 def test_a_result_records_how_the_model_was_asked(images):
     result = evaluate(Rec(), ITEMS, describer=Fixed(BOX, temperature=0.5), images=images, seed=3)
     protocol = {"model": "fake", "dialect": "ferret", "temperature": 0.5, "seed": 3}

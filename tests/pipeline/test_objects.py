@@ -11,7 +11,7 @@ from spr.config import AnnotationsConfig, load_config, make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
 from spr.models.loading import ModelError
-from spr.pipeline.objects import STAGE, detect_in_crowds, load_objects, make_objects, plan_objects
+from spr.pipeline.objects import RESPELLED, STAGE, TURNED, detect_in_crowds, load_objects, make_objects, plan_objects
 from spr.pipeline.runner import run
 from spr.records import Detection, ImageObjects
 from spr.records.schemas import from_table
@@ -119,6 +119,23 @@ def test_an_image_without_its_file_is_dropped_unless_files_are_not_checked(tmp_p
     assert scene.objects(min_objects=1, check_images=False)[:2] == (["10"], [])
 
 
+def test_an_image_outside_the_folder_is_used_only_if_the_config_allows_it(tmp_path):
+    scene = Scene(tmp_path / "s", [(0, 0, 20, 20)])
+    (tmp_path / "s" / "images").mkdir()
+    coco = json.loads((scene.folder / "a.json").read_text())
+    for name in (str(scene.folder / "1.png"), "../1.png"):
+        coco["images"] = [
+            {**coco["images"][0], "file_name": name},
+            {"id": 2, "file_name": "b", "width": 1, "height": 1},
+        ]
+        (scene.folder / "a.json").write_text(json.dumps(coco))
+        folder = {"min_objects": 1, "images": str(scene.folder / "images")}
+        ids, drops, _ = scene.objects(**folder)
+        assert (ids, drops[0]) == ([], ("image", "1", "image_file_name_unsafe"))
+        ids, _, images = scene.objects(**folder, allow_outside_images=True)
+        assert (ids, [image.file_name for image in images]) == (["10"], [name])
+
+
 def test_a_configured_detector_is_asked_about_the_crop_of_the_crowd(tmp_path):
     boxes = [(0, 12 * k, 30, 11) for k in range(8)] + [(40.5, 40, 59, 60)]
     scene = Scene(tmp_path / "s", boxes, crowd=True, category="cup_(drinking_vessel)")
@@ -203,3 +220,89 @@ def test_detections_outside_their_crowd_are_dropped(tmp_path, min_inside, kept):
 
     ids, _, _ = Scene(tmp_path / "s", boxes, crowd=True).objects(detector, crowd_min_inside=min_inside)
     assert ids[8:] == kept
+
+
+class Photo(Scene):
+    """A photo that is stored lying, 200×100 px, and that viewers turn upright: 100×200 px."""
+
+    def __init__(self, folder, boxes, size_wh, tag=6, **options):
+        super().__init__(folder, boxes, **options)
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        Image.new("RGB", (200, 100)).save(folder / "1.png", exif=exif)
+        coco = json.loads((folder / "a.json").read_text())
+        coco["images"][0] |= {"width": size_wh[0], "height": size_wh[1]}
+        (folder / "a.json").write_text(json.dumps(coco))
+
+    def use(self, orientation, **settings):
+        """The size, the boxes, the drops, the notes of the plan and those of the shard."""
+        settings = self.settings(orientation=orientation, min_objects=1, **settings)
+        plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
+        output = make_objects(plan.rows(0, len(plan.ids)), settings)
+        rows = output.table.to_pylist()
+        boxes = [[tuple(item["box"]) for item in row["objects"]] for row in rows]
+        dropped = [row["reason"] for table in (plan.dropped, output.dropped) for row in table.to_pylist()]
+        sizes = [(row["width"], row["height"]) for row in rows]
+        return sizes, boxes, dropped, plan.counts.get(TURNED, 0), output.notes.get(TURNED, 0)
+
+
+UPRIGHT = [(10, 150, 60, 40), (0, 0, 50, 50)]  # boxes as a viewer shows the photo: the first leaves the lying one
+AS_SEEN = [[(10, 150, 70, 190), (0, 0, 50, 50)]]
+
+
+def test_boxes_of_the_upright_photo_beside_the_stored_size_are_kept_with_apply_and_counted_otherwise(tmp_path):
+    # Label Studio writes the stored size, with boxes drawn on what the browser shows.
+    photo = Photo(tmp_path / "a", UPRIGHT, (200, 100))
+    assert photo.use("apply") == ([(100, 200)], AS_SEEN, [], 0, 0)
+    for orientation in ("auto", "ignore"):
+        assert photo.use(orientation) == ([(200, 100)], [[(0, 0, 50, 50)]], ["box_outside_image"], 1, 0)
+    # Without opening the images, nothing is known about how they are turned.
+    assert photo.use("apply", check_images=False)[:2] == ([(200, 100)], [[(0, 0, 50, 50)]])
+
+
+def test_boxes_of_the_stored_photo_leave_the_upright_one_and_are_counted(tmp_path):
+    lying = [(150, 10, 40, 60), (80, 0, 50, 50)]
+    photo = Photo(tmp_path / "a", lying, (200, 100), tag=8)
+    # Clipped to 100 px; the first has nothing left, the second 20 × 50 px.
+    dropped = ["box_outside_image"]
+    assert photo.use("apply") == ([(100, 200)], [[(80, 0, 100, 50)]], dropped, 0, 1)
+    *_, dropped, _, _ = photo.use("apply", min_area=1001)
+    assert sorted(dropped) == ["area_under_minimum", "box_outside_image", "too_few_objects"]
+    for orientation in ("auto", "ignore"):
+        assert photo.use(orientation) == ([(200, 100)], [[(150, 10, 190, 70), (80, 0, 130, 50)]], [], 0, 0)
+
+
+def test_the_upright_size_and_files_without_orientation_stay_as_annotated_with_apply(tmp_path):
+    for orientation in ("apply", "auto"):
+        photo = Photo(tmp_path / f"a-{orientation}", UPRIGHT, (100, 200))
+        assert photo.use(orientation) == ([(100, 200)], AS_SEEN, [], 0, 0)
+        # Tag 1: nothing is turned. Boxes are clipped, and a careless one of 1 px beside the image is not counted.
+        plain = Photo(tmp_path / f"b-{orientation}", [(10, 50, 60, 51.5), (0, 0, 50, 50)], (200, 100), tag=1)
+        assert plain.use(orientation) == ([(200, 100)], [[(10, 50, 70, 100), (0, 0, 50, 50)]], [], 0, 0)
+        swapped = Photo(tmp_path / f"c-{orientation}", UPRIGHT, (200, 100), tag=1)
+        assert sum(swapped.use(orientation)[3:]) == 1
+
+
+def test_crowds_and_boxes_at_the_edge_of_an_upright_photo_are_clipped_to_it(tmp_path):
+    photo = Photo(tmp_path / "a", [(10, 150, 100, 40), (0, 180, 50, 50)], (200, 100), crowd=True)
+    asked = []
+    settings = photo.settings(orientation="apply", min_objects=1, crowds="detect")
+    plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
+    make_objects(plan.rows(0, 1), settings, lambda queries: asked.extend(queries) or [[] for _ in queries])
+    assert [(query.size_wh, query.box) for query in asked] == [((100, 200), (0, 180, 50, 200))]
+
+
+def test_images_under_another_spelling_of_their_name_are_used_and_counted_and_missing_ones_explained(tmp_path):
+    scene = Scene(tmp_path / "s", [(0, 0, 20, 20)])
+    (scene.folder / "1.png").rename(scene.folder / "1.PNG")
+    settings = scene.settings(min_objects=1)
+    plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
+    output = make_objects(plan.rows(0, 1), settings)
+    assert (output.notes, output.examples) == ({RESPELLED: 1}, {RESPELLED: "'1.PNG' for '1.png'"})
+    assert output.table["file_name"].to_pylist() == ["1.png"]
+    (scene.folder / "1.PNG").rename(scene.folder / "1.webp")
+    output = make_objects(plan.rows(0, 1), settings)
+    assert output.examples["image: image_missing"].startswith("Image '1.png': there is no such file")
+    assert (
+        "got: '1.webp', in other upper and lower case or with another suffix" in output.examples["image: image_missing"]
+    )

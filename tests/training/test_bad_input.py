@@ -69,6 +69,12 @@ def test_no_pair_left_says_why_and_where_to_look(files, model, settings, tmp_pat
         train(trl_pairs(write(folder, lines)), model, settings(), tmp_path / "run")
     assert caught.value.got == "dropped: empty_answer 6"
     assert "dropped.parquet" in caught.value.fix
+    for line in lines:
+        line |= {"chosen": "a", "image": "/dev/zero"}
+    with pytest.raises(InputError, match="No pair is left to train on") as caught:
+        train(trl_pairs(write(folder, lines)), model, settings(), tmp_path / "run")
+    assert caught.value.got == "dropped: path_outside_images 6"
+    assert "--allow-outside-images" in caught.value.fix
     with pytest.raises(InputError, match="No pair is left to train on") as caught:
         train([], model, settings(), tmp_path / "none")
     assert caught.value.got == "dropped: there were no pairs"

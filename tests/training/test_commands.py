@@ -146,6 +146,11 @@ def test_pairs_that_are_none_are_refused_before_anything_is_written(name, messag
     assert not (tmp_path / "out").exists()
 
 
+def test_allowing_outside_images_needs_pairs_that_name_them(spr, config, run):
+    _, errors = spr("train", config, "--out", run, "--allow-outside-images", expect=2)
+    assert "annotations.allow_outside_images" in errors
+
+
 def test_pairs_from_elsewhere_are_not_trained_on_in_a_run_with_its_own(spr, config, run, pairs_folder):
     before = (run / "config.yaml").read_bytes()
     _, errors = spr("train", config, "--out", run, "--pairs", pairs_folder, expect=1)

@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, load_from_disk
@@ -10,7 +11,7 @@ from PIL import Image
 
 from spr.config import AnnotationsConfig
 from spr.core.errors import InputError, RunError
-from spr.core.images import ImageProblem
+from spr.core.images import ImageProblem, ImageSource
 from spr.runs.store import StageStore
 from spr.training.pairs import run_pairs, trl_pairs
 
@@ -60,9 +61,65 @@ def test_parquet_a_folder_of_parquet_and_a_dataset_on_disk_hold_the_same_pairs(p
 def test_texts_with_an_images_path_are_the_users_turn(write, photo):
     (pair,) = trl_pairs(write({}))
     assert content(pair) == (ASKED, "here", "there", (40, 30))
-    (absolute,) = trl_pairs(write({"image": str(photo)}))
+    (absolute,) = trl_pairs(write({"image": str(photo)}), allow_outside_images=True)
     assert content(absolute) == content(pair)
     assert absolute.digest() == pair.digest()
+
+
+@pytest.mark.parametrize("value", ["/dev/zero", "../secret.png", "images/link.png", "images/../../secret.png"])
+def test_a_path_that_leaves_the_folder_of_the_pairs_is_opened_only_if_allowed(value, write, photo, tmp_path):
+    secret = tmp_path.with_name(tmp_path.name + "-secret.png")
+    photo.rename(secret)
+    (photo.parent / "link.png").symlink_to(secret)
+    value = value.replace("secret.png", secret.name)
+    source = write({"image": value})
+    (pair,) = trl_pairs(source)
+    for read in (pair.load, pair.digest):
+        with pytest.raises(ImageProblem) as caught:
+            read()
+        assert caught.value.reason == "path_outside_images"
+    (pair,) = trl_pairs(source, allow_outside_images=True)
+    if value == "/dev/zero":
+        with pytest.raises(ImageProblem, match="not a regular file"):
+            pair.load()
+    else:
+        assert pair.load().size == (40, 30)
+
+
+def stored_as(image, suffix, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+def test_images_of_pairs_get_the_pixels_that_images_of_a_run_get(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    lying = Image.new("RGB", (40, 20), (255, 0, 0))
+    lying.paste((0, 0, 255), (20, 0, 40, 20))
+    grey = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
+    clear = Image.new("RGBA", (1, 1), (0, 0, 0, 0))
+    pictures = {
+        "turned.jpg": (stored_as(lying, "JPEG", exif=exif, quality=95), (20, 40)),
+        "grey.png": (stored_as(grey, "PNG"), (3, 1)),
+        "clear.png": (stored_as(clear, "PNG"), (1, 1)),
+        "clear.gif": (stored_as(Image.new("P", (1, 1)), "GIF", transparency=0), (1, 1)),
+    }
+    for name, (data, _) in pictures.items():
+        (tmp_path / name).write_bytes(data)
+    rows = [{"image": name, **TEXTS} for name in pictures]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inside = [{"images": [{"bytes": data, "path": None}], **TEXTS} for data, _ in pictures.values()]
+    Dataset.from_list(inside).to_parquet(str(tmp_path / "pairs.parquet"))
+    values = []
+    for source in ("pairs.jsonl", "pairs.parquet"):
+        loaded = [pair.load() for pair in trl_pairs(tmp_path / source)]
+        for (name, (_, size_wh)), image in zip(pictures.items(), loaded, strict=True):
+            of_run = ImageSource(tmp_path).load(name, size_wh)
+            assert (image.size, image.tobytes()) == (size_wh, of_run.tobytes()), name
+        values.append([[image.getpixel((x, 0))[0] for x in range(min(image.width, 3))] for image in loaded])
+    # Upright, the turned photo is red at the top; a grey v is 257 v in 16 bits; transparent is white.
+    assert values[0] == values[1] == [[pytest.approx(254, abs=2)] * 3, [0, 128, 255], [255], [255]]
 
 
 def test_a_list_of_one_image_and_bytes_serve_as_well(write, photo, tmp_path):

@@ -30,8 +30,9 @@ from spr.annotations.columns import (
     lenient_images,
     lenient_objects,
 )
-from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, look_up
+from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, is_unicode, look_up
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
+from spr.core.boxes import leave
 from spr.core.errors import InputError
 
 _LISTS = ("images", "annotations", "categories")
@@ -79,6 +80,7 @@ class Annotations:
         clipped: Number of objects whose box was clipped, because a part of it lay outside the image.
         numbered: Number of objects whose id is missing or not unique. If there is one, the ids of all annotations, also
             of dropped ones, are numbers from 1, in the order of image, id, category and box.
+        turned: Number of images that some boxes leave, although all boxes fit if width and height are exchanged.
         dropped: The dropped entries.
     """
 
@@ -93,6 +95,7 @@ class Annotations:
     crowd: npt.NDArray[np.bool_]
     clipped: int
     numbered: int
+    turned: int
     dropped: Dropped
 
     def rows(self, image: int) -> slice:
@@ -101,7 +104,12 @@ class Annotations:
 
 
 def read_coco(
-    path: str | os.PathLike[str], *, block_size: int = BLOCK_SIZE, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    allow_outside_images: bool = False,
+    clip_to_square: bool = False,
+    block_size: int = BLOCK_SIZE,
+    progress: Progress | None = None,
 ) -> Annotations:
     """Read a COCO-style annotations file.
 
@@ -113,6 +121,9 @@ def read_coco(
 
     Args:
         path: The JSON file, in UTF-8.
+        allow_outside_images: Keep images whose file name is absolute or contains ``..``.
+        clip_to_square: Clip boxes to a square with the image's longer side instead of the image, because the boxes may
+            have been drawn on the image turned by 90°.
         block_size: Bytes per read; affects only the speed.
         progress: Called after every read with the bytes read so far and the file's size.
 
@@ -151,7 +162,12 @@ def read_coco(
     if odd_keys and "bbox" not in odd_keys and np.isin(objects.reasons, _WITHOUT_BOX).all():
         raise _no_boxes(list(odd_keys), stream.error)
     ids.freeze()
-    return _assemble(join_images(images), categories, objects, ids, stream.error)
+    entries = join_images(images)
+    if allow_outside_images:
+        for row in np.flatnonzero(entries.reasons == CODE["image_file_name_unsafe"]).tolist():
+            if is_unicode(entries.names[row]) and "\0" not in entries.names[row]:
+                entries.reasons[row] = OK
+    return _assemble(entries, categories, objects, ids, stream.error, clip_to_square)
 
 
 def _listed(keys: Sequence[str]) -> str:
@@ -174,6 +190,7 @@ def _assemble(
     objects: AnnotationColumns,
     ids: IdTable,
     error: _Error,
+    clip_to_square: bool,
 ) -> Annotations:
     images.keys = ids.final_keys(images.keys)
     for name in ("keys", "image_keys", "category_keys"):
@@ -195,7 +212,8 @@ def _assemble(
     _mark_unmatched(objects.reasons, image < 0, objects.image_keys, images.keys, "object_image")
     _mark_unmatched(objects.reasons, category < 0, objects.category_keys, category_keys, "object_category")
     sizes_wh = images.sizes_wh[kept_images]
-    clipped = _clip(objects, image, sizes_wh)
+    turned = _count_turned(objects, image, sizes_wh)
+    clipped = _clip(objects, image, sizes_wh.max(axis=1, keepdims=True).repeat(2, 1) if clip_to_square else sizes_wh)
     order, numbered = _order(objects, image, category)
     return Annotations(
         image_ids=ids.column(images.keys[kept_images]),
@@ -209,6 +227,7 @@ def _assemble(
         crowd=objects.crowd[order],
         clipped=int(np.count_nonzero(clipped[order])),
         numbered=numbered,
+        turned=turned,
         dropped=_dropped(
             [
                 ("category", category_keys, category_reasons),
@@ -244,6 +263,19 @@ def _choose_images(images: ImageColumns) -> _Rows:
             conflicting.append(keys[first])
     images.reasons[order[np.isin(keys, conflicting)]] = CODE["image_id_conflicting"]
     return np.asarray(order[images.reasons[order] == OK])
+
+
+def _count_turned(objects: AnnotationColumns, image: npt.NDArray[np.int32], sizes_wh: npt.NDArray[np.int32]) -> int:
+    """The number of images that a box leaves, and that all boxes fit if width and height are exchanged."""
+    leaves, misfits = np.zeros(len(sizes_wh), np.bool_), np.zeros(len(sizes_wh), np.bool_)
+    for start in range(0, len(image), CHUNK):
+        rows = slice(start, start + CHUNK)
+        outside = leave(objects.boxes_xyxy[rows], sizes_wh.take(image[rows], axis=0))
+        leaves[image[rows][outside & (objects.reasons[rows] == OK)]] = True
+    if leaves.any():
+        boxes = np.flatnonzero((objects.reasons == OK) & leaves[image])
+        misfits[image[boxes][leave(objects.boxes_xyxy[boxes], sizes_wh[image[boxes], ::-1])]] = True
+    return int(np.count_nonzero(leaves & ~misfits))
 
 
 def _clip(

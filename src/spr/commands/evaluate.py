@@ -99,6 +99,13 @@ def _evaluate(
     ],
     out: Annotated[Path, typer.Option(help="The result file, JSON. Items and answers are written beside it.")],
     images: Annotated[Path | None, typer.Option(help="The image folder.")] = None,
+    allow_outside_images: Annotated[
+        bool,
+        typer.Option(
+            "--allow-outside-images",
+            help="Also open images that --annotations names outside of --images, if you trust it.",
+        ),
+    ] = False,
     model: Annotated[str | None, typer.Option(help="A model id or folder, or embedded/describer.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter to load into the model: RUN/adapter.")] = None,
     predictions: Annotated[
@@ -116,6 +123,7 @@ def _evaluate(
     ] = None,
     id_field: Annotated[str | None, typer.Option(help="The field of the ids in --predictions.")] = None,
 ) -> None:
+    from spr.core.images import ImageSource
     from spr.evaluation import task as tasks
 
     describer = None
@@ -125,7 +133,12 @@ def _evaluate(
         tasks.refuse_with_predictions(adapter=adapter, temperature=temperature)
     answers: dict[str, Any] = {"describer": describer, "predictions": predictions, "dialect": dialect}
     answers |= {"answer_field": answer_field, "id_field": id_field}
-    result = tasks.evaluate(task, annotations, **answers, images=images, seed=seed)
+    source: Path | ImageSource | None = images
+    if allow_outside_images:
+        if images is None:
+            raise ConfigError("--allow-outside-images has no effect without --images", fix="give the image folder")
+        source = ImageSource(images, allow_outside=True)
+    result = tasks.evaluate(task, annotations, **answers, images=source, seed=seed)
     written = result.write(out)
     for line in summary(result):
         typer.echo(line)

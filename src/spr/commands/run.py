@@ -78,14 +78,21 @@ def doctor() -> None:
         typer.echo(line)
 
 
+def _print_example(summary: StageSummary, key: str) -> None:
+    if key in summary.examples:
+        typer.echo(f"                  such as: {summary.examples[key]}")
+
+
 def print_summary(summary: StageSummary) -> None:
     """Print the number of rows of a stage and what it dropped."""
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
     typer.echo(f"{summary.name}: {summary.rows:,} {summary.unit} ({when})")
     for name, count in summary.counts.items():
         typer.echo(f"  {count:>12,}  {name}")
+        _print_example(summary, name)
     for reason, count in summary.dropped.items():
         typer.echo(f"  {count:>12,}  dropped {reason}")
+        _print_example(summary, reason)
     if summary.advice is not None:
         typer.echo(f"  Note: {summary.advice}.")
     if summary.hint is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,14 @@ def train(
             "in TRL's preference format."
         ),
     ] = None,
+    allow_outside_images: Annotated[
+        bool,
+        typer.Option(
+            "--allow-outside-images",
+            help="Also open images that --pairs names by an absolute path or outside of its folder. Only for data that "
+            "you trust.",
+        ),
+    ] = False,
     reference: Annotated[
         Path | None,
         typer.Option(help="Reuse the reference log-probabilities of another run: its training/reference.parquet."),
@@ -37,7 +45,9 @@ def train(
     from spr.training.run import run
 
     load = load_config if pairs is None else load_training
-    summary = run(load(config, overrides or ()), out, pairs=pairs, reference=reference, report=typer.echo)
+    loaded = load(config, overrides or ())
+    options: dict[str, Any] = {"pairs": pairs, "allow_outside_images": allow_outside_images, "reference": reference}
+    summary = run(loaded, out, **options, report=typer.echo)
     if int(os.environ.get("RANK", "0")) != 0:
         return
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"

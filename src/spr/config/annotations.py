@@ -14,6 +14,8 @@ from spr.core.images import MAX_PIXELS, ImageSource
 class AnnotationsConfig(Section):
     """Which annotated images and objects are used (supplement, Sec. 1)."""
 
+    runtime_fields = frozenset({"allow_outside_images", "hash_images"})
+
     path: Path
     """Annotation file: COCO, LVIS or Objects365 JSON."""
     images: Path
@@ -38,11 +40,21 @@ class AnnotationsConfig(Section):
     """Open and decode each sampled image, and drop missing and damaged files and those of another size (our choice)."""
     orientation: Literal["auto", "apply", "ignore"] = "auto"
     """How to treat the EXIF orientation: `auto` rotates an image if only that matches the annotated size, and drops it
-    if both orientations match; `apply` always rotates; `ignore` never rotates (our choice)."""
+    if both orientations match; `apply` always rotates, also if the annotated size is the stored one (Label Studio);
+    `ignore` never rotates (our choice)."""
     max_pixels: Int = Field(default=MAX_PIXELS, ge=1, le=MAX_PIXELS)
     """Images with more pixels are dropped without being decoded; at most Pillow's limit (our choice)."""
+
+    allow_outside_images: bool = False
+    """Also open images whose file name is absolute or leads out of the image folder, by `..` or a link. Only for data
+    that you trust: it names any file of this machine. To include images that were dropped before, delete
+    `RUN/objects` (our choice)."""
+
+    hash_images: bool = False
+    """Record the sha256 of each image. A run is refused if images have changed since it began: with a sha256, if the
+    content has; otherwise if size or modification time have, also by copying the folder (our choice)."""
 
     @property
     def image_source(self) -> ImageSource:
         """The image folder with the options for reading it."""
-        return ImageSource(self.images, self.orientation, self.max_pixels)
+        return ImageSource(self.images, self.orientation, self.max_pixels, self.allow_outside_images)

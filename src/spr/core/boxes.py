@@ -80,6 +80,19 @@ def iou_matrix(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
     return iou(as_boxes(a_xyxy)[:, None, :], as_boxes(b_xyxy)[None, :, :])
 
 
+def leave(boxes_xyxy: Boxes, sizes_wh: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether boxes leave their images at the right or at the bottom, by more than a pixel and 1 % of the side.
+
+    Careless boxes leave by less; boxes of an image in another orientation by more. ``(..., 4)`` and ``(..., 2)`` →
+    ``(...)``.
+
+    >>> leave([[0, 0, 10, 205], [0, 0, 10, 202]], (100, 200)).tolist()
+    [True, False]
+    """
+    limits = np.asarray(sizes_wh) * 1.01 + 1
+    return np.asarray((as_boxes(boxes_xyxy)[..., 2:] > limits).any(axis=-1))
+
+
 def fraction_inside(boxes_xyxy: Boxes, region_xyxy: Boxes) -> Array:
     """Share of each box's area that lies in the region, 0..1; 0 for boxes without area. Shapes broadcast.
 

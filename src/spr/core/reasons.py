@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 IMAGE_REASONS: dict[str, str] = {
     "path_outside_images": "the file name is absolute, contains `..` or leaves the image folder through a link",
-    "image_missing": "there is no such file in the image folder",
+    "image_missing": "there is no such file in the image folder, and not exactly one whose name is spelled alike",
     "image_unreadable": "not a regular file, not an image in a supported format, truncated or damaged",
-    "image_too_large": "the header declares more pixels than `annotations.max_pixels` (a decompression bomb)",
+    "image_too_large": "the header declares more pixels than `annotations.max_pixels` (a decompression bomb), or "
+    "the file is larger than they need",
     "image_size_differs": "the image and the annotations disagree about its width and height",
     "image_orientation_ambiguous": "EXIF rotates or mirrors the image, and the annotated size does not show whether "
     "the boxes are rotated too",

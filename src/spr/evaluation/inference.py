@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
@@ -49,8 +49,7 @@ def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadIma
     """The function that loads a question's image from a folder or an `ImageSource`; a function is returned unchanged.
 
     An image that is not in the folder of its name, such as ``val2017/1.jpg``, may be in the image folder itself. EXIF
-    orientation is applied where the annotated size asks for it; without an annotated size, images are used as
-    they are stored.
+    orientation is applied where the annotated size asks for it, and if there is no annotated size.
     """
     if callable(images):
         return images
@@ -66,11 +65,11 @@ def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadIma
 def _load_by_name(source: ImageSource, question: Question) -> Image.Image:
     name = PurePosixPath(question.file_name).name
     try:
-        return _load(source, question)
+        return source.load(question.file_name, question.size_wh)
     except ImageProblem as problem:
         if problem.reason != "image_missing" or not (source.folder / name).is_file():
             raise
-    return _load(source, replace(question, file_name=name))
+    return source.load(name, question.size_wh)
 
 
 def check_images(load: LoadImage, items: Sequence[Item]) -> None:
@@ -91,17 +90,6 @@ def no_image(first: ImageProblem, count: int) -> InputError:
     got = first.what if first.got is None else f"{first.what}: {first.got}"
     fix = "check --images, the folder that the annotations' file names are relative to"
     return InputError(f"None of the {count:,} images can be read", got=got, expected=first.expected, fix=fix)
-
-
-def _load(source: ImageSource, question: Question) -> Image.Image:
-    if question.size_wh is not None:
-        return source.load(question.file_name, question.size_wh)
-    try:
-        with Image.open(source.path(question.file_name)) as image:
-            size_wh = image.size
-    except (OSError, Image.DecompressionBombError):
-        size_wh = 1, 1  # load reports what is wrong with the file
-    return ImageSource(source.folder, "ignore", source.max_pixels).load(question.file_name, size_wh)
 
 
 def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *, seed: int = 0) -> Answers:

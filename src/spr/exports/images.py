@@ -51,10 +51,7 @@ def _export(file_name: str, size_wh: Size, source: ImageSource, mode: ImageMode,
 
 def _bytes(file_name: str, size_wh: Size, source: ImageSource, unchanged: bool) -> bytes:
     if unchanged:
-        try:
-            return source.path(file_name).read_bytes()
-        except OSError as error:
-            raise ImageProblem("image_unreadable", file_name, got=error) from error
+        return source.read_bytes(file_name)
     sink = io.BytesIO()
     source.load(file_name, size_wh).save(sink, "PNG")
     return sink.getvalue()
@@ -69,9 +66,11 @@ def safe_name(file_name: str, *, rewritten: bool = False) -> str:
     'train/patch16/objects365_v2_00908726.jpg'
     >>> safe_name("my photo.jpg"), safe_name("a.jpg", rewritten=True)
     ('my_photo-e555a890.jpg', 'a-509b0d46.png')
+    >>> safe_name("/../a.jpg")
+    '_/_/a-d72d1349.jpg'
     """
     path = PurePosixPath(file_name)
-    plain = "/".join(re.sub(r"[^A-Za-z0-9._-]", "_", part) for part in path.parts)
+    plain = "/".join("_" if part == ".." else re.sub(r"[^A-Za-z0-9._-]", "_", part) for part in path.parts)
     if plain == str(path) and not rewritten:
         return plain
     digest = hashlib.sha256(file_name.encode()).hexdigest()[:8]

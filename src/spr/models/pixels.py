@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 
+from spr.core.images import to_rgb
+
 
 def to_bytes(image: Image.Image) -> torch.Tensor:
     """RGB values of the image, uint8 ``(3, H, W)``."""
-    array = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    array = np.array(to_rgb(image))
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def resized_bytes(image: Image.Image, size_wh: tuple[int, int], processor: Any) -> torch.Tensor:
     """RGB values of the image resized with the processor's resampling filter, uint8 ``(3, H, W)``."""
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    image = to_rgb(image)
     if image.size != size_wh:
         image = image.resize(size_wh, Image.Resampling(int(processor.resample)))
     return to_bytes(image)

@@ -6,10 +6,12 @@ sample. It depends on the seed and the ids only, and an image that can't be read
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +31,7 @@ from spr.grounding.names import category_name
 from spr.models.protocols import Detector, DetectRequest
 from spr.models.registry import load_detector
 from spr.pipeline.stage import Drops, Plan, Stage
-from spr.records import Detection, ImageObject, ImageObjects
+from spr.records import Detection, ImageObject, ImageObjects, Size
 from spr.records.columns import box_array, list_array
 from spr.records.schemas import DROPPED, OBJECTS, from_table, to_table
 from spr.runs.store import StageOutput, dropped_columns
@@ -40,6 +42,14 @@ Bools = npt.NDArray[np.bool_]
 NAME = "objects"
 CROWDS = pa.field("crowds", OBJECTS.field("objects").type, nullable=False)
 """A column of the stage's input besides those of `OBJECTS`: the crowds, which a detector annotates again."""
+
+
+TURNED = "images whose boxes leave them, but fit with width and height exchanged (annotations.orientation?)"
+"""A note: the boxes were probably drawn on the image in another orientation than it is used in."""
+
+
+RESPELLED = "images found under another spelling of their file name"
+"""A note: the annotations name the file with other slashes, escapes, accents or another case of the suffix."""
 
 
 def load_objects(
@@ -82,7 +92,12 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
         got = "a file" if settings.images.exists() else "nothing there"
         fix = "set annotations.images to the folder"
         raise InputError(f"There is no image folder {settings.images}", got=got, fix=fix)
-    parsed = read_coco(settings.path, progress=lambda done, _: progress.advance(done // MEGABYTE - progress.done))
+    parsed = read_coco(
+        settings.path,
+        allow_outside_images=settings.allow_outside_images,
+        clip_to_square=_may_turn(settings),
+        progress=lambda done, _: progress.advance(done // MEGABYTE - progress.done),
+    )
     count = len(parsed.image_ids)
     owner = np.repeat(np.arange(count), np.diff(parsed.offsets))
     small = ~parsed.crowd & ~bx.at_least(bx.area(parsed.boxes_xyxy), settings.min_area)
@@ -128,6 +143,8 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             "of these, boxes clipped to their image": parsed.clipped,
             **({"ids missing or not unique: annotations are numbered": parsed.numbered} if parsed.numbered else {}),
             "images that may qualify": len(order),
+            # If an annotated size may be that before the rotation, this is known once the image is opened.
+            **({TURNED: parsed.turned} if parsed.turned and not _may_turn(settings) else {}),
         },
         totals={
             "category": len(parsed.categories) + read.kinds.count("category"),
@@ -135,6 +152,11 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             "object": len(parsed.object_ids) + read.kinds.count("object"),
         },
     )
+
+
+def _may_turn(settings: AnnotationsConfig) -> bool:
+    """Whether the annotated size of an image may be that before the rotation by EXIF, see `Orientation`."""
+    return settings.orientation == "apply" and settings.check_images
 
 
 def _objects_of(parsed: Annotations, images: Ints, wanted: Bools) -> pa.Array:
@@ -162,22 +184,63 @@ def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdD
 
     ``source`` has the columns of `OBJECTS` and `CROWDS`, as `Plan.rows` returns them.
     """
-    drops = Drops()
-    usable = []
+    drops, notes, examples = Drops(), Counter[str](), dict[str, str]()
+    usable, sizes_wh = [], []
     for row in source.drop_columns(["objects", "crowds"]).to_pylist():
         try:
             if settings.check_images:
-                settings.image_source.check(row["file_name"], (row["width"], row["height"]))
+                name, files = row["file_name"], settings.image_source
+                sizes_wh.append(files.check(name, (row["width"], row["height"])))
+                if (found := files.spelled_alike(name)) != name:
+                    notes[RESPELLED] += 1
+                    examples.setdefault(RESPELLED, f"{found!r} for {name!r}")
             usable.append(True)
         except ImageProblem as problem:
             usable.append(False)
             drops.add("image", row["image_id"], problem.reason)
+            examples.setdefault(f"image: {problem.reason}", " ".join(str(problem).split()))
     table = source.filter(pa.array(usable, pa.bool_()))
+    if _may_turn(settings):
+        table = _turned(table, sizes_wh, settings, drops, notes)
+    told = dict(notes), examples
     crowded = pc.greater(pc.list_value_length(table["crowds"]), 0)
     if detector is None or not pc.any(crowded).as_py():
-        return StageOutput(table.drop_columns(["crowds"]), drops.table(NAME, "image"))
+        return StageOutput(table.drop_columns(["crowds"]), drops.table(NAME, "image", "object"), *told)
     images = _replace_crowds(table, settings, detector, drops)
-    return StageOutput(to_table(images, ImageObjects), drops.table(NAME, "image", "object"))
+    return StageOutput(to_table(images, ImageObjects), drops.table(NAME, "image", "object"), *told)
+
+
+def _turned(
+    table: pa.Table, sizes_wh: Sequence[Size], settings: AnnotationsConfig, drops: Drops, notes: Counter[str]
+) -> pa.Table:
+    """Give the images their sizes after the rotation, clip the boxes to them, and apply the filters again."""
+    rows = table.to_pylist()
+    kept = []
+    for row, size_wh in zip(rows, sizes_wh, strict=True):
+        boxes = np.array([item["box"] for item in (*row["objects"], *row["crowds"])], np.float32)
+        if bx.leave(boxes, size_wh).any() and not bx.leave(boxes, size_wh[::-1]).any():
+            notes[TURNED] += 1
+        row["width"], row["height"] = size_wh
+        for name, least in (("objects", settings.min_area), ("crowds", 0.0)):
+            row[name] = [item for item in row[name] if not _drop_clipped(item, size_wh, least, drops)]
+        if len(row["objects"]) < settings.min_objects and not row["crowds"]:
+            drops.add("image", row["image_id"], "too_few_objects")
+        else:
+            kept.append(row)
+    return pa.Table.from_pylist(kept, table.schema)
+
+
+def _drop_clipped(item: dict[str, Any], size_wh: Size, min_area: float, drops: Drops) -> bool:
+    """Clip an object's box to its image; drops the object if what is left is too small."""
+    x1, y1, x2, y2 = item["box"]
+    item["box"] = [min(x1, size_wh[0]), min(y1, size_wh[1]), min(x2, size_wh[0]), min(y2, size_wh[1])]
+    if x1 >= size_wh[0] or y1 >= size_wh[1]:
+        drops.add("object", item["id"], "box_outside_image")
+    elif not bx.at_least(bx.area(np.array([item["box"]], np.float32)), min_area)[0]:
+        drops.add("object", item["id"], "area_under_minimum")
+    else:
+        return False
+    return True
 
 
 def _replace_crowds(

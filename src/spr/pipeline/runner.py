@@ -23,6 +23,7 @@ from spr.pipeline.engines.local import run_shards
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
 from spr.runs.dropped import merge_dropped
 from spr.runs.folder import append_log, open_run
+from spr.runs.images import check_images
 from spr.runs.store import (
     Manifest,
     ShardEntry,
@@ -43,7 +44,8 @@ class StageSummary:
     unit: str  # what its rows are, in the plural
     rows: int
     dropped: dict[str, int]  # by "<kind>: <reason>"
-    counts: dict[str, int]  # what a first stage has read
+    counts: dict[str, int]  # what a first stage has read, and notes
+    examples: dict[str, str]  # a case of a note or of a drop reason
     seconds: float
     done_before: bool
     totals: dict[str, int] = field(default_factory=dict)  # how many items of a kind there were before the drops
@@ -99,7 +101,8 @@ def run(
         report: Called after each stage.
 
     Raises:
-        RunError: if the folder was made with another config, other annotations or SPR 0.1, is in use, or is not a run.
+        RunError: if the folder was made with another config, other annotations, other images or SPR 0.1, is in use, or
+            is not a run.
         InputError: if the input can't be read, or a stage has no rows.
         ConfigError: if there is no stage ``until``.
     """
@@ -113,6 +116,8 @@ def run(
             fingerprints[stage.name] = hashlib.sha256(content.encode()).hexdigest()
             summary = run_stage(stage, config, out, fingerprints[stage.name], workers)
             summaries.append(summary)
+            if stage.name == "objects" and summary.rows:
+                check_images(out, config.annotations, renew=not summary.done_before)
             report(summary)
             merge_dropped(out, [known.name for known in ordered_stages()])
             if not summary.rows:
@@ -267,5 +272,6 @@ def _source_drops_valid(store: StageStore, manifest: Manifest) -> bool:
 
 
 def _summary(stage: Stage, manifest: Manifest, seconds: float, *, done_before: bool = False) -> StageSummary:
-    counts, totals = manifest.source.get("counts", {}), manifest.source.get("totals", {})
-    return StageSummary(stage.name, stage.unit, manifest.rows, manifest.dropped, counts, seconds, done_before, totals)
+    counts, totals = {**manifest.source.get("counts", {}), **manifest.notes}, manifest.source.get("totals", {})
+    told = manifest.rows, manifest.dropped, counts, manifest.examples
+    return StageSummary(stage.name, stage.unit, *told, seconds, done_before, totals)

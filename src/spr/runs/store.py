@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,10 +27,16 @@ MANIFEST = "manifest.json"
 
 
 class StageOutput(NamedTuple):
-    """The rows that a stage computed for a shard, and what it dropped (schema `spr.records.schemas.DROPPED`)."""
+    """The rows that a stage computed for a shard, and what it dropped (schema `spr.records.schemas.DROPPED`).
+
+    ``notes`` counts what the user should know besides the drops. ``examples`` describes one case of a note or of a
+    ``"<kind>: <reason>"``.
+    """
 
     table: pa.Table
     dropped: pa.Table
+    notes: Mapping[str, int] = MappingProxyType({})
+    examples: Mapping[str, str] = MappingProxyType({})
 
 
 def dropped_table(stage: str, kind: str, drops: Iterable[tuple[str, str]]) -> pa.Table:
@@ -69,7 +76,7 @@ class ShardEntry:
 
     ``inputs`` counts the input rows that it was computed from, and ``source`` identifies them: the sha256 of the input
     shards, empty for a first stage. ``sha256`` and ``dropped_sha256`` are those of the files of rows and drops;
-    ``dropped`` counts the drops per ``"<kind>: <reason>"``.
+    ``dropped`` counts the drops per ``"<kind>: <reason>"``; for ``notes`` and ``examples`` see `StageOutput`.
     """
 
     index: int
@@ -79,6 +86,8 @@ class ShardEntry:
     sha256: str
     dropped_sha256: str
     dropped: Mapping[str, int]
+    notes: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -111,6 +120,19 @@ class Manifest:
         for shard in self.shards:
             total.update(shard.dropped)
         return dict(sorted(total.items()))
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """The notes of all finished shards, added up."""
+        total: Counter[str] = Counter()
+        for shard in self.shards:
+            total.update(shard.notes)
+        return dict(total)
+
+    @property
+    def examples(self) -> dict[str, str]:
+        """The first example of each note and drop reason."""
+        return {key: text for shard in reversed(self.shards) for key, text in shard.examples.items()}
 
 
 class StageStore:
@@ -186,7 +208,8 @@ class StageStore:
         """Write a shard's two files; the caller adds the entry to the manifest."""
         rows = write_table(self.part(index), output.table)
         drops = write_table(self.drops(index), output.dropped)
-        return ShardEntry(index, inputs, len(output.table), source, rows, drops, count_reasons(output.dropped))
+        counts = count_reasons(output.dropped), dict(output.notes), dict(output.examples)
+        return ShardEntry(index, inputs, len(output.table), source, rows, drops, *counts)
 
     def valid_shards(self, manifest: Manifest) -> list[ShardEntry]:
         """The entries whose files are present and unchanged."""

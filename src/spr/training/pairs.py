@@ -7,7 +7,6 @@ them: `plan` before the training starts, `process` in threads ahead of the model
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,42 +95,34 @@ class RunImage:
 
     def digest(self) -> str:
         """Hex digest of the file, followed by the orientation option."""
-        data = _read(self.images.path(self.file_name), self.file_name)
-        return hashlib.sha256(data).hexdigest() + self.images.orientation
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ImageProblem("image_missing", name, expected=f"the file {path}") from None
-    except OSError as error:
-        raise ImageProblem("image_unreadable", name, got=error) from None
+        return hashlib.sha256(self.images.read_bytes(self.file_name)).hexdigest() + self.images.orientation
 
 
 # ── pairs in TRL's format ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def trl_pairs(source: Path) -> Iterator[TrainingPair]:
+def trl_pairs(source: Path, *, allow_outside_images: bool = False) -> Iterator[TrainingPair]:
     """Pairs in TRL's preference format: ``images`` (a list of one) or ``image``, ``prompt``, ``chosen``, ``rejected``.
 
     Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
     user's turn. The columns ``chosen_finish_reason`` and ``rejected_finish_reason`` are optional: one of `CUT_REASONS`
     means that the answer was cut. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of
     Parquet files, or a .parquet, .jsonl or .json file. Images are stored in it, or are paths, relative to its folder.
+    They are turned upright, as viewers show them. A path that is absolute or leads out of the folder is
+    ``path_outside_images``, unless ``allow_outside_images``.
 
     Raises:
         InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
     """
     dataset = _open_dataset(source)
-    folder = source if source.is_dir() else source.parent
+    files = ImageSource(source if source.is_dir() else source.parent, allow_outside=allow_outside_images)
 
     def pair(number: int, row: dict[str, Any]) -> TrainingPair:
         where = f"row {number} of {source}"
         images: Sequence[Any] = (row["images"] or ()) if "images" in row else [row["image"]]
         if len(images) != 1:
             raise InputError(f"{where} is not about one image", got=len(images), expected="`images` with one image")
-        image = _DatasetImage(images[0], folder, where)
+        image = _DatasetImage(images[0], files, where)
         chosen, rejected = (_answer(row[side], where, side) for side in ("chosen", "rejected"))
         prompt = _messages(row["prompt"], where)
         return TrainingPair(str(number), prompt, chosen, rejected, image, image.digest, None, *_complete(row))
@@ -172,27 +163,24 @@ def _open_dataset(source: Path) -> datasets.Dataset:
 @dataclass(frozen=True, slots=True)
 class _DatasetImage:
     value: Mapping[str, Any] | None
-    folder: Path
+    files: ImageSource
     where: str
 
     def __call__(self) -> Image.Image:
-        data = self._bytes()
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                return image.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise many kinds of errors
-            raise ImageProblem("image_unreadable", self.where, got=f"{type(error).__name__}: {error}") from error
+        name, data = self._file()
+        return self.files.load(name, data=data)
 
     def digest(self) -> str:
-        return hashlib.sha256(self._bytes()).hexdigest()
+        name, data = self._file()
+        return hashlib.sha256(self.files.read_bytes(name) if data is None else data).hexdigest()
 
-    def _bytes(self) -> bytes:
+    def _file(self) -> tuple[str, bytes | None]:
         value = self.value or {}
         if data := value.get("bytes"):
-            return bytes(data)
+            return self.where, bytes(data)
         if not (name := value.get("path")):
             raise ImageProblem("image_unreadable", self.where, got=repr(self.value)[:80], expected="bytes or a path")
-        return _read(self.folder / name, name)
+        return name, None
 
 
 def _messages(prompt: Any, where: str) -> list[Message]:

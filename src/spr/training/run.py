@@ -14,6 +14,7 @@ from spr.models.loading import model_source
 from spr.models.registry import trained_model
 from spr.runs.cues import pair_cues
 from spr.runs.folder import open_run
+from spr.runs.images import check_images
 from spr.training.loss import needs_rejected
 from spr.training.pairs import run_pairs, trl_pairs
 from spr.training.trainer import TrainingSummary, train
@@ -24,6 +25,7 @@ def run(
     out: Path,
     *,
     pairs: Path | None = None,
+    allow_outside_images: bool = False,
     reference: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
@@ -36,17 +38,22 @@ def run(
         config: From `spr.config.load_config`; with ``pairs``, `spr.config.load_training` is enough.
         out: The run folder; the adapter is written to ``out/adapter``.
         pairs: Pairs in TRL's preference format, see `spr.training.pairs.trl_pairs`; by default the run's own pairs.
+        allow_outside_images: Also open images that ``pairs`` names by an absolute path, or outside of its folder.
         reference: Another run's ``training/reference.parquet``, whose values are used for the pairs that it knows.
         report: Called with each line for the user.
 
     Raises:
-        ConfigError: if the config names no model to train, or has no annotations although ``pairs`` is None.
-        RunError: if the run has no pairs, is in use, was made under another config, or is a run that has its own
-            annotations although ``pairs`` are given.
+        ConfigError: if the config names no model to train, or has no annotations although ``pairs`` is None; or for
+            ``allow_outside_images`` without ``pairs``.
+        RunError: if the run has no pairs, is in use, was made under another config or of other images, or is a run that
+            has its own annotations although ``pairs`` are given.
         InputError, ModelError, DeviceMemoryError, InterruptedTrainingError, SprError: see `spr.training.trainer.train`.
     """
+    if allow_outside_images and pairs is None:
+        fix = "set annotations.allow_outside_images: true for the run's own images"
+        raise ConfigError("--allow-outside-images has no effect without --pairs", fix=fix)
     if pairs is not None:
-        source = trl_pairs(pairs)
+        source = trl_pairs(pairs, allow_outside_images=allow_outside_images)
         config = TrainingPart(seed=config.seed, describer=config.describer, training=config.training)
     elif isinstance(config, Config):
         source = run_pairs(out, config.annotations.image_source)
@@ -55,6 +62,8 @@ def run(
     model = model_source(trained_model(config.describer))
     main_process = int(os.environ.get("RANK", "0")) == 0
     with open_run(out, config) if main_process else nullcontext():
+        if main_process and isinstance(config, Config):
+            check_images(out, config.annotations)
         if main_process and isinstance(config, Config) and needs_rejected(config.training):
             found = pair_cues(out)
             others = tuple(cue for cue in found.cues if cue.group != "length")  # `train` measures it, in tokens

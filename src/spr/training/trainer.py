@@ -127,6 +127,8 @@ def train(
     if not planned:
         got = ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "there were no pairs"
         fix = f"see {folder / 'dropped.parquet'} (spr show); training.max_length bounds a prompt with its answer"
+        if "path_outside_images" in counts:
+            fix += "; --allow-outside-images opens images outside the folder of --pairs"
         raise InputError("No pair is left to train on", got=f"dropped: {got}", fix=fix)
 
     batches_per_step = accelerator.num_processes * settings.gradient_accumulation_steps
