@@ -13,6 +13,7 @@ import yaml
 from spr import __version__
 from spr.config import Config
 from spr.core.plots import Chart, Series, density, figure, histogram
+from spr.exports.image_limits import geometry_note
 from spr.exports.marker import ExportPlan
 from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
 from spr.runs.reader import SIDES, Run
@@ -60,7 +61,8 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
         "descriptions with corrected boxes (*chosen*), and the worst one as generated (*rejected*). Created with "
         "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374)).\n"
     )
-    yield f"Boxes are written in the dialect `{plan.dialect}`. {_IMAGES[plan.images]}\n"
+    yield f"Boxes are written in the dialect `{plan.dialect}`. {geometry_note(plan.labels.dialect)}\n"
+    yield f"{_IMAGES[plan.images]}\n"
     yield plan.format.usage.replace("{out}", plan.out.name) + "\n"
     yield "## License\n"
     yield (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from spr.core.registry import Registry
+from spr.grounding import Dialect
 from spr.records import PreferencePair
 
 ImageMode: TypeAlias = Literal["embed", "copy", "path"]
@@ -43,11 +44,14 @@ class ExportRow:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The same in all rows: the dataset's name, the annotations' file name, and the describer as ``name@revision``."""
+    """The same in all rows: the dataset's name, the annotations' file name, the describer (``name@revision``), the
+    dialect of the texts.
+    """
 
     name: str
     origin: str
     describer: str
+    dialect: Dialect
 
 
 class Writer(Protocol):
@@ -74,7 +78,8 @@ class Format:
         data_files: Pattern of the files with the rows, for `datasets.load_dataset`.
         columns: Meaning of each column or key, for the dataset card.
         usage: How to train on the export, as Markdown; ``{out}`` stands for the folder.
-        open: Creates the writer from a folder and the labels.
+        open: Creates the writer from a folder and the labels, and writes the trainer's settings, if there are any, so
+            that it resizes images as `spr.exports.image_limits` says.
     """
 
     reader: str

@@ -80,8 +80,9 @@ def export(
     describer, own = source.describer
     annotations = source.config.annotations.path
     model = describer.partition("@")[0].rstrip("/").rpartition("/")[2]
-    labels = Labels(name or f"SPR pairs of {model} on {annotations.stem}", annotations.name, public_name(describer))
+    title = name or f"SPR pairs of {model} on {annotations.stem}"
     target = None if target == own else target
+    labels = Labels(title, annotations.name, public_name(describer), target or own)
     plan = ExportPlan(source, out.resolve(), format_name, form, mode, target, labels, license_id)
     finished = counts_of_finished(plan)
     if finished is not None:
