@@ -24,6 +24,9 @@ _IMAGES = {
     "embed": "The rows contain the bytes of the images.",
     "copy": "The images are copied into `images/`.",
     "path": "The rows name image files on the machine where this dataset was exported; the files are not part of it.",
+    "none": "**The images are not part of it.** The rows name them as the annotations do, relative to an image folder. "
+    "Tell the trainer where that is (LLaMA-Factory: `media_dir`; ms-swift: `ROOT_IMAGE_DIR`; LLaVA: `--image_folder`), "
+    "or put the images into the rows.",
 }
 _LOCALIZATION = {
     "localization": "S_loc as scored, with the detector, before boxes were corrected",
@@ -37,10 +40,21 @@ _PLOTS = {
 }
 
 
-def write_card(folder: Path, plan: ExportPlan, stats: PairStats, left_out: Mapping[str, int]) -> None:
-    """Write ``README.md`` and ``plots/`` into an export's folder; ``left_out`` counts the pairs left out by reason."""
+def write_card(
+    folder: Path, plan: ExportPlan, stats: PairStats, left_out: Mapping[str, int], licenses: Mapping[str | None, int]
+) -> None:
+    """Write ``README.md`` and ``plots/`` into an export's folder.
+
+    ``left_out`` counts the pairs left out by reason, ``licenses`` the images by the license that the annotations state.
+    """
     _write_plots(folder / "plots", stats)
-    lines = [*_summary(plan, stats.pairs), *_statistics(plan.run, stats, left_out), *_columns(plan), *_creation(plan)]
+    lines = [
+        *_summary(plan, stats.pairs),
+        *_licenses(licenses),
+        *_statistics(plan.run, stats, left_out),
+        *_columns(plan),
+        *_creation(plan),
+    ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -51,7 +65,7 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
         "task_categories": ["image-text-to-text", "object-detection"],
         "tags": ["preference", "dpo", "visual-grounding", "region-description", "spr"],
         "size_categories": [next((name for name, limit in _SIZES.items() if pairs < limit), "n>1M")],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": plan.format.data_files}]}],
+        "configs": _configs(plan),
     }
     yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()}\n---\n"
     yield f"# {_plain(plan.labels.name)}\n"
@@ -70,6 +84,25 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
         "images, the license of the annotations, and the terms of the model that wrote the answers. SPR can't know "
         "them. The strictest of them applies to the whole dataset.\n"
     )
+
+
+def _configs(plan: ExportPlan) -> list[dict[str, Any]]:
+    """What `load_dataset` and the hub's viewer read: first the pairs with copied images, if any, as an image folder."""
+    files: dict[str, Any] = {"default": plan.format.data_files}
+    if plan.images == "copy":
+        files = {"default": ["metadata.jsonl", "images/**"], "trainer": plan.format.data_files}
+    return [{"config_name": name, "data_files": [{"split": "train", "path": path}]} for name, path in files.items()]
+
+
+def _licenses(licenses: Mapping[str | None, int]) -> Iterator[str]:
+    if set(licenses) <= {None}:
+        yield "The annotations do not state under which license each image is.\n"
+        return
+    yield "What the annotations state about the images; `images.jsonl` has the license and the source of each:\n"
+    yield "| license | images |\n|---|---|"
+    for text, count in sorted(licenses.items(), key=lambda item: (-item[1], item[0] or "")):
+        yield f"| {'none stated' if text is None else _plain(text)} | {count:,} |"
+    yield ""
 
 
 def _statistics(run: Run, stats: PairStats, left_out: Mapping[str, int]) -> Iterator[str]:
