@@ -25,6 +25,7 @@ def to_row(row: ExportRow) -> dict[str, Any]:
         ],
         "rejected_response": row.texts.rejected,
         "images": [row.image.path],
+        "query_id": row.pair.query_id,
     }
 
 
@@ -53,6 +54,7 @@ FORMAT = Format(
         "corrected boxes",
         "rejected_response": "the worst description, as generated",
         "images": "a list with the path of the image, relative to this folder (`ROOT_IMAGE_DIR`) or absolute",
+        "query_id": "the region query, `<image_id>/<n>`; ms-swift ignores it",
     },
     usage=f"""```sh
 ROOT_IMAGE_DIR={{out}} swift rlhf {{out}}/{SETTINGS} --dataset {{out}}/train.jsonl --model …
