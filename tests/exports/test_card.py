@@ -29,7 +29,6 @@ def test_the_front_matter_is_what_the_hub_reads(card):
     assert head["size_categories"] == ["n<1K"]
     assert head["configs"] == [
         {"config_name": "default", "data_files": [{"split": "train", "path": ["metadata.jsonl", "images/**"]}]},
-        {"config_name": "trainer", "data_files": [{"split": "train", "path": "train.json"}]},
     ]
     assert "# Shapes \\| of \\*mine\\*\n" in text
     assert "fill in" in text

@@ -79,9 +79,7 @@ def test_llava_rows_serve_fine_tuning_and_dpo(exported, small_run, pairs_of):
 
 
 @pytest.mark.parametrize("key", ["llamafactory", "ms-swift", "llava"])
-def test_datasets_loads_each_folder_by_its_card_with_images_and_as_the_trainer_reads_it(
-    key, exported, small_run, pairs_of, tmp_path
-):
+def test_datasets_loads_each_folder_by_its_card_with_images(key, exported, small_run, pairs_of, tmp_path):
     """The hub's dataset viewer shows the first config, as `load_dataset` reads it: with a thumbnail per pair."""
     pairs = pairs_of(small_run)
     rows = load_dataset(str(exported[key]), split="train", cache_dir=str(tmp_path))
@@ -90,7 +88,8 @@ def test_datasets_loads_each_folder_by_its_card_with_images_and_as_the_trainer_r
         assert row["image"].size == (pair.width, pair.height)
         assert (row["query_id"], row["prompt"]) == (pair.query_id, pair.prompt)
         assert (row["chosen"], row["rejected"]) == (pair.chosen, pair.rejected)
-    trainers = load_dataset(str(exported[key]), "trainer", split="train", cache_dir=str(tmp_path))
+    files = str(exported[key] / FORMATS[key].data_files)
+    trainers = load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path))
     assert len(trainers) == len(pairs)
     assert set(trainers.column_names) == set(FORMATS[key].columns)
 

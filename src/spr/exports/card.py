@@ -87,11 +87,12 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
 
 
 def _configs(plan: ExportPlan) -> list[dict[str, Any]]:
-    """What `load_dataset` and the hub's viewer read: first the pairs with copied images, if any, as an image folder."""
-    files: dict[str, Any] = {"default": plan.format.data_files}
-    if plan.images == "copy":
-        files = {"default": ["metadata.jsonl", "images/**"], "trainer": plan.format.data_files}
-    return [{"config_name": name, "data_files": [{"split": "train", "path": path}]} for name, path in files.items()]
+    """What `load_dataset` and the hub's viewer read: with copied images, the pairs as an image folder.
+
+    🤗 datasets reads all configs of a folder in one way, so the trainer's file can't be a second one.
+    """
+    files = ["metadata.jsonl", "images/**"] if plan.images == "copy" else plan.format.data_files
+    return [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}]
 
 
 def _licenses(licenses: Mapping[str | None, int]) -> Iterator[str]:
