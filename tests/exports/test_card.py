@@ -28,7 +28,7 @@ def test_the_front_matter_is_what_the_hub_reads(card):
     assert head["pretty_name"] == "Shapes | of *mine*"
     assert head["size_categories"] == ["n<1K"]
     assert head["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": "train.json"}]},
+        {"config_name": "default", "data_files": [{"split": "train", "path": ["metadata.jsonl", "images/**"]}]},
     ]
     assert "# Shapes \\| of \\*mine\\*\n" in text
     assert "fill in" in text

@@ -8,9 +8,11 @@ LLaMA-Factory 0.9.5 `data/parser.py` and `data/converter.py`, ms-swift 4.6.0 `da
 import json
 
 import pytest
+from datasets import Image as ImageFeature
 from datasets import load_dataset
 from PIL import Image
 
+from spr.exports.formats import FORMATS
 from spr.exports.writing import export
 
 
@@ -48,8 +50,9 @@ def test_llamafactory_finds_the_file_and_its_columns_by_the_entry(exported, smal
 def test_ms_swift_rows_have_messages_a_rejected_response_and_literal_boxes(exported, small_run, pairs_of):
     rows = lines_of(exported["ms-swift"] / "train.jsonl")
     for pair, row in zip(pairs_of(small_run), rows, strict=True):
-        # RowPreprocessor.standard_keys has these; others would be left out. `objects` would rewrite boxes.
-        assert set(row) == {"messages", "rejected_response", "images"}
+        # RowPreprocessor.standard_keys has the first three; others are left out. `objects` would rewrite boxes.
+        assert set(row) == {"messages", "rejected_response", "images", "query_id"}
+        assert row["query_id"] == pair.query_id
         user, assistant = row["messages"]
         assert user == {"role": "user", "content": f"<image>{pair.prompt}"}
         assert assistant == {"role": "assistant", "content": pair.chosen}
@@ -76,9 +79,25 @@ def test_llava_rows_serve_fine_tuning_and_dpo(exported, small_run, pairs_of):
 
 
 @pytest.mark.parametrize("key", ["llamafactory", "ms-swift", "llava"])
-def test_datasets_loads_each_folder_by_its_card(key, exported, small_run, pairs_of, tmp_path):
+def test_datasets_loads_each_folder_by_its_card_with_images(key, exported, small_run, pairs_of, tmp_path):
+    """The hub's dataset viewer shows the first config, as `load_dataset` reads it: with a thumbnail per pair."""
+    pairs = pairs_of(small_run)
     rows = load_dataset(str(exported[key]), split="train", cache_dir=str(tmp_path))
-    assert len(rows) == len(pairs_of(small_run))
+    assert isinstance(rows.features["image"], ImageFeature)
+    for pair, row in zip(pairs, rows, strict=True):
+        assert row["image"].size == (pair.width, pair.height)
+        assert (row["query_id"], row["prompt"]) == (pair.query_id, pair.prompt)
+        assert (row["chosen"], row["rejected"]) == (pair.chosen, pair.rejected)
+    files = str(exported[key] / FORMATS[key].data_files)
+    trainers = load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path))
+    assert len(trainers) == len(pairs)
+    assert set(trainers.column_names) == set(FORMATS[key].columns)
+
+
+def test_the_card_recommends_no_script_that_does_not_start(exported):
+    card = (exported["llava"] / "README.md").read_text()
+    assert "python llava/train/train_dpo.py" not in card
+    assert "issues/333" in card
 
 
 def test_by_path_the_files_stay_where_they_are(small_run, tmp_path):

@@ -1,7 +1,7 @@
 """Reading COCO-style JSON (COCO, LVIS v1, Objects365 v1 and v2) as a stream.
 
 Memory grows with the number of boxes (about 100 bytes each at the peak), not with the size of the file: segmentations,
-captions, URLs and other fields are skipped.
+captions and other fields are skipped.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spr.annotations.columns import (
     lenient_category,
     lenient_images,
     lenient_objects,
+    license_text,
 )
 from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, is_unicode, look_up
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
@@ -71,6 +72,8 @@ class Annotations:
         image_ids: (I,) int64, or strings (dtype object) if not all are integers.
         file_names: I names, relative to the image folder.
         sizes_wh: (I, 2) int32, width and height in pixels.
+        licenses: I texts, ``name (url)`` of the license that the file states, or None; its id if `licenses` lacks it.
+        source_urls: I web addresses, `flickr_url` or else `coco_url`, or None.
         categories: C names, sorted by the categories' ids.
         offsets: (I + 1,) int64; objects ``offsets[i]`` to ``offsets[i + 1]`` belong to image ``i``.
         object_ids: (N,), like ``image_ids``.
@@ -87,6 +90,8 @@ class Annotations:
     image_ids: IdColumn
     file_names: list[str]
     sizes_wh: npt.NDArray[np.int32]
+    licenses: list[str | None]
+    source_urls: list[str | None]
     categories: tuple[str, ...]
     offsets: npt.NDArray[np.int64]
     object_ids: IdColumn
@@ -135,6 +140,7 @@ def read_coco(
     images: list[ImageColumns] = []
     objects = join_objects(())
     categories: list[tuple[int, str, int]] = []
+    licenses: dict[str, str] = {}
     odd_keys: dict[str, None] = {}
 
     def lenient(items: list[Any]) -> AnnotationColumns:
@@ -152,6 +158,9 @@ def read_coco(
             elif member == "categories":
                 blocks = stream.blocks(lambda _: None, list)
                 categories = [lenient_category(item, ids) for block in blocks for item in block]
+            elif member == "licenses" and stream.at_list():
+                texts = (license_text(item) for block in stream.blocks(lambda _: None, list) for item in block)
+                licenses = dict(filter(None, texts))
     missing = [f"`{name}`" for name in _LISTS if name not in seen]
     if missing:
         got = f"the keys {_listed(seen)}" if seen else "an object without keys"
@@ -163,6 +172,7 @@ def read_coco(
         raise _no_boxes(list(odd_keys), stream.error)
     ids.freeze()
     entries = join_images(images)
+    entries.licenses = [key and licenses.get(key, f"license {key}") for key in entries.licenses]
     if allow_outside_images:
         for row in np.flatnonzero(entries.reasons == CODE["image_file_name_unsafe"]).tolist():
             if is_unicode(entries.names[row]) and "\0" not in entries.names[row]:
@@ -219,6 +229,8 @@ def _assemble(
         image_ids=ids.column(images.keys[kept_images]),
         file_names=[images.names[index] for index in kept_images.tolist()],
         sizes_wh=sizes_wh,
+        licenses=[images.licenses[index] for index in kept_images.tolist()],
+        source_urls=[images.source_urls[index] for index in kept_images.tolist()],
         categories=tuple(names[key] for key in sorted(names)),
         offsets=np.concatenate([[0], np.cumsum(np.bincount(image[order], minlength=len(sizes_wh)))]).astype(np.int64),
         object_ids=ids.column(objects.keys[order]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -39,6 +40,8 @@ class _Image(msgspec.Struct, gc=False):
     height: int
     file_name: str | None = None
     coco_url: str | None = None
+    flickr_url: Any = None
+    license: Any = None
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -55,9 +58,14 @@ _decode_objects = msgspec.json.Decoder(list[_Object]).decode
 
 @dataclass(slots=True)
 class ImageColumns:
-    """Images in the order of the file: ``keys`` int64 (N,), ``reasons`` uint8 (N,), ``sizes_wh`` int32 (N, 2)."""
+    """Images in the order of the file: ``keys`` int64 (N,), ``reasons`` uint8 (N,), ``sizes_wh`` int32 (N, 2).
+
+    ``licenses`` are ids of the member `licenses`, and ``source_urls`` where the images are from; both may be None.
+    """
 
     names: list[str]
+    licenses: list[str | None]
+    source_urls: list[str | None]
     keys: Keys
     reasons: npt.NDArray[np.uint8]
     sizes_wh: npt.NDArray[np.int32]
@@ -84,10 +92,11 @@ _DTYPES = {"keys": "i8", "image_keys": "i8", "category_keys": "i8", "reasons": "
 
 def join_images(blocks: Sequence[ImageColumns]) -> ImageColumns:
     """All blocks as one; at least one block."""
-    return ImageColumns(
-        [name for block in blocks for name in block.names],
-        *(np.concatenate([getattr(block, name) for block in blocks]) for name in ("keys", "reasons", "sizes_wh")),
-    )
+    lists = ("names", "licenses", "source_urls")
+    columns: dict[str, Any] = {name: [item for block in blocks for item in getattr(block, name)] for name in lists}
+    for name in ("keys", "reasons", "sizes_wh"):
+        columns[name] = np.concatenate([getattr(block, name) for block in blocks])
+    return ImageColumns(**columns)
 
 
 def join_objects(blocks: Iterable[AnnotationColumns]) -> AnnotationColumns:
@@ -115,13 +124,23 @@ def fast_images(block: memoryview) -> ImageColumns | None:
     sizes = np.stack([width, height], axis=1)
     if keys.max() >= TEXT_BASE or sizes.min() < 1 or sizes.max() > _MAX_SIDE:
         return None
-    return ImageColumns(names, keys, np.zeros(len(items), dtype=np.uint8), sizes.astype(np.int32))
+    licenses = [_license_id(item.license) for item in items]
+    urls = [_source_url(item.flickr_url, item.coco_url) for item in items]
+    return ImageColumns(names, licenses, urls, keys, np.zeros(len(items), dtype=np.uint8), sizes.astype(np.int32))
 
 
 def lenient_images(items: Sequence[Any], ids: IdTable) -> ImageColumns:
     """Columns of decoded images, whatever they contain; at least one."""
     names, keys, reasons, sizes = zip(*(_image(item, ids) for item in items), strict=True)
-    return ImageColumns(list(names), np.array(keys, np.int64), np.array(reasons, np.uint8), np.array(sizes, np.int32))
+    known = [item if isinstance(item, dict) else {} for item in items]
+    return ImageColumns(
+        list(names),
+        [_license_id(item.get("license")) for item in known],
+        [_source_url(item.get("flickr_url"), item.get("coco_url")) for item in known],
+        np.array(keys, np.int64),
+        np.array(reasons, np.uint8),
+        np.array(sizes, np.int32),
+    )
 
 
 def fast_objects(block: memoryview) -> AnnotationColumns | None:
@@ -166,6 +185,30 @@ def lenient_category(item: Any, ids: IdTable) -> tuple[int, str, int]:
     if not isinstance(name, str) or not name.strip() or not is_unicode(name):
         return key, "", CODE["category_without_name"]
     return key, name, OK if is_readable(name) else CODE["category_name_not_words"]
+
+
+def license_text(item: Any) -> tuple[str, str] | None:
+    """Id and text, ``name (url)``, of a decoded license; None for one that has no id, or neither name nor URL."""
+    if not isinstance(item, dict) or (key := _license_id(item.get("id"))) is None:
+        return None
+    name, url = (_one_line(item.get(field)) for field in ("name", "url"))
+    return (key, f"{name} ({url})" if name and url else name or url) if name or url else None
+
+
+def _license_id(value: Any) -> str | None:
+    """As text, so that 4 and "4" are the same; None for what is not an id."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 64:
+        return sys.intern(str(value))
+    return sys.intern(_one_line(value)) or None
+
+
+def _source_url(*urls: Any) -> str | None:
+    """The first web address. Flickr's shows author and license, so it comes before the copy that COCO serves."""
+    return next((url for url in map(_one_line, urls) if url.startswith(("http://", "https://"))), None)
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(value.split())[:1000] if isinstance(value, str) and is_unicode(value) else ""
 
 
 def _array(code: str, numbers: Sequence[float]) -> npt.NDArray[Any]:

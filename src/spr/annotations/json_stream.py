@@ -100,6 +100,10 @@ class JsonStream:
         if self._peek(at_end=True):
             self._not_json("there is more text after the end of the object")
 
+    def at_list(self) -> bool:
+        """Whether the current member's value is a list, which `blocks` can decode."""
+        return self._peek() == b"["
+
     def blocks(self, fast: Callable[[memoryview], T | None], lenient: Callable[[list[Any]], T]) -> Iterator[T]:
         """Decode the list of the current member block by block.
 

@@ -22,10 +22,14 @@ def export(
     images: Annotated[
         str | None,
         typer.Option(
-            help="embed: bytes in the rows | copy: files in the folder | path: paths of the original files.",
+            help="embed: bytes in the rows | copy: files in the folder | path: paths of the original files | "
+            "none: names only.",
             show_default="embed for trl and rlaif-v, else copy",
         ),
     ] = None,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave the images out, as with --images none, to share only texts.")
+    ] = False,
     dialect: Annotated[
         str | None,
         typer.Option(help="Convert boxes to another dialect, such as qwen2_5_vl; `spr doctor` lists them."),
@@ -36,8 +40,13 @@ def export(
     name: Annotated[str | None, typer.Option(help="Name of the dataset on its card.")] = None,
 ) -> None:
     """Write a run's pairs in the format of another trainer, with a dataset card."""
+    from spr.core.errors import ConfigError
     from spr.exports import writing
 
+    if no_images and images not in (None, "none"):
+        fix = "give one of them"
+        raise ConfigError("--no-images contradicts --images", got=f"--images {images}", expected="none", fix=fix)
+    images = "none" if no_images else images
     summary = writing.export(run, out, format, images=images, dialect=dialect, license_id=license, name=name)  # type: ignore[arg-type]
     state = ", done before" if summary.done_before else ""
     settings = f"images: {summary.images}, dialect: {summary.dialect}{state}"

@@ -17,9 +17,12 @@ def report(
     max_pairs: Annotated[
         int, typer.Option(min=1, help="Number of pairs in the gallery; the statistics include all pairs.")
     ] = 10_000,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave the images out of the gallery, to share the report without them.")
+    ] = False,
 ) -> None:
     """Write an HTML report of a run: counts, plots, training, results and a gallery of the pairs."""
     from spr.report.page import write_report
 
-    index = write_report(run, out, max_pairs=max_pairs, say=typer.echo)
+    index = write_report(run, out, max_pairs=max_pairs, images=not no_images, say=typer.echo)
     typer.echo(f"Report:  {index}")

@@ -216,8 +216,8 @@ class ImageSource:
             with path.open("rb") as file:
                 yield file, info.st_size
         except (FileNotFoundError, NotADirectoryError):
-            got = self._difference(file_name)
-            raise ImageProblem("image_missing", file_name, got=got, expected=f"the file {path}") from None
+            differs = self._difference(file_name)
+            raise ImageProblem("image_missing", file_name, got=differs, expected=f"the file {path}") from None
         except OSError as error:
             raise ImageProblem("image_unreadable", file_name, got=f"{type(error).__name__}: {error}") from error
 

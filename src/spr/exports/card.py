@@ -13,6 +13,7 @@ import yaml
 from spr import __version__
 from spr.config import Config
 from spr.core.plots import Chart, Series, density, figure, histogram
+from spr.exports.image_limits import geometry_note
 from spr.exports.marker import ExportPlan
 from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
 from spr.runs.reader import SIDES, Run
@@ -23,6 +24,9 @@ _IMAGES = {
     "embed": "The rows contain the bytes of the images.",
     "copy": "The images are copied into `images/`.",
     "path": "The rows name image files on the machine where this dataset was exported; the files are not part of it.",
+    "none": "**The images are not part of it.** The rows name them as the annotations do, relative to an image folder. "
+    "Tell the trainer where that is (LLaMA-Factory: `media_dir`; ms-swift: `ROOT_IMAGE_DIR`; LLaVA: `--image_folder`), "
+    "or put the images into the rows.",
 }
 _LOCALIZATION = {
     "localization": "S_loc as scored, with the detector, before boxes were corrected",
@@ -36,10 +40,21 @@ _PLOTS = {
 }
 
 
-def write_card(folder: Path, plan: ExportPlan, stats: PairStats, left_out: Mapping[str, int]) -> None:
-    """Write ``README.md`` and ``plots/`` into an export's folder; ``left_out`` counts the pairs left out by reason."""
+def write_card(
+    folder: Path, plan: ExportPlan, stats: PairStats, left_out: Mapping[str, int], licenses: Mapping[str | None, int]
+) -> None:
+    """Write ``README.md`` and ``plots/`` into an export's folder.
+
+    ``left_out`` counts the pairs left out by reason, ``licenses`` the images by the license that the annotations state.
+    """
     _write_plots(folder / "plots", stats)
-    lines = [*_summary(plan, stats.pairs), *_statistics(plan.run, stats, left_out), *_columns(plan), *_creation(plan)]
+    lines = [
+        *_summary(plan, stats.pairs),
+        *_licenses(licenses),
+        *_statistics(plan.run, stats, left_out),
+        *_columns(plan),
+        *_creation(plan),
+    ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -50,7 +65,7 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
         "task_categories": ["image-text-to-text", "object-detection"],
         "tags": ["preference", "dpo", "visual-grounding", "region-description", "spr"],
         "size_categories": [next((name for name, limit in _SIZES.items() if pairs < limit), "n>1M")],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": plan.format.data_files}]}],
+        "configs": _configs(plan),
     }
     yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()}\n---\n"
     yield f"# {_plain(plan.labels.name)}\n"
@@ -60,7 +75,8 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
         "descriptions with corrected boxes (*chosen*), and the worst one as generated (*rejected*). Created with "
         "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374)).\n"
     )
-    yield f"Boxes are written in the dialect `{plan.dialect}`. {_IMAGES[plan.images]}\n"
+    yield f"Boxes are written in the dialect `{plan.dialect}`. {geometry_note(plan.labels.dialect)}\n"
+    yield f"{_IMAGES[plan.images]}\n"
     yield plan.format.usage.replace("{out}", plan.out.name) + "\n"
     yield "## License\n"
     yield (
@@ -68,6 +84,26 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
         "images, the license of the annotations, and the terms of the model that wrote the answers. SPR can't know "
         "them. The strictest of them applies to the whole dataset.\n"
     )
+
+
+def _configs(plan: ExportPlan) -> list[dict[str, Any]]:
+    """What `load_dataset` and the hub's viewer read: with copied images, the pairs as an image folder.
+
+    🤗 datasets reads all configs of a folder in one way, so the trainer's file can't be a second one.
+    """
+    files = ["metadata.jsonl", "images/**"] if plan.images == "copy" else plan.format.data_files
+    return [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}]
+
+
+def _licenses(licenses: Mapping[str | None, int]) -> Iterator[str]:
+    if set(licenses) <= {None}:
+        yield "The annotations do not state under which license each image is.\n"
+        return
+    yield "What the annotations state about the images; `images.jsonl` has the license and the source of each:\n"
+    yield "| license | images |\n|---|---|"
+    for text, count in sorted(licenses.items(), key=lambda item: (-item[1], item[0] or "")):
+        yield f"| {'none stated' if text is None else _plain(text)} | {count:,} |"
+    yield ""
 
 
 def _statistics(run: Run, stats: PairStats, left_out: Mapping[str, int]) -> Iterator[str]:

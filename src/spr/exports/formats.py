@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from spr.core.registry import Registry
+from spr.grounding import Dialect
 from spr.records import PreferencePair
 
-ImageMode: TypeAlias = Literal["embed", "copy", "path"]
-"""Where an export's images are: as bytes in its rows, as copies in its folder, or in their original place."""
+ImageMode: TypeAlias = Literal["embed", "copy", "path", "none"]
+"""Where an export's images are: in its rows as bytes, in its folder as copies, in their original place, or left out."""
 
 
 class Texts(NamedTuple):
@@ -25,7 +26,8 @@ class Texts(NamedTuple):
 class ImageFile(NamedTuple):
     """The image of a row: its path and, with ``embed``, its bytes.
 
-    The path is absolute with ``path``, relative to the export's folder with ``copy``, the file's name with ``embed``.
+    The path is absolute with ``path``, relative to the export's folder with ``copy``, the file's name with ``embed``,
+    and relative to the image folder, as in the annotations, with ``none``.
     """
 
     path: str
@@ -34,20 +36,25 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """A pair with its texts and its image."""
+    """A pair with its texts, its image, and what the annotations state about the image, if anything."""
 
     pair: PreferencePair
     texts: Texts
     image: ImageFile
+    license: str | None = None
+    source_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The same in all rows: the dataset's name, the annotations' file name, and the describer as ``name@revision``."""
+    """The same in all rows: the dataset's name, the annotations' file name, the describer (``name@revision``), the
+    dialect of the texts.
+    """
 
     name: str
     origin: str
     describer: str
+    dialect: Dialect
 
 
 class Writer(Protocol):
@@ -69,12 +76,13 @@ class Format:
 
     Attributes:
         reader: The trainer, for people.
-        images: Where the images can be; the first is the default.
+        images: Where the images can be, besides ``none``; the first is the default.
         placeholders: Texts that the trainer replaces by an image or the like; pairs that contain one are left out.
         data_files: Pattern of the files with the rows, for `datasets.load_dataset`.
         columns: Meaning of each column or key, for the dataset card.
         usage: How to train on the export, as Markdown; ``{out}`` stands for the folder.
-        open: Creates the writer from a folder and the labels.
+        open: Creates the writer from a folder and the labels, and writes the trainer's settings, if there are any, so
+            that it resizes images as `spr.exports.image_limits` says.
     """
 
     reader: str

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from spr.core.image_metadata import forget_metadata, strip_metadata
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
 from spr.exports.formats import ImageFile, ImageMode
@@ -19,9 +20,10 @@ def export_images(
 ) -> Iterator[ImageFile | str]:
     """For each pair its image, or the reason why the image can't be used (see `spr.core.reasons`).
 
-    A file that every reader opens with the same pixels is exported unchanged, byte for byte. Other files (EXIF
-    orientation, transparency, 16 bits per channel) are written as PNG with the pixels that the pipeline saw; with
-    ``path`` they are refused. ``folder`` is the export's folder, for ``copy``.
+    A JPEG, PNG or WebP file that every reader opens with the same pixels is copied with its encoded pixels and colour
+    profile, without EXIF and other metadata. Other files (other formats, EXIF orientation, transparency, 16 bits per
+    channel) are written as PNG with the pixels that the pipeline saw. With ``path`` and ``none``, those that readers
+    open differently are refused. ``folder`` is the export's folder, for ``copy``.
     """
     # An image of several pairs is read once, so that no two threads write one file.
     distinct = dict.fromkeys((pair.file_name, (pair.width, pair.height)) for pair in pairs)
@@ -33,15 +35,17 @@ def export_images(
 def _export(file_name: str, size_wh: Size, source: ImageSource, mode: ImageMode, folder: Path) -> ImageFile | str:
     try:
         source.check(file_name, size_wh)
-        unchanged = source.reads_alike(file_name)
-        if mode == "path":
-            return ImageFile(str(source.path(file_name)), None) if unchanged else "image_needs_rewriting"
-        name = safe_name(file_name, rewritten=not unchanged)
-        if mode == "embed":
-            return ImageFile(Path(name).name, _bytes(file_name, size_wh, source, unchanged))
+        alike = source.reads_alike(file_name)
+        if mode in ("path", "none"):
+            path = str(source.path(file_name)) if mode == "path" else file_name
+            return ImageFile(path, None) if alike else "image_needs_rewriting"
+        stripped = strip_metadata(source.read_bytes(file_name)) if alike else None
+        name = safe_name(file_name, rewritten=stripped is None)
         target = folder / "images" / name
-        if not target.exists():
-            data = _bytes(file_name, size_wh, source, unchanged)
+        if mode == "embed" or not target.exists():
+            data = _as_png(file_name, size_wh, source) if stripped is None else stripped
+            if mode == "embed":
+                return ImageFile(Path(name).name, data)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
         return ImageFile(f"images/{name}", None)
@@ -49,11 +53,9 @@ def _export(file_name: str, size_wh: Size, source: ImageSource, mode: ImageMode,
         return problem.reason
 
 
-def _bytes(file_name: str, size_wh: Size, source: ImageSource, unchanged: bool) -> bytes:
-    if unchanged:
-        return source.read_bytes(file_name)
+def _as_png(file_name: str, size_wh: Size, source: ImageSource) -> bytes:
     sink = io.BytesIO()
-    source.load(file_name, size_wh).save(sink, "PNG")
+    forget_metadata(source.load(file_name, size_wh)).save(sink, "PNG")
     return sink.getvalue()
 
 

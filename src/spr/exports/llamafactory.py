@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from spr.core.images import MAX_PIXELS
 from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.image_limits import pixel_limits
 from spr.exports.json_lines import JsonWriter
+from spr.grounding import Dialect
 
 DATASET = "spr_pairs"  # for LLaMA-Factory's --dataset
+SETTINGS = "train_dpo.yaml"
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
@@ -23,10 +29,28 @@ def to_row(row: ExportRow) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path, _: Labels) -> Writer:
+def settings(dialect: Dialect) -> str:
+    """The YAML file for ``llamafactory-cli train``.
+
+    LLaMA-Factory resizes an image of more than ``image_max_pixels`` (768 × 768 by default) before the model's processor
+    does, and each rounds in its own way. So only the processor may, if numbers are pixels of its output.
+    """
+    options = {"stage": "dpo", "do_train": True, "finetuning_type": "lora", "pref_beta": 0.1, "dataset": DATASET}
+    if not (limits := pixel_limits(dialect)):
+        return yaml.safe_dump(options, sort_keys=False)
+    note = "".join(f"#   {name}: {value}\n" for name, value in limits.items())
+    return (
+        yaml.safe_dump({**options, "image_max_pixels": MAX_PIXELS, "image_min_pixels": 1}, sort_keys=False)
+        + "# With these limits, only the model's processor resizes images. Boxes fit if preprocessor_config.json in\n"
+        f"# the model's folder has these values, which LLaMA-Factory can't set:\n{note}"
+    )
+
+
+def _open(folder: Path, labels: Labels) -> Writer:
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
     entry = {"file_name": "train.jsonl", "formatting": "sharegpt", "ranking": True, "columns": columns}
     (folder / "dataset_info.json").write_text(json.dumps({DATASET: entry}, indent=2) + "\n", encoding="utf-8")
+    (folder / SETTINGS).write_text(settings(labels.dialect), encoding="utf-8")
     return JsonWriter(folder / "train.jsonl", to_row)
 
 
@@ -43,9 +67,10 @@ FORMAT = Format(
         "query_id": "the region query, `<image_id>/<n>`; LLaMA-Factory ignores it",
     },
     usage=f"""```sh
-llamafactory-cli train --stage dpo --pref_beta 0.1 --dataset_dir {{out}} --dataset {DATASET} …
+llamafactory-cli train {{out}}/{SETTINGS} dataset_dir={{out}} model_name_or_path=… template=… output_dir=…
 ```
 
+`{SETTINGS}` keeps LLaMA-Factory from resizing images to its own default limits where that would move boxes.
 To mix it with other data, copy the entry of `dataset_info.json` into your own file and adjust its `file_name`.""",
     open=_open,
 )

@@ -1,4 +1,4 @@
-"""LLaVA: conversations for fine-tuning on the chosen answers, and the keys that LLaVA-NeXT's DPO reads."""
+"""LLaVA: conversations for fine-tuning on the chosen answers, and the keys of LLaVA-NeXT's preference data."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ FORMAT = Format(
         "rejected": "the worst description, as generated",
     },
     usage="""```sh
-python llava/train/train_mem.py --data_path {out}/train.json --image_folder {out} …   # fine-tuning on chosen
-python llava/train/train_dpo.py --data_path {out}/train.json --image_folder {out} --dpo_alpha 1.0 --beta 0.1 …
+python llava/train/train_mem.py --data_path {out}/train.json --image_folder {out} …
 ```
 
-The first command is LLaVA's fine-tuning, on the chosen answers alone. The second is LLaVA-NeXT's DPO.""",
+This is LLaVA's fine-tuning, on the chosen answers alone. The rows also have the keys of LLaVA-NeXT's preference data,
+but its script `train_dpo.py` doesn't start: it imports `data_processing`, which the repository lacks
+([LLaVA-NeXT, issue 333](https://github.com/LLaVA-VL/LLaVA-NeXT/issues/333)). For DPO, export to another format, such as
+`spr export --format trl`.""",
     open=lambda folder, _: JsonWriter(folder / "train.json", to_row, "list"),
 )

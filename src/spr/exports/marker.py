@@ -35,7 +35,7 @@ class ExportPlan:
     @property
     def dialect(self) -> str:
         """The dialect of the exported texts."""
-        return (self.target or self.run.describer[1]).spec
+        return self.labels.dialect.spec
 
     @property
     def identity(self) -> dict[str, str]:

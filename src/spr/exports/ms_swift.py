@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from spr.exports.formats import ExportRow, Format
+import yaml
+
+from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.image_limits import pixel_limits
 from spr.exports.json_lines import JsonWriter
+from spr.grounding import Dialect
+
+SETTINGS = "train_dpo.yaml"
+_TOKEN = 28 * 28  # pixels of one image token of Qwen2.5-VL
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
@@ -17,7 +25,23 @@ def to_row(row: ExportRow) -> dict[str, Any]:
         ],
         "rejected_response": row.texts.rejected,
         "images": [row.image.path],
+        "query_id": row.pair.query_id,
     }
+
+
+def settings(dialect: Dialect) -> str:
+    """The YAML file for ``swift rlhf``; ``ENV`` holds the limits for qwen-vl-utils before and from 0.0.14 on."""
+    environment = {}
+    if limits := pixel_limits(dialect):
+        least, most = limits["min_pixels"], limits["max_pixels"]
+        environment = {"MIN_PIXELS": least, "MAX_PIXELS": most}
+        environment |= {"IMAGE_MIN_TOKEN_NUM": -(-least // _TOKEN), "IMAGE_MAX_TOKEN_NUM": most // _TOKEN}
+    return yaml.safe_dump({"ENV": environment, "rlhf_type": "dpo", "beta": 0.1}, sort_keys=False)
+
+
+def _open(folder: Path, labels: Labels) -> Writer:
+    (folder / SETTINGS).write_text(settings(labels.dialect), encoding="utf-8")
+    return JsonWriter(folder / "train.jsonl", to_row)
 
 
 FORMAT = Format(
@@ -30,9 +54,12 @@ FORMAT = Format(
         "corrected boxes",
         "rejected_response": "the worst description, as generated",
         "images": "a list with the path of the image, relative to this folder (`ROOT_IMAGE_DIR`) or absolute",
+        "query_id": "the region query, `<image_id>/<n>`; ms-swift ignores it",
     },
-    usage="""```sh
-ROOT_IMAGE_DIR={out} swift rlhf --rlhf_type dpo --beta 0.1 --dataset {out}/train.jsonl …
-```""",
-    open=lambda folder, _: JsonWriter(folder / "train.jsonl", to_row),
+    usage=f"""```sh
+ROOT_IMAGE_DIR={{out}} swift rlhf {{out}}/{SETTINGS} --dataset {{out}}/train.jsonl --model …
+```
+
+`{SETTINGS}` sets the limits of the image size, unless the environment has others.""",
+    open=_open,
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.image_limits import pixel_limits
 from spr.exports.parquet import ParquetWriter
 
+SETTINGS = "processor.json"
 _COPIED = ("query_id", "image_id", "file_name", "width", "height", "region", "chosen_score", "rejected_score", "margin")
 """Columns with the values of the pair's attributes of the same names."""
 
@@ -26,7 +29,7 @@ def to_row(row: ExportRow) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path, _: Labels) -> Writer:
+def _open(folder: Path, labels: Labels) -> Writer:
     from datasets import Features, Image, Value
 
     text = Value("string")
@@ -41,7 +44,9 @@ def _open(folder: Path, _: Labels) -> Writer:
             **dict.fromkeys(("chosen_score", "rejected_score", "margin"), Value("float32")),
         }
     )
-    return ParquetWriter(folder, features.arrow_schema, to_row)
+    writer = ParquetWriter(folder, features.arrow_schema, to_row)
+    (folder / SETTINGS).write_text(json.dumps(pixel_limits(labels.dialect)) + "\n", encoding="utf-8")
+    return writer
 
 
 FORMAT = Format(
@@ -65,13 +70,18 @@ FORMAT = Format(
         "margin": "chosen_score − rejected_score",
     },
     usage="""```python
+import json
+
 from datasets import load_dataset
+from transformers import AutoProcessor
 from trl import DPOConfig, DPOTrainer
 
 pairs = load_dataset("{out}", split="train")
+with open("{out}/processor.json") as limits:  # limits of the image size that the boxes need; {} if they need none
+    processor = AutoProcessor.from_pretrained(MODEL, **json.load(limits))
 # max_length=None, because truncating a prompt would remove image tokens.
 arguments = DPOConfig(output_dir="dpo", beta=0.1, per_device_train_batch_size=2, max_length=None)
-DPOTrainer(model=MODEL, args=arguments, train_dataset=pairs, processing_class=PROCESSOR).train()
+DPOTrainer(model=MODEL, args=arguments, train_dataset=pairs, processing_class=processor).train()
 ```""",
     open=_open,
 )

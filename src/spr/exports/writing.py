@@ -23,6 +23,8 @@ from spr.runs.reader import Run
 
 BATCH = 64  # pairs whose images are read and written together
 LEFT_OUT = "left_out.jsonl"
+IMAGES = "images.jsonl"  # license and source of each image
+PREVIEW = "metadata.jsonl"  # the pairs in the form in which the hub's dataset viewer shows copied images
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,10 @@ def export(
     """
     form = FORMATS.find(format_name, "--format")
     mode = images or form.images[0]
-    if mode not in form.images:
+    if mode not in (*form.images, "none"):
         what = f"Format `{format_name}` doesn't support --images {mode}"
         fix = f"omit --images to use {form.images[0]}"
-        raise ConfigError(what, got=mode, expected=" | ".join(form.images), fix=fix)
+        raise ConfigError(what, got=mode, expected=" | ".join([*form.images, "none"]), fix=fix)
     target = None if dialect is None else get_dialect(dialect)
     source = Run(run)
     if not source.finished("pairs").rows:
@@ -80,35 +82,52 @@ def export(
     describer, own = source.describer
     annotations = source.config.annotations.path
     model = describer.partition("@")[0].rstrip("/").rpartition("/")[2]
-    labels = Labels(name or f"SPR pairs of {model} on {annotations.stem}", annotations.name, public_name(describer))
+    title = name or f"SPR pairs of {model} on {annotations.stem}"
     target = None if target == own else target
+    labels = Labels(title, annotations.name, public_name(describer), target or own)
     plan = ExportPlan(source, out.resolve(), format_name, form, mode, target, labels, license_id)
     finished = counts_of_finished(plan)
     if finished is not None:
         return ExportSummary(finished["pairs"], finished["left_out"], mode, plan.dialect, done_before=True)
     with atomic_dir(plan.out, replace=False, sync=False) as folder:
-        stats, left_out = _write_pairs(plan, folder)
-        write_card(folder, plan, stats, left_out)
+        stats, left_out, licenses = _write_pairs(plan, folder)
+        write_card(folder, plan, stats, left_out, licenses)
         write_marker(folder, plan, {"pairs": stats.pairs, "left_out": left_out})
     return ExportSummary(stats.pairs, left_out, mode, plan.dialect, done_before=False)
 
 
-def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, int]]:
-    """Write all rows; returns their statistics, and the number of pairs that were left out by reason."""
+def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, int], Counter[str | None]]:
+    """Write all rows; returns their statistics, the pairs left out by reason, and the images by their license."""
     run, annotations = plan.run, plan.run.config.annotations
     _, dialect = run.describer
-    stats, left_out = PairStats(), Counter[str]()
+    stats, left_out, licenses = PairStats(), Counter[str](), Counter[str | None]()
 
     def leave_out(pair: PreferencePair, reason: str) -> None:
         left_out[reason] += 1
-        row = {"query_id": pair.query_id, "file_name": pair.file_name, "reason": reason}
-        with (folder / LEFT_OUT).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        _append(folder / LEFT_OUT, {"query_id": pair.query_id, "file_name": pair.file_name, "reason": reason})
+
+    listed = ""
+
+    def credit(row: ExportRow) -> None:
+        nonlocal listed
+        if row.pair.image_id != listed:  # the pairs of an image follow each other
+            listed = row.pair.image_id
+            licenses[row.license] += 1
+            names = {"image_id": listed, "file_name": row.pair.file_name, "path": row.image.path}
+            _append(folder / IMAGES, {**names, "license": row.license, "source_url": row.source_url})
+        if plan.images == "copy":
+            known = {
+                "license": row.license or "",
+                "source_url": row.source_url or "",
+            }  # readers guess no type from null
+            pair = {"file_name": row.image.path, "query_id": row.pair.query_id}
+            _append(folder / PREVIEW, {**pair, **row.texts._asdict(), **known})
 
     writer = plan.format.open(folder, plan.labels)
     with Progress(f"export {plan.format_name}", run.finished("pairs").rows, "pairs") as progress:
         try:
-            for shard in run.shards():
+            for entry, shard in zip(run.finished("objects").shards, run.shards(), strict=False):
+                origins = run.origins(entry.index)
                 stats.add_candidates(shard)
                 for start in range(0, len(shard.pairs), BATCH):
                     batch, usable, rows = shard.pairs[start : start + BATCH], [], []
@@ -125,7 +144,9 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
                             leave_out(item.pair, image)
                         else:
                             stats.add(item, (texts.chosen, texts.rejected))
-                            rows.append(ExportRow(item.pair, texts, image))
+                            origin = origins.get(item.pair.image_id, (None, None))
+                            rows.append(ExportRow(item.pair, texts, image, *origin))
+                            credit(rows[-1])
                     if rows:
                         writer.write(rows)
                     progress.advance(len(batch))
@@ -140,4 +161,9 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
             expected = f"images in {annotations.images}"
             fix = f"set annotations.images in {run.path / 'config.yaml'}, or restore the images"
         raise InputError("No pair can be exported", got=got, expected=expected, fix=fix)
-    return stats, dict(left_out.most_common())
+    return stats, dict(left_out.most_common()), licenses
+
+
+def _append(path: Path, row: dict[str, str | None]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -120,6 +120,8 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             pa.array(parsed.sizes_wh[images, 0]),
             pa.array(parsed.sizes_wh[images, 1]),
             _objects_of(parsed, images, kept),
+            pa.array([parsed.licenses[image] for image in images], pa.string()),
+            pa.array([parsed.source_urls[image] for image in images], pa.string()),
             _objects_of(parsed, images, crowds),
         ]
         return pa.table(columns, schema=OBJECTS.append(CROWDS))

@@ -133,6 +133,8 @@ class RegionObject(ImageObject):
 class ImageObjects(Row):
     """An image with its objects: a row of the table ``objects``.
 
+    ``license`` and ``source_url`` are what the annotations say about the image, if anything.
+
     Raises:
         RecordError: if an id is empty or not unique, or a box is not valid or extends beyond the image.
     """
@@ -142,6 +144,8 @@ class ImageObjects(Row):
     width: int
     height: int
     objects: tuple[ImageObject, ...]
+    license: str | None = None
+    source_url: str | None = None
 
     def __post_init__(self) -> None:
         _check_image(self)

@@ -21,7 +21,7 @@ from spr.report.funnel import count_stages, training_drops
 from spr.report.payload import GalleryIndex, call_script, is_long, pair_payload, shorten
 from spr.report.results import TaskResult, read_results
 from spr.report.target import check_target, report_folder
-from spr.report.thumbnails import with_thumbnails
+from spr.report.thumbnails import LEFT_OUT, with_thumbnails
 from spr.report.training import TrainingCurves, read_training
 from spr.runs.cues import pair_cues
 from spr.runs.pair_stats import OWN_LOCALIZATION, PairStats
@@ -43,6 +43,7 @@ def write_report(
     out: Path | None = None,
     *,
     max_pairs: int = MAX_PAIRS,
+    images: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the report of a run, replacing an earlier one.
@@ -51,6 +52,7 @@ def write_report(
         run: A run folder with finished pairs. Training and results are included if the run has them.
         out: The report's folder; None: ``RUN/report``.
         max_pairs: Number of pairs in the gallery, the first ones of the run. The statistics include all pairs.
+        images: False leaves thumbnails out of the gallery.
         say: Called with lines of text for the user.
 
     Returns:
@@ -69,7 +71,7 @@ def write_report(
     not_trained_on = training_drops(source)
     stats = PairStats()
     with report_folder(out) as folder:
-        missing = _write_gallery(source, folder, stats, total=total, max_pairs=max_pairs)
+        missing = _write_gallery(source, folder, stats, total=total, max_pairs=max_pairs, images=images)
         drops = [drop for stage in stages for drop in stage.drops] + not_trained_on
         _write_call(folder / "gallery" / "dropped.js", "SPR.dropped", list(map(dataclasses.asdict, drops)))
         for name in ("pair.js", "gallery.js"):
@@ -96,13 +98,15 @@ def write_report(
     return out / "index.html"
 
 
-def _write_gallery(run: Run, folder: Path, stats: PairStats, *, total: int, max_pairs: int) -> int:
+def _write_gallery(run: Run, folder: Path, stats: PairStats, *, total: int, max_pairs: int, images: bool) -> int:
     """Write the gallery's data and thumbnails, and add all pairs to ``stats``; returns how many pairs have no image."""
     index, missing = GalleryIndex(), 0
     gallery = folder / "gallery"
     gallery.mkdir()
     everything = stats.watch(run.shards())
-    shown = with_thumbnails(itertools.islice(everything, max_pairs), run.config.annotations.image_source, folder)
+    first = itertools.islice(everything, max_pairs)
+    source = run.config.annotations.image_source
+    shown = with_thumbnails(first, source, folder) if images else ((item, LEFT_OUT) for item in first)
     with Progress("report", total, "pairs") as progress:
 
         def payloads() -> Iterator[dict[str, Any]]:
@@ -119,7 +123,7 @@ def _write_gallery(run: Run, folder: Path, stats: PairStats, *, total: int, max_
         remaining = payloads()
         for number, page in enumerate(iter(lambda: list(itertools.islice(remaining, PAGE_ROWS)), [])):
             _write_call(gallery / f"page-{number:05d}.js", "SPR.page", number, page)
-            missing += sum("problem" in payload["image"] for payload in page)
+            missing += sum("problem" in payload["image"] for payload in page) if images else 0
         for _ in everything:
             progress.advance()
     _write_call(gallery / "index.js", "SPR.index", index.to_json(page_size=PAGE_ROWS, total=total))

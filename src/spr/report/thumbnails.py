@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from spr.core.image_metadata import forget_metadata
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
 from spr.records import PreferencePair
@@ -19,6 +20,8 @@ SIDE = 640
 _LOSSLESS = 256
 """Images whose longer side is at most this are stored as PNG, because JPEG artefacts would show."""
 _PER_FOLDER = 1000
+LEFT_OUT = {"problem": "left_out", "detail": "The report was written with --no-images."}
+"""In place of a thumbnail."""
 
 
 @dataclass(slots=True)
@@ -64,5 +67,5 @@ def _create(source: ImageSource, folder: Path, number: int, pair: PreferencePair
     suffix = "png" if max(thumbnail.size) <= _LOSSLESS else "jpg"
     name = f"thumbs/{number // _PER_FOLDER:04d}/{number:07d}.{suffix}"
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    thumbnail.save(folder / name, quality=75)
+    forget_metadata(thumbnail).save(folder / name, quality=75)
     return {"src": name}

@@ -158,6 +158,19 @@ class Run:
                 return row["model"], get_dialect(row["dialect"])
         raise RunError(f"{self.path} has no candidates", fix="delete candidates/ and run `spr run` again")
 
+    def origins(self, shard: int) -> dict[str, tuple[str | None, str | None]]:
+        """License and source URL of a shard's images, by image id; empty if the run was made before they were kept.
+
+        Raises:
+            RunError: if the shard's table `objects` is missing or damaged.
+        """
+        path = self.store("objects").part(shard)
+        table = read_table(path)
+        if "license" not in table.column_names:
+            return {}
+        columns = (table[name].to_pylist() for name in ("image_id", "license", "source_url"))
+        return {image_id: (license_, url) for image_id, license_, url in zip(*columns, strict=True)}
+
     def shards(self) -> Iterator[JoinedShard]:
         """The pairs of each shard with their queries, answers and scores; one shard is in memory at a time.
 
