@@ -51,17 +51,17 @@ def test_a_folder_stays_as_it_was_if_the_block_raises(tmp_path):
 def test_recover_puts_a_folder_back_that_a_killed_process_had_renamed(tmp_path):
     # 2**22 is the largest possible process id, so no process has the next one.
     dead = 2**22 + 1
-    (tmp_path / f".adapter.{dead}.old").mkdir()
-    (tmp_path / f".adapter.{dead}.old" / "weights").touch()
-    (tmp_path / f".adapter.{dead}.tmp").mkdir()
-    (tmp_path / f".other.{dead}.tmp").mkdir()
+    (tmp_path / f".adapter.{dead}.spr-old").mkdir()
+    (tmp_path / f".adapter.{dead}.spr-old" / "weights").touch()
+    (tmp_path / f".adapter.{dead}.spr-tmp").mkdir()
+    (tmp_path / f".other.{dead}.spr-tmp").mkdir()
     recover(tmp_path / "adapter")
-    assert names(tmp_path) == [f".other.{dead}.tmp", "adapter"]
+    assert names(tmp_path) == [f".other.{dead}.spr-tmp", "adapter"]
     assert names(tmp_path / "adapter") == ["weights"]
 
 
 def test_recover_does_not_touch_the_files_of_a_living_process(tmp_path):
-    temporary = tmp_path / f".a.txt.{os.getppid()}.tmp"
+    temporary = tmp_path / f".a.txt.{os.getppid()}.spr-tmp"
     temporary.touch()
     recover(tmp_path / "a.txt")
     assert temporary.exists()

@@ -56,4 +56,4 @@ def test_damaged_drops_are_named_and_the_old_file_stays(tmp_path):
     with pytest.raises(RunError, match=r"dropped-00000\.parquet can't be read"):
         merge_dropped(tmp_path, ["objects"])
     assert merged(tmp_path) == [("a", "objects")]
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob(".*.spr-tmp"))

@@ -59,7 +59,7 @@ def test_a_missing_file_of_drops_makes_a_shard_invalid(store):
 
 
 def test_sweeping_removes_what_no_entry_names_and_nothing_else(store):
-    (store.folder / ".part-00007.parquet.99.tmp").write_bytes(b"half")
+    (store.folder / ".part-00007.parquet.99.spr-tmp").write_bytes(b"half")
     store.write_shard(3, output("d"), inputs=1)
     (store.folder / "notes.txt").write_text("mine")
     store.sweep(store.manifest())

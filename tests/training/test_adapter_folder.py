@@ -128,6 +128,6 @@ def test_an_adapter_of_a_process_killed_between_two_renames_is_found_again(train
     state, folder = TrainingState(Accelerator(cpu=True), trainee.model, None), tmp_path / "adapter"
     state.save_adapter(folder)
     before = (folder / "adapter_model.safetensors").read_bytes()
-    folder.rename(tmp_path / ".adapter.999999999.old")
+    folder.rename(tmp_path / ".adapter.999999999.spr-old")
     recover(folder)
     assert (folder / "adapter_model.safetensors").read_bytes() == before

@@ -22,13 +22,12 @@ from spr.grounding.matching import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
 from spr.records.schemas import from_table
 from spr.runs.folder import check_run_version, read_inputs
-from spr.runs.store import MANIFEST, Manifest, StageStore, read_table
+from spr.runs.store import STAGE_ORDER, Manifest, StageStore, read_table, stage_folders
 
 Side: TypeAlias = Literal["chosen", "rejected"]
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 SCORE_NAMES = ("s_crop", "s_local", "semantic", "localization", "score")
 """The columns of the table `scores` that hold one number per candidate."""
-STAGE_ORDER = ("objects", "regions", "candidates", "scores", "pairs")
 _CANDIDATE_COLUMNS = ["candidate_id", "prompt_kind", "plain_text", "dialect"]
 
 
@@ -116,7 +115,7 @@ class Run:
         """Names of the stages that have started, in the order of the data, including those of other packages."""
         started = [str(event.get("stage")) for event in self.events if event.get("event") == "stage started"]
         order = list(dict.fromkeys([*started, *STAGE_ORDER]))
-        present = sorted(path.parent.name for path in self.path.glob(f"*/{MANIFEST}"))
+        present = [folder.name for folder in stage_folders(self.path)]
         return sorted(present, key=lambda name: order.index(name) if name in order else len(order))
 
     def store(self, stage: str) -> StageStore:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +20,14 @@ import pyarrow.parquet as pq
 
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
+from spr.core.documents import read_json
 from spr.core.errors import RunError
 from spr.records.schemas import DROPPED
 
 MANIFEST = "manifest.json"
+STAGE_ORDER = ("objects", "regions", "candidates", "scores", "pairs")
+_SHARD = re.compile(r"(part|dropped)-\d{5,}\.parquet")
+_UNFINISHED = re.compile(r"unfinished-\d{5,}\.jsonl")
 
 
 class StageOutput(NamedTuple):
@@ -133,8 +138,9 @@ class StageStore:
 
     def delete_unfinished(self) -> None:
         """Delete the partial results of all shards, once all are finished."""
-        for path in self.folder.glob("unfinished-*.jsonl"):
-            path.unlink(missing_ok=True)
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     @property
     def source_drops(self) -> Path:
@@ -150,7 +156,7 @@ class StageStore:
         """
         path = self.folder / MANIFEST
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             version = 1 if "format" in raw else raw["format_version"]
             if version != FORMAT_VERSION:
                 raise version_error(self.folder.parent, version)
@@ -197,11 +203,10 @@ class StageStore:
         return all(path.is_file() and sha256(path) == expected for path, expected in files.items())
 
     def sweep(self, manifest: Manifest) -> None:
-        """Remove temporary files, and shards that the manifest doesn't list."""
-        listed = {self.source_drops.name}
-        listed |= {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
+        """Remove temporary files, and shards that the manifest doesn't list. Other files are left alone."""
+        listed = {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            ours = is_temporary(path) or path.name.startswith(("part-", "dropped-"))
+            ours = is_temporary(path) or _SHARD.fullmatch(path.name)
             if ours and path.name not in listed and not path.is_dir():
                 path.unlink(missing_ok=True)
 
@@ -231,6 +236,21 @@ class StageStore:
         """The files of everything that this stage dropped, in order."""
         before = [self.source_drops] if self.source_drops.is_file() else []
         return before + [self.drops(shard.index) for shard in manifest.shards]
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """The folders of a run's stages that have begun, by name; folders with another program's manifest are no stages."""
+    folders = [path.parent for path in sorted(run.glob(f"*/{MANIFEST}"))]
+    return [folder for folder in folders if folder.name in STAGE_ORDER or is_manifest(folder / MANIFEST)]
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether SPR wrote a manifest, in whatever version."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("stage") == path.parent.name and "fingerprint" in content
 
 
 def version_error(run: Path, version: object) -> RunError:

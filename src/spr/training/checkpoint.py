@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from spr.config import changed_fields
 from spr.core import FORMAT_VERSION
-from spr.core.atomic import atomic_dir, write_atomically
+from spr.core.atomic import atomic_dir, is_temporary, write_atomically
 from spr.core.errors import InputError, RunError
 from spr.models.custom_models import load_config, load_mllm
 from spr.models.families import FAMILIES
@@ -37,6 +38,7 @@ from spr.training.trainee import renamed_properties
 KEPT = 2
 """Number of checkpoints that are kept; older ones are deleted once a newer one is complete."""
 _META = "checkpoint.json"
+_STEP = re.compile(r"step-\d{6,}")
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -80,7 +82,8 @@ class TrainingState:
                 meta = {"format_version": FORMAT_VERSION, "step": step, "fingerprint": fingerprint, "values": values}
                 (shared / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
         if main:
-            for old in set(folder.iterdir()) - set(_complete(folder)[-KEPT:]):
+            ours = {path for path in folder.iterdir() if _STEP.fullmatch(path.name) or is_temporary(path)}
+            for old in ours - set(_complete(folder)[-KEPT:]):
                 # The metadata first: a deletion that is cut short must not leave a folder that looks complete.
                 (old / _META).unlink(missing_ok=True)
                 shutil.rmtree(old)
@@ -138,7 +141,8 @@ class TrainingState:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"step-*/{_META}"))
+    found = [path.parent for path in folder.glob(f"step-*/{_META}") if _STEP.fullmatch(path.parent.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _read_json(path: Path, fields: set[str], what: str, *, delete: Path, training: Path) -> dict[str, Any]:
