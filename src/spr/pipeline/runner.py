@@ -105,7 +105,8 @@ def run(
             summary = run_stage(stage, config, out, fingerprints[stage.name], workers)
             summaries.append(summary)
             report(summary)
-            merge_dropped(out, [known.name for known in ordered_stages()])
+            if not summary.done_before or not summary.rows or stage is stages[-1]:
+                merge_dropped(out, [known.name for known in ordered_stages()])
             if not summary.rows:
                 reasons = ", ".join(f"{reason} {count:,}" for reason, count in reasons_sorted(summary.dropped)[:6])
                 raise InputError(

@@ -27,6 +27,8 @@ from spr.records.schemas import DROPPED
 MANIFEST = "manifest.json"
 STAGE_ORDER = ("objects", "regions", "candidates", "scores", "pairs")
 _SHARD = re.compile(r"(part|dropped)-\d{5,}\.parquet")
+_UNCHANGED: set[tuple[str, int, int, str]] = set()
+"""Path, size, modification time and SHA-256 of the shards that this process has found unchanged."""
 _UNFINISHED = re.compile(r"unfinished-\d{5,}\.jsonl")
 
 
@@ -85,6 +87,22 @@ class ShardEntry:
     dropped_sha256: str
     dropped: Mapping[str, int]
 
+    def __post_init__(self) -> None:
+        numbers = (self.index, self.inputs, self.rows, *_counts(self.dropped).values())
+        texts = (self.source, self.sha256, self.dropped_sha256)
+        if not all(type(number) is int and number >= 0 for number in numbers) or not _are_texts(texts):
+            raise ValueError("a shard's entry has a wrong value")
+
+
+def _counts(value: object) -> dict[str, int]:
+    if not isinstance(value, Mapping) or not all(type(number) is int for number in value.values()):
+        raise ValueError("not an object with numbers")
+    return dict(value)
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
 
 @dataclass(slots=True)
 class Manifest:
@@ -103,6 +121,14 @@ class Manifest:
     complete: bool = False
     inputs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        texts = (self.stage, self.fingerprint, *self.inputs, *self.sections, self.source.get("dropped_sha256", ""))
+        indices = [shard.index for shard in self.shards]
+        if not _are_texts(texts) or type(self.complete) is not bool or indices != sorted(set(indices)):
+            raise ValueError("a field has a wrong value")
+        for name in ("counts", "dropped"):
+            _counts(self.source.get(name, {}))
 
     @property
     def rows(self) -> int:
@@ -167,7 +193,7 @@ class StageStore:
             return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"], inputs, sections)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             fix = f"delete {self.folder} to compute this stage again"
             raise RunError(f"{path} is damaged", got=error, expected="the manifest that SPR wrote", fix=fix) from None
 
@@ -227,15 +253,34 @@ class StageStore:
         """The tables of a finished stage's shards, in order, one in memory at a time.
 
         Raises:
-            RunError: if the stage is not finished.
+            RunError: if the stage is not finished, or a shard is damaged.
         """
         for shard in self.finished().shards:
-            yield read_table(self.part(shard.index))
+            yield self.read(shard)
+
+    def read(self, shard: ShardEntry, columns: Sequence[str] | None = None) -> pa.Table:
+        """The table of a shard, or some of its columns.
+
+        Raises:
+            RunError: if the file is missing, or is not the one that was written.
+        """
+        path = self.part(shard.index)
+        try:
+            stat = path.stat()
+            key = str(path.absolute()), stat.st_size, stat.st_mtime_ns, shard.sha256
+            if key not in _UNCHANGED:
+                if sha256(path) != shard.sha256:
+                    raise unreadable(path, ValueError("it has changed since it was written"))
+                _UNCHANGED.add(key)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        return read_table(path, columns)
 
     def dropped_files(self, manifest: Manifest) -> list[Path]:
-        """The files of everything that this stage dropped, in order."""
-        before = [self.source_drops] if self.source_drops.is_file() else []
-        return before + [self.drops(shard.index) for shard in manifest.shards]
+        """The files of everything that this stage dropped, in order, without those that are missing or damaged."""
+        files = {self.source_drops: manifest.source.get("dropped_sha256")}
+        files |= {self.drops(shard.index): shard.dropped_sha256 for shard in manifest.shards}
+        return [path for path, expected in files.items() if path.is_file() and sha256(path) == expected]
 
 
 def stage_folders(run: Path) -> list[Path]:
@@ -269,8 +314,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         RunError: if it is missing or damaged.
     """
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(path, columns=columns, partitioning=None)
+        table.validate(full=True)
+        return table
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
 
 
