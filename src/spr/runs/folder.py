@@ -38,10 +38,10 @@ def open_run(out: Path, config: Config | TrainingPart) -> Iterator[dict[str, str
 
     In a folder that holds a run, a field may change as long as no stage whose rows depend on it has begun. Runtime
     fields, which affect no row, may always change. A ``config.yaml`` that already says the same is left as it is, with
-    its comments; one that was edited by hand is never rewritten. If the work in the block is refused with a `RunError` before any
-    stage has begun under the new config, the previous ``config.yaml`` is restored, so that it keeps describing what the
-    folder holds. Yields ``annotations_sha256`` for the stages' fingerprints; nothing for a `TrainingPart`, which trains
-    on pairs from elsewhere.
+    its comments; one that was edited by hand is never rewritten. If the work in the block is refused with a `RunError`
+    before any stage has begun under the new config, the previous ``config.yaml`` is restored, so that it keeps
+    describing what the folder holds. Yields ``annotations_sha256`` for the stages' fingerprints; nothing for a
+    `TrainingPart`, which trains on pairs from elsewhere.
 
     Raises:
         RunError: as `lock_run`; or naming the fields that must not change, or the annotations if they have changed; or
