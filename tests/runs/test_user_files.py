@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import yaml
-from run_folders import files
 
+from run_folders import files
 from spr.config import TrainingPart, load_config, make_config
 from spr.core.errors import RunError
 from spr.pipeline.runner import run

@@ -22,10 +22,11 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import RunError
-from spr.records.schemas import DROPPED
+from spr.records.schemas import CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
 
 MANIFEST = "manifest.json"
-STAGE_ORDER = ("objects", "regions", "candidates", "scores", "pairs")
+_SCHEMAS = {"objects": OBJECTS, "regions": REGIONS, "candidates": CANDIDATES, "scores": SCORES, "pairs": PAIRS}
+STAGE_ORDER = tuple(_SCHEMAS)
 _SHARD = re.compile(r"(part|dropped)-\d{5,}\.parquet")
 _UNCHANGED: set[tuple[str, int, int, str]] = set()
 """Path, size, modification time and SHA-256 of the shards that this process has found unchanged."""
@@ -274,7 +275,11 @@ class StageStore:
                 _UNCHANGED.add(key)
         except OSError as error:
             raise unreadable(path, error) from None
-        return read_table(path, columns)
+        table, schema = read_table(path, columns), _SCHEMAS.get(self.folder.name)
+        wanted = [] if schema is None else [schema.field(name) for name in columns or schema.names]
+        if [field for field in wanted if field not in list(table.schema)]:
+            raise unreadable(path, ValueError(f"its columns are {', '.join(table.column_names)}"))
+        return table
 
     def dropped_files(self, manifest: Manifest) -> list[Path]:
         """The files of everything that this stage dropped, in order, without those that are missing or damaged."""

@@ -112,8 +112,10 @@ def train(
         log_with=list(settings.report_to) or None,
         project_dir=str(folder),
     )
-    check_adapter_folder(adapter, folder)
     main, features = accelerator.is_main_process, folder / "features"
+    if main:
+        check_adapter_folder(adapter, folder)
+    accelerator.wait_for_everyone()
     tell = report if main else lambda _: None
     trainee = load_trainee(
         model, settings, accelerator.device, revision=revision, seed=seed, features=features, dialect=dialect
@@ -172,8 +174,8 @@ def train(
     files = state.save_adapter(adapter)
     seconds = time.monotonic() - started
     if main:
-        details = {"steps": len(steps), "seconds": seconds, "last": last}
-        save_finished(folder / "finished.json", fingerprint, **details, adapter=files)
+        path = folder / "finished.json"
+        save_finished(path, fingerprint, steps=len(steps), seconds=seconds, last=last, adapter=files)
     return TrainingSummary(len(planned), counts, len(steps), seconds, last)
 
 
