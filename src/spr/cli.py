@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -77,6 +78,10 @@ def main() -> NoReturn:
         # The reader, such as `head`, has closed the pipe; nothing can be written any more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _exit_with(SprError("The output can't be written", got=error, fix="free some disk space"))
     sys.exit(0)
 
 

@@ -126,8 +126,8 @@ def test_a_stage_that_is_not_there_says_which_command_makes_it(config, tmp_path)
 
 def test_drawing_needs_images_and_a_file_to_write(config, dataset, tmp_path):
     spr("run", config, "--out", tmp_path / "run")
-    _, errors = spr("show", tmp_path / "run" / "regions", "--draw", tmp_path / "no" / "sheet.png", expect=1)
-    assert "can't be written" in errors
+    _, errors = spr("show", tmp_path / "run" / "regions", "--draw", config, expect=1)
+    assert "is not a drawing of `spr show --draw`, so it is left unchanged" in errors
     _, errors = spr("show", tmp_path / "run" / "dropped.parquet", "--draw", tmp_path / "sheet.png", expect=1)
     assert "can't be drawn" in errors
     for image in dataset.images.iterdir():
@@ -275,7 +275,7 @@ def table_of(output: str) -> list[str]:
 def test_scenes_into_a_place_that_can_not_be_written_get_one_clear_message(tmp_path):
     (tmp_path / "file").write_text("x")
     _, errors = spr("scenes", "--out", tmp_path / "file", "--n", 1, expect=1)
-    assert "can't be written to" in errors
+    assert "is not a folder with 1 scenes of seed 0, so it is left unchanged" in errors
     spr("scenes", "--out", tmp_path / "scenes", "-n", 2)
     names = sorted(p.name for p in (tmp_path / "scenes").iterdir())
     assert names == ["expressions.json", "images", "instances.json"]

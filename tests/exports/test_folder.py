@@ -127,8 +127,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(export_watched, tmp_p
 
 def test_leftovers_of_a_killed_export_are_removed_but_not_those_of_a_running_one(small_run, tmp_path):
     gone = 2**22 + 1  # over the largest process id that Linux gives
-    (tmp_path / f".out.{gone}.tmp").mkdir()
-    live = tmp_path / f".out.{os.getppid()}.tmp"
+    (tmp_path / f".out.{gone}.spr-tmp").mkdir()
+    live = tmp_path / f".out.{os.getppid()}.spr-tmp"
     live.mkdir()
     export(small_run, tmp_path / "out", "llava")
     assert {path.name for path in tmp_path.iterdir()} == {"out", live.name}

@@ -177,6 +177,29 @@ def test_only_a_damaged_shard_is_computed_again(dataset, tmp_path):
     assert files(tmp_path / "run") == whole
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["objects/dropped-source", "objects/dropped-00000", "regions/dropped-00001", "scores/dropped-00000", "dropped"],
+)
+@pytest.mark.parametrize("content", [b"PAR1 nonsense", None])
+def test_damaged_drops_of_any_stage_heal(name, content, finished_run, tmp_path):
+    config, whole = finished_run
+    out = shutil.copytree(whole, tmp_path / "run")
+    (out / f"{name}.parquet").unlink()
+    if content is not None:
+        (out / f"{name}.parquet").write_bytes(content)
+    run(config, out)
+    assert files(out) == files(whole)
+
+
+@pytest.fixture(scope="module")
+def finished_run(make_dataset, tmp_path_factory):
+    data = make_dataset(tmp_path_factory.mktemp("finished") / "data", images=8)
+    config = make_config(data.config(**FAKES, shard_rows=4, annotations={"max_images": 6}))
+    run(config, data.folder / "run")
+    return config, data.folder / "run"
+
+
 def test_rows_computed_from_other_rows_than_the_present_ones_are_computed_again(dataset, tmp_path):
     config = make_config(dataset.config(shard_rows=8))
     hidden = [path.rename(path.with_suffix(".hidden")) for path in sorted(dataset.images.iterdir())[:5]]

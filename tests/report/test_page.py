@@ -136,7 +136,7 @@ def test_a_second_report_replaces_the_first_and_keeps_the_users_files(make_run):
     assert (report / "notes.txt").read_text() == "mine"
     assert (report / "mine" / "deep" / "more.txt").read_text() == "mine, too"
     assert len(list(report.glob("thumbs/*/*"))) == 1
-    assert [p.name for p in report.parent.iterdir() if p.name.endswith(".tmp")] == []
+    assert [p.name for p in report.parent.iterdir() if p.name.endswith(".spr-tmp")] == []
 
 
 def test_a_folder_that_is_not_a_report_is_left_unchanged(make_run, tmp_path):

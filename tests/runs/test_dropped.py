@@ -2,7 +2,6 @@
 
 import pytest
 
-from spr.core.errors import RunError
 from spr.records.schemas import DROPPED
 from spr.runs.dropped import merge_dropped
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table, read_table, write_table
@@ -15,7 +14,8 @@ def write(run, stage, shards, source=()):
         drops = dropped_table(stage, "image", [(id_, "r") for id_ in ids])
         manifest.shards.append(store.write_shard(index, StageOutput(DROPPED.empty_table(), drops), inputs=len(ids)))
     if source:
-        write_table(store.source_drops, dropped_table(stage, "image", [(id_, "r") for id_ in source]))
+        drops = dropped_table(stage, "image", [(id_, "r") for id_ in source])
+        manifest.source = {"dropped_sha256": write_table(store.source_drops, drops)}
     store.save(manifest)
     return store
 
@@ -49,11 +49,12 @@ def test_nothing_dropped_is_a_table_without_rows(tmp_path):
     assert read_table(tmp_path / "dropped.parquet").schema == DROPPED
 
 
-def test_damaged_drops_are_named_and_the_old_file_stays(tmp_path):
-    store = write(tmp_path, "objects", ["a"])
-    merge_dropped(tmp_path, ["objects"])
-    store.drops(0).write_bytes(b"PAR1 nonsense")
-    with pytest.raises(RunError, match=r"dropped-00000\.parquet can't be read"):
-        merge_dropped(tmp_path, ["objects"])
-    assert merged(tmp_path) == [("a", "objects")]
-    assert not list(tmp_path.glob(".*.tmp"))
+@pytest.mark.parametrize("content", [b"PAR1 nonsense", None])
+def test_damaged_drops_are_left_out_until_their_stage_has_computed_them_again(content, tmp_path):
+    write(tmp_path, "objects", ["a"])
+    store = write(tmp_path, "regions", ["b", "c"])
+    store.drops(0).unlink()
+    if content is not None:
+        store.drops(0).write_bytes(content)
+    assert merge_dropped(tmp_path, ["objects", "regions"]) == 2
+    assert merged(tmp_path) == [("a", "objects"), ("c", "regions")]

@@ -38,7 +38,7 @@ def old_run(request, dataset, tmp_path):
                 del raw[key]
             path.write_text(json.dumps({"format": 1, **raw}))
     (out / ".lock").unlink()
-    (out / ".config.yaml.99.tmp").write_text("half")
+    (out / ".config.yaml.99.spr-tmp").write_text("half")
     (out / "objects" / "part-00077.parquet").write_text("unlisted")
     return out
 

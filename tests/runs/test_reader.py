@@ -27,9 +27,9 @@ def write_stage(run, name, shards):
 
 
 def test_a_table_has_the_rows_of_all_shards_in_order(run):
-    write_stage(run, "pairs", ["ab", "", "c"])
-    assert Run(run).table("pairs")["id"].to_pylist() == ["a", "b", "c"]
-    assert Run(run).table("pairs", ["reason"]).column_names == ["reason"]
+    write_stage(run, "blur_check", ["ab", "", "c"])
+    assert Run(run).table("blur_check")["id"].to_pylist() == ["a", "b", "c"]
+    assert Run(run).table("blur_check", ["reason"]).column_names == ["reason"]
 
 
 def test_stages_are_in_the_order_of_the_data(run):

@@ -1,16 +1,19 @@
 """A stage's output: whole or not there, checked when it is used again."""
 
+import dataclasses
 import json
 import os
 
 import pyarrow as pa
 import pytest
 
-from spr.core.atomic import write_atomically
+from spr.core.atomic import sha256, write_atomically
 from spr.core.errors import RunError
 from spr.records import ImageObject, ImageObjects
 from spr.records.schemas import to_table
 from spr.runs.store import Manifest, StageOutput, StageStore, count_reasons, dropped_table, read_table, write_table
+
+SHARD = {"index": 0, "inputs": 1, "rows": 1, "source": "", "sha256": "", "dropped_sha256": "", "dropped": {}}
 
 
 def output(*image_ids, drops=()):
@@ -59,7 +62,7 @@ def test_a_missing_file_of_drops_makes_a_shard_invalid(store):
 
 
 def test_sweeping_removes_what_no_entry_names_and_nothing_else(store):
-    (store.folder / ".part-00007.parquet.99.tmp").write_bytes(b"half")
+    (store.folder / ".part-00007.parquet.99.spr-tmp").write_bytes(b"half")
     store.write_shard(3, output("d"), inputs=1)
     (store.folder / "notes.txt").write_text("mine")
     store.sweep(store.manifest())
@@ -99,6 +102,7 @@ def test_an_unfinished_stage_is_not_read_and_the_message_says_what_makes_it(stor
         "\x00",
         '{"format_version": 2, "stage": "s", "fingerprint": "f", "inputs": [], "sections": [], "shards": [], '
         '"source": null, "complete": true}',
+        "[" * 99999,
     ],
 )
 def test_a_damaged_manifest_is_named_with_the_fix(store, content):
@@ -106,6 +110,52 @@ def test_a_damaged_manifest_is_named_with_the_fix(store, content):
     path.write_text(content)
     with pytest.raises(RunError, match=r"manifest\.json is damaged[\s\S]*delete"):
         store.manifest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"complete": "yes"},
+        {"stage": 3},
+        {"fingerprint": None},
+        {"inputs": [1]},
+        {"sections": None},
+        {"source": {"dropped": [1]}},
+        {"source": {"counts": {"images": "9"}}},
+        {"source": {"dropped_sha256": 5}},
+        {"shards": [1]},
+        {"shards": [{"index": 0}]},
+        *(
+            {"shards": [{**SHARD, name: value}]}
+            for name, value in (
+                ("index", "0"),
+                ("rows", 1.5),
+                ("inputs", -1),
+                ("sha256", None),
+                ("dropped", {"a": "b"}),
+            )
+        ),
+        {"shards": [SHARD, SHARD]},
+    ],
+    ids=str,
+)
+def test_a_manifest_with_values_of_a_wrong_type_is_damaged(change, store):
+    path = store.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RunError, match=r"manifest\.json is damaged[\s\S]*delete"):
+        store.manifest()
+
+
+def test_a_shard_that_has_changed_or_has_other_columns_is_not_read(store):
+    manifest = store.manifest()
+    other = pa.table({"image_id": ["a"]})
+    write_table(store.part(1), other)
+    with pytest.raises(RunError, match=r"part-00001\.parquet can't be read[\s\S]*has changed since it was written"):
+        list(store.tables())
+    manifest.shards[1] = dataclasses.replace(manifest.shards[1], sha256=sha256(store.part(1)))
+    store.save(manifest)
+    with pytest.raises(RunError, match=r"part-00001\.parquet can't be read[\s\S]*its columns are image_id"):
+        list(store.tables())
 
 
 def test_a_manifest_of_a_later_version_is_refused(store):

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from spr.core.atomic import recover
 from spr.core.errors import InputError, RunError
+from spr.models.loading import ModelError, load_adapter
 from spr.training import trainer as trainer_module
 from spr.training.checkpoint import TrainingState, merge_adapter
 from spr.training.pairs import trl_pairs
@@ -66,6 +67,11 @@ def test_an_adapter_whose_files_are_damaged_is_named(trained, tmp_path):
     tensors = load_file(weights)
     name = next(name for name in tensors if "lora_A" in name)
     save_file({**tensors, name: tensors[name][:, :-1].contiguous()}, weights)
+    with pytest.raises(ModelError, match=r"is damaged[\s\S]*repeat the `spr train`"):
+        merge_adapter(adapter, out)
+    with pytest.raises(ModelError, match="is damaged"):
+        load_adapter(None, adapter)
+    (adapter / "spr.json").unlink()  # as in an adapter of another program
     with pytest.raises(InputError, match="does not fit"):
         merge_adapter(adapter, out)
     weights.write_bytes(b"nothing")
@@ -82,8 +88,56 @@ def test_an_adapter_that_lacks_a_tensor_is_not_merged_in_part(trained, tmp_path)
     tensors = load_file(weights)
     del tensors[next(name for name in tensors if "lora_B" in name)]
     save_file(tensors, weights)
+    (trained[0] / "adapter" / "spr.json").unlink()
     with pytest.raises(InputError, match="does not fit"):
         merge_adapter(trained[0] / "adapter", tmp_path / "merged")
+
+
+def test_a_damaged_adapter_is_written_again_from_the_last_checkpoint(trained, trainable_folder, pairs_folder, settings):
+    run, _ = trained
+    before = {path.name: path.read_bytes() for path in (run / "adapter").iterdir()}
+    data = before["adapter_model.safetensors"]
+    flipped = data[:-1] + bytes([data[-1] ^ 1])
+    damages = [("adapter_model.safetensors", data[:-9]), ("adapter_model.safetensors", flipped)]
+    damages += [("adapter_config.json", None), ("adapter_model.safetensors", None)]
+    for name, content in damages:
+        path = run / "adapter" / name
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        lines = []
+        arguments = str(trainable_folder("qwen2_5_vl")), settings(per_device_train_batch_size=3), run
+        summary = train(trl_pairs(pairs_folder), *arguments, revision="v2", report=lines.append)
+        assert not summary.done_before
+        assert f"{run / 'adapter'} is written again: {name} missing or changed since the training." in lines
+        assert {path.name: path.read_bytes() for path in (run / "adapter").iterdir()} == before
+        assert train(trl_pairs(pairs_folder), *arguments, revision="v2").done_before
+
+
+def test_files_have_the_permissions_that_the_umask_leaves(trained, tmp_path):
+    run, _ = trained
+    (tmp_path / "merged-before").mkdir()
+    merge_adapter(run / "adapter", tmp_path / "merged")
+    merge_adapter(run / "adapter", tmp_path / "merged")  # the same again: done before
+    mask = os.umask(0)
+    os.umask(mask)
+    written = [*(run / "adapter").iterdir(), *(tmp_path / "merged").iterdir()]
+    assert len(written) > 6
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~mask}
+    with pytest.raises(RunError, match="holds the output of another `spr merge`"):
+        merge_adapter(run / "adapter", tmp_path / "merged", revision="other")
+    (tmp_path / "merged" / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"merged is damaged[\s\S]*config\.json"):
+        merge_adapter(run / "adapter", tmp_path / "merged")
+
+
+def test_an_adapter_that_no_training_wrote_is_left_unchanged(trainable_folder, pairs_folder, settings, tmp_path):
+    mine = tmp_path / "adapter" / "adapter_model.safetensors"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(RunError, match=r"adapter is not an adapter that `spr train` wrote"):
+        train(trl_pairs(pairs_folder), str(trainable_folder("qwen2_5_vl")), settings(), tmp_path)
+    assert mine.read_text() == "mine"
 
 
 def test_an_adapter_is_replaced_as_a_whole_wherever_writing_the_new_one_fails(
@@ -128,6 +182,6 @@ def test_an_adapter_of_a_process_killed_between_two_renames_is_found_again(train
     state, folder = TrainingState(Accelerator(cpu=True), trainee.model, None), tmp_path / "adapter"
     state.save_adapter(folder)
     before = (folder / "adapter_model.safetensors").read_bytes()
-    folder.rename(tmp_path / ".adapter.999999999.old")
+    folder.rename(tmp_path / ".adapter.999999999.spr-old")
     recover(folder)
     assert (folder / "adapter_model.safetensors").read_bytes() == before

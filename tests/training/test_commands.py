@@ -214,7 +214,11 @@ def test_merge_refuses_what_is_no_adapter_what_does_not_fit_and_a_folder_that_is
     full.mkdir()
     (full / "mine.txt").write_text("x")
     _, errors = spr("merge", out, "--out", full, expect=1)
-    assert "is not empty" in errors
+    assert "is not a merged model, so it is left unchanged" in errors
+    assert "a folder with mine.txt" in errors
+    _, errors = spr("merge", out, "--out", full / "mine.txt", expect=1)
+    assert "is not a merged model" in errors
+    assert "a file" in errors
     _, errors = spr("merge", out, "--out", tmp_path / "merged", "--model", mllm_folder("qwen2_vl"), expect=1)
     assert "does not fit" in errors
     assert "expected: LlavaOnevisionForConditionalGeneration" in errors

@@ -210,9 +210,16 @@ def test_the_newest_checkpoints_stay_and_half_written_ones_are_swept(model, pair
     half = tmp_path / "training" / "checkpoints" / "step-000099"
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
+    (half.parent / "notes.txt").write_text("mine")
+    (half.parent / "step-backup").mkdir()
     checkpoints = stopped(model, pairs, resumable, tmp_path, 4, watched)
     assert KEPT == 2
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000003", "step-000004"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "notes.txt",
+        "step-000003",
+        "step-000004",
+        "step-backup",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +228,8 @@ def test_the_newest_checkpoints_stay_and_half_written_ones_are_swept(model, pair
         ("state.pt", b""),
         ("state.pt", b"garbage"),
         ("state.pt", None),
+        ("checkpoint.json", b"[" * 9999),
+        ("checkpoint.json", b'{"format_version": 2, "step": "3", "fingerprint": {}, "values": {}}'),
         ("checkpoint.json", b"{"),
         ("checkpoint.json", b"[]"),
         ("checkpoint.json", b'{"format_version": 2, "step": 3}'),

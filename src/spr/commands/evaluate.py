@@ -125,7 +125,9 @@ def _evaluate(
 ) -> None:
     from spr.core.images import ImageSource
     from spr.evaluation import task as tasks
+    from spr.evaluation.result import check_result
 
+    check_result(out, answers=predictions is None)  # before the model is loaded
     describer = None
     if model is not None or overrides:
         describer, dialect = _describer(model, adapter, dialect, temperature or 0.0, overrides or []), None
@@ -157,9 +159,11 @@ def compare(
     """Compare results on the same items: differences, with confidence intervals and p-values."""
     import json
 
-    from spr.core.atomic import write_atomically
+    from spr.core.outputs import check_output, write_output
     from spr.evaluation import compare as comparing
 
+    if out is not None:
+        check_output(out, "a comparison of `spr compare`", comparing.is_comparison, folder=False)
     comparisons = comparing.compare(results)
     for comparison in comparisons:
         for line in comparing.table(comparison):
@@ -167,7 +171,7 @@ def compare(
         typer.echo("")
     if out is not None:
         text = json.dumps([comparison.to_json() for comparison in comparisons], indent=2, ensure_ascii=False)
-        write_atomically(out, (text + "\n").encode())
+        write_output(out, (text + "\n").encode(), "a comparison of `spr compare`", comparing.is_comparison)
 
 
 def lvis_questions(

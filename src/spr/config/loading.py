@@ -11,13 +11,13 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from spr.config.experiment import Config, TrainingPart
 from spr.config.problems import explain
 from spr.config.section import Section
 from spr.core import FORMAT_VERSION
+from spr.core.documents import parse_yaml, read_yaml
 from spr.core.errors import ConfigError, nearest
 
 PRESETS = Path(__file__).parent / "presets"
@@ -114,8 +114,8 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         if not sign or not all(parts):
             raise ConfigError("An override is malformed", got=text, expected="key=value, such as regions.per_image=2")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = parse_yaml(value)
+        except ValueError:
             raise ConfigError(f"The value of `{key}` is not YAML", got=value, fix="quote it") from None
         here = result
         for depth, part in enumerate(parts[:-1]):
@@ -148,11 +148,11 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = find_config(source)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML", got=" ".join(str(error).split())) from None
+        raw = read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} can't be read", got=error, fix="give a YAML file in UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML", got=error) from None
     if not isinstance(raw, dict):
         what = "an empty file" if raw is None else type(raw).__name__
         raise ConfigError(f"{path} is not a config", got=what, expected="a mapping such as `annotations: {path: …}`")

@@ -1,7 +1,8 @@
 """Files and folders that are written completely or not at all.
 
 A file or folder is written under a temporary name beside its destination, synced to disk, and renamed. If the process
-is killed, the previous version stays in place, and `recover` removes the temporary file.
+is killed, the previous version stays in place, and `recover` removes the temporary file. Temporary names, such as
+``.config.yaml.123.spr-tmp``, can't be mistaken for a user's file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import IO
 
 from spr.core.errors import RunError
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.spr-(?P<kind>tmp|old)")
 _FIX = "free some disk space or check the permissions, or choose another path"
 
 
@@ -34,9 +35,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+        # By name: safetensors, given the name, puts another file there, which only the owner may read.
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
+        _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
@@ -59,7 +63,8 @@ def atomic_dir(path: Path, *, replace: bool = True, sync: bool = True) -> Iterat
     A folder that is already at ``path`` is renamed aside, and removed only once the new one is in its place; if the
     process is killed between the two renames, `recover` puts the previous folder back. Without ``replace``, only an
     empty folder is replaced. ``sync`` writes all files to disk first, so that the folder survives a power cut, which
-    takes long for thousands of files.
+    takes long for thousands of files, and gives all files the permissions of the folder (safetensors makes files that
+    only the owner may read).
 
     Raises:
         RunError: if the folder can't be written (no space, no permission, or ``replace`` is False and it exists).
@@ -73,17 +78,21 @@ def atomic_dir(path: Path, *, replace: bool = True, sync: bool = True) -> Iterat
         yield temporary
         if sync:
             for written in (*temporary.rglob("*"), temporary):
+                mode = written.stat().st_mode
+                wanted = mode | temporary.stat().st_mode & 0o666
+                if mode != wanted:
+                    written.chmod(wanted)
                 _sync(written)
-        if path.exists() and replace:
+        if replace and os.path.lexists(path):
             path.rename(previous)
         try:
             temporary.rename(path)
         except OSError:
-            if previous.exists():
+            if os.path.lexists(previous):
                 previous.rename(path)
             raise
         _sync(path.parent)
-        shutil.rmtree(previous, ignore_errors=True)
+        recover(path)
     except OSError as error:
         raise RunError(f"{path} can't be written", got=error, fix=_FIX) from None
     finally:
@@ -96,22 +105,29 @@ def recover(path: Path) -> None:
     Where ``path`` itself is missing, the previous folder, which was renamed aside, is put back. Leftovers of processes
     that are still alive are not touched.
     """
-    for leftover in path.parent.iterdir() if path.parent.is_dir() else ():
-        match = _TEMPORARY.fullmatch(leftover.name)
-        if match is None or match["name"] != path.name or _is_other_process(int(match["pid"])):
-            continue
-        if match["kind"] == "old" and not path.exists():
+    for leftover in leftovers(path.parent, path.name):
+        if leftover.suffix == ".spr-old" and not os.path.lexists(path):
             leftover.rename(path)
-        elif leftover.is_dir():
+        elif leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
 
 
+def leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """What killed processes, or this one, left in a folder while they wrote ``name``, or anything."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and name in (None, match["name"]) and not _is_other_process(int(match["pid"])):
+            found.append(path)
+    return found
+
+
 def is_temporary(path: Path) -> bool:
     """Whether a name is one that `atomic_file` or `atomic_dir` gives to unfinished work.
 
-    >>> is_temporary(Path("runs/.config.yaml.123.tmp")), is_temporary(Path("notes.tmp"))
+    >>> is_temporary(Path("runs/.config.yaml.123.spr-tmp")), is_temporary(Path("runs/.notes.1.tmp"))
     (True, False)
     """
     match = _TEMPORARY.fullmatch(path.name)
@@ -138,7 +154,7 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
 
 
 def _temporary(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+    return path.with_name(f".{path.name}.{os.getpid()}.spr-{kind}")
 
 
 def _is_other_process(pid: int) -> bool:

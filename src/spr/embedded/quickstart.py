@@ -84,8 +84,7 @@ def method(config: Config) -> str:
 
 def _config(data: Path, scenes: int, scene_seed: int, seed: int, *changes: str) -> Config:
     """The preset `quickstart` on generated scenes, which are written unless they exist."""
-    if not (data / "expressions.json").is_file():
-        write_scenes(data, scenes, scene_seed)
+    write_scenes(data, scenes, scene_seed)
     # A JSON string is also a YAML string, whatever the path contains.
     paths = {"path": data / "instances.json", "images": data / "images"}
     overrides = [f"annotations.{name}={json.dumps(str(path))}" for name, path in paths.items()]

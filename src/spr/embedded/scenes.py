@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from spr.core.atomic import write_atomically
+from spr.core.atomic import atomic_dir, recover
+from spr.core.documents import read_json
 from spr.core.errors import InputError
+from spr.core.outputs import check_output
 from spr.core.progress import Progress
 from spr.embedded.sprites import CATEGORIES, COLOURS, RGB, SHAPES, sprite
 
@@ -268,27 +270,37 @@ def check_seed(seed: int) -> None:
 
 
 def write_scenes(out: Path, n: int, seed: int) -> Path:
-    """Write ``n`` scenes as ``out/images/*.png``, ``out/expressions.json`` and, last, ``out/instances.json`` (COCO).
+    """Write ``n`` scenes as ``out/images/*.png``, ``out/expressions.json`` and ``out/instances.json`` (COCO).
 
-    `mdetr_entries` describes ``expressions.json``. Returns the path of ``instances.json``.
+    `mdetr_entries` describes ``expressions.json``. The folder appears when it is complete; if it already holds these
+    scenes, nothing is done. Returns the path of ``instances.json``.
 
     Raises:
-        InputError: if ``n`` is not positive, the seed is reserved for training, or the folder can't be written to.
+        InputError: if ``n`` is not positive, or the seed is reserved for training.
+        RunError: if the folder holds anything else, or can't be written.
     """
     check_seed(seed)
     if n < 1:
         raise InputError("--n is out of range", got=n, expected="1 or more", fix="give a larger --n")
-    try:
-        return _write(Path(out), n, seed)
-    except OSError as error:
-        fix = "free disk space, or choose another --out"
-        raise InputError(f"{out} can't be written to", got=error, fix=fix) from None
-
-
-def _write(out: Path, n: int, seed: int) -> Path:
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
+    out = Path(out)
+    recover(out)
     info = {"description": "SPR scenes", "seed": seed}
+    check_output(out, f"a folder with {n} scenes of seed {seed}", lambda folder: _holds(folder, info, n), folder=True)
+    if not (out / "instances.json").is_file():
+        with atomic_dir(out, replace=False, sync=False) as folder:
+            _write(folder, n, seed, info)
+    return out / "instances.json"
+
+
+def _holds(folder: Path, info: dict[str, Any], n: int) -> bool:
+    content = read_json(folder / "instances.json")
+    images = [folder / "images" / image["file_name"] for image in content["images"]]
+    return content["info"] == info and len(images) == n and all(path.is_file() for path in images)
+
+
+def _write(out: Path, n: int, seed: int, info: dict[str, Any]) -> None:
+    (out / "images").mkdir()
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
     instances: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
     referring: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": categories}
     with Progress("scenes", n, "scenes") as progress:
@@ -301,7 +313,5 @@ def _write(out: Path, n: int, seed: int) -> Path:
             referring["images"] += images
             referring["annotations"] += annotations
             progress.advance()
-    # `instances.json` is written last: where it exists, everything does.
-    write_atomically(out / "expressions.json", json.dumps(referring).encode())
-    write_atomically(out / "instances.json", json.dumps(instances).encode())
-    return out / "instances.json"
+    (out / "expressions.json").write_text(json.dumps(referring))
+    (out / "instances.json").write_text(json.dumps(instances))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from spr.core import FORMAT_VERSION
+from spr.core.documents import parse_json, read_json
 from spr.core.errors import InputError
 from spr.evaluation.answer_fields import same_image
 from spr.evaluation.lines import read_bytes
@@ -65,6 +65,13 @@ class Comparison:
         return {**head, "changes": list(self.changes), "notes": list(self.notes), "metrics": metrics}
 
 
+def is_comparison(path: Path) -> bool:
+    """Whether a file is one that `spr compare --out` wrote; raises OSError or ValueError if it is not JSON."""
+    keys = {"task", "base", "other", "n", "images", "changes", "metrics"}
+    content = read_json(path)
+    return isinstance(content, list) and all(isinstance(entry, dict) and keys == set(entry) for entry in content)
+
+
 def load_results(path: Path) -> list[tuple[str, Result]]:
     """The labelled result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
 
@@ -73,7 +80,7 @@ def load_results(path: Path) -> list[tuple[str, Result]]:
     file = path / "metrics.json" if path.is_dir() else path
     expected = "a file that `spr evaluate … --out` wrote, or a run folder with a metrics.json"
     try:
-        raw = json.loads(read_bytes(file, expected, "Result"))
+        raw = parse_json(read_bytes(file, expected, "Result"))
     except ValueError as error:
         raise InputError(f"Result {file} is not JSON", got=error, expected=expected) from None
     is_result = isinstance(raw, dict) and isinstance(raw.get("task"), str)

@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from spr.core import FORMAT_VERSION
-from spr.core.atomic import write_atomically
+from spr.core.atomic import atomic_file, leftovers, recover, write_atomically
+from spr.core.documents import read_json
 from spr.core.errors import InputError
+from spr.core.outputs import check_output
 from spr.evaluation.metrics import Bools, Interval, Share, cluster_numbers, intervals
 from spr.evaluation.predictions import Prediction
 from spr.runs.store import read_table, write_table
@@ -111,16 +113,23 @@ class Result:
         Returns:
             The content of the file. Its paths ``items`` and ``answers`` are relative to ``root``, by default the folder
             of ``path``: with the run as root, it is an entry for the run's ``metrics.json``.
+
+        Raises:
+            RunError: if one of the files can't be written, or is not part of an earlier result (`check_result`).
         """
         content = self.to_json()
-        beside = path.with_name(path.stem + ".items.parquet")
-        write_table(beside, self.items_table())
-        content["items"] = beside.name
-        if self.predictions:
-            answers = path.with_name(path.stem + ".answers.jsonl")
-            write_atomically(answers, "".join(line.to_line() for line in self.predictions).encode())
-            content["answers"] = answers.name
-        write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        beside, answers = _beside(path)
+        check_result(path, answers=bool(self.predictions))
+        # Until it is renamed, the file's temporary one says to whom the files beside it belong, see `check_result`.
+        with atomic_file(path) as file:
+            write_table(beside, self.items_table())
+            content["items"] = beside.name
+            if self.predictions:
+                write_atomically(answers, "".join(line.to_line() for line in self.predictions).encode())
+                content["answers"] = answers.name
+            file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        for written in (path, beside, answers):
+            recover(written)
         if root is not None:
             folder = Path(os.path.relpath(path.parent, root))
             content |= {key: str(folder / content[key]) for key in ("items", "answers") if key in content}
@@ -132,6 +141,34 @@ class Result:
         for name, share in self.shares.items():
             columns |= {name: pa.array(share.parts), f"{name} of": pa.array(share.wholes)}
         return pa.table(columns)
+
+
+def check_result(path: Path, *, answers: bool) -> None:
+    """Raise `RunError` if a result at ``path``, with or without a file of answers, would replace another file.
+
+    Files of an earlier result are replaced, and those of an evaluation that was killed while it wrote them.
+    """
+    check_output(path, "a result of `spr evaluate`", lambda file: _read_result(file) is not None, folder=False)
+    named = (_read_result(path) or {}).values()
+    killed = bool(leftovers(path.parent, path.name))
+    for beside in _beside(path)[: 1 + answers]:
+        check_output(beside, f"part of the result {path.name}", lambda file: killed or file.name in named, folder=False)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """The files of the items and of the answers of a result."""
+    return path.with_name(path.stem + ".items.parquet"), path.with_name(path.stem + ".answers.jsonl")
+
+
+def _read_result(path: Path) -> dict[str, str] | None:
+    """The names of the files of a result; None if the file is not one."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or not {"format_version", "task", "protocol", "metrics"} <= set(content):
+        return None
+    return {key: str(content[key]) for key in ("items", "answers") if key in content}
 
 
 def read_items(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Share]]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
+from spr.core.documents import read_json
 from spr.core.errors import RunError
+from spr.core.outputs import check_output
 from spr.exports.formats import Format, ImageMode, Labels
 from spr.grounding import Dialect
 from spr.runs.reader import Run
@@ -53,7 +55,7 @@ def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
     marker = _read(out)
     if marker is None:
         return None
-    old = marker.get("identity", {})
+    old = marker["identity"]
     changed = [f"{key}: {old.get(key)} → {value}" for key, value in plan.identity.items() if old.get(key) != value]
     if changed:
         fix = f"choose another --out, or delete {out}"
@@ -62,26 +64,31 @@ def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
         path = out / name
         if not path.is_file() or (name not in _EDITABLE and path.stat().st_size != size):
             got = f"{name} has {path.stat().st_size:,} bytes" if path.is_file() else f"{name} is missing"
-            fix = f"delete {out} and export again"
-            raise RunError(f"{out} is a damaged export", got=got, expected=f"{size:,} bytes", fix=fix)
+            raise _damaged(out, got, f"{size} bytes")
     counts: dict[str, Any] = marker["counts"]
+    if not isinstance(counts.get("pairs"), int) or not isinstance(counts.get("left_out"), dict):
+        raise _damaged(out, f"the counts {counts}", "`pairs` and `left_out`")
     return counts
 
 
+def _damaged(out: Path, got: str, expected: str) -> RunError:
+    return RunError(f"{out} is a damaged export", got=got, expected=expected, fix=f"delete {out} and export again")
+
+
 def _read(out: Path) -> dict[str, Any] | None:
+    check_output(out, "an export", lambda folder: _marker(folder) is not None, folder=True)
+    return _marker(out)
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
     try:
-        if not out.exists() and not out.is_symlink():
-            return None
-        if out.is_dir() and not any(out.iterdir()):
-            return None
-        marker = json.loads((out / MARKER).read_text(encoding="utf-8"))
-        known = marker["format_version"] == FORMAT_VERSION
-        if known and isinstance(marker["files"], dict) and isinstance(marker["counts"], dict):
-            return dict(marker)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    got = "a file" if out.is_file() else f"a folder without an {MARKER} of this version of SPR"
-    raise RunError(f"{out} is not an export", got=got, fix="choose a new or empty folder for --out")
+        marker = read_json(folder / MARKER)
+    except (OSError, ValueError):
+        return None
+    known = isinstance(marker, dict) and marker.get("format_version") == FORMAT_VERSION
+    return (
+        marker if known and all(isinstance(marker.get(key), dict) for key in ("identity", "files", "counts")) else None
+    )
 
 
 def write_marker(folder: Path, plan: ExportPlan, counts: Mapping[str, Any]) -> None:

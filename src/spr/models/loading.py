@@ -18,12 +18,14 @@ from typing import Any, TypeAlias
 
 import torch
 from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from spr.config import DetectorConfig, ScorerConfig
 from spr.core.atomic import sha256
-from spr.core.errors import ConfigError, SprError
+from spr.core.errors import ConfigError, RunError, SprError
+from spr.core.outputs import MARKER, file_hashes, read_marker
 from spr.models.batching import DeviceMemoryError
 
 Source: TypeAlias = str | os.PathLike[str]
@@ -144,6 +146,7 @@ def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
         got = f"no {' and no '.join(lacking)}" if folder.is_dir() else "no such folder"
         fix = "give the folder of an adapter, such as RUN/adapter of a trained run"
         raise ModelError(f"{folder} has no PEFT adapter", got=got, expected=" and ".join(needed), fix=fix)
+    check_adapter_files(folder)
     with clear_errors(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses deprecated names of transformers
         config = PeftConfig.from_pretrained(str(folder))
@@ -222,6 +225,30 @@ def _quiet_unless_terminal(source: Source) -> Iterator[None]:
     finally:
         if hidden:
             logging.enable_progress_bar()
+
+
+def check_adapter_files(adapter: Path) -> None:
+    """Raise `ModelError` if the weights of an adapter are not those that `spr train` wrote, by its marker, if any."""
+    marker = read_marker(adapter, "spr train")
+    weights = "adapter_model.safetensors"
+    if marker and marker["files"].get(weights) != file_hashes(adapter, [weights]).get(weights):
+        fix = (
+            "repeat the `spr train` command that wrote it, which writes it again from the last checkpoint; if another "
+            f"program changed it on purpose, delete {adapter / MARKER}"
+        )
+        raise ModelError(f"The adapter {adapter} is damaged", got=f"{weights} is missing or has changed", fix=fix)
+
+
+@contextmanager
+def clear_write_errors(path: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise if a disk is full, which is no OSError, into a `RunError`."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{path} can't be written", got=got, fix="free some disk space, or choose another path"
+        ) from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from spr.config import DescriberConfig
+from spr.core.documents import parse_json
 from spr.core.errors import RunError
 from spr.models.protocols import Answer, Describer, DescribeRequest, StreamingDescriber, check_answer
 
@@ -93,7 +94,7 @@ def _read(file: Path) -> tuple[dict[str, Answer], bool]:
     known = {}
     for line in data.splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue  # cut off by a crash
         match entry:

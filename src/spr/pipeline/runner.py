@@ -119,7 +119,8 @@ def run(
             if stage.name == "objects" and summary.rows:
                 check_images(out, config.annotations, renew=not summary.done_before)
             report(summary)
-            merge_dropped(out, [known.name for known in ordered_stages()])
+            if not summary.done_before or not summary.rows or stage is stages[-1]:
+                merge_dropped(out, [known.name for known in ordered_stages()])
             if not summary.rows:
                 look = (
                     f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in "

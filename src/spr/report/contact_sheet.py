@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from spr.core.errors import InputError
 from spr.core.images import ImageProblem, ImageSource
+from spr.core.outputs import check_output, write_output
 from spr.records import PreferencePair
 from spr.report.show import read_rows
 from spr.runs.reader import SIDES, Run
 
 CELL = 420
 """Length of the longer side of an image on the sheet, in pixels."""
+_SOFTWARE, _WHAT = "spr show --draw", "a drawing of `spr show --draw`"
 CAPTION, LABEL = 18, 15
 CHOSEN, REJECTED = (80, 230, 120), (255, 90, 90)
 _Colour: TypeAlias = tuple[int, int, int]
@@ -31,9 +35,10 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     be opened leaves its cell grey, with the reason. ``columns`` is the number of images per line.
 
     Raises:
-        InputError: if ``stage`` is not ``RUN/objects``, ``RUN/regions`` or ``RUN/pairs``, has no rows, or the PNG can't
-            be written.
+        InputError: if ``stage`` is not ``RUN/objects``, ``RUN/regions`` or ``RUN/pairs``, or has no rows.
+        RunError: if ``out`` can't be written, or is a file that is not such a drawing.
     """
+    check_output(out, _WHAT, _is_ours, folder=False)
     drawable = "RUN/objects, RUN/regions or RUN/pairs"
     config = stage.parent / "config.yaml"
     if not config.is_file():
@@ -47,11 +52,16 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     sheet = Image.new("RGB", (columns * CELL, -(-len(rows) // columns) * (CELL + CAPTION)))
     for k, row in enumerate(rows):
         sheet.paste(_draw_row(row, images, CELL), (k % columns * CELL, k // columns * (CELL + CAPTION)))
-    try:
-        sheet.save(out)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{out} can't be written", got=error, expected="a file name such as sheet.png") from None
+    sink, info = io.BytesIO(), PngInfo()
+    info.add_text("Software", _SOFTWARE)
+    sheet.save(sink, "PNG", pnginfo=info)
+    write_output(out, sink.getvalue(), _WHAT, _is_ours)
     return len(rows)
+
+
+def _is_ours(path: Path) -> bool:
+    with Image.open(path, formats=["PNG"]) as sheet:
+        return bool(sheet.info.get("Software") == _SOFTWARE)
 
 
 def draw_pair(pair: PreferencePair, images: ImageSource, *, side: int = 840) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spr.core import FORMAT_VERSION
+from spr.core.documents import read_json
 from spr.core.errors import RunError
 from spr.evaluation.task import TASKS
 from spr.runs.reader import Run
@@ -72,7 +72,7 @@ def read_results(run: Run) -> list[TaskResult]:
     """
     path = run.path / "metrics.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         if not isinstance(raw, dict) or not all(isinstance(raw.get(when, {}), dict) for when in WHEN):
             raise ValueError("not an object with `before` and `after`")
         before, after = (raw.get(when, {}) for when in WHEN)
@@ -83,7 +83,7 @@ def read_results(run: Run) -> list[TaskResult]:
         return [_task(name, [before.get(name) or {}, after.get(name) or {}]) for name in before | after]
     except FileNotFoundError:
         return []
-    except (OSError, RecursionError, AttributeError, TypeError, ValueError, LookupError) as error:
+    except (OSError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         expected = '{"before": {TASK: RESULT}, "after": {…}} with RESULT as `spr evaluate --out` writes it'
         fix = "evaluate again, or move the file away"
         raise RunError(f"{path} is damaged", got=error, expected=expected, fix=fix) from None

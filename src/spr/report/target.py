@@ -12,7 +12,8 @@ from pathlib import Path
 from spr import __version__
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import atomic_dir
-from spr.core.errors import RunError
+from spr.core.documents import read_json
+from spr.core.outputs import check_output
 
 MARKER = "report.json"
 """This file says which entries of a report's folder belong to the report."""
@@ -49,21 +50,16 @@ def report_folder(out: Path) -> Iterator[Path]:
 
 def check_target(out: Path) -> None:
     """Raise `RunError` unless ``out`` is a report, an empty folder or missing."""
-    try:
-        if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or _entries(out) is not None)):
-            return
-        got = f"a folder without {MARKER}" if out.is_dir() else "a file"
-    except OSError as error:
-        got = str(error)
-    fix = "choose a new or empty folder for --out"
-    raise RunError(f"{out} is not a report, so it is left unchanged", got=got, expected="a report, or nothing", fix=fix)
+    check_output(out, "a report", lambda folder: _entries(folder) is not None, folder=True)
 
 
 def _entries(folder: Path) -> list[str] | None:
     """The names in a report's folder that belong to the report; None if the folder is not a report."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = read_json(folder / MARKER)
     except (OSError, ValueError):
         return None
-    known = isinstance(marker, dict) and marker.get("format") == "spr report"
-    return [str(name) for name in marker.get("entries", [])] if known else None
+    known = (
+        isinstance(marker, dict) and marker.get("format") == "spr report" and isinstance(marker.get("entries"), list)
+    )
+    return [str(name) for name in marker["entries"]] if known else None

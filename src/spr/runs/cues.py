@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 from spr.grounding import parse
 from spr.records import CUT_REASONS, PROMPT_KINDS
 from spr.runs.reader import SIDES, Run, Side
-from spr.runs.store import read_table
 
 WARN_ACCURACY = 0.65
 """A cue gets a warning if it alone identifies the chosen answer in at least this share of the pairs (our choice).
@@ -215,16 +214,17 @@ def pair_cues(run: Path | str, count_tokens: TokenCounter | None = None) -> Pair
     pairs, candidates = source.store("pairs"), source.store("candidates")
     manifest = candidates.manifest()
     dialect = source.describer[1] if manifest is not None and manifest.complete and manifest.rows else None
+    of_shard = {entry.index: entry for entry in manifest.shards} if manifest is not None else {}
     found: dict[tuple[str, Side], list[Values]] = {}
     total = removed = 0
     for entry in source.finished("pairs").shards:
-        table = read_table(pairs.part(entry.index), [*_PAIR_COLUMNS, "width", "height", "box_edits"])
+        table = pairs.read(entry, [*_PAIR_COLUMNS, "width", "height", "box_edits"])
         if not len(table):
             continue
         total += len(table)
         edits = pc.list_flatten(table["box_edits"])
         removed += pc.sum(pc.equal(pc.struct_field(edits, "edit"), "box_removed"), min_count=0).as_py()
-        rows = read_table(candidates.part(entry.index), _CANDIDATE_COLUMNS) if dialect is not None else None
+        rows = candidates.read(of_shard[entry.index], _CANDIDATE_COLUMNS) if dialect is not None else None
         for side in SIDES:
             values = {**_of_texts(table[side].to_pylist(), count_tokens), **_of_boxes(table[f"{side}_spans"])}
             if rows is not None:

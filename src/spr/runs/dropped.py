@@ -19,10 +19,11 @@ ROWS_AT_ONCE = 2**18
 def merge_dropped(run: Path, stages: Iterable[str], *, rows_at_once: int = ROWS_AT_ONCE) -> int:
     """Write ``RUN/dropped.parquet`` from the drops of all stages, in order, and return the number of rows.
 
-    Stages that have not begun are skipped. ``rows_at_once`` rows are in memory at a time, and in a row group.
+    Stages that have not begun are skipped, and so are damaged files: their stage computes them again when its turn
+    comes. ``rows_at_once`` rows are in memory at a time, and in a row group.
 
     Raises:
-        RunError: if a stage's drops can't be read, or the file can't be written.
+        RunError: if the file can't be written, or a stage was made by another version.
     """
     stores = [StageStore(run / stage) for stage in stages]
     files = [path for store in stores if (manifest := store.manifest()) for path in store.dropped_files(manifest)]

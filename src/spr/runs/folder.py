@@ -1,4 +1,8 @@
-"""The run folder around the stages: its version, lock, config, annotations and log."""
+"""The run folder around the stages: its marker, version, lock, config, annotations and log.
+
+A run folder is recognised by ``run.json``, which is written before anything else. Folders of earlier versions, which
+have none, are recognised by a manifest, ``inputs.json`` or training that SPR wrote.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,16 @@ from typing import Any
 
 import yaml
 
-from spr.config import Config, TrainingPart, changed_fields
+from spr.config import Config, TrainingPart, changed_fields, make_config
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
-from spr.core.errors import InputError, RunError
+from spr.core.documents import read_json, read_yaml
+from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.progress import MEGABYTE, Progress
-from spr.runs.store import MANIFEST, Manifest, StageStore, version_error
+from spr.runs.store import MANIFEST, Manifest, StageStore, is_manifest, stage_folders, version_error
 
+MARKER = "run.json"
+_MARK = {"format": "spr run"}
 _OLD_MANIFEST = re.compile(rb'\s*\{\s*"format"\s*:')
 
 
@@ -30,14 +37,16 @@ def open_run(out: Path, config: Config | TrainingPart) -> Iterator[dict[str, str
     """Lock a run folder for this process, write the config into it, and yield what identifies the annotations.
 
     In a folder that holds a run, a field may change as long as no stage whose rows depend on it has begun. Runtime
-    fields, which affect no row, may always change. If the work in the block is refused with a `RunError` before any
-    stage has begun under the new config, the previous ``config.yaml`` is restored, so that it keeps describing what the
-    folder holds. Yields ``annotations_sha256`` for the stages' fingerprints; nothing for a `TrainingPart`, which trains
-    on pairs from elsewhere.
+    fields, which affect no row, may always change. A ``config.yaml`` that already says the same is left as it is, with
+    its comments; one that was edited by hand is never rewritten. If the work in the block is refused with a `RunError`
+    before any stage has begun under the new config, the previous ``config.yaml`` is restored, so that it keeps
+    describing what the folder holds. Yields ``annotations_sha256`` for the stages' fingerprints; nothing for a
+    `TrainingPart`, which trains on pairs from elsewhere.
 
     Raises:
         RunError: as `lock_run`; or naming the fields that must not change, or the annotations if they have changed; or
-            because a run with annotations is asked to train on pairs from elsewhere.
+            because a run with annotations is asked to train on pairs from elsewhere, or the config, edited by hand,
+            would have to be rewritten.
         InputError: if the annotations can't be read.
     """
     with lock_run(out):
@@ -48,7 +57,8 @@ def open_run(out: Path, config: Config | TrainingPart) -> Iterator[dict[str, str
         try:
             yield inputs
         except RunError:
-            if previous is not None and set(_manifests(out)) == begun:
+            changed = previous is not None and path.read_bytes() != previous
+            if previous is not None and changed and set(_manifests(out)) == begun:
                 write_atomically(path, previous)
             raise
 
@@ -61,13 +71,13 @@ def lock_run(out: Path) -> Iterator[None]:
         RunError: if SPR 0.1 made the folder, it holds something else than a run, is in use, or can't be written to.
     """
     try:
-        check_run_version(out)
-        out.mkdir(parents=True, exist_ok=True)
-        foreign = [p.name for p in out.iterdir() if p.name != ".lock" and not is_temporary(p)]
-        if foreign and not (out / "config.yaml").is_file():
+        foreign = [p.name for p in out.iterdir() if p.name != ".lock" and not is_temporary(p)] if out.is_dir() else []
+        if foreign and not is_run(out):
             fix = "choose a new or empty folder for --out"
             raise RunError(f"{out} is not a run folder", got=", ".join(sorted(foreign)[:5]), fix=fix)
-        lock = (out / ".lock").open("w")
+        check_run_version(out)
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("a")
     except OSError as error:
         raise RunError(f"{out} can't be used as a run folder", got=error, fix="choose another --out") from None
     with lock:
@@ -79,7 +89,29 @@ def lock_run(out: Path) -> Iterator[None]:
             # Unfinished folders may belong to a living process; `atomic_dir` removes those that don't.
             if is_temporary(path) and not path.is_dir():
                 path.unlink()
+        if not (out / MARKER).exists():
+            marker = {**_MARK, "format_version": FORMAT_VERSION}
+            write_atomically(out / MARKER, (json.dumps(marker) + "\n").encode())
         yield
+
+
+def is_run(folder: Path) -> bool:
+    """Whether SPR has made a run in a folder, in whatever version."""
+    training = [folder / "training" / "finished.json", *folder.glob("training/checkpoints/step-*/checkpoint.json")]
+    return (
+        _has_content(folder / MARKER, _MARK)
+        or any(map(is_manifest, folder.glob(f"*/{MANIFEST}")))
+        or "sha256" in read_inputs(folder)
+        or any(_has_content(path, {"format_version": FORMAT_VERSION}) for path in training)
+    )
+
+
+def _has_content(path: Path, fields: dict[str, Any]) -> bool:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and all(content.get(name) == value for name, value in fields.items())
 
 
 def check_run_version(run: Path) -> None:
@@ -102,7 +134,7 @@ def _adopt_config(config: Config | TrainingPart, out: Path) -> dict[str, str]:
         if (out / "inputs.json").is_file():
             fix = "leave --pairs out to train on the run's own pairs, or choose another --out"
             raise RunError(f"{out} is a run with its own annotations", got="--pairs", fix=fix)
-        write_atomically(path, config.to_yaml().encode())
+        _write_config(path, config)
         return {}
     begun = _manifests(out)
     if path.is_file():
@@ -112,9 +144,34 @@ def _adopt_config(config: Config | TrainingPart, out: Path) -> dict[str, str]:
     if begun and before.get("sha256") not in (None, identity["sha256"]):
         fix = "choose another --out; the rows in this folder come from the previous content of the file"
         raise RunError(f"{config.annotations.path} has changed since {out} was made", fix=fix)
-    write_atomically(path, config.to_yaml().encode())
+    _write_config(path, config)
     write_atomically(out / "inputs.json", json.dumps(identity, indent=1).encode())
     return {"annotations_sha256": identity["sha256"]}
+
+
+def _write_config(path: Path, config: Config | TrainingPart) -> None:
+    """Write the config, unless the file already says the same."""
+    if path.is_file():
+        old = _read_config(path)
+        changed = changed_fields(_with_defaults(old, config), config.model_dump(mode="json"))
+        if not changed:
+            return
+        # What SPR writes has no comments, and is written in the same way again.
+        if yaml.safe_dump(old, sort_keys=False, allow_unicode=True) != path.read_text(encoding="utf-8"):
+            lines = "; ".join("{}: {} → {}".format(key, *values) for key, values in changed.items())
+            fix = "make the change in this file, or choose another --out"
+            raise RunError(f"{path} was edited by hand, so it is not rewritten", got=lines, fix=fix)
+    write_atomically(path, config.to_yaml().encode())
+
+
+def _with_defaults(raw: dict[str, Any], config: Config | TrainingPart) -> dict[str, Any]:
+    """The config of a run folder with all defaults; as it is if it is not valid."""
+    content = {key: value for key, value in raw.items() if key != "format_version"}
+    try:
+        valid = make_config(content) if isinstance(config, Config) else TrainingPart.model_validate(content)
+    except (ConfigError, ValueError):
+        return content
+    return valid.model_dump(mode="json")
 
 
 def append_log(out: Path, event: str, **details: Any) -> None:
@@ -130,7 +187,7 @@ def append_log(out: Path, event: str, **details: Any) -> None:
 
 def _manifests(out: Path) -> dict[str, Manifest]:
     """The manifests of the stages that have begun, by stage; a stage comes after its inputs."""
-    stores = [StageStore(path.parent) for path in sorted(out.glob(f"*/{MANIFEST}"))]
+    stores = [StageStore(folder) for folder in stage_folders(out)]
     begun = {store.folder.name: manifest for store in stores if (manifest := store.manifest()) is not None}
     inputs = {name: [stage for stage in manifest.inputs if stage in begun] for name, manifest in begun.items()}
     try:
@@ -160,11 +217,11 @@ def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[s
 def _read_config(path: Path) -> dict[str, Any]:
     fix = "restore it, or choose another --out"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path} is damaged", got=error, fix=fix) from None
-    if not isinstance(raw, dict):
-        raise RunError(f"{path} is damaged", got=raw, fix=fix)
+        raw = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged", got=str(error)[:200], fix=fix) from None
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise RunError(f"{path} is damaged", got=str(raw)[:200], expected="a mapping", fix=fix)
     return raw
 
 
@@ -199,7 +256,10 @@ def read_inputs(run: Path) -> dict[str, Any]:
     """What identifies the annotations, from ``RUN/inputs.json``: path, size, sha256; empty if it can't be read."""
     # The sha256 is also part of the stages' fingerprints, so the file may be missing.
     try:
-        known = json.loads((run / "inputs.json").read_text(encoding="utf-8"))
+        known = read_json(run / "inputs.json")
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) and "sha256" in known else {}
+    ours = (
+        isinstance(known, dict) and {"path", "size", "mtime_ns"} <= set(known) and isinstance(known.get("sha256"), str)
+    )
+    return known if ours else {}

@@ -16,19 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.config import Config, load_config
+from spr.core.documents import parse_json
 from spr.core.errors import RunError
 from spr.grounding import Dialect, get_dialect
 from spr.grounding.matching import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
 from spr.records.schemas import from_table
 from spr.runs.folder import check_run_version, read_inputs
-from spr.runs.store import MANIFEST, Manifest, StageStore, read_table
+from spr.runs.store import STAGE_ORDER, Manifest, StageStore, read_table, stage_folders
 
 Side: TypeAlias = Literal["chosen", "rejected"]
 SIDES: tuple[Side, ...] = ("chosen", "rejected")
 SCORE_NAMES = ("s_crop", "s_local", "semantic", "localization", "score")
 """The columns of the table `scores` that hold one number per candidate."""
-STAGE_ORDER = ("objects", "regions", "candidates", "scores", "pairs")
 _CANDIDATE_COLUMNS = ["candidate_id", "prompt_kind", "plain_text", "dialect"]
 
 
@@ -116,7 +116,7 @@ class Run:
         """Names of the stages that have started, in the order of the data, including those of other packages."""
         started = [str(event.get("stage")) for event in self.events if event.get("event") == "stage started"]
         order = list(dict.fromkeys([*started, *STAGE_ORDER]))
-        present = sorted(path.parent.name for path in self.path.glob(f"*/{MANIFEST}"))
+        present = [folder.name for folder in stage_folders(self.path)]
         return sorted(present, key=lambda name: order.index(name) if name in order else len(order))
 
     def store(self, stage: str) -> StageStore:
@@ -136,7 +136,7 @@ class Run:
         if name == "dropped":
             return read_table(self.path / "dropped.parquet", columns)
         store = self.store(name)
-        shards = [read_table(store.part(shard.index), columns) for shard in store.finished().shards]
+        shards = [store.read(shard, columns) for shard in store.finished().shards]
         if not shards:
             raise RunError(f"{store.folder} has no shards", fix=f"delete {store.folder} and run `spr run` again")
         return pa.concat_tables(shards)
@@ -153,7 +153,7 @@ class Run:
         candidates = self.store("candidates")
         for shard in candidates.finished().shards:
             if shard.rows:
-                table = read_table(candidates.part(shard.index), ["model", "dialect"])
+                table = candidates.read(shard, ["model", "dialect"])
                 row: dict[str, str] = table.slice(0, 1).to_pylist()[0]
                 return row["model"], get_dialect(row["dialect"])
         raise RunError(f"{self.path} has no candidates", fix="delete candidates/ and run `spr run` again")
@@ -184,7 +184,7 @@ class Run:
         try:
             for entries in zip(*manifests, strict=True):
                 parts = zip(stores, entries, columns, strict=True)
-                yield _join(*(read_table(store.part(entry.index), names) for store, entry, names in parts))
+                yield _join(*(store.read(entry, names) for store, entry, names in parts))
         except KeyError as error:
             raise RunError(f"{self.path}: the tables don't match", got=f"no row for {error}", fix=fix) from None
         except ValueError as error:
@@ -231,8 +231,8 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     events, broken = [], 0
     for line in filter(bytes.strip, lines):
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
+            event = parse_json(line)
+        except ValueError:
             event = None
         if isinstance(event, dict):
             events.append(event)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,17 @@ import pyarrow.parquet as pq
 
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
+from spr.core.documents import read_json
 from spr.core.errors import RunError
-from spr.records.schemas import DROPPED
+from spr.records.schemas import CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
 
 MANIFEST = "manifest.json"
+_SCHEMAS = {"objects": OBJECTS, "regions": REGIONS, "candidates": CANDIDATES, "scores": SCORES, "pairs": PAIRS}
+STAGE_ORDER = tuple(_SCHEMAS)
+_SHARD = re.compile(r"(part|dropped)-\d{5,}\.parquet")
+_UNCHANGED: set[tuple[str, int, int, str]] = set()
+"""Path, size, modification time and SHA-256 of the shards that this process has found unchanged."""
+_UNFINISHED = re.compile(r"unfinished-\d{5,}\.jsonl")
 
 
 class StageOutput(NamedTuple):
@@ -89,6 +97,22 @@ class ShardEntry:
     notes: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        numbers = (self.index, self.inputs, self.rows, *_counts(self.dropped).values())
+        texts = (self.source, self.sha256, self.dropped_sha256)
+        if not all(type(number) is int and number >= 0 for number in numbers) or not _are_texts(texts):
+            raise ValueError("a shard's entry has a wrong value")
+
+
+def _counts(value: object) -> dict[str, int]:
+    if not isinstance(value, Mapping) or not all(type(number) is int for number in value.values()):
+        raise ValueError("not an object with numbers")
+    return dict(value)
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
 
 @dataclass(slots=True)
 class Manifest:
@@ -107,6 +131,14 @@ class Manifest:
     complete: bool = False
     inputs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        texts = (self.stage, self.fingerprint, *self.inputs, *self.sections, self.source.get("dropped_sha256", ""))
+        indices = [shard.index for shard in self.shards]
+        if not _are_texts(texts) or type(self.complete) is not bool or indices != sorted(set(indices)):
+            raise ValueError("a field has a wrong value")
+        for name in ("counts", "dropped"):
+            _counts(self.source.get(name, {}))
 
     @property
     def rows(self) -> int:
@@ -155,8 +187,9 @@ class StageStore:
 
     def delete_unfinished(self) -> None:
         """Delete the partial results of all shards, once all are finished."""
-        for path in self.folder.glob("unfinished-*.jsonl"):
-            path.unlink(missing_ok=True)
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     @property
     def source_drops(self) -> Path:
@@ -172,7 +205,7 @@ class StageStore:
         """
         path = self.folder / MANIFEST
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             version = 1 if "format" in raw else raw["format_version"]
             if version != FORMAT_VERSION:
                 raise version_error(self.folder.parent, version)
@@ -183,7 +216,7 @@ class StageStore:
             return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"], inputs, sections)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             fix = f"delete {self.folder} to compute this stage again"
             raise RunError(f"{path} is damaged", got=error, expected="the manifest that SPR wrote", fix=fix) from None
 
@@ -220,11 +253,10 @@ class StageStore:
         return all(path.is_file() and sha256(path) == expected for path, expected in files.items())
 
     def sweep(self, manifest: Manifest) -> None:
-        """Remove temporary files, and shards that the manifest doesn't list."""
-        listed = {self.source_drops.name}
-        listed |= {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
+        """Remove temporary files, and shards that the manifest doesn't list. Other files are left alone."""
+        listed = {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            ours = is_temporary(path) or path.name.startswith(("part-", "dropped-"))
+            ours = is_temporary(path) or _SHARD.fullmatch(path.name)
             if ours and path.name not in listed and not path.is_dir():
                 path.unlink(missing_ok=True)
 
@@ -245,15 +277,53 @@ class StageStore:
         """The tables of a finished stage's shards, in order, one in memory at a time.
 
         Raises:
-            RunError: if the stage is not finished.
+            RunError: if the stage is not finished, or a shard is damaged.
         """
         for shard in self.finished().shards:
-            yield read_table(self.part(shard.index))
+            yield self.read(shard)
+
+    def read(self, shard: ShardEntry, columns: Sequence[str] | None = None) -> pa.Table:
+        """The table of a shard, or some of its columns.
+
+        Raises:
+            RunError: if the file is missing, or is not the one that was written.
+        """
+        path = self.part(shard.index)
+        try:
+            stat = path.stat()
+            key = str(path.absolute()), stat.st_size, stat.st_mtime_ns, shard.sha256
+            if key not in _UNCHANGED:
+                if sha256(path) != shard.sha256:
+                    raise unreadable(path, ValueError("it has changed since it was written"))
+                _UNCHANGED.add(key)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        table, schema = read_table(path, columns), _SCHEMAS.get(self.folder.name)
+        wanted = [] if schema is None else [schema.field(name) for name in columns or schema.names]
+        if [field for field in wanted if field not in list(table.schema)]:
+            raise unreadable(path, ValueError(f"its columns are {', '.join(table.column_names)}"))
+        return table
 
     def dropped_files(self, manifest: Manifest) -> list[Path]:
-        """The files of everything that this stage dropped, in order."""
-        before = [self.source_drops] if self.source_drops.is_file() else []
-        return before + [self.drops(shard.index) for shard in manifest.shards]
+        """The files of everything that this stage dropped, in order, without those that are missing or damaged."""
+        files = {self.source_drops: manifest.source.get("dropped_sha256")}
+        files |= {self.drops(shard.index): shard.dropped_sha256 for shard in manifest.shards}
+        return [path for path, expected in files.items() if path.is_file() and sha256(path) == expected]
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """The folders of a run's stages that have begun, by name; folders with another program's manifest are no stages."""
+    folders = [path.parent for path in sorted(run.glob(f"*/{MANIFEST}"))]
+    return [folder for folder in folders if folder.name in STAGE_ORDER or is_manifest(folder / MANIFEST)]
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether SPR wrote a manifest, in whatever version."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("stage") == path.parent.name and "fingerprint" in content
 
 
 def version_error(run: Path, version: object) -> RunError:
@@ -272,8 +342,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         RunError: if it is missing or damaged.
     """
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(path, columns=columns, partitioning=None)
+        table.validate(full=True)
+        return table
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
 
 

@@ -17,7 +17,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
 from spr.core.atomic import write_atomically
-from spr.core.errors import ConfigError, closest
+from spr.core.documents import parse_json
+from spr.core.errors import ConfigError, RunError, closest
 from spr.training.loss import PairLogps, PairLosses
 
 LINE_EVERY = 10.0
@@ -96,7 +97,11 @@ class TrainingLog:
         self._next_line = self._started
         self._live: Any = None
         if active and path.is_file():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if _step_of(line) <= step
+            ]
             write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
     def __enter__(self) -> Self:
@@ -115,9 +120,13 @@ class TrainingLog:
     def event(self, event: str, **details: Any) -> None:
         """Write a line about something other than a step."""
         if self._active:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"event": event, **details}) + "\n")
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"event": event, **details}) + "\n")
+            except OSError as error:
+                fix = "free some disk space or check the permissions"
+                raise RunError(f"{self._path} can't be written", got=error, fix=fix) from None
 
     def step(self, number: int, values: Mapping[str, float], *, written: bool) -> None:
         """Show the metrics of a step, counted from 1, and write them to the file if ``written``."""
@@ -146,8 +155,8 @@ class TrainingLog:
 
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line).get("step", 0))
-    except (ValueError, AttributeError):
+        return int(parse_json(line).get("step", 0))
+    except (ValueError, AttributeError, TypeError, OverflowError):
         return sys.maxsize  # a line that was cut short
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
+from spr.core.documents import parse_json
 from spr.core.errors import InputError, RunError
 from spr.training.checkpoint import check_version
 from spr.training.pairs import PlannedPair
@@ -49,8 +50,10 @@ class ReferenceFile:
         try:
             table = pq.read_table(path, memory_map=False)
             metadata = table.schema.metadata or {}
-            identity, version = json.loads(metadata[b"identity"]), int(metadata.get(b"format_version", 0))
+            identity, version = parse_json(metadata[b"identity"]), int(metadata.get(b"format_version", 0))
             rows = table.to_pylist()
+            if not isinstance(identity, dict) or not table.schema.equals(_SCHEMA):
+                raise ValueError(f"its columns are {', '.join(table.column_names)}")
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             fix = "delete it, and it will be computed again" if own else "check the path given to --reference"
             raise RunError(f"{path} is not a file of reference log-probabilities", got=error, fix=fix) from None

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from spr.config import TrainingConfig
-from spr.core.errors import SprError
+from spr.core.atomic import atomic_file
+from spr.core.errors import RunError, SprError
 from spr.models.batching import DeviceMemoryError
+from spr.models.loading import clear_write_errors
 from spr.training.pairs import PlannedPair
 from spr.training.shared_prefix import Batch
 
@@ -54,17 +56,21 @@ def check_finite(value: Tensor, batch: Batch, step: int | None, what: str, folde
     if bool(finite.all()):
         return
     path = folder / f"not-finite-{'reference' if step is None else f'step-{step}'}.pt"
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: getattr(batch, name).cpu() for name in ("input_ids", "positions", "mask", "labels", "owners")}
     names = list(batch.pair_ids)
-    torch.save({"pair_ids": names, **tensors}, path)
+    saved = f"the batch is in {path}"
+    try:
+        with atomic_file(path) as file, clear_write_errors(path):
+            torch.save({"pair_ids": names, **tensors}, file)
+    except RunError as error:
+        saved = f"the batch can't be saved: {error.got}"
     if value.numel() == len(names):
         names = [name for name, good in zip(names, finite.reshape(-1).tolist(), strict=True) if not good]
     where, fix = "the reference", "set training.dtype=float32, or check the texts and the image of the pairs"
     if step is not None:
         where = f"step {step}"
         fix = "lower training.learning_rate or set training.dtype=float32; the last checkpoint is kept"
-    got = f"pairs {', '.join(names)}; the batch is in {path}"
+    got = f"pairs {', '.join(names)}; {saved}"
     raise SprError(f"The {what} of {where} is not finite", got=got, fix=fix)
 
 

@@ -25,7 +25,7 @@ from spr.core.errors import ConfigError, InputError
 from spr.core.ordered_map import ordered_map
 from spr.runs.cues import measure_cue
 from spr.runs.store import dropped_table, write_table
-from spr.training.checkpoint import TrainingState, read_finished, save_finished
+from spr.training.checkpoint import TrainingState, check_adapter_folder, read_finished, save_finished
 from spr.training.log import Meter, TrainingLog, check_trackers
 from spr.training.loss import (
     PairLogps,
@@ -113,6 +113,9 @@ def train(
         project_dir=str(folder),
     )
     main, features = accelerator.is_main_process, folder / "features"
+    if main:
+        check_adapter_folder(adapter, folder)
+    accelerator.wait_for_everyone()
     tell = report if main else lambda _: None
     trainee = load_trainee(
         model, settings, accelerator.device, revision=revision, seed=seed, features=features, dialect=dialect
@@ -140,7 +143,7 @@ def train(
         "pairs": plan_digest(planned),
         "training": {name: value for name, value in settings.model_dump(mode="json").items() if name not in ignored},
     }
-    if (finished := read_finished(folder / "finished.json", adapter, fingerprint)) is not None:
+    if (finished := read_finished(folder / "finished.json", adapter, fingerprint, tell)) is not None:
         return TrainingSummary(len(planned), counts, **finished, done_before=True)
 
     if needs_rejected(settings):
@@ -170,10 +173,11 @@ def train(
         newest, first, last = loaded
         tell(f"Resuming from {newest}, after step {first:,} of {len(steps):,}.")
     last = _take_steps(session, steps, first, last, known) or last
-    state.save_adapter(adapter)
+    files = state.save_adapter(adapter)
     seconds = time.monotonic() - started
     if main:
-        save_finished(folder / "finished.json", fingerprint, steps=len(steps), seconds=seconds, last=last)
+        path = folder / "finished.json"
+        save_finished(path, fingerprint, steps=len(steps), seconds=seconds, last=last, adapter=files)
     return TrainingSummary(len(planned), counts, len(steps), seconds, last)
 
 
@@ -318,7 +322,8 @@ def _take_steps(
             if settings.report_to:
                 accelerator.log(values, step=number)
             stop = any(gather_object([interrupted.is_set()]))
-            if stop or number % settings.save_steps == 0:
+            # The last one always: from it, a damaged adapter is written again.
+            if stop or number % settings.save_steps == 0 or number == len(steps):
                 checkpoint = state.save(session.folder / "checkpoints", number, fingerprint, values)
                 log.event("checkpoint", step=number, folder=checkpoint.name)
             if stop and number < len(steps):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from spr.core.atomic import write_atomically
+from spr.core.atomic import leftovers, write_atomically
 
 if TYPE_CHECKING:
     from spr.training.pairs import PairEncoder, PlannedPair, ProcessedPair
@@ -106,12 +106,18 @@ class DiskFeatures:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        for path in folder.iterdir() if folder.is_dir() else ():
+            for leftover in leftovers(path):
+                leftover.unlink(missing_ok=True)
 
     def get(self, key: str) -> Features | None:
         """Read the features of this key, or return None if they have to be computed."""
         try:
             tensors = load_file(self._path(key))
-        except (FileNotFoundError, SafetensorError):
+        except (OSError, SafetensorError):
+            return None
+        names = {"tokens", *(f"deep{k}" for k in range(len(tensors) - 1))}
+        if set(tensors) != names:
             return None
         return Features(tensors["tokens"], tuple(tensors[f"deep{k}"] for k in range(len(tensors) - 1)))
 

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from spr.annotations.columns import name_of_url
-from spr.core.atomic import write_atomically
 from spr.core.errors import ConfigError, InputError
+from spr.core.outputs import write_output
 from spr.core.randomness import stable_hash
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
@@ -265,7 +265,7 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
             "frequency": category.frequency,
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_atomically(out, "".join(lines).encode())
+    write_output(out, "".join(lines).encode(), "the file with these questions")
     return len(lines)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spr.core.atomic import atomic_file, write_atomically
-from spr.models.loading import ModelError, Source
+from spr.models.loading import ModelError, Source, clear_write_errors
 
 _KINDS = ("model*.safetensors", "pytorch_model*.bin")
 _INDEX = "model.safetensors.index.json"
@@ -157,7 +157,7 @@ def convert_pickles(source: Source) -> bool:
         tensors = _unshared({name: shards[name] for name in names})
         size += sum(tensor.nbytes for tensor in tensors.values())
         where |= dict.fromkeys(names, target)
-        with atomic_file(folder / target) as file:
+        with atomic_file(folder / target) as file, clear_write_errors(folder / target):
             save_file(tensors, file.name, metadata={"format": "pt"})
     if len(files) > 1:
         index = json.dumps({"metadata": {"total_size": size}, "weight_map": where}, indent=1)

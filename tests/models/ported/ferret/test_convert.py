@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from spr.cli import app
-from spr.core.errors import ConfigError, InputError
+from spr.core.errors import ConfigError, RunError
 from spr.models.describers.hf import HfDescriber
 from spr.models.loading import ModelError
 from spr.models.ported.ferret.configuration import FerretConfig
@@ -256,9 +256,21 @@ def test_a_tokenizer_of_another_model_is_refused(copy, tmp_path):
 
 def test_an_existing_folder_is_not_changed(parts, tmp_path):
     (tmp_path / "mine").write_text("kept")
-    with pytest.raises(InputError, match="already exists"):
+    with pytest.raises(RunError, match="is not a converted model, so it is left unchanged"):
         convert_delta(*parts, tmp_path)
     assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_the_same_command_again_changes_nothing_and_another_one_is_refused(parts, tmp_path):
+    out = tmp_path / "out"
+    convert_delta(*parts, out)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    os.umask(mask := os.umask(0))
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~mask}
+    convert_delta(*parts, out)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    with pytest.raises(RunError, match=r"holds the output of another `spr convert ferret`"):
+        convert_checkpoint(parts[0], out)
 
 
 def test_variants_without_a_published_model_are_refused(tiny):

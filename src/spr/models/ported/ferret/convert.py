@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 
 from spr.core.atomic import atomic_dir
-from spr.core.errors import InputError
-from spr.models.loading import ModelError, check_complete, clear_errors
+from spr.core.outputs import made_before, write_marker
+from spr.models.loading import ModelError, check_complete, clear_errors, clear_write_errors
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.processing import FerretProcessor
@@ -39,6 +39,7 @@ from spr.models.ported.tensor_files import Shards
 SHARD_BYTES = 4 * 2**30
 """Maximum size of a written file, and approximately the memory needed to write it."""
 
+_COMMAND, _WHAT = "spr convert ferret", "a converted model"
 _ADDED = ("model.mm_projector.", "model.region_geo_sampler.")
 """Prefixes of the tensors that the base does not have; they are copied from the delta."""
 
@@ -76,10 +77,11 @@ def convert_delta(
 
     Raises:
         ModelError: if a part is missing, a pickle contains more than tensors, or the delta does not match the base.
-        InputError: if ``out`` is not empty.
-        RunError: if ``out`` can't be written.
+        RunError: if ``out`` holds anything else than this same model, or can't be written.
     """
-    target = _free(out)
+    made_from = {"base": str(base), "delta": str(delta), "vision": vision and str(vision)}
+    if made_before(out, _COMMAND, _WHAT, made_from):
+        return out
     folder = local_folder(delta)
     config = _published(folder)
     differences, originals = Shards(folder), Shards(local_folder(base))
@@ -92,7 +94,7 @@ def convert_delta(
         added = name in originals
         make = _adder(name, originals, differences) if added else _taker(name, differences, torch.float16)
         plan[ours] = _planned(name, differences, make, 2)
-    return _write(config, folder, plan, target, vision, shard_bytes, torch.float16)
+    return _write(config, folder, plan, out, vision, shard_bytes, torch.float16, made_from)
 
 
 def convert_checkpoint(
@@ -115,10 +117,11 @@ def convert_checkpoint(
 
     Raises:
         ModelError: if a part is missing, or a pickle contains more than tensors.
-        InputError: if ``out`` is not empty.
-        RunError: if ``out`` can't be written.
+        RunError: if ``out`` holds anything else than this same model, or can't be written.
     """
-    target = _free(out)
+    made_from = {"checkpoint": str(checkpoint), "vision": vision and str(vision)}
+    if made_before(out, _COMMAND, _WHAT, made_from):
+        return out
     folder = local_folder(checkpoint)
     config = _published(folder)
     shards = Shards(folder)
@@ -128,13 +131,7 @@ def convert_checkpoint(
         if ours is not None:
             plan[ours] = _planned(name, shards, _taker(name, shards), shards[name].element_size())
     dtype = shards["lm_head.weight"].dtype if "lm_head.weight" in shards else torch.float16
-    return _write(config, folder, plan, target, vision, shard_bytes, dtype)
-
-
-def _free(out: Path) -> Path:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} already exists", expected="a new folder", fix="choose another --out")
-    return out
+    return _write(config, folder, plan, out, vision, shard_bytes, dtype, made_from)
 
 
 def _published(folder: Path) -> dict[str, Any]:
@@ -197,6 +194,7 @@ def _write(
     vision: Any,
     shard_bytes: int,
     dtype: torch.dtype,
+    made_from: Mapping[str, Any],
 ) -> Path:
     """Check the plan against the config, then write the folder."""
     seen = None
@@ -210,12 +208,13 @@ def _write(
         seen = tower.folder
     config = FerretConfig.from_dict(nested_config(published, folder, seen))
     _check_plan(folder, config, plan)
-    with atomic_dir(out) as partial:
+    with atomic_dir(out, replace=False) as partial, clear_write_errors(out):
         _write_tensors(plan, partial, shard_bytes)
         config.dtype = dtype
         config.save_pretrained(partial)
         FerretProcessor.for_config(config, folder).save_pretrained(partial)
         GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(partial)
+        write_marker(partial, _COMMAND, made_from)
     return out
 
 

@@ -1,0 +1,43 @@
+"""JSON and YAML from files that anyone may have written: what can't be parsed is a ValueError, whatever the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Like ``json.loads``, but for too deeply nested values, too, a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8; raises OSError or ValueError."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Like ``yaml.safe_load``, but whatever goes wrong is a ValueError.
+
+    >>> parse_yaml("when: 2024-13-45")
+    Traceback (most recent call last):
+    ValueError: month must be in 1..12
+    """
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("the YAML is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # PyYAML's constructors fail in many ways on malformed dates and numbers.
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file in UTF-8; raises OSError or ValueError."""
+    return parse_yaml(path.read_text(encoding="utf-8"))
