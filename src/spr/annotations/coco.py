@@ -112,7 +112,7 @@ def read_coco(
     replaced, see `Annotations.numbered`. The result does not depend on the order of the entries.
 
     Args:
-        path: The JSON file, in UTF-8.
+        path: The JSON file, which may be packed with gzip; see `spr.core.text_input`.
         block_size: Bytes per read; affects only the speed.
         progress: Called after every read with the bytes read so far and the file's size.
 

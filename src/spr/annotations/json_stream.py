@@ -10,7 +10,6 @@ a nested list fails, and an exact scan of quotes and brackets then finds the cut
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spr.core.errors import InputError
+from spr.core.text_input import TextInput
 
 BLOCK_SIZE = 256 * 1024
 """Bytes per read. A block and the objects decoded from it fit in the processor's cache, which saves more time than
@@ -42,11 +42,7 @@ _STEPS = np.zeros(256, dtype=np.int8)
 _STEPS[list(b"{[")], _STEPS[list(b"}]")], _STEPS[ord(",")] = 1, -1, _COMMA
 
 _STARTS = {
-    b"\x1f\x8b": ("a gzip archive", "unpack it first: gunzip FILE"),
-    b"PK\x03\x04": ("a zip archive", "unpack it first: unzip FILE"),
     b"\x80": ("binary data, perhaps a Python pickle", "give the JSON file"),
-    b"\xff\xfe": ("text in UTF-16", "save it as UTF-8"),
-    b"\xfe\xff": ("text in UTF-16", "save it as UTF-8"),
     b"<": ("an HTML or XML page", "download the file itself, not the page that links to it"),
     b"[": ("a JSON list", "give the annotations (`instances_….json`), not a list of detections"),
 }
@@ -62,10 +58,11 @@ class JsonStream:
 
     def __init__(self, path: Path, *, block_size: int = BLOCK_SIZE, progress: Progress | None = None) -> None:
         self.path, self._block_size, self._progress = path, block_size, progress
-        self._file = _open(path)
+        fix = "set `annotations.path` to the JSON file"
+        self._file = TextInput(path, f"Annotations file {path}", expected="a COCO-style JSON file", fix=fix)
         self._size = path.stat().st_size
         # Bytes `at` to `end` of the buffer have not been consumed; byte 0 of the buffer is byte `base` of the file.
-        self._buffer, self._at, self._end, self._base = bytearray(), 0, 0, 0
+        self._buffer, self._at, self._end, self._base = bytearray(), 0, 0, self._file.skipped
         self._member, self._pending = "", False
 
     def __enter__(self) -> Self:
@@ -159,19 +156,15 @@ class JsonStream:
             self._buffer = bytearray(len(rest) + wanted)
         self._buffer[: len(rest)] = rest
         with memoryview(self._buffer) as whole, whole[len(rest) : len(rest) + wanted] as space:
-            try:
-                read = self._file.readinto(space)
-            except OSError as error:
-                raise self.error(f"can't be read beyond byte {self._base + self._end:,} ({error.strerror})") from error
+            read = self._file.readinto(space)
         self._base, self._at, self._end = self._base + start, self._at - start, len(rest) + read
         if read and self._progress is not None:
-            self._progress(self._base + self._end, self._size)
+            self._progress(self._file.done, self._size)
         return read > 0
 
     def _start(self) -> None:
         while self._end < 4 and self._more():
             pass
-        self._at = 3 if self._buffer.startswith(b"\xef\xbb\xbf") else 0
         if not self._peek(at_end=True):
             raise self.error("is empty", expected="a COCO-style JSON object")
         for start, (got, fix) in _STARTS.items():
@@ -246,18 +239,6 @@ class JsonStream:
     def _not_json(self, problem: str, *, skip: int = 0) -> NoReturn:
         where = f", within `{self._member}`" if self._member else ""
         raise self.error(f"is not valid JSON at byte {self._base + self._at + skip:,}{where}", got=problem)
-
-
-def _open(path: Path) -> io.FileIO:
-    try:
-        return io.FileIO(path)
-    except FileNotFoundError:
-        what, fix = "does not exist", "check the path in `annotations.path`"
-    except IsADirectoryError:
-        what, fix = "is a folder", "set `annotations.path` to the JSON file"
-    except OSError as error:
-        what, fix = f"can't be read ({error.strerror})", "check the file's permissions"
-    raise InputError(f"Annotations file {path} {what}", expected="a COCO-style JSON file", fix=fix)
 
 
 def _int(digits: str) -> float:

@@ -39,9 +39,10 @@ def text(
 
 
 def _input_lines() -> Iterator[str]:
+    from spr.core.text_input import TextInput, text_lines
+
     # Undecodable bytes become U+FFFD, so that one of them does not stop the conversion of the other lines.
-    for line in sys.stdin.buffer if sys.stdin is not None else ():
-        yield line.decode("utf-8", errors="replace")
+    return iter(()) if sys.stdin is None else text_lines(TextInput(sys.stdin.buffer, "Standard input"), replace=True)
 
 
 def _parse_size(text_wh: str) -> tuple[int, int]:

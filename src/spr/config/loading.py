@@ -19,6 +19,7 @@ from spr.config.problems import explain
 from spr.config.section import Section
 from spr.core import FORMAT_VERSION
 from spr.core.errors import ConfigError, nearest
+from spr.core.text_input import read_text
 
 PRESETS = Path(__file__).parent / "presets"
 Part = TypeVar("Part", bound=Section)
@@ -148,11 +149,9 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = find_config(source)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        raw = yaml.safe_load(read_text(path, expected="a YAML file", error=ConfigError))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
         raise ConfigError(f"{path} is not YAML", got=" ".join(str(error).split())) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read", got=error, fix="give a YAML file in UTF-8") from None
     if not isinstance(raw, dict):
         what = "an empty file" if raw is None else type(raw).__name__
         raise ConfigError(f"{path} is not a config", got=what, expected="a mapping such as `annotations: {path: …}`")

@@ -74,7 +74,7 @@ def load_results(path: Path) -> list[tuple[str, Result]]:
     expected = "a file that `spr evaluate … --out` wrote, or a run folder with a metrics.json"
     try:
         raw = json.loads(read_bytes(file, expected, "Result"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"Result {file} is not JSON", got=error, expected=expected) from None
     is_result = isinstance(raw, dict) and isinstance(raw.get("task"), str)
     is_run = isinstance(raw, dict) and any(isinstance(raw.get(when), dict) for when in ("before", "after"))

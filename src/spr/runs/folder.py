@@ -20,6 +20,7 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
 from spr.core.errors import InputError, RunError
 from spr.core.progress import MEGABYTE, Progress
+from spr.core.text_input import read_text
 from spr.runs.store import MANIFEST, Manifest, StageStore, version_error
 
 _OLD_MANIFEST = re.compile(rb'\s*\{\s*"format"\s*:')
@@ -160,8 +161,8 @@ def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[s
 def _read_config(path: Path) -> dict[str, Any]:
     fix = "restore it, or choose another --out"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = yaml.safe_load(read_text(path, error=RunError, fix=fix))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged", got=error, fix=fix) from None
     if not isinstance(raw, dict):
         raise RunError(f"{path} is damaged", got=raw, fix=fix)
