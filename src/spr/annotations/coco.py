@@ -36,6 +36,7 @@ from spr.core.errors import InputError
 
 _LISTS = ("images", "annotations", "categories")
 _WITHOUT_BOX = (CODE["entry_not_an_object"], CODE["box_missing"])
+_MOST_ODD_KEYS = 1000
 _OTHER_KINDS = {"caption": "captions", "segments_info": "panoptic segmentation"}
 
 _Error = Callable[..., InputError]
@@ -127,7 +128,8 @@ def read_coco(
     odd_keys: dict[str, None] = {}
 
     def lenient(items: list[Any]) -> AnnotationColumns:
-        odd_keys.update(dict.fromkeys(key for item in items if isinstance(item, dict) for key in item))
+        if len(odd_keys) < _MOST_ODD_KEYS:
+            odd_keys.update(dict.fromkeys(key for item in items if isinstance(item, dict) for key in item))
         return lenient_objects(items, ids)
 
     with JsonStream(Path(path), block_size=block_size, progress=progress) as stream:

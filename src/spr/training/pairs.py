@@ -205,7 +205,7 @@ def _with_images(row: dict[str, Any], source: Path) -> dict[str, Any]:
     return {**row, column: images if column == "images" else images[0]}
 
 
-def _open_dataset(source: Path) -> Any:
+def _open_dataset(source: Path) -> Iterable[dict[str, Any]]:
     try:
         if (source / "dataset_info.json").is_file() and (source / "state.json").is_file():
             dataset = datasets.load_from_disk(str(source))
@@ -218,10 +218,13 @@ def _open_dataset(source: Path) -> Any:
     column = _image_column(set(dataset.column_names), source)
     image = datasets.Image(decode=False)
     try:
-        return dataset.cast_column(column, image if column == "image" else datasets.List(image))
+        rows: Iterable[dict[str, Any]] = dataset.cast_column(
+            column, image if column == "image" else datasets.List(image)
+        )
     except (TypeError, ValueError, pa.ArrowException):
         got = dataset.features[column]
         raise InputError(f"Column `{column}` of {source} does not hold images", got=got, expected=_IMAGES) from None
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
