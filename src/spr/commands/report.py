@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from spr.core.terminal import echo
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder with finished pairs.")],
@@ -21,5 +23,5 @@ def report(
     """Write an HTML report of a run: counts, plots, training, results and a gallery of the pairs."""
     from spr.report.page import write_report
 
-    index = write_report(run, out, max_pairs=max_pairs, say=typer.echo)
-    typer.echo(f"Report:  {index}")
+    index = write_report(run, out, max_pairs=max_pairs, say=echo)
+    echo(f"Report:  {index}")

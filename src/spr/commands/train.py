@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from spr.core.terminal import echo
+
 
 def train(
     config: Annotated[str, typer.Argument(help="Config file (YAML), or the name of a preset.")],
@@ -37,16 +39,16 @@ def train(
     from spr.training.run import run
 
     load = load_config if pairs is None else load_training
-    summary = run(load(config, overrides or ()), out, pairs=pairs, reference=reference, report=typer.echo)
+    summary = run(load(config, overrides or ()), out, pairs=pairs, reference=reference, report=echo)
     if int(os.environ.get("RANK", "0")) != 0:
         return
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
-    typer.echo(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
+    echo(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
     for reason, count in summary.dropped.items():
-        typer.echo(f"  {count:>12,}  dropped {reason}")
+        echo(f"  {count:>12,}  dropped {reason}")
     for name in ("loss", "margin", "accuracy"):
-        typer.echo(f"  {summary.last[name]:>12.4f}  {name} of the last step")
-    typer.echo(f"\nAdapter (PEFT format):  {out / 'adapter'}")
+        echo(f"  {summary.last[name]:>12.4f}  {name} of the last step")
+    echo(f"\nAdapter (PEFT format):  {out / 'adapter'}")
 
 
 def merge(
@@ -61,4 +63,4 @@ def merge(
 
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
     merge_adapter(adapter, out, model=None if model is None else model_source(model), revision=revision)
-    typer.echo(f"Merged model:  {out}")
+    echo(f"Merged model:  {out}")

@@ -6,11 +6,14 @@ import difflib
 from collections.abc import Iterable
 from functools import partial
 
+from spr.core.terminal import printable
+
 
 class SprError(Exception):
     """A problem that the user can fix. The command line prints it without a traceback.
 
     ``what`` went wrong, as a sentence without a full stop, names the file, record or field; ``fix`` the flag or field.
+    Control characters in the message are escaped, since the parts may contain text from strangers' files.
 
     >>> print(ConfigError("Config field `regions.min_aspect` is out of range", got="1.5", expected="0 to 1"))
     Config field `regions.min_aspect` is out of range.
@@ -23,10 +26,10 @@ class SprError(Exception):
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None) -> None:
         self.what, self.got, self.expected, self.fix = what, got, expected, fix
         lines = [what if what.endswith((".", "!", "?", ":")) else what + "."]
-        lines += [f"  got:      {got}"] if got is not None else []
-        lines += [f"  expected: {expected}"] if expected is not None else []
-        lines += [f"  fix:      {fix}"] if fix is not None else []
-        super().__init__("\n".join(lines))
+        for label, part in (("got:", got), ("expected:", expected), ("fix:", fix)):
+            # A line break in foreign text must not look like the next part.
+            lines += [f"  {label:<9} " + str(part).replace("\n", "\n" + " " * 12)] if part is not None else []
+        super().__init__(printable("\n".join(lines)))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Workers send errors to the runner by pickle, which by default does not pass keyword-only arguments.
