@@ -12,7 +12,7 @@ from spr.config import Config, TrainingPart
 from spr.core.errors import ConfigError
 from spr.models.loading import model_source
 from spr.models.registry import trained_model
-from spr.runs.cues import pair_cues
+from spr.runs.cues import kept_cues
 from spr.runs.folder import open_run
 from spr.training.loss import needs_rejected
 from spr.training.pairs import run_pairs, trl_pairs
@@ -56,7 +56,7 @@ def run(
     main_process = int(os.environ.get("RANK", "0")) == 0
     with open_run(out, config) if main_process else nullcontext():
         if main_process and isinstance(config, Config) and needs_rejected(config.training):
-            found = pair_cues(out)
+            found = kept_cues(out)
             others = tuple(cue for cue in found.cues if cue.group != "length")  # `train` measures it, in tokens
             for warning in replace(found, cues=others).warnings:
                 report(f"Warning: {warning}")
