@@ -34,6 +34,9 @@ def test_the_message_of_an_error_is_escaped_and_its_parts_are_not_imitated() -> 
     error = InputError(f"File {EVIL} is bad", got=f"{EVIL}\n  fix:      run this", expected=EVIL, fix=EVIL)
     assert is_harmless(str(error))
     assert [line[:11] for line in str(error).splitlines() if "fix:" in line] == [" " * 11, "  fix:      "[:11]]
+    long = InputError("x", got="a" * 10**6, expected="b")
+    assert len(str(long)) < 2100
+    assert "… (1,000,000 characters)\n  expected: b" in str(long)
     assert error.got == f"{EVIL}\n  fix:      run this"  # for programs, as it was
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from spr.annotations import read_coco
 from spr.config import load_config
-from spr.core.errors import ConfigError, InputError, SprError
+from spr.core.errors import ConfigError, InputError, RecordError, SprError
 from spr.core.text_input import TextInput, read_text, text_lines
 from spr.evaluation.lines import read_lines
 from spr.evaluation.predictions import read_predictions
@@ -133,6 +133,34 @@ def test_every_reader_refuses_what_it_can_not_read(tmp_path: Path, reader: str, 
     path.mkdir()
     with pytest.raises(SprError):
         read(path)
+
+
+def test_values_of_any_type_do_not_crash_a_reader(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for reason in ([], {}, 5):
+        path.write_text(lines({"id": "1", "answer": "a", "finish_reason": reason}))
+        assert read_predictions(path, ["1"]).problems == {}
+    path.write_text(lines({**REGION, "region": [0, 0, 5, 10**400]}))
+    with pytest.raises(RecordError, match="region of query 1/0"):
+        read_regions(path)
+    for part in (
+        {"prompt": [{"role": "user", "content": 5}]},
+        {"prompt": [{"role": "user", "content": ["a"]}]},
+        {"chosen": [{"role": "assistant", "content": [5]}]},
+        {"images": "a.png"},
+        {"images": [5]},
+        {"images": [{"path": 5}]},
+        {"chosen": 5},
+    ):
+        path.write_text(lines({**PAIR, **part}))
+        with pytest.raises(InputError):
+            read_pairs(path)
+    path.write_text(lines({**PAIR, "chosen_finish_reason": ["length"]}))
+    assert read_pairs(path) == [("0", "ja 😀", "no")]
+    path.write_text("[" * 100_000)
+    for reader in ("predictions", "questions", "regions", "pairs", "config"):
+        with pytest.raises(SprError):
+            READERS[reader][0](path)
 
 
 @pytest.mark.parametrize("reader", sorted(READERS.keys() - {"annotations", "predictions"}))

@@ -8,6 +8,9 @@ from functools import partial
 
 from spr.core.terminal import printable
 
+LONGEST_PART = 2000
+"""Characters of a part of an error's message that are shown, so that a file can't fill the screen."""
+
 
 class SprError(Exception):
     """A problem that the user can fix. The command line prints it without a traceback.
@@ -25,10 +28,11 @@ class SprError(Exception):
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None) -> None:
         self.what, self.got, self.expected, self.fix = what, got, expected, fix
+        what = "\n".join(map(_shown, what.split("\n")))
         lines = [what if what.endswith((".", "!", "?", ":")) else what + "."]
         for label, part in (("got:", got), ("expected:", expected), ("fix:", fix)):
-            # A line break in foreign text must not look like the next part.
-            lines += [f"  {label:<9} " + str(part).replace("\n", "\n" + " " * 12)] if part is not None else []
+            if part is not None:  # text from a file must not look like the next part
+                lines.append(f"  {label:<9} " + _shown(str(part)).replace("\n", "\n" + " " * 12))
         super().__init__(printable("\n".join(lines)))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -56,6 +60,10 @@ class RunError(SprError):
 
 class GroundingError(SprError, ValueError):
     """Grounded text is malformed (raised only in strict mode), or can't be written in a dialect."""
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}… ({len(text):,} characters)"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
