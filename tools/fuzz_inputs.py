@@ -26,6 +26,7 @@ from pathlib import Path
 
 from spr.annotations import read_coco
 from spr.core.errors import SprError
+from spr.evaluation.answer_fields import Item
 from spr.evaluation.predictions import read_predictions
 from spr.evaluation.task import TASKS
 from spr.grounding import DIALECTS, convert, parse
@@ -112,7 +113,7 @@ def _read_annotations(data: bytes, path: Path) -> None:
 
 def _read_predictions(data: bytes, path: Path) -> None:
     path.write_bytes(data)
-    read_predictions(path, _IDS)
+    read_predictions(path, [Item(name) for name in _IDS])
 
 
 def _read_questions(data: bytes, path: Path) -> None:

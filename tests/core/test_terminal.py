@@ -68,7 +68,7 @@ def test_the_ids_of_predictions_are_printed_escaped(tmp_path: Path) -> None:
     answers.write_text("".join(json.dumps({"id": id_, "answer": "yes"}) + "\n" for id_ in (1, evil)))
     out = tmp_path / "r.json"
     done = spr("evaluate", "pope", "--annotations", questions, "--predictions", answers, "--out", out)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 3), done.stderr  # 3: doubtful, since an item has no answer
     assert is_harmless(done.stdout + done.stderr)
     answers.write_text(json.dumps({"id": evil, "answer": "yes"}))
     done = spr("evaluate", "pope", "--annotations", questions, "--predictions", answers, "--out", out)

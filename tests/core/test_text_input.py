@@ -16,6 +16,7 @@ from spr.annotations import read_coco
 from spr.config import load_config
 from spr.core.errors import ConfigError, InputError, RecordError, SprError
 from spr.core.text_input import TextInput, read_text, text_lines
+from spr.evaluation.answer_fields import Item
 from spr.evaluation.lines import read_lines
 from spr.evaluation.predictions import read_predictions
 from spr.evaluation.task import TASKS
@@ -81,7 +82,7 @@ REGION = {
 READERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "annotations": (read_annotations, "a.json", json.dumps(COCO, ensure_ascii=False, indent=1)),
     "predictions": (
-        lambda path: read_predictions(path, ["1", "2"]).texts,
+        lambda path: read_predictions(path, [Item("1"), Item("2")]).texts,
         "p.jsonl",
         lines({"id": 1, "answer": "ja é"}, {"id": 2, "answer": "😀"}),
     ),
@@ -139,7 +140,7 @@ def test_values_of_any_type_do_not_crash_a_reader(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for reason in ([], {}, 5):
         path.write_text(lines({"id": "1", "answer": "a", "finish_reason": reason}))
-        assert read_predictions(path, ["1"]).problems == {}
+        assert read_predictions(path, [Item("1")]).problems == {}
     path.write_text(lines({**REGION, "region": [0, 0, 5, 10**400]}))
     with pytest.raises(RecordError, match="region of query 1/0"):
         read_regions(path)
@@ -247,6 +248,7 @@ def test_no_other_module_reads_text_files() -> None:
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and node.attr in ("read_text", "stdin")
+        if (isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".read_text"))
+        or (isinstance(node, ast.Attribute) and node.attr == "stdin")
     }
     assert found - {"commands/text.py"} <= OWN_FILES.keys()
