@@ -13,6 +13,7 @@ import typer
 from spr import __version__
 from spr.commands import convert, embedded, evaluate, export, report, run, text, train
 from spr.core.errors import SprError, missing_package
+from spr.core.terminal import echo
 
 app = typer.Typer(
     name="spr",
@@ -26,7 +27,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"spr {__version__}")
+        echo(f"spr {__version__}")
         raise typer.Exit
 
 
@@ -87,5 +88,5 @@ def main() -> NoReturn:
 
 def _exit_with(error: SprError) -> NoReturn:
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-    typer.echo(f"spr: {error}{notes}", err=True)
+    echo(f"spr: {error}{notes}", err=True)
     sys.exit(error.exit_code)

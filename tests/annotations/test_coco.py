@@ -375,10 +375,10 @@ def test_an_image_without_objects_is_read(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b" \n", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
-        (b"\x1f\x8b\x08\x00abc", "gunzip"),
+        (b"\x1f\x8b\x08\x00abc", "ended before the end-of-stream"),
         (b"PK\x03\x04abc", "zip"),
         (b"\x80\x04\x95abc", "pickle"),
-        ('{"images": []}'.encode("utf-16"), "UTF-16"),
+        ('{"images": []}'.encode("utf-16-le"), "UTF-16 without a byte order mark"),
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"[]", "a JSON list"),
         (b"12", "expected '{', got '1'"),
@@ -412,9 +412,9 @@ def test_a_file_that_is_not_an_annotations_file_is_an_error(tmp_path: Path, cont
 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.json does not exist"):
+    with pytest.raises(InputError, match=r"none\.json can't be read(.|\n)*no such file"):
         read_coco(tmp_path / "none.json")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="a folder"):
         read_coco(tmp_path)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spr.annotations import Annotations, read_coco
-from spr.annotations.json_stream import JsonStream, guess_cut, scan
+from spr.annotations.json_stream import JsonStream, Scanner, guess_cut
 from spr.core.errors import InputError
 
 _values = st.recursive(
@@ -29,11 +31,23 @@ _values = st.recursive(
 @given(elements=st.lists(_values, min_size=1, max_size=6), indent=st.sampled_from([None, 1]), rest=st.text(max_size=9))
 def test_the_scan_finds_the_end_or_the_last_comma(elements: list[Any], indent: int | None, rest: str) -> None:
     inside = json.dumps(elements, indent=indent)[1:-1].encode()
-    assert scan(inside + b"]" + rest.encode()) == (len(inside), True)
+    size = 1 + len(rest)
+    assert scan(inside + b"]" + rest.encode(), size)[1] == len(inside)
     last = len(json.dumps(elements[-1], indent=indent).encode())
-    cut, closed = scan(inside.rstrip()[: -min(last, 1)])
-    assert not closed
+    cut, end = scan(inside.rstrip()[: -min(last, 1)], size)
+    assert end == -1
     assert json.loads(b"[" + inside[: max(cut, 0)] + b"]") == elements[:-1]
+
+
+def scan(data: bytes, size: int) -> tuple[int, int]:
+    """The last comma and the closing bracket, found in pieces of the given size."""
+    scanner, cut = Scanner(), -1
+    for start in range(0, len(data), size):
+        _, last, end = scanner.feed(data[start : start + size])
+        cut = start + last if last >= 0 else cut
+        if end >= 0:
+            return cut, start + end
+    return cut, -1
 
 
 @pytest.mark.parametrize(
@@ -130,3 +144,62 @@ def test_a_damaged_file_has_the_same_result_for_every_block_size(tmp_path: Path)
         small = outcome(path, 64)
         assert small == whole or (small[0] == whole[0] == "stopped")
     assert 100 < stopped < 400
+
+
+END = b', "images": [{"id": 1, "file_name": "a", "width": 9, "height": 9}], "annotations": [], "categories": []}'
+HEAVY = {
+    "backslashes": b'{"info": "' + b"\\" * 5_000_000 + b'"' + END,
+    "quotes": b'{"info": [' + b'"",' * 3_000_000 + b'""]' + END,
+    "a long string": b'{"info": "' + b"x" * 5_000_000 + b'"' + END,
+    "a long number": b'{"info": ' + b"9" * 5_000_000 + END,
+    "deep nesting": b'{"info": ' + b"[" * 2_500_000 + b"]" * 2_500_000 + END,
+    "many keys": b'{"info": 1' + b"".join(b', "k%d": {}' % n for n in range(900)) + END,
+    "too many keys": b'{"info": 1' + b"".join(b', "k%d": {}' % n for n in range(200_000)) + END,
+    "a long key": b'{"' + b"k" * 5_000_000 + b'": 1' + END,
+    "a long element": b'{"annotations": [{"a": "' + b"\\" * 18_000_000 + b'"}]' + END,
+    "an element of lists": b'{"annotations": [['
+    + b"[]," * 300_000
+    + b"[]]]"
+    + END.replace(b', "annotations": []', b""),
+    "spaces": b'{"info": 1' + b" " * 5_000_000 + END,
+}
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from spr.annotations import read_coco
+from spr.core.errors import InputError
+
+def peak():  # not getrusage, which gives the parent's peak if that is larger
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+before = peak()
+for path in sys.argv[1:]:
+    started, what = time.process_time(), "read"
+    try:
+        read_coco(path)
+    except InputError as error:
+        what = error.what.replace(path, "")
+    print(path, time.process_time() - started, peak() - before, what, sep="|")
+"""
+
+
+def test_time_is_linear_and_memory_bounded(tmp_path: Path) -> None:
+    files = {str(tmp_path / name): content for name, content in HEAVY.items()}
+    for path, content in files.items():
+        Path(path).write_bytes(content)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *files], capture_output=True, text=True, check=True)
+    outcomes = {}
+    for line in done.stdout.splitlines():
+        path, seconds, megabytes, outcomes[Path(path).name] = line.split("|")
+        assert float(seconds) < 1 + 0.1 * len(files[path]) / 1e6, line
+        assert float(megabytes) < 100, line
+    refused = {
+        "too many keys": "more than 1,000 keys at its top level",
+        "a long key": "a key of more than 65,536 bytes at byte 1",
+        "a long element": "an element of more than 16,777,216 bytes at byte 17",
+    }
+    for name, outcome in outcomes.items():
+        assert refused.get(name, "read") in outcome

@@ -134,7 +134,14 @@ def test_overrides_do_not_change_their_input():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("", "an empty file"), ("[1]", "list"), ("a: [", "not YAML"), ("a: \x00", "not YAML")]
+    ("content", "message"),
+    [
+        ("", "an empty file"),
+        ("[1]", "list"),
+        ("a: [", "not YAML"),
+        ("a: \x00", "binary data"),
+        ("a: b\x07", "not YAML"),
+    ],
 )
 def test_a_file_that_is_not_a_config_is_an_error(tmp_path, content, message):
     path = tmp_path / "c.yaml"

@@ -38,6 +38,7 @@ from spr.core.errors import InputError
 
 _LISTS = ("images", "annotations", "categories")
 _WITHOUT_BOX = (CODE["entry_not_an_object"], CODE["box_missing"])
+_MOST_ODD_KEYS = 1000
 _OTHER_KINDS = {"caption": "captions", "segments_info": "panoptic segmentation"}
 
 _Error = Callable[..., InputError]
@@ -125,7 +126,7 @@ def read_coco(
     replaced, see `Annotations.numbered`. The result does not depend on the order of the entries.
 
     Args:
-        path: The JSON file, in UTF-8.
+        path: The JSON file, which may be packed with gzip; see `spr.core.text_input`.
         allow_outside_images: Keep images whose file name is absolute or contains ``..``.
         clip_to_square: Clip boxes to a square with the image's longer side instead of the image, because the boxes may
             have been drawn on the image turned by 90°.
@@ -144,7 +145,8 @@ def read_coco(
     odd_keys: dict[str, None] = {}
 
     def lenient(items: list[Any]) -> AnnotationColumns:
-        odd_keys.update(dict.fromkeys(key for item in items if isinstance(item, dict) for key in item))
+        if len(odd_keys) < _MOST_ODD_KEYS:
+            odd_keys.update(dict.fromkeys(key for item in items if isinstance(item, dict) for key in item))
         return lenient_objects(items, ids)
 
     with JsonStream(Path(path), block_size=block_size, progress=progress) as stream:

@@ -5,12 +5,12 @@ for as blocks of whole elements, and other members are skipped without being dec
 
 The end of a block is guessed (the last ``},{``) and then verified by decoding: the text between two commas of a list,
 put between ``[`` and ``]``, is valid JSON only if both commas separate elements of that list. A cut within a string or
-a nested list fails, and an exact scan of quotes and brackets then finds the cut.
+a nested list fails, and an exact scan of quotes and brackets then finds the cut. It scans every byte once, and members
+that are skipped are never in memory as a whole, so that time is linear and memory bounded for any content.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spr.core.errors import InputError
+from spr.core.text_input import TextInput
 
 BLOCK_SIZE = 256 * 1024
 """Bytes per read. A block and the objects decoded from it fit in the processor's cache, which saves more time than
@@ -33,8 +34,12 @@ T = TypeVar("T")
 
 _SPACE = b" \t\r\n"
 _NOT_SPACE = re.compile(rb"[^ \t\r\n]")
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_SCALAR = re.compile(rb"[^,}\]\s]+(?=[,}\]\s])")
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_VALUE_STARTS = b'{["-0123456789tfn'
+_LONGEST_KEY = 64 * 1024
+_LONGEST_ELEMENT = 16 * 2**20
+_MOST_KEYS = 1000
+_FIRST_PIECE = 1024
 _BOUNDARY_TRIES = 64
 _LONGEST_GAP = 64
 _COMMA = 2
@@ -42,11 +47,7 @@ _STEPS = np.zeros(256, dtype=np.int8)
 _STEPS[list(b"{[")], _STEPS[list(b"}]")], _STEPS[ord(",")] = 1, -1, _COMMA
 
 _STARTS = {
-    b"\x1f\x8b": ("a gzip archive", "unpack it first: gunzip FILE"),
-    b"PK\x03\x04": ("a zip archive", "unpack it first: unzip FILE"),
     b"\x80": ("binary data, perhaps a Python pickle", "give the JSON file"),
-    b"\xff\xfe": ("text in UTF-16", "save it as UTF-8"),
-    b"\xfe\xff": ("text in UTF-16", "save it as UTF-8"),
     b"<": ("an HTML or XML page", "download the file itself, not the page that links to it"),
     b"[": ("a JSON list", "give the annotations (`instances_….json`), not a list of detections"),
 }
@@ -62,10 +63,11 @@ class JsonStream:
 
     def __init__(self, path: Path, *, block_size: int = BLOCK_SIZE, progress: Progress | None = None) -> None:
         self.path, self._block_size, self._progress = path, block_size, progress
-        self._file = _open(path)
+        fix = "set `annotations.path` to the JSON file"
+        self._file = TextInput(path, f"Annotations file {path}", expected="a COCO-style JSON file", fix=fix)
         self._size = path.stat().st_size
         # Bytes `at` to `end` of the buffer have not been consumed; byte 0 of the buffer is byte `base` of the file.
-        self._buffer, self._at, self._end, self._base = bytearray(), 0, 0, 0
+        self._buffer, self._at, self._end, self._base = bytearray(), 0, 0, self._file.skipped
         self._member, self._pending = "", False
 
     def __enter__(self) -> Self:
@@ -82,10 +84,13 @@ class JsonStream:
         while not closed:
             if self._peek() != b'"':
                 self._not_json("expected a key in quotes")
-            self._member = str(self._decode(self._match(_STRING))[0])
+            self._member = str(self._decode(self._key())[0])
             if self._member in seen:
                 raise self.error(f"has the key `{self._member}` twice", fix="remove one of the two")
             seen.add(self._member)
+            if len(seen) > _MOST_KEYS:
+                expected = "an object with `images`, `annotations` and `categories`"
+                raise self.error(f"has more than {_MOST_KEYS:,} keys at its top level", expected=expected)
             self._expect(b":")
             self._peek()
             self._pending = True
@@ -124,7 +129,7 @@ class JsonStream:
         while first or not closed:
             if self._end - self._at < self._block_size:
                 self._more()
-            guess = guess_cut(self._buffer, self._at, self._end)
+            guess = guess_cut(self._buffer, self._at, min(self._end, self._at + 2 * self._block_size))
             result = None if guess < 0 else self._try(fast, guess)
             if result is not None:
                 cut, closed = guess, False
@@ -163,19 +168,15 @@ class JsonStream:
             self._buffer = bytearray(len(rest) + wanted)
         self._buffer[: len(rest)] = rest
         with memoryview(self._buffer) as whole, whole[len(rest) : len(rest) + wanted] as space:
-            try:
-                read = self._file.readinto(space)
-            except OSError as error:
-                raise self.error(f"can't be read beyond byte {self._base + self._end:,} ({error.strerror})") from error
+            read = self._file.readinto(space)
         self._base, self._at, self._end = self._base + start, self._at - start, len(rest) + read
         if read and self._progress is not None:
-            self._progress(self._base + self._end, self._size)
+            self._progress(self._file.done, self._size)
         return read > 0
 
     def _start(self) -> None:
         while self._end < 4 and self._more():
             pass
-        self._at = 3 if self._buffer.startswith(b"\xef\xbb\xbf") else 0
         if not self._peek(at_end=True):
             raise self.error("is empty", expected="a COCO-style JSON object")
         for start, (got, fix) in _STARTS.items():
@@ -202,9 +203,11 @@ class JsonStream:
             self._not_json(f"expected {byte.decode()!r}, got {got.decode('utf-8', 'backslashreplace')!r}")
         self._at += 1
 
-    def _match(self, pattern: re.Pattern[bytes]) -> bytes:
+    def _key(self) -> bytes:
         while True:
-            found = pattern.match(self._buffer, self._at, self._end)
+            found = _STRING.match(self._buffer, self._at, self._end)
+            if (found.end() if found else self._end) - self._at > _LONGEST_KEY:
+                raise self.error(f"has a key of more than {_LONGEST_KEY:,} bytes at byte {self._base + self._at:,}")
             if found:
                 self._at = found.end()
                 return bytes(found.group())
@@ -212,24 +215,40 @@ class JsonStream:
                 self._truncated()
 
     def _skip(self) -> None:
-        start = self._peek()
-        if start not in (b"{", b"["):
-            self._match(_STRING if start == b'"' else _SCALAR)
-            return
-        self._at += 1
-        closed = False
-        while not closed:
-            cut, closed = self._exact_cut()
-            self._at = cut + 1
+        """Move to the comma or the bracket after a value."""
+        if self._peek() not in _VALUE_STARTS:
+            self._not_json("expected a value")
+        scanner, size = Scanner(), _FIRST_PIECE
+        while True:
+            piece = bytes(self._buffer[self._at : min(self._at + size, self._end)])
+            comma, _, closing = scanner.feed(piece)
+            if comma >= 0 or closing >= 0:
+                self._at += comma if comma >= 0 else closing
+                return
+            self._at, size = self._at + len(piece), min(2 * size, BLOCK_SIZE)
+            if self._at == self._end and not self._more():
+                self._truncated()
 
     def _exact_cut(self) -> tuple[int, bool]:
-        """The index in the buffer of the list's last comma or of its closing bracket, and whether it is the bracket."""
-        while True:
-            cut, closed = scan(bytes(self._buffer[self._at : self._end]))
-            if cut >= 0:
-                return self._at + cut, closed
-            if not self._more():
-                self._truncated()
+        """The index in the buffer of a comma of the list or of its closing bracket, and whether it is the bracket.
+
+        It is the last comma within a block, or the first one after that.
+        """
+        scanner, size, done, cut = Scanner(), _FIRST_PIECE, 0, -1  # relative to `_at`, since `_more` moves the buffer
+        while cut < 0 or (done < self._block_size and self._at + done < self._end):
+            if self._at + done == self._end:
+                if done > _LONGEST_ELEMENT:
+                    at = self._base + self._at
+                    raise self.error(f"has an element of more than {_LONGEST_ELEMENT:,} bytes at byte {at:,}")
+                if not self._more():
+                    self._truncated()
+            piece = bytes(self._buffer[self._at + done : min(self._at + done + size, self._end)])
+            _, last, closing = scanner.feed(piece)
+            if closing >= 0:
+                return self._at + done + closing, True
+            cut = done + last if last >= 0 else cut
+            done, size = done + len(piece), min(2 * size, BLOCK_SIZE)
+        return self._at + cut, False
 
     def _decode(self, elements: bytes) -> list[Any]:
         # Invalid UTF-8 becomes lone surrogates, so that it is an error only in fields that are used.
@@ -252,18 +271,6 @@ class JsonStream:
         raise self.error(f"is not valid JSON at byte {self._base + self._at + skip:,}{where}", got=problem)
 
 
-def _open(path: Path) -> io.FileIO:
-    try:
-        return io.FileIO(path)
-    except FileNotFoundError:
-        what, fix = "does not exist", "check the path in `annotations.path`"
-    except IsADirectoryError:
-        what, fix = "is a folder", "set `annotations.path` to the JSON file"
-    except OSError as error:
-        what, fix = f"can't be read ({error.strerror})", "check the file's permissions"
-    raise InputError(f"Annotations file {path} {what}", expected="a COCO-style JSON file", fix=fix)
-
-
 def _int(digits: str) -> float:
     # Python refuses to convert very long digit strings to integers; no id or coordinate is that long.
     return int(digits) if len(digits) <= 4000 else float(digits)
@@ -281,31 +288,39 @@ def guess_cut(data: bytearray, start: int, end: int) -> int:
     return -1
 
 
-def scan(data: bytes) -> tuple[int, bool]:
-    """Find the end of the list or object whose content ``data`` starts with.
+class Scanner:
+    """Finds the commas of a list or object and its closing bracket in its content, given in pieces of any size.
 
-    Returns:
-        The index of its closing bracket and True; without one, the index of the last comma that separates its elements
-        (-1 if there is none) and False.
-
-    >>> scan(b'{"a": [1, 2]}, {"b": "},{"'), scan(b'[1, "]"]] , '), scan(b'{"a": 1, "b"')
-    ((13, False), (8, True), (-1, False))
+    >>> Scanner().feed(b'{"a": [1, 2]}, {"b": "},{"'), Scanner().feed(b'[1, "]"], 2] , ')
+    ((13, 13, -1), (8, 8, 11))
     """
-    codes = np.frombuffer(data, dtype=np.uint8)
-    quotes = np.flatnonzero(codes == ord('"'))
-    if b"\\" in data:
-        quotes = quotes[~_escaped(codes, quotes)]
-    steps = _STEPS[codes]
-    places = np.flatnonzero(steps)
-    places = places[np.searchsorted(quotes, places) % 2 == 0]
-    steps = steps[places]
-    is_comma = steps == _COMMA
-    depth = np.cumsum(np.where(is_comma, 0, steps), dtype=np.int64)
-    closing = np.flatnonzero(depth < 0)
-    if closing.size:
-        return int(places[closing[0]]), True
-    commas = places[is_comma & (depth == 0)]
-    return (int(commas[-1]) if commas.size else -1), False
+
+    def __init__(self) -> None:
+        self._depth, self._in_string, self._escaped = 0, False, False
+
+    def feed(self, piece: bytes) -> tuple[int, int, int]:
+        """The indices of the first and the last comma, before the closing bracket, and of that; -1 without one."""
+        if self._escaped:
+            piece = b" " + piece[1:]
+        codes = np.frombuffer(piece, dtype=np.uint8)
+        quotes = np.flatnonzero(codes == ord('"'))
+        if b"\\" in piece:
+            quotes = quotes[~_escaped(codes, quotes)]
+        self._escaped = (len(piece) - len(piece.rstrip(b"\\"))) % 2 == 1
+        steps = _STEPS[codes]
+        places = np.flatnonzero(steps)
+        places = places[np.searchsorted(quotes, places) % 2 == self._in_string]
+        self._in_string ^= len(quotes) % 2 == 1
+        steps = steps[places]
+        is_comma = steps == _COMMA
+        depth = self._depth + np.cumsum(np.where(is_comma, 0, steps), dtype=np.int64)
+        self._depth = int(depth[-1]) if depth.size else self._depth
+        closing = np.flatnonzero(depth < 0)
+        end = int(places[closing[0]]) if closing.size else -1
+        commas = places[is_comma & (depth == 0)]
+        commas = commas[commas < end] if closing.size else commas
+        first, last = (int(commas[0]), int(commas[-1])) if commas.size else (-1, -1)
+        return first, last, end
 
 
 def _escaped(codes: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spr.core.errors import ConfigError
+from spr.core.terminal import echo
 
 convert = typer.Typer(
     name="convert", help="Convert published weights to a folder that SPR loads.", no_args_is_help=True
@@ -50,4 +51,4 @@ def ferret(
         given = {"--base": base, "--delta": delta, "--checkpoint": checkpoint}
         got = " and ".join(flag for flag, value in given.items() if value is not None) or "none of them"
         raise ConfigError("spr convert ferret: wrong inputs", got=got, expected="--base and --delta, or --checkpoint")
-    typer.echo(f"Ferret was written to {out}. Use it with describer.model={out}")
+    echo(f"Ferret was written to {out}. Use it with describer.model={out}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spr.commands.run import print_summary
+from spr.core.terminal import echo
 
 
 def scenes(
@@ -18,7 +19,7 @@ def scenes(
     """Generate scenes of coloured shapes as PNG and COCO JSON with exact boxes, and referring expressions."""
     from spr.embedded.scenes import write_scenes
 
-    typer.echo(f"{n} scenes in {write_scenes(out, n, seed)}")
+    echo(f"{n} scenes in {write_scenes(out, n, seed)}")
 
 
 def quickstart(
@@ -33,8 +34,8 @@ def quickstart(
 
     try:
         sizes = {"scenes": scenes, "held_out_scenes": held_out, "workers": workers}
-        index = run_quickstart(out, seed, **sizes, say=typer.echo, report=print_summary)
+        index = run_quickstart(out, seed, **sizes, say=echo, report=print_summary)
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. Finished parts stay in {out}; run the same command again to continue.", err=True)
+        echo(f"\nInterrupted. Finished parts stay in {out}; run the same command again to continue.", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"\nReport (open in a browser): {index}")
+    echo(f"\nReport (open in a browser): {index}")

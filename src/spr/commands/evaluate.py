@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from spr.core.errors import ConfigError
+from spr.core.terminal import echo
 
 if TYPE_CHECKING:
     from spr.config import DescriberConfig
@@ -143,9 +144,9 @@ def _evaluate(
     result = tasks.evaluate(task, annotations, **answers, images=source, seed=seed)
     written = result.write(out)
     for line in summary(result):
-        typer.echo(line)
+        echo(line)
     beside = ", ".join(str(out.parent / written[key]) for key in ("items", "answers") if key in written)
-    typer.echo(f"\n{out}  (beside it: {beside})")
+    echo(f"\n{out}  (beside it: {beside})")
     if result.notes:
         raise typer.Exit(_DOUBTFUL)
 
@@ -167,8 +168,8 @@ def compare(
     comparisons = comparing.compare(results)
     for comparison in comparisons:
         for line in comparing.table(comparison):
-            typer.echo(line)
-        typer.echo("")
+            echo(line)
+        echo()
     if out is not None:
         text = json.dumps([comparison.to_json() for comparison in comparisons], indent=2, ensure_ascii=False)
         write_output(out, (text + "\n").encode(), "a comparison of `spr compare`", comparing.is_comparison)
@@ -187,7 +188,7 @@ def lvis_questions(
     from spr.evaluation.tasks.referring import write_lvis_questions
 
     written = write_lvis_questions(annotations, out, n, seed=seed, min_area=min_area)
-    typer.echo(f"{written:,} questions in {out}")
+    echo(f"{written:,} questions in {out}")
 
 
 def summary(result: Result) -> list[str]:

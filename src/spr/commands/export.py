@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from spr.core.terminal import echo
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder with finished pairs.")],
@@ -50,9 +52,9 @@ def export(
     summary = writing.export(run, out, format, images=images, dialect=dialect, license_id=license, name=name)  # type: ignore[arg-type]
     state = ", done before" if summary.done_before else ""
     settings = f"images: {summary.images}, dialect: {summary.dialect}{state}"
-    typer.echo(f"{format}: {summary.pairs:,} pairs in {out} ({settings})")
+    echo(f"{format}: {summary.pairs:,} pairs in {out} ({settings})")
     for reason, count in summary.left_out.items():
-        typer.echo(f"  {count:>12,}  left out {reason}")
+        echo(f"  {count:>12,}  left out {reason}")
     if summary.left_out:
-        typer.echo(f"  {out / writing.LEFT_OUT} lists them. To export again, delete {out} first.")
-    typer.echo(f"Card: {out / 'README.md'}. Fill in the licenses of images and annotations before you publish it.")
+        echo(f"  {out / writing.LEFT_OUT} lists them. To export again, delete {out} first.")
+    echo(f"Card: {out / 'README.md'}. Fill in the licenses of images and annotations before you publish it.")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from spr.core.terminal import echo
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder with finished pairs.")],
@@ -24,5 +26,5 @@ def report(
     """Write an HTML report of a run: counts, plots, training, results and a gallery of the pairs."""
     from spr.report.page import write_report
 
-    index = write_report(run, out, max_pairs=max_pairs, images=not no_images, say=typer.echo)
-    typer.echo(f"Report:  {index}")
+    index = write_report(run, out, max_pairs=max_pairs, images=not no_images, say=echo)
+    echo(f"Report:  {index}")

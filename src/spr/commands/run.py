@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spr.core.terminal import echo
+
 if TYPE_CHECKING:
     from spr.pipeline.runner import StageSummary
 
@@ -33,18 +35,18 @@ def run(
     try:
         summaries = runner.run(loaded, out, until=until, workers=workers, report=print_summary)
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
+        echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
     if any(summary.name == "pairs" for summary in summaries):
         from spr.models.token_counts import token_counter
         from spr.runs.pair_stats import pair_summary
 
         for line in pair_summary(out, token_counter(loaded.describer)):
-            typer.echo(line)
+            echo(line)
     for summary in summaries:
         if summary.advice is not None:
-            typer.echo(f"\nNote: {summary.name}: {summary.advice}.")
-    typer.echo(f"\nTo see the rows:  spr show {out / summaries[-1].name}")
+            echo(f"\nNote: {summary.name}: {summary.advice}.")
+    echo(f"\nTo see the rows:  spr show {out / summaries[-1].name}")
 
 
 def show(
@@ -64,10 +66,10 @@ def show(
         from spr.report.contact_sheet import draw_sheet
 
         drawn = draw_sheet(path, draw, n=n, skip=skip)
-        typer.echo(f"{drawn} rows drawn into {draw}")
+        echo(f"{drawn} rows drawn into {draw}")
         return
     for line in rows.show(path, n=n, skip=skip):
-        typer.echo(line)
+        echo(line)
 
 
 def doctor() -> None:
@@ -75,25 +77,25 @@ def doctor() -> None:
     from spr.report.doctor import diagnose
 
     for line in diagnose():
-        typer.echo(line)
+        echo(line)
 
 
 def _print_example(summary: StageSummary, key: str) -> None:
     if key in summary.examples:
-        typer.echo(f"                  such as: {summary.examples[key]}")
+        echo(f"                  such as: {summary.examples[key]}")
 
 
 def print_summary(summary: StageSummary) -> None:
     """Print the number of rows of a stage and what it dropped."""
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
-    typer.echo(f"{summary.name}: {summary.rows:,} {summary.unit} ({when})")
+    echo(f"{summary.name}: {summary.rows:,} {summary.unit} ({when})")
     for name, count in summary.counts.items():
-        typer.echo(f"  {count:>12,}  {name}")
+        echo(f"  {count:>12,}  {name}")
         _print_example(summary, name)
     for reason, count in summary.dropped.items():
-        typer.echo(f"  {count:>12,}  dropped {reason}")
+        echo(f"  {count:>12,}  dropped {reason}")
         _print_example(summary, reason)
     if summary.advice is not None:
-        typer.echo(f"  Note: {summary.advice}.")
+        echo(f"  Note: {summary.advice}.")
     if summary.hint is not None:
-        typer.echo(f"  Note: {summary.hint}.")
+        echo(f"  Note: {summary.hint}.")

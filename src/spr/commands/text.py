@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from spr.core.errors import ConfigError, GroundingError
+from spr.core.terminal import echo
 
 
 def text(
@@ -26,12 +28,13 @@ def text(
 
     dialects = grounding.get_dialect(source), grounding.get_dialect(target)
     lines = grounding.convert_lines(_input_lines(), *dialects, _parse_size(size), strict=strict)
-    number = 1
+    # A file or another program gets the text as it is.
+    write, number = echo if sys.stdout.isatty() else partial(print, flush=True), 1
     try:
         for number, converted in enumerate(lines, start=1):
             for problem in converted.problems:
-                typer.echo(f"line {number}, {problem}", err=True)
-            typer.echo(converted.text)
+                echo(f"line {number}, {problem}", err=True)
+            write(converted.text)
             number += 1
     except GroundingError as error:
         error.add_note(f"  line:     {number}")
@@ -39,9 +42,10 @@ def text(
 
 
 def _input_lines() -> Iterator[str]:
+    from spr.core.text_input import TextInput, text_lines
+
     # Undecodable bytes become U+FFFD, so that one of them does not stop the conversion of the other lines.
-    for line in sys.stdin.buffer if sys.stdin is not None else ():
-        yield line.decode("utf-8", errors="replace")
+    return iter(()) if sys.stdin is None else text_lines(TextInput(sys.stdin.buffer, "Standard input"), replace=True)
 
 
 def _parse_size(text_wh: str) -> tuple[int, int]:

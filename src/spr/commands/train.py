@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spr.core.terminal import echo
+
 
 def train(
     config: Annotated[str, typer.Argument(help="Config file (YAML), or the name of a preset.")],
@@ -47,16 +49,16 @@ def train(
     load = load_config if pairs is None else load_training
     loaded = load(config, overrides or ())
     options: dict[str, Any] = {"pairs": pairs, "allow_outside_images": allow_outside_images, "reference": reference}
-    summary = run(loaded, out, **options, report=typer.echo)
+    summary = run(loaded, out, **options, report=echo)
     if int(os.environ.get("RANK", "0")) != 0:
         return
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
-    typer.echo(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
+    echo(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
     for reason, count in summary.dropped.items():
-        typer.echo(f"  {count:>12,}  dropped {reason}")
+        echo(f"  {count:>12,}  dropped {reason}")
     for name in ("loss", "margin", "accuracy"):
-        typer.echo(f"  {summary.last[name]:>12.4f}  {name} of the last step")
-    typer.echo(f"\nAdapter (PEFT format):  {out / 'adapter'}")
+        echo(f"  {summary.last[name]:>12.4f}  {name} of the last step")
+    echo(f"\nAdapter (PEFT format):  {out / 'adapter'}")
 
 
 def merge(
@@ -71,4 +73,4 @@ def merge(
 
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
     merge_adapter(adapter, out, model=None if model is None else model_source(model), revision=revision)
-    typer.echo(f"Merged model:  {out}")
+    echo(f"Merged model:  {out}")

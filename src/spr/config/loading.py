@@ -17,8 +17,9 @@ from spr.config.experiment import Config, TrainingPart
 from spr.config.problems import explain
 from spr.config.section import Section
 from spr.core import FORMAT_VERSION
-from spr.core.documents import parse_yaml, read_yaml
+from spr.core.documents import parse_yaml
 from spr.core.errors import ConfigError, nearest
+from spr.core.text_input import read_text
 
 PRESETS = Path(__file__).parent / "presets"
 Part = TypeVar("Part", bound=Section)
@@ -148,9 +149,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = find_config(source)
     try:
-        raw = read_yaml(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read", got=error, fix="give a YAML file in UTF-8") from None
+        raw = parse_yaml(read_text(path, expected="a YAML file", error=ConfigError))
     except ValueError as error:
         raise ConfigError(f"{path} is not YAML", got=error) from None
     if not isinstance(raw, dict):

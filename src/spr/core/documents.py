@@ -36,8 +36,3 @@ def parse_yaml(text: str) -> Any:
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         # PyYAML's constructors fail in many ways on malformed dates and numbers.
         raise ValueError(" ".join(str(error).split())) from None
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file in UTF-8; raises OSError or ValueError."""
-    return parse_yaml(path.read_text(encoding="utf-8"))

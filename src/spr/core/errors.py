@@ -6,11 +6,17 @@ import difflib
 from collections.abc import Iterable
 from functools import partial
 
+from spr.core.terminal import printable
+
+LONGEST_PART = 2000
+"""Characters of a part of an error's message that are shown, so that a file can't fill the screen."""
+
 
 class SprError(Exception):
     """A problem that the user can fix. The command line prints it without a traceback.
 
     ``what`` went wrong, as a sentence without a full stop, names the file, record or field; ``fix`` the flag or field.
+    Control characters in the message are escaped, since the parts may contain text from strangers' files.
 
     >>> print(ConfigError("Config field `regions.min_aspect` is out of range", got="1.5", expected="0 to 1"))
     Config field `regions.min_aspect` is out of range.
@@ -22,11 +28,12 @@ class SprError(Exception):
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None) -> None:
         self.what, self.got, self.expected, self.fix = what, got, expected, fix
+        what = "\n".join(map(_shown, what.split("\n")))
         lines = [what if what.endswith((".", "!", "?", ":")) else what + "."]
-        lines += [f"  got:      {got}"] if got is not None else []
-        lines += [f"  expected: {expected}"] if expected is not None else []
-        lines += [f"  fix:      {fix}"] if fix is not None else []
-        super().__init__("\n".join(lines))
+        for label, part in (("got:", got), ("expected:", expected), ("fix:", fix)):
+            if part is not None:  # text from a file must not look like the next part
+                lines.append(f"  {label:<9} " + _shown(str(part)).replace("\n", "\n" + " " * 12))
+        super().__init__(printable("\n".join(lines)))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Workers send errors to the runner by pickle, which by default does not pass keyword-only arguments.
@@ -53,6 +60,10 @@ class RunError(SprError):
 
 class GroundingError(SprError, ValueError):
     """Grounded text is malformed (raised only in strict mode), or can't be written in a dialect."""
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}… ({len(text):,} characters)"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
+from spr.core.terminal import echo, one_line
+
 SHOWN_AFTER = 2.0
 """Seconds before progress is first shown."""
 MEGABYTE = 1_000_000
@@ -57,7 +59,7 @@ class Progress:
                 self._open_bar()
             else:
                 self._next_line = now + LINE_EVERY
-                print(self.line(), file=self._stream, flush=True)
+                echo(self.line(), stream=self._stream)
 
     def line(self) -> str:
         """The progress as one line: ``regions: 512 of 2,048 images, 256 images/s, 6 s left``."""
@@ -80,7 +82,13 @@ class Progress:
         from rich.progress import Progress as RichProgress
 
         rate = TextColumn(f"{{task.fields[rate]}} {self.unit}/s")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            rate,
+            TimeRemainingColumn(),
+        )
         self._bar = RichProgress(*columns, console=Console(file=self._stream), transient=True)
-        self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, rate="")
+        self._task = self._bar.add_task(one_line(self.label), total=self.total, completed=self.done, rate="")
         self._bar.start()

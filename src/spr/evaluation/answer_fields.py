@@ -168,7 +168,7 @@ class PredictionLines:
         """All fields of a line, by default the first."""
         number = next(number for number, other in self.rows.items() if row is None or other is row)
         try:
-            content: dict[str, Any] = msgspec.json.decode(self.data.split(b"\n")[number - 1])
+            content: dict[str, Any] = msgspec.json.decode(self.data.splitlines()[number - 1])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # in a field that is not read otherwise
             return {}
         return content

@@ -9,18 +9,15 @@ from typing import TypeVar
 
 import msgspec
 
+from spr.core import text_input
 from spr.core.errors import InputError
 
 Content = TypeVar("Content")
 
 
-def read_bytes(path: Path, expected: str, what: str = "Annotations") -> bytes:
-    """The content of a file; the error if it can't be read says what the file is and what it should contain."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        got = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise InputError(f"{what} {path} can't be read", got=got, expected=expected) from None
+def read_bytes(path: Path, expected: str, what: str = "Annotations", *, check: bool = True) -> bytes:
+    """The content of a text input in UTF-8, valid if ``check``; an error says what it is and what it should contain."""
+    return text_input.read_bytes(path, f"{what} {path}", check=check, expected=expected)
 
 
 def decode_json(
@@ -29,14 +26,14 @@ def decode_json(
     """JSON as an object of the given type, or `InputError`; ``strict=False`` also reads texts as numbers."""
     try:
         return msgspec.json.decode(data, type=content, strict=strict)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(what, got=error, expected=expected, fix=fix) from None
 
 
 def decode_lines(data: bytes, row: type[Content]) -> Iterator[tuple[int, Content | Exception]]:
     """The number, from 1, of each line that is not empty, and its row or the reason why it does not fit the type."""
     decoder = msgspec.json.Decoder(row)
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    for number, line in enumerate(data.splitlines(), start=1):
         if line and not line.isspace():
             try:
                 yield number, decoder.decode(line)

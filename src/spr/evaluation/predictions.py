@@ -142,8 +142,9 @@ def read_predictions(
         InputError: if the file can't be read, has no lines, or can be read in several ways (several answer fields,
             several id fields that fit, several dialects), or if no answer can be used.
     """
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    data = b"\n".join(read_bytes(file, "a JSON-lines file", "Predictions") for file in files)
+    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
+    expected = "a JSON-lines file"
+    data = b"\n".join(read_bytes(file, expected, "Predictions", check=False) for file in files)  # checked line by line
     answers = Answers()
     rows: dict[int, Any] = {}
     for number, row in decode_lines(data, line_type(data, answer_field, id_field)):

@@ -65,7 +65,7 @@ def check_box(box: object, size_wh: Size | None = None, *, where: str = "box") -
     """
     try:
         x1, y1, x2, y2 = (float(v) for v in box)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RecordError(f"{where} is not a box", got=repr(box), expected="four numbers x1, y1, x2, y2") from None
     got = x1, y1, x2, y2
     if not all(map(isfinite, got)):

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from spr.core.errors import InputError
+from spr.core.terminal import one_line
 from spr.runs.reader import Run
 from spr.runs.store import MANIFEST, StageStore, read_table
 
@@ -86,5 +87,4 @@ def _text(value: object) -> str:
         return "[" + ", ".join(f"{v:.1f}" if is_box else _text(v) for v in value) + "]"
     if isinstance(value, bool):
         return "yes" if value else "–"
-    # Control characters from a dataset or a model must not reach the terminal.
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+    return one_line(value)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from spr.grounding import parse
 from spr.records import CUT_REASONS, PROMPT_KINDS
+from spr.runs.kept import kept
 from spr.runs.reader import SIDES, Run, Side
 
 WARN_ACCURACY = 0.65
@@ -181,6 +182,27 @@ class PairCues:
         return {**asdict(self), "cues": {cue.name: asdict(cue) for cue in self.cues}, "warnings": self.warnings}
 
 
+@dataclass(slots=True)
+class _Comparison:
+    """Sums over the pairs of both of whose answers have a property; `add` takes any number of pairs at a time."""
+
+    pairs: int = 0
+    chosen: float = 0.0
+    rejected: float = 0.0
+    more: float = 0.0  # chosen answers with the higher value; equal values count half
+
+    def add(self, chosen: Sequence[float] | Values, rejected: Sequence[float] | Values) -> None:
+        values = np.column_stack([chosen, rejected]).astype(np.float64)
+        first, second = values[~np.isnan(values).any(axis=1)].T
+        self.pairs += len(first)
+        self.chosen, self.rejected = self.chosen + float(first.sum()), self.rejected + float(second.sum())
+        self.more += float(np.sum((first > second) + 0.5 * (first == second)))
+
+    def cue(self, name: str) -> Cue:
+        more = self.more / self.pairs
+        return Cue(name, self.chosen / self.pairs, self.rejected / self.pairs, max(more, 1 - more), self.pairs)
+
+
 def measure_cue(name: str, chosen: Sequence[float] | Values, rejected: Sequence[float] | Values) -> Cue:
     """Compare a property, by its name in `Cue`, of the answers of the same pairs, ``(pairs,)`` each.
 
@@ -189,10 +211,19 @@ def measure_cue(name: str, chosen: Sequence[float] | Values, rejected: Sequence[
     >>> measure_cue("words", [10, 12, 9, 8], [7, 7, 9, 9])  # more words in two pairs, as many in one, fewer in one
     Cue(name='words', chosen=9.75, rejected=8.0, accuracy=0.625, pairs=4)
     """
-    values = np.column_stack([chosen, rejected]).astype(np.float64)
-    first, second = values[~np.isnan(values).any(axis=1)].T
-    more = float(np.mean((first > second) + 0.5 * (first == second)))
-    return Cue(name, float(first.mean()), float(second.mean()), max(more, 1 - more), len(first))
+    comparison = _Comparison()
+    comparison.add(chosen, rejected)
+    return comparison.cue(name)
+
+
+def kept_cues(run: Path) -> PairCues:
+    """`pair_cues`, kept in ``RUN/cues.json`` so that they are measured once."""
+    found = kept(run, "cues.json", None, lambda: pair_cues(run).to_json())
+    try:
+        cues = tuple(Cue(**cue) for cue in found["cues"].values())
+        return PairCues(found["pairs"], cues, found["dialect"], found["removed_entries"])
+    except (TypeError, KeyError, AttributeError):  # somebody has changed the file
+        return pair_cues(run)
 
 
 def pair_cues(run: Path | str, count_tokens: TokenCounter | None = None) -> PairCues:
@@ -215,7 +246,7 @@ def pair_cues(run: Path | str, count_tokens: TokenCounter | None = None) -> Pair
     manifest = candidates.manifest()
     dialect = source.describer[1] if manifest is not None and manifest.complete and manifest.rows else None
     of_shard = {entry.index: entry for entry in manifest.shards} if manifest is not None else {}
-    found: dict[tuple[str, Side], list[Values]] = {}
+    found: dict[str, _Comparison] = {}
     total = removed = 0
     for entry in source.finished("pairs").shards:
         table = pairs.read(entry, [*_PAIR_COLUMNS, "width", "height", "box_edits"])
@@ -225,29 +256,25 @@ def pair_cues(run: Path | str, count_tokens: TokenCounter | None = None) -> Pair
         edits = pc.list_flatten(table["box_edits"])
         removed += pc.sum(pc.equal(pc.struct_field(edits, "edit"), "box_removed"), min_count=0).as_py()
         rows = candidates.read(of_shard[entry.index], _CANDIDATE_COLUMNS) if dialect is not None else None
+        sides: list[dict[str, Values]] = []
         for side in SIDES:
             values = {**_of_texts(table[side].to_pylist(), count_tokens), **_of_boxes(table[f"{side}_spans"])}
-            if rows is not None:
-                values |= _of_candidates(table, side, rows)
-            for name, column in values.items():
-                found.setdefault((name, side), []).append(column)
+            sides.append(values | (_of_candidates(table, side, rows) if rows is not None else {}))
+        for name, chosen in sides[0].items():
+            found.setdefault(name, _Comparison()).add(chosen, sides[1][name])
     cues = tuple(_compare(found))
     if dialect is None:
         return PairCues(total, cues)
     return PairCues(total, cues, dialect.key, 0 if dialect.keeps_prose else removed)
 
 
-def _compare(found: dict[tuple[str, Side], list[Values]]) -> Iterator[Cue]:
+def _compare(found: dict[str, _Comparison]) -> Iterator[Cue]:
     """The cues in the order of `_PROPERTIES`, without those that no pair has."""
     for name in _PROPERTIES:
-        if (name, "chosen") not in found:
-            continue
-        chosen, rejected = (np.concatenate(found[name, side]) for side in SIDES)
-        if np.isnan(chosen + rejected).all():
-            continue
-        cue = measure_cue(name, chosen, rejected)
-        if cue.group != "kind" or cue.chosen or cue.rejected:
-            yield cue
+        if name in found and found[name].pairs:
+            cue = found[name].cue(name)
+            if cue.group != "kind" or cue.chosen or cue.rejected:
+                yield cue
 
 
 def _of_texts(texts: list[str], count_tokens: TokenCounter | None) -> dict[str, Values]:
@@ -259,11 +286,8 @@ def _of_texts(texts: list[str], count_tokens: TokenCounter | None) -> dict[str, 
 
 def _of_boxes(spans: pa.ChunkedArray) -> dict[str, Values]:
     """Number and order of the boxes of a column of spans."""
-    spans_of, flat = _offsets_and_values(pa.concat_arrays(spans.chunks))
-    boxes_of, flat = _offsets_and_values(flat.field("boxes"))
-    corners = flat.flatten().to_numpy().reshape(-1, 4)[:, :2]
-    starts = boxes_of[spans_of]  # (answers + 1,): the first box of each answer
-    counts = np.diff(starts)
+    starts, boxes = boxes_of_spans(spans)
+    corners, counts = boxes[:, :2], np.diff(starts)
     (x, y), (next_x, next_y) = corners[:-1].T, corners[1:].T
     ordered = (x < next_x) | ((x == next_x) & (y <= next_y))
     # How many of the first k neighbours are in order; the last box of an answer and the first of the next don't count.
@@ -276,7 +300,14 @@ def _of_boxes(spans: pa.ChunkedArray) -> dict[str, Values]:
     return {"boxes": counts.astype(np.float64), "reading_order": in_order, "neighbours_in_order": share}
 
 
-def _offsets_and_values(lists: pa.ListArray) -> tuple[npt.NDArray[np.int64], pa.Array]:
+def boxes_of_spans(spans: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], Values]:
+    """The first box of each answer, ``(answers + 1,)``, in all boxes of a column of spans, ``(boxes, 4)`` xyxy."""
+    spans_of, flat = offsets_and_values(pa.concat_arrays(spans.chunks))
+    boxes_of, flat = offsets_and_values(flat.field("boxes"))
+    return boxes_of[spans_of], flat.flatten().to_numpy().reshape(-1, 4)
+
+
+def offsets_and_values(lists: pa.ListArray) -> tuple[npt.NDArray[np.int64], pa.Array]:
     """The offsets of the lists into their values, from 0, ``(lists + 1,)``, and all values."""
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return offsets - offsets[0], lists.flatten()

@@ -22,9 +22,10 @@ import yaml
 from spr.config import Config, TrainingPart, changed_fields, make_config
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
-from spr.core.documents import read_json, read_yaml
+from spr.core.documents import parse_yaml, read_json
 from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.progress import MEGABYTE, Progress
+from spr.core.text_input import read_text
 from spr.runs.store import MANIFEST, Manifest, StageStore, is_manifest, stage_folders, version_error
 
 MARKER = "run.json"
@@ -217,8 +218,8 @@ def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[s
 def _read_config(path: Path) -> dict[str, Any]:
     fix = "restore it, or choose another --out"
     try:
-        raw = read_yaml(path)
-    except (OSError, ValueError) as error:
+        raw = parse_yaml(read_text(path, error=RunError, fix=fix))
+    except ValueError as error:
         raise RunError(f"{path} is damaged", got=str(error)[:200], fix=fix) from None
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise RunError(f"{path} is damaged", got=str(raw)[:200], expected="a mapping", fix=fix)

@@ -14,12 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from spr.core import boxes as bx
+from spr.core.errors import RunError
 from spr.grounding.matching import THRESHOLD
 from spr.records import PROMPT_KINDS
-from spr.runs.cues import TokenCounter, pair_cues
+from spr.runs.cues import TokenCounter, boxes_of_spans, offsets_and_values, pair_cues
+from spr.runs.kept import kept
 from spr.runs.reader import SCORE_NAMES, SIDES, JoinedPair, JoinedShard, Run, Side
+from spr.runs.store import read_table
 
 LENGTHS = {"phrases": "phrases with boxes", "boxes": "boxes", "words": "words"}
 """Measures of an answer's length, with their names for people."""
@@ -124,26 +129,80 @@ class PairStats:
         return f"Chosen answers have {ratio:.2f} times as many words as rejected ones; training may learn the length."
 
 
-def pair_summary(run: Path, count_tokens: TokenCounter | None = None) -> Iterator[str]:
+def pair_summary(run: Path, count_tokens: TokenCounter | None = None) -> list[str]:
     """The statistics of a run's pairs and their cues as lines of text; none if there are no pairs.
 
-    ``count_tokens``: see `spr.runs.cues.pair_cues`.
+    They are kept in ``RUN/summary.json``. ``count_tokens``: see `spr.runs.cues.pair_cues`.
 
     Raises:
         RunError: if the pairs have not finished, or a file is damaged.
     """
-    stats = PairStats()
-    for _ in stats.watch(Run(run).shards()):
-        pass
-    if not stats.pairs:
+    lines = kept(run, "summary.json", count_tokens is not None, lambda: list(_summarize(run, count_tokens)))
+    return [str(line) for line in lines] if isinstance(lines, list) else list(_summarize(run, count_tokens))
+
+
+def _summarize(run: Path, count_tokens: TokenCounter | None) -> Iterator[str]:
+    source, edits = Run(run), Counter[str]()
+    pairs, regions = source.store("pairs"), source.store("regions")
+    values: dict[tuple[str, Side], array[float]] = {}
+    for entry in source.finished("pairs").shards:
+        columns = ["query_id", *SIDES, *(f"{side}_spans" for side in SIDES), "box_edits"]
+        table = read_table(pairs.part(entry.index), columns)
+        if not len(table):
+            continue
+        edits.update(pc.struct_field(pc.list_flatten(table["box_edits"]), "edit").to_pylist())
+        queries = read_table(regions.part(entry.index), ["query_id", "objects"])
+        found = pc.index_in(table["query_id"], queries["query_id"].combine_chunks())
+        if found.null_count:
+            fix = "delete the stages from candidates/ on, and run `spr run` again"
+            raise RunError(f"{run}: the tables don't match", got="a pair without its region", fix=fix)
+        objects = queries["objects"].take(found)
+        for side in SIDES:
+            for name, column in _measure(table[side].to_pylist(), table[f"{side}_spans"], objects).items():
+                values.setdefault((name, side), array("d")).frombytes(column.astype(np.float64).tobytes())
+    if not values:
         return
     yield f"  {'':<22}{'chosen':>22}{'rejected':>22}   mean (5–95 %)"
     rows = {**{name: (label, 1) for name, label in LENGTHS.items()}, OWN_LOCALIZATION: ("S_loc, own boxes", 3)}
     for name, (label, digits) in rows.items():
-        yield f"  {label:<22}" + "".join(f"{spread(stats.of(name, side), digits):>22}" for side in SIDES)
-    edits = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in stats.box_edits.most_common())
-    yield f"  boxes of the chosen: {edits}"
+        yield f"  {label:<22}" + "".join(f"{spread(np.frombuffer(values[name, side]), digits):>22}" for side in SIDES)
+    counts = ", ".join(f"{count:,} {edit.replace('_', ' ')}" for edit, count in edits.most_common())
+    yield f"  boxes of the chosen: {counts}"
     yield from pair_cues(run, count_tokens).table()
+
+
+def _measure(texts: list[str], spans: pa.ChunkedArray, objects: pa.ChunkedArray) -> dict[str, npt.NDArray[np.float64]]:
+    """The lengths and S_loc of the own boxes of all answers of a side, ``(answers,)`` each."""
+    starts, boxes = boxes_of_spans(spans)
+    spans_of, flat = offsets_and_values(pa.concat_arrays(spans.chunks))
+    with_boxes = np.concatenate([[0], np.cumsum(pc.list_value_length(flat.field("boxes")).to_numpy() > 0)])
+    return {
+        "phrases": np.diff(with_boxes[spans_of]),
+        "boxes": np.diff(starts),
+        "words": np.array([len(text.split()) for text in texts]),
+        OWN_LOCALIZATION: _own_localization(objects, starts, boxes),
+    }
+
+
+def _own_localization(
+    objects: pa.ChunkedArray, starts: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """`spr.grounding.matching.localization_score` of many answers at a time, without loops over them."""
+    objects_of, flat = offsets_and_values(pa.concat_arrays(objects.chunks))
+    inside = flat.field("inside").to_numpy(zero_copy_only=False)
+    truth = flat.field("box").flatten().to_numpy().reshape(-1, 4)[inside]
+    answer = np.repeat(np.arange(len(starts) - 1), np.diff(objects_of))[inside]  # (objects,): whose truth it is
+    counts = np.diff(starts)[answer]
+    first = np.concatenate([[0], np.cumsum(counts)])  # (objects + 1,): the first of an object's comparisons
+    which = np.repeat(np.arange(len(truth)), counts)
+    overlaps = bx.iou(truth[which], boxes[np.arange(first[-1]) - first[which] + starts[answer][which]])
+    best = np.zeros(len(truth))
+    compared = counts > 0
+    if compared.any():
+        best[compared] = np.maximum.reduceat(overlaps, first[:-1][compared])
+    best[~bx.over(best, THRESHOLD)] = 0.0
+    totals = np.bincount(answer, weights=best, minlength=len(starts) - 1)
+    return np.asarray(totals / np.maximum(np.bincount(answer, minlength=len(starts) - 1), 1))
 
 
 def spread(values: Sequence[float] | npt.NDArray[np.floating], digits: int) -> str:

@@ -19,6 +19,7 @@ from accelerate.utils import LoggerType
 from spr.core.atomic import write_atomically
 from spr.core.documents import parse_json
 from spr.core.errors import ConfigError, RunError, closest
+from spr.core.terminal import echo
 from spr.training.loss import PairLogps, PairLosses
 
 LINE_EVERY = 10.0
@@ -145,7 +146,7 @@ class TrainingLog:
             self._live.update(table)
         elif (now := time.monotonic()) >= self._next_line or number == self._total:
             self._next_line = now + LINE_EVERY
-            print(f"{head}: {', '.join(map(' '.join, cells.items()))}, {left}", file=self._stream)
+            echo(f"{head}: {', '.join(map(' '.join, cells.items()))}, {left}", stream=self._stream)
 
     def _left(self, number: int) -> str:
         seconds = (time.monotonic() - self._started) / max(number - self._first, 1) * (self._total - number)

@@ -10,10 +10,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+import msgspec
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from spr.core.errors import ConfigError, InputError, SprError
 from spr.core.images import ImageProblem, ImageSource
+from spr.core.text_input import TextInput, text_lines
 from spr.grounding import Dialect
 from spr.grounding.text import Range
 from spr.models.chat import Message, render_answer, render_turn, user_turn
@@ -55,7 +58,7 @@ class TrainingPair:
 
 
 def _complete(row: Mapping[str, Any]) -> tuple[bool, bool]:
-    chosen, rejected = (row.get(f"{side}_finish_reason") not in CUT_REASONS for side in ("chosen", "rejected"))
+    chosen, rejected = (str(row.get(f"{side}_finish_reason")) not in CUT_REASONS for side in ("chosen", "rejected"))
     return chosen, rejected
 
 
@@ -107,57 +110,112 @@ def trl_pairs(source: Path, *, allow_outside_images: bool = False) -> Iterator[T
     Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
     user's turn. The columns ``chosen_finish_reason`` and ``rejected_finish_reason`` are optional: one of `CUT_REASONS`
     means that the answer was cut. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of
-    Parquet files, or a .parquet, .jsonl or .json file. Images are stored in it, or are paths, relative to its folder.
+    Parquet files, or a .parquet, .jsonl or .json file, the last two as they are or packed with gzip. Images are stored
+    in it, or are paths, relative to its folder.
     They are turned upright, as viewers show them. A path that is absolute or leads out of the folder is
     ``path_outside_images``, unless ``allow_outside_images``.
 
     Raises:
         InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
     """
-    dataset = _open_dataset(source)
+    rows = _open_rows(source)
     files = ImageSource(source if source.is_dir() else source.parent, allow_outside=allow_outside_images)
 
     def pair(number: int, row: dict[str, Any]) -> TrainingPair:
         where = f"row {number} of {source}"
-        images: Sequence[Any] = (row["images"] or ()) if "images" in row else [row["image"]]
+        images: Sequence[Any] = (row["images"] or ()) if "images" in row else [row.get("image")]
         if len(images) != 1:
             raise InputError(f"{where} is not about one image", got=len(images), expected="`images` with one image")
         image = _DatasetImage(images[0], files, where)
-        chosen, rejected = (_answer(row[side], where, side) for side in ("chosen", "rejected"))
-        prompt = _messages(row["prompt"], where)
+        chosen, rejected = (_answer(row.get(side), where, side) for side in ("chosen", "rejected"))
+        prompt = _messages(row.get("prompt"), where)
         return TrainingPair(str(number), prompt, chosen, rejected, image, image.digest, None, *_complete(row))
 
-    return (pair(number, row) for number, row in enumerate(dataset))
+    return (pair(number, row) for number, row in enumerate(rows))
 
 
-def _open_dataset(source: Path) -> datasets.Dataset:
-    expected = "a dataset folder, or a .parquet, .jsonl or .json file"
+_SOURCES = "a dataset folder, or a .parquet, .jsonl or .json file"
+_IMAGES = "paths or bytes; in `images`, a list with one of them"
+
+
+def _open_rows(source: Path) -> Iterable[dict[str, Any]]:
+    """The rows of any source; the first one is checked for all columns."""
     if not source.exists():
-        raise InputError(f"There is nothing at {source}", expected=expected, fix="check the path given to --pairs")
-    kind = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}.get(source.suffix)
-    if kind is None and not source.is_dir():
-        raise InputError(f"{source} can't be read as pairs", got=source.suffix or "no suffix", expected=expected)
-    try:
-        if (source / "dataset_info.json").is_file() and (source / "state.json").is_file():
-            dataset = datasets.load_from_disk(str(source))
-        else:
-            files = sorted(map(str, source.rglob("*.parquet"))) if source.is_dir() else [str(source)]
-            dataset = datasets.load_dataset("parquet" if source.is_dir() else kind, data_files=files, split="train")
-    except Exception as error:  # Arrow and datasets raise many kinds of errors for a broken file
-        got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"{source} can't be read as pairs", got=got, expected=expected) from error
-    columns = set(dataset.column_names)
+        raise InputError(f"There is nothing at {source}", expected=_SOURCES, fix="check the path given to --pairs")
+    suffixes = source.suffixes[-2:] if source.suffix == ".gz" else source.suffixes[-1:]
+    if source.is_dir() or suffixes == [".parquet"]:
+        return _open_dataset(source)
+    if suffixes[:1] not in ([".jsonl"], [".json"]):
+        raise InputError(f"{source} can't be read as pairs", got=source.suffix or "no suffix", expected=_SOURCES)
+    rows = _json_rows(source)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{source} can't be read as pairs", got="no rows", expected=_SOURCES)
+    _image_column(set(first), source)
+    return chain([first], rows)
+
+
+def _image_column(columns: set[str], source: Path) -> str:
     column = "image" if "image" in columns and "images" not in columns else "images"
     missing = [name for name in ("prompt", "chosen", "rejected", column) if name not in columns]
     if missing:
         got = f"columns {', '.join(sorted(columns))}"
         raise InputError(f"{source} lacks {' and '.join(missing)}", got=got, fix="see docs/training.md for the format")
+    return column
+
+
+def _json_rows(source: Path) -> Iterator[dict[str, Any]]:
+    """The rows of JSON lines, one at a time, or of a JSON list; images as `datasets.Image` gives them."""
+    with TextInput(source, str(source), expected=_SOURCES) as file:
+        lines, number = text_lines(file), 0
+        try:
+            for line in lines:
+                number += 1
+                if line.lstrip().startswith("["):
+                    rows = msgspec.json.decode("\n".join([line, *lines]), type=list[dict[str, Any]])
+                else:
+                    rows = [msgspec.json.decode(line, type=dict[str, Any])] if line.strip() else []
+                for row in rows:
+                    yield _with_images(row, source)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+            got = f"line {number}: {error}"
+            raise InputError(f"{source} can't be read as pairs", got=got, expected=_SOURCES) from None
+
+
+def _with_images(row: dict[str, Any], source: Path) -> dict[str, Any]:
+    column = "images" if "images" in row else "image"
+    if column not in row:
+        return row
+    given = row.get(column)
+    values = [given] if column == "image" else [] if given is None else given
+    paths = [v.get("path") if isinstance(v, dict) else v for v in values] if isinstance(values, list) else [...]
+    if not all(isinstance(path, str | None) for path in paths):
+        got = f"{type(given).__name__}: {str(given)[:80]}"
+        raise InputError(f"Column `{column}` of {source} does not hold images", got=got, expected=_IMAGES)
+    images = [{"path": path} for path in paths]
+    return {**row, column: images if column == "images" else images[0]}
+
+
+def _open_dataset(source: Path) -> Iterable[dict[str, Any]]:
+    try:
+        if (source / "dataset_info.json").is_file() and (source / "state.json").is_file():
+            dataset = datasets.load_from_disk(str(source))
+        else:
+            files = sorted(map(str, source.rglob("*.parquet"))) if source.is_dir() else [str(source)]
+            dataset = datasets.load_dataset("parquet", data_files=files, split="train")
+    except Exception as error:  # Arrow and datasets raise many kinds of errors for a broken file
+        got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(f"{source} can't be read as pairs", got=got, expected=_SOURCES) from error
+    column = _image_column(set(dataset.column_names), source)
     image = datasets.Image(decode=False)
     try:
-        return dataset.cast_column(column, image if column == "image" else datasets.List(image))
+        rows: Iterable[dict[str, Any]] = dataset.cast_column(
+            column, image if column == "image" else datasets.List(image)
+        )
     except (TypeError, ValueError, pa.ArrowException):
-        got, expected = dataset.features[column], "paths or bytes; in `images`, a list with one of them"
-        raise InputError(f"Column `{column}` of {source} does not hold images", got=got, expected=expected) from None
+        got = dataset.features[column]
+        raise InputError(f"Column `{column}` of {source} does not hold images", got=got, expected=_IMAGES) from None
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +248,7 @@ def _messages(prompt: Any, where: str) -> list[Message]:
         got, expected = repr(prompt)[:80], "a text or a list of messages"
         raise InputError(f"The prompt of {where} can't be read", got=got, expected=expected)
     messages: list[Message] = [
-        {"role": str(turn.get("role")), "content": _parts(turn.get("content"))} for turn in prompt
+        {"role": str(turn.get("role")), "content": _parts(turn.get("content"), where)} for turn in prompt
     ]
     images = sum(part["type"] == "image" for message in messages for part in message["content"])
     if not images:
@@ -201,9 +259,12 @@ def _messages(prompt: Any, where: str) -> list[Message]:
     return messages
 
 
-def _parts(content: Any) -> list[dict[str, Any]]:
+def _parts(content: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
+    if content is not None and not (isinstance(content, list) and all(isinstance(part, Mapping) for part in content)):
+        got, expected = repr(content)[:80], "a text or a list of parts, each with a `type`"
+        raise InputError(f"A message of {where} can't be read", got=got, expected=expected)
     # Arrow fills fields that a part lacks with None.
     return [
         {"type": "image"} if part.get("type") == "image" else {"type": "text", "text": str(part.get("text") or "")}
@@ -215,7 +276,7 @@ def _answer(answer: Any, where: str, side: str) -> str:
     if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], Mapping):
         answer = answer[0].get("content")
         if isinstance(answer, list):
-            answer = "".join(part.get("text", "") for part in _parts(answer))
+            answer = "".join(part.get("text", "") for part in _parts(answer, where))
     if not isinstance(answer, str):
         got, expected = repr(answer)[:80], "a text or one message"
         raise InputError(f"`{side}` of {where} is not an answer", got=got, expected=expected)

@@ -12,7 +12,7 @@ from spr.config import Config, TrainingPart
 from spr.core.errors import ConfigError
 from spr.models.loading import model_source
 from spr.models.registry import trained_model
-from spr.runs.cues import pair_cues
+from spr.runs.cues import kept_cues
 from spr.runs.folder import open_run
 from spr.runs.images import check_images
 from spr.training.loss import needs_rejected
@@ -65,7 +65,7 @@ def run(
         if main_process and isinstance(config, Config):
             check_images(out, config.annotations)
         if main_process and isinstance(config, Config) and needs_rejected(config.training):
-            found = pair_cues(out)
+            found = kept_cues(out)
             others = tuple(cue for cue in found.cues if cue.group != "length")  # `train` measures it, in tokens
             for warning in replace(found, cues=others).warnings:
                 report(f"Warning: {warning}")

@@ -157,7 +157,7 @@ def test_files_without_valid_regions_are_refused(tmp_path):
         Description().load(path)
     for content, message in (
         ("[]", "no rows"),
-        ("{", "contains no regions"),
+        ("{", "Line 1 of .* is not valid"),
         ('[{"query_id": "1"}]', "contains no regions"),
     ):
         path.write_text(content)

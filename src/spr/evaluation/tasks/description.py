@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from spr.core.errors import ConfigError, InputError, RecordError
 from spr.core.images import ImageSource
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import read_bytes
+from spr.evaluation.lines import decode_json, read_bytes, read_lines
 from spr.evaluation.metrics import Floats, Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -196,12 +195,15 @@ def _measure(query: RegionQuery, grounded: GroundedText) -> dict[str, float]:
 
 def _from_json(path: Path) -> list[RegionQuery]:
     expected = "RUN/regions, a .parquet file of regions, or JSON rows of that table"
+    data, what = read_bytes(path, expected), f"{path} contains no regions"
+    if data.lstrip().startswith(b"["):
+        rows = decode_json(data, list[dict[str, Any]], what, expected=expected)
+    else:
+        rows = read_lines(path, dict[str, Any], expected, data)
     try:
-        text = read_bytes(path, expected).decode()
-        rows: Any = json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(r) for r in text.split("\n") if r]
         return [RegionQuery.from_row(row) for row in rows]
     except RecordError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         got = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path} contains no regions", got=got, expected=expected) from None
+        raise InputError(what, got=got, expected=expected) from None

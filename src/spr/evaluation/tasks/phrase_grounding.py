@@ -208,7 +208,7 @@ def _read_entities(folder: Path, image: str) -> list[dict[str, Phrase]]:
                 for name in item.iter("name"):
                     boxes[name.text] = (*boxes.get(name.text, ()), (x1, y1, x2, y2))
         path = folder / "Sentences" / f"{image}.txt"
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bytes(path, "a file of Flickr30k Entities", "Sentences").decode().splitlines()
     except FileNotFoundError:
         fix = "unpack the whole dataset"
         raise InputError("A file of Flickr30k Entities is missing", got=f"no {path}", fix=fix) from None

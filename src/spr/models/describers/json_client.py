@@ -25,6 +25,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from spr.core.errors import SprError
+from spr.core.terminal import one_line
 
 Reply = TypeVar("Reply")
 
@@ -199,7 +200,7 @@ class JsonClient:
         # A server in trouble fails all concurrent requests: one warning is enough.
         if time.monotonic() - self._last_warning >= _WARN_EVERY:
             self._last_warning = time.monotonic()
-            _log.warning(f"{url}: {_problem(state)}; retrying in {state.upcoming_sleep:.0f} s")
+            _log.warning(one_line(f"{url}: {_problem(state)}; retrying in {state.upcoming_sleep:.0f} s"))
 
     def _message(self, data: bytes | bytearray) -> str:
         """The readable part of a reply: the message of a JSON error, the title of a page, or the text."""

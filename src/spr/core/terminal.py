@@ -1,0 +1,34 @@
+"""What is printed for people: every line goes through `echo`, and foreign text in errors and logs through `printable`.
+
+Ids, file names, categories and answers come from strangers' files and from models. Control characters in them could
+move the cursor, change the title of the terminal or hide text, and Unicode's direction marks could reorder it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+_KEPT = "\n\t\u00a0\u3000\u200d"  # spaces, and the joiner inside emoji
+
+
+def printable(text: object) -> str:
+    r"""A text with its control, format and unassigned characters and lone surrogates escaped; ``\n`` and ``\t`` stay.
+
+    >>> printable("\x1b[31mred\x07 \x9b2J \u202egpj.exe, naïve 👩‍🚀")
+    '\\x1b[31mred\\x07 \\x9b2J \\u202egpj.exe, naïve 👩‍🚀'
+    """
+    plain = str(text)
+    if plain.isprintable():
+        return plain
+    return "".join(c if c.isprintable() or c in _KEPT else repr(c)[1:-1] for c in plain)
+
+
+def one_line(text: object) -> str:
+    r"""`printable` with ``\n`` and ``\t`` escaped too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def echo(line: object = "", *, err: bool = False, stream: TextIO | None = None) -> None:
+    """Print `printable` lines to standard output, with ``err`` to standard error, or to a stream."""
+    print(printable(line), file=stream or (sys.stderr if err else sys.stdout), flush=True)
