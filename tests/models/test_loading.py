@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoModel, AutoTokenizer, CLIPModel
 from transformers.utils import logging
 
 from spr.models.batching import DeviceMemoryError
@@ -73,6 +73,20 @@ def test_pickled_weights_are_never_read(copy):
     (copy / "pytorch_model.bin").write_bytes(pickle.dumps("code could run here"))
     with pytest.raises(ModelError, match="safetensors"):
         load_pretrained(CLIPModel, copy)
+
+
+def test_code_of_a_model_folder_is_never_run(copy, tmp_path):
+    ran = tmp_path / "ran"
+    config = json.loads((copy / "config.json").read_text())
+    config["auto_map"] = {name: f"their_code.{name}" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "their_code.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    load_pretrained(CLIPModel, copy)  # the architecture is known, so its own class is used
+    assert not ran.exists()
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "theirs"}))
+    with pytest.raises(ModelError):
+        load_pretrained(AutoModel, copy)
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"\xff" * 64])
