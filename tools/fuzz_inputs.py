@@ -26,6 +26,7 @@ from pathlib import Path
 
 from spr.annotations import read_coco
 from spr.core.errors import SprError
+from spr.core.terminal import printable
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.predictions import read_predictions
 from spr.evaluation.task import TASKS
@@ -233,7 +234,7 @@ def fuzz(reader: Reader, count: int, seed: int, folder: Path) -> Findings:
         except SprError as error:
             found.refused += 1
             message = str(error).replace(str(path), "FILE")
-            if len(message) > LONGEST_MESSAGE or not all(c.isprintable() or c in "\n\t" for c in message):
+            if len(message) > LONGEST_MESSAGE or message != printable(message):
                 found.failures.append((f"unclear message of {len(message)} characters: {message[:300]}", data))
         except Exception:
             found.failures.append((traceback.format_exc(limit=-3), data))

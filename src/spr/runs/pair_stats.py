@@ -24,7 +24,6 @@ from spr.records import PROMPT_KINDS
 from spr.runs.cues import TokenCounter, boxes_of_spans, offsets_and_values, pair_cues
 from spr.runs.kept import kept
 from spr.runs.reader import SCORE_NAMES, SIDES, JoinedPair, JoinedShard, Run, Side
-from spr.runs.store import read_table
 
 LENGTHS = {"phrases": "phrases with boxes", "boxes": "boxes", "words": "words"}
 """Measures of an answer's length, with their names for people."""
@@ -144,16 +143,17 @@ def pair_summary(run: Path, count_tokens: TokenCounter | None = None) -> list[st
 def _summarize(run: Path, count_tokens: TokenCounter | None) -> Iterator[str]:
     source, edits = Run(run), Counter[str]()
     pairs, regions = source.store("pairs"), source.store("regions")
+    of_shard = {entry.index: entry for entry in regions.finished().shards}
     values: dict[tuple[str, Side], array[float]] = {}
     for entry in source.finished("pairs").shards:
         columns = ["query_id", *SIDES, *(f"{side}_spans" for side in SIDES), "box_edits"]
-        table = read_table(pairs.part(entry.index), columns)
+        table = pairs.read(entry, columns)
         if not len(table):
             continue
         edits.update(pc.struct_field(pc.list_flatten(table["box_edits"]), "edit").to_pylist())
-        queries = read_table(regions.part(entry.index), ["query_id", "objects"])
-        found = pc.index_in(table["query_id"], queries["query_id"].combine_chunks())
-        if found.null_count:
+        queries = regions.read(of_shard[entry.index], ["query_id", "objects"]) if entry.index in of_shard else None
+        found = None if queries is None else pc.index_in(table["query_id"], queries["query_id"].combine_chunks())
+        if queries is None or found is None or found.null_count:
             fix = "delete the stages from candidates/ on, and run `spr run` again"
             raise RunError(f"{run}: the tables don't match", got="a pair without its region", fix=fix)
         objects = queries["objects"].take(found)

@@ -111,9 +111,8 @@ def trl_pairs(source: Path, *, allow_outside_images: bool = False) -> Iterator[T
     user's turn. The columns ``chosen_finish_reason`` and ``rejected_finish_reason`` are optional: one of `CUT_REASONS`
     means that the answer was cut. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of
     Parquet files, or a .parquet, .jsonl or .json file, the last two as they are or packed with gzip. Images are stored
-    in it, or are paths, relative to its folder.
-    They are turned upright, as viewers show them. A path that is absolute or leads out of the folder is
-    ``path_outside_images``, unless ``allow_outside_images``.
+    in it, or are paths, relative to its folder. They are turned upright, as viewers show them. A path that is absolute
+    or leads out of the folder is ``path_outside_images``, unless ``allow_outside_images``.
 
     Raises:
         InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
