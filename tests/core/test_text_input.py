@@ -1,6 +1,7 @@
 """Every text input is opened by one function: byte order marks, gzip, UTF-16, line ends, and errors that say where."""
 
 import ast
+import bz2
 import gzip
 import io
 import json
@@ -118,6 +119,7 @@ def test_every_reader_reads_every_form_alike(tmp_path: Path, reader: str, form: 
     ("content", "message"),
     [
         (b"PK\x03\x04 a zip", "a zip archive"),
+        (bz2.compress(b"text"), "a bzip2 archive"),
         (b"\x1f\x8b\x08", "end-of-stream"),
         (gzip.compress(b" " * 99)[:-9], "end-of-stream"),
         (b"\xff\xfe{", "truncated data"),

@@ -163,8 +163,8 @@ DOG = Item("2", "2.jpg", question="Is there a dog?", label="no")
         ([{"answer": "no", "prediction": "yes"}, {"answer": "yes", "prediction": "no"}], "answer or prediction"),
         ([{"text": "yes", "pred": ["yes"]}, {"text": "yes", "pred": ["yes"]}], "text or pred"),
         # Each line has one, but not the same.
-        ([{"answer": "no!"}, {"text": "yes"}], "answer or text"),
-        ([{"answer": "no!", "text": None}, {"answer": None, "text": "yes"}], "answer or text"),
+        ([{"answer": "well"}, {"text": "yes"}], "answer or text"),
+        ([{"answer": "well", "text": None}, {"answer": None, "text": "yes"}], "answer or text"),
     ],
 )
 def test_several_known_answer_fields_are_refused_by_name(lines, left, file, write_lines):
@@ -217,9 +217,19 @@ def test_a_copy_of_the_label_is_not_taken_for_the_answer_if_another_text_may_be_
         read_predictions(write_lines(file, lines), [CAT, DOG])
     assert read_predictions(file, [CAT, DOG], answer_field="model_says").texts == ["yes", "yes"]
     assert read_predictions(file, [CAT, DOG], answer_field="answer").texts == ["no", "no"]
+    for second, path in (
+        ({"model_says": "yes"}, "model_says"),  # in the first line it is the label too
+        ({"outputs": ["no", "yes"]}, r"outputs\.1"),
+        ({"choices": [{"message": {"content": "yes"}}]}, r"choices\.0\.message\.content"),
+        ({"answer": " No. ", "model_says": "yes"}, "model_says"),
+        ({"text": DOG.question, "model_says": "yes"}, "model_says"),
+    ):
+        first = {"id": CAT.id, "answer": CAT.label, "model_says": "no"}
+        with pytest.raises(InputError, match=f"the label in every line[\\s\\S]*--answer-field {path}"):
+            read_predictions(write_lines(file, [first, {"id": DOG.id, "answer": DOG.label} | second]), [CAT, DOG])
     # One answer that differs from its label, or no other text: a model that is right.
-    write_lines(file, [lines[0], lines[1] | {"answer": "No."}])
-    assert read_predictions(file, [CAT, DOG]).texts == ["no", "No."]
+    write_lines(file, [lines[0], lines[1] | {"answer": "Yes."}])
+    assert read_predictions(file, [CAT, DOG]).texts == ["no", "Yes."]
     write_lines(file, [{"id": item.id, "prompt": item.question, "answer": "no"} for item in (CAT, DOG)])
     assert read_predictions(file, [CAT, DOG]).texts == ["no", "no"]
 

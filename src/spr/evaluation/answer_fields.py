@@ -116,11 +116,14 @@ class PredictionLines:
         values = list(map(getter(name), self.rows.values()))
         if not any(isinstance(value, str) for value in values):
             value = next((value for value in values if value is not None and value is not msgspec.UNSET), None)
-            paths = sorted(_text_paths(value, name), key=lambda path: not path.endswith(_OF_ANSWERS))
+            paths = sorted(
+                (path for path, _ in _texts_in(value, name)), key=lambda path: not path.endswith(_OF_ANSWERS)
+            )
             fix = f"name the path to the text, such as --answer-field {paths[0]}" if paths else None
-            got = f"an object with {', '.join(list(value)[:5])}" if isinstance(value, dict) else type(value).__name__
+            got = "null" if value is None else type(value).__name__
+            got = f"an object with {', '.join(list(value)[:5])}" if isinstance(value, dict) else got
             raise InputError(f"The field `{name}` of {self.path} is not text", got=got, expected="a text", fix=fix)
-        if given is None and _copy_of(name, matched) == "label" and (others := self._other_texts(*matched[0])):
+        if given is None and _copy_of(name, matched) == "label" and (others := self._other_texts(matched)):
             what = f"The field `{name}` of {self.path} is the label in every line, so it may not be the model's answer"
             fix = f"name the field with the model's answers: --answer-field {' or '.join([*others, name])}"
             raise InputError(what, got=f"another text in {', '.join(others)}", expected="answers", fix=fix)
@@ -147,7 +150,8 @@ class PredictionLines:
         copies = {name: _copy_of(name, matched) for name in present}
         about = {name: f", the {copy} in every line" if copy else "" for name, copy in copies.items()}
         got = "; ".join(f"`{name}`, first in line {self._first_with(name)}{about[name]}" for name in present)
-        left = [name for name in present if copies[name] is None] or present
+        left = [name for name in present if copies[name] is None]
+        left = left or self._other_texts(matched) or list(present)
         fix = f"name the field with the model's answers: --answer-field {' or '.join(left)}"
         what = f"Several fields of {self.path} may be the answer"
         raise InputError(what, got=got, expected="one of them in all lines", fix=fix)
@@ -161,26 +165,29 @@ class PredictionLines:
         if flag == "--id-field":
             fix += ". Answers are matched by id, not by position: if the lines have no id, add one to each"
         expected = " or ".join(names)
-        got = ", ".join(list(self._first_line())[:12]) or "an empty object"
+        got = ", ".join(list(next(self._contents())[1])[:12]) or "an empty object"
         return InputError(f"The lines of {self.path} have no field for {what}", got=got, expected=expected, fix=fix)
 
-    def _first_line(self, row: Any = None) -> dict[str, Any]:
-        """All fields of a line, by default the first."""
-        number = next(number for number, other in self.rows.items() if row is None or other is row)
-        try:
-            content: dict[str, Any] = msgspec.json.decode(self.data.splitlines()[number - 1])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # in a field that is not read otherwise
-            return {}
-        return content
+    def _contents(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The lines with all their fields."""
+        lines = self.data.splitlines()
+        for number, row in self.rows.items():
+            try:
+                yield row, msgspec.json.decode(lines[number - 1])
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # in a field that is not read otherwise
+                yield row, {}
 
-    def _other_texts(self, item: Item, row: Any) -> list[str]:
-        """The unknown fields of a line that may be an answer as well: texts that are no id, question or label."""
-        return [
-            name
-            for name, value in self._first_line(row).items()
-            if isinstance(value, str) and name not in _KNOWN and not name.endswith("_id")
-            if value not in (item.question, item.label)
-        ]
+    def _other_texts(self, matched: Sequence[tuple[Item, Any]]) -> list[str]:
+        """The paths of up to three texts in unknown fields that may be the answers: no ids, questions or labels."""
+        items = {id(row): item for item, row in matched}
+        for row, content in self._contents():
+            if (item := items.get(id(row))) is not None:
+                unknown = [name for name in content if name not in _KNOWN and not name.endswith("_id")]
+                texts = (found for name in unknown for found in _texts_in(content[name], name))
+                copies = _words(item.question), _words(item.label)
+                if found := [path for path, text in texts if _words(text) not in copies]:
+                    return found[:3]
+        return []
 
 
 def line_type(data: bytes, *given: str | None) -> Any:
@@ -223,20 +230,20 @@ def _attribute(name: str) -> str:
 
 
 def _copy_of(name: str, matched: Sequence[tuple[Item, Any]]) -> str | None:
-    """What the texts of a field are in every line: the item's ``question`` or its ``label``."""
+    """What the texts of a field are in every line, in any case: the item's ``question`` or its ``label``."""
     get = getter(name)
     for kind in ("question", "label"):
-        texts = ((getattr(item, kind).strip(), text) for item, row in matched if isinstance(text := get(row), str))
+        texts = ((_words(getattr(item, kind)), text) for item, row in matched if isinstance(text := get(row), str))
         first = next(texts, None)
-        if first and all(own and own == text.strip() for own, text in chain([first], texts)):
+        if first and all(own.strip() and own == _words(text) for own, text in chain([first], texts)):
             return kind
     return None
 
 
-def _text_paths(value: Any, path: str) -> Iterator[str]:
-    """The paths to all texts inside a value, at most eight levels deep."""
+def _texts_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The paths and texts of all texts inside a value, at most eight levels deep."""
     if isinstance(value, str):
-        yield path
+        yield path, value
     elif isinstance(value, dict | list) and path.count(".") < 8:
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _text_paths(inner, f"{path}.{key}")
+            yield from _texts_in(inner, f"{path}.{key}")
