@@ -178,7 +178,9 @@ def test_numbers_of_the_dialect_in_other_punctuation_are_read_and_reported(box: 
 
 
 @pytest.mark.parametrize("key", DIALECTS)
-@pytest.mark.parametrize("piece", ["（120, 340, 560, 780）", "[12%, 30%, 45%, 66%]", "(12 %, 30 %, 45 %, 66 %)"])
+@pytest.mark.parametrize(
+    "piece", ["（120, 340, 560, 780）", "[12%, 30%, 45%, 66%]", "(12 %, 30 %, 45 %, 66 %)", "[12px, 30 px, 45px, 66px]"]
+)
 def test_coordinates_of_an_unknown_scale_are_reported_and_taken_out(key: str, piece: str) -> None:
     grounded = parse(f"There is a dog {piece}.", key, SIZE)
     assert (grounded.plain_text, grounded.boxes) == ("There is a dog.", ())

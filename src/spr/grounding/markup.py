@@ -19,7 +19,7 @@ _SPECIAL = r"<(?:/?s|pad|bos|eos|/?image|grounding|region_fea|\|(?:im_start|im_e
 SPECIAL = re.compile(_SPECIAL)
 """A special token, which can be in an answer that was decoded with them; they are removed from the text."""
 
-_ITEM = rf"(?:[A-Za-z]\w{{0,11}}+\s?+[=:]\s?+)?+{NUMBER}(?:\s?+%)?+"
+_ITEM = rf"(?:[A-Za-z]\w{{0,11}}+\s?+[=:]\s?+)?+{NUMBER}(?:\s?+(?:%|px\b))?+"
 
 
 def _run(bracket: str, opened: str, closed: str) -> str:
