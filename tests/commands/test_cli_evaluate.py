@@ -90,6 +90,13 @@ def test_doubtful_results_end_with_exit_code_3_and_nothing_usable_with_1(data, t
     code, output, _ = call("compare", out, out)
     assert code == 0
     assert f"note: out (2): {note}" in output
+    # Numbers of another dialect's scale.
+    answers.write_text("".join(json.dumps({"id": k, "answer": "[0.25, 0.25, 0.5, 0.5]"}) + "\n" for k in ids))
+    code, output, _ = call(*common, *options)
+    note = f"{n} of {n} answers (100.0 %) have boxes with numbers from 0 to 1, unlike their dialect: check the dialect"
+    assert (code, json.loads(out.read_text())["notes"]) == (3, [note])
+    assert f"  {n} scale (the numbers of a box fit another scale" in output
+    assert call(*common, "--predictions", answers, "--dialect", "llava_onevision", "--out", out)[0] == 0
     # No image: an error before the model is loaded, and no file.
     (tmp_path / "empty").mkdir()
     model = ("--model", "embedded/describer", "--images", tmp_path / "empty")

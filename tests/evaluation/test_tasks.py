@@ -217,7 +217,7 @@ def test_lvis_questions_depend_on_the_seed_and_their_wrong_categories_are_not_in
     lvis.write_text(json.dumps(changed))
     write_lvis_questions(lvis, tmp_path / "b.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    assert write_lvis_questions(lvis, tmp_path / "b.jsonl", min_area=200) == 1
+    assert write_lvis_questions(lvis, tmp_path / "c.jsonl", min_area=200) == 1
 
 
 @pytest.mark.parametrize("ids", [(7, 7), (7, None), (None, None)])

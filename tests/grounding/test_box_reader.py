@@ -53,7 +53,7 @@ def test_the_boxes_and_the_number_of_problems_are_the_same_as_from_parse(key):
     for k in range(1500):
         text, size = corrupt(dialect.example, draw), SIZES[k % 3]
         grounded = parse(text, dialect, size)
-        assert reader.read(text, size) == (grounded.boxes, len(grounded.problems)), repr(text)
+        assert reader.read(text, size) == (grounded.boxes, len(grounded.problems), grounded.other_scale), repr(text)
 
 
 def test_a_wrong_image_size_is_refused():

@@ -29,6 +29,7 @@ PROBLEMS: dict[str, str] = {
     "image": "the image can't be read, so the model was not asked; counts as wrong",
     "truncated": "the answer was cut; it was read as far as it goes",
     "malformed": "the answer contains a malformed box; the rest of the answer was read",
+    "scale": "the numbers of a box fit another scale than the dialect's; they were read as they are",
     "no_box": "the answer has no box, or none for this phrase; counts as a miss",
     "neither": "the answer means neither yes nor no; counts as wrong",
 }

@@ -39,8 +39,8 @@ class Result:
         predictions: The model's answers; empty if they come from a predictions file.
         matched: How a predictions file was read: ``id_field`` and ``answer_field``, its ``items`` ``of_items`` that
             have an answer and ``lines`` ``of_lines`` that belong to an item. None for a model.
-        notes: What makes the metrics doubtful, as sentences: more than 10 % of the items failed, or no answer could be
-            read. ``spr evaluate`` then ends with exit code 3.
+        notes: What makes the metrics doubtful, as sentences: more than 10 % of the items failed or have boxes on
+            another scale, or no answer could be read. ``spr evaluate`` then ends with exit code 3.
 
     >>> result = Result("rec", {}, ("a", "b"), ("1", "2"), {"acc@0.5": Share.mean([1, 0])})
     >>> result.value("acc@0.5")

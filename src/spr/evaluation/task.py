@@ -184,7 +184,8 @@ def evaluate(
 
     Returns:
         The metrics with their confidence intervals. `Result.notes` says if more than 10 % of the items have no usable
-        answer, or if no answer could be read. ``result.write(path)`` writes what ``spr evaluate --out`` writes.
+        answer or boxes on another scale, or if no answer could be read. ``result.write(path)`` writes what
+        ``spr evaluate --out`` writes.
 
     Raises:
         ConfigError: unless there is either a model or a predictions file, or if an option has no effect.
@@ -240,6 +241,10 @@ def _notes(task: Task[Any], items: Any, answers: Answers, result: Result) -> tup
     doubled = len(set(problems.get("doubled", ())))
     if doubled > _FAILING * n:
         notes.append(f"{doubled:,} of {n:,} items ({doubled / n * 100:.1f} %) have several different answers")
+    scale = len(result.problems.get("scale", ()))
+    if scale > _FAILING * n:
+        share = f"{scale:,} of {n:,} answers ({scale / n * 100:.1f} %)"
+        notes.append(f"{share} have boxes with numbers from 0 to 1, unlike their dialect: check the dialect")
     without = {name for name, text in zip(task.ids(items), answers.texts, strict=True) if text is None}
     read = sum(name not in without and name.rsplit("#", 1)[0] not in without for name in result.ids)
     for kind, what in (("no_box", "has a box that its dialect can read"), ("neither", "means yes or no")):

@@ -65,10 +65,14 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
 
 
 class Boxes(NamedTuple):
-    """An answer's boxes, xyxy pixels in the order of the text, and the number of its malformed pieces."""
+    """An answer's boxes, xyxy pixels in the order of the text, the number of its malformed pieces, and their scale.
+
+    ``other_scale`` is that of `GroundedText`.
+    """
 
     boxes: tuple[Box, ...]
     problems: int
+    other_scale: bool = False
 
 
 class BoxReader:
@@ -78,7 +82,7 @@ class BoxReader:
     `parse`. Both give the same boxes and the same number of problems.
 
     >>> BoxReader(get_dialect("ferret")).read("a dog [100, 150, 300, 200]", (1000, 1000))
-    Boxes(boxes=((100.0, 150.0, 300.0, 200.0),), problems=0)
+    Boxes(boxes=((100.0, 150.0, 300.0, 200.0),), problems=0, other_scale=False)
     """
 
     def __init__(self, dialect: Dialect) -> None:
@@ -97,7 +101,7 @@ class BoxReader:
                 if box is not None and reason is None:
                     return Boxes((box,), 0)
         grounded = parse(text, self.dialect, size_wh)
-        return Boxes(grounded.boxes, len(grounded.problems))
+        return Boxes(grounded.boxes, len(grounded.problems), grounded.other_scale)
 
     def _is_plain(self, match: re.Match[str]) -> bool:
         """Whether a well-formed box has a phrase or label where the dialect needs one; if not, `parse` reports it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from spr.core.errors import RecordError
-from spr.grounding.coding import Frame
+from spr.grounding.coding import IMPLAUSIBLE_SCALE, Frame
 from spr.grounding.dialects import Dialect
 from spr.records import Box, Size, Span
 
@@ -172,6 +172,11 @@ class GroundedText:
     def boxes(self) -> tuple[Box, ...]:
         """All boxes, in the order of the text."""
         return tuple(box for span in self.spans for box in span.boxes)
+
+    @property
+    def other_scale(self) -> bool:
+        """Whether a box was read whose numbers fit another scale than the dialect's."""
+        return any(problem.reason.startswith(IMPLAUSIBLE_SCALE) for problem in self.problems)
 
 
 def without_surrogates(text: str) -> str:

@@ -60,6 +60,12 @@ def test_an_answer_without_boxes_locates_nothing_and_has_no_share_of_unmatched_b
     }
 
 
+def test_boxes_on_another_scale_than_the_dialects_are_a_problem():
+    answers = Answers(["a cup [0.1, 0.1, 0.5, 0.5]", "a cup [100, 100, 500, 500]"], dialect="ferret")
+    result = Description().score(Regions([query(), query("8/0", "8")]), answers)
+    assert result.problems["scale"] == ["7/0"]
+
+
 def test_recall_counts_the_objects_of_all_answers_together():
     # 3 of 3 objects and 0 of 3, from a missing answer.
     text = " and ".join(

@@ -134,7 +134,7 @@ class Description(Task[Regions]):
     def score(self, items: Regions, answers: Answers) -> Result:
         """The metrics that the class describes."""
         dialect = answers.resolve_dialect()
-        ids, images, rows, no_box, malformed = [], [], [], [], []
+        ids, images, rows, no_box, malformed, scale = [], [], [], [], [], []
         for (name, query), text in zip(self._answers(items), answers.texts, strict=True):
             grounded = parse(text or "", dialect, (query.width, query.height))
             ids.append(name)
@@ -144,6 +144,8 @@ class Description(Task[Regions]):
                 no_box.append(name)
             if grounded.problems:
                 malformed.append(name)
+            if grounded.other_scale:
+                scale.append(name)
 
         def column(name: str) -> Floats:
             return np.array([row[name] for row in rows], dtype=np.float64)
@@ -160,7 +162,7 @@ class Description(Task[Regions]):
             "names": "the words of the category in order within a phrase, plural s allowed",
             "ci95": "bootstrap over images",
         }
-        problems = {**answers.problems, "no_box": no_box, "malformed": malformed}
+        problems = {**answers.problems, "no_box": no_box, "malformed": malformed, "scale": scale}
         return Result(self.name, protocol, tuple(ids), tuple(images), shares, {}, problems)
 
     def _answers(self, items: Regions) -> Iterator[tuple[str, RegionQuery]]:

@@ -123,11 +123,13 @@ class PhraseGrounding(Task[list[Sentence]]):
         """Recall of the first k boxes of each phrase."""
         dialect = answers.resolve_dialect()
         check_protocol(self.protocol, dialect)
-        ids, images, hits, categories, no_box, malformed = [], [], [], [], [], []
+        ids, images, hits, categories, no_box, malformed, scale = [], [], [], [], [], [], []
         for sentence, text in zip(items, answers.texts, strict=True):
-            boxes_of, is_malformed = self._read(text or "", sentence.size_wh, dialect)
+            boxes_of, is_malformed, other_scale = self._read(text or "", sentence.size_wh, dialect)
             if is_malformed:
                 malformed.append(sentence.id)
+            if other_scale:
+                scale.append(sentence.id)
             for number, phrase in enumerate(sentence.phrases):
                 ids.append(f"{sentence.id}#{number}")
                 images.append(sentence.file_name)
@@ -148,22 +150,22 @@ class PhraseGrounding(Task[list[Sentence]]):
             "match": "IoU of at least 0.5",
             "ci95": "bootstrap over images",
         }
-        problems = {**answers.problems, "malformed": malformed, "no_box": no_box}
+        problems = {**answers.problems, "malformed": malformed, "scale": scale, "no_box": no_box}
         return Result(self.name, protocol, tuple(ids), tuple(images), shares, groups, problems)
 
-    def _read(self, text: str, size_wh: Size, dialect: Dialect) -> tuple[dict[str, list[Box]], bool]:
-        """The answer's boxes by `normal_phrase`, in order, and whether a part of the answer was malformed."""
+    def _read(self, text: str, size_wh: Size, dialect: Dialect) -> tuple[dict[str, list[Box]], bool, bool]:
+        """The answer's boxes by `normal_phrase`, in order; whether a part was malformed, or on another scale."""
         if self.protocol == "ferret":
             pairs = entities(text, size_wh)
-            malformed = pairs is None
+            malformed, other_scale = pairs is None, False
         else:
             grounded = parse(text, dialect, size_wh)
             pairs = [(span.phrase, box) for span in grounded.spans for box in span.boxes]
-            malformed = bool(grounded.problems)
+            malformed, other_scale = bool(grounded.problems), grounded.other_scale
         boxes: dict[str, list[Box]] = {}
         for phrase, box in pairs or ():
             boxes.setdefault(normal_phrase(phrase), []).append(box)
-        return boxes, malformed
+        return boxes, malformed, other_scale
 
     def _sentence(self, row: _Row, read: Callable[[str], list[dict[str, Phrase]]]) -> Sentence:
         image, number = str(row.original_img_id), row.sentence_id

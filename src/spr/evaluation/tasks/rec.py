@@ -127,19 +127,21 @@ class Rec(Task[Expressions]):
         dialect = answers.resolve_dialect()
         check_protocol(self.protocol, dialect)
         read = BoxReader(dialect).read if self.protocol == "spr" else boxes_only
-        first_boxes, no_box, malformed = [], [], []
+        first_boxes, no_box, malformed, scale = [], [], [], []
         for name, text, size in zip(items.ids, answers.texts, items.sizes_wh, strict=True):
-            own, flaws = read(text, size) if text is not None else Boxes((), 0)
+            own, flaws, other_scale = read(text, size) if text is not None else Boxes((), 0)
             first_boxes.append(own[0] if own else _NO_BOX)
             if text is not None and not own:
                 no_box.append(name)
             if flaws:
                 malformed.append(name)
+            if other_scale:
+                scale.append(name)
         boxes = bx.as_boxes(first_boxes)
         overlaps = bx.iou(boxes, items.boxes_xyxy)  # 0 without a box
         shares = {f"acc@{threshold}": Share.mean(reaches(overlaps, threshold)) for threshold in THRESHOLDS}
         shares["mean_iou"] = Share.mean(overlaps)
-        problems = {**answers.problems, "no_box": no_box, "malformed": malformed}
+        problems = {**answers.problems, "no_box": no_box, "malformed": malformed, "scale": scale}
         small, large = SIZES[self.areas]
         protocol: dict[str, Any] = {
             "answers": self.protocol,
