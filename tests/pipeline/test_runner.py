@@ -86,9 +86,9 @@ def test_what_more_than_half_of_the_items_were_dropped_for_is_said(make_dataset,
         (dataset.images / f"{1000 + 7 * k}.png").unlink()
     (summary,) = run(make_config(dataset.config(**settings)), tmp_path / "more", until="objects")
     assert summary.advice == (
-        "3 of 4 images were dropped as image_missing (there is no such file in the image folder): check "
-        "annotations.images; 42 of 80 objects were dropped as area_under_minimum (the area of the box is under "
-        "`annotations.min_area`): lower annotations.min_area to keep them"
+        "3 of 4 images were dropped as image_missing (there is no such file in the image folder, and not exactly one "
+        "whose name is spelled alike): check annotations.images; 42 of 80 objects were dropped as area_under_minimum "
+        "(the area of the box is under `annotations.min_area`): lower annotations.min_area to keep them"
     )
     for entry in dataset.coco["images"][:3]:
         entry["width"] = 0
@@ -433,6 +433,9 @@ def test_an_image_outside_the_folder_is_never_opened(dataset, tmp_path):
     (summary,) = run(make_config(dataset.config()), tmp_path / "run", until="objects")
     assert summary.dropped["image: path_outside_images"] == 1
     assert summary.dropped["image: image_file_name_unsafe"] == 2
+    for reason in ("path_outside_images", "image_file_name_unsafe"):
+        many = dataclasses.replace(summary, dropped={f"image: {reason}": 9 * summary.rows}, totals={})
+        assert "delete objects/ and set annotations.allow_outside_images=true" in many.advice
 
 
 def test_the_log_lists_the_start_and_the_end_of_each_stage(dataset, tmp_path):

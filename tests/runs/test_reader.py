@@ -57,6 +57,7 @@ def test_a_folder_that_is_not_a_run_is_an_error_that_says_how_to_create_one(tmp_
 
 
 def test_a_run_folder_of_version_0_1_is_refused(run):
+    write_stage(run, "objects", [])
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("format_version: 2\n", ""))
     with pytest.raises(RunError, match=r"SPR 0\.1"):

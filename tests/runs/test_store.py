@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -195,3 +197,15 @@ def test_reasons_are_counted_by_kind():
     )
     assert count_reasons(table) == {"image: a": 1, "image: b": 2, "object: b": 1}
     assert count_reasons(table.slice(0, 0)) == {}
+
+
+def test_reading_a_table_imports_neither_datasets_nor_pandas(store):
+    write_table(path := store.folder / "table.parquet", pa.table({"id": ["a"], "more": [1]}))
+    assert read_table(path, ["id"]).column_names == ["id"]
+    with pytest.raises(RunError, match="nothing"):
+        read_table(path, ["nothing"])
+    code = (
+        "import sys; from pathlib import Path; from spr.runs.store import read_table; "
+        f"read_table(Path({str(path)!r}), ['id']); sys.exit({{'pyarrow.dataset', 'pandas'}} & {{*sys.modules}} or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

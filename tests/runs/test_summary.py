@@ -96,8 +96,9 @@ def test_the_lines_are_those_of_a_plain_computation(run: Path) -> None:
 
 def test_it_is_computed_once_for_the_same_rows_and_options(run: Path) -> None:
     first, cues = pair_summary(run), kept_cues(run)
-    counted = pair_summary(run, lambda texts: map(len, texts))
+    counted = pair_summary(run, run, lambda _: lambda texts: map(len, texts))
     assert any("tokens" in line for line in counted)
+    assert pair_summary(run, run, lambda _: pytest.fail("the tokenizer is loaded again")) == counted
     first = pair_summary(run)
     shutil.move(run / "pairs" / "part-00000.parquet", run / "hidden")
     assert pair_summary(run) == first  # without reading the rows

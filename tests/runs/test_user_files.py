@@ -9,8 +9,12 @@ import yaml
 from run_folders import files
 from spr.config import TrainingPart, load_config, make_config
 from spr.core.errors import RunError
+from spr.core.images import ImageSource
 from spr.pipeline.runner import run
+from spr.report.page import write_report
 from spr.runs.folder import lock_run, open_run
+from spr.runs.reader import Run
+from spr.training.pairs import run_pairs
 
 CONFIG = "# my notes on this experiment\nformat_version: 2\nseed: 7\n"
 MINE = {
@@ -56,6 +60,13 @@ def test_a_folder_with_a_config_is_no_run_and_is_left_unchanged(contents, datase
         with pytest.raises(RunError, match=r"not a run folder[\s\S]*config\.yaml[\s\S]*new or empty folder"):
             use()
     assert read(out) == before
+
+
+def test_readers_say_that_a_folder_with_a_config_is_no_run(tmp_path):
+    put(tmp_path, {"config.yaml": "seed: 7\n", "objects/part-of-my-model.stl": "solid"})
+    for read_run in (Run, lambda folder: run_pairs(folder, ImageSource(folder)), write_report):
+        with pytest.raises(RunError, match=r"not a run folder[\s\S]*did not write"):
+            read_run(tmp_path)
 
 
 def test_a_run_leaves_files_that_it_did_not_write(dataset, tmp_path):

@@ -38,10 +38,10 @@ def run(
         echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
     if any(summary.name == "pairs" for summary in summaries):
-        from spr.models.token_counts import token_counter
+        from spr.models.token_counts import load_counter, tokenizer_file
         from spr.runs.pair_stats import pair_summary
 
-        for line in pair_summary(out, token_counter(loaded.describer)):
+        for line in pair_summary(out, tokenizer_file(loaded.describer), load_counter):
             echo(line)
     for summary in summaries:
         if summary.advice is not None:

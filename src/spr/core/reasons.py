@@ -122,9 +122,12 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
 }
 """Explanations by stage and reason."""
 
+_IF_TRUSTED = "if you trust the file names and links, delete objects/ and set annotations.allow_outside_images=true"
 FIXES: dict[str, str] = {
     "truncated_answer": "raise describer.max_new_tokens, or shorten the answers with another prompt",
     "image_missing": "check annotations.images",
+    "path_outside_images": _IF_TRUSTED,
+    "image_file_name_unsafe": _IF_TRUSTED,
     "area_under_minimum": "lower annotations.min_area to keep them",
     "crowd_without_detector": "set detector.backend to replace crowds",
 }

@@ -10,23 +10,21 @@ from spr.config import DescriberConfig
 
 
 def token_counter(describer: DescriberConfig | None) -> Callable[[Sequence[str]], list[int]] | None:
-    """A function that counts the tokens of texts, without special tokens, with the describer's tokenizer.
+    """`load_counter` of the describer's `tokenizer_file`."""
+    file = tokenizer_file(describer)
+    return None if file is None else load_counter(file)
 
-    None if there is no describer with a model, its folder or the Hub's cache has no readable ``tokenizer.json``, or
-    ``tokenizers`` is not installed. Nothing is downloaded.
+
+def load_counter(file: Path) -> Callable[[Sequence[str]], list[int]] | None:
+    """A function that counts the tokens of texts, without special tokens, with the tokenizer in a ``tokenizer.json``.
+
+    None if the file is damaged, or ``tokenizers`` is not installed.
     """
-    if describer is None or describer.model is None:
-        return None
     try:
         from tokenizers import Tokenizer
-    except ImportError:
-        return None
-    file = _tokenizer_file(describer.model, describer.revision)
-    if file is None:
-        return None
-    try:
+
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception:  # a damaged file; tokenizers raises plain exceptions
+    except Exception:  # of a damaged file, tokenizers raises plain exceptions
         return None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -37,18 +35,21 @@ def token_counter(describer: DescriberConfig | None) -> Callable[[Sequence[str]]
     return count
 
 
-def _tokenizer_file(model: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    folder = Path(model)
+def tokenizer_file(describer: DescriberConfig | None) -> Path | None:
+    """The ``tokenizer.json`` of the describer's model in its folder or in the Hub's cache; nothing is downloaded."""
+    if describer is None or describer.model is None:
+        return None
+    model, folder = describer.model, Path(describer.model)
     if model.startswith("embedded/"):
         folder = Path(str(files("spr"))) / "embedded" / "weights" / model.removeprefix("embedded/")
     if folder.is_dir():
         file = folder / "tokenizer.json"
         return file if file.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     try:
-        cached = try_to_load_from_cache(model, "tokenizer.json", revision=revision)
+        cached = try_to_load_from_cache(model, "tokenizer.json", revision=describer.revision)
     except HFValidationError:  # a folder that no longer exists
         return None
     return Path(cached) if isinstance(cached, str) else None

@@ -119,12 +119,16 @@ def check_run_version(run: Path) -> None:
     """Refuse a run folder that another version of SPR made, without changing it. A folder without a config passes.
 
     Raises:
-        RunError: if another version made it, or its ``config.yaml`` is damaged.
+        RunError: if another version made it, its ``config.yaml`` is damaged, or SPR wrote nothing in the folder.
     """
     if not (run / "config.yaml").is_file():
         return
     version = _read_config(run / "config.yaml").get("format_version")
-    old = version is None or any(map(_is_old_manifest, run.glob(f"*/{MANIFEST}")))
+    old = any(map(_is_old_manifest, run.glob(f"*/{MANIFEST}")))
+    if version is None and not old and not is_run(run):
+        got, fix = "a config.yaml that SPR did not write", "give the folder that `spr run CONFIG --out RUN` has made"
+        raise RunError(f"{run} is not a run folder", got=got, fix=fix)
+    old = old or version is None
     if old or version != FORMAT_VERSION:
         raise version_error(run, 1 if old else version)
 

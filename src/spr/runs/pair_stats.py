@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,16 +128,23 @@ class PairStats:
         return f"Chosen answers have {ratio:.2f} times as many words as rejected ones; training may learn the length."
 
 
-def pair_summary(run: Path, count_tokens: TokenCounter | None = None) -> list[str]:
+def pair_summary(
+    run: Path, tokenizer: Path | None = None, load: Callable[[Path], TokenCounter | None] = lambda _: None
+) -> list[str]:
     """The statistics of a run's pairs and their cues as lines of text; none if there are no pairs.
 
-    They are kept in ``RUN/summary.json``. ``count_tokens``: see `spr.runs.cues.pair_cues`.
+    They are kept in ``RUN/summary.json``. ``load`` makes what counts tokens from the ``tokenizer``, which can take
+    long, only if there is something to count.
 
     Raises:
         RunError: if the pairs have not finished, or a file is damaged.
     """
-    lines = kept(run, "summary.json", count_tokens is not None, lambda: list(_summarize(run, count_tokens)))
-    return [str(line) for line in lines] if isinstance(lines, list) else list(_summarize(run, count_tokens))
+
+    def compute() -> list[str]:
+        return list(_summarize(run, None if tokenizer is None else load(tokenizer)))
+
+    lines = kept(run, "summary.json", tokenizer and str(tokenizer), compute)
+    return [str(line) for line in lines] if isinstance(lines, list) else compute()
 
 
 def _summarize(run: Path, count_tokens: TokenCounter | None) -> Iterator[str]:

@@ -23,6 +23,7 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import RunError
+from spr.core.ordered_map import ordered_map
 from spr.records.schemas import CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
 
 MANIFEST = "manifest.json"
@@ -246,7 +247,7 @@ class StageStore:
 
     def valid_shards(self, manifest: Manifest) -> list[ShardEntry]:
         """The entries whose files are present and unchanged."""
-        return [shard for shard in manifest.shards if self._is_valid(shard)]
+        return [shard for shard, valid in ordered_map(self._is_valid, manifest.shards) if valid]
 
     def _is_valid(self, shard: ShardEntry) -> bool:
         files = {self.part(shard.index): shard.sha256, self.drops(shard.index): shard.dropped_sha256}
@@ -305,9 +306,9 @@ class StageStore:
         return table
 
     def dropped_files(self, manifest: Manifest) -> list[Path]:
-        """The files of everything that this stage dropped, in order, without those that are missing or damaged."""
+        """The files of what this stage dropped, in order, without those that are empty, missing or damaged."""
         files = {self.source_drops: manifest.source.get("dropped_sha256")}
-        files |= {self.drops(shard.index): shard.dropped_sha256 for shard in manifest.shards}
+        files |= {self.drops(shard.index): shard.dropped_sha256 for shard in manifest.shards if shard.dropped}
         return [path for path, expected in files.items() if path.is_file() and sha256(path) == expected]
 
 
@@ -342,7 +343,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         RunError: if it is missing or damaged.
     """
     try:
-        table = pq.read_table(path, columns=columns, partitioning=None)
+        # Not `pq.read_table`, which imports pyarrow.dataset and, where it is installed, pandas.
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=columns)
+        if columns is not None:
+            table = table.select(columns)
         table.validate(full=True)
         return table
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
