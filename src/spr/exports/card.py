@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -89,10 +91,13 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
 def _configs(plan: ExportPlan) -> list[dict[str, Any]]:
     """What `load_dataset` and the hub's viewer read: with copied images, the pairs as an image folder.
 
-    🤗 datasets reads all configs of a folder in one way, so the trainer's file can't be a second one.
+    🤗 datasets reads all configs of a folder in one way, so the trainer's file can't be a second one. It finds a local
+    folder in its cache by the folder's name and the config alone; so ``description`` tells exports apart.
     """
     files = ["metadata.jsonl", "images/**"] if plan.images == "copy" else plan.format.data_files
-    return [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}]
+    digest = hashlib.sha256(json.dumps(plan.identity).encode()).hexdigest()[:16]
+    split = {"split": "train", "path": files}
+    return [{"config_name": "default", "description": f"SPR pairs {digest}", "data_files": [split]}]
 
 
 def _licenses(licenses: Mapping[str | None, int]) -> Iterator[str]:
