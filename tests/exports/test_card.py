@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from spr.config import make_config
-from spr.exports.card import public_config, public_name
+from spr.config.public import public_config, public_name
 from spr.exports.writing import export
 from spr.runs.store import StageStore
 
