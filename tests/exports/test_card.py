@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from spr.config import make_config
-from spr.exports.card import public_config, public_name
+from spr.config.public import public_config, public_name
 from spr.exports.writing import export
 from spr.runs.store import StageStore
 
@@ -27,9 +27,10 @@ def test_the_front_matter_is_what_the_hub_reads(card):
     assert head["license"] == "cc-by-4.0"
     assert head["pretty_name"] == "Shapes | of *mine*"
     assert head["size_categories"] == ["n<1K"]
-    assert head["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": ["metadata.jsonl", "images/**"]}]},
-    ]
+    (viewed,) = head["configs"]
+    assert re.fullmatch(r"SPR pairs [0-9a-f]{16}", viewed.pop("description"))
+    files = [{"split": "train", "path": ["metadata.jsonl", "images/**"]}]
+    assert viewed == {"config_name": "default", "data_files": files}
     assert "# Shapes \\| of \\*mine\\*\n" in text
     assert "fill in" in text
 

@@ -94,6 +94,20 @@ def test_datasets_loads_each_folder_by_its_card_with_images(key, exported, small
     assert set(trainers.column_names) == set(FORMATS[key].columns)
 
 
+@pytest.mark.parametrize("images", ["copy", "none"])
+def test_a_new_export_in_a_folder_of_the_same_name_is_not_read_from_the_cache_of_the_old_one(
+    images, small_run, tmp_path
+):
+    chosen = []
+    for dialect in (None, "qwen_vl"):
+        out = tmp_path / str(dialect) / "out"
+        export(small_run, out, "llava", dialect=dialect, images=images)
+        rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+        assert rows["chosen"][:] == [row["chosen"] for row in json.loads((out / "train.json").read_text())]
+        chosen.append(rows["chosen"][:])
+    assert chosen[0] != chosen[1]
+
+
 def test_the_card_recommends_no_script_that_does_not_start(exported):
     card = (exported["llava"] / "README.md").read_text()
     assert "python llava/train/train_dpo.py" not in card

@@ -221,3 +221,17 @@ def test_no_images_is_an_option_of_both_commands(run_with_metadata, tmp_path):
     report(run, tmp_path / "report", max_pairs=10, no_images=True)
     assert not (tmp_path / "report" / "thumbs").exists()
     assert "written with --no-images" in (tmp_path / "report" / "gallery" / "page-00000.js").read_text()
+
+
+def test_neither_a_report_nor_an_export_says_where_on_which_machine_it_was_made(make_dataset, make_run, tmp_path):
+    server = {"backend": "fake", "base_url": "http://inside.example/v1", "model": str(tmp_path / "ferret")}
+    run = make_run(make_dataset(tmp_path / "data", images=2), describer=server)
+    write_report(run, tmp_path / "report")
+    export(run, tmp_path / "export", "llava")
+    for folder in ("report", "export"):
+        for path in (tmp_path / folder).rglob("*"):
+            if path.is_file():
+                data = path.read_bytes()
+                assert str(tmp_path).encode() not in data, path
+                assert b"inside.example" not in data, path
+    assert "base_url: not published" in (tmp_path / "report" / "index.html").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import yaml
 
 from spr import __version__
-from spr.config import Config
+from spr.config.public import public_config, public_name
 from spr.core.plots import Chart, Series, density, figure, histogram
 from spr.exports.image_limits import geometry_note
 from spr.exports.marker import ExportPlan
@@ -89,10 +91,13 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
 def _configs(plan: ExportPlan) -> list[dict[str, Any]]:
     """What `load_dataset` and the hub's viewer read: with copied images, the pairs as an image folder.
 
-    🤗 datasets reads all configs of a folder in one way, so the trainer's file can't be a second one.
+    🤗 datasets reads all configs of a folder in one way, so the trainer's file can't be a second one. It finds a local
+    folder in its cache by the folder's name and the config alone; so ``description`` tells exports apart.
     """
     files = ["metadata.jsonl", "images/**"] if plan.images == "copy" else plan.format.data_files
-    return [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}]
+    digest = hashlib.sha256(json.dumps(plan.identity).encode()).hexdigest()[:16]
+    split = {"split": "train", "path": files}
+    return [{"config_name": "default", "description": f"SPR pairs {digest}", "data_files": [split]}]
 
 
 def _licenses(licenses: Mapping[str | None, int]) -> Iterator[str]:
@@ -161,33 +166,6 @@ def _model(section: Any) -> str:
     if section.backend == "fake":
         return "fake (its numbers mean nothing)"
     return public_name(str(section.model)) + (f"@{section.revision}" if section.revision else "")
-
-
-def public_config(config: Config) -> dict[str, Any]:
-    """The config without folders, and without the address of the describer's server, which may contain a password."""
-    shown: dict[str, Any] = _without_folders(config.model_dump(mode="json"))
-    if shown["describer"] and shown["describer"]["base_url"]:
-        shown["describer"]["base_url"] = "not published"
-    return shown
-
-
-def public_name(value: str) -> str:
-    """A path without its folders, which would say whose machine it was.
-
-    This also applies to each part of a model with a LoRA adapter, ``model@revision+adapter@revision``.
-
-    >>> public_name("/home/me/ferret-7b@ab12+/runs/mine/adapter@cd34"), public_name("Qwen/Qwen2.5-VL-7B-Instruct")
-    ('ferret-7b@ab12+adapter@cd34', 'Qwen/Qwen2.5-VL-7B-Instruct')
-    """
-    return re.sub(r"(?:^|(?<=\+))/(?:[^@+]*/)?(?=[^/@+])", "", value)
-
-
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    return public_name(value) if isinstance(value, str) else value
 
 
 def _plain(text: str) -> str:

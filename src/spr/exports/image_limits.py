@@ -5,6 +5,8 @@ from __future__ import annotations
 from spr.grounding import Dialect
 from spr.grounding.geometry import Relative, Resized
 
+TOKEN_PIXELS = 28 * 28  # pixels of one image token of Qwen2.5-VL
+
 
 def pixel_limits(dialect: Dialect) -> dict[str, int]:
     """The processor's ``min_pixels`` and ``max_pixels`` if the numbers are pixels of its output, otherwise empty.

@@ -10,12 +10,13 @@ import yaml
 
 from spr.core.images import MAX_PIXELS
 from spr.exports.formats import ExportRow, Format, Labels, Writer
-from spr.exports.image_limits import pixel_limits
+from spr.exports.image_limits import TOKEN_PIXELS, pixel_limits
 from spr.exports.json_lines import JsonWriter
 from spr.grounding import Dialect
 
 DATASET = "spr_pairs"  # for LLaMA-Factory's --dataset
 SETTINGS = "train_dpo.yaml"
+_TEXT_TOKENS = 4096  # room for the texts of a pair, beside its image
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
@@ -33,11 +34,13 @@ def settings(dialect: Dialect) -> str:
     """The YAML file for ``llamafactory-cli train``.
 
     LLaMA-Factory resizes an image of more than ``image_max_pixels`` (768 × 768 by default) before the model's processor
-    does, and each rounds in its own way. So only the processor may, if numbers are pixels of its output.
+    does, and each rounds in its own way. So only the processor may, if numbers are pixels of its output. Its default
+    ``cutoff_len`` of 2,048 tokens would then cut the prompt within the image.
     """
     options = {"stage": "dpo", "do_train": True, "finetuning_type": "lora", "pref_beta": 0.1, "dataset": DATASET}
     if not (limits := pixel_limits(dialect)):
         return yaml.safe_dump(options, sort_keys=False)
+    options["cutoff_len"] = limits["max_pixels"] // TOKEN_PIXELS + _TEXT_TOKENS
     note = "".join(f"#   {name}: {value}\n" for name, value in limits.items())
     return (
         yaml.safe_dump({**options, "image_max_pixels": MAX_PIXELS, "image_min_pixels": 1}, sort_keys=False)

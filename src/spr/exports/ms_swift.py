@@ -8,12 +8,11 @@ from typing import Any
 import yaml
 
 from spr.exports.formats import ExportRow, Format, Labels, Writer
-from spr.exports.image_limits import pixel_limits
+from spr.exports.image_limits import TOKEN_PIXELS, pixel_limits
 from spr.exports.json_lines import JsonWriter
 from spr.grounding import Dialect
 
 SETTINGS = "train_dpo.yaml"
-_TOKEN = 28 * 28  # pixels of one image token of Qwen2.5-VL
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
@@ -34,8 +33,8 @@ def settings(dialect: Dialect) -> str:
     environment = {}
     if limits := pixel_limits(dialect):
         least, most = limits["min_pixels"], limits["max_pixels"]
-        environment = {"MIN_PIXELS": least, "MAX_PIXELS": most}
-        environment |= {"IMAGE_MIN_TOKEN_NUM": -(-least // _TOKEN), "IMAGE_MAX_TOKEN_NUM": most // _TOKEN}
+        tokens = {"IMAGE_MIN_TOKEN_NUM": -(-least // TOKEN_PIXELS), "IMAGE_MAX_TOKEN_NUM": most // TOKEN_PIXELS}
+        environment = {"MIN_PIXELS": least, "MAX_PIXELS": most, **tokens}
     return yaml.safe_dump({"ENV": environment, "rlhf_type": "dpo", "beta": 0.1}, sort_keys=False)
 
 

@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from spr.config.public import public_name
 from spr.core.atomic import atomic_dir
 from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.progress import Progress
 from spr.core.reasons import FIXES
-from spr.exports.card import public_name, write_card
+from spr.exports.card import write_card
 from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
 from spr.exports.images import export_images
 from spr.exports.marker import ExportPlan, counts_of_finished, write_marker

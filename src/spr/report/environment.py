@@ -8,6 +8,7 @@ from typing import Any
 
 from spr import __version__
 from spr.config import Config
+from spr.config.public import public_name
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pillow", "pyarrow")
 
@@ -20,7 +21,11 @@ def models_of(config: Config) -> list[dict[str, str]]:
         backend = "none" if section is None else section.backend
         row = {"role": role, "backend": backend, "model": "–", "revision": "–", "dtype": "–"}
         if backend not in ("none", "fake"):
-            row |= {"model": str(section.model), "revision": section.revision or "not pinned", "dtype": section.dtype}
+            row |= {
+                "model": public_name(str(section.model)),
+                "revision": section.revision or "not pinned",
+                "dtype": section.dtype,
+            }
         rows.append(row)
     return rows
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
+from spr.config.public import public_config, public_name
 from spr.core.plots import CSS
 from spr.core.progress import Progress
 from spr.models.token_counts import token_counter
@@ -138,14 +140,14 @@ def _about_run(run: Run) -> dict[str, Any]:
     config = run.config
     return {
         "name": _name(run.path),
-        "run": str(run.path),
+        "run": public_name(str(run.path)),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "span": environment.time_span(run.events),
         "models": environment.models_of(config),
         "dialect": config.describer.dialect if config.describer else None,
         "versions": environment.versions(),
         "annotations_sha256": run.inputs.get("sha256"),
-        "config": config.to_yaml(),
+        "config": yaml.safe_dump(public_config(config), sort_keys=False, allow_unicode=True),
         "weight": config.scoring.semantic_weight,
     }
 

@@ -1,0 +1,35 @@
+"""What may be shown of a config on pages that are made to be shared: nothing about the machine it was used on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from spr.config.experiment import Config
+
+
+def public_config(config: Config) -> dict[str, Any]:
+    """The config without folders, and without the address of the describer's server, which may contain a password."""
+    shown: dict[str, Any] = _without_folders(config.model_dump(mode="json"))
+    if shown["describer"] and shown["describer"]["base_url"]:
+        shown["describer"]["base_url"] = "not published"
+    return shown
+
+
+def public_name(value: str) -> str:
+    """A path without its folders, which would say whose machine it was.
+
+    This also applies to each part of a model with a LoRA adapter, ``model@revision+adapter@revision``.
+
+    >>> public_name("/home/me/ferret-7b@ab12+/runs/mine/adapter@cd34"), public_name("Qwen/Qwen2.5-VL-7B-Instruct")
+    ('ferret-7b@ab12+adapter@cd34', 'Qwen/Qwen2.5-VL-7B-Instruct')
+    """
+    return re.sub(r"(?:^|(?<=\+))/(?:[^@+]*/)?(?=[^/@+])", "", value)
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return public_name(value) if isinstance(value, str) else value
