@@ -306,7 +306,7 @@ def test_numbers_of_another_scale_give_a_hint_after_the_stage(config, tmp_path, 
 
 
 def test_the_hint_of_a_stage_is_printed_with_its_summary(capsys):
-    print_summary(StageSummary("candidates", "candidates", 1, {}, {}, 1.0, False, hint="check describer.dialect"))
+    print_summary(StageSummary("candidates", "candidates", 1, {}, {}, {}, 1.0, False, hint="check describer.dialect"))
     assert capsys.readouterr().out.splitlines()[-1] == "  Note: check describer.dialect."
 
 

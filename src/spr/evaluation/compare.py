@@ -69,7 +69,9 @@ def is_comparison(path: Path) -> bool:
     """Whether a file is one that `spr compare --out` wrote; raises OSError or ValueError if it is not JSON."""
     keys = {"task", "base", "other", "n", "images", "changes", "metrics"}
     content = read_json(path)
-    return isinstance(content, list) and all(isinstance(entry, dict) and keys == set(entry) for entry in content)
+    return isinstance(content, list) and all(
+        isinstance(entry, dict) and keys == set(entry) - {"notes"} for entry in content
+    )
 
 
 def load_results(path: Path) -> list[tuple[str, Result]]:

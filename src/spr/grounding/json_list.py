@@ -24,6 +24,7 @@ _FENCE = re.compile(r"```(?:json)?")
 _NUMBER = re.compile(rf"{NUMBER}|NaN|-?Infinity")
 _NUMBERS = re.compile(rf"\s*+(?:(?:{_NUMBER.pattern})\s*+(?:,\s*+|(?=[\])])))*+")
 _LIST = re.compile(r"\s*+(?:,\s*+)?+([\[(][^\[\](){}\"']*+[\])])")
+_DEEPEST = 100
 _NESTED = re.compile(r"\s*+[\[(](?=\s*+[\[(])")
 _NULL = re.compile(r"\s*+(?:null|None)\b")
 _QUOTE = re.compile(r"\s*+[\"']")
@@ -89,7 +90,10 @@ def parse_json(problems: Problems, markup: JsonList, frame: Frame) -> tuple[str,
 
 
 def _read_objects(problems: Problems, start: int, markup: JsonList) -> tuple[list[_Object], int]:
-    """The objects from the brace at ``start`` to the one that closes it, by their start; and where they end."""
+    """The objects from the brace at ``start`` to the one that closes it, by their start; and where they end.
+
+    What is nested too deeply is left to the next call, so that few objects exist at a time.
+    """
     found: list[_Object] = []
     opened: list[_Object] = []
     text, position, is_value = problems.read, start, False
@@ -97,6 +101,8 @@ def _read_objects(problems: Problems, start: int, markup: JsonList) -> tuple[lis
         position = token.end()
         here = opened[-1] if opened else None
         if token["mark"] == "{":
+            if len(opened) == _DEEPEST:
+                return found, position - 1
             entry = markup.pattern.match(text, position - 1)
             new = _Object(position - 1, here, entry if entry is not None and entry[1] is not None else None)
             new.problem = f"entry has no {markup.label_key}" if is_value else None  # a key before it may be its label
