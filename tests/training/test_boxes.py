@@ -11,7 +11,8 @@ from spr.core.errors import ConfigError
 from spr.grounding import DIALECTS, get_dialect
 from spr.models.families import FAMILIES
 from spr.training.boxes import box_ranges, changed_numbers, token_weights
-from spr.training.pairs import PairEncoder, trl_pairs
+from spr.training.encoding import PairEncoder
+from spr.training.pairs import trl_pairs
 from spr.training.trainee import load_trainee
 
 SIZE = (640, 480)

@@ -9,7 +9,8 @@ from spr.core.images import ImageProblem
 from spr.core.reasons import TRAINING_REASONS
 from spr.models.chat import user_turn
 from spr.models.families import FAMILIES
-from spr.training.pairs import context_length, plan_digest, trl_pairs
+from spr.training.encoding import context_length, plan_digest
+from spr.training.pairs import trl_pairs
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features, MemoryFeatures
 

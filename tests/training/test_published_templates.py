@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.training.pairs import PairEncoder, trl_pairs
+from spr.training.encoding import PairEncoder
+from spr.training.pairs import trl_pairs
 from spr.training.vision_cache import MemoryFeatures
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"

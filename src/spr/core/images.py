@@ -17,7 +17,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, TypeVar
@@ -270,6 +270,11 @@ def _stem(name: str) -> str:
     return (name.rpartition(".")[0] or name).casefold()
 
 
+_Listing: TypeAlias = tuple[dict[str, list[str]], dict[str, list[str]]]
+_MOST_LISTINGS = 16
+_listings: dict[str, tuple[int, _Listing]] = {}  # by folder, with its time of change
+
+
 def _spelled_alike(folder: str, spelling: str) -> list[str]:
     """The names, relative to the folder, of everything in it that is spelled like this."""
     parts, found = spelling.split("/"), []
@@ -280,16 +285,21 @@ def _spelled_alike(folder: str, spelling: str) -> list[str]:
     return found
 
 
-def _listing(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The names in a folder by their spelling, and by its stem in lower case."""
+def _listing(folder: str) -> _Listing:
+    """The names in a folder by their spelling, and by its stem in lower case; read again once the folder changes."""
     try:
-        return _list(folder, Path(folder).stat().st_mtime_ns)
+        changed = Path(folder).stat().st_mtime_ns
+        known = _listings.get(folder)
+        if known is None or known[0] != changed:
+            if len(_listings) >= _MOST_LISTINGS:
+                _listings.clear()
+            known = _listings[folder] = (changed, _list(folder))
+        return known[1]
     except OSError:
         return {}, {}
 
 
-@lru_cache(maxsize=16)
-def _list(folder: str, mtime_ns: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:  # noqa: ARG001
+def _list(folder: str) -> _Listing:
     by_spelling, by_stem = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     with os.scandir(folder) as entries:
         names = [entry.name for entry in islice(entries, _MOST_NAMES + 1)]

@@ -11,6 +11,7 @@ from typing import Any
 
 from spr import __version__
 from spr.core.atomic import write_atomically
+from spr.core.documents import read_json
 from spr.core.errors import RunError
 from spr.runs.store import StageStore
 
@@ -28,8 +29,8 @@ def kept(run: Path, name: str, options: Any, compute: Callable[[], Any]) -> Any:
     manifests = [StageStore(run / stage).manifest() for stage in _STAGES]
     shards = [[shard.sha256 for shard in manifest.shards] if manifest else None for manifest in manifests]
     key = hashlib.sha256(json.dumps([__version__, options, shards]).encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        found = json.loads((run / name).read_bytes())
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = read_json(run / name)
         if found["key"] == key:
             return found["value"]
     value = compute()

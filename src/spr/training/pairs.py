@@ -1,15 +1,10 @@
-"""From a preference pair on disk to what the model reads.
-
-Pairs come from a run (`run_pairs`) or, in TRL's preference format, from elsewhere (`trl_pairs`). `PairEncoder` encodes
-them: `plan` before the training starts, `process` in threads ahead of the model, and `finish` with the vision tower.
-"""
+"""Preference pairs on disk: those of a run (`run_pairs`), or from elsewhere in TRL's format (`trl_pairs`)."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,24 +12,15 @@ from typing import Any
 import datasets
 import msgspec
 import pyarrow as pa
-import torch
 from PIL import Image
-from torch import Tensor
 
-from spr.core.errors import ConfigError, InputError, SprError
+from spr.core.errors import InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.text_input import TextInput, text_lines
-from spr.grounding import Dialect
-from spr.grounding.text import Range
-from spr.models.chat import Message, render_answer, render_turn, user_turn
-from spr.models.families import Family
-from spr.models.image_processors import encode
+from spr.models.chat import Message, user_turn
 from spr.records import CUT_REASONS, Size
 from spr.runs.folder import check_run_version
 from spr.runs.store import StageStore
-from spr.training.boxes import changed_numbers, token_weights
-from spr.training.shared_prefix import EncodedPair
-from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, feature_key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -283,230 +269,3 @@ def _answer(answer: Any, where: str, side: str) -> str:
 
 
 # ── encoding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
-"""Outputs of processors that are not inputs of the vision tower."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PlannedPair:
-    """A pair that can be trained on, with its prompt as rendered by the chat template.
-
-    The answers' tokens are ``(R,)`` int64, and their weights ``(R,)`` float32, or None if all are 1; ``prompt_tokens``
-    counts the prompt's with those of the image; ``key`` is the hex digest of prompt, answers, image and weights.
-    """
-
-    pair: TrainingPair
-    turn: str
-    chosen: Tensor
-    rejected: Tensor
-    prompt_tokens: int
-    key: str
-    chosen_weights: Tensor | None = None
-    rejected_weights: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of tokens of the prompt and both answers."""
-        return self.prompt_tokens + len(self.chosen) + len(self.rejected)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ProcessedPair:
-    """A pair's image and prompt after the processor.
-
-    ``prompt`` are ``(P,)`` int64 tokens, ``positions`` ``(axes, P)`` int64. ``vision`` are the inputs of the vision
-    tower, empty once the features are kept, under ``key``.
-    """
-
-    prompt: Tensor
-    positions: Tensor
-    vision: dict[str, Tensor]
-    key: str
-
-
-class PairEncoder:
-    """Encodes pairs for a transformers model, with its processor from `spr.models.image_processors.load_processor`.
-
-    ``identity`` identifies both in the features' keys. With a `MemoryFeatures` store, processed pairs are kept as well.
-    ``box_weight`` is `training.box_token_weight`; other values than 1 need the ``dialect`` of the boxes in the answers.
-
-    Raises:
-        ConfigError: if ``box_weight`` is not 1, and the tokenizer does not report which characters a token stands for.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        family: Family,
-        store: FeatureStore,
-        *,
-        identity: str,
-        box_weight: float = 1.0,
-        dialect: Dialect | None = None,
-    ) -> None:
-        self.model, self.processor, self.family = model, processor, family
-        self.box_weight, self.dialect = box_weight, dialect
-        if box_weight != 1 and not processor.tokenizer.is_fast:
-            message = "`training.box_token_weight` needs a tokenizer that reports which characters a token stands for"
-            fix = "set training.box_token_weight=1, or add a tokenizer.json to the model's folder"
-            raise ConfigError(message, got=type(processor.tokenizer).__name__, expected="a fast tokenizer", fix=fix)
-        self.store, self.identity = store, identity
-        self.pad = processor.tokenizer.pad_token_id
-        self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
-        self._kept: dict[str, ProcessedPair] = {}
-
-    def plan(
-        self, pairs: Iterable[TrainingPair], max_length: int, *, with_rejected: bool = True
-    ) -> tuple[list[PlannedPair], list[tuple[str, str]]]:
-        """Tokenize answers, count the tokens of prompts, and drop the pairs that can't be trained on.
-
-        Returns the remaining pairs in order, and ``(pair_id, reason)`` for each dropped one; the reasons are keys of
-        `spr.core.reasons.TRAINING_REASONS` and `IMAGE_REASONS`. ``max_length`` is the maximum number of tokens of a
-        prompt with one answer.
-        """
-        planned: list[PlannedPair] = []
-        dropped: list[tuple[str, str]] = []
-        for pair in pairs:
-            try:
-                result = self._plan(pair, max_length, with_rejected)
-            except ImageProblem as problem:
-                result = problem.reason
-            if isinstance(result, PlannedPair):
-                planned.append(result)
-            else:
-                dropped.append((pair.pair_id, result))
-        return planned, dropped
-
-    def _plan(self, pair: TrainingPair, max_length: int, with_rejected: bool) -> PlannedPair | str:
-        if not pair.chosen.strip() or (with_rejected and not pair.rejected.strip()):
-            return "empty_answer"
-        if with_rejected and pair.chosen == pair.rejected:
-            return "answers_equal"
-        turn = render_turn(self.processor, self.family, pair.messages)
-        numbers = self._changed_numbers(pair)
-        (chosen, chosen_weights), (rejected, rejected_weights) = (
-            self._answer_ids(turn, pair.messages, *answer)
-            for answer in (
-                (pair.chosen, pair.chosen_complete, numbers[0]),
-                (pair.rejected, pair.rejected_complete, numbers[1]),
-            )
-        )
-        answers = (chosen, rejected) if with_rejected else (chosen,)
-        if any((ids == self._image_token).any() for ids in answers):
-            return "answer_has_image_token"
-        prompt_tokens = self._count_prompt(pair, turn)
-        if prompt_tokens + max(map(len, answers)) > max_length:
-            return "too_long"
-        content: list[Any] = [turn, pair.chosen, pair.rejected, pair.digest()]
-        if not (pair.chosen_complete and pair.rejected_complete):
-            content.append({"complete": [pair.chosen_complete, pair.rejected_complete]})
-        weights = chosen_weights, rejected_weights
-        if any((part != 1).any() for part in weights if part is not None):
-            content.append({"weights": [part.tolist() for part in weights if part is not None]})
-        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        return PlannedPair(pair, turn, chosen, rejected, prompt_tokens, key, *weights)
-
-    def _changed_numbers(self, pair: TrainingPair) -> tuple[list[Range] | None, list[Range] | None]:
-        if self.box_weight == 1 or self.dialect is None:
-            return None, None
-        size_wh = pair.size_wh or pair.load().size
-        texts = (pair.chosen, pair.rejected), (pair.rejected, pair.chosen)
-        chosen, rejected = (changed_numbers(*answers, self.dialect, size_wh) for answers in texts)
-        return chosen, rejected
-
-    def _answer_ids(
-        self, turn: str, messages: Sequence[Message], answer: str, complete: bool, numbers: Sequence[Range] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The answer's tokens after the prompt, and their weights if ``numbers`` are given, which are places in it.
-
-        They are tokenized alone if the prompt's tokens would change otherwise.
-        """
-        rendered = render_answer(self.processor, self.family, messages, answer)
-        start = rendered.index(answer)
-        if not complete:
-            rendered = rendered[: start + len(answer)]
-        tokenizer, texts = self.processor.tokenizer, [turn, turn + rendered, rendered]
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=numbers is not None)
-        before, whole, alone = encoded["input_ids"]
-        joined = whole[: len(before)] == before
-        ids = torch.tensor(whole[len(before) :] if joined else alone)
-        if numbers is None:
-            return ids, None
-        start += len(turn) if joined else 0
-        offsets = encoded["offset_mapping"][1][len(before) :] if joined else encoded["offset_mapping"][2]
-        ranges = [(start + begin, start + end) for begin, end in numbers]
-        return ids, token_weights(offsets, ranges, self.box_weight)
-
-    def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
-        if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.family.bidirectional_prompt:
-            width, height = pair.size_wh or pair.load().size
-            counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
-            bos = self.processor.tokenizer.bos_token
-            special = not (bos and turn.startswith(bos))
-            words = len(self.processor.tokenizer(turn, add_special_tokens=special)["input_ids"])
-            return words - 1 + int(counted["num_image_tokens"][0])
-        return int(encode(self.processor, [turn], [pair.load()])["input_ids"].shape[1])
-
-    def process(self, planned: PlannedPair) -> ProcessedPair:
-        """Load the image and run the processor. Bound to the CPU; threads may run it ahead of the model."""
-        if (kept := self._kept.get(planned.pair.pair_id)) is not None:
-            return kept
-        inputs = encode(self.processor, [planned.turn], [planned.pair.load()])
-        prompt = inputs["input_ids"][0]
-        vision = {name: tensor for name, tensor in inputs.items() if name not in NOT_VISION}
-        if len(prompt) != planned.prompt_tokens:
-            message = f"The prompt of pair {planned.pair.pair_id} has another number of tokens than counted before"
-            fix = "the image has changed since the training began; restore it or start the training again"
-            raise SprError(message, got=len(prompt), expected=planned.prompt_tokens, fix=fix)
-        # The key covers all vision inputs, because Ferret's features also depend on the regions in the prompt.
-        return ProcessedPair(prompt, self._positions(prompt, vision), vision, feature_key(vision, self.identity))
-
-    def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
-        """The positions of the prompt's tokens, ``(axes, P)``."""
-        model, ids = self.model.model, prompt[None]
-        if hasattr(model, "get_rope_index"):
-            types = (ids == self._image_token).int()
-            positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=vision["image_grid_thw"])
-            return torch.as_tensor(positions[:, 0])
-        if hasattr(model, "prompt_positions"):  # CogVLM: the patches of an image share one position
-            return torch.as_tensor(model.prompt_positions(ids))
-        return torch.arange(len(prompt))[None] + int(self.family.bidirectional_prompt)
-
-    def finish(
-        self, planned: PlannedPair, processed: ProcessedPair, compute: Callable[[dict[str, Tensor]], Features]
-    ) -> EncodedPair:
-        """Add the image's features, from the store or from ``compute``, which runs the vision tower."""
-        features: Features | None = self.store.get(processed.key)
-        if features is None:
-            features = compute(processed.vision)
-            self.store.put(processed.key, features)
-        name = planned.pair.pair_id
-        # Only if the features are kept too: without its vision inputs they can't be computed again.
-        if isinstance(self.store, MemoryFeatures) and self.store.get(processed.key) is not None:
-            self._kept[name] = replace(processed, vision={})
-        answers = planned.chosen, planned.rejected
-        weights = planned.chosen_weights, planned.rejected_weights
-        return EncodedPair(name, processed.prompt, processed.positions, *answers, features, *weights)
-
-
-def plan_digest(planned: Sequence[PlannedPair]) -> str:
-    """Hex digest of the pairs' texts and images, in order."""
-    return hashlib.sha256("".join(pair.key for pair in planned).encode()).hexdigest()[:16]
-
-
-def context_length(model: Any, max_length: int | None) -> int:
-    """Maximum number of tokens of a prompt with an answer: ``max_length``, but at most the model's context length."""
-    limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
-    return min(max_length or limit, limit)
-
-
-def processor_digest(processor: Any, family: Family) -> str:
-    """Hex digest of what determines the encoding: tokenizer, image processor and chat template."""
-    tokenizer = processor.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    images = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
-    turn = processor.chat_template or family.turn
-    return hashlib.sha256("\0".join([words, images, str(turn), type(processor).__name__]).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from spr.core.atomic import write_atomically
 from spr.core.documents import parse_json
 from spr.core.errors import InputError, RunError
 from spr.training.checkpoint import check_version
-from spr.training.pairs import PlannedPair
+from spr.training.encoding import PlannedPair
 
 _TYPES = {"pair_id": pa.string(), "key": pa.string(), "chosen": pa.float64(), "rejected": pa.float64()}
 _SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])

@@ -21,7 +21,7 @@ from spr.models.custom_models import load_config, load_mllm
 from spr.models.families import FAMILIES, Family, choose_dialect
 from spr.models.image_processors import load_processor
 from spr.models.loading import ModelError, model_source, placement, source_name
-from spr.training.pairs import PairEncoder, processor_digest
+from spr.training.encoding import PairEncoder, processor_digest
 from spr.training.shared_prefix import PairModel, why_not_shared
 from spr.training.vision_cache import open_store
 

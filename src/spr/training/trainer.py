@@ -26,6 +26,7 @@ from spr.core.ordered_map import ordered_map
 from spr.runs.cues import measure_cue
 from spr.runs.store import dropped_table, write_table
 from spr.training.checkpoint import TrainingState, check_adapter_folder, read_finished, save_finished
+from spr.training.encoding import PlannedPair, ProcessedPair, context_length, plan_digest
 from spr.training.log import Meter, TrainingLog, check_trackers
 from spr.training.loss import (
     PairLogps,
@@ -35,7 +36,7 @@ from spr.training.loss import (
     needs_reward_shift,
     pair_losses,
 )
-from spr.training.pairs import PlannedPair, ProcessedPair, TrainingPair, context_length, plan_digest
+from spr.training.pairs import TrainingPair
 from spr.training.reference import ReferenceFile
 from spr.training.schedule import learning_rate, steps_of_training
 from spr.training.shared_prefix import Batch, collate

@@ -22,7 +22,7 @@ from torch import Tensor
 from spr.core.atomic import leftovers, write_atomically
 
 if TYPE_CHECKING:
-    from spr.training.pairs import PairEncoder, PlannedPair, ProcessedPair
+    from spr.training.encoding import PairEncoder, PlannedPair, ProcessedPair
     from spr.training.shared_prefix import EncodedPair
 
 UNSHARDED = {DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU}
