@@ -16,13 +16,19 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
-TIMES = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
+from pyarrow import parquet
+
+TIMES = re.compile(
+    rb"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)? UTC|(?<=class=\"took\">)[\d.]+ s"
+    rb"|[\d.]+ s\. [\d,]+ tokens per second at the end\. [\d.]+ GiB"
+)
 MINE = {
     "notes.txt": "mine",
     ".config.yaml.1.tmp": "my editor's",
@@ -39,7 +45,7 @@ IN_RUN = {
 }
 FAKES = {section: {"backend": "fake"} for section in ("scorer", "detector")}
 # Name: (state that it starts from, arguments). The states: data; begun, a run with objects and regions; run, with pairs
-# and an earlier report; trained, with an adapter and two results.
+# and an earlier report; trained, with an adapter and two results; published, with weights to convert.
 COMMANDS = {
     "scenes": ("data", "scenes -n 6 --out new/scenes"),
     "lvis-questions": ("data", "lvis-questions --annotations lvis.json -n 2 --out new/questions.jsonl"),
@@ -59,6 +65,8 @@ COMMANDS = {
         "evaluate description --annotations run --model embedded/describer --adapter run/adapter --out new/result.json",
     ),
     "compare": ("trained", "compare a.json b.json --out new/comparison.json"),
+    "convert ferret": ("published", "convert ferret --base parts/vicuna --delta parts/delta --out new/ferret"),
+    "quickstart": ("data", "quickstart --scenes 10 --held-out 10 --out new/quickstart"),
 }
 STATES = {
     "begun": ["run config.yaml --until regions --out run"],
@@ -68,6 +76,15 @@ STATES = {
         *(f"evaluate pope --annotations pope.jsonl --predictions {name}.jsonl --out {name}.json" for name in "ab"),
     ],
 }
+# Names of files, and their keys or columns that hold times.
+DEPENDS_ON_TIME = {
+    "finished.json": ("seconds", "last", "values"),
+    "checkpoint.json": ("seconds", "last", "values"),
+    "metrics.json": ("seconds",),
+    "inputs.json": ("mtime_ns",),
+    "images.parquet": ("mtime_ns",),
+}
+TINY_FERRET = Path(__file__).parent / "models" / "ported" / "ferret" / "conftest.py"
 LIGHT = ["scenes", "run", "run, begun", "show --draw", "export llava", "report again", "evaluate answers"]
 
 
@@ -119,12 +136,16 @@ class Place:
         """Make a state, unless it exists."""
         if (self.states / state).is_dir():
             return
-        before = {"begun": "data", "run": "data", "trained": "run"}[state]
+        before = {"begun": "data", "run": "data", "trained": "run", "published": "data"}[state]
         self.make(before)
         self.reset(before)
-        for arguments in STATES[state]:
+        for arguments in STATES.get(state, ()):
             print(f"once: spr {arguments}")
             run_command(arguments, self.work)
+        if state == "published":
+            code = f"import runpy, pathlib; tiny = runpy.run_path({str(TINY_FERRET)!r})"
+            code += "; tiny['save_parts'](pathlib.Path('parts'))"
+            subprocess.run([sys.executable, "-c", code], cwd=self.work, check=True)
         for name, text in IN_RUN.items():
             if (self.work / name).parents[0].is_dir() or (name.startswith("run/training") and state == "trained"):
                 (self.work / name).write_text(text)
@@ -156,12 +177,21 @@ class Place:
                 found[name] = b"a folder"
             elif path.name not in ("log.jsonl", ".lock"):
                 found[name] = TIMES.sub(b"", path.read_bytes())
-            if path.name in ("finished.json", "checkpoint.json"):
-                content = json.loads(path.read_bytes())
-                found[name] = json.dumps(
-                    {k: v for k, v in content.items() if k not in ("seconds", "last", "values")}
-                ).encode()
+            dropped = DEPENDS_ON_TIME.get(path.name, ())
+            # The quickstart generates its scenes, so the times of the files differ as well.
+            if dropped and ("mtime_ns" not in dropped or name.startswith("new/quickstart/")):
+                if path.suffix == ".parquet":
+                    found[name] = json.dumps(parquet.read_table(path).drop_columns(dropped).to_pylist()).encode()
+                else:
+                    found[name] = json.dumps(without(json.loads(path.read_bytes()), dropped)).encode()
         return found
+
+
+def without(content: object, keys: tuple[str, ...]) -> object:
+    """JSON content without these keys, at any depth."""
+    if isinstance(content, dict):
+        return {key: without(value, keys) for key, value in content.items() if key not in keys}
+    return [without(value, keys) for value in content] if isinstance(content, list) else content
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
@@ -241,6 +271,12 @@ def work(arguments: list[str], root: str, last: int | None, writer: int) -> int:
     return 1
 
 
+def first_difference(found: bytes, expected: bytes) -> str:
+    """Where two contents part, with what precedes and follows."""
+    k = next((k for k, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
+    return f"{found[max(k - 60, 0) : k + 60]!r} instead of {expected[max(k - 60, 0) : k + 60]!r}"
+
+
 def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
 
@@ -275,11 +311,15 @@ def kill_all(place: Path, names: list[str], kills: int, seed: int) -> int:
             run_command(arguments, folder.work)
         except SystemExit as error:
             again, message = 1, error
-        changed = differences(folder.content(), whole) if not again else [str(message)]
+        found = {} if again else folder.content()
+        changed = [str(message)] if again else differences(found, whole)
         lost += folder.damaged(state)
         if lost or changed or code not in (0, -signal.SIGKILL):
             failures += 1
             print(f"FAILED: `spr {arguments}`, killed {how}: exit {code}, lost {lost}, changed {changed[:5]}")
+            for file in changed[:1]:
+                if file in found and file in whole:
+                    print(f"  {file}: {first_difference(found[file], whole[file])}")
     for name in names:
         _, operations, seconds = known.get(name, (None, 0, 0.0))
         print(f"{name:<18} {killed[name]:>4} kills of {operations:>5} file operations and {seconds:5.1f} s")
@@ -297,7 +337,7 @@ def main() -> None:
     names = options.only or (LIGHT if options.light else list(COMMANDS))
     # Imported here once: each child is a copy of this process. Nothing may be computed in it: that starts threads.
 
-    if any(COMMANDS[name][0] == "trained" or name == "train" for name in names):
+    if any(COMMANDS[name][0] in ("trained", "published") or name in ("train", "quickstart") for name in names):
         import torch
 
         torch.set_num_threads(1)

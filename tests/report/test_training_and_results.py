@@ -93,6 +93,16 @@ def test_without_a_logged_step_there_are_no_curves(make_run):
     assert read_json_lines(maker.folder / "nothing") == ([], 0)
 
 
+def test_a_continued_training_shows_the_settings_of_an_undisturbed_one(make_run):
+    start = {"event": "start", "steps": 2, "beta": 0.1}
+    settings = []
+    for again in ([], [{**start, "first_step": 1}]):
+        maker = make_run()
+        maker.log_training([{**start, "first_step": 0}, step(1, loss=0.7), *again, step(2, loss=0.6)])
+        settings.append(read_training(Run(maker.write())).settings)
+    assert settings[0] == settings[1] == {"steps": 2, "beta": 0.1}
+
+
 def test_long_curves_are_thinned_by_means():
     xs, ys = thin(np.arange(1000.0), np.arange(1000.0) % 2, points=100)
     assert len(xs) == 100
