@@ -100,8 +100,8 @@ class PredictionLines:
             raise InputError(what, got=got, expected="one field", fix=f"{fix} {' or '.join(fitting)}")
         return fitting[0], ids[fitting[0]]
 
-    def choose_answer_field(self, given: str | None, matched: Sequence[tuple[Item, Any]]) -> str:
-        """The answer field, given the lines that belong to items.
+    def choose_answer_field(self, given: str | None, matched: Callable[[], Iterator[tuple[Item, Any]]]) -> str:
+        """The answer field, given a function that returns the items and the lines that belong to them.
 
         Raises:
             InputError: if there is none, if there are several, if it has no text, or if it is a copy of the label.
@@ -113,8 +113,9 @@ class PredictionLines:
         if len(present) > 1:
             self._refuse_several(present, matched)
         (name,) = present
-        values = list(map(getter(name), self.rows.values()))
-        if not any(isinstance(value, str) for value in values):
+        get = getter(name)
+        if not any(isinstance(get(row), str) for row in self.rows.values()):
+            values = map(get, self.rows.values())
             value = next((value for value in values if value is not None and value is not msgspec.UNSET), None)
             paths = sorted(
                 (path for path, _ in _texts_in(value, name)), key=lambda path: not path.endswith(_OF_ANSWERS)
@@ -138,7 +139,9 @@ class PredictionLines:
 
     def _ids(self, name: str) -> list[str | None]:
         rows = self.rows.values()
-        ids = list(map(as_id, map(getter(name), rows)))
+        ids = list(map(getter(name), rows))
+        if set(map(type, ids)) != {str} or not all(ids):
+            ids = list(map(as_id, ids))
         if name == "image_id" and occurs(rows, "sentence_id"):  # Flickr30k Entities: several sentences per image
             ids = [
                 f"{k}_{r.sentence_id}" if k and r.sentence_id is not msgspec.UNSET else k
@@ -146,7 +149,7 @@ class PredictionLines:
             ]
         return ids
 
-    def _refuse_several(self, present: Sequence[str], matched: Sequence[tuple[Item, Any]]) -> None:
+    def _refuse_several(self, present: Sequence[str], matched: Callable[[], Iterator[tuple[Item, Any]]]) -> None:
         copies = {name: _copy_of(name, matched) for name in present}
         about = {name: f", the {copy} in every line" if copy else "" for name, copy in copies.items()}
         got = "; ".join(f"`{name}`, first in line {self._first_with(name)}{about[name]}" for name in present)
@@ -177,9 +180,9 @@ class PredictionLines:
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # in a field that is not read otherwise
                 yield row, {}
 
-    def _other_texts(self, matched: Sequence[tuple[Item, Any]]) -> list[str]:
+    def _other_texts(self, matched: Callable[[], Iterator[tuple[Item, Any]]]) -> list[str]:
         """The paths of up to three texts in unknown fields that may be the answers: no ids, questions or labels."""
-        items = {id(row): item for item, row in matched}
+        items = {id(row): item for item, row in matched()}
         for row, content in self._contents():
             if (item := items.get(id(row))) is not None:
                 unknown = [name for name in content if name not in _KNOWN and not name.endswith("_id")]
@@ -229,11 +232,11 @@ def _attribute(name: str) -> str:
     return name if name in _KNOWN else "given_" + name.encode(errors="replace").hex()
 
 
-def _copy_of(name: str, matched: Sequence[tuple[Item, Any]]) -> str | None:
+def _copy_of(name: str, matched: Callable[[], Iterator[tuple[Item, Any]]]) -> str | None:
     """What the texts of a field are in every line, in any case: the item's ``question`` or its ``label``."""
     get = getter(name)
     for kind in ("question", "label"):
-        texts = ((_words(getattr(item, kind)), text) for item, row in matched if isinstance(text := get(row), str))
+        texts = ((_words(getattr(item, kind)), text) for item, row in matched() if isinstance(text := get(row), str))
         first = next(texts, None)
         if first and all(own.strip() and own == _words(text) for own, text in chain([first], texts)):
             return kind

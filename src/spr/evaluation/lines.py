@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,12 +33,16 @@ def decode_json(
 
 def decode_lines(data: bytes, row: type[Content]) -> Iterator[tuple[int, Content | Exception]]:
     """The number, from 1, of each line that is not empty, and its row or the reason why it does not fit the type."""
-    decoder = msgspec.json.Decoder(row)
-    for number, line in enumerate(data.splitlines(), start=1):
+    decode, lines = msgspec.json.Decoder(row).decode, data.splitlines()
+    errors = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+    with contextlib.suppress(*errors):  # almost every file is valid throughout
+        yield from enumerate(list(map(decode, lines)), start=1)
+        return
+    for number, line in enumerate(lines, start=1):
         if line and not line.isspace():
             try:
-                yield number, decoder.decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                yield number, decode(line)
+            except errors as error:
                 yield number, error
 
 

@@ -98,7 +98,7 @@ class Answers:
 
         Reasoning that is not closed leaves no answer, and is a problem.
         """
-        text, problem = (None, None) if raw is None else final_answer(raw)
+        text, problem = (raw, None) if raw is None or "<" not in raw else final_answer(raw)
         if problem is not None:
             self.note("reasoning", name)
         elif text is not None and not text.strip():
@@ -183,7 +183,7 @@ def read_predictions(
         fix = "give the predictions for these annotations, with the ids of the annotations"
         what = f"No answer in {path} belongs to an item of the annotations"
         raise InputError(what, got=f"`{id_field}`: {got}", expected=expected, fix=fix)
-    answer_field = lines.choose_answer_field(answer_field, [(by_id[name], row) for name, row in chosen.items()])
+    answer_field = lines.choose_answer_field(answer_field, lambda: ((by_id[name], row) for name, row in chosen.items()))
     get = getter(answer_field)
     for name, row in repeated:
         if not (isinstance(get(row), str) and get(chosen[name]) == get(row)):
@@ -214,7 +214,16 @@ def _texts(rows: Collection[Any], name: str) -> list[str]:
 
 def _telling(chosen: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The fields whose texts differ between lines: a text that is always the same says nothing about an item."""
-    return [name for name in names if len(_texts(chosen.values(), name)) > min(1, len(chosen) - 1)]
+    return [name for name in names if _differ(chosen.values(), name)]
+
+
+def _differ(rows: Collection[Any], name: str) -> bool:
+    """Whether a field has different texts, or a text at all if there is only one line."""
+    if not occurs(rows, name):
+        return False
+    texts = (value for value in map(getter(name), rows) if isinstance(value, str))
+    first = next(texts, None)
+    return first is not None and (len(rows) == 1 or any(text != first for text in texts))
 
 
 def _read(

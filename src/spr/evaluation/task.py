@@ -6,8 +6,10 @@ a model or from a predictions file, and score them.
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -213,14 +215,17 @@ def evaluate(
             what = f"--dialect has no effect, because the task {task.name} reads no boxes"
             raise ConfigError(what, got=dialect, fix="remove it")
         known = get_dialect(dialect) if isinstance(dialect, str) else dialect
-        items, path, kept = _load(task, annotations), Path(predictions), ()
-        how_read: dict[str, Any] = {"answer_field": answer_field, "id_field": id_field, "dialect": known}
-        answers = read_predictions(path, task.about(items), **how_read)
+        path, kept = Path(predictions), ()
+        with _without_garbage_collection():
+            items = _load(task, annotations)
+            how_read: dict[str, Any] = {"answer_field": answer_field, "id_field": id_field, "dialect": known}
+            answers = read_predictions(path, task.about(items), **how_read)
         how = {"model": answers.model, "predictions": path.name}
     else:
         got, expected = "neither" if describer is None else "both", "a model (--model) or --predictions"
         raise ConfigError("An evaluation needs a model or a predictions file", got=got, expected=expected)
-    result = task.score(items, answers)
+    with _without_garbage_collection():
+        result = task.score(items, answers)
     if isinstance(annotations, str | Path):
         how["annotations"] = Path(annotations).name
     more: dict[str, Any] = {
@@ -229,6 +234,18 @@ def evaluate(
         "notes": _notes(task, items, answers, result),
     }
     return replace(result, protocol={**result.protocol, **how}, **more)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Don't look for cycles meanwhile: many small objects that all stay in use make each search long, for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _notes(task: Task[Any], items: Any, answers: Answers, result: Result) -> tuple[str, ...]:

@@ -94,7 +94,9 @@ class Rec(Task[Expressions]):
         """
         data = read_bytes(path, "MDETR's JSON, or JSON lines")
         # Quotes inside a JSON text are escaped, so this matches only a key, or a value that is this one word.
-        rows = _from_mdetr(path, data) if b'"annotations"' in data else read_lines(path, _Line, _EXPECTED, data)
+        if b'"annotations"' in data:
+            return _from_mdetr(path, data)
+        rows = read_lines(path, _Line, _EXPECTED, data)
         return Expressions(
             tuple(str(number if row.id is None else row.id) for number, row in enumerate(rows)),
             tuple(row.image for row in rows),
@@ -200,20 +202,26 @@ class _Line(msgspec.Struct, gc=False):
     dataset: str = ""
 
 
-def _from_mdetr(path: Path, data: bytes) -> list[_Line]:
+def _from_mdetr(path: Path, data: bytes) -> Expressions:
     expected = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
     fix = "give a file such as finetune_refcoco_val.json, where each row of `images` is one expression"
     content = decode_json(data, _Mdetr, f"{path} is not MDETR's JSON", expected=expected, fix=fix)
-    if not content.images:
+    rows, entries = content.images, content.annotations
+    if not rows:
         raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
-    counts = Counter(entry.image_id for entry in content.annotations)
-    boxes = {entry.image_id: entry.bbox for entry in content.annotations}
-    lines = []
-    for row in content.images:
-        if counts[row.id] != 1:
-            what = f"Expression {row.id} of {path} does not have exactly one box"
-            raise InputError(what, got=f"{counts[row.id]} annotations with this image_id", expected="one")
-        x, y, w, h = boxes[row.id]
-        xyxy = x, y, x + w, y + h
-        lines.append(_Line(row.file_name, row.caption, xyxy, row.width, row.height, row.id, row.dataset_name))
-    return lines
+    boxes = {entry.image_id: entry.bbox for entry in entries}
+    if len(boxes) < len(entries) or any(row.id not in boxes for row in rows):
+        counts = Counter(entry.image_id for entry in entries)
+        for wrong in (row.id for row in rows if counts[row.id] != 1):
+            what = f"Expression {wrong} of {path} does not have exactly one box"
+            raise InputError(what, got=f"{counts[wrong]} annotations with this image_id", expected="one")
+    found = np.array([boxes[row.id] for row in rows], dtype=np.float64)
+    found[:, 2:] += found[:, :2]
+    return Expressions(
+        tuple([str(row.id) for row in rows]),
+        tuple([row.file_name for row in rows]),
+        tuple([row.caption for row in rows]),
+        found,
+        tuple([(row.width, row.height) for row in rows]),
+        tuple([row.dataset_name for row in rows]),
+    )
