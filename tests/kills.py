@@ -10,6 +10,7 @@ bytes as an undisturbed run, and no temporary files. Times, speeds and the logs 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -285,8 +286,8 @@ def kill_all(place: Path, names: list[str], kills: int, seed: int) -> int:
     """Kill the commands ``kills`` times in turn; returns how many times something went wrong."""
     folder, draw, failures = Place(place), random.Random(seed), 0
     known, killed = {}, dict.fromkeys(names, 0)
-    for number in range(kills):
-        name = names[number % len(names)]
+    # A command that ends before it is killed does not count.
+    for name in itertools.takewhile(lambda _: sum(killed.values()) < kills, itertools.cycle(names)):
         state, arguments = COMMANDS[name]
         if name not in known:
             folder.make(state)

@@ -250,10 +250,10 @@ def test_doctor_tells_versions_devices_configs_and_dialects():
 
 def test_quickstart_goes_from_scenes_to_figures_and_report_and_gives_the_same_table_twice(tmp_path):
     out = tmp_path / "q #1: x"
-    small = ("quickstart", "--scenes", 20, "--held-out", 20)
+    small = ("quickstart", "--scenes", 10, "--held-out", 10)
     output, _ = spr(*small, "--out", out)
-    assert "regions: 20 regions" in output
-    assert "training: 6 steps on 20 pairs" in output
+    assert "regions: 10 regions" in output
+    assert "training: 3 steps on 10 pairs" in output
     assert (out / "run" / "report" / "index.html").is_file()
     metrics = json.loads((out / "run" / "metrics.json").read_text())
     assert metrics["before"]["rec"]["metrics"]["acc@0.5"]["value"] > 0.7
