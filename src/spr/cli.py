@@ -59,6 +59,10 @@ app.add_typer(evaluate.evaluate)
 app.add_typer(convert.convert)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_USABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE)
+
+
 def main() -> NoReturn:
     """Run the command line. A problem that the user can fix is printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
@@ -80,9 +84,11 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _FULL:
+            _exit_with(SprError("The output can't be written", got=error, fix="free some disk space"))
+        if error.errno not in _NOT_USABLE:
             raise
-        _exit_with(SprError("The output can't be written", got=error, fix="free some disk space"))
+        _exit_with(SprError("A path can't be used", got=error, fix="check the path and its permissions"))
     sys.exit(0)
 
 

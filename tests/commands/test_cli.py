@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import yaml
 from PIL import Image
+
+from spr.cli import main
 
 SPR = (sys.executable, "-m", "spr")
 
@@ -190,9 +193,41 @@ def test_odd_values_get_one_clear_message(arguments, message, config, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_config_with_a_name_that_can_not_be_one_is_refused(tmp_path):
-    _, errors = spr("run", "x" * 5000, "--out", tmp_path / "run", expect=2)
-    assert "is not a valid path" in errors
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "run LONG --out out",
+        "run quickstart --out LONG",
+        "run quickstart --out out annotations.path=LONG",
+        "train LONG --out out",
+        "train quickstart --out out --pairs LONG",
+        "compare LONG LONG",
+        "show LONG",
+        "export LONG --format trl --out out",
+        "report LONG",
+        "merge LONG --out out",
+        "lvis-questions --annotations LONG --out out",
+        "evaluate rec --annotations LONG --predictions LONG --dialect ferret --out out",
+        "evaluate pope --annotations LONG --predictions LONG --out LONG",
+        "scenes --out LONG",
+        "quickstart --out LONG",
+        "convert ferret --checkpoint LONG --out out",
+    ],
+)
+def test_names_that_no_file_can_have_get_one_clear_message(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["spr", *arguments.replace("LONG", "x" * 5000).split()])
+    with pytest.raises(SystemExit) as done:
+        main()
+    errors = capsys.readouterr().err
+    assert done.value.code in (1, 2)
+    assert len(re.findall("^spr: ", errors, re.MULTILINE)) == 1, errors
+    assert {path.name for path in tmp_path.iterdir()} <= {"out"}
+
+
+def test_an_override_that_is_not_text_is_refused(tmp_path):
+    _, errors = spr("run", "quickstart", "--out", tmp_path / "run", b"\xff=3".decode(errors="surrogateescape"), expect=2)
+    assert "An override is not UTF-8" in errors
 
 
 def test_show_gives_no_dangerous_advice(config, tmp_path):

@@ -7,6 +7,7 @@ from spr.core.documents import parse_json, parse_yaml
 from spr.core.errors import ConfigError
 
 BAD_YAML = ["a: [", "a: 2024-13-45", "a: !!timestamp x", "a: !!int foo", "a: !!python/object:os.system x", "[" * 9999]
+BAD_YAML += ['a: "\\ud800"', 'a: {"b\\udfff": 1}', 'a: ["x", "\\udc80y"]']
 
 
 @pytest.mark.parametrize("text", BAD_YAML)

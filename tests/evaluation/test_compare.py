@@ -90,6 +90,11 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path):
         ('{"task": "rec", "format_version": 2}', "names no items file"),
         ('{"task": "rec"}', "has another format version"),
         ('{"before": {}, "after": {}, "format_version": 3}', "has another format version"),
+        ('{"before": 7, "after": {}, "format_version": 2}', "is not a result"),
+        ('{"before": {}, "after": [1], "format_version": 2}', "is not a result"),
+        ('{"before": {"rec": 7}, "format_version": 2}', "names no items file"),
+        (json.dumps({"task": "rec", "format_version": 2, "items": "9" * 5000}), "is missing"),
+        (json.dumps({"task": "rec", "format_version": 2, "items": "a\0b"}), "is missing"),
     ):
         (tmp_path / "c.json").write_text(content)
         with pytest.raises(InputError, match=message):

@@ -236,7 +236,7 @@ def test_every_task_finds_missing_images_before_the_model_is_loaded(tmp_path):
 
 def test_one_usable_image_is_enough_to_load_the_model(images, monkeypatch):
     monkeypatch.setattr("spr.models.registry.load_describer", lambda _: Fixed(BOX))
-    items = replace(expressions(4), file_names=("gone.png", "gone.png", "2.png", "1.png"))
+    items = replace(expressions(4), file_names=("gone.png", "a/" + "9" * 5000, "2.png", "1.png"))
     result = evaluate(Rec(), items, describer=DescriberConfig(model="m", temperature=0), images=images)
     assert result.value("acc@0.9") == 0.25
     assert result.notes == ("3 of 4 items (75.0 %) have no usable answer (3 image)",)

@@ -132,6 +132,18 @@ def test_pairs_that_differ_in_their_boxes_only_have_no_cue(made):
     assert "Warning" not in "\n".join(found.table())
 
 
+def test_pairs_whose_candidates_are_not_there_are_an_error(made):
+    for k in range(4):
+        made.add([A, B], [A, (20 + k, 41)])
+    run = made.write(shards=2)
+    path = run / "candidates" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["shards"][1]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="has pairs of shard 1, but no candidates of it"):
+        pair_cues(run)
+
+
 def test_lengths_are_those_of_the_rendered_text_in_list_dialects(made):
     one = '{"bbox_2d": [10, 50, 20, 60], "label": "a thing"}'
     two = f'[{one}, {{"bbox_2d": [20, 40, 30, 50], "label": "a thing"}}]'

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spr.core.paths import is_dir
 from spr.core.terminal import echo
 
 
@@ -71,6 +72,6 @@ def merge(
     from spr.models.loading import model_source
     from spr.training.checkpoint import merge_adapter
 
-    adapter = run / "adapter" if (run / "adapter").is_dir() else run
+    adapter = run / "adapter" if is_dir(run / "adapter") else run
     merge_adapter(adapter, out, model=None if model is None else model_source(model), revision=revision)
     echo(f"Merged model:  {out}")

@@ -19,6 +19,7 @@ from spr.config.section import Section
 from spr.core import FORMAT_VERSION
 from spr.core.documents import parse_yaml
 from spr.core.errors import ConfigError, nearest
+from spr.core.paths import is_dir, is_file
 from spr.core.text_input import read_text
 
 PRESETS = Path(__file__).parent / "presets"
@@ -91,15 +92,12 @@ def find_config(source: str | Path) -> Path:
     """The file of a config, given its path or the name of a preset."""
     path = Path(source)
     presets = {p.stem: p for p in sorted(PRESETS.glob("*.yaml"))}
-    try:
-        if path.is_file():
-            return path
-    except (OSError, ValueError) as error:
-        raise ConfigError("The name of the config is not a valid path", got=error, fix="give a YAML file") from None
+    if is_file(path):
+        return path
     if str(source) in presets:
         return presets[str(source)]
     fix = nearest(str(source), presets, "give a YAML file, or one of")
-    raise ConfigError(f"There is no config {source}", got="a folder" if path.is_dir() else "no such file", fix=fix)
+    raise ConfigError(f"There is no config {source}", got="a folder" if is_dir(path) else "no such file", fix=fix)
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -114,6 +112,8 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         parts = key.strip().split(".")
         if not sign or not all(parts):
             raise ConfigError("An override is malformed", got=text, expected="key=value, such as regions.per_image=2")
+        if not text.isascii() and text.encode(errors="replace").decode() != text:
+            raise ConfigError("An override is not UTF-8", got=text, expected="key=value, such as regions.per_image=2")
         try:
             parsed = parse_yaml(value)
         except ValueError:

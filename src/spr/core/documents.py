@@ -22,6 +22,19 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_text(encoding="utf-8"))
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but texts must be texts that a file can contain."""
+
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{text!a} contains half a surrogate pair")
+        return text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
+
+
 def parse_yaml(text: str) -> Any:
     """Like ``yaml.safe_load``, but whatever goes wrong is a ValueError.
 
@@ -30,7 +43,7 @@ def parse_yaml(text: str) -> Any:
     ValueError: month must be in 1..12
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError:
         raise ValueError("the YAML is nested too deeply") from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:

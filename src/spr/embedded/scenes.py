@@ -21,6 +21,7 @@ from spr.core.atomic import atomic_dir, recover
 from spr.core.documents import read_json
 from spr.core.errors import InputError
 from spr.core.outputs import check_output
+from spr.core.paths import is_file
 from spr.core.progress import Progress
 from spr.embedded.sprites import CATEGORIES, COLOURS, RGB, SHAPES, sprite
 
@@ -286,7 +287,7 @@ def write_scenes(out: Path, n: int, seed: int) -> Path:
     recover(out)
     info = {"description": "SPR scenes", "seed": seed}
     check_output(out, f"a folder with {n} scenes of seed {seed}", lambda folder: _holds(folder, info, n), folder=True)
-    if not (out / "instances.json").is_file():
+    if not is_file(out / "instances.json"):
         with atomic_dir(out, replace=False, sync=False) as folder:
             _write(folder, n, seed, info)
     return out / "instances.json"

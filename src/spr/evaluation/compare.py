@@ -12,6 +12,7 @@ import numpy as np
 from spr.core import FORMAT_VERSION
 from spr.core.documents import parse_json, read_json
 from spr.core.errors import InputError
+from spr.core.paths import is_dir, is_file
 from spr.evaluation.answer_fields import same_image
 from spr.evaluation.lines import read_bytes
 from spr.evaluation.metrics import Difference, Interval, cluster_numbers, paired_difference
@@ -79,14 +80,15 @@ def load_results(path: Path) -> list[tuple[str, Result]]:
 
     Raises `InputError` if it is neither, has another format version, or its items file is missing.
     """
-    file = path / "metrics.json" if path.is_dir() else path
+    file = path / "metrics.json" if is_dir(path) else path
     expected = "a file that `spr evaluate … --out` wrote, or a run folder with a metrics.json"
     try:
         raw = parse_json(read_bytes(file, expected, "Result"))
     except ValueError as error:
         raise InputError(f"Result {file} is not JSON", got=error, expected=expected) from None
     is_result = isinstance(raw, dict) and isinstance(raw.get("task"), str)
-    is_run = isinstance(raw, dict) and any(isinstance(raw.get(when), dict) for when in ("before", "after"))
+    parts = {when: raw[when] for when in ("before", "after") if raw.get(when) is not None} if isinstance(raw, dict) else {}
+    is_run = bool(parts) and all(isinstance(results, dict) for results in parts.values())
     if not is_result and not is_run:
         got = ", ".join(list(raw)[:6]) if isinstance(raw, dict) else type(raw).__name__
         raise InputError(f"{file} is not a result", got=got, expected=expected)
@@ -98,8 +100,8 @@ def load_results(path: Path) -> list[tuple[str, Result]]:
         return [(label, _result(file, raw["task"], raw))]
     return [
         (f"{label} {when}", _result(file, key, result))
-        for when in ("before", "after")
-        for key, result in (raw.get(when) or {}).items()
+        for when, results in parts.items()
+        for key, result in results.items()
     ]
 
 
@@ -109,12 +111,13 @@ def _result(file: Path, key: str, raw: Any) -> Result:
         expected = "`items`: the path of an .items.parquet file"
         raise InputError(f"Result `{key}` of {file} names no items file", expected=expected, fix=fix)
     items = file.parent / raw["items"]
-    if not items.is_file():
+    if not is_file(items):
         fix = "keep the files that `spr evaluate` writes in one folder"
         raise InputError(f"The items file of {file} is missing", got=f"no {items}", fix=fix)
     notes = raw.get("notes")
     notes = tuple(map(str, notes)) if isinstance(notes, list) else ()
-    return Result(key, raw.get("protocol") or {}, *read_items(items), notes=notes)
+    protocol = raw.get("protocol")
+    return Result(key, protocol if isinstance(protocol, dict) else {}, *read_items(items), notes=notes)
 
 
 def compare(paths: Sequence[Path]) -> list[Comparison]:

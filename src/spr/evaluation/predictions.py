@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spr.core.errors import ConfigError, InputError
+from spr.core.paths import is_dir
 from spr.evaluation.answer_fields import IMAGE_FIELDS, QUESTION_FIELDS, Item, PredictionLines, getter, line_type, occurs
 from spr.evaluation.lines import decode_lines, read_bytes
 from spr.grounding import DIALECTS, Dialect, final_answer, get_dialect
@@ -143,7 +144,7 @@ def read_predictions(
         InputError: if the file can't be read, has no lines, or can be read in several ways (several answer fields,
             several id fields that fit, several dialects), or if no answer can be used.
     """
-    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
+    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if is_dir(path) else [path]
     expected = "a JSON-lines file"
     data = b"\n".join(read_bytes(file, expected, "Predictions", check=False) for file in files)  # checked line by line
     answers = Answers()

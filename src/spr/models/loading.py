@@ -26,6 +26,7 @@ from spr.config import DetectorConfig, ScorerConfig
 from spr.core.atomic import sha256
 from spr.core.errors import ConfigError, RunError, SprError
 from spr.core.outputs import MARKER, file_hashes, read_marker
+from spr.core.paths import is_dir
 from spr.models.batching import DeviceMemoryError
 
 Source: TypeAlias = str | os.PathLike[str]
@@ -143,7 +144,7 @@ def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
     folder, needed = Path(adapter), ("adapter_config.json", "adapter_model.safetensors")
     lacking = [name for name in needed if not (folder / name).is_file()]
     if lacking:
-        got = f"no {' and no '.join(lacking)}" if folder.is_dir() else "no such folder"
+        got = f"no {' and no '.join(lacking)}" if is_dir(folder) else "no such folder"
         fix = "give the folder of an adapter, such as RUN/adapter of a trained run"
         raise ModelError(f"{folder} has no PEFT adapter", got=got, expected=" and ".join(needed), fix=fix)
     check_adapter_files(folder)
@@ -185,7 +186,7 @@ def source_name(source: Source, revision: str | None = None, model: Any = None) 
     weights.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if is_dir(folder):
         total = hashlib.sha256()
         patterns = ("config.json", "adapter_config.json", "*.safetensors")
         for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
@@ -217,7 +218,7 @@ def placement(device: torch.device, device_map: str | None, load_in_4bit: bool) 
 @contextmanager
 def _quiet_unless_terminal(source: Source) -> Iterator[None]:
     """Hide the weight-loading progress bar of a local folder when stderr is not a terminal."""
-    hidden = Path(source).is_dir() and not sys.stderr.isatty() and logging.is_progress_bar_enabled()
+    hidden = is_dir(source) and not sys.stderr.isatty() and logging.is_progress_bar_enabled()
     if hidden:
         logging.disable_progress_bar()
     try:
@@ -255,7 +256,7 @@ def clear_write_errors(path: Path) -> Iterator[None]:
 def clear_errors(source: Source, revision: str | None = None) -> Iterator[None]:
     """Turn any exception of a call that loads something from ``source`` into one clear `ModelError`."""
     path = os.fspath(source)
-    if not Path(path).is_dir() and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
+    if not is_dir(path) and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
         raise ModelError("There is no such model folder", got=path, fix="check the path, or give a Hub id: owner/name")
     try:
         yield
@@ -279,7 +280,7 @@ def _explain(path: str, revision: str | None, error: BaseException) -> ModelErro
         return any(isinstance(cause, kinds) for cause in causes)
 
     got = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-    if Path(path).is_dir():
+    if is_dir(path):
         fix = "use a folder from save_pretrained: config, model.safetensors, tokenizer and preprocessor files"
         return ModelError(f"{path} is not a complete model", got=got, fix=fix)
     if was(hub.GatedRepoError):

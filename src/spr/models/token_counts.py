@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from spr.config import DescriberConfig
+from spr.core.paths import is_dir
 
 
 def token_counter(describer: DescriberConfig | None) -> Callable[[Sequence[str]], list[int]] | None:
@@ -42,7 +43,7 @@ def tokenizer_file(describer: DescriberConfig | None) -> Path | None:
     model, folder = describer.model, Path(describer.model)
     if model.startswith("embedded/"):
         folder = Path(str(files("spr"))) / "embedded" / "weights" / model.removeprefix("embedded/")
-    if folder.is_dir():
+    if is_dir(folder):
         file = folder / "tokenizer.json"
         return file if file.is_file() else None
     from huggingface_hub import try_to_load_from_cache

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from spr.core.errors import InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.outputs import check_output, write_output
+from spr.core.paths import is_file
 from spr.records import PreferencePair
 from spr.report.show import read_rows
 from spr.runs.reader import SIDES, Run
@@ -41,7 +42,7 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     check_output(out, _WHAT, _is_ours, folder=False)
     drawable = "RUN/objects, RUN/regions or RUN/pairs"
     config = stage.parent / "config.yaml"
-    if not config.is_file():
+    if not is_file(config):
         raise InputError(f"{stage} is not a stage of a run", got=f"no {config}", expected=drawable)
     images = Run(stage.parent).config.annotations.image_source
     rows = list(read_rows(stage, n=n, skip=skip))

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from spr.core.errors import InputError
+from spr.core.paths import exists, is_dir, is_file
 from spr.core.terminal import one_line
 from spr.runs.reader import Run
 from spr.runs.store import MANIFEST, StageStore, read_table
@@ -21,10 +22,10 @@ def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
         InputError: if the path is something else.
         RunError: if the stage is not finished or a file is damaged.
     """
-    if (path / "config.yaml").is_file():
+    if is_file(path / "config.yaml"):
         yield from _show_run(Run(path))
         return
-    if path.is_dir() and (path.parent / "config.yaml").is_file():
+    if is_dir(path) and is_file(path.parent / "config.yaml"):
         manifest = StageStore(path).finished()
         dropped = sum(manifest.dropped.values())
         yield f"{path}: {manifest.rows:,} rows, shards: {len(manifest.shards):,}, dropped: {dropped:,}"
@@ -47,12 +48,12 @@ def read_rows(path: Path, *, n: int, skip: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def _tables(path: Path) -> Iterator[pa.Table]:
-    if path.is_file() and path.suffix == ".parquet":
+    if is_file(path) and path.suffix == ".parquet":
         yield read_table(path)
-    elif (path / MANIFEST).is_file() or (not path.exists() and (path.parent / "config.yaml").is_file()):
+    elif is_file(path / MANIFEST) or (not exists(path) and is_file(path.parent / "config.yaml")):
         yield from StageStore(path).tables()
     else:
-        what = "a folder without a manifest" if path.is_dir() else "a file" if path.exists() else "nothing there"
+        what = "a folder without a manifest" if is_dir(path) else "a file" if exists(path) else "nothing there"
         raise InputError(f"{path} can't be shown", got=what, expected="RUN, RUN/STAGE or a .parquet file")
 
 

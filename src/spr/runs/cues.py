@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spr.core.errors import RunError
 from spr.grounding import parse
 from spr.records import CUT_REASONS, PROMPT_KINDS
 from spr.runs.kept import kept
@@ -255,6 +256,9 @@ def pair_cues(run: Path | str, count_tokens: TokenCounter | None = None) -> Pair
         total += len(table)
         edits = pc.list_flatten(table["box_edits"])
         removed += pc.sum(pc.equal(pc.struct_field(edits, "edit"), "box_removed"), min_count=0).as_py()
+        if dialect is not None and entry.index not in of_shard:
+            what = f"{run} has pairs of shard {entry.index}, but no candidates of it"
+            raise RunError(what, fix="run `spr run` again, or restore the missing files")
         rows = candidates.read(of_shard[entry.index], _CANDIDATE_COLUMNS) if dialect is not None else None
         sides: list[dict[str, Values]] = []
         for side in SIDES:

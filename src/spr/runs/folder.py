@@ -24,6 +24,7 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import is_temporary, sha256, write_atomically
 from spr.core.documents import parse_yaml, read_json
 from spr.core.errors import ConfigError, InputError, RunError
+from spr.core.paths import is_file
 from spr.core.progress import MEGABYTE, Progress
 from spr.core.text_input import read_text
 from spr.runs.store import MANIFEST, Manifest, StageStore, is_manifest, stage_folders, version_error
@@ -121,7 +122,7 @@ def check_run_version(run: Path) -> None:
     Raises:
         RunError: if another version made it, its ``config.yaml`` is damaged, or SPR wrote nothing in the folder.
     """
-    if not (run / "config.yaml").is_file():
+    if not is_file(run / "config.yaml"):
         return
     version = _read_config(run / "config.yaml").get("format_version")
     old = any(map(_is_old_manifest, run.glob(f"*/{MANIFEST}")))

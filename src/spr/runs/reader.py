@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from spr.config import Config, load_config
 from spr.core.documents import parse_json
 from spr.core.errors import RunError
+from spr.core.paths import is_dir, is_file
 from spr.grounding import Dialect, get_dialect
 from spr.grounding.matching import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
@@ -90,8 +91,8 @@ class Run:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not (self.path / "config.yaml").is_file():
-            got = "a folder without config.yaml" if self.path.is_dir() else "no such folder"
+        if not is_file(self.path / "config.yaml"):
+            got = "a folder without config.yaml" if is_dir(self.path) else "no such folder"
             fix = f"create one with `spr run CONFIG --out {path}`"
             raise RunError(f"{path} is not a run folder", got=got, fix=fix)
         check_run_version(self.path)

@@ -31,6 +31,7 @@ from spr.core.atomic import atomic_dir, is_temporary, recover, write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import InputError, RunError
 from spr.core.outputs import MARKER, check_output, file_hashes, made_before, write_marker
+from spr.core.paths import is_dir
 from spr.models.custom_models import load_config, load_mllm
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
@@ -301,7 +302,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     processor = load_processor(source, kind, family=FAMILIES[kind], revision=revision)
     with atomic_dir(out, replace=False) as temporary, clear_write_errors(out):
         merged.save_pretrained(temporary)
-        if not Path(source).is_dir():
+        if not is_dir(source):
             for part in (processor.tokenizer, processor.image_processor, processor):
                 part.save_pretrained(temporary)
         else:

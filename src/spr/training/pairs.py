@@ -16,6 +16,7 @@ from PIL import Image
 
 from spr.core.errors import InputError
 from spr.core.images import ImageProblem, ImageSource
+from spr.core.paths import exists, is_dir
 from spr.core.text_input import TextInput, text_lines
 from spr.models.chat import Message, user_turn
 from spr.records import CUT_REASONS, Size
@@ -104,7 +105,7 @@ def trl_pairs(source: Path, *, allow_outside_images: bool = False) -> Iterator[T
         InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
     """
     rows = _open_rows(source)
-    files = ImageSource(source if source.is_dir() else source.parent, allow_outside=allow_outside_images)
+    files = ImageSource(source if is_dir(source) else source.parent, allow_outside=allow_outside_images)
 
     def pair(number: int, row: dict[str, Any]) -> TrainingPair:
         where = f"row {number} of {source}"
@@ -125,10 +126,10 @@ _IMAGES = "paths or bytes; in `images`, a list with one of them"
 
 def _open_rows(source: Path) -> Iterable[dict[str, Any]]:
     """The rows of any source; the first one is checked for all columns."""
-    if not source.exists():
+    if not exists(source):
         raise InputError(f"There is nothing at {source}", expected=_SOURCES, fix="check the path given to --pairs")
     suffixes = source.suffixes[-2:] if source.suffix == ".gz" else source.suffixes[-1:]
-    if source.is_dir() or suffixes == [".parquet"]:
+    if is_dir(source) or suffixes == [".parquet"]:
         return _open_dataset(source)
     if suffixes[:1] not in ([".jsonl"], [".json"]):
         raise InputError(f"{source} can't be read as pairs", got=source.suffix or "no suffix", expected=_SOURCES)
@@ -186,7 +187,7 @@ def _open_dataset(source: Path) -> Iterable[dict[str, Any]]:
         if (source / "dataset_info.json").is_file() and (source / "state.json").is_file():
             dataset = datasets.load_from_disk(str(source))
         else:
-            files = sorted(map(str, source.rglob("*.parquet"))) if source.is_dir() else [str(source)]
+            files = sorted(map(str, source.rglob("*.parquet"))) if is_dir(source) else [str(source)]
             dataset = datasets.load_dataset("parquet", data_files=files, split="train")
     except Exception as error:  # Arrow and datasets raise many kinds of errors for a broken file
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]

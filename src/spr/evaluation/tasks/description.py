@@ -13,6 +13,7 @@ from spr.config import PromptsConfig, load_config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError, RecordError
 from spr.core.images import ImageSource
+from spr.core.paths import is_dir, is_file
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, read_bytes, read_lines
@@ -91,11 +92,11 @@ class Description(Task[Regions]):
         Raises `RunError` if the run's regions are not finished.
         """
         images, prompt = None, None
-        if path.is_dir():
-            folder = path / "regions" if (path / "config.yaml").is_file() else path
+        if is_dir(path):
+            folder = path / "regions" if is_file(path / "config.yaml") else path
             check_run_version(folder.parent)
             queries = [query for table in StageStore(folder).tables() for query in from_table(table, RegionQuery)]
-            if (folder.parent / "config.yaml").is_file():
+            if is_file(folder.parent / "config.yaml"):
                 config = load_config(folder.parent / "config.yaml")
                 images = config.annotations.image_source
                 prompt = config.prompts.full if config.describer is not None else None

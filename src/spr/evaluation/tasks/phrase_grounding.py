@@ -15,6 +15,7 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import InputError
+from spr.core.paths import is_dir
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities, normal_phrase
 from spr.evaluation.inference import Question
@@ -86,7 +87,7 @@ class PhraseGrounding(Task[list[Sentence]]):
         Ferret's evaluator, from the first phrase of the sentence that has the same text and a box.
         """
         for folder in ("Annotations", "Sentences"):
-            if not (self.entities / folder).is_dir():
+            if not is_dir(self.entities / folder):
                 fix = "give --entities the folder that contains Annotations/ and Sentences/"
                 raise InputError(f"{self.entities} is not Flickr30k Entities", got=f"no folder {folder}", fix=fix)
         what, expected = f"{path} is not MDETR's Flickr30k JSON", "a file such as final_flickr_mergedGT_test.json"

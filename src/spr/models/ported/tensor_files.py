@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spr.core.atomic import atomic_file, write_atomically
+from spr.core.paths import is_dir
 from spr.models.loading import ModelError, Source, clear_write_errors
 
 _KINDS = ("model*.safetensors", "pytorch_model*.bin")
@@ -146,7 +147,7 @@ def convert_pickles(source: Source) -> bool:
         RunError: if the folder can't be written to.
     """
     folder = Path(source)
-    if not folder.is_dir() or not any(folder.glob(_KINDS[1])) or _has_safetensors(folder):
+    if not is_dir(folder) or not any(folder.glob(_KINDS[1])) or _has_safetensors(folder):
         return False
     shards = Shards(folder)
     where: dict[str, str] = {}

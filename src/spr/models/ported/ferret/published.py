@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
+from spr.core.paths import is_dir
 from spr.models.loading import ModelError, clear_errors
 from spr.models.ported.tensor_files import Shards
 
@@ -122,10 +123,10 @@ def nested_config(
 
 def _tower_folder(config: Mapping[str, Any], source: str | os.PathLike[str] | None) -> Path | None:
     beside = Path(source) / "vision_tower" if source is not None else None
-    if beside is not None and beside.is_dir():
+    if beside is not None and is_dir(beside):
         return beside
     named = Path(str(config["mm_vision_tower"]))
-    return named if named.is_dir() else None
+    return named if is_dir(named) else None
 
 
 def vision_shards(config: Mapping[str, Any], source: Path, vision: str | os.PathLike[str] | None = None) -> Shards:
@@ -158,7 +159,7 @@ def local_folder(source: str | os.PathLike[str], revision: str | None = None) ->
         ModelError: if it is neither a folder nor a model that can be downloaded.
     """
     with clear_errors(source, revision):
-        if Path(source).is_dir():
+        if is_dir(source):
             return Path(source)
         names = ["*.json", "*.model", "model*.safetensors", "vision_tower/*"]
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=names))
