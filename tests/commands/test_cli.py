@@ -226,7 +226,8 @@ def test_names_that_no_file_can_have_get_one_clear_message(arguments, tmp_path, 
 
 
 def test_an_override_that_is_not_text_is_refused(tmp_path):
-    _, errors = spr("run", "quickstart", "--out", tmp_path / "run", b"\xff=3".decode(errors="surrogateescape"), expect=2)
+    override = b"\xff=3".decode(errors="surrogateescape")
+    _, errors = spr("run", "quickstart", "--out", tmp_path / "run", override, expect=2)
     assert "An override is not UTF-8" in errors
 
 

@@ -86,8 +86,9 @@ def load_results(path: Path) -> list[tuple[str, Result]]:
         raw = parse_json(read_bytes(file, expected, "Result"))
     except ValueError as error:
         raise InputError(f"Result {file} is not JSON", got=error, expected=expected) from None
-    is_result = isinstance(raw, dict) and isinstance(raw.get("task"), str)
-    parts = {when: raw[when] for when in ("before", "after") if raw.get(when) is not None} if isinstance(raw, dict) else {}
+    known = raw if isinstance(raw, dict) else {}
+    is_result = isinstance(known.get("task"), str)
+    parts = {when: known[when] for when in ("before", "after") if known.get(when) is not None}
     is_run = bool(parts) and all(isinstance(results, dict) for results in parts.values())
     if not is_result and not is_run:
         got = ", ".join(list(raw)[:6]) if isinstance(raw, dict) else type(raw).__name__
