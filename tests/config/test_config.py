@@ -54,6 +54,23 @@ def test_all_errors_are_reported_together_with_the_nearest_key():
     assert "`sead` is not a known key; did you mean `seed`?" in message
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"training": {"gradie.t": 1}}, "`training.gradie.t` is not a known key; known keys: loss_type"),
+        ({"train.ing": {"x": 1}}, "`train.ing` is not a known key; did you mean `training`"),
+        ({"": 1}, "`` is not a known key; known keys: seed"),
+        ({"training": {".": 1}}, "`training..` is not a known key"),
+        ({"training.beta": 0.1}, "`training.beta` is one key; nest it: `training: {beta: …}`"),
+        ({"training": {"lora.r": 8}}, "`training.lora.r` is one key; nest it: `training: {lora: {r: …}}`"),
+    ],
+)
+def test_keys_with_dots_are_not_known(content, message):
+    with pytest.raises(ConfigError) as caught:
+        make_config({**MINIMAL, **content})
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("value", [True, "3", float("nan"), 1.5])
 def test_an_integer_field_accepts_no_bool_string_nan_or_fraction(value):
     with pytest.raises(ConfigError, match=r"regions\.per_image"):

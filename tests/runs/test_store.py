@@ -125,6 +125,8 @@ def test_a_damaged_manifest_is_named_with_the_fix(store, content):
         {"source": {"dropped": [1]}},
         {"source": {"counts": {"images": "9"}}},
         {"source": {"dropped_sha256": 5}},
+        {"source": {"totals": {"object": None}}},
+        {"source": {"totals": 7}},
         {"shards": [1]},
         {"shards": [{"index": 0}]},
         *(
@@ -135,6 +137,11 @@ def test_a_damaged_manifest_is_named_with_the_fix(store, content):
                 ("inputs", -1),
                 ("sha256", None),
                 ("dropped", {"a": "b"}),
+                ("notes", 3),
+                ("notes", {"a": "b"}),
+                ("examples", []),
+                ("examples", {"a": 1}),
+                ("index", 10**400),
             )
         ),
         {"shards": [SHARD, SHARD]},

@@ -50,7 +50,7 @@ def _section(kind: Any) -> type[BaseModel] | None:
 
 def _explain(problem: Mapping[str, Any], name: str, field: FieldInfo | None, schema: type[BaseModel]) -> str:
     own = str(problem["msg"]).removeprefix("Value error, ")
-    if not name:  # about several sections, which the message names
+    if not name and problem["type"] != "extra_forbidden":  # about several sections, which the message names
         return own
     if field is None:
         return _explain_unknown(name, schema)
@@ -68,9 +68,13 @@ def _explain(problem: Mapping[str, Any], name: str, field: FieldInfo | None, sch
 def _explain_unknown(name: str, schema: type[BaseModel]) -> str:
     if name in RENAMED:
         return f"`{name}` is now called `{RENAMED[name]}`"
-    *parents, key = name.split(".")
-    for parent in parents:
-        schema = _section(schema.model_fields[parent].annotation) or schema
+    parents, key = list[str](), name
+    while (field := schema.model_fields.get(key.partition(".")[0])) and (section := _section(field.annotation)):
+        parent, _, key = key.partition(".")
+        parents.append(parent)
+        schema = section
+    if key in schema.model_fields:
+        return f"`{name}` is one key; nest it: `{': {'.join([*parents, key])}: …{'}' * len(parents)}`"
     near = closest(key, schema.model_fields)
     if near:
         return f"`{name}` is not a known key; did you mean `{'.'.join([*parents, near])}`?"

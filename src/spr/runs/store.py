@@ -99,9 +99,11 @@ class ShardEntry:
     examples: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = (self.index, self.inputs, self.rows, *_counts(self.dropped).values())
-        texts = (self.source, self.sha256, self.dropped_sha256)
-        if not all(type(number) is int and number >= 0 for number in numbers) or not _are_texts(texts):
+        numbers = (self.index, self.inputs, self.rows, *_counts(self.dropped).values(), *_counts(self.notes).values())
+        if not isinstance(self.examples, Mapping):
+            raise ValueError("the examples of a shard's entry are not an object")
+        texts = (self.source, self.sha256, self.dropped_sha256, *self.examples.values())
+        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or not _are_texts(texts):
             raise ValueError("a shard's entry has a wrong value")
 
 
@@ -134,11 +136,13 @@ class Manifest:
     sections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.source, Mapping):
+            raise ValueError("the source is not an object")
         texts = (self.stage, self.fingerprint, *self.inputs, *self.sections, self.source.get("dropped_sha256", ""))
         indices = [shard.index for shard in self.shards]
         if not _are_texts(texts) or type(self.complete) is not bool or indices != sorted(set(indices)):
             raise ValueError("a field has a wrong value")
-        for name in ("counts", "dropped"):
+        for name in ("counts", "dropped", "totals"):
             _counts(self.source.get(name, {}))
 
     @property
