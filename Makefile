@@ -14,13 +14,14 @@ OUT ?= runs/quickstart
 quickstart: $(if $(wildcard $(STAMP)),$(STAMP),$(MODELS_STAMP))
 	$(BIN)/spr quickstart --out $(OUT)
 
-# Two workers with one thread each, because threads compete if there are more of them than cores.
+# Two workers with one thread each, because threads compete if there are more of them than cores. All tests of a file run in
+# one worker, so that what they share is made once.
 test: $(STAMP) chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 # All tests, with a coverage report in htmlcov/ and the slowest tests listed.
 test-all: $(STAMP) chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --durations=25 --cov=spr --cov-report=term --cov-report=html
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q --durations=25 --cov=spr --cov-report=term --cov-report=html
 
 # The report is tested in a browser. Without one, those tests are skipped, or fail if CI=true.
 chromium:

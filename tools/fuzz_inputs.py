@@ -30,6 +30,7 @@ from spr.core.terminal import printable
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.predictions import read_predictions
 from spr.evaluation.task import TASKS
+from spr.evaluation.tasks.phrase_grounding import PhraseGrounding
 from spr.grounding import DIALECTS, convert, parse
 
 SECONDS_PER_100_KB = 1.0
@@ -92,7 +93,28 @@ _PAIRS = [
 ]
 _OBJECT = {"id": "1", "category": "dog", "box": [1, 1, 4, 4], "inside": True, "source": "annotation", "score": None}
 _REGION = {"query_id": "1/0", "image_id": "1", "file_name": "a.jpg", "width": 9, "height": 9, "region": [0, 0, 5, 5]}
+_SENTENCE = {
+    "original_img_id": 1,
+    "sentence_id": 0,
+    "file_name": "1.jpg",
+    "width": 9,
+    "height": 9,
+    "caption": "A man, alone waits .",
+    "tokens_positive_eval": [[[0, 12]]],
+}
+_XML = (
+    b"<a><object><name>5</name><bndbox><xmin>2</xmin><ymin>1</ymin><xmax>8</xmax><ymax>5</ymax></bndbox></object></a>"
+)
+_WORDS = b"[/EN#5/people/other A man, alone] waits .\n[/EN#5/people A man] in [/EN#13/clothing a hat] .\n"
+_EXPRESSION = {"id": 7, "file_name": "a.jpg", "caption": "a dog", "width": 9, "height": 9, "dataset_name": "refcoco"}
 _QUESTIONS = {
+    "phrase-grounding": json.dumps({"images": [_SENTENCE]}).encode(),
+    "referring": _lines(
+        {"image_path": "a.jpg", "width": 9, "height": 9, "bbox_norm": [0, 0, 0.5, 0.5], "name": "a", "neg_class": "b"}
+    ),
+    "rec, MDETR": json.dumps(
+        {"images": [_EXPRESSION], "annotations": [{"image_id": 7, "bbox": [1, 2, 3, 4]}]}
+    ).encode(),
     "pope": _lines(*({"question_id": n, "image": "a.jpg", "text": "A dog?", "label": "yes"} for n in (1, 2))),
     "rec": _lines({"id": "1", "image": "a", "sentence": "a dog", "box": [1, 2, 3, 4], "width": 9, "height": 9}),
     "description": _lines({**_REGION, "start_object": "1", "objects": [_OBJECT]}),
@@ -117,13 +139,47 @@ def _read_predictions(data: bytes, path: Path) -> None:
     read_predictions(path, [Item(name) for name in _IDS])
 
 
+def _entities(folder: Path) -> PhraseGrounding:
+    """The task with files for the one image of `_SENTENCE`."""
+    for name, data in (("Annotations/1.xml", _XML), ("Sentences/1.txt", _WORDS)):
+        path = folder / "entities" / name
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return PhraseGrounding(entities=folder / "entities")
+
+
 def _read_questions(data: bytes, path: Path) -> None:
     path.write_bytes(data)
-    for task in _QUESTIONS:
+    errors = []
+    tasks = [_entities(path.parent), *(TASKS[name]() for name in ("referring", "rec", "pope", "description"))]
+    for task in tasks:
         try:
-            TASKS[task]().load(path)
-        except SprError:
-            continue
+            task.load(path)
+        except SprError as error:
+            check_message(error, path)
+            errors.append(error)
+    if len(errors) == len(tasks):
+        raise errors[0]
+
+
+def _read_entities(data: bytes, path: Path) -> None:
+    task = _entities(path.parent)
+    own = task.entities / ("Annotations/1.xml" if data[:1] == b"<" else "Sentences/1.txt")
+    before = own.read_bytes()
+    path.write_bytes(_QUESTIONS["phrase-grounding"])
+    try:
+        own.write_bytes(data)
+        task.load(path)
+    finally:
+        own.write_bytes(before)
+
+
+def check_message(error: SprError, path: Path) -> None:
+    """Raise ValueError unless an error's message is short and printable."""
+    message = str(error).replace(str(path), "FILE")
+    if len(message) > LONGEST_MESSAGE or message != printable(message):
+        raise ValueError(f"unclear message of {len(message)} characters: {message[:300]}")
 
 
 def _read_dialects(data: bytes, _: Path) -> None:
@@ -149,6 +205,7 @@ READERS = {
     ),
     "predictions": Reader(_read_predictions, (_lines(*_ANSWERS), _lines({"question_id": 1, "text": "yes"}))),
     "questions": Reader(_read_questions, tuple(_QUESTIONS.values())),
+    "entities": Reader(_read_entities, (_XML, _WORDS)),
     "pairs": Reader(_read_pairs, (_lines(*_PAIRS), json.dumps(_PAIRS).encode(), _lines(_PAIRS[0], _PAIRS[0]))),
     "dialects": Reader(_read_dialects, tuple(f"There is {DIALECTS[key].example} here.".encode() for key in DIALECTS)),
 }
@@ -233,9 +290,10 @@ def fuzz(reader: Reader, count: int, seed: int, folder: Path) -> Findings:
             found.read += 1
         except SprError as error:
             found.refused += 1
-            message = str(error).replace(str(path), "FILE")
-            if len(message) > LONGEST_MESSAGE or message != printable(message):
-                found.failures.append((f"unclear message of {len(message)} characters: {message[:300]}", data))
+            try:
+                check_message(error, path)
+            except ValueError as unclear:
+                found.failures.append((str(unclear), data))
         except Exception:
             found.failures.append((traceback.format_exc(limit=-3), data))
         seconds = (time.process_time() - started) / max(len(data) / 1e5, 1)

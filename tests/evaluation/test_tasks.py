@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 
@@ -105,6 +106,18 @@ def test_phrases_without_boxes_or_files_are_errors(flickr, tmp_path):
     (folder / "Annotations" / "1.xml").write_text("<a><object><bndbox><xmin>x</xmin></bndbox></object></a>")
     with pytest.raises(InputError, match=r"1\.xml can't be read"):
         task.load(path)
+    (folder / "Annotations" / "1.xml").write_text("<?xml version='1.0' encoding='nonsense'?><a/>")
+    with pytest.raises(InputError, match=r"1\.xml can't be read"):
+        task.load(path)
+    (folder / "Annotations" / "1.xml").unlink()
+    os.mkfifo(folder / "Annotations" / "1.xml")
+    with pytest.raises(InputError, match=r"Entities is missing[\s\S]*1\.xml"):
+        task.load(path)
+    row = json.loads(path.read_text())["images"][0]
+    for name in ("../Annotations/1", "/etc/passwd", "a\\1", "", "1\0"):
+        path.write_text(json.dumps({"images": [{**row, "original_img_id": name}]}))
+        with pytest.raises(InputError, match="`original_img_id` is not valid"):
+            task.load(path)
     for content in ("{}", "[]", '{"images": [{}]}', "<html>"):
         path.write_text(content)
         with pytest.raises(InputError, match="is not MDETR's Flickr30k JSON"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import InputError
-from spr.core.paths import is_dir
+from spr.core.paths import is_dir, is_file
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities, normal_phrase
 from spr.evaluation.inference import Question
@@ -201,21 +201,28 @@ class _Mdetr(msgspec.Struct):
 
 def _read_entities(folder: Path, image: str) -> list[dict[str, Phrase]]:
     """The phrases of each sentence of an image by text, from its two files; of equal ones, the first with a box."""
-    path = folder / "Annotations" / f"{image}.xml"
+    if not image or any(character in "/\\\0" for character in image):
+        expected = "the name of a file of Flickr30k Entities, without folder and ending"
+        raise InputError("`original_img_id` is not valid", got=repr(image), expected=expected)
+    paths = folder / "Annotations" / f"{image}.xml", folder / "Sentences" / f"{image}.txt"
+    for path in paths:
+        if not is_file(path):
+            fix = "unpack the whole dataset"
+            raise InputError("A file of Flickr30k Entities is missing", got=f"no file {path}", fix=fix)
     boxes: dict[str | None, tuple[Box, ...]] = {}
     try:
-        for item in ET.parse(path).getroot().iter("object"):  # noqa: S314
+        path = paths[0]
+        data = read_bytes(path, "a file of Flickr30k Entities", check=False)
+        # Expat limits what entities expand to.
+        for item in ET.fromstring(data).iter("object"):  # noqa: S314
             edges = item.find("bndbox")
             if edges is not None:
                 x1, y1, x2, y2 = (float(edges.findtext(name) or "nan") for name in ("xmin", "ymin", "xmax", "ymax"))
                 for name in item.iter("name"):
                     boxes[name.text] = (*boxes.get(name.text, ()), (x1, y1, x2, y2))
-        path = folder / "Sentences" / f"{image}.txt"
+        path = paths[1]
         lines = read_bytes(path, "a file of Flickr30k Entities", "Sentences").decode().splitlines()
-    except FileNotFoundError:
-        fix = "unpack the whole dataset"
-        raise InputError("A file of Flickr30k Entities is missing", got=f"no {path}", fix=fix) from None
-    except (OSError, ValueError, ET.ParseError) as error:
+    except (ValueError, LookupError, ET.ParseError) as error:  # LookupError: an unknown encoding
         raise InputError(f"{path} can't be read", got=error, expected="a file of Flickr30k Entities") from None
     sentences: list[dict[str, Phrase]] = []
     for line in filter(None, lines):
