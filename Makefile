@@ -3,7 +3,6 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # Written after an installation; make installs again when pyproject.toml or constraints.txt is newer.
-# Modules are compiled when they are first imported (--no-compile), because most of them never are.
 STAMP := $(VENV)/.installed
 MODELS_STAMP := $(VENV)/.installed-models
 OUT ?= runs/quickstart
@@ -47,12 +46,12 @@ docs: $(STAMP)
 
 $(MODELS_STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[models]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[models]'
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 clean:
