@@ -27,6 +27,13 @@ def test_json_that_can_not_be_parsed(text):
         parse_json(text)
 
 
+@pytest.mark.parametrize("text", ["[" * 9999, "{" * 9999, "[" * 101 + "]" * 101])
+def test_brackets_nested_more_than_100_deep_are_refused_at_once(text):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_yaml(text)
+    assert str(parse_yaml("[" * 100 + "]" * 100)) == "[" * 100 + "]" * 100
+
+
 def test_what_can_be_parsed():
     assert parse_yaml("a: [1, 2.5, x]\n") == {"a": [1, 2.5, "x"]}
     assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}

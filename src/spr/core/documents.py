@@ -22,8 +22,19 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_text(encoding="utf-8"))
 
 
+_DEEPEST = 100
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but texts must be texts that a file can contain."""
+    """PyYAML's safe loader, but texts must be texts that a file can contain, and brackets are nested 100 deep at most.
+
+    The scanner's time grows with the square of that depth.
+    """
+
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
+        if self.flow_level >= _DEEPEST:
+            raise ValueError("the YAML is nested too deeply")
+        super().fetch_flow_collection_start(kind)
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
         text = str(self.construct_scalar(node))
