@@ -17,7 +17,7 @@ from spr.config.experiment import Config, TrainingPart
 from spr.config.problems import explain
 from spr.config.section import Section
 from spr.core import FORMAT_VERSION
-from spr.core.documents import parse_yaml
+from spr.core.documents import has_surrogates, parse_yaml
 from spr.core.errors import ConfigError, nearest
 from spr.core.paths import is_dir, is_file
 from spr.core.text_input import read_text
@@ -112,7 +112,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         parts = key.strip().split(".")
         if not sign or not all(parts):
             raise ConfigError("An override is malformed", got=text, expected="key=value, such as regions.per_image=2")
-        if not text.isascii() and text.encode(errors="replace").decode() != text:
+        if has_surrogates(text):
             raise ConfigError("An override is not UTF-8", got=text, expected="key=value, such as regions.per_image=2")
         try:
             parsed = parse_yaml(value)

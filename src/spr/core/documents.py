@@ -22,6 +22,11 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_text(encoding="utf-8"))
 
 
+def has_surrogates(text: str) -> bool:
+    """Whether a text contains half a surrogate pair, so that no file can contain it."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 _DEEPEST = 100
 
 
@@ -38,7 +43,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
         text = str(self.construct_scalar(node))
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if has_surrogates(text):
             raise ValueError(f"{text!a} contains half a surrogate pair")
         return text
 

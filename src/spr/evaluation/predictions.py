@@ -99,7 +99,7 @@ class Answers:
 
         Reasoning that is not closed leaves no answer, and is a problem.
         """
-        text, problem = (raw, None) if raw is None or "<" not in raw else final_answer(raw)
+        text, problem = (None, None) if raw is None else final_answer(raw)
         if problem is not None:
             self.note("reasoning", name)
         elif text is not None and not text.strip():

@@ -88,21 +88,16 @@ class BoxReader:
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         self._search = dialect.markup.pattern.search
-        self._numbers = dialect.markup.numbers
-        self._first = self._numbers[0]
-        self._alone = isinstance(dialect.markup, Brackets)  # whether a box needs no words beside it
         self._frame = lru_cache(maxsize=4096)(dialect.frame)
 
     def read(self, text: str, size_wh: Size) -> Boxes:
         """The boxes of an answer about an image of ``size_wh`` pixels; raises a GroundingError for a wrong size."""
         match = self._search(text)
-        if match is not None and (text.isascii() or with_ascii_punctuation(text) is text):
+        if match is not None and self._is_plain(match) and with_ascii_punctuation(text) is text:
             end = match.end()
-            whole = self._alone and end == len(text) and match.start() == 0 and match[self._first] is not None
-            if whole or (
-                self._is_plain(match) and (end == len(text) or text[end:] == "." or self._search(text, end) is None)
-            ):
-                box, reason = self._frame(size_wh).decode(list(map(float, match.group(*self._numbers))))
+            if end == len(text) or text[end:] == "." or self._search(text, end) is None:
+                numbers = match.group(*self.dialect.markup.numbers)
+                box, reason = self._frame(size_wh).decode([float(number) for number in numbers])
                 if box is not None and reason is None:
                     return Boxes((box,), 0)
         grounded = parse(text, self.dialect, size_wh)

@@ -212,7 +212,8 @@ def _from_mdetr(path: Path, data: bytes) -> Expressions:
     boxes = {entry.image_id: entry.bbox for entry in entries}
     if len(boxes) < len(entries) or any(row.id not in boxes for row in rows):
         counts = Counter(entry.image_id for entry in entries)
-        for wrong in (row.id for row in rows if counts[row.id] != 1):
+        wrong = next((row.id for row in rows if counts[row.id] != 1), None)
+        if wrong is not None:
             what = f"Expression {wrong} of {path} does not have exactly one box"
             raise InputError(what, got=f"{counts[wrong]} annotations with this image_id", expected="one")
     found = np.array([boxes[row.id] for row in rows], dtype=np.float64)
