@@ -237,6 +237,11 @@ def test_show_gives_no_dangerous_advice(config, tmp_path):
         _, errors = spr("show", tmp_path / "run" / name, expect=1)
         assert "can't be shown" in errors
         assert "delete" not in errors
+    for options in ((), ("--draw", tmp_path / "drawing.png")):
+        _, errors = spr("show", tmp_path / "run" / "object", *options, expect=1)
+        assert "has no stage or file `object`" in errors
+        assert "stages with rows: objects\n" in errors
+        assert "did you mean `objects`?" in errors
 
 
 def test_text_without_standard_input_or_with_a_poor_terminal_is_no_crash():

@@ -17,7 +17,7 @@ from spr.config import (
     make_config,
     make_section,
 )
-from spr.config.renamed import RENAMED
+from spr.config.renamed import ALSO_KNOWN_AS, RENAMED
 from spr.core.errors import ConfigError
 
 MINIMAL = {"annotations": {"path": "a.json", "images": "images"}}
@@ -35,6 +35,44 @@ def test_a_minimal_config_has_the_defaults_of_the_paper():
 
 def test_paths_become_absolute_so_that_a_run_can_be_resumed_from_elsewhere():
     assert make_config(MINIMAL).annotations.path == Path.cwd() / "a.json"
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [
+        ("training.lr", "`training.learning_rate`"),
+        ("lr", "`training.learning_rate`"),
+        ("learning_rate", "`training.learning_rate`"),
+        ("training.lora_r", "`training.lora.r`"),
+        ("target_modules", "`training.lora.target_modules`"),
+        ("annotations.json", "`annotations.path`"),
+        ("box_threshold", "`detector.box_threshold`"),
+        ("model", "`describer.model` or `scorer.model` or `detector.model`"),
+        ("training.seed", "`seed`"),
+    ],
+)
+def test_names_of_other_tools_and_of_other_sections_are_suggested(key, suggestion):
+    with pytest.raises(ConfigError) as error:
+        make_config(apply_overrides(MINIMAL, [f"{key}=1"]))
+    assert f"`{key}` is not a known key; did you mean {suggestion}?" in str(error.value)
+
+
+def test_the_suggested_fields_exist():
+    for name in ALSO_KNOWN_AS.values():
+        with pytest.raises(ConfigError, match=f"`{name}`.* is not valid|`{name}`: "):
+            make_config(apply_overrides(MINIMAL, [f"{name}={{a: {{b: 1}}}}"]))
+
+
+def test_one_word_is_a_list_of_one():
+    def training(*overrides):
+        return make_config(apply_overrides(MINIMAL, overrides)).training
+
+    assert training("training.report_to=wandb").report_to == ("wandb",)
+    assert training("training.report_to=wandb, tensorboard").report_to == ("wandb", "tensorboard")
+    assert training("training.report_to=[]").report_to == ()
+    assert training("training.lora.target_modules=q_proj").lora.target_modules == ("q_proj",)
+    assert training("training.lora.target_modules=q_proj,v_proj").lora.target_modules == ("q_proj", "v_proj")
+    assert training("training.lora.target_modules=null").lora.target_modules is None
 
 
 def test_all_errors_are_reported_together_with_the_nearest_key():

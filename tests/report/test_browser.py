@@ -1,10 +1,12 @@
 """The report as a reader meets it: opened from disk in headless Chromium, with the mouse and with the keyboard."""
 
+import io
 import os
 import re
 import shutil
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from spr.records import Span
@@ -297,6 +299,44 @@ def test_phrases_boxes_and_tags_share_a_colour_and_bars_show_the_scores(open_pag
         "40%",
         "100%",
     ]
+
+
+def test_bars_of_negative_scores_start_at_zero_and_extend_to_the_left(browser, make_module_run):
+    """Scores of -0.25, 0.5 and 1 on a scale from -0.25 to 1: zero is at 20 %, the ends are at 0, 60 and 100 %."""
+    maker = make_module_run(pairs=1)
+    maker.change("scores", 0, s_crop=-0.25, s_local=0.5)
+    page = browser.new_page()
+    page.goto(write_report(maker.write()).as_uri())
+    bars = page.locator(".card .bar.chosen")
+    ends = []
+    for number in range(3):
+        bar, fill = (bars.nth(number).locator(at).bounding_box() for at in ("xpath=.", "i"))
+        ends.append([(edge - bar["x"]) / bar["width"] for edge in (fill["x"], fill["x"] + fill["width"])])
+        zero = bars.nth(number).locator(".zero").bounding_box()
+        assert (zero["x"] - bar["x"]) / bar["width"] == pytest.approx(0.2, abs=0.01)
+    assert ends[0] == pytest.approx([0, 0.2], abs=0.01)
+    assert ends[1] == pytest.approx([0.2, 0.6], abs=0.01)
+    page.close()
+
+
+def test_a_table_that_is_wider_than_the_phone_has_a_shadow_at_its_edge(open_page):
+    """The shadow is where the table continues: at its right edge first, at its left edge once it is scrolled."""
+    page = open_page(viewport={"width": 390, "height": 800})
+    table = page.locator("#scores .scroll")
+    table.scroll_into_view_if_needed()
+    assert table.evaluate("node => node.scrollWidth > node.clientWidth")
+
+    def darkness():
+        """Of the column of pixels at the left and at the right edge, between two lines of text."""
+        with Image.open(io.BytesIO(table.screenshot())) as picture:
+            grey = picture.convert("L")
+            return [min(grey.getpixel((x, y)) for y in (2, grey.height - 2)) for x in (1, grey.width - 2)]
+
+    left, right = darkness()
+    assert right < left - 15
+    table.evaluate("node => node.scrollTo(node.scrollWidth, 0)")
+    left, right = darkness()
+    assert left < right - 15
 
 
 def test_objects_and_boxes_before_refinement_can_be_switched(open_page):

@@ -283,6 +283,27 @@ def test_nothing_in_the_report_points_elsewhere(make_run):
         assert not re.search(r"https?://|//[a-z]+\.|@import|fetch\(|XMLHttpRequest|innerHTML|\beval\(", text), path.name
 
 
+def test_the_report_says_nothing_about_the_folders_of_the_machine(make_run, tmp_path):
+    """Neither of images that can't be opened, nor of the models, the answers or the settings."""
+    maker = make_run(pairs=4)
+    folder = str(maker.images)
+    maker.settings["annotations"] = {"path": f"{folder}/a.json", "images": folder, "allow_outside_images": True}
+    (maker.images / "0.png").unlink()
+    (maker.images / "1.png").write_bytes(b"no image")
+    maker.change("pairs", 2, file_name=str(maker.images / "2.png"))
+    maker.change("pairs", 3, file_name=str(tmp_path / "no" / "such.png"))
+    maker.log_training([{"event": "start", "model": str(tmp_path / "model")}, {"event": "step", "step": 1, "loss": 1}])
+    run = maker.write()
+    result = {"n": 2, "metrics": {"acc@0.5": {"value": 0.5}}, "protocol": {"model": f"{tmp_path}/model@ab12"}}
+    metrics = {"format_version": 2, "before": {"rec": result}, "after": {"rec": result}}
+    (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    report = write_report(run).parent
+    texts = [path.read_text(encoding="utf-8") for path in report.rglob("*") if path.suffix in (".html", ".js", ".json")]
+    assert any("model@ab12" in text for text in texts)
+    assert any("no image" not in text and "image_unreadable" in text for text in texts)
+    assert [text for text in texts if str(tmp_path) in text] == []
+
+
 def test_non_finite_numbers_become_null():
     assert (
         call_script("f", [float("nan"), float("inf"), 1.5], {"a": (1, -float("inf"))})

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from spr.config.renamed import RENAMED
+from spr.config.renamed import ALSO_KNOWN_AS, RENAMED
 from spr.core.errors import closest
 
 _NUMBERS = {int: "an integer", float: "a finite number"}
@@ -68,7 +68,7 @@ def _explain(problem: Mapping[str, Any], name: str, field: FieldInfo | None, sch
 def _explain_unknown(name: str, schema: type[BaseModel]) -> str:
     if name in RENAMED:
         return f"`{name}` is now called `{RENAMED[name]}`"
-    parents, key = list[str](), name
+    parents, key, top = list[str](), name, schema
     while (field := schema.model_fields.get(key.partition(".")[0])) and (section := _section(field.annotation)):
         parent, _, key = key.partition(".")
         parents.append(parent)
@@ -76,9 +76,23 @@ def _explain_unknown(name: str, schema: type[BaseModel]) -> str:
     if key in schema.model_fields:
         return f"`{name}` is one key; nest it: `{': {'.join([*parents, key])}: …{'}' * len(parents)}`"
     near = closest(key, schema.model_fields)
-    if near:
-        return f"`{name}` is not a known key; did you mean `{'.'.join([*parents, near])}`?"
+    suggested = [ALSO_KNOWN_AS[name]] if name in ALSO_KNOWN_AS else _fields_named(key, top)
+    if near and not suggested:
+        suggested = [".".join([*parents, near])]
+    if suggested:
+        return f"`{name}` is not a known key; did you mean {' or '.join(f'`{other}`' for other in suggested)}?"
     return f"`{name}` is not a known key; known keys: {', '.join(schema.model_fields)}"
+
+
+def _fields_named(key: str, schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted names of fields that are called ``key``, or that users of other tools call so, in any section."""
+    found = [other for name, other in ALSO_KNOWN_AS.items() if name.rpartition(".")[2] == key and not prefix]
+    for name, field in schema.model_fields.items():
+        if name == key:
+            found.append(prefix + name)
+        if section := _section(field.annotation):
+            found += _fields_named(key, section, f"{prefix}{name}.")
+    return list(dict.fromkeys(found))
 
 
 def _in_words(kind: Any, metadata: Collection[Any] = ()) -> str:

@@ -10,7 +10,7 @@ from spr.config.experiment import Config
 
 def public_config(config: Config) -> dict[str, Any]:
     """The config without folders, and without the address of the describer's server, which may contain a password."""
-    shown: dict[str, Any] = _without_folders(config.model_dump(mode="json"))
+    shown: dict[str, Any] = public_values(config.model_dump(mode="json"))
     if shown["describer"] and shown["describer"]["base_url"]:
         shown["describer"]["base_url"] = "not published"
     return shown
@@ -27,9 +27,10 @@ def public_name(value: str) -> str:
     return re.sub(r"(?:^|(?<=\+))/(?:[^@+]*/)?(?=[^/@+])", "", value)
 
 
-def _without_folders(value: Any) -> Any:
+def public_values(value: Any) -> Any:
+    """The same lists, mappings and texts, with `public_name` applied to each text."""
     if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
+        return {key: public_values(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_folders(item) for item in value]
+        return [public_values(item) for item in value]
     return public_name(value) if isinstance(value, str) else value

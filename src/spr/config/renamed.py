@@ -1,4 +1,4 @@
-"""Config fields of SPR 0.1 that have a new name, for error messages."""
+"""Config fields under other names, for error messages: those of SPR 0.1, and those that users of other tools try."""
 
 from __future__ import annotations
 
@@ -25,3 +25,26 @@ RENAMED: dict[str, str] = {
     "training.lora.targets": "training.lora.target_modules",
 }
 """Old dotted name → new dotted name."""
+
+ALSO_KNOWN_AS: dict[str, str] = {
+    "annotations.file": "annotations.path",
+    "annotations.image_dir": "annotations.images",
+    "annotations.image_folder": "annotations.images",
+    "annotations.json": "annotations.path",
+    "describer.max_tokens": "describer.max_new_tokens",
+    "describer.model_name_or_path": "describer.model",
+    "describer.url": "describer.base_url",
+    "training.bf16": "training.dtype",
+    "training.fp16": "training.dtype",
+    "training.lora_alpha": "training.lora.lora_alpha",
+    "training.lora_dropout": "training.lora.lora_dropout",
+    "training.lora_r": "training.lora.r",
+    "training.lora_rank": "training.lora.r",
+    "training.lora_target_modules": "training.lora.target_modules",
+    "training.lr": "training.learning_rate",
+    "training.max_seq_length": "training.max_length",
+    "training.steps": "training.max_steps",
+    "training.target_modules": "training.lora.target_modules",
+    "training.torch_dtype": "training.dtype",
+}
+"""Names that other tools use → dotted names here."""

@@ -26,6 +26,13 @@ Int = Annotated[int, BeforeValidator(_reject_strings)]
 Float = Annotated[float, BeforeValidator(_parse_exponent)]
 
 
+def _split_words(value: object) -> object:
+    return [word for word in re.split(r"[\s,]+", value) if word] if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
+"""A list of words. One word is a list, too, and so are words with commas or spaces between them."""
+
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from spr.config.backends import LOSSES, MIXTURES
-from spr.config.section import DType, Float, Int, Section
+from spr.config.section import DType, Float, Int, Section, Words
 from spr.core.errors import nearest
 
 
@@ -37,7 +37,7 @@ class LoraSection(Section):
     """Alpha: the output of the adapter is scaled by `lora_alpha / r` (supplement, Sec. 2)."""
     lora_dropout: Float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability of the adapter's inputs (our choice: 0, for exact log-probabilities)."""
-    target_modules: tuple[str, ...] | None = None
+    target_modules: Words | None = None
     """Names of linear layers of the language model, such as `q_proj`; null uses all of the model family's."""
 
 
@@ -107,7 +107,7 @@ class TrainingConfig(Section):
     """Optimizer steps between two checkpoints."""
     logging_steps: Int = Field(default=1, ge=1)
     """Optimizer steps between two lines of the training log."""
-    report_to: tuple[str, ...] = ()
+    report_to: Words = ()
     """Trackers of Accelerate to report to, such as `tensorboard` or `wandb`, besides `RUN/training/log.jsonl`."""
     device: str = "auto"
     """Device, such as `cpu` or `cuda`; `auto` uses a GPU if there is one."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from spr.config.public import public_name
 from spr.core import boxes as bx
 from spr.core.errors import SprError
 from spr.grounding import parse
@@ -36,7 +37,7 @@ def pair_payload(item: JoinedPair, image: dict[str, Any], *, unmatched: str = "r
     return {
         "id": pair.query_id,
         "imageId": pair.image_id,
-        "file": pair.file_name,
+        "file": public_name(pair.file_name),
         "size": [pair.width, pair.height],
         "image": image,
         "region": _round(pair.region),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spr.config.public import public_values
 from spr.core import FORMAT_VERSION
 from spr.core.documents import read_json
 from spr.core.errors import RunError
@@ -108,7 +109,7 @@ def _task(name: str, sides: list[dict[str, Any]]) -> TaskResult:
         },
         curves=_curves(metrics),
         problems={kind: (problems[0].get(kind), problems[1].get(kind)) for kind in problems[0] | problems[1]},
-        protocol=sides[1].get("protocol") or sides[0].get("protocol") or {},
+        protocol=public_values(sides[1].get("protocol") or sides[0].get("protocol") or {}),
         notes=[f"{when}: {note}" for when, side in zip(WHEN, sides, strict=True) for note in side.get("notes", ())],
     )
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from spr.core.errors import InputError
+from spr.core.errors import InputError, nearest
 from spr.core.paths import exists, is_dir, is_file
 from spr.core.terminal import one_line
 from spr.runs.reader import Run
-from spr.runs.store import MANIFEST, StageStore, read_table
+from spr.runs.store import MANIFEST, STAGE_ORDER, StageStore, read_table
 
 
 def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
@@ -50,8 +50,14 @@ def read_rows(path: Path, *, n: int, skip: int = 0) -> Iterator[dict[str, Any]]:
 def _tables(path: Path) -> Iterator[pa.Table]:
     if is_file(path) and path.suffix == ".parquet":
         yield read_table(path)
-    elif is_file(path / MANIFEST) or (not exists(path) and is_file(path.parent / "config.yaml")):
+    elif is_file(path / MANIFEST) or (path.name in STAGE_ORDER and is_file(path.parent / "config.yaml")):
         yield from StageStore(path).tables()
+    elif not exists(path) and is_file(path.parent / "config.yaml"):
+        run = Run(path.parent)
+        known = [name for name in run.stages if run.store(name).manifest() is not None]
+        fix = nearest(path.name, known) if known else f"`spr run CONFIG --out {run.path}` runs the stages"
+        got = f"stages with rows: {', '.join(known)}" if known else "a run without rows"
+        raise InputError(f"{run.path} has no stage or file `{path.name}`", got=got, fix=fix)
     else:
         what = "a folder without a manifest" if is_dir(path) else "a file" if exists(path) else "nothing there"
         raise InputError(f"{path} can't be shown", got=what, expected="RUN, RUN/STAGE or a .parquet file")

@@ -62,7 +62,11 @@ def _create(source: ImageSource, folder: Path, number: int, pair: PreferencePair
     try:
         thumbnail = source.thumbnail(pair.file_name, (pair.width, pair.height), SIDE)
     except ImageProblem as problem:
-        return {"problem": problem.reason, "detail": str(problem)}
+        detail = str(problem)
+        for place in (source.folder, source.folder.resolve(), Path(pair.file_name).parent):
+            if place.is_absolute():
+                detail = detail.replace(f"{place}/", "")
+        return {"problem": problem.reason, "detail": detail}
     # Numbers instead of the images' names, which may contain anything.
     suffix = "png" if max(thumbnail.size) <= _LOSSLESS else "jpg"
     name = f"thumbs/{number // _PER_FOLDER:04d}/{number:07d}.{suffix}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from spr.config.public import public_values
 from spr.runs.reader import Run, read_json_lines
 
 POINTS = 240
@@ -53,7 +54,7 @@ def read_training(run: Run) -> TrainingCurves | None:
     return TrainingCurves(
         steps=np.array(steps, dtype=np.float64),
         values={name: column for name, column in values.items() if np.isfinite(column).any()},
-        settings={key: value for key, value in settings.items() if key not in ("event", "first_step")},
+        settings=public_values({key: value for key, value in settings.items() if key not in ("event", "first_step")}),
         broken=broken,
         finished=any(event.get("event") == "end" for event in events),
     )

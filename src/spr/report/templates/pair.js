@@ -153,20 +153,30 @@ const SPR = {};
     return button;
   }
 
-  function bar(value, name) {
+  /* A bar from 0 to the value on a scale from `low` (0, or the lowest negative value) to 1. */
+  function bar(value, name, low) {
+    const share = (v) => (100 * (Math.min(v, 1) - low)) / (1 - low);
     const fill = el("i");
-    fill.style.width = `${(100 * Math.min(Math.max(value || 0, 0), 1)).toFixed(1)}%`;
-    return el("span", `bar ${name}`, [fill], { "aria-hidden": "true" });
+    fill.style.marginLeft = `${share(Math.min(value || 0, 0)).toFixed(1)}%`;
+    fill.style.width = `${Math.abs(share(value || 0) - share(0)).toFixed(1)}%`;
+    const node = el("span", `bar ${name}`, [fill], { "aria-hidden": "true" });
+    if (low < 0) {
+      const zero = el("span", "zero");
+      zero.style.left = `${share(0).toFixed(1)}%`;
+      node.append(zero);
+    }
+    return node;
   }
 
   function scores(pair) {
     const names = ["S_crop", "S_local", "S_sem", "S_loc", "S"];
     const rows = names.map((label, k) => [label, ...SIDES.map((name) => pair.sides[name].scores[k])]);
     rows.push(["S_loc, own boxes", ...SIDES.map((name) => pair.sides[name].localization)]);
+    const low = Math.min(0, ...rows.flatMap((row) => row.slice(1)));
     const cells = rows.flatMap(([label, chosen, rejected]) => [
       el("b", "", label, label === "S_loc, own boxes" ? { title: "S_loc of the answer’s own boxes; of the chosen answer after refinement" } : {}),
-      bar(chosen, "chosen"), el("span", "", fixed(chosen, 3), { "aria-label": `chosen ${fixed(chosen, 3)}` }),
-      (() => { const node = bar(rejected, "rejected"); node.classList.add("r"); return node; })(),
+      bar(chosen, "chosen", low), el("span", "", fixed(chosen, 3), { "aria-label": `chosen ${fixed(chosen, 3)}` }),
+      bar(rejected, "rejected r", low),
       el("span", "", fixed(rejected, 3), { "aria-label": `rejected ${fixed(rejected, 3)}` }),
     ]);
     const heads = [el("span", "corner"), ...SIDES.map((name) => el("span", `head ${name}`, name))];
