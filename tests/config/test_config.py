@@ -260,6 +260,8 @@ def test_a_config_of_another_format_version_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("scorer.batch_size=automatic", "expected an integer, at least 1 or auto"),
+        ("scorer.batch_size=0", "expected an integer, at least 1 or auto"),
         ("describer.backend=hff", "there is no describer backend `hff`; did you mean `hf`"),
         ("scorer.backend=clipp", "there is no scorer backend `clipp`; did you mean `clip`"),
         ("detector.backend=nonne", "there is no detector backend `nonne`; did you mean `none`"),

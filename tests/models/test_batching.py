@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from spr.config import ScorerConfig
 from spr.models.batching import Batcher, DeviceMemoryError, prepared
 
 
@@ -41,6 +42,74 @@ def test_a_single_item_that_does_not_fit_is_an_error_that_says_how_to_fix_it():
 
     with pytest.raises(DeviceMemoryError, match=r"A single item[\s\S]*fix:"):
         Batcher(work, 4)([1, 2, 3])
+
+
+class FakeMemory:
+    """A device that holds ``capacity`` items."""
+
+    def __init__(self, capacity):
+        self.capacity, self.last = capacity, 0
+
+    def start(self):
+        self.last = 0
+
+    def room(self):
+        return self.capacity / self.last
+
+
+@pytest.mark.parametrize(
+    ("capacity", "sizes"),
+    [
+        # Doubled while the batch would fit 2.5 times: 2 and 4 of 12 items do, 8 do not.
+        (12, [2, 4, 8, 8, 8]),
+        # At most 32 times the size at the beginning.
+        (10**9, [2, 4, 8, 16, 32, 64, 64, 64]),
+        (4, [2, 2, 2]),
+    ],
+)
+def test_batches_grow_while_the_memory_allows_it(capacity, sizes):
+    memory, seen = FakeMemory(capacity), []
+
+    def work(batch):
+        seen.append(len(batch))
+        memory.last = len(batch)
+        return batch
+
+    batcher = Batcher(work, 2, memory=memory)
+    items = list(range(sum(sizes)))
+    assert batcher(items) == items
+    assert seen == sizes
+
+
+def test_batches_that_ran_out_of_memory_do_not_grow_again():
+    memory, seen = FakeMemory(100), []
+
+    def work(batch):
+        seen.append(len(batch))
+        memory.last = len(batch)
+        if len(batch) > 5:
+            raise torch.OutOfMemoryError("full")
+        return batch
+
+    batcher = Batcher(work, 2, memory=memory)
+    assert batcher(list(range(18))) == list(range(18))
+    assert seen == [2, 4, 8, 4, 4, 4]
+
+
+def test_a_part_of_a_batch_does_not_let_the_batches_grow():
+    memory = FakeMemory(1000)
+    memory.last = 1
+    batcher = Batcher(lambda batch: batch, 4, memory=memory)
+    batcher([1, 2, 3])
+    assert batcher.size == 4
+
+
+def test_auto_is_the_default_on_a_cpu():
+    section = ScorerConfig(batch_size="auto")
+    batcher = Batcher.of(lambda batch: batch, section, torch.device("cpu"), factor=8)
+    assert (batcher.size, batcher.memory) == (8 * 64, None)
+    assert Batcher.of(lambda batch: batch, section, torch.device("cuda", 0)).memory.device.type == "cuda"
+    assert Batcher.of(lambda batch: batch, ScorerConfig(batch_size=7), torch.device("cuda", 0)).memory is None
 
 
 def test_other_errors_are_not_caught():

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from spr.config.backends import DESCRIBERS, name_in
-from spr.config.section import DType, Float, Int, Section
+from spr.config.section import BatchSize, DType, Float, Int, Section
 
 ObjectOrder: TypeAlias = Literal["reading", "id", "shuffled"]
 DropOrKeep: TypeAlias = Literal["drop", "keep"]
@@ -64,8 +64,9 @@ class DescriberConfig(Section):
     malformed_crops: DropOrKeep = "drop"
     """What to do with answers about a crop that contain coordinates that can't be read, and so can't be mapped to the
     original image (our choice): `drop` them, counted as `box_not_mapped`, or `keep` these coordinates as they are."""
-    batch_size: Int = Field(default=16, ge=1)
-    """Requests per batch; halved if the device runs out of memory."""
+    batch_size: BatchSize = 16
+    """Requests per batch; halved if the device runs out of memory. `auto` begins with 16 and doubles while the
+    memory of a GPU allows it; on a CPU it stays 16."""
     dtype: DType = "auto"
     """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from spr.config.backends import DETECTORS, name_in
-from spr.config.section import DType, Float, Int, Section
+from spr.config.section import BatchSize, DType, Float, Section
 
 TEXT_THRESHOLD = 0.25
 
@@ -32,8 +32,9 @@ class DetectorConfig(Section):
     text_threshold: Float = Field(default=TEXT_THRESHOLD, ge=0, le=1)
     """With `prompt: text`, the minimum score, 0..1, of the tokens that form a detection's phrase (our choice). With
     `phrases`, a detection belongs to a whole phrase, so another value is an error."""
-    batch_size: Int = Field(default=16, ge=1)
-    """Pairs of image and text per batch."""
+    batch_size: BatchSize = 16
+    """Pairs of image and text per batch; halved if the device runs out of memory. `auto` begins with 16 and doubles
+    while the memory of a GPU allows it; on a CPU it stays 16."""
     dtype: DType = "auto"
     """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"

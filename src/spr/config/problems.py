@@ -57,7 +57,7 @@ def _explain(problem: Mapping[str, Any], name: str, field: FieldInfo | None, sch
     if problem["type"] == "missing":
         return f"`{name}` is missing; it has no default"
     given = problem["input"]
-    whole = len(problem["loc"]) == len(name.split("."))
+    whole = len(problem["loc"]) == len(name.split(".")) or not _has_entries(field.annotation)
     if problem["type"] == "value_error" and own != "not a number":
         told = isinstance(given, Mapping | BaseModel) or f"`{given}`" in own
         return f"`{name}`: {own}" + ("" if told else f", got {given!r}")
@@ -98,7 +98,8 @@ def _fields_named(key: str, schema: type[BaseModel], prefix: str = "") -> list[s
 def _in_words(kind: Any, metadata: Collection[Any] = ()) -> str:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _in_words(parts[0], [*parts[1:], *metadata])
+        own = [m for part in parts[1:] for m in (part.metadata if isinstance(part, FieldInfo) else [part])]
+        return _in_words(parts[0], [*own, *metadata])
     if origin in (Union, UnionType):
         null_first = sorted(parts, key=lambda part: part is not NoneType)
         return " or ".join(_in_words(part, metadata) for part in null_first)
@@ -116,6 +117,13 @@ def _in_words(kind: Any, metadata: Collection[Any] = ()) -> str:
     if hasattr(kind, "model_fields"):
         return f"a mapping with fields such as `{next(iter(kind.model_fields))}`"
     return _WORDS.get(kind, "any value")
+
+
+def _has_entries(kind: Any) -> bool:
+    """Whether a value can be a list or a mapping."""
+    if get_origin(kind) in (Annotated, Union, UnionType):
+        return any(map(_has_entries, get_args(kind)))
+    return get_origin(kind) in (tuple, dict) or hasattr(kind, "model_fields")
 
 
 def _value(bound: Any, key: str) -> str:

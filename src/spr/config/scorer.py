@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from spr.config.backends import SCORERS, name_in
-from spr.config.section import DType, Int, Section
+from spr.config.section import BatchSize, DType, Section
 
 
 class ScorerConfig(Section):
@@ -26,8 +24,9 @@ class ScorerConfig(Section):
     class_token_sees_itself: bool = True
     """Whether, in the local attention for S_local, the class token attends to itself besides the region's patches (our
     choice)."""
-    batch_size: Int = Field(default=64, ge=1)
-    """Images or texts per batch."""
+    batch_size: BatchSize = 64
+    """Images or texts per batch; halved if the device runs out of memory. `auto` begins with 64 and doubles while the
+    memory of a GPU allows it; on a CPU it stays 64."""
     dtype: DType = "auto"
     """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"

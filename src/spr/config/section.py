@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
@@ -24,6 +24,10 @@ def _parse_exponent(value: object) -> object:
 
 Int = Annotated[int, BeforeValidator(_reject_strings)]
 Float = Annotated[float, BeforeValidator(_parse_exponent)]
+
+
+BatchSize = Annotated[Int, Field(ge=1)] | Literal["auto"]
+"""A number of items, or `auto`: as many as fit into the device's memory."""
 
 
 def _split_words(value: object) -> object:

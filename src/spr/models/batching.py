@@ -1,5 +1,7 @@
 """Batches that fit into memory: filled across requests, and halved for good when the device runs out of memory.
 
+With ``batch_size: auto``, batches also grow while the device has enough free memory.
+
 Threads prepare a batch on the CPU while the model works on the previous one.
 """
 
@@ -9,10 +11,11 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 
+from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.core.errors import SprError
 
 Item = TypeVar("Item")
@@ -33,11 +36,35 @@ def prepared(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+class Memory:
+    """The memory of a CUDA device during a batch, to judge whether a larger one fits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._before = device, 0
+
+    def start(self) -> None:
+        """Begin to measure a batch."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self._before = torch.cuda.memory_allocated(self.device)
+
+    def room(self) -> float:
+        """How many batches as large as the measured one the memory that was free before it could hold."""
+        used = max(torch.cuda.max_memory_allocated(self.device) - self._before, 1)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return (free + held) / used
+
+
 class Batcher(Generic[Item, Result]):
     """Runs work, which returns one result per item, on batches of at most ``size`` items.
 
     Items of similar length share a batch, which reduces padding. Running out of memory halves the size permanently.
+    With a ``memory``, a full batch that would fit ``ROOM`` times doubles the size of the following ones, up to
+    ``LARGEST`` times the size at the beginning, until the memory runs out once.
     """
+
+    ROOM = 2.5
+    LARGEST = 32
 
     def __init__(
         self,
@@ -45,8 +72,27 @@ class Batcher(Generic[Item, Result]):
         size: int,
         *,
         length: Callable[[Item], int] = lambda _: 0,
+        memory: Memory | None = None,
     ) -> None:
-        self.work, self.size, self.length = work, size, length
+        self.work, self.size, self.length, self.memory = work, size, length, memory
+        self._largest = size * self.LARGEST
+
+    @classmethod
+    def of(
+        cls,
+        work: Callable[[Sequence[Item]], Sequence[Result]],
+        section: DescriberConfig | ScorerConfig | DetectorConfig,
+        device: torch.device,
+        *,
+        factor: int = 1,
+        length: Callable[[Item], int] = lambda _: 0,
+    ) -> Self:
+        """With ``factor`` times the section's ``batch_size``; `auto` begins with its default, and grows on a GPU."""
+        default: int = type(section).model_fields["batch_size"].default
+        size, memory = section.batch_size, None
+        if size == "auto":
+            size, memory = default, Memory(device) if device.type == "cuda" else None
+        return cls(work, factor * size, length=length, memory=memory)
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         """One result per item, in their order; `DeviceMemoryError` if a single item does not fit."""
@@ -56,6 +102,8 @@ class Batcher(Generic[Item, Result]):
         done = 0
         while done < len(order):
             batch = order[done : done + self.size]
+            if self.memory is not None:
+                self.memory.start()
             try:
                 finished = self.work([items[k] for k in batch])
             except torch.OutOfMemoryError as error:
@@ -63,16 +111,21 @@ class Batcher(Generic[Item, Result]):
             else:
                 results.update(zip(batch, finished, strict=True))
                 done += len(batch)
+                self._grow(len(batch))
                 continue
             # Outside of the except block: its traceback keeps the tensors of the failed batch alive.
             self._shrink(len(batch), message)
         return [results[k] for k in range(len(items))]
 
+    def _grow(self, finished: int) -> None:
+        if self.memory is not None and finished == self.size < self._largest and self.memory.room() >= self.ROOM:
+            self.size *= 2
+
     def _shrink(self, failed: int, message: str) -> None:
         if failed == 1:
             fix = "use a smaller model, dtype bfloat16, 4-bit weights, or smaller images"
             raise DeviceMemoryError("A single item does not fit into the device's memory", got=message, fix=fix)
-        self.size = failed // 2
+        self.size, self.memory = failed // 2, None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -88,7 +88,7 @@ class HfDescriber:
             self.model = load_adapter(self.model, section.peft_adapter, merge=not section.load_in_4bit)
             self.name += f"+{source_name(section.peft_adapter)}"
         self._set_generation(section.max_new_tokens)
-        self._run = Batcher(self._answer, section.batch_size, length=lambda prompt: prompt.length)
+        self._run = Batcher.of(self._answer, section, self.model.device, length=lambda prompt: prompt.length)
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
         """One answer per request, with the reason why its generation ended.
@@ -112,7 +112,10 @@ class HfDescriber:
         other = copy.copy(self)
         other.temperature, other.top_p = temperature, self.top_p if top_p is None else top_p
         check_sampling(other.temperature, other.top_p)
-        other._run = Batcher(other._answer, batch_size or self._run.size, length=self._run.length)
+        other._run = copy.copy(self._run)
+        other._run.work = other._answer
+        if batch_size is not None:
+            other._run.size, other._run.memory = batch_size, None
         return other
 
     def _prompts(self, requests: Sequence[DescribeRequest]) -> list[_Prompt]:

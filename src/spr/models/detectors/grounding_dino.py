@@ -69,7 +69,7 @@ class GroundingDinoDetector:
         self.prompt = section.prompt
         self.box_threshold, self.text_threshold = section.box_threshold, section.text_threshold
         self.max_tokens: int = self.model.config.max_text_len - 2  # besides [CLS] and [SEP]
-        self._batches: Batcher[_Query, list[Detection]] = Batcher(self._run, section.batch_size)
+        self._batches: Batcher[_Query, list[Detection]] = Batcher.of(self._run, section, self.device)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """The detections of each request, best first: phrase of the text, box in pixels of the image, score 0..1.

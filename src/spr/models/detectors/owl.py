@@ -66,8 +66,10 @@ class OwlDetector:
         self.pads_image = model_config.model_type == "owlv2"  # to a square; OWL-ViT stretches it
         self.max_tokens: int = model_config.text_config.max_position_embeddings - 2
         self.image_size: int = model_config.vision_config.image_size
-        self._image_batches: Batcher[_Query, list[list[Detection]]] = Batcher(self._run, section.batch_size)
-        self._text_batches: Batcher[_Ids, torch.Tensor] = Batcher(self._embed, 8 * section.batch_size, length=len)
+        self._image_batches: Batcher[_Query, list[list[Detection]]] = Batcher.of(self._run, section, self.device)
+        self._text_batches: Batcher[_Ids, torch.Tensor] = Batcher.of(
+            self._embed, section, self.device, factor=8, length=len
+        )
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[list[Detection]]:
         """The detections of each request, best first: one of its phrases, box in pixels of the image, score 0..1.

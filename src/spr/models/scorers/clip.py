@@ -51,8 +51,8 @@ class ClipScorer:
         text, vision = self.model.config.text_config, self.model.config.vision_config
         self.image_size, self.patch_size = vision.image_size, vision.patch_size
         self.max_tokens = min(75, text.max_position_embeddings - 2)  # besides the start and end tokens
-        self._image_batches = Batcher(self._embed_images, section.batch_size)
-        self._text_batches = Batcher(self._embed_pieces, section.batch_size, length=len)
+        self._image_batches = Batcher.of(self._embed_images, section, self.device)
+        self._text_batches = Batcher.of(self._embed_pieces, section, self.device, length=len)
 
     def embed_views(self, views: Sequence[View]) -> Vectors:
         """Unit vectors ``(len(views), D)``, float32.
