@@ -42,7 +42,8 @@ def test_a_preset_has_the_values_of_the_paper(name):
     config = load_config(name)
     annotations, regions = config.annotations, config.regions
     assert annotations.path.name == "zhiyuan_objv2_train.json"
-    assert (annotations.min_area, annotations.min_objects, annotations.max_images) == (300, 9, 10_000)
+    assert (annotations.min_area, annotations.min_objects, round(0.95 * annotations.max_images)) == (300, 9, 10_000)
+    assert annotations.holdout == 0.05
     assert annotations.crowds == "detect"
     assert (regions.min_inside, regions.inside_fraction) == (5, 0.5)
     assert regions.min_aspect == pytest.approx(1 / 3)

@@ -33,6 +33,12 @@ def small_run(make_dataset, make_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def held_out_run(make_dataset, make_run, tmp_path_factory):
+    """The run of eight images, two of them held out: 47 and 50."""
+    return make_run(make_dataset(tmp_path_factory.mktemp("held-out"), images=8, ids=range(44, 52)), shard_rows=3)
+
+
+@pytest.fixture(scope="session")
 def pairs_of():
     """A run folder → its pairs."""
 

@@ -33,7 +33,7 @@ def export_watched(small_run):
                 on_close()
                 super().close()
 
-        def open_writer(folder, _):
+        def open_writer(folder, *_):
             return Watched(folder / "train.json", llava.to_row, "list")
 
         FORMATS.register("watched", dataclasses.replace(llava.FORMAT, open=open_writer))

@@ -88,7 +88,7 @@ def test_datasets_loads_each_folder_by_its_card_with_images(key, exported, small
         assert row["image"].size == (pair.width, pair.height)
         assert (row["query_id"], row["prompt"]) == (pair.query_id, pair.prompt)
         assert (row["chosen"], row["rejected"]) == (pair.chosen, pair.rejected)
-    files = str(exported[key] / FORMATS[key].data_files)
+    files = str(exported[key] / FORMATS[key].files("train"))
     trainers = load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path))
     assert len(trainers) == len(pairs)
     assert set(trainers.column_names) == set(FORMATS[key].columns)

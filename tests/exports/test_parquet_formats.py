@@ -124,7 +124,7 @@ def test_an_image_mode_that_the_format_does_not_support_is_an_error(small_run, t
 
 def test_large_exports_are_cut_into_numbered_files_with_all_rows_in_order(small_run, pairs_of, tmp_path):
     pair = pairs_of(small_run)[0]
-    whole = TRL.open(tmp_path / "schema", Labels("n", "o", "d", get_dialect("ferret")))
+    whole = TRL.open(tmp_path / "schema", Labels("n", "o", "d", get_dialect("ferret")), "train")
     # Noise, which does not compress: each batch of two rows is over 20,000 bytes, and so a file.
     noise = np.random.default_rng(0)
     writer = ParquetWriter(tmp_path / "out", whole._schema, whole._row, shard_bytes=20_000)

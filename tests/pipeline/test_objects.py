@@ -1,5 +1,6 @@
 """Filters and the sample on small scenes worked out by hand, with and without a detector for crowds."""
 
+import hashlib
 import io
 import json
 from functools import partial
@@ -11,7 +12,16 @@ from spr.config import AnnotationsConfig, load_config, make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
 from spr.models.loading import ModelError
-from spr.pipeline.objects import RESPELLED, STAGE, TURNED, detect_in_crowds, load_objects, make_objects, plan_objects
+from spr.pipeline.objects import (
+    HELD_OUT,
+    RESPELLED,
+    STAGE,
+    TURNED,
+    detect_in_crowds,
+    load_objects,
+    make_objects,
+    plan_objects,
+)
 from spr.pipeline.runner import run
 from spr.records import Detection, ImageObjects
 from spr.records.schemas import from_table
@@ -48,6 +58,64 @@ class Scene:
         images = from_table(output.table, ImageObjects)
         ids = [o.id for image in images for o in image.objects]
         return ids, sorted((d["kind"], d["id"], d["reason"]) for d in drops), images
+
+
+def share(image_id):
+    """The number from 0 to 1 that decides about an image: the first 8 bytes of BLAKE2b of its id."""
+    digest = hashlib.blake2b(b"holdout\0" + image_id.encode(), digest_size=8, salt=bytes(8)).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def splits(settings, seed):
+    plan = plan_objects(settings, seed, Progress("", stream=io.StringIO()))
+    output = make_objects(plan.rows(0, len(plan.ids)), settings)
+    return dict(zip(*(output.table[name].to_pylist() for name in ("image_id", "split")), strict=True)), output.notes
+
+
+def test_a_share_of_the_images_is_held_out_by_their_ids_alone(make_dataset, tmp_path):
+    data = make_dataset(tmp_path / "d", images=60, ids=range(1, 61))
+    found = {}
+    for holdout in (0, 0.05, 0.3):
+        settings = make_config(data.config(annotations={"holdout": holdout, "check_images": False})).annotations
+        for seed in (0, 7):
+            found[holdout], notes = splits(settings, seed)
+            expected = {str(k): "holdout" if share(str(k)) < holdout else "train" for k in range(1, 61)}
+            assert found[holdout] == expected
+            count = list(expected.values()).count("holdout")
+            assert notes == ({HELD_OUT: count} if holdout else {})
+    assert sorted(name for name, split in found[0.05].items() if split == "holdout") == ["47", "50", "58"]
+    assert 10 <= list(found[0.3].values()).count("holdout") <= 26  # a share of 0.3 of 60 is 18
+
+
+def test_an_image_file_with_several_ids_is_in_one_split(make_dataset, tmp_path):
+    data = make_dataset(tmp_path / "d", images=8, ids=range(44, 52))
+    listed = {image["id"]: image for image in data.coco["images"]}
+    listed[47]["file_name"] = listed[44]["file_name"]  # 44 is to train on, 47 alone would be held out
+    listed[51]["file_name"] = listed[50]["file_name"]  # 50 is held out, 51 alone would be to train on
+    data.write()
+    settings = make_config(data.config()).annotations
+    assert [name for name, split in splits(settings, 0)[0].items() if split == "holdout"] in (
+        ["50", "51"],
+        ["51", "50"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("holdout", "hint"),
+    [
+        (0, None),
+        (0.001, "none of the 40 images is held out"),
+        (0.05, "only 2 of 40 images are held out, too few for an evaluation"),
+        (0.9, None),
+    ],
+)
+def test_a_run_warns_if_fewer_than_twenty_images_are_held_out(make_dataset, tmp_path, holdout, hint):
+    data = make_dataset(tmp_path / "d", ids=range(15, 55))
+    config = make_config(data.config(annotations={"holdout": holdout}))
+    (summary,) = run(config, tmp_path / "run", until="objects")
+    assert (summary.hint is None) == (hint is None)
+    assert hint is None or summary.hint.startswith(hint)
+    assert (HELD_OUT in summary.counts) == (holdout > 0)
 
 
 def test_objects_under_the_minimum_area_are_dropped(tmp_path):
@@ -298,7 +366,7 @@ def test_images_under_another_spelling_of_their_name_are_used_and_counted_and_mi
     settings = scene.settings(min_objects=1)
     plan = plan_objects(settings, 0, Progress("", stream=io.StringIO()))
     output = make_objects(plan.rows(0, 1), settings)
-    assert (output.notes, output.examples) == ({RESPELLED: 1}, {RESPELLED: "'1.PNG' for '1.png'"})
+    assert (output.notes, output.examples) == ({RESPELLED: 1, HELD_OUT: 0}, {RESPELLED: "'1.PNG' for '1.png'"})
     assert output.table["file_name"].to_pylist() == ["1.png"]
     (scene.folder / "1.PNG").rename(scene.folder / "1.webp")
     output = make_objects(plan.rows(0, 1), settings)

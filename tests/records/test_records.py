@@ -123,8 +123,15 @@ def test_a_pair_with_a_truncated_answer_says_so(chosen, rejected, truncated):
 
 def test_the_finish_reasons_have_their_place_in_the_tables():
     assert CANDIDATES.names[7:10] == ["problems", "finish_reason", "seed"]
-    assert PAIRS.names[-4:] == ["box_edits", "chosen_finish_reason", "rejected_finish_reason", "kind"]
+    assert PAIRS.names[-5:] == ["box_edits", "chosen_finish_reason", "rejected_finish_reason", "kind", "split"]
     assert CANDIDATES.field("finish_reason") == pa.field("finish_reason", pa.string(), nullable=True)
+
+
+@pytest.mark.parametrize("record", [IMAGE, QUERY, PAIR])
+def test_a_split_is_train_or_holdout(record):
+    assert dataclasses.replace(record, split="holdout").to_row()["split"] == "holdout"
+    with pytest.raises(RecordError, match="split of image 1 is unknown"):
+        dataclasses.replace(record, split="test")
 
 
 def test_a_pair_of_equal_answers_is_an_error():

@@ -12,7 +12,7 @@ import pytest
 from spr.core.atomic import sha256, write_atomically
 from spr.core.errors import RunError
 from spr.records import ImageObject, ImageObjects
-from spr.records.schemas import to_table
+from spr.records.schemas import from_table, to_table
 from spr.runs.store import Manifest, StageOutput, StageStore, count_reasons, dropped_table, read_table, write_table
 
 SHARD = {"index": 0, "inputs": 1, "rows": 1, "source": "", "sha256": "", "dropped_sha256": "", "dropped": {}}
@@ -40,6 +40,14 @@ def test_what_was_written_is_read_back(store):
     assert [table["image_id"].to_pylist() for table in store.tables()] == [["a"], ["b"], ["c"]]
     manifest = store.manifest()
     assert (manifest.rows, manifest.dropped) == (3, {"image: too_few_objects": 3})
+
+
+def test_columns_that_earlier_versions_did_not_write_are_filled_in(tmp_path):
+    store, whole = StageStore(tmp_path / "objects"), output("a", "b").table
+    entry = store.write_shard(0, StageOutput(whole.drop_columns(["split", "license"]), output().dropped), inputs=2)
+    assert store.read(entry).select(whole.column_names) == whole
+    assert store.read(entry, ["split", "image_id"]).to_pydict() == {"split": ["train", "train"], "image_id": ["a", "b"]}
+    assert [image.split for image in from_table(read_table(store.part(0)), ImageObjects)] == ["train", "train"]
 
 
 def test_the_same_rows_give_the_same_bytes_however_they_were_put_together(tmp_path):

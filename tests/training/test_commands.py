@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from spr.cli import main
 from spr.config import make_config
 from spr.pipeline.runner import run as run_pipeline
-from spr.runs.store import StageOutput, StageStore, dropped_table
+from spr.runs.store import StageOutput, StageStore, dropped_table, read_table
 
 TRAINING = {
     "device": "cpu",
@@ -61,6 +61,31 @@ def run(raw, tmp_path):
     """A run with its pairs."""
     run_pipeline(make_config(raw), tmp_path / "run")
     return tmp_path / "run"
+
+
+def test_held_out_images_are_never_trained_on(spr, make_dataset, raw, tmp_path):
+    data = make_dataset(tmp_path / "data", images=8, ids=range(44, 52))
+    config, run = tmp_path / "c.yaml", tmp_path / "run"
+    config.write_text(
+        yaml.safe_dump(data.config(**{name: part for name, part in raw.items() if name != "annotations"}))
+    )
+    output, _ = spr("run", config, "--out", run)
+    assert "2  images held out from training (annotations.holdout)" in output
+    assert "2  of held-out images: for evaluation, not trained on" in output
+    output, _ = spr("train", config, "--out", run)
+    assert "6 pairs" in output
+    assert "2  dropped held_out" in output
+    listed = read_table(run / "training" / "dropped.parquet").to_pylist()
+    assert sorted((row["id"], row["reason"]) for row in listed) == [("47/0", "held_out"), ("50/0", "held_out")]
+    # The same through an export, as a folder and as one file of held-out pairs.
+    spr("export", run, "--format", "trl", "--out", tmp_path / "trl")
+    spr("export", run, "--format", "llava", "--out", tmp_path / "llava")
+    output, _ = spr("train", config, "--pairs", tmp_path / "trl", "--out", tmp_path / "two")
+    assert "6 pairs" in output
+    assert "2  dropped held_out" in output
+    _, errors = spr("train", config, "--pairs", tmp_path / "llava" / "test.json", "--out", tmp_path / "three", expect=1)
+    assert "No pair is left to train on" in errors
+    assert "dropped: held_out 2" in errors
 
 
 def losses_of(run):

@@ -254,6 +254,20 @@ def test_an_image_that_is_gone_or_damaged_is_a_problem_of_its_pair_alone(value, 
     assert caught.value.reason == reason or value is None
 
 
+def test_rows_and_files_that_are_not_for_training_are_marked(write, pairs_folder, tmp_path):
+    rows = write({}, {"split": None}, {"split": "train"}, {"split": "test"}, {"split": "holdout"})
+    assert [pair.excluded for pair in trl_pairs(rows)] == [None, None, None, "held_out", "held_out"]
+    dataset, folder = load_from_disk(str(pairs_folder)), tmp_path / "exported"
+    for name, first in (("data/train-00000", 0), ("data/test-00000", 1), ("validation/0000", 2), ("tested/0000", 3)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        dataset.select([first]).to_parquet(str(folder / f"{name}.parquet"))
+    found = {pair.chosen: pair.excluded for pair in trl_pairs(folder)}
+    expected = [None, "held_out", "held_out", None]
+    assert [found[content(pair)[1]] for pair in list(trl_pairs(pairs_folder))[:4]] == expected
+    (only,) = trl_pairs(folder / "data" / "test-00000.parquet")  # the user has named the file
+    assert only.excluded is None
+
+
 @pytest.mark.parametrize(
     ("columns", "complete"),
     [

@@ -196,7 +196,8 @@ def summary(result: Result) -> list[str]:
     from spr.evaluation.predictions import PROBLEMS
     from spr.evaluation.result import without_interval
 
-    lines = [f"{result.task}: {len(result.ids):,} items", *(f"  note: {note}" for note in result.notes)]
+    split = f" (split: {result.protocol['split']})" if "split" in result.protocol else ""
+    lines = [f"{result.task}: {len(result.ids):,} items{split}", *(f"  note: {note}" for note in result.notes)]
     if (m := result.matched) is not None:
         counts = ((name, m[name], m[f"of_{name}"]) for name in ("items", "lines"))
         shares = ", ".join(f"{some:,} of {all_:,} {name} ({some / all_ * 100:.1f} %)" for name, some, all_ in counts)

@@ -53,6 +53,8 @@ def export(
     state = ", done before" if summary.done_before else ""
     settings = f"images: {summary.images}, dialect: {summary.dialect}{state}"
     echo(f"{format}: {summary.pairs:,} pairs in {out} ({settings})")
+    if summary.held_out:
+        echo(f"  {summary.held_out:>12,}  of them of held-out images, in the split `test`: don't train on them")
     for reason, count in summary.left_out.items():
         echo(f"  {count:>12,}  left out {reason}")
     if summary.left_out:

@@ -25,7 +25,10 @@ class AnnotationsConfig(Section):
     min_objects: Int = Field(default=9, ge=1)
     """Minimum number of objects; images with fewer are dropped (supplement, Sec. 1: "more than eight objects")."""
     max_images: Int | None = Field(default=10_000, ge=1)
-    """Number of images to sample; null uses all images (supplement, Sec. 1)."""
+    """Number of images to sample, those held out included; null uses all images (supplement, Sec. 1)."""
+    holdout: Float = Field(default=0.05, ge=0, lt=1)
+    """Share of the images, 0 ≤ x < 1, that is held out from training, for evaluation. Which ones depends on their ids
+    only, so runs with other seeds hold out the same images (our choice)."""
     crowds: Literal["drop", "detect"] | None = None
     """Replace each crowd annotation with the detector's detections in it (`detect`; supplement, Sec. 1), or drop it
     (`drop`). The default is `detect` if a detector is configured: by a `detector` section, or by a describer, whose

@@ -93,6 +93,7 @@ PAIR_REASONS: dict[str, str] = {
 """Why the stage `pairs` drops a query."""
 
 TRAINING_REASONS: dict[str, str] = {
+    "held_out": "the image is held out (`annotations.holdout`): its `split` is not `train`",
     "empty_answer": "an answer is empty",
     "answers_equal": "chosen and rejected are the same",
     "answer_has_image_token": "an answer contains the image placeholder token",

@@ -51,6 +51,7 @@ def run_quickstart(
         seed,
         # The ground truth of an evaluation is what was annotated, not what the detector finds.
         "annotations.crowds=drop",
+        "annotations.holdout=0",  # none of these scenes is trained on
     )
     run = out / "run"
     say(f"Scenes: {config.annotations.images.parent} to train on, {held_out.annotations.images.parent} held out")

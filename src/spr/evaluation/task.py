@@ -231,7 +231,7 @@ def evaluate(
     more: dict[str, Any] = {
         "predictions": kept,
         "matched": answers.matched,
-        "notes": _notes(task, items, answers, result),
+        "notes": (*result.notes, *_notes(task, items, answers, result)),
     }
     return replace(result, protocol={**result.protocol, **how}, **more)
 

@@ -51,7 +51,7 @@ def write_card(
     """
     _write_plots(folder / "plots", stats)
     lines = [
-        *_summary(plan, stats.pairs),
+        *_summary(plan, stats),
         *_licenses(licenses),
         *_statistics(plan.run, stats, left_out),
         *_columns(plan),
@@ -60,14 +60,15 @@ def write_card(
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
+def _summary(plan: ExportPlan, stats: PairStats) -> Iterator[str]:
+    pairs = stats.pairs
     head = {
         "license": plan.license_id,
         "pretty_name": plan.labels.name,
         "task_categories": ["image-text-to-text", "object-detection"],
         "tags": ["preference", "dpo", "visual-grounding", "region-description", "spr"],
         "size_categories": [next((name for name, limit in _SIZES.items() if pairs < limit), "n>1M")],
-        "configs": _configs(plan),
+        "configs": _configs(plan, held_out=stats.held_out > 0),
     }
     yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()}\n---\n"
     yield f"# {_plain(plan.labels.name)}\n"
@@ -79,6 +80,11 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
     )
     yield f"Boxes are written in the dialect `{plan.dialect}`. {geometry_note(plan.labels.dialect)}\n"
     yield f"{_IMAGES[plan.images]}\n"
+    if stats.held_out:
+        yield (
+            f"{stats.held_out:,} of the pairs are of held-out images: the split `test`, in "
+            f"`{plan.format.files('test')}`. Don't train on them; they are for evaluation.\n"
+        )
     yield plan.format.usage.replace("{out}", plan.out.name) + "\n"
     yield "## License\n"
     yield (
@@ -88,16 +94,19 @@ def _summary(plan: ExportPlan, pairs: int) -> Iterator[str]:
     )
 
 
-def _configs(plan: ExportPlan) -> list[dict[str, Any]]:
-    """What `load_dataset` and the hub's viewer read: with copied images, the pairs as an image folder.
+def _configs(plan: ExportPlan, *, held_out: bool) -> list[dict[str, Any]]:
+    """What `load_dataset` and the hub's viewer read: with copied images, the pairs of a split as an image folder.
 
     🤗 datasets reads all configs of a folder in one way, so the trainer's file can't be a second one. It finds a local
     folder in its cache by the folder's name and the config alone; so ``description`` tells exports apart.
     """
-    files = ["metadata.jsonl", "images/**"] if plan.images == "copy" else plan.format.data_files
+    copied = plan.images == "copy"
+    files: dict[str, Any] = {"train": ["metadata.jsonl", "images/**"] if copied else plan.format.files("train")}
+    if held_out:
+        files["test"] = ["test/metadata.jsonl", "test/images/**"] if copied else plan.format.files("test")
     digest = hashlib.sha256(json.dumps(plan.identity).encode()).hexdigest()[:16]
-    split = {"split": "train", "path": files}
-    return [{"config_name": "default", "description": f"SPR pairs {digest}", "data_files": [split]}]
+    splits = [{"split": split, "path": paths} for split, paths in files.items()]
+    return [{"config_name": "default", "description": f"SPR pairs {digest}", "data_files": splits}]
 
 
 def _licenses(licenses: Mapping[str | None, int]) -> Iterator[str]:

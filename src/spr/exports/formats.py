@@ -11,6 +11,8 @@ from spr.core.registry import Registry
 from spr.grounding import Dialect
 from spr.records import PreferencePair
 
+ExportSplit: TypeAlias = Literal["train", "test"]
+"""``test`` has the pairs of held-out images, under the name that the Hugging Face Hub has for such a split."""
 ImageMode: TypeAlias = Literal["embed", "copy", "path", "none"]
 """Where an export's images are: in its rows as bytes, in its folder as copies, in their original place, or left out."""
 
@@ -78,11 +80,13 @@ class Format:
         reader: The trainer, for people.
         images: Where the images can be, besides ``none``; the first is the default.
         placeholders: Texts that the trainer replaces by an image or the like; pairs that contain one are left out.
-        data_files: Pattern of the files with the rows, for `datasets.load_dataset`.
+        data_files: Pattern of the files with the rows, for `datasets.load_dataset`; ``{split}`` stands for ``train`` or
+            ``test``.
         columns: Meaning of each column or key, for the dataset card.
         usage: How to train on the export, as Markdown; ``{out}`` stands for the folder.
-        open: Creates the writer from a folder and the labels, and writes the trainer's settings, if there are any, so
-            that it resizes images as `spr.exports.image_limits` says.
+        open: Creates the writer of a split from a folder and the labels. For ``train``, which is opened first, it also
+            writes the trainer's settings, if there are any, so that it resizes images as `spr.exports.image_limits`
+            says. ``test`` is opened only if the run has pairs of held-out images.
     """
 
     reader: str
@@ -91,7 +95,11 @@ class Format:
     data_files: str
     columns: Mapping[str, str]
     usage: str
-    open: Callable[[Path, Labels], Writer]
+    open: Callable[[Path, Labels, ExportSplit], Writer]
+
+    def files(self, split: ExportSplit) -> str:
+        """The pattern of a split's files."""
+        return self.data_files.replace("{split}", split)
 
 
 FORMATS: Registry[Format] = Registry(

@@ -23,16 +23,28 @@ def export_images(
     A JPEG, PNG or WebP file that every reader opens with the same pixels is copied with its encoded pixels and colour
     profile, without EXIF and other metadata. Other files (other formats, EXIF orientation, transparency, 16 bits per
     channel) are written as PNG with the pixels that the pipeline saw. With ``path`` and ``none``, those that readers
-    open differently are refused. ``folder`` is the export's folder, for ``copy``.
+    open differently are refused. ``folder`` is the export's folder, for ``copy``: images are in its ``images/``, and
+    held-out ones in ``test/images/``, so that each split can be loaded as an image folder.
     """
     # An image of several pairs is read once, so that no two threads write one file.
-    distinct = dict.fromkeys((pair.file_name, (pair.width, pair.height)) for pair in pairs)
+    distinct = dict.fromkeys(map(_image, pairs))
     work = ordered_map(lambda image: _export(*image, source, mode, folder), distinct, ahead=len(distinct) + 1)
     images = dict(work)
-    return (images[pair.file_name, (pair.width, pair.height)] for pair in pairs)
+    return (images[_image(pair)] for pair in pairs)
 
 
-def _export(file_name: str, size_wh: Size, source: ImageSource, mode: ImageMode, folder: Path) -> ImageFile | str:
+def _image(pair: PreferencePair) -> tuple[str, Size, str]:
+    return pair.file_name, (pair.width, pair.height), split_folder(pair)
+
+
+def split_folder(pair: PreferencePair) -> str:
+    """The folder of a pair's copied image, relative to the export's, with a slash at the end; empty for training."""
+    return "" if pair.split == "train" else "test/"
+
+
+def _export(
+    file_name: str, size_wh: Size, prefix: str, source: ImageSource, mode: ImageMode, folder: Path
+) -> ImageFile | str:
     try:
         source.check(file_name, size_wh)
         alike = source.reads_alike(file_name)
@@ -41,14 +53,15 @@ def _export(file_name: str, size_wh: Size, source: ImageSource, mode: ImageMode,
             return ImageFile(path, None) if alike else "image_needs_rewriting"
         stripped = strip_metadata(source.read_bytes(file_name)) if alike else None
         name = safe_name(file_name, rewritten=stripped is None)
-        target = folder / "images" / name
+        path = f"{prefix}images/{name}"
+        target = folder / path
         if mode == "embed" or not target.exists():
             data = _as_png(file_name, size_wh, source) if stripped is None else stripped
             if mode == "embed":
                 return ImageFile(Path(name).name, data)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        return ImageFile(f"images/{name}", None)
+        return ImageFile(path, None)
     except ImageProblem as problem:
         return problem.reason
 

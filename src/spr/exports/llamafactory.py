@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from spr.core.images import MAX_PIXELS
-from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.formats import ExportRow, ExportSplit, Format, Labels, Writer
 from spr.exports.image_limits import TOKEN_PIXELS, pixel_limits
 from spr.exports.json_lines import JsonWriter
 from spr.grounding import Dialect
 
 DATASET = "spr_pairs"  # for LLaMA-Factory's --dataset
+HELD_OUT = "spr_pairs_test"  # for its --eval_dataset
 SETTINGS = "train_dpo.yaml"
 _TEXT_TOKENS = 4096  # room for the texts of a pair, beside its image
 
@@ -49,19 +50,21 @@ def settings(dialect: Dialect) -> str:
     )
 
 
-def _open(folder: Path, labels: Labels) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
-    entry = {"file_name": "train.jsonl", "formatting": "sharegpt", "ranking": True, "columns": columns}
-    (folder / "dataset_info.json").write_text(json.dumps({DATASET: entry}, indent=2) + "\n", encoding="utf-8")
+    entry = {"formatting": "sharegpt", "ranking": True, "columns": columns}
+    names = {DATASET: "train"} if split == "train" else {DATASET: "train", HELD_OUT: "test"}
+    info = {name: {"file_name": f"{part}.jsonl", **entry} for name, part in names.items()}
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     (folder / SETTINGS).write_text(settings(labels.dialect), encoding="utf-8")
-    return JsonWriter(folder / "train.jsonl", to_row)
+    return JsonWriter(folder / f"{split}.jsonl", to_row)
 
 
 FORMAT = Format(
     reader="LLaMA-Factory",
     images=("copy", "path"),
     placeholders=("<image>", "<video>", "<audio>"),
-    data_files="train.jsonl",
+    data_files="{split}.jsonl",
     columns={
         "conversations": "the user's turn; `<image>` stands for the image",
         "chosen": "the best description, with corrected boxes",

@@ -25,6 +25,7 @@ def to_row(row: ExportRow) -> dict[str, Any]:
         "answer": texts.chosen,
         "chosen": texts.chosen,
         "rejected": texts.rejected,
+        "split": row.pair.split,
     }
 
 
@@ -32,7 +33,7 @@ FORMAT = Format(
     reader="LLaVA and LLaVA-NeXT",
     images=("copy", "path"),
     placeholders=("<image>",),
-    data_files="train.json",
+    data_files="{split}.json",
     columns={
         "id": "the region query, `<image_id>/<n>`",
         "image": "path of the image, relative to this folder (`--image_folder`) or absolute",
@@ -41,6 +42,7 @@ FORMAT = Format(
         "answer": "the same as `chosen`; LLaVA-NeXT's DPO counts its words",
         "chosen": "the best description, with corrected boxes",
         "rejected": "the worst description, as generated",
+        "split": "`train`, or `holdout` in `test.json`; LLaVA ignores it",
     },
     usage="""```sh
 python llava/train/train_mem.py --data_path {out}/train.json --image_folder {out} …
@@ -50,5 +52,5 @@ This is LLaVA's fine-tuning, on the chosen answers alone. The rows also have the
 but its script `train_dpo.py` doesn't start: it imports `data_processing`, which the repository lacks
 ([LLaVA-NeXT, issue 333](https://github.com/LLaVA-VL/LLaVA-NeXT/issues/333)). For DPO, export to another format, such as
 `spr export --format trl`.""",
-    open=lambda folder, _: JsonWriter(folder / "train.json", to_row, "list"),
+    open=lambda folder, _, split: JsonWriter(folder / f"{split}.json", to_row, "list"),
 )

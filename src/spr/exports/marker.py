@@ -66,9 +66,12 @@ def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
             got = f"{name} has {path.stat().st_size:,} bytes" if path.is_file() else f"{name} is missing"
             raise _damaged(out, got, f"{size} bytes")
     counts: dict[str, Any] = marker["counts"]
-    if not isinstance(counts.get("pairs"), int) or not isinstance(counts.get("left_out"), dict):
-        raise _damaged(out, f"the counts {counts}", "`pairs` and `left_out`")
-    return counts
+    numbers = {"held_out": 0, **counts}
+    if type(numbers.get("pairs")) is not int or type(numbers["held_out"]) is not int:
+        raise _damaged(out, f"the counts {counts}", "`pairs` and `held_out`")
+    if not isinstance(counts.get("left_out"), dict):
+        raise _damaged(out, f"the counts {counts}", "`left_out`")
+    return numbers
 
 
 def _damaged(out: Path, got: str, expected: str) -> RunError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.formats import ExportRow, ExportSplit, Format, Labels, Writer
 from spr.exports.image_limits import TOKEN_PIXELS, pixel_limits
 from spr.exports.json_lines import JsonWriter
 from spr.grounding import Dialect
@@ -38,16 +38,16 @@ def settings(dialect: Dialect) -> str:
     return yaml.safe_dump({"ENV": environment, "rlhf_type": "dpo", "beta": 0.1}, sort_keys=False)
 
 
-def _open(folder: Path, labels: Labels) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
     (folder / SETTINGS).write_text(settings(labels.dialect), encoding="utf-8")
-    return JsonWriter(folder / "train.jsonl", to_row)
+    return JsonWriter(folder / f"{split}.jsonl", to_row)
 
 
 FORMAT = Format(
     reader="ms-swift",
     images=("copy", "path"),
     placeholders=("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>"),
-    data_files="train.jsonl",
+    data_files="{split}.jsonl",
     columns={
         "messages": "the user's turn, in which `<image>` stands for the image, and the best description, with "
         "corrected boxes",

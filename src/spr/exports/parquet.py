@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spr.exports.formats import ExportRow
+from spr.exports.formats import ExportRow, ExportSplit
 
 
 class ParquetWriter:
-    """A `spr.exports.formats.Writer` of Parquet: ``data/train-00000-of-00003.parquet`` and so on.
+    """A `spr.exports.formats.Writer` of Parquet: ``data/train-00000-of-00003.parquet`` and so on, or ``test-…``.
 
     Each call of `write` becomes a row group, which bounds the number of images that readers hold in memory. A new file
     is started once one has ``shard_bytes``; the Hugging Face hub recommends the default. The metadata of ``schema``
@@ -25,17 +25,19 @@ class ParquetWriter:
         folder: Path,
         schema: pa.Schema,
         row: Callable[[ExportRow], dict[str, Any]],
+        split: ExportSplit = "train",
         shard_bytes: int = 500_000_000,
     ) -> None:
         self._folder, self._schema, self._row, self._shard_bytes = folder / "data", schema, row, shard_bytes
-        self._folder.mkdir(parents=True)
+        self._split = split
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._parts: list[Path] = []
         self._open: pq.ParquetWriter | None = None
 
     def write(self, rows: Sequence[ExportRow]) -> None:
         """Append rows."""
         if self._open is None:
-            self._parts.append(self._folder / f"part-{len(self._parts):05d}")
+            self._parts.append(self._folder / f"{self._split}-part-{len(self._parts):05d}")
             self._open = pq.ParquetWriter(self._parts[-1], self._schema, compression="zstd")
         self._open.write_table(pa.Table.from_pylist([self._row(row) for row in rows], schema=self._schema))
         if self._parts[-1].stat().st_size >= self._shard_bytes:
@@ -45,7 +47,7 @@ class ParquetWriter:
         """Complete the files and number them."""
         self.abandon()
         for number, part in enumerate(self._parts):
-            part.rename(self._folder / f"train-{number:05d}-of-{len(self._parts):05d}.parquet")
+            part.rename(self._folder / f"{self._split}-{number:05d}-of-{len(self._parts):05d}.parquet")
 
     def abandon(self) -> None:
         """Close the open file."""

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.formats import ExportRow, ExportSplit, Format, Labels, Writer
 from spr.exports.parquet import ParquetWriter
 
 
@@ -26,11 +26,11 @@ def to_row(labels: Labels, row: ExportRow) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path, labels: Labels) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
     from datasets import Features, Image, Value
 
     features = Features(dict.fromkeys(FORMAT.columns, Value("string")) | {"image": Image()})
-    return ParquetWriter(folder, features.arrow_schema, partial(to_row, labels))
+    return ParquetWriter(folder, features.arrow_schema, partial(to_row, labels), split)
 
 
 FORMAT = Format(
@@ -38,7 +38,7 @@ FORMAT = Format(
     # RLAIF-V's trainer reads bytes only.
     images=("embed",),
     placeholders=("<image>",),
-    data_files="data/train-*.parquet",
+    data_files="data/{split}-*.parquet",
     columns={
         "ds_name": "name of this dataset",
         "image": "the image: its bytes, and its file name as the path",

@@ -6,12 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.formats import ExportRow, ExportSplit, Format, Labels, Writer
 from spr.exports.image_limits import pixel_limits
 from spr.exports.parquet import ParquetWriter
 
 SETTINGS = "processor.json"
-_COPIED = ("query_id", "image_id", "file_name", "width", "height", "region", "chosen_score", "rejected_score", "margin")
+_COPIED = (
+    "query_id",
+    "image_id",
+    "file_name",
+    "width",
+    "height",
+    "region",
+    "chosen_score",
+    "rejected_score",
+    "margin",
+    "split",
+)
 """Columns with the values of the pair's attributes of the same names."""
 
 
@@ -29,7 +40,7 @@ def to_row(row: ExportRow) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path, labels: Labels) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
     from datasets import Features, Image, Value
 
     text = Value("string")
@@ -42,9 +53,10 @@ def _open(folder: Path, labels: Labels) -> Writer:
             **dict.fromkeys(("width", "height"), Value("int32")),
             "region": [Value("float32")],
             **dict.fromkeys(("chosen_score", "rejected_score", "margin"), Value("float32")),
+            "split": text,
         }
     )
-    writer = ParquetWriter(folder, features.arrow_schema, to_row)
+    writer = ParquetWriter(folder, features.arrow_schema, to_row, split)
     (folder / SETTINGS).write_text(json.dumps(pixel_limits(labels.dialect)) + "\n", encoding="utf-8")
     return writer
 
@@ -53,7 +65,7 @@ FORMAT = Format(
     reader="TRL's DPOTrainer",
     images=("embed", "path"),
     placeholders=("<image>",),
-    data_files="data/train-*.parquet",
+    data_files="data/{split}-*.parquet",
     columns={
         "images": "a list with the image",
         "prompt": "the user's turn: the image and the prompt",
@@ -68,6 +80,7 @@ FORMAT = Format(
         "chosen_score": "score S of the chosen description, before its boxes were corrected",
         "rejected_score": "score S of the rejected description",
         "margin": "chosen_score − rejected_score",
+        "split": "`train`, or `holdout` in the split `test`",
     },
     usage="""```python
 import json

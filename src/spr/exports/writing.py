@@ -14,7 +14,7 @@ from spr.core.progress import Progress
 from spr.core.reasons import FIXES
 from spr.exports.card import write_card
 from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
-from spr.exports.images import export_images
+from spr.exports.images import export_images, split_folder
 from spr.exports.marker import ExportPlan, counts_of_finished, write_marker
 from spr.exports.texts import texts_of
 from spr.grounding import get_dialect
@@ -33,6 +33,7 @@ class ExportSummary:
     """What an export contains."""
 
     pairs: int
+    held_out: int  # how many of the pairs are of held-out images, in files of their own
     left_out: dict[str, int]  # number of pairs by reason
     images: ImageMode
     dialect: str
@@ -51,8 +52,9 @@ def export(
 ) -> ExportSummary:
     """Write a run's pairs in the format of another trainer, with a dataset card.
 
-    The folder appears when it is complete. A pair whose image or texts can't be used is left out, counted, and listed
-    in ``left_out.jsonl``. If the folder already holds this export, nothing is done.
+    Pairs of held-out images go into files of their own, the split ``test``. The folder appears when it is complete. A
+    pair whose image or texts can't be used is left out, counted, and listed in ``left_out.jsonl``. If the folder
+    already holds this export, nothing is done.
 
     Args:
         run: A run folder with finished pairs.
@@ -89,12 +91,13 @@ def export(
     plan = ExportPlan(source, out.resolve(), format_name, form, mode, target, labels, license_id)
     finished = counts_of_finished(plan)
     if finished is not None:
-        return ExportSummary(finished["pairs"], finished["left_out"], mode, plan.dialect, done_before=True)
+        counts = finished["pairs"], finished["held_out"], finished["left_out"]
+        return ExportSummary(*counts, mode, plan.dialect, done_before=True)
     with atomic_dir(plan.out, replace=False, sync=False) as folder:
         stats, left_out, licenses = _write_pairs(plan, folder)
         write_card(folder, plan, stats, left_out, licenses)
-        write_marker(folder, plan, {"pairs": stats.pairs, "left_out": left_out})
-    return ExportSummary(stats.pairs, left_out, mode, plan.dialect, done_before=False)
+        write_marker(folder, plan, {"pairs": stats.pairs, "held_out": stats.held_out, "left_out": left_out})
+    return ExportSummary(stats.pairs, stats.held_out, left_out, mode, plan.dialect, done_before=False)
 
 
 def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, int], Counter[str | None]]:
@@ -121,10 +124,11 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
                 "license": row.license or "",
                 "source_url": row.source_url or "",
             }  # readers guess no type from null
-            pair = {"file_name": row.image.path, "query_id": row.pair.query_id}
-            _append(folder / PREVIEW, {**pair, **row.texts._asdict(), **known})
+            prefix = split_folder(row.pair)
+            pair = {"file_name": row.image.path.removeprefix(prefix), "query_id": row.pair.query_id}
+            _append(folder / prefix / PREVIEW, {**pair, **row.texts._asdict(), **known})
 
-    writer = plan.format.open(folder, plan.labels)
+    writers = {"train": plan.format.open(folder, plan.labels, "train")}
     with Progress(f"export {plan.format_name}", run.finished("pairs").rows, "pairs") as progress:
         try:
             for entry, shard in zip(run.finished("objects").shards, run.shards(), strict=False):
@@ -148,12 +152,17 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
                             origin = origins.get(item.pair.image_id, (None, None))
                             rows.append(ExportRow(item.pair, texts, image, *origin))
                             credit(rows[-1])
-                    if rows:
-                        writer.write(rows)
+                    for split, name in (("train", "train"), ("holdout", "test")):
+                        if own := [row for row in rows if row.pair.split == split]:
+                            if name not in writers:
+                                writers[name] = plan.format.open(folder, plan.labels, "test")
+                            writers[name].write(own)
                     progress.advance(len(batch))
-            writer.close()
+            for writer in writers.values():
+                writer.close()
         finally:
-            writer.abandon()
+            for writer in writers.values():
+                writer.abandon()
     if not stats.pairs:
         got = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
         if set(left_out) == {"truncated_answer"}:

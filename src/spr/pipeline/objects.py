@@ -1,7 +1,8 @@
 """Annotations → objects: filters of objects and images, and the sample of images (supplement, Sec. 1).
 
 Images are processed in the order of a hash of their ids, and the first ``max_images`` that pass all filters are the
-sample. It depends on the seed and the ids only, and an image that can't be read makes room for the next one.
+sample. It depends on the seed and the ids only, and an image that can't be read makes room for the next one. Another
+hash of the id alone holds out a share of the images from training (`annotations.holdout`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from spr.pipeline.stage import Drops, Plan, Stage
 from spr.records import Detection, ImageObject, ImageObjects, Size
 from spr.records.columns import box_array, list_array
 from spr.records.schemas import DROPPED, OBJECTS, from_table, to_table
-from spr.runs.store import StageOutput, dropped_columns
+from spr.runs.store import ShardEntry, StageOutput, StageStore, dropped_columns
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -47,6 +48,12 @@ CROWDS = pa.field("crowds", OBJECTS.field("objects").type, nullable=False)
 TURNED = "images whose boxes leave them, but fit with width and height exchanged (annotations.orientation?)"
 """A note: the boxes were probably drawn on the image in another orientation than it is used in."""
 
+
+HELD_OUT = "images held out from training (annotations.holdout)"
+"""A note: the images of split ``holdout``."""
+
+FEW_HELD_OUT = 20
+"""Fewer held-out images than this are too few to tell a better model from a worse one."""
 
 RESPELLED = "images found under another spelling of their file name"
 """A note: the annotations name the file with other slashes, escapes, accents or another case of the suffix."""
@@ -111,6 +118,16 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     hashes = np.asarray([stable_hash(seed, "sample", image_id) for image_id in ids], dtype=np.uint64)
     # Rows are sorted by id, so a stable sort orders equal hashes by id.
     order = candidates[np.argsort(hashes, kind="stable")]
+    # An image file that several entries name is in one split: that of the first id.
+    twins: dict[str, int] = {}
+    if len(set(parsed.file_names)) < count:
+        for image, name in enumerate(parsed.file_names):
+            twins.setdefault(name, image)
+
+    def split(image: int) -> str:
+        image = twins.get(parsed.file_names[image], image)
+        share = stable_hash(0, "holdout", image_ids[image].as_py()) / 2**64
+        return "holdout" if share < settings.holdout else "train"
 
     def rows(start: int, stop: int) -> pa.Table:
         images = order[start:stop]
@@ -122,6 +139,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             _objects_of(parsed, images, kept),
             pa.array([parsed.licenses[image] for image in images], pa.string()),
             pa.array([parsed.source_urls[image] for image in images], pa.string()),
+            pa.array([split(image) for image in images.tolist()], pa.string()),
             _objects_of(parsed, images, crowds),
         ]
         return pa.table(columns, schema=OBJECTS.append(CROWDS))
@@ -204,12 +222,14 @@ def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdD
     table = source.filter(pa.array(usable, pa.bool_()))
     if _may_turn(settings):
         table = _turned(table, sizes_wh, settings, drops, notes)
-    told = dict(notes), examples
     crowded = pc.greater(pc.list_value_length(table["crowds"]), 0)
     if detector is None or not pc.any(crowded).as_py():
-        return StageOutput(table.drop_columns(["crowds"]), drops.table(NAME, "image", "object"), *told)
-    images = _replace_crowds(table, settings, detector, drops)
-    return StageOutput(to_table(images, ImageObjects), drops.table(NAME, "image", "object"), *told)
+        table = table.drop_columns(["crowds"])
+    else:
+        table = to_table(_replace_crowds(table, settings, detector, drops), ImageObjects)
+    if settings.holdout:
+        notes[HELD_OUT] = pc.sum(pc.equal(table["split"], "holdout"), min_count=0).as_py()
+    return StageOutput(table, drops.table(NAME, "image", "object"), dict(notes), examples)
 
 
 def _turned(
@@ -324,6 +344,19 @@ def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
     return make_objects(tables["source"], config.annotations, crowd_detector(config.annotations, detector))
 
 
+def holdout_hint(_: StageStore, shards: Sequence[ShardEntry]) -> str | None:
+    """A warning if some, but fewer than `FEW_HELD_OUT` images are to be held out."""
+    found, total = sum(shard.notes.get(HELD_OUT, 0) for shard in shards), sum(shard.rows for shard in shards)
+    if found >= FEW_HELD_OUT or not any(HELD_OUT in shard.notes for shard in shards):
+        return None
+    what = f"only {found} of {total:,} images" if found else f"none of the {total:,} images"
+    few = "is held out, too few" if found == 1 else "are held out, too few" if found else "is held out"
+    return (
+        f"{what} {few} for an evaluation without training images; use more images, raise annotations.holdout, or "
+        "evaluate on other data"
+    )
+
+
 def _plan(config: Config, progress: Progress) -> Plan:
     return plan_objects(config.annotations, config.seed, progress)
 
@@ -334,7 +367,7 @@ def _models(config: Config) -> tuple[str, ...]:
 
 STAGE = Stage(
     NAME,
-    version=2,
+    version=3,
     unit="images",
     kind="image",
     schema=OBJECTS,
@@ -343,4 +376,5 @@ STAGE = Stage(
     sections=("seed", "shard_rows", "annotations"),
     models=_models,
     plan=_plan,
+    hint=holdout_hint,
 )

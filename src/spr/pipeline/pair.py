@@ -21,6 +21,8 @@ from spr.records.schemas import PAIRS, from_table, to_table
 from spr.runs.store import StageOutput
 
 NAME = "pairs"
+HELD_OUT = "of held-out images: for evaluation, not trained on"
+"""A note: the pairs of split ``holdout``."""
 _TRIES = 50
 
 
@@ -235,6 +237,7 @@ def _pair(
         chosen_finish_reason=chosen[0].finish_reason,
         rejected_finish_reason=rejected[0].finish_reason,
         kind=kind,
+        split=query.split,
     )
 
 
@@ -251,12 +254,14 @@ def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
         seed=config.seed,
         on_drop=drops.add,
     )
-    return StageOutput(to_table(pairs, PreferencePair), drops.table(NAME, "query"))
+    held_out = sum(pair.split == "holdout" for pair in pairs)
+    notes = {HELD_OUT: held_out} if held_out else {}
+    return StageOutput(to_table(pairs, PreferencePair), drops.table(NAME, "query"), notes)
 
 
 STAGE = Stage(
     NAME,
-    version=2,
+    version=3,
     unit="pairs",
     kind="query",
     schema=PAIRS,

@@ -196,7 +196,7 @@ def _queries(objects: pa.Table, columns: ObjectColumns, ids: list[str], found: l
     fields = [marks if f.name == "inside" else taken.field(f.name) for f in kind]
     content = {
         "query_id": pa.array([f"{image_ids[row]}/{number}" for row, number, _ in numbered], pa.string()),
-        **{name: objects[name].take(pa.array(rows)) for name in ("image_id", "file_name", "width", "height")},
+        **{name: objects[name].take(pa.array(rows)) for name in ("image_id", "file_name", "width", "height", "split")},
         "region": box_array(np.asarray([region.region_xyxy for _, _, region in numbered]).reshape(-1, 4)),
         "start_object": pa.array([ids[columns.offsets[row] + r.start] for row, _, r in numbered], pa.string()),
         "objects": list_array(offsets, pa.StructArray.from_arrays(fields, fields=list(kind))),
@@ -211,7 +211,7 @@ def process(tables: Mapping[str, pa.Table], config: Config) -> StageOutput:
 
 STAGE = Stage(
     NAME,
-    version=1,
+    version=2,
     unit="regions",
     kind="image",
     schema=REGIONS,

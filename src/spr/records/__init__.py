@@ -20,6 +20,7 @@ from spr.records.records import (
     Scores,
     Source,
     Span,
+    Split,
     check_box,
 )
 
@@ -44,5 +45,6 @@ __all__ = [
     "Size",
     "Source",
     "Span",
+    "Split",
     "check_box",
 ]

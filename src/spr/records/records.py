@@ -18,6 +18,8 @@ Source: TypeAlias = Literal["annotation", "detector"]
 EditKind: TypeAlias = Literal["replaced", "kept", "box_removed", "phrase_removed"]
 PromptKind: TypeAlias = Literal["full", "crop", "crop_objects"]
 PairKind: TypeAlias = Literal["answers", "boxes"]
+Split: TypeAlias = Literal["train", "holdout"]
+"""What an image may be used for: training, or only evaluation (`annotations.holdout`)."""
 
 PROMPT_KINDS: tuple[PromptKind, ...] = ("full", "crop", "crop_objects")
 TRUNCATED = "length"
@@ -88,6 +90,8 @@ def _check_image(record: ImageObjects | RegionQuery | PreferencePair) -> None:
     if record.width < 1 or record.height < 1:
         got = (record.width, record.height)
         raise RecordError(f"size of image {record.image_id} is not valid", got=got, expected="width and height ≥ 1 px")
+    if record.split not in ("train", "holdout"):
+        raise RecordError(f"split of image {record.image_id} is unknown", got=record.split, expected="train, holdout")
 
 
 def _check_score(value: float | None, where: str, low: float = 0.0, high: float = 1.0) -> None:
@@ -133,7 +137,8 @@ class RegionObject(ImageObject):
 class ImageObjects(Row):
     """An image with its objects: a row of the table ``objects``.
 
-    ``license`` and ``source_url`` are what the annotations say about the image, if anything.
+    ``license`` and ``source_url`` are what the annotations say about the image, if anything. ``split`` says whether the
+    image is held out from training.
 
     Raises:
         RecordError: if an id is empty or not unique, or a box is not valid or extends beyond the image.
@@ -146,6 +151,7 @@ class ImageObjects(Row):
     objects: tuple[ImageObject, ...]
     license: str | None = None
     source_url: str | None = None
+    split: Split = "train"
 
     def __post_init__(self) -> None:
         _check_image(self)
@@ -162,6 +168,7 @@ class RegionQuery(Row):
         region: The union of the boxes of the objects that were added to it.
         start_object: Id of the object whose box it started from.
         objects: All objects of the image; those with ``inside`` are the ground truth of the region.
+        split: Whether the image is held out from training.
     """
 
     query_id: str
@@ -172,6 +179,7 @@ class RegionQuery(Row):
     region: Box
     start_object: str
     objects: tuple[RegionObject, ...]
+    split: Split = "train"
 
     def __post_init__(self) -> None:
         _check_image(self)
@@ -337,7 +345,7 @@ class PreferencePair(Row):
 
     The answers are those of two candidates (kind ``answers``), or differ only in some boxes (``boxes``); then both
     scores are the mean IoU of these boxes with their objects. An answer with the finish reason `TRUNCATED` was cut: an
-    end of turn does not belong after it.
+    end of turn does not belong after it. A pair of ``split`` ``holdout`` is not trained on.
     """
 
     query_id: str
@@ -360,6 +368,7 @@ class PreferencePair(Row):
     chosen_finish_reason: str | None = None
     rejected_finish_reason: str | None = None
     kind: PairKind = "answers"
+    split: Split = "train"
 
     @property
     def pair_id(self) -> str:

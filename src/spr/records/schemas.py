@@ -17,8 +17,8 @@ BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
 _TYPES = {str: pa.string(), int: pa.int32(), float: pa.float32(), bool: pa.bool_(), Box: BOX}
 _NULLABLE = {"score", "box_after", "finish_reason", "chosen_finish_reason", "rejected_finish_reason"}
 _NULLABLE |= {"license", "source_url"}
-_ADDED = {"license", "source_url"}
-"""Columns that tables of an earlier version with the same format lack."""
+ADDED = {"license": None, "source_url": None, "split": "train"}
+"""Columns that tables of an earlier version with the same format lack, with the value that they are read as."""
 # Where a table differs from its record: seeds have 64 bits, and `inside` follows the box.
 _LONG = {"seed"}
 _ORDER: dict[type[Row], tuple[str, ...]] = {RegionObject: ("id", "category", "box", "inside", "source", "score")}
@@ -73,7 +73,7 @@ def from_table(table: pa.Table, kind: type[R]) -> list[R]:
     Raises:
         RecordError: if the table lacks a column, or a row is not a valid record.
     """
-    expected = set(_SCHEMA_OF[kind].names) - _ADDED
+    expected = set(_SCHEMA_OF[kind].names) - set(ADDED)
     if not expected <= set(table.schema.names):
         missing = sorted(expected - set(table.schema.names))
         raise RecordError(f"table of {kind.__name__} lacks columns", got=table.schema.names, expected=missing)

@@ -177,7 +177,10 @@ def _name(run: Path) -> str:
 def _tiles(stats: PairStats, training: TrainingCurves | None, results: list[TaskResult]) -> list[tuple[str, str, str]]:
     """The numbers at the top of the page: label, value and note."""
     candidates = len(stats.candidate_scores()["score"])
-    tiles = [("preference pairs", f"{stats.pairs:,}", f"from {candidates:,} scored descriptions")]
+    note = f"from {candidates:,} scored descriptions"
+    if stats.held_out:
+        note += f"; {stats.held_out:,} of them of held-out images, not trained on"
+    tiles = [("preference pairs", f"{stats.pairs:,}", note)]
     if stats.pairs:
         chosen, rejected = (float(stats.of(OWN_LOCALIZATION, side).mean()) for side in SIDES)
         tiles.append(("S_loc, chosen", f"{chosen:.3f}", f"rejected {rejected:.3f}, own boxes"))

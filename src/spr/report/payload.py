@@ -43,6 +43,7 @@ def pair_payload(item: JoinedPair, image: dict[str, Any], *, unmatched: str = "r
         "region": _round(pair.region),
         "objects": [[found.category, _round(found.box), found.inside] for found in objects],
         "margin": pair.margin,
+        "split": pair.split,
         "prompt": pair.prompt,
         "box_edits": [
             [e.phrase, _round(e.box_before), e.box_after and _round(e.box_after), e.edit] for e in pair.box_edits
@@ -188,6 +189,7 @@ class GalleryIndex:
             round(rejected["scores"][-1], 5),
             round(chosen["localization"] - rejected["localization"], 5),
             round(chosen["words"] / max(rejected["words"], 1), 4),
+            payload["split"],
             chosen["kind"],
             rejected["kind"],
             [self._numbers.setdefault(category, len(self._numbers)) for category in categories],
@@ -201,7 +203,19 @@ class GalleryIndex:
         return {"pageSize": page_size, "total": total, "categories": categories, **self._columns}
 
 
-_COLUMNS = ("id", "file", "margin", "chosen", "rejected", "gain", "ratio", "chosenKind", "rejectedKind", "categoriesOf")
+_COLUMNS = (
+    "id",
+    "file",
+    "margin",
+    "chosen",
+    "rejected",
+    "gain",
+    "ratio",
+    "split",
+    "chosenKind",
+    "rejectedKind",
+    "categoriesOf",
+)
 
 
 def call_script(function: str, *arguments: Any) -> str:

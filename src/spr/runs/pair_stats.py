@@ -44,11 +44,13 @@ class PairStats:
     """Statistics of pairs, added one by one.
 
     ``margins`` are the scores of the chosen minus those of the rejected candidates; ``box_edits`` counts what
-    refinement did with the boxes of chosen answers; ``prompt_kinds`` counts the answers of each side by kind of prompt.
+    refinement did with the boxes of chosen answers; ``prompt_kinds`` counts the answers of each side by kind of prompt;
+    ``held_out`` counts the pairs of held-out images, which are not trained on.
     """
 
     def __init__(self) -> None:
         self.margins = array("d")
+        self.held_out = 0
         self.box_edits: Counter[str] = Counter()
         self.prompt_kinds: dict[Side, Counter[str]] = {side: Counter() for side in SIDES}
         self.categories: dict[str, CategoryCount] = {}
@@ -78,6 +80,7 @@ class PairStats:
     def add(self, item: JoinedPair, texts: tuple[str, str] | None = None) -> None:
         """Add a pair. ``texts``: the chosen and rejected text whose words are counted, if not the pair's own."""
         self.margins.append(item.pair.margin)
+        self.held_out += item.pair.split == "holdout"
         self.box_edits.update(edit.edit for edit in item.pair.box_edits)
         counts = [self.categories.setdefault(thing.category, CategoryCount()) for thing in item.query.inside]
         for count in counts:

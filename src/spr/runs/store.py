@@ -24,7 +24,7 @@ from spr.core.atomic import is_temporary, sha256, write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import RunError
 from spr.core.ordered_map import ordered_map
-from spr.records.schemas import CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
+from spr.records.schemas import ADDED, CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
 
 MANIFEST = "manifest.json"
 _SCHEMAS = {"objects": OBJECTS, "regions": REGIONS, "candidates": CANDIDATES, "scores": SCORES, "pairs": PAIRS}
@@ -303,7 +303,8 @@ class StageStore:
                 _UNCHANGED.add(key)
         except OSError as error:
             raise unreadable(path, error) from None
-        table, schema = read_table(path, columns), _SCHEMAS.get(self.folder.name)
+        schema = _SCHEMAS.get(self.folder.name)
+        table = read_table(path, columns, schema)
         wanted = [] if schema is None else [schema.field(name) for name in columns or schema.names]
         if [field for field in wanted if field not in list(table.schema)]:
             raise unreadable(path, ValueError(f"its columns are {', '.join(table.column_names)}"))
@@ -340,8 +341,10 @@ def version_error(run: Path, version: object) -> RunError:
     return RunError(f"{run} was made by another version of SPR", got=version, expected=FORMAT_VERSION, fix=fix)
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns, as a table.
+
+    With the ``schema`` of its stage, columns that earlier versions did not write (`ADDED`) are filled in.
 
     Raises:
         RunError: if it is missing or damaged.
@@ -350,6 +353,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         # Not `pq.read_table`, which imports pyarrow.dataset and, where it is installed, pandas.
         with pq.ParquetFile(path) as file:
             table = file.read(columns=columns)
+        for field in schema or ():
+            wanted = field.name in ADDED and (columns is None or field.name in columns)
+            if wanted and field.name not in table.column_names:
+                values = pa.repeat(pa.scalar(ADDED[field.name], field.type), len(table))
+                table = table.append_column(field, values)
         if columns is not None:
             table = table.select(columns)
         table.validate(full=True)

@@ -123,6 +123,8 @@ class PairEncoder:
         return planned, dropped
 
     def _plan(self, pair: TrainingPair, max_length: int, with_rejected: bool) -> PlannedPair | str:
+        if pair.excluded is not None:
+            return pair.excluded
         if not pair.chosen.strip() or (with_rejected and not pair.rejected.strip()):
             return "empty_answer"
         if with_rejected and pair.chosen == pair.rejected:

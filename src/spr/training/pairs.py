@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -30,7 +31,8 @@ class TrainingPair:
 
     ``load`` returns the image as RGB, and ``digest`` the hex digest of its file and of how it is turned; both raise
     `ImageProblem`. ``size_wh`` is None if the size is not known without opening the image. An answer that is not
-    complete was cut when it was generated; it is trained on without an end of turn.
+    complete was cut when it was generated; it is trained on without an end of turn. A pair of another ``split`` than
+    ``train`` is never trained on.
     """
 
     pair_id: str
@@ -42,11 +44,18 @@ class TrainingPair:
     size_wh: Size | None = None
     chosen_complete: bool = True
     rejected_complete: bool = True
+    split: str = "train"
+
+    @property
+    def excluded(self) -> str | None:
+        """Why the pair must not be trained on (`spr.core.reasons.TRAINING_REASONS`); None if it may."""
+        return None if self.split == "train" else "held_out"
 
 
-def _complete(row: Mapping[str, Any]) -> tuple[bool, bool]:
+def _known(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the answers are complete, and the split, as far as a row says so."""
     chosen, rejected = (str(row.get(f"{side}_finish_reason")) not in CUT_REASONS for side in ("chosen", "rejected"))
-    return chosen, rejected
+    return {"chosen_complete": chosen, "rejected_complete": rejected, "split": str(row.get("split") or "train")}
 
 
 # ── pairs of a run ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -55,6 +64,7 @@ def _complete(row: Mapping[str, Any]) -> tuple[bool, bool]:
 def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
     """The pairs of a run folder, in order, or `RunError` if its `pairs` stage is not finished.
 
+    Pairs of held-out images are among them, marked by their split; `spr.training.trainer.train` drops them.
     ``images`` is the config's `AnnotationsConfig.image_source`.
     """
     check_run_version(run)
@@ -66,7 +76,7 @@ def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
         image = RunImage(images, row["file_name"], size_wh)
         pair_id = row["query_id"] + ("/boxes" if row.get("kind") == "boxes" else "")
         answers = row["chosen"], row["rejected"]
-        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, *_complete(row))
+        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, **_known(row))
 
     return (pair(row) for table in store.tables() for row in table.to_pylist())
 
@@ -96,10 +106,12 @@ def trl_pairs(source: Path, *, allow_outside_images: bool = False) -> Iterator[T
 
     Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
     user's turn. The columns ``chosen_finish_reason`` and ``rejected_finish_reason`` are optional: one of `CUT_REASONS`
-    means that the answer was cut. The source is a folder of `datasets.Dataset.save_to_disk`, a folder of
-    Parquet files, or a .parquet, .jsonl or .json file, the last two as they are or packed with gzip. Images are stored
-    in it, or are paths, relative to its folder. They are turned upright, as viewers show them. A path that is absolute
-    or leads out of the folder is ``path_outside_images``, unless ``allow_outside_images``.
+    means that the answer was cut. So is ``split``: rows whose split is not ``train`` are never trained on, nor are
+    those of files named ``test-…``, ``validation-…`` and the like in a folder. The source is a folder of
+    `datasets.Dataset.save_to_disk`, a folder of Parquet files, or a .parquet, .jsonl or .json file, the last two as
+    they are or packed with gzip. Images are stored in it, or are paths, relative to its folder. They are turned
+    upright, as viewers show them. A path that is absolute or leads out of the folder is ``path_outside_images``, unless
+    ``allow_outside_images``.
 
     Raises:
         InputError: if the source can't be read, lacks a column, or a row is not a pair about one image.
@@ -115,11 +127,13 @@ def trl_pairs(source: Path, *, allow_outside_images: bool = False) -> Iterator[T
         image = _DatasetImage(images[0], files, where)
         chosen, rejected = (_answer(row.get(side), where, side) for side in ("chosen", "rejected"))
         prompt = _messages(row.get("prompt"), where)
-        return TrainingPair(str(number), prompt, chosen, rejected, image, image.digest, None, *_complete(row))
+        return TrainingPair(str(number), prompt, chosen, rejected, image, image.digest, **_known(row))
 
     return (pair(number, row) for number, row in enumerate(rows))
 
 
+_HELD_OUT_FILE = re.compile(r"(test|validation|valid|val|dev|eval|holdout|held[-_]out)([-_.]|$)")
+"""The beginning of the name of a file or folder of a dataset that is not for training, as on the Hugging Face Hub."""
 _SOURCES = "a dataset folder, or a .parquet, .jsonl or .json file"
 _IMAGES = "paths or bytes; in `images`, a list with one of them"
 
@@ -183,12 +197,23 @@ def _with_images(row: dict[str, Any], source: Path) -> dict[str, Any]:
 
 
 def _open_dataset(source: Path) -> Iterable[dict[str, Any]]:
+    """The rows of a dataset folder or a Parquet file; those of a folder's held-out files come last."""
+    if not is_dir(source) or ((source / "dataset_info.json").is_file() and (source / "state.json").is_file()):
+        return _dataset_rows(source, None if is_dir(source) else [source])
+    files = sorted(source.rglob("*.parquet"))
+    held_out = [path for path in files if any(map(_HELD_OUT_FILE.match, path.relative_to(source).parts))]
+    if not held_out:
+        return _dataset_rows(source, files)
+    rows = _dataset_rows(source, [path for path in files if path not in held_out]) if len(held_out) < len(files) else ()
+    return chain(rows, ({**row, "split": "test"} for row in _dataset_rows(source, held_out)))
+
+
+def _dataset_rows(source: Path, files: Sequence[Path] | None) -> Iterable[dict[str, Any]]:
     try:
-        if (source / "dataset_info.json").is_file() and (source / "state.json").is_file():
+        if files is None:
             dataset = datasets.load_from_disk(str(source))
         else:
-            files = sorted(map(str, source.rglob("*.parquet"))) if is_dir(source) else [str(source)]
-            dataset = datasets.load_dataset("parquet", data_files=files, split="train")
+            dataset = datasets.load_dataset("parquet", data_files=list(map(str, files)), split="train")
     except Exception as error:  # Arrow and datasets raise many kinds of errors for a broken file
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(f"{source} can't be read as pairs", got=got, expected=_SOURCES) from error

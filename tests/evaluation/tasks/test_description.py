@@ -1,11 +1,12 @@
 """Descriptions of regions against values computed by hand, greedy and sampled, from a model and from its file."""
 
+import dataclasses
 import json
 
 import pytest
 from PIL import Image
 
-from spr.config import DescriberConfig
+from spr.config import DescriberConfig, make_config
 from spr.core.errors import ConfigError, InputError, RecordError, RunError
 from spr.evaluation.predictions import Answers
 from spr.evaluation.task import evaluate
@@ -15,7 +16,7 @@ from spr.grounding.matching import names_category
 from spr.models.fakes import FakeDescriber
 from spr.records import RegionObject, RegionQuery
 from spr.records.schemas import to_table
-from spr.runs.store import write_table
+from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table, write_table
 
 DIALECT = get_dialect("llava_onevision")
 INSIDE = [("1", "red cup", (0, 0, 20, 20)), ("2", "plate", (40, 0, 60, 20)), ("3", "plate", (60, 60, 80, 80))]
@@ -58,6 +59,49 @@ def test_an_answer_without_boxes_locates_nothing_and_has_no_share_of_unmatched_b
         "ci95": None,
         "no_ci95": "0 images, fewer than 6",
     }
+
+
+def test_regions_of_held_out_images_are_asked_about_unless_others_are_chosen(tmp_path):
+    run, queries = tmp_path / "run", [query(f"{k}/0", str(k)) for k in range(4)]
+    queries[1] = dataclasses.replace(queries[1], split="holdout")
+    write_run(run, queries)
+
+    def read(source, split="auto"):
+        found = Description(split=split).load(source)
+        return [query.image_id for query in found.queries], found.split, found.note
+
+    # A run that ends with its regions is not trained on.
+    assert read(run) == (["0", "1", "2", "3"], "all", None)
+    (run / "pairs").mkdir()
+    for source in (run, run / "regions", run / "regions" / "part-00000.parquet"):
+        assert read(source) == (["1"], "holdout", None)
+    assert read(run, "train") == (["0", "2", "3"], "train", None)
+    assert read(run, "all") == (["0", "1", "2", "3"], "all", None)
+    other = tmp_path / "other"
+    write_run(other, [queries[0], queries[2]])
+    assert read(other / "regions" / "part-00000.parquet") == (["0", "2"], "all", None)
+    (other / "pairs").mkdir()
+    ids, split, note = read(other)
+    assert (ids, split) == (["0", "2"], "all")
+    assert "holds out no images" in note
+    assert "annotations.holdout" in note
+    result = Description().score(Description().load(other), Answers([None, None], {"missing": ["0/0", "2/0"]}, DIALECT))
+    assert (result.protocol["split"], result.notes) == ("all", (note,))
+    assert read(other, "all")[2] is None
+    with pytest.raises(InputError, match="has no regions of split holdout") as caught:
+        read(other, "holdout")
+    assert caught.value.got == "2 regions, 0 of them of held-out images"
+    with pytest.raises(ConfigError, match="--split is not known"):
+        Description(split="test")
+
+
+def write_run(run, queries):
+    """A run folder with these regions."""
+    store = StageStore(run / "regions")
+    output = StageOutput(to_table(queries, RegionQuery), dropped_table("regions", "image", []))
+    store.save(Manifest("regions", "f", [store.write_shard(0, output, inputs=1)], complete=True))
+    config = make_config({"annotations": {"path": "a.json", "images": str(run)}})
+    (run / "config.yaml").write_text(config.to_yaml())
 
 
 def test_boxes_on_another_scale_than_the_dialects_are_a_problem():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from spr.runs.store import StageStore, read_table
 
 _RECALLS = {f"recall@{threshold}": threshold for threshold in (0.5, 0.75, 0.9)}
 _UNMATCHED = 0.5
+RegionSplit: TypeAlias = Literal["auto", "holdout", "train", "all"]
 _WHOLES = {
     "s_loc": None,
     **dict.fromkeys(_RECALLS, "objects"),
@@ -45,11 +46,16 @@ EMBEDDED_PROMPT = "Describe the region {region} and locate its objects."  # what
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Held-out regions with their objects; if they come from a run, with its image folder and its model's prompt."""
+    """Regions with their objects; if they come from a run, with its image folder and its model's prompt.
+
+    ``split`` is which of the source's regions they are, and ``note`` what makes that doubtful.
+    """
 
     queries: list[RegionQuery]
     images: ImageSource | None = None
     prompt: str | None = None
+    split: str = "all"
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,10 @@ class Description(Task[Regions]):
         str | None, Option("The question, with {region}. By default the prompt of the regions' run.", asks=True)
     ] = None
     samples: Annotated[int, Option("Answers per region, each with its own seed.")] = 1
+    split: Annotated[
+        RegionSplit,
+        Option("Regions of which images. auto: of held-out ones; of all if none is held out, or a run has no pairs."),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,9 +99,9 @@ class Description(Task[Regions]):
     def load(self, path: Path) -> Regions:
         """Read the regions of ``RUN``, ``RUN/regions``, a Parquet file of that table, or JSON (a list, or lines).
 
-        Raises `RunError` if the run's regions are not finished.
+        Raises `RunError` if the run's regions are not finished, and `InputError` if none is of the split.
         """
-        images, prompt = None, None
+        images, prompt, trains = None, None, True
         if is_dir(path):
             folder = path / "regions" if is_file(path / "config.yaml") else path
             check_run_version(folder.parent)
@@ -100,13 +110,26 @@ class Description(Task[Regions]):
                 config = load_config(folder.parent / "config.yaml")
                 images = config.annotations.image_source
                 prompt = config.prompts.full if config.describer is not None else None
+                trains = is_dir(folder.parent / "pairs")
         elif path.suffix == ".parquet":
             queries = from_table(read_table(path), RegionQuery)
         else:
             queries = _from_json(path)
         if not queries:
             raise InputError(f"{path} contains no regions", got="no rows", expected="at least one")
-        return Regions(queries, images, prompt)
+        held_out = [query for query in queries if query.split == "holdout"]
+        fix = "give --split all, or other regions, or make a run with a larger annotations.holdout or more images"
+        split: str = self.split
+        if split == "auto":
+            split = "holdout" if held_out and trains else "all"
+        chosen = queries if split == "all" else [query for query in queries if query.split == split]
+        if not chosen:
+            got = f"{len(queries):,} regions, {len(held_out):,} of them of held-out images"
+            raise InputError(f"{path} has no regions of split {split}", got=got, fix=fix)
+        note = None
+        if self.split == "auto" and split == "all" and trains and is_dir(path):
+            note = f"{path} holds out no images, so these are the images that it trains on: {fix}"
+        return Regions(chosen, images, prompt, split, note)
 
     def ids(self, items: Regions) -> Sequence[str]:
         """The ids of the regions, with ``#number`` added if there are several samples."""
@@ -159,12 +182,14 @@ class Description(Task[Regions]):
         protocol: dict[str, Any] = {
             "dialect": dialect.spec,
             "samples": self.samples,
+            "split": items.split,
             "s_loc": "boxes of the answer itself, no detector; an IoU counts if it is over 0.5",
             "names": "the words of the category in order within a phrase, plural s allowed",
             "ci95": "bootstrap over images",
         }
         problems = {**answers.problems, "no_box": no_box, "malformed": malformed, "scale": scale}
-        return Result(self.name, protocol, tuple(ids), tuple(images), shares, {}, problems)
+        notes = (items.note,) if items.note else ()
+        return Result(self.name, protocol, tuple(ids), tuple(images), shares, {}, problems, notes=notes)
 
     def _answers(self, items: Regions) -> Iterator[tuple[str, RegionQuery]]:
         """The id and the region of each answer."""

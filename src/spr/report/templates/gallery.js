@@ -50,10 +50,12 @@
   function select() {
     const category = value("category"), low = number(value("from")), high = number(value("to"));
     const chosenKind = value("chosenKind"), rejectedKind = value("rejectedKind"), find = value("find").trim().toLowerCase();
+    const split = value("split");
     const wanted = category === "" ? -1 : Number(category);
     order = [];
     for (let k = 0; k < index.id.length; k++) {
       if (wanted >= 0 && !index.categoriesOf[k].includes(wanted)) continue;
+      if (split && index.split[k] !== split) continue;
       if (chosenKind && index.chosenKind[k] !== chosenKind) continue;
       if (rejectedKind && index.rejectedKind[k] !== rejectedKind) continue;
       if (low !== null && !(index.margin[k] >= low)) continue;
@@ -131,7 +133,7 @@
   }
 
   /* The filters are kept in the address, so that a view can be shared as a link. */
-  const FIELDS = ["category", "chosenKind", "rejectedKind", "from", "to", "find", "sort"];
+  const FIELDS = ["category", "split", "chosenKind", "rejectedKind", "from", "to", "find", "sort"];
   function remember() {
     const state = new URLSearchParams();
     for (const name of FIELDS) {
@@ -170,9 +172,10 @@
     index = data;
     const named = data.categories.map(([name, n], k) => [name, n, k]).sort((a, b) => (a[0] < b[0] ? -1 : 1));
     for (const [name, n, k] of named) option(form.elements.category, `${name.slice(0, 60)} (${n.toLocaleString("en")})`, String(k));
-    for (const field of ["chosenKind", "rejectedKind"]) {
+    for (const field of ["split", "chosenKind", "rejectedKind"]) {
       for (const kind of [...new Set(data[field])].sort()) option(form.elements[field], kind, kind);
     }
+    form.elements.split.parentElement.hidden = !data.split.includes("holdout");
     form.hidden = false;
     buildPagers();
     toggles();

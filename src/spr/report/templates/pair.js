@@ -248,6 +248,7 @@ const SPR = {};
       return el("div", `side ${name}`, [picture(pair, name, items, labelled, numbers), ...answer(pair, name, items, labelled)]);
     });
     const heading = el("h3", "", [document.createTextNode(pair.id), el("span", "", pair.file), el("span", "", `margin ${fixed(pair.margin, 3)}`)]);
+    if (pair.split === "holdout") heading.append(el("span", "held-out", "held out, not trained on"));
     const card = el("article", "card", [heading, el("div", "sides", sides), scores(pair), ...details(pair)], { tabindex: "-1", "aria-label": `Pair ${pair.id}` });
     connect(card, items);
     return card;
