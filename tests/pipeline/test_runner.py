@@ -435,7 +435,7 @@ def test_an_image_outside_the_folder_is_never_opened(dataset, tmp_path):
     assert summary.dropped["image: image_file_name_unsafe"] == 2
     for reason in ("path_outside_images", "image_file_name_unsafe"):
         many = dataclasses.replace(summary, dropped={f"image: {reason}": 9 * summary.rows}, totals={})
-        assert "delete objects/ and set annotations.allow_outside_images=true" in many.advice
+        assert "set annotations.allow_outside_images=true, with another --out" in many.advice
 
 
 def test_the_log_lists_the_start_and_the_end_of_each_stage(dataset, tmp_path):

@@ -108,7 +108,9 @@ def _evaluate(
         ),
     ] = False,
     model: Annotated[str | None, typer.Option(help="A model id or folder, or embedded/describer.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter to load into the model: RUN/adapter.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A PEFT adapter to load into the model: RUN, RUN/trainings/NAME or RUN/adapter.")
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="A file of answers instead of a model: JSON lines with id and answer.")
     ] = None,
@@ -219,6 +221,7 @@ def _describer(
 ) -> DescriberConfig:
     """The config section of the model that the options describe."""
     from spr.config import apply_overrides, make_config
+    from spr.runs.trainings import find_adapter
 
     for text in overrides:
         if not text.startswith("describer."):
@@ -226,7 +229,7 @@ def _describer(
     given = {"model": model, "dialect": dialect, "temperature": temperature}
     section = {name: value for name, value in given.items() if value is not None}
     if adapter is not None:
-        section["peft_adapter"] = str(adapter)
+        section["peft_adapter"] = str(find_adapter(adapter))
     raw = apply_overrides({"annotations": {"path": "-", "images": "-"}, "describer": section}, overrides)
     describer = make_config(raw, "the model's options").describer
     if describer is None:

@@ -58,5 +58,5 @@ def export(
     for reason, count in summary.left_out.items():
         echo(f"  {count:>12,}  left out {reason}")
     if summary.left_out:
-        echo(f"  {out / writing.LEFT_OUT} lists them. To export again, delete {out} first.")
+        echo(f"  {out / writing.LEFT_OUT} lists them. To export again, choose another --out.")
     echo(f"Card: {out / 'README.md'}. Fill in the licenses of images and annotations before you publish it.")

@@ -22,6 +22,10 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="The last stage to run. [default: all; without a describer: all that need none]")
     ] = None,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(help="Take over from this run every finished stage whose inputs and settings agree."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes for stages that load no model.")] = 1,
 ) -> None:
     """Run the pipeline: annotated images to preference pairs, in a run folder."""
@@ -33,7 +37,7 @@ def run(
         STAGES.check(until, "--until")
     loaded = load_config(config, overrides or ())
     try:
-        summaries = runner.run(loaded, out, until=until, workers=workers, report=print_summary)
+        summaries = runner.run(loaded, out, until=until, workers=workers, reuse=reuse, report=print_summary)
     except KeyboardInterrupt:
         echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
@@ -89,6 +93,8 @@ def print_summary(summary: StageSummary) -> None:
     """Print the number of rows of a stage and what it dropped."""
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
     echo(f"{summary.name}: {summary.rows:,} {summary.unit} ({when})")
+    if summary.reuse is not None:
+        echo(f"  {summary.reuse}")
     for name, count in summary.counts.items():
         echo(f"  {count:>12,}  {name}")
         _print_example(summary, name)

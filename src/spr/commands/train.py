@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,9 @@ from spr.core.terminal import echo
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="Config file (YAML), or the name of a preset.")],
+    config: Annotated[
+        str, typer.Argument(metavar="RUN|CONFIG", help="Run folder; or a config (YAML file or preset) with --out.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -21,8 +24,12 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Run folder. An interrupted training resumes from its latest checkpoint.")
-    ] = ...,  # type: ignore[assignment]
+        Path | None, typer.Option(help="Run folder, with CONFIG. An interrupted training resumes where it stopped.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Train beside the run's other trainings, into RUN/trainings/NAME. The reference is shared."),
+    ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -44,34 +51,56 @@ def train(
     ] = None,
 ) -> None:
     """Train a LoRA adapter on preference pairs. For several GPUs, use `accelerate launch -m spr train …`."""
-    from spr.config import load_config, load_training
     from spr.training.run import run
 
-    load = load_config if pairs is None else load_training
-    loaded = load(config, overrides or ())
+    loaded, out = _config_of(config, overrides or (), out, name, with_pairs=pairs is not None)
     options: dict[str, Any] = {"pairs": pairs, "allow_outside_images": allow_outside_images, "reference": reference}
-    summary = run(loaded, out, **options, report=echo)
+    summary = run(loaded, out, name=name, **options, report=echo)
     if int(os.environ.get("RANK", "0")) != 0:
         return
+    from spr.runs.trainings import training_place
+
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
     echo(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
     for reason, count in summary.dropped.items():
         echo(f"  {count:>12,}  dropped {reason}")
-    for name in ("loss", "margin", "accuracy"):
-        echo(f"  {summary.last[name]:>12.4f}  {name} of the last step")
-    echo(f"\nAdapter (PEFT format):  {out / 'adapter'}")
+    for metric in ("loss", "margin", "accuracy"):
+        echo(f"  {summary.last[metric]:>12.4f}  {metric} of the last step")
+    echo(f"\nAdapter (PEFT format):  {training_place(out, name) / 'adapter'}")
+
+
+def _config_of(
+    config: str, overrides: Sequence[str], out: Path | None, name: str | None, *, with_pairs: bool
+) -> tuple[Any, Path]:
+    """The config and the run folder that the arguments of `train` name."""
+    from spr.config import load_config, load_training
+    from spr.core.errors import ConfigError
+    from spr.runs.trainings import run_config
+
+    if is_dir(config):
+        if out is not None and out.absolute() != Path(config).absolute():
+            fix = f"leave --out out; or give {Path(config) / 'config.yaml'} to train on the pairs of --out"
+            raise ConfigError(f"{config} is a folder: it is trained in place", got=f"--out {out}", fix=fix)
+        return run_config(Path(config), overrides, name), Path(config)
+    load = load_training if with_pairs else load_config
+    loaded = load(config, overrides)
+    if out is None:
+        fix = "add --out RUN, or give the run folder instead of the config"
+        raise ConfigError("--out is missing", got=config, expected="a run folder to train in", fix=fix)
+    return loaded, out
 
 
 def merge(
     run: Annotated[Path, typer.Argument(help="Run folder, or the folder of an adapter in PEFT's format.")],
     out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
+    name: Annotated[str | None, typer.Option(help="Merge the adapter of this training of the run.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model. Default: the one that the adapter names.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the base model on the Hub.")] = None,
 ) -> None:
     """Merge an adapter into its model. The result loads without PEFT."""
     from spr.models.loading import model_source
+    from spr.runs.trainings import find_adapter
     from spr.training.checkpoint import merge_adapter
 
-    adapter = run / "adapter" if is_dir(run / "adapter") else run
-    merge_adapter(adapter, out, model=None if model is None else model_source(model), revision=revision)
+    merge_adapter(find_adapter(run, name), out, model=None if model is None else model_source(model), revision=revision)
     echo(f"Merged model:  {out}")

@@ -105,5 +105,5 @@ def made_before(folder: Path, command: str, what: str, identity: Mapping[str, An
     changed = [name for name, expected in marker["files"].items() if found.get(name) != expected]
     if changed:
         got = f"{', '.join(changed[:4])} changed or missing"
-        raise RunError(f"{folder} is damaged", got=got, fix=f"delete {folder}, and run the same command again")
+        raise RunError(f"{folder} is damaged", got=got, fix=f"choose another --out, or delete {folder}")
     return True

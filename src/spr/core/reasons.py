@@ -123,7 +123,7 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
 }
 """Explanations by stage and reason."""
 
-_IF_TRUSTED = "if you trust the file names and links, delete objects/ and set annotations.allow_outside_images=true"
+_IF_TRUSTED = "if you trust the file names and links, set annotations.allow_outside_images=true, with another --out"
 FIXES: dict[str, str] = {
     "truncated_answer": "raise describer.max_new_tokens, or shorten the answers with another prompt",
     "image_missing": "check annotations.images",

@@ -75,7 +75,9 @@ def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
 
 
 def _damaged(out: Path, got: str, expected: str) -> RunError:
-    return RunError(f"{out} is a damaged export", got=got, expected=expected, fix=f"delete {out} and export again")
+    return RunError(
+        f"{out} is a damaged export", got=got, expected=expected, fix=f"choose another --out, or delete {out}"
+    )
 
 
 def _read(out: Path) -> dict[str, Any] | None:

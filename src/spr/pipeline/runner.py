@@ -20,11 +20,13 @@ from spr.core.progress import MEGABYTE, Progress
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
 from spr.models.registry import release
 from spr.pipeline.engines.local import run_shards
+from spr.pipeline.reuse import OtherRun
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
 from spr.runs.dropped import merge_dropped
 from spr.runs.folder import append_log, open_run
 from spr.runs.images import check_images
 from spr.runs.store import (
+    MANIFEST,
     Manifest,
     ShardEntry,
     StageStore,
@@ -50,6 +52,7 @@ class StageSummary:
     done_before: bool
     totals: dict[str, int] = field(default_factory=dict)  # how many items of a kind there were before the drops
     hint: str | None = None  # what to check, if it ran this time
+    reuse: str | None = None  # what `reuse` came to: whether the stage was taken over, or why not
 
     @property
     def advice(self) -> str | None:
@@ -89,6 +92,7 @@ def run(
     *,
     until: str | None = None,
     workers: int = 1,
+    reuse: Path | None = None,
     report: Callable[[StageSummary], None] = lambda _: None,
 ) -> list[StageSummary]:
     """Run all stages that are not finished yet.
@@ -98,6 +102,7 @@ def run(
         out: The run folder; created if it is missing. A run that is there is resumed from its finished shards.
         until: The last stage to run. None runs all stages; without a describer, all that need none.
         workers: Number of processes for stages that load no model.
+        reuse: Another run folder, from which finished stages are taken over whose inputs and settings agree.
         report: Called after each stage.
 
     Raises:
@@ -107,14 +112,20 @@ def run(
         ConfigError: if there is no stage ``until``.
     """
     stages = due_stages(config, until)
-    with open_run(out, config) as inputs:
+    other = OtherRun(reuse) if reuse is not None else None
+    with contextlib.nullcontext() if other is None else other.locked(out), open_run(out, config) as inputs:
         summaries: list[StageSummary] = []
         fingerprints: dict[str, str] = {}
         for stage in stages:
             before = [fingerprints[name] for name in stage.inputs]
             content = json.dumps([before or inputs, stage.name, stage.version, stage.settings(config)], sort_keys=True)
             fingerprints[stage.name] = hashlib.sha256(content.encode()).hexdigest()
+            begun = (out / stage.name / MANIFEST).exists()
+            refused = other.give(stage, config, out, fingerprints) if other is not None else None
             summary = run_stage(stage, config, out, fingerprints[stage.name], workers)
+            if refused is not None or (other is not None and not begun):
+                note = f"taken over from {reuse}" if refused is None else f"not taken over from {reuse}: {refused}"
+                summary = replace(summary, reuse=note)
             summaries.append(summary)
             if stage.name == "objects" and summary.rows:
                 check_images(out, config.annotations, renew=not summary.done_before)
@@ -146,7 +157,7 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
     empty = Manifest(stage.name, fingerprint, inputs=stage.inputs, sections=stage.depends_on(config))
     manifest = store.manifest() or empty
     if manifest.fingerprint != fingerprint:
-        fix = f"delete {store.folder} to compute it again, or choose another --out"
+        fix = f"choose another --out with --reuse {out}, which keeps what agrees, or delete {store.folder}"
         raise RunError(f"{store.folder} was made by another version of SPR or from other rows", fix=fix)
     store.sweep(manifest)
     kept, expected, jobs = store.valid_shards(manifest), len(manifest.shards), []

@@ -10,12 +10,13 @@ import contextlib
 import fcntl
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -51,23 +52,35 @@ def open_run(out: Path, config: Config | TrainingPart) -> Iterator[dict[str, str
             would have to be rewritten.
         InputError: if the annotations can't be read.
     """
-    with lock_run(out):
-        path = out / "config.yaml"
-        previous = path.read_bytes() if path.is_file() else None
-        begun = set(_manifests(out))
-        inputs = _adopt_config(config, out)
-        try:
-            yield inputs
-        except RunError:
-            changed = previous is not None and path.read_bytes() != previous
-            if previous is not None and changed and set(_manifests(out)) == begun:
-                write_atomically(path, previous)
-            raise
+    with lock_run(out), adopted_config(out, config) as inputs:
+        yield inputs
 
 
 @contextlib.contextmanager
-def lock_run(out: Path) -> Iterator[None]:
-    """Lock a run folder for this process. The lock is released when the process ends, however it ends.
+def adopted_config(
+    out: Path, config: Config | TrainingPart, alone: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+) -> Iterator[dict[str, str]]:
+    """`open_run` in a folder that is locked; ``alone`` makes the lock exclusive while ``config.yaml`` is changed."""
+    path = out / "config.yaml"
+    previous = path.read_bytes() if path.is_file() else None
+    begun = set(_manifests(out))
+    inputs = check_config(out, config)
+    write_config(path, config, alone)
+    try:
+        yield inputs
+    except RunError:
+        changed = previous is not None and path.read_bytes() != previous
+        if previous is not None and changed and set(_manifests(out)) == begun:
+            write_atomically(path, previous)
+        raise
+
+
+@contextlib.contextmanager
+def lock_run(out: Path, *, shared: bool = False) -> Iterator[IO[str]]:
+    """Lock a run folder for this process, and yield the locked file.
+
+    The lock is released when the process ends, however it ends. Several processes can have a ``shared`` lock, during
+    which the run's stages don't change.
 
     Raises:
         RunError: if SPR 0.1 made the folder, it holds something else than a run, is in use, or can't be written to.
@@ -84,17 +97,17 @@ def lock_run(out: Path) -> Iterator[None]:
         raise RunError(f"{out} can't be used as a run folder", got=error, fix="choose another --out") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{out} is in use by another run", fix="wait for it, or choose another --out") from None
-        for path in out.iterdir():
+        for path in () if shared else out.iterdir():
             # Unfinished folders may belong to a living process; `atomic_dir` removes those that don't.
             if is_temporary(path) and not path.is_dir():
                 path.unlink()
         if not (out / MARKER).exists():
             marker = {**_MARK, "format_version": FORMAT_VERSION}
             write_atomically(out / MARKER, (json.dumps(marker) + "\n").encode())
-        yield
+        yield lock
 
 
 def is_run(folder: Path) -> bool:
@@ -134,29 +147,35 @@ def check_run_version(run: Path) -> None:
         raise version_error(run, 1 if old else version)
 
 
-def _adopt_config(config: Config | TrainingPart, out: Path) -> dict[str, str]:
-    path = out / "config.yaml"
+def check_config(out: Path, config: Config | TrainingPart) -> dict[str, str]:
+    """Check a config against what a run folder holds, and record the annotations.
+
+    Returns and raises what `open_run` does.
+    """
     if isinstance(config, TrainingPart):
         if (out / "inputs.json").is_file():
             fix = "leave --pairs out to train on the run's own pairs, or choose another --out"
             raise RunError(f"{out} is a run with its own annotations", got="--pairs", fix=fix)
-        _write_config(path, config)
         return {}
     begun = _manifests(out)
-    if path.is_file():
+    if (path := out / "config.yaml").is_file():
         _check_changes(_read_config(path), config, out, begun)
     before = read_inputs(out)
     identity = _identify(config.annotations.path, before)
     if begun and before.get("sha256") not in (None, identity["sha256"]):
         fix = "choose another --out; the rows in this folder come from the previous content of the file"
         raise RunError(f"{config.annotations.path} has changed since {out} was made", fix=fix)
-    _write_config(path, config)
-    write_atomically(out / "inputs.json", json.dumps(identity, indent=1).encode())
+    if identity != before:
+        write_atomically(out / "inputs.json", json.dumps(identity, indent=1).encode())
     return {"annotations_sha256": identity["sha256"]}
 
 
-def _write_config(path: Path, config: Config | TrainingPart) -> None:
-    """Write the config, unless the file already says the same."""
+def write_config(
+    path: Path,
+    config: Config | TrainingPart,
+    alone: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
+    """Write a config, unless the file already says the same; a file that was edited by hand is a `RunError`."""
     if path.is_file():
         old = _read_config(path)
         changed = changed_fields(_with_defaults(old, config), config.model_dump(mode="json"))
@@ -165,9 +184,10 @@ def _write_config(path: Path, config: Config | TrainingPart) -> None:
         # What SPR writes has no comments, and is written in the same way again.
         if yaml.safe_dump(old, sort_keys=False, allow_unicode=True) != path.read_text(encoding="utf-8"):
             lines = "; ".join("{}: {} → {}".format(key, *values) for key, values in changed.items())
-            fix = "make the change in this file, or choose another --out"
+            fix = "make the change in this file, or choose another --out (or --name, for a training)"
             raise RunError(f"{path} was edited by hand, so it is not rewritten", got=lines, fix=fix)
-    write_atomically(path, config.to_yaml().encode())
+    with alone():
+        write_atomically(path, config.to_yaml().encode())
 
 
 def _with_defaults(raw: dict[str, Any], config: Config | TrainingPart) -> dict[str, Any]:
@@ -216,7 +236,8 @@ def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[s
             stale.append(name)
     if stale:
         lines = "; ".join("{}: {} → {}".format(key, *changed[key]) for key in sorted(fields))
-        fix = f"use the old values, or another --out, or delete {' and '.join(f'{name}/' for name in stale)}"
+        delete = " and ".join(f"{name}/" for name in stale)
+        fix = f"use the old values, or another --out with --reuse {out}, which keeps what agrees, or delete {delete}"
         raise RunError(f"{out} was made with another config", got=lines, expected="no change", fix=fix)
 
 

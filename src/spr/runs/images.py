@@ -32,11 +32,12 @@ class _Identity(NamedTuple):
     sha256: str | None
 
 
-def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = False) -> None:
-    """Compare the images of a run's `objects` with ``RUN/images.parquet``; write it if it is missing or ``renew``.
+def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = False, write: bool = True) -> None:
+    """Compare the images of a run's `objects` with ``RUN/images.parquet``.
 
     An image has changed if its size or its modification time differs. If its sha256 is known, only if that differs
-    too. Missing images are not reported here: every stage drops them with a reason.
+    too. Missing images are not reported here: every stage drops them with a reason. With ``write``, new images are
+    added to the file; ``renew`` writes it anew, without comparing.
 
     Raises:
         RunError: naming the images that have changed.
@@ -59,7 +60,7 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
         raise RunError(f"{len(changed):,} of {len(now):,} images have changed since {run} was made", got=got, fix=fix)
     known = {name: before[name].sha256 for name in before}
     rows = [(name, *is_[:2], digests.get(name) or known.get(name)) for name, is_ in now.items()]
-    if rows != [(name, *is_) for name, is_ in before.items()]:
+    if write and rows != [(name, *is_) for name, is_ in before.items()]:
         write_table(path, pa.table(list(map(list, zip(*rows, strict=True))) or [[]] * 4, schema=_SCHEMA))
 
 

@@ -164,7 +164,7 @@ def _summarize(run: Path, count_tokens: TokenCounter | None) -> Iterator[str]:
         queries = regions.read(of_shard[entry.index], ["query_id", "objects"]) if entry.index in of_shard else None
         found = None if queries is None else pc.index_in(table["query_id"], queries["query_id"].combine_chunks())
         if queries is None or found is None or found.null_count:
-            fix = "delete the stages from candidates/ on, and run `spr run` again"
+            fix = f"run `spr run` with another --out and --reuse {run}, which takes over what agrees"
             raise RunError(f"{run}: the tables don't match", got="a pair without its region", fix=fix)
         objects = queries["objects"].take(found)
         for side in SIDES:

@@ -139,7 +139,9 @@ class Run:
         store = self.store(name)
         shards = [store.read(shard, columns) for shard in store.finished().shards]
         if not shards:
-            raise RunError(f"{store.folder} has no shards", fix=f"delete {store.folder} and run `spr run` again")
+            raise RunError(
+                f"{store.folder} has no shards", fix=f"run `spr run` with another --out and --reuse {self.path}"
+            )
         return pa.concat_tables(shards)
 
     @property
@@ -157,7 +159,9 @@ class Run:
                 table = candidates.read(shard, ["model", "dialect"])
                 row: dict[str, str] = table.slice(0, 1).to_pylist()[0]
                 return row["model"], get_dialect(row["dialect"])
-        raise RunError(f"{self.path} has no candidates", fix="delete candidates/ and run `spr run` again")
+        raise RunError(
+            f"{self.path} has no candidates", fix=f"run `spr run` with another --out and --reuse {self.path}"
+        )
 
     def origins(self, shard: int) -> dict[str, tuple[str | None, str | None]]:
         """License and source URL of a shard's images, by image id; empty if the run was made before they were kept.
@@ -181,7 +185,7 @@ class Run:
         stores = [self.store(name) for name in ("regions", "candidates", "scores", "pairs")]
         columns = [None, _CANDIDATE_COLUMNS, ["candidate_id", *SCORE_NAMES], None]
         manifests = [store.finished().shards for store in stores]
-        fix = "delete the stages from candidates/ on, and run `spr run` again"
+        fix = f"run `spr run` with another --out and --reuse {self.path}, which takes over what agrees"
         try:
             for entries in zip(*manifests, strict=True):
                 parts = zip(stores, entries, columns, strict=True)

@@ -222,7 +222,7 @@ class StageStore:
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-            fix = f"delete {self.folder} to compute this stage again"
+            fix = f"restore it, or choose another --out with --reuse {self.folder.parent}, or delete {self.folder}"
             raise RunError(f"{path} is damaged", got=error, expected="the manifest that SPR wrote", fix=fix) from None
 
     def save(self, manifest: Manifest) -> None:

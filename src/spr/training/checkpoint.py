@@ -173,7 +173,8 @@ def _read_json(path: Path, fields: set[str], what: str, *, delete: Path, trainin
         content = read_json(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path.name} is not a JSON object")
-        check_version(content.get("format_version"), path, f"delete {training} to train again")
+        otherwise = f"add --name NAME to train beside it, or delete {training} to train again"
+        check_version(content.get("format_version"), path, otherwise)
         if not fields <= set(content):
             raise ValueError(f"{path.name} lacks a field")
         wrong = [name for name in fields & set(_TYPES) if not isinstance(content[name], _TYPES[name])]
@@ -202,7 +203,7 @@ def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any], folder:
     changed = changed_fields(before, json.loads(json.dumps(now)))
     if changed:
         lines = "; ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
-        fix = f"use the old values, or another --out, or delete {folder}"
+        fix = "use the old values, or add --name NAME, which trains beside it and keeps it, or choose another --out"
         raise RunError(f"{folder} was made under another config", got=lines, expected="no change", fix=fix)
 
 

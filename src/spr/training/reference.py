@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.utils import broadcast_object_list
 
 from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
@@ -19,6 +21,24 @@ from spr.training.encoding import PlannedPair
 
 _TYPES = {"pair_id": pa.string(), "key": pa.string(), "chosen": pa.float64(), "rejected": pa.float64()}
 _SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])
+
+
+def open_reference(folders: Sequence[Path], identity: Mapping[str, str]) -> ReferenceFile:
+    """The file ``reference.parquet`` in the first folder that has none, or one of this identity; else in the last."""
+    paths = [folder / "reference.parquet" for folder in folders]
+    for path in paths[:-1]:
+        if not path.is_file() or _identity(path) in (None, dict(identity)):
+            return ReferenceFile(path, identity)
+    return ReferenceFile(paths[-1], identity)
+
+
+def _identity(path: Path) -> dict[str, str] | None:
+    """The identity that a file names; None if it can't be read."""
+    try:
+        identity = parse_json((pq.read_schema(path).metadata or {})[b"identity"])
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None
+    return identity if isinstance(identity, dict) else None
 
 
 class ReferenceFile:
@@ -55,13 +75,13 @@ class ReferenceFile:
             if not isinstance(identity, dict) or not table.schema.equals(_SCHEMA):
                 raise ValueError(f"its columns are {', '.join(table.column_names)}")
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            fix = "delete it, and it will be computed again" if own else "check the path given to --reference"
+            fix = "delete this file; it will be computed again" if own else "check the path given to --reference"
             raise RunError(f"{path} is not a file of reference log-probabilities", got=error, fix=fix) from None
-        check_version(version, path, f"delete {path.parent} to train again" if own else "leave --reference out")
+        check_version(version, path, "delete this file to compute it again" if own else "leave --reference out")
         changed = sorted(name for name in {*identity, *self.identity} if identity.get(name) != self.identity.get(name))
         if changed:
             got = "; ".join(f"{name}: {identity.get(name)}, now {self.identity.get(name)}" for name in changed)
-            other = "delete it to compute it again" if own else "leave --reference out"
+            other = "add --name NAME to train beside it, or delete it" if own else "leave --reference out"
             fix = f"use the same model and processor, or {other}"
             raise RunError(f"{path} belongs to another reference model", got=got, expected="the same", fix=fix)
         self._known |= {row["key"]: row for row in rows}
@@ -76,8 +96,22 @@ class ReferenceFile:
             row = {"pair_id": planned.pair.pair_id, "key": planned.key, "chosen": chosen, "rejected": rejected}
             self._known[planned.key] = row
 
+    def share(self) -> None:
+        """Give all processes the values of the main process; all call this together."""
+        (self._known,) = broadcast_object_list([self._known])
+
     def save(self) -> None:
-        """Write the file atomically."""
+        """Write the file atomically, with what another training has added to it meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(".reference.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            own = self._known
+            if self.path.is_file():
+                self._read(self.path)
+            self._known |= own
+            self._write()
+
+    def _write(self) -> None:
         metadata = {"identity": json.dumps(self.identity), "format_version": str(FORMAT_VERSION)}
         sink = pa.BufferOutputStream()
         rows = list(self._known.values())

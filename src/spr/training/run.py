@@ -13,8 +13,8 @@ from spr.core.errors import ConfigError
 from spr.models.loading import model_source
 from spr.models.registry import trained_model
 from spr.runs.cues import kept_cues
-from spr.runs.folder import open_run
 from spr.runs.images import check_images
+from spr.runs.trainings import open_training, training_place
 from spr.training.loss import needs_rejected
 from spr.training.pairs import run_pairs, trl_pairs
 from spr.training.trainer import TrainingSummary, train
@@ -24,6 +24,7 @@ def run(
     config: Config | TrainingPart,
     out: Path,
     *,
+    name: str | None = None,
     pairs: Path | None = None,
     allow_outside_images: bool = False,
     reference: Path | None = None,
@@ -37,14 +38,16 @@ def run(
     Args:
         config: From `spr.config.load_config`; with ``pairs``, `spr.config.load_training` is enough.
         out: The run folder; the adapter is written to ``out/adapter``.
+        name: Of a training beside the default one: it goes to ``out/trainings/NAME``, and leaves ``out/config.yaml`` as
+            it is. Only the section `training` and the seed may then differ from the run's config.
         pairs: Pairs in TRL's preference format, see `spr.training.pairs.trl_pairs`; by default the run's own pairs.
         allow_outside_images: Also open images that ``pairs`` names by an absolute path, or outside of its folder.
         reference: Another run's ``training/reference.parquet``, whose values are used for the pairs that it knows.
         report: Called with each line for the user.
 
     Raises:
-        ConfigError: if the config names no model to train, or has no annotations although ``pairs`` is None; or for
-            ``allow_outside_images`` without ``pairs``.
+        ConfigError: if the config names no model to train, or has no annotations although ``pairs`` is None; for
+            ``allow_outside_images`` without ``pairs``; or for a name that a folder can't have.
         RunError: if the run has no pairs, is in use, was made under another config or of other images, or is a run that
             has its own annotations although ``pairs`` are given.
         InputError, ModelError, DeviceMemoryError, InterruptedTrainingError, SprError: see `spr.training.trainer.train`.
@@ -52,16 +55,17 @@ def run(
     if allow_outside_images and pairs is None:
         fix = "set annotations.allow_outside_images: true for the run's own images"
         raise ConfigError("--allow-outside-images has no effect without --pairs", fix=fix)
+    place = training_place(out, name)
     if pairs is not None:
         source = trl_pairs(pairs, allow_outside_images=allow_outside_images)
         config = TrainingPart(seed=config.seed, describer=config.describer, training=config.training)
     elif isinstance(config, Config):
         source = run_pairs(out, config.annotations.image_source)
     else:
-        raise ConfigError("The config has no annotations", fix="read it with load_config, or give pairs")
+        raise ConfigError("The config has no annotations", fix="read it with load_config, or give pairs (--pairs)")
     model = model_source(trained_model(config.describer))
     main_process = int(os.environ.get("RANK", "0")) == 0
-    with open_run(out, config) if main_process else nullcontext():
+    with open_training(out, config, name) if main_process else nullcontext():
         if main_process and isinstance(config, Config):
             check_images(out, config.annotations)
         if main_process and isinstance(config, Config) and needs_rejected(config.training):
@@ -73,7 +77,8 @@ def run(
             source,
             model,
             config.training,
-            out,
+            place,
+            shared=out / "training",
             revision=config.describer.revision if config.describer is not None else None,
             seed=config.seed,
             dialect=config.describer.dialect if config.describer is not None else None,

@@ -37,7 +37,7 @@ from spr.training.loss import (
     pair_losses,
 )
 from spr.training.pairs import TrainingPair
-from spr.training.reference import ReferenceFile
+from spr.training.reference import ReferenceFile, open_reference
 from spr.training.schedule import learning_rate, steps_of_training
 from spr.training.shared_prefix import Batch, collate
 from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
@@ -78,6 +78,7 @@ def train(
     revision: str | None = None,
     seed: int = 0,
     dialect: str | None = None,
+    shared: Path | None = None,
     reference: Path | None = None,
     accelerator: Accelerator | None = None,
     report: Callable[[str], None] = lambda _: None,
@@ -88,8 +89,9 @@ def train(
     reference's log-probabilities. The model is a folder, a model id of the Hub, or an embedded model
     (``embedded/describer``). The seed determines the adapter's initial weights, dropout and the order of the pairs.
     ``dialect`` is how the answers write boxes, by default as the model's family does; only `training.box_token_weight`
-    needs it. ``reference`` is another training's ``reference.parquet``, used for the pairs that it knows. The
-    accelerator, for example one with a sharding plugin, is made from the settings by default.
+    needs it. ``shared`` is a folder for what trainings of the same pairs share, the reference's log-probabilities and
+    image features; by default ``out/training``. ``reference`` is another training's ``reference.parquet``, used for the
+    pairs that it knows. The accelerator, for example one with a sharding plugin, is made from the settings by default.
 
     Raises:
         RunError: if ``out`` holds a training under another config.
@@ -113,13 +115,19 @@ def train(
         log_with=list(settings.report_to) or None,
         project_dir=str(folder),
     )
-    main, features = accelerator.is_main_process, folder / "features"
+    main, shared = accelerator.is_main_process, shared or folder
     if main:
         check_adapter_folder(adapter, folder)
     accelerator.wait_for_everyone()
     tell = report if main else lambda _: None
     trainee = load_trainee(
-        model, settings, accelerator.device, revision=revision, seed=seed, features=features, dialect=dialect
+        model,
+        settings,
+        accelerator.device,
+        revision=revision,
+        seed=seed,
+        features=shared / "features",
+        dialect=dialect,
     )
     for line in trainee.remarks:
         tell(line)
@@ -158,7 +166,7 @@ def train(
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
     session = _Session(settings, folder, trainee, planned, fingerprint, state, batches)
-    file = _reference_logps(session, reference, tell) if needs_reference(settings) else None
+    file = _reference_logps(session, shared, reference, tell) if needs_reference(settings) else None
     known = Known(file, _difficulty_weights(session, file) if file is not None and settings.difficulty_weight else None)
     steps = steps_of_training(
         [pair.length for pair in planned],
@@ -211,12 +219,13 @@ class _Session:
 # ── the reference pass ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _reference_logps(session: _Session, known: Path | None, tell: Callable[[str], None]) -> ReferenceFile:
+def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: Callable[[str], None]) -> ReferenceFile:
     """Compute the log-probabilities that the reference file lacks, with the adapter turned off."""
     accelerator, size = session.state.accelerator, session.settings.per_device_train_batch_size
-    file = ReferenceFile(session.folder / "reference.parquet", session.trainee.identity)
+    file = open_reference([shared, session.folder], session.trainee.identity)
     if known is not None:
         file.import_from(known)
+    file.share()  # another training may have written to the file since some processes read it
     missing = sorted(file.missing(session.planned), key=lambda pair: -pair.length)
     if missing:
         tell(f"Reference log-probabilities of {len(missing):,} pairs")

@@ -1,0 +1,109 @@
+"""Taking over finished stages of another run whose inputs and settings agree (`spr run … --reuse RUN`)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from spr.config import Config, changed_fields
+from spr.core.atomic import atomic_file, sha256
+from spr.core.errors import ConfigError, RunError
+from spr.pipeline.stage import Stage
+from spr.runs.images import IMAGES, check_images
+from spr.runs.reader import Run
+from spr.runs.store import StageStore
+
+
+class OtherRun:
+    """A run whose finished stages another run may take over.
+
+    Raises:
+        RunError: if it is not a run.
+        ConfigError: if its config is not valid.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.config = path, Run(path).config
+
+    @contextlib.contextmanager
+    def locked(self, out: Path) -> Iterator[None]:
+        """Keep the run's stages from changing meanwhile.
+
+        Raises:
+            ConfigError: if ``out`` is the same run.
+            RunError: if the run is in use.
+        """
+        if out.absolute() == self.path.absolute() or (out.exists() and out.samefile(self.path)):
+            fix = "leave --reuse out: a run always keeps its own finished stages"
+            raise ConfigError("--reuse names the run itself", got=self.path, fix=fix)
+        try:
+            lock = (self.path / ".lock").open("rb")
+        except FileNotFoundError:  # a run that was copied without it
+            yield
+            return
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is in use by another run", fix="wait for it, or leave --reuse out"
+                ) from None
+            yield
+
+    def give(self, stage: Stage, config: Config, out: Path, fingerprints: Mapping[str, str]) -> str | None:
+        """Take a stage over into the run folder ``out``, unless it has begun there; returns why not, or None.
+
+        ``fingerprints`` are those of this stage and of those before it, in ``out``. The files are hard links where
+        the file system allows it, and copies otherwise.
+
+        Raises:
+            RunError: if the stage agrees, but images have changed since it was made.
+        """
+        own, other = StageStore(out / stage.name), StageStore(self.path / stage.name)
+        if (begun := own.manifest()) is not None:
+            return None if begun.complete else f"it has begun in {out}"
+        manifest = other.manifest()
+        if manifest is None or not manifest.complete or not manifest.shards:
+            return "it is not finished there"
+        if manifest.fingerprint != fingerprints[stage.name]:
+            return self._difference(stage, config, fingerprints)
+        files = {other.part(shard.index): shard.sha256 for shard in manifest.shards}
+        files |= {other.drops(shard.index): shard.dropped_sha256 for shard in manifest.shards}
+        if (expected := manifest.source.get("dropped_sha256")) is not None:
+            files[other.source_drops] = expected
+        damaged = [path.name for path, digest in files.items() if not path.is_file() or sha256(path) != digest]
+        if damaged:
+            return f"{', '.join(damaged[:3])} changed or missing there"
+        if stage.name == "objects":
+            check_images(self.path, config.annotations, write=False)
+            if (self.path / IMAGES).is_file():
+                _place(self.path / IMAGES, out / IMAGES)
+        own.folder.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            _place(path, own.folder / path.name)
+        own.save(manifest)
+        return None
+
+    def _difference(self, stage: Stage, config: Config, fingerprints: Mapping[str, str]) -> str:
+        changed = changed_fields(stage.settings(self.config), stage.settings(config))
+        if changed:
+            return "; ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
+        for name in stage.inputs:
+            manifest = StageStore(self.path / name).manifest()
+            if manifest is None or manifest.fingerprint != fingerprints[name]:
+                return f"its input `{name}` differs"
+        return "it was made by another version of SPR" if stage.inputs else "the annotations differ"
+
+
+def _place(source: Path, target: Path) -> None:
+    """Put a file into a run: a hard link, or a copy; files of a run are only ever replaced as a whole."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with source.open("rb") as original, atomic_file(target) as copy:
+            shutil.copyfileobj(original, copy)
