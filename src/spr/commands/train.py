@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spr.commands.export import REVIEWS_HELP
 from spr.core.paths import is_dir
 from spr.core.terminal import echo
 
@@ -42,14 +43,22 @@ def train(
         Path | None,
         typer.Option(help="Reuse the reference log-probabilities of another run: its training/reference.parquet."),
     ] = None,
+    reviews: Annotated[str, typer.Option(help=REVIEWS_HELP)] = "use",
 ) -> None:
     """Train a LoRA adapter on preference pairs. For several GPUs, use `accelerate launch -m spr train …`."""
     from spr.config import load_config, load_training
+    from spr.runs.reviews import check_mode
     from spr.training.run import run
 
+    mode = check_mode(reviews)
     load = load_config if pairs is None else load_training
     loaded = load(config, overrides or ())
-    options: dict[str, Any] = {"pairs": pairs, "allow_outside_images": allow_outside_images, "reference": reference}
+    options: dict[str, Any] = {
+        "pairs": pairs,
+        "allow_outside_images": allow_outside_images,
+        "reference": reference,
+        "reviews": mode,
+    }
     summary = run(loaded, out, **options, report=echo)
     if int(os.environ.get("RANK", "0")) != 0:
         return

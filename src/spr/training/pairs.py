@@ -19,8 +19,9 @@ from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import exists, is_dir
 from spr.core.text_input import TextInput, text_lines
 from spr.models.chat import Message, user_turn
-from spr.records import CUT_REASONS, Size
+from spr.records import CUT_REASONS, PreferencePair, Size
 from spr.runs.folder import check_run_version
+from spr.runs.reviews import ReviewMode, Reviews
 from spr.runs.store import StageStore
 
 
@@ -30,7 +31,8 @@ class TrainingPair:
 
     ``load`` returns the image as RGB, and ``digest`` the hex digest of its file and of how it is turned; both raise
     `ImageProblem`. ``size_wh`` is None if the size is not known without opening the image. An answer that is not
-    complete was cut when it was generated; it is trained on without an end of turn.
+    complete was cut when it was generated; it is trained on without an end of turn. ``left_out`` is the reason why the
+    pair is not trained on, for one that reviewers left out.
     """
 
     pair_id: str
@@ -42,6 +44,7 @@ class TrainingPair:
     size_wh: Size | None = None
     chosen_complete: bool = True
     rejected_complete: bool = True
+    left_out: str | None = None
 
 
 def _complete(row: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -52,21 +55,28 @@ def _complete(row: Mapping[str, Any]) -> tuple[bool, bool]:
 # ── pairs of a run ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
+def run_pairs(run: Path, images: ImageSource, reviews: ReviewMode = "use") -> Iterator[TrainingPair]:
     """The pairs of a run folder, in order, or `RunError` if its `pairs` stage is not finished.
 
-    ``images`` is the config's `AnnotationsConfig.image_source`.
+    ``images`` is the config's `AnnotationsConfig.image_source`; ``reviews`` says what becomes of reviewers' decisions.
     """
     check_run_version(run)
     store = StageStore(run / "pairs")
     store.finished()
+    made = Reviews.read(run)
 
     def pair(row: dict[str, Any]) -> TrainingPair:
         size_wh, prompt = (row["width"], row["height"]), user_turn(row["prompt"])
         image = RunImage(images, row["file_name"], size_wh)
         pair_id = row["query_id"] + ("/boxes" if row.get("kind") == "boxes" else "")
-        answers = row["chosen"], row["rejected"]
-        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, *_complete(row))
+        answers, left_out = (row["chosen"], row["rejected"]), None
+        if reviews == "require" or (reviews == "use" and made.mentions(pair_id)):
+            reviewed = made.apply(PreferencePair.from_row(row), reviews)
+            if isinstance(reviewed, str):
+                left_out = reviewed
+            else:
+                answers = reviewed.chosen, reviewed.rejected
+        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, *_complete(row), left_out)
 
     return (pair(row) for table in store.tables() for row in table.to_pylist())
 
