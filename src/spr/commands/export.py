@@ -9,6 +9,11 @@ import typer
 
 from spr.core.terminal import echo
 
+REVIEWS_HELP = (
+    "Pairs decided in `spr review`. use: leave out rejected ones, use edited answers | require: only accepted and "
+    "edited pairs | ignore."
+)
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder with finished pairs.")],
@@ -40,21 +45,27 @@ def export(
         str, typer.Option("--license", help="License of the dataset on its card, such as cc-by-4.0.")
     ] = "other",
     name: Annotated[str | None, typer.Option(help="Name of the dataset on its card.")] = None,
+    reviews: Annotated[str, typer.Option(help=REVIEWS_HELP)] = "use",
 ) -> None:
     """Write a run's pairs in the format of another trainer, with a dataset card."""
     from spr.core.errors import ConfigError
     from spr.exports import writing
+    from spr.runs.reviews import check_mode, effect
 
+    mode = check_mode(reviews)
     if no_images and images not in (None, "none"):
         fix = "give one of them"
         raise ConfigError("--no-images contradicts --images", got=f"--images {images}", expected="none", fix=fix)
     images = "none" if no_images else images
-    summary = writing.export(run, out, format, images=images, dialect=dialect, license_id=license, name=name)  # type: ignore[arg-type]
+    options = {"dialect": dialect, "license_id": license, "name": name, "reviews": mode}
+    summary = writing.export(run, out, format, images=images, **options)  # type: ignore[arg-type]
     state = ", done before" if summary.done_before else ""
     settings = f"images: {summary.images}, dialect: {summary.dialect}{state}"
     echo(f"{format}: {summary.pairs:,} pairs in {out} ({settings})")
     if summary.held_out:
         echo(f"  {summary.held_out:>12,}  of them of held-out images, in the split `test`: don't train on them")
+    if (line := effect(run, mode)) is not None:
+        echo(f"  {line}")
     for reason, count in summary.left_out.items():
         echo(f"  {count:>12,}  left out {reason}")
     if summary.left_out:

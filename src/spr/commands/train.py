@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spr.commands.export import REVIEWS_HELP
 from spr.core.paths import is_dir
 from spr.core.terminal import echo
 
@@ -49,12 +50,20 @@ def train(
         Path | None,
         typer.Option(help="Reuse the reference log-probabilities of another run: its training/reference.parquet."),
     ] = None,
+    reviews: Annotated[str, typer.Option(help=REVIEWS_HELP)] = "use",
 ) -> None:
     """Train a LoRA adapter on preference pairs. For several GPUs, use `accelerate launch -m spr train …`."""
+    from spr.runs.reviews import check_mode
     from spr.training.run import run
 
+    mode = check_mode(reviews)
     loaded, out = _config_of(config, overrides or (), out, name, with_pairs=pairs is not None)
-    options: dict[str, Any] = {"pairs": pairs, "allow_outside_images": allow_outside_images, "reference": reference}
+    options: dict[str, Any] = {
+        "pairs": pairs,
+        "allow_outside_images": allow_outside_images,
+        "reference": reference,
+        "reviews": mode,
+    }
     summary = run(loaded, out, name=name, **options, report=echo)
     if int(os.environ.get("RANK", "0")) != 0:
         return

@@ -92,6 +92,12 @@ PAIR_REASONS: dict[str, str] = {
 }
 """Why the stage `pairs` drops a query."""
 
+REVIEW_REASONS: dict[str, str] = {
+    "rejected_in_review": "reviewers rejected the pair (`spr review`)",
+    "not_accepted_in_review": "`--reviews require`: no majority of reviewers has accepted or edited the pair",
+}
+"""Why a pair of a reviewed run is neither trained on nor exported."""
+
 TRAINING_REASONS: dict[str, str] = {
     "held_out": "the image is held out (`annotations.holdout`): its `split` is not `train`",
     "empty_answer": "an answer is empty",
@@ -118,8 +124,8 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
     "candidates": {**IMAGE_REASONS, **CANDIDATE_REASONS},
     "scores": IMAGE_REASONS,
     "pairs": PAIR_REASONS,
-    "training": {**IMAGE_REASONS, **TRAINING_REASONS},
-    "export": {**IMAGE_REASONS, **EXPORT_REASONS},
+    "training": {**IMAGE_REASONS, **TRAINING_REASONS, **REVIEW_REASONS},
+    "export": {**IMAGE_REASONS, **EXPORT_REASONS, **REVIEW_REASONS},
 }
 """Explanations by stage and reason."""
 

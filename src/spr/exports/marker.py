@@ -16,6 +16,7 @@ from spr.core.outputs import check_output
 from spr.exports.formats import Format, ImageMode, Labels
 from spr.grounding import Dialect
 from spr.runs.reader import Run
+from spr.runs.reviews import ReviewMode, Reviews
 
 MARKER = "export.json"
 _EDITABLE = ("README.md", MARKER)  # may change after the export: the user edits the dataset card
@@ -33,6 +34,8 @@ class ExportPlan:
     target: Dialect | None
     labels: Labels
     license_id: str
+    reviews: Reviews
+    review_mode: ReviewMode
 
     @property
     def dialect(self) -> str:
@@ -43,6 +46,7 @@ class ExportPlan:
     def identity(self) -> dict[str, str]:
         """What decides the contents of the export."""
         settings = {"format": self.format_name, "images": self.images, "dialect": self.dialect}
+        settings["reviews"] = self.reviews.identity(self.review_mode)
         return {**settings, "name": self.labels.name, "license": self.license_id, "pairs": self.run.pairs_sha256}
 
 

@@ -11,7 +11,7 @@ from spr.config.public import public_name
 from spr.core.atomic import atomic_dir
 from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.progress import Progress
-from spr.core.reasons import FIXES
+from spr.core.reasons import FIXES, REVIEW_REASONS
 from spr.exports.card import write_card
 from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
 from spr.exports.images import export_images, split_folder
@@ -21,6 +21,7 @@ from spr.grounding import get_dialect
 from spr.records import PreferencePair
 from spr.runs.pair_stats import PairStats
 from spr.runs.reader import Run
+from spr.runs.reviews import ReviewMode, Reviews
 
 BATCH = 64  # pairs whose images are read and written together
 LEFT_OUT = "left_out.jsonl"
@@ -49,6 +50,7 @@ def export(
     dialect: str | None = None,
     license_id: str = "other",
     name: str | None = None,
+    reviews: ReviewMode = "use",
 ) -> ExportSummary:
     """Write a run's pairs in the format of another trainer, with a dataset card.
 
@@ -64,6 +66,7 @@ def export(
         dialect: Convert prompt and answers to this dialect (`spr.grounding.get_dialect`); None: leave them unchanged.
         license_id: License for the card, an identifier of the Hugging Face hub such as ``cc-by-4.0``.
         name: Name of the dataset; None: made from the annotations' file name and the describer.
+        reviews: What becomes of pairs that reviewers have decided about.
 
     Raises:
         ConfigError: for an unknown format, or one that doesn't support ``images``.
@@ -88,7 +91,8 @@ def export(
     title = name or f"SPR pairs of {model} on {annotations.stem}"
     target = None if target == own else target
     labels = Labels(title, annotations.name, public_name(describer), target or own)
-    plan = ExportPlan(source, out.resolve(), format_name, form, mode, target, labels, license_id)
+    made = Reviews.read(run)
+    plan = ExportPlan(source, out.resolve(), format_name, form, mode, target, labels, license_id, made, reviews)
     finished = counts_of_finished(plan)
     if finished is not None:
         counts = finished["pairs"], finished["held_out"], finished["left_out"]
@@ -136,7 +140,12 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
                 stats.add_candidates(shard)
                 for start in range(0, len(shard.pairs), BATCH):
                     batch, usable, rows = shard.pairs[start : start + BATCH], [], []
-                    for item in batch:
+                    for joined in batch:
+                        reviewed = plan.reviews.apply(joined.pair, plan.review_mode)
+                        if isinstance(reviewed, str):
+                            leave_out(joined.pair, reviewed)
+                            continue
+                        item = joined if reviewed is joined.pair else joined.with_chosen(reviewed)
                         texts = texts_of(item.pair, dialect, plan.target, run.config.prompts, plan.format.placeholders)
                         if isinstance(texts, str):
                             leave_out(item.pair, texts)
@@ -167,6 +176,8 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
         got = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
         if set(left_out) == {"truncated_answer"}:
             expected, fix = "answers that end by themselves", FIXES["truncated_answer"]
+        elif left_out.keys() <= REVIEW_REASONS.keys():
+            expected, fix = "accepted pairs", "review them with `spr review`, or give another --reviews"
         else:
             expected = f"images in {annotations.images}"
             fix = f"set annotations.images in {run.path / 'config.yaml'}, or restore the images"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -63,6 +63,13 @@ class JoinedPair:
     def spans(self, side: Side) -> tuple[Span, ...]:
         """The phrases of the chosen or the rejected answer, with their boxes."""
         return self.pair.chosen_spans if side == "chosen" else self.pair.rejected_spans
+
+    def with_chosen(self, pair: PreferencePair) -> JoinedPair:
+        """The same with the pair after its chosen answer was edited, and S_loc of the edited boxes."""
+        own = localization_score(self.query.inside, [box for span in pair.chosen_spans for box in span.boxes])
+        return replace(
+            self, pair=pair, answers={**self.answers, "chosen": replace(self.answers["chosen"], localization=own)}
+        )
 
 
 @dataclass(frozen=True, slots=True)

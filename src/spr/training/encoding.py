@@ -106,7 +106,7 @@ class PairEncoder:
         """Tokenize answers, count the tokens of prompts, and drop the pairs that can't be trained on.
 
         Returns the remaining pairs in order, and ``(pair_id, reason)`` for each dropped one; the reasons are keys of
-        `spr.core.reasons.TRAINING_REASONS` and `IMAGE_REASONS`. ``max_length`` is the maximum number of tokens of a
+        `spr.core.reasons.DROP_REASONS`. ``max_length`` is the maximum number of tokens of a
         prompt with one answer.
         """
         planned: list[PlannedPair] = []

@@ -20,8 +20,9 @@ from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import exists, is_dir
 from spr.core.text_input import TextInput, text_lines
 from spr.models.chat import Message, user_turn
-from spr.records import CUT_REASONS, Size
+from spr.records import CUT_REASONS, PreferencePair, Size
 from spr.runs.folder import check_run_version
+from spr.runs.reviews import ReviewMode, Reviews
 from spr.runs.store import StageStore
 
 
@@ -32,7 +33,7 @@ class TrainingPair:
     ``load`` returns the image as RGB, and ``digest`` the hex digest of its file and of how it is turned; both raise
     `ImageProblem`. ``size_wh`` is None if the size is not known without opening the image. An answer that is not
     complete was cut when it was generated; it is trained on without an end of turn. A pair of another ``split`` than
-    ``train`` is never trained on.
+    ``train`` is never trained on, nor is one with a ``left_out``, the reason why reviewers left it out.
     """
 
     pair_id: str
@@ -45,11 +46,12 @@ class TrainingPair:
     chosen_complete: bool = True
     rejected_complete: bool = True
     split: str = "train"
+    left_out: str | None = None
 
     @property
     def excluded(self) -> str | None:
         """Why the pair must not be trained on (`spr.core.reasons.TRAINING_REASONS`); None if it may."""
-        return None if self.split == "train" else "held_out"
+        return self.left_out if self.split == "train" else "held_out"
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,22 +63,30 @@ def _known(row: Mapping[str, Any]) -> dict[str, Any]:
 # ── pairs of a run ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_pairs(run: Path, images: ImageSource) -> Iterator[TrainingPair]:
+def run_pairs(run: Path, images: ImageSource, reviews: ReviewMode = "use") -> Iterator[TrainingPair]:
     """The pairs of a run folder, in order, or `RunError` if its `pairs` stage is not finished.
 
-    Pairs of held-out images are among them, marked by their split; `spr.training.trainer.train` drops them.
-    ``images`` is the config's `AnnotationsConfig.image_source`.
+    Pairs of held-out images and those that reviewers left out are among them; `spr.training.trainer.train` drops them.
+    ``images`` is the config's `AnnotationsConfig.image_source`; ``reviews`` says what becomes of reviewers' decisions.
     """
     check_run_version(run)
     store = StageStore(run / "pairs")
     store.finished()
+    made = Reviews.read(run)
 
     def pair(row: dict[str, Any]) -> TrainingPair:
         size_wh, prompt = (row["width"], row["height"]), user_turn(row["prompt"])
         image = RunImage(images, row["file_name"], size_wh)
         pair_id = row["query_id"] + ("/boxes" if row.get("kind") == "boxes" else "")
-        answers = row["chosen"], row["rejected"]
-        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, **_known(row))
+        answers, left_out = (row["chosen"], row["rejected"]), None
+        if reviews == "require" or (reviews == "use" and made.mentions(pair_id)):
+            reviewed = made.apply(PreferencePair.from_row(row), reviews)
+            if isinstance(reviewed, str):
+                left_out = reviewed
+            else:
+                answers = reviewed.chosen, reviewed.rejected
+        known = _known(row)
+        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, **known, left_out=left_out)
 
     return (pair(row) for table in store.tables() for row in table.to_pylist())
 

@@ -14,6 +14,7 @@ from spr.models.loading import model_source
 from spr.models.registry import trained_model
 from spr.runs.cues import kept_cues
 from spr.runs.images import check_images
+from spr.runs.reviews import ReviewMode, effect
 from spr.runs.trainings import open_training, training_place
 from spr.training.loss import needs_rejected
 from spr.training.pairs import run_pairs, trl_pairs
@@ -28,6 +29,7 @@ def run(
     pairs: Path | None = None,
     allow_outside_images: bool = False,
     reference: Path | None = None,
+    reviews: ReviewMode = "use",
     report: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
     """Train a LoRA adapter in a run folder, or resume where an earlier call stopped.
@@ -43,11 +45,13 @@ def run(
         pairs: Pairs in TRL's preference format, see `spr.training.pairs.trl_pairs`; by default the run's own pairs.
         allow_outside_images: Also open images that ``pairs`` names by an absolute path, or outside of its folder.
         reference: Another run's ``training/reference.parquet``, whose values are used for the pairs that it knows.
+        reviews: What becomes of pairs that reviewers have decided about (`spr.runs.reviews.ReviewMode`).
         report: Called with each line for the user.
 
     Raises:
         ConfigError: if the config names no model to train, or has no annotations although ``pairs`` is None; for
-            ``allow_outside_images`` without ``pairs``; or for a name that a folder can't have.
+            ``allow_outside_images`` without ``pairs``, or ``reviews: require`` with them; or for a name that a folder
+            can't have.
         RunError: if the run has no pairs, is in use, was made under another config or of other images, or is a run that
             has its own annotations although ``pairs`` are given.
         InputError, ModelError, DeviceMemoryError, InterruptedTrainingError, SprError: see `spr.training.trainer.train`.
@@ -56,11 +60,14 @@ def run(
         fix = "set annotations.allow_outside_images: true for the run's own images"
         raise ConfigError("--allow-outside-images has no effect without --pairs", fix=fix)
     place = training_place(out, name)
+    if reviews == "require" and pairs is not None:
+        fix = "leave --reviews out; export the accepted pairs with `spr export RUN --format trl --reviews require`"
+        raise ConfigError("--reviews require can't be used with --pairs", got="pairs without reviews", fix=fix)
     if pairs is not None:
         source = trl_pairs(pairs, allow_outside_images=allow_outside_images)
         config = TrainingPart(seed=config.seed, describer=config.describer, training=config.training)
     elif isinstance(config, Config):
-        source = run_pairs(out, config.annotations.image_source)
+        source = run_pairs(out, config.annotations.image_source, reviews)
     else:
         raise ConfigError("The config has no annotations", fix="read it with load_config, or give pairs (--pairs)")
     model = model_source(trained_model(config.describer))
@@ -68,6 +75,8 @@ def run(
     with open_training(out, config, name) if main_process else nullcontext():
         if main_process and isinstance(config, Config):
             check_images(out, config.annotations)
+            if (line := effect(out, reviews)) is not None:
+                report(line)
         if main_process and isinstance(config, Config) and needs_rejected(config.training):
             found = kept_cues(out)
             others = tuple(cue for cue in found.cues if cue.group != "length")  # `train` measures it, in tokens

@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from spr.config import TrainingConfig
-from spr.core.errors import ConfigError, InputError
+from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.ordered_map import ordered_map
 from spr.runs.cues import measure_cue
 from spr.runs.store import dropped_table, write_table
@@ -143,6 +143,9 @@ def train(
             fix += "; --allow-outside-images opens images outside the folder of --pairs"
         raise InputError("No pair is left to train on", got=f"dropped: {got}", fix=fix)
 
+    if len(set(gather_object([plan_digest(planned)]))) > 1:
+        fix = "run the same command again, without changing the run meanwhile (`spr review`)"
+        raise RunError("The processes of the training have different pairs", fix=fix)
     batches_per_step = accelerator.num_processes * settings.gradient_accumulation_steps
     ignored = settings.runtime_fields | {"gradient_accumulation_steps"}
     fingerprint = {
