@@ -52,9 +52,30 @@ def config(
     echo(annotated_yaml(load_config(source, overrides or ())).rstrip())
 
 
-def doctor() -> None:
-    """Show installed packages, devices, and the names that configs and commands accept."""
+def doctor(
+    config: Annotated[
+        str | None,
+        typer.Argument(help="A YAML file, or the name of a config that ships with SPR. [default: check no config]"),
+    ] = None,
+    overrides: Annotated[list[str] | None, _OVERRIDES] = None,
+) -> None:
+    """Show packages, devices and accepted names; or whether the models, memory and disk that a config needs are here.
+
+    No model is loaded, and nothing is downloaded. Exit code 1 if something that the config needs is missing.
+    """
+    from spr.config import load_config
     from spr.report.doctor import diagnose
 
-    for line in diagnose():
-        echo(line)
+    if config is None:
+        for line in diagnose():
+            echo(line)
+        return
+    from spr.workflows.check import check
+
+    missing = 0
+    for status, about, finding in check(load_config(config, overrides or ())):
+        echo(f"{status:<8}{about:<21}{finding}")
+        missing += status == "MISSING"
+    if missing:
+        echo(f"\n{missing} missing.", err=True)
+        raise typer.Exit(1)

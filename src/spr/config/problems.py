@@ -44,7 +44,7 @@ def _find(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str
 
 
 def section_of(kind: Any) -> type[BaseModel] | None:
-    # An optional section is a union with None.
+    """The section that a field's type names, also of an optional one, which is a union with None."""
     return next((part for part in (*get_args(kind), kind) if hasattr(part, "model_fields")), None)
 
 
@@ -96,6 +96,12 @@ def _fields_named(key: str, schema: type[BaseModel], prefix: str = "") -> list[s
 
 
 def in_words(kind: Any, metadata: Collection[Any] = ()) -> str:
+    """A field's type with its bounds, for people to read.
+
+    >>> from annotated_types import Ge
+    >>> in_words(int | None, [Ge(1)])
+    'null or an integer, at least 1'
+    """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         own = [m for part in parts[1:] for m in (part.metadata if isinstance(part, FieldInfo) else [part])]

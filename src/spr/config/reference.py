@@ -1,4 +1,4 @@
-"""What each config field means, for `spr config` and the documentation: taken from the sections and their docstrings."""
+"""What each config field means, for `spr config` and the documentation: from the sections and their docstrings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic_core import PydanticUndefined
 
 from spr.config.experiment import Config
 from spr.config.loading import presets
@@ -170,7 +169,6 @@ def _default(field: Any) -> str:
 
 def _plain(field: Any) -> Any:
     value = field.get_default(call_default_factory=True)
-    assert value is not PydanticUndefined
     return list(value) if isinstance(value, tuple) else value
 
 
