@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import convert, embedded, evaluate, export, report, run, text, train
+from spr.commands import config, convert, embedded, evaluate, export, report, run, text, train
 from spr.core.errors import SprError, missing_package
 from spr.core.terminal import echo
 
@@ -52,7 +52,8 @@ for command in (
     text.text,
     embedded.scenes,
     embedded.quickstart,
-    run.doctor,
+    config.config,
+    config.doctor,
 ):
     app.command()(command)
 app.add_typer(evaluate.evaluate)

@@ -1,4 +1,4 @@
-"""`spr run`, `spr show` and `spr doctor`: run the pipeline, look at its tables, and show the environment."""
+"""`spr run` and `spr show`: run the pipeline, and look at its tables."""
 
 from __future__ import annotations
 
@@ -73,14 +73,6 @@ def show(
         echo(f"{drawn} rows drawn into {draw}")
         return
     for line in rows.show(path, n=n, skip=skip):
-        echo(line)
-
-
-def doctor() -> None:
-    """Show installed packages, devices, and the names that configs and commands accept."""
-    from spr.report.doctor import diagnose
-
-    for line in diagnose():
         echo(line)
 
 

@@ -13,6 +13,7 @@ from spr.config.loading import (
     load_training,
     make_config,
     make_section,
+    presets,
 )
 from spr.config.pairing import PairingConfig
 from spr.config.prompts import PromptsConfig
@@ -48,4 +49,5 @@ __all__ = [
     "load_training",
     "make_config",
     "make_section",
+    "presets",
 ]

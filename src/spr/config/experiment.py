@@ -37,7 +37,7 @@ class Config(_File):
     annotations: AnnotationsConfig
     regions: RegionsConfig = RegionsConfig()
     describer: DescriberConfig | None = None
-    """The describer section; null ends the run after the region queries."""
+    """Null ends the run after the region queries."""
     prompts: PromptsConfig = PromptsConfig()
     scorer: ScorerConfig = ScorerConfig()
     detector: DetectorConfig = DetectorConfig()

@@ -88,15 +88,20 @@ def make_section(schema: type[Part], source: Part | str | PathLike[str], **field
     return _validate(schema, plain, schema.__name__)
 
 
+def presets() -> dict[str, Path]:
+    """The configs that ship with SPR, by name."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+
+
 def find_config(source: str | Path) -> Path:
     """The file of a config, given its path or the name of a preset."""
     path = Path(source)
-    presets = {p.stem: p for p in sorted(PRESETS.glob("*.yaml"))}
+    shipped = presets()
     if is_file(path):
         return path
-    if str(source) in presets:
-        return presets[str(source)]
-    fix = nearest(str(source), presets, "give a YAML file, or one of")
+    if str(source) in shipped:
+        return shipped[str(source)]
+    fix = nearest(str(source), shipped, "give a YAML file, or one of")
     raise ConfigError(f"There is no config {source}", got="a folder" if is_dir(path) else "no such file", fix=fix)
 
 

@@ -39,12 +39,12 @@ def _find(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str
             break
         names.append(part)
         field = section.model_fields.get(part)
-        section = _section(field.annotation) if field else None
+        section = section_of(field.annotation) if field else None
     return ".".join(names), field
 
 
-def _section(kind: Any) -> type[BaseModel] | None:
-    # An optional section is a union with None.
+def section_of(kind: Any) -> type[BaseModel] | None:
+    """The section that a field's type names, also of an optional one, which is a union with None."""
     return next((part for part in (*get_args(kind), kind) if hasattr(part, "model_fields")), None)
 
 
@@ -62,14 +62,14 @@ def _explain(problem: Mapping[str, Any], name: str, field: FieldInfo | None, sch
         told = isinstance(given, Mapping | BaseModel) or f"`{given}`" in own
         return f"`{name}`: {own}" + ("" if told else f", got {given!r}")
     got = repr(given) if whole else f"{given!r} in it"
-    return f"`{name}` is not valid: got {got}, expected {_in_words(field.annotation, field.metadata)}"
+    return f"`{name}` is not valid: got {got}, expected {in_words(field.annotation, field.metadata)}"
 
 
 def _explain_unknown(name: str, schema: type[BaseModel]) -> str:
     if name in RENAMED:
         return f"`{name}` is now called `{RENAMED[name]}`"
     parents, key, top = list[str](), name, schema
-    while (field := schema.model_fields.get(key.partition(".")[0])) and (section := _section(field.annotation)):
+    while (field := schema.model_fields.get(key.partition(".")[0])) and (section := section_of(field.annotation)):
         parent, _, key = key.partition(".")
         parents.append(parent)
         schema = section
@@ -90,19 +90,25 @@ def _fields_named(key: str, schema: type[BaseModel], prefix: str = "") -> list[s
     for name, field in schema.model_fields.items():
         if name == key:
             found.append(prefix + name)
-        if section := _section(field.annotation):
+        if section := section_of(field.annotation):
             found += _fields_named(key, section, f"{prefix}{name}.")
     return list(dict.fromkeys(found))
 
 
-def _in_words(kind: Any, metadata: Collection[Any] = ()) -> str:
+def in_words(kind: Any, metadata: Collection[Any] = ()) -> str:
+    """A field's type with its bounds, for people to read.
+
+    >>> from annotated_types import Ge
+    >>> in_words(int | None, [Ge(1)])
+    'null or an integer, at least 1'
+    """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         own = [m for part in parts[1:] for m in (part.metadata if isinstance(part, FieldInfo) else [part])]
-        return _in_words(parts[0], [*own, *metadata])
+        return in_words(parts[0], [*own, *metadata])
     if origin in (Union, UnionType):
         null_first = sorted(parts, key=lambda part: part is not NoneType)
-        return " or ".join(_in_words(part, metadata) for part in null_first)
+        return " or ".join(in_words(part, metadata) for part in null_first)
     if kind is NoneType:
         return "null"
     if origin is Literal:
@@ -111,9 +117,9 @@ def _in_words(kind: Any, metadata: Collection[Any] = ()) -> str:
         bounds = [f"{word} {_value(m, key)}" for key, word in _BOUNDS.items() for m in metadata if hasattr(m, key)]
         return ", ".join([_NUMBERS[kind], *([" and ".join(bounds)] if bounds else [])])
     if origin is tuple and Ellipsis not in parts:
-        return f"a list of {len(parts)}, each {_in_words(parts[0])}"
+        return f"a list of {len(parts)}, each {in_words(parts[0])}"
     if origin in (tuple, dict):
-        return f"{_WORDS[origin]}, each entry {_in_words(parts[0] if origin is tuple else parts[1])}"
+        return f"{_WORDS[origin]}, each entry {in_words(parts[0] if origin is tuple else parts[1])}"
     if hasattr(kind, "model_fields"):
         return f"a mapping with fields such as `{next(iter(kind.model_fields))}`"
     return _WORDS.get(kind, "any value")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pkgutil import resolve_name
 
 from spr import __version__
-from spr.config import PRESETS
+from spr.config import presets
 from spr.core.errors import missing_package
 from spr.report.environment import version_of
 
@@ -48,13 +48,23 @@ def diagnose() -> Iterator[str]:
     yield "Devices"
     yield from (f"  {line}" for line in _devices())
     yield ""
-    yield f"{'Configs':<16}{', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
+    yield f"{'Configs':<16}{', '.join(presets())}"
     for title, registry in REGISTRIES.items():
         try:
             names = ", ".join(resolve_name(registry))
         except ImportError as error:
             names = _unavailable(error)
         yield f"{title:<16}{names}"
+
+
+def cuda_devices() -> dict[str, int]:
+    """Bytes of memory of each CUDA device, by its name in a config; none without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {f"cuda:{index}": torch.cuda.get_device_properties(index).total_memory for index in range(count)}
 
 
 def _unavailable(error: ImportError) -> str:
@@ -72,8 +82,7 @@ def _devices() -> Iterator[str]:
         return
     if not torch.cuda.is_available():
         yield "no CUDA device that PyTorch can use"
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index} {device.name}, {device.total_memory / 2**30:,.0f} GiB"
+    for name, size in cuda_devices().items():
+        yield f"{name} {torch.cuda.get_device_properties(name).name}, {size / 2**30:,.0f} GiB"
     if torch.backends.mps.is_available():
         yield "mps (Apple)"
