@@ -1,15 +1,19 @@
-# `make quickstart` and `make test` install everything that they need into .venv. They require Python 3.11, git and make.
+# `make quickstart`, `make test` and `make docs` install what they need, and no more, into .venv. They require Python 3.11, git
+# and make. INSTALL is pip, which shows what it downloads; `make quickstart INSTALL_OPTIONS=-q` is quiet.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # Written after an installation; make installs again when pyproject.toml or constraints.txt is newer.
 STAMP := $(VENV)/.installed
 MODELS_STAMP := $(VENV)/.installed-models
+DOCS_STAMP := $(VENV)/.installed-docs
+INSTALL_OPTIONS ?=
+INSTALL = $(BIN)/python -m pip install $(INSTALL_OPTIONS) --disable-pip-version-check -c constraints.txt
 OUT ?= runs/quickstart
 
 .PHONY: quickstart test test-all chromium lint format docs clean
 
-# The quickstart needs only the extra `models`, not the tools for development.
+# The quickstart needs only the extra `models`, not the tools for tests and documentation.
 quickstart: $(if $(wildcard $(STAMP)),$(STAMP),$(MODELS_STAMP))
 	$(BIN)/spr quickstart --out $(OUT)
 
@@ -41,17 +45,26 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(STAMP)
+docs: $(if $(wildcard $(STAMP))$(filter lint format test test-all,$(MAKECMDGOALS)),$(STAMP),$(DOCS_STAMP))
 	$(BIN)/mkdocs build --strict
 
-$(MODELS_STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[models]'
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(MODELS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing SPR with PyTorch for the CPU or CUDA into $(VENV), once: about 1.6 GB on disk and 2 minutes with PyTorch's CPU"
+	@echo "build (macOS), about 3 GB more to download with its CUDA build (Linux; to avoid it, see docs/installation.md)."
+	$(INSTALL) -e '.[models]'
 	touch $@
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+$(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing SPR and the tools for its documentation into $(VENV), once."
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing SPR and the tools for tests and documentation into $(VENV), once: about 2 GB on disk, 3 minutes."
+	$(INSTALL) -e '.[dev,docs]'
 	touch $@
 
 clean:

@@ -26,11 +26,11 @@ def config(
     """Show the fields of a section with their types, defaults and meaning, or all values of a config."""
     from spr.config import find_config, load_config, presets
     from spr.config.reference import annotated_yaml, describe, names
-    from spr.config.renamed import RENAMED
+    from spr.config.renamed import ALSO_KNOWN_AS, RENAMED
     from spr.core.errors import ConfigError, closest
     from spr.core.paths import is_dir, is_file
 
-    lines = describe(RENAMED.get(name or "", name))
+    lines = describe({**ALSO_KNOWN_AS, **RENAMED}.get(name or "", name))
     if lines is not None:
         if overrides:
             raise ConfigError(f"`{name}` is part of every config", got=overrides[0], expected="no key=value after it")

@@ -149,7 +149,7 @@ OTHERS = {"openai/clip-vit-large-patch14-336": 427_944_193, "IDEA-Research/groun
 
 def describing_memory(shape: Shape, describer: DescriberConfig, weights: int | None = None) -> int:
     """Bytes of device memory for describing a batch with answers of full length."""
-    tokens = describer.batch_size * (shape.image_tokens + PROMPT + describer.max_new_tokens)
+    tokens = _batch(describer) * (shape.image_tokens + PROMPT + describer.max_new_tokens)
     keys = tokens * 2 * shape.layers * shape.keys * _bytes(shape, describer.dtype)
     if weights is None:
         weights = shape.weights(describer.dtype, four_bits=describer.load_in_4bit)
@@ -189,9 +189,10 @@ def vision_cache_bytes(shape: Shape, training: TrainingConfig, pairs: int) -> in
 def describing_seconds(shape: Shape, describer: DescriberConfig, card: str) -> float:
     """Seconds for a batch of descriptions of `ANSWER` tokens."""
     math, memory = CARDS[card]
-    prompt = describer.batch_size * (shape.image_tokens + PROMPT)
-    work = 2 * shape.decoder * prompt + 2 * shape.vision * describer.batch_size * shape.image_tokens
-    keys = 4 * shape.layers * shape.keys * (prompt + describer.batch_size * ANSWER // 2)
+    batch = _batch(describer)
+    prompt = batch * (shape.image_tokens + PROMPT)
+    work = 2 * shape.decoder * prompt + 2 * shape.vision * batch * shape.image_tokens
+    keys = 4 * shape.layers * shape.keys * (prompt + batch * ANSWER // 2)
     read = (shape.parameters - shape.vision - (shape.experts - 1) * shape.decoder) * 2 + keys
     return work / (MATH_SHARE * math) + ANSWER * read / (MEMORY_SHARE * memory)
 
@@ -218,6 +219,11 @@ def model_bytes(section: ScorerConfig | DetectorConfig) -> int | None:
     """Bytes of the weights of a scorer or detector, if its size is known."""
     parameters = OTHERS.get(section.model)
     return None if parameters is None else parameters * _BYTES["float32" if section.dtype == "auto" else section.dtype]
+
+
+def _batch(describer: DescriberConfig) -> int:
+    default: int = DescriberConfig.model_fields["batch_size"].default
+    return default if describer.batch_size == "auto" else describer.batch_size
 
 
 def _bytes(shape: Shape, dtype: str) -> int:
