@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from spr.config.experiment import Config
 from spr.config.loading import presets
 from spr.config.problems import in_words, section_of
-from spr.config.section import Section
 from spr.core import FORMAT_VERSION
 
 _PARENTHESES = re.compile(r"\s*\(([^()]*)\)")
@@ -47,7 +47,7 @@ class SectionInfo:
     fields: tuple[FieldInfo, ...]
 
 
-def sections(schema: type[Section] = Config, name: str = "", note: str = "") -> Iterator[SectionInfo]:
+def sections(schema: type[BaseModel] = Config, name: str = "", note: str = "") -> Iterator[SectionInfo]:
     """A section and the sections in it, each with its own fields.
 
     >>> [section.name for section in sections()][:4]
@@ -146,7 +146,7 @@ def annotated_yaml(config: Config) -> str:
     return "\n".join([f"format_version: {FORMAT_VERSION}", *_lines(content, Config, "")]) + "\n"
 
 
-def _lines(content: Mapping[str, Any], schema: type[Section], indent: str) -> Iterator[str]:
+def _lines(content: Mapping[str, Any], schema: type[BaseModel], indent: str) -> Iterator[str]:
     for key, value in content.items():
         field = schema.model_fields[key]
         inner = section_of(field.annotation)
