@@ -10,6 +10,9 @@ from pydantic import Field
 from spr.config.section import Float, Int, Section
 from spr.core.images import MAX_PIXELS, ImageSource
 
+HF_PREFIX = "hf:"
+"""An annotations path with this prefix names a Hugging Face dataset."""
+
 
 class AnnotationsConfig(Section):
     """Which annotated images and objects are used (supplement, Sec. 1)."""
@@ -17,9 +20,11 @@ class AnnotationsConfig(Section):
     runtime_fields = frozenset({"allow_outside_images", "hash_images"})
 
     path: Path
-    """Annotation file: COCO, LVIS or Objects365 JSON."""
+    """Annotation file: COCO, LVIS or Objects365 JSON. Or a Hugging Face detection dataset: `hf:NAME[:CONFIG]:SPLIT`, or
+    `hf:/FOLDER:SPLIT` offline."""
     images: Path
-    """Folder that the file names in the annotations are relative to."""
+    """Folder that the file names in the annotations are relative to. For a Hugging Face dataset: a new folder, into
+    which its images and its annotations as JSON are written once."""
     min_area: Float = Field(default=300.0, ge=0)
     """Minimum box area in px²; smaller objects are dropped (supplement, Sec. 1)."""
     min_objects: Int = Field(default=9, ge=1)
@@ -56,6 +61,16 @@ class AnnotationsConfig(Section):
     hash_images: bool = False
     """Record the sha256 of each image. A run is refused if images have changed since it began: with a sha256, if the
     content has; otherwise if size or modification time have, also by copying the folder (our choice)."""
+
+    @property
+    def json_path(self) -> Path:
+        """The annotation file; for a Hugging Face dataset, the one that is written into the image folder."""
+        return self.images / "annotations.json" if self.is_dataset else self.path
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether the annotations are a Hugging Face dataset, which `spr.annotations.prepare_annotations` writes."""
+        return str(self.path).startswith(HF_PREFIX)
 
     @property
     def image_source(self) -> ImageSource:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from spr.config.annotations import HF_PREFIX
 from spr.config.experiment import Config, TrainingPart
 from spr.config.problems import explain
 from spr.config.section import Section
@@ -190,6 +191,10 @@ def _touches(name: str, key: str) -> bool:
 
 
 def _absolute(path: Path, field: str) -> Path:
+    dataset = str(path).removeprefix(HF_PREFIX)
+    if field == "annotations.path" and dataset != str(path):
+        is_folder = dataset.startswith(("/", ".", "~"))
+        return Path(f"{HF_PREFIX}{_absolute(Path(dataset), 'the folder of a dataset')}") if is_folder else path
     try:
         return path.expanduser().absolute()
     except RuntimeError as error:

@@ -167,6 +167,16 @@ class ImageSource:
             _load(image, file_name)
         return seen_wh[::-1] if rotate and _is_quarter_turn(image) else seen_wh
 
+    def header(self, file_name: str, *, data: bytes | None = None) -> tuple[Size, bool]:
+        """The size of what `load` returns without a size, and whether EXIF orients the image; no pixels are decoded.
+
+        ``data`` is as for `load`.
+        """
+        with self._open(file_name, data) as image:
+            rotate = _is_rotated(image, file_name, None, self.orientation)
+            size_wh = image.size[::-1] if rotate and _is_quarter_turn(image) else image.size
+            return size_wh, image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
+
     def load(self, file_name: str, size_wh: Size | None = None, *, data: bytes | None = None) -> Image.Image:
         """Load an image as RGB, in the orientation in which its boxes were drawn and in its annotated size.
 

@@ -48,6 +48,40 @@ ANNOTATION_REASONS: dict[str, str] = {
 }
 """Why `spr.annotations.read_coco` drops an entry. If several reasons apply, the first in this order is used."""
 
+CONVERSION_REASONS: dict[str, str] = {
+    "label_file_unreadable": "the image's label file (YOLO, VOC) can't be read: not UTF-8, not XML, XML with a "
+    "document type or entities, or over 64 MiB",
+    "row_unreadable": "a row or shape lacks a number or a class, has more values than its format, or values that are "
+    "not numbers",
+    "numbers_not_normalized": "numbers that should be from 0 to 1, or percentages from 0 to 100, are far outside",
+    "shape_without_box": "a line, points, mask, tag or other shape that is neither a box nor the outline of an object",
+    "box_rotated": "a rotated box, and `--rotated drop` is given",
+    "box_not_visible": "a frame in which the object of a track is not visible (CVAT's `outside`)",
+    "mark_dropped": "the object is marked as difficult, truncated, occluded, …, and `--drop` names this mark",
+    "annotation_cancelled": "the annotator skipped the task (Label Studio)",
+    "annotation_superseded": "the task's ground truth, or its latest annotation, is used instead (Label Studio)",
+    "image_turned_in_editor": "the annotator turned the image in the editor, so it is unknown what the boxes refer to",
+    "image_repeated": "an earlier entry has the same image; this one and its objects are left out",
+    "image_not_embedded": "the dataset has neither the image nor a path to it (Hugging Face)",
+    "objects_not_aligned": "the lists of boxes and categories have different lengths (Hugging Face)",
+    "object_repeated": "the image has another object with the same category and box",
+}
+"""Why `spr.annotations.convert_annotations` drops something, besides `IMAGE_REASONS` and some `ANNOTATION_REASONS`."""
+
+_ALSO_IN_CONVERSION = (
+    "entry_not_an_object",
+    "image_size_invalid",
+    "image_without_file_name",
+    "image_file_name_unsafe",
+    "category_without_name",
+    "box_not_finite",
+    "box_size_negative",
+    "box_size_zero",
+    "box_outside_image",
+    "object_image_dropped",
+    "object_category_unknown",
+)
+
 OBJECT_REASONS: dict[str, str] = {
     "area_under_minimum": "the area of the box is under `annotations.min_area`",
     "too_few_objects": "fewer objects are left than `annotations.min_objects`",
@@ -126,6 +160,11 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
     "pairs": PAIR_REASONS,
     "training": {**IMAGE_REASONS, **TRAINING_REASONS, **REVIEW_REASONS},
     "export": {**IMAGE_REASONS, **EXPORT_REASONS, **REVIEW_REASONS},
+    "convert": {
+        **{reason: ANNOTATION_REASONS[reason] for reason in _ALSO_IN_CONVERSION},
+        **IMAGE_REASONS,
+        **CONVERSION_REASONS,
+    },
 }
 """Explanations by stage and reason."""
 

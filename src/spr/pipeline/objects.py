@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spr.annotations import Annotations, CrowdDetector, CrowdQuery, read_coco, replace_crowds
+from spr.annotations import Annotations, CrowdDetector, CrowdQuery, prepare_annotations, read_coco, replace_crowds
 from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError
@@ -77,7 +77,8 @@ def load_objects(
         crowds = "drop" if detector is None else "detect"
         annotations = annotations.model_copy(update={"crowds": crowds})
     rows_at_once = 512
-    with Progress(f"reading {annotations.path.name}", unit="MB") as progress:
+    prepare_annotations(annotations)
+    with Progress(f"reading {annotations.json_path.name}", unit="MB") as progress:
         plan = plan_objects(annotations, seed, progress)
     limit = plan.limit or len(plan.ids)
     images: list[ImageObjects] = []
@@ -100,7 +101,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
         fix = "set annotations.images to the folder"
         raise InputError(f"There is no image folder {settings.images}", got=got, fix=fix)
     parsed = read_coco(
-        settings.path,
+        settings.json_path,
         allow_outside_images=settings.allow_outside_images,
         clip_to_square=_may_turn(settings),
         progress=lambda done, _: progress.advance(done // MEGABYTE - progress.done),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spr.annotations import prepare_annotations
 from spr.config import Config
 from spr.core.atomic import sha256
 from spr.core.errors import InputError, RunError
@@ -112,6 +113,7 @@ def run(
         ConfigError: if there is no stage ``until``.
     """
     stages = due_stages(config, until)
+    prepare_annotations(config.annotations)
     other = OtherRun(reuse) if reuse is not None else None
     with contextlib.nullcontext() if other is None else other.locked(out), open_run(out, config) as inputs:
         summaries: list[StageSummary] = []
@@ -173,7 +175,7 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
     if stage.plan is None:
         _run_jobs(stage, store, manifest, jobs, processes)
     else:
-        path = config.annotations.path
+        path = config.annotations.json_path
         with Progress(f"{stage.name}: reading {path.name}", path.stat().st_size // MEGABYTE, "MB") as progress:
             plan = stage.plan(config, progress)
         _run_plan(stage, config, store, manifest, plan, processes)

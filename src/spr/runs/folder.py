@@ -161,7 +161,7 @@ def check_config(out: Path, config: Config | TrainingPart) -> dict[str, str]:
     if (path := out / "config.yaml").is_file():
         _check_changes(_read_config(path), config, out, begun)
     before = read_inputs(out)
-    identity = _identify(config.annotations.path, before)
+    identity = _identify(config.annotations.json_path, before)
     if begun and before.get("sha256") not in (None, identity["sha256"]):
         fix = "choose another --out; the rows in this folder come from the previous content of the file"
         raise RunError(f"{config.annotations.path} has changed since {out} was made", fix=fix)
