@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spr.annotations import read_coco
+    from spr.annotations import convert_annotations, read_coco
     from spr.config import Config, load_config
     from spr.config.annotations import AnnotationsConfig
     from spr.config.describer import DescriberConfig, SamplesConfig
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _LOCATIONS = {
-    "spr.annotations": "read_coco",
+    "spr.annotations": "convert_annotations read_coco",
     "spr.config": "Config load_config",
     "spr.config.annotations": "AnnotationsConfig",
     "spr.config.describer": "DescriberConfig SamplesConfig",
@@ -124,6 +124,7 @@ __all__ = [
     "Truth",
     "compare",
     "convert",
+    "convert_annotations",
     "describe_regions",
     "draw_pair",
     "evaluate",

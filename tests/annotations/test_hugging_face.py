@@ -210,6 +210,9 @@ def test_a_config_reads_a_dataset_and_writes_its_images_once(tmp_path: Path, mon
     with pytest.raises(RunError, match="holiday"):
         prepare_annotations(config_of("hf:./data", mine))
     assert [file.name for file in mine.iterdir()] == ["holiday.png"]
+    with pytest.raises(InputError, match="has no dataset"):
+        convert(tmp_path, mine, "new")
+    assert not (tmp_path / "new").exists()  # so that the next try may use it
     with pytest.raises(InputError, match="no folder"):
         prepare_annotations(config_of("hf:./none", tmp_path / "other"))
 

@@ -157,8 +157,10 @@ def read_hugging_face(
     name = parse_name(text if text.startswith(HF_PREFIX) else f"{HF_PREFIX}{_as_source(text)}")
     if split is not None:
         name = replace(name, split=split)
-    with _own_folder(images, _identity(name)):
-        batches, features, total, roots = _load(name)
+    identity = _identity(name)
+    _check_folder(images, identity)
+    batches, features, total, roots = _load(name)
+    with _own_folder(images, identity):
         reader = _Reader(Collection(ImageSource(images, orientation)), features, dict(columns or {}), category, roots)
         reader.names = reader.names or ([] if classes is None else read_text(classes).splitlines())
         with Progress(f"reading {public_name(f'{HF_PREFIX}{name.source}')}", total, "images") as progress:
@@ -208,18 +210,23 @@ def _marker(identity: dict[str, Any], *, complete: bool) -> bytes:
     return (json.dumps({"format": _FORMAT, "dataset": identity, "complete": complete}) + "\n").encode()
 
 
+def _check_folder(images: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder that holds anything else than the images of the dataset."""
+    found = [item.name for item in images.iterdir() if not is_temporary(item)] if images.exists() else []
+    known = _read_marker(images)
+    if found and known.get("dataset") != identity:
+        got = json.dumps(known["dataset"]) if known else ", ".join(sorted(found)[:5])
+        fix = "choose a new or empty folder; or delete this one, if the dataset was changed"
+        raise RunError(f"{images} does not hold the images of this dataset", got=got, expected=identity, fix=fix)
+
+
 @contextlib.contextmanager
 def _own_folder(images: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Lock a folder for the images of a dataset and mark it; refuse one that holds anything else."""
+    """Mark and lock a folder for the images of a dataset."""
     try:
-        found = [item.name for item in images.iterdir() if not is_temporary(item)] if images.exists() else []
-        known = _read_marker(images)
-        if found and known.get("dataset") != identity:
-            got = json.dumps(known["dataset"]) if known else ", ".join(sorted(found)[:5])
-            fix = "choose a new or empty folder; or delete this one, if the dataset was changed"
-            raise RunError(f"{images} does not hold the images of this dataset", got=got, expected=identity, fix=fix)
+        _check_folder(images, identity)
         images.mkdir(parents=True, exist_ok=True)
-        if not known:
+        if not _read_marker(images):
             write_atomically(images / MARKER, _marker(identity, complete=False))
         lock = (images / MARKER).open("rb")
     except OSError as error:
@@ -496,6 +503,7 @@ def possible_formats(boxes: npt.NDArray[np.float64], sizes_wh: npt.NDArray[np.fl
         boxes: (N, 4), the numbers as they are.
         sizes_wh: (N, 2), the size in pixels of each box's image.
     """
+    boxes = boxes.reshape(-1, 4)
     finite = np.isfinite(boxes).all(axis=1)
     boxes, sizes = boxes[finite], sizes_wh[finite]
     if not len(boxes):
