@@ -27,7 +27,11 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
 # Their snippets are run by other tests.
-ELSEWHERE = {"api.md": "tests/test_api.py", "how-to/add-a": "tests/plugins/test_adding.py"}
+ELSEWHERE = {
+    "api.md": "tests/test_api.py",
+    "data.md": "tests/test_data_page.py",
+    "how-to/add-a": "tests/plugins/test_adding.py",
+}
 FENCE = re.compile(r"^( *)(?:<!-- not run: ([^\n]+) -->\n\1)?```([a-z]*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "yaml", "toml", "json", "text"}
 GROUP = typer.main.get_command(app)
