@@ -27,7 +27,7 @@ def on_config(config):
         config.repo_url, config.edit_uri = repository, "edit/main/docs/"
     pages = [{f"spr {name}": f"commands/{name}.md"} for name in commands()]
     (reference,) = (entry["Reference"] for entry in config.nav if "Reference" in entry)
-    reference.insert(0, {"Commands": ["commands/index.md", *pages]})
+    reference.insert(0, {"Commands": [{"Overview": "commands/index.md"}, *pages]})
     return config
 
 

@@ -14,7 +14,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-SHELL = [block for block in blocks("sh") if "make " not in block]
+SHELL = [block for block in blocks("sh") if "make " not in block and "pip install" not in block]
 
 
 def test_readme_gives_the_two_set_up_commands_that_the_makefile_has():
