@@ -38,6 +38,13 @@ def on_files(files, config):
     return files
 
 
+def on_post_build(config):
+    """Write the search index as a script, too: without it, pages that are opened from disk end with an error."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    if index.is_file():
+        index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
+
+
 def on_page_markdown(markdown, **_):
     """Fill in the tables that a page asks for."""
     return re.sub(r"^<!-- table: (\w+) -->$", lambda match: "\n".join(TABLES[match[1]]()), markdown, flags=re.MULTILINE)
