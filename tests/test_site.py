@@ -62,6 +62,7 @@ def test_on_a_phone_the_menu_leads_to_another_page(open_page):
     page = open_page("index.html", **PHONE)
     menu = page.get_by_role("navigation", name="Navigation")
     page.locator("label.md-header__button[for=__drawer]").click()
+    page.locator("label.md-nav__title", has_text="Start").click()  # from the pages of its group to the groups
     page.locator(".md-nav--primary > ul > li > label", has_text="Reference").click()
     menu.get_by_text("Config fields", exact=True).click()
     expect(page.get_by_role("heading", name="Config fields", level=1)).to_be_visible()
