@@ -27,7 +27,7 @@ def on_config(config):
         config.repo_url, config.edit_uri = repository, "edit/main/docs/"
     pages = [{f"spr {name}": f"commands/{name}.md"} for name in commands()]
     (reference,) = (entry["Reference"] for entry in config.nav if "Reference" in entry)
-    reference.insert(0, {"Commands": ["commands/index.md", *pages]})
+    reference.insert(0, {"Commands": [{"Overview": "commands/index.md"}, *pages]})
     return config
 
 
@@ -36,6 +36,13 @@ def on_files(files, config):
     for name, content in generated_pages().items():
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def on_post_build(config):
+    """Write the search index as a script, too: without it, pages that are opened from disk end with an error."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    if index.is_file():
+        index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
 
 
 def on_page_markdown(markdown, **_):

@@ -86,7 +86,7 @@ def test_a_config_with_nothing_missing_exits_with_0(dataset):
     paths = [f"annotations.path={dataset.json}", f"annotations.images={dataset.images}"]
     result = CliRunner().invoke(app, ["doctor", "quickstart", *paths])
     assert result.exit_code == 0, result.stdout
-    statuses = {line[8:29].strip(): line[:8].strip() for line in result.stdout.splitlines()}
+    statuses = {line[8:32].strip(): line[:8].strip() for line in result.stdout.splitlines()}
     assert statuses["describer.model"] == statuses["annotations.path"] == statuses["memory, training"] == "ok"
     assert "(estimate)" in result.stdout
 
@@ -119,6 +119,12 @@ def test_too_little_memory_is_said_with_what_to_lower(monkeypatch):
     assert "cuda:1 has 40.0 GB" in found["memory, describing"][1]
     spread = findings(load_config("ferret-7b", ["describer.device_map=auto"]))
     assert "all GPUs together has 64.0 GB" in spread["memory, describing"][1]
+
+
+def test_an_adapter_must_be_a_folder(tmp_path):
+    for adapter, status in ((tmp_path, "ok"), (tmp_path / "gone", "MISSING")):
+        found = findings(load_config("quickstart", [f"describer.peft_adapter={adapter}"]))
+        assert found["describer.peft_adapter"][0] == status
 
 
 def test_a_server_and_fakes_need_no_models(dataset, tmp_path):

@@ -74,7 +74,7 @@ def doctor(
 
     missing = 0
     for status, about, finding in check(load_config(config, overrides or ())):
-        echo(f"{status:<8}{about:<21}{finding}")
+        echo(f"{status:<8}{about:<24}{finding}")
         missing += status == "MISSING"
     if missing:
         echo(f"\n{missing} missing.", err=True)

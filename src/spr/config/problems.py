@@ -134,4 +134,4 @@ def _has_entries(kind: Any) -> bool:
 
 def _value(bound: Any, key: str) -> str:
     value = getattr(bound, key)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else "2⁶³" if value == 2**63 else str(value)

@@ -43,6 +43,11 @@ def check(config: Config) -> Iterator[Line]:
             weights = found.weights or None
             size = shape.weights("auto") if shape is not None and shape.parameters else None
             yield _model("describer", trained, found, size)
+        adapter = config.describer.peft_adapter
+        if adapter is not None:
+            found_adapter = is_dir(adapter)
+            text = adapter if found_adapter else f"{adapter} is not a folder"
+            yield ("ok" if found_adapter else "MISSING"), "describer.peft_adapter", text
     for role, section in (("scorer", config.scorer), ("detector", config.detector)):
         if config.describer is not None and section.backend not in ("fake", "none"):
             found = find_model(section.model, section.revision)
@@ -56,7 +61,7 @@ def _inputs(config: Config) -> Iterator[Line]:
     if str(section.path).startswith("hf:"):
         yield "note", "annotations.path", f"{section.path}, which is not looked for here"
     else:
-        yield ("ok" if exists(section.path) else "MISSING"), "annotations.path", _shown(section.path)
+        yield ("ok" if exists(section.path) else "MISSING"), "annotations.path", _shown(Path(section.path))
     found = is_dir(section.images)
     yield ("ok" if found else "MISSING"), "annotations.images", f"{section.images}{'' if found else ' is not a folder'}"
 
