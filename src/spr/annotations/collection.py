@@ -376,8 +376,8 @@ def bounds(points: Sequence[tuple[float, float]]) -> Box:
 def rotated_corners(box: Sequence[float], degrees: float, center: tuple[float, float]) -> list[tuple[float, float]]:
     """The corners of a box (xyxy) that is rotated clockwise, in an image with y downwards, around a point.
 
-    >>> [(round(x), round(y)) for x, y in rotated_corners((0, 0, 4, 2), 90, (0, 0))]
-    [(0, 0), (0, 4), (-2, 4), (-2, 0)]
+    >>> tuple((round(x), round(y)) for x, y in rotated_corners((0, 0, 4, 2), 90, (0, 0)))
+    ((0, 0), (0, 4), (-2, 4), (-2, 0))
     """
     x1, y1, x2, y2 = box
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))

@@ -168,8 +168,8 @@ def _box(shape: ET.Element, degrees: float) -> Box:
 def ellipse_box(center: tuple[float, float], radii: tuple[float, float], degrees: float) -> Box:
     """The smallest upright box around an ellipse whose first radius is rotated clockwise from the x axis.
 
-    >>> [round(edge) for edge in ellipse_box((10, 10), (4, 2), 90)]
-    [8, 6, 12, 14]
+    >>> tuple(map(round, ellipse_box((10, 10), (4, 2), 90)))
+    (8, 6, 12, 14)
     """
     (x, y), (rx, ry) = center, radii
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
