@@ -106,7 +106,7 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(cache, tmp_path, monkey
     }
     assert "hf download IDEA-Research/grounding-dino-base (about 929.3 MB)" in found["detector.model"][1]
     assert "spr convert ferret --out checkpoints/ferret-7b-v1-3" in found["describer.model"][1]
-    assert found["vision cache"][1].startswith("47.3 GB for 10,000 pairs")  # 10,000 · 577 · 4096 · 2 bytes
+    assert found["vision cache"][1].startswith("47.3 GB for at most 10,000 pairs")  # 10,000 · 577 · 4096 · 2 bytes
 
 
 def test_too_little_memory_is_said_with_what_to_lower(monkeypatch):

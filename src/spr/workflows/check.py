@@ -113,7 +113,7 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
     )
     yield _memory("training", plan.training_memory(shape, training, own), training.device, lower)
     images = config.annotations.max_images
-    pairs = None if images is None else images * config.regions.per_image
+    pairs = None if images is None else round(images * (1 - config.annotations.holdout)) * config.regions.per_image
     disk = plan.checkpoint_bytes(shape, training)
     if pairs is not None and training.vision_cache != "none":
         cache = plan.vision_cache_bytes(shape, training, pairs)
@@ -125,7 +125,7 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
         yield (
             "note",
             "vision cache",
-            f"{gigabytes(cache)} for {pairs:,} pairs, {where[training.vision_cache]} (estimate)",
+            f"{gigabytes(cache)} for at most {pairs:,} pairs, {where[training.vision_cache]} (estimate)",
         )
         disk += cache if training.vision_cache == "disk" else 0
     free = shutil.disk_usage(".").free
