@@ -133,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  {seconds:6.1f} s from {at:.1f} s, after: {shown.strip()[:COLUMNS]}")
     if silence.cursor_hidden:
         print("The cursor is still hidden.")
-    return 1 if silence.longest(1)[0][0] > options.limit or silence.cursor_hidden else code
+    if silence.longest(1)[0][0] > options.limit or silence.cursor_hidden:
+        return 1
+    return code if code >= 0 else 128 - code  # ended by a signal
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 from transformers.utils import logging
 
@@ -43,7 +44,7 @@ def test_loading_weights_shows_our_own_progress_and_no_bar_of_transformers(clip_
     label, total, _ = counts[0]
     assert label == f"loading {clip_folder.name}"
     assert counts == [(label, total, 1)] * total
-    assert logging.tqdm([1], disable=True).__class__.__name__ == "tqdm"  # the hook is gone
+    assert isinstance(logging.tqdm([1], disable=True), tqdm)  # the hook is gone
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_all_listed(copy):

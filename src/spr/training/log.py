@@ -24,13 +24,13 @@ from spr.training.loss import PairLogps, PairLosses
 
 _COLUMNS = 100  # of a printed line
 _SHOWN = {
-    "loss": ("loss", ".4f"),
-    "margin": ("margin", ".3f"),
-    "accuracy": ("accuracy", ".2f"),
-    "tokens_per_second": ("tokens/s", ",.0f"),
-    "learning_rate": ("lr", ".1e"),
-    "grad_norm": ("grad norm", ".2f"),
-    "memory_gib": ("GiB", ".1f"),
+    "loss": "loss {:.4f}",
+    "margin": "margin {:.3f}",
+    "accuracy": "accuracy {:.2f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "learning_rate": "lr {:.1e}",
+    "grad_norm": "grad norm {:.2f}",
+    "memory_gib": "{:.1f} GiB",
 }
 """What is shown of a step, as far as there is room."""
 
@@ -128,7 +128,7 @@ class TrainingLog:
             return
         progress = self.progress
         progress.set(number)
-        cells = [f"{label} {values[name]:{form}}" for name, (label, form) in _SHOWN.items() if name in values]
+        cells = [text.format(values[name]) for name, text in _SHOWN.items() if name in values]
         while cells:
             progress.note = ", ".join(cells)
             if len(progress.line()) <= _COLUMNS:
