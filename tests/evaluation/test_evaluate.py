@@ -243,7 +243,7 @@ def test_what_needs_no_weights_is_refused_before_the_model_is_loaded(images, tmp
 
     refused(Rec(prompt="Where?"), expressions(1), ConfigError, "--prompt lacks {expression}")
     refused(Rec(protocol="ferret"), expressions(1), ConfigError, "dialect")
-    refused(Rec(), expressions(1), GroundingError, "no dialect", dialect="nonsense")
+    refused(Rec(), expressions(1), GroundingError, "Unknown dialect", dialect="nonsense")
     refused(Rec(), expressions(1), SprError, "has no PEFT adapter", peft_adapter=str(tmp_path))
     refused(Rec(), expressions(1), SprError, "no such model folder", model=str(tmp_path / "gone"))
     (tmp_path / "adapter_model.safetensors").touch()

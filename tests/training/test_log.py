@@ -51,9 +51,7 @@ def test_the_last_step_is_shown_as_a_plain_line_where_there_is_no_terminal(tmp_p
         for number in (1, 2, 3):
             log.step(number, VALUES, written=True)
     said = stream.getvalue().splitlines()[-1]
-    assert (
-        said == "training: 3 of 3 steps, loss 0.5000, margin 0.250, accuracy 1.00, 1,234 tokens/s, 0 s left"
-    )
+    assert said == "training: 3 of 3 steps, loss 0.5000, margin 0.250, accuracy 1.00, 1,234 tokens/s, 0 s left"
 
 
 def test_a_line_fits_100_columns_whatever_the_values(tmp_path):

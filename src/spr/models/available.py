@@ -13,7 +13,7 @@ from spr.core.errors import SprError
 from spr.core.paths import is_dir
 from spr.models.custom_models import class_name, load_config
 from spr.models.families import choose_dialect
-from spr.models.loading import ModelError, UnreachableError, check_adapter, model_source, unreachable
+from spr.models.loading import ModelError, UnreachableError, check_adapter, check_folder, model_source, unreachable
 
 Section = DescriberConfig | ScorerConfig | DetectorConfig
 
@@ -35,6 +35,7 @@ def check_models(sections: Iterable[Section]) -> None:
         adapter = section.peft_adapter if isinstance(section, DescriberConfig) else None
         try:
             source = model_source(section.model)
+            check_folder(source)
             cached = not is_dir(source) and _is_cached(source, section.revision)
             if not is_dir(source) and not cached and (missing or constants.HF_HUB_OFFLINE):
                 raise unreachable(source)

@@ -323,9 +323,7 @@ def clear_write_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def clear_errors(source: Source, revision: str | None = None) -> Iterator[None]:
     """Turn any exception of a call that loads something from ``source`` into one clear `ModelError`."""
-    path = os.fspath(source)
-    if not is_dir(path) and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
-        raise ModelError("There is no such model folder", got=path, fix="check the path, or give a Hub id: owner/name")
+    check_folder(source)
     try:
         yield
     except SprError:
@@ -334,7 +332,14 @@ def clear_errors(source: Source, revision: str | None = None) -> Iterator[None]:
         fix = "use a smaller model, dtype bfloat16 or 4-bit weights"
         raise DeviceMemoryError(f"{source} does not fit into the device's memory", got=error, fix=fix) from error
     except Exception as error:  # users' files can cause any exception in other libraries
-        raise _explain(path, revision, error) from error
+        raise _explain(os.fspath(source), revision, error) from error
+
+
+def check_folder(source: Source) -> None:
+    """Raise `ModelError` if a model is neither a folder nor named like one on the Hub."""
+    path = os.fspath(source)
+    if not is_dir(path) and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
+        raise ModelError("There is no such model folder", got=path, fix="check the path, or give a Hub id: owner/name")
 
 
 def _explain(path: str, revision: str | None, error: BaseException) -> ModelError:

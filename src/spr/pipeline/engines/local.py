@@ -87,12 +87,12 @@ class _Slot:
 
 
 def _start_worker(finished: Any, number: Any) -> None:
-    with number.get_lock():
-        count_in(_Slot(finished, number.value % len(finished)))
-        number.value += 1
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    with number.get_lock():
+        count_in(_Slot(finished, number.value % len(finished)))
+        number.value += 1
 
 
 def _exit_with(parent: multiprocessing.process.BaseProcess) -> None:
