@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import gc
 import io
 import os
 import sys
@@ -96,6 +98,8 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")
     command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
     keep_logs_clean()
+    # With PyTorch loaded, the interpreter's last searches for cycles take seconds, for nothing.
+    atexit.register(gc.freeze)
     try:
         # Shown where nothing more specific is: while packages are imported, and between two pieces of work.
         with Progress(f"spr {command}", first=LINE_EVERY) if command in _LONG else contextlib.nullcontext():
