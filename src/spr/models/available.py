@@ -33,8 +33,8 @@ def check_models(sections: Iterable[Section]) -> None:
         if section.model is None or section.model in missing:
             continue
         adapter = section.peft_adapter if isinstance(section, DescriberConfig) else None
+        source = model_source(section.model)
         try:
-            source = model_source(section.model)
             check_folder(source)
             cached = not is_dir(source) and _is_cached(source, section.revision)
             if not is_dir(source) and not cached and (missing or constants.HF_HUB_OFFLINE):

@@ -54,8 +54,12 @@ def check_loadable(sections: Iterable[DescriberConfig | ScorerConfig | DetectorC
             get_dialect(section.dialect)
     own = [section for section in sections if section.backend in _LOADING and section.model is not None]
     if own:
-        from spr.models.available import check_models
-
+        try:
+            from spr.models.available import check_models
+        except ModuleNotFoundError as error:
+            kinds = {DescriberConfig: DESCRIBERS, ScorerConfig: SCORERS, DetectorConfig: DETECTORS}
+            what = f"The {kinds[type(own[0])].kind} `{own[0].backend}`"
+            raise missing_package(error, what) or error from error
         check_models(own)
 
 

@@ -238,8 +238,7 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
     file.share()  # another training may have written to the file since some processes read it
     missing = sorted(file.missing(session.planned), key=lambda pair: -pair.length)
     if missing:
-        kept = len(session.planned) - len(missing)
-        tell(f"Reference log-probabilities of {len(missing):,} pairs" + (f"; {kept:,} are known" if kept else ""))
+        tell(f"Reference log-probabilities of {len(missing):,} pairs")
     batches = [missing[start : start + size] for start in range(0, len(missing), size)]
     world, rank = accelerator.num_processes, accelerator.process_index
     rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
