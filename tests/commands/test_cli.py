@@ -377,6 +377,7 @@ def test_other_libraries_are_kept_quiet_but_not_if_the_user_asks_for_them(monkey
     keep_logs_clean()
     assert [os.environ[name] for name in (*names, "DATASETS_VERBOSITY")] == ["error", "1", "1", "info"]
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         keep_logs_clean()
         for module in ("transformers.modeling_utils", "peft", "mine"):
             warnings.warn_explicit("a hint", UserWarning, f"{module}.py", 1, module=module)
