@@ -26,7 +26,7 @@ SECOND_LINE = 8.0
 """Seconds between the first plain line and the second."""
 LINE_EVERY = 30.0
 """Seconds between any two further plain lines."""
-_REDRAW_EVERY = 0.5  # seconds: the clock on a terminal shows each second
+_REDRAW_EVERY = 0.25  # seconds: the clock on a terminal shows each second
 _BAR = 24  # cells
 
 
