@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
+import gc
 import io
 import os
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -13,6 +17,7 @@ import typer
 from spr import __version__
 from spr.commands import config, convert, embedded, evaluate, export, report, run, text, train
 from spr.core.errors import SprError, missing_package
+from spr.core.progress import LINE_EVERY, Progress
 from spr.core.terminal import echo
 
 app = typer.Typer(
@@ -64,18 +69,44 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_USABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE)
 
 
+_LONG = {"run", "train", "merge", "evaluate", "compare", "lvis-questions", "report", "export", "convert"} | {
+    "scenes",
+    "quickstart",
+}
+
+
+def keep_logs_clean() -> None:
+    """Keep the bars, banners and hints of other libraries out of logs; on a terminal, out of our live line.
+
+    Errors are still shown. A variable that the user has set is left as it is.
+    """
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
+    quiet |= {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    if not sys.stderr.isatty():
+        quiet["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    for package in ("accelerate", "datasets", "huggingface_hub", "peft", "transformers"):
+        warnings.filterwarnings("ignore", module=rf"{package}\b")
+
+
 def main() -> NoReturn:
     """Run the command line. A problem that the user can fix is printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that can't show a character must not stop a conversion.
             stream.reconfigure(errors="replace")
+    command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+    keep_logs_clean()
+    # With PyTorch loaded, the interpreter's last searches for cycles take seconds, for nothing.
+    atexit.register(gc.freeze)
     try:
-        app()
+        # Shown where nothing more specific is: while packages are imported, and between two pieces of work.
+        with Progress(f"spr {command}", first=LINE_EVERY) if command in _LONG else contextlib.nullcontext():
+            app()
     except SprError as error:
         _exit_with(error)
     except ModuleNotFoundError as error:
-        command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
         missing = missing_package(error, f"`spr {command}`")
         if missing is None:
             raise

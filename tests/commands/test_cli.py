@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import yaml
 from PIL import Image
 
-from spr.cli import main
+from spr.cli import keep_logs_clean, main
+from spr.core.progress import _Screen
 
 SPR = (sys.executable, "-m", "spr")
 
@@ -326,12 +328,14 @@ def without(package, *arguments):
     """Run `spr` in a process in which a package can't be imported; returns the exit status and the errors."""
     code = f"""
 import sys
+import warnings
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == {package!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
-from spr.cli import main
+from spr.cli import keep_logs_clean, main
+from spr.core.progress import _Screen
 main()
 """
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -362,3 +366,30 @@ def test_the_pipeline_with_fake_models_runs_without_torch(config, tmp_path):
     fakes = [f"{section}.backend=fake" for section in ("describer", "scorer", "detector")]
     code, errors = without("torch", "run", config, "--out", tmp_path / "run", "annotations.max_images=3", *fakes)
     assert code == 0, errors
+
+
+def test_other_libraries_are_kept_quiet_but_not_if_the_user_asks_for_them(monkeypatch):
+    names = ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DATASETS_VERBOSITY", "info")
+    keep_logs_clean()
+    assert [os.environ[name] for name in (*names, "DATASETS_VERBOSITY")] == ["error", "1", "1", "info"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        keep_logs_clean()
+        for module in ("transformers.modeling_utils", "peft", "mine"):
+            warnings.warn_explicit("a hint", UserWarning, f"{module}.py", 1, module=module)
+    assert [warning.filename for warning in caught] == ["mine.py"]
+
+
+def test_long_commands_show_that_they_work_from_the_start_and_others_print_nothing_more(monkeypatch):
+    opened = []
+    monkeypatch.setattr(_Screen, "add", lambda _, progress: opened.append(progress.label))
+    monkeypatch.setattr(_Screen, "remove", lambda *_: None)
+    for arguments in (["run", "--help"], ["--version"], ["text", "--help"], ["evaluate", "--help"]):
+        monkeypatch.setattr(sys, "argv", ["spr", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+    assert opened == ["spr run", "spr evaluate"]

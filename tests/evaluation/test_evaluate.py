@@ -234,10 +234,28 @@ def test_every_task_finds_missing_images_before_the_model_is_loaded(tmp_path):
             evaluate(task, items, describer=DescriberConfig(model="m", temperature=0), images=tmp_path)
 
 
+@pytest.mark.usefixtures("no_model")
+def test_what_needs_no_weights_is_refused_before_the_model_is_loaded(images, tmp_path):
+    def refused(task, items, error, message, **fields):
+        settings = DescriberConfig(**{"model": "embedded/describer", "temperature": 0, **fields})
+        with pytest.raises(error, match=message):
+            evaluate(task, items, describer=settings, images=images)
+
+    refused(Rec(prompt="Where?"), expressions(1), ConfigError, "--prompt lacks {expression}")
+    refused(Rec(protocol="ferret"), expressions(1), ConfigError, "dialect")
+    refused(Rec(), expressions(1), GroundingError, "Unknown dialect", dialect="nonsense")
+    refused(Rec(), expressions(1), SprError, "has no PEFT adapter", peft_adapter=str(tmp_path))
+    refused(Rec(), expressions(1), SprError, "no such model folder", model=str(tmp_path / "gone"))
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "adapter_config.json").write_text('{"auto_mapping": {"base_model_class": "OtherModel"}}')
+    refused(Rec(), expressions(1), SprError, "was not trained on this model", peft_adapter=str(tmp_path))
+
+
 def test_one_usable_image_is_enough_to_load_the_model(images, monkeypatch):
     monkeypatch.setattr("spr.models.registry.load_describer", lambda _: Fixed(BOX))
     items = replace(expressions(4), file_names=("gone.png", "a/" + "9" * 5000, "2.png", "1.png"))
-    result = evaluate(Rec(), items, describer=DescriberConfig(model="m", temperature=0), images=images)
+    settings = DescriberConfig(model="embedded/describer", temperature=0)
+    result = evaluate(Rec(), items, describer=settings, images=images)
     assert result.value("acc@0.9") == 0.25
     assert result.notes == ("3 of 4 items (75.0 %) have no usable answer (3 image)",)
     assert result.to_json()["notes"] == list(result.notes)

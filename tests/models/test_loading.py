@@ -7,9 +7,11 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 from transformers.utils import logging
 
+from spr.core.progress import Progress
 from spr.models.batching import DeviceMemoryError
 from spr.models.loading import ModelError, load_part, load_pretrained, read_model_type, source_name
 from spr.models.scorers.clip import ClipScorer
@@ -33,12 +35,16 @@ def test_a_saved_model_loads_completely_in_eval_mode_and_without_gradients(clip_
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, False)])
-def test_loading_weights_shows_a_progress_bar_only_on_a_terminal(terminal, shown, clip_folder, monkeypatch, capfd):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+def test_loading_weights_shows_our_own_progress_and_no_bar_of_transformers(clip_folder, monkeypatch, capfd):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    counts = []
+    monkeypatch.setattr(Progress, "advance", lambda self, count=1: counts.append((self.label, self.total, count)))
     load_pretrained(CLIPModel, clip_folder)
-    assert ("Loading weights" in capfd.readouterr().err) == shown
-    assert logging.is_progress_bar_enabled()
+    assert "Loading weights" not in capfd.readouterr().err
+    label, total, _ = counts[0]
+    assert label == f"loading {clip_folder.name}"
+    assert counts == [(label, total, 1)] * total
+    assert isinstance(logging.tqdm([1], disable=True), tqdm)  # the hook is gone
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_all_listed(copy):

@@ -228,6 +228,33 @@ def test_mistakes_get_one_clear_message(arguments, message, code, spr, config, p
     assert errors.count("spr: ") == 1
 
 
+def test_what_needs_no_weights_is_answered_before_the_model_is_loaded(
+    spr, config, pairs_folder, mllm_folder, tmp_path, monkeypatch
+):
+    out, more = tmp_path / "out", ["--pairs", pairs_folder, "training.max_steps=2", "training.save_steps=1"]
+    spr("train", config, "--out", out, *more)
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("the weights were loaded")
+
+    for module in ("spr.training.trainee", "spr.training.checkpoint"):
+        monkeypatch.setattr(f"{module}.load_mllm", refuse)
+    output, _ = spr("train", config, "--out", out, *more)
+    assert "2 steps on" in output
+    assert "(done before)" in output
+    (out / "training" / "finished.json").unlink()
+    for arguments, message, code in (
+        ([*more, "training.learning_rate=0.5"], "learning_rate: 0.01 → 0.5", 1),  # by the checkpoint
+        ([*more[:2], "training.max_length=5"], "dropped: too_long 6", 1),
+        ([*more[:2], "training.lora.target_modules=[q_prj]"], "did you mean `q_proj`?", 2),
+        ([*more[:2], "--reference", tmp_path / "gone"], "There is no file", 1),
+    ):
+        _, errors = spr("train", config, "--out", out, *arguments, expect=code)
+        assert message in errors
+    _, errors = spr("merge", out, "--out", tmp_path / "m", "--model", mllm_folder("qwen2_vl"), expect=1)
+    assert "does not fit" in errors
+
+
 def test_merge_refuses_what_is_no_adapter_what_does_not_fit_and_a_folder_that_is_not_empty(
     spr, config, pairs_folder, mllm_folder, tmp_path
 ):

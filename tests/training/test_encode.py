@@ -181,7 +181,7 @@ def test_what_the_processor_made_is_kept_with_the_features_where_there_is_room(l
 
 
 def test_the_context_is_what_the_config_says_but_no_more_than_the_model_reads(trainee_of):
-    base = trainee_of("llava").model.base
-    assert context_length(base, None) == 4096
-    assert context_length(base, 100) == 100
-    assert context_length(base, 10**6) == 4096
+    config = trainee_of("llava").model.base.config
+    assert context_length(config, None) == 4096
+    assert context_length(config, 100) == 100
+    assert context_length(config, 10**6) == 4096

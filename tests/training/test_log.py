@@ -50,18 +50,30 @@ def test_the_last_step_is_shown_as_a_plain_line_where_there_is_no_terminal(tmp_p
     with TrainingLog(tmp_path / "log.jsonl", 3, stream=stream) as log:
         for number in (1, 2, 3):
             log.step(number, VALUES, written=True)
-    (said,) = [line for line in stream.getvalue().splitlines() if line.startswith("step 3 of 3")]
-    assert "loss 0.5000, margin 0.2500, accuracy 1.00, learning_rate 1.00e-05, tokens_per_second 1,234" in said
-    assert said.endswith("0 min 00 s left")
+    said = stream.getvalue().splitlines()[-1]
+    assert said == "training: 3 of 3 steps, loss 0.5000, margin 0.250, accuracy 1.00, 1,234 tokens/s, 0 s left"
 
 
-def test_a_terminal_gets_a_table_with_the_time_left(tmp_path):
+def test_a_line_fits_100_columns_whatever_the_values(tmp_path):
+    stream = io.StringIO()
+    values = VALUES | {"margin": -123.456, "tokens_per_second": 1e6, "grad_norm": 12.0, "memory_gib": 79.0}
+    with TrainingLog(tmp_path / "log.jsonl", 30_000, 29_990, stream=stream) as log:
+        log.step(30_000, values, written=False)
+    (said,) = stream.getvalue().splitlines()
+    assert said.startswith("training: 30,000 of 30,000 steps, loss 0.5000, margin -123.456, accuracy 1.00")
+    assert said.endswith(" left")
+    assert len(said) <= 100
+
+
+def test_a_terminal_gets_a_live_line_with_a_bar_and_the_time_left(tmp_path):
     stream = Terminal()
     with TrainingLog(tmp_path / "log.jsonl", 3, stream=stream) as log:
-        log.step(1, VALUES, written=True)
         log.step(3, VALUES, written=True)
-    assert "step 3 of 3, 0 min 00 s left" in stream.getvalue()
-    assert "tokens per second" in stream.getvalue()
+        line = log.progress.live_line(120)
+    assert line.startswith("training ")
+    assert "3 of 3 steps, loss 0.5000, margin 0.250, accuracy 1.00, 1,234 tokens/s" in line
+    assert line.endswith("0:00, 0 s left")
+    assert stream.getvalue() == ""  # shown by the thread only
 
 
 def test_a_process_that_is_not_the_first_writes_and_shows_nothing(tmp_path):

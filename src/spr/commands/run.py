@@ -37,7 +37,7 @@ def run(
         STAGES.check(until, "--until")
     loaded = load_config(config, overrides or ())
     try:
-        summaries = runner.run(loaded, out, until=until, workers=workers, reuse=reuse, report=print_summary)
+        summaries = runner.run(loaded, out, until=until, workers=workers, reuse=reuse, report=print_summary, say=echo)
     except KeyboardInterrupt:
         echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None

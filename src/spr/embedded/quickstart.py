@@ -56,7 +56,7 @@ def run_quickstart(
     run = out / "run"
     say(f"Scenes: {config.annotations.images.parent} to train on, {held_out.annotations.images.parent} held out")
     say(method(config))
-    runner.run(config, run, workers=workers, report=report)
+    runner.run(config, run, workers=workers, report=report, say=say)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     model = trained_model(config.describer)
     summary = train(config, run, report=say)

@@ -15,7 +15,7 @@ from spr.core.errors import ConfigError, InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
 from spr.core.paths import is_dir, is_file
-from spr.core.progress import Progress
+from spr.core.progress import Progress, advance, counted
 from spr.core.randomness import stable_hash
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.predictions import Answers, Prediction
@@ -104,7 +104,7 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
     answers = Answers(dialect=describer.dialect, model=describer.name)
     failed: dict[str, ImageProblem] = {}
     decoded = enumerate(_decoded(questions, load))
-    with Progress("answers", len(questions), "answers") as progress:
+    with Progress("asking", len(questions), "answers"):
         while batch := list(islice(decoded, _AT_ONCE)):
             asked: dict[int, DescribeRequest] = {}
             for k, (question, image) in batch:
@@ -114,7 +114,8 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
                 else:
                     own_seed = stable_hash(seed, "evaluate", question.id) >> 1
                     asked[k] = DescribeRequest(image, question.prompt, own_seed, question.query)
-            given = zip(asked, describer.describe(list(asked.values())), strict=True)
+            with counted(len(asked)):
+                given = zip(asked, describer.describe(list(asked.values())), strict=True)
             found = {k: check_answer(answer, describer) for k, answer in given}
             for k, (question, _) in batch:
                 answer = found.get(k)
@@ -124,7 +125,7 @@ def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *,
                 answers.add(question.id, answer.text, answer.finish_reason)
                 if answer.truncated:
                     answers.note("truncated", question.id)
-            progress.advance(len(batch))
+            advance(len(batch) - len(asked))
     if failed and len(answers.problems["image"]) == len(questions):
         raise no_image(next(iter(failed.values())), len(failed))
     return answers

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_arg
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError
 from spr.core.images import ImageSource
+from spr.core.progress import Progress
 from spr.core.registry import Registry
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import LoadImage, Question, answer_record, ask, check_images, image_loader
@@ -224,7 +225,7 @@ def evaluate(
     else:
         got, expected = "neither" if describer is None else "both", "a model (--model) or --predictions"
         raise ConfigError("An evaluation needs a model or a predictions file", got=got, expected=expected)
-    with _without_garbage_collection():
+    with _without_garbage_collection(), Progress("scoring", len(answers.texts), "answers"):
         result = task.score(items, answers)
     if isinstance(annotations, str | Path):
         how["annotations"] = Path(annotations).name
@@ -271,7 +272,10 @@ def _notes(task: Task[Any], items: Any, answers: Answers, result: Result) -> tup
 
 
 def _load(task: Task[Any], annotations: Any) -> Any:
-    return task.load(Path(annotations)) if isinstance(annotations, str | Path) else annotations
+    if not isinstance(annotations, str | Path):
+        return annotations
+    with Progress(f"reading {Path(annotations).name}"):
+        return task.load(Path(annotations))
 
 
 def _ask(
@@ -281,10 +285,15 @@ def _ask(
     images = images if images is not None else task.images(items)
     load, model = image_loader(images), ""
     if isinstance(describer, DescriberConfig):
-        from spr.models.registry import load_describer
+        from spr.models.registry import check_loadable, expected_dialect, load_describer
 
+        # Everything that can be refused without the model's weights is refused before they are loaded.
         if not callable(images):
             check_images(load, task.about(items))
+        check_loadable([describer])
+        expected = expected_dialect(describer)
+        if expected is not None:
+            task.questions(items, expected, describer.model or "")
         model, describer = describer.model or "", load_describer(describer)
     prompt, questions = task.questions(items, describer.dialect, model)
     answers = ask(describer, questions, load, seed=seed)

@@ -17,6 +17,7 @@ import torch
 
 from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.core.errors import SprError
+from spr.core.progress import advance
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,6 +62,7 @@ class Batcher(Generic[Item, Result]):
     Items of similar length share a batch, which reduces padding. Running out of memory halves the size permanently.
     With a ``memory``, a full batch that would fit ``ROOM`` times doubles the size of the following ones, up to
     ``LARGEST`` times the size at the beginning, until the memory runs out once.
+    Finished items are counted (`spr.core.progress.advance`).
     """
 
     ROOM = 2.5
@@ -112,6 +114,7 @@ class Batcher(Generic[Item, Result]):
                 results.update(zip(batch, finished, strict=True))
                 done += len(batch)
                 self._grow(len(batch))
+                advance(len(batch))
                 continue
             # Outside of the except block: its traceback keeps the tensors of the failed batch alive.
             self._shrink(len(batch), message)

@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from spr.models.families import FAMILIES, CustomModel
 from spr.models.loading import Source, load_part, load_pretrained, read_model_type
@@ -38,6 +39,15 @@ def load_config(source: Source, *, revision: str | None = None, expected: Collec
         return load_part(AutoConfig, source, revision=revision)
     register_custom_models()
     return load_part(resolve_name(customs[model_type].config), source, revision=revision)
+
+
+def class_name(model_type: str) -> str | None:
+    """The name of the class of a multimodal LLM, by ``model_type``; None if it is not known."""
+    custom = custom_models().get(model_type)
+    if custom is not None:
+        return custom.model.partition(":")[2]
+    name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
+    return name if isinstance(name, str) else None
 
 
 def load_mllm(source: Source, config: Any, **options: Any) -> Any:

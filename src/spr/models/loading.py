@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,19 +23,33 @@ from transformers.utils import logging
 
 from spr.config import DetectorConfig, ScorerConfig
 from spr.core.atomic import sha256
+from spr.core.documents import read_json
 from spr.core.errors import ConfigError, RunError, SprError
 from spr.core.outputs import MARKER, file_hashes, read_marker
 from spr.core.paths import is_dir
+from spr.core.progress import MEGABYTE, Progress, advance
 from spr.models.batching import DeviceMemoryError
 
 Source: TypeAlias = str | os.PathLike[str]
 """A folder in the format of ``save_pretrained``, or a model id of the Hub."""
 
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_OTHER_MODEL = "use the model that the adapter was trained on: base_model_name_or_path in its adapter_config.json"
 _SHOWN = 8  # tensors named in an error
 
 
 class ModelError(SprError):
     """A model can't be loaded: it is missing, unreachable, incomplete or of the wrong kind."""
+
+
+class UnreachableError(ModelError):
+    """A model is neither cached nor a folder, and the Hub can't be reached."""
+
+
+def unreachable(model: Source, got: object = None) -> UnreachableError:
+    """The error for a model that could only be downloaded."""
+    fix = f"connect to the network, download it first (hf download {model}), or give a folder"
+    return UnreachableError(f"The Hub is unreachable, and {model} is neither cached nor a folder", got=got, fix=fix)
 
 
 def model_source(model: str) -> str:
@@ -69,7 +82,7 @@ def load_pretrained(
             installed, or has missing, unexpected or misshapen tensors (all are listed).
         DeviceMemoryError: if it does not fit into the device's memory.
     """
-    with clear_errors(source, revision), _quiet_unless_terminal(source):
+    with clear_errors(source, revision), _shown(source):
         model, found = model_class.from_pretrained(
             source,
             revision=revision or "main",
@@ -141,26 +154,43 @@ def load_adapter(model: Any, adapter: Source, *, merge: bool = True) -> Any:
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    folder, needed = Path(adapter), ("adapter_config.json", "adapter_model.safetensors")
-    lacking = [name for name in needed if not (folder / name).is_file()]
-    if lacking:
-        got = f"no {' and no '.join(lacking)}" if is_dir(folder) else "no such folder"
-        fix = "give the folder of an adapter, such as RUN/adapter of a trained run"
-        raise ModelError(f"{folder} has no PEFT adapter", got=got, expected=" and ".join(needed), fix=fix)
-    check_adapter_files(folder)
+    folder = Path(adapter)
+    check_adapter(folder)
     with clear_errors(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses deprecated names of transformers
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         adapted = get_peft_model(model, config)
-        found = set_peft_model_state_dict(adapted, load_file(folder / needed[1]))
+        found = set_peft_model_state_dict(adapted, load_file(folder / _ADAPTER_FILES[1]))
     missing = sorted(key for key in found.missing_keys if "lora_" in key or "modules_to_save" in key)
     wrong = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in found.unexpected_keys]
     if wrong:
         what, expected = f"The adapter {folder} was not trained on this model", "exactly the tensors of the adapter"
-        fix = "use the model that the adapter was trained on: base_model_name_or_path in its adapter_config.json"
-        raise ModelError(what, got=_few(wrong), expected=expected, fix=fix)
+        raise ModelError(what, got=_few(wrong), expected=expected, fix=_OTHER_MODEL)
     return (adapted.merge_and_unload() if merge else adapted).eval().requires_grad_(False)
+
+
+def check_adapter(adapter: Source, model_class: str | None = None) -> None:
+    """Check what can be checked of an adapter without its model, which is of ``model_class``, if that is known.
+
+    Raises:
+        ModelError: if the folder has no PEFT adapter in safetensors, SPR wrote it and it is damaged, or it was trained
+            on another class of model.
+    """
+    folder = Path(adapter)
+    lacking = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
+    if lacking:
+        got = f"no {' and no '.join(lacking)}" if is_dir(folder) else "no such folder"
+        fix = "give the folder of an adapter, such as RUN/adapter of a trained run"
+        raise ModelError(f"{folder} has no PEFT adapter", got=got, expected=" and ".join(_ADAPTER_FILES), fix=fix)
+    check_adapter_files(folder)
+    try:
+        named = (read_json(folder / _ADAPTER_FILES[0]).get("auto_mapping") or {}).get("base_model_class")
+    except (OSError, ValueError, AttributeError):
+        return  # PEFT says what is wrong
+    if None not in (named, model_class) and named != model_class:
+        what = f"The adapter {folder} was not trained on this model"
+        raise ModelError(what, got=model_class, expected=named, fix=_OTHER_MODEL)
 
 
 def check_vocabulary(source: Source, tokenizer: Any, size: int) -> None:
@@ -181,18 +211,24 @@ def check_vocabulary(source: Source, tokenizer: Any, size: int) -> None:
 def source_name(source: Source, revision: str | None = None, model: Any = None) -> str:
     """``id@revision``, as stored in candidates: the same name means the same weights.
 
-    For a Hub model, the revision is the commit in the config of the loaded ``model``, else the requested ``revision``.
-    For a folder, the id is its name, and the revision is the first 12 hex digits of the SHA-256 of its config and
-    weights.
+    For a Hub model, the revision is the commit in the config of the loaded ``model`` (or a config in its place), else
+    the requested ``revision``. For a folder, the id is its name, and the revision is the first 12 hex digits of the
+    SHA-256 of its config and weights.
     """
     folder = Path(source)
     if is_dir(folder):
         total = hashlib.sha256()
         patterns = ("config.json", "adapter_config.json", "*.safetensors")
-        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-            total.update(path.name.encode() + bytes.fromhex(sha256(path)))
+        paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+        megabytes = sum(path.stat().st_size for path in paths) // MEGABYTE
+        before = 0
+        with Progress(f"hashing {short_name(folder)}", megabytes, "MB") as progress:
+            for path in paths:
+                digest = sha256(path, lambda done: progress.set((before + done) // MEGABYTE))  # noqa: B023
+                total.update(path.name.encode() + bytes.fromhex(digest))
+                before += path.stat().st_size
         return f"{folder.resolve().name}@{total.hexdigest()[:12]}"
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+    commit = getattr(getattr(model, "config", model), "_commit_hash", None)
     return f"{source}@{commit or revision or 'main'}"
 
 
@@ -216,16 +252,48 @@ def placement(device: torch.device, device_map: str | None, load_in_4bit: bool) 
 
 
 @contextmanager
-def _quiet_unless_terminal(source: Source) -> Iterator[None]:
-    """Hide the weight-loading progress bar of a local folder when stderr is not a terminal."""
-    hidden = is_dir(source) and not sys.stderr.isatty() and logging.is_progress_bar_enabled()
-    if hidden:
-        logging.disable_progress_bar()
+def hidden_bars() -> Iterator[None]:
+    """Hide transformers' own progress bars, beside which ours could not be shown."""
+    before = logging.set_tqdm_hook(lambda _, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
     try:
         yield
     finally:
-        if hidden:
-            logging.enable_progress_bar()
+        logging.set_tqdm_hook(before)
+
+
+@contextmanager
+def _shown(source: Source) -> Iterator[None]:
+    """Show the progress of loading weights in our own way; transformers' bar is hidden.
+
+    The Hub's bars of a download stay where there is a terminal.
+    """
+    with Progress(f"loading {short_name(source)}") as progress:
+
+        def count(_factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if kwargs.get("desc") == "Loading weights":
+                items = args[0] if args else kwargs["iterable"]
+                progress.total, progress.unit = len(items), "tensors"
+            return _Counting(*args, **kwargs)
+
+        before = logging.set_tqdm_hook(count)
+        try:
+            yield
+        finally:
+            logging.set_tqdm_hook(before)
+
+
+class _Counting(logging.EmptyTqdm):  # type: ignore[misc]
+    """A bar of transformers that shows nothing, and counts its items in the current `Progress`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            yield item
+            advance()
+
+
+def short_name(source: Source) -> str:
+    """A model as people call it: its id on the Hub, or the name of its folder."""
+    return Path(source).resolve().name if is_dir(source) else os.fspath(source)
 
 
 def check_adapter_files(adapter: Path) -> None:
@@ -255,9 +323,7 @@ def clear_write_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def clear_errors(source: Source, revision: str | None = None) -> Iterator[None]:
     """Turn any exception of a call that loads something from ``source`` into one clear `ModelError`."""
-    path = os.fspath(source)
-    if not is_dir(path) and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
-        raise ModelError("There is no such model folder", got=path, fix="check the path, or give a Hub id: owner/name")
+    check_folder(source)
     try:
         yield
     except SprError:
@@ -266,7 +332,14 @@ def clear_errors(source: Source, revision: str | None = None) -> Iterator[None]:
         fix = "use a smaller model, dtype bfloat16 or 4-bit weights"
         raise DeviceMemoryError(f"{source} does not fit into the device's memory", got=error, fix=fix) from error
     except Exception as error:  # users' files can cause any exception in other libraries
-        raise _explain(path, revision, error) from error
+        raise _explain(os.fspath(source), revision, error) from error
+
+
+def check_folder(source: Source) -> None:
+    """Raise `ModelError` if a model is neither a folder nor named like one on the Hub."""
+    path = os.fspath(source)
+    if not is_dir(path) and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
+        raise ModelError("There is no such model folder", got=path, fix="check the path, or give a Hub id: owner/name")
 
 
 def _explain(path: str, revision: str | None, error: BaseException) -> ModelError:
@@ -291,8 +364,7 @@ def _explain(path: str, revision: str | None, error: BaseException) -> ModelErro
         fix = "correct the id (owner/name), give a folder, or log in if it is private: hf auth login"
         return ModelError(f"There is no model {path}, neither as a folder nor on the Hub", got=got, fix=fix)
     if was(hub.LocalEntryNotFoundError, ConnectionError):
-        fix = f"connect to the network, download it first (hf download {path}), or give a folder"
-        return ModelError(f"The Hub is unreachable, and {path} is neither cached nor a folder", got=got, fix=fix)
+        return unreachable(path, got)
     return ModelError(f"The model {path} can't be loaded", got=got)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, cast
 
@@ -10,7 +11,10 @@ from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.config.backends import DESCRIBERS, DETECTORS, SCORERS
 from spr.core.errors import ConfigError, missing_package
 from spr.core.registry import Registry
+from spr.grounding import Dialect, get_dialect
 from spr.models.protocols import Describer, Detector, ImageTextScorer
+
+_LOADING = {"hf", "clip", "grounding_dino", "owlv2"}  # the backends that load the section's `model`
 
 
 @lru_cache(maxsize=1)
@@ -37,6 +41,38 @@ def _build(backends: Registry[Any], config: DescriberConfig | ScorerConfig | Det
     except ModuleNotFoundError as error:
         raise missing_package(error, f"The {backends.kind} `{config.backend}`") or error from error
     return backend(config)
+
+
+def check_loadable(sections: Iterable[DescriberConfig | ScorerConfig | DetectorConfig]) -> None:
+    """Raise one error for all models of these sections that can't be loaded, see `spr.models.available.check_models`.
+
+    An unknown dialect is a `GroundingError`.
+    """
+    sections = list(sections)
+    for section in sections:
+        if isinstance(section, DescriberConfig) and section.dialect is not None:
+            get_dialect(section.dialect)
+    own = [section for section in sections if section.backend in _LOADING and section.model is not None]
+    if own:
+        try:
+            from spr.models.available import check_models
+        except ModuleNotFoundError as error:
+            kinds = {DescriberConfig: DESCRIBERS, ScorerConfig: SCORERS, DetectorConfig: DETECTORS}
+            what = f"The {kinds[type(own[0])].kind} `{own[0].backend}`"
+            raise missing_package(error, what) or error from error
+        check_models(own)
+
+
+def expected_dialect(config: DescriberConfig) -> Dialect | None:
+    """The dialect of a describer that is not loaded yet, without its image processor's settings; None if unknown."""
+    if config.backend != "hf" or config.model is None:
+        return None if config.dialect is None else get_dialect(config.dialect)
+    from spr.models.custom_models import load_config
+    from spr.models.families import choose_dialect
+    from spr.models.loading import model_source
+
+    model_config = load_config(model_source(config.model), revision=config.revision)
+    return choose_dialect(config.dialect, model_config.model_type, None)
 
 
 def release() -> None:

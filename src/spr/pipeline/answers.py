@@ -16,6 +16,7 @@ from PIL import Image
 from spr.config import DescriberConfig
 from spr.core.documents import parse_json
 from spr.core.errors import RunError
+from spr.core.progress import advance
 from spr.models.protocols import Answer, Describer, DescribeRequest, StreamingDescriber, check_answer
 
 _SAMPLING = ("temperature", "top_p", "max_new_tokens", "request_fields")
@@ -45,6 +46,7 @@ class AnswerJournal:
         keys = self._keys(requests)
         missing = [k for k, key in enumerate(keys) if key not in self._known]
         new = [requests[k] for k in missing]
+        advance(len(requests) - len(new))
         if new and isinstance(self.describer, StreamingDescriber):
             self.describer.describe_each(new, lambda number, answer: self._append([(keys[missing[number]], answer)]))
         elif new:

@@ -20,6 +20,7 @@ from spr.config.describer import DropOrKeep, ObjectOrder, SamplesConfig
 from spr.core.boxes import clip
 from spr.core.errors import ConfigError
 from spr.core.images import ImageSource
+from spr.core.progress import counted
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, shift
@@ -93,7 +94,8 @@ def describe_regions(
     candidates: list[Candidate] = []
     for groups in in_groups(requests, _pixels):
         batch = [request for group in groups for request in group]
-        answers = describer.describe([item.request for item in batch])
+        with counted(len(batch)):
+            answers = describer.describe([item.request for item in batch])
         seen: set[tuple[str, str]] = set()
         for item, answer in zip(batch, answers, strict=True):
             candidate = read_answer(
@@ -282,6 +284,11 @@ def process(
     return StageOutput(to_table(candidates, Candidate), drops.table(NAME, "image", "candidate"))
 
 
+def _work(config: Config) -> tuple[int, str]:
+    samples = SamplesConfig() if config.describer is None else config.describer.samples
+    return samples.full + samples.crop + samples.crop_objects, "answers"
+
+
 def scale_hint(store: StageStore, shards: Sequence[ShardEntry]) -> str | None:
     """What to check if numbers fit another scale than the dialect's; None if they do not.
 
@@ -320,4 +327,5 @@ STAGE = Stage(
     models=("describer",),
     keeps_unfinished=True,
     hint=scale_hint,
+    work=_work,
 )

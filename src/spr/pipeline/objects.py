@@ -24,7 +24,7 @@ from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError
 from spr.core.images import ImageProblem, ImageSource
-from spr.core.progress import MEGABYTE, Progress
+from spr.core.progress import MEGABYTE, Progress, advance, counted
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, unshift
@@ -104,7 +104,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
         settings.json_path,
         allow_outside_images=settings.allow_outside_images,
         clip_to_square=_may_turn(settings),
-        progress=lambda done, _: progress.advance(done // MEGABYTE - progress.done),
+        progress=lambda done, _: progress.set(done // MEGABYTE),
     )
     count = len(parsed.image_ids)
     owner = np.repeat(np.arange(count), np.diff(parsed.offsets))
@@ -207,7 +207,8 @@ def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdD
     """
     drops, notes, examples = Drops(), Counter[str](), dict[str, str]()
     usable, sizes_wh = [], []
-    for row in source.drop_columns(["objects", "crowds"]).to_pylist():
+    crowds = pc.list_value_length(source["crowds"]).to_pylist()
+    for row, waits in zip(source.drop_columns(["objects", "crowds"]).to_pylist(), crowds, strict=True):
         try:
             if settings.check_images:
                 name, files = row["file_name"], settings.image_source
@@ -220,6 +221,8 @@ def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdD
             usable.append(False)
             drops.add("image", row["image_id"], problem.reason)
             examples.setdefault(f"image: {problem.reason}", " ".join(str(problem).split()))
+        if detector is None or not waits:
+            advance()
     table = source.filter(pa.array(usable, pa.bool_()))
     if _may_turn(settings):
         table = _turned(table, sizes_wh, settings, drops, notes)
@@ -325,13 +328,16 @@ def detect_in_crowds(
             image = images.load(file_name, crowds[0].size_wh)
         except ImageProblem:
             answers += [[] for _ in crowds]
+            advance()
             continue
         windows = [crop_window(crowd.box, image.size, 1.0) for crowd in crowds]
         names = [category_name(crowd.category).words for crowd in crowds]
         requests = [
             DetectRequest(cut(image, window), name, (name,)) for name, window in zip(names, windows, strict=True)
         ]
-        for detections, window in zip(detector.detect(requests), windows, strict=True):
+        with counted(1):
+            found_in = detector.detect(requests)
+        for detections, window in zip(found_in, windows, strict=True):
             answers.append([replace(found, box=unshift(found.box, window)) for found in detections])
     return answers
 

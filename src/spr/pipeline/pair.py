@@ -10,6 +10,7 @@ import pyarrow as pa
 from spr.config import Config, PairingConfig, PromptsConfig
 from spr.core import boxes as bx
 from spr.core.errors import GroundingError
+from spr.core.progress import advance
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.grounding import Dialect, GroundedText, get_dialect, parse, render, replace_boxes
@@ -67,6 +68,7 @@ def make_pairs(
                 on_drop("query", query.query_id, pair)
             else:
                 pairs.append(pair)
+        advance(len(scored))
     return pairs
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from spr.config import Config, RegionsConfig
 from spr.core import boxes as bx
+from spr.core.progress import advance
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.pipeline.stage import Drops, Stage
@@ -164,6 +165,7 @@ def regions_table(objects: pa.Table, config: RegionsConfig, seed: int) -> StageO
         batch = by_count[first : first + BATCH]
         for row, regions in zip(batch, find_regions(*_padded(columns, keys, batch), config), strict=True):
             found[row] = regions
+        advance(len(batch))
     drops = Drops()
     for image_id, count, regions in zip(image_ids, columns.counts, found, strict=True):
         if not regions:

@@ -17,9 +17,9 @@ from spr.annotations import prepare_annotations
 from spr.config import Config
 from spr.core.atomic import sha256
 from spr.core.errors import InputError, RunError
-from spr.core.progress import MEGABYTE, Progress
+from spr.core.progress import MEGABYTE, Progress, counted
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
-from spr.models.registry import release
+from spr.models.registry import check_loadable, release
 from spr.pipeline.engines.local import run_shards
 from spr.pipeline.reuse import OtherRun
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
@@ -84,6 +84,7 @@ class Job:
     index: int
     sources: Mapping[str, Path | bytes]  # by stage name: Parquet files, or a first stage's rows in Arrow's IPC format
     inputs: int  # number of input rows
+    work: int  # what the progress counts for it
     source: str = ""  # identifies the input rows, see `ShardEntry`
 
 
@@ -95,6 +96,7 @@ def run(
     workers: int = 1,
     reuse: Path | None = None,
     report: Callable[[StageSummary], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[StageSummary]:
     """Run all stages that are not finished yet.
 
@@ -105,17 +107,21 @@ def run(
         workers: Number of processes for stages that load no model.
         reuse: Another run folder, from which finished stages are taken over whose inputs and settings agree.
         report: Called after each stage.
+        say: Called with a line about what a stage keeps of an earlier run.
 
     Raises:
         RunError: if the folder was made with another config, other annotations, other images or SPR 0.1, is in use, or
             is not a run.
         InputError: if the input can't be read, or a stage has no rows.
+        ModelError: naming all models of these stages that can't be loaded, before the first stage.
         ConfigError: if there is no stage ``until``.
     """
     stages = due_stages(config, until)
     prepare_annotations(config.annotations)
     other = OtherRun(reuse) if reuse is not None else None
     with contextlib.nullcontext() if other is None else other.locked(out), open_run(out, config) as inputs:
+        if other is None:
+            _check_models(config, stages, out)
         summaries: list[StageSummary] = []
         fingerprints: dict[str, str] = {}
         for stage in stages:
@@ -124,7 +130,9 @@ def run(
             fingerprints[stage.name] = hashlib.sha256(content.encode()).hexdigest()
             begun = (out / stage.name / MANIFEST).exists()
             refused = other.give(stage, config, out, fingerprints) if other is not None else None
-            summary = run_stage(stage, config, out, fingerprints[stage.name], workers)
+            if other is not None:  # what it does not give needs its models
+                _check_models(config, [stage], out)
+            summary = run_stage(stage, config, out, fingerprints[stage.name], workers, say)
             if refused is not None or (other is not None and not begun):
                 note = f"taken over from {reuse}" if refused is None else f"not taken over from {reuse}: {refused}"
                 summary = replace(summary, reuse=note)
@@ -149,7 +157,26 @@ def run(
         return summaries
 
 
-def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers: int) -> StageSummary:
+def _check_models(config: Config, stages: Sequence[Stage], out: Path) -> None:
+    names = dict.fromkeys(
+        name
+        for stage in stages
+        if (manifest := StageStore(out / stage.name).manifest()) is None or not manifest.complete
+        for name in stage.models_for(config)
+    )
+    sections = [getattr(config, name) for name in names]
+    if None not in sections:  # the stage that needs a describer says so
+        check_loadable(sections)
+
+
+def run_stage(
+    stage: Stage,
+    config: Config,
+    out: Path,
+    fingerprint: str,
+    workers: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> StageSummary:
     """Compute the shards of a stage that are missing or damaged, in ``workers`` processes unless it loads models.
 
     ``out`` is the run folder, which is locked; ``fingerprint`` is a hash of everything that determines the rows. Rows
@@ -162,7 +189,8 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
         fix = f"choose another --out with --reuse {out}, which keeps what agrees, or delete {store.folder}"
         raise RunError(f"{store.folder} was made by another version of SPR or from other rows", fix=fix)
     store.sweep(manifest)
-    kept, expected, jobs = store.valid_shards(manifest), len(manifest.shards), []
+    with Progress(f"{stage.name}: checking", len(manifest.shards), "shards"):
+        kept, expected, jobs = store.valid_shards(manifest), len(manifest.shards), list[Job]()
     if stage.plan is None:
         jobs = _jobs(stage, config, store, out)
         sources = {job.index: job.source for job in jobs}
@@ -171,9 +199,12 @@ def run_stage(stage: Stage, config: Config, out: Path, fingerprint: str, workers
         return _summary(stage, manifest, 0.0, done_before=True)
     manifest.shards, manifest.complete = kept, False
     append_log(out, "stage started", stage=stage.name, shards_kept=len(kept), workers=workers)
+    if kept:
+        of = f" of {expected:,}" if stage.plan is None else ""
+        say(f"{stage.name}: keeps {len(kept):,}{of} shards, {manifest.rows:,} {stage.unit}")
     processes = 1 if stage.models_for(config) else workers
     if stage.plan is None:
-        _run_jobs(stage, store, manifest, jobs, processes)
+        _run_jobs(stage, config, store, manifest, jobs, processes)
     else:
         path = config.annotations.json_path
         with Progress(f"{stage.name}: reading {path.name}", path.stat().st_size // MEGABYTE, "MB") as progress:
@@ -200,36 +231,42 @@ def run_shard(job: Job) -> ShardEntry:
     }
     store = StageStore(job.folder)
     extra = {"unfinished": store.unfinished(job.index)} if job.stage.keeps_unfinished else {}
-    output = job.stage.process(tables, job.config, **extra)
-    job.stage.check(output)
-    return store.write_shard(job.index, output, inputs=job.inputs, source=job.source)
+    with counted(job.work):
+        output = job.stage.process(tables, job.config, **extra)
+        job.stage.check(output)
+        return store.write_shard(job.index, output, inputs=job.inputs, source=job.source)
 
 
 def _jobs(stage: Stage, config: Config, store: StageStore, out: Path) -> list[Job]:
     """A job for each shard of the stage's inputs."""
     before = {name: StageStore(out / name) for name in stage.inputs}
     entries = {name: input_store.finished().shards for name, input_store in before.items()}
-    jobs = []
+    jobs, (per_row, _) = [], _work(stage, config)
     for index, entry in enumerate(entries[stage.inputs[-1]]):
         sources = {name: input_store.part(index) for name, input_store in before.items()}
         identity = "+".join(entries[name][index].sha256 for name in stage.inputs)
-        jobs.append(Job(stage, config, store.folder, index, sources, entry.rows, identity))
+        jobs.append(Job(stage, config, store.folder, index, sources, entry.rows, per_row * entry.rows, identity))
     return jobs
 
 
-def _run_jobs(stage: Stage, store: StageStore, manifest: Manifest, jobs: Sequence[Job], workers: int) -> None:
+def _work(stage: Stage, config: Config) -> tuple[int, str]:
+    return stage.work(config) if stage.work is not None else (1, STAGES[stage.inputs[-1]].unit)
+
+
+def _run_jobs(
+    stage: Stage, config: Config, store: StageStore, manifest: Manifest, jobs: Sequence[Job], workers: int
+) -> None:
     """Run the jobs whose shards the manifest lacks."""
     done = {shard.index: shard for shard in manifest.shards}
     missing = [job for job in jobs if job.index not in done]
-    total = sum(job.inputs for job in jobs)
-    bar = Progress(stage.name, total, STAGES[stage.inputs[-1]].unit, done=total - sum(job.inputs for job in missing))
+    total, unit = sum(job.work for job in jobs), _work(stage, config)[1]
+    bar = Progress(stage.name, total, unit, done=total - sum(job.work for job in missing))
     with bar, contextlib.closing(run_shards(missing, run_shard, workers)) as results:
         for entry in results:
             done[entry.index] = entry
             manifest.shards = [done[index] for index in sorted(done)]
             store.save(manifest)
             store.unfinished(entry.index).unlink(missing_ok=True)
-            bar.advance(entry.inputs)
 
 
 def _run_plan(stage: Stage, config: Config, store: StageStore, manifest: Manifest, plan: Plan, workers: int) -> None:
@@ -241,7 +278,7 @@ def _run_plan(stage: Stage, config: Config, store: StageStore, manifest: Manifes
 
     def job(start: int, inputs: int) -> Job:
         table = plan.rows(start, start + inputs)
-        return Job(stage, config, store.folder, start // size, {"source": _to_ipc(table)}, inputs)
+        return Job(stage, config, store.folder, start // size, {"source": _to_ipc(table)}, inputs, inputs)
 
     starts = range(len(manifest.shards) * size, total, size)
     # A shortened shard is always the last one, also if the run was killed right after it.
@@ -250,16 +287,18 @@ def _run_plan(stage: Stage, config: Config, store: StageStore, manifest: Manifes
     bar = Progress(stage.name, limit, stage.unit, done=manifest.rows)
     with bar, contextlib.closing(run_shards(jobs, run_shard, workers)) as results:
         for entry in results:
-            missing = limit - manifest.rows
+            missing, counted_inputs = limit - manifest.rows, entry.inputs
             if entry.rows >= missing:
                 # The inputs up to the one that gave the last of the missing rows.
                 last = read_table(store.part(entry.index))["image_id"][missing - 1]
                 inputs = int(pc.index(plan.ids.slice(used), last).as_py()) + 1
-                entry = run_shard(job(used, inputs)) if inputs < entry.inputs else entry
+                if inputs < entry.inputs:
+                    entry = run_shard(job(used, inputs))
+                    counted_inputs += inputs
             manifest.shards.append(entry)
             store.save(manifest)
             used += entry.inputs
-            bar.advance(entry.rows)
+            bar.advance(entry.rows - counted_inputs)  # dropped rows don't count towards the limit
             if manifest.rows >= limit:
                 break
     not_sampled = dropped_columns(stage.name, "image", plan.ids.slice(used), "not_sampled")

@@ -16,6 +16,7 @@ from PIL import Image
 from spr.config import Config, ScoringConfig
 from spr.core import boxes as bx
 from spr.core.images import ImageSource
+from spr.core.progress import counted
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, pad_to_square, padded_window, shift, square_window, unshift
 from spr.grounding.matching import localization_score
@@ -92,7 +93,11 @@ def score_candidates(
     )
     scores: list[Scores] = []
     for cases in in_groups(all_cases, _pixels):
-        cosines, detections = _cosines(cases, scorer), _detections(cases, detector)
+        count = sum(len(case.candidates) for case in cases)
+        with counted(0 if detector else count):
+            cosines = _cosines(cases, scorer)
+        with counted(count if detector else 0):  # which takes most of the time
+            detections = _detections(cases, detector)
         for query, own_candidates, _ in cases:
             for candidate in own_candidates:
                 seen = detections.get(candidate.candidate_id, ())

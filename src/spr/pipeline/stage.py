@@ -76,6 +76,8 @@ class Stage:
         keeps_unfinished: Whether ``process`` takes a third argument ``unfinished``: a file for partial results of a
             shard, which an interrupted run leaves for the next one. It is deleted when the shard is finished.
         hint: ``hint(store, shards)`` returns what the user should check after the stage, or None.
+        work: ``work(config)`` returns what its progress counts, if that is not its input rows: the number per input
+            row, and what is counted, such as ``(6, "answers")``. `spr.core.progress.advance` counts within a shard.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Stage:
     plan: Callable[[Config, Progress], Plan] | None = None
     keeps_unfinished: bool = False
     hint: Callable[[StageStore, Sequence[ShardEntry]], str | None] | None = None
+    work: Callable[[Config], tuple[int, str]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Arrow schemas lose field names and nullability inside fixed-size lists when they are pickled.

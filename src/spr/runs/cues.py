@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.core.errors import RunError
+from spr.core.progress import advance
 from spr.grounding import parse
 from spr.records import CUT_REASONS, PROMPT_KINDS
 from spr.runs.kept import kept
@@ -254,6 +255,7 @@ def pair_cues(run: Path | str, count_tokens: TokenCounter | None = None) -> Pair
         if not len(table):
             continue
         total += len(table)
+        advance(len(table))
         edits = pc.list_flatten(table["box_edits"])
         removed += pc.sum(pc.equal(pc.struct_field(edits, "edit"), "box_removed"), min_count=0).as_py()
         if dialect is not None and entry.index not in of_shard:

@@ -276,7 +276,7 @@ def _identify(annotations: Path, before: dict[str, Any]) -> dict[str, Any]:
 
 def _hash(path: Path, size: int) -> str:
     with Progress(f"hashing {path.name}", size // MEGABYTE, "MB") as progress:
-        return sha256(path, lambda done: progress.advance(done // MEGABYTE - progress.done))
+        return sha256(path, lambda done: progress.set(done // MEGABYTE))
 
 
 def read_inputs(run: Path) -> dict[str, Any]:

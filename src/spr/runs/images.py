@@ -17,7 +17,7 @@ from spr.config import AnnotationsConfig
 from spr.core.errors import RunError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
-from spr.core.progress import Progress
+from spr.core.progress import Progress, advance
 from spr.runs.store import StageStore, read_table, write_table
 
 IMAGES = "images.parquet"
@@ -47,7 +47,11 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
     parts = (read_table(store.part(shard.index), ["file_name"]) for shard in store.finished().shards)
     names = {name for part in parts for name in part["file_name"].to_pylist()}
     before = _read(path) if path.is_file() and not renew else {}
-    now = {name: _identify(source, name) for name in sorted(names)}
+    now = {}
+    with Progress("checking images", len(names), "images"):
+        for name in sorted(names):
+            now[name] = _identify(source, name)
+            advance()
     differing = [name for name, is_ in now.items() if name in before and _differs(before[name], is_)]
     verified = [name for name in differing if before[name].sha256 and before[name].size == now[name].size]
     hashed = [name for name in now if now[name].size is not None and not (name in before and before[name].sha256)]

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from spr.core import boxes as bx
 from spr.core.errors import RunError
+from spr.core.progress import Progress, advance
 from spr.grounding.matching import THRESHOLD
 from spr.records import PROMPT_KINDS
 from spr.runs.cues import TokenCounter, boxes_of_spans, offsets_and_values, pair_cues
@@ -144,7 +145,8 @@ def pair_summary(
     """
 
     def compute() -> list[str]:
-        return list(_summarize(run, None if tokenizer is None else load(tokenizer)))
+        with Progress("statistics of the pairs", 2 * Run(run).finished("pairs").rows, "pairs"):
+            return list(_summarize(run, None if tokenizer is None else load(tokenizer)))
 
     lines = kept(run, "summary.json", tokenizer and str(tokenizer), compute)
     return [str(line) for line in lines] if isinstance(lines, list) else compute()
@@ -158,6 +160,7 @@ def _summarize(run: Path, count_tokens: TokenCounter | None) -> Iterator[str]:
     for entry in source.finished("pairs").shards:
         columns = ["query_id", *SIDES, *(f"{side}_spans" for side in SIDES), "box_edits"]
         table = pairs.read(entry, columns)
+        advance(len(table))
         if not len(table):
             continue
         edits.update(pc.struct_field(pc.list_flatten(table["box_edits"]), "edit").to_pylist())

@@ -24,6 +24,7 @@ from spr.core.atomic import is_temporary, sha256, write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import RunError
 from spr.core.ordered_map import ordered_map
+from spr.core.progress import advance
 from spr.records.schemas import ADDED, CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
 
 MANIFEST = "manifest.json"
@@ -251,7 +252,11 @@ class StageStore:
 
     def valid_shards(self, manifest: Manifest) -> list[ShardEntry]:
         """The entries whose files are present and unchanged."""
-        return [shard for shard, valid in ordered_map(self._is_valid, manifest.shards) if valid]
+        kept = []
+        for shard, valid in ordered_map(self._is_valid, manifest.shards):
+            kept += [shard] if valid else []
+            advance()
+        return kept
 
     def _is_valid(self, shard: ShardEntry) -> bool:
         files = {self.part(shard.index): shard.sha256, self.drops(shard.index): shard.dropped_sha256}

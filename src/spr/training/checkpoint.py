@@ -32,10 +32,11 @@ from spr.core.documents import read_json
 from spr.core.errors import InputError, RunError
 from spr.core.outputs import MARKER, check_output, file_hashes, made_before, write_marker
 from spr.core.paths import is_dir
-from spr.models.custom_models import load_config, load_mllm
+from spr.core.progress import Progress
+from spr.models.custom_models import class_name, load_config, load_mllm
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.models.loading import check_adapter_files, clear_write_errors, source_name
+from spr.models.loading import check_adapter_files, clear_write_errors, hidden_bars, source_name
 from spr.training.trainee import renamed_properties
 
 KEPT = 2
@@ -104,12 +105,9 @@ class TrainingState:
         Returns the checkpoint, the number of steps taken, and the metrics of the last one; None without a checkpoint.
         Raises `RunError` if it belongs to another training, was written by another version, or is damaged.
         """
-        if not (complete := _complete(folder)):
+        if (newest := check_checkpoint(folder, fingerprint)) is None:
             return None
-        path = complete[-1]
-        names = {"step", "fingerprint", "values"}
-        meta = _read_json(path / _META, names, f"The checkpoint {path}", delete=path, training=folder.parent)
-        check_fingerprint(meta["fingerprint"], fingerprint, folder.parent)
+        path, meta = newest
         what = f"The checkpoint {path}"
         if "files" in meta and meta["files"] != file_hashes(path, [_STATE]):
             raise _damaged(what, path, ValueError(f"{_STATE} is missing or has changed"))
@@ -158,6 +156,19 @@ class TrainingState:
                 files = write_marker(temporary, _TRAIN)
         self.accelerator.wait_for_everyone()
         return files
+
+
+def check_checkpoint(folder: Path, fingerprint: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint in a folder and its metadata, or None.
+
+    Raises `RunError` if it belongs to another training, or was written by another version.
+    """
+    if not (complete := _complete(folder)):
+        return None
+    path, names = complete[-1], {"step", "fingerprint", "values"}
+    meta = _read_json(path / _META, names, f"The checkpoint {path}", delete=path, training=folder.parent)
+    check_fingerprint(meta["fingerprint"], fingerprint, folder.parent)
+    return path, meta
 
 
 def _complete(folder: Path) -> list[Path]:
@@ -286,11 +297,13 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     if made_before(out, _MERGE, "a merged model", identity):
         return
     model_config = load_config(source, revision=revision, expected=FAMILIES)
-    base = load_mllm(source, model_config, revision=revision, dtype="auto")
-    trained_class, model_class = (config.auto_mapping or {}).get("base_model_class"), type(base).__name__
+    kind = model_config.model_type
+    trained_class, model_class = (config.auto_mapping or {}).get("base_model_class"), class_name(kind)
     fix = "give the model that the adapter was trained on with --model"
     if trained_class not in (None, model_class):
         raise InputError(f"{adapter} does not fit {source}", got=model_class, expected=trained_class, fix=fix)
+    processor = load_processor(source, kind, family=FAMILIES[kind], revision=revision)
+    base = load_mllm(source, model_config, revision=revision, dtype="auto")
     try:
         with renamed_properties(), warnings.catch_warnings():
             # For layers whose tensors are missing, PEFT only warns and leaves them as they were.
@@ -299,10 +312,10 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     except (ValueError, RuntimeError, OSError, SafetensorError, UserWarning) as error:
         got = " ".join(str(error).split())[:300]
         raise InputError(f"{adapter} does not fit {source}", got=got, fix=fix) from error
-    kind = model_config.model_type
-    processor = load_processor(source, kind, family=FAMILIES[kind], revision=revision)
-    with atomic_dir(out, replace=False) as temporary, clear_write_errors(out):
-        merged.save_pretrained(temporary)
+    saving = Progress(f"writing {out.name}")
+    with saving, atomic_dir(out, replace=False) as temporary, clear_write_errors(out):
+        with hidden_bars():
+            merged.save_pretrained(temporary)
         if not is_dir(source):
             for part in (processor.tokenizer, processor.image_processor, processor):
                 part.save_pretrained(temporary)

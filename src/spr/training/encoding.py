@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spr.core.errors import ConfigError, SprError
 from spr.core.images import ImageProblem
+from spr.core.progress import advance
 from spr.grounding import Dialect
 from spr.grounding.text import Range
 from spr.models.chat import Message, render_answer, render_turn
@@ -71,7 +72,8 @@ class ProcessedPair:
 class PairEncoder:
     """Encodes pairs for a transformers model, with its processor from `spr.models.image_processors.load_processor`.
 
-    ``identity`` identifies both in the features' keys. With a `MemoryFeatures` store, processed pairs are kept as well.
+    To `plan` only, the model may be None. ``identity`` identifies both in the features' keys. With a `MemoryFeatures`
+    store, processed pairs are kept as well.
     ``box_weight`` is `training.box_token_weight`; other values than 1 need the ``dialect`` of the boxes in the answers.
 
     Raises:
@@ -112,6 +114,7 @@ class PairEncoder:
         planned: list[PlannedPair] = []
         dropped: list[tuple[str, str]] = []
         for pair in pairs:
+            advance()
             try:
                 result = self._plan(pair, max_length, with_rejected)
             except ImageProblem as problem:
@@ -241,9 +244,9 @@ def plan_digest(planned: Sequence[PlannedPair]) -> str:
     return hashlib.sha256("".join(pair.key for pair in planned).encode()).hexdigest()[:16]
 
 
-def context_length(model: Any, max_length: int | None) -> int:
+def context_length(config: Any, max_length: int | None) -> int:
     """Maximum number of tokens of a prompt with an answer: ``max_length``, but at most the model's context length."""
-    limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+    limit = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
     return min(max_length or limit, limit)
 
 

@@ -19,22 +19,20 @@ from accelerate.utils import LoggerType
 from spr.core.atomic import write_atomically
 from spr.core.documents import parse_json
 from spr.core.errors import ConfigError, RunError, closest
-from spr.core.terminal import echo
+from spr.core.progress import Progress
 from spr.training.loss import PairLogps, PairLosses
 
-LINE_EVERY = 10.0
-"""Seconds between two printed lines where there is no terminal."""
+_COLUMNS = 100  # of a printed line
 _SHOWN = {
-    "loss": ".4f",
-    "margin": ".4f",
-    "accuracy": ".2f",
-    "chosen_logps": ".1f",
-    "rejected_logps": ".1f",
-    "grad_norm": ".2f",
-    "learning_rate": ".2e",
-    "tokens_per_second": ",.0f",
-    "memory_gib": ".2f",
+    "loss": "loss {:.4f}",
+    "margin": "margin {:.3f}",
+    "accuracy": "accuracy {:.2f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "learning_rate": "lr {:.1e}",
+    "grad_norm": "grad norm {:.2f}",
+    "memory_gib": "{:.1f} GiB",
 }
+"""What is shown of a step, as far as there is room."""
 
 
 class Meter:
@@ -85,18 +83,15 @@ def _peak_memory() -> int:
 
 
 class TrainingLog:
-    """Writes one JSON object per line, and shows the latest step: as a table on a terminal, else as lines.
+    """Writes one JSON object per line, and shows the latest step: live on a terminal, else as lines of 100 columns.
 
     Lines of steps after ``step``, the number of steps already taken, are removed, because these steps are taken again.
     Processes that are not ``active`` write and show nothing.
     """
 
     def __init__(self, path: Path, total: int, step: int = 0, *, stream: TextIO | None = None, active: bool = True):
-        self._path, self._total, self._active = path, total, active
-        self._stream = stream or sys.stderr
-        self._started, self._first = time.monotonic(), step
-        self._next_line = self._started
-        self._live: Any = None
+        self._path, self._active = path, active
+        self.progress = Progress("training", total, "steps", done=step, stream=stream)
         if active and path.is_file():
             kept = [
                 line
@@ -106,17 +101,13 @@ class TrainingLog:
             write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
     def __enter__(self) -> Self:
-        if self._active and self._stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(file=self._stream), refresh_per_second=4)
-            self._live.start()
+        if self._active:
+            self.progress.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+    def __exit__(self, *error: object) -> None:
+        if self._active:
+            self.progress.__exit__(*error)
 
     def event(self, event: str, **details: Any) -> None:
         """Write a line about something other than a step."""
@@ -135,23 +126,16 @@ class TrainingLog:
             self.event("step", step=number, **values)
         if not self._active:
             return
-        head, left = f"step {number:,} of {self._total:,}", self._left(number)
-        cells = {name: f"{values[name]:{form}}" for name, form in _SHOWN.items() if name in values}
-        if self._live is not None:
-            from rich.table import Column, Table
-
-            columns = [Column(name.replace("_", " "), justify="right") for name in cells]
-            table = Table(*columns, title=f"{head}, {left}", title_justify="left")
-            table.add_row(*cells.values())
-            self._live.update(table)
-        elif (now := time.monotonic()) >= self._next_line or number == self._total:
-            self._next_line = now + LINE_EVERY
-            echo(f"{head}: {', '.join(map(' '.join, cells.items()))}, {left}", stream=self._stream)
-
-    def _left(self, number: int) -> str:
-        seconds = (time.monotonic() - self._started) / max(number - self._first, 1) * (self._total - number)
-        hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
-        return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min {int(seconds % 60):02d} s left"
+        progress = self.progress
+        progress.set(number)
+        cells = [text.format(values[name]) for name, text in _SHOWN.items() if name in values]
+        while cells:
+            progress.note = ", ".join(cells)
+            if len(progress.line()) <= _COLUMNS:
+                break
+            cells.pop()
+        if number == progress.total:
+            progress.print_line()
 
 
 def _step_of(line: str) -> int:

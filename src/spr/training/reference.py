@@ -41,6 +41,13 @@ def _identity(path: Path) -> dict[str, str] | None:
     return identity if isinstance(identity, dict) else None
 
 
+def check_reference(path: Path) -> None:
+    """Raise `InputError` if there is no file to import with `ReferenceFile.import_from`."""
+    if not path.is_file():
+        expected = "another run's training/reference.parquet"
+        raise InputError(f"There is no file {path}", expected=expected, fix="check the path given to --reference")
+
+
 class ReferenceFile:
     """Log-probabilities under the model without its adapter, by the digest of prompt, answers and image.
 
@@ -60,9 +67,7 @@ class ReferenceFile:
 
     def import_from(self, other: Path) -> None:
         """Add the values of another training's file, or raise `InputError` if it does not exist."""
-        if not other.is_file():
-            expected = "another run's training/reference.parquet"
-            raise InputError(f"There is no file {other}", expected=expected, fix="check the path given to --reference")
+        check_reference(other)
         self._read(other)
 
     def _read(self, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import AutoModelForImageTextToText
 
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import ConfigError, SprError, closest
@@ -23,7 +24,7 @@ from spr.models.image_processors import load_processor
 from spr.models.loading import ModelError, model_source, placement, source_name
 from spr.training.encoding import PairEncoder, processor_digest
 from spr.training.shared_prefix import PairModel, why_not_shared
-from spr.training.vision_cache import open_store
+from spr.training.vision_cache import MemoryFeatures, open_store
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +43,50 @@ class Trainee:
     remarks: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelFiles:
+    """A model to train without its weights: enough to plan the pairs and to know whether they were trained on before.
+
+    ``planner`` encodes texts, and has no model. ``name`` is ``id@revision``, and ``digest`` that of the processor.
+    """
+
+    source: str
+    config: Any
+    family: Family
+    processor: Any
+    name: str
+    digest: str
+    planner: PairEncoder
+
+
+def open_model(
+    source: str, settings: TrainingConfig, *, revision: str | None = None, dialect: str | None = None
+) -> ModelFiles:
+    """Read a model's config and processor, which is quick.
+
+    Raises:
+        ModelError: if they can't be loaded, or the model's family can't be trained.
+        ConfigError: if `training.lora.target_modules` names no layer of the language model, or if
+            `training.box_token_weight` is not 1 and the tokenizer is too simple for it.
+    """
+    source = model_source(source)
+    config = load_config(source, revision=revision, expected=FAMILIES)
+    family = FAMILIES[config.model_type]
+    processor = load_processor(source, config.model_type, family=family, revision=revision)
+    if settings.lora.target_modules:
+        with torch.device("meta"):  # the layers without their weights
+            _check_targets(AutoModelForImageTextToText.from_config(config), settings.lora.target_modules, family)
+    own = (
+        choose_dialect(dialect, config.model_type, processor.image_processor)
+        if settings.box_token_weight != 1
+        else None
+    )
+    weight = settings.box_token_weight
+    planner = PairEncoder(None, processor, family, MemoryFeatures(0), identity="", box_weight=weight, dialect=own)
+    name = source_name(source, revision, config)
+    return ModelFiles(source, config, family, processor, name, processor_digest(processor, family), planner)
+
+
 def load_trainee(
     source: str,
     settings: TrainingConfig,
@@ -51,12 +96,13 @@ def load_trainee(
     revision: str | None = None,
     seed: int = 0,
     dialect: str | None = None,
+    files: ModelFiles | None = None,
 ) -> Trainee:
     """Load a model and add a new adapter, whose initial weights the seed determines.
 
     The source is a folder, a model id of the Hub, or an embedded model (``embedded/describer``). The device is used
     unless the settings name one, and the folder ``features`` if `training.vision_cache` is ``disk``. The dialect is
-    that of the boxes in the answers, by default the family's.
+    that of the boxes in the answers, by default the family's. ``files`` are the model's from `open_model`.
 
     Raises:
         ModelError: if the model can't be loaded, its family can't be trained, or `training.prefix_sharing` is
@@ -67,20 +113,16 @@ def load_trainee(
     """
     if settings.device not in ("auto", "cpu"):
         device = torch.device(settings.device)
-    source = model_source(source)
-    config = load_config(source, revision=revision, expected=FAMILIES)
-    family = FAMILIES[config.model_type]
-    processor = load_processor(source, config.model_type, family=family, revision=revision)
+    files = files or open_model(source, settings, revision=revision, dialect=dialect)
+    config, family, processor, name, digest = files.config, files.family, files.processor, files.name, files.digest
     options = placement(device, None, settings.load_in_4bit)
     options |= {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation}
-    base = load_mllm(source, config, revision=revision, **options)
-    name, digest = source_name(source, revision, base), processor_digest(processor, family)
+    base = load_mllm(files.source, config, revision=revision, **options)
     reason = why_not_shared(base, family)
     if settings.prefix_sharing == "shared" and reason:
         raise ModelError("The prefix can't be shared", got=reason, fix="set training.prefix_sharing=auto")
     shared = settings.prefix_sharing != "separate" and reason is None
     store = open_store(settings.vision_cache, features)
-    weighs_boxes = settings.box_token_weight != 1
     encoder = PairEncoder(
         base,
         processor,
@@ -88,7 +130,7 @@ def load_trainee(
         store,
         identity=f"{name} {digest} {base.dtype}",
         box_weight=settings.box_token_weight,
-        dialect=choose_dialect(dialect, config.model_type, processor.image_processor) if weighs_boxes else None,
+        dialect=files.planner.dialect,
     )
     peft = add_adapter(base, settings.lora, family, seed=seed)
     peft.peft_config["default"].revision = revision
@@ -111,15 +153,7 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
         SprError: if anything else would be trained.
     """
     targets = settings.target_modules or family.target_modules
-    part = model.get_submodule(family.language_model)
-    names = {name for name, module in part.named_modules() if isinstance(module, nn.Linear)}
-    for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in names):
-            last = sorted({name.rsplit(".", 1)[-1] for name in names})
-            near = closest(target, last)
-            message = "Config field `training.lora.target_modules` names no linear layer of the language model"
-            fix = f"did you mean `{near}`?" if near else None
-            raise ConfigError(message, got=target, expected=", ".join(last), fix=fix)
+    _check_targets(model, targets, family)
     pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
     config = LoraConfig(**settings.model_dump() | {"target_modules": pattern}, bias="none")
     # `torch.manual_seed` seeds GPUs too, so their random state is restored as well.
@@ -129,6 +163,18 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
             adapted = get_peft_model(model, config)
     check_trained(adapted, family)
     return adapted
+
+
+def _check_targets(model: Any, targets: Iterable[str], family: Family) -> None:
+    part = model.get_submodule(family.language_model)
+    names = {name for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            last = sorted({name.rsplit(".", 1)[-1] for name in names})
+            near = closest(target, last)
+            message = "Config field `training.lora.target_modules` names no linear layer of the language model"
+            fix = f"did you mean `{near}`?" if near else None
+            raise ConfigError(message, got=target, expected=", ".join(last), fix=fix)
 
 
 @contextmanager

@@ -23,9 +23,16 @@ from torch import Tensor
 from spr.config import TrainingConfig
 from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.ordered_map import ordered_map
+from spr.core.progress import Progress
 from spr.runs.cues import measure_cue
 from spr.runs.store import dropped_table, write_table
-from spr.training.checkpoint import TrainingState, check_adapter_folder, read_finished, save_finished
+from spr.training.checkpoint import (
+    TrainingState,
+    check_adapter_folder,
+    check_checkpoint,
+    read_finished,
+    save_finished,
+)
 from spr.training.encoding import PlannedPair, ProcessedPair, context_length, plan_digest
 from spr.training.log import Meter, TrainingLog, check_trackers
 from spr.training.loss import (
@@ -37,11 +44,11 @@ from spr.training.loss import (
     pair_losses,
 )
 from spr.training.pairs import TrainingPair
-from spr.training.reference import ReferenceFile, open_reference
+from spr.training.reference import ReferenceFile, check_reference, open_reference
 from spr.training.schedule import learning_rate, steps_of_training
 from spr.training.shared_prefix import Batch, collate
 from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
-from spr.training.trainee import Trainee, load_trainee
+from spr.training.trainee import Trainee, load_trainee, open_model
 from spr.training.vision_cache import BatchEncoder
 
 SAVE_REFERENCE_EVERY = 200
@@ -106,6 +113,8 @@ def train(
     if reference is not None and not needs_reference(settings):
         what, fix = f"The loss `{' + '.join(settings.losses)}` uses no reference", "leave --reference out"
         raise ConfigError(what, got=f"--reference {reference}", fix=fix)
+    if reference is not None:
+        check_reference(reference)
     started, folder, adapter = time.monotonic(), out / "training", out / "adapter"
     if settings.device.startswith("cuda:"):
         torch.cuda.set_device(settings.device)  # Accelerate moves the model to the current one
@@ -120,19 +129,11 @@ def train(
         check_adapter_folder(adapter, folder)
     accelerator.wait_for_everyone()
     tell = report if main else lambda _: None
-    trainee = load_trainee(
-        model,
-        settings,
-        accelerator.device,
-        revision=revision,
-        seed=seed,
-        features=shared / "features",
-        dialect=dialect,
-    )
-    for line in trainee.remarks:
-        tell(line)
-    limit = context_length(trainee.model.base, settings.max_length)
-    planned, dropped = trainee.encoder.plan(pairs, limit, with_rejected=needs_rejected(settings))
+    # Everything that can be refused or answered without the model's weights comes before they are loaded.
+    opened = open_model(model, settings, revision=revision, dialect=dialect)
+    with Progress("reading pairs", unit="pairs"):
+        limit = context_length(opened.config, settings.max_length)
+        planned, dropped = opened.planner.plan(pairs, limit, with_rejected=needs_rejected(settings))
     if main:
         write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped))
     counts = dict(Counter(reason for _, reason in dropped))
@@ -150,13 +151,19 @@ def train(
     ignored = settings.runtime_fields | {"gradient_accumulation_steps"}
     fingerprint = {
         "seed": seed,
-        "model": trainee.name,
+        "model": opened.name,
         "batches_per_step": batches_per_step,
         "pairs": plan_digest(planned),
         "training": {name: value for name, value in settings.model_dump(mode="json").items() if name not in ignored},
     }
     if (finished := read_finished(folder / "finished.json", adapter, fingerprint, tell)) is not None:
         return TrainingSummary(len(planned), counts, **finished, done_before=True)
+    check_checkpoint(folder / "checkpoints", fingerprint)
+
+    options: dict[str, Any] = {"revision": revision, "seed": seed, "dialect": dialect, "files": opened}
+    trainee = load_trainee(model, settings, accelerator.device, **options, features=shared / "features")
+    for line in trainee.remarks:
+        tell(line)
 
     if needs_rejected(settings):
         cue = measure_cue("tokens", [len(pair.chosen) for pair in planned], [len(pair.rejected) for pair in planned])
@@ -238,7 +245,8 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
     # Every process takes part in every round, because sharded models gather their weights together.
     own_batches = [group[min(rank, len(group) - 1)] for group in rounds]
     session.state.model.eval()
-    with interrupts() as interrupted, torch.no_grad(), session.trainee.model.peft.disable_adapter():
+    progress = Progress("reference", len(session.planned), "pairs", done=len(session.planned) - len(missing))
+    with progress, interrupts() as interrupted, torch.no_grad(), session.trainee.model.peft.disable_adapter():
         processed_batches = ordered_map(session.process, own_batches)
         for number, (group, (own, processed)) in enumerate(zip(rounds, processed_batches, strict=True), start=1):
             with clear_memory_errors(own, session.settings, step=False):
@@ -248,6 +256,7 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
             results = gather_object([values.tolist()] if rank < len(group) else [])
             for part, rows in zip(group, results, strict=True):
                 file.add(part, rows)
+                progress.advance(len(part))
             stop = any(gather_object([interrupted.is_set()]))
             if accelerator.is_main_process and (stop or number % SAVE_REFERENCE_EVERY == 0):
                 file.save()

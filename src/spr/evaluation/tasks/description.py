@@ -14,6 +14,7 @@ from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError, RecordError
 from spr.core.images import ImageSource
 from spr.core.paths import is_dir, is_file
+from spr.core.progress import advance
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, read_bytes, read_lines
@@ -164,6 +165,7 @@ class Description(Task[Regions]):
             ids.append(name)
             images.append(query.image_id)
             rows.append(_measure(query, grounded))
+            advance()
             if text is not None and not grounded.boxes:
                 no_box.append(name)
             if grounded.problems:

@@ -16,6 +16,7 @@ import numpy as np
 from spr.core import boxes as bx
 from spr.core.errors import InputError
 from spr.core.paths import is_dir, is_file
+from spr.core.progress import advance
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities, normal_phrase
 from spr.evaluation.inference import Question
@@ -127,6 +128,7 @@ class PhraseGrounding(Task[list[Sentence]]):
         ids, images, hits, categories, no_box, malformed, scale = [], [], [], [], [], [], []
         for sentence, text in zip(items, answers.texts, strict=True):
             boxes_of, is_malformed, other_scale = self._read(text or "", sentence.size_wh, dialect)
+            advance()
             if is_malformed:
                 malformed.append(sentence.id)
             if other_scale:

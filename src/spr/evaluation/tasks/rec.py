@@ -14,6 +14,7 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import InputError
+from spr.core.progress import advance
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, boxes_only, check_protocol
 from spr.evaluation.inference import Question
@@ -133,6 +134,7 @@ class Rec(Task[Expressions]):
         for name, text, size in zip(items.ids, answers.texts, items.sizes_wh, strict=True):
             own, flaws, other_scale = read(text, size) if text is not None else Boxes((), 0)
             first_boxes.append(own[0] if own else _NO_BOX)
+            advance()
             if text is not None and not own:
                 no_box.append(name)
             if flaws:

@@ -14,13 +14,14 @@ from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
 from spr.models.chat import render_turn, user_turn
-from spr.models.custom_models import custom_models, load_config, load_mllm
+from spr.models.custom_models import class_name, custom_models, load_config, load_mllm
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.image_processors import encode, load_processor
 from spr.models.loading import (
     ModelError,
     Source,
+    check_adapter,
     check_vocabulary,
     device_of,
     load_adapter,
@@ -79,6 +80,8 @@ class HfDescriber:
         self.processor = load_processor(source, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
         self._check_chat_template(source)
+        if section.peft_adapter is not None:
+            check_adapter(section.peft_adapter, class_name(model_type))
         options = placement(device_of(section.device), section.device_map, section.load_in_4bit)
         options |= {"dtype": section.dtype, "attn_implementation": section.attn_implementation}
         self.model = load_mllm(source, model_config, revision=revision, **options)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from spr.config import DescriberConfig, make_section
 from spr.core.errors import ConfigError
+from spr.core.progress import advance
 from spr.grounding import Dialect, get_dialect
 from spr.grounding.text import without_surrogates
 from spr.models.describers.json_client import JsonClient, ServerError
@@ -110,6 +111,7 @@ class OpenAiDescriber:
                     async with slots:
                         answer = await self._answer(client, request, urls)
                     answered(number, answer)
+                    advance()
                     return answer
 
                 try:

@@ -11,9 +11,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from spr.core.errors import RunError
+from spr.core.progress import count_in, follow
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -38,7 +40,9 @@ def run_shards(jobs: Iterable[Job], work: Callable[[Job], Result], workers: int 
         return
     # Spawned, not forked: Arrow and torch run threads, and a fork copies their locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    finished, number = context.RawArray("q", workers), context.Value("i", 0)
+    follow(lambda: sum(finished))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(finished, number))
     waiting: deque[Future[Result]] = deque()
     try:
         for job in jobs:
@@ -68,10 +72,27 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker() -> None:
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """The number of items that a worker process has finished, in memory that the parent reads.
+
+    Each worker has its own number, so that no lock is needed, which a killed process would leave locked.
+    """
+
+    finished: Any
+    number: int
+
+    def advance(self, count: int = 1) -> None:
+        self.finished[self.number] += count
+
+
+def _start_worker(finished: Any, number: Any) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    with number.get_lock():
+        count_in(_Slot(finished, number.value % len(finished)))
+        number.value += 1
 
 
 def _exit_with(parent: multiprocessing.process.BaseProcess) -> None:

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from spr.core.atomic import atomic_dir
 from spr.core.outputs import made_before, write_marker
+from spr.core.progress import Progress
 from spr.models.loading import ModelError, check_complete, clear_errors, clear_write_errors
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
@@ -256,10 +257,15 @@ def _write_tensors(plan: Plan, folder: Path, shard_bytes: int) -> None:
         groups[-1].append(name)
         filled += item.size
     index: dict[str, str] = {}
-    for number, names in enumerate(groups, start=1):
-        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file({name: plan[name].make().contiguous() for name in names}, folder / file, metadata={"format": "pt"})
-        index |= dict.fromkeys(names, file)
+    with Progress("converting", len(plan), "tensors") as progress:
+        for number, names in enumerate(groups, start=1):
+            file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+            tensors = {}
+            for name in names:
+                tensors[name] = plan[name].make().contiguous()
+                progress.advance()
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            index |= dict.fromkeys(names, file)
     total = {"total_size": sum(item.size for item in plan.values())}
     text = json.dumps({"metadata": total, "weight_map": index}, indent=2)
     (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
