@@ -199,7 +199,7 @@ def _tiles(
     for task in results:
         for line in (line for line in task.lines if line.name in _HEADLINE_METRICS):
             base = line.values[0]
-            for name, value, change in zip(task.columns[1:], line.values[1:], line.changes, strict=True):
+            for name, value, change in zip(task.columns[1:2], line.values[1:2], line.changes[:1], strict=True):
                 if base is not None and value is not None and change is not None:
                     note = f"{task.columns[0]} {base.value:.3f}, difference {change.text}"
                     note += f": {change.label}" if change.label else ""

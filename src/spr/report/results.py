@@ -28,9 +28,17 @@ class Value:
     ci95: tuple[float, float] | None = None
     no_ci95: str | None = None
 
-    def __str__(self) -> str:
-        shown = "–".join(map(_digits, self.ci95)) if self.ci95 else self.no_ci95 and f"no interval: {self.no_ci95}"
-        return _digits(self.value) + (f" ({shown})" if shown else "")
+    @property
+    def text(self) -> str:
+        """The value."""
+        return _digits(self.value)
+
+    @property
+    def interval(self) -> str:
+        """The interval, or why there is none; empty if nothing is known about it."""
+        return (
+            "–".join(map(_digits, self.ci95)) if self.ci95 else f"no interval: {self.no_ci95}" if self.no_ci95 else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
