@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from spr.cli import main
+from spr.evaluation.tasks.rec import Rec
+from spr.runs.folder import lock_run
 
 SPR = (sys.executable, "-m", "spr")
 
@@ -45,6 +47,69 @@ def test_a_model_its_file_and_the_comparison_of_both(data, tmp_path):
     output, _ = spr("compare", tmp_path / "a.json", tmp_path / "b.json", "--out", tmp_path / "c.json")
     assert "95 % interval" in output
     assert json.loads((tmp_path / "c.json").read_text())[0]["n"] == len(answers)
+
+
+def test_results_are_added_to_a_run_under_names_and_kept(data, tmp_path, monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["spr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, *capsys.readouterr()
+
+    task = Rec()
+    names = task.ids(task.load(data / "expressions.json"))
+    run = tmp_path / "run"
+    with lock_run(run):
+        (run / "metrics.json").write_text(
+            '{"format_version": 2, "before": {"pope": {"n": 3}}, "seconds": {"before": 1}}'
+        )
+    common = ("evaluate", "rec", "--annotations", data / "expressions.json", "--dialect", "llava_onevision")
+
+    def add(name, model, expect=0):
+        answers = tmp_path / "answers.jsonl"
+        rows = [{"id": name_, "answer": "here [0.10, 0.10, 0.50, 0.50]", "model": model} for name_ in names]
+        answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, output, errors = call(*common, "--predictions", answers, "--into", run, "--as", name)
+        assert code == expect, errors
+        return output, errors
+
+    output, _ = add("before", "A")
+    assert f"{run}: result before of rec, in {run / 'evaluation' / 'before-rec.json'}" in output
+    assert "Replaces" not in output
+    add("lr1e-4", "B")
+    output, _ = add("lr1e-4", "B")
+    assert "Note: Replaces the earlier result lr1e-4 of rec.\n" in output
+    output, _ = add("lr1e-4", "C")
+    assert "Note: Replaces the earlier result lr1e-4 of rec, of another model: B, now C." in output
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics) == {"format_version", "before", "after", "seconds", "counts", "lr1e-4"}
+    assert (metrics["before"]["pope"], metrics["seconds"]) == ({"n": 3}, {"before": 1})
+    entry = metrics["lr1e-4"]["rec"]
+    assert (entry["items"], entry["n"]) == ("evaluation/lr1e-4-rec.items.parquet", len(names))
+    assert (run / entry["items"]).is_file()
+    with lock_run(run):
+        _, errors = add("after", "A", expect=1)
+    assert "is in use by another run" in errors
+    assert not (run / "evaluation" / "after-rec.json").exists()
+    for name in ("counts", "../x", ""):
+        _, errors = add(name, "A", expect=2)
+        assert "--as is not a name" in errors
+    for options, message in (
+        ((), "There is no place for the result"),
+        (("--as", "after"), "--as needs --into"),
+        (("--into", run), "--into needs --as"),
+        (("--into", tmp_path, "--as", "after"), "is not a run folder"),
+    ):
+        code, _, errors = call(*common, "--predictions", tmp_path / "answers.jsonl", *options)
+        assert code in (1, 2)
+        assert message in errors
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    for model in (run, run / "adapter"):
+        code, _, errors = call(*common[:4], "--model", model, "--images", data / "images", "--out", tmp_path / "o.json")
+        assert code == 2
+        assert "--model is an adapter, not a model" in errors
+        assert f"--adapter {run / 'adapter'}" in errors
 
 
 def test_the_metrics_on_the_terminal_say_why_an_interval_is_missing():
@@ -154,7 +219,7 @@ def test_an_option_of_another_task_is_an_error_that_names_the_tasks_own(tmp_path
         ("rec", ("--parser", "exact"), "--prompt, --protocol, --areas"),
         ("pope", ("--areas", "share"), "--parser, --prompt"),
         ("referring", ("--samples", "2"), "--region"),
-        ("description", ("--entities", "x"), "--prompt, --samples"),
+        ("description", ("--entities", "x"), "--prompt, --samples, --split"),
         ("phrase-grounding", ("--region", "box"), "--entities, --boxes, --prompt, --protocol"),
     ):
         _, errors = spr("evaluate", task, *files, *option, expect=2)

@@ -105,7 +105,7 @@ def test_an_image_file_with_several_ids_is_in_one_split(make_dataset, tmp_path):
     [
         (0, None),
         (0.001, "none of the 40 images is held out"),
-        (0.05, "only 2 of 40 images are held out, too few for an evaluation"),
+        (0.05, "only 2 of 40 images are held out, too few to measure a model; use more images"),
         (0.9, None),
     ],
 )

@@ -57,6 +57,7 @@ def report(make_module_run):
     maker.change("candidates", 9, plain_text="two cups", spans=both)
     maker.change("pairs", 4, rejected_spans=both)
     (maker.images / "3.png").unlink()
+    maker.change("pairs", 40, split="holdout")
     maker.drops["pairs"] = (
         "query",
         [("gone-1", "chosen_without_box"), ("gone-2", "chosen_without_box"), (EVIL, "not_renderable")],
@@ -159,6 +160,16 @@ def test_filters_and_sorting_with_the_mouse(open_page):
     form.locator("[name=rejectedKind]").select_option("full")
     wait_for_status(page, "None of the 45 pairs matches")
     assert page.locator(".card").count() == 0
+
+
+def test_held_out_pairs_are_marked_and_can_be_selected(open_page):
+    page = open_page()
+    page.locator("#filters [name=split]").select_option("holdout")
+    wait_for_status(page, "1 to 1 of 1 matching pair, out of 45")
+    assert page.locator(".card h3 .held-out").inner_text() == "held out, not trained on"
+    page.locator("#filters [name=split]").select_option("train")
+    wait_for_status(page, "1 to 10 of 44 matching pairs")
+    assert page.locator(".card .held-out").count() == 0
 
 
 def test_finding_by_id_or_file(open_page):

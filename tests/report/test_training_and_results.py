@@ -2,15 +2,21 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from spr.cli import app
 from spr.core.errors import RunError
+from spr.evaluation.compare import compare, conclude
+from spr.evaluation.metrics import Share
+from spr.evaluation.result import Result
 from spr.evaluation.task import TASKS
 from spr.report.charts import result_charts, training_charts
 from spr.report.page import write_report
-from spr.report.results import read_results
+from spr.report.results import Change, read_results
 from spr.report.training import read_training, thin
 from spr.runs.reader import Run, read_json_lines
 from spr.runs.store import dropped_table, write_table
@@ -126,62 +132,99 @@ def write_metrics(run, before=None, after=None):
     (run / "metrics.json").write_text(json.dumps({k: v for k, v in sides.items() if v is not None}), encoding="utf-8")
 
 
-def lines_of(*tasks):
-    lines = [line for task in tasks for line in task.lines]
-    return {line.name: (str(line.before), str(line.after), line.difference, line.better) for line in lines}
+IMAGES = tuple(map(str, range(40)))
 
 
-def test_differences_say_what_is_better(make_run):
+def measured(folder, name, task="description", **metrics):
+    """A result of 40 images with these values per image, written into a folder; its content."""
+    shares = {metric: Share.mean(values) for metric, values in metrics.items()}
+    return Result(task, {"model": name}, IMAGES, IMAGES, shares).write(folder / f"{name}.json", folder)
+
+
+def noise(amount):
+    """Values that differ from 0.5 by ± ``amount`` in turn: their mean is 0.5."""
+    return [0.5 + (amount if k % 2 else -amount) for k in range(40)]
+
+
+def test_only_differences_whose_interval_excludes_zero_are_better_or_worse(make_run):
     run = make_run().write()
-    old = {
-        "rec": result(**{"acc@0.5": {"value": 0.81, "ci95": [0.79, 0.83]}}),
-        "description": result("description", unmatched_boxes={"value": 0.2}, words={"value": 37.0}),
+    flat, up = [0.5] * 40, [0.6 + 0.02 * (k % 2) for k in range(40)]
+    base = {"s_loc": flat, "recall@0.5": flat, "unmatched_boxes": flat, "words": flat, "boxes": flat}
+    new = {"s_loc": up, "recall@0.5": noise(0.3), "unmatched_boxes": up, "words": up, "boxes": flat}
+    before, after = measured(run, "before", **base), measured(run, "after", **new)
+    write_metrics(run, {"description": before}, {"description": after})
+    (task,) = read_results(Run(run))
+    assert task.columns == ["before", "after"]
+    assert task.notes == []
+    found = {line.name: (line.changes[0].verdict, line.changes[0].style) for line in task.lines}
+    assert found == {
+        "s_loc": ("better", "better"),
+        "recall@0.5": ("same", ""),
+        "unmatched_boxes": ("worse", "worse"),
+        "words": ("changed", ""),
+        "boxes": ("same", ""),
     }
-    new = {
-        "rec": result(**{"acc@0.5": {"value": 0.80, "ci95": [0.78, 0.82]}}),
-        "description": result(
-            "description",
-            unmatched_boxes={"value": 0.1},
-            words={"value": 39.5, "ci95": None, "no_ci95": "5 images, fewer than 6"},
-        ),
-    }
-    new["description"]["notes"] = ["3 of 9 items failed"]
-    write_metrics(run, old, new)
-    tasks = read_results(Run(run))
-    assert [task.problems for task in tasks] == [{"missing": (1, 1), "malformed": (2, 2)}] * 2
-    assert [task.notes for task in tasks] == [[], ["after: 3 of 9 items failed"]]
-    assert lines_of(*tasks) == {
-        "acc@0.5": ("0.8100 (0.7900–0.8300)", "0.8000 (0.7800–0.8200)", "−0.0100", False),
-        # Fewer boxes that match nothing are better; more words are neither.
-        "unmatched_boxes": ("0.2000", "0.1000", "−0.1000", True),
-        "words": ("37.00", "39.50 (no interval: 5 images, fewer than 6)", "+2.50", None),
-    }
+    (change,) = task.lines[0].changes
+    assert change.text == "+0.1100"
+    low, high = (float(bound) for bound in change.interval.replace("+", "").split(" to "))
+    assert 0.1 < low < 0.11 < high < 0.12
     html = write_report(run).read_text(encoding="utf-8")
-    assert "−0.0100 <small>worse</small>" in html
-    assert "rec acc@0.5" in html
-    assert "39.50 (no interval: 5 images, fewer than 6)" in html
+    assert re.search(r'<td class="n better">\+0\.1100 <small>better</small><br><small>\+0\.10\d+ to \+0\.11\d+', html)
+    assert re.search(r'<td class="n">±0\.0000 <small>no significant difference</small>', html)
+    assert '<dd class="better">0.610<small>before 0.500, difference +0.1100: better</small></dd>' in html
+    # The same conclusion in the terminal.
+    lines = conclude(compare([run]), run)
+    assert lines[2].split() == ["better", "s_loc", "0.5000", "→", "0.6100"]
+    assert lines[3].split() == ["worse", "unmatched_boxes", "0.5000", "→", "0.6100"]
+    assert lines[4].split() == ["changed", "words", "0.5000", "→", "0.6100"]
+    assert lines[5].split() == ["no", "significant", "change", "recall@0.5,", "boxes"]
+    assert len(lines) == 6
+    (run / "adapter").mkdir()
+    assert conclude(compare([run]), run)[6:] == [
+        f"  Adapter: {run / 'adapter'}",
+        f"  Next: weigh what got worse, in the answers of {run / 'evaluation'}, before you use the adapter.",
+    ]
 
 
-def test_the_task_says_which_changes_of_its_metrics_are_better(make_run):
+def test_further_results_of_a_run_are_columns_against_before_and_files_are_shown_without_changing_it(
+    make_run, tmp_path
+):
     run = make_run().write()
-    old, new = {"right": 0.5, "wrong": 0.5, "odd": 0.5}, {"right": 0.6, "wrong": 0.6, "odd": 0.6}
+    sides = {name: measured(run, name, **{"acc@0.5": [value] * 40}) for name, value in (("before", 0.5), ("lr", 0.7))}
+    (run / "metrics.json").write_text(
+        json.dumps({"format_version": 2, "counts": {}, **{name: {"rec": side} for name, side in sides.items()}})
+    )
+    (task,) = read_results(Run(run))
+    assert (task.columns, task.lines[0].changes[0].text) == (["before", "lr"], "+0.2000")
+    measured(tmp_path, "A", task="rec", **{"acc@0.5": noise(0.5)})
+    measured(tmp_path, "B", task="rec", **{"acc@0.5": noise(0.4)})
+    content = (run / "metrics.json").read_bytes()
+    CliRunner().invoke(app, ["report", str(run), "--compare", str(tmp_path / "A.json"), str(tmp_path / "B.json")])
+    assert (run / "metrics.json").read_bytes() == content
+    html = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<th scope="col" class="n">([AB]|before) <small>', html) == ["A", "B"]
+    assert "better</small>" not in html
+    left = CliRunner().invoke(app, ["report", str(run), str(tmp_path / "A.json")])
+    assert "Only one run can be reported" in str(left.exception)
 
-    class Counting:
-        higher_is_better, lower_is_better = ("right",), ("wrong",)
 
-    write_metrics(run, {"mine": result("counting", **old)}, {"mine": result("counting", **new)})
-    TASKS.register("counting", Counting)
-    try:
-        known = lines_of(*read_results(Run(run)))
-    finally:
-        TASKS.unregister("counting")
-    assert {name: better for name, (*_, better) in known.items()} == {"right": True, "wrong": False, "odd": None}
-    # Without the package of the task, no direction is known.
-    assert {better for *_, better in lines_of(*read_results(Run(run))).values()} == {None}
+def test_without_values_per_item_differences_are_shown_without_a_claim(make_run):
+    run = make_run().write()
+    old, new = {"acc@0.5": {"value": 0.81, "ci95": [0.79, 0.83]}, "n_odd": 5}, {"acc@0.5": {"value": 0.4}, "n_odd": 5}
+    new["words"] = {"value": 39.5, "ci95": None, "no_ci95": "5 images, fewer than 6"}
+    write_metrics(run, {"rec": result(**old)}, {"rec": {**result(**new), "notes": ["3 of 9 items failed"]}})
+    (task,) = read_results(Run(run))
+    assert task.problems == {"missing": [1, 1], "malformed": [2, 2]}
+    missing = "the values per item (.items.parquet) of one of them are missing"
+    assert task.notes == ["after: 3 of 9 items failed", f"differences of before and after are not tested: {missing}"]
+    assert [(line.name, line.values[0] and line.values[0].interval, line.changes[0]) for line in task.lines] == [
+        ("acc@0.5", "0.7900–0.8300", Change("−0.4100")),
+        ("n_odd", "", Change("±0.0000")),
+        ("words", None, None),
+    ]
     html = write_report(run).read_text(encoding="utf-8")
-    assert '<td class="n">+0.1000</td>' in html
-    assert "<small>better" not in html
-    assert "<small>worse" not in html
+    assert '<td class="n">−0.4100</td>' in html
+    assert "39.50<br><small>no interval: 5 images, fewer than 6</small>" in html
 
 
 def test_each_task_gives_directions_and_none_to_its_counts():
@@ -209,10 +252,10 @@ def test_results_of_one_side_and_unknown_tasks_and_metrics_are_shown(make_run):
     run = make_run().write()
     write_metrics(run, {"new_task": result("new_task", strange=0.25, broken={"value": None}, odd={"value": math.nan})})
     (task,) = read_results(Run(run))
-    assert [(line.name, str(line.before), line.after) for line in task.lines] == [
-        ("strange", "0.2500", None),
-        ("broken", "None", None),
-        ("odd", "None", None),
+    assert [(line.name, [value and value.text for value in line.values], line.changes) for line in task.lines] == [
+        ("strange", ["0.2500"], []),
+        ("broken", [None], []),
+        ("odd", [None], []),
     ]
     assert "0.2500" in write_report(run).read_text(encoding="utf-8")
 

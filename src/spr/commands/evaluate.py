@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from spr.core.errors import ConfigError
+from spr.core.paths import is_dir, is_file
 from spr.core.terminal import echo
 
 if TYPE_CHECKING:
@@ -98,7 +99,18 @@ def _evaluate(
     annotations: Annotated[
         Path, typer.Option(help="The benchmark's file; for description, a run folder or its regions.")
     ],
-    out: Annotated[Path, typer.Option(help="The result file, JSON. Items and answers are written beside it.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The result file, JSON. Items and answers are written beside it.", show_default="with --into, none"
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Add the result to this run: to its metrics.json, which the report shows.")
+    ] = None,
+    as_: Annotated[
+        str | None, typer.Option("--as", help="The result's name in --into: before, after (training), or any other.")
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="The image folder.")] = None,
     allow_outside_images: Annotated[
         bool,
@@ -127,10 +139,20 @@ def _evaluate(
     id_field: Annotated[str | None, typer.Option(help="The field of the ids in --predictions.")] = None,
 ) -> None:
     from spr.core.images import ImageSource
+    from spr.evaluation import run_results
     from spr.evaluation import task as tasks
     from spr.evaluation.result import check_result
 
-    check_result(out, answers=predictions is None)  # before the model is loaded
+    if (into is None) != (as_ is None):
+        given, missing = ("--as", "--into RUN") if into is None else ("--into", "--as before, --as after or --as NAME")
+        raise ConfigError(f"{given} needs {missing.split()[0]}", got=as_ or into, fix=f"add {missing}")
+    if out is None and into is None:
+        raise ConfigError("There is no place for the result", fix="give --out FILE, or --into RUN --as NAME")
+    # Before the model is loaded.
+    if out is not None:
+        check_result(out, answers=predictions is None)
+    if into is not None and as_ is not None:
+        run_results.check_target(into, as_, task.name, answers=predictions is None)
     describer = None
     if model is not None or overrides:
         describer, dialect = _describer(model, adapter, dialect, temperature or 0.0, overrides or []), None
@@ -144,11 +166,18 @@ def _evaluate(
             raise ConfigError("--allow-outside-images has no effect without --images", fix="give the image folder")
         source = ImageSource(images, allow_outside=True)
     result = tasks.evaluate(task, annotations, **answers, images=source, seed=seed)
-    written = result.write(out)
     for line in summary(result):
         echo(line)
-    beside = ", ".join(str(out.parent / written[key]) for key in ("items", "answers") if key in written)
-    echo(f"\n{out}  (beside it: {beside})")
+    if out is not None:
+        written = result.write(out)
+        beside = ", ".join(str(out.parent / written[key]) for key in ("items", "answers") if key in written)
+        echo(f"\n{out}  (beside it: {beside})")
+    if into is not None and as_ is not None:
+        replaced = run_results.add_result(into, as_, result)
+        echo(f"\n{into}: result {as_} of {result.task}, in {run_results.result_path(into, as_, result.task)}")
+        if replaced:
+            echo(f"Note: {replaced}")
+        echo(f"See also:  spr report {into}  ·  spr compare {into}")
     if result.notes:
         raise typer.Exit(_DOUBTFUL)
 
@@ -172,6 +201,9 @@ def compare(
         for line in comparing.table(comparison):
             echo(line)
         echo()
+    runs = [path for path in results if is_dir(path)]
+    for line in comparing.conclude(comparisons, runs[-1] if runs else None):
+        echo(line)
     if out is not None:
         text = json.dumps([comparison.to_json() for comparison in comparisons], indent=2, ensure_ascii=False)
         write_output(out, (text + "\n").encode(), "a comparison of `spr compare`", comparing.is_comparison)
@@ -228,6 +260,10 @@ def _describer(
             raise ConfigError("An option of the model is malformed", got=text, expected="describer.KEY=VALUE")
     given = {"model": model, "dialect": dialect, "temperature": temperature}
     section = {name: value for name, value in given.items() if value is not None}
+    for folder in () if model is None else (Path(model), Path(model) / "adapter"):
+        if is_file(folder / "adapter_config.json"):
+            fix = f"give the model that it was trained on as --model, and --adapter {folder}"
+            raise ConfigError("--model is an adapter, not a model", got=model, fix=fix)
     if adapter is not None:
         section["peft_adapter"] = str(find_adapter(adapter))
     raw = apply_overrides({"annotations": {"path": "-", "images": "-"}, "describer": section}, overrides)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spr.config import Config, load_config
-from spr.core import FORMAT_VERSION
-from spr.core.atomic import write_atomically
 from spr.embedded.scenes import write_scenes
-from spr.evaluation.compare import compare, table
+from spr.evaluation.compare import compare, conclude, table
+from spr.evaluation.run_results import put, result_path
 from spr.evaluation.task import Task, evaluate
 from spr.evaluation.tasks.description import Description
 from spr.evaluation.tasks.rec import EMBEDDED_PROMPT, Rec
@@ -64,9 +63,12 @@ def run_quickstart(
     with lock_run(run):
         _evaluate(run, held_out, out / "held-out", model, say)
         index = write_report(run, say=say)
-    for comparison in compare([run]):
+    comparisons = compare([run])
+    for comparison in comparisons:
         for line in table(comparison):
             say(line)
+    for line in conclude(comparisons, run):
+        say(line)
     say(f"All in {time.monotonic() - started:.0f} s")
     return index
 
@@ -93,20 +95,17 @@ def _config(data: Path, scenes: int, scene_seed: int, seed: int, *changes: str) 
 
 
 def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: Callable[[str], None]) -> None:
-    """Evaluate before and after training and write ``RUN/metrics.json``, also if it exists."""
+    """Evaluate before and after training, and put the results into ``RUN/metrics.json``."""
     images = held_out.annotations.images
     rec, description = Rec(prompt=EMBEDDED_PROMPT), Description(prompt=held_out.prompts.full)
     expressions, regions = rec.load(images.parent / "expressions.json"), description.load(regions_run)
     tasks: tuple[tuple[Task[Any], Any], ...] = (rec, expressions), (description, regions)
-    metrics: dict[str, Any] = {"format_version": FORMAT_VERSION, "before": {}, "after": {}, "counts": {}, "seconds": {}}
     states: dict[str, Path | None] = {"before": None, "after": run / "adapter"}
     for when, adapter in states.items():
         start = time.monotonic()
         describer = HfDescriber(model, peft_adapter=adapter, temperature=0.0, batch_size=64, max_new_tokens=160)
         for task, items in tasks:
             result = evaluate(task, items, describer=describer, images=images)
-            metrics[when][task.name] = result.write(run / "evaluation" / f"{when}-{task.name}.json", run)
-            metrics["counts"][task.name] = len(result.ids)
-        metrics["seconds"][when] = time.monotonic() - start
+            entry = result.write(result_path(run, when, task.name), run)
+            put(run, when, task.name, entry, seconds=time.monotonic() - start)
         say(f"evaluated {when} training: {len(expressions):,} expressions, {len(regions.queries):,} regions")
-    write_atomically(run / "metrics.json", json.dumps(metrics, indent=2).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from spr.evaluation.answer_fields import same_image
 from spr.evaluation.lines import read_bytes
 from spr.evaluation.metrics import Difference, Interval, cluster_numbers, paired_difference
 from spr.evaluation.result import Result, interval_json, read_items, rounded, without_interval
+from spr.evaluation.run_results import named
+from spr.evaluation.task import TASKS
 
 _MAY_DIFFER = ("model", "predictions", "seed")  # entries of a protocol whose differences are not reported
 _SMALLEST_SHOWN = 0.0001  # of p-values
@@ -25,12 +28,29 @@ _NO_VALUE = "one of the two has no value"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric of two results on the items that both have, and ``other`` minus ``base``; None without a value."""
+    """One metric of two results on the items that both have, and ``other`` minus ``base``; None without a value.
+
+    ``direction`` is 1 if higher values are better, −1 if lower ones are, and 0 if the task doesn't say.
+    """
 
     metric: str
     base: float | None
     other: float | None
     difference: Difference | None
+    direction: int = 0
+
+    @property
+    def verdict(self) -> str | None:
+        """``better``, ``worse`` or, without a direction, ``changed``, if the interval excludes 0; otherwise ``same``.
+
+        None if there is no interval to tell.
+        """
+        d = self.difference
+        if d is None or (d.ci95 is None and d.value):
+            return None
+        if d.ci95 is None or d.ci95[0] <= 0 <= d.ci95[1]:
+            return "same"
+        return "changed" if not self.direction else "better" if d.value * self.direction > 0 else "worse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +95,31 @@ def is_comparison(path: Path) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A result as a file has it, under the ``name`` of a run's result or the ``label`` of its file, not yet checked."""
+
+    label: str
+    name: str
+    task: str
+    raw: Any
+    file: Path
+
+    def result(self) -> Result:
+        """The result with its items; `InputError` if there is no items file."""
+        return _result(self.file, self.task, self.raw)
+
+
 def load_results(path: Path) -> list[tuple[str, Result]]:
     """The labelled result of a file that ``spr evaluate --out`` wrote, or the results of a run's ``metrics.json``.
 
     Raises `InputError` if it is neither, has another format version, or its items file is missing.
     """
+    return [(entry.label, entry.result()) for entry in read_entries(path)]
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The same without the items."""
     file = path / "metrics.json" if is_dir(path) else path
     expected = "a file that `spr evaluate … --out` wrote, or a run folder with a metrics.json"
     try:
@@ -88,7 +128,7 @@ def load_results(path: Path) -> list[tuple[str, Result]]:
         raise InputError(f"Result {file} is not JSON", got=error, expected=expected) from None
     known = raw if isinstance(raw, dict) else {}
     is_result = isinstance(known.get("task"), str)
-    parts = {when: known[when] for when in ("before", "after") if known.get(when) is not None}
+    parts = named(known)
     is_run = bool(parts) and all(isinstance(results, dict) for results in parts.values())
     if not is_result and not is_run:
         got = ", ".join(list(raw)[:6]) if isinstance(raw, dict) else type(raw).__name__
@@ -98,10 +138,10 @@ def load_results(path: Path) -> list[tuple[str, Result]]:
         raise InputError(f"Result {file} has another format version", got=got, expected=FORMAT_VERSION, fix=fix)
     label = file.parent.name if file.name == "metrics.json" and file.parent.name else file.stem
     if is_result:
-        return [(label, _result(file, raw["task"], raw))]
+        return [Entry(label, label, raw["task"], raw, file)]
     return [
-        (f"{label} {when}", _result(file, key, result))
-        for when, results in parts.items()
+        Entry(f"{label} {name}", name, key, result, file)
+        for name, results in parts.items()
         for key, result in results.items()
     ]
 
@@ -134,14 +174,16 @@ def compare(paths: Sequence[Path]) -> list[Comparison]:
     for path in paths:
         for label, result in load_results(path):
             by_task.setdefault(result.task, []).append((label, result))
-    comparisons = [comparison for results in by_task.values() for comparison in _with_first(results)]
+    comparisons = [comparison for results in by_task.values() for comparison in with_first(results)]
     if not comparisons:
         got = ", ".join(f"{len(results)} of {task}" for task, results in by_task.items()) or "none"
         raise InputError("There is nothing to compare", got=got, expected="two results of the same task")
     return comparisons
 
 
-def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
+def with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
+    """Compare labelled results of one task with the first one; raises `InputError` as `compare` does."""
+    directions = directions_of(results[0][1].task)
     names = [name for name, _ in results]
     labels = [f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names, start=1)]
     base = results[0][1]
@@ -164,11 +206,58 @@ def _with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
         for metric, share in base.shares.items():
             if metric in other.shares:
                 one, two = share.take(in_base), other.shares[metric].take(in_other)
-                rows.append(Row(metric, one.value(), two.value(), paired_difference(one, two, clusters)))
+                difference = paired_difference(one, two, clusters)
+                rows.append(Row(metric, one.value(), two.value(), difference, directions.get(metric, 0)))
         changes = _changes(base.protocol, other.protocol)
         counts = len(common), len(set(clusters.tolist())), len(base.ids), len(other.ids)
         notes = (*(f"{labels[0]}: {note}" for note in base.notes), *(f"{label}: {note}" for note in other.notes))
         yield Comparison(base.task, labels[0], label, *counts, changes, tuple(rows), notes)
+
+
+def directions_of(task: str) -> dict[str, int]:
+    """By metric: 1 if higher values are better, −1 if lower ones are; a metric without a direction is missing."""
+    found = TASKS.get(task)
+    return {} if found is None else dict.fromkeys(found.higher_is_better, 1) | dict.fromkeys(found.lower_is_better, -1)
+
+
+def conclude(comparisons: Sequence[Comparison], run: Path | None = None) -> list[str]:
+    """What got better, worse or neither, from the intervals alone, and what to do next with a run's adapter."""
+    lines = ["Conclusion (95 % intervals of the differences)"]
+    for c in comparisons:
+        rows: dict[str | None, list[Row]] = {}
+        for row in c.rows:
+            rows.setdefault(row.verdict, []).append(row)
+        lines.append(f"  {c.task}, {c.base} → {c.other}:")
+        for verdict, label in _VERDICTS.items():
+            if found := rows.get(verdict):
+                texts = [row.metric if verdict in ("same", None) else _moved(row) for row in found]
+                lines += wrap(", ".join(texts), 96, initial_indent=f"    {label}", subsequent_indent=" " * 26)
+    adapters = [] if run is None else [run / "adapter", *sorted(run.glob("trainings/*/adapter"))]
+    if run is not None and (adapters := list(filter(is_dir, adapters))):
+        verdicts = {row.verdict for c in comparisons for row in c.rows}
+        lines.append(f"  Adapter: {', '.join(map(str, adapters))}")
+        if "better" not in verdicts:
+            advice = "no metric got better for sure: train on more pairs, or with another learning rate or β"
+        elif "worse" in verdicts:
+            advice = f"weigh what got worse, in the answers of {run / 'evaluation'}, before you use the adapter"
+        else:
+            advice = f"`spr merge {run} --out FOLDER` makes a whole model of it"
+        lines.append(f"  Next: {advice}.")
+    return lines
+
+
+_VERDICTS = {
+    "better": "better                ",
+    "worse": "worse                 ",
+    "changed": "changed               ",
+    "same": "no significant change ",
+    None: "no interval           ",
+}
+
+
+def _moved(row: Row) -> str:
+    digits = 4 if max(abs(row.base or 0), abs(row.other or 0)) < 2 else 1
+    return f"{row.metric} {row.base:.{digits}f} → {row.other:.{digits}f}"
 
 
 def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:

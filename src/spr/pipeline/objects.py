@@ -357,11 +357,9 @@ def holdout_hint(_: StageStore, shards: Sequence[ShardEntry]) -> str | None:
     if found >= FEW_HELD_OUT or not any(HELD_OUT in shard.notes for shard in shards):
         return None
     what = f"only {found} of {total:,} images" if found else f"none of the {total:,} images"
-    few = "is held out, too few" if found == 1 else "are held out, too few" if found else "is held out"
-    return (
-        f"{what} {few} for an evaluation without training images; use more images, raise annotations.holdout, or "
-        "evaluate on other data"
-    )
+    few = "is held out, too few to measure a model" if found == 1 else "are held out, too few to measure a model"
+    fix = "use more images, raise annotations.holdout, or evaluate on other data"
+    return f"{what} {few if found else 'is held out, so none is left for evaluation'}; {fix}"
 
 
 def _plan(config: Config, progress: Progress) -> Plan:

@@ -89,18 +89,25 @@ def training_charts(training: TrainingCurves) -> list[Chart]:
 
 
 def result_charts(task: TaskResult) -> list[Chart]:
-    """Accuracy or recall by IoU threshold, before and after training, with 95 % intervals."""
+    """Accuracy or recall by IoU threshold, of each result, with 95 % intervals."""
     names = {"acc": "Accuracy", "recall": "Recall"}
     charts = []
     for kind, sides in task.curves.items():
         curves = [
-            Curve(when, when, [at for at, _ in points], [v.value for _, v in points], [v.ci95 for _, v in points])
-            for when, points in sides.items()
+            Curve(name, _style(task, name), [at for at, _ in own], [v.value for _, v in own], [v.ci95 for _, v in own])
+            for name, own in sides.items()
         ]
         heading = f"{names[kind]} by IoU"
         plot = lines(f"{heading}: {task.task}", curves, "IoU threshold", names[kind].lower(), dots=True)
         charts.append(Chart(heading, plot, [(c.style, c.name) for c in curves], "Error bars: 95 % intervals."))
     return charts
+
+
+def _style(task: TaskResult, name: str) -> str:
+    if name in ("before", "after"):
+        return name
+    styles = ("before", "after", "rejected", "all")
+    return styles[min(task.columns.index(name), len(styles) - 1)]
 
 
 def _distribution(heading: str, about: str, series: Sequence[Series], label: str, digits: int, **options: Any) -> Chart:

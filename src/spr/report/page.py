@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def write_report(
     *,
     max_pairs: int = MAX_PAIRS,
     images: bool = True,
+    compare: Sequence[Path] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the report of a run, replacing an earlier one.
@@ -55,6 +56,8 @@ def write_report(
         out: The report's folder; None: ``RUN/report``.
         max_pairs: Number of pairs in the gallery, the first ones of the run. The statistics include all pairs.
         images: False leaves thumbnails out of the gallery.
+        compare: Files of `spr evaluate` whose results are shown instead of those in the run; the first of a task is the
+            baseline. The run is not changed.
         say: Called with lines of text for the user.
 
     Returns:
@@ -63,13 +66,14 @@ def write_report(
     Raises:
         RunError: if ``run`` is not a run folder, has no finished pairs or is damaged, or if ``out`` is neither a report
             nor empty, or can't be written.
+        InputError: if one of ``compare`` is not a result.
     """
     source = Run(run)
     out = run / "report" if out is None else out
     check_target(out)
     total = source.finished("pairs").rows
     # Everything that is quick to read comes first, so that errors in it show early.
-    results, training, stages = read_results(source), read_training(source), count_stages(source)
+    results, training, stages = read_results(source, compare), read_training(source), count_stages(source)
     not_trained_on = training_drops(source)
     stats = PairStats()
     with report_folder(out) as folder:
@@ -174,27 +178,33 @@ def _name(run: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if folder.name == "run" else folder.name
 
 
-def _tiles(stats: PairStats, training: TrainingCurves | None, results: list[TaskResult]) -> list[tuple[str, str, str]]:
-    """The numbers at the top of the page: label, value and note."""
+def _tiles(
+    stats: PairStats, training: TrainingCurves | None, results: list[TaskResult]
+) -> list[tuple[str, str, str, str]]:
+    """The numbers at the top of the page: label, value, note and, if it is better or worse for sure, the CSS class."""
     candidates = len(stats.candidate_scores()["score"])
     note = f"from {candidates:,} scored descriptions"
     if stats.held_out:
         note += f"; {stats.held_out:,} of them of held-out images, not trained on"
-    tiles = [("preference pairs", f"{stats.pairs:,}", note)]
+    tiles = [("preference pairs", f"{stats.pairs:,}", note, "")]
     if stats.pairs:
         chosen, rejected = (float(stats.of(OWN_LOCALIZATION, side).mean()) for side in SIDES)
-        tiles.append(("S_loc, chosen", f"{chosen:.3f}", f"rejected {rejected:.3f}, own boxes"))
+        tiles.append(("S_loc, chosen", f"{chosen:.3f}", f"rejected {rejected:.3f}, own boxes", ""))
         margin = sum(stats.margins) / stats.pairs
-        tiles.append(("mean margin", f"{margin:.3f}", "score of chosen minus rejected"))
+        tiles.append(("mean margin", f"{margin:.3f}", "score of chosen minus rejected", ""))
     accuracy = training.last("accuracy") if training else None
     if training is not None and accuracy is not None:
         note = f"mean of the last tenth of {len(training.steps):,} logged steps"
-        tiles.append(("training accuracy", f"{accuracy:.2f}", note))
+        tiles.append(("training accuracy", f"{accuracy:.2f}", note, ""))
     for task in results:
-        for line in task.lines:
-            if line.name in _HEADLINE_METRICS and line.before and line.after:
-                note = f"before {line.before.value:.3f}, difference {line.difference}"
-                tiles.append((f"{task.task} {line.name}", f"{line.after.value:.3f}", note))
+        for line in (line for line in task.lines if line.name in _HEADLINE_METRICS):
+            base = line.values[0]
+            for name, value, change in zip(task.columns[1:2], line.values[1:2], line.changes[:1], strict=True):
+                if base is not None and value is not None and change is not None:
+                    note = f"{task.columns[0]} {base.value:.3f}, difference {change.text}"
+                    note += f": {change.label}" if change.label else ""
+                    label = f"{task.task} {line.name}" + (f", {name}" if name != "after" else "")
+                    tiles.append((label, f"{value.value:.3f}", note, change.style))
     return tiles
 
 

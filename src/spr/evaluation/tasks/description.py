@@ -129,7 +129,7 @@ class Description(Task[Regions]):
             raise InputError(f"{path} has no regions of split {split}", got=got, fix=fix)
         note = None
         if self.split == "auto" and split == "all" and trains and is_dir(path):
-            note = f"{path} holds out no images, so these are the images that it trains on: {fix}"
+            note = f"the run holds out no images, so these are the images that it trains on: {fix}"
         return Regions(chosen, images, prompt, split, note)
 
     def ids(self, items: Regions) -> Sequence[str]:
