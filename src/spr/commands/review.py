@@ -17,11 +17,24 @@ def review(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the page's address.")] = False,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", help="Read corrections from Label Studio (its export as JSON) or FiftyOne (samples.json)."
+        ),
+    ] = None,
     summary: Annotated[
         bool, typer.Option("--summary", help="Print the state of the review and how far reviewers agree, and stop.")
     ] = False,
 ) -> None:
     """Accept, reject and correct pairs on a local page. `spr train` and `spr export` honour the decisions."""
+    if corrections is not None:
+        from spr.workflows.corrections import import_corrections
+
+        for line in import_corrections(run, corrections, reviewer).lines():
+            echo(line)
+        if not summary:
+            return
     if summary:
         from spr.runs.reviews import read_summary
 

@@ -121,6 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, method: str) -> Reply:
         port = self.server.server_address[1]  # type: ignore[misc]
         hosts = {f"{HOST}:{port}", f"localhost:{port}"}
+        if self.server.socket.fileno() < 0:
+            return self._refuse(503, "the server has stopped")
         if self.headers.get("Host") not in hosts:
             return self._refuse(403, "wrong host")
         token, _, path = self.path.removeprefix("/").partition("?")[0].partition("/")

@@ -26,11 +26,11 @@
 
   /* ── saving: decisions wait in a queue, in order, until the server has written them to disk ── */
   const queue = [];
-  let sending = false, failures = 0;
+  let sending = false, failures = 0, savedAny = false, refusal = "";
   function showSaved(problem) {
     const n = queue.length;
-    saved.classList.toggle("bad", Boolean(n && problem));
-    saved.textContent = !n ? (done.length ? "All saved" : "") : problem ? `${SPR.count(n, "decision")} not saved: ${problem}. Trying again …` : "Saving …";
+    saved.classList.toggle("bad", Boolean(n ? problem : refusal));
+    saved.textContent = !n ? refusal || (savedAny ? "All saved" : "") : problem ? `${SPR.count(n, "decision")} not saved: ${problem}. Trying again …` : "Saving …";
   }
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
   async function send() {
@@ -59,6 +59,7 @@
         continue;
       }
       failures = 0;
+      savedAny = true;
       queue.shift();
       job.saved(reply);
     }
@@ -67,31 +68,35 @@
   }
   addEventListener("beforeunload", (event) => { if (queue.length || (editor && editor.isChanged())) event.preventDefault(); });
 
-  /* Make a decision; `restored` is a decision to return to, for undo and redo. */
+  /* Make a decision that is undone by returning to `before`. */
   function post(n, body, { before, record, refused }) {
+    const change = { n, before, after: body.action === "clear" ? null : { action: body.action, answer: null } };
+    if (record) { done.push(change); undone.length = 0; }
     const job = {
       body: { pair: n, reviewer, ...body },
       saved(reply) {
         mine[n] = reply.mine;
         outcomes[n] = reply.outcome;
         fetched.delete(n);
-        if (record) { done.push({ n, before, after: reply.mine }); undone.length = 0; }
+        if (record) change.after = reply.mine;
         progress();
         if (at >= 0 && order[at] === n && !editor) show();
         if (job.then) job.then();
       },
       refused(problem) {
         mine[n] = before;
+        if (record) done.splice(done.indexOf(change), 1);
         progress();
         refused(problem);
         if (at >= 0 && order[at] === n && !editor) show();
       },
     };
+    refusal = "";
     queue.push(job);
     send();
     return job;
   }
-  const alone = (problem) => { saved.classList.add("bad"); saved.textContent = `Not saved: ${problem}`; };
+  const alone = (problem) => { refusal = `Not saved: ${problem}`; showSaved(); };
   function decide(action) {
     if (at < 0 || !current) return;
     const n = order[at], before = mine[n] || null;
@@ -102,8 +107,10 @@
     if (action === "clear") show(); else forward();
   }
   function revisit(from, to, which) {
-    if (queue.length || editor || !from.length) return;
-    const change = from.pop(), wanted = change[which] || { action: "clear" };
+    const change = from[from.length - 1], wanted = (change && change[which]) || { action: "clear" };
+    // An edit can be made again only once it is saved.
+    if (!change || editor || (wanted.action === "edit" && !wanted.answer)) return;
+    from.pop();
     const body = wanted.action === "edit" ? { action: "edit", answer: wanted.answer } : { action: wanted.action };
     const before = mine[change.n] || null;
     mine[change.n] = change[which];
@@ -197,7 +204,7 @@
     $("#filter-box").hidden = editing;
   }
   function edit() {
-    if (!current || editor || queue.length) return;
+    if (!current || editor || at < 0 || current.number !== order[at]) return;
     const before = mine[order[at]] || null;
     if (before && before.action === "edit" && current.edit.base !== before.answer) return;
     mode(true);
@@ -212,13 +219,14 @@
     main.focus({ preventScroll: true });
   }
   function save() {
-    if (!editor || queue.length) return;
+    if (!editor || editor.saving) return;
     const n = order[at], mineNow = editor;
-    const job = post(n, { action: "edit", ...editor.result() }, { before: editor.before, record: true, refused: (problem) => { mineNow.refuse(problem); } });
+    mineNow.saving = true;
+    const job = post(n, { action: "edit", ...editor.result() }, { before: editor.before, record: true, refused: (problem) => { mineNow.saving = false; mineNow.refuse(problem); } });
     job.then = () => { editor = null; mode(false); forward(); };
   }
   function cancel() {
-    if (queue.length) return;
+    if (editor.saving) return;
     if (!editor.isChanged() || confirm("Discard the changes to this answer?")) close();
   }
 
