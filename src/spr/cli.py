@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import config, convert, embedded, evaluate, export, report, run, text, train
+from spr.commands import config, convert, embedded, evaluate, export, report, review, run, text, train
 from spr.core.errors import SprError, missing_package
 from spr.core.progress import LINE_EVERY, Progress
 from spr.core.terminal import echo
@@ -52,6 +52,7 @@ for command in (
     evaluate.compare,
     evaluate.lvis_questions,
     report.report,
+    review.review,
     export.export,
     run.show,
     text.text,

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from spr.core.registry import Registry
 from spr.grounding import Dialect
-from spr.records import PreferencePair
+from spr.records import Box, PreferencePair, Size
 
 ExportSplit: TypeAlias = Literal["train", "test"]
 """``test`` has the pairs of held-out images, under the name that the Hugging Face Hub has for such a split."""
@@ -38,13 +38,38 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """A pair with its texts, its image, and what the annotations state about the image, if anything."""
+    """A pair with its texts, its image, and what the annotations state about the image, if anything.
+
+    ``original`` is the pair before reviewers edited it, if they did.
+    """
 
     pair: PreferencePair
     texts: Texts
     image: ImageFile
     license: str | None = None
     source_url: str | None = None
+    original: PreferencePair | None = None
+
+
+class DroppedItem(NamedTuple):
+    """An image, query or candidate that a stage dropped, its exported image, and its region in pixels if it has one."""
+
+    kind: str
+    id: str
+    stage: str
+    reason: str
+    explanation: str
+    file_name: str
+    width: int
+    height: int
+    region: Box | None
+    path: str = ""
+    split: str = "dropped"
+
+    @property
+    def size_wh(self) -> Size:
+        """Width and height of the image."""
+        return self.width, self.height
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +112,8 @@ class Format:
         open: Creates the writer of a split from a folder and the labels. For ``train``, which is opened first, it also
             writes the trainer's settings, if there are any, so that it resizes images as `spr.exports.image_limits`
             says. ``test`` is opened only if the run has pairs of held-out images.
+        converts: Whether the texts can be converted to another dialect; not where people correct the run's own.
+        write_drops: Writes what the run dropped into the folder, for tools in which people look at it.
     """
 
     reader: str
@@ -96,6 +123,8 @@ class Format:
     columns: Mapping[str, str]
     usage: str
     open: Callable[[Path, Labels, ExportSplit], Writer]
+    converts: bool = True
+    write_drops: Callable[[Path, Sequence[DroppedItem]], None] | None = None
 
     def files(self, split: ExportSplit) -> str:
         """The pattern of a split's files."""
@@ -111,6 +140,8 @@ FORMATS: Registry[Format] = Registry(
         "ms-swift": "spr.exports.ms_swift:FORMAT",
         "llava": "spr.exports.llava:FORMAT",
         "rlaif-v": "spr.exports.rlaif_v:FORMAT",
+        "label-studio": "spr.exports.label_studio:FORMAT",
+        "fiftyone": "spr.exports.fiftyone:FORMAT",
     },
 )
 """The formats of ``spr export --format``. Other packages add formats through the entry-point group ``spr.exports``."""

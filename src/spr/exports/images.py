@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 from spr.core.image_metadata import forget_metadata, strip_metadata
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
-from spr.exports.formats import ImageFile, ImageMode
+from spr.exports.formats import DroppedItem, ImageFile, ImageMode
 from spr.records import PreferencePair, Size
 
 
 def export_images(
-    pairs: Sequence[PreferencePair], source: ImageSource, mode: ImageMode, folder: Path
+    pairs: Sequence[PreferencePair | DroppedItem], source: ImageSource, mode: ImageMode, folder: Path
 ) -> Iterator[ImageFile | str]:
     """For each pair its image, or the reason why the image can't be used (see `spr.core.reasons`).
 
@@ -33,13 +33,13 @@ def export_images(
     return (images[_image(pair)] for pair in pairs)
 
 
-def _image(pair: PreferencePair) -> tuple[str, Size, str]:
+def _image(pair: PreferencePair | DroppedItem) -> tuple[str, Size, str]:
     return pair.file_name, (pair.width, pair.height), split_folder(pair)
 
 
-def split_folder(pair: PreferencePair) -> str:
+def split_folder(pair: PreferencePair | DroppedItem) -> str:
     """The folder of a pair's copied image, relative to the export's, with a slash at the end; empty for training."""
-    return "" if pair.split == "train" else "test/"
+    return {"train": "", "dropped": "dropped/"}.get(pair.split, "test/")
 
 
 def _export(

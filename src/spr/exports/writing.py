@@ -13,6 +13,7 @@ from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.progress import Progress
 from spr.core.reasons import FIXES, REVIEW_REASONS
 from spr.exports.card import write_card
+from spr.exports.drops import dropped_items
 from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
 from spr.exports.images import export_images, split_folder
 from spr.exports.marker import ExportPlan, counts_of_finished, write_marker
@@ -81,6 +82,9 @@ def export(
         what = f"Format `{format_name}` doesn't support --images {mode}"
         fix = f"omit --images to use {form.images[0]}"
         raise ConfigError(what, got=mode, expected=" | ".join([*form.images, "none"]), fix=fix)
+    if dialect is not None and not form.converts:
+        fix = "leave --dialect out; corrections come back to the run's own dialect"
+        raise ConfigError(f"Format `{format_name}` does not convert texts", got=f"--dialect {dialect}", fix=fix)
     target = None if dialect is None else get_dialect(dialect)
     source = Run(run)
     if not source.finished("pairs").rows:
@@ -99,6 +103,8 @@ def export(
         return ExportSummary(*counts, mode, plan.dialect, done_before=True)
     with atomic_dir(plan.out, replace=False, sync=False) as folder:
         stats, left_out, licenses = _write_pairs(plan, folder)
+        if form.write_drops is not None:
+            form.write_drops(folder, dropped_items(source, source.config.annotations.image_source, mode, folder))
         write_card(folder, plan, stats, left_out, licenses)
         write_marker(folder, plan, {"pairs": stats.pairs, "held_out": stats.held_out, "left_out": left_out})
     return ExportSummary(stats.pairs, stats.held_out, left_out, mode, plan.dialect, done_before=False)
@@ -150,16 +156,16 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
                         if isinstance(texts, str):
                             leave_out(item.pair, texts)
                         else:
-                            usable.append((item, texts))
-                    pairs = [item.pair for item, _ in usable]
+                            usable.append((item, texts, joined.pair))
+                    pairs = [item.pair for item, *_ in usable]
                     images = export_images(pairs, annotations.image_source, plan.images, folder)
-                    for (item, texts), image in zip(usable, images, strict=True):
+                    for (item, texts, original), image in zip(usable, images, strict=True):
                         if isinstance(image, str):
                             leave_out(item.pair, image)
                         else:
                             stats.add(item, (texts.chosen, texts.rejected))
                             origin = origins.get(item.pair.image_id, (None, None))
-                            rows.append(ExportRow(item.pair, texts, image, *origin))
+                            rows.append(ExportRow(item.pair, texts, image, *origin, original))
                             credit(rows[-1])
                     for split, name in (("train", "train"), ("holdout", "test")):
                         if own := [row for row in rows if row.pair.split == split]:
