@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import config, convert, embedded, evaluate, export, report, run, text, train
+from spr.commands import config, convert, embedded, evaluate, export, predict, report, run, text, train
 from spr.core.errors import SprError, missing_package
 from spr.core.terminal import echo
 
@@ -49,6 +49,7 @@ for command in (
     report.report,
     export.export,
     run.show,
+    predict.predict,
     text.text,
     embedded.scenes,
     embedded.quickstart,

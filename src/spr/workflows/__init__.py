@@ -1,1 +1,1 @@
-"""What joins several packages: the review of pairs in a browser."""
+"""What joins several packages: one image, sharing on the Hub, cleaning up, plans, the review of pairs."""
