@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import config, convert, embedded, evaluate, export, predict, report, run, text, train
+from spr.commands import clean, config, convert, embedded, evaluate, export, hub, predict, report, run, text, train
 from spr.core.errors import SprError, missing_package
 from spr.core.terminal import echo
 
@@ -48,9 +48,12 @@ for command in (
     evaluate.lvis_questions,
     report.report,
     export.export,
+    hub.push,
+    hub.pull,
     run.show,
     predict.predict,
     text.text,
+    clean.clean,
     embedded.scenes,
     embedded.quickstart,
     config.config,

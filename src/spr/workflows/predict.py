@@ -11,12 +11,10 @@ import numpy as np
 from PIL import Image
 
 from spr.config import DescriberConfig, PromptsConfig, apply_overrides, load_config, make_config
-from spr.core.documents import parse_yaml, read_json
 from spr.core.errors import ConfigError, InputError, SprError
 from spr.core.images import FORMATS, ImageSource
 from spr.core.paths import exists, is_dir, is_file
 from spr.core.randomness import stable_hash
-from spr.core.text_input import read_text
 from spr.evaluation.tasks.rec import Expressions, Rec
 from spr.grounding import Dialect, GroundedText, final_answer, parse
 from spr.grounding.text import without_surrogates
@@ -25,7 +23,7 @@ from spr.models.registry import load_describer
 from spr.pipeline.describe import region_prompt
 from spr.records import Box, Size, Span, check_box
 from spr.report.contact_sheet import Mark, check_drawing, colour_of, draw_marks, write_drawing
-from spr.runs.folder import check_run_version
+from spr.workflows.adapters import adapter_folder, base_model, raw_config
 
 COMMAND = "spr predict --draw"
 _SIDE = 1000
@@ -345,7 +343,7 @@ def model_settings(
             own, prompts = _of_run(run)
             describer |= own if model is None else {k: v for k, v in own.items() if k in ("dialect", "max_new_tokens")}
         elif model is None:
-            describer["model"] = _base_of(folder)
+            describer["model"] = base_model(folder)
         describer["peft_adapter"] = str(folder)
     if model is not None:
         describer["model"] = model
@@ -362,35 +360,10 @@ def model_settings(
 
 def _of_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of the model and the prompts in a run's config."""
-    check_run_version(run)
-    raw = parse_yaml(read_text(run / "config.yaml"))
-    sections = [raw.get(name) if isinstance(raw, Mapping) else None for name in ("describer", "prompts")]
+    raw = raw_config(run)
+    sections = (raw.get(name) for name in ("describer", "prompts"))
     describer, prompts = (dict(section) if isinstance(section, Mapping) else {} for section in sections)
     return {name: describer[name] for name in _OF_RUN if describer.get(name) is not None}, prompts
-
-
-def adapter_folder(source: Path) -> Path:
-    """The folder of an adapter: ``source`` itself, that of a run or of one of its trainings, or that of its only one.
-
-    Raises:
-        InputError: if there is none, or there are several.
-    """
-    for folder in (source, source / "adapter"):
-        if is_file(folder / "adapter_config.json"):
-            return folder
-    named = sorted(path.parent for path in source.glob("trainings/*/adapter/adapter_config.json"))
-    if len(named) == 1:
-        return named[0]
-    got = f"the trainings {', '.join(folder.parent.name for folder in named)}" if named else "no adapter"
-    fix = f"give one of them, such as {named[0].parent}" if named else "train one with `spr train`"
-    raise InputError(f"{source} is not an adapter", got=got, expected="a run, or a folder of PEFT's format", fix=fix)
-
-
-def _base_of(adapter: Path) -> str:
-    try:
-        return str(read_json(adapter / "adapter_config.json")["base_model_name_or_path"])
-    except (OSError, ValueError, TypeError, LookupError):
-        raise SprError(f"The adapter {adapter} does not name its model", fix="give it with --model") from None
 
 
 def _rounded(box: Box) -> list[float]:
