@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub as hub
 from huggingface_hub import errors
+from huggingface_hub import utils as hub_utils
 
 from spr.core.atomic import sha256
 from spr.core.errors import ConfigError, InputError, RunError, SprError
@@ -26,7 +27,7 @@ TOGETHER = 500
 """Files per commit."""
 _SHOWN = 12
 _Say = Callable[[str], None]
-_utils: Any = hub.utils
+_utils: Any = hub_utils
 
 
 def push(
@@ -64,7 +65,7 @@ def push(
         SprError: if the Hub refuses, or can't be reached.
     """
     check_repo_id(repo_id)
-    package = make_package(source, license_id, repo_id.partition("/")[2])
+    package = make_package(source, license_id, repo_id)
     for line in _listing(source, package, repo_id, private):
         say(line)
     if dry_run:

@@ -12,7 +12,7 @@ import yaml
 from spr import __version__
 from spr.config.public import public_values
 from spr.core.documents import read_json
-from spr.runs.store import StageStore, reasons_sorted, stage_folders
+from spr.runs.store import STAGE_ORDER, StageStore, reasons_sorted, stage_folders
 from spr.workflows.adapters import raw_config
 
 _PAPER = "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374))"
@@ -38,12 +38,15 @@ def with_license(card: str, license_id: str) -> str:
 
 
 def adapter_card(name: str, base: str, run: tuple[Path, str | None] | None, license_id: str) -> str:
-    """The card of an adapter of the model ``base``, with what is known from its run and the name of its training."""
+    """The card of an adapter of the model ``base``, with what is known from its run and the name of its training.
+
+    ``name`` is the repository, ``OWNER/NAME``.
+    """
     on_hub = _HUB_ID.fullmatch(base) is not None and not base.startswith("embedded/")
     head: dict[str, Any] = {"base_model": base} if on_hub else {}
     tags = ["peft", "lora", "visual-grounding", "spr"]
     head |= {"library_name": "peft", "license": license_id, "pipeline_tag": "image-text-to-text", "tags": tags}
-    lines = [_front_matter(head), f"# {name}\n"]
+    lines = [_front_matter(head), f"# {name.rpartition('/')[2]}\n"]
     lines.append(
         f"A LoRA adapter for `{base}`, trained on preference pairs with {_PAPER}, so that the model places what it "
         "describes.\n"
@@ -51,7 +54,7 @@ def adapter_card(name: str, base: str, run: tuple[Path, str | None] | None, lice
     lines += _results(*run) if run is not None else ()
     lines.append("## Use\n")
     lines.append(
-        "```sh\npip install 'spatial-preference-rewarding[models]'\nspr pull OWNER/NAME --out adapter\n"
+        "```sh\npip install 'spatial-preference-rewarding[models]'\nspr pull {name} --out adapter\n"
         f"spr predict photo.jpg --model {base} --adapter adapter --find 'the red cup' --draw answer.png\n```\n"
     )
     lines.append("The adapter is in PEFT's format; `spr merge adapter --out merged` makes a whole model of it.\n")
@@ -62,16 +65,23 @@ def adapter_card(name: str, base: str, run: tuple[Path, str | None] | None, lice
 
 
 def run_card(name: str, run: Path, license_id: str) -> str:
-    """The card of a whole run."""
+    """The card of a whole run; ``name`` is the repository, ``OWNER/NAME``."""
     head = {"license": license_id, "tags": ["preference", "dpo", "visual-grounding", "spr"], "viewer": False}
-    lines = [_front_matter(head), f"# {name}\n", f"A run of {_PAPER}: every table, without the images.\n"]
-    lines.append("```sh\npip install spatial-preference-rewarding\nspr pull OWNER/NAME --out run\nspr show run\n```\n")
+    lines = [
+        _front_matter(head),
+        f"# {name.rpartition('/')[2]}\n",
+        f"A run of {_PAPER}: every table, without the images.\n",
+    ]
+    lines.append(
+        f"```sh\npip install 'spatial-preference-rewarding[models]'\nspr pull {name} --out run\nspr show run\n```\n"
+    )
     lines.append(
         "To look at pairs with their images, to train or to export, set `annotations.images` in `run/config.yaml` to "
         "the folder of the images.\n"
     )
     lines.append("## Counts\n\n| stage | kept | dropped |\n|---|---|---|")
-    for folder in stage_folders(run):
+    order = STAGE_ORDER
+    for folder in sorted(stage_folders(run), key=lambda it: order.index(it.name) if it.name in order else len(order)):
         manifest = StageStore(folder).manifest()
         if manifest is not None:
             dropped = "; ".join(f"{reason} {count:,}" for reason, count in reasons_sorted(manifest.dropped))

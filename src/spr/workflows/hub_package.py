@@ -84,7 +84,8 @@ def make_package(source: Path, license_id: str | None = None, name: str | None =
     """The files of an export, an adapter or a run, whichever ``source`` is.
 
     Texts lose the folders of this machine, and a base model that is a folder becomes its name. ``license_id`` is the
-    license on the card; None keeps that of an existing card, or is ``other``. ``name`` is the title of a new card.
+    license on the card; None keeps that of an existing card, or is ``other``. ``name`` is the repository, ``OWNER/NAME``, that
+    a new card names.
 
     Raises:
         InputError: if ``source`` is none of these, or names files of this machine where that can't be changed.
