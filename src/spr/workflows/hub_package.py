@@ -57,7 +57,6 @@ class Package:
     license_id: str
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    generated_card: bool = True
 
     @property
     def repo_type(self) -> str:
@@ -84,8 +83,8 @@ def make_package(source: Path, license_id: str | None = None, name: str | None =
     """The files of an export, an adapter or a run, whichever ``source`` is.
 
     Texts lose the folders of this machine, and a base model that is a folder becomes its name. ``license_id`` is the
-    license on the card; None keeps that of an existing card, or is ``other``. ``name`` is the repository, ``OWNER/NAME``, that
-    a new card names.
+    license on the card; None keeps that of an existing card, or is ``other``. ``name`` is the repository,
+    ``OWNER/NAME``, that a new card names.
 
     Raises:
         InputError: if ``source`` is none of these, or names files of this machine where that can't be changed.
@@ -135,7 +134,7 @@ def _export(source: Path, license_id: str | None) -> Package:
                 fix = "export again with --images copy, embed or none; file names of the annotations must be relative"
                 raise InputError(f"{source / name} names a folder of this machine", got=folder, fix=fix)
     left = _left_out(source, found)
-    return Package("pairs", found, _license_of(card), left, (), generated_card=False)
+    return Package("pairs", found, _license_of(card), left)
 
 
 # ── adapters and runs ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -211,7 +210,7 @@ def _adapter(source: Path, license_id: str | None, name: str) -> Package:
     card = with_license(card, license_id) if own and license_id is not None else card
     public.files[CARD] = card.encode()
     left = _left_out(source, public.files)
-    return Package("adapter", public.files, _license_of(card), left, tuple(public.warnings), generated_card=not own)
+    return Package("adapter", public.files, _license_of(card), left, tuple(public.warnings))
 
 
 def _run(source: Path, license_id: str | None, name: str) -> Package:
@@ -226,7 +225,7 @@ def _run(source: Path, license_id: str | None, name: str) -> Package:
     card = with_license(card, license_id) if own and license_id is not None else card
     public.files[CARD] = card.encode()
     left = _left_out(source, public.files)
-    return Package("run", public.files, _license_of(card), left, tuple(public.warnings), generated_card=not own)
+    return Package("run", public.files, _license_of(card), left, tuple(public.warnings))
 
 
 def _run_files(run: Path) -> Iterator[tuple[str, Path]]:
