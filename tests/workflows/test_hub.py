@@ -78,7 +78,8 @@ def test_a_run_goes_to_the_hub_and_comes_back(hub, a_run, tmp_path):
     assert push(a_run, "me/thing", private=True, license_id="mit", say=said.append).endswith("datasets/me/thing")
     assert ("dataset", "me/thing") in hub.private
     assert "private dataset me/thing" in said[0]
-    assert any("not uploaded: notes.txt, report/" in line and "training/checkpoints/" in line for line in said)
+    (left,) = [line for line in said if "not uploaded" in line]
+    assert all(f" {name}" in left for name in ("notes.txt", "report/", "images.parquet", "training/checkpoints/"))
     assert "License on the card: mit" in said
     files = on_hub(hub)
     assert {"run.json", "config.yaml", "pairs/manifest.json", "trainings/slow/adapter/adapter_config.json"} <= set(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spr.core.atomic import leftovers, recover
+from spr.core.atomic import leftovers
 from spr.core.documents import read_json
 from spr.core.errors import RunError
 from spr.core.outputs import file_hashes
@@ -87,7 +87,6 @@ def delete(waste: list[Waste]) -> int:
 
 
 def _is_finished(place: Path) -> bool:
-    recover(place / "adapter")
     try:
         expected = read_json(place / "training" / "finished.json")["adapter"]
         return bool(expected) and file_hashes(place / "adapter", expected) == expected
