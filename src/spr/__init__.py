@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from spr.rewards import REWARDS, Truth, read_answer
     from spr.runs.reader import Run
     from spr.training.run import run as train
+    from spr.workflows.predict import ImageAnswer, draw_answer, predict
 
 __version__ = "0.2.0"
 
@@ -85,6 +86,7 @@ _LOCATIONS = {
     "spr.rewards": "REWARDS Truth read_answer",
     "spr.runs.reader": "Run",
     "spr.training.run": "run:train",
+    "spr.workflows.predict": "ImageAnswer draw_answer predict",
 }
 # Name in `spr` → module and name there; "run:train" is `run` under the name `train`.
 _WHERE = {
@@ -104,6 +106,7 @@ __all__ = [
     "DetectorConfig",
     "Dialect",
     "GroundedText",
+    "ImageAnswer",
     "ImageObject",
     "ImageObjects",
     "ImageSource",
@@ -126,6 +129,7 @@ __all__ = [
     "convert",
     "convert_annotations",
     "describe_regions",
+    "draw_answer",
     "draw_pair",
     "evaluate",
     "export",
@@ -138,6 +142,7 @@ __all__ = [
     "make_pairs",
     "make_regions",
     "parse",
+    "predict",
     "read_answer",
     "read_coco",
     "refine",

@@ -15,7 +15,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import config, convert, embedded, evaluate, export, report, review, run, text, train
+from spr.commands import (
+    clean,
+    config,
+    convert,
+    embedded,
+    evaluate,
+    export,
+    hub,
+    predict,
+    report,
+    review,
+    run,
+    text,
+    train,
+)
 from spr.core.errors import SprError, missing_package
 from spr.core.progress import LINE_EVERY, Progress
 from spr.core.terminal import echo
@@ -54,8 +68,12 @@ for command in (
     report.report,
     review.review,
     export.export,
+    hub.push,
+    hub.pull,
     run.show,
+    predict.predict,
     text.text,
+    clean.clean,
     embedded.scenes,
     embedded.quickstart,
     config.config,

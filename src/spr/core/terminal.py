@@ -32,3 +32,23 @@ def one_line(text: object) -> str:
 def echo(line: object = "", *, err: bool = False, stream: TextIO | None = None) -> None:
     """Print `printable` lines to standard output, with ``err`` to standard error, or to a stream."""
     print(printable(line), file=stream or (sys.stderr if err else sys.stdout), flush=True)
+
+
+def size_text(size: int) -> str:
+    """A number of bytes as people read it.
+
+    >>> size_text(999), size_text(1_250_000), size_text(14_000_000_000)
+    ('999 bytes', '1.2 MB', '14.0 GB')
+    """
+    if size < 1000:
+        return f"{size} bytes"
+    unit = next((k for k in (1, 2, 3) if size < 999.95 * 1000**k), 4)
+    return f"{size / 1000**unit:.1f} {('', 'kB', 'MB', 'GB', 'TB')[unit]}"
+
+
+def confirm(question: str) -> bool | None:
+    """Ask a yes-or-no question on the terminal; None if there is none. Anything but ``y`` or ``yes`` means no."""
+    if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    echo(f"{question} [y/N]", err=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -113,8 +113,12 @@ def describe_regions(
 
 def training_prompt(query: RegionQuery | PreferencePair, dialect: Dialect, prompts: PromptsConfig) -> str:
     """The prompt of a preference pair: it is about the whole image and gives the region by its coordinates."""
-    region = render_box(query.region, dialect, (query.width, query.height), region=True)
-    return prompts.full.replace("{region}", region)
+    return region_prompt(query.region, (query.width, query.height), dialect, prompts)
+
+
+def region_prompt(region: Box, size_wh: Size, dialect: Dialect, prompts: PromptsConfig) -> str:
+    """The prompt for a region, xyxy in pixels, of an image of ``size_wh`` pixels."""
+    return prompts.full.replace("{region}", render_box(region, dialect, size_wh, region=True))
 
 
 def requests_for(

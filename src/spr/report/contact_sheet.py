@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from textwrap import shorten
@@ -29,7 +30,7 @@ from spr.runs.reader import SIDES, Run
 
 CELL = 420
 """Length of the longer side of an image on the sheet, in pixels."""
-_SOFTWARE, _WHAT = "spr show --draw", "a drawing of `spr show --draw`"
+_COMMAND = "spr show --draw"
 CAPTION, LABEL, GAP = 18, 15, 6
 LEGEND_LINES = 8
 """Lines below an image that say what its numbers stand for; one more says how many are left out."""
@@ -37,22 +38,23 @@ CHOSEN, REJECTED = (80, 230, 120), (255, 90, 90)
 _GREY = (30, 30, 30)
 _VIEW = 1.3
 """Width and height of the shown part of an image, relative to the region."""
-_Colour: TypeAlias = tuple[int, int, int]
+Colour: TypeAlias = tuple[int, int, int]
 _Rectangle: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
+class Mark:
     """A box, xyxy pixels of the original image, with its label, or "" without one."""
 
     box: Sequence[float]
-    colour: _Colour
+    colour: Colour
     width: int
     label: str = ""
     lettered: bool = False
 
     @property
     def key(self) -> tuple[str, bool]:
+        """What shares a number or letter."""
         return self.label, self.lettered
 
 
@@ -69,7 +71,7 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
         InputError: if ``stage`` is not ``RUN/objects``, ``RUN/regions`` or ``RUN/pairs``, or has no rows.
         RunError: if ``out`` can't be written, or is a file that is not such a drawing.
     """
-    check_output(out, _WHAT, _is_ours, folder=False)
+    check_drawing(out, _COMMAND)
     drawable = "RUN/objects, RUN/regions or RUN/pairs"
     config = stage.parent / "config.yaml"
     if not is_file(config):
@@ -86,17 +88,27 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     for line, top in zip(lines, accumulate(heights, initial=0), strict=False):
         for column, cell in enumerate(line):
             sheet.paste(cell, (column * (CELL + GAP), top))
-    sink, info = io.BytesIO(), PngInfo()
-    info.add_text("Software", _SOFTWARE)
-    sheet.save(sink, "PNG", pnginfo=info)
-    write_output(out, sink.getvalue(), _WHAT, _is_ours)
+    write_drawing(sheet, out, _COMMAND)
     return len(rows)
 
 
-def _is_ours(path: Path) -> bool:
+def check_drawing(out: Path, command: str) -> None:
+    """Raise `RunError` unless a command may write a drawing to ``out`` (`spr.core.outputs`)."""
+    check_output(out, f"a drawing of `{command}`", partial(_is_drawing, command), folder=False)
+
+
+def write_drawing(picture: Image.Image, out: Path, command: str) -> None:
+    """Write a picture as PNG, after `check_drawing`."""
+    sink, info = io.BytesIO(), PngInfo()
+    info.add_text("Software", command)
+    picture.save(sink, "PNG", pnginfo=info)
+    write_output(out, sink.getvalue(), f"a drawing of `{command}`", partial(_is_drawing, command))
+
+
+def _is_drawing(command: str, path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(256)  # Pillow writes texts before the pixels
-    return start.startswith(b"\x89PNG") and b"Software\0" + _SOFTWARE.encode() in start
+    return start.startswith(b"\x89PNG") and b"Software\0" + command.encode() in start
 
 
 def draw_pair(pair: PreferencePair, images: ImageSource, *, side: int = 840) -> Image.Image:
@@ -117,14 +129,24 @@ def _draw_row(row: dict[str, Any], images: ImageSource, side: int) -> Image.Imag
         picture = Image.new("RGB", size_wh, (60, 60, 60))
         ImageDraw.Draw(picture).text((4, 4), problem.reason, font=ImageFont.load_default(size=max(size_wh) / 20))
     marks = list(_marks(row))
-    view = _view(row, marks, size_wh)
+    return draw_marks(picture, marks, _caption(row), side, view=_view(row, marks, size_wh))
+
+
+def draw_marks(
+    picture: Image.Image, marks: Sequence[Mark], caption: str, side: int, *, view: _Rectangle | None = None
+) -> Image.Image:
+    """Draw boxes over an RGB image, or over the part ``view`` of it, whose longer side becomes ``side`` pixels.
+
+    Returns an RGB picture, ``side`` pixels wide: the caption, the image, and what the numbers of the boxes stand for.
+    """
+    view = view or (0, 0, *picture.size)
     scale = side / max(view[2] - view[0], view[3] - view[1])
     picture = picture.crop(view)
     picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     font = ImageFont.load_default(size=12)
     draw = ImageDraw.Draw(picture)
     signs = _signs(marks)
-    tags: list[tuple[tuple[float, float], _Mark]] = []
+    tags: list[tuple[tuple[float, float], Mark]] = []
     for mark in marks:
         x1, y1, x2, y2 = ((v - view[k % 2]) * scale for k, v in enumerate(mark.box))
         # Boxes that are thinner than their outline are widened.
@@ -146,13 +168,13 @@ def _draw_row(row: dict[str, Any], images: ImageSource, side: int) -> Image.Imag
     cell = Image.new("RGB", (side, CAPTION + picture.height + lines * LABEL), _GREY)
     cell.paste(picture, (0, CAPTION))
     draw = ImageDraw.Draw(cell)
-    draw.text((3, 1), _caption(row), fill=(230, 230, 230), font=font)
+    draw.text((3, 1), caption, fill=(230, 230, 230), font=font)
     for line, x, text, colour in legend:
         draw.text((x, CAPTION + picture.height + line * LABEL), text, fill=colour, font=font)
     return cell
 
 
-def _view(row: dict[str, Any], marks: Sequence[_Mark], size_wh: Size) -> _Rectangle:
+def _view(row: dict[str, Any], marks: Sequence[Mark], size_wh: Size) -> _Rectangle:
     """The part of the image that is drawn: the enlarged region and all labelled boxes, or the whole image."""
     if "region" not in row:
         return 0, 0, *size_wh
@@ -183,7 +205,7 @@ def _free_place(
     return min(places, key=lambda place: (abs(place[0] - x) + abs(place[1] - y), place), default=(x, y))
 
 
-def _signs(marks: Sequence[_Mark]) -> dict[tuple[str, bool], str]:
+def _signs(marks: Sequence[Mark]) -> dict[tuple[str, bool], str]:
     """The number or, for rejected answers, the letter of each label."""
     signs: dict[tuple[str, bool], str] = {}
     for mark in sorted((mark for mark in marks if mark.label), key=lambda mark: mark.lettered):
@@ -198,12 +220,12 @@ def _letters(number: int) -> str:
 
 
 def _legend(
-    marks: Sequence[_Mark], signs: Mapping[tuple[str, bool], str], width: int, font: Any
-) -> list[tuple[int, int, str, _Colour]]:
+    marks: Sequence[Mark], signs: Mapping[tuple[str, bool], str], width: int, font: Any
+) -> list[tuple[int, int, str, Colour]]:
     """What the signs stand for, as (line, x, text, colour), in lines of ``width`` pixels."""
     counts = Counter(mark.key for mark in marks if mark.label)
     colours = {mark.key: mark.colour for mark in marks}
-    entries: list[tuple[int, int, str, _Colour]] = []
+    entries: list[tuple[int, int, str, Colour]] = []
     line, x = 0, 3
     for key, sign in signs.items():
         number = f" ({counts[key]})" if counts[key] > 1 else ""
@@ -219,20 +241,20 @@ def _legend(
     return entries
 
 
-def _marks(row: dict[str, Any]) -> Iterator[_Mark]:
+def _marks(row: dict[str, Any]) -> Iterator[Mark]:
     """The boxes to draw, in order."""
     if "region" in row:
-        yield _Mark(row["region"], (255, 255, 255), 2)
+        yield Mark(row["region"], (255, 255, 255), 2)
     if "chosen_spans" in row:
         for name, colour, width in (("rejected_spans", REJECTED, 1), ("chosen_spans", CHOSEN, 2)):
             for span in row[name]:
                 for box in span["boxes"]:
-                    yield _Mark(box, colour, width, span["phrase"] or "(no phrase)", name == "rejected_spans")
+                    yield Mark(box, colour, width, span["phrase"] or "(no phrase)", name == "rejected_spans")
     else:
         for item in row["objects"]:
             inside, category = item.get("inside", True), item["category"]
             label = category if item["score"] is None else f"{category} {item['score']:.2f}"
-            yield _Mark(item["box"], _colour(category), 2 if inside else 1, label if inside else "")
+            yield Mark(item["box"], colour_of(category), 2 if inside else 1, label if inside else "")
 
 
 def _caption(row: dict[str, Any]) -> str:
@@ -244,7 +266,8 @@ def _caption(row: dict[str, Any]) -> str:
     return f"{name}  {row['width']}x{row['height']}  {inside} of {len(row['objects'])} objects"
 
 
-def _colour(category: str) -> _Colour:
+def colour_of(category: str) -> Colour:
+    """The colour of a category or phrase: always the same, and light enough for a dark ground."""
     hue = zlib.crc32(category.encode()) % 360 / 360
     red, green, blue = colorsys.hls_to_rgb(hue, 0.62, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -36,7 +36,7 @@ from spr.core.progress import Progress
 from spr.models.custom_models import class_name, load_config, load_mllm
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.models.loading import check_adapter_files, clear_write_errors, hidden_bars, source_name
+from spr.models.loading import check_adapter_files, clear_write_errors, hidden_bars, model_source, source_name
 from spr.training.trainee import renamed_properties
 
 KEPT = 2
@@ -290,7 +290,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
         config = PeftConfig.from_pretrained(str(adapter))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{adapter / 'adapter_config.json'} can't be read", got=error) from None
-    source = model or str(config.base_model_name_or_path)
+    source = model or model_source(str(config.base_model_name_or_path))
     revision = revision if model is not None or revision is not None else config.revision
     check_adapter_files(adapter)
     identity = {"adapter": source_name(adapter).partition("@")[2], "model": source, "revision": revision}

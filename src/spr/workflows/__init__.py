@@ -1,1 +1,1 @@
-"""What joins several packages: checking and planning a config, and reviewing pairs."""
+"""What joins several packages: checks and plans of a config, the review of pairs, one image, the Hub, cleaning up."""
