@@ -65,6 +65,7 @@ def _with_place(run: Run, rows: list[dict[str, str]]) -> Iterator[DroppedItem]:
             place = queries.get(name) or images.get(name)
             name = name.rpartition("/")[0]
         if place is not None:
-            file_name, width, height, region = (place.get(key) for key in (*places, "region"))
+            file_name, width, height = (place[key] for key in places)
+            region = place.get("region")
             about = (row["kind"], row["id"], row["stage"], row["reason"], explain(row["stage"], row["reason"]))
             yield DroppedItem(*about, file_name, width, height, region and tuple(region))
