@@ -88,7 +88,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_USABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE)
 
 
-_LONG = {"run", "train", "merge", "evaluate", "compare", "lvis-questions", "report", "export", "convert"} | {
+_LONG = {
+    "run",
+    "train",
+    "sweep",
+    "push",
+    "pull",
+    "merge",
+    "evaluate",
+    "compare",
+    "lvis-questions",
+    "report",
+    "export",
+    "convert",
+} | {
     "scenes",
     "quickstart",
 }
