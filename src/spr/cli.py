@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import config, convert, embedded, evaluate, export, report, run, text, train
+from spr.commands import config, convert, embedded, evaluate, export, report, review, run, text, train
 from spr.core.errors import SprError, missing_package
 from spr.core.terminal import echo
 
@@ -47,6 +47,7 @@ for command in (
     evaluate.compare,
     evaluate.lvis_questions,
     report.report,
+    review.review,
     export.export,
     run.show,
     text.text,

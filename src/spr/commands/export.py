@@ -21,8 +21,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="trl | llamafactory | ms-swift | llava | rlaif-v, or a format of an installed package, "
-            "see `spr doctor`.",
+            help="trl | llamafactory | ms-swift | llava | rlaif-v | label-studio | fiftyone, or a format of "
+            "an installed package, see `spr doctor`.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to create; it must be new, empty, or hold this same export.")],

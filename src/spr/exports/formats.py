@@ -38,13 +38,17 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """A pair with its texts, its image, and what the annotations state about the image, if anything."""
+    """A pair with its texts, its image, and what the annotations state about the image, if anything.
+
+    ``original`` is the pair before reviewers edited it, if they did.
+    """
 
     pair: PreferencePair
     texts: Texts
     image: ImageFile
     license: str | None = None
     source_url: str | None = None
+    original: PreferencePair | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class Format:
         open: Creates the writer of a split from a folder and the labels. For ``train``, which is opened first, it also
             writes the trainer's settings, if there are any, so that it resizes images as `spr.exports.image_limits`
             says. ``test`` is opened only if the run has pairs of held-out images.
+        converts: Whether the texts can be converted to another dialect; not where people correct the run's own.
     """
 
     reader: str
@@ -96,6 +101,7 @@ class Format:
     columns: Mapping[str, str]
     usage: str
     open: Callable[[Path, Labels, ExportSplit], Writer]
+    converts: bool = True
 
     def files(self, split: ExportSplit) -> str:
         """The pattern of a split's files."""
@@ -111,6 +117,8 @@ FORMATS: Registry[Format] = Registry(
         "ms-swift": "spr.exports.ms_swift:FORMAT",
         "llava": "spr.exports.llava:FORMAT",
         "rlaif-v": "spr.exports.rlaif_v:FORMAT",
+        "label-studio": "spr.exports.label_studio:FORMAT",
+        "fiftyone": "spr.exports.fiftyone:FORMAT",
     },
 )
 """The formats of ``spr export --format``. Other packages add formats through the entry-point group ``spr.exports``."""

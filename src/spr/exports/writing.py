@@ -81,6 +81,9 @@ def export(
         what = f"Format `{format_name}` doesn't support --images {mode}"
         fix = f"omit --images to use {form.images[0]}"
         raise ConfigError(what, got=mode, expected=" | ".join([*form.images, "none"]), fix=fix)
+    if dialect is not None and not form.converts:
+        fix = "leave --dialect out; corrections come back to the run's own dialect"
+        raise ConfigError(f"Format `{format_name}` does not convert texts", got=f"--dialect {dialect}", fix=fix)
     target = None if dialect is None else get_dialect(dialect)
     source = Run(run)
     if not source.finished("pairs").rows:
@@ -150,16 +153,16 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
                         if isinstance(texts, str):
                             leave_out(item.pair, texts)
                         else:
-                            usable.append((item, texts))
-                    pairs = [item.pair for item, _ in usable]
+                            usable.append((item, texts, joined.pair))
+                    pairs = [item.pair for item, *_ in usable]
                     images = export_images(pairs, annotations.image_source, plan.images, folder)
-                    for (item, texts), image in zip(usable, images, strict=True):
+                    for (item, texts, original), image in zip(usable, images, strict=True):
                         if isinstance(image, str):
                             leave_out(item.pair, image)
                         else:
                             stats.add(item, (texts.chosen, texts.rejected))
                             origin = origins.get(item.pair.image_id, (None, None))
-                            rows.append(ExportRow(item.pair, texts, image, *origin))
+                            rows.append(ExportRow(item.pair, texts, image, *origin, original))
                             credit(rows[-1])
                     for split, name in (("train", "train"), ("holdout", "test")):
                         if own := [row for row in rows if row.pair.split == split]:

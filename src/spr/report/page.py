@@ -28,6 +28,7 @@ from spr.report.training import TrainingCurves, read_training
 from spr.runs.cues import pair_cues
 from spr.runs.pair_stats import OWN_LOCALIZATION, PairStats
 from spr.runs.reader import SCORE_NAMES, SIDES, Run
+from spr.runs.reviews import Reviews, number, read_summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_ROWS = 20
@@ -84,6 +85,7 @@ def write_report(
             **_about_run(source),
             **_about_pairs(stats),
             "cues": cues,
+            "review": read_summary(run) if Reviews.read(run).identity("use") != "use" else None,
             "tiles": _tiles(stats, training, results),
             "stages": stages,
             "training": training,
@@ -207,6 +209,7 @@ def _render(context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     templates.filters["duration"] = environment.duration
+    templates.filters["kappa"] = number
     templates.filters["thousands"] = "{:,}".format
     templates.globals["css"] = (TEMPLATES / "report.css").read_text(encoding="utf-8") + CSS
     return templates.get_template("index.html").render(context)

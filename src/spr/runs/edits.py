@@ -7,7 +7,7 @@ A person edits ``[a cup](1) beside [two plates](2 3)`` and a list of boxes, what
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -74,6 +74,24 @@ def from_numbered(text: str, boxes: Sequence[Sequence[float] | None]) -> Grounde
         fix = f"write [words]({unused[0]}) in the text, or delete the box"
         raise GroundingError(f"Box {unused[0]} belongs to no phrase", fix=fix)
     return GroundedText(plain, tuple(spans))
+
+
+def without_boxes(text: str, deleted: Collection[int], *, prose: bool) -> str:
+    """The text without the numbers of deleted boxes.
+
+    A phrase that loses all of its boxes becomes words; it is removed in a dialect without ``prose``.
+
+    >>> without_boxes("[a cup](1) and [two plates](2 3)", {1, 3}, prose=True)
+    'a cup and [two plates](2)'
+    """
+
+    def rest(match: re.Match[str]) -> str:
+        numbers = [number for number in re.findall(r"\d+", match[2] or "") if int(number[:9]) not in deleted]
+        if match[3] is not None or len(numbers) == len(re.findall(r"\d+", match[2])):
+            return match[0]
+        return f"[{match[1]}]({' '.join(numbers)})" if numbers else match[1] if prose else ""
+
+    return _PHRASE.sub(rest, text)
 
 
 def _escaped(words: str) -> str:

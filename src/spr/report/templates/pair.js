@@ -138,7 +138,7 @@ const SPR = {};
     for (const span of side.loose) text.append(" ", ...phrase(side.phrases[span], span, labelled[span] || [], name, items));
     if (!side.text.length && !side.loose.length) text.append(el("small", "", "(no words)"));
     const boxes = side.spans.reduce((sum, found) => sum + found.length, 0) + (side.boxesCut || 0);
-    const what = name === "chosen" ? "Chosen, refined" : "Rejected, as generated";
+    const what = side.what || (name === "chosen" ? "Chosen, refined" : "Rejected, as generated");
     const from = `from ${side.kind}; ${count(boxes, "box").replace("boxs", "boxes")}, ${count(side.plainWords, "word")}`;
     return [
       el("h4", "", [document.createTextNode(`${what} `), el("span", "", from)]),
@@ -239,6 +239,8 @@ const SPR = {};
   }
 
   SPR.el = el;
+  SPR.svg = svg;
+  SPR.outline = outline;
   SPR.count = count;
   SPR.draw = (pair) => {
     const items = [];

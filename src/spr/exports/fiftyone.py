@@ -1,0 +1,107 @@
+"""FiftyOne: samples with the boxes of both answers, to be looked at, filtered and corrected there.
+
+The folder has the layout of a FiftyOne dataset on disk: ``samples.json`` and ``metadata.json``. The fields are inferred
+from the samples, so the file depends on no version of FiftyOne.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.json_lines import JsonWriter
+from spr.exports.label_studio import to_percent
+from spr.grounding import GroundedText
+from spr.records import Box, Size
+from spr.runs.edits import numbered_answer, to_numbered, with_pixels
+from spr.runs.reviews import pair_sha256
+
+SAMPLES = "samples.json"
+CHOSEN = "chosen"
+"""The field with the boxes that may be corrected; the label of a box begins with its number."""
+
+
+def to_sample(row: ExportRow, labels: Labels) -> dict[str, Any]:
+    """A sample with the boxes of both answers, the objects' region, the texts and what identifies the pair."""
+    pair, size_wh = row.pair, (row.pair.width, row.pair.height)
+    chosen = numbered_answer(pair, labels.dialect)
+    rejected = with_pixels(pair.rejected, pair.rejected_spans, labels.dialect, size_wh)
+    return {
+        "filepath": row.image.path,
+        "tags": [],
+        CHOSEN: _detections(chosen, size_wh),
+        "rejected": _detections(rejected, size_wh),
+        "region": {"_cls": "Detections", "detections": [_detection("region", pair.region, size_wh)]},
+        "prompt": row.texts.prompt,
+        "chosen_text": to_numbered(chosen),
+        "exported_text": to_numbered(chosen),
+        "rejected_text": row.texts.rejected,
+        "margin": pair.margin,
+        "pair": pair.pair_id,
+        "pair_sha256": pair_sha256(pair if row.original is None else row.original),
+        "boxes": json.dumps([list(box) for box in chosen.boxes]),
+        "license": row.license,
+        "source_url": row.source_url,
+    }
+
+
+def _detections(answer: GroundedText, size_wh: Size) -> dict[str, Any]:
+    phrases = [(span.phrase, box) for span in answer.spans for box in span.boxes]
+    found = [_detection(f"{k} {phrase}".rstrip(), box, size_wh) for k, (phrase, box) in enumerate(phrases, start=1)]
+    return {"_cls": "Detections", "detections": found}
+
+
+def _detection(label: str, box: Box, size_wh: Size) -> dict[str, Any]:
+    """A box as FiftyOne has it: left, top, width and height as shares of the image, 0..1."""
+    shares = [value / 100 for value in to_percent(box, size_wh).values()]
+    return {"_cls": "Detection", "label": label, "bounding_box": shares, "attributes": {}, "tags": []}
+
+
+class _SampleWriter(JsonWriter):
+    """Writes ``{"samples": […]}``, and ``metadata.json``, which says that the samples are images."""
+
+    def __init__(self, folder: Path, labels: Labels) -> None:
+        self._folder = folder
+        super().__init__(folder / SAMPLES, lambda row: to_sample(row, labels), "list")
+        self._file.write('{"samples": ')
+
+    def close(self) -> None:
+        """Complete the files."""
+        with self._file as file:
+            file.write("\n]}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        (self._folder / "metadata.json").write_text('{"media_type": "image"}\n', encoding="utf-8")
+
+
+def _open(folder: Path, labels: Labels) -> Writer:
+    return _SampleWriter(folder, labels)
+
+
+FORMAT = Format(
+    reader="FiftyOne",
+    images=("copy", "path"),
+    placeholders=(),
+    data_files=SAMPLES,
+    columns={
+        "samples": "one per pair, with the fields `chosen`, `rejected` and `region` (boxes), `chosen_text` with the "
+        "numbers of its boxes, `rejected_text`, `prompt`, `margin`, `pair`, `pair_sha256`, `boxes` (xyxy in pixels), "
+        "`license`, `source_url`"
+    },
+    usage="""```python
+import fiftyone as fo
+
+dataset = fo.Dataset.from_dir("{out}", dataset_type=fo.types.FiftyOneDataset)
+session = fo.launch_app(dataset)
+# … correct the boxes of `chosen`; tag samples `accept` or `reject` …
+dataset.export("corrected", dataset_type=fo.types.FiftyOneDataset, export_media=False)
+```
+
+`spr review RUN --import corrected/samples.json` reads boxes, `chosen_text` and tags back. Samples
+without a change and without a tag stay undecided.""",
+    open=_open,
+    converts=False,
+)

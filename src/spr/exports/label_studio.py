@@ -1,0 +1,139 @@
+"""Label Studio: tasks with the chosen answers as pre-annotations, to be corrected there.
+
+`spr review RUN --import FILE` reads the corrections back; `spr.workflows.corrections` explains how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from spr.core import boxes as bx
+from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.json_lines import JsonWriter
+from spr.runs.edits import numbered_answer, to_numbered
+from spr.runs.reviews import pair_sha256
+
+CONFIG, TASKS = "config.xml", "tasks.json"
+BOXES, TEXT, DECISION = "boxes", "text", "decision"
+"""Names of the controls in the labelling config."""
+_SPARE = 10  # numbers for boxes that annotators add
+
+_CONFIG = """<View>
+  <Header value="$prompt"/>
+  <Image name="image" value="$image" zoom="true" zoomControl="true"/>
+  <RectangleLabels name="{boxes}" toName="image" canRotate="false">
+{labels}
+  </RectangleLabels>
+  <Header value="Chosen answer: [words](1) are the words of box 1"/>
+  <TextArea name="{text}" toName="image" editable="true" maxSubmissions="1" rows="4"/>
+  <Choices name="{decision}" toName="image" choice="single">
+    <Choice value="accept"/>
+    <Choice value="reject"/>
+  </Choices>
+  <Header value="Rejected answer"/>
+  <Text name="rejected" value="$rejected"/>
+</View>
+"""
+
+
+def to_task(row: ExportRow, labels: Labels) -> dict[str, Any]:
+    """A task: what the annotator sees, and a prediction with the numbered boxes and words of the chosen answer.
+
+    ``data.boxes`` are the exact boxes in pixels; Label Studio's own are in per cent of the image, clipped to it.
+    """
+    pair = row.pair
+    answer = numbered_answer(pair, labels.dialect)
+    text, size = to_numbered(answer), {"original_width": pair.width, "original_height": pair.height}
+    on_image: dict[str, Any] = {"to_name": "image", **size, "image_rotation": 0}
+    result: list[dict[str, Any]] = [
+        {
+            "id": f"box{number}",
+            "from_name": BOXES,
+            "type": "rectanglelabels",
+            **on_image,
+            "value": {**to_percent(box, (pair.width, pair.height)), "rotation": 0, "rectanglelabels": [str(number)]},
+        }
+        for number, box in enumerate(answer.boxes, start=1)
+    ]
+    result.append({"id": "text", "from_name": TEXT, "type": "textarea", **on_image, "value": {"text": [text]}})
+    seen = row.pair if row.original is None else row.original
+    data = {
+        "image": f"/data/local-files/?d={quote(row.image.path.removeprefix('/'))}",
+        "pair": pair.pair_id,
+        "pair_sha256": pair_sha256(seen),
+        "prompt": row.texts.prompt,
+        "chosen": text,
+        "rejected": row.texts.rejected,
+        "boxes": [list(box) for box in answer.boxes],
+        "margin": pair.margin,
+        "license": row.license,
+        "source_url": row.source_url,
+    }
+    return {"data": data, "predictions": [{"model_version": labels.describer, "score": pair.margin, "result": result}]}
+
+
+def to_percent(box: Sequence[float], size_wh: tuple[int, int]) -> dict[str, float]:
+    """A box as Label Studio has it: left, top, width and height in per cent of the image.
+
+    >>> to_percent((20, 20, 40, 40), (200, 100))
+    {'x': 10.0, 'y': 20.0, 'width': 10.0, 'height': 20.0}
+    """
+    x1, y1, x2, y2 = bx.clip(bx.as_boxes([box]), size_wh)[0].tolist()
+    width, height = size_wh
+    return {
+        "x": 100 * x1 / width,
+        "y": 100 * y1 / height,
+        "width": 100 * (x2 - x1) / width,
+        "height": 100 * (y2 - y1) / height,
+    }
+
+
+class _TaskWriter(JsonWriter):
+    """Writes the tasks, and at the end the labelling config with as many numbers as the answers need."""
+
+    def __init__(self, folder: Path, labels: Labels) -> None:
+        self._folder, self._most = folder, 0
+        super().__init__(folder / TASKS, lambda row: self._task(row, labels), "list")
+
+    def _task(self, row: ExportRow, labels: Labels) -> dict[str, Any]:
+        task = to_task(row, labels)
+        self._most = max(self._most, len(task["data"]["boxes"]))
+        return task
+
+    def close(self) -> None:
+        """Complete the tasks and write the config."""
+        super().close()
+        names = "\n".join(f'    <Label value="{number}"/>' for number in range(1, self._most + _SPARE + 1))
+        config = _CONFIG.format(boxes=BOXES, text=TEXT, decision=DECISION, labels=names)
+        (self._folder / CONFIG).write_text(config, encoding="utf-8")
+
+
+def _open(folder: Path, labels: Labels) -> Writer:
+    return _TaskWriter(folder, labels)
+
+
+FORMAT = Format(
+    reader="Label Studio",
+    images=("copy", "path"),
+    placeholders=(),
+    data_files=TASKS,
+    columns={
+        "data": "`image`: its address in Label Studio; `pair`, `pair_sha256`: which pair it is; `prompt`, `chosen`, "
+        "`rejected`: the texts, the chosen one with the numbers of its `boxes`, xyxy in pixels; `margin`; `license`, "
+        "`source_url`: of the image",
+        "predictions": "the boxes and the text of the chosen answer, as pre-annotations",
+    },
+    usage="""```sh
+export LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT="$PWD/{out}"
+label-studio start
+```
+
+Create a project with the labelling config `config.xml`, add a local storage for `{out}/images`, import
+`tasks.json`, and turn on "Use predictions to prelabel tasks". Afterwards, export the annotations as
+JSON, and read them back with `spr review RUN --import FILE`. With `--images path`, the document root is `/`.""",
+    open=_open,
+    converts=False,
+)
