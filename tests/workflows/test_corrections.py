@@ -4,13 +4,14 @@ import copy
 import json
 import xml.etree.ElementTree as ET
 
+import pyarrow as pa
 import pytest
 
 from spr.core.errors import ConfigError, InputError
 from spr.exports.writing import export
 from spr.runs.reader import Run
 from spr.runs.reviews import Reviews
-from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
+from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table, write_table
 from spr.workflows.corrections import import_corrections
 
 
@@ -31,6 +32,15 @@ def run(tmp_path_factory):
     output = StageOutput(to_table(rows, ImageObjects), dropped_table("objects", "image", []))
     manifest.shards.append(store.write_shard(0, output, inputs=4))
     store.save(manifest)
+    drops = [
+        ("2", "image", "regions", "no_further_region"),
+        ("3/0", "query", "pairs", "chosen_without_box"),
+        ("1/0/crop0", "candidate", "candidates", "empty_answer"),
+        ("1", "object", "objects", "box_size_zero"),
+        ("gone", "image", "objects", "image_missing"),
+    ]
+    names = ("id", "kind", "stage", "reason")
+    write_table(run / "dropped.parquet", pa.table(dict(zip(names, zip(*drops, strict=True), strict=True))))
     return run
 
 
@@ -178,6 +188,18 @@ def test_other_files_are_refused(run, tmp_path, content):
         import_corrections(run, tmp_path / "nowhere.json")
 
 
+def test_what_was_dropped_can_be_looked_at_with_its_region(exported):
+    tasks = {task["data"]["dropped"]["id"]: task for task in json.loads((exported / "dropped.json").read_text())}
+    # Not the object, whose id is also that of an image, nor an image that the run's tables don't know.
+    assert tasks.keys() == {"2", "3/0", "1/0/crop0"}
+    assert tasks["1/0/crop0"]["data"]["prompt"] == "candidates dropped candidate 1/0/crop0: the answer is empty"
+    assert tasks["3/0"]["data"]["image"] == "/data/local-files/?d=images/3.png"
+    # The region (20, 20, 70, 40) of 100 × 80 px.
+    (region,) = tasks["1/0/crop0"]["predictions"][0]["result"]
+    assert [region["value"][name] for name in ("x", "y", "width", "height")] == [20, 25, 50, 25]
+    assert tasks["2"]["predictions"][0]["result"] == []
+
+
 def test_texts_for_correction_are_not_converted(run, tmp_path):
     with pytest.raises(ConfigError, match="does not convert"):
         export(run, tmp_path / "out", "label-studio", dialect="qwen3_vl")
@@ -226,3 +248,15 @@ def test_boxes_words_and_tags_come_back_from_fiftyone(run, samples, tmp_path):
     assert "label 'dog'" in again.problems[0]
     assert decisions(run, 0)["ana"].chosen == "a cup and a second cup [500, 250, 700, 500]"
     assert decisions(run, 3)["ana"].chosen == "a mug [200, 250, 400, 500] and a second cup [500, 250, 700, 500]"
+
+
+def test_dropped_samples_are_a_dataset_of_their_own_and_tagged(samples, tmp_path):
+    folder = tmp_path / "fiftyone" / "dropped"
+    assert (folder / "metadata.json").is_file()
+    found = {sample["dropped_id"]: sample for sample in json.loads((folder / "samples.json").read_text())["samples"]}
+    assert found.keys() == {"2", "3/0", "1/0/crop0"}
+    assert found["3/0"]["tags"] == ["dropped", "chosen_without_box"]
+    assert (folder / found["3/0"]["filepath"]).resolve().is_file()
+    assert found["3/0"]["region"]["detections"][0]["bounding_box"] == pytest.approx([0.2, 0.25, 0.5, 0.25])
+    assert found["2"]["region"]["detections"] == []
+    assert len(samples) == 4

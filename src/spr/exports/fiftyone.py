@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.formats import DroppedItem, ExportRow, Format, Labels, Writer
 from spr.exports.json_lines import JsonWriter
 from spr.exports.label_studio import to_percent
 from spr.grounding import GroundedText
@@ -19,7 +20,8 @@ from spr.records import Box, Size
 from spr.runs.edits import numbered_answer, to_numbered, with_pixels
 from spr.runs.reviews import pair_sha256
 
-SAMPLES = "samples.json"
+SAMPLES, METADATA, DROPPED = "samples.json", "metadata.json", "dropped"
+_METADATA = '{"media_type": "image"}\n'
 CHOSEN = "chosen"
 """The field with the boxes that may be corrected; the label of a box begins with its number."""
 
@@ -74,7 +76,28 @@ class _SampleWriter(JsonWriter):
             file.write("\n]}\n")
             file.flush()
             os.fsync(file.fileno())
-        (self._folder / "metadata.json").write_text('{"media_type": "image"}\n', encoding="utf-8")
+        (self._folder / METADATA).write_text(_METADATA, encoding="utf-8")
+
+
+def _write_drops(folder: Path, items: Sequence[DroppedItem]) -> None:
+    """Write a second dataset with what was dropped; its samples are tagged with the reasons."""
+    samples = []
+    for item in items:
+        region = [] if item.region is None else [_detection(item.reason, item.region, item.size_wh)]
+        samples.append(
+            {
+                "filepath": item.path if item.path.startswith("/") else f"../{item.path}",
+                "tags": ["dropped", item.reason],
+                "region": {"_cls": "Detections", "detections": region},
+                **{name: getattr(item, name) for name in ("kind", "stage", "reason", "explanation")},
+                "dropped_id": item.id,
+            }
+        )
+    dropped = folder / DROPPED
+    dropped.mkdir()
+    text = json.dumps({"samples": samples}, indent=1, ensure_ascii=False)
+    (dropped / SAMPLES).write_text(text + "\n", encoding="utf-8")
+    (dropped / METADATA).write_text(_METADATA, encoding="utf-8")
 
 
 def _open(folder: Path, labels: Labels) -> Writer:
@@ -101,7 +124,9 @@ dataset.export("corrected", dataset_type=fo.types.FiftyOneDataset, export_media=
 ```
 
 `spr review RUN --import corrected/samples.json` reads boxes, `chosen_text` and tags back. Samples
-without a change and without a tag stay undecided.""",
+without a change and without a tag stay undecided. The folder `dropped` is a second dataset: what the run
+dropped, tagged with the reasons.""",
     open=_open,
     converts=False,
+    write_drops=_write_drops,
 )

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from spr.core.registry import Registry
 from spr.grounding import Dialect
-from spr.records import PreferencePair
+from spr.records import Box, PreferencePair, Size
 
 ExportSplit: TypeAlias = Literal["train", "test"]
 """``test`` has the pairs of held-out images, under the name that the Hugging Face Hub has for such a split."""
@@ -49,6 +49,26 @@ class ExportRow:
     license: str | None = None
     source_url: str | None = None
     original: PreferencePair | None = None
+
+
+class DroppedItem(NamedTuple):
+    """An image, query or candidate that a stage dropped, its exported image, and its region in pixels if it has one."""
+
+    kind: str
+    id: str
+    stage: str
+    reason: str
+    explanation: str
+    file_name: str
+    width: int
+    height: int
+    region: Box | None
+    path: str = ""
+
+    @property
+    def size_wh(self) -> Size:
+        """Width and height of the image."""
+        return self.width, self.height
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +112,7 @@ class Format:
             writes the trainer's settings, if there are any, so that it resizes images as `spr.exports.image_limits`
             says. ``test`` is opened only if the run has pairs of held-out images.
         converts: Whether the texts can be converted to another dialect; not where people correct the run's own.
+        write_drops: Writes what the run dropped into the folder, for tools in which people look at it.
     """
 
     reader: str
@@ -102,6 +123,7 @@ class Format:
     usage: str
     open: Callable[[Path, Labels, ExportSplit], Writer]
     converts: bool = True
+    write_drops: Callable[[Path, Sequence[DroppedItem]], None] | None = None
 
     def files(self, split: ExportSplit) -> str:
         """The pattern of a split's files."""

@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 from spr.core.image_metadata import forget_metadata, strip_metadata
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
-from spr.exports.formats import ImageFile, ImageMode
+from spr.exports.formats import DroppedItem, ImageFile, ImageMode
 from spr.records import PreferencePair, Size
 
 
 def export_images(
-    pairs: Sequence[PreferencePair], source: ImageSource, mode: ImageMode, folder: Path
+    pairs: Sequence[PreferencePair | DroppedItem], source: ImageSource, mode: ImageMode, folder: Path
 ) -> Iterator[ImageFile | str]:
     """For each pair its image, or the reason why the image can't be used (see `spr.core.reasons`).
 

@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from spr.core import boxes as bx
-from spr.exports.formats import ExportRow, Format, Labels, Writer
+from spr.exports.formats import DroppedItem, ExportRow, Format, Labels, Writer
 from spr.exports.json_lines import JsonWriter
 from spr.runs.edits import numbered_answer, to_numbered
 from spr.runs.reviews import pair_sha256
 
-CONFIG, TASKS = "config.xml", "tasks.json"
+CONFIG, TASKS, DROPPED = "config.xml", "tasks.json", "dropped.json"
 BOXES, TEXT, DECISION = "boxes", "text", "decision"
 """Names of the controls in the labelling config."""
 _SPARE = 10  # numbers for boxes that annotators add
@@ -61,7 +62,7 @@ def to_task(row: ExportRow, labels: Labels) -> dict[str, Any]:
     result.append({"id": "text", "from_name": TEXT, "type": "textarea", **on_image, "value": {"text": [text]}})
     seen = row.pair if row.original is None else row.original
     data = {
-        "image": f"/data/local-files/?d={quote(row.image.path.removeprefix('/'))}",
+        "image": _address(row.image.path),
         "pair": pair.pair_id,
         "pair_sha256": pair_sha256(seen),
         "prompt": row.texts.prompt,
@@ -73,6 +74,11 @@ def to_task(row: ExportRow, labels: Labels) -> dict[str, Any]:
         "source_url": row.source_url,
     }
     return {"data": data, "predictions": [{"model_version": labels.describer, "score": pair.margin, "result": result}]}
+
+
+def _address(path: str) -> str:
+    """Label Studio's address of a file below its document root."""
+    return f"/data/local-files/?d={quote(path.removeprefix('/'))}"
 
 
 def to_percent(box: Sequence[float], size_wh: tuple[int, int]) -> dict[str, float]:
@@ -111,6 +117,24 @@ class _TaskWriter(JsonWriter):
         (self._folder / CONFIG).write_text(config, encoding="utf-8")
 
 
+def _write_drops(folder: Path, items: Sequence[DroppedItem]) -> None:
+    """Write tasks about what was dropped, with its region as a box, in the same labelling config."""
+    tasks = []
+    for item in items:
+        about = f"{item.stage} dropped {item.kind} {item.id}: {item.explanation}"
+        names = {name: getattr(item, name) for name in ("kind", "id", "stage", "reason")}
+        data = {"image": _address(item.path), "prompt": about, "rejected": "", "dropped": names}
+        result = []
+        if item.region is not None:
+            size = {"original_width": item.width, "original_height": item.height, "image_rotation": 0}
+            value = {**to_percent(item.region, item.size_wh), "rotation": 0, "rectanglelabels": ["1"]}
+            names = {"id": "region", "from_name": BOXES, "to_name": "image", "type": "rectanglelabels"}
+            result.append({**names, **size, "value": value})
+        tasks.append({"data": data, "predictions": [{"model_version": "spr", "result": result}]})
+    text = json.dumps(tasks, indent=1, ensure_ascii=False)
+    (folder / DROPPED).write_text(text + "\n", encoding="utf-8")
+
+
 def _open(folder: Path, labels: Labels) -> Writer:
     return _TaskWriter(folder, labels)
 
@@ -133,7 +157,9 @@ label-studio start
 
 Create a project with the labelling config `config.xml`, add a local storage for `{out}/images`, import
 `tasks.json`, and turn on "Use predictions to prelabel tasks". Afterwards, export the annotations as
-JSON, and read them back with `spr review RUN --import FILE`. With `--images path`, the document root is `/`.""",
+JSON, and read them back with `spr review RUN --import FILE`. With `--images path`, the document root is `/`.
+`dropped.json` has tasks about what the run dropped, with the reasons, for a project of its own.""",
     open=_open,
     converts=False,
+    write_drops=_write_drops,
 )

@@ -13,6 +13,7 @@ from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.progress import Progress
 from spr.core.reasons import FIXES, REVIEW_REASONS
 from spr.exports.card import write_card
+from spr.exports.drops import dropped_items
 from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
 from spr.exports.images import export_images, split_folder
 from spr.exports.marker import ExportPlan, counts_of_finished, write_marker
@@ -102,6 +103,8 @@ def export(
         return ExportSummary(*counts, mode, plan.dialect, done_before=True)
     with atomic_dir(plan.out, replace=False, sync=False) as folder:
         stats, left_out, licenses = _write_pairs(plan, folder)
+        if form.write_drops is not None:
+            form.write_drops(folder, dropped_items(source, source.config.annotations.image_source, mode, folder))
         write_card(folder, plan, stats, left_out, licenses)
         write_marker(folder, plan, {"pairs": stats.pairs, "held_out": stats.held_out, "left_out": left_out})
     return ExportSummary(stats.pairs, stats.held_out, left_out, mode, plan.dialect, done_before=False)
