@@ -55,7 +55,7 @@ def exported(run, tmp_path_factory):
 def tasks(exported, run):
     """The tasks as an annotator has submitted them without a change."""
     (run / "reviews.jsonl").unlink(missing_ok=True)
-    tasks = json.loads((exported / "tasks.json").read_text())
+    tasks = json.loads((exported / "tasks-train.json").read_text())
     for number, task in enumerate(tasks):
         result = copy.deepcopy(task["predictions"][0]["result"])
         task |= {"id": number, "annotations": [{"completed_by": 7, "was_cancelled": False, "result": result}]}
@@ -78,7 +78,7 @@ def decisions(run, k):
 
 
 def test_tasks_have_numbered_boxes_in_per_cent_and_the_config_their_numbers(exported):
-    task = json.loads((exported / "tasks.json").read_text())[0]
+    task = json.loads((exported / "tasks-train.json").read_text())[0]
     assert task["data"]["image"] == "/data/local-files/?d=images/0.png"
     assert (exported / "images" / "0.png").is_file()
     assert task["data"]["chosen"] == "[a cup](1) and [a second cup](2)"
@@ -132,7 +132,7 @@ def test_boxes_words_and_decisions_come_back(run, tasks, tmp_path):
     # An export after the corrections has them, and accepts them as they are.
     out = tmp_path / "again"
     export(run, out, "label-studio")
-    later = json.loads((out / "tasks.json").read_text())
+    later = json.loads((out / "tasks-train.json").read_text())
     assert [task["data"]["pair"] for task in later] == ["0/0", "2/0", "3/0"]
     assert later[0]["data"]["boxes"][0] == [10, 20, 30, 60]
     for task in later:
@@ -193,7 +193,7 @@ def test_what_was_dropped_can_be_looked_at_with_its_region(exported):
     # Not the object, whose id is also that of an image, nor an image that the run's tables don't know.
     assert tasks.keys() == {"2", "3/0", "1/0/crop0"}
     assert tasks["1/0/crop0"]["data"]["prompt"] == "candidates dropped candidate 1/0/crop0: the answer is empty"
-    assert tasks["3/0"]["data"]["image"] == "/data/local-files/?d=images/3.png"
+    assert tasks["3/0"]["data"]["image"] == "/data/local-files/?d=dropped/images/3.png"
     # The region (20, 20, 70, 40) of 100 × 80 px.
     (region,) = tasks["1/0/crop0"]["predictions"][0]["result"]
     assert [region["value"][name] for name in ("x", "y", "width", "height")] == [20, 25, 50, 25]
@@ -212,14 +212,14 @@ def test_texts_for_correction_are_not_converted(run, tmp_path):
 def samples(run, tmp_path):
     (run / "reviews.jsonl").unlink(missing_ok=True)
     export(run, tmp_path / "fiftyone", "fiftyone")
-    assert json.loads((tmp_path / "fiftyone" / "metadata.json").read_text()) == {"media_type": "image"}
-    return json.loads((tmp_path / "fiftyone" / "samples.json").read_text())["samples"]
+    assert json.loads((tmp_path / "fiftyone" / "train" / "metadata.json").read_text()) == {"media_type": "image"}
+    return json.loads((tmp_path / "fiftyone" / "train" / "samples.json").read_text())["samples"]
 
 
 def test_samples_have_the_boxes_of_both_answers_as_shares_of_the_image(samples, tmp_path):
     assert [sample["pair"] for sample in samples] == ["0/0", "1/0", "2/0", "3/0"]
     sample = samples[0]
-    assert (tmp_path / "fiftyone" / sample["filepath"]).is_file()
+    assert (tmp_path / "fiftyone" / "train" / sample["filepath"]).is_file()
     # (20, 20, 40, 40) and the rejected (20, 20, 40, 36) of 100 × 80 px.
     assert sample["chosen"]["_cls"] == "Detections"
     first = sample["chosen"]["detections"][0]

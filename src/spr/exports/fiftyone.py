@@ -1,7 +1,7 @@
 """FiftyOne: samples with the boxes of both answers, to be looked at, filtered and corrected there.
 
-The folder has the layout of a FiftyOne dataset on disk: ``samples.json`` and ``metadata.json``. The fields are inferred
-from the samples, so the file depends on no version of FiftyOne.
+Each split's folder has the layout of a FiftyOne dataset on disk: ``samples.json`` and ``metadata.json``. The fields are
+inferred from the samples, so the files depend on no version of FiftyOne.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spr.exports.formats import DroppedItem, ExportRow, Format, Labels, Writer
+from spr.exports.formats import DroppedItem, ExportRow, ExportSplit, Format, Labels, Writer
 from spr.exports.json_lines import JsonWriter
 from spr.exports.label_studio import to_percent
 from spr.grounding import GroundedText
@@ -32,7 +32,7 @@ def to_sample(row: ExportRow, labels: Labels) -> dict[str, Any]:
     chosen = numbered_answer(pair, labels.dialect)
     rejected = with_pixels(pair.rejected, pair.rejected_spans, labels.dialect, size_wh)
     return {
-        "filepath": row.image.path,
+        "filepath": _file_path(row.image.path),
         "tags": [],
         CHOSEN: _detections(chosen, size_wh),
         "rejected": _detections(rejected, size_wh),
@@ -48,6 +48,11 @@ def to_sample(row: ExportRow, labels: Labels) -> dict[str, Any]:
         "license": row.license,
         "source_url": row.source_url,
     }
+
+
+def _file_path(path: str) -> str:
+    """An image's path relative to the folder of `SAMPLES`, which is in the export's."""
+    return path if path.startswith("/") else f"../{path}"
 
 
 def _detections(answer: GroundedText, size_wh: Size) -> dict[str, Any]:
@@ -67,13 +72,14 @@ class _SampleWriter(JsonWriter):
 
     def __init__(self, folder: Path, labels: Labels) -> None:
         self._folder = folder
+        folder.mkdir(exist_ok=True)
         super().__init__(folder / SAMPLES, lambda row: to_sample(row, labels), "list")
         self._file.write('{"samples": ')
 
     def close(self) -> None:
         """Complete the files."""
         with self._file as file:
-            file.write("\n]}\n")
+            file.write("[]}\n" if self._before != self._between else "\n]}\n")
             file.flush()
             os.fsync(file.fileno())
         (self._folder / METADATA).write_text(_METADATA, encoding="utf-8")
@@ -86,7 +92,7 @@ def _write_drops(folder: Path, items: Sequence[DroppedItem]) -> None:
         region = [] if item.region is None else [_detection(item.reason, item.region, item.size_wh)]
         samples.append(
             {
-                "filepath": item.path if item.path.startswith("/") else f"../{item.path}",
+                "filepath": _file_path(item.path),
                 "tags": ["dropped", item.reason],
                 "region": {"_cls": "Detections", "detections": region},
                 **{name: getattr(item, name) for name in ("kind", "stage", "reason", "explanation")},
@@ -94,21 +100,21 @@ def _write_drops(folder: Path, items: Sequence[DroppedItem]) -> None:
             }
         )
     dropped = folder / DROPPED
-    dropped.mkdir()
+    dropped.mkdir(exist_ok=True)
     text = json.dumps({"samples": samples}, indent=1, ensure_ascii=False)
     (dropped / SAMPLES).write_text(text + "\n", encoding="utf-8")
     (dropped / METADATA).write_text(_METADATA, encoding="utf-8")
 
 
-def _open(folder: Path, labels: Labels) -> Writer:
-    return _SampleWriter(folder, labels)
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+    return _SampleWriter(folder / split, labels)
 
 
 FORMAT = Format(
     reader="FiftyOne",
     images=("copy", "path"),
     placeholders=(),
-    data_files=SAMPLES,
+    data_files=f"{{split}}/{SAMPLES}",
     columns={
         "samples": "one per pair, with the fields `chosen`, `rejected` and `region` (boxes), `chosen_text` with the "
         "numbers of its boxes, `rejected_text`, `prompt`, `margin`, `pair`, `pair_sha256`, `boxes` (xyxy in pixels), "
@@ -117,15 +123,15 @@ FORMAT = Format(
     usage="""```python
 import fiftyone as fo
 
-dataset = fo.Dataset.from_dir("{out}", dataset_type=fo.types.FiftyOneDataset)
+dataset = fo.Dataset.from_dir("{out}/train", dataset_type=fo.types.FiftyOneDataset)
 session = fo.launch_app(dataset)
 # … correct the boxes of `chosen`; tag samples `accept` or `reject` …
 dataset.export("corrected", dataset_type=fo.types.FiftyOneDataset, export_media=False)
 ```
 
 `spr review RUN --import corrected/samples.json` reads boxes, `chosen_text` and tags back. Samples
-without a change and without a tag stay undecided. The folder `dropped` is a second dataset: what the run
-dropped, tagged with the reasons.""",
+without a change and without a tag stay undecided. The folder `test` is the dataset of held-out images, and
+`dropped` one of what the run dropped, tagged with the reasons.""",
     open=_open,
     converts=False,
     write_drops=_write_drops,

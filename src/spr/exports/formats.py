@@ -64,6 +64,7 @@ class DroppedItem(NamedTuple):
     height: int
     region: Box | None
     path: str = ""
+    split: str = "dropped"
 
     @property
     def size_wh(self) -> Size:

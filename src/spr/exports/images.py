@@ -33,13 +33,13 @@ def export_images(
     return (images[_image(pair)] for pair in pairs)
 
 
-def _image(pair: PreferencePair) -> tuple[str, Size, str]:
+def _image(pair: PreferencePair | DroppedItem) -> tuple[str, Size, str]:
     return pair.file_name, (pair.width, pair.height), split_folder(pair)
 
 
-def split_folder(pair: PreferencePair) -> str:
+def split_folder(pair: PreferencePair | DroppedItem) -> str:
     """The folder of a pair's copied image, relative to the export's, with a slash at the end; empty for training."""
-    return "" if pair.split == "train" else "test/"
+    return {"train": "", "dropped": "dropped/"}.get(pair.split, "test/")
 
 
 def _export(

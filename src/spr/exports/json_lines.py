@@ -38,7 +38,7 @@ class JsonWriter:
     def close(self) -> None:
         """Complete the file."""
         with self._file as file:
-            file.write(self._after)
+            file.write((self._before if self._before != self._between else "") + self._after)
             file.flush()
             os.fsync(file.fileno())
 

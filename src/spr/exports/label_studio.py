@@ -12,12 +12,12 @@ from typing import Any
 from urllib.parse import quote
 
 from spr.core import boxes as bx
-from spr.exports.formats import DroppedItem, ExportRow, Format, Labels, Writer
+from spr.exports.formats import DroppedItem, ExportRow, ExportSplit, Format, Labels, Writer
 from spr.exports.json_lines import JsonWriter
 from spr.runs.edits import numbered_answer, to_numbered
 from spr.runs.reviews import pair_sha256
 
-CONFIG, TASKS, DROPPED = "config.xml", "tasks.json", "dropped.json"
+CONFIG, TASKS, DROPPED = "config.xml", "tasks-{split}.json", "dropped.json"
 BOXES, TEXT, DECISION = "boxes", "text", "decision"
 """Names of the controls in the labelling config."""
 _SPARE = 10  # numbers for boxes that annotators add
@@ -100,9 +100,9 @@ def to_percent(box: Sequence[float], size_wh: tuple[int, int]) -> dict[str, floa
 class _TaskWriter(JsonWriter):
     """Writes the tasks, and at the end the labelling config with as many numbers as the answers need."""
 
-    def __init__(self, folder: Path, labels: Labels) -> None:
+    def __init__(self, folder: Path, labels: Labels, split: ExportSplit) -> None:
         self._folder, self._most = folder, 0
-        super().__init__(folder / TASKS, lambda row: self._task(row, labels), "list")
+        super().__init__(folder / TASKS.replace("{split}", split), lambda row: self._task(row, labels), "list")
 
     def _task(self, row: ExportRow, labels: Labels) -> dict[str, Any]:
         task = to_task(row, labels)
@@ -110,11 +110,14 @@ class _TaskWriter(JsonWriter):
         return task
 
     def close(self) -> None:
-        """Complete the tasks and write the config."""
+        """Complete the tasks, and write the config unless that of the other split has as many numbers."""
         super().close()
+        path = self._folder / CONFIG
+        if path.exists() and path.read_bytes().count(b"<Label ") >= self._most + _SPARE:
+            return
         names = "\n".join(f'    <Label value="{number}"/>' for number in range(1, self._most + _SPARE + 1))
         config = _CONFIG.format(boxes=BOXES, text=TEXT, decision=DECISION, labels=names)
-        (self._folder / CONFIG).write_text(config, encoding="utf-8")
+        path.write_text(config, encoding="utf-8")
 
 
 def _write_drops(folder: Path, items: Sequence[DroppedItem]) -> None:
@@ -135,8 +138,8 @@ def _write_drops(folder: Path, items: Sequence[DroppedItem]) -> None:
     (folder / DROPPED).write_text(text + "\n", encoding="utf-8")
 
 
-def _open(folder: Path, labels: Labels) -> Writer:
-    return _TaskWriter(folder, labels)
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+    return _TaskWriter(folder, labels, split)
 
 
 FORMAT = Format(
@@ -155,10 +158,11 @@ export LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DO
 label-studio start
 ```
 
-Create a project with the labelling config `config.xml`, add a local storage for `{out}/images`, import
-`tasks.json`, and turn on "Use predictions to prelabel tasks". Afterwards, export the annotations as
-JSON, and read them back with `spr review RUN --import FILE`. With `--images path`, the document root is `/`.
-`dropped.json` has tasks about what the run dropped, with the reasons, for a project of its own.""",
+Create a project with the labelling config `config.xml`, add a local storage for each folder `images` in `{out}`, and
+import `tasks-train.json` (`tasks-test.json` has the held-out images). Turn on "Use predictions to prelabel tasks".
+Afterwards, export the annotations as JSON, and read them back with `spr review RUN --import FILE`. With
+`--images path`, the document root is `/`. `dropped.json` has tasks about what the run dropped, with the reasons, for a
+project of its own.""",
     open=_open,
     converts=False,
     write_drops=_write_drops,
