@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from spr.commands.review import review
 from spr.core.errors import ConfigError, RunError
 from spr.records import PreferencePair, Span
 from spr.runs.reviews import (
@@ -15,6 +16,7 @@ from spr.runs.reviews import (
     Reviews,
     agreement,
     check_mode,
+    check_reviewer,
     decision,
     pair_sha256,
     resolve,
@@ -285,3 +287,19 @@ def test_decisions_are_valid():
         Decision("  ", "1/0", "ab", "accept")
     with pytest.raises(ValueError, match="not a decision"):
         Decision("ana", "1/0", "ab", "accept", chosen="x")
+
+
+@pytest.mark.parametrize("name", ["", " ana", "x" * 81, "a\x07na"])
+def test_names_are_checked_before_anything_is_opened(name):
+    with pytest.raises(ConfigError, match="--reviewer is not a name"):
+        check_reviewer(name)
+
+
+def test_options_that_have_no_effect_are_errors(tmp_path):
+    for options in ({"port": 80}, {"no_browser": True}, {"reviewer": "ana"}):
+        with pytest.raises(ConfigError, match="--summary opens no page"):
+            review(tmp_path, summary=True, **options)
+    with pytest.raises(ConfigError, match="--import opens no page"):
+        review(tmp_path, corrections=tmp_path, reviewer="ana", port=80)
+    with pytest.raises(RunError, match="is not a run folder"):
+        review(tmp_path, summary=True)

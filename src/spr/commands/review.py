@@ -28,6 +28,19 @@ def review(
     ] = False,
 ) -> None:
     """Accept, reject and correct pairs on a local page. `spr train` and `spr export` honour the decisions."""
+    from spr.core.errors import ConfigError
+    from spr.runs.reviews import check_reviewer
+
+    check_reviewer(reviewer)
+    without_page = "--import" if corrections is not None else "--summary" if summary else None
+    given = {
+        "--port": port != 0,
+        "--no-browser": no_browser,
+        "--reviewer": corrections is None and reviewer is not None,
+    }
+    unused = [name for name, is_given in given.items() if is_given]
+    if without_page and unused:
+        raise ConfigError(f"{without_page} opens no page", got=unused[0], fix=f"leave {unused[0]} out")
     if corrections is not None:
         from spr.workflows.corrections import import_corrections
 

@@ -203,6 +203,13 @@ def check_mode(mode: str) -> ReviewMode:
     raise ConfigError(what, got=mode, expected=" | ".join(REVIEW_MODES), fix=nearest(mode, REVIEW_MODES))
 
 
+def check_reviewer(name: str | None) -> None:
+    """Raise a `ConfigError` for a name that no reviewer can have."""
+    if name is not None and not (name.strip() == name and 0 < len(name) <= LONGEST_NAME and name.isprintable()):
+        expected = f"1 to {LONGEST_NAME} printable characters, without spaces around them"
+        raise ConfigError("--reviewer is not a name", got=repr(name[:LONGEST_NAME]), expected=expected)
+
+
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
