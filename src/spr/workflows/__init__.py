@@ -1,1 +1,1 @@
-"""What joins several packages: the review of pairs in a browser."""
+"""What joins several packages: checking and planning a config, and reviewing pairs."""
