@@ -48,7 +48,7 @@ def _with_place(run: Run, rows: list[dict[str, str]]) -> Iterator[DroppedItem]:
     places = ["file_name", "width", "height"]
     wanted = {row["id"] for row in rows} | {row["id"].rpartition("/")[0] for row in rows}
     wanted |= {name.rpartition("/")[0] for name in wanted}
-    ids = pa.array(sorted(wanted))
+    ids = pa.array(sorted(wanted), pa.string())
 
     def known(stage: str, key: str, columns: list[str]) -> dict[str, dict[str, object]]:
         manifest = run.store(stage).manifest()

@@ -73,7 +73,8 @@ class LocalServer:
         except (OSError, OverflowError) as error:
             fix = "choose another --port, or leave it out for any free one"
             raise RunError(f"Port {port} can't be used", got=error, fix=fix) from None
-        self.port = int(self._server.server_address[1])
+        self.port = Handler.port = int(self._server.server_address[1])
+        Handler.listener = self._server.socket
 
     @property
     def address(self) -> str:
@@ -105,6 +106,8 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     reply_to: Callable[[str, str, Any], Reply]
     token: bytes
+    port: int
+    listener: socket.socket
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "spr", ""
     timeout = 60
@@ -119,9 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are not logged: their paths contain the token."""
 
     def _answer(self, method: str) -> Reply:
-        port = self.server.server_address[1]  # type: ignore[misc]
+        port = self.port
         hosts = {f"{HOST}:{port}", f"localhost:{port}"}
-        if self.server.socket.fileno() < 0:
+        if self.listener.fileno() < 0:
             return self._refuse(503, "the server has stopped")
         if self.headers.get("Host") not in hosts:
             return self._refuse(403, "wrong host")
