@@ -175,7 +175,7 @@ def _label_studio(
         for annotation in used:
             try:
                 yield _annotation(where, task["data"], annotation, size_of)
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                 problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
                 summary.problems.append(f"{where}: {problem[:300]}")
 
