@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,7 +51,7 @@ def _with_place(run: Run, rows: list[dict[str, str]]) -> Iterator[DroppedItem]:
     wanted |= {name.rpartition("/")[0] for name in wanted}
     ids = pa.array(sorted(wanted), pa.string())
 
-    def known(stage: str, key: str, columns: list[str]) -> dict[str, dict[str, object]]:
+    def known(stage: str, key: str, columns: list[str]) -> dict[str, dict[str, Any]]:
         manifest = run.store(stage).manifest()
         if manifest is None or not manifest.complete:
             return {}
@@ -64,15 +65,6 @@ def _with_place(run: Run, rows: list[dict[str, str]]) -> Iterator[DroppedItem]:
             place = queries.get(name) or images.get(name)
             name = name.rpartition("/")[0]
         if place is not None:
-            found = [place[key] for key in places]
-            region = place.get("region")
-            explanation = explain(row["stage"], row["reason"])
-            yield DroppedItem(
-                row["kind"],
-                row["id"],
-                row["stage"],
-                row["reason"],
-                explanation,
-                *found,  # type: ignore[arg-type]
-                region=None if region is None else tuple(region),  # type: ignore[arg-type]
-            )
+            file_name, width, height, region = (place.get(key) for key in (*places, "region"))
+            about = (row["kind"], row["id"], row["stage"], row["reason"], explain(row["stage"], row["reason"]))
+            yield DroppedItem(*about, file_name, width, height, region and tuple(region))
