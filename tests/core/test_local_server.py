@@ -5,23 +5,26 @@ import threading
 
 import pytest
 
-from spr.core import local_server
 from spr.core.errors import ConfigError
-from spr.core.local_server import LocalServer, Reply
+from spr.core.local_server import LocalServer, Reply, problem
 
 
 @pytest.fixture
 def server():
-    routes = {
-        ("GET", ""): lambda _: Reply(b"page", "text/html"),
-        ("POST", "ask"): lambda request: Reply(request.body + request.query["q"].encode()),
-    }
-    with LocalServer(routes) as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-        thread.start()
-        yield made
-        made.shutdown()
-        thread.join()
+
+    def answer(method, path, request):
+        if (method, path) == ("GET", ""):
+            return Reply(b"page", "text/html")
+        if (method, path) == ("POST", "ask"):
+            return Reply(request.body + request.query["q"].encode())
+        return problem(404, "not found")
+
+    made = LocalServer(answer, largest=10)
+    thread = threading.Thread(target=made.serve)
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
 
 
 def send(server, method, path, body=None, **headers):
@@ -62,26 +65,26 @@ def test_everything_else_is_refused(server):
     assert send(server, "POST", page + "ask?q=", b"", Origin=own, Host=own.removeprefix("http://"))[0] == 200
 
 
-def test_large_bodies_are_refused_without_reading_them(server, monkeypatch):
-    monkeypatch.setattr(local_server, "LARGEST", 10)
+def test_large_bodies_are_refused_without_reading_them(server):
     page = f"/{server.token}/ask?q="
     assert send(server, "POST", page, b"0123456789")[0] == 200
     assert send(server, "POST", page, Content_Length="11")[0] == 413
-    assert send(server, "POST", page, Content_Length="-1")[0] == 413
+    assert send(server, "POST", page, Content_Length="-1")[0] == 411
+    assert send(server, "POST", page, Content_Length="9" * 50)[0] == 413
 
 
 def test_an_error_in_a_route_is_answered_and_the_server_goes_on(server):
-    assert send(server, "POST", f"/{server.token}/ask")[:2] == (500, b"KeyError: 'q'")
+    assert send(server, "POST", f"/{server.token}/ask")[:2] == (500, b'{"problem":"KeyError: \'q\'"}')
     assert send(server, "GET", f"/{server.token}/")[0] == 200
 
 
 def test_a_port_in_use_is_a_clear_error(server):
     with pytest.raises(ConfigError, match=f"Port {server.server_port} can't be used"):
-        LocalServer({}, server.server_port)
+        LocalServer(lambda *_: None, server.server_port)
 
 
 def test_it_listens_on_this_machine_alone_and_tokens_differ(server):
     assert server.server_address[0] == "127.0.0.1"
     assert len(server.token) >= 32
-    with LocalServer({}) as other:
+    with LocalServer(lambda *_: None) as other:
         assert other.token != server.token

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from report.conftest import RunMaker
+from spr.core.local_server import LocalServer, json_only
 from spr.runs.reviews import ReviewFile
-from spr.workflows.local_server import LocalServer
 from spr.workflows.review import ReviewSession
 
 # In an image of 100 × 80 px, in thousandths: the boxes (20, 20, 40, 40) and (50, 20, 70, 40) of the made runs.
@@ -30,13 +30,13 @@ class Served:
         self.run = run
         self.file = ReviewFile(run)
         self.session = ReviewSession(run, self.file, reviewer)
-        self.server = LocalServer(self.session.answer, **options)
+        self.server = LocalServer(json_only(self.session.answer), **options)
         self.address = self.server.address
         self._thread = threading.Thread(target=self.server.serve, daemon=True)
         self._thread.start()
 
     def stop(self):
-        self.server.stop()
+        self.server.shutdown()
         self._thread.join(10)
         self.file.__exit__()
 

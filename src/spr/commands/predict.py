@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,9 +120,8 @@ def _box(text: str) -> Box:
 def _serve(settings: Any, prompts: Any, port: int) -> None:
     from spr.workflows.predict_page import open_page
 
-    with open_page(settings, prompts, port) as server:
-        echo(
-            f"Open this address in a browser on this machine; it works until you press Ctrl-C:\n\n  {server.address}\n"
-        )
-        server.serve_until_interrupted()
+    server = open_page(settings, prompts, port)
+    echo(f"Open this address in a browser on this machine; it works until you press Ctrl-C:\n\n  {server.address}\n")
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve()
     echo("\nThe page is closed.")

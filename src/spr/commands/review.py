@@ -54,7 +54,7 @@ def review(
         for line in read_summary(run).lines():
             echo(line)
         return
-    from spr.workflows.local_server import open_browser
+    from spr.core.local_server import open_browser
     from spr.workflows.review import review as serve
 
     def ready(address: str) -> None:

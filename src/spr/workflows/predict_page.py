@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,14 @@ from spr.config import DescriberConfig, PromptsConfig
 from spr.core.documents import parse_json
 from spr.core.errors import InputError, SprError
 from spr.core.images import ImageSource
-from spr.core.local_server import LocalServer, Reply, Request
+from spr.core.local_server import LocalServer, Reply, Request, problem, to_json
 from spr.models.protocols import Describer
 from spr.models.registry import load_describer
 from spr.records import check_box
 from spr.workflows.predict import Question, ask
 
+LARGEST_IMAGE = 64 * 2**20
+"""Bytes of an image at most."""
 _FILES = Path(__file__).parent / "templates"
 _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
@@ -26,7 +26,7 @@ _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 def open_page(
     settings: DescriberConfig | Describer, prompts: PromptsConfig | None = None, port: int = 0
 ) -> LocalServer:
-    """Load the model, and make the server of the page; its ``serve_forever`` serves it."""
+    """Load the model, and make the server of the page; its ``serve`` serves it."""
     describer = load_describer(settings) if isinstance(settings, DescriberConfig) else settings
     lock = threading.Lock()
 
@@ -37,13 +37,19 @@ def open_page(
             with lock:  # one question at a time: the model's memory is not meant for several
                 (found,) = ask([image], settings, question, prompts)
         except SprError as error:
-            return Reply(json.dumps({"error": str(error)}).encode(), status=400)
-        return Reply(json.dumps(found.to_json()).encode())
+            return problem(400, str(error))
+        return to_json(found.to_json())
 
-    page = _file("predict.html").body.replace(b"{model}", html.escape(describer.name).encode())
-    files = {("GET", name): partial(_serve, _file(name)) for name in ("predict.js", "predict.css")}
-    start = Reply(page, "text/html; charset=utf-8")
-    return LocalServer({("GET", ""): partial(_serve, start), ("POST", "ask"): answer, **files}, port)
+    page = _file("predict.html")
+    files = {"": page._replace(body=page.body.replace(b"{model}", html.escape(describer.name).encode()))}
+    files |= {name: _file(name) for name in ("predict.js", "predict.css")}
+
+    def reply(method: str, path: str, request: Request) -> Reply:
+        if (method, path) == ("POST", "ask"):
+            return answer(request)
+        return files[path] if method == "GET" and path in files else problem(404, "not found")
+
+    return LocalServer(reply, port, largest=LARGEST_IMAGE)
 
 
 def _question(request: Request) -> Question:
@@ -63,7 +69,3 @@ def _question(request: Request) -> Question:
 def _file(name: str) -> Reply:
     path = _FILES / name
     return Reply(path.read_bytes(), f"{_KINDS[path.suffix]}; charset=utf-8")
-
-
-def _serve(reply: Reply, _: Request) -> Reply:
-    return reply

@@ -18,6 +18,7 @@ import spr.report
 from spr.core.errors import GroundingError, RunError, SprError
 from spr.core.image_metadata import forget_metadata
 from spr.core.images import ImageProblem
+from spr.core.local_server import LocalServer, Reply, json_only, problem, to_json
 from spr.core.plots import CSS
 from spr.core.progress import Progress
 from spr.grounding import get_dialect
@@ -26,7 +27,6 @@ from spr.report.payload import GalleryIndex, pair_payload
 from spr.runs.edits import edited_pair, numbered_answer, to_numbered
 from spr.runs.reader import JoinedPair, Run
 from spr.runs.reviews import Decision, ReviewFile, Reviews, decision, pair_sha256, resolve
-from spr.workflows.local_server import LocalServer, Reply, json_reply
 
 SIDE = 1600
 """Maximum length of an image's longer side on the page, in pixels."""
@@ -67,7 +67,7 @@ def review(
     """
     with ReviewFile(run_with_pairs(run)) as file:
         session = ReviewSession(run, file, reviewer)
-        server = LocalServer(session.answer, port=port, token=token)
+        server = LocalServer(json_only(session.answer), port, token=token)
         ready(server.address)
         server.serve()
 
@@ -109,20 +109,20 @@ class ReviewSession:
         """The reply to a request of the page; a `ValueError` for a body that can't be a request of it."""
         if method == "GET" and path in _FILES:
             file, kind = _FILES[path]
-            return Reply(200, file.read_bytes() + (CSS.encode() if path == "report.css" else b""), kind)
+            return Reply(file.read_bytes() + (CSS.encode() if path == "report.css" else b""), kind)
         match method, path.split("/"):
             case "GET", ["index"]:
-                return json_reply(200, self._index)
+                return to_json(self._index)
             case "GET", ["state", name]:
-                return json_reply(200, self._state(unquote(name)))
+                return to_json(self._state(unquote(name)))
             case "GET", ["pair", number, name] if self._has(number):
-                return json_reply(200, self._pair(int(number), unquote(name)))
+                return to_json(self._pair(int(number), unquote(name)))
             case "GET", ["image", number] if self._has(number):
                 image = self._image(self._item(int(number)).pair.file_name, int(number))
-                return image if isinstance(image, Reply) else json_reply(404, {"problem": image["problem"]})
+                return image if isinstance(image, Reply) else problem(404, image["problem"])
             case "POST", ["decide"]:
                 return self._decide(body)
-        return json_reply(404, {"problem": "not found"})
+        return problem(404, "not found")
 
     def _has(self, number: str) -> bool:
         return number.isdecimal() and len(number) < 10 and int(number) < len(self._items)
@@ -206,15 +206,15 @@ class ReviewSession:
                 edited, action = None, "accept"
             made = decision(name.strip(), item.pair, action, edited)  # type: ignore[arg-type]
         except GroundingError as error:
-            return json_reply(422, {"problem": " ".join(str(error).split())})
+            return problem(422, " ".join(str(error).split()))
         try:
             with self._lock:
                 self._file.append(made)
                 self._reviews.add(made)
                 self._remember(made)
-                return json_reply(200, self._status(number, name.strip()))
+                return to_json(self._status(number, name.strip()))
         except SprError as error:
-            return json_reply(503, {"problem": error.what + (f": {error.got}" if error.got else "")})
+            return problem(503, error.what + (f": {error.got}" if error.got else ""))
 
     def _edited(self, item: JoinedPair, body: dict[str, Any]) -> PreferencePair:
         """The pair with an edit that was made before (``answer``), or the text and boxes that were edited just now."""
@@ -240,7 +240,7 @@ class ReviewSession:
             return {"problem": problem.reason, "detail": str(problem)}
         sink, small = io.BytesIO(), max(image.size) <= _LOSSLESS
         image.save(sink, "PNG" if small else "JPEG", quality=88)
-        return Reply(200, sink.getvalue(), "image/png" if small else "image/jpeg")
+        return Reply(sink.getvalue(), "image/png" if small else "image/jpeg")
 
 
 def _with_answer(pair: PreferencePair, made: Decision) -> PreferencePair:

@@ -89,8 +89,8 @@ async function ask() {
   try {
     const address = "ask?question=" + encodeURIComponent(JSON.stringify(question));
     const reply = await fetch(address, {method: "POST", body: file});
-    const content = reply.headers.get("Content-Type").startsWith("application/json") ? await reply.json() : {error: await reply.text()};
-    if (!reply.ok) throw new Error(content.error);
+    const content = await reply.json();
+    if (!reply.ok) throw new Error(content.problem);
     answer = content;
     const count = numbered(answer).length;
     say(count === 1 ? "1 box" : `${count} boxes`);

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from spr.core.errors import RunError
-from spr.workflows.local_server import HOST, LARGEST_BODY, LocalServer
+from spr.core.local_server import HOST, LARGEST
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def served(run, serve):
 
 
 def ask(served, method="GET", path="/secret/", body=None, **headers):
-    connection = http.client.HTTPConnection(HOST, served.server.port, timeout=20)
+    connection = http.client.HTTPConnection(HOST, served.server.server_port, timeout=20)
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.putrequest(method, path, skip_host="Host" in names)
     if body is not None:
@@ -93,7 +92,7 @@ def test_other_names_for_this_machine_are_refused(served, host):
 
 
 def test_both_names_of_this_machine_are_fine(served):
-    assert ask(served, Host=f"localhost:{served.server.port}")[0].status == 200
+    assert ask(served, Host=f"localhost:{served.server.server_port}")[0].status == 200
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_both_names_of_this_machine_are_fine(served):
         ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
         ({"Content_Length": None}, 411),
         ({"Content_Length": "-1"}, 411),
-        ({"Content_Length": str(LARGEST_BODY + 1)}, 413),
+        ({"Content_Length": str(LARGEST + 1)}, 413),
         ({"Content_Length": "9" * 50}, 413),
     ],
 )
@@ -170,20 +169,3 @@ def test_what_can_not_be_saved_is_said_to_be_not_saved(served):
     status, reply = decide(served)
     assert status == 503
     assert "can't be written" in reply["problem"]
-
-
-def test_a_port_in_use_is_an_error(served):
-    with pytest.raises(RunError, match="can't be used"):
-        LocalServer(lambda *_: None, port=served.server.port)
-
-
-def test_the_address_is_this_machines_alone_and_new_each_time(served):
-    assert served.address == f"http://127.0.0.1:{served.server.port}/secret/"
-    addresses = set()
-    for _ in range(2):
-        server = LocalServer(lambda *_: None)
-        addresses.add(server.address.split("/")[3])
-        assert server._server.server_address[0] == "127.0.0.1"
-        server._server.server_close()
-    assert len(addresses) == 2
-    assert all(len(token) == 32 for token in addresses)
