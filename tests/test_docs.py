@@ -197,7 +197,7 @@ def test_every_command_and_option_has_its_place_on_a_generated_page(hooks):
             for option in (parameter for parameter in each.params if parameter.param_type_name == "option"):
                 assert option.hidden or f"`{option.opts[0]}`" in page
     train = pages["commands/train.md"]
-    assert "spr train CONFIG [KEY=VALUE]... --out PATH [OPTIONS]" in train
+    assert "spr train RUN|CONFIG [KEY=VALUE]... [OPTIONS]" in train
     assert (
         "| `--workers` | integer, ≥ 1 | `1` | Number of processes for stages that load no model. |"
         in pages["commands/run.md"]

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spr import __version__
-from spr.commands import config, convert, embedded, evaluate, export, report, run, text, train
+from spr.commands import config, convert, embedded, evaluate, export, report, run, sweep, text, train
 from spr.core.errors import SprError, missing_package
 from spr.core.terminal import echo
 
@@ -44,6 +44,7 @@ for command in (
     run.run,
     train.train,
     train.merge,
+    sweep.sweep,
     evaluate.compare,
     evaluate.lvis_questions,
     report.report,

@@ -20,13 +20,12 @@ from spr.core.progress import MEGABYTE, Progress
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
 from spr.models.registry import release
 from spr.pipeline.engines.local import run_shards
-from spr.pipeline.reuse import OtherRun
+from spr.pipeline.reuse import OtherRun, take_over
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
 from spr.runs.dropped import merge_dropped
 from spr.runs.folder import append_log, open_run
 from spr.runs.images import check_images
 from spr.runs.store import (
-    MANIFEST,
     Manifest,
     ShardEntry,
     StageStore,
@@ -52,7 +51,7 @@ class StageSummary:
     done_before: bool
     totals: dict[str, int] = field(default_factory=dict)  # how many items of a kind there were before the drops
     hint: str | None = None  # what to check, if it ran this time
-    reuse: str | None = None  # what `reuse` came to: whether the stage was taken over, or why not
+    reuse: str | None = None  # whether it was taken over from another run, or why not
 
     @property
     def advice(self) -> str | None:
@@ -92,7 +91,7 @@ def run(
     *,
     until: str | None = None,
     workers: int = 1,
-    reuse: Path | None = None,
+    reuse: Sequence[Path] = (),
     report: Callable[[StageSummary], None] = lambda _: None,
 ) -> list[StageSummary]:
     """Run all stages that are not finished yet.
@@ -102,7 +101,7 @@ def run(
         out: The run folder; created if it is missing. A run that is there is resumed from its finished shards.
         until: The last stage to run. None runs all stages; without a describer, all that need none.
         workers: Number of processes for stages that load no model.
-        reuse: Another run folder, from which finished stages are taken over whose inputs and settings agree.
+        reuse: Other run folders. A finished stage is taken over from the first one where its inputs and settings agree.
         report: Called after each stage.
 
     Raises:
@@ -112,20 +111,19 @@ def run(
         ConfigError: if there is no stage ``until``.
     """
     stages = due_stages(config, until)
-    other = OtherRun(reuse) if reuse is not None else None
-    with contextlib.nullcontext() if other is None else other.locked(out), open_run(out, config) as inputs:
+    others = [OtherRun(path) for path in reuse]
+    with contextlib.ExitStack() as locks:
+        for other in others:
+            locks.enter_context(other.locked(out))
+        inputs = locks.enter_context(open_run(out, config))
         summaries: list[StageSummary] = []
         fingerprints: dict[str, str] = {}
         for stage in stages:
             before = [fingerprints[name] for name in stage.inputs]
             content = json.dumps([before or inputs, stage.name, stage.version, stage.settings(config)], sort_keys=True)
             fingerprints[stage.name] = hashlib.sha256(content.encode()).hexdigest()
-            begun = (out / stage.name / MANIFEST).exists()
-            refused = other.give(stage, config, out, fingerprints) if other is not None else None
-            summary = run_stage(stage, config, out, fingerprints[stage.name], workers)
-            if refused is not None or (other is not None and not begun):
-                note = f"taken over from {reuse}" if refused is None else f"not taken over from {reuse}: {refused}"
-                summary = replace(summary, reuse=note)
+            taken = take_over(others, stage, config, out, fingerprints)
+            summary = replace(run_stage(stage, config, out, fingerprints[stage.name], workers), reuse=taken)
             summaries.append(summary)
             if stage.name == "objects" and summary.rows:
                 check_images(out, config.annotations, renew=not summary.done_before)

@@ -1,1 +1,1 @@
-"""What joins several packages: the review of pairs in a browser."""
+"""What joins several packages: sweeps of settings, evaluation while training, the review of pairs."""
