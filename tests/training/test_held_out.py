@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ from spr.training.pairs import trl_pairs
 from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.trainer import train
+from spr.training.vision_cache import BatchEncoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,9 +69,10 @@ def margins(model, settings, out, pairs):
     planned, _ = encoder.plan(pairs, context_length(trainee.model.base, None))
     set_peft_model_state_dict(trainee.model.peft, load_file(out / "adapter" / "adapter_model.safetensors"))
     trainee.model.eval()
+    batches = BatchEncoder(encoder, trainee.model, trainee.model, Accelerator(cpu=True))
     found = []
     for pair in planned:
-        batch = collate(encoder.encode([pair]), encoder.pad, shared=trainee.shared)
+        batch = collate(batches.encode([pair], [encoder.process(pair)]), encoder.pad, shared=trainee.shared)
         with torch.no_grad():
             chosen, rejected = (logps.item() for logps in trainee.model(batch)[:2])
             with trainee.model.peft.disable_adapter():
