@@ -97,7 +97,7 @@ def test_it_gives_the_losses_of_the_held_out_pairs_and_changes_no_weight(model, 
     losses = [math.log1p(math.exp(-margin)) for margin in expected]  # −log σ(m) = log(1 + e⁻ᵐ)
     assert found[-1]["eval_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
     assert found[-1]["eval_accuracy"] == sum(margin > 0 for margin in expected) / 2
-    assert lines[-1].startswith("held out, step 6: loss 0.")
+    assert lines[-1].startswith("held out, step 6: loss ")
     # Whether there are evaluations is no part of the training: it is finished under either setting.
     assert train(pairs, model, settings(eval_steps=2), tmp_path / "b", seed=3).done_before
 
