@@ -199,8 +199,8 @@ def test_every_command_and_option_has_its_place_on_a_generated_page(hooks):
         for each in [found.get_command(None, sub) for sub in subcommands] or [found]:
             for option in (parameter for parameter in each.params if parameter.param_type_name == "option"):
                 assert option.hidden or f"`{option.opts[0]}`" in page
+    assert "spr train RUN|CONFIG [KEY=VALUE]... [OPTIONS]" in pages["commands/train.md"]
     run = pages["commands/run.md"]
-    assert "spr run CONFIG [KEY=VALUE]... --out PATH [OPTIONS]" in run
     assert "| `--workers` | integer, ≥ 1 | `1` | Number of processes for stages that load no model. |" in run
 
 

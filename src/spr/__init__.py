@@ -49,8 +49,10 @@ if TYPE_CHECKING:
     from spr.report.page import write_report
     from spr.rewards import REWARDS, Truth, read_answer
     from spr.runs.reader import Run
-    from spr.training.run import run as train
+    from spr.runs.trainings import run_config
     from spr.workflows.predict import ImageAnswer, draw_answer, predict
+    from spr.workflows.sweep import sweep
+    from spr.workflows.training import train
 
 __version__ = "0.2.0"
 
@@ -85,8 +87,10 @@ _LOCATIONS = {
     "spr.report.page": "write_report",
     "spr.rewards": "REWARDS Truth read_answer",
     "spr.runs.reader": "Run",
-    "spr.training.run": "run:train",
+    "spr.runs.trainings": "run_config",
     "spr.workflows.predict": "ImageAnswer draw_answer predict",
+    "spr.workflows.sweep": "sweep",
+    "spr.workflows.training": "train",
 }
 # Name in `spr` → module and name there; "run:train" is `run` under the name `train`.
 _WHERE = {
@@ -148,7 +152,9 @@ __all__ = [
     "refine",
     "render",
     "run",
+    "run_config",
     "score_candidates",
+    "sweep",
     "train",
     "write_report",
 ]

@@ -27,6 +27,7 @@ from spr.commands import (
     report,
     review,
     run,
+    sweep,
     text,
     train,
 )
@@ -63,6 +64,7 @@ for command in (
     run.run,
     train.train,
     train.merge,
+    sweep.sweep,
     evaluate.compare,
     evaluate.lvis_questions,
     report.report,

@@ -27,7 +27,7 @@ def test_stages_that_agree_are_taken_over_and_the_rest_is_computed(small, tmp_pa
     run(make_config(small.config(**FAKES)), a)
     before = files(a)
     changed = make_config(small.config(**FAKES, scoring={"semantic_weight": 0.25}))
-    notes = reused(run(changed, b, reuse=a))
+    notes = reused(run(changed, b, reuse=[a]))
     assert [notes[name] for name in STAGES[:3]] == [f"taken over from {a}"] * 3
     assert "scoring.semantic_weight" in notes["scores"]
     assert "→ 0.25" in notes["scores"]
@@ -38,7 +38,7 @@ def test_stages_that_agree_are_taken_over_and_the_rest_is_computed(small, tmp_pa
     assert files(a) == before
     assert (b / "objects" / "part-00000.parquet").samefile(a / "objects" / "part-00000.parquet")
     # Again: everything was done before, and nothing is said of the other run.
-    summaries = run(changed, b, reuse=a)
+    summaries = run(changed, b, reuse=[a])
     assert all(summary.done_before for summary in summaries)
     assert set(reused(summaries).values()) == {None}
 
@@ -49,14 +49,14 @@ def test_damaged_unfinished_and_foreign_stages_are_not_taken_over(small, tmp_pat
     run(config, a, until="regions")
     part = a / "regions" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-1])
-    notes = reused(run(config, tmp_path / "b", reuse=a))
+    notes = reused(run(config, tmp_path / "b", reuse=[a]))
     assert notes["objects"] == f"taken over from {a}"
     assert "part-00000.parquet changed or missing there" in notes["regions"]
     assert "it is not finished there" in notes["candidates"]
 
     small.coco["annotations"].pop()
     small.write()
-    notes = reused(run(config, tmp_path / "c", reuse=a, until="objects"))
+    notes = reused(run(config, tmp_path / "c", reuse=[a], until="objects"))
     assert notes == {"objects": f"not taken over from {a}: the annotations differ"}
 
 
@@ -67,7 +67,7 @@ def test_images_that_have_changed_stop_the_command_before_anything_is_taken_over
     image = next(small.images.iterdir())
     image.write_bytes(image.read_bytes() + b"0")
     with pytest.raises(RunError, match="images have changed"):
-        run(config, b, reuse=a)
+        run(config, b, reuse=[a])
     assert not (b / "objects").exists()
 
 
@@ -76,11 +76,11 @@ def test_a_run_that_is_in_use_the_run_itself_and_other_folders_are_refused(small
     config = make_config(small.config(**FAKES))
     run(config, a, until="objects")
     with pytest.raises(ConfigError, match="names the run itself"):
-        run(config, a, reuse=a)
+        run(config, a, reuse=[a])
     with lock_run(a), pytest.raises(RunError, match="in use by another run"):
-        run(config, tmp_path / "b", reuse=a)
+        run(config, tmp_path / "b", reuse=[a])
     with pytest.raises(RunError, match="is not a run folder"):
-        run(config, tmp_path / "b", reuse=small.folder)
+        run(config, tmp_path / "b", reuse=[small.folder])
     assert not (tmp_path / "b").exists()
     arguments = ["run", str(a / "config.yaml"), "--out", str(tmp_path / "b"), "--until", "objects", "--reuse", str(a)]
     assert f"  taken over from {a}\n" in CliRunner().invoke(app, arguments).output

@@ -17,7 +17,7 @@ from spr.evaluation.task import TASKS
 from spr.report.charts import result_charts, training_charts
 from spr.report.page import write_report
 from spr.report.results import Change, read_results
-from spr.report.training import read_training, thin
+from spr.report.training import read_training, read_trainings, thin
 from spr.runs.reader import Run, read_json_lines
 from spr.runs.store import dropped_table, write_table
 
@@ -97,6 +97,26 @@ def test_without_a_logged_step_there_are_no_curves(make_run):
     maker.log_training([{"event": "start", "beta": 0.1}])
     assert read_training(Run(maker.write())) is None
     assert read_json_lines(maker.folder / "nothing") == ([], 0)
+
+
+def test_held_out_curves_and_further_trainings_are_shown(make_run):
+    maker = make_run()
+    evaluations = [{"event": "eval", "step": n, "eval_loss": 0.5 / n, "eval_s_loc": 0.1 * n} for n in (2, 4)]
+    maker.log_training([step(1, loss=1), step(3, loss=0.5), *evaluations])
+    folder = maker.folder / "trainings" / "lr1e-4" / "training"
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text(json.dumps(step(1, loss=0.25)), encoding="utf-8")
+    run = maker.write()
+    trainings = read_trainings(Run(run))
+    assert list(trainings) == [None, "lr1e-4"]
+    steps, values = trainings[None].held_out["loss"]
+    assert (steps.tolist(), values.tolist()) == ([2.0, 4.0], [0.25, 0.125])
+    assert trainings["lr1e-4"].values["loss"].tolist() == [0.25]
+    headings = [chart.heading for chart in training_charts(trainings[None])]
+    assert headings == ["Loss", "Held out: s_loc"]
+    text = write_report(run).read_text(encoding="utf-8")
+    assert text.index("<h3>Default training</h3>") < text.index("Held out: s_loc") < text.index("<h3>lr1e-4</h3>")
+    assert "held out" in text
 
 
 def test_a_continued_training_shows_the_settings_of_an_undisturbed_one(make_run):

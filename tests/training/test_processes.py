@@ -1,5 +1,6 @@
 """Two processes on gloo, with whole and with sharded weights: interrupted, resumed, and equal to one process."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 # and with batches of four pairs beside batches of two.
 # Accelerate shards on accelerators alone; that this is a CPU is kept from it.
 SCRIPT = """
-import json, sys
+import dataclasses, json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -31,6 +32,7 @@ from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
 model, pairs, out, settings = sys.argv[1:5]
 pairs, out, settings = list(trl_pairs(Path(pairs))), Path(out), TrainingConfig(**json.loads(settings))
+pairs += [dataclasses.replace(pair, split="holdout") for pair in pairs[:3]]
 
 class Watching(Accelerator):
     def prepare(self, model, optimizer):
@@ -82,9 +84,9 @@ twice("sharded", Sharding)
 """
 
 
-def steps_of(out):
+def steps_of(out, event="step"):
     lines = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == "step"]
+    return [line for line in lines if line["event"] == event]
 
 
 def losses_of(out):
@@ -127,7 +129,8 @@ FIELDS = {
     "num_train_epochs": 4,
     "save_steps": 1,
 }
-OPTIONS = {"loss_type": "mpo", "anchor_weight": 0.5, "box_token_weight": 3, "difficulty_weight": 1}
+OPTIONS = {"loss_type": "mpo", "anchor_weight": 0.5, "box_token_weight": 3, "difficulty_weight": 1, "eval_steps": 3}
+OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "margin"}
 
 
 def test_what_was_meant_to_be_sharded_was(out):
@@ -176,14 +179,15 @@ def test_mixtures_weights_and_shift_are_those_of_one_process(
     kind, out, trainable_folder, pairs_folder, settings, tmp_path
 ):
     fields = {"per_device_train_batch_size": 2, "num_train_epochs": 4, "gradient_accumulation_steps": 2}
-    train(
-        trl_pairs(pairs_folder),
-        str(trainable_folder("llava_onevision")),
-        settings(**fields, **OPTIONS),
-        tmp_path,
-        seed=3,
-    )
+    pairs = list(trl_pairs(pairs_folder))
+    pairs += [dataclasses.replace(pair, split="holdout") for pair in pairs[:3]]
+    train(pairs, str(trainable_folder("llava_onevision")), settings(**fields, **OPTIONS), tmp_path, seed=3)
     ours, theirs = steps_of(out / f"{kind}-options"), steps_of(tmp_path)
     assert [line["step"] for line in ours] == list(range(1, 9))
     for name in ("loss", "margin", "reward_shift", "grad_norm"):
         assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-5, abs=1e-5)
+    ours, theirs = steps_of(out / f"{kind}-options", "eval"), steps_of(tmp_path, "eval")
+    assert [line["step"] for line in ours] == [3, 6, 8]
+    for name in ("eval_loss", "eval_margin", "eval_accuracy"):
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-5, abs=1e-5)
+    torch.testing.assert_close(adapter_of(out / f"{kind}-options"), adapter_of(tmp_path), rtol=1e-3, atol=1e-5)

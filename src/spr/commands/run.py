@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,8 +23,8 @@ def run(
         str | None, typer.Option(help="The last stage to run. [default: all; without a describer: all that need none]")
     ] = None,
     reuse: Annotated[
-        Path | None,
-        typer.Option(help="Take over from this run every finished stage whose inputs and settings agree."),
+        list[Path] | None,
+        typer.Option(help="Take over from this run every finished stage whose inputs and settings agree (repeatable)."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes for stages that load no model.")] = 1,
 ) -> None:
@@ -37,7 +37,8 @@ def run(
         STAGES.check(until, "--until")
     loaded = load_config(config, overrides or ())
     try:
-        summaries = runner.run(loaded, out, until=until, workers=workers, reuse=reuse, report=print_summary, say=echo)
+        options: dict[str, Any] = {"until": until, "workers": workers, "reuse": reuse or ()}
+        summaries = runner.run(loaded, out, **options, report=print_summary, say=echo)
     except KeyboardInterrupt:
         echo(f"\nInterrupted. Finished shards are kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None

@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train a LoRA adapter on preference pairs. For several GPUs, use `accelerate launch -m spr train …`."""
     from spr.runs.reviews import check_mode
-    from spr.training.run import run
+    from spr.workflows.training import train as train_run
 
     mode = check_mode(reviews)
     loaded, out = _config_of(config, overrides or (), out, name, with_pairs=pairs is not None)
@@ -64,7 +64,7 @@ def train(
         "reference": reference,
         "reviews": mode,
     }
-    summary = run(loaded, out, name=name, **options, report=echo)
+    summary = train_run(loaded, out, name=name, **options, report=echo)
     if int(os.environ.get("RANK", "0")) != 0:
         return
     from spr.runs.trainings import training_place

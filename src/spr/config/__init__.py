@@ -14,6 +14,7 @@ from spr.config.loading import (
     make_config,
     make_section,
     presets,
+    read_section,
 )
 from spr.config.pairing import PairingConfig
 from spr.config.prompts import PromptsConfig
@@ -50,4 +51,5 @@ __all__ = [
     "make_config",
     "make_section",
     "presets",
+    "read_section",
 ]

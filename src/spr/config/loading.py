@@ -94,6 +94,12 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
 
 
+def read_section(schema: type[Part], source: str | Path) -> Part:
+    """A section from a YAML file of its own; raises `ConfigError` as `load_config` does."""
+    path, raw = _read(source)
+    return _validate(schema, raw, str(path))
+
+
 def find_config(source: str | Path) -> Path:
     """The file of a config, given its path or the name of a preset."""
     path = Path(source)

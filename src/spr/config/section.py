@@ -30,11 +30,12 @@ BatchSize = Annotated[Int, Field(ge=1)] | Literal["auto"]
 """A number of items, or `auto`: as many as fit into the device's memory."""
 
 
-def _split_words(value: object) -> object:
+def split_words(value: object) -> object:
+    """The words of a text, separated by commas or spaces; other values as they are."""
     return [word for word in re.split(r"[\s,]+", value) if word] if isinstance(value, str) else value
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
+Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
 """A list of words. One word is a list, too, and so are words with commas or spaces between them."""
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]

@@ -8,8 +8,22 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from spr.config.backends import LOSSES, MIXTURES
-from spr.config.section import DType, Float, Int, Section, Words
+from spr.config.section import DType, Float, Int, Section, Words, split_words
 from spr.core.errors import nearest
+
+EvalMetric = Literal["loss", "margin", "accuracy", "s_loc", "recall@0.5", "unmatched_boxes", "acc@0.5", "mean_iou"]
+EVAL_METRICS: dict[EvalMetric, Literal["description", "rec"] | None] = {
+    **dict.fromkeys(("loss", "margin", "accuracy")),
+    **dict.fromkeys(("s_loc", "recall@0.5", "unmatched_boxes"), "description"),
+    **dict.fromkeys(("acc@0.5", "mean_iou"), "rec"),
+}
+"""The metrics of the evaluation during training, each with the task of `eval_tasks` that measures it."""
+EvalTasks = Annotated[tuple[Literal["description", "rec"], ...], BeforeValidator(split_words)]
+LOWER_IS_BETTER: frozenset[EvalMetric] = frozenset({"loss", "unmatched_boxes"})
+_EVALUATION = frozenset(
+    {"eval_steps", "eval_tasks", "eval_samples"}
+    | {"load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"}
+)
 
 
 def _check_losses(value: object) -> object:
@@ -107,10 +121,37 @@ class TrainingConfig(Section):
     """Optimizer steps between two checkpoints."""
     logging_steps: Int = Field(default=1, ge=1)
     """Optimizer steps between two lines of the training log."""
+    eval_steps: Int | None = Field(default=None, ge=1)
+    """Optimizer steps between two evaluations on the held-out pairs (loss, margin, accuracy), which cost a forward pass
+    each; the last step is always evaluated. Null: no evaluation. It does not change the trained weights."""
+    eval_tasks: EvalTasks = ()
+    """What else to evaluate then, with the adapter as it is, on held-out images of the run: `description` of regions
+    (`s_loc`, `recall@0.5`, `unmatched_boxes`), `rec`: objects named by their category, if it is unique in the image
+    (`acc@0.5`, `mean_iou`)."""
+    eval_samples: Int = Field(default=64, ge=1)
+    """Maximum number of held-out regions, and of objects for `rec`, per evaluation (our choice)."""
+    load_best_model_at_end: bool = False
+    """Make `RUN/adapter` of the evaluation that was best by `metric_for_best_model`, not of the last step."""
+    metric_for_best_model: EvalMetric = "loss"
+    """Metric of the held-out evaluation that decides which adapter is best: of the pairs, or of `eval_tasks`."""
+    early_stopping_patience: Int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations in a row without a better `metric_for_best_model`; null never stops early."""
     report_to: Words = ()
     """Trackers of Accelerate to report to, such as `tensorboard` or `wandb`, besides `RUN/training/log.jsonl`."""
     device: str = "auto"
     """Device, such as `cpu` or `cuda`; `auto` uses a GPU if there is one."""
+
+    @property
+    def fields_without_effect(self) -> frozenset[str]:
+        """Fields that the adapter does not depend on: runtime fields, and those of an evaluation that decides nothing.
+
+        >>> "eval_steps" in TrainingConfig(eval_steps=5).fields_without_effect
+        True
+        >>> "eval_steps" in TrainingConfig(eval_steps=5, load_best_model_at_end=True).fields_without_effect
+        False
+        """
+        decides = self.load_best_model_at_end or self.early_stopping_patience is not None
+        return self.runtime_fields | (frozenset() if decides else _EVALUATION)
 
     @property
     def losses(self) -> dict[str, float]:
@@ -120,6 +161,21 @@ class TrainingConfig(Section):
         {'dpo': 0.8, 'bco_pair': 0.2, 'sft': 1.0}
         """
         return _losses(self.loss_type)
+
+    @field_validator("eval_tasks", "load_best_model_at_end", "early_stopping_patience")
+    @classmethod
+    def _needs_evaluations(cls, value: object, info: ValidationInfo) -> object:
+        if value and info.data.get("eval_steps", 1) is None:
+            raise ValueError(f"there are no evaluations: set eval_steps too, or remove {info.field_name}")
+        return value
+
+    @field_validator("metric_for_best_model")
+    @classmethod
+    def _is_evaluated(cls, value: EvalMetric, info: ValidationInfo) -> EvalMetric:
+        task = EVAL_METRICS[value]
+        if task is not None and task not in info.data.get("eval_tasks", (task,)):
+            raise ValueError(f"`{value}` is a metric of the task {task}: add {task} to eval_tasks")
+        return value
 
     @field_validator("nll_weight")
     @classmethod

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from spr.config import Config, changed_fields
@@ -55,7 +55,7 @@ class OtherRun:
             yield
 
     def give(self, stage: Stage, config: Config, out: Path, fingerprints: Mapping[str, str]) -> str | None:
-        """Take a stage over into the run folder ``out``, unless it has begun there; returns why not, or None.
+        """Put a finished stage into the run folder ``out``; returns why it doesn't fit, or None.
 
         ``fingerprints`` are those of this stage and of those before it, in ``out``. The files are hard links where
         the file system allows it, and copies otherwise.
@@ -64,8 +64,6 @@ class OtherRun:
             RunError: if the stage agrees, but images have changed since it was made.
         """
         own, other = StageStore(out / stage.name), StageStore(self.path / stage.name)
-        if (begun := own.manifest()) is not None:
-            return None if begun.complete else f"it has begun in {out}"
         manifest = other.manifest()
         if manifest is None or not manifest.complete or not manifest.shards:
             return "it is not finished there"
@@ -97,6 +95,22 @@ class OtherRun:
             if manifest is None or manifest.fingerprint != fingerprints[name]:
                 return f"its input `{name}` differs"
         return "it was made by another version of SPR" if stage.inputs else "the annotations differ"
+
+
+def take_over(
+    others: Sequence[OtherRun], stage: Stage, config: Config, out: Path, fingerprints: Mapping[str, str]
+) -> str | None:
+    """Take a stage over from the first run where it agrees; returns a line about it, or None."""
+    begun = StageStore(out / stage.name).manifest()
+    if begun is not None:
+        return None if begun.complete or not others else f"not taken over: it has begun in {out}"
+    refused = []
+    for other in others:
+        reason = other.give(stage, config, out, fingerprints)
+        if reason is None:
+            return f"taken over from {other.path}"
+        refused.append(f"not taken over from {other.path}: {reason}")
+    return "; ".join(refused) or None
 
 
 def _place(source: Path, target: Path) -> None:

@@ -21,13 +21,12 @@ from spr.core.progress import MEGABYTE, Progress, counted
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
 from spr.models.registry import check_loadable, release
 from spr.pipeline.engines.local import run_shards
-from spr.pipeline.reuse import OtherRun
+from spr.pipeline.reuse import OtherRun, take_over
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
 from spr.runs.dropped import merge_dropped
 from spr.runs.folder import append_log, open_run
 from spr.runs.images import check_images
 from spr.runs.store import (
-    MANIFEST,
     Manifest,
     ShardEntry,
     StageStore,
@@ -53,7 +52,7 @@ class StageSummary:
     done_before: bool
     totals: dict[str, int] = field(default_factory=dict)  # how many items of a kind there were before the drops
     hint: str | None = None  # what to check, if it ran this time
-    reuse: str | None = None  # what `reuse` came to: whether the stage was taken over, or why not
+    reuse: str | None = None  # whether it was taken over from another run, or why not
 
     @property
     def advice(self) -> str | None:
@@ -94,7 +93,7 @@ def run(
     *,
     until: str | None = None,
     workers: int = 1,
-    reuse: Path | None = None,
+    reuse: Sequence[Path] = (),
     report: Callable[[StageSummary], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[StageSummary]:
@@ -105,7 +104,7 @@ def run(
         out: The run folder; created if it is missing. A run that is there is resumed from its finished shards.
         until: The last stage to run. None runs all stages; without a describer, all that need none.
         workers: Number of processes for stages that load no model.
-        reuse: Another run folder, from which finished stages are taken over whose inputs and settings agree.
+        reuse: Other run folders. A finished stage is taken over from the first one where its inputs and settings agree.
         report: Called after each stage.
         say: Called with a line about what a stage keeps of an earlier run.
 
@@ -118,9 +117,12 @@ def run(
     """
     stages = due_stages(config, until)
     prepare_annotations(config.annotations)
-    other = OtherRun(reuse) if reuse is not None else None
-    with contextlib.nullcontext() if other is None else other.locked(out), open_run(out, config) as inputs:
-        if other is None:
+    others = [OtherRun(path) for path in reuse]
+    with contextlib.ExitStack() as locks:
+        for other in others:
+            locks.enter_context(other.locked(out))
+        inputs = locks.enter_context(open_run(out, config))
+        if not others:
             _check_models(config, stages, out)
         summaries: list[StageSummary] = []
         fingerprints: dict[str, str] = {}
@@ -128,14 +130,10 @@ def run(
             before = [fingerprints[name] for name in stage.inputs]
             content = json.dumps([before or inputs, stage.name, stage.version, stage.settings(config)], sort_keys=True)
             fingerprints[stage.name] = hashlib.sha256(content.encode()).hexdigest()
-            begun = (out / stage.name / MANIFEST).exists()
-            refused = other.give(stage, config, out, fingerprints) if other is not None else None
-            if other is not None:  # what it does not give needs its models
+            taken = take_over(others, stage, config, out, fingerprints)
+            if others:  # what is not taken over needs its models
                 _check_models(config, [stage], out)
-            summary = run_stage(stage, config, out, fingerprints[stage.name], workers, say)
-            if refused is not None or (other is not None and not begun):
-                note = f"taken over from {reuse}" if refused is None else f"not taken over from {reuse}: {refused}"
-                summary = replace(summary, reuse=note)
+            summary = replace(run_stage(stage, config, out, fingerprints[stage.name], workers, say), reuse=taken)
             summaries.append(summary)
             if stage.name == "objects" and summary.rows:
                 check_images(out, config.annotations, renew=not summary.done_before)

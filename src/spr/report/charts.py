@@ -80,11 +80,18 @@ def training_charts(training: TrainingCurves) -> list[Chart]:
                 curves.append(Curve(name, style, *thin(training.steps, training.values[field])))
                 if missing := training.not_finite(field):
                     gaps.append(f"{missing:,} steps without a finite number ({name}).")
+                if field in training.held_out:
+                    curves.append(Curve("held out", "after", *thin(*training.held_out[field])))
         if curves:
             y_range = (0.0, 1.0) if heading == "Accuracy" else None
             plot = lines(f"{heading} by step", curves, "step", y_label, y_range=y_range)
             key = [(curve.style, curve.name) for curve in curves if curve.name != heading.lower()]
             charts.append(Chart(heading, plot, key, " ".join(gaps)))
+    for metric, (steps, values) in training.held_out.items():
+        if metric not in training.values:
+            heading = f"Held out: {metric}"
+            plot = lines(f"{heading} by step", [Curve(metric, "after", *thin(steps, values))], "step", metric)
+            charts.append(Chart(heading, plot, [], "On held-out images, with the adapter as it was."))
     return charts
 
 

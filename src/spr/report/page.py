@@ -24,7 +24,7 @@ from spr.report.payload import GalleryIndex, call_script, is_long, pair_payload,
 from spr.report.results import TaskResult, read_results
 from spr.report.target import check_target, report_folder
 from spr.report.thumbnails import LEFT_OUT, with_thumbnails
-from spr.report.training import TrainingCurves, read_training
+from spr.report.training import TrainingCurves, read_trainings
 from spr.runs.cues import pair_cues
 from spr.runs.pair_stats import OWN_LOCALIZATION, PairStats
 from spr.runs.reader import SCORE_NAMES, SIDES, Run
@@ -74,7 +74,7 @@ def write_report(
     check_target(out)
     total = source.finished("pairs").rows
     # Everything that is quick to read comes first, so that errors in it show early.
-    results, training, stages = read_results(source, compare), read_training(source), count_stages(source)
+    results, trainings, stages = read_results(source, compare), read_trainings(source), count_stages(source)
     not_trained_on = training_drops(source)
     stats = PairStats()
     with report_folder(out) as folder:
@@ -90,10 +90,9 @@ def write_report(
             **_about_pairs(stats),
             "cues": cues,
             "review": read_summary(run) if Reviews.read(run).identity("use") != "use" else None,
-            "tiles": _tiles(stats, training, results),
+            "tiles": _tiles(stats, trainings.get(None), results),
             "stages": stages,
-            "training": training,
-            "training_charts": charts.training_charts(training) if training else [],
+            "trainings": [(name, curves, charts.training_charts(curves)) for name, curves in trainings.items()],
             "not_trained_on": not_trained_on,
             "results": [(task, charts.result_charts(task)) for task in results],
             "shown": min(total, max_pairs),

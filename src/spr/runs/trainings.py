@@ -122,7 +122,8 @@ def open_training(run: Path, config: Config | TrainingPart, name: str | None = N
         RunError: as `spr.runs.folder.open_run`, or because the training is in use.
     """
     place = training_place(run, name)
-    with lock_run(run, shared=True) as lock, _lock_training(place, name):
+    fix = "wait for it, or choose another --name"
+    with lock_run(run, shared=True) as lock, lock_folder(place / "training", "training", fix):
 
         @contextlib.contextmanager
         def alone() -> Iterator[None]:
@@ -158,8 +159,12 @@ def open_training(run: Path, config: Config | TrainingPart, name: str | None = N
 
 
 @contextlib.contextmanager
-def _lock_training(place: Path, name: str | None) -> Iterator[None]:
-    folder = place / "training"
+def lock_folder(folder: Path, what: str, fix: str) -> Iterator[None]:
+    """Lock a folder, which is created, for this process; if it is locked already, it is in use by another ``what``.
+
+    Raises:
+        RunError: if it is in use, or can't be used.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a")
@@ -169,6 +174,5 @@ def _lock_training(place: Path, name: str | None) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fix = f"wait for it, or choose another {'--name' if name else '--name NAME'}"
-            raise RunError(f"{folder} is in use by another training", fix=fix) from None
+            raise RunError(f"{folder} is in use by another {what}", fix=fix) from None
         yield

@@ -16,6 +16,7 @@ from spr.runs.cues import kept_cues
 from spr.runs.images import check_images
 from spr.runs.reviews import ReviewMode, effect
 from spr.runs.trainings import open_training, training_place
+from spr.training.held_out import Evaluate
 from spr.training.loss import needs_rejected
 from spr.training.pairs import run_pairs, trl_pairs
 from spr.training.trainer import TrainingSummary, train
@@ -30,6 +31,7 @@ def run(
     allow_outside_images: bool = False,
     reference: Path | None = None,
     reviews: ReviewMode = "use",
+    evaluate: Evaluate | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
     """Train a LoRA adapter in a run folder, or resume where an earlier call stopped.
@@ -46,6 +48,7 @@ def run(
         allow_outside_images: Also open images that ``pairs`` names by an absolute path, or outside of its folder.
         reference: Another run's ``training/reference.parquet``, whose values are used for the pairs that it knows.
         reviews: What becomes of pairs that reviewers have decided about (`spr.runs.reviews.ReviewMode`).
+        evaluate: Measures `training.eval_tasks`; see `spr.workflows.training`, which gives one.
         report: Called with each line for the user.
 
     Raises:
@@ -92,5 +95,6 @@ def run(
             seed=config.seed,
             dialect=config.describer.dialect if config.describer is not None else None,
             reference=reference,
+            evaluate=evaluate,
             report=report,
         )

@@ -298,7 +298,8 @@ class PairModel(nn.Module):
             return compute_features(self.base, vision)
         return self._logps(batch) if batch is not None else None
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which the model computes."""
         # Casts the adapter's float32 weights to bfloat16 if the frozen weights are bfloat16. There is no cast to
         # float16, where the unscaled gradients of an untrained adapter would underflow.
         bfloat16 = self.base.dtype == torch.bfloat16
@@ -317,7 +318,7 @@ class PairModel(nn.Module):
         self._shortcuts = nullcontext()
         if batch.begin > 0:
             self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
-        with self._autocast(), self._shortcuts:
+        with self.autocast(), self._shortcuts:
             hidden = base.model(
                 input_ids=batch.input_ids,
                 attention_mask=mask,

@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from spr.config import TrainingConfig
@@ -34,6 +34,7 @@ from spr.training.checkpoint import (
     save_finished,
 )
 from spr.training.encoding import PlannedPair, ProcessedPair, context_length, plan_digest
+from spr.training.held_out import Best, Evaluate, best_folder, copy_best, keep_only, mean
 from spr.training.log import Meter, TrainingLog, check_trackers
 from spr.training.loss import (
     PairLogps,
@@ -49,7 +50,7 @@ from spr.training.schedule import learning_rate, steps_of_training
 from spr.training.shared_prefix import Batch, collate
 from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
 from spr.training.trainee import Trainee, load_trainee, open_model
-from spr.training.vision_cache import BatchEncoder
+from spr.training.vision_cache import UNSHARDED, BatchEncoder
 
 SAVE_REFERENCE_EVERY = 200
 """Rounds of batches between two writes of the reference file."""
@@ -87,6 +88,7 @@ def train(
     dialect: str | None = None,
     shared: Path | None = None,
     reference: Path | None = None,
+    evaluate: Evaluate | None = None,
     accelerator: Accelerator | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
@@ -98,12 +100,15 @@ def train(
     ``dialect`` is how the answers write boxes, by default as the model's family does; only `training.box_token_weight`
     needs it. ``shared`` is a folder for what trainings of the same pairs share, the reference's log-probabilities and
     image features; by default ``out/training``. ``reference`` is another training's ``reference.parquet``, used for the
-    pairs that it knows. The accelerator, for example one with a sharding plugin, is made from the settings by default.
+    pairs that it knows. ``evaluate`` measures `training.eval_tasks`, on the main process. Pairs of another split than
+    ``train`` are held out: `training.eval_steps` evaluates on them. The accelerator, for example one with a sharding
+    plugin, is made from the settings by default.
 
     Raises:
         RunError: if ``out`` holds a training under another config.
         InputError: if no pair is left to train on, or ``reference`` does not exist.
-        ConfigError: for an unknown tracker or LoRA target, or for ``reference`` with a loss that uses none.
+        ConfigError: for an unknown tracker or LoRA target, for ``reference`` with a loss that uses none, or for
+            evaluations without held-out pairs.
         ModelError: if the model can't be loaded or trained.
         DeviceMemoryError: if a batch does not fit into the device's memory; says what to lower.
         InterruptedTrainingError: after Ctrl-C or SIGTERM, once a checkpoint is written.
@@ -132,8 +137,19 @@ def train(
     # Everything that can be refused or answered without the model's weights comes before they are loaded.
     opened = open_model(model, settings, revision=revision, dialect=dialect)
     with Progress("reading pairs", unit="pairs"):
-        limit = context_length(opened.config, settings.max_length)
-        planned, dropped = opened.planner.plan(pairs, limit, with_rejected=needs_rejected(settings))
+        limit, with_rejected = context_length(opened.config, settings.max_length), needs_rejected(settings)
+        pairs = list(pairs) if settings.eval_steps else pairs
+        planned, dropped = opened.planner.plan(pairs, limit, with_rejected=with_rejected)
+        evaluated = (
+            [replace(pair, split="train") for pair in pairs if pair.split != "train"] if settings.eval_steps else []
+        )
+        held_out, _ = opened.planner.plan(evaluated, limit, with_rejected=with_rejected)
+    if settings.eval_steps and not held_out:
+        fix = "set training.eval_steps=null, or make a run with annotations.holdout and enough images"
+        raise ConfigError("`training.eval_steps` needs held-out pairs", got="none in these pairs", fix=fix)
+    if settings.eval_tasks and (evaluate is None or accelerator.distributed_type not in UNSHARDED):
+        got = "no function `evaluate`" if evaluate is None else f"weights shared out by {accelerator.distributed_type}"
+        raise ConfigError("`training.eval_tasks` can't be evaluated", got=got, fix="set training.eval_tasks=[]")
     if main:
         write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped))
     counts = dict(Counter(reason for _, reason in dropped))
@@ -148,7 +164,7 @@ def train(
         fix = "run the same command again, without changing the run meanwhile (`spr review`)"
         raise RunError("The processes of the training have different pairs", fix=fix)
     batches_per_step = accelerator.num_processes * settings.gradient_accumulation_steps
-    ignored = settings.runtime_fields | {"gradient_accumulation_steps"}
+    ignored = settings.fields_without_effect | {"gradient_accumulation_steps"}
     fingerprint = {
         "seed": seed,
         "model": opened.name,
@@ -175,7 +191,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
-    session = _Session(settings, folder, trainee, planned, fingerprint, state, batches)
+    session = _Session(settings, folder, trainee, planned, held_out, fingerprint, state, batches, evaluate, tell)
     file = _reference_logps(session, shared, reference, tell) if needs_reference(settings) else None
     known = Known(file, _difficulty_weights(session, file) if file is not None and settings.difficulty_weight else None)
     steps = steps_of_training(
@@ -191,13 +207,18 @@ def train(
     if (loaded := state.load(folder / "checkpoints", fingerprint)) is not None:
         newest, first, last = loaded
         tell(f"Resuming from {newest}, after step {first:,} of {len(steps):,}.")
-    last = _take_steps(session, steps, first, last, known) or last
-    files = state.save_adapter(adapter)
+    taken, last, best = _take_steps(session, steps, first, last, known)
+    if settings.load_best_model_at_end and 0 < best.step < taken:
+        tell(f"The adapter is that of step {best.step:,}, whose {settings.metric_for_best_model} was best.")
+        files = copy_best(folder, best.step, adapter) if main else {}
+        accelerator.wait_for_everyone()
+    else:
+        files = state.save_adapter(adapter)
     seconds = time.monotonic() - started
     if main:
         path = folder / "finished.json"
-        save_finished(path, fingerprint, steps=len(steps), seconds=seconds, last=last, adapter=files)
-    return TrainingSummary(len(planned), counts, len(steps), seconds, last)
+        save_finished(path, fingerprint, steps=taken, seconds=seconds, last=last, adapter=files)
+    return TrainingSummary(len(planned), counts, taken, seconds, last)
 
 
 # ── what the passes share ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -211,9 +232,12 @@ class _Session:
     folder: Path
     trainee: Trainee
     planned: Sequence[PlannedPair]
+    held_out: Sequence[PlannedPair]
     fingerprint: dict[str, Any]
     state: TrainingState
     batches: BatchEncoder
+    evaluate: Evaluate | None
+    tell: Callable[[str], None]
 
     def process(self, pairs: Sequence[PlannedPair]) -> list[ProcessedPair]:
         """The work for a batch that threads do ahead: images and the processor."""
@@ -236,14 +260,11 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
     if known is not None:
         file.import_from(known)
     file.share()  # another training may have written to the file since some processes read it
-    missing = sorted(file.missing(session.planned), key=lambda pair: -pair.length)
+    missing = sorted(file.missing([*session.planned, *session.held_out]), key=lambda pair: -pair.length)
     if missing:
         tell(f"Reference log-probabilities of {len(missing):,} pairs")
-    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
-    world, rank = accelerator.num_processes, accelerator.process_index
-    rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
-    # Every process takes part in every round, because sharded models gather their weights together.
-    own_batches = [group[min(rank, len(group) - 1)] for group in rounds]
+    rounds, own_batches = _rounds(missing, size, accelerator)
+    rank = accelerator.process_index
     session.state.model.eval()
     progress = Progress("reference", len(session.planned), "pairs", done=len(session.planned) - len(missing))
     with progress, interrupts() as interrupted, torch.no_grad(), session.trainee.model.peft.disable_adapter():
@@ -269,6 +290,19 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
     return file
 
 
+def _rounds(
+    pairs: Sequence[PlannedPair], size: int, accelerator: Accelerator
+) -> tuple[list[list[Sequence[PlannedPair]]], list[Sequence[PlannedPair]]]:
+    """Batches of pairs, one per process in each round, and those of this process.
+
+    Every process takes part in every round, because sharded models gather their weights together.
+    """
+    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    world, rank = accelerator.num_processes, accelerator.process_index
+    rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
+    return rounds, [group[min(rank, len(group) - 1)] for group in rounds]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Known:
     """What is known of the pairs before the first step: log-probabilities of the reference, and weights by key.
@@ -288,7 +322,7 @@ class Known:
             rows = [self.reference.of(pair) for pair in pairs]
             values = torch.tensor(rows, dtype=torch.float32, device=device)
             logps = values[:, 0], values[:, 1]
-        if self.weights is not None:
+        if self.weights is not None and pairs[0].key in self.weights:  # held-out pairs have none
             weights = torch.tensor([self.weights[pair.key] for pair in pairs], dtype=torch.float32, device=device)
         return logps, weights
 
@@ -312,11 +346,14 @@ def _difficulty_weights(session: _Session, file: ReferenceFile) -> dict[str, flo
 
 def _take_steps(
     session: _Session, steps: Sequence[Step], first: int, before: Mapping[str, float], known: Known
-) -> dict[str, float]:
-    """Take the steps after the first ``first`` ones; returns the metrics of the last one, or none if there was none.
+) -> tuple[int, dict[str, float], Best]:
+    """Take the steps after the first ``first`` ones; returns their number, the last one's metrics and the best one.
 
     ``before`` are the metrics of the last step already taken.
     """
+    best, last = Best.read(before), {name: value for name, value in before.items() if not name.startswith("best_")}
+    if first == len(steps) or best.stops(session.settings):
+        return first, last, best
     settings, state, planned, fingerprint = session.settings, session.state, session.planned, session.fingerprint
     accelerator = state.accelerator
     if settings.report_to:
@@ -343,19 +380,70 @@ def _take_steps(
             log.step(number, values, written=number % settings.logging_steps == 0 or number == len(steps))
             if settings.report_to:
                 accelerator.log(values, step=number)
+            if settings.eval_steps and (number % settings.eval_steps == 0 or number == len(steps)):
+                best = _evaluate(session, number, known, shift, best, log)
+            ended = number == len(steps) or best.stops(settings)
             stop = any(gather_object([interrupted.is_set()]))
             # The last one always: from it, a damaged adapter is written again.
-            if stop or number % settings.save_steps == 0 or number == len(steps):
-                checkpoint = state.save(session.folder / "checkpoints", number, fingerprint, values)
+            if stop or number % settings.save_steps == 0 or ended:
+                checkpoint = state.save(session.folder / "checkpoints", number, fingerprint, values | best.numbers)
                 log.event("checkpoint", step=number, folder=checkpoint.name)
-            if stop and number < len(steps):
+                if accelerator.is_main_process and best.step:
+                    keep_only(session.folder, best.step)
+            if ended:
+                break
+            if stop:
                 got, fix = f"checkpoint {checkpoint}", "run the same command again to resume"
                 raise InterruptedTrainingError(f"Interrupted after step {number:,}", got=got, fix=fix)
-    if values:
-        log.event("end", step=len(steps), **values)
+    if number < len(steps):
+        how = f"no better {settings.metric_for_best_model} after {best.worse} evaluations"
+        session.tell(f"Stopped early, after step {number:,} of {len(steps):,}: {how} since step {best.step:,}.")
+    log.event("end", step=number, **values)
     if settings.report_to:
         accelerator.end_training()
-    return values
+    return number, values, best
+
+
+def _evaluate(session: _Session, number: int, known: Known, shift: float, best: Best, log: TrainingLog) -> Best:
+    """Evaluate on the held-out pairs and tasks after a step, and keep the adapter if it is the best so far.
+
+    Neither the training's random state nor its mode are different afterwards.
+    """
+    settings, state = session.settings, session.state
+    accelerator, device = state.accelerator, session.trainee.model.base.device
+    rows: list[dict[str, float]] = []
+    size = settings.per_device_train_batch_size
+    rounds, own_batches = _rounds(sorted(session.held_out, key=lambda pair: -pair.length), size, accelerator)
+    state.model.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for group, (own, processed) in zip(rounds, ordered_map(session.process, own_batches), strict=True):
+            with clear_memory_errors(own, settings, step=False):
+                _, logps = session.forward(own, processed)
+            reference, _ = known.of(own, logps.chosen.device)
+            losses = pair_losses(logps, reference, settings, reward_shift=shift)
+            columns = {"loss": losses.loss, "margin": losses.margins, "accuracy": losses.accuracies}
+            lists = {name: column.detach().double().tolist() for name, column in columns.items()}
+            found = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+            results = gather_object([found] if accelerator.process_index < len(group) else [])
+            rows += [row for part in results for row in part]
+        metrics = mean(rows)
+        if session.evaluate is not None and settings.eval_tasks:
+            measured: list[Mapping[str, float]] = [{}]
+            if accelerator.is_main_process:
+                trainee = session.trainee
+                with trainee.model.autocast():
+                    measured = [session.evaluate(trainee.model.base, trainee.encoder.processor, trainee.name)]
+            metrics |= broadcast_object_list(measured)[0]
+    state.model.train()
+    named = {f"eval_{name}": value for name, value in metrics.items()}
+    log.event("eval", step=number, **named)
+    if settings.report_to:
+        accelerator.log(named, step=number)
+    session.tell(f"held out, step {number:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    best = best.after(number, metrics[settings.metric_for_best_model], settings)
+    if settings.load_best_model_at_end and best.step == number:
+        state.save_adapter(best_folder(session.folder, number))
+    return best
 
 
 def _own_batches(session: _Session, steps: Sequence[Step]) -> Iterator[OwnBatch]:

@@ -1,1 +1,1 @@
-"""What joins several packages: checks and plans of a config, the review of pairs, one image, the Hub, cleaning up."""
+"""What joins several packages: plans and sweeps of configs, evaluation while training, reviews, one image, the Hub."""

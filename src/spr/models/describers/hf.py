@@ -90,6 +90,25 @@ class HfDescriber:
         if section.peft_adapter is not None:
             self.model = load_adapter(self.model, section.peft_adapter, merge=not section.load_in_4bit)
             self.name += f"+{source_name(section.peft_adapter)}"
+        self._prepare(section)
+
+    @classmethod
+    def around(cls, model: Any, processor: Any, section: DescriberConfig, *, name: str) -> HfDescriber:
+        """A describer of a model that is loaded already, such as one that is being trained.
+
+        Of the section, the dialect, the sampling, the batch size and the number of new tokens are used. The model's
+        `generation_config` is replaced. ``name`` is the describer's.
+        """
+        describer = cls.__new__(cls)
+        describer.model, describer.processor, describer.name = model, processor, name
+        describer.family = FAMILIES.get(model.config.model_type)
+        describer.temperature, describer.top_p = section.temperature, section.top_p
+        image_processor = processor.image_processor
+        describer.dialect = choose_dialect(section.dialect, model.config.model_type, image_processor)
+        describer._prepare(section)
+        return describer
+
+    def _prepare(self, section: DescriberConfig) -> None:
         self._set_generation(section.max_new_tokens)
         self._run = Batcher.of(self._answer, section, self.model.device, length=lambda prompt: prompt.length)
 

@@ -1,0 +1,465 @@
+"""Sweeps: one experiment with several settings, and one table of the results (`spr sweep`).
+
+A variant that changes only the training is a training of the sweep's run; one that changes the pipeline is a run of its
+own, which takes over all stages that agree. What is finished is skipped when the same sweep runs again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, cast
+
+from pydantic import Field, model_validator
+
+from spr.config import (
+    Config,
+    DescriberConfig,
+    Section,
+    apply_overrides,
+    load_config,
+    make_config,
+    read_section,
+)
+from spr.core import FORMAT_VERSION
+from spr.core.atomic import sha256, write_atomically
+from spr.core.documents import read_json
+from spr.core.errors import ConfigError, SprError
+from spr.core.outputs import check_output
+from spr.core.paths import is_dir
+from spr.evaluation.compare import compare
+from spr.evaluation.task import TASKS, Task, evaluate
+from spr.models.registry import release, trained_model
+from spr.pipeline import runner
+from spr.pipeline.runner import StageSummary
+from spr.runs.trainings import lock_folder, run_config, training_place
+from spr.training.loss import needs_reference
+from spr.training.stopping import InterruptedTrainingError
+from spr.workflows.training import train
+
+BEFORE = "before"
+"""The row of the model before training."""
+_STATE = "sweep.json"
+_FORMAT = "spr sweep"
+_OTHER = re.compile(r"[^A-Za-z0-9._+=,-]+")
+_LONGEST = 80
+_OF_MODEL = ("describer.", "training.dtype", "training.load_in_4bit")  # what the reference depends on besides the pairs
+
+
+class SweepEvaluation(Section):
+    """An evaluation of every variant: a task of `spr evaluate` with its options."""
+
+    task: str
+    """The task, such as `rec`."""
+    name: str | None = None
+    """Its name in the table; by default that of the task."""
+    annotations: Path | None = None
+    """The benchmark's file; for `description`, a run. By default the sweep's own run."""
+    images: Path | None = None
+    """The image folder, for tasks whose annotations don't name one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The task's own options, such as `split: holdout`."""
+    describer: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the model's section `describer`, such as `batch_size: 64`. The temperature is 0 unless given here."""
+    seed: int = 0
+    """Seed of sampled answers."""
+
+    @property
+    def label(self) -> str:
+        """The name in the table."""
+        return self.name or self.task
+
+    def make_task(self) -> Task[Any]:
+        """The task with its options; raises `ConfigError` for an option that it doesn't have."""
+        cls = TASKS.find(self.task, "task")
+        known = [option.name for option in cls.options()]
+        for name in self.options:
+            if name not in known:
+                what = f"`options` of the evaluation `{self.label}` has an unknown option"
+                raise ConfigError(what, got=name, expected=", ".join(known))
+        return cls(**self.options)
+
+
+class Sweep(Section):
+    """A sweep: where it starts, its variants and how they are evaluated."""
+
+    config: str | None = None
+    """The config to start from: a YAML file or a preset. The sweep makes its run."""
+    run: Path | None = None
+    """A finished run to start from, instead of `config`. Its trainings go to `RUN/trainings`."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Config fields with their values; every combination is a variant."""
+    variants: tuple[dict[str, Any], ...] = ()
+    """A list of variants: config fields with their values, and optionally a `name`."""
+    baseline: str = BEFORE
+    """The variant that all others are compared with; `before` is the model before training."""
+    evaluate: tuple[SweepEvaluation, ...] = ()
+    """How each variant is evaluated."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if (self.config is None) == (self.run is None):
+            raise ValueError("give either `config` or `run`")
+        if not self.grid and not self.variants:
+            raise ValueError("give a `grid` or a list of `variants`")
+        if empty := [name for name, values in self.grid.items() if not values]:
+            raise ValueError(f"`grid` has no values of {', '.join(empty)}")
+        labels = [evaluation.label for evaluation in self.evaluate]
+        if repeated := {label for label in labels if labels.count(label) > 1}:
+            raise ValueError(f"two evaluations are called {', '.join(repeated)}: give them a `name`")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A setting of the sweep: its name in the table, its fields, its run and its training (None: the default one)."""
+
+    name: str
+    fields: Mapping[str, Any]
+    run: Path
+    training: str | None
+
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        """The fields that the pairs depend on."""
+        return {key: value for key, value in self.fields.items() if not _of_training(key)}
+
+    @property
+    def overrides(self) -> list[str]:
+        """The fields of the training, as overrides."""
+        return [f"{key}={json.dumps(value)}" for key, value in self.fields.items() if _of_training(key)]
+
+    @property
+    def adapter(self) -> Path:
+        """Where the training's adapter is."""
+        return training_place(self.run, self.training) / "adapter"
+
+
+@dataclass(slots=True)
+class Row:
+    """A row of the table.
+
+    ``training`` has the training's ``pairs``, ``steps``, ``seconds`` and last metrics. ``results`` and ``differences``
+    are by evaluation and metric: ``{"value", "ci95"}`` and ``{"difference", "ci95", "p"}`` to the baseline. ``error``
+    says why the variant failed.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    adapter: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
+    error: str | None = None
+
+
+def sweep(
+    source: Path | str | Sweep,
+    out: Path,
+    *,
+    workers: int = 1,
+    report: Callable[[str], None] = lambda _: None,
+    report_stage: Callable[[StageSummary], None] = lambda _: None,
+) -> list[Row]:
+    """Train and evaluate every variant, and write ``out/table.json`` and ``out/table.csv``.
+
+    All configs are checked before anything runs. A variant that fails is recorded with its error, and the others are
+    still done. If the sweep is interrupted, the same call resumes it.
+
+    Args:
+        source: The sweep, or its YAML file.
+        out: The folder of the sweep: its runs, results and table.
+        workers: Number of processes for stages that load no model.
+        report: Called with each line for the user.
+        report_stage: Called after each stage.
+
+    Returns:
+        The rows of the table; the first is the model before training, if there are evaluations.
+
+    Raises:
+        ConfigError: if the sweep or the config of a variant is not valid.
+        RunError: if ``out`` holds anything else, or the sweep or its run is in use.
+        InterruptedTrainingError: after Ctrl-C in a training.
+    """
+    plan = source if isinstance(source, Sweep) else read_section(Sweep, source)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fix = "start it without a launcher, or train by hand: accelerate launch … -m spr train RUN --name NAME"
+        raise ConfigError("A sweep runs in one process", got=f"{os.environ['WORLD_SIZE']} processes", fix=fix)
+    check_output(out, "a sweep", _is_sweep, folder=True)
+    base = plan.run if plan.run is not None else out / "run"
+    start = load_config(base / "config.yaml" if plan.run is not None else str(plan.config))
+    variants = list(_variants(plan, base, out / "runs"))
+    names = [BEFORE, *(variant.name for variant in variants)] if plan.evaluate else [v.name for v in variants]
+    if plan.evaluate and plan.baseline not in names:
+        raise ConfigError("`baseline` is not a variant", got=plan.baseline, expected=", ".join(names))
+    configs = {variant.name: _config(start, variant) for variant in variants}
+    trained_model(start.describer)
+    tasks = {evaluation.label: evaluation.make_task() for evaluation in plan.evaluate}
+    if not (out / _STATE).exists():
+        _save(out, {})
+    with lock_folder(out, "sweep", "wait for it, or choose another --out"):
+        job = _Job(plan, out, base, start, configs, tasks, workers, report, report_stage)
+        return job.run(variants)
+
+
+def _of_training(key: str) -> bool:
+    return key == "seed" or key.startswith("training.")
+
+
+def _variants(plan: Sweep, base: Path, runs: Path) -> Iterator[Variant]:
+    points = [dict(zip(plan.grid, values, strict=True)) for values in itertools.product(*plan.grid.values())]
+    seen = {BEFORE}
+    for point in [*(points if plan.grid else []), *plan.variants]:
+        given = dict(point)
+        name = given.pop("name", None) or _name(given) or "default"
+        if not isinstance(name, str) or name in seen:
+            raise ConfigError("Two variants of the sweep have the same name", got=name, fix="give one another `name`")
+        seen.add(name)
+        training = {key: value for key, value in given.items() if _of_training(key)}
+        pipeline = {key: value for key, value in given.items() if not _of_training(key)}
+        run = runs / _name(pipeline) if pipeline else base
+        own = name if training and not pipeline else _name(training) or None
+        training_place(run, own)  # checks the name
+        yield Variant(name, given, run, own)
+
+
+def _name(fields: Mapping[str, Any]) -> str:
+    """A name for fields with their values, such as ``learning_rate=1e-05,beta=0.3``; empty without fields."""
+    text = ",".join(f"{key.rpartition('.')[2]}={_OTHER.sub('-', str(value))}" for key, value in fields.items())
+    if len(text) <= _LONGEST and not text.endswith("."):
+        return text
+    digest = hashlib.sha256(json.dumps(dict(fields), sort_keys=True).encode()).hexdigest()
+    return f"{text[: _LONGEST - 9]}-{digest[:8]}"
+
+
+def _config(start: Config, variant: Variant) -> Config:
+    """The config of a variant's run; raises `ConfigError` naming the variant's fields that are not valid."""
+    overrides = [f"{key}={json.dumps(value)}" for key, value in variant.fields.items()]
+    raw = start.model_dump(mode="json")
+    make_config(apply_overrides(raw, overrides), f"variant {variant.name}", list(variant.fields))
+    pipeline = [f"{key}={json.dumps(value)}" for key, value in variant.pipeline.items()]
+    return make_config(apply_overrides(raw, pipeline), f"variant {variant.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    plan: Sweep
+    out: Path
+    base: Path
+    start: Config
+    configs: Mapping[str, Config]
+    tasks: Mapping[str, Task[Any]]
+    workers: int
+    report: Callable[[str], None]
+    report_stage: Callable[[StageSummary], None]
+
+    def run(self, variants: Sequence[Variant]) -> list[Row]:
+        if self.plan.run is None:
+            self.report(f"Run {self.base}")
+            runner.run(self.start, self.base, workers=self.workers, report=self.report_stage)
+        rows = []
+        if self.plan.evaluate:
+            rows.append(Row(BEFORE, {}))
+            self._evaluate(rows[0], None, self.start)
+        for number, variant in enumerate(variants, start=1):
+            self.report(f"\n[{number}/{len(variants)}] {variant.name}")
+            row = Row(variant.name, dict(variant.fields))
+            rows.append(row)
+            try:
+                self._train(row, variant, [other.run for other in variants[: number - 1]])
+                self._evaluate(row, variant, self.configs[variant.name])
+            except InterruptedTrainingError:
+                raise
+            except SprError as error:
+                row.error = str(error)
+                self.report(f"  failed: {error}")
+            self._write(rows)
+        self._compare(rows)
+        self._write(rows)
+        return rows
+
+    def _train(self, row: Row, variant: Variant, earlier: Sequence[Path]) -> None:
+        options: dict[str, Any] = {}
+        if variant.run != self.base:
+            others = [path for path in dict.fromkeys([self.base, *earlier]) if path != variant.run and is_dir(path)]
+            config = self.configs[variant.name]
+            runner.run(config, variant.run, workers=self.workers, reuse=others, report=self.report_stage)
+            known = self.base / "training" / "reference.parquet"
+            settings = run_config(variant.run, variant.overrides, variant.training).training
+            same_model = not any(key.startswith(_OF_MODEL) for key in variant.fields)
+            if known.is_file() and same_model and needs_reference(settings):
+                options["reference"] = known
+        release()
+        config_of_training = run_config(variant.run, variant.overrides, variant.training)
+        summary = train(config_of_training, variant.run, name=variant.training, report=self.report, **options)
+        row.adapter = os.path.relpath(variant.adapter, self.out)
+        metrics: dict[str, Any] = {
+            name: summary.last[name] for name in ("loss", "margin", "accuracy") if name in summary.last
+        }
+        row.training = {"pairs": summary.pairs, "steps": summary.steps, "seconds": summary.seconds, **metrics}
+        when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
+        self.report(f"  {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
+
+    # ── evaluation ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _evaluate(self, row: Row, variant: Variant | None, config: Config) -> None:
+        for evaluation in self.plan.evaluate:
+            path = self._result(row.name, evaluation.label)
+            adapter = variant.adapter if variant is not None else None
+            describer = _describer(config, evaluation, adapter)
+            key = self._key(evaluation, describer, adapter)
+            done = read_json(self.out / _STATE)["results"]
+            if done.get(path.stem) == key and path.is_file():
+                self.report(f"  {evaluation.label}: done before")
+            else:
+                annotations = evaluation.annotations or self.base
+                task = self.tasks[evaluation.label]
+                result = evaluate(
+                    task, annotations, describer=describer, images=evaluation.images, seed=evaluation.seed
+                )
+                release()
+                path.parent.mkdir(exist_ok=True)
+                result.write(path)
+                _save(self.out, done | {path.stem: key})
+            content = read_json(path)
+            row.results[evaluation.label] = content["metrics"]
+            for note in content.get("notes", ()):
+                self.report(f"  Note: {evaluation.label}: {note}")
+
+    def _result(self, name: str, label: str) -> Path:
+        return self.out / "results" / f"{name}.{_OTHER.sub('-', label)}.json"
+
+    def _key(self, evaluation: SweepEvaluation, describer: DescriberConfig, adapter: Path | None) -> str:
+        """What a result depends on: the settings, the model, the adapter's weights and the annotations."""
+        annotations = evaluation.annotations or self.base
+        if is_dir(annotations):
+            source: list[Any] = [sha256(path) for path in sorted(annotations.glob("**/manifest.json"))]
+        else:
+            source = [annotations.stat().st_size, annotations.stat().st_mtime_ns] if annotations.exists() else []
+        runtime = {*DescriberConfig.runtime_fields, "peft_adapter"}
+        content = {
+            "evaluation": evaluation.model_dump(mode="json", exclude={"describer", "name"}),
+            "describer": describer.model_dump(mode="json", exclude=runtime),
+            "adapter": sha256(adapter / "adapter_model.safetensors") if adapter is not None else None,
+            "annotations": source,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _compare(self, rows: Sequence[Row]) -> None:
+        for evaluation in self.plan.evaluate:
+            baseline = next((row for row in rows if row.name == self.plan.baseline), None)
+            if baseline is None or evaluation.label not in baseline.results:
+                continue
+            for row in rows:
+                if row is not baseline and evaluation.label in row.results:
+                    pair = [self._result(each.name, evaluation.label) for each in (baseline, row)]
+                    (comparison,) = compare(pair)
+                    metrics = comparison.to_json()["metrics"]
+                    kept = ("difference", "ci95", "p")
+                    row.differences[evaluation.label] = {
+                        metric: {name: values[name] for name in kept} for metric, values in metrics.items()
+                    }
+
+    # ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        content = {"format_version": FORMAT_VERSION, "baseline": self.plan.baseline}
+        content["rows"] = [
+            {name: getattr(row, name) for name in Row.__slots__ if getattr(row, name) is not None} for row in rows
+        ]
+        write_atomically(self.out / "table.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomically(self.out / "table.csv", _csv(rows).encode())
+
+
+def _describer(config: Config, evaluation: SweepEvaluation, adapter: Path | None) -> DescriberConfig:
+    """The section of the trained model as it is evaluated: that of the config if it is run here, at temperature 0."""
+    section = config.describer.model_dump(mode="json") if config.describer is not None else {}
+    if section.get("backend") != "hf":
+        section = {name: section[name] for name in ("model", "revision", "dialect") if name in section}
+    section |= {"temperature": 0.0, **evaluation.describer}
+    section["peft_adapter"] = str(adapter) if adapter is not None else None
+    raw = {"annotations": {"path": "-", "images": "-"}, "describer": section}
+    return cast(DescriberConfig, make_config(raw, f"the evaluation `{evaluation.label}`").describer)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """The table with one column per field, training metric and result."""
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {"name": row.name, **row.fields, **row.training, "adapter": row.adapter}
+        for label, metrics in row.results.items():
+            for metric, measured in metrics.items():
+                low, high = measured["ci95"] or (None, None)
+                head = f"{label} {metric}"
+                line |= {head: measured["value"], f"{head} low": low, f"{head} high": high}
+                if (difference := row.differences.get(label, {}).get(metric)) is not None:
+                    low, high = difference["ci95"] or (None, None)
+                    line |= {f"{head} difference": difference["difference"]}
+                    line |= {f"{head} difference low": low, f"{head} difference high": high}
+        lines.append(line | {"error": row.error})
+    columns = dict.fromkeys(name for line in lines for name in line)
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return sink.getvalue()
+
+
+def table(rows: Sequence[Row], plan: Sweep) -> list[str]:
+    """The table as lines of text: one block per evaluation and metric that has a better direction."""
+    width = max((len(row.name) for row in rows), default=0)
+    trained = [row for row in rows if row.training]
+    lines = [f"{'':<{width}}  {'pairs':>8} {'steps':>7} {'loss':>9} {'margin':>9} {'accuracy':>9}"] if trained else []
+    for row in trained:
+        numbers = [f"{row.training.get(name, float('nan')):>9.4f}" for name in ("loss", "margin", "accuracy")]
+        lines.append(
+            f"{row.name:<{width}}  {row.training['pairs']:>8,} {row.training['steps']:>7,} {' '.join(numbers)}"
+        )
+    for evaluation in plan.evaluate:
+        task = TASKS[evaluation.task]
+        for metric in (*task.higher_is_better, *task.lower_is_better):
+            block = [(row, row.results.get(evaluation.label, {}).get(metric)) for row in rows]
+            if not any(measured for _, measured in block):
+                continue
+            better = "lower" if metric in task.lower_is_better else "higher"
+            lines += ["", f"{evaluation.label} {metric} ({better} is better), differences to `{plan.baseline}`"]
+            for row, measured in block:
+                if measured is not None:
+                    difference = row.differences.get(evaluation.label, {}).get(metric)
+                    lines.append(f"{row.name:<{width}}  {_measured(measured)}  {_difference(difference)}".rstrip())
+    lines += [f"\n{row.name} failed: {row.error}" for row in rows if row.error]
+    return lines
+
+
+def _measured(measured: Mapping[str, Any]) -> str:
+    value, interval = measured["value"], measured["ci95"]
+    shown = f"{'–' if value is None else f'{value:.4f}':>8}"
+    return f"{shown} {f'[{interval[0]:.4f}, {interval[1]:.4f}]' if interval else '':<18}"
+
+
+def _difference(difference: Mapping[str, Any] | None) -> str:
+    if difference is None or difference["difference"] is None:
+        return ""
+    interval, value = difference["ci95"], f"{difference['difference']:+.4f}"
+    if interval is None:
+        return f"{value} (no interval)"
+    unclear = "  no significant difference" if interval[0] <= 0 <= interval[1] else ""
+    return f"{value} [{interval[0]:+.4f}, {interval[1]:+.4f}]{unclear}"
+
+
+def _is_sweep(folder: Path) -> bool:
+    content = read_json(folder / _STATE)
+    return isinstance(content, dict) and content.get("format") == _FORMAT
+
+
+def _save(out: Path, results: Mapping[str, str]) -> None:
+    content = {"format": _FORMAT, "format_version": FORMAT_VERSION, "results": results}
+    write_atomically(out / _STATE, (json.dumps(content, indent=1) + "\n").encode())
