@@ -31,6 +31,7 @@ ELSEWHERE = {
     "api.md": "tests/test_api.py",
     "data.md": "tests/test_data_page.py",
     "how-to/add-a": "tests/plugins/test_adding.py",
+    "your-data-to-adapter.md": "tests/test_your_data.py",
 }
 FENCE = re.compile(r"^( *)(?:<!-- not run: ([^\n]+) -->\n\1)?```([a-z]*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "yaml", "toml", "json", "text"}
