@@ -236,6 +236,8 @@ OWN_FILES = {
     "models/ported/tensor_files.py": "a model's folder",
     "training/vision_cache.py": "the system's memory limits",
     "training/log.py": "logs",
+    "core/terminal.py": "the answer to a question on the terminal",
+    "workflows/hub_package.py": "files of a run or an adapter",
     "runs/folder.py": "RUN/inputs.json",
 }
 

@@ -218,7 +218,7 @@ def test_no_images_is_an_option_of_both_commands(run_with_metadata, tmp_path):
     assert not (tmp_path / "out" / "images").exists()
     with pytest.raises(ConfigError, match="--no-images contradicts --images"):
         export_command(run, "ms-swift", tmp_path / "other", images="copy", no_images=True)
-    report(run, tmp_path / "report", max_pairs=10, no_images=True)
+    report(run, out=tmp_path / "report", max_pairs=10, no_images=True)
     assert not (tmp_path / "report" / "thumbs").exists()
     assert "written with --no-images" in (tmp_path / "report" / "gallery" / "page-00000.js").read_text()
 

@@ -204,7 +204,7 @@ def test_pages_turn_with_the_mouse(open_page):
 def test_everything_with_the_keyboard_alone(open_page):
     page = open_page()
     page.locator("[name=category]").focus()
-    for _ in range(7):
+    for _ in range(8):
         page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.name") == "per"
     page.keyboard.press("Shift+Tab")

@@ -66,7 +66,7 @@ def margins(model, settings, out, pairs):
     """β times the difference of the log-ratios of each pair under the adapter in ``out``, one pair at a time."""
     trainee = load_trainee(model, settings, torch.device("cpu"), features=out / "features")
     encoder = trainee.encoder
-    planned, _ = encoder.plan(pairs, context_length(trainee.model.base, None))
+    planned, _ = encoder.plan(pairs, context_length(trainee.model.base.config, None))
     set_peft_model_state_dict(trainee.model.peft, load_file(out / "adapter" / "adapter_model.safetensors"))
     trainee.model.eval()
     batches = BatchEncoder(encoder, trainee.model, trainee.model, Accelerator(cpu=True))

@@ -58,7 +58,7 @@ def test_another_model_type_processor_or_quantisation_is_refused_by_name(name, f
 @pytest.mark.parametrize("content", [b"", b"PAR1 nothing of the kind"])
 def test_a_damaged_file_says_that_it_may_be_deleted(content, file):
     file.write_bytes(content)
-    with pytest.raises(RunError, match="delete it, and it will be computed again"):
+    with pytest.raises(RunError, match="delete this file; it will be computed again"):
         ReferenceFile(file, IDENTITY)
 
 
@@ -75,7 +75,7 @@ def test_a_file_of_another_version_says_so_and_what_to_do(version, got, file, tm
     with pytest.raises(RunError, match="was written by another version of SPR") as caught:
         ReferenceFile(file, IDENTITY)
     assert (caught.value.got, caught.value.expected) == (got, 2)
-    assert caught.value.fix == f"use the SPR version that wrote it, or delete {file.parent} to train again"
+    assert caught.value.fix == "use the SPR version that wrote it, or delete this file to compute it again"
     with pytest.raises(RunError, match="was written by another version of SPR") as caught:
         ReferenceFile(tmp_path / "mine.parquet", IDENTITY).import_from(file)
     assert caught.value.fix == "use the SPR version that wrote it, or leave --reference out"

@@ -283,7 +283,8 @@ def test_a_training_of_another_version_is_refused_and_kept(
     with pytest.raises(RunError, match="was written by another version of SPR") as caught:
         train(pairs, model, config, tmp_path)
     assert (caught.value.got, caught.value.expected) == (version, 2)
-    assert caught.value.fix == f"use the SPR version that wrote it, or delete {folder} to train again"
+    keeping = "use the SPR version that wrote it, or add --name NAME to train beside it"
+    assert caught.value.fix == f"{keeping}, or delete {folder} to train again"
     assert json.loads(path.read_text()) == content
 
 

@@ -325,7 +325,7 @@ def test_decisions_made_while_the_server_is_gone_are_kept_and_saved_later(make_r
         re.compile("^1 decision not saved: the server (has stopped|does not answer)")
     )
     assert len(lines(run)) == 1
-    serve(run, "ana", token="same", port=first.server.port)  # noqa: S106
+    serve(run, "ana", token="same", port=first.server.server_port)  # noqa: S106
     saved(page)
     assert [(line["pair"], line["action"]) for line in lines(run)] == [("0/0", "accept"), ("1/0", "reject")]
 

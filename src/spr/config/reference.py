@@ -54,7 +54,7 @@ def sections(schema: type[BaseModel] = Config, name: str = "", note: str = "") -
     ['', 'annotations', 'regions', 'describer']
     >>> next(field for section in sections() for field in section.fields if field.name == "scoring.semantic_weight")
     FieldInfo(name='scoring.semantic_weight', type='a number, at least 0 and at most 1', default='0.8', \
-meaning='λ, 0..1: weight of the semantic score in the total score.', source='paper, Sec. 3.2')
+meaning='λ, 0..1, in S = λ S_sem + (1 − λ) S_loc.', source='paper, Sec. 3.2')
     """
     prefix = f"{name}." if name else ""
     meaning, source = _split(schema.__doc__ or "")
@@ -133,9 +133,10 @@ def _wrapped(start: str, text: str) -> list[str]:
 
 
 def annotated_yaml(config: Config) -> str:
-    """The config as YAML, with a comment after each value that is not the default.
+    r"""The config as YAML, with a comment after each value that is not the default.
 
-    >>> print(annotated_yaml(Config.model_validate({"annotations": {"path": "a.json", "images": "i"}, "seed": 3}))[:93])
+    >>> config = Config.model_validate({"annotations": {"path": "a.json", "images": "i"}, "seed": 3})
+    >>> print(*annotated_yaml(config).splitlines()[:5], sep="\n")
     format_version: 2
     seed: 3  # default: 0
     annotations:

@@ -11,7 +11,7 @@ from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.core.documents import read_json
 from spr.core.errors import SprError
 from spr.core.paths import is_dir
-from spr.models.custom_models import class_name, load_config
+from spr.models.custom_models import check_multimodal, class_name, load_config
 from spr.models.families import choose_dialect
 from spr.models.loading import ModelError, UnreachableError, check_adapter, check_folder, model_source, unreachable
 
@@ -42,6 +42,7 @@ def check_models(sections: Iterable[Section]) -> None:
             if not cached or adapter is not None:
                 config = load_config(source, revision=section.revision)
                 if isinstance(section, DescriberConfig):
+                    check_multimodal(source, config.model_type)
                     choose_dialect(section.dialect, config.model_type, None)
                 if adapter is not None:
                     check_adapter(adapter, class_name(config.model_type))

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from spr.models.families import FAMILIES, CustomModel
-from spr.models.loading import Source, load_part, load_pretrained, read_model_type
+from spr.models.loading import ModelError, Source, load_part, load_pretrained, read_model_type
 from spr.models.ported.tensor_files import convert_pickles
 
 
@@ -48,6 +48,13 @@ def class_name(model_type: str) -> str | None:
         return custom.model.partition(":")[2]
     name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
     return name if isinstance(name, str) else None
+
+
+def check_multimodal(source: Source, model_type: str) -> None:
+    """Raise a `ModelError` if models of this type are not multimodal LLMs."""
+    if class_name(model_type) is None and model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
+        raise ModelError(f"{source} is not a multimodal LLM", got=got, expected=expected, fix="choose another model")
 
 
 def load_mllm(source: Source, config: Any, **options: Any) -> Any:

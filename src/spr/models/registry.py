@@ -36,30 +36,31 @@ def load_detector(config: DetectorConfig) -> Detector | None:
 
 
 def _build(backends: Registry[Any], config: DescriberConfig | ScorerConfig | DetectorConfig) -> Any:
+    return _backend(backends, config.backend)(config)
+
+
+def _backend(backends: Registry[Any], name: str) -> Any:
     try:
-        backend = backends[config.backend]
+        return backends[name]
     except ModuleNotFoundError as error:
-        raise missing_package(error, f"The {backends.kind} `{config.backend}`") or error from error
-    return backend(config)
+        raise missing_package(error, f"The {backends.kind} `{name}`") or error from error
 
 
 def check_loadable(sections: Iterable[DescriberConfig | ScorerConfig | DetectorConfig]) -> None:
     """Raise one error for all models of these sections that can't be loaded, see `spr.models.available.check_models`.
 
-    An unknown dialect is a `GroundingError`.
+    An unknown dialect is a `GroundingError`, and a backend whose package is not installed an `SprError`.
     """
-    sections = list(sections)
+    sections = [section for section in sections if section.backend != "none"]
+    kinds = {DescriberConfig: DESCRIBERS, ScorerConfig: SCORERS, DetectorConfig: DETECTORS}
     for section in sections:
+        _backend(kinds[type(section)], section.backend)  # a missing package is an error
         if isinstance(section, DescriberConfig) and section.dialect is not None:
             get_dialect(section.dialect)
     own = [section for section in sections if section.backend in _LOADING and section.model is not None]
     if own:
-        try:
-            from spr.models.available import check_models
-        except ModuleNotFoundError as error:
-            kinds = {DescriberConfig: DESCRIBERS, ScorerConfig: SCORERS, DetectorConfig: DETECTORS}
-            what = f"The {kinds[type(own[0])].kind} `{own[0].backend}`"
-            raise missing_package(error, what) or error from error
+        from spr.models.available import check_models
+
         check_models(own)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from spr.config import DescriberConfig, PromptsConfig, apply_overrides, load_config, make_config
 from spr.core.errors import ConfigError, InputError, SprError
-from spr.core.images import FORMATS, ImageSource
+from spr.core.images import FORMATS, ImageSource, to_rgb
 from spr.core.paths import exists, is_dir, is_file
 from spr.core.randomness import stable_hash
 from spr.evaluation.tasks.rec import Expressions, Rec
@@ -128,7 +128,7 @@ def predict(
         RecordError: if the region is not a box in the image.
         ImageProblem: if the file is not a readable image.
     """
-    opened = image.convert("RGB") if isinstance(image, Image.Image) else open_image(Path(image))
+    opened = to_rgb(image) if isinstance(image, Image.Image) else open_image(Path(image))
     return ask([opened], describer, Question(region, find, prompt), prompts, seed=seed)[0]
 
 
@@ -212,7 +212,7 @@ def draw_answer(answer: ImageAnswer, image: Image.Image, *, side: int = _SIDE) -
     for span in answer.text.spans:
         label = answer.label(span)
         marks += [Mark(box, colour_of(label), 3, label) for box in span.boxes]
-    return draw_marks(image.convert("RGB"), marks, " ".join(answer.prompt.split()), side)
+    return draw_marks(to_rgb(image), marks, " ".join(answer.prompt.split()), side)
 
 
 def report_lines(answer: ImageAnswer) -> Iterator[str]:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
 from spr.models.chat import render_turn, user_turn
-from spr.models.custom_models import class_name, custom_models, load_config, load_mllm
+from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
 from spr.models.image_processors import encode, load_processor
@@ -72,10 +71,7 @@ class HfDescriber:
         self.temperature, self.top_p = section.temperature, section.top_p
         model_config = load_config(source, revision=revision)
         model_type: str = model_config.model_type
-        if model_type not in {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *custom_models()}:
-            got, expected = f"model_type {model_type}", "a model of AutoModelForImageTextToText"
-            fix = "choose another describer.model"
-            raise ModelError(f"{source} is not a multimodal LLM", got=got, expected=expected, fix=fix)
+        check_multimodal(source, model_type)
         self.family = FAMILIES.get(model_type)
         self.processor = load_processor(source, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
