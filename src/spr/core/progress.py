@@ -209,7 +209,7 @@ class Progress:
 def rate_text(rate: float, unit: str) -> str:
     """A rate with the digits that matter.
 
-    >>> rate_text(2310.4, "images/s".split("/")[0]), rate_text(35.2, "MB"), rate_text(1.23, "pairs")
+    >>> rate_text(2310.4, "images"), rate_text(35.2, "MB"), rate_text(1.23, "pairs")
     ('2,310 images/s', '35 MB/s', '1.2 pairs/s')
     >>> rate_text(0.4, "answers"), rate_text(0.02, "answers")
     ('0.4 answers/s', '50 s per answer')
