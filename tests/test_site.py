@@ -1,7 +1,5 @@
 """The documentation as a reader meets it: in Chromium, on a desktop and on a phone, opened from disk."""
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +8,11 @@ pytest.importorskip("mkdocs", reason="needs the extra `docs`")
 
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
 
 
@@ -26,17 +23,6 @@ def site(tmp_path_factory):
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), plugins=["search"])
     build(config)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs Chromium (`make chromium`)")
-    expect.set_options(timeout=30_000)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

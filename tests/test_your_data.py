@@ -10,11 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from typer.testing import CliRunner
 
 from annotations.test_convert import write_yolo
-from report.test_browser import CHROMIUM, HINT
 from spr.cli import app
 from spr.embedded.scenes import write_scenes
 from spr.runs.reader import Run
@@ -49,18 +48,13 @@ def use_fakes(path):
     path.write_text(yaml.safe_dump(config))
 
 
-def review_three_pairs(folder):
+def review_three_pairs(folder, browser):
     """Accept, reject and accept with the keyboard, in the page that the command serves."""
-    if CHROMIUM is None:
-        pytest.fail(HINT)
     command = [sys.executable, "-m", *REVIEW, "--no-browser"]
-    with (
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server,
-        sync_playwright() as playwright,
-    ):
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
         try:
             address = re.search(r"http://\S+", server.stdout.readline())[0]
-            page = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+            page = browser.new_page()
             page.goto(address)
             page.wait_for_selector("article.card")
             for number, key in enumerate("ara", start=1):
@@ -73,7 +67,8 @@ def review_three_pairs(folder):
             server.kill()  # loses nothing: every decision is saved at once
 
 
-def test_from_a_yolo_folder_to_compared_adapters_a_review_and_an_export(tmp_path, monkeypatch):
+@pytest.mark.browser
+def test_from_a_yolo_folder_to_compared_adapters_a_review_and_an_export(tmp_path, monkeypatch, browser):
     monkeypatch.chdir(tmp_path)
     write_scenes(tmp_path / "scenes", 24, 3)
     coco = json.loads((tmp_path / "scenes" / "instances.json").read_text())
@@ -83,7 +78,7 @@ def test_from_a_yolo_folder_to_compared_adapters_a_review_and_an_export(tmp_path
     outputs = {}
     for command in COMMANDS:
         if command == REVIEW:
-            review_three_pairs(tmp_path)
+            review_three_pairs(tmp_path, browser)
         else:
             outputs[" ".join(command)] = run(command)
         if command[:2] == ["spr", "config"]:

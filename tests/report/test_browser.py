@@ -1,13 +1,11 @@
 """The report as a reader meets it: opened from disk in headless Chromium, with the mouse and with the keyboard."""
 
 import io
-import os
 import re
-import shutil
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from spr.records import Span
 from spr.report.page import write_report
@@ -18,20 +16,6 @@ PAIRS = 45
 CUP, SECOND_CUP = (20.0, 20.0, 40.0, 40.0), (50.0, 20.0, 70.0, 40.0)
 EVIL = "<img src=x onerror=window.hacked=1> </script><script>window.hacked=1</script>"
 LONG = "a dog " * 17_000
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HINT = "needs Chromium: apt-get install -y chromium (or `make chromium`)"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        # On a developer's machine a hint; where changes are judged, a failure.
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HINT)
-    expect.set_options(timeout=30_000)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """The local page of `spr predict --serve`, in headless Chromium."""
 
 import os
-import shutil
 import threading
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from spr.config import PromptsConfig
 from spr.grounding import get_dialect
@@ -15,7 +14,6 @@ from spr.workflows.predict_page import open_page
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<img src=x onerror=window.hacked=1>"
 # Two boxes in thousandths, of which the first has no phrase: 40, 20, 200, 100 and 0, 0, 40, 20 of 400 × 200 pixels.
 TEXT = "(100,100),(500,500) and <|object_ref_start|>😀 " + EVIL
@@ -32,18 +30,6 @@ class Fixed:
     def describe(self, requests):
         self.asked += requests
         return [Answer(TEXT.replace("(100,100),(500,500)", "<|box_start|>(100,100),(500,500)<|box_end|>"), "stop")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        hint = "needs Chromium: apt-get install -y chromium (or `make chromium`)"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(hint)
-    expect.set_options(timeout=30_000)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

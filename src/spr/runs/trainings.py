@@ -68,7 +68,8 @@ def find_adapter(source: Path, name: str | None = None) -> Path:
             known for known in training_names(source) if known and is_dir(training_place(source, known) / "adapter")
         ]
         got = "no adapter of its own" if name is None else f"--name {name}"
-        fix = f"give one of its trainings with --name: {', '.join(names)}" if names else f"spr train {source}"
+        paths = ", ".join(str(training_place(source, known)) for known in names)
+        fix = f"give one of its trainings: {paths}" if names else f"spr train {source}"
         raise RunError(f"{source} has no such adapter", got=got, fix=fix)
     return adapter
 
