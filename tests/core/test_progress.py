@@ -72,9 +72,9 @@ def test_work_in_which_nothing_finishes_is_not_silent():
     progress = Progress("candidates", 6, "answers", stream=stream, clock=clock)
     assert lines_at(progress, clock, stream, range(100)) == {
         2: "candidates: 0 of 6 answers, 2 s",
-        10: "candidates: still working, 0 of 6 answers, 10 s",
-        40: "candidates: still working, 0 of 6 answers, 40 s",
-        70: "candidates: still working, 0 of 6 answers, 1 min 10 s",
+        10: "candidates: still working after 10 s, 0 of 6 answers",
+        40: "candidates: still working after 40 s, 0 of 6 answers",
+        70: "candidates: still working after 1 min 10 s, 0 of 6 answers",
     }
 
 

@@ -83,12 +83,17 @@ def test_pairs_that_were_not_trained_on_are_counted_by_reason(make_run):
     maker.log_training([step(1, loss=1)])
     drops = dropped_table("training", "pair", [("0/0", "too_long"), ("1/0", "too_long"), ("2/0", "image_missing")])
     write_table(maker.folder / "training" / "dropped.parquet", drops)
+    named = maker.folder / "trainings" / "fast" / "training"
+    named.mkdir(parents=True)
+    (named / "log.jsonl").write_text(json.dumps(step(1, loss=1)) + "\n")
+    write_table(named / "dropped.parquet", dropped_table("training", "pair", [("3/0", "too_long")]))
     index = write_report(maker.write())
-    text = index.read_text(encoding="utf-8")
-    assert "Pairs that were not trained on: 2 too long, 1 image missing." in text
-    assert (
-        '"stage":"training","kind":"pair","reason":"too_long"' in (index.parent / "gallery" / "dropped.js").read_text()
-    )
+    default, fast = re.split("<h3>fast</h3>", index.read_text(encoding="utf-8"))
+    assert "Pairs that were not trained on: 2 too long, 1 image missing." in default
+    assert "Pairs that were not trained on: 1 too long." in fast
+    dropped = (index.parent / "gallery" / "dropped.js").read_text()
+    assert '"stage":"training","kind":"pair","reason":"too_long"' in dropped
+    assert '"stage":"training fast","kind":"pair","reason":"too_long"' in dropped
 
 
 def test_without_a_logged_step_there_are_no_curves(make_run):

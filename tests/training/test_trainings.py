@@ -12,7 +12,8 @@ from spr.cli import app
 from spr.config import TrainingPart, load_config, make_config
 from spr.core.errors import ConfigError, RunError
 from spr.pipeline.runner import run as run_pipeline
-from spr.runs.trainings import find_adapter, open_training, run_config, training_names, training_place
+from spr.runs.adapters import find_adapter
+from spr.runs.trainings import open_training, run_config, training_names, training_place
 from spr.training.run import run as train_run
 
 TRAINING = {

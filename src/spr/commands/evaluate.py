@@ -253,7 +253,7 @@ def _describer(
 ) -> DescriberConfig:
     """The config section of the model that the options describe."""
     from spr.config import apply_overrides, make_config
-    from spr.runs.trainings import find_adapter
+    from spr.runs.adapters import find_adapter
 
     for text in overrides:
         if not text.startswith("describer."):

@@ -108,7 +108,7 @@ def merge(
 ) -> None:
     """Merge an adapter into its model. The result loads without PEFT."""
     from spr.models.loading import model_source
-    from spr.runs.trainings import find_adapter
+    from spr.runs.adapters import find_adapter
     from spr.training.checkpoint import merge_adapter
 
     merge_adapter(find_adapter(run, name), out, model=None if model is None else model_source(model), revision=revision)

@@ -171,9 +171,10 @@ class Progress:
 
     def line(self) -> str:
         """The progress as one line: ``regions: 512 of 2,048 images, 25 images/s, 1 min 01 s left``."""
-        idle = self._printed > self._start and self.done == self._last
-        parts = [self._counts(), *self._speed(), duration(self._elapsed()) if idle or not self._rate() else ""]
-        return f"{one_line(self.label)}: {'still working, ' if idle else ''}{', '.join(filter(None, parts))}"
+        idle, time_text = self._printed > self._start and self.done == self._last, duration(self._elapsed())
+        first = f"still working after {time_text}" if idle else ""
+        last = "" if idle or self._rate() else time_text
+        return f"{one_line(self.label)}: {', '.join(filter(None, [first, self._counts(), *self._speed(), last]))}"
 
     def live_line(self, width: int) -> str:
         """The progress with a bar and a clock that shows each second, in less than ``width`` cells."""

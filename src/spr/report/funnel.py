@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from spr.core.reasons import explain
+from spr.core.reasons import DROP_REASONS, explain
 from spr.pipeline.stage import STAGES
 from spr.runs.reader import Run
 from spr.runs.store import count_reasons, read_table, reasons_sorted
+from spr.runs.trainings import training_place
 
 LISTED = 200
 """Ids listed per reason; `RUN/dropped.parquet` has all."""
@@ -72,10 +73,11 @@ def count_stages(run: Run) -> list[StageCount]:
     return counts
 
 
-def training_drops(run: Run) -> list[Drop]:
-    """The pairs that were not trained on, from `RUN/training/dropped.parquet`; empty before training."""
-    path = run.path / "training" / "dropped.parquet"
-    return _drops("training", count_reasons(read_table(path)), [path], {}) if path.is_file() else []
+def training_drops(run: Run, name: str | None = None) -> list[Drop]:
+    """The pairs that a training left out, from its `training/dropped.parquet`; empty before it began."""
+    path = training_place(run.path, name) / "training" / "dropped.parquet"
+    stage = f"training {name}" if name else "training"
+    return _drops(stage, count_reasons(read_table(path)), [path], DROP_REASONS["training"]) if path.is_file() else []
 
 
 def _drops(stage: str, dropped: Mapping[str, int], files: list[Path], reasons: Mapping[str, str]) -> list[Drop]:

@@ -29,6 +29,7 @@ from spr.runs.cues import pair_cues
 from spr.runs.pair_stats import OWN_LOCALIZATION, PairStats
 from spr.runs.reader import SCORE_NAMES, SIDES, Run
 from spr.runs.reviews import Reviews, number, read_summary
+from spr.runs.trainings import training_names
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_ROWS = 20
@@ -75,11 +76,11 @@ def write_report(
     total = source.finished("pairs").rows
     # Everything that is quick to read comes first, so that errors in it show early.
     results, trainings, stages = read_results(source, compare), read_trainings(source), count_stages(source)
-    not_trained_on = training_drops(source)
+    not_trained_on = {name: training_drops(source, name) for name in training_names(source.path)}
     stats = PairStats()
     with report_folder(out) as folder:
         missing = _write_gallery(source, folder, stats, total=total, max_pairs=max_pairs, images=images)
-        drops = [drop for stage in stages for drop in stage.drops] + not_trained_on
+        drops = [drop for found in (*(stage.drops for stage in stages), *not_trained_on.values()) for drop in found]
         _write_call(folder / "gallery" / "dropped.js", "SPR.dropped", list(map(dataclasses.asdict, drops)))
         for name in ("pair.js", "gallery.js"):
             shutil.copyfile(TEMPLATES / name, folder / name)
@@ -92,8 +93,10 @@ def write_report(
             "review": read_summary(run) if Reviews.read(run).identity("use") != "use" else None,
             "tiles": _tiles(stats, trainings.get(None), results),
             "stages": stages,
-            "trainings": [(name, curves, charts.training_charts(curves)) for name, curves in trainings.items()],
-            "not_trained_on": not_trained_on,
+            "trainings": [
+                (name, curves, charts.training_charts(curves), not_trained_on[name])
+                for name, curves in trainings.items()
+            ],
             "results": [(task, charts.result_charts(task)) for task in results],
             "shown": min(total, max_pairs),
             "missing": missing,

@@ -50,30 +50,6 @@ def _has_begun(place: Path) -> bool:
     return any(is_file(place / "training" / name) for name in ("log.jsonl", "finished.json"))
 
 
-def find_adapter(source: Path, name: str | None = None) -> Path:
-    """The adapter of a run's training, or ``source`` itself if it is neither a run nor a training.
-
-    Raises:
-        RunError: if there is no training ``name``, or several and no name.
-    """
-    if name is None and is_dir(source / "adapter"):
-        return source / "adapter"
-    if not is_dir(source) or not is_run(source):
-        if name is not None:
-            raise RunError(f"{source} is not a run folder", got=f"--name {name}", fix="give the run folder")
-        return source
-    adapter = training_place(source, name) / "adapter"
-    if not is_dir(adapter):
-        names = [
-            known for known in training_names(source) if known and is_dir(training_place(source, known) / "adapter")
-        ]
-        got = "no adapter of its own" if name is None else f"--name {name}"
-        paths = ", ".join(str(training_place(source, known)) for known in names)
-        fix = f"give one of its trainings: {paths}" if names else f"spr train {source}"
-        raise RunError(f"{source} has no such adapter", got=got, fix=fix)
-    return adapter
-
-
 def run_config(run: Path, overrides: Iterable[str] = (), name: str | None = None) -> Config | TrainingPart:
     """The config of a run's training: that of the run, or of the training ``name`` if it has begun, with overrides.
 

@@ -12,8 +12,8 @@ import yaml
 from spr import __version__
 from spr.config.public import public_values
 from spr.core.documents import read_json
+from spr.runs.adapters import raw_config
 from spr.runs.store import STAGE_ORDER, StageStore, reasons_sorted, stage_folders
-from spr.workflows.adapters import raw_config
 
 _PAPER = "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374))"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -24,9 +24,9 @@ from spr.core.outputs import MARKER as WEIGHTS_MARKER
 from spr.core.paths import is_dir, is_file
 from spr.core.text_input import read_text
 from spr.exports.marker import MARKER as EXPORT_MARKER
+from spr.runs.adapters import raw_config, run_of
 from spr.runs.folder import is_run
 from spr.runs.store import StageStore, read_table, stage_folders
-from spr.workflows.adapters import raw_config, run_of
 from spr.workflows.hub_cards import adapter_card, run_card, with_license
 
 Kind: TypeAlias = Literal["run", "adapter", "pairs"]

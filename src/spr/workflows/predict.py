@@ -23,7 +23,7 @@ from spr.models.registry import load_describer
 from spr.pipeline.describe import region_prompt
 from spr.records import Box, Size, Span, check_box
 from spr.report.contact_sheet import Mark, check_drawing, colour_of, draw_marks, write_drawing
-from spr.workflows.adapters import adapter_folder, base_model, raw_config
+from spr.runs.adapters import base_model, find_adapter, raw_config, run_of
 
 COMMAND = "spr predict --draw"
 _SIDE = 1000
@@ -333,14 +333,10 @@ def model_settings(
             expected = "describer.KEY=VALUE or prompts.KEY=VALUE"
             raise ConfigError("An option of the model is malformed", got=text, expected=expected)
     if adapter is not None:
-        folder = adapter_folder(adapter)
-        run = next(
-            (parent for parent in (folder.parent, *folder.parents[1:3]) if is_file(parent / "config.yaml")), None
-        )
-        if run is not None and run.parent.name == "trainings":
-            run = run.parent.parent
-        if run is not None:
-            own, prompts = _of_run(run)
+        folder = find_adapter(adapter)
+        belongs = run_of(folder)
+        if belongs is not None:
+            own, prompts = _of_run(belongs[0])
             describer |= own if model is None else {k: v for k, v in own.items() if k in ("dialect", "max_new_tokens")}
         elif model is None:
             describer["model"] = base_model(folder)

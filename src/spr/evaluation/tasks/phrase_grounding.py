@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -17,6 +16,7 @@ from spr.core import boxes as bx
 from spr.core.errors import InputError
 from spr.core.paths import is_dir, is_file
 from spr.core.progress import advance
+from spr.core.xml_input import read_elements
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities, normal_phrase
 from spr.evaluation.inference import Question
@@ -214,18 +214,15 @@ def _read_entities(folder: Path, image: str) -> list[dict[str, Phrase]]:
     boxes: dict[str | None, tuple[Box, ...]] = {}
     try:
         path = paths[0]
-        data = read_bytes(path, "a file of Flickr30k Entities", check=False)
-        if b"<!ENTITY" in data:  # a few of them can expand to gigabytes
-            raise ValueError("XML with entities of its own")
-        for item in ET.fromstring(data).iter("object"):  # noqa: S314
+        for item in read_elements(path, "Flickr30k Entities file", "annotation"):
             edges = item.find("bndbox")
-            if edges is not None:
+            if item.tag == "object" and edges is not None:
                 x1, y1, x2, y2 = (float(edges.findtext(name) or "nan") for name in ("xmin", "ymin", "xmax", "ymax"))
                 for name in item.iter("name"):
                     boxes[name.text] = (*boxes.get(name.text, ()), (x1, y1, x2, y2))
         path = paths[1]
         lines = read_bytes(path, "a file of Flickr30k Entities", "Sentences").decode().splitlines()
-    except (ValueError, LookupError, ET.ParseError) as error:  # LookupError: an unknown encoding
+    except ValueError as error:
         raise InputError(f"{path} can't be read", got=error, expected="a file of Flickr30k Entities") from None
     sentences: list[dict[str, Phrase]] = []
     for line in filter(None, lines):

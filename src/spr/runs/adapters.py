@@ -7,27 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from spr.core.documents import parse_yaml, read_json
-from spr.core.errors import InputError
+from spr.core.errors import InputError, RunError
 from spr.core.paths import is_file
 from spr.core.text_input import read_text
-from spr.runs.folder import check_run_version
+from spr.runs.folder import check_run_version, is_run
+from spr.runs.trainings import TRAININGS, training_place
 
 
-def adapter_folder(source: Path) -> Path:
-    """The folder of an adapter: ``source`` itself, that of a run or of one of its trainings, or that of its only one.
+def find_adapter(source: Path, name: str | None = None) -> Path:
+    """The folder of an adapter: ``source`` itself, or that of a run, of its training ``name`` or of its only training.
 
     Raises:
-        InputError: if there is none, or there are several.
+        ConfigError: if no training can have this name.
+        InputError: if ``source`` is neither an adapter nor a run.
+        RunError: if the run has no such adapter, or several.
     """
-    for folder in (source, source / "adapter"):
+    for folder in ([source] if name is None else []) + [training_place(source, name) / "adapter"]:
         if is_file(folder / "adapter_config.json"):
             return folder
-    named = sorted(path.parent for path in source.glob("trainings/*/adapter/adapter_config.json"))
-    if len(named) == 1:
-        return named[0]
-    got = f"the trainings {', '.join(folder.parent.name for folder in named)}" if named else "no adapter"
-    fix = f"give one of them, such as {named[0].parent}" if named else "train one with `spr train`"
-    raise InputError(f"{source} is not an adapter", got=got, expected="a run, or a folder of PEFT's format", fix=fix)
+    named = sorted(path.parents[1] for path in source.glob(f"{TRAININGS}/*/adapter/adapter_config.json"))
+    if name is None and len(named) == 1:
+        return named[0] / "adapter"
+    if not named and not is_run(source):
+        expected = "adapter_config.json and adapter_model.safetensors"
+        fix = "give the folder of an adapter, or of a run with one"
+        raise InputError(f"{source} is not an adapter", expected=expected, fix=fix)
+    got = f"--name {name}" if name else "no adapter of its own"
+    fix = f"give one of its trainings: {', '.join(map(str, named))}" if named else f"spr train {source}"
+    raise RunError(f"{source} has no such adapter", got=got, fix=fix)
 
 
 def run_of(adapter: Path) -> tuple[Path, str | None] | None:
