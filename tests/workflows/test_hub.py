@@ -1,6 +1,8 @@
 """Pairs, adapters and runs go to a Hub and come back unchanged, without anything about this machine."""
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,11 +18,15 @@ from spr.config import make_config
 from spr.core.atomic import sha256
 from spr.core.errors import ConfigError, InputError, RunError, SprError
 from spr.core.outputs import write_marker
+from spr.evaluation.metrics import Share
+from spr.evaluation.result import Result
+from spr.evaluation.run_results import add_result
 from spr.exports.writing import export
 from spr.pipeline.runner import run
 from spr.runs.reader import Run
 from spr.workflows import hub as sharing
 from spr.workflows.hub import pull, push
+from spr.workflows.hub_cards import adapter_card
 from spr.workflows.hub_package import PUSHED, make_package
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content")  # the Hub's client uses an old name of its own
@@ -92,7 +98,9 @@ def test_a_run_goes_to_the_hub_and_comes_back(hub, a_run, tmp_path):
         assert str(Path(sys.modules["spr"].__file__).parent).encode() not in content, name
     assert json.loads(files["adapter/adapter_config.json"])["base_model_name_or_path"] == "embedded/describer"
     assert yaml.safe_load(files["README.md"].split(b"---\n")[1])["license"] == "mit"
-    assert b"| rec | acc@0.5 | 0.5000 [0.4000, 0.6000] | 0.7500 [0.6000, 0.9000] |" in files["README.md"]
+    assert (
+        "| rec | acc@0.5 | 0.5000 [0.4000–0.6000] | 0.7500 [0.6000–0.9000] | +0.2500 |".encode() in files["README.md"]
+    )
 
     out = tmp_path / "pulled"
     assert pull("me/thing", out) == "run"
@@ -117,12 +125,30 @@ def test_an_adapter_has_a_card_with_its_model_its_results_and_its_config(hub, a_
         *(".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", "spr.json", PUSHED)
     }
     card = files["README.md"].decode()
-    assert "| rec | acc@0.5 | 0.5000 [0.4000, 0.6000] | 0.7500 [0.6000, 0.9000] |" in card
+    assert "| rec | acc@0.5 | 0.5000 [0.4000–0.6000] | 0.7500 [0.6000–0.9000] | +0.2500 |" in card
     assert "3 steps; last step: loss 0.5" in card
     assert "backend: fake" in card
     assert pull("me/thing", tmp_path / "pulled") == "adapter"
     weights = "adapter_model.safetensors"
     assert (tmp_path / "pulled" / weights).read_bytes() == (a_run / "adapter" / weights).read_bytes()
+
+
+def test_a_card_has_the_paired_differences_and_calls_noise_no_difference(a_run):
+    run = a_run.parent / "measured"
+    shutil.copytree(a_run, run)
+    images, turns = tuple(map(str, range(40))), np.tile([1.0, -1.0], 20)
+    (run / "metrics.json").unlink()
+    for name, mean, sign in (("before", 0.5, 1), ("slow", 0.7, -1)):
+        shares = {"s_loc": Share.mean(mean + sign * turns / 4), "recall@0.5": Share.mean(0.5 + sign * turns / 4)}
+        add_result(run, name, Result("description", {}, images, images, shares))
+    card = adapter_card("me/thing", "embedded/describer", (run, "slow"), "mit")
+    shown = dict(re.findall(r"\| description \| (\S+) \| [^|]+ \| [^|]+ \| ([^|]+) \|", card))
+    better = re.fullmatch(r"\+0\.2000 \[\+0\.(\d+) to \+0\.(\d+)\]: better", shown["s_loc"])
+    # 40 differences of 0.2 ± 0.5: 1.96 standard errors are 0.155.
+    assert [float(f"0.{edge}") for edge in better.groups()] == pytest.approx([0.045, 0.355], abs=0.015)
+    assert re.fullmatch(r"±0\.0000 \[−0\.\d+ to \+0\.\d+\]: no significant difference", shown["recall@0.5"])
+    # Nothing is shown of a training without results.
+    assert "## Results" not in adapter_card("me/thing", "embedded/describer", (run, None), "mit")
 
 
 def test_pairs_go_with_the_card_of_their_export(hub, a_run, tmp_path):

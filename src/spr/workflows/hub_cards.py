@@ -12,7 +12,9 @@ import yaml
 from spr import __version__
 from spr.config.public import public_values
 from spr.core.documents import read_json
+from spr.report.results import Change, Value, read_results
 from spr.runs.adapters import raw_config
+from spr.runs.reader import Run
 from spr.runs.store import STAGE_ORDER, StageStore, reasons_sorted, stage_folders
 
 _PAPER = "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374))"
@@ -98,30 +100,36 @@ def _front_matter(head: dict[str, Any]) -> str:
 
 
 def _results(run: Path, training: str | None) -> Iterator[str]:
-    """A table of ``RUN/metrics.json``: before, and after or the results of the training of this name."""
-    try:
-        raw = read_json(run / "metrics.json")
-        sides = raw["before"], raw[training or "after"]
-        rows = [
-            f"| {task} | {metric} | {' | '.join(_measured(side, task, metric) for side in sides)} |"
-            for task, result in sides[1].items()
-            for metric in result["metrics"]
-        ]
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
-        return
+    """The run's results before, and after or of the training of this name, with the differences on the same items."""
+    shown = "before", training or "after"
+    rows = []
+    for result in read_results(Run(run)):
+        if shown[1] not in result.columns:
+            continue
+        places = [result.columns.index(name) if name in result.columns else None for name in shown]
+        for line in result.lines:
+            values = [None if place is None else line.values[place] for place in places]
+            change = line.changes[places[1] - 1] if places[0] == 0 and places[1] else None
+            cells = [result.task, line.name, *map(_measured, values), _changed(change)]
+            rows.append(f"| {' | '.join(cells)} |")
     if rows:
-        yield "## Results\n\nWith 95 % intervals, before and after training:\n"
-        yield "| task | metric | before | after |\n|---|---|---|---|"
+        yield "## Results\n\nBefore and after training, and the difference on the same items, with 95 % intervals:\n"
+        yield "| task | metric | before | after | difference |\n|---|---|---|---|---|"
         yield from rows
         yield ""
 
 
-def _measured(side: dict[str, Any], task: str, metric: str) -> str:
-    entry = (side.get(task) or {}).get("metrics", {}).get(metric)
-    if not isinstance(entry, dict) or entry.get("value") is None:
+def _measured(value: Value | None) -> str:
+    if value is None:
         return "–"
-    interval = entry.get("ci95")
-    return f"{entry['value']:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+    return value.text + (f" [{value.interval}]" if value.ci95 else "")
+
+
+def _changed(change: Change | None) -> str:
+    if change is None:
+        return "–"
+    interval = f" [{change.interval}]" if change.verdict else ""
+    return f"{change.text}{interval}{change.label and f': {change.label}'}"
 
 
 def _training(run: Path, training: str | None) -> Iterator[str]:
