@@ -135,11 +135,12 @@ def test_the_best_adapter_is_the_result_and_training_stops_without_a_better_one(
         early_stopping_patience=2,
         loss_type="dpo",
     )
-    values, weights = iter([0.2, 0.6, 0.6, 0.3, 0.9, 0.9]), []
+    values, weights = iter([0.2, 0.6, 0.6, None, 0.9, 0.9]), []
 
     def evaluate(base, *_):
         weights.append({key: value.clone() for key, value in base.state_dict().items() if "lora_A" in key})
-        return {"s_loc": next(values)}
+        value = next(values)
+        return {} if value is None else {"s_loc": value}  # a metric without a value is missing: not better
 
     lines = []
     summary = train(pairs, model, chosen, tmp_path, seed=3, evaluate=evaluate, report=lines.append)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 from PIL import Image
 
 from spr.config import AnnotationsConfig
@@ -266,6 +266,33 @@ def test_rows_and_files_that_are_not_for_training_are_marked(write, pairs_folder
     assert [found[content(pair)[1]] for pair in list(trl_pairs(pairs_folder))[:4]] == expected
     (only,) = trl_pairs(folder / "data" / "test-00000.parquet")  # the user has named the file
     assert only.excluded is None
+    for row in ({"split": "Test"}, {"split": "training"}, {"split": 0}, {"Split": "val"}):
+        assert next(iter(trl_pairs(write(row)))).excluded == "held_out"
+
+
+@pytest.mark.parametrize(
+    ("file", "excluded"),
+    [
+        *(
+            (name, "held_out")
+            for name in ("Test", "my-test-0", "testA", "testing", "val2017", "refcoco_val", "heldout")
+        ),
+        *((name, None) for name in ("contest", "latest", "trained", "train-val", "Train", "evaluated")),
+    ],
+)
+def test_a_file_is_held_out_for_a_word_in_its_name(file, excluded, pairs_folder, tmp_path):
+    load_from_disk(str(pairs_folder)).select([0]).to_parquet(str(tmp_path / "data" / f"{file}.parquet"))
+    assert [pair.excluded for pair in trl_pairs(tmp_path / "data")] == [excluded]
+
+
+def test_splits_that_are_numbered_classes_count_by_their_names(pairs_folder, tmp_path):
+    dataset = load_from_disk(str(pairs_folder)).select([0, 1]).add_column("split", ["test", "train"])
+    dataset.class_encode_column("split").to_parquet(str(tmp_path / "pairs.parquet"))
+    assert [pair.excluded for pair in trl_pairs(tmp_path / "pairs.parquet")] == ["held_out", None]
+    DatasetDict(train=dataset, test=dataset).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(InputError, match="DatasetDict") as caught:
+        trl_pairs(tmp_path / "both")
+    assert str(tmp_path / "both" / "train") in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ class TrainingPair:
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the answers are complete, and the split, as far as a row says so."""
     chosen, rejected = (str(row.get(f"{side}_finish_reason")) not in CUT_REASONS for side in ("chosen", "rejected"))
-    return {"chosen_complete": chosen, "rejected_complete": rejected, "split": str(row.get("split") or "train")}
+    split = next((value for name, value in row.items() if name.lower() == "split" and value not in (None, "")), "train")
+    return {"chosen_complete": chosen, "rejected_complete": rejected, "split": str(split)}
 
 
 # ── pairs of a run ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,7 +118,7 @@ def trl_pairs(source: Path, *, allow_outside_images: bool = False) -> Iterator[T
     Prompt and answers are texts, or lists of messages with one assistant message per answer. A text prompt becomes the
     user's turn. The columns ``chosen_finish_reason`` and ``rejected_finish_reason`` are optional: one of `CUT_REASONS`
     means that the answer was cut. So is ``split``: rows whose split is not ``train`` are never trained on, nor are
-    those of files named ``test-…``, ``validation-…`` and the like in a folder. The source is a folder of
+    those of files with ``test``, ``val`` and the like in their names in a folder. The source is a folder of
     `datasets.Dataset.save_to_disk`, a folder of Parquet files, or a .parquet, .jsonl or .json file, the last two as
     they are or packed with gzip. Images are stored in it, or are paths, relative to its folder. They are turned
     upright, as viewers show them. A path that is absolute or leads out of the folder is ``path_outside_images``, unless
@@ -142,8 +143,11 @@ def trl_pairs(source: Path, *, allow_outside_images: bool = False) -> Iterator[T
     return (pair(number, row) for number, row in enumerate(rows))
 
 
-_HELD_OUT_FILE = re.compile(r"(test|validation|valid|val|dev|eval|holdout|held[-_]out)([-_.]|$)")
-"""The beginning of the name of a file or folder of a dataset that is not for training, as on the Hugging Face Hub."""
+_HELD_OUT_FILE = re.compile(
+    r"(?<![a-z])(test(ing|[ab])?|val(id(ation)?)?|dev|eval(uation)?|h[eo]ld[-_]?out)(?![a-z])", re.IGNORECASE
+)
+"""A word in the name of a file or folder of a dataset that is not for training, as on the Hugging Face Hub."""
+_TRAIN_FILE = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
 _SOURCES = "a dataset folder, or a .parquet, .jsonl or .json file"
 _IMAGES = "paths or bytes; in `images`, a list with one of them"
 
@@ -210,12 +214,21 @@ def _open_dataset(source: Path) -> Iterable[dict[str, Any]]:
     """The rows of a dataset folder or a Parquet file; those of a folder's held-out files come last."""
     if not is_dir(source) or ((source / "dataset_info.json").is_file() and (source / "state.json").is_file()):
         return _dataset_rows(source, None if is_dir(source) else [source])
+    if (source / "dataset_dict.json").is_file():
+        fix = f"give one of its splits, such as {source / 'train'}"
+        raise InputError(f"{source} is a `DatasetDict`", expected=_SOURCES, fix=fix)
     files = sorted(source.rglob("*.parquet"))
-    held_out = [path for path in files if any(map(_HELD_OUT_FILE.match, path.relative_to(source).parts))]
+    if not files:
+        raise InputError(f"{source} can't be read as pairs", got="a folder without Parquet files", expected=_SOURCES)
+    held_out = [path for path in files if any(map(_is_held_out, path.relative_to(source).parts))]
     if not held_out:
         return _dataset_rows(source, files)
     rows = _dataset_rows(source, [path for path in files if path not in held_out]) if len(held_out) < len(files) else ()
     return chain(rows, ({**row, "split": "test"} for row in _dataset_rows(source, held_out)))
+
+
+def _is_held_out(name: str) -> bool:
+    return _HELD_OUT_FILE.search(name) is not None and _TRAIN_FILE.search(name) is None
 
 
 def _dataset_rows(source: Path, files: Sequence[Path] | None) -> Iterable[dict[str, Any]]:
@@ -236,7 +249,14 @@ def _dataset_rows(source: Path, files: Sequence[Path] | None) -> Iterable[dict[s
     except (TypeError, ValueError, pa.ArrowException):
         got = dataset.features[column]
         raise InputError(f"Column `{column}` of {source} does not hold images", got=got, expected=_IMAGES) from None
+    names = {name: kind.names for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)}
+    if names:  # such as those of splits, of which the rows have numbers
+        return ({**row, **{name: _label(row[name], given) for name, given in names.items()}} for row in rows)
     return rows
+
+
+def _label(number: int | None, names: Sequence[str]) -> str | None:
+    return None if number is None or number < 0 else names[number]
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,8 @@ def train(
         fix = f"see {folder / 'dropped.parquet'} (spr show); training.max_length bounds a prompt with its answer"
         if "path_outside_images" in counts:
             fix += "; --allow-outside-images opens images outside the folder of --pairs"
+        if "held_out" in counts:
+            fix += "; only pairs whose `split` is `train`, or that have none, are trained on (annotations.holdout)"
         raise InputError("No pair is left to train on", got=f"dropped: {got}", fix=fix)
 
     if len(set(gather_object([plan_digest(planned)]))) > 1:
@@ -260,13 +262,14 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
     if known is not None:
         file.import_from(known)
     file.share()  # another training may have written to the file since some processes read it
-    missing = sorted(file.missing([*session.planned, *session.held_out]), key=lambda pair: -pair.length)
+    all_pairs = [*session.planned, *session.held_out]
+    missing = sorted(file.missing(all_pairs), key=lambda pair: -pair.length)
     if missing:
         tell(f"Reference log-probabilities of {len(missing):,} pairs")
     rounds, own_batches = _rounds(missing, size, accelerator)
     rank = accelerator.process_index
     session.state.model.eval()
-    progress = Progress("reference", len(session.planned), "pairs", done=len(session.planned) - len(missing))
+    progress = Progress("reference", len(all_pairs), "pairs", done=len(all_pairs) - len(missing))
     with progress, interrupts() as interrupted, torch.no_grad(), session.trainee.model.peft.disable_adapter():
         processed_batches = ordered_map(session.process, own_batches)
         for number, (group, (own, processed)) in enumerate(zip(rounds, processed_batches, strict=True), start=1):
@@ -440,7 +443,7 @@ def _evaluate(session: _Session, number: int, known: Known, shift: float, best: 
     if settings.report_to:
         accelerator.log(named, step=number)
     session.tell(f"held out, step {number:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    best = best.after(number, metrics[settings.metric_for_best_model], settings)
+    best = best.after(number, metrics.get(settings.metric_for_best_model, float("nan")), settings)
     if settings.load_best_model_at_end and best.step == number:
         state.save_adapter(best_folder(session.folder, number))
     return best
