@@ -63,12 +63,16 @@ def test_damaged_unfinished_and_foreign_stages_are_not_taken_over(small, tmp_pat
 def test_images_that_have_changed_stop_the_command_before_anything_is_taken_over(small, tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     config = make_config(small.config(**FAKES))
-    run(config, a, until="objects")
+    run(config, a, until="regions")
     image = next(small.images.iterdir())
     image.write_bytes(image.read_bytes() + b"0")
     with pytest.raises(RunError, match="images have changed"):
         run(config, b, reuse=[a])
     assert not (b / "objects").exists()
+    # Nor is a later stage taken over, made from the old pixels, if the new run has objects of its own.
+    run(config, b, until="objects")
+    with pytest.raises(RunError, match="images have changed"):
+        run(config, b, reuse=[a], until="regions")
 
 
 def test_a_run_that_is_in_use_the_run_itself_and_other_folders_are_refused(small, tmp_path):

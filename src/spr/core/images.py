@@ -268,6 +268,15 @@ class ImageSource:
             raise ImageProblem("image_unreadable", file_name, got=got) from error
 
 
+def file_key(file_name: str) -> str:
+    r"""A name by which file names that may lead to the same file agree.
+
+    >>> file_key("./val/a%20b.JPG") == file_key("val\\a b.jpg")
+    True
+    """
+    return os.path.normpath(_spelling(file_name))
+
+
 def _spelling(name: str) -> str:
     """A name as it is compared: with ``/``, without ``%`` escapes, composed, and with suffixes in lower case."""
     name = unicodedata.normalize("NFC", unquote(name).replace("\\", "/"))

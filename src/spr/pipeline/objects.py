@@ -23,7 +23,7 @@ from spr.annotations import Annotations, CrowdDetector, CrowdQuery, prepare_anno
 from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
 from spr.core.errors import ConfigError, InputError
-from spr.core.images import ImageProblem, ImageSource
+from spr.core.images import ImageProblem, ImageSource, file_key
 from spr.core.progress import MEGABYTE, Progress, advance, counted
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
@@ -119,14 +119,16 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     hashes = np.asarray([stable_hash(seed, "sample", image_id) for image_id in ids], dtype=np.uint64)
     # Rows are sorted by id, so a stable sort orders equal hashes by id.
     order = candidates[np.argsort(hashes, kind="stable")]
-    # An image file that several entries name is in one split: that of the first id.
-    twins: dict[str, int] = {}
-    if len(set(parsed.file_names)) < count:
-        for image, name in enumerate(parsed.file_names):
-            twins.setdefault(name, image)
+    # An image file that several entries name, in whatever spelling, is in one split: that of the first id.
+    files = list(map(file_key, parsed.file_names)) if settings.holdout else []
+    first: dict[str, int] = {}
+    for image, file in enumerate(files):
+        first.setdefault(file, image)
 
     def split(image: int) -> str:
-        image = twins.get(parsed.file_names[image], image)
+        if not settings.holdout:
+            return "train"
+        image = first[files[image]]
         share = stable_hash(0, "holdout", image_ids[image].as_py()) / 2**64
         return "holdout" if share < settings.holdout else "train"
 

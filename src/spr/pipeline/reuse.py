@@ -28,6 +28,7 @@ class OtherRun:
 
     def __init__(self, path: Path) -> None:
         self.path, self.config = path, Run(path).config
+        self._images_checked = False
 
     @contextlib.contextmanager
     def locked(self, out: Path) -> Iterator[None]:
@@ -76,10 +77,11 @@ class OtherRun:
         damaged = [path.name for path, digest in files.items() if not path.is_file() or sha256(path) != digest]
         if damaged:
             return f"{', '.join(damaged[:3])} changed or missing there"
-        if stage.name == "objects":
+        if not self._images_checked:  # also where `out` has its own objects: they don't depend on the pixels
             check_images(self.path, config.annotations, write=False)
-            if (self.path / IMAGES).is_file():
-                _place(self.path / IMAGES, out / IMAGES)
+            self._images_checked = True
+        if stage.name == "objects" and (self.path / IMAGES).is_file():
+            _place(self.path / IMAGES, out / IMAGES)
         own.folder.mkdir(parents=True, exist_ok=True)
         for path in files:
             _place(path, own.folder / path.name)
