@@ -108,6 +108,16 @@ def test_a_sweep_trains_and_evaluates_each_variant_once_and_ends_with_a_table(pl
     with lock_folder(out, "sweep", "wait"), pytest.raises(RunError, match="in use by another sweep"):
         sweep(plan, out)
 
+    # A variant that is edited is not taken for the training that has its name, not even if it lost a field.
+    edited = {
+        "config": str(tmp_path / "config.yaml"),
+        "variants": [{"name": "learning_rate=0.5", "training.beta": 0.1}],
+    }
+    (row,) = sweep(Sweep.model_validate(edited), out)
+    assert "learning_rate: 0.5 → 1e-05" in row.error
+    assert "another `name`" in row.error
+    assert training_names(out / "run") == ["learning_rate=0.5", "learning_rate=1e-2"]
+
 
 def test_a_variant_that_fails_is_reported_and_the_others_are_still_trained(plan, tmp_path):
     content = yaml.safe_load(plan.read_text()) | {"evaluate": [], "grid": {"training.max_length": [5, None]}}

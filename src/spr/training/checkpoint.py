@@ -214,7 +214,7 @@ def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any], folder:
     changed = changed_fields(before, json.loads(json.dumps(now)))
     if changed:
         lines = "; ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
-        fix = "use the old values, or add --name NAME, which trains beside it and keeps it, or choose another --out"
+        fix = "use the old values, or add --name NAME (in a sweep: another `name`), which trains beside it and keeps it"
         raise RunError(f"{folder} was made under another config", got=lines, expected="no change", fix=fix)
 
 

@@ -40,7 +40,7 @@ from spr.evaluation.task import TASKS, Task, evaluate
 from spr.models.registry import release, trained_model
 from spr.pipeline import runner
 from spr.pipeline.runner import StageSummary
-from spr.runs.trainings import lock_folder, run_config, training_place
+from spr.runs.trainings import lock_folder, training_place
 from spr.training.loss import needs_reference
 from spr.training.stopping import InterruptedTrainingError
 from spr.workflows.training import train
@@ -133,11 +133,6 @@ class Variant:
         return {key: value for key, value in self.fields.items() if not _of_training(key)}
 
     @property
-    def overrides(self) -> list[str]:
-        """The fields of the training, as overrides."""
-        return [f"{key}={json.dumps(value)}" for key, value in self.fields.items() if _of_training(key)]
-
-    @property
     def adapter(self) -> Path:
         """Where the training's adapter is."""
         return training_place(self.run, self.training) / "adapter"
@@ -200,7 +195,7 @@ def sweep(
     names = [BEFORE, *(variant.name for variant in variants)] if plan.evaluate else [v.name for v in variants]
     if plan.evaluate and plan.baseline not in names:
         raise ConfigError("`baseline` is not a variant", got=plan.baseline, expected=", ".join(names))
-    configs = {variant.name: _config(start, variant) for variant in variants}
+    configs = {variant.name: _configs(start, variant) for variant in variants}
     trained_model(start.describer)
     tasks = {evaluation.label: evaluation.make_task() for evaluation in plan.evaluate}
     if not (out / _STATE).exists():
@@ -220,7 +215,9 @@ def _variants(plan: Sweep, base: Path, runs: Path) -> Iterator[Variant]:
     for point in [*(points if plan.grid else []), *plan.variants]:
         given = dict(point)
         name = given.pop("name", None) or _name(given) or "default"
-        if not isinstance(name, str) or name in seen:
+        if not isinstance(name, str):
+            raise ConfigError("The `name` of a variant is not a text", got=name, fix="put it into quotes")
+        if name in seen:
             raise ConfigError("Two variants of the sweep have the same name", got=name, fix="give one another `name`")
         seen.add(name)
         training = {key: value for key, value in given.items() if _of_training(key)}
@@ -240,13 +237,15 @@ def _name(fields: Mapping[str, Any]) -> str:
     return f"{text[: _LONGEST - 9]}-{digest[:8]}"
 
 
-def _config(start: Config, variant: Variant) -> Config:
-    """The config of a variant's run; raises `ConfigError` naming the variant's fields that are not valid."""
-    overrides = [f"{key}={json.dumps(value)}" for key, value in variant.fields.items()]
-    raw = start.model_dump(mode="json")
-    make_config(apply_overrides(raw, overrides), f"variant {variant.name}", list(variant.fields))
-    pipeline = [f"{key}={json.dumps(value)}" for key, value in variant.pipeline.items()]
-    return make_config(apply_overrides(raw, pipeline), f"variant {variant.name}")
+def _configs(start: Config, variant: Variant) -> tuple[Config, Config]:
+    """The configs of a variant's run and of its training; raises `ConfigError` naming fields that are not valid."""
+
+    def changed(fields: Mapping[str, Any]) -> Config:
+        overrides = [f"{key}={json.dumps(value)}" for key, value in fields.items()]
+        raw = apply_overrides(start.model_dump(mode="json"), overrides)
+        return make_config(raw, f"variant {variant.name}", list(fields))
+
+    return changed(variant.pipeline), changed(variant.fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +254,7 @@ class _Job:
     out: Path
     base: Path
     start: Config
-    configs: Mapping[str, Config]
+    configs: Mapping[str, tuple[Config, Config]]
     tasks: Mapping[str, Task[Any]]
     workers: int
     report: Callable[[str], None]
@@ -275,7 +274,7 @@ class _Job:
             rows.append(row)
             try:
                 self._train(row, variant, [other.run for other in variants[: number - 1]])
-                self._evaluate(row, variant, self.configs[variant.name])
+                self._evaluate(row, variant, self.configs[variant.name][0])
             except InterruptedTrainingError:
                 raise
             except SprError as error:
@@ -288,18 +287,17 @@ class _Job:
 
     def _train(self, row: Row, variant: Variant, earlier: Sequence[Path]) -> None:
         options: dict[str, Any] = {}
+        config, trained = self.configs[variant.name]
         if variant.run != self.base:
             others = [path for path in dict.fromkeys([self.base, *earlier]) if path != variant.run and is_dir(path)]
-            config = self.configs[variant.name]
             runner.run(config, variant.run, workers=self.workers, reuse=others, report=self.report_stage)
             known = self.base / "training" / "reference.parquet"
-            settings = run_config(variant.run, variant.overrides, variant.training).training
             same_model = not any(key.startswith(_OF_MODEL) for key in variant.fields)
-            if known.is_file() and same_model and needs_reference(settings):
+            if known.is_file() and same_model and needs_reference(trained.training):
                 options["reference"] = known
         release()
-        config_of_training = run_config(variant.run, variant.overrides, variant.training)
-        summary = train(config_of_training, variant.run, name=variant.training, report=self.report, **options)
+        # The whole config, so that a training of this name with other settings is refused, and not taken for this one.
+        summary = train(trained, variant.run, name=variant.training, report=self.report, **options)
         row.adapter = os.path.relpath(variant.adapter, self.out)
         metrics: dict[str, Any] = {
             name: summary.last[name] for name in ("loss", "margin", "accuracy") if name in summary.last
