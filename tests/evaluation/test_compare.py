@@ -104,6 +104,21 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path):
         load_results(path)
 
 
+def test_results_of_other_items_are_compared_among_themselves(tmp_path):
+    ids = [str(k) for k in range(10, 18)]
+    half = [1, 0, 1, 0, 1, 0, 1, 0]
+    result(half).write(tmp_path / "val.json")
+    result(half, ids).write(tmp_path / "test.json")
+    result([1] * 8).write(tmp_path / "val-after.json")
+    result([1] * 8, ids).write(tmp_path / "test-after.json")
+    # Line numbers that are ids of other images are other items, too.
+    replace(result(half), images=tuple("abcdefgh")).write(tmp_path / "alone.json")
+    found = compare([tmp_path / f"{name}.json" for name in ("val", "test", "val-after", "alone", "test-after")])
+    assert [(c.base, c.other, c.n) for c in found] == [("val", "val-after", 8), ("test", "test-after", 8)]
+    assert [c.rows[0].difference.value for c in found] == [0.5, 0.5]
+    assert "  note: not compared, because no other result has the same items: alone" in table(found[0])
+
+
 def test_different_images_under_the_same_ids_are_refused(tmp_path):
     # Ids that are line numbers are the same in any two files.
     result([1, 0, 1]).write(tmp_path / "a.json")

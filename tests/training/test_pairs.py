@@ -285,6 +285,13 @@ def test_a_file_is_held_out_for_a_word_in_its_name(file, excluded, pairs_folder,
     assert [pair.excluded for pair in trl_pairs(tmp_path / "data")] == [excluded]
 
 
+def test_a_run_is_no_file_of_pairs(tmp_path):
+    (tmp_path / "run.json").write_text('{"format": "spr run"}')
+    with pytest.raises(InputError, match="is a run, not a file of pairs") as caught:
+        trl_pairs(tmp_path)
+    assert f"spr export {tmp_path} --format trl" in caught.value.fix
+
+
 def test_splits_that_are_numbered_classes_count_by_their_names(pairs_folder, tmp_path):
     dataset = load_from_disk(str(pairs_folder)).select([0, 1]).add_column("split", ["test", "train"])
     dataset.class_encode_column("split").to_parquet(str(tmp_path / "pairs.parquet"))

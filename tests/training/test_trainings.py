@@ -102,6 +102,8 @@ def test_only_the_training_can_be_changed_in_a_run(run):
         run_config(run, ["training.learning_rte=1"])
     with pytest.raises(RunError, match="spr train CONFIG --out"):
         run_config(run / "pairs")
+    with pytest.raises(RunError, match=r"is a training[\s\S]*--name b"):
+        run_config(run / "trainings" / "b")
     for name in ("", "..", ".hidden", "a/b", "a" * 101, "ends."):
         with pytest.raises(ConfigError, match="can't have this name"):
             training_place(run, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -162,23 +162,45 @@ def _result(file: Path, key: str, raw: Any) -> Result:
 
 
 def compare(paths: Sequence[Path]) -> list[Comparison]:
-    """Compare every result with the first one of the same task, in the order given.
+    """Compare every result with the first one of the same task and of the same items, in the order given.
 
-    A path is a result file, or a run folder with results before and after training.
+    A path is a result file, or a run folder with results before and after training. A note names the results that have
+    no counterpart.
 
     Raises:
-        InputError: if there are fewer than two results of every task, two of them share no items, or the same id
-            belongs to different images.
+        InputError: if there are no two results of one task, or none that share items: also if the same ids belong to
+            different images.
     """
     by_task: dict[str, list[tuple[str, Result]]] = {}
     for path in paths:
         for label, result in load_results(path):
             by_task.setdefault(result.task, []).append((label, result))
-    comparisons = [comparison for results in by_task.values() for comparison in with_first(results)]
+    comparisons = []
+    for results in by_task.values():
+        groups: list[list[tuple[str, Result]]] = []
+        for label, result in results:
+            group = next((known for known in groups if _share_items(known[0][1], result)), None)
+            if group is None:
+                groups.append([(label, result)])
+            else:
+                group.append((label, result))
+        if len(groups) == len(results) > 1 and len(by_task) == 1:
+            groups = [results]  # an error that says why
+        found = [comparison for group in groups for comparison in with_first(group)]
+        if found and (alone := [group[0][0] for group in groups if len(group) == 1]):
+            note = f"not compared, because no other result has the same items: {', '.join(alone)}"
+            found[0] = replace(found[0], notes=(*found[0].notes, note))
+        comparisons += found
     if not comparisons:
         got = ", ".join(f"{len(results)} of {task}" for task, results in by_task.items()) or "none"
         raise InputError("There is nothing to compare", got=got, expected="two results of the same task")
     return comparisons
+
+
+def _share_items(one: Result, other: Result) -> bool:
+    images = dict(zip(one.ids, one.images, strict=True))
+    common = [(images[name], image) for name, image in zip(other.ids, other.images, strict=True) if name in images]
+    return bool(common) and all(same_image(*pair) for pair in common)
 
 
 def with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:

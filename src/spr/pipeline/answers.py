@@ -92,7 +92,9 @@ def _read(file: Path) -> tuple[dict[str, Answer], bool]:
     except FileNotFoundError:
         return {}, True
     except OSError as error:
-        raise RunError(f"{file} can't be read", got=error, fix="delete it; its answers are computed again") from None
+        raise RunError(
+            f"{file} can't be read", got=error, fix="check the permissions, or delete it and compute its answers again"
+        ) from None
     known = {}
     for line in data.splitlines():
         try:

@@ -56,10 +56,13 @@ def run_config(run: Path, overrides: Iterable[str] = (), name: str | None = None
     A run that was trained on pairs from elsewhere gives a `TrainingPart`.
 
     Raises:
-        RunError: if the folder is not a run.
+        RunError: if the folder is not a run, or is one of the trainings of a run.
         ConfigError: if an override is not valid, or changes more than the training.
     """
     check_run_version(run)
+    if run.parent.name == TRAININGS and is_file(run.parent.parent / "config.yaml"):
+        fix = f"give the run, and --name {run.name}: spr train {run.parent.parent} --name {run.name}"
+        raise RunError(f"{run} is a training, not a run", fix=fix)
     if not is_dir(run) or not is_run(run) or not is_file(run / "config.yaml"):
         fix = f"give a run folder, or a config with --out: spr train CONFIG --out {run}"
         raise RunError(f"{run} is not a run folder", expected="a folder that `spr run` has made", fix=fix)

@@ -21,7 +21,7 @@ from spr.core.paths import exists, is_dir
 from spr.core.text_input import TextInput, text_lines
 from spr.models.chat import Message, user_turn
 from spr.records import CUT_REASONS, PreferencePair, Size
-from spr.runs.folder import check_run_version
+from spr.runs.folder import check_run_version, is_run
 from spr.runs.reviews import ReviewMode, Reviews
 from spr.runs.store import StageStore
 
@@ -214,6 +214,9 @@ def _open_dataset(source: Path) -> Iterable[dict[str, Any]]:
     """The rows of a dataset folder or a Parquet file; those of a folder's held-out files come last."""
     if not is_dir(source) or ((source / "dataset_info.json").is_file() and (source / "state.json").is_file()):
         return _dataset_rows(source, None if is_dir(source) else [source])
+    if is_run(source):
+        fix = f"export its pairs, and give the new folder: spr export {source} --format trl --out FOLDER"
+        raise InputError(f"{source} is a run, not a file of pairs", expected=_SOURCES, fix=fix)
     if (source / "dataset_dict.json").is_file():
         fix = f"give one of its splits, such as {source / 'train'}"
         raise InputError(f"{source} is a `DatasetDict`", expected=_SOURCES, fix=fix)
