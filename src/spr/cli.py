@@ -116,7 +116,7 @@ def keep_logs_clean() -> None:
     """
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
     quiet |= {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         quiet["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     for name, value in quiet.items():
         os.environ.setdefault(name, value)

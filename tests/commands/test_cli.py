@@ -376,6 +376,7 @@ def test_other_libraries_are_kept_quiet_but_not_if_the_user_asks_for_them(monkey
     monkeypatch.setenv("DATASETS_VERBOSITY", "info")
     keep_logs_clean()
     assert [os.environ[name] for name in (*names, "DATASETS_VERBOSITY")] == ["error", "1", "1", "info"]
+    monkeypatch.setattr(sys, "stderr", None)  # a process that was started without one
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         keep_logs_clean()

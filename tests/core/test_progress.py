@@ -173,8 +173,10 @@ def test_a_live_line_has_a_clock_and_fits_the_terminal():
     text = "512 of 2,048 answers, 7.9 answers/s, 1:05, 3 min 15 s left"
     assert progress.live_line(100) == f"candidates {'━' * 6}{'╌' * 18} {text}"
     assert progress.live_line(72) == f"candidates {text}"
-    assert progress.live_line(30) == "candidates 512 of 2,048 answ…"
-    assert len(progress.live_line(30)) == 29
+    # Where there is no room for all, the clock stays.
+    assert progress.live_line(40) == "candidates 512 of 2,048 answers, 1:05"
+    assert progress.live_line(30) == f"candidates {'━' * 3}{'╌' * 10} 1:05"
+    assert progress.live_line(16) == "candidates 1:05"
     wide = Progress("读" * 40, stream=Terminal(), clock=clock)
     assert wide.live_line(21) == "读" * 9 + "…"
 

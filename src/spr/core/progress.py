@@ -178,8 +178,11 @@ class Progress:
 
     def live_line(self, width: int) -> str:
         """The progress with a bar and a clock that shows each second, in less than ``width`` cells."""
-        parts = [self._counts(), *self._speed()[:-1], clock_time(self._elapsed()), self._speed()[-1]]
-        label, text = one_line(self.label), ", ".join(filter(None, parts))
+        label, clock, (speed, left) = one_line(self.label), clock_time(self._elapsed()), self._speed()
+        for parts in ((self._counts(), speed, clock, left), (self._counts(), clock), (clock,)):
+            text = ", ".join(filter(None, parts))
+            if _cells(f"{label} {text}") < width:  # where there is no room for all, the clock stays
+                break
         room = min(_BAR, width - 3 - _cells(f"{label}{text}"))
         bar = ""
         if self.total and room >= 8:
