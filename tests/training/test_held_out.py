@@ -170,6 +170,14 @@ def test_the_best_adapter_is_the_result_and_training_stops_without_a_better_one(
         train(pairs, model, chosen, tmp_path, seed=3, evaluate=evaluate)
 
 
+def test_a_metric_that_the_loss_does_not_have_decides_nothing(settings):
+    settings(eval_steps=1, loss_type="sft", metric_for_best_model="loss")
+    for metric in ("margin", "accuracy"):
+        settings(eval_steps=1, loss_type={"sft": 1.0, "dpo": 1.0}, metric_for_best_model=metric)
+        with pytest.raises(ValueError, match=f"has no {metric}"):
+            settings(eval_steps=1, loss_type="sft", metric_for_best_model=metric)
+
+
 def test_it_needs_held_out_pairs_and_a_function_for_tasks(model, pairs, settings, tmp_path):
     none_held_out = [pair for pair in pairs if pair.split == "train"]
     with pytest.raises(ConfigError, match=r"needs held-out pairs[\s\S]*annotations\.holdout"):

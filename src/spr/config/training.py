@@ -175,6 +175,8 @@ class TrainingConfig(Section):
         task = EVAL_METRICS[value]
         if task is not None and task not in info.data.get("eval_tasks", (task,)):
             raise ValueError(f"`{value}` is a metric of the task {task}: add {task} to eval_tasks")
+        if value in ("margin", "accuracy") and list(_losses(info.data.get("loss_type", {}))) == ["sft"]:
+            raise ValueError(f"the loss `sft` uses chosen answers only, so it has no {value}: choose another metric")
         return value
 
     @field_validator("nll_weight")

@@ -399,7 +399,8 @@ def _take_steps(
                 got, fix = f"checkpoint {checkpoint}", "run the same command again to resume"
                 raise InterruptedTrainingError(f"Interrupted after step {number:,}", got=got, fix=fix)
     if number < len(steps):
-        how = f"no better {settings.metric_for_best_model} after {best.worse} evaluations"
+        evaluations = "1 evaluation" if best.worse == 1 else f"{best.worse} evaluations"
+        how = f"no better {settings.metric_for_best_model} after {evaluations}"
         session.tell(f"Stopped early, after step {number:,} of {len(steps):,}: {how} since step {best.step:,}.")
     log.event("end", step=number, **values)
     if settings.report_to:
