@@ -7,8 +7,12 @@ from run_folders import FAKES, files
 from spr.cli import app
 from spr.config import make_config
 from spr.core.errors import ConfigError, RunError
+from spr.models.loading import source_name
+from spr.pipeline.reuse import OtherRun
 from spr.pipeline.runner import run
+from spr.pipeline.stage import STAGES as STAGE_OF
 from spr.runs.folder import lock_run
+from spr.runs.store import StageStore
 
 STAGES = ["objects", "regions", "candidates", "scores", "pairs"]
 
@@ -73,6 +77,26 @@ def test_images_that_have_changed_stop_the_command_before_anything_is_taken_over
     run(config, b, until="objects")
     with pytest.raises(RunError, match="images have changed"):
         run(config, b, reuse=[a], until="regions")
+
+
+def test_candidates_of_other_weights_in_the_same_folder_are_not_taken_over(small, tmp_path):
+    a, model = tmp_path / "a", tmp_path / "model"
+    run(make_config(small.config(**FAKES)), a)
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    # As if the folder had made them: fakes do not read one.
+    config = make_config(small.config(**FAKES | {"describer": {"backend": "hf", "model": str(model)}}))
+    other, fingerprints = OtherRun(a), {}
+    for name in STAGES:
+        fingerprints[name] = StageStore(a / name).manifest().fingerprint
+        reason = other.give(STAGE_OF[name], config, tmp_path / "b", fingerprints)
+        if name == "candidates":
+            assert reason.startswith(f"the weights in {model} have changed: ")
+            assert reason.endswith(f" → {source_name(model)}")
+        else:
+            before = {"scores": "candidates", "pairs": "candidates"}.get(name)
+            assert reason == (before and f"its input `{before}` differs")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir() if path.is_dir()) == ["objects", "regions"]
 
 
 def test_a_run_that_is_in_use_the_run_itself_and_other_folders_are_refused(small, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from spr.config import Config, changed_fields
 from spr.core.atomic import atomic_file, sha256
 from spr.core.errors import ConfigError, RunError
+from spr.core.paths import is_dir
 from spr.pipeline.stage import Stage
 from spr.runs.images import IMAGES, check_images
 from spr.runs.reader import Run
@@ -29,6 +30,7 @@ class OtherRun:
     def __init__(self, path: Path) -> None:
         self.path, self.config = path, Run(path).config
         self._images_checked = False
+        self._refused: set[str] = set()  # stages made by other weights, and those that read them
 
     @contextlib.contextmanager
     def locked(self, out: Path) -> Iterator[None]:
@@ -70,6 +72,12 @@ class OtherRun:
             return "it is not finished there"
         if manifest.fingerprint != fingerprints[stage.name]:
             return self._difference(stage, config, fingerprints)
+        if before := self._refused.intersection(stage.inputs):
+            self._refused.add(stage.name)
+            return f"its input `{min(before)}` differs"
+        if stage.name == "candidates" and (changed := _changed_weights(config, other)) is not None:
+            self._refused.add(stage.name)
+            return changed
         files = {other.part(shard.index): shard.sha256 for shard in manifest.shards}
         files |= {other.drops(shard.index): shard.dropped_sha256 for shard in manifest.shards}
         if (expected := manifest.source.get("dropped_sha256")) is not None:
@@ -97,6 +105,24 @@ class OtherRun:
             if manifest is None or manifest.fingerprint != fingerprints[name]:
                 return f"its input `{name}` differs"
         return "it was made by another version of SPR" if stage.inputs else "the annotations differ"
+
+
+def _changed_weights(config: Config, candidates: StageStore) -> str | None:
+    """Which folder of the describer has other weights than those that made the candidates; None if none has."""
+    section = config.describer
+    if section is None or section.backend != "hf":
+        return None
+    folders = [folder for folder in (section.model, section.peft_adapter) if folder is not None and is_dir(folder)]
+    if not folders:
+        return None
+    from spr.models.loading import source_name  # needs PyTorch
+
+    made = {name for table in candidates.tables() for name in table["model"].unique().to_pylist()}
+    for folder in folders:
+        now = source_name(folder)
+        if old := sorted(name for name in made if now not in name):
+            return f"the weights in {folder} have changed: {old[0]} → {now}"
+    return None
 
 
 def take_over(
