@@ -5,13 +5,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
 
+import warm_python
 from spr.annotations import read_coco
 from spr.annotations.convert import SOURCES
 from spr.commands.convert import convert
@@ -90,7 +90,7 @@ def test_the_commands_run_from_a_yolo_folder_to_regions(dataset, tmp_path):
                 center = (x + w / 2) / 200, (y + h / 2) / 160, w / 200, h / 160
                 lines.append(" ".join([str(item["category_id"] - 1), *(f"{number:.4f}" for number in center)]))
         (folder / "labels" / image["file_name"]).with_suffix(".txt").write_text("\n".join(lines))
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": warm_python.path()}
     command = ["bash", "-euo", "pipefail", "-c", block("sh")]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -2,10 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import warm_python
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -19,7 +20,7 @@ def cells(path, kind):
 def run(path, folder):
     """Run the code cells of a notebook as one program in a separate process."""
     code = "\n\n".join("".join(cell["source"]) for cell in cells(path, "code"))
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    return subprocess.run([*warm_python.start(), "-c", code], cwd=folder, capture_output=True, text=True)
 
 
 def test_own_photos_become_pairs(tmp_path):

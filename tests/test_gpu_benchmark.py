@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 
+import warm_python
+
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 CASES = ["dpo llava-onevision-0.5b ours", "dpo llava-onevision-0.5b trl", "describe llava-onevision-0.5b"]
 
 
-def start(out: Path, *options: str, cases: list[str] = CASES) -> subprocess.Popen:
-    command = [sys.executable, str(BENCHMARK), "--rehearse", "--out", str(out), *options, "--cases", *cases]
+# The processes of the cases start as `sys.executable`.
+WARM = "import runpy, sys; sys.executable, *sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def start(out: Path, *options: str, cases: list[str] = CASES, warm: bool = True) -> subprocess.Popen:
+    python = [*warm_python.start(), "-c", WARM, warm_python.executable()] if warm else [sys.executable]
+    command = [*python, str(BENCHMARK), "--rehearse", "--out", str(out), *options, "--cases", *cases]
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
 
 
@@ -27,7 +34,7 @@ def rows_of(out: Path) -> list[dict]:
 def killed_and_continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
     """The rows after the first one, with which the call was killed, and the file after a second call."""
     out = tmp_path_factory.mktemp("gpu") / "rows.jsonl"
-    first = start(out)
+    first = start(out, warm=False)
     deadline = time.monotonic() + 120
     while not rows_of(out):
         assert first.poll() is None, "the benchmark ended without a row"
@@ -102,7 +109,7 @@ def test_no_time_is_a_row_once_and_is_measured_later(tmp_path: Path) -> None:
 
 def test_a_case_that_the_end_of_the_time_stops_is_measured_later(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    start(out, "--minutes", "0.02", cases=["matmul"]).communicate(timeout=60)
+    start(out, "--minutes", "0.02", cases=["matmul"], warm=False).communicate(timeout=60)
     (row,) = rows_of(out)
     assert row["status"] == "no time"
     assert row["reason"] == "stopped after the last 1 s"

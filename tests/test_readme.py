@@ -3,8 +3,11 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
+
+import pytest
+
+import warm_python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,10 +26,11 @@ def test_readme_gives_the_two_set_up_commands_that_the_makefile_has():
     assert {"quickstart", "test", "lint", "docs"} <= set(targets)
 
 
+@pytest.mark.slow
 def test_shell_blocks_run_one_after_another(make_dataset, tmp_path):
     dataset = make_dataset(tmp_path / "data", ids=range(41, 81))  # some of which are held out
     # In a folder with `instances.json` and `images/`. The `spr` of this environment replaces the one in .venv.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": warm_python.path()}
     assert len(SHELL) >= 3
     for block in SHELL:
         runnable = re.sub(r"^\. \.venv/bin/activate.*$", "", block, flags=re.MULTILINE)

@@ -6,15 +6,16 @@ import sys
 
 import pytest
 
+import warm_python
 from spr.cli import main
 from spr.evaluation.tasks.rec import Rec
 from spr.runs.folder import lock_run
 
-SPR = (sys.executable, "-m", "spr")
-
 
 def spr(*arguments, expect=0):
-    result = subprocess.run([*SPR, *map(str, arguments)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*warm_python.start(), "-m", "spr", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     assert "Traceback" not in result.stderr, result.stderr
     assert result.returncode == expect, (result.returncode, result.stdout, result.stderr)
     return result.stdout, result.stderr

@@ -4,11 +4,11 @@ import ast
 import io
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import warm_python
 from spr.core.errors import InputError
 from spr.core.progress import Progress
 from spr.core.terminal import echo, one_line, printable
@@ -56,7 +56,7 @@ def test_echo_writes_to_the_stream_asked_for(capsys: pytest.CaptureFixture[str])
 
 
 def spr(*arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "spr", *map(str, arguments)]
+    command = [*warm_python.start(), "-m", "spr", *map(str, arguments)]
     return subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8", check=False)
 
 

@@ -6,9 +6,10 @@ The package is a folder on the path, with the metadata that `pip install` would 
 import json
 import os
 import subprocess
-import sys
 
 import pytest
+
+import warm_python
 
 MODULE = '''
 import json
@@ -66,7 +67,7 @@ def spr(tmp_path):
     def call(*arguments):
         path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120", "NO_COLOR": "1"}
-        command = [sys.executable, "-m", "spr", *map(str, arguments)]
+        command = [*warm_python.start(), "-m", "spr", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout, done.stderr

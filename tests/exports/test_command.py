@@ -1,16 +1,17 @@
 """`spr export` as a user meets it."""
 
 import subprocess
-import sys
 from typing import get_args
 
 import pytest
 
+import warm_python
 from spr.exports.formats import FORMATS, ImageMode
 
 
 def spr(*arguments, expect=0):
-    result = subprocess.run([sys.executable, "-m", "spr", *map(str, arguments)], capture_output=True, text=True)
+    command = [*warm_python.start(), "-m", "spr", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert "Traceback" not in result.stderr, result.stderr
     assert result.returncode == expect, (result.returncode, result.stdout, result.stderr)
     return result.stdout + result.stderr

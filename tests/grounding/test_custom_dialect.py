@@ -9,12 +9,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import warm_python
 from spr.core.errors import ConfigError, GroundingError
 from spr.grounding import DIALECTS, Dialect, convert, get_dialect, parse, render
 from spr.grounding.coding import Numbers
@@ -68,7 +68,7 @@ def python(package):
     def call(*arguments, text=None):
         path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
+            [*warm_python.start(), *map(str, arguments)],
             input=text,
             capture_output=True,
             text=True,

@@ -4,11 +4,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 import yaml
 
+import warm_python
 from run_folders import FAKES, files, rows
 from spr.config import make_config
 from spr.config.backends import DESCRIBERS
@@ -101,7 +101,7 @@ run(make_config(yaml.safe_load(open(sys.argv[1]))), pathlib.Path(sys.argv[2]))
 def test_a_run_killed_while_a_model_works_resumes_to_the_same_bytes(kind, method, calls, begun, tmp_path):
     raw, start, whole = begun
     out = shutil.copytree(start, tmp_path / "run")
-    command = [sys.executable, "-c", KILL, start.parent / "config.yaml", out, kind, method, str(calls)]
+    command = [*warm_python.start(), "-c", KILL, start.parent / "config.yaml", out, kind, method, str(calls)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     run(make_config(raw), out, workers=2)
     assert files(out) == whole

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import warm_python
 from run_folders import FAKES, files, rows
 from spr.config import make_config
 from spr.core.errors import InputError, RunError
@@ -276,7 +277,7 @@ def test_shards_beyond_the_sample_are_removed_also_after_an_interruption(undistu
 @pytest.mark.parametrize("syncs", [0, 2, 5, 9, 14, 20, 27, 35, 44, 60])
 def test_a_run_that_was_killed_resumes_to_the_same_bytes(undisturbed, tmp_path, syncs):
     path, raw, whole = undisturbed
-    command = [sys.executable, "-c", DIE, str(path), str(tmp_path / "run"), str(syncs)]
+    command = [*warm_python.start(), "-c", DIE, str(path), str(tmp_path / "run"), str(syncs)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert files(tmp_path / "run") != whole
     run(make_config(raw), tmp_path / "run")

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
+import warm_python
 from run_folders import FAKES
 from spr.config import make_config
 from spr.core.errors import ConfigError, SprError
@@ -176,5 +177,7 @@ def test_a_stage_of_an_installed_package_runs_from_the_command_line_in_worker_pr
     output = subprocess.run([*command, "--until", "ids"], capture_output=True, text=True, check=True).stdout
     assert "ids: " in output
     assert f"spr show {tmp_path / 'run' / 'ids'}" in output
-    shown = subprocess.run([sys.executable, "-m", "spr", "show", tmp_path / "run"], capture_output=True, text=True)
+    shown = subprocess.run(
+        [*warm_python.start(), "-m", "spr", "show", tmp_path / "run"], capture_output=True, text=True
+    )
     assert "  ids: " in shown.stdout

@@ -9,11 +9,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import warm_python
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs" / "how-to").glob("add-a*.md"))
@@ -73,8 +74,13 @@ class Workspace:
             "scorer: {backend: fake}\ndetector: {backend: none}\n"
         )
         path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-        tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environment = {**os.environ, "PYTHONPATH": path, "PATH": tools, "COLUMNS": "160", "NO_COLOR": "1"}
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "PATH": warm_python.path(),
+            "COLUMNS": "160",
+            "NO_COLOR": "1",
+        }
         self.run("spr run mine.yaml --out runs/mine")
 
     def run(self, script):

@@ -3,13 +3,13 @@
 import json
 import re
 import subprocess
-import sys
 from html import unescape
 
 import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+import warm_python
 from spr.core.errors import RunError
 from spr.core.plots import Series, histogram, ticks
 from spr.models.loading import model_source
@@ -342,7 +342,7 @@ def test_the_pairs_stage_of_a_killed_run_is_not_finished(make_run):
 
 def test_the_command_prints_where_the_report_is_and_mistakes_without_a_traceback(make_run, tmp_path):
     run = make_run(pairs=1).write()
-    command = [sys.executable, "-m", "spr", "report"]
+    command = [*warm_python.start(), "-m", "spr", "report"]
     done = subprocess.run([*command, run, "--out", tmp_path / "r"], capture_output=True, text=True, check=True)
     assert done.stdout == f"Report:  {tmp_path / 'r' / 'index.html'}\n"
     failed = subprocess.run([*command, tmp_path / "gone"], capture_output=True, text=True, check=False)

@@ -4,11 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch
 
+import warm_python
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import RunError
 from spr.training.checkpoint import KEPT, TrainingState
@@ -119,7 +119,7 @@ def test_a_training_killed_at_any_file_it_writes_ends_with_the_losses_of_an_undi
     model, pairs_folder, resumable, whole, tmp_path
 ):
     out, raw = tmp_path / "killed", json.dumps({**resumable.model_dump(mode="json"), "loss_type": "dpo"})
-    command = [sys.executable, "-c", KILLS, model, str(pairs_folder), str(out), raw]
+    command = [*warm_python.start(), "-c", KILLS, model, str(pairs_folder), str(out), raw]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
