@@ -14,17 +14,18 @@ OUT ?= runs/quickstart
 .PHONY: quickstart test test-all chromium lint format docs clean
 
 # The quickstart needs only the extra `models`, not the tools for tests and documentation.
-quickstart: $(if $(wildcard $(STAMP)),$(STAMP),$(MODELS_STAMP))
+quickstart: $(if $(wildcard $(STAMP))$(filter lint format test test-all,$(MAKECMDGOALS)),$(STAMP),$(MODELS_STAMP))
 	$(BIN)/spr quickstart --out $(OUT)
 
 # Two workers with one thread each, because threads compete if there are more of them than cores. All tests of a file run in
-# one worker, so that what they share is made once.
+# one worker, so that what they share is made once. Files are taken in the order that tests/conftest.py gives them.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 test: $(STAMP) chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(PYTEST)
 
 # All tests, with a coverage report in htmlcov/ and the slowest tests listed.
 test-all: $(STAMP) chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q --durations=25 --cov=spr --cov-report=term --cov-report=html
+	$(PYTEST) --durations=25 --cov=spr --cov-report=term --cov-report=html
 
 # The report is tested in a browser. Without one, those tests are skipped, or fail if CI=true.
 chromium:

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_dozen_kills_lose_nothing_and_change_no_byte():
     command = [sys.executable, Path(__file__).with_name("kills.py"), "--light", "--kills", "12", "--seed", "14"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

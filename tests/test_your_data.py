@@ -67,6 +67,7 @@ def review_three_pairs(folder, browser):
             server.kill()  # loses nothing: every decision is saved at once
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_from_a_yolo_folder_to_compared_adapters_a_review_and_an_export(tmp_path, monkeypatch, browser):
     monkeypatch.chdir(tmp_path)
