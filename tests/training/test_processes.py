@@ -4,12 +4,12 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import warm_python
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
 
@@ -110,8 +110,15 @@ def out(trainable_folder, pairs_folder, tmp_path_factory):
         json.dumps(FIELDS),
         json.dumps(OPTIONS),
     ]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [
+        warm_python.executable(),
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm_python.executable()}
     done = subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
