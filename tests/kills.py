@@ -10,6 +10,7 @@ bytes as an undisturbed run, and no temporary files. Times, speeds and the logs 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -86,6 +87,9 @@ DEPENDS_ON_TIME = {
     "images.parquet": ("mtime_ns",),
 }
 TINY_FERRET = Path(__file__).parent / "models" / "ported" / "ferret" / "conftest.py"
+IMPORTED = ["pandas", "tokenizers", "spr.cli", "spr.embedded.scenes", "spr.evaluation.tasks.pope", "spr.exports.llava"]
+IMPORTED += ["spr.models.fakes", "spr.report.page", "spr.report.contact_sheet", "spr.pipeline.runner"]
+IMPORTED += [f"spr.pipeline.{stage}" for stage in ("objects", "regions", "describe", "score", "refine", "pair")]
 LIGHT = ["scenes", "run", "run, begun", "show --draw", "export llava", "report again", "evaluate answers"]
 
 
@@ -337,7 +341,8 @@ def main() -> None:
     options = parser.parse_args()
     names = options.only or (LIGHT if options.light else list(COMMANDS))
     # Imported here once: each child is a copy of this process. Nothing may be computed in it: that starts threads.
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     if any(COMMANDS[name][0] in ("trained", "published") or name in ("train", "quickstart") for name in names):
         import torch
 
