@@ -21,6 +21,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "coco-photos"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """``os.fsync`` does nothing: only a power cut would show the difference, and a run waits for dozens of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium."""
