@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from spr.annotations.sources.hugging_face import parse_name
 from spr.config import Config, DescriberConfig
 from spr.core.paths import exists, is_dir
 from spr.models.hub_cache import Found, find_model
@@ -58,12 +59,18 @@ def check(config: Config) -> Iterator[Line]:
 
 def _inputs(config: Config) -> Iterator[Line]:
     section = config.annotations
-    if str(section.path).startswith("hf:"):
-        yield "note", "annotations.path", f"{section.path}, which is not looked for here"
-    else:
-        yield ("ok" if exists(section.path) else "MISSING"), "annotations.path", _shown(Path(section.path))
     found = is_dir(section.images)
-    yield ("ok" if found else "MISSING"), "annotations.images", f"{section.images}{'' if found else ' is not a folder'}"
+    if section.is_dataset:
+        path = parse_name(str(section.path)).folder
+        if path is None:
+            yield "note", "annotations.path", f"{section.path}, which is not looked for here"
+        there = "" if found else ", into which the first command writes the dataset's images"
+    else:
+        path, there = Path(section.path), "" if found else " is not a folder"
+    if path is not None:
+        yield ("ok" if exists(path) else "MISSING"), "annotations.path", _shown(path)
+    status: Status = "ok" if found else "note" if section.is_dataset else "MISSING"
+    yield status, "annotations.images", f"{section.images}{there}"
 
 
 def _shown(path: Path) -> str:
