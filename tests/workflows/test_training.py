@@ -5,9 +5,9 @@ import itertools
 import json
 
 import pytest
-from run_folders import rows
 from typer.testing import CliRunner
 
+from run_folders import rows
 from spr.cli import app
 from spr.config import make_config
 from spr.core.errors import ConfigError
@@ -55,21 +55,24 @@ def test_a_hugging_face_dataset_goes_from_a_folder_to_an_evaluated_adapter(make_
         "training": {"device": "cpu", "dtype": "float32", "max_steps": 1, "lora": {"r": 4, "lora_alpha": 8}},
     }
     (tmp_path / "hf.yaml").write_text(json.dumps(raw))
+    evaluate = [
+        "evaluate",
+        "description",
+        "--annotations",
+        run,
+        "--split",
+        "holdout",
+        "--model",
+        model,
+        "--adapter",
+        run,
+    ]
+    evaluate += ["--into", run, "--as", "after", "--dialect", "ferret"]
     for command in (
         ["run", str(tmp_path / "hf.yaml"), "--out", run],
         ["export", run, "--format", "trl", "--out", str(tmp_path / "exported")],
         ["train", run],
-        ["evaluate", "description", "--annotations", run, "--split", "holdout", "--model", model, "--into", run]
-        + [
-            "--adapter",
-            run,
-            "--as",
-            "after",
-            "--dialect",
-            "ferret",
-            "describer.max_new_tokens=4",
-            "describer.device=cpu",
-        ],
+        [*evaluate, "describer.max_new_tokens=4", "describer.device=cpu"],
         ["report", run],
         ["run", str(tmp_path / "hf.yaml"), "--out", run],
     ):
