@@ -12,7 +12,7 @@ from typing import Literal
 from spr.annotations.sources.hugging_face import parse_name
 from spr.config import Config, DescriberConfig
 from spr.core.paths import exists, is_dir
-from spr.models.hub_cache import Found, find_model
+from spr.models.hub_cache import Found, command_for, find_model
 from spr.report.doctor import cuda_devices
 from spr.workflows import plan
 from spr.workflows.plan import Shape
@@ -100,10 +100,10 @@ def _model(role: str, model: str, found: Found, size: int | None) -> Line:
         return (
             "MISSING",
             f"{role}.model",
-            f"there is no folder {model}{about}; make it: spr convert ferret --out {model} …",
+            f"there is no folder {model}{about}; make it: {command_for(model)}",
         )
     is_id = not is_dir(model) and model.count("/") == 1 and not model.startswith((".", "embedded/"))
-    get = f"; get it: hf download {model}{about}" if is_id else ""
+    get = f"; get it: {command_for(model)}{about}" if is_id else ""
     return "MISSING", f"{role}.model", f"{model}: {found.lacking}{get}"
 
 
