@@ -268,9 +268,9 @@ class ImageSource:
 
 
 def _about(error: Exception) -> str:
-    # The text of UnidentifiedImageError names an object of Python.
+    # The text of UnidentifiedImageError ends with an object of Python.
     unknown = isinstance(error, UnidentifiedImageError)
-    return type(error).__name__ + ("" if unknown else f": {error}")
+    return f"{type(error).__name__}: {str(error).split(' <')[0] if unknown else error}"
 
 
 def file_key(file_name: str) -> str:
