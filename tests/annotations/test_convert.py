@@ -159,9 +159,39 @@ def test_yolo_other_layouts_lists_and_keypoints(made: Made) -> None:
     coco, done = made.convert("yolo", images=made.folder / "photos" / "images")
     assert objects(coco) == [("x.png", "cat", [50, 25, 150, 75])]
     assert done.images == made.folder / "photos" / "images"
+    # a list names some images of a folder; the labels of the others are not without an image
+    made.image("obj/9.png")
+    made.write("obj/9.txt", "0 0.5 0.5 1 1\n")
+    made.write("train.txt", f"{made.folder}/obj/7.png\n")
+    made.write("d.yaml", "train: train.txt\nkpt_shape: [2, 3]\n")
+    coco, _ = made.convert("yolo")
+    assert (objects(coco), reasons(coco)) == ([("obj/7.png", "dog", [50, 25, 150, 75])], [])
+    made.write("d.yaml", "names: {3: dog, 5: cat}\n")
     made.write("photos/labels/x.txt", b"5 0.5 0.5 0.5 \xff\n")
     with pytest.raises(InputError, match="label_file_unreadable 1"):
         made.convert("yolo", images=made.folder / "photos" / "images")
+
+
+def test_yolo_paths_of_the_machine_that_made_the_file_and_missing_splits(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.image("images/train/a b.JPG", format="JPEG")
+    made.write("labels/train/a b.txt", "0 0.5 0.5 1 1\n")
+    made.write("list.txt", f"{made.folder}/images/train/a b.JPG\n")
+    monkeypatch.chdir(made.folder.parent)
+    expected = [("images/train/a b.JPG", "cup", [0, 0, W, H])]
+    for number, lines in enumerate(
+        [
+            "path: /content/x\ntrain: /content/x/images/train",  # Ultralytics, made on another machine
+            f"path: {made.folder}\ntrain: images/train",
+            "train: ../images/train\nval: ../valid/images\ntest: ../test/images",  # Roboflow, without these splits
+            "train: list.txt",
+        ]
+    ):
+        made.write("data.yaml", f"{lines}\nnames: [cup]\n")
+        out = Path(f"{number}.json")
+        done = convert_annotations("data", out, source="yolo")  # a relative path
+        assert (objects(json.loads(out.read_text())), done.dropped) == (expected, {})
 
 
 def test_yolo_numbers_refer_to_the_image_as_exif_orients_it(made: Made) -> None:
@@ -183,6 +213,7 @@ def test_yolo_numbers_refer_to_the_image_as_exif_orients_it(made: Made) -> None:
     [
         ({"images/a.txt": ""}, "no names of categories"),
         ({"data.yaml": "names: 3"}, "not valid"),
+        ({"data.yaml": "names: [yes, no]"}, "in quotes"),
         ({"data.yaml": "- a"}, "not a YOLO config"),
         ({"data.yaml": "names: [a"}, "not YAML"),
         ({"data.yaml": "names: [a]\ntrain: ../../etc"}, "not below"),
@@ -233,6 +264,7 @@ def test_voc_pixels_are_counted_from_one_and_marks_are_kept(made: Made) -> None:
     made.write("Annotations/f.xml", voc("gone.jpg", voc_object("cat", (3, 3, 9, 9))))
     made.write("Annotations/g.xml", voc("../a.jpg", voc_object("cat", (3, 3, 9, 9))))
     made.write("ImageSets/Main/train.txt", "b\n")
+    made.write("ImageSets/Main/dog_train.txt", "b  1\nh 1 -1\n")
     coco, done = made.convert("voc")
     assert objects(coco) == [
         ("a.jpg", "dog", [0, 0, W, H]),
@@ -257,6 +289,11 @@ def test_voc_pixels_are_counted_from_one_and_marks_are_kept(made: Made) -> None:
     assert done.images == made.folder / "JPEGImages"
     coco, _ = made.convert("voc", drop=["difficult"])
     assert ("a.xml: object 2", "mark_dropped") in reasons(coco)
+    made.image("JPEGImages/h 1.jpg")
+    wide = '<?xml version="1.0" encoding="utf-16"?>' + voc("h 1.jpg", voc_object("cat", (3, 3, 9, 9)))
+    made.write("Annotations/h 1.xml", wide.encode("utf-16"))
+    coco, _ = made.convert("voc", split="dog_train")
+    assert [name for name, *_ in objects(coco)] == ["b.jpg", "h 1.jpg"]
     coco, _ = made.convert("voc", split="train", zero_based=True)
     assert objects(coco) == [("b.jpg", "cat", [3, 3, 9, 9])]
     with pytest.raises(InputError, match=r"no split test[\s\S]*train"):
@@ -328,6 +365,8 @@ def test_csv_retinanet_named_columns_and_box_formats(made: Made) -> None:
         "\ufefffilename;width;height;class;xmin;ymin;xmax;ymax\nz.jpg;90;80;dog;1;2;3;4\nz.jpg;90;80;cat;5;6;700;8\n",
     )
     coco, _ = made.convert("csv", "t.csv")
+    made.write("bars.csv", "filename|width|height|class|xmin|ymin|xmax|ymax\nz.jpg|90|80|a, b|1|2|3|4\n")
+    assert objects(made.convert("csv", "bars.csv")[0]) == [("z.jpg", "a, b", [1, 2, 3, 4])]
     assert objects(coco) == [("z.jpg", "dog", [1, 2, 3, 4]), ("z.jpg", "cat", [5, 6, 700, 8])]
     assert (coco["images"][0]["width"], coco["images"][0]["height"]) == (90, 80)
     # one column with four numbers, no category

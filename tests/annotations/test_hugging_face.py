@@ -82,6 +82,23 @@ def test_splits_parquet_lists_of_objects_and_other_names(tmp_path: Path) -> None
     folder.mkdir(parents=True)
     datasets.load_from_disk(str(tmp_path / "data"))["val"].to_parquet(str(folder / "train-00000-of-00001.parquet"))
     assert boxes_of(convert(tmp_path, f"hf:{tmp_path}/hub:train", "d")) == EXPECTED
+    # image files with a JSON line each; a name may not lead out of the folder
+    folder = tmp_path / "images"
+    (folder / "valid" / "a").mkdir(parents=True)
+    lines = []
+    for k, (name, labels) in enumerate((("a/0.png", ["dog", "cup"]), ("1.png", ["dog"]), ("../../secret.png", []))):
+        (folder / "valid" / name).write_bytes(png(k))
+        boxes = BOXES[k] if k < 2 else []
+        lines.append({"file_name": name, "image_id": 70 + k, "objects": {"bbox": boxes, "categories": labels}})
+    (folder / "valid" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    coco = convert(tmp_path, f"hf:{folder}:val", "i")
+    assert boxes_of(coco) == EXPECTED
+    assert [(item["where"], item["reason"]) for item in coco["dropped"]] == [("row 2", "path_outside_images")]
+    with pytest.raises(InputError, match=r"no split test[\s\S]*validation"):
+        convert(tmp_path, f"hf:{folder}:test", "j")
+    (folder / "valid" / "metadata.jsonl").write_text('{"file": "1.png"}')
+    with pytest.raises(InputError, match=r"line 1 can't be read[\s\S]*file_name"):
+        convert(tmp_path, folder, "k")
     # plain Parquet: a list of objects, text categories, sizes, a crowd, a row without a usable image
     rows = [
         {

@@ -93,6 +93,7 @@ def test_a_run_folder_stands_for_its_config(tmp_path):
     [
         (["describr"], "did you mean `describer`?"),
         (["learning_rat"], "did you mean `learning_rate`?"),
+        (["lr"], "did you mean `training.learning_rate`?"),
         (["quickstar"], "did you mean `quickstart`?"),
         (["xyzzy"], "`spr config` lists the sections and the configs"),
         (["gone.yaml"], "There is no config gone.yaml"),

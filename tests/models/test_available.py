@@ -39,6 +39,8 @@ def test_offline_all_missing_models_are_named_at_once_with_how_to_get_them():
     assert raised.value.what == "The Hub is unreachable, and 3 models are neither cached nor folders"
     assert raised.value.got == "a/describer, b/scorer, c/detector"
     assert "hf download a/describer && hf download b/scorer && hf download c/detector" in raised.value.fix
+    with pytest.raises(ModelError, match="spr convert ferret --out checkpoints/ferret-7b … && hf download b/scorer"):
+        check_models([DescriberConfig(model="checkpoints/ferret-7b"), HUB[1]])
     with pytest.raises(UnreachableError, match="a/describer is neither cached nor a folder"):
         check_models(HUB[:1])
 

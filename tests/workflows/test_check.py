@@ -109,6 +109,13 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(cache, tmp_path, monkey
     assert found["vision cache"][1].startswith("47.3 GB for at most 10,000 pairs")  # 10,000 · 577 · 4096 · 2 bytes
 
 
+def test_the_images_of_a_dataset_are_not_missing_before_they_are_written(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, status in (("hf:cppe-5:train", "note"), (f"hf:{tmp_path}/data:train", "ok"), ("hf:./gone", "MISSING")):
+        found = findings(load_config("quickstart", [f"annotations.path={name}", f"annotations.images={tmp_path}/new"]))
+        assert (found["annotations.path"][0], found["annotations.images"][0]) == (status, "note")
+
+
 def test_too_little_memory_is_said_with_what_to_lower(monkeypatch):
     monkeypatch.setattr("spr.workflows.check.cuda_devices", lambda: {"cuda:0": 24 * 10**9, "cuda:1": 40 * 10**9})
     found = findings(load_config("ferret-7b", ["training.device=cuda:0"]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -113,8 +114,19 @@ def test_links_are_not_followed(run, tmp_path):
     shared = tmp_path / "shared"
     (run / "training" / "features").rename(shared)
     (run / "training" / "features").symlink_to(shared)
-    invoke(run, "--yes")
-    assert (shared / "ab" / "x.safetensors").is_file()
+    other = tmp_path / "other"
+    (run / "trainings" / "slow").rename(other)
+    (run / "trainings" / "slow").symlink_to(other)
+    shutil.copytree(other / "training" / "checkpoints", tmp_path / "checkpoints")
+    shutil.rmtree(run / "training" / "checkpoints")
+    (run / "training" / "checkpoints").symlink_to(tmp_path / "checkpoints")
+    before = paths(tmp_path / "other"), paths(tmp_path / "checkpoints"), paths(shared)
+    invoke(run, "--unfinished", "--yes")
+    (run / "trainings").rename(tmp_path / "trainings")
+    (run / "trainings").symlink_to(tmp_path)
+    assert "nothing to delete" in invoke(run, "--unfinished", "--yes")
+    assert (paths(tmp_path / "other"), paths(tmp_path / "checkpoints"), paths(shared)) == before
+    assert "checkpoints/step-000002/state.pt" in {name.partition("/")[2] for name in before[0]}
 
 
 def test_what_is_no_run_or_in_use_is_left_alone(run, tmp_path):

@@ -110,6 +110,17 @@ def test_what_did_not_change_is_accepted_and_a_second_import_changes_nothing(run
     assert (run / "reviews.jsonl").read_bytes() == before
 
 
+def test_the_latest_of_several_annotations_by_one_person_counts(run, tasks, tmp_path):
+    first = tasks[0]["annotations"][0]
+    rejected = {"from_name": "decision", "type": "choices", "value": {"choices": ["reject"]}}
+    late = first | {"updated_at": "2026-05-02T10:00:00Z", "result": [*first["result"], rejected]}
+    tasks[0]["annotations"] = [late, first | {"updated_at": "2026-05-01T10:00:00Z"}]
+    for expected in (({"reject": 1}, 0, 1), ({}, 1, 1)):
+        found = read(run, tmp_path, tasks[:1])
+        assert (dict(found.actions), found.known, found.earlier) == expected
+    assert len((run / "reviews.jsonl").read_text().splitlines()) == 1
+
+
 def test_boxes_words_and_decisions_come_back(run, tasks, tmp_path):
     # Pair 0: the first box to (10, 20, 30, 60) px. Pair 1: rejected. Pair 2: the second box deleted, a new box 5.
     results(tasks[0], "boxes")[0]["value"].update(x=10, y=25, width=20, height=50)

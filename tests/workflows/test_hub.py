@@ -216,6 +216,24 @@ def test_a_changed_file_is_found_when_it_is_pulled(hub, a_run, tmp_path):
     assert not (tmp_path / "pulled").exists()
 
 
+def test_a_name_that_leads_out_of_the_folder_is_refused(hub, a_run, tmp_path):
+    push(a_run, "me/thing")
+    on_hub(hub)["../../evil.txt"] = b"evil"
+    with pytest.raises(InputError, match=r"me/thing is not what[\s\S]*evil"):
+        pull("me/thing", tmp_path / "a" / "pulled")
+    assert not (tmp_path / "evil.txt").exists()
+    assert not (tmp_path / "a" / "pulled").exists()
+    with pytest.raises(InputError, match="in the revision v9"):
+        pull("me/thing", tmp_path / "pulled", revision="v9")
+
+
+def test_reviews_are_pointed_out_because_they_name_people(a_run):
+    (a_run / "reviews.jsonl").write_text("")
+    assert any("names of the reviewers" in warning for warning in make_package(a_run).warnings)
+    (a_run / "reviews.jsonl").unlink()
+    assert not make_package(a_run).warnings
+
+
 def test_a_dry_run_needs_neither_network_nor_token(a_run, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", None)
     said = []

@@ -1,6 +1,7 @@
 """One question about an image: the right prompt, boxes in pixels, drawings, and what the command refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from spr.cli import app
 from spr.config import DescriberConfig, PromptsConfig, make_config
 from spr.core.boxes import iou
 from spr.core.errors import ConfigError, InputError, RecordError, RunError
+from spr.core.images import ImageProblem
 from spr.embedded.scenes import write_scenes
 from spr.grounding import get_dialect
 from spr.models.protocols import Answer
@@ -110,8 +112,12 @@ def test_wrong_questions_are_refused():
     image, model = Image.new("RGB", (40, 20)), Fixed("")
     with pytest.raises(ConfigError, match="Only one question"):
         predict(image, model, find="a cup", prompt="Where?")
-    with pytest.raises(ConfigError, match="find is empty"):
+    with pytest.raises(ConfigError, match="`find` is empty"):
         predict(image, model, find=" ")
+    with pytest.raises(ConfigError, match="`prompt` is not UTF-8"):
+        predict(image, model, prompt="a \udcff")
+    with pytest.raises(ImageProblem, match=r"UnidentifiedImageError: cannot identify image file$"):
+        predict(Path(__file__), model)
     with pytest.raises(RecordError, match="extends beyond its image"):
         predict(image, model, region=(0, 0, 41, 20))
     assert model.asked == []

@@ -133,6 +133,7 @@ def test_requests_that_change_something_must_be_json_of_this_page(served, header
         b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "x", "boxes": [["1"]]}',
         b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "[x](1)", "boxes": [[1, 2]]}',
         b'{"pair": 0, "reviewer": "a", "action": "edit", "answer": "unknown"}',
+        b'{"pair": 0, "reviewer": "a", "action": "edit", "answer": ["unknown"]}',
         b'{"pair": 0, "reviewer": "a", "action": "edit", "text": "[a](1)", "boxes": [[NaN, 0, 1, 1]]}',
     ],
 )

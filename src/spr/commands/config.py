@@ -46,7 +46,8 @@ def config(
         if "/" in source or source.endswith((".yaml", ".yml")):
             raise
         known = dict.fromkeys([*(part for full in names() for part in (full, full.split(".")[-1])), *presets()])
-        near = closest(source, known)
+        other = {old.rpartition(".")[2]: new for old, new in {**RENAMED, **ALSO_KNOWN_AS}.items()}
+        near = other.get(source) or closest(source, known)
         fix = f"did you mean `{near}`?" if near else "`spr config` lists the sections and the configs"
         raise ConfigError(f"There is no config, section or field {source}", got=error.got, fix=fix) from None
     echo(annotated_yaml(load_config(source, overrides or ())).rstrip())

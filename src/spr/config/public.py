@@ -19,12 +19,15 @@ def public_config(config: Config) -> dict[str, Any]:
 def public_name(value: str) -> str:
     """A path without its folders, which would say whose machine it was.
 
-    This also applies to each part of a model with a LoRA adapter, ``model@revision+adapter@revision``.
+    This also applies to each part of a model with a LoRA adapter, ``model@revision+adapter@revision``, and to the
+    folder of a dataset.
 
     >>> public_name("/home/me/ferret-7b@ab12+/runs/mine/adapter@cd34"), public_name("Qwen/Qwen2.5-VL-7B-Instruct")
     ('ferret-7b@ab12+adapter@cd34', 'Qwen/Qwen2.5-VL-7B-Instruct')
+    >>> public_name("hf:/home/me/cups:train")
+    'hf:cups:train'
     """
-    return re.sub(r"(?:^|(?<=\+))/(?:[^@+]*/)?(?=[^/@+])", "", value)
+    return re.sub(r"(?:^|(?<=\+)|(?<=^hf:))/(?:[^@+]*/)?(?=[^/@+])", "", value)
 
 
 def public_values(value: Any) -> Any:

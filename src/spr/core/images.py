@@ -24,7 +24,7 @@ from typing import IO, Any, Literal, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from spr.core.boxes import Size
@@ -229,7 +229,7 @@ class ImageSource:
             differs = self._difference(file_name)
             raise ImageProblem("image_missing", file_name, got=differs, expected=f"the file {path}") from None
         except OSError as error:
-            raise ImageProblem("image_unreadable", file_name, got=f"{type(error).__name__}: {error}") from error
+            raise ImageProblem("image_unreadable", file_name, got=_about(error)) from error
 
     def _check_bytes(self, file_name: str, size: int) -> None:
         most = self.max_pixels * _BYTES_PER_PIXEL + _METADATA
@@ -264,8 +264,13 @@ class ImageSource:
             raise ImageProblem("image_too_large", file_name, got=str(error), expected=at_most) from None
         except Exception as error:
             # Pillow raises many kinds of errors for damaged files: OSError, SyntaxError, ValueError, struct.error, …
-            got = f"{type(error).__name__}: {error}"
-            raise ImageProblem("image_unreadable", file_name, got=got) from error
+            raise ImageProblem("image_unreadable", file_name, got=_about(error)) from error
+
+
+def _about(error: Exception) -> str:
+    # The text of UnidentifiedImageError ends with an object of Python.
+    unknown = isinstance(error, UnidentifiedImageError)
+    return f"{type(error).__name__}: {str(error).split(' <')[0] if unknown else error}"
 
 
 def file_key(file_name: str) -> str:

@@ -105,6 +105,11 @@ class TextInput(io.RawIOBase):
         super().close()
 
     @property
+    def converted(self) -> bool:
+        """Whether the file is UTF-16 or UTF-32, so that what it says about its encoding is no longer true."""
+        return self._decoder is not None
+
+    @property
     def done(self) -> int:
         """How many bytes of the file, packed or not, have been read; 0 if that is unknown."""
         try:

@@ -53,7 +53,7 @@ def read_elements(path: Path, what: str, root: str) -> Iterator[ET.Element]:
         raise ValueError("it has a document type (<!DOCTYPE …>)")
 
     with TextInput(path, f"{what} {path}", expected=f"XML with the root <{root}>") as file:
-        parser = expat.ParserCreate()
+        parser = expat.ParserCreate("utf-8" if file.converted else None)
         parser.buffer_text = True
         parser.StartElementHandler, parser.EndElementHandler = start, end
         parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = text, refuse

@@ -13,7 +13,15 @@ from spr.core.errors import SprError
 from spr.core.paths import is_dir
 from spr.models.custom_models import check_multimodal, class_name, load_config
 from spr.models.families import choose_dialect
-from spr.models.loading import ModelError, UnreachableError, check_adapter, check_folder, model_source, unreachable
+from spr.models.hub_cache import command_for
+from spr.models.loading import (
+    ModelError,
+    UnreachableError,
+    check_adapter,
+    check_folder,
+    model_source,
+    unreachable,
+)
 
 Section = DescriberConfig | ScorerConfig | DetectorConfig
 
@@ -55,7 +63,7 @@ def check_models(sections: Iterable[Section]) -> None:
     if missing:
         what = f"The Hub is unreachable, and {len(missing)} models are neither cached nor folders"
         others = [f"{error.what}: {error.got}" for error in problems]
-        fix = f"connect to the network, download them first ({' && '.join(f'hf download {name}' for name in missing)})"
+        fix = f"connect to the network, download them first ({' && '.join(map(command_for, missing))})"
         raise ModelError(what, got="\n".join([", ".join(missing), *others]), fix=f"{fix}, or give folders")
     if problems:
         got = "\n".join(f"{error.what}: {error.got}" for error in problems)

@@ -88,3 +88,12 @@ def _object(path: Path) -> dict[str, Any] | None:
     except (SprError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def command_for(model: str) -> str:
+    """The command that brings a model onto this machine.
+
+    >>> command_for("org/name"), command_for("checkpoints/ferret-7b-v1-3")
+    ('hf download org/name', 'spr convert ferret --out checkpoints/ferret-7b-v1-3 …')
+    """
+    return f"spr convert ferret --out {model} …" if model.startswith("checkpoints/ferret-") else f"hf download {model}"

@@ -29,6 +29,7 @@ from spr.core.outputs import MARKER, file_hashes, read_marker
 from spr.core.paths import is_dir
 from spr.core.progress import MEGABYTE, Progress, advance
 from spr.models.batching import DeviceMemoryError
+from spr.models.hub_cache import command_for
 
 Source: TypeAlias = str | os.PathLike[str]
 """A folder in the format of ``save_pretrained``, or a model id of the Hub."""
@@ -48,7 +49,7 @@ class UnreachableError(ModelError):
 
 def unreachable(model: Source, got: object = None) -> UnreachableError:
     """The error for a model that could only be downloaded."""
-    fix = f"connect to the network, download it first (hf download {model}), or give a folder"
+    fix = f"connect to the network, download it first ({command_for(str(model))}), or give a folder"
     return UnreachableError(f"The Hub is unreachable, and {model} is neither cached nor a folder", got=got, fix=fix)
 
 

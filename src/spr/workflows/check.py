@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from spr.annotations.sources.hugging_face import parse_name
 from spr.config import Config, DescriberConfig
 from spr.core.paths import exists, is_dir
-from spr.models.hub_cache import Found, find_model
+from spr.models.hub_cache import Found, command_for, find_model
 from spr.report.doctor import cuda_devices
 from spr.workflows import plan
 from spr.workflows.plan import Shape
@@ -58,12 +59,18 @@ def check(config: Config) -> Iterator[Line]:
 
 def _inputs(config: Config) -> Iterator[Line]:
     section = config.annotations
-    if str(section.path).startswith("hf:"):
-        yield "note", "annotations.path", f"{section.path}, which is not looked for here"
-    else:
-        yield ("ok" if exists(section.path) else "MISSING"), "annotations.path", _shown(Path(section.path))
     found = is_dir(section.images)
-    yield ("ok" if found else "MISSING"), "annotations.images", f"{section.images}{'' if found else ' is not a folder'}"
+    if section.is_dataset:
+        path = parse_name(str(section.path)).folder
+        if path is None:
+            yield "note", "annotations.path", f"{section.path}, which is not looked for here"
+        there = "" if found else ", into which the first command writes the dataset's images"
+    else:
+        path, there = Path(section.path), "" if found else " is not a folder"
+    if path is not None:
+        yield ("ok" if exists(path) else "MISSING"), "annotations.path", _shown(path)
+    status: Status = "ok" if found else "note" if section.is_dataset else "MISSING"
+    yield status, "annotations.images", f"{section.images}{there}"
 
 
 def _shown(path: Path) -> str:
@@ -93,10 +100,10 @@ def _model(role: str, model: str, found: Found, size: int | None) -> Line:
         return (
             "MISSING",
             f"{role}.model",
-            f"there is no folder {model}{about}; make it: spr convert ferret --out {model} …",
+            f"there is no folder {model}{about}; make it: {command_for(model)}",
         )
     is_id = not is_dir(model) and model.count("/") == 1 and not model.startswith((".", "embedded/"))
-    get = f"; get it: hf download {model}{about}" if is_id else ""
+    get = f"; get it: {command_for(model)}{about}" if is_id else ""
     return "MISSING", f"{role}.model", f"{model}: {found.lacking}{get}"
 
 

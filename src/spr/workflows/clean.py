@@ -50,13 +50,16 @@ def find_waste(run: Path) -> list[Waste]:
         raise RunError(f"{run} is not a run folder", expected="a folder that `spr run` or `spr train` has made")
     check_run_version(run)
     found = []
-    for place in [run, *sorted((run / "trainings").glob("*"))]:
+    trainings = [] if (run / "trainings").is_symlink() else sorted((run / "trainings").glob("*"))
+    for place in [run, *(path for path in trainings if not path.is_symlink())]:
         training = place / "training"
         if training.is_symlink() or not training.is_dir():
             continue
         finished = _is_finished(place)
         what = "a checkpoint of a finished training" if finished else "a checkpoint of a training that is NOT finished"
-        steps = [path for path in sorted((training / "checkpoints").glob("step-*")) if not path.is_symlink()]
+        checkpoints = training / "checkpoints"
+        steps = [] if checkpoints.is_symlink() else sorted(checkpoints.glob("step-*"))
+        steps = [path for path in steps if not path.is_symlink()]
         kind = "checkpoints" if finished else "unfinished"
         found += [Waste(path, _size(path), what, kind) for path in steps if (path / CHECKPOINT).is_file()]
         features = training / "features"

@@ -53,6 +53,7 @@ class ImportSummary:
 
     actions: Counter[str] = field(default_factory=Counter)
     known: int = 0
+    earlier: int = 0
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -60,7 +61,11 @@ class ImportSummary:
         """The summary for people."""
         yield f"imported: {self.actions.total():,} decisions"
         yield from (f"  {count:>12,}  {action}" for action, count in self.actions.items())
-        for count, what in ((self.known, "were there before"), (self.skipped, "not annotated, or skipped there")):
+        for count, what in (
+            (self.known, "were there before"),
+            (self.earlier, "earlier ones about the same pair by the same reviewer"),
+            (self.skipped, "not annotated, or skipped there"),
+        ):
             if count:
                 yield f"  {count:>12,}  {what}"
         if self.problems:
@@ -98,6 +103,7 @@ def import_corrections(run: Path, path: Path, reviewer: str | None = None) -> Im
     found = read(rows, lambda name: _size(pairs[name].pair) if name in pairs else None, summary)
     with ReviewFile(run) as file:
         reviews = Reviews.read(run)
+        latest: dict[tuple[str, str], Decision] = {}
         for one in found:
             item = pairs.get(one.pair)
             if item is None or pair_sha256(item.pair) != one.pair_sha256:
@@ -109,7 +115,10 @@ def import_corrections(run: Path, path: Path, reviewer: str | None = None) -> Im
             except (GroundingError, ValueError) as error:
                 summary.problems.append(f"{one.where}: {' '.join(str(error).split())[:300]}")
                 continue
-            if reviews.of(item.pair).get(made.reviewer) == made:
+            summary.earlier += (made.reviewer, made.pair) in latest
+            latest[made.reviewer, made.pair] = made
+        for made in latest.values():
+            if reviews.of(pairs[made.pair].pair).get(made.reviewer) == made:
                 summary.known += 1
                 continue
             file.append(made)
@@ -171,6 +180,7 @@ def _label_studio(
         annotations = task.get("annotations")
         used = [a for a in annotations if isinstance(a, dict)] if isinstance(annotations, list) else []
         used = [annotation for annotation in used if not annotation.get("was_cancelled")]
+        used.sort(key=lambda annotation: str(annotation.get("updated_at") or ""))  # the latest of a person counts
         summary.skipped += not used
         for annotation in used:
             try:

@@ -131,7 +131,8 @@ def pull(
                 found[kind] = api.repo_info(repo_id, **at).sha
         if len(found) != 1:
             fix = "give --repo-type model or dataset" if found else "check the name, and log in: hf auth login"
-            got = "a model and a dataset of this name" if found else f"no {PUSHED}"
+            where = f" in the revision {revision}" if revision else ""
+            got = "a model and a dataset of this name" if found else f"no {PUSHED}{where}"
             raise InputError(f"{repo_id} is not what `spr push` uploads", got=got, fix=fix)
         ((kind, commit),) = found.items()
         at = {"repo_type": kind, "revision": commit}
@@ -139,7 +140,10 @@ def pull(
         if pushed is None or any(map(unsafe_path, pushed["files"])):
             raise InputError(f"{repo_id} is not what `spr push` uploads", got=f"a {PUSHED} of another kind")
         say(f"{pushed['kind']} from {repo_id} at {str(commit)[:12]}: {len(pushed['files']):,} files")
-        api.snapshot_download(repo_id, local_dir=place, **at)
+        try:
+            api.snapshot_download(repo_id, local_dir=place, **at)
+        except ValueError as error:  # the name of a file leads out of the folder
+            raise InputError(f"{repo_id} is not what `spr push` uploads", got=_short(error)) from None
     _check(place, repo_id, pushed["files"])
     shutil.rmtree(place / ".cache", ignore_errors=True)
     for path in [path for path in place.rglob("*") if path.is_file()]:

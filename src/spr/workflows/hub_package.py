@@ -26,6 +26,7 @@ from spr.core.text_input import read_text
 from spr.exports.marker import MARKER as EXPORT_MARKER
 from spr.runs.adapters import raw_config, run_of
 from spr.runs.folder import is_run
+from spr.runs.reviews import FILE as REVIEWS
 from spr.runs.store import StageStore, read_table, stage_folders
 from spr.workflows.hub_cards import adapter_card, run_card, with_license
 
@@ -36,7 +37,7 @@ CARD = "README.md"
 _TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt", ".svg", ".csv")
 _RUN_FILES = (
     *("run.json", "config.yaml", "inputs.json", "dropped.parquet", "log.jsonl", "summary.json", "cues.json"),
-    *("metrics.json", "reviews.jsonl"),
+    *("metrics.json", REVIEWS),
 )
 _RUN_FOLDERS = ("adapter", "training", "trainings", "evaluation")
 _HEAVY = ("checkpoints", "features")
@@ -220,6 +221,8 @@ def _run(source: Path, license_id: str | None, name: str) -> Package:
     for item, path in originals.items():
         public.add(item, path)
     public.finish(originals)
+    if REVIEWS in originals:
+        public.warnings.append(f"{REVIEWS} has the names of the reviewers.")
     own = is_file(source / CARD)
     card = read_text(source / CARD) if own else run_card(name, source, license_id or "other")
     card = with_license(card, license_id) if own and license_id is not None else card

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from spr.config import DescriberConfig, PromptsConfig, apply_overrides, load_config, make_config
+from spr.core.documents import has_surrogates
 from spr.core.errors import ConfigError, InputError, SprError
 from spr.core.images import FORMATS, ImageSource, to_rgb
 from spr.core.paths import exists, is_dir, is_file
@@ -149,8 +150,10 @@ class Question:
         given = [name for name in ("region", "find", "prompt") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError("Only one question is possible", got=" and ".join(given), fix="give one of them")
-        if given and given != ["region"] and not getattr(self, given[0]).strip():
-            raise ConfigError(f"The {given[0]} is empty", got=repr(getattr(self, given[0])), expected="some words")
+        for text in (text for text in (self.find, self.prompt) if text is not None):
+            if not text.strip() or has_surrogates(text):
+                what = "is not UTF-8" if text.strip() else "is empty"
+                raise ConfigError(f"`{given[0]}` {what}", got=repr(text), expected="some words")
 
     def check(self, size_wh: Size) -> None:
         """Raise `RecordError` if the region is not a box in an image of this size."""

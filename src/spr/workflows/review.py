@@ -219,9 +219,10 @@ class ReviewSession:
     def _edited(self, item: JoinedPair, body: dict[str, Any]) -> PreferencePair:
         """The pair with an edit that was made before (``answer``), or the text and boxes that were edited just now."""
         known = body.get("answer", body.get("base"))
-        if known is not None and (known not in self._answers or self._answers[known].pair != item.pair.pair_id):
+        made = self._answers.get(str(known))
+        if known is not None and (made is None or made.pair != item.pair.pair_id):
             raise ValueError("an unknown answer")
-        base = item.pair if known is None else _with_answer(item.pair, self._answers[known])
+        base = item.pair if made is None else _with_answer(item.pair, made)
         if body.get("answer") is not None:
             return base
         text, boxes = body.get("text"), body.get("boxes")

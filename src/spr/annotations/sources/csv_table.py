@@ -84,7 +84,7 @@ def read_csv(
     """Read a CSV file with a row per object. The order of the rows does not matter.
 
     Args:
-        path: The file; commas, semicolons or tabs between the columns.
+        path: The file; commas, semicolons, tabs or bars (``|``) between the columns.
         images: Image folder. None: the folder of the file. Images are opened, unless there are columns with their size
             and ``images`` is not given.
         columns: Names of columns by `FIELDS`. For other fields, usual names are recognised.
@@ -130,7 +130,7 @@ def _rows(file: TextInput, progress: Progress) -> Iterator[tuple[int, list[str]]
     first = next(lines, None)
     if first is None:
         return
-    delimiter = max(",;\t", key=first.count)
+    delimiter = max(",;\t|", key=first.count)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=True)
     while True:
         try:

@@ -30,7 +30,7 @@ from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import is_dir, is_file
 from spr.core.progress import Progress
-from spr.core.text_input import read_text
+from spr.core.text_input import TextInput, read_text, text_lines
 
 MARKER = "spr-dataset.json"
 """The file in a folder of images that says from which dataset `spr` has written them."""
@@ -50,6 +50,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
 FIELDS = ("image", "objects", "box", "label")
 _MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp", b"II*\0": ".tif", b"MM\0*": ".tif"}
 _BATCH = 64
+_ROWS = "metadata.jsonl"
+_SPLITS = {"training": "train", "val": "validation", "valid": "validation"}
+_SPLITS |= {name: name for name in ("train", "validation", "test")}
 _MOST_MISFITS = 0.01
 _ENDS = 2**16
 
@@ -134,7 +137,8 @@ def read_hugging_face(
     """Read a detection dataset, and write its images into a folder.
 
     Args:
-        path: ``hf:NAME…``, see `parse_name`; or a folder that `save_to_disk` wrote, or with Parquet files.
+        path: ``hf:NAME…``, see `parse_name`; or a folder that `save_to_disk` wrote, with Parquet files, or with images
+            and ``metadata.jsonl``.
         images: Folder for the images: new, empty, or of the same dataset. Images that it already has are kept.
         split: The split. None: that of ``path``, or else the only one, or ``train``.
         columns: Names of the columns ``image``, ``objects``, ``box`` and ``label``. For others, usual names are tried.
@@ -166,7 +170,7 @@ def read_hugging_face(
         with Progress(f"reading {public_name(f'{HF_PREFIX}{name.source}')}", total, "images") as progress:
             for batch in batches:
                 reader.read(batch)
-                progress.advance(batch.num_rows)
+                progress.advance(len(batch))
         reader.finish(box_format)
     return reader.collection
 
@@ -192,9 +196,11 @@ def _identity(name: DatasetName) -> dict[str, Any]:
 
 def _files(folder: Path) -> list[Path]:
     if not is_dir(folder):
-        raise InputError(f"There is no folder {folder}", expected="a folder that `save_to_disk` wrote, or with Parquet")
+        raise InputError(f"There is no folder {folder}", expected="a folder with a dataset")
     return sorted(
-        file for file in folder.rglob("*") if file.suffix in (".arrow", ".parquet", ".json") and file.is_file()
+        file
+        for file in folder.rglob("*")
+        if file.suffix in (".arrow", ".parquet", ".json", ".jsonl") and file.is_file()
     )
 
 
@@ -242,14 +248,15 @@ def _own_folder(images: Path, identity: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-_Loaded = tuple[Iterator[pa.Table], dict[str, Any], int, list[Path]]
+_Loaded = tuple[Iterator[pa.Table | list[dict[str, Any]]], dict[str, Any], int, list[Path]]
 
 
 def _load(name: DatasetName) -> _Loaded:
     """The rows as batches, the features as a plain mapping, the number of rows, and where image files may be."""
     folder = name.folder
     if folder is not None and not is_file(folder / "state.json") and not is_file(folder / "dataset_dict.json"):
-        return _load_parquet(folder, name)
+        tables = [file for file in _files(folder) if file.name == _ROWS]
+        return _load_image_folder(folder, tables, name) if tables else _load_parquet(folder, name)
     import datasets
 
     bars = datasets.are_progress_bars_disabled()
@@ -288,6 +295,34 @@ def _chosen(splits: Mapping[str, Any], name: DatasetName) -> Any:
     return splits[wanted]
 
 
+def _load_image_folder(folder: Path, tables: list[Path], name: DatasetName) -> _Loaded:
+    """Image files with a JSON line each, as the builder ``imagefolder`` of `datasets` reads them.
+
+    The split of a table is a folder's name, such as ``train``, or else ``train``.
+    """
+    by_split: dict[str, list[Path]] = {}
+    for table in tables:
+        parts = table.relative_to(folder).parts[:-1]
+        by_split.setdefault(next((_SPLITS[part] for part in parts if part in _SPLITS), "train"), []).append(table)
+    split = name.split and _SPLITS.get(name.split, name.split)
+    rows: list[dict[str, Any]] = []
+    for table in _chosen(by_split, replace(name, split=split)):
+        with TextInput(table) as file:
+            for number, line in enumerate(text_lines(file), 1):
+                try:
+                    row = parse_json(line) if line.strip() else None
+                    if row is not None:
+                        path = table.parent.relative_to(folder) / row.pop("file_name")
+                        rows.append({**row, "image": {"path": path.as_posix()}})
+                except (ValueError, LookupError, TypeError, AttributeError) as error:
+                    expected = 'an object such as {"file_name": "1.jpg", "objects": {"bbox": …, "categories": …}}'
+                    raise InputError(f"{table}, line {number} can't be read", got=error, expected=expected) from None
+    keys = dict.fromkeys(key for row in rows for key in row)
+    batches = (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH))
+    features = {key: {"_type": "Image"} if key == "image" else {} for key in keys}
+    return ([{key: row.get(key) for key in keys} for row in batch] for batch in batches), features, len(rows), [folder]
+
+
 def _load_parquet(folder: Path, name: DatasetName) -> _Loaded:
     """The Parquet files of a folder; the split of a file is its name up to ``-00000-of-00001``."""
     by_split: dict[str, list[Path]] = {}
@@ -295,8 +330,12 @@ def _load_parquet(folder: Path, name: DatasetName) -> _Loaded:
         if file.suffix == ".parquet":
             by_split.setdefault(re.split(r"-\d{5}", file.stem)[0], []).append(file)
     if not by_split:
-        expected = "a folder that `save_to_disk` wrote, or with Parquet files such as train-00000-of-00001.parquet"
-        raise InputError(f"{folder} has no dataset", got="no Parquet file and no state.json", expected=expected)
+        expected = (
+            "a folder that `save_to_disk` wrote, with Parquet files such as train-00000-of-00001.parquet, or with "
+            f"images and {_ROWS}"
+        )
+        got = f"no Parquet file, no {_ROWS} and no state.json"
+        raise InputError(f"{folder} has no dataset", got=got, expected=expected)
     files = _chosen(by_split, name)
     try:
         readers = [pq.ParquetFile(file) for file in files]
@@ -368,13 +407,15 @@ class _Reader:
             return row.get(self._given[field])
         return next((row[name] for name in _NAMES[field] if row.get(name) is not None), None)
 
-    def read(self, batch: pa.Table) -> None:
+    def read(self, batch: pa.Table | list[dict[str, Any]]) -> None:
         """Write the images of a batch and collect their boxes."""
         wanted = {column for column in self._columns.values() if column}
         wanted |= {
             name for field in ("box", "label", "crowd") for name in (self._given.get(field), *_NAMES[field]) if name
         }
-        for row in batch.select([name for name in batch.column_names if name in wanted]).to_pylist():
+        if not isinstance(batch, list):
+            batch = batch.select([name for name in batch.column_names if name in wanted]).to_pylist()
+        for row in batch:
             self._read_row(self._next, row)
             self._next += 1
 

@@ -6,6 +6,7 @@ part of the object, so a box covers ``xmin - 1`` to ``xmax`` in continuous pixel
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -50,8 +51,9 @@ def read_voc(
         if not is_file(listed):
             found = ", ".join(sorted(file.stem for file in listed.parent.glob("*.txt"))[:20]) or "none"
             raise InputError(f"There is no split {split}", got=found, expected=f"the file {listed}", fix="--split")
+        lines = [line.strip() for line in read_text(listed, "List of images").splitlines()]
         # Lists of one category have a second column, 1, -1 or 0.
-        names = {line.split()[0] for line in read_text(listed, "List of images").splitlines() if line.strip()}
+        names = {*lines, *(re.sub(r"\s+(-1|0|1)$", "", line) for line in lines)}
         files = [file for file in files if file.stem in names]
     if not files:
         raise InputError(f"{labels} has no XML files", expected="Pascal VOC annotations, one XML file per image")

@@ -80,7 +80,8 @@ def read_yolo(
             folders[label.parent] = None
             _read_image(collection, root, image_path, label, names, keypoints, rotated)
             progress.advance()
-    for label in _without_image(folders, used):
+    # A list names some images of its folders, so that other labels may belong to another list.
+    for label in _without_image(folders, used) if all(map(is_dir, chosen)) else ():
         collection.leave_out("image", _shown(label, root), "image_missing", "labels without an image")
     return collection
 
@@ -115,21 +116,22 @@ def _names(root: Path, config: dict[str, Any], config_path: Path | None, classes
         while found and not found[-1]:
             found.pop()
     pairs = enumerate(found) if isinstance(found, list) else found.items() if isinstance(found, dict) else ()
-    names = {int(key): str(name) for key, name in pairs if str(key).isdecimal() and isinstance(name, str | int)}
+    names = {int(key): str(name) for key, name in pairs if str(key).isdecimal() and type(name) in (str, int)}
     if not names or len(names) != len(found):
         got = str(found)[:200]
-        raise InputError(f"`names` of {config_path} is not valid", got=got, expected="a list, or number: name")
+        raise InputError(
+            f"`names` of {config_path} is not valid", got=got, expected="a list, or number: name; yes and no in quotes"
+        )
     return dict(sorted(names.items()))
 
 
 def _splits(root: Path, config: dict[str, Any], images: Path | None, split: str | None) -> tuple[list[Path], list[str]]:
     """The folders and lists of images of the chosen splits, and the names of the other splits."""
-    known: dict[str, list[Path]] = {}
+    known: dict[str, list[Any]] = {}
     for name in ("train", "val", "test", "valid"):
         entries = config.get(name)
-        entries = [entries] if isinstance(entries, str) else entries if isinstance(entries, list) else []
-        if entries:
-            known[name] = [_resolve(root, config.get("path"), str(entry), images) for entry in entries]
+        if entries and isinstance(entries, str | list):
+            known[name] = [entries] if isinstance(entries, str) else entries
     if not known:
         for name in ("train", "val", "valid", "test"):
             found = [folder for folder in (root / "images" / name, root / name / "images") if is_dir(folder)]
@@ -144,7 +146,12 @@ def _splits(root: Path, config: dict[str, Any], images: Path | None, split: str 
         wanted = ["train"] if "train" in known else list(known)[:1]
     if not known:
         return [images or (root / "images" if is_dir(root / "images") else root)], []
-    return [path for name in wanted for path in known[name]], [name for name in known if name not in wanted]
+    # Only the chosen splits must be there: Roboflow writes `test` whether or not there are test images.
+    base = config.get("path")
+    chosen = [
+        e if isinstance(e, Path) else _resolve(root, base, str(e), images) for name in wanted for e in known[name]
+    ]
+    return chosen, [name for name in known if name not in wanted]
 
 
 def _resolve(root: Path, base: object, entry: str, images: Path | None) -> Path:
@@ -153,17 +160,28 @@ def _resolve(root: Path, base: object, entry: str, images: Path | None) -> Path:
     ``path`` often names a folder of the machine where the file was made, and Roboflow writes ``../train/images``.
     """
     bases = [root / base, root] if isinstance(base, str) else [root]
-    tries = [top / name for top in bases for name in (entry, entry.removeprefix("../"))]
+    names = [entry, entry.removeprefix("../")]
+    if isinstance(base, str) and Path(entry).is_absolute() and Path(entry).is_relative_to(base):
+        names.append(str(Path(entry).relative_to(base)))
+    tries = [top / name for top in bases for name in names]
     below = images or root
     for path in tries:
         try:
             if path.exists() and path.resolve().is_relative_to(below.resolve()):
-                return Path(os.path.normpath(path))
+                return _below(path, below)
         except (OSError, ValueError):
             continue
     got = "a folder elsewhere" if any(map(is_dir, tries)) else "no such folder or list"
     fix = "if the images are elsewhere, give the folder that they are below with --images"
     raise InputError(f"`{entry}` is not below {below}", got=got, fix=fix)
+
+
+def _below(path: Path, folder: Path) -> Path:
+    """A path as it is written below a folder, where one of both is absolute or contains links; else the path itself."""
+    path, folder = Path(os.path.normpath(path)), Path(os.path.normpath(folder))
+    if not path.is_relative_to(folder) and path.resolve().is_relative_to(folder.resolve()):
+        return folder / path.resolve().relative_to(folder.resolve())
+    return path
 
 
 def _keypoint_numbers(config: dict[str, Any]) -> int:
@@ -183,7 +201,7 @@ def _images(root: Path, sources: Sequence[Path], collection: Collection, folders
                 # Lines are relative to the list (Ultralytics), or to the dataset's folder (Darknet).
                 tries = [source.parent / line, root / line, root / line.removeprefix("data/")]
                 found = next((path for path in tries if is_file(path)), tries[0])
-                path = Path(os.path.normpath(found))
+                path = _below(found, collection.images.folder)
                 if path.is_relative_to(Path(os.path.normpath(collection.images.folder))):
                     yield path
                 else:
