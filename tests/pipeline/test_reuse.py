@@ -1,6 +1,10 @@
 """`spr run … --reuse RUN` takes over the stages whose inputs and settings agree, and says why the others not."""
 
+import shutil
+from importlib.resources import files as files_of
+
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from run_folders import FAKES, files
@@ -8,9 +12,7 @@ from spr.cli import app
 from spr.config import make_config
 from spr.core.errors import ConfigError, RunError
 from spr.models.loading import source_name
-from spr.pipeline.reuse import OtherRun
 from spr.pipeline.runner import run
-from spr.pipeline.stage import STAGES as STAGE_OF
 from spr.runs.folder import lock_run
 from spr.runs.store import StageStore
 
@@ -79,24 +81,30 @@ def test_images_that_have_changed_stop_the_command_before_anything_is_taken_over
         run(config, b, reuse=[a], until="regions")
 
 
-def test_candidates_of_other_weights_in_the_same_folder_are_not_taken_over(small, tmp_path):
-    a, model = tmp_path / "a", tmp_path / "model"
-    run(make_config(small.config(**FAKES)), a)
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    # As if the folder had made them: fakes do not read one.
-    config = make_config(small.config(**FAKES | {"describer": {"backend": "hf", "model": str(model)}}))
-    other, fingerprints = OtherRun(a), {}
-    for name in STAGES:
-        fingerprints[name] = StageStore(a / name).manifest().fingerprint
-        reason = other.give(STAGE_OF[name], config, tmp_path / "b", fingerprints)
-        if name == "candidates":
-            assert reason.startswith(f"the weights in {model} have changed: ")
-            assert reason.endswith(f" → {source_name(model)}")
-        else:
-            before = {"scores": "candidates", "pairs": "candidates"}.get(name)
-            assert reason == (before and f"its input `{before}` differs")
-    assert sorted(path.name for path in (tmp_path / "b").iterdir() if path.is_dir()) == ["objects", "regions"]
+def test_a_stage_of_other_weights_in_the_same_folder_is_neither_taken_over_nor_continued(small, tmp_path):
+    model, weights = tmp_path / "model", tmp_path / "model" / "model.safetensors"
+    shutil.copytree(files_of("spr") / "embedded" / "weights" / "scorer", model)
+    config = make_config(small.config(**FAKES | {"scorer": {"backend": "clip", "model": str(model)}}, shard_rows=2))
+    a, b = tmp_path / "a", tmp_path / "b"
+    run(config, a)
+    assert StageStore(a / "candidates").manifest().weights == {}
+    before = StageStore(a / "scores").manifest().weights
+    assert before == {"scorer.model": source_name(model)}
+    tensors = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    changed = f"the weights of `scorer.model` have changed: {before['scorer.model']} → {source_name(model)}"
+    assert source_name(model) != before["scorer.model"]
+
+    taken = {summary.name: summary.reuse for summary in run(config, b, reuse=[a])}
+    assert taken["candidates"] == f"taken over from {a}"
+    assert taken["scores"] == f"not taken over from {a}: {changed}"
+    assert taken["pairs"].startswith(f"not taken over from {a}: ")
+    assert StageStore(a / "scores").part(0).read_bytes() != StageStore(b / "scores").part(0).read_bytes()
+    # Nor is a stage that is not finished: its shards would be of two models.
+    StageStore(a / "scores").part(1).unlink()
+    with pytest.raises(RunError, match=r"was begun with other weights[\s\S]*--reuse") as refused:
+        run(config, a)
+    assert refused.value.got == changed
 
 
 def test_a_run_that_is_in_use_the_run_itself_and_other_folders_are_refused(small, tmp_path):

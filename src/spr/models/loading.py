@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -218,19 +219,24 @@ def source_name(source: Source, revision: str | None = None, model: Any = None) 
     """
     folder = Path(source)
     if is_dir(folder):
-        total = hashlib.sha256()
         patterns = ("config.json", "adapter_config.json", "*.safetensors")
         paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
-        megabytes = sum(path.stat().st_size for path in paths) // MEGABYTE
-        before = 0
-        with Progress(f"hashing {short_name(folder)}", megabytes, "MB") as progress:
-            for path in paths:
-                digest = sha256(path, lambda done: progress.set((before + done) // MEGABYTE))  # noqa: B023
-                total.update(path.name.encode() + bytes.fromhex(digest))
-                before += path.stat().st_size
-        return f"{folder.resolve().name}@{total.hexdigest()[:12]}"
+        states = tuple((path, (state := path.stat()).st_size, state.st_mtime_ns) for path in paths)
+        return f"{folder.resolve().name}@{_digest(short_name(folder), states)[:12]}"
     commit = getattr(getattr(model, "config", model), "_commit_hash", None)
     return f"{source}@{commit or revision or 'main'}"
+
+
+@lru_cache(maxsize=16)
+def _digest(label: str, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """The SHA-256 of files, computed again only if the size or the time of one has changed."""
+    total, before = hashlib.sha256(), 0
+    with Progress(f"hashing {label}", sum(size for _, size, _ in files) // MEGABYTE, "MB") as progress:
+        for path, size, _ in files:
+            digest = sha256(path, lambda done: progress.set((before + done) // MEGABYTE))  # noqa: B023
+            total.update(path.name.encode() + bytes.fromhex(digest))
+            before += size
+    return total.hexdigest()
 
 
 def device_of(name: str) -> torch.device:

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, cast
 
-from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
+from spr.config import Config, DescriberConfig, DetectorConfig, ScorerConfig
 from spr.config.backends import DESCRIBERS, DETECTORS, SCORERS
 from spr.core.errors import ConfigError, missing_package
+from spr.core.paths import is_dir
 from spr.core.registry import Registry
 from spr.grounding import Dialect, get_dialect
 from spr.models.protocols import Describer, Detector, ImageTextScorer
@@ -62,6 +63,23 @@ def check_loadable(sections: Iterable[DescriberConfig | ScorerConfig | DetectorC
         from spr.models.available import check_models
 
         check_models(own)
+
+
+def local_weights(config: Config, sections: Iterable[str]) -> dict[str, str]:
+    """The weights of the models and adapters that are folders, by field: ``{"scorer.model": "clip@0123456789ab"}``.
+
+    ``sections`` are names of the config's sections. Weights are named as `spr.models.loading.source_name` does it.
+    """
+    found = {}
+    for name in sections:
+        section = getattr(config, name)
+        for field in ("model", "peft_adapter") if section is not None and section.backend in _LOADING else ():
+            if (value := getattr(section, field, None)) is not None:
+                from spr.models.loading import model_source, source_name
+
+                if is_dir(source := model_source(value)):
+                    found[f"{name}.{field}"] = source_name(source)
+    return found
 
 
 def expected_dialect(config: DescriberConfig) -> Dialect | None:

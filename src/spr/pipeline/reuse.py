@@ -12,11 +12,11 @@ from pathlib import Path
 from spr.config import Config, changed_fields
 from spr.core.atomic import atomic_file, sha256
 from spr.core.errors import ConfigError, RunError
-from spr.core.paths import is_dir
+from spr.models.registry import local_weights
 from spr.pipeline.stage import Stage
 from spr.runs.images import IMAGES, check_images
 from spr.runs.reader import Run
-from spr.runs.store import StageStore
+from spr.runs.store import Manifest, StageStore
 
 
 class OtherRun:
@@ -75,7 +75,7 @@ class OtherRun:
         if before := self._refused.intersection(stage.inputs):
             self._refused.add(stage.name)
             return f"its input `{min(before)}` differs"
-        if stage.name == "candidates" and (changed := _changed_weights(config, other)) is not None:
+        if (changed := changed_weights(manifest, local_weights(config, stage.models_for(config)))) is not None:
             self._refused.add(stage.name)
             return changed
         files = {other.part(shard.index): shard.sha256 for shard in manifest.shards}
@@ -107,21 +107,12 @@ class OtherRun:
         return "it was made by another version of SPR" if stage.inputs else "the annotations differ"
 
 
-def _changed_weights(config: Config, candidates: StageStore) -> str | None:
-    """Which folder of the describer has other weights than those that made the candidates; None if none has."""
-    section = config.describer
-    if section is None or section.backend != "hf":
-        return None
-    folders = [folder for folder in (section.model, section.peft_adapter) if folder is not None and is_dir(folder)]
-    if not folders:
-        return None
-    from spr.models.loading import source_name  # needs PyTorch
-
-    made = {name for table in candidates.tables() for name in table["model"].unique().to_pylist()}
-    for folder in folders:
-        now = source_name(folder)
-        if old := sorted(name for name in made if now not in name):
-            return f"the weights in {folder} have changed: {old[0]} → {now}"
+def changed_weights(manifest: Manifest, now: Mapping[str, str]) -> str | None:
+    """Which model of a stage is not the one that made its shards, and has the same folder; None if none is."""
+    for name in sorted({*manifest.weights, *now}):
+        old, new = (found.get(name, "not recorded") for found in (manifest.weights, now))
+        if old != new:
+            return f"the weights of `{name}` have changed: {old} → {new}"
     return None
 
 

@@ -19,9 +19,9 @@ from spr.core.atomic import sha256
 from spr.core.errors import InputError, RunError
 from spr.core.progress import MEGABYTE, Progress, counted
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
-from spr.models.registry import check_loadable, release
+from spr.models.registry import check_loadable, local_weights, release
 from spr.pipeline.engines.local import run_shards
-from spr.pipeline.reuse import OtherRun, take_over
+from spr.pipeline.reuse import OtherRun, changed_weights, take_over
 from spr.pipeline.stage import STAGES, Plan, Stage, due_stages, ordered_stages
 from spr.runs.dropped import merge_dropped
 from spr.runs.folder import append_log, open_run
@@ -195,7 +195,11 @@ def run_stage(
         kept, expected = [shard for shard in kept if shard.source == sources.get(shard.index)], len(jobs)
     if manifest.complete and len(kept) == expected and _source_drops_valid(store, manifest):
         return _summary(stage, manifest, 0.0, done_before=True)
-    manifest.shards, manifest.complete = kept, False
+    weights = local_weights(config, stage.models_for(config))
+    if kept and manifest.weights and (changed := changed_weights(manifest, weights)) is not None:
+        fix = f"restore the weights, or choose another --out with --reuse {out}, or delete {store.folder}"
+        raise RunError(f"{store.folder} was begun with other weights", got=changed, fix=fix)
+    manifest.shards, manifest.complete, manifest.weights = kept, False, weights
     append_log(out, "stage started", stage=stage.name, shards_kept=len(kept), workers=workers)
     if kept:
         of = f" of {expected:,}" if stage.plan is None else ""

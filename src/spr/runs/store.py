@@ -125,7 +125,8 @@ class Manifest:
     ``fingerprint`` is a hash of everything that determines the rows: config, inputs, the stage's version. ``shards``
     are sorted; until the stage is ``complete``, some may be missing. ``source``, of a first stage, has ``counts`` of
     what it read and the drops made before sharding. ``inputs`` are the stages that it reads; ``sections`` the config
-    fields and sections that its rows depend on, besides those that its inputs depend on.
+    fields and sections that its rows depend on, besides those that its inputs depend on. ``weights`` identify the
+    models that were in folders, by config field.
     """
 
     stage: str
@@ -135,10 +136,13 @@ class Manifest:
     complete: bool = False
     inputs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
+    weights: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, Mapping):
             raise ValueError("the source is not an object")
+        if not isinstance(self.weights, Mapping) or not _are_texts(self.weights.values()):
+            raise ValueError("the weights are not an object with texts")
         texts = (self.stage, self.fingerprint, *self.inputs, *self.sections, self.source.get("dropped_sha256", ""))
         indices = [shard.index for shard in self.shards]
         if not _are_texts(texts) or type(self.complete) is not bool or indices != sorted(set(indices)):
@@ -219,7 +223,8 @@ class StageStore:
             if not isinstance(raw["source"], dict):
                 raise ValueError("`source` is not an object")
             inputs, sections = tuple(raw["inputs"]), tuple(raw["sections"])
-            return Manifest(raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"], inputs, sections)
+            head = raw["stage"], raw["fingerprint"], entries, raw["source"], raw["complete"]
+            return Manifest(*head, inputs, sections, raw.get("weights", {}))
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
@@ -237,6 +242,7 @@ class StageStore:
             "complete": manifest.complete,
             "rows": manifest.rows,
             "source": manifest.source,
+            "weights": manifest.weights,
         }
         # One line per shard: readable, and fast to write even for thousands of shards.
         shards = ",\n".join(json.dumps(vars(shard)) for shard in manifest.shards)
