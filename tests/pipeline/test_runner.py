@@ -345,9 +345,9 @@ def test_ctrl_c_stops_with_a_message_and_keeps_finished_shards(undisturbed, tmp_
 def test_a_changed_config_is_refused_with_the_field_and_nothing_is_changed(dataset, tmp_path):
     run(make_config(dataset.config()), tmp_path / "run")
     before = files(tmp_path / "run")
-    with pytest.raises(RunError, match=r"regions\.per_image: 1 → 2[\s\S]*delete regions/"):
+    with pytest.raises(RunError, match=r"regions\.per_image: 1 → 2[\s\S]*delete \S+/run/regions"):
         run(make_config(dataset.config(regions={"per_image": 2})), tmp_path / "run")
-    with pytest.raises(RunError, match=r"seed: 0 → 9[\s\S]*delete objects/"):
+    with pytest.raises(RunError, match=r"seed: 0 → 9[\s\S]*delete \S+/run/objects"):
         run(make_config(dataset.config(seed=9)), tmp_path / "run")
     assert files(tmp_path / "run") == before
 
@@ -413,7 +413,10 @@ def test_a_damaged_config_of_the_run_is_named(dataset, tmp_path):
 def test_a_stage_without_rows_stops_the_run_with_the_reasons(dataset, tmp_path):
     with pytest.raises(InputError, match=r"`objects` has no images[\s\S]*object: area_under_minimum"):
         run(make_config(dataset.config(annotations={"min_area": 1e6})), tmp_path / "a")
-    with pytest.raises(InputError, match=r"`regions` has no regions[\s\S]*image: too_few_objects"):
+    few = r"image: too_few_objects[\s\S]*too_few_objects means: [^`]*`{}`"
+    with pytest.raises(InputError, match=rf"`objects` has no images[\s\S]*{few.format('annotations.min_objects')}"):
+        run(make_config(dataset.config(annotations={"min_objects": 999})), tmp_path / "c")
+    with pytest.raises(InputError, match=rf"`regions` has no regions[\s\S]*{few.format('regions.min_inside')}"):
         run(make_config(dataset.config(regions={"min_inside": 13})), tmp_path / "b")
 
 

@@ -211,6 +211,30 @@ def test_only_differences_whose_interval_excludes_zero_are_better_or_worse(make_
     ]
 
 
+def test_the_next_step_after_a_comparison_fits_the_run(make_run):
+    run = make_run().write()
+    flat = [0.5] * 40
+    sides = {name: measured(run, name, s_loc=values) for name, values in (("before", flat), ("a", noise(0.3)))}
+    up = measured(run, "b", s_loc=[0.6 + 0.02 * (k % 2) for k in range(40)])
+    (run / "trainings" / "b" / "adapter").mkdir(parents=True)
+
+    def conclusion(**results):
+        content = {"format_version": 2, "counts": {}, **{k: {"description": v} for k, v in results.items()}}
+        (run / "metrics.json").write_text(json.dumps(content))
+        return conclude(compare([run]), run)
+
+    assert "or measure on more than 40 images (annotations.holdout)." in conclusion(**sides)[-1]
+    assert conclusion(before=sides["before"], b=up)[-1] == (
+        f"  Next: `spr merge {run} --name b --out FOLDER` makes a whole model of it."
+    )
+    (run / "trainings" / "a" / "adapter").mkdir(parents=True)
+    *_, chance, step = conclusion(**sides, b=up)
+    assert "--name NAME --out FOLDER" in step
+    assert chance.startswith("  Of 2 differences, about 1 in 20 is significant by chance alone")
+    (run / "adapter").mkdir()
+    assert f"`spr merge {run} --out FOLDER`" in conclusion(**sides, b=up)[-1]
+
+
 def test_further_results_of_a_run_are_columns_against_before_and_files_are_shown_without_changing_it(
     make_run, tmp_path
 ):

@@ -307,6 +307,7 @@ def test_a_checkpoint_of_another_training_is_refused_by_name_and_kept(
     with pytest.raises(RunError, match="was made under another config") as caught:
         train(pairs[:count], model, resumable.model_copy(update=change), tmp_path, seed=seed)
     assert named in caught.value.got
+    assert ("--reviews ignore` takes" in caught.value.fix) == ("pairs: " in caught.value.got)
     assert (checkpoints / "step-000002" / "state.pt").is_file()
 
 

@@ -238,10 +238,16 @@ def test_two_reviewers_disagree_and_the_conflict_is_listed(make_reviewed, serve,
 
 
 def test_filters_find_low_margins_and_categories(make_reviewed, serve, open_page):
-    run = make_reviewed(5).write()
-    page = open_page(serve(run, "ana").address)
+    maker = make_reviewed(5)
+    maker.change("pairs", 3, split="holdout")
+    page = open_page(serve(maker.write(), "ana").address)
     shown(page, 0)
     page.click("#filter-box summary")
+    page.select_option("[name=split]", "holdout")
+    shown(page, 3)
+    page.select_option("[name=split]", "train")
+    expect(page.locator("#filter-note")).to_have_text("not decided by me: 4 pairs")
+    page.select_option("[name=split]", "")
     page.select_option("[name=sort]", "-margin")
     shown(page, 4)
     page.fill("[name=margin]", "0.125")  # margins are 0.1 + k/100

@@ -240,6 +240,10 @@ def test_a_dry_run_needs_neither_network_nor_token(a_run, monkeypatch):
     assert push(a_run, "me/thing", dry_run=True, say=said.append) is None
     total = sum(make_package(a_run).sizes.values())
     assert f"{total / 1000:.1f} kB" in said[0]
+    # A training is its adapter.
+    slow = make_package(a_run / "trainings" / "slow")
+    assert slow.sizes.keys() == make_package(a_run / "trainings" / "slow" / "adapter").sizes.keys()
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(slow.sizes)
 
 
 @pytest.mark.usefixtures("hub")

@@ -183,6 +183,12 @@ def test_the_table_calls_a_difference_whose_interval_contains_0_not_significant(
             results={"rec": value},
             differences={"rec": {"acc@0.5": {"difference": 0.1, "ci95": [0.01, 0.2], "p": 0.02}}},
         ),
+        sweeps.Row(
+            "c",
+            {},
+            results={"rec": value},
+            differences={"rec": {"acc@0.5": {"difference": 0.1, "ci95": None, "no_ci95": "2 images", "p": 0.5}}},
+        ),
     ]
     assert table(rows, plan) == [
         "",
@@ -190,6 +196,7 @@ def test_the_table_calls_a_difference_whose_interval_contains_0_not_significant(
         "before    0.5000 [0.4000, 0.6000]",
         "a         0.5000 [0.4000, 0.6000]    +0.1000 [-0.0100, +0.2000]  no significant difference",
         "b         0.5000 [0.4000, 0.6000]    +0.1000 [+0.0100, +0.2000]",
+        "c         0.5000 [0.4000, 0.6000]    +0.1000 (no interval: 2 images)",
     ]
 
 

@@ -259,11 +259,23 @@ def conclude(comparisons: Sequence[Comparison], run: Path | None = None) -> list
         verdicts = {row.verdict for c in comparisons for row in c.rows}
         lines.append(f"  Adapter: {', '.join(map(str, adapters))}")
         if "better" not in verdicts:
-            advice = "no metric got better for sure: train on more pairs, or with another learning rate or β"
+            images = min(c.images for c in comparisons)
+            advice = (
+                "no metric got better for sure: train on more pairs, with another learning rate or β, or measure on "
+                f"more than {images:,} images (annotations.holdout)"
+            )
         elif "worse" in verdicts:
             advice = f"weigh what got worse, in the answers of {run / 'evaluation'}, before you use the adapter"
         else:
-            advice = f"`spr merge {run} --out FOLDER` makes a whole model of it"
+            names = [adapter.parent.name for adapter in adapters if adapter.parent != run]
+            name = "" if len(names) < len(adapters) else f" --name {names[0] if len(names) == 1 else 'NAME'}"
+            advice = f"`spr merge {run}{name} --out FOLDER` makes a whole model of it"
+        if "better" in verdicts and len(comparisons) > 1:
+            tested = sum(row.verdict is not None for c in comparisons for row in c.rows)
+            lines.append(
+                f"  Of {tested:,} differences, about 1 in 20 is significant by chance alone: confirm the best result "
+                "on other data or with another seed."
+            )
         lines.append(f"  Next: {advice}.")
     return lines
 

@@ -62,6 +62,8 @@ def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
     old = marker["identity"]
     changed = [f"{key}: {old.get(key)} → {value}" for key, value in plan.identity.items() if old.get(key) != value]
     if changed:
+        if old.get("reviews") != plan.identity.get("reviews"):
+            changed.append("with other decisions of `spr review`")
         fix = f"choose another --out, or delete {out}"
         raise RunError(f"{out} holds another export", got="; ".join(changed), expected="the same settings", fix=fix)
     for name, size in marker["files"].items():

@@ -141,16 +141,22 @@ def run(
             if not summary.done_before or not summary.rows or stage is stages[-1]:
                 merge_dropped(out, [known.name for known in ordered_stages()])
             if not summary.rows:
-                look = (
-                    f"look at {out / 'dropped.parquet'} (spr show), then check the paths and thresholds in "
-                    f"{out / 'config.yaml'}"
+                fix = (
+                    f"look at the dropped items (spr show {out / 'dropped.parquet'}), then check the paths and "
+                    f"thresholds in {out / 'config.yaml'}"
                 )
-                reasons = ", ".join(f"{reason} {count:,}" for reason, count in reasons_sorted(summary.dropped)[:6])
+                dropped = reasons_sorted(summary.dropped)
+                reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped[:6])
+                if summary.advice:
+                    fix = f"{fix}. {summary.advice}"
+                elif dropped:
+                    reason = dropped[0][0].partition(": ")[2]
+                    fix = f"{fix}. {reason} means: {explain(stage.name, reason)}"
                 raise InputError(
                     f"Stage `{stage.name}` has no {stage.unit}",
                     got=f"dropped: {reasons}" if reasons else "an input without rows",
                     expected=f"at least one of the {stage.unit}",
-                    fix=f"{look}. {summary.advice}" if summary.advice else look,
+                    fix=fix,
                 )
         return summaries
 

@@ -236,7 +236,7 @@ def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[s
             stale.append(name)
     if stale:
         lines = "; ".join("{}: {} → {}".format(key, *changed[key]) for key in sorted(fields))
-        delete = " and ".join(f"{name}/" for name in stale)
+        delete = " and ".join(str(out / name) for name in stale)
         fix = f"use the old values, or another --out with --reuse {out}, which keeps what agrees, or delete {delete}"
         raise RunError(f"{out} was made with another config", got=lines, expected="no change", fix=fix)
 

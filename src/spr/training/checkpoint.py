@@ -215,6 +215,8 @@ def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any], folder:
     if changed:
         lines = "; ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
         fix = "use the old values, or add --name NAME (in a sweep: another `name`), which trains beside it and keeps it"
+        if "pairs" in changed:
+            fix = f"if pairs were reviewed since, `spr train --reviews ignore` takes them as they were; or {fix}"
         raise RunError(f"{folder} was made under another config", got=lines, expected="no change", fix=fix)
 
 

@@ -265,7 +265,7 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
     all_pairs = [*session.planned, *session.held_out]
     missing = sorted(file.missing(all_pairs), key=lambda pair: -pair.length)
     if missing:
-        tell(f"Reference log-probabilities of {len(missing):,} pairs")
+        tell(f"Reference log-probabilities of {len(missing):,} pair{'s' * (len(missing) != 1)}")
     rounds, own_batches = _rounds(missing, size, accelerator)
     rank = accelerator.process_index
     session.state.model.eval()

@@ -96,9 +96,11 @@ def make_package(source: Path, license_id: str | None = None, name: str | None =
         return _export(source, license_id)
     if is_file(source / "adapter_config.json"):
         return _adapter(source, license_id, name)
+    if source.resolve().parent.name == "trainings" and is_file(source / "adapter" / "adapter_config.json"):
+        return _adapter(source / "adapter", license_id, name)
     if is_dir(source) and is_run(source):
         return _run(source, license_id, name)
-    expected = "the folder of `spr export`, RUN/adapter, another adapter in PEFT's format, or RUN"
+    expected = "the folder of `spr export`, RUN/adapter, RUN/trainings/NAME, another adapter in PEFT's format, or RUN"
     got = "a folder of another kind" if is_dir(source) else "no such folder"
     raise InputError(f"{source} can't be pushed", got=got, expected=expected)
 

@@ -448,7 +448,7 @@ def _difference(difference: Mapping[str, Any] | None) -> str:
         return ""
     interval, value = difference["ci95"], f"{difference['difference']:+.4f}"
     if interval is None:
-        return f"{value} (no interval)"
+        return f"{value} (no interval: {difference['no_ci95']})"
     unclear = "  no significant difference" if interval[0] <= 0 <= interval[1] else ""
     return f"{value} [{interval[0]:+.4f}, {interval[1]:+.4f}]{unclear}"
 

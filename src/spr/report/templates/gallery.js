@@ -228,7 +228,7 @@
       const drop = drops[Number(choice.value)];
       const shown = drop.ids.length < drop.count ? `The first ${drop.ids.length.toLocaleString("en")} of ${drop.count.toLocaleString("en")}` : drop.count.toLocaleString("en");
       area.replaceChildren(
-        el("p", "", `${shown} ${drop.kind === "query" ? "queries" : `${drop.kind}s`}: ${drop.explanation}.`),
+        el("p", "", `${shown} ${drop.kind === "query" ? "queries" : `${drop.kind}s`}: ${drop.explanation.replaceAll("`", "")}.`),
         el("ul", "drops", drop.ids.map((id) => el("li", "", id))));
     }
     choice.addEventListener("input", list);

@@ -138,7 +138,11 @@ $("view").addEventListener("pointerdown", event => {
 $("view").addEventListener("pointermove", event => dragged && stretch(event));
 $("view").addEventListener("pointerup", () => { dragged = null; });
 $("file").addEventListener("change", event => open(event.target.files[0]));
-$("image").addEventListener("load", draw);
+$("image").addEventListener("load", () => {
+  const {naturalWidth: width, naturalHeight: height} = $("image"), size = Math.max(width, height);
+  $("image").style.width = size < 320 ? `${320 * width / size}px` : "";  // a tiny image is enlarged
+  draw();
+});
 $("image").addEventListener("error", () => { say("The browser can't show this image.", true); });
 $("form").addEventListener("submit", event => { event.preventDefault(); ask(); });
 document.querySelectorAll("[name=kind]").forEach(button => button.addEventListener("change", aim));

@@ -126,10 +126,11 @@
   /* ── which pair is shown ── */
   const value = (name) => form.elements[name].value;
   function select() {
-    const status = value("status"), category = value("category"), find = value("find").trim().toLowerCase(), sort = value("sort");
+    const status = value("status"), split = value("split"), category = value("category"), find = value("find").trim().toLowerCase(), sort = value("sort");
     const most = value("margin").trim() === "" ? Infinity : Number(value("margin"));
     order = index.id.map((_, n) => n).filter((n) =>
       (status === "" || (status === "open" ? !mine[n] : status === "mine" ? mine[n] : outcomes[n] === status))
+      && (split === "" || index.split[n] === split)
       && (category === "" || index.categoriesOf[n].includes(Number(category)))
       && index.margin[n] <= most
       && (!find || index.id[n].toLowerCase().includes(find) || index.file[n].toLowerCase().includes(find)));
@@ -310,6 +311,7 @@
     }
     document.title = `${index.run} · SPR review`;
     $("#run").textContent = index.run;
+    form.elements.split.parentElement.hidden = !index.split.includes("holdout");
     const named = index.categories.map(([name, n], k) => [name, n, k]).sort((a, b) => (a[0] < b[0] ? -1 : 1));
     for (const [name, n, k] of named) form.elements.category.append(el("option", "", `${name.slice(0, 60)} (${n.toLocaleString("en")})`, { value: String(k) }));
     let known = index.reviewer || "";
