@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from spr.annotations import convert_annotations, prepare_annotations
-from spr.annotations.sources.hugging_face import MARKER, parse_name, possible_formats
+from spr.annotations.datasets import MARKER
+from spr.annotations.sources.hugging_face import possible_formats
 from spr.config import make_config
-from spr.core.errors import ConfigError, InputError, RunError
+from spr.core.errors import InputError, RunError
 from spr.pipeline.objects import load_objects
 
 W, H = 200, 100
@@ -232,17 +233,3 @@ def test_a_config_reads_a_dataset_and_writes_its_images_once(tmp_path: Path, mon
     assert not (tmp_path / "new").exists()  # so that the next try may use it
     with pytest.raises(InputError, match="no folder"):
         prepare_annotations(config_of("hf:./none", tmp_path / "other"))
-
-
-def test_names_have_up_to_four_parts() -> None:
-    for text, expected in {
-        "hf:cups": ("cups", None, None, None),
-        "hf:org/cups:train": ("org/cups", None, None, "train"),
-        "hf:org/cups@main:small:train[:10]": ("org/cups", "main", "small", "train[:10]"),
-        "hf:/data/a@b:val": ("/data/a@b", None, None, "val"),
-    }.items():
-        name = parse_name(text)
-        assert (name.source, name.revision, name.config, name.split) == expected
-    for text in ("hf:", "hf:a::b", "hf:a:b:c:d"):
-        with pytest.raises(ConfigError, match="not valid"):
-            parse_name(text)

@@ -1,9 +1,8 @@
 """Annotations → objects: reading COCO-style annotation files, and replacing crowds (supplement, Sec. 1)."""
 
 from spr.annotations.coco import Annotations, Dropped, read_coco
-from spr.annotations.convert import Conversion, convert_annotations
+from spr.annotations.convert import Conversion, convert_annotations, prepare_annotations
 from spr.annotations.crowd import CrowdDetector, CrowdQuery, replace_crowds
-from spr.annotations.sources.hugging_face import prepare_annotations
 
 __all__ = [
     "Annotations",

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from spr.annotations.collection import EXIF, MARKS, check_coco_output, write_coco
+from spr.annotations.datasets import DatasetImages, parse_name
 from spr.annotations.sources.csv_table import read_csv
 from spr.annotations.sources.cvat import read_cvat
 from spr.annotations.sources.hugging_face import read_hugging_face
 from spr.annotations.sources.label_studio import read_label_studio
 from spr.annotations.sources.voc import read_voc
 from spr.annotations.sources.yolo import read_yolo
+from spr.config.annotations import AnnotationsConfig
 from spr.core.errors import ConfigError, InputError, nearest
-from spr.core.paths import exists, is_dir
+from spr.core.paths import exists, is_dir, is_file
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "yolo": read_yolo,
@@ -107,3 +109,24 @@ def convert_annotations(path: str | Path, out: str | Path, *, source: str, **opt
     return Conversion(
         collection.images.folder, collection.counts, dict(dropped.most_common()), examples, notes, written
     )
+
+
+def prepare_annotations(annotations: AnnotationsConfig) -> None:
+    """Write the images of a Hugging Face dataset and its annotations as COCO JSON; nothing for an annotation file.
+
+    This is done once: a dataset of the hub is not looked at again afterwards. A folder is, and must not have changed.
+
+    Raises:
+        InputError: if the dataset can't be loaded or has no boxes whose meaning is clear.
+        RunError: if `annotations.images` holds anything else, or another process writes into it.
+    """
+    if not annotations.is_dataset:
+        return
+    name, out = parse_name(str(annotations.path)), annotations.json_path
+    images = DatasetImages(annotations.images, name)
+    if images.complete and is_file(out):
+        return
+    public = ":".join(part for part in (name.public_source, name.config, name.split) if part)
+    collection = read_hugging_face(annotations.path, images=annotations.images)
+    write_coco(collection, out, {"source": "hf", "dataset": public})
+    images.mark_complete()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from spr.annotations.sources.hugging_face import parse_name
+from spr.annotations.datasets import parse_name
 from spr.config import Config, DescriberConfig
 from spr.core.paths import exists, is_dir
 from spr.models.hub_cache import Found, command_for, find_model

@@ -6,14 +6,10 @@ categories are called, but not what a box's four numbers mean: that is found out
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,19 +18,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spr.annotations.collection import BOX_FORMATS, BoxFormat, Collection, to_xyxy, write_coco
-from spr.config.annotations import HF_PREFIX, AnnotationsConfig
-from spr.core.atomic import is_temporary, write_atomically
-from spr.core.documents import parse_json, read_json
-from spr.core.errors import ConfigError, InputError, RunError
+from spr.annotations.collection import BOX_FORMATS, BoxFormat, Collection, to_xyxy
+from spr.annotations.datasets import DatasetImages, DatasetName, data_files, parse_name
+from spr.config.annotations import HF_PREFIX
+from spr.core.atomic import write_atomically
+from spr.core.documents import parse_json
+from spr.core.errors import ConfigError, InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import is_dir, is_file
 from spr.core.progress import Progress
 from spr.core.text_input import TextInput, read_text, text_lines
 
-MARKER = "spr-dataset.json"
-"""The file in a folder of images that says from which dataset `spr` has written them."""
-_FORMAT = "spr dataset images"
 _NAMES: dict[str, tuple[str, ...]] = {
     "image": ("image", "img", "picture"),
     "objects": ("objects", "object", "annotations", "instances", "detections"),
@@ -54,73 +48,6 @@ _ROWS = "metadata.jsonl"
 _SPLITS = {"training": "train", "val": "validation", "valid": "validation"}
 _SPLITS |= {name: name for name in ("train", "validation", "test")}
 _MOST_MISFITS = 0.01
-_ENDS = 2**16
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetName:
-    """A dataset: the id on the hub or a folder, and optionally revision, configuration and split."""
-
-    source: str
-    revision: str | None = None
-    config: str | None = None
-    split: str | None = None
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder, if the name is a path: it begins with ``/``, ``.`` or ``~``."""
-        return Path(self.source).expanduser() if self.source.startswith(("/", ".", "~")) else None
-
-
-def parse_name(text: str) -> DatasetName:
-    """The parts of ``hf:NAME[@REVISION][:CONFIG][:SPLIT]``, where NAME is an id of the hub or the path of a folder.
-
-    >>> parse_name("hf:org/name@v1:train[:100]")
-    DatasetName(source='org/name', revision='v1', config=None, split='train[:100]')
-
-    Raises:
-        ConfigError: if the name is empty or has more parts.
-    """
-    source, *rest = re.split(r":(?![^\[]*\])", text.removeprefix(HF_PREFIX))
-    revision = None
-    if not source.startswith(("/", ".", "~")):
-        source, _, revision = source.partition("@")
-    if not source or len(rest) > 2 or not all(rest):
-        expected = "hf:NAME, hf:NAME:SPLIT, hf:NAME@REVISION:CONFIG:SPLIT, or hf:./FOLDER:SPLIT"
-        raise ConfigError("The name of a dataset is not valid", got=text, expected=expected)
-    config = rest[0] if len(rest) == 2 else None
-    return DatasetName(source, revision or None, config, rest[-1] if rest else None)
-
-
-def prepare_annotations(annotations: AnnotationsConfig) -> None:
-    """Write the images of a Hugging Face dataset and its annotations as COCO JSON; nothing for an annotation file.
-
-    This is done once: a dataset of the hub is not looked at again afterwards. A folder is, and must not have changed.
-
-    Raises:
-        InputError: if the dataset can't be loaded or has no boxes whose meaning is clear.
-        RunError: if `annotations.images` holds anything else, or another process writes into it.
-    """
-    if not annotations.is_dataset:
-        return
-    name, images, out = str(annotations.path), annotations.images, annotations.json_path
-    identity = _identity(parse_name(name))
-    known = _read_marker(images)
-    if known.get("complete") and known.get("dataset") == identity and is_file(out):
-        return
-    write_coco(read_hugging_face(name, images=images), out, {"source": "hf", "dataset": public_name(name)})
-    write_atomically(images / MARKER, _marker(identity, complete=True))
-
-
-def public_name(name: str) -> str:
-    """A dataset's name without the path of a local folder.
-
-    >>> public_name("hf:/home/me/cups:train")
-    'cups:train'
-    """
-    parsed = parse_name(name)
-    first = parsed.source if parsed.folder is None else parsed.folder.name
-    return ":".join(part for part in (first, parsed.config, parsed.split) if part)
 
 
 def read_hugging_face(
@@ -161,13 +88,13 @@ def read_hugging_face(
     name = parse_name(text if text.startswith(HF_PREFIX) else f"{HF_PREFIX}{_as_source(text)}")
     if split is not None:
         name = replace(name, split=split)
-    identity = _identity(name)
-    _check_folder(images, identity)
+    folder = DatasetImages(images, name)
+    folder.check()
     batches, features, total, roots = _load(name)
-    with _own_folder(images, identity):
+    with folder.locked():
         reader = _Reader(Collection(ImageSource(images, orientation)), features, dict(columns or {}), category, roots)
         reader.names = reader.names or ([] if classes is None else read_text(classes).splitlines())
-        with Progress(f"reading {public_name(f'{HF_PREFIX}{name.source}')}", total, "images") as progress:
+        with Progress(f"reading {name.public_source}", total, "images") as progress:
             for batch in batches:
                 reader.read(batch)
                 progress.advance(len(batch))
@@ -179,75 +106,6 @@ def _as_source(text: str) -> str:
     return str(Path(text).absolute()) if is_dir(text) else text
 
 
-def _identity(name: DatasetName) -> dict[str, Any]:
-    """What identifies the dataset: its name and, for a folder, the names, sizes, beginnings and ends of its files."""
-    if name.folder is None:
-        return asdict(name)
-    digest = hashlib.sha256()
-    for file in _files(name.folder):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            ends = stream.read(_ENDS)
-            stream.seek(max(size - _ENDS, 0))
-            ends += stream.read(_ENDS)
-        digest.update(f"{file.relative_to(name.folder)} {size} {hashlib.sha256(ends).hexdigest()}\n".encode())
-    return {**asdict(name), "source": name.folder.name, "sha256": digest.hexdigest()}
-
-
-def _files(folder: Path) -> list[Path]:
-    if not is_dir(folder):
-        raise InputError(f"There is no folder {folder}", expected="a folder with a dataset")
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix in (".arrow", ".parquet", ".json", ".jsonl") and file.is_file()
-    )
-
-
-def _read_marker(images: Path) -> dict[str, Any]:
-    try:
-        marker = read_json(images / MARKER)
-    except (OSError, ValueError):
-        return {}
-    return marker if isinstance(marker, dict) and marker.get("format") == _FORMAT else {}
-
-
-def _marker(identity: dict[str, Any], *, complete: bool) -> bytes:
-    return (json.dumps({"format": _FORMAT, "dataset": identity, "complete": complete}) + "\n").encode()
-
-
-def _check_folder(images: Path, identity: dict[str, Any]) -> None:
-    """Refuse a folder that holds anything else than the images of the dataset."""
-    found = [item.name for item in images.iterdir() if not is_temporary(item)] if images.exists() else []
-    known = _read_marker(images)
-    if found and known.get("dataset") != identity:
-        got = json.dumps(known["dataset"]) if known else ", ".join(sorted(found)[:5])
-        fix = "choose a new or empty folder; or delete this one, if the dataset was changed"
-        raise RunError(f"{images} does not hold the images of this dataset", got=got, expected=identity, fix=fix)
-
-
-@contextlib.contextmanager
-def _own_folder(images: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Mark and lock a folder for the images of a dataset."""
-    try:
-        _check_folder(images, identity)
-        images.mkdir(parents=True, exist_ok=True)
-        if not _read_marker(images):
-            write_atomically(images / MARKER, _marker(identity, complete=False))
-        lock = (images / MARKER).open("rb")
-    except OSError as error:
-        raise RunError(f"{images} can't be used for images", got=error, fix="choose another folder") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"Another process writes into {images}", fix="wait for it") from None
-        for item in images.iterdir():
-            if is_temporary(item):
-                item.unlink(missing_ok=True)
-        yield
-
-
 _Loaded = tuple[Iterator[pa.Table | list[dict[str, Any]]], dict[str, Any], int, list[Path]]
 
 
@@ -255,7 +113,7 @@ def _load(name: DatasetName) -> _Loaded:
     """The rows as batches, the features as a plain mapping, the number of rows, and where image files may be."""
     folder = name.folder
     if folder is not None and not is_file(folder / "state.json") and not is_file(folder / "dataset_dict.json"):
-        tables = [file for file in _files(folder) if file.name == _ROWS]
+        tables = [file for file in data_files(folder) if file.name == _ROWS]
         return _load_image_folder(folder, tables, name) if tables else _load_parquet(folder, name)
     import datasets
 
@@ -277,9 +135,7 @@ def _load(name: DatasetName) -> _Loaded:
         # `datasets` raises errors of many libraries: of the network, of file systems, of Arrow, and its own.
         got = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         fix = "check name and split (hf:NAME:SPLIT); without a network, give a folder: hf:/FOLDER"
-        raise InputError(
-            f"The dataset {public_name(f'{HF_PREFIX}{name.source}')} can't be loaded", got=got, fix=fix
-        ) from None
+        raise InputError(f"The dataset {name.public_source} can't be loaded", got=got, fix=fix) from None
     finally:
         if not bars:
             datasets.enable_progress_bars()
@@ -326,7 +182,7 @@ def _load_image_folder(folder: Path, tables: list[Path], name: DatasetName) -> _
 def _load_parquet(folder: Path, name: DatasetName) -> _Loaded:
     """The Parquet files of a folder; the split of a file is its name up to ``-00000-of-00001``."""
     by_split: dict[str, list[Path]] = {}
-    for file in _files(folder):
+    for file in data_files(folder):
         if file.suffix == ".parquet":
             by_split.setdefault(re.split(r"-\d{5}", file.stem)[0], []).append(file)
     if not by_split:
