@@ -491,6 +491,35 @@ def test_label_studio_percentages_rotations_and_several_annotations(made: Made) 
     assert objects(coco) == [("sub/c.jpg", "dog", [20, 20, 80, 60])]
 
 
+def test_label_studio_renames_uploaded_files(made: Made) -> None:
+    # Names as Django's get_valid_filename makes them, which Label Studio applies to an upload.
+    uploads = {
+        "0a1b2c3d-s_1.jpg": "s 1.jpg",
+        "0a1b2c3d-s_2_copy.jpg": "s 2 (copy).jpg",
+        "0a1b2c3d-%C3%A9t%C3%A9_50.JPG": "été 50%.JPG",
+        "0a1b2c3d-plain.jpg": "plain.JPG",  # spelled alike
+        "0a1b2c3d-t_1.jpg": None,  # two files get this name
+        "s_1.jpg": None,  # not uploaded
+        "0a1b2c3d-kept.jpg": "0a1b2c3d-kept.jpg",  # downloaded from Label Studio
+    }
+    for name in (*filter(None, uploads.values()), "kept.jpg", "t 1.jpg", "t_1.jpg"):
+        made.image(f"img/{name}")
+    results = [{"result": [rectangle([10, 20, 30, 40], ["dog"])]}]
+    data = [{"image": f"/data/upload/1/{name}"} for name in uploads]
+    made.write("e.json", [{"id": k, "data": data, "annotations": results} for k, data in enumerate(data, 1)])
+    coco, done = made.convert("label-studio", "e.json", images=made.folder / "img")
+    assert {image["id"]: image["file_name"] for image in coco["images"]} == {
+        k: name for k, name in enumerate(uploads.values(), 1) if name
+    }
+    assert [item for item in reasons(coco) if "missing" in item[1]] == [
+        ("task 5", "image_missing"),
+        ("task 6", "image_missing"),
+    ]
+    assert done.examples["image: image_missing"] == (
+        "task 5: 2 files that Label Studio calls t_1.jpg: 't 1.jpg', 't_1.jpg'"
+    )
+
+
 @pytest.mark.parametrize("recorded", [(W, H), (H, W)])
 def test_label_studio_percentages_refer_to_the_image_as_the_browser_shows_it(
     made: Made, recorded: tuple[int, int]

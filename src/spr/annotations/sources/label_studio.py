@@ -1,14 +1,16 @@
 """Label Studio: a JSON list of tasks, with boxes in percent of the image as the annotator saw it.
 
-Source: https://labelstud.io/guide/export and ``/tags/rectanglelabels``. A rotation is in degrees, clockwise around the
-box's first corner ``(x, y)``, and an ellipse's around its center. Browsers show an image as EXIF orients it, so that is
-what percentages refer to, whatever the recorded size says.
+Source: https://labelstud.io/guide/export and ``/tags/rectanglelabels``; names of uploaded files:
+``label_studio/data_import/models.py`` and Django's ``get_valid_filename``. A rotation is in degrees, clockwise around
+the box's first corner ``(x, y)``, and an ellipse's around its center. Browsers show an image as EXIF orients it, so
+that is what percentages refer to, whatever the recorded size says.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,7 +21,7 @@ from spr.annotations.sources.yolo import OUTLINES, ROTATED, SUFFIXES
 from spr.core.boxes import Box, Size
 from spr.core.documents import parse_json
 from spr.core.errors import InputError
-from spr.core.images import ImageSource
+from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import is_file
 from spr.core.text_input import read_bytes
 
@@ -38,9 +40,10 @@ def read_label_studio(
 
     Args:
         path: The JSON file.
-        images: Folder with the images; an upload's name is also found without the code that Label Studio puts before
-            it. With the images, also tasks without a box are read, whose size the JSON does not have. None: the folder
-            of the file, and image files are not looked for.
+        images: Folder with the images. An uploaded file is also found under its own name, if no other file gets the
+            same name on upload: Label Studio puts a code before it, writes ``_`` for spaces, and omits brackets and
+            other characters. With the images, also tasks without a box are read, whose size the JSON does not have.
+            None: the folder of the file, and image files are not looked for.
         rotated: Use the box around a rotated box, or drop it.
     """
     try:
@@ -50,15 +53,20 @@ def read_label_studio(
     if not isinstance(tasks, list):
         raise InputError(f"{path} is not a Label Studio export", got=type(tasks).__name__, expected=_EXPECTED)
     collection = Collection(ImageSource(images or path.parent, "apply"), look=images is not None)
+    uploads = defaultdict[str, list[str]](list)
+    for name in sorted(item.name for item in images.iterdir()) if images is not None else ():
+        uploads[_uploaded(name)].append(name)
     for number, task in enumerate(tasks, 1):
         if isinstance(task, dict):
-            _read_task(collection, f"task {task.get('id', number)}", task, rotated)
+            _read_task(collection, f"task {task.get('id', number)}", task, rotated, uploads)
         else:
             collection.leave_out("image", f"task {number}", "entry_not_an_object", task)
     return collection
 
 
-def _read_task(collection: Collection, where: str, task: dict[str, Any], rotated: str) -> None:
+def _read_task(
+    collection: Collection, where: str, task: dict[str, Any], rotated: str, uploads: Mapping[str, list[str]]
+) -> None:
     data = task["data"] if isinstance(task.get("data"), dict) else task
     address = _address(data)
     results = _results(collection, where, task)
@@ -84,7 +92,12 @@ def _read_task(collection: Collection, where: str, task: dict[str, Any], rotated
         return
     number = task.get("id") if isinstance(task.get("id"), int) else None
     url = address if address.startswith(("http://", "https://")) else None
-    image = collection.add_image(where, _file_name(collection, address), size_wh, id=number, url=url, displayed=True)
+    try:
+        name = _file_name(collection, address, uploads)
+        image = collection.add_image(where, name, size_wh, id=number, url=url, displayed=True)
+    except ImageProblem as problem:
+        collection.leave_out("image", where, problem.reason, problem.got)
+        image = None
     for count, (result, value, names) in enumerate(shapes, 1):
         at = f"{where}: {result.get('type') or 'box'} {count}"
         if image is None:
@@ -138,39 +151,47 @@ def _size_wh(result: dict[str, Any]) -> Size | None:
     return (width, height) if isinstance(width, int) and isinstance(height, int) else None
 
 
-def _file_name(collection: Collection, address: str) -> str:
-    tries = list(_names(address))
-    if collection.look:
-        source = collection.images
-        for name in tries:
-            found = name if is_file(source.folder / name) else source.spelled_alike(name)
-            if is_file(source.folder / found):
-                return found
-    return tries[0] if tries else ""
+def _uploaded(name: str) -> str:
+    """What Label Studio calls a file that is uploaded, after the code that it puts before the name.
+
+    >>> _uploaded("street 1 (copy).jpg")
+    'street_1_copy.jpg'
+    """
+    return re.sub(r"[^-\w.]", "", name.rstrip().replace(" ", "_"))
 
 
-def _names(address: str) -> Iterator[str]:
+def _file_name(collection: Collection, address: str, uploads: Mapping[str, list[str]]) -> str:
+    """The image's file: one that is named as in the address, or else the one whose upload gets that name."""
+    names = _names(address)
+    if not names or not collection.look:
+        return names[0] if names else ""
+    uploaded = _UPLOAD.sub("", names[-1], count=1)
+    files = uploads.get(uploaded, []) if uploaded != names[-1] else []
+    for name in names if files else [*names, uploaded]:
+        found = collection.images.spelled_alike(name)
+        if is_file(collection.images.folder / found):
+            return found
+    if len(files) > 1:
+        got = f"{len(files)} files that Label Studio calls {uploaded}: {', '.join(map(repr, files[:3]))}"
+        raise ImageProblem("image_missing", uploaded, got=got)
+    return files[0] if files else names[0]
+
+
+def _names(address: str) -> list[str]:
     """The names that an image's file may have, the most likely first.
 
-    >>> list(_names("/data/upload/3/0a1b2c3d-street%201.jpg"))
-    ['0a1b2c3d-street 1.jpg', 'street 1.jpg']
-    >>> list(_names("/data/local-files/?d=photos/7.jpg"))
+    >>> _names("/data/upload/3/0a1b2c3d-street%201.jpg")
+    ['0a1b2c3d-street 1.jpg']
+    >>> _names("/data/local-files/?d=photos/7.jpg")
     ['photos/7.jpg', '7.jpg']
     """
-    if address.startswith("data:"):
-        return
     try:
-        parts = urlsplit(address)
+        parts = urlsplit("" if address.startswith("data:") else address)
     except ValueError:
-        return
+        return []
     local = parse_qs(parts.query).get("d", [""])[0].lstrip("/")
-    if local:
-        yield local
     name = PurePosixPath(local or unquote(parts.path)).name
-    if name and name != local:
-        yield name
-    if (shorter := _UPLOAD.sub("", name, count=1)) and shorter != name:
-        yield shorter
+    return [text for text in dict.fromkeys((local, name)) if text]
 
 
 def _read_shape(
