@@ -82,13 +82,20 @@ def findings(config):
     return {about: (status, text) for status, about, text in check(config)}
 
 
-def test_a_config_with_nothing_missing_exits_with_0(dataset):
+def test_a_config_with_nothing_missing_exits_with_0(dataset, tmp_path):
     paths = [f"annotations.path={dataset.json}", f"annotations.images={dataset.images}"]
     result = CliRunner().invoke(app, ["doctor", "quickstart", *paths])
     assert result.exit_code == 0, result.stdout
     statuses = {line[8:32].strip(): line[:8].strip() for line in result.stdout.splitlines()}
     assert statuses["describer.model"] == statuses["annotations.path"] == statuses["memory, training"] == "ok"
     assert "(estimate)" in result.stdout
+    # a run folder stands for its config; overrides apply to it
+    (tmp_path / "config.yaml").write_text(load_config("quickstart", paths).to_yaml())
+    assert CliRunner().invoke(app, ["doctor", str(tmp_path)]).stdout == result.stdout
+    changed = CliRunner().invoke(app, ["doctor", str(tmp_path), f"annotations.path={tmp_path}/none.json"])
+    assert changed.exit_code == 1
+    assert f"{tmp_path}/none.json" in changed.stdout
+    assert CliRunner().invoke(app, ["doctor", str(dataset.images)]).exit_code != 0  # a folder without a config
 
 
 def test_what_is_missing_is_named_with_the_way_to_get_it(cache, tmp_path, monkeypatch):

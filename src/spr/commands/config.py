@@ -28,7 +28,6 @@ def config(
     from spr.config.reference import annotated_yaml, describe, names
     from spr.config.renamed import ALSO_KNOWN_AS, RENAMED
     from spr.core.errors import ConfigError, closest
-    from spr.core.paths import is_dir, is_file
 
     lines = describe({**ALSO_KNOWN_AS, **RENAMED}.get(name or "", name))
     if lines is not None:
@@ -37,9 +36,7 @@ def config(
         for line in lines:
             echo(line)
         return
-    source = str(name)
-    if is_dir(source) and is_file(Path(source) / "config.yaml"):
-        source = str(Path(source) / "config.yaml")
+    source = _of_run(str(name))
     try:
         find_config(source)
     except ConfigError as error:
@@ -56,7 +53,9 @@ def config(
 def doctor(
     config: Annotated[
         str | None,
-        typer.Argument(help="A YAML file, or the name of a config that ships with SPR. [default: check no config]"),
+        typer.Argument(
+            help="A YAML file, a run folder, or the name of a config that ships with SPR. [default: check no config]"
+        ),
     ] = None,
     overrides: Annotated[list[str] | None, _OVERRIDES] = None,
 ) -> None:
@@ -74,9 +73,16 @@ def doctor(
     from spr.workflows.check import check
 
     missing = 0
-    for status, about, finding in check(load_config(config, overrides or ())):
+    for status, about, finding in check(load_config(_of_run(config), overrides or ())):
         echo(f"{status:<8}{about:<24}{finding}")
         missing += status == "MISSING"
     if missing:
         echo(f"\n{missing} missing.", err=True)
         raise typer.Exit(1)
+
+
+def _of_run(source: str) -> str:
+    """The config of a run folder; anything else stays as it is."""
+    from spr.core.paths import is_file
+
+    return str(file) if is_file(file := Path(source) / "config.yaml") else source
