@@ -122,7 +122,7 @@ def test_yolo_rows_are_boxes_outlines_rotated_boxes_or_have_a_reason(made: Made)
         ("train/labels/a.txt:11", "box_size_negative"),
         ("train/labels/a.txt:12", "row_unreadable"),
         ("train/images/broken.jpg", "image_unreadable"),
-        ("train/labels/broken.txt: 1 rows", "object_image_dropped"),
+        ("train/labels/broken.txt: 1 row", "object_image_dropped"),
         ("train/labels/lost.txt", "image_missing"),
         ("train/images/a.jpg", "object_repeated"),
     ]

@@ -322,7 +322,7 @@ def table_of(output: str) -> list[str]:
 def test_scenes_into_a_place_that_can_not_be_written_get_one_clear_message(tmp_path):
     (tmp_path / "file").write_text("x")
     _, errors = spr("scenes", "--out", tmp_path / "file", "--n", 1, expect=1)
-    assert "is not a folder with 1 scenes of seed 0, so it is left unchanged" in errors
+    assert "is not a folder with 1 scene of seed 0, so it is left unchanged" in errors
     spr("scenes", "--out", tmp_path / "scenes", "-n", 2)
     names = sorted(p.name for p in (tmp_path / "scenes").iterdir())
     assert names == ["expressions.json", "images", "instances.json"]

@@ -236,7 +236,7 @@ def test_questions_from_lvis(tmp_path):
     }
     (tmp_path / "lvis.json").write_text(json.dumps(lvis))
     output, _ = spr("lvis-questions", "--annotations", tmp_path / "lvis.json", "--out", tmp_path / "q.jsonl")
-    assert "1 questions" in output
+    assert "1 question in" in output
     assert json.loads((tmp_path / "q.jsonl").read_text())["neg_class"] == "fork"
 
 

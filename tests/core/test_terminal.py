@@ -11,7 +11,7 @@ import pytest
 import warm_python
 from spr.core.errors import InputError
 from spr.core.progress import Progress
-from spr.core.terminal import echo, one_line, printable
+from spr.core.terminal import count_text, echo, one_line, printable, size_text
 
 SOURCE = Path(__file__).parents[2] / "src" / "spr"
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\r\x08\u202e\u2066\u200f\ud800\x7f"
@@ -28,6 +28,27 @@ def test_control_characters_are_escaped_and_other_text_is_kept() -> None:
         assert printable(text) == text
     assert one_line("a\nb\tc\x1b") == r"a\nb\tc\x1b"
     assert printable(Path("a\x1bb")) == r"a\x1bb"
+
+
+def test_one_thing_is_counted_in_the_singular() -> None:
+    singular = {
+        "pairs": "pair",
+        "images": "image",
+        "boxes": "box",
+        "queries": "query",
+        "tries": "try",
+        "candidates": "candidate",
+        "files": "file",
+        "scored descriptions": "scored description",
+    }
+    for things, thing in singular.items():
+        assert [count_text(n, things) for n in (0, 1, 2, 1000)] == [
+            f"0 {things}",
+            f"1 {thing}",
+            f"2 {things}",
+            f"1,000 {things}",
+        ]
+    assert (size_text(0), size_text(1)) == ("0 bytes", "1 byte")
 
 
 def test_the_message_of_an_error_is_escaped_and_its_parts_are_not_imitated() -> None:

@@ -210,7 +210,7 @@ def test_no_usable_image_stops_before_the_model_is_loaded_and_names_the_first(si
         (tmp_path / name).write_bytes(b"no image")
     else:
         Image.new("RGB", size).save(tmp_path / name)
-    with pytest.raises(InputError, match=rf"None of the 1 images can be read\.\s+got: +Image '1\.png'.*({reason})"):
+    with pytest.raises(InputError, match=rf"The image can't be read\.\s+got: +Image '1\.png'.*({reason})"):
         evaluate(Rec(), expressions(3), describer=DescriberConfig(model="m", temperature=0), images=tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_every_task_finds_missing_images_before_the_model_is_loaded(tmp_path):
         (Description(), Regions([query])),
     ):
         assert [about.id for about in task.about(items)] == list(task.ids(items))
-        with pytest.raises(InputError, match="None of the 1 images can be read"):
+        with pytest.raises(InputError, match="The image can't be read"):
             evaluate(task, items, describer=DescriberConfig(model="m", temperature=0), images=tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_images_that_a_function_can_not_load_are_an_error_as_well():
     def load(question):
         raise ImageProblem("image_missing", question.file_name, expected="the file /x/1.png")
 
-    with pytest.raises(InputError, match=r"None of the 1 images can be read[\s\S]*/x/1\.png"):
+    with pytest.raises(InputError, match=r"The image can't be read[\s\S]*/x/1\.png"):
         evaluate(Rec(), expressions(2), describer=Fixed(BOX), images=load)
 
 

@@ -103,7 +103,7 @@ def test_a_folder_means_all_json_lines_files_in_it(tmp_path, write_lines):
     ("content", "message"),
     [
         ("", "contains no predictions"),
-        ("<html>\n", "1 lines that are not JSON objects"),
+        ("<html>\n", "1 line without a JSON object"),
         ('{"answer": "[1, 2, 3, 4]"}\n', "have no field for an id"),
         ('{"id": "0", "box": [1, 2, 3, 4]}\n', "have no field for an answer"),
         ('{"id": "a", "answer": ""}\n{"id": "b", "answer": ""}\n', "No answer in"),

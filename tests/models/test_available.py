@@ -36,7 +36,7 @@ def cache(monkeypatch, tmp_path):
 def test_offline_all_missing_models_are_named_at_once_with_how_to_get_them():
     with pytest.raises(ModelError) as raised:
         check_models(HUB)
-    assert raised.value.what == "The Hub is unreachable, and 3 models are neither cached nor folders"
+    assert raised.value.what == "The Hub is unreachable, and 3 models can't be found here"
     assert raised.value.got == "a/describer, b/scorer, c/detector"
     assert "hf download a/describer && hf download b/scorer && hf download c/detector" in raised.value.fix
     with pytest.raises(ModelError, match="spr convert ferret --out checkpoints/ferret-7b … && hf download b/scorer"):
@@ -59,7 +59,9 @@ def test_a_model_is_cached_if_its_config_and_all_its_weights_are(cache):
 @pytest.mark.usefixtures("cache")
 def test_other_problems_are_named_beside_the_missing_models(tmp_path):
     folder = DescriberConfig(model=str(tmp_path / "gone"))
-    with pytest.raises(ModelError, match=r"(?s)2 models are neither.*b/scorer, c/detector.*no such model folder"):
+    with pytest.raises(
+        ModelError, match=r"(?s)2 models can't be found here.*b/scorer, c/detector.*no such model folder"
+    ):
         check_models([folder, *HUB[1:]])
     with pytest.raises(ModelError, match="no such model folder"):
         check_models([folder])

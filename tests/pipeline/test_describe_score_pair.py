@@ -278,19 +278,19 @@ def candidate(number, *spans, text=None, plain=None):
         (
             "ferret",
             "a cup [0.10, 0.20, 0.50, 0.60]",
-            "1 boxes in dialect `ferret` have numbers from 0 to 1 (implausible_scale); check describer.dialect: "
+            "1 box in dialect `ferret` with numbers from 0 to 1 (implausible_scale); check describer.dialect: "
             "did the model write `llava` or `llava_onevision` or `shikra`?",
         ),
         (
             "llava",
             "a cup [100, 200, 500, 600]",
-            "1 boxes in dialect `llava` have numbers out of range; check describer.dialect: "
+            "1 box in dialect `llava` with numbers out of range; check describer.dialect: "
             "did the model write `ferret` or `cogvlm`?",
         ),
         (
             "qwen3_vl",
             '[{"bbox_2d": [0.1, 0.2, 0.5, 0.6], "label": "cup"}]',
-            "1 boxes in dialect `qwen3_vl` have numbers from 0 to 1 (implausible_scale); check describer.dialect: "
+            "1 box in dialect `qwen3_vl` with numbers from 0 to 1 (implausible_scale); check describer.dialect: "
             "no other built-in dialect writes these",
         ),
         ("ferret", "a cup [1, 2, 3, 4] or [1, 2, 3]", None),

@@ -174,7 +174,7 @@ def test_images_that_cannot_be_shown_are_counted_and_say_why(make_run):
     maker.change("pairs", 2, file_name="../outside.png")
     lines = []
     report = write_report(maker.write(), say=lines.append).parent
-    assert lines == ["3 images can't be shown; the gallery says why in their places."]
+    assert lines == ["3 images can't be shown; the gallery says why."]
     pairs = scripts(report, "page-*.js")["page-00000.js"][1]
     problems = [pair["image"].get("problem") for pair in pairs]
     assert problems == ["image_missing", "image_unreadable", "path_outside_images", None]

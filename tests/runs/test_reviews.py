@@ -279,7 +279,7 @@ def test_the_summary_counts_states_reviewers_and_conflicts():
     assert lines[0] == "reviewed: 2 of 4 pairs"
     assert "  conflict 1/0: ana reject, ben edit" in lines
     # They have one pair in common and disagree: equal 0; chance: a always rejects, b always edits, 0. (0 − 0)/1 = 0.
-    assert "  ana and ben on 1 pairs: 0 % agree, kappa 0.00; keep or reject: 0 %, 0.00" in lines
+    assert "  ana and ben on 1 pair: 0 % agree, kappa 0.00; keep or reject: 0 %, 0.00" in lines
 
 
 def test_decisions_are_valid():

@@ -310,5 +310,5 @@ def test_training_warns_of_cues_unless_the_loss_uses_chosen_answers_only(spr, co
     shutil.rmtree(run_in_order / "training")
     output, _ = spr("train", config, "--out", run_in_order, "training.max_steps=1")
     assert warning in output
-    assert output.index(warning) < output.index("Tokens per answer: ") < output.index("training: 1 steps")
+    assert output.index(warning) < output.index("Tokens per answer: ") < output.index("training: 1 step on")
     assert "words per chosen" not in output  # the length is said once, in tokens

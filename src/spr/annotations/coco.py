@@ -35,6 +35,7 @@ from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, is_unico
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
 from spr.core.boxes import leave
 from spr.core.errors import InputError
+from spr.core.terminal import count_text
 
 _LISTS = ("images", "annotations", "categories")
 _WITHOUT_BOX = (CODE["entry_not_an_object"], CODE["box_missing"])
@@ -218,7 +219,7 @@ def _assemble(
     kept_images = _choose_images(images)
     if not len(kept_images):
         reasons = sorted({REASONS[code] for code in images.reasons.tolist()})
-        raise error(f"has {len(images.keys)} images, none of which can be used", got=", ".join(reasons))
+        raise error(f"has {count_text(len(images.keys), 'images')}, none of which can be used", got=", ".join(reasons))
     image = look_up(images.keys[kept_images], objects.image_keys)
     category = look_up(np.array(sorted(names), dtype=np.int64), objects.category_keys)
     _mark_unmatched(objects.reasons, image < 0, objects.image_keys, images.keys, "object_image")

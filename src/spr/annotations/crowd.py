@@ -10,6 +10,7 @@ import numpy as np
 
 from spr.core.boxes import area, as_boxes, clip, fraction_inside, iou_matrix, non_maximum_suppression
 from spr.core.errors import RecordError
+from spr.core.terminal import count_text
 from spr.records import Box, Detection, ImageObject, ImageObjects, Size
 
 
@@ -74,7 +75,7 @@ def replace_crowds(
     ]
     answers = detector(queries) if detector is not None and queries else ()
     if detector is not None and len(answers) != len(queries):
-        expected = f"{len(queries)} answers"
+        expected = count_text(len(queries), "answers")
         raise RecordError("The crowd detector did not answer each query once", got=len(answers), expected=expected)
     detections = iter(answers)
     replaced: list[ImageObjects] = []

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spr.core.errors import ConfigError
-from spr.core.terminal import confirm, echo, size_text
+from spr.core.terminal import confirm, count_text, echo, size_text
 
 
 def clean(
@@ -44,8 +44,8 @@ def clean(
             echo(f"  {size_text(item.size):>10}  {item.path.relative_to(run)}  ({item.what})")
         kept = [item for item in waste if item.kind == "unfinished" and not unfinished]
         if kept:
-            size = size_text(sum(item.size for item in kept))
-            echo(f"  kept: {len(kept)} checkpoints of unfinished trainings, {size} (--unfinished deletes them too)")
+            size, count = size_text(sum(item.size for item in kept)), count_text(len(kept), "checkpoints")
+            echo(f"  kept: {count} of unfinished trainings, {size} (--unfinished deletes them too)")
         if not chosen:
             echo(f"{run}: there is nothing to delete")
             return

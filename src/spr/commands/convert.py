@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spr.core.errors import ConfigError
-from spr.core.terminal import echo
+from spr.core.terminal import count_text, echo
 
 convert = typer.Typer(
     name="convert",
@@ -109,7 +109,7 @@ def convert_dataset(
         "image_info": image_info,
     }
     done = convert_annotations(path, out, source=source, **options)
-    echo(", ".join(f"{count:,} {name}" for name, count in done.counts.items()))
+    echo(", ".join(count_text(count, name) for name, count in done.counts.items()))
     for note, count in done.notes.items():
         echo(f"  {count:>12,}  {note}")
     for reason, count in done.dropped.items():

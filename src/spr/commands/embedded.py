@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spr.commands.run import print_summary
-from spr.core.terminal import echo
+from spr.core.terminal import count_text, echo
 
 
 def scenes(
@@ -19,7 +19,7 @@ def scenes(
     """Generate scenes of coloured shapes as PNG and COCO JSON with exact boxes, and referring expressions."""
     from spr.embedded.scenes import write_scenes
 
-    echo(f"{n} scenes in {write_scenes(out, n, seed)}")
+    echo(f"{count_text(n, 'scenes')} in {write_scenes(out, n, seed)}")
 
 
 def quickstart(

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from spr.core.errors import ConfigError
 from spr.core.paths import is_dir, is_file
-from spr.core.terminal import echo
+from spr.core.terminal import count_text, echo
 
 if TYPE_CHECKING:
     from spr.config import DescriberConfig
@@ -222,7 +222,7 @@ def lvis_questions(
     from spr.evaluation.tasks.referring import write_lvis_questions
 
     written = write_lvis_questions(annotations, out, n, seed=seed, min_area=min_area)
-    echo(f"{written:,} questions in {out}")
+    echo(f"{count_text(written, 'questions')} in {out}")
 
 
 def summary(result: Result) -> list[str]:
@@ -231,7 +231,10 @@ def summary(result: Result) -> list[str]:
     from spr.evaluation.result import without_interval
 
     split = f" (split: {result.protocol['split']})" if "split" in result.protocol else ""
-    lines = [f"{result.task}: {len(result.ids):,} items{split}", *(f"  note: {note}" for note in result.notes)]
+    lines = [
+        f"{result.task}: {count_text(len(result.ids), 'items')}{split}",
+        *(f"  note: {note}" for note in result.notes),
+    ]
     if (m := result.matched) is not None:
         counts = ((name, m[name], m[f"of_{name}"]) for name in ("items", "lines"))
         shares = ", ".join(f"{some:,} of {all_:,} {name} ({some / all_ * 100:.1f} %)" for name, some, all_ in counts)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spr.core.terminal import echo
+from spr.core.terminal import count_text, echo
 
 REVIEWS_HELP = (
     "Pairs decided in `spr review`. use: leave out rejected ones, use edited answers | require: only accepted and "
@@ -61,7 +61,7 @@ def export(
     summary = writing.export(run, out, format, images=images, **options)  # type: ignore[arg-type]
     state = ", done before" if summary.done_before else ""
     settings = f"images: {summary.images}, dialect: {summary.dialect}{state}"
-    echo(f"{format}: {summary.pairs:,} pairs in {out} ({settings})")
+    echo(f"{format}: {count_text(summary.pairs, 'pairs')} in {out} ({settings})")
     if summary.held_out:
         echo(f"  {summary.held_out:>12,}  of them of held-out images, in the split `test`: don't train on them")
     if (line := effect(run, mode)) is not None:

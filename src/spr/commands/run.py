@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spr.core.terminal import echo
+from spr.core.terminal import count_text, echo
 
 if TYPE_CHECKING:
     from spr.pipeline.runner import StageSummary
@@ -71,7 +71,7 @@ def show(
         from spr.report.contact_sheet import draw_sheet
 
         drawn = draw_sheet(path, draw, n=n, skip=skip)
-        echo(f"{drawn} rows drawn into {draw}")
+        echo(f"{count_text(drawn, 'rows')} drawn into {draw}")
         return
     for line in rows.show(path, n=n, skip=skip):
         echo(line)
@@ -85,7 +85,7 @@ def _print_example(summary: StageSummary, key: str) -> None:
 def print_summary(summary: StageSummary) -> None:
     """Print the number of rows of a stage and what it dropped."""
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
-    echo(f"{summary.name}: {summary.rows:,} {summary.unit} ({when})")
+    echo(f"{summary.name}: {count_text(summary.rows, summary.unit)} ({when})")
     if summary.reuse is not None:
         echo(f"  {summary.reuse}")
     for name, count in summary.counts.items():

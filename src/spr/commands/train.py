@@ -11,7 +11,7 @@ import typer
 
 from spr.commands.export import REVIEWS_HELP
 from spr.core.paths import is_dir
-from spr.core.terminal import echo
+from spr.core.terminal import count_text, echo
 
 
 def train(
@@ -70,7 +70,7 @@ def train(
     from spr.runs.trainings import training_place
 
     when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
-    echo(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
+    echo(f"training: {count_text(summary.steps, 'steps')} on {count_text(summary.pairs, 'pairs')} ({when})")
     for reason, count in summary.dropped.items():
         echo(f"  {count:>12,}  dropped {reason}")
     for metric in ("loss", "margin", "accuracy"):

@@ -16,6 +16,7 @@ from spr.config.experiment import Config
 from spr.config.loading import presets
 from spr.config.problems import in_words, section_of
 from spr.core import FORMAT_VERSION
+from spr.core.terminal import count_text
 
 _PARENTHESES = re.compile(r"\s*\(([^()]*)\)")
 _SOURCE = re.compile(
@@ -99,7 +100,7 @@ def _overview(known: Iterable[SectionInfo]) -> Iterator[str]:
     yield ""
     for section in known:
         if section.name:
-            fields = f"{len(section.fields)} field{'s' * (len(section.fields) > 1)}"
+            fields = count_text(len(section.fields), "fields")
             yield from _wrapped(f"  {section.name:<18}{fields:<11}", section.meaning)
     yield ""
     yield "Fields outside of sections:"

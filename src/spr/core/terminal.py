@@ -6,6 +6,7 @@ move the cursor, change the title of the terminal or hide text, and Unicode's di
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TextIO
 
@@ -34,6 +35,17 @@ def echo(line: object = "", *, err: bool = False, stream: TextIO | None = None) 
     print(printable(line), file=stream or (sys.stderr if err else sys.stdout), flush=True)
 
 
+def count_text(number: int, things: str) -> str:
+    """A number with what it counts, which is given in the plural.
+
+    >>> count_text(1, "pairs"), count_text(1, "boxes"), count_text(1, "categories"), count_text(1200, "categories")
+    ('1 pair', '1 box', '1 category', '1,200 categories')
+    """
+    if number == 1:
+        things = re.sub("(?<=x)es$|s$", "", re.sub("ies$", "ys", things))
+    return f"{number:,} {things}"
+
+
 def size_text(size: int) -> str:
     """A number of bytes as people read it.
 
@@ -41,7 +53,7 @@ def size_text(size: int) -> str:
     ('999 bytes', '1.2 MB', '14.0 GB')
     """
     if size < 1000:
-        return f"{size} bytes"
+        return count_text(size, "bytes")
     unit = next((k for k in (1, 2, 3) if size < 999.95 * 1000**k), 4)
     return f"{size / 1000**unit:.1f} {('', 'kB', 'MB', 'GB', 'TB')[unit]}"
 

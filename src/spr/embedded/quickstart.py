@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spr.config import Config, load_config
+from spr.core.terminal import count_text
 from spr.embedded.scenes import write_scenes
 from spr.evaluation.compare import compare, conclude, table
 from spr.evaluation.run_results import put, result_path
@@ -59,7 +60,8 @@ def run_quickstart(
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     model = trained_model(config.describer)
     summary = train(config, run, report=say)
-    say(f"training: {summary.steps:,} steps on {summary.pairs:,} pairs ({summary.seconds:.1f} s)")
+    trained = f"{count_text(summary.steps, 'steps')} on {count_text(summary.pairs, 'pairs')}"
+    say(f"training: {trained} ({summary.seconds:.1f} s)")
     with lock_run(run):
         _evaluate(run, held_out, out / "held-out", model, say)
         index = write_report(run, say=say)
@@ -108,4 +110,5 @@ def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: C
             result = evaluate(task, items, describer=describer, images=images)
             entry = result.write(result_path(run, when, task.name), run)
             put(run, when, task.name, entry, seconds=time.monotonic() - start)
-        say(f"evaluated {when} training: {len(expressions):,} expressions, {len(regions.queries):,} regions")
+        counts = f"{count_text(len(expressions), 'expressions')}, {count_text(len(regions.queries), 'regions')}"
+        say(f"evaluated {when} training: {counts}")

@@ -23,6 +23,7 @@ from spr.core.errors import InputError
 from spr.core.outputs import check_output
 from spr.core.paths import is_file
 from spr.core.progress import Progress
+from spr.core.terminal import count_text
 from spr.embedded.sprites import CATEGORIES, COLOURS, RGB, SHAPES, sprite
 
 SIZE = 112
@@ -286,7 +287,12 @@ def write_scenes(out: Path, n: int, seed: int) -> Path:
     out = Path(out)
     recover(out)
     info = {"description": "SPR scenes", "seed": seed}
-    check_output(out, f"a folder with {n} scenes of seed {seed}", lambda folder: _holds(folder, info, n), folder=True)
+    check_output(
+        out,
+        f"a folder with {count_text(n, 'scenes')} of seed {seed}",
+        lambda folder: _holds(folder, info, n),
+        folder=True,
+    )
     if not is_file(out / "instances.json"):
         with atomic_dir(out, replace=False, sync=False) as folder:
             _write(folder, n, seed, info)

@@ -14,6 +14,7 @@ from spr.core import FORMAT_VERSION
 from spr.core.documents import parse_json, read_json
 from spr.core.errors import InputError
 from spr.core.paths import is_dir, is_file
+from spr.core.terminal import count_text
 from spr.evaluation.answer_fields import same_image
 from spr.evaluation.lines import read_bytes
 from spr.evaluation.metrics import Difference, Interval, cluster_numbers, paired_difference
@@ -303,7 +304,7 @@ def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ..
 def table(comparison: Comparison) -> list[str]:
     """A comparison as lines of text for the terminal."""
     c = comparison
-    lines = [f"{c.task}: {c.base} → {c.other}, {c.n:,} items of {c.images:,} images"]
+    lines = [f"{c.task}: {c.base} → {c.other}, {count_text(c.n, 'items')} of {count_text(c.images, 'images')}"]
     if not c.n == c.base_n == c.other_n:
         lines.append(f"  only the items that both have: {c.base} has {c.base_n:,}, {c.other} has {c.other_n:,}")
     lines += [f"  protocols differ: {change}" for change in c.changes]

@@ -90,7 +90,8 @@ def no_image(first: ImageProblem, count: int) -> InputError:
     """The error for a benchmark of which no image can be read."""
     got = first.what if first.got is None else f"{first.what}: {first.got}"
     fix = "check --images, the folder that the annotations' file names are relative to"
-    return InputError(f"None of the {count:,} images can be read", got=got, expected=first.expected, fix=fix)
+    what = "The image can't be read" if count == 1 else f"None of the {count:,} images can be read"
+    return InputError(what, got=got, expected=first.expected, fix=fix)
 
 
 def ask(describer: Describer, questions: Sequence[Question], load: LoadImage, *, seed: int = 0) -> Answers:

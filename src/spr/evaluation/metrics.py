@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, stdtrit
 
+from spr.core.terminal import count_text
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -166,17 +168,13 @@ def intervals(shares: Sequence[Share], clusters: Ints, *, resamples: int = RESAM
     return [
         Interval(percentile_interval(draws[:, k], counts[k]))
         if usable[k]
-        else Interval(None, _too_few(counts[k]) or f"the same value in all {_images(counts[k])}")
+        else Interval(None, _too_few(counts[k]) or f"the same value in all {count_text(counts[k], 'images')}")
         for k in range(len(counts))
     ]
 
 
 def _too_few(count: int) -> str | None:
-    return f"{_images(count)}, fewer than {LEAST_CLUSTERS}" if count < LEAST_CLUSTERS else None
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image" + ("" if count == 1 else "s")
+    return f"{count_text(count, 'images')}, fewer than {LEAST_CLUSTERS}" if count < LEAST_CLUSTERS else None
 
 
 def percentile_interval(draws: Floats, clusters: int) -> tuple[float, float]:
@@ -226,7 +224,7 @@ def paired_difference(
         return Difference(value, None, p, reason)
     moved, rounding = sums.influence()
     if np.abs(moved[:, 1] - moved[:, 0]).max() <= rounding.max():
-        return Difference(value, None, p, f"the same difference in all {_images(sums.clusters)}")
+        return Difference(value, None, p, f"the same difference in all {count_text(sums.clusters, 'images')}")
     draws = sums.resample(resamples, seed)
     return Difference(value, percentile_interval(draws[:, 1] - draws[:, 0], count), p)
 

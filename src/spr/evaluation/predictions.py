@@ -11,6 +11,7 @@ from typing import Any
 
 from spr.core.errors import ConfigError, InputError
 from spr.core.paths import is_dir
+from spr.core.terminal import count_text
 from spr.evaluation.answer_fields import IMAGE_FIELDS, QUESTION_FIELDS, Item, PredictionLines, getter, line_type, occurs
 from spr.evaluation.lines import decode_lines, read_bytes
 from spr.grounding import DIALECTS, Dialect, final_answer, get_dialect
@@ -156,7 +157,7 @@ def read_predictions(
             rows[number] = row
     if not rows:
         bad = len(answers.problems.get("not_json", ()))
-        got = f"{bad} lines that are not JSON objects" if bad else "no lines"
+        got = f"{count_text(bad, 'lines')} without a JSON object" if bad else "no lines"
         expected = 'lines such as {"id": "1", "answer": "…"}'
         fix = "write one object per line: jq -c '.[]' FILE" if data.lstrip()[:1] == b"[" else None
         raise InputError(f"{path} contains no predictions", got=got, expected=expected, fix=fix)

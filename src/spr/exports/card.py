@@ -15,6 +15,7 @@ import yaml
 from spr import __version__
 from spr.config.public import public_config, public_name
 from spr.core.plots import Chart, Series, density, figure, histogram
+from spr.core.terminal import count_text
 from spr.exports.image_limits import geometry_note
 from spr.exports.marker import ExportPlan
 from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
@@ -73,7 +74,7 @@ def _summary(plan: ExportPlan, stats: PairStats) -> Iterator[str]:
     yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()}\n---\n"
     yield f"# {_plain(plan.labels.name)}\n"
     yield (
-        f"{pairs:,} preference pairs that teach a multimodal LLM to localize what it describes, in the "
+        f"{count_text(pairs, 'preference pairs')} for teaching a multimodal LLM to localize what it describes, in the "
         f"format of {plan.format.reader}. Each pair has an image, a prompt about a region, the best of several "
         "descriptions with corrected boxes (*chosen*), and the worst one as generated (*rejected*). Created with "
         "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374)).\n"
@@ -188,8 +189,10 @@ def _write_plots(folder: Path, stats: PairStats) -> None:
     scatter = density(_PLOTS["scores"], scores["semantic"], scores["localization"], ("S_sem", "S_loc"), ())
     margins = histogram(_PLOTS["margins"], [Series("pairs", "all", stats.margins)], "margin")
     charts = {
-        "scores": [Chart(f"{len(scores['score']):,} candidates", scatter)],
-        "margins": [Chart(f"{stats.pairs:,} pairs, median margin {np.median(stats.margins):.3g}", margins)],
+        "scores": [Chart(count_text(len(scores["score"]), "candidates"), scatter)],
+        "margins": [
+            Chart(f"{count_text(stats.pairs, 'pairs')}, median margin {np.median(stats.margins):.3g}", margins)
+        ],
         "localization": [
             _two_sides(stats, "localization", "As scored, with the detector", "S_loc", 2),
             _two_sides(stats, OWN_LOCALIZATION, "Own boxes, as exported", "S_loc", 2),

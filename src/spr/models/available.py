@@ -11,6 +11,7 @@ from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
 from spr.core.documents import read_json
 from spr.core.errors import SprError
 from spr.core.paths import is_dir
+from spr.core.terminal import count_text
 from spr.models.custom_models import check_multimodal, class_name, load_config
 from spr.models.families import choose_dialect
 from spr.models.hub_cache import command_for
@@ -61,14 +62,14 @@ def check_models(sections: Iterable[Section]) -> None:
     if len(missing) + len(problems) == 1:
         raise [*missing.values(), *problems][0]
     if missing:
-        what = f"The Hub is unreachable, and {len(missing)} models are neither cached nor folders"
+        what = f"The Hub is unreachable, and {count_text(len(missing), 'models')} can't be found here"
         others = [f"{error.what}: {error.got}" for error in problems]
         fix = f"connect to the network, download them first ({' && '.join(map(command_for, missing))})"
         raise ModelError(what, got="\n".join([", ".join(missing), *others]), fix=f"{fix}, or give folders")
     if problems:
         got = "\n".join(f"{error.what}: {error.got}" for error in problems)
         fix = "; ".join(dict.fromkeys(error.fix for error in problems if error.fix))
-        raise ModelError(f"{len(problems)} models can't be loaded", got=got, fix=fix)
+        raise ModelError(f"{count_text(len(problems), 'models')} can't be loaded", got=got, fix=fix)
 
 
 def _is_cached(model: str, revision: str | None) -> bool:

@@ -23,6 +23,7 @@ from spr.core.images import ImageSource
 from spr.core.progress import counted
 from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
+from spr.core.terminal import count_text
 from spr.core.views import crop_window, cut, shift
 from spr.grounding import DIALECTS, Dialect, final_answer, get_dialect, map_to_image, parse, render, render_box
 from spr.grounding.coding import IMPLAUSIBLE_SCALE, OUTSIDE, Numbers
@@ -315,7 +316,7 @@ def scale_hint(store: StageStore, shards: Sequence[ShardEntry]) -> str | None:
     other = [item.key for item in same if isinstance(item.coding, Numbers) and (item.coding.units == 1) == bool(small)]
     what = f"numbers from 0 to 1 ({IMPLAUSIBLE_SCALE})" if small else "numbers out of range"
     check = f"did the model write `{'` or `'.join(other)}`?" if other else "no other built-in dialect writes these"
-    return f"{small or large:,} boxes in dialect `{spec}` have {what}; check describer.dialect: {check}"
+    return f"{count_text(small or large, 'boxes')} in dialect `{spec}` with {what}; check describer.dialect: {check}"
 
 
 STAGE = Stage(

@@ -19,6 +19,7 @@ from spr.core.atomic import sha256
 from spr.core.errors import InputError, RunError
 from spr.core.progress import MEGABYTE, Progress, counted
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
+from spr.core.terminal import count_text
 from spr.models.registry import check_loadable, local_weights, release
 from spr.pipeline.engines.local import run_shards
 from spr.pipeline.reuse import OtherRun, changed_weights, take_over
@@ -209,7 +210,7 @@ def run_stage(
     append_log(out, "stage started", stage=stage.name, shards_kept=len(kept), workers=workers)
     if kept:
         of = f" of {expected:,}" if stage.plan is None else ""
-        say(f"{stage.name}: keeps {len(kept):,}{of} shards, {manifest.rows:,} {stage.unit}")
+        say(f"{stage.name}: keeps {len(kept):,}{of} shards, {count_text(manifest.rows, stage.unit)}")
     processes = 1 if stage.models_for(config) else workers
     if stage.plan is None:
         _run_jobs(stage, config, store, manifest, jobs, processes)

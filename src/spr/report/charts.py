@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spr.core.plots import Chart, Curve, Series, density, histogram, lines
+from spr.core.terminal import count_text
 from spr.report.results import TaskResult
 from spr.report.training import TrainingCurves, thin
 from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
@@ -37,7 +38,7 @@ def score_charts(stats: PairStats) -> list[Chart]:
     title = "Semantic against localization score of all candidates"
     plot = density(title, columns["semantic"], columns["localization"], ("S_sem", "S_loc"), marks)
     correlation = _correlation(columns["semantic"], columns["localization"])
-    note = f"{len(columns['score']):,} candidates; correlation {correlation}."
+    note = f"{count_text(len(columns['score']), 'candidates')}; correlation {correlation}."
     charts.insert(1, Chart("S_sem against S_loc", plot, [(style, name) for name, style, _, _ in marks], note))
     margins = [Series("pairs", "all", stats.margins)]
     return [*charts, _distribution("Margin", "Margin between the scores of chosen and rejected", margins, "margin", 3)]
@@ -79,7 +80,7 @@ def training_charts(training: TrainingCurves) -> list[Chart]:
                 style = name if name in SIDES else "all"
                 curves.append(Curve(name, style, *thin(training.steps, training.values[field])))
                 if missing := training.not_finite(field):
-                    gaps.append(f"{missing:,} steps without a finite number ({name}).")
+                    gaps.append(f"{count_text(missing, 'steps')} without a finite number ({name}).")
                 if field in training.held_out:
                     curves.append(Curve("held out", "after", *thin(*training.held_out[field])))
         if curves:

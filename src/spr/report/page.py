@@ -17,6 +17,7 @@ import yaml
 from spr.config.public import public_config, public_name
 from spr.core.plots import CSS
 from spr.core.progress import Progress
+from spr.core.terminal import count_text
 from spr.models.token_counts import token_counter
 from spr.report import charts, environment
 from spr.report.funnel import count_stages, training_drops
@@ -104,7 +105,7 @@ def write_report(
         # A name may contain lone surrogates, which UTF-8 can't encode.
         (folder / "index.html").write_bytes(_render(context).encode("utf-8", errors="replace"))
     if missing:
-        say(f"{missing:,} images can't be shown; the gallery says why in their places.")
+        say(f"{count_text(missing, 'images')} can't be shown; the gallery says why.")
     return out / "index.html"
 
 
@@ -187,7 +188,7 @@ def _tiles(
 ) -> list[tuple[str, str, str, str]]:
     """The numbers at the top of the page: label, value, note and, if it is better or worse for sure, the CSS class."""
     candidates = len(stats.candidate_scores()["score"])
-    note = f"from {candidates:,} scored descriptions"
+    note = f"from {count_text(candidates, 'scored descriptions')}"
     if stats.held_out:
         note += f"; {stats.held_out:,} of them of held-out images, not trained on"
     tiles = [("preference pairs", f"{stats.pairs:,}", note, "")]
@@ -198,7 +199,7 @@ def _tiles(
         tiles.append(("mean margin", f"{margin:.3f}", "score of chosen minus rejected", ""))
     accuracy = training.last("accuracy") if training else None
     if training is not None and accuracy is not None:
-        note = f"mean of the last tenth of {len(training.steps):,} logged steps"
+        note = f"mean of the last tenth of {count_text(len(training.steps), 'logged steps')}"
         tiles.append(("training accuracy", f"{accuracy:.2f}", note, ""))
     for task in results:
         for line in (line for line in task.lines if line.name in _HEADLINE_METRICS):
@@ -223,5 +224,6 @@ def _render(context: dict[str, Any]) -> str:
     templates.filters["duration"] = environment.duration
     templates.filters["kappa"] = number
     templates.filters["thousands"] = "{:,}".format
+    templates.filters["count_text"] = count_text
     templates.globals["css"] = (TEMPLATES / "report.css").read_text(encoding="utf-8") + CSS
     return templates.get_template("index.html").render(context)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from spr.core.errors import InputError, nearest
 from spr.core.paths import exists, is_dir, is_file
-from spr.core.terminal import one_line
+from spr.core.terminal import count_text, one_line
 from spr.runs.reader import Run
 from spr.runs.store import MANIFEST, STAGE_ORDER, StageStore, read_table
 
@@ -28,9 +28,9 @@ def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
     if is_dir(path) and is_file(path.parent / "config.yaml"):
         manifest = StageStore(path).finished()
         dropped = sum(manifest.dropped.values())
-        yield f"{path}: {manifest.rows:,} rows, shards: {len(manifest.shards):,}, dropped: {dropped:,}"
+        yield f"{path}: {count_text(manifest.rows, 'rows')}, shards: {len(manifest.shards):,}, dropped: {dropped:,}"
     else:
-        yield f"{path}: {sum(len(table) for table in _tables(path)):,} rows"
+        yield f"{path}: {count_text(sum(len(table) for table in _tables(path)), 'rows')}"
     for number, row in enumerate(read_rows(path, n=n, skip=skip), start=skip):
         yield ""
         yield f"── row {number} " + "─" * 40
@@ -69,7 +69,7 @@ def _show_run(run: Run) -> Iterator[str]:
         manifest = run.store(name).manifest()
         if manifest is not None:
             state = "" if manifest.complete else ", not finished"
-            yield f"  {name}: {manifest.rows:,} rows, shards: {len(manifest.shards):,}{state}"
+            yield f"  {name}: {count_text(manifest.rows, 'rows')}, shards: {len(manifest.shards):,}{state}"
             yield from (f"    dropped {reason}: {count:,}" for reason, count in manifest.dropped.items())
 
 

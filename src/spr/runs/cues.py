@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from spr.core.errors import RunError
 from spr.core.progress import advance
+from spr.core.terminal import count_text
 from spr.grounding import parse
 from spr.records import CUT_REASONS, PROMPT_KINDS
 from spr.runs.kept import kept
@@ -163,8 +164,9 @@ class PairCues:
                 strongest[cue.group] = cue
         lines = [str(cue.warning) for cue in strongest.values()]
         if self.removed_entries:
+            removed = count_text(self.removed_entries, "boxes")
             lines.append(
-                f"Refinement removed {self.removed_entries:,} boxes from chosen answers. The dialect `{self.dialect}` "
+                f"Refinement removed {removed} from chosen answers. The dialect `{self.dialect}` "
                 "lists objects, so their words are gone too. `pairing.unmatched: keep_box`, the default in such "
                 "dialects, keeps them."
             )

@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 
 from spr.core.documents import has_surrogates
 from spr.core.errors import ConfigError, RunError, nearest
+from spr.core.terminal import count_text
 from spr.records import PreferencePair, Span
 from spr.records.schemas import from_table
 from spr.runs.reader import Run, read_json_lines
@@ -371,18 +372,20 @@ class ReviewSummary:
         for name, counts in self.reviewers.items():
             yield f"  {name}: " + ", ".join(f"{action} {count:,}" for action, count in counts.items())
         for found in self.agreement:
+            pairs = count_text(found.pairs, "pairs")
             yield (
-                f"  {' and '.join(found.reviewers)} on {found.pairs:,} pairs: {found.percent:.0f} % agree, "
+                f"  {' and '.join(found.reviewers)} on {pairs}: {found.percent:.0f} % agree, "
                 f"kappa {number(found.kappa)}; keep or reject: {found.keep_percent:.0f} %, {number(found.keep_kappa)}"
             )
         for pair, actions in list(self.conflicts.items())[:20]:
             yield f"  conflict {pair}: " + ", ".join(f"{name} {action}" for name, action in actions.items())
         if len(self.conflicts) > 20:
-            yield f"  … and {len(self.conflicts) - 20:,} more conflicts"
+            yield f"  … and {count_text(len(self.conflicts) - 20, 'more conflicts')}"
         if self.stale:
-            yield f"  {self.stale:,} pairs were computed again with other answers; their earlier decisions don't apply"
+            pairs = count_text(self.stale, "pairs")
+            yield f"  {pairs} computed again with other answers, to which earlier decisions don't apply"
         if self.unreadable:
-            yield f"  {self.unreadable:,} lines of {FILE} can't be read and don't count"
+            yield f"  {count_text(self.unreadable, 'lines')} of {FILE} can't be read and did not count"
 
 
 def read_summary(run: Path, reviews: Reviews | None = None) -> ReviewSummary:

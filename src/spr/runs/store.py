@@ -25,6 +25,7 @@ from spr.core.documents import read_json
 from spr.core.errors import RunError
 from spr.core.ordered_map import ordered_map
 from spr.core.progress import advance
+from spr.core.terminal import count_text
 from spr.records.schemas import ADDED, CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
 
 MANIFEST = "manifest.json"
@@ -284,7 +285,11 @@ class StageStore:
         """
         manifest = self.manifest()
         if manifest is None or not manifest.complete:
-            got = "no manifest" if manifest is None else f"{len(manifest.shards)} shards of an unfinished stage"
+            got = (
+                "no manifest"
+                if manifest is None
+                else f"{count_text(len(manifest.shards), 'shards')} of an unfinished stage"
+            )
             fix = f"spr run CONFIG --out {self.folder.parent} --until {self.folder.name}"
             raise RunError(f"{self.folder} does not hold a finished stage", got=got, fix=fix)
         return manifest

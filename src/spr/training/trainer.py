@@ -24,6 +24,7 @@ from spr.config import TrainingConfig
 from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.ordered_map import ordered_map
 from spr.core.progress import Progress
+from spr.core.terminal import count_text
 from spr.runs.cues import measure_cue
 from spr.runs.store import dropped_table, write_table
 from spr.training.checkpoint import (
@@ -265,7 +266,7 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
     all_pairs = [*session.planned, *session.held_out]
     missing = sorted(file.missing(all_pairs), key=lambda pair: -pair.length)
     if missing:
-        tell(f"Reference log-probabilities of {len(missing):,} pair{'s' * (len(missing) != 1)}")
+        tell(f"Reference log-probabilities of {count_text(len(missing), 'pairs')}")
     rounds, own_batches = _rounds(missing, size, accelerator)
     rank = accelerator.process_index
     session.state.model.eval()
@@ -399,8 +400,7 @@ def _take_steps(
                 got, fix = f"checkpoint {checkpoint}", "run the same command again to resume"
                 raise InterruptedTrainingError(f"Interrupted after step {number:,}", got=got, fix=fix)
     if number < len(steps):
-        evaluations = "1 evaluation" if best.worse == 1 else f"{best.worse} evaluations"
-        how = f"no better {settings.metric_for_best_model} after {evaluations}"
+        how = f"no better {settings.metric_for_best_model} after {count_text(best.worse, 'evaluations')}"
         session.tell(f"Stopped early, after step {number:,} of {len(steps):,}: {how} since step {best.step:,}.")
     log.event("end", step=number, **values)
     if settings.report_to:

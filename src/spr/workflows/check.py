@@ -12,6 +12,7 @@ from typing import Literal
 from spr.annotations.datasets import parse_name
 from spr.config import Config, DescriberConfig
 from spr.core.paths import exists, is_dir
+from spr.core.terminal import count_text
 from spr.models.hub_cache import Found, command_for, find_model
 from spr.report.doctor import cuda_devices
 from spr.workflows import plan
@@ -132,7 +133,7 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
         yield (
             "note",
             "vision cache",
-            f"{gigabytes(cache)} for at most {pairs:,} pairs, {where[training.vision_cache]} (estimate)",
+            f"{gigabytes(cache)} for at most {count_text(pairs, 'pairs')}, {where[training.vision_cache]} (estimate)",
         )
         disk += cache if training.vision_cache == "disk" else 0
     free = shutil.disk_usage(".").free

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from spr.core import boxes as bx
 from spr.core.documents import parse_json
 from spr.core.errors import GroundingError, InputError
+from spr.core.terminal import count_text
 from spr.core.text_input import read_bytes
 from spr.exports.fiftyone import CHOSEN as FIELD
 from spr.exports.label_studio import BOXES, DECISION, TEXT
@@ -59,7 +60,7 @@ class ImportSummary:
 
     def lines(self) -> Iterator[str]:
         """The summary for people."""
-        yield f"imported: {self.actions.total():,} decisions"
+        yield f"imported: {count_text(self.actions.total(), 'decisions')}"
         yield from (f"  {count:>12,}  {action}" for action, count in self.actions.items())
         for count, what in (
             (self.known, "were there before"),

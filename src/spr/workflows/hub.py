@@ -19,7 +19,7 @@ from spr.core.errors import ConfigError, InputError, RunError, SprError
 from spr.core.images import unsafe_path
 from spr.core.outputs import check_output
 from spr.core.paths import is_dir
-from spr.core.terminal import size_text
+from spr.core.terminal import count_text, size_text
 from spr.runs.store import StageStore, stage_folders
 from spr.workflows.hub_package import CARD, PUSHED, Package, make_package, pushed_content
 
@@ -139,7 +139,7 @@ def pull(
         pushed = _pushed(api, repo_id, at)
         if pushed is None or any(map(unsafe_path, pushed["files"])):
             raise InputError(f"{repo_id} is not what `spr push` uploads", got=f"a {PUSHED} of another kind")
-        say(f"{pushed['kind']} from {repo_id} at {str(commit)[:12]}: {len(pushed['files']):,} files")
+        say(f"{pushed['kind']} from {repo_id} at {str(commit)[:12]}: {count_text(len(pushed['files']), 'files')}")
         try:
             api.snapshot_download(repo_id, local_dir=place, **at)
         except ValueError as error:  # the name of a file leads out of the folder
@@ -182,12 +182,14 @@ def _listing(source: Path, package: Package, repo_id: str, private: bool) -> Ite
         sizes[top + sign] += size
         numbers[top + sign] += 1
     kind = f"{'private ' if private else ''}{package.repo_type}"
-    yield f"{source} → {kind} {repo_id}: {len(package.files):,} files, {size_text(sum(sizes.values()))}"
+    yield f"{source} → {kind} {repo_id}: {count_text(len(package.files), 'files')}, {size_text(sum(sizes.values()))}"
     for number, (top, size) in enumerate(sizes.most_common()):
         if number == _SHOWN:
             yield f"  {'…':>12}  and {len(sizes) - _SHOWN:,} more"
             break
-        yield f"  {size_text(size):>12}  {top}" + (f" ({numbers[top]:,} files)" if top.endswith("/") else "")
+        yield f"  {size_text(size):>12}  {top}" + (
+            f" ({count_text(numbers[top], 'files')})" if top.endswith("/") else ""
+        )
     if package.left_out:
         yield f"  not uploaded: {', '.join(package.left_out)}"
     yield f"License on the card: {package.license_id}"

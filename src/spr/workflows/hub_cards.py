@@ -12,6 +12,7 @@ import yaml
 from spr import __version__
 from spr.config.public import public_values
 from spr.core.documents import read_json
+from spr.core.terminal import count_text
 from spr.report.results import Change, Value, read_results
 from spr.runs.adapters import raw_config
 from spr.runs.reader import Run
@@ -137,7 +138,7 @@ def _training(run: Path, training: str | None) -> Iterator[str]:
     try:
         finished = read_json(place / "training" / "finished.json")
         last = ", ".join(f"{key} {finished['last'][key]:.4g}" for key in ("loss", "margin", "accuracy"))
-        done = f"{finished['steps']:,} steps; last step: {last}.\n"
+        done = f"{count_text(finished['steps'], 'steps')}; last step: {last}.\n"
     except (OSError, ValueError, TypeError, LookupError):
         done = ""
     yield f"## Training\n\nWith SPR {__version__}. {done}"

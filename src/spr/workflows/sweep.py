@@ -35,6 +35,7 @@ from spr.core.documents import read_json
 from spr.core.errors import ConfigError, SprError
 from spr.core.outputs import check_output
 from spr.core.paths import is_dir
+from spr.core.terminal import count_text
 from spr.evaluation.compare import compare
 from spr.evaluation.task import TASKS, Task, evaluate
 from spr.models.registry import release, trained_model
@@ -304,7 +305,7 @@ class _Job:
         }
         row.training = {"pairs": summary.pairs, "steps": summary.steps, "seconds": summary.seconds, **metrics}
         when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
-        self.report(f"  {summary.steps:,} steps on {summary.pairs:,} pairs ({when})")
+        self.report(f"  {count_text(summary.steps, 'steps')} on {count_text(summary.pairs, 'pairs')} ({when})")
 
     # ── evaluation ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -169,10 +169,10 @@ def test_pixels_are_resized_bicubically_and_normalized_as_published(folder, pict
 @pytest.mark.parametrize(
     ("texts", "images", "message"),
     [
-        (["<unk>a", "b"], 2, "2 images for 1 prompts with <unk>"),
-        (["<unk>a", "<unk>b"], 1, "1 images for 2 prompts with <unk>"),
-        (["a"], 1, "1 images for 0 prompts with <unk>"),
-        (["<unk>a"], 0, "0 images for 1 prompts with <unk>"),
+        (["<unk>a", "b"], 2, "2 images, 1 prompt with <unk>"),
+        (["<unk>a", "<unk>b"], 1, "1 image, 2 prompts with <unk>"),
+        (["a"], 1, "1 image, 0 prompts with <unk>"),
+        (["<unk>a"], 0, "0 images, 1 prompt with <unk>"),
         (["a <unk>"], 1, "one image, before the text"),
         (["<unk><unk>a"], 2, "one image, before the text"),
     ],

@@ -27,6 +27,7 @@ from spr.core.errors import ConfigError, InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import is_dir, is_file
 from spr.core.progress import Progress
+from spr.core.terminal import count_text
 from spr.core.text_input import TextInput, read_text, text_lines
 
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -310,7 +311,8 @@ class _Reader:
             boxes, labels, crowds = [boxes], [labels], [crowds]
         labels = [None] * len(boxes) if self._category is not None else labels
         if not isinstance(labels, list) or len(labels) != len(boxes):
-            got = f"{len(boxes)} boxes, {len(labels) if isinstance(labels, list) else 'no'} categories"
+            given = count_text(len(labels), "categories") if isinstance(labels, list) else "no categories"
+            got = f"{count_text(len(boxes), 'boxes')}, {given}"
             self.collection.leave_out("object", where, "objects_not_aligned", got)
             return []
         crowds = crowds if isinstance(crowds, list) and len(crowds) == len(boxes) else [None] * len(boxes)

@@ -23,6 +23,7 @@ from spr.core.documents import parse_json
 from spr.core.errors import InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import is_file
+from spr.core.terminal import count_text
 from spr.core.text_input import read_bytes
 
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
@@ -137,7 +138,7 @@ def _results(collection: Collection, where: str, task: dict[str, Any]) -> list[A
     for item in valid:
         if item is not best:
             at, results = f"{where}: annotation {item.get('id')}", item.get("result")
-            got = f"{len(results) if isinstance(results, list) else 0} results"
+            got = count_text(len(results) if isinstance(results, list) else 0, "results")
             collection.leave_out("object", at, "annotation_superseded", got)
     return best["result"] if isinstance(best.get("result"), list) else []
 

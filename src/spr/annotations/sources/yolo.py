@@ -19,6 +19,7 @@ from spr.core.errors import InputError
 from spr.core.images import ImageSource
 from spr.core.paths import is_dir, is_file
 from spr.core.progress import Progress
+from spr.core.terminal import count_text
 from spr.core.text_input import TextInput, read_text, text_lines
 
 LARGEST_LABELS = 2**26
@@ -251,7 +252,9 @@ def _read_image(
     image = collection.add_image(name, name)
     if image is None:
         if rows:
-            collection.leave_out("object", f"{_shown(label, root)}: {len(rows)} rows", "object_image_dropped")
+            collection.leave_out(
+                "object", f"{_shown(label, root)}: {count_text(len(rows), 'rows')}", "object_image_dropped"
+            )
         return
     if not label.is_file():
         collection.notes["images without a label file: they have no objects"] += 1

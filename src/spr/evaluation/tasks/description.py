@@ -15,6 +15,7 @@ from spr.core.errors import ConfigError, InputError, RecordError
 from spr.core.images import ImageSource
 from spr.core.paths import is_dir, is_file
 from spr.core.progress import advance
+from spr.core.terminal import count_text
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, read_bytes, read_lines
@@ -125,7 +126,7 @@ class Description(Task[Regions]):
             split = "holdout" if held_out and trains else "all"
         chosen = queries if split == "all" else [query for query in queries if query.split == split]
         if not chosen:
-            got = f"{len(queries):,} regions, {len(held_out):,} of them of held-out images"
+            got = f"{count_text(len(queries), 'regions')}, {len(held_out):,} of them of held-out images"
             raise InputError(f"{path} has no regions of split {split}", got=got, fix=fix)
         note = None
         if self.split == "auto" and split == "all" and trains and is_dir(path):

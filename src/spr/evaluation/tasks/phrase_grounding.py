@@ -16,6 +16,7 @@ from spr.core import boxes as bx
 from spr.core.errors import InputError
 from spr.core.paths import is_dir, is_file
 from spr.core.progress import advance
+from spr.core.terminal import count_text
 from spr.core.xml_input import read_elements
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities, normal_phrase
@@ -174,7 +175,7 @@ class PhraseGrounding(Task[list[Sentence]]):
         image, number = str(row.original_img_id), row.sentence_id
         sentences = read(image)
         if not 0 <= number < len(sentences):
-            raise InputError(f"Image {image} has no sentence {number}", got=f"{len(sentences)} sentences")
+            raise InputError(f"Image {image} has no sentence {number}", got=count_text(len(sentences), "sentences"))
         known, phrases = sentences[number], []
         for (start, end), *_ in row.tokens_positive_eval:
             text = row.caption[start:end]

@@ -19,6 +19,7 @@ from spr.annotations.columns import name_of_url
 from spr.core.errors import ConfigError, InputError
 from spr.core.outputs import write_output
 from spr.core.randomness import stable_hash
+from spr.core.terminal import count_text
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
 from spr.evaluation.lines import decode_json, read_bytes, read_lines, unique_ids
@@ -239,8 +240,10 @@ def write_lvis_questions(annotations: Path, out: Path, n: int = 2667, *, seed: i
     ]
     chosen = sorted(usable, key=lambda item: stable_hash(seed, "referring", str(item.id)))[:n]
     if not chosen or len(set(names.values())) < 2:
-        what, got = f"{annotations} has nothing to ask about", f"{len(usable)} objects of {len(categories)} categories"
-        raise InputError(what, got=got, expected="objects of at least two categories")
+        got = f"{count_text(len(usable), 'objects')} of {count_text(len(categories), 'categories')}"
+        raise InputError(
+            f"{annotations} has nothing to ask about", got=got, expected="objects of at least two categories"
+        )
     lines = []
     for item in chosen:
         image, category = images[item.image_id], categories[item.category_id]

@@ -25,7 +25,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from spr.core.errors import SprError
-from spr.core.terminal import one_line
+from spr.core.terminal import count_text, one_line
 
 Reply = TypeVar("Reply")
 
@@ -138,7 +138,7 @@ class JsonClient:
         try:
             return await retrying(attempt)
         except _TemporaryError as problem:
-            got = f"{problem} ({tries} {'tries' if tries > 1 else 'try'})"
+            got = f"{problem} ({count_text(tries, 'tries')})"
             expected = "JSON from an OpenAI-compatible server"
             check = "check the server and describer.base_url, or raise describer.timeout or describer.retries"
             fix = f"{check}; then run the same command again: finished answers are kept"

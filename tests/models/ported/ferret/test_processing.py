@@ -126,7 +126,7 @@ def test_prompts_without_regions_have_none(processor, picture):
 @pytest.mark.parametrize(
     ("regions", "words"),
     [
-        ([[(1, 2, 3, 4)]], r"fewer regions[\s\S]*1 regions, 2 <region_fea>"),
+        ([[(1, 2, 3, 4)]], r"fewer regions[\s\S]*1 region, 2 <region_fea>"),
         ([[(1, 2, 3, 4)] * 3], r"more regions[\s\S]*3 regions, 2 <region_fea>"),
         ([None, None], "differ in number"),
         ([[(1, 2, 3, 4), (90, 0, 95, 9)]], "no area within the image"),
@@ -140,8 +140,8 @@ def test_regions_must_match_their_tokens(regions, words, processor, picture):
 @pytest.mark.parametrize(
     ("texts", "images", "words"),
     [
-        (["<image> a", "<image> b"], 1, r"1 images for prompts with \[1, 1\]"),
-        (["a"], 1, r"1 images for prompts with \[0\]"),
+        (["<image> a", "<image> b"], 1, r"1 image for prompts with \[1, 1\]"),
+        (["a"], 1, r"1 image for prompts with \[0\]"),
         (["<image> a"], 0, "0 images"),
         (["<image> <image> a"], 2, "at most one <image> per prompt"),
     ],

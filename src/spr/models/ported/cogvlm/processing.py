@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, ProcessorMixin
 from transformers.utils.hub import cached_file
 
+from spr.core.terminal import count_text
 from spr.models.loading import ModelError, Source, clear_errors, load_part
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.experts import LANGUAGE, VISION
@@ -95,7 +96,7 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
             fix = f"start each prompt about an image with {self.image_token}, and give as many images"
             raise ModelError(
                 "The images don't match the prompts",
-                got=f"{len(pictures)} images for {placed} prompts with {self.image_token}",
+                got=f"{count_text(len(pictures), 'images')}, {count_text(placed, 'prompts')} with {self.image_token}",
                 expected="equal numbers",
                 fix=fix,
             )

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from spr.core.errors import InputError
+from spr.core.terminal import count_text
 from spr.models.families import FERRET_SYSTEM
 from spr.models.loading import Source, clear_errors
 from spr.models.ported.ferret.configuration import FerretConfig
@@ -157,7 +158,7 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
         if sum(counts) != len(pictures) or max(counts, default=0) > 1:
             raise InputError(
                 "The images don't match the prompts",
-                got=f"{len(pictures)} images for prompts with {counts} {self.image_token}",
+                got=f"{count_text(len(pictures), 'images')} for prompts with {counts} {self.image_token}",
                 expected=f"at most one {self.image_token} per prompt, and one image for each",
                 fix="apply the chat template to one image and one question at a time",
             )
@@ -171,7 +172,7 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
             kind = "more" if len(given) > tokens else "fewer"
             raise RegionError(
                 f"There are {kind} regions than {self.region_token} in the prompt",
-                got=f"{len(given)} regions, {tokens} {self.region_token}",
+                got=f"{count_text(len(given), 'regions')}, {tokens} {self.region_token}",
                 expected="equal numbers",
                 fix=fix,
             )
