@@ -259,7 +259,7 @@ def test_merge_refuses_what_is_no_adapter_what_does_not_fit_and_a_folder_that_is
     spr, config, pairs_folder, mllm_folder, tmp_path
 ):
     _, errors = spr("merge", tmp_path, "--out", tmp_path / "merged", expect=1)
-    assert "holds no adapter" in errors
+    assert "is not an adapter" in errors
     out = tmp_path / "out"
     spr("train", config, "--out", out, "--pairs", pairs_folder, "training.max_steps=1")
     full = tmp_path / "full"
