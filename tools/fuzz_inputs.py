@@ -103,7 +103,8 @@ _SENTENCE = {
     "tokens_positive_eval": [[[0, 12]]],
 }
 _XML = (
-    b"<a><object><name>5</name><bndbox><xmin>2</xmin><ymin>1</ymin><xmax>8</xmax><ymax>5</ymax></bndbox></object></a>"
+    b"<annotation><object><name>5</name>"
+    b"<bndbox><xmin>2</xmin><ymin>1</ymin><xmax>8</xmax><ymax>5</ymax></bndbox></object></annotation>"
 )
 _WORDS = b"[/EN#5/people/other A man, alone] waits .\n[/EN#5/people A man] in [/EN#13/clothing a hat] .\n"
 _EXPRESSION = {"id": 7, "file_name": "a.jpg", "caption": "a dog", "width": 9, "height": 9, "dataset_name": "refcoco"}

@@ -52,7 +52,7 @@ def flickr(tmp_path):
     for name in ("Annotations", "Sentences"):
         (folder / name).mkdir(parents=True)
     box = "<bndbox><xmin>20</xmin><ymin>10</ymin><xmax>100</xmax><ymax>50</ymax></bndbox>"
-    (folder / "Annotations" / "1.xml").write_text(f"<a><object><name>5</name>{box}</object></a>")
+    (folder / "Annotations" / "1.xml").write_text(f"<annotation><object><name>5</name>{box}</object></annotation>")
     (folder / "Sentences" / "1.txt").write_text("[/EN#5/people A man, alone] waits .\n")
     size = {"file_name": "1.jpg", "width": 200, "height": 100}
     row = {
@@ -100,13 +100,17 @@ def test_phrases_without_boxes_or_files_are_errors(flickr, tmp_path):
     (folder / "Sentences" / "1.txt").write_text("[/EN#5/people A woman] waits .\n")
     with pytest.raises(InputError, match="has no such phrase"):
         task.load(path)
-    (folder / "Annotations" / "1.xml").write_text("<a>")
+    (folder / "Annotations" / "1.xml").write_text("<annotation>")
     with pytest.raises(InputError, match="can't be read"):
         task.load(path)
-    (folder / "Annotations" / "1.xml").write_text("<a><object><bndbox><xmin>x</xmin></bndbox></object></a>")
+    (folder / "Annotations" / "1.xml").write_text(
+        "<annotation><object><bndbox><xmin>x</xmin></bndbox></object></annotation>"
+    )
     with pytest.raises(InputError, match=r"1\.xml can't be read"):
         task.load(path)
-    (folder / "Annotations" / "1.xml").write_text('<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><a>&d;</a>')
+    (folder / "Annotations" / "1.xml").write_text(
+        '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><annotation>&d;</annotation>'
+    )
     with pytest.raises(InputError, match="document type"):
         task.load(path)
     (folder / "Annotations" / "1.xml").write_text("<?xml version='1.0' encoding='nonsense'?><a/>")
