@@ -56,7 +56,7 @@ def as_plain(annotations: Annotations) -> Json:
     columns = {name: getattr(annotations, name) for name in Annotations.__slots__ if name != "dropped"}
     plain = {name: c.tolist() if isinstance(c, np.ndarray) else c for name, c in columns.items()}
     dropped = annotations.dropped
-    return {**plain, "dropped": [dropped.ids, dropped.kinds, dropped.reasons]}
+    return {**plain, "dropped": [dropped.ids, dropped.kinds, dropped.reasons, dropped.file_names]}
 
 
 def drops(annotations: Annotations) -> list[tuple[str, str, str]]:
@@ -155,6 +155,55 @@ def test_a_malformed_annotation_is_dropped_with_its_reason(tmp_path: Path, entry
         assert found.object_ids.tolist() == [1]
         shown = entry["id"] if isinstance(entry, dict) and entry["id"] == 9 else ""
         assert drops(found)[1:] == [("object", str(shown), reason)]
+
+
+def test_dropped_images_and_objects_have_the_file_name_of_their_image_in_any_order(tmp_path: Path) -> None:
+    images = [
+        image(1, file_name="cup.jpg"),
+        image(2, file_name="tea.jpg", width=0),
+        image(3, file_name="a.jpg"),
+        image(3, file_name="b.jpg"),
+        image(4, file_name="../up.jpg"),
+        image(5, file_name="bad\ud800.jpg"),
+        image(None, file_name="no id.jpg"),
+        image(6, file_name=""),
+        7,
+    ]
+    bad: Json = {"bbox": [1, 2, 0, 4]}
+    objects = [
+        annotation(10, image_id=1),
+        annotation(11, image_id=1, **bad),
+        annotation(12, image_id=2),
+        annotation(13, image_id=3),
+        annotation(14, image_id=9),
+        annotation(None, image_id=2),
+        annotation(None, image_id=4),
+        annotation(15, image_id=None),
+    ]
+    expected = {
+        ("image", "", "entry_not_an_object", None),
+        ("image", "", "image_without_id", "no id.jpg"),
+        ("image", "2", "image_size_invalid", "tea.jpg"),
+        ("image", "3", "image_id_conflicting", "a.jpg"),
+        ("image", "3", "image_id_conflicting", "b.jpg"),
+        ("image", "4", "image_file_name_unsafe", "../up.jpg"),
+        ("image", "5", "image_file_name_unsafe", None),
+        ("image", "6", "image_without_file_name", None),
+        ("object", "11", "box_size_zero", "cup.jpg"),
+        ("object", "12", "object_image_dropped", "tea.jpg"),
+        ("object", "13", "object_image_dropped", None),  # a.jpg or b.jpg
+        ("object", "14", "object_image_unknown", None),
+        ("object", "", "object_image_dropped", "tea.jpg"),
+        ("object", "", "object_image_dropped", "../up.jpg"),
+        ("object", "15", "object_image_unknown", None),
+    }
+    found = []
+    for step in (1, -1):
+        dropped = read(tmp_path, coco(images[::step], objects[::step])).dropped
+        found.append(list(zip(dropped.kinds, dropped.ids, dropped.reasons, dropped.file_names, strict=True)))
+    assert found[0] == found[1]
+    assert len(found[0]) == len(expected)
+    assert set(found[0]) == expected
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ class Scene:
         drops += output.dropped.to_pylist()
         images = from_table(output.table, ImageObjects)
         ids = [o.id for image in images for o in image.objects]
+        # The scene has one image, and all drops name it, except for what leads out of the folder or has no file.
+        names = {
+            entry["id"]: entry["file_name"] for entry in json.loads((self.folder / "a.json").read_text())["images"]
+        }
+        for drop in drops:
+            assert drop["file_name"] == names[int(drop["id"]) if drop["kind"] == "image" else 1]
         return ids, sorted((d["kind"], d["id"], d["reason"]) for d in drops), images
 
 
@@ -308,7 +314,9 @@ class Photo(Scene):
         output = make_objects(plan.rows(0, len(plan.ids)), settings)
         rows = output.table.to_pylist()
         boxes = [[tuple(item["box"]) for item in row["objects"]] for row in rows]
-        dropped = [row["reason"] for table in (plan.dropped, output.dropped) for row in table.to_pylist()]
+        drops = [row for table in (plan.dropped, output.dropped) for row in table.to_pylist()]
+        assert all(row["file_name"] == "1.png" for row in drops)
+        dropped = [row["reason"] for row in drops]
         sizes = [(row["width"], row["height"]) for row in rows]
         return sizes, boxes, dropped, plan.counts.get(TURNED, 0), output.notes.get(TURNED, 0)
 

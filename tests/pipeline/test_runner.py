@@ -27,7 +27,8 @@ NAMES = ("objects", "regions")
 
 
 def test_a_run_makes_objects_and_regions_with_counts_that_add_up(dataset, tmp_path):
-    objects, regions = run(make_config(dataset.config(seed=1, shard_rows=16)), tmp_path / "run")
+    config = dataset.config(seed=1, shard_rows=16, annotations={"min_area": 650, "min_objects": 10})
+    objects, regions = run(make_config(config), tmp_path / "run")
     small = objects.dropped.get("object: area_under_minimum", 0)
     assert objects.counts["images with a valid entry"] == 40
     assert objects.rows + objects.dropped.get("image: too_few_objects", 0) == 40
@@ -35,6 +36,13 @@ def test_a_run_makes_objects_and_regions_with_counts_that_add_up(dataset, tmp_pa
     assert sum(len(row["objects"]) for row in kept) <= 40 * 12 - small
     assert regions.rows == len(rows(tmp_path / "run", "regions")) > 20
     dropped = read_table(tmp_path / "run" / "dropped.parquet")
+    # Every dropped object and image has the file name that the annotations give the image.
+    files = {str(entry["id"]): entry["file_name"] for entry in dataset.coco["images"]}
+    owners = {str(entry["id"]): str(entry["image_id"]) for entry in dataset.coco["annotations"]}
+    for row in dropped.to_pylist():
+        image_id = owners[row["id"]] if row["kind"] == "object" else row["id"]
+        assert row["file_name"] == files[image_id]
+    assert {"object", "image"} == set(dropped["kind"].to_pylist())
     assert len(dropped) == sum(objects.dropped.values()) + sum(regions.dropped.values())
 
 
@@ -150,6 +158,8 @@ def test_images_outside_the_sample_are_listed(dataset, tmp_path):
     dropped = read_table(tmp_path / "run" / "dropped.parquet").to_pylist()
     named = {row["id"] for row in dropped if row["reason"] == "not_sampled"}
     assert len(named) == left_out
+    files = {str(entry["id"]): entry["file_name"] for entry in dataset.coco["images"]}
+    assert all(row["file_name"] == files[row["id"]] for row in dropped if row["kind"] == "image")
     assert not named & {row["image_id"] for row in rows(tmp_path / "run", "objects")}
 
 

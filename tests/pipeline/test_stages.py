@@ -116,11 +116,15 @@ def test_an_added_stage_is_run_resumed_shown_counted_and_its_drops_are_merged(da
     assert len(StageStore(out / "areas").finished().shards) == len(StageStore(out / "regions").finished().shards)
     dropped = read_table(out / "dropped.parquet").to_pylist()
     assert sum(row["stage"] == "areas" for row in dropped) == areas.dropped["query: tall"]
+    files = {str(entry["id"]): entry["file_name"] for entry in dataset.coco["images"]}
+    assert all(row["file_name"] == files[row["id"].partition("/")[0]] for row in dropped if row["kind"] != "object")
     text = "\n".join(show(out))
     assert f"areas: {areas.rows} rows" in text
     counted = {count.name: count for count in count_stages(Run(out))}["areas"]
     assert (counted.rows, counted.lost) == (areas.rows, areas.dropped["query: tall"])
-    assert [drop.explanation for drop in counted.drops] == ["the region is higher than wide"]
+    (drop,) = counted.drops
+    assert drop.explanation == "the region is higher than wide"
+    assert drop.files == [files[id_.partition("/")[0]] for id_ in drop.ids]
     assert all(summary.done_before for summary in run(config, out))
     with pytest.raises(SprError, match=r"delete \S+/regions and \S+/areas and \S+/candidates"):
         run(make_config({**raw, "regions": {"per_image": 2}}), out)

@@ -45,6 +45,7 @@ def report(make_module_run):
     maker.drops["pairs"] = (
         "query",
         [("gone-1", "chosen_without_box"), ("gone-2", "chosen_without_box"), (EVIL, "not_renderable")],
+        ["cups/1.png", None, EVIL],
     )
     maker.log_training([{"event": "step", "step": k, "loss": 1 / k, "accuracy": 0.5} for k in range(1, 50)])
     return write_report(maker.write())
@@ -355,7 +356,7 @@ def test_text_from_models_and_datasets_is_shown_as_text(open_page):
     card.locator("summary").nth(1).click()
     assert EVIL in card.locator("details pre").first.inner_text()
     page.locator("#drop-filter select").select_option(label="pairs, query: not renderable (1)")
-    assert page.locator("#drops li").all_inner_texts() == [EVIL]
+    assert page.locator("#drops li").all_inner_texts() == [f"{EVIL} {EVIL}"]
 
 
 def test_a_description_of_100_kb_is_shortened_and_can_be_seen_whole(open_page):
@@ -374,7 +375,7 @@ def test_dropped_ids_are_listed_by_reason(open_page):
         "pairs, query: chosen without box (2)",
         "pairs, query: not renderable (1)",
     ]
-    assert page.locator("#drops li").all_inner_texts() == ["gone-1", "gone-2"]
+    assert page.locator("#drops li").all_inner_texts() == ["gone-1 cups/1.png", "gone-2"]
 
 
 def test_the_address_keeps_the_filters(open_page):

@@ -243,6 +243,7 @@ def test_drops_are_listed_by_reason_up_to_a_limit(make_run):
         "explanation": "without the boxes that refinement removes, the text would be read as something else",
         "count": 1,
         "ids": ["z"],
+        "files": [None],
     }
     # 3 pairs of 254 queries: 1.2 %.
     assert "1.2 % kept" in (report / "index.html").read_text(encoding="utf-8")

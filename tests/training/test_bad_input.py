@@ -58,7 +58,7 @@ def test_pairs_that_can_not_be_trained_on_are_listed_with_their_reasons(files, m
     assert summary.dropped == dict.fromkeys(reasons, 1)
     rows = pq.read_table(tmp_path / "run" / "training" / "dropped.parquet").to_pylist()
     assert [row["reason"] for row in rows] == reasons
-    assert [row["id"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert [(row["id"], row["file_name"]) for row in rows] == [(str(k), None) for k in range(1, 6)]
 
 
 def test_no_pair_left_says_why_and_where_to_look(files, model, settings, tmp_path):

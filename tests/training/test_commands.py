@@ -76,7 +76,10 @@ def test_held_out_images_are_never_trained_on(spr, make_dataset, raw, tmp_path):
     assert "6 pairs" in output
     assert "2  dropped held_out" in output
     listed = read_table(run / "training" / "dropped.parquet").to_pylist()
-    assert sorted((row["id"], row["reason"]) for row in listed) == [("47/0", "held_out"), ("50/0", "held_out")]
+    files = {f"{entry['id']}/0": entry["file_name"] for entry in data.coco["images"]}
+    assert sorted((row["id"], row["reason"], row["file_name"]) for row in listed) == [
+        (id_, "held_out", files[id_]) for id_ in ("47/0", "50/0")
+    ]
     # The same through an export, as a folder and as one file of held-out pairs.
     spr("export", run, "--format", "trl", "--out", tmp_path / "trl")
     spr("export", run, "--format", "llava", "--out", tmp_path / "llava")

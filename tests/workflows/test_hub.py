@@ -24,6 +24,7 @@ from spr.evaluation.run_results import add_result
 from spr.exports.writing import export
 from spr.pipeline.runner import run
 from spr.runs.reader import Run
+from spr.runs.store import read_table
 from spr.workflows import hub as sharing
 from spr.workflows.hub import pull, push
 from spr.workflows.hub_cards import adapter_card
@@ -238,7 +239,7 @@ def test_a_dry_run_needs_neither_network_nor_token(a_run, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", None)
     said = []
     assert push(a_run, "me/thing", dry_run=True, say=said.append) is None
-    total = sum(make_package(a_run).sizes.values())
+    total = sum(make_package(a_run, name="me/thing").sizes.values())
     assert f"{total / 1000:.1f} kB" in said[0]
     # A training is its adapter.
     slow = make_package(a_run / "trainings" / "slow")
@@ -275,3 +276,20 @@ def test_a_damaged_run_is_not_uploaded(hub, make_dataset, tmp_path):
     with pytest.raises(RunError, match="regions is damaged"):
         push(folder, "me/thing")
     assert hub.repos == {}
+
+
+@pytest.mark.parametrize("name", ["/home/me/photos/1.png", "C:\\photos\\1.png", "../photos/1.png"])
+def test_a_run_whose_dropped_images_have_absolute_names_is_not_uploaded(make_dataset, tmp_path, name):
+    dataset = make_dataset(tmp_path / "data", images=8)
+    dataset.coco["images"][0]["file_name"] = name
+    dataset.write()
+    folder = tmp_path / "run"
+    run(make_config(dataset.config(**FAKES)), folder, until="regions")
+    (row,) = [row for row in read_table(folder / "dropped.parquet").to_pylist() if row["kind"] == "image"]
+    assert (row["reason"], row["file_name"]) == ("image_file_name_unsafe", name)
+    if name.startswith(".."):
+        assert make_package(folder).kind == "run"
+        return
+    with pytest.raises(InputError, match="names images of this machine") as caught:
+        make_package(folder)
+    assert caught.value.got == name

@@ -49,15 +49,17 @@ _Rows = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Dropped entries as columns of equal length, sorted by kind, reason and id.
+    """Dropped entries as columns of equal length, sorted by kind, reason, id and file name.
 
     ``ids`` are strings, empty for entries without an id; ``kinds`` are ``category``, ``image`` or ``object``;
-    ``reasons`` are keys of `spr.core.reasons.ANNOTATION_REASONS`.
+    ``reasons`` are keys of `spr.core.reasons.ANNOTATION_REASONS`. ``file_names`` are those of images and of the images
+    of objects; None where there is none, or one that is not valid Unicode, or several.
     """
 
     ids: list[str]
     kinds: list[str]
     reasons: list[str]
+    file_names: list[str | None]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -245,9 +247,9 @@ def _assemble(
         turned=turned,
         dropped=_dropped(
             [
-                ("category", category_keys, category_reasons),
-                ("image", images.keys, images.reasons),
-                ("object", objects.keys, objects.reasons),
+                ("category", category_keys, category_reasons, lambda rows: [None] * len(rows)),
+                ("image", images.keys, images.reasons, lambda rows: [_shown(images.names[row]) for row in rows]),
+                ("object", objects.keys, objects.reasons, lambda rows: _names_of(objects.image_keys[rows], images)),
             ],
             ids,
         ),
@@ -358,12 +360,32 @@ def _number(objects: AnnotationColumns, sorted_keys: Keys) -> int:
     return int(np.count_nonzero(not_unique))
 
 
-def _dropped(tables: Sequence[tuple[str, Keys, _Reasons]], ids: IdTable) -> Dropped:
-    dropped = Dropped([], [], [])
-    for kind, keys, reasons in tables:
+def _dropped(
+    tables: Sequence[tuple[str, Keys, _Reasons, Callable[[_Rows], list[str | None]]]], ids: IdTable
+) -> Dropped:
+    dropped = Dropped([], [], [], [])
+    for kind, keys, reasons, names_of in tables:
         rows = np.flatnonzero(reasons)
-        rows = rows[np.lexsort((keys[rows], reasons[rows]))]
+        names = names_of(rows)
+        ranks = {name: rank for rank, name in enumerate(sorted({name or "" for name in names}))}
+        by_name = np.array([ranks[name or ""] for name in names], dtype=np.int64)
+        order = np.lexsort((by_name, keys[rows], reasons[rows]))
+        rows = rows[order]
         dropped.ids.extend(ids.texts(keys[rows]))
         dropped.kinds.extend([kind] * len(rows))
         dropped.reasons.extend(REASONS[code] for code in reasons[rows].tolist())
+        dropped.file_names.extend(names[place] for place in order.tolist())
     return dropped
+
+
+def _shown(name: str) -> str | None:
+    return name if name and is_unicode(name) else None
+
+
+def _names_of(image_keys: Keys, images: ImageColumns) -> list[str | None]:
+    """The file names of these images; None for an image that has no id, is not listed, or has several names."""
+    names: dict[int, str | None] = {NO_KEY: None}
+    for row in np.flatnonzero(np.isin(images.keys, image_keys)).tolist():
+        key, name = int(images.keys[row]), _shown(images.names[row])
+        names[key] = name if names.setdefault(key, name) == name else None
+    return [names.get(key) for key in image_keys.tolist()]

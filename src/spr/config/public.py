@@ -17,7 +17,7 @@ def public_config(config: Config) -> dict[str, Any]:
 
 
 def public_name(value: str) -> str:
-    """A path without its folders, which would say whose machine it was.
+    r"""A path without its folders, which would say whose machine it was.
 
     This also applies to each part of a model with a LoRA adapter, ``model@revision+adapter@revision``, and to the
     folder of a dataset.
@@ -26,7 +26,10 @@ def public_name(value: str) -> str:
     ('ferret-7b@ab12+adapter@cd34', 'Qwen/Qwen2.5-VL-7B-Instruct')
     >>> public_name("hf:/home/me/cups:train")
     'hf:cups:train'
+    >>> public_name("C:\\Users\\me\\1.jpg")
+    '1.jpg'
     """
+    value = re.sub(r"^[A-Za-z]:[\\/](?:.*[\\/])?(?=[^\\/])", "", value)
     return re.sub(r"(?:^|(?<=\+)|(?<=^hf:))/(?:[^@+]*/)?(?=[^/@+])", "", value)
 
 

@@ -31,7 +31,7 @@ from spr.core.views import crop_window, cut, unshift
 from spr.grounding.names import category_name
 from spr.models.protocols import Detector, DetectRequest
 from spr.models.registry import load_detector
-from spr.pipeline.stage import Drops, Plan, Stage
+from spr.pipeline.stage import Drops, OnDrop, Plan, Stage
 from spr.records import Detection, ImageObject, ImageObjects, Size
 from spr.records.columns import box_array, list_array
 from spr.records.schemas import DROPPED, OBJECTS, from_table, to_table
@@ -113,7 +113,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     qualifies = np.bincount(owner[kept], minlength=count) >= settings.min_objects
     crowds = parsed.crowd if settings.crowds == "detect" else np.zeros_like(parsed.crowd)
     qualifies |= np.bincount(owner[crowds], minlength=count) > 0
-    image_ids = _strings(parsed.image_ids)
+    image_ids, file_names = _strings(parsed.image_ids), pa.array(parsed.file_names, pa.string())
     candidates = np.flatnonzero(qualifies)
     ids = image_ids.take(pa.array(candidates)).to_pylist()
     hashes = np.asarray([stable_hash(seed, "sample", image_id) for image_id in ids], dtype=np.uint64)
@@ -136,7 +136,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
         images = order[start:stop]
         columns = [
             image_ids.take(pa.array(images)),
-            pa.array([parsed.file_names[image] for image in images], pa.string()),
+            file_names.take(pa.array(images)),
             pa.array(parsed.sizes_wh[images, 0]),
             pa.array(parsed.sizes_wh[images, 1]),
             _objects_of(parsed, images, kept),
@@ -148,14 +148,22 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
         return pa.table(columns, schema=OBJECTS.append(CROWDS))
 
     read = parsed.dropped
+    columns = (read.ids, read.kinds, [NAME] * len(read), read.reasons, read.file_names)
+
+    def objects(which: Bools, reason: str) -> pa.Table:
+        names = file_names.take(pa.array(owner[which]))
+        return dropped_columns(NAME, "object", _strings(parsed.object_ids[which]), reason, names)
+
+    few = pa.array(~qualifies)
     dropped = [
-        pa.table([pa.array(c, pa.string()) for c in (read.ids, read.kinds, [NAME] * len(read), read.reasons)], DROPPED),
-        dropped_columns(NAME, "object", _strings(parsed.object_ids[small]), "area_under_minimum"),
-        dropped_columns(NAME, "image", image_ids.filter(pa.array(~qualifies)), "too_few_objects"),
-        dropped_columns(NAME, "object", _strings(parsed.object_ids[parsed.crowd & ~crowds]), "crowd_without_detector"),
+        pa.table([pa.array(column, pa.string()) for column in columns], DROPPED),
+        objects(small, "area_under_minimum"),
+        dropped_columns(NAME, "image", image_ids.filter(few), "too_few_objects", file_names.filter(few)),
+        objects(parsed.crowd & ~crowds, "crowd_without_detector"),
     ]
     return Plan(
         ids=image_ids.take(pa.array(order)),
+        file_names=file_names.take(pa.array(order)),
         rows=rows,
         limit=settings.max_images,
         dropped=pa.concat_tables(dropped),
@@ -221,7 +229,7 @@ def make_objects(source: pa.Table, settings: AnnotationsConfig, detector: CrowdD
             usable.append(True)
         except ImageProblem as problem:
             usable.append(False)
-            drops.add("image", row["image_id"], problem.reason)
+            drops.add("image", row["image_id"], problem.reason, row["file_name"])
             examples.setdefault(f"image: {problem.reason}", " ".join(str(problem).split()))
         if detector is None or not waits:
             advance()
@@ -249,23 +257,24 @@ def _turned(
         if bx.leave(boxes, size_wh).any() and not bx.leave(boxes, size_wh[::-1]).any():
             notes[TURNED] += 1
         row["width"], row["height"] = size_wh
+        drop = partial(drops.add, file_name=row["file_name"])
         for name, least in (("objects", settings.min_area), ("crowds", 0.0)):
-            row[name] = [item for item in row[name] if not _drop_clipped(item, size_wh, least, drops)]
+            row[name] = [item for item in row[name] if not _drop_clipped(item, size_wh, least, drop)]
         if len(row["objects"]) < settings.min_objects and not row["crowds"]:
-            drops.add("image", row["image_id"], "too_few_objects")
+            drop("image", row["image_id"], "too_few_objects")
         else:
             kept.append(row)
     return pa.Table.from_pylist(kept, table.schema)
 
 
-def _drop_clipped(item: dict[str, Any], size_wh: Size, min_area: float, drops: Drops) -> bool:
+def _drop_clipped(item: dict[str, Any], size_wh: Size, min_area: float, drop: OnDrop) -> bool:
     """Clip an object's box to its image; drops the object if what is left is too small."""
     x1, y1, x2, y2 = item["box"]
     item["box"] = [min(x1, size_wh[0]), min(y1, size_wh[1]), min(x2, size_wh[0]), min(y2, size_wh[1])]
     if x1 >= size_wh[0] or y1 >= size_wh[1]:
-        drops.add("object", item["id"], "box_outside_image")
+        drop("object", item["id"], "box_outside_image")
     elif not bx.at_least(bx.area(np.array([item["box"]], np.float32)), min_area)[0]:
-        drops.add("object", item["id"], "area_under_minimum")
+        drop("object", item["id"], "area_under_minimum")
     else:
         return False
     return True
@@ -288,16 +297,18 @@ def _replace_crowds(
         duplicate_iou=settings.crowd_duplicate_iou,
         min_inside=settings.crowd_min_inside,
     )
-    for id_, reason in crowd_drops:
-        drops.add("object", id_, reason)
+    names = {id_: image.file_name for image, own in zip(images, crowd_ids, strict=True) for id_ in own}
+    for id_, reason in crowd_drops:  # crowds, and detections in them, whose ids are `<crowd id>#<n>`
+        drops.add("object", id_, reason, names.get(id_) or names.get(id_.rpartition("#")[0]))
     kept: list[ImageObjects] = []
     for image in replaced:
+        drop = partial(drops.add, file_name=image.file_name)
         large = tuple(item for item in image.objects if bx.at_least(bx.area(item.box), settings.min_area))
         for item in image.objects:
             if item not in large:
-                drops.add("object", item.id, "area_under_minimum")
+                drop("object", item.id, "area_under_minimum")
         if len(large) < settings.min_objects:
-            drops.add("image", image.image_id, "too_few_objects")
+            drop("image", image.image_id, "too_few_objects")
         else:
             kept.append(replace(image, objects=large))
     return kept

@@ -310,7 +310,8 @@ def _run_plan(stage: Stage, config: Config, store: StageStore, manifest: Manifes
             bar.advance(entry.rows - counted_inputs)  # dropped rows don't count towards the limit
             if manifest.rows >= limit:
                 break
-    not_sampled = dropped_columns(stage.name, "image", plan.ids.slice(used), "not_sampled")
+    names = plan.file_names.slice(used)
+    not_sampled = dropped_columns(stage.name, "image", plan.ids.slice(used), "not_sampled", names)
     dropped = pa.concat_tables([plan.dropped, not_sampled])
     manifest.source = {
         "counts": plan.counts,

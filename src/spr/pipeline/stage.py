@@ -24,14 +24,17 @@ class Drops:
 
     def __init__(self) -> None:
         self._by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        self._file_names: dict[str, list[str | None]] = defaultdict(list)
 
-    def add(self, kind: str, id: str, reason: str) -> None:  # noqa: A002 - the column's name
+    def add(self, kind: str, id: str, reason: str, file_name: str | None = None) -> None:  # noqa: A002 - the column's name
         """Collect one dropped item."""
         self._by_kind[kind].append((id, reason))
+        self._file_names[kind].append(file_name)
 
     def table(self, stage: str, *kinds: str) -> pa.Table:
         """The drops as `spr.records.schemas.DROPPED`, kind by kind in the given order."""
-        return pa.concat_tables([dropped_table(stage, kind, self._by_kind[kind]) for kind in kinds])
+        by_kind = [dropped_table(stage, kind, self._by_kind[kind], self._file_names[kind]) for kind in kinds]
+        return pa.concat_tables(by_kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Plan:
 
     Attributes:
         ids: Strings, ``(rows,)``: the ids of all input rows, in the order in which they are processed.
+        file_names: Strings, ``(rows,)``: the image files of these rows, for the list of what is not sampled.
         rows: ``rows(start, stop)`` returns the input table of these rows.
         limit: The stage is complete after this many output rows; None processes all input rows.
         dropped: What was dropped while reading (schema `spr.records.schemas.DROPPED`).
@@ -48,6 +52,7 @@ class Plan:
     """
 
     ids: pa.Array
+    file_names: pa.Array
     rows: Callable[[int, int], pa.Table]
     limit: int | None
     dropped: pa.Table

@@ -48,8 +48,16 @@ REGIONS = pa.schema(_fields(RegionQuery))
 CANDIDATES = pa.schema(_fields(Candidate))
 SCORES = pa.schema(_fields(Scores))
 PAIRS = pa.schema(_fields(PreferencePair))
-DROPPED = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "kind", "stage", "reason")])
-"""Dropped items: the id of an image, object, query or candidate (``kind``), its stage, and the reason."""
+DROPPED = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("id", "kind", "stage", "reason")),
+        pa.field("file_name", pa.string()),
+    ]
+)
+"""Dropped items: the id of an image, object, query or candidate (``kind``), its stage, and the reason.
+
+``file_name`` is that of its image in the annotations; null where it is not known, and in tables of earlier versions.
+"""
 
 R = TypeVar("R", bound=Row)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from spr.config.public import public_name
 from spr.core.reasons import DROP_REASONS, explain
 from spr.pipeline.stage import STAGES
+from spr.records.schemas import DROPPED
+from spr.runs.dropped import dropped_by
 from spr.runs.reader import Run
 from spr.runs.store import count_reasons, read_table, reasons_sorted
 from spr.runs.trainings import training_place
@@ -21,7 +24,10 @@ LISTED = 200
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """What a stage dropped for one reason; ``ids`` are the first `LISTED` ones."""
+    """What a stage dropped for one reason; ``ids`` are the first `LISTED` ones.
+
+    ``files`` are the names of their image files, without folders of a machine; None where they are not known.
+    """
 
     stage: str
     kind: str
@@ -29,6 +35,7 @@ class Drop:
     explanation: str
     count: int
     ids: list[str] = field(default_factory=list)
+    files: list[str | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ def count_stages(run: Run) -> list[StageCount]:
             continue
         stage = STAGES.get(name)
         unit, reasons = (stage.unit, stage.reasons) if stage else ("rows", {})
-        drops = _drops(name, manifest.dropped, store.dropped_files(manifest), reasons)
+        drops = _drops(name, manifest.dropped, dropped_by(run.path, manifest), reasons)
         lost = sum(drop.count for drop in drops if stage is None or drop.kind == stage.kind)
         counts.append(StageCount(name, unit, manifest.rows, lost, manifest.complete, seconds.get(name), drops))
     return counts
@@ -77,21 +84,27 @@ def training_drops(run: Run, name: str | None = None) -> list[Drop]:
     """The pairs that a training left out, from its `training/dropped.parquet`; empty before it began."""
     path = training_place(run.path, name) / "training" / "dropped.parquet"
     stage = f"training {name}" if name else "training"
-    return _drops(stage, count_reasons(read_table(path)), [path], DROP_REASONS["training"]) if path.is_file() else []
+    if not path.is_file():
+        return []
+    table = read_table(path, schema=DROPPED)
+    return _drops(stage, count_reasons(table), table.to_batches(), DROP_REASONS["training"])
 
 
-def _drops(stage: str, dropped: Mapping[str, int], files: list[Path], reasons: Mapping[str, str]) -> list[Drop]:
-    """The drops of each ``"<kind>: <reason>"``, with their first ids from the files."""
+def _drops(
+    stage: str, dropped: Mapping[str, int], rows: Iterable[pa.RecordBatch], reasons: Mapping[str, str]
+) -> list[Drop]:
+    """The drops of each ``"<kind>: <reason>"``, with their first ids and file names."""
     drops = []
     for key, count in reasons_sorted(dropped):
         kind, _, reason = key.partition(": ")
         drops.append(Drop(stage, kind, reason, reasons.get(reason) or explain(stage, reason), count))
-    for path in files:
+    for batch in rows:
         unlisted = [drop for drop in drops if len(drop.ids) < min(drop.count, LISTED)]
         if not unlisted:
             break
-        table = read_table(path)
         for drop in unlisted:
-            mask = pc.and_(pc.equal(table["kind"], drop.kind), pc.equal(table["reason"], drop.reason))
-            drop.ids.extend(table["id"].filter(mask).slice(0, LISTED - len(drop.ids)).to_pylist())
+            mask = pc.and_(pc.equal(batch["kind"], drop.kind), pc.equal(batch["reason"], drop.reason))
+            listed = batch.filter(mask).slice(0, LISTED - len(drop.ids))
+            drop.ids.extend(listed["id"].to_pylist())
+            drop.files.extend(name and public_name(name) for name in listed["file_name"].to_pylist())
     return drops

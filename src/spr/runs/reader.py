@@ -22,7 +22,7 @@ from spr.core.paths import is_dir, is_file
 from spr.grounding import Dialect, get_dialect
 from spr.grounding.matching import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
-from spr.records.schemas import from_table
+from spr.records.schemas import DROPPED, from_table
 from spr.runs.folder import check_run_version, read_inputs
 from spr.runs.store import STAGE_ORDER, Manifest, StageStore, read_table, stage_folders
 
@@ -142,7 +142,7 @@ class Run:
             RunError: if the stage has not finished or a file is damaged.
         """
         if name == "dropped":
-            return read_table(self.path / "dropped.parquet", columns)
+            return read_table(self.path / "dropped.parquet", columns, DROPPED)
         store = self.store(name)
         shards = [store.read(shard, columns) for shard in store.finished().shards]
         if not shards:

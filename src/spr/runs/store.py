@@ -50,20 +50,27 @@ class StageOutput(NamedTuple):
     examples: Mapping[str, str] = MappingProxyType({})
 
 
-def dropped_table(stage: str, kind: str, drops: Iterable[tuple[str, str]]) -> pa.Table:
+def dropped_table(
+    stage: str, kind: str, drops: Iterable[tuple[str, str]], file_names: Iterable[str | None] | None = None
+) -> pa.Table:
     """A table (schema `spr.records.schemas.DROPPED`) of ``(id, reason)`` pairs that a stage dropped.
 
-    ``kind`` is what the ids identify: "image", "object", "query" or "candidate".
+    ``kind`` is what the ids identify: "image", "object", "query" or "candidate". Stages that read the table `objects`
+    may leave out the ``file_names`` of the images: they are looked up by the ids.
     """
     ids, reasons = zip(*drops, strict=True) if (drops := list(drops)) else ((), ())
-    return dropped_columns(stage, kind, pa.array(ids, pa.string()), pa.array(reasons, pa.string()))
+    names = None if file_names is None else pa.array(file_names, pa.string())
+    return dropped_columns(stage, kind, pa.array(ids, pa.string()), pa.array(reasons, pa.string()), names)
 
 
-def dropped_columns(stage: str, kind: str, ids: pa.Array, reasons: pa.Array | str) -> pa.Table:
+def dropped_columns(
+    stage: str, kind: str, ids: pa.Array, reasons: pa.Array | str, file_names: pa.Array | None = None
+) -> pa.Table:
     """Like `dropped_table`, from Arrow columns, for millions of drops; a single reason applies to all ids."""
     count = len(ids)
     reasons = pa.repeat(pa.scalar(reasons), count) if isinstance(reasons, str) else reasons
-    columns = [ids, pa.repeat(pa.scalar(kind), count), pa.repeat(pa.scalar(stage), count), reasons]
+    file_names = pa.nulls(count, pa.string()) if file_names is None else file_names
+    columns = [ids, pa.repeat(pa.scalar(kind), count), pa.repeat(pa.scalar(stage), count), reasons, file_names]
     return pa.table(columns, schema=DROPPED)
 
 
@@ -360,7 +367,8 @@ def version_error(run: Path, version: object) -> RunError:
 def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns, as a table.
 
-    With the ``schema`` of its stage, columns that earlier versions did not write (`ADDED`) are filled in.
+    With the ``schema`` of its stage, columns that earlier versions did not write (`ADDED`) are filled in; with
+    `DROPPED`, the file names.
 
     Raises:
         RunError: if it is missing or damaged.
@@ -370,9 +378,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Sche
         with pq.ParquetFile(path) as file:
             table = file.read(columns=columns)
         for field in schema or ():
-            wanted = field.name in ADDED and (columns is None or field.name in columns)
-            if wanted and field.name not in table.column_names:
-                values = pa.repeat(pa.scalar(ADDED[field.name], field.type), len(table))
+            added = field.name in ADDED or (schema is DROPPED and field.nullable)
+            if added and (columns is None or field.name in columns) and field.name not in table.column_names:
+                values = pa.repeat(pa.scalar(ADDED.get(field.name), field.type), len(table))
                 table = table.append_column(field, values)
         if columns is not None:
             table = table.select(columns)

@@ -33,7 +33,8 @@ class TrainingPair:
     ``load`` returns the image as RGB, and ``digest`` the hex digest of its file and of how it is turned; both raise
     `ImageProblem`. ``size_wh`` is None if the size is not known without opening the image. An answer that is not
     complete was cut when it was generated; it is trained on without an end of turn. A pair of another ``split`` than
-    ``train`` is never trained on, nor is one with a ``left_out``, the reason why reviewers left it out.
+    ``train`` is never trained on, nor is one with a ``left_out``, the reason why reviewers left it out. ``file_name``
+    is that of a run's image.
     """
 
     pair_id: str
@@ -47,6 +48,7 @@ class TrainingPair:
     rejected_complete: bool = True
     split: str = "train"
     left_out: str | None = None
+    file_name: str | None = None
 
     @property
     def excluded(self) -> str | None:
@@ -86,8 +88,8 @@ def run_pairs(run: Path, images: ImageSource, reviews: ReviewMode = "use") -> It
                 left_out = reviewed
             else:
                 answers = reviewed.chosen, reviewed.rejected
-        known = _known(row)
-        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, **known, left_out=left_out)
+        known = {**_known(row), "left_out": left_out, "file_name": row["file_name"]}
+        return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, **known)
 
     return (pair(row) for table in store.tables() for row in table.to_pylist())
 

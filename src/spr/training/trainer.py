@@ -140,7 +140,8 @@ def train(
     with Progress("reading pairs", unit="pairs"):
         limit, with_rejected = context_length(opened.config, settings.max_length), needs_rejected(settings)
         pairs = list(pairs) if settings.eval_steps else pairs
-        planned, dropped = opened.planner.plan(pairs, limit, with_rejected=with_rejected)
+        names: dict[str, str | None] = {}
+        planned, dropped = opened.planner.plan(_noted(pairs, names), limit, with_rejected=with_rejected)
         evaluated = (
             [replace(pair, split="train") for pair in pairs if pair.split != "train"] if settings.eval_steps else []
         )
@@ -152,7 +153,8 @@ def train(
         got = "no function `evaluate`" if evaluate is None else f"weights shared out by {accelerator.distributed_type}"
         raise ConfigError("`training.eval_tasks` can't be evaluated", got=got, fix="set training.eval_tasks=[]")
     if main:
-        write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped))
+        file_names = [names[pair_id] for pair_id, _ in dropped]
+        write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped, file_names))
     counts = dict(Counter(reason for _, reason in dropped))
     if not planned:
         got = ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "there were no pairs"
@@ -254,6 +256,13 @@ class _Session:
 
 
 # ── the reference pass ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _noted(pairs: Iterable[TrainingPair], names: dict[str, str | None]) -> Iterator[TrainingPair]:
+    """The pairs, after putting the file names of their images into ``names``."""
+    for pair in pairs:
+        names[pair.pair_id] = pair.file_name
+        yield pair
 
 
 def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: Callable[[str], None]) -> ReferenceFile:

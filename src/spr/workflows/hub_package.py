@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files as package_files
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, TypeAlias
 
 import yaml
@@ -24,6 +24,7 @@ from spr.core.outputs import MARKER as WEIGHTS_MARKER
 from spr.core.paths import is_dir, is_file
 from spr.core.text_input import read_text
 from spr.exports.marker import MARKER as EXPORT_MARKER
+from spr.records.schemas import DROPPED, OBJECTS
 from spr.runs.adapters import raw_config, run_of
 from spr.runs.folder import is_run
 from spr.runs.reviews import FILE as REVIEWS
@@ -265,9 +266,10 @@ def _check_tables(run: Path) -> None:
             raise RunError(
                 f"{folder} is damaged", got="a file is missing or has changed", fix="`spr run` makes it again"
             )
-        for entry in manifest.shards if folder.name == "objects" else ():
-            names = read_table(store.part(entry.index), ["file_name"])["file_name"].to_pylist()
-            if absolute := next((name for name in names if name.startswith("/")), None):
+        parts = [store.part(entry.index) for entry in manifest.shards]
+        for path in [*parts, *store.dropped_files(manifest)] if folder.name == "objects" else ():
+            names = read_table(path, ["file_name"], OBJECTS if path in parts else DROPPED)["file_name"].unique()
+            if absolute := next((name for name in names.to_pylist() if name and PureWindowsPath(name).root), None):
                 fix = "make the file names of the annotations relative to annotations.images, and run again"
                 raise InputError(f"{run} names images of this machine", got=absolute, fix=fix)
 

@@ -217,7 +217,7 @@
     }
   });
 
-  /* The dropped ids by reason. */
+  /* The dropped ids by reason, with the names of their image files. */
   SPR.dropped = (drops) => {
     const area = $("#drops"), filter = $("#drop-filter");
     if (!drops.length) { area.append(el("p", "", "Nothing was dropped.")); return; }
@@ -229,7 +229,7 @@
       const shown = drop.ids.length < drop.count ? `The first ${drop.ids.length.toLocaleString("en")} of ${drop.count.toLocaleString("en")}` : drop.count.toLocaleString("en");
       area.replaceChildren(
         el("p", "", `${shown} ${drop.kind === "query" ? "queries" : `${drop.kind}s`}: ${drop.explanation.replaceAll("`", "")}.`),
-        el("ul", "drops", drop.ids.map((id) => el("li", "", id))));
+        el("ul", "drops", drop.ids.map((id, k) => el("li", "", drop.files[k] ? [`${id} `, el("span", "", drop.files[k])] : id))));
     }
     choice.addEventListener("input", list);
     filter.hidden = false;
