@@ -127,8 +127,8 @@ def test_images_without_a_region_are_dropped_with_their_reason():
     queries, dropped = stage([few, narrow], config_with())
     assert queries == []
     assert dropped == [
-        {"id": "few", "kind": "image", "stage": "regions", "reason": "too_few_objects"},
-        {"id": "narrow", "kind": "image", "stage": "regions", "reason": "no_valid_region"},
+        {"id": "few", "kind": "image", "stage": "regions", "reason": "too_few_objects", "file_name": None},
+        {"id": "narrow", "kind": "image", "stage": "regions", "reason": "no_valid_region", "file_name": None},
     ]
 
 
