@@ -21,7 +21,7 @@ quickstart: $(if $(wildcard $(STAMP))$(filter lint format test test-all,$(MAKECM
 # one worker, so that what they share is made once. Files are taken in the order that tests/conftest.py gives them.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 test: $(STAMP) chromium
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
 # All tests, with a coverage report in htmlcov/ and the slowest tests listed.
 test-all: $(STAMP) chromium

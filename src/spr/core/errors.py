@@ -86,6 +86,9 @@ _EXTRAS = {
     "models": {"accelerate", "datasets", "huggingface_hub", "peft", "psutil", "safetensors", "sentencepiece"}
     | {"tokenizers", "torch", "transformers"},
     "openai": {"anyio", "httpx", "openai", "tenacity"},
+    "storage": {"obstore"},
+    "ray": {"ray"},
+    "vllm": {"vllm"},
 }
 
 
