@@ -149,6 +149,7 @@ class _Flow:
         parts = []
         for run in self._open.values():
             done, total = run.work()
+            done += self.engine.in_progress(run.stage)
             if run.running and total:
                 parts.append(f"{run.stage.name} {100 * done // total} %")
         self._bar.note = ", ".join(parts)

@@ -34,7 +34,7 @@ def run(
     out: Path,
     *,
     until: str | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     reuse: Sequence[Path] = (),
     report: Callable[[StageSummary], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -45,7 +45,7 @@ def run(
         config: The whole experiment.
         out: The run folder; created if it is missing. A run that is there is resumed from its finished shards.
         until: The last stage to run. None runs all stages; without a describer, all that need none.
-        workers: Number of processes for stages that load no model.
+        workers: Number of processes for stages that load no model; None for one, or, on Ray, for all CPUs.
         reuse: Other run folders. A finished stage is taken over from the first one where its inputs and settings agree.
         report: Called after each stage.
         say: Called with a line about what a stage keeps of an earlier run.
@@ -103,6 +103,10 @@ def _fingerprints(stages: Sequence[Stage], config: Config, inputs: Mapping[str, 
 
 
 def _engine(config: Config, out: Path, workers: int | None) -> Engine:
+    if config.engine.name == "ray":
+        from spr.pipeline.engines.ray import RayEngine
+
+        return RayEngine(config.engine, out, config, workers)
     return LocalEngine(workers or 1)
 
 

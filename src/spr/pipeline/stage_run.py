@@ -100,6 +100,7 @@ class StageRun:
         self._unsaved: list[ShardEntry] = []
         self._entries: dict[int, dict[str, ShardEntry]] = {}
         self._ready: list[int] = []
+        self._inputs = self._inputs_done = 0  # rows
         self.expected: int | None = None
         """The number of shards; None until all inputs are complete."""
         self.done: dict[int, ShardEntry] = {}
@@ -118,11 +119,13 @@ class StageRun:
         """Take note of a finished shard of an input; returns the shard computed from it, if that is kept."""
         own = self._entries.setdefault(entry.index, {})
         own[name] = entry
+        if name == self.stage.inputs[-1]:
+            self._inputs += entry.rows
         if len(own) < len(self.stage.inputs):
             return None
         kept = self._kept.get(entry.index)
         if kept is not None and kept.source == self._source(entry.index):
-            self.done[entry.index] = kept
+            self._finish_shard(kept)
             return kept
         heapq.heappush(self._ready, entry.index)
         return None
@@ -144,8 +147,7 @@ class StageRun:
     def work(self) -> tuple[int, int]:
         """How much of the work that is known is done, and how much there is, in what `counted` counts."""
         per_row = self.counted[0]
-        total = sum(entries[self.stage.inputs[-1]].rows for entries in self._entries.values())
-        return sum(shard.inputs for shard in self.done.values()) * per_row, total * per_row
+        return self._inputs_done * per_row, self._inputs * per_row
 
     def begin(self, say: Callable[[str], None], workers: int | None) -> None:
         """Prepare the manifest for new shards; ``say`` is told what is kept.
@@ -191,12 +193,16 @@ class StageRun:
     def accept(self, job: Job, entry: ShardEntry) -> list[ShardEntry]:
         """Take the result of a job; returns the shards that are finished because of it."""
         self.running -= 1
-        self._keep(job.index, entry)
+        self._keep(entry)
         return [entry]
 
-    def _keep(self, index: int, entry: ShardEntry) -> None:
-        self.done[index] = entry
-        self._kept[index] = entry
+    def _finish_shard(self, entry: ShardEntry) -> None:
+        self.done[entry.index] = entry
+        self._inputs_done += entry.inputs
+
+    def _keep(self, entry: ShardEntry) -> None:
+        self._finish_shard(entry)
+        self._kept[entry.index] = entry
         self._unsaved.append(entry)
         now = time.monotonic()
         if now - self._saved >= self._cost / _SAVING:
@@ -321,7 +327,7 @@ class FirstStageRun(StageRun):
             self.overcounted += entry.inputs - entry.rows  # dropped rows don't count towards the limit
             self._used += entry.inputs
             self._rows += entry.rows
-            self._keep(job.index, entry)
+            self._keep(entry)
             finished.append(entry)
             if self._plan is None or self._rows >= self._limit or self._used >= len(self._plan.ids):
                 self._end()

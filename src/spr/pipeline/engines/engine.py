@@ -38,6 +38,9 @@ class Engine(Protocol):
             RunError: if the processes for a job died. Errors of the job itself are raised as they are.
         """
 
+    def in_progress(self, stage: Stage) -> int:
+        """What the running jobs of a stage have counted, if the engine overlaps stages; else 0."""
+
     def end(self, stage: Stage) -> None:
         """Drop the jobs of a stage that have not finished, wait for those that run, and free what it used."""
 
