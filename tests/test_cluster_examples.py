@@ -23,7 +23,7 @@ import typer
 import yaml
 
 import warm_python
-from run_folders import FAKES, rows
+from run_folders import FAKES, files, rows
 from spr.cli import app
 from spr.config import load_config, make_config
 from spr.pipeline.runner import run as run_pipeline
@@ -63,6 +63,22 @@ done
 code=0
 for task in "${tasks[@]}"; do wait "$task" || code=$?; done
 exit $code
+"""
+
+# In place of `ray symmetric-run`, which stops every Ray of this machine at its end: a cluster of two nodes on this
+# machine, with the address and the token of the job.
+SYMMETRIC = """
+import os, subprocess, sys
+from ray.cluster_utils import Cluster
+words = sys.argv[1:]
+host, _, port = words[words.index("--address") + 1].partition(":")
+if os.environ["SLURM_NODEID"] == "0":
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "gcs_server_port": int(port)})
+    assert cluster.address == f"{host}:{port}", cluster.address
+    cluster.add_node(num_cpus=1)
+    code = subprocess.run(words[words.index("--") + 1 :]).returncode
+    cluster.shutdown()
+    sys.exit(code)
 """
 
 
@@ -252,6 +268,28 @@ def test_slurm_starts_the_same_ray_command_on_every_node(cluster):
     assert "pairs: 8 pairs" in cluster.run("-c", shlex.join(command))
 
 
+@pytest.mark.long
+def test_the_ray_job_of_slurm_makes_the_bytes_of_one_machine(cluster):
+    job = "slurm-ray.sbatch"
+    cluster.fake("srun", more=SRUN)
+    (cluster.bin / "ray").write_text(f"#!{sys.executable}{SYMMETRIC}")
+    (cluster.bin / "ray").chmod(0o755)
+    output = cluster.run(JOBS / job, **slurm(job), RUN="with-ray", PORT=free_port())
+    assert "pairs: 8 pairs" in output
+    run_pipeline(load_config(cluster.config), cluster.folder / "here")
+    parts = [name for name in files(cluster.folder / "here") if name.endswith((".parquet", "manifest.json"))]
+    assert len(parts) >= 2 * 5
+    with_ray, here = files(cluster.folder / "with-ray"), files(cluster.folder / "here")
+    assert [name for name in parts if with_ray.get(name) != here[name]] == []
+    assert "done before" in cluster.run(JOBS / job, **slurm(job), RUN="with-ray", PORT=free_port())
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
 def test_kuberay_gets_a_complete_rayjob(cluster):
     documents = {each["kind"]: each for each in yaml.safe_load_all((JOBS / "kuberay.yaml").read_text())}
     account, config_map, job = documents["ServiceAccount"], documents["ConfigMap"], documents["RayJob"]
@@ -380,10 +418,7 @@ class Nodes:
             make_config({**fields, "describer": {"backend": "fake", "model": model}, "training": training}), self.run
         )
         cluster.fake("srun", more=SRUN)
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = str(found.getsockname()[1])
-        here = {"RUN": str(self.run), "PROCESSES_PER_NODE": "1", "HEAD_IP": "127.0.0.1", "PORT": port}
+        here = {"RUN": str(self.run), "PROCESSES_PER_NODE": "1", "HEAD_IP": "127.0.0.1", "PORT": free_port()}
         self.variables = {**slurm(self.job), **here}
 
     def train(self, **options):
