@@ -231,10 +231,10 @@ def test_the_array_of_trainings_has_one_valid_setting_per_task(cluster):
     trainings = [parsed(["spr", *call]) for call in cluster.calls("spr")]
     configs = {each["name"]: run_config(Path(each["config"]), each["overrides"], each["name"]) for each in trainings}
     assert sorted((name, config.training.beta) for name, config in configs.items()) == [
-        ("beta0.1", 0.1),
-        ("beta0.3", 0.3),
-        ("beta0.5", 0.5),
-        ("beta1.0", 1.0),
+        ("beta=0.1", 0.1),
+        ("beta=0.3", 0.3),
+        ("beta=0.5", 0.5),
+        ("beta=1.0", 1.0),
     ]
 
 
