@@ -75,9 +75,9 @@ def test_ctrl_c_stops_processes_that_work_on_a_long_shard_at_once(faulty_run, wh
     config, faults = faulty_run
     (faults / "sleep-always").touch()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "spr.cli", "run", tmp_path / "config.yaml", "--out", tmp_path / "run"]
+    command = [sys.executable, "-m", "spr", "run", tmp_path / "config.yaml", "--out", tmp_path / "run"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while len(list(tmp_path.glob("slept-*"))) < 2:
+    while process.poll() is None and len(list(tmp_path.glob("slept-*"))) < 2:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
