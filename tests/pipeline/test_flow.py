@@ -20,7 +20,14 @@ class ShuffledEngine:
     workers = None
 
     def __init__(self, seed, most=10**6, ahead=3):
-        self.draw, self.most, self.ahead, self.jobs, self.order, self.closed = random.Random(seed), most, ahead, [], [], 0
+        self.draw, self.most, self.ahead, self.jobs, self.order, self.closed = (
+            random.Random(seed),
+            most,
+            ahead,
+            [],
+            [],
+            0,
+        )
 
     def begin(self, stage, config, at_most, progress):
         assert at_most is None or at_most > 0

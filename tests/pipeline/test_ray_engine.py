@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -139,19 +140,22 @@ def test_a_node_that_dies_in_the_middle_costs_only_its_shards(faults, two_nodes,
     def kill():
         while len(list(tmp_path.glob("slept-*"))) < 2:
             time.sleep(0.1)
-        cluster.remove_node(second, allow_graceful=False)  # kills its raylet
-        for path in tmp_path.glob("slept-*"):  # and what still sleeps on the node that is left
-            time.sleep(3)
-            try:
-                os.kill(int(path.name.partition("-")[2]), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        sleeping = {int(path.name.partition("-")[2]) for path in tmp_path.glob("slept-*")}
+        cluster.remove_node(second, allow_graceful=False)  # kills its raylet, and its processes end
+        until = time.monotonic() + 60
+        while sum(node["Alive"] for node in ray.nodes()) > 1 and time.monotonic() < until:
+            time.sleep(0.2)
+        left.extend(pid for pid in sleeping if Path(f"/proc/{pid}").exists())
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
 
+    left = []
     killer = threading.Thread(target=kill)
     killer.start()
     run(make_config({**raw, "engine": "ray", "describer": {"backend": "faulty", "num_processes": 2}}), out)
     killer.join()
     assert sum(node["Alive"] for node in ray.nodes()) == 1
+    assert len(left) < 2  # at least one was on the node that died
     assert tables(out) == tables(expected)
 
 
@@ -172,7 +176,9 @@ def test_a_node_that_sees_other_files_is_refused(two_nodes, whole, tmp_path, mon
 
     raw, _ = whole
     real = engine.Marks.of
-    monkeypatch.setattr(engine.Marks, "of", lambda *args: real(*args).__class__(*[*_fields(real(*args))[:4], "gone.png"]))
+    monkeypatch.setattr(
+        engine.Marks, "of", lambda *args: real(*args).__class__(*[*_fields(real(*args))[:4], "gone.png"])
+    )
     with pytest.raises(RunError, match=r"Not every node sees the images[\s\S]*gone\.png[\s\S]*s3://"):
         run(make_config({**raw, "engine": "ray"}), tmp_path / "run")
 
