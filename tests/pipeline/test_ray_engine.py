@@ -114,7 +114,7 @@ def test_a_killed_driver_is_continued_by_another_engine_with_other_processes(fir
 
 
 @pytest.fixture
-def two_nodes(monkeypatch, tmp_path):
+def two_nodes():
     """A cluster of two simulated nodes, to which this process is connected."""
     from ray.cluster_utils import Cluster
 
@@ -160,7 +160,8 @@ def test_a_node_that_dies_in_the_middle_costs_only_its_shards(faults, two_nodes,
 
 
 @pytest.mark.long
-def test_an_object_store_that_is_full_changes_nothing(faults, two_nodes, whole, tmp_path):
+@pytest.mark.usefixtures("faults", "two_nodes")
+def test_an_object_store_that_is_full_changes_nothing(whole, tmp_path):
     import numpy as np
 
     raw, expected = whole
@@ -171,7 +172,8 @@ def test_an_object_store_that_is_full_changes_nothing(faults, two_nodes, whole, 
 
 
 @pytest.mark.long
-def test_a_node_that_sees_other_files_is_refused(two_nodes, whole, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("two_nodes")
+def test_a_node_that_sees_other_files_is_refused(whole, tmp_path, monkeypatch):
     from spr.pipeline.engines import ray as engine
 
     raw, _ = whole

@@ -7,8 +7,8 @@ of device and the number of threads, and on nothing else.
 import hashlib
 
 import pytest
-
 import s3_server
+
 from spr.config import make_config
 from spr.embedded.scenes import write_scenes
 from spr.pipeline.runner import run
@@ -17,10 +17,14 @@ from spr.runs.store import STAGE_ORDER, StageStore
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:.*:FutureWarning")]
 
 MODELS = {
-    "describer": {"model": "embedded/describer", "max_new_tokens": 64, "samples": {"full": 1, "crop": 1, "crop_objects": 1}},
+    "describer": {
+        "model": "embedded/describer",
+        "max_new_tokens": 64,
+        "samples": {"full": 1, "crop": 1, "crop_objects": 1},
+    },
     "scorer": {"model": "embedded/scorer"},
     "detector": {"backend": "owlv2", "model": "embedded/detector", "box_threshold": 0.3},
-}  # fmt: skip
+}
 
 
 def hashes(out):
