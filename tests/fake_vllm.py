@@ -91,9 +91,7 @@ class LLM:
         check_call("LLM", given, named, more=tuple(SIGNATURES["EngineArgs"]))
         self.options = dict(zip(("model",), given, strict=False)) | named
         self.alive, self.loras, self.seen = True, [], []
-        self.llm_engine = SimpleNamespace(
-            add_lora=self._add_lora, engine_core=SimpleNamespace(shutdown=self._shutdown)
-        )
+        self.llm_engine = SimpleNamespace(add_lora=self._add_lora, engine_core=SimpleNamespace(shutdown=self._shutdown))
         source = self.options["model"]
         config = load_config(source, revision=self.options.get("revision"))
         # Without SPR's changes for the family: the processor as saved.
