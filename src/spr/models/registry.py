@@ -18,6 +18,8 @@ from spr.models.protocols import Describer, Detector, ImageTextScorer
 
 _LOADING = {"hf", "vllm", "clip", "grounding_dino", "owlv2"}  # the backends that load the section's `model`
 _IMPORTED_LATE = {"vllm"}  # backends that import the package of their name with the first model
+WITHOUT_GPU = frozenset({"fake", "openai", "none"})
+"""Backends that use no GPU of the process that they are in."""
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from spr.config import DescriberConfig, make_section
-from spr.core.errors import ConfigError, SprError
+from spr.core.errors import SprError
 from spr.core.progress import advance
 from spr.core.views import pad_to_square
 from spr.grounding import Dialect
@@ -229,16 +229,13 @@ def check_version(version: str) -> None:
 
 
 def gpu_options(num_gpus: float, memory: float | None) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM`` for a number of GPUs: tensor parallelism for several, a share of the memory for a part.
+    """Arguments of ``vllm.LLM`` for a process's GPUs: tensor parallelism on several, a share of the memory of a part.
 
     ``memory`` is the share of each GPU's memory that is asked for, 0..1; None leaves it to vLLM.
 
     >>> gpu_options(2, None), gpu_options(0.5, None), gpu_options(0.5, 0.3)
     ({'tensor_parallel_size': 2}, {'gpu_memory_utilization': 0.45}, {'gpu_memory_utilization': 0.3})
     """
-    if num_gpus > 1 and num_gpus != int(num_gpus):
-        fix = "give a whole number, or a share below 1"
-        raise ConfigError("`describer.num_gpus` above 1 must be whole for vLLM", got=num_gpus, fix=fix)
     if memory is None and 0 < num_gpus < 1:
         memory = 0.9 * num_gpus
     options = {"tensor_parallel_size": int(num_gpus)} if num_gpus > 1 else {}
@@ -266,7 +263,7 @@ def _engine_options(section: DescriberConfig, source: str, config: Any, image_pr
         options["mm_processor_kwargs"] = {"size": size}
     if section.max_model_len is not None:
         options["max_model_len"] = section.max_model_len
-    return options | gpu_options(getattr(section, "num_gpus", 1), section.gpu_memory_utilization)
+    return options | gpu_options(section.num_gpus, section.gpu_memory_utilization)
 
 
 @contextmanager
