@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from spr.models.custom_models import load_config
+from spr.models.describers.vllm import _ENVIRONMENT
 from spr.models.image_processors import load_processor
 
 SIGNATURES = json.loads(Path(__file__).with_name("vllm_signatures.json").read_text())
@@ -182,7 +183,7 @@ def fake_vllm(monkeypatch):
     modules["vllm.lora.request"].LoRARequest = LoRARequest
     monkeypatch.setattr(LLM, "made", [])
     monkeypatch.setattr(LLM, "write", None)
-    for name in ("VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS", "VLLM_WORKER_MULTIPROC_METHOD"):
-        monkeypatch.setenv(name, "test")
+    for name in _ENVIRONMENT:
+        monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return LLM

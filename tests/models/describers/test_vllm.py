@@ -144,7 +144,17 @@ def test_settings_reach_the_engine(mllm_folder):
     }
     # The folder's config names float32, which vLLM's own `auto` would load in 16 bits.
     assert VllmDescriber(mllm_folder("llava")).engine.options["dtype"] == "float32"
-    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
+def test_the_engine_runs_in_this_process_quietly_unless_the_user_says_otherwise(mllm_folder, monkeypatch):
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    VllmDescriber(mllm_folder("llava"))
+    assert {name: value for name, value in os.environ.items() if name.startswith("VLLM_")} == {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "DEBUG",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
 
 
 def test_several_gpus_share_a_model_and_several_processes_share_a_gpu():

@@ -42,14 +42,17 @@ OLDEST = (0, 33)
 
 _USE_HF = "use describer.backend: hf"
 _ENVIRONMENT = {
+    # The scheduler runs in this process: a process of its own would outlive a worker that is killed, and keep the GPU.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",  # otherwise it sends statistics to its developers
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of this process would copy locks that its threads hold
+    # For tensor parallelism: a fork of this process would copy locks that its threads hold.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 
 
 class VllmDescriber:
-    """Answers prompts about images with vLLM's offline engine, which runs in processes of its own.
+    """Answers prompts about images with vLLM's offline engine, which runs in this process (on several GPUs, in others).
 
     Prompts are the token ids that `spr.models.describers.hf.HfDescriber` gives to the model, and images have the same
     size; pixels and answers differ by rounding.
