@@ -120,7 +120,9 @@ def with_fakes(folder: Path, queries: int, repeats: int) -> None:
         )
     local, both, cluster = (found[name] for name in cases)
     ratios = [steady(c)[1] / steady(b)[1] for b, c in zip(both, cluster, strict=True)]
-    print(f"Ray over local, steady, two processes each: {statistics.median(ratios):.2f} ({[round(r, 2) for r in ratios]})")
+    print(
+        f"Ray over local, steady, two processes each: {statistics.median(ratios):.2f} ({[round(r, 2) for r in ratios]})"
+    )
     for stage in ("candidates", "scores", "pairs"):
         ratios = [rate(b, stage) / rate(a, stage) for a, b in zip(local, both, strict=True)]
         print(f"two processes over one, {stage}: {statistics.median(ratios):.2f} ({[round(r, 2) for r in ratios]})")

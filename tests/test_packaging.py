@@ -76,7 +76,9 @@ sys.meta_path.insert(0, Missing())
 
 
 def run_bare(code, *arguments, cwd=None):
-    modules = {name.replace("-", "_") for name in names(package for extra in USERS for package in EXTRAS[extra])} | {"torchvision"}
+    modules = {name.replace("-", "_") for name in names(package for extra in USERS for package in EXTRAS[extra])} | {
+        "torchvision"
+    }
     command = [sys.executable, "-c", BARE.format(missing=modules) + code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
