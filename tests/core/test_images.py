@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spr.core import images
-from spr.core.images import IMAGE_REASONS, ImageProblem, ImageSource, Orientation
+from spr.core import image_files, images
+from spr.core.images import ImageProblem, ImageSource, Orientation
+from spr.core.reasons import IMAGE_REASONS
 
 SIZE = (64, 32)
 
@@ -553,7 +554,7 @@ def test_another_spelling_does_not_lead_out_of_the_folder_and_large_folders_are_
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "b.PNG").symlink_to(tmp_path / save(tmp_path / "a.png"))
     assert reason(tmp_path / "images", "b.png") == "path_outside_images"
-    monkeypatch.setattr(images, "_MOST_NAMES", 3)
+    monkeypatch.setattr(image_files, "_MOST_NAMES", 3)
     for number in range(4):
         save(tmp_path / f"{number}.png")
     assert missing(tmp_path, "0.PNG") == "None"
