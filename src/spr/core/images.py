@@ -25,7 +25,7 @@ from spr.core.image_files import FolderFiles, ImageFile, ImageFiles, ImageProble
 from spr.core.image_names import unsafe_path
 from spr.core.paths import exists, is_dir, is_file
 from spr.core.tar_files import TarFiles, only_tars, tars_of
-from spr.core.tar_index import compressed_error
+from spr.core.tar_index import check_is_tar, compressed_error
 
 __all__ = ["FORMATS", "MAX_PIXELS", "ImageProblem", "ImageSource", "Orientation", "to_rgb"]
 
@@ -98,15 +98,29 @@ class ImageSource:
         Raises:
             InputError: if there is neither a folder nor a tar file, or a tar file that is compressed or damaged.
         """
+        if (tars := self.only_tars()) is not None:
+            tars.load()
+
+    def only_tars(self) -> TarFiles | None:
+        """The tar file, or those in the folder if it holds no images and no other folders; None otherwise.
+
+        Raises:
+            InputError: if there is neither a folder nor a tar file, or a tar file that is compressed.
+        """
         if not exists(self.folder):
             fix = "set annotations.images to the folder"
             raise InputError(f"There is no image folder {self.folder}", got="nothing there", fix=fix)
-        if is_dir(self.folder) and not only_tars(self.folder):
-            return
-        tars = self._tars()
+        try:
+            if is_dir(self.folder) and not only_tars(self.folder):
+                return None
+            tars = tars_of(self.folder, allow_outside=self.allow_outside)
+        except OSError as error:
+            raise InputError(f"{self.folder} can't be read", got=error.strerror or error) from None
         for suffix in {suffix for _, suffix in tars.compressed}:
             raise compressed_error([path for path, its in tars.compressed if its == suffix], suffix)
-        tars.load()
+        for tar in tars.tars[:1]:
+            check_is_tar(tar)
+        return tars
 
     def path(self, file_name: str) -> Path:
         r"""The real path of a file name; the file need not exist. Links are followed if they stay below the folder.

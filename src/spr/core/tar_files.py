@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +23,7 @@ from spr.core.image_files import ImageProblem
 from spr.core.image_names import spelling, unsafe_path
 from spr.core.tar_headers import SPARSE, clean_name, name_hash, stem_key
 from spr.core.tar_index import SUFFIXES, TarFile, compressed_error, indexes
-from spr.core.terminal import count_text
+from spr.core.terminal import count_text, size_text
 
 _MOST_ALIKE = 1000
 """Members are not compared by their spelling if more have the same last part of the name."""
@@ -223,6 +223,10 @@ class TarFiles:
                 self._loaded.members = _Members(self.tars)
             return self._loaded.members
 
+    def __str__(self) -> str:
+        size = size_text(sum(tar.size for tar in self.tars))
+        return f"{count_text(len(self.tars), 'tar files')}, {size}"
+
     def find(self, file_name: str) -> TarMember | None:
         """The member of this name: whole, with the tar file's before it, or by the end of either path.
 
@@ -310,12 +314,12 @@ def tars_of(place: Path, *, allow_outside: bool = False) -> TarFiles:
         OSError: if the place can't be read.
         InputError: for such a link.
     """
-    key = os.path.abspath(place), allow_outside
+    key = str(place.absolute()), allow_outside
     changed = place.stat().st_mtime_ns
     with _places_lock:
         known = _places.get(key)
         if known is None or known[0] != changed:
-            found = _list(place, allow_outside) if place.is_dir() else TarFiles([TarFile.at(place)])
+            found = _sort(_tars_in(place, allow_outside) if place.is_dir() else [place])
             if known is not None and (known[1].tars, known[1].compressed) == (found.tars, found.compressed):
                 found = known[1]
             if len(_places) >= _MOST_PLACES:
@@ -324,30 +328,29 @@ def tars_of(place: Path, *, allow_outside: bool = False) -> TarFiles:
         return known[1]
 
 
-def _list(folder: Path, allow_outside: bool) -> TarFiles:
-    tars, compressed = [], []
-    for name in sorted(_names(folder)):
-        path, suffix = folder / name, None
-        if not path.is_file():
-            continue
-        root = os.path.realpath(folder)
-        if not allow_outside and os.path.commonpath([root, real := os.path.realpath(path)]) != root:
+def _tars_in(folder: Path, allow_outside: bool) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES) and entry.is_file())
+    root = os.path.realpath(folder)
+    for name in names if not allow_outside else ():
+        if os.path.commonpath([root, real := os.path.realpath(folder / name)]) != root:
             fix = "set annotations.images to the folder of the tar files, or annotations.allow_outside_images: true"
-            raise InputError(f"{path} is a link that leaves the image folder", got=real, fix=fix)
-        if not name.lower().endswith(".tar"):
-            suffix = TarFile.at(path).compression()
+            raise InputError(f"{folder / name} is a link that leaves the image folder", got=real, fix=fix)
+    return [folder / name for name in names]
+
+
+def _sort(paths: Sequence[Path]) -> TarFiles:
+    """The tar files among some files, and those that are compressed and not also there without compression."""
+    tars, compressed = [], []
+    for path in paths:
+        tar = TarFile.at(path)
+        # With many tar files, those of the usual name are opened only when they are indexed.
+        suffix = tar.compression() if len(paths) == 1 or path.suffix.lower() != ".tar" else None
         if suffix is None:
-            tars.append(TarFile.at(path))
-        elif path.with_name(name[: -len(path.suffix)].removesuffix(".tar") + ".tar").is_file():
-            continue  # decompressed beside it
-        else:
+            tars.append(tar)
+        elif not path.with_name(f"{path.stem.removesuffix('.tar')}.tar").is_file() or path.suffix == ".tar":
             compressed.append((path, suffix))
     return TarFiles(tars, compressed)
-
-
-def _names(folder: Path) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        yield from (entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES))
 
 
 def only_tars(folder: Path) -> bool:

@@ -83,7 +83,7 @@ class _Reader:
     def read(self, progress: Callable[[int], None]) -> pa.Table:
         position, count, own = 0, 0, dict[str, bytes]()
         while (block := self._read_at(position, BLOCK)) and block != _ZEROS:
-            kind, length = self._check(block, position)
+            kind, length = check_header(block, position)
             position += BLOCK
             if kind in b"xgXLK":
                 if length > _LONGEST:
@@ -115,24 +115,9 @@ class _Reader:
             if count % _STEP == 0:
                 progress(position)
         if not count:
-            raise TarError("an empty file" if not self._size else "no member")
+            raise TarError("no member" if self._size else "an empty file")
         self._resolve_links()
         return self._table()
-
-    def _check(self, block: bytes, position: int) -> tuple[bytes, int]:
-        """The type of a header, and the length of its data in bytes."""
-        if len(block) < BLOCK:
-            raise TarError(f"it ends within a header, after {position + len(block):,} bytes")
-        try:
-            wanted, length = _number(block[148:156]), _number(block[124:136])
-        except ValueError:
-            wanted, length = -1, 0
-        rest = block[:148] + block[156:]
-        if wanted != 256 + sum(rest) and wanted != 256 + sum(byte - 256 * (byte > 127) for byte in rest):
-            raise TarError(f"a damaged header at byte {position:,}" if position else "no header of a tar file")
-        if length < 0:
-            raise TarError(f"a negative size at byte {position:,}")
-        return block[156:157], length
 
     def _check_end(self, end: int) -> None:
         if end > self._size:
@@ -187,6 +172,24 @@ class _Reader:
             for field, values in zip(list(MEMBERS)[1:], numbers, strict=True)
         ]
         return pa.table([pa.Array.from_buffers(pa.large_binary(), count, buffers), *columns], schema=MEMBERS)
+
+
+def check_header(block: bytes, position: int = 0) -> tuple[bytes, int]:
+    """The type of a header at a position, and the length of its data in bytes; a `TarError` if it is damaged."""
+    if not block:
+        raise TarError("an empty file")
+    if len(block) < BLOCK:
+        raise TarError(f"it ends within a header, after {position + len(block):,} bytes")
+    try:
+        wanted, length = _number(block[148:156]), _number(block[124:136])
+    except ValueError:
+        wanted, length = -1, 0
+    rest = block[:148] + block[156:]
+    if wanted != 256 + sum(rest) and wanted != 256 + sum(byte - 256 * (byte > 127) for byte in rest):
+        raise TarError(f"a damaged header at byte {position:,}" if position else "no header of a tar file")
+    if length < 0:
+        raise TarError(f"a negative size at byte {position:,}")
+    return block[156:157], length
 
 
 def _padded(length: int) -> int:

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from spr.core.atomic import atomic_file
 from spr.core.errors import InputError, RunError
 from spr.core.ordered_map import ordered_map
 from spr.core.progress import MEGABYTE, Progress
-from spr.core.tar_headers import MEMBERS, TarError, read_members
+from spr.core.tar_headers import BLOCK, MEMBERS, TarError, check_header, read_members
 from spr.core.terminal import count_text, echo
 
 CACHE = "SPR_CACHE"
@@ -114,6 +114,12 @@ def _index(tar: TarFile, progress: Progress) -> pa.Table:
     return _load(tar) or table
 
 
+def check_is_tar(tar: TarFile) -> None:
+    """Raise the `InputError` of `indexes` if a file does not begin as a tar file."""
+    with _explained(tar), tar.path.open("rb", buffering=0) as file:
+        check_header(file.read(BLOCK))
+
+
 def _read(tar: TarFile, progress: Progress) -> pa.Table:
     done = 0
 
@@ -123,25 +129,23 @@ def _read(tar: TarFile, progress: Progress) -> pa.Table:
         done += step
         progress.advance(step)
 
-    try:
-        with tar.path.open("rb", buffering=0) as file:
-            table = read_members(_reader(file.fileno()), tar.size, show)
-    except TarError as error:
-        if suffix := tar.compression():
-            raise compressed_error([tar.path], suffix) from None
-        fix = "check annotations.images" if "no header" in str(error) else "restore or download it again"
-        raise InputError(f"{tar.path} can't be read as a tar file", got=error, fix=fix) from None
-    except OSError as error:
-        raise InputError(f"{tar.path} can't be read", got=error.strerror or error) from None
+    with _explained(tar), tar.path.open("rb", buffering=0) as file:
+        table = read_members(lambda offset, length: os.pread(file.fileno(), length, offset), tar.size, show)
     show(tar.size)
     return table
 
 
-def _reader(descriptor: int) -> Callable[[int, int], bytes]:
-    def read_at(offset: int, length: int) -> bytes:
-        return os.pread(descriptor, length, offset)
-
-    return read_at
+@contextlib.contextmanager
+def _explained(tar: TarFile) -> Iterator[None]:
+    try:
+        yield
+    except TarError as error:
+        if suffix := tar.compression():
+            raise compressed_error([tar.path], suffix) from None
+        fix = "restore the file, or download it again; if it is no tar file, set annotations.images to the images"
+        raise InputError(f"{tar.path} can't be read as a tar file", got=error, fix=fix) from None
+    except OSError as error:
+        raise InputError(f"{tar.path} can't be read", got=error.strerror or error) from None
 
 
 def cache_folder() -> Path:
