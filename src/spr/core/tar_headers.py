@@ -28,7 +28,7 @@ MEMBERS = pa.schema(
         ("offset", pa.int64()),  # of the data in the tar file, in bytes, or one of the above
         ("size", pa.int64()),  # in bytes
         ("name_hash", pa.uint64()),
-        ("stem_hash", pa.uint64()),  # of the last part of the name as `stem_key` has it
+        ("stem_hash", pa.uint64()),  # of its `stem_key`
     ]
 )
 
@@ -49,8 +49,8 @@ def name_hash(name: bytes) -> int:
 
 
 def stem_key(name: str) -> bytes:
-    """By which names agree that are spelled alike, or differ only in upper and lower case and the suffix."""
-    return stem(spelling(name)).encode("utf-8", "surrogatepass")
+    """The last part of a name, without what `spelling` ignores, upper and lower case, and the suffix."""
+    return stem(spelling(name).rpartition("/")[2]).encode("utf-8", "surrogatepass")
 
 
 def clean_name(name: bytes) -> bytes:
