@@ -136,7 +136,7 @@ class ImageSource:
         if found is None:
             return FolderFiles(self.folder, self.allow_outside).path(file_name)
         if found.path is None:
-            fix = "copy or embed the images (`spr export --images copy`), or unpack the tar files"
+            fix = "copy or embed the images (`spr export --images copy` or `embed`), or unpack the tar files"
             raise InputError("An image in a tar file has no path of its own", got=file_name, fix=fix)
         return found.path
 

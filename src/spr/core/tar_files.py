@@ -350,12 +350,12 @@ def _sort(paths: Sequence[Path]) -> TarFiles:
     """The tar files among some files, and those that are compressed and not also there without compression."""
     tars, compressed = [], []
     for path in paths:
-        tar = TarFile.at(path)
+        tar, usual = TarFile.at(path), path.suffix.lower() == ".tar"
         # With many tar files, those of the usual name are opened only when they are indexed.
-        suffix = tar.compression() if len(paths) == 1 or path.suffix.lower() != ".tar" else None
+        suffix = tar.compression() if len(paths) == 1 or not usual else None
         if suffix is None:
             tars.append(tar)
-        elif not path.with_name(f"{path.stem.removesuffix('.tar')}.tar").is_file() or path.suffix == ".tar":
+        elif usual or path.with_name(f"{path.stem.removesuffix('.tar')}.tar") not in paths:
             compressed.append((path, suffix))
     return TarFiles(tars, compressed)
 
