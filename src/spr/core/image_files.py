@@ -112,12 +112,12 @@ class FolderFiles:
 
     def find(self, file_name: str) -> LocalFile | None:
         """The file of exactly this name, whatever it is, if its properties can be read."""
-        path = self.path(file_name)
+        # Before links are resolved, which takes much longer.
         try:
-            path.stat()
-        except OSError:
+            Path(self.folder, file_name).stat()
+        except (OSError, ValueError):
             return None
-        return LocalFile(path, file_name)
+        return LocalFile(self.path(file_name), file_name)
 
     def alike(self, file_name: str) -> list[str]:
         r"""The names of all files that differ only in ``\`` and ``/``, escapes, accents, or the suffix's case."""

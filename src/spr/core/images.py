@@ -176,8 +176,7 @@ class ImageSource:
             raise ImageProblem("path_outside_images", file_name, expected="a path relative to the image folder")
         if not is_file(self.folder):
             yield FolderFiles(self.folder, self.allow_outside)
-        if exists(self.folder):
-            yield self._tars()
+        yield self._tars()
 
     def _tars(self) -> TarFiles:
         try:

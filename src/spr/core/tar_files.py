@@ -10,9 +10,11 @@ import io
 import os
 import threading
 import weakref
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -105,7 +107,7 @@ class _Descriptor:
         return (info.st_size, info.st_mtime_ns) == (tar.size, tar.mtime_ns)
 
 
-_open: OrderedDict[Path, _Descriptor] = OrderedDict()
+_open: OrderedDict[TarFile, _Descriptor] = OrderedDict()
 _open_lock = threading.Lock()
 
 
@@ -121,10 +123,8 @@ def _read(tar: TarFile, offset: int, length: int) -> bytes:
 
 def _opened(tar: TarFile) -> _Descriptor:
     with _open_lock:
-        file = _open.pop(tar.path, None)
-        if file is None or not file.belongs_to(tar):
-            file = _Descriptor(tar.path)
-        _open[tar.path] = file
+        file = _open.pop(tar, None) or _Descriptor(tar.path)
+        _open[tar] = file
         if len(_open) > _MOST_OPEN:
             _open.popitem(last=False)
         return file
@@ -139,7 +139,7 @@ class _Members:
     def __init__(self, tars: Sequence[TarFile]) -> None:
         self.tars = tars
         tables = indexes(tars)
-        self._starts = np.cumsum([0, *map(len, tables)])
+        self._starts = [0, *accumulate(map(len, tables))]
         self._names = [table["name"].combine_chunks() for table in tables]
         self._offsets = [table["offset"].to_numpy() for table in tables]
         self._sizes = [table["size"].to_numpy() for table in tables]
@@ -147,11 +147,13 @@ class _Members:
         self._by_stem = _sorted([table["stem_hash"].to_numpy() for table in tables])
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def named(self, name: bytes) -> list[int]:
         """The members of this name; of several in one tar file only the last, which ``tar -x`` would leave."""
         found = [row for row in _equal(self._by_name, name_hash(name)) if self.name(row) == name]
+        if len(found) < 2:
+            return found
         return list({self.tar_number(row): row for row in sorted(found)}.values())
 
     def of_stem(self, name: str) -> list[int]:
@@ -173,7 +175,7 @@ class _Members:
         return list({(self.tar_number(row), self.name(row)): row for row in rows[:_MOST_ALIKE]}.values())
 
     def tar_number(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, "right")) - 1
+        return bisect_right(self._starts, row) - 1
 
     def name(self, row: int) -> bytes:
         number = self.tar_number(row)
@@ -195,8 +197,12 @@ def _sorted(hashes: Sequence[npt.NDArray[np.uint64]]) -> tuple[npt.NDArray[np.ui
 
 def _equal(table: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]], value: int) -> list[int]:
     values, order = table
-    first, last = (int(np.searchsorted(values, np.uint64(value), side)) for side in ("left", "right"))
-    return [int(row) for row in order[first:last]]
+    wanted = np.uint64(value)
+    first = int(values.searchsorted(wanted))
+    if first == len(values) or values[first] != wanted:
+        return []
+    rows: list[int] = order[first : values.searchsorted(wanted, "right")].tolist()
+    return rows
 
 
 def _text(name: bytes) -> str:
@@ -246,9 +252,10 @@ class TarFiles:
         parts = name.split(b"/")
         for count in range(len(parts)):
             if rows := members.named(b"/".join(parts[count:])):
-                before = _text(b"/".join(parts[:count]))
-                own = [row for row in rows if _names_tar(before, members.tars[members.tar_number(row)].path)]
-                rows = own or rows
+                if len(rows) > 1:
+                    before = _text(b"/".join(parts[:count]))
+                    own = [row for row in rows if _names_tar(before, members.tars[members.tar_number(row)].path)]
+                    rows = own or rows
                 return members.member(rows[0]) if len(rows) == 1 else None
         rows = members.ending(name, file_name)
         return members.member(rows[0]) if len(rows) == 1 else None
@@ -321,7 +328,7 @@ def tars_of(place: Path, *, allow_outside: bool = False) -> TarFiles:
         OSError: if the place can't be read.
         InputError: for such a link.
     """
-    key = str(place.absolute()), allow_outside
+    key = str(place if place.is_absolute() else place.absolute()), allow_outside
     changed = place.stat().st_mtime_ns
     with _places_lock:
         known = _places.get(key)
