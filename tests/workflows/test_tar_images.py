@@ -19,7 +19,7 @@ from spr.report.page import write_report
 from spr.runs.images import check_images
 from spr.training.pairs import run_pairs
 from spr.workflows.check import check
-from spr.workflows.predict import open_image
+from spr.workflows.predict import image_files, open_image
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,11 @@ def test_predict_opens_a_member_by_the_path_of_its_tar_file(places):
     dataset, found = places
     name = dataset.coco["images"][0]["file_name"]
     expected = open_image(found["folder"] / name)
-    assert open_image(found["tar"] / name.rpartition("/")[2]) == expected
+    for path in (found["tar"] / name, found["tar"] / name.rpartition("/")[2]):
+        assert image_files([path]) == [path]
+        assert open_image(path) == expected
+    with pytest.raises(InputError, match="There is no image"):
+        image_files([found["tar"] / "gone.png"])
 
 
 def test_doctor_names_the_tar_files_and_the_command_for_compressed_ones(places, tmp_path):
