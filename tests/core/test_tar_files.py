@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from spr.core import tar_files, tar_index
+from spr.core import tar_index, tar_lookup, tar_members
 from spr.core.errors import InputError, SprError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.tar_index import TarFile, cache_folder, indexes
@@ -117,14 +117,14 @@ def test_threads_and_processes_read_the_same_bytes(tmp_path):
 def test_large_members_are_read_piece_by_piece(tmp_path, monkeypatch):
     data = {name: picture(kind=kind) for name, kind in (("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.tiff", "TIFF"))}
     tar = write(tmp_path / "a.tar", [("before", b"x" * 700), *data.items()])
-    monkeypatch.setattr(tar_files, "_AT_ONCE", 16)
+    monkeypatch.setattr(tar_members, "_AT_ONCE", 16)
     for name, content in data.items():
         assert ImageSource(tar).read_bytes(name) == content
         assert ImageSource(tar).load(name, SIZE).size == SIZE
 
 
 def test_more_tar_files_than_files_that_are_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_files, "_MOST_OPEN", 2)
+    monkeypatch.setattr(tar_members, "_MOST_OPEN", 2)
     for shard in range(6):
         write(tmp_path / f"{shard}.tar", [(f"{shard}.png", picture((10 * shard, 0, 0)))])
     source, before = ImageSource(tmp_path), len(list(Path("/proc/self/fd").iterdir()))
@@ -223,7 +223,7 @@ def test_names_that_are_spelled_alike_and_names_that_are_not_utf_8(tmp_path):
 
 
 def test_the_end_of_a_path_is_found_among_many_names_with_the_same_last_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_files, "_MOST_ALIKE", 3)
+    monkeypatch.setattr(tar_lookup, "_MOST_ALIKE", 3)
     members = [(f"data/{k}/image.png", picture((k, 0, 0))) for k in range(9)]
     tar = write(tmp_path / "a.tar", [*members, ("val/2/image.png", picture())])
     assert [red(tar, name) for name in ("data/7/image.png", "8/image.png", "x/data/5/image.png")] == [7, 8, 5]
@@ -243,7 +243,7 @@ def test_unsafe_names_are_refused_and_never_looked_for(tmp_path):
 def test_a_plain_file_has_precedence_and_tar_files_are_indexed_only_if_one_is_missing(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(picture((1, 0, 0)))
     write(tmp_path / "more.TAR", [("a.png", picture((2, 0, 0))), ("b.png", picture((3, 0, 0)))])
-    monkeypatch.setattr(tar_files, "indexes", lambda _: pytest.fail("indexed"))
+    monkeypatch.setattr(tar_lookup, "indexes", lambda _: pytest.fail("indexed"))
     ImageSource(tmp_path).prepare()
     assert red(tmp_path, "a.png") == 1
     monkeypatch.undo()

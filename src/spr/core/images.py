@@ -13,34 +13,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, TypeVar
+from typing import IO, Any, TypeVar
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
 from spr.core.boxes import Size
 from spr.core.errors import InputError, SprError
 from spr.core.image_files import FolderFiles, ImageFile, ImageFiles, ImageProblem
 from spr.core.image_names import unsafe_path
+from spr.core.image_pixels import ORIENTATION_TAG, Orientation, decode, is_quarter_turn, is_rotated, load_pixels, to_rgb
 from spr.core.paths import exists, is_dir, is_file
 from spr.core.tar_files import TarFiles, only_tars, tars_of
 from spr.core.tar_index import check_is_tar, compressed_error
 
 __all__ = ["FORMATS", "MAX_PIXELS", "ImageProblem", "ImageSource", "Orientation", "to_rgb"]
-
-Orientation: TypeAlias = Literal["auto", "apply", "ignore"]
-"""How to treat the EXIF orientation, which says how a viewer should rotate or mirror the stored pixels.
-
-- ``auto``: the annotated size decides. If only the stored size equals it, the image is not rotated; if only the rotated
-  size does, it is rotated. If both do (a square image, a rotation by 180°, a mirrored image), the boxes may have been
-  drawn on either, and the image is dropped as ``image_orientation_ambiguous``.
-- ``apply``: the boxes were drawn on the rotated image, as viewers show it. The annotated size may also be the stored
-  one, as Label Studio writes it; the image's size is then that after the rotation.
-- ``ignore``: the boxes were drawn on the stored pixels.
-
-Without an annotated size, ``auto`` rotates the image, as viewers do.
-"""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The image formats of Pillow that are opened. Others may run an external program (EPS) or draw vector graphics."""
@@ -57,19 +43,7 @@ _BYTES_PER_READ = 256
 are read byte by byte, and millions of empty chunks, take no more time than pixels."""
 _JPEG_PIXELS_PER_BYTE = 512
 """The highest compression of JPEG with Huffman codes: at least one bit per block of 64 pixels."""
-_ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _PLAIN_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
-_QUARTER_TURNS = (5, 6, 7, 8)
 _filters = threading.Lock()
 
 Result = TypeVar("Result")
@@ -217,10 +191,10 @@ class ImageSource:
         The whole file is read and decoded, so that truncated files are found. JPEG is decoded at an eighth of its size.
         """
         with self._open(file_name) as image:
-            rotate, seen_wh = _is_rotated(image, file_name, size_wh, self.orientation), image.size
+            rotate, seen_wh = is_rotated(image, file_name, size_wh, self.orientation), image.size
             image.draft(image.mode, (max(image.width // 8, 1), max(image.height // 8, 1)))
-            _load(image, file_name)
-        return seen_wh[::-1] if rotate and _is_quarter_turn(image) else seen_wh
+            load_pixels(image, file_name)
+        return seen_wh[::-1] if rotate and is_quarter_turn(image) else seen_wh
 
     def header(self, file_name: str, *, data: bytes | None = None) -> tuple[Size, bool]:
         """The size of what `load` returns without a size, and whether EXIF orients the image; no pixels are decoded.
@@ -228,9 +202,9 @@ class ImageSource:
         ``data`` is as for `load`.
         """
         with self._open(file_name, data) as image:
-            rotate = _is_rotated(image, file_name, None, self.orientation)
-            size_wh = image.size[::-1] if rotate and _is_quarter_turn(image) else image.size
-            return size_wh, image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
+            rotate = is_rotated(image, file_name, None, self.orientation)
+            size_wh = image.size[::-1] if rotate and is_quarter_turn(image) else image.size
+            return size_wh, image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
 
     def load(self, file_name: str, size_wh: Size | None = None, *, data: bytes | None = None) -> Image.Image:
         """Load an image as RGB, in the orientation in which its boxes were drawn and in its annotated size.
@@ -240,7 +214,7 @@ class ImageSource:
         that is not a file; ``file_name`` then only names it in errors.
         """
         with self._open(file_name, data) as image:
-            rgb = _decode(image, file_name, _is_rotated(image, file_name, size_wh, self.orientation))
+            rgb = decode(image, file_name, is_rotated(image, file_name, size_wh, self.orientation))
             return rgb.copy() if rgb is image else rgb
 
     def thumbnail(self, file_name: str, size_wh: Size, side: int) -> Image.Image:
@@ -251,11 +225,11 @@ class ImageSource:
         """
         scale = min(1.0, side / max(size_wh))
         with self._open(file_name) as image:
-            rotate = _is_rotated(image, file_name, size_wh, self.orientation)
+            rotate = is_rotated(image, file_name, size_wh, self.orientation)
             width, height = (max(1, round(length * scale)) for length in image.size)
             image.draft(image.mode, (width, height))
-            small_wh = (height, width) if rotate and _is_quarter_turn(image) else (width, height)
-            rgb = _decode(image, file_name, rotate)
+            small_wh = (height, width) if rotate and is_quarter_turn(image) else (width, height)
+            rgb = decode(image, file_name, rotate)
             return rgb.resize(small_wh, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
     def reads_alike(self, file_name: str) -> bool:
@@ -265,7 +239,7 @@ class ImageSource:
         more than 8 bits per channel.
         """
         with self._open(file_name) as image:
-            rotated = image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
+            rotated = image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
             return not rotated and image.mode in _PLAIN_MODES and not image.has_transparency_data
 
     @contextlib.contextmanager
@@ -355,64 +329,3 @@ def _quietly(work: Callable[..., Result], *arguments: Any, **options: Any) -> Re
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return work(*arguments, **options)
-
-
-def _is_rotated(image: Image.Image, file_name: str, size_wh: Size | None, orientation: Orientation) -> bool:
-    """Whether to apply the EXIF orientation. Checks that the result has the annotated size."""
-    tag = image.getexif().get(_ORIENTATION_TAG, 1)
-    has_orientation = tag in range(2, 9)
-    stored = image.size
-    rotated = stored[::-1] if tag in _QUARTER_TURNS else stored
-    if has_orientation and image.format == "TIFF":
-        # Pillow rotates TIFF images itself while it loads them: nothing to do without a size, otherwise ambiguous.
-        if size_wh is None and orientation != "ignore":
-            return False
-        raise ImageProblem("image_orientation_ambiguous", file_name, got=f"TIFF with orientation {tag}")
-    if size_wh is None:
-        return has_orientation and orientation != "ignore"
-    candidates = (stored,) if orientation == "ignore" else (stored, rotated)
-    if tuple(size_wh) not in candidates:
-        got = " or ".join(f"{width} × {height}" for width, height in dict.fromkeys(candidates))
-        raise ImageProblem("image_size_differs", file_name, got=got, expected=f"{size_wh[0]} × {size_wh[1]}")
-    if not has_orientation or orientation == "ignore":
-        return False
-    if orientation == "auto" and stored == rotated:
-        raise ImageProblem("image_orientation_ambiguous", file_name, got=f"EXIF orientation {tag}, {stored}")
-    return orientation == "apply" or rotated == tuple(size_wh)
-
-
-def _is_quarter_turn(image: Image.Image) -> bool:
-    return image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNS
-
-
-def _decode(image: Image.Image, file_name: str, rotate: bool) -> Image.Image:
-    _load(image, file_name)
-    rgb = to_rgb(image)
-    return rgb.transpose(_TURNS[image.getexif()[_ORIENTATION_TAG]]) if rotate else rgb
-
-
-def _load(image: Image.Image, file_name: str) -> None:
-    image.load()
-    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    if image.mode == "F" or tags.get(_BITS, (16,))[0] > 16 or 2 in tags.get(_SAMPLE_FORMAT, ()):
-        got = "floating-point, signed or 32-bit pixels, whose range is unknown"
-        raise ImageProblem("image_unreadable", file_name, got=got, expected="8 or 16 bits per channel")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB: greys of 16 bits scaled to 8, transparent pixels white. An RGB image is returned itself."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-        values = np.asarray(image).astype(np.int64)
-        white = 2 ** tags.get(_BITS, (16,))[0] - 1
-        grey = (values * 255 + white // 2) // white
-        if tags.get(_PHOTOMETRIC) == 0:  # white is zero
-            grey = 255 - grey
-        grey[values == image.info.get("transparency")] = 255
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")

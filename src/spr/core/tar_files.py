@@ -6,213 +6,27 @@ the end of the path. Objects365 names ``images/v2/patch16/a.jpg`` what its tar f
 
 from __future__ import annotations
 
-import io
 import os
 import threading
-import weakref
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow.compute as pc
 
 from spr.core.errors import InputError
-from spr.core.image_files import ImageProblem
 from spr.core.image_names import spelling, unsafe_path
-from spr.core.tar_headers import SPARSE, clean_name, name_hash, stem_key
-from spr.core.tar_index import SUFFIXES, TarFile, compressed_error, indexes
+from spr.core.tar_headers import clean_name
+from spr.core.tar_index import SUFFIXES, TarFile, compressed_error
+from spr.core.tar_lookup import Members, text_of
+from spr.core.tar_members import TarMember
 from spr.core.terminal import count_text, size_text
 
-_MOST_ALIKE = 1000
-"""Members are not compared by their spelling if more have the same last part of the name."""
-_MOST_OPEN = 64
-_AT_ONCE = 2**22
-"""Members of up to so many bytes are read at once."""
-_BUFFER = 2**18
 _IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-
-
-@dataclass(frozen=True, slots=True)
-class TarMember:
-    """A member of a tar file; ``offset`` is that of its data, or a negative number of `spr.core.tar_headers`."""
-
-    tar: TarFile
-    name: str
-    offset: int
-    size: int
-    path: None = None
-
-    def identity(self) -> tuple[int, int]:
-        """The member's size, and the modification time of the tar file: members may all have the same time."""
-        return self.size, self.tar.mtime_ns
-
-    def open(self) -> tuple[IO[bytes], int]:
-        """The member's content as a file, and its size.
-
-        Raises:
-            InputError: if the tar file has changed since it was indexed.
-        """
-        if self.offset < 0 or not self.size:
-            link = "a link to something that is not in the tar file"
-            got = "an empty file" if self.offset >= 0 else "a sparse file" if self.offset == SPARSE else link
-            raise ImageProblem("image_unreadable", self.name, got=got)
-        if self.size <= _AT_ONCE:
-            return io.BytesIO(_read(self.tar, self.offset, self.size)), self.size
-        return io.BufferedReader(_Part(self), _BUFFER), self.size
-
-
-class _Part(io.RawIOBase):
-    """A large member as a file that is read piece by piece."""
-
-    def __init__(self, member: TarMember) -> None:
-        self._member, self._position = member, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._member.size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._member.size - self._position))
-        buffer[:count] = _read(self._member.tar, self._member.offset + self._position, count)
-        self._position += count
-        return count
-
-
-# ── open files, per process ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Descriptor:
-    """An open file, closed once nobody has this object, so that no thread reads from one that another has closed."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.number)
-
-    def belongs_to(self, tar: TarFile) -> bool:
-        """Whether the file is still as it was when it was indexed."""
-        info = os.fstat(self.number)
-        return (info.st_size, info.st_mtime_ns) == (tar.size, tar.mtime_ns)
-
-
-_open: OrderedDict[TarFile, _Descriptor] = OrderedDict()
-_open_lock = threading.Lock()
-
-
-def _read(tar: TarFile, offset: int, length: int) -> bytes:
-    file = _opened(tar)
-    data = os.pread(file.number, length, offset)
-    while 0 < len(data) < length and (more := os.pread(file.number, length - len(data), offset + len(data))):
-        data += more
-    if len(data) < length or not file.belongs_to(tar):
-        raise InputError(f"{tar.path} has changed while it is read", fix="run the command again when it is complete")
-    return data
-
-
-def _opened(tar: TarFile) -> _Descriptor:
-    with _open_lock:
-        file = _open.pop(tar, None) or _Descriptor(tar.path)
-        _open[tar] = file
-        if len(_open) > _MOST_OPEN:
-            _open.popitem(last=False)
-        return file
-
-
-# ── finding members ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Members:
-    """The members of several tar files by the hashes of their names: 24 bytes per member, and the mapped indexes."""
-
-    def __init__(self, tars: Sequence[TarFile]) -> None:
-        self.tars = tars
-        tables = indexes(tars)
-        self._starts = [0, *accumulate(map(len, tables))]
-        self._names = [table["name"].combine_chunks() for table in tables]
-        self._offsets = [table["offset"].to_numpy() for table in tables]
-        self._sizes = [table["size"].to_numpy() for table in tables]
-        self._by_name = _sorted([table["name_hash"].to_numpy() for table in tables])
-        self._by_stem = _sorted([table["stem_hash"].to_numpy() for table in tables])
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def named(self, name: bytes) -> list[int]:
-        """The members of this name; of several in one tar file only the last, which ``tar -x`` would leave."""
-        found = [row for row in _equal(self._by_name, name_hash(name)) if self.name(row) == name]
-        if len(found) < 2:
-            return found
-        return list({self.tar_number(row): row for row in sorted(found)}.values())
-
-    def of_stem(self, name: str) -> list[int]:
-        """The members whose name ends like this one, apart from spelling, case and suffix; none if they are many."""
-        rows = _equal(self._by_stem, name_hash(stem_key(name)))
-        if len(rows) > _MOST_ALIKE:
-            return []
-        return list({(self.tar_number(row), self.name(row)): row for row in sorted(rows)}.values())
-
-    def ending(self, name: bytes, file_name: str) -> list[int]:
-        """The members in some folder whose path ends with this name."""
-        end = b"/" + name
-        if rows := self.of_stem(file_name):
-            return [row for row in rows if self.name(row).endswith(end)]
-        if len(_equal(self._by_stem, name_hash(stem_key(file_name)))) <= _MOST_ALIKE:
-            return []
-        found = [np.flatnonzero(pc.ends_with(names, pattern=end)) for names in self._names]  # 10 ns per member
-        rows = [int(row) for rows, start in zip(found, self._starts, strict=False) for row in rows + start]
-        return list({(self.tar_number(row), self.name(row)): row for row in rows[:_MOST_ALIKE]}.values())
-
-    def tar_number(self, row: int) -> int:
-        return bisect_right(self._starts, row) - 1
-
-    def name(self, row: int) -> bytes:
-        number = self.tar_number(row)
-        name: bytes = self._names[number][row - self._starts[number]].as_py()
-        return name
-
-    def member(self, row: int) -> TarMember:
-        number = self.tar_number(row)
-        place = row - self._starts[number]
-        offset, size = int(self._offsets[number][place]), int(self._sizes[number][place])
-        return TarMember(self.tars[number], _text(self.name(row)), offset, size)
-
-
-def _sorted(hashes: Sequence[npt.NDArray[np.uint64]]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
-    values = np.concatenate([np.zeros(0, np.uint64), *hashes])
-    order = np.argsort(values, kind="stable").astype(np.uint32)
-    return values[order], order
-
-
-def _equal(table: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]], value: int) -> list[int]:
-    values, order = table
-    wanted = np.uint64(value)
-    first = int(values.searchsorted(wanted))
-    if first == len(values) or values[first] != wanted:
-        return []
-    rows: list[int] = order[first : values.searchsorted(wanted, "right")].tolist()
-    return rows
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
 
 
 @dataclass(slots=True)
 class _Loaded:
     lock: threading.Lock
-    members: _Members | None = None
+    members: Members | None = None
 
 
 class TarFiles:
@@ -225,7 +39,7 @@ class TarFiles:
         self.tars, self.compressed = tuple(tars), tuple(compressed)
         self._loaded = _Loaded(threading.Lock())
 
-    def load(self) -> _Members:
+    def load(self) -> Members:
         """Index the tar files, unless the cache or this process has their index.
 
         Raises:
@@ -233,7 +47,7 @@ class TarFiles:
         """
         with self._loaded.lock:
             if self._loaded.members is None:
-                self._loaded.members = _Members(self.tars)
+                self._loaded.members = Members(self.tars)
             return self._loaded.members
 
     def __str__(self) -> str:
@@ -253,7 +67,7 @@ class TarFiles:
         for count in range(len(parts)):
             if rows := members.named(b"/".join(parts[count:])):
                 if len(rows) > 1:
-                    before = _text(b"/".join(parts[:count]))
+                    before = text_of(b"/".join(parts[:count]))
                     own = [row for row in rows if _names_tar(before, members.tars[members.tar_number(row)].path)]
                     rows = own or rows
                 return members.member(rows[0]) if len(rows) == 1 else None
@@ -267,7 +81,7 @@ class TarFiles:
         members, wanted = self.load(), f"/{spelling(file_name).removeprefix('./')}"
         found = []
         for row in members.of_stem(file_name):
-            own = f"/{spelling(_text(members.name(row)))}"
+            own = f"/{spelling(text_of(members.name(row)))}"
             if own.endswith(wanted) or wanted.endswith(own):
                 found.append(self._full_name(members, row))
         return found
@@ -279,8 +93,8 @@ class TarFiles:
         members = self.load()
         return [self._full_name(members, row) for row in members.of_stem(file_name)]
 
-    def _full_name(self, members: _Members, row: int) -> str:
-        return f"{members.tars[members.tar_number(row)].path.name}/{_text(members.name(row))}"
+    def _full_name(self, members: Members, row: int) -> str:
+        return f"{members.tars[members.tar_number(row)].path.name}/{text_of(members.name(row))}"
 
     def expected(self, file_name: str) -> str:  # noqa: ARG002
         """What was looked for, and which tar files could not be."""
