@@ -172,9 +172,25 @@ def test_a_node_that_sees_other_files_is_refused(two_nodes, whole, tmp_path, mon
 
     raw, _ = whole
     real = engine.Marks.of
-    monkeypatch.setattr(engine.Marks, "of", lambda *args: real(*args).__class__(*[*_fields(real(*args))[:4], "gone.png"]))
+    monkeypatch.setattr(
+        engine.Marks, "of", lambda *args: real(*args).__class__(*[*_fields(real(*args))[:4], "gone.png"])
+    )
     with pytest.raises(RunError, match=r"Not every node sees the images[\s\S]*gone\.png[\s\S]*s3://"):
         run(make_config({**raw, "engine": "ray"}), tmp_path / "run")
+
+
+def test_a_node_that_does_not_see_the_tar_file_with_the_images_is_refused(whole, tmp_path):
+    from spr.pipeline.engines.ray import Marks
+
+    raw, made = whole
+    images = tmp_path / "images.tar"
+    images.touch()
+    raw = {**raw, "annotations": {**raw["annotations"], "images": str(images)}}
+    marks = Marks.of(made, make_config(raw))
+    marks.check()
+    images.unlink()
+    with pytest.raises(RunError, match=r"Not every node sees the images in .*images\.tar[\s\S]*no such file on"):
+        marks.check()
 
 
 def _fields(marks):
