@@ -190,11 +190,10 @@ class RayEngine:
             return
         gpus = int(total.get("GPU", 0))
         processes = needs.processes_on(gpus)
-        options: dict[str, Any] = {"num_cpus": min(1.0, round(cpus / 4 / processes, 2) or 0.01)}
+        cpu = min(1.0, round(cpus / 4 / processes, 2) or 0.01)
+        options: dict[str, Any] = {"num_cpus": cpu, "scheduling_strategy": "SPREAD"}
         if gpus and needs.gpus:
             options["num_gpus"] = needs.gpus if needs.assigned else gpus
-        elif needs.gpus >= 1 and needs.processes is None:
-            options["num_cpus"] = min(1.0, cpus / 4)
         own = os.environ.get("OMP_NUM_THREADS")
         threads = own or str(max(1, int(cpus) // processes) if len(self._ray.nodes()) > 1 else threads_each(processes))
         most = processes if at_most is None else min(processes, max(1, at_most))
