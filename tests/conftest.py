@@ -29,6 +29,14 @@ def no_waiting_for_the_disk():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """What commands keep in the user's cache is kept in a temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium."""

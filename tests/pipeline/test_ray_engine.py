@@ -185,6 +185,20 @@ def test_a_node_that_sees_other_files_is_refused(whole, tmp_path, monkeypatch):
         run(make_config({**raw, "engine": "ray"}), tmp_path / "run")
 
 
+def test_a_node_that_does_not_see_the_tar_file_with_the_images_is_refused(whole, tmp_path):
+    from spr.pipeline.engines.ray import Marks
+
+    raw, made = whole
+    images = tmp_path / "images.tar"
+    images.touch()
+    raw = {**raw, "annotations": {**raw["annotations"], "images": str(images)}}
+    marks = Marks.of(made, make_config(raw))
+    marks.check()
+    images.unlink()
+    with pytest.raises(RunError, match=r"Not every node sees the images in .*images\.tar[\s\S]*no such file on"):
+        marks.check()
+
+
 def _fields(marks):
     return [getattr(marks, name) for name in ("run", "version", "config", "images", "image")]
 

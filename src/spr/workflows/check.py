@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from spr.annotations.datasets import parse_name
-from spr.config import Config, DescriberConfig
+from spr.config import AnnotationsConfig, Config, DescriberConfig
+from spr.core.errors import SprError
 from spr.core.paths import exists, is_dir
 from spr.core.terminal import count_text
 from spr.models.hub_cache import Found, command_for, find_model
@@ -60,18 +61,29 @@ def check(config: Config) -> Iterator[Line]:
 
 def _inputs(config: Config) -> Iterator[Line]:
     section = config.annotations
-    found = is_dir(section.images)
+    found, about = _images(section)
     if section.is_dataset:
         path = parse_name(str(section.path)).folder
         if path is None:
             yield "note", "annotations.path", f"{section.path}, which is not looked for here"
-        there = "" if found else ", into which the first command writes the dataset's images"
+        about = "" if found else ", into which the first command writes the dataset's images"
     else:
-        path, there = Path(section.path), "" if found else " is not a folder"
+        path = Path(section.path)
     if path is not None:
         yield ("ok" if exists(path) else "MISSING"), "annotations.path", _shown(path)
     status: Status = "ok" if found else "note" if section.is_dataset else "MISSING"
-    yield status, "annotations.images", f"{section.images}{there}"
+    yield status, "annotations.images", f"{section.images}{about}"
+
+
+def _images(section: AnnotationsConfig) -> tuple[bool, str]:
+    """Whether there are images, as far as can be seen without opening any, and what else to say about the place."""
+    if not exists(section.images):
+        return False, " is neither a folder nor a tar file"
+    try:
+        tars = section.image_source.only_tars()
+    except SprError as error:
+        return False, f": {error.what}; {error.fix}"
+    return True, "" if tars is None else f", {tars}"
 
 
 def _shown(path: Path) -> str:

@@ -49,7 +49,7 @@ class Marks:
     version: str
     config: str  # sha256 of RUN/config.yaml
     images: Path | None
-    image: str | None  # a name in the folder of images
+    image: str | None  # a name in the folder of images; empty for a tar file
 
     @classmethod
     def of(cls, run: Path, config: Config) -> Marks:
@@ -58,6 +58,8 @@ class Marks:
         if is_dir(images):
             with contextlib.closing(images.iterdir()) as entries:
                 name = next((path.name for path in entries), None)
+        elif is_file(images):
+            name = ""
         return cls(run, __version__, _digest(run / "config.yaml"), images if name is not None else None, name)
 
     def check(self) -> None:
@@ -70,7 +72,7 @@ class Marks:
             got = f"another config.yaml, or none, on {_here()}"
             raise RunError(f"Not every node sees the run folder {self.run}", got=got, fix=fix)
         if self.images is not None and not (self.images / (self.image or "")).exists():
-            got = f"no {self.image!r} in it on {_here()}"
+            got = f"no {self.image!r} in it on {_here()}" if self.image else f"no such file on {_here()}"
             raise RunError(f"Not every node sees the images in {self.images}", got=got, fix=fix)
 
 
