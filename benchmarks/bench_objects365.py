@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from process_tree import ProcessTree
 
 BOXES_PER_IMAGE = 25 / 1.7
