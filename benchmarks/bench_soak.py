@@ -1,11 +1,11 @@
 """Claim: memory does not grow while 100,000 queries pass through all stages, and the number of files is bounded.
 
 Generates small images with twelve objects each, the files being hard links to a few, and runs all stages with fake
-models in a new process: one process for everything, `--workers N`, or `--engine ray`. The memory of all processes
-together (sum of PSS) is sampled, and its mean is reported for each tenth of each stage's time. Claim: in each stage
-that takes more than a few seconds, the last tenth's is at most 5 % over the second tenth's. A run has two files per
-shard and stage, one manifest per stage, and at most `OTHER_FILES` others. Everything is written into a temporary folder
-that is deleted at the end.
+models in a new process: in that process alone, in `--workers` processes, or with `--engine ray`. The memory of all
+processes together (sum of PSS) is sampled, and its mean is reported for each tenth of each stage's time. Claim: in each
+stage that takes more than a few seconds, the last tenth's is at most 5 % over the second tenth's. A run has two files
+per shard and stage, one manifest per stage, and at most `OTHER_FILES` others. Everything is written into a temporary
+folder that is deleted at the end.
 
     python benchmarks/bench_soak.py [--images 20000] [--per-image 5] [--workers 1] [--engine local]
 """
@@ -36,7 +36,8 @@ GROWTH_WANTED = 1.05
 SHORT = 5.0
 """Seconds; a stage that takes less has too few samples."""
 OTHER_FILES = 9
-FAKES = [f"{section}.backend=fake" for section in ("describer", "scorer", "detector")]
+MODELS = ("describer", "scorer", "detector")
+FAKES = [f"{section}.backend=fake" for section in MODELS]
 
 
 def write_dataset(folder: Path, images: int) -> None:
@@ -76,6 +77,8 @@ def run(folder: Path, per_image: int, workers: int, engine: str) -> tuple[Proces
     }
     (folder / "config.yaml").write_text(json.dumps(content))
     command = [sys.executable, "-m", "spr", "run", str(folder / "config.yaml"), "--out", str(folder / "run"), *FAKES]
+    if workers > 1:
+        command += [f"{section}.num_processes={workers}" for section in MODELS]
     started = time.time()
     process = subprocess.Popen([*command, "--workers", str(workers)])
     with ProcessTree(process.pid) as tree:

@@ -54,4 +54,4 @@ def first_of_file(file_names: pa.Array) -> npt.NDArray[np.int64] | None:
     # Of several assignments to one place, the last is kept.
     first = np.empty(len(encoded.dictionary), dtype=np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]
-    return first[codes]
+    return np.asarray(first[codes])
