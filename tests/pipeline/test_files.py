@@ -1,7 +1,6 @@
 """The number of files of a run is known in advance."""
 
 from run_folders import FAKES
-
 from spr.config import make_config
 from spr.pipeline.runner import run
 from spr.pipeline.stage import STAGES
