@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spr.core.images import file_key
+from spr.core.image_names import file_key
 from spr.core.randomness import stable_hash
 from spr.pipeline.holdout import Splits, first_of_file
 

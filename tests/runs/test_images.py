@@ -114,7 +114,7 @@ def test_a_damaged_record_names_the_file_to_delete(content, config, tmp_path):
 def test_in_an_empty_folder_no_image_is_looked_for(config, tmp_path, folder, monkeypatch):
     (tmp_path / "empty").mkdir()
     annotations = {"images": str(tmp_path / folder), "check_images": False}
-    monkeypatch.setattr(ImageSource, "path", lambda *_: pytest.fail("looked for an image"))
+    monkeypatch.setattr(ImageSource, "identity", lambda *_: pytest.fail("looked for an image"))
     run(config(**annotations), tmp_path / "run", until="objects")
     assert list(recorded(tmp_path / "run").values()) == [{"size": None, "mtime_ns": None, "sha256": None}] * 5
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spr.core.images import file_key
+from spr.core.image_names import file_key
 from spr.core.randomness import stable_hashes
 
 _PART = r"([a-z0-9_-]+|[A-Za-z0-9_-][A-Za-z0-9_.-]*\.[a-z0-9_-]+)"

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from spr.annotations import Annotations, CrowdDetector, CrowdQuery, prepare_annotations, read_coco, replace_crowds
 from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
-from spr.core.errors import ConfigError, InputError
+from spr.core.errors import ConfigError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.progress import MEGABYTE, Progress, advance, counted
 from spr.core.randomness import stable_hashes
@@ -99,10 +99,8 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     What can't qualify, whatever its file or its crowds contain, is dropped here: small objects, crowds without a
     detector, images with too few objects. An `InputError` names a missing file or image folder.
     """
-    if settings.check_images and not settings.images.is_dir():
-        got = "a file" if settings.images.exists() else "nothing there"
-        fix = "set annotations.images to the folder"
-        raise InputError(f"There is no image folder {settings.images}", got=got, fix=fix)
+    if settings.check_images:
+        settings.image_source.prepare()
     parsed = read_coco(
         settings.json_path,
         allow_outside_images=settings.allow_outside_images,

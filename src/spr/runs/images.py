@@ -1,7 +1,8 @@
 """Whether the images of a run are still those that its rows were computed from: ``RUN/images.parquet``.
 
 Size and modification time identify an image, as they do for ``make`` and ``rsync``; its sha256 does if the config asks
-for it. Images are not part of the stages' fingerprints, so that a copied image folder can be accepted.
+for it. An image in a tar file has the time of the tar file. Images are not part of the stages' fingerprints, so that a
+copied image folder can be accepted.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
     else:
         with Progress("checking images", len(names), "images"):
             for name in sorted(names):
-                now[name] = _identify(source, name)
+                size, mtime_ns = source.identity(name) or (None, None)
+                now[name] = _Identity(size, mtime_ns, None)
                 advance()
     differing = [name for name, is_ in now.items() if name in before and _differs(before[name], is_)]
     verified = [name for name in differing if before[name].sha256 and before[name].size == now[name].size]
@@ -91,25 +93,14 @@ def _differs(before: _Identity, now: _Identity) -> bool:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether there is nothing in a folder, or no folder."""
+    """Whether there is nothing in a folder, or no folder; False for a tar file."""
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is None
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return True
     except (OSError, ValueError):
         return False
-
-
-def _identify(source: ImageSource, name: str) -> _Identity:
-    try:
-        try:
-            info = Path(source.folder, name).stat()  # much faster than to resolve links first
-        except FileNotFoundError:
-            info = source.path(name).stat()
-    except (OSError, ValueError, ImageProblem):
-        return _MISSING
-    return _Identity(info.st_size, info.st_mtime_ns, None)
 
 
 def _hash(source: ImageSource, names: list[str]) -> dict[str, str]:
