@@ -211,6 +211,7 @@ def s3(s3_server, monkeypatch):
 @pytest.fixture
 def bucket(s3, request):
     """A folder of its own in the bucket."""
+    assert s3.url
     name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:60].strip("-")
     return as_path(f"s3://{BUCKET}/{name}-{time.monotonic_ns()}")
 

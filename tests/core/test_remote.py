@@ -56,14 +56,14 @@ def test_names_are_those_that_pathlib_has():
 
 def test_a_path_is_equal_to_its_copies_and_to_nothing_else():
     path = as_path("gs://bucket/a")
-    assert pickle.loads(pickle.dumps(path)) == path
+    assert pickle.loads(pickle.dumps(path)) == path  # noqa: S301
     assert {path: 1}[RemotePath("gs://bucket/a")] == 1
     assert path == as_path(Path("gs://bucket/a"))
     for other in (as_path("s3://bucket/a"), Path("gs:/bucket/a"), "gs://bucket/a", path.parent):
         assert path != other
 
 
-@pytest.mark.parametrize("text", ["s3.json", "/tmp/s3:/x", "./s3:/b", "hf:name:train", "ftp://host/a", "s3:", "s3:/"])
+@pytest.mark.parametrize("text", ["s3.json", "/a/s3:/x", "./s3:/b", "hf:name:train", "ftp://host/a", "s3:", "s3:/"])
 def test_anything_else_is_a_local_path(text):
     assert not isinstance(as_path(text), RemotePath)
 
@@ -203,10 +203,7 @@ def test_a_conditional_write_whose_answer_got_lost_is_still_this_one(s3, bucket,
     path = bucket / "a"
     version = path.put(b"1", only="new")
     s3.inject(action, "^PUT", times=1)
-    try:
-        path.put(b"2", only=version)
-    except StorageError as error:
-        assert not isinstance(error, ConflictError)
+    assert path.put(b"2", only=version) == path.info().version
     assert path.read_bytes() == b"2"
 
 
@@ -249,7 +246,8 @@ def test_faults_that_stay_are_one_clear_error(s3, bucket, monkeypatch, action, m
         is_file(bucket / "a")
 
 
-def test_a_missing_bucket_is_not_a_missing_object(s3):
+@pytest.mark.usefixtures("s3")
+def test_a_missing_bucket_is_not_a_missing_object():
     with pytest.raises(StorageError, match="There is no bucket s3://no-such-bucket"):
         as_path("s3://no-such-bucket/a").read_bytes()
     with pytest.raises(StorageError, match="There is no bucket"):
@@ -258,14 +256,14 @@ def test_a_missing_bucket_is_not_a_missing_object(s3):
         is_dir("s3://no-such-bucket/a")
 
 
-def test_a_server_that_is_down_is_named(s3, bucket, monkeypatch):
+def test_a_server_that_is_down_is_named(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv(object_store.TIMEOUT_VARIABLE, "1")
     with pytest.raises(StorageError, match=r"check the network and the endpoint \(http://127.0.0.1:9\)"):
         (bucket / "a").read_bytes()
 
 
-def test_missing_credentials_are_named_at_once(s3, bucket, monkeypatch):
+def test_missing_credentials_are_named_at_once(bucket, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setattr(object_store.socket, "create_connection", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     with pytest.raises(InputError, match=r"no credentials for s3://bucket(.|\n)*AWS_ACCESS_KEY_ID"):
@@ -273,7 +271,7 @@ def test_missing_credentials_are_named_at_once(s3, bucket, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "1e9"])
-def test_a_wrong_timeout_is_refused(s3, bucket, monkeypatch, text):
+def test_a_wrong_timeout_is_refused(bucket, monkeypatch, text):
     monkeypatch.setenv(object_store.TIMEOUT_VARIABLE, text)
     with pytest.raises(InputError, match=object_store.TIMEOUT_VARIABLE):
         (bucket / "a").read_bytes()

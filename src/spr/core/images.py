@@ -28,8 +28,9 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from spr.core.boxes import Size
-from spr.core.errors import SprError
+from spr.core.errors import SprError, StorageError
 from spr.core.reasons import IMAGE_REASONS
+from spr.core.remote import RemotePath
 
 Orientation: TypeAlias = Literal["auto", "apply", "ignore"]
 """How to treat the EXIF orientation, which says how a viewer should rotate or mirror the stored pixels.
@@ -119,6 +120,8 @@ class ImageSource:
 
     def spelled_alike(self, file_name: str) -> str:
         """The name under which `path` finds a file: ``file_name`` itself if there is such a file, or none alike."""
+        if isinstance(self.folder, RemotePath):
+            return file_name
         with contextlib.suppress(OSError):
             self._path(file_name).stat()
             return file_name
@@ -131,6 +134,8 @@ class ImageSource:
 
     def _difference(self, file_name: str) -> str | None:
         """What distinguishes a missing file from those that may be meant."""
+        if isinstance(self.folder, RemotePath):
+            return None
         if names := self._alike(file_name):
             return f"{len(names)} files whose names are spelled alike: {', '.join(map(repr, names[:3]))}"
         path = self._path(file_name)
@@ -143,6 +148,8 @@ class ImageSource:
         )
 
     def _path(self, file_name: str, found: str | None = None) -> Path:
+        if isinstance(self.folder, RemotePath):
+            return _remote_path(self.folder, file_name)
         if unsafe_path(file_name) and (not self.allow_outside or "\0" in file_name):
             raise ImageProblem("path_outside_images", file_name, expected="a path relative to the image folder")
         folder = os.path.realpath(self.folder)
@@ -217,6 +224,9 @@ class ImageSource:
     def _file(self, file_name: str) -> Iterator[tuple[IO[bytes], int]]:
         """Open a regular file; returns it with its size in bytes. Nothing else is opened: a FIFO would block."""
         path = self.path(file_name)
+        if isinstance(path, RemotePath):
+            yield self._fetch(path, file_name)
+            return
         try:
             info = path.stat()
             if not stat.S_ISREG(info.st_mode) or not info.st_size:
@@ -230,6 +240,18 @@ class ImageSource:
             raise ImageProblem("image_missing", file_name, got=differs, expected=f"the file {path}") from None
         except OSError as error:
             raise ImageProblem("image_unreadable", file_name, got=_about(error)) from error
+
+    def _fetch(self, path: RemotePath, file_name: str) -> tuple[IO[bytes], int]:
+        """An object and its size, in one request; one that is too large for an image is not transferred."""
+        most = self.max_pixels * _BYTES_PER_PIXEL + _METADATA
+        try:
+            data, info = path.read(most=most)
+        except FileNotFoundError:
+            raise ImageProblem("image_missing", file_name, expected=f"the object {path}") from None
+        self._check_bytes(file_name, info.size)
+        if not data:
+            raise ImageProblem("image_unreadable", file_name, got="an empty object")
+        return io.BytesIO(data), len(data)
 
     def _check_bytes(self, file_name: str, size: int) -> None:
         most = self.max_pixels * _BYTES_PER_PIXEL + _METADATA
@@ -258,13 +280,19 @@ class ImageSource:
                 if image.format in ("BMP", "PPM"):
                     pieces.left += size  # Pillow decodes some of these pixel by pixel
                 yield image
-        except ImageProblem:
+        except (ImageProblem, StorageError):  # a store that can't be reached says nothing about the image
             raise
         except Image.DecompressionBombError as error:
             raise ImageProblem("image_too_large", file_name, got=str(error), expected=at_most) from None
         except Exception as error:
             # Pillow raises many kinds of errors for damaged files: OSError, SyntaxError, ValueError, struct.error, …
             raise ImageProblem("image_unreadable", file_name, got=_about(error)) from error
+
+
+def _remote_path(folder: RemotePath, file_name: str) -> RemotePath:
+    if unsafe_path(file_name):
+        raise ImageProblem("path_outside_images", file_name, expected="a path relative to the image folder")
+    return folder / file_name
 
 
 def _about(error: Exception) -> str:

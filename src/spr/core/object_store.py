@@ -151,9 +151,10 @@ def explained(error: Exception, url: str, action: str) -> Exception:
     if _NO_BUCKET.search(text):
         fix = "check the name; SPR does not create buckets"
         return StorageError(f"There is no bucket {bucket}", got=f"{url} was to be {action}", fix=fix)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | ValueError) or "KeyTooLong" in text:
+        # A ValueError: no object can have this name.
         return FileNotFoundError(errno.ENOENT, "No such object", url)
-    if not isinstance(error, BaseError | ValueError | OSError | NotImplementedError):
+    if not isinstance(error, BaseError | OSError | NotImplementedError):
         return error
     what, got = f"{url} can't be {action}", _plain(text)
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):

@@ -14,13 +14,15 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from spr.config import AnnotationsConfig
-from spr.core.errors import RunError
+from spr.core.errors import InputError, RunError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
+from spr.core.paths import is_remote
 from spr.core.progress import Progress, advance
 from spr.runs.store import StageStore, read_table, write_table
 
 IMAGES = "images.parquet"
+_REQUESTS = 32
 _SCHEMA = pa.schema(
     [("file_name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string())]
 )
@@ -49,8 +51,10 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
     before = _read(path) if path.is_file() and not renew else {}
     now = {}
     with Progress("checking images", len(names), "images"):
-        for name in sorted(names):
-            now[name] = _identify(source, name)
+        # One request per image in object storage, of which many can wait at once; a local disk answers at once.
+        threads = _REQUESTS if is_remote(source.folder) else 1
+        for name, is_ in ordered_map(lambda name: _identify(source, name), sorted(names), threads=threads, ahead=512):
+            now[name] = is_
             advance()
     differing = [name for name, is_ in now.items() if name in before and _differs(before[name], is_)]
     verified = [name for name in differing if before[name].sha256 and before[name].size == now[name].size]
@@ -86,10 +90,10 @@ def _differs(before: _Identity, now: _Identity) -> bool:
 def _identify(source: ImageSource, name: str) -> _Identity:
     try:
         try:
-            info = Path(source.folder, name).stat()  # much faster than to resolve links first
+            info = (source.folder / name).stat()  # much faster than to resolve links first
         except FileNotFoundError:
             info = source.path(name).stat()
-    except (OSError, ValueError, ImageProblem):
+    except (OSError, ValueError, ImageProblem, InputError):
         return _Identity(None, None, None)
     return _Identity(info.st_size, info.st_mtime_ns, None)
 
