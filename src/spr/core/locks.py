@@ -177,6 +177,8 @@ class _RemoteLock:
             data, info = self.path.read()
         except FileNotFoundError:
             return {}, None
+        if not data:  # a lock on a local disk, copied with its run
+            return {}, info.version
         try:
             content = parse_json(data)
             holders = content["holders"]

@@ -52,6 +52,7 @@ _STATIC = (
 _STATUS = re.compile(r"status code: (\d{3}[^:\n]*)")
 _CODE, _MESSAGE = re.compile(r"<Code>([^<]*)</Code>"), re.compile(r"<Message>([^<]*)</Message>")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist")
+_DEBUG = "\n\nDebug source:"
 _FULL = re.compile(r"\b507\b|QuotaExceeded|StorageFull|InsufficientStorage")
 _stores: dict[tuple[int, str, str, str], ObjectStore] = {}
 """By process (connections don't survive a fork), scheme, bucket, and what the environment says."""
@@ -172,9 +173,15 @@ def explained(error: Exception, url: str, action: str) -> Exception:
     return StorageError(what, got=got, fix=fix)
 
 
+def is_broken_answer(error: Exception) -> bool:
+    """Whether the connection broke within the body of an answer."""
+    message = str(error).partition(_DEBUG)[0]
+    return type(error).__name__ == "GenericError" and re.search("body error|response body", message) is not None
+
+
 def _plain(text: str) -> str:
     """The readable part of a store's error."""
     found = [match[1].strip() for pattern in (_STATUS, _CODE, _MESSAGE) if (match := pattern.search(text))]
     if not found:
-        found = [text.partition("\n\nDebug source:")[0]]
+        found = [text.partition(_DEBUG)[0]]
     return " ".join(": ".join(found).split())[:300]

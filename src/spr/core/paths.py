@@ -28,6 +28,11 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return isinstance(path, RemotePath) or _URL.match(str(path)) is not None
 
 
+def lexists(path: Path) -> bool:
+    """Whether there is anything of this name, also a link to nothing."""
+    return path.exists() if isinstance(path, RemotePath) else os.path.lexists(path)
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file; False for a name that is too long or contains NUL, and in a folder that can't be read.
 

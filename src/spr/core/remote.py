@@ -10,6 +10,7 @@ import fnmatch
 import io
 import os
 import stat as modes
+import time
 from collections.abc import Callable, Generator, Iterator
 from hashlib import sha256
 from pathlib import Path, PurePath, PurePosixPath
@@ -17,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Self, 
 from urllib.parse import unquote
 
 from spr.core.errors import InputError, StorageError
-from spr.core.object_store import KINDS, READ_ONLY, connect, explained
+from spr.core.object_store import KINDS, READ_ONLY, connect, explained, is_broken_answer, request_timeout
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -28,6 +29,7 @@ _PART = 8 * 2**20
 """Bytes per request of large uploads, and at most of sequential reads."""
 _FIRST_READ = 2**17
 _UPLOADS = 4
+_PAUSE = 0.2
 
 Result = TypeVar("Result")
 
@@ -277,15 +279,23 @@ class RemotePath(_Local):
         return unquote(self.key) if self._scheme in READ_ONLY else self.key
 
     def _ask(self, action: str, request: Callable[[Any, ObjectStore], Result]) -> Result:
-        """Call ``request`` with the package obstore and the store; its errors become those of SPR."""
+        """Call ``request`` with the package obstore and the store; its errors become those of SPR.
+
+        obstore repeats requests, but not if the connection breaks within a list or an error: these are repeated here.
+        A conditional write may be repeated too: `put` recognises its own result.
+        """
         store = connect(self._scheme, self.bucket)
         import obstore
-        import obstore.exceptions
 
-        try:
-            return request(obstore, store)
-        except Exception as error:
-            raise explained(error, str(self), action) from None
+        started = time.monotonic()
+        while True:
+            try:
+                return request(obstore, store)
+            except Exception as error:
+                late = time.monotonic() - started > request_timeout() / 4
+                if late or not is_broken_answer(error):
+                    raise explained(error, str(self), action) from None
+            time.sleep(_PAUSE)
 
     def info(self) -> Info:
         """Size, modification time, version and SHA-256 of an object; one small request.
@@ -318,7 +328,10 @@ class RemotePath(_Local):
 
     def is_dir(self, **_: object) -> bool:
         """Whether a listing has any object below this path; always False on a web server, which lists none."""
-        return self._scheme not in READ_ONLY and next(self.below(), None) is not None
+        prefix = f"{self.key}/" if self.key else None
+        if self._scheme in READ_ONLY:
+            return False
+        return bool(self._ask("listed", lambda obs, store: next(obs.list(store, prefix), ())))
 
     def exists(self, **_: object) -> bool:
         """Whether there is such an object, or any below it."""
@@ -383,36 +396,40 @@ class RemotePath(_Local):
 
     # ── listings, which may lag behind ────────────────────────────────────────────────────────────────────────────────
 
-    def below(self) -> Iterator[Self]:
+    def below(self) -> list[Self]:
         """All objects below this path, in no order, as far as the store lists them already."""
-        pages = self._ask("listed", lambda obs, store: obs.list(store, f"{self.key}/" if self.key else None))
-        while page := self._ask("listed", lambda *_: next(pages, None)):
-            for found in page:
-                yield self._with((self.bucket, *found["path"].split("/")))
+        prefix = f"{self.key}/" if self.key else None
+        found = self._ask("listed", lambda obs, store: obs.list(store, prefix).collect())
+        return [self._with((self.bucket, *entry["path"].split("/"))) for entry in found]
 
     def iterdir(self) -> Generator[Self, None, None]:
         """The objects and folders in this folder, sorted; nothing if there is no such folder."""
         if self._scheme in READ_ONLY:
             self._refuse("listing a folder of a web server")
+        folders, objects = self._entries()
+        yield from sorted([*folders, *objects])
+
+    def _entries(self) -> tuple[list[Self], list[Self]]:
+        """The folders and the objects in this folder."""
         prefix = f"{self.key}/" if self.key else None
         found = self._ask("listed", lambda obs, store: obs.list_with_delimiter(store, prefix))
-        keys = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-        yield from (self._with((self.bucket, *key.split("/"))) for key in sorted(keys))
+        keys = found["common_prefixes"], [entry["path"] for entry in found["objects"]]
+        folders, objects = ([self._with((self.bucket, *key.split("/"))) for key in part] for part in keys)
+        return folders, objects
 
     def glob(self, pattern: str, **_: object) -> Iterator[Self]:  # type: ignore[override]
         """The objects and folders that match a pattern; ``**`` is not supported."""
         first, _slash, rest = str(pattern).partition("/")
         if first == "**":
             self._refuse("searching folders recursively")
-        if first.strip("*?[") == first and not set(first) & set("*?["):
-            found: Iterator[Self] = iter([self / first])
+        if not set(first) & set("*?["):
+            found = [self / first] if rest or (self / first).exists() else []
         else:
-            found = (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, first))
+            folders, objects = self._entries()
+            entries = folders if rest else sorted([*folders, *objects])
+            found = [path for path in entries if fnmatch.fnmatchcase(path.name, first)]
         for path in found:
-            if rest:
-                yield from path.glob(rest)
-            elif path.exists():
-                yield path
+            yield from path.glob(rest) if rest else (path,)
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

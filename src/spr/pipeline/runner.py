@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from spr.annotations import prepare_annotations
 from spr.config import Config
-from spr.core.atomic import sha256
+from spr.core.atomic import has_sha256
 from spr.core.errors import InputError, RunError
+from spr.core.paths import as_path
 from spr.core.progress import MEGABYTE, Progress, counted
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
 from spr.core.terminal import count_text
@@ -116,6 +117,7 @@ def run(
         ModelError: naming all models of these stages that can't be loaded, before the first stage.
         ConfigError: if there is no stage ``until``.
     """
+    out = as_path(out)
     stages = due_stages(config, until)
     prepare_annotations(config.annotations)
     others = [OtherRun(path) for path in reuse]
@@ -331,7 +333,7 @@ def _to_ipc(table: pa.Table) -> bytes:
 
 def _source_drops_valid(store: StageStore, manifest: Manifest) -> bool:
     expected = manifest.source.get("dropped_sha256")
-    return expected is None or (store.source_drops.is_file() and sha256(store.source_drops) == expected)
+    return expected is None or has_sha256(store.source_drops, expected)
 
 
 def _summary(stage: Stage, manifest: Manifest, seconds: float, *, done_before: bool = False) -> StageSummary:
