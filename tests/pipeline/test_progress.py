@@ -14,7 +14,7 @@ from spr.models.fakes import FakeDescriber, FakeDetector
 from spr.models.protocols import Answer, DescribeRequest
 from spr.pipeline import describe, pair, regions, score
 from spr.pipeline.answers import AnswerJournal
-from spr.pipeline.engines.local import run_shards
+from spr.pipeline.engines.local import Pool
 from spr.pipeline.objects import crowd_detector, make_objects, plan_objects
 from spr.pipeline.runner import run
 from spr.runs.store import StageStore
@@ -122,7 +122,14 @@ def _count(number: int) -> int:
 
 def test_items_that_worker_processes_finish_are_counted_here():
     with Progress("test", stream=io.StringIO()) as progress:
-        assert list(run_shards([3, 4, 5], _count, workers=2)) == [3, 4, 5]
+        pool = Pool([{}, {}], progress)
+        for number in (3, 4, 5):
+            pool.submit(number, _count)
+        results = []
+        while len(results) < 3:
+            results += pool.wait()
+        pool.stop()
+        assert sorted(results) == [(3, 3), (4, 4), (5, 5)]
         assert progress.done == 12
 
 

@@ -326,12 +326,12 @@ def _processes_of_session(session: int) -> list[int]:
 SLOW = """
 import time
 from spr import cli
-from spr.pipeline import runner
-real = runner.run_shard
+from spr.pipeline import jobs
+real = jobs.run_shard
 def slow(job):
     time.sleep(0.2)
     return real(job)
-runner.run_shard = slow
+jobs.run_shard = slow
 cli.main()
 """
 

@@ -26,7 +26,10 @@ def run(
         list[Path] | None,
         typer.Option(help="Take over from this run every finished stage whose inputs and settings agree (repeatable)."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes for stages that load no model.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes for stages that load no model. [default: 1; on Ray, all CPUs]"),
+    ] = None,
 ) -> None:
     """Run the pipeline: annotated images to preference pairs, in a run folder."""
     from spr.config import load_config

@@ -3,6 +3,7 @@
 from spr.config.annotations import AnnotationsConfig
 from spr.config.describer import DescriberConfig, SamplesConfig
 from spr.config.detector import DetectorConfig
+from spr.config.engine import EngineConfig
 from spr.config.experiment import Config, TrainingPart
 from spr.config.loading import (
     PRESETS,
@@ -31,6 +32,7 @@ __all__ = [
     "DType",
     "DescriberConfig",
     "DetectorConfig",
+    "EngineConfig",
     "Float",
     "Int",
     "LoraSection",

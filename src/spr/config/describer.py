@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from spr.config.backends import DESCRIBERS, name_in
-from spr.config.section import BatchSize, DType, Float, Int, Section
+from spr.config.section import BatchSize, DType, Float, Int, Processes, Section
 
 ObjectOrder: TypeAlias = Literal["reading", "id", "shuffled"]
 DropOrKeep: TypeAlias = Literal["drop", "keep"]
@@ -29,7 +29,7 @@ class DescriberConfig(Section):
     """The multimodal LLM that describes regions and is trained (paper, Sec. 3.2)."""
 
     runtime_fields = frozenset(
-        {"batch_size", "device", "device_map"}
+        {"batch_size", "device", "num_processes", "num_gpus", "device_map"}
         | {"base_url", "api_key_env", "concurrency", "connect_timeout", "timeout", "retries"}
     )
 
@@ -71,6 +71,12 @@ class DescriberConfig(Section):
     """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"
     """Device of the model, such as `cpu` or `cuda:1`; `auto` uses a GPU if there is one."""
+    num_processes: Processes = "auto"
+    """Processes that load the model; each takes whole shards. `auto`: as many as `num_gpus` allows on the GPUs of the
+    machine or cluster, and one where there is no GPU. On CPUs, processes share the threads."""
+    num_gpus: Float = Field(default=1, gt=0)
+    """GPUs of each process: below 1, processes share a GPU; 2 and more, whole numbers only, need `device_map`, or vLLM,
+    which splits the model."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     """Distribute a large model over all devices of the machine, as in Accelerate; not together with `device`."""
     attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
@@ -102,6 +108,14 @@ class DescriberConfig(Section):
             raise ValueError("describer.model is missing: give a model id or folder, or set backend: fake")
         if self.device_map is not None and self.device != "auto":
             raise ValueError("describer.device and describer.device_map are both given: remove one of them")
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise ValueError("describer.num_gpus is not valid above 1 unless it is a whole number")
+        if self.num_gpus > 1 and self.backend == "hf" and self.device_map is None:
+            raise ValueError("describer.num_gpus above 1 needs describer.device_map: auto, which splits the model")
+        if self.device_map is not None and self.num_gpus <= 1 and self.num_processes not in ("auto", 1):
+            raise ValueError(
+                "describer.device_map gives one process all GPUs: set describer.num_gpus, or remove num_processes"
+            )
         if self.backend == "openai" and self.base_url is None:
             raise ValueError("describer.base_url is missing: give the server's URL, such as http://127.0.0.1:8000/v1")
         if self.backend == "openai" and self.dialect is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from spr.config.backends import DETECTORS, name_in
-from spr.config.section import BatchSize, DType, Float, Section
+from spr.config.section import BatchSize, DType, Float, Processes, Section
 
 TEXT_THRESHOLD = 0.25
 
@@ -15,7 +15,7 @@ TEXT_THRESHOLD = 0.25
 class DetectorConfig(Section):
     """The open-vocabulary detector for the localization score and for crowds (paper, Sec. 3.2; supplement, Sec. 1)."""
 
-    runtime_fields = frozenset({"batch_size", "device"})
+    runtime_fields = frozenset({"batch_size", "device", "num_processes", "num_gpus"})
 
     backend: Annotated[str, name_in(DETECTORS, "none")] = "grounding_dino"
     """`grounding_dino` (paper), `owlv2` (OWLv2 and OWL-ViT), `fake`, or `none`, which measures the localization score
@@ -39,6 +39,13 @@ class DetectorConfig(Section):
     """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"
     """Device of the model, such as `cpu` or `cuda:1`; `auto` uses a GPU if there is one."""
+    num_processes: Processes = "auto"
+    """Processes that load the model; each takes whole shards. `auto`: as many as `num_gpus` allows on the GPUs of the
+    machine or cluster, and one where there is no GPU. On CPUs, processes share the threads. Scorer and
+    detector share their processes: the smaller number counts."""
+    num_gpus: Float = Field(default=0.5, gt=0, le=1)
+    """GPUs of each process, 0 < x ≤ 1: processes share a GPU. A process that loads scorer and detector takes both
+    shares."""
 
     @model_validator(mode="after")
     def _has_no_ignored_option(self) -> Self:

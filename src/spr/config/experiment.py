@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from spr.config.annotations import AnnotationsConfig
 from spr.config.describer import DescriberConfig
 from spr.config.detector import DetectorConfig
+from spr.config.engine import Engine, EngineConfig
 from spr.config.pairing import PairingConfig
 from spr.config.prompts import PromptsConfig
 from spr.config.regions import RegionsConfig
@@ -46,8 +47,7 @@ class Config(_File):
     training: TrainingConfig = TrainingConfig()
     shard_rows: Int = Field(default=512, ge=1)
     """Rows per shard. Affects the layout of the files but not the rows."""
-    engine: Literal["local"] = "local"
-    """How the stages run: `local` uses processes on this machine. Does not affect the rows."""
+    engine: Engine = EngineConfig()
 
     @model_validator(mode="after")
     def _fits_its_detector(self) -> Self:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from spr.config.annotations import HF_PREFIX
+from spr.config.engine import SHORT
 from spr.config.experiment import Config, TrainingPart
 from spr.config.problems import explain
 from spr.config.section import Section
@@ -134,10 +135,14 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         for depth, part in enumerate(parts[:-1]):
             if here.get(part) is None:
                 here[part] = {}
+            if part in SHORT and isinstance(here[part], str):
+                here[part] = {SHORT[part]: here[part]}
             here = here[part]
             if not isinstance(here, dict):
                 parent = ".".join(parts[: depth + 1])
                 raise ConfigError(f"`{parent}` is a value and has no fields", got=text, fix=f"set `{parent}` itself")
+        if key in SHORT and isinstance(parsed, str) and isinstance(here.get(key), dict):
+            here, parts = here[key], [SHORT[key]]
         here[parts[-1]] = parsed
     return result
 

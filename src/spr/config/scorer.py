@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from spr.config.backends import SCORERS, name_in
-from spr.config.section import BatchSize, DType, Section
+from spr.config.section import BatchSize, DType, Float, Processes, Section
 
 
 class ScorerConfig(Section):
     """The image-text model of the semantic score (paper, Sec. 3.2)."""
 
-    runtime_fields = frozenset({"batch_size", "device"})
+    runtime_fields = frozenset({"batch_size", "device", "num_processes", "num_gpus"})
 
     backend: Annotated[str, name_in(SCORERS)] = "clip"
     """`clip`: a CLIP model (paper); `fake`: reproducible, meaningless scores to try the pipeline without weights."""
@@ -31,3 +33,10 @@ class ScorerConfig(Section):
     """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"
     """Device of the model, such as `cpu` or `cuda:1`; `auto` uses a GPU if there is one."""
+    num_processes: Processes = "auto"
+    """Processes that load the model; each takes whole shards. `auto`: as many as `num_gpus` allows on the GPUs of the
+    machine or cluster, and one where there is no GPU. On CPUs, processes share the threads. Scorer and
+    detector share their processes: the smaller number counts."""
+    num_gpus: Float = Field(default=0.5, gt=0, le=1)
+    """GPUs of each process, 0 < x ≤ 1: processes share a GPU. A process that loads scorer and detector takes both
+    shares."""

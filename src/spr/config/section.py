@@ -30,6 +30,10 @@ BatchSize = Annotated[Int, Field(ge=1)] | Literal["auto"]
 """A number of items, or `auto`: as many as fit into the device's memory."""
 
 
+Processes = Annotated[Int, Field(ge=1)] | Literal["auto"]
+"""A number of processes, or `auto`: one for each GPU."""
+
+
 def split_words(value: object) -> object:
     """The words of a text, separated by commas or spaces; other values as they are."""
     return [word for word in re.split(r"[\s,]+", value) if word] if isinstance(value, str) else value

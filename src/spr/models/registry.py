@@ -16,6 +16,8 @@ from spr.grounding import Dialect, get_dialect
 from spr.models.protocols import Describer, Detector, ImageTextScorer
 
 _LOADING = {"hf", "clip", "grounding_dino", "owlv2"}  # the backends that load the section's `model`
+WITHOUT_GPU = frozenset({"fake", "openai", "none"})
+"""Backends that use no GPU of the process that they are in."""
 
 
 @lru_cache(maxsize=1)

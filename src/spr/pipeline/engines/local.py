@@ -1,4 +1,4 @@
-"""Runs shards in this process, or in worker processes of this machine."""
+"""Runs shards in this process, or in worker processes of this machine, one stage after another."""
 
 from __future__ import annotations
 
@@ -8,64 +8,156 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from spr.config import Config
 from spr.core.errors import RunError
-from spr.core.progress import count_in, follow
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+from spr.core.progress import Progress, count_in
+from spr.models.registry import release
+from spr.pipeline import jobs
+from spr.pipeline.engines.processes import environments, needs_of, visible_gpus
+from spr.pipeline.jobs import Job
+from spr.pipeline.stage import Stage
+from spr.runs.store import ShardEntry
 
 AHEAD = 2
 """Jobs queued per worker: enough to keep it busy, few enough to waste little when the stage reaches its limit."""
 
 
-def run_shards(jobs: Iterable[Job], work: Callable[[Job], Result], workers: int = 1) -> Generator[Result]:
-    """Yield the results in the order of the jobs.
+class LocalEngine:
+    """Runs the jobs of one stage at a time, in this process or in several.
 
     Args:
-        jobs: Taken one by one, a few ahead of the results.
-        work: A function that can be imported by name, for worker processes.
-        workers: Number of processes; 1 uses this process.
-
-    Raises:
-        RunError: if a worker process dies. Errors of ``work`` are raised when their job's result is due.
+        workers: The number of processes for stages that load no model; 1 uses this process.
     """
-    if workers == 1:
-        yield from map(work, jobs)
-        return
-    # Not forks of this process: Arrow and torch run threads, and a fork copies their locks in whatever state they are.
-    # Forks of a server, which has imported what workers need and runs no threads, start faster than new processes.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spr.pipeline.runner"])
-    finished, number = context.RawArray("q", workers), context.Value("i", 0)
-    follow(lambda: sum(finished))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(finished, number))
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for job in jobs:
-            with _sigint_blocked():
-                waiting.append(pool.submit(work, job))
-            if len(waiting) > workers * AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        fix = "use fewer --workers if memory ran out, and run the same command again: finished shards are kept"
-        raise RunError("A worker process died", got="killed or crashed", fix=fix) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    overlapping = False
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers: int | None = workers
+        self._pool: Pool | None = None
+        self._queue: deque[Job] = deque()
+
+    def begin(self, stage: Stage, config: Config, at_most: int | None, progress: Progress) -> None:
+        """Prepare for the jobs of a stage: worker processes, if it needs more than one."""
+        needs, most = needs_of(stage, config), max(1, at_most) if at_most is not None else None
+        gpus: list[str] = []
+        if needs is None:
+            wanted = self.workers or 1
+        else:
+            gpus = visible_gpus() if needs.gpus and most != 1 else []
+            wanted = needs.processes_on(len(gpus))
+        processes = min(wanted, most or wanted)
+        if processes > 1:
+            variables = environments(needs, processes, gpus) if needs is not None else [{}] * processes
+            self._pool = Pool(variables, progress, models=needs is not None)
+
+    def has_room(self, stage: Stage) -> bool:  # noqa: ARG002 - there is only one
+        """Whether another job may be submitted now."""
+        return self._pool.has_room if self._pool is not None else not self._queue
+
+    def submit(self, job: Job) -> None:
+        """Take a job on."""
+        if self._pool is None:
+            self._queue.append(job)
+        else:
+            self._pool.submit(job, jobs.run_shard)
+
+    def wait(self) -> list[tuple[Job, ShardEntry]]:
+        """The jobs that have finished since the last call, at least one."""
+        if self._pool is not None:
+            return self._pool.wait()
+        job = self._queue.popleft()
+        return [(job, jobs.run_shard(job))]
+
+    def in_progress(self, stage: Stage) -> int:  # noqa: ARG002 - the progress follows the processes themselves
+        """0: the progress of the stage counts what is in progress."""
+        return 0
+
+    def end(self, stage: Stage) -> None:  # noqa: ARG002 - there is only one
+        """Drop the jobs that have not finished, and free the models."""
+        self._queue.clear()
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool = None
+        release()
+
+    def close(self) -> None:
+        """Stop all work at once."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool = None
+
+
+class Pool:
+    """Worker processes for jobs.
+
+    Args:
+        environments: The environment variables that each process sets first.
+        progress: Shows what the processes count.
+        models: Whether they load models, for the error's advice.
+    """
+
+    def __init__(self, environments: Sequence[dict[str, str]], progress: Progress, *, models: bool = False) -> None:
+        # Not forks of this process: Arrow and torch run threads, and a fork copies their locks in whatever state they
+        # are. Forks of a server, which has imported what workers need and runs no threads, start faster than new
+        # processes.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["spr.pipeline.runner"])
+        workers = len(environments)
+        finished, number, stop = (
+            context.RawArray("q", workers),
+            context.Value("i", 0),
+            context.RawValue("b", 0),
+        )
+        progress.follow(lambda: sum(finished))
+        self._stop, self._models = stop, models
+        arguments = list(environments), finished, number, stop
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=arguments)
+        self._running: dict[Future[Any], Any] = {}
+        self._most = workers * AHEAD
+
+    @property
+    def has_room(self) -> bool:
+        """Whether fewer than `AHEAD` jobs per process are submitted."""
+        return len(self._running) < self._most
+
+    def submit(self, job: Any, work: Callable[[Any], Any]) -> None:
+        """Queue a job; ``work`` can be imported by name."""
+        with self._explained(), _sigint_blocked():
+            self._running[self._pool.submit(work, job)] = job
+
+    def wait(self) -> list[tuple[Any, Any]]:
+        """The jobs that have finished since the last call, at least one, with what ``work`` returned or raised."""
+        with self._explained():
+            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            # In the order of submission: which one of several errors is raised must not depend on chance.
+            return [(self._running.pop(future), future.result()) for future in list(self._running) if future in done]
+
+    def stop(self) -> None:
+        """End the processes at once. Files are written atomically, so what they are working on is merely lost."""
+        self._stop.value = 1
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenProcessPool:
+            fewer = "a smaller num_processes" if self._models else "fewer --workers"
+            fix = f"use {fewer} if memory ran out, and run the same command again: finished shards are kept"
+            raise RunError("A worker process died", got="killed or crashed", fix=fix) from None
 
 
 @contextlib.contextmanager
 def _sigint_blocked() -> Iterator[None]:
     """Block SIGINT while worker processes start, because they inherit the blocked signals.
 
-    Ctrl-C reaches the whole process group. The parent handles it; workers finish their current shard.
+    Ctrl-C reaches the whole process group. The parent handles it, and stops the workers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -88,15 +180,20 @@ class _Slot:
         self.finished[self.number] += count
 
 
-def _start_worker(finished: Any, number: Any) -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+def _start(environments: Sequence[dict[str, str]], finished: Any, number: Any, stop: Any) -> None:
     with number.get_lock():
-        count_in(_Slot(finished, number.value % len(finished)))
+        own = number.value % len(finished)
         number.value += 1
+    os.environ.update(environments[own])
+    count_in(_Slot(finished, own))
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_exit_with, args=(parent, stop), daemon=True).start()
 
 
-def _exit_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
+def _exit_with(parent: multiprocessing.process.BaseProcess | None, stop: Any) -> None:
+    while not stop.value and (parent is None or parent.is_alive()):
+        if parent is None:
+            threading.Event().wait(0.1)
+        else:
+            parent.join(0.1)
     os._exit(1)
