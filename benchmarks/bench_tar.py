@@ -4,8 +4,8 @@
 
 Files of real sizes are made from the photographs of a folder, repeated with other names, as files in folders of 1,000
 and in tar files of 1,000. Each measurement reads all of them in one random order in a process of its own, with one
-thread: the bytes alone (`read_bytes`), and decoded (`check`). Places alternate, and medians are reported. The files are
-in the page cache: a cold cache can't be made without the rights of an administrator. ``--uncached`` asks the kernel to
+thread: the bytes alone (`read_bytes`), and decoded (`check`). Places alternate, and medians are reported. The bound
+applies to CPU seconds, which depend less on other processes than wall-clock time does. The files are in the page cache: a cold cache can't be made without the rights of an administrator. ``--uncached`` asks the kernel to
 drop the files' pages first (posix_fadvise), which a file system need not do.
 
 The index is measured on tar files of small members that are shaped like those of Objects365: seconds per 100,000
@@ -176,17 +176,22 @@ def main() -> None:
             print(f"{options.images:,} images, {size / 1e3:.0f} kB each on average")
             for method in ("read_bytes", "check"):
                 seconds: dict[str, list[float]] = {"files": [], "tars": []}
+                cpu: dict[str, list[float]] = {"files": [], "tars": []}
                 for _ in range(options.repeats):
                     for place, own in seconds.items():
                         result = _process(cache, "reading", work / place, names, method, options.uncached)
                         own.append(result["seconds"])
+                        cpu[place].append(result["cpu"])
                 medians = {place: statistics.median(own) for place, own in seconds.items()}
-                ratio = medians["files"] / medians["tars"]
+                ratio = statistics.median(cpu["files"]) / statistics.median(cpu["tars"])
+                wall = medians["files"] / medians["tars"]
                 verdict = "ok" if ratio >= SPEED_WANTED else "MISSED"
                 rates = ", ".join(f"{place} {options.images / value:,.0f} images/s" for place, value in medians.items())
-                print(f"{method}: {rates}; tars {ratio:.2f} times as fast as files ({verdict})")
-                results[method] = {"seconds": seconds, "ratio": ratio}
-        for tars, members in ((1, 100_000), (51, options.members)):
+                print(
+                    f"{method}: {rates}; tars {ratio:.2f} times as fast by CPU time ({verdict}), {wall:.2f} by the clock"
+                )
+                results[method] = {"seconds": seconds, "cpu": cpu, "ratio": ratio}
+        for tars, members in ((1, 100_000), (51, options.members)) if options.members else ():
             place = work / f"members-{tars}"
             make_members(place, members, tars)
             first, again = _process(cache, "index", place), _process(cache, "index", place)

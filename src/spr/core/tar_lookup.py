@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.core.tar_headers import name_hash, stem_key
@@ -25,11 +26,11 @@ class Members:
         self.tars = tars
         tables = indexes(tars)
         self._starts = [0, *accumulate(map(len, tables))]
-        self._names = [table["name"].combine_chunks() for table in tables]
-        self._offsets = [table["offset"].to_numpy() for table in tables]
-        self._sizes = [table["size"].to_numpy() for table in tables]
-        self._by_name = _sorted([table["name_hash"].to_numpy() for table in tables])
-        self._by_stem = _sorted([table["stem_hash"].to_numpy() for table in tables])
+        self._names = [_mapped(table["name"]) for table in tables]
+        self._offsets = [_mapped(table["offset"]).to_numpy() for table in tables]
+        self._sizes = [_mapped(table["size"]).to_numpy() for table in tables]
+        self._by_name = _sorted([_mapped(table["name_hash"]).to_numpy() for table in tables])
+        self._by_stem = _sorted([_mapped(table["stem_hash"]).to_numpy() for table in tables])
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -75,6 +76,11 @@ class Members:
         place = row - self._starts[number]
         offset, size = int(self._offsets[number][place]), int(self._sizes[number][place])
         return TarMember(self.tars[number], text_of(self.name(row)), offset, size)
+
+
+def _mapped(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array, without a copy of what is mapped into memory."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _sorted(hashes: Sequence[npt.NDArray[np.uint64]]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:

@@ -70,7 +70,7 @@ class _Flow:
                     if any(run.running for run in self._open.values()):
                         for job, entry in self.engine.wait():
                             run = self._open[job.stage.name]
-                            self._pass_on(run, run.accept(job, entry))
+                            self._pass_on(run, run.accept(entry))
                         self._show()
         finally:
             self.engine.close()

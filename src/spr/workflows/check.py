@@ -96,6 +96,8 @@ def _packages(config: Config) -> Iterator[Line]:
     backends = {section.backend for section in (config.describer, config.scorer, config.detector) if section}
     four_bits = config.training.load_in_4bit or (config.describer is not None and config.describer.load_in_4bit)
     needs = {"torch": "models"} if backends - {"fake", "none", "openai"} else {}
+    if "vllm" in backends:
+        needs = {"vllm": "vllm"}  # brings its own version of torch, with which the extra `models` can't be installed
     needs |= {"httpx": "openai"} if "openai" in backends else {}
     for package, extra in needs.items():
         if importlib.util.find_spec(package) is None:
@@ -127,6 +129,8 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
         needed = plan.describing_memory(shape, describer, own)
         lower = "a batch that does not fit is halved; describer.load_in_4bit needs less"
         yield _memory("describing", needed, describer.device, lower, spread=describer.device_map is not None)
+    if describer.backend == "vllm":
+        yield _vllm_memory(describer)
     own = _as_stored(weights, training.dtype, training.load_in_4bit)
     lower = (
         "lower training.per_device_train_batch_size, or set training.gradient_checkpointing or training.load_in_4bit"
@@ -151,6 +155,16 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
     free = shutil.disk_usage(".").free
     text = f"adapter and checkpoints {gigabytes(disk)}; {gigabytes(free)} free in this folder (estimate)"
     yield ("ok" if disk < free else "LOW"), "disk", text
+
+
+def _vllm_memory(describer: DescriberConfig) -> Line:
+    found = cuda_devices()
+    if not found:
+        return "MISSING", "memory, describing", "vLLM needs a GPU, and there is none here"
+    given = describer.gpu_memory_utilization
+    share = "its own share" if given is None else f"{given:.0%}"
+    text = f"vLLM takes {share} of a GPU at its start; the smallest has {gigabytes(min(found.values()))}"
+    return "note", "memory, describing", text
 
 
 def _as_stored(weights: int | None, dtype: str, four_bits: bool) -> int | None:
