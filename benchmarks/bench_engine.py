@@ -4,9 +4,9 @@
 - two processes are at least 1.7 times as fast as one in a stage that is bound by the CPU;
 - two processes of one thread describe at least 1.3 times as fast as one process of two threads (`--embedded`).
 
-Each case is a `spr run` of its own, in turn, ``--repeats`` times; a ratio compares runs of the same round, and the median
-is reported. The steady state lasts from the first shard that the driver gets to the last. What comes before, the start of
-processes and of Ray and the time until the first shard, is reported as start-up.
+Each case is a run in a process of its own, in turn, ``--repeats`` times; a ratio compares runs of the same round, and
+the median is reported. The steady state lasts from the first shard that the driver gets to the last. What comes before,
+the start of processes and of Ray and the time until the first shard, is reported as start-up.
 
     python benchmarks/bench_engine.py [--queries 20000] [--repeats 3]
     python benchmarks/bench_engine.py --embedded [--scenes 96] [--repeats 3]
@@ -39,17 +39,16 @@ def write_data(folder: Path, images: int) -> list[str]:
     for number in range(FILES):
         Image.new("RGB", (320, 240), (number, 255 - number, 100)).save(folder / "images" / f"{number}.png")
     boxes = [(10 + 95 * (k % 3), 8 + 75 * (k // 3), 80, 60) for k in range(OBJECTS)]
+    ids = range(1, images + 1)
     content = {
-        "images": [
-            {"id": k, "file_name": f"{k % FILES}.png", "width": 320, "height": 240} for k in range(1, images + 1)
-        ],
+        "images": [{"id": k, "file_name": f"{k % FILES}.png", "width": 320, "height": 240} for k in ids],
         "annotations": [
-            {"id": OBJECTS * k + n, "image_id": k, "category_id": 1 + n % 3, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-            for k in range(1, images + 1)
+            {"id": OBJECTS * k + n, "image_id": k, "category_id": 1 + n % 3, "bbox": box, "iscrowd": 0}
+            for k in ids
             for n, box in enumerate(boxes)
         ],
         "categories": [{"id": k, "name": name} for k, name in enumerate(("dog", "cup", "chair"), 1)],
-    }  # fmt: skip
+    }
     (folder / "instances.json").write_text(json.dumps(content))
     paths = [f"annotations.path={folder}/instances.json", f"annotations.images={folder}/images"]
     return [*paths, "annotations.max_images=null", "annotations.holdout=0", "regions.per_image=1"]
@@ -83,21 +82,21 @@ def measure(config: Path, out: Path, workers: int, overrides: list[str], threads
     return json.loads(done.stdout)
 
 
-def steady(result: dict, stages: list[str] | None = None) -> tuple[float, float]:
-    """Start-up, and seconds of the steady state over the stages together, or of these one by one."""
-    times = result["times"]
-    first = min(moment for shards in times.values() for moment, _ in shards)
-    if stages is None:
-        return first, max(moment for shards in times.values() for moment, _ in shards) - first
-    (name,) = stages
-    moments = sorted(moment for moment, _ in times[name])
-    return moments[0], moments[-1] - moments[0]
+def steady(result: dict) -> tuple[float, float]:
+    """Seconds of the start-up and of the steady state."""
+    moments = [moment for shards in result["times"].values() for moment, _ in shards]
+    return min(moments), max(moments) - min(moments)
 
 
 def rate(result: dict, stage: str) -> float:
     """Input rows per second of a stage, without its first shard."""
     shards = sorted(result["times"][stage])
     return sum(rows for _, rows in shards[1:]) / (shards[-1][0] - shards[0][0])
+
+
+def rounded(ratios: list[float]) -> list[float]:
+    """Ratios with two decimals."""
+    return [round(ratio, 2) for ratio in ratios]
 
 
 def with_fakes(folder: Path, queries: int, repeats: int) -> None:
@@ -114,18 +113,15 @@ def with_fakes(folder: Path, queries: int, repeats: int) -> None:
             found[name].append(measure(config, folder / "run", workers, [*overrides, *more], 1))
     for name, results in found.items():
         parts = [steady(result) for result in results]
-        print(
-            f"{name:22} start-up {statistics.median(p[0] for p in parts):5.1f} s, steady "
-            f"{statistics.median(p[1] for p in parts):6.1f} s, in all {statistics.median(r['total'] for r in results):6.1f} s"
-        )
+        start, rest = (statistics.median(part[k] for part in parts) for k in (0, 1))
+        total = statistics.median(result["total"] for result in results)
+        print(f"{name:22} start-up {start:5.1f} s, steady {rest:6.1f} s, in all {total:6.1f} s")
     local, both, cluster = (found[name] for name in cases)
     ratios = [steady(c)[1] / steady(b)[1] for b, c in zip(both, cluster, strict=True)]
-    print(
-        f"Ray over local, steady, two processes each: {statistics.median(ratios):.2f} ({[round(r, 2) for r in ratios]})"
-    )
+    print(f"Ray over local, steady, two processes each: {statistics.median(ratios):.2f} of {rounded(ratios)}")
     for stage in ("candidates", "scores", "pairs"):
         ratios = [rate(b, stage) / rate(a, stage) for a, b in zip(local, both, strict=True)]
-        print(f"two processes over one, {stage}: {statistics.median(ratios):.2f} ({[round(r, 2) for r in ratios]})")
+        print(f"two processes over one, {stage}: {statistics.median(ratios):.2f} of {rounded(ratios)}")
 
 
 def with_embedded(folder: Path, scenes: int, repeats: int) -> None:
@@ -152,6 +148,7 @@ def with_embedded(folder: Path, scenes: int, repeats: int) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3)
