@@ -188,9 +188,8 @@ def main() -> None:
                 wall = medians["files"] / medians["tars"]
                 verdict = "ok" if ratio >= SPEED_WANTED else "MISSED"
                 rates = ", ".join(f"{place} {options.images / value:,.0f} images/s" for place, value in medians.items())
-                print(
-                    f"{method}: {rates}; tars {ratio:.2f} times as fast by CPU time ({verdict}), {wall:.2f} by the clock"
-                )
+                told = f"tars {ratio:.2f} times as fast by CPU time ({verdict}), {wall:.2f} by the clock"
+                print(f"{method}: {rates}; {told}")
                 results[method] = {"seconds": seconds, "cpu": cpu, "ratio": ratio}
         for tars, members in ((1, 100_000), (51, options.members)) if options.members else ():
             place = work / f"members-{tars}"
