@@ -19,10 +19,12 @@ from spr.config import AnnotationsConfig
 from spr.core.errors import RunError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
+from spr.core.paths import is_remote
 from spr.core.progress import Progress, advance
 from spr.runs.store import StageStore, read_table, write_table
 
 IMAGES = "images.parquet"
+_REQUESTS = 32
 _SCHEMA = pa.schema(
     [("file_name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string())]
 )
@@ -57,8 +59,10 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
         now = dict.fromkeys(sorted(names), _MISSING)
     else:
         with Progress("checking images", len(names), "images"):
-            for name in sorted(names):
-                size, mtime_ns = source.identity(name) or (None, None)
+            # One request per image in object storage, of which many can wait at once; a local disk answers at once.
+            threads = _REQUESTS if is_remote(source.folder) else 1
+            for name, is_ in ordered_map(source.identity, sorted(names), threads=threads, ahead=512):
+                size, mtime_ns = is_ or (None, None)
                 now[name] = _Identity(size, mtime_ns, None)
                 advance()
     differing = [name for name, is_ in now.items() if name in before and _differs(before[name], is_)]
@@ -93,7 +97,9 @@ def _differs(before: _Identity, now: _Identity) -> bool:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether there is nothing in a folder, or no folder; False for a tar file."""
+    """Whether there is nothing in a folder, or no folder; False for a tar file and in object storage."""
+    if is_remote(folder):
+        return False
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is None
