@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import mmap
 import os
 import re
 import shutil
@@ -129,9 +128,7 @@ def upload(folder: Path, target: RemotePath, last: str | None = None) -> None:
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
     def put(name: str) -> None:
-        with (folder / name).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            (target / name).put(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        (target / name).put_file(folder / name)
 
     for _ in ordered_map(put, (name for name in names if name != last)):
         pass

@@ -158,7 +158,7 @@ def explained(error: Exception, url: str, action: str) -> Exception:
     if not isinstance(error, BaseError | OSError | NotImplementedError):
         return error
     what, got = f"{url} can't be {action}", _plain(text)
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or got.startswith(("401", "403")):
         need = _CREDENTIALS.get(scheme)
         fix = f"check the permissions for {bucket}" + (f" and the credentials: {need}" if need else "")
         return StorageError(what, got=got, fix=fix)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import io
+import mmap
 import os
 import stat as modes
 import time
@@ -498,6 +499,12 @@ class RemotePath(_Local):
         if found != bytes(data):
             raise ConflictError(f"{self} was written by another program")
         return info.version
+
+    def put_file(self, path: Path) -> Version:
+        """Put a local file, without reading it into memory as a whole."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return self.put(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete an object; stores that don't say whether there was one never raise FileNotFoundError."""

@@ -15,7 +15,7 @@ from spr.config import Config, TrainingPart, apply_overrides, load_config, load_
 from spr.core.atomic import write_atomically
 from spr.core.errors import ConfigError, RunError
 from spr.core.locks import hold
-from spr.core.paths import is_dir, is_file
+from spr.core.paths import is_dir, is_file, is_remote
 from spr.runs.folder import adopted_config, check_config, check_run_version, is_run, lock_run, read_inputs, write_config
 
 TRAININGS = "trainings"
@@ -63,7 +63,7 @@ def run_config(run: Path, overrides: Iterable[str] = (), name: str | None = None
     if run.parent.name == TRAININGS and is_file(run.parent.parent / "config.yaml"):
         fix = f"give the run, and --name {run.name}: spr train {run.parent.parent} --name {run.name}"
         raise RunError(f"{run} is a training, not a run", fix=fix)
-    if not is_dir(run) or not is_run(run) or not is_file(run / "config.yaml"):
+    if not (is_remote(run) or is_dir(run)) or not is_run(run) or not is_file(run / "config.yaml"):
         fix = f"give a run folder, or a config with --out: spr train CONFIG --out {run}"
         raise RunError(f"{run} is not a run folder", expected="a folder that `spr run` has made", fix=fix)
     changes, path, own = list(overrides), run / "config.yaml", training_place(run, name) / "config.yaml"
