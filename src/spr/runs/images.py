@@ -60,8 +60,10 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
     else:
         with Progress("checking images", len(names), "images"):
             # One request per image in object storage, of which many can wait at once; a local disk answers at once.
-            threads = _REQUESTS if is_remote(source.folder) else 1
-            for name, is_ in ordered_map(source.identity, sorted(names), threads=threads, ahead=512):
+            ordered, found = sorted(names), source.identity
+            remote = is_remote(source.folder)
+            one_by_one = zip(ordered, map(found, ordered), strict=True)
+            for name, is_ in ordered_map(found, ordered, threads=_REQUESTS, ahead=512) if remote else one_by_one:
                 size, mtime_ns = is_ or (None, None)
                 now[name] = _Identity(size, mtime_ns, None)
                 advance()
@@ -75,8 +77,8 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
         got = "; ".join(cases) + (f"; and {len(changed) - 3:,} more" if len(changed) > 3 else "")
         fix = f"restore them, or choose another --out; if the pictures are the same (a copied folder), delete {path}"
         raise RunError(f"{len(changed):,} of {len(now):,} images have changed since {run} was made", got=got, fix=fix)
-    known = {name: before[name].sha256 for name in before}
-    rows = [(name, *is_[:2], digests.get(name) or known.get(name)) for name, is_ in now.items()]
+    recorded = {name: before[name].sha256 for name in before}
+    rows = [(name, *is_[:2], digests.get(name) or recorded.get(name)) for name, is_ in now.items()]
     if write and rows != [(name, *is_) for name, is_ in before.items()]:
         write_table(path, pa.table(list(map(list, zip(*rows, strict=True))) or [[]] * 4, schema=_SCHEMA))
 
