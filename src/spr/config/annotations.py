@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from spr.config.section import Float, Int, Section
+from spr.config.section import AnyPath, Float, Int, Section
 from spr.core.images import MAX_PIXELS, ImageSource
-from spr.core.paths import as_path
 
 HF_PREFIX = "hf:"
 """An annotations path with this prefix names a Hugging Face dataset."""
@@ -20,10 +19,10 @@ class AnnotationsConfig(Section):
 
     runtime_fields = frozenset({"allow_outside_images", "hash_images"})
 
-    path: Annotated[Path, BeforeValidator(as_path)]
+    path: AnyPath
     """Annotation file: COCO, LVIS or Objects365 JSON. Or a Hugging Face detection dataset: `hf:NAME[:CONFIG]:SPLIT`, or
     `hf:/FOLDER:SPLIT` offline. A JSON file can be a URL of object storage (`s3://`, `gs://`, `az://`, `https://`)."""
-    images: Annotated[Path, BeforeValidator(as_path)]
+    images: AnyPath
     """Folder that the file names in the annotations are relative to, or that holds the images in tar files; or a tar
     file. Each may be a URL of object storage. For a Hugging Face dataset: a new local folder, into which its images and
     its annotations as JSON are written once."""
