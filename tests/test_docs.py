@@ -202,7 +202,7 @@ def test_every_command_and_option_has_its_place_on_a_generated_page(hooks):
                 assert option.hidden or f"`{option.opts[0]}`" in page
     assert "spr train RUN|CONFIG [KEY=VALUE]... [OPTIONS]" in pages["commands/train.md"]
     run = pages["commands/run.md"]
-    assert "| `--workers` | integer, ≥ 1 | `1` | Number of processes for stages that load no model. |" in run
+    assert "| `--workers` | integer, ≥ 1 | 1; on Ray, all CPUs | Processes for stages that load no model. |" in run
 
 
 def test_every_config_field_is_in_the_generated_table(hooks):
@@ -212,6 +212,18 @@ def test_every_config_field_is_in_the_generated_table(hooks):
     assert "| `training.lora.r` | an integer, at least 1 | `128` | Rank. | supplement, Sec. 2 |" in page
     # A bar in a cell would end it.
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in page.splitlines() if line.startswith("| `")} == {6}
+
+
+def test_pages_show_the_examples_as_they_are(hooks):
+    shown = set()
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        names = re.findall(r"^<!-- example: (\S+) -->$", page, re.MULTILINE)
+        filled = hooks.on_page_markdown(page)
+        assert "<!-- example" not in filled
+        assert all(f"\n{(ROOT / 'examples' / name).read_text(encoding='utf-8')}```\n" in filled for name in names)
+        shown.update(names)
+    assert len(shown) >= 7
 
 
 def test_the_tables_of_memory_disk_and_time_are_those_worked_out(hooks):

@@ -340,10 +340,13 @@ def _order(
         order = np.delete(order, equal[same] + 1)
         numbered = _number(objects, objects.keys[order])
         order = order[np.argsort(objects.keys[order])]
-    # Image and rank combined in one integer: sorting integers is faster than argsort.
-    image_and_rank = image[order].astype(np.int64) * len(order) + np.arange(len(order))
+    # Image and rank combined in one integer, in place: sorting integers is faster than argsort.
+    image_and_rank = image[order].astype(np.int64)
+    image_and_rank *= len(order)
+    image_and_rank += np.arange(len(order))
     image_and_rank.sort()
-    return order[image_and_rank % max(len(order), 1)], numbered
+    image_and_rank %= max(len(order), 1)
+    return order[image_and_rank], numbered
 
 
 def _number(objects: AnnotationColumns, sorted_keys: Keys) -> int:

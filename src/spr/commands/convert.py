@@ -30,7 +30,7 @@ def ferret(
     vision: Annotated[
         str | None,
         typer.Option(
-            help="CLIP ViT-L/14-336: a folder or a hub id. [default: the one named by the delta or checkpoint]"
+            help="CLIP ViT-L/14-336: a folder or a hub id. (default: the one named by the delta or checkpoint)"
         ),
     ] = None,
 ) -> None:
@@ -74,7 +74,7 @@ def convert_dataset(
         typer.Option(help="xyxy | xywh | cxcywh, in pixels, or with -normalized, from 0 to 1 (csv, hf)."),
     ] = None,
     rotated: Annotated[
-        str | None, typer.Option(help="enclose | drop rotated boxes (yolo, label-studio, cvat). [default: enclose]")
+        str | None, typer.Option(help="enclose | drop rotated boxes (yolo, label-studio, cvat). (default: enclose)")
     ] = None,
     drop: Annotated[
         list[str] | None, typer.Option(help="Drop objects marked difficult, truncated, occluded, … (voc, csv, cvat).")
@@ -82,7 +82,7 @@ def convert_dataset(
     zero_based: Annotated[bool, typer.Option("--zero-based", help="Pixels are counted from 0 (voc).")] = False,
     orientation: Annotated[
         str | None,
-        typer.Option(help="apply | ignore the EXIF orientation (yolo, csv, hf). [default: apply]"),
+        typer.Option(help="apply | ignore the EXIF orientation (yolo, csv, hf). (default: apply)"),
     ] = None,
     frames: Annotated[str | None, typer.Option(help="Names of a video's frames (cvat).")] = None,
     image_info: Annotated[

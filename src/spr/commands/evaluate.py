@@ -112,7 +112,7 @@ def _evaluate(
     as_: Annotated[
         str | None, typer.Option("--as", help="The result's name in --into: before, after (training), or any other.")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="The image folder.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The image folder, or a tar file of images.")] = None,
     allow_outside_images: Annotated[
         bool,
         typer.Option(

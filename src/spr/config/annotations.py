@@ -24,8 +24,9 @@ class AnnotationsConfig(Section):
     """Annotation file: COCO, LVIS or Objects365 JSON. Or a Hugging Face detection dataset: `hf:NAME[:CONFIG]:SPLIT`, or
     `hf:/FOLDER:SPLIT` offline. A JSON file can be a URL of object storage (`s3://`, `gs://`, `az://`, `https://`)."""
     images: Annotated[Path, BeforeValidator(as_path)]
-    """Folder that the file names in the annotations are relative to, or its URL in object storage. For a Hugging Face
-    dataset: a new local folder, into which its images and its annotations as JSON are written once."""
+    """Folder that the file names in the annotations are relative to, or that holds the images in tar files; or a tar
+    file. Each may be a URL of object storage. For a Hugging Face dataset: a new local folder, into which its images and
+    its annotations as JSON are written once."""
     min_area: Float = Field(default=300.0, ge=0)
     """Minimum box area in px²; smaller objects are dropped (supplement, Sec. 1)."""
     min_objects: Int = Field(default=9, ge=1)
@@ -75,5 +76,5 @@ class AnnotationsConfig(Section):
 
     @property
     def image_source(self) -> ImageSource:
-        """The image folder with the options for reading it."""
+        """The image folder or tar file with the options for reading it."""
         return ImageSource(self.images, self.orientation, self.max_pixels, self.allow_outside_images)

@@ -403,6 +403,20 @@ class RemotePath(_Local):
         found = self._ask("listed", lambda obs, store: obs.list(store, prefix).collect())
         return [self._with((self.bucket, *entry["path"].split("/"))) for entry in found]
 
+    @property
+    def lists_nothing(self) -> bool:
+        """Whether the store is a web server, on which only whole URLs can be asked for."""
+        return self._scheme in READ_ONLY
+
+    def first_objects(self) -> list[Self]:
+        """The objects directly in this folder among the first that a listing returns; empty on a web server."""
+        if self._scheme in READ_ONLY:
+            return []
+        prefix = f"{self.key}/" if self.key else None
+        found = self._ask("listed", lambda obs, store: next(obs.list(store, prefix, chunk_size=1000), ()))
+        paths = [self._with((self.bucket, *entry["path"].split("/"))) for entry in found]
+        return [path for path in paths if path.parent == self]
+
     def iterdir(self) -> Generator[Self, None, None]:
         """The objects and folders in this folder, sorted; nothing if there is no such folder."""
         if self._scheme in READ_ONLY:

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ ATTEMPTS = 3
 """How often a job may fail on nodes that are alive."""
 _POLL = 1.0  # seconds
 _OBJECT_STORE = 512 * 2**20  # bytes, of a cluster that is started here: only the rows of a few shards are in it
-_OURS = frozenset({"OMP_NUM_THREADS"})
+_CONNECT = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,17 @@ class Marks:
     version: str
     config: str  # sha256 of RUN/config.yaml
     images: Path | None
-    image: str | None  # a name in the folder of images
+    image: str | None  # a name in the folder of images; empty for a tar file
 
     @classmethod
     def of(cls, run: Path, config: Config) -> Marks:
         """The marks as this process sees them."""
-        images = config.annotations.images
-        name = next((entry.name for entry in os.scandir(images)), None) if is_dir(images) else None
+        images, name = config.annotations.images, None
+        if is_dir(images):
+            with contextlib.closing(images.iterdir()) as entries:
+                name = next((path.name for path in entries), None)
+        elif is_file(images):
+            name = ""
         return cls(run, __version__, _digest(run / "config.yaml"), images if name is not None else None, name)
 
     def check(self) -> None:
@@ -67,7 +72,7 @@ class Marks:
             got = f"another config.yaml, or none, on {_here()}"
             raise RunError(f"Not every node sees the run folder {self.run}", got=got, fix=fix)
         if self.images is not None and not (self.images / (self.image or "")).exists():
-            got = f"no {self.image!r} in it on {_here()}"
+            got = f"no {self.image!r} in it on {_here()}" if self.image else f"no such file on {_here()}"
             raise RunError(f"Not every node sees the images in {self.images}", got=got, fix=fix)
 
 
@@ -185,11 +190,10 @@ class RayEngine:
             return
         gpus = int(total.get("GPU", 0))
         processes = needs.processes_on(gpus)
-        options: dict[str, Any] = {"num_cpus": min(1.0, round(cpus / 4 / processes, 2) or 0.01)}
+        cpu = min(1.0, round(cpus / 4 / processes, 2) or 0.01)
+        options: dict[str, Any] = {"num_cpus": cpu, "scheduling_strategy": "SPREAD"}
         if gpus and needs.gpus:
             options["num_gpus"] = needs.gpus if needs.assigned else gpus
-        elif needs.gpus >= 1 and needs.processes is None:
-            options["num_cpus"] = min(1.0, cpus / 4)
         own = os.environ.get("OMP_NUM_THREADS")
         threads = own or str(max(1, int(cpus) // processes) if len(self._ray.nodes()) > 1 else threads_each(processes))
         most = processes if at_most is None else min(processes, max(1, at_most))
@@ -329,6 +333,7 @@ def _connect(settings: EngineConfig) -> bool:
     """Connect to a cluster, or start one; returns False if this process was connected before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # prints nothing; what ends a run is in its error
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -338,8 +343,10 @@ def _connect(settings: EngineConfig) -> bool:
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     address = None if settings.address == "auto" else settings.address
+    where = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
         with _quiet():
+            _check_port(where)
             if address is None and not os.environ.get("RAY_ADDRESS"):
                 try:
                     ray.init(address="auto", **options)
@@ -349,11 +356,17 @@ def _connect(settings: EngineConfig) -> bool:
             if address == "local":
                 options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
             ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        where = settings.address if settings.address != "auto" else os.environ.get("RAY_ADDRESS", "auto")
+    except (OSError, ValueError, RuntimeError) as error:
         fix = "start it (ray start --head), correct engine.address, or use engine.address=local"
         raise RunError(f"There is no Ray cluster at {where}", got=" ".join(str(error).split())[:300], fix=fix) from None
     return True
+
+
+def _check_port(address: str) -> None:
+    """Raise OSError if nothing listens at ``HOST:PORT``: Ray would end this process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT).close()
 
 
 @contextlib.contextmanager
