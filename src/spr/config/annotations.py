@@ -9,10 +9,14 @@ from pydantic import BeforeValidator, Field
 
 from spr.config.section import Float, Int, Section
 from spr.core.images import MAX_PIXELS, ImageSource
-from spr.core.paths import as_path
+from spr.core.paths import as_path, is_remote
 
 HF_PREFIX = "hf:"
 """An annotations path with this prefix names a Hugging Face dataset."""
+
+
+def _with_url(value: object) -> object:
+    return as_path(value) if isinstance(value, str | Path) and is_remote(value) else value
 
 
 class AnnotationsConfig(Section):
@@ -20,10 +24,10 @@ class AnnotationsConfig(Section):
 
     runtime_fields = frozenset({"allow_outside_images", "hash_images"})
 
-    path: Annotated[Path, BeforeValidator(as_path)]
+    path: Annotated[Path, BeforeValidator(_with_url)]
     """Annotation file: COCO, LVIS or Objects365 JSON. Or a Hugging Face detection dataset: `hf:NAME[:CONFIG]:SPLIT`, or
     `hf:/FOLDER:SPLIT` offline. A JSON file can be a URL of object storage (`s3://`, `gs://`, `az://`, `https://`)."""
-    images: Annotated[Path, BeforeValidator(as_path)]
+    images: Annotated[Path, BeforeValidator(_with_url)]
     """Folder that the file names in the annotations are relative to, or that holds the images in tar files; or a tar
     file. Each may be a URL of object storage. For a Hugging Face dataset: a new local folder, into which its images and
     its annotations as JSON are written once."""
