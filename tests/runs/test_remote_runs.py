@@ -49,13 +49,11 @@ def config(made, monkeypatch):
     return made[1]
 
 
-def test_a_run_from_and_to_object_storage_has_the_bytes_of_a_local_one(made, config, bucket, capsys):
+def test_a_run_from_and_to_object_storage_has_the_bytes_of_a_local_one(made, config, bucket):
     dataset, _, local = made
     upload(dataset.folder, bucket / "data")
     run(config(bucket / "data"), bucket / "run", workers=2)
     found = hashes(bucket / "run")
-    with capsys.disabled():
-        print(json.dumps({name: [sha[:12] for sha, _ in shards] for name, shards in found.items()}))
     assert found == hashes(local)
     assert (bucket / "run" / "dropped.parquet").read_bytes() == (local / "dropped.parquet").read_bytes()
     assert all(summary.done_before for summary in run(config(bucket / "data"), bucket / "run"))
@@ -177,7 +175,12 @@ def test_a_folder_that_is_no_run_is_left_alone(config, bucket):
 
 @pytest.mark.parametrize(
     ("action", "pattern", "every"),
-    [("503 SlowDown", "", 5), ("cut", "^GET", 7), ("cut after", "parquet", 7), ("500 InternalError", "^PUT", 4)],
+    [
+        ("503 SlowDown", "", 5),
+        pytest.param("cut", "^GET", 7, marks=pytest.mark.long),
+        pytest.param("cut after", "parquet", 7, marks=pytest.mark.long),
+        pytest.param("500 InternalError", "^PUT", 4, marks=pytest.mark.long),
+    ],
 )
 def test_passing_faults_change_nothing(made, config, bucket, s3, action, pattern, every):
     upload(made[0].folder, bucket / "data")
@@ -192,10 +195,10 @@ def test_passing_faults_change_nothing(made, config, bucket, s3, action, pattern
     ("action", "pattern", "message"),
     [
         ("507 XMinioStorageFull", "^PUT .*scores/part-00001", "the store is full"),
-        ("403 AccessDenied", "^PUT .*scores/part-00001", "AccessDenied"),
         ("hang", "^GET .*candidates/part-00001", "no answer within 1 s"),
-        ("503 SlowDown", "^PUT .*scores/manifest", "SlowDown"),
-        ("403 AccessDenied", "^GET .*images/", "AccessDenied"),
+        pytest.param("403 AccessDenied", "^PUT .*scores/part-00001", "AccessDenied", marks=pytest.mark.long),
+        pytest.param("503 SlowDown", "^PUT .*scores/manifest", "SlowDown", marks=pytest.mark.long),
+        pytest.param("403 AccessDenied", "^GET .*images/", "AccessDenied", marks=pytest.mark.long),
     ],
 )
 def test_faults_that_stay_stop_the_run_with_one_message_and_it_resumes(

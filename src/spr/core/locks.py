@@ -313,12 +313,12 @@ def _has_ended(holder: dict[str, Any]) -> bool:
 def _process(pid: int) -> str:
     """What identifies a process: the boot and PID namespace of its machine, and when it started; empty if unknown."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().decode().strip()
         namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115
     except OSError:
         return ""
     try:
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        started = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()[19]
     except (OSError, IndexError):
         started = ""
     return f"{boot}:{namespace} {started}"

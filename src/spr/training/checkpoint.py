@@ -7,6 +7,7 @@ Folders are written atomically: they appear complete or not at all.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import warnings
@@ -289,7 +290,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
         expected = "a run with an adapter, or a folder with adapter_config.json"
         raise InputError(f"{adapter} holds no adapter", expected=expected, fix="make one with `spr train`")
     try:
-        config = PeftConfig.from_pretrained(str(adapter))
+        config = PeftConfig.from_pretrained(os.fspath(adapter))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{adapter / 'adapter_config.json'} can't be read", got=error) from None
     source = model or model_source(str(config.base_model_name_or_path))
