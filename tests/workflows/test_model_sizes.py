@@ -7,8 +7,8 @@ import pytest
 
 from spr.config import DescriberConfig, LoraSection, TrainingConfig, load_config, presets
 from spr.models.hub_cache import find_model
-from spr.workflows import plan
-from spr.workflows.plan import GIB, SHAPES, Shape
+from spr.workflows import model_sizes
+from spr.workflows.model_sizes import GIB, SHAPES, Shape
 
 # Two layers of width 8 with MLPs of width 12, queries of width 8 and keys of width 4, for 5 image tokens.
 SMALL = Shape(10_000, 2, 8, 12, 8, 4, 100, 5)
@@ -29,16 +29,16 @@ def test_memory_follows_the_stated_formulas():
     training = TrainingConfig(lora=LoraSection(r=3))
     tokens = 2 * (5 + 140 + 2 * 200)
     adapter, layer = 696, tokens * (16 * 8 + 2 * 8 + 4 * 4 + 8 * 12)
-    assert plan.step_tokens(SMALL, training) == tokens
-    assert plan.training_memory(SMALL, training) == 20_000 + 16 * adapter + 2 * layer + 2 * GIB
+    assert model_sizes.step_tokens(SMALL, training) == tokens
+    assert model_sizes.training_memory(SMALL, training) == 20_000 + 16 * adapter + 2 * layer + 2 * GIB
     checkpointed = training.model_copy(update={"gradient_checkpointing": True})
     kept = max(4 * adapter, layer + tokens * 2 * 2 * 8)
-    assert plan.training_memory(SMALL, checkpointed) == 20_000 + 16 * adapter + kept + 2 * GIB
+    assert model_sizes.training_memory(SMALL, checkpointed) == 20_000 + 16 * adapter + kept + 2 * GIB
     describer = DescriberConfig(model="m", batch_size=4, max_new_tokens=100)
     keys = 4 * (5 + 140 + 100) * 4 * 2 * 4
-    assert plan.describing_memory(SMALL, describer) == 20_000 + keys + 2 * GIB
-    assert plan.vision_cache_bytes(SMALL, training, 10) == 10 * 5 * 8 * 2
-    assert plan.checkpoint_bytes(SMALL, training) == 28 * adapter
+    assert model_sizes.describing_memory(SMALL, describer) == 20_000 + keys + 2 * GIB
+    assert model_sizes.vision_cache_bytes(SMALL, training, 10) == 10 * 5 * 8 * 2
+    assert model_sizes.checkpoint_bytes(SMALL, training) == 28 * adapter
 
 
 # GiB that benchmarks/sizes.py, which follows every tensor, gives with 8 descriptions per batch and 2 pairs per step.
@@ -51,9 +51,9 @@ def test_the_formulas_agree_with_following_every_tensor(name):
     shape = SHAPES[config.describer.model]
     with_all, checkpointed = (config.training.model_copy(update={"gradient_checkpointing": on}) for on in (False, True))
     found = [
-        plan.describing_memory(shape, config.describer),
-        plan.training_memory(shape, with_all),
-        plan.training_memory(shape, checkpointed),
+        model_sizes.describing_memory(shape, config.describer),
+        model_sizes.training_memory(shape, with_all),
+        model_sizes.training_memory(shape, checkpointed),
     ]
     assert [size / GIB for size in found] == pytest.approx(FOLLOWED[name], rel=0.04)
 
@@ -134,7 +134,7 @@ def test_times_grow_with_the_work_and_fall_with_the_card():
     config = load_config("ferret-7b")
     shape, training = SHAPES[config.describer.model], config.training
     longer = replace(shape, image_tokens=2 * shape.image_tokens)
-    for seconds in (plan.step_seconds, plan.reference_seconds):
+    for seconds in (model_sizes.step_seconds, model_sizes.reference_seconds):
         assert seconds(longer, training, "A100 80 GB") > seconds(shape, training, "A100 80 GB")
         ratio = seconds(shape, training, "A100 80 GB") / seconds(shape, training, "H100 80 GB")
         assert ratio == pytest.approx(989 / 312)
