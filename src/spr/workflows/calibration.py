@@ -336,7 +336,7 @@ def _costs(stage: Stage, config: Config, first: Round, last: Round, summary: Sta
         gpu_memory=times.gpu_memory,
         needs=needs_of(stage, config),
         is_remote=describer is not None and describer.backend == "openai" and "describer" in stage.models_for(config),
-        **_sizes(own, config.shard_rows)._asdict(),
+        **_sizes(own, config.shard_rows / sum(entry.inputs for entry in entries))._asdict(),
     )
 
 
@@ -388,20 +388,18 @@ class _Sizes(NamedTuple):
     fixed_bytes: int
 
 
-def _sizes(store: StageStore, shard_rows: int) -> _Sizes:
-    """Bytes per shard, row and drop: those of a shard that has as many rows as the config's shards."""
+def _sizes(store: StageStore, share: float) -> _Sizes:
+    """Bytes per shard, row and drop: those of a shard of the config's size, which is a ``share`` of the sample."""
     manifest = store.finished()
     rows = pa.concat_tables(store.tables())
     drops = pa.concat_tables([read_table(store.drops(entry.index)) for entry in manifest.shards])
-    inputs = sum(entry.inputs for entry in manifest.shards)
-    keep = min(1.0, shard_rows / max(1, inputs))
     probe, found = store.folder.parent / "size.parquet", {}
     for name, table in (("row", rows), ("drop", drops)):
         sizes = []
-        for part in (table.slice(0, 0), table.slice(0, math.ceil(len(table) * keep))):
+        for part in (table.slice(0, 0), table.slice(0, math.ceil(len(table) * min(1.0, share)))):
             write_table(probe, part)
             sizes.append(probe.stat().st_size)
-        found[name] = sizes[0], (sizes[1] - sizes[0]) / max(1, math.ceil(len(table) * keep))
+        found[name] = sizes[0], (sizes[1] - sizes[0]) / max(1, math.ceil(len(table) * min(1.0, share)))
     probe.unlink()
     entry_bytes = (store.folder / MANIFEST).stat().st_size // len(manifest.shards)
     source = store.source_drops.stat().st_size if store.source_drops.is_file() else 0
