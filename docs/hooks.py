@@ -1,7 +1,8 @@
 """Hooks of MkDocs: pages and tables that are made from the code, and the repository's address from pyproject.toml.
 
-Made are `commands/NAME.md`, a page per command of `spr`; `config-fields.md`, a table per config section; and the tables
-that a page asks for with a line `<!-- table: NAME -->`, by the functions in `TABLES`.
+Made are `commands/NAME.md`, a page per command of `spr`; `config-fields.md`, a table per config section; the tables
+that a page asks for with a line `<!-- table: NAME -->`, by the functions in `TABLES`; and the files of examples/ that a
+page shows with a line `<!-- example: FILE -->`.
 """
 
 import re
@@ -46,8 +47,15 @@ def on_post_build(config):
 
 
 def on_page_markdown(markdown, **_):
-    """Fill in the tables that a page asks for."""
+    """Fill in the tables and examples that a page asks for."""
+    markdown = re.sub(r"^<!-- example: (\S+) -->$", lambda match: _example(match[1]), markdown, flags=re.MULTILINE)
     return re.sub(r"^<!-- table: (\w+) -->$", lambda match: "\n".join(TABLES[match[1]]()), markdown, flags=re.MULTILINE)
+
+
+def _example(name):
+    """A file of examples/ as a block of code."""
+    text = (Path(__file__).parents[1] / "examples" / name).read_text(encoding="utf-8")
+    return f"```{'yaml' if name.endswith('.yaml') else 'bash'}\n{text}```"
 
 
 def commands():

@@ -214,6 +214,18 @@ def test_every_config_field_is_in_the_generated_table(hooks):
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in page.splitlines() if line.startswith("| `")} == {6}
 
 
+def test_pages_show_the_examples_as_they_are(hooks):
+    shown = set()
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        names = re.findall(r"^<!-- example: (\S+) -->$", page, re.MULTILINE)
+        filled = hooks.on_page_markdown(page)
+        assert "<!-- example" not in filled
+        assert all(f"\n{(ROOT / 'examples' / name).read_text(encoding='utf-8')}```\n" in filled for name in names)
+        shown.update(names)
+    assert len(shown) >= 7
+
+
 def test_the_tables_of_memory_disk_and_time_are_those_worked_out(hooks):
     page = (DOCS / "memory.md").read_text(encoding="utf-8")
     filled = hooks.on_page_markdown(page)

@@ -157,7 +157,8 @@ def test_the_command_prints_a_plan_and_leaves_nothing_behind(dataset, tmp_path, 
     assert written["within"]["reached"] is True
 
 
-def test_without_a_describer_only_objects_and_regions_are_planned(dataset, tmp_path, temporary):
+@pytest.mark.usefixtures("temporary")
+def test_without_a_describer_only_objects_and_regions_are_planned(dataset, tmp_path):
     result = CliRunner().invoke(app, arguments(dataset, tmp_path, "--images", "1000"))
     assert result.exit_code == 0, result.output
     assert re.search(r"^regions +40 ", result.stdout, re.MULTILINE)
@@ -166,7 +167,8 @@ def test_without_a_describer_only_objects_and_regions_are_planned(dataset, tmp_p
     assert "the config has no describer" in result.stdout
 
 
-def test_one_image_is_enough_but_says_little(make_dataset, tmp_path, temporary):
+@pytest.mark.usefixtures("temporary")
+def test_one_image_is_enough_but_says_little(make_dataset, tmp_path):
     dataset = make_dataset(tmp_path / "one", images=1, objects=24)
     result = CliRunner().invoke(app, arguments(dataset, tmp_path, **FAKES))
     assert result.exit_code == 0, result.output
@@ -188,7 +190,8 @@ def test_a_sample_without_rows_is_an_error_that_does_not_name_a_temporary_folder
         calibrate(make_config(dataset.config(**FAKES, **settings)), tmp_path / "a", None)
 
 
-def test_a_kept_calibration_is_a_run_that_can_be_looked_at_and_replaced(dataset, tmp_path, temporary):
+@pytest.mark.usefixtures("temporary")
+def test_a_kept_calibration_is_a_run_that_can_be_looked_at_and_replaced(dataset, tmp_path):
     command = arguments(dataset, tmp_path, "--keep", "kept", "--sample", "20", **FAKES)
     for _ in range(2):
         result = CliRunner().invoke(app, command)
@@ -217,6 +220,7 @@ def test_ctrl_c_leaves_nothing_behind(dataset, tmp_path, temporary, monkeypatch)
     assert list((tmp_path / "here").iterdir()) == []
 
 
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -224,7 +228,7 @@ def test_ctrl_c_leaves_nothing_behind(dataset, tmp_path, temporary, monkeypatch)
         (["--json", "mine.json"], "mine.json is not a plan"),
     ],
 )
-def test_wrong_options_are_refused_before_any_work(dataset, tmp_path, temporary, monkeypatch, options, message):
+def test_wrong_options_are_refused_before_any_work(dataset, tmp_path, monkeypatch, options, message):
     (tmp_path / "here" / "mine.json").write_text('{"mine": 1}')
     monkeypatch.setattr(calibration, "run", lambda *_, **__: pytest.fail("it has run"))
     result = CliRunner().invoke(app, arguments(dataset, tmp_path, *options, **FAKES))

@@ -61,8 +61,9 @@ class _Flow:
         """Run all stages to their end."""
         try:
             with self._bars:
-                for known in [*self._complete.values(), *self._open.values()]:
-                    self._pass_on(known, list(known.done.values()))
+                known = {**self._complete, **self._open}
+                for run, entries in [(run, list(run.done.values())) for run in known.values()]:
+                    self._pass_on(run, entries)
                 while self._open:
                     for run in list(self._open.values()):
                         self._advance(run)

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ ATTEMPTS = 3
 """How often a job may fail on nodes that are alive."""
 _POLL = 1.0  # seconds
 _OBJECT_STORE = 512 * 2**20  # bytes, of a cluster that is started here: only the rows of a few shards are in it
-_OURS = frozenset({"OMP_NUM_THREADS"})
+_CONNECT = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,10 @@ class Marks:
     @classmethod
     def of(cls, run: Path, config: Config) -> Marks:
         """The marks as this process sees them."""
-        images = config.annotations.images
-        name = next((entry.name for entry in os.scandir(images)), None) if is_dir(images) else None
+        images, name = config.annotations.images, None
+        if is_dir(images):
+            with contextlib.closing(images.iterdir()) as entries:
+                name = next((path.name for path in entries), None)
         return cls(run, __version__, _digest(run / "config.yaml"), images if name is not None else None, name)
 
     def check(self) -> None:
@@ -329,6 +332,7 @@ def _connect(settings: EngineConfig) -> bool:
     """Connect to a cluster, or start one; returns False if this process was connected before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # prints nothing; what ends a run is in its error
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -338,8 +342,10 @@ def _connect(settings: EngineConfig) -> bool:
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     address = None if settings.address == "auto" else settings.address
+    where = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
         with _quiet():
+            _check_port(where)
             if address is None and not os.environ.get("RAY_ADDRESS"):
                 try:
                     ray.init(address="auto", **options)
@@ -349,11 +355,17 @@ def _connect(settings: EngineConfig) -> bool:
             if address == "local":
                 options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
             ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        where = settings.address if settings.address != "auto" else os.environ.get("RAY_ADDRESS", "auto")
+    except (OSError, ValueError, RuntimeError) as error:
         fix = "start it (ray start --head), correct engine.address, or use engine.address=local"
         raise RunError(f"There is no Ray cluster at {where}", got=" ".join(str(error).split())[:300], fix=fix) from None
     return True
+
+
+def _check_port(address: str) -> None:
+    """Raise OSError if nothing listens at ``HOST:PORT``: Ray would end this process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT).close()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,142 @@
+"""The local engine with several processes for models: same bytes, and what becomes of processes that die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+import faulty
+from run_folders import FAKES, files
+from spr.config import make_config
+from spr.core.errors import InputError, RunError
+from spr.pipeline.engines import processes
+from spr.pipeline.engines.processes import Needs, environments, needs_of
+from spr.pipeline.runner import run
+from spr.pipeline.stage import STAGES
+from spr.runs.store import StageStore
+
+pytestmark = pytest.mark.slow
+
+SECTIONS = {"annotations": {"path": "a", "images": "b"}}
+
+
+def tables(out):
+    return {name: content for name, content in files(out).items() if name.endswith(".parquet")}
+
+
+@pytest.fixture(scope="module")
+def whole(make_dataset, tmp_path_factory):
+    data = make_dataset(tmp_path_factory.mktemp("local") / "data", images=9)
+    raw = data.config(**FAKES, shard_rows=2)
+    run(make_config(raw), data.folder / "run")
+    return raw, data.folder / "run"
+
+
+@pytest.fixture
+def faulty_run(whole, tmp_path, monkeypatch):
+    """The config with a describer that fails on demand in one of two processes, and its folder of faults."""
+    raw, _ = whole
+    faults = faulty.install(tmp_path, monkeypatch)
+    return make_config({**raw, "describer": {"backend": "faulty", "num_processes": 2}}), faults
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_models_in_several_processes_give_the_same_bytes(count, whole, tmp_path):
+    raw, expected = whole
+    several = {name: {"backend": "fake", "num_processes": count} for name in FAKES}
+    run(make_config({**raw, **several}), tmp_path / "run", workers=count)
+    assert tables(tmp_path / "run") == tables(expected)
+
+
+def test_a_killed_process_stops_the_run_with_one_message_and_it_resumes(faulty_run, whole, tmp_path):
+    config, faults = faulty_run
+    (faults / "kill-1").touch()
+    with pytest.raises(RunError, match=r"A worker process died[\s\S]*a smaller num_processes"):
+        run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
+    assert tables(tmp_path / "run") == tables(whole[1])
+
+
+def test_an_error_in_a_process_is_the_error_of_the_run_and_finished_shards_stay(faulty_run, whole, tmp_path):
+    config, faults = faulty_run
+    (faults / "refuse-1").touch()
+    with pytest.raises(InputError, match="The model refuses this"):
+        run(config, tmp_path / "run")
+    assert StageStore(tmp_path / "run" / "regions").finished()
+    run(config, tmp_path / "run")
+    assert tables(tmp_path / "run") == tables(whole[1])
+
+
+def test_ctrl_c_stops_processes_that_work_on_a_long_shard_at_once(faulty_run, whole, tmp_path):
+    config, faults = faulty_run
+    (faults / "sleep-always").touch()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "spr", "run", tmp_path / "config.yaml", "--out", tmp_path / "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(tmp_path.glob("slept-*"))) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "run the same command to resume" in errors
+    for path in tmp_path.glob("slept-*"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name.partition("-")[2]), 0)
+    (faults / "sleep-always").unlink()
+    run(config, tmp_path / "run")
+    assert tables(tmp_path / "run") == tables(whole[1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stage", "expected"),
+    [
+        ({"describer": {"backend": "fake"}}, "candidates", Needs(None, 0, False)),
+        ({"describer": {"model": "a"}}, "candidates", Needs(None, 1, True)),
+        ({"describer": {"model": "a", "num_processes": 3, "device": "cpu"}}, "candidates", Needs(3, 0, False)),
+        ({"describer": {"model": "a", "device": "cuda:1"}}, "candidates", Needs(None, 1, False)),
+        ({"describer": {"model": "a", "device_map": "auto"}}, "candidates", Needs(None, 1, False)),
+        ({"describer": {"model": "a", "device_map": "auto", "num_gpus": 2}}, "candidates", Needs(None, 2, True)),
+        ({"describer": {"model": "a"}}, "scores", Needs(None, 1, True)),
+        ({"scorer": {"num_processes": 4, "num_gpus": 0.25}, "detector": {"num_gpus": 0.25}}, "scores", Needs(4, 0.5, True)),
+        ({"scorer": {"num_processes": 4}, "detector": {"num_processes": 2}}, "scores", Needs(2, 1, True)),
+        ({"detector": {"backend": "none"}, "annotations": {**SECTIONS["annotations"], "crowds": "drop"},
+          "scoring": {"ground_truth": "annotations"}}, "scores", Needs(None, 0.5, True)),
+        ({}, "regions", None),
+    ],
+)  # fmt: skip
+def test_what_a_stage_needs(overrides, stage, expected):
+    assert needs_of(STAGES[stage], make_config({**SECTIONS, **overrides})) == expected
+
+
+@pytest.mark.parametrize(
+    ("needs", "gpus", "expected"),
+    [
+        (Needs(None, 1, True), 8, 8),
+        (Needs(None, 1, True), 0, 1),
+        (Needs(None, 0.25, True), 2, 8),
+        (Needs(None, 0.3, True), 2, 6),
+        (Needs(None, 2, True), 5, 2),
+        (Needs(None, 1, False), 8, 1),
+        (Needs(None, 0, False), 8, 1),
+        (Needs(3, 1, True), 8, 3),
+    ],
+)
+def test_the_number_of_processes_on_gpus(needs, gpus, expected):
+    assert needs.processes_on(gpus) == expected
+
+
+def test_each_process_has_its_gpus_and_its_share_of_the_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    four = environments(Needs(None, 0.5, True), 4, ["2", "5"])
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in four] == ["2", "2", "5", "5"]
+    assert {own["OMP_NUM_THREADS"] for own in four} == {"2"}
+    pairs = environments(Needs(None, 2, True), 2, ["0", "1", "2", "3"])
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in pairs] == ["0,1", "2,3"]
+    assert "CUDA_VISIBLE_DEVICES" not in environments(Needs(2, 1, False), 2, ["0", "1"])[1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert environments(Needs(2, 0, False), 2, []) == [{}, {}]
