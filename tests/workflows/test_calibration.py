@@ -186,7 +186,7 @@ def test_a_sample_without_rows_is_an_error_that_does_not_name_a_temporary_folder
     assert str(temporary) not in str(error)
     assert list(temporary.iterdir()) == []
     settings = {"regions": {"min_inside": 13}}
-    with pytest.raises(InputError, match="(?s)Stage `regions` has no regions in a sample of 40 .*larger --sample"):
+    with pytest.raises(InputError, match=r"(?s)Stage `regions` has no regions in a sample of 40 .*larger --sample"):
         calibrate(make_config(dataset.config(**FAKES, **settings)), tmp_path / "a", None)
 
 

@@ -12,7 +12,8 @@ from spr.workflows import plan_report
 from spr.workflows.calibration import Calibration, StageCosts
 from spr.workflows.measuring import Cost
 from spr.workflows.plan import (
-    POOL_START,
+    FIRST_POOL,
+    NEXT_POOL,
     RAY_START,
     Setup,
     own_setup,
@@ -51,6 +52,7 @@ DESCRIBE = costs(
 
 def calibration(*stages, **changes):
     values = {"images": 100, "shards": 4, "seconds": 60.0, "qualifying": 100_000, "stages": stages, "fixed": 3.0}
+    values |= {"imports": 0.0}
     values |= {"merge": 0.001, "source_drops": 1000, "image_bytes": 5.0, "merged_bytes": 2.0, "cores": 8}
     return Calibration(**{**values, **changes})
 
@@ -112,10 +114,26 @@ def test_processes_share_shards_and_cores(processes, cores, seconds):
     assert stage_seconds(DESCRIBE, work, 10, processes, cores) == pytest.approx(seconds)
 
 
-def test_there_are_no_more_processes_than_shards_and_worker_processes_take_a_second_to_start():
+def test_there_are_no_more_processes_than_shards():
     found = plan(calibration(OBJECTS), config(shard_rows=2500), 4000, Setup(8, 8, 0))
     assert (found.shards, found.stages[0].processes) == (2, 2)
-    assert found.stages[0].time.seconds == pytest.approx(30 + POOL_START + (2 * 0.5 + 5000 * 0.01) / 2)
+    assert found.stages[0].time.seconds == pytest.approx(30 + FIRST_POOL + (2 * 0.5 + 5000 * 0.01) / 2)
+
+
+def test_each_process_with_models_imports_packages_and_the_first_pool_takes_longer_to_start():
+    measured = calibration(OBJECTS, DESCRIBE, imports=4.0)
+    found = plan(measured, config(shard_rows=500), 4000, Setup(2, 8, 2))
+    assert [stage.processes for stage in found.stages] == [2, 2]
+    assert found.stages[0].time.seconds == pytest.approx(30 + FIRST_POOL + 55 / 2)
+    assert found.stages[1].time.seconds == pytest.approx(20 + NEXT_POOL + 4.0 + 16_000 / 2)
+    alone = plan(measured, config(shard_rows=500), 4000, Setup(1, 8, 1))
+    assert alone.stages[1].time.seconds == pytest.approx(20 + 16_000)
+
+
+def test_a_disturbed_calibration_gives_a_range_that_reaches_further_down():
+    spread = costs("objects", None, 100, 100, (1.0, 1.0), spread=0.24)
+    time = plan(calibration(spread, waited=0.4), config(), 100, Setup(1, 8, 0)).stages[0].time
+    assert (time.seconds, time.low, time.high) == pytest.approx((100.0, 0.6 * 74.0, 126.0))
 
 
 def test_the_number_of_gpus_for_a_wished_time():
@@ -125,9 +143,9 @@ def test_the_number_of_gpus_for_a_wished_time():
     found, reached = reach(measured, config(), own, 3 * 3600.0)
     # 10 shards: with two GPUs five rounds of 1,600 s
     assert (reached, found.setup.gpus, found.stages[1].processes) == (True, 2, 2)
-    assert found.stages[1].time.seconds == pytest.approx(20 + 8000)
+    assert found.stages[1].time.seconds == pytest.approx(20 + NEXT_POOL + 8000)
     assert reach(measured, config(), own, 24 * 3600.0) == (own, True)
-    assert plan_report.setup_text(found.setup, config()) == "2 GPUs and 16 cores"
+    assert plan_report.setup_text(found.setup, config()) == "2 GPUs and 16 cores, --workers 16"
 
 
 def test_half_a_gpu_per_process_gives_two_processes_per_gpu():

@@ -117,7 +117,8 @@ class Calibration:
         seconds: How long the calibration took.
         qualifying: Images of the annotations that pass the filters, before their files are opened.
         stages: The stages in their order.
-        fixed: Seconds per run outside of the stages: hashing the annotations, checks.
+        fixed: Seconds per run outside of the stages: importing packages, hashing the annotations, checks.
+        imports: Seconds of it for importing packages, which each process with models does.
         merge: Seconds for writing ``RUN/dropped.parquet`` after each stage, per dropped item.
         source_drops: Items that were dropped while reading the annotations, those not sampled included.
         image_bytes: Bytes per image of ``RUN/images.parquet``.
@@ -133,6 +134,7 @@ class Calibration:
     qualifying: int
     stages: tuple[StageCosts, ...]
     fixed: float
+    imports: float
     merge: float
     source_drops: int
     image_bytes: float
@@ -153,6 +155,11 @@ class Round:
     after: dict[str, float]
     seconds: float
     empty: InputError | None = None
+
+    @property
+    def outside(self) -> float:
+        """Seconds outside of the stages. In the first round, they include importing packages."""
+        return self.seconds - sum(summary.seconds for summary in self.summaries)
 
     @property
     def work(self) -> float:
@@ -220,7 +227,8 @@ def calibrate(
     objects = StageStore(last.folder / "objects")
     merge, merged = _merging(last.folder, [stage.name for stage in costs])
     after = sum(stage.after * stage.rows for stage in costs)
-    fixed = last.seconds - sum(summary.seconds for summary in last.summaries) - after
+    fixed = max(0.0, last.outside - after - merge * len(costs))
+    imports = max(0.0, first.outside - last.outside) if first.empty is None else 0.0
     gpus = len(visible_gpus()) if any(stage.needs is not None and stage.needs.gpus for stage in costs) else 0
     return Calibration(
         images=last.summaries[0].rows,
@@ -228,7 +236,8 @@ def calibrate(
         seconds=time.perf_counter() - began,
         qualifying=qualifying,
         stages=costs,
-        fixed=max(0.0, fixed - merge * len(costs)),
+        fixed=fixed + imports,
+        imports=imports,
         merge=merge / max(1, merged),
         source_drops=sum(objects.finished().source.get("dropped", {}).values()),
         image_bytes=(last.folder / IMAGES).stat().st_size / last.summaries[0].rows,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from spr.config import Config
@@ -27,8 +27,8 @@ SEVERAL = 0.25
 """By how much several processes may be slower than their number says: they share memory, disk and, on CPUs, caches."""
 RAY = 0.2
 """By how much Ray may be slower than the same work without it."""
-POOL_START = 1.0
-"""Seconds until worker processes without models have started."""
+FIRST_POOL, NEXT_POOL = 1.5, 0.2
+"""Seconds until the first worker processes of a run have started, and those of a later stage, without imports."""
 RAY_START = 10.0
 """Seconds until a Ray cluster of one machine and its first processes have started."""
 MOST_MACHINES = 256
@@ -123,7 +123,7 @@ def plan(measured: Calibration, config: Config, images: int | None, setup: Setup
     inputs = {first.name: images / passing}
     shards = max(1, math.ceil(inputs[first.name] / config.shard_rows))
     rows: dict[str, float] = {}
-    stages, works = [], {}
+    stages, works, pool = [], {}, FIRST_POOL
     for costs in measured.stages:
         if costs.source is not None:
             inputs[costs.name] = rows[costs.source]
@@ -131,7 +131,10 @@ def plan(measured: Calibration, config: Config, images: int | None, setup: Setup
         own, processes = inputs[costs.name], processes_of(costs, setup, shards)
         work = works[costs.name] = costs.per_shard.times(shards).plus(costs.per_row.times(own))
         seconds = stage_seconds(costs, work, shards, processes, setup.cores)
-        time = _estimate(seconds, costs.spread, SEVERAL if processes > 1 else 0.0)
+        if processes > 1 and not setup.overlapping:
+            seconds += pool + (measured.imports if costs.needs is not None else 0.0)
+            pool = NEXT_POOL
+        time = _estimate(seconds, costs.spread, SEVERAL if processes > 1 else 0.0, measured.waited)
         drops = costs.drops / max(1, costs.inputs) * own
         size = shards * costs.file_bytes + rows[costs.name] * costs.row_bytes + drops * costs.drop_bytes
         cpu = costs.start.cpu * processes + costs.fixed.cpu + work.cpu
@@ -152,7 +155,7 @@ def plan(measured: Calibration, config: Config, images: int | None, setup: Setup
         setup=setup,
         stages=tuple(stages),
         other=other,
-        total=_total(measured.stages, stages, works, shards, setup, other),
+        total=_total(measured, stages, works, shards, setup, other),
         bytes=round(
             sum(stage.bytes for stage in stages) + images * measured.image_bytes + dropped * measured.merged_bytes
         ),
@@ -177,22 +180,21 @@ def processes_of(costs: StageCosts, setup: Setup, shards: int) -> int:
 
 
 def stage_seconds(costs: StageCosts, work: Cost, shards: int, processes: int, cores: int) -> float:
-    """Seconds of a stage by itself, see the formula in the module's docstring."""
+    """Seconds of a stage by itself once its processes run, see the formula in the module's docstring."""
     start = costs.start.seconds + costs.fixed.seconds
     if processes == 1:
         return start + work.seconds
-    if costs.needs is None:
-        start += POOL_START
     return start + max(math.ceil(shards / processes) / shards * work.seconds, work.cpu / cores)
 
 
-def _estimate(seconds: float, spread: float | None, slower: float = 0.0) -> Estimate:
+def _estimate(seconds: float, spread: float | None, slower: float, waited: float) -> Estimate:
+    """A range that is wider to the top with several processes, and to the bottom if the calibration was disturbed."""
     relative = math.hypot(SAME_MACHINE, UNKNOWN if spread is None else spread)
-    return Estimate(seconds, seconds * max(0.0, 1 - relative), seconds * (1 + relative + slower))
+    return Estimate(seconds, seconds * max(0.0, 1 - relative) * (1 - waited), seconds * (1 + relative + slower))
 
 
 def _total(
-    measured: Iterable[StageCosts],
+    measured: Calibration,
     stages: list[StagePlan],
     works: dict[str, Cost],
     shards: int,
@@ -202,7 +204,7 @@ def _total(
     if not setup.overlapping:
         parts = [*(stage.time for stage in stages), Estimate(other, other * (1 - SAME_MACHINE), other * 1.1)]
         return Estimate(*(sum(getattr(part, name) for part in parts) for name in ("seconds", "low", "high")))
-    costs = list(measured)
+    costs = measured.stages
     alone = [
         stage.time.seconds - own.start.seconds - own.fixed.seconds for own, stage in zip(costs, stages, strict=True)
     ]
@@ -210,10 +212,13 @@ def _total(
     on_gpus = [works[own.name].seconds * own.needs.gpus for own in costs if own.needs is not None and setup.gpus]
     slowest = max(*alone, busy_cores, sum(on_gpus) / max(1, setup.gpus))
     passing = sum(works[own.name].seconds for own in costs) / shards
-    start = RAY_START + max(own.start.seconds for own in costs) + sum(own.fixed.seconds for own in costs)
+    start = (
+        RAY_START + measured.imports + max(own.start.seconds for own in costs) + sum(own.fixed.seconds for own in costs)
+    )
     seconds = start + slowest + (passing if shards > 1 else sum(alone) - slowest) + other
-    worst = max(stage.time.high / stage.time.seconds - 1 for stage in stages if stage.time.seconds)
-    return Estimate(seconds, seconds * max(0.0, 1 - worst), seconds * (1 + worst + RAY))
+    highest = max(stage.time.high / stage.time.seconds for stage in stages if stage.time.seconds)
+    lowest = min(stage.time.low / stage.time.seconds for stage in stages if stage.time.seconds)
+    return Estimate(seconds, seconds * lowest, seconds * (highest + RAY))
 
 
 def own_setup(measured: Calibration, config: Config, workers: int | None = None) -> Setup:

@@ -98,13 +98,14 @@ def within_lines(config: Config, wished: float, found: Plan, reached: bool) -> I
 
 def setup_text(setup: Setup, config: Config) -> str:
     """A setup as what to change: GPUs, machines, or config fields and options."""
+    workers = [] if setup.overlapping or setup.workers == 1 else [f"--workers {setup.workers}"]
     if setup.gpus:
-        return f"{count_text(setup.gpus, 'GPUs')} and {count_text(setup.cores, 'cores')}"
+        return ", ".join([f"{count_text(setup.gpus, 'GPUs')} and {count_text(setup.cores, 'cores')}", *workers])
     if setup.machines > 1:
         return f"{setup.machines} machines like this one (engine=ray)"
     models = [f"{name}.num_processes={setup.model_processes}" for name in _model_sections(config)]
-    workers = [] if setup.overlapping or setup.workers == 1 else [f"--workers {setup.workers}"]
-    return " ".join([*models, *workers]) or "this machine"
+    own = [] if setup.model_processes is None else models
+    return " ".join([*own, *workers]) or "as configured"
 
 
 def _model_sections(config: Config) -> list[str]:
