@@ -42,8 +42,8 @@ def test_costs_are_never_negative_and_one_size_says_nothing_about_shards():
 
 
 def test_the_spread_is_the_interval_of_the_mean_without_the_first_shard():
-    shards = [shard(0, 10, 99.0), shard(1, 10, 10.0), shard(2, 10, 12.0), shard(3, 5, 7.0)]
-    images = {0: 10, 1: 10, 2: 10, 3: 5}
+    shards = [shard(0, 10, 99.0), shard(1, 10, 10.0), shard(2, 10, 12.0), shard(3, 5, 7.0), shard(4, 4, 99.0)]
+    images = {0: 10, 1: 10, 2: 10, 3: 5, 4: 4}
     # per image 1.0, 1.2 and 1.4: mean 1.2, deviation 0.2, Student's t 4.3
     assert spread(shards, images) == pytest.approx(4.3 * 0.2 / 3**0.5 / 1.2)
     assert spread(shards[:2], images) is None
@@ -73,7 +73,7 @@ def test_a_round_follows_until_it_takes_long_enough_or_there_are_no_more_images(
 def test_shards_of_a_sample_are_several_and_hold_whole_groups_of_queries():
     config = make_config({"annotations": {"path": "a", "images": "b"}})
     sizes = {images: calibration._shard_rows(config, images) for images in (1, 8, 63, 64, 300, 600, 2048, 10_000)}
-    assert sizes == {1: 1, 8: 2, 63: 15, 64: 32, 300: 32, 600: 96, 2048: 320, 10_000: 512}
+    assert sizes == {1: 1, 8: 2, 63: 15, 64: 16, 300: 32, 600: 96, 2048: 320, 10_000: 512}
 
 
 def test_a_sample_runs_in_one_process_of_this_machine():

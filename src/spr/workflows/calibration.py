@@ -263,7 +263,7 @@ def _next(last: Round, most: int, sample: int | None, budget: float) -> int:
 
 def _shard_rows(config: Config, images: int) -> int:
     """Rows per shard, in whole groups of `_GROUP`: so many that there are several shards."""
-    each = images // _SHARDS // _GROUP * _GROUP or (_GROUP if images >= 2 * _GROUP else max(1, images // 4))
+    each = images // _SHARDS // _GROUP * _GROUP or min(_GROUP, max(1, images // 4))
     return min(config.shard_rows, each)
 
 
@@ -379,9 +379,12 @@ def fit(small: Sequence[Shard], large: Sequence[Shard]) -> tuple[Cost, Cost]:
 def spread(shards: Sequence[Shard], images: dict[int, int]) -> float | None:
     """The 95 % range of the mean seconds per image, relative to it; None with fewer than three shards.
 
-    ``images`` are those of each shard. The first shard is left out: it also starts the stage.
+    ``images`` are those of each shard. The first shard is left out, since it also starts the stage, and so is a last one
+    of less than half the size.
     """
-    costs = [shard.cost.seconds / images[shard.number] for shard in shards[1:] if images.get(shard.number)]
+    least = max(1.0, max(images.values(), default=0) / 2)
+    own = [(shard.cost.seconds, images.get(shard.number, 0)) for shard in shards[1:]]
+    costs = [seconds / count for seconds, count in own if count >= least]
     if len(costs) < 2 or not (middle := mean(costs)):
         return None
     factor = _T95[min(len(costs) - 1, len(_T95)) - 1]
