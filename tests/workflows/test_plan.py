@@ -203,7 +203,11 @@ def test_on_ray_a_run_takes_as_long_as_its_slowest_stage_and_the_first_shard_in_
     works = [10 * 0.5 + 5000 * 0.01, 16_000.0, 12_000.0]
     assert found.stages[2].time.seconds == pytest.approx(8 + 6000)
     total = RAY_START + 20 + 30 + 16_000 + sum(works) / 10 + found.other
+    several = [stage.time.seconds for stage in found.stages if stage.processes > 1]
+    share = sum(several) / sum(stage.time.seconds for stage in found.stages)
     assert found.total.seconds == pytest.approx(total)
+    # 10 % for the machine, 25 % more for stages in several processes, 20 % more for Ray
+    assert (found.total.low, found.total.high) == pytest.approx((0.9 * total, total * (1.3 + 0.25 * share)))
     # many processes: the cores are the limit
     busy = costs("scores", "objects", 100, 100, (20.0, 20.0), needs=Needs(64, 0.0, False))
     found = plan(calibration(OBJECTS, busy), ray, 4000, setup)

@@ -379,8 +379,8 @@ def fit(small: Sequence[Shard], large: Sequence[Shard]) -> tuple[Cost, Cost]:
 def spread(shards: Sequence[Shard], images: dict[int, int]) -> float | None:
     """The 95 % range of the mean seconds per image, relative to it; None with fewer than three shards.
 
-    ``images`` are those of each shard. The first shard is left out, since it also starts the stage, and so is a last one
-    of less than half the size.
+    ``images`` are those of each shard. The first shard is left out, since it also starts the stage, and so is a last
+    one of less than half the size.
     """
     least = max(1.0, max(images.values(), default=0) / 2)
     own = [(shard.cost.seconds, images.get(shard.number, 0)) for shard in shards[1:]]

@@ -216,9 +216,8 @@ def _total(
         RAY_START + measured.imports + max(own.start.seconds for own in costs) + sum(own.fixed.seconds for own in costs)
     )
     seconds = start + slowest + (passing if shards > 1 else sum(alone) - slowest) + other
-    highest = max(stage.time.high / stage.time.seconds for stage in stages if stage.time.seconds)
-    lowest = min(stage.time.low / stage.time.seconds for stage in stages if stage.time.seconds)
-    return Estimate(seconds, seconds * lowest, seconds * (highest + RAY))
+    low, middle, high = (sum(getattr(s.time, name) for s in stages) for name in ("low", "seconds", "high"))
+    return Estimate(seconds, seconds * low / middle, seconds * (high / middle + RAY))
 
 
 def own_setup(measured: Calibration, config: Config, workers: int | None = None) -> Setup:
