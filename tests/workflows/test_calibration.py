@@ -3,7 +3,9 @@
 import itertools
 import json
 import re
+import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -13,7 +15,7 @@ from spr.cli import app
 from spr.config import make_config
 from spr.core.errors import InputError, RunError
 from spr.pipeline.runner import run
-from spr.workflows import calibration
+from spr.workflows import calibration, measuring
 from spr.workflows.calibration import Round, calibrate, calibration_folder, fit, sample_config, spread
 from spr.workflows.measuring import Cost, MeasuringEngine, Shard, StageTimes, peak_memory
 from spr.workflows.plan import Setup, plan
@@ -98,6 +100,44 @@ def test_the_engine_counts_what_each_shard_takes(dataset, tmp_path):
         assert 1e7 < times.memory <= peak_memory() * 100
         assert times.gpu_memory == 0
     assert sum(found.inputs for found in engine.stages["pairs"].shards) == summaries[3].rows
+
+
+class FakeTorch:
+    """The part of PyTorch that the measuring engine uses."""
+
+    def __init__(self, gpus=0):
+        self.threads, self.set = 8, []
+        self.cuda = SimpleNamespace(
+            is_available=lambda: gpus > 0,
+            device_count=lambda: gpus,
+            reset_peak_memory_stats=lambda device: self.set.append(f"reset {device}"),
+            max_memory_reserved=lambda device: 100 + device,
+        )
+
+    def get_num_threads(self):
+        return self.threads
+
+    def set_num_threads(self, count):
+        self.threads = count
+        self.set.append(count)
+
+
+def test_a_model_of_several_cpu_processes_is_measured_with_the_threads_of_one(dataset, tmp_path, monkeypatch):
+    fake = FakeTorch()
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    monkeypatch.setattr(measuring, "threads_each", lambda processes: 8 // processes)
+    models = {**FAKES, "describer": {"backend": "fake", "num_processes": 4}}
+    config = make_config(dataset.config(**models))
+    run(sample_config(config, 4, 2), tmp_path / "run", engine=MeasuringEngine(config))
+    assert fake.set == [2, 8]  # only while candidates are made
+
+
+def test_the_peak_of_gpu_memory_is_that_of_the_fullest_gpu(dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", FakeTorch(gpus=2))
+    config = make_config(dataset.config(**FAKES))
+    engine = MeasuringEngine(config)
+    run(sample_config(config, 4, 2), tmp_path / "run", engine=engine)
+    assert engine.stages["candidates"].gpu_memory == 101
 
 
 def test_a_plan_of_the_whole_sample_has_its_rows_and_its_bytes(dataset, tmp_path):
