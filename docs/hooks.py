@@ -111,8 +111,8 @@ def _parameter_row(parameter):
 
 
 def _default_in(text):
-    """A help text without its own `[default: …]`, and that default if it has one."""
-    match = re.search(r"\s*\[default: (.*?)\]$", text)
+    """A help text without its own `(default: …)`, and that default if it has one."""
+    match = re.search(r"\s*\(default: (.*?)\)$", text)
     return (text[: match.start()], match[1]) if match else (text, None)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytest_plugins = ("tiny_mllms",)
+pytest_plugins = ("tiny_mllms", "fake_vllm", "s3_server")
 
 # A shell that starts the tests in the background makes them, and programs that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
@@ -26,6 +26,14 @@ def no_waiting_for_the_disk():
     """``os.fsync`` does nothing: only a power cut would show the difference, and a run waits for dozens of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """What commands keep in the user's cache is kept in a temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -202,7 +202,7 @@ def test_every_command_and_option_has_its_place_on_a_generated_page(hooks):
                 assert option.hidden or f"`{option.opts[0]}`" in page
     assert "spr train RUN|CONFIG [KEY=VALUE]... [OPTIONS]" in pages["commands/train.md"]
     run = pages["commands/run.md"]
-    assert "| `--workers` | integer, ≥ 1 | `1` | Number of processes for stages that load no model. |" in run
+    assert "| `--workers` | integer, ≥ 1 | 1; on Ray, all CPUs | Processes for stages that load no model. |" in run
 
 
 def test_every_config_field_is_in_the_generated_table(hooks):

@@ -1,8 +1,12 @@
 """Hashes are the same on every machine."""
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from spr.core.randomness import stable_hash
+from spr.core.randomness import stable_hash, stable_hashes
+
+TEXT = st.text(st.characters(codec=None), max_size=20)  # lone surrogates, too
 
 
 def test_the_hash_never_changes_between_versions():
@@ -21,3 +25,10 @@ def test_hashes_are_spread_evenly():
     counts = np.bincount(top.astype(int), minlength=16)
     # 16 bins of 1,250 expected; chi-square with 15 degrees of freedom is under 37.7 with probability 0.999.
     assert ((counts - 1250) ** 2 / 1250).sum() < 37.7
+
+
+@given(st.integers(0, 2**63 - 1), st.text(max_size=5), st.lists(TEXT, max_size=2), st.lists(TEXT, max_size=20))
+def test_hashes_of_many_ids_are_those_of_each_id(seed, purpose, ids, last):
+    hashes = stable_hashes(seed, purpose, *ids, last=last)
+    assert hashes.dtype == np.uint64
+    assert hashes.tolist() == [stable_hash(seed, purpose, *ids, own) for own in last]

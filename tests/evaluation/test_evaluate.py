@@ -136,7 +136,7 @@ def test_a_describer_that_answers_with_plain_texts_is_an_error(images):
         (Rec(), {"describer": Fixed(BOX), "predictions": "a"}, "both"),
         (Rec(), {"describer": Fixed(BOX), "dialect": "ferret"}, "only for predictions"),
         (Rec(), {"describer": Fixed(BOX)}, "give --images FOLDER"),
-        (Rec(), {"describer": Fixed(BOX), "images": "gone"}, "--images is not a folder"),
+        (Rec(), {"describer": Fixed(BOX), "images": "gone"}, "--images is not a folder or a tar file"),
         (Rec(), {"predictions": "a", "images": "b", "seed": 1}, "--images, --seed"),
         (Rec(prompt="Where is {expression}?"), {"predictions": "a"}, "--prompt"),
         (Referring(region="point"), {"predictions": "a"}, "--region"),

@@ -20,9 +20,16 @@ class ShuffledEngine:
     workers = None
 
     def __init__(self, seed, most=10**6, ahead=3):
-        self.draw, self.most, self.ahead, self.jobs, self.order, self.closed = random.Random(seed), most, ahead, [], [], 0
+        self.draw, self.most, self.ahead, self.jobs, self.order, self.closed = (
+            random.Random(seed),
+            most,
+            ahead,
+            [],
+            [],
+            0,
+        )
 
-    def begin(self, stage, config, at_most, progress):
+    def begin(self, stage, config, at_most, progress):  # noqa: ARG002
         assert at_most is None or at_most > 0
 
     def has_room(self, stage):
@@ -38,7 +45,7 @@ class ShuffledEngine:
         self.order.append((job.stage.name, job.index))
         return [(job, run_shard(job))]
 
-    def in_progress(self, stage):
+    def in_progress(self, stage):  # noqa: ARG002
         return 0
 
     def end(self, stage):

@@ -6,6 +6,8 @@ import json
 from functools import partial
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from spr.config import AnnotationsConfig, load_config, make_config
@@ -121,6 +123,52 @@ def test_a_run_warns_if_fewer_than_twenty_images_are_held_out(make_dataset, tmp_
     assert (summary.hint is None) == (hint is None)
     assert hint is None or summary.hint.startswith(hint)
     assert (HELD_OUT in summary.counts) == (holdout > 0)
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), max_size=30),
+    st.sampled_from(["drop", "detect"]),
+    st.integers(1, 3),
+)
+def test_the_rows_of_a_plan_are_those_of_a_loop_over_the_annotations(tmp_path, objects, crowds, least):
+    """``objects`` are image, whether it is small, and whether it is a crowd; the plan's rows are read two at a time."""
+    entries = [
+        {
+            "id": n,
+            "image_id": image,
+            "category_id": 1,
+            "bbox": [0, 0, *([9, 9] if small else [20, 20])],
+            "iscrowd": crowd,
+        }
+        for n, (image, small, crowd) in enumerate(objects)
+    ]
+    images = [{"id": k, "file_name": f"{k}.jpg", "width": 50, "height": 50} for k in range(6)]
+    content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cup"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    options = {"check_images": False, "max_images": None, "min_objects": least, "min_area": 100, "crowds": crowds}
+    annotations = AnnotationsConfig(path=tmp_path / "a.json", images=tmp_path, **options)
+    plan = plan_objects(annotations, 0, Progress(""))
+    expected, dropped = {}, []
+    for k in range(6):
+        own = [(str(n), small, crowd) for n, (image, small, crowd) in enumerate(objects) if image == k]
+        kept = [n for n, small, crowd in own if not crowd and not small]
+        waiting = [n for n, _, crowd in own if crowd and crowds == "detect"]
+        if len(kept) >= least or waiting:
+            expected[str(k)] = kept, waiting
+        else:
+            dropped.append(("image", str(k), f"{k}.jpg"))
+        dropped += [
+            ("object", n, f"{k}.jpg")
+            for n, small, crowd in own
+            if (crowd and crowds == "drop") or (small and not crowd)
+        ]
+    rows = [row for start in range(0, len(plan.ids), 2) for row in plan.rows(start, start + 2).to_pylist()]
+    ids = {row["image_id"]: tuple([item["id"] for item in row[name]] for name in ("objects", "crowds")) for row in rows}
+    assert ids == expected
+    assert plan.ids.to_pylist() == [row["image_id"] for row in rows]
+    found = [(row["kind"], row["id"], row["file_name"]) for row in plan.dropped.to_pylist()]
+    assert sorted(found) == sorted(dropped)
 
 
 def test_objects_under_the_minimum_area_are_dropped(tmp_path):

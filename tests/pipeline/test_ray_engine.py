@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -113,7 +114,7 @@ def test_a_killed_driver_is_continued_by_another_engine_with_other_processes(fir
 
 
 @pytest.fixture
-def two_nodes(monkeypatch, tmp_path):
+def two_nodes():
     """A cluster of two simulated nodes, to which this process is connected."""
     from ray.cluster_utils import Cluster
 
@@ -139,24 +140,28 @@ def test_a_node_that_dies_in_the_middle_costs_only_its_shards(faults, two_nodes,
     def kill():
         while len(list(tmp_path.glob("slept-*"))) < 2:
             time.sleep(0.1)
-        cluster.remove_node(second, allow_graceful=False)  # kills its raylet
-        for path in tmp_path.glob("slept-*"):  # and what still sleeps on the node that is left
-            time.sleep(3)
-            try:
-                os.kill(int(path.name.partition("-")[2]), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        sleeping = {int(path.name.partition("-")[2]) for path in tmp_path.glob("slept-*")}
+        cluster.remove_node(second, allow_graceful=False)  # kills its raylet, and its processes end
+        until = time.monotonic() + 60
+        while sum(node["Alive"] for node in ray.nodes()) > 1 and time.monotonic() < until:
+            time.sleep(0.2)
+        left.extend(pid for pid in sleeping if Path(f"/proc/{pid}").exists())
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
 
+    left = []
     killer = threading.Thread(target=kill)
     killer.start()
     run(make_config({**raw, "engine": "ray", "describer": {"backend": "faulty", "num_processes": 2}}), out)
     killer.join()
     assert sum(node["Alive"] for node in ray.nodes()) == 1
+    assert len(left) < 2  # at least one was on the node that died
     assert tables(out) == tables(expected)
 
 
 @pytest.mark.long
-def test_an_object_store_that_is_full_changes_nothing(faults, two_nodes, whole, tmp_path):
+@pytest.mark.usefixtures("faults", "two_nodes")
+def test_an_object_store_that_is_full_changes_nothing(whole, tmp_path):
     import numpy as np
 
     raw, expected = whole
@@ -167,14 +172,31 @@ def test_an_object_store_that_is_full_changes_nothing(faults, two_nodes, whole, 
 
 
 @pytest.mark.long
-def test_a_node_that_sees_other_files_is_refused(two_nodes, whole, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("two_nodes")
+def test_a_node_that_sees_other_files_is_refused(whole, tmp_path, monkeypatch):
     from spr.pipeline.engines import ray as engine
 
     raw, _ = whole
     real = engine.Marks.of
-    monkeypatch.setattr(engine.Marks, "of", lambda *args: real(*args).__class__(*[*_fields(real(*args))[:4], "gone.png"]))
+    monkeypatch.setattr(
+        engine.Marks, "of", lambda *args: real(*args).__class__(*[*_fields(real(*args))[:4], "gone.png"])
+    )
     with pytest.raises(RunError, match=r"Not every node sees the images[\s\S]*gone\.png[\s\S]*s3://"):
         run(make_config({**raw, "engine": "ray"}), tmp_path / "run")
+
+
+def test_a_node_that_does_not_see_the_tar_file_with_the_images_is_refused(whole, tmp_path):
+    from spr.pipeline.engines.ray import Marks
+
+    raw, made = whole
+    images = tmp_path / "images.tar"
+    images.touch()
+    raw = {**raw, "annotations": {**raw["annotations"], "images": str(images)}}
+    marks = Marks.of(made, make_config(raw))
+    marks.check()
+    images.unlink()
+    with pytest.raises(RunError, match=r"Not every node sees the images in .*images\.tar[\s\S]*no such file on"):
+        marks.check()
 
 
 def _fields(marks):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 
 import pytest
 from PIL import Image
@@ -108,3 +109,32 @@ def test_a_damaged_record_names_the_file_to_delete(content, config, tmp_path):
     with pytest.raises(RunError, match=r"images\.parquet is damaged") as caught:
         run(config(), out, until="objects")
     assert caught.value.fix.startswith(f"delete {out / 'images.parquet'}")
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_in_an_empty_folder_no_image_is_looked_for(config, tmp_path, folder, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    annotations = {"images": str(tmp_path / folder), "check_images": False}
+    monkeypatch.setattr(ImageSource, "identity", lambda *_: pytest.fail("looked for an image"))
+    run(config(**annotations), tmp_path / "run", until="objects")
+    assert list(recorded(tmp_path / "run").values()) == [{"size": None, "mtime_ns": None, "sha256": None}] * 5
+
+
+def test_images_outside_an_empty_folder_are_recorded_if_they_are_allowed(config, dataset, tmp_path):
+    (dataset.images / "inner").mkdir()
+    for image in dataset.coco["images"]:
+        image["file_name"] = f"../{image['file_name']}"
+    dataset.write()
+    run(config(images=str(dataset.images / "inner"), allow_outside_images=True), tmp_path / "run", until="objects")
+    assert all(row["size"] for row in recorded(tmp_path / "run").values())
+
+
+def test_images_in_a_tar_file_are_recorded(config, dataset, tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for path in sorted(dataset.images.iterdir()):
+            tar.add(path, path.name)
+    run(config(images=str(tmp_path / "images.tar")), tmp_path / "run", until="objects")
+    found = recorded(tmp_path / "run")
+    assert {name: row["size"] for name, row in found.items()} == {
+        name: (dataset.images / name).stat().st_size for name in found
+    }

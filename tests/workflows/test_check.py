@@ -151,6 +151,25 @@ def test_a_server_and_fakes_need_no_models(dataset, tmp_path):
     assert "http://127.0.0.1:1/v1, which is not contacted" in found["describer.base_url"][1]
 
 
+def test_vllm_needs_its_extra_alone_and_a_gpu(dataset, tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(dataset.config(describer={"backend": "vllm", "model": "embedded/describer"})))
+    config = load_config(path, ["describer.gpu_memory_utilization=0.5"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    found = findings(config)
+    assert found["extra `vllm`"] == (
+        "MISSING",
+        "vllm is not installed: pip install 'spatial-preference-rewarding[vllm]'",
+    )
+    assert "extra `models`" not in found
+    assert found["memory, describing"] == ("MISSING", "vLLM needs a GPU, and there is none here")
+    monkeypatch.setattr("spr.workflows.check.cuda_devices", lambda: {"cuda:0": 24e9, "cuda:1": 80e9})
+    assert findings(config)["memory, describing"] == (
+        "note",
+        "vLLM takes 50% of a GPU at its start; the smallest has 24.0 GB",
+    )
+
+
 def test_models_are_found_without_importing_torch():
     code = "import sys\nfrom spr.models.hub_cache import find_model\nprint(find_model('embedded/scorer').lacking)\n"
     code += "print({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"

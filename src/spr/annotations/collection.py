@@ -23,7 +23,8 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import atomic_file
 from spr.core.boxes import Box, Size
 from spr.core.errors import InputError, RunError
-from spr.core.images import ImageProblem, ImageSource, unsafe_path
+from spr.core.image_names import unsafe_path
+from spr.core.images import ImageProblem, ImageSource
 from spr.core.outputs import check_output
 from spr.core.randomness import stable_hash
 from spr.core.terminal import one_line

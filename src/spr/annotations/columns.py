@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spr.annotations.ids import NO_KEY, TEXT_BASE, IdTable, Keys, is_unicode
-from spr.core.images import unsafe_path
+from spr.core.image_names import unsafe_path
 from spr.core.reasons import ANNOTATION_REASONS
 from spr.grounding.names import is_readable
 

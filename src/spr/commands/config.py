@@ -18,7 +18,7 @@ def config(
         typer.Argument(
             metavar="[SECTION|CONFIG]",
             help="A section or field, such as training.lora; or a YAML file, a run folder, or the name of a config "
-            "that ships with SPR. [default: list the sections]",
+            "that ships with SPR. (default: list the sections)",
         ),
     ] = None,
     overrides: Annotated[list[str] | None, _OVERRIDES] = None,
@@ -54,7 +54,7 @@ def doctor(
     config: Annotated[
         str | None,
         typer.Argument(
-            help="A YAML file, a run folder, or the name of a config that ships with SPR. [default: check no config]"
+            help="A YAML file, a run folder, or the name of a config that ships with SPR. (default: check no config)"
         ),
     ] = None,
     overrides: Annotated[list[str] | None, _OVERRIDES] = None,

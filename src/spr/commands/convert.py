@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from spr.commands.urls import with_urls
 from spr.core.errors import ConfigError
 from spr.core.terminal import count_text, echo
 
@@ -18,6 +19,7 @@ convert = typer.Typer(
 
 
 @convert.command()
+@with_urls
 def ferret(
     out: Annotated[Path, typer.Option(help="Output folder; must not exist.")],
     base: Annotated[str | None, typer.Option(help="Vicuna v1.3, 7B or 13B: a folder or a hub id.")] = None,
@@ -28,7 +30,7 @@ def ferret(
     vision: Annotated[
         str | None,
         typer.Option(
-            help="CLIP ViT-L/14-336: a folder or a hub id. [default: the one named by the delta or checkpoint]"
+            help="CLIP ViT-L/14-336: a folder or a hub id. (default: the one named by the delta or checkpoint)"
         ),
     ] = None,
 ) -> None:
@@ -52,6 +54,7 @@ def ferret(
 
 
 @convert.command("annotations")
+@with_urls
 def convert_dataset(
     path: Annotated[str, typer.Argument(help="The file or folder; for hf also hf:NAME:SPLIT.")],
     source: Annotated[str, typer.Option("--from", help="yolo | voc | csv | label-studio | cvat | hf.")],
@@ -71,7 +74,7 @@ def convert_dataset(
         typer.Option(help="xyxy | xywh | cxcywh, in pixels, or with -normalized, from 0 to 1 (csv, hf)."),
     ] = None,
     rotated: Annotated[
-        str | None, typer.Option(help="enclose | drop rotated boxes (yolo, label-studio, cvat). [default: enclose]")
+        str | None, typer.Option(help="enclose | drop rotated boxes (yolo, label-studio, cvat). (default: enclose)")
     ] = None,
     drop: Annotated[
         list[str] | None, typer.Option(help="Drop objects marked difficult, truncated, occluded, … (voc, csv, cvat).")
@@ -79,7 +82,7 @@ def convert_dataset(
     zero_based: Annotated[bool, typer.Option("--zero-based", help="Pixels are counted from 0 (voc).")] = False,
     orientation: Annotated[
         str | None,
-        typer.Option(help="apply | ignore the EXIF orientation (yolo, csv, hf). [default: apply]"),
+        typer.Option(help="apply | ignore the EXIF orientation (yolo, csv, hf). (default: apply)"),
     ] = None,
     frames: Annotated[str | None, typer.Option(help="Names of a video's frames (cvat).")] = None,
     image_info: Annotated[

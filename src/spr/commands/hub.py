@@ -14,10 +14,10 @@ def push(
     source: Annotated[Path, typer.Argument(help="The folder of `spr export`, RUN/adapter, another adapter, or RUN.")],
     repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub; created if it is missing.")],
     private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch, created if it is missing. [default: main]")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, created if it is missing. (default: main)")] = None,
     license: Annotated[  # noqa: A002 - the option's name
         str | None,
-        typer.Option("--license", help="License on the card, such as cc-by-4.0. [default: that of the card, or other]"),
+        typer.Option("--license", help="License on the card, such as cc-by-4.0. (default: that of the card, or other)"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
 ) -> None:
@@ -36,7 +36,7 @@ def push(
 def pull(
     repo_id: Annotated[str, typer.Argument(help="OWNER/NAME of what `spr push` has uploaded.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. [default: main]")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. (default: main)")] = None,
     repo_type: Annotated[
         str | None, typer.Option(help="model or dataset, where there are both.", metavar="[model|dataset]")
     ] = None,

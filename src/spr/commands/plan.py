@@ -16,20 +16,20 @@ def plan(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config fields, such as regions.per_image=2.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Images to plan for. [default: annotations.max_images of the config]")
+        int | None, typer.Option(min=1, help="Images to plan for. (default: annotations.max_images of the config)")
     ] = None,
     within: Annotated[
         str | None, typer.Option(help="A wished time, such as 24h, 90min or 2d: how many processes or GPUs reach it.")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes for stages that load no model. [default: 1; on Ray, all CPUs]"),
+        typer.Option(min=1, help="Processes for stages that load no model. (default: 1; on Ray, all CPUs)"),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Images to measure on. [default: what takes about two minutes]")
+        int | None, typer.Option(min=1, help="Images to measure on. (default: what takes about two minutes)")
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Keep the calibration in this folder: its run is in run/. [default: delete it]")
+        Path | None, typer.Option(help="Keep the calibration in this folder: its run is in run/. (default: delete it)")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the plan and what was measured into this JSON file.")] = None,
 ) -> None:

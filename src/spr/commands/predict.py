@@ -27,7 +27,7 @@ def predict(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A model id or folder, or embedded/describer. [default: the model of the adapter]"),
+        typer.Option(help="A model id or folder, or embedded/describer. (default: the model of the adapter)"),
     ] = None,
     adapter: Annotated[
         Path | None, typer.Option(help="A run, one of its trainings, or the folder of a PEFT adapter.")
@@ -47,7 +47,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per image.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Open a local page for asking, instead of IMAGE.")] = False,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of the page of --serve. [default: any free one]")
+        int | None, typer.Option(min=0, max=65535, help="Port of the page of --serve. (default: any free one)")
     ] = None,
 ) -> None:
     """Ask a model about images: what is in a region, where something is, or any question.

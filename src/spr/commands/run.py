@@ -20,7 +20,7 @@ def run(
     ] = None,
     out: Annotated[Path, typer.Option(help="The run folder. An interrupted run in it is resumed.")] = ...,  # type: ignore[assignment]
     until: Annotated[
-        str | None, typer.Option(help="The last stage to run. [default: all; without a describer: all that need none]")
+        str | None, typer.Option(help="The last stage to run. (default: all; without a describer: all that need none)")
     ] = None,
     reuse: Annotated[
         list[Path] | None,
@@ -28,7 +28,7 @@ def run(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes for stages that load no model. [default: 1; on Ray, all CPUs]"),
+        typer.Option(min=1, help="Processes for stages that load no model. (default: 1; on Ray, all CPUs)"),
     ] = None,
 ) -> None:
     """Run the pipeline: annotated images to preference pairs, in a run folder."""

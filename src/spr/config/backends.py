@@ -19,6 +19,7 @@ DESCRIBERS: Registry[Callable[..., Any]] = Registry(
     {
         "hf": "spr.models.describers.hf:HfDescriber",
         "openai": "spr.models.describers.openai:OpenAiDescriber",
+        "vllm": "spr.models.describers.vllm:VllmDescriber",
         "fake": "spr.models.fakes:FakeDescriber",
     },
 )

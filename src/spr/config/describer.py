@@ -14,6 +14,11 @@ ObjectOrder: TypeAlias = Literal["reading", "id", "shuffled"]
 DropOrKeep: TypeAlias = Literal["drop", "keep"]
 
 
+_OF_VLLM = ("gpu_memory_utilization", "max_model_len")
+_OF_HF = ("batch_size", "device", "device_map", "attn_implementation", "load_in_4bit")
+_OF_OPENAI = ("base_url", "api_key_env", "concurrency", "connect_timeout", "timeout", "retries", "request_fields")
+
+
 class SamplesConfig(Section):
     """Number of descriptions to sample per query and kind of prompt (paper, Sec. 3.2; two of each are our choice)."""
 
@@ -31,11 +36,13 @@ class DescriberConfig(Section):
     runtime_fields = frozenset(
         {"batch_size", "device", "num_processes", "num_gpus", "device_map"}
         | {"base_url", "api_key_env", "concurrency", "connect_timeout", "timeout", "retries"}
+        | {"gpu_memory_utilization"}
     )
 
     backend: Annotated[str, name_in(DESCRIBERS)] = "hf"
-    """`hf`: an image-text-to-text model of transformers; `openai`: a model behind an OpenAI-compatible server (vLLM,
-    SGLang, `transformers serve`); `fake`: descriptions made from the annotations, with random errors."""
+    """`hf`: an image-text-to-text model of transformers; `vllm`: such a model in vLLM's offline engine; `openai`: a
+    model behind an OpenAI-compatible server (vLLM, SGLang, `transformers serve`); `fake`: descriptions made from the
+    annotations, with random errors."""
     model: str | None = None
     """Model id or folder, or `embedded/describer`, the small model that ships with SPR. For `openai`, the name of the
     model on the server. Not used by `fake`."""
@@ -97,6 +104,11 @@ class DescriberConfig(Section):
     """`openai`: number of retries after a temporary failure, with exponential backoff; 8 take about 3 minutes."""
     request_fields: dict[str, Any] = Field(default={})
     """`openai`: additional fields for each request, such as `skip_special_tokens: false`; null removes a field."""
+    gpu_memory_utilization: Float | None = Field(default=None, gt=0, le=1)
+    """`vllm`: share of each GPU's memory for the weights and the cache, 0..1; null leaves it to vLLM (0.92)."""
+    max_model_len: Int | None = Field(default=None, ge=1)
+    """`vllm`: maximum number of tokens of a prompt with its image and its answer; null uses the model's own limit. A
+    lower one needs less memory. A longer prompt is an error."""
 
     def __hash__(self) -> int:
         # Loaded models are cached by section. The hash of pydantic does not support dict fields.
@@ -104,7 +116,7 @@ class DescriberConfig(Section):
 
     @model_validator(mode="after")
     def _has_what_its_backend_needs(self) -> Self:
-        if self.backend in ("hf", "openai") and self.model is None:
+        if self.backend in ("hf", "vllm", "openai") and self.model is None:
             raise ValueError("describer.model is missing: give a model id or folder, or set backend: fake")
         if self.device_map is not None and self.device != "auto":
             raise ValueError("describer.device and describer.device_map are both given: remove one of them")
@@ -122,6 +134,23 @@ class DescriberConfig(Section):
             raise ValueError(
                 "describer.dialect is missing: a server does not report the format in which its model writes boxes"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_ignored_option(self) -> Self:
+        if self.backend == "vllm":
+            defaults = {name: field.default for name, field in type(self).model_fields.items()}
+            others = [name for name in (*_OF_HF, *_OF_OPENAI) if getattr(self, name) != defaults[name]]
+        else:
+            own = self.backend in ("hf", "openai", "fake")  # a describer of another package may use them
+            others = [name for name in _OF_VLLM if own and getattr(self, name) is not None]
+        if others:
+            named = ", ".join(f"describer.{name}" for name in others)
+            raise ValueError(
+                f"{named} can't be used with backend: {self.backend}; remove it, or choose another backend"
+            )
+        if self.backend == "vllm" and not (self.temperature == 0 or 0.01 <= self.temperature <= 2):
+            raise ValueError("describer.temperature must be 0, or from 0.01 to 2, with backend: vllm")
         return self
 
     @field_validator("base_url")

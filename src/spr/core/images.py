@@ -8,41 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import re
-import stat
 import threading
-import unicodedata
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, TypeVar
-from urllib.parse import unquote
+from typing import IO, Any, TypeVar
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
 from spr.core.boxes import Size
-from spr.core.errors import SprError
-from spr.core.reasons import IMAGE_REASONS
+from spr.core.errors import InputError, SprError
+from spr.core.image_files import FolderFiles, ImageFile, ImageFiles, ImageProblem
+from spr.core.image_names import unsafe_path
+from spr.core.image_pixels import ORIENTATION_TAG, Orientation, decode, is_quarter_turn, is_rotated, load_pixels, to_rgb
+from spr.core.paths import exists, is_dir, is_file
+from spr.core.remote import RemotePath
+from spr.core.remote_images import remote_places, remote_tars
+from spr.core.tar_files import TarFiles, only_tars, tars_of
+from spr.core.tar_index import check_is_tar, compressed_error
 
-Orientation: TypeAlias = Literal["auto", "apply", "ignore"]
-"""How to treat the EXIF orientation, which says how a viewer should rotate or mirror the stored pixels.
-
-- ``auto``: the annotated size decides. If only the stored size equals it, the image is not rotated; if only the rotated
-  size does, it is rotated. If both do (a square image, a rotation by 180°, a mirrored image), the boxes may have been
-  drawn on either, and the image is dropped as ``image_orientation_ambiguous``.
-- ``apply``: the boxes were drawn on the rotated image, as viewers show it. The annotated size may also be the stored
-  one, as Label Studio writes it; the image's size is then that after the rotation.
-- ``ignore``: the boxes were drawn on the stored pixels.
-
-Without an annotated size, ``auto`` rotates the image, as viewers do.
-"""
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageProblem", "ImageSource", "Orientation", "to_rgb"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The image formats of Pillow that are opened. Others may run an external program (EPS) or draw vector graphics."""
@@ -59,43 +45,19 @@ _BYTES_PER_READ = 256
 are read byte by byte, and millions of empty chunks, take no more time than pixels."""
 _JPEG_PIXELS_PER_BYTE = 512
 """The highest compression of JPEG with Huffman codes: at least one bit per block of 64 pixels."""
-_MOST_NAMES = 200_000
-"""Names that are spelled alike are not looked for in folders with more entries."""
-_DRIVE = re.compile(r"[A-Za-z]:")
-_ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _PLAIN_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
-_QUARTER_TURNS = (5, 6, 7, 8)
 _filters = threading.Lock()
 
 Result = TypeVar("Result")
 
 
-class ImageProblem(SprError):  # noqa: N818 - it drops an image but does not stop a run
-    """An image that can't be used; ``reason`` is a key of `IMAGE_REASONS`."""
-
-    def __init__(self, reason: str, file_name: str, *, got: object = None, expected: object = None) -> None:
-        self.reason, self.file_name = reason, file_name
-        super().__init__(f"Image {file_name!r}: {IMAGE_REASONS[reason]}", got=got, expected=expected)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return partial(ImageProblem, self.reason, self.file_name, got=self.got, expected=self.expected), ()
-
-
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """A folder of image files and the options for reading them.
+    """A folder of image files, or a tar file, and the options for reading them.
 
-    Every method raises `ImageProblem`, with one of `spr.core.reasons.IMAGE_REASONS`, for a file that can't be used.
+    ``folder`` may hold tar files, too, in which images are found as `spr.core.tar_files` says; a file has precedence.
+    Every method raises `ImageProblem`, with one of `spr.core.reasons.IMAGE_REASONS`, for a file that can't be used, and
+    `InputError` if a tar file that is looked into is damaged, or changes while it is read.
     File names are relative to the folder; ``size_wh`` is the annotated width and height in pixels, or None if it is not
     known. Images of more than ``max_pixels`` (width times height) are refused without being decoded. With
     ``allow_outside``, file names may be absolute, contain ``..``, and lead out of the folder through links.
@@ -106,55 +68,136 @@ class ImageSource:
     max_pixels: int = MAX_PIXELS
     allow_outside: bool = False
 
+    def prepare(self) -> None:
+        """Index the tar files if there are only such; otherwise this is done when an image is not found as a file.
+
+        Raises:
+            InputError: if there is neither a folder nor a tar file, or a tar file that is compressed or damaged.
+        """
+        if (tars := self.only_tars()) is not None:
+            tars.load()
+
+    def only_tars(self) -> TarFiles | None:
+        """The tar file, or those in the folder if it holds no images and no other folders; None otherwise.
+
+        Raises:
+            InputError: if there is neither a folder nor a tar file, or a tar file that is compressed.
+        """
+        remote = self.folder if isinstance(self.folder, RemotePath) else None
+        if not exists(self.folder) and not (remote is not None and remote.lists_nothing):
+            fix = "set annotations.images to the folder"
+            raise InputError(f"There is no image folder {self.folder}", got="nothing there", fix=fix)
+        try:
+            if remote is None and is_dir(self.folder) and not only_tars(self.folder):
+                return None
+            tars = self._found_tars()
+            if remote is not None and not tars.tars and not tars.compressed:
+                return None
+        except OSError as error:
+            raise InputError(f"{self.folder} can't be read", got=error.strerror or error) from None
+        for suffix in {suffix for _, suffix in tars.compressed}:
+            raise compressed_error([path for path, its in tars.compressed if its == suffix], suffix)
+        for tar in tars.tars[:1]:
+            check_is_tar(tar)
+        return tars
+
     def path(self, file_name: str) -> Path:
         r"""The real path of a file name; the file need not exist. Links are followed if they stay below the folder.
 
         If there is no such file, but exactly one whose name is spelled alike, it is that one. Spelled alike are names
-        with ``\`` and ``/``, ``%20`` and a space, composed and decomposed accents, ``.JPG`` and ``.jpg``.
+        with ``\` and ``/``, ``%20`` and a space, composed and decomposed accents, ``.JPG`` and ``.jpg``.
 
         Raises:
             ImageProblem: ``path_outside_images``.
+            InputError: if the image is in a tar file.
         """
-        return self._path(file_name, self.spelled_alike(file_name))
+        found = self._find(file_name)[1]
+        if found is None:
+            remote = isinstance(self.folder, RemotePath)
+            return self.folder / file_name if remote else FolderFiles(self.folder, self.allow_outside).path(file_name)
+        if found.path is None:
+            fix = "copy or embed the images (`spr export --images copy` or `embed`), or unpack the tar files"
+            raise InputError("An image in a tar file has no path of its own", got=file_name, fix=fix)
+        return found.path
+
+    def has(self, file_name: str) -> bool:
+        """Whether there is an image file, or a member of a tar file, of exactly this name."""
+        try:
+            found = next(filter(None, (files.find(file_name) for files in self._places(file_name))), None)
+            return found is not None and (found.path is None or found.path.is_file())
+        except ImageProblem:
+            return False
+
+    def identity(self, file_name: str) -> tuple[int, int] | None:
+        """Size in bytes and modification time in ns, of the tar file for an image in it; None for a missing image."""
+        try:
+            if not unsafe_path(file_name) and not isinstance(self.folder, RemotePath) and is_dir(self.folder):
+                # Much faster than to resolve links first.
+                with contextlib.suppress(FileNotFoundError):
+                    info = Path(self.folder, file_name).stat()
+                    return info.st_size, info.st_mtime_ns
+            found = self._find(file_name)[1]
+            return None if found is None else found.identity()
+        except (OSError, ValueError, ImageProblem):
+            return None
 
     def spelled_alike(self, file_name: str) -> str:
-        """The name under which `path` finds a file: ``file_name`` itself if there is such a file, or none alike."""
-        with contextlib.suppress(OSError):
-            self._path(file_name).stat()
-            return file_name
-        names = self._alike(file_name)
-        return names[0] if len(names) == 1 else file_name
-
-    def _alike(self, file_name: str) -> list[str]:
-        found = _spelled_alike(os.path.realpath(self.folder), _spelling(file_name)) if len(file_name) < 4096 else []
-        return [name for name in found if Path(self.folder, name).is_file()]
-
-    def _difference(self, file_name: str) -> str | None:
-        """What distinguishes a missing file from those that may be meant."""
-        if names := self._alike(file_name):
-            return f"{len(names)} files whose names are spelled alike: {', '.join(map(repr, names[:3]))}"
-        path = self._path(file_name)
-        near = _listing(str(path.parent))[1].get(_stem(_spelling(path.name)), [])
-        names = [name for name in near if (path.parent / name).is_file()]
-        return (
-            f"{', '.join(map(repr, names[:3]))}, in other upper and lower case or with another suffix"
-            if names
-            else None
-        )
-
-    def _path(self, file_name: str, found: str | None = None) -> Path:
-        if unsafe_path(file_name) and (not self.allow_outside or "\0" in file_name):
-            raise ImageProblem("path_outside_images", file_name, expected="a path relative to the image folder")
-        folder = os.path.realpath(self.folder)
-        path = os.path.realpath(Path(folder, found or file_name))
-        if not self.allow_outside and (os.path.commonpath([folder, path]) != folder or path == folder):
-            raise ImageProblem("path_outside_images", file_name, got=path, expected=f"a file below {folder}")
-        return Path(path)
+        """The name under which an image is found: ``file_name`` itself if there is such an image, or none alike."""
+        return self._find(file_name)[0]
 
     def read_bytes(self, file_name: str) -> bytes:
         """The content of a regular file of a size that an image of `max_pixels` can have."""
         with self._file(file_name) as (file, size):
             return file.read(size)
+
+    def _places(self, file_name: str) -> Iterator[ImageFiles]:
+        """Where an image may be, in the order of preference."""
+        if isinstance(self.folder, RemotePath):
+            yield from remote_places(self.folder, file_name)
+            return
+        if unsafe_path(file_name) and (not self.allow_outside or "\0" in file_name):
+            raise ImageProblem("path_outside_images", file_name, expected="a path relative to the image folder")
+        if not is_file(self.folder):
+            yield FolderFiles(self.folder, self.allow_outside)
+        yield self._tars()
+
+    def _tars(self) -> TarFiles:
+        try:
+            return self._found_tars()
+        except OSError:
+            return TarFiles([])
+
+    def _found_tars(self) -> TarFiles:
+        if isinstance(self.folder, RemotePath):
+            return remote_tars(self.folder)
+        return tars_of(self.folder, allow_outside=self.allow_outside)
+
+    def _find(self, file_name: str) -> tuple[str, ImageFile | None]:
+        """The name under which an image is found, and the image."""
+        for files in self._places(file_name):
+            if (found := files.find(file_name)) is not None:
+                return file_name, found
+        alike = [(files, name) for files in self._places(file_name) for name in files.alike(file_name)]
+        if len(alike) == 1:
+            files, name = alike[0]
+            try:
+                return name, files.find(name)
+            except ImageProblem as problem:
+                raise _of(file_name, problem) from None
+        return file_name, None
+
+    def _missing(self, file_name: str) -> ImageProblem:
+        """Why there is no such image: what was looked for, and what may be meant; an OSError if it can't be there."""
+        places = list(self._places(file_name))
+        expected = "; or ".join(filter(None, [files.expected(file_name) for files in places]))
+        if names := [name for files in places for name in files.alike(file_name)]:
+            got = f"{len(names)} files whose names are spelled alike: {', '.join(map(repr, names[:3]))}"
+        elif names := [name for files in places for name in files.near(file_name)]:
+            folder = ", in another folder" if self._tars().tars else ""
+            got = f"{', '.join(map(repr, names[:3]))}, in other upper and lower case{folder} or with another suffix"
+        else:
+            got = None
+        return ImageProblem("image_missing", file_name, got=got, expected=expected)
 
     def check(self, file_name: str, size_wh: Size) -> Size:
         """The size of what `load` would return, or the error that it would raise; several times faster for JPEG.
@@ -162,10 +205,10 @@ class ImageSource:
         The whole file is read and decoded, so that truncated files are found. JPEG is decoded at an eighth of its size.
         """
         with self._open(file_name) as image:
-            rotate, seen_wh = _is_rotated(image, file_name, size_wh, self.orientation), image.size
+            rotate, seen_wh = is_rotated(image, file_name, size_wh, self.orientation), image.size
             image.draft(image.mode, (max(image.width // 8, 1), max(image.height // 8, 1)))
-            _load(image, file_name)
-        return seen_wh[::-1] if rotate and _is_quarter_turn(image) else seen_wh
+            load_pixels(image, file_name)
+        return seen_wh[::-1] if rotate and is_quarter_turn(image) else seen_wh
 
     def header(self, file_name: str, *, data: bytes | None = None) -> tuple[Size, bool]:
         """The size of what `load` returns without a size, and whether EXIF orients the image; no pixels are decoded.
@@ -173,9 +216,9 @@ class ImageSource:
         ``data`` is as for `load`.
         """
         with self._open(file_name, data) as image:
-            rotate = _is_rotated(image, file_name, None, self.orientation)
-            size_wh = image.size[::-1] if rotate and _is_quarter_turn(image) else image.size
-            return size_wh, image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
+            rotate = is_rotated(image, file_name, None, self.orientation)
+            size_wh = image.size[::-1] if rotate and is_quarter_turn(image) else image.size
+            return size_wh, image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
 
     def load(self, file_name: str, size_wh: Size | None = None, *, data: bytes | None = None) -> Image.Image:
         """Load an image as RGB, in the orientation in which its boxes were drawn and in its annotated size.
@@ -185,7 +228,7 @@ class ImageSource:
         that is not a file; ``file_name`` then only names it in errors.
         """
         with self._open(file_name, data) as image:
-            rgb = _decode(image, file_name, _is_rotated(image, file_name, size_wh, self.orientation))
+            rgb = decode(image, file_name, is_rotated(image, file_name, size_wh, self.orientation))
             return rgb.copy() if rgb is image else rgb
 
     def thumbnail(self, file_name: str, size_wh: Size, side: int) -> Image.Image:
@@ -196,11 +239,11 @@ class ImageSource:
         """
         scale = min(1.0, side / max(size_wh))
         with self._open(file_name) as image:
-            rotate = _is_rotated(image, file_name, size_wh, self.orientation)
+            rotate = is_rotated(image, file_name, size_wh, self.orientation)
             width, height = (max(1, round(length * scale)) for length in image.size)
             image.draft(image.mode, (width, height))
-            small_wh = (height, width) if rotate and _is_quarter_turn(image) else (width, height)
-            rgb = _decode(image, file_name, rotate)
+            small_wh = (height, width) if rotate and is_quarter_turn(image) else (width, height)
+            rgb = decode(image, file_name, rotate)
             return rgb.resize(small_wh, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
     def reads_alike(self, file_name: str) -> bool:
@@ -210,29 +253,33 @@ class ImageSource:
         more than 8 bits per channel.
         """
         with self._open(file_name) as image:
-            rotated = image.getexif().get(_ORIENTATION_TAG, 1) in range(2, 9)
+            rotated = image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
             return not rotated and image.mode in _PLAIN_MODES and not image.has_transparency_data
 
     @contextlib.contextmanager
     def _file(self, file_name: str) -> Iterator[tuple[IO[bytes], int]]:
-        """Open a regular file; returns it with its size in bytes. Nothing else is opened: a FIFO would block."""
-        path = self.path(file_name)
+        """Open an image, which has a size that it may have; returns it with its size in bytes."""
         try:
-            info = path.stat()
-            if not stat.S_ISREG(info.st_mode) or not info.st_size:
-                got = "an empty file" if stat.S_ISREG(info.st_mode) else "not a regular file"
-                raise ImageProblem("image_unreadable", file_name, got=got)
-            self._check_bytes(file_name, info.st_size)
-            with path.open("rb") as file:
-                yield file, info.st_size
+            found = self._find(file_name)[1]
+            if found is None:
+                raise self._missing(file_name)
+            opened, size = found.open(self._most_bytes)
+            with opened as file:
+                self._check_bytes(file_name, size)
+                yield file, size
+        except ImageProblem as problem:
+            raise _of(file_name, problem) from None
         except (FileNotFoundError, NotADirectoryError):
-            differs = self._difference(file_name)
-            raise ImageProblem("image_missing", file_name, got=differs, expected=f"the file {path}") from None
+            raise self._missing(file_name) from None
         except OSError as error:
             raise ImageProblem("image_unreadable", file_name, got=_about(error)) from error
 
+    @property
+    def _most_bytes(self) -> int:
+        return self.max_pixels * _BYTES_PER_PIXEL + _METADATA
+
     def _check_bytes(self, file_name: str, size: int) -> None:
-        most = self.max_pixels * _BYTES_PER_PIXEL + _METADATA
+        most = self._most_bytes
         if size > most:
             raise ImageProblem("image_too_large", file_name, got=f"{size:,} bytes", expected=f"at most {most:,} bytes")
 
@@ -258,7 +305,7 @@ class ImageSource:
                 if image.format in ("BMP", "PPM"):
                     pieces.left += size  # Pillow decodes some of these pixel by pixel
                 yield image
-        except ImageProblem:
+        except SprError:
             raise
         except Image.DecompressionBombError as error:
             raise ImageProblem("image_too_large", file_name, got=str(error), expected=at_most) from None
@@ -273,64 +320,11 @@ def _about(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).split(' <')[0] if unknown else error}"
 
 
-def file_key(file_name: str) -> str:
-    r"""A name by which file names that may lead to the same file agree.
-
-    >>> file_key("./val/a%20b.JPG") == file_key("val\\a b.jpg")
-    True
-    """
-    return os.path.normpath(_spelling(file_name))
-
-
-def _spelling(name: str) -> str:
-    """A name as it is compared: with ``/``, without ``%`` escapes, composed, and with suffixes in lower case."""
-    name = unicodedata.normalize("NFC", unquote(name).replace("\\", "/"))
-    return "/".join(
-        f"{stem}{dot}{suffix.lower()}" for stem, dot, suffix in (p.rpartition(".") for p in name.split("/"))
-    )
-
-
-def _stem(name: str) -> str:
-    return (name.rpartition(".")[0] or name).casefold()
-
-
-_Listing: TypeAlias = tuple[dict[str, list[str]], dict[str, list[str]]]
-_MOST_LISTINGS = 16
-_listings: dict[str, tuple[int, _Listing]] = {}  # by folder, with its time of change
-
-
-def _spelled_alike(folder: str, spelling: str) -> list[str]:
-    """The names, relative to the folder, of everything in it that is spelled like this."""
-    parts, found = spelling.split("/"), []
-    for count in range(1, len(parts) + 1):
-        for name in _listing(folder)[0].get("/".join(parts[:count]), []):
-            below = [""] if count == len(parts) else _spelled_alike(f"{folder}/{name}", "/".join(parts[count:]))
-            found += [f"{name}/{rest}" if rest else name for rest in below]
-    return found
-
-
-def _listing(folder: str) -> _Listing:
-    """The names in a folder by their spelling, and by its stem in lower case; read again once the folder changes."""
-    try:
-        changed = Path(folder).stat().st_mtime_ns
-        known = _listings.get(folder)
-        if known is None or known[0] != changed:
-            if len(_listings) >= _MOST_LISTINGS:
-                _listings.clear()
-            known = _listings[folder] = (changed, _list(folder))
-        return known[1]
-    except OSError:
-        return {}, {}
-
-
-def _list(folder: str) -> _Listing:
-    by_spelling, by_stem = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in islice(entries, _MOST_NAMES + 1)]
-    for name in names if len(names) <= _MOST_NAMES else ():
-        by_spelling[_spelling(name)].append(name)
-        by_stem[_stem(_spelling(name))].append(name)
-    return dict(by_spelling), dict(by_stem)
+def _of(file_name: str, problem: ImageProblem) -> ImageProblem:
+    """The problem of an image that was asked for by another name."""
+    if problem.file_name == file_name:
+        return problem
+    return ImageProblem(problem.reason, file_name, got=problem.got, expected=problem.expected)
 
 
 class _Pieces:
@@ -347,82 +341,9 @@ class _Pieces:
         return self._file.read(size)
 
 
-def unsafe_path(file_name: str) -> bool:
-    r"""Whether a file name could lead out of its folder: absolute, or with ``..``, a drive or a NUL, also on Windows.
-
-    >>> any(unsafe_path(name) for name in ("val/1.jpg", "a..b.jpg"))
-    False
-    >>> all(unsafe_path(name) for name in ("/etc/passwd", "a/../../b", "..\\b", "C:x", ""))
-    True
-    """
-    parts = file_name.replace("\\", "/").split("/")
-    return parts[0] == "" or ".." in parts or "\0" in file_name or _DRIVE.match(file_name) is not None
-
-
 def _quietly(work: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
     # Pillow's warnings about large or unusual files are silenced: these files have their own reasons here. The lock is
     # needed because warning filters are global to the process.
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return work(*arguments, **options)
-
-
-def _is_rotated(image: Image.Image, file_name: str, size_wh: Size | None, orientation: Orientation) -> bool:
-    """Whether to apply the EXIF orientation. Checks that the result has the annotated size."""
-    tag = image.getexif().get(_ORIENTATION_TAG, 1)
-    has_orientation = tag in range(2, 9)
-    stored = image.size
-    rotated = stored[::-1] if tag in _QUARTER_TURNS else stored
-    if has_orientation and image.format == "TIFF":
-        # Pillow rotates TIFF images itself while it loads them: nothing to do without a size, otherwise ambiguous.
-        if size_wh is None and orientation != "ignore":
-            return False
-        raise ImageProblem("image_orientation_ambiguous", file_name, got=f"TIFF with orientation {tag}")
-    if size_wh is None:
-        return has_orientation and orientation != "ignore"
-    candidates = (stored,) if orientation == "ignore" else (stored, rotated)
-    if tuple(size_wh) not in candidates:
-        got = " or ".join(f"{width} × {height}" for width, height in dict.fromkeys(candidates))
-        raise ImageProblem("image_size_differs", file_name, got=got, expected=f"{size_wh[0]} × {size_wh[1]}")
-    if not has_orientation or orientation == "ignore":
-        return False
-    if orientation == "auto" and stored == rotated:
-        raise ImageProblem("image_orientation_ambiguous", file_name, got=f"EXIF orientation {tag}, {stored}")
-    return orientation == "apply" or rotated == tuple(size_wh)
-
-
-def _is_quarter_turn(image: Image.Image) -> bool:
-    return image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNS
-
-
-def _decode(image: Image.Image, file_name: str, rotate: bool) -> Image.Image:
-    _load(image, file_name)
-    rgb = to_rgb(image)
-    return rgb.transpose(_TURNS[image.getexif()[_ORIENTATION_TAG]]) if rotate else rgb
-
-
-def _load(image: Image.Image, file_name: str) -> None:
-    image.load()
-    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    if image.mode == "F" or tags.get(_BITS, (16,))[0] > 16 or 2 in tags.get(_SAMPLE_FORMAT, ()):
-        got = "floating-point, signed or 32-bit pixels, whose range is unknown"
-        raise ImageProblem("image_unreadable", file_name, got=got, expected="8 or 16 bits per channel")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB: greys of 16 bits scaled to 8, transparent pixels white. An RGB image is returned itself."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-        values = np.asarray(image).astype(np.int64)
-        white = 2 ** tags.get(_BITS, (16,))[0] - 1
-        grey = (values * 255 + white // 2) // white
-        if tags.get(_PHOTOMETRIC) == 0:  # white is zero
-            grey = 255 - grey
-        grey[values == image.info.get("transparency")] = 255
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")

@@ -14,7 +14,7 @@ from PIL import Image
 from spr.core.errors import ConfigError, InputError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
-from spr.core.paths import is_dir, is_file
+from spr.core.paths import exists
 from spr.core.progress import Progress, advance, counted
 from spr.core.randomness import stable_hash
 from spr.evaluation.answer_fields import Item
@@ -58,8 +58,9 @@ def image_loader(images: Path | str | ImageSource | LoadImage | None) -> LoadIma
         fix = "give --images FOLDER, the folder that the annotations' file names are relative to"
         raise ConfigError("A model needs the images", fix=fix)
     source = images if isinstance(images, ImageSource) else ImageSource(Path(images))
-    if not is_dir(source.folder):
-        raise ConfigError("--images is not a folder", got=source.folder, fix="check the path")
+    if not exists(source.folder):
+        raise ConfigError("--images is not a folder or a tar file", got=source.folder, fix="check the path")
+    source.prepare()
     return partial(_load_by_name, source)
 
 
@@ -68,7 +69,7 @@ def _load_by_name(source: ImageSource, question: Question) -> Image.Image:
     try:
         return source.load(question.file_name, question.size_wh)
     except ImageProblem as problem:
-        if problem.reason != "image_missing" or not is_file(source.folder / name):
+        if problem.reason != "image_missing" or not source.has(name):
             raise
     return source.load(name, question.size_wh)
 

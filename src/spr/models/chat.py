@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spr.models.families import Family
+from spr.models.loading import ModelError, Source
 
 Message = dict[str, Any]
 
@@ -27,6 +28,17 @@ def render_turn(processor: Any, family: Family | None, messages: Sequence[Messag
     turn = family.turn if family is not None else ""
     prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
     return turn.replace("{image}", processor.image_token).replace("{prompt}", prompt)
+
+
+def check_chat_template(source: Source, processor: Any, family: Family | None) -> None:
+    """Raise `ModelError` if no template is known for the model, or if its template does not insert the image once."""
+    if processor.chat_template is None and family is None:
+        fix = "save the model's chat template as chat_template.jinja in its folder"
+        raise ModelError(f"{source} has no chat template", got="none", expected="chat_template.jinja", fix=fix)
+    turn, token = render_turn(processor, family, user_turn("?")), getattr(processor, "image_token", None)
+    if token is not None and turn.count(token) != 1:
+        what, fix = f"The chat template of {source} does not insert the image once", "correct chat_template.jinja"
+        raise ModelError(what, got=turn, expected=f"one {token}", fix=fix)
 
 
 def render_answer(processor: Any, family: Family | None, messages: Sequence[Message], answer: str) -> str:

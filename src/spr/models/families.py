@@ -9,7 +9,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from spr.core.registry import Registry
 from spr.grounding import DIALECTS, Dialect, get_dialect
@@ -56,6 +56,9 @@ class Family:
         joined_features: True if the model takes the image features as one tensor instead of a list.
         bidirectional_prompt: True for prefix language models, in which prompt tokens attend to each other in both
             directions. They read ``token_type_ids``: 0 for the prompt, 1 for the answer.
+        vllm: How vLLM 0.33 runs the family (``describer.backend: vllm``): ``adapter``: with the same prompt tokens and
+            image sizes as transformers, and with LoRA adapters; ``merged``: likewise, but an adapter must be merged
+            first; None: not.
     """
 
     model_type: str
@@ -71,6 +74,7 @@ class Family:
     shared_prefix: bool = False
     joined_features: bool = False
     bidirectional_prompt: bool = False
+    vllm: Literal["adapter", "merged"] | None = None
 
     @property
     def decoder(self) -> str:
@@ -83,7 +87,7 @@ _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n
 _CHAT_ML_END = ("<|im_end|>",)
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _QWEN_TURN = _CHAT_ML.replace("{image}", "<|vision_start|>{image}<|vision_end|>")
-_QWEN = partial(Family, end_of_turn=_CHAT_ML_END, max_aspect=200, shared_prefix=True)
+_QWEN = partial(Family, end_of_turn=_CHAT_ML_END, max_aspect=200, shared_prefix=True, vllm="adapter")
 FERRET_SYSTEM = (
     "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: top-left [0, 0], "
     "bottom-right [width-1, height-1]. Increasing x moves right; y moves down. Bounding box: [x1, y1, x2, y2]. "
@@ -92,7 +96,15 @@ FERRET_SYSTEM = (
 """System text of Ferret's conversation template ``ferret_v1``. The two spaces at its end are part of the template."""
 
 _ALL = (
-    Family("llava", "LLaVA-1.5", dialect="llava", turn=_VICUNA, pads_square=True, shared_prefix=True),
+    Family(
+        "llava",
+        "LLaVA-1.5",
+        dialect="llava",
+        turn=_VICUNA,
+        pads_square=True,
+        shared_prefix=True,
+        vllm="adapter",
+    ),
     Family(
         "llava_onevision",
         "LLaVA-OneVision 0.5B, 7B, 72B",
@@ -100,6 +112,7 @@ _ALL = (
         turn="<|im_start|>user {image}\n{prompt}<|im_end|><|im_start|>assistant\n",
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
+        vllm="merged",
     ),
     _QWEN("qwen2_vl", "Qwen2-VL", dialect="qwen2_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
     _QWEN("qwen2_5_vl", "Qwen2.5-VL", dialect="qwen2_5_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
@@ -112,6 +125,7 @@ _ALL = (
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
         joined_features=True,
+        vllm="adapter",
     ),
     Family(
         "paligemma",

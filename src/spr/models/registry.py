@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, cast
 
 from spr.config import Config, DescriberConfig, DetectorConfig, ScorerConfig
@@ -15,7 +16,8 @@ from spr.core.registry import Registry
 from spr.grounding import Dialect, get_dialect
 from spr.models.protocols import Describer, Detector, ImageTextScorer
 
-_LOADING = {"hf", "clip", "grounding_dino", "owlv2"}  # the backends that load the section's `model`
+_LOADING = {"hf", "vllm", "clip", "grounding_dino", "owlv2"}  # the backends that load the section's `model`
+_IMPORTED_LATE = {"vllm"}  # backends that import the package of their name with the first model
 WITHOUT_GPU = frozenset({"fake", "openai", "none"})
 """Backends that use no GPU of the process that they are in."""
 
@@ -44,6 +46,8 @@ def _build(backends: Registry[Any], config: DescriberConfig | ScorerConfig | Det
 
 def _backend(backends: Registry[Any], name: str) -> Any:
     try:
+        if name in _IMPORTED_LATE and find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
         return backends[name]
     except ModuleNotFoundError as error:
         raise missing_package(error, f"The {backends.kind} `{name}`") or error from error
@@ -86,7 +90,7 @@ def local_weights(config: Config, sections: Iterable[str]) -> dict[str, str]:
 
 def expected_dialect(config: DescriberConfig) -> Dialect | None:
     """The dialect of a describer that is not loaded yet, without its image processor's settings; None if unknown."""
-    if config.backend != "hf" or config.model is None:
+    if config.backend not in ("hf", "vllm") or config.model is None:
         return None if config.dialect is None else get_dialect(config.dialect)
     from spr.models.custom_models import load_config
     from spr.models.families import choose_dialect
@@ -97,7 +101,7 @@ def expected_dialect(config: DescriberConfig) -> Dialect | None:
 
 
 def release() -> None:
-    """Drop all cached models, so that the next stage's models have the device's memory."""
+    """Drop all cached models, so that the next stage's models have the device's memory. vLLM's engines shut down."""
     loaders = (load_describer, load_scorer, load_detector)
     if any(load.cache_info().currsize for load in loaders):
         for load in loaders:

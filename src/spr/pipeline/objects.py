@@ -22,15 +22,16 @@ import pyarrow.compute as pc
 from spr.annotations import Annotations, CrowdDetector, CrowdQuery, prepare_annotations, read_coco, replace_crowds
 from spr.config import AnnotationsConfig, Config
 from spr.core import boxes as bx
-from spr.core.errors import ConfigError, InputError
-from spr.core.images import ImageProblem, ImageSource, file_key
+from spr.core.errors import ConfigError
+from spr.core.images import ImageProblem, ImageSource
 from spr.core.progress import MEGABYTE, Progress, advance, counted
-from spr.core.randomness import stable_hash
+from spr.core.randomness import stable_hashes
 from spr.core.reasons import DROP_REASONS
 from spr.core.views import crop_window, cut, unshift
 from spr.grounding.names import category_name
 from spr.models.protocols import Detector, DetectRequest
 from spr.models.registry import load_detector
+from spr.pipeline.holdout import Splits
 from spr.pipeline.stage import Drops, OnDrop, Plan, Stage
 from spr.records import Detection, ImageObject, ImageObjects, Size
 from spr.records.columns import box_array, list_array
@@ -41,6 +42,8 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 NAME = "objects"
+AT_ONCE = 2**16
+"""Objects per step, so that intermediate arrays stay in the processor's cache."""
 CROWDS = pa.field("crowds", OBJECTS.field("objects").type, nullable=False)
 """A column of the stage's input besides those of `OBJECTS`: the crowds, which a detector annotates again."""
 
@@ -99,10 +102,8 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     What can't qualify, whatever its file or its crowds contain, is dropped here: small objects, crowds without a
     detector, images with too few objects. An `InputError` names a missing file or image folder.
     """
-    if settings.check_images and not settings.images.is_dir():
-        got = "a file" if settings.images.exists() else "nothing there"
-        fix = "set annotations.images to the folder"
-        raise InputError(f"There is no image folder {settings.images}", got=got, fix=fix)
+    if settings.check_images:
+        settings.image_source.prepare()
     parsed = read_coco(
         settings.json_path,
         allow_outside_images=settings.allow_outside_images,
@@ -110,30 +111,17 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
         progress=lambda done, _: progress.set(done // MEGABYTE),
     )
     count = len(parsed.image_ids)
-    owner = np.repeat(np.arange(count), np.diff(parsed.offsets))
-    small = ~parsed.crowd & ~bx.at_least(bx.area(parsed.boxes_xyxy), settings.min_area)
+    small = _smaller(parsed, settings.min_area)
     kept = ~parsed.crowd & ~small
-    qualifies = np.bincount(owner[kept], minlength=count) >= settings.min_objects
+    qualifies = _counts(parsed, kept) >= settings.min_objects
     crowds = parsed.crowd if settings.crowds == "detect" else np.zeros_like(parsed.crowd)
-    qualifies |= np.bincount(owner[crowds], minlength=count) > 0
+    qualifies |= _counts(parsed, crowds) > 0
     image_ids, file_names = _strings(parsed.image_ids), pa.array(parsed.file_names, pa.string())
     candidates = np.flatnonzero(qualifies)
     ids = image_ids.take(pa.array(candidates)).to_pylist()
-    hashes = np.asarray([stable_hash(seed, "sample", image_id) for image_id in ids], dtype=np.uint64)
     # Rows are sorted by id, so a stable sort orders equal hashes by id.
-    order = candidates[np.argsort(hashes, kind="stable")]
-    # An image file that several entries name, in whatever spelling, is in one split: that of the first id.
-    files = list(map(file_key, parsed.file_names)) if settings.holdout else []
-    first: dict[str, int] = {}
-    for image, file in enumerate(files):
-        first.setdefault(file, image)
-
-    def split(image: int) -> str:
-        if not settings.holdout:
-            return "train"
-        image = first[files[image]]
-        share = stable_hash(0, "holdout", image_ids[image].as_py()) / 2**64
-        return "holdout" if share < settings.holdout else "train"
+    order = candidates[np.argsort(stable_hashes(seed, "sample", last=ids), kind="stable")]
+    splits = Splits(image_ids, file_names, settings.holdout)
 
     def rows(start: int, stop: int) -> pa.Table:
         images = order[start:stop]
@@ -145,7 +133,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             _objects_of(parsed, images, kept),
             pa.array([parsed.licenses[image] for image in images], pa.string()),
             pa.array([parsed.source_urls[image] for image in images], pa.string()),
-            pa.array([split(image) for image in images.tolist()], pa.string()),
+            splits.of(images),
             _objects_of(parsed, images, crowds),
         ]
         return pa.table(columns, schema=OBJECTS.append(CROWDS))
@@ -154,8 +142,9 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     columns = (read.ids, read.kinds, [NAME] * len(read), read.reasons, read.file_names)
 
     def objects(which: Bools, reason: str) -> pa.Table:
-        names = file_names.take(pa.array(owner[which]))
-        return dropped_columns(NAME, "object", _strings(parsed.object_ids[which]), reason, names)
+        rows = np.flatnonzero(which)
+        names = file_names.take(pa.array(np.searchsorted(parsed.offsets, rows, side="right") - 1))
+        return dropped_columns(NAME, "object", _strings(parsed.object_ids[rows]), reason, names)
 
     few = pa.array(~qualifies)
     dropped = [
@@ -193,9 +182,29 @@ def _may_turn(settings: AnnotationsConfig) -> bool:
     return settings.orientation == "apply" and settings.check_images
 
 
+def _smaller(parsed: Annotations, min_area: float) -> Bools:
+    """Which objects have an area under the minimum; crowds have none."""
+    small = np.empty(len(parsed.crowd), dtype=np.bool_)
+    for start in range(0, len(small), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        small[rows] = ~bx.at_least(bx.area(parsed.boxes_xyxy[rows]), min_area)
+    return small & ~parsed.crowd
+
+
+def _counts(parsed: Annotations, which: Bools) -> Ints:
+    """The number of these objects per image."""
+    before = np.zeros(len(which) + 1, dtype=np.int32)
+    np.cumsum(which, out=before[1:])
+    return np.diff(before[parsed.offsets])
+
+
 def _objects_of(parsed: Annotations, images: Ints, wanted: Bools) -> pa.Array:
-    own = [rows.start + np.flatnonzero(wanted[rows]) for rows in map(parsed.rows, images.tolist())]
-    flat = np.concatenate([*own, np.zeros(0, dtype=np.int64)])
+    first, counts = parsed.offsets[images], np.diff(parsed.offsets)[images]
+    ends = np.cumsum(counts)
+    all_rows = np.arange(counts.sum()) + np.repeat(first - ends + counts, counts)
+    chosen = wanted[all_rows]
+    flat = all_rows[chosen]
+    kept = np.concatenate([[0], np.cumsum(chosen)])
     structs = pa.StructArray.from_arrays(
         [
             _strings(parsed.object_ids[flat]),
@@ -206,7 +215,7 @@ def _objects_of(parsed: Annotations, images: Ints, wanted: Bools) -> pa.Array:
         ],
         fields=list(OBJECTS.field("objects").type.value_type),
     )
-    return list_array(np.cumsum([0, *map(len, own)]), structs)
+    return list_array(kept[np.concatenate([[0], ends])], structs)
 
 
 def _strings(ids: npt.NDArray[np.int64] | npt.NDArray[np.object_]) -> pa.Array:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from spr.config import Config, RegionsConfig
 from spr.core import boxes as bx
 from spr.core.progress import advance
-from spr.core.randomness import stable_hash
+from spr.core.randomness import stable_hashes
 from spr.core.reasons import DROP_REASONS
 from spr.pipeline.stage import Drops, Stage
 from spr.records import ImageObjects, RegionQuery
@@ -155,10 +155,13 @@ def regions_table(objects: pa.Table, config: RegionsConfig, seed: int) -> StageO
     """Compute a shard of `spr.records.schemas.REGIONS` from a shard of `spr.records.schemas.OBJECTS`."""
     columns = ObjectColumns.of(objects)
     ids, image_ids = columns.ids.to_pylist(), objects["image_id"].to_pylist()
-    owners = np.repeat(np.arange(len(image_ids)), columns.counts).tolist()
     # The order of start objects depends on the seed and the ids alone, not on the other objects.
-    hashes = [stable_hash(seed, "start", image_ids[row], own) for row, own in zip(owners, ids, strict=True)]
-    keys = np.asarray(hashes, dtype=np.uint64)
+    edges = columns.offsets.tolist()
+    hashes = [
+        stable_hashes(seed, "start", image_id, last=ids[start:end])
+        for image_id, start, end in zip(image_ids, edges, edges[1:], strict=False)
+    ]
+    keys = np.concatenate([np.empty(0, np.uint64), *hashes])
     found: list[list[FoundRegion]] = [[] for _ in image_ids]
     by_count = np.argsort(columns.counts, kind="stable")
     for first in range(0, len(by_count), BATCH):

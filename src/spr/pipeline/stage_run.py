@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.config import Config
-from spr.core.atomic import sha256
+from spr.core.atomic import has_sha256
 from spr.core.errors import RunError
 from spr.core.progress import MEGABYTE, Progress
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
@@ -190,7 +190,7 @@ class StageRun:
     def _source(self, index: int) -> str:
         return "+".join(self._entries[index][name].sha256 for name in self.stage.inputs)
 
-    def accept(self, job: Job, entry: ShardEntry) -> list[ShardEntry]:
+    def accept(self, entry: ShardEntry) -> list[ShardEntry]:
         """Take the result of a job; returns the shards that are finished because of it."""
         self.running -= 1
         self._keep(entry)
@@ -252,15 +252,15 @@ class FirstStageRun(StageRun):
         super().__init__(stage, config, out, fingerprint)
         self._plan: Plan | None = None
         self._limit = self._start = self._used = self._rows = 0
-        self._results: dict[int, tuple[Job, ShardEntry]] = {}
+        self._results: dict[int, ShardEntry] = {}
         self._last: Job | None = None
         self._closing = self._ended = False
         if self._was_complete and len(self._kept) == self._listed and self._source_drops_valid():
             self.done, self.expected = dict(self._kept), self._listed
 
     def _source_drops_valid(self) -> bool:
-        expected, path = self.manifest.source.get("dropped_sha256"), self.store.source_drops
-        return expected is None or (path.is_file() and sha256(path) == expected)
+        expected = self.manifest.source.get("dropped_sha256")
+        return expected is None or has_sha256(self.store.source_drops, expected)
 
     @property
     def counted(self) -> tuple[int, str]:
@@ -312,23 +312,22 @@ class FirstStageRun(StageRun):
         index = start // self.config.shard_rows
         return Job(self.stage, self.config, self.store.folder, index, rows, inputs, inputs)
 
-    def accept(self, job: Job, entry: ShardEntry) -> list[ShardEntry]:
+    def accept(self, entry: ShardEntry) -> list[ShardEntry]:
         """Take the result of a job; returns the shards that are finished because of it, in order."""
         self.running -= 1
-        self._results[job.index] = job, entry
+        self._results[entry.index] = entry
         finished = []
-        while not self._ended and (result := self._results.pop(len(self.done), None)) is not None:
-            job, entry = result
-            if (inputs := self._enough(entry)) < entry.inputs:
+        while not self._ended and (due := self._results.pop(len(self.done), None)) is not None:
+            if (inputs := self._enough(due)) < due.inputs:
                 # The shard is made again from the inputs up to the one that gave the last of the missing rows.
                 self._last, self._closing = self._job(self._used, inputs), True
-                self.overcounted += entry.inputs
+                self.overcounted += due.inputs
                 break
-            self.overcounted += entry.inputs - entry.rows  # dropped rows don't count towards the limit
-            self._used += entry.inputs
-            self._rows += entry.rows
-            self._keep(entry)
-            finished.append(entry)
+            self.overcounted += due.inputs - due.rows  # dropped rows don't count towards the limit
+            self._used += due.inputs
+            self._rows += due.rows
+            self._keep(due)
+            finished.append(due)
             if self._plan is None or self._rows >= self._limit or self._used >= len(self._plan.ids):
                 self._end()
         return finished

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from spr.annotations.datasets import parse_name
-from spr.config import Config, DescriberConfig
+from spr.config import AnnotationsConfig, Config, DescriberConfig
+from spr.core.errors import SprError
 from spr.core.paths import exists, is_dir
 from spr.core.terminal import count_text
 from spr.models.hub_cache import Found, command_for, find_model
@@ -60,18 +61,29 @@ def check(config: Config) -> Iterator[Line]:
 
 def _inputs(config: Config) -> Iterator[Line]:
     section = config.annotations
-    found = is_dir(section.images)
+    found, about = _images(section)
     if section.is_dataset:
         path = parse_name(str(section.path)).folder
         if path is None:
             yield "note", "annotations.path", f"{section.path}, which is not looked for here"
-        there = "" if found else ", into which the first command writes the dataset's images"
+        about = "" if found else ", into which the first command writes the dataset's images"
     else:
-        path, there = Path(section.path), "" if found else " is not a folder"
+        path = Path(section.path)
     if path is not None:
         yield ("ok" if exists(path) else "MISSING"), "annotations.path", _shown(path)
     status: Status = "ok" if found else "note" if section.is_dataset else "MISSING"
-    yield status, "annotations.images", f"{section.images}{there}"
+    yield status, "annotations.images", f"{section.images}{about}"
+
+
+def _images(section: AnnotationsConfig) -> tuple[bool, str]:
+    """Whether there are images, as far as can be seen without opening any, and what else to say about the place."""
+    if not exists(section.images):
+        return False, " is neither a folder nor a tar file"
+    try:
+        tars = section.image_source.only_tars()
+    except SprError as error:
+        return False, f": {error.what}; {error.fix}"
+    return True, "" if tars is None else f", {tars}"
 
 
 def _shown(path: Path) -> str:
@@ -84,6 +96,8 @@ def _packages(config: Config) -> Iterator[Line]:
     backends = {section.backend for section in (config.describer, config.scorer, config.detector) if section}
     four_bits = config.training.load_in_4bit or (config.describer is not None and config.describer.load_in_4bit)
     needs = {"torch": "models"} if backends - {"fake", "none", "openai"} else {}
+    if "vllm" in backends:
+        needs = {"vllm": "vllm"}  # brings its own version of torch, with which the extra `models` can't be installed
     needs |= {"httpx": "openai"} if "openai" in backends else {}
     for package, extra in needs.items():
         if importlib.util.find_spec(package) is None:
@@ -115,6 +129,8 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
         needed = model_sizes.describing_memory(shape, describer, own)
         lower = "a batch that does not fit is halved; describer.load_in_4bit needs less"
         yield _memory("describing", needed, describer.device, lower, spread=describer.device_map is not None)
+    if describer.backend == "vllm":
+        yield _vllm_memory(describer)
     own = _as_stored(weights, training.dtype, training.load_in_4bit)
     lower = (
         "lower training.per_device_train_batch_size, or set training.gradient_checkpointing or training.load_in_4bit"
@@ -139,6 +155,16 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
     free = shutil.disk_usage(".").free
     text = f"adapter and checkpoints {gigabytes(disk)}; {gigabytes(free)} free in this folder (estimate)"
     yield ("ok" if disk < free else "LOW"), "disk", text
+
+
+def _vllm_memory(describer: DescriberConfig) -> Line:
+    found = cuda_devices()
+    if not found:
+        return "MISSING", "memory, describing", "vLLM needs a GPU, and there is none here"
+    given = describer.gpu_memory_utilization
+    share = "its own share" if given is None else f"{given:.0%}"
+    text = f"vLLM takes {share} of a GPU at its start; the smallest has {gigabytes(min(found.values()))}"
+    return "note", "memory, describing", text
 
 
 def _as_stored(weights: int | None, dtype: str, four_bits: bool) -> int | None:

@@ -16,7 +16,7 @@ from huggingface_hub import utils as hub_utils
 
 from spr.core.atomic import sha256
 from spr.core.errors import ConfigError, InputError, RunError, SprError
-from spr.core.images import unsafe_path
+from spr.core.image_names import unsafe_path
 from spr.core.outputs import check_output
 from spr.core.paths import is_dir
 from spr.core.terminal import count_text, size_text

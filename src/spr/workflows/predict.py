@@ -134,8 +134,15 @@ def predict(
 
 
 def open_image(path: Path) -> Image.Image:
-    """Load any image file as RGB, turned upright; raises `ImageProblem`."""
-    return ImageSource(path.parent).load(path.name)
+    """Load any image file as RGB, turned upright, also one in a tar file: ``a.tar/1.jpg``; raises `ImageProblem`."""
+    source, name = _place(path)
+    return source.load(name)
+
+
+def _place(path: Path) -> tuple[ImageSource, str]:
+    tar = next((parent for parent in path.parents if is_file(parent)), None)
+    folder = path.parent if tar is None else tar
+    return ImageSource(folder), path.relative_to(folder).as_posix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +296,8 @@ def image_files(sources: Sequence[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for source in sources:
-        if not exists(source):
+        folder, name = _place(source)
+        if not exists(source) and not (is_file(folder.folder) and folder.has(name)):
             raise InputError(f"There is no image {source}", fix="check the path")
         found = [source]
         if is_dir(source):

@@ -20,7 +20,6 @@ from spr.annotations.sources.yolo import SUFFIXES
 from spr.core.boxes import Size
 from spr.core.errors import ConfigError, InputError
 from spr.core.images import ImageProblem, ImageSource
-from spr.core.paths import is_file
 from spr.core.progress import MEGABYTE, Progress
 from spr.core.text_input import TextInput, read_text, text_lines
 
@@ -291,7 +290,7 @@ class _Reader:
         if self._collection.look and PurePosixPath(name).suffix.lower() not in SUFFIXES:
             try:
                 tries = (f"{name}{suffix}" for suffix in (".jpg", ".png", ".jpeg") if name)
-                return next((file for file in tries if is_file(self._collection.images.path(file))), name)
+                return next((file for file in tries if self._collection.images.has(file)), name)
             except ImageProblem:
                 return name
         return name

@@ -17,7 +17,7 @@ from spr.annotations.sources.yolo import OUTLINES, ROTATED
 from spr.core.boxes import Box, Size
 from spr.core.errors import InputError
 from spr.core.images import ImageSource
-from spr.core.paths import is_dir, is_file
+from spr.core.paths import is_dir
 from spr.core.progress import Progress
 from spr.core.xml_input import read_elements
 
@@ -109,10 +109,10 @@ def _read_track(collection: Collection, element: ET.Element, rotated: str, size_
             collection.leave_out("object", where, "row_unreadable", "no number of a frame")
             continue
         name = frames.format(frame)
-        if collection.look and not is_file(collection.images.folder / name):
+        if collection.look and not collection.images.has(name):
             stem = name.rpartition(".")[0]
             others = (f"{stem}{suffix}" for suffix in (".png", ".jpg", ".jpeg", ".JPG"))
-            name = next((other for other in others if is_file(collection.images.folder / other)), name)
+            name = next((other for other in others if collection.images.has(other)), name)
         image = collection.find(name)
         if image is None:
             image = collection.add_image(where, name, size_wh, id=frame if 0 <= frame < 2**53 else None)

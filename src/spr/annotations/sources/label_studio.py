@@ -22,7 +22,6 @@ from spr.core.boxes import Box, Size
 from spr.core.documents import parse_json
 from spr.core.errors import InputError
 from spr.core.images import ImageProblem, ImageSource
-from spr.core.paths import is_file
 from spr.core.terminal import count_text
 from spr.core.text_input import read_bytes
 
@@ -170,7 +169,7 @@ def _file_name(collection: Collection, address: str, uploads: Mapping[str, list[
     files = uploads.get(uploaded, []) if uploaded != names[-1] else []
     for name in names if files else [*names, uploaded]:
         found = collection.images.spelled_alike(name)
-        if is_file(collection.images.folder / found):
+        if collection.images.has(found):
             return found
     if len(files) > 1:
         got = f"{len(files)} files that Label Studio calls {uploaded}: {', '.join(map(repr, files[:3]))}"

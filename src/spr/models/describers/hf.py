@@ -12,13 +12,13 @@ from transformers import GenerationConfig, LogitsProcessorList
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
-from spr.models.chat import render_turn, user_turn
+from spr.models.chat import check_chat_template, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
+from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.sampling import SeededSampling, check_sampling
-from spr.models.families import FAMILIES, choose_dialect, is_grounding_token
+from spr.models.families import FAMILIES, choose_dialect
 from spr.models.image_processors import encode, load_processor
 from spr.models.loading import (
-    ModelError,
     Source,
     check_adapter,
     check_vocabulary,
@@ -75,7 +75,7 @@ class HfDescriber:
         self.family = FAMILIES.get(model_type)
         self.processor = load_processor(source, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
-        self._check_chat_template(source)
+        check_chat_template(source, self.processor, self.family)
         if section.peft_adapter is not None:
             check_adapter(section.peft_adapter, class_name(model_type))
         options = placement(device_of(section.device), section.device_map, section.load_in_4bit)
@@ -162,50 +162,26 @@ class HfDescriber:
         if self.temperature > 0:
             seeds = [prompt.request.seed for prompt in batch]
             processors.append(SeededSampling(seeds, start, temperature=self.temperature, top_p=self.top_p))
-        options = {"tokenizer": self.processor.tokenizer} if self._stop_strings else {}
+        options = {"tokenizer": self.processor.tokenizer} if self._tokens.stop_strings else {}
         ids = self.model.generate(**inputs, logits_processor=processors, **options)
         return [self._read(row) for row in ids[:, start:].tolist()]
 
     def _read(self, ids: Sequence[int]) -> Answer:
-        text = self.decode(ids)
+        text, tokens = self.decode(ids), self._tokens
         # Before the end of turn: a row that ended at a stop string is padded, possibly with the end-of-turn token.
-        turn = self.processor.tokenizer.decode(self._turn(ids)) if self._stop_strings else ""
-        if any(stop in turn for stop in self._stop_strings):
-            for stop in self._stop_strings:
-                text = text.partition(stop)[0]
-            return Answer(text, "stop_string")
+        turn = self.processor.tokenizer.decode(tokens.turn(ids)) if tokens.stop_strings else ""
+        if any(stop in turn for stop in tokens.stop_strings):
+            return Answer(tokens.before_stop_string(text), "stop_string")
         return Answer(text, "stop" if any(token in self._ends for token in ids) else TRUNCATED)
-
-    def _turn(self, ids: Sequence[int]) -> Sequence[int]:
-        return ids[: next((k for k, token in enumerate(ids) if token in self._ends), len(ids))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode an answer up to its end of turn, without special tokens except those of a box markup."""
-        kept = [token for token in self._turn(ids) if token not in self._hidden]
-        # skip_special_tokens would remove the markup of boxes.
-        return str(self.processor.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
-
-    def _check_chat_template(self, source: Source) -> None:
-        if self.processor.chat_template is None and self.family is None:
-            fix = "save the model's chat template as chat_template.jinja in its folder"
-            raise ModelError(f"{source} has no chat template", got="none", expected="chat_template.jinja", fix=fix)
-        turn, token = self.render("?"), getattr(self.processor, "image_token", None)
-        if token is not None and turn.count(token) != 1:
-            what, fix = f"The chat template of {source} does not insert the image once", "correct chat_template.jinja"
-            raise ModelError(what, got=turn, expected=f"one {token}", fix=fix)
+        return self._tokens.decode(ids)
 
     def _set_generation(self, max_new_tokens: int) -> None:
         tokenizer = self.processor.tokenizer
-        saved = self.model.generation_config.eos_token_id
-        ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
-        vocabulary = tokenizer.get_vocab()
-        ends |= {vocabulary.get(token) for token in (self.family.end_of_turn if self.family else ())}
-        self._ends = frozenset(ends - {None})
-        special = {k: str(token) for k, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        self._hidden = frozenset(k for k, token in special.items() if not is_grounding_token(token, self.dialect))
-        stops = self.model.generation_config.stop_strings or []
-        self._stop_strings = [stops] if isinstance(stops, str) else list(stops)
+        self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, self.model.generation_config)
+        self._ends = self._tokens.ends
         # A new config: the sampling settings and penalties of the model's folder must not apply.
         self.model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -214,5 +190,5 @@ class HfDescriber:
             use_cache=True,
             eos_token_id=sorted(self._ends) or None,
             pad_token_id=tokenizer.pad_token_id,
-            stop_strings=self._stop_strings or None,
+            stop_strings=list(self._tokens.stop_strings) or None,
         )

@@ -97,7 +97,7 @@ class Pool:
     """Worker processes for jobs.
 
     Args:
-        environments: The environment variables that each process sets first.
+        environments: The environment variables of each process besides those of this one.
         progress: Shows what the processes count.
         models: Whether they load models, for the error's advice.
     """
@@ -116,7 +116,8 @@ class Pool:
         )
         progress.follow(lambda: sum(finished))
         self._stop, self._models = stop, models
-        arguments = list(environments), finished, number, stop
+        # The server has the environment of its start; a variable may have changed since.
+        arguments = [{**os.environ, **own} for own in environments], finished, number, stop
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=arguments)
         self._running: dict[Future[Any], Any] = {}
         self._most = workers * AHEAD
@@ -184,6 +185,7 @@ def _start(environments: Sequence[dict[str, str]], finished: Any, number: Any, s
     with number.get_lock():
         own = number.value % len(finished)
         number.value += 1
+    os.environ.clear()
     os.environ.update(environments[own])
     count_in(_Slot(finished, own))
     parent = multiprocessing.parent_process()

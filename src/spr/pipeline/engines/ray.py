@@ -25,7 +25,7 @@ from typing import Any
 from spr import __version__
 from spr.config import Config, EngineConfig
 from spr.core.errors import RunError, SprError, missing_package
-from spr.core.paths import is_dir, is_file
+from spr.core.paths import is_dir, is_file, is_remote
 from spr.core.progress import Progress, count_in
 from spr.pipeline import jobs
 from spr.pipeline.engines.local import AHEAD
@@ -49,15 +49,17 @@ class Marks:
     version: str
     config: str  # sha256 of RUN/config.yaml
     images: Path | None
-    image: str | None  # a name in the folder of images
+    image: str | None  # a name in the folder of images; empty for a tar file
 
     @classmethod
     def of(cls, run: Path, config: Config) -> Marks:
         """The marks as this process sees them."""
         images, name = config.annotations.images, None
-        if is_dir(images):
+        if not is_remote(images) and is_dir(images):  # a store is the same for all
             with contextlib.closing(images.iterdir()) as entries:
                 name = next((path.name for path in entries), None)
+        elif not is_remote(images) and is_file(images):
+            name = ""
         return cls(run, __version__, _digest(run / "config.yaml"), images if name is not None else None, name)
 
     def check(self) -> None:
@@ -70,7 +72,7 @@ class Marks:
             got = f"another config.yaml, or none, on {_here()}"
             raise RunError(f"Not every node sees the run folder {self.run}", got=got, fix=fix)
         if self.images is not None and not (self.images / (self.image or "")).exists():
-            got = f"no {self.image!r} in it on {_here()}"
+            got = f"no {self.image!r} in it on {_here()}" if self.image else f"no such file on {_here()}"
             raise RunError(f"Not every node sees the images in {self.images}", got=got, fix=fix)
 
 
@@ -188,11 +190,10 @@ class RayEngine:
             return
         gpus = int(total.get("GPU", 0))
         processes = needs.processes_on(gpus)
-        options: dict[str, Any] = {"num_cpus": min(1.0, round(cpus / 4 / processes, 2) or 0.01)}
+        cpu = min(1.0, round(cpus / 4 / processes, 2) or 0.01)
+        options: dict[str, Any] = {"num_cpus": cpu, "scheduling_strategy": "SPREAD"}
         if gpus and needs.gpus:
             options["num_gpus"] = needs.gpus if needs.assigned else gpus
-        elif needs.gpus >= 1 and needs.processes is None:
-            options["num_cpus"] = min(1.0, cpus / 4)
         own = os.environ.get("OMP_NUM_THREADS")
         threads = own or str(max(1, int(cpus) // processes) if len(self._ray.nodes()) > 1 else threads_each(processes))
         most = processes if at_most is None else min(processes, max(1, at_most))
