@@ -17,7 +17,7 @@ from mkdocs.structure.files import File
 from spr.cli import app
 from spr.config import load_config, presets
 from spr.config.reference import sections
-from spr.workflows import plan
+from spr.workflows import model_sizes
 
 
 def on_config(config):
@@ -150,10 +150,10 @@ def memory_table():
     yield "|---|---|---|---|---|---|"
     for name, config, shape in _planned():
         training, cells = config.training, [shape.weights(config.training.dtype)]
-        cells.append(plan.describing_memory(shape, config.describer))
+        cells.append(model_sizes.describing_memory(shape, config.describer))
         for change in ({"gradient_checkpointing": False}, {"gradient_checkpointing": True}):
-            cells.append(plan.training_memory(shape, training.model_copy(update=change)))
-        cells.append(plan.training_memory(shape, training.model_copy(update={**change, "load_in_4bit": True})))
+            cells.append(model_sizes.training_memory(shape, training.model_copy(update=change)))
+        cells.append(model_sizes.training_memory(shape, training.model_copy(update={**change, "load_in_4bit": True})))
         used = 3 if training.gradient_checkpointing else 2
         shown = [f"**{size / 1e9:.0f}**" if place == used else f"{size / 1e9:.0f}" for place, size in enumerate(cells)]
         yield f"| `{name}` | {' | '.join(shown)} |"
@@ -164,16 +164,16 @@ def disk_table():
     yield "| config | download | adapter | adapter and two checkpoints | vision cache of 10,000 pairs |"
     yield "|---|---|---|---|---|"
     for name, config, shape in _planned():
-        others = sum(plan.model_bytes(section) or 0 for section in (config.scorer, config.detector))
+        others = sum(model_sizes.model_bytes(section) or 0 for section in (config.scorer, config.detector))
         sizes = [shape.weights("auto") + others, 4 * shape.adapter(config.training)]
-        sizes += [plan.checkpoint_bytes(shape, config.training)]
-        sizes += [plan.vision_cache_bytes(shape, config.training, 10_000)]
+        sizes += [model_sizes.checkpoint_bytes(shape, config.training)]
+        sizes += [model_sizes.vision_cache_bytes(shape, config.training, 10_000)]
         yield f"| `{name}` | {' | '.join(f'{size / 1e9:.1f}' for size in sizes)} |"
 
 
 def time_table():
     """Hours for 10,000 images and one epoch on each card."""
-    cards = list(plan.CARDS)
+    cards = list(model_sizes.CARDS)
     yield f"| config | step | {' | '.join(cards)} |\n|---|---|{'---|' * len(cards)}"
     for name, config, shape in _planned():
         per_image = sum(count for _, count in config.describer.samples)
@@ -181,10 +181,10 @@ def time_table():
         steps = 10_000 * config.regions.per_image / config.training.per_device_train_batch_size
         rows = {
             f"{per_image * config.regions.per_image} descriptions per image": [
-                batches * plan.describing_seconds(shape, config.describer, card) for card in cards
+                batches * model_sizes.describing_seconds(shape, config.describer, card) for card in cards
             ],
-            "reference pass": [steps * plan.reference_seconds(shape, config.training, card) for card in cards],
-            "one epoch": [steps * plan.step_seconds(shape, config.training, card) for card in cards],
+            "reference pass": [steps * model_sizes.reference_seconds(shape, config.training, card) for card in cards],
+            "one epoch": [steps * model_sizes.step_seconds(shape, config.training, card) for card in cards],
         }
         for step, seconds in rows.items():
             yield f"| `{name}` | {step} | {' | '.join(f'{second / 3600:.1f} h' for second in seconds)} |"
@@ -193,8 +193,8 @@ def time_table():
 def _planned():
     for name in presets():
         config = load_config(name)
-        if config.describer.model in plan.SHAPES:
-            yield name, config, plan.SHAPES[config.describer.model]
+        if config.describer.model in model_sizes.SHAPES:
+            yield name, config, model_sizes.SHAPES[config.describer.model]
 
 
 TABLES = {"memory": memory_table, "disk": disk_table, "time": time_table}

@@ -23,6 +23,7 @@ from spr.commands import (
     evaluate,
     export,
     hub,
+    plan,
     predict,
     report,
     review,
@@ -63,6 +64,7 @@ def _main(
 
 for command in (
     run.run,
+    plan.plan,
     train.train,
     train.merge,
     sweep.sweep,
@@ -93,6 +95,7 @@ _NOT_USABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno
 
 _LONG = {
     "run",
+    "plan",
     "train",
     "sweep",
     "push",

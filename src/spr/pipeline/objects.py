@@ -55,6 +55,9 @@ TURNED = "images whose boxes leave them, but fit with width and height exchanged
 HELD_OUT = "images held out from training (annotations.holdout)"
 """A note: the images of split ``holdout``."""
 
+QUALIFYING = "images that may qualify"
+"""A count: the images from which the sample is taken; files that can't be used are found once they are opened."""
+
 FEW_HELD_OUT = 20
 """Fewer held-out images than this are too few to tell a better model from a worse one."""
 
@@ -162,7 +165,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             "of these, crowds": int(parsed.crowd.sum()),
             "of these, boxes clipped to their image": parsed.clipped,
             **({"ids missing or not unique: annotations are numbered": parsed.numbered} if parsed.numbered else {}),
-            "images that may qualify": len(order),
+            QUALIFYING: len(order),
             # If an annotated size may be that before the rotation, this is known once the image is opened.
             **({TURNED: parsed.turned} if parsed.turned and not _may_turn(settings) else {}),
         },

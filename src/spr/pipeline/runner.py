@@ -39,6 +39,7 @@ def run(
     reuse: Sequence[Path] = (),
     report: Callable[[StageSummary], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    engine: Engine | None = None,
 ) -> list[StageSummary]:
     """Run all stages that are not finished yet.
 
@@ -50,6 +51,7 @@ def run(
         reuse: Other run folders. A finished stage is taken over from the first one where its inputs and settings agree.
         report: Called after each stage.
         say: Called with a line about what a stage keeps of an earlier run.
+        engine: Runs the jobs; None uses the one that the config names. ``workers`` is not used with an engine.
 
     Raises:
         RunError: if the folder was made with another config, other annotations, other images or SPR 0.1, is in use, or
@@ -90,7 +92,7 @@ def run(
             if not summary.rows:
                 raise _empty(done.stage, summary, out)
 
-        run_stages(_engine(config, out, workers), [partial(make, stage) for stage in stages], say, finished)
+        run_stages(engine or _engine(config, out, workers), [partial(make, stage) for stage in stages], say, finished)
         return [summaries[stage.name] for stage in stages]
 
 

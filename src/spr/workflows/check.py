@@ -16,8 +16,8 @@ from spr.core.paths import exists, is_dir
 from spr.core.terminal import count_text
 from spr.models.hub_cache import Found, command_for, find_model
 from spr.report.doctor import cuda_devices
-from spr.workflows import plan
-from spr.workflows.plan import Shape
+from spr.workflows import model_sizes
+from spr.workflows.model_sizes import Shape
 
 Status = Literal["ok", "MISSING", "note", "LOW"]
 Line = tuple[Status, str, str]
@@ -42,7 +42,7 @@ def check(config: Config) -> Iterator[Line]:
             yield "note", "describer.model", "none: the fake describer needs no model, and there is none to train"
         else:
             found = find_model(trained, config.describer.revision)
-            shape = plan.SHAPES.get(trained) or Shape.from_config(found.config or {})
+            shape = model_sizes.SHAPES.get(trained) or Shape.from_config(found.config or {})
             weights = found.weights or None
             size = shape.weights("auto") if shape is not None and shape.parameters else None
             yield _model("describer", trained, found, size)
@@ -54,7 +54,7 @@ def check(config: Config) -> Iterator[Line]:
     for role, section in (("scorer", config.scorer), ("detector", config.detector)):
         if config.describer is not None and section.backend not in ("fake", "none"):
             found = find_model(section.model, section.revision)
-            yield _model(role, section.model, found, plan.model_bytes(section))
+            yield _model(role, section.model, found, model_sizes.model_bytes(section))
     if config.describer is not None and shape is not None:
         yield from _resources(config, config.describer, shape, weights)
 
@@ -126,7 +126,7 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
     training = config.training
     if describer.backend == "hf":
         own = _as_stored(weights, describer.dtype, describer.load_in_4bit)
-        needed = plan.describing_memory(shape, describer, own)
+        needed = model_sizes.describing_memory(shape, describer, own)
         lower = "a batch that does not fit is halved; describer.load_in_4bit needs less"
         yield _memory("describing", needed, describer.device, lower, spread=describer.device_map is not None)
     if describer.backend == "vllm":
@@ -135,12 +135,12 @@ def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights
     lower = (
         "lower training.per_device_train_batch_size, or set training.gradient_checkpointing or training.load_in_4bit"
     )
-    yield _memory("training", plan.training_memory(shape, training, own), training.device, lower)
+    yield _memory("training", model_sizes.training_memory(shape, training, own), training.device, lower)
     images = config.annotations.max_images
     pairs = None if images is None else round(images * (1 - config.annotations.holdout)) * config.regions.per_image
-    disk = plan.checkpoint_bytes(shape, training)
+    disk = model_sizes.checkpoint_bytes(shape, training)
     if pairs is not None and training.vision_cache != "none":
-        cache = plan.vision_cache_bytes(shape, training, pairs)
+        cache = model_sizes.vision_cache_bytes(shape, training, pairs)
         where = {
             "disk": "on disk",
             "memory": "in memory",

@@ -1,230 +1,290 @@
-"""Memory, disk and time of a config's models, worked out from their shapes. Estimates, not measurements.
+"""`spr plan`: what a run of many images takes, worked out from a calibration on a small sample.
 
-With T tokens in a step (pairs per device × tokens of image, prompt and both answers), L layers of width H with MLPs of
-width I, keys of width K and queries of width Q, and A parameters of the adapter:
-
-- weights: parameters × bytes of the dtype.
-- describing: weights + batch × (image, prompt and answer tokens) × 4 L K bytes of keys and values.
-- training: weights + 16 A (float32 weights, gradients and AdamW's two moments) + what the backward pass needs,
-  T × L × (16 H + 2 Q + 4 K + 8 I) bytes, or with `gradient_checkpointing` the larger of 4 A and
-  T × (2 L H + one layer).
-- all: `RESERVE` bytes for CUDA, its libraries and the gaps of the allocator.
-
-The terms of the backward pass were fitted to `benchmarks/sizes.py`, which follows every tensor of the trainer's own
-step; for Ferret and CogVLM the sums differ from it by at most 4 %. Times are those of the arithmetic at `MATH_SHARE` of
-a card's peak, and of reading weights and keys at `MEMORY_SHARE` of its memory's peak for tokens generated one by one.
+A stage with K shards and R input rows in P processes takes start + fixed + max(⌈K / P⌉ / K × work, CPU work / cores),
+where work = K × cost per shard + R × cost per row. A process takes whole shards, so P is at most K, and processes on
+one machine share its cores. The stages of `engine: local` follow one another. Those of `engine: ray` overlap: the run
+takes as long as its slowest stage, or as its work keeps the cores or the GPUs busy, and the first shard passes through
+the other stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from spr.config import DescriberConfig, DetectorConfig, ScorerConfig, TrainingConfig
+from spr.config import Config
+from spr.core.errors import ConfigError
+from spr.workflows.calibration import Calibration, StageCosts
+from spr.workflows.measuring import Cost
 
-GIB = 2**30
-RESERVE = 2 * GIB
-PROMPT, ANSWER = 140, 200
-"""Tokens of a prompt's words and of an answer that are assumed."""
-PHOTOGRAPH = (640, 480)
-"""Width and height of the images that are assumed."""
-CARDS = {"A100 80 GB": (312e12, 2.0e12), "H100 80 GB": (989e12, 3.35e12)}
-"""Dense bfloat16 operations per second, and bytes per second, by the maker's data sheets."""
-MATH_SHARE, MEMORY_SHARE = 0.4, 0.6
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FOUR_BITS = 0.55  # bytes per weight, with the scales of NF4
+SAME_MACHINE = 0.1
+"""Relative uncertainty of every estimate: the same work takes longer in one hour than in another."""
+UNKNOWN = 0.5
+"""Relative uncertainty where the sample has too few shards to measure it."""
+SEVERAL = 0.25
+"""By how much several processes may be slower than their number says: they share memory, disk and, on CPUs, caches."""
+RAY = 0.2
+"""By how much Ray may be slower than the same work without it."""
+FIRST_POOL, NEXT_POOL = 1.5, 0.2
+"""Seconds until the first worker processes of a run have started, and those of a later stage, without imports."""
+RAY_START = 10.0
+"""Seconds until a Ray cluster of one machine and its first processes have started."""
+MOST_MACHINES = 256
+_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![a-z])")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """The shape of a multimodal LLM: its decoder with gated MLPs, and the tokens of an image.
+class Setup:
+    """Where a run takes place: processes for stages without models, and machines like the one that was calibrated.
 
-    ``parameters`` is the total; ``experts`` the number of experts per layer, of which one is trained (CogVLM: 2).
-    ``dtype`` is that of the published weights. ``tied``: the output head is the embedding.
+    ``model_processes`` is the number of processes per machine for models on CPUs; None uses the config's.
     """
 
-    parameters: int
-    layers: int
-    hidden: int
-    intermediate: int
-    queries: int
-    keys: int
-    vocabulary: int
-    image_tokens: int
-    dtype: str = "bfloat16"
-    experts: int = 1
-    tied: bool = False
+    workers: int
+    cores: int
+    gpus: int
+    machines: int = 1
+    model_processes: int | None = None
+    overlapping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds, with the range in which they are to be expected."""
+
+    seconds: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What a stage will take: rows, bytes on disk, processes and time. ``bytes`` includes its list of drops."""
+
+    name: str
+    unit: str
+    inputs: int
+    rows: int
+    processes: int
+    time: Estimate
+    cpu_seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will take.
+
+    Attributes:
+        images: The number of images in the sample of the run.
+        shards: Shards of each stage.
+        setup: Where it runs.
+        stages: The stages in their order.
+        other: Seconds outside of the stages: checks, recording the images, the list of drops.
+        total: The whole run. With overlapping stages, it is less than the sum.
+        bytes: Of the run folder.
+        driver_memory: Peak of the process that runs `spr run`, in bytes.
+        model_memory: Peak of a process with models by stage, in bytes.
+        gpu_memory: Peak of a process's GPU memory by stage, in bytes.
+    """
+
+    images: int
+    shards: int
+    setup: Setup
+    stages: tuple[StagePlan, ...]
+    other: float
+    total: Estimate
+    bytes: int
+    driver_memory: int
+    model_memory: dict[str, int]
+    gpu_memory: dict[str, int]
 
     @property
-    def linear(self) -> dict[str, int]:
-        """Inputs plus outputs of each linear layer of a decoder layer, which a LoRA matrix of rank 1 has as numbers."""
-        h, i, q, k = self.hidden, self.intermediate, self.queries, self.keys
-        attention = {"q_proj": h + q, "k_proj": h + k, "v_proj": h + k, "o_proj": q + h}
-        if self.experts > 1:
-            attention = {"language_expert_query_key_value": h + q + 2 * k, "language_expert_dense": q + h}
-        return attention | {"gate_proj": h + i, "up_proj": h + i, "down_proj": i + h}
-
-    @property
-    def decoder(self) -> int:
-        """Parameters of the decoder layers of one expert, which each token passes."""
-        h, i, q, k = self.hidden, self.intermediate, self.queries, self.keys
-        return self.layers * (h * (2 * q + 2 * k) + 3 * h * i + 2 * h)
-
-    @property
-    def vision(self) -> int:
-        """Parameters outside of the language model: the vision tower, the projector, and biases."""
-        text = self.experts * self.decoder + (1 if self.tied else 2) * self.vocabulary * self.hidden
-        return max(self.parameters - text, 0)
-
-    def adapter(self, training: TrainingConfig) -> int:
-        """Parameters of the LoRA adapter."""
-        targets = training.lora.target_modules
-        sizes = self.linear
-        chosen = sizes if targets is None else {name: sizes.get(name.split(".")[-1], 0) for name in targets}
-        return training.lora.r * self.layers * sum(chosen.values())
-
-    def weights(self, dtype: str, *, four_bits: bool = False) -> int:
-        """Bytes of the weights."""
-        return int(self.parameters * (_FOUR_BITS if four_bits else _BYTES[self.dtype if dtype == "auto" else dtype]))
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], parameters: int = 0) -> Shape | None:
-        """The shape in a config.json of transformers, given the number of parameters; None if it has no decoder."""
-        text = {**config, **(config.get("text_config") or {})}
-        try:
-            hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
-            head = int(text.get("head_dim") or hidden // heads)
-            shape = cls(
-                parameters,
-                int(text["num_hidden_layers"]),
-                hidden,
-                int(text["intermediate_size"]),
-                heads * head,
-                int(text.get("num_key_value_heads") or heads) * head,
-                int(text["vocab_size"]),
-                _image_tokens(config),
-                str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16"),
-                2 if config.get("architectures") == ["CogVLMForCausalLM"] else 1,
-                bool(text.get("tie_word_embeddings", False)),
-            )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            return None
-        return shape if shape.dtype in _BYTES else replace(shape, dtype="bfloat16")
+    def memory(self) -> int:
+        """Bytes of memory of the driver and the model processes that run at the same time, on one machine."""
+        each = {
+            stage.name: -(-stage.processes // self.setup.machines) * self.model_memory[stage.name]
+            for stage in self.stages
+            if stage.name in self.model_memory and (stage.processes > 1 or self.setup.overlapping)
+        }
+        most = sum(each.values()) if self.setup.overlapping else max(each.values(), default=0)
+        return self.driver_memory + most
 
 
-def _image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of a photograph: of a fixed square, of a square and its four tiles, or of its pixels."""
-    vision = config.get("vision_config") or {}
-    patch = int(vision.get("patch_size") or 14)
-    if "image_size" not in vision:  # Qwen: the image at its size, with 2 × 2 patches per token
-        unit = patch * int(vision.get("spatial_merge_size") or 2)
-        return round(PHOTOGRAPH[0] / unit) * round(PHOTOGRAPH[1] / unit)
-    size = vision["image_size"]
-    side = int(size[0] if isinstance(size, list | tuple) else size) // patch
-    tiled = config.get("model_type") == "llava_onevision" and len(config.get("image_grid_pinpoints") or ()) > 1
-    if tiled:  # the whole image, and 2 × 2 tiles cropped to its aspect, with a token at the end of each row
-        rows = int(2 * side * PHOTOGRAPH[1] / PHOTOGRAPH[0])
-        return side**2 + (rows + rows % 2) * (2 * side + 1)
-    return side**2
+def plan(measured: Calibration, config: Config, images: int | None, setup: Setup) -> Plan:
+    """Work out what a run of a number of images takes; None means all that pass the filters, and it is never more."""
+    first, *_ = measured.stages
+    passing = first.rows / first.inputs
+    passed = max(1, round(measured.qualifying * passing))
+    images = passed if images is None else min(images, passed)
+    inputs = {first.name: images / passing}
+    shards = max(1, math.ceil(inputs[first.name] / config.shard_rows))
+    rows: dict[str, float] = {}
+    stages, works, pool = [], {}, FIRST_POOL
+    for costs in measured.stages:
+        if costs.source is not None:
+            inputs[costs.name] = rows[costs.source]
+        rows[costs.name] = images if costs is first else inputs[costs.name] * costs.rows / max(1, costs.inputs)
+        own, processes = inputs[costs.name], processes_of(costs, setup, shards)
+        work = works[costs.name] = costs.per_shard.times(shards).plus(costs.per_row.times(own))
+        seconds = stage_seconds(costs, work, shards, processes, setup.cores)
+        if processes > 1 and not setup.overlapping:
+            seconds += pool + (measured.imports if costs.needs is not None else 0.0)
+            pool = NEXT_POOL
+        time = _estimate(seconds, costs.spread, SEVERAL if processes > 1 else 0.0, measured.waited)
+        drops = costs.drops / max(1, costs.inputs) * own
+        size = shards * costs.file_bytes + rows[costs.name] * costs.row_bytes + drops * costs.drop_bytes
+        cpu = costs.start.cpu * processes + costs.fixed.cpu + work.cpu
+        counts = round(own), round(rows[costs.name]), processes
+        stages.append(StagePlan(costs.name, costs.unit, *counts, time, cpu, round(size) + costs.fixed_bytes))
+    dropped = sum(costs.drops / max(1, costs.inputs) * inputs[costs.name] for costs in measured.stages)
+    dropped += max(0, measured.source_drops - (images - measured.images))
+    other = measured.fixed + len(stages) * measured.merge * dropped
+    other += sum(costs.after * rows[costs.name] for costs in measured.stages)
+    in_driver = [
+        costs.memory
+        for costs, stage in zip(measured.stages, stages, strict=True)
+        if costs.needs is None or (stage.processes == 1 and not setup.overlapping)
+    ]
+    return Plan(
+        images=images,
+        shards=shards,
+        setup=setup,
+        stages=tuple(stages),
+        other=other,
+        total=_total(measured, stages, works, shards, setup, other),
+        bytes=round(
+            sum(stage.bytes for stage in stages) + images * measured.image_bytes + dropped * measured.merged_bytes
+        ),
+        driver_memory=max(in_driver, default=first.memory),
+        model_memory={costs.name: costs.memory for costs in measured.stages if costs.needs is not None},
+        gpu_memory={costs.name: costs.gpu_memory for costs in measured.stages if costs.gpu_memory},
+    )
 
 
-_VICUNA_7B = Shape(7_090_207_756, 32, 4096, 11008, 4096, 4096, 32002, 577)
-_QWEN_7B = Shape(8_292_166_656, 28, 3584, 18944, 3584, 512, 152_064, 391)
-SHAPES = {
-    "checkpoints/ferret-7b-v1-3": _VICUNA_7B,
-    "checkpoints/ferret-13b-v1-3": Shape(13_369_759_756, 40, 5120, 13824, 5120, 5120, 32002, 577),
-    "zai-org/cogvlm-grounding-generalist-hf": replace(
-        _VICUNA_7B, parameters=17_639_685_376, vocabulary=32000, image_tokens=1227, experts=2
-    ),
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf": replace(
-        _QWEN_7B, parameters=8_029_890_080, vocabulary=152_000, image_tokens=2929
-    ),
-    "Qwen/Qwen2.5-VL-7B-Instruct": _QWEN_7B,
-}
-"""Shapes of the describers of the configs that ship with SPR, for machines that don't have them yet."""
-OTHERS = {"openai/clip-vit-large-patch14-336": 427_944_193, "IDEA-Research/grounding-dino-base": 232_315_264}
-"""Parameters of the default scorer and detector, which are published in float32."""
+def processes_of(costs: StageCosts, setup: Setup, shards: int) -> int:
+    """The number of processes of a stage; at most one per shard."""
+    needs = costs.needs
+    if needs is None:
+        wanted = setup.workers
+    elif costs.is_remote:
+        wanted = needs.processes or 1
+    elif setup.gpus and needs.gpus:
+        wanted = needs.processes_on(setup.gpus)
+    else:
+        wanted = (setup.model_processes or needs.processes or 1) * setup.machines
+    return max(1, min(wanted, shards))
 
 
-def describing_memory(shape: Shape, describer: DescriberConfig, weights: int | None = None) -> int:
-    """Bytes of device memory for describing a batch with answers of full length."""
-    tokens = _batch(describer) * (shape.image_tokens + PROMPT + describer.max_new_tokens)
-    keys = tokens * 2 * shape.layers * shape.keys * _bytes(shape, describer.dtype)
-    if weights is None:
-        weights = shape.weights(describer.dtype, four_bits=describer.load_in_4bit)
-    return weights + keys + RESERVE
+def stage_seconds(costs: StageCosts, work: Cost, shards: int, processes: int, cores: int) -> float:
+    """Seconds of a stage by itself once its processes run, see the formula in the module's docstring."""
+    start = costs.start.seconds + costs.fixed.seconds
+    if processes == 1:
+        return start + work.seconds
+    return start + max(math.ceil(shards / processes) / shards * work.seconds, work.cpu / cores)
 
 
-def training_memory(shape: Shape, training: TrainingConfig, weights: int | None = None) -> int:
-    """Bytes of device memory for a training step."""
-    size, adapter = _bytes(shape, training.dtype) / 2, shape.adapter(training)
-    h, i, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
-    layer = int(step_tokens(shape, training) * (16 * h + 2 * q + 4 * k + 8 * i) * size)
-    kept = layer * shape.layers
-    if training.gradient_checkpointing:
-        kept = max(4 * adapter, layer + int(step_tokens(shape, training) * 2 * shape.layers * h * size))
-    if weights is None:
-        weights = shape.weights(training.dtype, four_bits=training.load_in_4bit)
-    return weights + 16 * adapter + kept + RESERVE
+def _estimate(seconds: float, spread: float | None, slower: float, waited: float) -> Estimate:
+    """A range that is wider to the top with several processes, and to the bottom if the calibration was disturbed."""
+    relative = math.hypot(SAME_MACHINE, UNKNOWN if spread is None else spread)
+    return Estimate(seconds, seconds * max(0.0, 1 - relative) * (1 - waited), seconds * (1 + relative + slower))
 
 
-def step_tokens(shape: Shape, training: TrainingConfig) -> int:
-    """Tokens of a forward pass of a training step, with image and prompt once per pair."""
-    once = shape.image_tokens + PROMPT
-    prompts = 2 if training.prefix_sharing == "separate" else 1
-    return training.per_device_train_batch_size * (prompts * once + 2 * ANSWER)
+def _total(
+    measured: Calibration,
+    stages: list[StagePlan],
+    works: dict[str, Cost],
+    shards: int,
+    setup: Setup,
+    other: float,
+) -> Estimate:
+    if not setup.overlapping:
+        parts = [*(stage.time for stage in stages), Estimate(other, other * (1 - SAME_MACHINE), other * 1.1)]
+        return Estimate(*(sum(getattr(part, name) for part in parts) for name in ("seconds", "low", "high")))
+    costs = measured.stages
+    alone = [
+        stage.time.seconds - own.start.seconds - own.fixed.seconds for own, stage in zip(costs, stages, strict=True)
+    ]
+    busy_cores = sum(work.cpu for work in works.values()) / setup.cores
+    on_gpus = [works[own.name].seconds * own.needs.gpus for own in costs if own.needs is not None and setup.gpus]
+    slowest = max(*alone, busy_cores, sum(on_gpus) / max(1, setup.gpus))
+    passing = sum(works[own.name].seconds for own in costs) / shards
+    start = (
+        RAY_START + measured.imports + max(own.start.seconds for own in costs) + sum(own.fixed.seconds for own in costs)
+    )
+    seconds = start + slowest + (passing if shards > 1 else sum(alone) - slowest) + other
+    low, middle, high = (sum(getattr(s.time, name) for s in stages) for name in ("low", "seconds", "high"))
+    return Estimate(seconds, seconds * low / middle, seconds * (high / middle + RAY))
 
 
-def checkpoint_bytes(shape: Shape, training: TrainingConfig) -> int:
-    """Bytes on disk of the adapter and of the two checkpoints that are kept."""
-    return (4 + 2 * 12) * shape.adapter(training)
+def own_setup(measured: Calibration, config: Config, workers: int | None = None) -> Setup:
+    """This machine with the config's numbers of processes; ``workers`` is that of `spr run --workers`."""
+    ray = config.engine.name == "ray"
+    return Setup(workers or (measured.cores if ray else 1), measured.cores, measured.gpus, overlapping=ray)
 
 
-def vision_cache_bytes(shape: Shape, training: TrainingConfig, pairs: int) -> int:
-    """Bytes of the vision tower's outputs of all pairs."""
-    return pairs * shape.image_tokens * shape.hidden * _bytes(shape, training.dtype)
+def setups(measured: Calibration, config: Config, workers: int | None = None) -> Iterator[Setup]:
+    """Setups with more and more processes, GPUs or machines: first those that this machine can have.
+
+    Stages without models use all cores, unless ``workers`` is given.
+    """
+    cores, gpus = measured.cores, measured.gpus
+    own, ray = workers or cores, config.engine.name == "ray"
+    if gpus:
+        for count in range(1, MOST_MACHINES + 1):
+            machines = -(-count // gpus)
+            yield Setup(own * machines, cores * machines, count, machines, overlapping=ray)
+        return
+    for processes in range(1, cores + 1):
+        yield Setup(own, cores, 0, model_processes=processes, overlapping=ray)
+    for machines in range(2, MOST_MACHINES + 1):
+        yield Setup(cores * machines, cores * machines, 0, machines, cores, overlapping=True)
 
 
-def describing_seconds(shape: Shape, describer: DescriberConfig, card: str) -> float:
-    """Seconds for a batch of descriptions of `ANSWER` tokens."""
-    math, memory = CARDS[card]
-    batch = _batch(describer)
-    prompt = batch * (shape.image_tokens + PROMPT)
-    work = 2 * shape.decoder * prompt + 2 * shape.vision * batch * shape.image_tokens
-    keys = 4 * shape.layers * shape.keys * (prompt + batch * ANSWER // 2)
-    read = (shape.parameters - shape.vision - (shape.experts - 1) * shape.decoder) * 2 + keys
-    return work / (MATH_SHARE * math) + ANSWER * read / (MEMORY_SHARE * memory)
+def reach(
+    measured: Calibration, config: Config, own: Plan, seconds: float, workers: int | None = None
+) -> tuple[Plan, bool]:
+    """The plan that is expected to take at most so many seconds: the ``own`` one, or with the smallest of the `setups`.
+
+    If none is, the fastest one, and False.
+    """
+    if own.total.seconds <= seconds:
+        return own, True
+    measured = replace(measured, stages=tuple(_free(costs) for costs in measured.stages))
+    fastest = own
+    for setup in setups(measured, config, workers):
+        found = plan(measured, config, own.images, setup)
+        if found.total.seconds <= seconds:
+            return found, True
+        if found.total.seconds < 0.99 * fastest.total.seconds:
+            fastest = found
+    return fastest, False
 
 
-def step_seconds(shape: Shape, training: TrainingConfig, card: str) -> float:
-    """Seconds for a forward and backward pass of a training step, without the vision tower, which is cached."""
-    tokens, adapter = step_tokens(shape, training), shape.adapter(training)
-    square = 4 * tokens**2 / training.per_device_train_batch_size * shape.queries * shape.layers
-    passes = 1 if training.gradient_checkpointing else 0
-    work = tokens * ((4 + 2 * passes) * shape.decoder + (6 + 2 * passes) * adapter) + (3.5 + passes) * square
-    return work / (MATH_SHARE * CARDS[card][0])
+def _free(costs: StageCosts) -> StageCosts:
+    """A stage whose number of processes may be chosen."""
+    needs = costs.needs
+    if needs is None or costs.is_remote or not needs.gpus:
+        return costs
+    return replace(costs, needs=replace(needs, processes=None))
 
 
-def reference_seconds(shape: Shape, training: TrainingConfig, card: str) -> float:
-    """Seconds for the reference pass of a batch, with its images through the vision tower."""
-    tokens = step_tokens(shape, training)
-    square = 4 * tokens**2 / training.per_device_train_batch_size * shape.queries * shape.layers
-    images = training.per_device_train_batch_size * shape.image_tokens
-    work = 2 * tokens * (shape.decoder + shape.adapter(training)) + square + 2 * shape.vision * images
-    return work / (MATH_SHARE * CARDS[card][0])
+def parse_duration(text: str) -> float:
+    """A duration in seconds.
 
+    >>> parse_duration("24h"), parse_duration("1d 12h"), parse_duration("90 min"), parse_duration("1.5h")
+    (86400.0, 129600.0, 5400.0, 5400.0)
 
-def model_bytes(section: ScorerConfig | DetectorConfig) -> int | None:
-    """Bytes of the weights of a scorer or detector, if its size is known."""
-    parameters = OTHERS.get(section.model)
-    return None if parameters is None else parameters * _BYTES["float32" if section.dtype == "auto" else section.dtype]
-
-
-def _batch(describer: DescriberConfig) -> int:
-    default: int = DescriberConfig.model_fields["batch_size"].default
-    return default if describer.batch_size == "auto" else describer.batch_size
-
-
-def _bytes(shape: Shape, dtype: str) -> int:
-    return _BYTES[shape.dtype if dtype == "auto" else dtype]
+    Raises:
+        ConfigError: if it is not one, or zero.
+    """
+    place, total = 0, 0.0
+    while (match := _DURATION.match(text, place)) is not None:
+        place, total = match.end(), total + float(match[1]) * _UNITS[match[2]]
+    if place < len(text.rstrip()) or not total:
+        expected = "a number with a unit, such as 24h, 90min or 2d"
+        raise ConfigError("--within is not a duration", got=text, expected=expected)
+    return total
