@@ -68,16 +68,17 @@ def note(real):
     return accept
 for kind in (stage_run.StageRun, stage_run.FirstStageRun):
     kind.accept = note(kind.accept)
-run(load_config(sys.argv[1], sys.argv[4:]), Path(sys.argv[2]), workers=int(sys.argv[3]))
+until = sys.argv[4] or None
+run(load_config(sys.argv[1], sys.argv[5:]), Path(sys.argv[2]), workers=int(sys.argv[3]), until=until)
 print(json.dumps({"times": times, "total": time.monotonic() - start}))
 """
 
 
-def measure(config: Path, out: Path, workers: int, overrides: list[str], threads: int) -> dict:
+def measure(config: Path, out: Path, workers: int, overrides: list[str], threads: int, until: str = "") -> dict:
     """Run the pipeline in a process of its own; when which shards were finished, and the whole time, in seconds."""
     shutil.rmtree(out, ignore_errors=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", MEASURED, str(config), str(out), str(workers), *overrides]
+    command = [sys.executable, "-c", MEASURED, str(config), str(out), str(workers), until, *overrides]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     return json.loads(done.stdout)
 
@@ -128,7 +129,7 @@ def with_embedded(folder: Path, scenes: int, repeats: int) -> None:
     """Two processes of one thread against one of two, with the embedded describer."""
     from spr.embedded.scenes import write_scenes
 
-    data = write_scenes(folder / "scenes", scenes, 0)
+    data = write_scenes(folder / "scenes", scenes, 0).parent
     overrides = [f"annotations.path={data}/instances.json", f"annotations.images={data}/images"]
     overrides += ["shard_rows=16", "describer.batch_size=48", "describer.device=cpu"]
     overrides += ["annotations.crowds=drop", "detector.backend=none", "scoring.ground_truth=annotations"]
@@ -139,7 +140,7 @@ def with_embedded(folder: Path, scenes: int, repeats: int) -> None:
         for processes, threads in ((1, 2), (2, 1)):
             more = [f"describer.num_processes={processes}", "scorer.backend=fake"]
             started = time.monotonic()
-            result = measure(config, folder / "run", 1, [*overrides, *more], threads)
+            result = measure(config, folder / "run", 1, [*overrides, *more], threads, "candidates")
             pair.append(rate(result, "candidates"))
             seconds.append((processes, round(time.monotonic() - started, 1)))
         ratios.append(pair[1] / pair[0])

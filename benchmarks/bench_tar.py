@@ -5,8 +5,9 @@
 Files of real sizes are made from the photographs of a folder, repeated with other names, as files in folders of 1,000
 and in tar files of 1,000. Each measurement reads all of them in one random order in a process of its own, with one
 thread: the bytes alone (`read_bytes`), and decoded (`check`). Places alternate, and medians are reported. The bound
-applies to CPU seconds, which depend less on other processes than wall-clock time does. The files are in the page cache: a cold cache can't be made without the rights of an administrator. ``--uncached`` asks the kernel to
-drop the files' pages first (posix_fadvise), which a file system need not do.
+applies to CPU seconds, which depend less on other processes than wall-clock time does. The files are in the page cache:
+a cold cache can't be made without the rights of an administrator. ``--uncached`` asks the kernel to drop the files'
+pages first (posix_fadvise), which a file system need not do.
 
 The index is measured on tar files of small members that are shaped like those of Objects365: seconds per 100,000
 members with headers in the page cache, the size of the index, seconds to load it from the cache, and the memory of a
@@ -187,9 +188,8 @@ def main() -> None:
                 wall = medians["files"] / medians["tars"]
                 verdict = "ok" if ratio >= SPEED_WANTED else "MISSED"
                 rates = ", ".join(f"{place} {options.images / value:,.0f} images/s" for place, value in medians.items())
-                print(
-                    f"{method}: {rates}; tars {ratio:.2f} times as fast by CPU time ({verdict}), {wall:.2f} by the clock"
-                )
+                told = f"tars {ratio:.2f} times as fast by CPU time ({verdict}), {wall:.2f} by the clock"
+                print(f"{method}: {rates}; {told}")
                 results[method] = {"seconds": seconds, "cpu": cpu, "ratio": ratio}
         for tars, members in ((1, 100_000), (51, options.members)) if options.members else ():
             place = work / f"members-{tars}"

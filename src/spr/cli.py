@@ -31,6 +31,7 @@ from spr.commands import (
     text,
     train,
 )
+from spr.commands.urls import with_urls
 from spr.core.errors import SprError, missing_package
 from spr.core.progress import LINE_EVERY, Progress
 from spr.core.terminal import echo
@@ -81,7 +82,7 @@ for command in (
     config.config,
     config.doctor,
 ):
-    app.command()(command)
+    app.command()(with_urls(command))
 app.add_typer(evaluate.evaluate)
 app.add_typer(convert.convert)
 

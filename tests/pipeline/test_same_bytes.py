@@ -53,7 +53,7 @@ def config(data, count, engine):
 
 def test_engines_processes_and_storage_change_no_byte(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    data = write_scenes(tmp_path / "scenes", 12, 0)
+    data = write_scenes(tmp_path / "scenes", 12, 0).parent
     ray = {"name": "ray", "address": "local"}
     cases = [(name, engine, count) for name, engine in (("local", "local"), ("ray", ray)) for count in (1, 2, 4)]
     found = {}

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 
 import pytest
 from PIL import Image
@@ -126,3 +127,14 @@ def test_images_outside_an_empty_folder_are_recorded_if_they_are_allowed(config,
     dataset.write()
     run(config(images=str(dataset.images / "inner"), allow_outside_images=True), tmp_path / "run", until="objects")
     assert all(row["size"] for row in recorded(tmp_path / "run").values())
+
+
+def test_images_in_a_tar_file_are_recorded(config, dataset, tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for path in sorted(dataset.images.iterdir()):
+            tar.add(path, path.name)
+    run(config(images=str(tmp_path / "images.tar")), tmp_path / "run", until="objects")
+    found = recorded(tmp_path / "run")
+    assert {name: row["size"] for name, row in found.items()} == {
+        name: (dataset.images / name).stat().st_size for name in found
+    }

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, is_unico
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
 from spr.core.boxes import leave
 from spr.core.errors import InputError
+from spr.core.paths import as_path
 from spr.core.terminal import count_text
 
 _LISTS = ("images", "annotations", "categories")
@@ -152,7 +152,7 @@ def read_coco(
             odd_keys.update(dict.fromkeys(key for item in items if isinstance(item, dict) for key in item))
         return lenient_objects(items, ids)
 
-    with JsonStream(Path(path), block_size=block_size, progress=progress) as stream:
+    with JsonStream(as_path(path), block_size=block_size, progress=progress) as stream:
         seen: list[str] = []
         for member in stream.members():
             seen.append(member)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -16,6 +15,7 @@ from spr.config.annotations import HF_PREFIX
 from spr.core.atomic import is_temporary, write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import ConfigError, InputError, RunError
+from spr.core.locks import hold
 from spr.core.paths import is_dir
 
 MARKER = "spr-dataset.json"
@@ -103,19 +103,17 @@ class DatasetImages:
         Raises:
             RunError: as `check` does; if the folder can't be used; or if another process writes into it.
         """
-        try:
-            self.check()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if not self._known():
-                self._mark(complete=False)
-            lock = (self._folder / MARKER).open("rb")
-        except OSError as error:
-            raise RunError(f"{self._folder} can't be used for images", got=error, fix="choose another folder") from None
-        with lock:
+        busy = RunError(f"Another process writes into {self._folder}", fix="wait for it")
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"Another process writes into {self._folder}", fix="wait for it") from None
+                self.check()
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if not self._known():
+                    self._mark(complete=False)
+                held.enter_context(hold(self._folder / MARKER, busy, create=False))
+            except OSError as error:
+                got, fix = error, "choose another folder"
+                raise RunError(f"{self._folder} can't be used for images", got=got, fix=fix) from None
             for item in self._folder.iterdir():
                 if is_temporary(item):
                     item.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from spr.commands.urls import with_urls
 from spr.core.errors import ConfigError
 from spr.core.terminal import count_text, echo
 
@@ -18,6 +19,7 @@ convert = typer.Typer(
 
 
 @convert.command()
+@with_urls
 def ferret(
     out: Annotated[Path, typer.Option(help="Output folder; must not exist.")],
     base: Annotated[str | None, typer.Option(help="Vicuna v1.3, 7B or 13B: a folder or a hub id.")] = None,
@@ -52,6 +54,7 @@ def ferret(
 
 
 @convert.command("annotations")
+@with_urls
 def convert_dataset(
     path: Annotated[str, typer.Argument(help="The file or folder; for hf also hf:NAME:SPLIT.")],
     source: Annotated[str, typer.Option("--from", help="yolo | voc | csv | label-studio | cvat | hf.")],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from spr.commands.urls import with_urls
 from spr.core.errors import ConfigError
 from spr.core.paths import is_dir, is_file
 from spr.core.terminal import count_text, echo
@@ -73,7 +74,7 @@ def _command(name: str, task: type[Task[Any]]) -> Any:
 
     def run(**values: Any) -> None:
         own = {option.name: values.pop(option.name) for option in task.options()}
-        _evaluate(task(**own), **values)
+        with_urls(_evaluate)(task(**own), **values)
 
     shared = inspect.signature(_evaluate, eval_str=True).parameters.values()
     parameters = [parameter for parameter in shared if parameter.name != "task"]

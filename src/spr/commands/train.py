@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from spr.commands.export import REVIEWS_HELP
-from spr.core.paths import is_dir
+from spr.core.paths import as_path, is_dir, is_file, is_remote
 from spr.core.terminal import count_text, echo
 
 
@@ -86,11 +86,12 @@ def _config_of(
     from spr.core.errors import ConfigError
     from spr.runs.trainings import run_config
 
-    if is_dir(config):
-        if out is not None and out.absolute() != Path(config).absolute():
-            fix = f"leave --out out; or give {Path(config) / 'config.yaml'} to train on the pairs of --out"
+    folder = as_path(config)
+    if is_file(folder / "config.yaml") if is_remote(folder) else is_dir(folder):
+        if out is not None and out.absolute() != folder.absolute():
+            fix = f"leave --out out; or give {folder / 'config.yaml'} to train on the pairs of --out"
             raise ConfigError(f"{config} is a folder: it is trained in place", got=f"--out {out}", fix=fix)
-        return run_config(Path(config), overrides, name), Path(config)
+        return run_config(folder, overrides, name), folder
     load = load_training if with_pairs else load_config
     loaded = load(config, overrides)
     if out is None:

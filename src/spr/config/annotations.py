@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from spr.config.section import Float, Int, Section
+from spr.config.section import AnyPath, Float, Int, Section
 from spr.core.images import MAX_PIXELS, ImageSource
 
 HF_PREFIX = "hf:"
@@ -19,13 +19,13 @@ class AnnotationsConfig(Section):
 
     runtime_fields = frozenset({"allow_outside_images", "hash_images"})
 
-    path: Path
+    path: AnyPath
     """Annotation file: COCO, LVIS or Objects365 JSON. Or a Hugging Face detection dataset: `hf:NAME[:CONFIG]:SPLIT`, or
-    `hf:/FOLDER:SPLIT` offline."""
-    images: Path
+    `hf:/FOLDER:SPLIT` offline. A JSON file can be a URL of object storage (`s3://`, `gs://`, `az://`, `https://`)."""
+    images: AnyPath
     """Folder that the file names in the annotations are relative to, or that holds the images in tar files; or a tar
-    file. For a Hugging Face dataset: a new folder, into which its images and its annotations as JSON are written
-    once."""
+    file. Each may be a URL of object storage. For a Hugging Face dataset: a new local folder, into which its images and
+    its annotations as JSON are written once."""
     min_area: Float = Field(default=300.0, ge=0)
     """Minimum box area in px²; smaller objects are dropped (supplement, Sec. 1)."""
     min_objects: Int = Field(default=9, ge=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from spr.config.section import Section
 from spr.core import FORMAT_VERSION
 from spr.core.documents import has_surrogates, parse_yaml
 from spr.core.errors import ConfigError, nearest
-from spr.core.paths import is_dir, is_file
+from spr.core.paths import as_path, is_dir, is_file
 from spr.core.text_input import read_text
 
 PRESETS = Path(__file__).parent / "presets"
@@ -86,7 +86,7 @@ def make_section(schema: type[Part], source: Part | str | PathLike[str], **field
             raise ConfigError("Both a config section and fields are given", got=", ".join(fields), fix=fix)
         return source
     given = {"model": source, **fields}
-    plain = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in given.items()}
+    plain = {name: str(value) if isinstance(value, PathLike) else value for name, value in given.items()}
     return _validate(schema, plain, schema.__name__)
 
 
@@ -103,7 +103,7 @@ def read_section(schema: type[Part], source: str | Path) -> Part:
 
 def find_config(source: str | Path) -> Path:
     """The file of a config, given its path or the name of a preset."""
-    path = Path(source)
+    path = as_path(source)
     shipped = presets()
     if is_file(path):
         return path

@@ -28,7 +28,10 @@ def public_name(value: str) -> str:
     'hf:cups:train'
     >>> public_name("C:\\Users\\me\\1.jpg")
     '1.jpg'
+    >>> public_name("s3://our-bucket/photos/instances.json")
+    'instances.json'
     """
+    value = re.sub(r"^(?:s3|gs|az)://?(?:.*/)?(?=[^/])", "", value)
     value = re.sub(r"^[A-Za-z]:[\\/](?:.*[\\/])?(?=[^\\/])", "", value)
     return re.sub(r"(?:^|(?<=\+)|(?<=^hf:))/(?:[^@+]*/)?(?=[^/@+])", "", value)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from spr.core.paths import as_path
 
 _EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
@@ -43,6 +46,14 @@ Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
 """A list of words. One word is a list, too, and so are words with commas or spaces between them."""
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _as_path(value: object) -> object:
+    return as_path(value) if isinstance(value, str | Path) else value
+
+
+AnyPath = Annotated[Path, BeforeValidator(_as_path)]
+"""A path on a local disk, or a URL of object storage."""
 
 
 class Section(BaseModel):

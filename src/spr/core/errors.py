@@ -58,6 +58,10 @@ class RunError(SprError):
     """A run folder can't be used: it was made with another config, another process uses it, or it is damaged."""
 
 
+class StorageError(SprError):
+    """An object store refuses a request or can't be reached, or can't do what a local disk can."""
+
+
 class GroundingError(SprError, ValueError):
     """Grounded text is malformed (raised only in strict mode), or can't be written in a dialect."""
 

@@ -45,8 +45,8 @@ class ImageFile(Protocol):
             OSError: if it can't be determined.
         """
 
-    def open(self) -> tuple[IO[bytes], int]:
-        """The content as a seekable file, and its size in bytes.
+    def open(self, most: int) -> tuple[IO[bytes], int]:
+        """The content as a seekable file, and its size in bytes; any file if there are more than ``most`` bytes.
 
         Raises:
             OSError: if it can't be read.
@@ -86,7 +86,7 @@ class LocalFile:
         info = self.path.stat()
         return info.st_size, info.st_mtime_ns
 
-    def open(self) -> tuple[IO[bytes], int]:
+    def open(self, most: int) -> tuple[IO[bytes], int]:  # noqa: ARG002
         """Open the file if it is a regular one that is not empty. Nothing else is opened: a FIFO would block."""
         info = self.path.stat()
         if not stat.S_ISREG(info.st_mode) or not info.st_size:

@@ -23,6 +23,8 @@ from spr.core.image_files import FolderFiles, ImageFile, ImageFiles, ImageProble
 from spr.core.image_names import unsafe_path
 from spr.core.image_pixels import ORIENTATION_TAG, Orientation, decode, is_quarter_turn, is_rotated, load_pixels, to_rgb
 from spr.core.paths import exists, is_dir, is_file
+from spr.core.remote import RemotePath
+from spr.core.remote_images import remote_places, remote_tars
 from spr.core.tar_files import TarFiles, only_tars, tars_of
 from spr.core.tar_index import check_is_tar, compressed_error
 
@@ -81,13 +83,16 @@ class ImageSource:
         Raises:
             InputError: if there is neither a folder nor a tar file, or a tar file that is compressed.
         """
-        if not exists(self.folder):
+        remote = self.folder if isinstance(self.folder, RemotePath) else None
+        if not exists(self.folder) and not (remote is not None and remote.lists_nothing):
             fix = "set annotations.images to the folder"
             raise InputError(f"There is no image folder {self.folder}", got="nothing there", fix=fix)
         try:
-            if is_dir(self.folder) and not only_tars(self.folder):
+            if remote is None and is_dir(self.folder) and not only_tars(self.folder):
                 return None
-            tars = tars_of(self.folder, allow_outside=self.allow_outside)
+            tars = self._found_tars()
+            if remote is not None and not tars.tars and not tars.compressed:
+                return None
         except OSError as error:
             raise InputError(f"{self.folder} can't be read", got=error.strerror or error) from None
         for suffix in {suffix for _, suffix in tars.compressed}:
@@ -108,7 +113,8 @@ class ImageSource:
         """
         found = self._find(file_name)[1]
         if found is None:
-            return FolderFiles(self.folder, self.allow_outside).path(file_name)
+            remote = isinstance(self.folder, RemotePath)
+            return self.folder / file_name if remote else FolderFiles(self.folder, self.allow_outside).path(file_name)
         if found.path is None:
             fix = "copy or embed the images (`spr export --images copy` or `embed`), or unpack the tar files"
             raise InputError("An image in a tar file has no path of its own", got=file_name, fix=fix)
@@ -125,7 +131,7 @@ class ImageSource:
     def identity(self, file_name: str) -> tuple[int, int] | None:
         """Size in bytes and modification time in ns, of the tar file for an image in it; None for a missing image."""
         try:
-            if not unsafe_path(file_name) and is_dir(self.folder):
+            if not unsafe_path(file_name) and not isinstance(self.folder, RemotePath) and is_dir(self.folder):
                 # Much faster than to resolve links first.
                 with contextlib.suppress(FileNotFoundError):
                     info = Path(self.folder, file_name).stat()
@@ -146,6 +152,9 @@ class ImageSource:
 
     def _places(self, file_name: str) -> Iterator[ImageFiles]:
         """Where an image may be, in the order of preference."""
+        if isinstance(self.folder, RemotePath):
+            yield from remote_places(self.folder, file_name)
+            return
         if unsafe_path(file_name) and (not self.allow_outside or "\0" in file_name):
             raise ImageProblem("path_outside_images", file_name, expected="a path relative to the image folder")
         if not is_file(self.folder):
@@ -154,9 +163,14 @@ class ImageSource:
 
     def _tars(self) -> TarFiles:
         try:
-            return tars_of(self.folder, allow_outside=self.allow_outside)
+            return self._found_tars()
         except OSError:
             return TarFiles([])
+
+    def _found_tars(self) -> TarFiles:
+        if isinstance(self.folder, RemotePath):
+            return remote_tars(self.folder)
+        return tars_of(self.folder, allow_outside=self.allow_outside)
 
     def _find(self, file_name: str) -> tuple[str, ImageFile | None]:
         """The name under which an image is found, and the image."""
@@ -249,9 +263,9 @@ class ImageSource:
             found = self._find(file_name)[1]
             if found is None:
                 raise self._missing(file_name)
-            self._check_bytes(file_name, found.identity()[0])
-            opened, size = found.open()
+            opened, size = found.open(self._most_bytes)
             with opened as file:
+                self._check_bytes(file_name, size)
                 yield file, size
         except ImageProblem as problem:
             raise _of(file_name, problem) from None
@@ -260,8 +274,12 @@ class ImageSource:
         except OSError as error:
             raise ImageProblem("image_unreadable", file_name, got=_about(error)) from error
 
+    @property
+    def _most_bytes(self) -> int:
+        return self.max_pixels * _BYTES_PER_PIXEL + _METADATA
+
     def _check_bytes(self, file_name: str, size: int) -> None:
-        most = self.max_pixels * _BYTES_PER_PIXEL + _METADATA
+        most = self._most_bytes
         if size > most:
             raise ImageProblem("image_too_large", file_name, got=f"{size:,} bytes", expected=f"at most {most:,} bytes")
 

@@ -7,7 +7,6 @@ content shows. Everything else is refused and left unchanged (docs/runs.md).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import recover, sha256, write_atomically
 from spr.core.documents import parse_json, read_json
 from spr.core.errors import RunError
+from spr.core.paths import lexists
 
 MARKER = "spr.json"
 """The file in a folder of model weights that says which command made the folder, from what, and the files' SHA-256."""
@@ -32,7 +32,7 @@ def check_output(path: Path, what: str, is_ours: Callable[[Path], bool] = lambda
         folder: Whether it will be a folder.
     """
     try:
-        if not os.path.lexists(path):
+        if not lexists(path):
             return
         got = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither a file nor a folder"
         if folder and path.is_dir():

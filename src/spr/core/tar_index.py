@@ -21,13 +21,15 @@ from spr.core.atomic import atomic_file
 from spr.core.errors import InputError, RunError
 from spr.core.ordered_map import ordered_map
 from spr.core.progress import MEGABYTE, Progress
-from spr.core.tar_headers import BLOCK, MEMBERS, TarError, check_header, read_members
+from spr.core.remote import RemotePath, Version
+from spr.core.tar_headers import BLOCK, MEMBERS, ReadAt, TarError, check_header, read_members
 from spr.core.terminal import count_text, echo
 
 CACHE = "SPR_CACHE"
 """The environment variable that names the cache folder; by default it is ``spr`` in ``XDG_CACHE_HOME`` or ~/.cache."""
-_VERSION = b"1"
-_THREADS = 4  # tar files indexed at once, because most of the time may be spent on waiting for a disk
+_VERSION = 1
+_AHEAD = 2**14  # bytes per request to object storage, where headers are not far from each other
+_THREADS, _REMOTE_THREADS = 4, 32  # tar files indexed at once: most of the time may be spent on waiting
 
 COMPRESSED = {  # by the first bytes: the suffix, and the command that decompresses a file in its place
     b"\x1f\x8b": (".gz", "gzip -d"),
@@ -42,22 +44,35 @@ SUFFIXES = (".tar", *(f".tar{suffix}" for suffix, _ in COMPRESSED.values()), *_S
 
 @dataclass(frozen=True, slots=True)
 class TarFile:
-    """A tar file on a disk, as it was when it was found: size in bytes, modification time in ns."""
+    """A tar file as it was when it was found: size in bytes, modification time in ns, version in object storage."""
 
     path: Path
     size: int
     mtime_ns: int
+    version: Version | None = None
 
     @classmethod
     def at(cls, path: Path) -> TarFile:
         """The file at a path; raises OSError if there is none."""
+        if isinstance(path, RemotePath):
+            found = path.info()
+            return cls(path, found.size, found.mtime_ns, found.version)
         info = path.stat()
         return cls(path, info.st_size, info.st_mtime_ns)
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[ReadAt]:
+        """Open the file, to read bytes at offsets; in object storage some more, which may be the next header."""
+        if isinstance(self.path, RemotePath):
+            yield _ahead(self)
+            return
+        with self.path.open("rb", buffering=0) as file:
+            yield lambda offset, length: os.pread(file.fileno(), length, offset)
+
     def compression(self) -> str | None:
         """The suffix that belongs to the compressed content, such as ``.gz``; None if it is not compressed."""
-        with self.path.open("rb") as file:
-            start = file.read(8)
+        with self.reading() as read_at:
+            start = read_at(0, 8)
         return next((suffix for magic, (suffix, _) in COMPRESSED.items() if start.startswith(magic)), None)
 
 
@@ -66,7 +81,9 @@ def compressed_error(paths: Sequence[Path], suffix: str) -> InputError:
     command = next(command for known, command in COMPRESSED.values() if known == suffix)
     first = paths[0]
     named = first.suffix.lower()
-    if _SHORT.get(named, named) != suffix:
+    if isinstance(first, RemotePath):
+        fix = f"download it, decompress it with {command}, and upload the tar file"
+    elif _SHORT.get(named, named) != suffix:
         fix = f"mv {shlex.quote(str(first))} {shlex.quote(f'{first}{suffix}')}"
         fix = f"{fix} && {command} {shlex.quote(f'{first}{suffix}')}"
     elif len(paths) > 1:
@@ -91,7 +108,8 @@ def indexes(tars: Sequence[TarFile]) -> list[pa.Table]:
     if todo:
         label = "indexing " + (todo[0].path.name if len(todo) == 1 else count_text(len(todo), "tar files"))
         with Progress(label, max(1, sum(tar.size for tar in todo) // MEGABYTE), "MB") as progress:
-            made = dict(ordered_map(lambda tar: _index(tar, progress), todo, threads=_THREADS, ahead=2 * _THREADS))
+            threads = _REMOTE_THREADS if isinstance(todo[0].path, RemotePath) else _THREADS
+            made = dict(ordered_map(lambda tar: _index(tar, progress), todo, threads=threads, ahead=2 * threads))
         found = [made[tar] if table is None else table for tar, table in zip(tars, found, strict=True)]
     return [table for table in found if table is not None]
 
@@ -116,8 +134,8 @@ def _index(tar: TarFile, progress: Progress) -> pa.Table:
 
 def check_is_tar(tar: TarFile) -> None:
     """Raise the `InputError` of `indexes` if a file does not begin as a tar file."""
-    with _explained(tar), tar.path.open("rb", buffering=0) as file:
-        check_header(file.read(BLOCK))
+    with _explained(tar), tar.reading() as read_at:
+        check_header(read_at(0, BLOCK))
 
 
 def _read(tar: TarFile, progress: Progress) -> pa.Table:
@@ -129,10 +147,24 @@ def _read(tar: TarFile, progress: Progress) -> pa.Table:
         done += step
         progress.advance(step)
 
-    with _explained(tar), tar.path.open("rb", buffering=0) as file:
-        table = read_members(lambda offset, length: os.pread(file.fileno(), length, offset), tar.size, show)
+    with _explained(tar), tar.reading() as read_at:
+        table = read_members(read_at, tar.size, show)
     show(tar.size)
     return table
+
+
+def _ahead(tar: TarFile) -> ReadAt:
+    path, start, data = RemotePath(str(tar.path)), 0, b""
+
+    def read_at(offset: int, length: int) -> bytes:
+        nonlocal start, data
+        if offset >= tar.size:
+            return b""
+        if not start <= offset <= offset + length <= start + len(data):
+            start, data = offset, path.read_range(offset, max(length, _AHEAD), version=tar.version)
+        return data[offset - start : offset - start + length]
+
+    return read_at
 
 
 @contextlib.contextmanager
@@ -155,8 +187,10 @@ def cache_folder() -> Path:
 
 
 def _place(tar: TarFile) -> Path:
-    path = hashlib.sha256(os.path.realpath(tar.path).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    version = hashlib.sha256(b"%b %d %d" % (_VERSION, tar.size, tar.mtime_ns)).hexdigest()[:24]
+    place = str(tar.path) if isinstance(tar.path, RemotePath) else os.path.realpath(tar.path)
+    path = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    content = f"{_VERSION} {tar.size} {tar.mtime_ns} {tar.version}"
+    version = hashlib.sha256(content.encode()).hexdigest()[:24]
     return cache_folder() / f"{path}-{version}.arrow"
 
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from spr.core.errors import InputError
 from spr.core.image_files import ImageProblem
+from spr.core.remote import RemotePath
 from spr.core.tar_headers import SPARSE
 from spr.core.tar_index import TarFile
 
@@ -36,7 +37,7 @@ class TarMember:
         """The member's size, and the modification time of the tar file: members may all have the same time."""
         return self.size, self.tar.mtime_ns
 
-    def open(self) -> tuple[IO[bytes], int]:
+    def open(self, most: int) -> tuple[IO[bytes], int]:
         """The member's content as a file, and its size.
 
         Raises:
@@ -46,6 +47,8 @@ class TarMember:
             link = "a link to something that is not in the tar file"
             got = "an empty file" if self.offset >= 0 else "a sparse file" if self.offset == SPARSE else link
             raise ImageProblem("image_unreadable", self.name, got=got)
+        if self.size > most:
+            return io.BytesIO(), self.size
         if self.size <= _AT_ONCE:
             return io.BytesIO(_read(self.tar, self.offset, self.size)), self.size
         return io.BufferedReader(_Part(self), _BUFFER), self.size
@@ -93,6 +96,8 @@ _open_lock = threading.Lock()
 
 
 def _read(tar: TarFile, offset: int, length: int) -> bytes:
+    if isinstance(tar.path, RemotePath):
+        return tar.path.read_range(offset, length, version=tar.version)
     file = _opened(tar)
     data = os.pread(file.number, length, offset)
     while 0 < len(data) < length and (more := os.pread(file.number, length - len(data), offset + len(data))):

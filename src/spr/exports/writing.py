@@ -10,13 +10,14 @@ from pathlib import Path
 from spr.config.public import public_name
 from spr.core.atomic import atomic_dir
 from spr.core.errors import ConfigError, InputError, RunError
+from spr.core.paths import as_path
 from spr.core.progress import Progress
 from spr.core.reasons import FIXES, REVIEW_REASONS
 from spr.exports.card import write_card
 from spr.exports.drops import dropped_items
 from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
 from spr.exports.images import export_images, split_folder
-from spr.exports.marker import ExportPlan, counts_of_finished, write_marker
+from spr.exports.marker import MARKER, ExportPlan, counts_of_finished, write_marker
 from spr.exports.texts import texts_of
 from spr.grounding import get_dialect
 from spr.records import PreferencePair
@@ -86,6 +87,7 @@ def export(
         fix = "leave --dialect out; corrections come back to the run's own dialect"
         raise ConfigError(f"Format `{format_name}` does not convert texts", got=f"--dialect {dialect}", fix=fix)
     target = None if dialect is None else get_dialect(dialect)
+    run, out = as_path(run), as_path(out)
     source = Run(run)
     if not source.finished("pairs").rows:
         raise RunError(f"{run} has no pairs", fix=f"`spr show {run}` lists why they were dropped")
@@ -101,7 +103,7 @@ def export(
     if finished is not None:
         counts = finished["pairs"], finished["held_out"], finished["left_out"]
         return ExportSummary(*counts, mode, plan.dialect, done_before=True)
-    with atomic_dir(plan.out, replace=False, sync=False) as folder:
+    with atomic_dir(plan.out, replace=False, sync=False, last=MARKER) as folder:
         stats, left_out, licenses = _write_pairs(plan, folder)
         if form.write_drops is not None:
             form.write_drops(folder, dropped_items(source, source.config.annotations.image_source, mode, folder))

@@ -1,13 +1,15 @@
 """A journal of the answers of an unfinished shard, so that an interrupted run does not ask for them again.
 
 The file is append-only, one JSON object per line, each with a hash of everything that determines the answer. Lines that
-a crash cut off are ignored, and their answers are asked for again.
+a crash cut off are ignored, and their answers are asked for again. In object storage, the file is put again as a whole,
+at most every `PAUSE` seconds: a crash loses the answers since then.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,8 +19,11 @@ from spr.config import DescriberConfig
 from spr.core.documents import parse_json
 from spr.core.errors import RunError
 from spr.core.progress import advance
+from spr.core.remote import RemotePath
 from spr.models.protocols import Answer, Describer, DescribeRequest, StreamingDescriber, check_answer
 
+PAUSE = 30.0
+"""Seconds between two uploads of a journal."""
 _SAMPLING = ("temperature", "top_p", "max_new_tokens", "request_fields")
 
 
@@ -39,7 +44,9 @@ class AnswerJournal:
         self.describer, self.file = describer, file
         sampling = {name: getattr(settings, name) for name in _SAMPLING}
         self._head = json.dumps([self.name, sampling], sort_keys=True).encode()
-        self._known, self._ends_with_newline = _read(file)
+        self._known, self._text = _read(file)
+        self._ends_with_newline = not self._text or self._text.endswith(b"\n")
+        self._put_at = time.monotonic()
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
         """One answer per request; the model is asked only for those that the journal lacks."""
@@ -70,6 +77,14 @@ class AnswerJournal:
             {"key": key, "answer": answer.text, "finish_reason": answer.finish_reason} for key, answer in added.items()
         ]
         lines = [json.dumps(entry) + "\n" for entry in entries]
+        self._known.update(added)
+        if isinstance(self.file, RemotePath):
+            self._text += ("" if self._ends_with_newline else "\n").encode() + "".join(lines).encode()
+            self._ends_with_newline = True
+            if time.monotonic() - self._put_at >= PAUSE:
+                self.file.put(self._text)
+                self._put_at = time.monotonic()
+            return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="ascii") as file:
@@ -78,19 +93,18 @@ class AnswerJournal:
             fix = "free some disk space, or choose another --out"
             raise RunError(f"{self.file} can't be written", got=error, fix=fix) from None
         self._ends_with_newline = True
-        self._known.update(added)
 
 
 def _pixels(image: Image.Image) -> bytes:
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).digest()
 
 
-def _read(file: Path) -> tuple[dict[str, Answer], bool]:
-    """The answers by key, and whether the file ends with a complete line. Lines without a finish reason are ignored."""
+def _read(file: Path) -> tuple[dict[str, Answer], bytes]:
+    """The answers by key, and the file's content. Lines without a finish reason are ignored."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:
-        return {}, True
+        return {}, b""
     except OSError as error:
         raise RunError(
             f"{file} can't be read", got=error, fix="check the permissions, or delete it and compute its answers again"
@@ -104,4 +118,4 @@ def _read(file: Path) -> tuple[dict[str, Answer], bool]:
         match entry:
             case {"key": str(key), "answer": str(text), "finish_reason": str() | None as reason}:
                 known[key] = Answer(text, reason)
-    return known, data.endswith(b"\n") or not data
+    return known, data

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from spr.core.errors import RunError
+from spr.core.errors import RunError, StorageError
 from spr.core.progress import Progress
 from spr.pipeline.engines.engine import Engine
 from spr.pipeline.stage_run import StageRun, StageSummary
@@ -75,7 +75,7 @@ class _Flow:
         finally:
             self.engine.close()
             for run in self._open.values():
-                with contextlib.suppress(RunError):  # the error that ended the run says more
+                with contextlib.suppress(RunError, StorageError):  # the error that ended the run says more
                     run.flush()
 
     def _advance(self, run: StageRun) -> None:

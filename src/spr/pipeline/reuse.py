@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from spr.config import Config, changed_fields
-from spr.core.atomic import atomic_file, sha256
+from spr.core.atomic import atomic_file, has_sha256
 from spr.core.errors import ConfigError, RunError
+from spr.core.locks import check_free, hold
+from spr.core.ordered_map import ordered_map
+from spr.core.paths import as_path, is_file, is_remote
+from spr.core.remote import RemotePath
 from spr.models.registry import local_weights
 from spr.pipeline.stage import Stage
 from spr.runs.images import IMAGES, check_images
 from spr.runs.reader import Run
 from spr.runs.store import Manifest, StageStore
+
+_WAIT = "wait for it, or leave --reuse out"
 
 
 class OtherRun:
@@ -28,7 +33,8 @@ class OtherRun:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.config = path, Run(path).config
+        self.path = as_path(path)
+        self.config = Run(self.path).config
         self._images_checked = False
         self._refused: set[str] = set()  # stages made by other weights, and those that read them
 
@@ -40,21 +46,17 @@ class OtherRun:
             ConfigError: if ``out`` is the same run.
             RunError: if the run is in use.
         """
-        if out.absolute() == self.path.absolute() or (out.exists() and out.samefile(self.path)):
+        same_kind = is_remote(out) == is_remote(self.path)
+        if same_kind and (out.absolute() == self.path.absolute() or (out.exists() and out.samefile(self.path))):
             fix = "leave --reuse out: a run always keeps its own finished stages"
             raise ConfigError("--reuse names the run itself", got=self.path, fix=fix)
-        try:
-            lock = (self.path / ".lock").open("rb")
-        except FileNotFoundError:  # a run that was copied without it
-            yield
-            return
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"{self.path} is in use by another run", fix="wait for it, or leave --reuse out"
-                ) from None
+        path, busy = self.path / ".lock", RunError(f"{self.path} is in use by another run", fix=_WAIT)
+        with contextlib.ExitStack() as held:
+            if isinstance(path, RemotePath):  # which may be only readable; what is copied is checked
+                check_free(path, busy)
+            else:
+                with contextlib.suppress(FileNotFoundError):  # a run that was copied without it
+                    held.enter_context(hold(path, busy, shared=True, create=False))
             yield
 
     def give(self, stage: Stage, config: Config, out: Path, fingerprints: Mapping[str, str]) -> str | None:
@@ -82,17 +84,18 @@ class OtherRun:
         files |= {other.drops(shard.index): shard.dropped_sha256 for shard in manifest.shards}
         if (expected := manifest.source.get("dropped_sha256")) is not None:
             files[other.source_drops] = expected
-        damaged = [path.name for path, digest in files.items() if not path.is_file() or sha256(path) != digest]
+        checked = ordered_map(lambda item: has_sha256(*item), files.items())
+        damaged = [path.name for (path, _), unchanged in checked if not unchanged]
         if damaged:
             return f"{', '.join(damaged[:3])} changed or missing there"
         if not self._images_checked:  # also where `out` has its own objects: they don't depend on the pixels
             check_images(self.path, config.annotations, write=False)
             self._images_checked = True
-        if stage.name == "objects" and (self.path / IMAGES).is_file():
+        if stage.name == "objects" and is_file(self.path / IMAGES):
             _place(self.path / IMAGES, out / IMAGES)
         own.folder.mkdir(parents=True, exist_ok=True)
-        for path in files:
-            _place(path, own.folder / path.name)
+        for _ in ordered_map(lambda path: _place(path, own.folder / path.name), files):
+            pass
         own.save(manifest)
         return None
 
@@ -134,9 +137,10 @@ def take_over(
 
 def _place(source: Path, target: Path) -> None:
     """Put a file into a run: a hard link, or a copy; files of a run are only ever replaced as a whole."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        with source.open("rb") as original, atomic_file(target) as copy:
-            shutil.copyfileobj(original, copy)
+    if not is_remote(source) and not is_remote(target):
+        target.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    with source.open("rb") as original, atomic_file(target) as copy:
+        shutil.copyfileobj(original, copy)

@@ -13,6 +13,7 @@ from pathlib import Path
 from spr.annotations import prepare_annotations
 from spr.config import Config
 from spr.core.errors import InputError
+from spr.core.paths import as_path
 from spr.core.reasons import explain
 from spr.models.registry import check_loadable
 from spr.pipeline.engines.engine import Engine
@@ -57,6 +58,7 @@ def run(
         ModelError: naming all models of these stages that can't be loaded, before the first stage.
         ConfigError: if there is no stage ``until``.
     """
+    out = as_path(out)
     stages = due_stages(config, until)
     prepare_annotations(config.annotations)
     others = [OtherRun(path) for path in reuse]

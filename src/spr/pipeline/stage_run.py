@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spr.config import Config
-from spr.core.atomic import sha256
+from spr.core.atomic import has_sha256
 from spr.core.errors import RunError
 from spr.core.progress import MEGABYTE, Progress
 from spr.core.reasons import FIXES, NOTEWORTHY, explain
@@ -259,8 +259,8 @@ class FirstStageRun(StageRun):
             self.done, self.expected = dict(self._kept), self._listed
 
     def _source_drops_valid(self) -> bool:
-        expected, path = self.manifest.source.get("dropped_sha256"), self.store.source_drops
-        return expected is None or (path.is_file() and sha256(path) == expected)
+        expected = self.manifest.source.get("dropped_sha256")
+        return expected is None or has_sha256(self.store.source_drops, expected)
 
     @property
     def counted(self) -> tuple[int, str]:

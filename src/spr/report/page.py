@@ -15,6 +15,7 @@ import jinja2
 import yaml
 
 from spr.config.public import public_config, public_name
+from spr.core.paths import as_path
 from spr.core.plots import CSS
 from spr.core.progress import Progress
 from spr.core.terminal import count_text
@@ -23,7 +24,7 @@ from spr.report import charts, environment
 from spr.report.funnel import count_stages, training_drops
 from spr.report.payload import GalleryIndex, call_script, is_long, pair_payload, shorten
 from spr.report.results import TaskResult, read_results
-from spr.report.target import check_target, report_folder
+from spr.report.target import PAGE, check_target, report_folder
 from spr.report.thumbnails import LEFT_OUT, with_thumbnails
 from spr.report.training import TrainingCurves, read_trainings
 from spr.runs.cues import pair_cues
@@ -71,8 +72,9 @@ def write_report(
             nor empty, or can't be written.
         InputError: if one of ``compare`` is not a result.
     """
+    run = as_path(run)
     source = Run(run)
-    out = run / "report" if out is None else out
+    out = run / "report" if out is None else as_path(out)
     check_target(out)
     total = source.finished("pairs").rows
     # Everything that is quick to read comes first, so that errors in it show early.
@@ -103,10 +105,10 @@ def write_report(
             "missing": missing,
         }
         # A name may contain lone surrogates, which UTF-8 can't encode.
-        (folder / "index.html").write_bytes(_render(context).encode("utf-8", errors="replace"))
+        (folder / PAGE).write_bytes(_render(context).encode("utf-8", errors="replace"))
     if missing:
         say(f"{count_text(missing, 'images')} can't be shown; the gallery says why.")
-    return out / "index.html"
+    return out / PAGE
 
 
 def _write_gallery(run: Run, folder: Path, stats: PairStats, *, total: int, max_pairs: int, images: bool) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from spr.core.errors import InputError, nearest
-from spr.core.paths import exists, is_dir, is_file
+from spr.core.paths import as_path, exists, is_dir, is_file
 from spr.core.terminal import count_text, one_line
 from spr.runs.reader import Run
 from spr.runs.store import MANIFEST, STAGE_ORDER, StageStore, read_table
@@ -22,6 +22,7 @@ def show(path: Path, *, n: int = 3, skip: int = 0) -> Iterator[str]:
         InputError: if the path is something else.
         RunError: if the stage is not finished or a file is damaged.
     """
+    path = as_path(path)
     if is_file(path / "config.yaml"):
         yield from _show_run(Run(path))
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,9 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import atomic_dir
 from spr.core.documents import read_json
 from spr.core.outputs import check_output
+from spr.core.remote import RemotePath
 
+PAGE = "index.html"
 MARKER = "report.json"
 """This file says which entries of a report's folder belong to the report."""
 
@@ -30,15 +31,17 @@ def report_folder(out: Path) -> Iterator[Path]:
     """
     check_target(out)
     # Through a link, the folder that it points to is replaced, not the link.
-    target = Path(os.path.realpath(out))
-    with atomic_dir(target, sync=False) as folder:
+    target = out.resolve()
+    before = _entries(target) or ()
+    with atomic_dir(target, sync=False, last=PAGE) as folder:
         yield folder
         entries = sorted([path.name for path in folder.iterdir()] + [MARKER])
         marker = {"format": "spr report", "format_version": FORMAT_VERSION, "version": __version__, "entries": entries}
         (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-        old = _entries(target) or ()
-        for path in target.iterdir() if target.is_dir() else ():
-            if path.name in old:
+        written = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+        local = not isinstance(target, RemotePath) and target.is_dir()
+        for path in target.iterdir() if local else ():
+            if path.name in before:
                 continue
             copy = folder / path.name
             copy = copy.with_name(f"{path.name}.kept") if copy.exists() else copy
@@ -46,6 +49,11 @@ def report_folder(out: Path) -> Iterator[Path]:
                 shutil.copytree(path, copy, symlinks=True)
             else:
                 shutil.copy2(path, copy, follow_symlinks=False)
+    if isinstance(target, RemotePath):  # where the new files were put beside the old ones
+        for path in target.below():
+            name = path.relative_to(target).as_posix()
+            if name.partition("/")[0] in before and name not in written:
+                path.unlink(missing_ok=True)
 
 
 def check_target(out: Path) -> None:

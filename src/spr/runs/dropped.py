@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from spr.core.atomic import atomic_file
+from spr.core.paths import is_remote
 from spr.records.schemas import DROPPED
 from spr.runs.store import Manifest, StageStore, read_table, unreadable
 
@@ -74,8 +76,9 @@ def _with_names(drops: pa.Table, images: pa.Table) -> pa.Table:
 
 def _batches(path: Path, rows_at_once: int) -> Iterator[pa.RecordBatch]:
     try:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(rows_at_once)
+        with contextlib.ExitStack() as opened:
+            source = opened.enter_context(path.open("rb")) if is_remote(path) else path
+            yield from opened.enter_context(pq.ParquetFile(source)).iter_batches(rows_at_once)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
 

@@ -7,7 +7,6 @@ have none, are recognised by a manifest, ``inputs.json`` or training that SPR wr
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -16,16 +15,17 @@ from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from stat import S_ISREG
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from spr.config import Config, TrainingPart, changed_fields, make_config
 from spr.core import FORMAT_VERSION
-from spr.core.atomic import is_temporary, sha256, write_atomically
+from spr.core.atomic import append_line, is_temporary, sha256, write_atomically
 from spr.core.documents import parse_yaml, read_json
 from spr.core.errors import ConfigError, InputError, RunError
-from spr.core.paths import is_file
+from spr.core.locks import Lock, hold
+from spr.core.paths import is_file, is_remote
 from spr.core.progress import MEGABYTE, Progress
 from spr.core.text_input import read_text
 from spr.runs.store import MANIFEST, Manifest, StageStore, is_manifest, stage_folders, version_error
@@ -76,31 +76,30 @@ def adopted_config(
 
 
 @contextlib.contextmanager
-def lock_run(out: Path, *, shared: bool = False) -> Iterator[IO[str]]:
-    """Lock a run folder for this process, and yield the locked file.
+def lock_run(out: Path, *, shared: bool = False) -> Iterator[Lock]:
+    """Lock a run folder for this process, and yield the lock.
 
-    The lock is released when the process ends, however it ends. Several processes can have a ``shared`` lock, during
-    which the run's stages don't change.
+    The lock is released when the process ends, however it ends; in object storage, some time after that. Several
+    processes can have a ``shared`` lock, during which the run's stages don't change.
 
     Raises:
         RunError: if SPR 0.1 made the folder, it holds something else than a run, is in use, or can't be written to.
     """
-    try:
-        foreign = [p.name for p in out.iterdir() if p.name != ".lock" and not is_temporary(p)] if out.is_dir() else []
-        if foreign and not is_run(out):
-            fix = "choose a new or empty folder for --out"
-            raise RunError(f"{out} is not a run folder", got=", ".join(sorted(foreign)[:5]), fix=fix)
-        check_run_version(out)
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a")
-    except OSError as error:
-        raise RunError(f"{out} can't be used as a run folder", got=error, fix="choose another --out") from None
-    with lock:
+    busy = RunError(f"{out} is in use by another run", fix="wait for it, or choose another --out")
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{out} is in use by another run", fix="wait for it, or choose another --out") from None
-        for path in () if shared else out.iterdir():
+            if not _has_content(out / MARKER, _MARK):
+                entries = out.iterdir() if out.is_dir() else ()
+                foreign = [path.name for path in entries if path.name != ".lock" and not is_temporary(path)]
+                if foreign and not is_run(out):
+                    fix = "choose a new or empty folder for --out"
+                    raise RunError(f"{out} is not a run folder", got=", ".join(sorted(foreign)[:5]), fix=fix)
+            check_run_version(out)
+            out.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(hold(out / ".lock", busy, shared=shared))
+        except OSError as error:
+            raise RunError(f"{out} can't be used as a run folder", got=error, fix="choose another --out") from None
+        for path in () if shared or is_remote(out) else out.iterdir():
             # Unfinished folders may belong to a living process; `atomic_dir` removes those that don't.
             if is_temporary(path) and not path.is_dir():
                 path.unlink()
@@ -112,10 +111,11 @@ def lock_run(out: Path, *, shared: bool = False) -> Iterator[IO[str]]:
 
 def is_run(folder: Path) -> bool:
     """Whether SPR has made a run in a folder, in whatever version."""
+    if _has_content(folder / MARKER, _MARK):
+        return True
     training = [folder / "training" / "finished.json", *folder.glob("training/checkpoints/step-*/checkpoint.json")]
     return (
-        _has_content(folder / MARKER, _MARK)
-        or any(map(is_manifest, folder.glob(f"*/{MANIFEST}")))
+        any(map(is_manifest, folder.glob(f"*/{MANIFEST}")))
         or "sha256" in read_inputs(folder)
         or any(_has_content(path, {"format_version": FORMAT_VERSION}) for path in training)
     )
@@ -138,7 +138,8 @@ def check_run_version(run: Path) -> None:
     if not is_file(run / "config.yaml"):
         return
     version = _read_config(run / "config.yaml").get("format_version")
-    old = any(map(_is_old_manifest, run.glob(f"*/{MANIFEST}")))
+    # No earlier version could write to object storage.
+    old = not is_remote(run) and any(map(_is_old_manifest, run.glob(f"*/{MANIFEST}")))
     if version is None and not old and not is_run(run):
         got, fix = "a config.yaml that SPR did not write", "give the folder that `spr run CONFIG --out RUN` has made"
         raise RunError(f"{run} is not a run folder", got=got, fix=fix)
@@ -204,8 +205,7 @@ def append_log(out: Path, event: str, **details: Any) -> None:
     """Append a line to ``RUN/log.jsonl``."""
     entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
     try:
-        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(out / "log.jsonl", json.dumps(entry))
     except OSError as error:
         fix = "free some disk space or check the permissions"
         raise RunError(f"{out / 'log.jsonl'} can't be written", got=error, fix=fix) from None

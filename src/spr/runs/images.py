@@ -19,10 +19,12 @@ from spr.config import AnnotationsConfig
 from spr.core.errors import RunError
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
+from spr.core.paths import is_remote
 from spr.core.progress import Progress, advance
 from spr.runs.store import StageStore, read_table, write_table
 
 IMAGES = "images.parquet"
+_REQUESTS = 32
 _SCHEMA = pa.schema(
     [("file_name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string())]
 )
@@ -57,8 +59,12 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
         now = dict.fromkeys(sorted(names), _MISSING)
     else:
         with Progress("checking images", len(names), "images"):
-            for name in sorted(names):
-                size, mtime_ns = source.identity(name) or (None, None)
+            # One request per image in object storage, of which many can wait at once; a local disk answers at once.
+            ordered, found = sorted(names), source.identity
+            remote = is_remote(source.folder)
+            one_by_one = zip(ordered, map(found, ordered), strict=True)
+            for name, is_ in ordered_map(found, ordered, threads=_REQUESTS, ahead=512) if remote else one_by_one:
+                size, mtime_ns = is_ or (None, None)
                 now[name] = _Identity(size, mtime_ns, None)
                 advance()
     differing = [name for name, is_ in now.items() if name in before and _differs(before[name], is_)]
@@ -71,8 +77,8 @@ def check_images(run: Path, annotations: AnnotationsConfig, *, renew: bool = Fal
         got = "; ".join(cases) + (f"; and {len(changed) - 3:,} more" if len(changed) > 3 else "")
         fix = f"restore them, or choose another --out; if the pictures are the same (a copied folder), delete {path}"
         raise RunError(f"{len(changed):,} of {len(now):,} images have changed since {run} was made", got=got, fix=fix)
-    known = {name: before[name].sha256 for name in before}
-    rows = [(name, *is_[:2], digests.get(name) or known.get(name)) for name, is_ in now.items()]
+    recorded = {name: before[name].sha256 for name in before}
+    rows = [(name, *is_[:2], digests.get(name) or recorded.get(name)) for name, is_ in now.items()]
     if write and rows != [(name, *is_) for name, is_ in before.items()]:
         write_table(path, pa.table(list(map(list, zip(*rows, strict=True))) or [[]] * 4, schema=_SCHEMA))
 
@@ -93,7 +99,9 @@ def _differs(before: _Identity, now: _Identity) -> bool:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether there is nothing in a folder, or no folder; False for a tar file."""
+    """Whether there is nothing in a folder, or no folder; False for a tar file and in object storage."""
+    if is_remote(folder):
+        return False
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is None

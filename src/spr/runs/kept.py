@@ -12,7 +12,7 @@ from typing import Any
 from spr import __version__
 from spr.core.atomic import write_atomically
 from spr.core.documents import read_json
-from spr.core.errors import RunError
+from spr.core.errors import RunError, StorageError
 from spr.runs.store import StageStore
 
 _STAGES = ("regions", "candidates", "scores", "pairs")
@@ -34,6 +34,6 @@ def kept(run: Path, name: str, options: Any, compute: Callable[[], Any]) -> Any:
         if found["key"] == key:
             return found["value"]
     value = compute()
-    with contextlib.suppress(RunError):
+    with contextlib.suppress(RunError, StorageError):
         write_atomically(run / name, json.dumps({"key": key, "value": value}, indent=1).encode())
     return value

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from spr.config import Config, load_config
 from spr.core.documents import parse_json
 from spr.core.errors import RunError
-from spr.core.paths import is_dir, is_file
+from spr.core.paths import as_path, is_dir, is_file
 from spr.grounding import Dialect, get_dialect
 from spr.grounding.matching import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
@@ -97,7 +97,7 @@ class Run:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         if not is_file(self.path / "config.yaml"):
             got = "a folder without config.yaml" if is_dir(self.path) else "no such folder"
             fix = f"create one with `spr run CONFIG --out {path}`"

@@ -7,7 +7,6 @@ content of its pair by a hash, so one about a pair that was computed again with 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 
 from spr.core.documents import has_surrogates
 from spr.core.errors import ConfigError, RunError, nearest
+from spr.core.locks import try_lock
 from spr.core.terminal import count_text
 from spr.records import PreferencePair, Span
 from spr.records.schemas import from_table
@@ -229,12 +229,10 @@ class ReviewFile:
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise self._problem(error) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(self._file):
             self._file.close()
             fix = "close the other `spr review`, or use its page: it takes several reviewers"
-            raise RunError(f"{self.path} is in use by another review", fix=fix) from None
+            raise RunError(f"{self.path} is in use by another review", fix=fix)
         with self.path.open("rb") as file:
             file.seek(max(os.fstat(file.fileno()).st_size - 1, 0))
             self._torn = file.read(1) not in (b"", b"\n")  # a crash has cut the last line

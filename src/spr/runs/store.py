@@ -2,6 +2,8 @@
 
 A shard is written under a temporary name, synced and renamed; then its entry is added to ``manifest.json``. A file
 without an entry is unfinished, and a file whose checksum differs from its entry is damaged: both are computed again.
+In object storage, a shard is put as a whole, and the manifest only if it is still the one that this process read or
+wrote: a process that another one has replaced can't undo its work.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spr.core import FORMAT_VERSION
-from spr.core.atomic import is_temporary, sha256, write_atomically
-from spr.core.documents import read_json
+from spr.core.atomic import has_sha256, is_temporary, sha256, write_atomically
+from spr.core.documents import parse_json, read_json
 from spr.core.errors import RunError
+from spr.core.locks import check_held
 from spr.core.ordered_map import ordered_map
 from spr.core.progress import advance
+from spr.core.remote import ConflictError, NoConditionsError, RemotePath, Version
 from spr.core.terminal import count_text
 from spr.records.schemas import ADDED, CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
 
@@ -190,6 +194,7 @@ class StageStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._version: Version | None = None  # of the manifest in object storage, as this process read or wrote it
 
     def part(self, index: int) -> Path:
         """The file of a shard's rows."""
@@ -223,7 +228,12 @@ class StageStore:
         """
         path = self.folder / MANIFEST
         try:
-            raw = read_json(path)
+            if isinstance(path, RemotePath):
+                data, info = path.read()
+                self._version = info.version
+            else:
+                data = path.read_bytes()
+            raw = parse_json(data.decode("utf-8"))
             version = 1 if "format" in raw else raw["format_version"]
             if version != FORMAT_VERSION:
                 raise version_error(self.folder.parent, version)
@@ -240,7 +250,12 @@ class StageStore:
             raise RunError(f"{path} is damaged", got=error, expected="the manifest that SPR wrote", fix=fix) from None
 
     def save(self, manifest: Manifest) -> None:
-        """Write the manifest atomically."""
+        """Write the manifest atomically.
+
+        Raises:
+            RunError: if it can't be written; in object storage, also if another process has written it since `manifest`
+                or `save` of this object, or this process has lost the run's lock.
+        """
         head = {
             "format_version": FORMAT_VERSION,
             "stage": manifest.stage,
@@ -255,7 +270,19 @@ class StageStore:
         # One line per shard: readable, and fast to write even for thousands of shards.
         shards = ",\n".join(json.dumps(vars(shard)) for shard in manifest.shards)
         text = json.dumps(head).removesuffix("}") + ', "shards": [\n' + shards + "\n]}\n"
-        write_atomically(self.folder / MANIFEST, text.encode())
+        path = self.folder / MANIFEST
+        if not isinstance(path, RemotePath):
+            write_atomically(path, text.encode())
+            return
+        check_held(path)
+        try:
+            self._version = path.put(text.encode(), only="new" if self._version is None else self._version)
+        except ConflictError as error:
+            fix = f"see that nothing else uses {self.folder.parent}, then run the same command again: it resumes"
+            got = "nothing was overwritten"
+            raise RunError(f"{error.what} while this process wrote the stage", got=got, fix=fix) from None
+        except NoConditionsError:
+            self._version = path.put(text.encode())
 
     def write_shard(self, index: int, output: StageOutput, *, inputs: int, source: str = "") -> ShardEntry:
         """Write a shard's two files; the caller adds the entry to the manifest."""
@@ -274,10 +301,13 @@ class StageStore:
 
     def _is_valid(self, shard: ShardEntry) -> bool:
         files = {self.part(shard.index): shard.sha256, self.drops(shard.index): shard.dropped_sha256}
-        return all(path.is_file() and sha256(path) == expected for path, expected in files.items())
+        return all(has_sha256(path, expected) for path, expected in files.items())
 
     def sweep(self, manifest: Manifest) -> None:
-        """Remove temporary files, and shards that the manifest doesn't list. Other files are left alone."""
+        """Remove temporary files, and shards that the manifest doesn't list. Other files are left alone.
+
+        Objects that a store does not list yet are left, which is harmless: their shards are written over them.
+        """
         listed = {path.name for shard in manifest.shards for path in (self.part(shard.index), self.drops(shard.index))}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             ours = is_temporary(path) or _SHARD.fullmatch(path.name)
@@ -316,8 +346,13 @@ class StageStore:
         Raises:
             RunError: if the file is missing, or is not the one that was written.
         """
-        path = self.part(shard.index)
+        path, schema = self.part(shard.index), _SCHEMAS.get(self.folder.name)
         try:
+            if isinstance(path, RemotePath):  # in one request
+                data = path.read_bytes()
+                if hashlib.sha256(data).hexdigest() != shard.sha256:
+                    raise unreadable(path, ValueError("it has changed since it was written"))
+                return _with_columns(_parse(path, pa.BufferReader(data), columns, schema), path, columns, schema)
             stat = path.stat()
             key = str(path.absolute()), stat.st_size, stat.st_mtime_ns, shard.sha256
             if key not in _UNCHANGED:
@@ -326,24 +361,43 @@ class StageStore:
                 _UNCHANGED.add(key)
         except OSError as error:
             raise unreadable(path, error) from None
-        schema = _SCHEMAS.get(self.folder.name)
-        table = read_table(path, columns, schema)
-        wanted = [] if schema is None else [schema.field(name) for name in columns or schema.names]
-        if [field for field in wanted if field not in list(table.schema)]:
-            raise unreadable(path, ValueError(f"its columns are {', '.join(table.column_names)}"))
-        return table
+        return _with_columns(read_table(path, columns, schema), path, columns, schema)
 
     def dropped_files(self, manifest: Manifest) -> list[Path]:
         """The files of what this stage dropped, in order, without those that are empty, missing or damaged."""
-        files = {self.source_drops: manifest.source.get("dropped_sha256")}
+        files: dict[Path, str] = {self.source_drops: manifest.source.get("dropped_sha256", "")}
         files |= {self.drops(shard.index): shard.dropped_sha256 for shard in manifest.shards if shard.dropped}
-        return [path for path, expected in files.items() if path.is_file() and sha256(path) == expected]
+        checked = ordered_map(lambda item: bool(item[1]) and has_sha256(*item), files.items())
+        return [path for (path, _), unchanged in checked if unchanged]
 
 
 def stage_folders(run: Path) -> list[Path]:
-    """The folders of a run's stages that have begun, by name; folders with another program's manifest are no stages."""
+    """The folders of a run's stages that have begun, by name; folders with another program's manifest are no stages.
+
+    In object storage, stages that SPR has and those in the run's log are found although listings lag.
+    """
+    if isinstance(run, RemotePath):
+        names = sorted({*STAGE_ORDER, *_logged_stages(run), *(path.parent.name for path in run.glob(f"*/{MANIFEST}"))})
+        return [run / name for name in names if is_manifest(run / name / MANIFEST)]
     folders = [path.parent for path in sorted(run.glob(f"*/{MANIFEST}"))]
     return [folder for folder in folders if folder.name in STAGE_ORDER or is_manifest(folder / MANIFEST)]
+
+
+def _logged_stages(run: Path) -> set[str]:
+    """The stages that the run's log says have started."""
+    try:
+        lines = (run / "log.jsonl").read_bytes().splitlines()
+    except FileNotFoundError:
+        return set()
+    names = set()
+    for line in lines:
+        try:
+            event = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("event") == "stage started":
+            names.add(str(event.get("stage")))
+    return {name for name in names if re.fullmatch(r"[\w-]+", name)}
 
 
 def is_manifest(path: Path) -> bool:
@@ -374,8 +428,17 @@ def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Sche
         RunError: if it is missing or damaged.
     """
     try:
+        source = pa.BufferReader(path.read_bytes()) if isinstance(path, RemotePath) else path
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return _parse(path, source, columns, schema)
+
+
+def _parse(path: Path, source: Any, columns: Sequence[str] | None, schema: pa.Schema | None) -> pa.Table:
+    """`read_table` from an open file or a path; ``path`` names it in errors."""
+    try:
         # Not `pq.read_table`, which imports pyarrow.dataset and, where it is installed, pandas.
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(source) as file:
             table = file.read(columns=columns)
         for field in schema or ():
             added = field.name in ADDED or (schema is DROPPED and field.nullable)
@@ -388,6 +451,14 @@ def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Sche
         return table
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
+
+
+def _with_columns(table: pa.Table, path: Path, columns: Sequence[str] | None, schema: pa.Schema | None) -> pa.Table:
+    """The table; a `RunError` if a column of its stage's schema is missing or has another type."""
+    wanted = [] if schema is None else [schema.field(name) for name in columns or schema.names]
+    if [field for field in wanted if field not in list(table.schema)]:
+        raise unreadable(path, ValueError(f"its columns are {', '.join(table.column_names)}"))
+    return table
 
 
 def unreadable(path: Path, error: Exception) -> RunError:

@@ -7,7 +7,6 @@ others are in ``RUN/trainings/NAME``, with a ``config.yaml`` of their own.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from pathlib import Path
 from spr.config import Config, TrainingPart, apply_overrides, load_config, load_training, make_config
 from spr.core.atomic import write_atomically
 from spr.core.errors import ConfigError, RunError
-from spr.core.paths import is_dir, is_file
+from spr.core.locks import hold
+from spr.core.paths import is_dir, is_file, is_remote
 from spr.runs.folder import adopted_config, check_config, check_run_version, is_run, lock_run, read_inputs, write_config
 
 TRAININGS = "trainings"
@@ -63,7 +63,7 @@ def run_config(run: Path, overrides: Iterable[str] = (), name: str | None = None
     if run.parent.name == TRAININGS and is_file(run.parent.parent / "config.yaml"):
         fix = f"give the run, and --name {run.name}: spr train {run.parent.parent} --name {run.name}"
         raise RunError(f"{run} is a training, not a run", fix=fix)
-    if not is_dir(run) or not is_run(run) or not is_file(run / "config.yaml"):
+    if not (is_remote(run) or is_dir(run)) or not is_run(run) or not is_file(run / "config.yaml"):
         fix = f"give a run folder, or a config with --out: spr train CONFIG --out {run}"
         raise RunError(f"{run} is not a run folder", expected="a folder that `spr run` has made", fix=fix)
     changes, path, own = list(overrides), run / "config.yaml", training_place(run, name) / "config.yaml"
@@ -105,17 +105,9 @@ def open_training(run: Path, config: Config | TrainingPart, name: str | None = N
     fix = "wait for it, or choose another --name"
     with lock_run(run, shared=True) as lock, lock_folder(place / "training", "training", fix):
 
-        @contextlib.contextmanager
-        def alone() -> Iterator[None]:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                got, fix = "a changed config", "wait for it, or train with --name NAME, which leaves this file as it is"
-                raise RunError(f"{run / 'config.yaml'} is in use by another training", got=got, fix=fix) from None
-            write = contextlib.ExitStack()
-            write.callback(fcntl.flock, lock, fcntl.LOCK_SH)
-            with write:
-                yield
+        def alone() -> contextlib.AbstractContextManager[None]:
+            got, fix = "a changed config", "wait for it, or train with --name NAME, which leaves this file as it is"
+            return lock.alone(RunError(f"{run / 'config.yaml'} is in use by another training", got=got, fix=fix))
 
         if name is None:
             with adopted_config(run, config, alone):
@@ -145,14 +137,10 @@ def lock_folder(folder: Path, what: str, fix: str) -> Iterator[None]:
     Raises:
         RunError: if it is in use, or can't be used.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    except OSError as error:
-        raise RunError(f"{folder} can't be used", got=error, fix="check the permissions") from None
-    with lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder} is in use by another {what}", fix=fix) from None
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(hold(folder / ".lock", RunError(f"{folder} is in use by another {what}", fix=fix)))
+        except OSError as error:
+            raise RunError(f"{folder} can't be used", got=error, fix="check the permissions") from None
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.documents import parse_json
 from spr.core.errors import InputError, RunError
+from spr.core.locks import wait_for_lock
 from spr.training.checkpoint import check_version
 from spr.training.encoding import PlannedPair
 
@@ -109,7 +109,7 @@ class ReferenceFile:
         """Write the file atomically, with what another training has added to it meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(".reference.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock)
             own = self._known
             if self.path.is_file():
                 self._read(self.path)

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from spr.config import Config, TrainingPart
 from spr.core.errors import ConfigError
+from spr.core.paths import as_path
+from spr.core.remote import RemotePath
 from spr.models.loading import model_source
 from spr.models.registry import trained_model
 from spr.runs.cues import kept_cues
 from spr.runs.images import check_images
 from spr.runs.reviews import ReviewMode, effect
+from spr.runs.training_copy import TrainingCopy
 from spr.runs.trainings import open_training, training_place
 from spr.training.held_out import Evaluate
 from spr.training.loss import needs_rejected
@@ -37,7 +40,9 @@ def run(
     """Train a LoRA adapter in a run folder, or resume where an earlier call stopped.
 
     First reports the warnings about the run's pairs (`spr.runs.cues`), unless the loss uses chosen answers only. A
-    training that is refused leaves ``config.yaml`` as it was. With several processes, all of them call this function.
+    training that is refused leaves ``config.yaml`` as it was. For a run in object storage, the training works in a
+    local copy (`spr.runs.training_copy`) and puts its checkpoints and its adapter into the run. With several processes,
+    all of them call this function.
 
     Args:
         config: From `spr.config.load_config`; with ``pairs``, `spr.config.load_training` is enough.
@@ -62,7 +67,9 @@ def run(
     if allow_outside_images and pairs is None:
         fix = "set annotations.allow_outside_images: true for the run's own images"
         raise ConfigError("--allow-outside-images has no effect without --pairs", fix=fix)
-    place = training_place(out, name)
+    out = as_path(out)
+    copy = TrainingCopy(out, name) if isinstance(out, RemotePath) else None
+    place = training_place(out, name) if copy is None else copy.local
     if reviews == "require" and pairs is not None:
         fix = "leave --reviews out; export the accepted pairs with `spr export RUN --format trl --reviews require`"
         raise ConfigError("--reviews require can't be used with --pairs", got="pairs without reviews", fix=fix)
@@ -85,16 +92,22 @@ def run(
             others = tuple(cue for cue in found.cues if cue.group != "length")  # `train` measures it, in tokens
             for warning in replace(found, cues=others).warnings:
                 report(f"Warning: {warning}")
-        return train(
+        if copy is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each machine has a copy
+            copy.download()
+        summary = train(
             source,
             model,
             config.training,
             place,
-            shared=out / "training",
+            shared=out / "training" if copy is None else None,
             revision=config.describer.revision if config.describer is not None else None,
             seed=config.seed,
             dialect=config.describer.dialect if config.describer is not None else None,
             reference=reference,
             evaluate=evaluate,
+            saved=copy.upload if copy is not None and main_process else None,
             report=report,
         )
+        if copy is not None and main_process:
+            copy.upload()  # what an earlier call could not
+        return summary

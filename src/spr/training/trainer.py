@@ -90,6 +90,7 @@ def train(
     shared: Path | None = None,
     reference: Path | None = None,
     evaluate: Evaluate | None = None,
+    saved: Callable[[], None] | None = None,
     accelerator: Accelerator | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
@@ -102,8 +103,9 @@ def train(
     needs it. ``shared`` is a folder for what trainings of the same pairs share, the reference's log-probabilities and
     image features; by default ``out/training``. ``reference`` is another training's ``reference.parquet``, used for the
     pairs that it knows. ``evaluate`` measures `training.eval_tasks`, on the main process. Pairs of another split than
-    ``train`` are held out: `training.eval_steps` evaluates on them. The accelerator, for example one with a sharding
-    plugin, is made from the settings by default.
+    ``train`` are held out: `training.eval_steps` evaluates on them. ``saved`` is called on the main process when the
+    reference pass, a checkpoint or the training is complete in ``out``. The accelerator, for example one with a
+    sharding plugin, is made from the settings by default.
 
     Raises:
         RunError: if ``out`` holds a training under another config.
@@ -196,7 +198,8 @@ def train(
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
-    session = _Session(settings, folder, trainee, planned, held_out, fingerprint, state, batches, evaluate, tell)
+    saved = saved if main and saved is not None else lambda: None
+    session = _Session(settings, folder, trainee, planned, held_out, fingerprint, state, batches, evaluate, saved, tell)
     file = _reference_logps(session, shared, reference, tell) if needs_reference(settings) else None
     known = Known(file, _difficulty_weights(session, file) if file is not None and settings.difficulty_weight else None)
     steps = steps_of_training(
@@ -223,6 +226,7 @@ def train(
     if main:
         path = folder / "finished.json"
         save_finished(path, fingerprint, steps=taken, seconds=seconds, last=last, adapter=files)
+        saved()
     return TrainingSummary(len(planned), counts, taken, seconds, last)
 
 
@@ -242,6 +246,7 @@ class _Session:
     state: TrainingState
     batches: BatchEncoder
     evaluate: Evaluate | None
+    saved: Callable[[], None]
     tell: Callable[[str], None]
 
     def process(self, pairs: Sequence[PlannedPair]) -> list[ProcessedPair]:
@@ -299,6 +304,7 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
                 raise InterruptedTrainingError("Interrupted in the reference pass", got=got, fix=fix)
     if accelerator.is_main_process and (missing or known is not None):
         file.save()
+        session.saved()
     accelerator.wait_for_everyone()
     return file
 
@@ -403,6 +409,7 @@ def _take_steps(
                 log.event("checkpoint", step=number, folder=checkpoint.name)
                 if accelerator.is_main_process and best.step:
                     keep_only(session.folder, best.step)
+                session.saved()
             if ended:
                 break
             if stop:

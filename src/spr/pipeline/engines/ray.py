@@ -30,7 +30,7 @@ from typing import Any
 from spr import __version__
 from spr.config import Config, EngineConfig
 from spr.core.errors import RunError, SprError, missing_package
-from spr.core.paths import is_dir, is_file
+from spr.core.paths import is_dir, is_file, is_remote
 from spr.core.progress import Progress, count_in
 from spr.core.terminal import count_text
 from spr.pipeline import jobs
@@ -65,10 +65,10 @@ class Marks:
     def of(cls, run: Path, config: Config) -> Marks:
         """The marks as this process sees them."""
         images, name = config.annotations.images, None
-        if is_dir(images):
+        if not is_remote(images) and is_dir(images):  # a store is the same for all
             with contextlib.closing(images.iterdir()) as entries:
                 name = next((path.name for path in entries), None)
-        elif is_file(images):
+        elif not is_remote(images) and is_file(images):
             name = ""
         return cls(run, __version__, _digest(run / "config.yaml"), images if name is not None else None, name)
 
