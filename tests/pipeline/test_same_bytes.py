@@ -7,8 +7,8 @@ of device and the number of threads, and on nothing else.
 import hashlib
 
 import pytest
-import s3_server
 
+import s3_server
 from spr.config import make_config
 from spr.embedded.scenes import write_scenes
 from spr.pipeline.runner import run
