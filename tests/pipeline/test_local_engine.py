@@ -91,6 +91,20 @@ def test_ctrl_c_stops_processes_that_work_on_a_long_shard_at_once(faulty_run, wh
     assert tables(tmp_path / "run") == tables(whole[1])
 
 
+@pytest.mark.parametrize("guard", [False, True])
+def test_a_script_without_a_main_guard_is_not_repeated_by_worker_processes(guard, whole, tmp_path):
+    raw, expected = whole
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    lines = ["import pathlib, spr", "with open('times', 'a') as file:", "    file.write('once ')"]
+    lines += ['if __name__ == "__main__":' if guard else "if True:", "    config = spr.load_config('config.yaml')"]
+    lines += ["    from spr.pipeline.runner import run", "    run(config, pathlib.Path('run'), workers=2)"]
+    (tmp_path / "script.py").write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert tables(tmp_path / "run") == tables(expected)
+    assert (len((tmp_path / "times").read_text().split()) == 1) is not guard
+
+
 @pytest.mark.parametrize(
     ("overrides", "stage", "expected"),
     [

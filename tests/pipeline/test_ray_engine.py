@@ -1,9 +1,11 @@
 """The Ray engine: same bytes as the local one, whatever dies. Each test has a cluster of its own on this machine."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -53,7 +55,11 @@ def test_a_killed_actor_and_one_with_a_broken_gpu_are_replaced_and_the_bytes_sta
     section = {"backend": "faulty", "num_processes": 2}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**raw, "describer": section}))
     command = ["spr", "run", tmp_path / "config.yaml", "--out", tmp_path / "run", "engine=ray", "engine.address=local"]
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=120)
+    with sessions() as folder:
+        environment = {**os.environ, "RAY_TMPDIR": folder}
+        full = [sys.executable, "-m", *command]
+        done = subprocess.run(full, capture_output=True, text=True, timeout=120, env=environment)
+        assert not list(Path(folder).rglob("session_*"))
     assert done.returncode == 0, done.stderr
     assert not list(faults.iterdir())
     assert tables(tmp_path / "run") == tables(expected)
@@ -201,6 +207,76 @@ def test_a_node_that_does_not_see_the_tar_file_with_the_images_is_refused(whole,
 
 def _fields(marks):
     return [getattr(marks, name) for name in ("run", "version", "config", "images", "image")]
+
+
+@pytest.fixture
+def gpus(request, monkeypatch):
+    """A cluster whose node claims GPUs, to which this process is connected. Fake models take part of them."""
+    monkeypatch.setattr("spr.pipeline.engines.processes.WITHOUT_GPU", frozenset())
+    options = {"num_cpus": 2, "num_gpus": request.param, "object_store_memory": 80 * 2**20}
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("gpus", [2], indirect=True)
+@pytest.mark.usefixtures("gpus")
+def test_processes_without_a_gpu_hold_no_shards_and_more_gpus_than_a_node_has_are_an_error(whole, tmp_path):
+    raw, expected = whole
+    describer = {"backend": "fake", "num_processes": 4}
+    run(make_config({**raw, "engine": "ray", "describer": describer}), tmp_path / "run")
+    assert tables(tmp_path / "run") == tables(expected)
+    with pytest.raises(RunError, match=r"has the 4 GPUs for a process of `candidates`[\s\S]*at most 2 GPUs"):
+        run(make_config({**raw, "engine": "ray", "describer": {**describer, "num_gpus": 4}}), tmp_path / "too-large")
+    assert ray.is_initialized()  # the connection is not ours
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("gpus", [1], indirect=True)
+@pytest.mark.usefixtures("gpus")
+def test_an_idle_actor_gives_its_gpu_to_a_stage_that_has_none(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("spr.pipeline.engines.ray._STARVED", 1.0)
+    raw, expected = whole
+    out = shutil.copytree(expected, tmp_path / "run")
+    for stage in ("scores", "pairs"):
+        shutil.rmtree(out / stage)
+    for stage in ("regions", "candidates"):  # the scorer begins, and waits for these
+        StageStore(out / stage).part(4).unlink()
+    run(make_config({**raw, "engine": "ray"}), out)
+    assert tables(out) == tables(expected)
+
+
+def test_a_finished_run_needs_no_cluster(whole, tmp_path):
+    raw, expected = whole
+    out = shutil.copytree(expected, tmp_path / "run")
+    summaries = run(make_config({**raw, "engine": {"name": "ray", "address": "127.0.0.1:1"}}), out)
+    assert all(summary.done_before for summary in summaries)
+    assert tables(out) == tables(expected)
+
+
+@pytest.mark.long
+def test_sigterm_ends_the_driver_without_output_of_ray_or_a_session(faults, whole, tmp_path):
+    raw, expected = whole
+    (faults / "sleep-1").touch()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**raw, "engine": LOCAL, "describer": {"backend": "faulty"}}))
+    command = [sys.executable, "-m", "spr", "run", tmp_path / "config.yaml", "--out", tmp_path / "run"]
+    with sessions() as folder:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_TMPDIR": folder})
+        while process.poll() is None and not list(tmp_path.glob("slept-*")):
+            time.sleep(0.1)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert not list(Path(folder).rglob("session_2*"))
+    assert process.returncode == 128 + signal.SIGTERM
+    assert all(line.startswith("objects to pairs: ") for line in errors.splitlines())
+    run(make_config(raw), tmp_path / "run")
+    assert tables(tmp_path / "run") == tables(expected)
+
+
+def sessions():
+    """A folder for the sessions of Ray, whose sockets need a short path."""
+    return tempfile.TemporaryDirectory(prefix="ray", dir="/tmp")
 
 
 def test_an_address_without_a_cluster_is_an_error_that_says_what_to_do(whole, tmp_path, monkeypatch):

@@ -92,7 +92,8 @@ def run(
             if not summary.rows:
                 raise _empty(done.stage, summary, out)
 
-        run_stages(engine or _engine(config, out, workers), [partial(make, stage) for stage in stages], say, finished)
+        own = engine or _engine(config, stages, out, workers)
+        run_stages(own, [partial(make, stage) for stage in stages], say, finished)
         return [summaries[stage.name] for stage in stages]
 
 
@@ -106,12 +107,20 @@ def _fingerprints(stages: Sequence[Stage], config: Config, inputs: Mapping[str, 
     return found
 
 
-def _engine(config: Config, out: Path, workers: int | None) -> Engine:
+def _engine(config: Config, stages: Sequence[Stage], out: Path, workers: int | None) -> Engine:
     if config.engine.name == "ray":
         from spr.pipeline.engines.ray import RayEngine
 
-        return RayEngine(config.engine, out, config, workers)
+        engine = RayEngine(config.engine, out, config, workers)
+        if _unfinished(stages, out):
+            engine.connect()  # before the annotations are read
+        return engine
     return LocalEngine(workers or 1)
+
+
+def _unfinished(stages: Sequence[Stage], out: Path) -> list[Stage]:
+    manifests = [(stage, StageStore(out / stage.name).manifest()) for stage in stages]
+    return [stage for stage, manifest in manifests if manifest is None or not manifest.complete]
 
 
 def _empty(stage: Stage, summary: StageSummary, out: Path) -> InputError:
@@ -135,12 +144,7 @@ def _empty(stage: Stage, summary: StageSummary, out: Path) -> InputError:
 
 
 def _check_models(config: Config, stages: Sequence[Stage], out: Path) -> None:
-    names = dict.fromkeys(
-        name
-        for stage in stages
-        if (manifest := StageStore(out / stage.name).manifest()) is None or not manifest.complete
-        for name in stage.models_for(config)
-    )
+    names = dict.fromkeys(name for stage in _unfinished(stages, out) for name in stage.models_for(config))
     sections = [getattr(config, name) for name in names]
     if None not in sections:  # the stage that needs a describer says so
         check_loadable(sections)

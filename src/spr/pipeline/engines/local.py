@@ -6,12 +6,15 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from spr.config import Config
@@ -129,7 +132,7 @@ class Pool:
 
     def submit(self, job: Any, work: Callable[[Any], Any]) -> None:
         """Queue a job; ``work`` can be imported by name."""
-        with self._explained(), _sigint_blocked():
+        with self._explained(), _sigint_blocked(), _script_not_repeated():
             self._running[self._pool.submit(work, job)] = job
 
     def wait(self) -> list[tuple[Any, Any]]:
@@ -165,6 +168,28 @@ def _sigint_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _script_not_repeated() -> Iterator[None]:
+    """Let worker processes that start leave out the script that runs here, unless it has `if __name__ == "__main__"`.
+
+    A worker imports the script for what it defines. Without that line, it would do all of its work again.
+    """
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    try:
+        repeats = path is not None and "__name__" not in Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        repeats = True
+    if not repeats:
+        yield
+        return
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,12 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
+import signal
 import socket
+import sys
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +32,7 @@ from spr.config import Config, EngineConfig
 from spr.core.errors import RunError, SprError, missing_package
 from spr.core.paths import is_dir, is_file, is_remote
 from spr.core.progress import Progress, count_in
+from spr.core.terminal import count_text
 from spr.pipeline import jobs
 from spr.pipeline.engines.local import AHEAD
 from spr.pipeline.engines.processes import needs_of, threads_each
@@ -39,6 +45,10 @@ ATTEMPTS = 3
 _POLL = 1.0  # seconds
 _OBJECT_STORE = 512 * 2**20  # bytes, of a cluster that is started here: only the rows of a few shards are in it
 _CONNECT = 10.0  # seconds
+_STARVED = 10.0
+"""Seconds that a pool with jobs may have no actor before the idle actors of other pools are ended."""
+_LOST = 60.0
+"""Seconds that a pool with jobs may have no actor, and no node that is large enough for one, before the run stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +132,11 @@ class _Worker:
 @dataclass(slots=True, eq=False)
 class _Actor:
     handle: Any
+    look: Any
+    ready: bool = False  # it has a place in the cluster: it has answered
     busy: bool = False
     count: int = 0
     node: str | None = None
-    look: Any = None
 
 
 @dataclass(slots=True)
@@ -137,6 +148,13 @@ class _Pool:
     threads: str | None  # None: tasks
     actors: list[_Actor] = field(default_factory=list)
     tasks: int = 0
+    queue: deque[Job] = field(default_factory=deque)  # jobs for which no actor is ready
+    deaths: int = 0  # of actors that were never ready, since one was
+    starved: float | None = None  # since when it has jobs and no actor
+
+    @property
+    def busy(self) -> int:
+        return sum(actor.busy for actor in self.actors)
 
 
 @dataclass(slots=True)
@@ -155,87 +173,128 @@ class RayEngine:
         config: Its ``annotations.images`` must be seen by all nodes, too.
         workers: The most tasks of a stage without models that run at a time; None for as many as the cluster has CPUs.
 
-    Raises:
-        SprError: if Ray is not installed.
-        RunError: if there is no cluster at the address.
     """
 
     overlapping = True
 
     def __init__(self, settings: EngineConfig, run: Path, config: Config, workers: int | None = None) -> None:
         self.workers = workers
-        self._started = _connect(settings)
-        import ray
-
-        self._ray: Any = ray
-        self._marks = Marks.of(run, config)
+        self._settings, self._run, self._config = settings, run, config
+        self._ray: Any = None
+        self._cluster = contextlib.ExitStack()
         self._pools: dict[str, _Pool] = {}
         self._running: dict[Any, _Running] = {}
         self._again: deque[Job] = deque()
         self._failures: Counter[tuple[str, int]] = Counter()
+
+    def connect(self) -> None:
+        """Connect to the cluster, or start it. `begin` does so, too: a run in which nothing is left to do needs none.
+
+        Raises:
+            SprError: if Ray is not installed.
+            RunError: if there is no cluster at the address.
+        """
+        if self._ray is not None:
+            return
+        self._cluster.enter_context(_connected(self._settings))
+        import ray
+
+        self._ray = ray
+        self._marks = Marks.of(self._run, self._config)
         self._task = ray.remote(max_retries=0)(_run_task)
         look = ray.method(concurrency_group="look")(_Worker.look)
         worker = type("Worker", (_Worker,), {"look": look})
         self._actor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"look": 1})(worker)
 
     def begin(self, stage: Stage, config: Config, at_most: int | None, progress: Progress) -> None:  # noqa: ARG002
-        """Prepare for the jobs of a stage; actors are started with their first job."""
-        total = self._ray.cluster_resources()
-        cpus = max(total.get("CPU", 1.0), 1.0)
+        """Prepare for the jobs of a stage; actors are started with their first job.
+
+        Raises:
+            RunError: if no node has the CPUs or GPUs that a process needs.
+        """
+        self.connect()
+        cpus = [int(node.get("CPU", 0)) for node in self._nodes() if node.get("CPU", 0) >= 1]
+        if not cpus:
+            fix = "start a node with CPUs (ray start --num-cpus), or use engine.address=local"
+            raise RunError(f"No node of the Ray cluster has a CPU for `{stage.name}`", fix=fix)
+        # On every node, however actors are spread, room is left for a task: actors without end would stop the stages
+        # before their own.
+        least = min(cpus)
         needs = needs_of(stage, config)
-        # Half of a small cluster's CPUs are left to tasks: actors that hold all of them would stop the stages before.
         if needs is None:
-            share = 1 if cpus >= 2 else 0.5
-            self._pools[stage.name] = _Pool(self.workers or int(cpus) * AHEAD, {"num_cpus": share}, None)
+            share = 1 if least >= 2 else 0.5
+            self._pools[stage.name] = _Pool(self.workers or sum(cpus) * AHEAD, {"num_cpus": share}, None)
             return
-        gpus = int(total.get("GPU", 0))
-        processes = needs.processes_on(gpus)
-        cpu = min(1.0, round(cpus / 4 / processes, 2) or 0.01)
-        options: dict[str, Any] = {"num_cpus": cpu, "scheduling_strategy": "SPREAD"}
+        options: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
+        gpus = [int(node["GPU"]) for node in self._nodes() if node.get("GPU", 0) >= 1]
+        processes = needs.processes or 1
         if gpus and needs.gpus:
-            options["num_gpus"] = needs.gpus if needs.assigned else gpus
+            options["num_gpus"] = each = needs.gpus if needs.assigned else max(gpus)
+            room = sum(int(number // each) if each >= 1 else number * int(1 / each) for number in gpus)
+            if not room:
+                fix = f"use a smaller num_gpus, or add a node with {each:g} GPUs"
+                what = f"No node of the Ray cluster has the {each:g} GPUs for a process of `{stage.name}`"
+                raise RunError(what, got=f"nodes with at most {count_text(max(gpus), 'GPUs')}", fix=fix)
+            processes = needs.processes or (room if needs.assigned else 1)
+        options["num_cpus"] = max(0.0001, min(1.0, int(least / 8 / processes * 1e4) / 1e4))
         own = os.environ.get("OMP_NUM_THREADS")
-        threads = own or str(max(1, int(cpus) // processes) if len(self._ray.nodes()) > 1 else threads_each(processes))
+        threads = own or str(max(1, sum(cpus) // processes) if len(self._nodes()) > 1 else threads_each(processes))
         most = processes if at_most is None else min(processes, max(1, at_most))
         self._pools[stage.name] = _Pool(most, options, threads)
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """The resources of the nodes that are alive."""
+        with _lost():
+            return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def has_room(self, stage: Stage) -> bool:
         """Whether a process of the stage has nothing to do, or another may be started."""
         pool = self._pools[stage.name]
-        if pool.threads is None:
-            return pool.tasks < pool.most
-        return len(pool.actors) < pool.most or not all(actor.busy for actor in pool.actors)
+        return (pool.tasks if pool.threads is None else len(pool.queue) + pool.busy) < pool.most
 
     def submit(self, job: Job) -> None:
-        """Start a job as a task, or in an actor that has nothing to do."""
+        """Start a job as a task, or queue it for an actor that has nothing to do."""
         pool = self._pools[job.stage.name]
-        actor = None
         if pool.threads is None:
             pool.tasks += 1
-            reference = self._task.options(name=f"{job.stage.name} {job.index}", **pool.options).remote(
-                job, self._marks
-            )
+            task = self._task.options(name=f"{job.stage.name} {job.index}", **pool.options)
+            self._running[task.remote(job, self._marks)] = _Running(job, None, self._alive())
         else:
-            actor = next((actor for actor in pool.actors if not actor.busy), None)
-            if actor is None:
-                actor = _Actor(self._actor.options(**pool.options).remote(pool.threads))
-                pool.actors.append(actor)
-            actor.busy, actor.count = True, 0
-            reference = actor.handle.run.remote(job, self._marks)
-        self._running[reference] = _Running(job, actor, self._alive())
+            pool.queue.append(job)
+            self._hand_out(pool)
+
+    def _hand_out(self, pool: _Pool) -> None:
+        """Give queued jobs to actors that have nothing to do, and start actors for the others.
+
+        An actor for which the cluster has no room yet holds no job: another one would be done with all others and wait
+        for it, without ever making room.
+        """
+        for actor in pool.actors:
+            if pool.queue and actor.ready and not actor.busy:
+                job = pool.queue.popleft()
+                actor.busy, actor.count = True, 0
+                self._running[actor.handle.run.remote(job, self._marks)] = _Running(job, actor, self._alive())
+        starting = sum(not actor.ready for actor in pool.actors)
+        for _ in range(min(len(pool.queue) - starting, pool.most - len(pool.actors))):
+            handle = self._actor.options(**pool.options).remote(pool.threads)
+            pool.actors.append(_Actor(handle, handle.look.remote()))
 
     def wait(self) -> list[tuple[Job, ShardEntry]]:
         """The jobs that have finished, after at most a second; jobs that failed are started again.
 
         Raises:
-            RunError: if a job's process died too often. The error of a job that failed too often is raised as it is.
+            RunError: if a job's process died too often, or there is no node for it any more. The error of a job that
+                failed too often is raised as it is.
         """
+        starting = [actor.look for pool in self._pools.values() for actor in pool.actors if not actor.ready]
         with _lost():
-            first, _ = self._ray.wait(list(self._running), timeout=_POLL)
-            ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+            first, _ = self._ray.wait([*self._running, *starting], timeout=_POLL)
+            running = list(self._running)
+            ready = self._ray.wait(running, num_returns=len(running), timeout=0)[0] if running else []
         finished = []
         for reference in dict.fromkeys([*first, *ready]):
-            run = self._running.pop(reference)
+            if (run := self._running.pop(reference, None)) is None:
+                continue
             self._release(run)
             try:
                 finished.append((run.job, self._ray.get(reference)))
@@ -244,7 +303,32 @@ class RayEngine:
         while self._again:
             self.submit(self._again.popleft())
         self._look()
+        for pool in self._pools.values():
+            self._hand_out(pool)
+        self._feed_starved()
         return finished
+
+    def _feed_starved(self) -> None:
+        """End idle actors of other pools if a pool has jobs and no actor, because those hold all GPUs, say."""
+        for name, pool in self._pools.items():
+            if not pool.queue or any(actor.ready for actor in pool.actors):
+                pool.starved = None
+                continue
+            now = time.monotonic()
+            pool.starved = pool.starved or now
+            if now - pool.starved > _STARVED:
+                for other in self._pools.values():
+                    for actor in [] if other.queue else [actor for actor in other.actors if not actor.busy]:
+                        other.actors.remove(actor)
+                        self._ray.kill(actor.handle)
+            if now - pool.starved > _LOST and not self._fits(pool):
+                needed = f"{pool.options.get('num_gpus', 0):g} GPUs and {pool.options['num_cpus']:g} CPUs"
+                fix = "start such a node, and run the same command again: finished shards are kept"
+                raise RunError(f"No node of the Ray cluster has the {needed} for a process of `{name}`", fix=fix)
+
+    def _fits(self, pool: _Pool) -> bool:
+        wanted = {"CPU": pool.options["num_cpus"], "GPU": pool.options.get("num_gpus", 0)}
+        return any(all(node.get(kind, 0) >= n for kind, n in wanted.items()) for node in self._nodes())
 
     def _release(self, run: _Running) -> None:
         if run.actor is None:
@@ -257,6 +341,9 @@ class RayEngine:
         own = error.cause if isinstance(error, self._ray.exceptions.RayTaskError) else None
         if isinstance(own, SprError) and not isinstance(own, RunError):
             raise own  # the config, an input or a model: another try changes nothing
+        if isinstance(own, ModuleNotFoundError):
+            fix = "install the same packages on all nodes, SPR and plug-ins among them"
+            raise RunError("A node lacks a package", got=own, fix=fix) from None
         pool = self._pools[run.job.stage.name]
         if run.actor is not None:
             # Also where the process lives: after an error of CUDA, say, it can't be used any more.
@@ -278,15 +365,31 @@ class RayEngine:
         self._again.append(run.job)
 
     def _look(self) -> None:
-        """Ask the actors how far they are, and note what they have answered."""
-        for pool in self._pools.values():
-            for actor in pool.actors:
+        """Ask the actors how far they are, and note what they have answered.
+
+        Raises:
+            RunError: if actors die before they answer for the first time.
+        """
+        for name, pool in self._pools.items():
+            for actor in list(pool.actors):
                 if actor.look is not None:
                     if not self._ray.wait([actor.look], timeout=0)[0]:
                         continue
-                    with contextlib.suppress(self._ray.exceptions.RayError):
+                    try:
                         actor.count, actor.node = self._ray.get(actor.look)
+                        actor.ready, pool.deaths = True, 0
+                    except self._ray.exceptions.RayError as error:
+                        if not actor.ready:
+                            pool.actors.remove(actor)
+                            self._not_started(name, pool, error)
                 actor.look = actor.handle.look.remote() if actor.busy else None
+
+    def _not_started(self, name: str, pool: _Pool, error: Exception) -> None:
+        pool.deaths += 1
+        if pool.deaths >= ATTEMPTS * pool.most:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            fix = "check that SPR and its plug-ins are installed on all nodes, and that they have enough memory"
+            raise RunError(f"No process of `{name}` starts", got=" ".join(lines[-3:])[:500], fix=fix) from None
 
     def _alive(self) -> frozenset[str]:
         with _lost():
@@ -313,24 +416,25 @@ class RayEngine:
 
     def close(self) -> None:
         """Stop all work at once, and the cluster if it was started here."""
-        if not self._ray.is_initialized():
-            return
-        for reference, run in self._running.items():
-            if run.actor is None:
-                with contextlib.suppress(Exception):
-                    self._ray.cancel(reference, force=True)
-        self._running.clear()
-        for pool in self._pools.values():
-            for actor in pool.actors:
-                with contextlib.suppress(Exception):
-                    self._ray.kill(actor.handle)
-        self._pools.clear()
-        if self._started:
-            self._ray.shutdown()
+        with self._cluster:
+            if self._ray is None or not self._ray.is_initialized():
+                return
+            for reference, run in self._running.items():
+                # Not by force: Ray ends this process if the result of such a task comes at the same time.
+                if run.actor is None:
+                    with contextlib.suppress(Exception):
+                        self._ray.cancel(reference)
+            self._running.clear()
+            for pool in self._pools.values():
+                for actor in pool.actors:
+                    with contextlib.suppress(Exception):
+                        self._ray.kill(actor.handle)
+            self._pools.clear()
 
 
-def _connect(settings: EngineConfig) -> bool:
-    """Connect to a cluster, or start one; returns False if this process was connected before."""
+@contextlib.contextmanager
+def _connected(settings: EngineConfig) -> Iterator[None]:
+    """Be connected to a cluster, which is started if there is none. Leaves things as they were."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # prints nothing; what ends a run is in its error
@@ -339,27 +443,68 @@ def _connect(settings: EngineConfig) -> bool:
     except ModuleNotFoundError as error:
         raise missing_package(error, "engine.name: ray") or error from error
     if ray.is_initialized():
-        return False
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    session = _start_or_join(settings)
+    try:
+        # Ray's own handler prints a C++ stack trace, and ends this process without its session being deleted.
+        _handle_sigterm(_exit if before in (signal.SIG_DFL, None) else before)
+        yield
+    finally:
+        ray.shutdown()
+        _handle_sigterm(before)
+        if session is not None:
+            _delete_session(session)
+
+
+def _exit(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
+def _handle_sigterm(handler: Any) -> None:
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _start_or_join(settings: EngineConfig) -> Path | None:
+    """Connect to a cluster, or start one; returns the folder in which Ray keeps the session of a cluster started here.
+
+    Raises:
+        RunError: if there is no cluster at the address.
+    """
+    import ray
+
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    address = None if settings.address == "auto" else settings.address
-    where = address or os.environ.get("RAY_ADDRESS") or "auto"
+    address = os.environ.get("RAY_ADDRESS") or "auto" if settings.address == "auto" else settings.address
+    where = address
     try:
         with _quiet():
-            _check_port(where)
-            if address is None and not os.environ.get("RAY_ADDRESS"):
+            _check_port(address)
+            if address == "auto":
                 try:
                     ray.init(address="auto", **options)
-                    return True
                 except ConnectionError:
                     address = "local"
+                else:
+                    return None
             if address == "local":
                 options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-            ray.init(address=address, **options)
+            context: Any = ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         fix = "start it (ray start --head), correct engine.address, or use engine.address=local"
         raise RunError(f"There is no Ray cluster at {where}", got=" ".join(str(error).split())[:300], fix=fix) from None
-    return True
+    return Path(context.address_info["session_dir"]) if address == "local" else None
+
+
+def _delete_session(folder: Path) -> None:
+    """Delete what Ray has left of a cluster that was started here: its logs and sockets."""
+    shutil.rmtree(folder, ignore_errors=True)
+    latest = folder.parent / "session_latest"
+    with contextlib.suppress(OSError):
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink()
 
 
 def _check_port(address: str) -> None:
