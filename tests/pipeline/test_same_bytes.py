@@ -45,7 +45,12 @@ def config(data, count, engine):
         {
             **sections,
             "engine": engine,
-            "annotations": {"path": str(data / "instances.json"), "images": str(data / "images"), "min_area": 60},
+            "annotations": {
+                "path": str(data / "instances.json"),
+                "images": str(data / "images"),
+                "min_area": 60,
+                "crowds": "drop",
+            },
             "shard_rows": 3,
         }
     )
