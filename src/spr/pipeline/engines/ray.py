@@ -17,7 +17,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -449,7 +448,7 @@ def _connected(settings: EngineConfig) -> Iterator[None]:
     session = _start_or_join(settings)
     try:
         # Ray's own handler prints a C++ stack trace, and ends this process without its session being deleted.
-        _handle_sigterm(_exit if before in (signal.SIG_DFL, None) else before)
+        _handle_sigterm(_interrupt if before in (signal.SIG_DFL, None) else before)
         yield
     finally:
         ray.shutdown()
@@ -458,8 +457,8 @@ def _connected(settings: EngineConfig) -> Iterator[None]:
             _delete_session(session)
 
 
-def _exit(number: int, _: object) -> None:
-    sys.exit(128 + number)
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _handle_sigterm(handler: Any) -> None:
