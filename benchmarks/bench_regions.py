@@ -21,8 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from spr.config import Config, make_config
-from spr.pipeline import regions
-from spr.pipeline.runner import run_stage
+from spr.pipeline import objects, regions
+from spr.pipeline.engines.local import LocalEngine
+from spr.pipeline.flow import run_stages
+from spr.pipeline.stage_run import FirstStageRun, StageRun
 from spr.records.columns import box_array, list_array
 from spr.records.schemas import OBJECTS
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
@@ -51,7 +53,8 @@ def make_shard(start: int, rows: int) -> pa.Table:
     ids = pa.array(range(start, start + rows)).cast(pa.string())
     sizes = [pa.array(np.full(rows, side, dtype=np.int32)) for side in SIZE_WH]
     offsets = np.arange(rows + 1) * OBJECTS_PER_IMAGE
-    return pa.table([ids, ids, *sizes, list_array(offsets, structs)], schema=OBJECTS)
+    origins, splits = pa.nulls(rows, pa.string()), pa.repeat(pa.scalar("train"), rows)
+    return pa.table([ids, ids, *sizes, list_array(offsets, structs), origins, origins, splits], schema=OBJECTS)
 
 
 def prepare(out: Path, config: Config, images: int) -> None:
@@ -68,8 +71,10 @@ def prepare(out: Path, config: Config, images: int) -> None:
 def seconds(out: Path, config: Config, workers: int) -> float:
     """Wall-clock seconds of the whole stage."""
     shutil.rmtree(out / "regions", ignore_errors=True)
+    before = FirstStageRun(objects.STAGE, config, out, "benchmark")
     start = time.perf_counter()
-    run_stage(regions.STAGE, config, out, "benchmark", workers)
+    stages = [lambda: before, lambda: StageRun(regions.STAGE, config, out, "benchmark")]
+    run_stages(LocalEngine(workers), stages, lambda _: None, lambda *_: None)
     return time.perf_counter() - start
 
 

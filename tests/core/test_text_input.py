@@ -239,6 +239,7 @@ OWN_FILES = {
     "core/terminal.py": "the answer to a question on the terminal",
     "workflows/hub_package.py": "files of a run or an adapter",
     "runs/folder.py": "RUN/inputs.json",
+    "pipeline/engines/local.py": "the script that is running",
 }
 
 
