@@ -121,14 +121,15 @@ def test_a_killed_driver_is_continued_by_another_engine_with_other_processes(fir
 
 @pytest.fixture
 def two_nodes():
-    """A cluster of two simulated nodes, to which this process is connected."""
+    """A cluster of two simulated nodes, to which this process is connected; its nodes by the pid of their raylet."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
-    second = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    memory = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})  # nothing runs on it
+    nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster, second
+    yield cluster, {node.all_processes["raylet"][0].process.pid: node for node in nodes}
     ray.shutdown()
     cluster.shutdown()
 
@@ -138,7 +139,7 @@ def test_a_node_that_dies_in_the_middle_costs_only_its_shards(faults, two_nodes,
     import threading
 
     raw, expected = whole
-    cluster, second = two_nodes
+    cluster, nodes = two_nodes
     out = tmp_path / "run"
     (faults / "sleep-1").touch()  # one describer hangs, and the node on which it may be dies
     (faults / "sleep-2").touch()
@@ -147,9 +148,10 @@ def test_a_node_that_dies_in_the_middle_costs_only_its_shards(faults, two_nodes,
         while len(list(tmp_path.glob("slept-*"))) < 2:
             time.sleep(0.1)
         sleeping = {int(path.name.partition("-")[2]) for path in tmp_path.glob("slept-*")}
-        cluster.remove_node(second, allow_graceful=False)  # kills its raylet, and its processes end
+        parent = int(Path(f"/proc/{min(sleeping)}/stat").read_text().split()[3])
+        cluster.remove_node(nodes[parent], allow_graceful=False)  # kills its raylet, and its processes end
         until = time.monotonic() + 60
-        while sum(node["Alive"] for node in ray.nodes()) > 1 and time.monotonic() < until:
+        while sum(node["Alive"] for node in ray.nodes()) > 2 and time.monotonic() < until:
             time.sleep(0.2)
         left.extend(pid for pid in sleeping if Path(f"/proc/{pid}").exists())
         for pid in left:
@@ -160,7 +162,7 @@ def test_a_node_that_dies_in_the_middle_costs_only_its_shards(faults, two_nodes,
     killer.start()
     run(make_config({**raw, "engine": "ray", "describer": {"backend": "faulty", "num_processes": 2}}), out)
     killer.join()
-    assert sum(node["Alive"] for node in ray.nodes()) == 1
+    assert sum(node["Alive"] for node in ray.nodes()) == 2
     assert len(left) < 2  # at least one was on the node that died
     assert tables(out) == tables(expected)
 
