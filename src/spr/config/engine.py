@@ -19,7 +19,7 @@ class EngineConfig(Section):
 
     name: Literal["local", "ray"] = "local"
     """`local`: processes of this machine, one stage after another; `ray`: tasks and actors of a Ray cluster, in which
-    a finished shard goes on to the next stage at once. `engine: ray` is short for this field."""
+    a finished shard goes on to the next stage immediately. `engine: ray` is short for this field."""
     address: str = "auto"
     """`ray`: `auto` joins the cluster that `RAY_ADDRESS` names or that runs on this machine, and starts one for this
     command if there is none; `local` always starts one; `HOST:PORT` and `ray://HOST:PORT` join that cluster."""

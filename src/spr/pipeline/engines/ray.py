@@ -12,15 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
-import shutil
-import signal
-import socket
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,13 +22,14 @@ from typing import Any
 
 from spr import __version__
 from spr.config import Config, EngineConfig
-from spr.core.errors import RunError, SprError, missing_package
+from spr.core.errors import RunError, SprError
 from spr.core.paths import is_dir, is_file, is_remote
 from spr.core.progress import Progress, count_in
 from spr.core.terminal import count_text
 from spr.pipeline import jobs
 from spr.pipeline.engines.local import AHEAD
 from spr.pipeline.engines.processes import needs_of, threads_each
+from spr.pipeline.engines.ray_cluster import connected, lost
 from spr.pipeline.jobs import Job
 from spr.pipeline.stage import Stage
 from spr.runs.store import ShardEntry
@@ -42,8 +37,6 @@ from spr.runs.store import ShardEntry
 ATTEMPTS = 3
 """How often a job may fail on nodes that are alive."""
 _POLL = 1.0  # seconds
-_OBJECT_STORE = 512 * 2**20  # bytes, of a cluster that is started here: only the rows of a few shards are in it
-_CONNECT = 10.0  # seconds
 _STARVED = 10.0
 """Seconds that a pool with jobs may have no actor before the idle actors of other pools are ended."""
 _LOST = 60.0
@@ -171,7 +164,6 @@ class RayEngine:
         run: The run folder, which all nodes must see.
         config: Its ``annotations.images`` must be seen by all nodes, too.
         workers: The most tasks of a stage without models that run at a time; None for as many as the cluster has CPUs.
-
     """
 
     overlapping = True
@@ -195,7 +187,7 @@ class RayEngine:
         """
         if self._ray is not None:
             return
-        self._cluster.enter_context(_connected(self._settings))
+        self._cluster.enter_context(connected(self._settings))
         import ray
 
         self._ray = ray
@@ -243,7 +235,7 @@ class RayEngine:
 
     def _nodes(self) -> list[dict[str, float]]:
         """The resources of the nodes that are alive."""
-        with _lost():
+        with lost():
             return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def has_room(self, stage: Stage) -> bool:
@@ -286,7 +278,7 @@ class RayEngine:
                 failed too often is raised as it is.
         """
         starting = [actor.look for pool in self._pools.values() for actor in pool.actors if not actor.ready]
-        with _lost():
+        with lost():
             first, _ = self._ray.wait([*self._running, *starting], timeout=_POLL)
             running = list(self._running)
             ready = self._ray.wait(running, num_returns=len(running), timeout=0)[0] if running else []
@@ -391,7 +383,7 @@ class RayEngine:
             raise RunError(f"No process of `{name}` starts", got=" ".join(lines[-3:])[:500], fix=fix) from None
 
     def _alive(self) -> frozenset[str]:
-        with _lost():
+        with lost():
             return frozenset(node["NodeID"] for node in self._ray.nodes() if node["Alive"])
 
     def in_progress(self, stage: Stage) -> int:
@@ -429,106 +421,3 @@ class RayEngine:
                     with contextlib.suppress(Exception):
                         self._ray.kill(actor.handle)
             self._pools.clear()
-
-
-@contextlib.contextmanager
-def _connected(settings: EngineConfig) -> Iterator[None]:
-    """Be connected to a cluster, which is started if there is none. Leaves things as they were."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # prints nothing; what ends a run is in its error
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "engine.name: ray") or error from error
-    if ray.is_initialized():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    session = _start_or_join(settings)
-    try:
-        # Ray's own handler prints a C++ stack trace, and ends this process without its session being deleted.
-        _handle_sigterm(_interrupt if before in (signal.SIG_DFL, None) else before)
-        yield
-    finally:
-        ray.shutdown()
-        _handle_sigterm(before)
-        if session is not None:
-            _delete_session(session)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _handle_sigterm(handler: Any) -> None:
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _start_or_join(settings: EngineConfig) -> Path | None:
-    """Connect to a cluster, or start one; returns the folder in which Ray keeps the session of a cluster started here.
-
-    Raises:
-        RunError: if there is no cluster at the address.
-    """
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    address = os.environ.get("RAY_ADDRESS") or "auto" if settings.address == "auto" else settings.address
-    where = address
-    try:
-        with _quiet():
-            _check_port(address)
-            if address == "auto":
-                try:
-                    ray.init(address="auto", **options)
-                except ConnectionError:
-                    address = "local"
-                else:
-                    return None
-            if address == "local":
-                options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-            context: Any = ray.init(address=address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        fix = "start it (ray start --head), correct engine.address, or use engine.address=local"
-        raise RunError(f"There is no Ray cluster at {where}", got=" ".join(str(error).split())[:300], fix=fix) from None
-    return Path(context.address_info["session_dir"]) if address == "local" else None
-
-
-def _delete_session(folder: Path) -> None:
-    """Delete what Ray has left of a cluster that was started here: its logs and sockets."""
-    shutil.rmtree(folder, ignore_errors=True)
-    latest = folder.parent / "session_latest"
-    with contextlib.suppress(OSError):
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink()
-
-
-def _check_port(address: str) -> None:
-    """Raise OSError if nothing listens at ``HOST:PORT``: Ray would end this process."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT).close()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Ray prints while it starts out of the terminal."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-@contextlib.contextmanager
-def _lost() -> Iterator[None]:
-    import ray
-
-    try:
-        yield
-    except (ray.exceptions.RaySystemError, ray.exceptions.LocalRayletDiedError, ConnectionError) as error:
-        fix = "run the same command again, once the cluster is there: finished shards are kept"
-        raise RunError("The Ray cluster is gone", got=" ".join(str(error).split())[:300], fix=fix) from None
