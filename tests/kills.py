@@ -221,6 +221,8 @@ def run_command(arguments: str, folder: Path, *, after: float | None = None, bef
                 os.dup2(os.open(os.devnull, os.O_RDWR), stream)
             errors = os.open(folder.parent / "stderr", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(errors, 2)
+            if "torch" in sys.modules:  # in the child: a thread pool set before a fork may meet a race in it
+                sys.modules["torch"].set_num_threads(1)
             code = work(arguments.split(), str(folder), before, writer)
         except BaseException:
             traceback.print_exc()
@@ -344,9 +346,7 @@ def main() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     if any(COMMANDS[name][0] in ("trained", "published") or name in ("train", "quickstart") for name in names):
-        import torch
-
-        torch.set_num_threads(1)
+        importlib.import_module("torch")
     sys.stdout.reconfigure(line_buffering=True)
     with tempfile.TemporaryDirectory() as place:
         sys.exit(min(kill_all(Path(place), names, options.kills, options.seed), 1))

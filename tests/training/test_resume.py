@@ -19,12 +19,12 @@ from spr.training.trainer import train
 pytestmark = pytest.mark.slow
 
 # One process that imports all and then has children train: each kills itself before its Nth sync of a file, N growing,
-# so that every kind of file is met half-written. Nothing is computed before a child is begun.
+# so that every kind of file is met half-written. Nothing is computed before a child is begun, nor are threads set: the
+# first two threads of a child would race for the pool that it inherits, and PyTorch would fail ("Invalid thread pool").
 KILLS = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-torch.set_num_threads(1)
 from spr.config import TrainingConfig
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
@@ -38,6 +38,7 @@ def work(left):
             os.kill(os.getpid(), signal.SIGKILL)
         real(descriptor)
     os.fsync = fsync
+    torch.set_num_threads(1)
     train(trl_pairs(Path(pairs)), model, TrainingConfig(**json.loads(settings)), Path(out), seed=3)
 kills, steps = 0, set()
 while True:
