@@ -14,3 +14,8 @@ def files(out):
     """The content of every file of a run by its name, except for its log and its lock."""
     paths = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in ("log.jsonl", ".lock")]
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+
+
+def table_files(out):
+    """Those of `files` that hold a stage's rows: a second run must write the same bytes."""
+    return {name: content for name, content in files(out).items() if name.endswith(".parquet")}

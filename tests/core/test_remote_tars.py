@@ -91,6 +91,11 @@ def test_a_changed_or_compressed_tar_file_is_an_error(bucket):
     with pytest.raises(InputError, match="is a compressed tar file") as caught:
         ImageSource(bucket / "packed.tar.gz").prepare()
     assert caught.value.fix == "download it, decompress it with gzip -d, and upload the tar file"
+    # One that is also there without compression is ignored, as in a local folder.
+    (bucket / "both" / "a.tar").write_bytes(tar_of({"a.png": picture(4)}))
+    (bucket / "both" / "a.tar.gz").write_bytes(gzip.compress(tar_of({"a.png": picture(5)})))
+    assert red(bucket / "both", "a.png") == 4
+    assert remote_images.remote_tars(bucket / "both").compressed == ()
     (bucket / "cut.tar").write_bytes(tar_of({"a.png": picture(1)})[:560])
     with pytest.raises(InputError, match=r"cut\.tar can't be read as a tar file"):
         ImageSource(bucket / "cut.tar").prepare()

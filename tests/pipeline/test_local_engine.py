@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import faulty
-from run_folders import FAKES, files
+from run_folders import FAKES, table_files
 from spr.config import make_config
 from spr.core.errors import InputError, RunError
 from spr.pipeline.engines import processes
@@ -22,10 +22,6 @@ from spr.runs.store import StageStore
 pytestmark = pytest.mark.slow
 
 SECTIONS = {"annotations": {"path": "a", "images": "b"}}
-
-
-def tables(out):
-    return {name: content for name, content in files(out).items() if name.endswith(".parquet")}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +45,7 @@ def test_models_in_several_processes_give_the_same_bytes(count, whole, tmp_path)
     raw, expected = whole
     several = {name: {"backend": "fake", "num_processes": count} for name in FAKES}
     run(make_config({**raw, **several}), tmp_path / "run", workers=count)
-    assert tables(tmp_path / "run") == tables(expected)
+    assert table_files(tmp_path / "run") == table_files(expected)
 
 
 def test_a_killed_process_stops_the_run_with_one_message_and_it_resumes(faulty_run, whole, tmp_path):
@@ -58,7 +54,7 @@ def test_a_killed_process_stops_the_run_with_one_message_and_it_resumes(faulty_r
     with pytest.raises(RunError, match=r"A worker process died[\s\S]*a smaller num_processes"):
         run(config, tmp_path / "run")
     run(config, tmp_path / "run")
-    assert tables(tmp_path / "run") == tables(whole[1])
+    assert table_files(tmp_path / "run") == table_files(whole[1])
 
 
 def test_an_error_in_a_process_is_the_error_of_the_run_and_finished_shards_stay(faulty_run, whole, tmp_path):
@@ -68,7 +64,7 @@ def test_an_error_in_a_process_is_the_error_of_the_run_and_finished_shards_stay(
         run(config, tmp_path / "run")
     assert StageStore(tmp_path / "run" / "regions").finished()
     run(config, tmp_path / "run")
-    assert tables(tmp_path / "run") == tables(whole[1])
+    assert table_files(tmp_path / "run") == table_files(whole[1])
 
 
 def test_ctrl_c_stops_processes_that_work_on_a_long_shard_at_once(faulty_run, whole, tmp_path):
@@ -88,7 +84,7 @@ def test_ctrl_c_stops_processes_that_work_on_a_long_shard_at_once(faulty_run, wh
             os.kill(int(path.name.partition("-")[2]), 0)
     (faults / "sleep-always").unlink()
     run(config, tmp_path / "run")
-    assert tables(tmp_path / "run") == tables(whole[1])
+    assert table_files(tmp_path / "run") == table_files(whole[1])
 
 
 @pytest.mark.parametrize("guard", [False, True])
@@ -101,7 +97,7 @@ def test_a_script_without_a_main_guard_is_not_repeated_by_worker_processes(guard
     (tmp_path / "script.py").write_text("\n".join(lines))
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert tables(tmp_path / "run") == tables(expected)
+    assert table_files(tmp_path / "run") == table_files(expected)
     assert (len((tmp_path / "times").read_text().split()) == 1) is not guard
 
 

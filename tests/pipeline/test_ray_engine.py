@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import faulty
-from run_folders import FAKES, files
+from run_folders import FAKES, table_files
 from spr.config import make_config
 from spr.core.errors import InputError, RunError
 from spr.pipeline.runner import run
@@ -23,10 +23,6 @@ ray = pytest.importorskip("ray")
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*:FutureWarning")]
 LOCAL = {"name": "ray", "address": "local"}
-
-
-def tables(out):
-    return {name: content for name, content in files(out).items() if name.endswith(".parquet")}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def test_a_killed_actor_and_one_with_a_broken_gpu_are_replaced_and_the_bytes_sta
         assert not list(Path(folder).rglob("session_*"))
     assert done.returncode == 0, done.stderr
     assert not list(faults.iterdir())
-    assert tables(tmp_path / "run") == tables(expected)
+    assert table_files(tmp_path / "run") == table_files(expected)
     assert "(raylet)" not in done.stdout  # Ray's logs stay out of the terminal
     assert all(line.startswith("objects to pairs: ") for line in done.stderr.splitlines())
 
@@ -77,7 +73,7 @@ def test_a_job_that_always_fails_stops_the_run_with_its_error_and_finished_shard
     assert kept.shards
     (faults / "raise-always").unlink()
     run(make_config({**raw, "describer": {"backend": "faulty"}}), tmp_path / "run")  # on the local engine
-    assert tables(tmp_path / "run") == tables(expected)
+    assert table_files(tmp_path / "run") == table_files(expected)
 
 
 @pytest.mark.long
@@ -116,7 +112,7 @@ def test_a_killed_driver_is_continued_by_another_engine_with_other_processes(fir
     assert before.shards
     config = make_config({**raw, "engine": engines[then], "describer": {**section, "num_processes": 1}})
     run(config, tmp_path / "run", workers=2)
-    assert tables(tmp_path / "run") == tables(expected)
+    assert table_files(tmp_path / "run") == table_files(expected)
 
 
 @pytest.fixture
@@ -164,7 +160,7 @@ def test_a_node_that_dies_in_the_middle_costs_only_its_shards(faults, two_nodes,
     killer.join()
     assert sum(node["Alive"] for node in ray.nodes()) == 2
     assert len(left) < 2  # at least one was on the node that died
-    assert tables(out) == tables(expected)
+    assert table_files(out) == table_files(expected)
 
 
 @pytest.mark.long
@@ -176,7 +172,7 @@ def test_an_object_store_that_is_full_changes_nothing(whole, tmp_path):
     held = [ray.put(np.zeros(8 * 2**20, np.uint8)) for _ in range(30)]  # three times what fits
     run(make_config({**raw, "engine": "ray", "describer": {"backend": "faulty"}}), tmp_path / "run")
     assert len(held) == 30
-    assert tables(tmp_path / "run") == tables(expected)
+    assert table_files(tmp_path / "run") == table_files(expected)
 
 
 @pytest.mark.long
@@ -228,7 +224,7 @@ def test_processes_without_a_gpu_hold_no_shards_and_more_gpus_than_a_node_has_ar
     raw, expected = whole
     describer = {"backend": "fake", "num_processes": 4}
     run(make_config({**raw, "engine": "ray", "describer": describer}), tmp_path / "run")
-    assert tables(tmp_path / "run") == tables(expected)
+    assert table_files(tmp_path / "run") == table_files(expected)
     with pytest.raises(RunError, match=r"has the 4 GPUs for a process of `candidates`[\s\S]*at most 2 GPUs"):
         run(make_config({**raw, "engine": "ray", "describer": {**describer, "num_gpus": 4}}), tmp_path / "too-large")
     assert ray.is_initialized()  # the connection is not ours
@@ -246,7 +242,7 @@ def test_an_idle_actor_gives_its_gpu_to_a_stage_that_has_none(whole, tmp_path, m
     for stage in ("regions", "candidates"):  # the scorer begins, and waits for these
         StageStore(out / stage).part(4).unlink()
     run(make_config({**raw, "engine": "ray"}), out)
-    assert tables(out) == tables(expected)
+    assert table_files(out) == table_files(expected)
 
 
 def test_a_finished_run_needs_no_cluster(whole, tmp_path):
@@ -254,7 +250,7 @@ def test_a_finished_run_needs_no_cluster(whole, tmp_path):
     out = shutil.copytree(expected, tmp_path / "run")
     summaries = run(make_config({**raw, "engine": {"name": "ray", "address": "127.0.0.1:1"}}), out)
     assert all(summary.done_before for summary in summaries)
-    assert tables(out) == tables(expected)
+    assert table_files(out) == table_files(expected)
 
 
 @pytest.mark.long
@@ -275,7 +271,7 @@ def test_sigterm_ends_the_driver_without_output_of_ray_or_a_session(faults, whol
     assert all(line.startswith("objects to pairs: ") for line in progress)
     assert "run the same command to resume" in interrupted
     run(make_config(raw), tmp_path / "run")
-    assert tables(tmp_path / "run") == tables(expected)
+    assert table_files(tmp_path / "run") == table_files(expected)
 
 
 def sessions():

@@ -8,8 +8,9 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 
-from spr.config import LoraSection, TrainingConfig
+from spr.config import LoraSection, TrainingConfig, make_config
 from spr.config.backends import LOSSES
+from spr.pipeline.runner import run as run_pipeline
 from spr.training.loss import dpo
 from spr.training.shared_prefix import PairModel
 
@@ -99,6 +100,20 @@ def trainable_folder(mllm_folder, tmp_path_factory) -> Callable[[str], Path]:
                 (folder / "chat_template.jinja").write_text(TEMPLATES[model_type])
             made[model_type] = folder
         return made[model_type]
+
+    return make
+
+
+@pytest.fixture
+def run_with_pairs(mllm_folder, make_dataset, tmp_path):
+    """A training section → a run on a local disk with its pairs, whose descriptions are made up."""
+
+    def make(training: dict) -> Path:
+        data = make_dataset(tmp_path / "data", images=4)
+        describer = {"backend": "fake", "model": str(mllm_folder("llava_onevision"))}
+        fakes = {"scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
+        run_pipeline(make_config(data.config(describer=describer, training=training, **fakes)), tmp_path / "run")
+        return tmp_path / "run"
 
     return make
 

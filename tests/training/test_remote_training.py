@@ -6,7 +6,6 @@ import obstore
 import pytest
 
 from s3_server import upload
-from spr.config import make_config
 from spr.core.errors import RunError, StorageError
 from spr.core.object_store import connect
 from spr.pipeline.runner import run as run_pipeline
@@ -27,13 +26,8 @@ TRAINING = {
 
 
 @pytest.fixture
-def run(mllm_folder, make_dataset, tmp_path):
-    """A run with its pairs on a local disk, whose descriptions are made up."""
-    data = make_dataset(tmp_path / "data", images=4)
-    describer = {"backend": "fake", "model": str(mllm_folder("llava_onevision"))}
-    fakes = {"scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
-    run_pipeline(make_config(data.config(describer=describer, training=TRAINING, **fakes)), tmp_path / "run")
-    return tmp_path / "run"
+def run(run_with_pairs):
+    return run_with_pairs(TRAINING)
 
 
 @pytest.fixture

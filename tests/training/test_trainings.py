@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from spr.cli import app
-from spr.config import TrainingPart, load_config, make_config
+from spr.config import TrainingPart, load_config
 from spr.core.errors import ConfigError, RunError
 from spr.pipeline.runner import run as run_pipeline
 from spr.runs.adapters import find_adapter
@@ -26,13 +26,8 @@ TRAINING = {
 
 
 @pytest.fixture
-def run(mllm_folder, make_dataset, tmp_path):
-    """A run with its pairs, whose descriptions are made up."""
-    data = make_dataset(tmp_path / "data", images=4)
-    describer = {"backend": "fake", "model": str(mllm_folder("llava_onevision"))}
-    fakes = {"scorer": {"backend": "fake"}, "detector": {"backend": "fake"}}
-    run_pipeline(make_config(data.config(describer=describer, training=TRAINING, **fakes)), tmp_path / "run")
-    return tmp_path / "run"
+def run(run_with_pairs):
+    return run_with_pairs(TRAINING)
 
 
 def train(run, *overrides, name=None):

@@ -10,8 +10,8 @@ from typing import IO
 from spr.core.image_files import ImageFiles, ImageProblem
 from spr.core.image_names import unsafe_path
 from spr.core.remote import RemotePath
-from spr.core.tar_files import TarFiles
-from spr.core.tar_index import SUFFIXES, TarFile
+from spr.core.tar_files import TarFiles, sort_tars
+from spr.core.tar_index import SUFFIXES
 
 _known: dict[RemotePath, TarFiles] = {}
 
@@ -93,13 +93,5 @@ def remote_tars(folder: RemotePath) -> TarFiles:
         paths = [folder] if is_tar(folder) else [path for path in folder.first_objects() if is_tar(path)]
         if paths and paths != [folder]:
             paths = [path for path in folder.iterdir() if is_tar(path)]
-        tars, compressed = [], []
-        for path in paths:
-            tar, usual = TarFile.at(path), path.suffix.lower() == ".tar"
-            suffix = tar.compression() if len(paths) == 1 or not usual else None
-            if suffix is None:
-                tars.append(tar)
-            else:
-                compressed.append((path, suffix))
-        _known[folder] = TarFiles(tars, compressed)
+        _known[folder] = sort_tars(paths)
     return _known[folder]

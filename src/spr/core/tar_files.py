@@ -147,7 +147,7 @@ def tars_of(place: Path, *, allow_outside: bool = False) -> TarFiles:
     with _places_lock:
         known = _places.get(key)
         if known is None or known[0] != changed:
-            found = _sort(_tars_in(place, allow_outside) if place.is_dir() else [place])
+            found = sort_tars(_tars_in(place, allow_outside) if place.is_dir() else [place])
             if known is not None and (known[1].tars, known[1].compressed) == (found.tars, found.compressed):
                 found = known[1]
             if len(_places) >= _MOST_PLACES:
@@ -167,12 +167,12 @@ def _tars_in(folder: Path, allow_outside: bool) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _sort(paths: Sequence[Path]) -> TarFiles:
-    """The tar files among some files, and those that are compressed and not also there without compression."""
+def sort_tars(paths: Sequence[Path]) -> TarFiles:
+    """The tar files among some files or URLs, and those that are compressed and not also there without compression."""
     tars, compressed = [], []
     for path in paths:
         tar, usual = TarFile.at(path), path.suffix.lower() == ".tar"
-        # With many tar files, those of the usual name are opened only when they are indexed.
+        # Of many tar files, those of the usual name are opened only when they are indexed.
         suffix = tar.compression() if len(paths) == 1 or not usual else None
         if suffix is None:
             tars.append(tar)
