@@ -1,5 +1,6 @@
-"""What tests read from run folders, and the config sections of the fake models."""
+"""What tests read from run folders, the config sections of the fake models, and work for other processes."""
 
+from spr.core.progress import advance
 from spr.runs.store import StageStore
 
 FAKES = {section: {"backend": "fake"} for section in ("describer", "scorer", "detector")}
@@ -19,3 +20,10 @@ def files(out):
 def table_files(out):
     """Those of `files` that hold a stage's rows: a second run must write the same bytes."""
     return {name: content for name, content in files(out).items() if name.endswith(".parquet")}
+
+
+def advance_times(number: int) -> int:
+    """Work for another process, which can import this module however pytest was started."""
+    for _ in range(number):
+        advance()
+    return number

@@ -10,6 +10,7 @@ import pytest
 
 from spr.core import object_store
 from spr.core.errors import InputError, SprError, StorageError
+from spr.core.object_url import ObjectUrl
 from spr.core.paths import as_path, exists, is_dir, is_file
 from spr.core.remote import ConflictError, RemotePath
 from spr.core.text_input import read_text
@@ -97,7 +98,7 @@ def test_every_public_method_of_this_python_s_paths_is_defined_or_refused():
     path = as_path("s3://bucket/a")
     inherited = {"cwd", "home", "from_uri", "parser"}
     names = {name for name in dir(Path) if not name.startswith("_")} - inherited
-    assert names <= set(vars(RemotePath))
+    assert names <= {*vars(RemotePath), *vars(ObjectUrl)}
     with pytest.raises(StorageError, match="not on a local disk"):
         path.rglob("*")
 

@@ -5,10 +5,10 @@ import io
 import pytest
 from PIL import Image
 
-from run_folders import FAKES
+from run_folders import FAKES, advance_times
 from spr.config import DescriberConfig, make_config
 from spr.core import progress as module
-from spr.core.progress import Progress, advance, counted
+from spr.core.progress import Progress, counted
 from spr.models.batching import Batcher
 from spr.models.fakes import FakeDescriber, FakeDetector
 from spr.models.protocols import Answer, DescribeRequest
@@ -114,17 +114,11 @@ def test_images_are_counted_when_checked_and_those_with_crowds_when_their_crowds
     assert progress.counts == [1] * 5
 
 
-def _count(number: int) -> int:
-    for _ in range(number):
-        advance()
-    return number
-
-
 def test_items_that_worker_processes_finish_are_counted_here():
     with Progress("test", stream=io.StringIO()) as progress:
         pool = Pool([{}, {}], progress)
         for number in (3, 4, 5):
-            pool.submit(number, _count)
+            pool.submit(number, advance_times)
         results = []
         while len(results) < 3:
             results += pool.wait()

@@ -14,12 +14,13 @@ import stat as modes
 import time
 from collections.abc import Callable, Generator, Iterator
 from hashlib import sha256
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import unquote
 
-from spr.core.errors import InputError, StorageError
-from spr.core.object_store import KINDS, READ_ONLY, connect, explained, is_broken_answer, request_timeout
+from spr.core.errors import StorageError
+from spr.core.object_store import READ_ONLY, connect, explained, is_broken_answer, request_timeout
+from spr.core.object_url import ObjectUrl
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -33,11 +34,6 @@ _UPLOADS = 4
 _PAUSE = 0.2
 
 Result = TypeVar("Result")
-
-if TYPE_CHECKING:
-    _Local = Path
-else:
-    _Local = type(Path())  # the platform's class, which alone can be a base before Python 3.12
 
 
 class Version(NamedTuple):
@@ -64,7 +60,7 @@ class NoConditionsError(StorageError):
     """The store does not support conditional writes."""
 
 
-class RemotePath(_Local):
+class RemotePath(ObjectUrl):
     """The URL of an object, or of a prefix that is treated as a folder.
 
     ``str()`` gives the URL. ``//`` and ``.`` within a key are reduced as pathlib does; ``..`` is not allowed. A URL of
@@ -78,200 +74,7 @@ class RemotePath(_Local):
         InputError: if it is not such a URL.
     """
 
-    __slots__ = ("_scheme", "_segments")
-    _scheme: str
-    _segments: tuple[str, ...]  # the bucket, then the key's parts
-
-    def __new__(cls, *parts: str | PurePath) -> Self:  # noqa: D102
-        self: Self = object.__new__(cls)
-        first, *rest = map(str, parts)
-        scheme, colon, below = first.partition(":/")
-        segments = [part for part in "/".join([below.lstrip("/"), *rest]).split("/") if part not in ("", ".")]
-        if scheme not in KINDS or not colon or not segments or ".." in segments or "\0" in below:
-            raise InputError("This is not the URL of an object", got=first, expected="such as s3://BUCKET/FOLDER")
-        if scheme in READ_ONLY and {"?", "#"} & set(first):
-            expected, fix = "such as https://HOST/FILE", "download the file and give its path"
-            raise InputError("URLs with a query can't be read", got=first, expected=expected, fix=fix)
-        self._scheme, self._segments = scheme, tuple(segments)
-        return self
-
-    def __init__(self, *parts: str | PurePath) -> None:
-        # The base class would parse the parts as those of a local path.
-        pass
-
-    # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def __str__(self) -> str:
-        return f"{self._scheme}://{'/'.join(self._segments)}"
-
-    def __repr__(self) -> str:
-        return f"RemotePath({str(self)!r})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RemotePath, (str(self),)
-
-    def __hash__(self) -> int:
-        return hash((self._scheme, self._segments))
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, RemotePath) and self._scheme == other._scheme
-        return same and isinstance(other, RemotePath) and self._segments == other._segments
-
-    def __lt__(self, other: PurePath) -> bool:
-        return str(self) < str(other)
-
-    def __le__(self, other: PurePath) -> bool:
-        return str(self) <= str(other)
-
-    def __gt__(self, other: PurePath) -> bool:
-        return str(self) > str(other)
-
-    def __ge__(self, other: PurePath) -> bool:
-        return str(self) >= str(other)
-
-    def __truediv__(self, key: str | os.PathLike[str]) -> Self:
-        return self.joinpath(key)
-
-    def __rtruediv__(self, key: str | os.PathLike[str]) -> NoReturn:
-        self._refuse("joining it to another path")
-
-    def __fspath__(self) -> NoReturn:
-        self._refuse("opening it as a local file")
-
-    def joinpath(self, *others: str | os.PathLike[str]) -> Self:
-        """The path below this one; absolute paths and ``..`` are an InputError."""
-        for other in others:
-            if isinstance(other, RemotePath) or str(other).startswith("/"):
-                raise InputError(f"This is not a path below {self}", got=other)
-        return self._with(self._segments + tuple("/".join(map(str, others)).split("/")))
-
-    def with_segments(self, *segments: str | PurePath) -> Self:
-        """A path of these parts."""
-        return type(self)(*segments)
-
-    def _with(self, segments: tuple[str, ...]) -> Self:
-        return type(self)(f"{self._scheme}://" + "/".join(segments))
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The scheme with the bucket, then the key's parts."""
-        return (self.anchor, *self._segments[1:])
-
-    @property
-    def drive(self) -> str:
-        """Empty: a URL has none."""
-        return ""
-
-    @property
-    def root(self) -> str:
-        """The URL of the bucket."""
-        return self.anchor
-
-    @property
-    def anchor(self) -> str:
-        """The URL of the bucket."""
-        return f"{self._scheme}://{self._segments[0]}"
-
-    @property
-    def bucket(self) -> str:
-        """The name of the bucket or of the container, or the host and its port."""
-        return self._segments[0]
-
-    @property
-    def key(self) -> str:
-        """The name of the object in its bucket."""
-        return "/".join(self._segments[1:])
-
-    @property
-    def name(self) -> str:
-        """The last part of the key; the bucket's name for a bucket."""
-        return self._segments[-1]
-
-    @property
-    def suffix(self) -> str:
-        """As of a local path."""
-        return PurePosixPath(self.name).suffix
-
-    @property
-    def suffixes(self) -> list[str]:
-        """As of a local path."""
-        return PurePosixPath(self.name).suffixes
-
-    @property
-    def stem(self) -> str:
-        """As of a local path."""
-        return PurePosixPath(self.name).stem
-
-    @property
-    def parent(self) -> Self:
-        """The folder above; a bucket is its own parent."""
-        return self._with(self._segments[:-1]) if len(self._segments) > 1 else self
-
-    @property
-    def parents(self) -> tuple[Self, ...]:
-        """The folders above, the nearest first."""
-        return tuple(self._with(self._segments[:count]) for count in range(len(self._segments) - 1, 0, -1))
-
-    def with_name(self, name: str) -> Self:
-        """The path of another object beside this one."""
-        if not name or "/" in name or len(self._segments) == 1:
-            raise ValueError(f"Invalid name {name!r}")
-        return self._with((*self._segments[:-1], name))
-
-    def with_stem(self, stem: str) -> Self:
-        """As of a local path."""
-        return self.with_name(stem + self.suffix)
-
-    def with_suffix(self, suffix: str) -> Self:
-        """As of a local path."""
-        return self.with_name(PurePosixPath(self.name).with_suffix(suffix).name)
-
-    def relative_to(self, other: str | os.PathLike[str], *_: object, **__: object) -> PurePosixPath:  # type: ignore[override]
-        """The rest of the path below another one; a ValueError if it is not below it."""
-        try:
-            above = other if isinstance(other, RemotePath) else RemotePath(str(other))
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        count = len(above._segments)
-        if above._scheme != self._scheme or above._segments != self._segments[:count]:
-            raise ValueError(f"{self} is not below {above}")
-        return PurePosixPath(*self._segments[count:])
-
-    def is_relative_to(self, other: str | os.PathLike[str], *_: object) -> bool:
-        """Whether this path is below another one, or the same."""
-        try:
-            self.relative_to(other)
-        except ValueError:
-            return False
-        return True
-
-    def match(self, path_pattern: str, **_: object) -> bool:
-        """Whether the last parts match a pattern."""
-        return PurePosixPath(self.key or self.name).match(str(path_pattern))
-
-    def as_posix(self) -> str:
-        """The URL."""
-        return str(self)
-
-    def as_uri(self) -> str:
-        """The URL."""
-        return str(self)
-
-    def is_absolute(self) -> bool:
-        """True: a URL does not depend on the current folder."""
-        return True
-
-    def absolute(self) -> Self:
-        """The path itself."""
-        return self
-
-    def resolve(self, *_: object, **__: object) -> Self:
-        """The path itself: stores have no links."""
-        return self
-
-    def expanduser(self) -> Self:
-        """The path itself."""
-        return self
+    __slots__ = ()
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -522,10 +325,6 @@ class RemotePath(_Local):
         if self._scheme in READ_ONLY:
             raise StorageError(f"{self} can't be written", got=self._scheme, fix="give a path, or an s3:// URL")
 
-    def _refuse(self, operation: str) -> NoReturn:
-        fix = "give a path on a local disk here (docs/object-storage.md lists what works on URLs)"
-        raise StorageError(f"{self} is not on a local disk", got=operation, expected="a local path", fix=fix)
-
 
 def _refusal(name: str) -> Any:
     def refuse(self: RemotePath, *_: object, **__: object) -> NoReturn:
@@ -537,7 +336,7 @@ def _refusal(name: str) -> Any:
 for _name in dir(Path):
     # Whatever else pathlib can do, in this version of Python or a later one, would use the local disk.
     _value = getattr(Path, _name)
-    if _name in vars(RemotePath) or _name in ("parser", "from_uri", "cwd", "home"):
+    if any(_name in vars(known) for known in (RemotePath, ObjectUrl)) or _name in ("parser", "from_uri", "cwd", "home"):
         continue
     if not _name.startswith("_"):
         setattr(RemotePath, _name, _refusal(_name) if callable(_value) else property(_refusal(_name)))
