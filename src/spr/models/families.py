@@ -34,6 +34,23 @@ class CustomModel:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerMasks:
+    """How the language model's types of layers differ in their attention; it takes one mask for each type.
+
+    Layers of type ``sliding_attention`` see only the last ``sliding_window`` positions.
+
+    Attributes:
+        both_directions: Types of layers in which the tokens of one image attend to each other in both directions.
+        setting: Field of the language model's config that must be ``vision`` for this; None if it is always so.
+        token_types: Name of the model's input that is 1 for the tokens of an image, and 0 for all others.
+    """
+
+    both_directions: tuple[str, ...]
+    token_types: str
+    setting: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Models that share one model class, and what SPR must know of them that their files don't state.
 
@@ -59,6 +76,11 @@ class Family:
         vllm: How vLLM 0.33 runs the family (``describer.backend: vllm``): ``adapter``: with the same prompt tokens and
             image sizes as transformers, and with LoRA adapters; ``merged``: likewise, but an adapter must be merged
             first; None: not.
+        layer_masks: How the layers' attention differs; None if all layers have the same mask.
+        image_markup: What the processor writes in place of the prompt's one placeholder, with ``{image}`` for the
+            image's tokens.
+        image_processor: Function, as ``"module:name"``, that loads the image processor where transformers has it for
+            torchvision only. It takes a folder or hub id and ``revision=``.
     """
 
     model_type: str
@@ -75,6 +97,9 @@ class Family:
     joined_features: bool = False
     bidirectional_prompt: bool = False
     vllm: Literal["adapter", "merged"] | None = None
+    layer_masks: LayerMasks | None = None
+    image_markup: str = "{image}"
+    image_processor: str | None = None
 
     @property
     def decoder(self) -> str:
@@ -126,6 +151,40 @@ _ALL = (
         shared_prefix=True,
         joined_features=True,
         vllm="adapter",
+    ),
+    Family(
+        "gemma3",
+        "Gemma 3 4B, 12B, 27B",
+        dialect="paligemma",
+        turn="<start_of_turn>user\n{image}{prompt}<end_of_turn>\n<start_of_turn>model\n",
+        end_of_turn=("<end_of_turn>",),
+        shared_prefix=True,
+        joined_features=True,
+        image_markup="\n\n<start_of_image>{image}<end_of_image>\n\n",
+        layer_masks=LayerMasks(("full_attention", "sliding_attention"), "token_type_ids"),
+    ),
+    Family(
+        "gemma4",
+        "Gemma 4 E2B, E4B, 26B-A4B, 31B",
+        dialect="paligemma",
+        turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
+        end_of_turn=("<turn|>",),
+        shared_prefix=True,
+        image_markup="<|image>{image}<image|>",
+        # E2B and E4B have a config without this setting, and plain causal attention.
+        layer_masks=LayerMasks(("sliding_attention",), "mm_token_type_ids", "use_bidirectional_attention"),
+    ),
+    Family(
+        "kimi_k25",
+        "Kimi K2.5, K2.6",
+        dialect="qwen3_vl",
+        turn="<|im_user|>user<|im_middle|><|media_begin|>image<|media_content|>{image}<|media_end|>\n{prompt}<|im_end|>"
+        "<|im_assistant|>assistant<|im_middle|><think></think>",
+        end_of_turn=_CHAT_ML_END,
+        # The attention alone, which has latent queries, keys and values: the experts are one tensor, not linear layers.
+        target_modules=("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+        shared_prefix=True,
+        image_processor="spr.models.ported.kimi_k25:load_kimi_k25_images",
     ),
     Family(
         "paligemma",

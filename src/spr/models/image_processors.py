@@ -39,7 +39,10 @@ def load_processor(
         what = "transformers has no processor for this kind of model"
         fix = "choose a multimodal LLM, or update transformers"
         raise ModelError(what, got=f"model_type {model_type}", fix=fix)
-    image_processor = load_part(AutoImageProcessor, source, revision=revision, backend="pil")
+    if family is not None and family.image_processor is not None:
+        image_processor = resolve_name(family.image_processor)(source, revision=revision)
+    else:
+        image_processor = load_part(AutoImageProcessor, source, revision=revision, backend="pil")
     if family is not None and family.pads_square:
         image_processor = pad_to_square(image_processor)
     tokenizer = load_part(AutoTokenizer, source, revision=revision)
