@@ -6,6 +6,7 @@ the PIL version of its image processor. Token ids and pixels are the same as wit
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import cache
 from pkgutil import resolve_name
@@ -20,6 +21,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from spr.models.custom_models import custom_models, load_config
 from spr.models.families import Family
 from spr.models.loading import ModelError, Source, clear_errors, load_part
+
+_OTHER_PARTS = ("video_processor", "feature_extractor")
 
 
 def load_processor(
@@ -53,7 +56,7 @@ def load_processor(
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision or "main")
         own_class = getattr(transformers, settings.get("processor_class", ""), getattr(transformers, name))
         processor_class = without_video(own_class)
-        processor = processor_class.from_args_and_dict([image_processor, tokenizer], settings)
+        processor = _make(processor_class, {"image_processor": image_processor, "tokenizer": tokenizer}, settings)
     processor.chat_template = processor.chat_template or tokenizer.chat_template
     return processor
 
@@ -63,24 +66,41 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) 
     bos = processor.tokenizer.bos_token
     # Chat templates that add the beginning-of-text token must not get a second one.
     special = not (bos and texts[0].startswith(bos))
-    inputs = processor(images=list(images), text=list(texts), padding=True, add_special_tokens=special)
+    per_text = [[image] for image in images]  # Gemma's processors take a plain list as the images of one text
+    inputs = processor(images=per_text, text=list(texts), padding=True, add_special_tokens=special)
     inputs.pop("labels", None)  # PaliGemma adds them for training
     return dict(inputs.convert_to_tensors("pt"))
 
 
 @cache
 def without_video(processor_class: Any) -> Any:
-    """The processor class without its ``video_processor``; the class itself if it has none.
+    """The processor class without its ``video_processor`` and its ``feature_extractor`` for sound.
 
-    >>> without_video(transformers.Qwen2_5_VLProcessor).get_attributes()
+    The class itself if it has neither.
+
+    >>> without_video(transformers.Gemma4Processor).get_attributes()
     ['image_processor', 'tokenizer']
     """
     parts = processor_class.get_attributes()
-    kept = [part for part in parts if part != "video_processor"]
+    kept = [part for part in parts if part not in _OTHER_PARTS]
     if kept == parts:
         return processor_class
-    # The base class matches positional arguments with these names; the video processor is the last.
-    return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda _: list(kept))})
+    attributes = {"get_attributes": classmethod(lambda _: list(kept))}
+    return type(processor_class.__name__, (processor_class, _FewerParts), attributes)
+
+
+class _FewerParts(ProcessorMixin):  # type: ignore[misc]
+    """Comes between a processor class and the base class: leaves out parts that are passed on by name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{name: part for name, part in kwargs.items() if name not in _OTHER_PARTS})
+
+
+def _make(processor_class: Any, parts: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """An instance of a class from `without_video`; None takes the place of the parts that it lacks."""
+    names = list(inspect.signature(processor_class.__init__).parameters)[1:]
+    taken = 1 + max(k for k, name in enumerate(names) if name in (*parts, *_OTHER_PARTS))
+    return processor_class.from_args_and_dict([parts.get(name) for name in names[:taken]], settings)
 
 
 def pad_to_square(image_processor: Any) -> Any:
@@ -91,6 +111,6 @@ def pad_to_square(image_processor: Any) -> Any:
     if type(image_processor) is transformers.CLIPImageProcessorPil:
         settings = {key: value for key, value in image_processor.to_dict().items() if key != "image_processor_type"}
         return transformers.LlavaImageProcessorPil(**{**settings, "do_pad": True})
-    if hasattr(image_processor, "do_pad"):
+    if isinstance(image_processor, transformers.LlavaImageProcessorPil):
         image_processor.do_pad = True
     return image_processor
