@@ -64,7 +64,9 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
 
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:
     """Remove image placeholders from the texts of messages: each would count as another image."""
-    placeholders = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
+    # A processor's placeholder of an image can be another token than those that it writes in its place.
+    parts = (processor, processor.tokenizer)
+    placeholders = {getattr(part, f"{kind}_token", None) for part in parts for kind in ("image", "video")}
 
     def clean(part: Message) -> Message:
         text = part.get("text")

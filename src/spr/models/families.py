@@ -105,8 +105,8 @@ class Family:
             image sizes as transformers, and with LoRA adapters; ``merged``: likewise, but an adapter must be merged
             first; None: not.
         layer_masks: How the layers' attention differs; None if all layers have the same mask.
-        image_markup: What the processor writes in place of the prompt's one placeholder, with ``{image}`` for the
-            image's tokens.
+        image_markup: What the processor writes in place of the prompt's placeholder, with one image token; None if it
+            writes image tokens alone.
         image_processor: Function, as ``"module:name"``, that loads the image processor where transformers has it for
             torchvision only. It takes a folder or hub id and ``revision=``.
     """
@@ -133,7 +133,7 @@ class Family:
     deep_features: bool = False
     vllm: Literal["adapter", "merged"] | None = None
     layer_masks: LayerMasks | None = None
-    image_markup: str = "{image}"
+    image_markup: str | None = None
     image_processor: str | None = None
 
     @property
@@ -203,7 +203,7 @@ _ALL = (
         end_of_turn=("<end_of_turn>",),
         shared_prefix=True,
         joined_features=True,
-        image_markup="\n\n<start_of_image>{image}<end_of_image>\n\n",
+        image_markup="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
         layer_masks=LayerMasks(("full_attention", "sliding_attention"), "token_type_ids"),
     ),
     Family(
@@ -213,7 +213,7 @@ _ALL = (
         turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
         end_of_turn=("<turn|>",),
         shared_prefix=True,
-        image_markup="<|image>{image}<image|>",
+        image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
         layer_masks=LayerMasks(("sliding_attention",), "mm_token_type_ids", "use_bidirectional_attention"),
         thinking=Thinking("enable_thinking"),
