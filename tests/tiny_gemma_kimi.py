@@ -140,6 +140,7 @@ def make_florence2(folder: Path) -> None:
     ids = {f"{name}_token_id": words.convert_tokens_to_ids(t) for name, t in (("bos", "<s>"), ("eos", "</s>"))}
     ids |= {"pad_token_id": words.convert_tokens_to_ids("<pad>"), "decoder_start_token_id": ids["eos_token_id"]}
     text = hf.BartConfig(
+        tie_word_embeddings=False,
         vocab_size=len(words),
         d_model=32,
         encoder_layers=2,
@@ -155,6 +156,7 @@ def make_florence2(folder: Path) -> None:
     )
     vision = {"depths": [1, 1, 1, 1], "embed_dim": [8, 16, 16, 32], "num_heads": [1, 2, 2, 4], "num_groups": [1, 2, 2, 4]}
     config = hf.Florence2Config(
+        tie_word_embeddings=False,
         vision_config={**vision, "window_size": 2, "projection_dim": 32},
         text_config=text.to_dict(),
         image_token_id=words.convert_tokens_to_ids("<image>"),
@@ -171,12 +173,14 @@ def make_florence2(folder: Path) -> None:
 def make_kosmos2(folder: Path) -> None:
     words = tokenizer(["<s>", "<pad>", "</s>", "<unk>", "<image>", "</image>"], bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
     processor = hf.Kosmos2Processor(
-        hf.CLIPImageProcessorPil(size={"shortest_edge": 42}, crop_size={"height": 42, "width": 42}), words
+        hf.CLIPImageProcessorPil(size={"height": 42, "width": 42}, crop_size={"height": 42, "width": 42}), words
     )
     roles = {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}
     ids = {f"{name}_token_id": words.convert_tokens_to_ids(token) for name, token in roles.items()}
     text = {"vocab_size": len(words), "embed_dim": 32, "layers": 2, "ffn_dim": 64, "attention_heads": 4, **ids}
+    text["tie_word_embeddings"] = False
     config = hf.Kosmos2Config(
+        tie_word_embeddings=False,
         text_config={**text, "max_position_embeddings": 512},
         vision_config={**VISION, "image_size": 42, "patch_size": 14},
         latent_query_num=64,

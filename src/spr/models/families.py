@@ -75,7 +75,8 @@ class Family:
         models: The names that people know them by.
         dialect: Key of `spr.grounding.DIALECTS`.
         turn: The user's turn and the start of the answer for folders without a chat template, from the model's card.
-            ``{image}`` stands for the image, ``{prompt}`` for the user's text.
+            ``{image}`` stands for the image, ``{prompt}`` for the user's text. Without ``{image}``, the processor
+            inserts the image itself.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
@@ -90,6 +91,10 @@ class Family:
         bidirectional_prompt: True for prefix language models, in which prompt tokens attend to each other in both
             directions. They read ``token_type_ids``: 0 for the prompt, 1 for the answer.
         trainable: False for models that can only be describers.
+        encoder_decoder: True for models whose encoder reads the prompt; generated sequences begin with the answer.
+        equal_lengths: True if the prompts of a batch must have the same number of tokens, because the model counts
+            padding as positions.
+        prompt_pattern: Regular expression that every prompt begins with, for models that only do a fixed set of tasks.
         thinking: How models that can reason are told to; None for families without reasoning.
         counts_image_tokens: True if the processor's ``_get_num_multimodal_tokens`` gives the number of image tokens in
             a prompt without the image.
@@ -107,6 +112,7 @@ class Family:
         layer_masks: How the layers' attention differs; None if all layers have the same mask.
         image_markup: What the processor writes in place of the prompt's placeholder, with one image token; None if it
             writes image tokens alone.
+        processor_class: Name of the processor class, for families that transformers' table of processors lacks.
         image_processor: Function, as ``"module:name"``, that loads the image processor where transformers has it for
             torchvision only. It takes a folder or hub id and ``revision=``.
     """
@@ -125,6 +131,9 @@ class Family:
     joined_features: bool = False
     bidirectional_prompt: bool = False
     trainable: bool = True
+    encoder_decoder: bool = False
+    equal_lengths: bool = False
+    prompt_pattern: str | None = None
     thinking: Thinking | None = None
     counts_image_tokens: bool = True
     positions: Literal["text", "one_based", "grid", "own"] = "text"
@@ -134,6 +143,7 @@ class Family:
     vllm: Literal["adapter", "merged"] | None = None
     layer_masks: LayerMasks | None = None
     image_markup: str | None = None
+    processor_class: str | None = None
     image_processor: str | None = None
 
     @property
@@ -231,6 +241,28 @@ _ALL = (
         image_processor="spr.models.ported.kimi_k25:load_kimi_k25_images",
         thinking=Thinking("thinking", "<think></think>"),
         row_projections=("q_b_proj", "o_proj"),
+    ),
+    Family(
+        "florence2",
+        "Florence-2 base, large (converted: florence-community)",
+        dialect="florence2",
+        # The processor replaces the task by its question, and puts the image before it.
+        turn="{prompt}",
+        prompt_pattern="<[A-Z_]+>",
+        trainable=False,
+        encoder_decoder=True,
+    ),
+    Family(
+        "kosmos-2",
+        "Kosmos-2",
+        dialect="kosmos2",
+        processor_class="Kosmos2Processor",
+        turn="{prompt}",
+        trainable=False,
+        # With padding on the left, transformers gives the answer's tokens positions that count the padding.
+        equal_lengths=True,
+        # Its processor always inserts 64, and has no method that counts them.
+        counts_image_tokens=False,
     ),
     Family(
         "paligemma",

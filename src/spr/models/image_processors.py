@@ -28,7 +28,7 @@ _OTHER_PARTS = ("video_processor", "feature_extractor")
 def load_processor(
     source: Source, model_type: str, *, family: Family | None = None, revision: str | None = None
 ) -> Any:
-    """Load a model's processor for images and text; it pads on the left.
+    """Load a model's processor for images and text; it pads on the left, or on the right for an encoder.
 
     It is an instance of (a subclass of) the processor class that the folder names, as with `AutoProcessor`, or else of
     the model type's, with the ``chat_template`` of the processor or of the tokenizer, or None. The family decides
@@ -37,7 +37,8 @@ def load_processor(
     if (custom := custom_models().get(model_type)) is not None:
         load = resolve_name(custom.load_processor)
         return load(source, load_config(source, revision=revision), revision=revision)
-    name = PROCESSOR_MAPPING_NAMES.get(model_type)
+    named = family.processor_class if family is not None else None
+    name = named or PROCESSOR_MAPPING_NAMES.get(model_type)
     if name is None or not hasattr(transformers, name):
         what = "transformers has no processor for this kind of model"
         fix = "choose a multimodal LLM, or update transformers"
@@ -51,7 +52,8 @@ def load_processor(
     tokenizer = load_part(AutoTokenizer, source, revision=revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
+    # A decoder's answer follows its prompt; an encoder counts positions from the start.
+    tokenizer.padding_side = "right" if family is not None and family.encoder_decoder else "left"
     with clear_errors(source, revision):
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision or "main")
         own_class = getattr(transformers, settings.get("processor_class", ""), getattr(transformers, name))
