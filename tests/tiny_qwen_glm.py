@@ -27,11 +27,12 @@ THINK = ("<think>", "</think>")  # in the published vocabularies, but not specia
 # As published: the turn opens a block of reasoning, or closes an empty one; answers begin with their reasoning.
 QWEN3_5_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{% if message.role == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
     "{% for part in message.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}\n</think>\n\n{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}"
+    "{% else %}{{ '<think>\n' }}{% endif %}{% endif %}"
 )
 QWEN3_VL_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -106,7 +107,7 @@ def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]
     def make_qwen3_5_moe(folder: Path) -> None:
         words, images, ids = qwen_parts()
         experts = {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}
-        text = {**TEXT, **linear_attention(2), **experts}
+        text = {**TEXT, **linear_attention(4), **experts}
         config = hf.Qwen3_5MoeConfig(text_config=text, vision_config=QWEN_VISION, **ids)
         model = hf.Qwen3_5MoeForConditionalGeneration(config)
         save(folder, model, [words, images], {"chat_template": QWEN3_5_TEMPLATE}, hf.Qwen3VLProcessor)
@@ -148,7 +149,7 @@ def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]
         return {"rope_parameters": {**parameters, "mrope_section": sections}}
 
     def make_glm4v(folder: Path) -> None:
-        text = {**TEXT, "hidden_size": 64, **rope(16)}
+        text = {**TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, **rope(16)}
         make_glm(folder, hf.Glm4vForConditionalGeneration, hf.Glm4vConfig, text, GLM_4_1V_TEMPLATE)
 
     def make_glm4v_moe(folder: Path) -> None:
@@ -157,7 +158,7 @@ def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]
         make_glm(folder, hf.Glm4vMoeForConditionalGeneration, hf.Glm4vMoeConfig, text, GLM_TEMPLATE)
 
     def make_glm46v(folder: Path) -> None:
-        text = {"model_type": "glm4v_text", **TEXT, "hidden_size": 64, **rope(16)}
+        text = {"model_type": "glm4v_text", **TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, **rope(16)}
         make_glm(folder, hf.Glm46VForConditionalGeneration, hf.Glm46VConfig, text, GLM_TEMPLATE)
 
     return {
