@@ -17,6 +17,7 @@ from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.processing import FerretProcessor
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery
+import tiny_qwen_glm
 
 QWEN_TOKENS = [
     "<|endoftext|>",
@@ -272,6 +273,7 @@ MAKERS = {
     "paligemma": make_paligemma,
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
+    **tiny_qwen_glm.makers(tokenizer, save),
 }
 
 

@@ -16,7 +16,10 @@ from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
 from spr.models.loading import ModelError
 
-_LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# transformers 5 stores all experts of a layer as one tensor, which is no linear layer, so LoRA's matrices don't fit them
+# and mixtures of experts get adapters on the attention, through which all tokens pass.
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_LLAMA_LINEAR = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,50 @@ class Thinking:
     """How a family of models that can reason before they answer is told to, or not to.
 
     Attributes:
-        option: The argument of the chat template that switches reasoning on (true) or off (false); None if the models
-            always reason.
-        empty: What an answer without reasoning begins with, unless the turn already ends with it.
+        option: The argument of the chat template that switches reasoning on (true) or off (false); None if no template
+            of the family has one.
+        empty: What an answer without reasoning begins with, unless the turn already ends with it: the block of
+            reasoning, empty.
+        start, end: What the block begins and ends with.
+        always: False if the block is only completed where the chat template opens it, because not all models of the
+            family reason.
+        answer: Markup that some models of the family put around what follows the block; it is removed.
     """
 
     option: str | None
     empty: str = ""
+    start: str = "<think>"
+    end: str = "</think>"
+    always: bool = True
+    answer: tuple[str, ...] = ()
+
+    def without(self, turn: str) -> str:
+        """The turn with the block of reasoning closed, so that the answer comes next.
+
+        >>> FAMILIES["qwen3_5"].thinking.without("<|im_start|>assistant\\n<think>\\n")
+        '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n'
+        """
+        if turn.rstrip().endswith(self.end):
+            return turn
+        opened = (k for k in range(len(self.empty) - 1, len(self.start) - 1, -1) if turn.endswith(self.empty[:k]))
+        return turn + self.empty[next(opened, 0) :] if self.always or self.opens(turn) else turn
+
+    def opens(self, turn: str) -> bool:
+        """Whether a turn ends with the beginning of a block of reasoning."""
+        return turn.rstrip().endswith(self.start)
+
+    def final_answer(self, text: str, *, opened: bool) -> str:
+        """What follows the reasoning in a generated text; empty if the text was cut before the reasoning ended.
+
+        ``opened`` says that the turn already begins the block.
+        """
+        _, end, rest = text.rpartition(self.end)
+        if not end and (opened or text.lstrip().startswith(self.start)):
+            return ""
+        rest = rest.lstrip("\n") if end else text
+        for mark in self.answer:
+            rest = rest.replace(mark, "")
+        return rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +195,12 @@ class Family:
 _VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 _CHAT_ML_END = ("<|im_end|>",)
+# The layers of Qwen3.5 with linear attention. Left out are `in_proj_a` and `in_proj_b`, whose outputs are one number per
+# head: fewer than the usual rank of an adapter.
+_GATED_DELTA_NET = ("in_proj_qkv", "in_proj_z", "out_proj")
+_QWEN_EMPTY = "<think>\n\n</think>\n\n"
+# The Instruct models don't reason; the templates of the Thinking models always open a block.
+_QWEN3_VL_THINKING = Thinking(None, _QWEN_EMPTY, always=False)
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _QWEN_TURN = _CHAT_ML.replace("{image}", "<|vision_start|>{image}<|vision_end|>")
 _QWEN = partial(
@@ -165,6 +211,17 @@ _QWEN = partial(
     positions="grid",
     resized_geometry=True,
     vllm="adapter",
+)
+_GLM_EMPTY = "<think></think>\n"
+_GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
+_GLM = partial(
+    Family,
+    dialect="qwen3_vl",
+    # The template closes no turn: an answer ends where the user's next turn begins.
+    end_of_turn=("<|user|>",),
+    max_aspect=200,
+    shared_prefix=True,
+    positions="grid",
 )
 FERRET_SYSTEM = (
     "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: top-left [0, 0], "
@@ -194,16 +251,75 @@ _ALL = (
     ),
     _QWEN("qwen2_vl", "Qwen2-VL", dialect="qwen2_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
     _QWEN("qwen2_5_vl", "Qwen2.5-VL", dialect="qwen2_5_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
-    _QWEN("qwen3_vl", "Qwen3-VL", dialect="qwen3_vl", turn=_QWEN_TURN, deep_features=True),
+    _QWEN(
+        "qwen3_vl",
+        "Qwen3-VL 2B to 32B",
+        dialect="qwen3_vl",
+        turn=_QWEN_TURN,
+        deep_features=True,
+        thinking=_QWEN3_VL_THINKING,
+    ),
+    _QWEN(
+        "qwen3_vl_moe",
+        "Qwen3-VL 30B-A3B, 235B-A22B",
+        dialect="qwen3_vl",
+        turn=_QWEN_TURN,
+        deep_features=True,
+        thinking=_QWEN3_VL_THINKING,
+        target_modules=_ATTENTION,
+        vllm=None,
+    ),
+    _QWEN(
+        "qwen3_5",
+        "Qwen3.5 0.8B to 27B",
+        dialect="qwen3_vl",
+        turn=_QWEN_TURN + _QWEN_EMPTY,
+        thinking=Thinking("enable_thinking", _QWEN_EMPTY),
+        target_modules=(*_GATED_DELTA_NET, *_LLAMA_LINEAR),
+        shared_prefix=False,
+        vllm=None,
+    ),
+    _QWEN(
+        "qwen3_5_moe",
+        "Qwen3.5 35B-A3B, 122B-A10B, 397B-A17B",
+        dialect="qwen3_vl",
+        turn=_QWEN_TURN + _QWEN_EMPTY,
+        thinking=Thinking("enable_thinking", _QWEN_EMPTY),
+        target_modules=(*_GATED_DELTA_NET, *_ATTENTION),
+        shared_prefix=False,
+        vllm=None,
+    ),
     Family(
         "internvl",
-        "InternVL3",
+        "InternVL3, InternVL3.5",
         dialect="internvl",
         turn=_CHAT_ML.replace("{image}", "{image}\n"),
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
         joined_features=True,
         vllm="adapter",
+    ),
+    _GLM(
+        "glm4v",
+        "GLM-4.1V-9B-Thinking, GLM-4.6V-Flash",
+        turn=_GLM_TURN,
+        thinking=Thinking("enable_thinking", _GLM_EMPTY, answer=("<answer>", "</answer>")),
+        target_modules=(*_ATTENTION, "gate_up_proj", "down_proj"),
+    ),
+    _GLM(
+        "glm4v_moe",
+        "GLM-4.5V, GLM-4.6V",
+        turn=_GLM_TURN.replace("{prompt}", "{prompt}/nothink"),
+        thinking=Thinking("enable_thinking", _GLM_EMPTY),
+        target_modules=_ATTENTION,
+    ),
+    _GLM(
+        "glm46v",
+        "GLM-4.6V of the class Glm46V",
+        turn=_GLM_TURN.replace("{prompt}", "{prompt}/nothink"),
+        thinking=Thinking("enable_thinking", _GLM_EMPTY),
+        # The layers of GLM-4.6V-Flash's language model, and of GLM-4.6V's, whose MLPs are experts.
+        target_modules=_ATTENTION,
     ),
     Family(
         "gemma3",

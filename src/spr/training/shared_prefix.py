@@ -239,7 +239,8 @@ class PrefixShortcuts:
             self._language_model.config._attn_implementation = {"": self._kernel}
 
     def _skip_rows(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][:, self._begin :].contiguous(), *inputs[1:])  # mixtures of experts need contiguous rows
+        # Contiguous: layers with experts change its shape with `view`.
+        return (inputs[0][:, self._begin :].contiguous(), *inputs[1:])
 
     def _fill_rows(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return nn.functional.pad(output, (0, 0, self._begin, 0))

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
-from spr.models.chat import check_chat_template, render_turn, user_turn
+from spr.models.chat import check_chat_template, check_thinking, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.sampling import SeededSampling, check_sampling
@@ -78,6 +78,8 @@ class HfDescriber:
         self.processor = load_processor(source, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
         check_chat_template(source, self.processor, self.family)
+        if section.thinking:
+            check_thinking(source, self.processor, self.family)
         if section.peft_adapter is not None:
             check_adapter(section.peft_adapter, class_name(model_type))
         options = placement(device_of(section.device), section.device_map, section.load_in_4bit)
@@ -94,8 +96,8 @@ class HfDescriber:
     def around(cls, model: Any, processor: Any, section: DescriberConfig, *, name: str) -> HfDescriber:
         """A describer of a model that is loaded already, such as one that is being trained.
 
-        Of the section, the dialect, the sampling, the batch size and the number of new tokens are used. The model's
-        `generation_config` is replaced. ``name`` is the describer's.
+        Of the section, the dialect, the sampling, `thinking`, the batch size and the number of new tokens are used. The
+        model's `generation_config` is replaced. ``name`` is the describer's.
         """
         describer = cls.__new__(cls)
         describer.model, describer.processor, describer.name = model, processor, name
@@ -103,10 +105,13 @@ class HfDescriber:
         describer.temperature, describer.top_p = section.temperature, section.top_p
         image_processor = processor.image_processor
         describer.dialect = choose_dialect(section.dialect, model.config.model_type, image_processor)
+        if section.thinking:
+            check_thinking(name, processor, describer.family)
         describer._prepare(section)
         return describer
 
     def _prepare(self, section: DescriberConfig) -> None:
+        self.thinking = section.thinking
         self._set_generation(section.max_new_tokens)
         self._run = Batcher.of(self._answer, section, self.model.device, length=lambda prompt: prompt.length)
 
@@ -161,7 +166,7 @@ class HfDescriber:
 
     def render(self, prompt: str) -> str:
         """The user's turn and the start of the answer as input text, with one placeholder for the image."""
-        return render_turn(self.processor, self.family, user_turn(prompt))
+        return render_turn(self.processor, self.family, user_turn(prompt), thinking=self.thinking)
 
     def _answer(self, batch: Sequence[_Prompt]) -> list[Answer]:
         lengths = {prompt.length for prompt in batch}
@@ -201,7 +206,10 @@ class HfDescriber:
 
     def _set_generation(self, max_new_tokens: int) -> None:
         tokenizer = self.processor.tokenizer
-        self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, self.model.generation_config)
+        own, turn = self.model.generation_config, self.render("")
+        self._tokens = AnswerTokens.of(
+            tokenizer, self.family, self.dialect, own, turn=turn, thinking=self.thinking
+        )
         self._ends = self._tokens.ends
         saved = self.model.generation_config
         # A new config: the sampling settings and penalties of the model's folder must not apply.
