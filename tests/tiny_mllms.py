@@ -17,6 +17,7 @@ from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.processing import FerretProcessor
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery
+import tiny_gemma_kimi
 import tiny_qwen_glm
 
 QWEN_TOKENS = [
@@ -274,21 +275,20 @@ MAKERS = {
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
     **tiny_qwen_glm.makers(tokenizer, save),
+    **tiny_gemma_kimi.makers(tokenizer, save),
 }
 
 
 @pytest.fixture(scope="session")
 def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
     """A family's ``model_type`` → folder of a tiny model, created once."""
-    from tiny_gemma_kimi import MAKERS as GEMMA_KIMI  # which imports this file's helpers
-
     made: dict[str, Path] = {}
 
     def make(model_type: str) -> Path:
         if model_type not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("mllms") / model_type
-            (MAKERS | GEMMA_KIMI)[model_type](folder)
+            MAKERS[model_type](folder)
             made[model_type] = folder
         return made[model_type]
 

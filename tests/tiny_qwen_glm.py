@@ -76,7 +76,12 @@ def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]
         words.add_tokens(list(THINK))
         limits = {"shortest_edge": 4 * 32 * 32, "longest_edge": 16 * 32 * 32}
         images = hf.Qwen2VLImageProcessorPil(size=limits, patch_size=16, merge_size=2)
-        tokens = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+        tokens = {
+            "image": "image_pad",
+            "video": "video_pad",
+            "vision_start": "vision_start",
+            "vision_end": "vision_end",
+        }
         ids = {f"{name}_token_id": words.convert_tokens_to_ids(f"<|{token}|>") for name, token in tokens.items()}
         return words, images, {**ids, "tie_word_embeddings": False}
 

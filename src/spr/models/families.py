@@ -342,7 +342,8 @@ _ALL = (
         image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
         layer_masks=LayerMasks(("sliding_attention",), "mm_token_type_ids", "use_bidirectional_attention"),
-        thinking=Thinking("enable_thinking"),
+        # The templates of the larger models close an empty block themselves; E2B and E4B answer without one.
+        thinking=Thinking("enable_thinking", start="<|channel>", end="<channel|>"),
     ),
     Family(
         "kimi_k25",

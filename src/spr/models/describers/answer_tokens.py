@@ -39,11 +39,11 @@ class AnswerTokens:
         generation_config: Any,
         *,
         turn: str = "",
-        thinking: bool = False,
     ) -> AnswerTokens:
         """Those of a model, given its ``GenerationConfig``. Its sampling settings are not used.
 
-        ``thinking`` says that its family is told to reason, with a ``turn`` that may begin the block of reasoning.
+        The ``turn`` may begin the block of reasoning. Reasoning is also removed from the answers of models that were
+        told not to: the larger Gemma 4 write an empty block.
         """
         saved = generation_config.eos_token_id
         ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
@@ -51,7 +51,7 @@ class AnswerTokens:
         ends |= {vocabulary.get(token) for token in (family.end_of_turn if family else ())}
         special = {k: str(token) for k, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        how = family.thinking if family is not None and thinking else None
+        how = family.thinking if family is not None else None
         marks = (how.start, how.end, *how.answer) if how is not None else ()
         hidden = frozenset(
             k for k, token in special.items() if not (is_grounding_token(token, dialect) or token in marks)
