@@ -280,13 +280,15 @@ MAKERS = {
 @pytest.fixture(scope="session")
 def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
     """A family's ``model_type`` → folder of a tiny model, created once."""
+    from tiny_gemma_kimi import MAKERS as GEMMA_KIMI  # which imports this file's helpers
+
     made: dict[str, Path] = {}
 
     def make(model_type: str) -> Path:
         if model_type not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("mllms") / model_type
-            MAKERS[model_type](folder)
+            (MAKERS | GEMMA_KIMI)[model_type](folder)
             made[model_type] = folder
         return made[model_type]
 

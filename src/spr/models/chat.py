@@ -30,7 +30,7 @@ def render_turn(processor: Any, family: Family | None, messages: Sequence[Messag
         return text if thinking or family is None or family.thinking is None else family.thinking.without(text)
     turn = family.turn if family is not None else ""
     prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
-    return turn.replace("{image}", processor.image_token).replace("{prompt}", prompt)
+    return turn.replace("{image}", getattr(processor, "image_token", "")).replace("{prompt}", prompt)
 
 
 def check_chat_template(source: Source, processor: Any, family: Family | None) -> None:
@@ -39,7 +39,8 @@ def check_chat_template(source: Source, processor: Any, family: Family | None) -
         fix = "save the model's chat template as chat_template.jinja in its folder"
         raise ModelError(f"{source} has no chat template", got="none", expected="chat_template.jinja", fix=fix)
     turn, token = render_turn(processor, family, user_turn("?")), getattr(processor, "image_token", None)
-    if token is not None and turn.count(token) != 1:
+    own = processor.chat_template is None and family is not None and "{image}" not in family.turn
+    if token is not None and turn.count(token) != 1 and not own:
         what, fix = f"The chat template of {source} does not insert the image once", "correct chat_template.jinja"
         raise ModelError(what, got=turn, expected=f"one {token}", fix=fix)
 
@@ -88,7 +89,9 @@ def _switch(processor: Any, family: Family | None, *, thinking: bool) -> dict[st
 
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:
     """Remove image placeholders from the texts of messages: each would count as another image."""
-    placeholders = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
+    # A processor's placeholder of an image can be another token than those that it writes in its place.
+    parts = (processor, processor.tokenizer)
+    placeholders = {getattr(part, f"{kind}_token", None) for part in parts for kind in ("image", "video")}
 
     def clean(part: Message) -> Message:
         text = part.get("text")

@@ -38,6 +38,23 @@ class CustomModel:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerMasks:
+    """How the language model's types of layers differ in their attention; it takes one mask for each type.
+
+    Layers of type ``sliding_attention`` see only the last ``sliding_window`` positions.
+
+    Attributes:
+        both_directions: Types of layers in which the tokens of one image attend to each other in both directions.
+        setting: Field of the language model's config that must be ``vision`` for this; None if it is always so.
+        token_types: Name of the model's input that is 1 for the tokens of an image, and 0 for all others.
+    """
+
+    both_directions: tuple[str, ...]
+    token_types: str
+    setting: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Models that share one model class, and what SPR must know of them that their files don't state.
 
@@ -48,7 +65,8 @@ class Family:
         models: The names that people know them by.
         dialect: Key of `spr.grounding.DIALECTS`.
         turn: The user's turn and the start of the answer for folders without a chat template, from the model's card.
-            ``{image}`` stands for the image, ``{prompt}`` for the user's text.
+            ``{image}`` stands for the image, ``{prompt}`` for the user's text. Without ``{image}``, the processor
+            inserts the image itself.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
@@ -63,6 +81,10 @@ class Family:
         bidirectional_prompt: True for prefix language models, in which prompt tokens attend to each other in both
             directions. They read ``token_type_ids``: 0 for the prompt, 1 for the answer.
         trainable: False for models that can only be describers.
+        encoder_decoder: True for models whose encoder reads the prompt; generated sequences begin with the answer.
+        equal_lengths: True if the prompts of a batch must have the same number of tokens, because the model counts
+            padding as positions.
+        prompt_pattern: Regular expression that every prompt begins with, for models that only do a fixed set of tasks.
         thinking: How models that can reason are told to; None for families without reasoning.
         counts_image_tokens: True if the processor's ``_get_num_multimodal_tokens`` gives the number of image tokens in
             a prompt without the image.
@@ -77,6 +99,12 @@ class Family:
         vllm: How vLLM 0.33 runs the family (``describer.backend: vllm``): ``adapter``: with the same prompt tokens and
             image sizes as transformers, and with LoRA adapters; ``merged``: likewise, but an adapter must be merged
             first; None: not.
+        layer_masks: How the layers' attention differs; None if all layers have the same mask.
+        image_markup: What the processor writes in place of the prompt's placeholder, with one image token; None if it
+            writes image tokens alone.
+        processor_class: Name of the processor class, for families that transformers' table of processors lacks.
+        image_processor: Function, as ``"module:name"``, that loads the image processor where transformers has it for
+            torchvision only. It takes a folder or hub id and ``revision=``.
     """
 
     model_type: str
@@ -93,6 +121,9 @@ class Family:
     joined_features: bool = False
     bidirectional_prompt: bool = False
     trainable: bool = True
+    encoder_decoder: bool = False
+    equal_lengths: bool = False
+    prompt_pattern: str | None = None
     thinking: Thinking | None = None
     counts_image_tokens: bool = True
     positions: Literal["text", "one_based", "grid", "own"] = "text"
@@ -100,6 +131,10 @@ class Family:
     row_projections: tuple[str, ...] = ("q_proj", "o_proj")
     deep_features: bool = False
     vllm: Literal["adapter", "merged"] | None = None
+    layer_masks: LayerMasks | None = None
+    image_markup: str | None = None
+    processor_class: str | None = None
+    image_processor: str | None = None
 
     @property
     def decoder(self) -> str:
@@ -235,6 +270,65 @@ _ALL = (
         thinking=Thinking("enable_thinking", _GLM_EMPTY),
         # The language model is GLM-4.1V's or, with experts, GLM-4.5V's.
         target_modules=_ATTENTION,
+    ),
+    Family(
+        "gemma3",
+        "Gemma 3 4B, 12B, 27B",
+        dialect="paligemma",
+        turn="<start_of_turn>user\n{image}{prompt}<end_of_turn>\n<start_of_turn>model\n",
+        end_of_turn=("<end_of_turn>",),
+        shared_prefix=True,
+        joined_features=True,
+        image_markup="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
+        layer_masks=LayerMasks(("full_attention", "sliding_attention"), "token_type_ids"),
+    ),
+    Family(
+        "gemma4",
+        "Gemma 4 E2B, E4B, 26B-A4B, 31B",
+        dialect="paligemma",
+        turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
+        end_of_turn=("<turn|>",),
+        shared_prefix=True,
+        image_markup="<|image><|image|><image|>",
+        # E2B and E4B have a config without this setting, and plain causal attention.
+        layer_masks=LayerMasks(("sliding_attention",), "mm_token_type_ids", "use_bidirectional_attention"),
+        thinking=Thinking("enable_thinking"),
+    ),
+    Family(
+        "kimi_k25",
+        "Kimi K2.5, K2.6",
+        dialect="qwen3_vl",
+        turn="<|im_user|>user<|im_middle|><|media_begin|>image<|media_content|>{image}<|media_end|>\n{prompt}<|im_end|>"
+        "<|im_assistant|>assistant<|im_middle|><think></think>",
+        end_of_turn=_CHAT_ML_END,
+        # The attention alone, which has latent queries, keys and values: the experts are one tensor, not linear layers.
+        target_modules=("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+        shared_prefix=True,
+        image_processor="spr.models.ported.kimi_k25:load_kimi_k25_images",
+        thinking=Thinking("thinking", "<think></think>"),
+        row_projections=("q_b_proj", "o_proj"),
+    ),
+    Family(
+        "florence2",
+        "Florence-2 base, large (converted: florence-community)",
+        dialect="florence2",
+        # The processor replaces the task by its question, and puts the image before it.
+        turn="{prompt}",
+        prompt_pattern="<[A-Z_]+>",
+        trainable=False,
+        encoder_decoder=True,
+    ),
+    Family(
+        "kosmos-2",
+        "Kosmos-2",
+        dialect="kosmos2",
+        processor_class="Kosmos2Processor",
+        turn="{prompt}",
+        trainable=False,
+        # With padding on the left, transformers gives the answer's tokens positions that count the padding.
+        equal_lengths=True,
+        # Its processor always inserts 64, and has no method that counts them.
+        counts_image_tokens=False,
     ),
     Family(
         "paligemma",

@@ -100,6 +100,10 @@ class PairEncoder:
         self.store, self.identity = store, identity
         self.pad = processor.tokenizer.pad_token_id
         self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+        self._image_markup = family.image_markup or processor.image_token
+        markup = processor.tokenizer(self._image_markup, add_special_tokens=False)["input_ids"]
+        special = {k for k, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+        self._image_tokens = torch.tensor([k for k in markup if k in special] or [self._image_token])
         self._kept: dict[str, ProcessedPair] = {}
 
     def plan(
@@ -142,7 +146,7 @@ class PairEncoder:
             )
         )
         answers = (chosen, rejected) if with_rejected else (chosen,)
-        if any((ids == self._image_token).any() for ids in answers):
+        if any(torch.isin(ids, self._image_tokens).any() for ids in answers):
             return "answer_has_image_token"
         prompt_tokens = self._count_prompt(pair, turn)
         if prompt_tokens + max(map(len, answers)) > max_length:
@@ -193,7 +197,8 @@ class PairEncoder:
             counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
             bos = self.processor.tokenizer.bos_token
             special = not (bos and turn.startswith(bos))
-            words = len(self.processor.tokenizer(turn, add_special_tokens=special)["input_ids"])
+            marked = turn.replace(self.processor.image_token, self._image_markup)
+            words = len(self.processor.tokenizer(marked, add_special_tokens=special)["input_ids"])
             return words - 1 + int(counted["num_image_tokens"][0])
         return int(encode(self.processor, [turn], [pair.load()])["input_ids"].shape[1])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
@@ -19,6 +20,7 @@ from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.families import FAMILIES, choose_dialect
 from spr.models.image_processors import encode, load_processor
 from spr.models.loading import (
+    ModelError,
     Source,
     check_adapter,
     check_vocabulary,
@@ -144,6 +146,7 @@ class HfDescriber:
     def _prompts(self, requests: Sequence[DescribeRequest]) -> list[_Prompt]:
         if not requests:
             return []
+        self._check_prompts(requests)
         texts = [self.render(request.prompt) for request in requests]
         lengths = map(len, self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
         counted = [0] * len(requests)
@@ -153,16 +156,34 @@ class HfDescriber:
         parts = zip(requests, texts, lengths, counted, strict=True)
         return [_Prompt(request, text, words + image) for request, text, words, image in parts]
 
+    def _check_prompts(self, requests: Sequence[DescribeRequest]) -> None:
+        pattern = self.family.prompt_pattern if self.family is not None else None
+        wrong = next((r.prompt for r in requests if pattern is not None and not re.match(pattern, r.prompt)), None)
+        if wrong is not None:
+            what, expected = f"{self.name} answers no questions, it does tasks", f"a prompt that begins with {pattern}"
+            fix = "set prompts.full and prompts.crop to tasks of the model; see the page Describers without training"
+            raise ModelError(what, got=wrong, expected=expected, fix=fix)
+
     def render(self, prompt: str) -> str:
         """The user's turn and the start of the answer as input text, with one placeholder for the image."""
         return render_turn(self.processor, self.family, user_turn(prompt), thinking=self.thinking)
 
     def _answer(self, batch: Sequence[_Prompt]) -> list[Answer]:
+        lengths = {prompt.length for prompt in batch}
+        if len(lengths) == 1 or self.family is None or not self.family.equal_lengths:
+            return self._generate(batch)
+        groups = [[k for k, prompt in enumerate(batch) if prompt.length == length] for length in sorted(lengths)]
+        answers = {k: a for ks in groups for k, a in zip(ks, self._generate([batch[k] for k in ks]), strict=True)}
+        return [answers[k] for k in range(len(batch))]
+
+    def _generate(self, batch: Sequence[_Prompt]) -> list[Answer]:
         inputs = encode(self.processor, [prompt.text for prompt in batch], [prompt.request.image for prompt in batch])
         for name, tensor in inputs.items():
             dtype = self.model.dtype if tensor.is_floating_point() else None
             inputs[name] = tensor.to(self.model.device, dtype)
-        start = inputs["input_ids"].shape[1]
+        # An encoder reads the prompt; its decoder begins with a start token.
+        encoded = self.family is not None and self.family.encoder_decoder
+        start = 1 if encoded else inputs["input_ids"].shape[1]
         processors = LogitsProcessorList()
         if self.temperature > 0:
             seeds = [prompt.request.seed for prompt in batch]
@@ -188,8 +209,9 @@ class HfDescriber:
         own, turn = self.model.generation_config, self.render("")
         self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, own, turn=turn)
         self._ends = self._tokens.ends
+        saved = self.model.generation_config
         # A new config: the sampling settings and penalties of the model's folder must not apply.
-        self.model.generation_config = GenerationConfig(
+        config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -197,4 +219,10 @@ class HfDescriber:
             eos_token_id=sorted(self._ends) or None,
             pad_token_id=tokenizer.pad_token_id,
             stop_strings=list(self._tokens.stop_strings) or None,
+            decoder_start_token_id=saved.decoder_start_token_id,
+            forced_bos_token_id=saved.forced_bos_token_id,
         )
+        # Kosmos-2 generates with its language model's config.
+        for module in self.model.modules():
+            if isinstance(module, GenerationMixin):
+                module.generation_config = config
