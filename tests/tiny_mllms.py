@@ -181,7 +181,7 @@ def make_qwen3_vl(folder: Path) -> None:
     save(folder, model, [words, images], {"chat_template": QWEN_TEMPLATE}, hf.Qwen3VLProcessor)
 
 
-def make_internvl(folder: Path) -> None:
+def make_internvl(folder: Path, text: hf.PreTrainedConfig | None = None) -> None:
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -199,7 +199,7 @@ def make_internvl(folder: Path) -> None:
     config = hf.InternVLConfig(
         tie_word_embeddings=False,
         vision_config=hf.InternVLVisionConfig(**vision),
-        text_config=hf.Qwen2Config(**TEXT, vocab_size=112),
+        text_config=text or hf.Qwen2Config(**TEXT, vocab_size=112),
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
@@ -273,7 +273,7 @@ MAKERS = {
     "paligemma": make_paligemma,
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
-    **tiny_qwen_glm.makers(tokenizer, save),
+    **tiny_qwen_glm.makers(tokenizer, save, make_internvl),
 }
 
 

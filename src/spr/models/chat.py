@@ -16,9 +16,7 @@ def user_turn(prompt: str) -> list[Message]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
 
 
-def render_turn(
-    processor: Any, family: Family | None, messages: Sequence[Message], *, thinking: bool = False
-) -> str:
+def render_turn(processor: Any, family: Family | None, messages: Sequence[Message], *, thinking: bool = False) -> str:
     """The conversation and the start of the answer as the model's input text, with one placeholder for the image.
 
     The ``content`` of each message is a list of ``image`` and ``text`` parts. The family's ``turn`` is used if the

@@ -15,6 +15,7 @@ from spr.core.registry import Registry
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
 from spr.models.loading import ModelError
+from spr.models.thinking import Thinking
 
 # transformers 5 stores all experts of a layer as one tensor, which is no linear layer, so LoRA's matrices don't fit them
 # and mixtures of experts get adapters on the attention, through which all tokens pass.
@@ -51,57 +52,6 @@ class LayerMasks:
     both_directions: tuple[str, ...]
     token_types: str
     setting: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Thinking:
-    """How a family of models that can reason before they answer is told to, or not to.
-
-    Attributes:
-        option: The argument of the chat template that switches reasoning on (true) or off (false); None if no template
-            of the family has one.
-        empty: What an answer without reasoning begins with, unless the turn already ends with it: the block of
-            reasoning, empty.
-        start, end: What the block begins and ends with.
-        always: False if the block is only completed where the chat template opens it, because not all models of the
-            family reason.
-        answer: Markup that some models of the family put around what follows the block; it is removed.
-    """
-
-    option: str | None
-    empty: str = ""
-    start: str = "<think>"
-    end: str = "</think>"
-    always: bool = True
-    answer: tuple[str, ...] = ()
-
-    def without(self, turn: str) -> str:
-        """The turn with the block of reasoning closed, so that the answer comes next.
-
-        >>> FAMILIES["qwen3_5"].thinking.without("<|im_start|>assistant\\n<think>\\n")
-        '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n'
-        """
-        if turn.rstrip().endswith(self.end):
-            return turn
-        opened = (k for k in range(len(self.empty) - 1, len(self.start) - 1, -1) if turn.endswith(self.empty[:k]))
-        return turn + self.empty[next(opened, 0) :] if self.always or self.opens(turn) else turn
-
-    def opens(self, turn: str) -> bool:
-        """Whether a turn ends with the beginning of a block of reasoning."""
-        return turn.rstrip().endswith(self.start)
-
-    def final_answer(self, text: str, *, opened: bool) -> str:
-        """What follows the reasoning in a generated text; empty if the text was cut before the reasoning ended.
-
-        ``opened`` says that the turn already begins the block.
-        """
-        _, end, rest = text.rpartition(self.end)
-        if not end and (opened or text.lstrip().startswith(self.start)):
-            return ""
-        rest = rest.lstrip("\n") if end else text
-        for mark in self.answer:
-            rest = rest.replace(mark, "")
-        return rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,10 +265,10 @@ _ALL = (
     ),
     _GLM(
         "glm46v",
-        "GLM-4.6V of the class Glm46V",
+        "GLM-4.6V in its own class",
         turn=_GLM_TURN.replace("{prompt}", "{prompt}/nothink"),
         thinking=Thinking("enable_thinking", _GLM_EMPTY),
-        # The layers of GLM-4.6V-Flash's language model, and of GLM-4.6V's, whose MLPs are experts.
+        # The language model is GLM-4.1V's or, with experts, GLM-4.5V's.
         target_modules=_ATTENTION,
     ),
     Family(
