@@ -34,8 +34,24 @@ class CustomModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """How a family of models that can reason before they answer is told to, or not to.
+
+    Attributes:
+        option: The argument of the chat template that switches reasoning on (true) or off (false); None if the models
+            always reason.
+        empty: What an answer without reasoning begins with, unless the turn already ends with it.
+    """
+
+    option: str | None
+    empty: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Models that share one model class, and what SPR must know of them that their files don't state.
+
+    Nothing outside of an entry decides by the name of a family: what differs between families is a field.
 
     Attributes:
         model_type: ``model_type`` of their configs, and the key in `FAMILIES`.
@@ -56,6 +72,18 @@ class Family:
         joined_features: True if the model takes the image features as one tensor instead of a list.
         bidirectional_prompt: True for prefix language models, in which prompt tokens attend to each other in both
             directions. They read ``token_type_ids``: 0 for the prompt, 1 for the answer.
+        trainable: False for models that can only be describers.
+        thinking: How models that can reason are told to; None for families without reasoning.
+        counts_image_tokens: True if the processor's ``_get_num_multimodal_tokens`` gives the number of image tokens in
+            a prompt without the image.
+        positions: The positions of the prompt's tokens: ``text``: 0, 1, 2, …; ``one_based``: 1, 2, 3, …; ``grid``: by
+            the model's ``get_rope_index``, for image tokens with a row and a column; ``own``: by the model's
+            ``prompt_positions``.
+        resized_geometry: True if the image processor resizes images as Qwen2-VL's does, to multiples of ``patch_size``
+            × ``merge_size`` between the limits of its ``size``. Dialects in pixels of the resized image follow it.
+        row_projections: Names of the linear layers before and after the attention of a decoder layer. With them,
+            training skips the rows of the last layer that nothing reads; empty for layers that are built differently.
+        deep_features: True if image features are also added to the first layers of the language model.
         vllm: How vLLM 0.33 runs the family (``describer.backend: vllm``): ``adapter``: with the same prompt tokens and
             image sizes as transformers, and with LoRA adapters; ``merged``: likewise, but an adapter must be merged
             first; None: not.
@@ -74,6 +102,13 @@ class Family:
     shared_prefix: bool = False
     joined_features: bool = False
     bidirectional_prompt: bool = False
+    trainable: bool = True
+    thinking: Thinking | None = None
+    counts_image_tokens: bool = True
+    positions: Literal["text", "one_based", "grid", "own"] = "text"
+    resized_geometry: bool = False
+    row_projections: tuple[str, ...] = ("q_proj", "o_proj")
+    deep_features: bool = False
     vllm: Literal["adapter", "merged"] | None = None
 
     @property
@@ -87,7 +122,15 @@ _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n
 _CHAT_ML_END = ("<|im_end|>",)
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _QWEN_TURN = _CHAT_ML.replace("{image}", "<|vision_start|>{image}<|vision_end|>")
-_QWEN = partial(Family, end_of_turn=_CHAT_ML_END, max_aspect=200, shared_prefix=True, vllm="adapter")
+_QWEN = partial(
+    Family,
+    end_of_turn=_CHAT_ML_END,
+    max_aspect=200,
+    shared_prefix=True,
+    positions="grid",
+    resized_geometry=True,
+    vllm="adapter",
+)
 FERRET_SYSTEM = (
     "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: top-left [0, 0], "
     "bottom-right [width-1, height-1]. Increasing x moves right; y moves down. Bounding box: [x1, y1, x2, y2]. "
@@ -116,7 +159,7 @@ _ALL = (
     ),
     _QWEN("qwen2_vl", "Qwen2-VL", dialect="qwen2_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
     _QWEN("qwen2_5_vl", "Qwen2.5-VL", dialect="qwen2_5_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
-    _QWEN("qwen3_vl", "Qwen3-VL", dialect="qwen3_vl", turn=_QWEN_TURN),
+    _QWEN("qwen3_vl", "Qwen3-VL", dialect="qwen3_vl", turn=_QWEN_TURN, deep_features=True),
     Family(
         "internvl",
         "InternVL3",
@@ -135,6 +178,9 @@ _ALL = (
         turn="{image}{prompt}",
         joined_features=True,
         bidirectional_prompt=True,
+        positions="one_based",
+        # Its processor does not count the beginning-of-text token and the newline.
+        counts_image_tokens=False,
     ),
     Family(
         "ferret",
@@ -170,6 +216,9 @@ _ALL = (
         ),
         language_model="model.layers",
         shared_prefix=True,
+        counts_image_tokens=False,
+        positions="own",
+        row_projections=(),
     ),
 )
 
@@ -190,10 +239,14 @@ def is_grounding_token(token: str, *dialects: Dialect) -> bool:
 def choose_dialect(dialect: str | Dialect | None, model_type: str, image_processor: Any) -> Dialect:
     """The dialect of a model, given by key, or its family's dialect if None; a `Dialect` is returned unchanged.
 
-    One in pixels of the resized image (Qwen2.5-VL) is set up to match the image processor.
+    The image processor may be None before it is loaded.
+
+    One in pixels of the resized image (Qwen2.5-VL) is set up to match the image processor of families with a
+    `Family.resized_geometry`; for other families, its options must say how large the images become.
 
     Raises:
-        ModelError: if ``dialect`` is None and the family is not in `FAMILIES`.
+        ModelError: if ``dialect`` is None and the family is not in `FAMILIES`, or if it is not known to how many pixels
+            the family resizes an image.
         GroundingError: for an unknown key.
     """
     if isinstance(dialect, Dialect):
@@ -204,8 +257,16 @@ def choose_dialect(dialect: str | Dialect | None, model_type: str, image_process
             raise ModelError(what, got=got, expected=", ".join(FAMILIES), fix="set describer.dialect")
         dialect = FAMILIES[model_type].dialect
     chosen = get_dialect(dialect)
-    if not isinstance(chosen.geometry, Resized) or not hasattr(image_processor, "merge_size"):
+    if not isinstance(chosen.geometry, Resized):
         return chosen
-    factor, size = image_processor.patch_size * image_processor.merge_size, image_processor.size
-    geometry = Resized(factor=factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
-    return dataclasses.replace(chosen, geometry=geometry)
+    if model_type in FAMILIES and FAMILIES[model_type].resized_geometry:
+        if image_processor is None:
+            return chosen
+        factor, size = image_processor.patch_size * image_processor.merge_size, image_processor.size
+        geometry = Resized(factor=factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        return dataclasses.replace(chosen, geometry=geometry)
+    if chosen == DIALECTS.get(chosen.key):
+        what = f"It is not known to how many pixels models of type {model_type} resize their images"
+        fix = f"give the settings, as in describer.dialect={chosen.key}:min_pixels=3136,max_pixels=12845056"
+        raise ModelError(what, got=f"dialect {chosen.key}", expected="a dialect relative to the image", fix=fix)
+    return chosen

@@ -88,6 +88,6 @@ def pad_to_square(image_processor: Any) -> Any:
     if type(image_processor) is transformers.CLIPImageProcessorPil:
         settings = {key: value for key, value in image_processor.to_dict().items() if key != "image_processor_type"}
         return transformers.LlavaImageProcessorPil(**{**settings, "do_pad": True})
-    if hasattr(image_processor, "do_pad"):
+    if isinstance(image_processor, transformers.LlavaImageProcessorPil):
         image_processor.do_pad = True
     return image_processor

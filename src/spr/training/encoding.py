@@ -188,7 +188,7 @@ class PairEncoder:
         return ids, token_weights(offsets, ranges, self.box_weight)
 
     def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
-        if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.family.bidirectional_prompt:
+        if self.family.counts_image_tokens:
             width, height = pair.size_wh or pair.load().size
             counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
             bos = self.processor.tokenizer.bos_token
@@ -214,13 +214,17 @@ class PairEncoder:
     def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
         """The positions of the prompt's tokens, ``(axes, P)``."""
         model, ids = self.model.model, prompt[None]
-        if hasattr(model, "get_rope_index"):
-            types = (ids == self._image_token).int()
-            positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=vision["image_grid_thw"])
-            return torch.as_tensor(positions[:, 0])
-        if hasattr(model, "prompt_positions"):  # CogVLM: the patches of an image share one position
-            return torch.as_tensor(model.prompt_positions(ids))
-        return torch.arange(len(prompt))[None] + int(self.family.bidirectional_prompt)
+        match self.family.positions:
+            case "grid":
+                types, grid = (ids == self._image_token).int(), vision["image_grid_thw"]
+                positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grid)
+                return torch.as_tensor(positions[:, 0])
+            case "own":
+                return torch.as_tensor(model.prompt_positions(ids))
+            case "one_based":
+                return torch.arange(len(prompt))[None] + 1
+            case "text":
+                return torch.arange(len(prompt))[None]
 
     def finish(
         self, planned: PlannedPair, processed: ProcessedPair, compute: Callable[[dict[str, Tensor]], Features]

@@ -212,11 +212,9 @@ class PrefixShortcuts:
         self._language_model = language_model(model, family)
         self._begin, self._split_attention = begin, split_attention
         last = self._language_model.layers[-1]
-        projections = [getattr(last.self_attn, name, None) for name in ("q_proj", "o_proj")]
-        # Layers that are built differently (CogVLM's, with two experts) compute all rows.
-        known = all(isinstance(part, nn.Module) for part in projections)
-        self._last_attention: nn.Module | None = last.self_attn if known else None
-        self._row_wise: list[Any] = [*projections, last.mlp] if known else []
+        projections = [getattr(last.self_attn, name) for name in family.row_projections]
+        self._last_attention: nn.Module | None = last.self_attn if projections else None
+        self._row_wise: list[Any] = [*projections, last.mlp] if projections else []
         self._hooks: list[RemovableHandle] = []
         self._kernel: str | None = None
 
@@ -295,7 +293,7 @@ class PairModel(nn.Module):
         They are tuples, because modules that wrap this one look for tensors in tuples.
         """
         if vision is not None:
-            return compute_features(self.base, vision)
+            return compute_features(self.base, vision, deep=self.family.deep_features)
         return self._logps(batch) if batch is not None else None
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -72,6 +72,7 @@ def open_model(
     source = model_source(source)
     config = load_config(source, revision=revision, expected=FAMILIES)
     family = FAMILIES[config.model_type]
+    check_trainable(source, family)
     processor = load_processor(source, config.model_type, family=family, revision=revision)
     if settings.lora.target_modules:
         with torch.device("meta"):  # the layers without their weights
@@ -85,6 +86,14 @@ def open_model(
     planner = PairEncoder(None, processor, family, MemoryFeatures(0), identity="", box_weight=weight, dialect=own)
     name = source_name(source, revision, config)
     return ModelFiles(source, config, family, processor, name, processor_digest(processor, family), planner)
+
+
+def check_trainable(source: str, family: Family) -> None:
+    """Raise `ModelError` if models of this family can only be describers."""
+    if not family.trainable:
+        known = ", ".join(name for name, entry in FAMILIES.items() if entry.trainable)
+        what, fix = f"{source} can describe, but not be trained", "train a model of another family"
+        raise ModelError(what, got=f"model_type {family.model_type}", expected=known, fix=fix)
 
 
 def load_trainee(

@@ -142,7 +142,7 @@ class HfDescriber:
         texts = [self.render(request.prompt) for request in requests]
         lengths = map(len, self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
         counted = [0] * len(requests)
-        if hasattr(self.processor, "_get_num_multimodal_tokens"):  # transformers' own interface for inference servers
+        if self.family is not None and self.family.counts_image_tokens:
             sizes = [request.image.size[::-1] for request in requests]
             counted = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         parts = zip(requests, texts, lengths, counted, strict=True)

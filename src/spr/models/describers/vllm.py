@@ -90,7 +90,7 @@ class VllmDescriber:
         check_chat_template(source, self.processor, self.family)
         check_vocabulary(source, self.processor.tokenizer, model_config.get_text_config().vocab_size)
         self.name = source_name(source, revision, model_config)
-        options = _engine_options(section, source, model_config, image_processor)
+        options = _engine_options(section, source, model_config, self.family, image_processor)
         if section.peft_adapter is not None:
             check_adapter(section.peft_adapter, class_name(model_config.model_type))
             options |= {"enable_lora": True, "max_lora_rank": lora_rank(section.peft_adapter, self.family)}
@@ -245,7 +245,9 @@ def gpu_options(num_gpus: float, memory: float | None) -> dict[str, Any]:
     return options | ({} if memory is None else {"gpu_memory_utilization": memory})
 
 
-def _engine_options(section: DescriberConfig, source: str, config: Any, image_processor: Any) -> dict[str, Any]:
+def _engine_options(
+    section: DescriberConfig, source: str, config: Any, family: Family, image_processor: Any
+) -> dict[str, Any]:
     """Arguments of ``vllm.LLM``."""
     stored = getattr(config, "dtype", None)
     # vLLM's own `auto` loads float32 weights in 16 bits.
@@ -261,7 +263,7 @@ def _engine_options(section: DescriberConfig, source: str, config: Any, image_pr
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "seed": 0,
     }
-    if hasattr(image_processor, "merge_size"):  # images are resized between two numbers of pixels
+    if family.resized_geometry:  # images are resized between two numbers of pixels
         size = {edge: int(image_processor.size[edge]) for edge in ("shortest_edge", "longest_edge")}
         options["mm_processor_kwargs"] = {"size": size}
     if section.max_model_len is not None:
