@@ -24,10 +24,15 @@ def render_turn(processor: Any, family: Family | None, messages: Sequence[Messag
     """
     messages = _without_placeholders(processor, messages)
     if processor.chat_template is not None:
-        return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return _by_template(processor, family, messages, add_generation_prompt=True)
     turn = family.turn if family is not None else ""
     prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
-    return turn.replace("{image}", processor.image_token).replace("{prompt}", prompt)
+    return _begin(processor, family, turn.replace("{image}", processor.image_token).replace("{prompt}", prompt))
+
+
+def image_token_ids(processor: Any) -> list[int]:
+    """The ids of all tokens that stand for a part of an image, or between such parts."""
+    return [token for token in processor.image_token_ids if token is not None]
 
 
 def check_chat_template(source: Source, processor: Any, family: Family | None) -> None:
@@ -53,7 +58,7 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
     if processor.chat_template is not None:
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         messages = [*_without_placeholders(processor, messages), reply]
-        whole = str(processor.apply_chat_template(messages, tokenize=False))
+        whole = _by_template(processor, family, messages)
         rest = whole.removeprefix(turn)
         if rest != whole and answer in rest and any(end in rest for end in ends if end):
             return rest
@@ -62,9 +67,21 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
     return joint + answer + str(next(end for end in ends if end))
 
 
+def _by_template(processor: Any, family: Family | None, messages: Sequence[Message], **options: bool) -> str:
+    return _begin(processor, family, str(processor.apply_chat_template(messages, tokenize=False, **options)))
+
+
+def _begin(processor: Any, family: Family | None, text: str) -> str:
+    if family is None or not family.starts_with_bos:
+        return text
+    begin = processor.tokenizer.bos_token or processor.tokenizer.eos_token
+    return text if text.startswith(begin) else begin + text
+
+
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:
-    """Remove image placeholders from the texts of messages: each would count as another image."""
+    """Remove image placeholders from the texts of messages: each would count as another image, or a part of one."""
     placeholders = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
+    placeholders += processor.tokenizer.convert_ids_to_tokens(image_token_ids(processor))
 
     def clean(part: Message) -> Message:
         text = part.get("text")

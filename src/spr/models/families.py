@@ -84,6 +84,12 @@ class Family:
         row_projections: Names of the linear layers before and after the attention of a decoder layer. With them,
             training skips the rows of the last layer that nothing reads; empty for layers that are built differently.
         deep_features: True if image features are also added to the first layers of the language model.
+        starts_with_bos: True if the processor puts the beginning-of-text token, or if there is none the end-of-text
+            token, before prompts that do not start with it.
+        bidirectional_image: True if all tokens that the processor writes for an image, also those between its rows,
+            attend to each other in both directions. The model reads ``mm_token_type_ids``: 1 for them, 0 for others.
+        image_processor: Function, as ``"module:name"``, that loads the image processor where transformers has it for
+            torchvision only. It takes a folder or hub id and ``revision=``.
         vllm: How vLLM 0.33 runs the family (``describer.backend: vllm``): ``adapter``: with the same prompt tokens and
             image sizes as transformers, and with LoRA adapters; ``merged``: likewise, but an adapter must be merged
             first; None: not.
@@ -109,6 +115,9 @@ class Family:
     resized_geometry: bool = False
     row_projections: tuple[str, ...] = ("q_proj", "o_proj")
     deep_features: bool = False
+    starts_with_bos: bool = False
+    bidirectional_image: bool = False
+    image_processor: str | None = None
     vllm: Literal["adapter", "merged"] | None = None
 
     @property
@@ -169,6 +178,17 @@ _ALL = (
         shared_prefix=True,
         joined_features=True,
         vllm="adapter",
+    ),
+    Family(
+        "molmo2",
+        "Molmo2 4B, 8B, O-7B",
+        dialect="qwen3_vl",
+        turn="{image}" + _CHAT_ML.replace("{image}", ""),
+        end_of_turn=_CHAT_ML_END,
+        shared_prefix=True,
+        starts_with_bos=True,
+        bidirectional_image=True,
+        image_processor="spr.models.ported.molmo2:load_molmo2_image_processor",
     ),
     Family(
         "paligemma",

@@ -39,7 +39,10 @@ def load_processor(
         what = "transformers has no processor for this kind of model"
         fix = "choose a multimodal LLM, or update transformers"
         raise ModelError(what, got=f"model_type {model_type}", fix=fix)
-    image_processor = load_part(AutoImageProcessor, source, revision=revision, backend="pil")
+    if family is not None and family.image_processor is not None:
+        image_processor = resolve_name(family.image_processor)(source, revision=revision)
+    else:
+        image_processor = load_part(AutoImageProcessor, source, revision=revision, backend="pil")
     if family is not None and family.pads_square:
         image_processor = pad_to_square(image_processor)
     tokenizer = load_part(AutoTokenizer, source, revision=revision)
@@ -49,8 +52,7 @@ def load_processor(
     with clear_errors(source, revision):
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision or "main")
         own_class = getattr(transformers, settings.get("processor_class", ""), getattr(transformers, name))
-        processor_class = without_video(own_class)
-        processor = processor_class.from_args_and_dict([image_processor, tokenizer], settings)
+        processor = _assemble(own_class, image_processor, tokenizer, settings)
     processor.chat_template = processor.chat_template or tokenizer.chat_template
     return processor
 
@@ -65,6 +67,23 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) 
     return dict(inputs.convert_to_tensors("pt"))
 
 
+class _NoVideo(dict[str, Any]):
+    """What constructors of processors read of the video processor. As a dict, it can be logged as JSON."""
+
+    slice_mode, downsample_mode = False, "16x"
+
+
+def _assemble(processor_class: Any, image_processor: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:
+    """Make a processor without a video processor, even if its constructor asks for one."""
+    parts = {"image_processor": image_processor, "tokenizer": tokenizer, "video_processor": _NoVideo()}
+    unchecked = type(processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None})
+    arguments = [parts[name] for name in processor_class.get_attributes()]
+    processor: Any = unchecked.from_args_and_dict(arguments, settings)
+    processor.__class__ = without_video(processor_class)
+    vars(processor).pop("video_processor", None)
+    return processor
+
+
 @cache
 def without_video(processor_class: Any) -> Any:
     """The processor class without its ``video_processor``; the class itself if it has none.
@@ -76,7 +95,6 @@ def without_video(processor_class: Any) -> Any:
     kept = [part for part in parts if part != "video_processor"]
     if kept == parts:
         return processor_class
-    # The base class matches positional arguments with these names; the video processor is the last.
     return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda _: list(kept))})
 
 

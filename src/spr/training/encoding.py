@@ -20,7 +20,7 @@ from spr.core.images import ImageProblem
 from spr.core.progress import advance
 from spr.grounding import Dialect
 from spr.grounding.text import Range
-from spr.models.chat import Message, render_answer, render_turn
+from spr.models.chat import Message, image_token_ids, render_answer, render_turn
 from spr.models.families import Family
 from spr.models.image_processors import encode
 from spr.training.boxes import changed_numbers, token_weights
@@ -60,13 +60,15 @@ class ProcessedPair:
     """A pair's image and prompt after the processor.
 
     ``prompt`` are ``(P,)`` int64 tokens, ``positions`` ``(axes, P)`` int64. ``vision`` are the inputs of the vision
-    tower, empty once the features are kept, under ``key``.
+    tower, empty once the features are kept, under ``key``. ``image_tokens`` is ``(P,)`` bool, true for the tokens that
+    attend to each other in both directions; None if there are none.
     """
 
     prompt: Tensor
     positions: Tensor
     vision: dict[str, Tensor]
     key: str
+    image_tokens: Tensor | None = None
 
 
 class PairEncoder:
@@ -100,6 +102,7 @@ class PairEncoder:
         self.store, self.identity = store, identity
         self.pad = processor.tokenizer.pad_token_id
         self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+        self._image_tokens = torch.tensor([self._image_token, *image_token_ids(processor)])
         self._kept: dict[str, ProcessedPair] = {}
 
     def plan(
@@ -142,7 +145,7 @@ class PairEncoder:
             )
         )
         answers = (chosen, rejected) if with_rejected else (chosen,)
-        if any((ids == self._image_token).any() for ids in answers):
+        if any(torch.isin(ids, self._image_tokens).any() for ids in answers):
             return "answer_has_image_token"
         prompt_tokens = self._count_prompt(pair, turn)
         if prompt_tokens + max(map(len, answers)) > max_length:
@@ -209,7 +212,9 @@ class PairEncoder:
             fix = "the image has changed since the training began; restore it or start the training again"
             raise SprError(message, got=len(prompt), expected=planned.prompt_tokens, fix=fix)
         # The key covers all vision inputs, because Ferret's features also depend on the regions in the prompt.
-        return ProcessedPair(prompt, self._positions(prompt, vision), vision, feature_key(vision, self.identity))
+        key = feature_key(vision, self.identity)
+        image_tokens = inputs["mm_token_type_ids"][0] == 1 if self.family.bidirectional_image else None
+        return ProcessedPair(prompt, self._positions(prompt, vision), vision, key, image_tokens)
 
     def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
         """The positions of the prompt's tokens, ``(axes, P)``."""
@@ -240,7 +245,8 @@ class PairEncoder:
             self._kept[name] = replace(processed, vision={})
         answers = planned.chosen, planned.rejected
         weights = planned.chosen_weights, planned.rejected_weights
-        return EncodedPair(name, processed.prompt, processed.positions, *answers, features, *weights)
+        places = processed.prompt, processed.positions
+        return EncodedPair(name, *places, *answers, features, *weights, image_tokens=processed.image_tokens)
 
 
 def plan_digest(planned: Sequence[PlannedPair]) -> str:
