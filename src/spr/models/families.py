@@ -79,6 +79,7 @@ class Family:
         positions: The positions of the prompt's tokens: ``text``: 0, 1, 2, …; ``one_based``: 1, 2, 3, …; ``grid``: by
             the model's ``get_rope_index``, for image tokens with a row and a column; ``own``: by the model's
             ``prompt_positions``.
+        image_grid: Name of the processor's output with an image's size in patches, for positions by ``grid``.
         resized_geometry: True if the image processor resizes images as Qwen2-VL's does, to multiples of ``patch_size``
             × ``merge_size`` between the limits of its ``size``. Dialects in pixels of the resized image follow it.
         row_projections: Names of the linear layers before and after the attention of a decoder layer. With them,
@@ -112,6 +113,7 @@ class Family:
     thinking: Thinking | None = None
     counts_image_tokens: bool = True
     positions: Literal["text", "one_based", "grid", "own"] = "text"
+    image_grid: str = "image_grid_thw"
     resized_geometry: bool = False
     row_projections: tuple[str, ...] = ("q_proj", "o_proj")
     deep_features: bool = False
@@ -139,6 +141,14 @@ _QWEN = partial(
     positions="grid",
     resized_geometry=True,
     vllm="adapter",
+)
+_MINICPM = partial(
+    Family,
+    dialect="minicpm_v",
+    turn=_CHAT_ML.replace("{image}", "{image}\n") + "<think>\n\n</think>\n\n",
+    end_of_turn=_CHAT_ML_END,
+    thinking=Thinking("enable_thinking", "<think>\n\n</think>\n\n"),
+    counts_image_tokens=False,
 )
 FERRET_SYSTEM = (
     "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: top-left [0, 0], "
@@ -190,6 +200,8 @@ _ALL = (
         bidirectional_image=True,
         image_processor="spr.models.ported.molmo2:load_molmo2_image_processor",
     ),
+    _MINICPM("minicpmv4_6", "MiniCPM-V 4.6"),
+    _MINICPM("minicpmv4_7", "MiniCPM-V 4.7", positions="grid", image_grid="target_sizes"),
     Family(
         "paligemma",
         "PaliGemma, PaliGemma 2",

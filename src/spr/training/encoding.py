@@ -221,8 +221,8 @@ class PairEncoder:
         model, ids = self.model.model, prompt[None]
         match self.family.positions:
             case "grid":
-                types, grid = (ids == self._image_token).int(), vision["image_grid_thw"]
-                positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grid)
+                types, name = (ids == self._image_token).int(), self.family.image_grid
+                positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, **{name: vision[name]})
                 return torch.as_tensor(positions[:, 0])
             case "own":
                 return torch.as_tensor(model.prompt_positions(ids))
