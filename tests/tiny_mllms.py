@@ -18,6 +18,7 @@ from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.processing import FerretProcessor
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery
+import tiny_qwen_glm
 
 QWEN_TOKENS = [
     "<|endoftext|>",
@@ -273,8 +274,9 @@ MAKERS = {
     "paligemma": make_paligemma,
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
+    **tiny_qwen_glm.makers(tokenizer, save),
 }
-MAKERS_OF = ("tiny_others",)  # modules that import the helpers of this one
+MAKERS_OF = ("tiny_gemma_kimi", "tiny_others")  # modules that import the helpers of this one
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,11 @@ class PairEncoder:
         self.store, self.identity = store, identity
         self.pad = processor.tokenizer.pad_token_id
         self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
-        self._image_tokens = torch.tensor([self._image_token, *image_token_ids(processor)])
+        self._image_markup = family.image_markup or processor.image_token
+        markup = processor.tokenizer(self._image_markup, add_special_tokens=False)["input_ids"]
+        special = {k for k, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+        markup = [token for token in markup if token in special]
+        self._image_tokens = torch.tensor([self._image_token, *markup, *image_token_ids(processor)])
         self._kept: dict[str, ProcessedPair] = {}
 
     def plan(
@@ -196,7 +200,8 @@ class PairEncoder:
             counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
             bos = self.processor.tokenizer.bos_token
             special = not (bos and turn.startswith(bos))
-            words = len(self.processor.tokenizer(turn, add_special_tokens=special)["input_ids"])
+            marked = turn.replace(self.processor.image_token, self._image_markup)
+            words = len(self.processor.tokenizer(marked, add_special_tokens=special)["input_ids"])
             return words - 1 + int(counted["num_image_tokens"][0])
         return int(encode(self.processor, [turn], [pair.load()])["input_ids"].shape[1])
 
