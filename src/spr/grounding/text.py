@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from spr.core.errors import RecordError
 from spr.grounding.coding import IMPLAUSIBLE_SCALE, Frame
 from spr.grounding.dialects import Dialect
-from spr.records import Box, Size, Span
+from spr.records import Box, Point, Size, Span
 
 PROBLEM_LENGTH = 60
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -172,6 +172,11 @@ class GroundedText:
     def boxes(self) -> tuple[Box, ...]:
         """All boxes, in the order of the text."""
         return tuple(box for span in self.spans for box in span.boxes)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All points, in the order of the text."""
+        return tuple(point for span in self.spans for point in span.points)
 
     @property
     def other_scale(self) -> bool:
