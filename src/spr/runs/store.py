@@ -445,10 +445,10 @@ def _parse(path: Path, source: Any, columns: Sequence[str] | None, schema: pa.Sc
             if added and (columns is None or field.name in columns) and field.name not in table.column_names:
                 values = pa.repeat(pa.scalar(ADDED.get(field.name), field.type), len(table))
                 table = table.append_column(field, values)
-        for name in SPANS if schema is not None else ():
-            if name in schema.names and name in table.column_names:
-                place, field = table.column_names.index(name), schema.field(name)
-                table = table.set_column(place, field, with_points(table[name], field.type))
+        for field in schema or ():
+            if field.name in SPANS and field.name in table.column_names:
+                place = table.column_names.index(field.name)
+                table = table.set_column(place, field, with_points(table[field.name], field.type))
         if columns is not None:
             table = table.select(columns)
         table.validate(full=True)
