@@ -27,10 +27,17 @@ def render_turn(processor: Any, family: Family | None, messages: Sequence[Messag
     if processor.chat_template is not None:
         options = _switch(processor, family, thinking=thinking)
         text = str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
-        return text if thinking or family is None or family.thinking is None else family.thinking.without(text)
+        text = text if thinking or family is None or family.thinking is None else family.thinking.without(text)
+        return _begin(processor, family, text)
     turn = family.turn if family is not None else ""
     prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
-    return turn.replace("{image}", getattr(processor, "image_token", "")).replace("{prompt}", prompt)
+    text = turn.replace("{image}", getattr(processor, "image_token", "")).replace("{prompt}", prompt)
+    return _begin(processor, family, text)
+
+
+def image_token_ids(processor: Any) -> list[int]:
+    """The ids of all tokens that stand for a part of an image, or between such parts."""
+    return [token for token in processor.image_token_ids if token is not None]
 
 
 def check_chat_template(source: Source, processor: Any, family: Family | None) -> None:
@@ -57,13 +64,21 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
     if processor.chat_template is not None:
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         messages = [*_without_placeholders(processor, messages), reply]
-        whole = str(processor.apply_chat_template(messages, tokenize=False, **options))
+        whole = _begin(processor, family, str(processor.apply_chat_template(messages, tokenize=False, **options)))
         rest = whole.removeprefix(turn)
         if rest != whole and answer in rest and any(end in rest for end in ends if end):
             return rest
     # A space follows prompts such as "ASSISTANT:", but not markup or a newline.
     joint = " " if family is not None and family.turn.endswith(":") and turn.endswith(":") else ""
     return joint + answer + str(next(end for end in ends if end))
+
+
+def _begin(processor: Any, family: Family | None, text: str) -> str:
+    """The text with the token that the family's processor puts before it, so that it is counted, too."""
+    if family is None or not family.starts_with_bos:
+        return text
+    begin = processor.tokenizer.bos_token or processor.tokenizer.eos_token
+    return text if text.startswith(begin) else begin + text
 
 
 def check_thinking(source: Source, processor: Any, family: Family | None) -> None:
@@ -88,10 +103,11 @@ def _switch(processor: Any, family: Family | None, *, thinking: bool) -> dict[st
 
 
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:
-    """Remove image placeholders from the texts of messages: each would count as another image."""
+    """Remove image placeholders from the texts of messages: each would count as another image, or a part of one."""
     # A processor's placeholder of an image can be another token than those that it writes in its place.
     parts = (processor, processor.tokenizer)
     placeholders = {getattr(part, f"{kind}_token", None) for part in parts for kind in ("image", "video")}
+    placeholders |= set(processor.tokenizer.convert_ids_to_tokens(image_token_ids(processor)))
 
     def clean(part: Message) -> Message:
         text = part.get("text")

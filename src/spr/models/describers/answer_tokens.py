@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spr.grounding import Dialect
-from spr.models.families import Family, Thinking, is_grounding_token
+from spr.models.families import Family, is_grounding_token
+from spr.models.thinking import Thinking
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +20,7 @@ class AnswerTokens:
         ends: Ids that end the answer: of the generation config, of the tokenizer and of the family.
         hidden: Ids of special tokens that are not part of a box markup.
         stop_strings: Texts that end the answer, from the generation config.
-        thinking: How a family reasons, if answers begin with their reasoning; it is removed.
+        thinking: How the family reasons, if it does: the reasoning before an answer is not part of it.
         opened: Whether the turn already begins the block of reasoning.
     """
 
@@ -32,18 +33,12 @@ class AnswerTokens:
 
     @classmethod
     def of(
-        cls,
-        tokenizer: Any,
-        family: Family | None,
-        dialect: Dialect,
-        generation_config: Any,
-        *,
-        turn: str = "",
+        cls, tokenizer: Any, family: Family | None, dialect: Dialect, generation_config: Any, *, turn: str = ""
     ) -> AnswerTokens:
         """Those of a model, given its ``GenerationConfig``. Its sampling settings are not used.
 
-        The ``turn`` may begin the block of reasoning. Reasoning is also removed from the answers of models that were
-        told not to: the larger Gemma 4 write an empty block.
+        ``turn`` is the text that answers follow. Reasoning is also removed from the answers of models that were told
+        not to: the larger Gemma 4 can write an empty block.
         """
         saved = generation_config.eos_token_id
         ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
