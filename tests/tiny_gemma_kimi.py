@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import transformers as hf
 
 from spr.models.ported.kimi_k25 import KimiK25ImageProcessor
@@ -62,8 +63,63 @@ GEMMA4_TOKENS = {
 }
 
 
+def save_gemma4(tokenizer: Tokenize, save: Save, folder: Path, **text: object) -> None:
+    """Save a tiny Gemma 4; ``text`` are the fields in which the published sizes differ."""
+    specials = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<|turn>",
+        "<turn|>",
+        "<|think|>",
+        "<|channel>",
+        "<channel|>",
+        "<|video|>",
+    ]
+    words = tokenizer([*specials, *GEMMA4_TOKENS.values()], GEMMA4_TOKENS, bos="<bos>", eos="<eos>", pad="<pad>")
+    ids = {f"{name}_id": words.convert_tokens_to_ids(token) for name, token in GEMMA4_TOKENS.items()}
+    defaults = {"vocab_size": 112, "vocab_size_per_layer_input": 112, "hidden_size_per_layer_input": 0}
+    defaults |= {"global_head_dim": 16, "final_logit_softcapping": 30.0, "layer_types": LAYER_TYPES}
+    config = hf.Gemma4Config(
+        tie_word_embeddings=False,
+        vision_config=hf.Gemma4VisionConfig(
+            **VISION, num_key_value_heads=4, head_dim=8, patch_size=4, pooling_kernel_size=3
+        ).to_dict(),
+        text_config=hf.Gemma4TextConfig(**(GEMMA_TEXT | defaults | text)).to_dict(),
+        audio_config=None,
+        video_token_id=words.convert_tokens_to_ids("<|video|>"),
+        **ids,
+    )
+    images = hf.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70)
+    settings = {"image_seq_length": 70, "chat_template": GEMMA4_TEMPLATE}
+    save(folder, hf.Gemma4ForConditionalGeneration(config), [words, images], settings, hf.Gemma4Processor)
+
+
+GEMMA4_SIZES = {
+    # Embeddings per layer, last layers that take their keys and values from others, and causal attention.
+    "E2B": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+    },
+    # A mixture of experts. Image tokens attend in both directions in sliding layers.
+    "26B-A4B": {
+        "use_bidirectional_attention": "vision",
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+    },
+    # Layers of full attention whose keys are also their values.
+    "31B": {"use_bidirectional_attention": "vision", "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+}
+"""Fields of the language model's config in which the sizes of Gemma 4 differ."""
+
+
 def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]:
-    """The function that makes each family's model in a folder; Gemma 4 also in its other shapes."""
+    """The function that makes each family's model in a folder."""
 
     def make_gemma3(folder: Path) -> None:
         named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
@@ -86,41 +142,8 @@ def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]
         settings = {"image_seq_length": 4, "chat_template": GEMMA3_TEMPLATE}
         save(folder, hf.Gemma3ForConditionalGeneration(config), [words, images], settings, hf.Gemma3Processor)
 
-    def save_gemma4(folder: Path, **text: object) -> None:
-        """Save a tiny Gemma 4; ``text`` are the fields in which the published sizes differ."""
-        specials = [
-            "<pad>",
-            "<eos>",
-            "<bos>",
-            "<|turn>",
-            "<turn|>",
-            "<|think|>",
-            "<|channel>",
-            "<channel|>",
-            "<|video|>",
-        ]
-        words = tokenizer([*specials, *GEMMA4_TOKENS.values()], GEMMA4_TOKENS, bos="<bos>", eos="<eos>", pad="<pad>")
-        ids = {f"{name}_id": words.convert_tokens_to_ids(token) for name, token in GEMMA4_TOKENS.items()}
-        defaults = {"vocab_size": 112, "vocab_size_per_layer_input": 112, "hidden_size_per_layer_input": 0}
-        defaults |= {"global_head_dim": 16, "final_logit_softcapping": 30.0, "layer_types": LAYER_TYPES}
-        config = hf.Gemma4Config(
-            tie_word_embeddings=False,
-            vision_config=hf.Gemma4VisionConfig(
-                **VISION, num_key_value_heads=4, head_dim=8, patch_size=4, pooling_kernel_size=3
-            ).to_dict(),
-            text_config=hf.Gemma4TextConfig(**(GEMMA_TEXT | defaults | text)).to_dict(),
-            audio_config=None,
-            video_token_id=words.convert_tokens_to_ids("<|video|>"),
-            **ids,
-        )
-        images = hf.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70)
-        settings = {"image_seq_length": 70, "chat_template": GEMMA4_TEMPLATE}
-        save(folder, hf.Gemma4ForConditionalGeneration(config), [words, images], settings, hf.Gemma4Processor)
-
     def make_gemma4(folder: Path) -> None:
-        """As Gemma 4 26B-A4B: mixture of experts, and image tokens that attend in both directions in sliding layers."""
-        experts = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
-        save_gemma4(folder, use_bidirectional_attention="vision", **experts)
+        save_gemma4(tokenizer, save, folder, **GEMMA4_SIZES["26B-A4B"])
 
     def make_kimi_k25(folder: Path) -> None:
         named = {"image_token": "<|media_pad|>", "video_token": "<|kimi_k25_video_placeholder|>"}
@@ -201,9 +224,8 @@ def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]
         path.write_text(json.dumps(defaults | ids))
 
     def make_kosmos2(folder: Path) -> None:
-        words = tokenizer(
-            ["<s>", "<pad>", "</s>", "<unk>", "<image>", "</image>"], bos="<s>", eos="</s>", pad="<pad>", unk="<unk>"
-        )
+        specials = ["<s>", "<pad>", "</s>", "<unk>", "<image>", "</image>"]
+        words = tokenizer(specials, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
         processor = hf.Kosmos2Processor(
             hf.CLIPImageProcessorPil(size={"height": 42, "width": 42}, crop_size={"height": 42, "width": 42}), words
         )
@@ -217,29 +239,16 @@ def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]
             vision_config={**VISION, "image_size": 42, "patch_size": 14},
             latent_query_num=64,
         )
-        save(
-            folder,
-            hf.Kosmos2ForConditionalGeneration(config),
-            [words, processor.image_processor],
-            {},
-            hf.Kosmos2Processor,
-        )
-
-    def make_gemma4_e2b(folder: Path) -> None:
-        """As E2B and E4B: embeddings per layer, last layers that take their keys from others, causal attention."""
-        layers = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
-        save_gemma4(folder, hidden_size_per_layer_input=8, num_kv_shared_layers=2, use_double_wide_mlp=True, **layers)
-
-    def make_gemma4_31b(folder: Path) -> None:
-        """As 31B: layers of full attention without values of their own."""
-        keys = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
-        save_gemma4(folder, use_bidirectional_attention="vision", **keys)
+        model = hf.Kosmos2ForConditionalGeneration(config)
+        with torch.no_grad():  # so that the image influences the answer
+            model.vision_model.model.embeddings.patch_embedding.weight *= 50
+            model.image_to_text_projection.dense.weight *= 50
+            model.image_to_text_projection.x_attn.v_proj.weight *= 10
+        save(folder, model, [words, processor.image_processor], {}, hf.Kosmos2Processor)
 
     return {
         "gemma3": make_gemma3,
         "gemma4": make_gemma4,
-        "gemma4_e2b": make_gemma4_e2b,
-        "gemma4_31b": make_gemma4_31b,
         "kimi_k25": make_kimi_k25,
         "florence2": make_florence2,
         "kosmos-2": make_kosmos2,
