@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from spr.models.families import Family
 from spr.models.loading import ModelError, Source
 
 Message = dict[str, Any]
+
+_ANSWER = "ANSWER-0f4e"  # stands for an answer, to see what a template writes around it
 
 
 def user_turn(prompt: str) -> list[Message]:
@@ -41,25 +43,64 @@ def check_chat_template(source: Source, processor: Any, family: Family | None) -
         raise ModelError(what, got=turn, expected=f"one {token}", fix=fix)
 
 
-def render_answer(processor: Any, family: Family | None, messages: Sequence[Message], answer: str) -> str:
-    """The text that follows `render_turn` if the model gives this answer, including the end of turn.
+class RenderedAnswer(NamedTuple):
+    """An answer as it follows the text of `render_turn`.
 
-    It is rendered by the chat template. If the template does not end the answer with a token, or there is none, the
-    family's end of turn or the tokenizer's end of text is appended to the answer.
+    Attributes:
+        before: What the chat template writes between the start of the answer and its text: nothing, a space, or the
+            empty reasoning of an answer without reasoning.
+        text: The answer.
+        end: The end of the turn, with what the template writes before it.
+    """
+
+    before: str
+    text: str
+    end: str
+
+    @property
+    def reasoning(self) -> str:
+        """The template's empty reasoning, which belongs to the prompt: no model gives it as a part of its answer."""
+        return self.before if self.before.strip() else ""
+
+
+def render_answer(processor: Any, family: Family | None, messages: Sequence[Message], answer: str) -> RenderedAnswer:
+    """What follows `render_turn` if the model gives this answer, up to and including the end of turn.
+
+    The answer is written as it is, also if the chat template would trim it. The template's text around it is used if
+    the whole conversation starts with the turn. Otherwise the answer follows the turn as in the family's ``turn``. What
+    the template writes after the end of turn is left out: generation stops before it. If the template does not end an
+    answer with the family's end of turn or the tokenizer's end of text, the first of these is appended.
     """
     turn = render_turn(processor, family, messages)
-    tokenizer = processor.tokenizer
-    ends = [*(family.end_of_turn if family is not None else ()), tokenizer.eos_token]
-    if processor.chat_template is not None:
-        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        messages = [*_without_placeholders(processor, messages), reply]
-        whole = str(processor.apply_chat_template(messages, tokenize=False))
-        rest = whole.removeprefix(turn)
-        if rest != whole and answer in rest and any(end in rest for end in ends if end):
-            return rest
+    ends = [end for end in (*(family.end_of_turn if family is not None else ()), processor.tokenizer.eos_token) if end]
     # A space follows prompts such as "ASSISTANT:", but not markup or a newline.
-    joint = " " if family is not None and family.turn.endswith(":") and turn.endswith(":") else ""
-    return joint + answer + str(next(end for end in ends if end))
+    before = " " if family is not None and family.turn.endswith(":") and turn.endswith(":") else ""
+    after, text = "", answer
+    if processor.chat_template is not None:
+        start, found, after = _render_reply(processor, messages, _ANSWER).rpartition(_ANSWER)
+        if not found:
+            after = ""
+        elif start.startswith(turn):
+            before = start.removeprefix(turn)
+        # Templates that know reasoning put an answer's own reasoning in the place of the empty one.
+        own = _render_reply(processor, messages, answer)
+        if own.startswith(turn) and own.endswith(answer + after):
+            said = own[len(turn) : len(own) - len(after)]
+            text = answer if said.endswith(answer) else said
+            before = said.removesuffix(text)
+    places = [place for end in ends if (place := after.find(end)) >= 0]
+    if not places:
+        return RenderedAnswer(before, text, ends[0])
+    first = min(places)
+    return RenderedAnswer(before, text, after[:first] + next(end for end in ends if after.startswith(end, first)))
+
+
+def _render_reply(processor: Any, messages: Sequence[Message], answer: str) -> str:
+    """The whole conversation with an answer, by the chat template."""
+    reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return str(
+        processor.apply_chat_template([*_without_placeholders(processor, messages), reply], tokenize=False)
+    )
 
 
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:
