@@ -1,6 +1,5 @@
 """Tiny models of the real classes with the vocabularies and chat templates of published ones, for rehearsals."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_mllms import CHAT_ML, MAKERS, QWEN_TOKENS
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from spr.models.custom_models import load_config
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
+from tiny_mllms import CHAT_ML, MAKERS
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "tokenizers"
 needs_vocabularies = pytest.mark.skipif(

@@ -5,9 +5,9 @@ import functools
 
 import pytest
 import torch
-from published_models import KINDS, needs_vocabularies
 from transformers import GenerationConfig
 
+from published_models import KINDS, needs_vocabularies
 from spr.grounding import get_dialect
 from spr.models.chat import render_answer, render_turn, user_turn
 from spr.models.continuation import continue_tokens
@@ -200,7 +200,7 @@ def test_prompts_are_counted_as_the_processor_encodes_them(model_type, encoder_o
     encoder = encoder_of(model_type)
     processor = encoder.processor
     encoder.model = torch.nn.Module()
-    encoder._positions = lambda prompt, vision: torch.zeros(1, len(prompt))
+    encoder._positions = lambda prompt, _vision: torch.zeros(1, len(prompt))
     planned, dropped = encoder.plan([pair_of("a bird", prompt=prompt) for prompt in PROMPTS], 4096)
     assert not dropped
     for one in planned:

@@ -98,9 +98,7 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
 def _render_reply(processor: Any, messages: Sequence[Message], answer: str) -> str:
     """The whole conversation with an answer, by the chat template."""
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-    return str(
-        processor.apply_chat_template([*_without_placeholders(processor, messages), reply], tokenize=False)
-    )
+    return str(processor.apply_chat_template([*_without_placeholders(processor, messages), reply], tokenize=False))
 
 
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:

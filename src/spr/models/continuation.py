@@ -13,7 +13,7 @@ def continue_tokens(
     """The token ids of ``text`` after those of ``prompt``, and with ``offsets`` the place of each in the text.
 
     They are those of the two texts together, unless a token would span the border. Generation can't undo the tokens of
-    the prompt, so in this case, ``text`` is tokenized by itself: "\\n" and "\\na dog" do not become "\\n\\n".
+    the prompt, so in this case, ``text`` is tokenized by itself: a line break after another keeps its own token.
 
     Args:
         tokenizer: A tokenizer of transformers; a fast one with ``offsets``.

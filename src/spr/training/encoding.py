@@ -137,8 +137,7 @@ class PairEncoder:
             return "answers_equal"
         turn = render_turn(self.processor, self.family, pair.messages)
         rendered = [
-            render_answer(self.processor, self.family, pair.messages, answer)
-            for answer in (pair.chosen, pair.rejected)
+            render_answer(self.processor, self.family, pair.messages, answer) for answer in (pair.chosen, pair.rejected)
         ]
         if rendered[0].reasoning == rendered[1].reasoning:
             turn += rendered[0].reasoning
@@ -180,8 +179,7 @@ class PairEncoder:
         found = [changed_numbers(*texts, self.dialect, size_wh) for texts in ((chosen, rejected), (rejected, chosen))]
         starts = [len(answer.before) for answer in rendered]
         first, second = (
-            [(start + begin, start + end) for begin, end in ranges]
-            for start, ranges in zip(starts, found, strict=True)
+            [(start + begin, start + end) for begin, end in ranges] for start, ranges in zip(starts, found, strict=True)
         )
         return first, second
 
