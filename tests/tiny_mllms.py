@@ -10,6 +10,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import tiny_qwen_glm
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.ferret.configuration import FerretConfig
@@ -272,19 +273,22 @@ MAKERS = {
     "paligemma": make_paligemma,
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
+    **tiny_qwen_glm.makers(tokenizer, save),
 }
 
 
 @pytest.fixture(scope="session")
 def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
     """A family's ``model_type`` → folder of a tiny model, created once."""
+    from tiny_gemma_kimi import MAKERS as GEMMA_KIMI  # which imports this file's helpers
+
     made: dict[str, Path] = {}
 
     def make(model_type: str) -> Path:
         if model_type not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("mllms") / model_type
-            MAKERS[model_type](folder)
+            (MAKERS | GEMMA_KIMI)[model_type](folder)
             made[model_type] = folder
         return made[model_type]
 

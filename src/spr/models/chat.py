@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spr.models.families import Family
+from spr.models.families import FAMILIES, Family
 from spr.models.loading import ModelError, Source
 
 Message = dict[str, Any]
@@ -18,18 +18,21 @@ def user_turn(prompt: str) -> list[Message]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
 
 
-def render_turn(processor: Any, family: Family | None, messages: Sequence[Message]) -> str:
+def render_turn(processor: Any, family: Family | None, messages: Sequence[Message], *, thinking: bool = False) -> str:
     """The conversation and the start of the answer as the model's input text, with one placeholder for the image.
 
     The ``content`` of each message is a list of ``image`` and ``text`` parts. The family's ``turn`` is used if the
-    processor has no chat template.
+    processor has no chat template. Models that reason are told to if ``thinking``; otherwise the turn ends with what
+    makes them answer at once.
     """
     messages = _without_placeholders(processor, messages)
     if processor.chat_template is not None:
-        return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        options = _switch(processor, family, thinking=thinking)
+        text = str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
+        return text if thinking or family is None or family.thinking is None else family.thinking.without(text)
     turn = family.turn if family is not None else ""
     prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
-    return turn.replace("{image}", processor.image_token).replace("{prompt}", prompt)
+    return turn.replace("{image}", getattr(processor, "image_token", "")).replace("{prompt}", prompt)
 
 
 def check_chat_template(source: Source, processor: Any, family: Family | None) -> None:
@@ -38,7 +41,8 @@ def check_chat_template(source: Source, processor: Any, family: Family | None) -
         fix = "save the model's chat template as chat_template.jinja in its folder"
         raise ModelError(f"{source} has no chat template", got="none", expected="chat_template.jinja", fix=fix)
     turn, token = render_turn(processor, family, user_turn("?")), getattr(processor, "image_token", None)
-    if token is not None and turn.count(token) != 1:
+    own = processor.chat_template is None and family is not None and "{image}" not in family.turn
+    if token is not None and turn.count(token) != 1 and not own:
         what, fix = f"The chat template of {source} does not insert the image once", "correct chat_template.jinja"
         raise ModelError(what, got=turn, expected=f"one {token}", fix=fix)
 
@@ -64,7 +68,7 @@ class RenderedAnswer(NamedTuple):
 
 
 def render_answer(processor: Any, family: Family | None, messages: Sequence[Message], answer: str) -> RenderedAnswer:
-    """What follows `render_turn` if the model gives this answer, up to and including the end of turn.
+    """What follows `render_turn` if the model gives this answer at once, up to and including the end of turn.
 
     The answer is written as it is, also if the chat template would trim it. The template's text around it is used if
     the whole conversation starts with the turn. Otherwise the answer follows the turn as in the family's ``turn``. What
@@ -77,13 +81,13 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
     before = " " if family is not None and family.turn.endswith(":") and turn.endswith(":") else ""
     after, text = "", answer
     if processor.chat_template is not None:
-        start, found, after = _render_reply(processor, messages, _ANSWER).rpartition(_ANSWER)
+        start, found, after = _render_reply(processor, family, messages, _ANSWER).rpartition(_ANSWER)
         if not found:
             after = ""
         elif start.startswith(turn):
             before = start.removeprefix(turn)
         # Templates that know reasoning put an answer's own reasoning in the place of the empty one.
-        own = _render_reply(processor, messages, answer)
+        own = _render_reply(processor, family, messages, answer)
         if own.startswith(turn) and own.endswith(answer + after):
             said = own[len(turn) : len(own) - len(after)]
             text = answer if said.endswith(answer) else said
@@ -95,15 +99,39 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
     return RenderedAnswer(before, text, after[:first] + next(end for end in ends if after.startswith(end, first)))
 
 
-def _render_reply(processor: Any, messages: Sequence[Message], answer: str) -> str:
-    """The whole conversation with an answer, by the chat template."""
+def check_thinking(source: Source, processor: Any, family: Family | None) -> None:
+    """Raise `ModelError` if a model can't be told to reason: its family does not reason, or this model of it."""
+    what, off = f"{source} can't be told to reason", "set describer.thinking=false"
+    if family is None or family.thinking is None:
+        known = ", ".join(name for name, entry in FAMILIES.items() if entry.thinking is not None)
+        got = "an unknown family" if family is None else f"model_type {family.model_type}"
+        raise ModelError(what, got=got, expected=f"a model of {known}", fix=off)
+    if processor.chat_template is None:
+        raise ModelError(what, got="no chat template", expected="chat_template.jinja", fix=off)
+    turn = render_turn(processor, family, user_turn("?"), thinking=True)
+    if not (family.thinking.always or family.thinking.opens(turn)):
+        expected = f"a chat template that ends with {family.thinking.start}"
+        raise ModelError(what, got=repr(turn[-40:]), expected=expected, fix=f"{off}, or use a model that reasons")
+
+
+def _render_reply(processor: Any, family: Family | None, messages: Sequence[Message], answer: str) -> str:
+    """The whole conversation with an answer, by the chat template, in the form of models that answer at once."""
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-    return str(processor.apply_chat_template([*_without_placeholders(processor, messages), reply], tokenize=False))
+    messages, options = _without_placeholders(processor, messages), _switch(processor, family, thinking=False)
+    return str(processor.apply_chat_template([*messages, reply], tokenize=False, **options))
+
+
+def _switch(processor: Any, family: Family | None, *, thinking: bool) -> dict[str, bool]:
+    """The argument of the chat template that switches reasoning on or off, if this model's template has it."""
+    option = family.thinking.option if family is not None and family.thinking is not None else None
+    return {option: thinking} if option is not None and option in str(processor.chat_template) else {}
 
 
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:
     """Remove image placeholders from the texts of messages: each would count as another image."""
-    placeholders = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video")]
+    # A processor's placeholder of an image can be another token than those that it writes in its place.
+    parts = (processor, processor.tokenizer)
+    placeholders = {getattr(part, f"{kind}_token", None) for part in parts for kind in ("image", "video")}
 
     def clean(part: Message) -> Message:
         text = part.get("text")

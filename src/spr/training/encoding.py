@@ -101,8 +101,12 @@ class PairEncoder:
         self.store, self.identity = store, identity
         self.pad = processor.tokenizer.pad_token_id
         self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
-        ends = [processor.tokenizer.eos_token, *family.end_of_turn]
-        self._ends = torch.tensor(processor.tokenizer.convert_tokens_to_ids([end for end in ends if end]))
+        vocabulary, ends = processor.tokenizer.get_vocab(), [processor.tokenizer.eos_token, *family.end_of_turn]
+        self._ends = torch.tensor([vocabulary[end] for end in ends if end in vocabulary])
+        self._image_markup = family.image_markup or processor.image_token
+        markup = processor.tokenizer(self._image_markup, add_special_tokens=False)["input_ids"]
+        special = {k for k, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+        self._image_tokens = torch.tensor([k for k in markup if k in special] or [self._image_token])
         self._kept: dict[str, ProcessedPair] = {}
 
     def plan(
@@ -151,7 +155,7 @@ class PairEncoder:
             for answer, numbers in zip(rendered, self._changed_numbers(pair, rendered), strict=True)
         )
         answers = (chosen, rejected) if with_rejected else (chosen,)
-        if any((ids == self._image_token).any() for ids in answers):
+        if any(torch.isin(ids, self._image_tokens).any() for ids in answers):
             return "answer_has_image_token"
         bodies = [ids[:-1] if said.end else ids for ids, said in zip(answers, rendered, strict=False)]
         if any(torch.isin(ids, self._ends).any() for ids in bodies):
@@ -198,7 +202,8 @@ class PairEncoder:
             counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
             bos = self.processor.tokenizer.bos_token
             special = not (bos and turn.startswith(bos))
-            words = len(self.processor.tokenizer(turn, add_special_tokens=special)["input_ids"])
+            marked = turn.replace(self.processor.image_token, self._image_markup)
+            words = len(self.processor.tokenizer(marked, add_special_tokens=special)["input_ids"])
             return words - 1 + int(counted["num_image_tokens"][0])
         return int(encode(self.processor, [turn], [pair.load()])["input_ids"].shape[1])
 

@@ -28,6 +28,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spr.models.families import Family
+from spr.training.layer_masks import layer_masks
 from spr.training.loss import token_logps
 from spr.training.vision_cache import Features, compute_features, image_outputs
 
@@ -238,7 +239,8 @@ class PrefixShortcuts:
             self._language_model.config._attn_implementation = {"": self._kernel}
 
     def _skip_rows(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][:, self._begin :], *inputs[1:])
+        # Contiguous: layers with experts change its shape with `view`.
+        return (inputs[0][:, self._begin :].contiguous(), *inputs[1:])
 
     def _fill_rows(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return nn.functional.pad(output, (0, 0, self._begin, 0))
@@ -307,19 +309,31 @@ class PairModel(nn.Module):
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
         extra = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
-        kernel = language_model(base, self.family).config._attn_implementation
-        split = batch.begin > 0 and batch.mask.dim() == 4 and kernel == "sdpa"
-        mask = batch.mask[:, :, batch.begin :] if split else batch.mask
+        config = language_model(base, self.family).config
+        kernel, rules, mask = config._attn_implementation, self.family.layer_masks, batch.mask
+        masks: Tensor | dict[str, Tensor] = mask
+        split = False
+        if rules is not None:
+            images = batch.input_ids == base.config.image_token_id
+            if mask.dim() == 4:
+                masks = layer_masks(rules, config, mask, batch.positions[0], images)
+            else:
+                extra[rules.token_types] = images.int()
+        elif batch.begin > 0 and mask.dim() == 4 and kernel == "sdpa":
+            split, masks = True, mask[:, :, batch.begin :]
         if mask.dim() == 4 and kernel == "eager":
-            # Eager attention adds its mask to the scores.
-            mask = torch.zeros_like(mask, dtype=base.dtype).masked_fill(~mask, torch.finfo(base.dtype).min)
+            masks = (
+                {kind: _additive(part, base.dtype) for kind, part in masks.items()}
+                if isinstance(masks, dict)
+                else _additive(masks, base.dtype)
+            )
         self._shortcuts = nullcontext()
         if batch.begin > 0:
             self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
         with self.autocast(), self._shortcuts:
             hidden = base.model(
                 input_ids=batch.input_ids,
-                attention_mask=mask,
+                attention_mask=masks,
                 position_ids=positions,
                 mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.family.joined_features)},
                 use_cache=False,
@@ -339,6 +353,11 @@ class PairModel(nn.Module):
         return sums[:count], sums[count:], tokens[:count], tokens[count:]
 
 
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as what eager attention adds to the scores."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
 def why_not_shared(model: Any, family: Family) -> str | None:
     """The reason why a transformers model can't compute image and prompt once per pair; None if it can."""
     if not family.shared_prefix:
@@ -346,6 +365,6 @@ def why_not_shared(model: Any, family: Family) -> str | None:
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention implementation {model.config._attn_implementation} does not support custom masks"
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if kinds - {"full_attention"}:
+    if kinds - {"full_attention"} and family.layer_masks is None:
         return f"its layers are of types {', '.join(sorted(kinds))}"
     return None

@@ -75,7 +75,8 @@ class OpenAiDescriber:
             first_wait=first_wait,
         )
         sampling = {"temperature": section.temperature, "top_p": section.top_p, "max_tokens": section.max_new_tokens}
-        self.fields = {**sampling, **section.request_fields}
+        reasoning = {"chat_template_kwargs": {"enable_thinking": True}} if section.thinking else {}
+        self.fields = {**sampling, **reasoning, **section.request_fields}
         removed_by_servers = self.dialect.special_tokens is not None and not self.dialect.servers_keep_tokens
         if removed_by_servers and "skip_special_tokens" not in self.fields:
             _log.warning(
