@@ -137,6 +137,7 @@ TRAINING_REASONS: dict[str, str] = {
     "empty_answer": "an answer is empty",
     "answers_equal": "chosen and rejected are the same",
     "answer_has_image_token": "an answer contains the image placeholder token",
+    "answer_has_end_of_turn": "an answer contains the token that ends the model's answers, before its own end",
     "too_long": "the prompt and an answer have more tokens than `training.max_length` or the model allows; they are "
     "never truncated",
 }

@@ -338,7 +338,11 @@ class PairModel(nn.Module):
         elif batch.begin > 0 and mask.dim() == 4 and kernel == "sdpa":
             split, masks = True, mask[:, :, batch.begin :]
         if mask.dim() == 4 and kernel == "eager":
-            masks = {kind: _additive(part, base.dtype) for kind, part in masks.items()} if isinstance(masks, dict) else _additive(masks, base.dtype)
+            masks = (
+                {kind: _additive(part, base.dtype) for kind, part in masks.items()}
+                if isinstance(masks, dict)
+                else _additive(masks, base.dtype)
+            )
         self._shortcuts = nullcontext()
         if batch.begin > 0:
             self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
