@@ -67,7 +67,7 @@ def read_multi_expressions(path: Path) -> list[MultiExpression]:
         InputError: if the file is empty, has another layout, repeats an id, or has a box without area.
     """
     data = read_bytes(path, f"MDETR's JSON, or JSON lines such as {EXPECTED}")
-    if b'"annotations"' in data and not data.lstrip().startswith(b'{"annotations":"'):
+    if b'"annotations"' in data:
         return check_expressions(_from_mdetr(path, data))
     if b'"answer_boxes"' in data and b'"referring"' in data:
         fix = "write JSON lines with the sizes of the images: docs/evaluation.md, section multi-rec, shows how"
