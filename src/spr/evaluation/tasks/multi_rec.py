@@ -1,8 +1,8 @@
 """Referring expressions with any number of targets, none included: precision, recall, F1 and rejection.
 
-The metrics are those of HumanRef (Jiang et al. 2025, arXiv 2503.08507; `rexseek/metric/recall_precision_densityf1.py` of
-IDEA-Research/RexSeek), RefDrone (arXiv 2502.00392; `mmdet/evaluation/metrics/refdrone_metric.py` of sunzc-sunny/refdrone)
-and GroundingME (arXiv 2512.17495; `evaluate.py` of lirang04/GroundingME).
+The metrics are those of HumanRef (Jiang et al. 2025, arXiv 2503.08507; `rexseek/metric/recall_precision_densityf1.py`
+of IDEA-Research/RexSeek), RefDrone (arXiv 2502.00392; `mmdet/evaluation/metrics/refdrone_metric.py` of
+sunzc-sunny/refdrone) and GroundingME (arXiv 2512.17495; `evaluate.py` of lirang04/GroundingME).
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class MultiRec(Task[list[MultiExpression]]):
     - ``recall``, ``precision``, ``f1``, ``density_f1`` at 0.5, and the means over the ten thresholds: computed for each
       expression with a target, and averaged, as in HumanRef.
     - ``instance_f1@0.5``, ``instance_acc@0.5``, ``image_f1@0.5``: from counts over all expressions, as in RefDrone.
-    - ``rejection_acc``: the share of expressions without a target that are rejected; ``rejection_precision``: the share of
-      the rejected expressions that have no target; ``rejection_f1``.
+    - ``rejection_acc``: the share of expressions without a target that are rejected; ``rejection_precision``: the share
+      of the rejected expressions that have no target; ``rejection_f1``.
 
     Groups: those of the file, with and without a target, and the number of targets.
     """
@@ -141,15 +141,15 @@ class MultiRec(Task[list[MultiExpression]]):
                 highest_first[k] = [count_highest_first(overlaps, threshold) for threshold in THRESHOLDS]
         shares = _shares(targets, counts, rejected, found, highest_first)
         answered = sum(text is not None for text in answers.texts)
-        notes = ()
+        notes: tuple[str, ...] = ()
         if answered and not counts.any() and answered != len(problems["no_box"]):
             notes = (f"none of the {answered:,} answers has a box that its dialect can read",)
         protocol: dict[str, Any] = {
             "dialect": dialect.spec,
             "boxes": "all boxes of the answer; [0, 0, 0, 0] is none",
-            "rejection": "an answer without a box, and without coordinates that can't be read; not a missing or empty one",
-            "match": "one box per target; recall and precision: targets in order, each takes the best box that is left; "
-            "all others: highest IoU first",
+            "rejection": "a text without a box and without coordinates that can't be read",
+            "match": "one box per target. HumanRef's metrics: each target in order takes the best box that is left; "
+            "all others: the highest IoU first",
             "absent": self.absent,
             "ci95": "bootstrap over images",
         }
@@ -205,9 +205,7 @@ def _read(text: str | None, size_wh: Size, reader: BoxReader) -> _Read:
     return _Read((), not tried, tried, own.other_scale)
 
 
-def _shares(
-    targets: Floats, counts: Floats, rejected: Bools, found: Floats, highest_first: Floats
-) -> dict[str, Share]:
+def _shares(targets: Floats, counts: Floats, rejected: Bools, found: Floats, highest_first: Floats) -> dict[str, Share]:
     """The metrics from the numbers of targets and boxes ``(N,)``, and of found targets ``(N, 10)`` in both orders."""
     some = targets > 0
     none = ~some
@@ -216,7 +214,9 @@ def _shares(
         precision = np.where(counts[:, None] > 0, found / counts[:, None], 0.0)
         f1 = np.where(some[:, None], 2 * found / (targets + counts)[:, None], 0.0)
         density = np.where(counts > 0, np.minimum(1.0, targets / counts), 0.0)
-    right = np.where(some[:, None], (highest_first == targets[:, None]) & (counts == targets)[:, None], rejected[:, None])
+    right = np.where(
+        some[:, None], (highest_first == targets[:, None]) & (counts == targets)[:, None], rejected[:, None]
+    )
     of_expression = dict(zip(_PER_EXPRESSION, (recall, precision, f1, f1 * density[:, None]), strict=True))
     shares = {f"acc@{threshold}": Share.mean(right[:, THRESHOLDS.index(threshold)]) for threshold in SHOWN}
     shares["macc"] = Share.mean(right.mean(axis=1))
