@@ -39,7 +39,7 @@ class DetectionData:
         crowd: Whether the object is a crowd region (``iscrowd``), bool ``(N,)``; False for LVIS.
         ignored: Whether it does not count if it is found or missed, bool ``(N,)``: crowd regions, LVIS's ``ignore``.
         federated: Whether the rules are LVIS's: only some categories are annotated in each image.
-        checked: For LVIS, the pairs ``image * K + category`` of which an image says whether it has the category, sorted.
+        checked: For LVIS, the pairs ``image * K + category`` of which it is known whether there are objects, sorted.
         inexhaustive: For LVIS, the pairs of which not every object is annotated, sorted.
     """
 

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from spr.evaluation.detection.annotations import DetectionData
-from spr.evaluation.detection.matching import AREAS, THRESHOLDS, Matches
+from spr.evaluation.detection.matching import AREAS, COCO_LIMIT, LVIS_LIMIT, THRESHOLDS, Matches
 from spr.evaluation.metrics import Bools, Floats, Ints
 
 LEVELS: Floats = np.linspace(0.0, 1.0, 101)
 """The levels of recall."""
-COCO_LIMIT = 100
-"""With COCO's rules, the first detections of an image and category that count."""
-LVIS_LIMIT = 300
-"""With LVIS's rules, the detections of an image that count, the most confident ones of all categories."""
 _SIZES = ("", "s", "m", "l")  # of AREAS
 _FREQUENCIES = ("r", "c", "f")
 
@@ -46,9 +42,9 @@ def curves(data: DetectionData, matches: Matches) -> Curves:
     hits = matches.found & ~matches.ignored
     recall = np.empty((len(limits), *shape))
     for number, limit in enumerate(limits):
-        chosen = slice(None) if limit is None else matches.rank < limit
+        chosen = matches.within if limit is None else matches.rank < limit
         recall[number] = _sums(hits[chosen], matches.category[chosen], total) / objects[:, :, None]
-    kept = np.arange(len(matches.rank)) if data.federated else np.flatnonzero(matches.rank < COCO_LIMIT)
+    kept = np.flatnonzero(matches.within)
     # Equal scores keep the order of the images, and within an image that of the answer.
     order = kept[np.lexsort((kept, -matches.scores[kept], matches.category[kept]))]
     cuts = np.searchsorted(matches.category[order], np.arange(total + 1))

@@ -18,6 +18,10 @@ THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 """The IoU thresholds, as pycocotools has them: those of the AP, and of the mean F1."""
 AREAS: Floats = np.array([(0, 1e5**2), (0, 32**2), (32**2, 96**2), (96**2, 1e5**2)], dtype=np.float64)
 """The ranges of areas in px²: all, small, medium, large; both bounds are included."""
+COCO_LIMIT = 100
+"""With COCO's rules, the first detections of an image and category that count for AP and AR."""
+LVIS_LIMIT = 300
+"""With LVIS's rules, the detections of an image that count, the most confident ones of all categories."""
 _PAIRS = 2**21  # pairs of a detection and an object whose IoU is computed at once: about 200 MB
 
 
@@ -49,6 +53,7 @@ class Matches:
         order: The position of each among the detections that were given, int64 ``(D,)``.
         image: The index of its image, ``(D,)``; likewise ``category`` and ``scores``.
         rank: Its place among the detections of its image and category, from 0, int64 ``(D,)``.
+        within: Whether it is within the number of detections that count for AP and AR, bool ``(D,)``.
         found: Whether it found an object, bool ``(D, A, T)``.
         ignored: Whether it counts neither as true nor as false, bool ``(D, A, T)``.
         objects: The number of objects that count, by category and range of areas, int64 ``(K, A)``.
@@ -59,6 +64,7 @@ class Matches:
     category: Ints
     scores: Floats
     rank: Ints
+    within: Bools
     found: Bools
     ignored: Bools
     objects: Ints
@@ -72,6 +78,7 @@ def match(data: DetectionData, detections: Detections) -> Matches:
     """
     order = np.arange(len(detections.image), dtype=np.int64)
     if data.federated:
+        among_image = _ranks(detections.image, detections.scores)
         order = order[_among(data.pairs(detections.image, detections.category), data.checked)]
     pair = data.pairs(detections.image, detections.category)[order]
     order = order[np.lexsort((-detections.scores[order], pair))]
@@ -90,9 +97,23 @@ def match(data: DetectionData, detections: Detections) -> Matches:
         [np.bincount(data.category[~of_object[:, a]], minlength=len(data.categories)) for a in range(len(AREAS))],
         axis=1,
     )
-    starts = np.flatnonzero(np.diff(pair, prepend=-1))
-    rank = np.arange(len(pair)) - np.repeat(starts, np.diff(starts, append=len(pair)))
-    return Matches(order, own.image, own.category, own.scores, rank, found, ignored, objects)
+    rank = _places(pair)
+    within = among_image[order] < LVIS_LIMIT if data.federated else rank < COCO_LIMIT
+    return Matches(order, own.image, own.category, own.scores, rank, within, found, ignored, objects)
+
+
+def _places(sorted_keys: Ints) -> Ints:
+    """The place of each row among those with the same key, from 0."""
+    starts = np.flatnonzero(np.diff(sorted_keys, prepend=-1))
+    return np.arange(len(sorted_keys)) - np.repeat(starts, np.diff(starts, append=len(sorted_keys)))
+
+
+def _ranks(keys: Ints, scores: Floats) -> Ints:
+    """The place of each row among those with the same key, by falling score; equal scores keep their order."""
+    by = np.lexsort((-scores, keys))
+    ranks = np.empty(len(keys), dtype=np.int64)
+    ranks[by] = _places(keys[by])
+    return ranks
 
 
 def _among(pairs: Ints, sorted_pairs: Ints) -> Bools:
@@ -119,8 +140,7 @@ def _match(data: DetectionData, boxes_xywh: Floats, pair: Ints, of_object: Bools
     first = np.flatnonzero(np.diff(detection, prepend=-1))
     count = np.diff(first, append=len(detection))
     own_pair = pair[detection[first]]
-    starts = np.flatnonzero(np.diff(own_pair, prepend=-1))
-    step = np.arange(len(first)) - np.repeat(starts, np.diff(starts, append=len(first)))
+    step = _places(own_pair)
     width = 2 ** np.ceil(np.log2(count)).astype(np.int64)  # of detections that are taken together
     by = np.lexsort((width, step))
     cuts = np.flatnonzero((np.diff(step[by], prepend=-1) != 0) | (np.diff(width[by], prepend=-1) != 0))

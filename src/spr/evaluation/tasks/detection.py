@@ -12,10 +12,10 @@ import numpy as np
 from spr.core.errors import ConfigError
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.detection.annotations import DetectionData, read_detection
-from spr.evaluation.detection.average_precision import COCO_LIMIT, LVIS_LIMIT, by_category, curves, summary
+from spr.evaluation.detection.average_precision import by_category, curves, summary
 from spr.evaluation.detection.confidence import CONFIDENCE_HELP, Confidence
 from spr.evaluation.detection.counts import SHARES, box_counts, by_image
-from spr.evaluation.detection.matching import match
+from spr.evaluation.detection.matching import COCO_LIMIT, LVIS_LIMIT, match
 from spr.evaluation.detection.names import CategoryNames, read_synonyms
 from spr.evaluation.detection.reading import Asked, read_answers
 from spr.evaluation.inference import Question
@@ -30,7 +30,7 @@ Categories: TypeAlias = Literal["all", "present"]
 Per: TypeAlias = Literal["image", "category"]
 PROMPT = "Find all objects of these categories: {categories}. Give the name and the bounding box of each object."
 JSON_PROMPT = (
-    "Locate every instance that belongs to the following categories: {categories}. "
+    'Locate every instance that belongs to the following categories: "{categories}". '
     "Report bbox coordinates in JSON format."
 )
 """The wording of Qwen3-VL's published examples (cookbooks/2d_grounding.ipynb)."""
