@@ -120,8 +120,8 @@ class Task(ABC, Generic[Items]):
         """
         return [Item(name) for name in self.ids(items)]
 
-    def images(self, items: Items) -> ImageSource | None:  # noqa: ARG002
-        """The image folder that belongs to the items; None if only ``--images`` can tell."""
+    def images(self, items: Items) -> ImageSource | LoadImage | None:  # noqa: ARG002
+        """The image folder or the images that belong to the items; None if only ``--images`` can tell."""
         return None
 
     @abstractmethod
@@ -282,13 +282,13 @@ def _ask(
     task: Task[Items], items: Items, describer: Describer | DescriberConfig, images: Any, seed: int
 ) -> tuple[Answers, tuple[Prediction, ...], dict[str, Any]]:
     """A model's answers, the records of them that a result keeps, and how the model was asked."""
-    images = images if images is not None else task.images(items)
-    load, model = image_loader(images), ""
+    own = task.images(items) if images is None else None
+    load, model = image_loader(images if own is None else own), ""
     if isinstance(describer, DescriberConfig):
         from spr.models.registry import check_loadable, expected_dialect, load_describer
 
         # Everything that can be refused without the model's weights is refused before they are loaded.
-        if not callable(images):
+        if not callable(images):  # a user's function may be slow, or answer each question once
             check_images(load, task.about(items))
         check_loadable([describer])
         expected = expected_dialect(describer)
