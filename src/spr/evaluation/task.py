@@ -151,6 +151,7 @@ TASKS: Registry[type[Task[Any]]] = Registry(
     "spr.tasks",
     {
         "rec": "spr.evaluation.tasks.rec:Rec",
+        "multi-rec": "spr.evaluation.tasks.multi_rec:MultiRec",
         "phrase-grounding": "spr.evaluation.tasks.phrase_grounding:PhraseGrounding",
         "referring": "spr.evaluation.tasks.referring:Referring",
         "pope": "spr.evaluation.tasks.pope:Pope",
