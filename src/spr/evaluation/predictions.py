@@ -33,6 +33,7 @@ PROBLEMS: dict[str, str] = {
     "malformed": "the answer contains a malformed box; the rest of the answer was read",
     "scale": "the numbers of a box fit another scale than the dialect's; they were read as they are",
     "no_box": "the answer has no box, or none for this phrase; counts as a miss",
+    "no_point": "the answer has no point; counts as a miss",
     "neither": "the answer means neither yes nor no; counts as wrong",
 }
 """Problems with answers that a result counts and lists, with their explanations."""

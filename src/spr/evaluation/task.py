@@ -153,6 +153,7 @@ TASKS: Registry[type[Task[Any]]] = Registry(
         "rec": "spr.evaluation.tasks.rec:Rec",
         "multi-rec": "spr.evaluation.tasks.multi_rec:MultiRec",
         "phrase-grounding": "spr.evaluation.tasks.phrase_grounding:PhraseGrounding",
+        "pointing": "spr.evaluation.tasks.pointing:Pointing",
         "referring": "spr.evaluation.tasks.referring:Referring",
         "pope": "spr.evaluation.tasks.pope:Pope",
         "description": "spr.evaluation.tasks.description:Description",
@@ -266,7 +267,12 @@ def _notes(task: Task[Any], items: Any, answers: Answers, result: Result) -> tup
         notes.append(f"{share} have boxes with numbers from 0 to 1, unlike their dialect: check the dialect")
     without = {name for name, text in zip(task.ids(items), answers.texts, strict=True) if text is None}
     read = sum(name not in without and name.rsplit("#", 1)[0] not in without for name in result.ids)
-    for kind, what in (("no_box", "has a box that its dialect can read"), ("neither", "means yes or no")):
+    nothing = {
+        "no_box": "has a box that its dialect can read",
+        "no_point": "has a point that its dialect can read",
+        "neither": "means yes or no",
+    }
+    for kind, what in nothing.items():
         if read and len(result.problems.get(kind, ())) == read:
             notes.append(f"none of the {read:,} answers {what}")
     return tuple(notes)

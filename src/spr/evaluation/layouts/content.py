@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,6 +26,14 @@ _HEAD = 2**20
 _FIRST_ROWS = 20
 _ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _SPACE = re.compile(rb"\s*")
+
+
+class Pictures(NamedTuple):
+    """The images that a file contains, and the name and size (width and height in pixels) of each row's image."""
+
+    images: EmbeddedImages
+    names: tuple[str, ...]
+    sizes_wh: tuple[Size, ...]
 
 
 class Content(ABC):
@@ -61,18 +70,24 @@ class Content(ABC):
         """The bytes of one image, read when it is needed."""
         raise NotImplementedError
 
-    def embedded(self, column: str, names: list[str]) -> tuple[EmbeddedImages, dict[str, Size]]:
-        """The images of a column, one per row, under the rows' names, and their widths and heights in pixels.
+    def embedded(self, column: str, names: Sequence[str] | None = None) -> Pictures:
+        """The images of a column, under the names of their rows. Of rows with one name, the first one's is taken.
 
-        Of rows with the same name, the first one's image is taken.
+        Args:
+            column: The column of encoded images.
+            names: One name per row. Without names, an image is named by its content, so that rows about the same image
+                have the same name.
 
         Raises:
             InputError: if an image can't be read.
         """
         places: dict[str, Any] = {}
         sizes: dict[str, Size] = {}
+        found: list[str] = []
         source = ImageSource(self.path.parent)
-        for number, (name, (place, data)) in enumerate(zip(names, self.pictures(column), strict=True)):
+        for number, (place, data) in enumerate(self.pictures(column)):
+            name = names[number] if names is not None else blake2b(data, digest_size=12).hexdigest()
+            found.append(name)
             if name in places:
                 continue
             places[name] = place
@@ -81,7 +96,8 @@ class Content(ABC):
             except ImageProblem as problem:
                 what = f"The `{column}` of row {number:,} of {self.path} can't be read"
                 raise InputError(what, got=problem.got or problem.what, expected="an encoded image") from None
-        return EmbeddedImages(self.path, places, self.read_picture), sizes
+        images = EmbeddedImages(self.path, places, self.read_picture)
+        return Pictures(images, tuple(found), tuple(sizes[name] for name in found))
 
 
 class JsonContent(Content):

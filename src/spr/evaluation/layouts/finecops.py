@@ -19,6 +19,7 @@ from spr.evaluation.expressions import Expressions
 from spr.evaluation.layouts.content import JsonContent
 from spr.evaluation.layouts.layout import Layout
 from spr.evaluation.layouts.mdetr import ANNOTATION_KEYS, IMAGE_KEYS, MdetrAnnotation, MdetrImage, boxes_of
+from spr.evaluation.multi_expressions import MultiExpression, check_expressions
 
 _KEYS = (*IMAGE_KEYS, *ANNOTATION_KEYS, "annotations[].level", "annotations[].tuple_type")
 _EXPECTED = "images with id, file_name, caption, width, height; annotations with image_id, bbox, level"
@@ -63,3 +64,26 @@ def _read(content: JsonContent, _: Any) -> Expressions:
 
 
 LAYOUT = Layout("FineCops-Ref's JSON", "rec", ("a JSON object",), _KEYS, _read)
+
+
+def _read_all(content: JsonContent, _: Any) -> list[MultiExpression]:
+    """Groups: positive or negative, and inside of these the level, and how a negative expression was made."""
+    found = _decode(content)
+    rows, boxes = found.images, boxes_of(content.path, found.images, found.annotations)
+    about = {entry.image_id: entry for entry in found.annotations}
+    items = []
+    for row, box in zip(rows, boxes.tolist(), strict=True):
+        entry = about[row.id]
+        groups, targets = _groups(entry), () if entry.negative_type is not None else (tuple(box),)
+        items.append(MultiExpression(str(row.id), row.file_name, (row.width, row.height), row.caption, targets, groups))
+    return check_expressions(items)
+
+
+def _groups(entry: _Annotation) -> tuple[str, ...]:
+    if entry.negative_type is None:
+        return "positive", f"positive/level {entry.level}"
+    made = f"negative/{entry.negative_cate}/{entry.negative_type}/level {entry.negative_level}"
+    return "negative", f"negative/{entry.negative_cate}", made
+
+
+MULTI_REC = Layout("FineCops-Ref's JSON", "multi-rec", ("a JSON object",), _KEYS, _read_all)

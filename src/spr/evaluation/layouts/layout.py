@@ -65,6 +65,17 @@ LAYOUTS: Registry[Layout] = Registry(
         "ref-l4": "spr.evaluation.layouts.ref_l4:LAYOUT",
         "lmms-eval-refcoco": "spr.evaluation.layouts.lmms_eval_refcoco:LAYOUT",
         "vlmevalkit-refcoco": "spr.evaluation.layouts.vlmevalkit_refcoco:LAYOUT",
+        "multi-rec-lines": "spr.evaluation.layouts.multi_rec:LINES",
+        "finecops-ref-all": "spr.evaluation.layouts.finecops:MULTI_REC",
+        "mdetr-multi-rec": "spr.evaluation.layouts.multi_rec:MDETR",
+        "humanref": "spr.evaluation.layouts.multi_rec:HUMANREF",
+        "groundingme": "spr.evaluation.layouts.groundingme:PARQUET",
+        "vlmevalkit-groundingme": "spr.evaluation.layouts.groundingme:TSV",
+        "pointing-lines": "spr.evaluation.layouts.pointing:LINES",
+        "where2place": "spr.evaluation.layouts.pointing:WHERE2PLACE",
+        "where2place-parquet": "spr.evaluation.layouts.pointing:WHERE2PLACE_PARQUET",
+        "point-bench": "spr.evaluation.layouts.pointing:POINT_BENCH",
+        "pixmo-points": "spr.evaluation.layouts.pointing:PIXMO",
         "mdetr-flickr": "spr.evaluation.tasks.phrase_grounding:LAYOUT",
         "ferret-lvis": "spr.evaluation.tasks.referring:LAYOUT",
         "pope": "spr.evaluation.tasks.pope:LAYOUT",
@@ -135,9 +146,7 @@ def _starts_as_parquet(path: Path) -> bool:
 def _damaged(content: JsonContent, own: Sequence[Layout], expected: str) -> InputError:
     """The error for a file that is not JSON: of which line, or of which layout's keys it mentions."""
     names = [
-        layout.name
-        for layout in own
-        if "a JSON object" in layout.forms and any(map(content.mentions, layout.keys))
+        layout.name for layout in own if "a JSON object" in layout.forms and any(map(content.mentions, layout.keys))
     ]
     lines = any("JSON lines" in layout.forms for layout in own)
     what = f"{content.path} is not {names[0]}" if names else f"Line 1 of {content.path} is not valid"

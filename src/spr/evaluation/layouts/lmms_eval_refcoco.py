@@ -43,17 +43,17 @@ def image_name(file_name: str) -> str:
 def _read(content: ParquetContent, _: Any) -> Expressions:
     rows = content.rows(_Row, ", ".join(_KEYS))
     names = [image_name(row.file_name) for row in rows]
-    images, sizes = content.embedded("image", names)
+    pictures = content.embedded("image", names)
     for row in rows:
         if not row.answer:
             raise InputError(f"Object {row.question_id} of {content.path} has no expression", got="an empty `answer`")
-    items = [(name, text, row.bbox) for row, name in zip(rows, names, strict=True) for text in row.answer]
-    file_names, sentences, boxes = zip(*items, strict=True)
+    objects = zip(rows, names, pictures.sizes_wh, strict=True)
+    items = [(name, size_wh, text, row.bbox) for row, name, size_wh in objects for text in row.answer]
+    file_names, sizes_wh, sentences, boxes = zip(*items, strict=True)
     ids = tuple(map(str, range(len(items))))
     corners = np.array(boxes, dtype=np.float64)
     corners[:, 2:] += corners[:, :2]
-    size_of = tuple(sizes[name] for name in file_names)
-    return Expressions(ids, file_names, sentences, corners, size_of, ("",) * len(items), images)
+    return Expressions(ids, file_names, sentences, corners, sizes_wh, ("",) * len(items), pictures.images)
 
 
 LAYOUT = Layout("RefCOCO in lmms-eval's Parquet", "rec", ("Parquet",), _KEYS, _read)

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import pyarrow as pa
@@ -44,11 +44,12 @@ class ParquetContent(Content):
                 raise InputError(f"{part} has other columns than {parts[0]}", got=got, expected=expected)
         super().__init__(path, ("Parquet",), columns[0])
         self._lock = threading.Lock()
-        self._group: tuple[tuple[int, int, str], list[Any]] | None = None
+        self._group: tuple[tuple[int, int, str], Any] | None = None
 
     def rows(self, row: type[Row], expected: str) -> list[Row]:
         """The rows; only the columns that the struct has are read."""
-        names = [field.encode_name for field in msgspec.structs.fields(row) if field.encode_name in self.keys]
+        fields = msgspec.structs.fields(cast("type[msgspec.Struct]", row))
+        names = [field.encode_name for field in fields if field.encode_name in self.keys]
         found: list[Row] = []
         for file in self._files:
             for batch in file.iter_batches(_BATCH, columns=names):
@@ -61,20 +62,37 @@ class ParquetContent(Content):
         """The images of a column; one row group at a time is in memory."""
         for number, file in enumerate(self._files):
             for group in range(file.num_row_groups):
-                for k, value in enumerate(self._read(number, group, column)):
-                    yield (number, group, k, column), _bytes(value)
+                for k, value in enumerate(self._column(number, group, column)):
+                    yield (number, group, k, column), _bytes(value.as_py())
+
+    def shapes(self, column: str) -> Iterator[tuple[Place, tuple[int, int, int] | None]]:
+        """The masks of a column of lists of rows of numbers: where each row's are, and (count, height, width).
+
+        None stands for a row without masks.
+        """
+        for number, file in enumerate(self._files):
+            for group in range(file.num_row_groups):
+                values = self._column(number, group, column)
+                for k in range(len(values)):
+                    masks = values[k]
+                    some = masks.is_valid and len(masks) > 0
+                    shape = (len(masks), len(masks[0]), len(masks[0][0])) if some else None
+                    yield (number, group, k, column), shape
 
     def read_picture(self, place: Place) -> bytes:
-        """The bytes of one image. The row group that was read last is kept, because images are needed in order."""
+        """The bytes of one image."""
+        return _bytes(self.read_value(place))
+
+    def read_value(self, place: Place) -> Any:
+        """A value of a column. The row group that was read last is kept, because images are needed in order."""
         number, group, k, column = place
         with self._lock:
             if self._group is None or self._group[0] != (number, group, column):
-                self._group = (number, group, column), self._read(number, group, column)
-            return _bytes(self._group[1][k])
+                self._group = (number, group, column), self._column(number, group, column)
+            return self._group[1][k].as_py()
 
-    def _read(self, number: int, group: int, column: str) -> list[Any]:
-        values: list[Any] = self._files[number].read_row_group(group, columns=[column])[column].to_pylist()
-        return values
+    def _column(self, number: int, group: int, column: str) -> Any:
+        return self._files[number].read_row_group(group, columns=[column])[column]
 
 
 def _open(path: Path) -> Any:

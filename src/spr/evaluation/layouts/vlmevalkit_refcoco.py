@@ -9,7 +9,6 @@ numbers above 1 is an error. Ids are VLMEvalKit's: ``RefCOCO_testA_<index>``.
 from __future__ import annotations
 
 import re
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -35,19 +34,16 @@ class _Row(msgspec.Struct, gc=False):
 def _read(content: TsvContent, _: Any) -> Expressions:
     rows = content.rows(_Row, ", ".join(_KEYS))
     splits = [row.category.strip().replace(" ", "_") for row in rows]
-    # Several rows are about the same image, which is known from its content only.
-    names = [blake2b(data, digest_size=12).hexdigest() for _, data in content.pictures("image")]
-    images, sizes = content.embedded("image", names)
-    sizes_wh = tuple(sizes[name] for name in names)
+    pictures = content.embedded("image")
     shares = np.array([_box(content, row) for row in rows], dtype=np.float64)
     return Expressions(
         tuple(f"{split}_{row.index}" for split, row in zip(splits, rows, strict=True)),
-        tuple(names),
+        pictures.names,
         tuple(_expression(content, row) for row in rows),
-        shares * np.tile(np.array(sizes_wh, dtype=np.float64), 2),
-        sizes_wh,
+        shares * np.tile(np.array(pictures.sizes_wh, dtype=np.float64), 2),
+        pictures.sizes_wh,
         tuple(splits),
-        images,
+        pictures.images,
     )
 
 

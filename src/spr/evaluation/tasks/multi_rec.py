@@ -17,9 +17,10 @@ import numpy as np
 from spr.core import boxes as bx
 from spr.core.progress import advance
 from spr.evaluation.answer_fields import Item
-from spr.evaluation.inference import Question
+from spr.evaluation.inference import LoadImage, Question
+from spr.evaluation.layouts.layout import read_items
 from spr.evaluation.metrics import Bools, Floats, Share
-from spr.evaluation.multi_expressions import MultiExpression, read_multi_expressions
+from spr.evaluation.multi_expressions import MultiExpression, PicturedExpressions
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
@@ -92,8 +93,9 @@ class MultiRec(Task[list[MultiExpression]]):
     ] = "unsaid"
 
     def load(self, path: Path) -> list[MultiExpression]:
-        """Read expressions with their targets (`read_multi_expressions`)."""
-        return read_multi_expressions(path)
+        """Read expressions in any of the known layouts; the content decides which (docs/benchmarks.md)."""
+        items: list[MultiExpression] = read_items(self, path)
+        return items
 
     def ids(self, items: list[MultiExpression]) -> Sequence[str]:
         """The ids of the expressions."""
@@ -102,6 +104,10 @@ class MultiRec(Task[list[MultiExpression]]):
     def about(self, items: list[MultiExpression]) -> Sequence[Item]:
         """The expressions with their images."""
         return [Item(item.id, item.file_name, item.size_wh, item.sentence) for item in items]
+
+    def images(self, items: list[MultiExpression]) -> LoadImage | None:
+        """The images that the file contains, if it does."""
+        return items.images if isinstance(items, PicturedExpressions) else None
 
     def questions(self, items: list[MultiExpression], dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per expression."""
@@ -205,9 +211,7 @@ def _read(text: str | None, size_wh: Size, reader: BoxReader) -> _Read:
     return _Read((), not tried, tried, own.other_scale)
 
 
-def _shares(
-    targets: Floats, counts: Floats, rejected: Bools, found: Floats, highest_first: Floats
-) -> dict[str, Share]:
+def _shares(targets: Floats, counts: Floats, rejected: Bools, found: Floats, highest_first: Floats) -> dict[str, Share]:
     """The metrics from the numbers of targets and boxes ``(N,)``, and of found targets ``(N, 10)`` in both orders."""
     some = targets > 0
     none = ~some
@@ -216,7 +220,9 @@ def _shares(
         precision = np.where(counts[:, None] > 0, found / counts[:, None], 0.0)
         f1 = np.where(some[:, None], 2 * found / (targets + counts)[:, None], 0.0)
         density = np.where(counts > 0, np.minimum(1.0, targets / counts), 0.0)
-    right = np.where(some[:, None], (highest_first == targets[:, None]) & (counts == targets)[:, None], rejected[:, None])
+    right = np.where(
+        some[:, None], (highest_first == targets[:, None]) & (counts == targets)[:, None], rejected[:, None]
+    )
     of_expression = dict(zip(_PER_EXPRESSION, (recall, precision, f1, f1 * density[:, None]), strict=True))
     shares = {f"acc@{threshold}": Share.mean(right[:, THRESHOLDS.index(threshold)]) for threshold in SHOWN}
     shares["macc"] = Share.mean(right.mean(axis=1))
