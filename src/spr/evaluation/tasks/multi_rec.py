@@ -17,9 +17,10 @@ import numpy as np
 from spr.core import boxes as bx
 from spr.core.progress import advance
 from spr.evaluation.answer_fields import Item
-from spr.evaluation.inference import Question
+from spr.evaluation.inference import LoadImage, Question
+from spr.evaluation.layouts.layout import read_items
 from spr.evaluation.metrics import Bools, Floats, Share
-from spr.evaluation.multi_expressions import MultiExpression, read_multi_expressions
+from spr.evaluation.multi_expressions import MultiExpression, PicturedExpressions
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
@@ -92,8 +93,9 @@ class MultiRec(Task[list[MultiExpression]]):
     ] = "unsaid"
 
     def load(self, path: Path) -> list[MultiExpression]:
-        """Read expressions with their targets (`read_multi_expressions`)."""
-        return read_multi_expressions(path)
+        """Read expressions in any of the known layouts; the content decides which (docs/benchmarks.md)."""
+        items: list[MultiExpression] = read_items(self, path)
+        return items
 
     def ids(self, items: list[MultiExpression]) -> Sequence[str]:
         """The ids of the expressions."""
@@ -102,6 +104,10 @@ class MultiRec(Task[list[MultiExpression]]):
     def about(self, items: list[MultiExpression]) -> Sequence[Item]:
         """The expressions with their images."""
         return [Item(item.id, item.file_name, item.size_wh, item.sentence) for item in items]
+
+    def images(self, items: list[MultiExpression]) -> LoadImage | None:
+        """The images that the file contains, if it does."""
+        return items.images if isinstance(items, PicturedExpressions) else None
 
     def questions(self, items: list[MultiExpression], dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per expression."""
