@@ -133,7 +133,8 @@ def fast_images(block: memoryview) -> ImageColumns | None:
     looked_for = [item.neg_category_ids for item in items]
     if any(not -(2**63) <= key < TEXT_BASE for own in looked_for if own for key in own):
         return None
-    return ImageColumns(names, licenses, urls, looked_for, keys, np.zeros(len(items), dtype=np.uint8), sizes.astype(np.int32))
+    reasons = np.zeros(len(items), dtype=np.uint8)
+    return ImageColumns(names, licenses, urls, looked_for, keys, reasons, sizes.astype(np.int32))
 
 
 def lenient_images(items: Sequence[Any], ids: IdTable) -> ImageColumns:

@@ -36,7 +36,7 @@ class Askable:
 
     Absent categories are drawn at random, without replacement: ``random`` with equal probabilities; ``popular`` in
     proportion to the number of images with the category; ``adversarial`` in proportion to the number of images in which
-    it occurs together with a category of this image, summed over these categories. POPE (Li et al., 2023, Sec. 5.1)
+    it occurs together with a category of this image, summed over these categories. POPE (Li et al., 2023)
     names these three strategies, and takes the most frequent categories instead of drawing them.
 
     Args:
@@ -101,7 +101,7 @@ class Askable:
         """The weights of adversarial categories; all 0 with too many categories."""
         if self._together is None:
             return np.zeros(len(self._names))
-        return self._together[present].sum(axis=0, dtype=np.float64)
+        return np.asarray(self._together[present].sum(axis=0, dtype=np.float64))
 
     def _count(self, images: Ints) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32] | None]:
         """The number of images with each category, and with each pair of categories."""

@@ -178,8 +178,9 @@ class ImageObjects(Row):
     def __post_init__(self) -> None:
         _check_image(self)
         make_nested(self, objects=ImageObject)
-        if isinstance(self.askable, Mapping):
-            object.__setattr__(self, "askable", AskableCategories.from_row(self.askable))
+        row: Any = self.askable
+        if isinstance(row, Mapping):
+            object.__setattr__(self, "askable", AskableCategories.from_row(row))
         _check_objects(self.objects, (self.width, self.height), self.image_id)
 
 
@@ -426,6 +427,7 @@ class QuestionPair(Row):
     Attributes:
         query_id: ``<image_id>/absent-<n>`` or ``<image_id>/present-<n>``; n counts from 0.
         category: What the question is about, as the annotations name it.
+        expression: The same as the prompt names it, such as ``the dog``.
         chosen, rejected: If it is ``absent``, chosen says that it is not there, and rejected gives the box of another
             object. If it is ``present``, chosen gives its box, and rejected says that it is not there.
         split: Whether the image is held out from training.
@@ -437,6 +439,7 @@ class QuestionPair(Row):
     width: int
     height: int
     category: str
+    expression: str
     prompt: str
     chosen: str
     rejected: str
