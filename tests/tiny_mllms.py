@@ -11,6 +11,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import tiny_qwen_glm
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.ferret.configuration import FerretConfig
@@ -18,8 +19,6 @@ from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.processing import FerretProcessor
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery
-import tiny_gemma_kimi
-import tiny_qwen_glm
 
 QWEN_TOKENS = [
     "<|endoftext|>",
@@ -276,9 +275,8 @@ MAKERS = {
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
     **tiny_qwen_glm.makers(tokenizer, save, make_internvl),
-    **tiny_gemma_kimi.makers(tokenizer, save),
 }
-MAKERS_OF = ("tiny_others",)  # modules that import the helpers of this one
+MAKERS_OF = ("tiny_gemma_kimi", "tiny_others")  # modules that import the helpers of this one
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ from spr.core.images import ImageProblem
 from spr.core.progress import advance
 from spr.grounding import Dialect
 from spr.grounding.text import Range
-from spr.models.chat import Message, image_token_ids, render_answer, render_turn
+from spr.models.chat import RenderedAnswer, image_token_ids, render_answer, render_turn
+from spr.models.continuation import continue_tokens
 from spr.models.families import Family
 from spr.models.image_processors import encode
 from spr.training.boxes import changed_numbers, token_weights
@@ -102,6 +103,8 @@ class PairEncoder:
         self.store, self.identity = store, identity
         self.pad = processor.tokenizer.pad_token_id
         self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+        vocabulary, ends = processor.tokenizer.get_vocab(), [processor.tokenizer.eos_token, *family.end_of_turn]
+        self._ends = torch.tensor([vocabulary[end] for end in ends if end in vocabulary])
         self._image_markup = family.image_markup or processor.image_token
         markup = processor.tokenizer(self._image_markup, add_special_tokens=False)["input_ids"]
         special = {k for k, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
@@ -140,21 +143,30 @@ class PairEncoder:
         if with_rejected and pair.chosen == pair.rejected:
             return "answers_equal"
         turn = render_turn(self.processor, self.family, pair.messages)
-        numbers = self._changed_numbers(pair)
+        rendered = [
+            render_answer(self.processor, self.family, pair.messages, answer) for answer in (pair.chosen, pair.rejected)
+        ]
+        if rendered[0].reasoning == rendered[1].reasoning:
+            turn += rendered[0].reasoning
+            rendered = [answer._replace(before="") if answer.reasoning else answer for answer in rendered]
+        if not pair.chosen_complete:
+            rendered[0] = rendered[0]._replace(end="")
+        if not pair.rejected_complete:
+            rendered[1] = rendered[1]._replace(end="")
         (chosen, chosen_weights), (rejected, rejected_weights) = (
-            self._answer_ids(turn, pair.messages, *answer)
-            for answer in (
-                (pair.chosen, pair.chosen_complete, numbers[0]),
-                (pair.rejected, pair.rejected_complete, numbers[1]),
-            )
+            self._answer_ids(turn, answer, numbers)
+            for answer, numbers in zip(rendered, self._changed_numbers(pair, rendered), strict=True)
         )
         answers = (chosen, rejected) if with_rejected else (chosen,)
         if any(torch.isin(ids, self._image_tokens).any() for ids in answers):
             return "answer_has_image_token"
+        bodies = [ids[:-1] if said.end else ids for ids, said in zip(answers, rendered, strict=False)]
+        if any(torch.isin(ids, self._ends).any() for ids in bodies):
+            return "answer_has_end_of_turn"
         prompt_tokens = self._count_prompt(pair, turn)
         if prompt_tokens + max(map(len, answers)) > max_length:
             return "too_long"
-        content: list[Any] = [turn, pair.chosen, pair.rejected, pair.digest()]
+        content: list[Any] = [turn, *map("".join, rendered), pair.digest()]
         if not (pair.chosen_complete and pair.rejected_complete):
             content.append({"complete": [pair.chosen_complete, pair.rejected_complete]})
         weights = chosen_weights, rejected_weights
@@ -163,36 +175,29 @@ class PairEncoder:
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return PlannedPair(pair, turn, chosen, rejected, prompt_tokens, key, *weights)
 
-    def _changed_numbers(self, pair: TrainingPair) -> tuple[list[Range] | None, list[Range] | None]:
+    def _changed_numbers(
+        self, pair: TrainingPair, rendered: Sequence[RenderedAnswer]
+    ) -> tuple[list[Range] | None, list[Range] | None]:
+        """Where the numbers of the changed boxes are in the two rendered answers."""
         if self.box_weight == 1 or self.dialect is None:
             return None, None
         size_wh = pair.size_wh or pair.load().size
-        texts = (pair.chosen, pair.rejected), (pair.rejected, pair.chosen)
-        chosen, rejected = (changed_numbers(*answers, self.dialect, size_wh) for answers in texts)
-        return chosen, rejected
+        chosen, rejected = (answer.text for answer in rendered)
+        found = [changed_numbers(*texts, self.dialect, size_wh) for texts in ((chosen, rejected), (rejected, chosen))]
+        starts = [len(answer.before) for answer in rendered]
+        first, second = (
+            [(start + begin, start + end) for begin, end in ranges] for start, ranges in zip(starts, found, strict=True)
+        )
+        return first, second
 
     def _answer_ids(
-        self, turn: str, messages: Sequence[Message], answer: str, complete: bool, numbers: Sequence[Range] | None
+        self, turn: str, answer: RenderedAnswer, numbers: Sequence[Range] | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The answer's tokens after the prompt, and their weights if ``numbers`` are given, which are places in it.
-
-        They are tokenized alone if the prompt's tokens would change otherwise.
-        """
-        rendered = render_answer(self.processor, self.family, messages, answer)
-        start = rendered.index(answer)
-        if not complete:
-            rendered = rendered[: start + len(answer)]
-        tokenizer, texts = self.processor.tokenizer, [turn, turn + rendered, rendered]
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=numbers is not None)
-        before, whole, alone = encoded["input_ids"]
-        joined = whole[: len(before)] == before
-        ids = torch.tensor(whole[len(before) :] if joined else alone)
-        if numbers is None:
-            return ids, None
-        start += len(turn) if joined else 0
-        offsets = encoded["offset_mapping"][1][len(before) :] if joined else encoded["offset_mapping"][2]
-        ranges = [(start + begin, start + end) for begin, end in numbers]
-        return ids, token_weights(offsets, ranges, self.box_weight)
+        """The answer's tokens after the prompt, and their weights if ``numbers`` are given, which are places in it."""
+        weighted = numbers is not None
+        ids, places = continue_tokens(self.processor.tokenizer, turn, "".join(answer), offsets=weighted)
+        weights = token_weights(places or [], numbers, self.box_weight) if numbers is not None else None
+        return torch.tensor(ids), weights
 
     def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
         if self.family.counts_image_tokens:
