@@ -171,14 +171,9 @@ def makers(tokenizer: Tokenize, save: Save, make_internvl: Save) -> dict[str, Ca
     def make_internvl3_5_moe(folder: Path) -> None:
         make_internvl(folder, hf.Qwen3MoeConfig(**TEXT, **EXPERTS, num_experts=4, head_dim=8))
 
-    def make_internvl3_5_gpt_oss(folder: Path) -> None:
-        experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
-        make_internvl(folder, hf.GptOssConfig(**TEXT, **experts, head_dim=8, sliding_window=16))
-
     return {
         "internvl3_5": make_internvl3_5,
         "internvl3_5_moe": make_internvl3_5_moe,
-        "internvl3_5_gpt_oss": make_internvl3_5_gpt_oss,
         "qwen3_5": make_qwen3_5,
         "qwen3_5_moe": make_qwen3_5_moe,
         "qwen3_vl_moe": make_qwen3_vl_moe,

@@ -241,6 +241,7 @@ _ALL = (
     ),
     Family(
         "internvl",
+        # Not InternVL3.5 GPT-OSS, which writes its answers into channels.
         "InternVL3, InternVL3.5",
         dialect="internvl",
         turn=_CHAT_ML.replace("{image}", "{image}\n"),
@@ -292,7 +293,10 @@ _ALL = (
         image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
         layer_masks=LayerMasks(("sliding_attention",), "mm_token_type_ids", "use_bidirectional_attention"),
-        thinking=Thinking("enable_thinking"),
+        # The templates of the larger models close an empty block, those of E2B and E4B write none.
+        thinking=Thinking(
+            "enable_thinking", "<|channel>thought\n<channel|>", "<|channel>", "<channel|>", always=False
+        ),
     ),
     Family(
         "kimi_k25",

@@ -15,8 +15,8 @@ class Thinking:
         empty: What an answer without reasoning begins with, unless the turn already ends with it: the block of
             reasoning, empty.
         start, end: What the block begins and ends with.
-        always: False if the block is only completed where the chat template opens it, because not all models of the
-            family reason.
+        always: False if an empty block is left to the chat template, and only completed where it opens one: not all
+            models of the family reason, or are trained with it.
         answer: Markup that some models of the family put around what follows the block; it is removed.
     """
 
