@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import transformers as hf
-from tiny_mllms import TEXT, VISION, save, tokenizer
 
 from spr.models.ported.kimi_k25 import KimiK25ImageProcessor
+from tiny_mllms import TEXT, VISION, save, tokenizer
 
 # Every user and model turn starts with its role. An image is a placeholder between blank lines.
 GEMMA_TURNS = (
@@ -154,7 +154,12 @@ def make_florence2(folder: Path) -> None:
         forced_eos_token_id=ids["eos_token_id"],
         **ids,
     )
-    vision = {"depths": [1, 1, 1, 1], "embed_dim": [8, 16, 16, 32], "num_heads": [1, 2, 2, 4], "num_groups": [1, 2, 2, 4]}
+    vision = {
+        "depths": [1, 1, 1, 1],
+        "embed_dim": [8, 16, 16, 32],
+        "num_heads": [1, 2, 2, 4],
+        "num_groups": [1, 2, 2, 4],
+    }
     config = hf.Florence2Config(
         tie_word_embeddings=False,
         vision_config={**vision, "window_size": 2, "projection_dim": 32},
@@ -165,13 +170,20 @@ def make_florence2(folder: Path) -> None:
     images = hf.CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False, image_seq_length=5)
     model = hf.Florence2ForConditionalGeneration(config)
     save(folder, model, [words, images], {"num_additional_image_tokens": 0}, hf.Florence2Processor)
-    defaults = {"num_beams": 3, "no_repeat_ngram_size": 3, "early_stopping": True, "forced_bos_token_id": ids["bos_token_id"]}
+    defaults = {
+        "num_beams": 3,
+        "no_repeat_ngram_size": 3,
+        "early_stopping": True,
+        "forced_bos_token_id": ids["bos_token_id"],
+    }
     path = folder / "generation_config.json"
     path.write_text(json.dumps(defaults | ids))
 
 
 def make_kosmos2(folder: Path) -> None:
-    words = tokenizer(["<s>", "<pad>", "</s>", "<unk>", "<image>", "</image>"], bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
+    words = tokenizer(
+        ["<s>", "<pad>", "</s>", "<unk>", "<image>", "</image>"], bos="<s>", eos="</s>", pad="<pad>", unk="<unk>"
+    )
     processor = hf.Kosmos2Processor(
         hf.CLIPImageProcessorPil(size={"height": 42, "width": 42}, crop_size={"height": 42, "width": 42}), words
     )
@@ -185,7 +197,9 @@ def make_kosmos2(folder: Path) -> None:
         vision_config={**VISION, "image_size": 42, "patch_size": 14},
         latent_query_num=64,
     )
-    save(folder, hf.Kosmos2ForConditionalGeneration(config), [words, processor.image_processor], {}, hf.Kosmos2Processor)
+    save(
+        folder, hf.Kosmos2ForConditionalGeneration(config), [words, processor.image_processor], {}, hf.Kosmos2Processor
+    )
 
 
 MAKERS = {

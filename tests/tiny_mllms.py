@@ -1,5 +1,6 @@
 """Tiny multimodal LLMs of every family's real classes, randomly initialized and saved like the published ones."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import tiny_qwen_glm
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.ferret.configuration import FerretConfig
@@ -17,7 +19,6 @@ from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.processing import FerretProcessor
 from spr.models.protocols import DescribeRequest
 from spr.records import RegionObject, RegionQuery
-import tiny_qwen_glm
 
 QWEN_TOKENS = [
     "<|endoftext|>",
@@ -275,20 +276,20 @@ MAKERS = {
     "cogvlm": make_cogvlm,
     **tiny_qwen_glm.makers(tokenizer, save, make_internvl),
 }
+MAKERS_OF = ("tiny_gemma_kimi", "tiny_others")  # modules that import the helpers of this one
 
 
 @pytest.fixture(scope="session")
 def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
     """A family's ``model_type`` → folder of a tiny model, created once."""
-    from tiny_gemma_kimi import MAKERS as GEMMA_KIMI  # which imports this file's helpers
-
     made: dict[str, Path] = {}
 
     def make(model_type: str) -> Path:
         if model_type not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("mllms") / model_type
-            (MAKERS | GEMMA_KIMI)[model_type](folder)
+            makers = MAKERS | {k: v for name in MAKERS_OF for k, v in importlib.import_module(name).MAKERS.items()}
+            makers[model_type](folder)
             made[model_type] = folder
         return made[model_type]
 

@@ -91,11 +91,16 @@ class Family:
         positions: The positions of the prompt's tokens: ``text``: 0, 1, 2, …; ``one_based``: 1, 2, 3, …; ``grid``: by
             the model's ``get_rope_index``, for image tokens with a row and a column; ``own``: by the model's
             ``prompt_positions``.
+        image_grid: Name of the processor's output with an image's size in patches, for positions by ``grid``.
         resized_geometry: True if the image processor resizes images as Qwen2-VL's does, to multiples of ``patch_size``
             × ``merge_size`` between the limits of its ``size``. Dialects in pixels of the resized image follow it.
         row_projections: Names of the linear layers before and after the attention of a decoder layer. With them,
             training skips the rows of the last layer that nothing reads; empty for layers that are built differently.
         deep_features: True if image features are also added to the first layers of the language model.
+        starts_with_bos: True if the processor puts the beginning-of-text token, or if there is none the end-of-text
+            token, before prompts that do not start with it.
+        bidirectional_image: True if all tokens that the processor writes for an image, also those between its rows,
+            attend to each other in both directions. The model reads ``mm_token_type_ids``: 1 for them, 0 for others.
         vllm: How vLLM 0.33 runs the family (``describer.backend: vllm``): ``adapter``: with the same prompt tokens and
             image sizes as transformers, and with LoRA adapters; ``merged``: likewise, but an adapter must be merged
             first; None: not.
@@ -127,9 +132,12 @@ class Family:
     thinking: Thinking | None = None
     counts_image_tokens: bool = True
     positions: Literal["text", "one_based", "grid", "own"] = "text"
+    image_grid: str = "image_grid_thw"
     resized_geometry: bool = False
     row_projections: tuple[str, ...] = ("q_proj", "o_proj")
     deep_features: bool = False
+    starts_with_bos: bool = False
+    bidirectional_image: bool = False
     vllm: Literal["adapter", "merged"] | None = None
     layer_masks: LayerMasks | None = None
     image_markup: str | None = None
@@ -161,6 +169,14 @@ _QWEN = partial(
     positions="grid",
     resized_geometry=True,
     vllm="adapter",
+)
+_MINICPM = partial(
+    Family,
+    dialect="minicpm_v",
+    turn=_CHAT_ML.replace("{image}", "{image}\n") + _QWEN_EMPTY,
+    end_of_turn=_CHAT_ML_END,
+    thinking=Thinking("enable_thinking", _QWEN_EMPTY),
+    counts_image_tokens=False,
 )
 _GLM_EMPTY = "<think></think>\n"
 _GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
@@ -334,6 +350,19 @@ _ALL = (
         # Its processor always inserts 64, and has no method that counts them.
         counts_image_tokens=False,
     ),
+    Family(
+        "molmo2",
+        "Molmo2 4B, 8B, O-7B",
+        dialect="qwen3_vl",
+        turn="{image}" + _CHAT_ML.replace("{image}", ""),
+        end_of_turn=_CHAT_ML_END,
+        shared_prefix=True,
+        starts_with_bos=True,
+        bidirectional_image=True,
+        image_processor="spr.models.ported.molmo2:load_molmo2_image_processor",
+    ),
+    _MINICPM("minicpmv4_6", "MiniCPM-V 4.6"),
+    _MINICPM("minicpmv4_7", "MiniCPM-V 4.7", positions="grid", image_grid="target_sizes"),
     Family(
         "paligemma",
         "PaliGemma, PaliGemma 2",

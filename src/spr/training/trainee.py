@@ -18,7 +18,9 @@ from transformers import AutoModelForImageTextToText
 
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import ConfigError, SprError, closest
+from spr.models.chat import check_chat_template
 from spr.models.custom_models import load_config, load_mllm
+from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, Family, choose_dialect
 from spr.models.image_processors import load_processor
 from spr.models.loading import ModelError, model_source, placement, source_name
@@ -65,7 +67,8 @@ def open_model(
     """Read a model's config and processor, which is quick.
 
     Raises:
-        ModelError: if they can't be loaded, or the model's family can't be trained.
+        ModelError: if they can't be loaded, the model's family can't be trained, or the tokenizer or the chat template
+            loses what the dialect writes (`spr.models.dialect_check`).
         ConfigError: if `training.lora.target_modules` names no layer of the language model, or if
             `training.box_token_weight` is not 1 and the tokenizer is too simple for it.
     """
@@ -77,12 +80,11 @@ def open_model(
     if settings.lora.target_modules:
         with torch.device("meta"):  # the layers without their weights
             _check_targets(AutoModelForImageTextToText.from_config(config), settings.lora.target_modules, family)
-    own = (
-        choose_dialect(dialect, config.model_type, processor.image_processor)
-        if settings.box_token_weight != 1
-        else None
-    )
+    written = choose_dialect(dialect, config.model_type, processor.image_processor)
+    check_chat_template(source, processor, family)
+    check_dialect(source, processor, family, written, trains=True)
     weight = settings.box_token_weight
+    own = written if weight != 1 else None
     planner = PairEncoder(None, processor, family, MemoryFeatures(0), identity="", box_weight=weight, dialect=own)
     name = source_name(source, revision, config)
     return ModelFiles(source, config, family, processor, name, processor_digest(processor, family), planner)

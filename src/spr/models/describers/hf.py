@@ -17,6 +17,7 @@ from spr.models.chat import check_chat_template, check_thinking, render_turn, us
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.sampling import SeededSampling, check_sampling
+from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, choose_dialect
 from spr.models.image_processors import encode, load_processor
 from spr.models.loading import (
@@ -78,6 +79,7 @@ class HfDescriber:
         self.processor = load_processor(source, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
         check_chat_template(source, self.processor, self.family)
+        check_dialect(source, self.processor, self.family, self.dialect)
         if section.thinking:
             check_thinking(source, self.processor, self.family)
         if section.peft_adapter is not None:

@@ -25,6 +25,7 @@ from spr.models.chat import check_chat_template, check_thinking, render_turn, us
 from spr.models.custom_models import check_multimodal, class_name, load_config
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.vllm_adapter import MERGE, lora_rank
+from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, Family, choose_dialect
 from spr.models.image_processors import load_processor
 from spr.models.loading import (
@@ -88,6 +89,7 @@ class VllmDescriber:
         image_processor = self.processor.image_processor
         self.dialect = choose_dialect(dialect or section.dialect, model_config.model_type, image_processor)
         check_chat_template(source, self.processor, self.family)
+        check_dialect(source, self.processor, self.family, self.dialect)
         self.thinking = section.thinking
         if section.thinking:
             check_thinking(source, self.processor, self.family)
