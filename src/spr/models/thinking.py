@@ -28,11 +28,11 @@ class Thinking:
     answer: tuple[str, ...] = ()
 
     def without(self, turn: str) -> str:
-        """The turn with the block of reasoning closed, so that the answer comes next.
+        r"""The turn with the block of reasoning closed, so that the answer comes next.
 
-        >>> qwen3_5 = Thinking("enable_thinking", "<think>\\n\\n</think>\\n\\n")
-        >>> qwen3_5.without("<|im_start|>assistant\\n<think>\\n")
-        '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n'
+        >>> qwen3_5 = Thinking("enable_thinking", "<think>\n\n</think>\n\n")
+        >>> qwen3_5.without("<|im_start|>assistant\n<think>\n")
+        '<|im_start|>assistant\n<think>\n\n</think>\n\n'
         """
         if turn.rstrip().endswith(self.end):
             return turn
