@@ -81,8 +81,8 @@ def test_a_long_text_is_read_in_whole_sentences_of_at_most_77_tokens(scorer, rea
         # Together the pieces have the tokens of the text, and each is a number of whole sentences.
         whole = scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
         # (The pieces of a batch are read in the order of their lengths.)
-        orders = (parts for parts in itertools.permutations(rows) if sum((row[1:-1] for row in parts), []) == whole)
-        rows = next(orders)
+        orders = itertools.permutations(rows)
+        rows = next(parts for parts in orders if [token for row in parts for token in row[1:-1]] == whole)
         ends = {len(scorer.tokenizer(" ".join(order[:k]), add_special_tokens=False)["input_ids"]) for k in range(1, 7)}
         cuts = set(itertools.accumulate(len(row) - 2 for row in rows))
         assert cuts <= ends

@@ -89,10 +89,11 @@ def _rank(text: str, spans: Sequence[Span], index: int) -> int:
     end, begin = spans[index - 1][1], spans[index][0]
     between = text[end : begin + 1]
     spaced = any(char.isspace() for char in between)
-    last = text[max(0, end - 2) : end].rstrip(_CLOSING)[-1:]
+    tail = text[max(0, end - 5) : end].rstrip(_CLOSING)
+    last = tail[-1:]
     if "\n" in between:
         return 3
-    if spaced and _ABBREVIATION.search(text, max(0, end - 3), end) and not text[begin : begin + 1].isupper():
+    if spaced and _ABBREVIATION.fullmatch(tail[-3:]) and not text[begin : begin + 1].isupper():
         return 1
     if last and (last in _WIDE_SENTENCE_ENDS or (spaced and last in _SENTENCE_ENDS)):
         return 3
