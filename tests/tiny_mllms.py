@@ -1,5 +1,6 @@
 """Tiny multimodal LLMs of every family's real classes, randomly initialized and saved like the published ones."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -181,7 +182,7 @@ def make_qwen3_vl(folder: Path) -> None:
     save(folder, model, [words, images], {"chat_template": QWEN_TEMPLATE}, hf.Qwen3VLProcessor)
 
 
-def make_internvl(folder: Path) -> None:
+def make_internvl(folder: Path, text: hf.PreTrainedConfig | None = None) -> None:
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -199,7 +200,7 @@ def make_internvl(folder: Path) -> None:
     config = hf.InternVLConfig(
         tie_word_embeddings=False,
         vision_config=hf.InternVLVisionConfig(**vision),
-        text_config=hf.Qwen2Config(**TEXT, vocab_size=112),
+        text_config=text or hf.Qwen2Config(**TEXT, vocab_size=112),
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
@@ -273,22 +274,22 @@ MAKERS = {
     "paligemma": make_paligemma,
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
-    **tiny_qwen_glm.makers(tokenizer, save),
+    **tiny_qwen_glm.makers(tokenizer, save, make_internvl),
 }
+MAKERS_OF = ("tiny_gemma_kimi", "tiny_others")  # modules that import the helpers of this one
 
 
 @pytest.fixture(scope="session")
 def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
     """A family's ``model_type`` → folder of a tiny model, created once."""
-    from tiny_gemma_kimi import MAKERS as GEMMA_KIMI  # which imports this file's helpers
-
     made: dict[str, Path] = {}
 
     def make(model_type: str) -> Path:
         if model_type not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("mllms") / model_type
-            (MAKERS | GEMMA_KIMI)[model_type](folder)
+            makers = MAKERS | {k: v for name in MAKERS_OF for k, v in importlib.import_module(name).MAKERS.items()}
+            makers[model_type](folder)
             made[model_type] = folder
         return made[model_type]
 

@@ -67,8 +67,8 @@ GLM_TOKENS = [
 ]
 
 
-def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]:
-    """``model_type`` → function that writes a tiny model into a folder."""
+def makers(tokenizer: Tokenize, save: Save, make_internvl: Save) -> dict[str, Callable[[Path], None]]:
+    """``model_type`` → function that writes a tiny model into a folder; InternVL3.5's differ in their language model."""
 
     def qwen_parts() -> tuple[hf.PreTrainedTokenizerFast, hf.Qwen2VLImageProcessorPil, dict[str, Any]]:
         words = tokenizer(QWEN_TOKENS, eos="<|im_end|>", pad="<|endoftext|>")
@@ -165,7 +165,20 @@ def makers(tokenizer: Tokenize, save: Save) -> dict[str, Callable[[Path], None]]
         text = {"model_type": "glm4v_text", **TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, **rope(16)}
         make_glm(folder, hf.Glm46VForConditionalGeneration, hf.Glm46VConfig, text, GLM_TEMPLATE)
 
+    def make_internvl3_5(folder: Path) -> None:
+        make_internvl(folder, hf.Qwen3Config(**TEXT, head_dim=8))
+
+    def make_internvl3_5_moe(folder: Path) -> None:
+        make_internvl(folder, hf.Qwen3MoeConfig(**TEXT, **EXPERTS, num_experts=4, head_dim=8))
+
+    def make_internvl3_5_gpt_oss(folder: Path) -> None:
+        experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+        make_internvl(folder, hf.GptOssConfig(**TEXT, **experts, head_dim=8, sliding_window=16))
+
     return {
+        "internvl3_5": make_internvl3_5,
+        "internvl3_5_moe": make_internvl3_5_moe,
+        "internvl3_5_gpt_oss": make_internvl3_5_gpt_oss,
         "qwen3_5": make_qwen3_5,
         "qwen3_5_moe": make_qwen3_5_moe,
         "qwen3_vl_moe": make_qwen3_vl_moe,

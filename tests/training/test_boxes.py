@@ -35,7 +35,7 @@ def pair(pairs_folder):
     return dataclasses.replace(first, chosen=CHOSEN, rejected=REJECTED)
 
 
-@pytest.mark.parametrize("key", list(DIALECTS))
+@pytest.mark.parametrize("key", [key for key, dialect in DIALECTS.items() if dialect.writes_boxes])
 def test_the_numbers_of_a_box_are_found_in_every_dialect(key):
     dialect = get_dialect(key)
     (box,) = box_ranges(dialect.example, dialect, SIZE)

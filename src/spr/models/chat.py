@@ -29,10 +29,17 @@ def render_turn(processor: Any, family: Family | None, messages: Sequence[Messag
     if processor.chat_template is not None:
         options = _switch(processor, family, thinking=thinking)
         text = str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
-        return text if thinking or family is None or family.thinking is None else family.thinking.without(text)
+        text = text if thinking or family is None or family.thinking is None else family.thinking.without(text)
+        return _begin(processor, family, text)
     turn = family.turn if family is not None else ""
     prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
-    return turn.replace("{image}", getattr(processor, "image_token", "")).replace("{prompt}", prompt)
+    text = turn.replace("{image}", getattr(processor, "image_token", "")).replace("{prompt}", prompt)
+    return _begin(processor, family, text)
+
+
+def image_token_ids(processor: Any) -> list[int]:
+    """The ids of all tokens that stand for a part of an image, or between such parts."""
+    return [token for token in processor.image_token_ids if token is not None]
 
 
 def check_chat_template(source: Source, processor: Any, family: Family | None) -> None:
@@ -99,6 +106,14 @@ def render_answer(processor: Any, family: Family | None, messages: Sequence[Mess
     return RenderedAnswer(before, text, after[:first] + next(end for end in ends if after.startswith(end, first)))
 
 
+def _begin(processor: Any, family: Family | None, text: str) -> str:
+    """The text with the token that the family's processor puts before it, so that it is counted, too."""
+    if family is None or not family.starts_with_bos:
+        return text
+    begin = processor.tokenizer.bos_token or processor.tokenizer.eos_token
+    return text if text.startswith(begin) else begin + text
+
+
 def check_thinking(source: Source, processor: Any, family: Family | None) -> None:
     """Raise `ModelError` if a model can't be told to reason: its family does not reason, or this model of it."""
     what, off = f"{source} can't be told to reason", "set describer.thinking=false"
@@ -118,7 +133,7 @@ def _render_reply(processor: Any, family: Family | None, messages: Sequence[Mess
     """The whole conversation with an answer, by the chat template, in the form of models that answer at once."""
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     messages, options = _without_placeholders(processor, messages), _switch(processor, family, thinking=False)
-    return str(processor.apply_chat_template([*messages, reply], tokenize=False, **options))
+    return _begin(processor, family, str(processor.apply_chat_template([*messages, reply], tokenize=False, **options)))
 
 
 def _switch(processor: Any, family: Family | None, *, thinking: bool) -> dict[str, bool]:
@@ -128,10 +143,11 @@ def _switch(processor: Any, family: Family | None, *, thinking: bool) -> dict[st
 
 
 def _without_placeholders(processor: Any, messages: Sequence[Message]) -> list[Message]:
-    """Remove image placeholders from the texts of messages: each would count as another image."""
+    """Remove image placeholders from the texts of messages: each would count as another image, or a part of one."""
     # A processor's placeholder of an image can be another token than those that it writes in its place.
     parts = (processor, processor.tokenizer)
     placeholders = {getattr(part, f"{kind}_token", None) for part in parts for kind in ("image", "video")}
+    placeholders |= set(processor.tokenizer.convert_ids_to_tokens(image_token_ids(processor)))
 
     def clean(part: Message) -> Message:
         text = part.get("text")

@@ -15,6 +15,7 @@ from spr.core.registry import Registry
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
 from spr.models.loading import ModelError
+from spr.models.thinking import Thinking
 
 # transformers 5 stores all experts of a layer as one tensor, which is no linear layer, so LoRA's matrices don't fit them
 # and mixtures of experts get adapters on the attention, through which all tokens pass.
@@ -51,57 +52,6 @@ class LayerMasks:
     both_directions: tuple[str, ...]
     token_types: str
     setting: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Thinking:
-    """How a family of models that can reason before they answer is told to, or not to.
-
-    Attributes:
-        option: The argument of the chat template that switches reasoning on (true) or off (false); None if no template
-            of the family has one.
-        empty: What an answer without reasoning begins with, unless the turn already ends with it: the block of
-            reasoning, empty.
-        start, end: What the block begins and ends with.
-        always: False if the block is only completed where the chat template opens it, because not all models of the
-            family reason.
-        answer: Markup that some models of the family put around what follows the block; it is removed.
-    """
-
-    option: str | None
-    empty: str = ""
-    start: str = "<think>"
-    end: str = "</think>"
-    always: bool = True
-    answer: tuple[str, ...] = ()
-
-    def without(self, turn: str) -> str:
-        """The turn with the block of reasoning closed, so that the answer comes next.
-
-        >>> FAMILIES["qwen3_5"].thinking.without("<|im_start|>assistant\\n<think>\\n")
-        '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n'
-        """
-        if turn.rstrip().endswith(self.end):
-            return turn
-        opened = (k for k in range(len(self.empty) - 1, len(self.start) - 1, -1) if turn.endswith(self.empty[:k]))
-        return turn + self.empty[next(opened, 0) :] if self.always or self.opens(turn) else turn
-
-    def opens(self, turn: str) -> bool:
-        """Whether a turn ends with the beginning of a block of reasoning."""
-        return turn.rstrip().endswith(self.start)
-
-    def final_answer(self, text: str, *, opened: bool) -> str:
-        """What follows the reasoning in a generated text; empty if the text was cut before the reasoning ended.
-
-        ``opened`` says that the turn already begins the block.
-        """
-        _, end, rest = text.rpartition(self.end)
-        if not end and (opened or text.lstrip().startswith(self.start)):
-            return ""
-        rest = rest.lstrip("\n") if end else text
-        for mark in self.answer:
-            rest = rest.replace(mark, "")
-        return rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +93,16 @@ class Family:
         positions: The positions of the prompt's tokens: ``text``: 0, 1, 2, …; ``one_based``: 1, 2, 3, …; ``grid``: by
             the model's ``get_rope_index``, for image tokens with a row and a column; ``own``: by the model's
             ``prompt_positions``.
+        image_grid: Name of the processor's output with an image's size in patches, for positions by ``grid``.
         resized_geometry: True if the image processor resizes images as Qwen2-VL's does, to multiples of ``patch_size``
             × ``merge_size`` between the limits of its ``size``. Dialects in pixels of the resized image follow it.
         row_projections: Names of the linear layers before and after the attention of a decoder layer. With them,
             training skips the rows of the last layer that nothing reads; empty for layers that are built differently.
         deep_features: True if image features are also added to the first layers of the language model.
+        starts_with_bos: True if the processor puts the beginning-of-text token, or if there is none the end-of-text
+            token, before prompts that do not start with it.
+        bidirectional_image: True if all tokens that the processor writes for an image, also those between its rows,
+            attend to each other in both directions. The model reads ``mm_token_type_ids``: 1 for them, 0 for others.
         vllm: How vLLM 0.33 runs the family (``describer.backend: vllm``): ``adapter``: with the same prompt tokens and
             image sizes as transformers, and with LoRA adapters; ``merged``: likewise, but an adapter must be merged
             first; None: not.
@@ -180,9 +135,12 @@ class Family:
     thinking: Thinking | None = None
     counts_image_tokens: bool = True
     positions: Literal["text", "one_based", "grid", "own"] = "text"
+    image_grid: str = "image_grid_thw"
     resized_geometry: bool = False
     row_projections: tuple[str, ...] = ("q_proj", "o_proj")
     deep_features: bool = False
+    starts_with_bos: bool = False
+    bidirectional_image: bool = False
     vllm: Literal["adapter", "merged"] | None = None
     layer_masks: LayerMasks | None = None
     image_markup: str | None = None
@@ -214,6 +172,14 @@ _QWEN = partial(
     positions="grid",
     resized_geometry=True,
     vllm="adapter",
+)
+_MINICPM = partial(
+    Family,
+    dialect="minicpm_v",
+    turn=_CHAT_ML.replace("{image}", "{image}\n") + _QWEN_EMPTY,
+    end_of_turn=_CHAT_ML_END,
+    thinking=Thinking("enable_thinking", _QWEN_EMPTY),
+    counts_image_tokens=False,
 )
 _GLM_EMPTY = "<think></think>\n"
 _GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
@@ -318,10 +284,10 @@ _ALL = (
     ),
     _GLM(
         "glm46v",
-        "GLM-4.6V of the class Glm46V",
+        "GLM-4.6V in its own class",
         turn=_GLM_TURN.replace("{prompt}", "{prompt}/nothink"),
         thinking=Thinking("enable_thinking", _GLM_EMPTY),
-        # The layers of GLM-4.6V-Flash's language model, and of GLM-4.6V's, whose MLPs are experts.
+        # The language model is GLM-4.1V's or, with experts, GLM-4.5V's.
         target_modules=_ATTENTION,
     ),
     Family(
@@ -385,6 +351,19 @@ _ALL = (
         # Its processor always inserts 64, and has no method that counts them.
         counts_image_tokens=False,
     ),
+    Family(
+        "molmo2",
+        "Molmo2 4B, 8B, O-7B",
+        dialect="qwen3_vl",
+        turn="{image}" + _CHAT_ML.replace("{image}", ""),
+        end_of_turn=_CHAT_ML_END,
+        shared_prefix=True,
+        starts_with_bos=True,
+        bidirectional_image=True,
+        image_processor="spr.models.ported.molmo2:load_molmo2_image_processor",
+    ),
+    _MINICPM("minicpmv4_6", "MiniCPM-V 4.6"),
+    _MINICPM("minicpmv4_7", "MiniCPM-V 4.7", positions="grid", image_grid="target_sizes"),
     Family(
         "paligemma",
         "PaliGemma, PaliGemma 2",

@@ -57,8 +57,7 @@ def load_processor(
     with clear_errors(source, revision):
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision or "main")
         own_class = getattr(transformers, settings.get("processor_class", ""), getattr(transformers, name))
-        processor_class = without_video(own_class)
-        processor = _make(processor_class, {"image_processor": image_processor, "tokenizer": tokenizer}, settings)
+        processor = _make(own_class, {"image_processor": image_processor, "tokenizer": tokenizer}, settings)
     processor.chat_template = processor.chat_template or tokenizer.chat_template
     return processor
 
@@ -74,6 +73,25 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) 
     return dict(inputs.convert_to_tensors("pt"))
 
 
+class _NoVideo(dict[str, Any]):
+    """What constructors of processors read of the video processor. As a dict, it can be logged as JSON."""
+
+    slice_mode, downsample_mode = False, "16x"
+
+
+def _make(processor_class: Any, parts: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """A processor of the class from `without_video`, even if the constructor asks for other parts."""
+    parts = {"video_processor": _NoVideo(), **parts}
+    names = list(inspect.signature(processor_class.__init__).parameters)[1:]
+    taken = 1 + max(k for k, name in enumerate(names) if name in (*parts, *_OTHER_PARTS))
+    unchecked = type(processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None})
+    processor: Any = unchecked.from_args_and_dict([parts.get(name) for name in names[:taken]], settings)
+    processor.__class__ = without_video(processor_class)
+    for name in _OTHER_PARTS:
+        vars(processor).pop(name, None)
+    return processor
+
+
 @cache
 def without_video(processor_class: Any) -> Any:
     """The processor class without its ``video_processor`` and its ``feature_extractor`` for sound.
@@ -87,22 +105,7 @@ def without_video(processor_class: Any) -> Any:
     kept = [part for part in parts if part not in _OTHER_PARTS]
     if kept == parts:
         return processor_class
-    attributes = {"get_attributes": classmethod(lambda _: list(kept))}
-    return type(processor_class.__name__, (processor_class, _FewerParts), attributes)
-
-
-class _FewerParts(ProcessorMixin):  # type: ignore[misc]
-    """Comes between a processor class and the base class: leaves out parts that are passed on by name."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{name: part for name, part in kwargs.items() if name not in _OTHER_PARTS})
-
-
-def _make(processor_class: Any, parts: dict[str, Any], settings: dict[str, Any]) -> Any:
-    """An instance of a class from `without_video`; None takes the place of the parts that it lacks."""
-    names = list(inspect.signature(processor_class.__init__).parameters)[1:]
-    taken = 1 + max(k for k, name in enumerate(names) if name in (*parts, *_OTHER_PARTS))
-    return processor_class.from_args_and_dict([parts.get(name) for name in names[:taken]], settings)
+    return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda _: list(kept))})
 
 
 def pad_to_square(image_processor: Any) -> Any:

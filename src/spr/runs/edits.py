@@ -48,8 +48,8 @@ def from_numbered(text: str, boxes: Sequence[Sequence[float] | None]) -> Grounde
     Raises:
         GroundingError: naming a number that is no box, or a box without phrase.
 
-    >>> from_numbered("[a cup](1) and a plate", [(1, 2, 3, 4), None]).spans
-    (Span(phrase='a cup', start=0, end=5, boxes=((1.0, 2.0, 3.0, 4.0),)),)
+    >>> from_numbered("[a cup](1) and a plate", [(1, 2, 3, 4), None]).boxes
+    ((1.0, 2.0, 3.0, 4.0),)
     """
     plain, spans, position, used = "", [], 0, set[int]()
     for match in _PHRASE.finditer(text):

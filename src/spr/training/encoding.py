@@ -20,7 +20,7 @@ from spr.core.images import ImageProblem
 from spr.core.progress import advance
 from spr.grounding import Dialect
 from spr.grounding.text import Range
-from spr.models.chat import RenderedAnswer, render_answer, render_turn
+from spr.models.chat import RenderedAnswer, image_token_ids, render_answer, render_turn
 from spr.models.continuation import continue_tokens
 from spr.models.families import Family
 from spr.models.image_processors import encode
@@ -61,13 +61,15 @@ class ProcessedPair:
     """A pair's image and prompt after the processor.
 
     ``prompt`` are ``(P,)`` int64 tokens, ``positions`` ``(axes, P)`` int64. ``vision`` are the inputs of the vision
-    tower, empty once the features are kept, under ``key``.
+    tower, empty once the features are kept, under ``key``. ``image_tokens`` is ``(P,)`` bool, true for the tokens that
+    attend to each other in both directions; None if there are none.
     """
 
     prompt: Tensor
     positions: Tensor
     vision: dict[str, Tensor]
     key: str
+    image_tokens: Tensor | None = None
 
 
 class PairEncoder:
@@ -106,7 +108,8 @@ class PairEncoder:
         self._image_markup = family.image_markup or processor.image_token
         markup = processor.tokenizer(self._image_markup, add_special_tokens=False)["input_ids"]
         special = {k for k, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
-        self._image_tokens = torch.tensor([k for k in markup if k in special] or [self._image_token])
+        markup = [token for token in markup if token in special]
+        self._image_tokens = torch.tensor([self._image_token, *markup, *image_token_ids(processor)])
         self._kept: dict[str, ProcessedPair] = {}
 
     def plan(
@@ -219,15 +222,17 @@ class PairEncoder:
             fix = "the image has changed since the training began; restore it or start the training again"
             raise SprError(message, got=len(prompt), expected=planned.prompt_tokens, fix=fix)
         # The key covers all vision inputs, because Ferret's features also depend on the regions in the prompt.
-        return ProcessedPair(prompt, self._positions(prompt, vision), vision, feature_key(vision, self.identity))
+        key = feature_key(vision, self.identity)
+        image_tokens = inputs["mm_token_type_ids"][0] == 1 if self.family.bidirectional_image else None
+        return ProcessedPair(prompt, self._positions(prompt, vision), vision, key, image_tokens)
 
     def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
         """The positions of the prompt's tokens, ``(axes, P)``."""
         model, ids = self.model.model, prompt[None]
         match self.family.positions:
             case "grid":
-                types, grid = (ids == self._image_token).int(), vision["image_grid_thw"]
-                positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grid)
+                types, name = (ids == self._image_token).int(), self.family.image_grid
+                positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, **{name: vision[name]})
                 return torch.as_tensor(positions[:, 0])
             case "own":
                 return torch.as_tensor(model.prompt_positions(ids))
@@ -250,7 +255,8 @@ class PairEncoder:
             self._kept[name] = replace(processed, vision={})
         answers = planned.chosen, planned.rejected
         weights = planned.chosen_weights, planned.rejected_weights
-        return EncodedPair(name, processed.prompt, processed.positions, *answers, features, *weights)
+        places = processed.prompt, processed.positions
+        return EncodedPair(name, *places, *answers, features, *weights, image_tokens=processed.image_tokens)
 
 
 def plan_digest(planned: Sequence[PlannedPair]) -> str:

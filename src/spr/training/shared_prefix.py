@@ -49,6 +49,8 @@ class EncodedPair:
             one.
         chosen, rejected: ``(R,)`` int64, the answers' tokens including the end of turn, unless the answer was cut.
         chosen_weights, rejected_weights: ``(R,)`` float32, the weights of the tokens; None if all are 1.
+        image_tokens: ``(P,)`` bool, true for the prompt's tokens that attend to each other in both directions; None if
+            all are causal.
     """
 
     pair_id: str
@@ -59,6 +61,7 @@ class EncodedPair:
     features: Features
     chosen_weights: Tensor | None = None
     rejected_weights: Tensor | None = None
+    image_tokens: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +74,7 @@ class Batch:
         mask: If the prefix is shared, ``(S, 1, T, T)`` bool, true where the row's token attends to the column's. Else
             ``(S, T)`` int64, 1 for tokens and 0 for padding.
         begin: Number of leading rows before the first one that predicts an answer token, over all sequences. The mask
-            is plain causal there.
+            is plain causal there, unless there are ``image_tokens``.
         token_types: ``(S, T)`` int64, 0 for the prompt and 1 for the answers.
         rows, columns: ``(N,)`` int64, sequence and token index of the hidden states that predict the answer tokens.
         labels: ``(N,)`` int64, the predicted answer tokens.
@@ -79,6 +82,8 @@ class Batch:
         tokens: Number of tokens in all sequences, without padding.
         features: S image features, one per sequence.
         weights: ``(N,)`` float32, the weights of the answer tokens; None if all are 1.
+        image_tokens: ``(S, T)`` bool, true for tokens that attend to each other in both directions; None if all are
+            causal. A mask of shape ``(S, 1, T, T)`` allows for them.
     """
 
     pair_ids: tuple[str, ...]
@@ -94,13 +99,16 @@ class Batch:
     tokens: int
     features: tuple[Features, ...] = field(repr=False)
     weights: Tensor | None = None
+    image_tokens: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         names = ("input_ids", "positions", "mask", "token_types", "rows", "columns", "labels", "owners")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        return replace(self, features=tuple(part.to(device) for part in self.features), weights=weights, **moved)
+        for name in ("weights", "image_tokens"):
+            tensor = getattr(self, name)
+            moved[name] = None if tensor is None else tensor.to(device, non_blocking=True)
+        return replace(self, features=tuple(part.to(device) for part in self.features), **moved)
 
 
 def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
@@ -122,6 +130,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
     input_ids = torch.full(size, pad)
     positions = torch.zeros(len(pairs[0].positions), *size, dtype=torch.int64)
     token_types = torch.zeros(size, dtype=torch.int64)
+    image_tokens = torch.zeros(size, dtype=torch.bool)
     if shared:
         mask = torch.ones(size[1], size[1], dtype=torch.bool).tril().repeat(count, 1, 1, 1)
     else:
@@ -130,6 +139,8 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
     for row, (pair, answers) in enumerate(sequences):
         prompt = end = len(pair.prompt)
         input_ids[row, :prompt], positions[:, row, :prompt] = pair.prompt, pair.positions
+        if pair.image_tokens is not None:
+            image_tokens[row, :prompt] = pair.image_tokens
         for owner, answer, weight in answers:
             start, end = end, end + len(answer)
             input_ids[row, start:end] = answer
@@ -149,6 +160,8 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
             mask[row, 0, end:, end:] = torch.eye(size[1] - end, dtype=torch.bool)
         else:
             mask[row, :end] = 1
+    if shared:
+        mask |= (image_tokens[:, :, None] & image_tokens[:, None])[:, None]
     return Batch(
         pair_ids=tuple(pair.pair_id for pair in pairs),
         input_ids=input_ids,
@@ -163,6 +176,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
         tokens=sum(lengths),
         features=tuple(pair.features for pair, _ in sequences),
         weights=torch.cat(weights) if weights else None,
+        image_tokens=image_tokens if pairs[0].image_tokens is not None else None,
     )
 
 
@@ -319,6 +333,8 @@ class PairModel(nn.Module):
                 masks = layer_masks(rules, config, mask, batch.positions[0], images)
             else:
                 extra[rules.token_types] = images.int()
+        elif batch.image_tokens is not None:
+            extra["mm_token_type_ids"] = batch.image_tokens.int()
         elif batch.begin > 0 and mask.dim() == 4 and kernel == "sdpa":
             split, masks = True, mask[:, :, batch.begin :]
         if mask.dim() == 4 and kernel == "eager":

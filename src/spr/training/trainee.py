@@ -157,14 +157,15 @@ def load_trainee(
 def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to a frozen model. Its B matrices are zero, so the model's output does not change.
 
-    Without ``target_modules``, the family's layers get adapters. The seed is that of the A matrices.
+    Without ``target_modules``, those layers of the family's that the model has get adapters: if its MLPs are mixtures of
+    experts (InternVL3.5 30B-A3B), those of the attention. The seed is that of the A matrices.
 
     Raises:
         ConfigError: if ``target_modules`` names no linear layer of the language model.
         SprError: if anything else would be trained.
     """
-    targets = settings.target_modules or family.target_modules
-    _check_targets(model, targets, family)
+    targets = settings.target_modules or tuple(name for name in family.target_modules if _has(model, name, family))
+    _check_targets(model, targets or family.target_modules, family)
     pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
     config = LoraConfig(**settings.model_dump() | {"target_modules": pattern}, bias="none")
     # `torch.manual_seed` seeds GPUs too, so their random state is restored as well.
@@ -176,12 +177,20 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
     return adapted
 
 
-def _check_targets(model: Any, targets: Iterable[str], family: Family) -> None:
+def _linear(model: Any, family: Family) -> set[str]:
+    """The names of the language model's linear layers."""
     part = model.get_submodule(family.language_model)
-    names = {name for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    return {name for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _has(model: Any, target: str, family: Family) -> bool:
+    return any(f".{name}".endswith(f".{target}") for name in _linear(model, family))
+
+
+def _check_targets(model: Any, targets: Iterable[str], family: Family) -> None:
     for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in names):
-            last = sorted({name.rsplit(".", 1)[-1] for name in names})
+        if not _has(model, target, family):
+            last = sorted({name.rsplit(".", 1)[-1] for name in _linear(model, family)})
             near = closest(target, last)
             message = "Config field `training.lora.target_modules` names no linear layer of the language model"
             fix = f"did you mean `{near}`?" if near else None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spr.grounding import Dialect
-from spr.models.families import Family, Thinking, is_grounding_token
+from spr.models.families import Family, is_grounding_token
+from spr.models.thinking import Thinking
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +20,7 @@ class AnswerTokens:
         ends: Ids that end the answer: of the generation config, of the tokenizer and of the family.
         hidden: Ids of special tokens that are not part of a box markup.
         stop_strings: Texts that end the answer, from the generation config.
-        thinking: How a family reasons, if answers begin with their reasoning; it is removed.
+        thinking: How the family reasons, if it does: the reasoning before an answer is not part of it.
         opened: Whether the turn already begins the block of reasoning.
     """
 
@@ -32,18 +33,11 @@ class AnswerTokens:
 
     @classmethod
     def of(
-        cls,
-        tokenizer: Any,
-        family: Family | None,
-        dialect: Dialect,
-        generation_config: Any,
-        *,
-        turn: str = "",
-        thinking: bool = False,
+        cls, tokenizer: Any, family: Family | None, dialect: Dialect, generation_config: Any, *, turn: str = ""
     ) -> AnswerTokens:
         """Those of a model, given its ``GenerationConfig``. Its sampling settings are not used.
 
-        ``thinking`` says that its family is told to reason, with a ``turn`` that may begin the block of reasoning.
+        ``turn`` is the text that answers follow.
         """
         saved = generation_config.eos_token_id
         ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
@@ -51,7 +45,7 @@ class AnswerTokens:
         ends |= {vocabulary.get(token) for token in (family.end_of_turn if family else ())}
         special = {k: str(token) for k, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        how = family.thinking if family is not None and thinking else None
+        how = family.thinking if family is not None else None
         marks = (how.start, how.end, *how.answer) if how is not None else ()
         hidden = frozenset(
             k for k, token in special.items() if not (is_grounding_token(token, dialect) or token in marks)

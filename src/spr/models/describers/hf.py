@@ -209,7 +209,7 @@ class HfDescriber:
     def _set_generation(self, max_new_tokens: int) -> None:
         tokenizer = self.processor.tokenizer
         own, turn = self.model.generation_config, self.render("")
-        self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, own, turn=turn, thinking=self.thinking)
+        self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, own, turn=turn)
         self._ends = self._tokens.ends
         saved = self.model.generation_config
         # A new config: the sampling settings and penalties of the model's folder must not apply.

@@ -114,9 +114,7 @@ class VllmDescriber:
         except OSError:  # the folder has no generation_config.json
             generation = GenerationConfig.from_model_config(model_config)
         tokenizer, turn = self.processor.tokenizer, self.render("")
-        self._tokens = AnswerTokens.of(
-            tokenizer, self.family, self.dialect, generation, turn=turn, thinking=self.thinking
-        )
+        self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, generation, turn=turn)
         stops = list(self._tokens.stop_strings)
         # Without stop strings vLLM need not decode: SPR decodes the ids, as those of transformers.
         return {
