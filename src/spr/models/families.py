@@ -68,6 +68,8 @@ class Family:
             ``{image}`` stands for the image, ``{prompt}`` for the user's text. Without ``{image}``, the processor
             inserts the image itself.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
+        markup_tokens: True if the published vocabularies have one token for each special token of the dialect; False
+            if the models write them as text.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
         custom: The model's own classes, for families that transformers does not have.
@@ -117,6 +119,7 @@ class Family:
     dialect: str
     turn: str
     end_of_turn: tuple[str, ...] = ()
+    markup_tokens: bool = True
     pads_square: bool = False
     max_aspect: float | None = None
     custom: CustomModel | None = None
@@ -294,6 +297,7 @@ _ALL = (
         dialect="paligemma",
         turn="<start_of_turn>user\n{image}{prompt}<end_of_turn>\n<start_of_turn>model\n",
         end_of_turn=("<end_of_turn>",),
+        markup_tokens=False,
         shared_prefix=True,
         joined_features=True,
         image_markup="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
@@ -305,6 +309,7 @@ _ALL = (
         dialect="paligemma",
         turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
         end_of_turn=("<turn|>",),
+        markup_tokens=False,
         shared_prefix=True,
         image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
