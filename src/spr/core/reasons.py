@@ -156,6 +156,8 @@ EXPORT_REASONS: dict[str, str] = {
     "truncated_answer": "an answer was cut, and the trainer would add an end of turn to it",
     "placeholder_in_text": "the prompt or an answer contains the trainer's image placeholder, such as `<image>`",
     "not_renderable": "the requested dialect would read the words as coordinates",
+    "points_not_writable": "an answer has points, and the requested dialect has none",
+    "boxes_not_writable": "an answer has boxes, and the requested dialect has only points",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
     "question_not_shown": "a question of `pairing.negatives`: this format shows descriptions of regions",
     "image_needs_rewriting": "EXIF rotation, transparency or 16-bit channels: other readers would get other pixels "
