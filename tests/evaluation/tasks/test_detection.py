@@ -126,8 +126,8 @@ def test_f1_precision_and_recall_of_a_hand_worked_case(items):
     50 of 100 px, IoU 50 / 150 = 1/3; a cat, which is no category. Image 2: the dog twice, exactly, and a person who is
     not there.
 
-    Up to 0.8, three boxes are true: precision 3/7, recall 3/4, F1 = 6 / (7 + 4) = 6/11. Above, two are: F1 = 4/11. Seven
-    of the ten thresholds are at most 0.8, so the mean F1 is (7 · 6 + 3 · 4) / 110 = 54/110.
+    Up to 0.8, three boxes are true: precision 3/7, recall 3/4, F1 = 6 / (7 + 4) = 6/11. Above, two are: F1 = 4/11.
+    Seven of the ten thresholds are at most 0.8, so the mean F1 is (7 · 6 + 3 · 4) / 110 = 54/110.
     """
     one = "person [0, 0, 100, 100], person [200, 0, 300, 80], wine glass [450, 400, 550, 500], cat [0, 0, 9, 9]"
     two = "a dog [0, 0, 500, 500], the dogs [0, 0, 500, 500], person [600, 600, 700, 700]"
@@ -201,8 +201,8 @@ def test_the_answers_order_gives_confidences_and_a_missing_answer_has_no_boxes(w
 
     A false box, then a true one; a true box, then a false one. In the answers' order, the scores are false 1, true 1/2
     and true 1, false 1/2: false, true, true, false, as with constant confidences. If both answers begin with the true
-    box, then constant confidences give true, false, true, false: precision 1 up to a recall of 1/2 (51 levels), then 2/3
-    (50 levels). In the answers' order, both true ones come first.
+    box, then constant confidences give true, false, true, false: precision 1 up to a recall of 1/2 (51 levels), then
+    2/3 (50 levels). In the answers' order, both true ones come first.
     """
     items = Detection().load(write(coco([(1, 5, [0, 0, 100, 100], {}), (2, 5, [0, 0, 100, 100], {})])))
     good, bad = "dog [0, 0, 100, 100]", "dog [500, 500, 600, 600]"
