@@ -1,5 +1,6 @@
 """Tiny multimodal LLMs of every family's real classes, randomly initialized and saved like the published ones."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import tiny_qwen_glm
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.ferret.configuration import FerretConfig
@@ -180,7 +182,7 @@ def make_qwen3_vl(folder: Path) -> None:
     save(folder, model, [words, images], {"chat_template": QWEN_TEMPLATE}, hf.Qwen3VLProcessor)
 
 
-def make_internvl(folder: Path) -> None:
+def make_internvl(folder: Path, text: hf.PreTrainedConfig | None = None) -> None:
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -198,7 +200,7 @@ def make_internvl(folder: Path) -> None:
     config = hf.InternVLConfig(
         tie_word_embeddings=False,
         vision_config=hf.InternVLVisionConfig(**vision),
-        text_config=hf.Qwen2Config(**TEXT, vocab_size=112),
+        text_config=text or hf.Qwen2Config(**TEXT, vocab_size=112),
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
@@ -272,7 +274,9 @@ MAKERS = {
     "paligemma": make_paligemma,
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
+    **tiny_qwen_glm.makers(tokenizer, save, make_internvl),
 }
+MAKERS_OF = ("tiny_gemma_kimi", "tiny_others")  # modules that import the helpers of this one
 
 
 @pytest.fixture(scope="session")
@@ -284,7 +288,8 @@ def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
         if model_type not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("mllms") / model_type
-            MAKERS[model_type](folder)
+            makers = MAKERS | {k: v for name in MAKERS_OF for k, v in importlib.import_module(name).MAKERS.items()}
+            makers[model_type](folder)
             made[model_type] = folder
         return made[model_type]
 

@@ -126,6 +126,15 @@ PAIR_REASONS: dict[str, str] = {
 }
 """Why the stage `pairs` drops a query."""
 
+NEGATIVE_REASONS: dict[str, str] = {
+    "no_absent_category": "no category is known to be absent from the image; of LVIS, only those count that annotators "
+    "looked for; or the run is of an earlier version",
+    "no_present_category": "`pairing.positives`: no category has exactly one object in the image",
+    "no_candidate_in_shard": "no image of the shard has a candidate, so it is not known how the model writes boxes",
+    "not_renderable": "a category's name would be read as something else in the model's dialect",
+}
+"""Why the stage `negatives` has no questions about an image."""
+
 REVIEW_REASONS: dict[str, str] = {
     "rejected_in_review": "reviewers rejected the pair (`spr review`)",
     "not_accepted_in_review": "`--reviews require`: no majority of reviewers has accepted or edited the pair",
@@ -137,6 +146,7 @@ TRAINING_REASONS: dict[str, str] = {
     "empty_answer": "an answer is empty",
     "answers_equal": "chosen and rejected are the same",
     "answer_has_image_token": "an answer contains the image placeholder token",
+    "answer_has_end_of_turn": "an answer contains the token that ends the model's answers, before its own end",
     "too_long": "the prompt and an answer have more tokens than `training.max_length` or the model allows; they are "
     "never truncated",
 }
@@ -147,6 +157,7 @@ EXPORT_REASONS: dict[str, str] = {
     "placeholder_in_text": "the prompt or an answer contains the trainer's image placeholder, such as `<image>`",
     "not_renderable": "the requested dialect would read the words as coordinates",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
+    "question_not_shown": "a question of `pairing.negatives`: this format shows descriptions of regions",
     "image_needs_rewriting": "EXIF rotation, transparency or 16-bit channels: other readers would get other pixels "
     "than the pipeline",
 }
@@ -158,6 +169,7 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
     "candidates": {**IMAGE_REASONS, **CANDIDATE_REASONS},
     "scores": IMAGE_REASONS,
     "pairs": PAIR_REASONS,
+    "negatives": NEGATIVE_REASONS,
     "training": {**IMAGE_REASONS, **TRAINING_REASONS, **REVIEW_REASONS},
     "export": {**IMAGE_REASONS, **EXPORT_REASONS, **REVIEW_REASONS},
     "convert": {

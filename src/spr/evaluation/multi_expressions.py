@@ -1,4 +1,4 @@
-"""Referring expressions with any number of targets, none included: the items of `multi-rec`, and the files they are in."""
+"""Referring expressions with any number of targets, none included: the items of `multi-rec`, and their files."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def check_expressions(rows: list[MultiExpression]) -> list[MultiExpression]:
 def read_multi_expressions(path: Path) -> list[MultiExpression]:
     """Read JSON lines, or MDETR's JSON with any number of annotations per expression; the content decides which.
 
-    JSON lines: ``{"id", "image", "sentence", "boxes": [[x1, y1, x2, y2], …], "width", "height", "group"}``. ``boxes`` is
-    empty if what the sentence describes is not in the image; ``group`` is optional, a text or a list of texts; a missing
-    ``id`` is the line's number, from 0.
+    JSON lines: ``{"id", "image", "sentence", "boxes": [[x1, y1, x2, y2], …], "width", "height", "group"}``. ``boxes``
+    is empty if what the sentence describes is not in the image; ``group`` is optional, a text or a list of texts; a
+    missing ``id`` is the line's number, from 0.
 
     MDETR's JSON, as RefDrone is published in: each row of ``images`` is one expression (``id``, ``file_name``,
     ``width``, ``height``, ``caption``), and the rows of ``annotations`` with its ``image_id`` have its boxes, ``[x, y,

@@ -152,6 +152,7 @@ TASKS: Registry[type[Task[Any]]] = Registry(
     {
         "rec": "spr.evaluation.tasks.rec:Rec",
         "multi-rec": "spr.evaluation.tasks.multi_rec:MultiRec",
+        "detection": "spr.evaluation.tasks.detection:Detection",
         "phrase-grounding": "spr.evaluation.tasks.phrase_grounding:PhraseGrounding",
         "pointing": "spr.evaluation.tasks.pointing:Pointing",
         "referring": "spr.evaluation.tasks.referring:Referring",

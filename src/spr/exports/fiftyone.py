@@ -28,7 +28,7 @@ CHOSEN = "chosen"
 
 def to_sample(row: ExportRow, labels: Labels) -> dict[str, Any]:
     """A sample with the boxes of both answers, the objects' region, the texts and what identifies the pair."""
-    pair, size_wh = row.pair, (row.pair.width, row.pair.height)
+    pair, size_wh = row.described, (row.described.width, row.described.height)
     chosen = numbered_answer(pair, labels.dialect)
     rejected = with_pixels(pair.rejected, pair.rejected_spans, labels.dialect, size_wh)
     return {
@@ -115,6 +115,7 @@ FORMAT = Format(
     images=("copy", "path"),
     placeholders=(),
     data_files=f"{{split}}/{SAMPLES}",
+    questions=False,
     columns={
         "samples": "one per pair, with the fields `chosen`, `rejected` and `region` (boxes), `chosen_text` with the "
         "numbers of its boxes, `rejected_text`, `prompt`, `margin`, `pair`, `pair_sha256`, `boxes` (xyxy in pixels), "

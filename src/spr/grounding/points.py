@@ -6,6 +6,7 @@ Rewards and evaluation count with the same functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,24 @@ def centre(box: Box) -> Point:
     """
     x1, y1, x2, y2 = box
     return (x1 + x2) / 2, (y1 + y2) / 2
+
+
+def without_points(grounded: GroundedText) -> GroundedText:
+    """The text without its points, whose words stay: what a dialect without points can write.
+
+    >>> from spr.grounding import parse, render
+    >>> found = parse('[{"point_2d": [100, 200], "label": "a dog"}]', "qwen3_vl", (1000, 1000))
+    >>> render(without_points(found), "ferret", (1000, 1000))
+    'a dog'
+    """
+    spans = tuple([replace(span, points=()) for span in grounded.spans])
+    return replace(grounded, spans=spans, source=grounded.source if not grounded.points else None)
+
+
+def without_boxes(grounded: GroundedText) -> GroundedText:
+    """The text without its boxes, whose words stay: what a dialect without boxes can write."""
+    spans = tuple([replace(span, boxes=()) for span in grounded.spans])
+    return replace(grounded, spans=spans, source=grounded.source if not grounded.boxes else None)
 
 
 def points_of(grounded: GroundedText, *, centres: bool = False) -> tuple[Point, ...]:

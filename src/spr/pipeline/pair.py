@@ -15,6 +15,7 @@ from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.grounding import Dialect, GroundedText, get_dialect, parse, render, replace_boxes
 from spr.pipeline.describe import training_prompt
+from spr.pipeline.negatives import FIELDS as QUESTIONS
 from spr.pipeline.refine import Refined, refine
 from spr.pipeline.stage import Drops, OnDrop, Stage
 from spr.records import Box, BoxEdit, Candidate, PairKind, PreferencePair, RegionQuery, Scores, Size
@@ -270,5 +271,5 @@ STAGE = Stage(
     process=process,
     reasons=DROP_REASONS[NAME],
     inputs=("regions", "candidates", "scores"),
-    sections=("seed", "pairing"),
+    sections=("seed", *(f"pairing.{name}" for name in PairingConfig.model_fields if name not in QUESTIONS)),
 )

@@ -66,15 +66,21 @@ def _known(row: Mapping[str, Any]) -> dict[str, Any]:
 # ── pairs of a run ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_pairs(run: Path, images: ImageSource, reviews: ReviewMode = "use") -> Iterator[TrainingPair]:
-    """The pairs of a run folder, in order, or `RunError` if its `pairs` stage is not finished.
+def run_pairs(
+    run: Path, images: ImageSource, reviews: ReviewMode = "use", *, negatives: bool = False
+) -> Iterator[TrainingPair]:
+    """The pairs of a run folder, in order, or `RunError` if its stage `pairs` is not finished.
 
     Pairs of held-out images and those that reviewers left out are among them; `spr.training.trainer.train` drops them.
     ``images`` is the config's `AnnotationsConfig.image_source`; ``reviews`` says what becomes of reviewers' decisions.
+    With ``negatives``, those of the stage `negatives` follow; it has to be finished, too. Reviewers don't see them, so
+    ``require`` leaves them out.
     """
     check_run_version(run)
-    store = StageStore(run / "pairs")
+    store, questions = StageStore(run / "pairs"), StageStore(run / "negatives")
     store.finished()
+    if negatives:
+        questions.finished()
     made = Reviews.read(run)
 
     def pair(row: dict[str, Any]) -> TrainingPair:
@@ -91,7 +97,17 @@ def run_pairs(run: Path, images: ImageSource, reviews: ReviewMode = "use") -> It
         known = {**_known(row), "left_out": left_out, "file_name": row["file_name"]}
         return TrainingPair(pair_id, prompt, *answers, image, image.digest, size_wh, **known)
 
-    return (pair(row) for table in store.tables() for row in table.to_pylist())
+    def question(row: dict[str, Any]) -> TrainingPair:
+        size_wh, left_out = (row["width"], row["height"]), "not_accepted_in_review" if reviews == "require" else None
+        image = RunImage(images, row["file_name"], size_wh)
+        known = {"split": row["split"], "left_out": left_out, "file_name": row["file_name"]}
+        texts = user_turn(row["prompt"]), row["chosen"], row["rejected"]
+        return TrainingPair(row["query_id"], *texts, image, image.digest, size_wh, **known)
+
+    described = (pair(row) for table in store.tables() for row in table.to_pylist())
+    if not negatives:
+        return described
+    return chain(described, (question(row) for table in questions.tables() for row in table.to_pylist()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ def test_malformed_boxes_are_counted_and_the_rest_of_the_answer_is_read(items):
 
 
 def test_the_ferret_protocol_reads_ferrets_dialect_only(items):
-    with pytest.raises(ConfigError, match="Ferret's dialect only"):
+    with pytest.raises(ConfigError, match="one dialect only"):
         Rec(protocol="ferret").score(items, Answers([""] * 5, dialect=DIALECT))
     with pytest.raises(ConfigError, match=r"spr \| ferret"):
         Rec(protocol="official")

@@ -1,8 +1,8 @@
 """Referring expressions with any number of targets, none included: precision, recall, F1 and rejection.
 
-The metrics are those of HumanRef (Jiang et al. 2025, arXiv 2503.08507; `rexseek/metric/recall_precision_densityf1.py` of
-IDEA-Research/RexSeek), RefDrone (arXiv 2502.00392; `mmdet/evaluation/metrics/refdrone_metric.py` of sunzc-sunny/refdrone)
-and GroundingME (arXiv 2512.17495; `evaluate.py` of lirang04/GroundingME).
+The metrics are those of HumanRef (Jiang et al. 2025, arXiv 2503.08507; `rexseek/metric/recall_precision_densityf1.py`
+of IDEA-Research/RexSeek), RefDrone (arXiv 2502.00392; `mmdet/evaluation/metrics/refdrone_metric.py` of
+sunzc-sunny/refdrone) and GroundingME (arXiv 2512.17495; `evaluate.py` of lirang04/GroundingME).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from spr.evaluation.multi_expressions import MultiExpression, PicturedExpression
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
-from spr.evaluation.tasks.rec import EMBEDDED_PROMPT
 from spr.grounding import Dialect, parse
 from spr.grounding.matching import reaches
 from spr.grounding.parse import Boxes, BoxReader
+from spr.models.questions import EXPRESSION, locate_prompt
 from spr.records import Box, Size
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
@@ -37,7 +37,6 @@ ABSENT = ' If it is not in the image, answer "none".'
 """What ``--absent said`` adds to the question (our choice)."""
 Absent: TypeAlias = Literal["unsaid", "said"]
 
-_EXPRESSION = "{expression}"
 _NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # how GroundingME writes that there is none
 _COUNTS = {"1 target": (1, 1), "2-5 targets": (2, 5), "6-10 targets": (6, 10), "over 10 targets": (11, None)}
 _PER_EXPRESSION = ("recall", "precision", "f1", "density_f1")
@@ -75,8 +74,8 @@ class MultiRec(Task[list[MultiExpression]]):
     - ``recall``, ``precision``, ``f1``, ``density_f1`` at 0.5, and the means over the ten thresholds: computed for each
       expression with a target, and averaged, as in HumanRef.
     - ``instance_f1@0.5``, ``instance_acc@0.5``, ``image_f1@0.5``: from counts over all expressions, as in RefDrone.
-    - ``rejection_acc``: the share of expressions without a target that are rejected; ``rejection_precision``: the share of
-      the rejected expressions that have no target; ``rejection_f1``.
+    - ``rejection_acc``: the share of expressions without a target that are rejected; ``rejection_precision``: the share
+      of the rejected expressions that have no target; ``rejection_f1``.
 
     Groups: those of the file, with and without a target, and the number of targets.
     """
@@ -111,13 +110,12 @@ class MultiRec(Task[list[MultiExpression]]):
 
     def questions(self, items: list[MultiExpression], dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per expression."""
-        embedded = EMBEDDED_PROMPT if model.startswith("embedded/") else None
-        prompt = check_prompt(self.prompt or embedded or dialect.rec_prompt, _EXPRESSION)
+        prompt = check_prompt(self.prompt or locate_prompt(dialect, model), EXPRESSION)
         prompt += ABSENT if self.absent == "said" else ""
         questions = []
         for item in items:
             sentence = item.sentence if dialect.rec_keeps_commas else item.sentence.replace(",", "").strip()
-            text = prompt.replace(_EXPRESSION, sentence)
+            text = prompt.replace(EXPRESSION, sentence)
             questions.append(Question(item.id, item.file_name, item.size_wh, text))
         return prompt, questions
 
@@ -147,15 +145,15 @@ class MultiRec(Task[list[MultiExpression]]):
                 highest_first[k] = [count_highest_first(overlaps, threshold) for threshold in THRESHOLDS]
         shares = _shares(targets, counts, rejected, found, highest_first)
         answered = sum(text is not None for text in answers.texts)
-        notes = ()
+        notes: tuple[str, ...] = ()
         if answered and not counts.any() and answered != len(problems["no_box"]):
             notes = (f"none of the {answered:,} answers has a box that its dialect can read",)
         protocol: dict[str, Any] = {
             "dialect": dialect.spec,
             "boxes": "all boxes of the answer; [0, 0, 0, 0] is none",
-            "rejection": "an answer without a box, and without coordinates that can't be read; not a missing or empty one",
-            "match": "one box per target; recall and precision: targets in order, each takes the best box that is left; "
-            "all others: highest IoU first",
+            "rejection": "a text without a box and without coordinates that can't be read",
+            "match": "one box per target. HumanRef's metrics: each target in order takes the best box that is left; "
+            "all others: the highest IoU first",
             "absent": self.absent,
             "ci95": "bootstrap over images",
         }

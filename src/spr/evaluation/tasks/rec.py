@@ -24,6 +24,7 @@ from spr.evaluation.task import Option, Task, check_prompt
 from spr.grounding import Dialect
 from spr.grounding.matching import reaches
 from spr.grounding.parse import Boxes, BoxReader
+from spr.models.questions import EXPRESSION, locate_prompt
 from spr.records import Box
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -31,9 +32,7 @@ Areas: TypeAlias = Literal["pixels", "share"]
 SIZES: dict[Areas, tuple[float, float]] = {"pixels": (32.0**2, 96.0**2), "share": (32.0**2 / 640**2, 96.0**2 / 640**2)}
 """The areas at which ``small`` ends and ``large`` begins: COCO's in px², or the same as shares of a 640 × 640 image."""
 
-_EXPRESSION = "{expression}"
 _PROMPT_HELP = "The question, with {expression}. By default in the wording of the model's family."
-EMBEDDED_PROMPT = "Where is {expression}?"  # the wording that the embedded describer was trained on
 _NO_BOX: Box = (math.nan,) * 4
 
 
@@ -75,11 +74,10 @@ class Rec(Task[Expressions]):
     def questions(self, items: Expressions, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per expression."""
         check_protocol(self.protocol, dialect)
-        embedded = EMBEDDED_PROMPT if model.startswith("embedded/") else None
-        prompt = check_prompt(self.prompt or embedded or dialect.rec_prompt, _EXPRESSION)
+        prompt = check_prompt(self.prompt or locate_prompt(dialect, model), EXPRESSION)
         keep = dialect.rec_keeps_commas
         sentences = [sentence if keep else sentence.replace(",", "").strip() for sentence in items.sentences]
-        texts = [prompt.replace(_EXPRESSION, sentence) for sentence in sentences]
+        texts = [prompt.replace(EXPRESSION, sentence) for sentence in sentences]
         return prompt, list(map(Question, items.ids, items.file_names, items.sizes_wh, texts))
 
     def score(self, items: Expressions, answers: Answers) -> Result:

@@ -29,7 +29,7 @@ from spr.evaluation.metrics import Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task
-from spr.grounding import Dialect, render_box
+from spr.grounding import DIALECTS, Dialect, render_box
 from spr.grounding.names import category_name, is_readable
 from spr.records import Box, Size
 
@@ -141,12 +141,13 @@ class Referring(Task[list[ReferringItem]]):
     def _location(self, item: ReferringItem, dialect: Dialect) -> str:
         if self.region == "box":
             return render_box(item.box, dialect, item.size_wh, region=True)
-        if dialect.key != "ferret" or item.point is None:
-            got = f"dialect {dialect.key}" if dialect.key != "ferret" else f"no `sample_point` for {item.id}"
-            expected = "the dialect ferret and a `sample_point` for each object"
+        if dialect.region_point is None or item.point is None:
+            got = f"dialect {dialect.key}" if dialect.region_point is None else f"no `sample_point` for {item.id}"
+            known = " or ".join(key for key, other in DIALECTS.items() if other.region_point is not None)
+            expected = f"the dialect {known} and a `sample_point` for each object"
             raise ConfigError("--region point can't be used", got=got, expected=expected, fix="use --region box")
         x, y = (int(place * 1000.0 / side) for place, side in zip(item.point, item.size_wh, strict=True))
-        return f"[{x}, {y}]{dialect.region_suffix}"
+        return dialect.region_point.format(x, y) + dialect.region_suffix
 
     def score(self, items: list[ReferringItem], answers: Answers) -> Result:
         """The accuracy, overall and by LVIS's frequency of the category."""
