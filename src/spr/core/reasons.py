@@ -146,6 +146,8 @@ TRAINING_REASONS: dict[str, str] = {
     "empty_answer": "an answer is empty",
     "answers_equal": "chosen and rejected are the same",
     "answer_has_image_token": "an answer contains the image placeholder token",
+    "several_images": "`training.mix`: the row has more than one image",
+    "no_image": "`training.mix`: the row has no image, and models of this family are trained with images only",
     "too_long": "the prompt and an answer have more tokens than `training.max_length` or the model allows; they are "
     "never truncated",
 }
