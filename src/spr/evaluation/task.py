@@ -154,6 +154,7 @@ TASKS: Registry[type[Task[Any]]] = Registry(
         "phrase-grounding": "spr.evaluation.tasks.phrase_grounding:PhraseGrounding",
         "referring": "spr.evaluation.tasks.referring:Referring",
         "pope": "spr.evaluation.tasks.pope:Pope",
+        "amber": "spr.evaluation.tasks.amber:Amber",
         "description": "spr.evaluation.tasks.description:Description",
     },
 )
