@@ -300,3 +300,9 @@ def test_without_a_mix_nothing_changes(trainable_folder, settings, pairs_folder,
     train(trl_pairs(pairs_folder), str(trainable_folder("llava_onevision")), settings(), tmp_path / "out", seed=3)
     lines = [json.loads(line) for line in (tmp_path / "out" / "training" / "log.jsonl").read_text().splitlines()]
     assert not any(name.startswith("mix") or name == "pair_loss" for line in lines for name in line if name != "mix")
+
+
+def test_options_of_a_mix_without_a_file_are_refused():
+    with pytest.raises(ValidationError, match=r"set mix\.path too"):
+        TrainingConfig(mix={"share": 0.2})
+    assert TrainingConfig.model_validate(TrainingConfig().model_dump()).mix.path is None

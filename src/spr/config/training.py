@@ -58,11 +58,12 @@ class LoraSection(Section):
 
 
 class MixSection(Section):
-    """Other instruction data that is mixed into the training, so that the model forgets less (our choice: none)."""
+    """Other instruction data that is mixed into the training, so that the model forgets less (our choice)."""
 
-    path: AnyPath
+    path: AnyPath | None = None
     """A .jsonl, .json or .parquet file, or a folder of a dataset, in one of TRL's formats: `prompt`, `chosen`,
-    `rejected`; `prompt`, `completion`; or `messages`. Relative paths start at the current folder."""
+    `rejected`; `prompt`, `completion`; or `messages`. Relative paths start at the current folder; null mixes nothing
+    in (our choice)."""
     share: Float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows of an epoch, 0..1 (our choice)."""
     images: AnyPath | None = None
@@ -72,6 +73,13 @@ class MixSection(Section):
     @classmethod
     def _is_absolute(cls, value: Path | None) -> Path | None:
         return value if value is None or is_remote(value) else value.expanduser().absolute()
+
+    @field_validator("share", "images")
+    @classmethod
+    def _belongs_to_a_file(cls, value: object, info: ValidationInfo) -> object:
+        if value not in (0.1, None) and info.data.get("path", True) is None:
+            raise ValueError(f"there is nothing to mix in: set mix.path too, or remove {info.field_name}")
+        return value
 
 
 class TrainingConfig(Section):
@@ -118,8 +126,7 @@ class TrainingConfig(Section):
     """Weight decay of AdamW (our choice: 0)."""
     max_grad_norm: Float | None = Field(default=1.0, gt=0)
     """Maximum norm for gradient clipping; null disables it (our choice)."""
-    mix: MixSection | None = None
-    """Other instruction data; null trains on the pairs only (our choice)."""
+    mix: MixSection = MixSection()
     lora: LoraSection = LoraSection()
     dtype: DType = "auto"
     """Data type of the frozen weights and of the computation; `auto` keeps that of the checkpoint. The adapter's

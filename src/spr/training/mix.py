@@ -46,7 +46,7 @@ def read_mix(mix: MixSection, most: int, seed: int) -> list[TrainingPair]:
     Raises:
         InputError: if the file can't be read or is in another format, or for a row that can't be read, naming its line.
     """
-    source = mix.path
+    source = _path(mix)
     files = ImageSource(mix.images or (source if is_dir(source) else source.parent))
     chosen: list[tuple[int, int, TrainingPair]] = []  # a heap, the row with the largest hash first
     trainable = 0
@@ -77,9 +77,15 @@ def rows_of_epoch(epoch: int, rows: int, per_epoch: int) -> list[int]:
     return [(epoch * count + k) % rows for k in range(count)]
 
 
+def _path(mix: MixSection) -> Path:
+    if mix.path is None:
+        raise ValueError("training.mix has no path")
+    return mix.path
+
+
 def check_mix(mix: MixSection) -> None:
     """Raise `InputError` if the file is missing, empty or in another format, from its first row."""
-    open_rows(mix.path, _check_columns, "training.mix.path")
+    open_rows(_path(mix), _check_columns, "training.mix.path")
 
 
 def _check_columns(columns: set[str], source: Path) -> None:

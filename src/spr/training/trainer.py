@@ -140,7 +140,7 @@ def train(
     accelerator.wait_for_everyone()
     tell = report if main else lambda _: None
     # Everything that can be refused or answered without the model's weights comes before they are loaded.
-    if settings.mix is not None:
+    if settings.mix.path is not None:
         check_mix(settings.mix)
     opened = open_model(model, settings, revision=revision, dialect=dialect)
     with Progress("reading pairs", unit="pairs"):
@@ -153,7 +153,7 @@ def train(
         )
         held_out, _ = opened.planner.plan(evaluated, limit, with_rejected=with_rejected)
     planned, mixed = own, 0  # what is trained on, and how many rows of `training.mix` are in an epoch
-    if settings.mix is not None and own:
+    if settings.mix.path is not None and own:
         with Progress("reading training.mix", unit="rows"):
             wanted = rows_per_epoch(len(own), settings.mix.share)
             rows = read_mix(settings.mix, wanted * settings.num_train_epochs, seed)
@@ -422,7 +422,7 @@ def _take_steps(
     log = TrainingLog(session.folder / "log.jsonl", len(steps), first, active=accelerator.is_main_process)
     log.event("start", first_step=first, steps=len(steps), pairs=len(planned), **fingerprint["training"])
     state.model.train()
-    meter, values = Meter(accelerator, mix=settings.mix is not None), dict[str, float]()
+    meter, values = Meter(accelerator, mix=settings.mix.path is not None), dict[str, float]()
     seen = list(accumulate(sum(map(len, step)) for step in steps))
     own = [sum(not planned[k].pair.mixed for batch in step for k in batch) for step in steps]
     own_seen = list(accumulate(own))
@@ -546,7 +546,7 @@ def _take_step(
         with clear_memory_errors(pairs, settings), accelerator.accumulate(state.model):
             batch, logps = session.forward(pairs, processed)
             reference, weights = known.of(pairs, logps.chosen.device)
-            kinds = _Kinds.of(pairs, logps.chosen.device) if settings.mix is not None else None
+            kinds = _Kinds.of(pairs, logps.chosen.device) if settings.mix.path is not None else None
             supervised = None if kinds is None else kinds.supervised
             losses = pair_losses(logps, reference, settings, reward_shift=shift, weights=weights, supervised=supervised)
             check_finite(losses.loss, batch, number, "loss", session.folder)
