@@ -147,6 +147,8 @@ TRAINING_REASONS: dict[str, str] = {
     "answers_equal": "chosen and rejected are the same",
     "answer_has_image_token": "an answer contains the image placeholder token",
     "answer_has_end_of_turn": "an answer contains the token that ends the model's answers, before its own end",
+    "several_images": "`training.mix`: the row has more than one image",
+    "no_image": "`training.mix`: the row has no image, and models of this family are trained with images only",
     "too_long": "the prompt and an answer have more tokens than `training.max_length` or the model allows; they are "
     "never truncated",
 }
