@@ -14,7 +14,6 @@ from spr.training.pairs import trl_pairs
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features, MemoryFeatures
 
-
 TRAINABLE = [name for name, family in FAMILIES.items() if family.trainable]
 
 

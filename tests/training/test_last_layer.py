@@ -13,7 +13,6 @@ from spr.training.shared_prefix import PairModel, collate
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
 
-
 TRAINABLE = [name for name, family in FAMILIES.items() if family.trainable]
 
 
