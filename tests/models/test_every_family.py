@@ -66,7 +66,7 @@ def teach(folder, images):
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, STEPS)
     known = []
     for answer in answers(describer.dialect):
-        text = render_answer(processor, family, user_turn(prompt_of(family)), answer)
+        text = "".join(render_answer(processor, family, user_turn(prompt_of(family)), answer))
         known.append(torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]]))
     for step in range(STEPS):
         expression = describer.dialect.rec_prompt.format(expression="the cup")
