@@ -152,6 +152,11 @@ class Tags:
         return dict(pair for pair in (self.phrase, self.grounding, self.point_tags) if pair is not None)
 
     @cached_property
+    def tags(self) -> frozenset[str]:
+        """All tags."""
+        return frozenset(tag for pair in self.pairs.items() for tag in pair)
+
+    @cached_property
     def pattern(self) -> re.Pattern[str]:
         """A phrase (group 1; empty if not marked) with one well-formed box, any tag, a special token, or a `stray`."""
         tags = [re.escape(tag) for pair in self.pairs.items() for tag in pair]
