@@ -32,7 +32,6 @@ class Dialect:
         options: Names of the fields of ``geometry`` that users may set, as in ``llava:padded=false``.
         region_suffix: Text that follows an input region's box in a prompt.
         rec_prompt: The default question of the REC benchmark; contains ``{expression}``.
-        point_prompt: The publisher's question for points; contains ``{expression}``. None if there is none.
         rec_keeps_commas: False if the family's own REC evaluation removes commas from the expressions.
         description_prompt: The default question of the description benchmark; contains ``{region}``. None for the
             default of `prompts.full`.
@@ -40,6 +39,7 @@ class Dialect:
             an answer is decoded.
         servers_keep_tokens: False if inference servers remove these tokens from answers unless a request sets
             ``skip_special_tokens: false``.
+        point_prompt: The publisher's question for points; contains ``{expression}``. None if there is none.
     """
 
     key: str
@@ -51,11 +51,11 @@ class Dialect:
     options: tuple[str, ...] = ()
     region_suffix: str = ""
     rec_prompt: str = LOCATE
-    point_prompt: str | None = None
     rec_keeps_commas: bool = True
     description_prompt: str | None = None
     special_tokens: str | None = None
     servers_keep_tokens: bool = False
+    point_prompt: str | None = None
 
     @property
     def keeps_prose(self) -> bool:

@@ -244,9 +244,9 @@ class JsonList:
 
     Attributes:
         box_key: The key of a box, or of a list of boxes.
-        point_key: The key of a point, or of a list of points.
         label_key: The key of the label.
         other_label_keys: Keys that are read as the label of entries without ``label_key``, the first one that is there.
+        point_key: The key of a point, or of a list of points.
         y_first: Whether y comes before x.
         number: Format of a number.
         around: Pattern of tags around the list, which are removed without a report.
@@ -254,10 +254,10 @@ class JsonList:
     """
 
     box_key: str = "bbox_2d"
-    point_key: str = "point_2d"
     label_key: str = "label"
     other_label_keys: tuple[str, ...] = ("class", "category", "text_content", "name", "class_name", "category_name")
 
+    point_key: str = "point_2d"
     y_first: bool = False
     number: str = ""
     around: str | None = None
