@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.detection.confidence import token_probabilities
@@ -351,3 +352,16 @@ def test_synonyms_change_what_an_answer_finds(items, tmp_path):
     result = score(items, *texts, task=Detection(synonyms=path))
     assert (result.value("recall@0.5"), result.notes) == (3 / 4, ())
     assert result.protocol["names"].endswith("a synonym of synonyms.json")
+
+
+def test_a_model_is_asked_once_per_image_and_its_file_gives_the_same_figures(write, tmp_path):
+    for k in (1, 2, 3):
+        Image.new("RGB", (1000, 1000)).save(tmp_path / f"{k}.jpg")
+    path = write(coco(OBJECTS, images=3))
+    result = evaluate("detection", path, describer=FakeDescriber(), images=tmp_path)
+    assert [line.id for line in result.predictions] == ["1", "2", "3"]
+    assert "wine glass, dog, person" in result.predictions[0].prompt
+    assert (result.protocol["asked"], result.protocol["model"]) == ("all categories, one question per image", "fake")
+    written = result.write(tmp_path / "out.json")
+    again = evaluate("detection", path, predictions=tmp_path / written["answers"])
+    assert again.metrics == result.metrics
