@@ -74,3 +74,11 @@ def test_an_unknown_family_needs_a_dialect():
         choose_dialect(None, "idefics3", None)
     with pytest.raises(GroundingError, match="Unknown dialect"):
         choose_dialect("lava", "llava", None)
+
+
+def test_pixels_of_a_resized_image_need_a_known_image_processor():
+    for model_type in ("llava", "idefics3"):
+        with pytest.raises(ModelError, match=rf"{model_type}[\s\S]*qwen2_5_vl:min_pixels"):
+            choose_dialect("qwen2_5_vl", model_type, QwenImages())
+    given = choose_dialect("qwen2_5_vl:min_pixels=784,max_pixels=1003520", "idefics3", QwenImages())
+    assert given == get_dialect("qwen2_5_vl", min_pixels=784, max_pixels=1_003_520)

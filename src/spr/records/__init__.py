@@ -1,6 +1,6 @@
 """The data model: records, their Arrow schemas, and tables as columns."""
 
-from spr.core.boxes import Box, Size
+from spr.core.boxes import Box, Point, Size
 from spr.records.records import (
     CUT_REASONS,
     PROMPT_KINDS,
@@ -41,6 +41,7 @@ __all__ = [
     "ImageObjects",
     "Match",
     "PairKind",
+    "Point",
     "PreferencePair",
     "PromptKind",
     "QuestionKind",

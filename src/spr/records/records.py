@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from spr.core.boxes import Box, Size
+from spr.core.boxes import Box, Point, Size
 from spr.core.errors import RecordError
 
 Source: TypeAlias = Literal["annotation", "detector"]
@@ -234,19 +234,21 @@ def _check_objects(objects: tuple[ImageObject, ...], size_wh: Size, image_id: st
 
 @dataclass(frozen=True, slots=True)
 class Span(Row):
-    """A phrase of a text with the boxes that ground it.
+    """A phrase of a text with the boxes and points that ground it.
 
     Attributes:
         phrase: ``text[start:end]``.
         start, end: Character offsets in the plain text.
         boxes: Zero or more boxes, xyxy pixels of the original image. They come from a model, so they may extend beyond
             the image or have no area.
+        points: Zero or more points, xy pixels of the original image; also from a model.
     """
 
     phrase: str
     start: int
     end: int
     boxes: tuple[Box, ...] = ()
+    points: tuple[Point, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end or self.end - self.start != len(self.phrase):
@@ -261,6 +263,18 @@ class Span(Row):
             if not (isfinite(x1) and isfinite(y1) and isfinite(x2) and isfinite(y2)):
                 raise RecordError("a span has a non-finite box", got=self.boxes, expected="four finite numbers per box")
         object.__setattr__(self, "boxes", boxes)
+        if self.points or type(self.points) is not tuple:
+            object.__setattr__(self, "points", _checked_points(self.points))
+
+
+def _checked_points(values: object) -> tuple[Point, ...]:
+    try:
+        points = tuple([(float(x), float(y)) for x, y in values])  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        points = ((nan, nan),)
+    if not all(isfinite(x) and isfinite(y) for x, y in points):
+        raise RecordError("a span has a non-finite point", got=values, expected="two finite numbers per point")
+    return points
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,13 +44,14 @@ _Rectangle: TypeAlias = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A box, xyxy pixels of the original image, with its label, or "" without one."""
+    """A box, xyxy pixels of the original image, with its label, or "" without one; the corners of a point are equal."""
 
     box: Sequence[float]
     colour: Colour
     width: int
     label: str = ""
     lettered: bool = False
+    is_point: bool = False
 
     @property
     def key(self) -> tuple[str, bool]:
@@ -153,8 +154,13 @@ def draw_marks(
         x1, y1, x2, y2 = ((v - view[k % 2]) * scale for k, v in enumerate(mark.box))
         # Boxes that are thinner than their outline are widened.
         corners = (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1))
-        draw.rectangle(corners, outline=(0, 0, 0), width=mark.width + 1)
-        draw.rectangle(corners, outline=mark.colour, width=mark.width)
+        if mark.is_point:
+            radius = 2 + mark.width
+            draw.ellipse((x1 - radius, y1 - radius, x1 + radius, y1 + radius), fill=mark.colour, outline=(0, 0, 0))
+            x1, y1 = x1 + radius + 1, y1 + radius + 1  # the label does not hide the point
+        else:
+            draw.rectangle(corners, outline=(0, 0, 0), width=mark.width + 1)
+            draw.rectangle(corners, outline=mark.colour, width=mark.width)
         if mark.label:
             tags.append(((x1, y1), mark))
     taken: list[_Rectangle] = []
@@ -250,9 +256,11 @@ def _marks(row: dict[str, Any]) -> Iterator[Mark]:
     if "chosen_spans" in row:
         for name, colour, width in (("rejected_spans", REJECTED, 1), ("chosen_spans", CHOSEN, 2)):
             for span in row[name]:
+                about = colour, width, span["phrase"] or row.get("category") or "(no phrase)", name == "rejected_spans"
                 for box in span["boxes"]:
-                    label = span["phrase"] or row.get("category") or "(no phrase)"
-                    yield Mark(box, colour, width, label, name == "rejected_spans")
+                    yield Mark(box, *about)
+                for x, y in span.get("points") or ():
+                    yield Mark((x, y, x, y), *about, is_point=True)
     else:
         for item in row["objects"]:
             inside, category = item.get("inside", True), item["category"]

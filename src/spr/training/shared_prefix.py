@@ -28,6 +28,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spr.models.families import Family
+from spr.training.layer_masks import layer_masks
 from spr.training.loss import token_logps
 from spr.training.vision_cache import Features, compute_features, image_outputs
 
@@ -49,6 +50,8 @@ class EncodedPair:
         chosen, rejected: ``(R,)`` int64, the answers' tokens including the end of turn, unless the answer was cut.
         features: Those of the image; None if the prompt has no image.
         chosen_weights, rejected_weights: ``(R,)`` float32, the weights of the tokens; None if all are 1.
+        image_tokens: ``(P,)`` bool, true for the prompt's tokens that attend to each other in both directions; None if
+            all are causal.
     """
 
     pair_id: str
@@ -59,6 +62,7 @@ class EncodedPair:
     features: Features | None
     chosen_weights: Tensor | None = None
     rejected_weights: Tensor | None = None
+    image_tokens: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +75,7 @@ class Batch:
         mask: If the prefix is shared, ``(S, 1, T, T)`` bool, true where the row's token attends to the column's. Else
             ``(S, T)`` int64, 1 for tokens and 0 for padding.
         begin: Number of leading rows before the first one that predicts an answer token, over all sequences. The mask
-            is plain causal there.
+            is plain causal there, unless there are ``image_tokens``.
         token_types: ``(S, T)`` int64, 0 for the prompt and 1 for the answers.
         rows, columns: ``(N,)`` int64, sequence and token index of the hidden states that predict the answer tokens.
         labels: ``(N,)`` int64, the predicted answer tokens.
@@ -79,6 +83,8 @@ class Batch:
         tokens: Number of tokens in all sequences, without padding.
         features: Image features, one per sequence whose prompt has an image.
         weights: ``(N,)`` float32, the weights of the answer tokens; None if all are 1.
+        image_tokens: ``(S, T)`` bool, true for tokens that attend to each other in both directions; None if all are
+            causal. A mask of shape ``(S, 1, T, T)`` allows for them.
     """
 
     pair_ids: tuple[str, ...]
@@ -94,13 +100,16 @@ class Batch:
     tokens: int
     features: tuple[Features, ...] = field(repr=False)
     weights: Tensor | None = None
+    image_tokens: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         names = ("input_ids", "positions", "mask", "token_types", "rows", "columns", "labels", "owners")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        return replace(self, features=tuple(part.to(device) for part in self.features), weights=weights, **moved)
+        for name in ("weights", "image_tokens"):
+            tensor = getattr(self, name)
+            moved[name] = None if tensor is None else tensor.to(device, non_blocking=True)
+        return replace(self, features=tuple(part.to(device) for part in self.features), **moved)
 
 
 def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
@@ -122,6 +131,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
     input_ids = torch.full(size, pad)
     positions = torch.zeros(len(pairs[0].positions), *size, dtype=torch.int64)
     token_types = torch.zeros(size, dtype=torch.int64)
+    image_tokens = torch.zeros(size, dtype=torch.bool)
     if shared:
         mask = torch.ones(size[1], size[1], dtype=torch.bool).tril().repeat(count, 1, 1, 1)
     else:
@@ -130,6 +140,8 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
     for row, (pair, answers) in enumerate(sequences):
         prompt = end = len(pair.prompt)
         input_ids[row, :prompt], positions[:, row, :prompt] = pair.prompt, pair.positions
+        if pair.image_tokens is not None:
+            image_tokens[row, :prompt] = pair.image_tokens
         for owner, answer, weight in answers:
             start, end = end, end + len(answer)
             input_ids[row, start:end] = answer
@@ -149,6 +161,8 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
             mask[row, 0, end:, end:] = torch.eye(size[1] - end, dtype=torch.bool)
         else:
             mask[row, :end] = 1
+    if shared:
+        mask |= (image_tokens[:, :, None] & image_tokens[:, None])[:, None]
     return Batch(
         pair_ids=tuple(pair.pair_id for pair in pairs),
         input_ids=input_ids,
@@ -163,6 +177,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
         tokens=sum(lengths),
         features=tuple(pair.features for pair, _ in sequences if pair.features is not None),
         weights=torch.cat(weights) if weights else None,
+        image_tokens=image_tokens if pairs[0].image_tokens is not None else None,
     )
 
 
@@ -213,11 +228,9 @@ class PrefixShortcuts:
         self._language_model = language_model(model, family)
         self._begin, self._split_attention = begin, split_attention
         last = self._language_model.layers[-1]
-        projections = [getattr(last.self_attn, name, None) for name in ("q_proj", "o_proj")]
-        # Layers that are built differently (CogVLM's, with two experts) compute all rows.
-        known = all(isinstance(part, nn.Module) for part in projections)
-        self._last_attention: nn.Module | None = last.self_attn if known else None
-        self._row_wise: list[Any] = [*projections, last.mlp] if known else []
+        projections = [getattr(last.self_attn, name) for name in family.row_projections]
+        self._last_attention: nn.Module | None = last.self_attn if projections else None
+        self._row_wise: list[Any] = [*projections, last.mlp] if projections else []
         self._hooks: list[RemovableHandle] = []
         self._kernel: str | None = None
 
@@ -241,7 +254,8 @@ class PrefixShortcuts:
             self._language_model.config._attn_implementation = {"": self._kernel}
 
     def _skip_rows(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][:, self._begin :], *inputs[1:])
+        # Contiguous: layers with experts change its shape with `view`.
+        return (inputs[0][:, self._begin :].contiguous(), *inputs[1:])
 
     def _fill_rows(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return nn.functional.pad(output, (0, 0, self._begin, 0))
@@ -296,7 +310,7 @@ class PairModel(nn.Module):
         They are tuples, because modules that wrap this one look for tensors in tuples.
         """
         if vision is not None:
-            return compute_features(self.base, vision)
+            return compute_features(self.base, vision, deep=self.family.deep_features)
         return self._logps(batch) if batch is not None else None
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -310,12 +324,26 @@ class PairModel(nn.Module):
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
         extra: dict[str, Any] = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
-        kernel = language_model(base, self.family).config._attn_implementation
-        split = batch.begin > 0 and batch.mask.dim() == 4 and kernel == "sdpa"
-        mask = batch.mask[:, :, batch.begin :] if split else batch.mask
+        config = language_model(base, self.family).config
+        kernel, rules, mask = config._attn_implementation, self.family.layer_masks, batch.mask
+        masks: Tensor | dict[str, Tensor] = mask
+        split = False
+        if rules is not None:
+            images = batch.input_ids == base.config.image_token_id
+            if mask.dim() == 4:
+                masks = layer_masks(rules, config, mask, batch.positions[0], images)
+            else:
+                extra[rules.token_types] = images.int()
+        elif batch.image_tokens is not None:
+            extra["mm_token_type_ids"] = batch.image_tokens.int()
+        elif batch.begin > 0 and mask.dim() == 4 and kernel == "sdpa":
+            split, masks = True, mask[:, :, batch.begin :]
         if mask.dim() == 4 and kernel == "eager":
-            # Eager attention adds its mask to the scores.
-            mask = torch.zeros_like(mask, dtype=base.dtype).masked_fill(~mask, torch.finfo(base.dtype).min)
+            masks = (
+                {kind: _additive(part, base.dtype) for kind, part in masks.items()}
+                if isinstance(masks, dict)
+                else _additive(masks, base.dtype)
+            )
         self._shortcuts = nullcontext()
         if batch.begin > 0:
             self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
@@ -324,7 +352,7 @@ class PairModel(nn.Module):
         with self.autocast(), self._shortcuts:
             hidden = base.model(
                 input_ids=batch.input_ids,
-                attention_mask=mask,
+                attention_mask=masks,
                 position_ids=positions,
                 use_cache=False,
                 **extra,
@@ -343,6 +371,11 @@ class PairModel(nn.Module):
         return sums[:count], sums[count:], tokens[:count], tokens[count:]
 
 
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as what eager attention adds to the scores."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
 def why_not_shared(model: Any, family: Family) -> str | None:
     """The reason why a transformers model can't compute image and prompt once per pair; None if it can."""
     if not family.shared_prefix:
@@ -350,6 +383,6 @@ def why_not_shared(model: Any, family: Family) -> str | None:
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention implementation {model.config._attn_implementation} does not support custom masks"
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if kinds - {"full_attention"}:
+    if kinds - {"full_attention"} and family.layer_masks is None:
         return f"its layers are of types {', '.join(sorted(kinds))}"
     return None

@@ -52,8 +52,10 @@ class Features:
         return Features(tokens, tuple(deep))
 
 
-def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one image through vision tower and projector; returns the fields of `Features`.
+def compute_features(
+    model: Any, vision_inputs: dict[str, Tensor], *, deep: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one image through vision tower and projector; returns the fields of `Features`, with ``deep`` ones if asked.
 
     The vision inputs are the processor's output for the image: ``pixel_values`` and, for some families, sizes or grids.
     """
@@ -65,8 +67,8 @@ def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tens
     pooled = output.pooler_output
     parts = [pooled] if isinstance(pooled, Tensor) else list(pooled)
     tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
-    deep = getattr(output, "deepstack_features", None) or ()
-    return tokens, tuple(torch.cat(list(level)) for level in deep)
+    levels = output.deepstack_features if deep else ()
+    return tokens, tuple(torch.cat(list(level)) for level in levels)
 
 
 def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamespace:

@@ -122,8 +122,9 @@ def _image_tokens(config: Mapping[str, Any]) -> int:
         return round(PHOTOGRAPH[0] / unit) * round(PHOTOGRAPH[1] / unit)
     size = vision["image_size"]
     side = int(size[0] if isinstance(size, list | tuple) else size) // patch
-    tiled = config.get("model_type") == "llava_onevision" and len(config.get("image_grid_pinpoints") or ()) > 1
-    if tiled:  # the whole image, and 2 × 2 tiles cropped to its aspect, with a token at the end of each row
+    if (
+        len(config.get("image_grid_pinpoints") or ()) > 1
+    ):  # LLaVA-OneVision: the whole image, and 2 × 2 tiles cropped to its aspect, with a token at the end of each row
         rows = int(2 * side * PHOTOGRAPH[1] / PHOTOGRAPH[0])
         return side**2 + (rows + rows % 2) * (2 * side + 1)
     return side**2
