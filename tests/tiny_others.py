@@ -13,7 +13,9 @@ MOLMO2_TEMPLATE = (
     "{% if not loop.first %}<|im_end|>\n{% endif %}<|im_start|>user\nTEXT<|im_end|>\n"
     "{% else %}<|im_start|>assistant\nTEXT{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-).replace("TEXT", "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') }}")
+).replace(
+    "TEXT", "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') }}"
+)
 
 
 def make_molmo2(folder: Path) -> None:

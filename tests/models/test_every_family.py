@@ -14,6 +14,7 @@ import spr
 from spr.config import make_config
 from spr.core.errors import SprError
 from spr.grounding import GroundedText, render
+from spr.grounding.points import centre
 from spr.models.chat import render_answer, user_turn
 from spr.models.describers.hf import HfDescriber
 from spr.models.families import FAMILIES
@@ -30,12 +31,14 @@ STEPS, FASTEST, WHERE = 120, 6e-3, {"device": "cpu", "dtype": "float32"}
 
 
 def answers(dialect):
-    """Four answers of two phrases with boxes each."""
+    """Four answers of two phrases with boxes each, or with points where the dialect has no boxes."""
     text = "a cup and a box"
-    return [
-        render(GroundedText(text, (Span("a cup", 0, 5, (one,)), Span("a box", 10, 15, (two,)))), dialect, SIZE)
-        for one, two in BOXES
-    ]
+    given = []
+    for places in BOXES:
+        places = [((box,), ()) if dialect.writes_boxes else ((), (centre(box),)) for box in places]
+        spans = Span("a cup", 0, 5, *places[0]), Span("a box", 10, 15, *places[1])
+        given.append(render(GroundedText(text, spans), dialect, SIZE))
+    return given
 
 
 def prompt_of(family):
@@ -66,7 +69,7 @@ def teach(folder, images):
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, STEPS)
     known = []
     for answer in answers(describer.dialect):
-        text = render_answer(processor, family, user_turn(prompt_of(family)), answer)
+        text = "".join(render_answer(processor, family, user_turn(prompt_of(family)), answer))
         known.append(torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]]))
     for step in range(STEPS):
         expression = describer.dialect.rec_prompt.format(expression="the cup")
@@ -125,7 +128,7 @@ def test_the_whole_method_runs(family, mllm_folder, make_dataset, tmp_path):
     spr.run(config, run)
     candidates = rows_of(run / "candidates")
     assert {row["dialect"].partition(":")[0] for row in candidates} == {FAMILIES[family].dialect}
-    assert any(span["boxes"] for row in candidates for span in row["spans"])
+    assert any(span["boxes"] or span["points"] for row in candidates for span in row["spans"])
     assert rows_of(run / "pairs")
     if not FAMILIES[family].trainable:
         with pytest.raises(SprError, match="can describe, but not be trained"):

@@ -11,7 +11,9 @@ from spr.grounding import DIALECTS
 from spr.models.families import FAMILIES
 
 SOURCE = Path(spr.__file__).parent
-OWN = re.compile(r"models/families\.py|grounding/(dialects|list_dialects|prose_dialects)\.py|models/ported/.*")  # the tables, and models' own classes
+OWN = re.compile(
+    r"models/families\.py|grounding/(dialects|list_dialects|prose_dialects)\.py|models/ported/.*"
+)  # the tables, and models' own classes
 FILES = [path for path in sorted(SOURCE.rglob("*.py")) if not OWN.fullmatch(path.relative_to(SOURCE).as_posix())]
 # Of configs and processors of every family, where a missing one means "none".
 GENERAL = {"image_token", "final_logit_softcapping", "layer_types", "config", "_commit_hash"}

@@ -64,7 +64,8 @@ def check_dialect(
         if _content(found, dialect, words) != _content(sample, dialect, words):
             what = f"The tokenizer of {source} does not keep the dialect `{dialect.key}`"
             raise ModelError(what, got=_around(found, sample), expected=_around(sample, found), fix=_TOKENIZER_FIX)
-    if family is not None and dialect.key == family.dialect and dialect.special_tokens is not None:
+    own = family is not None and family.markup_tokens and dialect.key == family.dialect
+    if family is not None and own and dialect.special_tokens is not None:
         used = dict.fromkeys(match[0] for sample in samples for match in re.finditer(dialect.special_tokens, sample))
         _check_whole(source, processor.tokenizer, used, f"as in {family.models}")
 
@@ -77,7 +78,8 @@ def sample_texts(dialect: Dialect) -> list[str]:
     'A Dog [0, 0, 150, 850] [75, 75, 1000, 1000] [487, 25, 881, 475] [10, 502, 642, 979]'
     """
     try:
-        drawn = render(GroundedText("A Dog", (Span("A Dog", 0, 5, _BOXES),)), dialect, _SIZE)
+        places = (_BOXES, ()) if dialect.writes_boxes else ((), tuple(box[:2] for box in _BOXES))
+        drawn = render(GroundedText("A Dog", (Span("A Dog", 0, 5, *places),)), dialect, _SIZE)
     except GroundingError:  # of other packages' dialects, which may write one box per phrase
         return [dialect.example]
     return [dialect.example, drawn]
@@ -115,9 +117,9 @@ def _check_whole(source: Source, tokenizer: Any, tokens: Iterable[str], why: str
 
 
 def _content(text: str, dialect: Dialect, words: bool) -> tuple[Any, ...]:
-    """What must survive: the boxes and their number per phrase; with ``words``, also the words without white space."""
+    """What must survive: the boxes and points, and their number per phrase; with ``words``, also the words without white space."""
     grounded = parse(text, dialect, _SIZE)
-    boxes = [span.boxes for span in grounded.spans if span.boxes]
+    boxes = [(span.boxes, span.points) for span in grounded.spans if span.boxes or span.points]
     return (boxes, "".join(text.split()), [problem.reason for problem in grounded.problems]) if words else (boxes,)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from spr.core.errors import closest
 from spr.core.registry import Registry
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
@@ -96,6 +97,8 @@ class Family:
             × ``merge_size`` between the limits of its ``size``. Dialects in pixels of the resized image follow it.
         row_projections: Names of the linear layers before and after the attention of a decoder layer. With them,
             training skips the rows of the last layer that nothing reads; empty for layers that are built differently.
+        markup_tokens: False if it is not known whether the published tokenizers have one token for each part of the
+            dialect's markup. If they have, one that splits them is not the model's, and refused.
         deep_features: True if image features are also added to the first layers of the language model.
         starts_with_bos: True if the processor puts the beginning-of-text token, or if there is none the end-of-text
             token, before prompts that do not start with it.
@@ -135,6 +138,7 @@ class Family:
     image_grid: str = "image_grid_thw"
     resized_geometry: bool = False
     row_projections: tuple[str, ...] = ("q_proj", "o_proj")
+    markup_tokens: bool = True
     deep_features: bool = False
     starts_with_bos: bool = False
     bidirectional_image: bool = False
@@ -177,6 +181,8 @@ _MINICPM = partial(
     end_of_turn=_CHAT_ML_END,
     thinking=Thinking("enable_thinking", _QWEN_EMPTY),
     counts_image_tokens=False,
+    # MiniCPM-V 2.6 has tokens for them; 4.6 and later have the vocabulary of Qwen3.5.
+    markup_tokens=False,
 )
 _GLM_EMPTY = "<think></think>\n"
 _GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
@@ -349,7 +355,7 @@ _ALL = (
     Family(
         "molmo2",
         "Molmo2 4B, 8B, O-7B",
-        dialect="qwen3_vl",
+        dialect="molmo2",
         turn="{image}" + _CHAT_ML.replace("{image}", ""),
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
@@ -415,6 +421,25 @@ FAMILIES: Registry[Family] = Registry("model family", "spr.families", {family.mo
 """The families by ``model_type``."""
 
 
+HOW_TO_ADD = "docs/how-to/add-a-model-family.md"
+"""The page that shows how a family is added."""
+
+
+def unknown_family(model_type: str, what: str, *, why: str | None = None, instead: str | None = None) -> ModelError:
+    """The error for a model whose family is not in the table; it names the family with the most similar name.
+
+    ``what`` can't be done, ``why`` not, if there is more to say, and what the user can do ``instead`` of adding it.
+
+    >>> unknown_family("qwen3_vl_next", "The model can't be trained").expected.partition(";")[0]
+    'the nearest is qwen3_vl (Qwen3-VL 2B to 32B)'
+    """
+    near = closest(model_type.lower(), FAMILIES)
+    nearest = f"the nearest is {near} ({FAMILIES[near].models}); " if near is not None else ""
+    got = f"model_type {model_type}" + (f": {why}" if why is not None else "")
+    fix = (f"{instead}, or " if instead is not None else "") + f"add the family: {HOW_TO_ADD} shows how"
+    return ModelError(what, got=got, expected=f"{nearest}known are {', '.join(FAMILIES)}", fix=fix)
+
+
 def is_grounding_token(token: str, *dialects: Dialect) -> bool:
     """Whether a special token is part of the markup of a dialect: a registered one, or one of ``dialects``.
 
@@ -442,8 +467,8 @@ def choose_dialect(dialect: str | Dialect | None, model_type: str, image_process
         return dialect
     if dialect is None:
         if model_type not in FAMILIES:
-            what, got = "The dialect of this model family is unknown", f"model_type {model_type}"
-            raise ModelError(what, got=got, expected=", ".join(FAMILIES), fix="set describer.dialect")
+            what = "The dialect of this model family is unknown"
+            raise unknown_family(model_type, what, instead="set describer.dialect")
         dialect = FAMILIES[model_type].dialect
     chosen = get_dialect(dialect)
     if not isinstance(chosen.geometry, Resized):
