@@ -22,7 +22,7 @@ from spr.models.image_processors import encode
 from spr.records import Span
 from spr.runs.store import StageStore
 from spr.training.checkpoint import merge_adapter
-from tiny_mllms import MAKERS
+from tiny_mllms import all_makers
 
 SIZE = (200, 160)  # of the pictures of `make_dataset`
 BOXES = [((28, 24, 90, 80), (100, 40, 180, 150)), ((40, 30, 120, 88), (104, 44, 160, 120))]
@@ -99,7 +99,7 @@ def rows_of(folder):
 
 
 def test_every_family_has_a_tiny_model():
-    assert set(MAKERS) == set(FAMILIES)
+    assert set(all_makers()) >= set(FAMILIES)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from spr.config import TrainingConfig
 from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, get_dialect, parse
 from spr.models.describers.hf import HfDescriber
-from spr.models.families import HOW_TO_ADD, FAMILIES, choose_dialect, is_grounding_token, unknown_family
+from spr.models.families import FAMILIES, HOW_TO_ADD, choose_dialect, is_grounding_token, unknown_family
 from spr.models.loading import ModelError
 from spr.training.trainee import open_model
 
@@ -126,7 +126,7 @@ def test_a_model_whose_class_nobody_has_is_refused_by_describers_and_training(op
     # As published: LLaVA-OneVision-1.5 has its classes in its repository, and transformers has none of its type.
     architectures = ["LLaVAOneVision1_5_ForConditionalGeneration"]
     folder = folder_of(tmp_path, architectures=architectures, model_type="llavaonevision1_5", **extra)
-    with pytest.raises(ModelError, match="Neither transformers .* nor SPR has the model class") as caught:
+    with pytest.raises(ModelError, match=r"Neither transformers .* nor SPR has the model class") as caught:
         open_one(str(folder))
     assert re.fullmatch(rf"model_type llavaonevision1_5{why}.*", caught.value.got)
     assert "the nearest is llava_onevision" in caught.value.expected

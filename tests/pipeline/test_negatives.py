@@ -4,8 +4,8 @@ import hashlib
 from collections import Counter
 
 import pytest
-from run_folders import FAKES, rows
 
+from run_folders import FAKES, rows
 from spr.config import PairingConfig, make_config
 from spr.core.errors import ConfigError, RunError
 from spr.grounding import DIALECTS, get_dialect, parse
@@ -124,7 +124,9 @@ def test_the_stage_runs_only_if_asked_for_and_leaves_the_pairs_as_they_are(confi
     with pytest.raises(ConfigError, match="does not ask for this stage"):
         due_stages(config(), "negatives")
     summaries = run(config(negatives=2), tmp_path / "more", reuse=[tmp_path / "plain"])
-    assert [summary.name for summary in summaries if "taken over" not in (summary.reuse or "")] == ["negatives"]
+    assert [summary.name for summary in summaries if not (summary.reuse or "").startswith("taken over")] == [
+        "negatives"
+    ]
     assert rows(tmp_path / "more", "pairs") == rows(tmp_path / "plain", "pairs")
     assert Counter(row["kind"] for row in rows(tmp_path / "more", "negatives")).keys() == {"absent", "present"}
 

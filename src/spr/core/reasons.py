@@ -147,6 +147,8 @@ TRAINING_REASONS: dict[str, str] = {
     "answers_equal": "chosen and rejected are the same",
     "answer_has_image_token": "an answer contains the image placeholder token",
     "answer_has_end_of_turn": "an answer contains the token that ends the model's answers, before its own end",
+    "several_images": "`training.mix`: the row has more than one image",
+    "no_image": "`training.mix`: the row has no image, and models of this family are trained with images only",
     "too_long": "the prompt and an answer have more tokens than `training.max_length` or the model allows; they are "
     "never truncated",
 }
@@ -156,6 +158,8 @@ EXPORT_REASONS: dict[str, str] = {
     "truncated_answer": "an answer was cut, and the trainer would add an end of turn to it",
     "placeholder_in_text": "the prompt or an answer contains the trainer's image placeholder, such as `<image>`",
     "not_renderable": "the requested dialect would read the words as coordinates",
+    "points_not_writable": "an answer has points, and the requested dialect has none",
+    "boxes_not_writable": "an answer has boxes, and the requested dialect has only points",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
     "question_not_shown": "a question of `pairing.negatives`: this format shows descriptions of regions",
     "image_needs_rewriting": "EXIF rotation, transparency or 16-bit channels: other readers would get other pixels "

@@ -117,6 +117,7 @@ class Tags:
         point_tags: Opening and closing tag of points; None for those of boxes.
         absent: What the tags of boxes contain if the object is not in the image.
         holds_words: Whether the tags of boxes may contain words instead of boxes, or beside them, which are kept.
+        tags_optional: Whether the model also writes boxes without their tags, which is then not reported.
         json: How answers in JSON are read, which the model also writes; None if it does not.
     """
 
@@ -134,6 +135,7 @@ class Tags:
     point_tags: tuple[str, str] | None = None
     absent: str | None = None
     holds_words: bool = False
+    tags_optional: bool = False
     json: JsonList | None = None
 
     keeps_prose = True
@@ -243,6 +245,7 @@ class JsonList:
         y_first: Whether y comes before x.
         number: Format of a number.
         around: Pattern of tags around the list, which are removed without a report.
+        quoted_box: Pattern of a box in a string, with one group per number, if boxes may also be strings.
     """
 
     box_key: str = "bbox_2d"
@@ -253,6 +256,7 @@ class JsonList:
     y_first: bool = False
     number: str = ""
     around: str | None = None
+    quoted_box: str | None = None
 
     separator = ", "
     keeps_prose = False

@@ -141,7 +141,8 @@ class TagReader:
         """Add the words from ``position`` and boxes that have lost their tags; returns where they end."""
         closing = self.markup.closing.match(self.text, stop)
         unit = start, stop if closing is None else closing.end()
-        self.problems.note(*unit, "box without its tags: read anyway")
+        if not self.markup.tags_optional:
+            self.problems.note(*unit, "box without its tags: read anyway")
         self.prose.words_before_box(self.text[position:start])
         groups = range(1, 1 + self.markup.shape_pattern.groups)
         self.prose.add([box for shape in shapes for box in self.problems.decode(self.frame, shape, groups, unit)], unit)

@@ -64,8 +64,7 @@ def check_dialect(
         if _content(found, dialect, words) != _content(sample, dialect, words):
             what = f"The tokenizer of {source} does not keep the dialect `{dialect.key}`"
             raise ModelError(what, got=_around(found, sample), expected=_around(sample, found), fix=_TOKENIZER_FIX)
-    own = family is not None and family.markup_tokens and dialect.key == family.dialect
-    if family is not None and own and dialect.special_tokens is not None:
+    if family is not None and family.markup_tokens and dialect.key == family.dialect and dialect.special_tokens:
         used = dict.fromkeys(match[0] for sample in samples for match in re.finditer(dialect.special_tokens, sample))
         _check_whole(source, processor.tokenizer, used, f"as in {family.models}")
 

@@ -18,8 +18,8 @@ from spr.grounding.geometry import Resized
 from spr.models.loading import ModelError
 from spr.models.thinking import Thinking
 
-# transformers 5 stores all experts of a layer as one tensor, which is no linear layer, so LoRA's matrices don't fit them
-# and mixtures of experts get adapters on the attention, through which all tokens pass.
+# In transformers 5 the experts of a layer are one tensor and not linear layers, so LoRA's matrices don't fit them.
+# Mixtures of experts get adapters on the attention, which all tokens pass.
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _LLAMA_LINEAR = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
 
@@ -69,6 +69,8 @@ class Family:
             ``{image}`` stands for the image, ``{prompt}`` for the user's text. Without ``{image}``, the processor
             inserts the image itself.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
+        markup_tokens: True if the published vocabularies have one token for each special token of the dialect; False
+            if the models write them as text, or it is not known.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
         custom: The model's own classes, for families that transformers does not have.
@@ -97,8 +99,6 @@ class Family:
             × ``merge_size`` between the limits of its ``size``. Dialects in pixels of the resized image follow it.
         row_projections: Names of the linear layers before and after the attention of a decoder layer. With them,
             training skips the rows of the last layer that nothing reads; empty for layers that are built differently.
-        markup_tokens: False if it is not known whether the published tokenizers have one token for each part of the
-            dialect's markup. If they have, one that splits them is not the model's, and refused.
         deep_features: True if image features are also added to the first layers of the language model.
         starts_with_bos: True if the processor puts the beginning-of-text token, or if there is none the end-of-text
             token, before prompts that do not start with it.
@@ -120,6 +120,7 @@ class Family:
     dialect: str
     turn: str
     end_of_turn: tuple[str, ...] = ()
+    markup_tokens: bool = True
     pads_square: bool = False
     max_aspect: float | None = None
     custom: CustomModel | None = None
@@ -138,7 +139,6 @@ class Family:
     image_grid: str = "image_grid_thw"
     resized_geometry: bool = False
     row_projections: tuple[str, ...] = ("q_proj", "o_proj")
-    markup_tokens: bool = True
     deep_features: bool = False
     starts_with_bos: bool = False
     bidirectional_image: bool = False
@@ -157,8 +157,8 @@ class Family:
 _VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 _CHAT_ML_END = ("<|im_end|>",)
-# The layers of Qwen3.5 with linear attention. Left out are `in_proj_a` and `in_proj_b`, whose outputs are one number per
-# head: fewer than the usual rank of an adapter.
+# The linear attention of Qwen3.5. Left out are `in_proj_a` and `in_proj_b`, whose outputs are one number per head:
+# fewer than the usual rank of an adapter.
 _GATED_DELTA_NET = ("in_proj_qkv", "in_proj_z", "out_proj")
 _QWEN_EMPTY = "<think>\n\n</think>\n\n"
 # The Instruct models don't reason; the templates of the Thinking models always open a block.
@@ -188,7 +188,7 @@ _GLM_EMPTY = "<think></think>\n"
 _GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
 _GLM = partial(
     Family,
-    dialect="qwen3_vl",
+    dialect="glm_v",
     # The template closes no turn: an answer ends where the user's next turn begins.
     end_of_turn=("<|user|>",),
     max_aspect=200,
@@ -263,6 +263,7 @@ _ALL = (
     ),
     Family(
         "internvl",
+        # Not InternVL3.5 GPT-OSS, which writes its answers into channels.
         "InternVL3, InternVL3.5",
         dialect="internvl",
         turn=_CHAT_ML.replace("{image}", "{image}\n"),
@@ -299,6 +300,7 @@ _ALL = (
         dialect="paligemma",
         turn="<start_of_turn>user\n{image}{prompt}<end_of_turn>\n<start_of_turn>model\n",
         end_of_turn=("<end_of_turn>",),
+        markup_tokens=False,
         shared_prefix=True,
         joined_features=True,
         image_markup="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
@@ -310,11 +312,13 @@ _ALL = (
         dialect="paligemma",
         turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
         end_of_turn=("<turn|>",),
+        markup_tokens=False,
         shared_prefix=True,
         image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
         layer_masks=LayerMasks(("sliding_attention",), "mm_token_type_ids", "use_bidirectional_attention"),
-        thinking=Thinking("enable_thinking"),
+        # The templates of the larger models close an empty block, those of E2B and E4B write none.
+        thinking=Thinking("enable_thinking", "<|channel>thought\n<channel|>", "<|channel>", "<channel|>", always=False),
     ),
     Family(
         "kimi_k25",
@@ -430,8 +434,8 @@ def unknown_family(model_type: str, what: str, *, why: str | None = None, instea
 
     ``what`` can't be done, ``why`` not, if there is more to say, and what the user can do ``instead`` of adding it.
 
-    >>> unknown_family("qwen3_vl_next", "The model can't be trained").expected.partition(";")[0]
-    'the nearest is qwen3_vl (Qwen3-VL 2B to 32B)'
+    >>> unknown_family("llava_1_5", "The model can't be trained").expected.partition(";")[0]
+    'the nearest is llava (LLaVA-1.5)'
     """
     near = closest(model_type.lower(), FAMILIES)
     nearest = f"the nearest is {near} ({FAMILIES[near].models}); " if near is not None else ""

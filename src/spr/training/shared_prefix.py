@@ -48,6 +48,7 @@ class EncodedPair:
         positions: ``(axes, P)`` int64, the positions of the prompt's tokens; three axes for the Qwen-VL families, else
             one.
         chosen, rejected: ``(R,)`` int64, the answers' tokens including the end of turn, unless the answer was cut.
+        features: Those of the image; None if the prompt has no image.
         chosen_weights, rejected_weights: ``(R,)`` float32, the weights of the tokens; None if all are 1.
         image_tokens: ``(P,)`` bool, true for the prompt's tokens that attend to each other in both directions; None if
             all are causal.
@@ -58,7 +59,7 @@ class EncodedPair:
     positions: Tensor
     chosen: Tensor
     rejected: Tensor
-    features: Features
+    features: Features | None
     chosen_weights: Tensor | None = None
     rejected_weights: Tensor | None = None
     image_tokens: Tensor | None = None
@@ -80,7 +81,7 @@ class Batch:
         labels: ``(N,)`` int64, the predicted answer tokens.
         owners: ``(N,)`` int64, the answer that each belongs to: chosen answers are 0 to B − 1, rejected B to 2 B − 1.
         tokens: Number of tokens in all sequences, without padding.
-        features: S image features, one per sequence.
+        features: Image features, one per sequence whose prompt has an image.
         weights: ``(N,)`` float32, the weights of the answer tokens; None if all are 1.
         image_tokens: ``(S, T)`` bool, true for tokens that attend to each other in both directions; None if all are
             causal. A mask of shape ``(S, 1, T, T)`` allows for them.
@@ -174,7 +175,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
         labels=torch.cat(labels),
         owners=torch.cat(owners),
         tokens=sum(lengths),
-        features=tuple(pair.features for pair, _ in sequences),
+        features=tuple(pair.features for pair, _ in sequences if pair.features is not None),
         weights=torch.cat(weights) if weights else None,
         image_tokens=image_tokens if pairs[0].image_tokens is not None else None,
     )
@@ -322,7 +323,7 @@ class PairModel(nn.Module):
     def _logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
-        extra = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
+        extra: dict[str, Any] = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
         config = language_model(base, self.family).config
         kernel, rules, mask = config._attn_implementation, self.family.layer_masks, batch.mask
         masks: Tensor | dict[str, Tensor] = mask
@@ -346,12 +347,13 @@ class PairModel(nn.Module):
         self._shortcuts = nullcontext()
         if batch.begin > 0:
             self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
+        if batch.features:
+            extra["mm_encoder_outputs"] = {"image": image_outputs(batch.features, joined=self.family.joined_features)}
         with self.autocast(), self._shortcuts:
             hidden = base.model(
                 input_ids=batch.input_ids,
                 attention_mask=masks,
                 position_ids=positions,
-                mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.family.joined_features)},
                 use_cache=False,
                 **extra,
             ).last_hidden_state

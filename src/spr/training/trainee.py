@@ -148,8 +148,8 @@ def load_trainee(
 def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to a frozen model. Its B matrices are zero, so the model's output does not change.
 
-    Without ``target_modules``, those layers of the family's that the model has get adapters: if its MLPs are mixtures of
-    experts (InternVL3.5 30B-A3B), those of the attention. The seed is that of the A matrices.
+    Without ``target_modules``, those of the family's layers that the model has get adapters: those of the attention
+    alone if its MLPs are mixtures of experts (InternVL3.5 30B-A3B). The seed is that of the A matrices.
 
     Raises:
         ConfigError: if ``target_modules`` names no linear layer of the language model.

@@ -15,7 +15,10 @@ from spr.models.families import FAMILIES, choose_dialect
 from spr.models.image_processors import encode, load_processor, without_video
 from spr.models.loading import ModelError
 
-WITH_VIDEO = ["llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
+WITH_VIDEO = [
+    *("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl"),
+    *("glm4v", "glm4v_moe", "glm46v"),
+]
 
 
 def load(folder):
@@ -35,7 +38,7 @@ def test_ids_and_pixels_are_those_of_the_processor_with_video(family, mllm_folde
     whole = whole_class(**settings, video_processor=object())
     images = [picture(100, 80), picture(33, 90), picture(300, 40)]
     texts = [f"{ours.image_token} a", f"{ours.image_token} much longer", f"b {ours.image_token}"]
-    expected = whole(images=images, text=texts, padding=True, return_tensors="pt")
+    expected = whole(images=images, text=texts, padding=True).convert_to_tensors("pt")
     found = encode(ours, texts, images)
     assert found.keys() == expected.keys() >= {"input_ids", "attention_mask", "pixel_values"}
     for name, tensor in expected.items():
@@ -56,6 +59,12 @@ def test_ids_and_pixels_are_those_of_the_processor_with_video(family, mllm_folde
         ("qwen2_5_vl", 12),
         # 100 / 32 = 3.1, 80 / 32 = 2.5, rounded half to even.
         ("qwen3_vl", 3 * 2),
+        ("qwen3_vl_moe", 3 * 2),
+        ("qwen3_5", 3 * 2),
+        # As Qwen2-VL's, but an image counts as two frames, so the limits hold for twice its pixels.
+        ("glm4v", 12),
+        ("glm4v_moe", 12),
+        ("glm46v", 12),
         # 1.25 is as near to 1 as to 3:2, and the larger grid wins: 6 tiles and the thumbnail, 4 tokens each.
         ("internvl", 7 * 4),
     ],
@@ -69,9 +78,12 @@ def test_an_image_of_100_by_80_becomes_as_many_tokens_as_counted_by_hand(family,
 @pytest.mark.parametrize(
     ("family", "patch", "rows", "columns"),
     # 80 and 100 px in merged patches of 28 or 32 px, rounded half to even: 3 × 4 and 2 × 3, of 2 × 2 patches each.
-    [("qwen2_vl", 14, 6, 8), ("qwen2_5_vl", 14, 6, 8), ("qwen3_vl", 16, 4, 6)],
+    [
+        *[(name, 14, 6, 8) for name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe", "glm46v")],
+        *[(name, 16, 4, 6) for name in ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")],
+    ],
 )
-def test_ids_and_pixels_of_qwen_equal_those_computed_without_transformers(
+def test_ids_and_pixels_of_qwen_and_glm_equal_those_computed_without_transformers(
     family, patch, rows, columns, mllm_folder, picture
 ):
     processor, image = load(mllm_folder(family)), picture(100, 80)
