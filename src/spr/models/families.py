@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from spr.core.errors import closest
 from spr.core.registry import Registry
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
@@ -69,7 +70,7 @@ class Family:
             inserts the image itself.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
         markup_tokens: True if the published vocabularies have one token for each special token of the dialect; False
-            if the models write them as text.
+            if the models write them as text, or it is not known.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
         custom: The model's own classes, for families that transformers does not have.
@@ -180,6 +181,8 @@ _MINICPM = partial(
     end_of_turn=_CHAT_ML_END,
     thinking=Thinking("enable_thinking", _QWEN_EMPTY),
     counts_image_tokens=False,
+    # MiniCPM-V 2.6 has tokens for them; 4.6 and later have the vocabulary of Qwen3.5.
+    markup_tokens=False,
 )
 _GLM_EMPTY = "<think></think>\n"
 _GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
@@ -354,7 +357,7 @@ _ALL = (
     Family(
         "molmo2",
         "Molmo2 4B, 8B, O-7B",
-        dialect="qwen3_vl",
+        dialect="molmo2",
         turn="{image}" + _CHAT_ML.replace("{image}", ""),
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
@@ -420,6 +423,25 @@ FAMILIES: Registry[Family] = Registry("model family", "spr.families", {family.mo
 """The families by ``model_type``."""
 
 
+HOW_TO_ADD = "docs/how-to/add-a-model-family.md"
+"""The page that shows how a family is added."""
+
+
+def unknown_family(model_type: str, what: str, *, why: str | None = None, instead: str | None = None) -> ModelError:
+    """The error for a model whose family is not in the table; it names the family with the most similar name.
+
+    ``what`` can't be done, ``why`` not, if there is more to say, and what the user can do ``instead`` of adding it.
+
+    >>> unknown_family("llava_1_5", "The model can't be trained").expected.partition(";")[0]
+    'the nearest is llava (LLaVA-1.5)'
+    """
+    near = closest(model_type.lower(), FAMILIES)
+    nearest = f"the nearest is {near} ({FAMILIES[near].models}); " if near is not None else ""
+    got = f"model_type {model_type}" + (f": {why}" if why is not None else "")
+    fix = (f"{instead}, or " if instead is not None else "") + f"add the family: {HOW_TO_ADD} shows how"
+    return ModelError(what, got=got, expected=f"{nearest}known are {', '.join(FAMILIES)}", fix=fix)
+
+
 def is_grounding_token(token: str, *dialects: Dialect) -> bool:
     """Whether a special token is part of the markup of a dialect: a registered one, or one of ``dialects``.
 
@@ -447,8 +469,8 @@ def choose_dialect(dialect: str | Dialect | None, model_type: str, image_process
         return dialect
     if dialect is None:
         if model_type not in FAMILIES:
-            what, got = "The dialect of this model family is unknown", f"model_type {model_type}"
-            raise ModelError(what, got=got, expected=", ".join(FAMILIES), fix="set describer.dialect")
+            what = "The dialect of this model family is unknown"
+            raise unknown_family(model_type, what, instead="set describer.dialect")
         dialect = FAMILIES[model_type].dialect
     chosen = get_dialect(dialect)
     if not isinstance(chosen.geometry, Resized):

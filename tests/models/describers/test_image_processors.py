@@ -77,6 +77,10 @@ def test_ids_and_pixels_are_those_of_the_processor_with_video(family, mllm_folde
         ("glm46v", 12),
         # 1.25 is as near to 1 as to 3:2, and the larger grid wins: 6 tiles and the thumbnail, 4 tokens each.
         ("internvl", 7 * 4),
+        # 100 · 80 / 56² = 2.6, so 2 to 4 slices; 2 × 2 are nearest to 5:4. They and the whole image are 56 × 56 px, of
+        # which 4 × 4 patches become a token.
+        ("minicpmv4_6", 1 + 4),
+        ("minicpmv4_7", 1 + 4),
     ],
 )
 def test_an_image_of_100_by_80_becomes_as_many_tokens_as_counted_by_hand(family, tokens, mllm_folder, picture):
@@ -121,6 +125,18 @@ def test_padding_is_on_the_left_of_a_decoders_prompt_and_on_the_right_of_an_enco
     assert mask[0].tolist() == sorted(mask[0].tolist(), reverse=entry.encoder_decoder)
     assert not mask[0].all()
     assert mask[1].all()
+
+
+@pytest.mark.parametrize("family", ["minicpmv4_6", "minicpmv4_7"])
+@pytest.mark.parametrize(
+    ("size", "slices"),
+    [((100, 80), "<slice>P</slice><slice>P</slice>\n<slice>P</slice><slice>P</slice>"), ((40, 60), "")],
+)
+def test_minicpm_writes_the_whole_image_and_then_its_slices_by_row(family, size, slices, mllm_folder, picture):
+    processor = load(mllm_folder(family))
+    ids = encode(processor, ["a<|image_pad|>b"], [picture(*size)])["input_ids"][0].tolist()
+    text = f"a<image_id>0</image_id><image>P</image>{slices}b".replace("P", "<|image_pad|>")
+    assert ids == processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_llava_sees_the_whole_image_padded_to_a_square(mllm_folder):
