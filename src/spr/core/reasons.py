@@ -131,7 +131,7 @@ NEGATIVE_REASONS: dict[str, str] = {
     "looked for; or the run is of an earlier version",
     "no_present_category": "`pairing.positives`: no category has exactly one object in the image",
     "no_candidate_in_shard": "no image of the shard has a candidate, so it is not known how the model writes boxes",
-    "not_renderable": "a category's name would be read as something else in the model's dialect",
+    "not_renderable": "a category's name would be read as something else in the model's dialect, or it writes no boxes",
 }
 """Why the stage `negatives` has no questions about an image."""
 

@@ -297,10 +297,9 @@ _ALL = (
     Family(
         "gemma3",
         "Gemma 3 4B, 12B, 27B",
-        dialect="paligemma",
+        dialect="gemini",
         turn="<start_of_turn>user\n{image}{prompt}<end_of_turn>\n<start_of_turn>model\n",
         end_of_turn=("<end_of_turn>",),
-        markup_tokens=False,
         shared_prefix=True,
         joined_features=True,
         image_markup="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
@@ -309,10 +308,9 @@ _ALL = (
     Family(
         "gemma4",
         "Gemma 4 E2B, E4B, 26B-A4B, 31B",
-        dialect="paligemma",
+        dialect="gemini",
         turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
         end_of_turn=("<turn|>",),
-        markup_tokens=False,
         shared_prefix=True,
         image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
@@ -323,7 +321,7 @@ _ALL = (
     Family(
         "kimi_k25",
         "Kimi K2.5, K2.6",
-        dialect="qwen3_vl",
+        dialect="kimi_vl",
         turn="<|im_user|>user<|im_middle|><|media_begin|>image<|media_content|>{image}<|media_end|>\n{prompt}<|im_end|>"
         "<|im_assistant|>assistant<|im_middle|><think></think>",
         end_of_turn=_CHAT_ML_END,
