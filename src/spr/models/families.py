@@ -91,6 +91,8 @@ class Family:
         thinking: How models that can reason are told to; None for families without reasoning.
         counts_image_tokens: True if the processor's ``_get_num_multimodal_tokens`` gives the number of image tokens in
             a prompt without the image.
+        count_function: Function, as ``"module:name"``, that gives this number where the processor has no such method,
+            from the processor, the image's height and its width.
         positions: The positions of the prompt's tokens: ``text``: 0, 1, 2, …; ``one_based``: 1, 2, 3, …; ``grid``: by
             the model's ``get_rope_index``, for image tokens with a row and a column; ``own``: by the model's
             ``prompt_positions``.
@@ -135,6 +137,7 @@ class Family:
     prompt_pattern: str | None = None
     thinking: Thinking | None = None
     counts_image_tokens: bool = True
+    count_function: str | None = None
     positions: Literal["text", "one_based", "grid", "own"] = "text"
     image_grid: str = "image_grid_thw"
     resized_geometry: bool = False
@@ -180,7 +183,7 @@ _MINICPM = partial(
     turn=_CHAT_ML.replace("{image}", "{image}\n") + _QWEN_EMPTY,
     end_of_turn=_CHAT_ML_END,
     thinking=Thinking("enable_thinking", _QWEN_EMPTY),
-    counts_image_tokens=False,
+    count_function="spr.models.ported.minicpm_v:count_minicpm_v_tokens",
     # MiniCPM-V 2.6 has tokens for them; 4.6 and later have the vocabulary of Qwen3.5.
     markup_tokens=False,
 )

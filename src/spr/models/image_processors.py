@@ -74,6 +74,15 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) 
     return dict(inputs.convert_to_tensors("pt"))
 
 
+def count_image_tokens(processor: Any, family: Family, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """The number of tokens for images of these heights and widths. ``counts_image_tokens`` of the family is true."""
+    if family.count_function is not None:
+        count = resolve_name(family.count_function)
+        return [int(count(processor, height, width)) for height, width in sizes]
+    counted = processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])
+    return [int(number) for number in counted["num_image_tokens"]]
+
+
 class _NoVideo(dict[str, Any]):
     """What constructors of processors read of the video processor. As a dict, it can be logged as JSON."""
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from spr.models.chat import render_turn, user_turn
 from spr.models.families import FAMILIES, choose_dialect
-from spr.models.image_processors import encode, load_processor, without_video
+from spr.models.image_processors import count_image_tokens, encode, load_processor, without_video
 from spr.models.loading import ModelError
 from spr.models.ported.kimi_k25 import load_kimi_k25_images
 
@@ -243,3 +243,11 @@ def test_missing_files_give_one_clear_error(tmp_path, mllm_folder):
     (tmp_path / "llava").mkdir()
     with pytest.raises(ModelError, match="not a complete model"):
         load(tmp_path / "llava")
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.count_function])
+@pytest.mark.parametrize("size", [(100, 80), (40, 60), (56, 56), (57, 56), (300, 40), (33, 90), (500, 500), (1, 190)])
+def test_tokens_are_counted_by_an_images_size_alone(family, size, mllm_folder, picture):
+    processor = load(mllm_folder(family))
+    words = encode(processor, [f"a{processor.image_token}\nb"], [picture(*size)])["input_ids"].shape[1]
+    assert count_image_tokens(processor, FAMILIES[family], [size[::-1]]) == [words - len("a\nb")]

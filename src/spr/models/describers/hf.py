@@ -19,7 +19,7 @@ from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, choose_dialect
-from spr.models.image_processors import encode, load_processor
+from spr.models.image_processors import count_image_tokens, encode, load_processor
 from spr.models.loading import (
     ModelError,
     Source,
@@ -154,7 +154,7 @@ class HfDescriber:
         counted = [0] * len(requests)
         if self.family is not None and self.family.counts_image_tokens:
             sizes = [request.image.size[::-1] for request in requests]
-            counted = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
+            counted = count_image_tokens(self.processor, self.family, sizes)
         parts = zip(requests, texts, lengths, counted, strict=True)
         return [_Prompt(request, text, words + image) for request, text, words, image in parts]
 

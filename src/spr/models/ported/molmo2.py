@@ -34,4 +34,5 @@ class Molmo2ImageProcessor(WithTorchvision):  # type: ignore[misc]
 
 def load_molmo2_image_processor(source: Source, *, revision: str | None = None) -> Molmo2ImageProcessor:
     """Load the settings of a model's folder or repository."""
-    return load_part(Molmo2ImageProcessor, source, revision=revision)
+    loaded: Molmo2ImageProcessor = load_part(Molmo2ImageProcessor, source, revision=revision)
+    return loaded
