@@ -70,17 +70,19 @@ def check_dialect(
 
 
 def sample_texts(dialect: Dialect) -> list[str]:
-    """Texts of a dialect: its example, and a phrase with capital letters and several boxes, if it can be rendered.
+    """Texts of a dialect: its example, and a phrase with capital letters and several boxes or points.
 
     >>> from spr.grounding import get_dialect
     >>> sample_texts(get_dialect("ferret"))[1]
     'A Dog [0, 0, 150, 850] [75, 75, 1000, 1000] [487, 25, 881, 475] [10, 502, 642, 979]'
     """
-    try:
-        drawn = render(GroundedText("A Dog", (Span("A Dog", 0, 5, _BOXES),)), dialect, _SIZE)
-    except GroundingError:  # of other packages' dialects, which may write one box per phrase
-        return [dialect.example]
-    return [dialect.example, drawn]
+    points = tuple((x1, y1) for x1, y1, _, _ in _BOXES) + tuple((x2, y2) for _, _, x2, y2 in _BOXES)
+    for span in (Span("A Dog", 0, 5, _BOXES), Span("A Dog", 0, 5, points=points)):
+        try:
+            return [dialect.example, render(GroundedText("A Dog", (span,)), dialect, _SIZE)]
+        except GroundingError:  # a dialect of points only, or of another package, with one box per phrase
+            continue
+    return [dialect.example]
 
 
 def _check_template(source: Source, processor: Any, family: Family | None, samples: list[str], trains: bool) -> None:
@@ -115,10 +117,10 @@ def _check_whole(source: Source, tokenizer: Any, tokens: Iterable[str], why: str
 
 
 def _content(text: str, dialect: Dialect, words: bool) -> tuple[Any, ...]:
-    """What must survive: the boxes and their number per phrase; with ``words``, also the words without white space."""
+    """What must survive: the boxes and points of each phrase; with ``words``, also the words without white space."""
     grounded = parse(text, dialect, _SIZE)
-    boxes = [span.boxes for span in grounded.spans if span.boxes]
-    return (boxes, "".join(text.split()), [problem.reason for problem in grounded.problems]) if words else (boxes,)
+    found = [(span.boxes, span.points) for span in grounded.spans if span.boxes or span.points]
+    return (found, "".join(text.split()), [problem.reason for problem in grounded.problems]) if words else (found,)
 
 
 def _around(text: str, other: str) -> str:

@@ -68,8 +68,8 @@ class Family:
             ``{image}`` stands for the image, ``{prompt}`` for the user's text. Without ``{image}``, the processor
             inserts the image itself.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
-        markup_tokens: True if the published vocabularies have one token for each special token of the dialect; False
-            if the models write them as text.
+        markup_tokens: True if the published vocabularies are known to have one token for each special token of the
+            dialect; False if the models may write them as text.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
         custom: The model's own classes, for families that transformers does not have.
@@ -119,7 +119,7 @@ class Family:
     dialect: str
     turn: str
     end_of_turn: tuple[str, ...] = ()
-    markup_tokens: bool = True
+    markup_tokens: bool = False
     pads_square: bool = False
     max_aspect: float | None = None
     custom: CustomModel | None = None
@@ -218,7 +218,7 @@ _ALL = (
         shared_prefix=True,
         vllm="merged",
     ),
-    _QWEN("qwen2_vl", "Qwen2-VL", dialect="qwen2_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
+    _QWEN("qwen2_vl", "Qwen2-VL", dialect="qwen2_vl", markup_tokens=True, turn=_QWEN_SYSTEM + _QWEN_TURN),
     _QWEN("qwen2_5_vl", "Qwen2.5-VL", dialect="qwen2_5_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
     _QWEN(
         "qwen3_vl",
@@ -262,6 +262,7 @@ _ALL = (
         "internvl",
         "InternVL3, InternVL3.5",
         dialect="internvl",
+        markup_tokens=True,
         turn=_CHAT_ML.replace("{image}", "{image}\n"),
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
@@ -296,7 +297,6 @@ _ALL = (
         dialect="paligemma",
         turn="<start_of_turn>user\n{image}{prompt}<end_of_turn>\n<start_of_turn>model\n",
         end_of_turn=("<end_of_turn>",),
-        markup_tokens=False,
         shared_prefix=True,
         joined_features=True,
         image_markup="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
@@ -308,7 +308,6 @@ _ALL = (
         dialect="paligemma",
         turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
         end_of_turn=("<turn|>",),
-        markup_tokens=False,
         shared_prefix=True,
         image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
@@ -333,6 +332,7 @@ _ALL = (
         "florence2",
         "Florence-2 base, large (converted: florence-community)",
         dialect="florence2",
+        markup_tokens=True,
         # The processor replaces the task by its question, and puts the image before it.
         turn="{prompt}",
         prompt_pattern="<[A-Z_]+>",
@@ -343,6 +343,7 @@ _ALL = (
         "kosmos-2",
         "Kosmos-2",
         dialect="kosmos2",
+        markup_tokens=True,
         processor_class="Kosmos2Processor",
         turn="{prompt}",
         trainable=False,
@@ -368,6 +369,7 @@ _ALL = (
         "paligemma",
         "PaliGemma, PaliGemma 2",
         dialect="paligemma",
+        markup_tokens=True,
         # Not a chat model. Its processor adds the beginning-of-text token after the image and a newline at the end.
         turn="{image}{prompt}",
         joined_features=True,
