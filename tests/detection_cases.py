@@ -6,7 +6,7 @@ SIZE = {"width": 640, "height": 480}
 
 
 def annotations(seed, images=500, categories=12, *, lvis=False):
-    """COCO's or LVIS's JSON as a dict: crowds, areas of masks, images and categories without objects, gaps in the ids."""
+    """COCO's or LVIS's JSON as a dict: crowds, masks, images and categories without objects, gaps in the ids."""
     draw = np.random.default_rng(seed)
     rows = [{"id": int(k) + 1, "file_name": f"{k}.jpg", **SIZE} for k in draw.permutation(images)]
     names = [{"id": 3 * k + 1, "name": f"c{k}"} for k in range(categories)]
@@ -33,7 +33,7 @@ def annotations(seed, images=500, categories=12, *, lvis=False):
 
 
 def detections(seed, content):
-    """Rows of image id, category id, x, y, width, height and score: shifted objects, false ones, ties, over 100 in one."""
+    """Rows of image id, category id, x, y, width, height, score: shifted objects, false ones, ties, over 300 in one."""
     draw = np.random.default_rng([seed, 1])
     found = []
     skipped = {row["id"] for row in content["images"] if draw.random() < 0.1}

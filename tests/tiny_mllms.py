@@ -11,7 +11,6 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-import tiny_qwen_glm
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.ferret.configuration import FerretConfig
@@ -274,9 +273,13 @@ MAKERS = {
     "paligemma": make_paligemma,
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
-    **tiny_qwen_glm.makers(tokenizer, save, make_internvl),
 }
-MAKERS_OF = ("tiny_gemma_kimi", "tiny_others")  # modules that import the helpers of this one
+MAKERS_OF = ("tiny_gemma_kimi", "tiny_others", "tiny_qwen_glm")  # modules that import the helpers of this one
+
+
+def all_makers() -> dict[str, Callable[[Path], None]]:
+    """Those of all modules, by ``model_type`` or the name of another model of a family."""
+    return MAKERS | {k: v for name in MAKERS_OF for k, v in importlib.import_module(name).MAKERS.items()}
 
 
 @pytest.fixture(scope="session")
@@ -288,8 +291,7 @@ def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
         if model_type not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("mllms") / model_type
-            makers = MAKERS | {k: v for name in MAKERS_OF for k, v in importlib.import_module(name).MAKERS.items()}
-            makers[model_type](folder)
+            all_makers()[model_type](folder)
             made[model_type] = folder
         return made[model_type]
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import transformers as hf
-from tiny_mllms import TEXT, VISION, save, tokenizer
 from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
+
+from tiny_mllms import TEXT, VISION, save, tokenizer
 
 # As in the published template: the image stands before the first turn, and an answer has no end of its own.
 MOLMO2_TEMPLATE = (

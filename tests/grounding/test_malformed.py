@@ -191,7 +191,7 @@ def test_numbers_of_the_dialect_in_other_punctuation_are_read_and_reported(box: 
 def test_coordinates_of_an_unknown_scale_are_reported_and_taken_out(key: str, piece: str) -> None:
     grounded = parse(f"There is a dog {piece}.", key, SIZE)
     if key == "glm_v" and piece[-2].isdigit():  # GLM-V writes all kinds of brackets
-        assert "box without its tags: read anyway" in {problem.reason for problem in grounded.problems}
+        assert (grounded.plain_text, len(grounded.boxes)) == ("There is a dog.", 1)
         return
     assert (grounded.plain_text, grounded.boxes) == ("There is a dog.", ())
     assert STRAY in [problem.reason for problem in grounded.problems]

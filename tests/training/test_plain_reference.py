@@ -16,13 +16,13 @@ QWEN = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|
 GLM = "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>{}<|assistant|>\n<think></think>\n"
 EMPTY = "<think>\n\n</think>\n\n"
 WRITTEN = {  # by hand: the prompt, and what follows the answer
-    "qwen3_vl": (QWEN, "<|im_end|>\n"),
-    "qwen3_vl_moe": (QWEN, "<|im_end|>\n"),
-    "qwen3_5": (QWEN + EMPTY, "<|im_end|>\n"),
-    "qwen3_5_moe": (QWEN + EMPTY, "<|im_end|>\n"),
-    "internvl": ("<|im_start|>user\n<IMG_CONTEXT>\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
-    "internvl3_5": ("<|im_start|>user\n<IMG_CONTEXT>\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
-    "internvl3_5_moe": ("<|im_start|>user\n<IMG_CONTEXT>\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
+    "qwen3_vl": (QWEN, "<|im_end|>"),
+    "qwen3_vl_moe": (QWEN, "<|im_end|>"),
+    "qwen3_5": (QWEN + EMPTY, "<|im_end|>"),
+    "qwen3_5_moe": (QWEN + EMPTY, "<|im_end|>"),
+    "internvl": ("<|im_start|>user\n<IMG_CONTEXT>\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "internvl3_5": ("<|im_start|>user\n<IMG_CONTEXT>\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "internvl3_5_moe": ("<|im_start|>user\n<IMG_CONTEXT>\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
     "glm4v": (GLM, "<|user|>"),
     "glm4v_moe": (GLM.replace("{}", "{}/nothink"), "<|user|>"),
     "glm46v": (GLM.replace("{}", "{}/nothink"), "<|user|>"),

@@ -158,7 +158,7 @@ class DescriberConfig(Section):
             raise ValueError("describer.thinking can't be used with backend: fake; remove it")
         if self.thinking and "chat_template_kwargs" in self.request_fields:
             raise ValueError(
-                "describer.thinking and describer.request_fields.chat_template_kwargs are both given: remove one of them"
+                "describer.thinking and chat_template_kwargs in describer.request_fields are both given: remove one"
             )
         if self.backend == "vllm" and not (self.temperature == 0 or 0.01 <= self.temperature <= 2):
             raise ValueError("describer.temperature must be 0, or from 0.01 to 2, with backend: vllm")

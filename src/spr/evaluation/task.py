@@ -157,6 +157,7 @@ TASKS: Registry[type[Task[Any]]] = Registry(
         "pointing": "spr.evaluation.tasks.pointing:Pointing",
         "referring": "spr.evaluation.tasks.referring:Referring",
         "pope": "spr.evaluation.tasks.pope:Pope",
+        "amber": "spr.evaluation.tasks.amber:Amber",
         "description": "spr.evaluation.tasks.description:Description",
     },
 )

@@ -25,18 +25,23 @@ def texts_of(
     """The texts of a pair, converted from ``source`` to ``target`` if that is not None; or why the pair is left out.
 
     The reasons are ``truncated_answer`` (the trainer would add an end of turn), ``not_renderable`` (the target dialect
-    would read the words as coordinates), ``chosen_equals_rejected`` (in the target dialect) and ``placeholder_in_text``
-    (the trainer would replace it).
-    The prompt is rendered again from ``prompts``.
+    would read the words as coordinates), ``points_not_writable`` and ``boxes_not_writable`` (it has none),
+    ``chosen_equals_rejected`` (in the target dialect) and ``placeholder_in_text`` (the trainer would replace it). The
+    prompt is rendered again from ``prompts``.
     """
     if pair.truncated:
         return "truncated_answer"
     texts = Texts(pair.prompt, pair.chosen, pair.rejected)
     if target is not None:
         size_wh = pair.width, pair.height
+        sides = (pair.chosen, pair.chosen_spans), (pair.rejected, pair.rejected_spans)
+        both = [with_pixels(*side, source, size_wh) for side in sides]
+        if not target.writes_points and any(answer.points for answer in both):
+            return "points_not_writable"
+        if not target.writes_boxes and any(answer.boxes for answer in both):
+            return "boxes_not_writable"
         try:
-            chosen = render(with_pixels(pair.chosen, pair.chosen_spans, source, size_wh), target, size_wh)
-            rejected = render(with_pixels(pair.rejected, pair.rejected_spans, source, size_wh), target, size_wh)
+            chosen, rejected = (render(answer, target, size_wh) for answer in both)
         except GroundingError:
             return "not_renderable"
         if chosen == rejected:

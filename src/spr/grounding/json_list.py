@@ -141,6 +141,13 @@ def _read_member(here: _Object, problems: Problems, token: re.Match[str], markup
         nested = _NESTED.match(text, position)
         position = position if nested is None else nested.end()
         match = _LIST.match(text, position)
+        quoted = markup.string.match(text, position) if match is None and markup.quoted_box is not None else None
+        if quoted is not None and name == markup.box_key:
+            for box in re.compile(markup.quoted_box or "").finditer(text, *quoted.span(1)):
+                ranges = tuple([box.span(group) for group in markup.numbers])
+                found.append(([float(text[slice(*number)]) for number in ranges], ranges, box.span()))
+            if found:
+                return quoted.end()
         if match is None and _NULL.match(text, position) is None:
             here.wrong.append((f"{name} is not a list of numbers", (token.start("key"), position)))
         while match is not None:

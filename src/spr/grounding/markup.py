@@ -117,6 +117,7 @@ class Tags:
         point_tags: Opening and closing tag of points; None for those of boxes.
         absent: What the tags of boxes contain if the object is not in the image.
         holds_words: Whether the tags of boxes may contain words instead of boxes, or beside them, which are kept.
+        tags_optional: Whether the model also writes boxes without their tags, which is then not reported.
         json: How answers in JSON are read, which the model also writes; None if it does not.
     """
 
@@ -134,6 +135,7 @@ class Tags:
     point_tags: tuple[str, str] | None = None
     absent: str | None = None
     holds_words: bool = False
+    tags_optional: bool = False
     json: JsonList | None = None
 
     keeps_prose = True
@@ -148,6 +150,11 @@ class Tags:
     def pairs(self) -> dict[str, str]:
         """The closing tag of each opening tag."""
         return dict(pair for pair in (self.phrase, self.grounding, self.point_tags) if pair is not None)
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """All tags."""
+        return frozenset(tag for pair in self.pairs.items() for tag in pair)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -237,22 +244,24 @@ class JsonList:
 
     Attributes:
         box_key: The key of a box, or of a list of boxes.
-        point_key: The key of a point, or of a list of points.
         label_key: The key of the label.
         other_label_keys: Keys that are read as the label of entries without ``label_key``, the first one that is there.
+        point_key: The key of a point, or of a list of points.
         y_first: Whether y comes before x.
         number: Format of a number.
         around: Pattern of tags around the list, which are removed without a report.
+        quoted_box: Pattern of a box in a string, with one group per number, if boxes may also be strings.
     """
 
     box_key: str = "bbox_2d"
-    point_key: str = "point_2d"
     label_key: str = "label"
     other_label_keys: tuple[str, ...] = ("class", "category", "text_content", "name", "class_name", "category_name")
 
+    point_key: str = "point_2d"
     y_first: bool = False
     number: str = ""
     around: str | None = None
+    quoted_box: str | None = None
 
     separator = ", "
     keeps_prose = False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
 
 from spr.core import boxes as bx
 from spr.records import Box, Point
@@ -40,6 +41,19 @@ def points_in_boxes(points: npt.ArrayLike, boxes_xyxy: bx.Boxes) -> npt.NDArray[
     """
     xy, boxes = np.asarray(points, dtype=np.float64).reshape(-1, 1, 2), bx.as_boxes(boxes_xyxy)[None]
     return np.asarray(((boxes[..., :2] <= xy) & (xy <= boxes[..., 2:])).all(-1))
+
+
+def assign_points(points: npt.ArrayLike, boxes_xyxy: bx.Boxes) -> list[tuple[int, int]]:
+    """Assign points to boxes one to one: as many pairs ``(point, box)`` as possible, by point.
+
+    A point is assigned only to a box that it lies in (`point_in_box`).
+
+    >>> assign_points([(1, 1), (1, 2), (5, 5)], [(0, 0, 9, 9), (0, 0, 2, 2)])  # two of three points can be assigned
+    [(0, 1), (2, 0)]
+    """
+    allowed = points_in_boxes(points, boxes_xyxy)
+    rows, columns = linear_sum_assignment(allowed, maximize=True)
+    return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if allowed[row, column]]
 
 
 def centre(box: Box) -> Point:

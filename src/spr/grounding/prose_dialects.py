@@ -18,6 +18,7 @@ _REF_AND_BOX_TOKENS = "</?(?:ref|box|quad)>"
 _TAG_NUMBERS = rf"({NUMBER})\s*+,\s*+({NUMBER})"
 _CORNERS = rf"\(\s*+{_TAG_NUMBERS}\s*+\)\s*+,\s*+\(\s*+{_TAG_NUMBERS}\s*+\)"
 _SPACED = r"(?:\s*+,\s*+|\s++)".join([rf"({NUMBER})"] * 4)
+_FOUR = r"\s*+,\s*+".join([rf"\s*+{NUMBER}\s*+"] * 4)
 _BIN = "<([0-9]{1,4})>"
 _REF_AND_DET = Tags(
     ("<|ref|>", "<|/ref|>"),
@@ -161,12 +162,14 @@ PROSE_DIALECTS = (
             ("<|begin_of_box|>", "<|end_of_box|>"),
             "[{},{},{},{}]",
             rf"\[?+{_TAG_NUMBERS}\s*+,\s*+{_TAG_NUMBERS}\]?+",
+            bare=rf"\[\s*+\[?+{_FOUR}\](?:\s*+,\s*+\[{_FOUR}\])*+\]?+",
             between=r"[\[\](){}<>]++",
             separator=",",
             wrap=("[", "]"),
             point="[{},{}]",
             point_shape=_TAG_NUMBERS,
             holds_words=True,
+            tags_optional=True,
             json=JsonList(around=r"<\|(?:begin|end)_of_box\|>"),
         ),
         Numbers(),
@@ -196,7 +199,20 @@ PROSE_DIALECTS = (
         "seed_vl",
         "Seed1.5-VL",
         "a dog <bbox>100 150 300 200</bbox>",
-        Tags(None, ("<bbox>", "</bbox>"), "{} {} {} {}", _SPACED, **_POINT_TAGS),
+        Tags(
+            None,
+            ("<bbox>", "</bbox>"),
+            "{} {} {} {}",
+            _SPACED,
+            **_POINT_TAGS,
+            json=JsonList(
+                box_key="bbox",
+                point_key="point",
+                label_key="category",
+                other_label_keys=("label", "name"),
+                quoted_box=rf"<bbox>\s*+{_SPACED}\s*+</bbox>",
+            ),
+        ),
         Numbers(high=999),
         rec_prompt="Draw a box around {expression} and output the coordinates of the bounding box.",
         special_tokens="</?(?:bbox|point)>",

@@ -124,7 +124,8 @@ def check_thinking(source: Source, processor: Any, family: Family | None) -> Non
     if processor.chat_template is None:
         raise ModelError(what, got="no chat template", expected="chat_template.jinja", fix=off)
     turn = render_turn(processor, family, user_turn("?"), thinking=True)
-    if not (family.thinking.always or family.thinking.opens(turn)):
+    switch = _switch(processor, family, thinking=True)
+    if not (family.thinking.always or switch or family.thinking.opens(turn)):
         expected = f"a chat template that ends with {family.thinking.start}"
         raise ModelError(what, got=repr(turn[-40:]), expected=expected, fix=f"{off}, or use a model that reasons")
 

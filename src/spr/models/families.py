@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from spr.core.errors import closest
 from spr.core.registry import Registry
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
 from spr.models.loading import ModelError
 from spr.models.thinking import Thinking
 
-# transformers 5 stores all experts of a layer as one tensor, which is no linear layer, so LoRA's matrices don't fit them
-# and mixtures of experts get adapters on the attention, through which all tokens pass.
+# In transformers 5 the experts of a layer are one tensor and not linear layers, so LoRA's matrices don't fit them.
+# Mixtures of experts get adapters on the attention, which all tokens pass.
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _LLAMA_LINEAR = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
 
@@ -68,8 +69,8 @@ class Family:
             ``{image}`` stands for the image, ``{prompt}`` for the user's text. Without ``{image}``, the processor
             inserts the image itself.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
-        markup_tokens: True if the published vocabularies are known to have one token for each special token of the
-            dialect; False if the models may write them as text.
+        markup_tokens: True if the published vocabularies have one token for each special token of the dialect; False
+            if the models write them as text, or it is not known.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
         custom: The model's own classes, for families that transformers does not have.
@@ -119,7 +120,7 @@ class Family:
     dialect: str
     turn: str
     end_of_turn: tuple[str, ...] = ()
-    markup_tokens: bool = False
+    markup_tokens: bool = True
     pads_square: bool = False
     max_aspect: float | None = None
     custom: CustomModel | None = None
@@ -156,8 +157,8 @@ class Family:
 _VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
 _CHAT_ML = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 _CHAT_ML_END = ("<|im_end|>",)
-# The layers of Qwen3.5 with linear attention. Left out are `in_proj_a` and `in_proj_b`, whose outputs are one number per
-# head: fewer than the usual rank of an adapter.
+# The linear attention of Qwen3.5. Left out are `in_proj_a` and `in_proj_b`, whose outputs are one number per head:
+# fewer than the usual rank of an adapter.
 _GATED_DELTA_NET = ("in_proj_qkv", "in_proj_z", "out_proj")
 _QWEN_EMPTY = "<think>\n\n</think>\n\n"
 # The Instruct models don't reason; the templates of the Thinking models always open a block.
@@ -180,12 +181,14 @@ _MINICPM = partial(
     end_of_turn=_CHAT_ML_END,
     thinking=Thinking("enable_thinking", _QWEN_EMPTY),
     counts_image_tokens=False,
+    # MiniCPM-V 2.6 has tokens for them; 4.6 and later have the vocabulary of Qwen3.5.
+    markup_tokens=False,
 )
 _GLM_EMPTY = "<think></think>\n"
 _GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
 _GLM = partial(
     Family,
-    dialect="qwen3_vl",
+    dialect="glm_v",
     # The template closes no turn: an answer ends where the user's next turn begins.
     end_of_turn=("<|user|>",),
     max_aspect=200,
@@ -218,7 +221,7 @@ _ALL = (
         shared_prefix=True,
         vllm="merged",
     ),
-    _QWEN("qwen2_vl", "Qwen2-VL", dialect="qwen2_vl", markup_tokens=True, turn=_QWEN_SYSTEM + _QWEN_TURN),
+    _QWEN("qwen2_vl", "Qwen2-VL", dialect="qwen2_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
     _QWEN("qwen2_5_vl", "Qwen2.5-VL", dialect="qwen2_5_vl", turn=_QWEN_SYSTEM + _QWEN_TURN),
     _QWEN(
         "qwen3_vl",
@@ -260,9 +263,9 @@ _ALL = (
     ),
     Family(
         "internvl",
+        # Not InternVL3.5 GPT-OSS, which writes its answers into channels.
         "InternVL3, InternVL3.5",
         dialect="internvl",
-        markup_tokens=True,
         turn=_CHAT_ML.replace("{image}", "{image}\n"),
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
@@ -294,7 +297,7 @@ _ALL = (
     Family(
         "gemma3",
         "Gemma 3 4B, 12B, 27B",
-        dialect="paligemma",
+        dialect="gemini",
         turn="<start_of_turn>user\n{image}{prompt}<end_of_turn>\n<start_of_turn>model\n",
         end_of_turn=("<end_of_turn>",),
         shared_prefix=True,
@@ -305,19 +308,20 @@ _ALL = (
     Family(
         "gemma4",
         "Gemma 4 E2B, E4B, 26B-A4B, 31B",
-        dialect="paligemma",
+        dialect="gemini",
         turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
         end_of_turn=("<turn|>",),
         shared_prefix=True,
         image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
         layer_masks=LayerMasks(("sliding_attention",), "mm_token_type_ids", "use_bidirectional_attention"),
-        thinking=Thinking("enable_thinking"),
+        # The templates of the larger models close an empty block, those of E2B and E4B write none.
+        thinking=Thinking("enable_thinking", "<|channel>thought\n<channel|>", "<|channel>", "<channel|>", always=False),
     ),
     Family(
         "kimi_k25",
         "Kimi K2.5, K2.6",
-        dialect="qwen3_vl",
+        dialect="kimi_vl",
         turn="<|im_user|>user<|im_middle|><|media_begin|>image<|media_content|>{image}<|media_end|>\n{prompt}<|im_end|>"
         "<|im_assistant|>assistant<|im_middle|><think></think>",
         end_of_turn=_CHAT_ML_END,
@@ -332,7 +336,6 @@ _ALL = (
         "florence2",
         "Florence-2 base, large (converted: florence-community)",
         dialect="florence2",
-        markup_tokens=True,
         # The processor replaces the task by its question, and puts the image before it.
         turn="{prompt}",
         prompt_pattern="<[A-Z_]+>",
@@ -343,7 +346,6 @@ _ALL = (
         "kosmos-2",
         "Kosmos-2",
         dialect="kosmos2",
-        markup_tokens=True,
         processor_class="Kosmos2Processor",
         turn="{prompt}",
         trainable=False,
@@ -355,7 +357,7 @@ _ALL = (
     Family(
         "molmo2",
         "Molmo2 4B, 8B, O-7B",
-        dialect="qwen3_vl",
+        dialect="molmo2",
         turn="{image}" + _CHAT_ML.replace("{image}", ""),
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
@@ -369,7 +371,6 @@ _ALL = (
         "paligemma",
         "PaliGemma, PaliGemma 2",
         dialect="paligemma",
-        markup_tokens=True,
         # Not a chat model. Its processor adds the beginning-of-text token after the image and a newline at the end.
         turn="{image}{prompt}",
         joined_features=True,
@@ -422,6 +423,25 @@ FAMILIES: Registry[Family] = Registry("model family", "spr.families", {family.mo
 """The families by ``model_type``."""
 
 
+HOW_TO_ADD = "docs/how-to/add-a-model-family.md"
+"""The page that shows how a family is added."""
+
+
+def unknown_family(model_type: str, what: str, *, why: str | None = None, instead: str | None = None) -> ModelError:
+    """The error for a model whose family is not in the table; it names the family with the most similar name.
+
+    ``what`` can't be done, ``why`` not, if there is more to say, and what the user can do ``instead`` of adding it.
+
+    >>> unknown_family("llava_1_5", "The model can't be trained").expected.partition(";")[0]
+    'the nearest is llava (LLaVA-1.5)'
+    """
+    near = closest(model_type.lower(), FAMILIES)
+    nearest = f"the nearest is {near} ({FAMILIES[near].models}); " if near is not None else ""
+    got = f"model_type {model_type}" + (f": {why}" if why is not None else "")
+    fix = (f"{instead}, or " if instead is not None else "") + f"add the family: {HOW_TO_ADD} shows how"
+    return ModelError(what, got=got, expected=f"{nearest}known are {', '.join(FAMILIES)}", fix=fix)
+
+
 def is_grounding_token(token: str, *dialects: Dialect) -> bool:
     """Whether a special token is part of the markup of a dialect: a registered one, or one of ``dialects``.
 
@@ -449,8 +469,8 @@ def choose_dialect(dialect: str | Dialect | None, model_type: str, image_process
         return dialect
     if dialect is None:
         if model_type not in FAMILIES:
-            what, got = "The dialect of this model family is unknown", f"model_type {model_type}"
-            raise ModelError(what, got=got, expected=", ".join(FAMILIES), fix="set describer.dialect")
+            what = "The dialect of this model family is unknown"
+            raise unknown_family(model_type, what, instead="set describer.dialect")
         dialect = FAMILIES[model_type].dialect
     chosen = get_dialect(dialect)
     if not isinstance(chosen.geometry, Resized):

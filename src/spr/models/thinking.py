@@ -15,8 +15,8 @@ class Thinking:
         empty: What an answer without reasoning begins with, unless the turn already ends with it: the block of
             reasoning, empty.
         start, end: What the block begins and ends with.
-        always: False if the block is only completed where the chat template opens it, because not all models of the
-            family reason.
+        always: False if an empty block is left to the chat template, and only completed where it opens one: not all
+            models of the family reason, or are trained with it.
         answer: Markup that some models of the family put around what follows the block; it is removed.
     """
 
@@ -28,11 +28,11 @@ class Thinking:
     answer: tuple[str, ...] = ()
 
     def without(self, turn: str) -> str:
-        """The turn with the block of reasoning closed, so that the answer comes next.
+        r"""The turn with the block of reasoning closed, so that the answer comes next.
 
-        >>> qwen3_5 = Thinking("enable_thinking", "<think>\\n\\n</think>\\n\\n")
-        >>> qwen3_5.without("<|im_start|>assistant\\n<think>\\n")
-        '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n'
+        >>> qwen3_5 = Thinking("enable_thinking", "<think>\n\n</think>\n\n")
+        >>> qwen3_5.without("<|im_start|>assistant\n<think>\n")
+        '<|im_start|>assistant\n<think>\n\n</think>\n\n'
         """
         if turn.rstrip().endswith(self.end):
             return turn

@@ -29,6 +29,8 @@ from spr.training.pairs import TrainingPair
 from spr.training.shared_prefix import EncodedPair
 from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, feature_key
 
+NO_IMAGE = ""
+"""The key of the features of a prompt without an image."""
 NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 """Outputs of processors that are not inputs of the vision tower."""
 
@@ -138,6 +140,7 @@ class PairEncoder:
     def _plan(self, pair: TrainingPair, max_length: int, with_rejected: bool) -> PlannedPair | str:
         if pair.excluded is not None:
             return pair.excluded
+        with_rejected = with_rejected and not pair.supervised
         if not pair.chosen.strip() or (with_rejected and not pair.rejected.strip()):
             return "empty_answer"
         if with_rejected and pair.chosen == pair.rejected:
@@ -167,6 +170,8 @@ class PairEncoder:
         if prompt_tokens + max(map(len, answers)) > max_length:
             return "too_long"
         content: list[Any] = [turn, *map("".join, rendered), pair.digest()]
+        if pair.supervised:
+            content.append("supervised")
         if not (pair.chosen_complete and pair.rejected_complete):
             content.append({"complete": [pair.chosen_complete, pair.rejected_complete]})
         weights = chosen_weights, rejected_weights
@@ -181,6 +186,8 @@ class PairEncoder:
         """Where the numbers of the changed boxes are in the two rendered answers."""
         if self.box_weight == 1 or self.dialect is None:
             return None, None
+        if pair.mixed:  # all tokens weigh the same
+            return [], []
         size_wh = pair.size_wh or pair.load().size
         chosen, rejected = (answer.text for answer in rendered)
         found = [changed_numbers(*texts, self.dialect, size_wh) for texts in ((chosen, rejected), (rejected, chosen))]
@@ -199,21 +206,39 @@ class PairEncoder:
         weights = token_weights(places or [], numbers, self.box_weight) if numbers is not None else None
         return torch.tensor(ids), weights
 
+    @property
+    def trains_without_image(self) -> bool:
+        """Whether the model's family can be trained on prompts without an image.
+
+        Not prefix language models, nor the ported ones, whose layers need the image's place.
+        """
+        return self.family.custom is None and not self.family.bidirectional_prompt
+
+    def _words(self, turn: str) -> list[int]:
+        """The tokens of a prompt, without those of an image."""
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and turn.startswith(bos))
+        return list(self.processor.tokenizer(turn, add_special_tokens=special)["input_ids"])
+
     def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
+        if not pair.has_image:
+            return len(self._words(turn))
         if self.family.counts_image_tokens:
             width, height = pair.size_wh or pair.load().size
             counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
-            bos = self.processor.tokenizer.bos_token
-            special = not (bos and turn.startswith(bos))
             marked = turn.replace(self.processor.image_token, self._image_markup)
-            words = len(self.processor.tokenizer(marked, add_special_tokens=special)["input_ids"])
-            return words - 1 + int(counted["num_image_tokens"][0])
+            return len(self._words(marked)) - 1 + int(counted["num_image_tokens"][0])
         return int(encode(self.processor, [turn], [pair.load()])["input_ids"].shape[1])
 
     def process(self, planned: PlannedPair) -> ProcessedPair:
         """Load the image and run the processor. Bound to the CPU; threads may run it ahead of the model."""
         if (kept := self._kept.get(planned.pair.pair_id)) is not None:
             return kept
+        if not planned.pair.has_image:
+            prompt = torch.tensor(self._words(planned.turn))
+            positions = torch.arange(len(prompt)).repeat(3 if self.family.positions == "grid" else 1, 1)
+            none = torch.zeros_like(prompt, dtype=torch.bool) if self.family.bidirectional_image else None
+            return ProcessedPair(prompt, positions, {}, NO_IMAGE, none)
         inputs = encode(self.processor, [planned.turn], [planned.pair.load()])
         prompt = inputs["input_ids"][0]
         vision = {name: tensor for name, tensor in inputs.items() if name not in NOT_VISION}
@@ -245,17 +270,18 @@ class PairEncoder:
         self, planned: PlannedPair, processed: ProcessedPair, compute: Callable[[dict[str, Tensor]], Features]
     ) -> EncodedPair:
         """Add the image's features, from the store or from ``compute``, which runs the vision tower."""
+        answers = planned.chosen, planned.rejected
+        weights = planned.chosen_weights, planned.rejected_weights
+        name, places = planned.pair.pair_id, (processed.prompt, processed.positions)
+        if processed.key == NO_IMAGE:
+            return EncodedPair(name, *places, *answers, None, *weights, image_tokens=processed.image_tokens)
         features: Features | None = self.store.get(processed.key)
         if features is None:
             features = compute(processed.vision)
             self.store.put(processed.key, features)
-        name = planned.pair.pair_id
         # Only if the features are kept too: without its vision inputs they can't be computed again.
         if isinstance(self.store, MemoryFeatures) and self.store.get(processed.key) is not None:
             self._kept[name] = replace(processed, vision={})
-        answers = planned.chosen, planned.rejected
-        weights = planned.chosen_weights, planned.rejected_weights
-        places = processed.prompt, processed.positions
         return EncodedPair(name, *places, *answers, features, *weights, image_tokens=processed.image_tokens)
 
 

@@ -48,6 +48,7 @@ class EncodedPair:
         positions: ``(axes, P)`` int64, the positions of the prompt's tokens; three axes for the Qwen-VL families, else
             one.
         chosen, rejected: ``(R,)`` int64, the answers' tokens including the end of turn, unless the answer was cut.
+        features: Those of the image; None if the prompt has no image.
         chosen_weights, rejected_weights: ``(R,)`` float32, the weights of the tokens; None if all are 1.
         image_tokens: ``(P,)`` bool, true for the prompt's tokens that attend to each other in both directions; None if
             all are causal.
@@ -58,7 +59,7 @@ class EncodedPair:
     positions: Tensor
     chosen: Tensor
     rejected: Tensor
-    features: Features
+    features: Features | None
     chosen_weights: Tensor | None = None
     rejected_weights: Tensor | None = None
     image_tokens: Tensor | None = None
@@ -80,7 +81,7 @@ class Batch:
         labels: ``(N,)`` int64, the predicted answer tokens.
         owners: ``(N,)`` int64, the answer that each belongs to: chosen answers are 0 to B − 1, rejected B to 2 B − 1.
         tokens: Number of tokens in all sequences, without padding.
-        features: S image features, one per sequence.
+        features: Image features, one per sequence whose prompt has an image.
         weights: ``(N,)`` float32, the weights of the answer tokens; None if all are 1.
         image_tokens: ``(S, T)`` bool, true for tokens that attend to each other in both directions; None if all are
             causal. A mask of shape ``(S, 1, T, T)`` allows for them.
@@ -174,7 +175,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
         labels=torch.cat(labels),
         owners=torch.cat(owners),
         tokens=sum(lengths),
-        features=tuple(pair.features for pair, _ in sequences),
+        features=tuple(pair.features for pair, _ in sequences if pair.features is not None),
         weights=torch.cat(weights) if weights else None,
         image_tokens=image_tokens if pairs[0].image_tokens is not None else None,
     )
@@ -322,36 +323,34 @@ class PairModel(nn.Module):
     def _logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
-        extra = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
-        config = language_model(base, self.family).config
-        kernel, rules, mask = config._attn_implementation, self.family.layer_masks, batch.mask
-        masks: Tensor | dict[str, Tensor] = mask
-        split = False
+        extra: dict[str, Any] = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
+        config, rules = language_model(base, self.family).config, self.family.layer_masks
+        kernel = config._attn_implementation
+        causal = batch.mask.dim() == 4 and rules is None and batch.image_tokens is None
+        split = causal and batch.begin > 0 and kernel == "sdpa"
+        masks = {"": batch.mask[:, :, batch.begin :] if split else batch.mask}
         if rules is not None:
             images = batch.input_ids == base.config.image_token_id
-            if mask.dim() == 4:
-                masks = layer_masks(rules, config, mask, batch.positions[0], images)
-            else:
+            if batch.mask.dim() == 4:
+                masks = layer_masks(rules, config, batch.mask, batch.positions[0], images)
+            else:  # the model makes its masks
                 extra[rules.token_types] = images.int()
         elif batch.image_tokens is not None:
             extra["mm_token_type_ids"] = batch.image_tokens.int()
-        elif batch.begin > 0 and mask.dim() == 4 and kernel == "sdpa":
-            split, masks = True, mask[:, :, batch.begin :]
-        if mask.dim() == 4 and kernel == "eager":
-            masks = (
-                {kind: _additive(part, base.dtype) for kind, part in masks.items()}
-                if isinstance(masks, dict)
-                else _additive(masks, base.dtype)
-            )
+        if batch.mask.dim() == 4 and kernel == "eager":
+            # Eager attention adds its mask to the scores.
+            least = torch.finfo(base.dtype).min
+            masks = {k: torch.zeros_like(m, dtype=base.dtype).masked_fill(~m, least) for k, m in masks.items()}
         self._shortcuts = nullcontext()
         if batch.begin > 0:
             self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
+        if batch.features:
+            extra["mm_encoder_outputs"] = {"image": image_outputs(batch.features, joined=self.family.joined_features)}
         with self.autocast(), self._shortcuts:
             hidden = base.model(
                 input_ids=batch.input_ids,
-                attention_mask=masks,
+                attention_mask=masks.get("", masks),
                 position_ids=positions,
-                mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.family.joined_features)},
                 use_cache=False,
                 **extra,
             ).last_hidden_state
@@ -367,11 +366,6 @@ class PairModel(nn.Module):
             tokens = batch.weights.new_zeros(2 * count).index_add(0, batch.owners, batch.weights)
         sums = logps.new_zeros(2 * count).index_add(0, batch.owners, logps)
         return sums[:count], sums[count:], tokens[:count], tokens[count:]
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as what eager attention adds to the scores."""
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def why_not_shared(model: Any, family: Family) -> str | None:

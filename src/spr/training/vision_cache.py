@@ -198,7 +198,7 @@ class BatchEncoder:
         # Pairs whose features are on disk have vision inputs as well, so there is always an input for extra runs.
         self._spare = next((part.vision for part in processed if part.vision), self._spare)
         if not self._unsharded:
-            missing = sum(self._encoder.store.get(part.key) is None for part in processed)
+            missing = sum(bool(part.key) and self._encoder.store.get(part.key) is None for part in processed)
             counts = torch.tensor([missing], device=self._accelerator.device)
             most = int(self._accelerator.gather(counts).max())
         encoded = [self._encoder.finish(pair, part, self._compute) for pair, part in zip(pairs, processed, strict=True)]

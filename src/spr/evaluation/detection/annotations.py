@@ -199,12 +199,13 @@ def _other_layout(path: Path, data: bytes, error: Exception) -> InputError:
     got = f"the keys {', '.join(f'`{key}`' for key in list(raw)[:8])}" if missing else str(error)
     rows = raw.get("images")
     captions = isinstance(rows, list) and any(isinstance(row, dict) and "caption" in row for row in rows[:5])
-    near = next((near for key in raw if (near := closest(key, missing)) is not None), None)
+    others = [key for key in raw if key not in _LISTS]
+    near = next((key for key in others if closest(key, missing) is not None), None)
     fix = None
     if captions:
         fix = "a file with a `caption` per image is read by `spr evaluate rec` (one box each) or `multi-rec`"
     elif near is not None:
-        fix = f"is `{near}` under another name?"
+        fix = f"name the list `{closest(near, missing)}` instead of `{near}`"
     elif "categories" in missing and len(missing) == 1:
         fix = "add `categories`: a list of objects with `id` and `name`"
     return InputError(what, got=got, expected=_EXPECTED, fix=fix)

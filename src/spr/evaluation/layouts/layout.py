@@ -76,6 +76,7 @@ LAYOUTS: Registry[Layout] = Registry(
         "where2place-parquet": "spr.evaluation.layouts.pointing:WHERE2PLACE_PARQUET",
         "point-bench": "spr.evaluation.layouts.pointing:POINT_BENCH",
         "pixmo-points": "spr.evaluation.layouts.pointing:PIXMO",
+        "coco-detection": "spr.evaluation.layouts.coco:LAYOUT",
         "mdetr-flickr": "spr.evaluation.tasks.phrase_grounding:LAYOUT",
         "ferret-lvis": "spr.evaluation.tasks.referring:LAYOUT",
         "pope": "spr.evaluation.tasks.pope:LAYOUT",
@@ -144,14 +145,15 @@ def _starts_as_parquet(path: Path) -> bool:
 
 
 def _damaged(content: JsonContent, own: Sequence[Layout], expected: str) -> InputError:
-    """The error for a file that is not JSON: of which line, or of which layout's keys it mentions."""
-    names = [
-        layout.name for layout in own if "a JSON object" in layout.forms and any(map(content.mentions, layout.keys))
-    ]
-    lines = any("JSON lines" in layout.forms for layout in own)
-    what = f"{content.path} is not {names[0]}" if names else f"Line 1 of {content.path} is not valid"
-    if not names and not lines:
-        what = f"{content.path} is not {own[0].name}"
+    """The error for a file that is not JSON: it names the layout whose keys the text mentions, or the first line."""
+
+    def mentioned(layout: Layout) -> float:
+        return sum(map(content.mentions, layout.keys)) / len(layout.keys)
+
+    likely = max((layout for layout in own if "a JSON object" in layout.forms), key=mentioned, default=None)
+    if likely is not None and not mentioned(likely) and any("JSON lines" in layout.forms for layout in own):
+        likely = None
+    what = f"{content.path} is not {likely.name}" if likely is not None else f"Line 1 of {content.path} is not valid"
     return InputError(what, got=content.damaged, expected=expected)
 
 
