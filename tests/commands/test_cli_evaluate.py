@@ -21,6 +21,11 @@ def spr(*arguments, expect=0):
     return result.stdout, result.stderr
 
 
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     from spr.embedded.scenes import write_scenes
@@ -222,10 +227,66 @@ def test_an_option_of_another_task_is_an_error_that_names_the_tasks_own(tmp_path
         ("referring", ("--samples", "2"), "--region"),
         ("description", ("--entities", "x"), "--prompt, --samples, --split"),
         ("phrase-grounding", ("--region", "box"), "--entities, --boxes, --prompt, --protocol"),
+        ("detection", ("--areas", "share"), "--categories, --per, --prompt, --confidence, --synonyms"),
+        ("multi-rec", ("--areas", "share"), "--prompt, --absent"),
     ):
         _, errors = spr("evaluate", task, *files, *option, expect=2)
         assert f"`spr evaluate {task}` has no such option" in errors
         assert f"the options of this task ({own})" in errors
+
+
+def test_detection_from_a_file_of_answers_and_the_comparison_of_two(tmp_path):
+    images = [{"id": k, "file_name": f"{k}.jpg", "width": 1000, "height": 1000} for k in range(1, 9)]
+    objects = [{"id": k, "image_id": k, "category_id": 1, "bbox": [0, 0, 100, 100]} for k in range(1, 9)]
+    annotations = tmp_path / "instances.json"
+    categories = [{"id": 1, "name": "dog"}]
+    annotations.write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
+    boxes = {name: [f"dog [0, 0, 100, {100 - step * k}]" for k in range(1, 9)] for name, step in (("a", 1), ("b", 8))}
+    common = ("evaluate", "detection", "--annotations", annotations, "--dialect", "ferret")
+    for name, answers in boxes.items():
+        path = write_lines(tmp_path / f"{name}.jsonl", [{"id": k, "answer": text} for k, text in enumerate(answers, 1)])
+        output, _ = spr(*common, "--predictions", path, "--out", tmp_path / f"{name}.json")
+    lines = [line.split() for line in output.splitlines()]
+    assert lines[0][:2] == ["matched", "by"]
+    # IoU 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36: six boxes at 0.5, in the order of the images.
+    assert ["AP50", "0.7525"] in lines  # precision 1 up to a recall of 6/8, which is 76 of 101 levels
+    assert ["AR@100", "0.3750"] in lines  # 6, 5, 5, 4, 3, 3, 2, 1, 1 and 0 of 8
+    assert "no interval for AP, AP50" in output
+    assert ": not a ratio of sums over images" in output
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert result["metrics"]["AP"]["no_ci95"] == "not a ratio of sums over images"
+    assert result["metrics"]["f1"]["value"] == 0.375
+    output, _ = spr("compare", tmp_path / "a.json", tmp_path / "b.json", "--out", tmp_path / "c.json")
+    compared = json.loads((tmp_path / "c.json").read_text())[0]["metrics"]
+    assert compared["AP50"] == {
+        "base": 1.0,
+        "other": 0.752475,
+        "difference": None,
+        "p": None,
+        "ci95": None,
+        "no_ci95": "not a ratio of sums over images",
+    }
+    assert compared["f1"]["ci95"][1] < 0
+    assert "worse" in output
+    _, errors = spr(*common, "--predictions", path, "--confidence", "scores", "--out", tmp_path / "d.json", expect=2)
+    assert "needs the field `scores`" in errors
+    annotations.write_text('{"images": [], "annotations": []}')
+    _, errors = spr(*common, "--predictions", path, "--out", tmp_path / "d.json", expect=1)
+    assert "add `categories`" in errors
+
+
+def test_rejection_from_a_file_of_answers(tmp_path):
+    row = {"image": "a.jpg", "width": 1000, "height": 1000, "group": "Rejection"}
+    rows = [row | {"id": k, "sentence": f"dog {k}", "boxes": [] if k % 2 else [[0, 0, 100, 100]]} for k in range(8)]
+    answers = [{"id": k, "answer": "none" if k in (1, 3, 5) else "dog [0, 0, 100, 100]"} for k in range(8)]
+    common = ("evaluate", "multi-rec", "--annotations", write_lines(tmp_path / "a.jsonl", rows), "--dialect", "ferret")
+    path = write_lines(tmp_path / "answers.jsonl", answers)
+    output, _ = spr(*common, "--predictions", path, "--out", tmp_path / "r.json")
+    lines = [line.split()[:2] for line in output.splitlines()]
+    assert ["rejection_acc", "0.7500"] in lines
+    assert ["rejection_precision", "1.0000"] in lines
+    assert ["acc@0.9", "0.8750"] in lines
+    assert json.loads((tmp_path / "r.json").read_text())["groups"]["Rejection"]["n"] == 8
 
 
 def test_questions_from_lvis(tmp_path):

@@ -31,7 +31,7 @@ TEMPLATES = {
     "qwen2_vl": CHAT_ML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen2_5_vl": CHAT_ML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen3_vl": CHAT_ML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
-    "internvl": CHAT_ML.replace("IMAGE", "<IMG_CONTEXT>\n"),
+    **dict.fromkeys(("internvl", "internvl3_5", "internvl3_5_moe"), CHAT_ML.replace("IMAGE", "<IMG_CONTEXT>\n")),
 }
 SIZES = [(60, 44), (44, 90), (130, 50), (64, 64), (50, 110), (84, 56)]
 ANSWERS = [

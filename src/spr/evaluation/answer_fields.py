@@ -22,7 +22,7 @@ ANSWER_FIELDS = ("answer", "text", "response", "prediction", "predict", "pred", 
 QUESTION_FIELDS = ("prompt", "question", "query")
 IMAGE_FIELDS = ("file_name", "image", "image_path")
 _FIELDS = (*ID_FIELDS, *ANSWER_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS)
-_KNOWN = (*_FIELDS, "sentence_id", "finish_reason", "dialect", "model")
+_KNOWN = (*_FIELDS, "sentence_id", "finish_reason", "dialect", "model", "scores", "logprobs")
 _OF_ANSWERS = ("content", "text", "answer")  # the last keys of paths that lead to answers in the formats of servers
 
 

@@ -18,7 +18,7 @@ from spr.core.terminal import count_text
 from spr.evaluation.answer_fields import same_image
 from spr.evaluation.lines import read_bytes
 from spr.evaluation.metrics import Difference, Interval, cluster_numbers, paired_difference
-from spr.evaluation.result import Result, interval_json, read_items, rounded, without_interval
+from spr.evaluation.result import NO_INTERVAL, Result, interval_json, read_items, rounded, without_interval
 from spr.evaluation.run_results import named
 from spr.evaluation.task import TASKS
 
@@ -31,7 +31,8 @@ _NO_VALUE = "one of the two has no value"
 class Row:
     """One metric of two results on the items that both have, and ``other`` minus ``base``; None without a value.
 
-    ``direction`` is 1 if higher values are better, −1 if lower ones are, and 0 if the task doesn't say.
+    ``direction`` is 1 if higher values are better, −1 if lower ones are, and 0 if the task doesn't say. ``reason`` is
+    why there is no difference.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Row:
     other: float | None
     difference: Difference | None
     direction: int = 0
+    reason: str = _NO_VALUE
 
     @property
     def verdict(self) -> str | None:
@@ -80,7 +82,7 @@ class Comparison:
         for row in self.rows:
             values = {"base": rounded(row.base), "other": rounded(row.other)}
             d = row.difference
-            interval = interval_json(Interval(d.ci95, d.reason) if d else Interval(None, _NO_VALUE))
+            interval = interval_json(Interval(d.ci95, d.reason) if d else Interval(None, row.reason))
             difference, p = (rounded(d.value), rounded(d.p)) if d else (None, None)
             metrics[row.metric] = {**values, "difference": difference, **interval, "p": p}
         head = {"task": self.task, "base": self.base, "other": self.other, "n": self.n, "images": self.images}
@@ -159,7 +161,13 @@ def _result(file: Path, key: str, raw: Any) -> Result:
     notes = raw.get("notes")
     notes = tuple(map(str, notes)) if isinstance(notes, list) else ()
     protocol = raw.get("protocol")
-    return Result(key, protocol if isinstance(protocol, dict) else {}, *read_items(items), notes=notes)
+    found = Result(key, protocol if isinstance(protocol, dict) else {}, *read_items(items), notes=notes)
+    metrics = raw.get("metrics")
+    values = metrics.items() if isinstance(metrics, dict) else ()
+    figures = {
+        name: entry.get("value") for name, entry in values if name not in found.shares and isinstance(entry, dict)
+    }
+    return replace(found, figures={n: v for n, v in figures.items() if v is None or isinstance(v, int | float)})
 
 
 def compare(paths: Sequence[Path]) -> list[Comparison]:
@@ -226,6 +234,11 @@ def with_first(results: Sequence[tuple[str, Result]]) -> Iterator[Comparison]:
         in_base, in_other = np.array(common).T
         clusters = cluster_numbers([base.images[k] for k in in_base])
         rows = []
+        if len(common) == len(base.ids) == len(other.ids):  # a figure is of all items
+            for metric, value in base.figures.items():
+                if metric in other.figures:
+                    direction = directions.get(metric, 0)
+                    rows.append(Row(metric, value, other.figures[metric], None, direction, NO_INTERVAL))
         for metric, share in base.shares.items():
             if metric in other.shares:
                 one, two = share.take(in_base), other.shares[metric].take(in_other)

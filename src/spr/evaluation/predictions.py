@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from spr.core.errors import ConfigError, InputError
 from spr.core.paths import is_dir
 from spr.core.terminal import count_text
@@ -32,7 +34,10 @@ PROBLEMS: dict[str, str] = {
     "truncated": "the answer was cut; it was read as far as it goes",
     "malformed": "the answer contains a malformed box; the rest of the answer was read",
     "scale": "the numbers of a box fit another scale than the dialect's; they were read as they are",
+    "category": "a box has no name, or one that is not a category; counts as a false positive, but not in AP and AR",
+    "confidence": "the boxes can't be given their confidences; they have the lowest one",
     "no_box": "the answer has no box, or none for this phrase; counts as a miss",
+    "no_point": "the answer has no point; counts as a miss",
     "neither": "the answer means neither yes nor no; counts as wrong",
 }
 """Problems with answers that a result counts and lists, with their explanations."""
@@ -75,7 +80,9 @@ class Answers:
 
     ``raw`` are the same answers as they were generated, and ``finish_reasons`` those of
     `spr.models.protocols.Answer`. ``problems`` lists, by kind (`PROBLEMS`), the ids of the answers, or ``line N`` where
-    there is no id. ``matched`` says how a predictions file was read (`spr.evaluation.result.Result`).
+    there is no id. ``matched`` says how a predictions file was read (`spr.evaluation.result.Result`). ``scores`` and
+    ``logprobs`` are the fields of these names in a predictions file, one value per item, None where a line has none;
+    None if no line has one.
     """
 
     texts: list[str | None] = field(default_factory=list)
@@ -85,6 +92,8 @@ class Answers:
     raw: list[str | None] = field(default_factory=list)
     finish_reasons: list[str | None] = field(default_factory=list)
     matched: dict[str, Any] | None = None
+    scores: list[Any] | None = None
+    logprobs: list[Any] | None = None
 
     @property
     def usable(self) -> int:
@@ -129,9 +138,9 @@ def read_predictions(
     """Read a predictions file and match its answers to the items by id.
 
     Each line has an id (one of `ID_FIELDS`) and an answer (one of `ANSWER_FIELDS`), and may have a ``finish_reason``, a
-    ``dialect`` and a ``model``. A folder means all ``*.jsonl`` files in it, as a model on several devices writes them;
-    its lines are numbered through all files. A line that names another image or question than the item of its id is
-    not used, nor is an answer that is the question itself.
+    ``dialect``, a ``model``, and ``scores`` or ``logprobs`` (`Answers`). A folder means all ``*.jsonl`` files in it, as
+    a model on several devices writes them; its lines are numbered through all files. A line that names another image or
+    question than the item of its id is not used, nor is an answer that is the question itself.
 
     Args:
         path: The file or folder.
@@ -204,9 +213,19 @@ def read_predictions(
         got = "\n            ".join(f"{len(ids)} {kind} ({PROBLEMS[kind]}): {ids[0]}" for kind, ids in kinds.items())
         fix = "give the predictions for these annotations; --answer-field and --id-field name the fields to read"
         raise InputError(f"No answer in {path} can be used", got=got, expected="answers to the items", fix=fix)
+    answers.scores, answers.logprobs = (_field(items, chosen, name) for name in ("scores", "logprobs"))
     counts = {"items": len(chosen), "of_items": len(items), "lines": len(chosen) + len(repeated), "of_lines": len(rows)}
     answers.matched = {"id_field": id_field, "answer_field": answer_field, **counts}
     return answers
+
+
+def _field(items: Sequence[Item], chosen: Mapping[str, Any], name: str) -> list[Any] | None:
+    """The values of a field, one per item; None if no line has it."""
+    if not occurs(chosen.values(), name):
+        return None
+    get = getter(name)
+    values = (get(chosen[item.id]) if item.id in chosen else None for item in items)
+    return [None if value is msgspec.UNSET else value for value in values]
 
 
 def _texts(rows: Collection[Any], name: str) -> list[str]:

@@ -23,6 +23,8 @@ from spr.evaluation.predictions import Prediction
 from spr.runs.store import read_table, write_table
 
 _SHOWN = 20  # ids that a result file lists per problem; all are counted
+NO_INTERVAL = "not a ratio of sums over images"
+"""Why a metric of `Result.figures` has no interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class Result:
             have an answer and ``lines`` ``of_lines`` that belong to an item. None for a model.
         notes: What makes the metrics doubtful, as sentences: more than 10 % of the items failed or have boxes on
             another scale, or no answer could be read. ``spr evaluate`` then ends with exit code 3.
+        figures: Metrics that are no ratio of sums over the items, such as average precision, by name. They have a
+            value over all items, but no interval and no values per group or item.
 
     >>> result = Result("rec", {}, ("a", "b"), ("1", "2"), {"acc@0.5": Share.mean([1, 0])})
     >>> result.value("acc@0.5")
@@ -57,18 +61,23 @@ class Result:
     predictions: tuple[Prediction, ...] = ()
     matched: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    figures: Mapping[str, float | None] = field(default_factory=dict)
 
     def value(self, name: str, group: str | None = None) -> float | None:
         """The value of a metric, over all items or a group; None if its wholes sum to 0."""
+        if group is None and name in self.figures:
+            return self.figures[name]
         return self.shares[name].value(None if group is None else self.groups[group])
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """``{name: {"value": …, "ci95": [low, high]}}`` over all items.
+        """``{name: {"value": …, "ci95": [low, high]}}`` over all items, those of `figures` first.
 
         Without an interval, ``ci95`` is None and ``no_ci95`` the reason (`intervals`).
         """
-        return self._measured[0]
+        without = interval_json(Interval(None, NO_INTERVAL))
+        figures = {name: {"value": rounded(value), **without} for name, value in self.figures.items()}
+        return figures | self._measured[0]
 
     @cached_property
     def _measured(self) -> list[dict[str, dict[str, Any]]]:

@@ -27,8 +27,8 @@ CHOSEN = "chosen"
 
 
 def to_sample(row: ExportRow, labels: Labels) -> dict[str, Any]:
-    """A sample with the boxes and points of both answers, the region, the texts and what identifies the pair."""
-    pair, size_wh = row.pair, (row.pair.width, row.pair.height)
+    """A sample with the boxes and points of both answers, the objects' region, the texts and what identifies the pair."""
+    pair, size_wh = row.described, (row.described.width, row.described.height)
     chosen = numbered_answer(pair, labels.dialect)
     rejected = with_pixels(pair.rejected, pair.rejected_spans, labels.dialect, size_wh)
     points = {"chosen_points": chosen, "rejected_points": rejected} if chosen.points or rejected.points else {}
@@ -133,6 +133,7 @@ FORMAT = Format(
     images=("copy", "path"),
     placeholders=(),
     data_files=f"{{split}}/{SAMPLES}",
+    questions=False,
     columns={
         "samples": "one per pair, with the fields `chosen`, `rejected` and `region` (boxes), `chosen_text` with the "
         "numbers of its boxes, `rejected_text`, `prompt`, `margin`, `pair`, `pair_sha256`, `boxes` (xyxy in pixels), "

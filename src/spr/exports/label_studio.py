@@ -54,7 +54,7 @@ def to_task(row: ExportRow, labels: Labels) -> dict[str, Any]:
     ``data.boxes`` are the exact boxes in pixels; Label Studio's own are in per cent of the image, clipped to it. Points
     are shown as keypoints; changes to them are not read back.
     """
-    pair = row.pair
+    pair = row.described
     answer = numbered_answer(pair, labels.dialect)
     text, size = to_numbered(answer), {"original_width": pair.width, "original_height": pair.height}
     on_image: dict[str, Any] = {"to_name": "image", **size, "image_rotation": 0}
@@ -74,7 +74,7 @@ def to_task(row: ExportRow, labels: Labels) -> dict[str, Any]:
         about = {"id": f"point{number}", "from_name": POINTS, "type": "keypointlabels"}
         result.append({**about, **on_image, "value": value})
     result.append({"id": "text", "from_name": TEXT, "type": "textarea", **on_image, "value": {"text": [text]}})
-    seen = row.pair if row.original is None else row.original
+    seen = row.described if row.original is None else row.original
     data = {
         "image": _address(row.image.path),
         "pair": pair.pair_id,
@@ -164,6 +164,7 @@ FORMAT = Format(
     images=("copy", "path"),
     placeholders=(),
     data_files=TASKS,
+    questions=False,
     columns={
         "data": "`image`: its address in Label Studio; `pair`, `pair_sha256`: which pair it is; `prompt`, `chosen`, "
         "`rejected`: the texts, the chosen one with the numbers of its `boxes`, xyxy in pixels; `margin`; `license`, "

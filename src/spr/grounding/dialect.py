@@ -30,7 +30,9 @@ class Dialect:
         coding: Range, rounding and decoding of the numbers: a class of `spr.grounding.coding`.
         geometry: What the numbers are relative to: a class of `spr.grounding.geometry`, or your own.
         options: Names of the fields of ``geometry`` that users may set, as in ``llava:padded=false``.
-        region_suffix: Text that follows an input region's box in a prompt.
+        region_suffix: Text that follows an input region in a prompt.
+        region_point: How a prompt writes a region that is a point, with places for x and y in thousandths of the sides,
+            rounded down; None for models that know no such regions.
         rec_prompt: The default question of the REC benchmark; contains ``{expression}``.
         rec_keeps_commas: False if the family's own REC evaluation removes commas from the expressions.
         description_prompt: The default question of the description benchmark; contains ``{region}``. None for the
@@ -50,6 +52,7 @@ class Dialect:
     geometry: Geometry = _IMAGE
     options: tuple[str, ...] = ()
     region_suffix: str = ""
+    region_point: str | None = None
     rec_prompt: str = LOCATE
     rec_keeps_commas: bool = True
     description_prompt: str | None = None

@@ -127,16 +127,17 @@ def names_category(phrase: str, category: str) -> bool:
     >>> names_category("a dining table", "Dining Table/Desk"), names_category("a red car", "car_(automobile)")
     (True, True)
     """
-    words = _singular_words(phrase)
+    words = singular_words(phrase)
     for name in category_name(category).alternatives:
-        wanted = _singular_words(name)
+        wanted = singular_words(name)
         width = len(wanted)
         if wanted and any(words[k : k + width] == wanted for k in range(len(words) - width + 1)):
             return True
     return False
 
 
-def _singular_words(text: str) -> list[str]:
+def singular_words(text: str) -> list[str]:
+    """The words of a text in lower case, each without its plural s."""
     return [_singular(word) for word in WORD.findall(text.lower())]
 
 

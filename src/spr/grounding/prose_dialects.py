@@ -54,6 +54,7 @@ PROSE_DIALECTS = (
         Brackets("{}, {}, {}, {}"),
         Numbers(floor=True),
         region_suffix=" <region_fea>",
+        region_point="[{}, {}]",
         rec_prompt="What is the location of {expression} in the image?",
         rec_keeps_commas=False,
     ),

@@ -18,6 +18,7 @@ Source: TypeAlias = Literal["annotation", "detector"]
 EditKind: TypeAlias = Literal["replaced", "kept", "box_removed", "phrase_removed"]
 PromptKind: TypeAlias = Literal["full", "crop", "crop_objects"]
 PairKind: TypeAlias = Literal["answers", "boxes"]
+QuestionKind: TypeAlias = Literal["absent", "present"]
 Split: TypeAlias = Literal["train", "holdout"]
 """What an image may be used for: training, or only evaluation (`annotations.holdout`)."""
 
@@ -48,7 +49,7 @@ def _plain(value: Any) -> Any:
     # Either all items of a tuple are records or none is.
     if isinstance(value, tuple) and value and isinstance(value[0], Row):
         return tuple([item.to_row() for item in value])
-    return value
+    return value.to_row() if isinstance(value, Row) else value
 
 
 def make_nested(record: Row, **kinds: type[Row]) -> None:
@@ -84,7 +85,7 @@ def _check_id(value: object, where: str) -> None:
         raise RecordError(f"{where} is not an id", got=repr(value), expected="a string that is not empty")
 
 
-def _check_image(record: ImageObjects | RegionQuery | PreferencePair) -> None:
+def _check_image(record: ImageObjects | RegionQuery | PreferencePair | QuestionPair) -> None:
     _check_id(record.image_id, "image_id")
     _check_id(record.file_name, f"file_name of image {record.image_id}")
     if record.width < 1 or record.height < 1:
@@ -134,11 +135,31 @@ class RegionObject(ImageObject):
 
 
 @dataclass(frozen=True, slots=True)
+class AskableCategories(Row):
+    """Categories that an image can be asked about (`pairing.negatives`), by their names in the annotations.
+
+    Attributes:
+        random, popular, adversarial: Categories that are not in the image, at most eight, in the order in which they
+            are asked about by `pairing.negatives_from`.
+        single: Categories with exactly one annotated object, of which nothing was dropped.
+    """
+
+    random: tuple[str, ...]
+    popular: tuple[str, ...]
+    adversarial: tuple[str, ...]
+    single: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in self.__match_args__:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True)
 class ImageObjects(Row):
     """An image with its objects: a row of the table ``objects``.
 
     ``license`` and ``source_url`` are what the annotations say about the image, if anything. ``split`` says whether the
-    image is held out from training.
+    image is held out from training. ``askable`` is None in runs of earlier versions.
 
     Raises:
         RecordError: if an id is empty or not unique, or a box is not valid or extends beyond the image.
@@ -152,10 +173,14 @@ class ImageObjects(Row):
     license: str | None = None
     source_url: str | None = None
     split: Split = "train"
+    askable: AskableCategories | None = None
 
     def __post_init__(self) -> None:
         _check_image(self)
         make_nested(self, objects=ImageObject)
+        row: Any = self.askable
+        if isinstance(row, Mapping):
+            object.__setattr__(self, "askable", AskableCategories.from_row(row))
         _check_objects(self.objects, (self.width, self.height), self.image_id)
 
 
@@ -405,3 +430,53 @@ class PreferencePair(Row):
             )
         if self.chosen == self.rejected:
             raise RecordError(f"chosen equals rejected in query {self.query_id}", got=repr(self.chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionPair(Row):
+    """A pair about one object of an image, made from the annotations without a model (`pairing.negatives`).
+
+    It has no region, no candidates and no scores.
+
+    Attributes:
+        query_id: ``<image_id>/absent-<n>`` or ``<image_id>/present-<n>``; n counts from 0.
+        category: What the question is about, as the annotations name it.
+        expression: The same as the prompt names it, such as ``the dog``.
+        chosen, rejected: If it is ``absent``, chosen says that it is not there, and rejected gives the box of another
+            object. If it is ``present``, chosen gives its box, and rejected says that it is not there.
+        split: Whether the image is held out from training.
+    """
+
+    query_id: str
+    image_id: str
+    file_name: str
+    width: int
+    height: int
+    category: str
+    expression: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_spans: tuple[Span, ...]
+    rejected_spans: tuple[Span, ...]
+    kind: QuestionKind
+    split: Split = "train"
+
+    @property
+    def pair_id(self) -> str:
+        """The question's id, unique among all pairs of a run."""
+        return self.query_id
+
+    @property
+    def truncated(self) -> bool:
+        """Whether one of the answers was cut: never."""
+        return False
+
+    def __post_init__(self) -> None:
+        _check_image(self)
+        make_nested(self, chosen_spans=Span, rejected_spans=Span)
+        if self.kind not in ("absent", "present"):
+            where = f"kind of question {self.query_id} is unknown"
+            raise RecordError(where, got=self.kind, expected="absent, present")
+        if self.chosen == self.rejected:
+            raise RecordError(f"chosen equals rejected in question {self.query_id}", got=repr(self.chosen))

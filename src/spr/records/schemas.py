@@ -11,15 +11,24 @@ import pyarrow.compute as pc
 
 from spr.core.boxes import Box, Point
 from spr.core.errors import RecordError
-from spr.records.records import Candidate, ImageObjects, PreferencePair, RegionObject, RegionQuery, Row, Scores
+from spr.records.records import (
+    Candidate,
+    ImageObjects,
+    PreferencePair,
+    QuestionPair,
+    RegionObject,
+    RegionQuery,
+    Row,
+    Scores,
+)
 
 BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
 POINT = pa.list_(pa.field("element", pa.float32(), nullable=False), 2)
 
 _TYPES = {str: pa.string(), int: pa.int32(), float: pa.float32(), bool: pa.bool_(), Box: BOX, Point: POINT}
 _NULLABLE = {"score", "box_after", "finish_reason", "chosen_finish_reason", "rejected_finish_reason"}
-_NULLABLE |= {"license", "source_url"}
-ADDED = {"license": None, "source_url": None, "split": "train"}
+_NULLABLE |= {"license", "source_url", "askable"}
+ADDED = {"license": None, "source_url": None, "split": "train", "askable": None}
 """Columns that tables of an earlier version with the same format lack, with the value that they are read as."""
 SPANS = ("spans", "chosen_spans", "rejected_spans")
 """Columns of spans. Tables of an earlier version lack their field ``points`` (`with_points`)."""
@@ -52,6 +61,7 @@ REGIONS = pa.schema(_fields(RegionQuery))
 CANDIDATES = pa.schema(_fields(Candidate))
 SCORES = pa.schema(_fields(Scores))
 PAIRS = pa.schema(_fields(PreferencePair))
+NEGATIVES = pa.schema(_fields(QuestionPair))
 DROPPED = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in ("id", "kind", "stage", "reason")),
@@ -90,6 +100,7 @@ _SCHEMA_OF: dict[type[Row], pa.Schema] = {
     Candidate: CANDIDATES,
     Scores: SCORES,
     PreferencePair: PAIRS,
+    QuestionPair: NEGATIVES,
 }
 
 

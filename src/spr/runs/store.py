@@ -30,11 +30,24 @@ from spr.core.ordered_map import ordered_map
 from spr.core.progress import advance
 from spr.core.remote import ConflictError, NoConditionsError, RemotePath, Version
 from spr.core.terminal import count_text
-from spr.records.schemas import ADDED, CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES, SPANS, with_points
+from spr.records.schemas import (
+    ADDED,
+    CANDIDATES,
+    DROPPED,
+    NEGATIVES,
+    OBJECTS,
+    PAIRS,
+    REGIONS,
+    SCORES,
+    SPANS,
+    with_points,
+)
 
 MANIFEST = "manifest.json"
 _SCHEMAS = {"objects": OBJECTS, "regions": REGIONS, "candidates": CANDIDATES, "scores": SCORES, "pairs": PAIRS}
 STAGE_ORDER = tuple(_SCHEMAS)
+"""The built-in stages that every complete run has, in the order of the data."""
+_SCHEMAS["negatives"] = NEGATIVES  # only with `pairing.negatives`
 _SHARD = re.compile(r"(part|dropped)-\d{5,}\.parquet")
 _UNCHANGED: set[tuple[str, int, int, str]] = set()
 """Path, size, modification time and SHA-256 of the shards that this process has found unchanged."""

@@ -16,7 +16,8 @@ from spr.core.errors import ConfigError, InputError, SprError
 from spr.core.images import FORMATS, ImageSource, to_rgb
 from spr.core.paths import exists, is_dir, is_file
 from spr.core.randomness import stable_hash
-from spr.evaluation.tasks.rec import Expressions, Rec
+from spr.evaluation.expressions import Expressions
+from spr.evaluation.tasks.rec import Rec
 from spr.grounding import Dialect, GroundedText, final_answer, parse
 from spr.grounding.text import without_surrogates
 from spr.models.protocols import Describer, DescribeRequest, check_answer

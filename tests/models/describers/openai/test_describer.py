@@ -414,3 +414,28 @@ def test_a_reply_of_another_shape_is_not_an_answer():
     for wrong in ([], {}, {"choices": [{}]}, {"choices": [{"message": {"content": {"text": "x"}}}]}, "text"):
         with pytest.raises(ValueError, match=r"^"):
             parse_completion(wrong)
+
+
+def message(**fields):
+    """A chat completion with these fields of the message."""
+    finish = fields.pop("finish_reason", "stop")
+    return json.dumps({"choices": [{"message": {"role": "assistant", **fields}, "finish_reason": finish}]})
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_reasoning_is_asked_for_and_never_part_of_the_answer(thinking, server, describer, ask, raw, caplog):
+    replies = [
+        (message(content="I see [1, 2].\n</think>\n\na cup"), Answer("a cup", "stop")),
+        (message(content="a cup", reasoning_content="I see."), Answer("a cup", "stop")),
+        (message(content=None, reasoning="I see", finish_reason="length"), Answer("", "length")),
+        (message(content="a c", reasoning="I see", finish_reason="length"), Answer("a c", "length")),
+        (message(content="a cup"), Answer("a cup", "stop")),
+        # Cut before its end, the reasoning can't be told from an answer unless it was asked for.
+        (message(content="I see", finish_reason="length"), Answer("" if thinking else "I see", "length")),
+    ]
+    server.answer = lambda number, _: raw(replies[number][0])
+    model = describer(thinking=thinking, concurrency=1)
+    assert model.describe([ask()] * len(replies)) == [answer for _, answer in replies]
+    switch = {"chat_template_kwargs": {"enable_thinking": True}}
+    assert all({k: v for k, v in body.items() if k in switch} == (switch if thinking else {}) for body in server.bodies)
+    assert caplog.text.count("m reasons before it answers") == (0 if thinking else 1)

@@ -1,0 +1,1 @@
+"""Object detection: annotations of COCO and LVIS, matching by their rules, and their average precision and recall."""
