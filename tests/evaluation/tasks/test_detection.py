@@ -304,6 +304,7 @@ def test_all_boxes_of_an_answer_about_one_category_are_of_it(items):
     result = score(items, "[400, 400, 500, 500]", "a man [0, 0, 100, 100] and [200, 0, 300, 100]", "no dogs", task=task)
     assert (result.value("recall@0.5"), result.value("precision@0.5")) == (3 / 4, 1)
     assert result.problems["category"] == []
+    assert [item.question for item in task.about(items)] == ["wine glass", "person", "dog"]
     assert result.problems["no_box"] == ["2#dog"]
     assert (result.ids, result.value("AP")) == (("1", "2"), pytest.approx(2 / 3))
 
