@@ -43,9 +43,19 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "pairs only": (),
     "negatives 1": ("pairing.negatives=1",),
     "negatives 1, no positives": ("pairing.negatives=1", "pairing.positives=false"),
-    "negatives 1, mix 0.2": ("pairing.negatives=1", "training.mix={path: MIX, share: 0.2}"),
-    "negatives 2, adversarial": ("pairing.negatives=2", "pairing.negatives_from=adversarial"),
-    "mix 0.2": ("training.mix={path: MIX, share: 0.2}",),
+    "negatives 1, NLL 1": ("pairing.negatives=1", "training.nll_weight=1"),
+    "the same, no positives": ("pairing.negatives=1", "pairing.positives=false", "training.nll_weight=1"),
+    "negatives 1, NLL 1, mix 0.2": (
+        "pairing.negatives=1",
+        "training.nll_weight=1",
+        "training.mix={path: MIX, share: 0.2}",
+    ),
+    "2 adversarial, NLL 1": (
+        "pairing.negatives=2",
+        "pairing.negatives_from=adversarial",
+        "training.nll_weight=1",
+    ),
+    "NLL 1 without negatives": ("training.nll_weight=1",),
 }
 """What each training changes in the preset `quickstart`."""
 COLUMNS = ("boxes for absent", "boxes for present", "present Acc@0.5", "REC Acc@0.5", "REC Acc@0.9")

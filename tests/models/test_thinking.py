@@ -19,6 +19,10 @@ SMALL = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12}
 QWEN = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Where?<|im_end|>\n<|im_start|>assistant\n"
 GLM = "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>Where?<|assistant|>\n"
 NO_GLM = GLM.replace("Where?", "Where?/nothink")
+KIMI = (
+    "<|im_user|>user<|im_middle|><|media_begin|>image<|media_content|><|media_pad|><|media_end|>\nWhere?<|im_end|>"
+    "<|im_assistant|>assistant<|im_middle|>"
+)
 BLOCK = "<think>\n\n</think>\n\n"
 TURNS = {  # family: the turn with reasoning off and on, and what an answer ends with
     "qwen3_5": (QWEN + BLOCK, QWEN + "<think>\n", "<|im_end|>"),
@@ -26,6 +30,7 @@ TURNS = {  # family: the turn with reasoning off and on, and what an answer ends
     "glm4v": (GLM + "<think></think>\n", GLM, "<|user|>"),
     "glm4v_moe": (NO_GLM + "<think></think>\n", GLM, "<|user|>"),
     "glm46v": (NO_GLM + "<think></think>\n", GLM, "<|user|>"),
+    "kimi_k25": (KIMI + "<think></think>", KIMI + "<think>", "<|im_end|>"),
 }
 # As published for Qwen3-VL's Thinking models: no switch, and always an open block.
 ALWAYS_OPEN = (
@@ -168,3 +173,31 @@ def test_a_model_that_does_not_reason_is_refused(mllm_folder, tmp_path):
 def test_contradictory_settings_are_refused(fields):
     with pytest.raises((ConfigError, ValueError), match="thinking"):
         DescriberConfig(**fields)
+
+
+def test_gemma_4_is_told_to_reason_by_a_system_turn_and_else_answers_after_an_empty_block(mllm_folder):
+    folder, entry = mllm_folder("gemma4"), FAMILIES["gemma4"]
+    processor = load(folder)
+    turn = "<|turn>user\n\n\n<|image|>\n\nWhere?<turn|>\n<|turn>model\n"
+    off, on = (render_turn(processor, entry, user_turn("Where?"), thinking=thinking) for thinking in (False, True))
+    assert off == "<bos>" + turn + "<|channel>thought\n<channel|>"
+    assert on == "<bos><|turn>system\n<|think|>\n<turn|>\n" + turn
+    check_thinking("m", processor, entry)
+    before, said, after = render_answer(processor, entry, user_turn("Where?"), "There.")
+    assert (before, said, after.strip()) == ("", "There.", "<turn|>")
+    # E2B's and E4B's templates write no block.
+    processor.chat_template = processor.chat_template.replace("<|channel>thought\n<channel|>", "")
+    assert render_turn(processor, entry, user_turn("Where?")) == "<bos>" + turn
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_what_gemma_4_writes_before_its_answer_is_not_part_of_it(thinking, mllm_folder):
+    # The larger models can write an empty block although they were told not to reason.
+    model = HfDescriber(mllm_folder("gemma4"), thinking=thinking, **SMALL)
+    for text, answer in (
+        ("<|channel>thought\n<channel|>A cup.<turn|>", "A cup."),
+        ("<|channel>thought\nIt is a cup.<channel|>A cup.<turn|>", "A cup."),
+        ("A cup.<turn|>", "A cup."),
+        ("<|channel>thought\nIt is", ""),
+    ):
+        assert model.decode(model.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) == answer

@@ -37,7 +37,8 @@ class AnswerTokens:
     ) -> AnswerTokens:
         """Those of a model, given its ``GenerationConfig``. Its sampling settings are not used.
 
-        ``turn`` is the text that answers follow.
+        ``turn`` is the text that answers follow. Reasoning is also removed from the answers of models that were told
+        not to: the larger Gemma 4 can write an empty block.
         """
         saved = generation_config.eos_token_id
         ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
