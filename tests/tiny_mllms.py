@@ -1,5 +1,6 @@
 """Tiny multimodal LLMs of every family's real classes, randomly initialized and saved like the published ones."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -180,7 +181,7 @@ def make_qwen3_vl(folder: Path) -> None:
     save(folder, model, [words, images], {"chat_template": QWEN_TEMPLATE}, hf.Qwen3VLProcessor)
 
 
-def make_internvl(folder: Path) -> None:
+def make_internvl(folder: Path, text: hf.PreTrainedConfig | None = None) -> None:
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -198,7 +199,7 @@ def make_internvl(folder: Path) -> None:
     config = hf.InternVLConfig(
         tie_word_embeddings=False,
         vision_config=hf.InternVLVisionConfig(**vision),
-        text_config=hf.Qwen2Config(**TEXT, vocab_size=112),
+        text_config=text or hf.Qwen2Config(**TEXT, vocab_size=112),
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
@@ -273,6 +274,12 @@ MAKERS = {
     "ferret": make_ferret,
     "cogvlm": make_cogvlm,
 }
+MAKERS_OF = ("tiny_gemma_kimi", "tiny_others", "tiny_qwen_glm")  # modules that import the helpers of this one
+
+
+def all_makers() -> dict[str, Callable[[Path], None]]:
+    """Those of all modules, by ``model_type`` or the name of another model of a family."""
+    return MAKERS | {k: v for name in MAKERS_OF for k, v in importlib.import_module(name).MAKERS.items()}
 
 
 @pytest.fixture(scope="session")
@@ -284,7 +291,7 @@ def mllm_folder(tmp_path_factory) -> Callable[[str], Path]:
         if model_type not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp("mllms") / model_type
-            MAKERS[model_type](folder)
+            all_makers()[model_type](folder)
             made[model_type] = folder
         return made[model_type]
 

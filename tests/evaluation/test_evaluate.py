@@ -11,11 +11,12 @@ from spr.commands.evaluate import summary
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, GroundingError, InputError, SprError
 from spr.core.images import ImageProblem, ImageSource
+from spr.evaluation.expressions import Expressions
 from spr.evaluation.task import TASKS, evaluate
 from spr.evaluation.tasks.description import Description, Regions
 from spr.evaluation.tasks.phrase_grounding import Phrase, PhraseGrounding, Sentence
 from spr.evaluation.tasks.pope import Pope, PopeItems
-from spr.evaluation.tasks.rec import Expressions, Rec
+from spr.evaluation.tasks.rec import Rec
 from spr.evaluation.tasks.referring import Referring, ReferringItem
 from spr.models.fakes import FakeDescriber
 from spr.models.protocols import Answer
@@ -57,7 +58,7 @@ def test_the_ferret_protocol_refuses_a_model_of_another_dialect_before_asking_it
         def describe(self, requests):
             raise AssertionError(f"the model was asked {len(requests)} questions")
 
-    with pytest.raises(ConfigError, match="Ferret's dialect only"):
+    with pytest.raises(ConfigError, match="one dialect only"):
         evaluate(Rec(protocol="ferret"), ITEMS, describer=Silent("", "llava"), images=images)
 
 

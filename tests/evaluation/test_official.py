@@ -9,10 +9,11 @@ import json
 import numpy as np
 import pytest
 
+from spr.evaluation.expressions import Expressions
 from spr.evaluation.predictions import Answers
 from spr.evaluation.tasks.phrase_grounding import PhraseGrounding
 from spr.evaluation.tasks.pope import Pope, PopeItems, says_yes
-from spr.evaluation.tasks.rec import THRESHOLDS, Expressions, Rec
+from spr.evaluation.tasks.rec import THRESHOLDS, Rec
 from spr.evaluation.tasks.referring import Referring, ReferringItem, is_right
 from spr.grounding import get_dialect
 

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from spr.config import DescriberConfig
+from spr.evaluation.expressions import Expressions
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.description import Description, Regions
 from spr.evaluation.tasks.phrase_grounding import Phrase, PhraseGrounding, Sentence
 from spr.evaluation.tasks.pope import Pope, PopeItems
-from spr.evaluation.tasks.rec import Expressions, Rec
+from spr.evaluation.tasks.rec import Rec
 from spr.evaluation.tasks.referring import Referring, ReferringItem
 from spr.models.fakes import FakeDescriber
 from spr.models.protocols import Answer

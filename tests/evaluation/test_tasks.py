@@ -125,9 +125,14 @@ def test_phrases_without_boxes_or_files_are_errors(flickr, tmp_path):
         path.write_text(json.dumps({"images": [{**row, "original_img_id": name}]}))
         with pytest.raises(InputError, match="`original_img_id` is not valid"):
             task.load(path)
-    for content in ("{}", "[]", '{"images": [{}]}', "<html>"):
+    for content, message in (
+        ("{}", "in no layout that `phrase-grounding` reads"),
+        ("[]", "is empty"),
+        ('{"images": [{}]}', "is not MDETR's Flickr30k JSON"),
+        ("<html>", "is not MDETR's Flickr30k JSON"),
+    ):
         path.write_text(content)
-        with pytest.raises(InputError, match="is not MDETR's Flickr30k JSON"):
+        with pytest.raises(InputError, match=message):
             task.load(path)
 
 

@@ -254,6 +254,16 @@ def test_words_that_the_other_dialect_takes_for_boxes_are_left_out():
     assert texts_of(odd, get_dialect("internvl"), LLAVA, ASK) == "not_renderable"
 
 
+def test_answers_with_points_are_left_out_of_a_dialect_without_points():
+    both = pair('[{"point_2d": [500, 500], "label": "a cup"}]', '[{"point_2d": [100, 100], "label": "a cup"}]')
+    qwen = get_dialect("qwen3_vl")
+    assert texts_of(both, qwen, LLAVA, ASK) == "points_not_writable"
+    texts = texts_of(both, qwen, get_dialect("gemini"), ASK)
+    assert texts.chosen == '[{"point": [500, 500], "label": "a cup"}]'
+    boxes = pair('[{"bbox_2d": [1, 2, 30, 40], "label": "a cup"}]', "[]")
+    assert texts_of(boxes, qwen, get_dialect("molmo2"), ASK) == "boxes_not_writable"
+
+
 @pytest.mark.parametrize(("mark", "key"), [("<video>", "ms-swift"), ("<image>", "trl")])
 def test_a_prompt_with_the_trainers_placeholder_is_refused(mark, key, make_dataset, make_run, tmp_path):
     run = make_run(make_dataset(tmp_path / "data", images=2), prompts={"full": f"Look {mark} at {{region}}"})

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from spr.grounding import DIALECTS, parse
+from spr.grounding import DIALECTS, GroundedText, parse
 from spr.grounding.parse import BoxReader
 
 PIECES = [
@@ -30,6 +30,21 @@ PIECES += ["<box>", "</box>", '"label": "x{"', "\ud800", "```json\n", "<loc_1>",
 SIZES = [(640, 480), (333, 500), (20, 20)]
 
 
+PIECES += ["<|begin_of_box|>", "<|end_of_box|>", "<bbox>", "</point>", "<point>1 2</point>", '<points x1="1" y1="2">']
+PIECES += [
+    "<|det|>",
+    '{"point_2d": [1, 2], "label": "x"}',
+    '"point": [1, 2]',
+    "<5><6>",
+    "None",
+    '"bbox_2d": [1, 2, 3, 4]',
+]
+
+
+def _found(grounded: GroundedText) -> tuple:
+    return grounded.boxes, len(grounded.problems), grounded.other_scale
+
+
 def corrupt(example: str, draw: random.Random) -> str:
     text = example if draw.random() < 0.8 else ""
     if draw.random() < 0.4:
@@ -53,7 +68,7 @@ def test_the_boxes_and_the_number_of_problems_are_the_same_as_from_parse(key):
     for k in range(1500):
         text, size = corrupt(dialect.example, draw), SIZES[k % 3]
         grounded = parse(text, dialect, size)
-        assert reader.read(text, size) == (grounded.boxes, len(grounded.problems), grounded.other_scale), repr(text)
+        assert reader.read(text, size) == _found(grounded), repr(text)
 
 
 def test_a_wrong_image_size_is_refused():

@@ -144,8 +144,9 @@ def test_a_run_its_export_and_its_evaluation_use_the_dialect_of_another_package(
 
 
 def test_the_default_questions_and_the_notice_about_servers_come_from_the_entry():
+    from spr.evaluation.expressions import Expressions
     from spr.evaluation.tasks.description import Description, Regions
-    from spr.evaluation.tasks.rec import Expressions, Rec
+    from spr.evaluation.tasks.rec import Rec
 
     def default_prompt(task, dialect):
         none = {"rec": Expressions((), (), (), np.zeros((0, 4)), (), ()), "description": Regions([])}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, GroundedText, get_dialect, map_to_image, parse, render, replace_boxes
+from spr.grounding.render import render_point
 from spr.grounding.text import without_surrogates
 from spr.records import Span
 
@@ -29,7 +30,7 @@ STYLES = (
     "\ta dog{}a cat{}",
     "a dog {} <b>bold</b> {}",
 )
-PROSE = [key for key, dialect in DIALECTS.items() if dialect.keeps_prose]
+PROSE = [key for key, dialect in DIALECTS.items() if dialect.keeps_prose and dialect.writes_boxes]
 LISTS = {
     "qwen2_5_vl": (
         '```json\n[\n\t{"bbox_2d": [10, 20, 30, 40], "label": "dog"},\n'
@@ -71,12 +72,13 @@ def test_every_list_comes_back_as_it_was(key, text):
 def fragments(key):
     """Text made of the dialect's own pieces, in any order, and of anything else."""
     dialect = get_dialect(key)
-    pieces = [piece for piece in re.split(r"(\W)", dialect.example) if piece]
+    point = (render_point((100, 200), dialect, SIZE),) if dialect.writes_points else ()
+    pieces = [piece for text in (dialect.example, *point) for piece in re.split(r"(\W)", text) if piece]
     numbers = st.one_of(
         st.integers(-5, 1200).map(str), st.floats(-2, 2).map(str), st.sampled_from(["1e999", "1e308", "-1e20"])
     )
     words = st.sampled_from(
-        [*pieces, dialect.example, "a dog ", "[", "]", "(", ")", ", ", "; ", " ", "\n", "</s>", "**"]
+        [*pieces, *point, dialect.example, "a dog ", "[", "]", "(", ")", ", ", "; ", " ", "\n", "</s>", "**"]
     )
     return st.lists(st.one_of(words, words, numbers, st.text(max_size=3)), max_size=25).map("".join)
 
@@ -107,10 +109,10 @@ def test_mapping_changes_only_numbers(key, data):
         return
     mapped = map_to_image(grounded, (100, 50), (1000, 800))
     new, kept, position = mapped.source.text, [], 0
-    for place in grounded.source.places:
-        for start, stop in sorted(place.numbers):
-            kept.append(re.escape(text[position:start]))
-            position = stop
+    places = [*grounded.source.places, *grounded.source.point_places]
+    for start, stop in sorted(number for place in places for number in place.numbers):
+        kept.append(re.escape(text[position:start]))
+        position = stop
     kept.append(re.escape(text[position:]))
     assert re.fullmatch(r"-?[0-9.]+(?:e[-+][0-9]+)?".join(kept), new)
     assert mapped.plain_text == grounded.plain_text
@@ -397,7 +399,9 @@ def test_phrases_of_any_text_are_removed_or_an_error_is_raised(key, data):
     except GroundingError:
         return
     assert changed.boxes == tuple(box for box in boxes if box is not None)
-    assert parse(changed.source.text, key, SIZE).boxes == changed.boxes
+    assert changed.points == grounded.points
+    again = parse(changed.source.text, key, SIZE)
+    assert (again.boxes, again.points) == (changed.boxes, changed.points)
 
 
 def test_stray_coordinates_in_a_phrase_are_a_grounding_error_at_most():
@@ -450,6 +454,7 @@ def test_any_boxes_can_be_replaced_or_removed(key, data):
     assert changed.boxes == tuple(box for box in boxes if box is not None)
     again = parse(render(changed, key, SIZE), key, SIZE)
     assert len(again.boxes) == len(changed.boxes)
+    assert again.points == changed.points == grounded.points
 
 
 def test_what_could_not_be_read_can_be_left_as_it_is():

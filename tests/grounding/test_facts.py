@@ -8,6 +8,7 @@ import pytest
 
 from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, GroundedText, get_dialect, parse, render, render_box, smart_resize
+from spr.grounding.render import render_point
 from spr.records import Box, Span
 
 # An image of 640 × 480 with a box of 64.4, 72.3, 192.6, 96.1.
@@ -43,6 +44,16 @@ WRITTEN = {
     "paligemma": "<loc0154><loc0103><loc0205><loc0308> a dog",
     "florence2": "a dog<loc_100><loc_150><loc_300><loc_200>",
     "minicpm_v": "<ref>a dog</ref><box>101 151 301 200</box>",
+    "glm_v": "a dog <|begin_of_box|>[[101,151,301,200]]<|end_of_box|>",
+    # x · 999 / 640 = 100.52, 300.64; y · 999 / 480 = 150.47, 200.01: rounded to the nearest
+    "deepseek_vl2": "<|ref|>a dog<|/ref|><|det|>[[101, 150, 301, 200]]<|/det|>",
+    "deepseek_ocr": "<|ref|>a dog<|/ref|><|det|>[[101, 150, 301, 200]]<|/det|>",
+    "seed_vl": "a dog <bbox>101 151 301 200</bbox>",
+    # the same as for DeepSeek, rounded down
+    "rex_omni": "<|object_ref_start|>a dog<|object_ref_end|><|box_start|><100><150><300><200><|box_end|>",
+    # y first
+    "gemini": '[{"box_2d": [151, 101, 200, 301], "label": "a dog"}]',
+    "kimi_vl": '[{"bbox_2d": [0.101, 0.151, 0.301, 0.200], "label": "a dog"}]',
 }
 
 READ: dict[str, Box] = {
@@ -67,12 +78,67 @@ READ: dict[str, Box] = {
     # 100.5 · 0.64, 150.5 · 0.48, 300.5 · 0.64, 200.5 · 0.48
     "florence2": (64.32, 72.24, 192.32, 96.24),
     "minicpm_v": (64.64, 72.48, 192.64, 96.0),
+    # 101 · 0.64, 151 · 0.48, 301 · 0.64, 200 · 0.48
+    "glm_v": (64.64, 72.48, 192.64, 96.0),
+    "deepseek_vl2": (64.704705, 72.072072, 192.832833, 96.096096),
+    "deepseek_ocr": (64.704705, 72.072072, 192.832833, 96.096096),
+    "seed_vl": (64.64, 72.48, 192.64, 96.0),
+    # 100 / 999 · 640, 150 / 999 · 480, 300 / 999 · 640, 200 / 999 · 480
+    "rex_omni": (64.064064, 72.072072, 192.192192, 96.096096),
+    "gemini": (64.64, 72.48, 192.64, 96.0),
+    "kimi_vl": (64.64, 72.48, 192.64, 96.0),
 }
 
+# The same for the box's upper left corner as a point.
+POINT = (64.4, 72.3)
+POINTS_WRITTEN = {
+    "minicpm_v": "<ref>a dog</ref><point>101 151</point>",
+    "glm_v": "a dog <|begin_of_box|>[[101,151]]<|end_of_box|>",
+    "seed_vl": "a dog <point>101 151</point>",
+    "rex_omni": "<|object_ref_start|>a dog<|object_ref_end|><|box_start|><100><150><|box_end|>",
+    "qwen2_5_vl": '[{"point_2d": [65, 72], "label": "a dog"}]',
+    "qwen3_vl": '[{"point_2d": [101, 151], "label": "a dog"}]',
+    "gemini": '[{"point": [151, 101], "label": "a dog"}]',
+    "kimi_vl": '[{"point_2d": [0.101, 0.151], "label": "a dog"}]',
+    # per cent: x · 100 / 640 = 10.06, y · 100 / 480 = 15.06
+    "molmo": '<point x="10.1" y="15.1" alt="a dog">a dog</point>',
+    # image 1, point 1; three digits
+    "molmo2": '<points coords="1 1 101 151">a dog</points>',
+}
+POINTS_READ = {key: READ.get(key, (64.64, 72.48))[:2] for key in POINTS_WRITTEN}
 
-def test_there_are_fourteen_dialects() -> None:
-    assert set(DIALECTS) == set(WRITTEN) == set(READ)
-    assert len(DIALECTS) == 14
+
+def test_every_dialect_is_here() -> None:
+    assert {key for key, dialect in DIALECTS.items() if dialect.writes_boxes} == set(WRITTEN) == set(READ)
+    assert {key for key, dialect in DIALECTS.items() if dialect.writes_points} == set(POINTS_WRITTEN)
+    assert len(DIALECTS) == 23
+
+
+@pytest.mark.parametrize("key", POINTS_WRITTEN)
+def test_a_point_is_written_and_read_as_worked_out_by_hand(key: str) -> None:
+    grounded = GroundedText("a dog", (Span("a dog", 0, 5, (), (POINT,)),))
+    assert render(grounded, key, SIZE) == POINTS_WRITTEN[key]
+    (span,) = parse(POINTS_WRITTEN[key], key, SIZE, strict=True).spans
+    assert (span.phrase, span.boxes) == ("a dog", ())
+    assert span.points[0] == pytest.approx(POINTS_READ[key], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("minicpm_v", "<point>101 151</point>"),
+        ("glm_v", "<|begin_of_box|>[[101,151]]<|end_of_box|>"),
+        ("rex_omni", "<|box_start|><100><150><|box_end|>"),
+        ("qwen3_vl", "[101, 151]"),
+        ("gemini", "[151, 101]"),
+        ("molmo", '<point x="10.1" y="15.1" alt=""></point>'),
+        ("molmo2", '<points coords="1 1 101 151"></points>'),
+    ],
+)
+def test_a_point_alone_is_written_for_prompts(key: str, text: str) -> None:
+    assert render_point(POINT, key, SIZE) == text
+    with pytest.raises(GroundingError, match="`paligemma` has no points"):
+        render_point(POINT, "paligemma", SIZE)
 
 
 @pytest.mark.parametrize("key", WRITTEN)
@@ -90,7 +156,8 @@ def test_a_box_is_read_as_worked_out_by_hand(key: str) -> None:
 @pytest.mark.parametrize("key", DIALECTS)
 def test_each_example_is_written_in_its_own_dialect(key: str) -> None:
     grounded = parse(DIALECTS[key].example, key, SIZE, strict=True)
-    assert (grounded.plain_text, len(grounded.boxes)) == ("a dog", 1)
+    counts = len(grounded.boxes), len(grounded.points)
+    assert (grounded.plain_text, *counts) == ("a dog", *((1, 0) if DIALECTS[key].writes_boxes else (0, 1)))
     assert render(grounded, key, SIZE) == DIALECTS[key].example
 
 
@@ -107,6 +174,12 @@ def test_each_example_is_written_in_its_own_dialect(key: str) -> None:
         ("kosmos2", "<object><patch_index_0000><patch_index_1023></object>"),
         ("internvl", "<box>[[0, 0, 1000, 1000]]</box>"),
         ("llava", "[0.00, 0.12, 1.00, 0.88]"),
+        ("glm_v", "<|begin_of_box|>[[0,0,1000,1000]]<|end_of_box|>"),
+        ("deepseek_vl2", "<|det|>[[0, 0, 999, 999]]<|/det|>"),
+        ("seed_vl", "<bbox>0 0 999 999</bbox>"),
+        ("rex_omni", "<|box_start|><0><0><999><999><|box_end|>"),
+        ("gemini", "[0, 0, 1000, 1000]"),
+        ("kimi_vl", "[0.000, 0.000, 1.000, 1.000]"),
     ],
 )
 def test_a_box_of_the_whole_image_uses_the_whole_range(key: str, numbers: str) -> None:
@@ -256,4 +329,12 @@ def test_max_error_is_the_bound_that_rounding_allows() -> None:
     assert DIALECTS["kosmos2"].max_error((w, h)) == pytest.approx((20, 15))  # a cell
     assert DIALECTS["paligemma"].max_error((w, h)) == pytest.approx((w / 2046, h / 2046))
     assert DIALECTS["florence2"].max_error((w, h)) == pytest.approx((w / 2000, h / 2000))
+    assert DIALECTS["glm_v"].max_error((w, h)) == pytest.approx((w / 2000, h / 2000))
+    assert DIALECTS["deepseek_vl2"].max_error((w, h)) == pytest.approx((w / 1998, h / 1998))
+    assert DIALECTS["seed_vl"].max_error((w, h)) == pytest.approx((w / 1000, h / 1000))  # 999 for the last edge
+    assert DIALECTS["rex_omni"].max_error((w, h)) == pytest.approx((w / 999, h / 999))  # rounded down
+    assert DIALECTS["gemini"].max_error((w, h)) == pytest.approx((w / 2000, h / 2000))
+    assert DIALECTS["kimi_vl"].max_error((w, h)) == pytest.approx((w / 2000, h / 2000))
+    assert DIALECTS["molmo"].max_error((w, h)) == pytest.approx((w / 2000, h / 2000))  # 0.05 of 100
+    assert DIALECTS["molmo2"].max_error((w, h)) == pytest.approx((w / 2000, h / 2000))
     assert DIALECTS["qwen2_5_vl"].max_error((w, h)) == pytest.approx((640 / 644, 480 / 476))  # last pixel for the edge

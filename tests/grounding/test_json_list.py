@@ -113,4 +113,4 @@ def test_what_is_cut_or_not_closed_does_not_take_the_rest_with_it() -> None:
     assert read(not_closed) == ([("cat", 1)], ["entry is not closed: dropped"])
     assert read('[{"bbox_2d": [1, 2, 30, ' + CAT + "]") == ([("cat", 1)], ["entry is not closed: dropped"])
     assert read("A set {a, b} and " + CAT) == ([("cat", 1)], ["entry is not JSON: dropped"])
-    assert read('[{"point_2d": [1, 2]}, ' + CAT + "]") == ([("cat", 1)], ["entry has no bbox_2d: dropped"])
+    assert read('[{"point_3d": [1, 2]}, ' + CAT + "]") == ([("cat", 1)], ["entry has no bbox_2d: dropped"])

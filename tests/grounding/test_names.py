@@ -99,9 +99,9 @@ def test_every_dialect_can_write_a_readable_name():
     for name in readable:
         words, qualifier, _ = category_name(name)
         for text in (words, f"a {words}", f"{words} ({qualifier})" if qualifier else words):
-            spans = (Span(text, 0, len(text), ((100, 100, 500, 500),)),)
-            for dialect in DIALECTS:
-                render(GroundedText(text, spans), dialect, (1000, 1000))
+            for key, dialect in DIALECTS.items():
+                boxes, points = ((100, 100, 500, 500),) * dialect.writes_boxes, ((1, 2),) * dialect.writes_points
+                render(GroundedText(text, (Span(text, 0, len(text), boxes, points),)), key, (1000, 1000))
 
 
 def test_long_names_take_linear_time():

@@ -104,6 +104,8 @@ def test_prose_and_phrases_survive_writing_and_reading(items: list[tuple[str, in
         pieces.append((phrase, (A, B, A)[:count]) if count else phrase)
     grounded = text_of(*pieces, data.draw(st.sampled_from([".", "", "!", " [sic]."])))
     for key in PROSE:
+        if not DIALECTS[key].writes_boxes:
+            continue
         again = parse(render(grounded, key, SIZE), key, SIZE, strict=True)
         assert again.plain_text == grounded.plain_text
         phrases_read = [(span.phrase, span.start, len(span.boxes)) for span in again.spans]
@@ -180,8 +182,8 @@ def test_a_box_that_would_be_read_as_another_phrases_is_refused() -> None:
 
 
 def test_a_box_with_swapped_corners_is_refused() -> None:
-    for key in DIALECTS:
-        with pytest.raises(GroundingError, match="Box can't be written"):
+    for key, dialect in DIALECTS.items():
+        with pytest.raises(GroundingError, match="Box can't be written" if dialect.writes_boxes else "has no boxes"):
             render_box((5, 5, 1, 9), key, SIZE)
 
 

@@ -8,7 +8,7 @@ from spr.models.text_pieces import split
 
 def pieces(text, limit):
     """A tokenizer whose tokens are words, single ideographs and single punctuation marks."""
-    spans = [match.span() for match in re.finditer(r"[a-z0-9]+|\S", text)]
+    spans = [match.span() for match in re.finditer(r"[A-Za-z0-9]+|\S", text)]
     return [text[spans[run[0]][0] : spans[run[-1]][1]] if run else "" for run in split(text, spans, limit)]
 
 
@@ -29,6 +29,11 @@ def test_the_last_of_several_sentence_ends_is_taken():
 
 def test_a_number_with_a_point_is_not_cut_there():
     assert pieces("x x 3.5 y y", 4) == ["x x", "3.5 y", "y"]
+
+
+def test_an_abbreviation_ends_no_sentence_unless_a_capital_letter_follows():
+    assert pieces("x. open 8 a.m. to six", 9) == ["x.", "open 8 a.m. to six"]
+    assert pieces("x. open 8 a.m. A bird sings", 9) == ["x. open 8 a.m.", "A bird sings"]
 
 
 def test_pieces_may_end_at_line_breaks_and_after_quoted_sentences():

@@ -30,7 +30,7 @@ MODELS = {
 def hashes(out):
     """One hash per stage, over the bytes of all of its shards."""
     found = {}
-    for stage in STAGE_ORDER:
+    for stage in (*STAGE_ORDER, "negatives"):
         store, digest = StageStore(out / stage), hashlib.sha256()
         for shard in store.finished().shards:
             for path in (store.part(shard.index), store.drops(shard.index)):
@@ -51,6 +51,7 @@ def config(data, count, engine):
                 "min_area": 60,
                 "crowds": "drop",
             },
+            "pairing": {"negatives": 2, "negatives_from": "adversarial"},
             "shard_rows": 3,
         }
     )

@@ -21,7 +21,7 @@ from spr.report.show import show
 from spr.runs.reader import Run
 from spr.runs.store import StageOutput, StageStore, dropped_table, read_table
 
-BUILTIN = ["objects", "regions", "candidates", "scores", "pairs"]
+BUILTIN = ["objects", "regions", "candidates", "scores", "pairs", "negatives"]
 SCHEMA = pa.schema([pa.field("query_id", pa.string(), nullable=False), pa.field("area", pa.float32(), nullable=False)])
 
 
@@ -67,7 +67,7 @@ def test_the_built_in_stages_come_in_the_order_of_the_data():
 
 @pytest.mark.usefixtures("areas")
 def test_a_stage_comes_after_the_last_of_its_inputs():
-    assert names(ordered_stages()) == ["objects", "regions", "areas", "candidates", "scores", "pairs"]
+    assert names(ordered_stages()) == ["objects", "regions", "areas", "candidates", "scores", "pairs", "negatives"]
 
 
 def test_stages_are_ordered_by_their_inputs_for_any_order_of_registration():
@@ -75,7 +75,8 @@ def test_stages_are_ordered_by_their_inputs_for_any_order_of_registration():
     for name, inputs in added.items():
         STAGES.register(name, replace(AREAS, name=name, inputs=inputs))
     try:
-        assert names(ordered_stages()) == ["objects", "regions", "a", "b", "c", "candidates", "scores", "pairs", "z"]
+        first = ["objects", "regions", "a", "b", "c"]
+        assert names(ordered_stages()) == [*first, "candidates", "scores", "pairs", "z", "negatives"]
     finally:
         for name in added:
             STAGES.unregister(name)

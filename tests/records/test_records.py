@@ -20,7 +20,7 @@ from spr.records import (
     Span,
     check_box,
 )
-from spr.records.schemas import CANDIDATES, OBJECTS, PAIRS, from_table, to_table
+from spr.records.schemas import CANDIDATES, OBJECTS, PAIRS, from_table, to_table, with_points
 
 DOG = ImageObject("7", "dog", (10.0, 10.0, 50.0, 40.0))
 FOUND = ImageObject("9#0", "person", (0.0, 0.0, 20.0, 20.0), "detector", 0.5)
@@ -28,7 +28,7 @@ IMAGE = ImageObjects("1", "a/b.jpg", 100, 80, (DOG, FOUND))
 QUERY = RegionQuery(
     "1/0", "1", "a/b.jpg", 100, 80, (0.0, 0.0, 50.0, 40.0), "7", (RegionObject("7", "dog", DOG.box, inside=True),)
 )
-SPAN = Span("a dog", 0, 5, ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)))
+SPAN = Span("a dog", 0, 5, ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)), ((1.5, 2.5),))
 CANDIDATE = Candidate("1/0/c0", "1/0", "crop", "a dog [1]", "a dog", "a dog", (SPAN,), ("cut",), None, 3, "m", "ferret")
 SCORES = Scores(
     "1/0/c0", "1/0", 0.25, -0.5, -0.125, 0.5, 0.0, (Detection("a dog", DOG.box, 0.5),), (Match("7", 0.75, "text"),)
@@ -149,3 +149,29 @@ def test_inside_is_the_ground_truth_of_the_region():
 def test_a_span_with_an_invalid_box_is_an_error(box):
     with pytest.raises(RecordError, match="four finite numbers"):
         Span("a dog", 0, 5, (box,))
+
+
+@pytest.mark.parametrize("point", [(1, 2, 3), (1, float("nan")), (float("inf"), 2), "a", (1, None), 5])
+def test_a_span_with_an_invalid_point_is_an_error(point):
+    with pytest.raises(RecordError, match="two finite numbers"):
+        Span("a dog", 0, 5, points=(point,))
+
+
+def test_spans_of_an_earlier_version_have_no_points():
+    row = {"phrase": "a dog", "start": 0, "end": 5, "boxes": [[1, 2, 3, 4]]}
+    assert Span.from_row(row) == Span("a dog", 0, 5, ((1, 2, 3, 4),))
+    two = dataclasses.replace(CANDIDATE, plain_text="a dog a dog", spans=(SPAN, Span("a dog", 6, 11)))
+    table = to_table([CANDIDATE, dataclasses.replace(CANDIDATE, spans=()), two], Candidate)
+    lists = table["spans"].combine_chunks()
+    structs = lists.flatten()
+    kept = [field for field in structs.type if field.name != "points"]
+    old_structs = pa.StructArray.from_arrays([structs.field(field.name) for field in kept], fields=kept)
+    of_old = pa.list_(pa.field("element", old_structs.type, nullable=False))
+    old = pa.chunked_array([pa.ListArray.from_arrays(lists.offsets, old_structs, type=of_old)])
+    for column in (old, old.slice(2), pa.chunked_array([*old.slice(0, 1).chunks, *old.slice(1).chunks])):
+        filled = with_points(column, table["spans"].type)
+        filled.validate(full=True)
+        assert filled.type == table["spans"].type
+        assert filled.to_pylist() == [[span | {"points": []} for span in spans] for spans in column.to_pylist()]
+    for name in ("spans", "problems"):  # what has points, or is no column of spans, stays as it is
+        assert with_points(table[name], table["spans"].type).equals(table[name])

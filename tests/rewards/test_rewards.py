@@ -19,7 +19,7 @@ def answer(*boxes):
     return GroundedText("cups", (Span("cups", 0, 4, boxes),))
 
 
-# Boxes of an answer → s_loc, recall, precision, f1, iou.
+# Boxes of an answer → s_loc, recall, precision, f1, iou. The reward `points` of an answer without points is 0.
 CASES = {
     "both objects exactly": ([(0, 0, 10, 10), (30, 0, 40, 10)], (1, 1, 1, 1, 1)),
     # IoU of (0, 0, 10, 8) and the first cup: 80 / 100.
@@ -38,8 +38,32 @@ CASES = {
 @pytest.mark.parametrize(("boxes", "expected"), CASES.values(), ids=CASES)
 def test_rewards_have_the_values_worked_out_by_hand(boxes, expected):
     values = [reward(answer(*boxes), CUPS) for reward in REWARDS.values()]
-    assert list(REWARDS) == ["s_loc", "recall", "precision", "f1", "iou"]
-    assert values == pytest.approx(expected, abs=1e-12)
+    assert list(REWARDS) == ["s_loc", "recall", "precision", "f1", "iou", "points"]
+    assert values == pytest.approx((*expected, 0), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("points", "value"),
+    [
+        ([(5, 5), (35, 5)], 1),
+        ([(5, 5)], 2 / 3),  # 2 · 1 / (1 + 2)
+        ([(0, 0), (40, 10)], 1),  # edges belong to the box
+        ([(5, 5), (6, 6)], 0.5),  # a second point in the same cup: 2 · 1 / (2 + 2)
+        ([(5, 5), (35, 5), (20, 5)], 0.8),  # 2 · 2 / (3 + 2)
+        ([(10.1, 5)], 0),
+        ([], 0),
+    ],
+)
+def test_points_count_if_they_lie_in_an_objects_box(points, value):
+    text = GroundedText("cups", (Span("cups", 0, 4, (), points),))
+    assert REWARDS["points"](text, CUPS) == pytest.approx(value)
+
+
+def test_a_point_in_two_boxes_is_assigned_so_that_most_points_count():
+    # The first point lies in both cups, the second only in the first: both count.
+    truth = Truth((ImageObject("1", "cup", (0, 0, 10, 10)), ImageObject("2", "cup", (5, 0, 15, 10))))
+    generated = '<points coords="1 1 070 050 2 020 050">cups</points>'
+    assert REWARDS["points"](read_answer(generated, "molmo2", (100, 100)), truth) == 1
 
 
 RIGHT, WRONG = "two cups [0, 0, 100, 100] [300, 0, 400, 100]", "a cup [500, 500, 900, 900]"
@@ -59,7 +83,7 @@ RIGHT, WRONG = "two cups [0, 0, 100, 100] [300, 0, 400, 100]", "a cup [500, 500,
 )
 def test_rewards_are_for_the_answer_and_not_for_the_reasoning(generated, value):
     read = read_answer(generated, "ferret", (100, 100))
-    assert [reward(read, CUPS) for reward in REWARDS.values()] == [value] * 5
+    assert [reward(read, CUPS) for name, reward in REWARDS.items() if name != "points"] == [value] * 5
 
 
 def test_reasoning_that_is_not_closed_is_an_empty_answer_with_a_problem():

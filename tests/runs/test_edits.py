@@ -40,6 +40,20 @@ def pair(
     )
 
 
+def test_points_stay_where_they_are_when_boxes_are_corrected():
+    chosen = '[{"bbox_2d": [100, 200, 200, 600], "label": "Cup"}, {"point_2d": [500, 500], "label": "Plate"}]'
+    made = pair(QWEN, chosen)
+    before = numbered_answer(made, QWEN)
+    assert (to_numbered(before), before.points) == ("[Cup](1), Plate", ((100, 50),))
+    edited = edited_pair(made, "[Cup](1), Plate", [(20, 20, 50, 60)], QWEN)
+    assert edited.chosen == chosen.replace("[100, 200, 200, 600]", "[100, 200, 250, 600]")
+    assert [span.points for span in edited.chosen_spans] == [(), ((100, 50),)]
+    with pytest.raises(GroundingError, match="has points, which other words would lose"):
+        edited_pair(made, "[Cup](1), Bowl", [(20, 20, 50, 60)], QWEN)
+    with pytest.raises(GroundingError, match="has points, which would be lost"):
+        edited_pair(made, "[Cup](1 2), Plate", [(20, 20, 50, 60), (1, 2, 3, 4)], QWEN)
+
+
 @pytest.mark.parametrize(
     "text",
     [

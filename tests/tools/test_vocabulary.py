@@ -1,7 +1,7 @@
 import pytest
 
 from spr.evaluation.tasks import description as description_task
-from spr.evaluation.tasks import rec
+from spr.models import questions
 from tools.embedded.texts import PROMPTS, description, object_list
 from tools.embedded.vocabulary import END, IDS, START, TOKENS, UNKNOWN, encode, make_tokenizer
 
@@ -10,7 +10,7 @@ NAMES = ["red circle", "orange star", "white ring"]
 
 
 def test_evaluation_asks_the_embedded_describer_what_it_was_trained_on() -> None:
-    assert PROMPTS["rec"] == rec.EMBEDDED_PROMPT
+    assert PROMPTS["rec"] == questions.EMBEDDED_PROMPT
     assert PROMPTS["full"] == description_task.EMBEDDED_PROMPT
 
 

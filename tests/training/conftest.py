@@ -14,9 +14,11 @@ from spr.pipeline.runner import run as run_pipeline
 from spr.training.loss import dpo
 from spr.training.shared_prefix import PairModel
 
+# As published, but with the line break before the next turn: TRL would train on one after the answer's end.
 CHAT_ML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{% if part['type'] == 'image' %}"
-    "IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>"
+    "{{ '\n' if add_generation_prompt or not loop.last }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VICUNA = (
@@ -31,7 +33,7 @@ TEMPLATES = {
     "qwen2_vl": CHAT_ML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen2_5_vl": CHAT_ML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen3_vl": CHAT_ML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
-    "internvl": CHAT_ML.replace("IMAGE", "<IMG_CONTEXT>\n"),
+    **dict.fromkeys(("internvl", "internvl3_5", "internvl3_5_moe"), CHAT_ML.replace("IMAGE", "<IMG_CONTEXT>\n")),
 }
 SIZES = [(60, 44), (44, 90), (130, 50), (64, 64), (50, 110), (84, 56)]
 ANSWERS = [

@@ -135,7 +135,9 @@ def test_mixtures_of_losses_are_trls(loss, count, trainable_folder, pair_rows, p
         assert_gradients_equal(own_gradients, gradients)
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl", "internvl", "ferret", "cogvlm"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen3_vl", "qwen3_vl_moe", "internvl", "glm4v", "glm4v_moe", "glm46v", "ferret", "cogvlm"]
+)
 def test_one_sequence_a_pair_gives_what_two_give(model_type, trainable_folder, pairs_folder, settings, stir, tmp_path):
     config = settings()
     trainee = load_trainee(str(trainable_folder(model_type)), config, CPU, features=tmp_path)

@@ -110,3 +110,32 @@ def test_an_adapter_that_is_frozen_too_is_an_error(base):
     adapted = add_adapter(base, LoraSection(r=4), KIND).requires_grad_(False)
     with pytest.raises(SprError, match="No parameter would be trained"):
         check_trained(adapted, KIND)
+
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+LINEAR_ATTENTION = {"in_proj_qkv", "in_proj_z", "out_proj"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "targets"),
+    [
+        ("qwen3_vl", ATTENTION | MLP),
+        ("qwen3_vl_moe", ATTENTION),
+        ("qwen3_5", ATTENTION | MLP | LINEAR_ATTENTION),
+        ("qwen3_5_moe", ATTENTION | LINEAR_ATTENTION),
+        ("internvl3_5", ATTENTION | MLP),
+        ("internvl3_5_moe", ATTENTION),
+        ("glm4v", ATTENTION | {"gate_up_proj", "down_proj"}),
+        ("glm4v_moe", ATTENTION),
+        ("glm46v", ATTENTION),
+    ],
+)
+def test_experts_get_no_adapter_and_every_kind_of_attention_gets_one(folder, targets, mllm_folder):
+    base = AutoModelForImageTextToText.from_pretrained(mllm_folder(folder)).requires_grad_(False)
+    adapted = add_adapter(base, LoraSection(r=4), FAMILIES[base.config.model_type])
+    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained(adapted)} == targets
+    # In transformers 5 the experts of a layer are one tensor of three dimensions, which LoRA's matrices don't fit.
+    experts = [p for name, p in adapted.named_parameters() if ".experts." in name]
+    assert all(p.dim() == 3 and not p.requires_grad for p in experts)
+    assert bool(experts) == ("moe" in folder)

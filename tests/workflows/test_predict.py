@@ -17,7 +17,8 @@ from spr.core.images import ImageProblem
 from spr.embedded.scenes import write_scenes
 from spr.grounding import get_dialect
 from spr.models.protocols import Answer
-from spr.workflows.predict import draw_answer, model_settings, predict
+from spr.report.contact_sheet import CAPTION, colour_of
+from spr.workflows.predict import draw_answer, model_settings, predict, report_lines
 
 EMBEDDED = DescriberConfig(model="embedded/describer", temperature=0, max_new_tokens=160)
 
@@ -90,7 +91,7 @@ def test_an_answer_has_boxes_in_pixels_and_says_what_is_malformed():
     assert [span.phrase for span in answer.text.spans] == ["a cup"]
     assert answer.problems[0] == "the answer was cut (length)"
     row = json.loads(json.dumps(answer.to_json()))
-    assert row["spans"] == [{"phrase": "a cup", "start": 0, "end": 5, "boxes": [[100, 100, 300, 200]]}]
+    assert row["spans"] == [{"phrase": "a cup", "start": 0, "end": 5, "boxes": [[100, 100, 300, 200]], "points": []}]
     assert (row["width"], row["height"], row["answer"], row["finish_reason"]) == (400, 200, text, "length")
     unfinished = predict(Image.new("RGB", (400, 200)), Fixed("<think>hm"), prompt="?")
     assert unfinished.problems == ("reasoning is not closed: no answer",)
@@ -106,6 +107,21 @@ def test_an_answer_is_drawn_where_its_boxes_are():
     assert len(colours) == 1
     assert colours != {(0, 0, 0)}
     assert drawn.getpixel((400, 18 + 300)) == (0, 0, 0)
+
+
+def test_points_are_listed_and_drawn():
+    text = 'Counting the <points coords="1 1 250 500 2 750 500">cups</points> shows a total of 2.'
+    answer = predict(Image.new("RGB", (400, 200)), Fixed(text, dialect="molmo2"), prompt="Point to the cups")
+    assert (answer.boxes, answer.text.points) == ((), ((100, 100), (300, 100)))
+    assert answer.to_json()["spans"] == [
+        {"phrase": "cups", "start": 13, "end": 17, "boxes": [], "points": [[100, 100], [300, 100]]}
+    ]
+    lines = list(report_lines(answer))
+    assert lines == ["Counting the cups shows a total of 2.", "  (100.0, 100.0)  cups", "  (300.0, 100.0)  cups"]
+    drawn = np.asarray(draw_answer(answer, Image.new("RGB", (400, 200)), side=400))
+    colours = [tuple(drawn[CAPTION + 100, x]) for x in (100, 200, 300)]
+    assert colours[0] == colours[2] == colour_of("cups")
+    assert colours[1] == (0, 0, 0)
 
 
 def test_wrong_questions_are_refused():

@@ -13,8 +13,9 @@ from PIL import Image
 from spr.core import boxes as bx
 from spr.core.views import crop_window, cut, unshift
 from spr.embedded.scenes import SIZE, Scene, choose, make_scene
+from spr.evaluation.expressions import Expressions
 from spr.evaluation.task import evaluate
-from spr.evaluation.tasks.rec import Expressions, Rec
+from spr.evaluation.tasks.rec import Rec
 from spr.grounding import parse
 from spr.models.describers.hf import HfDescriber
 from spr.models.protocols import DescribeRequest

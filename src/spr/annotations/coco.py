@@ -89,6 +89,9 @@ class Annotations:
             of dropped ones, are numbers from 1, in the order of image, id, category and box.
         turned: Number of images that some boxes leave, although all boxes fit if width and height are exchanged.
         dropped: The dropped entries.
+        unusable: (M, 2) int32, rows of image and category: what is annotated in the image, but by a dropped entry.
+        looked_for: Per image, indices into ``categories`` of what annotators looked for and did not find (LVIS's
+            ``neg_category_ids``), or None if its entry has no such list. None if no image has one.
     """
 
     image_ids: IdColumn
@@ -106,6 +109,8 @@ class Annotations:
     numbered: int
     turned: int
     dropped: Dropped
+    unusable: npt.NDArray[np.int32]
+    looked_for: list[npt.NDArray[np.int32] | None] | None
 
     def rows(self, image: int) -> slice:
         """The rows of an image's objects in the object columns, given the image's index (0 to I − 1)."""
@@ -230,6 +235,7 @@ def _assemble(
     turned = _count_turned(objects, image, sizes_wh)
     clipped = _clip(objects, image, sizes_wh.max(axis=1, keepdims=True).repeat(2, 1) if clip_to_square else sizes_wh)
     order, numbered = _order(objects, image, category)
+    unusable = np.flatnonzero((objects.reasons != OK) & (image >= 0) & (category >= 0))
     return Annotations(
         image_ids=ids.column(images.keys[kept_images]),
         file_names=[images.names[index] for index in kept_images.tolist()],
@@ -253,7 +259,20 @@ def _assemble(
             ],
             ids,
         ),
+        unusable=np.unique(np.stack([image[unusable], category[unusable]], axis=1), axis=0).astype(np.int32),
+        looked_for=_looked_for([images.looked_for[index] for index in kept_images.tolist()], names, ids),
     )
+
+
+def _looked_for(
+    lists: Sequence[list[int] | None], names: dict[int, str], ids: IdTable
+) -> list[npt.NDArray[np.int32] | None] | None:
+    if all(own is None for own in lists):
+        return None
+    flat = ids.final_keys(np.array([key for own in lists for key in own or ()], dtype=np.int64))
+    ends = np.cumsum([len(own or ()) for own in lists])
+    found = np.split(look_up(np.array(sorted(names), dtype=np.int64), flat), ends[:-1])
+    return [None if own is None else np.unique(rows[rows >= 0]) for own, rows in zip(lists, found, strict=True)]
 
 
 def _mark(reasons: _Reasons, where: npt.NDArray[np.bool_] | np.bool_, reason: int) -> None:

@@ -42,6 +42,7 @@ class _Image(msgspec.Struct, gc=False):
     coco_url: str | None = None
     flickr_url: Any = None
     license: Any = None
+    neg_category_ids: list[int] | None = None
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -61,11 +62,14 @@ class ImageColumns:
     """Images in the order of the file: ``keys`` int64 (N,), ``reasons`` uint8 (N,), ``sizes_wh`` int32 (N, 2).
 
     ``licenses`` are ids of the member `licenses`, and ``source_urls`` where the images are from; both may be None.
+    ``looked_for`` are the keys of the categories that LVIS's annotators looked for and did not find
+    (``neg_category_ids``); None if an image does not list them.
     """
 
     names: list[str]
     licenses: list[str | None]
     source_urls: list[str | None]
+    looked_for: list[list[int] | None]
     keys: Keys
     reasons: npt.NDArray[np.uint8]
     sizes_wh: npt.NDArray[np.int32]
@@ -92,7 +96,7 @@ _DTYPES = {"keys": "i8", "image_keys": "i8", "category_keys": "i8", "reasons": "
 
 def join_images(blocks: Sequence[ImageColumns]) -> ImageColumns:
     """All blocks as one; at least one block."""
-    lists = ("names", "licenses", "source_urls")
+    lists = ("names", "licenses", "source_urls", "looked_for")
     columns: dict[str, Any] = {name: [item for block in blocks for item in getattr(block, name)] for name in lists}
     for name in ("keys", "reasons", "sizes_wh"):
         columns[name] = np.concatenate([getattr(block, name) for block in blocks])
@@ -126,7 +130,11 @@ def fast_images(block: memoryview) -> ImageColumns | None:
         return None
     licenses = [_license_id(item.license) for item in items]
     urls = [_source_url(item.flickr_url, item.coco_url) for item in items]
-    return ImageColumns(names, licenses, urls, keys, np.zeros(len(items), dtype=np.uint8), sizes.astype(np.int32))
+    looked_for = [item.neg_category_ids for item in items]
+    if any(not -(2**63) <= key < TEXT_BASE for own in looked_for if own for key in own):
+        return None
+    reasons = np.zeros(len(items), dtype=np.uint8)
+    return ImageColumns(names, licenses, urls, looked_for, keys, reasons, sizes.astype(np.int32))
 
 
 def lenient_images(items: Sequence[Any], ids: IdTable) -> ImageColumns:
@@ -137,10 +145,15 @@ def lenient_images(items: Sequence[Any], ids: IdTable) -> ImageColumns:
         list(names),
         [_license_id(item.get("license")) for item in known],
         [_source_url(item.get("flickr_url"), item.get("coco_url")) for item in known],
+        [_keys(item.get("neg_category_ids"), ids) for item in known],
         np.array(keys, np.int64),
         np.array(reasons, np.uint8),
         np.array(sizes, np.int32),
     )
+
+
+def _keys(value: Any, ids: IdTable) -> list[int] | None:
+    return [key for key in map(ids.key, value) if key != NO_KEY] if isinstance(value, list) else None
 
 
 def fast_objects(block: memoryview) -> AnnotationColumns | None:

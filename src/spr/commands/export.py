@@ -62,6 +62,8 @@ def export(
     state = ", done before" if summary.done_before else ""
     settings = f"images: {summary.images}, dialect: {summary.dialect}{state}"
     echo(f"{format}: {count_text(summary.pairs, 'pairs')} in {out} ({settings})")
+    if summary.questions:
+        echo(f"  {summary.questions:>12,}  questions of `pairing.negatives` besides")
     if summary.held_out:
         echo(f"  {summary.held_out:>12,}  of them of held-out images, in the split `test`: don't train on them")
     if (line := effect(run, mode)) is not None:

@@ -74,6 +74,8 @@ def train(
     for reason, count in summary.dropped.items():
         echo(f"  {count:>12,}  dropped {reason}")
     for metric in ("loss", "margin", "accuracy"):
+        if metric not in summary.last:  # a step of `training.mix` alone
+            continue
         echo(f"  {summary.last[metric]:>12.4f}  {metric} of the last step")
     echo(f"\nAdapter (PEFT format):  {training_place(out, name) / 'adapter'}")
 

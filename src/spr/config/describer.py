@@ -65,6 +65,11 @@ class DescriberConfig(Section):
     """Cumulative probability of nucleus sampling, up to 1 (our choice)."""
     max_new_tokens: Int = Field(default=512, ge=1)
     """Maximum number of tokens per answer (our choice)."""
+    thinking: bool = False
+    """Let models that can reason do so before each answer (our choice): Qwen3.5, GLM-V, Gemma 4, Kimi K2.5 and the
+    Thinking models of Qwen3-VL. The reasoning counts towards `max_new_tokens`, and is not part of the answer. Off, they
+    answer at once, as they are trained to: pairs hold final answers. For `openai`, true is sent as
+    `chat_template_kwargs: {enable_thinking: true}`, which vLLM and SGLang pass on; false leaves it to the server."""
     truncated: DropOrKeep = "drop"
     """What to do with answers that `max_new_tokens` cut (our choice): `drop` them, counted as `truncated_answer`, or
     `keep` them as candidates; training then adds no end of turn to them."""
@@ -148,6 +153,12 @@ class DescriberConfig(Section):
             named = ", ".join(f"describer.{name}" for name in others)
             raise ValueError(
                 f"{named} can't be used with backend: {self.backend}; remove it, or choose another backend"
+            )
+        if self.backend == "fake" and self.thinking:
+            raise ValueError("describer.thinking can't be used with backend: fake; remove it")
+        if self.thinking and "chat_template_kwargs" in self.request_fields:
+            raise ValueError(
+                "describer.thinking and chat_template_kwargs in describer.request_fields are both given: remove one"
             )
         if self.backend == "vllm" and not (self.temperature == 0 or 0.01 <= self.temperature <= 2):
             raise ValueError("describer.temperature must be 0, or from 0.01 to 2, with backend: vllm")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from spr.config.section import Float, Section
+from spr.config.section import Float, Int, Section
 
 
 class PairingConfig(Section):
@@ -26,6 +26,36 @@ class PairingConfig(Section):
     max_length_ratio: Float | None = Field(default=None, gt=1)
     """Maximum ratio between the lengths of a pair's answers; null allows any (our choice). Lengths are words, without
     boxes; in dialects that list objects, characters of the whole text."""
+
+    negatives: Int = Field(default=0, ge=0, le=8)
+    """Questions per image about absent objects (our choice: 0, none). The chosen answer says that the object is not
+    there, the rejected one gives the box of another object. In the stage `negatives`."""
+    negatives_from: Literal["random", "popular", "adversarial"] = "random"
+    """Absent categories are drawn with equal probabilities; `popular`: in proportion to how many images have them;
+    `adversarial`: in proportion to how often they occur together with the image's own categories (our choice)."""
+    positives: bool = True
+    """Ask as many questions about present objects, of which the image has one each, and skip what has no counterpart:
+    a model that only learns to refuse gains nothing (our choice)."""
+    locate_prompt: str | None = None
+    """The question of `negatives`, with `{expression}`, such as `the dog`; null uses the wording of the model's family
+    (our choice)."""
+    absent_answer: str = "There is no {category} in the image."
+    """The answer about an absent object. Must contain `{category}` (our choice)."""
+
+    @field_validator("locate_prompt", "absent_answer")
+    @classmethod
+    def _has_its_placeholder(cls, value: str | None, info: ValidationInfo) -> str | None:
+        placeholder = {"locate_prompt": "{expression}", "absent_answer": "{category}"}[str(info.field_name)]
+        if value is not None and placeholder not in value:
+            raise ValueError(f"must contain {placeholder}")
+        return value
+
+    @field_validator("negatives_from", "locate_prompt")
+    @classmethod
+    def _belongs_to_negatives(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value not in ("random", None) and not info.data.get("negatives", 1):
+            raise ValueError(f"there are no negatives: set negatives too, or remove {info.field_name}")
+        return value
 
     @field_validator("box_iou")
     @classmethod

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from math import inf
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from spr.config.backends import LOSSES, MIXTURES
-from spr.config.section import DType, Float, Int, Section, Words, split_words
+from spr.config.section import AnyPath, DType, Float, Int, Section, Words, split_words
 from spr.core.errors import nearest
+from spr.core.paths import is_remote
 
 EvalMetric = Literal["loss", "margin", "accuracy", "s_loc", "recall@0.5", "unmatched_boxes", "acc@0.5", "mean_iou"]
 EVAL_METRICS: dict[EvalMetric, Literal["description", "rec"] | None] = {
@@ -53,6 +55,31 @@ class LoraSection(Section):
     """Dropout probability of the adapter's inputs (our choice: 0, for exact log-probabilities)."""
     target_modules: Words | None = None
     """Names of linear layers of the language model, such as `q_proj`; null uses all of the model family's."""
+
+
+class MixSection(Section):
+    """Other instruction data that is mixed into the training, so that the model forgets less (our choice)."""
+
+    path: AnyPath | None = None
+    """A .jsonl, .json or .parquet file, or a folder of a dataset, in one of TRL's formats: `prompt`, `chosen`,
+    `rejected`; `prompt`, `completion`; or `messages`. Relative paths start at the current folder; null mixes nothing
+    in (our choice)."""
+    share: Float = Field(default=0.1, gt=0, lt=1)
+    """Share of the rows of an epoch, 0..1 (our choice)."""
+    images: AnyPath | None = None
+    """Folder that the rows' image paths are relative to; null for the folder of the file."""
+
+    @field_validator("path", "images")
+    @classmethod
+    def _is_absolute(cls, value: Path | None) -> Path | None:
+        return value if value is None or is_remote(value) else value.expanduser().absolute()
+
+    @field_validator("share", "images")
+    @classmethod
+    def _belongs_to_a_file(cls, value: object, info: ValidationInfo) -> object:
+        if value not in (0.1, None) and info.data.get("path", True) is None:
+            raise ValueError(f"there is nothing to mix in: set mix.path too, or remove {info.field_name}")
+        return value
 
 
 class TrainingConfig(Section):
@@ -99,6 +126,7 @@ class TrainingConfig(Section):
     """Weight decay of AdamW (our choice: 0)."""
     max_grad_norm: Float | None = Field(default=1.0, gt=0)
     """Maximum norm for gradient clipping; null disables it (our choice)."""
+    mix: MixSection = MixSection()
     lora: LoraSection = LoraSection()
     dtype: DType = "auto"
     """Data type of the frozen weights and of the computation; `auto` keeps that of the checkpoint. The adapter's

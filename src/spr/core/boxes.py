@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 Box: TypeAlias = tuple[float, float, float, float]
 """``(x1, y1, x2, y2)``, pixels of the original image."""
+Point: TypeAlias = tuple[float, float]
+"""``(x, y)``, pixels of the original image."""
 Size: TypeAlias = tuple[int, int]
 """``(width, height)`` in pixels."""
 Array: TypeAlias = npt.NDArray[np.float64]

@@ -115,7 +115,7 @@ CANDIDATE_REASONS: dict[str, str] = {
 
 PAIR_REASONS: dict[str, str] = {
     "fewer_than_two_candidates": "the query has fewer than two candidates to compare",
-    "chosen_without_box": "refinement left no box in the chosen answer",
+    "chosen_without_box": "refinement left no box and no point in the chosen answer",
     "chosen_equals_rejected": "both answers have the same text",
     "margin_under_minimum": "the scores differ by less than `pairing.min_margin`",
     "length_ratio_over_maximum": "one answer is more than `pairing.max_length_ratio` times as long as the other",
@@ -125,6 +125,15 @@ PAIR_REASONS: dict[str, str] = {
     "`pairing.box_iou`",
 }
 """Why the stage `pairs` drops a query."""
+
+NEGATIVE_REASONS: dict[str, str] = {
+    "no_absent_category": "no category is known to be absent from the image; of LVIS, only those count that annotators "
+    "looked for; or the run is of an earlier version",
+    "no_present_category": "`pairing.positives`: no category has exactly one object in the image",
+    "no_candidate_in_shard": "no image of the shard has a candidate, so it is not known how the model writes boxes",
+    "not_renderable": "a category's name would be read as something else in the model's dialect, or it writes no boxes",
+}
+"""Why the stage `negatives` has no questions about an image."""
 
 REVIEW_REASONS: dict[str, str] = {
     "rejected_in_review": "reviewers rejected the pair (`spr review`)",
@@ -137,6 +146,9 @@ TRAINING_REASONS: dict[str, str] = {
     "empty_answer": "an answer is empty",
     "answers_equal": "chosen and rejected are the same",
     "answer_has_image_token": "an answer contains the image placeholder token",
+    "answer_has_end_of_turn": "an answer contains the token that ends the model's answers, before its own end",
+    "several_images": "`training.mix`: the row has more than one image",
+    "no_image": "`training.mix`: the row has no image, and models of this family are trained with images only",
     "too_long": "the prompt and an answer have more tokens than `training.max_length` or the model allows; they are "
     "never truncated",
 }
@@ -146,7 +158,10 @@ EXPORT_REASONS: dict[str, str] = {
     "truncated_answer": "an answer was cut, and the trainer would add an end of turn to it",
     "placeholder_in_text": "the prompt or an answer contains the trainer's image placeholder, such as `<image>`",
     "not_renderable": "the requested dialect would read the words as coordinates",
+    "points_not_writable": "an answer has points, and the requested dialect has none",
+    "boxes_not_writable": "an answer has boxes, and the requested dialect has only points",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
+    "question_not_shown": "a question of `pairing.negatives`: this format shows descriptions of regions",
     "image_needs_rewriting": "EXIF rotation, transparency or 16-bit channels: other readers would get other pixels "
     "than the pipeline",
 }
@@ -158,6 +173,7 @@ DROP_REASONS: Mapping[str, Mapping[str, str]] = {
     "candidates": {**IMAGE_REASONS, **CANDIDATE_REASONS},
     "scores": IMAGE_REASONS,
     "pairs": PAIR_REASONS,
+    "negatives": NEGATIVE_REASONS,
     "training": {**IMAGE_REASONS, **TRAINING_REASONS, **REVIEW_REASONS},
     "export": {**IMAGE_REASONS, **EXPORT_REASONS, **REVIEW_REASONS},
     "convert": {
@@ -187,6 +203,6 @@ def explain(stage: str, reason: str) -> str:
     """The explanation of a reason. For a reason of another package's stage: its name, as words.
 
     >>> explain("pairs", "chosen_without_box")
-    'refinement left no box in the chosen answer'
+    'refinement left no box and no point in the chosen answer'
     """
     return DROP_REASONS.get(stage, {}).get(reason, reason.replace("_", " "))

@@ -15,8 +15,9 @@ from spr.evaluation.compare import compare, conclude, table
 from spr.evaluation.run_results import put, result_path
 from spr.evaluation.task import Task, evaluate
 from spr.evaluation.tasks.description import Description
-from spr.evaluation.tasks.rec import EMBEDDED_PROMPT, Rec
+from spr.evaluation.tasks.rec import Rec
 from spr.models.describers.hf import HfDescriber
+from spr.models.questions import EMBEDDED_PROMPT
 from spr.models.registry import trained_model
 from spr.pipeline import runner
 from spr.report.page import write_report

@@ -24,14 +24,15 @@ _UNITS = 1000
 
 AnswerProtocol: TypeAlias = Literal["spr", "ferret"]
 """How answers are read: with SPR's parser for the model's dialect, or by the rules of this file."""
+_READS: dict[str, str] = {"ferret": "ferret"}  # the dialect that a protocol's own rules read
 PROTOCOL_HELP = "Read answers with SPR's parser, or exactly as Ferret's evaluator does."
 
 
 def check_protocol(protocol: AnswerProtocol, dialect: Dialect) -> None:
     """Raise `ConfigError` unless the protocol can read answers in this dialect."""
-    if protocol == "ferret" and dialect.key != "ferret":
-        what = "--protocol ferret reads answers in Ferret's dialect only"
-        raise ConfigError(what, got=dialect.key, expected="a model or predictions with the dialect ferret")
+    if (read := _READS.get(protocol, dialect.key)) != dialect.key:
+        what = f"--protocol {protocol} reads answers in one dialect only"
+        raise ConfigError(what, got=dialect.key, expected=f"a model or predictions with the dialect {read}")
 
 
 def entities(text: str, size_wh: Size) -> list[tuple[str, Box]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -12,6 +13,7 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import InputError
+from spr.evaluation.inference import LoadImage
 from spr.evaluation.lines import decode_json, first_repeated, read_bytes, read_lines, unique_ids
 from spr.records import Box, Size
 
@@ -37,6 +39,14 @@ class MultiExpression:
     sentence: str
     boxes: tuple[Box, ...]
     groups: tuple[str, ...] = ()
+
+
+class PicturedExpressions(list[MultiExpression]):
+    """Expressions from a file that contains their images, which ``images`` loads."""
+
+    def __init__(self, rows: Iterable[MultiExpression], images: LoadImage) -> None:
+        super().__init__(rows)
+        self.images = images
 
 
 def check_expressions(rows: list[MultiExpression]) -> list[MultiExpression]:
@@ -66,7 +76,11 @@ def read_multi_expressions(path: Path) -> list[MultiExpression]:
     Raises:
         InputError: if the file is empty, has another layout, repeats an id, or has a box without area.
     """
-    data = read_bytes(path, f"MDETR's JSON, or JSON lines such as {EXPECTED}")
+    return parse_multi_expressions(path, read_bytes(path, f"MDETR's JSON, or JSON lines such as {EXPECTED}"))
+
+
+def parse_multi_expressions(path: Path, data: bytes) -> list[MultiExpression]:
+    """`read_multi_expressions` of the content of a file."""
     if b'"annotations"' in data:
         return check_expressions(_from_mdetr(path, data))
     if b'"answer_boxes"' in data and b'"referring"' in data:

@@ -37,6 +37,7 @@ PROBLEMS: dict[str, str] = {
     "category": "a box has no name, or one that is not a category; counts as a false positive, but not in AP and AR",
     "confidence": "the boxes can't be given their confidences; they have the lowest one",
     "no_box": "the answer has no box, or none for this phrase; counts as a miss",
+    "no_point": "the answer has no point; counts as a miss",
     "neither": "the answer means neither yes nor no; counts as wrong",
 }
 """Problems with answers that a result counts and lists, with their explanations."""

@@ -120,8 +120,8 @@ class Task(ABC, Generic[Items]):
         """
         return [Item(name) for name in self.ids(items)]
 
-    def images(self, items: Items) -> ImageSource | None:  # noqa: ARG002
-        """The image folder that belongs to the items; None if only ``--images`` can tell."""
+    def images(self, items: Items) -> ImageSource | LoadImage | None:  # noqa: ARG002
+        """The image folder or the images that belong to the items; None if only ``--images`` can tell."""
         return None
 
     @abstractmethod
@@ -154,8 +154,10 @@ TASKS: Registry[type[Task[Any]]] = Registry(
         "multi-rec": "spr.evaluation.tasks.multi_rec:MultiRec",
         "detection": "spr.evaluation.tasks.detection:Detection",
         "phrase-grounding": "spr.evaluation.tasks.phrase_grounding:PhraseGrounding",
+        "pointing": "spr.evaluation.tasks.pointing:Pointing",
         "referring": "spr.evaluation.tasks.referring:Referring",
         "pope": "spr.evaluation.tasks.pope:Pope",
+        "amber": "spr.evaluation.tasks.amber:Amber",
         "description": "spr.evaluation.tasks.description:Description",
     },
 )
@@ -267,7 +269,12 @@ def _notes(task: Task[Any], items: Any, answers: Answers, result: Result) -> tup
         notes.append(f"{share} have boxes with numbers from 0 to 1, unlike their dialect: check the dialect")
     without = {name for name, text in zip(task.ids(items), answers.texts, strict=True) if text is None}
     read = sum(name not in without and name.rsplit("#", 1)[0] not in without for name in result.ids)
-    for kind, what in (("no_box", "has a box that its dialect can read"), ("neither", "means yes or no")):
+    nothing = {
+        "no_box": "has a box that its dialect can read",
+        "no_point": "has a point that its dialect can read",
+        "neither": "means yes or no",
+    }
+    for kind, what in nothing.items():
         if read and len(result.problems.get(kind, ())) == read:
             notes.append(f"none of the {read:,} answers {what}")
     return tuple(notes)
@@ -284,13 +291,13 @@ def _ask(
     task: Task[Items], items: Items, describer: Describer | DescriberConfig, images: Any, seed: int
 ) -> tuple[Answers, tuple[Prediction, ...], dict[str, Any]]:
     """A model's answers, the records of them that a result keeps, and how the model was asked."""
-    images = images if images is not None else task.images(items)
-    load, model = image_loader(images), ""
+    own = task.images(items) if images is None else None
+    load, model = image_loader(images if own is None else own), ""
     if isinstance(describer, DescriberConfig):
         from spr.models.registry import check_loadable, expected_dialect, load_describer
 
         # Everything that can be refused without the model's weights is refused before they are loaded.
-        if not callable(images):
+        if not callable(images):  # a user's function may be slow, or answer each question once
             check_images(load, task.about(items))
         check_loadable([describer])
         expected = expected_dialect(describer)

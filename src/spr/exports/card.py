@@ -44,15 +44,22 @@ _PLOTS = {
 
 
 def write_card(
-    folder: Path, plan: ExportPlan, stats: PairStats, left_out: Mapping[str, int], licenses: Mapping[str | None, int]
+    folder: Path,
+    plan: ExportPlan,
+    stats: PairStats,
+    left_out: Mapping[str, int],
+    licenses: Mapping[str | None, int],
+    *,
+    questions: Mapping[str, int],
 ) -> None:
     """Write ``README.md`` and ``plots/`` into an export's folder.
 
     ``left_out`` counts the pairs left out by reason, ``licenses`` the images by the license that the annotations state.
+    ``questions`` counts the pairs of the stage `negatives` by split; the statistics don't contain them.
     """
     _write_plots(folder / "plots", stats)
     lines = [
-        *_summary(plan, stats),
+        *_summary(plan, stats, questions),
         *_licenses(licenses),
         *_statistics(plan.run, stats, left_out),
         *_columns(plan),
@@ -61,15 +68,16 @@ def write_card(
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _summary(plan: ExportPlan, stats: PairStats) -> Iterator[str]:
-    pairs = stats.pairs
+def _summary(plan: ExportPlan, stats: PairStats, by_split: Mapping[str, int]) -> Iterator[str]:
+    pairs, questions = stats.pairs, sum(by_split.values())
+    held_out = stats.held_out + by_split.get("holdout", 0)
     head = {
         "license": plan.license_id,
         "pretty_name": plan.labels.name,
         "task_categories": ["image-text-to-text", "object-detection"],
         "tags": ["preference", "dpo", "visual-grounding", "region-description", "spr"],
-        "size_categories": [next((name for name, limit in _SIZES.items() if pairs < limit), "n>1M")],
-        "configs": _configs(plan, held_out=stats.held_out > 0),
+        "size_categories": [next((name for name, limit in _SIZES.items() if pairs + questions < limit), "n>1M")],
+        "configs": _configs(plan, held_out=held_out > 0),
     }
     yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()}\n---\n"
     yield f"# {_plain(plan.labels.name)}\n"
@@ -79,11 +87,18 @@ def _summary(plan: ExportPlan, stats: PairStats) -> Iterator[str]:
         "descriptions with corrected boxes (*chosen*), and the worst one as generated (*rejected*). Created with "
         "Spatial Preference Rewarding ([arXiv 2510.14374](https://arxiv.org/abs/2510.14374)).\n"
     )
+    if questions:
+        yield (
+            f"{count_text(questions, 'more pairs')} ask where one object is. If it is not annotated in the image, the "
+            "chosen answer says that it is not there, and the rejected one gives the box of another object; if it is, "
+            "chosen gives its box, and rejected says that it is not there. They have no scores, and the statistics "
+            "below don't contain them.\n"
+        )
     yield f"Boxes are written in the dialect `{plan.dialect}`. {geometry_note(plan.labels.dialect)}\n"
     yield f"{_IMAGES[plan.images]}\n"
-    if stats.held_out:
+    if held_out:
         yield (
-            f"{stats.held_out:,} of the pairs are of held-out images: the split `test`, in "
+            f"{held_out:,} of the pairs are of held-out images: the split `test`, in "
             f"`{plan.format.files('test')}`. Don't train on them; they are for evaluation.\n"
         )
     yield plan.format.usage.replace("{out}", plan.out.name) + "\n"

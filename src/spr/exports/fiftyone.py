@@ -27,15 +27,17 @@ CHOSEN = "chosen"
 
 
 def to_sample(row: ExportRow, labels: Labels) -> dict[str, Any]:
-    """A sample with the boxes of both answers, the objects' region, the texts and what identifies the pair."""
-    pair, size_wh = row.pair, (row.pair.width, row.pair.height)
+    """A sample with boxes and points of both answers, the objects' region, the texts and what identifies the pair."""
+    pair, size_wh = row.described, (row.described.width, row.described.height)
     chosen = numbered_answer(pair, labels.dialect)
     rejected = with_pixels(pair.rejected, pair.rejected_spans, labels.dialect, size_wh)
+    points = {"chosen_points": chosen, "rejected_points": rejected} if chosen.points or rejected.points else {}
     return {
         "filepath": _file_path(row.image.path),
         "tags": [],
         CHOSEN: _detections(chosen, size_wh),
         "rejected": _detections(rejected, size_wh),
+        **{name: _keypoints(answer, size_wh) for name, answer in points.items()},
         "region": {"_cls": "Detections", "detections": [_detection("region", pair.region, size_wh)]},
         "prompt": row.texts.prompt,
         "chosen_text": to_numbered(chosen),
@@ -65,6 +67,22 @@ def _detection(label: str, box: Box, size_wh: Size) -> dict[str, Any]:
     """A box as FiftyOne has it: left, top, width and height as shares of the image, 0..1."""
     shares = [value / 100 for value in to_percent(box, size_wh).values()]
     return {"_cls": "Detection", "label": label, "bounding_box": shares, "attributes": {}, "tags": []}
+
+
+def _keypoints(answer: GroundedText, size_wh: Size) -> dict[str, Any]:
+    """The points of each phrase as FiftyOne has them: shares of the image, 0..1."""
+    found = [
+        {
+            "_cls": "Keypoint",
+            "label": span.phrase,
+            "points": [[x / size_wh[0], y / size_wh[1]] for x, y in span.points],
+            "attributes": {},
+            "tags": [],
+        }
+        for span in answer.spans
+        if span.points
+    ]
+    return {"_cls": "Keypoints", "keypoints": found}
 
 
 class _SampleWriter(JsonWriter):
@@ -115,6 +133,7 @@ FORMAT = Format(
     images=("copy", "path"),
     placeholders=(),
     data_files=f"{{split}}/{SAMPLES}",
+    questions=False,
     columns={
         "samples": "one per pair, with the fields `chosen`, `rejected` and `region` (boxes), `chosen_text` with the "
         "numbers of its boxes, `rejected_text`, `prompt`, `margin`, `pair`, `pair_sha256`, `boxes` (xyxy in pixels), "

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from spr.core.registry import Registry
 from spr.grounding import Dialect
-from spr.records import Box, PreferencePair, Size
+from spr.records import Box, PreferencePair, QuestionPair, Size
 
 ExportSplit: TypeAlias = Literal["train", "test"]
 """``test`` has the pairs of held-out images, under the name that the Hugging Face Hub has for such a split."""
@@ -43,12 +43,19 @@ class ExportRow:
     ``original`` is the pair before reviewers edited it, if they did.
     """
 
-    pair: PreferencePair
+    pair: PreferencePair | QuestionPair
     texts: Texts
     image: ImageFile
     license: str | None = None
     source_url: str | None = None
     original: PreferencePair | None = None
+
+    @property
+    def described(self) -> PreferencePair:
+        """The pair, in formats without `Format.questions`."""
+        if isinstance(self.pair, QuestionPair):
+            raise TypeError(f"{self.pair.pair_id} is a question")
+        return self.pair
 
 
 class DroppedItem(NamedTuple):
@@ -113,6 +120,7 @@ class Format:
             writes the trainer's settings, if there are any, so that it resizes images as `spr.exports.image_limits`
             says. ``test`` is opened only if the run has pairs of held-out images.
         converts: Whether the texts can be converted to another dialect; not where people correct the run's own.
+        questions: Whether rows can be pairs of the stage `negatives`, which have no region and no scores.
         write_drops: Writes what the run dropped into the folder, for tools in which people look at it.
     """
 
@@ -124,6 +132,7 @@ class Format:
     usage: str
     open: Callable[[Path, Labels, ExportSplit], Writer]
     converts: bool = True
+    questions: bool = True
     write_drops: Callable[[Path, Sequence[DroppedItem]], None] | None = None
 
     def files(self, split: ExportSplit) -> str:

@@ -12,11 +12,14 @@ from spr.core.image_metadata import forget_metadata, strip_metadata
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
 from spr.exports.formats import DroppedItem, ImageFile, ImageMode
-from spr.records import PreferencePair, Size
+from spr.records import PreferencePair, QuestionPair, Size
 
 
 def export_images(
-    pairs: Sequence[PreferencePair | DroppedItem], source: ImageSource, mode: ImageMode, folder: Path
+    pairs: Sequence[PreferencePair | QuestionPair | DroppedItem],
+    source: ImageSource,
+    mode: ImageMode,
+    folder: Path,
 ) -> Iterator[ImageFile | str]:
     """For each pair its image, or the reason why the image can't be used (see `spr.core.reasons`).
 
@@ -33,11 +36,11 @@ def export_images(
     return (images[_image(pair)] for pair in pairs)
 
 
-def _image(pair: PreferencePair | DroppedItem) -> tuple[str, Size, str]:
+def _image(pair: PreferencePair | QuestionPair | DroppedItem) -> tuple[str, Size, str]:
     return pair.file_name, (pair.width, pair.height), split_folder(pair)
 
 
-def split_folder(pair: PreferencePair | DroppedItem) -> str:
+def split_folder(pair: PreferencePair | QuestionPair | DroppedItem) -> str:
     """The folder of a pair's copied image, relative to the export's, with a slash at the end; empty for training."""
     return {"train": "", "dropped": "dropped/"}.get(pair.split, "test/")
 

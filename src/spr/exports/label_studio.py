@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from spr.runs.edits import numbered_answer, to_numbered
 from spr.runs.reviews import pair_sha256
 
 CONFIG, TASKS, DROPPED = "config.xml", "tasks-{split}.json", "dropped.json"
-BOXES, TEXT, DECISION = "boxes", "text", "decision"
+BOXES, TEXT, DECISION, POINTS = "boxes", "text", "decision", "points"
 """Names of the controls in the labelling config."""
+_NUMBERED_LABEL = re.compile(r'<Label value="[0-9]+"')
 _SPARE = 10  # numbers for boxes that annotators add
 
 _CONFIG = """<View>
@@ -28,7 +30,7 @@ _CONFIG = """<View>
   <RectangleLabels name="{boxes}" toName="image" canRotate="false">
 {labels}
   </RectangleLabels>
-  <Header value="Chosen answer: [words](1) are the words of box 1"/>
+{points}  <Header value="Chosen answer: [words](1) are the words of box 1"/>
   <TextArea name="{text}" toName="image" editable="true" maxSubmissions="1" rows="4"/>
   <Choices name="{decision}" toName="image" choice="single">
     <Choice value="accept"/>
@@ -40,12 +42,19 @@ _CONFIG = """<View>
 """
 
 
+_POINTS = """  <KeyPointLabels name="points" toName="image" strokeWidth="4">
+    <Label value="point" background="orange"/>
+  </KeyPointLabels>
+"""
+
+
 def to_task(row: ExportRow, labels: Labels) -> dict[str, Any]:
     """A task: what the annotator sees, and a prediction with the numbered boxes and words of the chosen answer.
 
-    ``data.boxes`` are the exact boxes in pixels; Label Studio's own are in per cent of the image, clipped to it.
+    ``data.boxes`` are the exact boxes in pixels; Label Studio's own are in per cent of the image, clipped to it. Points
+    are shown as keypoints; changes to them are not read back.
     """
-    pair = row.pair
+    pair = row.described
     answer = numbered_answer(pair, labels.dialect)
     text, size = to_numbered(answer), {"original_width": pair.width, "original_height": pair.height}
     on_image: dict[str, Any] = {"to_name": "image", **size, "image_rotation": 0}
@@ -59,8 +68,13 @@ def to_task(row: ExportRow, labels: Labels) -> dict[str, Any]:
         }
         for number, box in enumerate(answer.boxes, start=1)
     ]
+    for number, (x, y) in enumerate(answer.points, start=1):
+        place = to_percent((x, y, x, y), (pair.width, pair.height))
+        value = {"x": place["x"], "y": place["y"], "width": 0.5, "keypointlabels": ["point"]}
+        about = {"id": f"point{number}", "from_name": POINTS, "type": "keypointlabels"}
+        result.append({**about, **on_image, "value": value})
     result.append({"id": "text", "from_name": TEXT, "type": "textarea", **on_image, "value": {"text": [text]}})
-    seen = row.pair if row.original is None else row.original
+    seen = row.described if row.original is None else row.original
     data = {
         "image": _address(row.image.path),
         "pair": pair.pair_id,
@@ -101,22 +115,25 @@ class _TaskWriter(JsonWriter):
     """Writes the tasks, and at the end the labelling config with as many numbers as the answers need."""
 
     def __init__(self, folder: Path, labels: Labels, split: ExportSplit) -> None:
-        self._folder, self._most = folder, 0
+        self._folder, self._most, self._has_points = folder, 0, False
         super().__init__(folder / TASKS.replace("{split}", split), lambda row: self._task(row, labels), "list")
 
     def _task(self, row: ExportRow, labels: Labels) -> dict[str, Any]:
         task = to_task(row, labels)
         self._most = max(self._most, len(task["data"]["boxes"]))
+        self._has_points |= any(one["from_name"] == POINTS for one in task["predictions"][0]["result"])
         return task
 
     def close(self) -> None:
-        """Complete the tasks, and write the config unless that of the other split has as many numbers."""
+        """Complete the tasks, and write the config, which has what the tasks of both splits need."""
         super().close()
         path = self._folder / CONFIG
-        if path.exists() and path.read_bytes().count(b"<Label ") >= self._most + _SPARE:
-            return
-        names = "\n".join(f'    <Label value="{number}"/>' for number in range(1, self._most + _SPARE + 1))
-        config = _CONFIG.format(boxes=BOXES, text=TEXT, decision=DECISION, labels=names)
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        count = max(len(_NUMBERED_LABEL.findall(before)), self._most + _SPARE)
+        has_points = self._has_points or _POINTS in before
+        names = "\n".join(f'    <Label value="{number}"/>' for number in range(1, count + 1))
+        controls = {"boxes": BOXES, "text": TEXT, "decision": DECISION}
+        config = _CONFIG.format(**controls, labels=names, points=_POINTS * has_points)
         path.write_text(config, encoding="utf-8")
 
 
@@ -147,6 +164,7 @@ FORMAT = Format(
     images=("copy", "path"),
     placeholders=(),
     data_files=TASKS,
+    questions=False,
     columns={
         "data": "`image`: its address in Label Studio; `pair`, `pair_sha256`: which pair it is; `prompt`, `chosen`, "
         "`rejected`: the texts, the chosen one with the numbers of its `boxes`, xyxy in pixels; `margin`; `license`, "

@@ -47,7 +47,10 @@ class ExportPlan:
         """What decides the contents of the export."""
         settings = {"format": self.format_name, "images": self.images, "dialect": self.dialect}
         settings["reviews"] = self.reviews.identity(self.review_mode)
-        return {**settings, "name": self.labels.name, "license": self.license_id, "pairs": self.run.pairs_sha256}
+        settings |= {"name": self.labels.name, "license": self.license_id, "pairs": self.run.pairs_sha256}
+        if self.run.config.pairing.negatives:
+            settings["negatives"] = self.run.sha256_of("negatives")
+        return settings
 
 
 def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
@@ -72,9 +75,9 @@ def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
             got = f"{name} has {path.stat().st_size:,} bytes" if path.is_file() else f"{name} is missing"
             raise _damaged(out, got, f"{size} bytes")
     counts: dict[str, Any] = marker["counts"]
-    numbers = {"held_out": 0, **counts}
-    if type(numbers.get("pairs")) is not int or type(numbers["held_out"]) is not int:
-        raise _damaged(out, f"the counts {counts}", "`pairs` and `held_out`")
+    numbers = {"held_out": 0, "questions": 0, **counts}
+    if any(type(numbers.get(name)) is not int for name in ("pairs", "held_out", "questions")):
+        raise _damaged(out, f"the counts {counts}", "`pairs`, `questions` and `held_out`")
     if not isinstance(counts.get("left_out"), dict):
         raise _damaged(out, f"the counts {counts}", "`left_out`")
     return numbers

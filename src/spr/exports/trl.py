@@ -23,7 +23,7 @@ _COPIED = (
     "margin",
     "split",
 )
-"""Columns with the values of the pair's attributes of the same names."""
+"""Columns with the values of the pair's attributes of the same names; null for those that a question does not have."""
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
@@ -36,7 +36,8 @@ def to_row(row: ExportRow) -> dict[str, Any]:
         ],
         "chosen": [{"role": "assistant", "content": [{"type": "text", "text": texts.chosen}]}],
         "rejected": [{"role": "assistant", "content": [{"type": "text", "text": texts.rejected}]}],
-        **{name: getattr(pair, name) for name in _COPIED},
+        **{name: getattr(pair, name, None) for name in _COPIED},
+        "kind": pair.kind,
     }
 
 
@@ -54,6 +55,7 @@ def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
             "region": [Value("float32")],
             **dict.fromkeys(("chosen_score", "rejected_score", "margin"), Value("float32")),
             "split": text,
+            "kind": text,
         }
     )
     writer = ParquetWriter(folder, features.arrow_schema, to_row, split)
@@ -71,7 +73,7 @@ FORMAT = Format(
         "prompt": "the user's turn: the image and the prompt",
         "chosen": "the assistant's turn: the best description, with corrected boxes",
         "rejected": "the assistant's turn: the worst description, as generated",
-        "query_id": "the region query, `<image_id>/<n>`",
+        "query_id": "the region query, `<image_id>/<n>`, or the question, `<image_id>/absent-<n>`",
         "image_id": "the image's id in the annotations",
         "file_name": "the image file, as the annotations name it",
         "width": "width of the image, in pixels",
@@ -81,6 +83,8 @@ FORMAT = Format(
         "rejected_score": "score S of the rejected description",
         "margin": "chosen_score − rejected_score",
         "split": "`train`, or `holdout` in the split `test`",
+        "kind": "`answers` or `boxes`: descriptions of a region; `absent` or `present`: a question about one object, "
+        "which has no region and no scores",
     },
     usage="""```python
 import json

@@ -18,9 +18,9 @@ from spr.exports.drops import dropped_items
 from spr.exports.formats import FORMATS, ExportRow, ImageMode, Labels
 from spr.exports.images import export_images, split_folder
 from spr.exports.marker import MARKER, ExportPlan, counts_of_finished, write_marker
-from spr.exports.texts import texts_of
+from spr.exports.texts import question_texts, texts_of
 from spr.grounding import get_dialect
-from spr.records import PreferencePair
+from spr.records import PreferencePair, QuestionPair
 from spr.runs.pair_stats import PairStats
 from spr.runs.reader import Run
 from spr.runs.reviews import ReviewMode, Reviews
@@ -41,6 +41,7 @@ class ExportSummary:
     images: ImageMode
     dialect: str
     done_before: bool  # whether the folder already held this export
+    questions: int = 0  # pairs about one object besides, of the stage `negatives`
 
 
 def export(
@@ -101,35 +102,42 @@ def export(
     plan = ExportPlan(source, out.resolve(), format_name, form, mode, target, labels, license_id, made, reviews)
     finished = counts_of_finished(plan)
     if finished is not None:
-        counts = finished["pairs"], finished["held_out"], finished["left_out"]
-        return ExportSummary(*counts, mode, plan.dialect, done_before=True)
+        known = finished["pairs"], finished["held_out"], finished["left_out"]
+        return ExportSummary(*known, mode, plan.dialect, done_before=True, questions=finished["questions"])
     with atomic_dir(plan.out, replace=False, sync=False, last=MARKER) as folder:
-        stats, left_out, licenses = _write_pairs(plan, folder)
+        stats, questions, left_out, licenses = _write_pairs(plan, folder)
         if form.write_drops is not None:
             form.write_drops(folder, dropped_items(source, source.config.annotations.image_source, mode, folder))
-        write_card(folder, plan, stats, left_out, licenses)
-        write_marker(folder, plan, {"pairs": stats.pairs, "held_out": stats.held_out, "left_out": left_out})
-    return ExportSummary(stats.pairs, stats.held_out, left_out, mode, plan.dialect, done_before=False)
+        write_card(folder, plan, stats, left_out, licenses, questions=questions)
+        held_out = stats.held_out + questions["holdout"]
+        counts = {"pairs": stats.pairs, "questions": questions.total(), "held_out": held_out, "left_out": left_out}
+        write_marker(folder, plan, counts)
+    return ExportSummary(
+        stats.pairs, held_out, left_out, mode, plan.dialect, done_before=False, questions=questions.total()
+    )
 
 
-def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, int], Counter[str | None]]:
-    """Write all rows; returns their statistics, the pairs left out by reason, and the images by their license."""
+def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, Counter[str], dict[str, int], Counter[str | None]]:
+    """Write all rows.
+
+    Returns the statistics of the descriptions, the questions by split, the pairs left out by reason, and the images by
+    their license.
+    """
     run, annotations = plan.run, plan.run.config.annotations
     _, dialect = run.describer
-    stats, left_out, licenses = PairStats(), Counter[str](), Counter[str | None]()
+    stats, left_out, licenses, questions = PairStats(), Counter[str](), Counter[str | None](), Counter[str]()
 
-    def leave_out(pair: PreferencePair, reason: str) -> None:
+    def leave_out(pair: PreferencePair | QuestionPair, reason: str) -> None:
         left_out[reason] += 1
         _append(folder / LEFT_OUT, {"query_id": pair.query_id, "file_name": pair.file_name, "reason": reason})
 
-    listed = ""
+    listed: set[str] = set()  # of a shard, which has all pairs of its images
 
     def credit(row: ExportRow) -> None:
-        nonlocal listed
-        if row.pair.image_id != listed:  # the pairs of an image follow each other
-            listed = row.pair.image_id
+        if row.pair.image_id not in listed:
+            listed.add(row.pair.image_id)
             licenses[row.license] += 1
-            names = {"image_id": listed, "file_name": row.pair.file_name, "path": row.image.path}
+            names = {"image_id": row.pair.image_id, "file_name": row.pair.file_name, "path": row.image.path}
             _append(folder / IMAGES, {**names, "license": row.license, "source_url": row.source_url})
         if plan.images == "copy":
             known = {
@@ -141,10 +149,42 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
             _append(folder / prefix / PREVIEW, {**pair, **row.texts._asdict(), **known})
 
     writers = {"train": plan.format.open(folder, plan.labels, "train")}
+
+    def write(rows: list[ExportRow]) -> None:
+        for row in rows:
+            credit(row)
+        for split, name in (("train", "train"), ("holdout", "test")):
+            if own := [row for row in rows if row.pair.split == split]:
+                if name not in writers:
+                    writers[name] = plan.format.open(folder, plan.labels, "test")
+                writers[name].write(own)
+
+    def write_questions(pairs: list[QuestionPair], origins: dict[str, tuple[str | None, str | None]]) -> None:
+        refused = None if plan.format.questions else "question_not_shown"
+        refused = "not_accepted_in_review" if plan.review_mode == "require" else refused
+        locate = run.config.pairing.locate_prompt
+        for start in range(0, len(pairs), BATCH):
+            usable, rows = [], []
+            for pair in pairs[start : start + BATCH]:
+                texts = refused or question_texts(pair, plan.target, locate, plan.format.placeholders)
+                if isinstance(texts, str):
+                    leave_out(pair, texts)
+                else:
+                    usable.append((pair, texts))
+            images = export_images([pair for pair, _ in usable], annotations.image_source, plan.images, folder)
+            for (pair, texts), image in zip(usable, images, strict=True):
+                if isinstance(image, str):
+                    leave_out(pair, image)
+                else:
+                    questions[pair.split] += 1
+                    rows.append(ExportRow(pair, texts, image, *origins.get(pair.image_id, (None, None))))
+            write(rows)
+
     with Progress(f"export {plan.format_name}", run.finished("pairs").rows, "pairs") as progress:
         try:
             for entry, shard in zip(run.finished("objects").shards, run.shards(), strict=False):
                 origins = run.origins(entry.index)
+                listed.clear()
                 stats.add_candidates(shard)
                 for start in range(0, len(shard.pairs), BATCH):
                     batch, usable, rows = shard.pairs[start : start + BATCH], [], []
@@ -168,19 +208,15 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
                             stats.add(item, (texts.chosen, texts.rejected))
                             origin = origins.get(item.pair.image_id, (None, None))
                             rows.append(ExportRow(item.pair, texts, image, *origin, original))
-                            credit(rows[-1])
-                    for split, name in (("train", "train"), ("holdout", "test")):
-                        if own := [row for row in rows if row.pair.split == split]:
-                            if name not in writers:
-                                writers[name] = plan.format.open(folder, plan.labels, "test")
-                            writers[name].write(own)
+                    write(rows)
                     progress.advance(len(batch))
+                write_questions(run.questions(entry.index), origins)
             for writer in writers.values():
                 writer.close()
         finally:
             for writer in writers.values():
                 writer.abandon()
-    if not stats.pairs:
+    if not stats.pairs and not questions:
         got = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
         if set(left_out) == {"truncated_answer"}:
             expected, fix = "answers that end by themselves", FIXES["truncated_answer"]
@@ -190,7 +226,7 @@ def _write_pairs(plan: ExportPlan, folder: Path) -> tuple[PairStats, dict[str, i
             expected = f"images in {annotations.images}"
             fix = f"set annotations.images in {run.path / 'config.yaml'}, or restore the images"
         raise InputError("No pair can be exported", got=got, expected=expected, fix=fix)
-    return stats, dict(left_out.most_common()), licenses
+    return stats, questions, dict(left_out.most_common()), licenses
 
 
 def _append(path: Path, row: dict[str, str | None]) -> None:

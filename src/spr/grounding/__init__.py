@@ -1,6 +1,6 @@
-"""Text with boxes: parse, render and convert the dialects of 14 model families.
+"""Text with boxes and points: parse, render and convert the dialects of 23 model families.
 
-`parse` turns a model's answer into plain text with spans (phrase, offsets, boxes in pixels of the original image),
+`parse` turns a model's answer into plain text with spans (phrase, offsets, boxes and points in pixels of the image),
 `render` writes it in any dialect, and `convert` does both. docs/dialects.md lists the dialects.
 """
 

@@ -1,6 +1,7 @@
-"""Encode boxes as the numbers of a dialect, and decode them.
+"""Encode boxes and points as the numbers of a dialect, and decode them.
 
-`Numbers` writes a box as four numbers, `Cells` as two cells of a grid. Each creates a frame for one image's `Canvas`.
+`Numbers` writes a box as four numbers and a point as two, `Cells` as two cells of a grid and as one. Each creates a
+frame for one image's `Canvas`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from spr.grounding.geometry import Canvas
-from spr.records import Box
+from spr.records import Box, Point
 
 Decoded: TypeAlias = tuple[Box | None, str | None]  # the box, or None if it was dropped; the problem, or None
+DecodedPoint: TypeAlias = tuple[Point | None, str | None]  # the same of a point
 
 IMPLAUSIBLE_SCALE = "implausible_scale"
 """How the reason of a problem starts if a box is read whose numbers fit another scale than the dialect's."""
@@ -50,7 +52,7 @@ class Numbers:
 
 
 class NumberFrame:
-    """Encodes and decodes the boxes of one image as four numbers x1, y1, x2, y2."""
+    """Encodes and decodes the boxes of one image as four numbers x1, y1, x2, y2, and its points as x, y."""
 
     __slots__ = ("canvas", "coding", "limit_x", "limit_y", "padded", "units_x", "units_y")
 
@@ -79,6 +81,10 @@ class NumberFrame:
     def encode(self, box: Box) -> tuple[float, ...]:
         """The numbers of a box in pixels, clipped to the image."""
         return tuple(self._number(edge, *axis) for edge, axis in zip(box, self._axes() * 2, strict=True))
+
+    def encode_point(self, point: Point) -> tuple[float, ...]:
+        """The numbers of a point in pixels, clipped to the image."""
+        return tuple(self._number(value, *axis) for value, axis in zip(point, self._axes(), strict=True))
 
     def _axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
         c = self.canvas
@@ -129,7 +135,7 @@ class NumberFrame:
                     return None, f"{OUTSIDE} 0 to {high}: dropped"
                 x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, self.limit_x), min(y2, self.limit_y)
                 reason = f"out of the range 0 to {high}: clipped"
-        if x2 <= 1 and y2 <= 1 and self.coding.units != 1 and any(number % 1 for number in numbers):
+        if x2 <= 1 and y2 <= 1 and self.coding.units != 1 and any(map(self._is_finer, numbers)):
             largest = math.floor(min(self.limit_x, self.limit_y))
             reason = f"{IMPLAUSIBLE_SCALE}: numbers from 0 to 1 instead of 0 to {largest}: read as they are"
         # Multiply before dividing, so that the largest number decodes exactly to the image's edge.
@@ -141,6 +147,19 @@ class NumberFrame:
             (y2 + offset) * span_h / self.units_y,
         )
         return self._off_the_padding(box, reason) if self.padded else (box, reason)
+
+    def _is_finer(self, number: float) -> bool:
+        """Whether a number has more decimals than the dialect writes."""
+        return round(number, self.coding.decimals) != number
+
+    def decode_point(self, numbers: Sequence[float]) -> DecodedPoint:
+        """The point in pixels of two numbers, or None if it lies outside of the image; and the problem, if any."""
+        x, y = numbers
+        if 1 < x <= self.limit_x and 1 < y <= self.limit_y and not self.padded:
+            c, offset = self.canvas, self.coding.offset
+            return ((x + offset) * c.span_w / self.units_x, (y + offset) * c.span_h / self.units_y), None
+        box, reason = self.decode((x, y, x, y))
+        return (None if box is None else box[:2]), reason
 
     def _off_the_padding(self, box: Box, reason: str | None) -> Decoded:
         w, h, pad_x, pad_y = self.canvas.width, self.canvas.height, self.canvas.pad_x, self.canvas.pad_y
@@ -188,6 +207,15 @@ class CellFrame:
         left, right = self._cells(x1, x2, self.canvas.width)
         top, bottom = self._cells(y1, y2, self.canvas.height)
         return top * self.side + left, bottom * self.side + right
+
+    def encode_point(self, point: Point) -> tuple[int, ...]:
+        """The cell of a point in pixels, clipped to the image."""
+        return self.encode((*point, *point))[:1]
+
+    def decode_point(self, numbers: Sequence[float]) -> DecodedPoint:
+        """The centre of a cell in pixels; and the problem, if any."""
+        box, reason = self.decode((*numbers, *numbers))
+        return (None if box is None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)), reason
 
     def _cells(self, low: float, high: float, size: int) -> tuple[int, int]:
         first = math.floor(low * self.side / size + SNAP)

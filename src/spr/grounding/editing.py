@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect
-from spr.grounding.markup import JsonList, Markup, Tags, Tokens
-from spr.grounding.parse import parse
+from spr.grounding.markup import Brackets, Elements, JsonList, Markup, Tags, Tokens
+from spr.grounding.parse import markup_of, parse
 from spr.grounding.prose import LINE_START
 from spr.grounding.text import GroundedText, Place, Range, Source
 from spr.records import Box, Size
@@ -66,10 +66,13 @@ def map_to_image(
     frame: Any = dialect.frame(source.size_wh)
     whole: Any = dialect.frame(size_wh)
     edits: list[_Edit] = []
-    for place in source.places:
+    markup = markup_of(dialect, source.text)
+    templates = [*((place, _box_template(markup)) for place in source.places)]
+    templates += [(place, _point_template(markup)) for place in source.point_places]
+    for place, template in templates:
         numbers = [float(source.text[start:stop]) for start, stop in place.numbers]
         if numbers and frame.can_move(numbers):
-            edits += _written(source.text, place, frame.move(numbers, whole, *corner_xy[:2]), dialect.markup)
+            edits += _written(source.text, place, frame.move(numbers, whole, *corner_xy[:2]), template)
     return parse(_apply(source.text, edits), dialect, size_wh)
 
 
@@ -98,14 +101,15 @@ def replace_boxes(grounded: GroundedText, boxes: Sequence[Box | None], *, remove
     for span in grounded.spans:
         own, rest = rest[: len(span.boxes)], rest[len(span.boxes) :]
         kept = tuple(box for box in own if box is not None)
-        removed.append(remove_phrases and bool(own) and not kept)
+        removed.append(remove_phrases and bool(own) and not kept and not span.points)
         spans.append(replace(span, boxes=kept))
     edited = GroundedText(grounded.plain_text, tuple(spans), grounded.problems)
     if not _is_current(grounded):
         return _without_spans(edited, removed)
     if not any(removed):
         return replace(edited, source=_edited_source(grounded, boxes, edited))
-    if not _source_of(grounded).dialect.keeps_prose:
+    source = _source_of(grounded)
+    if not markup_of(source.dialect, source.text).keeps_prose:
         edited = _without_spans(edited, removed)
         return replace(edited, source=_edited_source(grounded, boxes, edited))
     return _without_phrases(grounded, boxes, removed)
@@ -121,7 +125,8 @@ def source_text(grounded: GroundedText, dialect: Dialect, size_wh: Size) -> str 
 
 def _is_current(grounded: GroundedText) -> bool:
     source = grounded.source
-    return source is not None and (source.plain_text, source.boxes) == (grounded.plain_text, grounded.boxes)
+    own = grounded.plain_text, grounded.boxes, grounded.points
+    return source is not None and (source.plain_text, source.boxes, source.points) == own
 
 
 def _source_of(grounded: GroundedText) -> Source:
@@ -134,20 +139,20 @@ def _source_of(grounded: GroundedText) -> Source:
 def _edited_source(grounded: GroundedText, boxes: Sequence[Box | None], edited: GroundedText) -> Source:
     source = _source_of(grounded)
     dialect = source.dialect
-    frame = dialect.frame(source.size_wh)
+    frame, markup = dialect.frame(source.size_wh), markup_of(dialect, source.text)
     places = [place for place in source.places if place.is_read]
     edits: list[_Edit] = []
     for place, before, after in zip(places, grounded.boxes, boxes, strict=True):
         if after is not None and after != before:
-            edits += _written(source.text, place, frame.encode(after), dialect.markup)
+            edits += _written(source.text, place, frame.encode(after), _box_template(markup))
     if None in boxes:
         phrases = [number for number, span in enumerate(grounded.spans) for _ in span.boxes]
-        edits += _removals(source.text, places, [box is not None for box in boxes], phrases, dialect.markup)
+        edits += _removals(source.text, places, [box is not None for box in boxes], phrases, markup)
     text = _apply(source.text, edits)
     again = parse(text, dialect, source.size_wh)
     both = zip(grounded.boxes, boxes, strict=True)
     wanted = [old if new == old else frame.decode(frame.encode(new))[0] for old, new in both if new is not None]
-    if list(again.boxes) != wanted:
+    if list(again.boxes) != wanted or again.points != grounded.points:
         raise _misread(text, dialect)
     return replace(_source_of(again), plain_text=edited.plain_text, boxes=edited.boxes)
 
@@ -157,11 +162,19 @@ def _misread(text: str, dialect: Dialect) -> GroundingError:
     return GroundingError(what, got=repr(text[:120]))
 
 
-def _written(text: str, place: Place, numbers: Sequence[float], markup: Markup) -> list[_Edit]:
+def _box_template(markup: Markup) -> str:
+    return "" if isinstance(markup, Elements) else markup.box
+
+
+def _point_template(markup: Markup) -> str:
+    return "" if isinstance(markup, Brackets | Tokens) else markup.point or ""
+
+
+def _written(text: str, place: Place, numbers: Sequence[float], template: str) -> list[_Edit]:
     """The edits that write these numbers at a place; one that is there already stays as it is written."""
     if len(place.numbers) != len(numbers):
         raise GroundingError("The numbers of a box can't be found in its text", fix=_FIX)
-    fields = [field for field in Formatter().parse(markup.box) if field[1] is not None]
+    fields = [field for field in Formatter().parse(template) if field[1] is not None]
     specs = {int(name or index): spec or "" for index, (_, name, spec, _) in enumerate(fields)}
     return [
         _Edit(start, stop, format(number, specs[k]))
@@ -262,7 +275,7 @@ def _all_boxes(text: str, units: Sequence[Range], end_before: int, markup: Marku
 
 def _tags_before(text: str, stop: int, end_before: int, markup: Markup) -> tuple[Range, int] | None:
     """The opening tag and the start of the closing tag of the marked phrase right before ``stop``, if there is one."""
-    if not isinstance(markup, Tags):
+    if not isinstance(markup, Tags) or markup.phrase is None:
         return None
     opened, closed = markup.phrase
     before = text[:stop].rstrip()
@@ -332,7 +345,11 @@ def _without_phrases(grounded: GroundedText, boxes: Sequence[Box | None], remove
             tail = len(text) - units[begin][0]
     wanted = [box for box, is_gone in zip(again.boxes, gone, strict=True) if not is_gone]
     again = parse(text, dialect, source.size_wh)
-    if list(again.boxes) != wanted or [span.phrase for span in again.spans if span.boxes] != kept[::-1]:
+    if (
+        again.points != grounded.points
+        or list(again.boxes) != wanted
+        or [span.phrase for span in again.spans if span.boxes] != kept[::-1]
+    ):
         raise _misread(text, dialect)
     rest = iter([box for box in boxes if box is not None])
     spans = tuple([replace(span, boxes=tuple([next(rest) for _ in span.boxes])) for span in again.spans])

@@ -8,15 +8,16 @@ from typing import NamedTuple
 from spr.grounding.coding import Frame
 from spr.grounding.markup import FOREIGN_TAG, SPECIAL, Tokens, stray
 from spr.grounding.text import Problems
-from spr.records import Box, Span
+from spr.records import Box, Point, Span
 
 
 class Item(NamedTuple):
-    """A label with its boxes, or words without boxes (``raw`` is None)."""
+    """A label with its boxes and points, or words without any (``raw`` is None)."""
 
     label: str
     boxes: list[Box]
     raw: tuple[int, int] | None
+    points: list[Point]
 
 
 def grounded_list(items: list[Item], problems: Problems) -> tuple[str, list[Span]]:
@@ -24,21 +25,24 @@ def grounded_list(items: list[Item], problems: Problems) -> tuple[str, list[Span
     plain = ""
     spans: list[Span] = []
     has_labels = any(item.label for item in items)
-    for label, boxes, raw in items:
+    for label, boxes, raw, points in items:
         plain += (", " if plain and label else "") + label
         if raw is not None:
-            spans.append(Span(label, len(plain) - len(label), len(plain), tuple(boxes)))
+            spans.append(Span(label, len(plain) - len(label), len(plain), tuple(boxes), tuple(points)))
             if has_labels and not label:
-                problems.note(*raw, "box without a label: kept without one")
+                problems.note(*raw, f"{'box' if boxes else 'point'} without a label: kept without one")
     return plain, spans
 
 
-def add_item(items: list[Item], label: str, boxes: list[Box], raw: tuple[int, int]) -> None:
+def add_item(
+    items: list[Item], label: str, boxes: list[Box], raw: tuple[int, int], points: list[Point] | None = None
+) -> None:
     """Add a detection; consecutive ones with the same label become one phrase with several boxes."""
     if items and items[-1].label == label and items[-1].raw is not None:
         items[-1].boxes.extend(boxes)
+        items[-1].points.extend(points or ())
     else:
-        items.append(Item(label, boxes, raw))
+        items.append(Item(label, boxes, raw, points or []))
 
 
 def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str, list[Span]]:
@@ -56,7 +60,7 @@ def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str,
         labels = [label.strip() for label in (joined.split(markup.separator.strip()) if markup.separator else [joined])]
         if pending[0]:
             add_item(items, labels.pop(0), *pending)
-        items.extend(Item(label, [], None) for label in labels if label)
+        items.extend(Item(label, [], None, []) for label in labels if label)
 
     for match in markup.pattern.finditer(text):
         raw, piece = match.span(), match[0]
@@ -74,7 +78,7 @@ def parse_tokens(problems: Problems, markup: Tokens, frame: Frame) -> tuple[str,
         words.append(raw_text[position : raw[0]])
         position = raw[1]
         if markup.label_first:
-            items.append(Item("".join(words).strip(), boxes, raw if boxes else None))
+            items.append(Item("".join(words).strip(), boxes, raw if boxes else None, []))
             words.clear()
         else:
             close()

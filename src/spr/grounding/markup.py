@@ -1,4 +1,4 @@
-"""The four kinds of markup, as data, with the patterns that read them.
+"""The kinds of markup, as data, with the patterns that read them.
 
 Every pattern takes linear time on any text: quantifiers are possessive, or bounded by characters that they can't match.
 All alternatives of a pattern start with a literal character outside a group, so that `re` skips the words between by a
@@ -15,7 +15,10 @@ from typing import TypeAlias
 
 NUMBER = r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+"
 
-_SPECIAL = r"<(?:/?s|pad|bos|eos|/?image|grounding|region_fea|\|(?:im_start|im_end|endoftext)\|)>"
+_SPECIAL = (
+    r"<(?:/?s|pad|bos|eos|end_of_turn|turn\||/?image|grounding|region_fea|｜end▁of▁sentence｜"
+    r"|\|(?:im_start|im_end|endoftext|user|observation|grounding|eot_id)\|)>"
+)
 SPECIAL = re.compile(_SPECIAL)
 """A special token, which can be in an answer that was decoded with them; they are removed from the text."""
 
@@ -32,8 +35,10 @@ def _run(bracket: str, opened: str, closed: str) -> str:
 
 
 _TAG = (
-    r"<(?:/?(?:ref|box|phrase|object|quad)|\|(?:object_ref|box|quad)_(?:start|end)\||/delimiter_of_multi_objects/"
+    r"<(?:/?(?:ref|bbox|box|phrase|object|quad|points?)|\|(?:object_ref|box|quad|point)_(?:start|end)\|"
+    r"|\|/?(?:ref|det)\||\|(?:begin|end)_of_box\||points?\s[^<>]*+|/delimiter_of_multi_objects/"
     r"|patch_index_[0-9]{1,9})>|<loc_?[0-9]{1,9}>(?:<loc_?[0-9]{1,9}>)*+"
+    r"|<[0-9]{1,4}><[0-9]{1,4}>(?:<[0-9]{1,4}>)*+"
 )
 _IN_BRACES = _run(r"\{", r"\[\(", r"\]\)}")
 _STRAY_IN_PARENTHESES = "|".join((_run(r"\(", r"\(", r"\)"), _IN_BRACES, _TAG))
@@ -44,7 +49,7 @@ OTHER_NUMBERS = re.compile(rf"\s*+{_ITEM}(?:(?=[\s,])\s*+,?+\s*+{_ITEM}){{3}}\s*
 """Four numbers in other forms, such as "x1=5, y1=5, x2=9, y2=9" or "5 5 9 9"."""
 STRAY_COORDINATES = "coordinates without the dialect's markup: dropped"
 FOREIGN_TAG = "tag of another dialect: dropped"
-_NUMBERED = ("<loc", "<patch", "</delim")
+_NUMBERED = re.compile(r"<(?:loc|patch|/delim|points?\s|[0-9])")
 
 
 def stray(match: re.Match[str]) -> str | None:
@@ -55,7 +60,7 @@ def stray(match: re.Match[str]) -> str | None:
     """
     piece = match[0]
     if piece[0] == "<":
-        return STRAY_COORDINATES if piece.startswith(_NUMBERED) else FOREIGN_TAG
+        return STRAY_COORDINATES if _NUMBERED.match(piece) is not None else FOREIGN_TAG
     if piece[-1] not in ")]}" and match.end() < len(match.string):
         return None
     counts = [len(_ITEM_PATTERN.findall(group)) for group in _BRACKET.split(piece)]
@@ -78,6 +83,8 @@ class Brackets:
     separator: str | None = None
 
     keeps_prose = True
+    writes_boxes = True
+    writes_points = False
     numbers = (1, 2, 3, 4)
 
     @cached_property
@@ -93,10 +100,10 @@ class Brackets:
 
 @dataclass(frozen=True)
 class Tags:
-    """Prose in which tags mark phrases and boxes.
+    """Prose in which tags mark boxes, and perhaps phrases and points.
 
     Attributes:
-        phrase: Opening and closing tag of a phrase.
+        phrase: Opening and closing tag of a phrase; None if phrases are not marked.
         grounding: Opening and closing tag of its boxes.
         box: Template of one box.
         shape: Pattern of one box, with one group per number.
@@ -105,9 +112,16 @@ class Tags:
         separator: Separator of the boxes of one phrase inside the tags; None if each box has its own tags.
         wrap: Text around all boxes inside the tags.
         space_inside: Whether the space before a phrase is written inside its tag, as in the model's own answers.
+        point: Template of one point; None if the dialect has no points.
+        point_shape: Pattern of one point, with a group for x and one for y.
+        point_tags: Opening and closing tag of points; None for those of boxes.
+        absent: What the tags of boxes contain if the object is not in the image.
+        holds_words: Whether the tags of boxes may contain words instead of boxes, or beside them, which are kept.
+        tags_optional: Whether the model also writes boxes without their tags, which is then not reported.
+        json: How answers in JSON are read, which the model also writes; None if it does not.
     """
 
-    phrase: tuple[str, str]
+    phrase: tuple[str, str] | None
     grounding: tuple[str, str]
     box: str
     shape: str
@@ -116,21 +130,59 @@ class Tags:
     separator: str | None = None
     wrap: tuple[str, str] = ("", "")
     space_inside: bool = False
+    point: str | None = None
+    point_shape: str | None = None
+    point_tags: tuple[str, str] | None = None
+    absent: str | None = None
+    holds_words: bool = False
+    tags_optional: bool = False
+    json: JsonList | None = None
 
     keeps_prose = True
+    writes_boxes = True
+
+    @property
+    def writes_points(self) -> bool:
+        """Whether the dialect has points."""
+        return self.point is not None
+
+    @cached_property
+    def pairs(self) -> dict[str, str]:
+        """The closing tag of each opening tag."""
+        return dict(pair for pair in (self.phrase, self.grounding, self.point_tags) if pair is not None)
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """All tags."""
+        return frozenset(tag for pair in self.pairs.items() for tag in pair)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """A phrase (group 1) with one well-formed box, any tag, a special token, or a `stray`."""
-        tags = [re.escape(tag) for tag in (*self.phrase, *self.grounding)]
-        (opened, closed, before, after), (left, right) = tags, map(re.escape, self.wrap)
-        whole = rf"{opened}([^<]*+){closed}{before}{left}{self.shape}{right}{after}"
+        """A phrase (group 1; empty if not marked) with one well-formed box, any tag, a special token, or a `stray`."""
+        tags = [re.escape(tag) for pair in self.pairs.items() for tag in pair]
+        left, right = map(re.escape, self.wrap)
+        before, after = map(re.escape, self.grounding)
+        if self.phrase is None:
+            whole = rf"{before}(){left}{self.shape}{right}{after}"
+        else:
+            opened, closed = map(re.escape, self.phrase)
+            whole = rf"{opened}([^<]*+){closed}{before}{left}{self.shape}{right}{after}"
         return re.compile("|".join((whole, *tags, _SPECIAL, *filter(None, (self.bare,)), _STRAY)))
 
     @cached_property
     def closing(self) -> re.Pattern[str]:
         """The closing tag of boxes, with white space before it."""
         return re.compile(rf"\s*+{re.escape(self.grounding[1])}")
+
+    @cached_property
+    def separators(self) -> re.Pattern[str] | None:
+        """What is between boxes, if one pair of tags can contain several."""
+        return None if self.between is None else re.compile(self.between)
+
+    @cached_property
+    def point_pattern(self) -> re.Pattern[str] | None:
+        """One point."""
+        return None if self.point_shape is None else re.compile(rf"\s*+{self.point_shape}\s*+")
 
     @cached_property
     def shape_pattern(self) -> re.Pattern[str]:
@@ -166,6 +218,8 @@ class Tokens:
     polygons: bool = False
 
     keeps_prose = False
+    writes_boxes = True
+    writes_points = False
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -186,22 +240,58 @@ class Tokens:
 
 @dataclass(frozen=True)
 class JsonList:
-    """A JSON list of entries with a box and a label, without prose.
+    """A JSON list of entries with a box or a point, and a label, without prose.
 
     Attributes:
         box_key: The key of a box, or of a list of boxes.
         label_key: The key of the label.
         other_label_keys: Keys that are read as the label of entries without ``label_key``, the first one that is there.
+        point_key: The key of a point, or of a list of points.
+        y_first: Whether y comes before x.
+        number: Format of a number.
+        around: Pattern of tags around the list, which are removed without a report.
+        quoted_box: Pattern of a box in a string, with one group per number, if boxes may also be strings.
     """
 
     box_key: str = "bbox_2d"
     label_key: str = "label"
     other_label_keys: tuple[str, ...] = ("class", "category", "text_content", "name", "class_name", "category_name")
 
-    box = "[{}, {}, {}, {}]"
+    point_key: str = "point_2d"
+    y_first: bool = False
+    number: str = ""
+    around: str | None = None
+    quoted_box: str | None = None
+
     separator = ", "
     keeps_prose = False
-    numbers = (1, 2, 3, 4)
+    writes_boxes = True
+    writes_points = True
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The positions of x1, y1, x2, y2 among the four numbers."""
+        return (1, 0, 3, 2) if self.y_first else (0, 1, 2, 3)
+
+    @cached_property
+    def box(self) -> str:
+        """Template of a box."""
+        return f"[{', '.join(f'{{{place}:{self.number}}}' for place in self.order)}]"
+
+    @cached_property
+    def point(self) -> str:
+        """Template of a point."""
+        return f"[{', '.join(f'{{{place}:{self.number}}}' for place in self.order[:2])}]"
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The groups of ``pattern`` that are x1, y1, x2 and y2."""
+        return tuple(1 + place for place in self.order)
+
+    @cached_property
+    def point_numbers(self) -> tuple[int, ...]:
+        """The groups of ``pattern`` that are x and y of a point."""
+        return tuple(6 + place for place in self.order[:2])
 
     @cached_property
     def label_keys(self) -> tuple[str, ...]:
@@ -210,13 +300,22 @@ class JsonList:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """An entry in the models' form (four numbers, then the label as a JSON string), any other brace, or a `stray`.
+        """An entry in the models' form (the numbers, then the label as a JSON string), any other brace, or a `stray`.
 
-        Braces in labels must be escaped, as `render` does, so that an incomplete entry does not include the next one.
+        Groups 1 to 4 are the numbers of a box, 5 its label, 6 and 7 those of a point, 8 its label. Braces in labels
+        must be escaped, as `render` does, so that an incomplete entry does not include the next one.
         """
-        box, label = re.escape(f'"{self.box_key}"'), re.escape(f'"{self.label_key}"')
-        entry = rf"{box}:\s?\[({NUMBER}),\s?({NUMBER}),\s?({NUMBER}),\s?({NUMBER})\],\s*+{label}:\s?"
-        return re.compile(rf'\{{\s*+{entry}("[^"\\{{}}\n]*+")\s*+\}}|\{{|{_STRAY}')
+        box, point, label = (re.escape(f'"{key}"') for key in (self.box_key, self.point_key, self.label_key))
+        number, label = rf"({NUMBER})", rf'\],\s*+{label}:\s?("[^"\\{{}}\n]*+")'
+        four, two = (r",\s?".join([number] * count) for count in (4, 2))
+        entry = rf"(?:{box}:\s?\[{four}{label}|{point}:\s?\[{two}{label})"
+        return re.compile(rf"\{{\s*+{entry}\s*+\}}|\{{|{_STRAY}")
+
+    @cached_property
+    def key(self) -> re.Pattern[str]:
+        """The quoted key of a box or point."""
+        keys = "|".join(map(re.escape, (self.box_key, self.point_key)))
+        return re.compile(rf"[\"'](?:{keys})[\"']\s*+:")
 
     @cached_property
     def string(self) -> re.Pattern[str]:
@@ -225,7 +324,7 @@ class JsonList:
         It ends at a quote before a comma, colon or closing bracket, so that it may contain quotes that are not escaped.
         One that is not closed extends to the next box key, or to the end of the text.
         """
-        key = re.escape(self.box_key)
+        key = f"(?:{re.escape(self.box_key)}|{re.escape(self.point_key)})"
         strings = (
             rf"{quote}(?:[^{quote}\\{{]++|\\.|\\\Z|\{{(?!\s*+[\"']{key}[\"'])"
             rf"|{quote}(?!\s*+(?:[,:}}\])]|//|\Z)|{key}{quote}\s*+:))*+(?:{quote}(?!{key}{quote}\s*+:))?+"
@@ -244,4 +343,56 @@ class JsonList:
         )
 
 
-Markup: TypeAlias = Brackets | Tags | Tokens | JsonList
+@dataclass(frozen=True)
+class Elements:
+    """Prose in which a phrase stands in an element whose attributes are its points (Molmo).
+
+    Attributes:
+        one: Template of the element of one point, from ``x``, ``y`` and ``phrase``.
+        many: Template of the element of several points, from ``points`` and ``phrase``.
+        item: Template of a point in ``points``, from its ``number``, counted from 1, and ``x`` and ``y``.
+        pair: Pattern of a point in the attributes, with a group for x and one for y.
+        coordinates: Pattern of what the points are in, within the attributes, in group 1; None for all attributes.
+        image: Pattern of the number of the points' image, before them, in a group; only 1 is read.
+        number: Format of a coordinate.
+    """
+
+    one: str
+    many: str
+    item: str
+    pair: str
+    number: str
+    coordinates: str | None = None
+    image: str | None = None
+
+    keeps_prose = True
+    writes_boxes = False
+    writes_points = True
+
+    @property
+    def point(self) -> str:
+        """Template of the two numbers of a point, for their formats."""
+        return f"{{:{self.number}}} {{:{self.number}}}"
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """An opening tag with its attributes (group 1; 2 if not closed), a closing tag, a special token, a `stray`."""
+        return re.compile(rf"<points?(?=[\s/>])([^<>]*+)>|<points?\s([^<>]*+)|</points?+>|{_SPECIAL}|{_STRAY}")
+
+    @cached_property
+    def pair_pattern(self) -> re.Pattern[str]:
+        """A point in the attributes."""
+        return re.compile(self.pair)
+
+    @cached_property
+    def coordinates_pattern(self) -> re.Pattern[str] | None:
+        """What the points are in, within the attributes."""
+        return None if self.coordinates is None else re.compile(self.coordinates)
+
+    @cached_property
+    def image_pattern(self) -> re.Pattern[str] | None:
+        """The number of the points' image."""
+        return None if self.image is None else re.compile(self.image)
+
+
+Markup: TypeAlias = Brackets | Tags | Tokens | JsonList | Elements

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from spr.core.errors import GroundingError
 from spr.grounding.dialects import Dialect, get_dialect
+from spr.grounding.elements import parse_elements
 from spr.grounding.json_list import parse_json
 from spr.grounding.lists import parse_tokens
-from spr.grounding.markup import Brackets, JsonList, Tags, Tokens
+from spr.grounding.markup import Brackets, Elements, JsonList, Markup, Tags, Tokens
 from spr.grounding.phrases import BREAKERS, WHERE, find_phrase
-from spr.grounding.prose import LINE_START, TagReader, parse_brackets
+from spr.grounding.prose import LINE_START, parse_brackets
+from spr.grounding.tags import TagReader
 from spr.grounding.text import GroundedText, Problems, Source, with_ascii_punctuation, without_surrogates
 from spr.records import Box, Size
 
@@ -20,11 +22,12 @@ _OPENER = re.compile(r"[\[({<]")
 
 
 def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = False) -> GroundedText:
-    """Parse an answer into plain text, phrases with boxes in pixels, and problems.
+    """Parse an answer into plain text, phrases with boxes and points in pixels, and problems.
 
     Parsing accepts any text: every well-formed box is kept, and every malformed piece is reported. Numbers out of the
-    dialect's range are clipped and reported. A box entirely out of range is dropped and reported; the scale is never
-    guessed. Swapped corners are sorted and reported. Lone surrogates, which no file can contain, become U+FFFD.
+    dialect's range are clipped and reported. A box entirely out of range, or a point, is dropped and reported; the
+    scale is never guessed. Swapped corners are sorted and reported. Lone surrogates, which no file can contain, become
+    U+FFFD.
 
     Args:
         text: The answer as generated; it may contain special tokens of the tokenizer.
@@ -44,17 +47,21 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
     dialect, text = get_dialect(dialect), without_surrogates(text)
-    frame, markup, problems = dialect.frame(size_wh), dialect.markup, Problems(text)
+    frame, markup, problems = dialect.frame(size_wh), markup_of(dialect, text), Problems(text)
     if isinstance(markup, Brackets):
         plain, spans = parse_brackets(problems, markup, frame)
     elif isinstance(markup, Tags):
         plain, spans = TagReader(problems, markup, frame).read()
     elif isinstance(markup, JsonList):
         plain, spans = parse_json(problems, markup, frame)
+    elif isinstance(markup, Elements):
+        plain, spans = parse_elements(problems, markup, frame)
     else:
         plain, spans = parse_tokens(problems, markup, frame)
-    boxes, places = tuple(box for span in spans for box in span.boxes), tuple(problems.places)
-    source = Source(text, dialect, size_wh, places, problems.unread, plain, boxes)
+    boxes = tuple([box for span in spans for box in span.boxes])
+    points = tuple([point for span in spans for point in span.points]) if problems.point_places else ()
+    places = tuple(problems.places), tuple(problems.point_places)
+    source = Source(text, dialect, size_wh, places[0], problems.unread, plain, boxes, points, places[1])
     grounded = GroundedText(plain, tuple(spans), problems.sorted(), source)
     if strict and grounded.problems:
         problem = grounded.problems[0]
@@ -62,6 +69,15 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         fix = "parse without `strict` to keep the well-formed pieces"
         raise GroundingError(what, got=repr(problem.text), expected=dialect.example, fix=fix)
     return grounded
+
+
+def markup_of(dialect: Dialect, text: str) -> Markup:
+    """How a text is read: by the dialect's markup, or as JSON, if its models write that as well and the text has it."""
+    markup = dialect.markup
+    if isinstance(markup, Tags) and (json := markup.json) is not None:
+        has_key = json.box_key in text or json.point_key in text
+        return json if has_key and json.key.search(text) is not None else markup
+    return markup
 
 
 class Boxes(NamedTuple):
@@ -88,15 +104,22 @@ class BoxReader:
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         self._search = dialect.markup.pattern.search
+        markup = dialect.markup
+        self._numbers = () if isinstance(markup, Elements) else markup.numbers
+        self._is_fast = bool(self._numbers)
         self._frame = lru_cache(maxsize=4096)(dialect.frame)
 
     def read(self, text: str, size_wh: Size) -> Boxes:
-        """The boxes of an answer about an image of ``size_wh`` pixels; raises a GroundingError for a wrong size."""
-        match = self._search(text)
+        """The boxes of an answer about an image of ``size_wh`` pixels.
+
+        Raises:
+            GroundingError: for a wrong size.
+        """
+        match = self._search(text) if self._is_fast else None
         if match is not None and self._is_plain(match) and with_ascii_punctuation(text) is text:
             end = match.end()
             if end == len(text) or text[end:] == "." or self._search(text, end) is None:
-                numbers = match.group(*self.dialect.markup.numbers)
+                numbers = match.group(*self._numbers)
                 box, reason = self._frame(size_wh).decode([float(number) for number in numbers])
                 if box is not None and reason is None:
                     return Boxes((box,), 0)
@@ -106,10 +129,11 @@ class BoxReader:
     def _is_plain(self, match: re.Match[str]) -> bool:
         """Whether a well-formed box has a phrase or label where the dialect needs one; if not, `parse` reports it."""
         text, markup = match.string, self.dialect.markup
-        if match[markup.numbers[0]] is None:
+        if match[self._numbers[0]] is None:
             return False
         if isinstance(markup, Tags):
-            return bool(match[1].strip())
+            alone = markup.phrase is None and match.start() == 0 and match.end() == len(text)
+            return alone or bool(match[1].strip())
         if isinstance(markup, JsonList):
             return "]" in text[match.end() :]
         before = text[: match.start()].strip()

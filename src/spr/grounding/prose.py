@@ -1,15 +1,16 @@
-"""Parse prose in which a box follows its phrase, marked by tags (`TagReader`) or not (`parse_brackets`)."""
+"""Build the plain text of prose with boxes; parse prose in which an unmarked phrase precedes its box in brackets."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from spr.grounding.coding import Frame
-from spr.grounding.markup import NUMBER, OTHER_NUMBERS, SPECIAL, STRAY_COORDINATES, Brackets, Tags, stray
+from spr.grounding.markup import NUMBER, OTHER_NUMBERS, SPECIAL, STRAY_COORDINATES, Brackets, stray
 from spr.grounding.noun_phrases import noun_phrases
 from spr.grounding.phrases import BREAKERS, find_phrase
 from spr.grounding.text import Problems, Range
-from spr.records import Box, Span
+from spr.records import Box, Point, Span
 
 _BY_RULE = -1  # the start of an unmarked phrase, which `find_phrase` determines
 _NUMBER_LIKE = re.compile(rf"(?:{NUMBER}|[-+]?(?:nan|inf(?:inity)?))", re.IGNORECASE)
@@ -26,7 +27,6 @@ _LABEL = re.compile(r"[^\[({<（［【\n]{0,160}")
 _JOINS = re.compile(r"[,;]\s*$|\b(?:and|or)\s*$")
 _FINISHED = ".:;!?。：；！？"
 _DIGIT = re.compile(r"[0-9]")
-_COORDINATES = re.compile(r"[\s0-9.,;()\[\]+-]++|<patch_index_[0-9]*+>?|</delimiter_of_multi_objects/>")
 
 
 class Prose:
@@ -37,8 +37,8 @@ class Prose:
         self.length = 0  # length of the plain text so far
         self._pieces: list[str] = []
         self._since = 0  # number of pieces when the last phrase was added; pieces before are final
-        # Offsets of a phrase in the plain text, its boxes, and their offsets in the raw answer.
-        self._groundings: list[tuple[int, int, list[Box], tuple[int, int]]] = []
+        # Offsets of a phrase in the plain text, its boxes, their offsets in the raw answer, and its points.
+        self._groundings: list[tuple[int, int, list[Box], tuple[int, int], Sequence[Point]]] = []
         self._opened = ""  # a bracket before a box; removed if it is closed right after the box
 
     def words(self, piece: str) -> None:
@@ -91,7 +91,7 @@ class Prose:
         else:
             self.words(words)
 
-    def add(self, boxes: list[Box], raw: tuple[int, int]) -> None:
+    def add(self, boxes: list[Box], raw: tuple[int, int], points: Sequence[Point] = ()) -> None:
         """Ground the phrase that ends here: that of the previous boxes, or one found by `find_phrase`.
 
         Boxes belong to the previous phrase if only a comma or an "and" is between, which is removed with them. An empty
@@ -108,6 +108,12 @@ class Prose:
                 if joint[1] or joint[2]:
                     self._opened = " " + joint[1] + joint[2]
                 self._groundings[-1][2].extend(boxes)
+                if points:
+                    start, end, before, first, others = self._groundings[-1]
+                    if isinstance(others, list):
+                        others.extend(points)
+                    else:
+                        self._groundings[-1] = start, end, before, first, list(points)
                 return
         if len(pieces) > since and pieces[-1][-1] in _CLOSING:
             last = pieces.pop()
@@ -115,11 +121,13 @@ class Prose:
             self._opened = last[len(kept) :]
             self.length -= len(self._opened)
             pieces += [kept] if kept else []
-        self.ground(_BY_RULE, self.length, boxes, raw)
+        self.ground(_BY_RULE, self.length, boxes, raw, points)
 
-    def ground(self, start: int, end: int, boxes: list[Box], raw: tuple[int, int]) -> None:
-        """Add a phrase at ``start:end`` of the plain text with its boxes."""
-        self._groundings.append((start, end, boxes, raw))
+    def ground(
+        self, start: int, end: int, boxes: list[Box], raw: tuple[int, int], points: Sequence[Point] = ()
+    ) -> None:
+        """Add a phrase at ``start:end`` of the plain text with its boxes and points."""
+        self._groundings.append((start, end, boxes, raw, points))
         self._since = len(self._pieces)
 
     def finish(self, *, marked: bool) -> tuple[str, list[Span]]:
@@ -130,19 +138,20 @@ class Prose:
         self.keep_opened()
         plain = "".join(self._pieces).rstrip()
         spans, position = [], 0
-        for start, end, boxes, raw in self._groundings:
+        for start, end, boxes, raw, points in self._groundings:
             end = min(end, len(plain))
             if start == _BY_RULE:
-                if not boxes:
+                if not boxes and not points:
                     position = end
                     continue
                 start, end = find_phrase(plain, position, end)
                 # An answer of boxes alone is the usual one to a question about one object.
                 if plain and (marked or start == end):
                     handling = f"taken to ground {plain[start:end]!r}" if start < end else "kept without one"
-                    self.problems.note(*raw, f"box without a {'marked ' * marked}phrase: {handling}")
+                    what = "box" if boxes else "point"
+                    self.problems.note(*raw, f"{what} without a {'marked ' * marked}phrase: {handling}")
             start = min(start, len(plain))
-            spans.append(Span(plain[start:end], start, end, tuple(boxes)))
+            spans.append(Span(plain[start:end], start, end, tuple(boxes), tuple(points) if points else ()))
             position = end
         return plain, spans
 
@@ -288,129 +297,3 @@ def _read_bracket(match: re.Match[str], markup: Brackets, frame: Frame, problems
             problems.note(offset, stop, f"{wrong}: dropped", unread=True)
         offset = stop + 1
     return boxes, match.end()
-
-
-class TagReader:
-    """Parses prose with tags around phrases and boxes; malformed pieces are reported and dropped."""
-
-    def __init__(self, problems: Problems, markup: Tags, frame: Frame) -> None:
-        self.text, self.read_text, self.markup, self.frame = problems.raw, problems.read, markup, frame
-        self.prose, self.problems = Prose(problems), problems
-        self.opened: tuple[str, int, int] | None = None  # an open tag, and its start and end in the text
-
-    def read(self) -> tuple[str, list[Span]]:
-        """Parse the text, once."""
-        text, read_text, prose, markup = self.text, self.read_text, self.prose, self.markup
-        tags = {*markup.phrase, *markup.grounding}
-        position = 0
-        if (whole := markup.shape_pattern.fullmatch(read_text)) is not None:
-            position = self._bare(0, [whole], *whole.span())
-        for match in markup.pattern.finditer(read_text, position):
-            start, stop = match.span()
-            if start < position:
-                continue  # the closing tag of coordinates without an opening tag
-            if match[1] is not None:
-                self._close(position, start)
-                unit = match.end(1) + len(markup.phrase[1]), stop
-                boxes = self.problems.decode(self.frame, match, markup.numbers, unit)
-                self._phrase(text[slice(*match.span(1))], boxes, start, stop)
-            elif match[0] in tags:
-                self._tag(match[0], position, start, stop)
-            elif self.opened is not None:
-                continue  # parsed with the rest of the tags' content
-            elif SPECIAL.fullmatch(match[0]):
-                prose.words(text[position:start])
-                prose.drop_space()
-            else:
-                reason = stray(match)
-                if reason is None:
-                    continue  # words, added with the next ones
-                if reason == STRAY_COORDINATES and (shapes := self._shapes(start, stop)):
-                    stop = self._bare(position, shapes, start, stop)
-                else:
-                    prose.stray(text[position:start], start, stop, reason)
-            position = stop
-        self._close(position, len(text))
-        return prose.finish(marked=True)
-
-    def _close(self, position: int, stop: int) -> None:
-        """Add the words before ``stop``. An open tag is reported; words after it, or after its numbers, are kept."""
-        if self.opened is None:
-            self.prose.words(self.text[position:stop])
-            return
-        (tag, begin, end), self.opened = self.opened, None
-        if tag == self.markup.phrase[0]:
-            self.problems.note(begin, stop, "phrase is not closed: its words are kept")
-        else:
-            while (match := _COORDINATES.match(self.read_text, end, stop)) is not None:
-                end = match.end()
-            self.problems.note(begin, end, "box is not closed: dropped", unread=True)
-            end -= end < stop and self.text[end - 1].isspace()
-            self.prose.drop_space()
-        self.prose.words(SPECIAL.sub("", self.text[end:stop]))
-
-    def _phrase(self, phrase: str, boxes: list[Box], start: int, stop: int) -> None:
-        """Add a marked phrase with its boxes; white space around it belongs to the text."""
-        self.prose.keep_opened()
-        self.prose.words(phrase)
-        kept = phrase.strip()
-        if not kept:
-            self.problems.note(start, stop, "phrase is empty")
-        begin = self.prose.length - len(phrase.lstrip())
-        self.prose.ground(begin, begin + len(kept), boxes, (start, stop))
-
-    def _tag(self, tag: str, position: int, start: int, stop: int) -> None:
-        closing = dict((self.markup.phrase, self.markup.grounding))
-        if self.opened is not None and tag == closing[self.opened[0]]:
-            (opening, begin, inside), self.opened = self.opened, None
-            if opening == self.markup.phrase[0]:
-                self._phrase(SPECIAL.sub("", self.text[inside:start]), [], begin, stop)
-            else:
-                boxes = self._boxes(inside, start, (begin, stop))
-                self.prose.drop_space()
-                self.prose.add(boxes, (begin, stop))
-            return
-        self._close(position, start)
-        if tag in closing:
-            self.opened = tag, start, stop
-        else:
-            self.problems.note(start, stop, "closing tag without its opening tag: dropped")
-
-    def _shapes(self, start: int, stop: int) -> list[re.Match[str]]:
-        """The boxes in coordinates that have lost their tags; empty if they are not all in this dialect's own form."""
-        shapes = list(self.markup.shape_pattern.finditer(self.read_text, start, stop))
-        edges = [start, *(edge for shape in shapes for edge in shape.span()), stop]
-        gaps = "".join(self.read_text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True))
-        rest = re.sub(self.markup.between, "", gaps) if self.markup.between else gaps
-        return [] if rest.strip(" \t\r\n,;") else shapes
-
-    def _bare(self, position: int, shapes: list[re.Match[str]], start: int, stop: int) -> int:
-        """Add the words from ``position`` and boxes that have lost their tags; returns where they end."""
-        closing = self.markup.closing.match(self.text, stop)
-        unit = start, stop if closing is None else closing.end()
-        self.problems.note(*unit, "box without its tags: read anyway")
-        self.prose.words_before_box(self.text[position:start])
-        groups = range(1, 1 + self.markup.shape_pattern.groups)
-        self.prose.add([box for shape in shapes for box in self.problems.decode(self.frame, shape, groups, unit)], unit)
-        return unit[1]
-
-    def _boxes(self, start: int, stop: int, unit: Range) -> list[Box]:
-        """The boxes between two box tags."""
-        markup = self.markup
-        separators = re.compile(markup.between).finditer(self.read_text, start, stop) if markup.between else ()
-        edges = [start, *(edge for separator in separators for edge in separator.span()), stop]
-        pieces = [
-            (begin, end)
-            for begin, end in zip(edges[::2], edges[1::2], strict=True)
-            if self.read_text[begin:end].strip(" \t\r\n,;")
-        ]
-        if not pieces:
-            self.problems.note(start - len(markup.grounding[0]), stop, "no box between its tags")
-        boxes: list[Box] = []
-        for begin, end in pieces:
-            numbers = markup.shape_pattern.fullmatch(self.read_text, begin, end)
-            if numbers is None:
-                self.problems.note(begin, end, f"not a box like {markup.box}: dropped", unread=True)
-            else:
-                boxes += self.problems.decode(self.frame, numbers, range(1, 1 + numbers.re.groups), unit)
-        return boxes

@@ -1,4 +1,4 @@
-"""Grounded text: plain words, spans with boxes, and the problems found while parsing."""
+"""Grounded text: plain words, spans with boxes and points, and the problems found while parsing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from spr.core.errors import RecordError
 from spr.grounding.coding import IMPLAUSIBLE_SCALE, Frame
 from spr.grounding.dialects import Dialect
-from spr.records import Box, Size, Span
+from spr.records import Box, Point, Size, Span
 
 PROBLEM_LENGTH = 60
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -45,13 +45,14 @@ Range: TypeAlias = tuple[int, int]
 
 
 class Place(NamedTuple):
-    """Where an answer writes a box.
+    """Where an answer writes a box or a point.
 
     Attributes:
-        numbers: The ranges of the numbers, in the order x1, y1, x2, y2 (or first and second cell); empty if unknown.
+        numbers: The ranges of the numbers, in the order x1, y1, x2, y2 (or first and second cell), or x, y of a point;
+            empty if unknown.
         piece: The range of the box without what it shares with other boxes.
         unit: The range of the brackets, tags, entry or run of tokens that contain it, and perhaps other boxes.
-        is_read: False for four numbers that are no box of the image: out of the dialect's range, or in the padding.
+        is_read: False for numbers outside of the image: out of the dialect's range, or in the padding.
     """
 
     numbers: tuple[Range, ...]
@@ -61,7 +62,7 @@ class Place(NamedTuple):
 
 
 class Problems:
-    """Collects the malformed pieces of a raw answer, and the places of its boxes.
+    """Collects the malformed pieces of a raw answer, and the places of its boxes and points.
 
     Patterns are applied to ``read``, which is the raw answer with ASCII punctuation and digits in the same places.
     """
@@ -71,6 +72,7 @@ class Problems:
         self.read = with_ascii_punctuation(raw)
         self.found: list[Problem] = []
         self.places: list[Place] = []
+        self.point_places: list[Place] = []
         self.unread = False
 
     def note(self, start: int, stop: int, reason: str, *, unread: bool = False) -> None:
@@ -99,10 +101,35 @@ class Problems:
         if reason is not None:
             self.note(*piece, reason)
         if self.read is not self.raw and ranges:
-            start, stop = ranges[0][0] - 1, ranges[-1][1] + 1
-            if self.read[start:stop] != self.raw[start:stop]:
-                self.note(*piece, "full-width punctuation: read anyway")
+            self._note_wide(ranges, piece)
         return [] if box is None else [box]
+
+    def _note_wide(self, ranges: Sequence[Range], piece: Range) -> None:
+        start, stop = min(ranges)[0] - 1, max(ranges)[1] + 1
+        if self.read[start:stop] != self.raw[start:stop]:
+            self.note(*piece, "full-width punctuation: read anyway")
+
+    def decode_point(
+        self, frame: Frame, match: re.Match[str], groups: Iterable[int], unit: Range | None = None
+    ) -> list[Point]:
+        """The point of the numbers in groups of a match, or no point if it is dropped; a problem is reported."""
+        ranges = tuple([match.span(group) for group in groups])
+        return self.add_point(frame, [float(match[group]) for group in groups], ranges, match.span(), unit)
+
+    def add_point(
+        self, frame: Frame, numbers: Sequence[float], ranges: tuple[Range, ...], piece: Range, unit: Range | None = None
+    ) -> list[Point]:
+        """The point of the numbers at these ranges, or no point if it is dropped; a problem is reported."""
+        point, reason = frame.decode_point(numbers)
+        can_move = frame.can_move(numbers)
+        if point is not None or can_move:
+            self.point_places.append(Place(ranges, piece, unit or piece, point is not None))
+        self.unread |= not can_move
+        if reason is not None:
+            self.note(*piece, reason)
+        if self.read is not self.raw:
+            self._note_wide(ranges, piece)
+        return [] if point is None else [point]
 
     def sorted(self) -> tuple[Problem, ...]:
         """The problems by offset."""
@@ -111,7 +138,7 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The answer from which a grounded text was parsed, or its edited form, with the places of its boxes.
+    """The answer from which a grounded text was parsed, or its edited form, with the places of its boxes and points.
 
     Attributes:
         text: The answer as the model wrote it.
@@ -119,7 +146,8 @@ class Source:
         size_wh: Width and height in pixels of the image that its numbers refer to.
         places: The places of the boxes, in the order of the text.
         has_unread: Whether it contains coordinates that could not be read.
-        plain_text, boxes: Those of the grounded text that it belongs to.
+        plain_text, boxes, points: Those of the grounded text that it belongs to.
+        point_places: The places of the points, in the order of the text.
     """
 
     text: str
@@ -129,16 +157,18 @@ class Source:
     has_unread: bool
     plain_text: str
     boxes: tuple[Box, ...]
+    points: tuple[Point, ...] = ()
+    point_places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GroundedText:
-    """A text without its coordinates, and its phrases with boxes.
+    """A text without its coordinates, and its phrases with boxes and points.
 
     Attributes:
         plain_text: The words, which are scored (paper, Sec. 3.2).
-        spans: Phrases with boxes in pixels of the original image; sorted, without overlap. A box without phrase has an
-            empty one.
+        spans: Phrases with boxes and points in pixels of the original image; sorted, without overlap. A box without
+            phrase has an empty one.
         problems: The malformed pieces of the parsed answer, by offset.
         source: The parsed answer, which `render` returns as it is for the same dialect and size. Text that was changed
             by other means than `spr.grounding.replace_boxes` has none, or one that is ignored.
@@ -172,6 +202,11 @@ class GroundedText:
     def boxes(self) -> tuple[Box, ...]:
         """All boxes, in the order of the text."""
         return tuple(box for span in self.spans for box in span.boxes)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All points, in the order of the text."""
+        return tuple(point for span in self.spans for point in span.points)
 
     @property
     def other_scale(self) -> bool:

@@ -16,6 +16,7 @@ _WIDE_SENTENCE_ENDS = "。！？｡"
 _PHRASE_ENDS = ",;:–—)"
 _WIDE_PHRASE_ENDS = "，、；：）"
 _CLOSING = "\"'”’»」』"
+_ABBREVIATION = re.compile(r"\.\w\.")  # "8 a.m. to", "e.g. a dog"; before a capital letter it ends a sentence
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -88,8 +89,13 @@ def _rank(text: str, spans: Sequence[Span], index: int) -> int:
     end, begin = spans[index - 1][1], spans[index][0]
     between = text[end : begin + 1]
     spaced = any(char.isspace() for char in between)
-    last = text[max(0, end - 2) : end].rstrip(_CLOSING)[-1:]
-    if "\n" in between or (last and (last in _WIDE_SENTENCE_ENDS or (spaced and last in _SENTENCE_ENDS))):
+    tail = text[max(0, end - 5) : end].rstrip(_CLOSING)
+    last = tail[-1:]
+    if "\n" in between:
+        return 3
+    if spaced and _ABBREVIATION.fullmatch(tail[-3:]) and not text[begin : begin + 1].isupper():
+        return 1
+    if last and (last in _WIDE_SENTENCE_ENDS or (spaced and last in _SENTENCE_ENDS)):
         return 3
     if last and (last in _WIDE_PHRASE_ENDS or (spaced and last in _PHRASE_ENDS)):
         return 2

@@ -31,6 +31,7 @@ from spr.core.views import crop_window, cut, unshift
 from spr.grounding.names import category_name
 from spr.models.protocols import Detector, DetectRequest
 from spr.models.registry import load_detector
+from spr.pipeline.askable import Askable
 from spr.pipeline.holdout import Splits
 from spr.pipeline.stage import Drops, OnDrop, Plan, Stage
 from spr.records import Detection, ImageObject, ImageObjects, Size
@@ -122,6 +123,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     # Rows are sorted by id, so a stable sort orders equal hashes by id.
     order = candidates[np.argsort(stable_hashes(seed, "sample", last=ids), kind="stable")]
     splits = Splits(image_ids, file_names, settings.holdout)
+    askable = Askable(parsed, image_ids, kept, order, seed)
 
     def rows(start: int, stop: int) -> pa.Table:
         images = order[start:stop]
@@ -134,6 +136,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             pa.array([parsed.licenses[image] for image in images], pa.string()),
             pa.array([parsed.source_urls[image] for image in images], pa.string()),
             splits.of(images),
+            askable.of(images),
             _objects_of(parsed, images, crowds),
         ]
         return pa.table(columns, schema=OBJECTS.append(CROWDS))
@@ -397,7 +400,7 @@ def _models(config: Config) -> tuple[str, ...]:
 
 STAGE = Stage(
     NAME,
-    version=3,
+    version=4,
     unit="images",
     kind="image",
     schema=OBJECTS,

@@ -15,6 +15,7 @@ from spr.core.randomness import stable_hash
 from spr.core.reasons import DROP_REASONS
 from spr.grounding import Dialect, GroundedText, get_dialect, parse, render, replace_boxes
 from spr.pipeline.describe import training_prompt
+from spr.pipeline.negatives import FIELDS as QUESTIONS
 from spr.pipeline.refine import Refined, refine
 from spr.pipeline.stage import Drops, OnDrop, Stage
 from spr.records import Box, BoxEdit, Candidate, PairKind, PreferencePair, RegionQuery, Scores, Size
@@ -205,7 +206,7 @@ def _refined(query: RegionQuery, best: Candidate, pairing: PairingConfig, inside
         refined = refine(text, query.region, query.objects, unmatched=unmatched, inside_fraction=inside_fraction)
     except GroundingError:
         return "not_renderable"
-    return refined if refined.text.boxes else "chosen_without_box"
+    return refined if refined.text.boxes or refined.text.points else "chosen_without_box"
 
 
 def _pair(
@@ -270,5 +271,5 @@ STAGE = Stage(
     process=process,
     reasons=DROP_REASONS[NAME],
     inputs=("regions", "candidates", "scores"),
-    sections=("seed", "pairing"),
+    sections=("seed", *(f"pairing.{name}" for name in PairingConfig.model_fields if name not in QUESTIONS)),
 )

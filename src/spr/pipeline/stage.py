@@ -74,7 +74,8 @@ class Stage:
             a first stage is called ``source``.
         reasons: Every reason for which it drops something, with an explanation.
         inputs: The stages whose shards of the same number it reads; the last one determines the number of shards.
-        sections: Config fields and sections that its rows depend on, besides those that its inputs depend on.
+        sections: Config fields and sections that its rows depend on, besides those that its inputs depend on. A field
+            of a section has a dotted name, such as ``pairing.negatives``.
         models: The config sections of the models that it loads, or a function of the config that names them. Its rows
             depend on them, and it runs in one process, whatever the number of workers.
         plan: For a first stage: reads the input.
@@ -83,6 +84,7 @@ class Stage:
         hint: ``hint(store, shards)`` returns what the user should check after the stage, or None.
         work: ``work(config)`` returns what its progress counts, if that is not its input rows: the number per input
             row, and what is counted, such as ``(6, "answers")``. `spr.core.progress.advance` counts within a shard.
+        wanted: ``wanted(config)`` returns whether the config asks for its rows; None for a stage of every run.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Stage:
     keeps_unfinished: bool = False
     hint: Callable[[StageStore, Sequence[ShardEntry]], str | None] | None = None
     work: Callable[[Config], tuple[int, str]] | None = None
+    wanted: Callable[[Config], bool] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Arrow schemas lose field names and nullability inside fixed-size lists when they are pickled.
@@ -115,10 +118,12 @@ class Stage:
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The values of `depends_on`, without runtime fields."""
-        values = config.model_dump(mode="json", include=set(self.depends_on(config)))
+        names = self.depends_on(config)
+        values = config.model_dump(mode="json", include={name.partition(".")[0] for name in names})
         for name, section in values.items():
             if isinstance(section, dict):
-                values[name] = {key: v for key, v in section.items() if not config.is_runtime_field(f"{name}.{key}")}
+                own = [key for key in section if name in names or f"{name}.{key}" in names]
+                values[name] = {key: section[key] for key in own if not config.is_runtime_field(f"{name}.{key}")}
         return values
 
     def check(self, output: StageOutput) -> None:
@@ -147,6 +152,7 @@ _BUILTIN: dict[str, Stage | str] = {
     "candidates": "spr.pipeline.describe:STAGE",
     "scores": "spr.pipeline.score:STAGE",
     "pairs": "spr.pipeline.pair:STAGE",
+    "negatives": "spr.pipeline.negatives:STAGE",
 }
 STAGES: Registry[Stage] = Registry("stage", "spr.stages", _BUILTIN)
 """All stages by name. Other packages add a `Stage` through the entry-point group ``spr.stages``."""
@@ -179,15 +185,19 @@ def due_stages(config: Config, until: str | None = None) -> list[Stage]:
     """The stages that a run executes, in order.
 
     Args:
-        config: Without a describer, stages that need one, directly or through their inputs, are left out.
+        config: Without a describer, stages that need one, directly or through their inputs, are left out. So are those
+            that the config does not ask for.
         until: The last stage to run, whatever the config lacks; None runs all.
 
     Raises:
-        ConfigError: if there is no stage ``until``.
+        ConfigError: if there is no stage ``until``, or the config does not ask for it.
     """
-    stages = ordered_stages()
+    stages = [stage for stage in ordered_stages() if stage.wanted is None or stage.wanted(config)]
     if until is not None:
         STAGES.check(until, "until")
+        if until not in [stage.name for stage in stages]:
+            fix = "set what it makes, such as pairing.negatives=1 for `negatives`"
+            raise ConfigError("The config does not ask for this stage", got=until, fix=fix)
         return stages[: [stage.name for stage in stages].index(until) + 1]
     due: list[Stage] = []
     for stage in stages:

@@ -1,10 +1,11 @@
 """The data model: records, their Arrow schemas, and tables as columns."""
 
-from spr.core.boxes import Box, Size
+from spr.core.boxes import Box, Point, Size
 from spr.records.records import (
     CUT_REASONS,
     PROMPT_KINDS,
     TRUNCATED,
+    AskableCategories,
     BoxEdit,
     Candidate,
     Detection,
@@ -15,6 +16,8 @@ from spr.records.records import (
     PairKind,
     PreferencePair,
     PromptKind,
+    QuestionKind,
+    QuestionPair,
     RegionObject,
     RegionQuery,
     Scores,
@@ -28,6 +31,7 @@ __all__ = [
     "CUT_REASONS",
     "PROMPT_KINDS",
     "TRUNCATED",
+    "AskableCategories",
     "Box",
     "BoxEdit",
     "Candidate",
@@ -37,8 +41,11 @@ __all__ = [
     "ImageObjects",
     "Match",
     "PairKind",
+    "Point",
     "PreferencePair",
     "PromptKind",
+    "QuestionKind",
+    "QuestionPair",
     "RegionObject",
     "RegionQuery",
     "Scores",

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from spr.core.boxes import Box, Size
+from spr.core.boxes import Box, Point, Size
 from spr.core.errors import RecordError
 
 Source: TypeAlias = Literal["annotation", "detector"]
 EditKind: TypeAlias = Literal["replaced", "kept", "box_removed", "phrase_removed"]
 PromptKind: TypeAlias = Literal["full", "crop", "crop_objects"]
 PairKind: TypeAlias = Literal["answers", "boxes"]
+QuestionKind: TypeAlias = Literal["absent", "present"]
 Split: TypeAlias = Literal["train", "holdout"]
 """What an image may be used for: training, or only evaluation (`annotations.holdout`)."""
 
@@ -48,7 +49,7 @@ def _plain(value: Any) -> Any:
     # Either all items of a tuple are records or none is.
     if isinstance(value, tuple) and value and isinstance(value[0], Row):
         return tuple([item.to_row() for item in value])
-    return value
+    return value.to_row() if isinstance(value, Row) else value
 
 
 def make_nested(record: Row, **kinds: type[Row]) -> None:
@@ -84,7 +85,7 @@ def _check_id(value: object, where: str) -> None:
         raise RecordError(f"{where} is not an id", got=repr(value), expected="a string that is not empty")
 
 
-def _check_image(record: ImageObjects | RegionQuery | PreferencePair) -> None:
+def _check_image(record: ImageObjects | RegionQuery | PreferencePair | QuestionPair) -> None:
     _check_id(record.image_id, "image_id")
     _check_id(record.file_name, f"file_name of image {record.image_id}")
     if record.width < 1 or record.height < 1:
@@ -134,11 +135,31 @@ class RegionObject(ImageObject):
 
 
 @dataclass(frozen=True, slots=True)
+class AskableCategories(Row):
+    """Categories that an image can be asked about (`pairing.negatives`), by their names in the annotations.
+
+    Attributes:
+        random, popular, adversarial: Categories that are not in the image, at most eight, in the order in which they
+            are asked about by `pairing.negatives_from`.
+        single: Categories with exactly one annotated object, of which nothing was dropped.
+    """
+
+    random: tuple[str, ...]
+    popular: tuple[str, ...]
+    adversarial: tuple[str, ...]
+    single: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in self.__match_args__:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True)
 class ImageObjects(Row):
     """An image with its objects: a row of the table ``objects``.
 
     ``license`` and ``source_url`` are what the annotations say about the image, if anything. ``split`` says whether the
-    image is held out from training.
+    image is held out from training. ``askable`` is None in runs of earlier versions.
 
     Raises:
         RecordError: if an id is empty or not unique, or a box is not valid or extends beyond the image.
@@ -152,10 +173,14 @@ class ImageObjects(Row):
     license: str | None = None
     source_url: str | None = None
     split: Split = "train"
+    askable: AskableCategories | None = None
 
     def __post_init__(self) -> None:
         _check_image(self)
         make_nested(self, objects=ImageObject)
+        row: Any = self.askable
+        if isinstance(row, Mapping):
+            object.__setattr__(self, "askable", AskableCategories.from_row(row))
         _check_objects(self.objects, (self.width, self.height), self.image_id)
 
 
@@ -209,19 +234,21 @@ def _check_objects(objects: tuple[ImageObject, ...], size_wh: Size, image_id: st
 
 @dataclass(frozen=True, slots=True)
 class Span(Row):
-    """A phrase of a text with the boxes that ground it.
+    """A phrase of a text with the boxes and points that ground it.
 
     Attributes:
         phrase: ``text[start:end]``.
         start, end: Character offsets in the plain text.
         boxes: Zero or more boxes, xyxy pixels of the original image. They come from a model, so they may extend beyond
             the image or have no area.
+        points: Zero or more points, xy pixels of the original image; also from a model.
     """
 
     phrase: str
     start: int
     end: int
     boxes: tuple[Box, ...] = ()
+    points: tuple[Point, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end or self.end - self.start != len(self.phrase):
@@ -236,6 +263,18 @@ class Span(Row):
             if not (isfinite(x1) and isfinite(y1) and isfinite(x2) and isfinite(y2)):
                 raise RecordError("a span has a non-finite box", got=self.boxes, expected="four finite numbers per box")
         object.__setattr__(self, "boxes", boxes)
+        if self.points != ():
+            object.__setattr__(self, "points", _checked_points(self.points))
+
+
+def _checked_points(values: object) -> tuple[Point, ...]:
+    try:
+        points = tuple([(float(x), float(y)) for x, y in values])  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        points = ((nan, nan),)
+    if not all(isfinite(x) and isfinite(y) for x, y in points):
+        raise RecordError("a span has a non-finite point", got=values, expected="two finite numbers per point")
+    return points
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,3 +430,53 @@ class PreferencePair(Row):
             )
         if self.chosen == self.rejected:
             raise RecordError(f"chosen equals rejected in query {self.query_id}", got=repr(self.chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionPair(Row):
+    """A pair about one object of an image, made from the annotations without a model (`pairing.negatives`).
+
+    It has no region, no candidates and no scores.
+
+    Attributes:
+        query_id: ``<image_id>/absent-<n>`` or ``<image_id>/present-<n>``; n counts from 0.
+        category: What the question is about, as the annotations name it.
+        expression: The same as the prompt names it, such as ``the dog``.
+        chosen, rejected: If it is ``absent``, chosen says that it is not there, and rejected gives the box of another
+            object. If it is ``present``, chosen gives its box, and rejected says that it is not there.
+        split: Whether the image is held out from training.
+    """
+
+    query_id: str
+    image_id: str
+    file_name: str
+    width: int
+    height: int
+    category: str
+    expression: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_spans: tuple[Span, ...]
+    rejected_spans: tuple[Span, ...]
+    kind: QuestionKind
+    split: Split = "train"
+
+    @property
+    def pair_id(self) -> str:
+        """The question's id, unique among all pairs of a run."""
+        return self.query_id
+
+    @property
+    def truncated(self) -> bool:
+        """Whether one of the answers was cut: never."""
+        return False
+
+    def __post_init__(self) -> None:
+        _check_image(self)
+        make_nested(self, chosen_spans=Span, rejected_spans=Span)
+        if self.kind not in ("absent", "present"):
+            where = f"kind of question {self.query_id} is unknown"
+            raise RecordError(where, got=self.kind, expected="absent, present")
+        if self.chosen == self.rejected:
+            raise RecordError(f"chosen equals rejected in question {self.query_id}", got=repr(self.chosen))

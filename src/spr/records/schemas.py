@@ -7,18 +7,31 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from spr.core.boxes import Box
+from spr.core.boxes import Box, Point
 from spr.core.errors import RecordError
-from spr.records.records import Candidate, ImageObjects, PreferencePair, RegionObject, RegionQuery, Row, Scores
+from spr.records.records import (
+    Candidate,
+    ImageObjects,
+    PreferencePair,
+    QuestionPair,
+    RegionObject,
+    RegionQuery,
+    Row,
+    Scores,
+)
 
 BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
+POINT = pa.list_(pa.field("element", pa.float32(), nullable=False), 2)
 
-_TYPES = {str: pa.string(), int: pa.int32(), float: pa.float32(), bool: pa.bool_(), Box: BOX}
+_TYPES = {str: pa.string(), int: pa.int32(), float: pa.float32(), bool: pa.bool_(), Box: BOX, Point: POINT}
 _NULLABLE = {"score", "box_after", "finish_reason", "chosen_finish_reason", "rejected_finish_reason"}
-_NULLABLE |= {"license", "source_url"}
-ADDED = {"license": None, "source_url": None, "split": "train"}
+_NULLABLE |= {"license", "source_url", "askable"}
+ADDED = {"license": None, "source_url": None, "split": "train", "askable": None}
 """Columns that tables of an earlier version with the same format lack, with the value that they are read as."""
+SPANS = ("spans", "chosen_spans", "rejected_spans")
+"""Columns of spans. Tables of an earlier version lack their field ``points`` (`with_points`)."""
 # Where a table differs from its record: seeds have 64 bits, and `inside` follows the box.
 _LONG = {"seed"}
 _ORDER: dict[type[Row], tuple[str, ...]] = {RegionObject: ("id", "category", "box", "inside", "source", "score")}
@@ -48,6 +61,7 @@ REGIONS = pa.schema(_fields(RegionQuery))
 CANDIDATES = pa.schema(_fields(Candidate))
 SCORES = pa.schema(_fields(Scores))
 PAIRS = pa.schema(_fields(PreferencePair))
+NEGATIVES = pa.schema(_fields(QuestionPair))
 DROPPED = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in ("id", "kind", "stage", "reason")),
@@ -59,6 +73,25 @@ DROPPED = pa.schema(
 ``file_name`` is that of its image in the annotations; null where it is not known, and in tables of earlier versions.
 """
 
+
+def with_points(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column of spans in their type ``kind``; spans of an earlier version, which have no ``points``, get none."""
+    if column.type == kind or not pa.types.is_list(column.type) or not pa.types.is_struct(column.type.value_type):
+        return column
+    old, new = column.type.value_type, kind.value_type
+    if "points" in old.names or [*old] != [field for field in new if field.name != "points"]:
+        return column
+    chunks = []
+    for lists in column.chunks:
+        spans = lists.flatten()
+        none = pa.ListArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(spans) + 1), pa.array([], POINT))
+        children = [spans.field(name) if name != "points" else none.cast(new.field(name).type) for name in new.names]
+        structs = pa.StructArray.from_arrays(children, fields=[*new])
+        offsets = pc.subtract(lists.offsets, lists.offsets[0])
+        chunks.append(pa.ListArray.from_arrays(offsets, structs, type=kind))
+    return pa.chunked_array(chunks, kind)
+
+
 R = TypeVar("R", bound=Row)
 
 _SCHEMA_OF: dict[type[Row], pa.Schema] = {
@@ -67,6 +100,7 @@ _SCHEMA_OF: dict[type[Row], pa.Schema] = {
     Candidate: CANDIDATES,
     Scores: SCORES,
     PreferencePair: PAIRS,
+    QuestionPair: NEGATIVES,
 }
 
 

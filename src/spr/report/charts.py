@@ -60,6 +60,8 @@ def length_charts(stats: PairStats) -> list[Chart]:
 
 _TRAINING = {
     "Loss": ("loss", {"loss": "loss"}),
+    "Loss of the pairs": ("loss", {"pair_loss": "without the rows of training.mix"}),
+    "Loss of training.mix": ("loss", {"mix_loss": "rows of training.mix"}),
     "Margin": ("reward", {"margin": "reward of chosen minus rejected, times β"}),
     "Accuracy": ("share", {"accuracy": "pairs whose chosen answer has the higher reward"}),
     "Log-probabilities": ("log-prob", {"chosen_logps": "chosen", "rejected_logps": "rejected"}),
@@ -80,7 +82,8 @@ def training_charts(training: TrainingCurves) -> list[Chart]:
                 style = name if name in SIDES else "all"
                 curves.append(Curve(name, style, *thin(training.steps, training.values[field])))
                 if missing := training.not_finite(field):
-                    gaps.append(f"{count_text(missing, 'steps')} without a finite number ({name}).")
+                    none = " or without such rows" if "mix_rows" in training.values else ""
+                    gaps.append(f"{count_text(missing, 'steps')} without a finite number{none} ({name}).")
                 if field in training.held_out:
                     curves.append(Curve("held out", "after", *thin(*training.held_out[field])))
         if curves:

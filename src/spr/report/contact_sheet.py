@@ -44,13 +44,14 @@ _Rectangle: TypeAlias = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A box, xyxy pixels of the original image, with its label, or "" without one."""
+    """A box, xyxy pixels of the original image, with its label, or "" without one; the corners of a point are equal."""
 
     box: Sequence[float]
     colour: Colour
     width: int
     label: str = ""
     lettered: bool = False
+    is_point: bool = False
 
     @property
     def key(self) -> tuple[str, bool]:
@@ -59,7 +60,9 @@ class Mark:
 
 
 def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: int = 4) -> int:
-    """Draw rows ``skip`` to ``skip + n`` of a run's objects, regions or pairs into the PNG ``out``; returns how many.
+    """Draw rows ``skip`` to ``skip + n`` of a run's objects, regions, pairs or negatives into the PNG ``out``.
+
+    Returns how many rows were drawn.
 
     Regions and pairs show their region, which is white, some of its surroundings and all labelled boxes. The text below
     an image says what the numbers and letters of its boxes stand for. Each category has its own colour; objects inside
@@ -68,11 +71,11 @@ def draw_sheet(stage: Path, out: Path, *, n: int = 12, skip: int = 0, columns: i
     cell grey, with the reason. ``columns`` is the number of images per line.
 
     Raises:
-        InputError: if ``stage`` is not ``RUN/objects``, ``RUN/regions`` or ``RUN/pairs``, or has no rows.
+        InputError: if ``stage`` is not the folder of one of these tables, or has no rows.
         RunError: if ``out`` can't be written, or is a file that is not such a drawing.
     """
     check_drawing(out, _COMMAND)
-    drawable = "RUN/objects, RUN/regions or RUN/pairs"
+    drawable = "RUN/objects, RUN/regions, RUN/pairs or RUN/negatives"
     config = stage.parent / "config.yaml"
     if not is_file(config):
         raise InputError(f"{stage} is not a stage of a run", got=f"no {config}", expected=drawable)
@@ -151,8 +154,13 @@ def draw_marks(
         x1, y1, x2, y2 = ((v - view[k % 2]) * scale for k, v in enumerate(mark.box))
         # Boxes that are thinner than their outline are widened.
         corners = (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1))
-        draw.rectangle(corners, outline=(0, 0, 0), width=mark.width + 1)
-        draw.rectangle(corners, outline=mark.colour, width=mark.width)
+        if mark.is_point:
+            radius = 2 + mark.width
+            draw.ellipse((x1 - radius, y1 - radius, x1 + radius, y1 + radius), fill=mark.colour, outline=(0, 0, 0))
+            x1, y1 = x1 + radius + 1, y1 + radius + 1  # the label does not hide the point
+        else:
+            draw.rectangle(corners, outline=(0, 0, 0), width=mark.width + 1)
+            draw.rectangle(corners, outline=mark.colour, width=mark.width)
         if mark.label:
             tags.append(((x1, y1), mark))
     taken: list[_Rectangle] = []
@@ -248,8 +256,11 @@ def _marks(row: dict[str, Any]) -> Iterator[Mark]:
     if "chosen_spans" in row:
         for name, colour, width in (("rejected_spans", REJECTED, 1), ("chosen_spans", CHOSEN, 2)):
             for span in row[name]:
+                about = colour, width, span["phrase"] or row.get("category") or "(no phrase)", name == "rejected_spans"
                 for box in span["boxes"]:
-                    yield Mark(box, colour, width, span["phrase"] or "(no phrase)", name == "rejected_spans")
+                    yield Mark(box, *about)
+                for x, y in span.get("points") or ():
+                    yield Mark((x, y, x, y), *about, is_point=True)
     else:
         for item in row["objects"]:
             inside, category = item.get("inside", True), item["category"]
@@ -259,6 +270,8 @@ def _marks(row: dict[str, Any]) -> Iterator[Mark]:
 
 def _caption(row: dict[str, Any]) -> str:
     name = row.get("query_id") or row["image_id"]
+    if "expression" in row:
+        return f"{name}  {row['expression']}"
     if "chosen_spans" in row:
         boxes = (f"{side} {sum(len(span['boxes']) for span in row[f'{side}_spans'])}" for side in SIDES)
         return f"{name}  margin {row['margin']:.3f}  {', '.join(boxes)} boxes"

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,7 +95,7 @@ def write_report(
             **_about_pairs(stats),
             "cues": cues,
             "review": read_summary(run) if Reviews.read(run).identity("use") != "use" else None,
-            "tiles": _tiles(stats, trainings.get(None), results),
+            "tiles": _tiles(stats, trainings.get(None), results, _questions(source)),
             "stages": stages,
             "trainings": [
                 (name, curves, charts.training_charts(curves), not_trained_on[name])
@@ -185,8 +186,15 @@ def _name(run: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if folder.name == "run" else folder.name
 
 
+def _questions(run: Run) -> Counter[str]:
+    """The number of pairs of the stage `negatives` by kind."""
+    if not run.config.pairing.negatives:
+        return Counter()
+    return Counter(run.table("negatives", ["kind"])["kind"].to_pylist())
+
+
 def _tiles(
-    stats: PairStats, training: TrainingCurves | None, results: list[TaskResult]
+    stats: PairStats, training: TrainingCurves | None, results: list[TaskResult], questions: Counter[str]
 ) -> list[tuple[str, str, str, str]]:
     """The numbers at the top of the page: label, value, note and, if it is better or worse for sure, the CSS class."""
     candidates = len(stats.candidate_scores()["score"])
@@ -194,6 +202,9 @@ def _tiles(
     if stats.held_out:
         note += f"; {stats.held_out:,} of them of held-out images, not trained on"
     tiles = [("preference pairs", f"{stats.pairs:,}", note, "")]
+    if questions:
+        note = f"where {questions['absent']:,} absent and {questions['present']:,} present objects are"
+        tiles.append(("questions", f"{questions.total():,}", note, ""))
     if stats.pairs:
         chosen, rejected = (float(stats.of(OWN_LOCALIZATION, side).mean()) for side in SIDES)
         tiles.append(("S_loc, chosen", f"{chosen:.3f}", f"rejected {rejected:.3f}, own boxes", ""))

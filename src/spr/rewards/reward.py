@@ -1,7 +1,8 @@
 """The rewards, all built on IoU between the boxes of an answer and the annotated objects.
 
 `recall`, `precision`, `f1` and `iou` assign boxes to objects one to one, so that repeating a good box earns nothing.
-`s_loc` is the localization score of the paper, in which one box may serve several objects.
+`s_loc` is the localization score of the paper, in which one box may serve several objects. `points` is for answers with
+points.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from spr.core import boxes as bx
 from spr.core.errors import RecordError
 from spr.grounding import Dialect, GroundedText, Problem, final_answer, parse
 from spr.grounding.matching import THRESHOLD, localization_score
+from spr.grounding.points import assign_points
 from spr.records import ImageObject, RegionQuery, Size
 
 
@@ -148,6 +150,16 @@ def f1(answer: GroundedText, truth: Truth) -> float:
     """Harmonic mean of `precision` and `recall`: ``2 · pairs / (boxes + objects)``."""
     assignment = assign(answer, truth, THRESHOLD)
     return 2 * len(assignment.boxes) / (assignment.box_count + len(truth.objects))
+
+
+def points(answer: GroundedText, truth: Truth) -> float:
+    """F1 of the points: a point places an object if it lies in its box (`spr.grounding.points.point_in_box`).
+
+    Points and objects are assigned one to one, as many as possible: ``2 · pairs / (points + objects)``. Boxes don't
+    count, and an answer without points is 0.
+    """
+    pairs = assign_points(answer.points, [item.box for item in truth.objects])
+    return 2 * len(pairs) / (len(answer.points) + len(truth.objects))
 
 
 def iou(answer: GroundedText, truth: Truth) -> float:

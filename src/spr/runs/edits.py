@@ -14,6 +14,7 @@ import numpy as np
 
 from spr.core import boxes as bx
 from spr.core.errors import GroundingError, RecordError
+from spr.core.terminal import count_text
 from spr.grounding import Dialect, GroundedText, parse, render, replace_boxes
 from spr.records import Box, PreferencePair, Size, Span
 from spr.records.records import check_box
@@ -48,8 +49,8 @@ def from_numbered(text: str, boxes: Sequence[Sequence[float] | None]) -> Grounde
     Raises:
         GroundingError: naming a number that is no box, or a box without phrase.
 
-    >>> from_numbered("[a cup](1) and a plate", [(1, 2, 3, 4), None]).spans
-    (Span(phrase='a cup', start=0, end=5, boxes=((1.0, 2.0, 3.0, 4.0),)),)
+    >>> from_numbered("[a cup](1) and a plate", [(1, 2, 3, 4), None]).boxes
+    ((1.0, 2.0, 3.0, 4.0),)
     """
     plain, spans, position, used = "", [], 0, set[int]()
     for match in _PHRASE.finditer(text):
@@ -114,8 +115,8 @@ def edited_pair(
         dialect: The dialect of the pair's answers.
 
     Raises:
-        GroundingError: if a box or number is not valid, no box is left, the dialect can't write the words, or the
-            answers become equal.
+        GroundingError: if a box or number is not valid, no box is left, the dialect can't write the words, the
+            answers become equal, or the words of an answer with points change, since the text has no numbers of points.
     """
     size_wh = pair.width, pair.height
     before = numbered_answer(pair, dialect)
@@ -124,11 +125,18 @@ def edited_pair(
     if not edited.boxes:
         fix = "leave a box, or reject the pair"
         raise GroundingError("The chosen answer has no box", expected="at least one", fix=fix)
-    outside = "".join(words for words, span in _pieces(edited) if span is None)
+    if before.points and edited.plain_text != before.plain_text:
+        what, fix = "The chosen answer has points, which other words would lose", "change only its boxes, or reject it"
+        raise GroundingError(what, got=count_text(len(before.points), "points"), expected="the same words", fix=fix)
+    outside = "" if before.points else "".join(words for words, span in _pieces(edited) if span is None)
     if not dialect.keeps_prose and any(map(str.isalnum, outside)):
         what = f"Dialect `{dialect.key}` lists objects, so it can't write words that belong to no box"
         raise GroundingError(what, got=outside.strip()[:80], fix="remove these words, or give them a box")
-    written = _in_place(pair, before, edited, exact, dialect) or render(edited, dialect, size_wh)
+    written = _in_place(pair, before, edited, exact, dialect)
+    if written is None and before.points:
+        what, fix = "The chosen answer has points, which would be lost", "only move its boxes, or reject the pair"
+        raise GroundingError(what, got=count_text(len(before.points), "points"), expected="the same boxes", fix=fix)
+    written = written or render(edited, dialect, size_wh)
     again = with_pixels(written, edited.spans, dialect, size_wh)
     if len(again.boxes) != len(edited.boxes):
         what = f"Dialect `{dialect.key}` can't write this answer: it would be read back as something else"
@@ -173,7 +181,7 @@ def _in_place(
     rest, wanted = iter(exact), []
     for span in before.spans:
         kept = tuple([box for box in [next(rest) for _ in span.boxes] if box is not None])
-        wanted += [replace(span, boxes=kept)] if kept else []
+        wanted += [replace(span, boxes=kept, points=())] if kept else []
     if dialect.keeps_prose:
         same = (edited.plain_text, list(edited.spans)) == (before.plain_text, wanted)
     else:
@@ -209,5 +217,5 @@ def with_pixels(text: str, spans: Iterable[Span], dialect: Dialect, size_wh: Siz
     if far.max() > _SLACK:
         return parsed
     boxes = iter(exact)
-    replaced = [Span(s.phrase, s.start, s.end, tuple(next(boxes) for _ in s.boxes)) for s in parsed.spans]
+    replaced = [replace(span, boxes=tuple(next(boxes) for _ in span.boxes)) for span in parsed.spans]
     return GroundedText(parsed.plain_text, tuple(replaced))

@@ -230,7 +230,7 @@ def _check_changes(old: dict[str, Any], config: Config, out: Path, begun: dict[s
     fields: set[str] = set()
     stale: list[str] = []
     for name, manifest in begun.items():
-        own = {key for key in changed if key.split(".")[0] in manifest.sections}
+        own = {key for key in changed if not {key, key.split(".")[0]}.isdisjoint(manifest.sections)}
         fields |= own
         if own or set(stale).intersection(manifest.inputs):
             stale.append(name)

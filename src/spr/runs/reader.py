@@ -21,7 +21,7 @@ from spr.core.errors import RunError
 from spr.core.paths import as_path, is_dir, is_file
 from spr.grounding import Dialect, get_dialect
 from spr.grounding.matching import Localization, localization_score
-from spr.records import PROMPT_KINDS, PreferencePair, RegionQuery, Span
+from spr.records import PROMPT_KINDS, PreferencePair, QuestionPair, RegionQuery, Span
 from spr.records.schemas import DROPPED, from_table
 from spr.runs.folder import check_run_version, read_inputs
 from spr.runs.store import STAGE_ORDER, Manifest, StageStore, read_table, stage_folders
@@ -154,7 +154,11 @@ class Run:
     @property
     def pairs_sha256(self) -> str:
         """SHA-256 that identifies the run's pairs."""
-        shards = [shard.sha256 for shard in self.finished("pairs").shards]
+        return self.sha256_of("pairs")
+
+    def sha256_of(self, stage: str) -> str:
+        """SHA-256 that identifies the rows of a finished stage."""
+        shards = [shard.sha256 for shard in self.finished(stage).shards]
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
     @cached_property
@@ -182,6 +186,18 @@ class Run:
             return {}
         columns = (table[name].to_pylist() for name in ("image_id", "license", "source_url"))
         return {image_id: (license_, url) for image_id, license_, url in zip(*columns, strict=True)}
+
+    def questions(self, shard: int) -> list[QuestionPair]:
+        """The pairs of the stage `negatives` in one shard; empty if the run has no such stage (`pairing.negatives`).
+
+        Raises:
+            RunError: if the stage has not finished, or a file is damaged.
+        """
+        if not self.config.pairing.negatives:
+            return []
+        store = self.store("negatives")
+        own = [entry for entry in store.finished().shards if entry.index == shard]
+        return [pair for entry in own for pair in from_table(store.read(entry), QuestionPair)]
 
     def shards(self) -> Iterator[JoinedShard]:
         """The pairs of each shard with their queries, answers and scores; one shard is in memory at a time.

@@ -30,11 +30,24 @@ from spr.core.ordered_map import ordered_map
 from spr.core.progress import advance
 from spr.core.remote import ConflictError, NoConditionsError, RemotePath, Version
 from spr.core.terminal import count_text
-from spr.records.schemas import ADDED, CANDIDATES, DROPPED, OBJECTS, PAIRS, REGIONS, SCORES
+from spr.records.schemas import (
+    ADDED,
+    CANDIDATES,
+    DROPPED,
+    NEGATIVES,
+    OBJECTS,
+    PAIRS,
+    REGIONS,
+    SCORES,
+    SPANS,
+    with_points,
+)
 
 MANIFEST = "manifest.json"
 _SCHEMAS = {"objects": OBJECTS, "regions": REGIONS, "candidates": CANDIDATES, "scores": SCORES, "pairs": PAIRS}
 STAGE_ORDER = tuple(_SCHEMAS)
+"""The built-in stages that every complete run has, in the order of the data."""
+_SCHEMAS["negatives"] = NEGATIVES  # only with `pairing.negatives`
 _SHARD = re.compile(r"(part|dropped)-\d{5,}\.parquet")
 _UNCHANGED: set[tuple[str, int, int, str]] = set()
 """Path, size, modification time and SHA-256 of the shards that this process has found unchanged."""
@@ -421,8 +434,8 @@ def version_error(run: Path, version: object) -> RunError:
 def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns, as a table.
 
-    With the ``schema`` of its stage, columns that earlier versions did not write (`ADDED`) are filled in; with
-    `DROPPED`, the file names.
+    With the ``schema`` of its stage, columns that earlier versions did not write (`ADDED`, and the points of
+    spans) are filled in; with `DROPPED`, the file names.
 
     Raises:
         RunError: if it is missing or damaged.
@@ -445,6 +458,10 @@ def _parse(path: Path, source: Any, columns: Sequence[str] | None, schema: pa.Sc
             if added and (columns is None or field.name in columns) and field.name not in table.column_names:
                 values = pa.repeat(pa.scalar(ADDED.get(field.name), field.type), len(table))
                 table = table.append_column(field, values)
+        for field in schema or ():
+            if field.name in SPANS and field.name in table.column_names:
+                place = table.column_names.index(field.name)
+                table = table.set_column(place, field, with_points(table[field.name], field.type))
         if columns is not None:
             table = table.select(columns)
         table.validate(full=True)

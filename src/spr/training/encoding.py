@@ -20,14 +20,17 @@ from spr.core.images import ImageProblem
 from spr.core.progress import advance
 from spr.grounding import Dialect
 from spr.grounding.text import Range
-from spr.models.chat import Message, render_answer, render_turn
+from spr.models.chat import RenderedAnswer, image_token_ids, render_answer, render_turn
+from spr.models.continuation import continue_tokens
 from spr.models.families import Family
-from spr.models.image_processors import encode
+from spr.models.image_processors import count_image_tokens, encode
 from spr.training.boxes import changed_numbers, token_weights
 from spr.training.pairs import TrainingPair
 from spr.training.shared_prefix import EncodedPair
 from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, feature_key
 
+NO_IMAGE = ""
+"""The key of the features of a prompt without an image."""
 NOT_VISION = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 """Outputs of processors that are not inputs of the vision tower."""
 
@@ -60,13 +63,15 @@ class ProcessedPair:
     """A pair's image and prompt after the processor.
 
     ``prompt`` are ``(P,)`` int64 tokens, ``positions`` ``(axes, P)`` int64. ``vision`` are the inputs of the vision
-    tower, empty once the features are kept, under ``key``.
+    tower, empty once the features are kept, under ``key``. ``image_tokens`` is ``(P,)`` bool, true for the tokens that
+    attend to each other in both directions; None if there are none.
     """
 
     prompt: Tensor
     positions: Tensor
     vision: dict[str, Tensor]
     key: str
+    image_tokens: Tensor | None = None
 
 
 class PairEncoder:
@@ -100,6 +105,13 @@ class PairEncoder:
         self.store, self.identity = store, identity
         self.pad = processor.tokenizer.pad_token_id
         self._image_token = int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+        vocabulary, ends = processor.tokenizer.get_vocab(), [processor.tokenizer.eos_token, *family.end_of_turn]
+        self._ends = torch.tensor([vocabulary[end] for end in ends if end in vocabulary])
+        self._image_markup = family.image_markup or processor.image_token
+        markup = processor.tokenizer(self._image_markup, add_special_tokens=False)["input_ids"]
+        special = {k for k, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+        markup = [token for token in markup if token in special]
+        self._image_tokens = torch.tensor([self._image_token, *markup, *image_token_ids(processor)])
         self._kept: dict[str, ProcessedPair] = {}
 
     def plan(
@@ -128,26 +140,38 @@ class PairEncoder:
     def _plan(self, pair: TrainingPair, max_length: int, with_rejected: bool) -> PlannedPair | str:
         if pair.excluded is not None:
             return pair.excluded
+        with_rejected = with_rejected and not pair.supervised
         if not pair.chosen.strip() or (with_rejected and not pair.rejected.strip()):
             return "empty_answer"
         if with_rejected and pair.chosen == pair.rejected:
             return "answers_equal"
         turn = render_turn(self.processor, self.family, pair.messages)
-        numbers = self._changed_numbers(pair)
+        rendered = [
+            render_answer(self.processor, self.family, pair.messages, answer) for answer in (pair.chosen, pair.rejected)
+        ]
+        if rendered[0].reasoning == rendered[1].reasoning:
+            turn += rendered[0].reasoning
+            rendered = [answer._replace(before="") if answer.reasoning else answer for answer in rendered]
+        if not pair.chosen_complete:
+            rendered[0] = rendered[0]._replace(end="")
+        if not pair.rejected_complete:
+            rendered[1] = rendered[1]._replace(end="")
         (chosen, chosen_weights), (rejected, rejected_weights) = (
-            self._answer_ids(turn, pair.messages, *answer)
-            for answer in (
-                (pair.chosen, pair.chosen_complete, numbers[0]),
-                (pair.rejected, pair.rejected_complete, numbers[1]),
-            )
+            self._answer_ids(turn, answer, numbers)
+            for answer, numbers in zip(rendered, self._changed_numbers(pair, rendered), strict=True)
         )
         answers = (chosen, rejected) if with_rejected else (chosen,)
-        if any((ids == self._image_token).any() for ids in answers):
+        if any(torch.isin(ids, self._image_tokens).any() for ids in answers):
             return "answer_has_image_token"
+        bodies = [ids[:-1] if said.end else ids for ids, said in zip(answers, rendered, strict=False)]
+        if any(torch.isin(ids, self._ends).any() for ids in bodies):
+            return "answer_has_end_of_turn"
         prompt_tokens = self._count_prompt(pair, turn)
         if prompt_tokens + max(map(len, answers)) > max_length:
             return "too_long"
-        content: list[Any] = [turn, pair.chosen, pair.rejected, pair.digest()]
+        content: list[Any] = [turn, *map("".join, rendered), pair.digest()]
+        if pair.supervised:
+            content.append("supervised")
         if not (pair.chosen_complete and pair.rejected_complete):
             content.append({"complete": [pair.chosen_complete, pair.rejected_complete]})
         weights = chosen_weights, rejected_weights
@@ -156,51 +180,65 @@ class PairEncoder:
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return PlannedPair(pair, turn, chosen, rejected, prompt_tokens, key, *weights)
 
-    def _changed_numbers(self, pair: TrainingPair) -> tuple[list[Range] | None, list[Range] | None]:
+    def _changed_numbers(
+        self, pair: TrainingPair, rendered: Sequence[RenderedAnswer]
+    ) -> tuple[list[Range] | None, list[Range] | None]:
+        """Where the numbers of the changed boxes are in the two rendered answers."""
         if self.box_weight == 1 or self.dialect is None:
             return None, None
+        if pair.mixed:  # all tokens weigh the same
+            return [], []
         size_wh = pair.size_wh or pair.load().size
-        texts = (pair.chosen, pair.rejected), (pair.rejected, pair.chosen)
-        chosen, rejected = (changed_numbers(*answers, self.dialect, size_wh) for answers in texts)
-        return chosen, rejected
+        chosen, rejected = (answer.text for answer in rendered)
+        found = [changed_numbers(*texts, self.dialect, size_wh) for texts in ((chosen, rejected), (rejected, chosen))]
+        starts = [len(answer.before) for answer in rendered]
+        first, second = (
+            [(start + begin, start + end) for begin, end in ranges] for start, ranges in zip(starts, found, strict=True)
+        )
+        return first, second
 
     def _answer_ids(
-        self, turn: str, messages: Sequence[Message], answer: str, complete: bool, numbers: Sequence[Range] | None
+        self, turn: str, answer: RenderedAnswer, numbers: Sequence[Range] | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The answer's tokens after the prompt, and their weights if ``numbers`` are given, which are places in it.
+        """The answer's tokens after the prompt, and their weights if ``numbers`` are given, which are places in it."""
+        weighted = numbers is not None
+        ids, places = continue_tokens(self.processor.tokenizer, turn, "".join(answer), offsets=weighted)
+        weights = token_weights(places or [], numbers, self.box_weight) if numbers is not None else None
+        return torch.tensor(ids), weights
 
-        They are tokenized alone if the prompt's tokens would change otherwise.
+    @property
+    def trains_without_image(self) -> bool:
+        """Whether the model's family can be trained on prompts without an image.
+
+        Not prefix language models, nor the ported ones, whose layers need the image's place.
         """
-        rendered = render_answer(self.processor, self.family, messages, answer)
-        start = rendered.index(answer)
-        if not complete:
-            rendered = rendered[: start + len(answer)]
-        tokenizer, texts = self.processor.tokenizer, [turn, turn + rendered, rendered]
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=numbers is not None)
-        before, whole, alone = encoded["input_ids"]
-        joined = whole[: len(before)] == before
-        ids = torch.tensor(whole[len(before) :] if joined else alone)
-        if numbers is None:
-            return ids, None
-        start += len(turn) if joined else 0
-        offsets = encoded["offset_mapping"][1][len(before) :] if joined else encoded["offset_mapping"][2]
-        ranges = [(start + begin, start + end) for begin, end in numbers]
-        return ids, token_weights(offsets, ranges, self.box_weight)
+        return self.family.custom is None and not self.family.bidirectional_prompt
+
+    def _words(self, turn: str) -> list[int]:
+        """The tokens of a prompt, without those of an image."""
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and turn.startswith(bos))
+        return list(self.processor.tokenizer(turn, add_special_tokens=special)["input_ids"])
 
     def _count_prompt(self, pair: TrainingPair, turn: str) -> int:
-        if hasattr(self.processor, "_get_num_multimodal_tokens") and not self.family.bidirectional_prompt:
+        if not pair.has_image:
+            return len(self._words(turn))
+        if self.family.counts_image_tokens:
             width, height = pair.size_wh or pair.load().size
-            counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
-            bos = self.processor.tokenizer.bos_token
-            special = not (bos and turn.startswith(bos))
-            words = len(self.processor.tokenizer(turn, add_special_tokens=special)["input_ids"])
-            return words - 1 + int(counted["num_image_tokens"][0])
+            (counted,) = count_image_tokens(self.processor, self.family, [(height, width)])
+            marked = turn.replace(self.processor.image_token, self._image_markup)
+            return len(self._words(marked)) - 1 + counted
         return int(encode(self.processor, [turn], [pair.load()])["input_ids"].shape[1])
 
     def process(self, planned: PlannedPair) -> ProcessedPair:
         """Load the image and run the processor. Bound to the CPU; threads may run it ahead of the model."""
         if (kept := self._kept.get(planned.pair.pair_id)) is not None:
             return kept
+        if not planned.pair.has_image:
+            prompt = torch.tensor(self._words(planned.turn))
+            positions = torch.arange(len(prompt)).repeat(3 if self.family.positions == "grid" else 1, 1)
+            none = torch.zeros_like(prompt, dtype=torch.bool) if self.family.bidirectional_image else None
+            return ProcessedPair(prompt, positions, {}, NO_IMAGE, none)
         inputs = encode(self.processor, [planned.turn], [planned.pair.load()])
         prompt = inputs["input_ids"][0]
         vision = {name: tensor for name, tensor in inputs.items() if name not in NOT_VISION}
@@ -209,34 +247,42 @@ class PairEncoder:
             fix = "the image has changed since the training began; restore it or start the training again"
             raise SprError(message, got=len(prompt), expected=planned.prompt_tokens, fix=fix)
         # The key covers all vision inputs, because Ferret's features also depend on the regions in the prompt.
-        return ProcessedPair(prompt, self._positions(prompt, vision), vision, feature_key(vision, self.identity))
+        key = feature_key(vision, self.identity)
+        image_tokens = inputs["mm_token_type_ids"][0] == 1 if self.family.bidirectional_image else None
+        return ProcessedPair(prompt, self._positions(prompt, vision), vision, key, image_tokens)
 
     def _positions(self, prompt: Tensor, vision: dict[str, Tensor]) -> Tensor:
         """The positions of the prompt's tokens, ``(axes, P)``."""
         model, ids = self.model.model, prompt[None]
-        if hasattr(model, "get_rope_index"):
-            types = (ids == self._image_token).int()
-            positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=vision["image_grid_thw"])
-            return torch.as_tensor(positions[:, 0])
-        if hasattr(model, "prompt_positions"):  # CogVLM: the patches of an image share one position
-            return torch.as_tensor(model.prompt_positions(ids))
-        return torch.arange(len(prompt))[None] + int(self.family.bidirectional_prompt)
+        match self.family.positions:
+            case "grid":
+                types, name = (ids == self._image_token).int(), self.family.image_grid
+                positions, _ = model.get_rope_index(ids, mm_token_type_ids=types, **{name: vision[name]})
+                return torch.as_tensor(positions[:, 0])
+            case "own":
+                return torch.as_tensor(model.prompt_positions(ids))
+            case "one_based":
+                return torch.arange(len(prompt))[None] + 1
+            case "text":
+                return torch.arange(len(prompt))[None]
 
     def finish(
         self, planned: PlannedPair, processed: ProcessedPair, compute: Callable[[dict[str, Tensor]], Features]
     ) -> EncodedPair:
         """Add the image's features, from the store or from ``compute``, which runs the vision tower."""
+        answers = planned.chosen, planned.rejected
+        weights = planned.chosen_weights, planned.rejected_weights
+        name, places = planned.pair.pair_id, (processed.prompt, processed.positions)
+        if processed.key == NO_IMAGE:
+            return EncodedPair(name, *places, *answers, None, *weights, image_tokens=processed.image_tokens)
         features: Features | None = self.store.get(processed.key)
         if features is None:
             features = compute(processed.vision)
             self.store.put(processed.key, features)
-        name = planned.pair.pair_id
         # Only if the features are kept too: without its vision inputs they can't be computed again.
         if isinstance(self.store, MemoryFeatures) and self.store.get(processed.key) is not None:
             self._kept[name] = replace(processed, vision={})
-        answers = planned.chosen, planned.rejected
-        weights = planned.chosen_weights, planned.rejected_weights
-        return EncodedPair(name, processed.prompt, processed.positions, *answers, features, *weights)
+        return EncodedPair(name, *places, *answers, features, *weights, image_tokens=processed.image_tokens)
 
 
 def plan_digest(planned: Sequence[PlannedPair]) -> str:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
+from torch import Tensor
 
 from spr.core.atomic import write_atomically
 from spr.core.documents import parse_json
@@ -36,15 +37,21 @@ _SHOWN = {
 
 
 class Meter:
-    """Averages a step's metrics over all pairs of all processes, and measures speed and memory."""
+    """Averages a step's metrics over all pairs of all processes, and measures speed and memory.
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    With ``mix``, rows of `training.mix` count for ``loss`` and ``mix_loss``; all other metrics are those of the pairs,
+    ``pair_loss`` among them. A metric is missing from a step that has none of its rows.
+    """
+
+    def __init__(self, accelerator: Accelerator, *, mix: bool = False) -> None:
+        self._accelerator, self._mix = accelerator, mix
         self._sums: dict[str, float] = defaultdict(float)
         self._start = self._before = time.monotonic()
 
-    def add(self, logps: PairLogps, losses: PairLosses, tokens: int, weight: float) -> None:
-        """Add a batch; a batch of weight 0 does not count."""
+    def add(
+        self, logps: PairLogps, losses: PairLosses, tokens: int, weight: float, mixed: Tensor | None = None
+    ) -> None:
+        """Add a batch; a batch of weight 0 does not count. ``mixed``, ``(B,)`` bool, are rows of `training.mix`."""
         columns = {
             "loss": losses.loss,
             "margin": losses.margins,
@@ -55,7 +62,12 @@ class Meter:
             "rejected_rewards": losses.rejected_rewards,
         }
         sums = {name: column.detach().double().sum().item() for name, column in columns.items()}
-        for name, value in {**sums, "pairs": len(losses.loss), "tokens": tokens}.items():
+        counts: dict[str, float] = {"rows": len(losses.loss), "pairs": len(losses.loss), "tokens": tokens}
+        if mixed is not None:
+            own = {name: column.detach().double()[~mixed].sum().item() for name, column in columns.items()}
+            sums = {**own, "loss": sums["loss"], "pair_loss": own["loss"], "mix_loss": sums["loss"] - own["loss"]}
+            counts["pairs"] = int((~mixed).sum())
+        for name, value in {**sums, **counts}.items():
             self._sums[name] += weight * value
 
     def read(self, norm: float | None) -> dict[str, float]:
@@ -64,9 +76,14 @@ class Meter:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         sums = torch.tensor(list(self._sums.values()), dtype=dtype, device=device)
         totals = dict(zip(self._sums, self._accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
-        count, tokens = totals.pop("pairs"), totals.pop("tokens")
+        rows, pairs, tokens = totals.pop("rows"), totals.pop("pairs"), totals.pop("tokens")
         now = time.monotonic()
-        values = {name: total / count for name, total in totals.items()}
+        counts = {"loss": rows, "mix_loss": rows - pairs}
+        values = {
+            name: total / count for name, total in totals.items() if (count := counts.get(name, pairs)) or not self._mix
+        }
+        if self._mix:
+            values["mix_rows"] = rows - pairs
         values["grad_norm"] = norm or 0.0
         values["tokens_per_second"] = tokens / max(now - self._before, 1e-9)
         values["seconds"] = now - self._start

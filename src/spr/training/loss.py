@@ -229,12 +229,14 @@ def pair_losses(
     *,
     reward_shift: float = 0.0,
     weights: Tensor | None = None,
+    supervised: Tensor | None = None,
 ) -> PairLosses:
     """Compute the loss that the config selects, with the terms that it adds and the pairs' weights.
 
     The reference model's log-probabilities of the chosen and the rejected answers are ``(B,)`` float32; None if the
     loss does not need them. ``reward_shift`` is that of `LossInputs`. ``weights``, ``(B,)`` float32, are those of the
-    pairs; None if all are 1.
+    pairs; None if all are 1. Where ``supervised``, ``(B,)`` bool, is true, there is no rejected answer: the loss is the
+    per-token negative log-likelihood of the chosen one (`training.mix`), and the rewards are 0.
     """
     if reference is None:
         reference = policy.chosen.detach(), policy.rejected.detach()
@@ -247,7 +249,10 @@ def pair_losses(
         loss = loss + settings.anchor_weight * anchor(inputs.chosen_ratio, settings)
     if weights is not None:
         loss = loss * weights
-    rewards = (settings.beta * ratio.detach() for ratio in (inputs.chosen_ratio, inputs.rejected_ratio))
+    rewards = [settings.beta * ratio.detach() for ratio in (inputs.chosen_ratio, inputs.rejected_ratio)]
+    if supervised is not None:
+        loss = torch.where(supervised, nll(policy.chosen, policy.chosen_tokens), loss)
+        rewards = [reward.masked_fill(supervised, 0.0) for reward in rewards]
     return PairLosses(loss, *rewards)
 
 

@@ -77,7 +77,7 @@ def run(
         source = trl_pairs(pairs, allow_outside_images=allow_outside_images)
         config = TrainingPart(seed=config.seed, describer=config.describer, training=config.training)
     elif isinstance(config, Config):
-        source = run_pairs(out, config.annotations.image_source, reviews)
+        source = run_pairs(out, config.annotations.image_source, reviews, negatives=config.pairing.negatives > 0)
     else:
         raise ConfigError("The config has no annotations", fix="read it with load_config, or give pairs (--pairs)")
     model = model_source(trained_model(config.describer))

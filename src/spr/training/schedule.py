@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from spr.core.randomness import stable_hash
@@ -12,15 +12,21 @@ BUCKET = 50
 """Number of batches whose pairs are sorted by length together: little padding, and still a random order."""
 
 
-def batches_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def batches_of_epoch(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, members: Sequence[int] | None = None
+) -> list[list[int]]:
     """Batches of pairs with similar numbers of tokens, in random order, as indices of pairs.
 
-    Every pair occurs once; one batch may be smaller. Each epoch, counted from 0, has another order.
+    Every pair occurs once, or only the ``members``; one batch may be smaller. Each epoch, counted from 0, has another
+    order.
 
     >>> batches_of_epoch([5, 90, 6, 91], 2, seed=0, epoch=0)
     [[0, 2], [1, 3]]
     """
-    order = sorted(range(len(lengths)), key=lambda k: stable_hash(seed, "train", str(epoch), str(k)))
+    order = sorted(
+        range(len(lengths)) if members is None else members,
+        key=lambda k: stable_hash(seed, "train", str(epoch), str(k)),
+    )
     batches = []
     for start in range(0, len(order), BUCKET * batch_size):
         bucket = sorted(order[start : start + BUCKET * batch_size], key=lambda k: (lengths[k], k))
@@ -37,15 +43,17 @@ def steps_of_training(
     epochs: int,
     max_steps: int | None,
     seed: int,
+    members: Callable[[int], Sequence[int]] | None = None,
 ) -> list[list[list[int]]]:
     """All optimizer steps of a training, each a list of the batches of `batches_of_epoch`.
 
     ``batches_per_step`` is the number of processes times the gradient accumulation; the last step of an epoch may have
-    fewer batches. ``max_steps`` ends the training early; None takes all epochs.
+    fewer batches. ``max_steps`` ends the training early; None takes all epochs. ``members`` returns the pairs of an
+    epoch; None for all.
     """
     steps = []
     for epoch in range(epochs):
-        batches = batches_of_epoch(lengths, batch_size, seed, epoch)
+        batches = batches_of_epoch(lengths, batch_size, seed, epoch, None if members is None else members(epoch))
         steps += [batches[first : first + batches_per_step] for first in range(0, len(batches), batches_per_step)]
         if max_steps is not None and len(steps) >= max_steps:
             return steps[:max_steps]

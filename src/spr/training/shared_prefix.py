@@ -28,6 +28,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spr.models.families import Family
+from spr.training.layer_masks import layer_masks
 from spr.training.loss import token_logps
 from spr.training.vision_cache import Features, compute_features, image_outputs
 
@@ -47,7 +48,10 @@ class EncodedPair:
         positions: ``(axes, P)`` int64, the positions of the prompt's tokens; three axes for the Qwen-VL families, else
             one.
         chosen, rejected: ``(R,)`` int64, the answers' tokens including the end of turn, unless the answer was cut.
+        features: Those of the image; None if the prompt has no image.
         chosen_weights, rejected_weights: ``(R,)`` float32, the weights of the tokens; None if all are 1.
+        image_tokens: ``(P,)`` bool, true for the prompt's tokens that attend to each other in both directions; None if
+            all are causal.
     """
 
     pair_id: str
@@ -55,9 +59,10 @@ class EncodedPair:
     positions: Tensor
     chosen: Tensor
     rejected: Tensor
-    features: Features
+    features: Features | None
     chosen_weights: Tensor | None = None
     rejected_weights: Tensor | None = None
+    image_tokens: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,14 +75,16 @@ class Batch:
         mask: If the prefix is shared, ``(S, 1, T, T)`` bool, true where the row's token attends to the column's. Else
             ``(S, T)`` int64, 1 for tokens and 0 for padding.
         begin: Number of leading rows before the first one that predicts an answer token, over all sequences. The mask
-            is plain causal there.
+            is plain causal there, unless there are ``image_tokens``.
         token_types: ``(S, T)`` int64, 0 for the prompt and 1 for the answers.
         rows, columns: ``(N,)`` int64, sequence and token index of the hidden states that predict the answer tokens.
         labels: ``(N,)`` int64, the predicted answer tokens.
         owners: ``(N,)`` int64, the answer that each belongs to: chosen answers are 0 to B − 1, rejected B to 2 B − 1.
         tokens: Number of tokens in all sequences, without padding.
-        features: S image features, one per sequence.
+        features: Image features, one per sequence whose prompt has an image.
         weights: ``(N,)`` float32, the weights of the answer tokens; None if all are 1.
+        image_tokens: ``(S, T)`` bool, true for tokens that attend to each other in both directions; None if all are
+            causal. A mask of shape ``(S, 1, T, T)`` allows for them.
     """
 
     pair_ids: tuple[str, ...]
@@ -93,13 +100,16 @@ class Batch:
     tokens: int
     features: tuple[Features, ...] = field(repr=False)
     weights: Tensor | None = None
+    image_tokens: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         names = ("input_ids", "positions", "mask", "token_types", "rows", "columns", "labels", "owners")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        return replace(self, features=tuple(part.to(device) for part in self.features), weights=weights, **moved)
+        for name in ("weights", "image_tokens"):
+            tensor = getattr(self, name)
+            moved[name] = None if tensor is None else tensor.to(device, non_blocking=True)
+        return replace(self, features=tuple(part.to(device) for part in self.features), **moved)
 
 
 def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
@@ -121,6 +131,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
     input_ids = torch.full(size, pad)
     positions = torch.zeros(len(pairs[0].positions), *size, dtype=torch.int64)
     token_types = torch.zeros(size, dtype=torch.int64)
+    image_tokens = torch.zeros(size, dtype=torch.bool)
     if shared:
         mask = torch.ones(size[1], size[1], dtype=torch.bool).tril().repeat(count, 1, 1, 1)
     else:
@@ -129,6 +140,8 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
     for row, (pair, answers) in enumerate(sequences):
         prompt = end = len(pair.prompt)
         input_ids[row, :prompt], positions[:, row, :prompt] = pair.prompt, pair.positions
+        if pair.image_tokens is not None:
+            image_tokens[row, :prompt] = pair.image_tokens
         for owner, answer, weight in answers:
             start, end = end, end + len(answer)
             input_ids[row, start:end] = answer
@@ -148,6 +161,8 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
             mask[row, 0, end:, end:] = torch.eye(size[1] - end, dtype=torch.bool)
         else:
             mask[row, :end] = 1
+    if shared:
+        mask |= (image_tokens[:, :, None] & image_tokens[:, None])[:, None]
     return Batch(
         pair_ids=tuple(pair.pair_id for pair in pairs),
         input_ids=input_ids,
@@ -160,8 +175,9 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
         labels=torch.cat(labels),
         owners=torch.cat(owners),
         tokens=sum(lengths),
-        features=tuple(pair.features for pair, _ in sequences),
+        features=tuple(pair.features for pair, _ in sequences if pair.features is not None),
         weights=torch.cat(weights) if weights else None,
+        image_tokens=image_tokens if pairs[0].image_tokens is not None else None,
     )
 
 
@@ -212,11 +228,9 @@ class PrefixShortcuts:
         self._language_model = language_model(model, family)
         self._begin, self._split_attention = begin, split_attention
         last = self._language_model.layers[-1]
-        projections = [getattr(last.self_attn, name, None) for name in ("q_proj", "o_proj")]
-        # Layers that are built differently (CogVLM's, with two experts) compute all rows.
-        known = all(isinstance(part, nn.Module) for part in projections)
-        self._last_attention: nn.Module | None = last.self_attn if known else None
-        self._row_wise: list[Any] = [*projections, last.mlp] if known else []
+        projections = [getattr(last.self_attn, name) for name in family.row_projections]
+        self._last_attention: nn.Module | None = last.self_attn if projections else None
+        self._row_wise: list[Any] = [*projections, last.mlp] if projections else []
         self._hooks: list[RemovableHandle] = []
         self._kernel: str | None = None
 
@@ -240,7 +254,8 @@ class PrefixShortcuts:
             self._language_model.config._attn_implementation = {"": self._kernel}
 
     def _skip_rows(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][:, self._begin :], *inputs[1:])
+        # Contiguous: layers with experts change its shape with `view`.
+        return (inputs[0][:, self._begin :].contiguous(), *inputs[1:])
 
     def _fill_rows(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return nn.functional.pad(output, (0, 0, self._begin, 0))
@@ -295,7 +310,7 @@ class PairModel(nn.Module):
         They are tuples, because modules that wrap this one look for tensors in tuples.
         """
         if vision is not None:
-            return compute_features(self.base, vision)
+            return compute_features(self.base, vision, deep=self.family.deep_features)
         return self._logps(batch) if batch is not None else None
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -308,22 +323,34 @@ class PairModel(nn.Module):
     def _logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
-        extra = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
-        kernel = language_model(base, self.family).config._attn_implementation
-        split = batch.begin > 0 and batch.mask.dim() == 4 and kernel == "sdpa"
-        mask = batch.mask[:, :, batch.begin :] if split else batch.mask
-        if mask.dim() == 4 and kernel == "eager":
+        extra: dict[str, Any] = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
+        config, rules = language_model(base, self.family).config, self.family.layer_masks
+        kernel = config._attn_implementation
+        causal = batch.mask.dim() == 4 and rules is None and batch.image_tokens is None
+        split = causal and batch.begin > 0 and kernel == "sdpa"
+        masks = {"": batch.mask[:, :, batch.begin :] if split else batch.mask}
+        if rules is not None:
+            images = batch.input_ids == base.config.image_token_id
+            if batch.mask.dim() == 4:
+                masks = layer_masks(rules, config, batch.mask, batch.positions[0], images)
+            else:  # the model makes its masks
+                extra[rules.token_types] = images.int()
+        elif batch.image_tokens is not None:
+            extra["mm_token_type_ids"] = batch.image_tokens.int()
+        if batch.mask.dim() == 4 and kernel == "eager":
             # Eager attention adds its mask to the scores.
-            mask = torch.zeros_like(mask, dtype=base.dtype).masked_fill(~mask, torch.finfo(base.dtype).min)
+            least = torch.finfo(base.dtype).min
+            masks = {k: torch.zeros_like(m, dtype=base.dtype).masked_fill(~m, least) for k, m in masks.items()}
         self._shortcuts = nullcontext()
         if batch.begin > 0:
             self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
+        if batch.features:
+            extra["mm_encoder_outputs"] = {"image": image_outputs(batch.features, joined=self.family.joined_features)}
         with self.autocast(), self._shortcuts:
             hidden = base.model(
                 input_ids=batch.input_ids,
-                attention_mask=mask,
+                attention_mask=masks.get("", masks),
                 position_ids=positions,
-                mm_encoder_outputs={"image": image_outputs(batch.features, joined=self.family.joined_features)},
                 use_cache=False,
                 **extra,
             ).last_hidden_state
@@ -343,11 +370,13 @@ class PairModel(nn.Module):
 
 def why_not_shared(model: Any, family: Family) -> str | None:
     """The reason why a transformers model can't compute image and prompt once per pair; None if it can."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if "linear_attention" in kinds:
+        return "linear attention carries one state through all tokens, so that the second answer would see the first"
     if not family.shared_prefix:
         return f"no test shows that it gives the same result for {model.config.model_type}"
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention implementation {model.config._attn_implementation} does not support custom masks"
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if kinds - {"full_attention"}:
+    if kinds - {"full_attention"} and family.layer_masks is None:
         return f"its layers are of types {', '.join(sorted(kinds))}"
     return None

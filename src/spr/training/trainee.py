@@ -18,7 +18,9 @@ from transformers import AutoModelForImageTextToText
 
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import ConfigError, SprError, closest
-from spr.models.custom_models import load_config, load_mllm
+from spr.models.chat import check_chat_template
+from spr.models.custom_models import load_mllm, load_trainable_config
+from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, Family, choose_dialect
 from spr.models.image_processors import load_processor
 from spr.models.loading import ModelError, model_source, placement, source_name
@@ -65,23 +67,23 @@ def open_model(
     """Read a model's config and processor, which is quick.
 
     Raises:
-        ModelError: if they can't be loaded, or the model's family can't be trained.
+        ModelError: if they can't be loaded, the model's family can't be trained, or the tokenizer or the chat template
+            loses what the dialect writes (`spr.models.dialect_check`).
         ConfigError: if `training.lora.target_modules` names no layer of the language model, or if
             `training.box_token_weight` is not 1 and the tokenizer is too simple for it.
     """
     source = model_source(source)
-    config = load_config(source, revision=revision, expected=FAMILIES)
+    config = load_trainable_config(source, revision=revision)
     family = FAMILIES[config.model_type]
     processor = load_processor(source, config.model_type, family=family, revision=revision)
     if settings.lora.target_modules:
         with torch.device("meta"):  # the layers without their weights
             _check_targets(AutoModelForImageTextToText.from_config(config), settings.lora.target_modules, family)
-    own = (
-        choose_dialect(dialect, config.model_type, processor.image_processor)
-        if settings.box_token_weight != 1
-        else None
-    )
+    written = choose_dialect(dialect, config.model_type, processor.image_processor)
+    check_chat_template(source, processor, family)
+    check_dialect(source, processor, family, written, trains=True)
     weight = settings.box_token_weight
+    own = written if weight != 1 else None
     planner = PairEncoder(None, processor, family, MemoryFeatures(0), identity="", box_weight=weight, dialect=own)
     name = source_name(source, revision, config)
     return ModelFiles(source, config, family, processor, name, processor_digest(processor, family), planner)
@@ -146,14 +148,15 @@ def load_trainee(
 def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to a frozen model. Its B matrices are zero, so the model's output does not change.
 
-    Without ``target_modules``, the family's layers get adapters. The seed is that of the A matrices.
+    Without ``target_modules``, those of the family's layers that the model has get adapters: those of the attention
+    alone if its MLPs are mixtures of experts (InternVL3.5 30B-A3B). The seed is that of the A matrices.
 
     Raises:
         ConfigError: if ``target_modules`` names no linear layer of the language model.
         SprError: if anything else would be trained.
     """
-    targets = settings.target_modules or family.target_modules
-    _check_targets(model, targets, family)
+    targets = settings.target_modules or tuple(name for name in family.target_modules if _has(model, name, family))
+    _check_targets(model, targets or family.target_modules, family)
     pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
     config = LoraConfig(**settings.model_dump() | {"target_modules": pattern}, bias="none")
     # `torch.manual_seed` seeds GPUs too, so their random state is restored as well.
@@ -165,12 +168,20 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
     return adapted
 
 
-def _check_targets(model: Any, targets: Iterable[str], family: Family) -> None:
+def _linear(model: Any, family: Family) -> set[str]:
+    """The names of the language model's linear layers."""
     part = model.get_submodule(family.language_model)
-    names = {name for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    return {name for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _has(model: Any, target: str, family: Family) -> bool:
+    return any(f".{name}".endswith(f".{target}") for name in _linear(model, family))
+
+
+def _check_targets(model: Any, targets: Iterable[str], family: Family) -> None:
     for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in names):
-            last = sorted({name.rsplit(".", 1)[-1] for name in names})
+        if not _has(model, target, family):
+            last = sorted({name.rsplit(".", 1)[-1] for name in _linear(model, family)})
             near = closest(target, last)
             message = "Config field `training.lora.target_modules` names no linear layer of the language model"
             fix = f"did you mean `{near}`?" if near else None

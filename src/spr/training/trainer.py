@@ -45,6 +45,7 @@ from spr.training.loss import (
     needs_reward_shift,
     pair_losses,
 )
+from spr.training.mix import at_share, check_mix, read_mix, relabelled, rows_of_epoch, rows_per_epoch
 from spr.training.pairs import TrainingPair
 from spr.training.reference import ReferenceFile, check_reference, open_reference
 from spr.training.schedule import learning_rate, steps_of_training
@@ -103,8 +104,9 @@ def train(
     needs it. ``shared`` is a folder for what trainings of the same pairs share, the reference's log-probabilities and
     image features; by default ``out/training``. ``reference`` is another training's ``reference.parquet``, used for the
     pairs that it knows. ``evaluate`` measures `training.eval_tasks`, on the main process. Pairs of another split than
-    ``train`` are held out: `training.eval_steps` evaluates on them. ``saved`` is called on the main process when the
-    reference pass, a checkpoint or the training is complete in ``out``. The accelerator, for example one with a
+    ``train`` are held out: `training.eval_steps` evaluates on them. `training.mix` adds rows of its file to each
+    epoch. ``saved`` is called on the main process when the reference pass, a checkpoint or the training is complete in
+    ``out``. The accelerator, for example one with a
     sharding plugin, is made from the settings by default.
 
     Raises:
@@ -138,16 +140,33 @@ def train(
     accelerator.wait_for_everyone()
     tell = report if main else lambda _: None
     # Everything that can be refused or answered without the model's weights comes before they are loaded.
+    if settings.mix.path is not None:
+        check_mix(settings.mix)
     opened = open_model(model, settings, revision=revision, dialect=dialect)
     with Progress("reading pairs", unit="pairs"):
         limit, with_rejected = context_length(opened.config, settings.max_length), needs_rejected(settings)
         pairs = list(pairs) if settings.eval_steps else pairs
         names: dict[str, str | None] = {}
-        planned, dropped = opened.planner.plan(_noted(pairs, names), limit, with_rejected=with_rejected)
+        own, dropped = opened.planner.plan(_noted(pairs, names), limit, with_rejected=with_rejected)
         evaluated = (
             [replace(pair, split="train") for pair in pairs if pair.split != "train"] if settings.eval_steps else []
         )
         held_out, _ = opened.planner.plan(evaluated, limit, with_rejected=with_rejected)
+    planned, mixed = own, 0  # what is trained on, and how many rows of `training.mix` are in an epoch
+    if settings.mix.path is not None and own:
+        with Progress("reading training.mix", unit="rows"):
+            wanted = rows_per_epoch(len(own), settings.mix.share)
+            rows = read_mix(settings.mix, wanted * settings.num_train_epochs, seed)
+            images_only = not opened.planner.trains_without_image or accelerator.distributed_type not in UNSHARDED
+            rows = relabelled(rows, without_image=not images_only)
+            usable, more = opened.planner.plan(_noted(rows, names), limit, with_rejected=with_rejected)
+        planned, dropped, mixed = [*own, *usable], [*dropped, *more], min(wanted, len(usable))
+        if not usable:
+            got = ", ".join(sorted({reason for _, reason in more}))
+            raise InputError(f"No row of {settings.mix.path} can be trained on", got=f"dropped: {got}")
+        tell(f"training.mix: {count_text(mixed, 'rows')} in each epoch, beside {count_text(len(own), 'pairs')}")
+        if (line := at_share(len(own), len(usable), settings.mix.share)) is not None:
+            tell(f"Warning: {line}")
     if settings.eval_steps and not held_out:
         fix = "set training.eval_steps=null, or make a run with annotations.holdout and enough images"
         raise ConfigError("`training.eval_steps` needs held-out pairs", got="none in these pairs", fix=fix)
@@ -180,7 +199,7 @@ def train(
         "training": {name: value for name, value in settings.model_dump(mode="json").items() if name not in ignored},
     }
     if (finished := read_finished(folder / "finished.json", adapter, fingerprint, tell)) is not None:
-        return TrainingSummary(len(planned), counts, **finished, done_before=True)
+        return TrainingSummary(len(own), counts, **finished, done_before=True)
     check_checkpoint(folder / "checkpoints", fingerprint)
 
     options: dict[str, Any] = {"revision": revision, "seed": seed, "dialect": dialect, "files": opened}
@@ -189,7 +208,7 @@ def train(
         tell(line)
 
     if needs_rejected(settings):
-        cue = measure_cue("tokens", [len(pair.chosen) for pair in planned], [len(pair.rejected) for pair in planned])
+        cue = measure_cue("tokens", [len(pair.chosen) for pair in own], [len(pair.rejected) for pair in own])
         tell("Tokens per answer: {chosen} chosen, {rejected} rejected on average".format_map(cue.means))
         if cue.warning:
             tell(f"Warning: {cue.warning}")
@@ -199,7 +218,8 @@ def train(
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
     saved = saved if main and saved is not None else lambda: None
-    session = _Session(settings, folder, trainee, planned, held_out, fingerprint, state, batches, evaluate, saved, tell)
+    data = planned, held_out, len(own) + mixed
+    session = _Session(settings, folder, trainee, *data, fingerprint, state, batches, evaluate, saved, tell)
     file = _reference_logps(session, shared, reference, tell) if needs_reference(settings) else None
     known = Known(file, _difficulty_weights(session, file) if file is not None and settings.difficulty_weight else None)
     steps = steps_of_training(
@@ -209,6 +229,7 @@ def train(
         epochs=settings.num_train_epochs,
         max_steps=settings.max_steps,
         seed=seed,
+        members=lambda epoch: [*range(len(own)), *_mixed(epoch, len(own), len(planned), mixed)],
     )
     torch.manual_seed(seed)  # for dropout
     first, last = 0, dict[str, float]()
@@ -227,7 +248,12 @@ def train(
         path = folder / "finished.json"
         save_finished(path, fingerprint, steps=taken, seconds=seconds, last=last, adapter=files)
         saved()
-    return TrainingSummary(len(planned), counts, taken, seconds, last)
+    return TrainingSummary(len(own), counts, taken, seconds, last)
+
+
+def _mixed(epoch: int, own: int, planned: int, count: int) -> list[int]:
+    """The indices of the mixed rows of an epoch, which come after the ``own`` pairs."""
+    return [own + row for row in rows_of_epoch(epoch, planned - own, count)] if count else []
 
 
 # ── what the passes share ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -242,6 +268,7 @@ class _Session:
     trainee: Trainee
     planned: Sequence[PlannedPair]
     held_out: Sequence[PlannedPair]
+    per_epoch: int  # how many of the planned ones an epoch has
     fingerprint: dict[str, Any]
     state: TrainingState
     batches: BatchEncoder
@@ -258,6 +285,19 @@ class _Session:
         encoded, trainee = self.batches.encode(pairs, processed), self.trainee
         batch = collate(encoded, trainee.encoder.pad, shared=trainee.shared).to(trainee.model.base.device)
         return batch, PairLogps(*self.state.model(batch))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kinds:
+    """Which rows of a batch are mixed in, and which of them have no rejected answer: ``(B,)`` bool each."""
+
+    mixed: Tensor
+    supervised: Tensor
+
+    @classmethod
+    def of(cls, pairs: Sequence[PlannedPair], device: torch.device) -> _Kinds:
+        mixed, supervised = ([getattr(pair.pair, name) for pair in pairs] for name in ("mixed", "supervised"))
+        return cls(torch.tensor(mixed, device=device), torch.tensor(supervised, device=device))
 
 
 # ── the reference pass ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -277,7 +317,7 @@ def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: 
     if known is not None:
         file.import_from(known)
     file.share()  # another training may have written to the file since some processes read it
-    all_pairs = [*session.planned, *session.held_out]
+    all_pairs = [pair for pair in (*session.planned, *session.held_out) if not pair.pair.supervised]
     missing = sorted(file.missing(all_pairs), key=lambda pair: -pair.length)
     if missing:
         tell(f"Reference log-probabilities of {count_text(len(missing), 'pairs')}")
@@ -338,11 +378,13 @@ class Known:
         """The same of a batch, ``(B,)`` float32 each."""
         logps = weights = None
         if self.reference is not None:
-            rows = [self.reference.of(pair) for pair in pairs]
+            rows = [(0.0, 0.0) if pair.pair.supervised else self.reference.of(pair) for pair in pairs]
             values = torch.tensor(rows, dtype=torch.float32, device=device)
             logps = values[:, 0], values[:, 1]
-        if self.weights is not None and pairs[0].key in self.weights:  # held-out pairs have none
-            weights = torch.tensor([self.weights[pair.key] for pair in pairs], dtype=torch.float32, device=device)
+        if self.weights is not None and any(pair.key in self.weights for pair in pairs):
+            # Held-out pairs and mixed rows have none.
+            known = [self.weights.get(pair.key, 1.0) for pair in pairs]
+            weights = torch.tensor(known, dtype=torch.float32, device=device)
         return logps, weights
 
 
@@ -350,14 +392,14 @@ def _difficulty_weights(session: _Session, file: ReferenceFile) -> dict[str, flo
     def size(ids: Tensor, weights: Tensor | None) -> float:
         return len(ids) if weights is None else weights.sum().item()
 
-    gaps = []
-    for pair in session.planned:
+    gaps, own = [], [pair for pair in session.planned if not pair.pair.mixed]
+    for pair in own:
         chosen, rejected = file.of(pair)
         chosen /= size(pair.chosen, pair.chosen_weights)
         rejected /= size(pair.rejected, pair.rejected_weights)
         gaps.append(chosen - rejected)
     weights = difficulty_weights(torch.tensor(gaps, dtype=torch.float64), session.settings.difficulty_weight)
-    return {pair.key: weight for pair, weight in zip(session.planned, weights.tolist(), strict=True)}
+    return {pair.key: weight for pair, weight in zip(own, weights.tolist(), strict=True)}
 
 
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -380,8 +422,10 @@ def _take_steps(
     log = TrainingLog(session.folder / "log.jsonl", len(steps), first, active=accelerator.is_main_process)
     log.event("start", first_step=first, steps=len(steps), pairs=len(planned), **fingerprint["training"])
     state.model.train()
-    meter, values = Meter(accelerator), dict[str, float]()
+    meter, values = Meter(accelerator, mix=settings.mix.path is not None), dict[str, float]()
     seen = list(accumulate(sum(map(len, step)) for step in steps))
+    own = [sum(not planned[k].pair.mixed for batch in step for k in batch) for step in steps]
+    own_seen = list(accumulate(own))
     shift, shifts = before.get("reward_shift", 0.0), needs_reward_shift(settings)
     with log, interrupts() as interrupted:
         batches = _own_batches(session, steps[first:])
@@ -391,10 +435,11 @@ def _take_steps(
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             norm = _take_step(session, number, step, batches, known, shift, meter)
-            values = meter.read(norm) | {"learning_rate": rate, "epoch": seen[number - 1] / len(planned)}
+            values = meter.read(norm) | {"learning_rate": rate, "epoch": seen[number - 1] / session.per_epoch}
             if shifts:  # the mean over all pairs so far, for the next step; a checkpoint holds it with the metrics
-                reward = (values["chosen_rewards"] + values["rejected_rewards"]) / 2
-                shift += (reward - shift) * sum(map(len, step)) / seen[number - 1]
+                if own[number - 1]:
+                    reward = (values["chosen_rewards"] + values["rejected_rewards"]) / 2
+                    shift += (reward - shift) * own[number - 1] / own_seen[number - 1]
                 values["reward_shift"] = shift
             log.step(number, values, written=number % settings.logging_steps == 0 or number == len(steps))
             if settings.report_to:
@@ -501,12 +546,14 @@ def _take_step(
         with clear_memory_errors(pairs, settings), accelerator.accumulate(state.model):
             batch, logps = session.forward(pairs, processed)
             reference, weights = known.of(pairs, logps.chosen.device)
-            losses = pair_losses(logps, reference, settings, reward_shift=shift, weights=weights)
+            kinds = _Kinds.of(pairs, logps.chosen.device) if settings.mix.path is not None else None
+            supervised = None if kinds is None else kinds.supervised
+            losses = pair_losses(logps, reference, settings, reward_shift=shift, weights=weights, supervised=supervised)
             check_finite(losses.loss, batch, number, "loss", session.folder)
             # The mean over the step's pairs. Accelerate divides by the accumulation, data parallelism by the processes.
             scale = weight / sum(map(len, step)) * accelerator.num_processes * accumulation
             accelerator.backward(losses.loss.sum() * scale)
-            meter.add(logps, losses, batch.tokens, weight)
+            meter.add(logps, losses, batch.tokens, weight, None if kinds is None else kinds.mixed)
             if accelerator.sync_gradients:
                 limit = settings.max_grad_norm if settings.max_grad_norm is not None else float("inf")
                 clipped = accelerator.clip_grad_norm_(state.model.parameters(), limit)

@@ -52,8 +52,10 @@ class Features:
         return Features(tokens, tuple(deep))
 
 
-def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one image through vision tower and projector; returns the fields of `Features`.
+def compute_features(
+    model: Any, vision_inputs: dict[str, Tensor], *, deep: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one image through vision tower and projector; returns the fields of `Features`, with ``deep`` ones if asked.
 
     The vision inputs are the processor's output for the image: ``pixel_values`` and, for some families, sizes or grids.
     """
@@ -65,8 +67,8 @@ def compute_features(model: Any, vision_inputs: dict[str, Tensor]) -> tuple[Tens
     pooled = output.pooler_output
     parts = [pooled] if isinstance(pooled, Tensor) else list(pooled)
     tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
-    deep = getattr(output, "deepstack_features", None) or ()
-    return tokens, tuple(torch.cat(list(level)) for level in deep)
+    levels = output.deepstack_features if deep else ()
+    return tokens, tuple(torch.cat(list(level)) for level in levels)
 
 
 def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamespace:
@@ -196,7 +198,7 @@ class BatchEncoder:
         # Pairs whose features are on disk have vision inputs as well, so there is always an input for extra runs.
         self._spare = next((part.vision for part in processed if part.vision), self._spare)
         if not self._unsharded:
-            missing = sum(self._encoder.store.get(part.key) is None for part in processed)
+            missing = sum(bool(part.key) and self._encoder.store.get(part.key) is None for part in processed)
             counts = torch.tensor([missing], device=self._accelerator.device)
             most = int(self._accelerator.gather(counts).max())
         encoded = [self._encoder.finish(pair, part, self._compute) for pair, part in zip(pairs, processed, strict=True)]

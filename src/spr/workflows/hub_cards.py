@@ -137,7 +137,8 @@ def _training(run: Path, training: str | None) -> Iterator[str]:
     place = run if training is None else run / "trainings" / training
     try:
         finished = read_json(place / "training" / "finished.json")
-        last = ", ".join(f"{key} {finished['last'][key]:.4g}" for key in ("loss", "margin", "accuracy"))
+        values = finished["last"]  # of a step that may have had rows of `training.mix` only
+        last = ", ".join(f"{key} {values[key]:.4g}" for key in ("loss", "margin", "accuracy") if key in values)
         done = f"{count_text(finished['steps'], 'steps')}; last step: {last}.\n"
     except (OSError, ValueError, TypeError, LookupError):
         done = ""

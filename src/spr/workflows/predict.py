@@ -16,13 +16,14 @@ from spr.core.errors import ConfigError, InputError, SprError
 from spr.core.images import FORMATS, ImageSource, to_rgb
 from spr.core.paths import exists, is_dir, is_file
 from spr.core.randomness import stable_hash
-from spr.evaluation.tasks.rec import Expressions, Rec
+from spr.evaluation.expressions import Expressions
+from spr.evaluation.tasks.rec import Rec
 from spr.grounding import Dialect, GroundedText, final_answer, parse
 from spr.grounding.text import without_surrogates
 from spr.models.protocols import Describer, DescribeRequest, check_answer
 from spr.models.registry import load_describer
 from spr.pipeline.describe import region_prompt
-from spr.records import Box, Size, Span, check_box
+from spr.records import Box, Point, Size, Span, check_box
 from spr.report.contact_sheet import Mark, check_drawing, colour_of, draw_marks, write_drawing
 from spr.runs.adapters import base_model, find_adapter, raw_config, run_of
 
@@ -78,7 +79,13 @@ class ImageAnswer:
     def to_json(self) -> dict[str, Any]:
         """The answer as values of JSON; coordinates are rounded to thousandths of a pixel."""
         spans = [
-            {"phrase": span.phrase, "start": span.start, "end": span.end, "boxes": list(map(_rounded, span.boxes))}
+            {
+                "phrase": span.phrase,
+                "start": span.start,
+                "end": span.end,
+                "boxes": list(map(_rounded, span.boxes)),
+                "points": list(map(_rounded, span.points)),
+            }
             for span in self.text.spans
         ]
         return {
@@ -214,7 +221,7 @@ def default_prompts(model: str) -> PromptsConfig:
 
 
 def draw_answer(answer: ImageAnswer, image: Image.Image, *, side: int = _SIDE) -> Image.Image:
-    """Draw an answer's boxes over its image; each phrase has its colour and number, and the region is white.
+    """Draw an answer's boxes and points over its image; each phrase has its colour and number, the region is white.
 
     Returns an RGB picture, ``side`` pixels wide: the prompt, the image, and what the numbers stand for.
     """
@@ -222,17 +229,20 @@ def draw_answer(answer: ImageAnswer, image: Image.Image, *, side: int = _SIDE) -
     for span in answer.text.spans:
         label = answer.label(span)
         marks += [Mark(box, colour_of(label), 3, label) for box in span.boxes]
+        marks += [Mark((x, y, x, y), colour_of(label), 3, label, is_point=True) for x, y in span.points]
     return draw_marks(to_rgb(image), marks, " ".join(answer.prompt.split()), side)
 
 
 def report_lines(answer: ImageAnswer) -> Iterator[str]:
-    """An answer as lines of text: its words, then each box with its phrase, then what is malformed."""
+    """An answer as lines of text: its words, then each box and point with its phrase, then what is malformed."""
     if words := answer.text.plain_text.strip():
         yield words
     for span in answer.text.spans:
         for box in span.boxes:
             yield f"  [{', '.join(f'{edge:.1f}' for edge in box)}]  {answer.label(span)}"
-    if not answer.boxes:
+        for x, y in span.points:
+            yield f"  ({x:.1f}, {y:.1f})  {answer.label(span)}"
+    if not answer.boxes and not answer.text.points:
         yield "  no boxes"
     for problem in answer.problems:
         yield f"  problem: {problem}"
@@ -373,5 +383,5 @@ def _of_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: describer[name] for name in _OF_RUN if describer.get(name) is not None}, prompts
 
 
-def _rounded(box: Box) -> list[float]:
-    return [round(edge, 3) for edge in box]
+def _rounded(place: Box | Point) -> list[float]:
+    return [round(value, 3) for value in place]

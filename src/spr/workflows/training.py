@@ -14,9 +14,10 @@ from spr.config import Config, DescriberConfig, TrainingPart
 from spr.config.training import EVAL_METRICS
 from spr.core.errors import ConfigError
 from spr.core.randomness import stable_hash
+from spr.evaluation.expressions import Expressions
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.description import EMBEDDED_PROMPT, Description, Regions
-from spr.evaluation.tasks.rec import Expressions, Rec
+from spr.evaluation.tasks.rec import Rec
 from spr.models.describers.hf import HfDescriber
 from spr.records import ImageObjects, RegionQuery
 from spr.records.schemas import from_table

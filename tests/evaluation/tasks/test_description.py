@@ -208,7 +208,7 @@ def test_files_without_valid_regions_are_refused(tmp_path):
     for content, message in (
         ("[]", "no rows"),
         ("{", "Line 1 of .* is not valid"),
-        ('[{"query_id": "1"}]', "contains no regions"),
+        ('[{"query_id": "1"}]', r"in no layout that `description` reads[\s\S]*image_id, file_name"),
     ):
         path.write_text(content)
         with pytest.raises(InputError, match=message):

@@ -79,9 +79,9 @@ def test_an_invalid_row_is_named_with_its_field(tmp_path, change, message):
     [
         ("", "is empty"),
         ("\x80", "Line 1 of .* is not valid"),
-        ("{}\n{}", "missing required field `image`"),
+        ("{}\n{}", r"in no layout that `rec` reads[\s\S]*JSON lines without keys"),
         ('{"images": 1, "annotations": []}', r"Expected `array`, got `int` - at `\$.images`"),
-        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "missing required field `caption`"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "images\\[\\].caption, images\\[\\].width"),
         ('{"images": [], "annotations": []}', "is empty"),
         (json.dumps({**mdetr(ROWS), "annotations": []}), "does not have exactly one box"),
         (json.dumps(LINE) + "\n" + json.dumps(LINE), "Two expressions have the same id"),
@@ -148,7 +148,7 @@ def test_malformed_boxes_are_counted_and_the_rest_of_the_answer_is_read(items):
 
 
 def test_the_ferret_protocol_reads_ferrets_dialect_only(items):
-    with pytest.raises(ConfigError, match="Ferret's dialect only"):
+    with pytest.raises(ConfigError, match="one dialect only"):
         Rec(protocol="ferret").score(items, Answers([""] * 5, dialect=DIALECT))
     with pytest.raises(ConfigError, match=r"spr \| ferret"):
         Rec(protocol="official")

@@ -18,7 +18,9 @@ from spr.core.progress import advance
 from spr.core.terminal import count_text
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import decode_json, read_bytes, read_lines
+from spr.evaluation.layouts.content import Content
+from spr.evaluation.layouts.layout import Layout, read_items
+from spr.evaluation.layouts.parquet import ParquetContent
 from spr.evaluation.metrics import Floats, Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -113,10 +115,8 @@ class Description(Task[Regions]):
                 images = config.annotations.image_source
                 prompt = config.prompts.full if config.describer is not None else None
                 trains = is_dir(folder.parent / "pairs")
-        elif path.suffix == ".parquet":
-            queries = from_table(read_table(path), RegionQuery)
         else:
-            queries = _from_json(path)
+            queries = read_items(self, path)
         if not queries:
             raise InputError(f"{path} contains no regions", got="no rows", expected="at least one")
         held_out = [query for query in queries if query.split == "holdout"]
@@ -224,17 +224,18 @@ def _measure(query: RegionQuery, grounded: GroundedText) -> dict[str, float]:
     }
 
 
-def _from_json(path: Path) -> list[RegionQuery]:
-    expected = "RUN/regions, a .parquet file of regions, or JSON rows of that table"
-    data, what = read_bytes(path, expected), f"{path} contains no regions"
-    if data.lstrip().startswith(b"["):
-        rows = decode_json(data, list[dict[str, Any]], what, expected=expected)
-    else:
-        rows = read_lines(path, dict[str, Any], expected, data)
+def _read(content: Content, _: Any) -> list[RegionQuery]:
+    if isinstance(content, ParquetContent):
+        return from_table(read_table(content.path), RegionQuery)
+    rows = content.rows(dict[str, Any], "RUN/regions, a .parquet file of regions, or JSON rows of that table")
     try:
         return [RegionQuery.from_row(row) for row in rows]
     except RecordError:
         raise
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        got = f"{type(error).__name__}: {error}"
-        raise InputError(what, got=got, expected=expected) from None
+        what = f"{content.path} contains no regions"
+        raise InputError(what, got=f"{type(error).__name__}: {error}", expected="rows of RUN/regions") from None
+
+
+_KEYS = ("query_id", "image_id", "file_name", "width", "height", "region", "objects")
+LAYOUT = Layout("the regions of a run", "description", ("Parquet", "JSON lines", "a JSON list"), _KEYS, _read)

@@ -17,16 +17,17 @@ import numpy as np
 from spr.core import boxes as bx
 from spr.core.progress import advance
 from spr.evaluation.answer_fields import Item
-from spr.evaluation.inference import Question
+from spr.evaluation.inference import LoadImage, Question
+from spr.evaluation.layouts.layout import read_items
 from spr.evaluation.metrics import Bools, Floats, Share
-from spr.evaluation.multi_expressions import MultiExpression, read_multi_expressions
+from spr.evaluation.multi_expressions import MultiExpression, PicturedExpressions
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
-from spr.evaluation.tasks.rec import EMBEDDED_PROMPT
 from spr.grounding import Dialect, parse
 from spr.grounding.matching import reaches
 from spr.grounding.parse import Boxes, BoxReader
+from spr.models.questions import EXPRESSION, locate_prompt
 from spr.records import Box, Size
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
@@ -36,7 +37,6 @@ ABSENT = ' If it is not in the image, answer "none".'
 """What ``--absent said`` adds to the question (our choice)."""
 Absent: TypeAlias = Literal["unsaid", "said"]
 
-_EXPRESSION = "{expression}"
 _NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # how GroundingME writes that there is none
 _COUNTS = {"1 target": (1, 1), "2-5 targets": (2, 5), "6-10 targets": (6, 10), "over 10 targets": (11, None)}
 _PER_EXPRESSION = ("recall", "precision", "f1", "density_f1")
@@ -92,8 +92,9 @@ class MultiRec(Task[list[MultiExpression]]):
     ] = "unsaid"
 
     def load(self, path: Path) -> list[MultiExpression]:
-        """Read expressions with their targets (`read_multi_expressions`)."""
-        return read_multi_expressions(path)
+        """Read expressions in any of the known layouts; the content decides which (docs/benchmarks.md)."""
+        items: list[MultiExpression] = read_items(self, path)
+        return items
 
     def ids(self, items: list[MultiExpression]) -> Sequence[str]:
         """The ids of the expressions."""
@@ -103,15 +104,18 @@ class MultiRec(Task[list[MultiExpression]]):
         """The expressions with their images."""
         return [Item(item.id, item.file_name, item.size_wh, item.sentence) for item in items]
 
+    def images(self, items: list[MultiExpression]) -> LoadImage | None:
+        """The images that the file contains, if it does."""
+        return items.images if isinstance(items, PicturedExpressions) else None
+
     def questions(self, items: list[MultiExpression], dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per expression."""
-        embedded = EMBEDDED_PROMPT if model.startswith("embedded/") else None
-        prompt = check_prompt(self.prompt or embedded or dialect.rec_prompt, _EXPRESSION)
+        prompt = check_prompt(self.prompt or locate_prompt(dialect, model), EXPRESSION)
         prompt += ABSENT if self.absent == "said" else ""
         questions = []
         for item in items:
             sentence = item.sentence if dialect.rec_keeps_commas else item.sentence.replace(",", "").strip()
-            text = prompt.replace(_EXPRESSION, sentence)
+            text = prompt.replace(EXPRESSION, sentence)
             questions.append(Question(item.id, item.file_name, item.size_wh, text))
         return prompt, questions
 

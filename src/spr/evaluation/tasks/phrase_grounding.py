@@ -21,6 +21,8 @@ from spr.core.xml_input import read_elements
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, check_protocol, entities, normal_phrase
 from spr.evaluation.inference import Question
+from spr.evaluation.layouts.content import JsonContent
+from spr.evaluation.layouts.layout import Layout, read_items
 from spr.evaluation.lines import decode_json, first_repeated, read_bytes
 from spr.evaluation.metrics import Share
 from spr.evaluation.predictions import Answers
@@ -92,15 +94,7 @@ class PhraseGrounding(Task[list[Sentence]]):
             if not is_dir(self.entities / folder):
                 fix = "give --entities the folder that contains Annotations/ and Sentences/"
                 raise InputError(f"{self.entities} is not Flickr30k Entities", got=f"no folder {folder}", fix=fix)
-        what, expected = f"{path} is not MDETR's Flickr30k JSON", "a file such as final_flickr_mergedGT_test.json"
-        rows = decode_json(read_bytes(path, expected), _Mdetr, what, expected=expected, strict=False).images
-        read = lru_cache(maxsize=64)(partial(_read_entities, self.entities))
-        sentences = [self._sentence(row, read) for row in rows]
-        if not sentences:
-            raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
-        repeated = first_repeated(self.ids(sentences))
-        if repeated is not None:
-            raise InputError(f"{path} contains a sentence twice", got=repeated, expected="each sentence once")
+        sentences: list[Sentence] = read_items(self, path)
         return sentences
 
     def ids(self, items: list[Sentence]) -> Sequence[str]:
@@ -171,7 +165,8 @@ class PhraseGrounding(Task[list[Sentence]]):
             boxes.setdefault(normal_phrase(phrase), []).append(box)
         return boxes, malformed, other_scale
 
-    def _sentence(self, row: _Row, read: Callable[[str], list[dict[str, Phrase]]]) -> Sentence:
+    def sentence(self, row: _Row, read: Callable[[str], list[dict[str, Phrase]]]) -> Sentence:
+        """A row of ``images`` with the boxes of its phrases; ``read`` returns the phrases of an image's sentences."""
         image, number = str(row.original_img_id), row.sentence_id
         sentences = read(image)
         if not 0 <= number < len(sentences):
@@ -200,6 +195,25 @@ class _Row(msgspec.Struct, gc=False):
 
 class _Mdetr(msgspec.Struct):
     images: list[_Row]
+
+
+def _read(content: JsonContent, task: PhraseGrounding) -> list[Sentence]:
+    path = content.path
+    what, expected = f"{path} is not MDETR's Flickr30k JSON", "a file such as final_flickr_mergedGT_test.json"
+    rows = decode_json(content.data, _Mdetr, what, expected=expected, strict=False).images
+    read = lru_cache(maxsize=64)(partial(_read_entities, task.entities))
+    sentences = [task.sentence(row, read) for row in rows]
+    if not sentences:
+        raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
+    repeated = first_repeated(task.ids(sentences))
+    if repeated is not None:
+        raise InputError(f"{path} contains a sentence twice", got=repeated, expected="each sentence once")
+    return sentences
+
+
+_ROW_KEYS = ("original_img_id", "sentence_id", "file_name", "width", "height", "caption", "tokens_positive_eval")
+_KEYS = tuple(f"images[].{key}" for key in _ROW_KEYS)
+LAYOUT = Layout("MDETR's Flickr30k JSON", "phrase-grounding", ("a JSON object",), _KEYS, _read)
 
 
 def _read_entities(folder: Path, image: str) -> list[dict[str, Phrase]]:

@@ -12,7 +12,9 @@ import numpy as np
 
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import read_lines, unique_ids
+from spr.evaluation.layouts.content import Content
+from spr.evaluation.layouts.layout import Layout, read_items
+from spr.evaluation.lines import unique_ids
 from spr.evaluation.metrics import Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -46,6 +48,16 @@ class _Line(msgspec.Struct, gc=False):
     question_id: Any = None
 
 
+def _read(content: Content, _: Any) -> PopeItems:
+    rows = content.rows(_Line, _EXPECTED)
+    ids = unique_ids(content.path, "question_id", [row.question_id for row in rows])
+    images, questions, labels = zip(*((row.image, row.text, row.label == "yes") for row in rows), strict=True)
+    return PopeItems(ids, images, questions, labels)
+
+
+LAYOUT = Layout("POPE's JSON lines", "pope", ("JSON lines", "a JSON list"), ("image", "text", "label"), _read)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pope(Task[PopeItems]):
     """POPE: yes-or-no questions about objects in the image.
@@ -68,10 +80,8 @@ class Pope(Task[PopeItems]):
 
     def load(self, path: Path) -> PopeItems:
         """Read one of POPE's files: JSON lines with ``question_id``, ``image``, ``text`` and ``label``."""
-        rows = read_lines(path, _Line, _EXPECTED)
-        ids = unique_ids(path, "question_id", [row.question_id for row in rows])
-        images, questions, labels = zip(*((row.image, row.text, row.label == "yes") for row in rows), strict=True)
-        return PopeItems(ids, images, questions, labels)
+        items: PopeItems = read_items(self, path)
+        return items
 
     def ids(self, items: PopeItems) -> Sequence[str]:
         """The ids of the questions."""

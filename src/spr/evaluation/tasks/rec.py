@@ -3,68 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-import msgspec
 import numpy as np
 
 from spr.core import boxes as bx
-from spr.core.errors import InputError
 from spr.core.progress import advance
 from spr.evaluation.answer_fields import Item
+from spr.evaluation.expressions import Expressions
 from spr.evaluation.ferret_rules import PROTOCOL_HELP, AnswerProtocol, boxes_only, check_protocol
-from spr.evaluation.inference import Question
-from spr.evaluation.lines import decode_json, first_repeated, read_bytes, read_lines
-from spr.evaluation.metrics import Bools, Floats, Share
+from spr.evaluation.inference import LoadImage, Question
+from spr.evaluation.layouts.layout import read_items
+from spr.evaluation.metrics import Bools, Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
 from spr.grounding import Dialect
 from spr.grounding.matching import reaches
 from spr.grounding.parse import Boxes, BoxReader
-from spr.records import Box, Size
+from spr.models.questions import EXPRESSION, locate_prompt
+from spr.records import Box
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 Areas: TypeAlias = Literal["pixels", "share"]
 SIZES: dict[Areas, tuple[float, float]] = {"pixels": (32.0**2, 96.0**2), "share": (32.0**2 / 640**2, 96.0**2 / 640**2)}
 """The areas at which ``small`` ends and ``large`` begins: COCO's in px², or the same as shares of a 640 × 640 image."""
 
-_EXPRESSION = "{expression}"
 _PROMPT_HELP = "The question, with {expression}. By default in the wording of the model's family."
-_EXPECTED = '{"image": …, "sentence": …, "box": [x1, y1, x2, y2], "width": …, "height": …}'
-EMBEDDED_PROMPT = "Where is {expression}?"  # the wording that the embedded describer was trained on
 _NO_BOX: Box = (math.nan,) * 4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Expressions:
-    """N referring expressions, one tuple or array per column.
-
-    ``boxes_xyxy`` is float64 ``(N, 4)`` in pixels of the image. A dataset is such as ``refcoco+``, or empty if unknown.
-    Raises `InputError` if an id is repeated, or a box has no area.
-    """
-
-    ids: tuple[str, ...]
-    file_names: tuple[str, ...]
-    sentences: tuple[str, ...]
-    boxes_xyxy: Floats
-    sizes_wh: tuple[Size, ...]
-    datasets: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        repeated = first_repeated(self.ids)
-        if repeated is not None:
-            raise InputError("Two expressions have the same id", got=repeated, expected="unique ids")
-        for k in np.flatnonzero(~(bx.area(self.boxes_xyxy) > 0)):
-            got = self.boxes_xyxy[k].tolist()
-            raise InputError(f"The box of expression {self.ids[k]} has no area", got=got, expected="x1 < x2, y1 < y2")
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +55,9 @@ class Rec(Task[Expressions]):
     ] = "pixels"
 
     def load(self, path: Path) -> Expressions:
-        """Read expressions from MDETR's JSON or from JSON lines; the content decides which.
-
-        MDETR's JSON: each row of ``images`` is one expression (``id``, ``file_name``, ``width``, ``height``,
-        ``caption``, ``dataset_name``); the row of ``annotations`` with its ``image_id`` has the box, ``[x, y, width,
-        height]`` in pixels. JSON lines: ``{"id", "image", "sentence", "box": [x1, y1, x2, y2], "width", "height",
-        "dataset"}``; ``dataset`` is optional, and a missing ``id`` is the line's number, from 0.
-        """
-        data = read_bytes(path, "MDETR's JSON, or JSON lines")
-        # Quotes inside a JSON text are escaped, so this matches only a key, or a value that is this one word.
-        if b'"annotations"' in data:
-            return _from_mdetr(path, data)
-        rows = read_lines(path, _Line, _EXPECTED, data)
-        return Expressions(
-            tuple(str(number if row.id is None else row.id) for number, row in enumerate(rows)),
-            tuple(row.image for row in rows),
-            tuple(row.sentence for row in rows),
-            np.array([row.box for row in rows], dtype=np.float64),
-            tuple((row.width, row.height) for row in rows),
-            tuple(row.dataset for row in rows),
-        )
+        """Read expressions in any of the known layouts; the content decides which (docs/benchmarks.md)."""
+        items: Expressions = read_items(self, path)
+        return items
 
     def ids(self, items: Expressions) -> Sequence[str]:
         """The ids of the expressions."""
@@ -115,14 +67,17 @@ class Rec(Task[Expressions]):
         """The expressions with their images."""
         return list(map(Item, items.ids, items.file_names, items.sizes_wh, items.sentences))
 
+    def images(self, items: Expressions) -> LoadImage | None:
+        """The images that the file contains, if it does."""
+        return items.images
+
     def questions(self, items: Expressions, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
         """One question per expression."""
         check_protocol(self.protocol, dialect)
-        embedded = EMBEDDED_PROMPT if model.startswith("embedded/") else None
-        prompt = check_prompt(self.prompt or embedded or dialect.rec_prompt, _EXPRESSION)
+        prompt = check_prompt(self.prompt or locate_prompt(dialect, model), EXPRESSION)
         keep = dialect.rec_keeps_commas
         sentences = [sentence if keep else sentence.replace(",", "").strip() for sentence in items.sentences]
-        texts = [prompt.replace(_EXPRESSION, sentence) for sentence in sentences]
+        texts = [prompt.replace(EXPRESSION, sentence) for sentence in sentences]
         return prompt, list(map(Question, items.ids, items.file_names, items.sizes_wh, texts))
 
     def score(self, items: Expressions, answers: Answers) -> Result:
@@ -169,62 +124,3 @@ class Rec(Task[Expressions]):
         groups["medium"] = ~(groups["small"] | groups["large"])
         groups["with a box"], groups["without a box"] = has_box, ~has_box
         return {name: mask for name, mask in groups.items() if mask.any()}
-
-
-_Id: TypeAlias = str | int
-_Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: _Id
-    file_name: str
-    caption: str
-    width: _Side
-    height: _Side
-    dataset_name: str = ""
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: _Id
-    bbox: tuple[float, float, float, float]
-
-
-class _Mdetr(msgspec.Struct):
-    images: list[_Image]
-    annotations: list[_Annotation]
-
-
-class _Line(msgspec.Struct, gc=False):
-    image: str
-    sentence: str
-    box: tuple[float, float, float, float]
-    width: _Side
-    height: _Side
-    id: _Id | None = None
-    dataset: str = ""
-
-
-def _from_mdetr(path: Path, data: bytes) -> Expressions:
-    expected = "images with id, file_name, caption, width, height; annotations with image_id, bbox"
-    fix = "give a file such as finetune_refcoco_val.json, where each row of `images` is one expression"
-    content = decode_json(data, _Mdetr, f"{path} is not MDETR's JSON", expected=expected, fix=fix)
-    rows, entries = content.images, content.annotations
-    if not rows:
-        raise InputError(f"{path} is empty", got="no rows in `images`", expected="at least one")
-    boxes = {entry.image_id: entry.bbox for entry in entries}
-    if len(boxes) < len(entries) or any(row.id not in boxes for row in rows):
-        counts = Counter(entry.image_id for entry in entries)
-        wrong = next((row.id for row in rows if counts[row.id] != 1), None)
-        if wrong is not None:
-            what = f"Expression {wrong} of {path} does not have exactly one box"
-            raise InputError(what, got=f"{counts[wrong]} annotations with this image_id", expected="one")
-    found = np.array([boxes[row.id] for row in rows], dtype=np.float64)
-    found[:, 2:] += found[:, :2]
-    return Expressions(
-        tuple([str(row.id) for row in rows]),
-        tuple([row.file_name for row in rows]),
-        tuple([row.caption for row in rows]),
-        found,
-        tuple([(row.width, row.height) for row in rows]),
-        tuple([row.dataset_name for row in rows]),
-    )

@@ -22,12 +22,14 @@ from spr.core.randomness import stable_hash
 from spr.core.terminal import count_text
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
-from spr.evaluation.lines import decode_json, read_bytes, read_lines, unique_ids
+from spr.evaluation.layouts.content import Content
+from spr.evaluation.layouts.layout import Layout, read_items
+from spr.evaluation.lines import decode_json, read_bytes, unique_ids
 from spr.evaluation.metrics import Share
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task
-from spr.grounding import Dialect, render_box
+from spr.grounding import DIALECTS, Dialect, render_box
 from spr.grounding.names import category_name, is_readable
 from spr.records import Box, Size
 
@@ -80,6 +82,23 @@ class _Line(msgspec.Struct, gc=False):
             raise ValueError(f"`bbox_norm` is {self.bbox_norm}, not x1 < x2 and y1 < y2 as shares of the image")
 
 
+def _read(content: Content, _: Any) -> list[ReferringItem]:
+    rows = content.rows(_Line, _EXPECTED)
+    items = []
+    for name, row in zip(unique_ids(content.path, "id", [row.id for row in rows]), rows, strict=True):
+        (x1, y1, x2, y2), (width, height) = row.bbox_norm, (row.width, row.height)
+        box = x1 * width, y1 * height, x2 * width, y2 * height
+        # An absolute path comes from another machine.
+        file_name = "/".join(row.image_path.split("/")[-2:]) if row.image_path[:1] == "/" else row.image_path
+        names = row.name, row.synonyms, row.neg_class, row.frequency
+        items.append(ReferringItem(name, file_name, (width, height), box, row.sample_point, *names))
+    return items
+
+
+_KEYS = ("image_path", "width", "height", "bbox_norm", "name", "neg_class")
+LAYOUT = Layout("Ferret's LVIS questions", "referring", ("JSON lines", "a JSON list"), _KEYS, _read)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Referring(Task[list[ReferringItem]]):
     """Objects of LVIS: is the object at this place a … or a …?
@@ -99,15 +118,7 @@ class Referring(Task[list[ReferringItem]]):
 
         Of an absolute path, folder and file are kept. The image folder may be the one above, or that folder itself.
         """
-        rows = read_lines(path, _Line, _EXPECTED)
-        items = []
-        for name, row in zip(unique_ids(path, "id", [row.id for row in rows]), rows, strict=True):
-            (x1, y1, x2, y2), (width, height) = row.bbox_norm, (row.width, row.height)
-            box = x1 * width, y1 * height, x2 * width, y2 * height
-            # An absolute path comes from another machine.
-            file_name = "/".join(row.image_path.split("/")[-2:]) if row.image_path[:1] == "/" else row.image_path
-            names = row.name, row.synonyms, row.neg_class, row.frequency
-            items.append(ReferringItem(name, file_name, (width, height), box, row.sample_point, *names))
+        items: list[ReferringItem] = read_items(self, path)
         return items
 
     def ids(self, items: list[ReferringItem]) -> Sequence[str]:
@@ -130,12 +141,13 @@ class Referring(Task[list[ReferringItem]]):
     def _location(self, item: ReferringItem, dialect: Dialect) -> str:
         if self.region == "box":
             return render_box(item.box, dialect, item.size_wh, region=True)
-        if dialect.key != "ferret" or item.point is None:
-            got = f"dialect {dialect.key}" if dialect.key != "ferret" else f"no `sample_point` for {item.id}"
-            expected = "the dialect ferret and a `sample_point` for each object"
+        if dialect.region_point is None or item.point is None:
+            got = f"dialect {dialect.key}" if dialect.region_point is None else f"no `sample_point` for {item.id}"
+            known = " or ".join(key for key, other in DIALECTS.items() if other.region_point is not None)
+            expected = f"the dialect {known} and a `sample_point` for each object"
             raise ConfigError("--region point can't be used", got=got, expected=expected, fix="use --region box")
         x, y = (int(place * 1000.0 / side) for place, side in zip(item.point, item.size_wh, strict=True))
-        return f"[{x}, {y}]{dialect.region_suffix}"
+        return dialect.region_point.format(x, y) + dialect.region_suffix
 
     def score(self, items: list[ReferringItem], answers: Answers) -> Result:
         """The accuracy, overall and by LVIS's frequency of the category."""

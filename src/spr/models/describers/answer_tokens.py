@@ -8,6 +8,7 @@ from typing import Any
 
 from spr.grounding import Dialect
 from spr.models.families import Family, is_grounding_token
+from spr.models.thinking import Thinking
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,36 +20,55 @@ class AnswerTokens:
         ends: Ids that end the answer: of the generation config, of the tokenizer and of the family.
         hidden: Ids of special tokens that are not part of a box markup.
         stop_strings: Texts that end the answer, from the generation config.
+        thinking: How the family reasons, if it does: the text says where the reasoning before an answer ends.
+        opened: Whether the turn already begins the block of reasoning.
     """
 
     tokenizer: Any
     ends: frozenset[int]
     hidden: frozenset[int]
     stop_strings: tuple[str, ...]
+    thinking: Thinking | None = None
+    opened: bool = False
 
     @classmethod
-    def of(cls, tokenizer: Any, family: Family | None, dialect: Dialect, generation_config: Any) -> AnswerTokens:
-        """Those of a model, given its ``GenerationConfig``. Its sampling settings are not used."""
+    def of(
+        cls, tokenizer: Any, family: Family | None, dialect: Dialect, generation_config: Any, *, turn: str = ""
+    ) -> AnswerTokens:
+        """Those of a model, given its ``GenerationConfig``. Its sampling settings are not used.
+
+        ``turn`` is the text that answers follow. Reasoning is also removed from the answers of models that were told
+        not to: the larger Gemma 4 can write an empty block.
+        """
         saved = generation_config.eos_token_id
         ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
         vocabulary = tokenizer.get_vocab()
         ends |= {vocabulary.get(token) for token in (family.end_of_turn if family else ())}
         special = {k: str(token) for k, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        hidden = frozenset(k for k, token in special.items() if not is_grounding_token(token, dialect))
+        how = family.thinking if family is not None else None
+        marks = (how.start, how.end) if how is not None else ()
+        hidden = frozenset(
+            k for k, token in special.items() if not (is_grounding_token(token, dialect) or token in marks)
+        )
         stops = generation_config.stop_strings or []
         stop_strings = (stops,) if isinstance(stops, str) else tuple(stops)
-        return cls(tokenizer, frozenset(ends - {None}), hidden, stop_strings)
+        opened = how is not None and how.opens(turn)
+        return cls(tokenizer, frozenset(ends - {None}), hidden, stop_strings, how, opened)
 
     def turn(self, ids: Sequence[int]) -> Sequence[int]:
         """The ids before the first one that ends the answer; all of them if there is none."""
         return ids[: next((k for k, token in enumerate(ids) if token in self.ends), len(ids))]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode an answer up to its end of turn, without special tokens except those of a box markup."""
+        """Decode an answer up to its end of turn, without special tokens except those of a box markup.
+
+        Reasoning before it is marked as `spr.grounding.final_answer` reads it.
+        """
         kept = [token for token in self.turn(ids) if token not in self.hidden]
         # skip_special_tokens would remove the markup of boxes.
-        return str(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+        text = str(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+        return text if self.thinking is None else self.thinking.marked(text, opened=self.opened)
 
     def before_stop_string(self, text: str) -> str:
         """The text before the first stop string in it."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
-from spr.models.chat import check_chat_template, render_turn, user_turn
+from spr.models.chat import check_chat_template, check_thinking, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.sampling import SeededSampling, check_sampling
+from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, choose_dialect
-from spr.models.image_processors import encode, load_processor
+from spr.models.image_processors import count_image_tokens, encode, load_processor
 from spr.models.loading import (
+    ModelError,
     Source,
     check_adapter,
     check_vocabulary,
@@ -76,6 +79,9 @@ class HfDescriber:
         self.processor = load_processor(source, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
         check_chat_template(source, self.processor, self.family)
+        check_dialect(source, self.processor, self.family, self.dialect)
+        if section.thinking:
+            check_thinking(source, self.processor, self.family)
         if section.peft_adapter is not None:
             check_adapter(section.peft_adapter, class_name(model_type))
         options = placement(device_of(section.device), section.device_map, section.load_in_4bit)
@@ -92,8 +98,8 @@ class HfDescriber:
     def around(cls, model: Any, processor: Any, section: DescriberConfig, *, name: str) -> HfDescriber:
         """A describer of a model that is loaded already, such as one that is being trained.
 
-        Of the section, the dialect, the sampling, the batch size and the number of new tokens are used. The model's
-        `generation_config` is replaced. ``name`` is the describer's.
+        Of the section, the dialect, the sampling, `thinking`, the batch size and the number of new tokens are used. The
+        model's `generation_config` is replaced. ``name`` is the describer's.
         """
         describer = cls.__new__(cls)
         describer.model, describer.processor, describer.name = model, processor, name
@@ -101,10 +107,13 @@ class HfDescriber:
         describer.temperature, describer.top_p = section.temperature, section.top_p
         image_processor = processor.image_processor
         describer.dialect = choose_dialect(section.dialect, model.config.model_type, image_processor)
+        if section.thinking:
+            check_thinking(name, processor, describer.family)
         describer._prepare(section)
         return describer
 
     def _prepare(self, section: DescriberConfig) -> None:
+        self.thinking = section.thinking
         self._set_generation(section.max_new_tokens)
         self._run = Batcher.of(self._answer, section, self.model.device, length=lambda prompt: prompt.length)
 
@@ -139,25 +148,44 @@ class HfDescriber:
     def _prompts(self, requests: Sequence[DescribeRequest]) -> list[_Prompt]:
         if not requests:
             return []
+        self._check_prompts(requests)
         texts = [self.render(request.prompt) for request in requests]
         lengths = map(len, self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
         counted = [0] * len(requests)
-        if hasattr(self.processor, "_get_num_multimodal_tokens"):  # transformers' own interface for inference servers
+        if self.family is not None and self.family.counts_image_tokens:
             sizes = [request.image.size[::-1] for request in requests]
-            counted = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
+            counted = count_image_tokens(self.processor, self.family, sizes)
         parts = zip(requests, texts, lengths, counted, strict=True)
         return [_Prompt(request, text, words + image) for request, text, words, image in parts]
 
+    def _check_prompts(self, requests: Sequence[DescribeRequest]) -> None:
+        pattern = self.family.prompt_pattern if self.family is not None else None
+        wrong = next((r.prompt for r in requests if pattern is not None and not re.match(pattern, r.prompt)), None)
+        if wrong is not None:
+            what, expected = f"{self.name} can't answer this prompt", f"one of its tasks: a prompt like {pattern}"
+            fix = "set prompts.full and prompts.crop to tasks; docs/florence2-kosmos2.md lists them"
+            raise ModelError(what, got=wrong, expected=expected, fix=fix)
+
     def render(self, prompt: str) -> str:
         """The user's turn and the start of the answer as input text, with one placeholder for the image."""
-        return render_turn(self.processor, self.family, user_turn(prompt))
+        return render_turn(self.processor, self.family, user_turn(prompt), thinking=self.thinking)
 
     def _answer(self, batch: Sequence[_Prompt]) -> list[Answer]:
+        lengths = {prompt.length for prompt in batch}
+        if len(lengths) == 1 or self.family is None or not self.family.equal_lengths:
+            return self._generate(batch)
+        groups = [[k for k, prompt in enumerate(batch) if prompt.length == length] for length in sorted(lengths)]
+        answers = {k: a for ks in groups for k, a in zip(ks, self._generate([batch[k] for k in ks]), strict=True)}
+        return [answers[k] for k in range(len(batch))]
+
+    def _generate(self, batch: Sequence[_Prompt]) -> list[Answer]:
         inputs = encode(self.processor, [prompt.text for prompt in batch], [prompt.request.image for prompt in batch])
         for name, tensor in inputs.items():
             dtype = self.model.dtype if tensor.is_floating_point() else None
             inputs[name] = tensor.to(self.model.device, dtype)
-        start = inputs["input_ids"].shape[1]
+        # An encoder reads the prompt; its decoder begins with a start token.
+        encoded = self.family is not None and self.family.encoder_decoder
+        start = 1 if encoded else inputs["input_ids"].shape[1]
         processors = LogitsProcessorList()
         if self.temperature > 0:
             seeds = [prompt.request.seed for prompt in batch]
@@ -180,10 +208,12 @@ class HfDescriber:
 
     def _set_generation(self, max_new_tokens: int) -> None:
         tokenizer = self.processor.tokenizer
-        self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, self.model.generation_config)
+        own, turn = self.model.generation_config, self.render("")
+        self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, own, turn=turn)
         self._ends = self._tokens.ends
+        saved = self.model.generation_config
         # A new config: the sampling settings and penalties of the model's folder must not apply.
-        self.model.generation_config = GenerationConfig(
+        config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -191,4 +221,10 @@ class HfDescriber:
             eos_token_id=sorted(self._ends) or None,
             pad_token_id=tokenizer.pad_token_id,
             stop_strings=list(self._tokens.stop_strings) or None,
+            decoder_start_token_id=saved.decoder_start_token_id,
+            forced_bos_token_id=saved.forced_bos_token_id,
         )
+        # Kosmos-2 generates with its language model's config.
+        for module in self.model.modules():
+            if isinstance(module, GenerationMixin):
+                module.generation_config = config

@@ -9,6 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -23,8 +24,11 @@ from spr.grounding.text import without_surrogates
 from spr.models.describers.json_client import JsonClient, ServerError
 from spr.models.families import FAMILIES
 from spr.models.protocols import Answer, DescribeRequest
+from spr.models.thinking import Thinking
+from spr.records import TRUNCATED
 
 _log = logging.getLogger(__name__)
+_REASONING = Thinking("enable_thinking")
 _MAX_ASPECT = {family.dialect: family.max_aspect for family in FAMILIES.values()}
 
 
@@ -75,7 +79,9 @@ class OpenAiDescriber:
             first_wait=first_wait,
         )
         sampling = {"temperature": section.temperature, "top_p": section.top_p, "max_tokens": section.max_new_tokens}
-        self.fields = {**sampling, **section.request_fields}
+        reasoning = {"chat_template_kwargs": {_REASONING.option: True}} if section.thinking else {}
+        self.fields = {**sampling, **reasoning, **section.request_fields}
+        self.thinking = section.thinking
         removed_by_servers = self.dialect.special_tokens is not None and not self.dialect.servers_keep_tokens
         if removed_by_servers and "skip_special_tokens" not in self.fields:
             _log.warning(
@@ -86,6 +92,8 @@ class OpenAiDescriber:
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
         """One answer per request, in the order of the requests, with the server's ``finish_reason``.
+
+        Reasoning that the server does not send apart stands before the answer, up to ``</think>``.
 
         An image that the family's processor refuses (Qwen: an aspect ratio above 200) is not sent; its answer is empty,
         without a reason.
@@ -136,7 +144,15 @@ class OpenAiDescriber:
         width, height = request.image.size
         query = f" about {request.query.query_id}" if request.query is not None else ""
         about = f", asked{query} with an image of {width} × {height} px"
-        return await self.server.ask(client, "/chat/completions", parse_completion, body, about=about)
+        return await self.server.ask(client, "/chat/completions", self._read, body, about=about)
+
+    def _read(self, reply: Any) -> Answer:
+        answer, message = parse_completion(reply), reply["choices"][0]["message"]
+        # As vLLM and SGLang call reasoning that they send apart.
+        apart = any(message.get(key) for key in ("reasoning_content", "reasoning"))
+        # Only the tokens before the model's own show that it was reasoning when it was cut.
+        cut = self.thinking and not apart and answer.finish_reason == TRUNCATED and _REASONING.end not in answer.text
+        return replace(answer, text=_REASONING.marked(answer.text, opened=True)) if cut else answer
 
     async def _identity(self) -> str:
         """What the server's list of models calls the model."""

@@ -21,10 +21,11 @@ from spr.core.errors import SprError
 from spr.core.progress import advance
 from spr.core.views import pad_to_square
 from spr.grounding import Dialect
-from spr.models.chat import check_chat_template, render_turn, user_turn
+from spr.models.chat import check_chat_template, check_thinking, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.vllm_adapter import MERGE, lora_rank
+from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, Family, choose_dialect
 from spr.models.image_processors import load_processor
 from spr.models.loading import (
@@ -88,9 +89,13 @@ class VllmDescriber:
         image_processor = self.processor.image_processor
         self.dialect = choose_dialect(dialect or section.dialect, model_config.model_type, image_processor)
         check_chat_template(source, self.processor, self.family)
+        check_dialect(source, self.processor, self.family, self.dialect)
+        self.thinking = section.thinking
+        if section.thinking:
+            check_thinking(source, self.processor, self.family)
         check_vocabulary(source, self.processor.tokenizer, model_config.get_text_config().vocab_size)
         self.name = source_name(source, revision, model_config)
-        options = _engine_options(section, source, model_config, image_processor)
+        options = _engine_options(section, source, model_config, self.family, image_processor)
         if section.peft_adapter is not None:
             check_adapter(section.peft_adapter, class_name(model_config.model_type))
             options |= {"enable_lora": True, "max_lora_rank": lora_rank(section.peft_adapter, self.family)}
@@ -108,7 +113,8 @@ class VllmDescriber:
             generation = GenerationConfig.from_pretrained(source, revision=revision or "main")
         except OSError:  # the folder has no generation_config.json
             generation = GenerationConfig.from_model_config(model_config)
-        self._tokens = AnswerTokens.of(self.processor.tokenizer, self.family, self.dialect, generation)
+        tokenizer, turn = self.processor.tokenizer, self.render("")
+        self._tokens = AnswerTokens.of(tokenizer, self.family, self.dialect, generation, turn=turn)
         stops = list(self._tokens.stop_strings)
         # Without stop strings vLLM need not decode: SPR decodes the ids, as those of transformers.
         return {
@@ -181,9 +187,13 @@ class VllmDescriber:
             raise
         return [self._read(output.outputs[0]) for output in outputs]
 
+    def render(self, prompt: str) -> str:
+        """The user's turn and the start of the answer as input text, with one placeholder for the image."""
+        return render_turn(self.processor, self.family, user_turn(prompt), thinking=self.thinking)
+
     def token_ids(self, prompt: str) -> list[int]:
         """The user's turn and the start of the answer, with one placeholder, which vLLM replaces by image tokens."""
-        text, tokenizer = render_turn(self.processor, self.family, user_turn(prompt)), self.processor.tokenizer
+        text, tokenizer = self.render(prompt), self.processor.tokenizer
         # Chat templates that add the beginning-of-text token must not get a second one.
         special = not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
         return list(tokenizer(text, add_special_tokens=special)["input_ids"])
@@ -245,7 +255,9 @@ def gpu_options(num_gpus: float, memory: float | None) -> dict[str, Any]:
     return options | ({} if memory is None else {"gpu_memory_utilization": memory})
 
 
-def _engine_options(section: DescriberConfig, source: str, config: Any, image_processor: Any) -> dict[str, Any]:
+def _engine_options(
+    section: DescriberConfig, source: str, config: Any, family: Family, image_processor: Any
+) -> dict[str, Any]:
     """Arguments of ``vllm.LLM``."""
     stored = getattr(config, "dtype", None)
     # vLLM's own `auto` loads float32 weights in 16 bits.
@@ -261,7 +273,7 @@ def _engine_options(section: DescriberConfig, source: str, config: Any, image_pr
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "seed": 0,
     }
-    if hasattr(image_processor, "merge_size"):  # images are resized between two numbers of pixels
+    if family.resized_geometry:  # images are resized between two numbers of pixels
         size = {edge: int(image_processor.size[edge]) for edge in ("shortest_edge", "longest_edge")}
         options["mm_processor_kwargs"] = {"size": size}
     if section.max_model_len is not None:

@@ -31,12 +31,15 @@ function draw() {
   $("marks").setAttribute("preserveAspectRatio", "none");
   $("marks").replaceChildren();
   if (region && kind() === "region") rectangle(region, {class: "region"});
-  if (answer) for (const {box, colour} of numbered(answer)) rectangle(box, {stroke: colour, class: "box"});
+  if (answer) for (const {place, colour} of numbered(answer)) {
+    if (place.length === 4) rectangle(place, {stroke: colour, class: "box"});
+    else make("circle", $("marks"), {cx: place[0], cy: place[1], r: Math.max(width, height) / 100, fill: colour}, SVG);
+  }
 }
 
 function numbered({spans, find}) {
-  return spans.flatMap((span, k) => span.boxes.map(box =>
-    ({box, colour: COLOURS[k % COLOURS.length], phrase: span.phrase || find || "(no phrase)"})));
+  return spans.flatMap((span, k) => [...span.boxes, ...span.points].map(place =>
+    ({place, colour: COLOURS[k % COLOURS.length], phrase: span.phrase || find || "(no phrase)"})));
 }
 
 function show() {
@@ -52,10 +55,10 @@ function show() {
     end = span.end;
   });
   $("answer").append(letters.slice(end).join(""));
-  for (const {box, colour, phrase} of numbered(answer)) {
+  for (const {place, colour, phrase} of numbered(answer)) {
     const line = make("li", $("boxes"));
     make("i", line).style.setProperty("--k", colour);
-    line.append(`${phrase}: ${box.map(edge => edge.toFixed(1)).join(", ")}`);
+    line.append(`${phrase}: ${place.map(edge => edge.toFixed(1)).join(", ")}`);
   }
   for (const problem of problems) make("li", $("problems"), {text: problem});
   $("raw").textContent = `${answer.prompt}\n\n${answer.answer}`;

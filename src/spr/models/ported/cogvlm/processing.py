@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, ProcessorMixin
+from transformers.image_utils import make_flat_list_of_images
 from transformers.utils.hub import cached_file
 
 from spr.core.terminal import count_text
@@ -70,7 +71,7 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def __call__(
         self,
-        images: Image.Image | Sequence[Image.Image] | None = None,
+        images: Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None = None,
         text: str | Sequence[str] = "",
         *,
         padding: bool | str = True,
@@ -80,7 +81,7 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
         """``input_ids``, ``token_type_ids``, ``attention_mask`` ``(B, L)``, and ``pixel_values`` ``(N, 3, S, S)``.
 
         Args:
-            images: One for each text that begins with the placeholder, in the same order.
+            images: One for each text that begins with the placeholder, in the same order, or a list of one.
             text: Prompts; the start token is added unless it is there.
             padding: Whether to pad rows to the longest, on the tokenizer's padding side.
             return_tensors: ``"pt"``, ``"np"``, or None for lists.
@@ -89,7 +90,7 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
             ModelError: if the numbers of images and placeholders differ, or a placeholder is not at the start.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = [images] if isinstance(images, Image.Image) else list(images or ())
+        pictures = make_flat_list_of_images(images) if images else []
         rows = [self._encode(text) for text in texts]
         placed = sum(VISION in types for _, types in rows)
         if placed != len(pictures):

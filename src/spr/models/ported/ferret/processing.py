@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedConfig,
     ProcessorMixin,
 )
+from transformers.image_utils import make_flat_list_of_images
 
 from spr.core.errors import InputError
 from spr.core.terminal import count_text
@@ -107,7 +108,7 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def __call__(
         self,
-        images: Image.Image | Sequence[Image.Image] | None = None,
+        images: Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None = None,
         text: str | Sequence[str] | None = None,
         regions: Sequence[Sequence[Region] | None] | None = None,
         generator: torch.Generator | None = None,
@@ -116,7 +117,7 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
         """Prepare a batch.
 
         Args:
-            images: RGB; one for each text with ``<image>``, in the same order.
+            images: RGB; one for each text with ``<image>``, in the same order, or a list of one.
             text: Prompts in the chat template, with at most one ``<image>`` each.
             regions: For each text a list of regions in pixels of its image, one per ``<region_fea>``. None, for one
                 text or for all, reads them from the prompt, from the coordinates right before each token.
@@ -133,7 +134,7 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
             RegionError: if the numbers of regions and ``<region_fea>`` differ, or a region is not within its image.
         """
         texts = [text] if isinstance(text, str) else list(text or ())
-        pictures = [images] if isinstance(images, Image.Image) else list(images or ())
+        pictures = make_flat_list_of_images(images) if images else []
         owners = self._owners(texts, pictures)
         if regions is not None and len(regions) != len(texts):
             expected = f"{len(texts)}: one list (or None) per text"
