@@ -273,7 +273,8 @@ def process(
         raise ConfigError(f"Stage `{NAME}` needs a describer", got="a config without `describer`", fix=fix)
     describer = describer or load_describer(settings)
     if not describer.dialect.writes_boxes:
-        what, fix = "The describer's dialect has no boxes, which regions and scores need", "choose another model"
+        what = "The describer's dialect has no boxes, which regions and scores need"
+        fix = "set describer.dialect to one with boxes, such as qwen3_vl, which training then teaches the model"
         raise ConfigError(what, got=describer.dialect.key, expected="a dialect with boxes", fix=fix)
     drops = Drops()
     candidates = describe_regions(
