@@ -81,7 +81,7 @@ def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool 
     dialect = get_dialect(dialect)
     if not dialect.writes_boxes and isinstance(dialect.markup, Elements):
         frame = dialect.frame(size_wh)
-        frame.encode(box)  # raises for a box that is none
+        _check_corners(box)
         points = (box[:2], box[2:]) if region else (centre(box),)
         return _render_elements("", [Span("", 0, 0, (), points)], dialect.markup, frame)
     return _boxes((box,), _with_boxes(dialect), dialect.frame(size_wh)) + dialect.region_suffix * region
@@ -177,8 +177,7 @@ def _boxes(boxes: tuple[Box, ...], markup: _BoxMarkup, frame: Frame) -> str:
     """The boxes of one phrase as text."""
     written = []
     for box in boxes:
-        if not (box[0] <= box[2] and box[1] <= box[3]):
-            raise GroundingError("Box can't be written", got=box, expected="x1 ≤ x2 and y1 ≤ y2 (xyxy pixels)")
+        _check_corners(box)
         written.append(markup.box.format(*frame.encode(box)))
     if isinstance(markup, Brackets):
         opened, closed, gap = "[" * markup.width, "]" * markup.width, " "
@@ -189,6 +188,11 @@ def _boxes(boxes: tuple[Box, ...], markup: _BoxMarkup, frame: Frame) -> str:
     if markup.separator is None:
         return gap.join(opened + text + closed for text in written)
     return opened + markup.separator.join(written) + closed
+
+
+def _check_corners(box: Box) -> None:
+    if not (box[0] <= box[2] and box[1] <= box[3]):
+        raise GroundingError("Box can't be written", got=box, expected="x1 ≤ x2 and y1 ≤ y2 (xyxy pixels)")
 
 
 def _points(points: tuple[Point, ...], markup: Tags, frame: Frame) -> str:
