@@ -1,12 +1,12 @@
 """Claim: `spr evaluate detection --predictions` scores at least 5,000 images per second on one core.
 
 Measures the CPU time of everything that the command does after its imports: read COCO's annotations and the predictions
-file, match the answers by id, parse the boxes, find the categories of their names, match them to the objects, compute all
-figures with their intervals, and write the result and its items. About 7 objects and 7 boxes per image and 80 categories,
-as in COCO.
+file, match the answers by id, parse the boxes, find the categories of their names, match them to the objects, compute
+all figures with their intervals, and write the result and its items. About 7 objects and 7 boxes per image and 80
+categories, as in COCO.
 
-The reference is pycocotools in the same run: alone (`evaluate`, `accumulate`, `summarize`, without reading files), beside
-our own part of that, and with what it needs before, the annotations and detections that are parsed already.
+The reference is pycocotools in the same run: alone (`evaluate`, `accumulate`, `summarize`, without reading files),
+beside our own part of that, and with what it needs before, the annotations and detections that are parsed already.
 
     python benchmarks/bench_detection.py [--images 5000] [--repeats 3]
 """

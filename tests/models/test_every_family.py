@@ -14,6 +14,7 @@ import spr
 from spr.config import make_config
 from spr.core.errors import SprError
 from spr.grounding import GroundedText, get_dialect, render
+from spr.grounding.points import centre
 from spr.models.chat import render_answer, user_turn
 from spr.models.describers.hf import HfDescriber
 from spr.models.families import FAMILIES
@@ -29,19 +30,15 @@ BOXES += [((24, 40, 80, 90), (120, 20, 184, 140)), ((60, 20, 130, 96), (88, 100,
 STEPS, FASTEST, WHERE = 120, 6e-3, {"device": "cpu", "dtype": "float32"}
 
 
-def dialect_of(family):
-    """The family's own dialect; another one where that has points only, in which no region can be named."""
-    own = FAMILIES[family].dialect
-    return own if get_dialect(own).writes_boxes else "qwen3_vl"
-
-
 def answers(dialect):
-    """Four answers of two phrases with boxes each."""
+    """Four answers of two phrases with boxes each, or with points where the dialect has no boxes."""
     text = "a cup and a box"
-    return [
-        render(GroundedText(text, (Span("a cup", 0, 5, (one,)), Span("a box", 10, 15, (two,)))), dialect, SIZE)
-        for one, two in BOXES
-    ]
+    given = []
+    for places in BOXES:
+        places = [((box,), ()) if dialect.writes_boxes else ((), (centre(box),)) for box in places]
+        spans = Span("a cup", 0, 5, *places[0]), Span("a box", 10, 15, *places[1])
+        given.append(render(GroundedText(text, spans), dialect, SIZE))
+    return given
 
 
 def prompt_of(family):
@@ -65,7 +62,7 @@ def answer_logits(model, family, inputs, answer):
 
 def teach(folder, images):
     """Train the whole model until it answers with one of the four texts, whatever it is asked; save it."""
-    describer = HfDescriber(folder, dialect=dialect_of(folder.name), **WHERE)
+    describer = HfDescriber(folder, **WHERE)
     model, processor, family = describer.model, describer.processor, describer.family
     model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=FASTEST)
@@ -88,11 +85,13 @@ def teach(folder, images):
     model.save_pretrained(folder)
 
 
-def write_expressions(path, data):
-    lines = [
-        {"image": f"{image['id']}.png", "sentence": "the cup", "box": [10, 10, 90, 90], "width": 200, "height": 160}
-        for image in data.coco["images"]
-    ]
+def write_expressions(path, data, dialect):
+    """The expressions of the task ``rec``, or the questions of ``pointing``."""
+    box, sentence = [10, 10, 90, 90], "the cup"
+    asked = {"sentence": sentence, "box": box}
+    if not dialect.writes_boxes:
+        asked = {"question": dialect.point_prompt.format(expression=sentence), "boxes": [box]}
+    lines = [{"image": f"{image['id']}.png", "width": 200, "height": 160, **asked} for image in data.coco["images"]]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -116,7 +115,6 @@ def test_the_whole_method_runs(family, mllm_folder, make_dataset, tmp_path):
             prompts={"crop": prompt_of(FAMILIES[family])},
             describer={
                 "model": str(folder),
-                "dialect": dialect_of(family),
                 "samples": {"full": 0, "crop": 4, "crop_objects": 0},
                 "max_new_tokens": 200,
                 "temperature": 0.7,
@@ -127,18 +125,20 @@ def test_the_whole_method_runs(family, mllm_folder, make_dataset, tmp_path):
             training={"learning_rate": 1e-3, "lora": {"r": 4, "lora_alpha": 8}, "num_train_epochs": 2, **WHERE},
         )
     )
-    options = {"max_new_tokens": 200, "temperature": 0, "dialect": dialect_of(family), **WHERE}
-    expressions = write_expressions(tmp_path / "expressions.jsonl", data)
+    options = {"max_new_tokens": 200, "temperature": 0, **WHERE}
+    dialect = get_dialect(FAMILIES[family].dialect)
+    expressions = write_expressions(tmp_path / "expressions.jsonl", data, dialect)
+    task, without = ("rec", "no_box") if dialect.writes_boxes else ("pointing", "no_point")
     spr.run(config, run)
     candidates = rows_of(run / "candidates")
-    assert {row["dialect"].partition(":")[0] for row in candidates} == {dialect_of(family)}
-    assert any(span["boxes"] for row in candidates for span in row["spans"])
+    assert {row["dialect"].partition(":")[0] for row in candidates} == {FAMILIES[family].dialect}
+    assert any(span["boxes"] or span["points"] for row in candidates for span in row["spans"])
     assert rows_of(run / "pairs")
     if not FAMILIES[family].trainable:
         with pytest.raises(SprError, match="can describe, but not be trained"):
             spr.train(config, run)
-        result = spr.evaluate("rec", expressions, describer=HfDescriber(folder, **options), images=data.images)
-        assert not result.problems.get("no_box")
+        result = spr.evaluate(task, expressions, describer=HfDescriber(folder, **options), images=data.images)
+        assert not result.problems.get(without)
         return
     spr.train(config, run)
     log = [json.loads(line) for line in (run / "training" / "log.jsonl").read_text().splitlines()]
@@ -149,7 +149,7 @@ def test_the_whole_method_runs(family, mllm_folder, make_dataset, tmp_path):
     merge_adapter(run / "adapter", tmp_path / "merged")
     merged = HfDescriber(tmp_path / "merged", **options)
     beside = HfDescriber(folder, peft_adapter=run / "adapter", **options)
-    results = [spr.evaluate("rec", expressions, describer=one, images=data.images) for one in (merged, beside)]
+    results = [spr.evaluate(task, expressions, describer=one, images=data.images) for one in (merged, beside)]
     assert [kept.answer for kept in results[0].predictions] == [kept.answer for kept in results[1].predictions]
     assert results[0].metrics == results[1].metrics
-    assert not results[0].problems.get("no_box")
+    assert not results[0].problems.get(without)

@@ -11,7 +11,6 @@ from run_folders import FAKES, rows
 from spr.commands.run import print_summary
 from spr.config import ScoringConfig, make_config
 from spr.core.boxes import iou
-from spr.core.errors import ConfigError
 from spr.core.views import CLIP_MEAN
 from spr.grounding import GroundedText, get_dialect, parse, render
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
@@ -65,13 +64,6 @@ class Says:
 def candidates_of(describer, config):
     output = describe.process({"regions": to_table([QUERY], RegionQuery)}, config, describer=describer)
     return from_table(output.table, Candidate), [(d["id"], d["reason"]) for d in output.dropped.to_pylist()]
-
-
-def test_a_dialect_without_boxes_is_refused_before_the_model_is_asked(config):
-    describer = Says("molmo2", full="x", crop="y", crop_objects="z")
-    with pytest.raises(ConfigError, match="The describer's dialect has no boxes") as caught:
-        candidates_of(describer, config)
-    assert (caught.value.got, describer.requests) == ("molmo2", [])
 
 
 def test_points_of_a_crop_are_kept_in_pixels_of_the_image(config):

@@ -93,3 +93,21 @@ def test_so_are_those_of_every_size_of_gemma_4(size, kernel, mllm_folder, tmp_pa
     planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
     assert trainee.model.base.config.text_config.sliding_window < planned[0].prompt_tokens
     assert_as_the_plain_model(trainee, planned)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4_e2b", "kimi_k25"])
+def test_gradients_with_checkpointing_are_those_without(
+    model_type, mllm_folder, tmp_path, pairs_folder, settings, stir
+):
+    # E2B's last layers take their keys and values from earlier ones, which are computed again in the backward pass.
+    found = []
+    for checkpointing in (False, True):
+        config = settings(gradient_checkpointing=checkpointing)
+        trainee = load_trainee(str(mllm_folder(model_type)), config, CPU, features=tmp_path)
+        stir(trainee.model.train())
+        planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
+        layers = trainee.model.base.get_submodule(trainee.model.family.decoder).layers
+        assert {layer.gradient_checkpointing for layer in layers} == {checkpointing}
+        found.append(gradients_of(trainee.model, our_logps(trainee, planned, shared=True)))
+    assert found[0]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

@@ -279,7 +279,7 @@ _ALL = (
         "glm4v",
         "GLM-4.1V-9B-Thinking, GLM-4.6V-Flash",
         turn=_GLM_TURN,
-        thinking=Thinking("enable_thinking", _GLM_EMPTY, answer=("<answer>", "</answer>")),
+        thinking=Thinking("enable_thinking", _GLM_EMPTY),
         target_modules=(*_ATTENTION, "gate_up_proj", "down_proj"),
     ),
     _GLM(

@@ -23,6 +23,7 @@ from spr.models.families import Family
 from spr.models.loading import ModelError, Source, clear_errors, load_part
 
 _OTHER_PARTS = ("video_processor", "feature_extractor")
+_UNCHECKED = {"check_argument_for_proper_class": lambda *_: None}
 
 
 def load_processor(
@@ -93,9 +94,7 @@ def _make(processor_class: Any, parts: dict[str, Any], settings: dict[str, Any])
     parts = {"video_processor": _NoVideo(), **parts}
     names = list(inspect.signature(processor_class.__init__).parameters)[1:]
     taken = 1 + max(k for k, name in enumerate(names) if name in (*parts, *_OTHER_PARTS))
-    unchecked: Any = type(
-        processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None}
-    )
+    unchecked: Any = type(processor_class.__name__, (processor_class,), _UNCHECKED)
     processor: Any = unchecked.from_args_and_dict([parts.get(name) for name in names[:taken]], settings)
     processor.__class__ = without_video(processor_class)
     for name in _OTHER_PARTS:

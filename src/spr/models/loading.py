@@ -227,8 +227,8 @@ def source_name(source: Source, revision: str | None = None, model: Any = None) 
     """``id@revision``, as stored in candidates: the same name means the same weights.
 
     For a Hub model, the revision is the commit of the snapshot in the Hub's cache, or that in the config of the loaded
-    ``model`` (or a config in its place), else the requested ``revision``. For a folder, the id is its name, and the revision is the first 12 hex digits of the
-    SHA-256 of its config and weights.
+    ``model`` (or a config in its place), else the requested ``revision``. For a folder, the id is its name, and the
+    revision is the first 12 hex digits of the SHA-256 of its config and weights.
     """
     folder = Path(source)
     if is_dir(folder):

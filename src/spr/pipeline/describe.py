@@ -272,10 +272,6 @@ def process(
         fix = "set describer.model, or describer.backend=fake to try the pipeline without weights"
         raise ConfigError(f"Stage `{NAME}` needs a describer", got="a config without `describer`", fix=fix)
     describer = describer or load_describer(settings)
-    if not describer.dialect.writes_boxes:
-        what = "The describer's dialect has no boxes, which regions and scores need"
-        fix = "set describer.dialect to one with boxes, such as qwen3_vl, which training then teaches the model"
-        raise ConfigError(what, got=describer.dialect.key, expected="a dialect with boxes", fix=fix)
     drops = Drops()
     candidates = describe_regions(
         from_table(tables["regions"], RegionQuery),

@@ -370,11 +370,13 @@ class PairModel(nn.Module):
 
 def why_not_shared(model: Any, family: Family) -> str | None:
     """The reason why a transformers model can't compute image and prompt once per pair; None if it can."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if "linear_attention" in kinds:
+        return "linear attention carries one state through all tokens, so that the second answer would see the first"
     if not family.shared_prefix:
         return f"no test shows that it gives the same result for {model.config.model_type}"
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention implementation {model.config._attn_implementation} does not support custom masks"
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if kinds - {"full_attention"} and family.layer_masks is None:
         return f"its layers are of types {', '.join(sorted(kinds))}"
     return None

@@ -170,7 +170,7 @@ def test_only_refused_images_and_no_requests_at_all_are_fine(describer, ask, pic
 def test_a_model_that_only_does_tasks_is_not_asked_a_question(mllm_folder, ask, picture):
     model = HfDescriber(mllm_folder("florence2"), **SMALL)
     model.describe([ask(picture(60, 60), "<REGION_TO_DESCRIPTION><loc_1><loc_2><loc_3><loc_4>")])
-    with pytest.raises(ModelError, match=r"does tasks[\s\S]*Where is it[\s\S]*prompts\.full"):
+    with pytest.raises(ModelError, match=r"Where is it[\s\S]*one of its tasks[\s\S]*prompts\.full"):
         model.describe([ask(picture(60, 60), "<OD>"), ask(picture(60, 60), "Where is it?")])
 
 

@@ -8,18 +8,11 @@ from PIL import Image
 
 from spr.config import make_config
 from spr.core.errors import InputError
-from spr.grounding import get_dialect
 from spr.models.families import FAMILIES
 from spr.pipeline.runner import run
 from spr.runs.store import StageStore, read_table
 
 DETECTORS = ("grounding_dino", "mm_grounding_dino", "owlv2", "owlvit")
-
-
-def dialect_of(family):
-    """The family's own dialect; another one where that has points only, in which no region can be named."""
-    own = FAMILIES[family].dialect
-    return own if get_dialect(own).writes_boxes else "qwen3_vl"
 
 
 @pytest.mark.parametrize(("family", "detector"), list(zip(FAMILIES, cycle(DETECTORS), strict=False)))
@@ -31,7 +24,6 @@ def test_a_run_goes_from_annotations_to_pairs(
         data.config(
             describer={
                 "model": str(mllm_folder(family)),
-                "dialect": dialect_of(family),
                 "samples": {"full": 1, "crop": 1, "crop_objects": 1},
                 "max_new_tokens": 6,
                 "truncated": "keep",
@@ -51,7 +43,7 @@ def test_a_run_goes_from_annotations_to_pairs(
     scores = [row for table in StageStore(tmp_path / "run" / "scores").tables() for row in table.to_pylist()]
     assert candidates
     assert [row["candidate_id"] for row in scores] == [row["candidate_id"] for row in candidates]
-    assert {row["dialect"].partition(":")[0] for row in candidates} == {dialect_of(family)}
+    assert {row["dialect"].partition(":")[0] for row in candidates} == {FAMILIES[family].dialect}
     assert all(row["model"].partition("@")[2] for row in candidates)
     # Untrained models write no boxes: every query is dropped for that reason.
     with pytest.raises(InputError, match=r"`pairs` has no pairs[\s\S]*query: (chosen_without_box|fewer_than_two)"):

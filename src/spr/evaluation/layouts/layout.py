@@ -80,6 +80,7 @@ LAYOUTS: Registry[Layout] = Registry(
         "mdetr-flickr": "spr.evaluation.tasks.phrase_grounding:LAYOUT",
         "ferret-lvis": "spr.evaluation.tasks.referring:LAYOUT",
         "pope": "spr.evaluation.tasks.pope:LAYOUT",
+        "amber": "spr.evaluation.tasks.amber:LAYOUT",
         "regions": "spr.evaluation.tasks.description:LAYOUT",
     },
 )

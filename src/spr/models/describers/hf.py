@@ -162,8 +162,8 @@ class HfDescriber:
         pattern = self.family.prompt_pattern if self.family is not None else None
         wrong = next((r.prompt for r in requests if pattern is not None and not re.match(pattern, r.prompt)), None)
         if wrong is not None:
-            what, expected = f"{self.name} answers no questions, it does tasks", f"a prompt that begins with {pattern}"
-            fix = "set prompts.full and prompts.crop to tasks of the model; see the page Describers without training"
+            what, expected = f"{self.name} can't answer this prompt", f"one of its tasks: a prompt like {pattern}"
+            fix = "set prompts.full and prompts.crop to tasks; docs/florence2-kosmos2.md lists them"
             raise ModelError(what, got=wrong, expected=expected, fix=fix)
 
     def render(self, prompt: str) -> str:
