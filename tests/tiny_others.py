@@ -7,12 +7,13 @@ from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProces
 
 from tiny_mllms import TEXT, VISION, save, tokenizer
 
-# As in the published template: the image stands before the first turn, and an answer has no end of its own.
+# As in the published template: the image stands before the first turn; an answer has no end of its own, and a space
+# before its turn, which the start of an answer to be generated has not.
 MOLMO2_TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<|image|>"
     "{% endif %}{% endfor %}{% endfor %}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{% if not loop.first %}<|im_end|>\n{% endif %}<|im_start|>user\nTEXT<|im_end|>\n"
-    "{% else %}<|im_start|>assistant\nTEXT{% endif %}{% endfor %}"
+    "{% else %} <|im_start|>assistant\nTEXT{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 ).replace(
     "TEXT", "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') }}"

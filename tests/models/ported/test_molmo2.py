@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spr.models.chat import render_turn, user_turn
+from spr.models.chat import render_answer, render_turn, user_turn
 from spr.models.families import FAMILIES
 from spr.models.image_processors import encode, load_processor
 
@@ -84,3 +84,12 @@ def test_the_turn_begins_with_the_token_that_the_processor_would_put_before_it(p
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert ids.count(end) == 2
     assert ids[0] == end
+
+
+def test_an_answer_follows_the_turn_and_ends_with_its_own_token(processor):
+    turn = user_turn("Where?")
+    rendered = render_answer(processor, FAMILIES["molmo2"], turn, "Here.")
+    # The template of a whole conversation has a space before the answer's turn, and no end after it.
+    reply = {"role": "assistant", "content": [{"type": "text", "text": "Here."}]}
+    assert processor.apply_chat_template([*turn, reply], tokenize=False).endswith(" <|im_start|>assistant\nHere.")
+    assert "".join(rendered) == "Here.<|im_end|>"
