@@ -293,6 +293,23 @@ def pixmo_points(folder):
     return Sample("pointing", path, {"0": RIGHT, "1": WRONG}, metrics)
 
 
+def odinw(folder):
+    content = {
+        "images": [
+            {"id": 1, "file_name": "r.png", "width": 200, "height": 100},
+            {"id": 2, "file_name": "b.png", "width": 100, "height": 200},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 10, 40, 40], "area": 1600, "iscrowd": 0},
+            {"id": 2, "image_id": 2, "category_id": 2, "bbox": [50, 100, 50, 100], "area": 5000, "iscrowd": 0},
+        ],
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "person"}],
+    }
+    path = write_json(folder / "annotations_without_background.json", content)
+    answers = {"1": f"dog {RIGHT}", "2": f"person {WRONG}"}
+    return Sample("detection", path, answers, {"AP50": 0.5, "f1@0.5": 0.5})
+
+
 SAMPLES = {
     "rec-lines": rec_lines,
     "mdetr-refcoco": mdetr,
@@ -308,5 +325,6 @@ SAMPLES = {
     "where2place-parquet": where2place_parquet,
     "point-bench": point_bench,
     "pixmo-points": pixmo_points,
+    "coco-detection": odinw,
 }
 """The samples by the layouts' names in `LAYOUTS`."""

@@ -70,6 +70,7 @@ for command in (
     sweep.sweep,
     evaluate.compare,
     evaluate.lvis_questions,
+    evaluate.lmms_eval_task,
     report.report,
     review.review,
     export.export,

@@ -36,11 +36,15 @@ def answers(dialect, count):
         for phrase in phrases:
             xs, ys = (sorted(draw.uniform(0, side) for _ in range(2)) for side in (width, height))
             start = plain.index(phrase)
-            spans.append(Span(phrase, start, start + len(phrase), ((xs[0], ys[0], xs[1], ys[1]),)))
-        try:
-            yield render(GroundedText(plain, tuple(spans)), dialect, (width, height)), (width, height)
-        except GroundingError:
-            continue  # words that the dialect would read otherwise
+            box, point = (xs[0], ys[0], xs[1], ys[1]), (xs[0], ys[0])
+            spans.append([Span(phrase, start, start + len(phrase), (box,))])
+            spans[-1].append(Span(phrase, start, start + len(phrase), points=(point,)))
+        for placed in zip(*spans, strict=True):  # with boxes, or for dialects of points, with points
+            try:
+                yield render(GroundedText(plain, placed), dialect, (width, height)), (width, height)
+            except GroundingError:
+                continue
+            break
 
 
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=list(DIALECTS))

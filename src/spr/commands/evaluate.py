@@ -1,4 +1,4 @@
-"""`spr evaluate`, with one subcommand per task, `spr compare` and `spr lvis-questions`."""
+"""`spr evaluate`, with one subcommand per task, `spr compare`, `spr lvis-questions` and `spr lmms-eval-task`."""
 
 from __future__ import annotations
 
@@ -224,6 +224,29 @@ def lvis_questions(
 
     written = write_lvis_questions(annotations, out, n, seed=seed, min_area=min_area)
     echo(f"{count_text(written, 'questions')} in {out}")
+
+
+def lmms_eval_task(
+    dialect: Annotated[str, typer.Option(help="How the model's answers write boxes, such as qwen2_vl.")],
+    split: Annotated[str, typer.Option(help="The split of the data set, such as val, testA or testB.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, for lmms-eval's --include_path.")],
+    dataset: Annotated[
+        str, typer.Option(help="A data set in the form of lmms-lab/RefCOCO, on the hub or a folder.")
+    ] = "lmms-lab/RefCOCO",
+    name: Annotated[
+        str | None, typer.Option(help="The task's name.", show_default="spr_ with the data set and the split")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="The question, with {expression}.", show_default="the wording of the dialect's family"),
+    ] = None,
+) -> None:
+    """Write a task of lmms-eval that scores RefCOCO by SPR's rules, in a stated dialect."""
+    from spr.exports.lmms_eval import write_lmms_eval_task
+
+    path = write_lmms_eval_task(out, dialect=dialect, split=split, dataset=dataset, name=name, prompt=prompt)
+    echo(f"{path}  (beside it: {out / 'utils.py'})")
+    echo(f"See also:  python -m lmms_eval --include_path {out} --tasks {path.stem} …")
 
 
 def summary(result: Result) -> list[str]:

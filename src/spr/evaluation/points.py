@@ -72,6 +72,7 @@ class PointItem:
         count: How many points the answer must have; None if its first point decides (Point-Bench).
         places: A point (x, y) of each region of the target, by which an answer's points are assigned to the regions;
             None if the regions are not counted one by one.
+        label: What to point at, if the file names it: it is asked about in the wording of the model's family.
     """
 
     id: str
@@ -82,6 +83,7 @@ class PointItem:
     group: str = ""
     count: int | None = None
     places: tuple[Point, ...] | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

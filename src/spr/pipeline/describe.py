@@ -272,6 +272,9 @@ def process(
         fix = "set describer.model, or describer.backend=fake to try the pipeline without weights"
         raise ConfigError(f"Stage `{NAME}` needs a describer", got="a config without `describer`", fix=fix)
     describer = describer or load_describer(settings)
+    if not describer.dialect.writes_boxes:
+        what, fix = "The describer's dialect has no boxes, which regions and scores need", "choose another model"
+        raise ConfigError(what, got=describer.dialect.key, expected="a dialect with boxes", fix=fix)
     drops = Drops()
     candidates = describe_regions(
         from_table(tables["regions"], RegionQuery),

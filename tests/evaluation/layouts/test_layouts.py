@@ -11,6 +11,7 @@ import pytest
 from benchmark_samples import SAMPLES, mdetr_content, write_json, write_lines, write_parquet
 from spr.cli import main
 from spr.core.errors import InputError
+from spr.evaluation.layouts.coco import ODINW13
 from spr.evaluation.layouts.layout import LAYOUTS, open_content
 from spr.evaluation.task import TASKS, evaluate
 from spr.grounding import get_dialect
@@ -266,6 +267,15 @@ def test_another_package_can_add_a_layout(tmp_path):
         assert load("rec", write_lines(tmp_path / "mine.jsonl", [{"name": "a"}])).ids == ("a",)
     finally:
         LAYOUTS.unregister("mine")
+
+
+def test_odinw_13_has_13_sets_with_the_names_of_lmms_evals_list():
+    # lmms_eval/tasks/odinw13/utils.py
+    names = """AerialMaritimeDrone Aquarium CottontailRabbits EgoHands NorthAmericaMushrooms Packages PascalVOC Raccoon
+        ShellfishOpenImages VehiclesOpenImages pistols pothole thermalDogsAndPeople"""
+    assert sorted(own.name for own in ODINW13) == sorted(names.split())
+    assert [len(own.categories) for own in ODINW13 if own.name == "PascalVOC"] == [20]
+    assert all(own.folder.startswith(own.name) and own.folder.endswith("valid") for own in ODINW13)
 
 
 def test_parquet_with_other_columns_is_explained(tmp_path):

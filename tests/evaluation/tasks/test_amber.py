@@ -145,7 +145,7 @@ def test_the_annotations_are_looked_for_beside_the_queries_or_where_the_option_s
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("query/queries.json", '{"id": 1}', "is not one of AMBER's query files"),
+        ("query/queries.json", '{"id": 1}', "in no layout that `amber` reads"),
         ("query/queries.json", "[]", "is empty"),
         ("query/queries.json", '[{"id": 99, "image": "a.jpg", "query": "?"}]', "has no entry for query 99"),
         ("annotations.json", '[{"id": 3, "type": "generative", "truth": "yes"}]', "Entry 3 of .* is not valid"),

@@ -194,7 +194,7 @@ def test_refdrones_file_is_read(tmp_path):
         (json.dumps(LINE | {"width": 0}), r">= 1 - at `\$.width`"),
         (f"{json.dumps(LINE)}\n{json.dumps(LINE)}", "`id` of row 1"),
         ('{"images": [], "annotations": []}', "is empty"),
-        ('{"images": [{"id": 1}], "annotations": []}', "missing required field `file_name`"),
+        ('{"images": [{"id": 1}], "annotations": []}', "in no layout that `multi-rec` reads"),
         ('{"id": "1", "image_name": "a.jpg", "referring": "s", "answer_boxes": []}', "HumanRef's file"),
     ],
 )

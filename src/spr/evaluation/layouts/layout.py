@@ -76,9 +76,11 @@ LAYOUTS: Registry[Layout] = Registry(
         "where2place-parquet": "spr.evaluation.layouts.pointing:WHERE2PLACE_PARQUET",
         "point-bench": "spr.evaluation.layouts.pointing:POINT_BENCH",
         "pixmo-points": "spr.evaluation.layouts.pointing:PIXMO",
+        "coco-detection": "spr.evaluation.layouts.coco:LAYOUT",
         "mdetr-flickr": "spr.evaluation.tasks.phrase_grounding:LAYOUT",
         "ferret-lvis": "spr.evaluation.tasks.referring:LAYOUT",
         "pope": "spr.evaluation.tasks.pope:LAYOUT",
+        "amber": "spr.evaluation.tasks.amber:LAYOUT",
         "regions": "spr.evaluation.tasks.description:LAYOUT",
     },
 )

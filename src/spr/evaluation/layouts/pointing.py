@@ -163,7 +163,7 @@ def _read_pixmo(content: ParquetContent, _: Any) -> PointItems:
         places = tuple((point.x * width / 100, point.y * height / 100) for point in row.points)
         target = MaskTarget(partial(_masks_of, content, place))
         name, question = row.image_sha256 + suffix, f"Point to {row.label}."
-        items.append(PointItem(str(number), name, (width, height), question, target, places=places))
+        items.append(PointItem(str(number), name, (width, height), question, target, places=places, label=row.label))
     if not items:
         raise InputError(f"{content.path} has no masks", got="no row with `masks`", expected="at least one")
     return PointItems(items)

@@ -19,6 +19,8 @@ from spr.core.errors import InputError
 from spr.core.paths import as_path, is_file
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import Question
+from spr.evaluation.layouts.content import Content
+from spr.evaluation.layouts.layout import Layout, read_items
 from spr.evaluation.lines import decode_json, read_bytes, unique_ids
 from spr.evaluation.metrics import Bools, Share
 from spr.evaluation.predictions import Answers
@@ -129,12 +131,7 @@ class Amber(Task[AmberItems]):
 
         The annotations belong to it by their ids, and are in ``--data``, in its folder or in the one above.
         """
-        expected = '[{"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}, …]'
-        queries = decode_json(
-            read_bytes(path, expected), list[_Query], f"{path} is not one of AMBER's query files", expected=expected
-        )
-        if not queries:
-            raise InputError(f"{path} is empty", got="no queries", expected=expected)
+        queries: list[_Query] = read_items(self, path)
         ids = unique_ids(path, "id", [query.id for query in queries])
         folder = self._folder(path)
         known = _annotations(folder / "annotations.json")
@@ -337,3 +334,10 @@ def _relations(path: Path) -> dict[str, list[str]]:
         read_bytes(path, expected), dict[str, list[str]], f"{path} is not AMBER's relations", expected=expected
     )
     return content
+
+
+def _read(content: Content, _: Any) -> list[_Query]:
+    return content.rows(_Query, '[{"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}, …]')
+
+
+LAYOUT = Layout("AMBER's queries", "amber", ("a JSON list",), ("id", "image", "query"), _read)

@@ -24,7 +24,7 @@ from spr.grounding.points import points_of
 from spr.records import Point
 
 BoxRule: TypeAlias = Literal["centre", "ignore"]
-_QUESTION = "{question}"
+_QUESTION, _EXPRESSION = "{question}", "{expression}"
 _MATCHED = ("precision", "recall", "f1")
 _RULES: dict[BoxRule, str] = {
     "centre": "the points of the answer; the centres of its boxes if it has no point",
@@ -53,7 +53,7 @@ class Pointing(Task[PointItems]):
     higher_is_better: ClassVar[tuple[str, ...]] = ("accuracy", "success", *_MATCHED)
 
     prompt: Annotated[
-        str | None, Option("The question, with {question}. By default the question of the file.", asks=True)
+        str | None, Option("The question, with {question}. By default that of the file, or the family's.", asks=True)
     ] = None
     masks: Annotated[
         Path | None, Option("The folder of the masks. By default masks/ or selected_masks/ beside --annotations.")
@@ -80,7 +80,13 @@ class Pointing(Task[PointItems]):
         return items.images
 
     def questions(self, items: PointItems, dialect: Dialect, model: str) -> tuple[str, list[Question]]:
-        """One question per row."""
+        """One question per row: that of the file, or the family's question about the label if every row has one."""
+        if self.prompt is None and dialect.point_prompt is not None and all(row.label for row in items.rows):
+            prompt = dialect.point_prompt
+            return prompt, [
+                Question(row.id, row.file_name, row.size_wh, prompt.replace(_EXPRESSION, row.label))
+                for row in items.rows
+            ]
         prompt = check_prompt(self.prompt or _QUESTION, _QUESTION)
         return prompt, [
             Question(row.id, row.file_name, row.size_wh, prompt.replace(_QUESTION, row.question)) for row in items.rows
