@@ -27,11 +27,8 @@ CHOSEN = "chosen"
 
 
 def to_sample(row: ExportRow, labels: Labels) -> dict[str, Any]:
-<<<<<<< .merge_file_w9kD8i
     """A sample with boxes and points of both answers, the objects' region, the texts and what identifies the pair."""
-=======
-    """A sample with the boxes and points of both answers, the region, the texts and what identifies the pair."""
->>>>>>> .merge_file_3BK5Sx
+>>>>>>> w-molmo
     pair, size_wh = row.described, (row.described.width, row.described.height)
     chosen = numbered_answer(pair, labels.dialect)
     rejected = with_pixels(pair.rejected, pair.rejected_spans, labels.dialect, size_wh)
