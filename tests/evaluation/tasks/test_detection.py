@@ -111,6 +111,8 @@ CAPTIONED = {
         (coco([(1, 7, [0, 0, 1], {})]), [r"length 4 - at `$.annotations[0].bbox`"]),
         (coco([]) | {"categories": [*CATEGORIES, {"id": 3, "name": "x"}]}, ["Two categories", "same id"]),
         ("5", ["got:", "int"]),
+        (coco([(1, 7, [0, 0, 1, 1], {}), (1, 7, [9, 9, 3, -4], {})]), ["`bbox` of row 1", "[9.0, 9.0, 3.0, -4.0]"]),
+        (coco([(1, 7, [0, 0, 1e300, 1e300], {})]), ["`bbox` of row 0"]),
     ],
 )
 def test_files_of_another_layout_are_refused_with_what_they_are(content, messages, write):
