@@ -200,4 +200,5 @@ def test_what_gemma_4_writes_before_its_answer_is_not_part_of_it(thinking, mllm_
         ("A cup.<turn|>", "A cup."),
         ("<|channel>thought\nIt is", ""),
     ):
-        assert model.decode(model.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) == answer
+        ids = model.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert final_answer(model.decode(ids)).text == answer
