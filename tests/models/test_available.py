@@ -7,7 +7,7 @@ import pytest
 from spr.config import DescriberConfig, DetectorConfig, ScorerConfig, make_config
 from spr.core.errors import GroundingError, SprError
 from spr.models.available import check_models
-from spr.models.loading import ModelError, UnreachableError
+from spr.models.errors import ModelError, UnreachableError
 from spr.models.registry import check_loadable
 from spr.pipeline.runner import run
 

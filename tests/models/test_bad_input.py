@@ -11,8 +11,8 @@ from spr.commands.run import print_summary
 from spr.config import make_config
 from spr.core.errors import InputError
 from spr.models.batching import DeviceMemoryError
+from spr.models.errors import ModelError
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
-from spr.models.loading import ModelError
 from spr.models.protocols import Answer
 from spr.pipeline import describe, score
 from spr.pipeline.runner import run

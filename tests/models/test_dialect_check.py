@@ -10,9 +10,9 @@ from spr.config import LoraSection, TrainingConfig
 from spr.grounding import DIALECTS, get_dialect, parse
 from spr.models.describers.hf import HfDescriber
 from spr.models.dialect_check import check_dialect, sample_texts
+from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.models.loading import ModelError
 from spr.training.trainee import open_model
 from tiny_mllms import tokenizer
 

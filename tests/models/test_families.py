@@ -14,8 +14,9 @@ from spr.config import TrainingConfig
 from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, get_dialect, parse
 from spr.models.describers.hf import HfDescriber
-from spr.models.families import FAMILIES, HOW_TO_ADD, choose_dialect, is_grounding_token, unknown_family
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
+from spr.models.families import FAMILIES, HOW_TO_ADD, unknown_family
+from spr.models.model_dialect import choose_dialect, is_grounding_token
 from spr.training.trainee import open_model
 
 
@@ -144,3 +145,15 @@ def test_a_multimodal_model_of_transformers_needs_a_dialect_to_describe_and_can_
     with pytest.raises(ModelError, match="dialect of this model family is unknown") as caught:
         choose_dialect(None, "idefics3", None)
     assert caught.value.fix.startswith("set describer.dialect, or add the family")
+
+
+def test_the_page_of_families_says_what_was_tested_for_each():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    _, rows = page.split("| `model_type` | tokenizer |")
+    told = [
+        name
+        for row in rows.splitlines()[2:]
+        if row.startswith("|")
+        for name in re.findall(r"`([\w-]+)`", row.split("|")[1])
+    ]
+    assert sorted(told) == sorted(FAMILIES)

@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText
 
 from spr.embedded.scenes import make_scene
 from spr.models.describers.hf import HfDescriber
+from spr.models.errors import ModelError
 from spr.models.image_processors import encode
-from spr.models.loading import ModelError
 from spr.models.protocols import DescribeRequest
 from tools.embedded.models import weights_folder
 

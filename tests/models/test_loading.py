@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from spr.core.progress import Progress
 from spr.models.batching import DeviceMemoryError
-from spr.models.loading import ModelError, load_part, load_pretrained, read_model_type, source_name
+from spr.models.errors import ModelError
+from spr.models.loading import load_part, load_pretrained, read_model_type, source_name
 from spr.models.scorers.clip import ClipScorer
 
 

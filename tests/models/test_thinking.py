@@ -10,9 +10,9 @@ from spr.core.errors import ConfigError
 from spr.grounding import final_answer
 from spr.models.chat import check_thinking, render_answer, render_turn, user_turn
 from spr.models.describers.hf import HfDescriber
+from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
-from spr.models.loading import ModelError
 from spr.models.protocols import Answer
 
 SMALL = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12}

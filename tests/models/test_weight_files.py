@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from spr.models.loading import ModelError, load_pretrained, source_name
+from spr.models.errors import ModelError
+from spr.models.loading import load_pretrained, source_name
 from spr.models.scorers.clip import ClipScorer
 from spr.models.weight_files import has_only_pickles, weights_are_cached, without_conversion
 

@@ -13,7 +13,7 @@ from PIL import Image
 from spr.config import AnnotationsConfig, load_config, make_config
 from spr.core.errors import ConfigError
 from spr.core.progress import Progress
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 from spr.pipeline.objects import (
     HELD_OUT,
     RESPELLED,

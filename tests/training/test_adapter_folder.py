@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText
 
 from spr.core.atomic import recover
 from spr.core.errors import InputError, RunError
-from spr.models.loading import ModelError, load_adapter
+from spr.models.errors import ModelError
+from spr.models.loading import load_adapter
 from spr.training import trainer as trainer_module
 from spr.training.checkpoint import TrainingState, merge_adapter
 from spr.training.pairs import trl_pairs

@@ -11,16 +11,10 @@ from spr.core.errors import SprError
 from spr.core.paths import is_dir
 from spr.core.terminal import count_text
 from spr.models.custom_models import check_multimodal, class_name, load_config
-from spr.models.families import choose_dialect
+from spr.models.errors import ModelError, UnreachableError
 from spr.models.hub_cache import command_for
-from spr.models.loading import (
-    ModelError,
-    UnreachableError,
-    check_adapter,
-    check_folder,
-    model_source,
-    unreachable,
-)
+from spr.models.loading import check_adapter, check_folder, model_source, unreachable
+from spr.models.model_dialect import choose_dialect
 from spr.models.weight_files import cached, weights_are_cached
 
 Section = DescriberConfig | ScorerConfig | DetectorConfig

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from spr.models.errors import ModelError
 from spr.models.families import FAMILIES, Family
-from spr.models.loading import ModelError, Source
+from spr.models.loading import Source
 
 Message = dict[str, Any]
 

@@ -10,8 +10,9 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from spr.models.errors import ModelError
 from spr.models.families import FAMILIES, CustomModel, unknown_family
-from spr.models.loading import ModelError, Source, clear_errors, load_part, load_pretrained, read_model_type
+from spr.models.loading import Source, clear_errors, load_part, load_pretrained, read_model_type
 from spr.models.ported.tensor_files import convert_pickles
 
 

@@ -13,8 +13,9 @@ from spr.grounding import Dialect, GroundedText, parse, render
 from spr.models.chat import render_answer, render_turn, user_turn
 from spr.models.continuation import continue_tokens
 from spr.models.describers.answer_tokens import AnswerTokens
+from spr.models.errors import ModelError
 from spr.models.families import Family
-from spr.models.loading import ModelError, Source
+from spr.models.loading import Source
 from spr.records import Span
 
 _SIZE = (640, 480)

@@ -19,8 +19,9 @@ from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from spr.models.custom_models import custom_models, load_config
+from spr.models.errors import ModelError
 from spr.models.families import Family
-from spr.models.loading import ModelError, Source, clear_errors, load_part
+from spr.models.loading import Source, clear_errors, load_part
 
 _OTHER_PARTS = ("video_processor", "feature_extractor")
 _UNCHECKED = {"check_argument_for_proper_class": lambda *_: None}

@@ -31,6 +31,7 @@ from spr.core.outputs import MARKER, file_hashes, read_marker
 from spr.core.paths import is_dir
 from spr.core.progress import MEGABYTE, Progress, advance
 from spr.models.batching import DeviceMemoryError
+from spr.models.errors import ModelError, UnreachableError
 from spr.models.hub_cache import command_for
 from spr.models.weight_files import cached, has_only_pickles, without_conversion
 
@@ -40,14 +41,6 @@ Source: TypeAlias = str | os.PathLike[str]
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _OTHER_MODEL = "use the model that the adapter was trained on: base_model_name_or_path in its adapter_config.json"
 _SHOWN = 8  # tensors named in an error
-
-
-class ModelError(SprError):
-    """A model can't be loaded: it is missing, unreachable, incomplete or of the wrong kind."""
-
-
-class UnreachableError(ModelError):
-    """A model is neither cached nor a folder, and the Hub can't be reached."""
 
 
 def unreachable(model: Source, got: object = None) -> UnreachableError:

@@ -93,8 +93,8 @@ def expected_dialect(config: DescriberConfig) -> Dialect | None:
     if config.backend not in ("hf", "vllm") or config.model is None:
         return None if config.dialect is None else get_dialect(config.dialect)
     from spr.models.custom_models import load_config
-    from spr.models.families import choose_dialect
     from spr.models.loading import model_source
+    from spr.models.model_dialect import choose_dialect
 
     model_config = load_config(model_source(config.model), revision=config.revision)
     return choose_dialect(config.dialect, model_config.model_type, None)

@@ -21,9 +21,11 @@ from spr.core.errors import ConfigError, SprError, closest
 from spr.models.chat import check_chat_template
 from spr.models.custom_models import load_mllm, load_trainable_config
 from spr.models.dialect_check import check_dialect
-from spr.models.families import FAMILIES, Family, choose_dialect
+from spr.models.errors import ModelError
+from spr.models.families import FAMILIES, Family
 from spr.models.image_processors import load_processor
-from spr.models.loading import ModelError, model_source, placement, source_name
+from spr.models.loading import model_source, placement, source_name
+from spr.models.model_dialect import choose_dialect
 from spr.training.encoding import PairEncoder, processor_digest
 from spr.training.shared_prefix import PairModel, why_not_shared
 from spr.training.vision_cache import MemoryFeatures, open_store

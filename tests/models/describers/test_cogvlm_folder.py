@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from spr.models.custom_models import load_config, register_custom_models
 from spr.models.describers.hf import HfDescriber
+from spr.models.errors import ModelError
 from spr.models.image_processors import encode, load_processor
-from spr.models.loading import ModelError
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.cogvlm.processing import CogVLMProcessor
 

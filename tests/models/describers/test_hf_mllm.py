@@ -15,9 +15,9 @@ from spr.grounding import get_dialect
 from spr.models.batching import DeviceMemoryError
 from spr.models.custom_models import load_config
 from spr.models.describers.hf import HfDescriber
+from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
 from spr.models.image_processors import encode
-from spr.models.loading import ModelError
 from spr.models.protocols import Answer
 
 OTHER_PROMPT = "Describe the yellow square in the middle, and all that is around it."

@@ -12,9 +12,10 @@ import transformers
 from PIL import Image
 
 from spr.models.chat import render_turn, user_turn
-from spr.models.families import FAMILIES, choose_dialect
+from spr.models.errors import ModelError
+from spr.models.families import FAMILIES
 from spr.models.image_processors import count_image_tokens, encode, load_processor, without_video
-from spr.models.loading import ModelError
+from spr.models.model_dialect import choose_dialect
 from spr.models.ported.kimi_k25 import load_kimi_k25_images
 
 WITH_VIDEO = [

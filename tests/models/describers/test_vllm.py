@@ -21,9 +21,9 @@ from spr.models import registry
 from spr.models.chat import render_turn, user_turn
 from spr.models.describers.hf import HfDescriber
 from spr.models.describers.vllm import VllmDescriber, check_version, gpu_options
+from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
 from spr.models.image_processors import encode, load_processor
-from spr.models.loading import ModelError
 from spr.models.protocols import Answer
 from spr.pipeline.runner import run
 from spr.runs.store import StageStore

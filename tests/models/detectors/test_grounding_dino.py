@@ -14,7 +14,7 @@ from transformers import (
 
 from spr.grounding.noun_phrases import phrases_to_detect
 from spr.models.detectors.grounding_dino import GroundingDinoDetector
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 from spr.models.protocols import DetectRequest
 
 BOX = 0.3

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, Owlv2ForObjectDetection, OwlViTForObject
 from spr.core.errors import ConfigError
 from spr.grounding.noun_phrases import phrases_to_detect
 from spr.models.detectors.owl import OwlDetector
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 from spr.models.protocols import DetectRequest
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 from spr.models.ported.tensor_files import Shards, convert_pickles
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spr.grounding import Dialect
-from spr.models.families import Family, is_grounding_token
+from spr.models.families import Family
+from spr.models.model_dialect import is_grounding_token
 from spr.models.thinking import Thinking
 
 

@@ -18,10 +18,10 @@ from spr.models.custom_models import check_multimodal, class_name, load_config, 
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.dialect_check import check_dialect
-from spr.models.families import FAMILIES, choose_dialect
+from spr.models.errors import ModelError
+from spr.models.families import FAMILIES
 from spr.models.image_processors import count_image_tokens, encode, load_processor
 from spr.models.loading import (
-    ModelError,
     Source,
     check_adapter,
     check_vocabulary,
@@ -31,6 +31,7 @@ from spr.models.loading import (
     placement,
     source_name,
 )
+from spr.models.model_dialect import choose_dialect
 from spr.models.protocols import Answer, DescribeRequest
 from spr.records import TRUNCATED
 

@@ -26,16 +26,11 @@ from spr.models.custom_models import check_multimodal, class_name, load_config
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.vllm_adapter import MERGE, lora_rank
 from spr.models.dialect_check import check_dialect
-from spr.models.families import FAMILIES, Family, choose_dialect
+from spr.models.errors import ModelError
+from spr.models.families import FAMILIES, Family
 from spr.models.image_processors import load_processor
-from spr.models.loading import (
-    ModelError,
-    Source,
-    check_adapter,
-    check_vocabulary,
-    model_source,
-    source_name,
-)
+from spr.models.loading import Source, check_adapter, check_vocabulary, model_source, source_name
+from spr.models.model_dialect import choose_dialect
 from spr.models.protocols import Answer, DescribeRequest
 
 OLDEST = (0, 33)

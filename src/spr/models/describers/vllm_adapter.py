@@ -7,8 +7,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 from spr.core.documents import read_json
+from spr.models.errors import ModelError
 from spr.models.families import Family
-from spr.models.loading import ModelError, clear_errors
+from spr.models.loading import clear_errors
 
 MERGE = "merge it (spr merge), and set describer.model to the merged folder"
 

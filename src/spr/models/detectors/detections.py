@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 from spr.records import Box, Detection, Size
 
 

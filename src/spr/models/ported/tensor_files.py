@@ -20,7 +20,8 @@ from torch import Tensor
 
 from spr.core.atomic import atomic_file, write_atomically
 from spr.core.paths import is_dir
-from spr.models.loading import ModelError, Source, clear_write_errors
+from spr.models.errors import ModelError
+from spr.models.loading import Source, clear_write_errors
 
 _KINDS = ("model*.safetensors", "pytorch_model*.bin")
 _INDEX = "model.safetensors.index.json"

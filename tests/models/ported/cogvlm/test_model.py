@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 
+from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
-from spr.models.loading import ModelError
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.experts import build_position_ids, route
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM

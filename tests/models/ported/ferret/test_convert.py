@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from spr.cli import app
 from spr.core.errors import ConfigError, RunError
 from spr.models.describers.hf import HfDescriber
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.convert import convert_checkpoint, convert_delta, expected_shapes
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration

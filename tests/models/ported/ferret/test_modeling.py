@@ -11,8 +11,9 @@ from transformers import AutoModelForImageTextToText
 
 from spr.core.errors import InputError
 from spr.models.custom_models import register_custom_models
+from spr.models.errors import ModelError
 from spr.models.image_processors import encode, load_processor
-from spr.models.loading import ModelError, load_pretrained
+from spr.models.loading import load_pretrained
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.processing import FerretProcessor
 

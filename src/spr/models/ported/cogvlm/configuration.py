@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 
 
 @strict

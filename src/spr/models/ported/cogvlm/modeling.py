@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.output_capturing import capture_outputs
 
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.decoder import CogVLMAttention, CogVLMDecoderLayer, CogVLMRMSNorm, CogVLMRotaryEmbedding
 from spr.models.ported.cogvlm.experts import LANGUAGE, VISION, build_position_ids, image_token_types, route

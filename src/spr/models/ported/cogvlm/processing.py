@@ -12,7 +12,8 @@ from transformers.image_utils import make_flat_list_of_images
 from transformers.utils.hub import cached_file
 
 from spr.core.terminal import count_text
-from spr.models.loading import ModelError, Source, clear_errors, load_part
+from spr.models.errors import ModelError
+from spr.models.loading import Source, clear_errors, load_part
 from spr.models.ported.cogvlm.configuration import CogVLMConfig
 from spr.models.ported.cogvlm.experts import LANGUAGE, VISION
 

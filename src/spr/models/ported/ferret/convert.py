@@ -21,7 +21,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 from spr.core.atomic import atomic_dir
 from spr.core.outputs import made_before, write_marker
 from spr.core.progress import Progress
-from spr.models.loading import ModelError, check_complete, clear_errors, clear_write_errors
+from spr.models.errors import ModelError
+from spr.models.loading import check_complete, clear_errors, clear_write_errors
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
 from spr.models.ported.ferret.processing import FerretProcessor

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
 from spr.core.paths import is_dir
-from spr.models.loading import ModelError, clear_errors
+from spr.models.errors import ModelError
+from spr.models.loading import clear_errors
 from spr.models.ported.tensor_files import Shards
 
 CLIP_L_336 = {

@@ -15,7 +15,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from spr.models.loading import ModelError
+from spr.models.errors import ModelError
 from spr.models.ported.ferret.regions import REGION_TOKEN
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 (a token of text)
