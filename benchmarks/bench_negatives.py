@@ -39,13 +39,22 @@ from spr.training.run import run as train
 
 SEED, HELD_OUT, OTHER = 7_400_001, 900_000_006, 7_500_001
 """Seeds of the scenes: to train on, to measure on, and of the mixed rows."""
+OWN_WORDS = "pairing.absent_answer=a {category}."
+"""A refusal in words that the embedded describer writes: it names the object, and gives no box. It knows no "no"."""
 SETTINGS: dict[str, tuple[str, ...]] = {
     "pairs only": (),
     "negatives 1": ("pairing.negatives=1",),
     "negatives 1, no positives": ("pairing.negatives=1", "pairing.positives=false"),
-    "negatives 1, mix 0.2": ("pairing.negatives=1", "training.mix={path: MIX, share: 0.2}"),
-    "negatives 2, adversarial": ("pairing.negatives=2", "pairing.negatives_from=adversarial"),
-    "mix 0.2": ("training.mix={path: MIX, share: 0.2}",),
+    "negatives 1, NLL 1": ("pairing.negatives=1", "training.nll_weight=1"),
+    "own words": ("pairing.negatives=1", OWN_WORDS),
+    "own words, NLL 1": ("pairing.negatives=1", OWN_WORDS, "training.nll_weight=1"),
+    "own words, NLL 1, mix 0.2": (
+        "pairing.negatives=1",
+        OWN_WORDS,
+        "training.nll_weight=1",
+        "training.mix={path: MIX, share: 0.2}",
+    ),
+    "own words, no positives": ("pairing.negatives=1", OWN_WORDS, "pairing.positives=false"),
 }
 """What each training changes in the preset `quickstart`."""
 COLUMNS = ("boxes for absent", "boxes for present", "present Acc@0.5", "REC Acc@0.5", "REC Acc@0.9")

@@ -22,7 +22,8 @@ ROLES = ("image", "video", "vision_start", "vision_end")
 """What Qwen's last four are."""
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{% if part['type'] == 'image' %}"
-    "IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>"
+    "{{ '\n' if add_generation_prompt or not loop.last }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 

@@ -17,6 +17,8 @@ from mkdocs.structure.files import File
 from spr.cli import app
 from spr.config import load_config, presets
 from spr.config.reference import sections
+from spr.models.custom_models import class_name
+from spr.models.families import FAMILIES
 from spr.workflows import model_sizes
 
 
@@ -197,7 +199,19 @@ def _planned():
             yield name, config, model_sizes.SHAPES[config.describer.model]
 
 
-TABLES = {"memory": memory_table, "disk": disk_table, "time": time_table}
+def families_table():
+    """The entries of the family table."""
+    yield "| models | `model_type` | class | dialect | reasons | adapters on | one sequence per pair | vLLM |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, family in FAMILIES.items():
+        shared = ("yes" if family.shared_prefix else "no") if family.trainable else ""
+        targets = " ".join(f"`{part}`" for part in family.target_modules) if family.trainable else "describes only"
+        cells = [family.models, f"`{name}`", f"`{class_name(name)}`", f"[`{family.dialect}`](dialects.md)"]
+        cells += ["can" if family.thinking else "", targets, shared, family.vllm or ""]
+        yield f"| {' | '.join(cells)} |"
+
+
+TABLES = {"memory": memory_table, "disk": disk_table, "time": time_table, "families": families_table}
 
 
 def _summary(command):

@@ -70,7 +70,6 @@ KINDS = {
     "ferret": Kind("llama2", LLAMA, ("<region_fea>", "<image>")),
     "cogvlm": Kind("llama2", LLAMA),
     "llava_onevision": Kind("qwen3", QWEN, ("<image>", "<video>"), "llava_onevision"),
-    "qwen2_vl": Kind("qwen3", QWEN, (), "qwen2_5_vl"),
     "qwen2_5_vl": Kind("qwen3", QWEN, (), "qwen2_5_vl"),
     "qwen3_vl": Kind("qwen3", QWEN, (), "trl/qwen3_vl"),
     "internvl": Kind("qwen3", QWEN, (*INTERNVL_NAMED.values(), *ONLY_BOXES), CHAT_ML_ROLES, INTERNVL_NAMED),

@@ -1,8 +1,10 @@
-"""Tiny models of Gemma 3 and 4, Kimi K2.5, Florence-2 and Kosmos-2, as their publishers save them."""
+"""Tiny models of Gemma 3 and 4, Kimi K2.5, Florence-2 and Kosmos-2, saved as their publishers save them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import torch
 import transformers as hf
 
 from spr.models.ported.kimi_k25 import KimiK25ImageProcessor
@@ -11,7 +13,7 @@ from tiny_mllms import TEXT, VISION, save, tokenizer
 # Every user and model turn starts with its role. An image is a placeholder between blank lines.
 GEMMA_TURNS = (
     "{{ bos_token }}{% for message in messages %}START{{ 'model' if message['role'] == 'assistant' else "
-    "message['role'] }}\n{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE"
+    "message['role'] }}{{ '\\n' }}{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE"
     "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}END\n{% endfor %}"
 )
 GEMMA3_TEMPLATE = (
@@ -25,7 +27,7 @@ GEMMA4_TEMPLATE = (
     )
     .replace("START", "<|turn>")
     .replace("END", "<turn|>")
-    .replace("IMAGE", "\n\n<|image|>\n\n")
+    .replace("IMAGE", "{{ '\\n\\n<|image|>\\n\\n' }}")
     + "{% if add_generation_prompt %}<|turn>model\n{% if not enable_thinking | default(false) %}"
     + "<|channel>thought\n<channel|>{% endif %}{% endif %}"
 )
@@ -40,6 +42,37 @@ KIMI_TEMPLATE = (
 )
 GEMMA_TEXT = {**TEXT, "num_hidden_layers": 3, "head_dim": 8, "sliding_window": 24}
 LAYER_TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
+GEMMA4_TOKENS = {
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+}
+
+
+GEMMA4_SIZES = {
+    # Embeddings per layer, last layers that take their keys and values from others, and causal attention.
+    "E2B": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+    },
+    # A mixture of experts. Image tokens attend in both directions in sliding layers.
+    "26B-A4B": {
+        "use_bidirectional_attention": "vision",
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+    },
+    # Layers of full attention whose keys are also their values.
+    "31B": {"use_bidirectional_attention": "vision", "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+}
+"""Fields of the language model's config in which the sizes of Gemma 4 differ."""
 
 
 def make_gemma3(folder: Path) -> None:
@@ -62,18 +95,7 @@ def make_gemma3(folder: Path) -> None:
     save(folder, hf.Gemma3ForConditionalGeneration(config), [words, images], settings, hf.Gemma3Processor)
 
 
-GEMMA4_TOKENS = {
-    "image_token": "<|image|>",
-    "boi_token": "<|image>",
-    "eoi_token": "<image|>",
-    "audio_token": "<|audio|>",
-    "boa_token": "<|audio>",
-    "eoa_token": "<audio|>",
-}
-
-
-def save_gemma4(folder: Path, **text: object) -> None:
-    """Save a tiny Gemma 4; ``text`` are the fields in which the published sizes differ."""
+def make_gemma4(folder: Path, size: str) -> None:
     specials = ["<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>", "<|video|>"]
     words = tokenizer([*specials, *GEMMA4_TOKENS.values()], GEMMA4_TOKENS, bos="<bos>", eos="<eos>", pad="<pad>")
     ids = {f"{name}_id": words.convert_tokens_to_ids(token) for name, token in GEMMA4_TOKENS.items()}
@@ -84,7 +106,7 @@ def save_gemma4(folder: Path, **text: object) -> None:
         vision_config=hf.Gemma4VisionConfig(
             **VISION, num_key_value_heads=4, head_dim=8, patch_size=4, pooling_kernel_size=3
         ).to_dict(),
-        text_config=hf.Gemma4TextConfig(**(GEMMA_TEXT | defaults | text)).to_dict(),
+        text_config=hf.Gemma4TextConfig(**(GEMMA_TEXT | defaults | GEMMA4_SIZES[size])).to_dict(),
         audio_config=None,
         video_token_id=words.convert_tokens_to_ids("<|video|>"),
         **ids,
@@ -94,18 +116,12 @@ def save_gemma4(folder: Path, **text: object) -> None:
     save(folder, hf.Gemma4ForConditionalGeneration(config), [words, images], settings, hf.Gemma4Processor)
 
 
-def make_gemma4(folder: Path) -> None:
-    """As Gemma 4 26B-A4B: mixture of experts, and image tokens that attend in both directions in sliding layers."""
-    experts = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
-    save_gemma4(folder, use_bidirectional_attention="vision", **experts)
-
-
 def make_kimi_k25(folder: Path) -> None:
     named = {"image_token": "<|media_pad|>", "video_token": "<|kimi_k25_video_placeholder|>"}
     specials = ["[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>"]
     specials += ["<|media_begin|>", "<|media_content|>", "<|media_end|>", "<think>", "</think>", "[PAD]"]
     words = tokenizer([*specials, *named.values()], named, bos="[BOS]", eos="<|im_end|>", pad="[PAD]")
-    text = {**TEXT, "vocab_size": 112, "num_key_value_heads": 4, "num_hidden_layers": 3}
+    text = {**TEXT, "num_hidden_layers": 3, "vocab_size": 112, "num_key_value_heads": 4}
     # Latent attention, and a mixture of experts from the second layer on.
     text |= {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
     text |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
@@ -181,9 +197,8 @@ def make_florence2(folder: Path) -> None:
 
 
 def make_kosmos2(folder: Path) -> None:
-    words = tokenizer(
-        ["<s>", "<pad>", "</s>", "<unk>", "<image>", "</image>"], bos="<s>", eos="</s>", pad="<pad>", unk="<unk>"
-    )
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<image>", "</image>"]
+    words = tokenizer(specials, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
     processor = hf.Kosmos2Processor(
         hf.CLIPImageProcessorPil(size={"height": 42, "width": 42}, crop_size={"height": 42, "width": 42}), words
     )
@@ -197,14 +212,19 @@ def make_kosmos2(folder: Path) -> None:
         vision_config={**VISION, "image_size": 42, "patch_size": 14},
         latent_query_num=64,
     )
-    save(
-        folder, hf.Kosmos2ForConditionalGeneration(config), [words, processor.image_processor], {}, hf.Kosmos2Processor
-    )
+    model = hf.Kosmos2ForConditionalGeneration(config)
+    with torch.no_grad():  # so that the image influences the answer
+        model.vision_model.model.embeddings.patch_embedding.weight *= 50
+        model.image_to_text_projection.dense.weight *= 50
+        model.image_to_text_projection.x_attn.v_proj.weight *= 10
+    save(folder, model, [words, processor.image_processor], {}, hf.Kosmos2Processor)
 
 
 MAKERS = {
     "gemma3": make_gemma3,
-    "gemma4": make_gemma4,
+    "gemma4": partial(make_gemma4, size="26B-A4B"),
+    "gemma4_e2b": partial(make_gemma4, size="E2B"),
+    "gemma4_31b": partial(make_gemma4, size="31B"),
     "kimi_k25": make_kimi_k25,
     "florence2": make_florence2,
     "kosmos-2": make_kosmos2,

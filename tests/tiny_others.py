@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import transformers as hf
-from tiny_mllms import TEXT, VISION, save, tokenizer
 from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
 
-# As in the published template: the image stands before the first turn, and an answer has no end of its own.
+from tiny_mllms import TEXT, VISION, save, tokenizer
+
+# As in the published template: the image stands before the first turn; an answer has no end of its own, and a space
+# before its turn, which the start of an answer to be generated has not.
 MOLMO2_TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<|image|>"
     "{% endif %}{% endfor %}{% endfor %}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{% if not loop.first %}<|im_end|>\n{% endif %}<|im_start|>user\nTEXT<|im_end|>\n"
-    "{% else %}<|im_start|>assistant\nTEXT{% endif %}{% endfor %}"
+    "{% else %} <|im_start|>assistant\nTEXT{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 ).replace(
     "TEXT", "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') }}"
@@ -49,10 +51,10 @@ def make_molmo2(folder: Path) -> None:
 # As in the published template: parts on lines of their own, and answers with a block of reasoning, which may be empty.
 MINICPM_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
-    "<think>\n\n</think>\n\n{% endif %}{% for part in message.content %}{% if not loop.first %}\n{% endif %}"
+    "<think>\n\n</think>\n\n{% endif %}{% for part in message.content %}{% if not loop.first %}{{ '\n' }}{% endif %}"
     "{% if part.type == 'image' %}<|image_pad|>{% else %}{{ part.text | trim }}{% endif %}{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
-    "{% if not enable_thinking | default(false) %}\n</think>\n\n{% endif %}{% endif %}"
+    "{% if not enable_thinking | default(false) %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 
 

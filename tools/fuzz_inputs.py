@@ -118,6 +118,16 @@ _QUESTIONS = {
     ).encode(),
     "pope": _lines(*({"question_id": n, "image": "a.jpg", "text": "A dog?", "label": "yes"} for n in (1, 2))),
     "rec": _lines({"id": "1", "image": "a", "sentence": "a dog", "box": [1, 2, 3, 4], "width": 9, "height": 9}),
+    "multi-rec": _lines(
+        {"id": "1", "image": "a", "sentence": "dogs", "boxes": [[1, 2, 3, 4]], "width": 9, "height": 9}
+    ),
+    "detection": json.dumps(
+        {
+            "images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9, "neg_category_ids": [2]}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 5.5, "iscrowd": 0}],
+            "categories": [{"id": 1, "name": "dog", "frequency": "r"}, {"id": 2, "name": "cat"}],
+        }
+    ).encode(),
     "description": _lines({**_REGION, "start_object": "1", "objects": [_OBJECT]}),
 }
 
@@ -153,7 +163,10 @@ def _entities(folder: Path) -> PhraseGrounding:
 def _read_questions(data: bytes, path: Path) -> None:
     path.write_bytes(data)
     errors = []
-    tasks = [_entities(path.parent), *(TASKS[name]() for name in ("referring", "rec", "pope", "description"))]
+    tasks = [
+        _entities(path.parent),
+        *(TASKS[name]() for name in ("referring", "rec", "multi-rec", "detection", "pope", "description")),
+    ]
     for task in tasks:
         try:
             task.load(path)

@@ -5,7 +5,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spr.core.errors import GroundingError
@@ -85,6 +85,7 @@ def fragments(key):
 
 @pytest.mark.parametrize("key", DIALECTS)
 @given(data=st.data())
+@settings(deadline=None)
 def test_any_text_comes_back_as_it_was(key, data):
     text = without_surrogates(data.draw(fragments(key)))
     grounded = parse(text, key, SIZE)
@@ -100,6 +101,7 @@ def test_any_text_comes_back_as_it_was(key, data):
 
 @pytest.mark.parametrize("key", DIALECTS)
 @given(data=st.data())
+@settings(deadline=None)
 def test_mapping_changes_only_numbers(key, data):
     text = without_surrogates(data.draw(fragments(key)))
     grounded = parse(text, key, SIZE)
@@ -390,6 +392,7 @@ def test_what_remains_without_phrases_is_balanced(key, style):
 
 @pytest.mark.parametrize("key", DIALECTS)
 @given(data=st.data())
+@settings(deadline=None)
 def test_phrases_of_any_text_are_removed_or_an_error_is_raised(key, data):
     text = without_surrogates(data.draw(fragments(key)))
     grounded = parse(text, key, SIZE)
@@ -441,6 +444,7 @@ def test_any_boxes_of_an_entry_can_be_removed(key, count):
 
 @pytest.mark.parametrize("key", DIALECTS)
 @given(data=st.data())
+@settings(deadline=None)
 def test_any_boxes_can_be_replaced_or_removed(key, data):
     text = without_surrogates(data.draw(fragments(key)))
     grounded = parse(text, key, SIZE)

@@ -182,9 +182,14 @@ def test_a_box_that_would_be_read_as_another_phrases_is_refused() -> None:
 
 
 def test_a_box_with_swapped_corners_is_refused() -> None:
-    for key, dialect in DIALECTS.items():
-        with pytest.raises(GroundingError, match="Box can't be written" if dialect.writes_boxes else "has no boxes"):
+    for key in DIALECTS:
+        with pytest.raises(GroundingError, match="Box can't be written"):
             render_box((5, 5, 1, 9), key, SIZE)
+
+
+def test_a_prompt_in_a_dialect_without_boxes_gets_corners_of_a_region_and_the_centre_of_an_object() -> None:
+    assert render_box(A, "molmo2", SIZE, region=True) == '<points coords="1 1 100 200 2 300 400"></points>'
+    assert render_box(A, "molmo", SIZE) == '<point x="20.0" y="30.0" alt=""></point>'
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from PIL import Image
 import spr
 from spr.config import make_config
 from spr.core.errors import SprError
-from spr.grounding import GroundedText, render
+from spr.grounding import GroundedText, get_dialect, render
+from spr.grounding.points import centre
 from spr.models.chat import render_answer, user_turn
 from spr.models.describers.hf import HfDescriber
 from spr.models.families import FAMILIES
@@ -30,12 +31,14 @@ STEPS, FASTEST, WHERE = 120, 6e-3, {"device": "cpu", "dtype": "float32"}
 
 
 def answers(dialect):
-    """Four answers of two phrases with boxes each."""
+    """Four answers of two phrases with boxes each, or with points where the dialect has no boxes."""
     text = "a cup and a box"
-    return [
-        render(GroundedText(text, (Span("a cup", 0, 5, (one,)), Span("a box", 10, 15, (two,)))), dialect, SIZE)
-        for one, two in BOXES
-    ]
+    given = []
+    for places in BOXES:
+        places = [((box,), ()) if dialect.writes_boxes else ((), (centre(box),)) for box in places]
+        spans = Span("a cup", 0, 5, *places[0]), Span("a box", 10, 15, *places[1])
+        given.append(render(GroundedText(text, spans), dialect, SIZE))
+    return given
 
 
 def prompt_of(family):
@@ -66,7 +69,7 @@ def teach(folder, images):
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, STEPS)
     known = []
     for answer in answers(describer.dialect):
-        text = render_answer(processor, family, user_turn(prompt_of(family)), answer)
+        text = "".join(render_answer(processor, family, user_turn(prompt_of(family)), answer))
         known.append(torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]]))
     for step in range(STEPS):
         expression = describer.dialect.rec_prompt.format(expression="the cup")
@@ -82,11 +85,13 @@ def teach(folder, images):
     model.save_pretrained(folder)
 
 
-def write_expressions(path, data):
-    lines = [
-        {"image": f"{image['id']}.png", "sentence": "the cup", "box": [10, 10, 90, 90], "width": 200, "height": 160}
-        for image in data.coco["images"]
-    ]
+def write_expressions(path, data, dialect):
+    """The expressions of the task ``rec``, or the questions of ``pointing``."""
+    box, sentence = [10, 10, 90, 90], "the cup"
+    asked = {"sentence": sentence, "box": box}
+    if not dialect.writes_boxes:
+        asked = {"question": dialect.point_prompt.format(expression=sentence), "boxes": [box]}
+    lines = [{"image": f"{image['id']}.png", "width": 200, "height": 160, **asked} for image in data.coco["images"]]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -121,17 +126,19 @@ def test_the_whole_method_runs(family, mllm_folder, make_dataset, tmp_path):
         )
     )
     options = {"max_new_tokens": 200, "temperature": 0, **WHERE}
-    expressions = write_expressions(tmp_path / "expressions.jsonl", data)
+    dialect = get_dialect(FAMILIES[family].dialect)
+    expressions = write_expressions(tmp_path / "expressions.jsonl", data, dialect)
+    task, without = ("rec", "no_box") if dialect.writes_boxes else ("pointing", "no_point")
     spr.run(config, run)
     candidates = rows_of(run / "candidates")
     assert {row["dialect"].partition(":")[0] for row in candidates} == {FAMILIES[family].dialect}
-    assert any(span["boxes"] for row in candidates for span in row["spans"])
+    assert any(span["boxes"] or span["points"] for row in candidates for span in row["spans"])
     assert rows_of(run / "pairs")
     if not FAMILIES[family].trainable:
         with pytest.raises(SprError, match="can describe, but not be trained"):
             spr.train(config, run)
-        result = spr.evaluate("rec", expressions, describer=HfDescriber(folder, **options), images=data.images)
-        assert not result.problems.get("no_box")
+        result = spr.evaluate(task, expressions, describer=HfDescriber(folder, **options), images=data.images)
+        assert not result.problems.get(without)
         return
     spr.train(config, run)
     log = [json.loads(line) for line in (run / "training" / "log.jsonl").read_text().splitlines()]
@@ -142,7 +149,7 @@ def test_the_whole_method_runs(family, mllm_folder, make_dataset, tmp_path):
     merge_adapter(run / "adapter", tmp_path / "merged")
     merged = HfDescriber(tmp_path / "merged", **options)
     beside = HfDescriber(folder, peft_adapter=run / "adapter", **options)
-    results = [spr.evaluate("rec", expressions, describer=one, images=data.images) for one in (merged, beside)]
+    results = [spr.evaluate(task, expressions, describer=one, images=data.images) for one in (merged, beside)]
     assert [kept.answer for kept in results[0].predictions] == [kept.answer for kept in results[1].predictions]
     assert results[0].metrics == results[1].metrics
-    assert not results[0].problems.get("no_box")
+    assert not results[0].problems.get(without)

@@ -7,18 +7,22 @@ import pytest
 
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError
+from spr.grounding import final_answer
 from spr.models.chat import check_thinking, render_answer, render_turn, user_turn
 from spr.models.describers.hf import HfDescriber
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
 from spr.models.loading import ModelError
 from spr.models.protocols import Answer
-from spr.models.thinking import Thinking
 
 SMALL = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12}
 QWEN = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Where?<|im_end|>\n<|im_start|>assistant\n"
 GLM = "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>Where?<|assistant|>\n"
 NO_GLM = GLM.replace("Where?", "Where?/nothink")
+KIMI = (
+    "<|im_user|>user<|im_middle|><|media_begin|>image<|media_content|><|media_pad|><|media_end|>\nWhere?<|im_end|>"
+    "<|im_assistant|>assistant<|im_middle|>"
+)
 BLOCK = "<think>\n\n</think>\n\n"
 TURNS = {  # family: the turn with reasoning off and on, and what an answer ends with
     "qwen3_5": (QWEN + BLOCK, QWEN + "<think>\n", "<|im_end|>"),
@@ -26,6 +30,7 @@ TURNS = {  # family: the turn with reasoning off and on, and what an answer ends
     "glm4v": (GLM + "<think></think>\n", GLM, "<|user|>"),
     "glm4v_moe": (NO_GLM + "<think></think>\n", GLM, "<|user|>"),
     "glm46v": (NO_GLM + "<think></think>\n", GLM, "<|user|>"),
+    "kimi_k25": (KIMI + "<think></think>", KIMI + "<think>", "<|im_end|>"),
 }
 # As published for Qwen3-VL's Thinking models: no switch, and always an open block.
 ALWAYS_OPEN = (
@@ -90,23 +95,22 @@ def test_models_that_do_not_reason_get_no_block_and_refuse_to_reason(family, mll
 
 
 @pytest.mark.parametrize(
-    ("text", "opened", "answer"),
+    ("family", "text", "opened", "answer"),
     [
-        ("I see a cat [1, 2].\n</think>\n\na cat [3, 4]", True, "a cat [3, 4]"),
-        ("<think>I see.</think>\na cat", False, "a cat"),
-        ("<think>I see.</think><answer>a cat</answer>", False, "a cat"),
-        ("<answer>a cat</answer>", False, "a cat"),
-        ("a cat", False, "a cat"),
-        (" a\n\ncat\n", False, " a\n\ncat\n"),
-        ("I see a cat [1, 2]", True, ""),
-        ("<think>I see a cat [1, 2]", False, ""),
-        ("so</think>no, so</think>\n\na dog", True, "a dog"),
-        ("", True, ""),
-        ("", False, ""),
+        ("qwen3_5", "I see a cat [1, 2].\n</think>\n\na cat [3, 4]", True, "a cat [3, 4]"),
+        ("qwen3_5", "I see a cat [1, 2]", True, None),
+        ("qwen3_5", " a\n\ncat\n", False, " a\n\ncat\n"),
+        ("glm4v", "<think>I see.</think><answer>a cat</answer>", False, "a cat"),
+        ("glm4v", "<answer>a cat</answer>", False, "a cat"),
+        ("glm4v", "<think>I see a cat [1, 2]", False, None),
+        ("gemma4", "<|channel>thought\nI see [1, 2].<channel|>a cat", False, "a cat"),
+        ("gemma4", "<|channel>thought\nI see [1, 2].", False, None),
+        ("gemma4", "a cat", False, "a cat"),
     ],
 )
-def test_the_answer_is_what_follows_the_reasoning(text, opened, answer):
-    assert Thinking(None, answer=("<answer>", "</answer>")).final_answer(text, opened=opened) == answer
+def test_the_answer_is_what_follows_the_reasoning(family, text, opened, answer):
+    found = final_answer(FAMILIES[family].thinking.marked(text, opened=opened))
+    assert found == (answer, None) if answer is not None else (found.text == "" and found.problem is not None)
 
 
 def forced(ids):
@@ -130,17 +134,19 @@ def says(model, text, ask, picture, monkeypatch):
     return answer
 
 
-def test_a_describer_that_reasons_returns_the_final_answer_alone(mllm_folder, ask, picture, monkeypatch):
+def test_a_describer_that_reasons_marks_where_its_answer_begins(mllm_folder, ask, picture, monkeypatch):
     for family, end in (("qwen3_5", "<|im_end|>"), ("glm4v", "<|user|>"), ("glm4v_moe", "<|user|>")):
         model = HfDescriber(mllm_folder(family), **SMALL, thinking=True)
         assert model.render("Where?") == TURNS[family][1]
-        start = "" if family == "qwen3_5" else "<think>"
+        start = "" if family == "qwen3_5" else "<think>"  # which Qwen3.5's turn ends with
         whole = says(model, f"{start}hm.</think>\na cup{end}", ask, picture, monkeypatch)
-        assert whole == Answer("a cup", "stop")
-        assert says(model, f"{start}no end", ask, picture, monkeypatch) == Answer("", "length")
-    # Only GLM-4.1V marks its answer.
-    glm = HfDescriber(mllm_folder("glm4v"), **SMALL)
-    assert says(glm, "<answer>a cup</answer><|user|>", ask, picture, monkeypatch) == Answer("a cup", "stop")
+        assert whole == Answer("<think>hm.</think>\na cup", "stop")
+        cut = says(model, f"{start}no end", ask, picture, monkeypatch)
+        assert cut.text.startswith("<think>no end")
+        assert cut.finish_reason == "length"
+        assert final_answer(cut.text).problem is not None
+    plain = HfDescriber(mllm_folder("qwen3_5"), **SMALL)
+    assert says(plain, "a cup<|im_end|>", ask, picture, monkeypatch) == Answer("a cup", "stop")
 
 
 def test_a_model_that_does_not_reason_is_refused(mllm_folder, tmp_path):
@@ -167,3 +173,32 @@ def test_a_model_that_does_not_reason_is_refused(mllm_folder, tmp_path):
 def test_contradictory_settings_are_refused(fields):
     with pytest.raises((ConfigError, ValueError), match="thinking"):
         DescriberConfig(**fields)
+
+
+def test_gemma_4_is_told_to_reason_by_a_system_turn_and_else_answers_after_an_empty_block(mllm_folder):
+    folder, entry = mllm_folder("gemma4"), FAMILIES["gemma4"]
+    processor = load(folder)
+    turn = "<|turn>user\n\n\n<|image|>\n\nWhere?<turn|>\n<|turn>model\n"
+    off, on = (render_turn(processor, entry, user_turn("Where?"), thinking=thinking) for thinking in (False, True))
+    assert off == "<bos>" + turn + "<|channel>thought\n<channel|>"
+    assert on == "<bos><|turn>system\n<|think|>\n<turn|>\n" + turn
+    check_thinking("m", processor, entry)
+    before, said, after = render_answer(processor, entry, user_turn("Where?"), "There.")
+    assert (before, said, after.strip()) == ("", "There.", "<turn|>")
+    # E2B's and E4B's templates write no block.
+    processor.chat_template = processor.chat_template.replace("<|channel>thought\n<channel|>", "")
+    assert render_turn(processor, entry, user_turn("Where?")) == "<bos>" + turn
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_what_gemma_4_writes_before_its_answer_is_not_part_of_it(thinking, mllm_folder):
+    # The larger models can write an empty block although they were told not to reason.
+    model = HfDescriber(mllm_folder("gemma4"), thinking=thinking, **SMALL)
+    for text, answer in (
+        ("<|channel>thought\n<channel|>A cup.<turn|>", "A cup."),
+        ("<|channel>thought\nIt is a cup.<channel|>A cup.<turn|>", "A cup."),
+        ("A cup.<turn|>", "A cup."),
+        ("<|channel>thought\nIt is", ""),
+    ):
+        ids = model.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert final_answer(model.decode(ids)).text == answer

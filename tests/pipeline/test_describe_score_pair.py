@@ -66,6 +66,18 @@ def candidates_of(describer, config):
     return from_table(output.table, Candidate), [(d["id"], d["reason"]) for d in output.dropped.to_pylist()]
 
 
+def test_points_of_a_crop_are_kept_in_pixels_of_the_image(config):
+    point = '[{"point_2d": [500, 500], "label": "cup"}]'
+    candidates, _ = candidates_of(Says("qwen3_vl", full=point, crop=point, crop_objects=point), config)
+    full, crop = (next(one for one in candidates if one.prompt_kind == kind) for kind in ("full", "crop"))
+    (x, y), (cx, cy) = full.spans[0].points[0], crop.spans[0].points[0]
+    assert (x, y) == (QUERY.width / 2, QUERY.height / 2)
+    x1, y1, x2, y2 = QUERY.region  # the centre of the crop is that of the region unless the image ends
+    assert x1 <= cx <= x2
+    assert y1 <= cy <= y2
+    assert parse(crop.text, "qwen3_vl", (QUERY.width, QUERY.height)).points == ((cx, cy),)
+
+
 def test_the_model_is_asked_about_the_image_and_about_the_crop_with_its_objects(config):
     describer = Says("ferret", full="x", crop="y", crop_objects="z")
     candidates_of(describer, config)
@@ -291,7 +303,7 @@ def candidate(number, *spans, text=None, plain=None):
             "qwen3_vl",
             '[{"bbox_2d": [0.1, 0.2, 0.5, 0.6], "label": "cup"}]',
             "1 box in dialect `qwen3_vl` with numbers from 0 to 1 (implausible_scale); check describer.dialect: "
-            "no other built-in dialect writes these",
+            "did the model write `kimi_vl`?",
         ),
         ("ferret", "a cup [1, 2, 3, 4] or [1, 2, 3]", None),
     ],

@@ -127,6 +127,15 @@ def test_an_iou_of_exactly_a_half_does_not_score_but_is_recorded():
     assert located.matches[0].iou == 0.5
 
 
+def test_a_point_in_an_objects_box_locates_it():
+    located = localization_score([CUP, PLATE], [(50, 50, 60, 58)], points=[(10, 0), (30, 30)])
+    assert located.score == pytest.approx((1 + 0.8) / 2)
+    assert [(m.object_id, m.iou, m.source) for m in located.matches] == [("1", 1.0, "text"), ("2", 0.8, "text")]
+    assert localization_score([CUP], [], points=[(5, 5)]).score == 1
+    assert localization_score([CUP], [], points=[(11, 5)]).matches[0].source == "none"
+    assert localization_score([CUP, PLATE], [], [(50, 50, 60, 58)], points=[(1, 1)]).matches[1].source == "detector"
+
+
 def test_a_detectors_box_counts_like_the_texts_and_loses_ties():
     assert localization_score([CUP], [], [(0, 0, 10, 8)]).matches[0].source == "detector"
     assert localization_score([CUP], [(0, 0, 10, 8)], [(0, 0, 10, 8)]).matches[0].source == "text"

@@ -41,6 +41,9 @@ ANSWERS = [
     "<",
 ]
 LINE_BREAKS = ["\na bird", "\n\na bird"]
+# Every answer after one prompt, and some answers after every prompt.
+COMBINED = [(PROMPTS[0], answer) for answer in ANSWERS]
+COMBINED += [(prompt, answer) for prompt in PROMPTS[1:] for answer in ANSWERS[1:5]]
 AROUND_IMAGES = {"internvl": ["<img>", "</img>"]}  # written by the processor
 
 
@@ -81,51 +84,48 @@ def whole_of(processor, prompt, answer):
     return processor.apply_chat_template([*user_turn(prompt), reply], tokenize=False)
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "ferret", "cogvlm"])
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl", "internvl", "ferret", "cogvlm"])
 def test_prompt_and_answer_are_the_whole_conversation_up_to_its_end_of_turn(model_type, processor_of):
     processor, family = processor_of(model_type), FAMILIES[model_type]
-    for prompt in PROMPTS:
+    for prompt, answer in COMBINED:
         turn = render_turn(processor, family, user_turn(prompt))
-        for answer in ANSWERS:
-            rendered = "".join(render_answer(processor, family, user_turn(prompt), answer))
-            before = ids_of(processor, turn)
-            ids = before + continue_tokens(processor.tokenizer, turn, rendered)[0]
-            whole = ids_of(processor, whole_of(processor, prompt, answer))
-            if whole[: len(before)] != before:  # CogVLM's turn ends with the prompt's own words, here with a space
-                assert (model_type, prompt[-1]) == ("cogvlm", " ")
-                assert processor.tokenizer.decode(ids) == processor.tokenizer.decode(whole)
-                continue
-            assert ids == whole[: len(ids)], (prompt, answer)
-            # Only what the template writes after the end of turn is left out.
-            assert processor.tokenizer.decode(whole[len(ids) :]).strip() == ""
-            assert ids[-1] == processor.tokenizer.eos_token_id
+        rendered = "".join(render_answer(processor, family, user_turn(prompt), answer))
+        before = ids_of(processor, turn)
+        ids = before + continue_tokens(processor.tokenizer, turn, rendered)[0]
+        whole = ids_of(processor, whole_of(processor, prompt, answer))
+        if whole[: len(before)] != before:  # CogVLM's turn ends with the prompt's own words, here with a space
+            assert (model_type, prompt[-1]) == ("cogvlm", " ")
+            assert processor.tokenizer.decode(ids) == processor.tokenizer.decode(whole)
+            continue
+        assert ids == whole[: len(ids)], (prompt, answer)
+        # Only what the template writes after the end of turn is left out.
+        assert processor.tokenizer.decode(whole[len(ids) :]).strip() == ""
+        assert ids[-1] == processor.tokenizer.eos_token_id
 
 
 def test_llava_answers_end_with_the_end_of_text_where_the_template_writes_a_space(processor_of):
     # LLaVA-1.5 was trained with </s> after each answer; the template of the converted checkpoints has a space there.
     processor, family = processor_of("llava"), FAMILIES["llava"]
-    for prompt in PROMPTS:
+    for prompt, answer in [*COMBINED, *((PROMPTS[0], answer) for answer in LINE_BREAKS)]:
         turn = render_turn(processor, family, user_turn(prompt))
-        for answer in [*ANSWERS, *LINE_BREAKS]:
-            rendered = render_answer(processor, family, user_turn(prompt), answer)
-            assert rendered == (" ", answer, "</s>")
-            assert turn + " " + answer + " " == whole_of(processor, prompt, answer)
-            ids = continue_tokens(processor.tokenizer, turn, "".join(rendered))[0]
-            expected = ids_of(processor, turn + " " + answer)
-            assert ids_of(processor, turn) + ids == [*expected, processor.tokenizer.eos_token_id]
+        rendered = render_answer(processor, family, user_turn(prompt), answer)
+        assert rendered == (" ", answer, "</s>")
+        assert turn + " " + answer + " " == whole_of(processor, prompt, answer)
+        ids = continue_tokens(processor.tokenizer, turn, "".join(rendered))[0]
+        expected = ids_of(processor, turn + " " + answer)
+        assert ids_of(processor, turn) + ids == [*expected, processor.tokenizer.eos_token_id]
 
 
 def test_llava_onevision_answers_follow_the_prompt_of_generation(processor_of):
     # A whole conversation has "assistant \n", of which " \n" is one token; generation starts with "assistant\n".
     processor, family = processor_of("llava_onevision"), FAMILIES["llava_onevision"]
-    for prompt in PROMPTS:
+    for prompt, answer in COMBINED:
         turn = render_turn(processor, family, user_turn(prompt))
         assert turn.endswith("<|im_start|>assistant\n")
-        for answer in ANSWERS:
-            rendered = "".join(render_answer(processor, family, user_turn(prompt), answer))
-            ids = ids_of(processor, turn) + continue_tokens(processor.tokenizer, turn, rendered)[0]
-            written = whole_of(processor, prompt, answer).replace("assistant \n", "assistant\n")
-            assert ids == ids_of(processor, written), (prompt, answer)
+        rendered = "".join(render_answer(processor, family, user_turn(prompt), answer))
+        ids = ids_of(processor, turn) + continue_tokens(processor.tokenizer, turn, rendered)[0]
+        written = whole_of(processor, prompt, answer).replace("assistant \n", "assistant\n")
+        assert ids == ids_of(processor, written), (prompt, answer)
 
 
 @pytest.mark.parametrize("model_type", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"])
@@ -159,12 +159,11 @@ def test_a_merge_across_the_border_does_not_add_the_space_that_llama_puts_before
 def test_decoding_an_answers_tokens_gives_the_answer(model_type, processor_of):
     processor, family = processor_of(model_type), FAMILIES[model_type]
     reader = AnswerTokens.of(processor.tokenizer, family, get_dialect(family.dialect), GenerationConfig())
-    for prompt in PROMPTS:
+    for prompt, answer in [*COMBINED, *((PROMPTS[0], answer) for answer in LINE_BREAKS)]:
         turn = render_turn(processor, family, user_turn(prompt))
-        for answer in [*ANSWERS, *LINE_BREAKS]:
-            rendered = "".join(render_answer(processor, family, user_turn(prompt), answer))
-            ids, _ = continue_tokens(processor.tokenizer, turn, rendered)
-            assert reader.decode(ids) == answer, prompt
+        rendered = "".join(render_answer(processor, family, user_turn(prompt), answer))
+        ids, _ = continue_tokens(processor.tokenizer, turn, rendered)
+        assert reader.decode(ids) == answer, prompt
 
 
 @pytest.mark.parametrize("model_type", KINDS)

@@ -26,7 +26,7 @@ def tokenizer(model_type):
 
 
 def answers(dialect, count):
-    """Grounded answers with boxes anywhere in the image, and the numbers of the dialect's whole range."""
+    """Grounded answers with boxes, or points if the dialect has no boxes, anywhere in the image."""
     draw = random.Random(3)
     for _ in range(count):
         width, height = draw.choice([(640, 480), (333, 500), (1920, 1080), (50, 70)])
@@ -36,7 +36,9 @@ def answers(dialect, count):
         for phrase in phrases:
             xs, ys = (sorted(draw.uniform(0, side) for _ in range(2)) for side in (width, height))
             start = plain.index(phrase)
-            spans.append(Span(phrase, start, start + len(phrase), ((xs[0], ys[0], xs[1], ys[1]),)))
+            boxes, points = ((xs[0], ys[0], xs[1], ys[1]),), tuple(zip(xs, ys, strict=True))
+            found = {"boxes": boxes} if dialect.writes_boxes else {"points": points}
+            spans.append(Span(phrase, start, start + len(phrase), **found))
         try:
             yield render(GroundedText(plain, tuple(spans)), dialect, (width, height)), (width, height)
         except GroundingError:

@@ -39,6 +39,15 @@ def test_pieces_of_a_text_join_to_the_whole(make_run):
     assert payload["sides"]["chosen"]["text"] == [["a cup", 0], [" and ", -1], ["a second cup", 1]]
 
 
+def test_points_are_listed_with_their_phrase(make_run):
+    maker = make_run(pairs=1)
+    spans = [{"phrase": "a cup", "start": 0, "end": 5, "boxes": [], "points": [(10, 20), (30.06, 40)]}]
+    maker.change("pairs", 0, rejected_spans=spans)
+    (payload,) = payloads(maker)
+    assert payload["sides"]["rejected"]["points"] == [[0, 10, 20], [0, 30.1, 40]]
+    assert "points" not in payload["sides"]["chosen"]
+
+
 def test_phrases_are_right_after_characters_that_javascript_counts_twice():
     text = "two 🐕🐕 and a cup"
     assert split_into_phrases(text, [Span("a cup", 11, 16)]) == (

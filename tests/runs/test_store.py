@@ -11,7 +11,7 @@ import pytest
 
 from spr.core.atomic import sha256, write_atomically
 from spr.core.errors import RunError
-from spr.records import ImageObject, ImageObjects
+from spr.records import Candidate, ImageObject, ImageObjects, Span
 from spr.records.schemas import from_table, to_table
 from spr.runs.store import Manifest, StageOutput, StageStore, count_reasons, dropped_table, read_table, write_table
 
@@ -48,6 +48,29 @@ def test_columns_that_earlier_versions_did_not_write_are_filled_in(tmp_path):
     assert store.read(entry).select(whole.column_names) == whole
     assert store.read(entry, ["split", "image_id"]).to_pydict() == {"split": ["train", "train"], "image_id": ["a", "b"]}
     assert [image.split for image in from_table(read_table(store.part(0)), ImageObjects)] == ["train", "train"]
+
+
+def test_spans_that_earlier_versions_wrote_are_read_without_points(tmp_path):
+    spans = (Span("a cup", 0, 5, ((1, 2, 3, 4),), ((5, 6),)),)
+    made = Candidate("1/c", "1", "full", "a cup", "a cup", "a cup", spans, (), None, 0, "m@1", "qwen3_vl")
+    new = to_table([made, dataclasses.replace(made, candidate_id="2/c", spans=())], Candidate)
+    rows = [
+        row | {"spans": [{k: v for k, v in s.items() if k != "points"} for s in row["spans"]]}
+        for row in new.to_pylist()
+    ]
+    kinds = {field.name: field.type for field in new.schema.field("spans").type.value_type if field.name != "points"}
+    element = pa.field("element", pa.struct([pa.field(n, t, nullable=False) for n, t in kinds.items()]), nullable=False)
+    place = new.schema.get_field_index("spans")
+    old = pa.Table.from_pylist(rows, schema=new.schema.set(place, pa.field("spans", pa.list_(element), nullable=False)))
+    store = StageStore(tmp_path / "candidates")
+    entries = [
+        store.write_shard(k, StageOutput(table, output().dropped), inputs=2) for k, table in enumerate((old, new))
+    ]
+    both = [store.read(entry) for entry in entries]
+    assert both[0].schema == both[1].schema == new.schema
+    read = from_table(pa.concat_tables(both), Candidate)
+    assert [one.spans for one in read] == [(dataclasses.replace(spans[0], points=()),), (), spans, ()]
+    assert store.read(entries[0], ["spans"])["spans"].type == new["spans"].type
 
 
 def test_the_same_rows_give_the_same_bytes_however_they_were_put_together(tmp_path):

@@ -14,9 +14,11 @@ from spr.pipeline.runner import run as run_pipeline
 from spr.training.loss import dpo
 from spr.training.shared_prefix import PairModel
 
+# As published, but with the line break before the next turn: TRL would train on one after the answer's end.
 CHAT_ML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{% if part['type'] == 'image' %}"
-    "IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>"
+    "{{ '\n' if add_generation_prompt or not loop.last }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VICUNA = (

@@ -212,10 +212,14 @@ def test_a_model_that_is_no_multimodal_llm_can_not_be_trained(pairs_folder, sett
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-@pytest.mark.parametrize("model_type", ["paligemma"])
+@pytest.mark.parametrize(
+    ("model_type", "why"),
+    [("paligemma", "no test shows"), ("qwen3_5", "linear attention"), ("qwen3_5_moe", "linear attention")],
+)
 def test_a_prefix_that_must_be_shared_and_can_not_be_is_refused(
-    model_type, trainable_folder, pairs_folder, settings, tmp_path
+    model_type, why, trainable_folder, pairs_folder, settings, tmp_path
 ):
     with pytest.raises(SprError, match="The prefix can't be shared") as caught:
         train(trl_pairs(pairs_folder), str(trainable_folder(model_type)), settings(prefix_sharing="shared"), tmp_path)
+    assert why in caught.value.got
     assert caught.value.fix == "set training.prefix_sharing=auto"

@@ -59,10 +59,8 @@ def our_logps(trainee, planned, *, shared):
     return torch.cat([chosen, rejected])
 
 
-@pytest.mark.parametrize("model_type", TRAINABLE)
-def test_log_probabilities_and_gradients_are_those_of_the_plain_model(model_type, prepared):
-    trainee, planned = prepared(model_type)
-    model, family = trainee.model, FAMILIES[model_type]
+def assert_as_the_plain_model(trainee, planned):
+    model, family = trainee.model, trainee.model.family
     parts = [
         plain_logp(model.peft, trainee.encoder.processor, family, one.turn, one.pair.load(), answer)
         for side in ("chosen", "rejected")
@@ -78,3 +76,38 @@ def test_log_probabilities_and_gradients_are_those_of_the_plain_model(model_type
         for name, gradient in gradients_of(model, found).items():
             tolerance = 1e-4 * gradients[name].abs().max().item()
             torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=tolerance)
+
+
+@pytest.mark.parametrize("model_type", TRAINABLE)
+def test_log_probabilities_and_gradients_are_those_of_the_plain_model(model_type, prepared):
+    assert_as_the_plain_model(*prepared(model_type))
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("size", ["_e2b", "", "_31b"])
+def test_so_are_those_of_every_size_of_gemma_4(size, kernel, mllm_folder, tmp_path, pairs_folder, settings, stir):
+    # E2B has causal images, layers that share keys, and embeddings per layer; the windows are shorter than the image.
+    folder, config = mllm_folder(f"gemma4{size}"), settings(attn_implementation=kernel)
+    trainee = load_trainee(str(folder), config, CPU, features=tmp_path)
+    stir(trainee.model)
+    planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
+    assert trainee.model.base.config.text_config.sliding_window < planned[0].prompt_tokens
+    assert_as_the_plain_model(trainee, planned)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4_e2b", "kimi_k25"])
+def test_gradients_with_checkpointing_are_those_without(
+    model_type, mllm_folder, tmp_path, pairs_folder, settings, stir
+):
+    # E2B's last layers take their keys and values from earlier ones, which are computed again in the backward pass.
+    found = []
+    for checkpointing in (False, True):
+        config = settings(gradient_checkpointing=checkpointing)
+        trainee = load_trainee(str(mllm_folder(model_type)), config, CPU, features=tmp_path)
+        stir(trainee.model.train())
+        planned, _ = trainee.encoder.plan(list(trl_pairs(pairs_folder))[:2], 4096)
+        layers = trainee.model.base.get_submodule(trainee.model.family.decoder).layers
+        assert {layer.gradient_checkpointing for layer in layers} == {checkpointing}
+        found.append(gradients_of(trainee.model, our_logps(trainee, planned, shared=True)))
+    assert found[0]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

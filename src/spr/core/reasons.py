@@ -115,7 +115,7 @@ CANDIDATE_REASONS: dict[str, str] = {
 
 PAIR_REASONS: dict[str, str] = {
     "fewer_than_two_candidates": "the query has fewer than two candidates to compare",
-    "chosen_without_box": "refinement left no box in the chosen answer",
+    "chosen_without_box": "refinement left no box and no point in the chosen answer",
     "chosen_equals_rejected": "both answers have the same text",
     "margin_under_minimum": "the scores differ by less than `pairing.min_margin`",
     "length_ratio_over_maximum": "one answer is more than `pairing.max_length_ratio` times as long as the other",
@@ -131,7 +131,7 @@ NEGATIVE_REASONS: dict[str, str] = {
     "looked for; or the run is of an earlier version",
     "no_present_category": "`pairing.positives`: no category has exactly one object in the image",
     "no_candidate_in_shard": "no image of the shard has a candidate, so it is not known how the model writes boxes",
-    "not_renderable": "a category's name would be read as something else in the model's dialect",
+    "not_renderable": "a category's name would be read as something else in the model's dialect, or it writes no boxes",
 }
 """Why the stage `negatives` has no questions about an image."""
 
@@ -203,6 +203,6 @@ def explain(stage: str, reason: str) -> str:
     """The explanation of a reason. For a reason of another package's stage: its name, as words.
 
     >>> explain("pairs", "chosen_without_box")
-    'refinement left no box in the chosen answer'
+    'refinement left no box and no point in the chosen answer'
     """
     return DROP_REASONS.get(stage, {}).get(reason, reason.replace("_", " "))

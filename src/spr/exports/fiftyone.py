@@ -27,7 +27,7 @@ CHOSEN = "chosen"
 
 
 def to_sample(row: ExportRow, labels: Labels) -> dict[str, Any]:
-    """A sample with the boxes and points of both answers, the objects' region, the texts and what identifies the pair."""
+    """A sample with boxes and points of both answers, the objects' region, the texts and what identifies the pair."""
     pair, size_wh = row.described, (row.described.width, row.described.height)
     chosen = numbered_answer(pair, labels.dialect)
     rejected = with_pixels(pair.rejected, pair.rejected_spans, labels.dialect, size_wh)

@@ -154,7 +154,11 @@ class NumberFrame:
 
     def decode_point(self, numbers: Sequence[float]) -> DecodedPoint:
         """The point in pixels of two numbers, or None if it lies outside of the image; and the problem, if any."""
-        box, reason = self.decode((*numbers, *numbers))
+        x, y = numbers
+        if 1 < x <= self.limit_x and 1 < y <= self.limit_y and not self.padded:
+            c, offset = self.canvas, self.coding.offset
+            return ((x + offset) * c.span_w / self.units_x, (y + offset) * c.span_h / self.units_y), None
+        box, reason = self.decode((x, y, x, y))
         return (None if box is None else box[:2]), reason
 
     def _off_the_padding(self, box: Box, reason: str | None) -> Decoded:

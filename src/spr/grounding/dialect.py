@@ -34,7 +34,6 @@ class Dialect:
         region_point: How a prompt writes a region that is a point, with places for x and y in thousandths of the sides,
             rounded down; None for models that know no such regions.
         rec_prompt: The default question of the REC benchmark; contains ``{expression}``.
-        point_prompt: The publisher's question for points; contains ``{expression}``. None if there is none.
         rec_keeps_commas: False if the family's own REC evaluation removes commas from the expressions.
         description_prompt: The default question of the description benchmark; contains ``{region}``. None for the
             default of `prompts.full`.
@@ -42,6 +41,7 @@ class Dialect:
             an answer is decoded.
         servers_keep_tokens: False if inference servers remove these tokens from answers unless a request sets
             ``skip_special_tokens: false``.
+        point_prompt: The publisher's question for points; contains ``{expression}``. None if there is none.
     """
 
     key: str
@@ -54,11 +54,11 @@ class Dialect:
     region_suffix: str = ""
     region_point: str | None = None
     rec_prompt: str = LOCATE
-    point_prompt: str | None = None
     rec_keeps_commas: bool = True
     description_prompt: str | None = None
     special_tokens: str | None = None
     servers_keep_tokens: bool = False
+    point_prompt: str | None = None
 
     @property
     def keeps_prose(self) -> bool:

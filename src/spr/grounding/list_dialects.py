@@ -64,6 +64,7 @@ LIST_DIALECTS = (
         ),
         Numbers(high=999, floor=True, offset=0.5),
         rec_prompt="<CAPTION_TO_PHRASE_GROUNDING>{expression}",
+        description_prompt="<REGION_TO_DESCRIPTION>{region}",
         special_tokens="<loc_[0-9]{1,4}>",
         servers_keep_tokens=True,
     ),

@@ -152,6 +152,11 @@ class Tags:
         return dict(pair for pair in (self.phrase, self.grounding, self.point_tags) if pair is not None)
 
     @cached_property
+    def tags(self) -> frozenset[str]:
+        """All tags."""
+        return frozenset(tag for pair in self.pairs.items() for tag in pair)
+
+    @cached_property
     def pattern(self) -> re.Pattern[str]:
         """A phrase (group 1; empty if not marked) with one well-formed box, any tag, a special token, or a `stray`."""
         tags = [re.escape(tag) for pair in self.pairs.items() for tag in pair]
@@ -239,9 +244,9 @@ class JsonList:
 
     Attributes:
         box_key: The key of a box, or of a list of boxes.
-        point_key: The key of a point, or of a list of points.
         label_key: The key of the label.
         other_label_keys: Keys that are read as the label of entries without ``label_key``, the first one that is there.
+        point_key: The key of a point, or of a list of points.
         y_first: Whether y comes before x.
         number: Format of a number.
         around: Pattern of tags around the list, which are removed without a report.
@@ -249,10 +254,10 @@ class JsonList:
     """
 
     box_key: str = "bbox_2d"
-    point_key: str = "point_2d"
     label_key: str = "label"
     other_label_keys: tuple[str, ...] = ("class", "category", "text_content", "name", "class_name", "category_name")
 
+    point_key: str = "point_2d"
     y_first: bool = False
     number: str = ""
     around: str | None = None

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from spr.core import boxes as bx
 from spr.grounding.names import category_name
-from spr.records import Box, ImageObject, Match
+from spr.grounding.points import points_in_boxes
+from spr.records import Box, ImageObject, Match, Point
 
 THRESHOLD = 0.5
 """A match counts for S_loc if its IoU is above this (paper, Sec. 3.2)."""
@@ -35,6 +36,7 @@ def localization_score(
     text_boxes: Sequence[Box],
     detected_boxes: Sequence[Box] = (),
     *,
+    points: Sequence[Point] = (),
     threshold: float = THRESHOLD,
 ) -> Localization:
     """S_loc = (1/|G|) Σ_i max_j p[i,j], where p[i,j] = IoU(g_i, b_j) if that is above 0.5, else 0 (paper, Sec. 3.2).
@@ -43,6 +45,8 @@ def localization_score(
         objects: G, the objects inside the region.
         text_boxes: The boxes in the description, in pixels of the original image.
         detected_boxes: The detector's boxes for the description's text; added to ``text_boxes``.
+        points: The points in the description. One in an object's box counts as an IoU of 1 (our choice): it has no
+            extent that could fit less well.
         threshold: An IoU counts if it is above this value, 0..1.
 
     Returns:
@@ -55,11 +59,12 @@ def localization_score(
     0.45
     """
     predictions = bx.as_boxes([*text_boxes, *detected_boxes])
-    if not len(predictions) or not objects:
+    if not (len(predictions) or points) or not objects:
         return Localization(0.0, tuple(Match(item.id, 0.0, "none") for item in objects))
-    overlaps = bx.iou_matrix([item.box for item in objects], predictions)
+    boxes = [item.box for item in objects]
+    overlaps = np.hstack([points_in_boxes(points, boxes).T, bx.iou_matrix(boxes, predictions)])
     values = overlaps.max(axis=1)
-    sources = np.where(overlaps.argmax(axis=1) < len(text_boxes), "text", "detector")
+    sources = np.where(overlaps.argmax(axis=1) < len(points) + len(text_boxes), "text", "detector")
     sources[values == 0] = "none"
     rows = zip(objects, values.tolist(), sources.tolist(), strict=True)
     matches = tuple(Match(item.id, value, source) for item, value, source in rows)

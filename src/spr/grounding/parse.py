@@ -58,8 +58,8 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         plain, spans = parse_elements(problems, markup, frame)
     else:
         plain, spans = parse_tokens(problems, markup, frame)
-    boxes = tuple(box for span in spans for box in span.boxes)
-    points = tuple(point for span in spans for point in span.points)
+    boxes = tuple([box for span in spans for box in span.boxes])
+    points = tuple([point for span in spans for point in span.points]) if problems.point_places else ()
     places = tuple(problems.places), tuple(problems.point_places)
     source = Source(text, dialect, size_wh, places[0], problems.unread, plain, boxes, points, places[1])
     grounded = GroundedText(plain, tuple(spans), problems.sorted(), source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from spr.grounding.coding import Frame
 from spr.grounding.markup import NUMBER, OTHER_NUMBERS, SPECIAL, STRAY_COORDINATES, Brackets, stray
@@ -37,7 +38,7 @@ class Prose:
         self._pieces: list[str] = []
         self._since = 0  # number of pieces when the last phrase was added; pieces before are final
         # Offsets of a phrase in the plain text, its boxes, their offsets in the raw answer, and its points.
-        self._groundings: list[tuple[int, int, list[Box], tuple[int, int], list[Point]]] = []
+        self._groundings: list[tuple[int, int, list[Box], tuple[int, int], Sequence[Point]]] = []
         self._opened = ""  # a bracket before a box; removed if it is closed right after the box
 
     def words(self, piece: str) -> None:
@@ -90,7 +91,7 @@ class Prose:
         else:
             self.words(words)
 
-    def add(self, boxes: list[Box], raw: tuple[int, int], points: list[Point] | None = None) -> None:
+    def add(self, boxes: list[Box], raw: tuple[int, int], points: Sequence[Point] = ()) -> None:
         """Ground the phrase that ends here: that of the previous boxes, or one found by `find_phrase`.
 
         Boxes belong to the previous phrase if only a comma or an "and" is between, which is removed with them. An empty
@@ -107,7 +108,12 @@ class Prose:
                 if joint[1] or joint[2]:
                     self._opened = " " + joint[1] + joint[2]
                 self._groundings[-1][2].extend(boxes)
-                self._groundings[-1][4].extend(points or ())
+                if points:
+                    start, end, before, first, others = self._groundings[-1]
+                    if isinstance(others, list):
+                        others.extend(points)
+                    else:
+                        self._groundings[-1] = start, end, before, first, list(points)
                 return
         if len(pieces) > since and pieces[-1][-1] in _CLOSING:
             last = pieces.pop()
@@ -118,10 +124,10 @@ class Prose:
         self.ground(_BY_RULE, self.length, boxes, raw, points)
 
     def ground(
-        self, start: int, end: int, boxes: list[Box], raw: tuple[int, int], points: list[Point] | None = None
+        self, start: int, end: int, boxes: list[Box], raw: tuple[int, int], points: Sequence[Point] = ()
     ) -> None:
         """Add a phrase at ``start:end`` of the plain text with its boxes and points."""
-        self._groundings.append((start, end, boxes, raw, points or []))
+        self._groundings.append((start, end, boxes, raw, points))
         self._since = len(self._pieces)
 
     def finish(self, *, marked: bool) -> tuple[str, list[Span]]:
@@ -145,7 +151,7 @@ class Prose:
                     what = "box" if boxes else "point"
                     self.problems.note(*raw, f"{what} without a {'marked ' * marked}phrase: {handling}")
             start = min(start, len(plain))
-            spans.append(Span(plain[start:end], start, end, tuple(boxes), tuple(points)))
+            spans.append(Span(plain[start:end], start, end, tuple(boxes), tuple(points) if points else ()))
             position = end
         return plain, spans
 

@@ -107,7 +107,8 @@ PROSE_DIALECTS = (
             space_inside=True,
         ),
         Cells(32),
-        rec_prompt="<grounding><phrase>{expression}</phrase>",
+        rec_prompt="<grounding><phrase> {expression}</phrase>",
+        description_prompt="<grounding><phrase> It</phrase>{region} is",
         special_tokens="</?(?:phrase|object|delimiter_of_multi_objects/|grounding)>|<patch_index_[0-9]{1,4}>",
     ),
     Dialect(

@@ -14,6 +14,7 @@ from spr.grounding.dialects import DIALECTS, Dialect, get_dialect
 from spr.grounding.editing import source_text
 from spr.grounding.markup import SPECIAL, Brackets, Elements, JsonList, Markup, Tags, Tokens, stray
 from spr.grounding.parse import parse
+from spr.grounding.points import centre
 from spr.grounding.prose import is_coordinates
 from spr.grounding.text import PROBLEM_LENGTH, GroundedText, Problem, with_ascii_punctuation, without_surrogates
 from spr.records import Box, Point, Size, Span
@@ -66,16 +67,23 @@ def render(grounded: GroundedText, dialect: str | Dialect, size_wh: Size) -> str
 def render_box(box: Box, dialect: str | Dialect, size_wh: Size, *, region: bool = False) -> str:
     """Write one box (xyxy pixels of the original image, clipped to it) alone, for a prompt.
 
-    With ``region``, the box is an input region, which is followed by the dialect's ``region_suffix``.
+    With ``region``, the box is an input region, which is followed by the dialect's ``region_suffix``. A dialect without
+    boxes gets points instead (our choice): two corners of a region, or the centre of an object's box.
 
     Raises:
-        GroundingError: for an unknown dialect or one without boxes, a wrong image size or a box with x2 < x1 or
-            y2 < y1.
+        GroundingError: for an unknown dialect, a wrong image size or a box with x2 < x1 or y2 < y1.
 
     >>> render_box((100, 75, 300, 400), "ferret", (1000, 500), region=True)
     '[100, 150, 300, 800] <region_fea>'
+    >>> render_box((100, 75, 300, 400), "molmo2", (1000, 500), region=True)
+    '<points coords="1 1 100 150 2 300 800"></points>'
     """
     dialect = get_dialect(dialect)
+    if not dialect.writes_boxes and isinstance(dialect.markup, Elements):
+        frame = dialect.frame(size_wh)
+        _check_corners(box)
+        points = (box[:2], box[2:]) if region else (centre(box),)
+        return _render_elements("", [Span("", 0, 0, (), points)], dialect.markup, frame)
     return _boxes((box,), _with_boxes(dialect), dialect.frame(size_wh)) + dialect.region_suffix * region
 
 
@@ -169,8 +177,7 @@ def _boxes(boxes: tuple[Box, ...], markup: _BoxMarkup, frame: Frame) -> str:
     """The boxes of one phrase as text."""
     written = []
     for box in boxes:
-        if not (box[0] <= box[2] and box[1] <= box[3]):
-            raise GroundingError("Box can't be written", got=box, expected="x1 ≤ x2 and y1 ≤ y2 (xyxy pixels)")
+        _check_corners(box)
         written.append(markup.box.format(*frame.encode(box)))
     if isinstance(markup, Brackets):
         opened, closed, gap = "[" * markup.width, "]" * markup.width, " "
@@ -181,6 +188,11 @@ def _boxes(boxes: tuple[Box, ...], markup: _BoxMarkup, frame: Frame) -> str:
     if markup.separator is None:
         return gap.join(opened + text + closed for text in written)
     return opened + markup.separator.join(written) + closed
+
+
+def _check_corners(box: Box) -> None:
+    if not (box[0] <= box[2] and box[1] <= box[3]):
+        raise GroundingError("Box can't be written", got=box, expected="x1 ≤ x2 and y1 ≤ y2 (xyxy pixels)")
 
 
 def _points(points: tuple[Point, ...], markup: Tags, frame: Frame) -> str:

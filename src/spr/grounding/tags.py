@@ -29,8 +29,8 @@ class TagReader:
     def read(self) -> tuple[str, list[Span]]:
         """Parse the text, once."""
         text, read_text, prose, markup = self.text, self.read_text, self.prose, self.markup
-        tags = {tag for pair in markup.pairs.items() for tag in pair}
-        position, is_marked = 0, markup.phrase is not None
+        tags, decode, closing = markup.tags, self.problems.decode, len(markup.phrase[1]) if markup.phrase else -1
+        position = 0
         if (whole := markup.shape_pattern.fullmatch(read_text)) is not None:
             position = self._bare(0, [whole], *whole.span())
         for match in markup.pattern.finditer(read_text, position):
@@ -39,13 +39,12 @@ class TagReader:
                 continue  # the closing tag of coordinates without an opening tag
             if match[1] is not None:
                 self._close(position, start)
-                if markup.phrase is not None:
-                    unit = match.end(1) + len(markup.phrase[1]), stop
-                    boxes = self.problems.decode(self.frame, match, markup.numbers, unit)
+                if closing >= 0:
+                    boxes = decode(self.frame, match, markup.numbers, (match.end(1) + closing, stop))
                     self._phrase(text[slice(*match.span(1))], boxes, start, stop)
                 else:
                     prose.drop_space()
-                    prose.add(self.problems.decode(self.frame, match, markup.numbers), (start, stop))
+                    prose.add(decode(self.frame, match, markup.numbers), (start, stop))
             elif match[0] in tags:
                 self._tag(match[0], position, start, stop)
             elif self.opened is not None:
@@ -63,7 +62,7 @@ class TagReader:
                     prose.stray(text[position:start], start, stop, reason)
             position = stop
         self._close(position, len(text))
-        return prose.finish(marked=is_marked)
+        return prose.finish(marked=closing >= 0)
 
     def _close(self, position: int, stop: int) -> None:
         """Add the words before ``stop``. An open tag is reported; words after it, or after its numbers, are kept."""

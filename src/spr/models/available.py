@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 
 from spr.config import DescriberConfig, DetectorConfig, ScorerConfig
-from spr.core.documents import read_json
 from spr.core.errors import SprError
 from spr.core.paths import is_dir
 from spr.core.terminal import count_text
@@ -23,6 +21,7 @@ from spr.models.loading import (
     model_source,
     unreachable,
 )
+from spr.models.weight_files import cached, weights_are_cached
 
 Section = DescriberConfig | ScorerConfig | DetectorConfig
 
@@ -45,10 +44,10 @@ def check_models(sections: Iterable[Section]) -> None:
         source = model_source(section.model)
         try:
             check_folder(source)
-            cached = not is_dir(source) and _is_cached(source, section.revision)
-            if not is_dir(source) and not cached and (missing or constants.HF_HUB_OFFLINE):
+            complete = not is_dir(source) and _is_cached(source, section.revision)
+            if not is_dir(source) and not complete and (missing or constants.HF_HUB_OFFLINE):
                 raise unreachable(source)
-            if not cached or adapter is not None:
+            if not complete or adapter is not None:
                 config = load_config(source, revision=section.revision)
                 if isinstance(section, DescriberConfig):
                     check_multimodal(source, config.model_type)
@@ -74,16 +73,4 @@ def check_models(sections: Iterable[Section]) -> None:
 
 def _is_cached(model: str, revision: str | None) -> bool:
     """Whether the config and all weights of a Hub model are in the cache."""
-
-    def file(name: str) -> str | None:
-        found = try_to_load_from_cache(model, name, revision=revision or "main")
-        return found if isinstance(found, str) else None
-
-    try:
-        if file("config.json") is None:
-            return False
-        index = file("model.safetensors.index.json")
-        names = set(read_json(Path(index))["weight_map"].values()) if index is not None else {"model.safetensors"}
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return all(file(name) is not None for name in names)
+    return cached(model, "config.json", revision) is not None and weights_are_cached(model, revision)

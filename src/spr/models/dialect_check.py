@@ -19,6 +19,7 @@ from spr.records import Span
 
 _SIZE = (640, 480)
 _BOXES = ((0.0, 0.0, 96.0, 408.0), (48.0, 36.0, 640.0, 480.0), (312.0, 12.0, 564.0, 228.0), (7.0, 241.0, 411.0, 470.0))
+_POINTS = ((0.0, 0.0), (640.0, 480.0), (312.0, 12.0), (411.0, 470.0))
 _QUESTION = user_turn("Where is it?")
 _COPY_FIX = "copy the model's own tokenizer.json and tokenizer_config.json into its folder"
 _TOKENIZER_FIX = f"{_COPY_FIX}, or choose a dialect that the tokenizer keeps (describer.dialect)"
@@ -77,7 +78,8 @@ def sample_texts(dialect: Dialect) -> list[str]:
     'A Dog [0, 0, 150, 850] [75, 75, 1000, 1000] [487, 25, 881, 475] [10, 502, 642, 979]'
     """
     try:
-        drawn = render(GroundedText("A Dog", (Span("A Dog", 0, 5, _BOXES),)), dialect, _SIZE)
+        places = (_BOXES, ()) if dialect.writes_boxes else ((), _POINTS)
+        drawn = render(GroundedText("A Dog", (Span("A Dog", 0, 5, *places),)), dialect, _SIZE)
     except GroundingError:  # of other packages' dialects, which may write one box per phrase
         return [dialect.example]
     return [dialect.example, drawn]
@@ -115,9 +117,9 @@ def _check_whole(source: Source, tokenizer: Any, tokens: Iterable[str], why: str
 
 
 def _content(text: str, dialect: Dialect, words: bool) -> tuple[Any, ...]:
-    """What must survive: the boxes and their number per phrase; with ``words``, also the words without white space."""
+    """What must survive: the boxes and points of each phrase; with ``words``, also the words without white space."""
     grounded = parse(text, dialect, _SIZE)
-    boxes = [span.boxes for span in grounded.spans if span.boxes]
+    boxes = [(span.boxes, span.points) for span in grounded.spans if span.boxes or span.points]
     return (boxes, "".join(text.split()), [problem.reason for problem in grounded.problems]) if words else (boxes,)
 
 

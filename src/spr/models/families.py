@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from spr.core.errors import closest
 from spr.core.registry import Registry
 from spr.grounding import DIALECTS, Dialect, get_dialect
 from spr.grounding.geometry import Resized
@@ -69,7 +70,7 @@ class Family:
             inserts the image itself.
         end_of_turn: Tokens that end an answer, in addition to those of the generation config.
         markup_tokens: True if the published vocabularies have one token for each special token of the dialect; False
-            if the models write them as text.
+            if the models write them as text, or it is not known.
         pads_square: True if the model was trained on images padded to a square while its saved processor crops them.
         max_aspect: Ratio of the longer to the shorter side above which the image processor refuses an image.
         custom: The model's own classes, for families that transformers does not have.
@@ -90,6 +91,8 @@ class Family:
         thinking: How models that can reason are told to; None for families without reasoning.
         counts_image_tokens: True if the processor's ``_get_num_multimodal_tokens`` gives the number of image tokens in
             a prompt without the image.
+        count_function: Function, as ``"module:name"``, that gives this number where the processor has no such method,
+            from the processor, the image's height and its width.
         positions: The positions of the prompt's tokens: ``text``: 0, 1, 2, …; ``one_based``: 1, 2, 3, …; ``grid``: by
             the model's ``get_rope_index``, for image tokens with a row and a column; ``own``: by the model's
             ``prompt_positions``.
@@ -134,6 +137,7 @@ class Family:
     prompt_pattern: str | None = None
     thinking: Thinking | None = None
     counts_image_tokens: bool = True
+    count_function: str | None = None
     positions: Literal["text", "one_based", "grid", "own"] = "text"
     image_grid: str = "image_grid_thw"
     resized_geometry: bool = False
@@ -179,7 +183,9 @@ _MINICPM = partial(
     turn=_CHAT_ML.replace("{image}", "{image}\n") + _QWEN_EMPTY,
     end_of_turn=_CHAT_ML_END,
     thinking=Thinking("enable_thinking", _QWEN_EMPTY),
-    counts_image_tokens=False,
+    count_function="spr.models.ported.minicpm_v:count_minicpm_v_tokens",
+    # MiniCPM-V 2.6 has tokens for them; 4.6 and later have the vocabulary of Qwen3.5.
+    markup_tokens=False,
 )
 _GLM_EMPTY = "<think></think>\n"
 _GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
@@ -273,7 +279,7 @@ _ALL = (
         "glm4v",
         "GLM-4.1V-9B-Thinking, GLM-4.6V-Flash",
         turn=_GLM_TURN,
-        thinking=Thinking("enable_thinking", _GLM_EMPTY, answer=("<answer>", "</answer>")),
+        thinking=Thinking("enable_thinking", _GLM_EMPTY),
         target_modules=(*_ATTENTION, "gate_up_proj", "down_proj"),
     ),
     _GLM(
@@ -294,10 +300,9 @@ _ALL = (
     Family(
         "gemma3",
         "Gemma 3 4B, 12B, 27B",
-        dialect="paligemma",
+        dialect="gemini",
         turn="<start_of_turn>user\n{image}{prompt}<end_of_turn>\n<start_of_turn>model\n",
         end_of_turn=("<end_of_turn>",),
-        markup_tokens=False,
         shared_prefix=True,
         joined_features=True,
         image_markup="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
@@ -306,10 +311,9 @@ _ALL = (
     Family(
         "gemma4",
         "Gemma 4 E2B, E4B, 26B-A4B, 31B",
-        dialect="paligemma",
+        dialect="gemini",
         turn="<|turn>user\n\n\n{image}\n\n{prompt}<turn|>\n<|turn>model\n",
         end_of_turn=("<turn|>",),
-        markup_tokens=False,
         shared_prefix=True,
         image_markup="<|image><|image|><image|>",
         # E2B and E4B have a config without this setting, and plain causal attention.
@@ -320,7 +324,7 @@ _ALL = (
     Family(
         "kimi_k25",
         "Kimi K2.5, K2.6",
-        dialect="qwen3_vl",
+        dialect="kimi_vl",
         turn="<|im_user|>user<|im_middle|><|media_begin|>image<|media_content|>{image}<|media_end|>\n{prompt}<|im_end|>"
         "<|im_assistant|>assistant<|im_middle|><think></think>",
         end_of_turn=_CHAT_ML_END,
@@ -356,7 +360,7 @@ _ALL = (
     Family(
         "molmo2",
         "Molmo2 4B, 8B, O-7B",
-        dialect="qwen3_vl",
+        dialect="molmo2",
         turn="{image}" + _CHAT_ML.replace("{image}", ""),
         end_of_turn=_CHAT_ML_END,
         shared_prefix=True,
@@ -422,6 +426,25 @@ FAMILIES: Registry[Family] = Registry("model family", "spr.families", {family.mo
 """The families by ``model_type``."""
 
 
+HOW_TO_ADD = "docs/how-to/add-a-model-family.md"
+"""The page that shows how a family is added."""
+
+
+def unknown_family(model_type: str, what: str, *, why: str | None = None, instead: str | None = None) -> ModelError:
+    """The error for a model whose family is not in the table; it names the family with the most similar name.
+
+    ``what`` can't be done, ``why`` not, if there is more to say, and what the user can do ``instead`` of adding it.
+
+    >>> unknown_family("llava_1_5", "The model can't be trained").expected.partition(";")[0]
+    'the nearest is llava (LLaVA-1.5)'
+    """
+    near = closest(model_type.lower(), FAMILIES)
+    nearest = f"the nearest is {near} ({FAMILIES[near].models}); " if near is not None else ""
+    got = f"model_type {model_type}" + (f": {why}" if why is not None else "")
+    fix = (f"{instead}, or " if instead is not None else "") + f"add the family: {HOW_TO_ADD} shows how"
+    return ModelError(what, got=got, expected=f"{nearest}known are {', '.join(FAMILIES)}", fix=fix)
+
+
 def is_grounding_token(token: str, *dialects: Dialect) -> bool:
     """Whether a special token is part of the markup of a dialect: a registered one, or one of ``dialects``.
 
@@ -449,8 +472,8 @@ def choose_dialect(dialect: str | Dialect | None, model_type: str, image_process
         return dialect
     if dialect is None:
         if model_type not in FAMILIES:
-            what, got = "The dialect of this model family is unknown", f"model_type {model_type}"
-            raise ModelError(what, got=got, expected=", ".join(FAMILIES), fix="set describer.dialect")
+            what = "The dialect of this model family is unknown"
+            raise unknown_family(model_type, what, instead="set describer.dialect")
         dialect = FAMILIES[model_type].dialect
     chosen = get_dialect(dialect)
     if not isinstance(chosen.geometry, Resized):

@@ -23,6 +23,7 @@ from spr.models.families import Family
 from spr.models.loading import ModelError, Source, clear_errors, load_part
 
 _OTHER_PARTS = ("video_processor", "feature_extractor")
+_UNCHECKED = {"check_argument_for_proper_class": lambda *_: None}
 
 
 def load_processor(
@@ -73,6 +74,15 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) 
     return dict(inputs.convert_to_tensors("pt"))
 
 
+def count_image_tokens(processor: Any, family: Family, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """The number of tokens for images of these heights and widths. ``counts_image_tokens`` of the family is true."""
+    if family.count_function is not None:
+        count = resolve_name(family.count_function)
+        return [int(count(processor, height, width)) for height, width in sizes]
+    counted = processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])
+    return [int(number) for number in counted["num_image_tokens"]]
+
+
 class _NoVideo(dict[str, Any]):
     """What constructors of processors read of the video processor. As a dict, it can be logged as JSON."""
 
@@ -84,7 +94,7 @@ def _make(processor_class: Any, parts: dict[str, Any], settings: dict[str, Any])
     parts = {"video_processor": _NoVideo(), **parts}
     names = list(inspect.signature(processor_class.__init__).parameters)[1:]
     taken = 1 + max(k for k, name in enumerate(names) if name in (*parts, *_OTHER_PARTS))
-    unchecked = type(processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None})
+    unchecked: Any = type(processor_class.__name__, (processor_class,), _UNCHECKED)
     processor: Any = unchecked.from_args_and_dict([parts.get(name) for name in names[:taken]], settings)
     processor.__class__ = without_video(processor_class)
     for name in _OTHER_PARTS:

@@ -1,6 +1,7 @@
-"""Loads models and PEFT adapters: completely and from safetensors only, or with one clear error.
+"""Loads models and PEFT adapters: completely, or with one clear error.
 
-Code from the model's repository never runs. transformers initializes missing tensors randomly; here they are an error.
+Code from the model's repository never runs: weights are safetensors, or pickles of tensors only. transformers
+initializes missing tensors randomly; here they are an error.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from spr.core.paths import is_dir
 from spr.core.progress import MEGABYTE, Progress, advance
 from spr.models.batching import DeviceMemoryError
 from spr.models.hub_cache import command_for
+from spr.models.weight_files import cached, has_only_pickles, without_conversion
 
 Source: TypeAlias = str | os.PathLike[str]
 """A folder in the format of ``save_pretrained``, or a model id of the Hub."""
@@ -77,25 +79,36 @@ def load_pretrained(
     """Load a model with all of its weights, in eval mode and without gradients.
 
     With the dtype ``"auto"``, the weights keep their dtype on disk. Without a device, they stay where
-    ``from_pretrained``, which gets all further arguments, puts them (``device_map``, or the CPU).
+    ``from_pretrained``, which gets all further arguments, puts them (``device_map``, or the CPU). Pickles are read if
+    there are no safetensors, and refused if they contain anything but tensors.
 
     Raises:
-        ModelError: if the model is missing or unreachable, has no safetensors, needs a package that is not
+        ModelError: if the model is missing or unreachable, has no weights, needs a package that is not
             installed, or has missing, unexpected or misshapen tensors (all are listed).
         DeviceMemoryError: if it does not fit into the device's memory.
     """
-    with clear_errors(source, revision), _shown(source):
-        model, found = model_class.from_pretrained(
+
+    def load(use_safetensors: bool) -> Any:
+        return model_class.from_pretrained(
             source,
             revision=revision or "main",
             dtype=dtype,
-            use_safetensors=True,
+            use_safetensors=use_safetensors,
+            weights_only=True,
             trust_remote_code=False,
             # Don't raise at the first misshapen tensor: check_complete lists all problems together.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **kwargs,
         )
+
+    with clear_errors(source, revision), _shown(source), without_conversion():
+        try:
+            model, found = load(use_safetensors=True)
+        except OSError:
+            if not has_only_pickles(source, revision):
+                raise
+            model, found = load(use_safetensors=False)
         check_complete(source, type(model).__name__, found)
         if device is not None:
             model = model.to(device)
@@ -213,17 +226,20 @@ def check_vocabulary(source: Source, tokenizer: Any, size: int) -> None:
 def source_name(source: Source, revision: str | None = None, model: Any = None) -> str:
     """``id@revision``, as stored in candidates: the same name means the same weights.
 
-    For a Hub model, the revision is the commit in the config of the loaded ``model`` (or a config in its place), else
-    the requested ``revision``. For a folder, the id is its name, and the revision is the first 12 hex digits of the
-    SHA-256 of its config and weights.
+    For a Hub model, the revision is the commit of the snapshot in the Hub's cache, or that in the config of the loaded
+    ``model`` (or a config in its place), else the requested ``revision``. For a folder, the id is its name, and the
+    revision is the first 12 hex digits of the SHA-256 of its config and weights.
     """
     folder = Path(source)
     if is_dir(folder):
-        patterns = ("config.json", "adapter_config.json", "*.safetensors")
+        weights = "pytorch_model*.bin" if has_only_pickles(folder) else "*.safetensors"
+        patterns = ("config.json", "adapter_config.json", weights)
         paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
         states = tuple((path, (state := path.stat()).st_size, state.st_mtime_ns) for path in paths)
         return f"{folder.resolve().name}@{_digest(short_name(folder), states)[:12]}"
     commit = getattr(getattr(model, "config", model), "_commit_hash", None)
+    if commit is None and (config := cached(os.fspath(source), "config.json", revision)) is not None:
+        commit = config.parent.name  # …/snapshots/COMMIT/config.json
     return f"{source}@{commit or revision or 'main'}"
 
 

@@ -1,4 +1,4 @@
-"""Models that can reason before they answer: how they are told to, or not to, and what their final answer is."""
+"""Models that can reason before they answer: how they are told to, or not to, and how their reasoning is marked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ class Thinking:
         start, end: What the block begins and ends with.
         always: False if an empty block is left to the chat template, and only completed where it opens one: not all
             models of the family reason, or are trained with it.
-        answer: Markup that some models of the family put around what follows the block; it is removed.
     """
 
     option: str | None
@@ -25,7 +24,6 @@ class Thinking:
     start: str = "<think>"
     end: str = "</think>"
     always: bool = True
-    answer: tuple[str, ...] = ()
 
     def without(self, turn: str) -> str:
         r"""The turn with the block of reasoning closed, so that the answer comes next.
@@ -43,15 +41,13 @@ class Thinking:
         """Whether a turn ends with the beginning of a block of reasoning."""
         return turn.rstrip().endswith(self.start)
 
-    def final_answer(self, text: str, *, opened: bool) -> str:
-        """What follows the reasoning in a generated text; empty if the text was cut before the reasoning ended.
+    def marked(self, text: str, *, opened: bool) -> str:
+        r"""A generated text with its reasoning marked as `spr.grounding.final_answer` reads it.
 
         ``opened`` says that the turn already begins the block.
+
+        >>> Thinking("enable_thinking").marked("A dog?</think>\na dog", opened=True)
+        '<think>A dog?</think>\na dog'
         """
-        _, end, rest = text.rpartition(self.end)
-        if not end and (opened or text.lstrip().startswith(self.start)):
-            return ""
-        rest = rest.lstrip("\n") if end else text
-        for mark in self.answer:
-            rest = rest.replace(mark, "")
-        return rest
+        text = self.start + text if opened else text
+        return text.replace(self.start, "<think>").replace(self.end, "</think>")

@@ -206,7 +206,7 @@ def _refined(query: RegionQuery, best: Candidate, pairing: PairingConfig, inside
         refined = refine(text, query.region, query.objects, unmatched=unmatched, inside_fraction=inside_fraction)
     except GroundingError:
         return "not_renderable"
-    return refined if refined.text.boxes else "chosen_without_box"
+    return refined if refined.text.boxes or refined.text.points else "chosen_without_box"
 
 
 def _pair(

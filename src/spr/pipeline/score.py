@@ -129,9 +129,9 @@ def score_candidate(
     """Combine the parts of a candidate's score (paper, Sec. 3.2).
 
     ``s_crop`` and ``s_local`` are cosines, -1..1; the boxes of ``detections`` are in pixels of the original image.
-    Detections are predictions, as are the boxes of the description. With ground truth ``annotations+detections``, those
-    with at least ``inside_fraction`` of their area inside the region are objects instead: as predictions, they would
-    match themselves.
+    Detections are predictions, as are the boxes and points of the description. With ground truth
+    ``annotations+detections``, those with at least ``inside_fraction`` of their area inside the region are objects
+    instead: as predictions, they would match themselves.
     """
     truth: list[ImageObject] = list(query.inside)
     detected_boxes = [detection.box for detection in detections]
@@ -139,7 +139,8 @@ def score_candidate(
         truth += _new_objects(detections, query, inside_fraction, scoring.same_object_iou)
         detected_boxes = []
     text_boxes = [box for span in candidate.spans for box in span.boxes]
-    located = localization_score(truth, text_boxes, detected_boxes, threshold=scoring.match_iou)
+    points = [point for span in candidate.spans for point in span.points]
+    located = localization_score(truth, text_boxes, detected_boxes, points=points, threshold=scoring.match_iou)
     weight, semantic = scoring.semantic_weight, (s_crop + s_local) / 2
     return Scores(
         candidate_id=candidate.candidate_id,

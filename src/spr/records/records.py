@@ -263,7 +263,7 @@ class Span(Row):
             if not (isfinite(x1) and isfinite(y1) and isfinite(x2) and isfinite(y2)):
                 raise RecordError("a span has a non-finite box", got=self.boxes, expected="four finite numbers per box")
         object.__setattr__(self, "boxes", boxes)
-        if self.points or type(self.points) is not tuple:
+        if self.points != ():
             object.__setattr__(self, "points", _checked_points(self.points))
 
 

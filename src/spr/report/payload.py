@@ -30,7 +30,7 @@ def pair_payload(item: JoinedPair, image: dict[str, Any], *, unmatched: str = "r
     Returns:
         JSON values. Boxes are xyxy in pixels of the original image, rounded to 0.1. ``objects``: category, box, and
         whether the object is inside the region. Each side has ``text`` and ``loose`` from `split_into_phrases`, and
-        ``spans`` from `match_boxes`.
+        ``spans`` from `match_boxes`; if it has points, ``points`` are the number of the span, x and y of each.
     """
     pair, objects = item.pair, item.query.objects
     truth = bx.as_boxes([found.box for found in objects])
@@ -62,7 +62,9 @@ def _side_payload(item: JoinedPair, side: Side, truth: np.ndarray, unmatched: st
         except SprError:
             plain = raw
     text, loose = split_into_phrases(plain, spans)
+    points = [[number, *_round(point)] for number, span in enumerate(spans) for point in span.points]
     return {
+        **({"points": points} if points else {}),
         "candidate": getattr(item.pair, f"{side}_candidate"),
         "kind": answer.prompt_kind,
         "scores": [answer.scores[name] for name in SCORE_NAMES],
@@ -166,6 +168,8 @@ def _shorten_side(side: dict[str, Any], limit: int) -> None:
         "text": shown,
         "loose": loose,
     }
+    if "points" in side:
+        side["points"] = [point for point in side["points"] if point[0] in numbers]
 
 
 class GalleryIndex:

@@ -34,7 +34,7 @@ from spr.core.errors import InputError, RunError
 from spr.core.outputs import MARKER, check_output, file_hashes, made_before, write_marker
 from spr.core.paths import is_dir
 from spr.core.progress import Progress
-from spr.models.custom_models import class_name, load_config, load_mllm
+from spr.models.custom_models import class_name, load_mllm, load_trainable_config
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor
 from spr.models.loading import check_adapter_files, clear_write_errors, hidden_bars, model_source, source_name
@@ -299,7 +299,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: str | None = None, revisio
     identity = {"adapter": source_name(adapter).partition("@")[2], "model": source, "revision": revision}
     if made_before(out, _MERGE, "a merged model", identity):
         return
-    model_config = load_config(source, revision=revision, expected=FAMILIES)
+    model_config = load_trainable_config(source, revision=revision)
     kind = model_config.model_type
     trained_class, model_class = (config.auto_mapping or {}).get("base_model_class"), class_name(kind)
     fix = "give the model that the adapter was trained on with --model"

@@ -23,7 +23,7 @@ from spr.grounding.text import Range
 from spr.models.chat import RenderedAnswer, image_token_ids, render_answer, render_turn
 from spr.models.continuation import continue_tokens
 from spr.models.families import Family
-from spr.models.image_processors import encode
+from spr.models.image_processors import count_image_tokens, encode
 from spr.training.boxes import changed_numbers, token_weights
 from spr.training.pairs import TrainingPair
 from spr.training.shared_prefix import EncodedPair
@@ -225,9 +225,9 @@ class PairEncoder:
             return len(self._words(turn))
         if self.family.counts_image_tokens:
             width, height = pair.size_wh or pair.load().size
-            counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+            (counted,) = count_image_tokens(self.processor, self.family, [(height, width)])
             marked = turn.replace(self.processor.image_token, self._image_markup)
-            return len(self._words(marked)) - 1 + int(counted["num_image_tokens"][0])
+            return len(self._words(marked)) - 1 + counted
         return int(encode(self.processor, [turn], [pair.load()])["input_ids"].shape[1])
 
     def process(self, planned: PlannedPair) -> ProcessedPair:

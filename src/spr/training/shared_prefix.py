@@ -324,26 +324,23 @@ class PairModel(nn.Module):
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
         extra: dict[str, Any] = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
-        config = language_model(base, self.family).config
-        kernel, rules, mask = config._attn_implementation, self.family.layer_masks, batch.mask
-        masks: Tensor | dict[str, Tensor] = mask
-        split = False
+        config, rules = language_model(base, self.family).config, self.family.layer_masks
+        kernel = config._attn_implementation
+        causal = batch.mask.dim() == 4 and rules is None and batch.image_tokens is None
+        split = causal and batch.begin > 0 and kernel == "sdpa"
+        masks = {"": batch.mask[:, :, batch.begin :] if split else batch.mask}
         if rules is not None:
             images = batch.input_ids == base.config.image_token_id
-            if mask.dim() == 4:
-                masks = layer_masks(rules, config, mask, batch.positions[0], images)
-            else:
+            if batch.mask.dim() == 4:
+                masks = layer_masks(rules, config, batch.mask, batch.positions[0], images)
+            else:  # the model makes its masks
                 extra[rules.token_types] = images.int()
         elif batch.image_tokens is not None:
             extra["mm_token_type_ids"] = batch.image_tokens.int()
-        elif batch.begin > 0 and mask.dim() == 4 and kernel == "sdpa":
-            split, masks = True, mask[:, :, batch.begin :]
-        if mask.dim() == 4 and kernel == "eager":
-            masks = (
-                {kind: _additive(part, base.dtype) for kind, part in masks.items()}
-                if isinstance(masks, dict)
-                else _additive(masks, base.dtype)
-            )
+        if batch.mask.dim() == 4 and kernel == "eager":
+            # Eager attention adds its mask to the scores.
+            least = torch.finfo(base.dtype).min
+            masks = {k: torch.zeros_like(m, dtype=base.dtype).masked_fill(~m, least) for k, m in masks.items()}
         self._shortcuts = nullcontext()
         if batch.begin > 0:
             self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
@@ -352,7 +349,7 @@ class PairModel(nn.Module):
         with self.autocast(), self._shortcuts:
             hidden = base.model(
                 input_ids=batch.input_ids,
-                attention_mask=masks,
+                attention_mask=masks.get("", masks),
                 position_ids=positions,
                 use_cache=False,
                 **extra,
@@ -371,18 +368,15 @@ class PairModel(nn.Module):
         return sums[:count], sums[count:], tokens[:count], tokens[count:]
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as what eager attention adds to the scores."""
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-
-
 def why_not_shared(model: Any, family: Family) -> str | None:
     """The reason why a transformers model can't compute image and prompt once per pair; None if it can."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if "linear_attention" in kinds:
+        return "linear attention carries one state through all tokens, so that the second answer would see the first"
     if not family.shared_prefix:
         return f"no test shows that it gives the same result for {model.config.model_type}"
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention implementation {model.config._attn_implementation} does not support custom masks"
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if kinds - {"full_attention"} and family.layer_masks is None:
         return f"its layers are of types {', '.join(sorted(kinds))}"
     return None

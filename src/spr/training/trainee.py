@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import ConfigError, SprError, closest
 from spr.models.chat import check_chat_template
-from spr.models.custom_models import load_config, load_mllm
+from spr.models.custom_models import load_mllm, load_trainable_config
 from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, Family, choose_dialect
 from spr.models.image_processors import load_processor
@@ -73,9 +73,8 @@ def open_model(
             `training.box_token_weight` is not 1 and the tokenizer is too simple for it.
     """
     source = model_source(source)
-    config = load_config(source, revision=revision, expected=FAMILIES)
+    config = load_trainable_config(source, revision=revision)
     family = FAMILIES[config.model_type]
-    check_trainable(source, family)
     processor = load_processor(source, config.model_type, family=family, revision=revision)
     if settings.lora.target_modules:
         with torch.device("meta"):  # the layers without their weights
@@ -88,14 +87,6 @@ def open_model(
     planner = PairEncoder(None, processor, family, MemoryFeatures(0), identity="", box_weight=weight, dialect=own)
     name = source_name(source, revision, config)
     return ModelFiles(source, config, family, processor, name, processor_digest(processor, family), planner)
-
-
-def check_trainable(source: str, family: Family) -> None:
-    """Raise `ModelError` if models of this family can only be describers."""
-    if not family.trainable:
-        known = ", ".join(name for name, entry in FAMILIES.items() if entry.trainable)
-        what, fix = f"{source} can describe, but not be trained", "train a model of another family"
-        raise ModelError(what, got=f"model_type {family.model_type}", expected=known, fix=fix)
 
 
 def load_trainee(

@@ -114,20 +114,27 @@ class Shape:
 
 
 def _image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of a photograph: of a fixed square, of a square and its four tiles, or of its pixels."""
+    """Tokens of a photograph: of a fixed square, of its pixels, or of a square and its tiles."""
     vision = config.get("vision_config") or {}
-    patch = int(vision.get("patch_size") or 14)
-    if "image_size" not in vision:  # Qwen: the image at its size, with 2 × 2 patches per token
+    if config.get("mm_tokens_per_image"):
+        return int(config["mm_tokens_per_image"])
+    patch = _side(vision.get("patch_size") or 14)
+    if "spatial_merge_size" in vision or "image_size" not in vision:  # at its size, with 2 × 2 patches per token
         unit = patch * int(vision.get("spatial_merge_size") or 2)
         return round(PHOTOGRAPH[0] / unit) * round(PHOTOGRAPH[1] / unit)
-    size = vision["image_size"]
-    side = int(size[0] if isinstance(size, list | tuple) else size) // patch
-    if (
-        len(config.get("image_grid_pinpoints") or ()) > 1
-    ):  # LLaVA-OneVision: the whole image, and 2 × 2 tiles cropped to its aspect, with a token at the end of each row
+    side = _side(vision["image_size"]) // patch
+    if len(config.get("image_grid_pinpoints") or ()) > 1:
+        # The whole image, and 2 × 2 tiles cropped to its aspect, with a token at the end of each row.
         rows = int(2 * side * PHOTOGRAPH[1] / PHOTOGRAPH[0])
         return side**2 + (rows + rows % 2) * (2 * side + 1)
+    if config.get("downsample_ratio"):
+        # The whole image, and a grid of up to 12 tiles with the photograph's aspect: 4 × 3.
+        return 13 * int(side * float(config["downsample_ratio"])) ** 2
     return side**2
+
+
+def _side(size: Any) -> int:
+    return int(size[0] if isinstance(size, list | tuple) else size)
 
 
 _VICUNA_7B = Shape(7_090_207_756, 32, 4096, 11008, 4096, 4096, 32002, 577)

@@ -362,9 +362,10 @@ class _Job:
                     pair = [self._result(each.name, evaluation.label) for each in (baseline, row)]
                     (comparison,) = compare(pair)
                     metrics = comparison.to_json()["metrics"]
-                    kept = ("difference", "ci95", "p")
+                    kept = ("difference", "ci95", "no_ci95", "p")
                     row.differences[evaluation.label] = {
-                        metric: {name: values[name] for name in kept} for metric, values in metrics.items()
+                        metric: {name: values[name] for name in kept if name in values}
+                        for metric, values in metrics.items()
                     }
 
     # ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -111,6 +111,8 @@ CAPTIONED = {
         (coco([(1, 7, [0, 0, 1], {})]), [r"length 4 - at `$.annotations[0].bbox`"]),
         (coco([]) | {"categories": [*CATEGORIES, {"id": 3, "name": "x"}]}, ["Two categories", "same id"]),
         ("5", ["got:", "int"]),
+        (coco([(1, 7, [0, 0, 1, 1], {}), (1, 7, [9, 9, 3, -4], {})]), ["`bbox` of row 1", "[9.0, 9.0, 3.0, -4.0]"]),
+        (coco([(1, 7, [0, 0, 1e300, 1e300], {})]), ["`bbox` of row 0"]),
     ],
 )
 def test_files_of_another_layout_are_refused_with_what_they_are(content, messages, write):
@@ -304,6 +306,7 @@ def test_all_boxes_of_an_answer_about_one_category_are_of_it(items):
     result = score(items, "[400, 400, 500, 500]", "a man [0, 0, 100, 100] and [200, 0, 300, 100]", "no dogs", task=task)
     assert (result.value("recall@0.5"), result.value("precision@0.5")) == (3 / 4, 1)
     assert result.problems["category"] == []
+    assert [item.question for item in task.about(items)] == ["wine glass", "person", "dog"]
     assert result.problems["no_box"] == ["2#dog"]
     assert (result.ids, result.value("AP")) == (("1", "2"), pytest.approx(2 / 3))
 
@@ -365,3 +368,33 @@ def test_a_model_is_asked_once_per_image_and_its_file_gives_the_same_figures(wri
     written = result.write(tmp_path / "out.json")
     again = evaluate("detection", path, predictions=tmp_path / written["answers"])
     assert again.metrics == result.metrics
+
+
+def test_the_figures_by_image_are_those_that_rex_omnis_evaluator_gave(write):
+    # From `calculate_detection_metrics` of `evaluation/metrics/other_metric.py`, run on these 200 dense images.
+    draw = np.random.default_rng(3)
+    objects, texts = [], []
+    for image in range(200):
+        truth, boxes = [], []
+        for _ in range(int(draw.integers(0, 30))):
+            (x, y), (w, h) = draw.integers(0, 900, 2), draw.integers(10, 100, 2)
+            truth.append([int(x), int(y), int(x + w), int(y + h)])
+        for box in truth:
+            for _ in range(int(draw.integers(0, 2) + (draw.random() < 0.1))):
+                x1, y1, x2, y2 = (int(edge) for edge in np.array(box) + draw.integers(-5, 6, 4))
+                boxes.append([max(x1, 0), max(y1, 0), min(x2, 1000), min(y2, 1000)])
+        texts.append("; ".join(f"dog {box}" for box in boxes) or "none")
+        objects += [(image + 1, 5, [x1, y1, x2 - x1, y2 - y1], {}) for x1, y1, x2, y2 in truth]
+    result = score(Detection().load(write(coco(objects, images=200))), *texts)
+    expected = {
+        "recall_by_image@0.5": 0.5363345515780287,
+        "recall_by_image@0.95": 0.04183787333356299,
+        "recall_by_image@mIoU": 0.34861396372505027,
+        "precision_by_image@0.5": 0.838782520884688,
+        "precision_by_image@0.95": 0.04283199643493761,
+        "precision_by_image@mIoU": 0.5366036667752613,
+        "f1_by_image@0.5": 0.6542978139374017,
+        "f1_by_image@0.95": 0.042329098801453725,
+        "f1_by_image@mIoU": 0.4224163825186727,
+    }
+    assert {name: result.value(name) for name in expected} == pytest.approx(expected, abs=1e-9)

@@ -1,5 +1,6 @@
 """Tiny models of every family, loaded from disk: batches, padding, seeds, templates and errors."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -25,12 +26,13 @@ SMALL = {"device": "cpu", "dtype": "float32", "max_new_tokens": 10, "batch_size"
 
 @pytest.fixture(scope="module")
 def describer(mllm_folder):
-    """A family's describer, loaded once; temperature 1, top-p 0.95."""
+    """A family's describer, loaded once, which takes any prompt; temperature 1, top-p 0.95."""
     loaded = {}
 
     def get(family):
         if family not in loaded:
             loaded[family] = HfDescriber(mllm_folder(family), **SMALL)
+            loaded[family].family = dataclasses.replace(FAMILIES[family], prompt_pattern=None)
         return loaded[family]
 
     return get
@@ -76,8 +78,10 @@ def test_greedy_answers_are_those_of_plain_generate_without_padding(
         inputs = encode(model.processor, [model.render(request.prompt)], [request.image])
         # The folder's generation config sets a repetition penalty, which must have no effect.
         options = {"do_sample": False, "top_k": None, "repetition_penalty": 1.0, "max_new_tokens": 10}
+        options |= {"num_beams": 1, "no_repeat_ngram_size": 0}
         ids = plain.generate(**inputs, **options, eos_token_id=sorted(model._ends), pad_token_id=0)
-        assert model.decode(ids[0, inputs["input_ids"].shape[1] :].tolist()) == answer.text
+        start = 1 if FAMILIES[family].encoder_decoder else inputs["input_ids"].shape[1]
+        assert model.decode(ids[0, start:].tolist()) == answer.text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -130,6 +134,8 @@ def write(model, rows, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_answer_ends_with_its_turn_or_is_truncated(family, describer, requests, monkeypatch):
     model = describer(family)
+    if FAMILIES[family].equal_lengths:  # else they would be generated one after the other
+        requests = [dataclasses.replace(request, prompt="a") for request in requests]
     (word,) = model.processor.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     end = max(model._ends)
     # Ten tokens are the limit: the turns end after 3, at the tenth token, and not before the limit.
@@ -159,6 +165,21 @@ def test_an_answer_can_end_at_a_stop_string_of_the_model(padding, mllm_folder, t
 def test_only_refused_images_and_no_requests_at_all_are_fine(describer, ask, picture):
     assert describer("qwen3_vl").describe([ask(picture(201, 1))]) == [Answer("")]
     assert describer("qwen3_vl").describe([]) == []
+
+
+def test_a_model_that_only_does_tasks_is_not_asked_a_question(mllm_folder, ask, picture):
+    model = HfDescriber(mllm_folder("florence2"), **SMALL)
+    model.describe([ask(picture(60, 60), "<REGION_TO_DESCRIPTION><loc_1><loc_2><loc_3><loc_4>")])
+    with pytest.raises(ModelError, match=r"Where is it[\s\S]*one of its tasks[\s\S]*prompts\.full"):
+        model.describe([ask(picture(60, 60), "<OD>"), ask(picture(60, 60), "Where is it?")])
+
+
+def test_a_task_of_florence_2_is_read_as_the_question_that_stands_for_it(mllm_folder, picture):
+    # The questions are those of `processing_florence2.py`; the image comes first, in 5 tokens here.
+    processor = HfDescriber(mllm_folder("florence2"), **SMALL).processor
+    for task, question in (("<OD>", "Locate the objects with category name in the image."), ("<NEW>it", "<NEW>it")):
+        ids = encode(processor, [task], [picture(60, 60)])["input_ids"][0]
+        assert processor.tokenizer.decode(ids) == "<image>" * 5 + f"<s>{question}</s>"
 
 
 def test_box_tokens_are_kept_and_end_of_turn_tokens_are_removed(describer):

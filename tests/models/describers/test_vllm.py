@@ -232,12 +232,30 @@ def test_an_image_that_the_family_refuses_has_an_empty_answer(mllm_folder, ask, 
     assert len(describer.engine.seen) == 2
 
 
+def test_a_model_that_reasons_is_asked_to_and_its_reasoning_is_marked(mllm_folder, tmp_path, ask, picture):
+    folder = shutil.copytree(mllm_folder("qwen3_vl"), tmp_path / "qwen3_vl")
+    template = (folder / "chat_template.jinja").read_text()
+    # As the Thinking models of Qwen3-VL, whose template always opens the block of reasoning.
+    opened = template.replace("<|im_start|>assistant\n", "{{ '<|im_start|>assistant\n<think>\n' }}")
+    assert opened != template
+    (folder / "chat_template.jinja").write_text(opened)
+    for thinking, end in ((False, "<think>\n\n</think>\n\n"), (True, "<think>\n")):
+        describer = VllmDescriber(folder, thinking=thinking)
+        (answer,) = describer.describe([ask(picture(60, 60))])
+        ids = describer.engine.seen[-1].ids
+        assert describer.processor.tokenizer.decode(ids).endswith("assistant\n" + end)
+        assert answer.text.startswith("<think>") == thinking
+    with pytest.raises(ModelError, match="can't be told to reason"):
+        VllmDescriber(mllm_folder("qwen3_vl"), thinking=True)
+
+
 @pytest.mark.parametrize(
     ("family", "why"),
     [
         ("paligemma", "only the image tokens of PaliGemma, PaliGemma 2 attend in both directions"),
         ("ferret", "vLLM does not have Ferret"),
         ("cogvlm", "vLLM does not have CogVLM"),
+        ("qwen3_5", "no test shows that vLLM gives Qwen3.5"),
     ],
 )
 def test_families_that_vllm_runs_otherwise_are_refused(family, why, engine, mllm_folder):

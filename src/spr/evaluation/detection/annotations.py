@@ -17,6 +17,7 @@ from spr.evaluation.metrics import Bools, Floats, Ints
 from spr.records import Size
 
 _LISTS = ("images", "annotations", "categories")
+_LARGEST = 1e9  # of a coordinate in pixels
 _EXPECTED = "an object with `images`, `annotations` (with `bbox`) and `categories`"
 
 
@@ -103,7 +104,7 @@ def read_detection(path: Path) -> DetectionData:
 
     Raises:
         InputError: if the file is empty or has another layout (naming what was found and the nearest task), if an id is
-            repeated, or if an object belongs to no image or to no category.
+            repeated, or if an object belongs to no image or to no category, or has a negative side.
     """
     data = read_bytes(path, "COCO's or LVIS's detection annotations, JSON")
     if not data.strip():
@@ -125,6 +126,10 @@ def read_detection(path: Path) -> DetectionData:
     image = _indices(path, [row.image_id for row in objects], image_index, "image")
     category = _indices(path, [row.category_id for row in objects], category_index, "category")
     boxes = np.array([row.bbox for row in objects], dtype=np.float64).reshape(count, 4)
+    wrong = np.flatnonzero((np.abs(boxes) > _LARGEST).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
+    if len(wrong):
+        what = f"The `bbox` of row {wrong[0]} of `annotations` of {path} is not a box"
+        raise InputError(what, got=boxes[wrong[0]].tolist(), expected="[x, y, width, height] in pixels")
     own = np.array([np.nan if row.area is None else row.area for row in objects], dtype=np.float64)
     federated = any(row.neg_category_ids is not None for row in images)
     crowd = np.array([bool(row.iscrowd) and not federated for row in objects], dtype=bool)

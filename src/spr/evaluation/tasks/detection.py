@@ -88,12 +88,13 @@ class Detection(Task[DetectionData]):
 
     def about(self, items: DetectionData) -> Sequence[Item]:
         """The images of the questions, and their category, if they are about one."""
+        names = CategoryNames(items.categories).readable
         return [
             Item(
                 question.id,
                 items.file_names[question.image],
                 items.sizes_wh[question.image],
-                items.categories[question.category] if question.category >= 0 else "",
+                names[question.category] if question.category >= 0 else "",
             )
             for question in self._asked(items)
         ]

@@ -20,7 +20,7 @@ class AnswerTokens:
         ends: Ids that end the answer: of the generation config, of the tokenizer and of the family.
         hidden: Ids of special tokens that are not part of a box markup.
         stop_strings: Texts that end the answer, from the generation config.
-        thinking: How the family reasons, if it does: the reasoning before an answer is not part of it.
+        thinking: How the family reasons, if it does: the text says where the reasoning before an answer ends.
         opened: Whether the turn already begins the block of reasoning.
     """
 
@@ -37,7 +37,8 @@ class AnswerTokens:
     ) -> AnswerTokens:
         """Those of a model, given its ``GenerationConfig``. Its sampling settings are not used.
 
-        ``turn`` is the text that answers follow.
+        ``turn`` is the text that answers follow. Reasoning is also removed from the answers of models that were told
+        not to: the larger Gemma 4 can write an empty block.
         """
         saved = generation_config.eos_token_id
         ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
@@ -46,7 +47,7 @@ class AnswerTokens:
         special = {k: str(token) for k, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         how = family.thinking if family is not None else None
-        marks = (how.start, how.end, *how.answer) if how is not None else ()
+        marks = (how.start, how.end) if how is not None else ()
         hidden = frozenset(
             k for k, token in special.items() if not (is_grounding_token(token, dialect) or token in marks)
         )
@@ -62,12 +63,12 @@ class AnswerTokens:
     def decode(self, ids: Sequence[int]) -> str:
         """Decode an answer up to its end of turn, without special tokens except those of a box markup.
 
-        Reasoning is removed; an answer that was cut before its reasoning ended is empty.
+        Reasoning before it is marked as `spr.grounding.final_answer` reads it.
         """
         kept = [token for token in self.turn(ids) if token not in self.hidden]
         # skip_special_tokens would remove the markup of boxes.
         text = str(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
-        return text if self.thinking is None else self.thinking.final_answer(text, opened=self.opened)
+        return text if self.thinking is None else self.thinking.marked(text, opened=self.opened)
 
     def before_stop_string(self, text: str) -> str:
         """The text before the first stop string in it."""

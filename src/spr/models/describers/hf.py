@@ -19,7 +19,7 @@ from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.dialect_check import check_dialect
 from spr.models.families import FAMILIES, choose_dialect
-from spr.models.image_processors import encode, load_processor
+from spr.models.image_processors import count_image_tokens, encode, load_processor
 from spr.models.loading import (
     ModelError,
     Source,
@@ -154,7 +154,7 @@ class HfDescriber:
         counted = [0] * len(requests)
         if self.family is not None and self.family.counts_image_tokens:
             sizes = [request.image.size[::-1] for request in requests]
-            counted = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
+            counted = count_image_tokens(self.processor, self.family, sizes)
         parts = zip(requests, texts, lengths, counted, strict=True)
         return [_Prompt(request, text, words + image) for request, text, words, image in parts]
 
@@ -162,8 +162,8 @@ class HfDescriber:
         pattern = self.family.prompt_pattern if self.family is not None else None
         wrong = next((r.prompt for r in requests if pattern is not None and not re.match(pattern, r.prompt)), None)
         if wrong is not None:
-            what, expected = f"{self.name} answers no questions, it does tasks", f"a prompt that begins with {pattern}"
-            fix = "set prompts.full and prompts.crop to tasks of the model; see the page Describers without training"
+            what, expected = f"{self.name} can't answer this prompt", f"one of its tasks: a prompt like {pattern}"
+            fix = "set prompts.full and prompts.crop to tasks; docs/florence2-kosmos2.md lists them"
             raise ModelError(what, got=wrong, expected=expected, fix=fix)
 
     def render(self, prompt: str) -> str:

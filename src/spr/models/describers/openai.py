@@ -81,7 +81,7 @@ class OpenAiDescriber:
         sampling = {"temperature": section.temperature, "top_p": section.top_p, "max_tokens": section.max_new_tokens}
         reasoning = {"chat_template_kwargs": {_REASONING.option: True}} if section.thinking else {}
         self.fields = {**sampling, **reasoning, **section.request_fields}
-        self.thinking, self._warned = section.thinking, False
+        self.thinking = section.thinking
         removed_by_servers = self.dialect.special_tokens is not None and not self.dialect.servers_keep_tokens
         if removed_by_servers and "skip_special_tokens" not in self.fields:
             _log.warning(
@@ -93,7 +93,7 @@ class OpenAiDescriber:
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
         """One answer per request, in the order of the requests, with the server's ``finish_reason``.
 
-        Reasoning is not part of an answer, whether the server sends it apart or before ``</think>``.
+        Reasoning that the server does not send apart stands before the answer, up to ``</think>``.
 
         An image that the family's processor refuses (Qwen: an aspect ratio above 200) is not sent; its answer is empty,
         without a reason.
@@ -148,16 +148,11 @@ class OpenAiDescriber:
 
     def _read(self, reply: Any) -> Answer:
         answer, message = parse_completion(reply), reply["choices"][0]["message"]
-        apart = any(message.get(key) for key in ("reasoning_content", "reasoning"))  # as vLLM and SGLang call it
-        if not self.thinking and not self._warned and (apart or _REASONING.end in answer.text):
-            self._warned = True
-            _log.warning(
-                f"{self.model} reasons before it answers; the reasoning is not part of the answers: set "
-                "describer.thinking, or switch it off by describer.request_fields: "
-                "{chat_template_kwargs: {enable_thinking: false}}"
-            )
-        opened = self.thinking and not apart and answer.finish_reason == TRUNCATED
-        return replace(answer, text=_REASONING.final_answer(answer.text, opened=opened))
+        # As vLLM and SGLang call reasoning that they send apart.
+        apart = any(message.get(key) for key in ("reasoning_content", "reasoning"))
+        # Only the tokens before the model's own show that it was reasoning when it was cut.
+        cut = self.thinking and not apart and answer.finish_reason == TRUNCATED and _REASONING.end not in answer.text
+        return replace(answer, text=_REASONING.marked(answer.text, opened=True)) if cut else answer
 
     async def _identity(self) -> str:
         """What the server's list of models calls the model."""

@@ -227,7 +227,7 @@ def supported_family(model: str, model_type: str) -> Family:
     elif family.bidirectional_prompt:
         why = f"in vLLM, only the image tokens of {family.models} attend in both directions, not the prompt's text"
     else:
-        why = f"vLLM gives {family.models} other prompts or images than transformers"
+        why = f"no test shows that vLLM gives {family.models} the same prompts and images as transformers"
     known = [name for name, entry in FAMILIES.items() if entry.vllm is not None]
     what = f"The describer backend `vllm` can't run {model}"
     raise ModelError(what, got=f"model_type {model_type}: {why}", expected=", ".join(known), fix=_USE_HF)

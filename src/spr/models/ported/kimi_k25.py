@@ -27,7 +27,7 @@ _PUBLISHED_NAMES = {
 }
 
 
-class KimiK25ImageOptions(ImagesKwargs, total=False):  # type: ignore[misc]
+class KimiK25ImageOptions(ImagesKwargs, total=False):  # type: ignore[call-arg, misc]
     """Options of `KimiK25ImageProcessor` beside those that all image processors have."""
 
     max_patches: int

@@ -26,7 +26,7 @@ class Molmo2ImageProcessor(WithTorchvision):  # type: ignore[misc]
         mode = _MODES[PILImageResampling.BILINEAR if resample is None else PILImageResampling(resample)]
         return interpolate(image, (size.height, size.width), mode=mode, align_corners=False, antialias=antialias)
 
-    def normalize(self, image: Tensor, mean: Any, std: Any, inplace: bool = False, **_: Any) -> Tensor:
+    def normalize(self, image: Tensor, mean: Any, std: Any, **_: Any) -> Tensor:
         """Subtract the mean of each channel, and divide by its standard deviation."""
         mean, std = (torch.as_tensor(values, dtype=image.dtype).view(-1, 1, 1) for values in (mean, std))
         return image.sub(mean).div_(std)
@@ -34,4 +34,5 @@ class Molmo2ImageProcessor(WithTorchvision):  # type: ignore[misc]
 
 def load_molmo2_image_processor(source: Source, *, revision: str | None = None) -> Molmo2ImageProcessor:
     """Load the settings of a model's folder or repository."""
-    return load_part(Molmo2ImageProcessor, source, revision=revision)
+    loaded: Molmo2ImageProcessor = load_part(Molmo2ImageProcessor, source, revision=revision)
+    return loaded

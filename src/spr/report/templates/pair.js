@@ -106,6 +106,12 @@ const SPR = {};
       tags.push(tag);
       items.push({ node: group, links: one.links, act: true }, { node: tag, links: one.links });
     }));
+    for (const [span, x, y] of pair.sides[name].points || []) {
+      const dot = svg("ellipse", { class: "point", cx: x, cy: y, rx: Math.max(width, height) / 90, ry: Math.max(width, height) / 90 });
+      dot.setAttribute("role", "img");
+      dot.setAttribute("aria-label", `Point: ${(pair.sides[name].phrases[span] || "without a phrase").slice(0, 120)}`);
+      marks.append(dot);
+    }
     frame.append(marks, ...tags);
     return el("div", "view", [frame]);
   }

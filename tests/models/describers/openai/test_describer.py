@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from spr.core.errors import ConfigError, GroundingError
+from spr.grounding import final_answer
 from spr.models.describers.json_client import MAX_REPLY_BYTES, ServerError, backoff
 from spr.models.describers.openai import parse_completion, read_key
 from spr.models.protocols import Answer
@@ -423,19 +424,21 @@ def message(**fields):
 
 
 @pytest.mark.parametrize("thinking", [False, True])
-def test_reasoning_is_asked_for_and_never_part_of_the_answer(thinking, server, describer, ask, raw, caplog):
+def test_reasoning_is_asked_for_and_never_part_of_the_answer(thinking, server, describer, ask, raw):
     replies = [
-        (message(content="I see [1, 2].\n</think>\n\na cup"), Answer("a cup", "stop")),
-        (message(content="a cup", reasoning_content="I see."), Answer("a cup", "stop")),
-        (message(content=None, reasoning="I see", finish_reason="length"), Answer("", "length")),
-        (message(content="a c", reasoning="I see", finish_reason="length"), Answer("a c", "length")),
-        (message(content="a cup"), Answer("a cup", "stop")),
+        (message(content="I see [1, 2].\n</think>\n\na cup"), "a cup", "stop"),
+        (message(content="<think>I see.</think>a cup"), "a cup", "stop"),
+        (message(content="a cup", reasoning_content="I see."), "a cup", "stop"),
+        (message(content=None, reasoning="I see", finish_reason="length"), "", "length"),
+        (message(content="a c", reasoning="I see", finish_reason="length"), "a c", "length"),
+        (message(content="a cup"), "a cup", "stop"),
         # Cut before its end, the reasoning can't be told from an answer unless it was asked for.
-        (message(content="I see", finish_reason="length"), Answer("" if thinking else "I see", "length")),
+        (message(content="I see", finish_reason="length"), "" if thinking else "I see", "length"),
+        (message(content="I see</think>a c", finish_reason="length"), "a c", "length"),
     ]
     server.answer = lambda number, _: raw(replies[number][0])
-    model = describer(thinking=thinking, concurrency=1)
-    assert model.describe([ask()] * len(replies)) == [answer for _, answer in replies]
+    answers = describer(thinking=thinking, concurrency=1).describe([ask()] * len(replies))
+    found = [(final_answer(answer.text).text, answer.finish_reason) for answer in answers]
+    assert found == [tuple(expected) for _, *expected in replies]
     switch = {"chat_template_kwargs": {"enable_thinking": True}}
     assert all({k: v for k, v in body.items() if k in switch} == (switch if thinking else {}) for body in server.bodies)
-    assert caplog.text.count("m reasons before it answers") == (0 if thinking else 1)

@@ -81,7 +81,7 @@ class CogVLMProcessor(ProcessorMixin):  # type: ignore[misc]
         """``input_ids``, ``token_type_ids``, ``attention_mask`` ``(B, L)``, and ``pixel_values`` ``(N, 3, S, S)``.
 
         Args:
-            images: One for each text that begins with the placeholder, in the same order; one list per text is also accepted.
+            images: One for each text that begins with the placeholder, in the same order, or a list of one.
             text: Prompts; the start token is added unless it is there.
             padding: Whether to pad rows to the longest, on the tokenizer's padding side.
             return_tensors: ``"pt"``, ``"np"``, or None for lists.

@@ -117,7 +117,7 @@ class FerretProcessor(ProcessorMixin):  # type: ignore[misc]
         """Prepare a batch.
 
         Args:
-            images: RGB; one for each text with ``<image>``, in the same order; one list per text is also accepted.
+            images: RGB; one for each text with ``<image>``, in the same order, or a list of one.
             text: Prompts in the chat template, with at most one ``<image>`` each.
             regions: For each text a list of regions in pixels of its image, one per ``<region_fea>``. None, for one
                 text or for all, reads them from the prompt, from the coordinates right before each token.
