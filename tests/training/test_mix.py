@@ -20,7 +20,7 @@ from spr.training.schedule import steps_of_training
 from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.trainer import train
-from spr.training.vision_cache import Features, compute_features
+from spr.training.vision_cache import Features
 
 TALK = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well, and you?"}]
 ROWS = [
@@ -180,7 +180,7 @@ def test_a_prompt_without_image_has_the_log_probabilities_of_the_plain_model(
     rows = sorted(read_mix(mix(), 9, 0), key=lambda pair: pair.pair_id)
     planned, dropped = trainee.encoder.plan(rows, 10_000)
     assert dropped == []
-    compute = lambda vision: Features(*compute_features(trainee.model.base, vision))  # noqa: E731
+    compute = lambda vision: Features(*trainee.model(vision=vision))  # noqa: E731
     encoded = [trainee.encoder.finish(pair, trainee.encoder.process(pair), compute) for pair in planned]
     with torch.no_grad():
         together = PairLogps(*trainee.model(collate(encoded, trainee.encoder.pad, shared=trainee.shared)))
