@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmark_samples import SAMPLES, write_lines
 from spr.core.errors import InputError
-from spr.evaluation.points import BoxTarget, MaskTarget, PointItem, PointItems
+from spr.evaluation.points import BoxTarget, MaskTarget, PointItem, PointItems, mask_of
 from spr.evaluation.predictions import Answers
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.pointing import Pointing
@@ -154,3 +155,12 @@ def test_ids_are_not_repeated(tmp_path):
         Pointing().load(write_lines(tmp_path / "a.jsonl", [row, row]))
     with pytest.raises(InputError, match="same id"):
         PointItems([item(BOX), item(BOX)])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "LA", "RGBA", "P"])
+def test_a_mask_is_where_a_channel_is_bright_whatever_the_images_mode(mode):
+    image = Image.new("L", (4, 2), 0)
+    image.paste(255, (1, 0, 3, 1))
+    # A transparent pixel has its colour.
+    image = image.convert("RGB").convert(mode) if mode != "RGBA" else Image.merge("RGBA", [image] * 3 + [image])
+    assert mask_of(image).tolist() == [[False, True, True, False], [False] * 4]
