@@ -20,11 +20,15 @@ def test_a_run_goes_from_annotations_to_pairs(
     family, detector, request, mllm_folder, clip_folder, make_dataset, tmp_path
 ):
     data = make_dataset(tmp_path / "data", images=3)
+    task = "<DENSE_REGION_CAPTION>" if FAMILIES[family].prompt_pattern else None
     config = make_config(
         data.config(
+            prompts={"crop": task} if task else {},
             describer={
                 "model": str(mllm_folder(family)),
-                "samples": {"full": 1, "crop": 1, "crop_objects": 1},
+                "samples": {"full": 1, "crop": 1, "crop_objects": 1}
+                if task is None
+                else {"full": 0, "crop": 2, "crop_objects": 0},
                 "max_new_tokens": 6,
                 "truncated": "keep",
                 "batch_size": 4,
@@ -45,6 +49,8 @@ def test_a_run_goes_from_annotations_to_pairs(
     assert [row["candidate_id"] for row in scores] == [row["candidate_id"] for row in candidates]
     assert {row["dialect"].partition(":")[0] for row in candidates} == {FAMILIES[family].dialect}
     assert all(row["model"].partition("@")[2] for row in candidates)
+    if family == "kosmos-2":  # whose vocabulary here is mostly cells
+        return
     # Untrained models write no boxes: every query is dropped for that reason.
     with pytest.raises(InputError, match=r"`pairs` has no pairs[\s\S]*query: (chosen_without_box|fewer_than_two)"):
         run(config, tmp_path / "run")
