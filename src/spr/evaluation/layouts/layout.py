@@ -162,21 +162,25 @@ def _unknown(task: Task[Any], content: Content, expected: str) -> InputError:
     """The error for a file in another layout."""
     shown = ", ".join(content.keys[:_SHOWN]) + (", …" if len(content.keys) > _SHOWN else "")
     got = f"{content.forms[0]} with {shown}" if shown else f"{content.forms[0]} without keys"
-    near = max(LAYOUTS.values(), key=lambda layout: _likeness(layout, content))
-    missing = [key for key in near.keys if not content.has(key)]
-    other = f" It is read by `spr evaluate {near.task}`." if near.task != task.name else ""
-    if _likeness(near, content)[0] == 0:
-        fix = "convert the file to one of these layouts"
-    elif not missing and near.fits(content):
-        fix = f"this is {near.name}: use `spr evaluate {near.task}`"
-    else:
-        lacks = f"which has {', '.join(missing)} as well" if missing else f"which is {' or '.join(near.forms)}"
-        fix = f"the nearest known layout is {near.name}, {lacks}; rename or add what is missing.{other}"
+    fix = nearest(content, task.name) or "convert the file to one of these layouts"
     return InputError(f"{content.path} is in no layout that `{task.name}` reads", got=got, expected=expected, fix=fix)
 
 
-def _likeness(layout: Layout, content: Content) -> tuple[float, bool, float]:
-    """How near a layout is: the share of its keys that the file has, the same form, the share of the file's keys."""
+def nearest(content: Content, task: str) -> str | None:
+    """What to do with a file that a task doesn't read, given the nearest known layout; None if none has its keys."""
+    near = max(LAYOUTS.values(), key=lambda layout: _likeness(layout, content))
+    missing = [key for key in near.keys if not content.has(key)]
+    other = f" It is read by `spr evaluate {near.task}`." if near.task != task else ""
+    if _likeness(near, content)[0] == 0:
+        return None
+    if not missing and near.fits(content):
+        return f"this is {near.name}: use `spr evaluate {near.task}`"
+    lacks = f"which has {', '.join(missing)} as well" if missing else f"which is {' or '.join(near.forms)}"
+    return f"the nearest known layout is {near.name}, {lacks}; rename or add what is missing.{other}"
+
+
+def _likeness(layout: Layout, content: Content) -> tuple[float, bool]:
+    """How near a layout is: the common keys as shares of its own and of the file's, added; then the same form."""
     common = sum(map(content.has, layout.keys))
     same_form = not set(layout.forms).isdisjoint(content.forms)
-    return common / len(layout.keys), same_form, common / max(len(content.keys), 1)
+    return common / len(layout.keys) + common / max(len(content.keys), 1), same_form

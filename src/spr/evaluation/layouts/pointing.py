@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -40,13 +40,17 @@ class _Line(msgspec.Struct, gc=False):
     height: Side
     id: Any = None
     group: str = ""
-    count: int | None = None
+    count: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 def _read_lines(content: Content, _: Any) -> PointItems:
     """A missing ``id`` is the row's number, from 0."""
     rows = content.rows(_Line, '{"image": …, "question": …, "boxes": [[x1, y1, x2, y2]], "width": …, "height": …}')
     ids = unique_ids(content.path, "id", [row.id for row in rows])
+    for name, row in zip(ids, rows, strict=True):
+        for box in row.boxes:
+            if not (box[0] < box[2] and box[1] < box[3]):
+                raise InputError(f"A box of question {name} has no area", got=list(box), expected="x1 < x2, y1 < y2")
     return PointItems(
         [
             PointItem(
