@@ -1,4 +1,4 @@
-"""Whether an answer has coordinates that can't be read: it then neither has a box or a point, nor says there is none."""
+"""Whether an answer has coordinates that can't be read. If so, it does not say that there is no object."""
 
 from __future__ import annotations
 
@@ -18,6 +18,4 @@ def has_unread_coordinates(grounded: GroundedText) -> bool:
         return False
     if not all(place.is_read for place in (*source.places, *source.point_places)):
         return True
-    return source.has_unread and any(
-        character.isdigit() for problem in grounded.problems for character in problem.text
-    )
+    return source.has_unread and any(character.isdigit() for problem in grounded.problems for character in problem.text)

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from spr.annotations.columns import name_of_url
+from spr.core.boxes import LARGEST
 from spr.core.errors import InputError, closest
 from spr.evaluation.detection.names import words_of
 from spr.evaluation.lines import first_repeated, read_bytes
@@ -18,7 +19,6 @@ from spr.evaluation.metrics import Bools, Floats, Ints
 from spr.records import Size
 
 _LISTS = ("images", "annotations", "categories")
-_LARGEST = 1e9  # of a coordinate in pixels
 _LARGEST_AREA = 1e10  # that of the largest range of COCO and LVIS
 _EXPECTED = "an object with `images`, `annotations` (with `bbox`) and `categories`"
 
@@ -129,7 +129,7 @@ def read_detection(path: Path) -> DetectionData:
     image = _indices(path, [row.image_id for row in objects], image_index, "image")
     category = _indices(path, [row.category_id for row in objects], category_index, "category")
     boxes = np.array([row.bbox for row in objects], dtype=np.float64).reshape(count, 4)
-    wrong = np.flatnonzero((np.abs(boxes) > _LARGEST).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
+    wrong = np.flatnonzero((np.abs(boxes) > LARGEST).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
     if len(wrong):
         what = f"The `bbox` of row {wrong[0]} of `annotations` of {path} is not a box"
         raise InputError(what, got=boxes[wrong[0]].tolist(), expected="[x, y, width, height] in pixels")
@@ -218,29 +218,28 @@ def _other_layout(path: Path, data: bytes, error: Exception) -> InputError:
         raw = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         lines = content.forms == ("JSON lines",)
-        got = f"JSON lines with {', '.join(content.keys[:8])}" if lines else error
-        return InputError(what, got=got, expected=_EXPECTED, fix=near_layout if lines else None)
+        shown = f"JSON lines with {', '.join(content.keys[:8])}" if lines else str(error)
+        return InputError(what, got=shown, expected=_EXPECTED, fix=near_layout if lines else None)
     if isinstance(raw, list):
         keys = ", ".join(list(raw[0])[:6]) if raw and isinstance(raw[0], dict) else "no objects"
         detections = {"image_id", "category_id", "bbox"} <= set(content.keys)
-        fix = "give the annotations as --annotations; detections in COCO's result format are not answers of a model"
-        got, fix_list = f"a JSON list: {keys}", fix if detections else near_layout
-        return InputError(what, got=got, expected=_EXPECTED, fix=fix_list)
+        own = "give the annotations as --annotations; detections in COCO's result format are not answers of a model"
+        fix = own if detections else near_layout
+        return InputError(what, got=f"a JSON list: {keys}", expected=_EXPECTED, fix=fix)
     if not isinstance(raw, dict):
         return InputError(what, got=type(raw).__name__, expected=_EXPECTED)
     missing = [name for name in _LISTS if name not in raw]
     got = f"the keys {', '.join(f'`{key}`' for key in list(raw)[:8])}" if missing else str(error)
     rows = raw.get("images")
     captions = isinstance(rows, list) and any(isinstance(row, dict) and "caption" in row for row in rows[:5])
-    others = [key for key in raw if key not in _LISTS]
+    others = [key for key in raw if key not in _LISTS and isinstance(raw[key], list)]
     near = next((key for key in others if closest(key, missing) is not None), None)
-    fix = None
     if captions:
         fix = "a file with a `caption` per image is read by `spr evaluate rec` (one box each) or `multi-rec`"
     elif near is not None:
         fix = f"name the list `{closest(near, missing)}` instead of `{near}`"
     elif "categories" in missing and len(missing) == 1:
         fix = "add `categories`: a list of objects with `id` and `name`"
-    elif missing:
-        fix = near_layout
+    else:
+        fix = near_layout if missing else None
     return InputError(what, got=got, expected=_EXPECTED, fix=fix)

@@ -165,8 +165,8 @@ class Detection(Task[DetectionData]):
             "ci95": "bootstrap over images",
         }
         groups = _groups(counts.objects.astype(np.int64))
-        images, problems = np.flatnonzero(chosen).tolist(), {**answers.problems, **read.problems}
-        ids, images = (tuple([own[k] for k in images]) for own in (items.image_ids, items.file_names))
+        kept, problems = np.flatnonzero(chosen).tolist(), {**answers.problems, **read.problems}
+        ids, images = (tuple([own[k] for k in kept]) for own in (items.image_ids, items.file_names))
         return Result(self.name, protocol, ids, images, shares, groups, problems, notes=tuple(notes), figures=figures)
 
     def _asked(self, items: DetectionData) -> list[Asked]:

@@ -195,7 +195,7 @@ def count_highest_first(overlaps: bx.Array, threshold: float) -> int:
 
 
 def _read(text: str | None, size_wh: Size, reader: BoxReader) -> _Read:
-    """The boxes of an answer. One with points, or with coordinates that can't be read, has no box and doesn't reject."""
+    """The boxes of an answer. One with points, or with coordinates that can't be read, does not reject."""
     if text is None or not text.strip():
         return _Read(())
     own: Boxes = reader.read(text, size_wh)

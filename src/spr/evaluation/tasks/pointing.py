@@ -136,7 +136,7 @@ class Pointing(Task[PointItems]):
 
 
 def _outside(grounded: GroundedText) -> Bools:
-    """Which of an answer's points, in its order, are out of the dialect's range, so that they are not read; ``(P,)``."""
+    """Which of an answer's points, in its order, are not read, being out of the dialect's range; ``(P,)``."""
     places = grounded.source.point_places if grounded.source is not None else ()
     return np.array([not place.is_read for place in places], dtype=bool)
 
