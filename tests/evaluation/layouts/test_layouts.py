@@ -140,6 +140,13 @@ def test_a_file_of_another_task_is_told_which(sample, tmp_path):
         load("rec", pope)
 
 
+def test_tables_are_not_for_detection(sample):
+    with pytest.raises(InputError, match=r"Parquet with id[\s\S]*this is Ref-L4: use `spr evaluate rec`"):
+        load("detection", sample("ref-l4").path)
+    with pytest.raises(InputError, match=r"TSV with index[\s\S]*use `spr evaluate multi-rec`"):
+        load("detection", sample("vlmevalkit-groundingme").path)
+
+
 def test_the_nearest_layout_may_be_in_another_form(tmp_path, sample):
     table = pq.read_table(sample("ref-l4").path)
     path = write_json(tmp_path / "ref-l4.json", {"rows": table.to_pylist()})

@@ -210,8 +210,14 @@ def _other_layout(path: Path, data: bytes, error: Exception) -> InputError:
     """The error for a file that is not COCO's: what it contains, and the task or command that reads such a file."""
     from spr.evaluation.layouts.content import JsonContent
     from spr.evaluation.layouts.layout import nearest
+    from spr.evaluation.layouts.tsv import TsvContent, is_tsv
 
     what = f"{path} is not COCO's or LVIS's detection annotations"
+    header = is_tsv(data)
+    if header is not None:
+        table = TsvContent(path, header)
+        got = f"TSV with {', '.join(table.keys[:8])}"
+        return InputError(what, got=got, expected=_EXPECTED, fix=nearest(table, "detection"))
     content = JsonContent(path, data)
     near_layout = nearest(content, "detection") if content.damaged is None and content.forms else None
     try:

@@ -94,23 +94,34 @@ def read_items(task: Task[Any], path: Path) -> Any:
         InputError: if the file can't be read, or is in no layout of the task; the error says what was found, which
             layouts the task reads, and which known layout is the nearest.
     """
-    own = [layout for layout in LAYOUTS.values() if layout.task == task.name]
-    expected = "; or ".join(layout.describe() for layout in own)
+    own, expected = _layouts_of(task)
     content = open_content(path, expected)
     for layout in own:
         if layout.fits(content):
             return layout.read(content, task)
     if isinstance(content, JsonContent) and content.damaged is not None:
         raise _damaged(content, own, expected)
-    raise _unknown(task, content, expected)
+    raise unknown_layout(task, content)
+
+
+def _layouts_of(task: Task[Any]) -> tuple[list[Layout], str]:
+    """The layouts of a task, and their descriptions."""
+    own = [layout for layout in LAYOUTS.values() if layout.task == task.name]
+    return own, "; or ".join(layout.describe() for layout in own)
+
+
+def open_parquet(path: Path) -> Content | None:
+    """Open a Parquet file, or a folder of Parquet files, as far as its columns; None if it is something else."""
+    if is_dir(path) and (parts := sorted(path.glob("*.parquet"))):
+        return _parquet(path, parts)
+    return _parquet(path, [path]) if is_file(path) and _starts_as_parquet(path) else None
 
 
 def open_content(path: Path, expected: str) -> Content:
     """Open a file as far as its form and keys. A folder stands for the Parquet files in it."""
-    if is_dir(path) and (parts := sorted(path.glob("*.parquet"))):
-        return _parquet(path, parts)
-    if is_file(path) and _starts_as_parquet(path):
-        return _parquet(path, [path])
+    table = open_parquet(path)
+    if table is not None:
+        return table
     what = f"Annotations {path}"
     with TextInput(path, what, expected=expected) as file:
         data = bytearray()
@@ -158,8 +169,9 @@ def _damaged(content: JsonContent, own: Sequence[Layout], expected: str) -> Inpu
     return InputError(what, got=content.damaged, expected=expected)
 
 
-def _unknown(task: Task[Any], content: Content, expected: str) -> InputError:
+def unknown_layout(task: Task[Any], content: Content) -> InputError:
     """The error for a file in another layout."""
+    expected = _layouts_of(task)[1]
     shown = ", ".join(content.keys[:_SHOWN]) + (", …" if len(content.keys) > _SHOWN else "")
     got = f"{content.forms[0]} with {shown}" if shown else f"{content.forms[0]} without keys"
     fix = nearest(content, task.name) or "convert the file to one of these layouts"

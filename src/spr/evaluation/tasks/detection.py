@@ -19,6 +19,7 @@ from spr.evaluation.detection.matching import COCO_LIMIT, LVIS_LIMIT, match
 from spr.evaluation.detection.names import CategoryNames, read_synonyms
 from spr.evaluation.detection.reading import Asked, read_answers
 from spr.evaluation.inference import Question
+from spr.evaluation.layouts.layout import open_parquet, unknown_layout
 from spr.evaluation.metrics import Bools, Ints
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -80,6 +81,9 @@ class Detection(Task[DetectionData]):
 
     def load(self, path: Path) -> DetectionData:
         """Read COCO's or LVIS's annotations (`read_detection`)."""
+        table = open_parquet(path)
+        if table is not None:
+            raise unknown_layout(self, table)
         return read_detection(path)
 
     def ids(self, items: DetectionData) -> Sequence[str]:
