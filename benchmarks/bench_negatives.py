@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=240)
     parser.add_argument("--held-out", type=int, default=150)
-    parser.add_argument("--only", help="comma-separated names of settings")
+    parser.add_argument("--only", help="names of settings, separated by semicolons")
     arguments = parser.parse_args()
     out: Path = arguments.out
     data, held_out_data = out / "scenes", out / "held-out-scenes"

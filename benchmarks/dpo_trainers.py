@@ -17,8 +17,8 @@ from datasets import load_from_disk
 
 from dpo_cases import CASES, PATCH
 from spr.config import LoraSection, TrainingConfig
+from spr.training.pair_model import PairModel
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import PairModel
 from spr.training.trainee import load_trainee
 from spr.training.trainer import train
 

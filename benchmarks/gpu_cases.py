@@ -45,9 +45,10 @@ from spr.models.protocols import View
 from spr.models.scorers.clip import ClipScorer
 from spr.records import Candidate
 from spr.records.schemas import from_table
+from spr.training.batches import EncodedPair, collate
 from spr.training.loss import PairLogps, pair_losses
+from spr.training.pair_model import PairModel
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import EncodedPair, PairModel, collate
 from spr.training.trainee import add_adapter
 from spr.training.trainer import train
 from spr.training.vision_cache import Features, compute_features

@@ -40,7 +40,8 @@ from spr.models.ported.cogvlm.experts import Routing
 from spr.models.ported.cogvlm.modeling import CogVLMForCausalLM
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
-from spr.training.shared_prefix import EncodedPair, PairModel, collate
+from spr.training.batches import EncodedPair, collate
+from spr.training.pair_model import PairModel
 from spr.training.trainee import add_adapter
 from spr.training.vision_cache import Features
 

@@ -237,6 +237,7 @@ OWN_FILES = {
     "training/vision_cache.py": "the system's memory limits",
     "training/log.py": "logs",
     "core/terminal.py": "the answer to a question on the terminal",
+    "exports/label_studio.py": "the labels of an earlier export",
     "workflows/hub_package.py": "files of a run or an adapter",
     "runs/folder.py": "RUN/inputs.json",
     "pipeline/engines/local.py": "the script that is running",

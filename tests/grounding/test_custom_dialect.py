@@ -102,7 +102,7 @@ def test_parse_render_and_convert_use_the_dialect_of_another_package(python):
         "assert render_box(grounded.boxes[0], 'corners', size, region=True) == '<at>50 75 150 100</at> <here>'\n"
         "padded = get_dialect('corners', padded=True)\n"
         "assert padded.spec == 'corners:padded=true' and get_dialect(padded.spec) == padded != dialect\n"
-        "from spr.models.families import is_grounding_token\n"
+        "from spr.models.model_dialect import is_grounding_token\n"
         "assert is_grounding_token('<at>') and not is_grounding_token('<here>')\n"
         "print('all hold')\n"
     )

@@ -12,7 +12,7 @@ from spr.config import LoraSection, TrainingConfig, make_config
 from spr.config.backends import LOSSES
 from spr.pipeline.runner import run as run_pipeline
 from spr.training.loss import dpo
-from spr.training.shared_prefix import PairModel
+from spr.training.pair_model import PairModel
 
 # As published, but with the line break before the next turn: TRL would train on one after the answer's end.
 CHAT_ML = (

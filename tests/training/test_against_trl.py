@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from spr.training.batches import collate
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
 

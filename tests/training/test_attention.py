@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from spr.training.shared_prefix import EncodedPair, attend, collate
+from spr.training.batches import EncodedPair, collate
+from spr.training.shared_prefix import attend
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spr.training.shared_prefix import EncodedPair, collate
+from spr.training.batches import EncodedPair, collate
 from spr.training.vision_cache import Features
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import ConfigError, RunError
+from spr.training.batches import collate
 from spr.training.encoding import context_length
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.trainer import train
 from spr.training.vision_cache import BatchEncoder

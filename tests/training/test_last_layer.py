@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from spr.models.families import FAMILIES
+from spr.training.batches import collate
 from spr.training.loss import PairLogps, pair_losses
+from spr.training.pair_model import PairModel
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import PairModel, collate
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
 

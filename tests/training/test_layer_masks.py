@@ -5,8 +5,8 @@ import torch
 from transformers import Gemma3TextConfig, Gemma4TextConfig
 
 from spr.models.families import FAMILIES
+from spr.training.batches import EncodedPair, collate
 from spr.training.layer_masks import layer_masks
-from spr.training.shared_prefix import EncodedPair, collate
 from spr.training.vision_cache import Features
 
 BOTH = ["full_attention", "sliding_attention"]

@@ -12,12 +12,12 @@ from spr.config import TrainingConfig
 from spr.config.training import MixSection
 from spr.core.errors import InputError, RunError
 from spr.models.families import FAMILIES
+from spr.training.batches import collate
 from spr.training.checkpoint import TrainingState
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.mix import read_mix, rows_of_epoch
 from spr.training.pairs import trl_pairs
 from spr.training.schedule import steps_of_training
-from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.trainer import train
 from spr.training.vision_cache import Features

@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from spr.models.image_processors import encode
+from spr.training.batches import collate
 from spr.training.checkpoint import TrainingState
 from spr.training.loss import PairLogps, bco_pair, pair_losses, uses
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.trainer import train
 from spr.training.vision_cache import Features

@@ -5,9 +5,9 @@ import torch
 
 from spr.models.families import FAMILIES
 from spr.models.image_processors import encode
+from spr.training.batches import collate
 from spr.training.loss import PairLogps
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
 

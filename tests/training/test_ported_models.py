@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from spr.models.ported.ferret.regions import RegionError
+from spr.training.batches import collate
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.trainer import train
 from spr.training.vision_cache import Features

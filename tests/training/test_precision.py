@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from spr.training.batches import collate
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import collate
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from spr.core.errors import ConfigError, InputError, RunError, SprError
+from spr.training.pair_model import PairModel
 from spr.training.pairs import trl_pairs
 from spr.training.reference import ReferenceFile
-from spr.training.shared_prefix import PairModel
 from spr.training.trainer import train
 
 IDENTITY = {"model": "m@1", "dtype": "torch.float32", "four_bits": "False", "processor": "aa"}

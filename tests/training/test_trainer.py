@@ -11,10 +11,11 @@ from transformers import AutoModelForImageTextToText
 from spr.config import LoraSection
 from spr.core.errors import InputError, RunError, SprError
 from spr.training import trainer as trainer_module
+from spr.training.batches import collate
 from spr.training.checkpoint import TrainingState, merge_adapter
 from spr.training.loss import PairLogps, dpo
+from spr.training.pair_model import PairModel
 from spr.training.pairs import trl_pairs
-from spr.training.shared_prefix import PairModel, collate
 from spr.training.trainee import load_trainee, renamed_properties
 from spr.training.trainer import train
 from spr.training.vision_cache import Features

@@ -18,7 +18,7 @@ from spr.core.errors import ConfigError, RunError
 from spr.evaluation.compare import compare
 from spr.pipeline.runner import run
 from spr.runs.trainings import lock_folder, training_names
-from spr.training.shared_prefix import PairModel
+from spr.training.pair_model import PairModel
 from spr.training.stopping import InterruptedTrainingError
 from spr.workflows import sweep as sweeps
 from spr.workflows.sweep import Sweep, sweep, table

@@ -95,9 +95,12 @@ def test_tasks_are_evaluated_on_held_out_images_with_the_adapter_as_it_is(config
     def everything(run, stage, kind):
         return [kind.from_row(row) for table in StageStore(run / stage).tables() for row in table.to_pylist()]
 
-    def first_held_out(*arguments):
+    def first_held_out(*arguments, **options):
         splits = ("holdout" if k == 0 else "train" for k in itertools.count())
-        return [dataclasses.replace(pair, split=split) for pair, split in zip(pairs(*arguments), splits, strict=False)]
+        return [
+            dataclasses.replace(pair, split=split)
+            for pair, split in zip(pairs(*arguments, **options), splits, strict=False)
+        ]
 
     pairs = training_run.run_pairs
     monkeypatch.setattr(training, "_held_out", everything)

@@ -17,7 +17,7 @@ import numpy as np
 from spr.core.documents import parse_yaml
 from spr.core.errors import ConfigError, GroundingError, InputError
 from spr.core.image_files import ImageProblem
-from spr.core.images import ImageSource
+from spr.core.images import ImageSource, to_rgb
 from spr.core.text_input import read_text
 from spr.evaluation.expressions import Expressions
 from spr.evaluation.predictions import Answers
@@ -109,7 +109,7 @@ class RecDocuments:
 
     def doc_to_visual(self, doc: Mapping[str, Any]) -> list[Any]:
         """The image, RGB."""
-        return [doc["image"].convert("RGB")]
+        return [to_rgb(doc["image"])]
 
     def doc_to_text(self, doc: Mapping[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:  # noqa: ARG002
         """The question. Texts around it, which lmms-eval has per model, are not added: the dialect decides."""

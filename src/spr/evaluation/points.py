@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from spr.core.errors import InputError
+from spr.core.images import to_rgb
 from spr.evaluation.inference import LoadImage
 from spr.evaluation.lines import first_repeated
 from spr.grounding.points import points_in_boxes
@@ -101,4 +102,8 @@ class PointItems:
 
 def mask_of(image: Image.Image) -> Mask:
     """The region of a mask image: the pixels of which a channel is over 127 (Point-Bench's rule)."""
-    return np.asarray(np.asarray(image.convert("RGB")).max(axis=2) > 127)
+    if "A" in image.getbands():  # `to_rgb` would make what is transparent white
+        image = (
+            Image.merge("RGB", (image.split()[0],) * 3) if image.mode == "LA" else Image.merge("RGB", image.split()[:3])
+        )
+    return np.asarray(np.asarray(to_rgb(image)).max(axis=2) > 127)

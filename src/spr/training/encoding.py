@@ -24,9 +24,9 @@ from spr.models.chat import RenderedAnswer, image_token_ids, render_answer, rend
 from spr.models.continuation import continue_tokens
 from spr.models.families import Family
 from spr.models.image_processors import count_image_tokens, encode
+from spr.training.batches import EncodedPair
 from spr.training.boxes import changed_numbers, token_weights
 from spr.training.pairs import TrainingPair
-from spr.training.shared_prefix import EncodedPair
 from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, feature_key
 
 NO_IMAGE = ""

@@ -16,8 +16,8 @@ from spr.core.atomic import atomic_file
 from spr.core.errors import RunError, SprError
 from spr.models.batching import DeviceMemoryError
 from spr.models.loading import clear_write_errors
+from spr.training.batches import Batch
 from spr.training.encoding import PlannedPair
-from spr.training.shared_prefix import Batch
 
 
 class InterruptedTrainingError(SprError):

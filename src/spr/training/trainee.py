@@ -27,7 +27,8 @@ from spr.models.image_processors import load_processor
 from spr.models.loading import model_source, placement, source_name
 from spr.models.model_dialect import choose_dialect
 from spr.training.encoding import PairEncoder, processor_digest
-from spr.training.shared_prefix import PairModel, why_not_shared
+from spr.training.pair_model import PairModel
+from spr.training.shared_prefix import why_not_shared
 from spr.training.vision_cache import MemoryFeatures, open_store
 
 

@@ -1,6 +1,6 @@
 """The training loop: preference pairs → a LoRA adapter (paper; supplement, Sec. 2), on Accelerate.
 
-The file reads from top to bottom: `train` loads the model and plans the pairs, `_reference_logps` computes the
+The file reads from top to bottom: `train` loads the model and plans the pairs, `reference_logps` computes the
 reference model's log-probabilities once, `_take_steps` is the loop, and `_take_step` is one optimizer step.
 Processes share the batches of a step: two processes with one batch each take the same step as one process with two.
 """
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
 
 from spr.config import TrainingConfig
 from spr.core.errors import ConfigError, InputError, RunError
@@ -38,8 +37,6 @@ from spr.training.encoding import PlannedPair, ProcessedPair, context_length, pl
 from spr.training.held_out import Best, Evaluate, best_folder, copy_best, keep_only, mean
 from spr.training.log import Meter, TrainingLog, check_trackers
 from spr.training.loss import (
-    PairLogps,
-    difficulty_weights,
     needs_reference,
     needs_rejected,
     needs_reward_shift,
@@ -47,15 +44,13 @@ from spr.training.loss import (
 )
 from spr.training.mix import at_share, check_mix, read_mix, relabelled, rows_of_epoch, rows_per_epoch
 from spr.training.pairs import TrainingPair
-from spr.training.reference import ReferenceFile, check_reference, open_reference
+from spr.training.reference import check_reference
+from spr.training.reference_pass import Known, reference_logps, rounds_of, weights_by_difficulty
 from spr.training.schedule import learning_rate, steps_of_training
-from spr.training.shared_prefix import Batch, collate
+from spr.training.session import Kinds, Session
 from spr.training.stopping import InterruptedTrainingError, check_finite, clear_memory_errors, interrupts
-from spr.training.trainee import Trainee, load_trainee, open_model
+from spr.training.trainee import load_trainee, open_model
 from spr.training.vision_cache import UNSHARDED, BatchEncoder
-
-SAVE_REFERENCE_EVERY = 200
-"""Rounds of batches between two writes of the reference file."""
 
 Step = Sequence[Sequence[int]]
 """The batches of an optimizer step, as indices of pairs."""
@@ -219,9 +214,11 @@ def train(
     state = TrainingState(accelerator, wrapped, optimizer)
     saved = saved if main and saved is not None else lambda: None
     data = planned, held_out, len(own) + mixed
-    session = _Session(settings, folder, trainee, *data, fingerprint, state, batches, evaluate, saved, tell)
-    file = _reference_logps(session, shared, reference, tell) if needs_reference(settings) else None
-    known = Known(file, _difficulty_weights(session, file) if file is not None and settings.difficulty_weight else None)
+    session = Session(settings, folder, trainee, *data, fingerprint, state, batches, evaluate, saved, tell)
+    file = reference_logps(session, shared, reference, tell) if needs_reference(settings) else None
+    known = Known(
+        file, weights_by_difficulty(session, file) if file is not None and settings.difficulty_weight else None
+    )
     steps = steps_of_training(
         [pair.length for pair in planned],
         batch_size=settings.per_device_train_batch_size,
@@ -256,53 +253,6 @@ def _mixed(epoch: int, own: int, planned: int, count: int) -> list[int]:
     return [own + row for row in rows_of_epoch(epoch, planned - own, count)] if count else []
 
 
-# ── what the passes share ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Session:
-    """The objects of a running training; ``state`` holds model and optimizer as Accelerate prepared them."""
-
-    settings: TrainingConfig
-    folder: Path
-    trainee: Trainee
-    planned: Sequence[PlannedPair]
-    held_out: Sequence[PlannedPair]
-    per_epoch: int  # how many of the planned ones an epoch has
-    fingerprint: dict[str, Any]
-    state: TrainingState
-    batches: BatchEncoder
-    evaluate: Evaluate | None
-    saved: Callable[[], None]
-    tell: Callable[[str], None]
-
-    def process(self, pairs: Sequence[PlannedPair]) -> list[ProcessedPair]:
-        """The work for a batch that threads do ahead: images and the processor."""
-        return [self.trainee.encoder.process(pair) for pair in pairs]
-
-    def forward(self, pairs: Sequence[PlannedPair], processed: Sequence[ProcessedPair]) -> tuple[Batch, PairLogps]:
-        """From the pairs of a batch to the log-probabilities of their answers."""
-        encoded, trainee = self.batches.encode(pairs, processed), self.trainee
-        batch = collate(encoded, trainee.encoder.pad, shared=trainee.shared).to(trainee.model.base.device)
-        return batch, PairLogps(*self.state.model(batch))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Kinds:
-    """Which rows of a batch are mixed in, and which of them have no rejected answer: ``(B,)`` bool each."""
-
-    mixed: Tensor
-    supervised: Tensor
-
-    @classmethod
-    def of(cls, pairs: Sequence[PlannedPair], device: torch.device) -> _Kinds:
-        mixed, supervised = ([getattr(pair.pair, name) for pair in pairs] for name in ("mixed", "supervised"))
-        return cls(torch.tensor(mixed, device=device), torch.tensor(supervised, device=device))
-
-
-# ── the reference pass ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _noted(pairs: Iterable[TrainingPair], names: dict[str, str | None]) -> Iterator[TrainingPair]:
     """The pairs, after putting the file names of their images into ``names``."""
     for pair in pairs:
@@ -310,103 +260,8 @@ def _noted(pairs: Iterable[TrainingPair], names: dict[str, str | None]) -> Itera
         yield pair
 
 
-def _reference_logps(session: _Session, shared: Path, known: Path | None, tell: Callable[[str], None]) -> ReferenceFile:
-    """Compute the log-probabilities that the reference file lacks, with the adapter turned off."""
-    accelerator, size = session.state.accelerator, session.settings.per_device_train_batch_size
-    file = open_reference([shared, session.folder], session.trainee.identity)
-    if known is not None:
-        file.import_from(known)
-    file.share()  # another training may have written to the file since some processes read it
-    all_pairs = [pair for pair in (*session.planned, *session.held_out) if not pair.pair.supervised]
-    missing = sorted(file.missing(all_pairs), key=lambda pair: -pair.length)
-    if missing:
-        tell(f"Reference log-probabilities of {count_text(len(missing), 'pairs')}")
-    rounds, own_batches = _rounds(missing, size, accelerator)
-    rank = accelerator.process_index
-    session.state.model.eval()
-    progress = Progress("reference", len(all_pairs), "pairs", done=len(all_pairs) - len(missing))
-    with progress, interrupts() as interrupted, torch.no_grad(), session.trainee.model.peft.disable_adapter():
-        processed_batches = ordered_map(session.process, own_batches)
-        for number, (group, (own, processed)) in enumerate(zip(rounds, processed_batches, strict=True), start=1):
-            with clear_memory_errors(own, session.settings, step=False):
-                batch, logps = session.forward(own, processed)
-            values = torch.stack([logps.chosen, logps.rejected], dim=1)
-            check_finite(values.sum(1), batch, None, "log-probability", session.folder)
-            results = gather_object([values.tolist()] if rank < len(group) else [])
-            for part, rows in zip(group, results, strict=True):
-                file.add(part, rows)
-                progress.advance(len(part))
-            stop = any(gather_object([interrupted.is_set()]))
-            if accelerator.is_main_process and (stop or number % SAVE_REFERENCE_EVERY == 0):
-                file.save()
-            if stop:
-                got, fix = f"finished pairs are in {file.path}", "run the same command again to resume"
-                raise InterruptedTrainingError("Interrupted in the reference pass", got=got, fix=fix)
-    if accelerator.is_main_process and (missing or known is not None):
-        file.save()
-        session.saved()
-    accelerator.wait_for_everyone()
-    return file
-
-
-def _rounds(
-    pairs: Sequence[PlannedPair], size: int, accelerator: Accelerator
-) -> tuple[list[list[Sequence[PlannedPair]]], list[Sequence[PlannedPair]]]:
-    """Batches of pairs, one per process in each round, and those of this process.
-
-    Every process takes part in every round, because sharded models gather their weights together.
-    """
-    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    world, rank = accelerator.num_processes, accelerator.process_index
-    rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
-    return rounds, [group[min(rank, len(group) - 1)] for group in rounds]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Known:
-    """What is known of the pairs before the first step: log-probabilities of the reference, and weights by key.
-
-    None if the loss uses no reference, or if all pairs have the same weight.
-    """
-
-    reference: ReferenceFile | None
-    weights: Mapping[str, float] | None
-
-    def of(
-        self, pairs: Sequence[PlannedPair], device: torch.device
-    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-        """The same of a batch, ``(B,)`` float32 each."""
-        logps = weights = None
-        if self.reference is not None:
-            rows = [(0.0, 0.0) if pair.pair.supervised else self.reference.of(pair) for pair in pairs]
-            values = torch.tensor(rows, dtype=torch.float32, device=device)
-            logps = values[:, 0], values[:, 1]
-        if self.weights is not None and any(pair.key in self.weights for pair in pairs):
-            # Held-out pairs and mixed rows have none.
-            known = [self.weights.get(pair.key, 1.0) for pair in pairs]
-            weights = torch.tensor(known, dtype=torch.float32, device=device)
-        return logps, weights
-
-
-def _difficulty_weights(session: _Session, file: ReferenceFile) -> dict[str, float]:
-    def size(ids: Tensor, weights: Tensor | None) -> float:
-        return len(ids) if weights is None else weights.sum().item()
-
-    gaps, own = [], [pair for pair in session.planned if not pair.pair.mixed]
-    for pair in own:
-        chosen, rejected = file.of(pair)
-        chosen /= size(pair.chosen, pair.chosen_weights)
-        rejected /= size(pair.rejected, pair.rejected_weights)
-        gaps.append(chosen - rejected)
-    weights = difficulty_weights(torch.tensor(gaps, dtype=torch.float64), session.settings.difficulty_weight)
-    return {pair.key: weight for pair, weight in zip(own, weights.tolist(), strict=True)}
-
-
-# ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _take_steps(
-    session: _Session, steps: Sequence[Step], first: int, before: Mapping[str, float], known: Known
+    session: Session, steps: Sequence[Step], first: int, before: Mapping[str, float], known: Known
 ) -> tuple[int, dict[str, float], Best]:
     """Take the steps after the first ``first`` ones; returns their number, the last one's metrics and the best one.
 
@@ -469,7 +324,7 @@ def _take_steps(
     return number, values, best
 
 
-def _evaluate(session: _Session, number: int, known: Known, shift: float, best: Best, log: TrainingLog) -> Best:
+def _evaluate(session: Session, number: int, known: Known, shift: float, best: Best, log: TrainingLog) -> Best:
     """Evaluate on the held-out pairs and tasks after a step, and keep the adapter if it is the best so far.
 
     Neither the training's random state nor its mode are different afterwards.
@@ -478,7 +333,7 @@ def _evaluate(session: _Session, number: int, known: Known, shift: float, best: 
     accelerator, device = state.accelerator, session.trainee.model.base.device
     rows: list[dict[str, float]] = []
     size = settings.per_device_train_batch_size
-    rounds, own_batches = _rounds(sorted(session.held_out, key=lambda pair: -pair.length), size, accelerator)
+    rounds, own_batches = rounds_of(sorted(session.held_out, key=lambda pair: -pair.length), size, accelerator)
     state.model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for group, (own, processed) in zip(rounds, ordered_map(session.process, own_batches), strict=True):
@@ -511,7 +366,7 @@ def _evaluate(session: _Session, number: int, known: Known, shift: float, best: 
     return best
 
 
-def _own_batches(session: _Session, steps: Sequence[Step]) -> Iterator[OwnBatch]:
+def _own_batches(session: Session, steps: Sequence[Step]) -> Iterator[OwnBatch]:
     """This process's batches, ``gradient_accumulation_steps`` per step.
 
     Where a step has fewer batches than the processes need, one of them is repeated with weight 0.
@@ -529,7 +384,7 @@ def _own_batches(session: _Session, steps: Sequence[Step]) -> Iterator[OwnBatch]
 
 
 def _take_step(
-    session: _Session,
+    session: Session,
     number: int,
     step: Step,
     batches: Iterator[OwnBatch],
@@ -546,7 +401,7 @@ def _take_step(
         with clear_memory_errors(pairs, settings), accelerator.accumulate(state.model):
             batch, logps = session.forward(pairs, processed)
             reference, weights = known.of(pairs, logps.chosen.device)
-            kinds = _Kinds.of(pairs, logps.chosen.device) if settings.mix.path is not None else None
+            kinds = Kinds.of(pairs, logps.chosen.device) if settings.mix.path is not None else None
             supervised = None if kinds is None else kinds.supervised
             losses = pair_losses(logps, reference, settings, reward_shift=shift, weights=weights, supervised=supervised)
             check_finite(losses.loss, batch, number, "loss", session.folder)

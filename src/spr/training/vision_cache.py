@@ -22,8 +22,8 @@ from torch import Tensor
 from spr.core.atomic import leftovers, write_atomically
 
 if TYPE_CHECKING:
+    from spr.training.batches import EncodedPair
     from spr.training.encoding import PairEncoder, PlannedPair, ProcessedPair
-    from spr.training.shared_prefix import EncodedPair
 
 UNSHARDED = {DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU}
 """Kinds of training in which every process has all weights and can run a part of the model without the others."""

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmark_samples import SAMPLES, write_lines
 from spr.core.errors import InputError
-from spr.evaluation.points import BoxTarget, MaskTarget, PointItem, PointItems
+from spr.evaluation.points import BoxTarget, MaskTarget, PointItem, PointItems, mask_of
 from spr.evaluation.predictions import Answers
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.pointing import Pointing
@@ -180,3 +181,12 @@ def test_rows_that_no_answer_can_meet_are_refused(change, message, tmp_path):
     row = {"id": 1, "image": "a.png", "question": "?", "boxes": [], "width": 9, "height": 9}
     with pytest.raises(InputError, match=message):
         Pointing().load(write_lines(tmp_path / "a.jsonl", [row | change]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "LA", "RGBA", "P"])
+def test_a_mask_is_where_a_channel_is_bright_whatever_the_images_mode(mode):
+    image = Image.new("L", (4, 2), 0)
+    image.paste(255, (1, 0, 3, 1))
+    # A transparent pixel has its colour.
+    image = image.convert("RGB").convert(mode) if mode != "RGBA" else Image.merge("RGBA", [image] * 3 + [image])
+    assert mask_of(image).tolist() == [[False, True, True, False], [False] * 4]
