@@ -106,6 +106,9 @@ def test_other_data_sets_and_folders_are_refused(tmp_path):
         write_lmms_eval_task(tmp_path / "other", dialect="ferret", split="val")
     with pytest.raises(ConfigError, match="name of the task"):
         write_lmms_eval_task(tmp_path / "new", dialect="ferret", split="val", name="a b")
+    with pytest.raises(ConfigError, match="rec needs boxes, and the dialect `molmo` has only points"):
+        write_lmms_eval_task(tmp_path / "new", dialect="molmo", split="val")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_says_how_to_run_the_task(tmp_path, monkeypatch, capsys):

@@ -263,10 +263,11 @@ def summary(result: Result) -> list[str]:
         counts = ((name, m[name], m[f"of_{name}"]) for name in ("items", "lines"))
         shares = ", ".join(f"{some:,} of {all_:,} {name} ({some / all_ * 100:.1f} %)" for name, some, all_ in counts)
         lines.insert(0, f"matched by `{m['id_field']}`: {shares}; answers in `{m['answer_field']}`")
+    width = max([18, *map(len, result.metrics)])
     for name, measured in result.metrics.items():
         value, ci = measured["value"], measured["ci95"]
         shown = "–" if value is None else f"{value:.4f}"
-        lines.append(f"  {name:<18} {shown:>9}" + (f"   [{ci[0]:.4f}, {ci[1]:.4f}]" if ci else ""))
+        lines.append(f"  {name:<{width}} {shown:>9}" + (f"   [{ci[0]:.4f}, {ci[1]:.4f}]" if ci else ""))
     lines += without_interval({name: m["no_ci95"] for name, m in result.metrics.items() if m["ci95"] is None})
     for kind, ids in result.problems.items():
         if ids:

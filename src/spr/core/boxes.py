@@ -221,3 +221,18 @@ def non_maximum_suppression(boxes_xyxy: Boxes, scores: npt.ArrayLike, threshold:
         if not kept or float(iou(boxes[index], boxes[kept]).max()) <= threshold:
             kept.append(int(index))
     return np.asarray(kept, dtype=np.intp)
+
+
+LARGEST = 1e9
+"""The largest coordinate of an annotated box, in pixels."""
+
+
+def first_without_area(boxes_xyxy: Boxes) -> int | None:
+    """The position of the first box without an area, or with a coordinate that is not finite or above `LARGEST`.
+
+    >>> first_without_area([(0, 0, 2, 2), (3, 0, 3, 2)])
+    1
+    """
+    boxes = as_boxes(boxes_xyxy)
+    right = (np.abs(boxes) <= LARGEST).all(axis=1) & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    return None if right.all() else int(np.argmin(right))

@@ -323,7 +323,8 @@ def table(comparison: Comparison) -> list[str]:
     lines += [f"  protocols differ: {change}" for change in c.changes]
     lines += [f"  note: {note}" for note in c.notes]
     head = f"{c.base[-12:]:>12} {c.other[-12:]:>12} {'difference':>12}  {'95 % interval':<20} {'p':>7}"
-    lines.append(f"  {'':<16} {head}")
+    width = max([16, *(len(row.metric) for row in c.rows)])
+    lines.append(f"  {'':<{width}} {head}")
     for row in c.rows:
         d = row.difference
         cells = [f"{value:.4f}" if value is not None else "–" for value in (row.base, row.other)]
@@ -332,6 +333,6 @@ def table(comparison: Comparison) -> list[str]:
             interval = f"[{d.ci95[0]:+.4f}, {d.ci95[1]:+.4f}]" if d.ci95 is not None else "–"
             p = f"{d.p:.4f}" if d.p >= _SMALLEST_SHOWN else f"<{_SMALLEST_SHOWN}"
             tail = f"{d.value:>+12.4f}  {interval:<20} {p:>7}"
-        lines.append(f"  {row.metric:<16} {cells[0]:>12} {cells[1]:>12} {tail}")
+        lines.append(f"  {row.metric:<{width}} {cells[0]:>12} {cells[1]:>12} {tail}")
     reasons = {row.metric: row.difference.reason for row in c.rows if row.difference and row.difference.reason}
     return lines + without_interval(reasons)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from spr.core import boxes as bx
+from spr.core.boxes import first_without_area
 from spr.core.errors import InputError
 from spr.evaluation.inference import LoadImage
 from spr.evaluation.lines import first_repeated
@@ -35,9 +33,12 @@ class Expressions:
         repeated = first_repeated(self.ids)
         if repeated is not None:
             raise InputError("Two expressions have the same id", got=repeated, expected="unique ids")
-        for k in np.flatnonzero(~(bx.area(self.boxes_xyxy) > 0)):
+        k = first_without_area(self.boxes_xyxy)
+        if k is not None:
             got = self.boxes_xyxy[k].tolist()
-            raise InputError(f"The box of expression {self.ids[k]} has no area", got=got, expected="x1 < x2, y1 < y2")
+            raise InputError(
+                f"The box of expression {self.ids[k]} has no area", got=got, expected="x1 < x2, y1 < y2, in pixels"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -21,6 +21,7 @@ from spr.core.images import ImageSource, to_rgb
 from spr.core.text_input import read_text
 from spr.evaluation.expressions import Expressions
 from spr.evaluation.predictions import Answers
+from spr.evaluation.task import check_dialect
 from spr.evaluation.tasks.rec import THRESHOLDS, Rec
 from spr.grounding import DIALECTS, Dialect, get_dialect
 
@@ -38,7 +39,7 @@ class RecDocuments:
         prompt: The question, with ``{expression}``; None for the wording of the dialect's family.
 
     Raises:
-        ConfigError: if the prompt lacks ``{expression}``.
+        ConfigError: if the prompt lacks ``{expression}``, or the dialect has no boxes.
     """
 
     dialect: Dialect
@@ -48,6 +49,7 @@ class RecDocuments:
     """What `process_results` returns: the metrics of `rec`, and the share of answers without a box."""
 
     def __post_init__(self) -> None:
+        check_dialect(Rec, self.dialect)
         self.question("")
 
     @classmethod

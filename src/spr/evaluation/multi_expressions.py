@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
-import numpy as np
 
-from spr.core import boxes as bx
+from spr.core.boxes import first_without_area
 from spr.core.errors import InputError
 from spr.evaluation.inference import LoadImage
 from spr.evaluation.lines import decode_json, first_repeated, read_bytes, read_lines, unique_ids
@@ -55,10 +54,14 @@ def check_expressions(rows: list[MultiExpression]) -> list[MultiExpression]:
     if repeated is not None:
         raise InputError("Two expressions have the same id", got=repeated, expected="unique ids")
     for row in rows:
-        if row.boxes and not (bx.area(row.boxes) > 0).all():
-            wrong = row.boxes[int(np.argmin(bx.area(row.boxes)))]
+        wrong = first_without_area(row.boxes)
+        if wrong is not None:
             what = f"A box of expression {row.id} has no area"
-            raise InputError(what, got=list(wrong), expected="x1 < x2, y1 < y2; no box at all if there is no target")
+            raise InputError(
+                what,
+                got=list(row.boxes[wrong]),
+                expected="x1 < x2, y1 < y2, in pixels; no box at all if there is no target",
+            )
     return rows
 
 

@@ -77,6 +77,8 @@ class Task(ABC, Generic[Items]):
     """The task's name in result files, the same as in `TASKS`."""
     reads_boxes: ClassVar[bool] = True
     """Whether scoring needs to know the dialect of the answers."""
+    reads_points: ClassVar[bool] = False
+    """Whether answers can be in a dialect that has points but no boxes."""
     higher_is_better: ClassVar[tuple[str, ...]] = ()
     """Metrics whose increase is better. A metric in neither list has no direction."""
     lower_is_better: ClassVar[tuple[str, ...]] = ()
@@ -195,7 +197,8 @@ def evaluate(
         ``spr evaluate --out`` writes.
 
     Raises:
-        ConfigError: unless there is either a model or a predictions file, or if an option has no effect.
+        ConfigError: unless there is either a model or a predictions file, or if an option has no effect, or the task
+            needs boxes, which the dialect doesn't have.
         InputError: if a file can't be read or does not fit the task, if no image can be read (checked before the model
             is loaded), or if no answer of a predictions file can be used.
     """
@@ -225,6 +228,8 @@ def evaluate(
             items = _load(task, annotations)
             how_read: dict[str, Any] = {"answer_field": answer_field, "id_field": id_field, "dialect": known}
             answers = read_predictions(path, task.about(items), **how_read)
+        if answers.dialect is not None:
+            check_dialect(task, answers.resolve_dialect())
         how = {"model": answers.model, "predictions": path.name}
     else:
         got, expected = "neither" if describer is None else "both", "a model (--model) or --predictions"
@@ -236,7 +241,7 @@ def evaluate(
     more: dict[str, Any] = {
         "predictions": kept,
         "matched": answers.matched,
-        "notes": (*result.notes, *_notes(task, items, answers, result)),
+        "notes": tuple(dict.fromkeys((*result.notes, *_notes(task, items, answers, result)))),
     }
     return replace(result, protocol={**result.protocol, **how}, **more)
 
@@ -302,8 +307,10 @@ def _ask(
         check_loadable([describer])
         expected = expected_dialect(describer)
         if expected is not None:
+            check_dialect(task, expected)
             task.questions(items, expected, describer.model or "")
         model, describer = describer.model or "", load_describer(describer)
+    check_dialect(task, describer.dialect)
     prompt, questions = task.questions(items, describer.dialect, model)
     answers = ask(describer, questions, load, seed=seed)
     rows = zip(questions, answers.raw, answers.texts, answers.finish_reasons, strict=True)
@@ -312,6 +319,14 @@ def _ask(
     how |= {setting: getattr(describer, setting, None) for setting in ("temperature", "top_p")}
     how |= {own.name: getattr(task, own.name) for own in task.options() if own.option.asks and own.name != "prompt"}
     return answers, kept, how
+
+
+def check_dialect(task: Task[Any] | type[Task[Any]], dialect: Dialect) -> None:
+    """Raise `ConfigError` if a task needs boxes, and the dialect has none, such as Molmo's."""
+    if task.reads_boxes and not task.reads_points and not dialect.writes_boxes:
+        what = f"The task {task.name} needs boxes, and the dialect `{dialect.key}` has only points"
+        fix = "use `spr evaluate pointing`; if the answers do have boxes, name the dialect that they are written in"
+        raise ConfigError(what, got=dialect.key, expected="a dialect with boxes", fix=fix)
 
 
 def refuse_with_predictions(*flags: str, **options: Any) -> None:

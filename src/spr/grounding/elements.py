@@ -14,6 +14,7 @@ from spr.records import Point, Span
 _FRAME = re.compile(r"[^\t:;,]++")
 _LABEL = re.compile(r"""\b(?:alt|label)\s*+=\s*+["']([^"']*+)""")
 _DIGIT = re.compile(r"[0-9]")
+_COORDINATE = re.compile(r"""(?<![\w-])[xy]\d*+\s*+=\s*+(?:"[^"]*+"?|'[^']*+'?|\S*+)""")
 
 
 class _Opened(NamedTuple):
@@ -128,4 +129,16 @@ def _pairs(problems: Problems, markup: Elements, frame: Frame, part: Range, unit
         points += problems.decode_point(frame, pair, (1, 2), unit)
     if is_strict and text[position:stop].strip():
         problems.note(position, stop, "not a point: dropped", unread=True)
+    if not is_strict and points and stop < unit[1]:
+        _note_single_coordinates(problems, markup, part)
     return points
+
+
+def _note_single_coordinates(problems: Problems, markup: Elements, part: Range) -> None:
+    """Report coordinates in the attributes of a complete tag that are not part of a point."""
+    text, known = problems.read, [found.span() for found in markup.pair_pattern.finditer(problems.read, *part)]
+    label = _LABEL.search(text, *part)
+    known += [label.span()] if label is not None else []
+    for found in _COORDINATE.finditer(text, *part):
+        if not any(start <= found.start() < end for start, end in known):
+            problems.note(*found.span(), "not a point: dropped", unread=True)

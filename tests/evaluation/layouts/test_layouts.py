@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark_samples import SAMPLES, mdetr_content, write_json, write_lines, write_parquet
+from benchmark_samples import SAMPLES, mask, mdetr_content, write_json, write_lines, write_parquet
 from spr.cli import main
 from spr.core.errors import InputError
 from spr.evaluation.layouts.coco import ODINW13
@@ -138,6 +138,13 @@ def test_a_file_of_another_task_is_told_which(sample, tmp_path):
     pope = write_lines(tmp_path / "pope.json", [{"question_id": 1, "image": "1.jpg", "text": "?", "label": "no"}])
     with pytest.raises(InputError, match="this is POPE's JSON lines: use `spr evaluate pope`"):
         load("rec", pope)
+
+
+def test_tables_are_not_for_detection(sample):
+    with pytest.raises(InputError, match=r"Parquet with id[\s\S]*this is Ref-L4: use `spr evaluate rec`"):
+        load("detection", sample("ref-l4").path)
+    with pytest.raises(InputError, match=r"TSV with index[\s\S]*use `spr evaluate multi-rec`"):
+        load("detection", sample("vlmevalkit-groundingme").path)
 
 
 def test_the_nearest_layout_may_be_in_another_form(tmp_path, sample):
@@ -282,3 +289,54 @@ def test_parquet_with_other_columns_is_explained(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"id": [1], "caption": ["a"], "bbox": [[1.0, 2.0, 3.0, 4.0]]})
     with pytest.raises(InputError, match=r"Parquet with id, caption, bbox[\s\S]*nearest known layout is Ref-L4"):
         load("rec", path)
+
+
+def changed(sample, **columns):
+    content = pq.read_table(sample.path).to_pydict()
+    return write_parquet(sample.path, content | columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        ("ref-l4", {"bbox": [[1.0, 1.0, float("inf"), 3.0], [1.0, 2.0, 3.0, 4.0]]}, "expression 7 has no area"),
+        ("groundingme", {"bbox": [[1.0, 1.0, 1e300, 1e300], [1.0, 2.0, 3.0, 4.0]]}, "expression 1 has no area"),
+        ("pixmo-points", {"masks": [[None], [[[True]], [[True]]]]}, "A mask of the column `masks`"),
+        ("pixmo-points", {"masks": [[[]], [[[True]], [[True]]]]}, "A mask of the column `masks`"),
+        (
+            "pixmo-points",
+            {"points": [[{"x": float("nan"), "y": 1.0}], [{"x": 1.0, "y": 1.0}] * 2]},
+            r"Row 0[\s\S]*not finite",
+        ),
+    ],
+)
+def test_values_that_no_answer_can_meet_are_errors(name, columns, message, sample):
+    made = sample(name)
+    changed(made, **columns)
+    with pytest.raises(InputError, match=message):
+        load(made.task, made.path)
+
+
+def test_a_mask_of_another_size_than_its_image_is_an_error(sample):
+    made = sample("where2place-parquet")
+    small = {"bytes": mask(100, 50, (10, 5, 30, 25)), "path": None}
+    items = load("pointing", changed(made, mask=[small, small]))
+    with pytest.raises(InputError, match=r"another size than its image[\s\S]*100x50[\s\S]*200x100"):
+        items.rows[0].target.holds([(1, 1)])
+    items = load("pointing", changed(made, mask=[None, None]))
+    with pytest.raises(InputError, match=r"A `mask` of .* can't be read"):
+        items.rows[0].target.holds([(1, 1)])
+
+
+def test_masks_with_rows_of_different_lengths_are_an_error(sample):
+    made = sample("pixmo-points")
+    masks = [[[[True, True], [True]]], [[[True]], [[True]]]]
+    items = load("pointing", changed(made, masks=masks))
+    with pytest.raises(InputError, match="rows of different lengths"):
+        items.rows[0].target.holds([(1, 1)])
+
+
+def test_rejection_is_recognised_in_any_case(sample):
+    made = sample("groundingme")
+    items = load("multi-rec", changed(made, subtask_l1=["discriminative", "rejection"]))
+    assert [len(row.boxes) for row in items] == [1, 0]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.detection.confidence import token_probabilities
 from spr.evaluation.detection.names import CategoryNames, read_synonyms
@@ -85,6 +86,7 @@ def test_lvis_is_recognised_by_its_negative_categories(write):
 
 LINES = '{"id": 1, "image": "a.jpg", "sentence": "s", "box": [1, 2, 3, 4]}\n' * 2
 NO_CATEGORIES = {"images": coco([])["images"], "annotations": []}
+NAMED_TWICE = coco([]) | {"categories": [{"id": 9, "name": "Wine glass"}, *CATEGORIES]}
 CAPTIONED = {
     "images": [{"id": 1, "file_name": "1.jpg", "caption": "a dog", "width": 9, "height": 9}],
     "annotations": [],
@@ -96,7 +98,7 @@ CAPTIONED = {
     [
         ("", ["is empty"]),
         ("x", ["is not COCO's or LVIS's detection annotations", "malformed"]),
-        (LINES, ["JSON lines", "spr evaluate rec"]),
+        (LINES, ["JSON lines with id, image, sentence, box", "which has width, height as well", "spr evaluate rec"]),
         (
             [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}],
             ["a JSON list: image_id", "--annotations"],
@@ -113,6 +115,11 @@ CAPTIONED = {
         ("5", ["got:", "int"]),
         (coco([(1, 7, [0, 0, 1, 1], {}), (1, 7, [9, 9, 3, -4], {})]), ["`bbox` of row 1", "[9.0, 9.0, 3.0, -4.0]"]),
         (coco([(1, 7, [0, 0, 1e300, 1e300], {})]), ["`bbox` of row 0"]),
+        (coco([(1, 7, [0, 0, 9, 9], {}), (1, 7, [0, 0, 9, 9], {"area": -81})]), ["`area` of row 1", "-81.0"]),
+        (coco([(1, 7, [0, 0, 9, 9], {"area": 1e300})]), ["`area` of row 0"]),
+        (NAMED_TWICE, ["Two categories", "same name", "'wine_glass' and 'Wine glass'"]),
+        (coco([(1, 9, [0, 0, 9, 9], {})]) | {"categories": [{"id": 9, "name": "-"}]}, ["has no words", "'-'"]),
+        ([{"image": "a", "question": "b", "boxes": []}], ["questions about points", "spr evaluate pointing"]),
     ],
 )
 def test_files_of_another_layout_are_refused_with_what_they_are(content, messages, write):
@@ -183,6 +190,44 @@ def test_an_image_without_objects_counts_by_image_as_right_without_a_box(write):
         "no objects": [False, True, True],
         "1-5 objects": [True, False, False],
     }
+
+
+def test_an_image_without_objects_is_not_right_without_an_answer(write):
+    items = Detection().load(write(coco([(1, 7, [0, 0, 100, 100], {})], images=3)))
+    result = score(items, "person [0, 0, 100, 100]", "nothing", None)
+    assert result.value("recall_by_image@0.5") == result.value("precision_by_image@mIoU") == pytest.approx(2 / 3)
+    # One question per category: of image 2, one of three has no answer.
+    task = Detection(per="category")
+    texts = ["", "", "[0, 0, 100, 100]", "none", "none", None, "none", "none", "none"]
+    result = score(items, *texts, task=task)
+    assert result.value("recall_by_image@0.5") == pytest.approx(2 / 3)
+    assert result.value("f1@0.5") == 1
+
+
+def test_images_that_no_question_is_about_do_not_count(write):
+    items = Detection().load(write(coco([(1, 7, [0, 0, 100, 100], {}), (2, 7, [0, 0, 100, 100], {})], images=4)))
+    result = score(items, "person [0, 0, 100, 100]", "none", task=Detection(categories="present"))
+    assert result.ids == ("1", "2")
+    assert result.value("recall_by_image@0.5") == result.value("precision_by_image@0.5") == 1 / 2
+    with pytest.raises(ConfigError, match="nothing to ask about"):
+        Detection(categories="present").ids(Detection().load(write(coco([]))))
+
+
+def test_answers_of_points_are_noted_and_a_dialect_without_boxes_is_refused(write, tmp_path, write_lines):
+    path = write(coco([(1, 7, [0, 0, 100, 100], {})]))
+    text = '[{"point_2d": [50, 50], "label": "person"}]'
+    answers = write_lines(tmp_path / "a.jsonl", [{"id": k, "answer": text} for k in (1, 2)])
+    result = evaluate("detection", path, predictions=answers, dialect="qwen3_vl")
+    assert result.notes == ("none of the 2 answers has a box that its dialect can read",)
+    with pytest.raises(ConfigError, match=r"detection needs boxes, and the dialect `molmo` has only points"):
+        evaluate("detection", path, predictions=answers, dialect="molmo")
+    with pytest.raises(ConfigError, match="spr evaluate pointing"):
+        evaluate(
+            "detection",
+            path,
+            describer=FakeDescriber(DescriberConfig(backend="fake", dialect="molmo2")),
+            images=tmp_path,
+        )
 
 
 def test_lvis_ignores_boxes_of_categories_that_an_image_says_nothing_about(write):
@@ -269,10 +314,29 @@ def test_the_probability_of_a_box_is_the_geometric_mean_of_its_tokens(write, tmp
     assert found == pytest.approx([np.exp(-(0.1 + 0.2 + 0.3 + 0.4 + 0.5) / 5), np.exp(-1)])
     assert token_probabilities(raw, tokens[1:], grounded, DIALECT, (1000, 1000)) is None
     assert token_probabilities(raw, "text", grounded, DIALECT, (1000, 1000)) is None
+    for wrong in (1e4, float("nan"), 10**400):
+        changed = [*tokens[:5], {"token": "100", "logprob": wrong}, *tokens[6:]]
+        assert token_probabilities(raw, changed, grounded, DIALECT, (1000, 1000)) is None
     path = write(coco([(1, 5, [100, 0, 100, 50], {})], images=1))
     answers = write_lines(tmp_path / "a.jsonl", [{"id": 1, "answer": raw, "logprobs": tokens}])
     result = evaluate(Detection(confidence="token-probability"), path, predictions=answers, dialect="ferret")
     assert (result.value("AP"), result.problems["confidence"]) == (pytest.approx(1), [])
+
+
+def test_boxes_without_a_confidence_come_after_those_with_negative_scores(write, tmp_path, write_lines):
+    """A false box without a score and a true one with the score -3: the true one comes first, so AP is 1."""
+    path = write(coco([(2, 5, [0, 0, 100, 100], {})]))
+    lines = [
+        {"id": 1, "answer": "dog [500, 500, 600, 600]", "scores": [10**400]},
+        {"id": 2, "answer": "dog [0, 0, 100, 100]", "scores": [-3]},
+    ]
+    answers = write_lines(tmp_path / "a.jsonl", lines)
+    result = evaluate(Detection(confidence="scores"), path, predictions=answers, dialect="ferret")
+    assert result.value("AP") == pytest.approx(1)
+    assert result.problems["confidence"] == ["1"]
+    assert result.notes == (
+        "the boxes of 1 of 2 answers (50.0 %) can't be given their confidences, which AP and AR need",
+    )
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,14 @@ def test_an_answer_rejects_if_it_is_a_text_without_a_box(text, rejects):
         ('{"bbox_2d": [0, 0, 0, 0]}', True),
         ('{"bbox_2d": [10, 20', False),
         ('{"bbox_2d": [10, 20, 30, 40]}', False),
+        ('{"point_2d": [10, 20]}', False),
+        ('{"point_2d": [10, 2000]}', False),
     ],
 )
 def test_null_in_json_is_a_rejection(text, rejects):
     result = score([expression("a")], text, dialect=get_dialect("qwen3_vl"))
     assert result.value("rejection_acc") == rejects
-    assert result.problems["malformed"] == (["a"] if text.endswith("20") else [])
+    assert result.problems["malformed"] == (["a"] if text.endswith("20") or "2000" in text else [])
 
 
 def test_none_between_the_tags_of_a_box_is_a_rejection():

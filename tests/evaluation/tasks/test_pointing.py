@@ -48,6 +48,9 @@ BOX = BoxTarget(((20, 10, 60, 50),))  # 10 to 30 % of the width, 10 to 50 % of t
         (points((80, 80), (20, 20)), 0.5, 0),
         # Both edges belong to the box.
         (points((10, 10), (30, 50)), 1, 1),
+        # A point out of the range counts as one that is wrong.
+        (points((20, 20), (120, 20)), 0.5, 1),
+        (points((120, 20), (20, 20)), 0.5, 0),
         ("I can't see it.", 0, 0),
         (None, 0, 0),
     ],
@@ -67,6 +70,7 @@ def test_points_in_a_box_are_counted(text, accuracy, success):
         (points((20, 20)), 0),
         (points((20, 20), (25, 25), (26, 26)), 0),
         (points((20, 20), (80, 80)), 0),
+        (points((20, 20), (25, 25), (120, 25)), 0),
     ],
 )
 def test_where_objects_are_counted_all_points_must_be_right_and_as_many(text, success):
@@ -79,6 +83,10 @@ def test_nothing_to_point_at_is_right_without_a_point():
     for metric in ("accuracy", "success", "precision", "recall", "f1"):
         assert result.value(metric) == pytest.approx(1 / 3)
     assert result.problems["no_point"] == []
+    # Coordinates that can't be read don't say that there is none.
+    result = score(nothing, ["There is none.", points((120, 20)), '<points x1="20" y1="'])
+    for metric in ("accuracy", "success", "precision", "recall", "f1"):
+        assert result.value(metric) == pytest.approx(1 / 3)
 
 
 def test_the_centre_of_a_box_is_a_point_unless_boxes_are_ignored():
@@ -106,6 +114,10 @@ def test_points_are_assigned_to_objects_by_distance_and_must_lie_in_them():
     assert result.value("precision") == pytest.approx(1 / 3)
     assert result.value("recall") == pytest.approx(1 / 2)
     assert result.value("f1") == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
+    # A point out of the range is one more that is wrong: 1 of 4.
+    result = score([item(target, places=((20, 10), (180, 90)))], [points((10, 10), (70, 70), (12, 12), (120, 5))])
+    assert result.value("precision") == pytest.approx(1 / 4)
+    assert result.value("f1") == pytest.approx(2 / 6)
     # Questions whose objects are not counted one by one don't count for these metrics.
     both = score([item(target, places=((20, 10), (180, 90))), item(BOX, name="2")], [points((10, 10)), None])
     assert both.value("recall") == pytest.approx(1 / 2)
@@ -155,6 +167,20 @@ def test_ids_are_not_repeated(tmp_path):
         Pointing().load(write_lines(tmp_path / "a.jsonl", [row, row]))
     with pytest.raises(InputError, match="same id"):
         PointItems([item(BOX), item(BOX)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boxes": [[0, 0, 5, 5], [9, 0, 3, 5]]}, r"A box of question 1 has no area[\s\S]*\[9\.0, 0\.0, 3\.0, 5\.0\]"),
+        ({"boxes": [[0, 0, 1e300, 5]]}, "has no area"),
+        ({"count": -1}, r"Expected `int` >= 0"),
+    ],
+)
+def test_rows_that_no_answer_can_meet_are_refused(change, message, tmp_path):
+    row = {"id": 1, "image": "a.png", "question": "?", "boxes": [], "width": 9, "height": 9}
+    with pytest.raises(InputError, match=message):
+        Pointing().load(write_lines(tmp_path / "a.jsonl", [row | change]))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "LA", "RGBA", "P"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -11,13 +11,15 @@ import msgspec
 import numpy as np
 
 from spr.annotations.columns import name_of_url
+from spr.core.boxes import LARGEST
 from spr.core.errors import InputError, closest
+from spr.evaluation.detection.names import words_of
 from spr.evaluation.lines import first_repeated, read_bytes
 from spr.evaluation.metrics import Bools, Floats, Ints
 from spr.records import Size
 
 _LISTS = ("images", "annotations", "categories")
-_LARGEST = 1e9  # of a coordinate in pixels
+_LARGEST_AREA = 1e10  # that of the largest range of COCO and LVIS
 _EXPECTED = "an object with `images`, `annotations` (with `bbox`) and `categories`"
 
 
@@ -104,7 +106,8 @@ def read_detection(path: Path) -> DetectionData:
 
     Raises:
         InputError: if the file is empty or has another layout (naming what was found and the nearest task), if an id is
-            repeated, or if an object belongs to no image or to no category, or has a negative side.
+            repeated, if an object belongs to no image or to no category, or has a negative side or area, or if no
+            answer could name a category: two have the same name, or one with objects has no words.
     """
     data = read_bytes(path, "COCO's or LVIS's detection annotations, JSON")
     if not data.strip():
@@ -126,11 +129,16 @@ def read_detection(path: Path) -> DetectionData:
     image = _indices(path, [row.image_id for row in objects], image_index, "image")
     category = _indices(path, [row.category_id for row in objects], category_index, "category")
     boxes = np.array([row.bbox for row in objects], dtype=np.float64).reshape(count, 4)
-    wrong = np.flatnonzero((np.abs(boxes) > _LARGEST).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
+    wrong = np.flatnonzero((np.abs(boxes) > LARGEST).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
     if len(wrong):
         what = f"The `bbox` of row {wrong[0]} of `annotations` of {path} is not a box"
         raise InputError(what, got=boxes[wrong[0]].tolist(), expected="[x, y, width, height] in pixels")
     own = np.array([np.nan if row.area is None else row.area for row in objects], dtype=np.float64)
+    wrong = np.flatnonzero((own < 0) | (own > _LARGEST_AREA))
+    if len(wrong):
+        what = f"The `area` of row {wrong[0]} of `annotations` of {path} is not an area"
+        raise InputError(what, got=own[wrong[0]], expected=f"px², from 0 to {_LARGEST_AREA:g}")
+    _check_names(path, [row.name for row in categories], set(category.tolist()))
     federated = any(row.neg_category_ids is not None for row in images)
     crowd = np.array([bool(row.iscrowd) and not federated for row in objects], dtype=bool)
     ignored = crowd | np.array([bool(row.ignore) and federated for row in objects], dtype=bool)
@@ -174,6 +182,19 @@ def _sorted(rows: list[Any], path: Path, name: str) -> tuple[list[Any], dict[_Id
     return rows, {row.id: k for k, row in enumerate(rows)}
 
 
+def _check_names(path: Path, names: Sequence[str], with_objects: Set[int]) -> None:
+    known: dict[tuple[str, ...], str] = {}
+    for k, name in enumerate(names):
+        words = words_of(name)
+        if not words and k in with_objects:
+            raise InputError(f"A category of {path} has no words", got=repr(name), expected="a name that is a word")
+        if words and words in known:
+            fix = "remove the one without annotations from `categories`, or give them different names"
+            got = f"{known[words]!r} and {name!r}"
+            raise InputError(f"Two categories of {path} have the same name", got=got, expected="other words", fix=fix)
+        known[words] = name
+
+
 def _indices(path: Path, ids: Sequence[_Id], index: dict[_Id, int], name: str) -> Ints:
     try:
         return np.fromiter(map(index.__getitem__, ids), np.int64, len(ids))
@@ -187,16 +208,29 @@ def _indices(path: Path, ids: Sequence[_Id], index: dict[_Id, int], name: str) -
 
 def _other_layout(path: Path, data: bytes, error: Exception) -> InputError:
     """The error for a file that is not COCO's: what it contains, and the task or command that reads such a file."""
+    from spr.evaluation.layouts.content import JsonContent
+    from spr.evaluation.layouts.layout import nearest
+    from spr.evaluation.layouts.tsv import TsvContent, is_tsv
+
     what = f"{path} is not COCO's or LVIS's detection annotations"
+    header = is_tsv(data)
+    if header is not None:
+        table = TsvContent(path, header)
+        got = f"TSV with {', '.join(table.keys[:8])}"
+        return InputError(what, got=got, expected=_EXPECTED, fix=nearest(table, "detection"))
+    content = JsonContent(path, data)
+    near_layout = nearest(content, "detection") if content.damaged is None and content.forms else None
     try:
         raw = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        lines = data.lstrip()[:1] == b"{" and b"\n{" in data
-        fix = "JSON lines are read by `spr evaluate rec` and `multi-rec`" if lines else None
-        return InputError(what, got="JSON lines" if lines else error, expected=_EXPECTED, fix=fix)
+        lines = content.forms == ("JSON lines",)
+        shown = f"JSON lines with {', '.join(content.keys[:8])}" if lines else str(error)
+        return InputError(what, got=shown, expected=_EXPECTED, fix=near_layout if lines else None)
     if isinstance(raw, list):
         keys = ", ".join(list(raw[0])[:6]) if raw and isinstance(raw[0], dict) else "no objects"
-        fix = "give the annotations as --annotations; detections in COCO's result format are not answers of a model"
+        detections = {"image_id", "category_id", "bbox"} <= set(content.keys)
+        own = "give the annotations as --annotations; detections in COCO's result format are not answers of a model"
+        fix = own if detections else near_layout
         return InputError(what, got=f"a JSON list: {keys}", expected=_EXPECTED, fix=fix)
     if not isinstance(raw, dict):
         return InputError(what, got=type(raw).__name__, expected=_EXPECTED)
@@ -204,13 +238,14 @@ def _other_layout(path: Path, data: bytes, error: Exception) -> InputError:
     got = f"the keys {', '.join(f'`{key}`' for key in list(raw)[:8])}" if missing else str(error)
     rows = raw.get("images")
     captions = isinstance(rows, list) and any(isinstance(row, dict) and "caption" in row for row in rows[:5])
-    others = [key for key in raw if key not in _LISTS]
+    others = [key for key in raw if key not in _LISTS and isinstance(raw[key], list)]
     near = next((key for key in others if closest(key, missing) is not None), None)
-    fix = None
     if captions:
         fix = "a file with a `caption` per image is read by `spr evaluate rec` (one box each) or `multi-rec`"
     elif near is not None:
         fix = f"name the list `{closest(near, missing)}` instead of `{near}`"
     elif "categories" in missing and len(missing) == 1:
         fix = "add `categories`: a list of objects with `id` and `name`"
+    else:
+        fix = near_layout if missing else None
     return InputError(what, got=got, expected=_EXPECTED, fix=fix)

@@ -17,6 +17,7 @@ CONFIDENCE_HELP = (
     "The confidence of a box, for AP. constant: the same for all; ties keep the order of images and answers. order: "
     "falls with its place in the answer. scores: the `scores` of --predictions. token-probability: from its `logprobs`."
 )
+_ROUNDING = 1e-3  # log-probabilities in half precision can be above 0
 OfAnswer: TypeAlias = Callable[[int, GroundedText, Size], Sequence[float] | None]
 """The confidences of an answer's boxes, in the order of ``GroundedText.boxes``; None if they can't be told."""
 
@@ -58,7 +59,10 @@ def confidences(rule: Confidence, answers: Answers, dialect: Dialect) -> OfAnswe
 def _given(values: Any, count: int) -> Sequence[float] | None:
     if not isinstance(values, list) or len(values) != count:
         return None
-    numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    try:
+        numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    except OverflowError:
+        return None
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 
@@ -77,7 +81,8 @@ def token_probabilities(
         size_wh: Width and height of the image in pixels.
 
     Returns:
-        One value per box, 0 to 1; None if the tokens are not those of the text, or a box can't be placed in the text.
+        One value per box, 0 to 1; None if the tokens are not those of the text, if a log-probability is above 0 or not
+        a number, or if a box can't be placed in the text.
     """
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
     source = grounded.source
@@ -85,7 +90,9 @@ def token_probabilities(
         return None
     try:
         pairs = [(str(token["token"]), float(token["logprob"])) for token in tokens]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return None
+    if not all(logprob <= _ROUNDING for _, logprob in pairs):
         return None
     if not "".join(text for text, _ in pairs).startswith(raw):
         return None
@@ -105,6 +112,6 @@ def token_probabilities(
             for (text, logprob), end in zip(pairs, ends, strict=True)
             if any(first < end and end - len(text) < last for first, last in spans)
         ]
-        of_box.setdefault(box, []).append(math.exp(sum(own) / len(own)) if own else 0.0)
+        of_box.setdefault(box, []).append(min(math.exp(sum(own) / len(own)), 1.0) if own else 0.0)
     found = [of_box[box].pop(0) if of_box.get(box) else None for box in grounded.boxes]
     return None if None in found else [value for value in found if value is not None]

@@ -8,7 +8,7 @@ import numpy as np
 
 from spr.evaluation.detection.annotations import DetectionData
 from spr.evaluation.detection.matching import THRESHOLDS, Matches
-from spr.evaluation.metrics import Floats, Ints, Share
+from spr.evaluation.metrics import Bools, Floats, Ints, Share
 
 _NAMES = tuple(f"{threshold:.2f}".rstrip("0") for threshold in THRESHOLDS)  # 0.5, 0.55, …
 _SHOWN = ("0.5", "0.75", "0.95")  # for precision and recall
@@ -31,6 +31,10 @@ class Counts:
     objects: Floats
     true: Floats
     false: Floats
+
+    def take(self, chosen: Bools) -> Counts:
+        """Those of some images, ``(I,)``."""
+        return Counts(self.objects[chosen], self.true[chosen], self.false[chosen])
 
 
 def box_counts(data: DetectionData, matches: Matches, unnamed: Ints) -> Counts:
@@ -58,13 +62,14 @@ def box_counts(data: DetectionData, matches: Matches, unnamed: Ints) -> Counts:
     return Counts(objects, true, false)
 
 
-def by_image(counts: Counts) -> tuple[dict[str, Share], dict[str, float | None]]:
+def by_image(counts: Counts, unanswered: Bools) -> tuple[dict[str, Share], dict[str, float | None]]:
     """The metrics `SHARES`, and ``f1_by_image``, which has no interval.
 
     Together: ``f1@t`` is 2 true / (boxes + objects); ``f1``, ``precision`` and ``recall`` sum over the ten thresholds,
     which equals their mean unless boxes on crowd regions are ignored. By image, as `evaluation/metrics/other_metric.py`
     of IDEA-Research/Rex-Omni: an image without objects counts as 1 without a box and as 0 with one; F1 is that of the
-    mean precision and the mean recall at each threshold, and ``f1_by_image@mIoU`` its mean over the thresholds.
+    mean precision and the mean recall at each threshold, and ``f1_by_image@mIoU`` its mean over the thresholds. An
+    image of which a question has no answer (``unanswered``, ``(I,)``) is not right for having no box.
     """
     objects, true, false = counts.objects, counts.true, counts.false
     boxes, count = true + false, len(THRESHOLDS)
@@ -78,7 +83,7 @@ def by_image(counts: Counts) -> tuple[dict[str, Share], dict[str, float | None]]
     places = {name: _NAMES.index(name) for name in _SHOWN}
     shares |= {f"precision@{name}": Share(true[:, t], boxes[:, t]) for name, t in places.items()}
     shares |= {f"recall@{name}": Share(true[:, t], objects) for name, t in places.items()}
-    right = (boxes == 0).astype(np.float64)
+    right = ((boxes == 0) & ~unanswered[:, None]).astype(np.float64)
     some = objects > 0
     recall, precision = (
         np.where(some[:, None], np.divide(true, whole, out=np.zeros_like(true), where=whole > 0), right)

@@ -40,7 +40,7 @@ class CategoryNames:
         short = [(name.words, k) for k, name in enumerate(parts)]
         other = [(name, k) for k, own in enumerate(parts) for name in own.alternatives]
         for level in (whole, given, short, other):
-            self._add([(_words(name), k) for name, k in level])
+            self._add([(words_of(name), k) for name, k in level])
         for level in (whole, given, short, other):
             self._add([(tuple(singular_words(name)), k) for name, k in level])
 
@@ -60,7 +60,7 @@ class CategoryNames:
         return known
 
     def _find(self, name: str) -> int:
-        words = _words(name)
+        words = words_of(name)
         for own in (words, words[1:] if words[:1] and words[0] in _ARTICLES else ()):
             for form in (own, tuple(singular_words(" ".join(own)))):
                 if form in self._by_words:
@@ -68,7 +68,8 @@ class CategoryNames:
         return -1
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a name in lower case, by which names are compared."""
     return tuple(WORD.findall(text.lower().replace("_", " ")))
 
 

@@ -67,7 +67,7 @@ def read_answers(
         own = score_of(k, grounded, data.sizes_wh[image])
         if own is None:
             problems["confidence"].append(question.id)
-            own = [0.0] * len(grounded.boxes)
+            own = [-np.inf] * len(grounded.boxes)
         if grounded.problems:
             problems["malformed"].append(question.id)
             if grounded.other_scale:

@@ -20,7 +20,7 @@ from spr.evaluation.layouts.mdetr import Id, Side
 from spr.evaluation.multi_expressions import MultiExpression, PicturedExpressions, check_expressions
 from spr.records import Box
 
-_REJECTION = "Rejection"
+_REJECTION = "rejection"  # in any case
 _SHARED = ("image", "subtask_l1", "subtask_l2", "width", "height")
 
 
@@ -54,7 +54,7 @@ def _read_tsv(content: Content, _: Any) -> PicturedExpressions:
 
 
 def _box(content: Content, row: _TsvRow) -> list[float] | None:
-    if row.subtask_l1 == _REJECTION:
+    if row.subtask_l1.lower() == _REJECTION:
         return None
     try:
         return msgspec.json.decode(row.answer, type=list[float])
@@ -70,7 +70,7 @@ def _expressions(
     items = []
     for (name, sentence, box, row), image in zip(rows, pictures.names, strict=True):
         boxes: tuple[Box, ...] = ()
-        if row.subtask_l1 != _REJECTION:
+        if row.subtask_l1.lower() != _REJECTION:
             if box is None or len(box) != 4:
                 raise InputError(f"Expression {name} of {content.path} has no box", got=box, expected="four numbers")
             boxes = ((box[0], box[1], box[2], box[3]),)

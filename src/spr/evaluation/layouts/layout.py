@@ -94,23 +94,34 @@ def read_items(task: Task[Any], path: Path) -> Any:
         InputError: if the file can't be read, or is in no layout of the task; the error says what was found, which
             layouts the task reads, and which known layout is the nearest.
     """
-    own = [layout for layout in LAYOUTS.values() if layout.task == task.name]
-    expected = "; or ".join(layout.describe() for layout in own)
+    own, expected = _layouts_of(task)
     content = open_content(path, expected)
     for layout in own:
         if layout.fits(content):
             return layout.read(content, task)
     if isinstance(content, JsonContent) and content.damaged is not None:
         raise _damaged(content, own, expected)
-    raise _unknown(task, content, expected)
+    raise unknown_layout(task, content)
+
+
+def _layouts_of(task: Task[Any]) -> tuple[list[Layout], str]:
+    """The layouts of a task, and their descriptions."""
+    own = [layout for layout in LAYOUTS.values() if layout.task == task.name]
+    return own, "; or ".join(layout.describe() for layout in own)
+
+
+def open_parquet(path: Path) -> Content | None:
+    """Open a Parquet file, or a folder of Parquet files, as far as its columns; None if it is something else."""
+    if is_dir(path) and (parts := sorted(path.glob("*.parquet"))):
+        return _parquet(path, parts)
+    return _parquet(path, [path]) if is_file(path) and _starts_as_parquet(path) else None
 
 
 def open_content(path: Path, expected: str) -> Content:
     """Open a file as far as its form and keys. A folder stands for the Parquet files in it."""
-    if is_dir(path) and (parts := sorted(path.glob("*.parquet"))):
-        return _parquet(path, parts)
-    if is_file(path) and _starts_as_parquet(path):
-        return _parquet(path, [path])
+    table = open_parquet(path)
+    if table is not None:
+        return table
     what = f"Annotations {path}"
     with TextInput(path, what, expected=expected) as file:
         data = bytearray()
@@ -158,25 +169,30 @@ def _damaged(content: JsonContent, own: Sequence[Layout], expected: str) -> Inpu
     return InputError(what, got=content.damaged, expected=expected)
 
 
-def _unknown(task: Task[Any], content: Content, expected: str) -> InputError:
+def unknown_layout(task: Task[Any], content: Content) -> InputError:
     """The error for a file in another layout."""
+    expected = _layouts_of(task)[1]
     shown = ", ".join(content.keys[:_SHOWN]) + (", …" if len(content.keys) > _SHOWN else "")
     got = f"{content.forms[0]} with {shown}" if shown else f"{content.forms[0]} without keys"
-    near = max(LAYOUTS.values(), key=lambda layout: _likeness(layout, content))
-    missing = [key for key in near.keys if not content.has(key)]
-    other = f" It is read by `spr evaluate {near.task}`." if near.task != task.name else ""
-    if _likeness(near, content)[0] == 0:
-        fix = "convert the file to one of these layouts"
-    elif not missing and near.fits(content):
-        fix = f"this is {near.name}: use `spr evaluate {near.task}`"
-    else:
-        lacks = f"which has {', '.join(missing)} as well" if missing else f"which is {' or '.join(near.forms)}"
-        fix = f"the nearest known layout is {near.name}, {lacks}; rename or add what is missing.{other}"
+    fix = nearest(content, task.name) or "convert the file to one of these layouts"
     return InputError(f"{content.path} is in no layout that `{task.name}` reads", got=got, expected=expected, fix=fix)
 
 
-def _likeness(layout: Layout, content: Content) -> tuple[float, bool, float]:
-    """How near a layout is: the share of its keys that the file has, the same form, the share of the file's keys."""
+def nearest(content: Content, task: str) -> str | None:
+    """What to do with a file that a task doesn't read, given the nearest known layout; None if none has its keys."""
+    near = max(LAYOUTS.values(), key=lambda layout: _likeness(layout, content))
+    missing = [key for key in near.keys if not content.has(key)]
+    other = f" It is read by `spr evaluate {near.task}`." if near.task != task else ""
+    if _likeness(near, content)[0] == 0:
+        return None
+    if not missing and near.fits(content):
+        return f"this is {near.name}: use `spr evaluate {near.task}`"
+    lacks = f"which has {', '.join(missing)} as well" if missing else f"which is {' or '.join(near.forms)}"
+    return f"the nearest known layout is {near.name}, {lacks}; rename or add what is missing.{other}"
+
+
+def _likeness(layout: Layout, content: Content) -> tuple[float, bool]:
+    """How near a layout is: the common keys as shares of its own and of the file's, added; then the same form."""
     common = sum(map(content.has, layout.keys))
     same_form = not set(layout.forms).isdisjoint(content.forms)
-    return common / len(layout.keys), same_form, common / max(len(content.keys), 1)
+    return common / len(layout.keys) + common / max(len(content.keys), 1), same_form

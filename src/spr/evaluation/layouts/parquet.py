@@ -74,10 +74,16 @@ class ParquetContent(Content):
             for group in range(file.num_row_groups):
                 values = self._column(number, group, column)
                 for k in range(len(values)):
-                    masks = values[k]
-                    some = masks.is_valid and len(masks) > 0
-                    shape = (len(masks), len(masks[0]), len(masks[0][0])) if some else None
-                    yield (number, group, k, column), shape
+                    yield (number, group, k, column), self._shape(values[k], column)
+
+    def _shape(self, masks: Any, column: str) -> tuple[int, int, int] | None:
+        if not masks.is_valid or not len(masks):
+            return None
+        try:
+            return len(masks), len(masks[0]), len(masks[0][0])
+        except (IndexError, TypeError):
+            what = f"A mask of the column `{column}` of {self.path} is empty"
+            raise InputError(what, got=masks[0], expected="rows of numbers") from None
 
     def read_picture(self, place: Place) -> bytes:
         """The bytes of one image."""

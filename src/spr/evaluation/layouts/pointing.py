@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 
+from spr.core.boxes import first_without_area
 from spr.core.errors import InputError
 from spr.core.image_files import ImageProblem
 from spr.core.images import ImageSource
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _FORMAT = " Your answer should be formatted as"
 """Where2Place's questions end with how RoboPoint writes points; another model has its own way."""
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _FOLDERS = ("masks", "selected_masks")
 
 
@@ -40,13 +43,20 @@ class _Line(msgspec.Struct, gc=False):
     height: Side
     id: Any = None
     group: str = ""
-    count: int | None = None
+    count: _Count | None = None
 
 
 def _read_lines(content: Content, _: Any) -> PointItems:
     """A missing ``id`` is the row's number, from 0."""
     rows = content.rows(_Line, '{"image": …, "question": …, "boxes": [[x1, y1, x2, y2]], "width": …, "height": …}')
     ids = unique_ids(content.path, "id", [row.id for row in rows])
+    for name, row in zip(ids, rows, strict=True):
+        wrong = first_without_area(row.boxes)
+        if wrong is not None:
+            what, got = f"A box of question {name} has no area", list(row.boxes[wrong])
+            raise InputError(
+                what, got=got, expected="x1 < x2, y1 < y2, in pixels; no box at all if there is nothing to point at"
+            )
     return PointItems(
         [
             PointItem(
@@ -93,14 +103,23 @@ def _read_where2place_parquet(content: ParquetContent, _: Any) -> PointItems:
     for row, name, size_wh, (place, _data) in zip(
         rows, pictures.names, pictures.sizes_wh, content.pictures("mask"), strict=True
     ):
-        target = MaskTarget(partial(_embedded_mask, content, source, place, name))
+        target = MaskTarget(partial(_embedded_mask, content, source, place, name, size_wh))
         question = row.question.split(_FORMAT)[0]
         items.append(PointItem(str(row.question_id), name, size_wh, question, target))
     return PointItems(items, pictures.images)
 
 
-def _embedded_mask(content: Content, source: ImageSource, place: Any, name: str) -> list[Mask]:
-    return [mask_of(source.load(f"mask of {name}", data=content.read_picture(place)))]
+def _embedded_mask(content: Content, source: ImageSource, place: Any, name: str, size_wh: Size) -> list[Mask]:
+    try:
+        mask = mask_of(source.load(f"mask of {name}", data=content.read_picture(place)))
+    except ImageProblem as problem:
+        what = f"A `mask` of {content.path} can't be read"
+        raise InputError(what, got=problem.got or problem.what, expected="an encoded image") from None
+    height, width = mask.shape
+    if (width, height) != size_wh:
+        what, expected = f"A `mask` of {content.path} has another size than its image", "x".join(map(str, size_wh))
+        raise InputError(what, got=f"{width}x{height}", expected=expected)
+    return [mask]
 
 
 class _PointBench(msgspec.Struct, gc=False):
@@ -108,7 +127,7 @@ class _PointBench(msgspec.Struct, gc=False):
     user_input: str
     mask_filename: str | None = None
     category: str = ""
-    count: int | None = None
+    count: _Count | None = None
 
 
 def _read_point_bench(content: Content, task: Pointing) -> PointItems:
@@ -160,6 +179,9 @@ def _read_pixmo(content: ParquetContent, _: Any) -> PointItems:
             what = f"Row {number:,} of {content.path} is not valid"
             raise InputError(what, got=f"{count} masks", expected=f"{len(row.points)}, one per point")
         suffix = PurePosixPath(urlsplit(row.image_url).path).suffix
+        if not all(math.isfinite(point.x) and math.isfinite(point.y) for point in row.points):
+            what = f"Row {number:,} of {content.path} is not valid"
+            raise InputError(what, got="a coordinate that is not finite", expected="points in percent")
         places = tuple((point.x * width / 100, point.y * height / 100) for point in row.points)
         target = MaskTarget(partial(_masks_of, content, place))
         name, question = row.image_sha256 + suffix, f"Point to {row.label}."
@@ -170,7 +192,11 @@ def _read_pixmo(content: ParquetContent, _: Any) -> PointItems:
 
 
 def _masks_of(content: ParquetContent, place: Any) -> list[Mask]:
-    return [np.asarray(mask, dtype=bool) for mask in content.read_value(place)]
+    try:
+        return [np.asarray(mask, dtype=bool) for mask in content.read_value(place)]
+    except ValueError:
+        what = f"The masks of a row of {content.path} are not valid"
+        raise InputError(what, got="rows of different lengths", expected="one number per pixel") from None
 
 
 @dataclass(frozen=True)

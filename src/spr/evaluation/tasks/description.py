@@ -78,6 +78,7 @@ class Description(Task[Regions]):
     """
 
     name: ClassVar[str] = "description"
+    reads_points: ClassVar[bool] = True
     higher_is_better: ClassVar[tuple[str, ...]] = ("s_loc", "objects_named", "objects_placed", *_RECALLS)
     lower_is_better: ClassVar[tuple[str, ...]] = ("unmatched_boxes",)
 
@@ -167,7 +168,7 @@ class Description(Task[Regions]):
             images.append(query.image_id)
             rows.append(_measure(query, grounded))
             advance()
-            if text is not None and not grounded.boxes:
+            if text is not None and not grounded.boxes and not grounded.points:
                 no_box.append(name)
             if grounded.problems:
                 malformed.append(name)

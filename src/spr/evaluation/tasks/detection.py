@@ -19,6 +19,7 @@ from spr.evaluation.detection.matching import COCO_LIMIT, LVIS_LIMIT, match
 from spr.evaluation.detection.names import CategoryNames, read_synonyms
 from spr.evaluation.detection.reading import Asked, read_answers
 from spr.evaluation.inference import Question
+from spr.evaluation.layouts.layout import open_parquet, unknown_layout
 from spr.evaluation.metrics import Bools, Ints
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -39,7 +40,7 @@ LIST_PROMPT = "detect {categories}"
 
 _CATEGORIES = "{categories}"
 _PROMPT_HELP = "The question, with {categories}. By default in the wording of the model's family."
-_UNNAMED = 0.1  # the share of boxes without a category above which a result is doubtful
+_UNKNOWN = 0.1  # the share of boxes without a category, or of answers without confidences, that makes a result doubtful
 _FIGURES = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
     *("AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100", "AR@300", "ARs@300", "ARm@300", "ARl@300"),
@@ -80,6 +81,9 @@ class Detection(Task[DetectionData]):
 
     def load(self, path: Path) -> DetectionData:
         """Read COCO's or LVIS's annotations (`read_detection`)."""
+        table = open_parquet(path)
+        if table is not None:
+            raise unknown_layout(self, table)
         return read_detection(path)
 
     def ids(self, items: DetectionData) -> Sequence[str]:
@@ -127,19 +131,30 @@ class Detection(Task[DetectionData]):
         """The metrics that the class describes."""
         synonyms = read_synonyms(self.synonyms, items.categories) if self.synonyms is not None else None
         names = CategoryNames(items.categories, synonyms)
-        read = read_answers(items, names, self._asked(items), answers, self.confidence)
+        asked = self._asked(items)
+        read = read_answers(items, names, asked, answers, self.confidence)
         matches = match(items, read.detections)
         own = curves(items, matches)
         counts = box_counts(items, matches, read.unnamed)
-        shares, of_images = by_image(counts)
+        chosen = np.zeros(len(items.image_ids), dtype=bool)
+        chosen[[question.image for question in asked]] = True
+        unanswered = np.zeros(len(items.image_ids), dtype=bool)
+        pairs = zip(asked, answers.texts, strict=True)
+        unanswered[[question.image for question, text in pairs if text is None]] = True
+        counts = counts.take(chosen)
+        shares, of_images = by_image(counts, unanswered[chosen])
         figures = {**summary(items, own), **by_category(own), **of_images}
         unnamed = int(read.unnamed.sum())
         notes = []
-        if unnamed > _UNNAMED * read.boxes:
+        if unnamed > _UNKNOWN * read.boxes:
             share = f"{unnamed:,} of {read.boxes:,} boxes ({unnamed / read.boxes * 100:.1f} %)"
             notes.append(f"{share} have no name, or one that is not a category: --synonyms gives more names")
         answered = sum(text is not None for text in answers.texts)
-        if answered and not read.boxes and not len(read.problems["no_box"]) == answered == len(items.image_ids):
+        without = len(read.problems["confidence"])
+        if without > _UNKNOWN * answered:
+            share = f"{without:,} of {answered:,} answers ({without / answered * 100:.1f} %)"
+            notes.append(f"the boxes of {share} can't be given their confidences, which AP and AR need")
+        if answered and not read.boxes and len(items.image):
             notes.append(f"none of the {answered:,} answers has a box that its dialect can read")
         limit = f"{LVIS_LIMIT} detections per image" if items.federated else f"{COCO_LIMIT} per image and category"
         protocol: dict[str, Any] = {
@@ -154,13 +169,16 @@ class Detection(Task[DetectionData]):
             "ci95": "bootstrap over images",
         }
         groups = _groups(counts.objects.astype(np.int64))
-        ids, problems = items.image_ids, {**answers.problems, **read.problems}
-        images = items.file_names
+        kept, problems = np.flatnonzero(chosen).tolist(), {**answers.problems, **read.problems}
+        ids, images = (tuple([own[k] for k in kept]) for own in (items.image_ids, items.file_names))
         return Result(self.name, protocol, ids, images, shares, groups, problems, notes=tuple(notes), figures=figures)
 
     def _asked(self, items: DetectionData) -> list[Asked]:
         """The questions, in the order of the images and of the categories."""
         count, width = len(items.image_ids), len(items.categories)
+        if self.categories == "present" and not len(items.image):
+            what = "--categories present has nothing to ask about"
+            raise ConfigError(what, got="annotations without an object", fix="use --categories all")
         if self.per == "image":
             chosen = range(count) if self.categories == "all" else np.unique(items.image).tolist()
             return [Asked(items.image_ids[image], image) for image in chosen]

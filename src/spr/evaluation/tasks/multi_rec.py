@@ -24,6 +24,7 @@ from spr.evaluation.multi_expressions import MultiExpression, PicturedExpression
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
+from spr.evaluation.unread import has_unread_coordinates
 from spr.grounding import Dialect, parse
 from spr.grounding.matching import reaches
 from spr.grounding.parse import Boxes, BoxReader
@@ -67,7 +68,7 @@ class _Read(NamedTuple):
 class MultiRec(Task[list[MultiExpression]]):
     """Expressions with any number of targets, or none: HumanRef, RefDrone, GroundingME, or your own.
 
-    All boxes of an answer count. An answer rejects an expression if it has no box. Metrics:
+    All boxes of an answer count. An answer rejects an expression if it has no coordinates. Metrics:
 
     - ``acc@0.5``, ``@0.75``, ``@0.9``, and ``macc``, the mean over 0.5, 0.55, …, 0.95: the share of expressions whose
       targets are all found, one box each, without a further box; without a target, the share that is rejected.
@@ -151,7 +152,7 @@ class MultiRec(Task[list[MultiExpression]]):
         protocol: dict[str, Any] = {
             "dialect": dialect.spec,
             "boxes": "all boxes of the answer; [0, 0, 0, 0] is none",
-            "rejection": "a text without a box and without coordinates that can't be read",
+            "rejection": "a text without a box, without a point, and without coordinates that can't be read",
             "match": "one box per target. HumanRef's metrics: each target in order takes the best box that is left; "
             "all others: the highest IoU first",
             "absent": self.absent,
@@ -194,19 +195,16 @@ def count_highest_first(overlaps: bx.Array, threshold: float) -> int:
 
 
 def _read(text: str | None, size_wh: Size, reader: BoxReader) -> _Read:
-    """The boxes of an answer. One with coordinates that can't be read neither has a box nor rejects."""
+    """The boxes of an answer. One with points, or with coordinates that can't be read, does not reject."""
     if text is None or not text.strip():
         return _Read(())
     own: Boxes = reader.read(text, size_wh)
     boxes = tuple(box for box in own.boxes if box != _NO_BOX)
-    if boxes or not own.problems:
-        return _Read(boxes, not boxes, own.problems > 0, own.other_scale)
+    if boxes:
+        return _Read(boxes, False, own.problems > 0, own.other_scale)
     grounded = parse(text, reader.dialect, size_wh)
-    source = grounded.source
-    tried = source is not None and not all(place.is_read for place in source.places)
-    if source is not None and source.has_unread:
-        tried |= any(character.isdigit() for problem in grounded.problems for character in problem.text)
-    return _Read((), not tried, tried, own.other_scale)
+    unread = has_unread_coordinates(grounded)
+    return _Read((), not unread and not grounded.points, unread, own.other_scale)
 
 
 def _shares(targets: Floats, counts: Floats, rejected: Bools, found: Floats, highest_first: Floats) -> dict[str, Share]:

@@ -19,7 +19,8 @@ from spr.evaluation.points import PointItem, PointItems
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
-from spr.grounding import Dialect, parse
+from spr.evaluation.unread import has_unread_coordinates
+from spr.grounding import Dialect, GroundedText, parse
 from spr.grounding.points import points_of
 from spr.records import Point
 
@@ -45,11 +46,13 @@ class Pointing(Task[PointItems]):
       the smallest sum of distances, one each, and count if they lie in their object (PixMo-Points). Averaged over the
       questions.
 
-    An answer without a point is wrong, unless there is nothing to point at. Groups: those of the file, and whether the
+    An answer without a point is wrong, unless there is nothing to point at. A point out of the dialect's range lies in
+    no region, and counts as a point. Groups: those of the file, and whether the
     answer has a point.
     """
 
     name: ClassVar[str] = "pointing"
+    reads_points: ClassVar[bool] = True
     higher_is_better: ClassVar[tuple[str, ...]] = ("accuracy", "success", *_MATCHED)
 
     prompt: Annotated[
@@ -101,13 +104,16 @@ class Pointing(Task[PointItems]):
         matched = np.zeros((count, len(_MATCHED)))
         for k, (row, text) in enumerate(zip(rows, answers.texts, strict=True)):
             grounded = parse(text or "", dialect, row.size_wh)
-            points = points_of(grounded, centres=self.boxes == "centre")
+            outside = _outside(grounded)
+            points = points_of(grounded, centres=self.boxes == "centre" and not outside.any())
             has_point[k] = bool(points)
             if text is not None:
                 held = row.target.holds(points)
-                accuracy[k], success[k] = _accuracy(held), _success(held, row.count)
-                if row.places is not None:
-                    matched[k] = _matched(held, points, row.places)
+                if len(held) or not has_unread_coordinates(grounded):
+                    inside = _with_outside(np.asarray(held.any(axis=0)), outside)
+                    accuracy[k], success[k] = _accuracy(len(held), inside), _success(len(held), inside, row.count)
+                    if row.places is not None:
+                        matched[k] = _matched(held, points, row.places, int(outside.sum()))
                 if not points and len(held):
                     problems["no_point"].append(row.id)
             if grounded.problems:
@@ -129,30 +135,46 @@ class Pointing(Task[PointItems]):
         return Result(self.name, protocol, ids, images, shares, _groups(rows, has_point), problems)
 
 
-def _accuracy(held: Bools) -> float:
+def _outside(grounded: GroundedText) -> Bools:
+    """Which of an answer's points, in its order, are not read, being out of the dialect's range; ``(P,)``."""
+    places = grounded.source.point_places if grounded.source is not None else ()
+    return np.array([not place.is_read for place in places], dtype=bool)
+
+
+def _with_outside(inside: Bools, outside: Bools) -> Bools:
+    """Whether each point of an answer lies in the target, given those that were read, and which others there are."""
+    if not outside.any():
+        return inside
+    every = np.zeros(len(outside), dtype=bool)
+    every[~outside] = inside
+    return every
+
+
+def _accuracy(regions: int, inside: Bools) -> float:
     """The share of the points that lie in a region; without regions, whether there is no point."""
-    regions, points = held.shape
-    if not regions or not points:
-        return float(not regions and not points)
-    return float(held.any(axis=0).mean())
+    if not regions or not len(inside):
+        return float(not regions and not len(inside))
+    return float(inside.mean())
 
 
-def _success(held: Bools, count: int | None) -> bool:
-    regions, points = held.shape
-    if not regions or not points:
-        return not regions and not points
-    inside = np.asarray(held.any(axis=0))
-    return bool(inside[0]) if count is None else bool(inside.all()) and points == count
+def _success(regions: int, inside: Bools, count: int | None) -> bool:
+    if not regions or not len(inside):
+        return not regions and not len(inside)
+    return bool(inside[0]) if count is None else bool(inside.all()) and len(inside) == count
 
 
-def _matched(held: Bools, points: Sequence[Point], places: Sequence[Point]) -> Floats:
-    """Precision, recall and F1 of points that are assigned to regions by their distances to a place of each."""
+def _matched(held: Bools, points: Sequence[Point], places: Sequence[Point], outside: int) -> Floats:
+    """Precision, recall and F1 of points that are assigned to regions by their distances to a place of each.
+
+    ``outside`` is the number of further points, which lie in no region.
+    """
+    total = len(points) + outside
     if not len(places) or not points:
-        return np.full(3, float(not len(places) and not points))
+        return np.full(3, float(not len(places) and not total))
     offsets = np.asarray(places, dtype=np.float64)[:, None] - np.asarray(points, dtype=np.float64)[None]
     regions, chosen = linear_sum_assignment(np.linalg.norm(offsets, axis=2))
     right = float(held[regions, chosen].sum())
-    return np.array([right / len(points), right / len(places), 2 * right / (len(points) + len(places))])
+    return np.array([right / total, right / len(places), 2 * right / (total + len(places))])
 
 
 def _groups(rows: Sequence[PointItem], has_point: Bools) -> dict[str, Bools]:
