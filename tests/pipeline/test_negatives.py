@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from run_folders import FAKES, rows
 from spr.config import PairingConfig, make_config
@@ -33,6 +34,21 @@ def questions(*images, dialect="llava_onevision", drops=None, **fields):
     pairing = PairingConfig(**{"negatives": 1, **fields})
     on_drop = (lambda *drop: drops.append(drop)) if drops is not None else lambda *_: None
     return make_questions(images, get_dialect(dialect), pairing, on_drop=on_drop)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"negatives_from": "popular"},
+        {"positives": False},
+        {"locate_prompt": "Find {expression}!"},
+        {"absent_answer": "No {category}."},
+    ],
+)
+def test_options_of_negatives_without_any_are_refused(fields):
+    with pytest.raises(ValidationError, match="there are no negatives: set negatives too"):
+        PairingConfig(**fields)
+    assert PairingConfig.model_validate(PairingConfig().model_dump()).negatives == 0
 
 
 def test_chosen_says_that_an_absent_object_is_not_there_and_rejected_boxes_another_object():

@@ -13,15 +13,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import transformers as hf
+from PIL import Image
 
 import warm_python
+from tiny_mllms import TEXT, VISION, save, tokenizer
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs" / "how-to").glob("add-a*.md"))
 WEIGHTS = ROOT / "src" / "spr" / "embedded" / "weights"
 KINDS = {
     "spr.dialects": "corners",
-    "spr.families": "my_llava",
+    "spr.families": "llava_next my_llava",
     "spr.stages": "words",
     "spr.tasks": "counting",
     "spr.exports": "mine",
@@ -107,7 +110,9 @@ def workspace(tmp_path_factory, make_dataset):
 
 
 def test_there_is_a_guide_for_each_kind():
-    assert {group: list(entries) for group, entries in entry_points().items()} == {k: [v] for k, v in KINDS.items()}
+    assert {group: list(entries) for group, entries in entry_points().items()} == {
+        k: v.split() for k, v in KINDS.items()
+    }
     assert len(GUIDES) == len(KINDS)
 
 
@@ -130,7 +135,7 @@ def test_the_overview_and_the_navigation_name_every_guide():
 
 def test_doctor_lists_every_addition(workspace):
     printed = workspace.run("spr doctor")
-    for name in KINDS.values():
+    for name in " ".join(KINDS.values()).split():
         assert re.search(rf"\b{name}\b", printed), name
 
 
@@ -159,6 +164,37 @@ def test_a_model_family_describes_and_trains(workspace):
         "spr train mine.yaml describer.model=models/my-llava training.num_train_epochs=1 --out runs/family-pairs"
     )
     assert (workspace.folder / "runs/family-pairs/adapter/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_one_entry_is_enough_for_a_family_of_transformers(workspace):
+    words = tokenizer(["<s>", "</s>", "<image>", "<pad>"], bos="<s>", eos="</s>", pad="<pad>")
+    grid = [[42, 84], [84, 42], [84, 84]]
+    config = hf.LlavaNextConfig(
+        tie_word_embeddings=False,
+        vision_config=hf.CLIPVisionConfig(**VISION, image_size=42, patch_size=14),
+        text_config=hf.MistralConfig(**TEXT, vocab_size=112),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=grid,
+    )
+    images = hf.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 42}, crop_size={"height": 42, "width": 42}, image_grid_pinpoints=grid
+    )
+    settings = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    folder = workspace.folder / "models" / "next"
+    save(folder, hf.LlavaNextForConditionalGeneration(config), [words, images], settings, hf.LlavaNextProcessor)
+    image = workspace.folder / "grey.png"
+    Image.new("RGB", (60, 40), "grey").save(image)
+    printed = workspace.run(
+        f"spr predict {image} --model models/next --prompt 'Where is it?' --json describer.max_new_tokens=8"
+    )
+    assert json.loads(printed)["answer"]
+    given = "mine.yaml describer.model=models/next training.logging_steps=1 training.dtype=float32 --out runs/next"
+    workspace.run(f"spr run {given}\nspr train {given}")
+    log = (workspace.folder / "runs/next/training/log.jsonl").read_text().splitlines()
+    first = next(row for row in map(json.loads, log) if row["event"] == "step")
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5)  # −log σ(0): the adapter is fresh
+    assert first["margin"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_stage_runs_in_its_place_and_its_drops_are_listed(workspace):

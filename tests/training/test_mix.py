@@ -98,7 +98,7 @@ def test_rows_of_another_split_are_left_out(mix):
         ({"messages": "hello"}, "`messages` of line 2"),
         ({"prompt": "a", "chosen": "b"}, "line 2 of .* is in none of TRL's formats"),
         ({"prompt": 7, "completion": "b"}, "The prompt of line 2 of .* can't be read"),
-        ({"prompt": "a", "completion": {"x": 1}}, "`chosen` of line 2 of .* is not an answer"),
+        ({"prompt": "a", "completion": {"x": 1}}, "`completion` of line 2 of .* is not an answer"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "completion": "b"}, "line 2 of .* places an"),
     ],
 )
@@ -247,6 +247,13 @@ def test_the_reference_holds_preferences_only(trained, tmp_path):
     trained("out")
     table = pq.read_table(tmp_path / "out" / "training" / "reference.parquet")
     assert {name for name in table["pair_id"].to_pylist() if name.startswith("mix/")} == {"mix/2"}
+
+
+def test_without_any_row_to_train_on_the_reason_is_said_with_what_to_do(trained):
+    with pytest.raises(InputError, match=r"No row of .* can be trained on") as caught:
+        trained("out", rows=[{"images": ["../a.png"], **ROWS[1]}])
+    assert caught.value.got == "dropped: path_outside_images"
+    assert "training.mix.images" in caught.value.fix
 
 
 def test_rows_that_can_not_be_trained_on_are_listed_with_their_reason(trained, tmp_path):

@@ -170,6 +170,37 @@ def test_vllm_needs_its_extra_alone_and_a_gpu(dataset, tmp_path, monkeypatch):
     )
 
 
+def test_a_family_that_is_not_known_or_not_trained_is_said(dataset, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(dataset.config(describer={"backend": "hf", "model": str(tmp_path / "model")})))
+    write_model(tmp_path / "model")
+
+    def said(model_type, *options):
+        (tmp_path / "model" / "config.json").write_text(json.dumps({**CONFIG, "model_type": model_type}))
+        return findings(load_config(path, options))["describer.model"]
+
+    status, text = said("llavaonevision1_5")
+    assert status == "MISSING"
+    assert "expected: the nearest is llava_onevision" in text
+    assert "docs/how-to/add-a-model-family.md" in text
+    assert said("qwen4_exp")[0] == "MISSING"
+    assert said("llava_next")[0] == "MISSING"
+    assert said("llava_next", "describer.dialect=llava")[0] == "note"
+    assert said("bert")[0] == "MISSING"
+    assert said("qwen3_vl")[0] == "ok"
+    assert said("florence2") == (
+        "note",
+        f"{tmp_path / 'model'} can describe, but not be trained: model_type florence2",
+    )
+
+
+def test_a_file_to_mix_in_must_be_there(dataset, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(dataset.config(describer={"backend": "fake", "model": None, "dialect": "ferret"})))
+    for name, status in ((dataset.json, "ok"), (tmp_path / "gone.jsonl", "MISSING")):
+        assert findings(load_config(path, [f"training.mix.path={name}"]))["training.mix.path"][0] == status
+
+
 def test_models_are_found_without_importing_torch():
     code = "import sys\nfrom spr.models.hub_cache import find_model\nprint(find_model('embedded/scorer').lacking)\n"
     code += "print({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"

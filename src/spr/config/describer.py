@@ -66,9 +66,9 @@ class DescriberConfig(Section):
     max_new_tokens: Int = Field(default=512, ge=1)
     """Maximum number of tokens per answer (our choice)."""
     thinking: bool = False
-    """Let models that can reason do so before each answer (our choice): Qwen3.5, GLM-V, Gemma 4, Kimi K2.5 and the
-    Thinking models of Qwen3-VL. The reasoning counts towards `max_new_tokens`, and is not part of the answer. Off, they
-    answer at once, as they are trained to: pairs hold final answers. For `openai`, true is sent as
+    """Let models that can reason do so before each answer (our choice): Qwen3.5, GLM-V, Gemma 4, Kimi K2.5,
+    MiniCPM-V and the Thinking models of Qwen3-VL. The reasoning counts towards `max_new_tokens`, and is not part of the
+    answer. Off, they answer at once, as they are trained to: pairs hold final answers. For `openai`, true is sent as
     `chat_template_kwargs: {enable_thinking: true}`, which vLLM and SGLang pass on; false leaves it to the server."""
     truncated: DropOrKeep = "drop"
     """What to do with answers that `max_new_tokens` cut (our choice): `drop` them, counted as `truncated_answer`, or

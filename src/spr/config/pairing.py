@@ -50,10 +50,11 @@ class PairingConfig(Section):
             raise ValueError(f"must contain {placeholder}")
         return value
 
-    @field_validator("negatives_from", "locate_prompt")
+    @field_validator("negatives_from", "positives", "locate_prompt", "absent_answer")
     @classmethod
-    def _belongs_to_negatives(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value not in ("random", None) and not info.data.get("negatives", 1):
+    def _belongs_to_negatives(cls, value: object, info: ValidationInfo) -> object:
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default and not info.data.get("negatives", 1):
             raise ValueError(f"there are no negatives: set negatives too, or remove {info.field_name}")
         return value
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jinja2
+
 from spr.models.errors import ModelError
 from spr.models.families import FAMILIES, Family
 from spr.models.loading import Source
@@ -29,13 +31,25 @@ def render_turn(processor: Any, family: Family | None, messages: Sequence[Messag
     messages = _without_placeholders(processor, messages)
     if processor.chat_template is not None:
         options = _switch(processor, family, thinking=thinking)
-        text = str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
+        text = apply_template(processor, messages, add_generation_prompt=True, **options)
         text = text if thinking or family is None or family.thinking is None else family.thinking.without(text)
         return _begin(processor, family, text)
     turn = family.turn if family is not None else ""
     prompt = "\n".join(part["text"] for message in messages for part in message["content"] if "text" in part)
     text = turn.replace("{image}", getattr(processor, "image_token", "")).replace("{prompt}", prompt)
     return _begin(processor, family, text)
+
+
+def apply_template(processor: Any, messages: Sequence[Message], **options: bool) -> str:
+    """The conversation as the processor's chat template writes it; a `ModelError` if the template fails on it."""
+    try:
+        return str(processor.apply_chat_template(messages, tokenize=False, **options))
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        what = f"The chat template of {processor.tokenizer.name_or_path} can't write a conversation"
+        roles = ", ".join(message["role"] for message in messages)
+        expected = f"a template for messages of {roles}, whose content is a list of image and text parts"
+        got, fix = f"{type(error).__name__}: {error}", "correct chat_template.jinja"
+        raise ModelError(what, got=got, expected=expected, fix=fix) from error
 
 
 def image_token_ids(processor: Any) -> list[int]:
@@ -53,6 +67,17 @@ def check_chat_template(source: Source, processor: Any, family: Family | None) -
     if token is not None and turn.count(token) != 1 and not own:
         what, fix = f"The chat template of {source} does not insert the image once", "correct chat_template.jinja"
         raise ModelError(what, got=turn, expected=f"one {token}", fix=fix)
+
+
+def check_image_token(source: Source, processor: Any, config: Any) -> None:
+    """Raise `ModelError` if the tokenizer has another id for the image's token than the model's ``config``."""
+    named = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    own = next((token for token in named if token is not None), None)
+    known = image_token_ids(processor)
+    if own is not None and own not in known:
+        what = f"The tokenizer of {source} is not that of the model: they disagree on the token of an image"
+        fix = "copy the model's own tokenizer.json and tokenizer_config.json into its folder"
+        raise ModelError(what, got=f"token ids {', '.join(map(str, known))}", expected=own, fix=fix)
 
 
 class RenderedAnswer(NamedTuple):
@@ -135,7 +160,7 @@ def _render_reply(processor: Any, family: Family | None, messages: Sequence[Mess
     """The whole conversation with an answer, by the chat template, in the form of models that answer at once."""
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     messages, options = _without_placeholders(processor, messages), _switch(processor, family, thinking=False)
-    return _begin(processor, family, str(processor.apply_chat_template([*messages, reply], tokenize=False, **options)))
+    return _begin(processor, family, apply_template(processor, [*messages, reply], **options))
 
 
 def _switch(processor: Any, family: Family | None, *, thinking: bool) -> dict[str, bool]:

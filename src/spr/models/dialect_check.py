@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from spr.core.errors import GroundingError
 from spr.grounding import Dialect, GroundedText, parse, render
-from spr.models.chat import render_answer, render_turn, user_turn
+from spr.models.chat import apply_template, render_answer, render_turn, user_turn
 from spr.models.continuation import continue_tokens
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.errors import ModelError
@@ -93,7 +93,7 @@ def _check_template(source: Source, processor: Any, family: Family | None, sampl
         texts = {"a prompt": render_turn(processor, family, user_turn(sample))}
         if trains:
             reply = {"role": "assistant", "content": [{"type": "text", "text": sample}]}
-            texts["an answer"] = str(processor.apply_chat_template([*_QUESTION, reply], tokenize=False))
+            texts["an answer"] = apply_template(processor, [*_QUESTION, reply])
         for where, text in texts.items():
             if sample not in text:
                 what = f"The chat template of {source} drops or changes the text of {where}"

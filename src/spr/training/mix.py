@@ -21,6 +21,7 @@ from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import is_dir
 from spr.core.progress import advance
 from spr.core.randomness import stable_hash
+from spr.core.terminal import count_text
 from spr.training.pairs import TrainingPair, known_of
 from spr.training.trl_rows import LINE, DatasetImage, open_rows, read_answer, read_messages
 
@@ -110,16 +111,19 @@ def _pair(number: int, row: Mapping[str, Any], source: Path, files: ImageSource)
         options["left_out"] = "several_images"
         image = None
     prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
+    name = "chosen"
     if row.get("messages") is not None:
+        name, options["supervised"] = "messages", True
         prompt, chosen = _conversation(row["messages"], where)
-        rejected, options["supervised"] = "", True
+        rejected = ""
     elif row.get("completion") is not None:
-        chosen, rejected, options["supervised"] = row["completion"], "", True
+        name, options["supervised"] = "completion", True
+        chosen, rejected = row["completion"], ""
     if prompt is None or chosen is None or rejected is None:
         got = ", ".join(sorted(name for name, value in row.items() if value is not None and name != LINE)) or "nothing"
         raise InputError(f"{where} is in none of TRL's formats", got=got, expected=_FORMATS)
     messages = [] if len(images) > 1 else read_messages(_cleaned(prompt), where, image=image is not None)
-    answers = read_answer(chosen, where, "chosen"), read_answer(rejected, where, "rejected")
+    answers = read_answer(chosen, where, name), read_answer(rejected, where, "rejected")
     load = image if image is not None else _no_image(where)
     return TrainingPair(f"mix/{number}", messages, *answers, load, image.digest if image else _nothing, **options)
 
@@ -169,7 +173,8 @@ def at_share(pairs: int, rows: int, share: float) -> str | None:
     if rows >= rows_per_epoch(pairs, share):
         return None
     reached = 100 * rows / (rows + pairs)
-    return f"training.mix: only {rows:,} rows can be used, {reached:.1f} % of an epoch instead of {100 * share:.1f} %"
+    usable, wanted = count_text(rows, "rows"), f"instead of {100 * share:.1f} %"
+    return f"training.mix: only {usable} can be used, {reached:.1f} % of an epoch {wanted}"
 
 
 def relabelled(pairs: Sequence[TrainingPair], *, without_image: bool) -> list[TrainingPair]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from spr.config import LoraSection, TrainingConfig
 from spr.core.errors import ConfigError, SprError, closest
-from spr.models.chat import check_chat_template
+from spr.models.chat import check_chat_template, check_image_token
 from spr.models.custom_models import load_mllm, load_trainable_config
 from spr.models.dialect_check import check_dialect
 from spr.models.errors import ModelError
@@ -83,6 +83,7 @@ def open_model(
         with torch.device("meta"):  # the layers without their weights
             _check_targets(AutoModelForImageTextToText.from_config(config), settings.lora.target_modules, family)
     written = choose_dialect(dialect, config.model_type, processor.image_processor)
+    check_image_token(source, processor, config)
     check_chat_template(source, processor, family)
     check_dialect(source, processor, family, written, trains=True)
     weight = settings.box_token_weight

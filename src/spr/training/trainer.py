@@ -158,7 +158,10 @@ def train(
         planned, dropped, mixed = [*own, *usable], [*dropped, *more], min(wanted, len(usable))
         if not usable:
             got = ", ".join(sorted({reason for _, reason in more}))
-            raise InputError(f"No row of {settings.mix.path} can be trained on", got=f"dropped: {got}")
+            fix = (
+                "docs/drop-reasons.md explains them; training.mix.images is the folder that image paths are relative to"
+            )
+            raise InputError(f"No row of {settings.mix.path} can be trained on", got=f"dropped: {got}", fix=fix)
         tell(f"training.mix: {count_text(mixed, 'rows')} in each epoch, beside {count_text(len(own), 'pairs')}")
         if (line := at_share(len(own), len(usable), settings.mix.share)) is not None:
             tell(f"Warning: {line}")

@@ -46,6 +46,7 @@ def check(config: Config) -> Iterator[Line]:
             weights = found.weights or None
             size = shape.weights("auto") if shape is not None and shape.parameters else None
             yield _model("describer", trained, found, size)
+            yield from _family(config.describer, found)
         adapter = config.describer.peft_adapter
         if adapter is not None:
             found_adapter = is_dir(adapter)
@@ -55,6 +56,9 @@ def check(config: Config) -> Iterator[Line]:
         if config.describer is not None and section.backend not in ("fake", "none"):
             found = find_model(section.model, section.revision)
             yield _model(role, section.model, found, model_sizes.model_bytes(section))
+    mix = config.training.mix.path
+    if mix is not None:
+        yield ("ok" if exists(mix) else "MISSING"), "training.mix.path", _shown(mix)
     if config.describer is not None and shape is not None:
         yield from _resources(config, config.describer, shape, weights)
 
@@ -120,6 +124,28 @@ def _model(role: str, model: str, found: Found, size: int | None) -> Line:
     is_id = not is_dir(model) and model.count("/") == 1 and not model.startswith((".", "embedded/"))
     get = f"; get it: {command_for(model)}{about}" if is_id else ""
     return "MISSING", f"{role}.model", f"{model}: {found.lacking}{get}"
+
+
+def _family(describer: DescriberConfig, found: Found) -> Iterator[Line]:
+    """What is wrong with the model's family, if its config is here: it is not known, or can only describe."""
+    if found.folder is None or found.config is None or importlib.util.find_spec("transformers") is None:
+        return
+    from spr.models.custom_models import check_multimodal, load_config, load_trainable_config
+    from spr.models.model_dialect import choose_dialect
+
+    try:
+        model_type = load_config(str(found.folder)).model_type
+        if describer.backend != "fake":
+            check_multimodal(str(found.folder), model_type)
+            choose_dialect(describer.dialect, model_type, None)
+    except SprError as error:
+        near = str(error.expected).partition(";")[0]  # without the list of all families
+        yield "MISSING", "describer.model", f"{error.what}: {error.got}; expected: {near}; {error.fix}"
+        return
+    try:
+        load_trainable_config(str(found.folder))
+    except SprError as error:
+        yield "note", "describer.model", f"{error.what}: {error.got}"
 
 
 def _resources(config: Config, describer: DescriberConfig, shape: Shape, weights: int | None) -> Iterator[Line]:

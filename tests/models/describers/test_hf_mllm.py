@@ -245,6 +245,35 @@ def test_without_a_chat_template_that_of_the_family_is_used(mllm_folder, tmp_pat
     assert all(answer.text for answer in model.describe(requests))
 
 
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [
+        ("{{ messages[0]['content'] }", "TemplateSyntaxError"),
+        ("{{ raise_exception('no images') }}", "no images"),
+        ("{{ 'USER: ' + messages[0]['content'] }}", "TypeError"),
+        ("{{ messages[0]['parts'][0] }}", "UndefinedError"),
+    ],
+)
+def test_a_chat_template_that_fails_is_named_with_its_error(template, error, mllm_folder, tmp_path):
+    folder = copy(mllm_folder("qwen2_vl"), tmp_path)
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=f"(?s)The chat template of {folder} can't write a conversation.*{error}"):
+        HfDescriber(folder, **SMALL)
+
+
+def test_a_tokenizer_of_another_model_is_refused(mllm_folder, tmp_path):
+    folder = copy(mllm_folder("qwen2_5_vl"), tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    # Without the tokens of boxes, which the JSON dialect doesn't need, the later ids are lower.
+    content["added_tokens"] = [token for token in content["added_tokens"] if "_ref_" not in token["content"]]
+    content["added_tokens"] = [token for token in content["added_tokens"] if "_box_" not in token["content"]]
+    before = HfDescriber(mllm_folder("qwen2_5_vl"), **SMALL).processor.image_token_id
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="disagree on the token of an image") as caught:
+        HfDescriber(folder, **SMALL)
+    assert caught.value.expected == before
+
+
 def test_a_chat_template_without_the_image_is_refused(mllm_folder, tmp_path):
     folder = copy(mllm_folder("llava"), tmp_path)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'][1]['text'] }}{% endfor %}")

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
 from spr.models.batching import Batcher
-from spr.models.chat import check_chat_template, check_thinking, render_turn, user_turn
+from spr.models.chat import check_chat_template, check_image_token, check_thinking, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.sampling import SeededSampling, check_sampling
@@ -79,6 +79,7 @@ class HfDescriber:
         self.family = FAMILIES.get(model_type)
         self.processor = load_processor(source, model_type, family=self.family, revision=revision)
         self.dialect = choose_dialect(dialect or section.dialect, model_type, self.processor.image_processor)
+        check_image_token(source, self.processor, model_config)
         check_chat_template(source, self.processor, self.family)
         check_dialect(source, self.processor, self.family, self.dialect)
         if section.thinking:

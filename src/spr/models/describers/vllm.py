@@ -21,7 +21,7 @@ from spr.core.errors import SprError
 from spr.core.progress import advance
 from spr.core.views import pad_to_square
 from spr.grounding import Dialect
-from spr.models.chat import check_chat_template, check_thinking, render_turn, user_turn
+from spr.models.chat import check_chat_template, check_image_token, check_thinking, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.vllm_adapter import MERGE, lora_rank
@@ -83,6 +83,7 @@ class VllmDescriber:
         self.processor = load_processor(source, model_config.model_type, family=self.family, revision=revision)
         image_processor = self.processor.image_processor
         self.dialect = choose_dialect(dialect or section.dialect, model_config.model_type, image_processor)
+        check_image_token(source, self.processor, model_config)
         check_chat_template(source, self.processor, self.family)
         check_dialect(source, self.processor, self.family, self.dialect)
         self.thinking = section.thinking
