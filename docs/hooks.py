@@ -19,6 +19,7 @@ from spr.config import load_config, presets
 from spr.config.reference import sections
 from spr.models.custom_models import class_name
 from spr.models.families import FAMILIES
+from spr.models.family import ATTENTION, LLAMA_LINEAR
 from spr.workflows import model_sizes
 
 
@@ -201,17 +202,27 @@ def _planned():
 
 def families_table():
     """The entries of the family table."""
-    yield "| models | `model_type` | class | dialect | reasons | adapters on | one sequence per pair | vLLM |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| models | `model_type` | dialect | adapters on | one sequence per pair | reasons | vLLM |"
+    yield "|---|---|---|---|---|---|---|"
+    layers = {LLAMA_LINEAR: "all linear layers", ATTENTION: "the attention"}
     for name, family in FAMILIES.items():
         shared = ("yes" if family.shared_prefix else "no") if family.trainable else ""
-        targets = " ".join(f"`{part}`" for part in family.target_modules) if family.trainable else "describes only"
-        cells = [family.models, f"`{name}`", f"`{class_name(name)}`", f"[`{family.dialect}`](dialects.md)"]
-        cells += ["can" if family.thinking else "", targets, shared, family.vllm or ""]
-        yield f"| {' | '.join(cells)} |"
+        listed = " ".join(f"`{part.rpartition('.')[2]}`" for part in family.target_modules)
+        targets = layers.get(family.target_modules, listed) if family.trainable else "describes only"
+        dialect = f"[`{family.dialect}`](dialects.md)"
+        cells = [family.models, f"`{name}`", dialect, targets, shared, "can" if family.thinking else ""]
+        yield f"| {' | '.join([*cells, family.vllm or ''])} |"
+
+
+def classes_table():
+    """The class of each family's models."""
+    yield "| `model_type` | class |\n|---|---|"
+    for name in FAMILIES:
+        yield f"| `{name}` | `{class_name(name)}` |"
 
 
 TABLES = {"memory": memory_table, "disk": disk_table, "time": time_table, "families": families_table}
+TABLES |= {"classes": classes_table}
 
 
 def _summary(command):
