@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import Linear
 from transformers import AutoModelForImageTextToText
 
 from spr.config import LoraSection
 from spr.core.errors import ConfigError, SprError
+from spr.models.custom_models import load_config, register_custom_models
 from spr.models.families import FAMILIES
 from spr.training.trainee import add_adapter, check_trained, describe_trained
 
@@ -139,3 +141,37 @@ def test_experts_get_no_adapter_and_every_kind_of_attention_gets_one(folder, tar
     experts = [p for name, p in adapted.named_parameters() if ".experts." in name]
     assert all(p.dim() == 3 and not p.requires_grad for p in experts)
     assert bool(experts) == ("moe" in folder)
+
+
+# Linear layers of the language model that get no adapter by default, by the ends of their names. All others get one.
+MOE = ("shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj")
+DENSE = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # the first layers of a mixture of experts
+ONE_PER_HEAD = ("in_proj_a", "in_proj_b")
+SHARED_EXPERT = tuple(f"shared_expert.{name}_proj" for name in ("gate", "up", "down"))
+VISION = tuple(f"vision_mlp.{name}_proj" for name in ("gate", "up", "down"))
+WITHOUT_ADAPTER = {
+    "qwen3_5": ONE_PER_HEAD,
+    "qwen3_5_moe": (*ONE_PER_HEAD, *SHARED_EXPERT, "shared_expert_gate"),
+    "minicpmv4_6": ONE_PER_HEAD,
+    "minicpmv4_7": ONE_PER_HEAD,
+    "glm4v_moe": (*DENSE, *MOE),
+    "glm46v": ("gate_up_proj", "down_proj"),
+    "kimi_k25": (*DENSE, *MOE),
+    "gemma4": ("router.proj",),
+    "cogvlm": ("vision_expert_query_key_value", "vision_expert_dense", *VISION),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.trainable])
+def test_all_linear_layers_get_an_adapter_but_for_known_ones(name, mllm_folder):
+    family = FAMILIES[name]
+    register_custom_models()
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(load_config(mllm_folder(name)))
+    layers = [
+        key for key, part in model.get_submodule(family.language_model).named_modules() if isinstance(part, Linear)
+    ]
+    left = [key for key in layers if not any(f".{key}".endswith(f".{target}") for target in family.target_modules)]
+    known = WITHOUT_ADAPTER.get(name, ())
+    assert [key for key in left if not key.endswith(known)] == []
+    assert all(any(key.endswith(end) for key in left) for end in known)

@@ -55,6 +55,7 @@ _MINICPM = partial(
     count_function="spr.models.ported.minicpm_v:count_minicpm_v_tokens",
     # MiniCPM-V 2.6 has tokens for them; 4.6 and later have the vocabulary of Qwen3.5.
     markup_tokens=False,
+    target_modules=(*_GATED_DELTA_NET, *LLAMA_LINEAR),
 )
 _GLM_EMPTY = "<think></think>\n"
 _GLM_TURN = "[gMASK]<sop><|user|>\n<|begin_of_image|>{image}<|end_of_image|>{prompt}<|assistant|>\n" + _GLM_EMPTY
