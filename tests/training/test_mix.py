@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from spr.config import TrainingConfig
 from spr.config.training import MixSection
 from spr.core.errors import InputError, RunError
+from spr.models.chat import render_turn
+from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
 from spr.training.batches import collate
 from spr.training.checkpoint import TrainingState
@@ -254,6 +256,19 @@ def test_without_any_row_to_train_on_the_reason_is_said_with_what_to_do(trained)
         trained("out", rows=[{"images": ["../a.png"], **ROWS[1]}])
     assert caught.value.got == "dropped: path_outside_images"
     assert "training.mix.images" in caught.value.fix
+
+
+def test_a_row_whose_messages_the_chat_template_refuses_is_named(trained, monkeypatch):
+    def refuse(processor, family, messages):
+        if messages[0]["role"] == "system":
+            raise ModelError("The chat template can't write a conversation", got="no system role", fix="correct it")
+        return render_turn(processor, family, messages)
+
+    monkeypatch.setattr("spr.training.encoding.render_turn", refuse)
+    system = {"role": "system", "content": "Be brief."}
+    with pytest.raises(ModelError, match="The chat template can't write a conversation") as caught:
+        trained("out", rows=[*ROWS, {"messages": [system, *TALK]}], share=0.5)
+    assert caught.value.got == "mix/4: no system role"
 
 
 def test_rows_that_can_not_be_trained_on_are_listed_with_their_reason(trained, tmp_path):

@@ -22,6 +22,7 @@ from spr.grounding import Dialect
 from spr.grounding.text import Range
 from spr.models.chat import RenderedAnswer, image_token_ids, render_answer, render_turn
 from spr.models.continuation import continue_tokens
+from spr.models.errors import ModelError
 from spr.models.families import Family
 from spr.models.image_processors import count_image_tokens, encode
 from spr.training.batches import EncodedPair
@@ -131,6 +132,9 @@ class PairEncoder:
                 result = self._plan(pair, max_length, with_rejected)
             except ImageProblem as problem:
                 result = problem.reason
+            except ModelError as error:  # the chat template refuses its messages
+                got = f"{pair.pair_id}: {error.got}"
+                raise ModelError(error.what, got=got, expected=error.expected, fix=error.fix) from error
             if isinstance(result, PlannedPair):
                 planned.append(result)
             else:
