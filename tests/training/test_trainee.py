@@ -164,13 +164,12 @@ WITHOUT_ADAPTER = {
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.trainable])
 def test_all_linear_layers_get_an_adapter_but_for_known_ones(name, mllm_folder):
-    family = FAMILIES[name]
+    family, config = FAMILIES[name], load_config(mllm_folder(name))
     register_custom_models()
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(load_config(mllm_folder(name)))
-    layers = [
-        key for key, part in model.get_submodule(family.language_model).named_modules() if isinstance(part, Linear)
-    ]
+        model = AutoModelForImageTextToText.from_config(config)
+    parts = model.get_submodule(family.language_model).named_modules()
+    layers = [key for key, part in parts if isinstance(part, Linear)]
     left = [key for key in layers if not any(f".{key}".endswith(f".{target}") for target in family.target_modules)]
     known = WITHOUT_ADAPTER.get(name, ())
     assert [key for key in left if not key.endswith(known)] == []
