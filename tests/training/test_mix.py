@@ -54,7 +54,7 @@ def by_id(pairs):
 
 
 def test_each_of_trls_formats_becomes_a_row(mix):
-    talk, completion, preference, picture = (by_id(read_mix(mix(), 10, 0))[f"mix/{k}"] for k in range(4))
+    talk, completion, preference, picture = (by_id(read_mix(mix(), 10, 0)[0])[f"mix/{k}"] for k in range(4))
     assert [pair.supervised for pair in (talk, completion, preference, picture)] == [True, True, False, True]
     assert (talk.chosen, talk.rejected, talk.has_image) == ("Well, and you?", "", False)
     assert talk.messages == [{"role": "user", "content": [{"type": "text", "text": "How are you?"}]}]
@@ -71,23 +71,23 @@ def test_a_dataset_folder_and_a_parquet_file_give_the_same_rows(mix, tmp_path):
     dataset = datasets.Dataset.from_list(rows)
     dataset.save_to_disk(str(tmp_path / "folder"))
     dataset.to_parquet(str(tmp_path / "rows.parquet"))
-    expected = [(pair.pair_id, pair.messages, pair.chosen) for pair in read_mix(mix(rows), 9, 0)]
+    expected = [(pair.pair_id, pair.messages, pair.chosen) for pair in read_mix(mix(rows), 9, 0)[0]]
     for path in (tmp_path / "folder", tmp_path / "rows.parquet"):
-        found = read_mix(MixSection(path=path), 9, 0)
+        found, _ = read_mix(MixSection(path=path), 9, 0)
         assert [(pair.pair_id, pair.messages, pair.chosen) for pair in found] == expected
 
 
 def test_rows_are_chosen_by_the_seed_and_their_number(mix):
     many = mix([{"prompt": str(k), "completion": "ok"} for k in range(50)])
-    all_ids = [pair.pair_id for pair in read_mix(many, 50, 0)]
+    all_ids = [pair.pair_id for pair in read_mix(many, 50, 0)[0]]
     assert sorted(all_ids) == sorted(f"mix/{k}" for k in range(50))
-    assert [pair.pair_id for pair in read_mix(many, 7, 0)] == all_ids[:7]
-    assert [pair.pair_id for pair in read_mix(many, 50, 1)] != all_ids
+    assert [pair.pair_id for pair in read_mix(many, 7, 0)[0]] == all_ids[:7]
+    assert [pair.pair_id for pair in read_mix(many, 50, 1)[0]] != all_ids
 
 
 def test_rows_of_another_split_are_left_out(mix):
     rows = [{**ROWS[1], "split": "train"}, {**ROWS[1], "split": "test"}]
-    assert [pair.pair_id for pair in read_mix(mix(rows), 9, 0)] == ["mix/0"]
+    assert [pair.pair_id for pair in read_mix(mix(rows), 9, 0)[0]] == ["mix/0"]
     with pytest.raises(InputError, match="has no row to train on"):
         read_mix(mix(rows[1:]), 9, 0)
 
@@ -179,7 +179,7 @@ def test_a_prompt_without_image_has_the_log_probabilities_of_the_plain_model(
 ):
     config = settings(mix=mix())
     trainee = load_trainee(str(trainable_folder(model_type)), config, torch.device("cpu"), features=tmp_path)
-    rows = sorted(read_mix(mix(), 9, 0), key=lambda pair: pair.pair_id)
+    rows = sorted(read_mix(mix(), 9, 0)[0], key=lambda pair: pair.pair_id)
     planned, dropped = trainee.encoder.plan(rows, 10_000)
     assert dropped == []
     compute = lambda vision: Features(*trainee.model(vision=vision))  # noqa: E731
@@ -203,6 +203,10 @@ def test_families_that_need_an_image_leave_out_rows_without_one(
     folder, config = str(trainable_folder("paligemma")), settings(mix=mix(), max_steps=1)
     summary = train(trl_pairs(pairs_folder), folder, config, tmp_path / "out")
     assert summary.dropped["no_image"] == 3
+    # They take no place: of four rows, the one with an image is found although one row is asked for.
+    (pair,), dropped = read_mix(config.mix, 1, 0, without_image=False)
+    assert pair.has_image
+    assert dropped == [(f"mix/{k}", "no_image") for k in range(4) if f"mix/{k}" != pair.pair_id]
 
 
 # ── the training ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +245,7 @@ def test_rows_are_counted_and_their_loss_is_logged_beside_that_of_the_pairs(trai
 
 def test_a_file_with_too_few_rows_is_said_to_be(trained):
     _, steps, said = trained("out", rows=ROWS[:2])
-    assert "Warning: training.mix: only 2 rows can be used, 25.0 % of an epoch instead of 40.0 %" in said
+    assert "Warning: training.mix: only 2 of its rows can be used, 25.0 % of an epoch instead of 40.0 %" in said
     assert sum(step["mix_rows"] for step in steps) == 4
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from spr.core.images import ImageProblem, ImageSource
 from spr.core.paths import is_dir
 from spr.core.progress import advance
 from spr.core.randomness import stable_hash
-from spr.core.terminal import count_text
 from spr.training.pairs import TrainingPair, known_of
 from spr.training.trl_rows import LINE, DatasetImage, open_rows, read_answer, read_messages
 
@@ -38,11 +36,14 @@ def rows_per_epoch(pairs: int, share: float) -> int:
     return max(round(pairs * share / (1 - share)), 1)
 
 
-def read_mix(mix: MixSection, most: int, seed: int) -> list[TrainingPair]:
-    """At most ``most`` rows of the file, in the order of a hash of the seed and their number.
+def read_mix(
+    mix: MixSection, most: int, seed: int, *, without_image: bool = True
+) -> tuple[list[TrainingPair], list[tuple[str, str]]]:
+    """At most ``most`` rows of the file, in the order of a hash of the seed and their number; and those that can't be.
 
-    All rows are checked, but only those that are returned are kept in memory. Rows of a ``split`` other than ``train``
-    are left out.
+    The second list has the ids and reasons of rows with several images and, unless the model's family can be trained on
+    prompts ``without_image``, of rows without one. All rows are checked, but only those that are returned are kept in
+    memory. Rows of a ``split`` other than ``train`` are left out.
 
     Raises:
         InputError: if the file can't be read or is in another format, or for a row that can't be read, naming its line.
@@ -50,6 +51,7 @@ def read_mix(mix: MixSection, most: int, seed: int) -> list[TrainingPair]:
     source = _path(mix)
     files = ImageSource(mix.images or (source if is_dir(source) else source.parent))
     chosen: list[tuple[int, int, TrainingPair]] = []  # a heap, the row with the largest hash first
+    dropped: list[tuple[str, str]] = []
     trainable = 0
     for number, row in enumerate(open_rows(source, _check_columns, "training.mix.path")):
         advance()
@@ -57,6 +59,10 @@ def read_mix(mix: MixSection, most: int, seed: int) -> list[TrainingPair]:
         if pair.split != "train":
             continue
         trainable += 1
+        reason = pair.left_out or (None if without_image or pair.has_image else "no_image")
+        if reason is not None:
+            dropped.append((pair.pair_id, reason))
+            continue
         entry = (-stable_hash(seed, "mix", str(number)), -number, pair)
         if len(chosen) < most:
             heapq.heappush(chosen, entry)
@@ -65,7 +71,7 @@ def read_mix(mix: MixSection, most: int, seed: int) -> list[TrainingPair]:
     if not trainable:
         got, fix = "only rows of another `split` than train", "give the file with the training split"
         raise InputError(f"{source} has no row to train on", got=got, fix=fix)
-    return [pair for *_, pair in sorted(chosen, key=lambda entry: entry[:2], reverse=True)]
+    return [pair for *_, pair in sorted(chosen, key=lambda entry: entry[:2], reverse=True)], dropped
 
 
 def rows_of_epoch(epoch: int, rows: int, per_epoch: int) -> list[int]:
@@ -167,18 +173,10 @@ def at_share(pairs: int, rows: int, share: float) -> str | None:
     """A line for the user if the file has too few rows for the share.
 
     >>> at_share(900, 50, 0.1)
-    'training.mix: only 50 rows can be used, 5.3 % of an epoch instead of 10.0 %'
+    'training.mix: only 50 of its rows can be used, 5.3 % of an epoch instead of 10.0 %'
     >>> at_share(900, 100, 0.1)
     """
     if rows >= rows_per_epoch(pairs, share):
         return None
-    reached = 100 * rows / (rows + pairs)
-    usable, wanted = count_text(rows, "rows"), f"instead of {100 * share:.1f} %"
-    return f"training.mix: only {usable} can be used, {reached:.1f} % of an epoch {wanted}"
-
-
-def relabelled(pairs: Sequence[TrainingPair], *, without_image: bool) -> list[TrainingPair]:
-    """The rows; those without image are left out unless the model's family can be trained on them."""
-    if without_image:
-        return list(pairs)
-    return [pair if pair.has_image else replace(pair, left_out=pair.left_out or "no_image") for pair in pairs]
+    reached = f"{100 * rows / (rows + pairs):.1f} % of an epoch instead of {100 * share:.1f} %"
+    return f"training.mix: only {rows:,} of its rows can be used, {reached}"

@@ -42,7 +42,7 @@ from spr.training.loss import (
     needs_reward_shift,
     pair_losses,
 )
-from spr.training.mix import at_share, check_mix, read_mix, relabelled, rows_of_epoch, rows_per_epoch
+from spr.training.mix import at_share, check_mix, read_mix, rows_of_epoch, rows_per_epoch
 from spr.training.pairs import TrainingPair
 from spr.training.reference import check_reference
 from spr.training.reference_pass import Known, reference_logps, rounds_of, weights_by_difficulty
@@ -151,10 +151,11 @@ def train(
     if settings.mix.path is not None and own:
         with Progress("reading training.mix", unit="rows"):
             wanted = rows_per_epoch(len(own), settings.mix.share)
-            rows = read_mix(settings.mix, wanted * settings.num_train_epochs, seed)
-            images_only = not opened.planner.trains_without_image or accelerator.distributed_type not in UNSHARDED
-            rows = relabelled(rows, without_image=not images_only)
+            without_image = opened.planner.trains_without_image and accelerator.distributed_type in UNSHARDED
+            most = wanted * settings.num_train_epochs
+            rows, unusable = read_mix(settings.mix, most, seed, without_image=without_image)
             usable, more = opened.planner.plan(_noted(rows, names), limit, with_rejected=with_rejected)
+        more = [*unusable, *more]
         planned, dropped, mixed = [*own, *usable], [*dropped, *more], min(wanted, len(usable))
         if not usable:
             got = ", ".join(sorted({reason for _, reason in more}))
@@ -172,7 +173,7 @@ def train(
         got = "no function `evaluate`" if evaluate is None else f"weights shared out by {accelerator.distributed_type}"
         raise ConfigError("`training.eval_tasks` can't be evaluated", got=got, fix="set training.eval_tasks=[]")
     if main:
-        file_names = [names[pair_id] for pair_id, _ in dropped]
+        file_names = [names.get(pair_id) for pair_id, _ in dropped]
         write_table(folder / "dropped.parquet", dropped_table("training", "pair", dropped, file_names))
     counts = dict(Counter(reason for _, reason in dropped))
     if not planned:
