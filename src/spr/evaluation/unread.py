@@ -20,8 +20,8 @@ def has_unread_coordinates(grounded: GroundedText) -> bool:
 
     >>> from spr.grounding import parse
     >>> texts = "none", "[1, 2", "[0, 0, 9, 9]", "[2000, 2000, 2100, 2100]", "<box>1 2 3 4</box>"
-    >>> [has_unread_coordinates(parse(text, "ferret", (640, 480))) for text in texts]
-    [False, True, False, True, True]
+    >>> tuple(has_unread_coordinates(parse(text, "ferret", (640, 480))) for text in texts)
+    (False, True, False, True, True)
     """
     source = grounded.source
     if source is None:

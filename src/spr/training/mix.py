@@ -77,8 +77,8 @@ def read_mix(
 def rows_of_epoch(epoch: int, rows: int, per_epoch: int) -> list[int]:
     """The numbers of the rows that are trained on in an epoch: the next ones in order, starting again at the end.
 
-    >>> [rows_of_epoch(epoch, 5, 2) for epoch in range(3)]
-    [[0, 1], [2, 3], [4, 0]]
+    >>> tuple(rows_of_epoch(epoch, 5, 2) for epoch in range(3))
+    ([0, 1], [2, 3], [4, 0])
     """
     count = min(rows, per_epoch)
     return [(epoch * count + k) % rows for k in range(count)]

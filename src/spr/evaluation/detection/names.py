@@ -25,8 +25,8 @@ class CategoryNames:
         synonyms: Further names by category.
 
     >>> names = CategoryNames(["car_(automobile)", "wine_glass", "bow_(weapon)", "bow_(decorative_ribbons)"])
-    >>> [names.find(text) for text in ("Cars", "a wine glass", "bow (weapon)", "bow", "glass")]
-    [0, 1, 2, -1, -1]
+    >>> tuple(names.find(text) for text in ("Cars", "a wine glass", "bow (weapon)", "bow", "glass"))
+    (0, 1, 2, -1, -1)
     """
 
     def __init__(self, categories: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> None:

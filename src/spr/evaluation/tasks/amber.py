@@ -250,10 +250,10 @@ def reads_yes(text: str, rule: YesNo) -> bool | None:
     ``first-word``: the first word is yes or no, in any case. ``exact``: the answer is Yes or No, as in AMBER's
     evaluation.
 
-    >>> [reads_yes(text, "first-word") for text in ("Yes, there is.", "no", "There is no dog.")]
-    [True, False, None]
-    >>> [reads_yes(text, "exact") for text in ("Yes", "No", "yes", "No.")]
-    [True, False, None, None]
+    >>> tuple(reads_yes(text, "first-word") for text in ("Yes, there is.", "no", "There is no dog."))
+    (True, False, None)
+    >>> tuple(reads_yes(text, "exact") for text in ("Yes", "No", "yes", "No."))
+    (True, False, None, None)
     """
     if rule == "exact":
         return {"Yes": True, "No": False}.get(text)
