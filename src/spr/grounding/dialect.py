@@ -79,6 +79,7 @@ class Dialect:
     def spec(self) -> str:
         """The key and the options that differ from the registered dialect, in the form that `get_dialect` reads.
 
+        >>> from spr.grounding import get_dialect
         >>> get_dialect("llava_onevision", padded=True).spec, get_dialect("ferret").spec
         ('llava_onevision:padded=true', 'ferret')
         """
@@ -118,6 +119,7 @@ class Dialect:
 
         The first bound is for x1 and x2, the second for y1 and y2. Some box attains or approaches each.
 
+        >>> from spr.grounding import get_dialect
         >>> get_dialect("qwen2_vl").max_error((640, 480))  # half of 1/1000 of each side
         (0.32, 0.24)
         """

@@ -48,8 +48,8 @@ def assign_points(points: npt.ArrayLike, boxes_xyxy: bx.Boxes) -> list[tuple[int
 
     A point is assigned only to a box that it lies in (`point_in_box`).
 
-    >>> assign_points([(1, 1), (1, 2), (5, 5)], [(0, 0, 9, 9), (0, 0, 2, 2)])  # two of three points can be assigned
-    [(0, 1), (2, 0)]
+    >>> assign_points([(1, 1), (5, 5)], [(0, 0, 9, 9), (0, 0, 2, 2)])  # the first point lies in both boxes
+    [(0, 1), (1, 0)]
     """
     allowed = points_in_boxes(points, boxes_xyxy)
     rows, columns = linear_sum_assignment(allowed, maximize=True)

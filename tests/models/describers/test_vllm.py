@@ -91,6 +91,8 @@ def test_so_they_are_with_published_tokenizers_and_templates(
         shutil.copy(PUBLISHED / "templates" / f"{template}.jinja", folder / "chat_template.jinja")
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["vocab_size"] = len(published)  # weights are not read by the stand-in
+    name = "image_token_index" if "image_token_index" in config else "image_token_id"
+    config[name] = published.convert_tokens_to_ids("<|image_pad|>" if family == "qwen2_5_vl" else "<image>")
     (folder / "config.json").write_text(json.dumps(config))
     plain = ids_without_vllm(folder, family)
     describer = VllmDescriber(folder)
