@@ -116,7 +116,7 @@ def _points(problems: Problems, markup: Elements, frame: Frame, match: re.Match[
 
 
 def _pairs(problems: Problems, markup: Elements, frame: Frame, part: Range, unit: Range) -> list[Point]:
-    """The points in a part of the attributes; numbers that are none are reported if nothing else can be there."""
+    """The points in a part of the attributes; numbers that are not part of a point are reported."""
     text, (position, stop) = problems.read, part
     points: list[Point] = []
     is_strict = markup.image_pattern is not None

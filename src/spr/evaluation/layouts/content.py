@@ -63,7 +63,10 @@ class Content(ABC):
         """
 
     def pictures(self, column: str) -> Iterator[tuple[Any, bytes]]:
-        """The images that a column holds: where each is, for `read_picture`, and its bytes."""
+        """The images that a column holds: where each is, for `read_picture`, and its bytes.
+
+        Only Parquet and TSV files contain images, and only layouts of these forms ask for them.
+        """
         raise NotImplementedError
 
     def read_picture(self, place: Any) -> bytes:
@@ -101,7 +104,7 @@ class Content(ABC):
 
 
 class JsonContent(Content):
-    """A JSON file: an object, a list, or one object per line. ``damaged`` is the error of a file that is none."""
+    """A JSON file: an object, a list, or one object per line. ``damaged`` is the error if it is not valid."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self.data = data
