@@ -38,7 +38,7 @@ def settings(dialect: Dialect) -> str:
     return yaml.safe_dump({"ENV": environment, "rlhf_type": "dpo", "beta": 0.1}, sort_keys=False)
 
 
-def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer[ExportRow]:
     (folder / SETTINGS).write_text(settings(labels.dialect), encoding="utf-8")
     return JsonWriter(folder / f"{split}.jsonl", to_row)
 
