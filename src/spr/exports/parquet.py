@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from spr.exports.formats import ExportSplit
 
-
 R = TypeVar("R")
 
 

@@ -7,16 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 from spr.core import text_input
 from spr.core.documents import parse_json
 from spr.core.errors import ConfigError, InputError, nearest
 from spr.exports.formats import PromptTask
+from spr.rewards import LABELS, Labels
 
-LabelRule: TypeAlias = Literal["ignore", "name", "synonyms", "phrase"]
 TASKS: tuple[PromptTask, ...] = get_args(PromptTask)
-LABEL_RULES: tuple[LabelRule, ...] = get_args(LabelRule)
 MOST_QUESTIONS = 8
 """The table `objects` keeps at most this many absent categories per image."""
 
@@ -38,7 +37,7 @@ class PromptOptions:
     """
 
     tasks: tuple[PromptTask, ...] = ("describe",)
-    labels: LabelRule = "ignore"
+    labels: Labels = "ignore"
     synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tokenizer: str | None = None
     questions: int | None = None
@@ -46,7 +45,7 @@ class PromptOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
         _check("--tasks", self.tasks, TASKS)
-        _check("--labels", (self.labels,), LABEL_RULES)
+        _check("--labels", (self.labels,), LABELS)
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             expected = f"one or more of {', '.join(TASKS)}, each once"
             raise ConfigError("--tasks is not valid", got=",".join(self.tasks) or "nothing", expected=expected)

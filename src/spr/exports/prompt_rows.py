@@ -55,9 +55,7 @@ def write_prompts(plan: ExportPlan, writer: RowWriter) -> PromptStats:
     return stats
 
 
-def _write_shard(
-    plan: ExportPlan, writer: RowWriter, prompts: Iterable[Prompt | NoPrompt], stats: PromptStats
-) -> None:
+def _write_shard(plan: ExportPlan, writer: RowWriter, prompts: Iterable[Prompt | NoPrompt], stats: PromptStats) -> None:
     marks, waiting = plan.format.placeholders, iter(prompts)
     while batch := list(islice(waiting, BATCH)):
         usable: list[Prompt] = []

@@ -24,18 +24,20 @@ from spr.core.randomness import stable_hash, stable_hashes
 from spr.evaluation.tasks.detection import CATEGORIES, detection_prompt
 from spr.exports.formats import Prompt, PromptTask
 from spr.exports.prompt_options import PromptOptions
-from spr.exports.truths import truth_json
 from spr.grounding import Dialect
 from spr.grounding.names import readable_names
 from spr.models.questions import EXPRESSION, locate_prompt
 from spr.pipeline.describe import training_prompt
 from spr.records import Box, ImageObject, ImageObjects, RegionQuery
+from spr.rewards import Truth, TruthObject
 from spr.runs.dropped import dropped_by
 from spr.runs.reader import Run
 
-_HARMLESS = ("object_id_repeated", "object_category_unknown", "object_category_dropped")
-_HARMLESS += ("object_image_unknown", "object_image_dropped")
-_HARMLESS += ("detection_outside_crowd", "detection_suppressed", "detection_duplicate")
+_HARMLESS = (
+    *("object_id_repeated", "object_category_unknown", "object_category_dropped"),
+    *("object_image_unknown", "object_image_dropped"),
+    *("detection_outside_crowd", "detection_suppressed", "detection_duplicate"),
+)
 """Reasons for which an object is dropped without being missing among those of a category that is asked about."""
 
 
@@ -143,9 +145,11 @@ class PromptMaker:
         text: str,
         objects: Sequence[ImageObject],
     ) -> Prompt:
-        size_wh = about.width, about.height
-        placed = [(item.category, item.box) for item in objects]
-        truth = truth_json(placed, size_wh, self.dialect, self.options, self.options.tokenizer)
+        placed = tuple(TruthObject(item.category, item.box) for item in objects)
+        given = self.options.synonyms
+        synonyms = {item.label: given[item.label] for item in placed if item.label in given}
+        size_wh, labels = (about.width, about.height), self.options.labels
+        truth = Truth(placed, self.dialect.spec, size_wh, labels, synonyms, self.options.tokenizer).to_json()
         names = about.image_id, about.file_name
         return Prompt(query_id, *names, *size_wh, about.split, task, region, text, truth, len(placed))
 

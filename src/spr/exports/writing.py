@@ -119,7 +119,9 @@ def _check_options(
         raise ConfigError(f"Format `{name}` does not convert texts", got=f"--dialect {dialect}", fix=fix)
     if prompts is not None and form.rows != "prompts":
         formats = ", ".join(key for key in FORMATS if key.startswith("grpo-"))
-        what = f"Format `{name}` has pairs, and --tasks, --labels, --synonyms, --tokenizer and --questions are for prompts"
+        what = (
+            f"Format `{name}` has pairs, and --tasks, --labels, --synonyms, --tokenizer and --questions are for prompts"
+        )
         raise ConfigError(what, got=f"--format {name}", expected=formats, fix="leave these options out")
     if reviews is not None and form.rows == "prompts":
         what = f"Format `{name}` has prompts, and reviewers decide about pairs"
@@ -195,4 +197,6 @@ def _nothing(plan: ExportPlan, left_out: Mapping[str, int]) -> InputError:
     else:
         expected = f"images in {plan.run.config.annotations.images}"
         fix = f"set annotations.images in {plan.run.path / 'config.yaml'}, or restore the images"
-    return InputError(f"No {'pair' if plan.prompts is None else 'prompt'} can be exported", got=got, expected=expected, fix=fix)
+    return InputError(
+        f"No {'pair' if plan.prompts is None else 'prompt'} can be exported", got=got, expected=expected, fix=fix
+    )

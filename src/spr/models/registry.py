@@ -14,6 +14,7 @@ from spr.core.errors import ConfigError, missing_package
 from spr.core.paths import is_dir
 from spr.core.registry import Registry
 from spr.grounding import Dialect, get_dialect
+from spr.grounding.geometry import Resized
 from spr.models.protocols import Describer, Detector, ImageTextScorer
 
 _LOADING = {"hf", "vllm", "clip", "grounding_dino", "owlv2"}  # the backends that load the section's `model`
@@ -106,6 +107,8 @@ def planned_dialect(config: DescriberConfig) -> Dialect | None:
     Of the model, the config is read, and the processors where the dialect depends on how they resize images.
     """
     if config.backend == "fake":
+        from spr.models.fakes import FakeDescriber
+
         return FakeDescriber(config).dialect
     dialect = expected_dialect(config)
     if dialect is None or config.model is None or config.backend == "openai":
