@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spr.config.public import public_name
 from spr.core.terminal import count_text
 from spr.exports.card import CardBody
 from spr.exports.marker import ExportPlan
@@ -54,7 +55,7 @@ def _intro(plan: ExportPlan, count: int) -> Iterator[str]:
             f"{_LABELS[plan.prompts.labels]}"
         )
         if plan.prompts.tokenizer is not None:
-            yield f"It names the tokenizer that decodes answers: `{plan.prompts.tokenizer}`."
+            yield f"It names the tokenizer that decodes answers: `{public_name(plan.prompts.tokenizer)}`."
         elif plan.labels.dialect.special_tokens is not None:
             yield (
                 "**Boxes of this dialect are special tokens**, which trainers remove from the text of an answer, and "
