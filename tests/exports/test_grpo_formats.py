@@ -221,7 +221,10 @@ def test_the_script_of_verl_passes_files_limits_and_further_overrides(tmp_path):
         "trainer.total_epochs=1",
         "128 1280 1003600",
     ]
+    tokens = grpo_verl.script(get_dialect("qwen2_vl"), held_out=False)
+    assert "reward.reward_manager.module.path=pkg://spr.rewards.verl" in tokens
     plain = grpo_verl.script(get_dialect("qwen3_vl"), held_out=False)
+    assert "reward_manager" not in plain
     assert "PIXELS" not in plain
     assert "mm_processor_kwargs" not in plain
     assert "data.val_files='$here/data/train-*.parquet'" in plain

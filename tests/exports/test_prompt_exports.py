@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from run_folders import rows
 from spr.config import make_config
 from spr.core.errors import ConfigError, InputError, RunError
-from spr.exports import grpo_vlm_r1, prompt_rows
-from spr.exports.describer import tokenizer_of
+from spr.exports import grpo_vlm_r1, prompt_rows, writing
+from spr.exports.describer import describer_of, tokenizer_of
 from spr.exports.formats import FORMATS
 from spr.exports.json_lines import JsonWriter
 from spr.exports.prompt_options import PromptOptions, make_options
@@ -79,16 +80,16 @@ def test_the_truths_are_those_of_the_regions_and_can_be_read(regions_run, tmp_pa
 
 
 def test_other_options_for_a_folder_that_holds_an_export_are_refused_by_name(regions_run, tmp_path):
-    export(regions_run, tmp_path / "out", "grpo-verl")
+    export(regions_run, tmp_path / "out", "grpo-trl")
     for options, difference in (
         (PromptOptions(labels="phrase"), "labels: ignore → phrase"),
         (PromptOptions(("describe", "absent")), "tasks: describe → describe,absent"),
         (PromptOptions(tokenizer="a/b"), "tokenizer: none → a/b"),
     ):
         with pytest.raises(RunError, match=f"another export[\\s\\S]*{difference}"):
-            export(regions_run, tmp_path / "out", "grpo-verl", prompts=options)
+            export(regions_run, tmp_path / "out", "grpo-trl", prompts=options)
     with pytest.raises(RunError, match="dialect: llava_onevision → qwen3_vl"):
-        export(regions_run, tmp_path / "out", "grpo-verl", dialect="qwen3_vl")
+        export(regions_run, tmp_path / "out", "grpo-trl", dialect="qwen3_vl")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,8 @@ def test_options_of_the_other_kind_of_rows_are_refused_and_nothing_is_written(sm
         export(small_run, tmp_path / "out", "trl", prompts=PromptOptions())
     with pytest.raises(ConfigError, match=r"`grpo-trl` has prompts, and reviewers decide about pairs"):
         export(regions_run, tmp_path / "out", "grpo-trl", reviews="use")
+    with pytest.raises(ConfigError, match=r"`grpo-verl` get answers as texts[\s\S]*expected: +grpo-trl\n"):
+        export(regions_run, tmp_path / "out", "grpo-verl", prompts=PromptOptions(tokenizer="a/b"))
     with pytest.raises(ConfigError, match=r"`grpo-vlm-r1` doesn't support --images embed[\s\S]*copy | path"):
         export(regions_run, tmp_path / "out", "grpo-vlm-r1", images="embed")
     with pytest.raises(ConfigError, match=r"`molmo2` has only points, and questions ask for boxes"):
@@ -208,20 +211,44 @@ def test_no_more_than_a_batch_is_held_whatever_the_number_of_prompts(regions_run
     assert sum(held) == 32
 
 
-def test_the_tokenizer_of_the_describer_is_named_where_boxes_are_special_tokens(make_dataset, tmp_path):
+def test_the_tokenizer_is_named_where_boxes_are_special_tokens(make_dataset, tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path / "data", images=1)
     sections = {"detector": {"backend": "none"}, "describer": {"backend": "fake", "dialect": "qwen2_vl"}}
     run(make_config(dataset.config(**sections)), tmp_path / "run", until="regions")
     assert tokenizer_of(Run(tmp_path / "run")) is None
-    export(tmp_path / "run", tmp_path / "none", "grpo-easyr1")
-    card = (tmp_path / "none" / "README.md").read_text()
-    assert "Boxes of this dialect are special tokens" in card
-    (row,) = exported(tmp_path / "none")
-    assert "tokenizer" not in json.loads(row["answer"])
-    export(
-        tmp_path / "run", tmp_path / "given", "grpo-trl", prompts=PromptOptions(tokenizer="Qwen/Qwen2-VL-2B-Instruct")
-    )
-    (row,) = exported(tmp_path / "given")
-    assert Truth.from_json(row["truth"]).tokenizer == "Qwen/Qwen2-VL-2B-Instruct"
-    card = (tmp_path / "given" / "README.md").read_text()
-    assert "names the tokenizer that decodes answers: `Qwen/Qwen2-VL-2B-Instruct`" in card
+
+    def named(key, *, dialect=None, given=None):
+        """The tokenizer in the truth, and the card."""
+        out = tmp_path / f"{key}-{dialect}-{given}-{len(list(tmp_path.iterdir()))}"
+        options = None if given is None else PromptOptions(tokenizer=given)
+        export(tmp_path / "run", out, key, dialect=dialect, prompts=options)
+        (row,) = exported(out)
+        return Truth.from_json(row.get("truth") or row["answer"]).tokenizer, (out / "README.md").read_text()
+
+    tokenizer, card = named("grpo-trl")
+    assert tokenizer is None
+    assert "Boxes of this dialect may be special tokens.** Most" in card
+    assert "give `make` the tokenizer" in card
+    tokenizer, card = named("grpo-trl", given="/home/ann/Qwen2-VL")
+    assert tokenizer == "/home/ann/Qwen2-VL"
+    assert "names the tokenizer that decodes answers: `Qwen2-VL`" in card
+
+    monkeypatch.setattr(writing, "tokenizer_of", lambda _: "Qwen/Qwen2-VL-2B-Instruct")
+    assert named("grpo-trl")[0] == "Qwen/Qwen2-VL-2B-Instruct"
+    assert named("grpo-trl", dialect="qwen3_vl")[0] is None  # its boxes are plain text
+    assert named("grpo-trl", dialect="kosmos2")[0] is None  # of another model
+    tokenizer, card = named("grpo-easyr1")
+    assert tokenizer is None
+    assert "the page on RL trainers says what to set" in card
+
+
+def test_the_tokenizer_of_a_describer_is_that_of_its_model(make_dataset, tmp_path):
+    dataset = make_dataset(tmp_path / "data", images=1)
+    sections = {"detector": {"backend": "none"}, "describer": {"model": "embedded/describer"}}
+    run(make_config(dataset.config(**sections)), tmp_path / "run", until="regions")
+    describer, dialect = describer_of(Run(tmp_path / "run"))
+    assert describer == "embedded/describer"
+    assert dialect is not None
+    export(tmp_path / "run", tmp_path / "out", "grpo-trl", prompts=PromptOptions(("locate", "describe")))
+    assert (Path(tokenizer_of(Run(tmp_path / "run"))) / "tokenizer.json").is_file()
+    assert all("tokenizer" not in json.loads(row["truth"]) for row in exported(tmp_path / "out"))

@@ -57,10 +57,10 @@ def _intro(plan: ExportPlan, count: int) -> Iterator[str]:
         if plan.prompts.tokenizer is not None:
             yield f"It names the tokenizer that decodes answers: `{public_name(plan.prompts.tokenizer)}`."
         elif plan.labels.dialect.special_tokens is not None:
+            fix = "give `make` the tokenizer" if plan.format.decodes else "the page on RL trainers says what to set"
             yield (
-                "**Boxes of this dialect are special tokens**, which trainers remove from the text of an answer, and "
-                "the truth names no tokenizer. Give the reward the tokenizer, or the trainer an option that keeps "
-                "special tokens."
+                "**Boxes of this dialect may be special tokens.** Most trainers remove these from the text of an "
+                f"answer before the reward gets it: {fix}."
             )
 
 
