@@ -123,6 +123,18 @@ def test_synonyms_are_read_from_a_file_and_need_their_rule(tmp_path):
         make_options(labels="synonyms", synonyms=tmp_path / "missing.json")
 
 
+def test_synonyms_of_categories_that_no_prompt_is_about_are_reported(regions_run, tmp_path):
+    options = PromptOptions(labels="synonyms", synonyms={"cup": ("mug",), "cupp": ("beaker",)})
+    export(regions_run, tmp_path / "out", "grpo-trl", prompts=options)
+    truths = [Truth.from_json(row["truth"]) for row in exported(tmp_path / "out")]
+    assert {tuple(truth.synonyms.items()) for truth in truths} == {(("cup", ("mug",)),)}
+    assert "for which there are synonyms: cupp." in (tmp_path / "out" / "README.md").read_text()
+    wrong = PromptOptions(labels="synonyms", synonyms={"cupp": ("beaker",)})
+    with pytest.raises(InputError, match=r"No prompt is about a category of --synonyms[\s\S]*cupp"):
+        export(regions_run, tmp_path / "other", "grpo-trl", prompts=wrong)
+    assert not (tmp_path / "other").exists()
+
+
 def test_no_options_are_none():
     assert make_options() is None
     assert make_options(tokenizer="a/b") == PromptOptions(tokenizer="a/b")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from spr.config.public import public_name
 from spr.core.terminal import count_text
-from spr.exports.card import CardBody
+from spr.exports.card import CardBody, plain
 from spr.exports.marker import ExportPlan
 from spr.exports.prompt_rows import PromptStats
 
@@ -68,3 +68,6 @@ def _statistics(stats: PromptStats) -> Iterator[str]:
     yield "\n## Tasks\n\n| task | prompts | objects per prompt | what is asked |\n|---|---|---|---|"
     for task, count in stats.prompts.items():
         yield f"| `{task}` | {count:,} | {stats.objects[task] / count:.1f} | {_TASKS[task]} |"
+    if stats.unused_synonyms:
+        names = plain(", ".join(stats.unused_synonyms))
+        yield f"\nNo prompt is about these categories, for which there are synonyms: {names}."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -59,12 +59,14 @@ class PromptMaker:
         dialect: In which the prompts are written, and their answers are read.
         options: What they ask for, with the tokenizer that the truth names.
         converted: Whether the dialect is not that of the run's describer, so that its own wording doesn't apply.
+        used_synonyms: The categories of `PromptOptions.synonyms` that are in a truth so far.
     """
 
     run: Run
     dialect: Dialect
     options: PromptOptions
     converted: bool = False
+    used_synonyms: set[str] = field(default_factory=set)
 
     @cached_property
     def incomplete(self) -> npt.NDArray[np.uint64] | None:
@@ -148,6 +150,7 @@ class PromptMaker:
         placed = tuple(TruthObject(item.category, item.box) for item in objects)
         given = self.options.synonyms
         synonyms = {item.label: given[item.label] for item in placed if item.label in given}
+        self.used_synonyms.update(synonyms)
         size_wh, labels = (about.width, about.height), self.options.labels
         truth = Truth(placed, self.dialect.spec, size_wh, labels, synonyms, self.options.tokenizer).to_json()
         names = about.image_id, about.file_name
