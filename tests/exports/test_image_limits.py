@@ -96,18 +96,16 @@ def test_trainers_that_resize_twice_show_the_same_image(spec):
     environment = {name: int(value) for name, value in re.findall(r"export (\w+)=(\d+)", script)}
     least, most = map(int, re.search(r"size=\{shortest_edge:(\d+),longest_edge:(\d+)\}", script).groups())
     assert (data["min_pixels"], data["max_pixels"]) == (None, None)  # EasyR1 leaves the image as it is
-    processor = Qwen2VLImageProcessorPil()
+    limits = {"min_pixels": least, "max_pixels": most}
     for size in SIZES:
         seen = dialect.geometry.canvas(size)[-2:]
         for newer in (False, True):
-            assert (
-                processors_size(swifts_size(size, environment, newer=newer), {"min_pixels": least, "max_pixels": most})
-                == seen
-            )
-        grid = processor(Image.new("RGB", size), size={"shortest_edge": least, "longest_edge": most})["image_grid_thw"][
-            0
-        ].tolist()
-        assert (grid[2] * 14, grid[1] * 14) == seen
+            assert processors_size(swifts_size(size, environment, newer=newer), limits) == seen
+    # What verl passes to the processor has the effect of these limits.
+    areas = {"shortest_edge": least, "longest_edge": most}
+    for size in ((1632, 1224), (90, 60)):
+        (grid,) = Qwen2VLImageProcessorPil()(Image.new("RGB", size), size=areas)["image_grid_thw"].tolist()
+        assert (grid[2] * 14, grid[1] * 14) == dialect.geometry.canvas(size)[-2:]
 
 
 def test_the_boxes_of_a_2_megapixel_photo_are_where_the_trainers_show_their_objects(
