@@ -94,8 +94,8 @@ def test_online_dpo_prefers_the_answer_with_the_higher_reward(tokenizer, model_f
     seen = []
 
     def spied(**given):
-        seen.append((given, reward(**given)))
-        return seen[-1][1]
+        seen.append((given["trainer_state"].global_step, len(given["completions"]), given["truth"], reward(**given)))
+        return seen[-1][-1]
 
     config = online_dpo.OnlineDPOConfig(**settings(tmp_path, per_device_train_batch_size=2, max_new_tokens=128))
     run = online_dpo.OnlineDPOTrainer(
@@ -107,10 +107,9 @@ def test_online_dpo_prefers_the_answer_with_the_higher_reward(tokenizer, model_f
         processing_class=tokenizer,
     )
     run.train()
-    given, values = seen[0]
+    step, count, truths, values = seen[0]
+    assert (step, count, truths) == (0, 4, [truth()] * 4)
     assert values == pytest.approx([1, 0, 2 / 3, 0])
-    assert len(given["truth"]) == len(given["completions"]) == 4
-    assert given["trainer_state"].global_step == 0
     # Two prompts with two answers each: 1 against 2/3, and 0 against 0.
     assert run.state.log_history[0]["objective/scores_margin"] == pytest.approx((1 / 3 + 0) / 2)
 
@@ -145,11 +144,11 @@ def test_the_script_takes_dotted_names(model_folder, tmp_path, monkeypatch):
     given |= {"model_name_or_path": str(model_folder), "dataset_name": str(data), "dtype": "float32"}
     arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     arguments += ["--reward_funcs", "spr.rewards.trl.f1", "spr.rewards.trl.length"]
-    logs = []
-    monkeypatch.setattr(trl.GRPOTrainer, "log", lambda self, log, *_: logs.append(log))
+    logs, train = [], trl.GRPOTrainer.train
+    monkeypatch.setattr(trl.GRPOTrainer, "train", lambda self, **given: (train(self, **given), logs.append(self.state)))
     grpo.main(*grpo.make_parser().parse_args_and_config(args=arguments))
-    assert logs[0]["rewards/f1/mean"] == 0
-    assert logs[0]["rewards/length/mean"] == 1
+    log = logs[0].log_history[0]
+    assert (log["rewards/f1/mean"], log["rewards/length/mean"]) == (0, 1)
 
 
 def test_rewards_pickle_as_the_asynchronous_trainer_requires(tokenizer):
