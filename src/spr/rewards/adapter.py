@@ -1,4 +1,4 @@
-"""What the adapters of all trainers share: truths from a column, answers with their markup, and one reward per answer."""
+"""What the adapters of all trainers share: truths from a column, answers with their markup, a reward per answer."""
 
 from __future__ import annotations
 
@@ -120,9 +120,7 @@ class TrainerReward:
         if not kept and self.special_tokens == "check":
             self._check_tokens(texts, truths)
         opening = "<think>" if self.opens_thinking else ""
-        return [
-            truth.read(opening + without_end(text), step=step) for text, truth in zip(texts, truths, strict=True)
-        ]
+        return [truth.read(opening + without_end(text), step=step) for text, truth in zip(texts, truths, strict=True)]
 
     def score(self, answers: Sequence[Answer], truths: Sequence[Truth]) -> list[float]:
         """One reward per answer."""

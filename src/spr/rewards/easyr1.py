@@ -22,7 +22,9 @@ class EasyR1Reward(TrainerReward):
 
     trainer = "EasyR1"
     column = "ground_truth"
-    fix_tokens = "set worker.reward.skip_special_tokens=false, and special_tokens=kept if answers without boxes are usual"
+    fix_tokens = (
+        "set worker.reward.skip_special_tokens=false, and special_tokens=kept if answers without boxes are usual"
+    )
 
     @overload
     def __call__(self, reward_inputs: Mapping[str, Any]) -> dict[str, float]: ...

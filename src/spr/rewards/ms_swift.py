@@ -74,7 +74,7 @@ def make(reward: str, *, name: str | None = None, opens_thinking: bool = False) 
     >>> reward_class.__name__, reward_class()(["There is no dog."], truth=[truth])
     ('boxes', [1.0])
     """
-    fixed = {"name": name, "opens_thinking": opens_thinking}
+    fixed: dict[str, Any] = {"name": name, "opens_thinking": opens_thinking}
     SwiftReward(reward, **fixed)  # refuses a wrong reward here, not when the trainer starts
     bases: tuple[type, ...] = (_Orm, *_swift_base())
     return type(name or reward, bases, {"spec": reward, "fixed": fixed, "__module__": __name__, "__doc__": reward})

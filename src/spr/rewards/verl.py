@@ -23,7 +23,7 @@ class _VerlReward(TrainerReward):
     column = "reward_model.ground_truth"
     fix_tokens = (
         "set reward.reward_manager.source=importlib reward.reward_manager.name=RewardManager "
-        "reward.reward_manager.module.path=pkg://spr.rewards.verl, or special_tokens=kept if your own manager keeps them"
+        "reward.reward_manager.module.path=pkg://spr.rewards.verl, or special_tokens=kept if your manager keeps them"
     )
 
     def results(
@@ -59,7 +59,8 @@ class VerlReward(_VerlReward):
             solution_str: The generated text.
             ground_truth: The truth, the row's ``reward_model.ground_truth``.
             extra_info: The row's ``extra_info``; `RewardManager` adds `KEPT`.
-            reward_router_address, reward_model_tokenizer: What verl gives beside a reward model; not used.
+            reward_router_address: What verl gives beside a reward model; not used.
+            reward_model_tokenizer: The same.
 
         Raises:
             RewardError: for a missing or wrong truth, or special tokens that were removed; never for an answer.
@@ -107,7 +108,7 @@ def make(
     return chosen(reward, opens_thinking=opens_thinking, special_tokens=special_tokens)
 
 
-_made = lru_cache(maxsize=16)(make)
+_made = lru_cache(maxsize=16)(VerlReward)
 
 
 def compute_score(
@@ -127,7 +128,7 @@ def compute_score(
     The other arguments are those of `make` and `VerlReward`.
     """
     function = _made(reward, opens_thinking=opens_thinking, special_tokens=special_tokens)
-    return function(data_source, solution_str, ground_truth, extra_info)  # type: ignore[return-value]
+    return function(data_source, solution_str, ground_truth, extra_info)
 
 
 def _reward_manager() -> type:
