@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any, ClassVar
 
 from spr.rewards.adapter import TrainerReward, by_name, text_of
@@ -82,10 +83,9 @@ def make(reward: str, *, name: str | None = None, opens_thinking: bool = False) 
 
 def _swift_base() -> tuple[type, ...]:
     try:
-        from swift.rewards import ORM
+        return (import_module("swift.rewards").ORM,)
     except ModuleNotFoundError:
         return ()
-    return (ORM,)
 
 
 @cache

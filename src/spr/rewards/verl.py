@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from importlib import import_module
 from typing import Any
 
 from spr.rewards.adapter import SpecialTokens, TrainerReward, by_name, measures
 from spr.rewards.combine import REWARDS
+from spr.rewards.decoding import Decoder
 
 KEPT = "spr_special_tokens"
 """The key of ``extra_info`` with which `RewardManager` says that it kept the special tokens."""
@@ -132,9 +134,7 @@ def compute_score(
 
 
 def _reward_manager() -> type:
-    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
-
-    from spr.rewards.decoding import Decoder
+    base: Any = import_module("verl.experimental.reward_loop.reward_manager.naive").NaiveRewardManager
 
     class KeepingTokenizer:
         """Decodes as `Decoder` does, whatever verl asks for."""
@@ -148,7 +148,7 @@ def _reward_manager() -> type:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._decoder.tokenizer, name)
 
-    class RewardManager(NaiveRewardManager):  # type: ignore[misc]
+    class RewardManager(base):  # type: ignore[misc]
         """verl's naive reward manager, with the special tokens of box markup in ``solution_str``."""
 
         def __init__(self, config: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
