@@ -158,7 +158,7 @@ def test_markup_without_its_special_tokens_is_an_error_where_the_trainer_removes
         assert score(call, make(call, "f1"), [RIGHT, "no dog"], [truth()] * 2) == [1, 0]
         return
     with pytest.raises(RewardError, match=r"special token of dialect `qwen2_vl`(?s:.*)dog\(0,0\)(?s:.*)fix: "):
-        score(call, make(call, "f1"), [STRIPPED], [truth()])
+        score(call, make(call, "f1"), [STRIPPED] * 16, [truth()] * 16)
     # Where one answer has them, those without them are answers without boxes; then in all batches that follow.
     reward = make(call, "f1")
     assert score(call, reward, [RIGHT, "no dog"], [truth()] * 2) == [1, 0]
@@ -166,6 +166,17 @@ def test_markup_without_its_special_tokens_is_an_error_where_the_trainer_removes
     assert score(call, make(call, "f1", special_tokens="kept"), ["no dog"], [truth()]) == [0]
     # A right answer without boxes has no special tokens.
     assert score(call, make(call, "f1"), ["There is no dog."], [truth(objects=())]) == [1]
+
+
+def test_a_reward_works_again_after_the_error_about_special_tokens(call):
+    reward = make(call, "f1")
+    if call[0] == "ms-swift":
+        assert score(call, reward, [STRIPPED], [truth()]) == [1]
+        return
+    with pytest.raises(RewardError, match="special token"):
+        score(call, reward, [STRIPPED] * 16, [truth()] * 16)
+    assert score(call, reward, [JSON], [truth("qwen3_vl")]) == [1]
+    assert score(call, reward, [RIGHT, "no dog"], [truth()] * 2) == [1, 0]
 
 
 HOSTILE = [

@@ -1,8 +1,8 @@
 """The files of docs/rl-trainers.md: with stand-ins for the trainers, and with those trainers that are installed.
 
-The live tests skip where their trainer is not installed: ms-swift, verl with tensordict, a checkout of EasyR1 (whose
-import name is also verl), or VLM-R1's src/open-r1-multimodal/src. Each needs an environment of its own, with another
-transformers than the rest of these tests, so run this file alone there:
+The live tests skip where their trainer is not installed: ms-swift, verl with tensordict, or a checkout of EasyR1 (whose
+import name is also verl), VLM-R1 (src/open-r1-multimodal/src) or Visual-RFT (src/virft/src). Each needs an environment of
+its own, with another transformers than the rest of these tests, so run this file alone there:
 `PYTHONPATH=src:tests python -m pytest --noconftest -p tiny_language_model tests/rewards/test_trainer_files.py`.
 """
 
@@ -165,6 +165,49 @@ def test_ms_swift_loads_the_plug_in_and_scores_the_rows_of_a_file(tmp_path):
         score_completions(samples[:1], functions, None, False, device, trainer_state=state)
 
 
+@needs_swift
+@pytest.mark.usefixtures("fresh")
+def test_ms_swift_trains_with_the_plug_in(model_folder, tokenizer, tmp_path, monkeypatch):
+    import torch
+    from swift.pipelines import rlhf_main
+    from transformers import Qwen2ForCausalLM
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    def generate(_, input_ids=None, **given):
+        start = given["inputs"] if input_ids is None else input_ids
+        texts = [f"{RIGHT if number % 2 else 'no dog'}<|im_end|>" for number in range(len(start))]
+        ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+        return GenerateDecoderOnlyOutput(sequences=torch.cat([start, ids], dim=1))
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "generate", generate)
+    row = {"messages": [{"role": "user", "content": "Locate the dog."}], "truth": truth()}
+    (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
+    given = {
+        "rlhf_type": "grpo",
+        "model": model_folder,
+        "model_type": "qwen2",
+        "template": "chatml",
+        "tuner_type": "full",
+        "torch_dtype": "float32",
+        "attn_impl": "eager",
+        "dataset": tmp_path / "train.jsonl",
+        "external_plugins": written("plugin.py", tmp_path),
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 128,
+        "max_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "output_dir": tmp_path / "out",
+    }
+    arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    rlhf_main([*arguments, "--reward_funcs", "spr_f1", "spr"])
+    [log] = (tmp_path / "out").glob("*/logging.jsonl")
+    line = json.loads(log.read_text(encoding="utf-8").splitlines()[0])
+    assert (line["rewards/f1/mean"], line["rewards/spr/mean"]) == (0.5, 0.5)
+
+
 has_easyr1 = installed("verl.workers.reward.function")
 needs_verl = pytest.mark.skipif(
     has_easyr1 or not (installed("verl.trainer.ppo.reward") and installed("tensordict")), reason="verl is not installed"
@@ -285,7 +328,7 @@ def test_easyr1_loads_the_file_and_scores_answers(kind, tokenizer, tmp_path):
     assert scores([RIGHT, "no dog"], truth(), skip=False) == [1, 0]
     assert scores(["There is no dog.", ""], truth(objects=()), skip=False) == [1, 0]
     with pytest.raises(RewardError, match=r"special token(?s:.*)worker.reward.skip_special_tokens=false"):
-        scores([RIGHT], truth(), skip=True)
+        scores([RIGHT] * 16, truth(), skip=True)
 
 
 @needs_easyr1
@@ -370,3 +413,61 @@ def test_vlm_r1_trains_with_the_reward(model_folder, tokenizer, tmp_path, monkey
     trainer.model.generate = generate
     trainer.train()
     assert trainer.state.log_history[0]["rewards/spr"] == pytest.approx((1 + 0.2 + 0 + 0) / 4)
+
+
+@pytest.mark.skipif(not installed("open_r1.grpo_lisa"), reason="Visual-RFT is not on the path")
+def test_visual_rft_trains_with_the_rewards(model_folder, tokenizer, tmp_path):
+    import torch
+    from datasets import Dataset
+    from open_r1.trainer import Qwen2VLGRPOTrainer
+    from transformers import BatchFeature, Qwen2ForCausalLM
+    from trl import GRPOConfig
+
+    from spr.rewards.vlm_r1 import f1, iou
+
+    answers = [JSON, f"<think>A dog?</think><answer>{LOOSE}</answer>", "no dog", f"<think>{JSON}"]
+
+    class Model(Qwen2ForCausalLM):
+        """A language model that does not look at images."""
+
+        def forward(self, *arguments, pixel_values=None, image_grid_thw=None, **given):  # noqa: ARG002
+            return super().forward(*arguments, **given)
+
+        def generate(self, input_ids, **_):
+            encoded = tokenizer([f"{text}<|im_end|>" for text in answers], padding=True, padding_side="right")
+            starts = input_ids.repeat_interleave(len(answers), dim=0)
+            return torch.cat([starts, torch.tensor(encoded["input_ids"] * len(input_ids))], dim=1)
+
+    class Processor:
+        """The tokenizer, with images of one patch."""
+
+        def __call__(self, text, images, **options):
+            found = tokenizer(text, **options)
+            patches = {"pixel_values": torch.zeros(len(images), 1), "image_grid_thw": torch.ones(len(images), 3)}
+            return BatchFeature({**found, **patches})
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+    content = [{"type": "text", "text": "Locate the dog."}]
+    row = {"image": "7.jpg", "problem": "Locate the dog.", "solution": truth("qwen3_vl")}
+    arguments = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "remove_unused_columns": False,
+    }
+    trainer = Qwen2VLGRPOTrainer(
+        Model.from_pretrained(model_folder),
+        [iou, f1],
+        GRPOConfig(str(tmp_path), **arguments),
+        train_dataset=Dataset.from_list([row | {"prompt": [{"role": "user", "content": content}]}] * 4),
+    )
+    trainer.processing_class = Processor()
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert (log["rewards/iou"], log["rewards/f1"]) == pytest.approx(((1 + 0.7) / 4, 2 / 4))
