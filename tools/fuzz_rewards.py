@@ -6,7 +6,7 @@ Most answers are real ones of a dialect after a few mutations: cut, spliced, rep
 and special tokens of any dialect, inside or outside of ``<think>`` and ``<answer>``. One in a hundred is hostile text:
 deep nesting, runs of digits, numbers that are not finite, lone surrogates, NUL. Each is read for one of several truths
 (no objects, one, many, labels that count) and goes through every reward, sums and schedules, and `measure`. The tests run
-4,000 answers.
+2,000 answers.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def truths(key: str) -> tuple[Truth, ...]:
 
 
 def mutate(text: str, others: Sequence[str], draw: random.Random) -> str:
-    """A text after up to eight mutations."""
-    for _ in range(draw.choice((0, 1, 1, 2, 3, 8))):
+    """A text after up to four mutations."""
+    for _ in range(draw.choice((0, 0, 1, 1, 2, 4))):
         i, j = sorted(draw.randint(0, len(text)) for _ in range(2))
         text = draw.choice(_MUTATIONS)(text, i, j, others, draw)[:20_000]
     return text
