@@ -71,6 +71,8 @@ def repeated(source: Path, target: Path, pairs: int) -> int:
     times = max(pairs // StageStore(source / "pairs").finished().rows, 1)
     for name in STAGES:
         store = StageStore(target / name)
+        if store.manifest() is None:  # of a stage that the run does not have
+            continue
         manifest = store.finished()
         (shard,) = manifest.shards
         for index in range(1, times):
