@@ -10,7 +10,7 @@ from spr.exports.prompt_options import PromptOptions
 from spr.exports.prompts import NoPrompt, PromptMaker
 from spr.grounding import get_dialect, parse
 from spr.pipeline.runner import run
-from spr.records import AskableCategories, ImageObject, ImageObjects, RegionQuery
+from spr.records import AskableCategories, ImageObject, ImageObjects, RegionObject, RegionQuery
 from spr.records.schemas import from_table
 from spr.rewards import Truth
 from spr.runs.reader import Run
@@ -209,3 +209,19 @@ def test_labels_synonyms_and_tokenizer_are_in_the_truth_of_the_objects_that_they
         "bird": None,
     }
     assert {(truth["labels"], truth["tokenizer"]) for truth in truths.values()} == {("synonyms", "some/tokenizer")}
+
+
+def test_prompts_whose_labels_no_answer_can_name_are_left_out(pets):
+    objects = (ImageObject("1", "C++", (0, 0, 9, 9)), ImageObject("2", "C#", (20, 0, 29, 9)))
+    image = ImageObjects("7", "7.png", 200, 160, objects, askable=AskableCategories((), (), (), ("C++", "C#")))
+    for labels, expected in (("ignore", set()), ("name", {"label_not_nameable"})):
+        maker = PromptMaker(pets, FERRET, PromptOptions(("describe", "detect"), labels=labels, questions=8))
+        query = from_query(image)
+        found = [*maker.descriptions([query]), *maker.questions([image])]
+        reasons = {item.reason for item in found if isinstance(item, NoPrompt)}
+        assert reasons == expected, labels
+
+
+def from_query(image):
+    inside = tuple(RegionObject(item.id, item.category, item.box, inside=True) for item in image.objects)
+    return RegionQuery(f"{image.image_id}/0", image.image_id, "7.png", 200, 160, (0, 0, 40, 20), "1", inside)

@@ -204,6 +204,8 @@ def _nothing(plan: ExportPlan, left_out: Mapping[str, int]) -> InputError:
         expected, fix = "accepted pairs", "review them with `spr review`, or give another --reviews"
     elif set(left_out) == {"no_category_to_ask"}:
         expected, fix = "images with such categories", "add describe to --tasks"
+    elif set(left_out) == {"label_not_nameable"}:
+        expected, fix = "labels that an answer can name", "rename the categories, or give --labels ignore"
     else:
         expected = f"images in {plan.run.config.annotations.images}"
         fix = f"set annotations.images in {plan.run.path / 'config.yaml'}, or restore the images"
