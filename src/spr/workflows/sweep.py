@@ -197,7 +197,7 @@ def sweep(
     if plan.evaluate and plan.baseline not in names:
         raise ConfigError("`baseline` is not a variant", got=plan.baseline, expected=", ".join(names))
     configs = {variant.name: _configs(start, variant) for variant in variants}
-    trained_model(start.describer)
+    trained_model(start.describer, start.training.init_adapter)
     tasks = {evaluation.label: evaluation.make_task() for evaluation in plan.evaluate}
     if not (out / _STATE).exists():
         _save(out, {})
