@@ -47,6 +47,10 @@ def rounds(
             help="The metric of --stop, such as s_loc or rec:acc@0.9. (default: the first metric of the first task)"
         ),
     ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Take over from this run every finished stage whose inputs and settings agree (repeatable)."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes for stages that load no model.")] = 1,
 ) -> None:
     """Describe, score, pair, train and evaluate in rounds, each with the adapter of the round before."""
@@ -56,7 +60,13 @@ def rounds(
 
     loaded = load_config(config, overrides or ())
     evaluations = () if evaluate is None else read_section(workflow.RoundsEvaluation, evaluate).evaluate
-    options: dict[str, Any] = {"data": data, "stop": stop, "metric": metric, "evaluations": evaluations}
+    options: dict[str, Any] = {
+        "data": data,
+        "stop": stop,
+        "metric": metric,
+        "evaluations": evaluations,
+        "reuse": reuse or (),
+    }
     try:
         outcome = workflow.rounds(loaded, out, n=n, **options, workers=workers, report=echo, report_stage=print_summary)
     except KeyboardInterrupt:

@@ -117,6 +117,7 @@ def rounds(
     evaluations: Sequence[Evaluation] = (),
     stop: Stop = "interval",
     metric: str | None = None,
+    reuse: Sequence[Path] = (),
     workers: int = 1,
     report: Callable[[str], None] = lambda _: None,
     report_stage: Callable[[StageSummary], None] = lambda _: None,
@@ -135,6 +136,8 @@ def rounds(
         stop: When to stop before ``n`` rounds: if the metric gets worse than in the round before, by the ``interval``
             of the paired difference or by its ``value``, or ``never``.
         metric: The metric of the rule, such as ``s_loc`` or ``rec:acc@0.9``; by default the first of the first task.
+        reuse: Other runs. A round takes every finished stage over whose inputs and settings agree, such as the first
+            round those of a run that was made before.
         workers: Number of processes for stages that load no model.
         report: Called with each line for the user.
         report_stage: Called after each stage.
@@ -160,7 +163,7 @@ def rounds(
             raise ConfigError(what, got=evaluation.annotations, fix="check `annotations` in the file of --evaluate")
     chosen = _metric(planned, metric)
     check_output(out, "a folder of `spr rounds`", _is_rounds, folder=True)
-    job = _Job(config, out, data, planned, tasks, workers, report, report_stage)
+    job = _Job(config, out, data, planned, tasks, tuple(reuse), workers, report, report_stage)
     with lock_folder(out, "`spr rounds`", "wait for it, or choose another --out"):
         job.adopt()
         return job.run(n, Outcome(chosen, stop))
@@ -234,6 +237,7 @@ class _Job:
     data: Data
     evaluations: Sequence[Evaluation]
     tasks: Mapping[str, Task[Any]]
+    reuse: Sequence[Path]
     workers: int
     report: Callable[[str], None]
     report_stage: Callable[[StageSummary], None]
@@ -308,7 +312,7 @@ class _Job:
 
     def _regions(self, number: int, config: Config) -> None:
         """The stages that no adapter changes; later rounds on the same data take them over from the first one."""
-        reuse = [self.folder(0)] if number and self.data == "same" else []
+        reuse = [*self.reuse, *([self.folder(0)] if number and self.data == "same" else [])]
         options: dict[str, Any] = {"workers": self.workers, "reuse": reuse, "report": self.report_stage}
         runner.run(config, self.folder(number), until=_STAGES[-1], **options, say=self.report)
 
@@ -319,10 +323,8 @@ class _Job:
             if summary.name not in _STAGES:
                 self.report_stage(summary)
 
-        stages = {
-            summary.name: summary
-            for summary in runner.run(config, run, workers=self.workers, report=told, say=self.report)
-        }
+        options: dict[str, Any] = {"workers": self.workers, "reuse": self.reuse, "report": told, "say": self.report}
+        stages = {summary.name: summary for summary in runner.run(config, run, **options)}
         release()
         summary = train(config, run, report=self.report)
         row.pipeline = {name: stages[name].rows for name in ("regions", "candidates", "pairs")}
