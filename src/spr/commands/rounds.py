@@ -37,8 +37,8 @@ def rounds(
     stop: Annotated[
         str,
         typer.Option(
-            help="When to stop early. interval: the metric falls, and the 95 % interval of its paired difference to "
-            "the round before excludes 0; value: it falls by any amount; never."
+            help="When to stop early. interval: the metric gets worse, and the 95 % interval of its paired "
+            "difference to the round before excludes 0; value: it gets worse by any amount; never."
         ),
     ] = "interval",
     metric: Annotated[
@@ -73,6 +73,6 @@ def rounds(
         echo(f"\nInterrupted. What is finished is kept in {out}; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
     echo()
-    for line in workflow.table(outcome, evaluations):
+    for line in workflow.table(outcome):
         echo(line)
     echo(f"\n{out / 'table.json'}  (beside it: {out / 'table.csv'})")

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import pyarrow.compute as pc
 
 from spr.config import Config, Section, apply_overrides, changed_fields, make_config
 from spr.core import FORMAT_VERSION
-from spr.core.atomic import write_atomically
+from spr.core.atomic import is_temporary, write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import ConfigError, InputError, RunError, nearest
 from spr.core.outputs import check_output
@@ -35,30 +35,31 @@ from spr.runs.store import StageStore
 from spr.runs.trainings import lock_folder
 from spr.workflows.evaluations import (
     Evaluation,
-    csv_cells,
-    csv_text,
     describer_of,
-    measured_text,
     paired_differences,
     repeated_labels,
     result_file,
     result_key,
 )
+from spr.workflows.rounds_table import (
+    BASE,
+    DATA,
+    STOPS,
+    Data,
+    Outcome,
+    Round,
+    Stop,
+    falls,
+    short_difference,
+    table,
+    table_csv,
+    table_json,
+    value_text,
+)
 from spr.workflows.training import train
 
-BASE = "base"
-"""The row of the model before the first round."""
-Data: TypeAlias = Literal["same", "fresh"]
-Stop: TypeAlias = Literal["interval", "value", "never"]
-DATA: dict[str, str] = {
-    "same": "every round describes the same regions, with new samples",
-    "fresh": "every round takes the next annotations.max_images images of the sample",
-}
-STOPS: dict[str, str] = {
-    "interval": "the metric falls and the 95 % interval of the paired difference to the round before excludes 0",
-    "value": "the metric falls, by however little",
-    "never": "never",
-}
+__all__ = ["Outcome", "Round", "RoundsEvaluation", "rounds", "table"]
+
 _STATE = "rounds.json"
 _FORMAT = "spr rounds"
 _STAGES = ("objects", "regions")  # what no adapter changes
@@ -69,43 +70,6 @@ class RoundsEvaluation(Section):
 
     evaluate: tuple[Evaluation, ...]
     """The evaluations, as in the file of `spr sweep`."""
-
-
-@dataclass(slots=True)
-class Round:
-    """A row of the table: the model before the first round, or after a round.
-
-    ``pipeline`` has the numbers of ``regions``, ``candidates`` and ``pairs``, the mean score of the candidates and the
-    mean margin of the pairs' scores. ``training`` has the training's ``pairs``, ``steps``, ``seconds`` and last
-    metrics. ``results`` are by evaluation and metric: ``{"value", "ci95"}``. ``to_before`` and ``to_base`` are the
-    paired differences to the row before and to the first row, ``{"difference", "ci95", "p"}``.
-    """
-
-    name: str
-    run: str | None = None
-    adapter: str | None = None
-    described_by: str | None = None
-    pipeline: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    to_before: dict[str, dict[str, Any]] = field(default_factory=dict)
-    to_base: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The rows of the rounds so far, and whether the stop rule ended them.
-
-    ``metric`` is the evaluation and the metric of the stop rule. ``fell`` is the name of the round after which the rule
-    ended the rounds, with ``why`` as a sentence. ``best`` is the row with the best value of the metric.
-    """
-
-    metric: tuple[str, str]
-    stop: Stop
-    rows: list[Round] = field(default_factory=list)
-    fell: str | None = None
-    why: str | None = None
-    best: str | None = None
 
 
 def rounds(
@@ -166,7 +130,8 @@ def rounds(
     job = _Job(config, out, data, planned, tasks, tuple(reuse), workers, report, report_stage)
     with lock_folder(out, "`spr rounds`", "wait for it, or choose another --out"):
         job.adopt()
-        return job.run(n, Outcome(chosen, stop))
+        kinds = {evaluation.label: evaluation.task for evaluation in planned}
+        return job.run(n, Outcome(chosen, stop, data, kinds))
 
 
 def _check(config: Config, n: int, data: Data, stop: Stop) -> None:
@@ -274,13 +239,11 @@ class _Job:
                     )
                 raise
             if number == 0:
-                outcome.rows.append(
-                    Round(BASE, adapter=self._relative(config.describer and config.describer.peft_adapter))
-                )
+                outcome.rows.append(Round(BASE, adapter=self._relative(_adapter_of(config))))
                 self._evaluate(outcome, None)
                 self._write(outcome)
             row = Round(name, run=name, adapter=f"{name}/adapter")
-            row.described_by = self._relative(config.describer and config.describer.peft_adapter)
+            row.described_by = self._relative(_adapter_of(config))
             self._train(row, number, config)
             outcome.rows.append(row)
             self._evaluate(outcome, number)
@@ -337,20 +300,19 @@ class _Job:
         when = "done before" if summary.done_before else f"{summary.seconds:.1f} s"
         self.report(f"  {count_text(summary.steps, 'steps')} on {count_text(summary.pairs, 'pairs')} ({when})")
 
-    def _relative(self, adapter: str | Path | None) -> str | None:
+    def _relative(self, adapter: Path | None) -> str | None:
         """The path of an adapter in the table: relative to it if it is one of the rounds'."""
-        if adapter is None:
-            return None
-        path, out = Path(adapter), self.out.absolute()
-        return path.relative_to(out).as_posix() if path.is_relative_to(out) else str(path)
+        out = self.out.absolute()
+        if adapter is None or not adapter.is_relative_to(out):
+            return None if adapter is None else str(adapter)
+        return adapter.relative_to(out).as_posix()
 
     # ── evaluation ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _evaluate(self, outcome: Outcome, number: int | None) -> None:
         """Evaluate the last row, and compare it with the row before and with the first one."""
         row = outcome.rows[-1]
-        first = self.start.describer.peft_adapter if self.start.describer is not None else None
-        adapter = self.folder(number) / "adapter" if number is not None else None if first is None else Path(first)
+        adapter = _adapter_of(self.start) if number is None else self.folder(number) / "adapter"
         for evaluation in self.evaluations:
             label, path = evaluation.label, result_file(self.out, row.name, evaluation.label)
             describer = describer_of(self.start, evaluation, adapter)
@@ -394,16 +356,14 @@ class _Job:
     def _judge(self, outcome: Outcome) -> None:
         """Say how the metric of the stop rule has changed, and end the rounds if it fell."""
         (label, metric), row, before = outcome.metric, outcome.rows[-1], outcome.rows[-2]
-        difference = row.to_before[label].get(metric, {})
-        direction = 1 if metric in TASKS.find(self.tasks[label].name, "task").higher_is_better else -1
-        text = f"{label} {metric} {_number(row, outcome.metric)}, {_short(difference)} to {before.name}"
-        self.report(f"  {text}")
-        if falls(difference, direction, outcome.stop):
+        difference = row.to_before[label].get(metric)
+        higher = metric in TASKS.find(outcome.tasks[label], "task").higher_is_better
+        value, change = value_text(row, outcome.metric), short_difference(difference) or "no difference is known"
+        self.report(f"  {label} {metric} {value}; to {before.name}: {change}")
+        if falls(difference or {}, 1 if higher else -1, outcome.stop):
             outcome.fell = row.name
-            verb = "fell" if direction > 0 else "rose"
-            outcome.why = (
-                f"{label} {metric} {verb} from {_number(before, outcome.metric)} to {text.partition(f'{metric} ')[2]}"
-            )
+            verb, old = "fell" if higher else "rose", value_text(before, outcome.metric)
+            outcome.why = f"{label} {metric} {verb} from {old} in {before.name} to {value}: {change}"
 
     def _say_end(self, outcome: Outcome, n: int) -> None:
         if outcome.fell is not None:
@@ -420,39 +380,19 @@ class _Job:
 
     def _write(self, outcome: Outcome) -> None:
         label, metric = outcome.metric
-        higher = metric in TASKS.find(self.tasks[label].name, "task").higher_is_better
+        higher = metric in TASKS.find(outcome.tasks[label], "task").higher_is_better
         values = {row.name: row.results.get(label, {}).get(metric, {}).get("value") for row in outcome.rows}
         known = {name: value for name, value in values.items() if value is not None}
         outcome.best = (max if higher else min)(known, key=lambda name: known[name]) if known else None
-        content: dict[str, Any] = {"format_version": FORMAT_VERSION, "metric": f"{label} {metric}", "data": self.data}
-        content |= {"stop": outcome.stop, "stopped_after": outcome.fell, "why": outcome.why, "best": outcome.best}
-        content["rows"] = [
-            {name: getattr(row, name) for name in Round.__slots__ if getattr(row, name) is not None}
-            for row in outcome.rows
-        ]
-        write_atomically(self.out / "table.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-        write_atomically(self.out / "table.csv", csv_text(_csv_lines(outcome.rows)).encode())
+        content = json.dumps(table_json(outcome), indent=2, ensure_ascii=False)
+        write_atomically(self.out / "table.json", f"{content}\n".encode())
+        write_atomically(self.out / "table.csv", table_csv(outcome.rows).encode())
 
 
-def falls(difference: Mapping[str, Any], direction: int, stop: Stop) -> bool:
-    """Whether the stop rule ends the rounds.
-
-    Args:
-        difference: ``{"difference", "ci95"}`` to the round before, either of them None if it is not known.
-        direction: 1 if higher values are better, −1 if lower ones are.
-        stop: The rule.
-
-    >>> falls({"difference": -0.02, "ci95": [-0.05, 0.01]}, 1, "interval")
-    False
-    >>> falls({"difference": -0.02, "ci95": [-0.03, -0.01]}, 1, "interval")
-    True
-    """
-    value, interval = difference.get("difference"), difference.get("ci95")
-    if stop == "never" or value is None:
-        return False
-    if stop == "value":
-        return bool(value * direction < 0)
-    return interval is not None and max(bound * direction for bound in interval) < 0
+def _adapter_of(config: Config) -> Path | None:
+    """The adapter of the describer."""
+    adapter = config.describer.peft_adapter if config.describer is not None else None
+    return None if adapter is None else Path(adapter)
 
 
 def _changed(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
@@ -473,66 +413,9 @@ def _mean(stage: Path, column: str) -> float | None:
     return round(total / count, 6) if count else None
 
 
-def _csv_lines(rows: Sequence[Round]) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        training = {f"training {name}": value for name, value in row.training.items()}
-        line: dict[str, Any] = {"name": row.name, **row.pipeline, **training, "adapter": row.adapter}
-        for label, metrics in row.results.items():
-            for metric, measured in metrics.items():
-                head = f"{label} {metric}"
-                line |= csv_cells(head, measured["value"], measured["ci95"])
-                for what, differences in (("before", row.to_before), ("base", row.to_base)):
-                    if (difference := differences.get(label, {}).get(metric)) is not None:
-                        line |= csv_cells(f"{head} to {what}", difference["difference"], difference["ci95"])
-        yield line
-
-
-def table(outcome: Outcome, evaluations: Sequence[Evaluation] = ()) -> list[str]:
-    """The table as lines of text: the trainings, then one block per evaluation and metric with a better direction."""
-    rows = outcome.rows
-    width = max((len(row.name) for row in rows), default=0)
-    lines = [f"{'':<{width}}  {'pairs':>8} {'steps':>7} {'loss':>9} {'margin':>9} {'accuracy':>9} {'mean score':>11}"]
-    for row in rows[1:]:
-        numbers = [f"{row.training.get(name, float('nan')):>9.4f}" for name in ("loss", "margin", "accuracy")]
-        score = row.pipeline["mean_score"]
-        shown = f"{'–' if score is None else f'{score:.4f}':>11}"
-        counts = f"{row.training['pairs']:>8,} {row.training['steps']:>7,}"
-        lines.append(f"{row.name:<{width}}  {counts} {' '.join(numbers)} {shown}")
-    kinds = {evaluation.label: evaluation.task for evaluation in evaluations}
-    for label in rows[0].results if rows else ():
-        task = TASKS.find(kinds.get(label, label), "task")
-        for metric in (*task.higher_is_better, *task.lower_is_better):
-            if metric not in rows[0].results[label]:
-                continue
-            better = "lower" if metric in task.lower_is_better else "higher"
-            title = f"{label} {metric} ({better} is better)"
-            lines += ["", f"{title}; differences to the round before, and to {BASE}; * the interval excludes 0"]
-            for row in rows:
-                cells = [measured_text(row.results[label][metric])]
-                cells += [f"{_short(found.get(label, {}).get(metric)):<27}" for found in (row.to_before, row.to_base)]
-                lines.append(f"{row.name:<{width}}  {'  '.join(cells)}".rstrip())
-    if outcome.best is not None:
-        where = next(row.adapter for row in rows if row.name == outcome.best)
-        label, metric = outcome.metric
-        lines += ["", f"Best {label} {metric}: {outcome.best}" + (f" ({where})" if where else "")]
-    return lines
-
-
-def _number(row: Round, metric: tuple[str, str]) -> str:
-    value = row.results[metric[0]].get(metric[1], {}).get("value")
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _short(difference: Mapping[str, Any] | None) -> str:
-    if not difference or difference["difference"] is None:
-        return ""
-    interval, value = difference["ci95"], f"{difference['difference']:+.4f}"
-    if interval is None:
-        return value
-    return f"{value} [{interval[0]:+.4f}, {interval[1]:+.4f}]{'' if interval[0] <= 0 <= interval[1] else ' *'}"
-
-
 def _is_rounds(folder: Path) -> bool:
+    if all(path.name == ".lock" or is_temporary(path) for path in folder.iterdir()):
+        return True  # interrupted before the first file
     content = read_json(folder / _STATE)
     return isinstance(content, dict) and content.get("format") == _FORMAT
 
