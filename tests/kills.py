@@ -71,8 +71,8 @@ COMMANDS = {
     "quickstart": ("data", "quickstart --scenes 10 --held-out 10 --out new/quickstart"),
     "rounds": (
         "data",
-        "rounds config.yaml describer.backend=hf describer.samples={full:2,crop:0,crop_objects:2} "
-        "annotations.holdout=0.4 annotations.max_images=9 --n 2 --out new/rounds",
+        "rounds config.yaml describer.backend=hf describer.samples.crop=0 "
+        "annotations.holdout=0.4 annotations.max_images=12 annotations.min_area=60 --n 2 --out new/rounds",
     ),
 }
 STATES = {

@@ -15,6 +15,7 @@ import spr
 from spr.cli import app
 from spr.config import load_config
 from spr.core.errors import ConfigError, InputError, RunError
+from spr.core.paths import as_path
 from spr.core.randomness import stable_hash
 from spr.embedded.scenes import write_scenes
 from spr.evaluation.compare import compare
@@ -262,6 +263,7 @@ def test_other_data_and_a_locked_folder_are_refused_and_runtime_fields_may_chang
         ((), {"evaluations": [Evaluation(task="description", options={"sampels": 1})]}, "sampels"),
         ((), {"evaluations": [Evaluation(task="rec"), Evaluation(task="rec")]}, "the same name"),
         ((), {"evaluations": [Evaluation(task="rec", annotations="none.json")]}, "names no file"),
+        ((), {"evaluations": [Evaluation(task="description", describer={"batchsize": 2})]}, "batchsize"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(overrides, options, message, config, tmp_path):
@@ -276,6 +278,8 @@ def test_a_launcher_and_a_folder_of_something_else_are_refused(config, done, tmp
     for folder in (tmp_path / "mine", done.out / "round-00"):
         with pytest.raises(RunError, match="is not a folder of `spr rounds`"):
             rounds(config(), folder, n=2)
+    with pytest.raises(ConfigError, match="is in object storage"):
+        rounds(config(), as_path("s3://bucket/rounds"), n=2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="Rounds run in one process"):
         rounds(config(), tmp_path / "rounds", n=2)

@@ -22,7 +22,7 @@ from spr.core.atomic import is_temporary, write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import ConfigError, InputError, RunError, nearest
 from spr.core.outputs import check_output
-from spr.core.paths import exists
+from spr.core.paths import exists, is_remote
 from spr.core.randomness import stable_hash
 from spr.core.terminal import count_text
 from spr.evaluation.run_results import put, read_metrics
@@ -115,6 +115,9 @@ def rounds(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "start it without a launcher"
         raise ConfigError("Rounds run in one process", got=f"{os.environ['WORLD_SIZE']} processes", fix=fix)
+    if is_remote(out):
+        fix = "give a folder on a local disk, from which the adapter of the round before is loaded"
+        raise ConfigError("--out of rounds is in object storage", got=out, fix=fix)
     _check(config, n, data, stop)
     planned = tuple(evaluations) or (_default(config),)
     if repeated := repeated_labels(planned):
@@ -125,6 +128,7 @@ def rounds(
         if evaluation.annotations is not None and not exists(evaluation.annotations):
             what = f"The evaluation `{evaluation.label}` names no file"
             raise ConfigError(what, got=evaluation.annotations, fix="check `annotations` in the file of --evaluate")
+        describer_of(config, evaluation, None)
     chosen = _metric(planned, metric)
     check_output(out, "a folder of `spr rounds`", _is_rounds, folder=True)
     job = _Job(config, out, data, planned, tasks, tuple(reuse), workers, report, report_stage)
@@ -371,7 +375,7 @@ class _Job:
                 f"\nStopped after {outcome.fell}: {outcome.why} (--stop {outcome.stop}: {STOPS[outcome.stop]})."
             )
             if int(outcome.fell.rpartition("-")[2]) + 1 < n:
-                self.report("To go on all the same, repeat the command with --stop never.")
+                self.report("To continue anyway, repeat the command with --stop never.")
         made = sorted(path.name for path in self.out.glob("round-*") if path.is_dir())
         if outcome.fell is None and (more := [name for name in made if int(name.rpartition("-")[2]) >= n]):
             self.report(f"\nNot in the table, because --n is {n}: {', '.join(more)}.")
@@ -417,7 +421,8 @@ def _is_rounds(folder: Path) -> bool:
     if all(path.name == ".lock" or is_temporary(path) for path in folder.iterdir()):
         return True  # interrupted before the first file
     content = read_json(folder / _STATE)
-    return isinstance(content, dict) and content.get("format") == _FORMAT
+    known = isinstance(content, dict) and {"config", "data", "results"} <= set(content)
+    return known and (content.get("format"), content.get("format_version")) == (_FORMAT, FORMAT_VERSION)
 
 
 def _save(out: Path, state: Mapping[str, Any]) -> None:
