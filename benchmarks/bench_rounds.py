@@ -8,7 +8,10 @@ The setting is that of `spr quickstart`; every arm trains on answers to as many 
 - ``same``: three rounds on the same scenes, each with new samples (`spr rounds`).
 - ``fresh``: three rounds on other scenes each (`spr rounds --data fresh`).
 - ``wide``: one round on the scenes of all rounds of ``fresh``, that is on the same regions.
-- ``one``: the first round of ``same``, with a third of the pairs.
+- ``offline``: the trainings of ``fresh`` on answers of the model before the first round: each continues the adapter of
+  the one before, with that as its reference, but nothing is described again. It separates what rounds do.
+
+The first round of ``same``, with a third of the pairs, is the first one of ``fresh`` and of ``offline``, too.
 
 Interrupted, the same command resumes. Prints a table with the mean over the seeds, whose differences are paired by
 scene, then one line of JSON.
@@ -27,15 +30,18 @@ from spr.config import Config, load_config
 from spr.embedded.scenes import write_scenes
 from spr.evaluation.metrics import Share, cluster_numbers, intervals, paired_difference
 from spr.evaluation.result import read_items
+from spr.evaluation.task import evaluate
+from spr.models.registry import release
 from spr.pipeline import runner
-from spr.workflows.evaluations import Evaluation
+from spr.workflows.evaluations import Evaluation, describer_of, result_file
 from spr.workflows.rounds import Outcome, rounds
+from spr.workflows.training import train
 
 ROUNDS = 3
 SCENES = 7_600_001
 """Seed of the scenes to train on; each seed has its own. The embedded models were trained on scenes of other seeds."""
 HELD_OUT = 900_000_011
-ARMS = ("same", "fresh", "wide")
+ARMS = ("same", "fresh", "wide", "offline")
 METRICS = (("rec", "acc@0.9"), ("rec", "acc@0.5"), ("rec", "mean_iou"), ("description", "s_loc"))
 METRICS = (*METRICS, ("description", "recall@0.5"), ("description", "unmatched_boxes"))
 PLACES: dict[str, tuple[str, str]] = {
@@ -46,6 +52,8 @@ PLACES: dict[str, tuple[str, str]] = {
     "three rounds, same scenes": ("same", "round-02"),
     "two rounds, fresh scenes": ("fresh", "round-01"),
     "three rounds, fresh scenes": ("fresh", "round-02"),
+    "two trainings, fresh scenes, answers of the base": ("offline", "round-01"),
+    "three trainings, fresh scenes, answers of the base": ("offline", "round-02"),
 }
 """Where the results of a row are: the arm, and the name in its folder."""
 AGAINST = "one round, three times the pairs"
@@ -89,6 +97,29 @@ def measure(out: Path, arm: str, seed: int, scenes: int, held_out: int) -> Outco
         evaluations=evaluations(out, held_out),
         report=lambda line: print(line, flush=True),
     )
+
+
+def measure_offline(out: Path, seed: int, scenes: int, held_out: int) -> None:
+    """Continue the adapter of the first round on answers of the model without one; finished parts are skipped."""
+    place, data = out / f"offline-{seed}", out / f"scenes-{seed}"
+    adapter = out / f"same-{seed}" / "round-00" / "adapter"
+    for number in range(1, ROUNDS):
+        run = place / f"round-{number:02d}"
+        changes = (f"annotations.max_images={scenes}", f"annotations.skip_images={number * scenes}")
+        config = config_of(data, seed, *changes, f"training.init_adapter={adapter}")
+        runner.run(config, run)
+        release()
+        train(config, run, report=lambda line: print(line, flush=True))
+        adapter = run / "adapter"
+        for evaluation in evaluations(out, held_out):
+            path = result_file(place, run.name, evaluation.label)
+            if not path.is_file():
+                describer = describer_of(config, evaluation, adapter)
+                options: dict[str, Any] = {"describer": describer, "images": evaluation.images}
+                result = evaluate(evaluation.make_task(), evaluation.annotations, **options)
+                path.parent.mkdir(exist_ok=True)
+                result.write(path)
+                release()
 
 
 def pooled(out: Path, row: str, metric: tuple[str, str], seeds: Sequence[int]) -> tuple[Share, tuple[str, ...]]:
@@ -172,7 +203,10 @@ def main() -> None:
     started, outcomes = time.monotonic(), {}
     for seed in seeds:
         for arm in ARMS if args.only is None else (args.only,):
-            outcomes[arm, seed] = measure(args.out, arm, seed, args.scenes, args.held_out)
+            if arm == "offline":
+                measure_offline(args.out, seed, args.scenes, args.held_out)
+            else:
+                outcomes[arm, seed] = measure(args.out, arm, seed, args.scenes, args.held_out)
     if args.only is None:
         trainings(outcomes)
         print("\n" + json.dumps(table(args.out, seeds)))
