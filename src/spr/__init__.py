@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from spr.runs.reader import Run
     from spr.runs.trainings import run_config
     from spr.workflows.predict import ImageAnswer, draw_answer, predict
+    from spr.workflows.rounds import rounds
     from spr.workflows.sweep import sweep
     from spr.workflows.training import train
 
@@ -89,6 +90,7 @@ _LOCATIONS = {
     "spr.runs.reader": "Run",
     "spr.runs.trainings": "run_config",
     "spr.workflows.predict": "ImageAnswer draw_answer predict",
+    "spr.workflows.rounds": "rounds",
     "spr.workflows.sweep": "sweep",
     "spr.workflows.training": "train",
 }
@@ -152,6 +154,7 @@ __all__ = [
     "read_coco",
     "refine",
     "render",
+    "rounds",
     "run",
     "run_config",
     "score_candidates",
