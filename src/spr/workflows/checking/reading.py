@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from spr.core.terminal import one_line
-from spr.workflows.checking.image_sizes import ImageSizes
 from spr.workflows.checking.layouts import Layout, ObjectLayout, RowLayout, choose_layout, row_layouts
 from spr.workflows.checking.layouts.coco import Objects
 from spr.workflows.checking.layouts.layout import ImageName, WrongRow, stated_size
 from spr.workflows.checking.rows import BATCH_ROWS, Batch, DataRow, RowProblem
+from spr.workflows.checking.size_lookup import SizeLookup
 from spr.workflows.checking.source import WORDS, Kind, RawRow, kind_of, raw_rows
 from spr.workflows.checking.text_boxes import find_boxes
 
@@ -36,7 +36,7 @@ class DataFile:
         self.path = path
         self.kind: Kind = kind_of(path)
         self.layout: Layout = choose_layout(path, self.kind, layout)
-        self.sizes = ImageSizes(images, path.parent)
+        self.sizes = SizeLookup(images, path.parent)
         self._objects: Objects | None = None
 
     def batches(self) -> Iterator[Batch]:
@@ -112,8 +112,8 @@ def _add_text_boxes(rows: list[DataRow], problems: list[RowProblem]) -> None:
     texts = [row for row in rows if row.stated is None]
     found = [find_boxes([row.prompt for row in texts]), find_boxes([row.answer for row in texts])]
     for boxes in found:
-        for place in boxes.not_finite:
-            problems.append(RowProblem("not_finite", texts[place].number, texts[place].place))
+        odd = (texts[place] for place in boxes.not_finite)
+        problems += [RowProblem("not_finite", row.number, row.place) for row in odd]
     (prompts, answers), position = found, [0, 0]
     for row, asked, answered in zip(texts, prompts.counts, answers.counts, strict=True):
         if asked or answered:

@@ -12,7 +12,7 @@ from spr.core.paths import exists
 from spr.workflows.checking.layouts.layout import ImageName
 
 
-class ImageSizes:
+class SizeLookup:
     """Looks up the sizes of images in a folder, or in the data file's own folder if none is given.
 
     Attributes:
