@@ -1,0 +1,250 @@
+"""Compares readings by their counts: refuted, less likely than others, or fitting; with the reason for each.
+
+The thresholds are our choice. A reading is refuted by what no data in it can show. It is less likely if another one,
+which is not refuted, explains the same numbers better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from spr.core.terminal import count_text
+from spr.workflows.checking.counts import BEYOND, ReadingCounts
+from spr.workflows.checking.readings import Reading
+
+TOLERATED = 0.02
+"""Share of boxes that may be wrong under a reading that is not refuted; of ten boxes and more, one may be."""
+NEAR, FAR = 0.7, 0.3
+"""Mean IoU with the reference that another reading must reach, and below which a reading is then refuted."""
+SAME = 0.002
+"""Two readings are the same for the data if all boxes differ by at most this share of the side."""
+_REACH = 0.2
+_FEW = 20
+_PILE = 8
+_IOU = 0.05
+_SLOPE = 0.5
+_DECIMALS = 0.2
+
+Verdict: TypeAlias = Literal["fits", "less likely", "refuted", "no sizes"]
+_RANK: dict[Verdict, int] = {"fits": 0, "less likely": 1, "refuted": 2, "no sizes": 3}
+
+
+class Totals(NamedTuple):
+    """What is the same for all readings: the boxes, those with all four numbers in 0..1, and the share of decimals."""
+
+    boxes: int
+    within_one: int
+    decimals: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A reading with what the data show about it.
+
+    Attributes:
+        reading: The reading.
+        verdict: ``refuted``: definite evidence against it. ``less likely``: another reading explains the numbers
+            better. ``fits``: neither. ``no sizes``: no image has a known size, which this scale needs.
+        reasons: Why it does not fit, or is less likely; sentences without a full stop.
+        first: The first box that refutes it, or would if there were more of them; None if there is none.
+        boxes: Boxes that could be placed under it.
+        in_range: Share of their numbers within the scale.
+        beyond, inverted: Share of the boxes beyond their image, and with x2 < x1 or y2 < y1.
+        wrong: Share of the boxes that are either.
+        reach: The places on the longer and the shorter side, 0..1, up to which 99 % of the boxes end.
+        at_border: Share of the boxes that end at the right or at the lower border, beyond those that would by chance.
+        aspect: Slope of the logarithm of the boxes' width / height in pixels on that of their images, with its standard
+            error: near 0 under the right reading, as objects don't become wider with the image; near 1 if pixels are
+            read as relative numbers, -1 if the reverse, 2 if x and y are exchanged. None if images are too much alike.
+        iou: Mean IoU with the reference; None without one.
+        same_as: Names of other readings that place all boxes alike.
+    """
+
+    reading: Reading
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    first: str | None
+    boxes: int
+    in_range: float
+    beyond: float
+    inverted: float
+    wrong: float
+    reach: tuple[float, float]
+    at_border: float
+    aspect: tuple[float, float] | None
+    iou: float | None
+    same_as: tuple[str, ...] = ()
+
+    @property
+    def refuted(self) -> bool:
+        """Whether there is definite evidence against the reading."""
+        return self.verdict == "refuted"
+
+    def to_json(self) -> dict[str, Any]:
+        """The candidate as values of JSON."""
+        return {
+            "reading": self.reading.name,
+            "scale": self.reading.scale.name,
+            "order": self.reading.order,
+            "dialects": list(self.reading.scale.dialects),
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+            "first": self.first,
+            "boxes": self.boxes,
+            "in_range": round(self.in_range, 6),
+            "beyond": round(self.beyond, 6),
+            "inverted": round(self.inverted, 6),
+            "reach": list(self.reach),
+            "at_border": round(self.at_border, 6),
+            "aspect_slope": None if self.aspect is None else [round(value, 4) for value in self.aspect],
+            "iou": None if self.iou is None else round(self.iou, 4),
+            "same_as": list(self.same_as),
+        }
+
+
+def judge(
+    totals: Totals,
+    readings: Sequence[Reading],
+    counts: Sequence[ReadingCounts],
+    is_same: Callable[[Reading, Reading], bool],
+) -> list[Candidate]:
+    """The candidates, the most plausible first. ``is_same``: whether two readings place all boxes alike."""
+    pairs = list(zip(readings, counts, strict=True))
+    best_iou = max((its.iou / its.compared for _, its in pairs if its.compared), default=0.0)
+    against = [_refutations(totals, reading, its, best_iou) for reading, its in pairs]
+    left = [pair for pair, found in zip(pairs, against, strict=True) if not found and pair[1].boxes]
+    candidates = []
+    for (reading, its), found in zip(pairs, against, strict=True):
+        verdict: Verdict = "no sizes" if not its.boxes else "refuted" if found else "fits"
+        reasons = [reason for reason, _ in found]
+        if verdict == "fits":
+            reasons = _doubts(totals, reading, its, left)
+            verdict = "less likely" if reasons else "fits"
+        first = next((place for _, place in found), None) or next(iter(its.first.values()), None)
+        same = tuple(other.name for other, others in left if other != reading and is_same(reading, other))
+        candidates.append(_candidate(reading, its, verdict, tuple(reasons), first, same if not found else ()))
+    places = {candidate.reading: k for k, candidate in enumerate(candidates)}
+    return sorted(candidates, key=lambda one: _order(one, places[one.reading]))
+
+
+def tolerated(boxes: int) -> float:
+    """How many of so many boxes may be wrong under a reading that is not refuted.
+
+    >>> tolerated(9), tolerated(10), tolerated(1000)
+    (0.0, 1.0, 20.0)
+    """
+    return max(TOLERATED * boxes, 1.0) if boxes >= 10 else 0.0
+
+
+def _refutations(
+    totals: Totals, reading: Reading, its: ReadingCounts, best_iou: float
+) -> list[tuple[str, str | None]]:
+    """Definite evidence against a reading, each with the first place that shows it."""
+    found: list[tuple[str, str | None]] = []
+    allowed, n = tolerated(its.boxes), its.boxes
+    if its.beyond > allowed:
+        reason = f"{_part(its.beyond, n)} reach beyond their image by more than {BEYOND:.0%} of the side and 1 pixel"
+        found.append((reason, its.first.get("beyond")))
+    if its.inverted > allowed:
+        corners = "x2 < x1 or y2 < y1" if reading.order in ("xyxy", "yxyx") else "a negative width or height"
+        found.append((f"{_part(its.inverted, n)} have {corners}", its.first.get("inverted")))
+    if not found and its.wrong > allowed:
+        reason = f"{_part(its.wrong, n)} reach beyond their image or have a negative side"
+        found.append((reason, next(iter(its.first.values()), None)))
+    if n and totals.boxes - totals.within_one <= tolerated(totals.boxes) and not reading.scale.is_fine:
+        reason = f"{_part(totals.within_one, totals.boxes)} have only numbers from 0 to 1: the first step of the scale"
+        found.append((reason, None))
+    if its.compared and best_iou >= NEAR and its.iou / its.compared < FAR:
+        reason = f"mean IoU with the reference {its.iou / its.compared:.2f}, under another reading {best_iou:.2f}"
+        found.append((reason, None))
+    return found
+
+
+def _doubts(
+    totals: Totals, reading: Reading, its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]
+) -> list[str]:
+    """Why other readings that are not refuted explain the numbers better."""
+    found: list[str] = []
+    n = its.boxes
+    fewest = min(other.wrong / other.boxes for _, other in left) * n
+    if its.wrong - fewest > 3 * math.sqrt(its.wrong + fewest + 1):
+        found.append(f"{_part(its.wrong, n)} are beyond their image or inverted, under another reading {fewest:.0f}")
+    numbers = min(other.outside_numbers / other.boxes for _, other in left) * n
+    if its.outside_numbers - numbers > 3 * math.sqrt(its.outside_numbers + numbers + 1):
+        outside = count_text(its.outside_numbers, "numbers")
+        found.append(f"{outside} of {4 * n:,} are outside the scale, under another reading {numbers:.0f}")
+    found += _border(its, left)
+    if n >= _FEW:
+        for name, its_side in (("longer", its.long), ("shorter", its.short)):
+            most = max(getattr(other, "long" if name == "longer" else "short").reach() for _, other in left)
+            if its_side.reach() < most - _REACH:
+                used = f"99 % of the boxes end within {its_side.reach():.0%} of the {name} side"
+                found.append(f"{used}, under another reading {most:.0%}")
+    if (fit := its.aspect.fit()) is not None:
+        fits = [other for _, one in left if (other := one.aspect.fit()) is not None]
+        flattest = min(fits, key=lambda one: abs(one[0]))
+        gap = abs(fit[0]) - abs(flattest[0])
+        if gap > _SLOPE and gap > 3 * (fit[1] + flattest[1]):
+            what = "boxes would change their shape with the image: slope of the log aspects"
+            found.append(f"{what} {fit[0]:.2f} ± {fit[1]:.2f}, under another reading {flattest[0]:.2f}")
+    if totals.decimals > _DECIMALS and reading.scale.whole and any(not one.scale.whole for one, _ in left):
+        found.append(f"{totals.decimals:.0%} of the numbers have decimals; dialects write this scale in whole numbers")
+    if its.compared:
+        ious = [other.iou / other.compared for _, other in left if other.compared]
+        if its.iou / its.compared < max(ious) - _IOU:
+            found.append(f"mean IoU with the reference {its.iou / its.compared:.2f}, under another reading {max(ious):.2f}")
+    return found
+
+
+def _border(its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]) -> list[str]:
+    """Boxes that are cut off by the image end exactly at its border; a wrong scale moves these edges off it."""
+    for side in ("long", "short"):
+        for k, where in enumerate(("right or lower", "left or upper")):
+            own = getattr(its, side).piled()[k] / its.boxes
+            most, boxes = max((getattr(other, side).piled()[k] / other.boxes, other.boxes) for _, other in left)
+            if most * boxes >= _PILE and own * 4 <= most:
+                longer = "longer" if side == "long" else "shorter"
+                what = f"{own:.1%} of the boxes end exactly at the {where} border of the {longer} side"
+                return [f"{what}, under another reading {most:.1%}"]
+    return []
+
+
+def _candidate(
+    reading: Reading,
+    its: ReadingCounts,
+    verdict: Verdict,
+    reasons: tuple[str, ...],
+    first: str | None,
+    same: tuple[str, ...],
+) -> Candidate:
+    n = max(its.boxes, 1)
+    border = (its.long.piled()[0] + its.short.piled()[0]) / n
+    return Candidate(
+        reading,
+        verdict,
+        reasons,
+        first,
+        its.boxes,
+        1 - its.outside_numbers / (4 * n) if its.boxes else 0.0,
+        its.beyond / n,
+        its.inverted / n,
+        its.wrong / n,
+        (its.long.reach(), its.short.reach()),
+        border,
+        its.aspect.fit(),
+        its.iou / its.compared if its.compared else None,
+        same,
+    )
+
+
+def _order(one: Candidate, place: int) -> tuple[float, ...]:
+    if one.verdict == "refuted":
+        return _RANK[one.verdict], round(one.wrong, 3), -round(one.iou or 0.0, 2), place
+    return _RANK[one.verdict], len(one.reasons), -round(one.iou or 0.0, 2), place
+
+
+def _part(count: int, of: int) -> str:
+    return f"{count:,} of {count_text(of, 'boxes')} ({count / of:.1%})"
