@@ -78,7 +78,7 @@ def map_to_image(
 
 
 def renumber(grounded: GroundedText, dialect: Dialect) -> str | None:
-    """The text with the numbers of another dialect that writes boxes in the same form; None if the forms differ.
+    r"""The text with the numbers of another dialect that writes boxes in the same form; None if the forms differ.
 
     Only the numbers change. Forms are the same if each dialect reads the boxes that the other writes, as
     ``[{"bbox_2d": …}]`` of Qwen2.5-VL and Qwen3-VL. Swapped corners stay swapped.

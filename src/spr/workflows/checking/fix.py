@@ -181,13 +181,13 @@ class Fixed:
 
 
 class Converter:
-    """Converts the texts of a row from one dialect to another.
+    r"""Converts the texts of a row from one dialect to another.
 
     >>> from spr.grounding import get_dialect
     >>> from spr.workflows.checking.layouts.layout import Slot
     >>> convert = Converter(get_dialect("ferret"), get_dialect("qwen2_vl"))
-    >>> convert(Slot({"value": "<image>\\nWhat is at [0, 0, 500, 500]?"}, "value", "prompt"), None).text
-    '<image>\\nWhat is at <|box_start|>(0,0),(500,500)<|box_end|>?'
+    >>> convert(Slot({"value": "<image>\nWhat is at [0, 0, 500, 500]?"}, "value", "prompt"), None).text
+    '<image>\nWhat is at <|box_start|>(0,0),(500,500)<|box_end|>?'
     """
 
     def __init__(self, source: Dialect, target: Dialect) -> None:
