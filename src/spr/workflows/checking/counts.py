@@ -198,5 +198,3 @@ def _place(batch: Batch, box: int) -> str:
     numbers = ", ".join(f"{number:.10g}" for number in batch.boxes[box])
     size = "" if row.size_wh is None else f" in an image of {row.size_wh[0]} × {row.size_wh[1]} pixels"
     return f"{row.place}: [{numbers}]{size}"
-
-

@@ -17,12 +17,14 @@ from spr.core.boxes import Size
 from spr.core.errors import ConfigError, GroundingError, InputError
 from spr.core.outputs import check_output
 from spr.core.paths import is_remote
-from spr.grounding import Dialect, GroundedText, parse, render
+from spr.grounding import Dialect, GroundedText, parse, render, render_box
 from spr.grounding.editing import renumber
 from spr.grounding.geometry import Relative
+from spr.grounding.markup import JsonList
+from spr.grounding.parse import markup_of
 from spr.grounding.text import without_surrogates
 from spr.workflows.checking.layouts import RowLayout
-from spr.workflows.checking.layouts.layout import Slot, WrongRow, stated_size
+from spr.workflows.checking.layouts.layout import Slot, SlotKind, WrongRow, stated_size
 from spr.workflows.checking.reading import DataFile
 from spr.workflows.checking.source import RawRow, raw_rows
 from spr.workflows.checking.text_boxes import find_boxes
@@ -193,6 +195,8 @@ class Converter:
     def __init__(self, source: Dialect, target: Dialect) -> None:
         self.source, self.target = source, target
         self._needs_size = any(dialect.geometry != Relative() for dialect in (source, target))
+        # Where phrases are not marked, a box can stay where it is in the sentence.
+        self._keeps_order = target.keeps_prose and getattr(target.markup, "phrase", None) is None
         self._errors = lru_cache(4096)(self._max_errors)
 
     def __call__(self, slot: Slot, size_wh: Size | None) -> Fixed:
@@ -210,12 +214,12 @@ class Converter:
         size = size_wh if size_wh is not None else _ANY_SIZE
         pieces, boxes, lost = [], 0, []
         for piece in _MARKS.split(text):
-            one = Fixed(piece) if _MARKS.fullmatch(piece) else self._piece(piece, size)
+            one = Fixed(piece) if _MARKS.fullmatch(piece) else self._piece(piece, size, slot.kind)
             pieces.append(one.text)
             boxes, lost = boxes + one.boxes, [*lost, one.lost]
         return Fixed("".join(pieces), boxes, " ".join(filter(None, lost)))
 
-    def _piece(self, piece: str, size: Size) -> Fixed:
+    def _piece(self, piece: str, size: Size, kind: SlotKind) -> Fixed:
         if not (expected := find_boxes([piece]).numbers):
             return Fixed(piece)
         core = piece.strip()
@@ -229,6 +233,8 @@ class Converter:
             raise Refused(f"{len(expected)} boxes in the text, of which {self.source.key} reads {len(grounded.boxes)}")
         text = renumber(grounded, self.target)
         lost = ""
+        if text is None and (kind == "prompt" or self._keeps_order):
+            text = in_place(grounded, self.target, size)
         if text is None:
             text = render(grounded, self.target, size)
             lost = "" if self.target.keeps_prose else _other_words(grounded)
@@ -249,6 +255,37 @@ class Converter:
         )
         if not same:
             raise Refused(f"written in {self.target.key}, its boxes would be read as other ones")
+
+
+def in_place(grounded: GroundedText, target: Dialect, size_wh: Size) -> str | None:
+    """The text with each box in another dialect at its place, such as in a question about a region.
+
+    The marks of phrases are replaced, or removed if the dialect marks none. None if the text lists boxes as JSON.
+
+    >>> from spr.grounding import get_dialect
+    >>> text = "What is <ref>the dog</ref><box>(0,0),(499,499)</box> doing?"
+    >>> in_place(parse(text, "qwen_vl", (999, 999)), get_dialect("ferret"), (999, 999))
+    'What is the dog[0, 0, 499, 499] doing?'
+    """
+    source = grounded.source
+    if source is None or not source.dialect.keeps_prose:
+        return None
+    markup = markup_of(source.dialect, source.text)
+    if isinstance(markup, JsonList):
+        return None
+    units: dict[tuple[int, int], str] = {}
+    places = [place for place in source.places if place.is_read]
+    for place, box in zip(places, grounded.boxes, strict=True):
+        units[place.unit] = units.get(place.unit, "") + render_box(box, target, size_wh)
+    old, new = (getattr(one, "phrase", None) or ("", "") for one in (markup, target.markup))
+    pieces, position = [], 0
+    for (start, stop), written in sorted(units.items()):
+        pieces += [source.text[position:start], written]
+        position = stop
+    pieces.append(source.text[position:])
+    for before, after in zip(old, new, strict=True):
+        pieces[::2] = [piece.replace(before, after) if before else piece for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def _other_words(grounded: GroundedText) -> str:

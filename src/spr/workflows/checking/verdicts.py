@@ -139,9 +139,7 @@ def tolerated(boxes: int) -> float:
     return max(TOLERATED * boxes, 1.0) if boxes >= 10 else 0.0
 
 
-def _refutations(
-    totals: Totals, reading: Reading, its: ReadingCounts, best_iou: float
-) -> list[tuple[str, str | None]]:
+def _refutations(totals: Totals, reading: Reading, its: ReadingCounts, best_iou: float) -> list[tuple[str, str | None]]:
     """Definite evidence against a reading, each with the first place that shows it."""
     found: list[tuple[str, str | None]] = []
     allowed, n = tolerated(its.boxes), its.boxes
@@ -195,7 +193,9 @@ def _doubts(
     if its.compared:
         ious = [other.iou / other.compared for _, other in left if other.compared]
         if its.iou / its.compared < max(ious) - _IOU:
-            found.append(f"mean IoU with the reference {its.iou / its.compared:.2f}, under another reading {max(ious):.2f}")
+            found.append(
+                f"mean IoU with the reference {its.iou / its.compared:.2f}, under another reading {max(ious):.2f}"
+            )
     return found
 
 
