@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spr.core.errors import InputError
+from spr.core.errors import ConfigError, InputError
 from spr.core.progress import Progress
-from spr.grounding import Dialect
+from spr.grounding import DIALECTS, Dialect, get_dialect, parse
 from spr.grounding.geometry import Resized
 from spr.workflows.checking.evidence import Candidate, Evidence, chosen_candidate
 from spr.workflows.checking.findings import MESSAGES, Finding, Tally
-from spr.workflows.checking.readings import Reading
+from spr.workflows.checking.fix import FixResult, fix_data
 from spr.workflows.checking.reading import DataFile
+from spr.workflows.checking.readings import Reading
 from spr.workflows.checking.reference import Reference
 from spr.workflows.checking.rows import Batch, DataRow, RowProblem, Stated
 from spr.workflows.checking.target import Target, find_target
 from spr.workflows.checking.text_boxes import find_boxes
 
 _FACTOR = 28
-_ENOUGH = 20_000
-"""Boxes after which a reading is chosen for counting, if none is given."""
+_SAMPLES = 50
 
 
 @dataclass(slots=True)
@@ -32,6 +32,7 @@ class Group:
 
     Attributes:
         stated: The scale that the field states; None for boxes in texts.
+        first: The first box, for people.
         given: The reading that the dialect or the field asks for; None if neither does.
         evidence: What was counted.
         candidates: All readings, the most plausible first.
@@ -39,6 +40,7 @@ class Group:
     """
 
     stated: Stated | None
+    first: str
     given: Reading | None
     evidence: Evidence
     candidates: list[Candidate] = field(default_factory=list)
@@ -71,6 +73,7 @@ class CheckResult:
         groups: The boxes in texts, and those in fields, with the readings that fit.
         forms: How many boxes are written in each of `spr.workflows.checking.rows.FORMS`.
         findings: What else was noticed.
+        samples: The first rows with boxes in their texts.
         refuted: Why the data can't be what was given, with the row that shows it; empty if they can.
     """
 
@@ -82,11 +85,17 @@ class CheckResult:
     forms: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     refuted: list[str] = field(default_factory=list)
+    samples: list[DataRow] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
         """1 if a reading is refuted, else 0."""
         return 1 if self.refuted else 0
+
+    def dialects_of_form(self) -> frozenset[str]:
+        """The dialects that write boxes in one of the forms of the texts."""
+        texts = {form for form in self.forms if form != "field"}
+        return frozenset(key for key in DIALECTS if texts & set(find_boxes([DIALECTS[key].example]).forms))
 
     def to_json(self) -> dict[str, Any]:
         """The result as values of JSON."""
@@ -135,7 +144,8 @@ def check_data(
         layout: The layout, one of `spr.workflows.checking.layouts.NAMES`; None recognises it.
         dialect: The dialect that the boxes in texts should be in.
         model: The model that is trained: a folder, an id of the Hub, or the name of a family.
-        min_pixels, max_pixels: The trainer's resize settings.
+        min_pixels: The trainer's resize setting.
+        max_pixels: The trainer's resize setting.
         images: A folder or tar file with the images, for sizes that rows don't state; the data file's folder if None.
         reference: COCO JSON with the true boxes of the same images.
 
@@ -152,6 +162,68 @@ def check_data(
             run.add(batch)
             progress.advance(len(batch.rows))
     return run.finish()
+
+
+def check_options(*, fix: bool, to: str | None, out: Path | None) -> None:
+    """Raise `ConfigError` unless ``--fix``, ``--to`` and ``--out`` fit together and ``--to`` is a dialect."""
+    if fix and (to is None or out is None):
+        given = " ".join(("--fix", *(f"--to {to}" for _ in (1,) if to), *(f"--out {out}" for _ in (1,) if out)))
+        raise ConfigError("--fix needs a dialect and a new file", got=given, expected="--fix --to DIALECT --out FILE")
+    if not fix and to is not None:
+        raise ConfigError("--to belongs to --fix", got=f"--to {to}", fix="add --fix, or leave out --to")
+    if to is not None:
+        get_dialect(to)
+
+
+def fix_checked(result: CheckResult, to: str | Dialect, out: Path | str) -> FixResult:
+    """Write checked data with the boxes of its texts in another dialect; see `spr.workflows.checking.fix.fix_data`.
+
+    They are read in the dialect that was given, even if it is refuted; without one, in the only dialect that fits.
+
+    Raises:
+        ConfigError: if no dialect was given and none, or several, fit.
+    """
+    target, source = get_dialect(to), result.target.dialect
+    limits = {"min_pixels": result.target.min_pixels, "max_pixels": result.target.max_pixels}
+    if source is None:
+        source = _only_dialect(result)
+        target = target.with_options(**{name: limits[name] for name in limits if name in target.options})
+    return fix_data(result.data, source, target, Path(out))
+
+
+def _only_dialect(result: CheckResult) -> Dialect:
+    """The dialect whose form and reading the texts have, if all readings that fit place the boxes alike."""
+    group = next((group for group in result.groups if group.stated is None), None)
+    fitting = [] if group is None else group.fitting
+    chosen = next((key for key in DIALECTS if any(_writes(key, one) for one in fitting) and _reads(key, result)), None)
+    one = next((one for one in fitting if chosen is not None and _writes(chosen, one)), None)
+    names = {one.reading.name, *one.same_as} if one is not None else set()
+    others = [other.reading.name for other in fitting if other.reading.name not in names]
+    if chosen is None or others:
+        got = (
+            f"readings that fit: {'; '.join(one.reading.name for one in fitting)}"
+            if fitting
+            else "no reading that fits"
+        )
+        fix = "give the dialect that the data are in with --dialect"
+        raise ConfigError("--fix does not know what the numbers mean", got=got, expected="one reading", fix=fix)
+    return get_dialect(chosen)
+
+
+def _writes(key: str, candidate: Candidate) -> bool:
+    """Whether a candidate is the reading of a dialect."""
+    if key not in candidate.reading.scale.dialects:
+        return False
+    return Reading.of_dialect(key).order == candidate.reading.order
+
+
+def _reads(key: str, result: CheckResult) -> bool:
+    """Whether a dialect reads all boxes of the first rows."""
+    for row in result.samples:
+        found = parse(row.answer, key, row.size_wh or (1000, 1000))
+        if len(found.boxes) != len(row.numbers) - row.prompt_boxes or found.problems:
+            return False
+    return True
 
 
 class _Check:
@@ -177,7 +249,7 @@ class _Check:
             group = self._groups.get(stated)
             if group is None:
                 given = self._given if stated is None else Reading.of_stated(stated)
-                group = self._groups[stated] = Group(stated, given, Evidence(given, self._resizes))
+                group = self._groups[stated] = Group(stated, _first(part), given, Evidence(given, self._resizes))
             group.evidence.add(part, None if self._reference is None else self._reference.of(part))
 
     def _note(self, problem: RowProblem) -> None:
@@ -194,6 +266,8 @@ class _Check:
                 kind = "no_image" if row.image is None else "no_size"
                 self._tallies.setdefault(kind, Tally()).add([row.place])
             forms.update(row.forms)
+            if row.stated is None and len(self.result.samples) < _SAMPLES:
+                self.result.samples.append(row)
             if row.stated is None and self._known_forms is not None and not self._known_forms.issuperset(row.forms):
                 odd = [form for form in row.forms if form not in self._known_forms]
                 self._other_forms += len(odd)
@@ -233,12 +307,17 @@ class _Check:
             ):
                 continue
             reasons = "; ".join(best.reasons)
-            shown = f" ({best.first})" if best.first else ""
+            shown = f" ({best.first or group.first})"
             which = "" if group.given is not None else "no reading fits; the nearest: "
             yield f"{group.name}: {which}{best.reading.name}: {reasons}{shown}"
 
 
 _UNUSABLE = ("not_json", "not_object", "other_layout", "wrong_image")
+
+
+def _first(batch: Batch) -> str:
+    row = next(row for row in batch.rows if row.numbers)
+    return f"{row.place}: [{', '.join(f'{number:.10g}' for number in row.numbers[0])}]"
 
 
 def _by_stated(batch: Batch) -> Iterator[tuple[Stated | None, Batch]]:
