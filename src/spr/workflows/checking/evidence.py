@@ -131,8 +131,9 @@ class Evidence:
             totals,
             self.readings,
             self._counts,
-            lambda one, other: one.order == other.order
-            and bool(same[scales.index(one.scale), scales.index(other.scale)]),
+            lambda one, other: (
+                one.order == other.order and bool(same[scales.index(one.scale), scales.index(other.scale)])
+            ),
         )
 
 
