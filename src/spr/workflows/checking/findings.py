@@ -67,3 +67,20 @@ class Tally:
     def finding(self, kind: str, message: str, of: int, things: str = "rows") -> Finding:
         """The finding with this count."""
         return Finding(kind, message, self.count, of, things, tuple(self.places))
+
+
+MESSAGES = {
+    "not_json": "are not valid JSON",
+    "not_object": "are not JSON objects",
+    "other_layout": "do not fit the layout",
+    "wrong_image": "of `images` have fields of the wrong type",
+    "no_such_image": "of `annotations` name an image that is not in `images`",
+    "wrong_box": "have a box that is not four numbers",
+    "not_finite": "have a box with numbers that are not finite",
+    "placeholders": "have another number of `<bbox>` than of boxes in `objects`",
+    "no_image": "name no image",
+    "no_size": "have boxes but an image of unknown size",
+    "no_boxes": "have no boxes",
+    "unknown_form": "have boxes in a form that the dialect does not read",
+}
+"""What is wrong with rows, as clauses whose subject is the rows."""

@@ -20,14 +20,13 @@ BATCH_ROWS = 4096
 Stated: TypeAlias = Literal["xywh_pixels", "xyxy_pixels", "xyxy_norm1", "xyxy_norm1000"]
 """The scale and the order of numbers that a format states itself, whatever the model's dialect is."""
 
-FORMS = ("field", "brackets", "double_brackets", "pairs", "spaces", "loc", "loc_", "bins", "patch", "bbox_2d", "box_2d")
-"""How a box is written: in a field of the row, or in text as one of
+FORMS = (*("field", "brackets", "bbox_2d", "box_2d", "pairs", "parentheses", "spaces", "loc", "loc_", "bins", "patch"),)
+"""How a box is written: in a field of the row (``field``), or in text as
 
-- ``[a, b, c, d]`` (``brackets``), ``[[a, b, c, d]]`` (``double_brackets``), ``(a,b),(c,d)`` (``pairs``), ``a b c d``
-  between tags (``spaces``);
-- ``<loc0001>…`` (``loc``), ``<loc_1>…`` (``loc_``), ``<1><2><3><4>`` (``bins``), two ``<patch_index_0001>`` (``patch``,
-  as column and row of either cell);
-- a JSON entry with the key ``bbox_2d`` or ``box_2d``.
+- ``[a, b, c, d]`` (``brackets``, also doubled), and in JSON after the key ``bbox_2d`` or ``box_2d``;
+- ``(a,b),(c,d)`` (``pairs``), ``(a, b, c, d)`` (``parentheses``), ``<box>a b c d</box>`` (``spaces``);
+- ``<loc0001>…`` (``loc``), ``<loc_1>…`` (``loc_``), ``<1><2><3><4>`` (``bins``), two ``<patch_index_0001>`` (``patch``;
+  its numbers are the column and row of either cell).
 """
 
 
@@ -47,6 +46,7 @@ class DataRow:
         labels: One per box; empty if there is none.
         forms: How each box is written: one of `FORMS` per box.
         stated: The scale and order that the format states; None if the dialect decides.
+        prompt_boxes: How many of the boxes, the first ones, are in the prompt.
     """
 
     number: int
@@ -59,6 +59,7 @@ class DataRow:
     labels: tuple[str, ...]
     forms: tuple[str, ...] = ()
     stated: Stated | None = None
+    prompt_boxes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,355 @@
+"""`spr check --fix`: writes the data anew with its boxes in another dialect, and reports what happened to every row."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias
+
+from spr.core.atomic import atomic_file
+from spr.core.boxes import Size
+from spr.core.errors import ConfigError, GroundingError, InputError
+from spr.core.outputs import check_output
+from spr.core.paths import is_remote
+from spr.grounding import Dialect, GroundedText, parse, render, render_box
+from spr.grounding.editing import renumber
+from spr.grounding.geometry import Relative
+from spr.grounding.markup import JsonList
+from spr.grounding.parse import markup_of
+from spr.grounding.text import without_surrogates
+from spr.workflows.checking.layouts import RowLayout
+from spr.workflows.checking.layouts.layout import Slot, SlotKind, WrongRow, stated_size
+from spr.workflows.checking.reading import DataFile
+from spr.workflows.checking.source import RawRow, raw_rows
+from spr.workflows.checking.text_boxes import find_boxes
+
+Status: TypeAlias = Literal["changed", "unchanged", "refused"]
+REPORT = ".report.jsonl"
+"""Suffix of the file beside the output that says what happened to each row."""
+
+_ANY_SIZE = (10**6, 10**6)
+# The trainer's own marks, which are not part of what a dialect writes, and reasoning.
+_MARKS = re.compile(
+    r"(<(?:image|video|audio)>|<img>[^<]*+</img>|</?think(?:ing)?>|</?answer>"
+    r"|<\|(?:vision_start|vision_end|image_pad|image)\|>)",
+    re.IGNORECASE,
+)
+_WORDS = re.compile(r"\w")
+
+
+class Refused(Exception):  # noqa: N818 - the row is reported and left out
+    """A row that can't be converted; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happened to a row.
+
+    Attributes:
+        number: The row, from 1.
+        place: The row for people.
+        status: ``changed``; ``unchanged``, if it has no boxes or they are already as wanted; ``refused``, if it can't
+            be converted and is therefore not in the output.
+        boxes: How many boxes were converted.
+        reason: Why a row was refused, or has boxes but is unchanged.
+        lost: Words that the dialect can't write, since it lists boxes without prose.
+    """
+
+    number: int
+    place: str
+    status: Status
+    boxes: int = 0
+    reason: str = ""
+    lost: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The change as values of JSON."""
+        shown = {"row": self.number, "place": self.place, "status": self.status, "boxes": self.boxes}
+        others = {"reason": self.reason, "lost": self.lost}
+        return shown | {key: value for key, value in others.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class FixResult:
+    """What `fix_data` did.
+
+    Attributes:
+        out, report: The files that were written.
+        counts: How many rows were changed, unchanged and refused.
+        boxes: How many boxes were converted.
+        lost: In how many rows words were lost, since the dialect writes no prose.
+        first_refused: The first rows that were refused, with the reason.
+    """
+
+    out: Path
+    report: Path
+    counts: Counter[str] = field(default_factory=Counter)
+    boxes: int = 0
+    lost: int = 0
+    first_refused: tuple[str, ...] = ()
+
+
+def fix_data(data: DataFile, source: Dialect, target: Dialect, out: Path) -> FixResult:
+    """Write the data with the boxes of its texts in another dialect, in the same layout and order.
+
+    Rows that can't be converted without a guess are left out. ``out`` + ``.report.jsonl`` has a line per row. Both
+    appear only when they are complete.
+
+    Args:
+        data: The data.
+        source: The dialect of its texts.
+        target: The dialect to write.
+        out: The new file.
+
+    Raises:
+        ConfigError: if ``out`` is the data file, or the layout has no texts.
+        RunError: if ``out`` exists, or can't be written.
+        InputError: if the data file is damaged, or no row could be converted.
+    """
+    layout, report = data.layout, out.with_name(out.name + REPORT)
+    if not isinstance(layout, RowLayout):
+        what, got = "--fix converts boxes in texts", f"{layout.title}, whose boxes are pixels in fields"
+        raise ConfigError(what, got=got, expected="data with conversations, such as LLaVA JSON")
+    if not is_remote(out) and out.resolve() == data.path.resolve():
+        raise ConfigError("--out is the data file", got=str(out), expected="a new file: nothing is changed in place")
+    for path, what in ((out, "a new data file"), (report, "a new report")):
+        check_output(path, what, folder=False)
+    counts: Counter[str] = Counter()
+    boxes = lost = 0
+    refused: list[str] = []
+    convert = Converter(source, target)
+    with atomic_file(out) as file, atomic_file(report) as lines:
+        writer = _writer(data, file)
+        for raw in _each(data):
+            change, row = fix_row(data, layout, raw, convert)
+            counts[change.status] += 1
+            boxes, lost = boxes + change.boxes, lost + bool(change.lost)
+            if change.status == "refused":
+                refused += [f"{change.place}: {change.reason}"] if len(refused) < 5 else []
+            else:
+                writer.write(row)
+            lines.write(_json(change.to_json()) + b"\n")
+        writer.close()
+        if not counts["changed"] + counts["unchanged"]:
+            expected, fix = f"texts in dialect {source.spec}", "check --dialect; run without --fix to see what fits"
+            got = refused[0] if refused else "no rows"
+            raise InputError(f"No row of {data.path} could be converted", got=got, expected=expected, fix=fix)
+    return FixResult(out, report, counts, boxes, lost, tuple(refused))
+
+
+def _each(data: DataFile) -> Iterator[RawRow]:
+    for block in raw_rows(data.path, data.kind):
+        yield from block
+
+
+def fix_row(data: DataFile, layout: RowLayout, raw: RawRow, convert: Converter) -> tuple[Change, Any]:
+    """What happens to a row, and the row as it is written."""
+    place = data.place(raw.number)
+    if not isinstance(raw.value, dict):
+        return Change(raw.number, place, "refused", reason=raw.problem or "not an object"), None
+    row = copy.deepcopy(raw.value)
+    try:
+        slots = layout.slots(row)
+        size = stated_size(row) or data.sizes.find(layout.image(row))
+        done = [convert(slot, size) for slot in slots]
+        for slot, one in zip(slots, done, strict=True):
+            if one.text != slot.text:
+                slot.holder[slot.key] = one.text
+        fields = layout.boxes(row)
+    except (WrongRow, Refused, GroundingError) as error:
+        what = f"{error.what}: {error.got}" if isinstance(error, GroundingError) and error.got is not None else error
+        return Change(raw.number, place, "refused", reason=" ".join(str(what).split())), None
+    changed, boxes = row != raw.value, sum(one.boxes for one in done)
+    lost = " ".join(filter(None, (one.lost for one in done)))
+    if changed:
+        return Change(raw.number, place, "changed", boxes, lost=lost), row
+    reason = "the boxes are in `objects`, which the trainer writes in the model's format" if fields else ""
+    return Change(raw.number, place, "unchanged", reason=reason), row
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A text in the new dialect, the number of its boxes, and the words that were lost."""
+
+    text: str
+    boxes: int = 0
+    lost: str = ""
+
+
+class Converter:
+    r"""Converts the texts of a row from one dialect to another.
+
+    >>> from spr.grounding import get_dialect
+    >>> from spr.workflows.checking.layouts.layout import Slot
+    >>> convert = Converter(get_dialect("ferret"), get_dialect("qwen2_vl"))
+    >>> convert(Slot({"value": "<image>\nWhat is at [0, 0, 500, 500]?"}, "value", "prompt"), None).text
+    '<image>\nWhat is at <|box_start|>(0,0),(500,500)<|box_end|>?'
+    """
+
+    def __init__(self, source: Dialect, target: Dialect) -> None:
+        self.source, self.target = source, target
+        self._needs_size = any(dialect.geometry != Relative() for dialect in (source, target))
+        # Where phrases are not marked, a box can stay where it is in the sentence.
+        self._keeps_order = target.keeps_prose and getattr(target.markup, "phrase", None) is None
+        self._errors = lru_cache(4096)(self._max_errors)
+
+    def __call__(self, slot: Slot, size_wh: Size | None) -> Fixed:
+        """The text of a slot in the new dialect.
+
+        Raises:
+            Refused: if a box can't be read or written as it is.
+            GroundingError: if the dialect can't write the text.
+        """
+        text = slot.text
+        if self.source == self.target or not find_boxes([text]).numbers:
+            return Fixed(text)
+        if size_wh is None and self._needs_size:
+            raise Refused("the size of the image is not known: give --images")
+        size = size_wh if size_wh is not None else _ANY_SIZE
+        pieces, boxes, lost = [], 0, []
+        for piece in _MARKS.split(text):
+            one = Fixed(piece) if _MARKS.fullmatch(piece) else self._piece(piece, size, slot.kind)
+            pieces.append(one.text)
+            boxes, lost = boxes + one.boxes, [*lost, one.lost]
+        return Fixed("".join(pieces), boxes, " ".join(filter(None, lost)))
+
+    def _piece(self, piece: str, size: Size, kind: SlotKind) -> Fixed:
+        if not (expected := find_boxes([piece]).numbers):
+            return Fixed(piece)
+        core = piece.strip()
+        before, after = piece[: piece.index(core)], piece[piece.index(core) + len(core) :]
+        if without_surrogates(core) != core:
+            raise Refused("the text is not valid Unicode")
+        grounded = parse(core, self.source, size)
+        if grounded.problems:
+            raise Refused(str(grounded.problems[0]))
+        if len(grounded.boxes) != len(expected):
+            raise Refused(f"{len(expected)} boxes in the text, of which {self.source.key} reads {len(grounded.boxes)}")
+        text = renumber(grounded, self.target)
+        lost = ""
+        if text is None and (kind == "prompt" or self._keeps_order):
+            text = in_place(grounded, self.target, size)
+        if text is None:
+            text = render(grounded, self.target, size)
+            lost = "" if self.target.keeps_prose else _other_words(grounded)
+        self._check(grounded, text, size)
+        return Fixed(before + text + after, len(expected), lost)
+
+    def _max_errors(self, size: Size) -> tuple[float, float]:
+        (ax, ay), (bx, by) = self.source.max_error(size), self.target.max_error(size)
+        return ax + bx, ay + by
+
+    def _check(self, grounded: GroundedText, text: str, size: Size) -> None:
+        again = parse(text, self.target, size).boxes
+        x, y = self._errors(size)
+        same = len(again) == len(grounded.boxes) and all(
+            abs(new - old) <= (x, y)[k % 2] * (1 + 1e-9) + 1e-9
+            for a, b in zip(grounded.boxes, again, strict=True)
+            for k, (old, new) in enumerate(zip(a, b, strict=True))
+        )
+        if not same:
+            raise Refused(f"written in {self.target.key}, its boxes would be read as other ones")
+
+
+def in_place(grounded: GroundedText, target: Dialect, size_wh: Size) -> str | None:
+    """The text with each box in another dialect at its place, such as in a question about a region.
+
+    The marks of phrases are replaced, or removed if the dialect marks none. None if the text lists boxes as JSON.
+
+    >>> from spr.grounding import get_dialect
+    >>> text = "What is <ref>the dog</ref><box>(0,0),(499,499)</box> doing?"
+    >>> in_place(parse(text, "qwen_vl", (999, 999)), get_dialect("ferret"), (999, 999))
+    'What is the dog[0, 0, 499, 499] doing?'
+    """
+    source = grounded.source
+    if source is None or not source.dialect.keeps_prose:
+        return None
+    markup = markup_of(source.dialect, source.text)
+    if isinstance(markup, JsonList):
+        return None
+    units: dict[tuple[int, int], str] = {}
+    places = [place for place in source.places if place.is_read]
+    for place, box in zip(places, grounded.boxes, strict=True):
+        units[place.unit] = units.get(place.unit, "") + render_box(box, target, size_wh)
+    old, new = (getattr(one, "phrase", None) or ("", "") for one in (markup, target.markup))
+    pieces, position = [], 0
+    for (start, stop), written in sorted(units.items()):
+        pieces += [source.text[position:start], written]
+        position = stop
+    pieces.append(source.text[position:])
+    for before, after in zip(old, new, strict=True):
+        pieces[::2] = [piece.replace(before, after) if before else piece for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _other_words(grounded: GroundedText) -> str:
+    """The words of a text that are in no phrase with boxes; empty if there are only marks between the phrases."""
+    pieces, position = [], 0
+    for span in grounded.spans:
+        if span.boxes:
+            pieces.append(grounded.plain_text[position : span.start])
+            position = span.end
+    words = " … ".join(" ".join(piece.split()) for piece in (*pieces, grounded.plain_text[position:]))
+    return words.strip(" …")[:200] if _WORDS.search(words) else ""
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+@dataclass(slots=True)
+class _JsonWriter:
+    file: IO[bytes]
+    before: bytes
+    between: bytes
+    after: bytes
+    is_first: bool = True
+
+    def write(self, row: Any) -> None:
+        self.file.write((self.before if self.is_first else self.between) + _json(row))
+        self.is_first = False
+
+    def close(self) -> None:
+        self.file.write((self.before if self.is_first else b"") + self.after)
+
+
+class _ParquetWriter:
+    """Writes rows in the columns and with the metadata of the original file."""
+
+    def __init__(self, data: DataFile, file: IO[bytes]) -> None:
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(data.path) as source:
+            self._schema = source.schema_arrow
+        self._writer = pq.ParquetWriter(file, self._schema)
+        self._rows: list[Any] = []
+
+    def write(self, row: Any) -> None:
+        self._rows.append(row)
+        if len(self._rows) == 1000:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+
+def _writer(data: DataFile, file: IO[bytes]) -> _JsonWriter | _ParquetWriter:
+    if data.kind == "parquet":
+        return _ParquetWriter(data, file)
+    if data.kind == "list":
+        return _JsonWriter(file, b"[\n", b",\n", b"\n]\n")
+    return _JsonWriter(file, b"", b"\n", b"\n")
