@@ -169,7 +169,7 @@ class ReadingCounts:
         masks = (("beyond", beyond), ("inverted", inverted), ("outside", outside))
         for kind, mask in masks:
             if kind not in self.first and mask.any():
-                self.first[kind] = _place(batch, int(np.flatnonzero(placed)[np.argmax(mask)]))
+                self.first[kind] = describe_box(batch, int(np.flatnonzero(placed)[np.argmax(mask)]))
         band_x, band_y = (np.clip(slack[kept], AT_BORDER, WIDEST) for slack in (columns.slack_x, columns.slack_y))
         self.long.add(np.where(wide, low_x, low_y), np.where(wide, high_x, high_y), np.where(wide, band_x, band_y))
         self.short.add(np.where(wide, low_y, low_x), np.where(wide, high_y, high_x), np.where(wide, band_y, band_x))
@@ -201,7 +201,7 @@ class ReadingCounts:
         self.iou += float(np.maximum.reduceat(np.nan_to_num(shared), starts).sum())
 
 
-def _place(batch: Batch, box: int) -> str:
+def describe_box(batch: Batch, box: int) -> str:
     """A box for people: its row, its numbers and the size of its image."""
     row = batch.rows[int(batch.box_rows[box])]
     numbers = ", ".join(f"{number:.10g}" for number in batch.boxes[box])
