@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from spr.core.boxes import iou
-from spr.workflows.checking.readings import Factors, ImageSizes, Order, Reading
+from spr.workflows.checking.readings import Factors, ImageSizes, Reading
 from spr.workflows.checking.rows import Batch, Floats
 
 BEYOND = 0.01
 """A box is beyond the image if an edge is outside by more than this share of the side and one pixel, as in
-`spr.core.boxes.leave`."""
+`spr.core.boxes.leave`; or half of the step in which numbers are written, if that is more than a pixel."""
 AT_BORDER = 0.002
-"""An edge is at the border if it is within this share of the side, or within a pixel."""
+"""An edge is at the border if it is within this share of the side or within a pixel, but not farther than `WIDEST`."""
+WIDEST = 0.01
 _BINS = 200
 _SURE = 1e-9
 _LARGEST = 1e12
@@ -121,7 +122,9 @@ class ReadingCounts:
 
     Attributes:
         boxes: Boxes that could be placed: those in images of known size, if the scale needs it.
-        outside_numbers: Numbers below 0 or above the scale's end, by at least half of a pixel or of a thousandth.
+        outside_numbers: Numbers below 0 or above the scale's end, by at least half of a pixel, of a
+            thousandth or of a step.
+        outside: Boxes with such a number.
         beyond, inverted: Boxes beyond their image (`BEYOND`), and with x2 < x1 or y2 < y1.
         wrong: Boxes that are either.
         long, short: How boxes use the longer and the shorter side; x and y where the size is unknown.
@@ -132,6 +135,7 @@ class ReadingCounts:
 
     boxes: int = 0
     outside_numbers: int = 0
+    outside: int = 0
     beyond: int = 0
     inverted: int = 0
     wrong: int = 0
@@ -148,28 +152,33 @@ class ReadingCounts:
         placed = np.isfinite(edges.x1) & np.isfinite(edges.y1)
         kept = slice(None) if placed.all() else placed
         x1, y1, x2, y2 = (edge[kept] for edge in edges)
-        slack_x, slack_y, wide = columns.slack_x[kept], columns.slack_y[kept], columns.wide[kept]
+        wide = columns.wide[kept]
         low_x, high_x, low_y, high_y = np.minimum(x1, x2), np.maximum(x1, x2), np.minimum(y1, y2), np.maximum(y1, y2)
         self.boxes += len(x1)
         inverted = (x2 < x1 - _SURE) | (y2 < y1 - _SURE)
+        half = 0.5 * 10.0**-reading.scale.coding.decimals
+        slack_x = np.broadcast_to(np.maximum(columns.slack_x, half * factors.x), placed.shape)[kept]
+        slack_y = np.broadcast_to(np.maximum(columns.slack_y, half * factors.y), placed.shape)[kept]
         far_x, far_y = BEYOND + slack_x, BEYOND + slack_y
         beyond = (low_x < -far_x) | (high_x > 1 + far_x) | (low_y < -far_y) | (high_y > 1 + far_y)
         self.inverted += int(np.count_nonzero(inverted))
         self.beyond += int(np.count_nonzero(beyond))
         self.wrong += int(np.count_nonzero(inverted | beyond))
-        outside = self._outside(reading.order, columns, factors, kept)
+        outside = self._outside(reading, columns, factors, kept)
+        self.outside += int(np.count_nonzero(outside))
         masks = (("beyond", beyond), ("inverted", inverted), ("outside", outside))
         for kind, mask in masks:
             if kind not in self.first and mask.any():
-                self.first[kind] = _place(batch, int(np.flatnonzero(placed)[np.argmax(mask)]))
-        band_x, band_y = np.maximum(AT_BORDER, slack_x), np.maximum(AT_BORDER, slack_y)
+                self.first[kind] = describe_box(batch, int(np.flatnonzero(placed)[np.argmax(mask)]))
+        band_x, band_y = (np.clip(slack[kept], AT_BORDER, WIDEST) for slack in (columns.slack_x, columns.slack_y))
         self.long.add(np.where(wide, low_x, low_y), np.where(wide, high_x, high_y), np.where(wide, band_x, band_y))
         self.short.add(np.where(wide, low_y, low_x), np.where(wide, high_y, high_x), np.where(wide, band_y, band_x))
         log_aspect = columns.log_aspect[kept]
         self.aspect.add(log_aspect, np.log((x2 - x1) / (y2 - y1)) + log_aspect)
 
-    def _outside(self, order: Order, columns: BatchColumns, factors: Factors, kept: slice | Mask) -> Mask:
-        """Whether a number of each box is outside the scale, by at least half of a pixel or of a thousandth."""
+    def _outside(self, reading: Reading, columns: BatchColumns, factors: Factors, kept: slice | Mask) -> Mask:
+        """Whether a number of each box is outside the scale, by at least half of a pixel, a thousandth or a step."""
+        order, half = reading.order, 0.5 * 10.0**-reading.scale.coding.decimals
         x_first = order != "yxyx"
         found: list[Mask] = []
         for k, number in enumerate(columns.numbers):
@@ -178,7 +187,7 @@ class ReadingCounts:
                 (factors.x, factors.x0, columns.slack_x) if horizontal else (factors.y, factors.y0, columns.slack_y)
             )
             place = number * factor + (0 if k > 1 and order in ("xywh", "cxcywh") else start)
-            margin = np.maximum(slack, 0.001) * 0.5 - _SURE
+            margin = np.maximum(np.maximum(slack, 0.001) * 0.5, half * factor) - _SURE
             outside = ((place < -margin) | (place > 1 + margin))[kept]
             self.outside_numbers += int(np.count_nonzero(outside))
             found.append(outside)
@@ -192,7 +201,7 @@ class ReadingCounts:
         self.iou += float(np.maximum.reduceat(np.nan_to_num(shared), starts).sum())
 
 
-def _place(batch: Batch, box: int) -> str:
+def describe_box(batch: Batch, box: int) -> str:
     """A box for people: its row, its numbers and the size of its image."""
     row = batch.rows[int(batch.box_rows[box])]
     numbers = ", ".join(f"{number:.10g}" for number in batch.boxes[box])

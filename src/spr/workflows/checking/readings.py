@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,16 @@ class Scale:
         return self.coding.units is not None and self.coding.units < 10
 
     @property
+    def is_grid(self) -> bool:
+        """Whether a number is a column or a row of a grid of fewer than 100 cells."""
+        return self.coding.units is not None and self.coding.units < 100 and self.coding.offset > 0
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """The orders in which its numbers are written: corners only in a grid."""
+        return ORDERS[:2] if self.is_grid else ORDERS
+
+    @property
     def whole(self) -> bool:
         """Whether dialects write it in whole numbers only."""
         return bool(self.dialects) and not self.coding.decimals
@@ -96,7 +106,8 @@ class Scale:
             step = np.float64(1 / self.coding.units)
             start = np.float64(self.coding.offset / self.coding.units)
             return Factors(*map(np.asarray, (step, start, step, start)))
-        known = np.array([_factors(self.coding, self.geometry, size) for size in sizes.unique]).reshape(-1, 4)
+        geometry: Any = self.geometry  # frozen, and so hashable
+        known = np.array([_factors(self.coding, geometry, size) for size in sizes.unique]).reshape(-1, 4)
         table = np.concatenate([known, np.full((1, 4), np.nan)])  # the last row is that of unknown sizes
         return Factors(*np.ascontiguousarray(table[sizes.index].T))
 
@@ -204,7 +215,7 @@ class Reading:
         """
         boxes = np.asarray(numbers, dtype=np.float64).reshape(-1, 4)
         sizes = ImageSizes(np.asarray(sizes_wh, dtype=np.float64).reshape(-1, 2))
-        edges = self.edges(boxes.T, self.scale.factors(sizes))
+        edges = self.edges(list(boxes.T), self.scale.factors(sizes))
         sides = (sizes.width, sizes.height) * 2
         return np.stack([edge * side for edge, side in zip(edges, sides, strict=True)], axis=1)
 
@@ -230,10 +241,10 @@ def known_scales(resizes: Iterable[Resized] = ()) -> list[Scale]:
 
 def known_readings(resizes: Iterable[Resized] = (), given: Reading | None = None) -> list[Reading]:
     """Every known scale in every order; ``given`` comes first, and its own scale replaces the one that is alike."""
-    readings = [Reading(scale, order) for scale in known_scales(resizes) for order in ORDERS]
+    readings = [Reading(scale, order) for scale in known_scales(resizes) for order in scale.orders]
     if given is None:
         return readings
-    own = [Reading(given.scale, order) for order in ORDERS if order != given.order]
+    own = [Reading(given.scale, order) for order in given.scale.orders if order != given.order]
     return [given, *own, *(one for one in readings if _key(one.scale) != _key(given.scale))]
 
 
@@ -258,7 +269,7 @@ def _scale(coding: Numbers, geometry: Geometry, *dialects: str) -> Scale:
                 name = f"pixels after resizing to {geometry.resized_wh[0]} × {geometry.resized_wh[1]}"
         elif geometry != Relative():
             name = f"pixels of {type(geometry).__name__}"
-    elif coding.units == 32 and coding.offset:
+    elif coding.units < 100 and coding.offset:
         name = f"cells of a grid of {coding.units} × {coding.units}"
     else:
         middle = ", read at the middle of a step" if coding.offset else ""

@@ -17,6 +17,8 @@ from spr.workflows.checking.readings import Reading
 
 TOLERATED = 0.02
 """Share of boxes that may be wrong under a reading that is not refuted; of ten boxes and more, one may be."""
+MORE = 0.01
+"""Share of boxes that may be wrong beyond those under another reading before a reading is less likely."""
 NEAR, FAR = 0.7, 0.3
 """Mean IoU with the reference that another reading must reach, and below which a reading is then refuted."""
 SAME = 0.002
@@ -167,14 +169,14 @@ def _doubts(
     """Why other readings that are not refuted explain the numbers better."""
     found: list[str] = []
     n = its.boxes
-    fewest = min(other.wrong / other.boxes for _, other in left) * n
-    if its.wrong - fewest > 3 * math.sqrt(its.wrong + fewest + 1):
-        found.append(f"{_part(its.wrong, n)} are beyond their image or inverted, under another reading {fewest:.0f}")
-    numbers = min(other.outside_numbers / other.boxes for _, other in left) * n
-    if its.outside_numbers - numbers > 3 * math.sqrt(its.outside_numbers + numbers + 1):
-        outside = count_text(its.outside_numbers, "numbers")
-        found.append(f"{outside} of {4 * n:,} are outside the scale, under another reading {numbers:.0f}")
-    found += _border(its, left)
+    for count, name in (
+        ("wrong", "are beyond their image or inverted"),
+        ("outside", "have a number outside the scale"),
+    ):
+        own, fewest = getattr(its, count), min(getattr(other, count) / other.boxes for _, other in left) * n
+        if own - fewest > max(MORE * n, 3 * math.sqrt(own + fewest + 1)):
+            found.append(f"{_part(own, n)} {name}, under another reading {fewest:,.0f}")
+    found += _border(reading, its, left)
     if n >= _FEW:
         for name, its_side in (("longer", its.long), ("shorter", its.short)):
             most = max(getattr(other, "long" if name == "longer" else "short").reach() for _, other in left)
@@ -185,7 +187,7 @@ def _doubts(
         fits = [other for _, one in left if (other := one.aspect.fit()) is not None]
         flattest = min(fits, key=lambda one: abs(one[0]))
         gap = abs(fit[0]) - abs(flattest[0])
-        if gap > _SLOPE and gap > 3 * (fit[1] + flattest[1]):
+        if gap > _SLOPE * (1 + reading.scale.is_grid) and gap > 3 * (fit[1] + flattest[1]):
             what = "boxes would change their shape with the image: slope of the log aspects"
             found.append(f"{what} {fit[0]:.2f} ± {fit[1]:.2f}, under another reading {flattest[0]:.2f}")
     if totals.decimals > _DECIMALS and reading.scale.whole and any(not one.scale.whole for one, _ in left):
@@ -199,16 +201,26 @@ def _doubts(
     return found
 
 
-def _border(its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]) -> list[str]:
-    """Boxes that are cut off by the image end exactly at its border; a wrong scale moves these edges off it."""
-    for side in ("long", "short"):
-        for k, where in enumerate(("right or lower", "left or upper")):
-            own = getattr(its, side).piled()[k] / its.boxes
-            most, boxes = max((getattr(other, side).piled()[k] / other.boxes, other.boxes) for _, other in left)
-            if most * boxes >= _PILE and own * 4 <= most:
-                longer = "longer" if side == "long" else "shorter"
-                what = f"{own:.1%} of the boxes end exactly at the {where} border of the {longer} side"
-                return [f"{what}, under another reading {most:.1%}"]
+def _border(reading: Reading, its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]) -> list[str]:
+    """Boxes that are cut off by the image end exactly at its border; a wrong scale moves these edges off it.
+
+    The other reading must show this at both ends of a side: edges pile up at one place by chance, or at a margin. The
+    middles of a grid's cells are never at the border.
+    """
+    if reading.scale.is_grid:
+        return []
+    ends = [(side, k) for side in ("long", "short") for k in (0, 1)]
+    names = {"long": "longer", "short": "shorter"}
+    for _, other in left:
+        own, most = ({(side, k): getattr(one, side).piled()[k] / one.boxes for side, k in ends} for one in (its, other))
+        if any(own[end] * its.boxes >= _PILE and most[end] * 4 <= own[end] for end in ends):
+            continue
+        for side, k in ends:
+            both = min(most[side, 0], most[side, 1]) * other.boxes >= _PILE
+            if both and own[side, k] * 4 <= most[side, k]:
+                where = f"the {('right or lower', 'left or upper')[k]} border of the {names[side]} side"
+                what = f"{own[side, k]:.1%} of the boxes end exactly at {where}"
+                return [f"{what}, under another reading {most[side, k]:.1%}"]
     return []
 
 
