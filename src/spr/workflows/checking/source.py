@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def kind_of(path: Path) -> Kind:
     if _is_parquet(path):
         return "parquet"
     with open_text(path) as file:
-        start = file.read(_START)
+        start = io.BufferedReader(file, _START).read(_START)
     text = start.lstrip()
     if not text:
         raise InputError(f"Data file {path} is empty", got="no rows", expected=EXPECTED, fix=FIX)
@@ -158,7 +159,7 @@ def _list(path: Path) -> Iterator[list[RawRow]]:
     number = 0
     with JsonStream(path, what="Data file", expected=EXPECTED, fix=FIX) as stream:
         try:
-            for values in stream.elements(_fast, list):
+            for values in stream.elements(decode_list, list):
                 yield [RawRow(number + k, value) for k, value in enumerate(values, start=1)]
                 number += len(values)
         except InputError as error:
@@ -166,7 +167,8 @@ def _list(path: Path) -> Iterator[list[RawRow]]:
             raise
 
 
-def _fast(block: memoryview) -> list[Any] | None:
+def decode_list(block: memoryview) -> list[Any] | None:
+    """A JSON list, or None if it is not valid."""
     try:
         values: list[Any] = _DECODE(block)
     except _UNREADABLE:

@@ -23,7 +23,7 @@ from spr.core.terminal import count_text, one_line
 from spr.workflows.checking.layouts.layout import ObjectLayout
 from spr.workflows.checking.layouts.ms_swift import numbers_of
 from spr.workflows.checking.rows import BATCH_ROWS, Batch, DataRow, Floats, RowProblem
-from spr.workflows.checking.source import EXPECTED, FIX
+from spr.workflows.checking.source import EXPECTED, FIX, decode_list
 
 Id: TypeAlias = int | str
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -223,6 +223,6 @@ def first_images(path: Path) -> list[Any]:
     with JsonStream(path, what="Data file", expected=EXPECTED, fix=FIX) as stream:
         for member in stream.members():
             if member == "images" and stream.at_list():
-                blocks = stream.blocks(lambda block: list(msgspec.json.decode(block)), list)
+                blocks = stream.blocks(decode_list, list)
                 return list(itertools.islice(itertools.chain.from_iterable(blocks), 20))
     return []
