@@ -130,7 +130,8 @@ class ReadingCounts:
         long, short: How boxes use the longer and the shorter side; x and y where the size is unknown.
         aspect: Slope of ln(width / height) of boxes in pixels on that of their images.
         compared, iou: Boxes compared with a reference, and the sum of their IoU with it.
-        first: The first place that shows each of ``beyond``, ``inverted`` and ``outside``.
+        first: The first place that shows each of ``beyond``, ``inverted``, ``outside``, and ``border``: a box that ends
+            at the right or lower border.
     """
 
     boxes: int = 0
@@ -166,11 +167,12 @@ class ReadingCounts:
         self.wrong += int(np.count_nonzero(inverted | beyond))
         outside = self._outside(reading, columns, factors, kept)
         self.outside += int(np.count_nonzero(outside))
-        masks = (("beyond", beyond), ("inverted", inverted), ("outside", outside))
+        band_x, band_y = (np.clip(slack[kept], AT_BORDER, WIDEST) for slack in (columns.slack_x, columns.slack_y))
+        border = (np.abs(high_x - 1) <= band_x) | (np.abs(high_y - 1) <= band_y)
+        masks = (("beyond", beyond), ("inverted", inverted), ("outside", outside), ("border", border))
         for kind, mask in masks:
             if kind not in self.first and mask.any():
                 self.first[kind] = describe_box(batch, int(np.flatnonzero(placed)[np.argmax(mask)]))
-        band_x, band_y = (np.clip(slack[kept], AT_BORDER, WIDEST) for slack in (columns.slack_x, columns.slack_y))
         self.long.add(np.where(wide, low_x, low_y), np.where(wide, high_x, high_y), np.where(wide, band_x, band_y))
         self.short.add(np.where(wide, low_y, low_x), np.where(wide, high_y, high_x), np.where(wide, band_y, band_x))
         log_aspect = columns.log_aspect[kept]

@@ -90,7 +90,7 @@ def _of_model(model: str, limits: dict[str, int | None]) -> Target:
             fix = "give --dialect, or download the model's config.json: no other file is needed"
             raise ConfigError(what, got=got, expected=", ".join(FAMILIES), fix=fix)
         note = f"of the family {model_type}, by its name: its config.json is not on this machine"
-    processor = _processor(folder) if folder is not None else None
+    processor = processor_settings(folder) if folder is not None else None
     dialect = choose_dialect(None, model_type, processor)
     if processor is not None and dialect != DIALECTS.get(dialect.key):
         note += "; resize settings of its preprocessor_config.json"
@@ -114,7 +114,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _processor(folder: Path) -> Any:
+def processor_settings(folder: Path) -> Any:
     """The settings of the image processor that dialects in resized pixels depend on; None if they are not there."""
     for name in _PROCESSOR_FILES:
         path = folder / name

@@ -21,6 +21,9 @@ MORE = 0.01
 """Share of boxes that may be wrong beyond those under another reading before a reading is less likely."""
 NEAR, FAR = 0.7, 0.3
 """Mean IoU with the reference that another reading must reach, and below which a reading is then refuted."""
+STRONG = ("border", "reach", "aspect")
+"""Doubts that are independent of each other: two of them refute a reading of at least `MANY` boxes."""
+MANY = 100
 SAME = 0.002
 """Two readings are the same for the data if all boxes differ by at most this share of the side."""
 _REACH = 0.2
@@ -49,7 +52,8 @@ class Candidate:
     Attributes:
         reading: The reading.
         verdict: ``refuted``: definite evidence against it. ``less likely``: another reading explains the numbers
-            better. ``fits``: neither. ``no sizes``: no image has a known size, which this scale needs.
+            better; if it does so in two independent ways (`STRONG`) in `MANY` boxes or more, the reading is refuted,
+            too. ``fits``: neither. ``no sizes``: no image has a known size, which this scale needs.
         reasons: Why it does not fit, or is less likely; sentences without a full stop.
         first: The first box that refutes it, or would if there were more of them; None if there is none.
         boxes: Boxes that could be placed under it.
@@ -121,13 +125,17 @@ def judge(
     candidates = []
     for (reading, its), found in zip(pairs, against, strict=True):
         verdict: Verdict = "no sizes" if not its.boxes else "refuted" if found else "fits"
+        if verdict == "fits" and (doubts := _doubts(totals, reading, its, left)):
+            strong = its.boxes >= MANY and sum(doubt.kind in STRONG for doubt in doubts) > 1
+            verdict = "refuted" if strong else "less likely"
+            found = [(doubt.reason, doubt.first if strong else None) for doubt in doubts]
         reasons = [reason for reason, _ in found]
-        if verdict == "fits":
-            reasons = _doubts(totals, reading, its, left)
-            verdict = "less likely" if reasons else "fits"
-        first = next((place for _, place in found), None) or next(iter(its.first.values()), None)
+        wrong = (its.first[kind] for kind in ("beyond", "inverted", "outside") if kind in its.first)
+        first = next((place for _, place in found if place is not None), None) or next(wrong, None)
         same = tuple(other.name for other, others in left if other != reading and is_same(reading, other))
-        candidates.append(_candidate(reading, its, verdict, tuple(reasons), first, same if not found else ()))
+        candidates.append(
+            _candidate(reading, its, verdict, tuple(reasons), first, () if verdict == "refuted" else same)
+        )
     places = {candidate.reading: k for k, candidate in enumerate(candidates)}
     return sorted(candidates, key=lambda one: _order(one, places[one.reading]))
 
@@ -153,7 +161,7 @@ def _refutations(totals: Totals, reading: Reading, its: ReadingCounts, best_iou:
         found.append((f"{_part(its.inverted, n)} have {corners}", its.first.get("inverted")))
     if not found and its.wrong > allowed:
         reason = f"{_part(its.wrong, n)} reach beyond their image or have a negative side"
-        found.append((reason, next(iter(its.first.values()), None)))
+        found.append((reason, its.first.get("beyond") or its.first.get("inverted")))
     if n and totals.boxes - totals.within_one <= tolerated(totals.boxes) and not reading.scale.is_fine:
         reason = f"{_part(totals.within_one, totals.boxes)} have only numbers from 0 to 1: the first step of the scale"
         found.append((reason, None))
@@ -163,55 +171,59 @@ def _refutations(totals: Totals, reading: Reading, its: ReadingCounts, best_iou:
     return found
 
 
+class _Doubt(NamedTuple):
+    """Why another reading explains the numbers better, with a place that shows it."""
+
+    kind: str
+    reason: str
+    first: str | None = None
+
+
 def _doubts(
     totals: Totals, reading: Reading, its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]
-) -> list[str]:
+) -> list[_Doubt]:
     """Why other readings that are not refuted explain the numbers better."""
-    found: list[str] = []
-    n = its.boxes
-    for count, name in (
-        ("wrong", "are beyond their image or inverted"),
-        ("outside", "have a number outside the scale"),
-    ):
-        own, fewest = getattr(its, count), min(getattr(other, count) / other.boxes for _, other in left) * n
-        if own - fewest > max(MORE * n, 3 * math.sqrt(own + fewest + 1)):
-            found.append(f"{_part(own, n)} {name}, under another reading {fewest:,.0f}")
-    found += _border(reading, its, left)
+    found: list[_Doubt] = []
+    n, grid = its.boxes, reading.scale.is_grid
+    kinds = (("wrong", "are beyond their image or inverted"), ("outside", "have a number outside the scale"))
+    for count, name in kinds:
+        count_own, fewest = getattr(its, count), min(getattr(other, count) / other.boxes for _, other in left) * n
+        if count_own - fewest > max(MORE * n, 3 * math.sqrt(count_own + fewest + 1)):
+            found.append(_Doubt(count, f"{_part(count_own, n)} {name}, under another reading {fewest:,.0f}"))
+    found += [] if grid else _border(its, left)
     if n >= _FEW:
-        for name, its_side in (("longer", its.long), ("shorter", its.short)):
-            most = max(getattr(other, "long" if name == "longer" else "short").reach() for _, other in left)
-            if its_side.reach() < most - _REACH:
-                used = f"99 % of the boxes end within {its_side.reach():.0%} of the {name} side"
-                found.append(f"{used}, under another reading {most:.0%}")
+        long, short = its.long.reach(), its.short.reach()
+        most = max(other.long.reach() for _, other in left), max(other.short.reach() for _, other in left)
+        if long < most[0] - _REACH or short < most[1] - _REACH:
+            used = f"99 % of the boxes end within {long:.0%} of the longer and {short:.0%} of the shorter side"
+            found.append(_Doubt("reach", f"{used}, under another reading {most[0]:.0%} and {most[1]:.0%}"))
     if (fit := its.aspect.fit()) is not None:
         fits = [other for _, one in left if (other := one.aspect.fit()) is not None]
         flattest = min(fits, key=lambda one: abs(one[0]))
         gap = abs(fit[0]) - abs(flattest[0])
-        if gap > _SLOPE * (1 + reading.scale.is_grid) and gap > 3 * (fit[1] + flattest[1]):
-            what = "boxes would change their shape with the image: slope of the log aspects"
-            found.append(f"{what} {fit[0]:.2f} ± {fit[1]:.2f}, under another reading {flattest[0]:.2f}")
+        if gap > _SLOPE * (1 + grid) and gap > 3 * (fit[1] + flattest[1]):
+            what = f"boxes would change their shape with that of the image (slope {fit[0]:.2f} ± {fit[1]:.2f}"
+            found.append(_Doubt("aspect", f"{what}; under another reading {flattest[0]:.2f} ± {flattest[1]:.2f})"))
     if totals.decimals > _DECIMALS and reading.scale.whole and any(not one.scale.whole for one, _ in left):
-        found.append(f"{totals.decimals:.0%} of the numbers have decimals; dialects write this scale in whole numbers")
+        what = f"{totals.decimals:.0%} of the numbers have decimals; dialects write this scale in whole numbers"
+        found.append(_Doubt("decimals", what))
     if its.compared:
-        ious = [other.iou / other.compared for _, other in left if other.compared]
-        if its.iou / its.compared < max(ious) - _IOU:
-            found.append(
-                f"mean IoU with the reference {its.iou / its.compared:.2f}, under another reading {max(ious):.2f}"
-            )
+        own, most_iou = its.iou / its.compared, max(one.iou / one.compared for _, one in left if one.compared)
+        if own < most_iou - _IOU:
+            what = f"mean IoU with the reference {own:.2f}, under another reading {most_iou:.2f}"
+            found.append(_Doubt("iou", what))
     return found
 
 
-def _border(reading: Reading, its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]) -> list[str]:
+def _border(its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]) -> list[_Doubt]:
     """Boxes that are cut off by the image end exactly at its border; a wrong scale moves these edges off it.
 
     The other reading must show this at both ends of a side: edges pile up at one place by chance, or at a margin. The
     middles of a grid's cells are never at the border.
     """
-    if reading.scale.is_grid:
-        return []
     ends = [(side, k) for side in ("long", "short") for k in (0, 1)]
     names = {"long": "longer", "short": "shorter"}
-    for _, other in left:
+    for reading, other in left:
         own, most = ({(side, k): getattr(one, side).piled()[k] / one.boxes for side, k in ends} for one in (its, other))
         if any(own[end] * its.boxes >= _PILE and most[end] * 4 <= own[end] for end in ends):
             continue
@@ -219,8 +231,10 @@ def _border(reading: Reading, its: ReadingCounts, left: Sequence[tuple[Reading, 
             both = min(most[side, 0], most[side, 1]) * other.boxes >= _PILE
             if both and own[side, k] * 4 <= most[side, k]:
                 where = f"the {('right or lower', 'left or upper')[k]} border of the {names[side]} side"
-                what = f"{own[side, k]:.1%} of the boxes end exactly at {where}"
-                return [f"{what}, under another reading {most[side, k]:.1%}"]
+                what = (
+                    f"{own[side, k]:.1%} of the boxes end exactly at {where}, under {reading.name} {most[side, k]:.1%}"
+                )
+                return [_Doubt("border", what, other.first.get("border"))]
     return []
 
 
