@@ -63,7 +63,10 @@ def turns(count):
 
 
 def test_boxes_of_prompts_come_first_and_are_counted(lines):
-    turns = [{"from": "human", "value": "<image>What is in [1, 2, 3, 4]?"}, {"from": "gpt", "value": "A dog [5, 6, 7, 8]"}]
+    turns = [
+        {"from": "human", "value": "<image>What is in [1, 2, 3, 4]?"},
+        {"from": "gpt", "value": "A dog [5, 6, 7, 8]"},
+    ]
     ((row,), _) = all_rows(lines({"image": "a.jpg", "conversations": turns}))
     assert row.numbers == ((1, 2, 3, 4), (5, 6, 7, 8))
     assert row.prompt_boxes == 1
@@ -194,7 +197,10 @@ def test_images_beside_the_data_are_found_without_being_asked_for(tmp_path, line
 def test_coco_keeps_boxes_as_they_are_and_reports_wrong_ones(tmp_path):
     images = [{"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}, {"id": "x", "file_name": 3}, 5, {"id": 2}]
     boxes = [[-1, 2, 30, 4], [1, 2, 3], "box", [1, 2, 3, 4], [5, 6, 7, 8]]
-    annotations = [{"image_id": 1, "bbox": box, "category_id": 9} for box in boxes] + [7, {"image_id": 8, "bbox": [1] * 4}]
+    annotations = [{"image_id": 1, "bbox": box, "category_id": 9} for box in boxes] + [
+        7,
+        {"image_id": 8, "bbox": [1] * 4},
+    ]
     annotations[3]["image_id"] = 2
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"annotations": annotations, "images": images}))
