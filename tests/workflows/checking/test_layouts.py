@@ -240,7 +240,7 @@ def test_coco_numbers_that_are_not_finite_are_reported(tmp_path, text):
     ],
 )
 def test_an_unknown_layout_is_an_error_that_lists_what_each_needs(lines, rows, got):
-    with pytest.raises(InputError, match="layout of .* is not known") as caught:
+    with pytest.raises(InputError, match=r"layout of .* is not known") as caught:
         DataFile(lines(*rows))
     assert caught.value.got == got
     for name in NAMES:
@@ -254,7 +254,7 @@ def test_a_json_object_without_annotations_is_an_error(tmp_path):
         DataFile(path)
 
 
-def test_a_layout_that_can_not_be_is_an_error(lines, tmp_path):
+def test_a_layout_that_can_not_be_is_an_error(lines):
     path = lines({"messages": []})
     with pytest.raises(ConfigError, match="--format is not a layout") as caught:
         DataFile(path, "lava")

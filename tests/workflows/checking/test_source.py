@@ -94,7 +94,7 @@ def test_damaged_parquet_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("make", "got"),
     [
-        (lambda path: None, "no such file"),
+        (lambda _: None, "no such file"),
         (lambda path: path.mkdir(), "a folder"),
         (lambda path: path.write_bytes(b""), "no rows"),
         (lambda path: path.write_bytes(b" \n\t"), "no rows"),

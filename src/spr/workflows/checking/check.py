@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spr.core.boxes import Array
 from spr.core.errors import ConfigError, InputError
 from spr.core.progress import Progress
 from spr.grounding import DIALECTS, Dialect, get_dialect, parse
 from spr.grounding.geometry import Resized
+from spr.workflows.checking.boxes import BoxChecks
 from spr.workflows.checking.evidence import Candidate, Evidence, chosen_candidate
 from spr.workflows.checking.findings import MESSAGES, Finding, Tally
 from spr.workflows.checking.fix import FixResult, fix_data
@@ -24,6 +26,9 @@ from spr.workflows.checking.text_boxes import find_boxes
 
 _FACTOR = 28
 _SAMPLES = 50
+_ENOUGH = 20_000
+"""Boxes after which the likely readings are chosen, under which boxes are then checked."""
+_LIKELY = 4
 
 
 @dataclass(slots=True)
@@ -35,16 +40,41 @@ class Group:
         first: The first box, for people.
         given: The reading that the dialect or the field asks for; None if neither does.
         evidence: What was counted.
+        forms: How many boxes are written in each of `spr.workflows.checking.rows.FORMS`.
         candidates: All readings, the most plausible first.
         chosen: The reading under which boxes are counted and drawn; None if none fits.
+        checks: What is wrong with the boxes under the likely readings.
+        held: Batches that are not yet checked.
     """
 
     stated: Stated | None
     first: str
     given: Reading | None
     evidence: Evidence
+    forms: Counter[str] = field(default_factory=Counter)
     candidates: list[Candidate] = field(default_factory=list)
     chosen: Candidate | None = None
+    checks: BoxChecks | None = None
+    held: list[Batch] = field(default_factory=list)
+
+    def add(self, batch: Batch, reference: list[Array] | None) -> None:
+        """Count the boxes of a batch; batches are held until it is known which readings are likely."""
+        self.evidence.add(batch, reference)
+        self.forms.update(form for row in batch.rows for form in row.forms)
+        if self.checks is not None:
+            self.checks.add(batch)
+            return
+        self.held.append(batch)
+        if self.given is not None or self.evidence.boxes >= _ENOUGH:
+            self._start()
+
+    def _start(self) -> None:
+        self.candidates = self.evidence.candidates()
+        likely = [one.reading for one in self.likely]
+        self.checks = BoxChecks([self.given] if self.given is not None else likely[:_LIKELY])
+        for batch in self.held:
+            self.checks.add(batch)
+        self.held = []
 
     @property
     def name(self) -> str:
@@ -53,13 +83,43 @@ class Group:
 
     def judge(self) -> None:
         """Compare the readings by what was counted so far."""
+        if self.checks is None:
+            self._start()
         self.candidates = self.evidence.candidates()
-        self.chosen = chosen_candidate(self.candidates, self.given)
+        self.chosen = chosen_candidate(self.candidates if self.given is not None else self.likely, self.given)
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the boxes under the chosen reading; without one, what needs no reading."""
+        if self.checks is None:
+            return []
+        reading = None if self.chosen is None else self.chosen.reading
+        return self.checks.findings(reading if reading in self.checks.readings else None)
+
+    @property
+    def dialects(self) -> frozenset[str]:
+        """The dialects that write boxes in one of the forms of the texts."""
+        forms = self.forms.keys() - {"field"}
+        return frozenset(key for key in DIALECTS if forms & set(find_boxes([DIALECTS[key].example]).forms))
+
+    @property
+    def likely(self) -> list[Candidate]:
+        """The readings that are not refuted, without those in an order or a scale that no dialect writes in this form.
+
+        If all others are refuted, these are kept.
+        """
+        left = [one for one in self.candidates if one.verdict in ("fits", "less likely")]
+        return [one for one in left if one.reading == self.given or self._is_usual(one.reading)] or left
+
+    def _is_usual(self, reading: Reading) -> bool:
+        orders = {Reading.of_dialect(key).order for key in self.dialects} or {"xyxy"}
+        scale = reading.scale
+        common = scale.coding.units in (None, 1, 1000) or not self.dialects.isdisjoint(scale.dialects)
+        return reading.order in orders and common
 
     @property
     def fitting(self) -> list[Candidate]:
-        """The readings that fit."""
-        return [one for one in self.candidates if one.verdict == "fits"]
+        """Those of the likely readings that fit."""
+        return [one for one in self.likely if one.verdict == "fits"]
 
 
 @dataclass(slots=True)
@@ -71,7 +131,6 @@ class CheckResult:
         target: The model that the data are for.
         rows, boxes: How many there are.
         groups: The boxes in texts, and those in fields, with the readings that fit.
-        forms: How many boxes are written in each of `spr.workflows.checking.rows.FORMS`.
         findings: What else was noticed.
         samples: The first rows with boxes in their texts.
         refuted: Why the data can't be what was given, with the row that shows it; empty if they can.
@@ -82,7 +141,6 @@ class CheckResult:
     rows: int = 0
     boxes: int = 0
     groups: list[Group] = field(default_factory=list)
-    forms: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     refuted: list[str] = field(default_factory=list)
     samples: list[DataRow] = field(default_factory=list)
@@ -91,11 +149,6 @@ class CheckResult:
     def exit_code(self) -> int:
         """1 if a reading is refuted, else 0."""
         return 1 if self.refuted else 0
-
-    def dialects_of_form(self) -> frozenset[str]:
-        """The dialects that write boxes in one of the forms of the texts."""
-        texts = {form for form in self.forms if form != "field"}
-        return frozenset(key for key in DIALECTS if texts & set(find_boxes([DIALECTS[key].example]).forms))
 
     def to_json(self) -> dict[str, Any]:
         """The result as values of JSON."""
@@ -108,11 +161,11 @@ class CheckResult:
             "model": self.target.model,
             "rows": self.rows,
             "boxes": self.boxes,
-            "forms": dict(self.forms),
             "refuted": self.refuted,
             "readings": [
                 {
                     "boxes": group.name,
+                    "forms": dict(group.forms),
                     "given": None if group.given is None else group.given.name,
                     "chosen": None if group.chosen is None else group.chosen.reading.name,
                     "candidates": [one.to_json() for one in group.candidates],
@@ -250,14 +303,13 @@ class _Check:
             if group is None:
                 given = self._given if stated is None else Reading.of_stated(stated)
                 group = self._groups[stated] = Group(stated, _first(part), given, Evidence(given, self._resizes))
-            group.evidence.add(part, None if self._reference is None else self._reference.of(part))
+            group.add(part, None if self._reference is None else self._reference.of(part))
 
     def _note(self, problem: RowProblem) -> None:
         text = f"{problem.place}: {problem.detail}" if problem.detail else problem.place
         self._tallies.setdefault(problem.kind, Tally()).add([text])
 
     def _note_rows(self, rows: list[DataRow]) -> None:
-        forms = self.result.forms
         for row in rows:
             if not row.numbers:
                 self._tallies.setdefault("no_boxes", Tally()).add([row.place])
@@ -265,7 +317,6 @@ class _Check:
             if row.size_wh is None:
                 kind = "no_image" if row.image is None else "no_size"
                 self._tallies.setdefault(kind, Tally()).add([row.place])
-            forms.update(row.forms)
             if row.stated is None and len(self.result.samples) < _SAMPLES:
                 self.result.samples.append(row)
             if row.stated is None and self._known_forms is not None and not self._known_forms.issuperset(row.forms):
@@ -339,6 +390,7 @@ def _reading_of(dialect: Dialect) -> Reading:
 
 
 def _resizes(target: Target, factor: int) -> list[Resized]:
-    limits = {"min_pixels": target.min_pixels, "max_pixels": target.max_pixels}
-    given = {name: value for name, value in limits.items() if value is not None}
-    return [Resized(factor, **given)] if given else []
+    if target.min_pixels is None and target.max_pixels is None:
+        return []
+    usual = Resized(factor)
+    return [Resized(factor, target.min_pixels or usual.min_pixels, target.max_pixels or usual.max_pixels)]

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -20,7 +20,7 @@ from spr.core.paths import is_remote
 from spr.grounding import Dialect, GroundedText, parse, render, render_box
 from spr.grounding.editing import renumber
 from spr.grounding.geometry import Relative
-from spr.grounding.markup import JsonList
+from spr.grounding.markup import Brackets, JsonList
 from spr.grounding.parse import markup_of
 from spr.grounding.text import without_surrogates
 from spr.workflows.checking.layouts import RowLayout
@@ -212,12 +212,12 @@ class Converter:
         if size_wh is None and self._needs_size:
             raise Refused("the size of the image is not known: give --images")
         size = size_wh if size_wh is not None else _ANY_SIZE
-        pieces, boxes, lost = [], 0, []
-        for piece in _MARKS.split(text):
-            one = Fixed(piece) if _MARKS.fullmatch(piece) else self._piece(piece, size, slot.kind)
-            pieces.append(one.text)
-            boxes, lost = boxes + one.boxes, [*lost, one.lost]
-        return Fixed("".join(pieces), boxes, " ".join(filter(None, lost)))
+        pieces = [
+            Fixed(piece) if _MARKS.fullmatch(piece) else self._piece(piece, size, slot.kind)
+            for piece in _MARKS.split(text)
+        ]
+        lost = " ".join(filter(None, (piece.lost for piece in pieces)))
+        return Fixed("".join(piece.text for piece in pieces), sum(piece.boxes for piece in pieces), lost)
 
     def _piece(self, piece: str, size: Size, kind: SlotKind) -> Fixed:
         if not (expected := find_boxes([piece]).numbers):
@@ -226,27 +226,39 @@ class Converter:
         before, after = piece[: piece.index(core)], piece[piece.index(core) + len(core) :]
         if without_surrogates(core) != core:
             raise Refused("the text is not valid Unicode")
-        grounded = parse(core, self.source, size)
+        source, target = self.source, self.target
+        if kind == "prompt" and _lists_json(source) and isinstance(markup_of(source, core), JsonList):
+            source = source if _has_key(source, core) else _in_brackets(source)
+        grounded = parse(core, source, size)
         if grounded.problems:
             raise Refused(str(grounded.problems[0]))
         if len(grounded.boxes) != len(expected):
             raise Refused(f"{len(expected)} boxes in the text, of which {self.source.key} reads {len(grounded.boxes)}")
-        text = renumber(grounded, self.target)
+        if source is not self.source and isinstance(target.markup, JsonList) and not target.markup.y_first:
+            text = renumber(grounded, _in_brackets(target))
+        else:
+            text = renumber(grounded, target)
         lost = ""
         if text is None and (kind == "prompt" or self._keeps_order):
-            text = in_place(grounded, self.target, size)
+            text = in_place(grounded, target, size)
         if text is None:
-            text = render(grounded, self.target, size)
-            lost = "" if self.target.keeps_prose else _other_words(grounded)
-        self._check(grounded, text, size)
+            text = render(grounded, target, size)
+            lost = "" if target.keeps_prose else _other_words(grounded)
+        self._check(grounded, text, size, is_bare=kind == "prompt" and not _has_key(target, text))
         return Fixed(before + text + after, len(expected), lost)
 
     def _max_errors(self, size: Size) -> tuple[float, float]:
         (ax, ay), (bx, by) = self.source.max_error(size), self.target.max_error(size)
         return ax + bx, ay + by
 
-    def _check(self, grounded: GroundedText, text: str, size: Size) -> None:
-        again = parse(text, self.target, size).boxes
+    def _check(self, grounded: GroundedText, text: str, size: Size, *, is_bare: bool) -> None:
+        """Raise `Refused` unless the text has the same boxes; ``is_bare``: as numbers in brackets, in a prompt."""
+        if is_bare and isinstance(self.target.markup, JsonList):
+            frame, order = self.target.frame(size), self.target.markup.order
+            found = [frame.decode([four[k] for k in order])[0] for four in find_boxes([text]).numbers]
+            again = tuple([box for box in found if box is not None])
+        else:
+            again = parse(text, self.target, size).boxes
         x, y = self._errors(size)
         same = len(again) == len(grounded.boxes) and all(
             abs(new - old) <= (x, y)[k % 2] * (1 + 1e-9) + 1e-9
@@ -265,18 +277,19 @@ def in_place(grounded: GroundedText, target: Dialect, size_wh: Size) -> str | No
     >>> from spr.grounding import get_dialect
     >>> text = "What is <ref>the dog</ref><box>(0,0),(499,499)</box> doing?"
     >>> in_place(parse(text, "qwen_vl", (999, 999)), get_dialect("ferret"), (999, 999))
-    'What is the dog[0, 0, 499, 499] doing?'
+    'What is the dog [0, 0, 499, 499] doing?'
     """
     source = grounded.source
-    if source is None or not source.dialect.keeps_prose:
-        return None
-    markup = markup_of(source.dialect, source.text)
-    if isinstance(markup, JsonList):
+    if source is None or isinstance(markup := markup_of(source.dialect, source.text), JsonList):
         return None
     units: dict[tuple[int, int], str] = {}
     places = [place for place in source.places if place.is_read]
     for place, box in zip(places, grounded.boxes, strict=True):
-        units[place.unit] = units.get(place.unit, "") + render_box(box, target, size_wh)
+        written = render_box(box, target, size_wh)
+        if place.unit in units or source.text[: place.unit[0]][-1:].isspace() or place.unit[0] == 0:
+            units[place.unit] = units.get(place.unit, "") + written
+        else:
+            units[place.unit] = f" {written}" if isinstance(target.markup, Brackets) else written
     old, new = (getattr(one, "phrase", None) or ("", "") for one in (markup, target.markup))
     pieces, position = [], 0
     for (start, stop), written in sorted(units.items()):
@@ -286,6 +299,22 @@ def in_place(grounded: GroundedText, target: Dialect, size_wh: Size) -> str | No
     for before, after in zip(old, new, strict=True):
         pieces[::2] = [piece.replace(before, after) if before else piece for piece in pieces[::2]]
     return "".join(pieces)
+
+
+def _lists_json(dialect: Dialect) -> bool:
+    return isinstance(dialect.markup, JsonList)
+
+
+def _has_key(dialect: Dialect, text: str) -> bool:
+    return isinstance(dialect.markup, JsonList) and dialect.markup.key.search(text) is not None
+
+
+def _in_brackets(dialect: Dialect) -> Dialect:
+    """The dialect as it is written in prompts: numbers in brackets. Raises `Refused` if y comes first."""
+    markup = dialect.markup
+    if not isinstance(markup, JsonList) or markup.y_first:
+        raise Refused(f"brackets in a prompt do not show that {dialect.key} writes y first")
+    return replace(dialect, markup=Brackets(", ".join([f"{{:{markup.number}}}"] * 4)))
 
 
 def _other_words(grounded: GroundedText) -> str:

@@ -121,9 +121,10 @@ def _lines(path: Path) -> Iterator[list[RawRow]]:
             first, newline, others = data.partition(b"\n")
             pieces.append(first)
             if newline:
-                *lines, rest = [b"".join(pieces), *others.split(b"\n")]
+                lines = [b"".join(pieces), *others.split(b"\n")]
+                pieces = [lines.pop()]
                 yield _decode_lines(lines, number)
-                number, pieces = number + len(lines), [rest]
+                number += len(lines)
     last = b"".join(pieces)
     if last.strip():
         yield _decode_lines([last], number)

@@ -22,12 +22,9 @@ def lines(result: CheckResult) -> Iterator[str]:
     if target.dialect is not None:
         of = f" {target.model}," if target.model is not None else ""
         yield f"dialect:{of} {target.dialect.spec} ({target.note})"
-    if result.forms:
-        yield "written as: " + ", ".join(f"{form} {count:,}" for form, count in result.forms.most_common())
-    known = result.dialects_of_form()
     for group in result.groups:
         yield ""
-        yield from _readings(group, known)
+        yield from _readings(group)
     if result.findings:
         yield ""
         yield "findings"
@@ -44,22 +41,23 @@ def lines(result: CheckResult) -> Iterator[str]:
         yield "There are no boxes to check."
 
 
-def _readings(group: Group, known: frozenset[str]) -> Iterator[str]:
-    yield f"{group.name}: {count_text(group.evidence.boxes, 'boxes')}"
+def _readings(group: Group) -> Iterator[str]:
+    forms = ", ".join(f"{count:,} × {form}" for form, count in group.forms.most_common() if form != "field")
+    yield f"{group.name}: {count_text(group.evidence.boxes, 'boxes')}{': ' + forms if forms else ''}"
     if group.evidence.without_size:
         yield f"  {count_text(group.evidence.without_size, 'boxes')} in images of unknown size: --images gives sizes"
     given = group.chosen if group.given is not None else None
     listed: set[str] = set()
     shown: list[Candidate] = [given] if given is not None else []
-    for one in group.candidates:
-        if one.verdict in ("fits", "less likely") and one is not given and one.reading.name not in listed:
+    for one in (*shown, *group.likely):
+        if one is not given and one.reading.name not in listed:
             shown.append(one)
-        if one in shown:
-            listed |= {one.reading.name, *one.same_as}
+        listed |= {one.reading.name, *one.same_as}
     alike = {one.reading.name: one for one in group.candidates}
     for one in shown[:_SHOWN]:
         dialects = [key for name in (one.reading.name, *one.same_as) for key in alike[name].reading.scale.dialects]
         order = one.reading.order
+        known = group.dialects
         written = [key for key in dict.fromkeys(dialects) if key in known and Reading.of_dialect(key).order == order]
         yield from _reading(one, written, is_given=one is given)
     if len(shown) > _SHOWN:

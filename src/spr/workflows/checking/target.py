@@ -125,7 +125,7 @@ def processor_settings(folder: Path) -> Any:
         except (SprError, ValueError):
             continue
         settings = settings.get("image_processor", settings) if isinstance(settings, dict) else {}
-        size = settings.get("size") if isinstance(settings.get("size"), dict) else {}
+        size = settings["size"] if isinstance(settings.get("size"), dict) else {}
         least = settings.get("min_pixels") or size.get("shortest_edge")
         most = settings.get("max_pixels") or size.get("longest_edge")
         patch, merge = settings.get("patch_size"), settings.get("merge_size")

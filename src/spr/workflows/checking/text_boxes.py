@@ -71,6 +71,7 @@ def find_boxes(texts: Sequence[str]) -> TextBoxes:
         last = match.lastindex or 4
         a, b, c, d = match.group(last - 3, last - 2, last - 1, last)
         form = _FORMS[last // 4 - 1]
+        box: Numbers
         if form == "patch":
             first, second = int(a), int(c)
             box = (first % _CELLS, first // _CELLS, second % _CELLS, second // _CELLS)

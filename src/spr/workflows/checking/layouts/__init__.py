@@ -45,10 +45,11 @@ def choose_layout(path: Path, kind: Kind, name: str | None = None) -> Layout:
     objects: tuple[ObjectLayout, ...] = (mdetr.LAYOUT, coco.LAYOUT)
     rows = row_layouts(path, kind) if kind != "object" else []
     if name is not None:
-        chosen = next((layout for layout in (*objects, *row_layouts(path, kind)) if layout.name == name), None)
-        if chosen is None or isinstance(chosen, ObjectLayout) != (kind == "object"):
+        known: list[Layout] = [*objects, *row_layouts(path, kind)]
+        chosen = next(layout for layout in known if layout.name == name)
+        if isinstance(chosen, ObjectLayout) != (kind == "object"):
             what = f"{path} does not have the layout `{name}`"
-            raise ConfigError(what, got=_KINDS[kind], expected=_needs([*objects, *row_layouts(path, kind)], name))
+            raise ConfigError(what, got=_KINDS[kind], expected=_needs([chosen]))
         return chosen
     if kind == "object":
         return _object_layout(path)
@@ -81,13 +82,12 @@ def _object_layout(path: Path) -> ObjectLayout:
     return mdetr.LAYOUT if captions > len(images) / 2 else coco.LAYOUT
 
 
-def _needs(layouts: Iterable[Layout], name: str | None = None) -> str:
-    shown = {layout.name: layout for layout in layouts if name in (None, layout.name)}
-    return "\n".join(f"{layout.name}: {layout.needs}" for layout in shown.values())
+def _needs(layouts: Iterable[Layout]) -> str:
+    return "\n".join(f"{layout.name}: {layout.needs}" for layout in layouts)
 
 
 def _unknown(path: Path, kind: Kind, sample: list[RawRow]) -> InputError:
-    layouts = (coco.LAYOUT, mdetr.LAYOUT, *row_layouts(path, kind))
+    layouts: list[Layout] = [coco.LAYOUT, mdetr.LAYOUT, *row_layouts(path, kind)]
     fix = "convert the file to one of these, or name the layout with --format"
     got = f"{_KINDS[kind]}, {_found(sample)}"
     return InputError(f"The layout of {path} is not known", got=got, expected=_needs(layouts), fix=fix)

@@ -128,7 +128,7 @@ class Objects:
             if entries and isinstance(entries[0], msgspec.Raw):
                 for element in entries[1:]:
                     try:
-                        entry = msgspec.convert(element, kind)
+                        entry: Any = msgspec.convert(element, kind)
                     except (msgspec.MsgspecError, RecursionError):
                         odd(element)
                     else:
@@ -151,7 +151,7 @@ class Objects:
         if not finite.all():
             for place in np.flatnonzero(~finite).tolist():
                 self._problem("not_finite", "annotation", entries[place].bbox, place)
-            boxes, entries = boxes[finite], [entry for entry, good in zip(entries, finite, strict=True) if good]
+            boxes, entries = boxes[finite], [entries[place] for place in np.flatnonzero(finite).tolist()]
         number = self._categories
         keys = [number.setdefault(entry.category_id, len(number)) for entry in entries]
         self._boxes.append(boxes)

@@ -162,8 +162,9 @@ def first_image(row: Mapping[str, Any], *keys: str) -> ImageName:
 
 def stated_size(row: Mapping[str, Any]) -> Size | None:
     """The size that a row states as ``width`` and ``height`` (InternVL's rows do), or None."""
-    sides = row.get("width"), row.get("height")
-    sides = tuple(side[0] if isinstance(side, list) and len(side) == 1 else side for side in sides)
-    w, h = sides
-    whole = isinstance(w, int) and isinstance(h, int) and not isinstance(w, bool) and not isinstance(h, bool)
-    return (w, h) if whole and w > 0 and h > 0 else None
+    w, h = row.get("width"), row.get("height")
+    if type(w) is int and type(h) is int:
+        return (w, h) if w > 0 and h > 0 else None
+    if isinstance(w, list) and isinstance(h, list) and len(w) == len(h) == 1:
+        return stated_size({"width": w[0], "height": h[0]})
+    return None
