@@ -28,7 +28,7 @@ KEPT_EXAMPLES = 3
 MESSAGES = {
     "duplicate_box": "are there twice in their row, with the same label",
     "repeated_row": "are there before: the same image, texts and boxes",
-    "beyond": f"reach beyond their image by more than {BEYOND:.0%} of the side and 1 pixel",
+    "beyond": f"reach beyond their image by more than {100 * BEYOND:.0f} % of the side and 1 pixel",
     "inverted": "have x2 < x1 or y2 < y1",
     "no_area": "have no width or no height",
     "tiny": "are narrower or lower than 1 pixel, or than 0.1 % of an image of unknown size",

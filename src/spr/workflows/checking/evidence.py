@@ -19,6 +19,8 @@ from spr.workflows.checking.verdicts import SAME, Candidate, Totals, judge
 
 COMPARED = 20_000
 """Boxes that are compared with reference boxes, the first ones."""
+_SMALL = 10
+"""Pixels of a side below which numbers from 0 to 1 may well be pixels."""
 _DECIMALS = 100_000
 """Boxes whose decimals are counted, the first ones."""
 
@@ -93,7 +95,8 @@ class Evidence:
     def _count_numbers(self, boxes: Floats, columns: BatchColumns) -> None:
         self._boxes += len(boxes)
         self._places += int(np.count_nonzero(columns.sizes.index < len(columns.sizes.unique)))
-        self._within_one += int(np.count_nonzero(((boxes >= 0) & (boxes <= 1)).all(axis=1)))
+        large = ~((columns.sizes.width < _SMALL) | (columns.sizes.height < _SMALL))
+        self._within_one += int(np.count_nonzero(((boxes >= 0) & (boxes <= 1)).all(axis=1) & large))
         if self._counted < 4 * _DECIMALS:
             self._counted += boxes.size
             self._with_decimals += int(np.count_nonzero(boxes != np.floor(boxes)))

@@ -38,7 +38,7 @@ _RANK: dict[Verdict, int] = {"fits": 0, "less likely": 1, "refuted": 2, "no size
 
 
 class Totals(NamedTuple):
-    """What is the same for all readings: the boxes, those with all four numbers in 0..1, and the share of decimals."""
+    """The same for all readings: boxes, those with only numbers in 0..1 (in images of 10 px and more), decimals."""
 
     boxes: int
     within_one: int
@@ -159,7 +159,9 @@ def _refutations(totals: Totals, reading: Reading, its: ReadingCounts, best_iou:
     found: list[tuple[str, str | None]] = []
     allowed, n = tolerated(its.boxes), its.boxes
     if its.beyond > allowed:
-        reason = f"{_part(its.beyond, n)} reach beyond their image by more than {BEYOND:.0%} of the side and 1 pixel"
+        reason = (
+            f"{_part(its.beyond, n)} reach beyond their image by more than {percent(BEYOND)} of the side and 1 pixel"
+        )
         found.append((reason, its.first.get("beyond")))
     if its.inverted > allowed:
         corners = "x2 < x1 or y2 < y1" if reading.order in ("xyxy", "yxyx") else "a negative width or height"
@@ -171,7 +173,7 @@ def _refutations(totals: Totals, reading: Reading, its: ReadingCounts, best_iou:
         reason = f"{_part(totals.within_one, totals.boxes)} have only numbers from 0 to 1: the first step of the scale"
         found.append((reason, None))
     if its.compared and best_iou >= NEAR and its.iou / its.compared < FAR:
-        reason = f"mean IoU with the reference {its.iou / its.compared:.2f}, under another reading {best_iou:.2f}"
+        reason = f"Mean IoU with the reference {its.iou / its.compared:.2f}, under another reading {best_iou:.2f}"
         found.append((reason, None))
     return found
 
@@ -200,22 +202,24 @@ def _doubts(
         long, short = its.long.reach(), its.short.reach()
         most = max(other.long.reach() for _, other in left), max(other.short.reach() for _, other in left)
         if long < most[0] - _REACH or short < most[1] - _REACH:
-            used = f"99 % of the boxes end within {long:.0%} of the longer and {short:.0%} of the shorter side"
-            found.append(_Doubt("reach", f"{used}, under another reading {most[0]:.0%} and {most[1]:.0%}"))
+            used = (
+                f"99 % of the boxes end within {percent(long)} of the longer and {percent(short)} of the shorter side"
+            )
+            found.append(_Doubt("reach", f"{used}, under another reading {percent(most[0])} and {percent(most[1])}"))
     if (fit := its.aspect.fit()) is not None:
         fits = [other for _, one in left if (other := one.aspect.fit()) is not None]
         flattest = min(fits, key=lambda one: abs(one[0]))
         gap = abs(fit[0]) - abs(flattest[0])
         if gap > _SLOPE * (1 + grid) and gap > 3 * (fit[1] + flattest[1]):
-            what = f"boxes would change their shape with that of the image (slope {fit[0]:.2f} ± {fit[1]:.2f}"
+            what = f"Boxes would change their shape with that of the image (slope {fit[0]:.2f} ± {fit[1]:.2f}"
             found.append(_Doubt("aspect", f"{what}; under another reading {flattest[0]:.2f} ± {flattest[1]:.2f})"))
     if totals.decimals > _DECIMALS and reading.scale.whole and any(not one.scale.whole for one, _ in left):
-        what = f"{totals.decimals:.0%} of the numbers have decimals; dialects write this scale in whole numbers"
+        what = f"{percent(totals.decimals)} of the numbers have decimals; dialects write this scale in whole numbers"
         found.append(_Doubt("decimals", what))
     if its.compared:
         own, most_iou = its.iou / its.compared, max(one.iou / one.compared for _, one in left if one.compared)
         if own < most_iou - _IOU:
-            what = f"mean IoU with the reference {own:.2f}, under another reading {most_iou:.2f}"
+            what = f"Mean IoU with the reference {own:.2f}, under another reading {most_iou:.2f}"
             found.append(_Doubt("iou", what))
     return found
 
@@ -236,10 +240,9 @@ def _border(its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]) -
             both = min(most[side, 0], most[side, 1]) * other.boxes >= _PILE
             if both and own[side, k] * 4 <= most[side, k]:
                 where = f"the {('right or lower', 'left or upper')[k]} border of the {names[side]} side"
-                what = (
-                    f"{own[side, k]:.1%} of the boxes end exactly at {where}, under {reading.name} {most[side, k]:.1%}"
-                )
-                return [_Doubt("border", what, other.first.get("border"))]
+                what = f"{percent(own[side, k], 1)} of the boxes end exactly at {where}"
+                more = f"under {reading.name} {percent(most[side, k], 1)}"
+                return [_Doubt("border", f"{what}, {more}", other.first.get("border"))]
     return []
 
 
@@ -277,5 +280,10 @@ def _order(one: Candidate, place: int) -> tuple[float, ...]:
     return _RANK[one.verdict], len(one.reasons), -round(one.iou or 0.0, 2), place
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share in percent, with a space: 7.7 %."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def _part(count: int, of: int) -> str:
-    return f"{count:,} of {count_text(of, 'boxes')} ({count / of:.1%})"
+    return f"{count:,} of {count_text(of, 'boxes')} ({percent(count / of, 1)})"
