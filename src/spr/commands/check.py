@@ -31,6 +31,14 @@ def check(
     reference: Annotated[
         Path | None, typer.Option(help="COCO JSON with the true boxes of the same images, to compare with.")
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder with tokenizer.json, or an id of the Hub in its cache. (default: that of --model)"),
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="The trainer's limit of tokens per row.")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Context length in tokens. (default: that of the model's config.json)")
+    ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         str | None,
         typer.Option(
@@ -52,17 +60,33 @@ def check(
     changed in place.
     """
     from spr.workflows.checking import check as checking
-    from spr.workflows.checking.summary import fix_lines, lines
+    from spr.workflows.checking import fixing, folder, summary
 
-    options = {"layout": format, "dialect": dialect, "model": model, "min_pixels": min_pixels, "max_pixels": max_pixels}
-    checking.check_options(fix=fix, to=to, out=out)
-    result = checking.check_data(data, images=images, reference=reference, **options)  # type: ignore[arg-type]
-    for line in lines(result):
+    fixing.check_options(fix=fix, to=to, out=out)
+    if out is not None and not fix:
+        folder.check_folder(out)
+    result = checking.check_data(
+        data,
+        layout=format,
+        dialect=dialect,
+        model=model,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        images=images,
+        reference=reference,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        context=context,
+    )
+    for line in summary.lines(result):
         echo(line)
     if fix and to is not None and out is not None:
         echo()
-        fixed = checking.fix_checked(result, to, out)
-        for line in fix_lines(fixed, to):
+        for line in summary.fix_lines(fixing.fix_checked(result, to, out), to):
             echo(line)
+    elif out is not None:
+        echo()
+        for path in folder.write_folder(result, out):
+            echo(path)
     if result.exit_code:
         raise typer.Exit(result.exit_code)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -125,8 +125,12 @@ class Evidence:
                     if known.size:
                         self._apart[i, j] = self._apart[j, i] = max(self._apart[i, j], known.max())
 
-    def candidates(self) -> list[Candidate]:
-        """All readings, the most plausible first; those that are refuted come last, and those not placed at all."""
+    def candidates(self, is_usual: Callable[[Reading], bool] = lambda _: True) -> list[Candidate]:
+        """All readings, the most plausible first; those that are refuted come last, and those not placed at all.
+
+        ``is_usual``: whether data in this form may have a reading. Others make none less likely, unless all usual ones
+        are refuted.
+        """
         totals = Totals(self._boxes, self._within_one, self.with_decimals)
         same = self._apart <= SAME
         scales = self._scales
@@ -137,6 +141,7 @@ class Evidence:
             lambda one, other: (
                 one.order == other.order and bool(same[scales.index(one.scale), scales.index(other.scale)])
             ),
+            is_usual,
         )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spr.core.terminal import count_text, one_line
-from spr.workflows.checking.check import CheckResult, Group
 from spr.workflows.checking.evidence import Candidate
 from spr.workflows.checking.fix import FixResult
 from spr.workflows.checking.readings import Reading
+from spr.workflows.checking.result import CheckResult, Group
 from spr.workflows.checking.source import WORDS
 
 _SHOWN = 4
@@ -33,6 +33,10 @@ def lines(result: CheckResult) -> Iterator[str]:
             yield f"  {finding.count:>12,}  {finding.things} {finding.message}{share}"
             if finding.places:
                 yield f"{'':14}  first: {one_line(finding.places[0])}"
+    if result.notes:
+        yield ""
+    for note in result.notes:
+        yield one_line(note)
     for reason in result.refuted:
         yield ""
         yield f"REFUTED  {one_line(reason)}"

@@ -116,16 +116,21 @@ def judge(
     readings: Sequence[Reading],
     counts: Sequence[ReadingCounts],
     is_same: Callable[[Reading, Reading], bool],
+    is_usual: Callable[[Reading], bool] = lambda _: True,
 ) -> list[Candidate]:
-    """The candidates, the most plausible first. ``is_same``: whether two readings place all boxes alike."""
+    """The candidates, the most plausible first. ``is_same``: whether two readings place all boxes alike.
+
+    ``is_usual``: whether a reading is one that others are compared with, if not all of these are refuted.
+    """
     pairs = list(zip(readings, counts, strict=True))
     best_iou = max((its.iou / its.compared for _, its in pairs if its.compared), default=0.0)
     against = [_refutations(totals, reading, its, best_iou) for reading, its in pairs]
     left = [_Rival.of(*pair) for pair, found in zip(pairs, against, strict=True) if not found and pair[1].boxes]
+    usual = [one for one in left if is_usual(one.reading)] or left
     candidates = []
     for (reading, its), found in zip(pairs, against, strict=True):
         verdict: Verdict = "no sizes" if not its.boxes else "refuted" if found else "fits"
-        if verdict == "fits" and (doubts := _doubts(totals, _Rival.of(reading, its), left)):
+        if verdict == "fits" and (doubts := _doubts(totals, own := _Rival.of(reading, its), [own, *usual])):
             strong = its.boxes >= MANY and sum(doubt.kind in STRONG for doubt in doubts) > 1
             verdict = "refuted" if strong else "less likely"
             found = [(doubt.reason, doubt.first if strong else None) for doubt in doubts]
