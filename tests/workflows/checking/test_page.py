@@ -113,7 +113,7 @@ def test_beside_a_wrong_reading_the_best_one_is_drawn(tmp_path, images):
 
 def test_boxes_beyond_the_image_widen_the_view_up_to_a_fifth_and_far_ones_are_counted(tmp_path, images):
     boxes = [(10, 10, 220, 90), (-20, 20, 50, 50), (10, 10, 900, 90), (700, 700, 900, 900)]
-    page, text = written(tmp_path, [row(1, *boxes)] + [row(k, (1, 1, 200, 100)) for k in range(2, 202)], PIXELS, images)
+    page, text = written(tmp_path, [row(1, *boxes)] + [row(k, (5, 5, 150, 80)) for k in range(2, 202)], PIXELS, images)
     assert page.of("svg")[0]["viewbox"] == "-20 0 260 100"
     assert page.rectangles("line")[:3] == [(10, 10, 210, 80), (-20, 20, 70, 30), (10, 10, 230, 80)]
     assert "1 box far outside" in text
