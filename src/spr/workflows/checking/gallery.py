@@ -80,7 +80,7 @@ class Gallery:
 
         ``examples``: rows per kind of finding. They are taken first, one of each kind in turn, up to two thirds.
         """
-        pool = {_key(rows[0]): rows for _, rows in sorted(self._rows.items())}
+        pool = {_key(rows[0]): rows for rows in self._rows.values()}
         chosen: dict[str, Shown] = {}
         for kind, row in _in_turn(examples):
             key = _key(row)
@@ -92,10 +92,11 @@ class Gallery:
                     shown.rows.append(row)
                 if kind not in shown.kinds:
                     shown.kinds.append(kind)
-        for key, rows in pool.items():
-            if len(chosen) >= images:
-                break
-            chosen.setdefault(key, Shown(rows[0].image, rows))
+        others = sorted((rows for key, rows in pool.items() if key not in chosen), key=lambda rows: rows[0].number)
+        room = min(images - len(chosen), len(others))
+        for k in range(room):  # evenly over the pool, in the order of the data
+            rows = others[k * len(others) // room]
+            chosen[_key(rows[0])] = Shown(rows[0].image, rows)
         for shown in chosen.values():
             shown.rows.sort(key=lambda row: row.number)
         return sorted(chosen.values(), key=lambda one: one.rows[0].number)

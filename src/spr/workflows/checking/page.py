@@ -135,6 +135,8 @@ class _Panel:
     marks: list[_Mark]
     outside: int
     """Boxes no part of which is in the view."""
+    more: int
+    """Boxes that are left out as there are too many."""
 
 
 @dataclass(slots=True)
@@ -246,7 +248,7 @@ def _panel(content: PageContent, rows: Sequence[DataRow], size: Size, card: _Car
     marks: list[_Mark] = []
     names: dict[str, None] = {}
     differs = not best
-    outside = number = 0
+    outside = more = number = 0
     low, high = np.array([-_MARGIN, -_MARGIN]) * size, np.array([1 + _MARGIN, 1 + _MARGIN]) * size
     for row in rows:
         part = next((one for one in content.parts if one.stated == row.stated), None)
@@ -269,6 +271,8 @@ def _panel(content: PageContent, rows: Sequence[DataRow], size: Size, card: _Car
             elif len(marks) < _BOXES:
                 (x1, y1), (x2, y2) = np.clip([x1, y1], low, high).tolist(), np.clip([x2, y2], low, high).tolist()
                 marks.append(_Mark(number, x1, y1, x2 - x1, y2 - y1, (number - 1) % _COLOURS, bool(kinds)))
+            else:
+                more += 1
     if not differs or not names:
         return None
     start = [min([0.0, *(mark.x for mark in marks)]), min([0.0, *(mark.y for mark in marks)])]
@@ -277,7 +281,7 @@ def _panel(content: PageContent, rows: Sequence[DataRow], size: Size, card: _Car
         max([float(size[1]), *(mark.y + mark.height for mark in marks)]),
     ]
     view = " ".join(f"{value:.6g}" for value in (*start, end[0] - start[0], end[1] - start[1]))
-    return _Panel("; ".join(names), view, marks, outside)
+    return _Panel("; ".join(names), view, marks, outside, more)
 
 
 def _wrong(reading: Reading, row: DataRow) -> list[list[str]]:

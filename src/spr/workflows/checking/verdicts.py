@@ -125,19 +125,19 @@ def judge(
     pairs = list(zip(readings, counts, strict=True))
     best_iou = max((its.iou / its.compared for _, its in pairs if its.compared), default=0.0)
     against = [_refutations(totals, reading, its, best_iou) for reading, its in pairs]
-    left = [pair for pair, found in zip(pairs, against, strict=True) if not found and pair[1].boxes]
-    usual = [pair for pair in left if is_usual(pair[0])] or left
+    left = [_Rival.of(*pair) for pair, found in zip(pairs, against, strict=True) if not found and pair[1].boxes]
+    usual = [one for one in left if is_usual(one.reading)] or left
     candidates = []
     for (reading, its), found in zip(pairs, against, strict=True):
         verdict: Verdict = "no sizes" if not its.boxes else "refuted" if found else "fits"
-        if verdict == "fits" and (doubts := _doubts(totals, reading, its, usual)):
+        if verdict == "fits" and (doubts := _doubts(totals, own := _Rival.of(reading, its), [own, *usual])):
             strong = its.boxes >= MANY and sum(doubt.kind in STRONG for doubt in doubts) > 1
             verdict = "refuted" if strong else "less likely"
             found = [(doubt.reason, doubt.first if strong else None) for doubt in doubts]
         reasons = [reason for reason, _ in found]
         wrong = (its.first[kind] for kind in ("beyond", "inverted", "outside") if kind in its.first)
         first = next((place for _, place in found if place is not None), None) or next(wrong, None)
-        same = tuple(other.name for other, others in left if other != reading and is_same(reading, other))
+        same = tuple(one.reading.name for one in left if one.reading != reading and is_same(reading, one.reading))
         candidates.append(
             _candidate(reading, its, verdict, tuple(reasons), first, () if verdict == "refuted" else same)
         )
@@ -186,63 +186,80 @@ class _Doubt(NamedTuple):
     first: str | None = None
 
 
-def _doubts(
-    totals: Totals, reading: Reading, its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]
-) -> list[_Doubt]:
+class _Rival(NamedTuple):
+    """A reading with what it is compared by."""
+
+    reading: Reading
+    counts: ReadingCounts
+    reach: tuple[float, float]
+    fit: tuple[float, float] | None
+    piles: dict[tuple[str, int], float]
+    """Shares of the boxes that end exactly at the border, by side and end: 0 for the far one, 1 for the near one."""
+
+    @classmethod
+    def of(cls, reading: Reading, counts: ReadingCounts) -> _Rival:
+        sides = {"longer": counts.long, "shorter": counts.short}
+        piles = {(name, k): pile / counts.boxes for name, side in sides.items() for k, pile in enumerate(side.piled())}
+        return cls(reading, counts, (counts.long.reach(), counts.short.reach()), counts.aspect.fit(), piles)
+
+
+def _doubts(totals: Totals, one: _Rival, left: Sequence[_Rival]) -> list[_Doubt]:
     """Why other readings that are not refuted explain the numbers better."""
     found: list[_Doubt] = []
-    n, grid = its.boxes, reading.scale.is_grid
+    its, grid = one.counts, one.reading.scale.is_grid
+    n = its.boxes
     kinds = (("wrong", "are beyond their image or inverted"), ("outside", "have a number outside the scale"))
     for count, name in kinds:
-        count_own, fewest = getattr(its, count), min(getattr(other, count) / other.boxes for _, other in left) * n
-        if count_own - fewest > max(MORE * n, 3 * math.sqrt(count_own + fewest + 1)):
-            found.append(_Doubt(count, f"{_part(count_own, n)} {name}, under another reading {fewest:,.0f}"))
-    found += [] if grid else _border(its, left)
+        own, fewest = getattr(its, count), min(getattr(other.counts, count) / other.counts.boxes for other in left) * n
+        if own - fewest > max(MORE * n, 3 * math.sqrt(own + fewest + 1)):
+            found.append(_Doubt(count, f"{_part(own, n)} {name}, under another reading {fewest:,.0f}"))
+    found += [] if grid else _border(one, left)
     if n >= _FEW:
-        long, short = its.long.reach(), its.short.reach()
-        most = max(other.long.reach() for _, other in left), max(other.short.reach() for _, other in left)
+        long, short = one.reach
+        most = max(other.reach[0] for other in left), max(other.reach[1] for other in left)
         if long < most[0] - _REACH or short < most[1] - _REACH:
             used = (
                 f"99 % of the boxes end within {percent(long)} of the longer and {percent(short)} of the shorter side"
             )
-            found.append(_Doubt("reach", f"{used}, under another reading {percent(most[0])} and {percent(most[1])}"))
-    if (fit := its.aspect.fit()) is not None:
-        fits = [other for _, one in left if (other := one.aspect.fit()) is not None]
-        flattest = min(fits, key=lambda one: abs(one[0]))
-        gap = abs(fit[0]) - abs(flattest[0])
-        if gap > _SLOPE * (1 + grid) and gap > 3 * (fit[1] + flattest[1]):
-            what = f"Boxes would change their shape with that of the image (slope {fit[0]:.2f} ± {fit[1]:.2f}"
+            more = f"under another reading {percent(most[0])} and {percent(most[1])}"
+            found.append(_Doubt("reach", f"{used}, {more}"))
+    if one.fit is not None:
+        slope, error = one.fit
+        flattest = min((other.fit for other in left if other.fit is not None), key=lambda fit: abs(fit[0]))
+        gap = abs(slope) - abs(flattest[0])
+        if gap > _SLOPE * (1 + grid) and gap > 3 * (error + flattest[1]):
+            what = f"Boxes would change their shape with that of the image (slope {slope:.2f} ± {error:.2f}"
             found.append(_Doubt("aspect", f"{what}; under another reading {flattest[0]:.2f} ± {flattest[1]:.2f})"))
-    if totals.decimals > _DECIMALS and reading.scale.whole and any(not one.scale.whole for one, _ in left):
-        what = f"{percent(totals.decimals)} of the numbers have decimals; dialects write this scale in whole numbers"
-        found.append(_Doubt("decimals", what))
+    if totals.decimals > _DECIMALS and one.reading.scale.whole and any(not other.reading.scale.whole for other in left):
+        what = f"{percent(totals.decimals)} of the numbers have decimals"
+        found.append(_Doubt("decimals", f"{what}; dialects write this scale in whole numbers"))
     if its.compared:
-        own, most_iou = its.iou / its.compared, max(one.iou / one.compared for _, one in left if one.compared)
-        if own < most_iou - _IOU:
-            what = f"Mean IoU with the reference {own:.2f}, under another reading {most_iou:.2f}"
+        mean = its.iou / its.compared
+        best = max(other.counts.iou / other.counts.compared for other in left if other.counts.compared)
+        if mean < best - _IOU:
+            what = f"Mean IoU with the reference {mean:.2f}, under another reading {best:.2f}"
             found.append(_Doubt("iou", what))
     return found
 
 
-def _border(its: ReadingCounts, left: Sequence[tuple[Reading, ReadingCounts]]) -> list[_Doubt]:
+def _border(one: _Rival, left: Sequence[_Rival]) -> list[_Doubt]:
     """Boxes that are cut off by the image end exactly at its border; a wrong scale moves these edges off it.
 
-    The other reading must show this at both ends of a side: edges pile up at one place by chance, or at a margin. The
-    middles of a grid's cells are never at the border.
+    The other reading must show this at both ends of a side: edges pile up at one place by chance, or at a margin. It
+    must show it at no end less. The middles of a grid's cells are never at the border.
     """
-    ends = [(side, k) for side in ("long", "short") for k in (0, 1)]
-    names = {"long": "longer", "short": "shorter"}
-    for reading, other in left:
-        own, most = ({(side, k): getattr(one, side).piled()[k] / one.boxes for side, k in ends} for one in (its, other))
-        if any(own[end] * its.boxes >= _PILE and most[end] * 4 <= own[end] for end in ends):
+    own, n = one.piles, one.counts.boxes
+    for other in left:
+        most, m = other.piles, other.counts.boxes
+        if any(share * n >= _PILE and most[end] * 4 <= share for end, share in own.items()):
             continue
-        for side, k in ends:
-            both = min(most[side, 0], most[side, 1]) * other.boxes >= _PILE
-            if both and own[side, k] * 4 <= most[side, k]:
-                where = f"the {('right or lower', 'left or upper')[k]} border of the {names[side]} side"
-                what = f"{percent(own[side, k], 1)} of the boxes end exactly at {where}"
-                more = f"under {reading.name} {percent(most[side, k], 1)}"
-                return [_Doubt("border", f"{what}, {more}", other.first.get("border"))]
+        for (side, k), share in own.items():
+            both = min(most[side, 0], most[side, 1]) * m >= _PILE
+            if both and share * 4 <= most[side, k]:
+                where = f"the {('right or lower', 'left or upper')[k]} border of the {side} side"
+                what = f"{percent(share, 1)} of the boxes end exactly at {where}"
+                more = f"under {other.reading.name} {percent(most[side, k], 1)}"
+                return [_Doubt("border", f"{what}, {more}", other.counts.first.get("border"))]
     return []
 
 
