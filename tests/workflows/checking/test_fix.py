@@ -1,6 +1,7 @@
 """`--fix` writes every row that it can convert, leaves out the others, and reports what happened to each."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from checking_cases import SAMPLES, write
 from spr.core.errors import ConfigError, GroundingError, InputError, RunError
 from spr.grounding import DIALECTS, get_dialect, parse
+from spr.grounding.coding import Numbers
 from spr.workflows.checking.fix import Converter, Refused, fix_data
 from spr.workflows.checking.layouts.layout import Slot
 from spr.workflows.checking.reading import DataFile, read_rows
@@ -129,9 +131,10 @@ def test_boxes_that_would_be_guessed_are_refused(text, source, reason):
 
 def test_unknown_sizes_are_refused_only_where_they_matter():
     assert converted("a dog [0.1, 0.2, 0.3, 0.4]", "llava_onevision", "qwen3_vl", size=None).boxes == 1
-    for target in ("llava", "qwen2_5_vl"):
+    pixels = replace(get_dialect("ferret"), coding=Numbers(units=None))
+    for source, target in (("llava_onevision", "llava"), ("llava_onevision", "qwen2_5_vl"), (pixels, "ferret")):
         with pytest.raises(Refused, match="size of the image is not known"):
-            converted("a dog [0.1, 0.2, 0.3, 0.4]", "llava_onevision", target, size=None)
+            converted("a dog [0.1, 0.2, 0.3, 0.4]", source, target, size=None)
 
 
 def test_a_file_is_converted_row_by_row_and_keeps_everything_else(tmp_path):

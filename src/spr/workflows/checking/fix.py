@@ -194,7 +194,10 @@ class Converter:
 
     def __init__(self, source: Dialect, target: Dialect) -> None:
         self.source, self.target = source, target
-        self._needs_size = any(dialect.geometry != Relative() for dialect in (source, target))
+        self._needs_size = any(
+            dialect.geometry != Relative() or getattr(dialect.coding, "units", 0) is None
+            for dialect in (source, target)
+        )
         # Where phrases are not marked, a box can stay where it is in the sentence.
         self._keeps_order = target.keeps_prose and getattr(target.markup, "phrase", None) is None
         self._forms = forms_of(source)
@@ -338,7 +341,10 @@ def _other_words(grounded: GroundedText) -> str:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    try:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # lone surrogates that were escaped in the original, too
+        return json.dumps(value).encode()
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from spr.annotations.json_stream import JsonStream
 from spr.core.boxes import Size
 from spr.core.errors import InputError
 from spr.core.terminal import count_text, one_line
-from spr.workflows.checking.layouts.layout import ObjectLayout
+from spr.workflows.checking.layouts.layout import ObjectLayout, stated_size
 from spr.workflows.checking.layouts.ms_swift import numbers_of
 from spr.workflows.checking.rows import BATCH_ROWS, Batch, DataRow, Floats, RowProblem
 from spr.workflows.checking.source import EXPECTED, FIX, decode_list
@@ -129,7 +129,7 @@ class Objects:
                 for element in entries[1:]:
                     try:
                         entry: Any = msgspec.convert(element, kind)
-                    except (msgspec.MsgspecError, RecursionError):
+                    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
                         odd(element)
                     else:
                         add([entry])
@@ -213,9 +213,7 @@ class Objects:
 
 
 def _size(image: _Image) -> Size | None:
-    if image.width is None or image.height is None or image.width < 1 or image.height < 1:
-        return None
-    return image.width, image.height
+    return stated_size({"width": image.width, "height": image.height})
 
 
 def first_images(path: Path) -> list[Any]:

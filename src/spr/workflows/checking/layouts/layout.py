@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from spr.core.boxes import Size
 from spr.workflows.checking.rows import Numbers, Stated
 
+LONGEST_SIDE = 2**31
+"""Stated widths and heights from this on are not taken for sizes."""
 SlotKind: TypeAlias = Literal["prompt", "answer", "rejected"]
 """What a text is for: what the user says, what the model says, and the worse answer of a preference pair."""
 
@@ -164,7 +166,7 @@ def stated_size(row: Mapping[str, Any]) -> Size | None:
     """The size that a row states as ``width`` and ``height`` (InternVL's rows do), or None."""
     w, h = row.get("width"), row.get("height")
     if type(w) is int and type(h) is int:
-        return (w, h) if w > 0 and h > 0 else None
+        return (w, h) if 0 < w < LONGEST_SIDE and 0 < h < LONGEST_SIDE else None
     if isinstance(w, list) and isinstance(h, list) and len(w) == len(h) == 1:
         return stated_size({"width": w[0], "height": h[0]})
     return None

@@ -58,7 +58,7 @@ def objects_of(row: Mapping[str, Any]) -> dict[str, Any] | None:
     if isinstance(objects, str):
         try:
             objects = msgspec.json.decode(objects)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
             raise WrongRow("`objects` is a text that is not JSON") from None
     if objects is None:
         return None
@@ -72,8 +72,8 @@ def _boxes(row: Mapping[str, Any]) -> FieldBoxes | None:
     if objects is None:
         return None
     bbox, kind = objects.get("bbox"), objects.get("bbox_type") or "real"
-    if kind not in TYPES:
-        raise WrongRow(f"`bbox_type` is {kind!r} instead of real or norm1")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise WrongRow(f"`bbox_type` is {str(kind)[:40]!r} instead of real or norm1")
     if not isinstance(bbox, list):
         raise WrongRow("`objects.bbox` is not a list")
     ref = objects.get("ref")
