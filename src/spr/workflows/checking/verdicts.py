@@ -21,8 +21,8 @@ MORE = 0.01
 """Share of boxes that may be wrong beyond those under another reading before a reading is less likely."""
 NEAR, FAR = 0.7, 0.3
 """Mean IoU with the reference that another reading must reach, and below which a reading is then refuted."""
-STRONG = ("border", "reach", "aspect")
-"""Doubts that are independent of each other: two of them refute a reading of at least `MANY` boxes."""
+STRONG = ("outside", "border", "reach", "aspect")
+"""Kinds of doubts two of which together refute a reading of at least `MANY` boxes."""
 MANY = 100
 SAME = 0.002
 """Two readings are the same for the data if all boxes differ by at most this share of the side."""
@@ -52,8 +52,8 @@ class Candidate:
     Attributes:
         reading: The reading.
         verdict: ``refuted``: definite evidence against it. ``less likely``: another reading explains the numbers
-            better; if it does so in two independent ways (`STRONG`) in `MANY` boxes or more, the reading is refuted,
-            too. ``fits``: neither. ``no sizes``: no image has a known size, which this scale needs.
+            better; if it does so in two ways (`STRONG`) in `MANY` boxes or more, the reading is refuted, too.
+            ``fits``: neither. ``no sizes``: no image has a known size, which this scale needs.
         reasons: Why it does not fit, or is less likely; sentences without a full stop.
         first: The first box that refutes it, or would if there were more of them; None if there is none.
         boxes: Boxes that could be placed under it.
