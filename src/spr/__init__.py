@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from spr.rewards import REWARDS, Truth, read_answer
     from spr.runs.reader import Run
     from spr.runs.trainings import run_config
+    from spr.workflows.checking.check import check_data
     from spr.workflows.predict import ImageAnswer, draw_answer, predict
     from spr.workflows.sweep import sweep
     from spr.workflows.training import train
@@ -88,6 +89,7 @@ _LOCATIONS = {
     "spr.rewards": "REWARDS Truth read_answer",
     "spr.runs.reader": "Run",
     "spr.runs.trainings": "run_config",
+    "spr.workflows.checking.check": "check_data",
     "spr.workflows.predict": "ImageAnswer draw_answer predict",
     "spr.workflows.sweep": "sweep",
     "spr.workflows.training": "train",
@@ -129,6 +131,7 @@ __all__ = [
     "SprError",
     "TrainingConfig",
     "Truth",
+    "check_data",
     "compare",
     "convert",
     "convert_annotations",

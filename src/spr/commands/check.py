@@ -16,7 +16,9 @@ def check(
     ],
     dialect: Annotated[
         str | None,
-        typer.Option(help="Dialect that the boxes should be in, such as qwen2_5_vl; `spr doctor` lists them."),
+        typer.Option(
+            help="Dialect that the boxes should be in, such as qwen2_5_vl (`spr doctor` lists them), or pixels."
+        ),
     ] = None,
     model: Annotated[
         str | None,

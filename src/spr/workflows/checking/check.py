@@ -19,7 +19,7 @@ from spr.workflows.checking.reference import Reference
 from spr.workflows.checking.result import CheckResult, Group
 from spr.workflows.checking.rows import Batch, DataRow, RowProblem, Stated
 from spr.workflows.checking.target import Target, find_target
-from spr.workflows.checking.text_boxes import find_boxes
+from spr.workflows.checking.text_boxes import forms_of
 from spr.workflows.checking.tokens import TokenChecks, open_token_checks
 
 _FACTOR = 28
@@ -48,7 +48,8 @@ def check_data(
         path: COCO JSON, LLaVA or ShareGPT JSON, ms-swift JSON lines, LLaMA-Factory sharegpt, TRL rows (JSON lines or
             Parquet), MDETR or RefCOCO JSON, or Qwen-VL JSON.
         layout: The layout, one of `spr.workflows.checking.layouts.NAMES`; None recognises it.
-        dialect: The dialect that the boxes in texts should be in.
+        dialect: The dialect that the boxes in texts should be in, or ``pixels`` for x1, y1, x2, y2 in pixels of the
+            original image.
         model: The model that is trained: a folder, an id of the Hub, or the name of a family.
         min_pixels: The trainer's resize setting.
         max_pixels: The trainer's resize setting.
@@ -101,8 +102,8 @@ class _Check:
         self._reference, self._tokens, self._gallery = reference, tokens, Gallery()
         self._groups: dict[Stated | None, Group] = {}
         self._tallies: dict[str, Tally] = {}
-        self._given = None if target.dialect is None else _reading_of(target.dialect)
-        self._known_forms = None if target.dialect is None else set(find_boxes([target.dialect.example]).forms)
+        self._given = Reading.of_stated("xyxy_pixels") if target.is_pixels else _reading_of(target.dialect)
+        self._known_forms = None if target.dialect is None else forms_of(target.dialect)
         geometry = None if target.dialect is None else target.dialect.geometry
         self._resizes = _resizes(target, geometry.factor if isinstance(geometry, Resized) else _FACTOR)
         self._other_forms = 0
@@ -214,7 +215,9 @@ def _by_stated(batch: Batch) -> Iterator[tuple[Stated | None, Batch]]:
         yield kind, Batch([row for row in batch.rows if row.numbers and row.stated == kind])
 
 
-def _reading_of(dialect: Dialect) -> Reading:
+def _reading_of(dialect: Dialect | None) -> Reading | None:
+    if dialect is None:
+        return None
     try:
         return Reading.of_dialect(dialect)
     except ValueError as error:

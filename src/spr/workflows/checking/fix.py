@@ -27,7 +27,7 @@ from spr.workflows.checking.layouts import RowLayout
 from spr.workflows.checking.layouts.layout import Slot, SlotKind, WrongRow, stated_size
 from spr.workflows.checking.reading import DataFile
 from spr.workflows.checking.source import RawRow, raw_rows
-from spr.workflows.checking.text_boxes import find_boxes
+from spr.workflows.checking.text_boxes import find_boxes, forms_of
 
 Status: TypeAlias = Literal["changed", "unchanged", "refused"]
 REPORT = ".report.jsonl"
@@ -197,6 +197,7 @@ class Converter:
         self._needs_size = any(dialect.geometry != Relative() for dialect in (source, target))
         # Where phrases are not marked, a box can stay where it is in the sentence.
         self._keeps_order = target.keeps_prose and getattr(target.markup, "phrase", None) is None
+        self._forms = forms_of(source)
         self._errors = lru_cache(4096)(self._max_errors)
 
     def __call__(self, slot: Slot, size_wh: Size | None) -> Fixed:
@@ -226,6 +227,7 @@ class Converter:
         before, after = piece[: piece.index(core)], piece[piece.index(core) + len(core) :]
         if without_surrogates(core) != core:
             raise Refused("the text is not valid Unicode")
+        self._check_forms(piece, kind)
         source, target = self.source, self.target
         if kind == "prompt" and _lists_json(source) and isinstance(markup_of(source, core), JsonList):
             source = source if _has_key(source, core) else _in_brackets(source)
@@ -246,6 +248,13 @@ class Converter:
             lost = "" if target.keeps_prose else _other_words(grounded)
         self._check(grounded, text, size, is_bare=kind == "prompt" and not _has_key(target, text))
         return Fixed(before + text + after, len(expected), lost)
+
+    def _check_forms(self, piece: str, kind: SlotKind) -> None:
+        """Raise `Refused` if the dialect's models don't write boxes like those of a text."""
+        allowed = self._forms | ({"brackets"} if kind == "prompt" else set())
+        other = next((form for form in find_boxes([piece]).forms if form not in allowed), None)
+        if other is not None:
+            raise Refused(f"a box is written as {other}, and {self.source.key} writes {self.source.example}")
 
     def _max_errors(self, size: Size) -> tuple[float, float]:
         (ax, ay), (bx, by) = self.source.max_error(size), self.target.max_error(size)

@@ -17,7 +17,7 @@ from spr.workflows.checking.reading import DataFile
 from spr.workflows.checking.readings import Reading
 from spr.workflows.checking.rows import Batch, DataRow, Stated
 from spr.workflows.checking.target import Target
-from spr.workflows.checking.text_boxes import find_boxes
+from spr.workflows.checking.text_boxes import forms_of
 
 _ENOUGH = 20_000
 """Boxes after which the likely readings are chosen, under which boxes are then checked."""
@@ -101,7 +101,7 @@ class Group:
     def dialects(self) -> frozenset[str]:
         """The dialects that write boxes in one of the forms of the texts."""
         forms = self.forms.keys() - {"field"}
-        return frozenset(key for key in DIALECTS if forms & set(find_boxes([DIALECTS[key].example]).forms))
+        return frozenset(key for key in DIALECTS if forms & forms_of(DIALECTS[key]))
 
     @property
     def likely(self) -> list[Candidate]:

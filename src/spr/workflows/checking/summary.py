@@ -22,6 +22,8 @@ def lines(result: CheckResult) -> Iterator[str]:
     if target.dialect is not None:
         of = f" {target.model}," if target.model is not None else ""
         yield f"dialect:{of} {target.dialect.spec} ({target.note})"
+    elif target.is_pixels:
+        yield f"dialect: pixels ({target.note})"
     for group in result.groups:
         yield ""
         yield from _readings(group)
@@ -69,6 +71,8 @@ def _readings(group: Group) -> Iterator[str]:
     refuted = sum(candidate.refuted for candidate in group.candidates) - (given is not None and given.refuted)
     if refuted:
         yield f"  {count_text(refuted, 'other readings')} refuted"
+    if given is not None and given.verdict == "less likely" and group.fitting:
+        yield f"  The given reading is not refuted, but {group.fitting[0].reading.name} explains the numbers better."
     if len(group.fitting) > 1 and given is None and len({*group.fitting[0].same_as}) + 1 < len(group.fitting):
         yield "  Several readings fit: --dialect or --model checks one of them, --reference may decide."
 

@@ -19,6 +19,9 @@ from spr.models.hub_cache import find_model
 from spr.models.model_dialect import choose_dialect
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PIXELS = "pixels"
+"""The value of ``--dialect`` for x1, y1, x2, y2 in pixels of the original image, in any form."""
+_PIXELS_NOTE = "of the original image"
 _RESIZES = ("min_pixels", "max_pixels")
 
 
@@ -33,6 +36,7 @@ class Target:
         folder: The folder with its files; None if they are not on this machine.
         note: Where the dialect comes from, for people.
         min_pixels, max_pixels: The trainer's resize settings as they were given.
+        is_pixels: Whether the boxes should be pixels of the original image, which is no dialect's.
     """
 
     dialect: Dialect | None
@@ -42,6 +46,7 @@ class Target:
     note: str = ""
     min_pixels: int | None = None
     max_pixels: int | None = None
+    is_pixels: bool = False
 
 
 def find_target(
@@ -69,6 +74,8 @@ def find_target(
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     if model is not None:
         return _of_model(model, limits)
+    if dialect == PIXELS:
+        return Target(None, note=_PIXELS_NOTE, min_pixels=min_pixels, max_pixels=max_pixels, is_pixels=True)
     if dialect is None:
         return Target(None, min_pixels=min_pixels, max_pixels=max_pixels)
     chosen = _with_limits(get_dialect(dialect), limits)
@@ -95,7 +102,7 @@ def _of_model(model: str, limits: dict[str, int | None]) -> Target:
     if processor is not None and dialect != DIALECTS.get(dialect.key):
         note += "; resize settings of its preprocessor_config.json"
     chosen = _with_limits(dialect, limits)
-    return Target(chosen, model, FAMILIES[model_type], folder, note, **limits)
+    return Target(chosen, model, FAMILIES[model_type], folder, note, limits["min_pixels"], limits["max_pixels"])
 
 
 def _with_limits(dialect: Dialect, limits: dict[str, int | None]) -> Dialect:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spr.grounding.markup import NUMBER
+from spr.grounding.dialect import Dialect
+from spr.grounding.markup import NUMBER, Tags
 from spr.grounding.text import with_ascii_punctuation
-from spr.workflows.checking.rows import Numbers
+from spr.workflows.checking.rows import FORMS, Numbers
 
 _N = rf"\s*+({NUMBER})\s*+"
 _FOUR = ",".join([_N] * 4)
@@ -92,3 +93,15 @@ def find_boxes(texts: Sequence[str]) -> TextBoxes:
     of_text = np.searchsorted(ends, starts, side="right") if starts else np.zeros(0, np.int64)
     counts = np.bincount(of_text, minlength=len(texts)).tolist()
     return TextBoxes(numbers, forms, counts, sorted({int(k) for k in np.searchsorted(ends, odd, side="right")}))
+
+
+def forms_of(dialect: Dialect) -> frozenset[str]:
+    """The forms in which a dialect's models write boxes, of `spr.workflows.checking.rows.FORMS`.
+
+    >>> from spr.grounding import get_dialect
+    >>> sorted(forms_of(get_dialect("qwen3_vl"))), sorted(forms_of(get_dialect("glm_v")))
+    (['bbox_2d'], ['bbox_2d', 'brackets'])
+    """
+    forms = set(find_boxes([dialect.example]).forms)
+    json = dialect.markup.json if isinstance(dialect.markup, Tags) else None
+    return frozenset(forms | ({json.box_key} & set(FORMS) if json is not None else set()))
