@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
 from spr.core.terminal import count_text
 from spr.workflows.checking.counts import BEYOND, ReadingCounts
 from spr.workflows.checking.readings import Reading
@@ -208,9 +210,13 @@ def _doubts(totals: Totals, one: _Rival, left: Sequence[_Rival]) -> list[_Doubt]
     found: list[_Doubt] = []
     its, grid = one.counts, one.reading.scale.is_grid
     n = its.boxes
-    kinds = (("wrong", "are beyond their image or inverted"), ("outside", "have a number outside the scale"))
-    for count, name in kinds:
-        own, fewest = getattr(its, count), min(getattr(other.counts, count) / other.counts.boxes for other in left) * n
+    # In a larger scale there is always less outside: only readings that use the sides as much are compared.
+    alike = [other.counts for other in left if min(np.subtract(other.reach, one.reach)) >= -_REACH / 2]
+    for count, name in (
+        ("wrong", "are beyond their image or inverted"),
+        ("outside", "have a number outside the scale"),
+    ):
+        own, fewest = getattr(its, count), min(getattr(other, count) / other.boxes for other in alike) * n
         if own - fewest > max(MORE * n, 3 * math.sqrt(own + fewest + 1)):
             found.append(_Doubt(count, f"{_part(own, n)} {name}, under another reading {fewest:,.0f}"))
     found += [] if grid else _border(one, left)
