@@ -16,6 +16,7 @@ from spr.workflows.checking.rows import Batch, DataRow
 from spr.workflows.checking.verdicts import tolerated
 
 READINGS = {reading.name: reading for reading in known_readings()}
+RESIZED = "xyxy, pixels after resizing (multiples of 28, 3,136 to 12,845,056 pixels)"
 PIXELS, THOUSAND = READINGS["xyxy, pixels"], READINGS["xyxy, 0–1000"]
 
 
@@ -132,12 +133,23 @@ def pair_verdict(written, read, boxes, sizes):
         ("xyxy, 0–1000", "xyxy, 0–1023", "less likely"),
         ("xyxy, 0–1000", "xyxy, 0–999", "less likely"),  # a thousandth apart, but 1000 is there
         ("xyxy, 0–999", "xyxy, 0–1000", "fits"),
+        ("xyxy, pixels", RESIZED, "refuted"),  # 640 × 427 for 644 × 420: numbers up to 427, and none at the border
+        (RESIZED, "xyxy, pixels", "refuted"),
         ("xyxy, 0–100", "xyxy, 0–1000", "refuted"),
         ("xyxy, 0–1000", "xyxy, 0–100", "refuted"),
     ],
 )
 def test_which_pairs_of_readings_real_boxes_tell_apart(coco, written, read, verdict):
     assert pair_verdict(written, read, *coco) == verdict
+
+
+def test_careless_boxes_that_leave_their_image_by_some_pixels_do_not_refute(coco):
+    boxes, sizes = coco
+    careless = boxes + np.random.default_rng(0).uniform(-3, 3, boxes.shape)
+    candidates = judge(careless.round(), sizes)
+    assert of(candidates, PIXELS).verdict == "fits"
+    assert candidates[0].reading == PIXELS
+    assert of(candidates, PIXELS).in_range < 0.99
 
 
 def test_in_images_of_1000_pixels_pixels_and_thousandths_are_the_same():

@@ -166,6 +166,14 @@ def test_the_size_of_an_image_is_read_if_no_row_states_it(tmp_path, images):
     assert "200 × 100" in text
 
 
+@pytest.mark.parametrize("size", [(0, 0), (-5, 7), (10**15, 10**15), (1, 10_000)])
+def test_sizes_that_can_not_be_true_are_drawn_somehow(tmp_path, images, size):
+    boxes = (1e308, -1e308, 5, 5), (0, 0, 0, 0), (1, 2, 3, 4)
+    page, _ = written(tmp_path, [row(1, *boxes, size=size)], PIXELS, images)
+    assert len(page.of("svg")) >= 1
+    assert all(float(number) == float(number) for one in page.of("svg") for number in one["viewbox"].split())
+
+
 def test_text_of_strangers_is_only_text(tmp_path, images):
     evil = '</bdi><script>alert(1)</script>"\udc80\u202e'
     rows = [row(1, (10, 10, 60, 60), image=evil, labels=(evil,))]

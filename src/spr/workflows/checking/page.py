@@ -210,7 +210,7 @@ def _picture(source: ImageSource | None, shown: Shown) -> tuple[str | None, str,
     """The image as a data URI, or why there is none; and its size, if it could be opened."""
     if source is None or shown.image is None:
         return None, "no image" if shown.image is None else "images were left out", None
-    size = next((row.size_wh for row in shown.rows if row.size_wh is not None), None)
+    size = _stated_size(shown)
     try:
         if size is None:
             size = source.load(shown.image).size
@@ -222,10 +222,14 @@ def _picture(source: ImageSource | None, shown: Shown) -> tuple[str | None, str,
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode("ascii"), "", size
 
 
+def _stated_size(shown: Shown) -> Size | None:
+    return next((row.size_wh for row in shown.rows if row.size_wh is not None and min(row.size_wh) > 0), None)
+
+
 def _card(
     content: PageContent, number: int, shown: Shown, source: str | None, problem: str, size: Size | None
 ) -> _Card:
-    size = next((row.size_wh for row in shown.rows if row.size_wh is not None), size)
+    size = _stated_size(shown) or size
     known = size is not None
     width, height = size or _UNKNOWN
     first, last = shown.rows[0], shown.rows[-1]

@@ -215,9 +215,10 @@ class Reading:
         """
         boxes = np.asarray(numbers, dtype=np.float64).reshape(-1, 4)
         sizes = ImageSizes(np.asarray(sizes_wh, dtype=np.float64).reshape(-1, 2))
-        edges = self.edges(list(boxes.T), self.scale.factors(sizes))
         sides = (sizes.width, sizes.height) * 2
-        return np.stack([edge * side for edge, side in zip(edges, sides, strict=True)], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            edges = self.edges(list(boxes.T), self.scale.factors(sizes))
+            return np.stack([edge * side for edge, side in zip(edges, sides, strict=True)], axis=1)
 
 
 def known_scales(resizes: Iterable[Resized] = ()) -> list[Scale]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
 from spr.core.terminal import count_text
 from spr.workflows.checking.counts import BEYOND, ReadingCounts
 from spr.workflows.checking.readings import Reading
@@ -21,8 +23,8 @@ MORE = 0.01
 """Share of boxes that may be wrong beyond those under another reading before a reading is less likely."""
 NEAR, FAR = 0.7, 0.3
 """Mean IoU with the reference that another reading must reach, and below which a reading is then refuted."""
-STRONG = ("border", "reach", "aspect")
-"""Doubts that are independent of each other: two of them refute a reading of at least `MANY` boxes."""
+STRONG = ("outside", "border", "reach", "aspect")
+"""Kinds of doubts two of which together refute a reading of at least `MANY` boxes."""
 MANY = 100
 SAME = 0.002
 """Two readings are the same for the data if all boxes differ by at most this share of the side."""
@@ -52,8 +54,8 @@ class Candidate:
     Attributes:
         reading: The reading.
         verdict: ``refuted``: definite evidence against it. ``less likely``: another reading explains the numbers
-            better; if it does so in two independent ways (`STRONG`) in `MANY` boxes or more, the reading is refuted,
-            too. ``fits``: neither. ``no sizes``: no image has a known size, which this scale needs.
+            better; if it does so in two ways (`STRONG`) in `MANY` boxes or more, the reading is refuted, too.
+            ``fits``: neither. ``no sizes``: no image has a known size, which this scale needs.
         reasons: Why it does not fit, or is less likely; sentences without a full stop.
         first: The first box that refutes it, or would if there were more of them; None if there is none.
         boxes: Boxes that could be placed under it.
@@ -208,9 +210,13 @@ def _doubts(totals: Totals, one: _Rival, left: Sequence[_Rival]) -> list[_Doubt]
     found: list[_Doubt] = []
     its, grid = one.counts, one.reading.scale.is_grid
     n = its.boxes
-    kinds = (("wrong", "are beyond their image or inverted"), ("outside", "have a number outside the scale"))
-    for count, name in kinds:
-        own, fewest = getattr(its, count), min(getattr(other.counts, count) / other.counts.boxes for other in left) * n
+    # In a larger scale there is always less outside: only readings that use the sides as much are compared.
+    alike = [other.counts for other in left if min(np.subtract(other.reach, one.reach)) >= -_REACH / 2]
+    for count, name in (
+        ("wrong", "are beyond their image or inverted"),
+        ("outside", "have a number outside the scale"),
+    ):
+        own, fewest = getattr(its, count), min(getattr(other, count) / other.boxes for other in alike) * n
         if own - fewest > max(MORE * n, 3 * math.sqrt(own + fewest + 1)):
             found.append(_Doubt(count, f"{_part(own, n)} {name}, under another reading {fewest:,.0f}"))
     found += [] if grid else _border(one, left)
