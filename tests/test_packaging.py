@@ -105,17 +105,20 @@ def test_the_base_install_parses_rewards_and_reads_annotations(dataset):
 from pathlib import Path
 from spr.annotations import read_coco
 from spr.grounding import convert, parse
-from spr.records import ImageObject
-from spr.rewards import REWARDS, Truth
-answer = parse("a dog [0, 0, 500, 500]", "ferret", (640, 480))
-truth = Truth((ImageObject("1", "dog", (0, 0, 320, 240)),))
-print(*[f"{reward(answer, truth):.2f}" for reward in REWARDS.values()])
+from spr.rewards import REWARDS, Truth, TruthObject
+truth = Truth((TruthObject("dog", (0, 0, 320, 240)),), "ferret", (640, 480))
+truth = Truth.from_json(truth.to_json())
+answer = truth.read("a dog [0, 0, 500, 500]")
+print(*[f"{name}={reward(answer, truth):.2f}" for name, reward in REWARDS.items()])
 print(len(read_coco(Path(sys.argv[1])).image_ids))
 """
     result = run_bare(code, str(dataset.json))
     assert result.returncode == 0, result.stderr
     rewards, images = result.stdout.splitlines()
-    assert rewards.split() == ["1.00"] * 5 + ["0.00"]  # `points`: the answer has none
+    values = dict(item.split("=") for item in rewards.split())
+    assert values.pop("point_in_box") == "0.00"  # the answer has no points
+    assert set(values.values()) == {"1.00"}
+    assert len(values) >= 11
     assert images == "40"
 
 

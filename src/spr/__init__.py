@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from spr.report.contact_sheet import draw_pair
     from spr.report.page import write_report
-    from spr.rewards import REWARDS, Truth, read_answer
+    from spr.rewards import REWARDS, Truth, get_reward, read_answer
     from spr.runs.reader import Run
     from spr.runs.trainings import run_config
     from spr.workflows.checking.check import check_data
@@ -86,7 +86,7 @@ _LOCATIONS = {
     "spr.records": "Candidate ImageObject ImageObjects PreferencePair RegionObject RegionQuery Scores Span",
     "spr.report.contact_sheet": "draw_pair",
     "spr.report.page": "write_report",
-    "spr.rewards": "REWARDS Truth read_answer",
+    "spr.rewards": "REWARDS Truth get_reward read_answer",
     "spr.runs.reader": "Run",
     "spr.runs.trainings": "run_config",
     "spr.workflows.checking.check": "check_data",
@@ -141,6 +141,7 @@ __all__ = [
     "evaluate",
     "export",
     "get_dialect",
+    "get_reward",
     "load_config",
     "load_describer",
     "load_detector",

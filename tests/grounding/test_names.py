@@ -53,6 +53,12 @@ def test_a_name_has_words_a_qualifier_and_alternatives(category, expected):
         ("a wild bird", "Wild Bird", True),
         ("the shelf", "Cabinet/shelf", True),
         ("anything", "()", False),
+        ("two horses", "horse", True),
+        ("a horse", "horses", True),
+        ("three vases", "vase", True),
+        ("buses", "bus", True),
+        ("boxes and dishes", "dish", True),
+        ("garden hoses", "hose", True),
     ],
 )
 def test_a_phrase_names_a_category_without_its_qualifier(phrase, category, named):

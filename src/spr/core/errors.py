@@ -66,6 +66,13 @@ class GroundingError(SprError, ValueError):
     """Grounded text is malformed (raised only in strict mode), or can't be written in a dialect."""
 
 
+class RewardError(SprError, ValueError):
+    """A reward can't be computed from what the trainer gives: a wrong or missing truth, or an unknown reward.
+
+    Never raised because of a model's answer.
+    """
+
+
 def _shown(text: str) -> str:
     return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}… ({len(text):,} characters)"
 

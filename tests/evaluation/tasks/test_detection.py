@@ -9,11 +9,12 @@ from PIL import Image
 from spr.config import DescriberConfig
 from spr.core.errors import ConfigError, InputError
 from spr.evaluation.detection.confidence import token_probabilities
-from spr.evaluation.detection.names import CategoryNames, read_synonyms
+from spr.evaluation.detection.synonyms import read_synonyms
 from spr.evaluation.predictions import Answers
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.detection import JSON_PROMPT, Detection
 from spr.grounding import get_dialect, parse
+from spr.grounding.category_names import CategoryNames
 from spr.models.fakes import FakeDescriber
 
 DIALECT = get_dialect("ferret")  # numbers from 0 to 1000; the images are 1000 × 1000 px, so they are pixels

@@ -13,9 +13,9 @@ import numpy as np
 from spr.annotations.columns import name_of_url
 from spr.core.boxes import LARGEST
 from spr.core.errors import InputError, closest
-from spr.evaluation.detection.names import words_of
 from spr.evaluation.lines import first_repeated, read_bytes
 from spr.evaluation.metrics import Bools, Floats, Ints
+from spr.grounding.category_names import words_of
 from spr.records import Size
 
 _LISTS = ("images", "annotations", "categories")

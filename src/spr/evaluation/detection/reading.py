@@ -11,10 +11,10 @@ from spr.core.progress import advance
 from spr.evaluation.detection.annotations import DetectionData
 from spr.evaluation.detection.confidence import Confidence, confidences
 from spr.evaluation.detection.matching import Detections
-from spr.evaluation.detection.names import CategoryNames
 from spr.evaluation.metrics import Ints
 from spr.evaluation.predictions import Answers
 from spr.grounding import parse
+from spr.grounding.category_names import CategoryNames
 
 
 class Asked(NamedTuple):

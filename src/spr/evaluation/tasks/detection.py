@@ -16,8 +16,8 @@ from spr.evaluation.detection.average_precision import by_category, curves, summ
 from spr.evaluation.detection.confidence import CONFIDENCE_HELP, Confidence
 from spr.evaluation.detection.counts import SHARES, box_counts, by_image
 from spr.evaluation.detection.matching import COCO_LIMIT, LVIS_LIMIT, match
-from spr.evaluation.detection.names import CategoryNames, read_synonyms
 from spr.evaluation.detection.reading import Asked, read_answers
+from spr.evaluation.detection.synonyms import read_synonyms
 from spr.evaluation.inference import Question
 from spr.evaluation.layouts.layout import open_parquet, unknown_layout
 from spr.evaluation.metrics import Bools, Ints
@@ -25,6 +25,7 @@ from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
 from spr.grounding import Dialect
+from spr.grounding.category_names import CategoryNames
 from spr.grounding.markup import JsonList, Tokens
 
 Categories: TypeAlias = Literal["all", "present"]

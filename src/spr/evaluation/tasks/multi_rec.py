@@ -24,10 +24,10 @@ from spr.evaluation.multi_expressions import MultiExpression, PicturedExpression
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
-from spr.evaluation.unread import has_unread_coordinates
 from spr.grounding import Dialect, parse
 from spr.grounding.matching import reaches
 from spr.grounding.parse import Boxes, BoxReader
+from spr.grounding.unread import has_unread_coordinates
 from spr.models.questions import EXPRESSION, locate_prompt
 from spr.records import Box, Size
 

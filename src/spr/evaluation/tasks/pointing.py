@@ -19,9 +19,9 @@ from spr.evaluation.points import PointItem, PointItems
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
-from spr.evaluation.unread import has_unread_coordinates
 from spr.grounding import Dialect, GroundedText, parse
 from spr.grounding.points import points_of
+from spr.grounding.unread import has_unread_coordinates
 from spr.records import Point
 
 BoxRule: TypeAlias = Literal["centre", "ignore"]

@@ -1,12 +1,9 @@
-"""From the names in answers to a dataset's categories: exact after normalisation, plus a file of synonyms."""
+"""From the names in answers to categories: exact after normalisation, with synonyms; for evaluation and rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from spr.core.errors import InputError, closest
-from spr.evaluation.lines import decode_json, read_bytes
 from spr.grounding.matching import WORD, singular_words
 from spr.grounding.names import category_name, readable_names
 
@@ -71,20 +68,3 @@ class CategoryNames:
 def words_of(text: str) -> tuple[str, ...]:
     """The words of a name in lower case, by which names are compared."""
     return tuple(WORD.findall(text.lower().replace("_", " ")))
-
-
-def read_synonyms(path: Path, categories: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Read a JSON object of lists of names by category, such as ``{"person": ["man", "woman"]}``.
-
-    Raises:
-        InputError: if the file has another layout, or names a category that the dataset does not have.
-    """
-    expected = '{"person": ["man", "woman"], …}'
-    data = read_bytes(path, f"JSON such as {expected}", "Synonyms")
-    found = decode_json(data, dict[str, tuple[str, ...]], f"{path} is not a file of synonyms", expected=expected)
-    for name in found:
-        if name not in categories:
-            near = closest(name, categories)
-            fix = f"did you mean `{near}`?" if near else "write the categories as in the annotations"
-            raise InputError(f"{path} has synonyms of an unknown category", got=repr(name), fix=fix)
-    return found

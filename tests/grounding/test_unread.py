@@ -2,8 +2,8 @@
 
 import pytest
 
-from spr.evaluation.unread import has_unread_coordinates
 from spr.grounding import DIALECTS, GroundedText, get_dialect, parse, render
+from spr.grounding.unread import has_unread_coordinates
 from spr.records import Span
 
 SIZE = (1000, 800)

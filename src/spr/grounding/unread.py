@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from spr.grounding import GroundedText
+from spr.grounding.text import GroundedText
 
 _TWO_NUMBERS = r"[\"'\s\[(<]*+-?\d+(?:\.\d+)?[\s,)\]>(\[<]++-?\d"
 _OTHER_DIALECT = re.compile(
