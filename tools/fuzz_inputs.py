@@ -209,7 +209,7 @@ def _read_dialects(data: bytes, _: Path) -> None:
 
 
 _BOX = "a dog [100, 200, 300, 400]"
-_DATA = {
+_DATA: dict[str, list[dict[str, object]]] = {
     "llava": [
         {"image": "a.jpg", "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": _BOX}]}
     ],

@@ -11,7 +11,8 @@ from checking_cases import SAMPLES, write
 from spr.core.errors import ConfigError, GroundingError, InputError, RunError
 from spr.grounding import DIALECTS, get_dialect, parse
 from spr.grounding.coding import Numbers
-from spr.workflows.checking.fix import Converter, Refused, fix_data
+from spr.workflows.checking.converter import Converter, Refused
+from spr.workflows.checking.fix import fix_data
 from spr.workflows.checking.layouts.layout import Slot
 from spr.workflows.checking.reading import DataFile, read_rows
 

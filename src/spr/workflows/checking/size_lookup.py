@@ -31,6 +31,7 @@ class SizeLookup:
         self.missing, self.first_missing = 0, ""
         self._is_given, self._has_none = images is not None, False
         self._found: dict[str, Size | None] = {}
+        self._shared: dict[Size, Size] = {}
         if images is not None:
             self._source.prepare()
 
@@ -45,7 +46,7 @@ class SizeLookup:
             if not self._found and not self._is_given and size is None:
                 self._has_none, self.missing, self.first_missing = True, 0, ""
                 return None
-            self._found[image.name] = size
+            self._found[image.name] = size if size is None else self._shared.setdefault(size, size)
         return self._found[image.name]
 
     @property
