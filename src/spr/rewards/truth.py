@@ -207,7 +207,9 @@ class Truth:
             if not self._named(name)[row]:
                 what = f'No answer can name an object with labels "{self.labels}"'
                 expected = "labels with a letter or digit, no two of them alike but for case and punctuation"
-                raise RewardError(what, got=repr(name)[:80], expected=expected, fix='rename it, or set labels to "ignore"')
+                raise RewardError(
+                    what, got=repr(name)[:80], expected=expected, fix='rename it, or set labels to "ignore"'
+                )
 
     def _named(self, phrase: str) -> list[bool]:
         """Which of the names a phrase names."""

@@ -37,7 +37,6 @@ class DataFile:
         self.kind: Kind = kind_of(path)
         self.layout: Layout = choose_layout(path, self.kind, layout)
         self.sizes = SizeLookup(images, path.parent)
-        self._objects: Objects | None = None
 
     def batches(self) -> Iterator[Batch]:
         """All rows, in the order of the file.
@@ -46,8 +45,7 @@ class DataFile:
             InputError: if the file is truncated or damaged.
         """
         if isinstance(self.layout, ObjectLayout):
-            self._objects = self._objects or Objects(self.path)
-            for batch in self._objects.batches(captions=self.layout.has_captions):
+            for batch in Objects(self.path).batches(captions=self.layout.has_captions):
                 yield self._with_sizes(batch)
             return
         for block in batched(raw_rows(self.path, self.kind)):

@@ -76,8 +76,8 @@ def _fits(layout: RowLayout, row: RawRow) -> bool:
 def _object_layout(path: Path) -> ObjectLayout:
     images = coco.first_images(path)
     if not images:
-        found = coco.Objects(path)  # raises an error that says what is missing
-        return coco.LAYOUT if not found.images else mdetr.LAYOUT
+        coco.Objects(path)  # raises an error that says what is missing
+        return coco.LAYOUT
     captions = sum(isinstance(image, dict) and isinstance(image.get("caption"), str) for image in images)
     return mdetr.LAYOUT if captions > len(images) / 2 else coco.LAYOUT
 

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from spr.annotations.json_stream import JsonStream
-from spr.core.boxes import Size
 from spr.core.errors import InputError
 from spr.core.terminal import count_text, one_line
 from spr.workflows.checking.layouts.layout import ObjectLayout, stated_size
@@ -64,33 +63,38 @@ class Objects:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.images: list[_Image | None] = []
         self.problems: list[RowProblem] = []
+        self._images: list[str] = []
+        self._captions: dict[int, str] = {}
+        self._sizes: list[npt.NDArray[np.int32]] = [np.zeros((0, 2), np.int32)]
+        self._wrong: set[int] = set()
         self._places: dict[Id, int] = {}
         self._categories: dict[Id | None, int] = {None: 0}
         self._names: dict[Id, str] = {}
         self._boxes: list[Floats] = [np.zeros((0, 4))]
         self._ids: list[list[Id]] = []
-        self._of_image: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        self._labels: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        self._of_image: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
+        self._labels: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
         self._number = 0
         found = self._read()
         for member in ("images", "annotations"):
             if member not in found:
                 raise InputError(f"{path} has no `{member}`", got=", ".join(found) or "no keys", expected=LAYOUT.needs)
-        for place, image in enumerate(self.images):
-            if image is not None:
-                self._places.setdefault(image.id, place)
         self._of_image += [self._look_up(ids) for ids in self._ids]
-        self.boxes = np.concatenate(self._boxes)
-        self.of_image = np.concatenate(self._of_image)
-        self.labels = np.concatenate(self._labels)
+        self._places, self._ids = {}, []
+        self.boxes, self._boxes = np.concatenate(self._boxes), []
+        self.of_image, self._of_image = np.concatenate(self._of_image), []
+        self.labels, self._labels = np.concatenate(self._labels), []
+        self.sizes, self._sizes = np.concatenate(self._sizes), []
         self.names = ["", *(self._names.get(key, str(key)) for key in self._categories if key is not None)]
         if lost := int(np.count_nonzero(self.of_image < 0)):
             first = int(np.flatnonzero(self.of_image < 0)[0]) + 1
             detail = f"the first is box {first}"
             problem = RowProblem("no_such_image", first, f"{path.name}, {count_text(lost, 'annotations')}", detail)
             self.problems.append(problem)
+
+    def __len__(self) -> int:
+        return len(self._images)
 
     def _read(self) -> list[str]:
         found: list[str] = []
@@ -139,10 +143,19 @@ class Objects:
                 self._number += len(entries)
 
     def _add_images(self, entries: list[_Image]) -> None:
-        self.images += entries
+        start = len(self._images)
+        for place, entry in enumerate(entries, start=start):
+            self._places.setdefault(entry.id, place)
+            if entry.caption:
+                self._captions[place] = entry.caption
+        self._images += [entry.file_name for entry in entries]
+        sizes = [stated_size({"width": entry.width, "height": entry.height}) or (0, 0) for entry in entries]
+        self._sizes.append(np.array(sizes, dtype=np.int32).reshape(-1, 2))
 
     def _odd_image(self, entry: Any) -> None:
-        self.images.append(None)
+        self._wrong.add(len(self._images))
+        self._images.append("")
+        self._sizes.append(np.zeros((1, 2), np.int32))
         self._problem("not_object" if not isinstance(entry, dict) else "wrong_image", "image", entry)
 
     def _add_annotations(self, entries: list[_Annotation]) -> None:
@@ -156,8 +169,8 @@ class Objects:
         keys = [number.setdefault(entry.category_id, len(number)) for entry in entries]
         self._boxes.append(boxes)
         self._ids.append([entry.image_id for entry in entries])
-        self._labels.append(np.array(keys, dtype=np.int64))
-        if self.images:
+        self._labels.append(np.array(keys, dtype=np.int32))
+        if self._images:
             self._of_image.append(self._look_up(self._ids.pop()))
 
     def _odd_annotation(self, entry: Any) -> None:
@@ -183,37 +196,30 @@ class Objects:
         detail = one_line(str(got)[:60])
         self.problems.append(RowProblem(kind, number, f"{self.path.name}, {what} {number}", detail))
 
-    def _look_up(self, ids: list[Id]) -> npt.NDArray[np.int64]:
-        if len(self._places) < len(self.images):
-            self._places = {image.id: k for k, image in enumerate(self.images) if image is not None}
+    def _look_up(self, ids: list[Id]) -> npt.NDArray[np.int32]:
         places = self._places
-        return np.array([places.get(key, -1) for key in ids], dtype=np.int64)
+        return np.array([places.get(key, -1) for key in ids], dtype=np.int32)
 
     def batches(self, *, captions: bool = False) -> Iterator[Batch]:
         """One row per image; with ``captions``, the image's caption is the row's prompt."""
         order = np.argsort(self.of_image, kind="stable")
-        ends = np.searchsorted(self.of_image[order], np.arange(len(self.images)), side="right")
-        starts = np.concatenate([[np.searchsorted(self.of_image[order], 0)], ends[:-1]]).astype(np.int64)
-        for first in range(0, max(len(self.images), 1), BATCH_ROWS):
+        edges = np.searchsorted(self.of_image[order], np.arange(len(self) + 1))
+        for first in range(0, max(len(self), 1), BATCH_ROWS):
             rows = []
-            for place in range(first, min(first + BATCH_ROWS, len(self.images))):
-                image = self.images[place]
-                if image is None:
+            for place in range(first, min(first + BATCH_ROWS, len(self))):
+                if place in self._wrong:
                     continue
-                own = order[starts[place] : ends[place]]
+                own = order[edges[place] : edges[place + 1]]
                 numbers = tuple(map(tuple, self.boxes[own].tolist()))
                 labels = tuple(self.names[key] for key in self.labels[own].tolist())
-                name = image.file_name or None
+                name = self._images[place] or None
                 shown = f"{self.path.name}, image {place + 1}" + (f" ({one_line(name)})" if name else "")
-                prompt = image.caption if captions else ""
+                prompt = self._captions.get(place, "") if captions else ""
                 forms = ("field",) * len(labels)
-                size = _size(image)
+                width, height = self.sizes[place].tolist()
+                size = (width, height) if width else None
                 rows.append(DataRow(place + 1, shown, name, size, prompt, "", numbers, labels, forms, "xywh_pixels"))
             yield Batch(rows, self.problems if first == 0 else [])
-
-
-def _size(image: _Image) -> Size | None:
-    return stated_size({"width": image.width, "height": image.height})
 
 
 def first_images(path: Path) -> list[Any]:
