@@ -64,7 +64,10 @@ def write_llava(path: Path, rows: int, *, sizes: bool) -> None:
 
 
 def write_coco(path: Path, images: int) -> None:
-    """COCO JSON with three boxes per image; nothing is kept in memory, which a child process would inherit as its peak."""
+    """COCO JSON with three boxes per image.
+
+    Nothing is kept in memory: the peak of this process would count as that of the processes it starts.
+    """
     with path.open("w") as file:
         file.write('{"images": [')
         draw = random.Random(0)
@@ -77,7 +80,12 @@ def write_coco(path: Path, images: int) -> None:
         for number in range(images):
             for k, (a, b, c, d) in enumerate(scene(draw)[1]):
                 box = [round(a, 2), round(b, 2), round(c - a, 2), round(d - b, 2)]
-                about = {"id": BOXES * number + k, "image_id": number, "category_id": 1 + number % 80, "iscrowd": 0}
+                about: dict[str, object] = {
+                    "id": BOXES * number + k,
+                    "image_id": number,
+                    "category_id": 1 + number % 80,
+                    "iscrowd": 0,
+                }
                 about |= {"bbox": box, "segmentation": [[a, b, c, b, c, d, a, d] * 2]}
                 file.write((", " if number or k else "") + json.dumps(about))
         categories = [{"id": number, "name": f"category {number}"} for number in range(1, 81)]

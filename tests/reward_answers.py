@@ -100,7 +100,9 @@ def edited(draw: st.DrawFn, truth: Truth) -> list[tuple[str, Box]]:
     for _ in range(draw(st.integers(0, 4))):
         edit = draw(st.sampled_from(("move", "drop", "add", "repeat", "relabel", "replace")))
         if edit == "add":
-            placed.insert(draw(st.integers(0, len(placed))), (draw(st.sampled_from((*LABELS, "a tree", ""))), draw(boxes())))
+            placed.insert(
+                draw(st.integers(0, len(placed))), (draw(st.sampled_from((*LABELS, "a tree", ""))), draw(boxes()))
+            )
         elif placed:
             k = draw(st.integers(0, len(placed) - 1))
             phrase, (x1, y1, x2, y2) = placed[k]
