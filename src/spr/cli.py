@@ -16,6 +16,7 @@ import typer
 
 from spr import __version__
 from spr.commands import (
+    check,
     clean,
     config,
     convert,
@@ -81,6 +82,7 @@ for command in (
     run.show,
     predict.predict,
     text.text,
+    check.check,
     clean.clean,
     embedded.scenes,
     embedded.quickstart,
@@ -105,6 +107,7 @@ _LONG = {
     "push",
     "pull",
     "merge",
+    "check",
     "evaluate",
     "compare",
     "lvis-questions",
