@@ -2,11 +2,11 @@
 
     python -m tools.fuzz_rewards [--count 100000] [--seed 0] [--keep FOLDER]
 
-Most answers are real ones of a dialect after a few mutations: cut, spliced, repeated, with other digits, with tags, keys
-and special tokens of any dialect, inside or outside of ``<think>`` and ``<answer>``. One in a hundred is hostile text:
-deep nesting, runs of digits, numbers that are not finite, lone surrogates, NUL. Each is read for one of several truths
-(no objects, one, many, labels that count) and goes through every reward, sums and schedules, and `measure`. The tests run
-2,000 answers.
+Most answers are real ones of a dialect after a few mutations: cut, spliced, repeated, with other digits, with tags,
+keys and special tokens of any dialect, inside or outside of ``<think>`` and ``<answer>``. One in a hundred is hostile
+text: deep nesting, runs of digits, numbers that are not finite, lone surrogates, NUL. Each is read for one of several
+truths (no objects, one, many, labels that count) and goes through every reward, sums and schedules, and `measure`. The
+tests run 2,000 answers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from spr.grounding import DIALECTS, GroundedText, render
 from spr.grounding.points import centre
 from spr.records import Box, Span
-from spr.rewards import REWARDS, Truth, TruthObject, get_reward, measure
+from spr.rewards import REWARDS, Labels, Truth, TruthObject, get_reward, measure
 
 SPECS = (*REWARDS, "f1@0.75", "length@200", "0.6*f1@0.5:0.9/1000 + 0.3*iou + 0.1*format", "0.5*s_loc + 0.5*precision")
 _SIZES = ((640, 480), (333, 1000), (1, 1), (10_000, 7))
@@ -33,27 +33,13 @@ _LABELS = ("dog", "wine_glass", "car_(automobile)", "Cabinet/shelf", "一只狗"
 _WORDS = ("dog", "a wine glass", "the red car", "cabinet", "一只狗", "Non NG hoses", "two dogs", "")
 _PIECES = (
     *"[](){}<>;,.:|\"'\\/-+ \n\t0123456789",
-    *("[[", "]]", "[1, 2, 3, 4]", "[1, 2, 3]", "(1,2),(3,4)", "[0.1, 0.2, 0.3, 0.4]", "1e999", "-1", "9" * 400, "NaN"),
-    *("<think>", "</think>", "<answer>", "</answer>", "```json\n", "```", "<ref>", "</ref>", "<box>", "</box>"),
-    *("<|box_start|>", "<|box_end|>", "<|im_end|>", "</s>", "<loc_5>", "<loc0005>", "<patch_index_0001>", "<12>"),
-    *("<|det|>", "<bbox>", "<point>1 2</point>", '<points coords="1 1 100 200"', "<seg001>", "<|begin_of_box|>"),
-    *('{"bbox_2d": [1, 2, 3, 4], "label": "x"}', '"point_2d": [1, 2]', '"label": "\\ud800"', '{"bbox_2d": {"a": [[['),
-    *(
-        "None",
-        "null",
-        "Infinity",
-        "\x00",
-        "\u200b",
-        "\u202e",
-        "\ud800",
-        "٣",
-        "²",
-        "İ",
-        "\u2028",
-        "🐕",
-        "［1，2，3，4］",
-    ),
-)
+    "[[", "]]", "[1, 2, 3, 4]", "[1, 2, 3]", "(1,2),(3,4)", "[0.1, 0.2, 0.3, 0.4]", "1e999", "-1", "9" * 400, "NaN",
+    "<think>", "</think>", "<answer>", "</answer>", "```json\n", "```", "<ref>", "</ref>", "<box>", "</box>",
+    "<|box_start|>", "<|box_end|>", "<|im_end|>", "</s>", "<loc_5>", "<loc0005>", "<patch_index_0001>", "<12>",
+    "<|det|>", "<bbox>", "<point>1 2</point>", '<points coords="1 1 100 200"', "<seg001>", "<|begin_of_box|>",
+    '{"bbox_2d": [1, 2, 3, 4], "label": "x"}', '"point_2d": [1, 2]', '"label": "\\ud800"', '{"bbox_2d": {"a": [[[[',
+    "None", "null", "Infinity", "\x00", "\u200b", "\u202e", "\ud800", "٣", "²", "İ", "\u2028", "🐕", "［1，2，3，4］",
+)  # fmt: skip
 
 
 @dataclass
@@ -122,13 +108,10 @@ def hostile_texts(size: int) -> Iterator[tuple[str, str]]:
 @cache
 def seeds(key: str) -> tuple[str, ...]:
     """Answers in a dialect: none, one, several and many boxes, points, and both, as far as its models write them."""
-    draw, texts = random.Random(key), [""]
-    for count in (1, 1, 2, 4, 8, 30):
-        for kind in ("boxes", "points"):
-            if getattr(DIALECTS[key], f"writes_{kind}"):
-                texts.append(_write(draw, key, count, kind))
-    texts += ["There is no dog.", "[]", "none"]
-    return tuple(texts)
+    draw, dialect = random.Random(key), DIALECTS[key]
+    kinds = [name for name, writes in (("boxes", dialect.writes_boxes), ("points", dialect.writes_points)) if writes]
+    written = [_write(draw, key, count, kind) for count in (1, 1, 2, 4, 8, 30) for kind in kinds]
+    return ("", *written, "There is no dog.", "[]", "none")
 
 
 def _write(draw: random.Random, key: str, count: int, kind: str) -> str:
@@ -136,8 +119,8 @@ def _write(draw: random.Random, key: str, count: int, kind: str) -> str:
     for number in range(count):
         word = draw.choice(_WORDS[:-1])
         box = draw.choice(_objects(draw, 4)).box if number % 2 else _objects(draw, 1)[0].box
-        found = {"boxes": (box,)} if kind == "boxes" else {"points": (centre(box),)}
-        spans.append(Span(word, len(text), len(text) + len(word), **found))  # type: ignore[arg-type]
+        boxes, points = ((box,), ()) if kind == "boxes" else ((), (centre(box),))
+        spans.append(Span(word, len(text), len(text) + len(word), boxes, points))
         text += word + draw.choice((" and ", ", ", " is next to "))
     return render(GroundedText(text, tuple(spans)), key, _SIZES[0])
 
@@ -156,11 +139,14 @@ def _place(draw: random.Random, w: int, h: int) -> Box:
 @cache
 def truths(key: str) -> tuple[Truth, ...]:
     """Truths of answers in a dialect."""
-    draw, found = random.Random(f"truths {key}"), []
-    for size in _SIZES:
-        for count in (0, 1, 3, 12):
-            for labels in ("ignore", "name", "phrase"):
-                found.append(Truth(_objects(draw, count, size), key, size, labels))  # type: ignore[arg-type]
+    draw = random.Random(f"truths {key}")
+    modes: tuple[Labels, ...] = ("ignore", "name", "phrase")
+    found = [
+        Truth(_objects(draw, count, size), key, size, labels)
+        for size in _SIZES
+        for count in (0, 1, 3, 12)
+        for labels in modes
+    ]
     objects = (*_objects(draw, 2), TruthObject("dog", (0, 0, 320, 240)))
     found.append(Truth(objects, key, _SIZES[0], "synonyms", {"dog": ("puppy", "一只狗")}))
     return tuple(found)
@@ -181,7 +167,9 @@ def _splice(text: str, i: int, j: int, others: Sequence[str], draw: random.Rando
 
 
 def _insert(text: str, i: int, _j: int, _others: Sequence[str], draw: random.Random) -> str:
-    return text[:i] + draw.choice(_PIECES) * draw.choice((1, 1, 1, 3, 40)) + text[i:]
+    times: int = draw.choice((1, 1, 1, 3, 40))
+    piece: str = draw.choice(_PIECES)
+    return text[:i] + piece * times + text[i:]
 
 
 def _digits(text: str, _i: int, _j: int, _others: Sequence[str], draw: random.Random) -> str:

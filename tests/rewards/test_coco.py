@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from reward_answers import SIZE, answer_of
 
+from reward_answers import SIZE, answer_of
 from spr.rewards import REWARDS, Truth, TruthObject
 
 LABELS = ("dog", "cat", "cup", "plate", "tree")
@@ -55,6 +55,11 @@ def anywhere(draw: random.Random) -> tuple:
     return x, y, x + draw.uniform(20, 80), y + draw.uniform(20, 80)
 
 
+def coarse(draw: random.Random) -> tuple:
+    x, y = draw.randint(0, 4) * 10, draw.randint(0, 4) * 10
+    return x, y, x + draw.randint(1, 10) * 10, y + draw.randint(1, 10) * 10
+
+
 def case(draw: random.Random) -> tuple[Truth, list]:
     """An image with up to 12 objects, and an answer: none or several boxes per object, boxes of others, right ones."""
     labels = draw.sample(LABELS, draw.randint(1, 4))
@@ -68,6 +73,9 @@ def case(draw: random.Random) -> tuple[Truth, list]:
             placed.append((label, box))
     placed += [(draw.choice(LABELS), anywhere(draw)) for _ in range(draw.choice((0, 0, 3, 150)))]
     draw.shuffle(placed)
+    if draw.random() < 0.3:  # few different boxes: equal ones, and overlaps of exactly a threshold
+        objects = [TruthObject(item.label, coarse(draw)) for item in objects]
+        placed = [(label, coarse(draw)) for label, _ in placed]
     return Truth(tuple(objects), "ferret", SIZE, draw.choice(("ignore", "name"))), placed
 
 

@@ -13,6 +13,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
 from reward_answers import (
     SIZE,
     answer_of,
@@ -25,7 +26,6 @@ from reward_answers import (
     slow_ious,
     truths,
 )
-
 from spr.grounding import GroundedText
 from spr.records import Span
 from spr.rewards import REWARDS, Answer, Truth, TruthObject, assign, get_reward, measure
