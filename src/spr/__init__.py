@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from spr.runs.trainings import run_config
     from spr.workflows.checking.check import check_data
     from spr.workflows.predict import ImageAnswer, draw_answer, predict
+    from spr.workflows.rounds import rounds
     from spr.workflows.sweep import sweep
     from spr.workflows.training import train
 
@@ -91,6 +92,7 @@ _LOCATIONS = {
     "spr.runs.trainings": "run_config",
     "spr.workflows.checking.check": "check_data",
     "spr.workflows.predict": "ImageAnswer draw_answer predict",
+    "spr.workflows.rounds": "rounds",
     "spr.workflows.sweep": "sweep",
     "spr.workflows.training": "train",
 }
@@ -155,6 +157,7 @@ __all__ = [
     "read_coco",
     "refine",
     "render",
+    "rounds",
     "run",
     "run_config",
     "score_candidates",
