@@ -69,3 +69,24 @@ def test_hostile_texts_take_linear_time(piece):
     start = time.perf_counter()
     find_boxes([text] * 3)
     assert time.perf_counter() - start < 2
+
+
+REF = "<ref>a dog</ref><box>(5,6),(7,8)</box> and <ref>cats</ref><box>(5,6),(7,8)</box><box>(1,6),(7,8)</box>"
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "dog"}, {"label": "a cat", "bbox_2d": [1, 2, 3, 4]}]', ["dog", "a cat"]),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "dog"}, {"bbox_2d": [5,6,7,8]}]', ["dog", ""]),
+        ('[{"box_2d": [1, 2, 3, 4], "label": "x"}]', ["x"]),
+        (REF, ["a dog", "cats", "cats"]),
+        ("<ref>cats</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box> a <box>[[1, 2, 3, 4]]</box>", ["cats", "cats", ""]),
+        ("<|object_ref_start|>dog<|object_ref_end|><|box_start|>(5,6),(7,8)<|box_end|>", ["dog"]),
+        ("<|ref|>dog<|/ref|><|det|>[[1,2,3,4]]<|/det|>", ["dog"]),
+        ("a dog [1, 2, 3, 4] and [5, 6, 7, 8]", ["", ""]),
+    ],
+)
+def test_boxes_have_the_labels_of_their_markup(text, labels):
+    assert find_boxes([text]).labels == labels
+    assert find_boxes(["<ref>other</ref>", text, text]).labels == labels * 2

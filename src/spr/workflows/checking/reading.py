@@ -118,7 +118,8 @@ def _add_text_boxes(rows: list[DataRow], problems: list[RowProblem]) -> None:
             a, b = position
             row.numbers = (*prompts.numbers[a : a + asked], *answers.numbers[b : b + answered])
             row.forms = (*prompts.forms[a : a + asked], *answers.forms[b : b + answered])
-            row.labels, row.prompt_boxes = ("",) * (asked + answered), asked
+            row.labels = (*prompts.labels[a : a + asked], *answers.labels[b : b + answered])
+            row.prompt_boxes = asked
             position = [a + asked, b + answered]
 
 

@@ -35,10 +35,17 @@ _BOX = re.compile(
     )
 )
 _FORMS = ("brackets", "pairs", "parentheses", "spaces", "loc", "loc_", "bins", "patch")
-_KEYS = tuple((f'"{key}"', key) for key in ("bbox_2d", "box_2d"))
+_JSON_FORMS = ("bbox_2d", "box_2d")
+_KEYS = tuple((f'"{key}"', key) for key in _JSON_FORMS)
 _BEFORE = tuple(f'"{key}":{gap}{bracket}' for _, key in _KEYS for gap in (" ", "") for bracket in ("", "["))
 _NOT_NUMBERS = re.compile(r"\[[^\[\]\0]{0,80}?\b(?:nan|-?inf(?:inity)?)\b[^\[\]\0]{0,80}\]", re.IGNORECASE)
 _CELLS = 32
+_LABEL = r'"label"\s*+:\s*+"([^"\\\0]{0,200})"'
+_LABEL_AFTER = re.compile(rf"[\]\s]*+,\s*+{_LABEL}")
+_LABEL_BEFORE = re.compile(rf'{_LABEL}\s*+,\s*+"box_2d"|{_LABEL}\s*+,\s*+"bbox_2d"')
+_REF_BEFORE = re.compile(r"(?:<ref>|<\|object_ref_start\|>|<\|ref\|>)([^<\0]{0,200})<")
+_BETWEEN = re.compile(r"(?:[\s,;()\[\]]|</?(?:box|bbox)>|<\|box_(?:start|end)\|>|<\|/?det\|>)*+")
+_NEAR = 240  # characters in which a label before a box ends
 
 
 class TextBoxes(NamedTuple):
@@ -48,12 +55,14 @@ class TextBoxes(NamedTuple):
         numbers: Each box as it is written.
         forms: How each is written: one of `spr.workflows.checking.rows.FORMS`.
         counts: How many boxes each text has.
+        labels: What the JSON entry or the reference before each box calls it; empty in prose.
         not_finite: The indices of texts with brackets that contain NaN, infinity or a number too large for a float.
     """
 
     numbers: list[Numbers]
     forms: list[str]
     counts: list[int]
+    labels: list[str]
     not_finite: list[int]
 
 
@@ -66,8 +75,10 @@ def find_boxes(texts: Sequence[str]) -> TextBoxes:
     joined = with_ascii_punctuation("\0".join(texts))
     numbers: list[Numbers] = []
     forms: list[str] = []
+    labels: list[str] = []
     starts: list[int] = []
     odd: list[int] = []
+    previous = 0, ""
     for match in _BOX.finditer(joined):
         last = match.lastindex or 4
         a, b, c, d = match.group(last - 3, last - 2, last - 1, last)
@@ -85,6 +96,9 @@ def find_boxes(texts: Sequence[str]) -> TextBoxes:
                 form = "bbox_2d" if joined.rfind("bbox_2d", match.start() - 12, match.start()) >= 0 else "box_2d"
         numbers.append(box)
         forms.append(form)
+        label = _label(joined, match, previous, is_json=form in _JSON_FORMS)
+        labels.append(label)
+        previous = match.end(), label
         starts.append(match.start())
     lowered = joined.lower()
     if "nan" in lowered or "inf" in lowered:
@@ -92,7 +106,25 @@ def find_boxes(texts: Sequence[str]) -> TextBoxes:
     ends = np.fromiter(itertools.accumulate(len(text) + 1 for text in texts), np.int64, len(texts))
     of_text = np.searchsorted(ends, starts, side="right") if starts else np.zeros(0, np.int64)
     counts = np.bincount(of_text, minlength=len(texts)).tolist()
-    return TextBoxes(numbers, forms, counts, sorted({int(k) for k in np.searchsorted(ends, odd, side="right")}))
+    return TextBoxes(numbers, forms, counts, labels, sorted({int(k) for k in np.searchsorted(ends, odd, side="right")}))
+
+
+def _label(joined: str, match: re.Match[str], previous: tuple[int, str], *, is_json: bool) -> str:
+    """The label of a box; ``previous`` is where the box before ends, and its label, which boxes in a row share."""
+    start = max(previous[0], match.start() - _NEAR)
+    start = max(start, joined.rfind("\0", start, match.start()) + 1)  # where the text begins
+    if is_json:
+        after = _LABEL_AFTER.match(joined, match.end())
+        if after is not None:
+            return after[1]
+        before = [*_LABEL_BEFORE.finditer(joined, start, match.start())]
+        return (before[-1][1] or before[-1][2] or "") if before else ""
+    if previous[0] and _BETWEEN.fullmatch(joined, previous[0], match.start()) is not None:
+        return previous[1]
+    if joined.find("<", start, match.start()) < 0:
+        return ""
+    before = [*_REF_BEFORE.finditer(joined, start, match.start())]
+    return before[-1][1].strip() if before else ""
 
 
 def forms_of(dialect: Dialect) -> frozenset[str]:
