@@ -115,16 +115,23 @@ class BoxReader:
         Raises:
             GroundingError: for a wrong size.
         """
+        box = self.read_one(text, size_wh)
+        if box is not None:
+            return Boxes((box,), 0)
+        grounded = parse(text, self.dialect, size_wh)
+        return Boxes(grounded.boxes, len(grounded.problems), grounded.other_scale)
+
+    def read_one(self, text: str, size_wh: Size) -> Box | None:
+        """The box of an answer that is one well-formed box; None for other answers, which `parse` reads."""
         match = self._search(text) if self._is_fast else None
         if match is not None and self._is_plain(match) and with_ascii_punctuation(text) is text:
             end = match.end()
             if end == len(text) or text[end:] == "." or self._search(text, end) is None:
                 numbers = match.group(*self._numbers)
                 box, reason = self._frame(size_wh).decode([float(number) for number in numbers])
-                if box is not None and reason is None:
-                    return Boxes((box,), 0)
-        grounded = parse(text, self.dialect, size_wh)
-        return Boxes(grounded.boxes, len(grounded.problems), grounded.other_scale)
+                if reason is None:
+                    return box
+        return None
 
     def _is_plain(self, match: re.Match[str]) -> bool:
         """Whether a well-formed box has a phrase or label where the dialect needs one; if not, `parse` reports it."""

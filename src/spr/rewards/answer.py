@@ -55,10 +55,8 @@ class Answer:
     def boxes(self) -> tuple[Box, ...]:
         """All boxes, in the order of the text."""
         if self._boxes is None:
-            if self._grounded is None:
-                self._boxes = self._reader.read(self.text, self._size_wh).boxes
-            else:
-                self._boxes = self._grounded.boxes
+            one = self._reader.read_one(self.text, self._size_wh) if self._grounded is None else None
+            self._boxes = self.grounded.boxes if one is None else (one,)
         return self._boxes
 
     @property

@@ -38,19 +38,24 @@ def average_precision(ious: bx.Array) -> float:
     for candidates in near:
         # The highest IoU first; of equal ones the last object, as in COCO's loop.
         candidates.sort(reverse=True)
-    total = 0.0
+    total = own = 0.0
+    least = -1.0  # the lowest IoU of a pair
     for threshold in THRESHOLDS:
-        taken: set[int] = set()
-        precisions: list[float] = []
-        for place, candidates in enumerate(near, start=1):
-            for value, row in candidates:
-                if value < threshold:
-                    break
-                if row not in taken:
-                    taken.add(row)
-                    precisions.append(len(taken) / place)
-                    break
-        total += _at_levels(precisions, objects)
+        if least < threshold:  # else the pairs stay as they are
+            least = 2.0
+            taken: set[int] = set()
+            precisions: list[float] = []
+            for place, candidates in enumerate(near, start=1):
+                for value, row in candidates:
+                    if value < threshold:
+                        break
+                    if row not in taken:
+                        taken.add(row)
+                        least = min(least, value)
+                        precisions.append(len(taken) / place)
+                        break
+            own = _at_levels(precisions, objects)
+        total += own
     return total / len(THRESHOLDS)
 
 
