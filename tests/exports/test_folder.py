@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spr.core.errors import GroundingError, RunError
-from spr.exports import llava, writing
+from spr.exports import llava, pair_rows
 from spr.exports.formats import FORMATS
 from spr.exports.json_lines import JsonWriter
 from spr.exports.writing import export
@@ -178,7 +178,7 @@ def test_no_more_than_a_batch_is_held_whatever_the_number_of_pairs(
     export_watched, small_run, pairs_of, tmp_path, monkeypatch
 ):
     held = []
-    monkeypatch.setattr(writing, "BATCH", 2)
+    monkeypatch.setattr(pair_rows, "BATCH", 2)
     export_watched(tmp_path / "out", on_write=lambda rows: held.append(len(rows)))
     # Shards of three pairs, in batches of two and one.
     assert max(held) == 2

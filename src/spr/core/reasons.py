@@ -162,10 +162,11 @@ EXPORT_REASONS: dict[str, str] = {
     "boxes_not_writable": "an answer has boxes, and the requested dialect has only points",
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
     "question_not_shown": "a question of `pairing.negatives`: this format shows descriptions of regions",
+    "no_category_to_ask": "prompts: there is no category that this task of `--tasks` can ask about in the image",
     "image_needs_rewriting": "EXIF rotation, transparency or 16-bit channels: other readers would get other pixels "
     "than the pipeline",
 }
-"""Why a pair is left out of an export, besides `IMAGE_REASONS`."""
+"""Why a pair or a prompt is left out of an export, besides `IMAGE_REASONS`."""
 
 DROP_REASONS: Mapping[str, Mapping[str, str]] = {
     "objects": {**ANNOTATION_REASONS, **IMAGE_REASONS, **OBJECT_REASONS},

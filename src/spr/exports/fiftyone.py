@@ -85,7 +85,7 @@ def _keypoints(answer: GroundedText, size_wh: Size) -> dict[str, Any]:
     return {"_cls": "Keypoints", "keypoints": found}
 
 
-class _SampleWriter(JsonWriter):
+class _SampleWriter(JsonWriter[ExportRow]):
     """Writes ``{"samples": […]}``, and ``metadata.json``, which says that the samples are images."""
 
     def __init__(self, folder: Path, labels: Labels) -> None:
@@ -124,7 +124,7 @@ def _write_drops(folder: Path, items: Sequence[DroppedItem]) -> None:
     (dropped / METADATA).write_text(_METADATA, encoding="utf-8")
 
 
-def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer[ExportRow]:
     return _SampleWriter(folder / split, labels)
 
 

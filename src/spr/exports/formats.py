@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from spr.core.registry import Registry
 from spr.grounding import Dialect
-from spr.records import Box, PreferencePair, QuestionPair, Size
+from spr.records import Box, PreferencePair, QuestionPair, Size, Split
 
 ExportSplit: TypeAlias = Literal["train", "test"]
 """``test`` has the pairs of held-out images, under the name that the Hugging Face Hub has for such a split."""
 ImageMode: TypeAlias = Literal["embed", "copy", "path", "none"]
 """Where an export's images are: in its rows as bytes, in its folder as copies, in their original place, or left out."""
+RowSource: TypeAlias = Literal["pairs", "prompts"]
+"""What rows are made from: the pairs of a run, or prompts with what their answers should place."""
+PromptTask: TypeAlias = Literal["describe", "detect", "locate", "absent"]
+"""What a prompt asks for: a description of a region, all objects of a category, the only object of a category, or an
+object that is not in the image."""
 
 
 class Texts(NamedTuple):
@@ -51,11 +56,66 @@ class ExportRow:
     original: PreferencePair | None = None
 
     @property
+    def item(self) -> PreferencePair | QuestionPair:
+        """What the row is about: an image, its split, and an id."""
+        return self.pair
+
+    @property
+    def preview(self) -> dict[str, str]:
+        """The texts that the Hub's dataset viewer shows beside a copied image."""
+        return self.texts._asdict()
+
+    @property
     def described(self) -> PreferencePair:
         """The pair, in formats without `Format.questions`."""
         if isinstance(self.pair, QuestionPair):
             raise TypeError(f"{self.pair.pair_id} is a question")
         return self.pair
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt about an image, without an answer.
+
+    Attributes:
+        query_id: ``<image_id>/<n>`` of a region query; ``<image_id>/<task>-<n>`` of a question; n counts from 0.
+        region: The region that the prompt is about, xyxy pixels; None for a question about the whole image.
+        text: The prompt in the exported dialect.
+        truth: What an answer should place (`spr.rewards.Truth`), as JSON.
+        objects: Number of objects in the truth.
+    """
+
+    query_id: str
+    image_id: str
+    file_name: str
+    width: int
+    height: int
+    split: Split
+    task: PromptTask
+    region: Box | None
+    text: str
+    truth: str
+    objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt with its image, and what the annotations state about the image, if anything."""
+
+    prompt: Prompt
+    image: ImageFile
+    license: str | None = None
+    source_url: str | None = None
+
+    @property
+    def item(self) -> Prompt:
+        """What the row is about: an image, its split, and an id."""
+        return self.prompt
+
+    @property
+    def preview(self) -> dict[str, str]:
+        """The texts that the Hub's dataset viewer shows beside a copied image."""
+        return {"prompt": self.prompt.text, "truth": self.prompt.truth}
 
 
 class DroppedItem(NamedTuple):
@@ -91,10 +151,13 @@ class Labels:
     dialect: Dialect
 
 
-class Writer(Protocol):
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+class Writer(Protocol[R_contra]):
     """Writes rows into a folder, in order. Files are complete only after `close`."""
 
-    def write(self, rows: Sequence[ExportRow]) -> None:
+    def write(self, rows: Sequence[R_contra]) -> None:
         """Append rows."""
 
     def close(self) -> None:
@@ -118,7 +181,8 @@ class Format:
         usage: How to train on the export, as Markdown; ``{out}`` stands for the folder.
         open: Creates the writer of a split from a folder and the labels. For ``train``, which is opened first, it also
             writes the trainer's settings, if there are any, so that it resizes images as `spr.exports.image_limits`
-            says. ``test`` is opened only if the run has pairs of held-out images.
+            says. ``test`` is opened only if there are rows of held-out images.
+        rows: What a row is made from: ``pairs`` (the writer gets `ExportRow`) or ``prompts`` (`PromptRow`).
         converts: Whether the texts can be converted to another dialect; not where people correct the run's own.
         questions: Whether rows can be pairs of the stage `negatives`, which have no region and no scores.
         write_drops: Writes what the run dropped into the folder, for tools in which people look at it.
@@ -130,7 +194,8 @@ class Format:
     data_files: str
     columns: Mapping[str, str]
     usage: str
-    open: Callable[[Path, Labels, ExportSplit], Writer]
+    open: Callable[[Path, Labels, ExportSplit], Writer[Any]]
+    rows: RowSource = "pairs"
     converts: bool = True
     questions: bool = True
     write_drops: Callable[[Path, Sequence[DroppedItem]], None] | None = None
@@ -151,6 +216,12 @@ FORMATS: Registry[Format] = Registry(
         "rlaif-v": "spr.exports.rlaif_v:FORMAT",
         "label-studio": "spr.exports.label_studio:FORMAT",
         "fiftyone": "spr.exports.fiftyone:FORMAT",
+        "grpo-trl": "spr.exports.grpo_trl:FORMAT",
+        "grpo-ms-swift": "spr.exports.grpo_ms_swift:FORMAT",
+        "grpo-verl": "spr.exports.grpo_verl:FORMAT",
+        "grpo-easyr1": "spr.exports.grpo_easyr1:FORMAT",
+        "grpo-vlm-r1": "spr.exports.grpo_vlm_r1:FORMAT",
+        "grpo-visual-rft": "spr.exports.grpo_visual_rft:FORMAT",
     },
 )
 """The formats of ``spr export --format``. Other packages add formats through the entry-point group ``spr.exports``."""

@@ -6,6 +6,8 @@ from spr.grounding import Dialect
 from spr.grounding.geometry import Relative, Resized
 
 TOKEN_PIXELS = 28 * 28  # pixels of one image token of Qwen2.5-VL
+_TEXT_TOKENS = 1024  # room for the text of a prompt, beside its image
+_IMAGE_TOKENS = 4096  # of an image of a family whose limits the dialect doesn't know
 
 
 def pixel_limits(dialect: Dialect) -> dict[str, int]:
@@ -19,6 +21,17 @@ def pixel_limits(dialect: Dialect) -> dict[str, int]:
     if not isinstance(geometry, Resized):
         return {}
     return {"min_pixels": geometry.min_pixels, "max_pixels": geometry.max_pixels}
+
+
+def prompt_tokens(dialect: Dialect) -> int:
+    """How many tokens a prompt with its image may need: what trainers that cut or refuse longer ones must allow.
+
+    >>> from spr.grounding import get_dialect
+    >>> prompt_tokens(get_dialect("qwen2_5_vl:max_pixels=1003520")), prompt_tokens(get_dialect("qwen3_vl"))
+    (2304, 5120)
+    """
+    limits = pixel_limits(dialect)
+    return (limits["max_pixels"] // TOKEN_PIXELS if limits else _IMAGE_TOKENS) + _TEXT_TOKENS
 
 
 def geometry_note(dialect: Dialect) -> str:

@@ -7,21 +7,25 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from spr.core.image_metadata import forget_metadata, strip_metadata
 from spr.core.images import ImageProblem, ImageSource
 from spr.core.ordered_map import ordered_map
-from spr.exports.formats import DroppedItem, ImageFile, ImageMode
+from spr.exports.formats import DroppedItem, ImageFile, ImageMode, Prompt
 from spr.records import PreferencePair, QuestionPair, Size
+
+ImageItem: TypeAlias = PreferencePair | QuestionPair | Prompt | DroppedItem
+"""What names an image, its size and its split."""
 
 
 def export_images(
-    pairs: Sequence[PreferencePair | QuestionPair | DroppedItem],
+    items: Sequence[ImageItem],
     source: ImageSource,
     mode: ImageMode,
     folder: Path,
 ) -> Iterator[ImageFile | str]:
-    """For each pair its image, or the reason why the image can't be used (see `spr.core.reasons`).
+    """For each item its image, or the reason why the image can't be used (see `spr.core.reasons`).
 
     A JPEG, PNG or WebP file that every reader opens with the same pixels is copied with its encoded pixels and colour
     profile, without EXIF and other metadata. Other files (other formats, EXIF orientation, transparency, 16 bits per
@@ -29,20 +33,20 @@ def export_images(
     open differently are refused. ``folder`` is the export's folder, for ``copy``: images are in its ``images/``, and
     held-out ones in ``test/images/``, so that each split can be loaded as an image folder.
     """
-    # An image of several pairs is read once, so that no two threads write one file.
-    distinct = dict.fromkeys(map(_image, pairs))
+    # An image of several items is read once, so that no two threads write one file.
+    distinct = dict.fromkeys(map(_image, items))
     work = ordered_map(lambda image: _export(*image, source, mode, folder), distinct, ahead=len(distinct) + 1)
     images = dict(work)
-    return (images[_image(pair)] for pair in pairs)
+    return (images[_image(item)] for item in items)
 
 
-def _image(pair: PreferencePair | QuestionPair | DroppedItem) -> tuple[str, Size, str]:
-    return pair.file_name, (pair.width, pair.height), split_folder(pair)
+def _image(item: ImageItem) -> tuple[str, Size, str]:
+    return item.file_name, (item.width, item.height), split_folder(item)
 
 
-def split_folder(pair: PreferencePair | QuestionPair | DroppedItem) -> str:
-    """The folder of a pair's copied image, relative to the export's, with a slash at the end; empty for training."""
-    return {"train": "", "dropped": "dropped/"}.get(pair.split, "test/")
+def split_folder(item: ImageItem) -> str:
+    """The folder of an item's copied image, relative to the export's, with a slash at the end; empty for training."""
+    return {"train": "", "dropped": "dropped/"}.get(item.split, "test/")
 
 
 def _export(

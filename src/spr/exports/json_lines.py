@@ -6,14 +6,15 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from spr.exports.formats import ExportRow
+from typing import Any, Generic, Literal, TypeVar
 
 _LAYOUT = {"lines": ("", "\n", "\n"), "list": ("[\n", ",\n", "\n]\n")}
 
 
-class JsonWriter:
+R = TypeVar("R")
+
+
+class JsonWriter(Generic[R]):
     """A `spr.exports.formats.Writer` of JSON.
 
     Args:
@@ -23,13 +24,13 @@ class JsonWriter:
     """
 
     def __init__(
-        self, path: Path, row: Callable[[ExportRow], dict[str, Any]], layout: Literal["lines", "list"] = "lines"
+        self, path: Path, row: Callable[[R], dict[str, Any]], layout: Literal["lines", "list"] = "lines"
     ) -> None:
         self._row = row
         self._before, self._between, self._after = _LAYOUT[layout]
         self._file = path.open("w", encoding="utf-8", newline="\n")
 
-    def write(self, rows: Sequence[ExportRow]) -> None:
+    def write(self, rows: Sequence[R]) -> None:
         """Append rows."""
         for row in rows:
             self._file.write(self._before + json.dumps(self._row(row), ensure_ascii=False))

@@ -111,7 +111,7 @@ def to_percent(box: Sequence[float], size_wh: tuple[int, int]) -> dict[str, floa
     }
 
 
-class _TaskWriter(JsonWriter):
+class _TaskWriter(JsonWriter[ExportRow]):
     """Writes the tasks, and at the end the labelling config with as many numbers as the answers need."""
 
     def __init__(self, folder: Path, labels: Labels, split: ExportSplit) -> None:
@@ -155,7 +155,7 @@ def _write_drops(folder: Path, items: Sequence[DroppedItem]) -> None:
     (folder / DROPPED).write_text(text + "\n", encoding="utf-8")
 
 
-def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer[ExportRow]:
     return _TaskWriter(folder, labels, split)
 
 

@@ -50,7 +50,7 @@ def settings(dialect: Dialect) -> str:
     )
 
 
-def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer[ExportRow]:
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
     entry = {"formatting": "sharegpt", "ranking": True, "columns": columns}
     names = {DATASET: "train"} if split == "train" else {DATASET: "train", HELD_OUT: "test"}

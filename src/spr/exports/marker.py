@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from spr.core.documents import read_json
 from spr.core.errors import RunError
 from spr.core.outputs import check_output
 from spr.exports.formats import Format, ImageMode, Labels
+from spr.exports.prompt_options import PromptOptions
 from spr.grounding import Dialect
 from spr.runs.reader import Run
 from spr.runs.reviews import ReviewMode, Reviews
@@ -24,7 +25,11 @@ _EDITABLE = ("README.md", MARKER)  # may change after the export: the user edits
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """The settings of an export; ``target`` is the dialect to convert the texts to, or None."""
+    """The settings of an export.
+
+    ``target`` is the dialect to convert the texts of pairs to, or None; ``prompts`` are the options of a format whose
+    rows are prompts, and ``reviews`` belong to the others.
+    """
 
     run: Run
     out: Path
@@ -34,8 +39,9 @@ class ExportPlan:
     target: Dialect | None
     labels: Labels
     license_id: str
-    reviews: Reviews
-    review_mode: ReviewMode
+    reviews: Reviews = field(default_factory=Reviews)
+    review_mode: ReviewMode = "ignore"
+    prompts: PromptOptions | None = None
 
     @property
     def dialect(self) -> str:
@@ -46,6 +52,9 @@ class ExportPlan:
     def identity(self) -> dict[str, str]:
         """What decides the contents of the export."""
         settings = {"format": self.format_name, "images": self.images, "dialect": self.dialect}
+        if self.prompts is not None:
+            settings |= {"name": self.labels.name, "license": self.license_id, **self.prompts.identity}
+            return settings | {name: self.run.sha256_of(name) for name in ("objects", "regions")}
         settings["reviews"] = self.reviews.identity(self.review_mode)
         settings |= {"name": self.labels.name, "license": self.license_id, "pairs": self.run.pairs_sha256}
         if self.run.config.pairing.negatives:
@@ -75,9 +84,9 @@ def counts_of_finished(plan: ExportPlan) -> dict[str, Any] | None:
             got = f"{name} has {path.stat().st_size:,} bytes" if path.is_file() else f"{name} is missing"
             raise _damaged(out, got, f"{size} bytes")
     counts: dict[str, Any] = marker["counts"]
-    numbers = {"held_out": 0, "questions": 0, **counts}
-    if any(type(numbers.get(name)) is not int for name in ("pairs", "held_out", "questions")):
-        raise _damaged(out, f"the counts {counts}", "`pairs`, `questions` and `held_out`")
+    numbers = {"held_out": 0, "questions": 0, "prompts": 0, **counts}
+    if any(type(numbers.get(name)) is not int for name in ("pairs", "held_out", "questions", "prompts")):
+        raise _damaged(out, f"the counts {counts}", "`pairs`, `questions`, `prompts` and `held_out`")
     if not isinstance(counts.get("left_out"), dict):
         raise _damaged(out, f"the counts {counts}", "`left_out`")
     return numbers

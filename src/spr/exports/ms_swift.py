@@ -13,6 +13,7 @@ from spr.exports.json_lines import JsonWriter
 from spr.grounding import Dialect
 
 SETTINGS = "train_dpo.yaml"
+PLACEHOLDERS = ("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>")
 
 
 def to_row(row: ExportRow) -> dict[str, Any]:
@@ -28,17 +29,21 @@ def to_row(row: ExportRow) -> dict[str, Any]:
     }
 
 
+def size_environment(dialect: Dialect) -> dict[str, int]:
+    """Environment variables with the limits of the image size, for qwen-vl-utils before and from 0.0.14 on."""
+    if not (limits := pixel_limits(dialect)):
+        return {}
+    least, most = limits["min_pixels"], limits["max_pixels"]
+    tokens = {"IMAGE_MIN_TOKEN_NUM": -(-least // TOKEN_PIXELS), "IMAGE_MAX_TOKEN_NUM": most // TOKEN_PIXELS}
+    return {"MIN_PIXELS": least, "MAX_PIXELS": most, **tokens}
+
+
 def settings(dialect: Dialect) -> str:
-    """The YAML file for ``swift rlhf``; ``ENV`` holds the limits for qwen-vl-utils before and from 0.0.14 on."""
-    environment = {}
-    if limits := pixel_limits(dialect):
-        least, most = limits["min_pixels"], limits["max_pixels"]
-        tokens = {"IMAGE_MIN_TOKEN_NUM": -(-least // TOKEN_PIXELS), "IMAGE_MAX_TOKEN_NUM": most // TOKEN_PIXELS}
-        environment = {"MIN_PIXELS": least, "MAX_PIXELS": most, **tokens}
-    return yaml.safe_dump({"ENV": environment, "rlhf_type": "dpo", "beta": 0.1}, sort_keys=False)
+    """The YAML file for ``swift rlhf``; ``ENV`` holds the `size_environment`."""
+    return yaml.safe_dump({"ENV": size_environment(dialect), "rlhf_type": "dpo", "beta": 0.1}, sort_keys=False)
 
 
-def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer[ExportRow]:
     (folder / SETTINGS).write_text(settings(labels.dialect), encoding="utf-8")
     return JsonWriter(folder / f"{split}.jsonl", to_row)
 
@@ -46,7 +51,7 @@ def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
 FORMAT = Format(
     reader="ms-swift",
     images=("copy", "path"),
-    placeholders=("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>"),
+    placeholders=PLACEHOLDERS,
     data_files="{split}.jsonl",
     columns={
         "messages": "the user's turn, in which `<image>` stands for the image, and the best description, with "

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spr.exports.formats import ExportRow, ExportSplit
+from spr.exports.formats import ExportSplit
+
+R = TypeVar("R")
 
 
-class ParquetWriter:
+class ParquetWriter(Generic[R]):
     """A `spr.exports.formats.Writer` of Parquet: ``data/train-00000-of-00003.parquet`` and so on, or ``test-…``.
 
     Each call of `write` becomes a row group, which bounds the number of images that readers hold in memory. A new file
@@ -24,7 +26,7 @@ class ParquetWriter:
         self,
         folder: Path,
         schema: pa.Schema,
-        row: Callable[[ExportRow], dict[str, Any]],
+        row: Callable[[R], dict[str, Any]],
         split: ExportSplit = "train",
         shard_bytes: int = 500_000_000,
     ) -> None:
@@ -34,7 +36,7 @@ class ParquetWriter:
         self._parts: list[Path] = []
         self._open: pq.ParquetWriter | None = None
 
-    def write(self, rows: Sequence[ExportRow]) -> None:
+    def write(self, rows: Sequence[R]) -> None:
         """Append rows."""
         if self._open is None:
             self._parts.append(self._folder / f"{self._split}-part-{len(self._parts):05d}")

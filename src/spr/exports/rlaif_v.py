@@ -26,7 +26,7 @@ def to_row(labels: Labels, row: ExportRow) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer[ExportRow]:
     from datasets import Features, Image, Value
 
     features = Features(dict.fromkeys(FORMAT.columns, Value("string")) | {"image": Image()})

@@ -41,7 +41,7 @@ def to_row(row: ExportRow) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer:
+def _open(folder: Path, labels: Labels, split: ExportSplit) -> Writer[ExportRow]:
     from datasets import Features, Image, Value
 
     text = Value("string")

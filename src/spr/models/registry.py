@@ -14,6 +14,7 @@ from spr.core.errors import ConfigError, missing_package
 from spr.core.paths import is_dir
 from spr.core.registry import Registry
 from spr.grounding import Dialect, get_dialect
+from spr.grounding.geometry import Resized
 from spr.models.protocols import Describer, Detector, ImageTextScorer
 
 _LOADING = {"hf", "vllm", "clip", "grounding_dino", "owlv2"}  # the backends that load the section's `model`
@@ -98,6 +99,32 @@ def expected_dialect(config: DescriberConfig) -> Dialect | None:
 
     model_config = load_config(model_source(config.model), revision=config.revision)
     return choose_dialect(config.dialect, model_config.model_type, None)
+
+
+def planned_dialect(config: DescriberConfig) -> Dialect | None:
+    """The dialect of a describer that is not loaded, with its image processor's settings; None if unknown.
+
+    Of the model, the config is read, and the processors where the dialect depends on how they resize images.
+    """
+    if config.backend == "fake":
+        from spr.models.fakes import FakeDescriber
+
+        return FakeDescriber(config).dialect
+    dialect = expected_dialect(config)
+    if dialect is None or config.model is None or config.backend == "openai":
+        return dialect
+    if not isinstance(dialect.geometry, Resized):
+        return dialect
+    from spr.models.custom_models import load_config
+    from spr.models.families import FAMILIES
+    from spr.models.image_processors import load_processor
+    from spr.models.loading import model_source
+    from spr.models.model_dialect import choose_dialect
+
+    source, revision = model_source(config.model), config.revision
+    model_type = load_config(source, revision=revision).model_type
+    processor = load_processor(source, model_type, family=FAMILIES.get(model_type), revision=revision)
+    return choose_dialect(config.dialect, model_type, processor.image_processor)
 
 
 def release() -> None:

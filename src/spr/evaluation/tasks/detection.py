@@ -39,7 +39,8 @@ JSON_PROMPT = (
 LIST_PROMPT = "detect {categories}"
 """That of PaliGemma, whose categories are separated by semicolons."""
 
-_CATEGORIES = "{categories}"
+CATEGORIES = "{categories}"
+"""The placeholder of a question for the names of categories."""
 _PROMPT_HELP = "The question, with {categories}. By default in the wording of the model's family."
 _UNKNOWN = 0.1  # the share of boxes without a category, or of answers without confidences, that makes a result doubtful
 _FIGURES = (
@@ -110,7 +111,7 @@ class Detection(Task[DetectionData]):
             what = f"--confidence {self.confidence} is only for --predictions"
             fix = "give --confidence constant or order, or a file of answers with the field that it needs"
             raise ConfigError(what, got="a model", fix=fix)
-        prompt = check_prompt(self.prompt or _default_prompt(dialect), _CATEGORIES)
+        prompt = check_prompt(self.prompt or detection_prompt(dialect), CATEGORIES)
         separator = " ; " if isinstance(dialect.markup, Tokens) else ", "
         readable = CategoryNames(items.categories).readable
         everything = separator.join(readable)
@@ -125,7 +126,7 @@ class Detection(Task[DetectionData]):
             else:
                 names = separator.join(present[own.image]) if self.categories == "present" else everything
             file_name, size_wh = items.file_names[own.image], items.sizes_wh[own.image]
-            questions.append(Question(own.id, file_name, size_wh, prompt.replace(_CATEGORIES, names)))
+            questions.append(Question(own.id, file_name, size_wh, prompt.replace(CATEGORIES, names)))
         return prompt, questions
 
     def score(self, items: DetectionData, answers: Answers) -> Result:
@@ -193,7 +194,8 @@ def _pairs(items: DetectionData) -> list[tuple[int, int]]:
     return [divmod(pair, width) for pair in np.unique(items.pairs(items.image, items.category)).tolist()]
 
 
-def _default_prompt(dialect: Dialect) -> str:
+def detection_prompt(dialect: Dialect) -> str:
+    """The question in the wording of a dialect's models, with `CATEGORIES`."""
     if isinstance(dialect.markup, Tokens):
         return LIST_PROMPT
     return JSON_PROMPT if isinstance(dialect.markup, JsonList) else PROMPT
