@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import spr.rewards.trl
@@ -64,9 +64,20 @@ class Grpo:
     steps: int = 50
     batch: int = 64
     generations: int = 8
+    temperature: float = 1.0
 
 
 SEARCH: dict[str, Grpo] = {
+    "locate iou": Grpo("iou", ("locate",), steps=100),
+    "locate iou_squared": Grpo("iou_squared", ("locate",), steps=100),
+    "locate f1": Grpo("f1@0.5:0.9/100", ("locate",), steps=100),
+    "locate iou_squared 3e-3": Grpo("iou_squared", ("locate",), steps=100, learning_rate=3e-3),
+    "locate iou_squared 3e-4": Grpo("iou_squared", ("locate",), steps=100, learning_rate=3e-4),
+    "locate iou_squared 16": Grpo("iou_squared", ("locate",), steps=100, generations=16),
+    "locate iou_squared 300": Grpo("iou_squared", ("locate",), steps=300),
+    "describe iou 3e-4 16": Grpo("iou", learning_rate=3e-4, generations=16),
+    "describe iou_squared 0.7": Grpo("iou_squared", temperature=0.7),
+    "both iou": Grpo("iou", ("describe", "locate"), steps=75),
     "s_loc": Grpo("s_loc"),
     "f1 0.5 to 0.9": Grpo("f1@0.5:0.9/50"),
 }
@@ -132,6 +143,7 @@ def train_grpo(model: str, data: Path, setting: Grpo, seed: int, folder: Path) -
         max_steps=setting.steps,
         max_completion_length=160,
         learning_rate=setting.learning_rate,
+        temperature=setting.temperature,
         logging_steps=1,
         save_strategy="no",
         report_to=[],
@@ -144,6 +156,7 @@ def train_grpo(model: str, data: Path, setting: Grpo, seed: int, folder: Path) -
         rows_of(data, setting.tasks),
         peft_config=LoraConfig(r=32, lora_alpha=64, target_modules=r"model\.language_model\.layers\..*_proj"),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model(str(folder / "adapter"))
     log = [line for line in trainer.state.log_history if "reward" in line]
