@@ -67,32 +67,37 @@ class Grpo:
     temperature: float = 1.0
 
 
+_DESCRIBE, _LOCATE, _BOTH = ("describe",), ("locate",), ("describe", "locate")
 SEARCH: dict[str, Grpo] = {
-    "locate iou": Grpo("iou", ("locate",), steps=100),
-    "locate iou_squared": Grpo("iou_squared", ("locate",), steps=100),
-    "locate f1": Grpo("f1@0.5:0.9/100", ("locate",), steps=100),
-    "locate iou_squared 3e-3": Grpo("iou_squared", ("locate",), steps=100, learning_rate=3e-3),
-    "locate iou_squared 3e-4": Grpo("iou_squared", ("locate",), steps=100, learning_rate=3e-4),
-    "locate iou_squared 16": Grpo("iou_squared", ("locate",), steps=100, generations=16),
-    "locate iou_squared 300": Grpo("iou_squared", ("locate",), steps=300),
+    "describe s_loc": Grpo("s_loc"),
+    "describe s_loc and precision": Grpo("0.5*s_loc + 0.5*precision"),
+    "describe f1": Grpo("f1@0.5:0.9/50"),
+    "describe iou": Grpo("iou"),
     "describe iou 3e-4 16": Grpo("iou", learning_rate=3e-4, generations=16),
     "describe iou_squared 0.7": Grpo("iou_squared", temperature=0.7),
-    "both iou": Grpo("iou", ("describe", "locate"), steps=75),
-    "s_loc": Grpo("s_loc"),
-    "f1 0.5 to 0.9": Grpo("f1@0.5:0.9/50"),
+    "both iou": Grpo("iou", _BOTH, steps=75),
+    "locate iou": Grpo("iou", _LOCATE, steps=100),
+    "locate iou_squared": Grpo("iou_squared", _LOCATE, steps=100),
+    "locate f1": Grpo("f1@0.5:0.9/100", _LOCATE, steps=100),
+    "locate iou_squared 3e-3": Grpo("iou_squared", _LOCATE, steps=100, learning_rate=3e-3),
+    "locate iou_squared 3e-4": Grpo("iou_squared", _LOCATE, steps=100, learning_rate=3e-4),
+    "locate iou_squared 16": Grpo("iou_squared", _LOCATE, steps=100, generations=16),
+    "locate iou_squared 300": Grpo("iou_squared", _LOCATE, steps=300),
 }
-"""Settings that are compared on tuning scenes."""
+"""Settings that are compared on tuning scenes; the numbers are learning rates, answers per prompt, temperature, steps."""
 TRAININGS: dict[str, Grpo] = {
-    "GRPO s_loc": SEARCH["s_loc"],
-    "GRPO f1": SEARCH["f1 0.5 to 0.9"],
+    "GRPO s_loc": SEARCH["describe s_loc"],
+    "GRPO s_loc and precision": SEARCH["describe s_loc and precision"],
+    "GRPO locate 100": SEARCH["locate iou_squared"],
+    "GRPO locate": SEARCH["locate iou_squared 300"],
 }
-"""The settings of GRPO in the arms; SPR has those of the preset."""
+"""GRPO in the arms; SPR is set as in the preset."""
 SPR = "SPR"
 ARMS: tuple[tuple[str, ...], ...] = (
     (SPR,),
     *((name,) for name in TRAININGS),
-    (SPR, "GRPO f1"),
-    ("GRPO f1", SPR),
+    (SPR, "GRPO locate"),
+    ("GRPO locate", SPR),
 )
 SHOWN = (
     ("rec", "acc@0.5"),

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer trains the embedded describer with the rewards of this package, on rows that `spr export` writes."""
+"""TRL's GRPOTrainer trains the embedded describer with spatial rewards, on rows that `spr export` writes."""
 
 import json
 import warnings
@@ -9,7 +9,6 @@ import torch
 from datasets import load_dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig, GRPOTrainer
 from typer.testing import CliRunner
 
@@ -17,9 +16,7 @@ import spr.rewards.trl
 from spr.cli import app
 from spr.config import load_config
 from spr.embedded.scenes import write_scenes
-from spr.models.describers.hf import HfDescriber
 from spr.models.loading import model_source
-from spr.models.protocols import DescribeRequest
 from spr.pipeline import runner
 from spr.rewards import Truth, get_reward
 
@@ -52,8 +49,8 @@ def rows(folder):
 
 
 @pytest.fixture(scope="module")
-def trainer(folder, rows):
-    """A finished training of a few steps with two rewards; the completions of each step are in a file."""
+def log(folder, rows):
+    """The log of a finished training of a few steps with two rewards; each step's completions are in a file."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -82,10 +79,10 @@ def trainer(folder, rows):
         )
         trainer.train()
         trainer.save_model(str(folder / "adapter"))
-    return trainer
+    return [line for line in trainer.state.log_history if "reward" in line]
 
 
-def test_logged_rewards_are_those_of_the_logged_completions(trainer, folder, rows):
+def test_logged_rewards_are_those_of_the_logged_completions(log, folder, rows):
     def text(prompt):
         return prompt[0]["content"][1]["text"]
 
@@ -93,10 +90,9 @@ def test_logged_rewards_are_those_of_the_logged_completions(trainer, folder, row
     assert len(truths) == len(rows) == 8
     assert all(truth.objects for truth in truths.values())
     rewards = {"f1": get_reward("f1"), "sum": get_reward(SUM)}
-    lines = [line for line in trainer.state.log_history if "reward" in line]
-    assert len(lines) == STEPS
+    assert len(log) == STEPS
     different = set()
-    for step, line in enumerate(lines):
+    for step, line in enumerate(log):
         table = pq.read_table(folder / "trl" / "completions" / f"completions_{step + 1:05d}.parquet").to_pylist()
         assert len(table) == BATCH
         for name, reward in rewards.items():
@@ -111,7 +107,8 @@ def test_logged_rewards_are_those_of_the_logged_completions(trainer, folder, row
     assert len(different) > 10  # neither all 0 nor all 1
 
 
-def test_the_trained_adapter_changes_the_model_and_serves_spr_evaluate(trainer, folder):
+@pytest.mark.usefixtures("log")
+def test_the_trained_adapter_changes_the_model_and_serves_spr_evaluate(folder):
     weights = load_file(folder / "adapter" / "adapter_model.safetensors")
     raised = [value.abs().max().item() for name, value in weights.items() if "lora_B" in name]
     assert len(raised) == 8
