@@ -39,6 +39,11 @@ CALLS = {
     },
     "visual-rft": {"GRPO": ("src/virft/src/open_r1/trainer/grpo_trainer.py", "compute_loss", "reward_func")},
 }
+# Scripts of which a user's file takes names.
+SCRIPTS = {
+    "vlm-r1": "src/open-r1-multimodal/src/open_r1/grpo_jsonl.py",
+    "visual-rft": "src/virft/src/open_r1/grpo.py",
+}
 VERSIONS = {
     "trl": ("trl-*.dist-info/METADATA", r"\nVersion: (.+)"),
     "ms-swift": ("ms_swift-*.dist-info/METADATA", r"\nVersion: (.+)"),
@@ -62,6 +67,19 @@ def keys_in(function):
     return sorted(found)
 
 
+def names_of(tree):
+    """The names that a module defines or imports."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(item.asname or item.name).partition(".")[0] for item in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return sorted(found - {"*"})
+
+
 def read(trainer, folder):
     found = {}
     if trainer in VERSIONS:
@@ -78,6 +96,8 @@ def read(trainer, folder):
         assert shapes, f"{path}: no call of {called} in {inside}"
         assert all(shape == shapes[0] for shape in shapes), shapes
         found[name] = {**shapes[0], "keys": keys_in(function)}
+    if trainer in SCRIPTS:
+        found["names"] = names_of(ast.parse((folder / SCRIPTS[trainer]).read_text(encoding="utf-8")))
     return found
 
 

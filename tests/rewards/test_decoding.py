@@ -1,8 +1,8 @@
 """Generated tokens as text."""
 
 import pytest
-from rl_samples import RIGHT, truth
 
+from rl_samples import RIGHT, truth
 from spr.core.errors import RewardError, SprError
 from spr.grounding import DIALECTS, parse
 from spr.rewards import trl

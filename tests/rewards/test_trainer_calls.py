@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rl_samples import RIGHT, truth
 
+from rl_samples import RIGHT, truth
 from spr.core.errors import RewardError
 from spr.rewards import REWARDS, get_reward
 
 SIGNATURES = json.loads((Path(__file__).parents[1] / "trainer_signatures.json").read_text(encoding="utf-8"))
-CALLS = [(trainer, name) for trainer, calls in SIGNATURES.items() for name in calls if name != "version"]
+CALLS = [(trainer, name) for trainer, calls in SIGNATURES.items() for name in calls if name not in ("version", "names")]
 MODULES = {"visual-rft": "vlm_r1"}
 COLUMNS = {"trl": "truth", "ms-swift": "truth", "verl": "reward_model.ground_truth", "easyr1": "ground_truth"}
 STEPS = ("trl", "ms-swift")
@@ -31,7 +31,7 @@ def module(trainer):
 
 
 def make(call, reward, **options):
-    trainer, name = call
+    trainer, _ = call
     if call == ("verl", "batch"):
         options["batch"] = True
     made = module(trainer).make(reward, **options)
@@ -144,7 +144,9 @@ def test_a_missing_column_is_an_error_that_names_it_and_those_there_are(trainer)
 @pytest.mark.parametrize("trainer", ["vlm-r1", "visual-rft"])
 def test_a_solution_may_stand_in_answer_tags(trainer):
     # VLM-R1's make_conversation_from_jsonl wraps it.
-    values = score((trainer, "GRPO"), make((trainer, "GRPO"), "f1"), [JSON], [f"<answer> {truth('qwen3_vl')} </answer>"])
+    values = score(
+        (trainer, "GRPO"), make((trainer, "GRPO"), "f1"), [JSON], [f"<answer> {truth('qwen3_vl')} </answer>"]
+    )
     assert values == [1]
 
 
@@ -156,7 +158,7 @@ def test_markup_without_its_special_tokens_is_an_error_where_the_trainer_removes
         assert score(call, make(call, "f1"), [RIGHT, "no dog"], [truth()] * 2) == [1, 0]
         return
     with pytest.raises(RewardError, match=r"special token of dialect `qwen2_vl`(?s:.*)dog\(0,0\)(?s:.*)fix: "):
-        score(call, make(call, "f1"), [STRIPPED], [truth()])
+        score(call, make(call, "f1"), [STRIPPED] * 16, [truth()] * 16)
     # Where one answer has them, those without them are answers without boxes; then in all batches that follow.
     reward = make(call, "f1")
     assert score(call, reward, [RIGHT, "no dog"], [truth()] * 2) == [1, 0]
@@ -164,6 +166,17 @@ def test_markup_without_its_special_tokens_is_an_error_where_the_trainer_removes
     assert score(call, make(call, "f1", special_tokens="kept"), ["no dog"], [truth()]) == [0]
     # A right answer without boxes has no special tokens.
     assert score(call, make(call, "f1"), ["There is no dog."], [truth(objects=())]) == [1]
+
+
+def test_a_reward_works_again_after_the_error_about_special_tokens(call):
+    reward = make(call, "f1")
+    if call[0] == "ms-swift":
+        assert score(call, reward, [STRIPPED], [truth()]) == [1]
+        return
+    with pytest.raises(RewardError, match="special token"):
+        score(call, reward, [STRIPPED] * 16, [truth()] * 16)
+    assert score(call, reward, [JSON], [truth("qwen3_vl")]) == [1]
+    assert score(call, reward, [RIGHT, "no dog"], [truth()] * 2) == [1, 0]
 
 
 HOSTILE = [
@@ -205,7 +218,7 @@ def test_every_reward_is_an_attribute_of_the_module(trainer):
 def test_rewards_pickle(trainer):
     adapter = importlib.import_module(f"spr.rewards.{trainer}")
     made = adapter.make("0.5*f1@0.75 + 0.5*iou", opens_thinking=True, special_tokens="kept")
-    copied = pickle.loads(pickle.dumps(made))
+    copied = pickle.loads(pickle.dumps(made))  # noqa: S301 - its own
     assert type(copied) is type(made)
     assert copied.options() == made.options()
     assert str(copied.reward) == str(get_reward("0.5*f1@0.75 + 0.5*iou"))
@@ -238,7 +251,9 @@ def test_verl_passes_the_options_of_compute_score():
 def test_completions_may_have_parts_and_several_turns():
     from spr.rewards import trl
 
-    parts = [{"role": "assistant", "content": [{"type": "text", "text": JSON[:20]}, {"type": "text", "text": JSON[20:]}]}]
+    parts = [
+        {"role": "assistant", "content": [{"type": "text", "text": JSON[:20]}, {"type": "text", "text": JSON[20:]}]}
+    ]
     turns = [
         {"role": "assistant", "content": "", "tool_calls": []},
         {"role": "tool", "content": "[]"},
@@ -259,6 +274,8 @@ def test_trl_logs_the_means_of_a_batch_and_the_boxes():
         log_metric=metrics.__setitem__,
         log_extra=columns.__setitem__,
     )
-    assert metrics == pytest.approx({"spr/precision": 0.5, "spr/recall": 2 / 3, "spr/duplicates": 1 / 3, "spr/valid": 2 / 3})
+    assert metrics == pytest.approx(
+        {"spr/precision": 0.5, "spr/recall": 2 / 3, "spr/duplicates": 1 / 3, "spr/valid": 2 / 3}
+    )
     dog = [0.0, 0.0, 320.0, 240.0]
     assert [json.loads(text) for text in columns["iou boxes"]] == [[dog], [], [dog, dog]]

@@ -4,8 +4,8 @@ import json
 import pickle
 
 import pytest
-from rl_samples import RIGHT, truth
 
+from rl_samples import RIGHT, truth
 from spr.core.errors import RewardError
 from spr.rewards import trl as rewards
 
@@ -154,10 +154,11 @@ def test_the_script_takes_dotted_names(model_folder, tmp_path, monkeypatch):
 def test_rewards_pickle_as_the_asynchronous_trainer_requires(tokenizer):
     from trl.trainer.utils import get_callable_name, is_async_callable
 
-    copied = pickle.loads(pickle.dumps(rewards.f1))
+    copied = pickle.loads(pickle.dumps(rewards.f1))  # noqa: S301 - its own
     assert get_callable_name(copied) == "f1"
     assert not is_async_callable(copied)
-    copied = pickle.loads(pickle.dumps(rewards.make("0.5*f1@0.75 + 0.5*iou", tokenizer=tokenizer, name="both")))
+    both = rewards.make("0.5*f1@0.75 + 0.5*iou", tokenizer=tokenizer, name="both")
+    copied = pickle.loads(pickle.dumps(both))  # noqa: S301 - its own
     ids = tokenizer([RIGHT])["input_ids"]
     assert copied(completions=["dog(0,0),(500,500)"], completion_ids=ids, truth=[truth()]) == [1]
     assert copied.__name__ == "both"

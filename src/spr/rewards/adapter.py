@@ -1,8 +1,9 @@
-"""What the adapters of all trainers share: truths from a column, answers with their markup, and one reward per answer."""
+"""What the adapters of all trainers share: truths from a column, answers with their markup, a reward per answer."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
@@ -18,7 +19,7 @@ from spr.rewards.truth import Truth
 SpecialTokens: TypeAlias = Literal["check", "kept"]
 """Whether the trainer's texts still have their special tokens.
 
-``check``: an error if the dialect needs them and no answer of the first batch has one. ``kept``: they have.
+``check``: an error if the dialect needs them and no answer of a first batch has one. ``kept``: they have.
 """
 METRICS = ("precision", "recall", "duplicates", "valid")
 """The fields of `Measures` that trainers log, at an IoU of 0.5."""
@@ -40,6 +41,7 @@ class TrainerReward:
         column: What the trainer calls the column with the truths.
         gives_step: Whether the trainer says at which step it is.
         fix_tokens: How to get texts with special tokens from this trainer.
+        patience: Answers without special tokens after which the trainer is taken to remove them, unless one had some.
 
     Raises:
         RewardError: for a reward that `get_reward` refuses, one that depends on a step that the trainer doesn't give,
@@ -50,6 +52,7 @@ class TrainerReward:
     column: ClassVar[str]
     fix_tokens: ClassVar[str]
     gives_step: ClassVar[bool] = False
+    patience: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class TrainerReward:
         self.opens_thinking, self.special_tokens = opens_thinking, special_tokens
         self.__name__ = self.__qualname__ = name or str(self.reward)
         self._seen: set[str] = set()  # dialects whose tokens were in an answer
+        self._without: Counter[str] = Counter()  # answers without, by dialect
 
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal reward, without ``reward``."""
@@ -120,16 +124,13 @@ class TrainerReward:
         if not kept and self.special_tokens == "check":
             self._check_tokens(texts, truths)
         opening = "<think>" if self.opens_thinking else ""
-        return [
-            truth.read(opening + without_end(text), step=step) for text, truth in zip(texts, truths, strict=True)
-        ]
+        return [truth.read(opening + without_end(text), step=step) for text, truth in zip(texts, truths, strict=True)]
 
     def score(self, answers: Sequence[Answer], truths: Sequence[Truth]) -> list[float]:
         """One reward per answer."""
         return [self.reward(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
 
     def _check_tokens(self, texts: Sequence[str], truths: Sequence[Truth]) -> None:
-        missing: str | None = None
         for text, truth in zip(texts, truths, strict=True):
             spec = truth.dialect
             if spec in self._seen or not truth.objects or (tokens := needed_tokens(spec)) is None:
@@ -137,11 +138,14 @@ class TrainerReward:
             if tokens.search(text):
                 self._seen.add(spec)
             else:
-                missing = missing or spec
-        if missing is not None and missing not in self._seen:
-            dialect = get_dialect(missing)
-            what = f"No answer of the batch has a special token of dialect `{dialect.key}`: {self.trainer} removes them"
-            raise RewardError(what, got=repr(texts[0][:80]), expected=f"such as {dialect.example}", fix=self.fix_tokens)
+                self._without[spec] += 1
+        for spec in {truth.dialect for truth in truths} - self._seen:
+            if self._without[spec] >= self.patience:
+                self._without[spec] = 0
+                dialect = get_dialect(spec)
+                what = f"No answer has a special token of dialect `{dialect.key}`: {self.trainer} removes them"
+                got, expected = repr(texts[0][:80]), f"such as {dialect.example}"
+                raise RewardError(what, got=got, expected=expected, fix=self.fix_tokens)
 
 
 def measures(answer: Answer, truth: Truth) -> dict[str, float]:

@@ -57,11 +57,15 @@ def load_decoder(where: str) -> Decoder:
     """
     try:
         from transformers import AutoTokenizer
-
-        from spr.models.loading import load_part
     except ModuleNotFoundError as error:
         raise missing_package(error, "Decoding tokens for a reward") or error from None
-    return Decoder(load_part(AutoTokenizer, where))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except Exception as error:  # transformers raises many kinds, from many packages
+        expected = "a folder with a tokenizer, or a name on the Hugging Face Hub"
+        what = f"The tokenizer {where} can't be loaded"
+        raise RewardError(what, got=f"{type(error).__name__}: {error}", expected=expected) from error
+    return Decoder(tokenizer)
 
 
 def without_end(text: str) -> str:

@@ -22,7 +22,10 @@ class EasyR1Reward(TrainerReward):
 
     trainer = "EasyR1"
     column = "ground_truth"
-    fix_tokens = "set worker.reward.skip_special_tokens=false, and special_tokens=kept if answers without boxes are usual"
+    patience = 16  # a function of kind `sequential` gets one answer at a time
+    fix_tokens = (
+        'set worker.reward.skip_special_tokens=false; where it is and most answers have no boxes, special_tokens="kept"'
+    )
 
     @overload
     def __call__(self, reward_inputs: Mapping[str, Any]) -> dict[str, float]: ...

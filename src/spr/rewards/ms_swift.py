@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any, ClassVar
 
 from spr.rewards.adapter import TrainerReward, by_name, text_of
@@ -74,7 +75,7 @@ def make(reward: str, *, name: str | None = None, opens_thinking: bool = False) 
     >>> reward_class.__name__, reward_class()(["There is no dog."], truth=[truth])
     ('boxes', [1.0])
     """
-    fixed = {"name": name, "opens_thinking": opens_thinking}
+    fixed: dict[str, Any] = {"name": name, "opens_thinking": opens_thinking}
     SwiftReward(reward, **fixed)  # refuses a wrong reward here, not when the trainer starts
     bases: tuple[type, ...] = (_Orm, *_swift_base())
     return type(name or reward, bases, {"spec": reward, "fixed": fixed, "__module__": __name__, "__doc__": reward})
@@ -82,10 +83,9 @@ def make(reward: str, *, name: str | None = None, opens_thinking: bool = False) 
 
 def _swift_base() -> tuple[type, ...]:
     try:
-        from swift.rewards import ORM
+        return (import_module("swift.rewards").ORM,)
     except ModuleNotFoundError:
         return ()
-    return (ORM,)
 
 
 @cache

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from importlib import import_module
 from typing import Any
 
 from spr.rewards.adapter import SpecialTokens, TrainerReward, by_name, measures
 from spr.rewards.combine import REWARDS
+from spr.rewards.decoding import Decoder
 
 KEPT = "spr_special_tokens"
 """The key of ``extra_info`` with which `RewardManager` says that it kept the special tokens."""
@@ -23,7 +25,7 @@ class _VerlReward(TrainerReward):
     column = "reward_model.ground_truth"
     fix_tokens = (
         "set reward.reward_manager.source=importlib reward.reward_manager.name=RewardManager "
-        "reward.reward_manager.module.path=pkg://spr.rewards.verl, or special_tokens=kept if your own manager keeps them"
+        "reward.reward_manager.module.path=pkg://spr.rewards.verl, or special_tokens=kept if your manager keeps them"
     )
 
     def results(
@@ -59,7 +61,8 @@ class VerlReward(_VerlReward):
             solution_str: The generated text.
             ground_truth: The truth, the row's ``reward_model.ground_truth``.
             extra_info: The row's ``extra_info``; `RewardManager` adds `KEPT`.
-            reward_router_address, reward_model_tokenizer: What verl gives beside a reward model; not used.
+            reward_router_address: What verl gives beside a reward model; not used.
+            reward_model_tokenizer: The same.
 
         Raises:
             RewardError: for a missing or wrong truth, or special tokens that were removed; never for an answer.
@@ -107,7 +110,7 @@ def make(
     return chosen(reward, opens_thinking=opens_thinking, special_tokens=special_tokens)
 
 
-_made = lru_cache(maxsize=16)(make)
+_made = lru_cache(maxsize=16)(VerlReward)
 
 
 def compute_score(
@@ -127,13 +130,11 @@ def compute_score(
     The other arguments are those of `make` and `VerlReward`.
     """
     function = _made(reward, opens_thinking=opens_thinking, special_tokens=special_tokens)
-    return function(data_source, solution_str, ground_truth, extra_info)  # type: ignore[return-value]
+    return function(data_source, solution_str, ground_truth, extra_info)
 
 
 def _reward_manager() -> type:
-    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
-
-    from spr.rewards.decoding import Decoder
+    base: Any = import_module("verl.experimental.reward_loop.reward_manager.naive").NaiveRewardManager
 
     class KeepingTokenizer:
         """Decodes as `Decoder` does, whatever verl asks for."""
@@ -147,7 +148,7 @@ def _reward_manager() -> type:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._decoder.tokenizer, name)
 
-    class RewardManager(NaiveRewardManager):  # type: ignore[misc]
+    class RewardManager(base):  # type: ignore[misc]
         """verl's naive reward manager, with the special tokens of box markup in ``solution_str``."""
 
         def __init__(self, config: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> None:

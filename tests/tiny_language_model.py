@@ -1,8 +1,10 @@
 """A byte tokenizer with the special tokens of Qwen2-VL's markup, and a language model of a few thousand weights."""
 
 import pytest
+
 from rl_samples import MARKUP
 
+ENDS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -21,9 +23,8 @@ def tokenizer():
     bpe.decoder = tokenizers.decoders.ByteLevel()
     bpe.add_special_tokens(list(special))
     made = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+        tokenizer_object=bpe, padding_side="left", additional_special_tokens=list(special[1:]), **ENDS
     )
-    made.add_special_tokens({"additional_special_tokens": list(special[1:])})
     made.chat_template = CHAT
     return made
 
