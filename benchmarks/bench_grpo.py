@@ -32,6 +32,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import spr.rewards.trl
 from spr.config import Config, load_config
+from spr.core.terminal import count_text
 from spr.embedded.scenes import write_scenes
 from spr.evaluation.metrics import Difference, Share, cluster_numbers, paired_difference
 from spr.evaluation.result import read_items
@@ -67,7 +68,7 @@ class Grpo:
     temperature: float = 1.0
 
 
-_DESCRIBE, _LOCATE, _BOTH = ("describe",), ("locate",), ("describe", "locate")
+_LOCATE, _BOTH = ("locate",), ("describe", "locate")
 SEARCH: dict[str, Grpo] = {
     "describe s_loc": Grpo("s_loc"),
     "describe s_loc and precision": Grpo("0.5*s_loc + 0.5*precision"),
@@ -84,7 +85,7 @@ SEARCH: dict[str, Grpo] = {
     "locate iou_squared 16": Grpo("iou_squared", _LOCATE, steps=100, generations=16),
     "locate iou_squared 300": Grpo("iou_squared", _LOCATE, steps=300),
 }
-"""Settings that are compared on tuning scenes; the numbers are learning rates, answers per prompt, temperature, steps."""
+"""Settings that are compared on tuning scenes; numbers: learning rate, answers per prompt, temperature, steps."""
 TRAININGS: dict[str, Grpo] = {
     "GRPO s_loc": SEARCH["describe s_loc"],
     "GRPO s_loc and precision": SEARCH["describe s_loc and precision"],
@@ -274,28 +275,33 @@ def averaged(runs: Sequence[Shares]) -> Shares:
 
 
 def table(out: Path, arms: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
-    """Print the arms' metrics, means over the seeds, with their differences from before and from each other."""
+    """Print the arms' metrics, means over the seeds, with their differences from before and from each other.
+
+    Two arms are compared over the seeds that both have.
+    """
     base = read(out / "before")
     print_values("before", {key: share.value() for key, (share, _) in base.items()})
-    found: dict[tuple[str, ...], Shares] = {}
+    found: dict[tuple[str, ...], dict[str, Shares]] = {}
     lines: list[dict[str, Any]] = [
         {"arm": "before", **{" ".join(key): share.value() for key, (share, _) in base.items()}}
     ]
     for arm in arms:
-        folders = sorted(out.glob("/".join(["[0-9]*", *(name.replace(" ", "_") for name in arm), "held-out", "done"])))
-        if not folders:
-            continue
-        found[arm] = averaged([read(folder.parent) for folder in folders])
-        costs = [cost(folder.parent.parent, len(arm)) for folder in folders]
-        name = f"{', then '.join(arm)} ({len(folders)} seeds)"
-        print(f"\n{name}: {np.mean([c[0] for c in costs]):.0f} s, {np.mean([c[1] for c in costs]):.0f} answers")
-        lines += compare(name, base, found[arm])
-    for arm in arms[1:]:
-        for other in arms[: arms.index(arm)]:
-            if {arm, other} <= set(found) and (other == (SPR,) or set(other) < set(arm)):
-                name = f"{', then '.join(arm)} minus {', then '.join(other)}"
-                print(f"\n{name}")
-                lines += compare(name, found[other], found[arm])
+        folders = [place / Path(*(name.replace(" ", "_") for name in arm)) for place in sorted(out.glob("[0-9]*"))]
+        folders = [folder for folder in folders if (folder / "held-out" / "done").is_file()]
+        if folders:
+            found[arm] = {folder.parts[-1 - len(arm)]: read(folder / "held-out") for folder in folders}
+            costs = np.mean([cost(folder, len(arm)) for folder in folders], axis=0)
+            title = f"{', then '.join(arm)} ({count_text(len(folders), 'seeds')})"
+            print(f"\n{title}: {costs[0]:.0f} s, {costs[1]:.0f} answers")
+            lines += compare(title, base, averaged(list(found[arm].values())))
+    for position, arm in enumerate(arms):
+        for other in arms[:position]:
+            seeds = sorted(set(found.get(arm, ())) & set(found.get(other, ())))
+            if seeds and (other == (SPR,) or set(other) < set(arm)):
+                title = f"{', then '.join(arm)} minus {', then '.join(other)} ({count_text(len(seeds), 'seeds')})"
+                print(f"\n{title}")
+                means = (averaged([found[which][seed] for seed in seeds]) for which in (other, arm))
+                lines += compare(title, *means)
     return lines
 
 
