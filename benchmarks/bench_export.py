@@ -29,7 +29,7 @@ from spr.pipeline.runner import run
 from spr.pipeline.stage import STAGES
 from spr.runs.store import StageStore
 
-FORMATS = ("trl", "llava")
+FORMATS = ("trl", "llava", "grpo-trl")
 IMAGES, OBJECTS, MAX_GROWTH = 200, 12, 1.10
 
 
@@ -71,6 +71,8 @@ def repeated(source: Path, target: Path, pairs: int) -> int:
     times = max(pairs // StageStore(source / "pairs").finished().rows, 1)
     for name in STAGES:
         store = StageStore(target / name)
+        if store.manifest() is None:  # of a stage that the run does not have
+            continue
         manifest = store.finished()
         (shard,) = manifest.shards
         for index in range(1, times):
@@ -95,7 +97,7 @@ def export_here(run_folder: str, out: str, key: str) -> None:
     exported = export(Path(run_folder), Path(out), key)
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"pairs": exported.pairs, "seconds": seconds, "peak_mib": peak}))
+    print(json.dumps({"pairs": exported.pairs + exported.prompts, "seconds": seconds, "peak_mib": peak}))
 
 
 def main() -> None:
@@ -115,12 +117,12 @@ def main() -> None:
         runs = {}
         for pairs in (options.pairs // 10, options.pairs):
             runs[repeated(source, folder / f"run-{pairs}", pairs)] = folder / f"run-{pairs}"
-        print(f"{'format':<10}{'pairs':>10}{'seconds':>10}{'pairs/s':>10}{'peak MiB':>10}")
+        print(f"{'format':<16}{'rows':>10}{'seconds':>10}{'rows/s':>10}{'peak MiB':>10}")
         for key in FORMATS:
             rows = [measure(path, folder / f"out-{key}-{count}", key) for count, path in runs.items()]
             for row in rows:
                 rate = row["pairs"] / row["seconds"]
-                print(f"{key:<10}{row['pairs']:>10,}{row['seconds']:>10.1f}{rate:>10,.0f}{row['peak_mib']:>10.0f}")
+                print(f"{key:<16}{row['pairs']:>10,}{row['seconds']:>10.1f}{rate:>10,.0f}{row['peak_mib']:>10.0f}")
             growth = rows[1]["peak_mib"] / rows[0]["peak_mib"]
             results[key] = {"rows": rows, "growth": round(growth, 3), "held": growth <= MAX_GROWTH}
     print(json.dumps({"benchmark": "export", "wanted": MAX_GROWTH, "formats": results}))

@@ -79,11 +79,16 @@ def large(number: int = 2000) -> dict[str, tuple[Array, Array]]:
 
     apart, wide = random(10, 100, 3900), random(1500, 2400, 1500)
     chain = np.array([[k * 1.9, 0, k * 1.9 + 10, 100] for k in range(number)])
+    nested = np.array([[0, 0, 1000 + k / 2, 100] for k in range(number)])
+    longer = np.array([[0, 0, 2000 + k / 2, 100] for k in range(number)])
     return {
         "apart": (apart, apart),
         "all overlap": (wide + 7, wide),
         "all equal": (np.tile([[0.0, 0, 1000, 1000]], (number, 1)),) * 2,
         "a chain": (chain[::-1] + 1, chain),
+        "nested": (nested[np.arange(number) * 7 % number], nested),
+        "nested, with other sizes": (longer, nested[::-1]),
+        "nested, with other sizes, 500 objects": (longer, nested[::-4]),
         "5 objects": (wide, wide[:5]),
     }
 

@@ -69,6 +69,11 @@ COMMANDS = {
     "compare": ("trained", "compare a.json b.json --out new/comparison.json"),
     "convert ferret": ("published", "convert ferret --base parts/vicuna --delta parts/delta --out new/ferret"),
     "quickstart": ("data", "quickstart --scenes 10 --held-out 10 --out new/quickstart"),
+    "rounds": (
+        "data",
+        "rounds config.yaml describer.backend=hf describer.samples.crop=0 "
+        "annotations.holdout=0.4 annotations.max_images=12 annotations.min_area=60 --n 2 --out new/rounds",
+    ),
 }
 STATES = {
     "begun": ["run config.yaml --until regions --out run"],
@@ -83,6 +88,7 @@ DEPENDS_ON_TIME = {
     "finished.json": ("seconds", "last", "values"),
     "checkpoint.json": ("seconds", "last", "values"),
     "metrics.json": ("seconds",),
+    "table.json": ("seconds",),
     "inputs.json": ("mtime_ns",),
     "images.parquet": ("mtime_ns",),
 }
@@ -345,7 +351,9 @@ def main() -> None:
     # Imported here once: each child is a copy of this process. Nothing may be computed in it: that starts threads.
     for name in IMPORTED:
         importlib.import_module(name)
-    if any(COMMANDS[name][0] in ("trained", "published") or name in ("train", "quickstart") for name in names):
+    if any(
+        COMMANDS[name][0] in ("trained", "published") or name in ("train", "quickstart", "rounds") for name in names
+    ):
         importlib.import_module("torch")
     sys.stdout.reconfigure(line_buffering=True)
     with tempfile.TemporaryDirectory() as place:

@@ -32,6 +32,10 @@ from spr.evaluation.predictions import read_predictions
 from spr.evaluation.task import TASKS
 from spr.evaluation.tasks.phrase_grounding import PhraseGrounding
 from spr.grounding import DIALECTS, convert, parse
+from spr.workflows.checking import summary
+from spr.workflows.checking.check import check_data
+from spr.workflows.checking.fix import fix_data
+from spr.workflows.checking.reading import DataFile
 
 SECONDS_PER_100_KB = 1.0
 LONGEST_MESSAGE = 4000
@@ -204,6 +208,42 @@ def _read_dialects(data: bytes, _: Path) -> None:
     convert(text, first, second, (640, 480))
 
 
+_BOX = "a dog [100, 200, 300, 400]"
+_DATA: dict[str, list[dict[str, object]]] = {
+    "llava": [
+        {"image": "a.jpg", "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": _BOX}]}
+    ],
+    "ms_swift": [
+        {
+            "messages": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "<bbox>"}],
+            "images": ["a.jpg"],
+            "objects": {"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "bbox_type": "real"},
+        }
+    ],
+    "llamafactory": [
+        {"messages": [{"role": "assistant", "content": _BOX}], "images": ["a.jpg"], "width": 9, "height": 9}
+    ],
+    "trl": [{"prompt": _TURNS, "completion": [{"role": "assistant", "content": _BOX}], "images": ["a.jpg"]}],
+    "qwen_vl": [{"conversations": [{"from": "user", "value": "<img>a</img>"}, {"from": "assistant", "value": _BOX}]}],
+}
+
+
+def _read_data(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
+    if len(data) % 16 == 0:  # what follows the reading takes most of the time, and less of it depends on the file
+        json.dumps([*summary.lines(check_data(path)), check_data(path, dialect="ferret").to_json()])
+    if len(data) % 4:
+        for _ in DataFile(path).batches():
+            pass
+        return
+    out = path.with_name("fixed")
+    try:
+        fix_data(DataFile(path), DIALECTS["ferret"], DIALECTS["qwen2_vl"], out)
+    finally:
+        for written in path.parent.glob("fixed*"):
+            written.unlink()
+
+
 @dataclass(frozen=True)
 class Reader:
     """A reader, valid inputs for it, and the suffix of their files."""
@@ -221,6 +261,14 @@ READERS = {
     "questions": Reader(_read_questions, tuple(_QUESTIONS.values())),
     "entities": Reader(_read_entities, (_XML, _WORDS)),
     "pairs": Reader(_read_pairs, (_lines(*_PAIRS), json.dumps(_PAIRS).encode(), _lines(_PAIRS[0], _PAIRS[0]))),
+    "data": Reader(
+        _read_data,
+        (
+            *(_lines(*rows, *rows) for rows in _DATA.values()),
+            *(json.dumps(rows).encode() for rows in _DATA.values()),
+            json.dumps(_COCO, indent=1).encode(),
+        ),
+    ),
     "dialects": Reader(_read_dialects, tuple(f"There is {DIALECTS[key].example} here.".encode() for key in DIALECTS)),
 }
 

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from spr.rewards import REWARDS, Truth, get_reward, read_answer
     from spr.runs.reader import Run
     from spr.runs.trainings import run_config
+    from spr.workflows.checking.check import check_data
     from spr.workflows.predict import ImageAnswer, draw_answer, predict
+    from spr.workflows.rounds import rounds
     from spr.workflows.sweep import sweep
     from spr.workflows.training import train
 
@@ -88,7 +90,9 @@ _LOCATIONS = {
     "spr.rewards": "REWARDS Truth get_reward read_answer",
     "spr.runs.reader": "Run",
     "spr.runs.trainings": "run_config",
+    "spr.workflows.checking.check": "check_data",
     "spr.workflows.predict": "ImageAnswer draw_answer predict",
+    "spr.workflows.rounds": "rounds",
     "spr.workflows.sweep": "sweep",
     "spr.workflows.training": "train",
 }
@@ -129,6 +133,7 @@ __all__ = [
     "SprError",
     "TrainingConfig",
     "Truth",
+    "check_data",
     "compare",
     "convert",
     "convert_annotations",
@@ -152,6 +157,7 @@ __all__ = [
     "read_coco",
     "refine",
     "render",
+    "rounds",
     "run",
     "run_config",
     "score_candidates",

@@ -16,6 +16,7 @@ import typer
 
 from spr import __version__
 from spr.commands import (
+    check,
     clean,
     config,
     convert,
@@ -27,6 +28,7 @@ from spr.commands import (
     predict,
     report,
     review,
+    rounds,
     run,
     sweep,
     text,
@@ -68,6 +70,7 @@ for command in (
     train.train,
     train.merge,
     sweep.sweep,
+    rounds.rounds,
     evaluate.compare,
     evaluate.lvis_questions,
     evaluate.lmms_eval_task,
@@ -79,6 +82,7 @@ for command in (
     run.show,
     predict.predict,
     text.text,
+    check.check,
     clean.clean,
     embedded.scenes,
     embedded.quickstart,
@@ -99,9 +103,11 @@ _LONG = {
     "plan",
     "train",
     "sweep",
+    "rounds",
     "push",
     "pull",
     "merge",
+    "check",
     "evaluate",
     "compare",
     "lvis-questions",

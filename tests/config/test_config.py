@@ -48,7 +48,7 @@ def test_paths_become_absolute_so_that_a_run_can_be_resumed_from_elsewhere():
         ("annotations.json", "`annotations.path`"),
         ("box_threshold", "`detector.box_threshold`"),
         ("model", "`describer.model` or `scorer.model` or `detector.model`"),
-        ("training.seed", "`seed`"),
+        ("training.seed", "`seed` or `describer.seed`"),
     ],
 )
 def test_names_of_other_tools_and_of_other_sections_are_suggested(key, suggestion):

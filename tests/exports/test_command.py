@@ -35,6 +35,16 @@ def test_it_reports_what_it_wrote_what_it_left_out_and_what_to_fill_in(make_data
     assert "license: cc-by-4.0" in (out / "README.md").read_text()
 
 
+def test_prompts_are_reported_as_prompts(make_dataset, make_run, tmp_path):
+    run, out = make_run(make_dataset(tmp_path / "data", images=3)), tmp_path / "out"
+    arguments = ["--format", "grpo-ms-swift", "--out", out, "--tasks", "describe,locate", "--labels", "phrase"]
+    output = spr("export", run, *arguments)
+    assert f"grpo-ms-swift: 3 prompts in {out} (images: copy, dialect: llava_onevision)" in output
+    assert "3  left out no_category_to_ask" in output
+    assert "3 prompts" in (again := spr("export", run, *arguments))
+    assert "done before" in again
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
@@ -43,6 +53,9 @@ def test_it_reports_what_it_wrote_what_it_left_out_and_what_to_fill_in(make_data
         (["--format", "llava", "--images", "embed"], "expected: copy | path", 2),
         (["--format", "trl", "--dialect", "cogvml"], "did you mean `cogvlm`", 1),
         (["--format", "trl"], "is not a run folder", 1),
+        (["--format", "trl", "--tasks", "detect"], "--questions are for prompts", 2),
+        (["--format", "grpo-trl", "--tasks", "detekt"], "did you mean `detect`", 2),
+        (["--format", "grpo-trl", "--reviews", "use"], "reviewers decide about pairs", 2),
     ],
 )
 def test_mistakes_get_one_clear_message(arguments, message, code, tmp_path):

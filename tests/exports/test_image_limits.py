@@ -1,11 +1,14 @@
 """Boxes in pixels of the resized image: each trainer, with the settings of the export, shows the model that image.
 
 The rules by which trainers resize are written down here again: LLaMA-Factory 0.9.5 `data/mm_plugin.py`, ms-swift 4.6.0
-`model/models/qwen.py` with qwen-vl-utils 0.0.11 and 0.0.14; TRL leaves it to the processor of transformers.
+`model/models/qwen.py` with qwen-vl-utils 0.0.11 and 0.0.14; TRL, VLM-R1 and Visual-RFT leave it to the processor of
+transformers. verl 0.9.0 uses qwen-vl-utils and then the processor; EasyR1 resizes as its config says (`process_image`
+of `verl/utils/dataset.py`), and then the processor.
 """
 
 import json
 import math
+import re
 
 import pytest
 import yaml
@@ -13,7 +16,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from spr.exports import llamafactory, ms_swift
+from spr.exports import grpo_easyr1, grpo_verl, llamafactory, ms_swift
 from spr.exports.image_limits import geometry_note, pixel_limits
 from spr.exports.writing import export
 from spr.grounding import DIALECTS, get_dialect, parse
@@ -84,6 +87,25 @@ def test_each_trainer_shows_the_image_in_which_the_boxes_count(spec):
     defaults = {"image_max_pixels": 768 * 768, "image_min_pixels": 32 * 32}
     assert llamafactorys_size((1280, 854), defaults, PUBLISHED) == (952, 616)
     assert processors_size((1280, 854), PUBLISHED) == (1288, 840)
+
+
+@pytest.mark.parametrize("spec", ["qwen2_5_vl", LIMITED])
+def test_trainers_that_resize_twice_show_the_same_image(spec):
+    dialect = get_dialect(spec)
+    script, data = grpo_verl.script(dialect, held_out=False), yaml.safe_load(grpo_easyr1.settings(dialect))["data"]
+    environment = {name: int(value) for name, value in re.findall(r"export (\w+)=(\d+)", script)}
+    least, most = map(int, re.search(r"size=\{shortest_edge:(\d+),longest_edge:(\d+)\}", script).groups())
+    assert (data["min_pixels"], data["max_pixels"]) == (None, None)  # EasyR1 leaves the image as it is
+    limits = {"min_pixels": least, "max_pixels": most}
+    for size in SIZES:
+        seen = dialect.geometry.canvas(size)[-2:]
+        for newer in (False, True):
+            assert processors_size(swifts_size(size, environment, newer=newer), limits) == seen
+    # What verl passes to the processor has the effect of these limits.
+    areas = {"shortest_edge": least, "longest_edge": most}
+    for size in ((1632, 1224), (90, 60)):
+        (grid,) = Qwen2VLImageProcessorPil()(Image.new("RGB", size), size=areas)["image_grid_thw"].tolist()
+        assert (grid[2] * 14, grid[1] * 14) == dialect.geometry.canvas(size)[-2:]
 
 
 def test_the_boxes_of_a_2_megapixel_photo_are_where_the_trainers_show_their_objects(

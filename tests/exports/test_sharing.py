@@ -201,7 +201,7 @@ def test_a_run_made_before_licenses_were_kept_is_exported(make_dataset, make_run
 def test_without_images_the_rows_name_them_and_no_file_holds_one(key, run_with_metadata, tmp_path):
     run, _ = run_with_metadata
     summary = export(run, tmp_path / "out", key, images="none")
-    assert (summary.pairs, summary.left_out) == (len(KINDS) - 1, {"image_needs_rewriting": 1})
+    assert (summary.pairs + summary.prompts, summary.left_out) == (len(KINDS) - 1, {"image_needs_rewriting": 1})
     assert not (tmp_path / "out" / "images").exists()
     assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) < 400_000
     rows = lines_of(tmp_path / "out" / "images.jsonl")

@@ -9,7 +9,8 @@ from tokenizers import AddedToken, normalizers
 from spr.config import LoraSection, TrainingConfig
 from spr.grounding import DIALECTS, get_dialect, parse
 from spr.models.describers.hf import HfDescriber
-from spr.models.dialect_check import check_dialect, sample_texts
+from spr.models.dialect_check import check_dialect
+from spr.models.dialect_samples import sample_texts
 from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
 from spr.models.image_processors import load_processor

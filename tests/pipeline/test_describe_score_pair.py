@@ -11,6 +11,7 @@ from run_folders import FAKES, rows
 from spr.commands.run import print_summary
 from spr.config import ScoringConfig, make_config
 from spr.core.boxes import iou
+from spr.core.randomness import stable_hash
 from spr.core.views import CLIP_MEAN
 from spr.grounding import GroundedText, get_dialect, parse, render
 from spr.models.fakes import FakeDescriber, FakeDetector, FakeScorer
@@ -90,6 +91,18 @@ def test_the_model_is_asked_about_the_image_and_about_the_crop_with_its_objects(
     # In the crop the cups lie at 10–30 and 30–50 of 60 px: 166.7, 500 and 833.3 thousandths, rounded down.
     assert listed.prompt == "These:\n1. cup [166, 166, 500, 500]\n2. cup [500, 500, 833, 833]"
     assert len({r.seed for r in describer.requests}) == 3
+
+
+def test_a_seed_of_the_describer_replaces_that_of_the_config_for_the_samples(config):
+    def seeds(**changes):
+        model = Says("llava", full="x", crop="x", crop_objects="x")
+        section = config.describer.model_copy(update=changes)
+        candidates_of(model, config.model_copy(update={"describer": section}))
+        return [request.seed for request in model.requests]
+
+    own = [stable_hash(5, "describe", "7/0", kind, "0") >> 1 for kind in ("full", "crop", "crop_objects")]
+    assert seeds(seed=5) == own
+    assert seeds() == seeds(seed=config.seed) != own
 
 
 def test_the_list_of_objects_has_readable_names(config):

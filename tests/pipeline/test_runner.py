@@ -137,6 +137,8 @@ def test_the_sample_is_the_first_images_of_an_order_that_the_seed_decides(datase
     everything = sample("all", annotations={"max_images": None})
     assert sample("ten", annotations={"max_images": 10}, shard_rows=7) == everything[:10]
     assert sample("other", seed=1, annotations={"max_images": 10}) != everything[:10]
+    # The images left out come first in the sample of the same seed.
+    assert sample("next", annotations={"max_images": 10, "skip_images": 10}) == everything[10:20]
 
 
 def test_an_image_that_can_not_be_read_is_counted_and_makes_room_for_the_next(dataset, tmp_path):

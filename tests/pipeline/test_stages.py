@@ -152,6 +152,19 @@ def test_a_stage_is_pickled_without_loss(name):
     assert str(sent.schema) == str(STAGES[name].schema)
 
 
+@pytest.mark.parametrize(
+    ("stage", "section", "field"), [("candidates", "describer", "seed"), ("objects", "annotations", "skip_images")]
+)
+def test_a_later_field_that_is_null_is_no_part_of_the_settings_so_that_older_runs_resume(
+    dataset, stage, section, field
+):
+    raw = dataset.config(**FAKES)
+    before = STAGES[stage].settings(make_config(raw))[section]
+    after = STAGES[stage].settings(make_config({**raw, section: {**raw[section], field: 3}}))[section]
+    assert field not in before
+    assert after == {**before, field: 3}
+
+
 PACKAGE = """
 import pyarrow as pa
 from spr.pipeline.stage import Stage

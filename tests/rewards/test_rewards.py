@@ -10,6 +10,7 @@ import pytest
 from spr.core import boxes as bx
 from spr.core.errors import GroundingError, RewardError
 from spr.grounding import GroundedText, parse
+from spr.grounding.matching import spaced_words
 from spr.records import ImageObject, RegionObject, RegionQuery, Span
 from spr.rewards import REWARDS, Answer, Truth, TruthObject, assign, get_reward, measure, read_answer, rejects
 from spr.rewards.matching import best_pairs, count_pairs
@@ -228,6 +229,36 @@ def test_labels_count_as_the_truth_says(labels, phrases, value):
     assert REWARDS["precision"](read, truth) == pytest.approx(value)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ("name", ["🐕"]),
+        ("phrase", ["..."]),
+        ("synonyms", ["dog", ""]),
+        ("name", ["C++", "C#"]),
+        ("name", ["dog", "Dog"]),
+    ],
+)
+def test_labels_that_no_answer_can_name_are_an_error(labels, names):
+    objects = tuple(TruthObject(name, (0, 0, 10, 10)) for name in names)
+    with pytest.raises(RewardError, match=f'No answer can name an object with labels "{labels}"'):
+        Truth(objects, "ferret", (100, 100), labels)
+    assert Truth(objects, "ferret", (100, 100)).labels == "ignore"
+
+
+def test_a_phrase_is_compared_once_however_many_boxes_it_has():
+    # 400 boxes of one phrase of 40,000 characters, and 40 labels: 16,000 pairs.
+    objects = tuple(TruthObject(f"kind {k}", (k, 0, k + 9, 9)) for k in range(40))
+    truth = Truth(objects, "ferret", (100, 100), "phrase")
+    phrase = "word " * 8000 + "kind 7"
+    read = Answer.of(GroundedText(phrase, (Span(phrase, 0, len(phrase), [(7, 0, 16, 9)] * 400),)))
+    with pytest.MonkeyPatch.context() as patch:
+        texts = []
+        patch.setattr("spr.rewards.truth.spaced_words", lambda text: texts.append(text) or spaced_words(text))
+        assert REWARDS["recall"](read, truth) == 1 / 40
+    assert texts == [phrase]
+
+
 # ── no objects ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -237,6 +268,9 @@ def test_labels_count_as_the_truth_says(labels, phrases, value):
         ("There is no cup.", True),
         ("<think>Where? [0, 0, 9, 9]</think>none", True),
         ("", False),
+        ("<|im_end|>", False),  # special tokens alone
+        (" </s>", False),
+        ("none</s>", True),
         ("<think>none", False),
         ("a cup [0, 0, 100, 100]", False),
         ("a cup [0, 0, 100", False),

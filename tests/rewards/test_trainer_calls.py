@@ -3,6 +3,8 @@
 import importlib
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -217,11 +219,29 @@ def test_every_reward_is_an_attribute_of_the_module(trainer):
 @pytest.mark.parametrize("trainer", ["trl", "verl", "easyr1", "vlm_r1"])
 def test_rewards_pickle(trainer):
     adapter = importlib.import_module(f"spr.rewards.{trainer}")
-    made = adapter.make("0.5*f1@0.75 + 0.5*iou", opens_thinking=True, special_tokens="kept")
+    spec = "0.12345678*f1@0.75 + 0.5*iou"
+    made = adapter.make(spec, opens_thinking=True, special_tokens="kept")
     copied = pickle.loads(pickle.dumps(made))  # noqa: S301 - its own
     assert type(copied) is type(made)
     assert copied.options() == made.options()
-    assert str(copied.reward) == str(get_reward("0.5*f1@0.75 + 0.5*iou"))
+    assert copied.reward == get_reward(spec)
+
+
+def test_the_adapters_need_only_the_base_install():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'datasets', 'trl', 'swift', 'verl'): sys.modules[name] = None\n"
+        "from spr.rewards import Truth, easyr1, ms_swift, trl, verl, vlm_r1\n"
+        "truth = Truth((), 'qwen3_vl', (640, 480)).to_json()\n"
+        "given = {'completions': ['There is no dog.'], 'truth': [truth]}\n"
+        "print(trl.f1(**given), ms_swift.f1()(**given), vlm_r1.f1(given['completions'], [truth]))\n"
+        "print(easyr1.f1({'response': 'No dog.', 'ground_truth': truth}), verl.f1('spr', 'No dog.', truth))\n"
+        "given['truth'] = [truth.replace('qwen3_vl', 'rex_omni')]\n"
+        "trl.make('f1', tokenizer='x')(**given, completion_ids=[[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "[1.0] [1.0] [1.0]"
+    assert "pip install 'spatial-preference-rewarding[models]'" in done.stderr
 
 
 def test_wrong_options_are_refused():

@@ -1,8 +1,8 @@
 """The files of docs/rl-trainers.md: with stand-ins for the trainers, and with those trainers that are installed.
 
-The live tests skip where their trainer is not installed: ms-swift, verl with tensordict, or a checkout of EasyR1 (whose
-import name is also verl), VLM-R1 (src/open-r1-multimodal/src) or Visual-RFT (src/virft/src). Each needs an environment of
-its own, with another transformers than the rest of these tests, so run this file alone there:
+The live tests skip where their trainer is not installed: ms-swift, verl with tensordict, or a checkout of EasyR1 (its
+import name is also verl), VLM-R1 (src/open-r1-multimodal/src) or Visual-RFT (src/virft/src). Each needs an environment
+of its own, with another transformers than the rest of these tests, so run this file alone there:
 `PYTHONPATH=src:tests python -m pytest --noconftest -p tiny_language_model tests/rewards/test_trainer_files.py`.
 """
 

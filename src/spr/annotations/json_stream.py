@@ -1,7 +1,7 @@
 """Reading a JSON file that is too large for memory, block by block.
 
-The top level must be an object. Its members are read in the order of the file: the caller gets the lists that it asks
-for as blocks of whole elements, and other members are skipped without being decoded.
+The top level is an object or a list. The members of an object are read in the order of the file: the caller gets the
+lists that it asks for as blocks of whole elements, and other members are skipped without being decoded.
 
 The end of a block is guessed (the last ``},{``) and then verified by decoding: the text between two commas of a list,
 put between ``[`` and ``]``, is valid JSON only if both commas separate elements of that list. A cut within a string or
@@ -54,17 +54,28 @@ _STARTS = {
 
 
 class JsonStream:
-    """A JSON object in a file, which can be read once.
+    """A JSON object or list in a file, which can be read once.
+
+    ``what`` names the file in errors, ``expected`` says what it should contain, and ``fix`` what to do if it can't be
+    opened.
 
     Raises:
         InputError: if the file is missing, empty or not a JSON object; from every method, naming the byte, if it is
             truncated or not JSON.
     """
 
-    def __init__(self, path: Path, *, block_size: int = BLOCK_SIZE, progress: Progress | None = None) -> None:
-        self.path, self._block_size, self._progress = path, block_size, progress
-        fix = "set `annotations.path` to the JSON file"
-        self._file = TextInput(path, f"Annotations file {path}", expected="a COCO-style JSON file", fix=fix)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        block_size: int = BLOCK_SIZE,
+        progress: Progress | None = None,
+        what: str = "Annotations file",
+        expected: str = "a COCO-style JSON file",
+        fix: str = "set `annotations.path` to the JSON file",
+    ) -> None:
+        self.path, self._block_size, self._progress, self._what = path, block_size, progress, f"{what} {path}"
+        self._file = TextInput(path, self._what, expected=expected, fix=fix)
         self._size = path.stat().st_size
         # Bytes `at` to `end` of the buffer have not been consumed; byte 0 of the buffer is byte `base` of the file.
         self._buffer, self._at, self._end, self._base = bytearray(), 0, 0, self._file.skipped
@@ -105,6 +116,18 @@ class JsonStream:
         if self._peek(at_end=True):
             self._not_json("there is more text after the end of the object")
 
+    def elements(self, fast: Callable[[memoryview], T | None], lenient: Callable[[list[Any]], T]) -> Iterator[T]:
+        """The elements of a file that is a JSON list, decoded block by block as in `blocks`.
+
+        Raises:
+            InputError: if the file is not one JSON list.
+        """
+        while self._end < 4 and self._more():
+            pass
+        yield from self.blocks(fast, lenient)
+        if self._peek(at_end=True):
+            self._not_json("there is more text after the end of the list")
+
     def at_list(self) -> bool:
         """Whether the current member's value is a list, which `blocks` can decode."""
         return self._peek() == b"["
@@ -122,7 +145,8 @@ class JsonStream:
         """
         if self._peek() != b"[":
             got = {b"{": "an object", b'"': "a string"}.get(self._peek(), "a number, true, false or null")
-            raise self.error(f"has a `{self._member}` member that is not a list", got=got, expected="a list of objects")
+            what = f"has a `{self._member}` member that is not a list" if self._member else "is not a JSON list"
+            raise self.error(what, got=got, expected="a list of objects")
         self._pending = False
         self._at += 1
         first = closed = True
@@ -148,7 +172,7 @@ class JsonStream:
 
     def error(self, problem: str, *, got: object = None, expected: object = None, fix: str | None = None) -> InputError:
         """An error that names the file."""
-        return InputError(f"Annotations file {self.path} {problem}", got=got, expected=expected, fix=fix)
+        return InputError(f"{self._what} {problem}", got=got, expected=expected, fix=fix)
 
     def _try(self, fast: Callable[[memoryview], T | None], cut: int) -> T | None:
         # The bytes on either side of the block are overwritten with its brackets, which avoids a copy of the block.
@@ -264,7 +288,7 @@ class JsonStream:
     def _truncated(self) -> NoReturn:
         where = f" within `{self._member}`" if self._member else ""
         problem = f"is truncated: it ends at byte {self._base + self._end:,}{where}"
-        raise self.error(problem, expected="a complete JSON object", fix="download or export the file again")
+        raise self.error(problem, expected="a complete JSON file", fix="download or export the file again")
 
     def _not_json(self, problem: str, *, skip: int = 0) -> NoReturn:
         where = f", within `{self._member}`" if self._member else ""

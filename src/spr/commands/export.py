@@ -64,7 +64,7 @@ def export(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="Prompts: folder or Hub name of the tokenizer with which rewards decode answers.",
+            help="grpo-trl: folder or Hub name of the tokenizer with which rewards decode answers.",
             show_default="the describer's, if boxes are special tokens",
         ),
     ] = None,

@@ -18,6 +18,7 @@ class AnnotationsConfig(Section):
     """Which annotated images and objects are used (supplement, Sec. 1)."""
 
     runtime_fields = frozenset({"allow_outside_images", "hash_images"})
+    later_fields = frozenset({"skip_images"})
 
     path: AnyPath
     """Annotation file: COCO, LVIS or Objects365 JSON. Or a Hugging Face detection dataset: `hf:NAME[:CONFIG]:SPLIT`, or
@@ -32,6 +33,9 @@ class AnnotationsConfig(Section):
     """Minimum number of objects; images with fewer are dropped (supplement, Sec. 1: "more than eight objects")."""
     max_images: Int | None = Field(default=10_000, ge=1)
     """Number of images to sample, those held out included; null uses all images (supplement, Sec. 1)."""
+    skip_images: Int | None = Field(default=None, ge=1)
+    """Number of images to leave out at the beginning of the sample, for a sample of other images; null leaves out none
+    (our choice). `spr rounds --data fresh` sets it."""
     holdout: Float = Field(default=0.05, ge=0, lt=1)
     """Share of the images, 0 ≤ x < 1, that is held out from training, for evaluation. Which ones depends on their ids
     only, so runs with other seeds hold out the same images (our choice)."""

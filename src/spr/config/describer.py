@@ -38,6 +38,7 @@ class DescriberConfig(Section):
         | {"base_url", "api_key_env", "concurrency", "connect_timeout", "timeout", "retries"}
         | {"gpu_memory_utilization"}
     )
+    later_fields = frozenset({"seed"})
 
     backend: Annotated[str, name_in(DESCRIBERS)] = "hf"
     """`hf`: an image-text-to-text model of transformers; `vllm`: such a model in vLLM's offline engine; `openai`: a
@@ -59,6 +60,9 @@ class DescriberConfig(Section):
     """Order of the objects listed in `crop_objects` prompts (our choice): `reading`: left to right, then top to bottom;
     `id`: by annotation id; `shuffled`. Models follow the list, so an order unlike that of answers to other prompts
     tells chosen from rejected answers, which training then learns instead of the boxes."""
+    seed: Int | None = Field(default=None, ge=0, lt=2**63)
+    """Seed of the sampled answers and of `shuffled` lists, so that the same regions can be described again; null uses
+    the config's `seed` (our choice)."""
     temperature: Float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 means greedy decoding (our choice)."""
     top_p: Float = Field(default=0.95, gt=0, le=1)

@@ -63,3 +63,7 @@ class Section(BaseModel):
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that do not affect the results, such as the device. A run can be resumed after they were changed."""
+
+    later_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that runs were made without. At null, their default, they are no part of a stage's settings, so that such
+    a run can still be resumed."""

@@ -128,6 +128,10 @@ class TrainingConfig(Section):
     """Maximum norm for gradient clipping; null disables it (our choice)."""
     mix: MixSection = MixSection()
     lora: LoraSection = LoraSection()
+    init_adapter: AnyPath | None = None
+    """Folder of a LoRA adapter in PEFT's format, or a run with one, whose weights the training starts from and
+    continues; its rank, alpha and layers must be those of `training.lora`. The reference is then the model with this
+    adapter, as in iterative DPO. Null starts a new adapter, and the reference is the model without one (our choice)."""
     dtype: DType = "auto"
     """Data type of the frozen weights and of the computation; `auto` keeps that of the checkpoint. The adapter's
     weights and gradients are always float32."""
@@ -189,6 +193,13 @@ class TrainingConfig(Section):
         {'dpo': 0.8, 'bco_pair': 0.2, 'sft': 1.0}
         """
         return _losses(self.loss_type)
+
+    @field_validator("init_adapter")
+    @classmethod
+    def _is_a_local_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and is_remote(value):
+            raise ValueError("an adapter is read from a local folder: copy it there first")
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("eval_tasks", "load_best_model_at_end", "early_stopping_patience")
     @classmethod

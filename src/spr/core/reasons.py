@@ -163,6 +163,8 @@ EXPORT_REASONS: dict[str, str] = {
     "chosen_equals_rejected": "both answers have the same text in the requested dialect",
     "question_not_shown": "a question of `pairing.negatives`: this format shows descriptions of regions",
     "no_category_to_ask": "prompts: there is no category that this task of `--tasks` can ask about in the image",
+    "label_not_nameable": "prompts: with the given `--labels`, no answer could name an object: its label has no letter "
+    "or digit, or differs from another only in case or punctuation",
     "image_needs_rewriting": "EXIF rotation, transparency or 16-bit channels: other readers would get other pixels "
     "than the pipeline",
 }

@@ -183,6 +183,7 @@ class Format:
             writes the trainer's settings, if there are any, so that it resizes images as `spr.exports.image_limits`
             says. ``test`` is opened only if there are rows of held-out images.
         rows: What a row is made from: ``pairs`` (the writer gets `ExportRow`) or ``prompts`` (`PromptRow`).
+        decodes: Whether rewards decode the tokens of answers, with the tokenizer that the truth names.
         converts: Whether the texts can be converted to another dialect; not where people correct the run's own.
         questions: Whether rows can be pairs of the stage `negatives`, which have no region and no scores.
         write_drops: Writes what the run dropped into the folder, for tools in which people look at it.
@@ -196,6 +197,7 @@ class Format:
     usage: str
     open: Callable[[Path, Labels, ExportSplit], Writer[Any]]
     rows: RowSource = "pairs"
+    decodes: bool = False
     converts: bool = True
     questions: bool = True
     write_drops: Callable[[Path, Sequence[DroppedItem]], None] | None = None

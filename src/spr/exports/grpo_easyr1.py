@@ -73,11 +73,18 @@ FORMAT = Format(
         "query_id": "the region query, `<image_id>/<n>`, or the question, `<image_id>/<task>-<n>`",
         "task": "`describe`, `detect`, `locate` or `absent`",
     },
-    usage=f"""```sh
-reward=$(python3 -c 'import spr.rewards.easyr1 as own; print(own.__file__)')
-python3 -m verl.trainer.main config={{out}}/{SETTINGS} \\
+    usage=f"""```python
+# reward_easyr1.py
+from spr.rewards.easyr1 import make
+
+REWARD_NAME, REWARD_TYPE = "spr", "batch"
+compute_score = make("0.8*f1@0.75 + 0.2*format")
+```
+
+```sh
+python3 -m verl.trainer.main config={{out}}/{SETTINGS} worker.actor.model.model_path=… \\
     data.train_files={{out}}/data@train data.val_files={{out}}/data@test \\
-    worker.reward.reward_function=$reward:f1 worker.actor.model.model_path=…
+    worker.reward.reward_function=./reward_easyr1.py:compute_score
 ```
 
 Without held-out images, there is no split `test`: give another `data.val_files`. `{SETTINGS}` names the columns, and

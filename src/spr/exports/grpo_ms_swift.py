@@ -49,13 +49,20 @@ FORMAT = Format(
         "query_id": "the region query, `<image_id>/<n>`, or the question, `<image_id>/<task>-<n>`",
         "task": "`describe`, `detect`, `locate` or `absent`",
     },
-    usage=f"""```sh
-ROOT_IMAGE_DIR={{out}} swift rlhf {{out}}/{SETTINGS} --dataset {{out}}/train.jsonl --model … \\
-    --external_plugins plugin.py --reward_funcs spr_f1
+    usage=f"""```python
+# plugin.py
+from swift.rewards import orms
+from spr.rewards.ms_swift import make
+
+orms["spr"] = make("0.8*f1@0.75 + 0.2*format", name="spr")
 ```
 
-`plugin.py` registers the rewards of `spr.rewards.ms_swift`. `{SETTINGS}` sets the limits of the image size, unless the
-environment has others.""",
+```sh
+ROOT_IMAGE_DIR={{out}} swift rlhf {{out}}/{SETTINGS} --dataset {{out}}/train.jsonl --model … \\
+    --external_plugins plugin.py --reward_funcs spr
+```
+
+`{SETTINGS}` sets the limits of the image size, unless the environment has others.""",
     open=_open,
     rows="prompts",
 )

@@ -81,4 +81,5 @@ GRPOTrainer(
 ```""",
     open=_open,
     rows="prompts",
+    decodes=True,
 )

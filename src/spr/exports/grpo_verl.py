@@ -45,8 +45,14 @@ def script(dialect: Dialect, *, held_out: bool) -> str:
         "\"data.train_files='$here/data/train-*.parquet'\"",
         f"\"data.val_files='$here/data/{validation}-*.parquet'\"",
         f"data.max_prompt_length={prompt_tokens(dialect)}",
-        *(f"+data.mm_processor_kwargs.{name}={value}" for name, value in limits.items()),
     ]
+    if limits:
+        # In spite of their names, these are areas.
+        size = f"{{shortest_edge:{limits['min_pixels']},longest_edge:{limits['max_pixels']}}}"
+        overrides.append(f"'+data.mm_processor_kwargs.size={size}'")
+    if dialect.special_tokens is not None:  # they carry the boxes, and verl's own managers remove them
+        manager = {"source": "importlib", "name": "RewardManager", "module.path": "pkg://spr.rewards.verl"}
+        overrides += [f"reward.reward_manager.{name}={value}" for name, value in manager.items()]
     command = " \\\n    ".join(["exec python3 -m verl.trainer.main_ppo", *overrides, '"$@"'])
     return f'#!/bin/sh\nset -e\nhere=$(cd "$(dirname "$0")" && pwd)\n{environment}{command}\n'
 

@@ -54,12 +54,22 @@ FORMAT = Format(
         "query_id": "the region query, `<image_id>/<n>`, or the question, `<image_id>/<task>-<n>`",
         "task": "`describe`, `detect`, `locate` or `absent`",
     },
-    usage=f"""```sh
-torchrun src/open_r1/grpo.py --config {{out}}/{SETTINGS} --dataset_name {{out}} --model_name_or_path … --output_dir …
+    usage=f"""```python
+# src/open_r1/grpo_spr.py, beside grpo.py, whose `main` adds up these three
+import grpo as trainer
+from spr.rewards.vlm_r1 import f1, format, iou
+
+trainer.reward_funcs_registry.update(accuracy_iou=iou, accuracy_confidence=f1, format=format)
+parser = trainer.TrlParser((trainer.GRPOScriptArguments, trainer.GRPOConfig, trainer.ModelConfig))
+trainer.main(*parser.parse_args_and_config())
 ```
 
-The rewards are named in `main` of `grpo.py`: set `reward_funcs = [spr.rewards.vlm_r1.f1]` there. Raise
-`--max_prompt_length` from its default of 512 tokens, after which the script cuts prompts, with their images.
+```sh
+torchrun src/open_r1/grpo_spr.py --config {{out}}/{SETTINGS} --dataset_name {{out}} \\
+    --model_name_or_path … --output_dir …
+```
+
+Raise `--max_prompt_length` from its default of 512 tokens, after which the script cuts prompts, with their images.
 `{SETTINGS}` sets the limits of the image size.""",
     open=_open,
     rows="prompts",

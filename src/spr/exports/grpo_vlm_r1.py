@@ -54,13 +54,22 @@ FORMAT = Format(
         "rewards of `spr.rewards.vlm_r1` read as `solution`",
         "task": "`describe`, `detect`, `locate` or `absent`",
     },
-    usage=f"""```sh
-torchrun src/open_r1/grpo_jsonl.py --config {{out}}/{SETTINGS} --data_file_paths {{out}}/train.jsonl \\
-    --image_folders {{out}} --reward_funcs spr_f1 --model_name_or_path … --output_dir …
+    usage=f"""```python
+# src/open_r1/grpo_spr.py, beside grpo_jsonl.py
+import grpo_jsonl as trainer
+from spr.rewards.vlm_r1 import make
+
+trainer.reward_funcs_registry["spr"] = make("0.8*f1@0.75 + 0.2*format")
+parser = trainer.TrlParser((trainer.GRPOScriptArguments, trainer.GRPOConfig, trainer.GRPOModelConfig))
+trainer.main(*parser.parse_args_and_config())
 ```
 
-Add the reward to `reward_funcs_registry` of `grpo_jsonl.py` first: `"spr_f1": spr.rewards.vlm_r1.f1`. VLM-R1 asks for
-reasoning after each prompt. `{SETTINGS}` sets the limits of the image size.""",
+```sh
+torchrun src/open_r1/grpo_spr.py --config {{out}}/{SETTINGS} --data_file_paths {{out}}/train.jsonl \\
+    --image_folders {{out}} --reward_funcs spr --model_name_or_path … --output_dir …
+```
+
+VLM-R1 asks for reasoning after each prompt. `{SETTINGS}` sets the limits of the image size.""",
     open=_open,
     rows="prompts",
 )

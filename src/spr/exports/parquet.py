@@ -40,7 +40,8 @@ class ParquetWriter(Generic[R]):
         """Append rows."""
         if self._open is None:
             self._parts.append(self._folder / f"{self._split}-part-{len(self._parts):05d}")
-            self._open = pq.ParquetWriter(self._parts[-1], self._schema, compression="zstd")
+            # Statistics of texts and images would stay in memory, and nobody searches by them.
+            self._open = pq.ParquetWriter(self._parts[-1], self._schema, compression="zstd", write_statistics=False)
         self._open.write_table(pa.Table.from_pylist([self._row(row) for row in rows], schema=self._schema))
         if self._parts[-1].stat().st_size >= self._shard_bytes:
             self.abandon()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spr.config.public import public_name
 from spr.core.terminal import count_text
-from spr.exports.card import CardBody
+from spr.exports.card import CardBody, plain
 from spr.exports.marker import ExportPlan
 from spr.exports.prompt_rows import PromptStats
 
@@ -54,12 +55,12 @@ def _intro(plan: ExportPlan, count: int) -> Iterator[str]:
             f"{_LABELS[plan.prompts.labels]}"
         )
         if plan.prompts.tokenizer is not None:
-            yield f"It names the tokenizer that decodes answers: `{plan.prompts.tokenizer}`."
+            yield f"It names the tokenizer that decodes answers: `{public_name(plan.prompts.tokenizer)}`."
         elif plan.labels.dialect.special_tokens is not None:
+            fix = "give `make` the tokenizer" if plan.format.decodes else "the page on RL trainers says what to set"
             yield (
-                "**Boxes of this dialect are special tokens**, which trainers remove from the text of an answer, and "
-                "the truth names no tokenizer. Give the reward the tokenizer, or the trainer an option that keeps "
-                "special tokens."
+                "**Boxes of this dialect may be special tokens.** Most trainers remove these from the text of an "
+                f"answer before the reward gets it: {fix}."
             )
 
 
@@ -67,3 +68,6 @@ def _statistics(stats: PromptStats) -> Iterator[str]:
     yield "\n## Tasks\n\n| task | prompts | objects per prompt | what is asked |\n|---|---|---|---|"
     for task, count in stats.prompts.items():
         yield f"| `{task}` | {count:,} | {stats.objects[task] / count:.1f} | {_TASKS[task]} |"
+    if stats.unused_synonyms:
+        names = plain(", ".join(stats.unused_synonyms))
+        yield f"\nNo prompt is about these categories, for which there are synonyms: {names}."

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from spr.core import text_input
 from spr.core.documents import parse_json
 from spr.core.errors import ConfigError, InputError, nearest
+from spr.core.text_input import read_text
 from spr.exports.formats import PromptTask
 from spr.rewards import LABELS, Labels
 
@@ -107,7 +107,7 @@ def _check(option: str, values: Sequence[str], known: Sequence[str]) -> None:
 def _read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
     expected = '{"person": ["man", "woman"], …}'
     try:
-        found = parse_json(text_input.read_text(path, f"Synonyms {path}", expected=f"JSON such as {expected}"))
+        found = parse_json(read_text(path, f"Synonyms {path}", expected=f"JSON such as {expected}"))
     except ValueError as error:
         raise InputError(f"{path} is not a file of synonyms", got=error, expected=expected) from None
     lists = isinstance(found, dict) and all(isinstance(names, list) for names in found.values())

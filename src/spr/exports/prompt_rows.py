@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
+from spr.core.errors import InputError
 from spr.core.progress import Progress
 from spr.exports.formats import Prompt, PromptRow
 from spr.exports.marker import ExportPlan
@@ -17,11 +18,15 @@ from spr.records.schemas import from_table
 
 
 class PromptStats:
-    """What the exported prompts ask for: their number, and that of the objects in their truths, by task."""
+    """What the exported prompts ask for: their number, and that of the objects in their truths, by task.
+
+    ``unused_synonyms`` are the categories of `PromptOptions.synonyms` that no prompt is about.
+    """
 
     def __init__(self) -> None:
         self.prompts, self.objects = Counter[str](), Counter[str]()
         self.held_out = 0
+        self.unused_synonyms: list[str] = []
 
     @property
     def counts(self) -> dict[str, int]:
@@ -36,7 +41,11 @@ class PromptStats:
 
 
 def write_prompts(plan: ExportPlan, writer: RowWriter) -> PromptStats:
-    """Write the prompts of all shards, first the region queries and then the questions of each."""
+    """Write the prompts of all shards, first the region queries and then the questions of each.
+
+    Raises:
+        InputError: if there are synonyms, and none is of a category that a prompt is about.
+    """
     run, stats = plan.run, PromptStats()
     options = plan.prompts or PromptOptions()
     maker = PromptMaker(run, plan.labels.dialect, options, converted=plan.target is not None)
@@ -52,6 +61,10 @@ def write_prompts(plan: ExportPlan, writer: RowWriter) -> PromptStats:
                 made.append(maker.questions(from_table(objects.read(of_shard[entry.index]), ImageObjects)))
             _write_shard(plan, writer, chain.from_iterable(made), stats)
             progress.advance(entry.rows)
+    stats.unused_synonyms = sorted(options.synonyms.keys() - maker.used_synonyms)
+    if stats.unused_synonyms and not maker.used_synonyms:
+        got, expected = ", ".join(stats.unused_synonyms[:5]), "categories as the annotations write them"
+        raise InputError("No prompt is about a category of --synonyms", got=got, expected=expected)
     return stats
 
 

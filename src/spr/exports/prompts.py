@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spr.core.errors import GroundingError
+from spr.core.errors import GroundingError, RewardError
 from spr.core.randomness import stable_hash, stable_hashes
 from spr.evaluation.tasks.detection import CATEGORIES, detection_prompt
 from spr.exports.formats import Prompt, PromptTask
@@ -59,12 +59,14 @@ class PromptMaker:
         dialect: In which the prompts are written, and their answers are read.
         options: What they ask for, with the tokenizer that the truth names.
         converted: Whether the dialect is not that of the run's describer, so that its own wording doesn't apply.
+        used_synonyms: The categories of `PromptOptions.synonyms` that are in a truth so far.
     """
 
     run: Run
     dialect: Dialect
     options: PromptOptions
     converted: bool = False
+    used_synonyms: set[str] = field(default_factory=set)
 
     @cached_property
     def incomplete(self) -> npt.NDArray[np.uint64] | None:
@@ -144,13 +146,17 @@ class PromptMaker:
         region: Box | None,
         text: str,
         objects: Sequence[ImageObject],
-    ) -> Prompt:
+    ) -> Prompt | NoPrompt:
         placed = tuple(TruthObject(item.category, item.box) for item in objects)
         given = self.options.synonyms
         synonyms = {item.label: given[item.label] for item in placed if item.label in given}
+        self.used_synonyms.update(synonyms)
         size_wh, labels = (about.width, about.height), self.options.labels
-        truth = Truth(placed, self.dialect.spec, size_wh, labels, synonyms, self.options.tokenizer).to_json()
         names = about.image_id, about.file_name
+        try:
+            truth = Truth(placed, self.dialect.spec, size_wh, labels, synonyms, self.options.tokenizer).to_json()
+        except RewardError:
+            return NoPrompt(query_id, *names, "label_not_nameable")
         return Prompt(query_id, *names, *size_wh, about.split, task, region, text, truth, len(placed))
 
 

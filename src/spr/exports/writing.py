@@ -89,7 +89,7 @@ def export(
     source = Run(run)
     make = partial(ExportPlan, source, out.resolve(), format_name, form, mode, license_id=license_id)
     if form.rows == "prompts":
-        plan = _plan_prompts(make, source, target, name, prompts or PromptOptions())
+        plan = _plan_prompts(make, source, form, target, name, prompts or PromptOptions())
     else:
         plan = _plan_pairs(make, source, target, name, reviews or "use")
     finished = counts_of_finished(plan)
@@ -123,6 +123,10 @@ def _check_options(
             f"Format `{name}` has pairs, and --tasks, --labels, --synonyms, --tokenizer and --questions are for prompts"
         )
         raise ConfigError(what, got=f"--format {name}", expected=formats, fix="leave these options out")
+    if prompts is not None and prompts.tokenizer is not None and not form.decodes:
+        formats = ", ".join(key for key in FORMATS if FORMATS[key].decodes)
+        what = f"Rewards of format `{name}` get answers as texts, and decode nothing"
+        raise ConfigError(what, got=f"--tokenizer {prompts.tokenizer}", expected=formats, fix="leave --tokenizer out")
     if reviews is not None and form.rows == "prompts":
         what = f"Format `{name}` has prompts, and reviewers decide about pairs"
         raise ConfigError(what, got=f"--reviews {reviews}", fix="leave --reviews out")
@@ -144,7 +148,12 @@ def _plan_pairs(
 
 
 def _plan_prompts(
-    make: Callable[..., ExportPlan], run: Run, target: Dialect | None, name: str | None, options: PromptOptions
+    make: Callable[..., ExportPlan],
+    run: Run,
+    form: Format,
+    target: Dialect | None,
+    name: str | None,
+    options: PromptOptions,
 ) -> ExportPlan:
     if not run.finished("regions").rows:
         raise RunError(f"{run.path} has no regions", fix=f"`spr show {run.path}` lists why they were dropped")
@@ -156,8 +165,9 @@ def _plan_prompts(
     if options.tasks != ("describe",) and not dialect.writes_boxes:
         what = f"The dialect `{dialect.key}` has only points, and questions ask for boxes"
         raise ConfigError(what, got=f"--tasks {','.join(options.tasks)}", fix="use --tasks describe")
-    if options.tokenizer is None and dialect.special_tokens is not None and own is not None and own.key == dialect.key:
-        options = replace(options, tokenizer=tokenizer_of(run))
+    if form.decodes and options.tokenizer is None and dialect.special_tokens is not None:
+        own_key = None if own is None else own.key
+        options = replace(options, tokenizer=tokenizer_of(run) if own_key == dialect.key else None)
     annotations = run.config.annotations.path
     labels = Labels(name or f"SPR prompts on {annotations.stem}", annotations.name, public_name(describer), dialect)
     return make(target=None if target == own else target, labels=labels, prompts=options)
@@ -194,6 +204,8 @@ def _nothing(plan: ExportPlan, left_out: Mapping[str, int]) -> InputError:
         expected, fix = "accepted pairs", "review them with `spr review`, or give another --reviews"
     elif set(left_out) == {"no_category_to_ask"}:
         expected, fix = "images with such categories", "add describe to --tasks"
+    elif set(left_out) == {"label_not_nameable"}:
+        expected, fix = "labels that an answer can name", "rename the categories, or give --labels ignore"
     else:
         expected = f"images in {plan.run.config.annotations.images}"
         fix = f"set annotations.images in {plan.run.path / 'config.yaml'}, or restore the images"

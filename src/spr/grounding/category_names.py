@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from spr.grounding.matching import WORD, singular_words
-from spr.grounding.names import category_name, readable_names
+from spr.grounding.names import MAX_LENGTH, category_name, readable_names
 
 _ARTICLES = ("a", "an", "the")
+_REMEMBERED = 10_000  # names: the answers of a long training repeat few
 
 
 class CategoryNames:
@@ -53,7 +54,9 @@ class CategoryNames:
         """The index of the category, or -1."""
         known = self._known.get(name)
         if known is None:
-            known = self._known[name] = self._find(name)
+            known = self._find(name)
+            if len(self._known) < _REMEMBERED and len(name) <= MAX_LENGTH:
+                self._known[name] = known
         return known
 
     def _find(self, name: str) -> int:

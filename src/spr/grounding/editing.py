@@ -10,6 +10,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from spr.core.errors import GroundingError
+from spr.grounding.coding import NumberFrame
 from spr.grounding.dialects import Dialect
 from spr.grounding.markup import Brackets, Elements, JsonList, Markup, Tags, Tokens
 from spr.grounding.parse import markup_of, parse
@@ -74,6 +75,45 @@ def map_to_image(
         if numbers and frame.can_move(numbers):
             edits += _written(source.text, place, frame.move(numbers, whole, *corner_xy[:2]), template)
     return parse(_apply(source.text, edits), dialect, size_wh)
+
+
+def renumber(grounded: GroundedText, dialect: Dialect) -> str | None:
+    r"""The text with the numbers of another dialect that writes boxes in the same form; None if the forms differ.
+
+    Only the numbers change. Forms are the same if each dialect reads the boxes that the other writes, as
+    ``[{"bbox_2d": …}]`` of Qwen2.5-VL and Qwen3-VL. Swapped corners stay swapped.
+
+    Raises:
+        GroundingError: if the text has no source, or contains coordinates that could not be read.
+
+    >>> from spr.grounding import get_dialect
+    >>> pixels = parse('```json\n[{"bbox_2d": [56, 56, 112, 112], "id": 7}]\n```', "qwen2_5_vl", (280, 560))
+    >>> print(renumber(pixels, get_dialect("qwen3_vl")).split("\n")[1])
+    [{"bbox_2d": [200, 100, 400, 200], "id": 7}]
+    """
+    source = _source_of(grounded)
+    markup, target = markup_of(source.dialect, source.text), dialect.markup
+    frame, other = source.dialect.frame(source.size_wh), dialect.frame(source.size_wh)
+    if not (_form(markup) == _form(target) and isinstance(frame, NumberFrame) and isinstance(other, NumberFrame)):
+        return None
+    if source.has_unread:
+        raise GroundingError("Text has boxes that can't be read", got=repr(source.text[:120]), fix=_FIX)
+    edits: list[_Edit] = []
+    places = [*((place, _box_template(target)) for place in source.places)]
+    places += [(place, _point_template(target)) for place in source.point_places]
+    for place, template in places:
+        numbers = [float(source.text[start:stop]) for start, stop in place.numbers]
+        edits += _written(source.text, place, frame.move(numbers, other, 0, 0), template)
+    return _apply(source.text, edits)
+
+
+def _form(markup: Markup) -> object:
+    """What two markups have in common if each reads what the other writes."""
+    if isinstance(markup, Brackets):
+        return Brackets, markup.width, markup.separator
+    if isinstance(markup, JsonList):
+        return JsonList, markup.box_key, markup.point_key, markup.y_first
+    return markup
 
 
 def replace_boxes(grounded: GroundedText, boxes: Sequence[Box | None], *, remove_phrases: bool = False) -> GroundedText:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -132,13 +133,27 @@ def names_category(phrase: str, category: str) -> bool:
     >>> names_category("a dining table", "Dining Table/Desk"), names_category("a red car", "car_(automobile)")
     (True, True)
     """
-    words = singular_words(phrase)
-    for name in category_name(category).alternatives:
-        wanted = singular_words(name)
-        width = len(wanted)
-        if wanted and any(words[k : k + width] == wanted for k in range(len(words) - width + 1)):
-            return True
-    return False
+    return contains_name(spaced_words(phrase), category)
+
+
+def spaced_words(text: str) -> str:
+    """The words of `singular_words` between single spaces, for `contains_name`.
+
+    >>> spaced_words("Two dogs!")
+    ' two dog '
+    """
+    return f" {' '.join(singular_words(text))} "
+
+
+def contains_name(spaced: str, category: str) -> bool:
+    """`names_category` for words that are already read by `spaced_words`: for many categories, or a long text."""
+    return any(name in spaced for name in _spaced_names(category))
+
+
+@lru_cache(maxsize=4096)
+def _spaced_names(category: str) -> tuple[str, ...]:
+    names = [spaced_words(name) for name in category_name(category).alternatives]
+    return tuple([name for name in names if name.strip()])
 
 
 def singular_words(text: str) -> list[str]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from transformers import GenerationConfig
 
-from spr.core.errors import GroundingError
-from spr.grounding import Dialect, GroundedText, parse, render
+from spr.grounding import Dialect, parse
 from spr.models.chat import apply_template, render_answer, render_turn, user_turn
 from spr.models.continuation import continue_tokens
 from spr.models.describers.answer_tokens import AnswerTokens
+from spr.models.dialect_samples import SAMPLE_SIZE, markup_tokens, sample_texts
 from spr.models.errors import ModelError
 from spr.models.families import Family
 from spr.models.loading import Source
-from spr.records import Span
 
-_SIZE = (640, 480)
-_BOXES = ((0.0, 0.0, 96.0, 408.0), (48.0, 36.0, 640.0, 480.0), (312.0, 12.0, 564.0, 228.0), (7.0, 241.0, 411.0, 470.0))
-_POINTS = ((0.0, 0.0), (640.0, 480.0), (312.0, 12.0), (411.0, 470.0))
 _QUESTION = user_turn("Where is it?")
 _COPY_FIX = "copy the model's own tokenizer.json and tokenizer_config.json into its folder"
 _TOKENIZER_FIX = f"{_COPY_FIX}, or choose a dialect that the tokenizer keeps (describer.dialect)"
@@ -67,23 +62,8 @@ def check_dialect(
             what = f"The tokenizer of {source} does not keep the dialect `{dialect.key}`"
             raise ModelError(what, got=_around(found, sample), expected=_around(sample, found), fix=_TOKENIZER_FIX)
     if family is not None and family.markup_tokens and dialect.key == family.dialect and dialect.special_tokens:
-        used = dict.fromkeys(match[0] for sample in samples for match in re.finditer(dialect.special_tokens, sample))
+        used = markup_tokens(dialect, samples)
         _check_whole(source, processor.tokenizer, used, f"as in {family.models}")
-
-
-def sample_texts(dialect: Dialect) -> list[str]:
-    """Texts of a dialect: its example, and a phrase with capital letters and several boxes, if it can be rendered.
-
-    >>> from spr.grounding import get_dialect
-    >>> sample_texts(get_dialect("ferret"))[1]
-    'A Dog [0, 0, 150, 850] [75, 75, 1000, 1000] [487, 25, 881, 475] [10, 502, 642, 979]'
-    """
-    try:
-        places = (_BOXES, ()) if dialect.writes_boxes else ((), _POINTS)
-        drawn = render(GroundedText("A Dog", (Span("A Dog", 0, 5, *places),)), dialect, _SIZE)
-    except GroundingError:  # of other packages' dialects, which may write one box per phrase
-        return [dialect.example]
-    return [dialect.example, drawn]
 
 
 def _check_template(source: Source, processor: Any, family: Family | None, samples: list[str], trains: bool) -> None:
@@ -119,7 +99,7 @@ def _check_whole(source: Source, tokenizer: Any, tokens: Iterable[str], why: str
 
 def _content(text: str, dialect: Dialect, words: bool) -> tuple[Any, ...]:
     """What must survive: the boxes and points of each phrase; with ``words``, also the words without white space."""
-    grounded = parse(text, dialect, _SIZE)
+    grounded = parse(text, dialect, SAMPLE_SIZE)
     boxes = [(span.boxes, span.points) for span in grounded.spans if span.boxes or span.points]
     return (boxes, "".join(text.split()), [problem.reason for problem in grounded.problems]) if words else (boxes,)
 

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 from spr.config import Config, DescriberConfig, DetectorConfig, ScorerConfig
@@ -136,16 +137,20 @@ def release() -> None:
         gc.collect()  # takes 0.3 s with PyTorch and transformers imported
 
 
-def trained_model(config: DescriberConfig | None) -> str:
+def trained_model(config: DescriberConfig | None, init_adapter: Path | None = None) -> str:
     """The model of a config's describer, from which training starts: a folder, a Hub id or ``embedded/…``.
 
     Raises:
-        ConfigError: if there is none, or if the describer has an adapter, which training would silently start without.
+        ConfigError: if there is none, or if the describer has an adapter, which training would silently start without:
+            there is no ``init_adapter`` that it starts from.
     """
     if config is None or config.model is None:
         got, fix = "a config without describer.model", "set describer.model"
         raise ConfigError("There is no model to train", got=got, fix=fix)
-    if config.peft_adapter is not None:
-        fix = "merge it (spr merge), and set describer.model to the merged folder"
+    if config.peft_adapter is not None and init_adapter is None:
+        fix = (
+            f"set training.init_adapter={config.peft_adapter} to continue it; or merge it (spr merge), and set "
+            "describer.model to the merged folder"
+        )
         raise ConfigError("Training starts from a model without an adapter", got=config.peft_adapter, fix=fix)
     return config.model

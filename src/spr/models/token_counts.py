@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from spr.config import DescriberConfig
 from spr.core.paths import is_dir
@@ -21,6 +22,21 @@ def load_counter(file: Path) -> Callable[[Sequence[str]], list[int]] | None:
 
     None if the file is damaged, or ``tokenizers`` is not installed.
     """
+    tokenizer = load_tokenizer(file)
+    if tokenizer is None:
+        return None
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    return count
+
+
+def load_tokenizer(file: Path) -> Any | None:
+    """The `tokenizers.Tokenizer` of a ``tokenizer.json``, without truncation and padding.
+
+    None if the file is damaged, or ``tokenizers`` is not installed.
+    """
     try:
         from tokenizers import Tokenizer
 
@@ -29,11 +45,7 @@ def load_counter(file: Path) -> Callable[[Sequence[str]], list[int]] | None:
         return None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    return count
+    return tokenizer
 
 
 def tokenizer_file(describer: DescriberConfig | None) -> Path | None:

@@ -283,7 +283,7 @@ def process(
         truncated=settings.truncated,
         malformed_crops=settings.malformed_crops,
         prompts=config.prompts,
-        seed=config.seed,
+        seed=config.seed if settings.seed is None else settings.seed,
         on_drop=drops.add,
     )
     return StageOutput(to_table(candidates, Candidate), drops.table(NAME, "image", "candidate"))

@@ -124,6 +124,8 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
     order = candidates[np.argsort(stable_hashes(seed, "sample", last=ids), kind="stable")]
     splits = Splits(image_ids, file_names, settings.holdout)
     askable = Askable(parsed, image_ids, kept, order, seed)
+    skipped = min(settings.skip_images or 0, len(order))
+    order = order[skipped:]
 
     def rows(start: int, stop: int) -> pa.Table:
         images = order[start:stop]
@@ -168,6 +170,7 @@ def plan_objects(settings: AnnotationsConfig, seed: int, progress: Progress) -> 
             "of these, crowds": int(parsed.crowd.sum()),
             "of these, boxes clipped to their image": parsed.clipped,
             **({"ids missing or not unique: annotations are numbered": parsed.numbered} if parsed.numbered else {}),
+            **({"images left out at the beginning (annotations.skip_images)": skipped} if skipped else {}),
             QUALIFYING: len(order),
             # If an annotated size may be that before the rotation, this is known once the image is opened.
             **({TURNED: parsed.turned} if parsed.turned and not _may_turn(settings) else {}),

@@ -117,12 +117,14 @@ class Stage:
         return (*self.sections, *self.models_for(config))
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The values of `depends_on`, without runtime fields."""
+        """The values of `depends_on`, without runtime fields, and without later fields (`Section`) that are null."""
         names = self.depends_on(config)
         values = config.model_dump(mode="json", include={name.partition(".")[0] for name in names})
         for name, section in values.items():
             if isinstance(section, dict):
                 own = [key for key in section if name in names or f"{name}.{key}" in names]
+                later = getattr(getattr(config, name), "later_fields", ())
+                own = [key for key in own if section[key] is not None or key not in later]
                 values[name] = {key: section[key] for key in own if not config.is_runtime_field(f"{name}.{key}")}
         return values
 

@@ -62,7 +62,7 @@ class TrainerReward:
         opens_thinking: bool = False,
         special_tokens: SpecialTokens = "check",
     ) -> None:
-        self.reward = get_reward(reward)
+        self.reward, self.given = get_reward(reward), reward
         if self.reward.needs_step and not self.gives_step:
             what = f"{self.trainer} tells rewards no step, so thresholds can't depend on it"
             raise RewardError(what, got=str(self.reward), fix="give one number, such as f1@0.75")
@@ -70,7 +70,7 @@ class TrainerReward:
             fix = nearest(str(special_tokens), ("check", "kept"))
             raise RewardError("`special_tokens` is unknown", got=repr(special_tokens), fix=fix)
         self.opens_thinking, self.special_tokens = opens_thinking, special_tokens
-        self.__name__ = self.__qualname__ = name or str(self.reward)
+        self.__name__ = self.__qualname__ = name or reward
         self._seen: set[str] = set()  # dialects whose tokens were in an answer
         self._without: Counter[str] = Counter()  # answers without, by dialect
 
@@ -83,7 +83,7 @@ class TrainerReward:
         }
 
     def __reduce__(self) -> tuple[Callable[[], TrainerReward], tuple[()]]:
-        return partial(type(self), str(self.reward), **self.options()), ()
+        return partial(type(self), self.given, **self.options()), ()
 
     def __repr__(self) -> str:
         return f"<{self.trainer} reward {self.__name__}>"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from spr.grounding import Dialect, GroundedText, Problem, final_answer, get_dialect, parse
+from spr.grounding.markup import SPECIAL
 from spr.grounding.parse import BoxReader
 from spr.grounding.unread import has_unread_coordinates
 from spr.records import Box, Point, Size
@@ -73,6 +74,12 @@ class Answer:
     def problems(self) -> tuple[Problem, ...]:
         """The malformed pieces of the answer."""
         return self.grounded.problems
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it has no text, or only special tokens such as the end of the turn."""
+        text = self.text
+        return not (SPECIAL.sub("", text) if "<" in text else text).strip()
 
     @property
     def has_unread_coordinates(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
+from scipy.sparse.csgraph import connected_components
 
 from spr.core import boxes as bx
 from spr.grounding.matching import reaches
@@ -118,9 +118,7 @@ def count_pairs(allowed: npt.NDArray[np.bool_]) -> int:
     >>> count_pairs(np.array([[True, True], [True, False]])), count_pairs(np.array([[True, True]]))
     (2, 1)
     """
-    if not allowed.any():
-        return 0
-    if max(allowed.shape) <= _SMALL:
-        rows, columns = linear_sum_assignment(allowed, maximize=True)
-        return int(allowed[rows, columns].sum())
-    return int((maximum_bipartite_matching(csr_array(allowed), perm_type="column") >= 0).sum())
+    # Not `scipy.sparse.csgraph.maximum_bipartite_matching`, which takes 25 s for 2,000 nested boxes.
+    used = allowed[np.ix_(allowed.any(axis=1), allowed.any(axis=0))]
+    rows, columns = linear_sum_assignment(used, maximize=True)
+    return int(used[rows, columns].sum())

@@ -92,7 +92,7 @@ def rejects(answer: Answer) -> bool:
     """Whether an answer says that nothing is there: some text, no boxes or points, and no coordinates, read or not."""
     return (
         answer.is_finished
-        and bool(answer.text.strip())
+        and not answer.is_blank
         and not answer.boxes
         and not answer.points
         and not answer.has_unread_coordinates
@@ -232,7 +232,7 @@ def format_(answer: Answer, truth: Truth) -> float:
     Nothing in it is malformed or out of the image, its reasoning is closed, and it has a box or a point where the truth
     has an object. Without objects, it says so (`rejects`) or has well-formed boxes.
     """
-    if not answer.is_finished or not answer.text.strip() or answer.problems or answer.has_unread_coordinates:
+    if not answer.is_finished or answer.is_blank or answer.problems or answer.has_unread_coordinates:
         return 0.0
     return float(not truth.objects or bool(answer.boxes) or bool(answer.points))
 

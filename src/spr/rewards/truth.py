@@ -16,7 +16,7 @@ from spr.core.errors import RecordError, RewardError, SprError, nearest
 from spr.grounding import Dialect, get_dialect
 from spr.grounding.category_names import CategoryNames
 from spr.grounding.geometry import check_size
-from spr.grounding.matching import names_category
+from spr.grounding.matching import contains_name, spaced_words
 from spr.records import Box, ImageObject, RegionQuery, Size
 from spr.records.records import check_box
 from spr.rewards.answer import Answer, reader_of
@@ -65,7 +65,7 @@ class Truth:
     Raises:
         RecordError: if a box is not valid or is not in the image.
         RewardError: for an unknown value of ``labels``, synonyms of a label that no object has, or ones that
-            ``labels`` does not use.
+            ``labels`` does not use, or labels that no answer can name (``🐕``; ``C++`` beside ``C#``).
         GroundingError: for an unknown dialect or a wrong image size.
 
     >>> truth = Truth((TruthObject("dog", (0, 0, 320, 240)),), "ferret", (640, 480))
@@ -106,6 +106,8 @@ class Truth:
         if self.synonyms and self.labels != "synonyms":
             fix = 'set labels to "synonyms", or leave the synonyms out'
             raise RewardError("`synonyms` are given but not used", got=f'labels "{self.labels}"', fix=fix)
+        if self.labels != "ignore":
+            self._check_labels()
 
     def __hash__(self) -> int:
         return hash((self.objects, self.dialect, self.size_wh, self.labels, self.tokenizer))
@@ -191,14 +193,31 @@ class Truth:
         """Whether each of the phrases names each of the objects, bool ``(G, P)``; see `Labels`."""
         if self.labels == "ignore":
             return np.ones((len(self.objects), len(phrases)), dtype=bool)
-        same = np.zeros((len(self.names), len(phrases)), dtype=bool)
-        for column, phrase in enumerate(phrases):
-            if self.labels == "phrase":
-                same[:, column] = [names_category(phrase, name) for name in self.names]
-            elif (row := self._categories.find(phrase)) >= 0:
-                same[row, column] = True
+        different = {phrase: column for column, phrase in enumerate(dict.fromkeys(phrases))}
+        same = np.zeros((len(self.names), len(different)), dtype=bool)
+        for phrase, column in different.items():
+            same[:, column] = self._named(phrase)
         rows = {name: row for row, name in enumerate(self.names)}
-        return same[[rows[item.label] for item in self.objects]]
+        wanted = [rows[item.label] for item in self.objects], [different[phrase] for phrase in phrases]
+        return same[np.ix_(*wanted)]
+
+    def _check_labels(self) -> None:
+        """Each label must name its own object; else not even the label itself could earn anything."""
+        for row, name in enumerate(self.names):
+            if not self._named(name)[row]:
+                what = f'No answer can name an object with labels "{self.labels}"'
+                expected = "labels with a letter or digit, no two of them alike but for case and punctuation"
+                raise RewardError(
+                    what, got=repr(name)[:80], expected=expected, fix='rename it, or set labels to "ignore"'
+                )
+
+    def _named(self, phrase: str) -> list[bool]:
+        """Which of the names a phrase names."""
+        if self.labels == "phrase":
+            words = spaced_words(phrase)
+            return [contains_name(words, name) for name in self.names]
+        found = self._categories.find(phrase)
+        return [row == found for row in range(len(self.names))]
 
 
 @lru_cache(maxsize=4096)

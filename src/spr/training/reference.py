@@ -49,10 +49,10 @@ def check_reference(path: Path) -> None:
 
 
 class ReferenceFile:
-    """Log-probabilities under the model without its adapter, by the digest of prompt, answers and image.
+    """Log-probabilities under the reference model, by the digest of prompt, answers and image.
 
     The file does not have to exist. ``identity`` is what determines the numbers besides the pairs: model, dtype,
-    processor and chat template.
+    processor, chat template and the adapter of `training.init_adapter`.
 
     Raises:
         RunError: if the file was computed with another identity, naming what differs, was written by another version,

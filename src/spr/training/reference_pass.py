@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,10 @@ SAVE_REFERENCE_EVERY = 200
 
 
 def reference_logps(session: Session, shared: Path, known: Path | None, tell: Callable[[str], None]) -> ReferenceFile:
-    """Compute the log-probabilities that the reference file lacks, with the adapter turned off."""
+    """Compute the log-probabilities that the reference file lacks.
+
+    The reference is the model as it is before the first step: with `training.init_adapter`, or with the adapter off.
+    """
     accelerator, size = session.state.accelerator, session.settings.per_device_train_batch_size
     file = open_reference([shared, session.folder], session.trainee.identity)
     if known is not None:
@@ -40,8 +44,10 @@ def reference_logps(session: Session, shared: Path, known: Path | None, tell: Ca
     rounds, own_batches = rounds_of(missing, size, accelerator)
     rank = accelerator.process_index
     session.state.model.eval()
+    peft, starts_anew = session.trainee.model.peft, session.settings.init_adapter is None
+    as_before = peft.disable_adapter() if starts_anew else nullcontext()
     progress = Progress("reference", len(all_pairs), "pairs", done=len(all_pairs) - len(missing))
-    with progress, interrupts() as interrupted, torch.no_grad(), session.trainee.model.peft.disable_adapter():
+    with progress, interrupts() as interrupted, torch.no_grad(), as_before:
         processed_batches = ordered_map(session.process, own_batches)
         for number, (group, (own, processed)) in enumerate(zip(rounds, processed_batches, strict=True), start=1):
             with clear_memory_errors(own, session.settings, step=False):

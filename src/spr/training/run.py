@@ -80,7 +80,7 @@ def run(
         source = run_pairs(out, config.annotations.image_source, reviews, negatives=config.pairing.negatives > 0)
     else:
         raise ConfigError("The config has no annotations", fix="read it with load_config, or give pairs (--pairs)")
-    model = model_source(trained_model(config.describer))
+    model = model_source(trained_model(config.describer, config.training.init_adapter))
     main_process = int(os.environ.get("RANK", "0")) == 0
     with open_training(out, config, name) if main_process else nullcontext():
         if main_process and isinstance(config, Config):

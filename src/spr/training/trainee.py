@@ -27,6 +27,7 @@ from spr.models.image_processors import load_processor
 from spr.models.loading import model_source, placement, source_name
 from spr.models.model_dialect import choose_dialect
 from spr.training.encoding import PairEncoder, processor_digest
+from spr.training.init_adapter import InitAdapter
 from spr.training.pair_model import PairModel
 from spr.training.shared_prefix import why_not_shared
 from spr.training.vision_cache import MemoryFeatures, open_store
@@ -53,6 +54,7 @@ class ModelFiles:
     """A model to train without its weights: enough to plan the pairs and to know whether they were trained on before.
 
     ``planner`` encodes texts, and has no model. ``name`` is ``id@revision``, and ``digest`` that of the processor.
+    ``init`` is the adapter that the training starts from, if it is not a new one.
     """
 
     source: str
@@ -62,6 +64,7 @@ class ModelFiles:
     name: str
     digest: str
     planner: PairEncoder
+    init: InitAdapter | None = None
 
 
 def open_model(
@@ -72,16 +75,21 @@ def open_model(
     Raises:
         ModelError: if they can't be loaded, the model's family can't be trained, or the tokenizer or the chat template
             loses what the dialect writes (`spr.models.dialect_check`).
-        ConfigError: if `training.lora.target_modules` names no layer of the language model, or if
+        ConfigError: if `training.lora.target_modules` names no layer of the language model, if
+            `training.init_adapter` is unlike `training.lora` (`spr.training.init_adapter`), or if
             `training.box_token_weight` is not 1 and the tokenizer is too simple for it.
     """
     source = model_source(source)
     config = load_trainable_config(source, revision=revision)
     family = FAMILIES[config.model_type]
+    init = None if settings.init_adapter is None else InitAdapter.open(settings.init_adapter, settings.lora)
     processor = load_processor(source, config.model_type, family=family, revision=revision)
-    if settings.lora.target_modules:
+    if settings.lora.target_modules or init is not None:
         with torch.device("meta"):  # the layers without their weights
-            _check_targets(AutoModelForImageTextToText.from_config(config), settings.lora.target_modules, family)
+            model = AutoModelForImageTextToText.from_config(config)
+        _check_targets(model, settings.lora.target_modules or (), family)
+        if init is not None:
+            init.check_layers(_adapted(model, settings.lora, family))
     written = choose_dialect(dialect, config.model_type, processor.image_processor)
     check_image_token(source, processor, config)
     check_chat_template(source, processor, family)
@@ -90,7 +98,7 @@ def open_model(
     own = written if weight != 1 else None
     planner = PairEncoder(None, processor, family, MemoryFeatures(0), identity="", box_weight=weight, dialect=own)
     name = source_name(source, revision, config)
-    return ModelFiles(source, config, family, processor, name, processor_digest(processor, family), planner)
+    return ModelFiles(source, config, family, processor, name, processor_digest(processor, family), planner, init)
 
 
 def load_trainee(
@@ -104,7 +112,7 @@ def load_trainee(
     dialect: str | None = None,
     files: ModelFiles | None = None,
 ) -> Trainee:
-    """Load a model and add a new adapter, whose initial weights the seed determines.
+    """Load a model and add a new adapter, whose initial weights the seed determines, or `training.init_adapter`.
 
     The source is a folder, a model id of the Hub, or an embedded model (``embedded/describer``). The device is used
     unless the settings name one, and the folder ``features`` if `training.vision_cache` is ``disk``. The dialect is
@@ -139,13 +147,18 @@ def load_trainee(
         dialect=files.planner.dialect,
     )
     peft = add_adapter(base, settings.lora, family, seed=seed)
+    if files.init is not None:
+        files.init.load_into(peft)
     peft.peft_config["default"].revision = revision
     model = PairModel(peft, family, gradient_checkpointing=settings.gradient_checkpointing)
-    remarks = [f"{name}: {describe_trained(peft)}"]
+    start = "" if files.init is None else f", continued from {files.init.folder}"
+    remarks = [f"{name}: {describe_trained(peft)}{start}"]
     if not shared:
         reason = reason or "training.prefix_sharing is `separate`"
         remarks.insert(0, f"Image and prompt are computed once per answer, not once per pair: {reason}.")
     identity = {"model": name, "dtype": str(base.dtype), "four_bits": str(settings.load_in_4bit), "processor": digest}
+    if files.init is not None:
+        identity["init_adapter"] = files.init.name
     return Trainee(name, model, encoder, shared, identity, tuple(remarks))
 
 
@@ -159,7 +172,7 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
         ConfigError: if ``target_modules`` names no linear layer of the language model.
         SprError: if anything else would be trained.
     """
-    targets = settings.target_modules or tuple(name for name in family.target_modules if _has(model, name, family))
+    targets = _targets(model, settings, family)
     _check_targets(model, targets or family.target_modules, family)
     pattern = rf"{re.escape(family.language_model)}\..*\.({'|'.join(map(re.escape, targets))})"
     config = LoraConfig(**settings.model_dump() | {"target_modules": pattern}, bias="none")
@@ -170,6 +183,21 @@ def add_adapter(model: Any, settings: LoraSection, family: Family, *, seed: int 
             adapted = get_peft_model(model, config)
     check_trained(adapted, family)
     return adapted
+
+
+def _targets(model: Any, settings: LoraSection, family: Family) -> tuple[str, ...]:
+    """The names of the layers that get adapters."""
+    return settings.target_modules or tuple(name for name in family.target_modules if _has(model, name, family))
+
+
+def _adapted(model: Any, settings: LoraSection, family: Family) -> dict[str, tuple[int, int]]:
+    """The layers that get adapters by their names in the model, each with the sizes of its input and its output."""
+    endings = tuple(f".{target}" for target in _targets(model, settings, family))
+    return {
+        f"{family.language_model}.{name}": (module.in_features, module.out_features)
+        for name, module in model.get_submodule(family.language_model).named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(endings)
+    }
 
 
 def _linear(model: Any, family: Family) -> set[str]:

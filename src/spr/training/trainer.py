@@ -94,7 +94,7 @@ def train(
 
     Writes ``adapter/`` in PEFT's format into the run folder ``out``, and ``training/`` with log, checkpoints and the
     reference's log-probabilities. The model is a folder, a model id of the Hub, or an embedded model
-    (``embedded/describer``). The seed determines the adapter's initial weights, dropout and the order of the pairs.
+    (``embedded/describer``). The seed determines a new adapter's initial weights, dropout and the order of the pairs.
     ``dialect`` is how the answers write boxes, by default as the model's family does; only `training.box_token_weight`
     needs it. ``shared`` is a folder for what trainings of the same pairs share, the reference's log-probabilities and
     image features; by default ``out/training``. ``reference`` is another training's ``reference.parquet``, used for the
@@ -189,13 +189,14 @@ def train(
         fix = "run the same command again, without changing the run meanwhile (`spr review`)"
         raise RunError("The processes of the training have different pairs", fix=fix)
     batches_per_step = accelerator.num_processes * settings.gradient_accumulation_steps
-    ignored = settings.fields_without_effect | {"gradient_accumulation_steps"}
+    ignored = settings.fields_without_effect | {"gradient_accumulation_steps", "init_adapter"}
     fingerprint = {
         "seed": seed,
         "model": opened.name,
         "batches_per_step": batches_per_step,
         "pairs": plan_digest(planned),
         "training": {name: value for name, value in settings.model_dump(mode="json").items() if name not in ignored},
+        **({"init_adapter": opened.init.name} if opened.init is not None else {}),
     }
     if (finished := read_finished(folder / "finished.json", adapter, fingerprint, tell)) is not None:
         return TrainingSummary(len(own), counts, **finished, done_before=True)

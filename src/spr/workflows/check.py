@@ -56,6 +56,11 @@ def check(config: Config) -> Iterator[Line]:
         if config.describer is not None and section.backend not in ("fake", "none"):
             found = find_model(section.model, section.revision)
             yield _model(role, section.model, found, model_sizes.model_bytes(section))
+    init = config.training.init_adapter
+    if init is not None:
+        found_init = is_dir(init)
+        text = str(init) if found_init else f"{init} is not a folder"
+        yield ("ok" if found_init else "MISSING"), "training.init_adapter", text
     mix = config.training.mix.path
     if mix is not None:
         yield ("ok" if exists(mix) else "MISSING"), "training.mix.path", _shown(mix)

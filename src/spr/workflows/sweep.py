@@ -6,37 +6,25 @@ own, which takes over all stages that agree. What is finished is skipped when th
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from spr.config import (
-    Config,
-    DescriberConfig,
-    Section,
-    apply_overrides,
-    load_config,
-    make_config,
-    read_section,
-)
+from spr.config import Config, Section, apply_overrides, load_config, make_config, read_section
 from spr.core import FORMAT_VERSION
-from spr.core.atomic import sha256, write_atomically
+from spr.core.atomic import write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import ConfigError, SprError
 from spr.core.outputs import check_output
 from spr.core.paths import is_dir
 from spr.core.terminal import count_text
-from spr.evaluation.compare import compare
 from spr.evaluation.task import TASKS, Task, evaluate
 from spr.models.registry import release, trained_model
 from spr.pipeline import runner
@@ -44,49 +32,27 @@ from spr.pipeline.runner import StageSummary
 from spr.runs.trainings import lock_folder, training_place
 from spr.training.loss import needs_reference
 from spr.training.stopping import InterruptedTrainingError
+from spr.workflows.evaluations import (
+    OTHER,
+    Evaluation,
+    csv_cells,
+    csv_text,
+    describer_of,
+    difference_text,
+    measured_text,
+    paired_differences,
+    repeated_labels,
+    result_file,
+    result_key,
+)
 from spr.workflows.training import train
 
 BEFORE = "before"
 """The row of the model before training."""
 _STATE = "sweep.json"
 _FORMAT = "spr sweep"
-_OTHER = re.compile(r"[^A-Za-z0-9._+=,-]+")
 _LONGEST = 80
 _OF_MODEL = ("describer.", "training.dtype", "training.load_in_4bit")  # what the reference depends on besides the pairs
-
-
-class SweepEvaluation(Section):
-    """An evaluation of every variant: a task of `spr evaluate` with its options."""
-
-    task: str
-    """The task, such as `rec`."""
-    name: str | None = None
-    """Its name in the table; by default that of the task."""
-    annotations: Path | None = None
-    """The benchmark's file; for `description`, a run. By default the sweep's own run."""
-    images: Path | None = None
-    """The image folder, for tasks whose annotations don't name one."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """The task's own options, such as `split: holdout`."""
-    describer: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the model's section `describer`, such as `batch_size: 64`. The temperature is 0 unless given here."""
-    seed: int = 0
-    """Seed of sampled answers."""
-
-    @property
-    def label(self) -> str:
-        """The name in the table."""
-        return self.name or self.task
-
-    def make_task(self) -> Task[Any]:
-        """The task with its options; raises `ConfigError` for an option that it doesn't have."""
-        cls = TASKS.find(self.task, "task")
-        known = [option.name for option in cls.options()]
-        for name in self.options:
-            if name not in known:
-                what = f"`options` of the evaluation `{self.label}` has an unknown option"
-                raise ConfigError(what, got=name, expected=", ".join(known))
-        return cls(**self.options)
 
 
 class Sweep(Section):
@@ -102,7 +68,7 @@ class Sweep(Section):
     """A list of variants: config fields with their values, and optionally a `name`."""
     baseline: str = BEFORE
     """The variant that all others are compared with; `before` is the model before training."""
-    evaluate: tuple[SweepEvaluation, ...] = ()
+    evaluate: tuple[Evaluation, ...] = ()
     """How each variant is evaluated."""
 
     @model_validator(mode="after")
@@ -113,8 +79,7 @@ class Sweep(Section):
             raise ValueError("give a `grid` or a list of `variants`")
         if empty := [name for name, values in self.grid.items() if not values]:
             raise ValueError(f"`grid` has no values of {', '.join(empty)}")
-        labels = [evaluation.label for evaluation in self.evaluate]
-        if repeated := {label for label in labels if labels.count(label) > 1}:
+        if repeated := repeated_labels(self.evaluate):
             raise ValueError(f"two evaluations are called {', '.join(repeated)}: give them a `name`")
         return self
 
@@ -197,7 +162,7 @@ def sweep(
     if plan.evaluate and plan.baseline not in names:
         raise ConfigError("`baseline` is not a variant", got=plan.baseline, expected=", ".join(names))
     configs = {variant.name: _configs(start, variant) for variant in variants}
-    trained_model(start.describer)
+    trained_model(start.describer, start.training.init_adapter)
     tasks = {evaluation.label: evaluation.make_task() for evaluation in plan.evaluate}
     if not (out / _STATE).exists():
         _save(out, {})
@@ -231,7 +196,7 @@ def _variants(plan: Sweep, base: Path, runs: Path) -> Iterator[Variant]:
 
 def _name(fields: Mapping[str, Any]) -> str:
     """A name for fields with their values, such as ``learning_rate=1e-05,beta=0.3``; empty without fields."""
-    text = ",".join(f"{key.rpartition('.')[2]}={_OTHER.sub('-', str(value))}" for key, value in fields.items())
+    text = ",".join(f"{key.rpartition('.')[2]}={OTHER.sub('-', str(value))}" for key, value in fields.items())
     if len(text) <= _LONGEST and not text.endswith("."):
         return text
     digest = hashlib.sha256(json.dumps(dict(fields), sort_keys=True).encode()).hexdigest()
@@ -311,10 +276,10 @@ class _Job:
 
     def _evaluate(self, row: Row, variant: Variant | None, config: Config) -> None:
         for evaluation in self.plan.evaluate:
-            path = self._result(row.name, evaluation.label)
+            path = result_file(self.out, row.name, evaluation.label)
             adapter = variant.adapter if variant is not None else None
-            describer = _describer(config, evaluation, adapter)
-            key = self._key(evaluation, describer, adapter)
+            describer = describer_of(config, evaluation, adapter)
+            key = result_key(evaluation, describer, adapter, evaluation.annotations or self.base)
             done = read_json(self.out / _STATE)["results"]
             if done.get(path.stem) == key and path.is_file():
                 self.report(f"  {evaluation.label}: done before")
@@ -333,25 +298,6 @@ class _Job:
             for note in content.get("notes", ()):
                 self.report(f"  Note: {evaluation.label}: {note}")
 
-    def _result(self, name: str, label: str) -> Path:
-        return self.out / "results" / f"{name}.{_OTHER.sub('-', label)}.json"
-
-    def _key(self, evaluation: SweepEvaluation, describer: DescriberConfig, adapter: Path | None) -> str:
-        """What a result depends on: the settings, the model, the adapter's weights and the annotations."""
-        annotations = evaluation.annotations or self.base
-        if is_dir(annotations):
-            source: list[Any] = [sha256(path) for path in sorted(annotations.glob("**/manifest.json"))]
-        else:
-            source = [annotations.stat().st_size, annotations.stat().st_mtime_ns] if annotations.exists() else []
-        runtime = {*DescriberConfig.runtime_fields, "peft_adapter"}
-        content = {
-            "evaluation": evaluation.model_dump(mode="json", exclude={"describer", "name"}),
-            "describer": describer.model_dump(mode="json", exclude=runtime),
-            "adapter": sha256(adapter / "adapter_model.safetensors") if adapter is not None else None,
-            "annotations": source,
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
     def _compare(self, rows: Sequence[Row]) -> None:
         for evaluation in self.plan.evaluate:
             baseline = next((row for row in rows if row.name == self.plan.baseline), None)
@@ -359,14 +305,8 @@ class _Job:
                 continue
             for row in rows:
                 if row is not baseline and evaluation.label in row.results:
-                    pair = [self._result(each.name, evaluation.label) for each in (baseline, row)]
-                    (comparison,) = compare(pair)
-                    metrics = comparison.to_json()["metrics"]
-                    kept = ("difference", "ci95", "no_ci95", "p")
-                    row.differences[evaluation.label] = {
-                        metric: {name: values[name] for name in kept if name in values}
-                        for metric, values in metrics.items()
-                    }
+                    pair = (result_file(self.out, each.name, evaluation.label) for each in (baseline, row))
+                    row.differences[evaluation.label] = paired_differences(*pair)
 
     # ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -379,17 +319,6 @@ class _Job:
         write_atomically(self.out / "table.csv", _csv(rows).encode())
 
 
-def _describer(config: Config, evaluation: SweepEvaluation, adapter: Path | None) -> DescriberConfig:
-    """The section of the trained model as it is evaluated: that of the config if it is run here, at temperature 0."""
-    section = config.describer.model_dump(mode="json") if config.describer is not None else {}
-    if section.get("backend") != "hf":
-        section = {name: section[name] for name in ("model", "revision", "dialect") if name in section}
-    section |= {"temperature": 0.0, **evaluation.describer}
-    section["peft_adapter"] = str(adapter) if adapter is not None else None
-    raw = {"annotations": {"path": "-", "images": "-"}, "describer": section}
-    return cast(DescriberConfig, make_config(raw, f"the evaluation `{evaluation.label}`").describer)
-
-
 def _csv(rows: Sequence[Row]) -> str:
     """The table with one column per field, training metric and result."""
     lines = []
@@ -397,20 +326,12 @@ def _csv(rows: Sequence[Row]) -> str:
         line: dict[str, Any] = {"name": row.name, **row.fields, **row.training, "adapter": row.adapter}
         for label, metrics in row.results.items():
             for metric, measured in metrics.items():
-                low, high = measured["ci95"] or (None, None)
                 head = f"{label} {metric}"
-                line |= {head: measured["value"], f"{head} low": low, f"{head} high": high}
+                line |= csv_cells(head, measured["value"], measured["ci95"])
                 if (difference := row.differences.get(label, {}).get(metric)) is not None:
-                    low, high = difference["ci95"] or (None, None)
-                    line |= {f"{head} difference": difference["difference"]}
-                    line |= {f"{head} difference low": low, f"{head} difference high": high}
+                    line |= csv_cells(f"{head} difference", difference["difference"], difference["ci95"])
         lines.append(line | {"error": row.error})
-    columns = dict.fromkeys(name for line in lines for name in line)
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return sink.getvalue()
+    return csv_text(lines)
 
 
 def table(rows: Sequence[Row], plan: Sweep) -> list[str]:
@@ -434,25 +355,11 @@ def table(rows: Sequence[Row], plan: Sweep) -> list[str]:
             for row, measured in block:
                 if measured is not None:
                     difference = row.differences.get(evaluation.label, {}).get(metric)
-                    lines.append(f"{row.name:<{width}}  {_measured(measured)}  {_difference(difference)}".rstrip())
+                    lines.append(
+                        f"{row.name:<{width}}  {measured_text(measured)}  {difference_text(difference)}".rstrip()
+                    )
     lines += [f"\n{row.name} failed: {row.error}" for row in rows if row.error]
     return lines
-
-
-def _measured(measured: Mapping[str, Any]) -> str:
-    value, interval = measured["value"], measured["ci95"]
-    shown = f"{'–' if value is None else f'{value:.4f}':>8}"
-    return f"{shown} {f'[{interval[0]:.4f}, {interval[1]:.4f}]' if interval else '':<18}"
-
-
-def _difference(difference: Mapping[str, Any] | None) -> str:
-    if difference is None or difference["difference"] is None:
-        return ""
-    interval, value = difference["ci95"], f"{difference['difference']:+.4f}"
-    if interval is None:
-        return f"{value} (no interval: {difference['no_ci95']})"
-    unclear = "  no significant difference" if interval[0] <= 0 <= interval[1] else ""
-    return f"{value} [{interval[0]:+.4f}, {interval[1]:+.4f}]{unclear}"
 
 
 def _is_sweep(folder: Path) -> bool:
