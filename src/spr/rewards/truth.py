@@ -140,7 +140,9 @@ class Truth:
         return _from_text(text, column) if isinstance(text, str) else _from_object(_decoded(text, column), column)
 
     def to_json(self) -> str:
-        """The truth as JSON in one line. Boxes are pixels of the original image, rounded to 1/1000 (a box that this would empty is not).
+        """The truth as JSON in one line. Boxes are pixels of the original image, rounded to 1/1000.
+
+        A box that rounding would leave without area is written as it is.
 
         Raises:
             RewardError: if the dialect or the size is missing: nobody could read the answer.
