@@ -84,7 +84,7 @@ def test_other_options_for_a_folder_that_holds_an_export_are_refused_by_name(reg
     for options, difference in (
         (PromptOptions(labels="phrase"), "labels: ignore → phrase"),
         (PromptOptions(("describe", "absent")), "tasks: describe → describe,absent"),
-        (PromptOptions(tokenizer="a/b"), "tokenizer: none → a/b"),
+        (PromptOptions(("detect",), questions=2), "questions: 1 → 2"),
     ):
         with pytest.raises(RunError, match=f"another export[\\s\\S]*{difference}"):
             export(regions_run, tmp_path / "out", "grpo-trl", prompts=options)
@@ -102,6 +102,7 @@ def test_other_options_for_a_folder_that_holds_an_export_are_refused_by_name(reg
         ({"labels": "synonyms"}, "--labels synonyms needs --synonyms FILE"),
         ({"questions": 9, "tasks": "detect"}, r"--questions is out of range[\s\S]*1 to 8"),
         ({"questions": 2}, "--questions has no effect"),
+        ({"labels": "name", "tasks": "absent"}, r"--labels has no effect[\s\S]*--labels name --tasks absent"),
     ],
 )
 def test_options_that_are_wrong_or_have_no_effect_are_refused(given, message):
@@ -147,6 +148,11 @@ def test_options_of_the_other_kind_of_rows_are_refused_and_nothing_is_written(sm
         export(regions_run, tmp_path / "out", "grpo-trl", reviews="use")
     with pytest.raises(ConfigError, match=r"`grpo-verl` get answers as texts[\s\S]*expected: +grpo-trl\n"):
         export(regions_run, tmp_path / "out", "grpo-verl", prompts=PromptOptions(tokenizer="a/b"))
+    for dialect in (None, "qwen3_vl", "paligemma"):  # the run's is llava_onevision
+        with pytest.raises(
+            ConfigError, match=r"are no special tokens[\s\S]*--tokenizer a/b[\s\S]*leave --tokenizer out"
+        ):
+            export(regions_run, tmp_path / "out", "grpo-trl", dialect=dialect, prompts=PromptOptions(tokenizer="a/b"))
     with pytest.raises(ConfigError, match=r"`grpo-vlm-r1` doesn't support --images embed[\s\S]*copy | path"):
         export(regions_run, tmp_path / "out", "grpo-vlm-r1", images="embed")
     with pytest.raises(ConfigError, match=r"`molmo2` has only points, and questions ask for boxes"):

@@ -285,6 +285,22 @@ def test_without_objects_the_right_answer_says_that_nothing_is_there(generated, 
     assert [REWARDS[name](read, NOTHING) for name in names] == [float(says_so)] * len(names)
 
 
+@pytest.mark.parametrize(
+    ("dialect", "generated"),
+    [
+        ("qwen2_vl", "<|box_start|>"),
+        ("qwen2_vl", "<|object_ref_start|><|object_ref_end|><|im_end|>"),
+        ("kosmos2", "<phrase></phrase> <object>"),
+        ("internvl", "<ref></ref><box></box>"),
+    ],
+)
+def test_markup_without_anything_in_it_says_nothing(dialect, generated):
+    nothing = Truth((), dialect, (640, 480))
+    names = (*OF_BOXES, "count", "point_in_box", "rejection", "format")
+    assert [REWARDS[name](nothing.read(generated), nothing) for name in names] == [0] * len(names)
+    assert REWARDS["f1"](nothing.read(f"no dog {generated}"), nothing) == 1
+
+
 def test_an_answer_that_denies_objects_that_are_there_earns_nothing():
     read = CUPS.read("There is no cup.")
     assert {name: reward(read, CUPS) for name, reward in REWARDS.items() if reward(read, CUPS)} == {"length": 1}
@@ -363,11 +379,29 @@ def test_a_sum_has_weights():
         ("f1@0.5:2/100", "at most 1"),
         ("f1@0.5:0.9/0", "no steps"),
         ("iou@0.5", "takes no number"),
+        (None, "This is not a reward"),
+        (0.5, "This is not a reward"),
     ],
 )
 def test_a_wrong_name_is_an_error_that_says_what_is_right(spec, message):
     with pytest.raises(RewardError, match=message):
         get_reward(spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "f1@0.1234567",
+        "f1@0.0000001",
+        "length@1234567",
+        "length@2000",
+        "length@1000000:2000000/5",
+        "0.12345678*f1 + 3*iou",
+    ],
+)
+def test_a_reward_as_text_is_the_same_reward_again(spec):
+    assert str(get_reward(spec)) == spec
+    assert get_reward(str(get_reward(spec))) == get_reward(spec)
 
 
 # ── the truth as JSON ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -385,6 +419,14 @@ def test_a_truth_survives_json():
         Truth(TWO).to_json()
 
 
+def test_a_box_that_rounding_would_empty_survives_json():
+    truth = Truth(
+        (TruthObject("a", (10, 10.00001, 10.0003, 20)), TruthObject("b", (0, 0, 9.00049, 9))), "ferret", (64, 64)
+    )
+    read = Truth.from_json(truth.to_json())
+    assert [item.box for item in read.objects] == [(10, 10.00001, 10.0003, 20), (0, 0, 9, 9)]
+
+
 GOOD = {
     "spr_truth": 1,
     "width": 640,
@@ -398,6 +440,13 @@ GOOD = {
     ("change", "message"),
     [
         ({"spr_truth": 2}, "another version"),
+        ({"spr_truth": True}, "another version"),
+        ({"width": True}, "wrong `width`"),
+        ({"height": True}, "wrong `height`"),
+        ({"objects": [{"label": "a", "box": "0099"}]}, "object 0: box is not a box"),
+        ({"objects": [{"label": "a", "box": ["0", 0, 9, 9]}]}, "object 0: box is not a box"),
+        ({"objects": [{"label": "a", "box": [False, 0, 9, 9]}]}, "object 0: box is not a box"),
+        ({"objects": [{"label": "a", "box": [0, 0, 9, 9], "synonyms": ["b"]}]}, "unknown key `synonyms` in object 0"),
         ({"dialect": "feret"}, "did you mean `ferret`"),
         ({"dialect": None}, "no dialect"),
         ({"width": 0}, "Size of the image"),

@@ -227,6 +227,25 @@ def test_rewards_pickle(trainer):
     assert copied.reward == get_reward(spec)
 
 
+def test_a_reward_of_ms_swift_pickles_with_the_arguments_of_the_trainer():
+    from spr.rewards import ms_swift
+
+    given = {"beta": 0.04}
+    for made in (ms_swift.f1(given), ms_swift.make("0.5*f1@0.75 + 0.5*iou", name="both", opens_thinking=True)(given)):
+        copied = pickle.loads(pickle.dumps(made))  # noqa: S301 - its own
+        assert (copied.args, copied.options(), copied.reward) == (given, made.options(), made.reward)
+
+
+@pytest.mark.parametrize("response", [None, float("nan"), []])
+def test_an_answer_that_is_no_text_does_not_say_that_nothing_is_there(response):
+    from spr.rewards import easyr1, trl, verl
+
+    nothing = truth("qwen3_vl", ())
+    assert trl.f1(completions=[response], truth=[nothing]) == [0]
+    assert verl.f1("spr", response, nothing)["score"] == 0
+    assert easyr1.f1({"response": response, "ground_truth": nothing})["overall"] == 0
+
+
 def test_the_adapters_need_only_the_base_install():
     code = (
         "import sys\n"

@@ -24,7 +24,7 @@ _LABELS_HELP = (
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder with finished pairs.")],
+    run: Annotated[Path, typer.Argument(help="A run folder with finished pairs; with regions, for formats grpo-….")],
     format: Annotated[  # noqa: A002 - the option's name
         str,
         typer.Option(

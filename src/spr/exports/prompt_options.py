@@ -53,6 +53,10 @@ class PromptOptions:
             given = "--synonyms" if self.synonyms else "--labels synonyms"
             other = "--labels synonyms" if self.synonyms else "--synonyms FILE"
             raise ConfigError(f"{given} needs {other}", got=f"only {given}", fix=f"give {other}, too")
+        if self.tasks == ("absent",) and self.labels != "ignore":
+            fix = "give another task, too, or leave --labels out"
+            got = f"--labels {self.labels} --tasks absent"
+            raise ConfigError("--labels has no effect where the truth has no objects", got=got, fix=fix)
         if self.questions is None:
             return
         if not 1 <= self.questions <= MOST_QUESTIONS:

@@ -25,6 +25,7 @@ from spr.exports.prompt_options import PromptOptions
 from spr.exports.prompt_rows import PromptStats, write_prompts
 from spr.exports.rows import LEFT_OUT, RowWriter
 from spr.grounding import Dialect, get_dialect
+from spr.rewards.adapter import needed_tokens
 from spr.runs.reader import Run
 from spr.runs.reviews import ReviewMode, Reviews
 
@@ -165,6 +166,9 @@ def _plan_prompts(
     if options.tasks != ("describe",) and not dialect.writes_boxes:
         what = f"The dialect `{dialect.key}` has only points, and questions ask for boxes"
         raise ConfigError(what, got=f"--tasks {','.join(options.tasks)}", fix="use --tasks describe")
+    if options.tokenizer is not None and needed_tokens(dialect.spec) is None:
+        what = f"Boxes of dialect `{dialect.key}` are no special tokens, so that rewards decode nothing"
+        raise ConfigError(what, got=f"--tokenizer {options.tokenizer}", fix="leave --tokenizer out")
     if form.decodes and options.tokenizer is None and dialect.special_tokens is not None:
         own_key = None if own is None else own.key
         options = replace(options, tokenizer=tokenizer_of(run) if own_key == dialect.key else None)

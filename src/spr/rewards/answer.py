@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import lru_cache
 
@@ -77,9 +78,14 @@ class Answer:
 
     @property
     def is_blank(self) -> bool:
-        """Whether it has no text, or only special tokens such as the end of the turn."""
+        """Whether it has no text, or only special tokens: the end of the turn, or markup without anything in it."""
         text = self.text
-        return not (SPECIAL.sub("", text) if "<" in text else text).strip()
+        if "<" in text:
+            text = SPECIAL.sub("", text)
+            source = self.grounded.source
+            if source is not None and source.dialect.special_tokens is not None:
+                text = re.sub(source.dialect.special_tokens, "", text)
+        return not text.strip()
 
     @property
     def has_unread_coordinates(self) -> bool:

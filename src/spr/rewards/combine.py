@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from spr.core.errors import RewardError, nearest
 from spr.core.registry import Registry
 from spr.rewards.answer import Answer
@@ -106,8 +108,8 @@ class Named:
     def __str__(self) -> str:
         """The text that `get_reward` reads."""
         if isinstance(self.at, Schedule):
-            return f"{self.name}@{self.at.start:g}:{self.at.end:g}/{self.at.steps}"
-        return self.name if self.at is None else f"{self.name}@{self.at:g}"
+            return f"{self.name}@{_digits(self.at.start)}:{_digits(self.at.end)}/{self.at.steps}"
+        return self.name if self.at is None else f"{self.name}@{_digits(self.at)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class WeightedSum:
 
     def __str__(self) -> str:
         """The text that `get_reward` reads."""
-        return " + ".join(f"{weight:g}*{reward}" for weight, reward in self.terms)
+        return " + ".join(f"{_digits(weight)}*{reward}" for weight, reward in self.terms)
 
 
 def get_reward(spec: str) -> Named | WeightedSum:
@@ -147,6 +149,8 @@ def get_reward(spec: str) -> Named | WeightedSum:
     >>> str(reward), reward.needs_step, get_reward("rejection")(answer, Truth(()))
     ('0.75*f1@0.5:0.9/1000 + 0.25*rejection', True, 1.0)
     """
+    if not isinstance(spec, str):
+        raise RewardError("This is not a reward", got=repr(spec)[:80], expected=f"a text such as {_FORMS}")
     terms: list[tuple[float, Named]] = []
     is_sum, position = False, 0
     while True:
@@ -165,6 +169,11 @@ def get_reward(spec: str) -> Named | WeightedSum:
             raise RewardError("This is not a reward", got=repr(spec), expected=_FORMS)
         position += 1
     return WeightedSum(tuple(terms)) if is_sum or len(terms) > 1 else terms[0][1]
+
+
+def _digits(value: float) -> str:
+    """All digits of a number, never with an exponent."""
+    return np.format_float_positional(value, trim="-")
 
 
 def _named(match: re.Match[str], spec: str) -> Named:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, overload
 
-from spr.rewards.adapter import SpecialTokens, TrainerReward, by_name, measures
+from spr.rewards.adapter import SpecialTokens, TrainerReward, by_name, measures, text_of
 from spr.rewards.combine import REWARDS
 
 REWARD_NAME = "spr"
@@ -46,7 +46,7 @@ class EasyR1Reward(TrainerReward):
         if isinstance(reward_inputs, Mapping):
             return self([reward_inputs])[0]
         truths = self.truths([item.get("ground_truth") for item in reward_inputs], len(reward_inputs))
-        answers = self.answers([str(item["response"]) for item in reward_inputs], truths)
+        answers = self.answers([text_of(item.get("response")) for item in reward_inputs], truths)
         return [
             {"overall": score, **measures(answer, truth)}
             for score, answer, truth in zip(self.score(answers, truths), answers, truths, strict=True)

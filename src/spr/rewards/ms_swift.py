@@ -7,7 +7,7 @@ swift/rl_core/grpo_algorithm.py and ``decode_generate_ids`` in swift/template/ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
@@ -55,6 +55,9 @@ class _Orm(SwiftReward):
         super().__init__(self.spec, **self.fixed)
         self.args = args
 
+    def __reduce__(self) -> tuple[Callable[..., _Orm], tuple[Any, ...]]:
+        return _remade, (self.spec, self.fixed, self.args)
+
 
 def make(reward: str, *, name: str | None = None, opens_thinking: bool = False) -> type[SwiftReward]:
     """A reward class for ms-swift's table ``orms``.
@@ -79,6 +82,10 @@ def make(reward: str, *, name: str | None = None, opens_thinking: bool = False) 
     SwiftReward(reward, **fixed)  # refuses a wrong reward here, not when the trainer starts
     bases: tuple[type, ...] = (_Orm, *_swift_base())
     return type(name or reward, bases, {"spec": reward, "fixed": fixed, "__module__": __name__, "__doc__": reward})
+
+
+def _remade(spec: str, fixed: dict[str, Any], args: Any) -> Any:
+    return make(spec, **fixed)(args)
 
 
 def _swift_base() -> tuple[type, ...]:

@@ -142,6 +142,8 @@ class Truth:
     def to_json(self) -> str:
         """The truth as JSON in one line. Boxes are pixels of the original image, rounded to 1/1000.
 
+        A box that rounding would leave without area is written as it is.
+
         Raises:
             RewardError: if the dialect or the size is missing: nobody could read the answer.
         """
@@ -151,9 +153,7 @@ class Truth:
         width, height = self.size_wh
         content: dict[str, Any] = {FORMAT: VERSION, "width": width, "height": height, "dialect": self.dialect}
         content["labels"] = self.labels
-        content["objects"] = [
-            {"label": item.label, "box": [_short(value) for value in item.box]} for item in self.objects
-        ]
+        content["objects"] = [{"label": item.label, "box": _short(item.box)} for item in self.objects]
         if self.synonyms:
             content["synonyms"] = {label: list(names) for label, names in self.synonyms.items()}
         if self.tokenizer is not None:
@@ -239,7 +239,7 @@ def _decoded(text: str | bytes | Mapping[str, Any], column: str) -> Mapping[str,
 
 
 def _from_object(content: Mapping[str, Any], column: str) -> Truth:
-    if content.get(FORMAT) != VERSION:
+    if content.get(FORMAT) != VERSION or isinstance(content[FORMAT], bool):
         what = "has another version" if FORMAT in content else f"has no key `{FORMAT}`"
         raise _wrong(column, what, repr(content.get(FORMAT, dict(content)))[:120])
     if unknown := [key for key in content if key not in (FORMAT, *_KEYS)]:
@@ -257,6 +257,9 @@ def _from_object(content: Mapping[str, Any], column: str) -> Truth:
         for names in (synonyms or {}).values()
     ):
         raise _wrong(column, "has wrong `synonyms`", repr(synonyms)[:80], '{"person": ["man", "woman"]}')
+    for key in ("width", "height"):
+        if isinstance(content[key], bool):
+            raise _wrong(column, f"has a wrong `{key}`", repr(content[key]), "pixels, at least 1")
     found = content["objects"]
     if not isinstance(found, list | tuple):
         raise _wrong(column, "has wrong `objects`", repr(found)[:80], '[{"label": "dog", "box": [x1, y1, x2, y2]}, …]')
@@ -277,12 +280,19 @@ def _from_object(content: Mapping[str, Any], column: str) -> Truth:
 
 
 def _object(item: object, number: int, column: str) -> TruthObject:
+    expected = '{"label": "dog", "box": [x1, y1, x2, y2]}'
     if not isinstance(item, Mapping) or not isinstance(item.get("label"), str) or "box" not in item:
-        raise _wrong(
-            column, f"has a wrong object {number}", repr(item)[:80], '{"label": "dog", "box": [x1, y1, x2, y2]}'
-        )
+        raise _wrong(column, f"has a wrong object {number}", repr(item)[:80], expected)
+    if unknown := [key for key in item if key not in ("label", "box")]:
+        raise _wrong(column, f"has an unknown key `{unknown[0]}` in object {number}", repr(item)[:80], expected)
+    box = item["box"]
+    if isinstance(box, str | bytes) or (
+        isinstance(box, Iterable) and any(isinstance(value, str | bytes | bool) for value in box)
+    ):
+        what = f"Column `{column}`, object {number}: box is not a box"
+        raise RewardError(what, got=repr(box)[:80], expected="four numbers x1, y1, x2, y2")
     try:
-        return TruthObject(item["label"], check_box(item["box"]))
+        return TruthObject(item["label"], check_box(box))
     except RecordError as error:
         what = f"Column `{column}`, object {number}: {error.what}"
         raise RewardError(what, got=error.got, expected=error.expected) from None
@@ -293,6 +303,9 @@ def _wrong(column: str, what: str, got: object, expected: str = _EXAMPLE) -> Rew
     return RewardError(f"Column `{column}` {what}", got=got, expected=expected, fix=fix)
 
 
-def _short(value: float) -> float | int:
-    rounded = round(value, 3)
-    return int(rounded) if rounded == int(rounded) else rounded
+def _short(box: Box) -> list[float | int]:
+    """A box rounded to 1/1000 pixels, unless it would have no area."""
+    rounded = [round(value, 3) for value in box]
+    if not (rounded[0] < rounded[2] and rounded[1] < rounded[3]):
+        return list(box)
+    return [int(value) if value == int(value) else value for value in rounded]

@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
-from spr.rewards.adapter import SpecialTokens, TrainerReward, by_name, measures
+from spr.rewards.adapter import SpecialTokens, TrainerReward, by_name, measures, text_of
 from spr.rewards.combine import REWARDS
 from spr.rewards.decoding import Decoder
 
@@ -34,7 +34,7 @@ class _VerlReward(TrainerReward):
         """The score of each text, and what verl logs beside it."""
         found = self.truths(truths, len(texts))
         kept = bool(infos is not None and len(infos) and all(info and info.get(KEPT) for info in infos))
-        answers = self.answers([str(text) for text in texts], found, kept=kept)
+        answers = self.answers([text_of(text) for text in texts], found, kept=kept)
         return [
             {"score": score, **measures(answer, truth)}
             for score, answer, truth in zip(self.score(answers, found), answers, found, strict=True)
