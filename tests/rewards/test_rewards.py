@@ -463,6 +463,7 @@ GOOD = {
         ({"synonyms": {"a": ["c"]}}, "not used"),
         ({"synonyms": {"a": "c"}, "labels": "synonyms"}, "wrong `synonyms`"),
         ({"tokenizer": 3}, "wrong `tokenizer`"),
+        ({"tokenizer": ""}, "wrong `tokenizer`"),
         ({"lables": "name"}, "unknown key `lables`"),
     ],
 )
@@ -477,6 +478,11 @@ def test_a_wrong_truth_is_an_error_that_names_the_column(change, message):
 def test_what_is_not_a_truth_is_an_error(text):
     with pytest.raises(RewardError, match="Column `truth`"):
         Truth.from_json(text)
+
+
+def test_a_null_where_a_table_fills_in_columns_is_no_value():
+    nulls = dict.fromkeys(("labels", "synonyms", "tokenizer"))
+    assert Truth.from_json(GOOD | nulls) == Truth.from_json(GOOD)
 
 
 def test_a_missing_key_is_named():

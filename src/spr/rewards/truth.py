@@ -250,7 +250,7 @@ def _from_object(content: Mapping[str, Any], column: str) -> Truth:
     dialect, tokenizer, synonyms = (content.get(key) for key in ("dialect", "tokenizer", "synonyms"))
     if not isinstance(dialect, str) or not dialect:
         raise _wrong(column, "has no dialect", repr(dialect), "a key of spr.DIALECTS, such as qwen3_vl")
-    if not isinstance(tokenizer, str | None):
+    if not isinstance(tokenizer, str | None) or tokenizer == "":
         raise _wrong(column, "has a wrong `tokenizer`", repr(tokenizer), "a folder or a name on the Hugging Face Hub")
     if not isinstance(synonyms, Mapping | None) or not all(
         isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
@@ -269,7 +269,7 @@ def _from_object(content: Mapping[str, Any], column: str) -> Truth:
             tuple(objects),
             dialect,
             (content["width"], content["height"]),
-            content.get("labels", "ignore"),
+            content.get("labels") or "ignore",  # null where a table of decoded truths fills it in
             {label: tuple(names) for label, names in (synonyms or {}).items()},
             tokenizer,
         )
