@@ -25,6 +25,8 @@ from spr.workflows.checking.rows import Floats, Stated
 Order: TypeAlias = Literal["xyxy", "yxyx", "xywh", "cxcywh"]
 ORDERS: tuple[Order, ...] = ("xyxy", "yxyx", "xywh", "cxcywh")
 """The corners, with x or y first; the upper left corner and the sides; the centre and the sides."""
+EXCHANGED: dict[Order, Order] = {"xyxy": "yxyx", "yxyx": "xyxy"}
+"""The order with x and y exchanged."""
 
 COMMON_RESIZES = (
     Resized(max_pixels=1280 * 28 * 28),
