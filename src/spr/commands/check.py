@@ -62,10 +62,13 @@ def check(
     changed in place.
     """
     from spr.workflows.checking import check as checking
+    from spr.workflows.checking import fix as fix_module
     from spr.workflows.checking import fixing, folder, summary
 
     fixing.check_options(fix=fix, to=to, out=out)
-    if out is not None and not fix:
+    if out is not None and fix:
+        fix_module.check_out(data, out)
+    elif out is not None:
         folder.check_folder(out)
     result = checking.check_data(
         data,

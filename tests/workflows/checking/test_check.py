@@ -256,6 +256,74 @@ def test_fix_needs_a_reading_that_fits(tmp_path):
         fix_checked(result, "internvl", tmp_path / "new.json")
 
 
+def without_sizes(path):
+    rows = [{key: row[key] for key in ("image", "conversations")} for row in json.loads(path.read_text())]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write_box", "may_be"), [(pixels, "xyxy, pixels"), (fractions, "xyxy, 0–1 of the padded square")]
+)
+def test_fix_does_not_guess_without_the_sizes_that_other_readings_need(tmp_path, write_box, may_be):
+    path, new = without_sizes(made(tmp_path, write_box)), tmp_path / "new.json"
+    result = check_data(path)
+    assert f"  Not judged, since they need the sizes of the images: {may_be}" in "\n".join(lines(result))
+    with pytest.raises(ConfigError, match="--fix does not know what the numbers mean") as caught:
+        fix_checked(result, "internvl", new)
+    assert may_be in caught.value.got
+    assert not new.exists()
+
+
+def test_numbers_in_tokens_of_a_dialect_need_no_sizes(tmp_path):
+    def tokens(boxes, size):
+        rows = [[int(1023 * box[k] / size[k % 2]) for k in (1, 0, 3, 2)] for box in boxes]
+        return " ; ".join("".join(f"<loc{number:04d}>" for number in row) + " dog" for row in rows)
+
+    result = check_data(without_sizes(made(tmp_path, tokens)))
+    assert "Not judged" not in "\n".join(lines(result))
+    assert fix_checked(result, "internvl", tmp_path / "new.json").counts["changed"] == 200
+
+
+def exchanged(boxes, size):
+    scaled = [[round(1000 * box[k] / size[k % 2]) for k in (1, 0, 3, 2)] for box in boxes]
+    return json.dumps([{"bbox_2d": box, "label": "dog"} for box in scaled])
+
+
+@pytest.mark.parametrize("dialect", ["qwen3_vl", None])
+def test_x_and_y_exchanged_are_seen_also_where_no_dialect_writes_y_first(tmp_path, dialect):
+    (group,) = check_data(made(tmp_path, exchanged), dialect=dialect).groups
+    verdicts = {one.reading.name: one.verdict for one in group.candidates}
+    assert verdicts["yxyx, 0–1000"] == "fits"
+    assert verdicts["xyxy, 0–1000"] in ("less likely", "refuted")
+    assert group.fitting[0].reading.name == "yxyx, 0–1000"
+
+
+def test_an_order_that_no_dialect_writes_is_not_proposed_for_right_data(tmp_path):
+    (group,) = check_data(made(tmp_path, thousandths)).groups
+    assert {one.reading.order for one in group.likely} == {"xyxy"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problems"),
+    [
+        ('[{"bbox_2d": [1, 2, 3]}, {"bbox_2d": [1, 2, 30, 40]}]', 1),
+        ('[{"box_2d": ["1", "2", "3", "4"]}]', 1),
+        ('[{"bbox_2d": [1, 2, 30, 40]}, {"bbox_2d": [10, 20', 1),
+        ('[{"bbox_2d" : [1, 2, 30, 40]}]', 0),
+        ('[{"bbox_2d": [[1, 2, 30, 40], [1, 2, 3, 5]]}]', 0),
+        ('[{"point_2d": [1, 2]}]', 0),
+    ],
+)
+def test_keys_of_boxes_without_four_numbers_are_told(lines_of, answer, problems):
+    prompt = 'Answer as {"bbox_2d": [x1, y1, x2, y2]}.'
+    turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
+    result = check_data(lines_of([{"image": "a.jpg", "conversations": turns}]))
+    found = [finding for finding in result.findings if finding.kind == "wrong_box"]
+    assert [finding.count for finding in found] == [1] * problems
+    assert all("line 1: " in finding.places[0] for finding in found)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -79,7 +79,11 @@ def test_fix_writes_a_new_file_and_says_what_it_did(tmp_path):
         (["--max-length", "100"], "--max-length needs a tokenizer", 2),
         (["--images", "nowhere"], "There is no image folder nowhere", 1),
         (["--reference", "nowhere.json"], "nowhere.json", 1),
-        (["--dialect", "molmo"], "can't be checked in dialect molmo", 1),
+        (["--dialect", "molmo"], "can't be checked in dialect molmo", 2),
+        (["--dialect", "feret"], "Unknown dialect", 2),
+        (["--dialect", "qwen2_5_vl:colour=1"], "colour", 2),
+        (["--dialect", "qwen2_5_vl", "--min-pixels", "9000", "--max-pixels", "4000"], "leave no size", 2),
+        (["--fix", "--to", "feret", "--out", "new.json"], "Unknown dialect", 2),
     ],
 )
 def test_options_that_can_not_be_honoured_are_errors(tmp_path, arguments, message, code):
@@ -87,6 +91,19 @@ def test_options_that_can_not_be_honoured_are_errors(tmp_path, arguments, messag
     found, exit_code = spr_check(path, *arguments)
     assert message in found
     assert exit_code == code
+
+
+def test_where_fix_can_not_write_is_said_before_the_data_are_read(tmp_path):
+    broken, taken = tmp_path / "broken.json", tmp_path / "taken.json"
+    broken.write_text("[{")
+    taken.write_text("mine")
+    arguments = ("--dialect", "pixels", "--fix", "--to", "internvl", "--out")
+    for out, message in ((taken, "is not a new data file"), (broken, "--out is the data file")):
+        assert message in spr_check(broken, *arguments, out)[0]
+    assert taken.read_text() == "mine"
+    assert broken.read_text() == "[{"
+    (tmp_path / "new.json.report.jsonl").write_text("mine")
+    assert "is not a new report" in spr_check(broken, *arguments, tmp_path / "new.json")[0]
 
 
 def test_wrong_paths_are_errors(tmp_path):

@@ -17,6 +17,7 @@ from spr.workflows.checking.verdicts import tolerated
 
 READINGS = {reading.name: reading for reading in known_readings()}
 RESIZED = "xyxy, pixels after resizing (multiples of 28, 3,136 to 12,845,056 pixels)"
+SMALLER = "xyxy, pixels after resizing (multiples of 28, 3,136 to 200,704 pixels)"
 PIXELS, THOUSAND = READINGS["xyxy, pixels"], READINGS["xyxy, 0–1000"]
 
 
@@ -135,6 +136,8 @@ def pair_verdict(written, read, boxes, sizes):
         ("xyxy, 0–999", "xyxy, 0–1000", "fits"),
         ("xyxy, pixels", RESIZED, "refuted"),  # 640 × 427 for 644 × 420: numbers up to 427, and none at the border
         (RESIZED, "xyxy, pixels", "refuted"),
+        (SMALLER, RESIZED, "less likely"),  # 532 × 364 for 644 × 420: none at the border
+        (RESIZED, SMALLER, "refuted"),  # beyond the resized image
         ("xyxy, 0–100", "xyxy, 0–1000", "refuted"),
         ("xyxy, 0–1000", "xyxy, 0–100", "refuted"),
     ],
@@ -283,7 +286,7 @@ def test_no_boxes_and_numbers_of_any_size_raise_nothing():
 
 
 def test_the_given_reading_comes_first_among_equals_and_is_added_if_it_is_new():
-    other = Reading.of_dialect("qwen2_5_vl:max_pixels=200704")
+    other = Reading.of_dialect("qwen2_5_vl:max_pixels=150528")
     evidence = Evidence(other)
     assert evidence.readings[0] == other
     assert len(evidence.readings) == len(READINGS) + 4
@@ -296,7 +299,7 @@ def test_the_given_reading_comes_first_among_equals_and_is_added_if_it_is_new():
 
 
 def test_the_trainers_resize_settings_are_told_from_the_usual_ones():
-    setting = Resized(min_pixels=3136, max_pixels=200_704)
+    setting = Resized(min_pixels=3136, max_pixels=150_528)
     boxes, sizes = made(800, [(1920, 1080), (1080, 1920), (1600, 1200)])
     evidence = Evidence(resizes=[setting])
     right = next(one for one in evidence.readings if one.scale.geometry == setting and one.order == "xyxy")

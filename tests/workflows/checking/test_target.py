@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spr.core.errors import ConfigError, GroundingError
+from spr.core.errors import ConfigError
 from spr.grounding.geometry import Resized
 from spr.models.errors import ModelError
 from spr.workflows.checking.target import find_target
@@ -79,7 +79,7 @@ def test_unknown_models_are_errors(tmp_path):
 def test_contradictions_are_errors():
     with pytest.raises(ConfigError, match="two ways to say the same"):
         find_target("ferret", "qwen2_vl")
-    with pytest.raises(GroundingError, match="Unknown dialect"):
+    with pytest.raises(ConfigError, match="Unknown dialect"):
         find_target("feret")
-    with pytest.raises(GroundingError, match="leave no size"):
+    with pytest.raises(ConfigError, match="leave no size"):
         find_target("qwen2_5_vl", min_pixels=100, max_pixels=50)

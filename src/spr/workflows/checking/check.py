@@ -222,7 +222,7 @@ def _reading_of(dialect: Dialect | None) -> Reading | None:
         return Reading.of_dialect(dialect)
     except ValueError as error:
         fix = "give a dialect with boxes"
-        raise InputError(f"The data can't be checked in dialect {dialect.key}", got=error, fix=fix) from None
+        raise ConfigError(f"The data can't be checked in dialect {dialect.key}", got=error, fix=fix) from None
 
 
 def _resizes(target: Target, factor: int) -> list[Resized]:

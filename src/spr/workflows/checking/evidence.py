@@ -12,13 +12,15 @@ import numpy.typing as npt
 
 from spr.core.boxes import Boxes, as_boxes
 from spr.grounding.geometry import Resized
-from spr.workflows.checking.counts import BatchColumns, Mask, ReadingCounts
-from spr.workflows.checking.readings import Factors, ImageSizes, Reading, Scale, known_readings
+from spr.workflows.checking.counts import BatchColumns, Mask, ReadingCounts, Slope
+from spr.workflows.checking.readings import EXCHANGED, Factors, ImageSizes, Reading, Scale, known_readings
 from spr.workflows.checking.rows import Batch, Floats
-from spr.workflows.checking.verdicts import SAME, Candidate, Totals, judge
+from spr.workflows.checking.verdicts import MANY, SAME, Candidate, Totals, judge
 
 COMPARED = 20_000
 """Boxes that are compared with reference boxes, the first ones."""
+NEAR_SLOPE = 0.5
+"""How near a slope of the boxes' aspect is to 0, or to 2 with x and y exchanged, to show which is which."""
 _SMALL = 10
 """Pixels of a side below which numbers from 0 to 1 may well be pixels."""
 _DECIMALS = 100_000
@@ -62,6 +64,11 @@ class Evidence:
     def without_size(self) -> int:
         """Number of boxes in images of unknown size."""
         return self._boxes - self._places
+
+    @property
+    def is_within_one(self) -> bool:
+        """Whether all boxes have only numbers from 0 to 1."""
+        return self._within_one == self._boxes
 
     @property
     def with_decimals(self) -> float:
@@ -124,6 +131,22 @@ class Evidence:
                     known = apart[np.isfinite(apart)]
                     if known.size:
                         self._apart[i, j] = self._apart[j, i] = max(self._apart[i, j], known.max())
+
+    def is_exchanged(self, reading: Reading) -> bool:
+        """Whether a reading of corners keeps the boxes' shape in images of any shape, and the one with x and y
+        exchanged turns it with that of the image: slopes near 0 and near 2 (`Candidate.aspect`).
+        """
+        other = Reading(reading.scale, EXCHANGED[reading.order])
+        own, exchanged = (
+            self._counts[self.readings.index(one)].aspect if one in self.readings else Slope()
+            for one in (reading, other)
+        )
+        flat, turned = own.fit(), exchanged.fit()
+        if flat is None or turned is None or own.n < MANY:
+            return False
+        return (
+            abs(flat[0]) < NEAR_SLOPE and turned[0] > 2 - NEAR_SLOPE and turned[0] - flat[0] > 3 * (turned[1] + flat[1])
+        )
 
     def candidates(self, is_usual: Callable[[Reading], bool] = lambda _: True) -> list[Candidate]:
         """All readings, the most plausible first; those that are refuted come last, and those not placed at all.

@@ -74,6 +74,14 @@ class FixResult:
     first_refused: tuple[str, ...] = ()
 
 
+def check_out(data: Path, out: Path) -> None:
+    """Raise `ConfigError` if the new file is the data file, and `RunError` if it, or its report, exists."""
+    if not is_remote(out) and out.resolve() == data.resolve():
+        raise ConfigError("--out is the data file", got=str(out), expected="a new file: nothing is changed in place")
+    for path, what in ((out, "a new data file"), (out.with_name(out.name + REPORT), "a new report")):
+        check_output(path, what, folder=False)
+
+
 def fix_data(data: DataFile, source: Dialect, target: Dialect, out: Path) -> FixResult:
     """Write the data with the boxes of its texts in another dialect, in the same layout and order.
 
@@ -95,10 +103,7 @@ def fix_data(data: DataFile, source: Dialect, target: Dialect, out: Path) -> Fix
     if not isinstance(layout, RowLayout):
         what, got = "--fix converts boxes in texts", f"{layout.title}, whose boxes are pixels in fields"
         raise ConfigError(what, got=got, expected="data with conversations, such as LLaVA JSON")
-    if not is_remote(out) and out.resolve() == data.path.resolve():
-        raise ConfigError("--out is the data file", got=str(out), expected="a new file: nothing is changed in place")
-    for path, what in ((out, "a new data file"), (report, "a new report")):
-        check_output(path, what, folder=False)
+    check_out(data.path, out)
     counts: Counter[str] = Counter()
     boxes = lost = 0
     refused: list[str] = []

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from spr.core.errors import ConfigError
+from spr.core.terminal import count_text
 from spr.grounding import DIALECTS, Dialect, get_dialect, parse
 from spr.grounding.coding import Numbers
 from spr.workflows.checking.evidence import Candidate
 from spr.workflows.checking.fix import FixResult, fix_data
 from spr.workflows.checking.readings import Reading
 from spr.workflows.checking.result import CheckResult
+from spr.workflows.checking.target import dialect_option
 from spr.workflows.checking.text_boxes import forms_of
 
 
@@ -23,7 +25,7 @@ def check_options(*, fix: bool, to: str | None, out: Path | None) -> None:
     if not fix and to is not None:
         raise ConfigError("--to belongs to --fix", got=f"--to {to}", fix="add --fix, or leave out --to")
     if to is not None:
-        get_dialect(to)
+        dialect_option(to)
 
 
 def fix_checked(result: CheckResult, to: str | Dialect, out: Path | str) -> FixResult:
@@ -49,6 +51,11 @@ def _dialect_of_texts(result: CheckResult) -> Dialect:
     fitting = [] if group is None else group.fitting
     if group is not None and group.given is not None and group.chosen is not None:
         fitting = [group.chosen]
+    elif group is not None and group.unjudged:
+        unknown = f"{count_text(group.evidence.without_size, 'boxes')} in images of unknown size"
+        got = f"{unknown}, which may be {group.unjudged[0].name}"
+        fix = "give the images with --images, or the dialect that the data are in with --dialect"
+        raise ConfigError("--fix does not know what the numbers mean", got=got, expected="one reading", fix=fix)
     chosen = next(filter(None, (_source(one, result) for one in fitting)), None)
     others = [
         one.reading.name for one in fitting if one.reading.name not in {fitting[0].reading.name, *fitting[0].same_as}

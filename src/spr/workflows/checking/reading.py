@@ -16,6 +16,7 @@ from spr.workflows.checking.source import WORDS, Kind, RawRow, kind_of, raw_rows
 from spr.workflows.checking.text_boxes import find_boxes
 
 _SHOWN = 60
+_KEY = 'box_2d"'
 
 
 class DataFile:
@@ -113,6 +114,7 @@ def _add_text_boxes(rows: list[DataRow], problems: list[RowProblem]) -> None:
         odd = (texts[place] for place in boxes.not_finite)
         problems += [RowProblem("not_finite", row.number, row.place) for row in odd]
     (prompts, answers), position = found, [0, 0]
+    odd_answers = {texts[place].number for place in answers.not_finite}
     for row, asked, answered in zip(texts, prompts.counts, answers.counts, strict=True):
         if asked or answered:
             a, b = position
@@ -121,6 +123,9 @@ def _add_text_boxes(rows: list[DataRow], problems: list[RowProblem]) -> None:
             row.labels = (*prompts.labels[a : a + asked], *answers.labels[b : b + answered])
             row.prompt_boxes = asked
             position = [a + asked, b + answered]
+        if (keys := row.answer.count(_KEY)) > answered and row.number not in odd_answers:
+            detail = f"{keys} × bbox_2d or box_2d for {answered} in the answer"
+            problems.append(RowProblem("wrong_box", row.number, row.place, detail))
 
 
 def batched(blocks: Iterator[list[RawRow]], size: int = BATCH_ROWS) -> Iterator[list[RawRow]]:

@@ -25,15 +25,22 @@ from spr.workflows.checking.rows import Floats, Stated
 Order: TypeAlias = Literal["xyxy", "yxyx", "xywh", "cxcywh"]
 ORDERS: tuple[Order, ...] = ("xyxy", "yxyx", "xywh", "cxcywh")
 """The corners, with x or y first; the upper left corner and the sides; the centre and the sides."""
+EXCHANGED: dict[Order, Order] = {"xyxy": "yxyx", "yxyx": "xyxy"}
+"""The order with x and y exchanged."""
 
 COMMON_RESIZES = (
     Resized(max_pixels=1280 * 28 * 28),
+    Resized(max_pixels=768 * 768),
+    Resized(min_pixels=16 * 28 * 28, max_pixels=576 * 28 * 28),
+    Resized(max_pixels=256 * 28 * 28),
     Resized(factor=32, min_pixels=256 * 256, max_pixels=4096 * 4096),
 )
 """Settings of processors beside those that dialects have by default.
 
-1280 · 28² is the ``max_pixels`` of Qwen2.5-VL's model card and of ms-swift's examples (``MAX_PIXELS=1003520``); factor
-32 with 256² to 4096² is the ``preprocessor_config.json`` of Qwen3-VL.
+1280 · 28² is the ``max_pixels`` of Qwen2.5-VL's model card and of ms-swift's examples (``MAX_PIXELS=1003520``); 768²
+is LLaMA-Factory's default (`spr.exports.llamafactory`), and 16 · 28² to 576 · 28² that of QwenLM/Qwen3-VL,
+qwen-vl-finetune/qwenvl/train/argument.py; 256 · 28² is used where memory is short (our choice). Factor 32 with 256² to
+4096² is the ``preprocessor_config.json`` of Qwen3-VL.
 """
 
 _STATED: dict[Stated, tuple[Order, int | None]] = {
@@ -91,8 +98,10 @@ class Scale:
 
     @property
     def orders(self) -> tuple[Order, ...]:
-        """The orders in which its numbers are written: corners only in a grid."""
-        return ORDERS[:2] if self.is_grid else ORDERS
+        """The orders in which its numbers are written: corners only in a grid, and in resized images of no dialect."""
+        if self.is_grid:
+            return ORDERS[:2]
+        return ORDERS if self.dialects or not isinstance(self.geometry, Resized) else ORDERS[:1]
 
     @property
     def whole(self) -> bool:

@@ -14,7 +14,7 @@ from spr.workflows.checking.evidence import Candidate, Evidence, chosen_candidat
 from spr.workflows.checking.findings import Finding
 from spr.workflows.checking.gallery import Shown
 from spr.workflows.checking.reading import DataFile
-from spr.workflows.checking.readings import Reading
+from spr.workflows.checking.readings import EXCHANGED, Order, Reading
 from spr.workflows.checking.rows import Batch, DataRow, Stated
 from spr.workflows.checking.target import Target
 from spr.workflows.checking.text_boxes import forms_of
@@ -22,6 +22,7 @@ from spr.workflows.checking.text_boxes import forms_of
 _ENOUGH = 20_000
 """Boxes after which the likely readings are chosen, under which boxes are then checked."""
 _LIKELY = 4
+_TOKENS = frozenset({"loc", "loc_", "bins", "patch"})
 
 
 @dataclass(slots=True)
@@ -119,7 +120,28 @@ class Group:
         orders = {Reading.of_dialect(key).order for key in self.dialects} or {"xyxy"}
         scale = reading.scale
         common = scale.coding.units in (None, 1, 1000) or not self.dialects.isdisjoint(scale.dialects)
-        return reading.order in orders and common
+        return common and (reading.order in orders or self._is_exchanged(reading, orders))
+
+    def _is_exchanged(self, reading: Reading, orders: set[Order]) -> bool:
+        """Whether boxes show that x and y are exchanged: a reading that dialects don't write in this form."""
+        other = EXCHANGED.get(reading.order)
+        return other in orders and self.evidence.is_exchanged(reading)
+
+    @property
+    def unjudged(self) -> list[Reading]:
+        """The readings in corners that the numbers may have, too, and that can't be judged: no image's size is known.
+
+        Numbers in tokens of the dialect, such as ``<loc0001>``, are not in pixels.
+        """
+        if self.forms.keys() <= _TOKENS:
+            return []
+        return [
+            one.reading
+            for one in self.candidates
+            if one.verdict == "no sizes"
+            and self._is_usual(one.reading)
+            and one.reading.scale.is_fine == self.evidence.is_within_one
+        ]
 
     @property
     def fitting(self) -> list[Candidate]:

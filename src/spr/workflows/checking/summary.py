@@ -73,6 +73,10 @@ def _readings(group: Group) -> Iterator[str]:
         yield f"  {count_text(refuted, 'other readings')} refuted"
     if given is not None and given.verdict == "less likely" and group.fitting:
         yield f"  The given reading is not refuted, but {group.fitting[0].reading.name} explains the numbers better."
+    if group.unjudged and given is None:
+        names = list(dict.fromkeys(one.name for one in group.unjudged))
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"  Not judged, since they need the sizes of the images: {names[0]}{more}"
     if len(group.fitting) > 1 and given is None and len({*group.fitting[0].same_as}) + 1 < len(group.fitting):
         yield "  Several readings fit: --dialect or --model checks one of them, --reference may decide."
 

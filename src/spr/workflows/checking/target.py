@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from spr.core.documents import parse_json
-from spr.core.errors import ConfigError, SprError
+from spr.core.errors import ConfigError, GroundingError, SprError
 from spr.core.paths import is_file
 from spr.core.text_input import read_text
 from spr.grounding import DIALECTS, Dialect, get_dialect
@@ -61,9 +61,8 @@ def find_target(
     config.json, or if that is not on this machine, the one that its name begins with.
 
     Raises:
-        ConfigError: if both are given, or the dialect is unknown.
+        ConfigError: if both are given, the dialect is unknown, or ``min_pixels`` is above ``max_pixels``.
         ModelError: if the model's family is not known.
-        GroundingError: if ``min_pixels`` is above ``max_pixels``.
 
     >>> find_target(model="Qwen/Qwen2.5-VL-3B-Instruct", max_pixels=1003520).dialect.spec
     'qwen2_5_vl:max_pixels=1003520'
@@ -78,7 +77,7 @@ def find_target(
         return Target(None, note=_PIXELS_NOTE, min_pixels=min_pixels, max_pixels=max_pixels, is_pixels=True)
     if dialect is None:
         return Target(None, min_pixels=min_pixels, max_pixels=max_pixels)
-    chosen = _with_limits(get_dialect(dialect), limits)
+    chosen = _with_limits(dialect_option(dialect), limits)
     return Target(chosen, note="given", min_pixels=min_pixels, max_pixels=max_pixels)
 
 
@@ -107,7 +106,26 @@ def _of_model(model: str, limits: dict[str, int | None]) -> Target:
 
 def _with_limits(dialect: Dialect, limits: dict[str, int | None]) -> Dialect:
     """The dialect with the settings; those of a dialect that is relative to the image only count its tokens."""
-    return dialect.with_options(**{name: limits[name] for name in _RESIZES if name in dialect.options})
+    try:
+        return dialect.with_options(**{name: limits[name] for name in _RESIZES if name in dialect.options})
+    except GroundingError as error:
+        raise _wrong_option(error) from None
+
+
+def dialect_option(dialect: str | Dialect) -> Dialect:
+    """The dialect that an option names.
+
+    Raises:
+        ConfigError: if it is unknown, or has no such option.
+    """
+    try:
+        return get_dialect(dialect)
+    except GroundingError as error:
+        raise _wrong_option(error) from None
+
+
+def _wrong_option(error: GroundingError) -> ConfigError:
+    return ConfigError(error.what, got=error.got, expected=error.expected, fix=error.fix)
 
 
 def _family_by_name(model: str) -> str | None:
