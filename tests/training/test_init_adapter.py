@@ -173,7 +173,7 @@ def test_the_runs_other_trainings_keep_their_reference(run_with_pairs):
             {"r": 2, "lora_alpha": 16},
             "`training.lora` differs",
             "r: 2, lora_alpha: 16",
-            "set training.lora.r=4 training.lora.lora_alpha=8.0, or remove training.init_adapter",
+            "set training.lora.r=4 training.lora.lora_alpha=8, or remove training.init_adapter",
         ),
         (
             {"target_modules": ("q_proj", "v_proj")},
@@ -228,8 +228,14 @@ def test_an_adapter_of_another_model_or_with_a_missing_tensor_is_refused(adapter
 
 
 def test_a_damaged_or_missing_adapter_is_refused(adapter, model, settings, tmp_path):
-    with pytest.raises(InputError, match="is not an adapter"):
+    with pytest.raises(ConfigError, match=r"`training\.init_adapter` does not exist"):
         open_model(model, settings(init_adapter=tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"`training\.init_adapter` is a model, not an adapter") as merged:
+        open_model(model, settings(init_adapter=model))
+    assert f"set describer.model={model}" in str(merged.value)
+    with pytest.raises(InputError, match="is not an adapter") as other:
+        open_model(model, settings(init_adapter=tmp_path))
+    assert "`training.init_adapter` names it" in other.value.__notes__[0]
     weights = bytearray((adapter / WEIGHTS).read_bytes())
     weights[-1] ^= 1
     (adapter / WEIGHTS).write_bytes(weights)
