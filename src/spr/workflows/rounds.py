@@ -12,10 +12,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import model_validator
 
 from spr.config import Config, Section, apply_overrides, changed_fields, make_config
 from spr.core import FORMAT_VERSION
@@ -69,8 +69,14 @@ _STAGES = ("objects", "regions")  # what no adapter changes
 class RoundsEvaluation(Section):
     """The file of `spr rounds --evaluate`: how each round is evaluated."""
 
-    evaluate: tuple[Evaluation, ...] = Field(min_length=1)
+    evaluate: tuple[Evaluation, ...]
     """The evaluations, as in the file of `spr sweep`."""
+
+    @model_validator(mode="after")
+    def _has_entries(self) -> Self:
+        if not self.evaluate:
+            raise ValueError("`evaluate` has no entries")
+        return self
 
 
 def rounds(
