@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from spr.config import LoraSection
 from spr.core.atomic import sha256
 from spr.core.documents import read_json
-from spr.core.errors import ConfigError, SprError
+from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.paths import exists, is_file
 from spr.models.errors import ModelError
 from spr.models.loading import check_adapter, clear_errors
@@ -59,9 +59,10 @@ class InitAdapter:
             settings: The config section `training.lora`.
 
         Raises:
-            InputError, RunError: if the path is neither an adapter nor a run with one (`find_adapter`).
+            RunError: if the path is a run without an adapter, or with several (`find_adapter`).
             ModelError: if the adapter is damaged or incomplete.
-            ConfigError: if its rank or alpha is another one than the section's, or if it is not a plain LoRA adapter.
+            ConfigError: if the path is no adapter, its rank or alpha is another one than the section's, or it is not
+                a plain LoRA adapter.
         """
         if not exists(path):
             raise ConfigError(f"The adapter of `{_FIELD}` does not exist", got=path, fix="check the path")
@@ -70,7 +71,10 @@ class InitAdapter:
             raise ConfigError(f"`{_FIELD}` is a model, not an adapter", got=path, fix=fix)
         try:
             folder = find_adapter(path)
-        except SprError as error:
+        except InputError:
+            expected = "a folder with adapter_config.json and adapter_model.safetensors, or a run with one"
+            raise ConfigError(f"`{_FIELD}` is not an adapter", got=path, expected=expected) from None
+        except RunError as error:
             error.add_note(f"  `{_FIELD}` names it.")
             raise
         check_adapter(folder)
