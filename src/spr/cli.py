@@ -166,7 +166,22 @@ def main() -> NoReturn:
         if error.errno not in _NOT_USABLE:
             raise
         _exit_with(SprError("A path can't be used", got=error, fix="check the path and its permissions"))
+    except Exception as error:
+        # Libraries in C, such as pydantic's, raise errors of their own when Ctrl-C interrupts a call back into Python.
+        if not _was_interrupted(error):
+            raise
+        echo("\nInterrupted.", err=True)
+        sys.exit(130)
     sys.exit(0)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error was raised because of Ctrl-C."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _exit_with(error: SprError) -> NoReturn:

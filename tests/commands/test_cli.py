@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import warm_python
-from spr.cli import keep_logs_clean, main
+from spr.cli import _was_interrupted, keep_logs_clean, main
 from spr.core.progress import _Screen
 
 
@@ -398,3 +398,18 @@ def test_long_commands_show_that_they_work_from_the_start_and_others_print_nothi
         with pytest.raises(SystemExit):
             main()
     assert opened == ["spr run", "spr evaluate"]
+
+
+def test_an_error_that_a_library_raises_because_of_ctrl_c_ends_with_130_without_a_traceback(monkeypatch, capsys):
+    def interrupted():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ValueError("Error calling function `ser_path`") from error
+
+    monkeypatch.setattr("spr.cli.app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["spr", "doctor"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().err) == (130, "\nInterrupted.\n")
+    assert not _was_interrupted(ValueError("of another cause"))

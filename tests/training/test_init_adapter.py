@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from spr.config import DescriberConfig, LoraSection, TrainingConfig, load_config
-from spr.core.errors import ConfigError, InputError, RunError
+from spr.core.errors import ConfigError, RunError
 from spr.models.errors import ModelError
 from spr.models.registry import trained_model
 from spr.training.batches import collate
@@ -165,6 +165,17 @@ def test_the_runs_other_trainings_keep_their_reference(run_with_pairs):
     assert own.read_bytes() != shared
 
 
+@pytest.mark.parametrize("name", [None, "next"])
+def test_a_refused_adapter_does_not_stay_in_the_runs_config(name, run_with_pairs, tmp_path):
+    run = run_with_pairs({"device": "cpu", "dtype": "float32", "max_steps": 1, "lora": {"r": 4, "lora_alpha": 8}})
+    before = (run / "config.yaml").read_bytes()
+    wrong = load_config(run / "config.yaml", [f"training.init_adapter={tmp_path / 'nowhere'}"])
+    with pytest.raises(ConfigError, match="does not exist"):
+        train_run(wrong, run, name=name)
+    assert (run / "config.yaml").read_bytes() == before
+    assert not list(run.glob("trainings/*/config.yaml"))
+
+
 @pytest.mark.parametrize(
     ("lora", "message", "got", "fix"),
     [
@@ -173,7 +184,7 @@ def test_the_runs_other_trainings_keep_their_reference(run_with_pairs):
             {"r": 2, "lora_alpha": 16},
             "`training.lora` differs",
             "r: 2, lora_alpha: 16",
-            "set training.lora.r=4 training.lora.lora_alpha=8.0, or remove training.init_adapter",
+            "set training.lora.r=4 training.lora.lora_alpha=8, or remove training.init_adapter",
         ),
         (
             {"target_modules": ("q_proj", "v_proj")},
@@ -228,8 +239,13 @@ def test_an_adapter_of_another_model_or_with_a_missing_tensor_is_refused(adapter
 
 
 def test_a_damaged_or_missing_adapter_is_refused(adapter, model, settings, tmp_path):
-    with pytest.raises(InputError, match="is not an adapter"):
+    with pytest.raises(ConfigError, match=r"`training\.init_adapter` does not exist"):
         open_model(model, settings(init_adapter=tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"`training\.init_adapter` is a model, not an adapter") as merged:
+        open_model(model, settings(init_adapter=model))
+    assert f"set describer.model={model}" in str(merged.value)
+    with pytest.raises(ConfigError, match=r"`training\.init_adapter` is not an adapter"):
+        open_model(model, settings(init_adapter=tmp_path))
     weights = bytearray((adapter / WEIGHTS).read_bytes())
     weights[-1] ^= 1
     (adapter / WEIGHTS).write_bytes(weights)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import spr
 from spr.cli import app
-from spr.config import load_config
+from spr.config import load_config, read_section
 from spr.core.errors import ConfigError, InputError, RunError
 from spr.core.paths import as_path
 from spr.core.randomness import stable_hash
@@ -29,7 +29,7 @@ from spr.training.session import Session
 from spr.training.stopping import InterruptedTrainingError
 from spr.workflows import rounds as workflow
 from spr.workflows.evaluations import Evaluation
-from spr.workflows.rounds import rounds, table
+from spr.workflows.rounds import RoundsEvaluation, rounds, table
 from spr.workflows.rounds_table import falls
 
 OVERRIDES = (
@@ -263,6 +263,8 @@ def test_other_data_and_a_locked_folder_are_refused_and_runtime_fields_may_chang
         ((), {"evaluations": [Evaluation(task="description", options={"sampels": 1})]}, "sampels"),
         ((), {"evaluations": [Evaluation(task="rec"), Evaluation(task="rec")]}, "the same name"),
         ((), {"evaluations": [Evaluation(task="rec", annotations="none.json")]}, "names no file"),
+        ((), {"evaluations": [Evaluation(task="description", images="none")]}, "images: none"),
+        ((), {"evaluations": [Evaluation(task="rec", images=".")]}, "The evaluation `rec` has no annotations"),
         ((), {"evaluations": [Evaluation(task="description", describer={"batchsize": 2})]}, "batchsize"),
     ],
 )
@@ -272,12 +274,40 @@ def test_bad_arguments_are_refused_before_anything_is_written(overrides, options
     assert not (tmp_path / "rounds").exists()
 
 
+def test_without_held_out_regions_it_says_what_to_change_before_a_model_is_loaded(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "evaluate", lambda *_, **__: pytest.fail("evaluates"))
+    with pytest.raises(InputError, match="no held-out regions to evaluate the rounds on") as error:
+        rounds(config("annotations.holdout=1e-9"), tmp_path / "rounds", n=1)
+    assert "12 regions, 0 of them of held-out images" in str(error.value)
+    assert "annotations.holdout or more images, with another --out" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("evaluate: [{task: rec, annotation: a}]", "`evaluate.0.annotation` is not a known key; did you mean"),
+        ("evaluate: [{task: rec}, {options: {}}]", "`evaluate.1.task` is missing"),
+        ("evaluate: [rec]", "`evaluate.0` is not valid: got 'rec'"),
+        ("evaluate: []", "`evaluate` has no entries"),
+        (None, "There is no file .*evaluate.yaml"),
+    ],
+)
+def test_mistakes_in_the_file_of_evaluations_are_named(content, message, tmp_path):
+    path = tmp_path / "evaluate.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_section(RoundsEvaluation, path)
+    assert "2 problems" not in str(error.value)
+
+
 def test_a_launcher_and_a_folder_of_something_else_are_refused(config, done, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for folder in (tmp_path / "mine", done.out / "round-00"):
-        with pytest.raises(RunError, match="is not a folder of `spr rounds`"):
+        with pytest.raises(RunError, match="is not a folder of `spr rounds`") as error:
             rounds(config(), folder, n=2)
+        assert "a folder with " in str(error.value)
     with pytest.raises(ConfigError, match="is in object storage"):
         rounds(config(), as_path("s3://bucket/rounds"), n=2)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -336,7 +366,8 @@ def quick(monkeypatch):
             monkeypatch.setattr(workflow, name, fake)
         monkeypatch.setattr(workflow.runner, "run", run)
         monkeypatch.setattr(workflow, "_mean", lambda *_: 0.25)
-        monkeypatch.setattr(workflow._Job, "_add_to_run", lambda *_: None)
+        for name in ("_add_to_run", "_check_held_out"):
+            monkeypatch.setattr(workflow._Job, name, lambda *_: None)
         return calls
 
     return make
@@ -383,7 +414,8 @@ def test_fresh_data_are_the_next_images_of_the_sample_until_none_is_left(config,
     monkeypatch.setattr(workflow.runner, "run", run)
     with pytest.raises(InputError, match="Stage `objects` has no images") as caught:
         rounds(config("annotations.max_images=9"), tmp_path / "rounds", n=4, data="fresh")
-    assert caught.value.__notes__ == ["  round-03 was to take 9 images that no round before used."]
+    (note,) = caught.value.__notes__
+    assert note.startswith("  round-03 was to take 9 images that no round before used: use --n 3, or start again")
     found = [column(tmp_path / "rounds" / f"round-0{k}", "objects", "image_id") for k in range(3)]
     assert list(map(len, found)) == [9, 9, 6]
     assert len({image for images in found for image in images}) == 24

@@ -147,6 +147,9 @@ def test_a_variant_that_fails_is_reported_and_the_others_are_still_trained(plan,
         ({"evaluate": [{"task": "description", "options": {"sampels": 1}}]}, "sampels"),
         ({"evaluate": [{"task": "rec"}, {"task": "rec"}]}, "give them a `name`"),
         ({"varaints": []}, "did you mean `variants`"),
+        ({"evaluate": [{"task": "rec", "image": "a"}]}, "`evaluate.0.image` is not a known key; did you mean"),
+        ({"evaluate": [{"task": "rec"}]}, "The evaluation `rec` has no annotations"),
+        ({"evaluate": [{"task": "rec", "annotations": "none.json"}]}, "annotations: none.json"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(change, message, plan, tmp_path):
@@ -164,6 +167,21 @@ def test_the_output_must_be_new_or_a_sweep_and_one_process_runs_it(plan, tmp_pat
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process"):
         sweep(plan, tmp_path / "sweep")
+
+
+@pytest.mark.parametrize("left", [".lock", ".sweep.json.12.spr-tmp"])
+def test_killed_before_its_first_file_it_can_be_repeated(left, plan, tmp_path, monkeypatch):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / left).touch()
+    monkeypatch.setattr(sweeps._Job, "run", lambda *_: ["row"])
+    assert sweep(plan, tmp_path / "sweep") == ["row"]
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["format"] == "spr sweep"
+
+
+def test_the_first_file_is_written_under_the_lock(plan, tmp_path):
+    with lock_folder(tmp_path / "sweep", "sweep", "wait"), pytest.raises(RunError, match="in use by another sweep"):
+        sweep(plan, tmp_path / "sweep")
+    assert not (tmp_path / "sweep" / "sweep.json").exists()
 
 
 def test_the_table_calls_a_difference_whose_interval_contains_0_not_significant():

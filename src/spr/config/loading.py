@@ -34,7 +34,8 @@ def load_training(source: str | Path, overrides: Iterable[str] = ()) -> Training
     Raises:
         ConfigError: as for `load_config`.
     """
-    path, raw = _read(source)
+    path = find_config(source)
+    raw = _read(path)
     changes = list(overrides)
     other = Config.model_fields.keys() - TrainingPart.model_fields.keys()
     kept = {key: value for key, value in apply_overrides(raw, changes).items() if key not in other}
@@ -51,7 +52,8 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: if the file is missing or not YAML, or keys or values are not valid; it lists every problem.
     """
-    path, raw = _read(source)
+    path = find_config(source)
+    raw = _read(path)
     changes = list(overrides)
     return make_config(apply_overrides(raw, changes), str(path), _keys(changes))
 
@@ -97,8 +99,11 @@ def presets() -> dict[str, Path]:
 
 def read_section(schema: type[Part], source: str | Path) -> Part:
     """A section from a YAML file of its own; raises `ConfigError` as `load_config` does."""
-    path, raw = _read(source)
-    return _validate(schema, raw, str(path))
+    path = as_path(source)
+    if not is_file(path):
+        got = "a folder" if is_dir(path) else "no such file"
+        raise ConfigError(f"There is no file {source}", got=got, expected="a YAML file", fix="check the path")
+    return _validate(schema, _read(path), str(path))
 
 
 def find_config(source: str | Path) -> Path:
@@ -163,8 +168,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
     return changed
 
 
-def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
-    path = find_config(source)
+def _read(path: Path) -> dict[str, Any]:
     try:
         raw = parse_yaml(read_text(path, expected="a YAML file", error=ConfigError))
     except ValueError as error:
@@ -172,7 +176,7 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     if not isinstance(raw, dict):
         what = "an empty file" if raw is None else type(raw).__name__
         raise ConfigError(f"{path} is not a config", got=what, expected="a mapping such as `annotations: {path: …}`")
-    return path, raw
+    return raw
 
 
 def _validate(schema: type[Part], raw: Mapping[str, Any], where: str, overridden: Collection[str] = ()) -> Part:

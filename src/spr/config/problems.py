@@ -34,11 +34,13 @@ def _find(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str
     names: list[str] = []
     field: FieldInfo | None = None
     section: type[BaseModel] | None = schema
-    for part in map(str, location):
+    for part in location:
         if section is None:
             break
-        names.append(part)
-        field = section.model_fields.get(part)
+        names.append(str(part))
+        if isinstance(part, int) and field is not None:  # an entry in a list of sections
+            continue
+        field = section.model_fields.get(str(part))
         section = section_of(field.annotation) if field else None
     return ".".join(names), field
 
@@ -73,6 +75,9 @@ def _explain_unknown(name: str, schema: type[BaseModel]) -> str:
         parent, _, key = key.partition(".")
         parents.append(parent)
         schema = section
+        if (position := key.partition("."))[0].isdecimal():  # an entry in a list of sections
+            parents.append(position[0])
+            key = position[2]
     if key in schema.model_fields:
         return f"`{name}` is one key; nest it: `{': {'.join([*parents, key])}: …{'}' * len(parents)}`"
     near = closest(key, schema.model_fields)

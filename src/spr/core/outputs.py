@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spr.core import FORMAT_VERSION
-from spr.core.atomic import recover, sha256, write_atomically
+from spr.core.atomic import is_temporary, recover, sha256, write_atomically
 from spr.core.documents import parse_json, read_json
 from spr.core.errors import RunError
 from spr.core.paths import lexists
@@ -43,11 +43,17 @@ def check_output(path: Path, what: str, is_ours: Callable[[Path], bool] = lambda
             size = 0 if folder or not path.is_file() else path.stat().st_size
             free = not folder and path.is_file() and (size == 0 or (size <= _LARGEST and is_ours(path)))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        free, got = False, " ".join(str(error).split())[:200] if isinstance(error, OSError) else got
+        unreadable = isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError)
+        free, got = False, " ".join(str(error).split())[:200] if unreadable else got
     if not free:
         fix = "choose a new or empty folder" if folder else "choose a new name, or move the file away"
         what = f"{path} is not {what}, so it is left unchanged"
         raise RunError(what, got=got, expected="what the same command wrote before, or nothing", fix=fix)
+
+
+def only_begun(folder: Path) -> bool:
+    """Whether a folder has only a lock and temporary files: its command was killed before the first file."""
+    return all(path.name == ".lock" or is_temporary(path) for path in folder.iterdir())
 
 
 def write_output(path: Path, data: bytes, what: str, is_ours: Callable[[Path], bool] = lambda _: False) -> None:

@@ -314,6 +314,17 @@ def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ..
     return tuple(f"{name}: {base[name]} → {other[name]}" for name in known if base[name] != other[name])
 
 
+def _heads(base: str, other: str) -> tuple[str, str]:
+    """Two names in 12 characters each, without the endings that they share, such as ``.description``.
+
+    >>> _heads("base.description", "round-01.description")
+    ('base', 'round-01')
+    """
+    while base != other and base.rpartition(".")[2] == other.rpartition(".")[2] and "." in base and "." in other:
+        base, other = base.rpartition(".")[0], other.rpartition(".")[0]
+    return base[-12:], other[-12:]
+
+
 def table(comparison: Comparison) -> list[str]:
     """A comparison as lines of text for the terminal."""
     c = comparison
@@ -322,7 +333,8 @@ def table(comparison: Comparison) -> list[str]:
         lines.append(f"  only the items that both have: {c.base} has {c.base_n:,}, {c.other} has {c.other_n:,}")
     lines += [f"  protocols differ: {change}" for change in c.changes]
     lines += [f"  note: {note}" for note in c.notes]
-    head = f"{c.base[-12:]:>12} {c.other[-12:]:>12} {'difference':>12}  {'95 % interval':<20} {'p':>7}"
+    base, other = _heads(c.base, c.other)
+    head = f"{base:>12} {other:>12} {'difference':>12}  {'95 % interval':<20} {'p':>7}"
     width = max([16, *(len(row.metric) for row in c.rows)])
     lines.append(f"  {'':<{width}} {head}")
     for row in c.rows:

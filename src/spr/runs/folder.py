@@ -42,9 +42,9 @@ def open_run(out: Path, config: Config | TrainingPart) -> Iterator[dict[str, str
     In a folder that holds a run, a field may change as long as no stage whose rows depend on it has begun. Runtime
     fields, which affect no row, may always change. A ``config.yaml`` that already says the same is left as it is, with
     its comments; one that was edited by hand is never rewritten. If the work in the block is refused with a `RunError`
-    before any stage has begun under the new config, the previous ``config.yaml`` is restored, so that it keeps
-    describing what the folder holds. Yields ``annotations_sha256`` for the stages' fingerprints; nothing for a
-    `TrainingPart`, which trains on pairs from elsewhere.
+    or a `ConfigError` before any stage or training has begun under the new config, the previous ``config.yaml`` is
+    restored, so that it keeps describing what the folder holds. Yields ``annotations_sha256`` for the stages'
+    fingerprints; nothing for a `TrainingPart`, which trains on pairs from elsewhere.
 
     Raises:
         RunError: as `lock_run`; or naming the fields that must not change, or the annotations if they have changed; or
@@ -63,16 +63,22 @@ def adopted_config(
     """`open_run` in a folder that is locked; ``alone`` makes the lock exclusive while ``config.yaml`` is changed."""
     path = out / "config.yaml"
     previous = path.read_bytes() if path.is_file() else None
-    begun = set(_manifests(out))
+    begun = _progress(out)
     inputs = check_config(out, config)
     write_config(path, config, alone)
     try:
         yield inputs
-    except RunError:
+    except (RunError, ConfigError):
         changed = previous is not None and path.read_bytes() != previous
-        if previous is not None and changed and set(_manifests(out)) == begun:
+        if previous is not None and changed and _progress(out) == begun:
             write_atomically(path, previous)
         raise
+
+
+def _progress(out: Path) -> tuple[set[str], bytes]:
+    """What a run has finished: its stages, and the log of its training."""
+    log = out / "training" / "log.jsonl"
+    return set(map(str, _manifests(out))), log.read_bytes() if is_file(log) else b""
 
 
 @contextlib.contextmanager

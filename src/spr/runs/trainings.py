@@ -96,7 +96,7 @@ def open_training(run: Path, config: Config | TrainingPart, name: str | None = N
     """Lock a training of a run for this process, and write its config.
 
     Trainings with different names can run at the same time; the run's stages can't change meanwhile. If the work in the
-    block is refused with a `RunError`, the previous config is restored.
+    block is refused with a `RunError` or a `ConfigError`, the previous config is restored.
 
     Raises:
         RunError: as `spr.runs.folder.open_run`, or because the training is in use.
@@ -124,8 +124,10 @@ def open_training(run: Path, config: Config | TrainingPart, name: str | None = N
         write_config(path, own)
         try:
             yield
-        except RunError:
-            if previous is not None and path.read_bytes() != previous:
+        except (RunError, ConfigError):
+            if previous is None and not _has_begun(place):
+                path.unlink()
+            elif previous is not None and path.read_bytes() != previous:
                 write_atomically(path, previous)
             raise
 

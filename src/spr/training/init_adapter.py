@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from spr.config import LoraSection
 from spr.core.atomic import sha256
 from spr.core.documents import read_json
-from spr.core.errors import ConfigError
+from spr.core.errors import ConfigError, InputError, RunError
+from spr.core.paths import exists, is_file
 from spr.models.errors import ModelError
 from spr.models.loading import check_adapter, clear_errors
 from spr.runs.adapters import find_adapter
@@ -58,11 +59,24 @@ class InitAdapter:
             settings: The config section `training.lora`.
 
         Raises:
-            InputError, RunError: if the path is neither an adapter nor a run with one (`find_adapter`).
+            RunError: if the path is a run without an adapter, or with several (`find_adapter`).
             ModelError: if the adapter is damaged or incomplete.
-            ConfigError: if its rank or alpha is another one than the section's, or if it is not a plain LoRA adapter.
+            ConfigError: if the path is no adapter, its rank or alpha is another one than the section's, or it is not
+                a plain LoRA adapter.
         """
-        folder = find_adapter(path)
+        if not exists(path):
+            raise ConfigError(f"The adapter of `{_FIELD}` does not exist", got=path, fix="check the path")
+        if not is_file(path / "adapter_config.json") and is_file(path / "config.json"):
+            fix = f"set describer.model={path}, and remove {_FIELD}: its weights contain the adapter"
+            raise ConfigError(f"`{_FIELD}` is a model, not an adapter", got=path, fix=fix)
+        try:
+            folder = find_adapter(path)
+        except InputError:
+            expected = "a folder with adapter_config.json and adapter_model.safetensors, or a run with one"
+            raise ConfigError(f"`{_FIELD}` is not an adapter", got=path, expected=expected) from None
+        except RunError as error:
+            error.add_note(f"  `{_FIELD}` names it.")
+            raise
         check_adapter(folder)
         with clear_errors(folder):
             own = dict(read_json(folder / "adapter_config.json"))
@@ -77,8 +91,8 @@ class InitAdapter:
         changed = {name: own.get(name) for name in ("r", "lora_alpha") if own.get(name) != getattr(settings, name)}
         if changed:
             now = ", ".join(f"{name}: {getattr(settings, name):g}" for name in changed)
-            there = ", ".join(f"{name}: {value}" for name, value in changed.items())
-            fix = " ".join(f"training.lora.{name}={value}" for name, value in changed.items())
+            there = ", ".join(f"{name}: {_number(value)}" for name, value in changed.items())
+            fix = " ".join(f"training.lora.{name}={_number(value)}" for name, value in changed.items())
             what = f"`training.lora` differs from the adapter {folder}, which `{_FIELD}` names"
             raise ConfigError(what, got=now, expected=there, fix=f"set {fix}, or remove {_FIELD}")
         return cls(folder, sha256(folder / _WEIGHTS), settings)
@@ -134,6 +148,10 @@ class InitAdapter:
             raise ModelError(f"The adapter {self.folder} has changed meanwhile", fix=fix)
         with clear_errors(self.folder):
             set_peft_model_state_dict(model, load_file(self.folder / _WEIGHTS))
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _target(tensor: str) -> str:

@@ -19,9 +19,10 @@ from pydantic import Field
 from spr.config import Config, DescriberConfig, Section, make_config
 from spr.core.atomic import sha256
 from spr.core.errors import ConfigError
-from spr.core.paths import is_dir
+from spr.core.paths import exists, is_dir
 from spr.evaluation.compare import compare
 from spr.evaluation.task import TASKS, Task
+from spr.evaluation.tasks.description import Description
 
 OTHER = re.compile(r"[^A-Za-z0-9._+=,-]+")
 """What the name of a file can't contain on every system."""
@@ -59,6 +60,20 @@ class Evaluation(Section):
                 what = f"`options` of the evaluation `{self.label}` has an unknown option"
                 raise ConfigError(what, got=name, expected=", ".join(known))
         return cls(**self.options)
+
+    def check_paths(self) -> None:
+        """Check that the annotations and images can be there, before anything runs.
+
+        Raises:
+            ConfigError: if a file or folder is missing, or if the task needs annotations and none are named.
+        """
+        if self.annotations is None and not issubclass(TASKS.find(self.task, "task"), Description):
+            fix = "set `annotations` to the benchmark's file"
+            raise ConfigError(f"The evaluation `{self.label}` has no annotations", got=f"task: {self.task}", fix=fix)
+        for name, path in (("annotations", self.annotations), ("images", self.images)):
+            if path is not None and not exists(path):
+                what = f"The evaluation `{self.label}` names no file or folder that exists"
+                raise ConfigError(what, got=f"{name}: {path}", fix=f"check `{name}` of the evaluation")
 
 
 def repeated_labels(evaluations: Iterable[Evaluation]) -> list[str]:

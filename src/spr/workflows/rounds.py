@@ -12,17 +12,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow.compute as pc
+from pydantic import model_validator
 
 from spr.config import Config, Section, apply_overrides, changed_fields, make_config
 from spr.core import FORMAT_VERSION
-from spr.core.atomic import is_temporary, write_atomically
+from spr.core.atomic import write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import ConfigError, InputError, RunError, nearest
-from spr.core.outputs import check_output
-from spr.core.paths import exists, is_remote
+from spr.core.outputs import check_output, only_begun
+from spr.core.paths import is_remote
 from spr.core.randomness import stable_hash
 from spr.core.terminal import count_text
 from spr.evaluation.run_results import put, read_metrics
@@ -70,6 +71,12 @@ class RoundsEvaluation(Section):
 
     evaluate: tuple[Evaluation, ...]
     """The evaluations, as in the file of `spr sweep`."""
+
+    @model_validator(mode="after")
+    def _has_entries(self) -> Self:
+        if not self.evaluate:
+            raise ValueError("`evaluate` has no entries")
+        return self
 
 
 def rounds(
@@ -125,9 +132,7 @@ def rounds(
     planned = tuple(_on_held_out(evaluation) for evaluation in planned)
     tasks = {evaluation.label: evaluation.make_task() for evaluation in planned}
     for evaluation in planned:
-        if evaluation.annotations is not None and not exists(evaluation.annotations):
-            what = f"The evaluation `{evaluation.label}` names no file"
-            raise ConfigError(what, got=evaluation.annotations, fix="check `annotations` in the file of --evaluate")
+        evaluation.check_paths()
         describer_of(config, evaluation, None)
     chosen = _metric(planned, metric)
     check_output(out, "a folder of `spr rounds`", _is_rounds, folder=True)
@@ -239,10 +244,13 @@ class _Job:
             except InputError as error:
                 if self.data == "fresh" and number:
                     error.add_note(
-                        f"  {name} was to take {config.annotations.max_images} images that no round before used."
+                        f"  {name} was to take {config.annotations.max_images} images that no round before used: "
+                        f"use --n {number}, or start again in another --out with more images or a smaller "
+                        "annotations.max_images."
                     )
                 raise
             if number == 0:
+                self._check_held_out()
                 outcome.rows.append(Round(BASE, adapter=self._relative(_adapter_of(config))))
                 self._evaluate(outcome, None)
                 self._write(outcome)
@@ -282,6 +290,23 @@ class _Job:
         reuse = [*self.reuse, *([self.folder(0)] if number and self.data == "same" else [])]
         options: dict[str, Any] = {"workers": self.workers, "reuse": reuse, "report": self.report_stage}
         runner.run(config, self.folder(number), until=_STAGES[-1], **options, say=self.report)
+
+    def _check_held_out(self) -> None:
+        """Raise `InputError` if the rounds are evaluated on held-out regions of the first one, which has none."""
+        labels = [
+            evaluation.label
+            for evaluation in self.evaluations
+            if evaluation.annotations is None and evaluation.options["split"] == "holdout"
+        ]
+        splits = [table["split"] for table in StageStore(self.folder(0) / "regions").tables()] if labels else []
+        if labels and not any(pc.any(pc.equal(column, "holdout")).as_py() for column in splits):
+            rows = sum(map(len, splits))
+            fix = (
+                "set a larger annotations.holdout or more images, with another --out; or evaluate on other data "
+                "with --evaluate FILE.YAML"
+            )
+            what = f"There are no held-out regions to evaluate the rounds on (`{labels[0]}`)"
+            raise InputError(what, got=f"{count_text(rows, 'regions')}, 0 of them of held-out images", fix=fix)
 
     def _train(self, row: Round, number: int, config: Config) -> None:
         run = self.folder(number)
@@ -418,8 +443,8 @@ def _mean(stage: Path, column: str) -> float | None:
 
 
 def _is_rounds(folder: Path) -> bool:
-    if all(path.name == ".lock" or is_temporary(path) for path in folder.iterdir()):
-        return True  # interrupted before the first file
+    if only_begun(folder):
+        return True
     content = read_json(folder / _STATE)
     known = isinstance(content, dict) and {"config", "data", "results"} <= set(content)
     return known and (content.get("format"), content.get("format_version")) == (_FORMAT, FORMAT_VERSION)

@@ -22,7 +22,7 @@ from spr.core import FORMAT_VERSION
 from spr.core.atomic import write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import ConfigError, SprError
-from spr.core.outputs import check_output
+from spr.core.outputs import check_output, only_begun
 from spr.core.paths import is_dir
 from spr.core.terminal import count_text
 from spr.evaluation.task import TASKS, Task, evaluate
@@ -164,9 +164,11 @@ def sweep(
     configs = {variant.name: _configs(start, variant) for variant in variants}
     trained_model(start.describer, start.training.init_adapter)
     tasks = {evaluation.label: evaluation.make_task() for evaluation in plan.evaluate}
-    if not (out / _STATE).exists():
-        _save(out, {})
+    for evaluation in plan.evaluate:
+        evaluation.check_paths()
     with lock_folder(out, "sweep", "wait for it, or choose another --out"):
+        if not (out / _STATE).exists():
+            _save(out, {})
         job = _Job(plan, out, base, start, configs, tasks, workers, report, report_stage)
         return job.run(variants)
 
@@ -363,6 +365,8 @@ def table(rows: Sequence[Row], plan: Sweep) -> list[str]:
 
 
 def _is_sweep(folder: Path) -> bool:
+    if only_begun(folder):
+        return True
     content = read_json(folder / _STATE)
     return isinstance(content, dict) and content.get("format") == _FORMAT
 
