@@ -232,6 +232,7 @@ def test_the_text_command_reads_every_form(form: str) -> None:
 OWN_FILES = {
     "core/documents.py": "files of a run folder",
     "report/page.py": "templates",
+    "workflows/checking/page.py": "templates",
     "models/ported/ferret/tokenizer.py": "a model's folder",
     "models/ported/tensor_files.py": "a model's folder",
     "training/vision_cache.py": "the system's memory limits",

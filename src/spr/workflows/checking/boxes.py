@@ -26,7 +26,7 @@ KEPT_EXAMPLES = 3
 """Rows that are kept per kind, to be shown."""
 
 MESSAGES = {
-    "duplicate_box": "are there twice in their row, in fields with the same label",
+    "duplicate_box": "are there twice in their row, with the same label",
     "repeated_row": "are there before: the same image, texts and boxes",
     "beyond": f"reach beyond their image by more than {100 * BEYOND:.0f} % of the side and 1 pixel",
     "inverted": "have x2 < x1 or y2 < y1",
