@@ -9,7 +9,7 @@ import pytest
 
 from spr.core import boxes as bx
 from spr.core.errors import GroundingError, RewardError
-from spr.grounding import GroundedText, parse
+from spr.grounding import DIALECTS, GroundedText, parse
 from spr.grounding.matching import spaced_words
 from spr.records import ImageObject, RegionObject, RegionQuery, Span
 from spr.rewards import REWARDS, Answer, Truth, TruthObject, assign, get_reward, measure, read_answer, rejects
@@ -286,19 +286,35 @@ def test_without_objects_the_right_answer_says_that_nothing_is_there(generated, 
 
 
 @pytest.mark.parametrize(
-    ("dialect", "generated"),
+    ("dialect", "generated", "after_words"),
     [
-        ("qwen2_vl", "<|box_start|>"),
-        ("qwen2_vl", "<|object_ref_start|><|object_ref_end|><|im_end|>"),
-        ("kosmos2", "<phrase></phrase> <object>"),
-        ("internvl", "<ref></ref><box></box>"),
+        ("qwen2_vl", "<|box_start|>", 0),  # a box that is cut
+        ("qwen2_vl", "<|object_ref_start|><|object_ref_end|><|im_end|>", 1),
+        ("kosmos2", "<phrase></phrase> <object>", 0),
+        ("internvl", "<ref></ref><box></box>", 1),
     ],
 )
-def test_markup_without_anything_in_it_says_nothing(dialect, generated):
+def test_markup_without_anything_in_it_says_nothing(dialect, generated, after_words):
     nothing = Truth((), dialect, (640, 480))
     names = (*OF_BOXES, "count", "point_in_box", "rejection", "format")
     assert [REWARDS[name](nothing.read(generated), nothing) for name in names] == [0] * len(names)
-    assert REWARDS["f1"](nothing.read(f"no dog {generated}"), nothing) == 1
+    assert REWARDS["f1"](nothing.read(f"no dog {generated}"), nothing) == after_words
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_that_is_cut_says_nothing(dialect):
+    truth = Truth((), dialect, (100, 100))
+    example = DIALECTS[dialect].example
+    assert rejects(truth.read("There is no dog."))
+    assert not rejects(truth.read(example))
+    for cut in ('[{"bbox_2d"', '[{"bbox_', '[{"point_2d"', "<ref>a dog</ref><box>(", '<points coords="'):
+        if any(" is not closed" in problem.reason for problem in parse(cut, dialect, (100, 100)).problems):
+            assert not rejects(truth.read(cut)), cut
+
+
+def test_a_list_that_is_cut_before_its_first_number_says_nothing():
+    for dialect, cut in (("qwen3_vl", '[{"bbox_2d"'), ("gemini", '[{"box_'), ("internvl", "<ref>a dog</ref><box>[[")):
+        assert not rejects(read_answer(cut, dialect, (100, 100))), dialect
 
 
 def test_an_answer_that_denies_objects_that_are_there_earns_nothing():

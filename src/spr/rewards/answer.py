@@ -12,6 +12,8 @@ from spr.grounding.parse import BoxReader
 from spr.grounding.unread import has_unread_coordinates
 from spr.records import Box, Point, Size
 
+_NOT_CLOSED = " is not closed"  # in the reasons of problems
+
 
 class Answer:
     """An answer with boxes or points, xyxy or xy pixels of the original image.
@@ -86,6 +88,11 @@ class Answer:
             if source is not None and source.dialect.special_tokens is not None:
                 text = re.sub(source.dialect.special_tokens, "", text)
         return not text.strip()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the markup that it begins is not closed: a list, an entry, a tag or a bracket."""
+        return any(_NOT_CLOSED in problem.reason for problem in self.problems)
 
     @property
     def has_unread_coordinates(self) -> bool:

@@ -89,13 +89,14 @@ def measure(answer: Answer, truth: Truth, threshold: float = THRESHOLD) -> Measu
 
 
 def rejects(answer: Answer) -> bool:
-    """Whether an answer says that nothing is there: some text, no boxes or points, and no coordinates, read or not."""
+    """Whether an answer says that nothing is there: some text, nothing cut, and no coordinates, read or not."""
     return (
         answer.is_finished
         and not answer.is_blank
         and not answer.boxes
         and not answer.points
         and not answer.has_unread_coordinates
+        and not answer.is_cut
     )
 
 
