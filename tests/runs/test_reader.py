@@ -6,8 +6,11 @@ import pytest
 
 from spr.config import make_config
 from spr.core.errors import RunError
+from spr.evaluation.run_results import check_target
 from spr.runs.reader import Run, read_json_lines
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
+from spr.runs.trainings import run_config
+from spr.workflows.clean import find_waste
 
 
 @pytest.fixture
@@ -54,6 +57,15 @@ def test_a_folder_that_is_not_a_run_is_an_error_that_says_how_to_create_one(tmp_
         Run(tmp_path)
     with pytest.raises(RunError, match="no such folder"):
         Run(tmp_path / "x")
+
+
+def test_a_folder_of_rounds_or_a_sweep_names_the_runs_inside(tmp_path):
+    for name in ("round-00", "round-01"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    for refused in (Run, run_config, find_waste, lambda path: check_target(path, "after", "rec", answers=False)):
+        with pytest.raises(RunError, match=r"is not a run folder[\s\S]*the runs in it: round-00, round-01$"):
+            refused(tmp_path)
 
 
 def test_a_run_folder_of_version_0_1_is_refused(run):

@@ -12,7 +12,7 @@ from spr.core.atomic import write_atomically
 from spr.core.documents import read_json
 from spr.core.errors import ConfigError, RunError
 from spr.evaluation.result import Result, check_result
-from spr.runs.folder import is_run, lock_run
+from spr.runs.folder import is_run, lock_run, not_a_run
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,63}")
 _OTHER_KEYS = ("format_version", "counts", "seconds")
@@ -58,7 +58,7 @@ def check_target(run: Path, name: str, task: str, *, answers: bool) -> None:
         expected = "before, after, or a name of letters, digits and . _ = + -"
         raise ConfigError("--as is not a name", got=repr(name), expected=expected)
     if not is_run(run):
-        raise RunError(f"{run} is not a run folder", fix="give the folder that `spr run CONFIG --out RUN` has made")
+        raise not_a_run(run, "give the folder that `spr run CONFIG --out RUN` has made")
     with lock_run(run):
         read_metrics(run)
     check_result(result_path(run, name, task), answers=answers)

@@ -127,6 +127,15 @@ def is_run(folder: Path) -> bool:
     )
 
 
+def not_a_run(folder: Path, fix: str | None = None, *, got: str | None = None, expected: str | None = None) -> RunError:
+    """The error for a folder that is not a run; of rounds or a sweep, it names the runs inside instead of ``fix``."""
+    inside = [] if is_remote(folder) else sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+    if inside:
+        more = ", …" if len(inside) > 4 else ""
+        fix = f"give one of the runs in it: {', '.join(inside[:4])}{more}"
+    return RunError(f"{folder} is not a run folder", got=got, expected=expected, fix=fix)
+
+
 def _has_content(path: Path, fields: dict[str, Any]) -> bool:
     try:
         content = read_json(path)

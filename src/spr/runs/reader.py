@@ -23,7 +23,7 @@ from spr.grounding import Dialect, get_dialect
 from spr.grounding.matching import Localization, localization_score
 from spr.records import PROMPT_KINDS, PreferencePair, QuestionPair, RegionQuery, Span
 from spr.records.schemas import DROPPED, from_table
-from spr.runs.folder import check_run_version, read_inputs
+from spr.runs.folder import check_run_version, not_a_run, read_inputs
 from spr.runs.store import STAGE_ORDER, Manifest, StageStore, read_table, stage_folders
 
 Side: TypeAlias = Literal["chosen", "rejected"]
@@ -101,7 +101,7 @@ class Run:
         if not is_file(self.path / "config.yaml"):
             got = "a folder without config.yaml" if is_dir(self.path) else "no such folder"
             fix = f"create one with `spr run CONFIG --out {path}`"
-            raise RunError(f"{path} is not a run folder", got=got, fix=fix)
+            raise not_a_run(self.path, fix, got=got)
         check_run_version(self.path)
 
     @cached_property

@@ -16,7 +16,16 @@ from spr.core.atomic import write_atomically
 from spr.core.errors import ConfigError, RunError
 from spr.core.locks import hold
 from spr.core.paths import is_dir, is_file, is_remote
-from spr.runs.folder import adopted_config, check_config, check_run_version, is_run, lock_run, read_inputs, write_config
+from spr.runs.folder import (
+    adopted_config,
+    check_config,
+    check_run_version,
+    is_run,
+    lock_run,
+    not_a_run,
+    read_inputs,
+    write_config,
+)
 
 TRAININGS = "trainings"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")
@@ -65,7 +74,7 @@ def run_config(run: Path, overrides: Iterable[str] = (), name: str | None = None
         raise RunError(f"{run} is a training, not a run", fix=fix)
     if not (is_remote(run) or is_dir(run)) or not is_run(run) or not is_file(run / "config.yaml"):
         fix = f"give a run folder, or a config with --out: spr train CONFIG --out {run}"
-        raise RunError(f"{run} is not a run folder", expected="a folder that `spr run` has made", fix=fix)
+        raise not_a_run(run, fix, expected="a folder that `spr run` has made")
     changes, path, own = list(overrides), run / "config.yaml", training_place(run, name) / "config.yaml"
     has_annotations = "sha256" in read_inputs(run)
     for text in changes:

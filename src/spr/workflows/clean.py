@@ -10,10 +10,9 @@ from pathlib import Path
 
 from spr.core.atomic import leftovers
 from spr.core.documents import read_json
-from spr.core.errors import RunError
 from spr.core.outputs import file_hashes
 from spr.core.paths import is_dir
-from spr.runs.folder import check_run_version, is_run
+from spr.runs.folder import check_run_version, is_run, not_a_run
 
 CHECKPOINT = "checkpoint.json"
 
@@ -47,7 +46,7 @@ def find_waste(run: Path) -> list[Waste]:
         RunError: if the folder is not a run.
     """
     if not is_dir(run) or not is_run(run):
-        raise RunError(f"{run} is not a run folder", expected="a folder that `spr run` or `spr train` has made")
+        raise not_a_run(run, expected="a folder that `spr run` or `spr train` has made")
     check_run_version(run)
     found = []
     trainings = [] if (run / "trainings").is_symlink() else sorted((run / "trainings").glob("*"))
