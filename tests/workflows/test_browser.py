@@ -302,6 +302,39 @@ def test_on_a_phone_nothing_is_cut_and_everything_can_be_touched(make_reviewed, 
     assert lines(run)[0]["chosen_spans"][0]["boxes"] == [[20, 20, 50, 45]]
 
 
+SLOW = """() => {
+  const real = window.fetch;
+  window.fetch = async (...given) => {
+    const reply = await real(...given);
+    if (String(given[0]).includes("decide")) await new Promise((resolve) => setTimeout(resolve, 400));
+    return reply;
+  };
+}"""
+WATCHED = """async () => {
+  const seen = new Set();
+  while (document.querySelector("#saved").textContent !== "All saved") {
+    seen.add(document.querySelector(".verdict").textContent);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  return [...seen];
+}"""
+
+
+def test_the_reply_to_an_earlier_decision_takes_no_later_one_back(make_reviewed, serve, open_page):
+    run = make_reviewed(3).write()
+    page = open_page(serve(run, "ana").address)
+    shown(page, 0)
+    page.evaluate(SLOW)
+    for key in ("a", "r"):
+        page.keyboard.press(key)
+        shown(page, 1)
+        page.keyboard.press("ArrowLeft")
+        shown(page, 0)
+    assert page.evaluate(WATCHED) == ["you: rejected"]
+    expect(page.locator(".verdict")).to_have_text("you: rejected")
+    assert [line["action"] for line in lines(run)] == ["accept", "reject"]
+
+
 def test_decisions_made_while_the_server_is_gone_are_kept_and_saved_later(make_reviewed, serve, open_page):
     run = make_reviewed(3).write()
     first = serve(run, "ana", token="same")  # noqa: S106

@@ -75,7 +75,9 @@
     const job = {
       body: { pair: n, reviewer, ...body },
       saved(reply) {
-        mine[n] = reply.mine;
+        // A later decision about the same pair is shown already, and must not be taken back until it is saved itself.
+        const isLast = !queue.some((later) => later.body.pair === n);
+        if (isLast) mine[n] = reply.mine;
         outcomes[n] = reply.outcome;
         fetched.delete(n);
         if (record) change.after = reply.mine;
