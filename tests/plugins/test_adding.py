@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import transformers as hf
 from PIL import Image
 
@@ -182,6 +183,7 @@ def test_one_entry_is_enough_for_a_family_of_transformers(workspace):
     )
     settings = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     folder = workspace.folder / "models" / "next"
+    torch.manual_seed(0)
     save(folder, hf.LlavaNextForConditionalGeneration(config), [words, images], settings, hf.LlavaNextProcessor)
     image = workspace.folder / "grey.png"
     Image.new("RGB", (60, 40), "grey").save(image)
