@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--tune", type=int, default=200)
     parser.add_argument("--held-out", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--only", help="names of settings, or of arms such as `SPR,GRPO f1`, separated by semicolons")
+    parser.add_argument("--only", help="settings, or arms such as `SPR,GRPO locate`, separated by semicolons")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     out: Path = arguments.out

@@ -1,10 +1,11 @@
-"""Claims: 5,000 answers of 10 boxes per second and core, 30,000 of one box with `iou`, 2,000 boxes in under a second.
+"""Claims: 5,000 answers of 10 boxes per second and core, 30,000 of one box with `iou`, 2,000 boxes under a second.
 
 Measures what an adapter asks of the core for one sample: decode the truth's JSON, read the generated text in its
 dialect, and compute the reward. Times are CPU times of one process and a median over repetitions, since machines are
 shared. The truths differ from answer to answer, and are seen once before they are timed, as a trainer sees each group
 of answers to one prompt. The answers of 2,000 boxes are of several kinds, among them ones in which every box overlaps
-every object.
+every object. They are written in thousandths, in which many nested boxes coincide; in pixels, 2,000 nested boxes can
+take longer (RESULTS.md, "Rewards under attack").
 
     python benchmarks/bench_rewards.py [--answers 1000] [--repeats 5]
 """

@@ -13,8 +13,8 @@ The setting is that of `spr quickstart`; every arm trains on answers to as many 
 
 The first round of ``same``, with a third of the pairs, is the first one of ``fresh`` and of ``offline``, too.
 
-Interrupted, the same command resumes. Prints a table with the mean over the seeds, whose differences are paired by
-scene, then one line of JSON.
+Interrupted, the same command resumes. Prints a table of the metrics pooled over the seeds, whose differences are paired
+by scene, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def table(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for metric in METRICS:
         name = " ".join(metric)
-        print(f"\n| {name} | mean of {len(seeds)} seeds | per seed | − base | − {AGAINST} |\n|---|---|---|---|---|")
+        print(f"\n| {name} | {len(seeds)} seeds pooled | per seed | − base | − {AGAINST} |\n|---|---|---|---|---|")
         base, images = pooled(out, "base", metric, seeds)
         clusters = cluster_numbers(images)
         wide, _ = pooled(out, AGAINST, metric, seeds)

@@ -287,8 +287,10 @@ def test_verl_keeps_special_tokens_with_the_reward_manager(tokenizer):
     function = [OWN_FUNCTION[0], OWN_FUNCTION[1] + "f1"]
     for words in OWN_MANAGER:
         assert words in PAGE
-    with pytest.raises(RewardError, match=r"special token(?s:.*)pkg://spr.rewards.verl"):
-        run_verl(verl_manager(tokenizer, function), verl_data(tokenizer, [RIGHT], [truth()]))
+    stripping = verl_manager(tokenizer, function)
+    with pytest.raises(RewardError, match=r"special token(?s:.*)pkg://spr.rewards.verl"):  # noqa: PT012
+        for _ in range(16):
+            run_verl(stripping, verl_data(tokenizer, [RIGHT], [truth()]))
     manager = verl_manager(tokenizer, [*function, *OWN_MANAGER])
     scores = [run_verl(manager, verl_data(tokenizer, [text], [truth()]))["reward_score"] for text in ("no dog", RIGHT)]
     assert scores == [0, 1]

@@ -60,8 +60,8 @@ def export(
 ) -> ExportSummary:
     """Write a run's pairs, or its prompts, in the format of another trainer, with a dataset card.
 
-    A format has rows of one kind (`spr.exports.formats.Format.rows`). Those with prompts, whose names begin with
-    ``grpo-``, need a run with finished regions only. Rows about held-out images go into files of their own, the split
+    A format has rows of one kind (`spr.exports.formats.Format.rows`). Those with prompts need
+    a run with finished regions only. Rows about held-out images go into files of their own, the split
     ``test``. The folder appears when it is complete. What can't be used is left out, counted, and listed in
     ``left_out.jsonl``. If the folder already holds this export, nothing is done.
 
@@ -119,7 +119,7 @@ def _check_options(
         fix = "leave --dialect out; corrections come back to the run's own dialect"
         raise ConfigError(f"Format `{name}` does not convert texts", got=f"--dialect {dialect}", fix=fix)
     if prompts is not None and form.rows != "prompts":
-        formats = ", ".join(key for key in FORMATS if key.startswith("grpo-"))
+        formats = ", ".join(key for key in FORMATS if FORMATS[key].rows == "prompts")
         what = (
             f"Format `{name}` has pairs, and --tasks, --labels, --synonyms, --tokenizer and --questions are for prompts"
         )

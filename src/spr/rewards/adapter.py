@@ -13,7 +13,7 @@ from spr.grounding import get_dialect, parse
 from spr.rewards.answer import Answer
 from spr.rewards.combine import REWARDS, get_reward
 from spr.rewards.decoding import without_end
-from spr.rewards.rewards import measure
+from spr.rewards.rewards import duplicates, format_, precision, recall
 from spr.rewards.truth import Truth
 
 SpecialTokens: TypeAlias = Literal["check", "kept"]
@@ -150,8 +150,8 @@ class TrainerReward:
 
 def measures(answer: Answer, truth: Truth) -> dict[str, float]:
     """The `METRICS` of an answer, for the trainer's log."""
-    found = measure(answer, truth)
-    return {name: float(getattr(found, name)) for name in METRICS}
+    values = precision(answer, truth), recall(answer, truth), duplicates(answer, truth), format_(answer, truth)
+    return dict(zip(METRICS, map(float, values), strict=True))
 
 
 def text_of(completion: object) -> str:

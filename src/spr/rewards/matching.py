@@ -1,8 +1,4 @@
-"""Boxes of an answer assigned to objects, one to one, exactly and fast.
-
-Only boxes and objects that overlap can be assigned to each other, so that the assignment is solved for each connected
-group of overlapping ones by itself.
-"""
+"""Boxes of an answer assigned to objects, one to one."""
 
 from __future__ import annotations
 
@@ -11,15 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from spr.core import boxes as bx
 from spr.grounding.matching import reaches
 from spr.rewards.answer import Answer
 from spr.rewards.truth import Truth
-
-_SMALL = 32  # sides up to which a matrix is solved as a whole
 
 
 class Assignment(NamedTuple):
@@ -75,38 +67,6 @@ def best_pairs(values: bx.Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.i
 
     Pairs of value 0 are left out; rows ascend.
     """
-    if max(values.shape) <= _SMALL:
-        return _solved(values)
-    rows, columns = np.nonzero(values)
-    if not len(rows):
-        return rows, columns
-    total = sum(values.shape)
-    graph = csr_array((np.ones(len(rows), dtype=np.int8), (rows, columns + len(values))), shape=(total, total))
-    _, group = connected_components(graph, directed=False)
-    # Rows and columns by group; each group of overlapping ones is solved by itself.
-    own_rows, own_columns = np.unique(rows), np.unique(columns)
-    row_groups, column_groups = group[own_rows], group[own_columns + len(values)]
-    by_row, by_column = np.argsort(row_groups, kind="stable"), np.argsort(column_groups, kind="stable")
-    names = np.unique(row_groups)
-    row_cuts = np.searchsorted(row_groups[by_row], names)
-    column_cuts = np.searchsorted(column_groups[by_column], names)
-    found_rows, found_columns = [], []
-    for r, c in zip(
-        np.split(own_rows[by_row], row_cuts[1:]), np.split(own_columns[by_column], column_cuts[1:]), strict=True
-    ):
-        if len(r) == len(c) == 1:
-            found_rows.append(r)
-            found_columns.append(c)
-            continue
-        i, j = _solved(values[np.ix_(r, c)])
-        found_rows.append(r[i])
-        found_columns.append(c[j])
-    chosen, assigned = np.concatenate(found_rows), np.concatenate(found_columns)
-    order = np.argsort(chosen)
-    return chosen[order], assigned[order]
-
-
-def _solved(values: bx.Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     rows, columns = linear_sum_assignment(values, maximize=True)
     used = values[rows, columns] > 0
     return rows[used], columns[used]

@@ -73,19 +73,25 @@ def measure(answer: Answer, truth: Truth, threshold: float = THRESHOLD) -> Measu
     if not objects:
         right = float(rejects(answer))
         return Measures(right, right, right, right, right, 0, valid, boxes, 0)
-    pairs = _pairs(answer, truth, threshold)
-    fitting = int(reaches(overlaps(answer, truth), threshold).any(axis=0).sum()) if boxes else 0
     return Measures(
-        pairs / boxes if boxes else 0.0,
-        pairs / objects,
-        2 * pairs / (boxes + objects),
+        precision(answer, truth, threshold=threshold),
+        recall(answer, truth, threshold=threshold),
+        f1(answer, truth, threshold=threshold),
         sum(assign(answer, truth).ious) / objects,
         s_loc(answer, truth),
-        fitting - pairs,
+        duplicates(answer, truth, threshold),
         valid,
         boxes,
         objects,
     )
+
+
+def duplicates(answer: Answer, truth: Truth, threshold: float = THRESHOLD) -> int:
+    """The number of boxes that fit an object, by an IoU of at least ``threshold``, which another box already has."""
+    found = overlaps(answer, truth)
+    if not found.size:
+        return 0
+    return int((reaches(found, threshold) & (found > 0)).any(axis=0).sum()) - _pairs(answer, truth, threshold)
 
 
 def rejects(answer: Answer) -> bool:

@@ -44,6 +44,8 @@ class _VerlReward(TrainerReward):
 class VerlReward(_VerlReward):
     """A reward function for one answer, for verl's reward managers; made by `make`."""
 
+    patience = 16  # it gets one answer at a time
+
     def __call__(
         self,
         data_source: Any,

@@ -48,9 +48,9 @@ class _Found:
 class BoxChecks:
     """Counts what is wrong with boxes, batch by batch.
 
-    Memory does not grow with the data, but for 8 bytes per row to find rows that are there before, kept in a set. Two
-    different rows are taken for the same if their 64-bit hashes are equal, which a million rows show with a probability
-    of 3 · 10⁻⁸.
+    Memory does not grow with the data, but for about 70 bytes per row, in a set that finds rows that are there before.
+    Two different rows are taken for the same if their 64-bit hashes are equal, which a million rows show with a
+    probability of 3 · 10⁻⁸.
 
     Args:
         readings: The readings that may be asked for; the given one alone, if there is one.

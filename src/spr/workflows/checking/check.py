@@ -42,7 +42,8 @@ def check_data(
 ) -> CheckResult:
     """Check grounding data: which readings the numbers of its boxes fit, and what is wrong with rows and boxes.
 
-    Nothing is changed, loaded or fetched: the data are read once, and of images only the headers.
+    Nothing is changed or fetched, and no model is loaded: the data are read once, and of images only the headers. A
+    model's image processor is loaded if only it knows the number of image tokens.
 
     Args:
         path: COCO JSON, LLaVA or ShareGPT JSON, ms-swift JSON lines, LLaMA-Factory sharegpt, TRL rows (JSON lines or

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from spr.workflows.checking.converter import Converter, Refused
 from spr.workflows.checking.layouts import RowLayout
 from spr.workflows.checking.layouts.layout import WrongRow, stated_size
 from spr.workflows.checking.reading import DataFile
-from spr.workflows.checking.source import RawRow, raw_rows
+from spr.workflows.checking.source import RawRow, open_parquet, raw_rows
 
 Status: TypeAlias = Literal["changed", "unchanged", "refused"]
 REPORT = ".report.jsonl"
@@ -133,25 +132,25 @@ def _each(data: DataFile) -> Iterator[RawRow]:
 
 
 def fix_row(data: DataFile, layout: RowLayout, raw: RawRow, convert: Converter) -> tuple[Change, Any]:
-    """What happens to a row, and the row as it is written."""
+    """What happens to a row, and the row as it is written, for which ``raw`` is changed."""
     place = data.place(raw.number)
     if not isinstance(raw.value, dict):
         return Change(raw.number, place, "refused", reason=raw.problem or "not an object"), None
-    row = copy.deepcopy(raw.value)
+    row = raw.value
     try:
         slots = layout.slots(row)
         size = stated_size(row) or data.sizes.find(layout.image(row))
         done = [convert(slot, size) for slot in slots]
-        for slot, one in zip(slots, done, strict=True):
-            if one.text != slot.text:
-                slot.holder[slot.key] = one.text
         fields = layout.boxes(row)
     except (WrongRow, Refused, GroundingError) as error:
         what = f"{error.what}: {error.got}" if isinstance(error, GroundingError) and error.got is not None else error
         return Change(raw.number, place, "refused", reason=" ".join(str(what).split())), None
-    changed, boxes = row != raw.value, sum(one.boxes for one in done)
+    edited = [(slot, one.text) for slot, one in zip(slots, done, strict=True) if one.text != slot.text]
+    for slot, text in edited:
+        slot.holder[slot.key] = text
+    boxes = sum(one.boxes for one in done)
     lost = " ".join(filter(None, (one.lost for one in done)))
-    if changed:
+    if edited:
         return Change(raw.number, place, "changed", boxes, lost=lost), row
     reason = "the boxes are in `objects`, which the trainer writes in the model's format" if fields else ""
     return Change(raw.number, place, "unchanged", reason=reason), row
@@ -186,7 +185,7 @@ class _ParquetWriter:
     def __init__(self, data: DataFile, file: IO[bytes]) -> None:
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(data.path) as source:
+        with open_parquet(data.path) as source:
             self._schema = source.schema_arrow
         self._writer = pq.ParquetWriter(file, self._schema)
         self._rows: list[Any] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,12 @@ class DataFile:
             problems += [RowProblem(kind, raw.number, place, one_line(detail)) for kind, detail in fields.problems]
         return row
 
+    @cached_property
+    def _row_layouts(self) -> list[RowLayout]:
+        return row_layouts(self.path, self.kind)
+
     def _looks_like(self, own: RowLayout, value: Mapping[str, Any]) -> str:
-        others = (layout for layout in row_layouts(self.path, self.kind) if layout.name != own.name)
+        others = (layout for layout in self._row_layouts if layout.name != own.name)
         other = next((layout.name for layout in others if layout.fits(value)), None)
         return f"; it looks like {other}" if other else ""
 

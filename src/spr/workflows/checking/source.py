@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,9 @@ from spr.annotations.json_stream import JsonStream
 from spr.core.errors import InputError
 from spr.core.remote import RemotePath
 from spr.core.text_input import TextInput
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 Kind: TypeAlias = Literal["object", "list", "lines", "parquet"]
 """How a file holds its rows: a JSON object with lists, a JSON list, JSON lines, or Parquet."""
@@ -177,13 +180,20 @@ def decode_list(block: memoryview) -> list[Any] | None:
     return values
 
 
-def _parquet(path: Path) -> Iterator[list[RawRow]]:
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file, which is read into memory if it is in an object store."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    return pq.ParquetFile(pa.BufferReader(path.read_bytes()) if isinstance(path, RemotePath) else path)
+
+
+def _parquet(path: Path) -> Iterator[list[RawRow]]:
+    import pyarrow as pa
+
     number = 0
     try:
-        file = pq.ParquetFile(pa.BufferReader(path.read_bytes()) if isinstance(path, RemotePath) else path)
+        file = open_parquet(path)
         for batch in file.iter_batches(_PARQUET_ROWS):
             values = batch.to_pylist()
             yield [RawRow(number + k, value) for k, value in enumerate(values, start=1)]

@@ -25,10 +25,11 @@ __all__ = ["NAMES", "Layout", "ObjectLayout", "RowLayout", "choose_layout", "row
 
 def row_layouts(path: Path, kind: Kind) -> list[RowLayout]:
     """The layouts of files with one sample per row, the first of which wins where several fit."""
-    factory = llamafactory.layout_of(path)
+    columns = llamafactory.columns_of(path)
+    factory = llamafactory.layout_of(columns)
     rest = {"lines": [ms_swift.LAYOUT, factory], "parquet": [trl.LAYOUT, ms_swift.LAYOUT, factory]}
     order = [qwen_vl.LAYOUT, llava.LAYOUT, *rest.get(kind, [factory, ms_swift.LAYOUT]), trl.LAYOUT]
-    if llamafactory.columns_of(path).is_stated:
+    if columns.is_stated:
         order.insert(0, factory)
     return list(dict.fromkeys(order))
 

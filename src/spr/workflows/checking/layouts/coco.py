@@ -185,7 +185,7 @@ class Objects:
         else:
             category = entry.get("category_id")
             self._add_annotations(
-                [_Annotation(entry["image_id"], four, category if isinstance(category, int) else None)]
+                [_Annotation(entry["image_id"], four, category if isinstance(category, int | str) else None)]
             )
 
     def _add_categories(self, entries: list[_Category]) -> None:

@@ -63,14 +63,17 @@ class Roles:
         turns: The key of the list of turns.
         role: The key of the speaker.
         content: The key of the text.
-        user, assistant: The names of the two speakers.
+        assistant: The names of the speaker who answers.
     """
 
     turns: str
     role: str
     content: str
-    user: tuple[str, ...]
     assistant: tuple[str, ...]
+
+
+SHAREGPT = Roles("conversations", "from", "value", ("gpt", "assistant"))
+OPENAI = Roles("messages", "role", "content", ("assistant",))
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def turn_slots(turns: Any, roles: Roles, *, alone: SlotKind | None = None) -> It
     """The texts of the turns of a conversation; with ``alone``, all of them are of that kind.
 
     Raises:
-        WrongRow: if they are not a list of turns with a known speaker and a text.
+        WrongRow: if they are not a list of turns with a speaker and a text.
     """
     if not isinstance(turns, list):
         raise WrongRow(f"`{roles.turns}` is not a list")

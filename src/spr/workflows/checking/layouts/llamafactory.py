@@ -16,6 +16,8 @@ from spr.core.errors import InputError
 from spr.core.paths import is_file
 from spr.core.text_input import read_text
 from spr.workflows.checking.layouts.layout import (
+    OPENAI,
+    SHAREGPT,
     ImageName,
     Roles,
     RowLayout,
@@ -27,15 +29,13 @@ from spr.workflows.checking.layouts.layout import (
 )
 
 INFO = "dataset_info.json"
-_SHAREGPT = Roles("conversations", "from", "value", ("human",), ("gpt",))
-_OPENAI = Roles("messages", "role", "content", ("user",), ("assistant",))
 
 
 @dataclass(frozen=True)
 class Columns:
     """The names that an entry of ``dataset_info.json`` gives; ``roles`` are tried in their order."""
 
-    roles: tuple[Roles, ...] = (_SHAREGPT, _OPENAI)
+    roles: tuple[Roles, ...] = (SHAREGPT, OPENAI)
     images: str = "images"
     chosen: str = "chosen"
     rejected: str = "rejected"
@@ -67,16 +67,14 @@ def _columns(entry: Mapping[str, Any]) -> Columns:
         str(names.get("messages", "conversations")),
         str(tags.get("role_tag", "from")),
         str(tags.get("content_tag", "value")),
-        (str(tags.get("user_tag", "human")),),
         (str(tags.get("assistant_tag", "gpt")),),
     )
     others = {key: str(names[key]) for key in ("images", "chosen", "rejected") if key in names}
     return Columns((roles,), is_stated=True, **others)
 
 
-def layout_of(path: Path) -> RowLayout:
-    """The layout, with the columns that ``dataset_info.json`` gives to a file."""
-    columns = columns_of(path)
+def layout_of(columns: Columns) -> RowLayout:
+    """The layout, with the columns of a file."""
 
     def roles_of(row: Mapping[str, Any]) -> Roles | None:
         for roles in columns.roles:

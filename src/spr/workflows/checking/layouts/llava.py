@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spr.workflows.checking.layouts.layout import ImageName, Roles, RowLayout, Slot, first_image, turn_slots
-
-ROLES = Roles("conversations", "from", "value", ("human", "user"), ("gpt", "assistant"))
+from spr.workflows.checking.layouts.layout import SHAREGPT, ImageName, RowLayout, Slot, first_image, turn_slots
 
 
 def _fits(row: Mapping[str, Any]) -> bool:
@@ -21,7 +19,7 @@ def _fits(row: Mapping[str, Any]) -> bool:
 
 
 def _slots(row: Mapping[str, Any]) -> list[Slot]:
-    return list(turn_slots(row.get("conversations"), ROLES))
+    return list(turn_slots(row.get("conversations"), SHAREGPT))
 
 
 def _image(row: Mapping[str, Any]) -> ImageName:

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 
 from spr.workflows.checking.layouts.layout import (
+    OPENAI,
     FieldBoxes,
     ImageName,
-    Roles,
     RowLayout,
     Slot,
     WrongRow,
@@ -26,7 +26,6 @@ from spr.workflows.checking.layouts.layout import (
 )
 from spr.workflows.checking.rows import Numbers, Stated
 
-ROLES = Roles("messages", "role", "content", ("user",), ("assistant",))
 TYPES: dict[str, Stated] = {"real": "xyxy_pixels", "norm1": "xyxy_norm1", "norm1000": "xyxy_norm1000"}
 _PLACEHOLDER = "<bbox>"
 
@@ -41,7 +40,7 @@ def _fits(row: Mapping[str, Any]) -> bool:
 
 
 def _slots(row: Mapping[str, Any]) -> list[Slot]:
-    slots = list(turn_slots(row.get("messages"), ROLES))
+    slots = list(turn_slots(row.get("messages"), OPENAI))
     rejected = row.get("rejected_response")
     if isinstance(rejected, str):
         slots.append(Slot(row, "rejected_response", "rejected"))

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from spr.workflows.checking.layouts.layout import (
+    SHAREGPT,
     ImageName,
-    Roles,
     RowLayout,
     Slot,
     WrongRow,
@@ -22,7 +22,6 @@ from spr.workflows.checking.layouts.layout import (
     turn_slots,
 )
 
-ROLES = Roles("conversations", "from", "value", ("user", "human"), ("assistant", "gpt"))
 _IMAGE = re.compile(r"<img>([^<]*+)</img>")
 _MARKUP = re.compile(r"<box>\s*\(|<\|box_start\|>|\"bbox_2d\"|\"point_2d\"")
 
@@ -38,7 +37,7 @@ def _fits(row: Mapping[str, Any]) -> bool:
 
 
 def _slots(row: Mapping[str, Any]) -> list[Slot]:
-    return list(turn_slots(row.get("conversations"), ROLES))
+    return list(turn_slots(row.get("conversations"), SHAREGPT))
 
 
 def _image(row: Mapping[str, Any]) -> ImageName:

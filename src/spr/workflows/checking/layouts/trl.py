@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from spr.workflows.checking.layouts.layout import (
+    OPENAI,
     ImageName,
-    Roles,
     RowLayout,
     Slot,
     SlotKind,
@@ -20,7 +20,6 @@ from spr.workflows.checking.layouts.layout import (
     turn_slots,
 )
 
-ROLES = Roles("messages", "role", "content", ("user",), ("assistant",))
 _COLUMNS: tuple[tuple[str, SlotKind], ...] = (
     ("prompt", "prompt"),
     ("completion", "answer"),
@@ -39,7 +38,7 @@ def _fits(row: Mapping[str, Any]) -> bool:
 
 def _slots(row: Mapping[str, Any]) -> list[Slot]:
     if isinstance(row.get("messages"), list):
-        return list(turn_slots(row["messages"], ROLES))
+        return list(turn_slots(row["messages"], OPENAI))
     if not any(key in row for key in ("completion", "chosen", "rejected")):
         raise WrongRow("no `messages`, `completion` or `chosen`")
     slots: list[Slot] = []
@@ -49,7 +48,7 @@ def _slots(row: Mapping[str, Any]) -> list[Slot]:
             slots.append(Slot(row, key, kind))
         elif isinstance(value, list):
             # In the implicit format, `chosen` and `rejected` begin with the prompt's turns.
-            turns = turn_slots(value, ROLES)
+            turns = turn_slots(value, OPENAI)
             slots += [slot if slot.kind == "prompt" else slot._replace(kind=kind) for slot in turns]
         elif value is not None:
             raise WrongRow(f"`{key}` is neither a text nor a list of turns")
