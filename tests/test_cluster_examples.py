@@ -432,7 +432,7 @@ class Nodes:
         ]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_two_nodes_share_the_steps_of_one_training(cluster, mllm_folder):
     nodes = Nodes(cluster, str(mllm_folder("llava_onevision")))
     assert nodes.train().count("training: 2 steps on 6 pairs") == 1  # the first process alone prints
