@@ -172,6 +172,7 @@ def test_every_job_file_is_shown_on_a_page_that_says_what_users_need():
             assert re.search(rf"^(## |\*\*){topic}", page, re.MULTILINE), (name, topic)
 
 
+@pytest.mark.processes
 def test_one_machine_makes_the_pairs_and_then_trains_on_all_gpus(cluster):
     from accelerate.commands.launch import launch_command_parser
 
