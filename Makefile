@@ -11,17 +11,26 @@ INSTALL_OPTIONS ?=
 INSTALL = $(BIN)/python -m pip install $(INSTALL_OPTIONS) --disable-pip-version-check -c constraints.txt
 OUT ?= runs/quickstart
 
-.PHONY: quickstart test test-all chromium lint format docs clean
+.PHONY: quickstart test test-slow test-all chromium lint format docs clean
 
 # The quickstart needs only the extra `models`, not the tools for tests and documentation.
-quickstart: $(if $(wildcard $(STAMP))$(filter lint format test test-all,$(MAKECMDGOALS)),$(STAMP),$(MODELS_STAMP))
+quickstart: $(if $(wildcard $(STAMP))$(filter lint format test test-slow test-all,$(MAKECMDGOALS)),$(STAMP),$(MODELS_STAMP))
 	$(BIN)/spr quickstart --out $(OUT)
 
 # Two workers with one thread each, because threads compete if there are more of them than cores. All tests of a file run in
 # one worker, so that what they share is made once. Files are taken in the order that tests/conftest.py gives them.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
-test: $(STAMP) chromium
-	$(PYTEST) -m "not long"
+
+# Each test is in one of these or is `long`, which only `make test-all` runs; tests/test_makefile.py checks it. A change must
+# pass both, as .ci/run does. Modules that are compiled once make the second start, and processes that tests start, faster.
+QUICK := not slow and not browser and not processes and not long
+SLOW := (slow or browser or processes) and not long
+unexport PYTHONDONTWRITEBYTECODE
+test: $(STAMP)
+	$(PYTEST) -m "$(QUICK)"
+
+test-slow: $(STAMP) chromium
+	$(PYTEST) -m "$(SLOW)" --durations=10
 
 # All tests, with a coverage report in htmlcov/ and the slowest tests listed.
 test-all: $(STAMP) chromium
@@ -46,7 +55,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(if $(wildcard $(STAMP))$(filter lint format test test-all,$(MAKECMDGOALS)),$(STAMP),$(DOCS_STAMP))
+docs: $(if $(wildcard $(STAMP))$(filter lint format test test-slow test-all,$(MAKECMDGOALS)),$(STAMP),$(DOCS_STAMP))
 	$(BIN)/mkdocs build --strict
 
 $(BIN)/python:

@@ -56,7 +56,7 @@ def browser():
 
 def pytest_collection_modifyitems(items):
     # Files with slow tests come first, so that all workers have something to do until the end.
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "processes")))}
     items.sort(key=lambda item: item.path not in slow)
 
 

@@ -172,6 +172,7 @@ def test_every_job_file_is_shown_on_a_page_that_says_what_users_need():
             assert re.search(rf"^(## |\*\*){topic}", page, re.MULTILINE), (name, topic)
 
 
+@pytest.mark.processes
 def test_one_machine_makes_the_pairs_and_then_trains_on_all_gpus(cluster):
     from accelerate.commands.launch import launch_command_parser
 
@@ -432,7 +433,7 @@ class Nodes:
         ]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_two_nodes_share_the_steps_of_one_training(cluster, mllm_folder):
     nodes = Nodes(cluster, str(mllm_folder("llava_onevision")))
     assert nodes.train().count("training: 2 steps on 6 pairs") == 1  # the first process alone prints

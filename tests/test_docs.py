@@ -127,6 +127,7 @@ def inside(folder, monkeypatch):
         invoke(["run", "mine.yaml", "--out", "runs/mine"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_the_commands_run_one_after_another():
     ran = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_dozen_kills_lose_nothing_and_change_no_byte():
     command = [sys.executable, Path(__file__).with_name("kills.py"), "--light", "--kills", "12", "--seed", "14"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

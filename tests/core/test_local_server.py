@@ -20,11 +20,12 @@ def server():
         return problem(404, "not found")
 
     made = LocalServer(answer, largest=10)
-    thread = threading.Thread(target=made.serve)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
+    with made:
+        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
 
 
 def send(server, method, path, body=None, **headers):
@@ -88,3 +89,15 @@ def test_it_listens_on_this_machine_alone_and_tokens_differ(server):
     assert len(server.token) >= 32
     with LocalServer(lambda *_: None) as other:
         assert other.token != server.token
+
+
+def test_after_a_shutdown_the_port_is_free():
+    made = LocalServer(lambda *_: Reply(b"page", "text/html"))
+    thread = threading.Thread(target=made.serve)
+    thread.start()
+    assert send(made, "GET", f"/{made.token}/")[0] == 200
+    made.shutdown()
+    thread.join(10)
+    assert not thread.is_alive()
+    with LocalServer(lambda *_: None, made.server_port) as again:
+        assert again.server_port == made.server_port

@@ -145,7 +145,6 @@ def test_exporting_only_the_processor_keeps_the_weights_and_needs_a_folder(tmp_p
     assert (tmp_path / "preprocessor_config.json").exists()
 
 
-@pytest.mark.slow
 def test_trls_grpo_trainer_takes_the_describers_folder(tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer

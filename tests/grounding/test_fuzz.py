@@ -262,6 +262,7 @@ def test_an_answer_that_is_cut_anywhere_keeps_what_is_before_the_cut(key: str, k
     assert counts[-1] == len(getattr(whole, kind)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize(
     "piece",

@@ -16,8 +16,6 @@ from spr.models.fakes import FakeDescriber
 from spr.models.registry import release
 from spr.pipeline.runner import run
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def begun(make_dataset, tmp_path_factory):
@@ -94,6 +92,7 @@ run(make_config(yaml.safe_load(open(sys.argv[1]))), pathlib.Path(sys.argv[2]))
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("kind", "method", "calls"),
     [("FakeDescriber", "describe", 1), ("FakeScorer", "embed_views", 0), ("FakeDetector", "detect", 2)],

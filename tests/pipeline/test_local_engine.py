@@ -19,8 +19,6 @@ from spr.pipeline.runner import run
 from spr.pipeline.stage import STAGES
 from spr.runs.store import StageStore
 
-pytestmark = pytest.mark.slow
-
 SECTIONS = {"annotations": {"path": "a", "images": "b"}}
 
 
@@ -40,6 +38,7 @@ def faulty_run(whole, tmp_path, monkeypatch):
     return make_config({**raw, "describer": {"backend": "faulty", "num_processes": 2}}), faults
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("count", [2, 4])
 def test_models_in_several_processes_give_the_same_bytes(count, whole, tmp_path):
     raw, expected = whole
@@ -48,6 +47,7 @@ def test_models_in_several_processes_give_the_same_bytes(count, whole, tmp_path)
     assert table_files(tmp_path / "run") == table_files(expected)
 
 
+@pytest.mark.processes
 def test_a_killed_process_stops_the_run_with_one_message_and_it_resumes(faulty_run, whole, tmp_path):
     config, faults = faulty_run
     (faults / "kill-1").touch()
@@ -57,6 +57,7 @@ def test_a_killed_process_stops_the_run_with_one_message_and_it_resumes(faulty_r
     assert table_files(tmp_path / "run") == table_files(whole[1])
 
 
+@pytest.mark.processes
 def test_an_error_in_a_process_is_the_error_of_the_run_and_finished_shards_stay(faulty_run, whole, tmp_path):
     config, faults = faulty_run
     (faults / "refuse-1").touch()
@@ -67,6 +68,7 @@ def test_an_error_in_a_process_is_the_error_of_the_run_and_finished_shards_stay(
     assert table_files(tmp_path / "run") == table_files(whole[1])
 
 
+@pytest.mark.processes
 def test_ctrl_c_stops_processes_that_work_on_a_long_shard_at_once(faulty_run, whole, tmp_path):
     config, faults = faulty_run
     (faults / "sleep-always").touch()
@@ -87,6 +89,7 @@ def test_ctrl_c_stops_processes_that_work_on_a_long_shard_at_once(faulty_run, wh
     assert table_files(tmp_path / "run") == table_files(whole[1])
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("guard", [False, True])
 def test_a_script_without_a_main_guard_is_not_repeated_by_worker_processes(guard, whole, tmp_path):
     raw, expected = whole

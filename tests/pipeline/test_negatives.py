@@ -151,6 +151,7 @@ def test_the_stage_runs_only_if_asked_for_and_leaves_the_pairs_as_they_are(confi
     assert Counter(row["kind"] for row in rows(tmp_path / "more", "negatives")).keys() == {"absent", "present"}
 
 
+@pytest.mark.processes
 def test_any_number_of_processes_and_an_interruption_give_the_same_bytes(config, tmp_path):
     run(config(negatives=3), tmp_path / "one")
     run(config(negatives=3), tmp_path / "two", workers=2)

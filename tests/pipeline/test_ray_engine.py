@@ -21,7 +21,7 @@ from spr.runs.store import StageStore
 
 ray = pytest.importorskip("ray")
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*:FutureWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning")
 LOCAL = {"name": "ray", "address": "local"}
 
 
@@ -44,6 +44,7 @@ def faulty_config(raw, **describer):
     return make_config({**raw, "engine": LOCAL, "describer": {"backend": "faulty", "num_processes": 2, **describer}})
 
 
+@pytest.mark.processes
 def test_a_killed_actor_and_one_with_a_broken_gpu_are_replaced_and_the_bytes_stay_the_same(faults, whole, tmp_path):
     raw, expected = whole
     (faults / "kill-1").touch()
@@ -279,6 +280,7 @@ def sessions():
     return tempfile.TemporaryDirectory(prefix="ray", dir="/tmp")
 
 
+@pytest.mark.processes
 def test_an_address_without_a_cluster_is_an_error_that_says_what_to_do(whole, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")
     raw, _ = whole

@@ -286,6 +286,7 @@ def test_shards_beyond_the_sample_are_removed_also_after_an_interruption(undistu
     assert files(tmp_path / "run") == whole
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("syncs", [0, 2, 5, 9, 14, 20, 27, 35, 44, 60])
 def test_a_run_that_was_killed_resumes_to_the_same_bytes(undisturbed, tmp_path, syncs):
     path, raw, whole = undisturbed
@@ -296,6 +297,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_bytes(undisturbed, tmp_path, 
     assert files(tmp_path / "run") == whole
 
 
+@pytest.mark.processes
 def test_workers_die_with_a_killed_run_and_the_next_run_is_complete(undisturbed, tmp_path):
     path, raw, whole = undisturbed
     command = [sys.executable, "-m", "spr", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
@@ -338,6 +340,7 @@ cli.main()
 """
 
 
+@pytest.mark.processes
 def test_ctrl_c_stops_with_a_message_and_keeps_finished_shards(undisturbed, tmp_path):
     path, raw, whole = undisturbed
     command = [sys.executable, "-c", SLOW, "run", str(path), "--out", str(tmp_path / "run")]

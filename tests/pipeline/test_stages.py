@@ -182,6 +182,7 @@ STAGE = Stage("ids", version=1, unit="ids", kind="query", schema=SCHEMA, process
 """
 
 
+@pytest.mark.processes
 def test_a_stage_of_an_installed_package_runs_from_the_command_line_in_worker_processes(dataset, tmp_path, monkeypatch):
     (tmp_path / "my_stage.py").write_text(PACKAGE)
     info = tmp_path / "my_stage-1.0.dist-info"

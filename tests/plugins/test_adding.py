@@ -150,7 +150,6 @@ def test_a_dialect_is_read_written_and_described_in(workspace):
     workspace.run("spr export runs/corners --format llava --out exported/corners --dialect ferret")
 
 
-@pytest.mark.slow
 def test_a_model_family_describes_and_trains(workspace):
     model = workspace.folder / "models" / "my-llava"
     shutil.copytree(WEIGHTS / "describer", model)
@@ -167,7 +166,6 @@ def test_a_model_family_describes_and_trains(workspace):
     assert (workspace.folder / "runs/family-pairs/adapter/adapter_model.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_one_entry_is_enough_for_a_family_of_transformers(workspace):
     words = tokenizer(["<s>", "</s>", "<image>", "<pad>"], bos="<s>", eos="</s>", pad="<pad>")
     grid = [[42, 84], [84, 42], [84, 84]]
@@ -268,7 +266,6 @@ def test_a_scorer_gives_the_semantic_score(workspace):
     assert all(0 <= value <= 1 + 1e-6 for value in ours)
 
 
-@pytest.mark.slow
 def test_a_loss_trains_an_adapter(workspace):
     workspace.run_guide("a-loss")
     folder = workspace.folder / "runs" / "mine"

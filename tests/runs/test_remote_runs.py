@@ -173,6 +173,7 @@ def test_a_folder_that_is_no_run_is_left_alone(config, bucket):
 # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "pattern", "every"),
     [

@@ -14,8 +14,6 @@ from spr.training.pairs import trl_pairs
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
 
-pytestmark = pytest.mark.slow
-
 FAMILIES = ["llava_onevision", "llava", "qwen2_vl", "qwen2_5_vl"]
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import warm_python
 from spr.training.pairs import trl_pairs
 from spr.training.trainer import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 
 # Both processes: whole weights (DDP) and sharded ones (FSDP2), each undisturbed and with a stop behind the second step,
 # and with batches of four pairs beside batches of two.

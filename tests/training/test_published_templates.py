@@ -79,7 +79,6 @@ def test_the_trained_tokens_are_those_that_generation_gives(name, processor_of, 
     assert one.chosen.tolist().index(processor.tokenizer.eos_token_id) == len(one.chosen) - 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_trl_trains_on_what_follows_the_common_beginning(name, processor_of, pair_rows):
     from trl.trainer.dpo_trainer import DataCollatorForVisionPreference

@@ -16,8 +16,6 @@ from spr.training.pairs import trl_pairs
 from spr.training.stopping import InterruptedTrainingError, interrupts
 from spr.training.trainer import train
 
-pytestmark = pytest.mark.slow
-
 # One process that imports all and then has children train: each kills itself before its Nth sync of a file, N growing,
 # so that every kind of file is met half-written. Nothing is computed before a child is begun, nor are threads set: the
 # first two threads of a child would race for the pool that it inherits, and PyTorch would fail ("Invalid thread pool").
@@ -116,6 +114,7 @@ def whole(model, pairs, resumable, tmp_path_factory):
     return out
 
 
+@pytest.mark.processes
 def test_a_training_killed_at_any_file_it_writes_ends_with_the_losses_of_an_undisturbed_one(
     model, pairs_folder, resumable, whole, tmp_path
 ):

@@ -32,12 +32,13 @@ class Served:
         self.session = ReviewSession(run, self.file, reviewer)
         self.server = LocalServer(json_only(self.session.answer), **options)
         self.address = self.server.address
-        self._thread = threading.Thread(target=self.server.serve, daemon=True)
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     def stop(self):
         self.server.shutdown()
         self._thread.join(10)
+        self.server.server_close()
         self.file.__exit__()
 
 

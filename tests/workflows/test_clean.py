@@ -149,7 +149,6 @@ def test_files_of_a_living_process_stay(run):
     assert path.is_file()
 
 
-@pytest.mark.slow
 def test_a_cleaned_run_is_still_trained_reported_and_merged(make_dataset, tmp_path):
     from spr.report.page import write_report
     from spr.training.checkpoint import merge_adapter

@@ -107,6 +107,7 @@ def rows_of(folder):
     return [row for table in StageStore(folder).tables() for row in table.to_pylist()]
 
 
+@pytest.mark.slow
 def test_from_annotations_to_pairs_to_a_trained_adapter_to_figures(
     writer, make_dataset, clip_folder, owlv2_folder, tmp_path, ask, picture
 ):

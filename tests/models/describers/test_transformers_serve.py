@@ -27,7 +27,10 @@ from spr.models.describers.openai import OpenAiDescriber
 from spr.pipeline.runner import run
 from spr.runs.store import StageStore
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="`transformers serve` needs openai")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="`transformers serve` needs openai"),
+]
 
 SERVE = "from transformers.cli.transformers import main; main()"
 WITHOUT_VIDEO = """
