@@ -1,8 +1,8 @@
 """Matrix products on the CPU: oneDNN's in place of the BLAS library's for float32.
 
-PyTorch's builds for x86 multiply float32 matrices with MKL, which uses AVX-512 on Intel's processors only. oneDNN, which
-these builds contain as well, chooses by what the processor can do: on an AMD EPYC of 2024 it takes half the time. Its
-results are float32 products like MKL's, and differ from them by rounding alone.
+PyTorch's builds for x86 multiply float32 matrices with MKL, whose fastest code is for Intel's processors. oneDNN, which
+these builds contain as well, chooses by what the processor can do: on an AMD EPYC with AVX-512 it takes half the time.
+Its results are float32 products like MKL's, and differ from them by rounding alone.
 """
 
 from __future__ import annotations

@@ -40,14 +40,11 @@ def speed_up_layers(model: nn.Module) -> None:
 
 
 def _frozen(layer: nn.Linear, before: Any, inputs: Tensor) -> Tensor:
-    if (
-        torch.is_autocast_enabled(inputs.device.type)
-        or layer.weight.requires_grad
-        or inputs.dtype != layer.weight.dtype
-    ):
+    weight = layer.weight
+    if torch.is_autocast_enabled(inputs.device.type) or weight.requires_grad or inputs.dtype != weight.dtype:
         output: Tensor = before(inputs)
         return output
-    return frozen_linear(inputs, layer.weight, layer.bias)
+    return frozen_linear(inputs, weight, layer.bias)
 
 
 def _adapted(layer: Any, before: Any, inputs: Tensor, *args: Any, **options: Any) -> Tensor:
