@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spr.config import TrainingConfig
 from spr.config.backends import LOSSES
+from spr.models.products import linear
 
 CHUNK = 1024
 """Answer tokens whose logits are in memory at a time: 0.6 GB in float32 with a vocabulary of 150,000."""
@@ -296,12 +297,12 @@ def _logps(hidden: Tensor, labels: Tensor, head: nn.Module, softcap: float | Non
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        logits = nn.functional.linear(hidden, weight, bias).float()
+        logits = linear(hidden, weight, bias).float()
         total = logits.logsumexp(-1)
         logps = logits.gather(-1, labels[:, None])[:, 0] - total
         if ctx.needs_input_grad[0]:
             probabilities = logits.sub_(total[:, None]).exp_().to(weight.dtype)
-            ctx.save_for_backward(weight[labels] - probabilities @ weight)
+            ctx.save_for_backward(weight[labels] - linear(probabilities, weight.t()))
         return logps
 
     @staticmethod

@@ -16,6 +16,7 @@ from spr.core.ordered_map import ordered_map
 from spr.core.progress import Progress
 from spr.core.terminal import count_text
 from spr.training.encoding import PlannedPair
+from spr.training.kept_memory import kept_memory
 from spr.training.loss import (
     difficulty_weights,
 )
@@ -47,7 +48,8 @@ def reference_logps(session: Session, shared: Path, known: Path | None, tell: Ca
     peft, starts_anew = session.trainee.model.peft, session.settings.init_adapter is None
     as_before = peft.disable_adapter() if starts_anew else nullcontext()
     progress = Progress("reference", len(all_pairs), "pairs", done=len(all_pairs) - len(missing))
-    with progress, interrupts() as interrupted, torch.no_grad(), as_before:
+    memory = kept_memory(active=accelerator.device.type == "cpu")
+    with progress, interrupts() as interrupted, torch.no_grad(), as_before, memory:
         processed_batches = ordered_map(session.process, own_batches)
         for number, (group, (own, processed)) in enumerate(zip(rounds, processed_batches, strict=True), start=1):
             with clear_memory_errors(own, session.settings, step=False):

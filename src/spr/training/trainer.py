@@ -35,7 +35,9 @@ from spr.training.checkpoint import (
 )
 from spr.training.encoding import PlannedPair, ProcessedPair, context_length, plan_digest
 from spr.training.held_out import Best, Evaluate, best_folder, copy_best, keep_only, mean
+from spr.training.kept_memory import kept_memory
 from spr.training.log import Meter, TrainingLog, check_trackers
+from spr.training.lora_layers import speed_up_layers
 from spr.training.loss import (
     needs_reference,
     needs_rejected,
@@ -214,6 +216,8 @@ def train(
             tell(f"Warning: {cue.warning}")
     parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    if accelerator.distributed_type in UNSHARDED:
+        speed_up_layers(trainee.model.base)
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
@@ -287,7 +291,7 @@ def _take_steps(
     own = [sum(not planned[k].pair.mixed for batch in step for k in batch) for step in steps]
     own_seen = list(accumulate(own))
     shift, shifts = before.get("reward_shift", 0.0), needs_reward_shift(settings)
-    with log, interrupts() as interrupted:
+    with log, interrupts() as interrupted, kept_memory(active=accelerator.device.type == "cpu"):
         batches = _own_batches(session, steps[first:])
         for number, step in enumerate(steps[first:], start=first + 1):
             peak, warmup, schedule = settings.learning_rate, settings.warmup_ratio, settings.lr_scheduler_type

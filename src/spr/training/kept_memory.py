@@ -1,0 +1,38 @@
+"""Freed memory is kept for the next tensor, instead of being returned to the operating system.
+
+The C library of Linux (glibc) gives each large block of memory back as soon as it is freed, and the kernel clears the
+pages of the next one. For the tensors of a training step on the CPU, this takes as long as the arithmetic on them that
+is not a matrix product: 20 ms instead of 3 ms for one operation on 39 MB.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+"""Parameters of ``mallopt``, from glibc's <malloc.h>."""
+_AS_SHIPPED = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 131_072), (_TRIM_THRESHOLD, 131_072), (_TOP_PAD, 131_072))
+"""glibc's own values (mallopt(3))."""
+
+
+@contextmanager
+def kept_memory(*, active: bool) -> Iterator[None]:
+    """Context in which this process keeps the memory that it frees, if ``active`` and its C library is glibc.
+
+    Freed memory is returned at the end.
+    """
+    if not active or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_MMAP_MAX, 0)
+    library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        for parameter, value in _AS_SHIPPED:
+            library.mallopt(parameter, value)
+        library.malloc_trim(0)
