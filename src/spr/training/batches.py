@@ -58,7 +58,7 @@ class Batch:
     Attributes:
         input_ids: ``(S, T)`` int64, padded on the right.
         positions: ``(axes, S, T)`` int64.
-        mask: If the prefix is shared, ``(S, 1, T, T)`` bool, true where the row's token attends to the column's, or None
+        mask: If the prefix is shared, ``(S, 1, T, T)`` bool, true where the row's token attends to the column's; None
             if it was not asked for. Else ``(S, T)`` int64, 1 for tokens and 0 for padding.
         begin: Number of leading rows before the first one that predicts an answer token, over all sequences. The mask
             is plain causal there, unless there are ``image_tokens``.
@@ -105,8 +105,8 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool, dense: bool
 
     If ``shared``, a pair is one sequence, [prompt | chosen | rejected]: the rejected answer attends to the prompt but
     not to the chosen answer, and both answers start at the position after the prompt. Else a pair is two sequences:
-    first [prompt | chosen] of all pairs, then [prompt | rejected]. Without ``dense``, the mask of a shared prefix is not
-    made, for kernels that work by the pairs' places.
+    first [prompt | chosen] of all pairs, then [prompt | rejected]. Without ``dense``, the mask of a shared prefix is
+    None, for kernels that need only the pairs' places.
     """
     count = len(pairs)
     chosen = [(owner, pair.chosen, pair.chosen_weights) for owner, pair in enumerate(pairs)]
@@ -143,7 +143,7 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool, dense: bool
             weights += [] if weight is None else [weight]
         token_types[row, prompt:end] = 1
         if shared:
-            spans.append(PairSpan(row, 0, *starts, end))
+            spans.append(PairSpan(row, 0, starts[0], starts[1], end))
         if mask is not None:
             mask[row, :end] = 1
     if shared and dense:
