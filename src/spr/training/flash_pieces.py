@@ -114,7 +114,7 @@ def causal_attention(
     """
     places = (pieces.query_ends, pieces.key_ends, pieces.most_queries, pieces.most_keys)
     if is_flash_attn_2_available():
-        (_, flash, *_), _ = lazy_import_flash_attention("flash_attention_2")
+        flash = lazy_import_flash_attention("flash_attention_2")[0][1]
         names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
         options: dict[str, Any] = dict(zip(names, places, strict=True))
         if softcap:  # versions before 2.6 don't know it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,6 +37,4 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainingConfig)
 
 def adamw_8bit() -> Any:
     """The class of bitsandbytes."""
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit
+    return import_module("bitsandbytes.optim").AdamW8bit
