@@ -39,6 +39,10 @@ def test_memory_follows_the_stated_formulas():
     assert model_sizes.describing_memory(SMALL, describer) == 20_000 + keys + 2 * GIB
     assert model_sizes.vision_cache_bytes(SMALL, training, 10) == 10 * 5 * 8 * 2
     assert model_sizes.checkpoint_bytes(SMALL, training) == 28 * adapter
+    # With moments in 8 bits, 2 bytes instead of 8 per parameter.
+    in_8_bits = training.model_copy(update={"optim": "adamw_8bit"})
+    assert model_sizes.training_memory(SMALL, in_8_bits) == 20_000 + 10 * adapter + 2 * layer + 2 * GIB
+    assert model_sizes.checkpoint_bytes(SMALL, in_8_bits) == 16 * adapter
 
 
 # GiB that benchmarks/sizes.py, which follows every tensor, gives with 8 descriptions per batch and 2 pairs per step.

@@ -122,6 +122,9 @@ class TrainingConfig(Section):
     """Share of the steps, 0..1, for the linear warm-up of the learning rate (our choice)."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate schedule after the warm-up: cosine or linear decay to 0, or constant (our choice)."""
+    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """Optimizer: AdamW (supplement, Sec. 2), or AdamW with its moments in 8 bits, which saves 6 bytes per trained
+    parameter and needs the package bitsandbytes."""
     weight_decay: Float = Field(default=0.0, ge=0)
     """Weight decay of AdamW (our choice: 0)."""
     max_grad_norm: Float | None = Field(default=1.0, gt=0)
@@ -137,8 +140,9 @@ class TrainingConfig(Section):
     weights and gradients are always float32."""
     load_in_4bit: bool = False
     """Load the frozen weights in 4 bits (QLoRA), with the package bitsandbytes and a GPU."""
-    attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """Attention implementation of transformers; `flash_attention_2` does not support prefix sharing."""
+    attn_implementation: Literal["sdpa", "flash_attention_2", "flex_attention", "eager"] = "sdpa"
+    """Attention implementation of transformers. `flash_attention_2` and `flex_attention` need a GPU, and compute a
+    shared prefix without a dense mask; `flex_attention` is for the shared prefix only."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: saves memory, takes about a third more time."""
     prefix_sharing: Literal["auto", "shared", "separate"] = "auto"

@@ -16,7 +16,7 @@ from spr.report.environment import version_of
 BASE = ("numpy", "pillow", "pyarrow", "msgspec", "pydantic", "scipy")
 OPTIONAL = {
     **dict.fromkeys(("torch", "transformers", "peft", "accelerate", "datasets"), "extra `models`"),
-    "bitsandbytes": "optional: 4-bit base models",
+    "bitsandbytes": "optional: 4-bit base models, 8-bit optimizer",
     "httpx": "optional: describers behind a server",
     "torchvision": "optional: the full processors of some model families",
 }

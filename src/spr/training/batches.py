@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,19 @@ class EncodedPair:
     image_tokens: Tensor | None = None
 
 
+class PairSpan(NamedTuple):
+    """Where a pair is in a batch with a shared prefix: columns ``start`` to ``end`` of the sequence ``row``.
+
+    The prompt is ``start:chosen``, the chosen answer ``chosen:rejected``, the rejected one ``rejected:end``.
+    """
+
+    row: int
+    start: int
+    chosen: int
+    rejected: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """B pairs as S sequences of at most T tokens; S is B if the prefix is shared, else 2 B.
@@ -44,8 +58,8 @@ class Batch:
     Attributes:
         input_ids: ``(S, T)`` int64, padded on the right.
         positions: ``(axes, S, T)`` int64.
-        mask: If the prefix is shared, ``(S, 1, T, T)`` bool, true where the row's token attends to the column's. Else
-            ``(S, T)`` int64, 1 for tokens and 0 for padding.
+        mask: If the prefix is shared, ``(S, 1, T, T)`` bool, true where the row's token attends to the column's; None
+            if it was not asked for. Else ``(S, T)`` int64, 1 for tokens and 0 for padding.
         begin: Number of leading rows before the first one that predicts an answer token, over all sequences. The mask
             is plain causal there, unless there are ``image_tokens``.
         token_types: ``(S, T)`` int64, 0 for the prompt and 1 for the answers.
@@ -57,12 +71,13 @@ class Batch:
         weights: ``(N,)`` float32, the weights of the answer tokens; None if all are 1.
         image_tokens: ``(S, T)`` bool, true for tokens that attend to each other in both directions; None if all are
             causal. A mask of shape ``(S, 1, T, T)`` allows for them.
+        spans: The places of the pairs; empty if the prefix is not shared.
     """
 
     pair_ids: tuple[str, ...]
     input_ids: Tensor
     positions: Tensor
-    mask: Tensor
+    mask: Tensor | None
     begin: int
     token_types: Tensor
     rows: Tensor
@@ -73,23 +88,25 @@ class Batch:
     features: tuple[Features, ...] = field(repr=False)
     weights: Tensor | None = None
     image_tokens: Tensor | None = None
+    spans: tuple[PairSpan, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        names = ("input_ids", "positions", "mask", "token_types", "rows", "columns", "labels", "owners")
+        names = ("input_ids", "positions", "token_types", "rows", "columns", "labels", "owners")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        for name in ("weights", "image_tokens"):
+        for name in ("mask", "weights", "image_tokens"):
             tensor = getattr(self, name)
             moved[name] = None if tensor is None else tensor.to(device, non_blocking=True)
         return replace(self, features=tuple(part.to(device) for part in self.features), **moved)
 
 
-def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
+def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool, dense: bool = True) -> Batch:
     """Lay out pairs as tensors, with the token id ``pad`` for padding.
 
     If ``shared``, a pair is one sequence, [prompt | chosen | rejected]: the rejected answer attends to the prompt but
     not to the chosen answer, and both answers start at the position after the prompt. Else a pair is two sequences:
-    first [prompt | chosen] of all pairs, then [prompt | rejected].
+    first [prompt | chosen] of all pairs, then [prompt | rejected]. Without ``dense``, the mask of a shared prefix is
+    None, for kernels that need only the pairs' places.
     """
     count = len(pairs)
     chosen = [(owner, pair.chosen, pair.chosen_weights) for owner, pair in enumerate(pairs)]
@@ -104,22 +121,20 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
     positions = torch.zeros(len(pairs[0].positions), *size, dtype=torch.int64)
     token_types = torch.zeros(size, dtype=torch.int64)
     image_tokens = torch.zeros(size, dtype=torch.bool)
-    if shared:
-        mask = torch.ones(size[1], size[1], dtype=torch.bool).tril().repeat(count, 1, 1, 1)
-    else:
-        mask = torch.zeros(size, dtype=torch.int64)
+    mask = None if shared else torch.zeros(size, dtype=torch.int64)
+    spans: list[PairSpan] = []
     rows, columns, labels, owners, weights = [], [], [], [], []
     for row, (pair, answers) in enumerate(sequences):
         prompt = end = len(pair.prompt)
         input_ids[row, :prompt], positions[:, row, :prompt] = pair.prompt, pair.positions
         if pair.image_tokens is not None:
             image_tokens[row, :prompt] = pair.image_tokens
+        starts: list[int] = []
         for owner, answer, weight in answers:
             start, end = end, end + len(answer)
+            starts.append(start)
             input_ids[row, start:end] = answer
             positions[:, row, start:end] = pair.positions.max() + 1 + torch.arange(len(answer))
-            if shared:
-                mask[row, 0, start:, prompt:start] = False
             rows.append(torch.full_like(answer, row))
             # The prompt's last token predicts the first token of every answer.
             columns.append(torch.cat([torch.tensor([prompt - 1]), torch.arange(start, end - 1)]))
@@ -128,12 +143,11 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
             weights += [] if weight is None else [weight]
         token_types[row, prompt:end] = 1
         if shared:
-            # Padding attends to itself only: a row without any column would be NaN.
-            mask[row, 0, end:, :end] = False
-            mask[row, 0, end:, end:] = torch.eye(size[1] - end, dtype=torch.bool)
-        else:
+            spans.append(PairSpan(row, 0, starts[0], starts[1], end))
+        if mask is not None:
             mask[row, :end] = 1
-    if shared:
+    if shared and dense:
+        mask = shared_mask(spans, *size)
         mask |= (image_tokens[:, :, None] & image_tokens[:, None])[:, None]
     return Batch(
         pair_ids=tuple(pair.pair_id for pair in pairs),
@@ -150,4 +164,18 @@ def collate(pairs: Sequence[EncodedPair], pad: int, *, shared: bool) -> Batch:
         features=tuple(pair.features for pair, _ in sequences if pair.features is not None),
         weights=torch.cat(weights) if weights else None,
         image_tokens=image_tokens if pairs[0].image_tokens is not None else None,
+        spans=tuple(spans),
     )
+
+
+def shared_mask(spans: Iterable[PairSpan], sequences: int, width: int) -> Tensor:
+    """The mask of causal layers, ``(S, 1, T, T)`` bool: a rejected answer attends to its prompt, not to the chosen one.
+
+    Padding attends to itself only: a row without any column would be NaN.
+    """
+    mask = torch.eye(width, dtype=torch.bool).repeat(sequences, 1, 1, 1)
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    for row, start, chosen, rejected, end in spans:
+        mask[row, 0, start:end, start:end] = causal[: end - start, : end - start]
+        mask[row, 0, rejected:end, chosen:rejected] = False
+    return mask

@@ -39,13 +39,21 @@ def both_directions(rules: LayerMasks, config: Any) -> tuple[str, ...]:
     return rules.both_directions
 
 
+def image_runs(image_tokens: Tensor) -> Tensor:
+    """``(S, T)`` bool → ``(S, T)`` int64, the number of the run of image tokens that a token is in; 0 for all others.
+
+    >>> image_runs(torch.tensor([[False, True, True, False, True]]))
+    tensor([[0, 1, 1, 0, 2]])
+    """
+    starts = image_tokens & ~torch.nn.functional.pad(image_tokens, (1, 0))[:, :-1]
+    return starts.cumsum(dim=1) * image_tokens
+
+
 def same_image(image_tokens: Tensor) -> Tensor:
     """``(S, T)`` bool → ``(S, 1, T, T)`` bool, true where both tokens are of the same run of image tokens.
 
     >>> same_image(torch.tensor([[False, True, True, False, True]])).int()[0, 0].tolist()[1]
     [0, 1, 1, 0, 0]
     """
-    starts = image_tokens & ~torch.nn.functional.pad(image_tokens, (1, 0))[:, :-1]
-    runs = starts.cumsum(dim=1)
-    same = runs[:, :, None] == runs[:, None, :]
-    return (same & image_tokens[:, :, None] & image_tokens[:, None, :])[:, None]
+    runs = image_runs(image_tokens)
+    return ((runs[:, :, None] == runs[:, None, :]) & image_tokens[:, :, None])[:, None]

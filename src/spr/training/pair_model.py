@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from spr.models.families import Family
 from spr.training.batches import Batch
-from spr.training.layer_masks import layer_masks
 from spr.training.loss import token_logps
-from spr.training.shared_prefix import PrefixShortcuts, language_model
+from spr.training.prefix_attention import masks_and_kernel
+from spr.training.shared_prefix import Attention, PrefixShortcuts, language_model
 from spr.training.vision_cache import compute_features, image_outputs
 
 
@@ -22,13 +22,22 @@ class PairModel(nn.Module):
 
     DDP, FSDP or DeepSpeed wrap it as a whole, because everything that a training step computes happens in its forward
     pass. It takes a `peft.PeftModel` around a transformers model, or a transformers model, and keeps it as ``peft``,
-    which can be used as usual between two forward passes.
+    which can be used as usual between two forward passes. Where the prefix is shared, ``attention`` computes the
+    language model's attention; by default, the implementation that the model was loaded with.
     """
 
-    def __init__(self, model: nn.Module, family: Family, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        *,
+        gradient_checkpointing: bool = False,
+        attention: Attention | None = None,
+    ) -> None:
         super().__init__()
         self.peft: Any = model
         self.family = family
+        self.attention: str = attention or language_model(self.base, family).config._attn_implementation
         self._shortcuts: AbstractContextManager[Any] = nullcontext()
         for module in self.peft.modules():
             if isinstance(module, BaseTunerLayer):
@@ -43,6 +52,11 @@ class PairModel(nn.Module):
         """The transformers model, with the adapter's layers in place."""
         unwrap: Any = getattr(self.peft, "get_base_model", None)
         return self.peft if unwrap is None else unwrap()
+
+    @property
+    def dense_masks(self) -> bool:
+        """True if batches with a shared prefix need their ``mask``."""
+        return self.attention in ("sdpa", "eager")
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode of the language model; the frozen parts stay in evaluation mode."""
@@ -72,26 +86,15 @@ class PairModel(nn.Module):
         base = self.base
         positions = batch.positions[0] if batch.positions.shape[0] == 1 else batch.positions
         extra: dict[str, Any] = {"token_type_ids": batch.token_types} if self.family.bidirectional_prompt else {}
-        config, rules = language_model(base, self.family).config, self.family.layer_masks
-        kernel = config._attn_implementation
-        causal = batch.mask.dim() == 4 and rules is None and batch.image_tokens is None
-        split = causal and batch.begin > 0 and kernel == "sdpa"
-        masks = {"": batch.mask[:, :, batch.begin :] if split else batch.mask}
-        if rules is not None:
-            images = batch.input_ids == base.config.image_token_id
-            if batch.mask.dim() == 4:
-                masks = layer_masks(rules, config, batch.mask, batch.positions[0], images)
-            else:  # the model makes its masks
-                extra[rules.token_types] = images.int()
+        rules = self.family.layer_masks
+        if rules is not None and not batch.spans:  # the model makes its masks
+            extra[rules.token_types] = (batch.input_ids == base.config.image_token_id).int()
         elif batch.image_tokens is not None:
             extra["mm_token_type_ids"] = batch.image_tokens.int()
-        if batch.mask.dim() == 4 and kernel == "eager":
-            # Eager attention adds its mask to the scores.
-            least = torch.finfo(base.dtype).min
-            masks = {k: torch.zeros_like(m, dtype=base.dtype).masked_fill(~m, least) for k, m in masks.items()}
+        masks, kernel = masks_and_kernel(self.attention, batch, self.family, base)
         self._shortcuts = nullcontext()
-        if batch.begin > 0:
-            self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, split_attention=split)
+        if batch.begin > 0 or kernel is not None:
+            self._shortcuts = PrefixShortcuts(base, self.family, batch.begin, kernel=kernel)
         if batch.features:
             extra["mm_encoder_outputs"] = {"image": image_outputs(batch.features, joined=self.family.joined_features)}
         with self.autocast(), self._shortcuts:

@@ -48,7 +48,8 @@ class Session:
     def forward(self, pairs: Sequence[PlannedPair], processed: Sequence[ProcessedPair]) -> tuple[Batch, PairLogps]:
         """From the pairs of a batch to the log-probabilities of their answers."""
         encoded, trainee = self.batches.encode(pairs, processed), self.trainee
-        batch = collate(encoded, trainee.encoder.pad, shared=trainee.shared).to(trainee.model.base.device)
+        model, pad = trainee.model, trainee.encoder.pad
+        batch = collate(encoded, pad, shared=trainee.shared, dense=model.dense_masks).to(model.base.device)
         return batch, PairLogps(*self.state.model(batch))
 
 

@@ -27,9 +27,11 @@ from spr.models.image_processors import load_processor
 from spr.models.loading import model_source, placement, source_name
 from spr.models.model_dialect import choose_dialect
 from spr.training.encoding import PairEncoder, processor_digest
+from spr.training.flash_pieces import check_kernel
 from spr.training.init_adapter import InitAdapter
 from spr.training.pair_model import PairModel
-from spr.training.shared_prefix import why_not_shared
+from spr.training.prefix_attention import loaded_with
+from spr.training.shared_prefix import Attention, why_not_shared
 from spr.training.vision_cache import MemoryFeatures, open_store
 
 
@@ -129,13 +131,13 @@ def load_trainee(
         device = torch.device(settings.device)
     files = files or open_model(source, settings, revision=revision, dialect=dialect)
     config, family, processor, name, digest = files.config, files.family, files.processor, files.name, files.digest
-    options = placement(device, None, settings.load_in_4bit)
-    options |= {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation}
-    base = load_mllm(files.source, config, revision=revision, **options)
-    reason = why_not_shared(base, family)
+    reason = why_not_shared(config, family, settings.attn_implementation)
     if settings.prefix_sharing == "shared" and reason:
         raise ModelError("The prefix can't be shared", got=reason, fix="set training.prefix_sharing=auto")
     shared = settings.prefix_sharing != "separate" and reason is None
+    options = placement(device, None, settings.load_in_4bit)
+    options |= {"dtype": settings.dtype, "attn_implementation": loaded_with(settings, device, shared, reason)}
+    base = load_mllm(files.source, config, revision=revision, **options)
     store = open_store(settings.vision_cache, features)
     encoder = PairEncoder(
         base,
@@ -150,7 +152,12 @@ def load_trainee(
     if files.init is not None:
         files.init.load_into(peft)
     peft.peft_config["default"].revision = revision
-    model = PairModel(peft, family, gradient_checkpointing=settings.gradient_checkpointing)
+    own: Attention | None = None  # the one that the model was loaded with, which may not be what was asked for
+    if shared and settings.attn_implementation in ("flash_attention_2", "flex_attention"):
+        own = settings.attn_implementation
+    if own == "flash_attention_2":
+        check_kernel(base.device, base.dtype)
+    model = PairModel(peft, family, gradient_checkpointing=settings.gradient_checkpointing, attention=own)
     start = "" if files.init is None else f", continued from {files.init.folder}"
     remarks = [f"{name}: {describe_trained(peft)}{start}"]
     if not shared:

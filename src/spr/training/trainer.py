@@ -45,6 +45,7 @@ from spr.training.loss import (
     pair_losses,
 )
 from spr.training.mix import at_share, check_mix, read_mix, rows_of_epoch, rows_per_epoch
+from spr.training.optimizer import check_optimizer, make_optimizer
 from spr.training.pairs import TrainingPair
 from spr.training.reference import check_reference
 from spr.training.reference_pass import Known, reference_logps, rounds_of, weights_by_difficulty
@@ -109,6 +110,7 @@ def train(
     Raises:
         RunError: if ``out`` holds a training under another config.
         InputError: if no pair is left to train on, or ``reference`` does not exist.
+        SprError: if the package of `training.optim` is not installed.
         ConfigError: for an unknown tracker or LoRA target, for ``reference`` with a loss that uses none, or for
             evaluations without held-out pairs.
         ModelError: if the model can't be loaded or trained.
@@ -117,6 +119,7 @@ def train(
         SprError: for a loss that is not finite; the batch is saved.
     """
     check_trackers(settings.report_to)
+    check_optimizer(settings)
     if reference is not None and not needs_reference(settings):
         what, fix = f"The loss `{' + '.join(settings.losses)}` uses no reference", "leave --reference out"
         raise ConfigError(what, got=f"--reference {reference}", fix=fix)
@@ -215,7 +218,7 @@ def train(
         if cue.warning:
             tell(f"Warning: {cue.warning}")
     parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(parameters, settings)
     if accelerator.distributed_type in UNSHARDED:
         speed_up_layers(trainee.model.base)
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)

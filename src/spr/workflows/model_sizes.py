@@ -5,9 +5,9 @@ width I, keys of width K and queries of width Q, and A parameters of the adapter
 
 - weights: parameters × bytes of the dtype.
 - describing: weights + batch × (image, prompt and answer tokens) × 4 L K bytes of keys and values.
-- training: weights + 16 A (float32 weights, gradients and AdamW's two moments) + what the backward pass needs,
-  T × L × (16 H + 2 Q + 4 K + 8 I) bytes, or with `gradient_checkpointing` the larger of 4 A and
-  T × (2 L H + one layer).
+- training: weights + 16 A (float32 weights, gradients and AdamW's two moments; 10 A with moments in 8 bits) + what
+  the backward pass needs, T × L × (16 H + 2 Q + 4 K + 8 I) bytes, or with `gradient_checkpointing` the larger of 4 A
+  and T × (2 L H + one layer).
 - all: `RESERVE` bytes for CUDA, its libraries and the gaps of the allocator.
 
 The terms of the backward pass were fitted to `benchmarks/sizes.py`, which follows every tensor of the trainer's own
@@ -174,7 +174,12 @@ def training_memory(shape: Shape, training: TrainingConfig, weights: int | None 
         kept = max(4 * adapter, layer + int(step_tokens(shape, training) * 2 * shape.layers * h * size))
     if weights is None:
         weights = shape.weights(training.dtype, four_bits=training.load_in_4bit)
-    return weights + 16 * adapter + kept + RESERVE
+    return weights + (8 + _moments(training)) * adapter + kept + RESERVE
+
+
+def _moments(training: TrainingConfig) -> int:
+    """Bytes per trained parameter of the optimizer's two moments."""
+    return 8 if training.optim == "adamw_torch" else 2
 
 
 def step_tokens(shape: Shape, training: TrainingConfig) -> int:
@@ -186,7 +191,7 @@ def step_tokens(shape: Shape, training: TrainingConfig) -> int:
 
 def checkpoint_bytes(shape: Shape, training: TrainingConfig) -> int:
     """Bytes on disk of the adapter and of the two checkpoints that are kept."""
-    return (4 + 2 * 12) * shape.adapter(training)
+    return (4 + 2 * (4 + _moments(training))) * shape.adapter(training)
 
 
 def vision_cache_bytes(shape: Shape, training: TrainingConfig, pairs: int) -> int:
