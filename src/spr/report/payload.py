@@ -231,10 +231,17 @@ def call_script(function: str, *arguments: Any) -> str:
     >>> call_script("SPR.page", 3, {"text": "</script>\u2028é", "margin": float("nan")})
     'SPR.page(3,{"text":"\\u003c/script\\u003e\\u2028\\u00e9","margin":null});\n'
     """
-    text = ",".join(json.dumps(_finite(value), separators=(",", ":")) for value in arguments)
+    text = ",".join(map(_to_json, arguments))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return f"{function}({text});\n"
+
+
+def _to_json(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # a number that is not finite
+        return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
