@@ -241,7 +241,7 @@ OWN_FILES = {
     "exports/label_studio.py": "the labels of an earlier export",
     "workflows/hub_package.py": "files of a run or an adapter",
     "runs/folder.py": "RUN/inputs.json",
-    "pipeline/engines/local.py": "the script that is running",
+    "core/processes.py": "the script that is running",
 }
 
 

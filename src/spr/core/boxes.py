@@ -44,11 +44,12 @@ def area(boxes_xyxy: Boxes) -> Array:
 
 def _sides(boxes_xyxy: Boxes) -> Array:
     boxes = as_boxes(boxes_xyxy)
-    return np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return np.maximum(sides, 0.0, out=sides)  # `np.clip` takes several times as long for a few boxes
 
 
 def _ratio(part: Array, whole: Array) -> Array:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
 
 
 def intersection(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
@@ -59,7 +60,7 @@ def intersection(a_xyxy: Boxes, b_xyxy: Boxes) -> Array:
     """
     a, b = as_boxes(a_xyxy), as_boxes(b_xyxy)
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    np.clip(sides, 0.0, None, out=sides)
+    np.maximum(sides, 0.0, out=sides)
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 

@@ -244,6 +244,8 @@ class ImageSource:
             image.draft(image.mode, (width, height))
             small_wh = (height, width) if rotate and is_quarter_turn(image) else (width, height)
             rgb = decode(image, file_name, rotate)
+            if rgb.size == small_wh:
+                return rgb  # of a size that is right already, a copy would take as long as decoding
             return rgb.resize(small_wh, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
     def reads_alike(self, file_name: str) -> bool:

@@ -118,6 +118,12 @@ class Answers:
         self.finish_reasons.append(finish_reason)
         self.texts.append(text if problem is None else None)
 
+    def add_text(self, text: str) -> None:
+        """As `add`, for a text with words and without reasoning."""
+        self.raw.append(text)
+        self.finish_reasons.append(None)
+        self.texts.append(text)
+
     def resolve_dialect(self) -> Dialect:
         """The dialect that the answers' boxes are written in; raises `ConfigError` if it is unknown."""
         if self.dialect is None:
@@ -158,12 +164,10 @@ def read_predictions(
     expected = "a JSON-lines file"
     data = b"\n".join(read_bytes(file, expected, "Predictions", check=False) for file in files)  # checked line by line
     answers = Answers()
-    rows: dict[int, Any] = {}
-    for number, row in decode_lines(data, line_type(data, answer_field, id_field)):
-        if isinstance(row, Exception):
-            answers.note("not_json", f"line {number}")
-        else:
-            rows[number] = row
+    rows: dict[int, Any] = dict(decode_lines(data, line_type(data, answer_field, id_field)))
+    for number in [number for number, row in rows.items() if isinstance(row, Exception)]:
+        answers.note("not_json", f"line {number}")
+        del rows[number]
     if not rows:
         bad = len(answers.problems.get("not_json", ()))
         got = f"{count_text(bad, 'lines')} without a JSON object" if bad else "no lines"
@@ -180,15 +184,17 @@ def read_predictions(
     answers.dialect = dialect or next(iter(dialects), None)
     lines, by_id = PredictionLines(path, data, rows), {item.id: item for item in items}
     id_field, names = lines.choose_id_field(id_field, by_id.keys())
-    chosen: dict[str, Any] = {}
+    chosen: dict[Any, Any] = dict(zip(names, rows.values(), strict=True))
     repeated: list[tuple[str, Any]] = []
-    for (number, row), name in zip(rows.items(), names, strict=True):
-        if name is None:
-            answers.note("no_id", f"line {number}")
-        elif name not in by_id:
-            answers.note("unknown", name)
-        elif chosen.setdefault(name, row) is not row:
-            repeated.append((name, row))
+    if len(chosen) < len(rows) or not chosen.keys() <= by_id.keys():  # otherwise each line has an item of its own
+        chosen = {}
+        for (number, row), name in zip(rows.items(), names, strict=True):
+            if name is None:
+                answers.note("no_id", f"line {number}")
+            elif name not in by_id:
+                answers.note("unknown", name)
+            elif chosen.setdefault(name, row) is not row:
+                repeated.append((name, row))
     if not chosen:
         got, expected = (", ".join(list(ids)[:3]) + ", …" for ids in (filter(None, names), by_id))
         fix = "give the predictions for these annotations, with the ids of the annotations"
@@ -200,13 +206,18 @@ def read_predictions(
         if not (isinstance(get(row), str) and get(chosen[name]) == get(row)):
             answers.note("doubled", name)
     fields = _telling(chosen, QUESTION_FIELDS), _telling(chosen, IMAGE_FIELDS)
+    has_reasons = occurs(chosen.values(), "finish_reason")
+    is_plain = not any((*fields, has_reasons))
     for item in items:
         line = chosen.get(item.id)
+        if is_plain and line is not None and _is_text(answer := get(line), item.question):
+            answers.add_text(answer)
+            continue
         text, problem, what = (None, "missing", "") if line is None else _read(item, line, get(line), *fields)
         answers.add(item.id, text)
         if problem is not None:
             answers.note(problem, item.id + what)
-        elif isinstance(reason := getattr(line, "finish_reason", None), str) and reason in CUT_REASONS:
+        elif has_reasons and isinstance(reason := line.finish_reason, str) and reason in CUT_REASONS:
             answers.note("truncated", item.id)
     if not any(raw and raw.strip() for raw in answers.raw):
         kinds = {kind: ids for kind, ids in answers.problems.items() if kind not in ("unknown", "not_json", "no_id")}
@@ -267,6 +278,14 @@ def _read(
     if other:
         return None, "other_item", f" ({' '.join(other[0].split())[:60]})"
     return answer, None, ""
+
+
+def _is_text(answer: Any, question: str) -> bool:
+    """Whether an answer is a text with words, surely without reasoning, and not the question itself."""
+    if not isinstance(answer, str) or "<" in answer:
+        return False
+    words = answer.strip()
+    return bool(words) and words != question.strip()
 
 
 def _texts_of(row: Any, names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,6 +22,7 @@ from spr.core.plots import CSS
 from spr.core.progress import Progress
 from spr.core.terminal import count_text
 from spr.models.token_counts import token_counter
+from spr.records import Size
 from spr.report import charts, environment
 from spr.report.funnel import count_stages, training_drops
 from spr.report.payload import GalleryIndex, call_script, is_long, pair_payload, shorten
@@ -52,6 +54,7 @@ def write_report(
     max_pairs: int = MAX_PAIRS,
     images: bool = True,
     compare: Sequence[Path] = (),
+    workers: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the report of a run, replacing an earlier one.
@@ -63,6 +66,8 @@ def write_report(
         images: False leaves thumbnails out of the gallery.
         compare: Files of `spr evaluate` whose results are shown instead of those in the run; the first of a task is the
             baseline. The run is not changed.
+        workers: Processes that write thumbnails if there are many; None: one per core, at most 8. The report is the
+            same for any number.
         say: Called with lines of text for the user.
 
     Returns:
@@ -83,7 +88,9 @@ def write_report(
     not_trained_on = {name: training_drops(source, name) for name in training_names(source.path)}
     stats = PairStats()
     with report_folder(out) as folder:
-        missing = _write_gallery(source, folder, stats, total=total, max_pairs=max_pairs, images=images)
+        missing = _write_gallery(
+            source, folder, stats, total=total, max_pairs=max_pairs, images=images, workers=workers
+        )
         drops = [drop for found in (*(stage.drops for stage in stages), *not_trained_on.values()) for drop in found]
         _write_call(folder / "gallery" / "dropped.js", "SPR.dropped", list(map(dataclasses.asdict, drops)))
         for name in ("pair.js", "gallery.js"):
@@ -112,16 +119,22 @@ def write_report(
     return out / PAGE
 
 
-def _write_gallery(run: Run, folder: Path, stats: PairStats, *, total: int, max_pairs: int, images: bool) -> int:
+def _write_gallery(
+    run: Run, folder: Path, stats: PairStats, *, total: int, max_pairs: int, images: bool, workers: int | None
+) -> int:
     """Write the gallery's data and thumbnails, and add all pairs to ``stats``; returns how many pairs have no image."""
     index, missing = GalleryIndex(), 0
     gallery = folder / "gallery"
     gallery.mkdir()
     everything = stats.watch(run.shards())
     first = itertools.islice(everything, max_pairs)
-    source = run.config.annotations.image_source
-    shown = with_thumbnails(first, source, folder) if images else ((item, LEFT_OUT) for item in first)
-    with Progress("report", total, "pairs") as progress:
+    if images:
+        names = itertools.islice(_image_names(run), max_pairs)
+        shown = with_thumbnails(first, names, run.config.annotations.image_source, folder, workers=workers)
+    else:
+        shown = ((item, LEFT_OUT) for item in first)
+    # Workers end before an error removes the folder that they write to.
+    with contextlib.closing(shown), Progress("report", total, "pairs") as progress:
 
         def payloads() -> Iterator[dict[str, Any]]:
             for number, (item, image) in enumerate(shown):
@@ -142,6 +155,15 @@ def _write_gallery(run: Run, folder: Path, stats: PairStats, *, total: int, max_
             progress.advance()
     _write_call(gallery / "index.js", "SPR.index", index.to_json(page_size=PAGE_ROWS, total=total))
     return missing
+
+
+def _image_names(run: Run) -> Iterator[tuple[str, Size]]:
+    """The file name and the size of each pair's image, in the order of the pairs."""
+    store = run.store("pairs")
+    for shard in store.finished().shards:
+        table = store.read(shard, ["file_name", "width", "height"])
+        names, *sides = (table[name].to_pylist() for name in table.column_names)
+        yield from zip(names, zip(*sides, strict=True), strict=True)
 
 
 def _write_call(path: Path, function: str, *arguments: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -178,7 +180,9 @@ class GalleryIndex:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
-        self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        self._columns: dict[str, list[Any] | array[float]] = {
+            name: array("d") if name in _NUMBERS else [] for name in _COLUMNS
+        }
 
     def add(self, payload: dict[str, Any]) -> None:
         """Add a pair, in the order of the pages."""
@@ -193,9 +197,9 @@ class GalleryIndex:
             round(rejected["scores"][-1], 5),
             round(chosen["localization"] - rejected["localization"], 5),
             round(chosen["words"] / max(rejected["words"], 1), 4),
-            payload["split"],
-            chosen["kind"],
-            rejected["kind"],
+            sys.intern(payload["split"]),
+            sys.intern(chosen["kind"]),
+            sys.intern(rejected["kind"]),
             [self._numbers.setdefault(category, len(self._numbers)) for category in categories],
         )
         for column, value in zip(self._columns.values(), values, strict=True):
@@ -204,7 +208,8 @@ class GalleryIndex:
     def to_json(self, *, page_size: int, total: int) -> dict[str, Any]:
         """The index as JSON values; ``total`` is the number of pairs of the run, shown or not."""
         categories = [[name, self._counts[name]] for name in self._numbers]
-        return {"pageSize": page_size, "total": total, "categories": categories, **self._columns}
+        columns = {name: list(column) for name, column in self._columns.items()}
+        return {"pageSize": page_size, "total": total, "categories": categories, **columns}
 
 
 _COLUMNS = (
@@ -220,6 +225,7 @@ _COLUMNS = (
     "rejectedKind",
     "categoriesOf",
 )
+_NUMBERS = ("margin", "chosen", "rejected", "gain", "ratio")
 
 
 def call_script(function: str, *arguments: Any) -> str:
@@ -231,10 +237,17 @@ def call_script(function: str, *arguments: Any) -> str:
     >>> call_script("SPR.page", 3, {"text": "</script>\u2028é", "margin": float("nan")})
     'SPR.page(3,{"text":"\\u003c/script\\u003e\\u2028\\u00e9","margin":null});\n'
     """
-    text = ",".join(json.dumps(_finite(value), separators=(",", ":")) for value in arguments)
+    text = ",".join(map(_to_json, arguments))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return f"{function}({text});\n"
+
+
+def _to_json(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # a number that is not finite
+        return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

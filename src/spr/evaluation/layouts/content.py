@@ -116,13 +116,15 @@ class JsonContent(Content):
         if self.data[_start(self.data) :][:1] == b"[":
             return ("a JSON list",), _keys_of_rows(self.data), []
         lines = _first_lines(self.data)
-        first = _keys(lines[0])
+        first = _values(lines[0])
         if first is not None:
-            keys = [key for line in lines for key in _keys(line) or ()]
+            keys = [key for line in lines for key in _values(line) or ()]
             if len(lines) > 1:
                 return ("JSON lines",), keys, []
         try:
-            values = msgspec.json.decode(self.data, type=dict[str, msgspec.Raw])
+            values = first if lines[0] is self.data else None
+            if values is None:
+                values = msgspec.json.decode(self.data, type=dict[str, msgspec.Raw])
         except _ERRORS as error:
             self.damaged = error
             return (), [], []
@@ -167,6 +169,8 @@ def _start(data: bytes) -> int:
 
 def _first_lines(data: bytes) -> list[bytes]:
     """The first lines that are not blank; at least one, which may be all of the data."""
+    if b"\n" not in data and b"\r" not in data:
+        return [data]
     head = data[:_HEAD]
     lines = head.splitlines()
     if len(data) > len(head):
@@ -174,10 +178,10 @@ def _first_lines(data: bytes) -> list[bytes]:
     return [line for line in lines if line and not line.isspace()][:_FIRST_ROWS] or [data]
 
 
-def _keys(line: bytes) -> list[str] | None:
-    """The keys of a line; None if it is not an object."""
+def _values(line: bytes) -> dict[str, msgspec.Raw] | None:
+    """The keys of a line and their undecoded values; None if it is not an object."""
     try:
-        return list(msgspec.json.decode(line, type=dict[str, msgspec.Raw]))
+        return msgspec.json.decode(line, type=dict[str, msgspec.Raw])
     except _ERRORS:
         return None
 

@@ -52,7 +52,7 @@ class _Mdetr(msgspec.Struct):
 def boxes_of(path: Path, images: Sequence[MdetrImage], annotations: Sequence[Any]) -> Floats:
     """The boxes of the expressions, xyxy; raises `InputError` unless each has exactly one."""
     boxes = {entry.image_id: entry.bbox for entry in annotations}
-    if len(boxes) < len(annotations) or any(row.id not in boxes for row in images):
+    if len(boxes) < len(annotations) or not boxes.keys() >= {row.id for row in images}:
         counts = Counter(entry.image_id for entry in annotations)
         wrong = next((row.id for row in images if counts[row.id] != 1), None)
         if wrong is not None:

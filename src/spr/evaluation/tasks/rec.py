@@ -23,7 +23,7 @@ from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
 from spr.grounding import Dialect
 from spr.grounding.matching import reaches
-from spr.grounding.parse import Boxes, BoxReader
+from spr.grounding.parse import BoxReader
 from spr.models.questions import EXPRESSION, locate_prompt
 from spr.records import Box
 
@@ -34,6 +34,7 @@ SIZES: dict[Areas, tuple[float, float]] = {"pixels": (32.0**2, 96.0**2), "share"
 
 _PROMPT_HELP = "The question, with {expression}. By default in the wording of the model's family."
 _NO_BOX: Box = (math.nan,) * 4
+_ADVANCE = 200  # answers that are counted as finished at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +85,28 @@ class Rec(Task[Expressions]):
         """Accuracy by IoU threshold, and mean IoU."""
         dialect = answers.resolve_dialect()
         check_protocol(self.protocol, dialect)
-        read = BoxReader(dialect).read if self.protocol == "spr" else boxes_only
-        first_boxes, no_box, malformed, scale = [], [], [], []
-        for name, text, size in zip(items.ids, answers.texts, items.sizes_wh, strict=True):
-            own, flaws, other_scale = read(text, size) if text is not None else Boxes((), 0)
+        reader = BoxReader(dialect) if self.protocol == "spr" else None
+        first_boxes: list[Box] = []
+        no_box, malformed, scale = [], [], []
+        for number, (name, text, size) in enumerate(zip(items.ids, answers.texts, items.sizes_wh, strict=True), 1):
+            if number % _ADVANCE == 0:
+                advance(_ADVANCE)
+            if text is None:
+                first_boxes.append(_NO_BOX)
+                continue
+            box = reader.read_one(text, size) if reader is not None else None
+            if box is not None:
+                first_boxes.append(box)
+                continue
+            own, flaws, other_scale = reader.read(text, size) if reader is not None else boxes_only(text, size)
             first_boxes.append(own[0] if own else _NO_BOX)
-            advance()
-            if text is not None and not own:
+            if not own:
                 no_box.append(name)
             if flaws:
                 malformed.append(name)
             if other_scale:
                 scale.append(name)
+        advance(len(items.ids) % _ADVANCE)
         boxes = bx.as_boxes(first_boxes)
         overlaps = bx.iou(boxes, items.boxes_xyxy)  # 0 without a box
         shares = {f"acc@{threshold}": Share.mean(reaches(overlaps, threshold)) for threshold in THRESHOLDS}

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,12 +13,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from spr.config import Config
 from spr.core.errors import RunError
+from spr.core.processes import exit_with_parent, script_not_repeated, sigint_blocked
 from spr.core.progress import Progress, count_in
 from spr.models.registry import release
 from spr.pipeline import jobs
@@ -106,7 +103,7 @@ def start_server(config: Config, stages: Iterable[Stage]) -> None:
     """
     if any(needs is not None and (needs.processes or 1) > 1 for needs in (needs_of(stage, config) for stage in stages)):
         _server(backend_modules(config))
-        with _sigint_blocked():
+        with sigint_blocked():
             forkserver.ensure_running()
 
 
@@ -154,7 +151,7 @@ class Pool:
 
     def submit(self, job: Any, work: Callable[[Any], Any]) -> None:
         """Queue a job; ``work`` can be imported by name."""
-        with self._explained(), _sigint_blocked(), _script_not_repeated():
+        with self._explained(), sigint_blocked(), script_not_repeated():
             self._running[self._pool.submit(work, job)] = job
 
     def wait(self) -> list[tuple[Any, Any]]:
@@ -177,41 +174,6 @@ class Pool:
             fewer = "a smaller num_processes" if self._models else "fewer --workers"
             fix = f"use {fewer} if memory ran out, and run the same command again: finished shards are kept"
             raise RunError("A worker process died", got="killed or crashed", fix=fix) from None
-
-
-@contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Block SIGINT while worker processes or their server start, because they inherit the blocked signals.
-
-    Ctrl-C reaches the whole process group. The parent handles it, and stops the workers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _script_not_repeated() -> Iterator[None]:
-    """Let worker processes that start leave out the script that runs here, unless it has `if __name__ == "__main__"`.
-
-    A worker imports the script for what it defines. Without that line, it would do all of its work again.
-    """
-    main = sys.modules["__main__"]
-    path = getattr(main, "__file__", None)
-    try:
-        repeats = path is not None and "__name__" not in Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        repeats = True
-    if not repeats:
-        yield
-        return
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +200,4 @@ def _start(environments: Sequence[dict[str, str]], finished: Any, number: Any, s
         # The server has imported it with the threads of its own environment.
         sys.modules["torch"].set_num_threads(max(1, int(threads)))
     count_in(_Slot(finished, own))
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=_exit_with, args=(parent, stop), daemon=True).start()
-
-
-def _exit_with(parent: multiprocessing.process.BaseProcess | None, stop: Any) -> None:
-    while not stop.value and (parent is None or parent.is_alive()):
-        if parent is None:
-            threading.Event().wait(0.1)
-        else:
-            parent.join(0.1)
-    os._exit(1)
+    exit_with_parent(stop)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from spr.config import Config, DescriberConfig, DetectorConfig, ScorerConfig
 from spr.config.backends import DESCRIBERS, DETECTORS, SCORERS
+from spr.core.processes import available_cores
 from spr.models.registry import WITHOUT_GPU
 from spr.pipeline.stage import Stage
 
@@ -88,8 +89,7 @@ def environments(needs: Needs, processes: int, gpus: Sequence[str]) -> list[dict
 
 def threads_each(processes: int) -> int:
     """The threads of each of several processes that share this machine's cores; at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
+    return max(1, available_cores() // processes)
 
 
 def backend_modules(config: Config) -> list[str]:
