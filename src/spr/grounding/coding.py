@@ -7,7 +7,7 @@ frame for one image's `Canvas`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -147,6 +147,36 @@ class NumberFrame:
             (y2 + offset) * span_h / self.units_y,
         )
         return self._off_the_padding(box, reason) if self.padded else (box, reason)
+
+    def decode_all(self, numbers: Iterable[Sequence[float]]) -> list[Box] | None:
+        """The boxes that `decode` gives for each four numbers; None if it reports a problem with one."""
+        offset, limit_x, limit_y = self.coding.offset, float(self.limit_x), float(self.limit_y)
+        span_w, span_h = float(self.canvas.span_w), float(self.canvas.span_h)
+        units_x, units_y = float(self.units_x), float(self.units_y)
+        smallest = -1.0 if self.coding.units == 1 else 1.0  # boxes from 0 to this may be on another scale
+        boxes: list[Box] = []
+        for x1, y1, x2, y2 in numbers:
+            if not (0.0 <= x1 <= x2 <= limit_x and 0.0 <= y1 <= y2 <= limit_y) or (x2 <= smallest and y2 <= smallest):
+                return None
+            boxes.append(
+                (
+                    (x1 + offset) * span_w / units_x,
+                    (y1 + offset) * span_h / units_y,
+                    (x2 + offset) * span_w / units_x,
+                    (y2 + offset) * span_h / units_y,
+                )
+            )
+        return self._all_off_the_padding(boxes) if self.padded else boxes
+
+    def _all_off_the_padding(self, boxes: Sequence[Box]) -> list[Box] | None:
+        moved: list[Box] = []
+        for padded in boxes:
+            box, reason = self._off_the_padding(padded, None)
+            if box is None or reason is not None:
+                return None
+            x1, y1, x2, y2 = map(float, box)
+            moved.append((x1, y1, x2, y2))
+        return moved
 
     def _is_finer(self, number: float) -> bool:
         """Whether a number has more decimals than the dialect writes."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import operator
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from spr.core.errors import GroundingError
 from spr.grounding.coding import Coding, Frame
 from spr.grounding.geometry import Geometry, Relative, check_size
 from spr.grounding.markup import Markup
 from spr.records import Size
+
+if TYPE_CHECKING:
+    from spr.grounding.well_formed import WellFormed
 
 _IMAGE = Relative()
 _MAX_OPTION = 10**12
@@ -109,6 +113,16 @@ class Dialect:
                 raise GroundingError(what, expected=expected, fix=fix)
             values[name] = _checked_option(self.key, name, values[name], getattr(geometry, name))
         return dataclasses.replace(self, geometry=dataclasses.replace(geometry, **values)) if values else self
+
+    @cached_property
+    def well_formed(self) -> WellFormed:
+        """Reads the well-formed answers, faster than the reader of the markup does."""
+        from spr.grounding.well_formed import WellFormed
+
+        return WellFormed(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "well_formed"}
 
     def frame(self, size_wh: Size) -> Frame:
         """The encoder and decoder of the boxes of an image; raises a GroundingError for a size that is not positive."""

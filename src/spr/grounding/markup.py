@@ -146,6 +146,13 @@ class Tags:
         """Whether the dialect has points."""
         return self.point is not None
 
+    def of(self, text: str) -> Tags | JsonList:
+        """How a text is read: by these tags, or as JSON, if the models write that as well and the text has it."""
+        json = self.json
+        if json is None or not (json.box_key in text or json.point_key in text) or json.key.search(text) is None:
+            return self
+        return json
+
     @cached_property
     def pairs(self) -> dict[str, str]:
         """The closing tag of each opening tag."""
@@ -355,6 +362,7 @@ class Elements:
         coordinates: Pattern of what the points are in, within the attributes, in group 1; None for all attributes.
         image: Pattern of the number of the points' image, before them, in a group; only 1 is read.
         number: Format of a coordinate.
+        attributes: Pattern of the attributes, in group 1, in the model's usual form; None if it varies.
     """
 
     one: str
@@ -364,6 +372,7 @@ class Elements:
     number: str
     coordinates: str | None = None
     image: str | None = None
+    attributes: str | None = None
 
     keeps_prose = True
     writes_boxes = False

@@ -47,6 +47,19 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
         offset 56: '9, 9, 9': 3 numbers instead of 4: dropped
     """
     dialect, text = get_dialect(dialect), without_surrogates(text)
+    grounded = dialect.well_formed.read(text, size_wh)
+    if grounded is None:
+        grounded = read_by_piece(text, dialect, size_wh)
+    if strict and grounded.problems:
+        problem = grounded.problems[0]
+        what = f"Text in dialect `{dialect.key}` is malformed at offset {problem.offset}: {problem.reason}"
+        fix = "parse without `strict` to keep the well-formed pieces"
+        raise GroundingError(what, got=repr(problem.text), expected=dialect.example, fix=fix)
+    return grounded
+
+
+def read_by_piece(text: str, dialect: Dialect, size_wh: Size) -> GroundedText:
+    """Parse an answer without lone surrogates piece by piece, whatever it contains."""
     frame, markup, problems = dialect.frame(size_wh), markup_of(dialect, text), Problems(text)
     if isinstance(markup, Brackets):
         plain, spans = parse_brackets(problems, markup, frame)
@@ -62,22 +75,13 @@ def parse(text: str, dialect: str | Dialect, size_wh: Size, *, strict: bool = Fa
     points = tuple([point for span in spans for point in span.points]) if problems.point_places else ()
     places = tuple(problems.places), tuple(problems.point_places)
     source = Source(text, dialect, size_wh, places[0], problems.unread, plain, boxes, points, places[1])
-    grounded = GroundedText(plain, tuple(spans), problems.sorted(), source)
-    if strict and grounded.problems:
-        problem = grounded.problems[0]
-        what = f"Text in dialect `{dialect.key}` is malformed at offset {problem.offset}: {problem.reason}"
-        fix = "parse without `strict` to keep the well-formed pieces"
-        raise GroundingError(what, got=repr(problem.text), expected=dialect.example, fix=fix)
-    return grounded
+    return GroundedText(plain, tuple(spans), problems.sorted(), source)
 
 
 def markup_of(dialect: Dialect, text: str) -> Markup:
     """How a text is read: by the dialect's markup, or as JSON, if its models write that as well and the text has it."""
     markup = dialect.markup
-    if isinstance(markup, Tags) and (json := markup.json) is not None:
-        has_key = json.box_key in text or json.point_key in text
-        return json if has_key and json.key.search(text) is not None else markup
-    return markup
+    return markup.of(text) if isinstance(markup, Tags) else markup
 
 
 class Boxes(NamedTuple):

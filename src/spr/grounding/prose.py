@@ -16,8 +16,8 @@ _BY_RULE = -1  # the start of an unmarked phrase, which `find_phrase` determines
 _NUMBER_LIKE = re.compile(rf"(?:{NUMBER}|[-+]?(?:nan|inf(?:inity)?))", re.IGNORECASE)
 _FOUR_NUMBERS = re.compile(rf"\s*+({NUMBER})\s*+" + rf",\s*+({NUMBER})\s*+" * 3)
 _TWO_POINTS = re.compile(r",\s*+".join([rf"\s*+\(\s*+({NUMBER})\s*+,\s*+({NUMBER})\s*+\)\s*+"] * 2))
-_CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
-_LONGEST_CONNECTIVE = 12
+CONNECTIVE = re.compile(r"[\s,;&]*+([(\[（]?)[\s,;&]*+(?:(?:and|or)\b[\s,;]*+)?+([(\[（]?)")
+LONGEST_CONNECTIVE = 12
 _CLOSING = {"(": ")", "[": "]", "（": "）"}
 _NOT_NUMBERS = re.compile(r"[^\s0-9.,;+-]")
 LINE_START = re.compile(r"\s*+(?:(?:[-*+•>]|#++|[0-9]{1,4}+[.)])[ \t]++)?+[*_]*+")
@@ -101,7 +101,7 @@ class Prose:
         pieces, since = self._pieces, self._since
         if self._groundings:
             between = "".join(pieces[since:])
-            joint = _CONNECTIVE.fullmatch(between) if len(between) <= _LONGEST_CONNECTIVE else None
+            joint = CONNECTIVE.fullmatch(between) if len(between) <= LONGEST_CONNECTIVE else None
             if joint is not None and not (joint[1] and joint[2]):
                 del pieces[since:]
                 self.length -= len(between)

@@ -20,6 +20,7 @@ _CORNERS = rf"\(\s*+{_TAG_NUMBERS}\s*+\)\s*+,\s*+\(\s*+{_TAG_NUMBERS}\s*+\)"
 _SPACED = r"(?:\s*+,\s*+|\s++)".join([rf"({NUMBER})"] * 4)
 _FOUR = r"\s*+,\s*+".join([rf"\s*+{NUMBER}\s*+"] * 4)
 _BIN = "<([0-9]{1,4})>"
+_DECIMAL = r"[0-9]++(?:\.[0-9]++)?+"
 _REF_AND_DET = Tags(
     ("<|ref|>", "<|/ref|>"),
     ("<|det|>", "<|/det|>"),
@@ -248,6 +249,7 @@ PROSE_DIALECTS = (
             'x{number}="{x}" y{number}="{y}"',
             rf"""\bx(?:[0-9]*+)\s*+=\s*+["']\s*+({NUMBER})\s*+["']\s++y[0-9]*+\s*+=\s*+["']\s*+({NUMBER})\s*+["']""",
             ".1f",
+            attributes=rf"""((?: x[0-9]*+="{_DECIMAL}" y[0-9]*+="{_DECIMAL}")++ alt="[^"'=<>]*+")""",
         ),
         Numbers(units=100, decimals=1),
         rec_prompt=_POINT_TO,
@@ -265,6 +267,7 @@ PROSE_DIALECTS = (
             "03d",
             coordinates=r"""\bcoords\s*+=\s*+["']([^"']*+)""",
             image=r"\s*+([0-9]++(?:\.[0-9]++)?+)(?=\s)",
+            attributes=r' coords="1((?: [0-9]++ [0-9]++ [0-9]++)++)"',
         ),
         Numbers(),
         rec_prompt=_POINT_TO,

@@ -140,6 +140,8 @@ class Problems:
 class Source:
     """The answer from which a grounded text was parsed, or its edited form, with the places of its boxes and points.
 
+    The places in a well-formed answer are looked up when they are first used.
+
     Attributes:
         text: The answer as the model wrote it.
         dialect: Its dialect.
@@ -159,6 +161,26 @@ class Source:
     boxes: tuple[Box, ...]
     points: tuple[Point, ...] = ()
     point_places: tuple[Place, ...] = ()
+
+    def __getattr__(self, name: str) -> tuple[Place, ...]:
+        if name not in ("places", "point_places"):
+            raise AttributeError(f"a Source has no attribute {name!r}")
+        from spr.grounding.parse import read_by_piece
+
+        found = read_by_piece(self.text, self.dialect, self.size_wh).source
+        places, point_places = (found.places, found.point_places) if found is not None else ((), ())
+        object.__setattr__(self, "places", places)
+        object.__setattr__(self, "point_places", point_places)
+        return places if name == "places" else point_places
+
+    @property
+    def is_read(self) -> bool:
+        """Whether every box and point of which the numbers are known was read, none of them outside of the image."""
+        try:
+            places = (*object.__getattribute__(self, "places"), *object.__getattribute__(self, "point_places"))
+        except AttributeError:
+            return True  # a well-formed answer
+        return all(place.is_read for place in places)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ def has_unread_coordinates(grounded: GroundedText) -> bool:
     source = grounded.source
     if source is None:
         return False
-    if not all(place.is_read for place in (*source.places, *source.point_places)):
+    if not source.is_read:
         return True
     if not grounded.boxes and not grounded.points and _OTHER_DIALECT.search(source.text) is not None:
         return True
