@@ -123,7 +123,8 @@ def dpo(run: Run, model: str, trainer: str, *, checkpointing: bool = False, atte
     own = found if trainer == "ours" else run.rows.get(name, {})
     if "prompt" in own:
         made |= {"prompt": own["prompt"], "patches": own["patches"]}
-        counts = sizes_of(model, given.answer, prompt=own["prompt"], patches=own["patches"])
+        answer = given.answer - 1  # neither trainer learns the newline after the end of turn
+        counts = sizes_of(model, answer, prompt=own["prompt"], patches=own["patches"])
         work = our_work(counts, 1) if trainer == "ours" else trl_work(counts, 1, fused=not run.tiny)
         made["counted_tflop"] = 2 * sum(work.values()) / 1e12
         for share, rate in (("share", "tflops"), ("share_of_datasheet", "datasheet_tflops")):
