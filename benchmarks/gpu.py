@@ -91,15 +91,19 @@ class Child:
     def __init__(self, name: str, folder: str) -> None:
         self.name, self.errors = name, Path(folder, f"{name}.stderr")
         quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+        quiet |= {"HF_HOME": str(Path(folder, "hf"))}
         # TRL refuses to see several GPUs, and kernels from the Hub would need the network.
         chosen = {"CUDA_VISIBLE_DEVICES": "0", "USE_HUB_KERNELS": "NO"}
+        # This checkout is measured, also if another version is installed.
+        source = str(Path(__file__).resolve().parents[1] / "src")
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), source]))
         with self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, __file__, "--child", name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**quiet, **chosen, **os.environ, "TMPDIR": folder},
+                env={**quiet, **chosen, **os.environ, "TMPDIR": folder, "PYTHONPATH": path},
                 text=True,
             )
 
@@ -142,6 +146,7 @@ def measure(name: str) -> None:
     import torch
 
     import gpu_cases
+    import spr
     from gpu_models import NotPossibleError, Run
 
     if name.endswith(" trl"):
@@ -152,7 +157,7 @@ def measure(name: str) -> None:
     options = json.loads(line)
     case, rehearsal = CASES[name], options["rehearse"]
     device = torch.cuda.get_device_name() if rehearsal is None else "cpu"
-    found = {"device": device, "dtype": rehearsal or "bfloat16", **versions()}
+    found = {"device": device, "dtype": rehearsal or "bfloat16", **versions(), "spr": spr.__version__}
     with tempfile.TemporaryDirectory() as folder:
         run = Run(rehearsal is not None, getattr(torch, found["dtype"]), Path(folder), options["rows"])
         try:
@@ -220,7 +225,8 @@ def measure_all(out: Path, cases: list[str], seconds: float, rehearse: str | Non
                     ahead = None
                 child = ahead or Child(name, folder)
                 ahead = Child(missing[place + 1], folder) if place + 1 < len(missing) else None
-                found = child.run({"rehearse": rehearse, "rows": rows}, case.limit, left)
+                limit = 10 * case.limit if rehearsal else case.limit  # a rehearsal is no measurement
+                found = child.run({"rehearse": rehearse, "rows": rows}, limit, left)
             wall = time.monotonic() - started
             row = {"case": name, "rehearsal": rehearsal, "wall_s": round(wall, 2), "time": time.time(), **found}
             if name not in rows or found["status"] != "no time":

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -145,6 +145,8 @@ def dpo_checkpointing(run: Run, model: str, trainer: str) -> dict[str, Any]:
 
 def dpo_attention(run: Run, model: str, attention: str) -> dict[str, Any]:
     """`dpo` of our trainer with another implementation of attention, and how many times as long as with `sdpa`."""
+    if attention not in get_args(TrainingConfig.model_fields["attn_implementation"].annotation):
+        raise NotPossibleError(f"training.attn_implementation can't be {attention}")
     try:
         made = dpo(run, model, "ours", attention=attention)
     except (ConfigError, ImportError, ModelError) as error:

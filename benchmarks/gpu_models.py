@@ -96,7 +96,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "memory": {"real": {"batch": 16, "fits": 2}, "tiny": {"batch": 8, "fits": 2}},
     "score": {
         "real": {"size": "real", "images": 256, "rounds": 3},
-        "tiny": {"size": "mid", "images": 2, "rounds": 1},
+        "tiny": {"size": "tiny", "images": 8, "rounds": 1},
     },
 }
 """Sizes by model or case: ``real``, and ``tiny`` for a rehearsal on the CPU.

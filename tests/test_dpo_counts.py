@@ -39,8 +39,8 @@ ANSWER = 11  # tokens that are learned: the chat template's last newline is not
 
 @pytest.mark.parametrize(
     ("model", "looks"),
-    # Attention in the tower, 2 products of width 32: 2 layers whose 20 patches see the 4 of their tile. Qwen's image has
-    # 8 × 6 patches: one layer sees all 48, the other one windows, counted as 64.
+    # Attention in the tower, 2 products of width 32: 2 layers whose 20 patches see the 4 of their tile. Qwen has
+    # 8 × 6 patches, of which one layer sees all 48; windows, in the other one, are counted as 64.
     [("llava-onevision-0.5b", 2 * 32 * 2 * 20 * 4), ("qwen2.5-vl-7b", 2 * 32 * 48 * (48 + 64))],
 )
 def test_products_of_our_trainer_are_counted_exactly(tmp_path: Path, model: str, looks: int) -> None:
