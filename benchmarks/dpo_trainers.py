@@ -83,7 +83,8 @@ def settings_of(given: argparse.Namespace) -> TrainingConfig:
     rank = CASES[given.case]["rank"]
     return TrainingConfig(
         device=given.device,
-        dtype="bfloat16" if given.device == "cuda" else "float32",
+        dtype=getattr(given, "dtype", "bfloat16" if given.device == "cuda" else "float32"),
+        attn_implementation=getattr(given, "attn_implementation", "sdpa"),
         per_device_train_batch_size=given.batch // given.accumulate,
         gradient_accumulation_steps=given.accumulate,
         learning_rate=1e-4,
@@ -177,7 +178,7 @@ def trl(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             beta=settings.beta,
             max_length=None,
             use_cpu=given.device == "cpu",
-            bf16=given.device == "cuda",
+            bf16=settings.dtype == "bfloat16",
             gradient_checkpointing=given.checkpointing,
             save_strategy="no",
             logging_strategy="no",

@@ -29,6 +29,17 @@ WORDS = (
 # fmt: on
 
 SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vision": (64, 2, 4, 32, 16),
+        "text": (64, 2, 4),
+        "projection": 32,
+        "swin": (16, [1, 1, 1, 1], [1, 2, 4, 8], 4),
+        "bert_layers": 1,
+        "layers": 2,
+        "queries": 30,
+        "edges": (64, 96),
+        "batches": (8, 4),
+    },
     "mid": {
         "vision": (768, 12, 12, 224, 16),
         "text": (512, 12, 8),
@@ -54,6 +65,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Model shapes and batch sizes. ``real``: those of the paper. ``mid``: small enough for one core, with about the same
 proportions: CLIP ViT-B/16, and GroundingDINO on Swin-T with half of the layers and crops of a quarter of the size.
+``tiny`` is for tests.
 
 ``vision`` is (width, layers, heads, image side, patch side); ``text`` is (width, layers, heads); ``swin`` is (width,
 depths, heads, window); ``batches`` is (scorer, detector).
