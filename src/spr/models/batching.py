@@ -8,10 +8,10 @@ Threads prepare a batch on the CPU while the model works on the previous one.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 
@@ -82,7 +82,7 @@ class Batcher(Generic[Item, Result]):
     @classmethod
     def of(
         cls,
-        work: Callable[[Sequence[Item]], Sequence[Result]],
+        work: Callable[..., Iterable[Any]],
         section: DescriberConfig | ScorerConfig | DetectorConfig,
         device: torch.device,
         *,
@@ -132,3 +132,45 @@ class Batcher(Generic[Item, Result]):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+class RefilledBatcher(Batcher[Item, Result]):
+    """A `Batcher` whose work takes all items and ``size``, and keeps as many in memory at once as some are finished.
+
+    The work yields each item's index and result. When the memory runs out, the unfinished items begin again. With a
+    ``memory``, it gets at most ``size`` items until a full batch has shown that larger ones would not fit.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[Item], int], Iterable[tuple[int, Result]]],
+        size: int,
+        *,
+        length: Callable[[Item], int] = lambda _: 0,
+        memory: Memory | None = None,
+    ) -> None:
+        super().__init__(lambda _: (), size, length=length, memory=memory)
+        self.refilled, self._grown = work, memory is None
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        """One result per item, in their order; `DeviceMemoryError` if a single item does not fit."""
+        order = sorted(range(len(items)), key=lambda k: -self.length(items[k]))
+        results: dict[int, Result] = {}
+        while left := [k for k in order if k not in results]:
+            batch = left if self._grown or self.memory is None else left[: self.size]
+            if self.memory is not None:
+                self.memory.start()
+            try:
+                for k, result in self.refilled([items[k] for k in batch], self.size):
+                    results[batch[k]] = result
+                    advance(1)
+            except torch.OutOfMemoryError as error:
+                message = str(error)
+            else:
+                size = self.size
+                self._grow(min(len(batch), size))
+                self._grown = self._grown or (len(batch) >= size == self.size)
+                continue
+            # Outside of the except block: its traceback keeps the tensors of the failed batch alive.
+            self._shrink(min(len(batch), self.size), message)
+        return [results[k] for k in range(len(items))]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
-from spr.models.batching import Batcher
+from spr.models.batching import RefilledBatcher
 from spr.models.chat import check_chat_template, check_image_token, check_thinking, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.answer_tokens import AnswerTokens
+from spr.models.describers.generation import Generation, NotResumableError, Samples
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.dialect_check import check_dialect
 from spr.models.errors import ModelError
@@ -34,6 +38,8 @@ from spr.models.loading import (
 from spr.models.model_dialect import choose_dialect
 from spr.models.protocols import Answer, DescribeRequest
 from spr.records import TRUNCATED
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,8 +122,10 @@ class HfDescriber:
 
     def _prepare(self, section: DescriberConfig) -> None:
         self.thinking = section.thinking
+        self._limit = section.max_new_tokens
+        self._without_refill = None if self.family is not None else "its family is not known"
         self._set_generation(section.max_new_tokens)
-        self._run = Batcher.of(self._answer, section, self.model.device, length=lambda prompt: prompt.length)
+        self._run = RefilledBatcher.of(self._answer, section, self.model.device, length=lambda prompt: prompt.length)
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Answer]:
         """One answer per request, with the reason why its generation ended.
@@ -142,7 +150,7 @@ class HfDescriber:
         other.temperature, other.top_p = temperature, self.top_p if top_p is None else top_p
         check_sampling(other.temperature, other.top_p)
         other._run = copy.copy(self._run)
-        other._run.work = other._answer
+        other._run.refilled = other._answer
         if batch_size is not None:
             other._run.size, other._run.memory = batch_size, None
         return other
@@ -172,7 +180,32 @@ class HfDescriber:
         """The user's turn and the start of the answer as input text, with one placeholder for the image."""
         return render_turn(self.processor, self.family, user_turn(prompt), thinking=self.thinking)
 
-    def _answer(self, batch: Sequence[_Prompt]) -> list[Answer]:
+    def _answer(self, prompts: Sequence[_Prompt], size: int) -> Iterator[tuple[int, Answer]]:
+        """Yield the index and the answer of each prompt when it is finished; ``size`` are generated at once."""
+        if self._without_refill is None:
+            options = {"tokenizer": self.processor.tokenizer} if self._tokens.stop_strings else {}
+            generation = Generation(
+                self.model,
+                self._inputs,
+                size=size,
+                ends=self._ends,
+                limit=self._limit,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                equal_lengths=self.family is not None and self.family.equal_lengths,
+                options=options,
+            )
+            try:
+                for number, ids in generation.run(_samples(prompts)):
+                    yield number, self._read(ids)
+                return
+            except NotResumableError as error:
+                _log.info("%s generates in fixed batches: %s", self.name, error)
+                self._without_refill = str(error)
+        for start in range(0, len(prompts), size):
+            yield from enumerate(self._answer_batch(prompts[start : start + size]), start)
+
+    def _answer_batch(self, batch: Sequence[_Prompt]) -> list[Answer]:
         lengths = {prompt.length for prompt in batch}
         if len(lengths) == 1 or self.family is None or not self.family.equal_lengths:
             return self._generate(batch)
@@ -180,11 +213,15 @@ class HfDescriber:
         answers = {k: a for ks in groups for k, a in zip(ks, self._generate([batch[k] for k in ks]), strict=True)}
         return [answers[k] for k in range(len(batch))]
 
-    def _generate(self, batch: Sequence[_Prompt]) -> list[Answer]:
+    def _inputs(self, batch: Sequence[_Prompt]) -> dict[str, Tensor]:
         inputs = encode(self.processor, [prompt.text for prompt in batch], [prompt.request.image for prompt in batch])
         for name, tensor in inputs.items():
             dtype = self.model.dtype if tensor.is_floating_point() else None
             inputs[name] = tensor.to(self.model.device, dtype)
+        return inputs
+
+    def _generate(self, batch: Sequence[_Prompt]) -> list[Answer]:
+        inputs = self._inputs(batch)
         # An encoder reads the prompt; its decoder begins with a start token.
         encoded = self.family is not None and self.family.encoder_decoder
         start = 1 if encoded else inputs["input_ids"].shape[1]
@@ -230,3 +267,18 @@ class HfDescriber:
         for module in self.model.modules():
             if isinstance(module, GenerationMixin):
                 module.generation_config = config
+
+
+def _samples(prompts: Sequence[_Prompt]) -> list[Samples[_Prompt]]:
+    """Group prompts of the same text and image, which are read once."""
+    images: dict[int, bytes] = {}
+    groups: dict[tuple[str, bytes], list[int]] = {}
+    for k, prompt in enumerate(prompts):
+        image = prompt.request.image
+        if id(image) not in images:
+            images[id(image)] = hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).digest()
+        groups.setdefault((prompt.text, images[id(image)]), []).append(k)
+    return [
+        Samples(prompts[ks[0]], prompts[ks[0]].length, tuple(ks), tuple(prompts[k].request.seed for k in ks))
+        for ks in groups.values()
+    ]

@@ -29,6 +29,28 @@ def check_sampling(temperature: float, top_p: float) -> None:
         raise ConfigError("Config field `describer.top_p` is out of range", got=top_p, expected="over 0, at most 1")
 
 
+def draw(logits: Tensor, seeds: Tensor, steps: Tensor | int, *, temperature: float, top_p: float) -> Tensor:
+    """Sample a token for each row of logits ``(rows, vocabulary)``; token ids ``(rows,)``.
+
+    ``seeds`` are ``(rows,)``, int64; ``steps``, one for all rows or ``(rows,)``, are the numbers of tokens drawn before.
+    With a temperature of 0, it takes the most likely tokens.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    noisy, tokens = _noisy(logits, seeds, steps, temperature, top_p)
+    # Of tokens with exactly the same sum, the first one of the vocabulary, as by `argmax` over all of it.
+    best = noisy == noisy.amax(-1, keepdim=True)
+    return tokens.masked_fill(~best, logits.shape[-1]).amin(-1)
+
+
+def _noisy(
+    logits: Tensor, seeds: Tensor, steps: Tensor | int, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
+    logps = (logits.float() / temperature).log_softmax(-1)
+    top, tokens = nucleus(logps, top_p)
+    return top + gumbel_noise(seeds, steps, tokens), tokens
+
+
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     """Turns logits into scores whose argmax is a sample, for use with ``generate(do_sample=False)``.
 
@@ -47,10 +69,9 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits ``(rows, vocabulary)`` → noisy log-probabilities, −∞ outside of the nucleus; float32."""
         self.seeds = self.seeds.to(scores.device)
-        logps = (scores.float() / self.temperature).log_softmax(-1)
-        top, tokens = nucleus(logps, self.top_p)
-        noisy = top + gumbel_noise(self.seeds, input_ids.shape[1] - self.prompt_length, tokens)
-        return torch.full_like(logps, -math.inf).scatter(-1, tokens, noisy)
+        step = input_ids.shape[1] - self.prompt_length
+        noisy, tokens = _noisy(scores, self.seeds, step, self.temperature, self.top_p)
+        return torch.full_like(scores, -math.inf, dtype=torch.float32).scatter(-1, tokens, noisy)
 
 
 def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -81,13 +102,15 @@ def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
         k = min(8 * k, vocabulary)
 
 
-def gumbel_noise(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
+def gumbel_noise(seeds: Tensor, step: Tensor | int, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise from (seed, step, token) only, by the hash of splitmix64 (Steele et al. 2014).
 
-    Seeds ``(rows,)`` and token ids ``(rows, k)``, both int64, give ``(rows, k)`` float32, all finite; ``step`` is the
-    index of the drawn token in the answer, from 0.
+    Seeds ``(rows,)`` and token ids ``(rows, k)``, both int64, give ``(rows, k)`` float32, all finite; ``step``, one for
+    all rows or ``(rows,)``, is the index of the drawn token in the answer, from 0.
     """
-    stream = _hash(_hash(seeds) + _signed((step + 1) * _STEP))
+    # Products of int64 tensors keep the lowest 64 bits.
+    before = (step + 1) * _signed(_STEP) if isinstance(step, Tensor) else _signed((step + 1) * _STEP)
+    stream = _hash(_hash(seeds) + before)
     bits = _hash(stream[:, None] + (tokens + 1) * _signed(_STEP))
     uniform = (_shift(bits, 11).float() + 0.5) * 2.0**-53
     # −log1p(−u) is exponentially distributed, and exact for small u, where the noise is large. u must not be 1.

@@ -1,0 +1,253 @@
+"""A key-value cache with room for the tokens to come, in which sequences come and go while others are generated.
+
+All sequences write their next token to the same column. A sequence that joins later is placed so that its prompt ends
+there, which leaves unused columns before it:
+
+    row 0   a a a a a a . .      `.` is free, `-` is unused
+    row 1   - - - b b b . .
+                        ^ next column
+
+The layers of transformers' own cache are copied with every token, and all their rows end at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
+
+_SPARE = 32  # least number of columns by which the cache grows
+_STATE = (
+    "conv_kernel_size",
+    "has_previous_state",
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+)
+
+
+def why_not_buffered(cache: object) -> str | None:
+    """Why the layers of a cache can't be kept in buffers, such as an unknown class of them; None if they can."""
+    if not isinstance(cache, DynamicCache):
+        return f"its cache is a {type(cache).__name__}"
+    known = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
+    unknown = sorted({type(layer).__name__ for layer in cache.layers if type(layer) not in known})
+    return f"its cache has layers of {', '.join(unknown)}" if unknown else None
+
+
+class BufferedLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer, ``(rows, heads, columns, size of a head)``, in buffers with room for more columns.
+
+    Attributes:
+        rows: Number of rows in use; the others are free.
+        first: The first column that a row in use still needs.
+        next: The column that the next token is written to.
+        window: Number of columns that a token sees, itself included; None for all.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        super().__init__()
+        self.rows = self.first = self.next = 0
+        self.window = window
+        self.is_sliding = window is not None
+        self.is_initialized = True
+        self.buffers: list[Tensor] = []
+
+    @property
+    def sliding_window(self) -> int | None:
+        """The window by the name that transformers gives it."""
+        return self.window
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the states of new tokens, and return views of all columns that these tokens see."""
+        new = key_states.shape[-2]
+        start, end = self._start(new), self.next + new
+        self.buffers[0][: self.rows, :, self.next : end] = key_states
+        self.buffers[1][: self.rows, :, self.next : end] = value_states
+        self.next = end
+        keys, values = (buffer[: self.rows, :, start:end] for buffer in self.buffers)
+        return keys, values
+
+    def _start(self, new: int) -> int:
+        return self.first if self.window is None else max(self.first, self.next + 1 - self.window)
+
+    def get_seq_length(self) -> int:
+        """Number of columns before the next token's."""
+        return self.next - self.first
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Number of columns that `update` returns, and number of needed columns before them."""
+        start = self._start(query_length)
+        return self.next + query_length - start, start - self.first
+
+    def put(self, rows: slice, sources: Tensor, layer: DynamicLayer, size: tuple[int, int]) -> None:
+        """Copy rows ``sources`` of a prompt's layer to ``rows``, so that they end before the next column.
+
+        The buffers have ``size`` rows and columns if they don't exist yet. The prompt's layer is emptied.
+        """
+        states = [layer.keys, layer.values]
+        layer.keys = layer.values = None
+        for k in range(2):
+            state, states[k] = states[k], None
+            if len(self.buffers) <= k:
+                self.buffers.append(state.new_zeros(size[0], state.shape[1], size[1], state.shape[3]))
+            kept = min(state.shape[2], self.next)
+            copied = state[:, :, state.shape[2] - kept :].index_select(0, sources.to(state.device))
+            self.buffers[k][rows, :, self.next - kept : self.next] = copied
+
+    def move_rows(self, targets: Tensor, sources: Tensor) -> None:
+        """Copy whole rows; no target is a source."""
+        for buffer in self.buffers:
+            part = buffer[:, :, self.first : self.next]
+            part[targets.to(buffer.device)] = part[sources.to(buffer.device)]
+
+    def move_columns(self, by: int, columns: int) -> None:
+        """Move the needed columns to the right (left if negative), in buffers of at least this number of columns."""
+        start, end = self.first + by, self.next + by
+        for k, buffer in enumerate(self.buffers):
+            used = buffer[: self.rows, :, self.first : self.next]
+            if columns > buffer.shape[2]:
+                self.buffers[k] = buffer.new_zeros(*buffer.shape[:2], columns, buffer.shape[3])
+                self.buffers[k][: self.rows, :, start:end] = used
+            elif by:
+                buffer[: self.rows, :, start:end] = used.clone()
+        self.first, self.next = start, end
+
+
+class BufferedState(LinearAttentionLayer):  # type: ignore[misc]
+    """The states of one layer with linear attention, which have no columns, in buffers with free rows."""
+
+    def __init__(self, number_of_states: int) -> None:
+        super().__init__(number_of_states=number_of_states)
+        self.buffers: dict[tuple[str, int], Tensor] = {}
+
+    def put(self, rows: slice, sources: Tensor, layer: LinearAttentionLayer, size: tuple[int, int]) -> None:
+        """Copy rows ``sources`` of a prompt's layer to ``rows``, in buffers of ``size`` rows and columns."""
+        self.dtype, self.device = layer.dtype, layer.device
+        for name in _STATE:
+            setattr(self, name, dict(getattr(layer, name)))
+        for name in ("conv_states", "recurrent_states"):
+            for k, state in getattr(layer, name).items():
+                if state is None:
+                    continue
+                if (name, k) not in self.buffers:
+                    self.buffers[name, k] = state.new_zeros(size[0], *state.shape[1:])
+                self.buffers[name, k][rows] = state.index_select(0, sources.to(state.device))
+
+    def use_rows(self, rows: int) -> None:
+        """Show the first rows to the model."""
+        for (name, k), buffer in self.buffers.items():
+            getattr(self, name)[k] = buffer[:rows]
+
+    def move_rows(self, targets: Tensor, sources: Tensor) -> None:
+        """Copy whole rows; no target is a source."""
+        for buffer in self.buffers.values():
+            buffer[targets.to(buffer.device)] = buffer[sources.to(buffer.device)]
+
+
+class BufferedCache(Cache):  # type: ignore[misc]
+    """A cache of at most ``size`` rows, made like the cache of the first prompts.
+
+    Attributes:
+        starts: The first column of each row in use.
+        columns: Number of columns of the buffers.
+    """
+
+    def __init__(self, like: DynamicCache, size: int) -> None:
+        layers: list[Any] = []
+        for layer in like.layers:
+            if type(layer) is LinearAttentionLayer:
+                layers.append(BufferedState(layer.number_of_states))
+            elif type(layer) is DummyLayer:
+                layers.append(DummyLayer())
+            else:
+                layers.append(BufferedLayer(getattr(layer, "sliding_window", None)))
+        super().__init__(layers=layers)
+        self.size, self.columns = size, 0
+        self.starts: list[int] = []
+        self._attention = [layer for layer in layers if isinstance(layer, BufferedLayer)]
+        self._states = [layer for layer in layers if isinstance(layer, BufferedState)]
+
+    @property
+    def first(self) -> int:
+        """The first column that a row in use still needs."""
+        return self._attention[0].first
+
+    @property
+    def next(self) -> int:
+        """The column that the next token is written to."""
+        return self._attention[0].next
+
+    @property
+    def windows(self) -> bool:
+        """Whether a layer sees only the latest tokens."""
+        return any(layer.window is not None for layer in self._attention)
+
+    def add(self, prompts: DynamicCache, sources: Sequence[int], lengths: Sequence[int], columns: int) -> None:
+        """Add a row for each of the ``sources``, rows of the cache of prompts, which is emptied layer by layer.
+
+        ``lengths`` are the numbers of tokens of the prompts. The buffers get room for as many more ``columns`` if they
+        don't exist yet.
+        """
+        longest, used = max(lengths), len(self.starts)
+        if not used:
+            for layer in self._attention:
+                layer.first = layer.next = 0
+        if longest > self.next:
+            self.move_columns(longest - self.next)
+        self.columns = max(self.columns, self.next + (0 if self.columns else columns))
+        rows, source = slice(used, used + len(sources)), torch.tensor(sources)
+        for layer, prompt in zip(self.layers, prompts.layers, strict=True):
+            if type(layer) is not DummyLayer:
+                layer.put(rows, source, prompt, (self.size, self.columns))
+        self._use(self.starts + [self.next - lengths[k] for k in sources])
+
+    def remove(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Free rows. The last rows take the place of others: returns where they are put, and where they were."""
+        left = len(self.starts) - len(rows)
+        gone = set(rows)
+        targets = sorted(row for row in gone if row < left)
+        sources = [row for row in range(left, len(self.starts)) if row not in gone]
+        starts = self.starts.copy()
+        if targets:
+            to, source = torch.tensor(targets), torch.tensor(sources)
+            for layer in (*self._attention, *self._states):
+                layer.move_rows(to, source)
+            for target, row in zip(targets, sources, strict=True):
+                starts[target] = starts[row]
+        self._use(starts[:left])
+        return targets, sources
+
+    def _use(self, starts: list[int]) -> None:
+        self.starts = starts
+        for layer in self._attention:
+            layer.rows, layer.first = len(starts), min(starts, default=layer.next)
+        for state in self._states:
+            state.use_rows(len(starts))
+
+    def move_columns(self, by: int) -> None:
+        """Move the needed columns to the right, or to the left if negative; the buffers grow if necessary."""
+        self.columns = max(self.columns, self.next + by) if self.columns else 0
+        for layer in self._attention:
+            layer.move_columns(by, self.columns)
+        self.starts = [start + by for start in self.starts]
+
+    def make_room(self) -> None:
+        """See to it that another column can be written: move the needed ones to the left, or grow."""
+        if self.next < self.columns:
+            return
+        spare = max(_SPARE, self.columns // 8)
+        if self.first >= spare:
+            self.move_columns(-self.first)
+        else:
+            self.columns += spare
+            self.move_columns(0)
