@@ -58,6 +58,7 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self.rows = self.first = self.next = 0
         self.window = window
+        self.size = (0, 0)
         self.is_sliding = window is not None
         self.is_initialized = True
         self.buffers: list[Tensor] = []
@@ -162,7 +163,9 @@ class BufferedCache(Cache):  # type: ignore[misc]
         columns: Number of columns of the buffers.
     """
 
-    def __init__(self, like: DynamicCache, size: int) -> None:
+    def __init__(
+        self, like: DynamicCache, size: int, *, layer_class: type[BufferedLayer] = BufferedLayer
+    ) -> None:
         layers: list[Any] = []
         for layer in like.layers:
             if type(layer) is LinearAttentionLayer:
@@ -170,7 +173,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
             elif type(layer) is DummyLayer:
                 layers.append(DummyLayer())
             else:
-                layers.append(BufferedLayer(getattr(layer, "sliding_window", None)))
+                layers.append(layer_class(getattr(layer, "sliding_window", None)))
         super().__init__(layers=layers)
         self.size, self.columns = size, 0
         self.starts: list[int] = []

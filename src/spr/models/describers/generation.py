@@ -8,6 +8,7 @@ computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from spr.models.describers.cache import BufferedCache, why_not_buffered
 from spr.models.describers.prefill import Prefilled, prefill, why_not_resumed
 from spr.models.describers.sampling import draw
+from spr.models.describers.shared_prompts import SharedPromptCache, can_share, shared_attention
 
 Prompt = TypeVar("Prompt")
 
@@ -141,7 +143,8 @@ class Generation(Generic[Prompt]):
         if reason is not None:
             raise NotResumableError(reason)
         device, size = read.logits.device, self.size
-        self._cache = BufferedCache(read.cache, size)
+        self._shares = can_share(read.model, read.cache)
+        self._cache = (SharedPromptCache if self._shares else BufferedCache)(read.cache, size)
         self._inner, self._read = read.model, read
         self._refills = self._refills and read.positions is not None
         self._seeds = torch.zeros(size, dtype=torch.int64, device=device)
@@ -189,14 +192,15 @@ class Generation(Generic[Prompt]):
         arguments = {name: value.expand(len(last), 1) for name, value in self._types.items()}
         if positions is not None:
             arguments["position_ids"] = positions
-        outputs = self._inner(
-            input_ids=last,
-            past_key_values=cache,
-            attention_mask=self._mask(),
-            **arguments,
-            **self._arguments,
-            return_dict=True,
-        )
+        with shared_attention(self._inner, cache) if isinstance(cache, SharedPromptCache) else nullcontext():
+            outputs = self._inner(
+                input_ids=last,
+                past_key_values=cache,
+                attention_mask=self._mask(),
+                **arguments,
+                **self._arguments,
+                return_dict=True,
+            )
         if positions is not None:
             positions += 1
         self._draw(outputs.logits[:, -1].float(), rows)
@@ -221,7 +225,7 @@ class Generation(Generic[Prompt]):
         """The columns that each row sees, ``(rows, columns)``; None if it is all of them."""
         cache = self._cache
         assert cache is not None
-        if min(cache.starts) == max(cache.starts):
+        if isinstance(cache, SharedPromptCache) or min(cache.starts) == max(cache.starts):
             return None
         device = self._last.device
         columns = torch.arange(cache.first, cache.next + 1, device=device)
