@@ -1,96 +1,196 @@
-"""Claim: `HfDescriber` reaches at least 90 % of the tokens per second of a bare batched `generate` call.
+"""Claims: what describing costs, each against another way in the same run.
 
-The model is a LLaVA-OneVision with about 70 million random parameters; all answers have the same number of tokens. The
-describer's time includes everything it does: chat template, image processing, tokenization, sampling by seed and
-decoding. The bare call gets prepared tensors. It samples with the temperature and top-p of transformers (`generate`) or
-takes the most likely token (`greedy`). The three are measured in turn; a ratio compares measurements of the same round,
-and the median ratio is reported.
+* ``tokens``: `HfDescriber` reaches at least 90 % of the tokens per second of a bare batched `generate` call. Every request
+  has an image of its own, so nothing is shared, and all answers have the same number of tokens.
+* ``samples``: six samples of one prompt of 1,500 tokens, at least 3 times the speed of `generate` on six sequences.
+* ``families``: no family is slower than bare `generate`: the tiny models of the tests, which a step's Python dominates.
+* ``embedded``: the descriptions of the quickstart (its processes, batch size and prompts), at least 2.5 times as many per
+  second as at the commit in ``--before``, a checkout with `src/`. Answers that differ between the two are counted.
 
-    python benchmarks/bench_describe.py [--batch 4] [--batches 2] [--new-tokens 48] [--repeats 3] [--threads 1]
+The model of the first two is a LLaVA-OneVision with about 70 million random parameters. The describer's time includes
+everything it does: chat template, image processing, tokenization, sampling by seed and decoding. Bare calls get prepared
+tensors, and sample with the temperature and top-p of transformers (``generate``) or take the most likely token
+(``greedy``). Ways are measured in turn, each in processes of its own apart from ``families``; a ratio compares
+measurements of the same round, and the median ratio is reported. Memory is the most that a process ever held.
+
+    python benchmarks/bench_describe.py [tokens] [samples] [families] [embedded] [--before CHECKOUT] [--repeats 3]
+        [--new-tokens 48] [--threads 1] [--regions 64] [--processes 2] [--dtype float32]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import transformers as hf
-from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from spr.models.describers.hf import HfDescriber
-from spr.models.image_processors import encode
-from spr.models.protocols import DescribeRequest
-from spr.records import RegionObject, RegionQuery
+from describe_cases import embedded, make_requests, prepare_scenes, save_model, tiny_models, ways
 
-SIDE, PATCH, VOCABULARY = 224, 14, 32_000
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-PROMPT = "Describe the region [0.12, 0.20, 0.80, 0.91] of the image, and give the box of each object that you name."
+__all__ = ["make_requests"]
+
+CASES = ("tokens", "samples", "families", "embedded")
+BATCH, BATCHES, SAMPLES = 4, 2, 6
+SIDES = {"tokens": 224, "samples": 392}
+"""Sides of the images: prompts of 584 and 1,517 tokens."""
 
 
-def save_model(folder: Path) -> None:
-    """Save a mid-size LLaVA-OneVision with bytes as tokens and unused tokens up to a typical vocabulary size."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={char: k for k, char in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    roles = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
-    tokenizer.save_pretrained(folder)
-    grid = [[SIDE, SIDE]]
-    size = {"height": SIDE, "width": SIDE}
-    hf.LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=grid).save_pretrained(folder)
-    settings = {"num_image_tokens": (SIDE // PATCH) ** 2, "vision_feature_select_strategy": "full"}
-    (folder / "processor_config.json").write_text(json.dumps(settings))
-    config = hf.LlavaOnevisionConfig(
-        vision_config=hf.SiglipVisionConfig(
-            hidden_size=384,
-            intermediate_size=1024,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            image_size=SIDE,
-            patch_size=PATCH,
-            vision_use_head=False,
-        ),
-        text_config=hf.Qwen2Config(
-            hidden_size=512,
-            intermediate_size=1408,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=2,
-            vocab_size=VOCABULARY,
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        vision_feature_select_strategy="full",
-        image_grid_pinpoints=grid,
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    model = hf.LlavaOnevisionForConditionalGeneration(config)
-    with torch.no_grad():
-        # Random weights give a nearly uniform distribution. Scaled, its entropy is about 4 nats, as in a trained model.
-        model.lm_head.weight *= 8
-    model.save_pretrained(folder)
+class Process:
+    """A process that does one way's work when it is told to."""
+
+    def __init__(self, source: Path, threads: int, options: dict[str, Any]) -> None:
+        paths = os.pathsep.join(map(str, (source / "src", Path(__file__).parent)))
+        command = [sys.executable, __file__, "--work", json.dumps(options | {"threads": threads})]
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def read(self) -> dict[str, Any]:
+        """The next line of JSON."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a process of the benchmark failed: see its messages above")
+        return dict(json.loads(line))
+
+    def start(self, word: str = "go") -> None:
+        """Tell it to do its work once, or to ``end``."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
 
 
-def make_requests(count: int) -> list[DescribeRequest]:
-    """Requests with a different image each, of the size of a photograph, so that nothing can be shared."""
-    window = (0.0, 0.0, 640.0, 480.0)
-    region = (RegionObject("1", "thing", window, inside=True),)
-    requests = []
-    for k in range(count):
-        noise = Image.effect_noise((640, 480), 20 + k)
-        query = RegionQuery(f"{k}/0", str(k), f"{k}.jpg", 640, 480, window, "1", region)
-        requests.append(DescribeRequest(Image.merge("RGB", [noise] * 3), PROMPT, k, query, window))
-    return requests
+def do_work(options: dict[str, Any]) -> None:
+    """The process's side: one line when it is ready, one for each time that it worked, and one at the end."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints
+    torch.set_num_threads(options["threads"])
+    folder = Path(options["folder"])
+    if options["case"] == "embedded":
+        work, count = embedded(folder, part=options["part"], parts=options["parts"], dtype=options["dtype"])
+    else:
+        batch, new = options["batch"], options["new"]
+        requests = make_requests(options["count"], images=options["images"])
+        work = ways(folder, requests, batch=batch, new=new, dtype=options["dtype"])[options["way"]]
+        count = len(requests) * new
+    answers = work()
+    print(json.dumps({"count": count, "answers": answers if options["case"] == "embedded" else None}), file=out, flush=True)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        seconds = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        print(json.dumps(seconds), file=out, flush=True)
+    print(json.dumps({"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}), file=out, flush=True)
+
+
+def in_turn(groups: dict[str, list[Process]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Let each group of processes work in turn, its processes at the same time; figures by the group's name."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, group in groups.items():  # one group warms up at a time
+        ready = [process.read() for process in group]
+        answers = [one["answers"] for one in ready]
+        found[name] = {"count": sum(one["count"] for one in ready), "seconds": [], "cpu": [], "answers": answers}
+    for _ in range(repeats):
+        for name, group in groups.items():
+            start = time.perf_counter()
+            for process in group:
+                process.start()
+            done = [process.read() for process in group]
+            found[name]["seconds"].append(time.perf_counter() - start)
+            found[name]["cpu"].append(sum(one["cpu"] for one in done))
+    for name, group in groups.items():
+        for process in group:
+            process.start("end")
+        found[name]["mib"] = max(process.read()["mib"] for process in group)
+    return found
+
+
+def ratio(found: dict[str, dict[str, Any]], name: str, to: str, clock: str = "seconds") -> float:
+    """How many times as fast ``to`` was as ``name``: the median over rounds."""
+    return statistics.median(a / b for a, b in zip(found[name][clock], found[to][clock], strict=True))
+
+
+def against_generate(case: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """``tokens`` and ``samples``."""
+    save_model(folder, SIDES[case])
+    options: dict[str, Any] = {"case": case, "folder": str(folder), "new": given.new_tokens, "dtype": given.dtype}
+    if case == "tokens":
+        options |= {"count": BATCH * BATCHES, "images": None, "batch": BATCH}
+    else:
+        options |= {"count": SAMPLES, "images": 1, "batch": SAMPLES}
+    here = Path(__file__).parents[1]
+    names = ("describe", "generate", "greedy")
+    groups = {name: [Process(here, given.threads, options | {"way": name})] for name in names}
+    found = in_turn(groups, given.repeats)
+    print(f"{case}: {given.new_tokens} new tokens, {options['count']} requests in batches of {options['batch']}")
+    return show(found, "describe", "tokens")
+
+
+def against_before(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """``embedded``."""
+    prepare_scenes(folder, given.regions)
+    sources = {"now": Path(__file__).parents[1]} | ({"before": given.before} if given.before else {})
+    groups = {}
+    for name, source in sources.items():
+        parts = range(given.processes)
+        options = {"case": "embedded", "folder": str(folder), "parts": len(parts), "dtype": given.dtype}
+        groups[name] = [Process(source.resolve(), given.threads, options | {"part": part}) for part in parts]
+    found = in_turn(groups, given.repeats)
+    print(f"embedded: {given.processes} processes, {given.regions} regions")
+    result = show(found, "now", "descriptions")
+    if "before" in found:
+        pairs = [
+            (one, other)
+            for mine, theirs in zip(found["now"]["answers"], found["before"]["answers"], strict=True)
+            for one, other in zip(mine, theirs, strict=True)
+        ]
+        result["different"] = sum(one != other for one, other in pairs)
+        print(f"{result['different']} of {len(pairs)} answers differ from those of before ({given.dtype})")
+    return result
+
+
+def show(found: dict[str, dict[str, Any]], first: str, unit: str) -> dict[str, Any]:
+    """Print one case's table: speeds, how many times as fast the first way is, and memory; returns its figures."""
+    print(f"{'':12}{unit + '/s':>16}{first + ' is':>16}{'by CPU time':>14}{'peak MiB':>12}")
+    result: dict[str, Any] = {}
+    for name, one in found.items():
+        speed = one["count"] / statistics.median(one["seconds"])
+        times, by_cpu = (ratio(found, name, first, clock) for clock in ("seconds", "cpu"))
+        compared = f"{times:15.2f}×{by_cpu:13.2f}×" if name != first else " " * 30
+        print(f"{name:12}{speed:16.1f}{compared}{one['mib']:12.0f}")
+        result[name] = {"speed": speed, "ratio": times, "cpu_ratio": by_cpu, "mib": one["mib"], "seconds": one["seconds"]}
+    print()
+    return result
+
+
+def of_families(folder: Path, given: argparse.Namespace) -> dict[str, float]:
+    """``families``: how many times as fast as bare sampled `generate` the describer is, by model."""
+    print(f"families: tiny models, 4 requests in one batch, {given.new_tokens} new tokens; times as fast as generate")
+    found: dict[str, float] = {}
+    for name, requests, saved in tiny_models(folder):
+        works = ways(saved, requests, batch=len(requests), new=given.new_tokens)
+        seconds: dict[str, list[float]] = {way: [] for way in ("describe", "generate")}
+        for turn in range(given.repeats + 1):
+            for way, measured in seconds.items():
+                taken = timed(works[way])
+                if turn:
+                    measured.append(taken)
+        found[name] = statistics.median(b / a for a, b in zip(seconds["describe"], seconds["generate"], strict=True))
+        print(f"{name:20}{found[name]:8.2f}×", flush=True)
+    print()
+    return found
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -100,59 +200,34 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Print a table, then one line of JSON."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table per case, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"batch": 4, "batches": 2, "new-tokens": 48, "repeats": 3, "threads": 1}.items():
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (default: all)")
+    parser.add_argument("--before", type=Path, help="a checkout to compare `embedded` with")
+    defaults = {"repeats": 3, "new-tokens": 48, "threads": 1, "regions": 64, "processes": 2}
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder))
-        options = {"dtype": "float32", "batch_size": arguments.batch, "max_new_tokens": arguments.new_tokens}
-        describer = HfDescriber(folder, **options)
-    model, requests = describer.model, make_requests(arguments.batch * arguments.batches)
-    # No answer ends early, so that all have the same number of tokens.
-    model.generation_config.min_new_tokens = arguments.new_tokens
-    prepared = []
-    for start in range(0, len(requests), arguments.batch):
-        batch = requests[start : start + arguments.batch]
-        inputs = encode(describer.processor, [describer.render(r.prompt) for r in batch], [r.image for r in batch])
-        prepared.append({name: tensor.to(model.device) for name, tensor in inputs.items()})
-
-    def bare(**sampling: object) -> None:
-        for inputs in prepared:
-            model.generate(**inputs, **sampling)
-
-    ways: dict[str, Callable[[], object]] = {
-        "describer": lambda: describer.describe(requests),
-        "generate": lambda: bare(do_sample=True, temperature=1.0, top_p=0.95, top_k=0),
-        "greedy": lambda: bare(),
-    }
-    for work in ways.values():
-        work()
-    seconds = {name: [] for name in ways}
-    for _ in range(arguments.repeats):
-        for name, work in ways.items():
-            seconds[name].append(timed(work))
-    tokens = len(requests) * arguments.new_tokens
-    speeds = {name: tokens / statistics.median(values) for name, values in seconds.items()}
-    ratios = {
-        name: statistics.median(b / d for b, d in zip(seconds[name], seconds["describer"], strict=True))
-        for name in ("generate", "greedy")
-    }
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    prompt = prepared[0]["input_ids"].shape[1]
-    print(
-        f"{parameters / 1e6:.0f} M parameters, {model.device}, {arguments.threads} threads, torch {torch.__version__}"
-    )
-    print(
-        f"{len(requests)} requests of {prompt} tokens, {arguments.new_tokens} new ones, batch size {arguments.batch}\n"
-    )
-    print(f"{'':12}{'tokens/s':>10}{'describer reaches':>20}")
-    for name, speed in speeds.items():
-        print(f"{name:12}{speed:10.1f}{ratios[name]:20.1%}" if name in ratios else f"{name:12}{speed:10.1f}")
-    print(json.dumps({"benchmark": "describe", "tokens_per_s": speeds, "ratio": ratios, "seconds": seconds}))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if unknown := set(given.cases) - set(CASES):
+        parser.error(f"unknown cases: {', '.join(sorted(unknown))}; known are {', '.join(CASES)}")
+    if given.work is not None:
+        do_work(given.work)
+        return
+    torch.set_num_threads(given.threads)
+    print(f"torch {torch.__version__}, {given.threads} threads per process, {given.dtype}\n")
+    results: dict[str, Any] = {}
+    for case in given.cases or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            if case == "families":
+                results[case] = of_families(Path(folder), given)
+            elif case == "embedded":
+                results[case] = against_before(Path(folder), given)
+            else:
+                results[case] = against_generate(case, Path(folder), given)
+    print(json.dumps({"benchmark": "describe", **results}))
 
 
 if __name__ == "__main__":
