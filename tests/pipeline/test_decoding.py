@@ -10,8 +10,16 @@ from spr.records import RegionObject, RegionQuery
 def test_a_group_ends_when_it_has_enough_items_or_enough_pixels():
     # 40 + 70 and 100 reach 100 pixels; 250 passes it alone; then three items are the most; 30 is left.
     sizes = [40, 70, 100, 250, 1, 2, 3, 30]
-    assert list(in_groups(sizes, int, most_items=3, most_pixels=100)) == [[40, 70], [100], [250], [1, 2, 3], [30]]
+    options = {"most_items": 3, "most_pixels": 100, "small_pixels": 0}
+    assert list(in_groups(sizes, int, **options)) == [[40, 70], [100], [250], [1, 2, 3], [30]]
     assert list(in_groups([], int, most_items=3)) == []
+
+
+def test_groups_of_small_items_are_longer():
+    # Five items of less than 20 pixels; with 20 pixels or more, the three items that are there already are enough.
+    options = {"most_items": 3, "most_pixels": 100, "most_small_items": 5, "small_pixels": 20}
+    sizes = [1, 1, 1, 1, 1, 1, 5, 5, 10, 10, 10, 9, 1, 1]
+    assert list(in_groups(sizes, int, **options)) == [[1] * 5, [1, 5, 5, 10], [10, 10, 9], [1, 1]]
 
 
 def queries_of(numbers):

@@ -19,7 +19,12 @@ from spr.records import RegionQuery
 AHEAD = 16
 """Maximum number of images that are decoded, or being decoded, before they are needed."""
 QUERIES_AT_ONCE = 32
-"""Queries handed to a model together: enough to fill its batches. Fewer where images are large."""
+"""Queries handed to a model together: enough to fill its batches. Fewer where images are large, more where all of them
+are small: the ends of their batches, which are not full, cost less then."""
+SMALL_QUERIES_AT_ONCE = 128
+"""Maximum number of queries handed to a model together as long as they hold less than `SMALL_PIXELS`."""
+SMALL_PIXELS = 8_000_000
+"""Number of pixels (24 MB) up to which more than `QUERIES_AT_ONCE` queries are handed to a model together."""
 PIXELS_AT_ONCE = 100_000_000
 """Maximum number of pixels (about 0.3 GB) decoded ahead or handed to a model together; a single item may exceed it."""
 
@@ -59,14 +64,20 @@ def in_groups(
     *,
     most_items: int = QUERIES_AT_ONCE,
     most_pixels: int = PIXELS_AT_ONCE,
+    most_small_items: int = SMALL_QUERIES_AT_ONCE,
+    small_pixels: int = SMALL_PIXELS,
 ) -> Iterator[list[Item]]:
-    """Yield consecutive items in groups, which end at ``most_items``, or once their items hold ``most_pixels``."""
+    """Yield consecutive items in groups, which end once their items hold ``most_pixels``, or at ``most_items``.
+
+    Groups of small items, which hold less than ``small_pixels``, end at ``most_small_items`` instead.
+    """
     group: list[Item] = []
     held = 0
     for item in items:
         group.append(item)
         held += pixels(item)
-        if len(group) >= most_items or held >= most_pixels:
+        most = most_items if held >= small_pixels else max(most_items, most_small_items)
+        if len(group) >= most or held >= most_pixels:
             yield group
             group, held = [], 0
     if group:
