@@ -62,7 +62,7 @@ PEAKS |= {"B200": 2250, "L40S": 362, "A6000": 155, "A10": 125}
 TOLERANCE = {"float32": {"losses": 1e-4, "logps": 1e-4}, "bfloat16": {"losses": 0.02, "logps": 1e-3}}
 """How far the trainers may be apart: losses absolutely, log-probabilities of answers relatively.
 
-The first step's loss is log 2, because policy and reference agree. In bfloat16 on the CPU, a model of 16 layers of width
+The first step's loss is log 2: policy and reference agree. In bfloat16 on the CPU, a model of 16 layers of width
 448 differed by 0.0036 in losses and 1e-4 in log-probabilities of answers of 119 tokens, over 4 steps; models of 7B may
 round a few times as much.
 """
