@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -119,6 +120,10 @@ def test_missing_packages_and_a_missing_gpu_are_said_before_any_row(monkeypatch:
     with pytest.raises(SystemExit, match="Missing packages: no_such_package_here; install them, or gather"):
         gpu.check_machine(None)
     monkeypatch.setattr(gpu, "NEEDED", ("json",))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu.importlib.util, "find_spec", lambda _: SimpleNamespace(origin="/opt/wheels/datasets/x.py"))
+        with pytest.raises(SystemExit, match="install the wheels into a folder that is named site-packages"):
+            gpu.check_machine("float32")
     monkeypatch.setattr(gpu, "CHECK", "raise SystemExit('PyTorch 2.13.0 sees no GPU')")
     with pytest.raises(SystemExit, match=r"The GPU can't be used: PyTorch 2\.13\.0 sees no GPU; to try the cases"):
         gpu.check_machine(None)
