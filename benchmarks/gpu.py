@@ -197,6 +197,10 @@ def check_machine(rehearse: str | None) -> None:
     if missing:
         how = "gather them with benchmarks/gpu_wheels.sh, as docs/measure-on-a-gpu.md shows"
         raise SystemExit(f"Missing packages: {', '.join(missing)}; install them, or {how}")
+    where = str(importlib.util.find_spec("datasets").origin)
+    if "site-packages" not in where and not where.startswith((sys.prefix, sys.base_prefix)):
+        # dill, with which datasets makes fingerprints, would store the package itself instead of its name, and fail.
+        raise SystemExit(f"datasets is in {where}: install the wheels into a folder that is named site-packages")
     if rehearse is None:
         done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, check=False)
         if done.returncode:

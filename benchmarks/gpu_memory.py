@@ -14,9 +14,8 @@ from unittest.mock import patch
 
 import torch
 
-from bench_describe import make_requests
 from dpo_trainers import settings_of
-from gpu_models import Run, check_lengths, describer_of, random_weights, training, use
+from gpu_models import Run, check_lengths, describer_of, make_requests, random_weights, training, use
 from spr.core.errors import SprError
 from spr.models.batching import DeviceMemoryError
 from spr.training.pair_model import PairModel

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 import transformers as hf
+from PIL import Image
 from torch import Tensor
 from transformers import initialization
 
@@ -21,8 +22,8 @@ from dpo_cases import CASES, make_pairs, make_processor
 from spr.core.errors import SprError
 from spr.models.describers.hf import HfDescriber
 from spr.models.ported.ferret.modeling import FerretForConditionalGeneration
-from spr.models.protocols import Answer
-from spr.records import TRUNCATED
+from spr.models.protocols import Answer, DescribeRequest
+from spr.records import TRUNCATED, RegionObject, RegionQuery
 from spr.training.checkpoint import TrainingState
 
 PHOTO = (640, 480)
@@ -229,6 +230,20 @@ def without_saving() -> Iterator[None]:
 
     with patch.multiple(TrainingState, save=save, save_adapter=lambda *_: {}):
         yield
+
+
+def make_requests(count: int) -> list[DescribeRequest]:
+    """Requests about regions of different photographs, which are noise."""
+    width, height = PHOTO
+    window = (0.0, 0.0, float(width), float(height))
+    region = (RegionObject("1", "thing", window, inside=True),)
+    prompt = "Describe the region [0.12, 0.20, 0.80, 0.91] of the image, and give the box of each object that you name."
+    requests = []
+    for k in range(count):
+        noise = Image.effect_noise(PHOTO, 20 + k)
+        query = RegionQuery(f"{k}/0", str(k), f"{k}.jpg", width, height, window, "1", region)
+        requests.append(DescribeRequest(Image.merge("RGB", [noise] * 3), prompt, k, query, window))
+    return requests
 
 
 def describer_of(run: Run, model: str, batch_size: int) -> HfDescriber:

@@ -154,14 +154,14 @@ def _figures(row: Row) -> str:
 
 
 def _number(value: Any) -> str:
-    """Three digits or more: ``1,234``, ``12.3``, ``0.0123``; a dash if there is none."""
+    """Three digits, all of whole numbers: ``1,234``, ``12.3``, ``0.012``; a dash if there is none."""
     if value is None:
         return "–"
-    if isinstance(value, int):  # also true and false
-        return f"{value:,}" if not isinstance(value, bool) else str(value).lower()
-    if abs(value) >= 100:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if 0 < abs(value) < 1 else f"{value:.3f}"[:4].rstrip(".")
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:#.3g}"
 
 
 def _share(value: Any) -> str:

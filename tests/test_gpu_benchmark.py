@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,8 +19,15 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 sys.path.append(str(BENCHMARK.parent))  # its parts import each other
 gpu, gpu_rows = importlib.import_module("gpu"), importlib.import_module("gpu_rows")
 
-# The processes of the cases start as `sys.executable`.
-WARM = "import runpy, sys; sys.executable, *sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+# Says which process it is, and starts the processes of the cases as `sys.executable`.
+WARM = """
+import os, runpy, sys
+from pathlib import Path
+print(os.getpid(), flush=True)
+sys.executable, *sys.argv = sys.argv[1:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def start(out: Path, *options: str, cases: list[str], warm: bool = True) -> subprocess.Popen:
@@ -68,9 +76,9 @@ def test_tables_show_each_case_once_with_device_versions_and_day() -> None:
     later |= {"loss_apart": 0.002, "agree": True, "share": 0.4, "share_of_datasheet": 0.25}
     lines = gpu_rows.tables([{**ENVIRONMENT, **row} for row in (*ROWS, later)]).splitlines()
     assert lines[0] == "NVIDIA H100 80GB HBM3; bfloat16; torch 2.11.0, trl 1.16.0; 2027-01-15"
-    assert "| m | 0.25 | 0.75 | 3 | 30 | 60 | 14.5 / – | 0.002 | – / 40% | – / 25% |" in lines
-    assert "| m | 3,000 | 1 | 1,234 | – | – | 9 |" in lines
-    assert "| m | 3,000 | 6 | – | – | 3.5 | 9 |" in lines
+    assert "| m | 0.25 | 0.75 | 3.00 | 30.0 | 60.0 | 14.5 / – | 0.002 | – / 40% | – / 25% |" in lines
+    assert "| m | 3,000 | 1 | 1,234 | – | – | 9.00 |" in lines
+    assert "| m | 3,000 | 6 | – | – | 3.50 | 9.00 |" in lines
     assert "| clip | 500 | 625 | 0.8 | 2.25 |" in lines
     assert "| matmul | tflops 700, side 8,192 |" in lines
     assert "| four bits | skipped | bitsandbytes is not installed |" in lines
@@ -112,6 +120,10 @@ def test_missing_packages_and_a_missing_gpu_are_said_before_any_row(monkeypatch:
     with pytest.raises(SystemExit, match="Missing packages: no_such_package_here; install them, or gather"):
         gpu.check_machine(None)
     monkeypatch.setattr(gpu, "NEEDED", ("json",))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu.importlib.util, "find_spec", lambda _: SimpleNamespace(origin="/opt/wheels/datasets/x.py"))
+        with pytest.raises(SystemExit, match="install the wheels into a folder that is named site-packages"):
+            gpu.check_machine("float32")
     monkeypatch.setattr(gpu, "CHECK", "raise SystemExit('PyTorch 2.13.0 sees no GPU')")
     with pytest.raises(SystemExit, match=r"The GPU can't be used: PyTorch 2\.13\.0 sees no GPU; to try the cases"):
         gpu.check_machine(None)
@@ -129,18 +141,19 @@ def test_no_time_is_a_row_once(tmp_path: Path) -> None:
     assert (row["status"], row["reason"], row["rehearsal"]) == ("no time", "needs 1 s, 0 s are left", True)
 
 
-def test_killed_in_the_middle_of_a_case_its_process_ends_too_and_the_next_call_goes_on(tmp_path: Path) -> None:
+def test_killed_in_the_middle_of_a_case_the_next_call_measures_what_is_missing(tmp_path: Path) -> None:
     out, cases = tmp_path / "rows.jsonl", ["matmul", "dpo llava-onevision-0.5b ours"]
-    first = start(out, cases=cases, warm=False)
-    wait_for(lambda: rows_of(out), first)  # the first case is done, the second one begins
-    children = psutil.Process(first.pid).children(recursive=True)
-    assert children
-    os.kill(first.pid, signal.SIGKILL)  # only the command itself
-    first.communicate()
-    _, left = psutil.wait_procs(children, timeout=20)
-    assert left == []
+    first = start(out, cases=cases)
+    command = int(first.stdout.readline())
+    wait_for(lambda: rows_of(out), first)  # the first case is done, the second one runs
+    os.kill(command, signal.SIGKILL)
+    first.communicate(timeout=60)
+    check_that_it_is_continued(out, cases)
+
+
+def check_that_it_is_continued(out: Path, cases: list[str]) -> None:
     (before,) = rows_of(out)
-    assert (before["case"], before["status"]) == ("matmul", "ok")
+    assert (before["case"], before["status"]) == (cases[0], "ok")
     with out.open("a") as file:
         file.write('{"case": "dpo llava')  # as if it had been killed while it wrote
     second = start(out, cases=cases)
@@ -150,8 +163,43 @@ def test_killed_in_the_middle_of_a_case_its_process_ends_too_and_the_next_call_g
     assert rows[0] == before
     assert [(row["case"], row["status"]) for row in rows] == [(case, "ok") for case in cases]
     third = start(out, cases=cases)
+    third.stdout.readline()
     assert third.communicate(timeout=60)[0] == ""
     assert gpu_rows.read_rows(out) == rows
+
+
+PARENT = """
+import subprocess, sys
+code = "import gpu, time; gpu.end_with_parent(); print(1, flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code], cwd=sys.argv[1], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_the_process_of_a_case_ends_with_the_command_even_if_that_is_killed() -> None:
+    command = [sys.executable, "-c", PARENT, str(BENCHMARK.parent)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    child.wait(timeout=20)
+    assert not child.is_running()
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_case_no_process_is_left(tmp_path: Path) -> None:
+    out, cases = tmp_path / "rows.jsonl", ["matmul", "dpo llava-onevision-0.5b ours"]
+    first = start(out, cases=cases, warm=False)
+    wait_for(lambda: rows_of(out), first)
+    children = psutil.Process(first.pid).children(recursive=True)
+    assert children
+    first.kill()
+    first.communicate()
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert left == []
+    check_that_it_is_continued(out, cases)
 
 
 def wait_for(what, process: subprocess.Popen) -> None:
@@ -286,5 +334,5 @@ def test_in_bfloat16_as_on_a_gpu_the_trainers_agree_within_the_stated_tolerance(
     assert [row["status"] for row in rows.values()] == ["ok"] * 4, shown
     assert {row["dtype"] for row in rows.values()} == {"bfloat16"}
     trl = rows["dpo llava-onevision-0.5b trl"]
-    assert trl["allowed"] == {"losses": 0.05, "logps": 5e-3}
+    assert trl["allowed"] == {"losses": 0.02, "logps": 1e-3}
     assert trl["agree"] is True, trl
