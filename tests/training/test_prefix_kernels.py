@@ -4,6 +4,7 @@ Neither kernel runs here with gradients: flash-attn needs a GPU, and FlexAttenti
 their functions are replaced by plain attention of the same signature.
 """
 
+import shutil
 from functools import lru_cache
 
 import pytest
@@ -232,6 +233,37 @@ def test_the_kernel_itself_computes_on_cpus_what_the_dense_mask_gives():
     expected = nn.functional.scaled_dot_product_attention(*states, attn_mask=shared_mask(APART, 2, 12))
     for row, end in ((0, 10), (1, 12)):
         torch.testing.assert_close(found[row, :, :end], expected[row, :, :end], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles kernels for CPUs with g++")
+def test_the_compiled_kernel_computes_on_cpus_what_the_dense_mask_gives(monkeypatch):
+    # Compiled, it skips blocks. An image in both directions and a window are in the mask of the last call.
+    monkeypatch.setattr(block_masks, "_CHUNK", 128)
+    spans, width, first = [PairSpan(0, 0, 200, 260, 290), PairSpan(1, 0, 210, 250, 330)], 330, 199
+    roles = TokenRoles.of(spans, torch.arange(width).expand(2, -1))
+    whole, last = (block_mask(roles, images=True, window=None, first=first) for first in (0, first))
+    draw = torch.Generator().manual_seed(8)
+    query, key, value = (torch.randn(2, heads, width, 32, generator=draw) for heads in (4, 2, 2))
+    layer = nn.Module().eval()
+
+    def dense(mask):
+        states = query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+        return nn.functional.scaled_dot_product_attention(*states, attn_mask=mask).transpose(1, 2)
+
+    with torch.no_grad():
+        full, _ = attend_blocks(layer, query, key, value, whole, last_mask=last)
+        short, _ = attend_blocks(layer, query, key, value, whole, last_mask=last, last_attention=layer)
+    expected = dense(shared_mask(spans, 2, width))
+    for row, *_, end in spans:
+        torch.testing.assert_close(full[row, :end], expected[row, :end], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(short[row, first:end], expected[row, first:end], rtol=1e-5, atol=1e-5)
+    image = (torch.arange(width) > 10) & (torch.arange(width) < 100)
+    windowed = block_mask(roles._replace(image=image.int().repeat(2, 1)), images=True, window=64)
+    with torch.no_grad():
+        found, _ = attend_blocks(layer, query, key, value, windowed, last_mask=last)
+    torch.testing.assert_close(found, dense(visible(windowed)), rtol=1e-5, atol=1e-5)
+    assert windowed.sparsity() > whole.sparsity() > 0
 
 
 @pytest.mark.usefixtures("small_blocks")
