@@ -279,6 +279,47 @@ def test_the_last_layer_computes_its_last_rows_only():
     assert not short[:, :4].any()
 
 
+def test_the_limit_of_compilations_is_raised_and_never_lowered(monkeypatch):
+    config = pytest.importorskip("torch._dynamo.config")
+    for before, after in ((8, 64), (100, 100)):
+        monkeypatch.setattr(config, "recompile_limit", before)
+        block_masks.allow_compilations()
+        assert config.recompile_limit == after
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_on_a_gpu_the_kernels_give_what_the_dense_mask_gives(attention):
+    spans, width = [PairSpan(0, 0, 200, 260, 290), PairSpan(1, 0, 210, 250, 330)], 330
+    draw = torch.Generator().manual_seed(9)
+    inputs = [torch.randn(2, heads, width, 64, generator=draw).to(CUDA, torch.bfloat16) for heads in (4, 2, 2)]
+    weights = torch.randn(2, width, 4, 64, generator=draw).to(CUDA)
+    weights[0, 290:] = 0
+    mask = shared_mask(spans, 2, width).to(CUDA)
+    layer = nn.Module()
+    pieces = Pieces.of(spans, width, CUDA)
+    blocks = block_mask(TokenRoles.of(spans, torch.arange(width, device=CUDA).expand(2, -1)), images=True, window=None)
+
+    def dense(query, key, value):
+        states = (part.float().repeat_interleave(4 // part.shape[1], 1) for part in (query, key, value))
+        return nn.functional.scaled_dot_product_attention(*states, attn_mask=mask).transpose(1, 2)
+
+    def kernel(*states):
+        if attention == "flash_attention_2":
+            return attend_pieces(layer, *states, None, pieces=pieces, last_pieces=pieces)[0]
+        return attend_blocks(layer, *states, blocks, last_mask=blocks)[0]
+
+    made = []
+    for compute in (dense, kernel):
+        states = [part.clone().requires_grad_() for part in inputs]
+        output = compute(*states)
+        (output.float() * weights).sum().backward()
+        made.append([output.float() * (weights != 0), *(part.grad.float() for part in states)])
+    for expected, found in zip(*made, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02 * expected.abs().max().item())
+
+
 @pytest.fixture
 def compare(trainable_folder, pairs_folder, stir, settings, tmp_path):
     """Log-probabilities and gradients with an attention and with the default one, in float64."""
