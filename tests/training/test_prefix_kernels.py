@@ -236,6 +236,7 @@ def test_the_kernel_itself_computes_on_cpus_what_the_dense_mask_gives():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of PyTorch's own modules, while it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles kernels for CPUs with g++")
 def test_the_compiled_kernel_computes_on_cpus_what_the_dense_mask_gives(monkeypatch):
     # Compiled, it skips blocks. An image in both directions and a window are in the mask of the last call.
