@@ -4,6 +4,7 @@ Neither kernel runs here with gradients: flash-attn needs a GPU, and FlexAttenti
 their functions are replaced by plain attention of the same signature.
 """
 
+import shutil
 from functools import lru_cache
 
 import pytest
@@ -234,6 +235,38 @@ def test_the_kernel_itself_computes_on_cpus_what_the_dense_mask_gives():
         torch.testing.assert_close(found[row, :, :end], expected[row, :, :end], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of PyTorch's own modules, while it compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles kernels for CPUs with g++")
+def test_the_compiled_kernel_computes_on_cpus_what_the_dense_mask_gives(monkeypatch):
+    # Compiled, it skips blocks. An image in both directions and a window are in the mask of the last call.
+    monkeypatch.setattr(block_masks, "_CHUNK", 128)
+    spans, width, first = [PairSpan(0, 0, 200, 260, 290), PairSpan(1, 0, 210, 250, 330)], 330, 199
+    roles = TokenRoles.of(spans, torch.arange(width).expand(2, -1))
+    whole, last = (block_mask(roles, images=True, window=None, first=first) for first in (0, first))
+    draw = torch.Generator().manual_seed(8)
+    query, key, value = (torch.randn(2, heads, width, 32, generator=draw) for heads in (4, 2, 2))
+    layer = nn.Module().eval()
+
+    def dense(mask):
+        states = query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+        return nn.functional.scaled_dot_product_attention(*states, attn_mask=mask).transpose(1, 2)
+
+    with torch.no_grad():
+        full, _ = attend_blocks(layer, query, key, value, whole, last_mask=last)
+        short, _ = attend_blocks(layer, query, key, value, whole, last_mask=last, last_attention=layer)
+    expected = dense(shared_mask(spans, 2, width))
+    for row, *_, end in spans:
+        torch.testing.assert_close(full[row, :end], expected[row, :end], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(short[row, first:end], expected[row, first:end], rtol=1e-5, atol=1e-5)
+    image = (torch.arange(width) > 10) & (torch.arange(width) < 100)
+    windowed = block_mask(roles._replace(image=image.int().repeat(2, 1)), images=True, window=64)
+    with torch.no_grad():
+        found, _ = attend_blocks(layer, query, key, value, windowed, last_mask=last)
+    torch.testing.assert_close(found, dense(visible(windowed)), rtol=1e-5, atol=1e-5)
+    assert windowed.sparsity() > whole.sparsity() > 0
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_the_last_layer_computes_its_last_rows_only():
     roles = TokenRoles.of(APART, torch.arange(12).expand(2, -1))
@@ -245,6 +278,47 @@ def test_the_last_layer_computes_its_last_rows_only():
     short, _ = attend_blocks(layer, *states, whole, last_mask=last, last_attention=layer)
     torch.testing.assert_close(short[:, 4:], full[:, 4:])
     assert not short[:, :4].any()
+
+
+def test_the_limit_of_compilations_is_raised_and_never_lowered(monkeypatch):
+    config = pytest.importorskip("torch._dynamo.config")
+    for before, after in ((8, 64), (100, 100)):
+        monkeypatch.setattr(config, "recompile_limit", before)
+        block_masks.allow_compilations()
+        assert config.recompile_limit == after
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_on_a_gpu_the_kernels_give_what_the_dense_mask_gives(attention):
+    spans, width = [PairSpan(0, 0, 200, 260, 290), PairSpan(1, 0, 210, 250, 330)], 330
+    draw = torch.Generator().manual_seed(9)
+    inputs = [torch.randn(2, heads, width, 64, generator=draw).to(CUDA, torch.bfloat16) for heads in (4, 2, 2)]
+    weights = torch.randn(2, width, 4, 64, generator=draw).to(CUDA)
+    weights[0, 290:] = 0
+    mask = shared_mask(spans, 2, width).to(CUDA)
+    layer = nn.Module()
+    pieces = Pieces.of(spans, width, CUDA)
+    blocks = block_mask(TokenRoles.of(spans, torch.arange(width, device=CUDA).expand(2, -1)), images=True, window=None)
+
+    def dense(query, key, value):
+        states = (part.float().repeat_interleave(4 // part.shape[1], 1) for part in (query, key, value))
+        return nn.functional.scaled_dot_product_attention(*states, attn_mask=mask).transpose(1, 2)
+
+    def kernel(*states):
+        if attention == "flash_attention_2":
+            return attend_pieces(layer, *states, None, pieces=pieces, last_pieces=pieces)[0]
+        return attend_blocks(layer, *states, blocks, last_mask=blocks)[0]
+
+    made = []
+    for compute in (dense, kernel):
+        states = [part.clone().requires_grad_() for part in inputs]
+        output = compute(*states)
+        (output.float() * weights).sum().backward()
+        made.append([output.float() * (weights != 0), *(part.grad.float() for part in states)])
+    for expected, found in zip(*made, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02 * expected.abs().max().item())
 
 
 @pytest.fixture

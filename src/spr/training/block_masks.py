@@ -24,7 +24,20 @@ BLOCK = 128
 """Tokens per side of a block, FlexAttention's default."""
 _CHUNK = 16 * BLOCK
 """Rows whose blocks are found at once, in memory for so many rows of a dense mask."""
+COMPILATIONS = 64
+"""How often FlexAttention may be compiled."""
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def allow_compilations() -> None:
+    """Let FlexAttention be compiled for all types of layers and shapes of batches that a training has.
+
+    Each combination of a type of layer, all or the last rows, with and without gradients, and one or several sequences
+    is compiled once. Beyond its limit, 8 by default, PyTorch runs the function uncompiled, with all scores in memory.
+    """
+    import torch._dynamo.config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILATIONS)
 
 
 class TokenRoles(NamedTuple):

@@ -84,7 +84,7 @@ def attend_pieces(
     ``(S, T, heads, D)``, zero in rows that are in no piece, and None in place of the attention weights.
     """
     own = last_pieces if module is last_attention else pieces
-    sequences, heads, width, _ = query.shape
+    sequences, heads, width = query.shape[:3]
     query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in same_dtype(query, key, value))
     query, key, value = (
         states.index_select(0, tokens) for states, tokens in ((query, own.queries), (key, own.keys), (value, own.keys))

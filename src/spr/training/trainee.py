@@ -26,6 +26,7 @@ from spr.models.families import FAMILIES, Family
 from spr.models.image_processors import load_processor
 from spr.models.loading import model_source, placement, source_name
 from spr.models.model_dialect import choose_dialect
+from spr.training.block_masks import allow_compilations
 from spr.training.encoding import PairEncoder, processor_digest
 from spr.training.flash_pieces import check_kernel
 from spr.training.init_adapter import InitAdapter
@@ -157,6 +158,8 @@ def load_trainee(
         own = settings.attn_implementation
     if own == "flash_attention_2":
         check_kernel(base.device, base.dtype)
+    elif own == "flex_attention":
+        allow_compilations()
     model = PairModel(peft, family, gradient_checkpointing=settings.gradient_checkpointing, attention=own)
     start = "" if files.init is None else f", continued from {files.init.folder}"
     remarks = [f"{name}: {describe_trained(peft)}{start}"]
