@@ -87,7 +87,7 @@ def _start(environment: dict[str, str], folder: Path, stop: Any) -> None:
 
 @contextlib.contextmanager
 def sigint_blocked() -> Iterator[None]:
-    """Block SIGINT while worker processes start, because they inherit the blocked signals.
+    """Block SIGINT while worker processes or their server start, because they inherit the blocked signals.
 
     Ctrl-C reaches the whole process group. The parent handles it, and stops the workers.
     """
