@@ -217,7 +217,9 @@ def read_predictions(
         answers.add(item.id, text)
         if problem is not None:
             answers.note(problem, item.id + what)
-        elif has_reasons and isinstance(reason := line.finish_reason, str) and reason in CUT_REASONS:
+        elif (
+            line is not None and has_reasons and isinstance(reason := line.finish_reason, str) and reason in CUT_REASONS
+        ):
             answers.note("truncated", item.id)
     if not any(raw and raw.strip() for raw in answers.raw):
         kinds = {kind: ids for kind, ids in answers.problems.items() if kind not in ("unknown", "not_json", "no_id")}

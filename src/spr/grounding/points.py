@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from spr.core import boxes as bx
 from spr.records import Box, Point
@@ -52,6 +51,8 @@ def assign_points(points: npt.ArrayLike, boxes_xyxy: bx.Boxes) -> list[tuple[int
     [(0, 1), (1, 0)]
     """
     allowed = points_in_boxes(points, boxes_xyxy)
+    from scipy.optimize import linear_sum_assignment  # takes memory that most commands don't need
+
     rows, columns = linear_sum_assignment(allowed, maximize=True)
     return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if allowed[row, column]]
 
