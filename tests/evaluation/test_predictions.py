@@ -33,6 +33,42 @@ def test_answers_are_returned_in_the_order_of_the_items(file, write_lines):
     assert answers.problems == {}
 
 
+def test_lines_that_need_closer_reading_change_nothing_for_the_others(file, write_lines):
+    """A file of plain lines is read in fewer steps than one with finish reasons, questions or strange ids."""
+    draw = random.Random(2)
+    kinds = [
+        "[1, 2, 3, 4]",
+        " a dog ",
+        "",
+        "  ",
+        "<think>so</think> a cat",
+        "<think>so",
+        "where is it?",
+        None,
+        ["x"],
+        7,
+    ]
+    items = [Item(str(k), "0.jpg", question="where is it?") for k in range(300)]
+    plain = [{"id": item.id, "answer": draw.choice(kinds)} for item in items]
+    answers = read_predictions(write_lines(file, plain), items)
+    closer = [row | {"finish_reason": "stop", "prompt": "where is it?"} for row in plain]
+    closer += [{"id": "unknown", "answer": "a dog", "prompt": "and this?"}, closer[0]]
+    again = read_predictions(write_lines(file, closer), items)
+    assert (answers.texts, answers.raw) == (again.texts, again.raw)
+    ids = {kind: [row["id"] for row in plain if test(row["answer"])] for kind, test in PLAIN_PROBLEMS.items()}
+    assert answers.problems == ids
+    doubled = {} if isinstance(plain[0]["answer"], str) else {"doubled": ["0"]}
+    assert again.problems == ids | {"unknown": ["unknown"]} | doubled
+
+
+PLAIN_PROBLEMS = {
+    "not_text": lambda answer: not isinstance(answer, str),
+    "empty": lambda answer: isinstance(answer, str) and not answer.strip(),
+    "reasoning": lambda answer: answer == "<think>so",
+    "question": lambda answer: answer == "where is it?",
+}
+
+
 def test_missing_repeated_unknown_and_other_problematic_answers_are_listed(file):
     lines = [
         '{"id": "0", "answer": "first"}',

@@ -8,7 +8,7 @@ from spr.report import page, thumbnails
 from spr.report.page import write_report
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def many(monkeypatch):
     """More than one image is many, so that workers start."""
     monkeypatch.setattr(thumbnails, "_FEW", 1)
@@ -21,7 +21,7 @@ def content(report):
     return {str(path.relative_to(report)): path.read_bytes() for path in files}
 
 
-def test_the_report_is_the_same_for_any_number_of_workers(make_run, many, tmp_path):
+def test_the_report_is_the_same_for_any_number_of_workers(make_run, tmp_path):
     maker = make_run(pairs=9)
     Image.new("RGB", (1600, 1280), (200, 30, 30)).save(maker.images / "big.jpg")
     for k in (1, 4):
@@ -39,13 +39,13 @@ def test_the_report_is_the_same_for_any_number_of_workers(make_run, many, tmp_pa
     ]
 
 
-def test_workers_write_only_what_the_gallery_shows(make_run, many, tmp_path):
+def test_workers_write_only_what_the_gallery_shows(make_run, tmp_path):
     report = write_report(make_run(pairs=7).write(), tmp_path / "report", max_pairs=3, workers=2).parent
     assert len(list(report.glob("thumbs/*/*"))) == 3
     assert "preference pairs" in (report / "index.html").read_text(encoding="utf-8")
 
 
-def test_workers_end_before_a_report_that_fails_is_removed(make_run, many, monkeypatch, tmp_path):
+def test_workers_end_before_a_report_that_fails_is_removed(make_run, monkeypatch, tmp_path):
     run = make_run(pairs=30).write()
 
     def fail(*_, **__):

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, stdtrit
 
 from spr.core.terminal import count_text
 
@@ -186,6 +185,8 @@ def percentile_interval(draws: Floats, clusters: int) -> tuple[float, float]:
     >>> round(low, 3), round(high, 3)
     (0.025, 0.975)
     """
+    from scipy.special import ndtr, stdtrit  # takes memory that a report doesn't need
+
     tail = float(ndtr(np.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, 0.025)))
     low, high = np.quantile(draws[np.isfinite(draws)], [tail, 1 - tail])
     return float(low), float(high)

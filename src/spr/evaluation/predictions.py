@@ -206,8 +206,8 @@ def read_predictions(
         if not (isinstance(get(row), str) and get(chosen[name]) == get(row)):
             answers.note("doubled", name)
     fields = _telling(chosen, QUESTION_FIELDS), _telling(chosen, IMAGE_FIELDS)
-    has_reasons = occurs(chosen.values(), "finish_reason")
-    is_plain = not any((*fields, has_reasons))
+    get_reason = getter("finish_reason") if occurs(chosen.values(), "finish_reason") else None
+    is_plain = not any(fields) and get_reason is None
     for item in items:
         line = chosen.get(item.id)
         if is_plain and line is not None and _is_text(answer := get(line), item.question):
@@ -217,7 +217,7 @@ def read_predictions(
         answers.add(item.id, text)
         if problem is not None:
             answers.note(problem, item.id + what)
-        elif has_reasons and isinstance(reason := line.finish_reason, str) and reason in CUT_REASONS:
+        elif get_reason is not None and isinstance(reason := get_reason(line), str) and reason in CUT_REASONS:
             answers.note("truncated", item.id)
     if not any(raw and raw.strip() for raw in answers.raw):
         kinds = {kind: ids for kind, ids in answers.problems.items() if kind not in ("unknown", "not_json", "no_id")}

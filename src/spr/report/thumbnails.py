@@ -26,7 +26,7 @@ _BATCH = 16
 """Images that a worker process is given at a time."""
 _AHEAD = 4096
 """Images that may be done before their pairs are. The pairs of a shard are read all at once, which takes seconds."""
-_FEW = 500
+_FEW = 1000
 """For fewer images, worker processes take longer to start than they save."""
 
 
