@@ -129,7 +129,9 @@ def fast_images(block: memoryview) -> ImageColumns | None:
     if keys.max() >= TEXT_BASE or sizes.min() < 1 or sizes.max() > _MAX_SIDE:
         return None
     licenses = [_license_id(item.license) for item in items]
-    urls = [_source_url(item.flickr_url, item.coco_url) for item in items]
+    urls = [
+        _source_url(item.flickr_url, item.coco_url) if item.flickr_url or item.coco_url else None for item in items
+    ]
     looked_for = [item.neg_category_ids for item in items]
     if any(not -(2**63) <= key < TEXT_BASE for own in looked_for if own for key in own):
         return None
@@ -217,7 +219,7 @@ def _license_id(value: Any) -> str | None:
 
 def _source_url(*urls: Any) -> str | None:
     """The first web address. Flickr's shows author and license, so it comes before the copy that COCO serves."""
-    return next((url for url in map(_one_line, urls) if url.startswith(("http://", "https://"))), None)
+    return next((url for url in map(_one_line, filter(None, urls)) if url.startswith(("http://", "https://"))), None)
 
 
 def _one_line(value: Any) -> str:

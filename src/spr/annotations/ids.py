@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ TEXT_BASE = 2**63 - 2**32
 
 NO_KEY = 2**63 - 1
 """The key of a missing or invalid id; keys of strings never reach it."""
+
+NO_KEYS: Keys = np.empty(0, dtype=np.int64)
 
 CHUNK = 2**16
 """Rows per step, so that intermediate arrays stay in the processor's cache."""
@@ -114,3 +116,29 @@ def look_up(sorted_keys: Keys, wanted: Keys) -> npt.NDArray[np.int32]:
             places = np.minimum(np.searchsorted(sorted_keys, part), len(sorted_keys) - 1)
             found[start : start + CHUNK] = np.where(sorted_keys[places] == part, places, -1)
     return found
+
+
+class Matches:
+    """Keys as positions in a table that has most of them, in half of the memory.
+
+    ``table`` is ascending and unique; ``places`` are int32 positions in it, -1 for keys that it lacks.
+
+    >>> matches = Matches(np.array([10, 20]), np.array([20, 5, 10]))
+    >>> matches.places.tolist(), matches.keys().tolist(), matches.keys(np.array([1])).tolist()
+    ([1, -1, 0], [20, 5, 10], [5])
+    """
+
+    def __init__(self, table: Keys, keys: Keys) -> None:
+        self._table, self.places = table, look_up(table, keys)
+        self._rows = np.flatnonzero(self.places < 0)
+        self._others = keys[self._rows]
+
+    def keys(self, rows: npt.NDArray[np.integer[Any]] | None = None) -> Keys:
+        """The keys of these rows, or of all."""
+        places = self.places if rows is None else self.places[rows]
+        found = np.empty(len(places), dtype=np.int64)
+        is_known = places >= 0
+        found[is_known] = self._table[places[is_known]]
+        wanted = self._rows if rows is None else rows[~is_known]
+        found[~is_known] = self._others[np.searchsorted(self._rows, wanted)]
+        return found

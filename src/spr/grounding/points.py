@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from spr.core import boxes as bx
 from spr.records import Box, Point
@@ -51,6 +50,8 @@ def assign_points(points: npt.ArrayLike, boxes_xyxy: bx.Boxes) -> list[tuple[int
     >>> assign_points([(1, 1), (5, 5)], [(0, 0, 9, 9), (0, 0, 2, 2)])  # the first point lies in both boxes
     [(0, 1), (1, 0)]
     """
+    from scipy.optimize import linear_sum_assignment  # takes as long to import as the rest of `spr.grounding`
+
     allowed = points_in_boxes(points, boxes_xyxy)
     rows, columns = linear_sum_assignment(allowed, maximize=True)
     return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if allowed[row, column]]
