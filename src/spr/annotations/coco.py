@@ -1,6 +1,6 @@
 """Reading COCO-style JSON (COCO, LVIS v1, Objects365 v1 and v2) as a stream.
 
-Memory grows with the number of boxes (about 100 bytes each at the peak), not with the size of the file: segmentations,
+Memory grows with the number of boxes (about 65 bytes each at the peak), not with the size of the file: segmentations,
 captions and other fields are skipped.
 """
 
@@ -30,7 +30,18 @@ from spr.annotations.columns import (
     lenient_objects,
     license_text,
 )
-from spr.annotations.ids import CHUNK, NO_KEY, NO_KEYS, IdColumn, IdTable, Keys, Matches, is_unicode, look_up
+from spr.annotations.ids import (
+    CHUNK,
+    NO_KEY,
+    NO_KEYS,
+    IdColumn,
+    IdTable,
+    Keys,
+    Matches,
+    ShortKeys,
+    is_unicode,
+    look_up,
+)
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
 from spr.core.boxes import leave
 from spr.core.errors import InputError
@@ -247,7 +258,7 @@ def _assemble(
     clipped = _clip(objects, image, sizes_wh.max(axis=1, keepdims=True).repeat(2, 1) if clip_to_square else sizes_wh)
     order, numbered = _order(objects, *matches)
     unusable = np.flatnonzero((objects.reasons != OK) & (image >= 0) & (category >= 0))
-    unusable = np.unique(np.stack([image[unusable], category[unusable]], axis=1), axis=0).astype(np.int32)
+    unusable_pairs = np.unique(np.stack([image[unusable], category[unusable]], axis=1), axis=0).astype(np.int32)
     dropped = _dropped(
         [
             ("category", category_keys, category_reasons, lambda rows: [None] * len(rows)),
@@ -266,7 +277,7 @@ def _assemble(
     del image, clipped
     matches.clear()
     category = category[order]
-    object_ids, objects.keys = ids.column(objects.keys[order]), NO_KEYS
+    object_ids, objects.keys = ids.column(objects.keys[order].astype(np.int64)), NO_KEYS
     crowd = objects.crowd[order]
     return Annotations(
         image_ids=ids.column(images.keys[kept_images]),
@@ -284,7 +295,7 @@ def _assemble(
         numbered=numbered,
         turned=turned,
         dropped=dropped,
-        unusable=unusable,
+        unusable=unusable_pairs,
         looked_for=_looked_for([images.looked_for[index] for index in kept_images.tolist()], names, ids),
     )
 
@@ -365,7 +376,8 @@ def _order(objects: AnnotationColumns, images: Matches, categories: Matches) -> 
     Marks entries that are listed again.
     """
     image, category = images.places, categories.places
-    order, numbered = np.flatnonzero(objects.reasons == OK), 0
+    dtype = np.int32 if len(image) < 2**31 else np.int64
+    order, numbered = np.flatnonzero(objects.reasons == OK).astype(dtype), 0
     keys = objects.keys[order]
     if not np.all(keys[1:] > keys[:-1]) or NO_KEY in keys[-1:]:
         order = order[np.argsort(keys)]
@@ -393,7 +405,7 @@ def _order(objects: AnnotationColumns, images: Matches, categories: Matches) -> 
     image_and_rank %= max(len(order), 1)
     for start in range(0, len(order), CHUNK):
         image_and_rank[start : start + CHUNK] = order[image_and_rank[start : start + CHUNK]]
-    return image_and_rank.astype(np.int32 if len(image) < 2**31 else np.int64), numbered
+    return image_and_rank.astype(dtype), numbered
 
 
 def _number(objects: AnnotationColumns, sorted_keys: Keys, images: Matches, categories: Matches) -> int:
@@ -411,7 +423,7 @@ def _number(objects: AnnotationColumns, sorted_keys: Keys, images: Matches, cate
 
 
 def _dropped(
-    tables: Sequence[tuple[str, Keys, _Reasons, Callable[[_Rows], list[str | None]]]], ids: IdTable
+    tables: Sequence[tuple[str, ShortKeys, _Reasons, Callable[[_Rows], list[str | None]]]], ids: IdTable
 ) -> Dropped:
     dropped = Dropped([], [], [], [])
     for kind, keys, reasons, names_of in tables:
