@@ -1,6 +1,6 @@
 """Reading COCO-style JSON (COCO, LVIS v1, Objects365 v1 and v2) as a stream.
 
-Memory grows with the number of boxes (about 100 bytes each at the peak), not with the size of the file: segmentations,
+Memory grows with the number of boxes (about 65 bytes each at the peak), not with the size of the file: segmentations,
 captions and other fields are skipped.
 """
 
@@ -30,7 +30,18 @@ from spr.annotations.columns import (
     lenient_objects,
     license_text,
 )
-from spr.annotations.ids import CHUNK, NO_KEY, IdColumn, IdTable, Keys, is_unicode, look_up
+from spr.annotations.ids import (
+    CHUNK,
+    NO_KEY,
+    NO_KEYS,
+    IdColumn,
+    IdTable,
+    Keys,
+    Matches,
+    ShortKeys,
+    is_unicode,
+    look_up,
+)
 from spr.annotations.json_stream import BLOCK_SIZE, JsonStream, Progress
 from spr.core.boxes import leave
 from spr.core.errors import InputError
@@ -44,7 +55,7 @@ _OTHER_KINDS = {"caption": "captions", "segments_info": "panoptic segmentation"}
 
 _Error = Callable[..., InputError]
 _Reasons = npt.NDArray[np.uint8]
-_Rows = npt.NDArray[np.intp]
+_Rows = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +193,7 @@ def read_coco(
         raise _no_boxes(list(odd_keys), stream.error)
     ids.freeze()
     entries = join_images(images)
+    images.clear()
     entries.licenses = [key and licenses.get(key, f"license {key}") for key in entries.licenses]
     if allow_outside_images:
         for row in np.flatnonzero(entries.reasons == CODE["image_file_name_unsafe"]).tolist():
@@ -227,15 +239,46 @@ def _assemble(
     if not len(kept_images):
         reasons = sorted({REASONS[code] for code in images.reasons.tolist()})
         raise error(f"has {count_text(len(images.keys), 'images')}, none of which can be used", got=", ".join(reasons))
-    image = look_up(images.keys[kept_images], objects.image_keys)
-    category = look_up(np.array(sorted(names), dtype=np.int64), objects.category_keys)
-    _mark_unmatched(objects.reasons, image < 0, objects.image_keys, images.keys, "object_image")
-    _mark_unmatched(objects.reasons, category < 0, objects.category_keys, category_keys, "object_category")
+    # Columns are replaced by smaller ones, and freed as soon as possible: there may be tens of millions of objects.
+    categories_kept = np.array(sorted(names), dtype=np.int64)
+    matches = []
+    for field, kept, listed, prefix in (
+        ("image_keys", images.keys[kept_images], images.keys, "object_image"),
+        ("category_keys", categories_kept, category_keys, "object_category"),
+    ):
+        keys = getattr(objects, field)
+        match = Matches(kept, keys)
+        _mark_unmatched(objects.reasons, match.places < 0, keys, listed, prefix)
+        setattr(objects, field, NO_KEYS)
+        matches.append(match)
+        del keys
+    image, category = (match.places for match in matches)
     sizes_wh = images.sizes_wh[kept_images]
     turned = _count_turned(objects, image, sizes_wh)
     clipped = _clip(objects, image, sizes_wh.max(axis=1, keepdims=True).repeat(2, 1) if clip_to_square else sizes_wh)
-    order, numbered = _order(objects, image, category)
+    order, numbered = _order(objects, *matches)
     unusable = np.flatnonzero((objects.reasons != OK) & (image >= 0) & (category >= 0))
+    unusable_pairs = np.unique(np.stack([image[unusable], category[unusable]], axis=1), axis=0).astype(np.int32)
+    dropped = _dropped(
+        [
+            ("category", category_keys, category_reasons, lambda rows: [None] * len(rows)),
+            ("image", images.keys, images.reasons, lambda rows: [_shown(images.names[row]) for row in rows]),
+            ("object", objects.keys, objects.reasons, lambda rows: _names_of(matches[0].keys(rows), images)),
+        ],
+        ids,
+    )
+    counts = np.zeros(len(sizes_wh), dtype=np.int64)
+    clipped_count = 0
+    for start in range(0, len(order), CHUNK):
+        rows = order[start : start + CHUNK]
+        own = image[rows]  # ascending
+        counts[own[0] : own[-1] + 1] += np.bincount(own - own[0])
+        clipped_count += int(np.count_nonzero(clipped[rows]))
+    del image, clipped
+    matches.clear()
+    category = category[order]
+    object_ids, objects.keys = ids.column(objects.keys[order].astype(np.int64)), NO_KEYS
+    crowd = objects.crowd[order]
     return Annotations(
         image_ids=ids.column(images.keys[kept_images]),
         file_names=[images.names[index] for index in kept_images.tolist()],
@@ -243,23 +286,16 @@ def _assemble(
         licenses=[images.licenses[index] for index in kept_images.tolist()],
         source_urls=[images.source_urls[index] for index in kept_images.tolist()],
         categories=tuple(names[key] for key in sorted(names)),
-        offsets=np.concatenate([[0], np.cumsum(np.bincount(image[order], minlength=len(sizes_wh)))]).astype(np.int64),
-        object_ids=ids.column(objects.keys[order]),
-        category=category[order],
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        object_ids=object_ids,
+        category=category,
         boxes_xyxy=objects.boxes_xyxy.take(order, axis=0),
-        crowd=objects.crowd[order],
-        clipped=int(np.count_nonzero(clipped[order])),
+        crowd=crowd,
+        clipped=clipped_count,
         numbered=numbered,
         turned=turned,
-        dropped=_dropped(
-            [
-                ("category", category_keys, category_reasons, lambda rows: [None] * len(rows)),
-                ("image", images.keys, images.reasons, lambda rows: [_shown(images.names[row]) for row in rows]),
-                ("object", objects.keys, objects.reasons, lambda rows: _names_of(objects.image_keys[rows], images)),
-            ],
-            ids,
-        ),
-        unusable=np.unique(np.stack([image[unusable], category[unusable]], axis=1), axis=0).astype(np.int32),
+        dropped=dropped,
+        unusable=unusable_pairs,
         looked_for=_looked_for([images.looked_for[index] for index in kept_images.tolist()], names, ids),
     )
 
@@ -334,14 +370,14 @@ def _clip(
     return clipped
 
 
-def _order(
-    objects: AnnotationColumns, image: npt.NDArray[np.int32], category: npt.NDArray[np.int32]
-) -> tuple[_Rows, int]:
+def _order(objects: AnnotationColumns, images: Matches, categories: Matches) -> tuple[_Rows, int]:
     """Indices of the objects that are kept, sorted by image and id, and `Annotations.numbered`.
 
     Marks entries that are listed again.
     """
-    order, numbered = np.flatnonzero(objects.reasons == OK), 0
+    image, category = images.places, categories.places
+    dtype = np.int32 if len(image) < 2**31 else np.int64
+    order, numbered = np.flatnonzero(objects.reasons == OK).astype(dtype), 0
     keys = objects.keys[order]
     if not np.all(keys[1:] > keys[:-1]) or NO_KEY in keys[-1:]:
         order = order[np.argsort(keys)]
@@ -357,33 +393,37 @@ def _order(
         same &= (objects.boxes_xyxy[first] == objects.boxes_xyxy[second]).all(axis=1)
         objects.reasons[second[same]] = CODE["object_id_repeated"]
         order = np.delete(order, equal[same] + 1)
-        numbered = _number(objects, objects.keys[order])
+        numbered = _number(objects, objects.keys[order], images, categories)
         order = order[np.argsort(objects.keys[order])]
+    del keys
     # Image and rank combined in one integer, in place: sorting integers is faster than argsort.
     image_and_rank = image[order].astype(np.int64)
     image_and_rank *= len(order)
-    image_and_rank += np.arange(len(order))
+    for start in range(0, len(order), CHUNK):
+        image_and_rank[start : start + CHUNK] += np.arange(start, min(start + CHUNK, len(order)))
     image_and_rank.sort()
     image_and_rank %= max(len(order), 1)
-    return order[image_and_rank], numbered
+    for start in range(0, len(order), CHUNK):
+        image_and_rank[start : start + CHUNK] = order[image_and_rank[start : start + CHUNK]]
+    return image_and_rank.astype(dtype), numbered
 
 
-def _number(objects: AnnotationColumns, sorted_keys: Keys) -> int:
+def _number(objects: AnnotationColumns, sorted_keys: Keys, images: Matches, categories: Matches) -> int:
     """Number all entries if kept ones, whose keys are given, lack an id or share it; returns how many those are."""
     not_unique = sorted_keys == NO_KEY
     equal = sorted_keys[1:] == sorted_keys[:-1]
     not_unique[1:] |= equal
     not_unique[:-1] |= equal
     if not_unique.any():
-        by = (objects.reasons, objects.crowd, *objects.boxes_xyxy.T[::-1], objects.category_keys, objects.keys)
-        places = np.lexsort((*by, objects.image_keys))
+        by = (objects.reasons, objects.crowd, *objects.boxes_xyxy.T[::-1], categories.keys(), objects.keys)
+        places = np.lexsort((*by, images.keys()))
         objects.keys = np.empty(len(places), dtype=np.int64)
         objects.keys[places] = np.arange(1, len(places) + 1)
     return int(np.count_nonzero(not_unique))
 
 
 def _dropped(
-    tables: Sequence[tuple[str, Keys, _Reasons, Callable[[_Rows], list[str | None]]]], ids: IdTable
+    tables: Sequence[tuple[str, ShortKeys, _Reasons, Callable[[_Rows], list[str | None]]]], ids: IdTable
 ) -> Dropped:
     dropped = Dropped([], [], [], [])
     for kind, keys, reasons, names_of in tables:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from spr.annotations.ids import NO_KEY, TEXT_BASE, IdTable, Keys, is_unicode
+from spr.annotations.ids import NO_KEY, TEXT_BASE, IdTable, Keys, ShortKeys, is_unicode
 from spr.core.image_names import unsafe_path
 from spr.core.reasons import ANNOTATION_REASONS
 from spr.grounding.names import is_readable
@@ -79,13 +79,13 @@ class ImageColumns:
 class AnnotationColumns:
     """Annotations in the order of the file, before their boxes are clipped.
 
-    ``keys``, ``image_keys`` and ``category_keys`` are int64 (N,), ``reasons`` uint8 (N,), ``crowd`` bool (N,),
+    ``keys``, ``image_keys`` and ``category_keys`` are int64 or int32 (N,), ``reasons`` uint8 (N,), ``crowd`` bool (N,),
     ``boxes_xyxy`` float32 (N, 4). A missing key is `NO_KEY`.
     """
 
-    keys: Keys
-    image_keys: Keys
-    category_keys: Keys
+    keys: ShortKeys
+    image_keys: ShortKeys
+    category_keys: ShortKeys
     reasons: npt.NDArray[np.uint8]
     crowd: npt.NDArray[np.bool_]
     boxes_xyxy: npt.NDArray[np.float32]
@@ -104,12 +104,24 @@ def join_images(blocks: Sequence[ImageColumns]) -> ImageColumns:
 
 
 def join_objects(blocks: Iterable[AnnotationColumns]) -> AnnotationColumns:
-    """All blocks as one. Columns grow in place: joining a list of blocks at the end would need twice the memory."""
+    """All blocks as one, with keys as int32 where they fit.
+
+    Columns grow in place: joining a list of blocks at the end would need twice the memory.
+    """
     buffers = {name: bytearray() for name in _DTYPES}
+    dtypes = {name: "i4" if dtype == "i8" else dtype for name, dtype in _DTYPES.items()}
     for block in blocks:
         for name, buffer in buffers.items():
-            buffer.extend(getattr(block, name).data)
-    columns: dict[str, Any] = {name: np.frombuffer(buffers[name], dtype) for name, dtype in _DTYPES.items()}
+            values = getattr(block, name)
+            if dtypes[name] == "i4":
+                narrow = values.astype(np.int32)
+                if not np.array_equal(narrow, values):
+                    dtypes[name] = "i8"
+                    buffers[name] = buffer = bytearray(np.frombuffer(buffer, "i4").astype("i8").data)
+                else:
+                    values = narrow
+            buffer.extend(values.data)
+    columns: dict[str, Any] = {name: np.frombuffer(buffers[name], dtype) for name, dtype in dtypes.items()}
     return AnnotationColumns(**{**columns, "boxes_xyxy": columns["boxes_xyxy"].reshape(-1, 4)})
 
 
@@ -129,7 +141,7 @@ def fast_images(block: memoryview) -> ImageColumns | None:
     if keys.max() >= TEXT_BASE or sizes.min() < 1 or sizes.max() > _MAX_SIDE:
         return None
     licenses = [_license_id(item.license) for item in items]
-    urls = [_source_url(item.flickr_url, item.coco_url) for item in items]
+    urls = [_source_url(item.flickr_url, item.coco_url) if item.flickr_url or item.coco_url else None for item in items]
     looked_for = [item.neg_category_ids for item in items]
     if any(not -(2**63) <= key < TEXT_BASE for own in looked_for if own for key in own):
         return None
@@ -217,7 +229,7 @@ def _license_id(value: Any) -> str | None:
 
 def _source_url(*urls: Any) -> str | None:
     """The first web address. Flickr's shows author and license, so it comes before the copy that COCO serves."""
-    return next((url for url in map(_one_line, urls) if url.startswith(("http://", "https://"))), None)
+    return next((url for url in map(_one_line, filter(None, urls)) if url.startswith(("http://", "https://"))), None)
 
 
 def _one_line(value: Any) -> str:

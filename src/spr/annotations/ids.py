@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Keys: TypeAlias = npt.NDArray[np.int64]
+ShortKeys: TypeAlias = Keys | npt.NDArray[np.int32]
+"""Keys as int32 if all of them fit."""
 IdColumn: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.object_]
 """Ids of a table: int64 if all are integers, otherwise an object array of strings."""
 
@@ -17,6 +19,8 @@ TEXT_BASE = 2**63 - 2**32
 
 NO_KEY = 2**63 - 1
 """The key of a missing or invalid id; keys of strings never reach it."""
+
+NO_KEYS: Keys = np.empty(0, dtype=np.int64)
 
 CHUNK = 2**16
 """Rows per step, so that intermediate arrays stay in the processor's cache."""
@@ -63,14 +67,14 @@ class IdTable:
 
     def final_keys(self, keys: Keys) -> Keys:
         """Keys that sort as the ids do, for keys from `key`."""
-        if not self._sorted:
+        if not self._sorted or keys.dtype == np.int32:
             return keys
         is_text = (keys >= TEXT_BASE) & (keys != NO_KEY)
         keys = keys.copy()
         keys[is_text] = TEXT_BASE + self._ranks[keys[is_text] - TEXT_BASE]
         return keys
 
-    def texts(self, keys: Keys) -> list[str]:
+    def texts(self, keys: ShortKeys) -> list[str]:
         """The ids of final keys as strings; an empty string for `NO_KEY`."""
         return [
             str(key) if key < TEXT_BASE else "" if key == NO_KEY else self._sorted[key - TEXT_BASE]
@@ -91,7 +95,7 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def look_up(sorted_keys: Keys, wanted: Keys) -> npt.NDArray[np.int32]:
+def look_up(sorted_keys: Keys, wanted: ShortKeys) -> npt.NDArray[np.int32]:
     """Positions of ``wanted`` in ``sorted_keys`` (ascending, unique); -1 for missing keys.
 
     >>> look_up(np.array([10, 20, 30]), np.array([30, 11, 10])).tolist()
@@ -107,10 +111,36 @@ def look_up(sorted_keys: Keys, wanted: Keys) -> npt.NDArray[np.int32]:
         table[sorted_keys - low] = np.arange(len(sorted_keys), dtype=np.int32)
     found = np.empty(len(wanted), dtype=np.int32)
     for start in range(0, len(wanted), CHUNK):
-        part = wanted[start : start + CHUNK]
+        part = wanted[start : start + CHUNK].astype(np.int64)
         if dense:
             found[start : start + CHUNK] = table[np.where((part >= low) & (part <= high), part - low, high - low + 1)]
         else:
             places = np.minimum(np.searchsorted(sorted_keys, part), len(sorted_keys) - 1)
             found[start : start + CHUNK] = np.where(sorted_keys[places] == part, places, -1)
     return found
+
+
+class Matches:
+    """Keys as positions in a table that has most of them, in half of the memory.
+
+    ``table`` is ascending and unique; ``places`` are int32 positions in it, -1 for keys that it lacks.
+
+    >>> matches = Matches(np.array([10, 20]), np.array([20, 5, 10]))
+    >>> matches.places.tolist(), matches.keys().tolist(), matches.keys(np.array([1])).tolist()
+    ([1, -1, 0], [20, 5, 10], [5])
+    """
+
+    def __init__(self, table: Keys, keys: ShortKeys) -> None:
+        self._table, self.places = table, look_up(table, keys)
+        self._rows = np.flatnonzero(self.places < 0)
+        self._others = keys[self._rows].astype(np.int64)
+
+    def keys(self, rows: npt.NDArray[np.integer[Any]] | None = None) -> Keys:
+        """The keys of these rows, or of all."""
+        places = self.places if rows is None else self.places[rows]
+        found = np.empty(len(places), dtype=np.int64)
+        is_known = places >= 0
+        found[is_known] = self._table[places[is_known]]
+        wanted = self._rows if rows is None else rows[~is_known]
+        found[~is_known] = self._others[np.searchsorted(self._rows, wanted)]
+        return found

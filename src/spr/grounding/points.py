@@ -54,8 +54,6 @@ def assign_points(points: npt.ArrayLike, boxes_xyxy: bx.Boxes) -> list[tuple[int
     from scipy.optimize import linear_sum_assignment
 
     allowed = points_in_boxes(points, boxes_xyxy)
-    from scipy.optimize import linear_sum_assignment  # takes memory that most commands don't need
-
     rows, columns = linear_sum_assignment(allowed, maximize=True)
     return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if allowed[row, column]]
 

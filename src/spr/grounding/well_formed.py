@@ -222,6 +222,8 @@ class _Boxes:
             (opened, closed), (left, right) = map(re.escape, markup.grounding), map(re.escape, markup.wrap)
             # Brackets that may be missing around a single box are needed between several.
             shape = markup.shape.replace(r"\[?+", r"\[").replace(r"\]?+", r"\]")
+            if markup.holds_words:  # numbers with exponents are words
+                shape = shape.replace(NUMBER, r"[0-9]++(?:\.[0-9]*+)?+")
             opened, closed = opened + left, right + closed
         other = _GROUP.sub("(?:", shape)
         if markup.separator is None and isinstance(markup, Tags):
