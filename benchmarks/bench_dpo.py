@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in both trainers")
     parser.add_argument("--profile", action="store_true", help="the last step of each trainer; needs 4 steps")
+    parser.add_argument("--short", action="store_true", help="only `ours` and TRL, without the variants of ours")
     parser.add_argument("--count", action="store_true", help="only count")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -212,6 +213,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = child(given, "make", folder)
         for name, options in RUNS.items():
+            if given.short and name not in ("ours", "TRL"):
+                continue
             runs[name] = child(given, "trl" if name == "TRL" else "ours", folder, **options)
             print(f"{name}: done", file=sys.stderr)
     apart = max(
@@ -225,7 +228,7 @@ def main() -> None:
         f"\n{made['device']}, batches of {given.batch}, {steps} steps; losses, log-probs apart by {apart:.1e} at most"
     )
     ratios = print_times(runs, counts, given.device)
-    ideas = print_ideas(runs, counts, 0 if given.device == "cuda" else 1)
+    ideas = {} if given.short else print_ideas(runs, counts, 0 if given.device == "cuda" else 1)
     print_profile(runs)
     result = {"benchmark": "dpo", **vars(given), "loss_difference": apart, "ratios": ratios, "ideas": ideas}
     print(json.dumps({**result, "counted": counts, "runs": runs}))

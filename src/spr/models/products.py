@@ -33,9 +33,14 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         if inputs.device.type == "cpu" and inputs.dtype == weight.dtype == torch.float32:
             operator, work = _onednn(), inputs.numel() * weight.shape[0]
             if operator is not None and work >= _SMALLEST and torch.backends.mkldnn.enabled:
-                product: Tensor = operator(inputs, weight, bias, "none", [], "")
+                product: Tensor = operator(_dense(inputs), _dense(weight), bias, "none", [], "")
                 return product
         return nn.functional.linear(inputs, weight, bias)
+
+
+def _dense(part: Tensor) -> Tensor:
+    """A copy, unless the tensor or its transpose is contiguous: for other strides, oneDNN has only its slow kernel."""
+    return part if part.is_contiguous() or (part.dim() == 2 and part.t().is_contiguous()) else part.contiguous()
 
 
 def frozen_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
