@@ -1,9 +1,10 @@
 """Counted work of a preference pair, from the shapes: multiply-adds of both trainers, and what each idea saves.
 
 A token's pass through frozen weights counts once forward and once backward (their own gradient is not needed); through
-TRL's adapter once forward and twice backward. Ours is merged into the weights of a batch, which takes r multiply-adds
-per weight forward and backward; its own gradients take four of its six products. Attention counts what tokens may see: two products forward, and five
-backward, as fused kernels have it. Patch embedding, norms, activations and the optimiser are left out.
+the adapter once forward and twice backward. Merged into the weights of a batch, the adapter takes r multiply-adds per
+weight forward and again backward instead, and its own gradients take four of the six products. Attention counts what
+tokens may see: two products forward, and five backward, as fused kernels have it. Patch embedding, norms, activations
+and the optimiser are left out.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def our_work(
     sight_once: bool = True,
     answers_last: bool = True,
     reference_once: bool = True,
-    merged: bool = True,
+    merged: bool = False,
     batch: int = 1,
 ) -> dict[str, int]:
     """Ours, or ours without one of its ideas.
