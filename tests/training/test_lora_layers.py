@@ -11,6 +11,7 @@ from spr.models.families import FAMILIES
 from spr.training.batches import collate
 from spr.training.lora_layers import _LoraLinear, speed_up_layers
 from spr.training.loss import PairLogps
+from spr.training.norm_layers import speed_up_norms
 from spr.training.pairs import trl_pairs
 from spr.training.trainee import load_trainee
 from spr.training.vision_cache import Features
@@ -135,6 +136,7 @@ def test_log_probabilities_and_gradients_of_each_family(
     for fast in (False, True):
         if fast:
             speed_up_layers(model.base)
+            speed_up_norms(model.base)
         pairs = [encoder.finish(one, encoder.process(one), look) for one in planned]
         logps = PairLogps(*model(collate(pairs, encoder.pad, shared=trainee.shared)))
         (logps.chosen - 2 * logps.rejected).sum().backward()

@@ -45,6 +45,7 @@ from spr.training.loss import (
     pair_losses,
 )
 from spr.training.mix import at_share, check_mix, read_mix, rows_of_epoch, rows_per_epoch
+from spr.training.norm_layers import speed_up_norms
 from spr.training.pairs import TrainingPair
 from spr.training.reference import check_reference
 from spr.training.reference_pass import Known, reference_logps, rounds_of, weights_by_difficulty
@@ -218,6 +219,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     if accelerator.distributed_type in UNSHARDED:
         speed_up_layers(trainee.model.base)
+        speed_up_norms(trainee.model.base)
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
