@@ -22,7 +22,7 @@ _SMALLEST = 1_000_000
 @cache
 def _onednn() -> Any:
     """The operator ``(input, weight, bias, "none", [], "")``, which has no gradient; None if this build lacks it."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -58,7 +58,7 @@ class _FrozenLinear(torch.autograd.Function):
         return linear(inputs, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         return linear(gradients[0], weight.t()), None, None

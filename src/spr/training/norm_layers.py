@@ -6,6 +6,7 @@ s = 1 / √(mean(x²) + ε) and g = w · ∂y, the gradient is ∂x = s (g − x
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,10 +37,9 @@ def speed_up_norms(model: nn.Module) -> int:
     return count
 
 
-def _norm(layer: Any, before: Any, inputs: Tensor, *args: Any, **options: Any) -> Tensor:
+def _norm(layer: Any, before: Callable[..., Tensor], inputs: Tensor, *args: Any, **options: Any) -> Tensor:
     if args or options or inputs.dtype != layer.weight.dtype or torch.is_autocast_enabled(inputs.device.type):
-        output: Tensor = before(inputs, *args, **options)
-        return output
+        return before(inputs, *args, **options)
     result: Tensor = _RmsNorm.apply(inputs, layer.weight, layer.variance_epsilon)  # type: ignore[no-untyped-call]
     return result
 
@@ -50,10 +50,11 @@ class _RmsNorm(torch.autograd.Function):
         norms = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True)
         scale = norms.square_().div_(inputs.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(inputs, weight, scale)
-        return (inputs * scale).mul_(weight)
+        output: Tensor = inputs * scale
+        return output.mul_(weight)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, scale = ctx.saved_tensors
         weighted = gradients[0] * weight

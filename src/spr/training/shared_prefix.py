@@ -48,7 +48,7 @@ def attend(
     if not leading:
         return _sdpa(module, query, key, value, attention_mask, **options), None
     # Not slices, whose gradients would be zeros of the whole size each.
-    first, last = query.split([leading, query.shape[2] - leading], dim=2)
+    first, last = torch.split(query, [leading, query.shape[2] - leading], dim=2)
     end = _sdpa(module, last, key, value, attention_mask, **options)
     if module is last_attention:
         return nn.functional.pad(end, (0, 0, 0, 0, leading, 0)), None
