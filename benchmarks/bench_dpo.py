@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,18 @@ def work(options: dict[str, Any]) -> dict[str, Any]:
         sizes, fused = sizes_of(given.case, given.answer), given.device == "cuda"
         made: dict[str, Any] = {"prompt": sizes.prompt, "answer": sizes.answer}
         made["logits"] = logits_gib(sizes, given.batch, 2 if fused else 4)
+        ours = partial(our_work, sizes, merged=not fused, batch=given.batch // given.accumulate)
         for epochs in (1, 3):
             ideas = {
                 "TRL": trl_work(sizes, epochs, fused=fused),
-                "ours, features not kept": our_work(sizes, epochs, kept=False),
-                "ours": our_work(sizes, epochs),
-                "two sequences": our_work(sizes, epochs, shared=False),
-                "an image twice a pass": our_work(sizes, epochs, sight_once=False),
-                "head on all tokens": our_work(sizes, epochs, answers_only=False),
-                "last layer on all tokens": our_work(sizes, epochs, answers_last=False),
-                "reference each epoch": our_work(sizes, epochs, reference_once=False),
+                "ours, features not kept": ours(epochs, kept=False),
+                "ours": ours(epochs),
+                "two sequences": ours(epochs, shared=False),
+                "an image twice a pass": ours(epochs, sight_once=False),
+                "head on all tokens": ours(epochs, answers_only=False),
+                "last layer on all tokens": ours(epochs, answers_last=False),
+                "reference each epoch": ours(epochs, reference_once=False),
+                "adapters not merged": ours(epochs, merged=False),
             }
             made[str(epochs)] = ideas
         return made
@@ -152,6 +155,7 @@ def print_ideas(runs: dict[str, dict[str, Any]], counts: dict[str, Any], clock: 
         ("head on all tokens", "counted"),
         ("last layer on all tokens", "counted"),
         ("reference each epoch", "from the reference's measured time"),
+        ("adapters not merged", "counted"),
     ):
         row: list[float | None] = []
         for epochs in (1, 3):
@@ -195,6 +199,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in both trainers")
     parser.add_argument("--profile", action="store_true", help="the last step of each trainer; needs 4 steps")
+    parser.add_argument("--short", action="store_true", help="only `ours` and TRL, without the variants of ours")
     parser.add_argument("--count", action="store_true", help="only count")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -212,6 +217,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = child(given, "make", folder)
         for name, options in RUNS.items():
+            if given.short and name not in ("ours", "TRL"):
+                continue
             runs[name] = child(given, "trl" if name == "TRL" else "ours", folder, **options)
             print(f"{name}: done", file=sys.stderr)
     apart = max(
@@ -225,7 +232,7 @@ def main() -> None:
         f"\n{made['device']}, batches of {given.batch}, {steps} steps; losses, log-probs apart by {apart:.1e} at most"
     )
     ratios = print_times(runs, counts, given.device)
-    ideas = print_ideas(runs, counts, 0 if given.device == "cuda" else 1)
+    ideas = {} if given.short else print_ideas(runs, counts, 0 if given.device == "cuda" else 1)
     print_profile(runs)
     result = {"benchmark": "dpo", **vars(given), "loss_difference": apart, "ratios": ratios, "ideas": ideas}
     print(json.dumps({**result, "counted": counts, "runs": runs}))

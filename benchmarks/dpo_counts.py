@@ -1,8 +1,10 @@
 """Counted work of a preference pair, from the shapes: multiply-adds of both trainers, and what each idea saves.
 
 A token's pass through frozen weights counts once forward and once backward (their own gradient is not needed); through
-the adapter once forward and twice backward. Attention counts what tokens may see: two products forward, and five
-backward, as fused kernels have it. Patch embedding, norms, activations and the optimiser are left out.
+the adapter once forward and twice backward. Merged into the weights of a batch, the adapter takes r multiply-adds per
+weight forward and again backward instead, and its own gradients take four of the six products. Attention counts what
+tokens may see: two products forward, and five backward, as fused kernels have it. Patch embedding, norms, activations
+and the optimiser are left out.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Sizes:
     Attributes:
         language: Of a token through the frozen linear layers.
         adapter: Of a token through theirs of low rank.
+        merging: Of the adapter's two matrices in all layers.
         head: Of a token through the output head.
         sight: Of an image through vision tower and projector.
         last: Of a token through what the last layer computes for its queries, output and MLP; part of ``language``.
@@ -39,6 +42,7 @@ class Sizes:
 
     language: int
     adapter: int
+    merging: int
     head: int
     sight: int
     last: int
@@ -78,6 +82,7 @@ def sizes_of(case: str, answer: int, *, prompt: int | None = None, patches: int 
     return Sizes(
         language=sum(module.weight.numel() for module in linear),
         adapter=sum(rank * (module.in_features + module.out_features) for module in linear),
+        merging=sum(rank * module.weight.numel() for module in linear),
         head=model.lm_head.weight.numel(),
         sight=sight,
         last=sum(module.weight.numel() for module in last),
@@ -126,6 +131,8 @@ def our_work(
     sight_once: bool = True,
     answers_last: bool = True,
     reference_once: bool = True,
+    merged: bool = False,
+    batch: int = 1,
 ) -> dict[str, int]:
     """Ours, or ours without one of its ideas.
 
@@ -138,6 +145,8 @@ def our_work(
         sight_once: Whether an image is seen once in all, or in each sequence of each pass, as TRL does it.
         answers_last: Whether the last layer leaves the prompt out, but for its keys and values.
         reference_once: Whether the reference is computed once, or in each epoch.
+        merged: Whether the adapter is merged into the weights (float32), or has products of its own (16 bits).
+        batch: Pairs that are computed at once, which share the merging.
     """
     prompt, answer = sizes.prompt, sizes.answer
     tokens = prompt + 2 * answer if shared else 2 * (prompt + answer)
@@ -151,7 +160,8 @@ def our_work(
     return {
         "language": (references + 2 * epochs) * (tokens * sizes.language - left * sizes.last),
         "attention": (2 * references + 7 * epochs) * (seen * sizes.layers - blind) * sizes.width,
-        "adapter": 3 * epochs * (tokens * sizes.adapter - left * sizes.last_adapter),
+        "adapter": (2 if merged else 3) * epochs * (tokens * sizes.adapter - left * sizes.last_adapter)
+        + (2 * epochs * sizes.merging // batch if merged else 0),
         "vision": (looks if sight_once else 2 * (references + epochs)) * sizes.sight,
         "head": (references + 2 * epochs) * (2 * answer if answers_only else tokens) * sizes.head,
     }

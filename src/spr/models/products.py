@@ -22,7 +22,7 @@ _SMALLEST = 1_000_000
 @cache
 def _onednn() -> Any:
     """The operator ``(input, weight, bias, "none", [], "")``, which has no gradient; None if this build lacks it."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -33,9 +33,14 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         if inputs.device.type == "cpu" and inputs.dtype == weight.dtype == torch.float32:
             operator, work = _onednn(), inputs.numel() * weight.shape[0]
             if operator is not None and work >= _SMALLEST and torch.backends.mkldnn.enabled:
-                product: Tensor = operator(inputs, weight, bias, "none", [], "")
+                product: Tensor = operator(_dense(inputs), _dense(weight), bias, "none", [], "")
                 return product
         return nn.functional.linear(inputs, weight, bias)
+
+
+def _dense(part: Tensor) -> Tensor:
+    """A copy, unless the tensor or its transpose is contiguous: for other strides, oneDNN has only its slow kernel."""
+    return part if part.is_contiguous() or (part.dim() == 2 and part.t().is_contiguous()) else part.contiguous()
 
 
 def frozen_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,7 +58,7 @@ class _FrozenLinear(torch.autograd.Function):
         return linear(inputs, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         return linear(gradients[0], weight.t()), None, None

@@ -14,6 +14,7 @@ the gradient of their input alone. On the CPU, products of float32 are oneDNN's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,22 +37,20 @@ def speed_up_layers(model: nn.Module) -> None:
         if type(module) is LoraLinear:
             module.forward = partial(_adapted, module, module.forward)
         elif type(module) is nn.Linear:
-            module.forward = partial(_frozen, module, module.forward)
+            module.forward = partial(_frozen, module, module.forward)  # type: ignore[method-assign]
 
 
-def _frozen(layer: nn.Linear, before: Any, inputs: Tensor) -> Tensor:
+def _frozen(layer: nn.Linear, before: Callable[..., Tensor], inputs: Tensor) -> Tensor:
     weight = layer.weight
     if torch.is_autocast_enabled(inputs.device.type) or weight.requires_grad or inputs.dtype != weight.dtype:
-        output: Tensor = before(inputs)
-        return output
+        return before(inputs)
     return frozen_linear(inputs, weight, layer.bias)
 
 
-def _adapted(layer: Any, before: Any, inputs: Tensor, *args: Any, **options: Any) -> Tensor:
+def _adapted(layer: Any, before: Callable[..., Tensor], inputs: Tensor, *args: Any, **options: Any) -> Tensor:
     base, name = layer.base_layer, _only_adapter(layer)
     if args or options or not replaceable(base) or (name is None and not layer.disable_adapters):
-        output: Tensor = before(inputs, *args, **options)
-        return output
+        return before(inputs, *args, **options)
     weight, bias, device = base.weight, base.bias, inputs.device.type
     if torch.is_autocast_enabled(device):
         inputs = inputs.to(torch.get_autocast_dtype(device))
@@ -94,7 +93,7 @@ class _LoraLinear(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, a, b = ctx.saved_tensors
         rows, tokens = gradients[0].reshape(-1, len(b)), inputs.reshape(-1, a.shape[1])

@@ -50,10 +50,12 @@ def attend(
     leading = 0 if attention_mask is None else query.shape[2] - attention_mask.shape[2]
     if not leading:
         return _sdpa(module, query, key, value, attention_mask, **options), None
-    end = _sdpa(module, query[:, :, leading:], key, value, attention_mask, **options)
+    # Not slices, whose gradients would be zeros of the whole size each.
+    first, last = torch.split(query, [leading, query.shape[2] - leading], dim=2)
+    end = _sdpa(module, last, key, value, attention_mask, **options)
     if module is last_attention:
         return nn.functional.pad(end, (0, 0, 0, 0, leading, 0)), None
-    begin = _sdpa(module, *(part[:, :, :leading] for part in (query, key, value)), None, **options)
+    begin = _sdpa(module, first, *(part[:, :, :leading] for part in (key, value)), None, **options)
     return torch.cat([begin, end], dim=1), None
 
 

@@ -45,6 +45,7 @@ from spr.training.loss import (
     pair_losses,
 )
 from spr.training.mix import at_share, check_mix, read_mix, rows_of_epoch, rows_per_epoch
+from spr.training.norm_layers import speed_up_norms
 from spr.training.optimizer import check_optimizer, make_optimizer
 from spr.training.pairs import TrainingPair
 from spr.training.reference import check_reference
@@ -221,6 +222,7 @@ def train(
     optimizer = make_optimizer(parameters, settings)
     if accelerator.distributed_type in UNSHARDED:
         speed_up_layers(trainee.model.base)
+        speed_up_norms(trainee.model.base)
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
