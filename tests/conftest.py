@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytest_plugins = ("tiny_mllms", "tiny_language_model", "published_models", "fake_vllm", "s3_server")
+pytest_plugins = ("example_counts", "tiny_mllms", "tiny_language_model", "published_models", "fake_vllm", "s3_server")
 
 # A shell that starts the tests in the background makes them, and programs that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():

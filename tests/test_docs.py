@@ -139,6 +139,7 @@ def test_the_commands_run_one_after_another():
     assert ran >= 10
 
 
+@pytest.mark.slow  # some read what the commands wrote
 @pytest.mark.usefixtures("inside")
 def test_the_python_snippets_run_page_by_page():
     names, ran = {}, 0

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from example_counts import examples
 from spr.annotations import Annotations, read_coco
 from spr.annotations.columns import name_of_url
 from spr.core.errors import InputError
@@ -537,7 +538,7 @@ _annotations = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     images=st.lists(_images, max_size=6),
     annotations=st.lists(st.one_of(_annotations, st.none()), max_size=12),

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from example_counts import examples
 from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, GroundedText, convert_lines, parse, render
 from spr.records import Span
@@ -217,7 +218,7 @@ def test_parse_never_raises_on_corrupted_answers(key: str) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 @given(text=st.text() | st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=30).map("".join))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_parse_never_raises_on_arbitrary_text(key: str, text: str) -> None:
     check(text, key, SIZES[0])
 
@@ -228,7 +229,7 @@ def test_parse_never_raises_on_arbitrary_text(key: str, text: str) -> None:
         st.tuples(st.sampled_from(FRAGMENTS) | st.text(max_size=6), st.sampled_from((0, 0, 1, 2))), max_size=8
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_words_that_look_like_markup_are_never_written_as_boxes(key: str, pieces: list[tuple[str, int]]) -> None:
     text, spans = "", []
     grounding = {"boxes": ((1, 2, 300, 400),)} if DIALECTS[key].writes_boxes else {"points": ((300, 400),)}

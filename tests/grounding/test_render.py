@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from example_counts import examples
 from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, GroundedText, convert, parse, render, render_box
 from spr.records import Box, Span
@@ -96,7 +97,7 @@ links = st.sampled_from(
 
 
 @given(st.lists(st.tuples(phrases, st.integers(0, 3)), min_size=1, max_size=6), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_prose_and_phrases_survive_writing_and_reading(items: list[tuple[str, int]], data: st.DataObject) -> None:
     pieces: list[str | tuple[str, tuple[Box, ...]]] = []
     for phrase, count in items:

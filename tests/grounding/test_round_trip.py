@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from example_counts import examples
 from spr.core.errors import GroundingError
 from spr.grounding import DIALECTS, Dialect, GroundedText, convert, get_dialect, parse, render
 from spr.records import Box, Point, Size, Span
@@ -101,7 +102,7 @@ def errors(before: tuple[Box, ...], after: tuple[Box, ...]) -> tuple[float, floa
 
 @pytest.mark.parametrize("name", VARIANTS)
 @given(scene=scenes())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_every_box_is_read_back_within_the_stated_error(name: str, scene: tuple[Size, GroundedText]) -> None:
     dialect, (size, grounded) = variant(name), scene
     grounded = of_kind(grounded, dialect)
@@ -133,7 +134,7 @@ def test_the_stated_error_is_not_larger_than_needed(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @given(scene=scenes())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_a_parsed_answer_is_written_the_same_again(name: str, scene: tuple[Size, GroundedText]) -> None:
     # Also if the boxes have been stored as float32, as in a table.
     dialect, (size, grounded) = variant(name), scene
@@ -167,7 +168,7 @@ def there_and_back(source: Dialect, target: Dialect, size: Size, grounded: Groun
 
 
 @given(scene=scenes(), source=st.sampled_from(VARIANTS), target=st.sampled_from(VARIANTS))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_converting_there_and_back_moves_an_edge_by_at_most_both_errors(
     scene: tuple[Size, GroundedText], source: str, target: str
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from example_counts import examples
 from spr.config import Config, RegionsConfig, make_config
 from spr.core import boxes as bx
 from spr.pipeline.regions import find_regions, grow_regions, process
@@ -161,7 +162,7 @@ box = st.tuples(coordinate, coordinate, st.integers(1, 80), st.integers(1, 80)).
 scene = st.lists(box, min_size=1, max_size=14)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     scenes=st.lists(scene, min_size=1, max_size=5), per_image=st.integers(1, 3), order=st.randoms(use_true_random=False)
 )

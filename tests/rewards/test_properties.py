@@ -1,6 +1,6 @@
 """Properties that rewards claim (docs/rewards.md, "Exploits"), for generated answers.
 
-`SPR_REWARD_EXAMPLES` sets how many answers each test gets (200 by default):
+`SPR_REWARD_EXAMPLES` sets how many answers each test gets (200 by default in CI, 50 elsewhere):
 
     SPR_REWARD_EXAMPLES=20000 pytest tests/rewards/test_properties.py
 """
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from example_counts import examples
 from reward_answers import (
     SIZE,
     answer_of,
@@ -42,7 +43,7 @@ ALL = (*OF_BOXES, "count", "point_in_box", "format", "length", "rejection", *SUM
 NEVER_RAISED = (*OF_BOXES, *SUMS[:3], "f1@0.75", "recall@0.9", "precision@0.6", "s_loc@0.7")
 CLOSE = 1e-12
 some = settings(
-    max_examples=int(os.environ.get("SPR_REWARD_EXAMPLES", "200")),
+    max_examples=int(os.environ.get("SPR_REWARD_EXAMPLES", examples(200))),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
