@@ -99,7 +99,7 @@ class Rows:
         self._tail = torch.full((size, longest), int(read.config.pad_token_id or 0), device=device)
         self._least = read.config.min_new_tokens or 0
         # A model that counts positions by the cache's columns needs the prompts in them.
-        worth_it = self.refills and _bytes_saved(read, samples) >= LEAST_SAVED
+        worth_it = self.refills and not read.model.training and _bytes_saved(read, samples) >= LEAST_SAVED
         self._sharing = sharing_configs(read.model, read.cache) if worth_it else None
         if self._sharing is not None and not self._attends(read):
             self._sharing = None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from spr.models.describers.cache import BufferedCache, BufferedLayer, BufferedState
@@ -196,7 +197,13 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    cache = _current.get()
+    cache = _current.get(None)
+    if cache is None:  # another thread uses the model at the same time
+        further_options = {"dropout": dropout, "scaling": scaling, **kwargs}
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **further_options
+        )
+        return found
     shown = getattr(cache.layers[module.layer_idx], "shown", (None, None))
     further = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
     if key is not shown[0] or value is not shown[1] or attention_mask is not None or dropout or further:
