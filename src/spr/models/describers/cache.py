@@ -68,17 +68,17 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         """The window by the name that transformers gives it."""
         return self.window
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the states of new tokens, and return views of all columns that these tokens see."""
         new = key_states.shape[-2]
-        start, end = self._start(new), self.next + new
+        start, end = self._start(), self.next + new
         self.buffers[0][: self.rows, :, self.next : end] = key_states
         self.buffers[1][: self.rows, :, self.next : end] = value_states
         self.next = end
         keys, values = (buffer[: self.rows, :, start:end] for buffer in self.buffers)
         return keys, values
 
-    def _start(self, new: int) -> int:
+    def _start(self) -> int:
         return self.first if self.window is None else max(self.first, self.next + 1 - self.window)
 
     def get_seq_length(self) -> int:
@@ -87,7 +87,7 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Number of columns that `update` returns, and number of needed columns before them."""
-        start = self._start(query_length)
+        start = self._start()
         return self.next + query_length - start, start - self.first
 
     def put(self, rows: slice, sources: Tensor, layer: DynamicLayer, size: tuple[int, int]) -> None:
@@ -161,11 +161,10 @@ class BufferedCache(Cache):  # type: ignore[misc]
     Attributes:
         starts: The first column of each row in use.
         columns: Number of columns of the buffers.
+        attention: The layers that keep keys and values.
     """
 
-    def __init__(
-        self, like: DynamicCache, size: int, *, layer_class: type[BufferedLayer] = BufferedLayer
-    ) -> None:
+    def __init__(self, like: DynamicCache, size: int, *, layer_class: type[BufferedLayer] = BufferedLayer) -> None:
         layers: list[Any] = []
         for layer in like.layers:
             if type(layer) is LinearAttentionLayer:
@@ -177,23 +176,23 @@ class BufferedCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
         self.size, self.columns = size, 0
         self.starts: list[int] = []
-        self._attention = [layer for layer in layers if isinstance(layer, BufferedLayer)]
-        self._states = [layer for layer in layers if isinstance(layer, BufferedState)]
+        self.attention: list[BufferedLayer] = [layer for layer in layers if isinstance(layer, BufferedLayer)]
+        self._states: list[BufferedState] = [layer for layer in layers if isinstance(layer, BufferedState)]
 
     @property
     def first(self) -> int:
         """The first column that a row in use still needs."""
-        return self._attention[0].first
+        return self.attention[0].first
 
     @property
     def next(self) -> int:
         """The column that the next token is written to."""
-        return self._attention[0].next
+        return self.attention[0].next
 
     @property
     def windows(self) -> bool:
         """Whether a layer sees only the latest tokens."""
-        return any(layer.window is not None for layer in self._attention)
+        return any(layer.window is not None for layer in self.attention)
 
     def add(self, prompts: DynamicCache, sources: Sequence[int], lengths: Sequence[int], columns: int) -> None:
         """Add a row for each of the ``sources``, rows of the cache of prompts, which is emptied layer by layer.
@@ -203,7 +202,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
         """
         longest, used = max(lengths), len(self.starts)
         if not used:
-            for layer in self._attention:
+            for layer in self.attention:
                 layer.first = layer.next = 0
         if longest > self.next:
             self.move_columns(longest - self.next)
@@ -223,8 +222,10 @@ class BufferedCache(Cache):  # type: ignore[misc]
         starts = self.starts.copy()
         if targets:
             to, source = torch.tensor(targets), torch.tensor(sources)
-            for layer in (*self._attention, *self._states):
-                layer.move_rows(to, source)
+            for kept in self.attention:
+                kept.move_rows(to, source)
+            for state in self._states:
+                state.move_rows(to, source)
             for target, row in zip(targets, sources, strict=True):
                 starts[target] = starts[row]
         self._use(starts[:left])
@@ -232,7 +233,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
 
     def _use(self, starts: list[int]) -> None:
         self.starts = starts
-        for layer in self._attention:
+        for layer in self.attention:
             layer.rows, layer.first = len(starts), min(starts, default=layer.next)
         for state in self._states:
             state.use_rows(len(starts))
@@ -240,7 +241,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
     def move_columns(self, by: int) -> None:
         """Move the needed columns to the right, or to the left if negative; the buffers grow if necessary."""
         self.columns = max(self.columns, self.next + by) if self.columns else 0
-        for layer in self._attention:
+        for layer in self.attention:
             layer.move_columns(by, self.columns)
         self.starts = [start + by for start in self.starts]
 

@@ -1,8 +1,8 @@
 """A cache that keeps each prompt once for all its samples, and attention that reads it once for them.
 
-On a CPU, a step of a small model takes as long as reading the keys and values of all sequences from memory. With six
-samples of each prompt, most of them are equal. The attention to a prompt and to a sample's own tokens are computed apart,
-and joined by their maxima and sums as in online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867).
+On a CPU, much of a step's time is that of reading the keys and values of all sequences from memory, of which most are
+equal if a prompt has several samples. The attention to a prompt and the attention to a sample's own tokens are computed
+separately, and joined by their maxima and sums as in online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from spr.models.describers.cache import BufferedCache, BufferedLayer, BufferedState
@@ -50,7 +51,7 @@ class Block:
     places: Tensor
 
     def attend(self, layer: int, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention of scaled queries ``(n, heads, group, size)``: maxima, sums of exponentials, and weighted values."""
+        """Attention of scaled queries ``(n, heads, group, size)``: maxima, sums of exponentials, weighted values."""
         keys, values = self.states[layer]
         prompts, heads, _, size = keys.shape
         group = query.shape[2]
@@ -85,7 +86,7 @@ class Block:
 class SharedLayer(BufferedLayer):
     """Keys and values of the tokens after the prompts."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the states of new tokens, and return views of all tokens after the prompts."""
         if not self.buffers:
             rows, columns = self.size
@@ -110,7 +111,7 @@ class SharedPromptCache(BufferedCache):
         used = len(self.starts)
         self.columns = self.columns or columns
         if not used:
-            for layer in self._attention:
+            for layer in self.attention:
                 layer.first = layer.next = 0
         states = {}
         for k, (layer, prompt) in enumerate(zip(self.layers, prompts.layers, strict=True)):
@@ -175,13 +176,13 @@ class SharedPromptCache(BufferedCache):
             sizes = (1, 1, values.shape[-1])
             parts = [query.new_empty(*query.shape[:3], width) for width in sizes]
             for block in self.blocks:
-                for part, found in zip(parts, block.attend(number, query[block.rows]), strict=True):
-                    part[block.rows] = found
+                for part, of_block in zip(parts, block.attend(number, query[block.rows]), strict=True):
+                    part[block.rows] = of_block
         highest, total, weighted = parts
         top = torch.maximum(highest, scores.amax(-1, keepdim=True))
         share, weights = (highest - top).exp_(), scores.sub_(top).exp_()
         total = (total * share).add_(weights.sum(-1, keepdim=True))
-        found = (weights @ values).addcmul_(weighted, share).div_(total)
+        found: Tensor = (weights @ values).addcmul_(weighted, share).div_(total)
         self.attended += 1
         return found.view(rows, heads, 1, values.shape[-1])
 
@@ -196,7 +197,13 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    cache = _current.get()
+    cache = _current.get(None)
+    if cache is None:  # another thread uses the model at the same time
+        further_options = {"dropout": dropout, "scaling": scaling, **kwargs}
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **further_options
+        )
+        return found
     shown = getattr(cache.layers[module.layer_idx], "shown", (None, None))
     further = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
     if key is not shown[0] or value is not shown[1] or attention_mask is not None or dropout or further:
@@ -204,25 +211,23 @@ def _attention(
     return cache.attend(module.layer_idx, query, scaling).transpose(1, 2), None
 
 
-def can_share(model: Any, prompts: DynamicCache) -> bool:
-    """Whether it is worth a try: on a CPU, with full attention by ``sdpa`` in all layers that keep keys."""
-    configs = _configs(model)
-    plain = all(type(layer) in (DynamicLayer,) or not isinstance(layer, DynamicLayer) for layer in prompts.layers)
-    plain = plain and not any(isinstance(layer, DummyLayer) for layer in prompts.layers)
-    sdpa = bool(configs) and all(config._attn_implementation == "sdpa" for config in configs)
-    return plain and sdpa and model.device.type == "cpu"
+def sharing_configs(model: Any, prompts: DynamicCache) -> list[Any] | None:
+    """The configs that name a model's attention, if it is worth a try; else None.
 
-
-def _configs(model: Any) -> list[Any]:
+    It is on a CPU, with full attention by ``sdpa`` in all layers that keep keys.
+    """
+    kept = [layer for layer in prompts.layers if not isinstance(layer, LinearAttentionLayer)]
+    if model.device.type != "cpu" or not all(type(layer) is DynamicLayer for layer in kept):
+        return None
     found = (module.config for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config"))
-    return list({id(config): config for config in found}.values())
+    configs = list({id(config): config for config in found}.values())
+    sdpa = all(config._attn_implementation == "sdpa" for config in configs)
+    return configs if configs and sdpa else None
 
 
 @contextmanager
-def shared_attention(model: Any, cache: SharedPromptCache) -> Iterator[None]:
-    """In this context, the model's layers attend by the cache; raises `NotSharedError` if one did not."""
-    configs = _configs(model)
-    before = [config._attn_implementation for config in configs]
+def shared_attention(configs: Sequence[Any], cache: SharedPromptCache) -> Iterator[None]:
+    """In this context, a model with these configs attends by the cache; `NotSharedError` if a layer did not."""
     token = _current.set(cache)
     cache.begin_step()
     try:
@@ -231,9 +236,9 @@ def shared_attention(model: Any, cache: SharedPromptCache) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name
-    if cache.attended != len(cache._attention):
+        for config in configs:
+            config._attn_implementation = "sdpa"
+    if cache.attended != len(cache.attention):
         raise NotSharedError
 
 
