@@ -161,6 +161,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
     Attributes:
         starts: The first column of each row in use.
         columns: Number of columns of the buffers.
+        attention: The layers that keep keys and values.
     """
 
     def __init__(
@@ -177,23 +178,23 @@ class BufferedCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
         self.size, self.columns = size, 0
         self.starts: list[int] = []
-        self._attention = [layer for layer in layers if isinstance(layer, BufferedLayer)]
+        self.attention = [layer for layer in layers if isinstance(layer, BufferedLayer)]
         self._states = [layer for layer in layers if isinstance(layer, BufferedState)]
 
     @property
     def first(self) -> int:
         """The first column that a row in use still needs."""
-        return self._attention[0].first
+        return self.attention[0].first
 
     @property
     def next(self) -> int:
         """The column that the next token is written to."""
-        return self._attention[0].next
+        return self.attention[0].next
 
     @property
     def windows(self) -> bool:
         """Whether a layer sees only the latest tokens."""
-        return any(layer.window is not None for layer in self._attention)
+        return any(layer.window is not None for layer in self.attention)
 
     def add(self, prompts: DynamicCache, sources: Sequence[int], lengths: Sequence[int], columns: int) -> None:
         """Add a row for each of the ``sources``, rows of the cache of prompts, which is emptied layer by layer.
@@ -203,7 +204,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
         """
         longest, used = max(lengths), len(self.starts)
         if not used:
-            for layer in self._attention:
+            for layer in self.attention:
                 layer.first = layer.next = 0
         if longest > self.next:
             self.move_columns(longest - self.next)
@@ -223,7 +224,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
         starts = self.starts.copy()
         if targets:
             to, source = torch.tensor(targets), torch.tensor(sources)
-            for layer in (*self._attention, *self._states):
+            for layer in (*self.attention, *self._states):
                 layer.move_rows(to, source)
             for target, row in zip(targets, sources, strict=True):
                 starts[target] = starts[row]
@@ -232,7 +233,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
 
     def _use(self, starts: list[int]) -> None:
         self.starts = starts
-        for layer in self._attention:
+        for layer in self.attention:
             layer.rows, layer.first = len(starts), min(starts, default=layer.next)
         for state in self._states:
             state.use_rows(len(starts))
@@ -240,7 +241,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
     def move_columns(self, by: int) -> None:
         """Move the needed columns to the right, or to the left if negative; the buffers grow if necessary."""
         self.columns = max(self.columns, self.next + by) if self.columns else 0
-        for layer in self._attention:
+        for layer in self.attention:
             layer.move_columns(by, self.columns)
         self.starts = [start + by for start in self.starts]
 

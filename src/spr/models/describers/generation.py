@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,11 +19,14 @@ from torch import Tensor
 from spr.models.describers.cache import BufferedCache, why_not_buffered
 from spr.models.describers.prefill import Prefilled, prefill, why_not_resumed
 from spr.models.describers.sampling import draw
-from spr.models.describers.shared_prompts import SharedPromptCache, can_share, shared_attention
+from spr.models.describers.shared_prompts import NotSharedError, SharedPromptCache, shared_attention, sharing_configs
 
 Prompt = TypeVar("Prompt")
 
-_REFILL = 8  # new prompts are read once this share of the rows is free
+LEAST_SAVED = 2_000_000
+"""Bytes per layer and step that must not be read from memory for a `SharedPromptCache` to be faster (measured)."""
+_REFILL = 2  # new prompts are read once one in so many rows is free
+_attends: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by model
 _COLUMNS = 64  # the room for answers at the beginning; it grows
 
 
@@ -121,7 +125,7 @@ class Generation(Generic[Prompt]):
         """Read prompts, and draw the first token of each of their samples."""
         read = prefill(self.model, self.encode([samples.prompt for samples in batch]), **self.options)
         if self._cache is None:
-            self._prepare(read)
+            self._prepare(read, [len(samples.numbers) for samples in batch])
         assert self._cache is not None
         sources = [k for k, samples in enumerate(batch) for _ in samples.numbers]
         self._cache.add(read.cache, sources, read.lengths, min(self.limit, _COLUMNS))
@@ -138,14 +142,17 @@ class Generation(Generic[Prompt]):
             self._tail[rows, -width:] = read.input_ids[:, -width:].index_select(0, source)
         self._draw(read.logits.index_select(0, source), rows)
 
-    def _prepare(self, read: Prefilled) -> None:
+    def _prepare(self, read: Prefilled, samples: Sequence[int]) -> None:
         reason = why_not_resumed(read) or why_not_buffered(read.cache)
         if reason is not None:
             raise NotResumableError(reason)
         device, size = read.logits.device, self.size
-        self._shares = can_share(read.model, read.cache)
-        self._cache = (SharedPromptCache if self._shares else BufferedCache)(read.cache, size)
         self._inner, self._read = read.model, read
+        self._arguments: dict[str, Any] | None = None
+        self._sharing = sharing_configs(read.model, read.cache) if bytes_saved(read, samples) >= LEAST_SAVED else None
+        if self._sharing is not None and not self._attends(read):
+            self._sharing = None
+        self._cache = (BufferedCache if self._sharing is None else SharedPromptCache)(read.cache, size)
         self._refills = self._refills and read.positions is not None
         self._seeds = torch.zeros(size, dtype=torch.int64, device=device)
         self._steps = torch.zeros(size, dtype=torch.int64, device=device)
@@ -162,7 +169,6 @@ class Generation(Generic[Prompt]):
         pad = int(read.config._pad_token_tensor or 0)
         self._tail = torch.full((size, max(widths, default=0)), pad, device=device)
         self._least = read.config.min_new_tokens or 0
-        self._arguments: dict[str, Any] | None = None
 
     def _draw(self, logits: Tensor, rows: slice) -> None:
         """Draw the next tokens of rows from their logits, and note which answers are finished."""
@@ -182,54 +188,67 @@ class Generation(Generic[Prompt]):
 
     def _step(self) -> None:
         """Compute the next token of all rows."""
-        cache, rows = self._cache, slice(0, len(self._numbers))
-        assert cache is not None
-        cache.make_room()
-        last = self._last[rows]
+        assert self._cache is not None
+        rows = slice(0, len(self._numbers))
+        self._cache.make_room()
         positions = None if self._read.positions is None else self._positions[..., rows, :]
+        logits = self._forward(self._cache, self._last[rows], positions)
+        if positions is not None:
+            positions += 1
+        self._draw(logits, rows)
+
+    def _forward(self, cache: BufferedCache, last: Tensor, positions: Tensor | None) -> Tensor:
+        """The logits after the last tokens ``(rows, 1)``, in float32."""
         if self._arguments is None:
-            self._arguments = self._further_arguments(last, positions)
+            self._arguments = self._further_arguments(cache, last, positions)
         arguments = {name: value.expand(len(last), 1) for name, value in self._types.items()}
         if positions is not None:
             arguments["position_ids"] = positions
-        with shared_attention(self._inner, cache) if isinstance(cache, SharedPromptCache) else nullcontext():
+        shared = isinstance(cache, SharedPromptCache)
+        with shared_attention(self._sharing or (), cache) if isinstance(cache, SharedPromptCache) else nullcontext():
             outputs = self._inner(
                 input_ids=last,
                 past_key_values=cache,
-                attention_mask=self._mask(),
+                attention_mask=None if shared else _mask(cache, last.device),
                 **arguments,
                 **self._arguments,
                 return_dict=True,
             )
-        if positions is not None:
-            positions += 1
-        self._draw(outputs.logits[:, -1].float(), rows)
+        logits: Tensor = outputs.logits[:, -1].float()
+        return logits
 
-    def _further_arguments(self, last: Tensor, positions: Tensor | None) -> dict[str, Any]:
+    def _attends(self, read: Prefilled) -> bool:
+        """Whether the model can attend by a `SharedPromptCache`: tried once for each model, on one row."""
+        model = read.model
+        if model not in _attends:
+            cache = SharedPromptCache(read.cache, 1)
+            cache.add(read.cache, [0], read.lengths, 1)
+            positions = None if read.positions is None else read.positions[..., :1, :]
+            try:
+                self._forward(cache, read.input_ids[:1, -1:], positions)
+                _attends[model] = True
+            except NotSharedError:
+                _attends[model] = False
+            self._arguments = None
+        return _attends[model]
+
+    def _further_arguments(
+        self, cache: BufferedCache, last: Tensor, positions: Tensor | None
+    ) -> dict[str, Any]:
         """Arguments of the model that don't change from step to step."""
         read, names = self._read, ("input_ids", "past_key_values", "attention_mask", "position_ids")
         types = {name: value.expand(len(last), 1) for name, value in read.token_types.items()}
         prepared = self._inner.prepare_inputs_for_generation(
             last,
             next_sequence_length=1,
-            past_key_values=self._cache,
-            attention_mask=self._mask(),
+            past_key_values=cache,
+            attention_mask=_mask(cache, last.device),
             position_ids=positions,
             **types,
             **read.settings,
         )
         self._types = {name: read.token_types[name] for name in types if prepared.get(name) is not None}
         return {k: v for k, v in prepared.items() if k not in names and k not in types}
-
-    def _mask(self) -> Tensor | None:
-        """The columns that each row sees, ``(rows, columns)``; None if it is all of them."""
-        cache = self._cache
-        assert cache is not None
-        if isinstance(cache, SharedPromptCache) or min(cache.starts) == max(cache.starts):
-            return None
-        device = self._last.device
-        columns = torch.arange(cache.first, cache.next + 1, device=device)
-        return (columns >= torch.tensor(cache.starts, device=device)[:, None]).long()
 
     def _finished(self) -> Iterator[tuple[int, list[int]]]:
         """Yield the finished answers, and free their rows."""
@@ -253,3 +272,20 @@ class Generation(Generic[Prompt]):
         del self._numbers[len(self._cache.starts) :]
         for number, answer, count in zip(numbers, answers, steps, strict=True):
             yield number, answer[:count]
+
+
+def _mask(cache: BufferedCache, device: torch.device) -> Tensor | None:
+    """The columns that each row sees, ``(rows, columns)``; None if it is all of them."""
+    if min(cache.starts) == max(cache.starts):
+        return None
+    columns = torch.arange(cache.first, cache.next + 1, device=device)
+    return (columns >= torch.tensor(cache.starts, device=device)[:, None]).long()
+
+
+def bytes_saved(read: Prefilled, samples: Sequence[int]) -> int:
+    """How much less a layer reads in a step if each prompt is kept once for so many samples."""
+    kept = next((layer for layer in read.cache.layers if getattr(layer, "keys", None) is not None), None)
+    if kept is None:
+        return 0
+    of_token = sum(state.shape[1] * state.shape[3] * state.element_size() for state in (kept.keys, kept.values))
+    return sum(length * (count - 1) for length, count in zip(read.lengths, samples, strict=True)) * of_token

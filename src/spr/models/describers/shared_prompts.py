@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 from transformers.masking_utils import sdpa_mask
 
 from spr.models.describers.cache import BufferedCache, BufferedLayer, BufferedState
@@ -110,7 +110,7 @@ class SharedPromptCache(BufferedCache):
         used = len(self.starts)
         self.columns = self.columns or columns
         if not used:
-            for layer in self._attention:
+            for layer in self.attention:
                 layer.first = layer.next = 0
         states = {}
         for k, (layer, prompt) in enumerate(zip(self.layers, prompts.layers, strict=True)):
@@ -204,25 +204,23 @@ def _attention(
     return cache.attend(module.layer_idx, query, scaling).transpose(1, 2), None
 
 
-def can_share(model: Any, prompts: DynamicCache) -> bool:
-    """Whether it is worth a try: on a CPU, with full attention by ``sdpa`` in all layers that keep keys."""
-    configs = _configs(model)
-    plain = all(type(layer) in (DynamicLayer,) or not isinstance(layer, DynamicLayer) for layer in prompts.layers)
-    plain = plain and not any(isinstance(layer, DummyLayer) for layer in prompts.layers)
-    sdpa = bool(configs) and all(config._attn_implementation == "sdpa" for config in configs)
-    return plain and sdpa and model.device.type == "cpu"
+def sharing_configs(model: Any, prompts: DynamicCache) -> list[Any] | None:
+    """The configs that name a model's attention, if it is worth a try; else None.
 
-
-def _configs(model: Any) -> list[Any]:
+    It is on a CPU, with full attention by ``sdpa`` in all layers that keep keys.
+    """
+    kept = [layer for layer in prompts.layers if not isinstance(layer, LinearAttentionLayer)]
+    if model.device.type != "cpu" or not all(type(layer) is DynamicLayer for layer in kept):
+        return None
     found = (module.config for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config"))
-    return list({id(config): config for config in found}.values())
+    configs = list({id(config): config for config in found}.values())
+    sdpa = all(config._attn_implementation == "sdpa" for config in configs)
+    return configs if configs and sdpa else None
 
 
 @contextmanager
-def shared_attention(model: Any, cache: SharedPromptCache) -> Iterator[None]:
-    """In this context, the model's layers attend by the cache; raises `NotSharedError` if one did not."""
-    configs = _configs(model)
-    before = [config._attn_implementation for config in configs]
+def shared_attention(configs: Sequence[Any], cache: SharedPromptCache) -> Iterator[None]:
+    """In this context, a model with these configs attends by the cache; `NotSharedError` if a layer did not."""
     token = _current.set(cache)
     cache.begin_step()
     try:
@@ -231,9 +229,9 @@ def shared_attention(model: Any, cache: SharedPromptCache) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name
-    if cache.attended != len(cache._attention):
+        for config in configs:
+            config._attn_implementation = "sdpa"
+    if cache.attended != len(cache.attention):
         raise NotSharedError
 
 
