@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 
@@ -56,7 +56,35 @@ class Memory:
         return (free + held) / used
 
 
-class Batcher(Generic[Item, Result]):
+class _Sized(Generic[Item]):
+    """How many items are worked on at once, and how that number adapts to the device's memory."""
+
+    ROOM = 2.5
+    LARGEST = 32
+
+    def __init__(self, size: int, *, length: Callable[[Item], int] = lambda _: 0, memory: Memory | None = None) -> None:
+        self.size, self.length, self.memory = size, length, memory
+        self._largest = size * self.LARGEST
+
+    def _order(self, items: Sequence[Item]) -> list[int]:
+        """Longest first, so that a batch that does not fit fails early."""
+        return sorted(range(len(items)), key=lambda k: -self.length(items[k]))
+
+    def _grow(self, finished: int) -> None:
+        if self.memory is not None and finished == self.size < self._largest and self.memory.room() >= self.ROOM:
+            self.size *= 2
+
+    def _shrink(self, failed: int, message: str) -> None:
+        if failed == 1:
+            fix = "use a smaller model, dtype bfloat16, 4-bit weights, or smaller images"
+            raise DeviceMemoryError("A single item does not fit into the device's memory", got=message, fix=fix)
+        self.size, self.memory = failed // 2, None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class Batcher(_Sized[Item], Generic[Item, Result]):
     """Runs work, which returns one result per item, on batches of at most ``size`` items.
 
     Items of similar length share a batch, which reduces padding. Running out of memory halves the size permanently.
@@ -64,9 +92,6 @@ class Batcher(Generic[Item, Result]):
     ``LARGEST`` times the size at the beginning, until the memory runs out once.
     Finished items are counted (`spr.core.progress.advance`).
     """
-
-    ROOM = 2.5
-    LARGEST = 32
 
     def __init__(
         self,
@@ -76,13 +101,13 @@ class Batcher(Generic[Item, Result]):
         length: Callable[[Item], int] = lambda _: 0,
         memory: Memory | None = None,
     ) -> None:
-        self.work, self.size, self.length, self.memory = work, size, length, memory
-        self._largest = size * self.LARGEST
+        super().__init__(size, length=length, memory=memory)
+        self.work = work
 
     @classmethod
     def of(
         cls,
-        work: Callable[..., Iterable[Any]],
+        work: Callable[[Sequence[Item]], Sequence[Result]],
         section: DescriberConfig | ScorerConfig | DetectorConfig,
         device: torch.device,
         *,
@@ -90,16 +115,12 @@ class Batcher(Generic[Item, Result]):
         length: Callable[[Item], int] = lambda _: 0,
     ) -> Self:
         """With ``factor`` times the section's ``batch_size``; `auto` begins with its default, and grows on a GPU."""
-        default: int = type(section).model_fields["batch_size"].default
-        size, memory = section.batch_size, None
-        if size == "auto":
-            size, memory = default, Memory(device) if device.type == "cuda" else None
+        size, memory = _size_and_memory(section, device)
         return cls(work, factor * size, length=length, memory=memory)
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         """One result per item, in their order; `DeviceMemoryError` if a single item does not fit."""
-        # Longest first, so that a batch that does not fit fails early.
-        order = sorted(range(len(items)), key=lambda k: -self.length(items[k]))
+        order = self._order(items)
         results: dict[int, Result] = {}
         done = 0
         while done < len(order):
@@ -120,25 +141,14 @@ class Batcher(Generic[Item, Result]):
             self._shrink(len(batch), message)
         return [results[k] for k in range(len(items))]
 
-    def _grow(self, finished: int) -> None:
-        if self.memory is not None and finished == self.size < self._largest and self.memory.room() >= self.ROOM:
-            self.size *= 2
 
-    def _shrink(self, failed: int, message: str) -> None:
-        if failed == 1:
-            fix = "use a smaller model, dtype bfloat16, 4-bit weights, or smaller images"
-            raise DeviceMemoryError("A single item does not fit into the device's memory", got=message, fix=fix)
-        self.size, self.memory = failed // 2, None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+class RefilledBatcher(_Sized[Item], Generic[Item, Result]):
+    """Runs work on all items, of which it has at most ``size`` at once in the device's memory.
 
-
-class RefilledBatcher(Batcher[Item, Result]):
-    """A `Batcher` whose work takes all items and ``size``, and keeps as many in memory at once as some are finished.
-
-    The work yields each item's index and result. When the memory runs out, the unfinished items begin again. With a
-    ``memory``, it gets at most ``size`` items until a full batch has shown that larger ones would not fit.
+    The work gets the items, longest first, and ``size``, and yields each item's index and result once it is finished.
+    When the memory runs out, ``size`` is halved permanently, and the unfinished items begin again. With a ``memory``,
+    the work gets only ``size`` items, and the size grows as that of a `Batcher`, until a full batch shows that twice as
+    many would not fit. Finished items are counted (`spr.core.progress.advance`).
     """
 
     def __init__(
@@ -149,19 +159,33 @@ class RefilledBatcher(Batcher[Item, Result]):
         length: Callable[[Item], int] = lambda _: 0,
         memory: Memory | None = None,
     ) -> None:
-        super().__init__(lambda _: (), size, length=length, memory=memory)
-        self.refilled, self._grown = work, memory is None
+        super().__init__(size, length=length, memory=memory)
+        self.work = work
+        self._settled = memory is None
+
+    @classmethod
+    def of(
+        cls,
+        work: Callable[[Sequence[Item], int], Iterable[tuple[int, Result]]],
+        section: DescriberConfig,
+        device: torch.device,
+        *,
+        length: Callable[[Item], int] = lambda _: 0,
+    ) -> Self:
+        """With the section's ``batch_size``; `auto` begins with its default, and grows on a GPU."""
+        size, memory = _size_and_memory(section, device)
+        return cls(work, size, length=length, memory=memory)
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         """One result per item, in their order; `DeviceMemoryError` if a single item does not fit."""
-        order = sorted(range(len(items)), key=lambda k: -self.length(items[k]))
+        order = self._order(items)
         results: dict[int, Result] = {}
         while left := [k for k in order if k not in results]:
-            batch = left if self._grown or self.memory is None else left[: self.size]
+            batch = left if self._settled or self.memory is None else left[: self.size]
             if self.memory is not None:
                 self.memory.start()
             try:
-                for k, result in self.refilled([items[k] for k in batch], self.size):
+                for k, result in self.work([items[k] for k in batch], self.size):
                     results[batch[k]] = result
                     advance(1)
             except torch.OutOfMemoryError as error:
@@ -169,8 +193,17 @@ class RefilledBatcher(Batcher[Item, Result]):
             else:
                 size = self.size
                 self._grow(min(len(batch), size))
-                self._grown = self._grown or (len(batch) >= size == self.size)
+                self._settled = self._settled or len(batch) >= size == self.size
                 continue
             # Outside of the except block: its traceback keeps the tensors of the failed batch alive.
             self._shrink(min(len(batch), self.size), message)
         return [results[k] for k in range(len(items))]
+
+
+def _size_and_memory(
+    section: DescriberConfig | ScorerConfig | DetectorConfig, device: torch.device
+) -> tuple[int, Memory | None]:
+    default: int = type(section).model_fields["batch_size"].default
+    if section.batch_size == "auto":
+        return default, Memory(device) if device.type == "cuda" else None
+    return section.batch_size, None

@@ -68,17 +68,17 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         """The window by the name that transformers gives it."""
         return self.window
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the states of new tokens, and return views of all columns that these tokens see."""
         new = key_states.shape[-2]
-        start, end = self._start(new), self.next + new
+        start, end = self._start(), self.next + new
         self.buffers[0][: self.rows, :, self.next : end] = key_states
         self.buffers[1][: self.rows, :, self.next : end] = value_states
         self.next = end
         keys, values = (buffer[: self.rows, :, start:end] for buffer in self.buffers)
         return keys, values
 
-    def _start(self, new: int) -> int:
+    def _start(self) -> int:
         return self.first if self.window is None else max(self.first, self.next + 1 - self.window)
 
     def get_seq_length(self) -> int:
@@ -87,7 +87,7 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Number of columns that `update` returns, and number of needed columns before them."""
-        start = self._start(query_length)
+        start = self._start()
         return self.next + query_length - start, start - self.first
 
     def put(self, rows: slice, sources: Tensor, layer: DynamicLayer, size: tuple[int, int]) -> None:
@@ -164,9 +164,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
         attention: The layers that keep keys and values.
     """
 
-    def __init__(
-        self, like: DynamicCache, size: int, *, layer_class: type[BufferedLayer] = BufferedLayer
-    ) -> None:
+    def __init__(self, like: DynamicCache, size: int, *, layer_class: type[BufferedLayer] = BufferedLayer) -> None:
         layers: list[Any] = []
         for layer in like.layers:
             if type(layer) is LinearAttentionLayer:
@@ -178,8 +176,8 @@ class BufferedCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
         self.size, self.columns = size, 0
         self.starts: list[int] = []
-        self.attention = [layer for layer in layers if isinstance(layer, BufferedLayer)]
-        self._states = [layer for layer in layers if isinstance(layer, BufferedState)]
+        self.attention: list[BufferedLayer] = [layer for layer in layers if isinstance(layer, BufferedLayer)]
+        self._states: list[BufferedState] = [layer for layer in layers if isinstance(layer, BufferedState)]
 
     @property
     def first(self) -> int:
@@ -224,8 +222,10 @@ class BufferedCache(Cache):  # type: ignore[misc]
         starts = self.starts.copy()
         if targets:
             to, source = torch.tensor(targets), torch.tensor(sources)
-            for layer in (*self.attention, *self._states):
-                layer.move_rows(to, source)
+            for kept in self.attention:
+                kept.move_rows(to, source)
+            for state in self._states:
+                state.move_rows(to, source)
             for target, row in zip(targets, sources, strict=True):
                 starts[target] = starts[row]
         self._use(starts[:left])

@@ -19,7 +19,8 @@ from spr.models.batching import RefilledBatcher
 from spr.models.chat import check_chat_template, check_image_token, check_thinking, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.answer_tokens import AnswerTokens
-from spr.models.describers.generation import Generation, NotResumableError, Samples
+from spr.models.describers.generation import Generation, Samples
+from spr.models.describers.rows import Ending, NotResumableError
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.dialect_check import check_dialect
 from spr.models.errors import ModelError
@@ -150,7 +151,7 @@ class HfDescriber:
         other.temperature, other.top_p = temperature, self.top_p if top_p is None else top_p
         check_sampling(other.temperature, other.top_p)
         other._run = copy.copy(self._run)
-        other._run.refilled = other._answer
+        other._run.work = other._answer
         if batch_size is not None:
             other._run.size, other._run.memory = batch_size, None
         return other
@@ -188,10 +189,7 @@ class HfDescriber:
                 self.model,
                 self._inputs,
                 size=size,
-                ends=self._ends,
-                limit=self._limit,
-                temperature=self.temperature,
-                top_p=self.top_p,
+                ending=Ending(self._ends, self._limit, self.temperature, self.top_p),
                 equal_lengths=self.family is not None and self.family.equal_lengths,
                 options=options,
             )

@@ -32,7 +32,7 @@ def check_sampling(temperature: float, top_p: float) -> None:
 def draw(logits: Tensor, seeds: Tensor, steps: Tensor | int, *, temperature: float, top_p: float) -> Tensor:
     """Sample a token for each row of logits ``(rows, vocabulary)``; token ids ``(rows,)``.
 
-    ``seeds`` are ``(rows,)``, int64; ``steps``, one for all rows or ``(rows,)``, are the numbers of tokens drawn before.
+    ``seeds`` are ``(rows,)``, int64; ``steps``, one for all or ``(rows,)``, are the numbers of tokens drawn before.
     With a temperature of 0, it takes the most likely tokens.
     """
     if temperature == 0:

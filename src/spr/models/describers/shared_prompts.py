@@ -1,8 +1,8 @@
 """A cache that keeps each prompt once for all its samples, and attention that reads it once for them.
 
-On a CPU, a step of a small model takes as long as reading the keys and values of all sequences from memory. With six
-samples of each prompt, most of them are equal. The attention to a prompt and to a sample's own tokens are computed apart,
-and joined by their maxima and sums as in online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867).
+On a CPU, much of a step's time is that of reading the keys and values of all sequences from memory, of which most are
+equal if a prompt has several samples. The attention to a prompt and the attention to a sample's own tokens are computed
+separately, and joined by their maxima and sums as in online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Block:
     places: Tensor
 
     def attend(self, layer: int, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention of scaled queries ``(n, heads, group, size)``: maxima, sums of exponentials, and weighted values."""
+        """Attention of scaled queries ``(n, heads, group, size)``: maxima, sums of exponentials, weighted values."""
         keys, values = self.states[layer]
         prompts, heads, _, size = keys.shape
         group = query.shape[2]
@@ -85,7 +85,7 @@ class Block:
 class SharedLayer(BufferedLayer):
     """Keys and values of the tokens after the prompts."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the states of new tokens, and return views of all tokens after the prompts."""
         if not self.buffers:
             rows, columns = self.size
@@ -175,13 +175,13 @@ class SharedPromptCache(BufferedCache):
             sizes = (1, 1, values.shape[-1])
             parts = [query.new_empty(*query.shape[:3], width) for width in sizes]
             for block in self.blocks:
-                for part, found in zip(parts, block.attend(number, query[block.rows]), strict=True):
-                    part[block.rows] = found
+                for part, of_block in zip(parts, block.attend(number, query[block.rows]), strict=True):
+                    part[block.rows] = of_block
         highest, total, weighted = parts
         top = torch.maximum(highest, scores.amax(-1, keepdim=True))
         share, weights = (highest - top).exp_(), scores.sub_(top).exp_()
         total = (total * share).add_(weights.sum(-1, keepdim=True))
-        found = (weights @ values).addcmul_(weighted, share).div_(total)
+        found: Tensor = (weights @ values).addcmul_(weighted, share).div_(total)
         self.attended += 1
         return found.view(rows, heads, 1, values.shape[-1])
 

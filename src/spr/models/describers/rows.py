@@ -1,0 +1,239 @@
+"""The sequences that are being generated, one in each row of the model's inputs.
+
+A step computes the next token of all rows. What the model gets beside its last tokens, positions and cache is prepared
+once, by its own `prepare_inputs_for_generation`. Finished sequences leave their rows to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from spr.models.describers.cache import BufferedCache, why_not_buffered
+from spr.models.describers.prefill import Prefilled, why_not_resumed
+from spr.models.describers.sampling import draw
+from spr.models.describers.shared_prompts import (
+    NotSharedError,
+    SharedPromptCache,
+    shared_attention,
+    sharing_configs,
+)
+
+LEAST_SAVED = 2_000_000
+"""Bytes per layer and step that must not be read from memory for a `SharedPromptCache` to be faster (measured)."""
+
+_COLUMNS = 64  # the room for answers at the beginning; it grows
+_can_share: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by model
+
+
+class NotResumableError(Exception):
+    """A model whose steps after the first can't be done here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How sequences are drawn and when they end.
+
+    Attributes:
+        ends: Tokens that end a sequence.
+        limit: Maximum number of tokens.
+        temperature, top_p: See `spr.models.describers.sampling`.
+    """
+
+    ends: frozenset[int]
+    limit: int
+    temperature: float
+    top_p: float
+
+
+class Rows:
+    """At most ``size`` sequences.
+
+    Args:
+        read: The first prompts that the model has read, not yet added.
+        samples: The number of samples of each.
+        size: Maximum number of rows.
+        ending: How tokens are drawn, and which are the last.
+
+    Attributes:
+        numbers: The number that the caller gave each row.
+        refills: Whether sequences can be added while others are generated.
+
+    Raises:
+        NotResumableError: if the model's own `generate` must be used instead.
+    """
+
+    def __init__(self, read: Prefilled, samples: Sequence[int], *, size: int, ending: Ending) -> None:
+        reason = why_not_resumed(read) or why_not_buffered(read.cache)
+        if reason is not None:
+            raise NotResumableError(reason)
+        self.numbers: list[int] = []
+        self.refills = read.positions is not None
+        self.ending = ending
+        device = read.logits.device
+        self._model, self._settings, self._token_types = read.model, read.settings, read.token_types
+        self._arguments: dict[str, Any] | None = None
+        self._seeds, self._steps = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
+        self._tokens = torch.zeros(size, ending.limit, dtype=torch.int64, device=device)
+        self._last = torch.zeros(size, 1, dtype=torch.int64, device=device)
+        self._ended = torch.zeros(size, dtype=torch.bool, device=device)
+        self._ends = torch.tensor(sorted(ending.ends), dtype=torch.int64, device=device)
+        self._positions: Tensor | None = None
+        if read.positions is not None:
+            *further, _, one = read.positions.shape
+            self._positions = read.positions.new_zeros(*further, size, one)
+        self._criteria = read.criteria
+        longest = max((criterion.maximum_token_len for criterion in read.criteria), default=0)
+        self._tail = torch.full((size, longest), int(read.config.pad_token_id or 0), device=device)
+        self._least = read.config.min_new_tokens or 0
+        self._sharing = sharing_configs(read.model, read.cache) if _bytes_saved(read, samples) >= LEAST_SAVED else None
+        if self._sharing is not None and not self._attends(read):
+            self._sharing = None
+        self._cache = (BufferedCache if self._sharing is None else SharedPromptCache)(read.cache, size)
+
+    def add(self, read: Prefilled, samples: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> None:
+        """Add rows for samples of prompts, and draw their first tokens.
+
+        ``samples`` and ``seeds`` are the numbers and the seeds of each prompt's samples.
+        """
+        sources = [k for k, numbers in enumerate(samples) for _ in numbers]
+        self._cache.add(read.cache, sources, read.lengths, min(self.ending.limit, _COLUMNS))
+        start, device = len(self.numbers), read.logits.device
+        rows = slice(start, start + len(sources))
+        self.numbers += [number for numbers in samples for number in numbers]
+        source = torch.tensor(sources, device=device)
+        self._seeds[rows] = torch.tensor([seed for own in seeds for seed in own], device=device)
+        self._steps[rows] = 0
+        if self._positions is not None and read.positions is not None:
+            self._positions[..., rows, :] = read.positions.index_select(-2, source.to(read.positions.device))
+        if self._criteria:
+            width = min(self._tail.shape[1], read.input_ids.shape[1])
+            self._tail[rows, -width:] = read.input_ids[:, -width:].index_select(0, source)
+        self._draw(read.logits.index_select(0, source), rows)
+
+    def step(self) -> None:
+        """Compute the next token of all rows."""
+        rows = slice(0, len(self.numbers))
+        self._cache.make_room()
+        positions = None if self._positions is None else self._positions[..., rows, :]
+        logits = self._forward(self._cache, self._last[rows], positions)
+        if positions is not None:
+            positions += 1
+        self._draw(logits, rows)
+
+    def finished(self) -> list[tuple[int, list[int]]]:
+        """The numbers and tokens of the finished sequences, whose rows are freed."""
+        rows = self._ended[: len(self.numbers)].nonzero()[:, 0]
+        ended: list[int] = rows.tolist()
+        if not ended:
+            return []
+        answers, counts = self._tokens[rows].tolist(), self._steps[rows].tolist()
+        numbers = [self.numbers[row] for row in ended]
+        targets, sources = self._cache.remove(ended)
+        if targets:
+            for target, source in zip(targets, sources, strict=True):
+                self.numbers[target] = self.numbers[source]
+            to, moved = (torch.tensor(rows, device=self._last.device) for rows in (targets, sources))
+            for state in (self._seeds, self._steps, self._tokens, self._last, self._ended, self._tail):
+                state[to] = state[moved]
+            if self._positions is not None:
+                to, moved = to.to(self._positions.device), moved.to(self._positions.device)
+                self._positions[..., to, :] = self._positions[..., moved, :]
+        del self.numbers[len(self.numbers) - len(ended) :]
+        return [(number, answer[:count]) for number, answer, count in zip(numbers, answers, counts, strict=True)]
+
+    def _draw(self, logits: Tensor, rows: slice) -> None:
+        """Draw the next tokens of rows from their logits, and note which sequences are finished."""
+        steps, ending = self._steps[rows], self.ending
+        if self._least:
+            early = (steps < self._least)[:, None] & torch.isin(torch.arange(logits.shape[1]), self._ends.cpu()).to(
+                logits.device
+            )
+            logits = logits.masked_fill(early, -torch.inf)
+        tokens = draw(logits, self._seeds[rows], steps, temperature=ending.temperature, top_p=ending.top_p)
+        self._last[rows, 0] = tokens
+        self._tokens[rows].scatter_(1, steps[:, None], tokens[:, None])
+        steps += 1
+        ended = (tokens[:, None] == self._ends).any(1) | (steps == ending.limit)
+        if self._criteria:
+            self._tail[rows] = torch.cat([self._tail[rows, 1:], tokens[:, None]], 1)
+            ended |= self._criteria(self._tail[rows], None)
+        self._ended[rows] = ended
+
+    def _forward(self, cache: BufferedCache, last: Tensor, positions: Tensor | None) -> Tensor:
+        """The logits after the last tokens ``(rows, 1)``, in float32."""
+        mask = _mask(cache, last.device)
+        if self._arguments is None:
+            self._arguments = self._further_arguments(cache, last, positions, mask)
+        arguments = {name: value.expand(len(last), 1) for name, value in self._types.items()}
+        if positions is not None:
+            arguments["position_ids"] = positions
+        shared = isinstance(cache, SharedPromptCache) and self._sharing is not None
+        with shared_attention(self._sharing, cache) if shared else nullcontext():  # type: ignore[arg-type]
+            outputs = self._model(
+                input_ids=last,
+                past_key_values=cache,
+                attention_mask=None if shared else mask,
+                **arguments,
+                **self._arguments,
+                return_dict=True,
+            )
+        logits: Tensor = outputs.logits[:, -1].float()
+        return logits
+
+    def _further_arguments(
+        self, cache: BufferedCache, last: Tensor, positions: Tensor | None, mask: Tensor | None
+    ) -> dict[str, Any]:
+        """Arguments of the model that don't change from step to step."""
+        types = {name: value.expand(len(last), 1) for name, value in self._token_types.items()}
+        prepared = self._model.prepare_inputs_for_generation(
+            last,
+            next_sequence_length=1,
+            past_key_values=cache,
+            attention_mask=mask,
+            position_ids=positions,
+            **types,
+            **self._settings,
+        )
+        self._types = {name: self._token_types[name] for name in types if prepared.get(name) is not None}
+        other = ("input_ids", "past_key_values", "attention_mask", "position_ids", *types)
+        return {name: value for name, value in prepared.items() if name not in other}
+
+    def _attends(self, read: Prefilled) -> bool:
+        """Whether the model can attend by a `SharedPromptCache`: tried once for each model, on one row."""
+        if read.model not in _can_share:
+            cache = SharedPromptCache(read.cache, 1)
+            cache.add(read.cache, [0], read.lengths, 1)
+            positions = None if read.positions is None else read.positions[..., :1, :]
+            try:
+                self._forward(cache, read.input_ids[:1, -1:], positions)
+                _can_share[read.model] = True
+            except NotSharedError:
+                _can_share[read.model] = False
+            self._arguments = None
+        return _can_share[read.model]
+
+
+def _mask(cache: BufferedCache, device: torch.device) -> Tensor | None:
+    """The columns that each row sees, ``(rows, columns)``; None if it is all of them."""
+    if min(cache.starts) == max(cache.starts):
+        return None
+    columns = torch.arange(cache.first, cache.next + 1, device=device)
+    return (columns >= torch.tensor(cache.starts, device=device)[:, None]).long()
+
+
+def _bytes_saved(read: Prefilled, samples: Sequence[int]) -> int:
+    """How much less a layer reads in a step if each prompt is kept once for so many samples."""
+    layers = read.cache.layers if hasattr(read.cache, "layers") else []
+    kept = next((layer for layer in layers if getattr(layer, "keys", None) is not None), None)
+    if kept is None:
+        return 0
+    of_token = sum(state.shape[1] * state.shape[3] * state.element_size() for state in (kept.keys, kept.values))
+    tokens = sum(length * (count - 1) for length, count in zip(read.lengths, samples, strict=True))
+    return tokens * int(of_token)
