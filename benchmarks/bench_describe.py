@@ -1,15 +1,15 @@
 """Claims: what describing costs, each against another way in the same run.
 
-* ``tokens``: `HfDescriber` reaches at least 90 % of the tokens per second of a bare batched `generate` call. Every request
-  has an image of its own, so nothing is shared, and all answers have the same number of tokens.
+* ``tokens``: `HfDescriber` reaches at least 90 % of the tokens per second of a bare batched `generate` call. Every
+  request has an image of its own, so nothing is shared, and all answers have the same number of tokens.
 * ``samples``: six samples of one prompt of 1,500 tokens, at least 3 times the speed of `generate` on six sequences.
 * ``families``: no family is slower than bare `generate`: the tiny models of the tests, which a step's Python dominates.
-* ``embedded``: the descriptions of the quickstart (its processes, batch size and prompts), at least 2.5 times as many per
-  second as at the commit in ``--before``, a checkout with `src/`. Answers that differ between the two are counted.
+* ``embedded``: the descriptions of the quickstart (its processes, batch size and prompts), at least 2.5 times as many
+  per second as at the commit in ``--before``, a checkout with `src/`. Answers that differ between the two are counted.
 
 The model of the first two is a LLaVA-OneVision with about 70 million random parameters. The describer's time includes
-everything it does: chat template, image processing, tokenization, sampling by seed and decoding. Bare calls get prepared
-tensors, and sample with the temperature and top-p of transformers (``generate``) or take the most likely token
+everything it does: chat template, image processing, tokenization, sampling by seed and decoding. Bare calls get
+prepared tensors, and sample with the temperature and top-p of transformers (``generate``) or take the most likely token
 (``greedy``). Ways are measured in turn, each in processes of its own apart from ``families``; a ratio compares
 measurements of the same round, and the median ratio is reported. Memory is the most that a process ever held.
 
@@ -51,23 +51,21 @@ class Process:
         paths = os.pathsep.join(map(str, (source / "src", Path(__file__).parent)))
         command = [sys.executable, __file__, "--work", json.dumps(options | {"threads": threads})]
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self._to: Any = process.stdin
+        self._from: Any = process.stdout
 
     def read(self) -> dict[str, Any]:
         """The next line of JSON."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._from.readline()
         if not line:
             raise SystemExit("a process of the benchmark failed: see its messages above")
         return dict(json.loads(line))
 
     def start(self, word: str = "go") -> None:
         """Tell it to do its work once, or to ``end``."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(word + "\n")
-        self._process.stdin.flush()
+        self._to.write(word + "\n")
+        self._to.flush()
 
 
 def do_work(options: dict[str, Any]) -> None:
@@ -84,7 +82,11 @@ def do_work(options: dict[str, Any]) -> None:
         work = ways(folder, requests, batch=batch, new=new, dtype=options["dtype"])[options["way"]]
         count = len(requests) * new
     answers = work()
-    print(json.dumps({"count": count, "answers": answers if options["case"] == "embedded" else None}), file=out, flush=True)
+    print(
+        json.dumps({"count": count, "answers": answers if options["case"] == "embedded" else None}),
+        file=out,
+        flush=True,
+    )
     for line in sys.stdin:
         if line.strip() == "end":
             break
@@ -170,7 +172,13 @@ def show(found: dict[str, dict[str, Any]], first: str, unit: str) -> dict[str, A
         times, by_cpu = (ratio(found, name, first, clock) for clock in ("seconds", "cpu"))
         compared = f"{times:15.2f}×{by_cpu:13.2f}×" if name != first else " " * 30
         print(f"{name:12}{speed:16.1f}{compared}{one['mib']:12.0f}")
-        result[name] = {"speed": speed, "ratio": times, "cpu_ratio": by_cpu, "mib": one["mib"], "seconds": one["seconds"]}
+        result[name] = {
+            "speed": speed,
+            "ratio": times,
+            "cpu_ratio": by_cpu,
+            "mib": one["mib"],
+            "seconds": one["seconds"],
+        }
     print()
     return result
 

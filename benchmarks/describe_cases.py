@@ -167,7 +167,8 @@ def embedded(folder: Path, *, part: int, parts: int, dtype: str = "auto") -> tup
     config = quickstart(folder)
     section = config.describer.model_copy(update={"dtype": dtype, "device": "cpu"})
     describer = HfDescriber(section)
-    queries = [query for table in StageStore(folder / "run" / "regions").tables() for query in from_table(table, RegionQuery)]
+    tables = StageStore(folder / "run" / "regions").tables()
+    queries = [query for table in tables for query in from_table(table, RegionQuery)]
     groups = []
     mine = queries[part::parts]
     for start in range(0, len(mine), 32):

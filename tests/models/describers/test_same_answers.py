@@ -16,7 +16,6 @@ import torch
 from generate_reference import Reference
 from spr.config import DescriberConfig
 from spr.models.describers.hf import HfDescriber
-from spr.models.families import FAMILIES
 from tiny_mllms import all_makers
 
 NEW_TOKENS, BATCH = 12, 4
@@ -127,7 +126,9 @@ def check_varied(one, setting):
         return
     assert len({length for _, length in answers}) >= 3
     assert {answer.finish_reason for answer, _ in answers} == {"stop", "length"}
-    samples = [answer.text for (answer, _), request in zip(answers, one.requests, strict=True) if request.seed in range(6)]
+    samples = [
+        answer.text for (answer, _), request in zip(answers, one.requests, strict=True) if request.seed in range(6)
+    ]
     assert len(set(samples)) >= 3
 
 
