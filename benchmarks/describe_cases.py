@@ -18,6 +18,7 @@ from spr.embedded.scenes import write_scenes
 from spr.models.describers.hf import HfDescriber
 from spr.models.image_processors import encode
 from spr.models.protocols import DescribeRequest
+from spr.pipeline.decoding import QUERIES_AT_ONCE
 from spr.pipeline.describe import requests_for
 from spr.pipeline.runner import run
 from spr.records import RegionObject, RegionQuery
@@ -162,7 +163,7 @@ def quickstart(folder: Path) -> Any:
 def embedded(folder: Path, *, part: int, parts: int, dtype: str = "auto") -> tuple[Work, int]:
     """One process's part of the descriptions that the quickstart samples, and their number.
 
-    As in a run, the requests of 32 regions are handed to the describer together.
+    As in a run, the requests of `QUERIES_AT_ONCE` regions are handed to the describer together.
     """
     config = quickstart(folder)
     section = config.describer.model_copy(update={"dtype": dtype, "device": "cpu"})
@@ -171,9 +172,9 @@ def embedded(folder: Path, *, part: int, parts: int, dtype: str = "auto") -> tup
     queries = [query for table in tables for query in from_table(table, RegionQuery)]
     groups = []
     mine = queries[part::parts]
-    for start in range(0, len(mine), 32):
+    for start in range(0, len(mine), QUERIES_AT_ONCE):
         group = []
-        for query in mine[start : start + 32]:
+        for query in mine[start : start + QUERIES_AT_ONCE]:
             with Image.open(folder / "scenes" / "images" / query.file_name) as opened:
                 image = opened.convert("RGB")
             group += requests_for(
