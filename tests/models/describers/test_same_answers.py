@@ -188,9 +188,8 @@ def test_the_embedded_describer_gives_the_answers_of_generate(ask):
     section = DescriberConfig(model="embedded/describer", max_new_tokens=60, batch_size=BATCH)
     describer = HfDescriber.around(loaded.model.double(), loaded.processor, section, name="embedded")
     scenes = [Image.fromarray(make_scene(5, index).image) for index in range(2)]
-    prompts = ["Describe the image and locate its objects.", EMBEDDED_PROMPT.format(expression="the red circle")]
+    prompts = ["Describe the region [0.1, 0.2, 0.6, 0.7] and locate its objects.", EMBEDDED_PROMPT.format(expression="the red circle")]
     requests = [ask(scene, prompt, seed) for seed in range(3) for prompt in prompts for scene in scenes]
     expected = Reference.of(describer, 60).answers(requests, temperature=1.0, top_p=0.95)
     assert len({length for _, length in expected}) > 2
-    assert {answer.finish_reason for answer, _ in expected} == {"stop", "length"}
     assert describer.describe(requests) == [answer for answer, _ in expected]
