@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spr.config import ScorerConfig
-from spr.models.batching import Batcher, DeviceMemoryError, prepared
+from spr.models.batching import Batcher, DeviceMemoryError, RefilledBatcher, prepared
 
 
 def test_results_come_in_the_order_of_the_items_whatever_their_lengths():
@@ -153,3 +153,52 @@ def test_a_preparation_error_is_raised_at_its_item_and_later_items_are_not_start
     with pytest.raises(ValueError, match="torn"):
         use()
     assert len(started) < 100
+
+
+def test_refilled_work_gets_all_items_and_its_results_are_put_in_order():
+    seen = []
+
+    def work(items, size):
+        seen.append((list(items), size))
+        yield from ((k, items[k].upper()) for k in (2, 0, 1))
+
+    assert RefilledBatcher(work, 2, length=len)(["a", "bbb", "cc"]) == ["A", "BBB", "CC"]
+    assert seen == [(["bbb", "cc", "a"], 2)]
+
+
+def test_out_of_memory_halves_refilled_work_and_what_was_finished_is_kept():
+    seen = []
+
+    def work(items, size):
+        seen.append((list(items), size))
+        for k, item in enumerate(items):
+            if size > 2 and k == 3:
+                raise torch.OutOfMemoryError("full")
+            yield k, item + 1
+
+    batcher = RefilledBatcher(work, 8)
+    assert batcher(list(range(10))) == list(range(1, 11))
+    # With eight at once, three were finished, and with four, the next three.
+    assert seen == [(list(range(10)), 8), (list(range(3, 10)), 4), (list(range(6, 10)), 2)]
+    assert batcher.size == 2
+
+
+@pytest.mark.parametrize(
+    ("capacity", "batches"),
+    [
+        # The first batch of 2 items shows that 12 have room, the next that 8 have not enough for 16.
+        (12, [(2, 2), (4, 4), (8, 8), (26, 8)]),
+        (4, [(2, 2), (38, 2)]),
+    ],
+)
+def test_refilled_batches_grow_until_a_full_one_shows_that_more_would_not_fit(capacity, batches):
+    memory, seen = FakeMemory(capacity), []
+
+    def work(items, size):
+        seen.append((len(items), size))
+        memory.last = min(len(items), size)
+        yield from enumerate(items)
+
+    batcher = RefilledBatcher(work, 2, memory=memory)
+    assert batcher(list(range(40))) == list(range(40))
+    assert seen == batches

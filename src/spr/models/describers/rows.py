@@ -92,7 +92,9 @@ class Rows:
         longest = max((criterion.maximum_token_len for criterion in read.criteria), default=0)
         self._tail = torch.full((size, longest), int(read.config.pad_token_id or 0), device=device)
         self._least = read.config.min_new_tokens or 0
-        self._sharing = sharing_configs(read.model, read.cache) if _bytes_saved(read, samples) >= LEAST_SAVED else None
+        # A model that counts positions by the cache's columns needs the prompts in them.
+        worth_it = self.refills and _bytes_saved(read, samples) >= LEAST_SAVED
+        self._sharing = sharing_configs(read.model, read.cache) if worth_it else None
         if self._sharing is not None and not self._attends(read):
             self._sharing = None
         self._cache = (BufferedCache if self._sharing is None else SharedPromptCache)(read.cache, size)

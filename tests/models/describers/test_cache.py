@@ -1,0 +1,145 @@
+"""Buffers of keys and values: rows that come and go hold what transformers' own cache holds."""
+
+import pytest
+import torch
+from transformers import Qwen2Config
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from spr.models.describers.cache import BufferedCache, why_not_buffered
+
+HEADS, SIZE = 2, 4
+
+
+def config(**settings):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return Qwen2Config(**sizes, **settings)
+
+
+def states(rows, tokens, seed):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(2, rows, HEADS, tokens, SIZE, generator=draw)
+
+
+def prompts(rows, tokens, seed, **settings):
+    """A cache of prompts, and what its first layer got."""
+    cache, given = DynamicCache(config=config(**settings)), states(rows, tokens, seed)
+    for layer in range(2):
+        cache.update(given[0] + layer, given[1] - layer, layer)
+    return cache, given
+
+
+def write(cache, rows, seed):
+    given = states(rows, 1, seed)
+    cache.make_room()
+    seen = [cache.update(given[0] + layer, given[1] - layer, layer) for layer in range(2)]
+    return given, seen
+
+
+def of_row(cache, seen, row):
+    """Keys and values of a row in the first layer, without the columns before its start."""
+    return [state[row, :, cache.starts[row] - cache.first :] for state in seen[0]]
+
+
+def test_a_sequence_that_joins_later_ends_at_the_same_column():
+    first, given = prompts(1, 5, seed=0)
+    cache = BufferedCache(first, 3)
+    cache.add(first, [0, 0], [5], 8)
+    assert first.layers[0].keys is None  # its memory is free
+    new, _ = write(cache, 2, seed=1)
+    later, other = prompts(2, 3, seed=2)
+    cache.add(later, [1], [1, 3], 8)  # the second prompt, of three tokens
+    assert (cache.starts, cache.next, cache.get_seq_length()) == ([0, 0, 3], 6, 6)
+    newer, seen = write(cache, 3, seed=3)
+    for row in (0, 1):
+        expected = torch.cat([given[:, 0], new[:, row], newer[:, row]], 2)
+        assert torch.equal(torch.stack(of_row(cache, seen, row)), expected)
+    assert torch.equal(torch.stack(of_row(cache, seen, 2)), torch.cat([other[:, 1], newer[:, 2]], 2))
+    assert torch.equal(seen[1][1][2, :, 3:], torch.cat([other[1, 1], newer[1, 2]], 1) - 1)  # the second layer
+
+
+def test_the_last_rows_take_the_place_of_those_that_leave():
+    first, given = prompts(4, 2, seed=0)
+    cache = BufferedCache(first, 4)
+    cache.add(first, [0, 1, 2, 3], [2] * 4, 8)
+    assert cache.remove([0, 2]) == ([0], [3])
+    new, seen = write(cache, 2, seed=1)
+    for row, prompt in ((0, 3), (1, 1)):
+        assert torch.equal(seen[0][0][row], torch.cat([given[0, prompt], new[0, row]], 1))
+    assert cache.remove([0, 1]) == ([], [])
+    assert cache.starts == []
+
+
+def test_a_longer_prompt_moves_the_others_to_the_right():
+    first, given = prompts(1, 2, seed=0)
+    cache = BufferedCache(first, 2)
+    cache.add(first, [0], [2], 1)
+    longer, other = prompts(1, 7, seed=1)
+    cache.add(longer, [0], [7], 1)
+    assert (cache.starts, cache.next) == ([5, 0], 7)
+    new, seen = write(cache, 2, seed=2)
+    assert torch.equal(torch.stack(of_row(cache, seen, 0)), torch.cat([given[:, 0], new[:, 0]], 2))
+    assert torch.equal(torch.stack(of_row(cache, seen, 1)), torch.cat([other[:, 0], new[:, 1]], 2))
+
+
+def test_columns_that_no_row_needs_are_used_again_and_else_the_buffers_grow():
+    first, _ = prompts(1, 40, seed=0)
+    cache = BufferedCache(first, 2)
+    cache.add(first, [0], [40], 2)
+    for seed in range(2):
+        write(cache, 1, seed)
+    later, given = prompts(1, 3, seed=9)
+    cache.add(later, [0], [3], 2)
+    cache.remove([0])
+    assert (cache.columns, cache.first) == (42, 39)
+    new, seen = write(cache, 1, seed=10)
+    assert (cache.columns, cache.first, cache.next) == (42, 0, 4)  # moved to the left
+    expected = torch.cat([given[:, 0], new[:, 0]], 2)
+    assert torch.equal(torch.stack(of_row(cache, seen, 0)), expected)
+    for seed in range(11, 11 + 39):
+        new, seen = write(cache, 1, seed)
+        expected = torch.cat([expected, new[:, 0]], 2)
+    assert cache.columns > 42
+    assert torch.equal(torch.stack(of_row(cache, seen, 0)), expected)
+
+
+@pytest.mark.parametrize("tokens", [3, 9])
+def test_layers_with_a_window_show_what_transformers_shows(tokens):
+    settings = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    theirs, _ = prompts(2, tokens, seed=0, **settings)
+    same, _ = prompts(2, tokens, seed=0, **settings)
+    cache = BufferedCache(same, 2)
+    assert cache.is_sliding == theirs.is_sliding == [False, True]
+    cache.add(same, [0, 1], [tokens] * 2, 2)
+    for seed in range(1, 4):
+        assert [cache.get_mask_sizes(1, layer) for layer in range(2)] == [
+            theirs.get_mask_sizes(1, layer) for layer in range(2)
+        ]
+        new, seen = write(cache, 2, seed)
+        for layer in range(2):
+            expected = theirs.update(new[0] + layer, new[1] - layer, layer)
+            assert all(torch.equal(a, b) for a, b in zip(seen[layer], expected, strict=True))
+
+
+def test_states_of_linear_attention_move_with_their_rows():
+    settings = {"layer_types": ["linear_attention", "full_attention"]}
+    theirs = DynamicCache(config=config(**settings))
+    state = torch.arange(6.0).view(3, 2, 1)
+    theirs.update_conv_state(state, 0)
+    theirs.update_recurrent_state(10 * state, 0)
+    given = states(3, 2, seed=0)
+    theirs.update(given[0], given[1], 1)
+    cache = BufferedCache(theirs, 4)
+    cache.add(theirs, [0, 0, 1, 2], [2] * 3, 4)
+    assert cache.has_previous_state(0)
+    cache.remove([1])
+    assert torch.equal(cache.layers[0].recurrent_states[0], 10 * state[[0, 2, 1]])
+    cache.update_recurrent_state(state, 0)
+    cache.remove([0])
+    assert torch.equal(cache.layers[0].recurrent_states[0], state[[2, 1]])
+
+
+def test_other_caches_are_not_taken_over():
+    assert why_not_buffered(DynamicCache(config=config())) is None
+    both = EncoderDecoderCache(DynamicCache(config=config()), DynamicCache(config=config()))
+    assert "EncoderDecoderCache" in why_not_buffered(both)
+    assert "DynamicIndexedLayer" in why_not_buffered(DynamicCache(config=config(layer_types=["indexed_attention"] * 2)))

@@ -1,0 +1,135 @@
+"""The loop of generation: what is read together, when rows are refilled, and prompts that are kept once."""
+
+import pytest
+import torch
+
+from spr.models.batching import DeviceMemoryError
+from spr.models.describers import rows as rows_module
+from spr.models.describers.generation import Generation, Samples
+from spr.models.describers.hf import HfDescriber
+
+OPTIONS = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def model(mllm_folder):
+    describer = HfDescriber(mllm_folder("qwen2_5_vl"), batch_size=4, **OPTIONS)
+    describer.model.double()
+    return describer
+
+
+@pytest.fixture
+def requests(ask, picture):
+    images = [picture(100, 80), picture(60, 130, 200), picture(50, 50, 90)]
+    prompts = ["Where is it?", "What is in the picture, and where is all that?"]
+    kinds = [(image, prompt) for image in images for prompt in prompts]
+    return [ask(image, prompt, seed) for image, prompt in kinds for seed in range(3)]
+
+
+@pytest.fixture
+def expected(model, requests, monkeypatch):
+    """The answers of the model's own `generate`."""
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_without_refill", "for comparison")
+        return model.describe(requests)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The numbers of prompts and samples that are read together, and the number of rows of each step."""
+    seen = {"read": [], "rows": []}
+    own_read, own_step = Generation._read, rows_module.Rows.step
+
+    def reading(self, batch):
+        seen["read"].append([len(samples.numbers) for samples in batch])
+        return own_read(self, batch)
+
+    def stepping(self):
+        seen["rows"].append(len(self.numbers))
+        own_step(self)
+
+    monkeypatch.setattr(Generation, "_read", reading)
+    monkeypatch.setattr(rows_module.Rows, "step", stepping)
+    return seen
+
+
+def test_a_prompt_is_read_once_for_its_samples_and_rows_are_refilled(model, requests, expected, read):
+    assert model.describe(requests) == expected
+    assert sum(map(len, read["read"])) == 6
+    assert max(read["rows"]) <= 4
+    # With each sample on its own, and no row refilled, there would be 12 rows in each of 5 batches.
+    assert sum(read["rows"]) <= 18 * 11
+    assert read["rows"] != sorted(read["rows"], reverse=True)
+
+
+def test_more_samples_than_rows_are_read_in_parts(model, ask, picture, read):
+    requests = [ask(picture(50, 50), seed=seed) for seed in range(6)]
+    answers = model.describe(requests)
+    assert read["read"] == [[4], [2]]
+    assert answers == [model.describe([request])[0] for request in requests]
+
+
+def test_equal_images_are_one_prompt(model, ask, picture, read):
+    model.describe([ask(picture(50, 50), seed=seed) for seed in range(2)])
+    assert read["read"] == [[2]]
+    model.describe([ask(picture(50, 50, tint)) for tint in (0, 1)])
+    assert read["read"] == [[2], [1, 1]]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_5", "internvl", "kosmos-2"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_prompts_may_be_kept_once_for_all_their_samples(family, shared, mllm_folder, requests, monkeypatch):
+    describer = HfDescriber(mllm_folder(family), batch_size=5, **OPTIONS)
+    if family != "kosmos-2":  # which can't be run in float64
+        describer.model.double()
+    monkeypatch.setattr(rows_module, "LEAST_SAVED", 0 if shared else 1 << 60)
+    answers, used = describer.describe(requests), rows_module._can_share.get(describer.model)
+    # Kosmos-2 counts positions by the columns of its cache.
+    assert used is (True if shared and family != "kosmos-2" else None)
+    describer._without_refill = "for comparison"
+    assert answers == describer.describe(requests)
+    assert describer.model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def test_a_model_whose_attention_needs_more_than_keys_keeps_a_copy_for_each_sample(mllm_folder, requests, monkeypatch):
+    monkeypatch.setattr(rows_module, "LEAST_SAVED", 0)
+    describer = HfDescriber(mllm_folder("kimi_k25"), batch_size=5, **OPTIONS)
+    describer.model.set_experts_implementation("eager")
+    describer.model.double()
+    answers = describer.describe(requests)
+    assert rows_module._can_share[describer.model] is False
+    describer._without_refill = "for comparison"
+    assert answers == describer.describe(requests)
+
+
+def test_a_minimum_number_of_tokens_is_kept(model, requests, monkeypatch):
+    monkeypatch.setattr(model.model.generation_config, "min_new_tokens", 12)
+    assert {answer.finish_reason for answer in model.describe(requests)} == {"length"}
+
+
+def test_answers_are_the_same_after_the_memory_ran_out(model, requests, expected, monkeypatch):
+    own, steps = rows_module.Rows.step, iter(range(10**6))
+    monkeypatch.setattr(model._run, "size", 8)
+
+    def step(self):
+        if len(self.numbers) > 4 and next(steps) > 1:
+            raise torch.OutOfMemoryError("full")
+        own(self)
+
+    monkeypatch.setattr(rows_module.Rows, "step", step)
+    assert model.describe(requests) == expected
+    assert model._run.size == 4
+
+
+def test_a_single_answer_that_does_not_fit_is_an_error(model, requests, monkeypatch):
+    def step(_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(rows_module.Rows, "step", step)
+    with pytest.raises(DeviceMemoryError, match="A single item"):
+        model.describe(requests[:1])
+
+
+def test_samples_are_split_in_their_order():
+    samples = Samples("prompt", 3, (4, 5, 6), (7, 8, 9))
+    assert [(part.numbers, part.seeds) for part in samples.split(2)] == [((4, 5), (7, 8)), ((6,), (9,))]
