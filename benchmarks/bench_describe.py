@@ -186,21 +186,24 @@ def show(found: dict[str, dict[str, Any]], first: str, unit: str) -> dict[str, A
 def of_families(folder: Path, given: argparse.Namespace) -> dict[str, dict[str, float]]:
     """``families``: how many times as fast as bare sampled `generate` the describer is, by model and clock."""
     print(f"families: tiny models, 4 requests in one batch, {given.new_tokens} new tokens; times as fast as generate")
-    print(f"{'':20}{'wall':>9}{'CPU time':>11}")
+    print(f"{'':20}{'generate':>20}{'encode + generate':>20}\n{'':20}" + 2 * f"{'wall':>10}{'CPU':>10}")
     found: dict[str, dict[str, float]] = {}
     for name, requests, saved in tiny_models(folder):
         works = ways(saved, requests, batch=len(requests), new=given.new_tokens)
-        measured: dict[str, list[tuple[float, float]]] = {"describe": [], "generate": []}
+        measured: dict[str, list[tuple[float, float]]] = {"describe": [], "generate": [], "encode + generate": []}
         for turn in range(given.repeats + 1):
             for way, times in measured.items():
                 wall, cpu = time.perf_counter(), time.process_time()
                 works[way]()
                 if turn:
                     times.append((time.perf_counter() - wall, time.process_time() - cpu))
-        rounds = list(zip(measured["describe"], measured["generate"], strict=True))
-        clocks = ("wall", "cpu")
-        found[name] = {clock: statistics.median(b[k] / a[k] for a, b in rounds) for k, clock in enumerate(clocks)}
-        print(f"{name:20}{found[name]['wall']:8.2f}×{found[name]['cpu']:10.2f}×", flush=True)
+        own = measured.pop("describe")
+        found[name] = {
+            f"{way}, {clock}": statistics.median(b[k] / a[k] for a, b in zip(own, times, strict=True))
+            for way, times in measured.items()
+            for k, clock in enumerate(("wall", "CPU"))
+        }
+        print(f"{name:20}" + "".join(f"{value:9.2f}×" for value in found[name].values()), flush=True)
     print()
     return found
 
