@@ -81,8 +81,8 @@ class DescriberConfig(Section):
     """What to do with answers about a crop that contain coordinates that can't be read, and so can't be mapped to the
     original image (our choice): `drop` them, counted as `box_not_mapped`, or `keep` these coordinates as they are."""
     batch_size: BatchSize = 16
-    """Requests per batch; halved if the device runs out of memory. `auto` begins with 16 and doubles while the
-    memory of a GPU allows it; on a CPU it stays 16."""
+    """Answers that are generated at once; halved if the device runs out of memory. `auto` begins with 16 and doubles
+    while the memory of a GPU allows it; on a CPU it stays 16."""
     dtype: DType = "auto"
     """Data type of the weights; `auto` keeps that of the checkpoint."""
     device: str = "auto"

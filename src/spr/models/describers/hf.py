@@ -199,7 +199,7 @@ class HfDescriber:
                 return
             except NotResumableError as error:
                 _log.info("%s generates in fixed batches: %s", self.name, error)
-                self._without_refill = str(error)
+                self._without_refill = str(error) if error.lasting else None
         for start in range(0, len(prompts), size):
             yield from enumerate(self._answer_batch(prompts[start : start + size]), start)
 

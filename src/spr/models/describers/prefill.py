@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, MinNewTokensLengthLogitsProcessor, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicCache
 
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
@@ -105,8 +111,12 @@ def why_not_resumed(prompts: Prefilled) -> str | None:
         return f"its cache is a {type(cache).__name__}"
     if cache.get_seq_length() != prompts.mask.shape[1]:
         return "it does not keep the keys of its prompts"
-    if not bool(prompts.mask[:, -1].all()):
-        return "its prompts are padded on the right"
-    known = (MinNewTokensLengthLogitsProcessor,)
-    other = [type(processor).__name__ for processor in prompts.processors if type(processor) not in known]
-    return f"it has {', '.join(other)}" if other else None
+    return None if bool(prompts.mask[:, -1].all()) else "its prompts are padded on the right"
+
+
+def other_processors(prompts: Prefilled) -> str | None:
+    """The processors of logits that `generate` would apply, apart from a minimum number of new tokens; None if none."""
+    known = (
+        () if prompts.config.min_new_tokens is None else (MinNewTokensLengthLogitsProcessor, MinLengthLogitsProcessor)
+    )
+    return ", ".join(type(item).__name__ for item in prompts.processors if type(item) not in known) or None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spr.models.describers.cache import BufferedCache, why_not_buffered
-from spr.models.describers.prefill import Prefilled, why_not_resumed
+from spr.models.describers.prefill import Prefilled, other_processors, why_not_resumed
 from spr.models.describers.sampling import draw
 from spr.models.describers.shared_prompts import (
     NotSharedError,
@@ -33,7 +33,11 @@ _can_share: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by model
 
 
 class NotResumableError(Exception):
-    """A model whose steps after the first can't be done here."""
+    """Steps after the first that can't be done here; ``lasting`` if due to the model and not to its settings."""
+
+    def __init__(self, reason: str, *, lasting: bool) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,9 @@ class Rows:
     def __init__(self, read: Prefilled, samples: Sequence[int], *, size: int, ending: Ending) -> None:
         reason = why_not_resumed(read) or why_not_buffered(read.cache)
         if reason is not None:
-            raise NotResumableError(reason)
+            raise NotResumableError(reason, lasting=True)
+        if (names := other_processors(read)) is not None:
+            raise NotResumableError(f"its logits pass through {names}", lasting=False)
         self.numbers: list[int] = []
         self.refills = read.positions is not None
         self.ending = ending
