@@ -1,15 +1,15 @@
 """Claims: what describing costs, each against another way in the same run.
 
-* ``tokens``: `HfDescriber` reaches at least 90 % of the tokens per second of a bare batched `generate` call. Every request
-  has an image of its own, so nothing is shared, and all answers have the same number of tokens.
+* ``tokens``: `HfDescriber` reaches at least 90 % of the tokens per second of a bare batched `generate` call. Every
+  request has an image of its own, so nothing is shared, and all answers have the same number of tokens.
 * ``samples``: six samples of one prompt of 1,500 tokens, at least 3 times the speed of `generate` on six sequences.
 * ``families``: no family is slower than bare `generate`: the tiny models of the tests, which a step's Python dominates.
-* ``embedded``: the descriptions of the quickstart (its processes, batch size and prompts), at least 2.5 times as many per
-  second as at the commit in ``--before``, a checkout with `src/`. Answers that differ between the two are counted.
+* ``embedded``: the descriptions of the quickstart (its processes, batch size and prompts), at least 2.5 times as many
+  per second as at the commit in ``--before``, a checkout with `src/`. Answers that differ between the two are counted.
 
 The model of the first two is a LLaVA-OneVision with about 70 million random parameters. The describer's time includes
-everything it does: chat template, image processing, tokenization, sampling by seed and decoding. Bare calls get prepared
-tensors, and sample with the temperature and top-p of transformers (``generate``) or take the most likely token
+everything it does: chat template, image processing, tokenization, sampling by seed and decoding. Bare calls get
+prepared tensors, and sample with the temperature and top-p of transformers (``generate``) or take the most likely token
 (``greedy``). Ways are measured in turn, each in processes of its own apart from ``families``; a ratio compares
 measurements of the same round, and the median ratio is reported. Memory is the most that a process ever held.
 
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +51,21 @@ class Process:
         paths = os.pathsep.join(map(str, (source / "src", Path(__file__).parent)))
         command = [sys.executable, __file__, "--work", json.dumps(options | {"threads": threads})]
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self._to: Any = process.stdin
+        self._from: Any = process.stdout
 
     def read(self) -> dict[str, Any]:
         """The next line of JSON."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._from.readline()
         if not line:
             raise SystemExit("a process of the benchmark failed: see its messages above")
         return dict(json.loads(line))
 
     def start(self, word: str = "go") -> None:
         """Tell it to do its work once, or to ``end``."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(word + "\n")
-        self._process.stdin.flush()
+        self._to.write(word + "\n")
+        self._to.flush()
 
 
 def do_work(options: dict[str, Any]) -> None:
@@ -84,7 +82,11 @@ def do_work(options: dict[str, Any]) -> None:
         work = ways(folder, requests, batch=batch, new=new, dtype=options["dtype"])[options["way"]]
         count = len(requests) * new
     answers = work()
-    print(json.dumps({"count": count, "answers": answers if options["case"] == "embedded" else None}), file=out, flush=True)
+    print(
+        json.dumps({"count": count, "answers": answers if options["case"] == "embedded" else None}),
+        file=out,
+        flush=True,
+    )
     for line in sys.stdin:
         if line.strip() == "end":
             break
@@ -170,34 +172,40 @@ def show(found: dict[str, dict[str, Any]], first: str, unit: str) -> dict[str, A
         times, by_cpu = (ratio(found, name, first, clock) for clock in ("seconds", "cpu"))
         compared = f"{times:15.2f}×{by_cpu:13.2f}×" if name != first else " " * 30
         print(f"{name:12}{speed:16.1f}{compared}{one['mib']:12.0f}")
-        result[name] = {"speed": speed, "ratio": times, "cpu_ratio": by_cpu, "mib": one["mib"], "seconds": one["seconds"]}
+        result[name] = {
+            "speed": speed,
+            "ratio": times,
+            "cpu_ratio": by_cpu,
+            "mib": one["mib"],
+            "seconds": one["seconds"],
+        }
     print()
     return result
 
 
-def of_families(folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """``families``: how many times as fast as bare sampled `generate` the describer is, by model."""
+def of_families(folder: Path, given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """``families``: how many times as fast as bare sampled `generate` the describer is, by model and clock."""
     print(f"families: tiny models, 4 requests in one batch, {given.new_tokens} new tokens; times as fast as generate")
-    found: dict[str, float] = {}
+    print(f"{'':20}{'generate':>20}{'encode + generate':>20}\n{'':20}" + 2 * f"{'wall':>10}{'CPU':>10}")
+    found: dict[str, dict[str, float]] = {}
     for name, requests, saved in tiny_models(folder):
         works = ways(saved, requests, batch=len(requests), new=given.new_tokens)
-        seconds: dict[str, list[float]] = {way: [] for way in ("describe", "generate")}
+        measured: dict[str, list[tuple[float, float]]] = {"describe": [], "generate": [], "encode + generate": []}
         for turn in range(given.repeats + 1):
-            for way, measured in seconds.items():
-                taken = timed(works[way])
+            for way, times in measured.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                works[way]()
                 if turn:
-                    measured.append(taken)
-        found[name] = statistics.median(b / a for a, b in zip(seconds["describe"], seconds["generate"], strict=True))
-        print(f"{name:20}{found[name]:8.2f}×", flush=True)
+                    times.append((time.perf_counter() - wall, time.process_time() - cpu))
+        own = measured.pop("describe")
+        found[name] = {
+            f"{way}, {clock}": statistics.median(b[k] / a[k] for a, b in zip(own, times, strict=True))
+            for way, times in measured.items()
+            for k, clock in enumerate(("wall", "CPU"))
+        }
+        print(f"{name:20}" + "".join(f"{value:9.2f}×" for value in found[name].values()), flush=True)
     print()
     return found
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

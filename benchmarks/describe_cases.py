@@ -18,6 +18,7 @@ from spr.embedded.scenes import write_scenes
 from spr.models.describers.hf import HfDescriber
 from spr.models.image_processors import encode
 from spr.models.protocols import DescribeRequest
+from spr.pipeline.decoding import QUERIES_AT_ONCE
 from spr.pipeline.describe import requests_for
 from spr.pipeline.runner import run
 from spr.records import RegionObject, RegionQuery
@@ -83,18 +84,21 @@ def save_model(folder: Path, side: int = 224) -> None:
     model.save_pretrained(folder)
 
 
-def make_requests(count: int, *, images: int | None = None, prompt: str = PROMPT) -> list[DescribeRequest]:
-    """Requests of the size of a photograph with seeds 0, 1, …
+def make_requests(
+    count: int, *, images: int | None = None, prompt: str = PROMPT, size: tuple[int, int] = (640, 480)
+) -> list[DescribeRequest]:
+    """Requests, by default of the size of a photograph, with seeds 0, 1, …
 
     Each has an image of its own, so that nothing can be shared; or they take turns with ``images`` images.
     """
-    window = (0.0, 0.0, 640.0, 480.0)
+    width, height = size
+    window = (0.0, 0.0, float(width), float(height))
     region = (RegionObject("1", "thing", window, inside=True),)
-    noise = [Image.effect_noise((640, 480), 20 + k) for k in range(images or count)]
+    noise = [Image.effect_noise(size, 20 + k) for k in range(images or count)]
     pictures = [Image.merge("RGB", [grey] * 3) for grey in noise]
     requests = []
     for k in range(count):
-        query = RegionQuery(f"{k}/0", str(k), f"{k}.jpg", 640, 480, window, "1", region)
+        query = RegionQuery(f"{k}/0", str(k), f"{k}.jpg", width, height, window, "1", region)
         requests.append(DescribeRequest(pictures[k % len(pictures)], prompt, k, query, window))
     return requests
 
@@ -109,20 +113,35 @@ def never_end(describer: HfDescriber) -> None:
 
 
 def bare(describer: HfDescriber, requests: Sequence[DescribeRequest], *, batch: int, new: int) -> dict[str, Work]:
-    """``generate`` on tensors that are prepared already: sampled as the describer does by default, and greedy."""
-    prepared = []
-    for start in range(0, len(requests), batch):
-        part = requests[start : start + batch]
-        texts = [describer.render(request.prompt) for request in part]
-        inputs = encode(describer.processor, texts, [request.image for request in part])
-        prepared.append({name: tensor.to(describer.model.device) for name, tensor in inputs.items()})
-    ends = {"max_new_tokens": new, "pad_token_id": describer.processor.tokenizer.pad_token_id}
+    """``generate`` on tensors that are prepared already: sampled as the describer does by default, and greedy.
 
-    def work(**options: Any) -> None:
+    ``encode + generate`` also prepares them, and samples.
+    """
+
+    def prepare() -> list[dict[str, torch.Tensor]]:
+        prepared = []
+        for start in range(0, len(requests), batch):
+            part = requests[start : start + batch]
+            texts = [describer.render(request.prompt) for request in part]
+            inputs = encode(describer.processor, texts, [request.image for request in part])
+            prepared.append({name: cast(tensor) for name, tensor in inputs.items()})
+        return prepared
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(describer.model.device, describer.model.dtype if tensor.is_floating_point() else None)
+
+    ends = {"max_new_tokens": new, "pad_token_id": describer.processor.tokenizer.pad_token_id}
+    once = prepare()
+
+    def work(prepared: list[dict[str, torch.Tensor]], **options: Any) -> None:
         for inputs in prepared:
             describer.model.generate(**inputs, **ends, **options)
 
-    return {"generate": lambda: work(**SAMPLING), "greedy": lambda: work(do_sample=False)}
+    return {
+        "generate": lambda: work(once, **SAMPLING),
+        "greedy": lambda: work(once, do_sample=False),
+        "encode + generate": lambda: work(prepare(), **SAMPLING),
+    }
 
 
 def ways(
@@ -143,7 +162,8 @@ def tiny_models(folder: Path) -> Iterator[tuple[str, list[DescribeRequest], Path
         torch.manual_seed(0)
         make(folder / name)
         prompt = "<OD>" if name == "florence2" else "Describe the image, and give the box of each object."
-        yield name, make_requests(4, prompt=prompt), folder / name
+        # Small images for small models, so that preparing them has its usual share of the time.
+        yield name, make_requests(4, prompt=prompt, size=(100, 80)), folder / name
 
 
 def prepare_scenes(folder: Path, regions: int) -> None:
@@ -162,17 +182,18 @@ def quickstart(folder: Path) -> Any:
 def embedded(folder: Path, *, part: int, parts: int, dtype: str = "auto") -> tuple[Work, int]:
     """One process's part of the descriptions that the quickstart samples, and their number.
 
-    As in a run, the requests of 32 regions are handed to the describer together.
+    As in a run, the requests of `QUERIES_AT_ONCE` regions are handed to the describer together.
     """
     config = quickstart(folder)
     section = config.describer.model_copy(update={"dtype": dtype, "device": "cpu"})
     describer = HfDescriber(section)
-    queries = [query for table in StageStore(folder / "run" / "regions").tables() for query in from_table(table, RegionQuery)]
+    tables = StageStore(folder / "run" / "regions").tables()
+    queries = [query for table in tables for query in from_table(table, RegionQuery)]
     groups = []
     mine = queries[part::parts]
-    for start in range(0, len(mine), 32):
+    for start in range(0, len(mine), QUERIES_AT_ONCE):
         group = []
-        for query in mine[start : start + 32]:
+        for query in mine[start : start + QUERIES_AT_ONCE]:
             with Image.open(folder / "scenes" / "images" / query.file_name) as opened:
                 image = opened.convert("RGB")
             group += requests_for(

@@ -12,11 +12,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from PIL import Image
 
 from generate_reference import Reference
 from spr.config import DescriberConfig
+from spr.embedded.scenes import make_scene
 from spr.models.describers.hf import HfDescriber
-from spr.models.families import FAMILIES
+from spr.models.questions import EMBEDDED_PROMPT
 from tiny_mllms import all_makers
 
 NEW_TOKENS, BATCH = 12, 4
@@ -127,7 +129,9 @@ def check_varied(one, setting):
         return
     assert len({length for _, length in answers}) >= 3
     assert {answer.finish_reason for answer, _ in answers} == {"stop", "length"}
-    samples = [answer.text for (answer, _), request in zip(answers, one.requests, strict=True) if request.seed in range(6)]
+    samples = [
+        answer.text for (answer, _), request in zip(answers, one.requests, strict=True) if request.seed in range(6)
+    ]
     assert len(set(samples)) >= 3
 
 
@@ -177,3 +181,15 @@ def test_samples_of_one_prompt_read_it_once(name, case, ask, picture):
     assert len(set(counts)) > 2
     steps = [rows for rows, tokens in read if tokens == 1]
     assert steps == [sum(count > k for count in counts) for k in range(1, max(counts))]
+
+
+def test_the_embedded_describer_gives_the_answers_of_generate(ask):
+    loaded = HfDescriber("embedded/describer", device="cpu", dtype="float32")
+    section = DescriberConfig(model="embedded/describer", max_new_tokens=60, batch_size=BATCH)
+    describer = HfDescriber.around(loaded.model.double(), loaded.processor, section, name="embedded")
+    scenes = [Image.fromarray(make_scene(5, index).image) for index in range(2)]
+    prompts = ["Describe the region [0.1, 0.2, 0.6, 0.7] and locate its objects.", EMBEDDED_PROMPT.format(expression="the red circle")]
+    requests = [ask(scene, prompt, seed) for seed in range(3) for prompt in prompts for scene in scenes]
+    expected = Reference.of(describer, 60).answers(requests, temperature=1.0, top_p=0.95)
+    assert len({length for _, length in expected}) > 2
+    assert describer.describe(requests) == [answer for answer, _ in expected]
