@@ -1,6 +1,6 @@
 """Reading COCO-style JSON (COCO, LVIS v1, Objects365 v1 and v2) as a stream.
 
-Memory grows with the number of boxes (about 65 bytes each at the peak), not with the size of the file: segmentations,
+Memory grows with the number of boxes (about 90 bytes each at the peak), not with the size of the file: segmentations,
 captions and other fields are skipped.
 """
 
