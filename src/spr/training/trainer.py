@@ -212,6 +212,9 @@ def train(
     trainee = load_trainee(model, settings, accelerator.device, **options, features=shared / "features")
     for line in trainee.remarks:
         tell(line)
+    if accelerator.distributed_type in UNSHARDED:
+        speed_up_layers(trainee.model.base)
+        speed_up_norms(trainee.model.base)
 
     if needs_rejected(settings):
         cue = measure_cue("tokens", [len(pair.chosen) for pair in own], [len(pair.rejected) for pair in own])
@@ -220,9 +223,6 @@ def train(
             tell(f"Warning: {cue.warning}")
     parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, settings)
-    if accelerator.distributed_type in UNSHARDED:
-        speed_up_layers(trainee.model.base)
-        speed_up_norms(trainee.model.base)
     wrapped, optimizer = accelerator.prepare(trainee.model, optimizer)
     batches = BatchEncoder(trainee.encoder, trainee.model, wrapped, accelerator)
     state = TrainingState(accelerator, wrapped, optimizer)
