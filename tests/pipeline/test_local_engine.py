@@ -104,6 +104,42 @@ def test_a_script_without_a_main_guard_is_not_repeated_by_worker_processes(guard
     assert (len((tmp_path / "times").read_text().split()) == 1) is not guard
 
 
+IMPORTED = """
+import os, sys
+
+from spr.pipeline.engines.local import Pool
+
+
+class Quiet:
+    def follow(self, _):
+        pass
+
+
+def imported(module):
+    here = module in sys.modules
+    import torch
+
+    return here, torch.get_num_threads(), os.getppid()
+
+
+if __name__ == "__main__":
+    for threads in ("1", "2"):
+        pool = Pool([{"OMP_NUM_THREADS": threads}], Quiet(), modules=["spr.models.detectors.owl"])
+        pool.submit("spr.models.detectors.owl", imported)
+        [(_, (here, used, parent))] = pool.wait()
+        pool.stop()
+        print(here, used == int(threads), parent)
+"""
+
+
+def test_worker_processes_fork_from_a_server_that_has_imported_the_models_modules(tmp_path):
+    (tmp_path / "script.py").write_text(IMPORTED)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    first, second = (line.split() for line in done.stdout.splitlines())
+    assert first[:2] == second[:2] == ["True", "True"], done.stdout + done.stderr
+    assert first[2] == second[2]  # one server for both pools
+
+
 @pytest.mark.parametrize(
     ("overrides", "stage", "expected"),
     [

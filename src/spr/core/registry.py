@@ -50,6 +50,15 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """Remove an entry that `register` added."""
         del self._entries[name]
 
+    def module_of(self, name: str) -> str | None:
+        """The module that a built-in entry is imported from; None for an entry that needs no import or is not built in.
+
+        >>> Registry("loss", "spr.doctest_losses", {"dpo": "spr.training.loss:dpo"}).module_of("dpo")
+        'spr.training.loss'
+        """
+        entry = self._builtin.get(name)
+        return entry.partition(":")[0] if isinstance(entry, str) else None
+
     def find(self, name: str, where: str, *, error: type[SprError] = ConfigError) -> Entry:
         """The entry of a name. ``where``: the option or config field that the name comes from, such as ``--format``."""
         self.check(name, where, error=error)

@@ -43,7 +43,7 @@ def run_quickstart(
     ``scenes-SEED-NUMBER/`` and ``held-out-SEED-NUMBER/``, and the runs ``run/`` and ``held-out/``. ``workers`` are
     processes for the CPU-bound stages.
     """
-    started = time.monotonic()
+    times = StageTimes()
     config = _config(out / f"scenes-{seed}-{scenes}", scenes, seed, seed)
     held_out = _config(
         out / f"held-out-{seed}-{held_out_scenes}",
@@ -55,25 +55,66 @@ def run_quickstart(
         "annotations.holdout=0",  # none of these scenes is trained on
     )
     run = out / "run"
+    times.end("scenes")
     say(f"Scenes: {config.annotations.images.parent} to train on, {held_out.annotations.images.parent} held out")
     say(method(config))
-    runner.run(config, run, workers=workers, report=report, say=say)
+
+    def finish(stage: runner.StageSummary) -> None:
+        times.end(stage.name)
+        report(stage)
+
+    runner.run(config, run, workers=workers, report=finish, say=say)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
+    times.end("held-out regions")
     model = trained_model(config.describer)
     summary = train(config, run, report=say)
+    times.end("training")
     trained = f"{count_text(summary.steps, 'steps')} on {count_text(summary.pairs, 'pairs')}"
     say(f"training: {trained} ({summary.seconds:.1f} s)")
     with lock_run(run):
-        _evaluate(run, held_out, out / "held-out", model, say)
+        _evaluate(run, held_out, out / "held-out", model, say, times)
         index = write_report(run, say=say)
+        times.end("report")
     comparisons = compare([run])
     for comparison in comparisons:
         for line in table(comparison):
             say(line)
     for line in conclude(comparisons, run):
         say(line)
-    say(f"All in {time.monotonic() - started:.0f} s")
+    times.end("comparison")
+    for line in times.table():
+        say(line)
     return index
+
+
+class StageTimes:
+    """Wall-clock seconds by stage: each stage lasts from the end of the one before it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def end(self, stage: str) -> None:
+        """Count the time since the last call, or since the beginning, for a stage."""
+        now = time.monotonic()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def table(self) -> list[str]:
+        """Lines with the seconds and the share of each stage, and their sum.
+
+        >>> times = StageTimes()
+        >>> times.seconds = {"scenes": 1.0, "training": 3.0}
+        >>> for line in times.table():
+        ...     print(line)
+        Time by stage:
+               1.0 s  25 %  scenes
+               3.0 s  75 %  training
+               4.0 s        in all
+        """
+        total = sum(self.seconds.values())
+        stages = [f"{value:10.1f} s {value / total:4.0%}  {name}" for name, value in self.seconds.items()]
+        return ["Time by stage:", *(line.replace("%", " %") for line in stages), f"{total:10.1f} s        in all"]
 
 
 def method(config: Config) -> str:
@@ -97,7 +138,9 @@ def _config(data: Path, scenes: int, scene_seed: int, seed: int, *changes: str) 
     return load_config("quickstart", [*overrides, f"seed={seed}", *changes])
 
 
-def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: Callable[[str], None]) -> None:
+def _evaluate(
+    run: Path, held_out: Config, regions_run: Path, model: str, say: Callable[[str], None], times: StageTimes
+) -> None:
     """Evaluate before and after training, and put the results into ``RUN/metrics.json``."""
     images = held_out.annotations.images
     rec, description = Rec(prompt=EMBEDDED_PROMPT), Description(prompt=held_out.prompts.full)
@@ -113,3 +156,4 @@ def _evaluate(run: Path, held_out: Config, regions_run: Path, model: str, say: C
             put(run, when, task.name, entry, seconds=time.monotonic() - start)
         counts = f"{count_text(len(expressions), 'expressions')}, {count_text(len(regions.queries), 'regions')}"
         say(f"evaluated {when} training: {counts}")
+        times.end(f"evaluation {when}")

@@ -17,7 +17,7 @@ from spr.core.paths import as_path
 from spr.core.reasons import explain
 from spr.models.registry import check_loadable
 from spr.pipeline.engines.engine import Engine
-from spr.pipeline.engines.local import LocalEngine
+from spr.pipeline.engines.local import LocalEngine, start_server
 from spr.pipeline.flow import run_stages
 from spr.pipeline.reuse import OtherRun, take_over
 from spr.pipeline.stage import Stage, due_stages, ordered_stages
@@ -69,6 +69,8 @@ def run(
             locks.enter_context(other.locked(out))
         inputs = locks.enter_context(open_run(out, config))
         if not others:
+            if engine is None and config.engine.name == "local":
+                start_server(config, _unfinished(stages, out))
             _check_models(config, stages, out)
         fingerprints = _fingerprints(stages, config, inputs)
         summaries: dict[str, StageSummary] = {}

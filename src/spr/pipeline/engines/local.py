@@ -9,10 +9,12 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +24,7 @@ from spr.core.errors import RunError
 from spr.core.progress import Progress, count_in
 from spr.models.registry import release
 from spr.pipeline import jobs
-from spr.pipeline.engines.processes import environments, needs_of, visible_gpus
+from spr.pipeline.engines.processes import backend_modules, environments, needs_of, visible_gpus
 from spr.pipeline.jobs import Job
 from spr.pipeline.stage import Stage
 from spr.runs.store import ShardEntry
@@ -57,7 +59,8 @@ class LocalEngine:
         processes = min(wanted, most or wanted)
         if processes > 1:
             variables = environments(needs, processes, gpus) if needs is not None else [{}] * processes
-            self._pool = Pool(variables, progress, models=needs is not None)
+            modules = backend_modules(config) if needs is not None else None
+            self._pool = Pool(variables, progress, modules=modules)
 
     def has_room(self, stage: Stage) -> bool:  # noqa: ARG002 - there is only one
         """Whether another job may be submitted now."""
@@ -96,21 +99,40 @@ class LocalEngine:
             self._pool = None
 
 
+def start_server(config: Config, stages: Iterable[Stage]) -> None:
+    """Let the server of the worker processes import what they need, while this process goes on.
+
+    It does nothing unless the config asks for several processes that load the models of one of these stages.
+    """
+    if any(needs is not None and (needs.processes or 1) > 1 for needs in (needs_of(stage, config) for stage in stages)):
+        _server(backend_modules(config))
+        with _sigint_blocked():
+            forkserver.ensure_running()
+
+
+def _server(modules: Iterable[str]) -> ForkServerContext:
+    """The context of the worker processes; ``modules`` are imported once, unless the server runs already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spr.pipeline.runner", *modules])
+    return context
+
+
 class Pool:
     """Worker processes for jobs.
 
     Args:
         environments: The environment variables of each process besides those of this one.
         progress: Shows what the processes count.
-        models: Whether they load models, for the error's advice.
+        modules: What the models of the processes need, imported once for all pools; None if they load no models.
     """
 
-    def __init__(self, environments: Sequence[dict[str, str]], progress: Progress, *, models: bool = False) -> None:
+    def __init__(
+        self, environments: Sequence[dict[str, str]], progress: Progress, *, modules: Sequence[str] | None = None
+    ) -> None:
         # Not forks of this process: Arrow and torch run threads, and a fork copies their locks in whatever state they
         # are. Forks of a server, which has imported what workers need and runs no threads, start faster than new
         # processes.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["spr.pipeline.runner"])
+        context = _server(modules or ())
         workers = len(environments)
         finished, number, stop = (
             context.RawArray("q", workers),
@@ -118,7 +140,7 @@ class Pool:
             context.RawValue("b", 0),
         )
         progress.follow(lambda: sum(finished))
-        self._stop, self._models = stop, models
+        self._stop, self._models = stop, modules is not None
         # The server has the environment of its start; a variable may have changed since.
         arguments = [{**os.environ, **own} for own in environments], finished, number, stop
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=arguments)
@@ -159,7 +181,7 @@ class Pool:
 
 @contextlib.contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Block SIGINT while worker processes start, because they inherit the blocked signals.
+    """Block SIGINT while worker processes or their server start, because they inherit the blocked signals.
 
     Ctrl-C reaches the whole process group. The parent handles it, and stops the workers.
     """
@@ -212,6 +234,9 @@ def _start(environments: Sequence[dict[str, str]], finished: Any, number: Any, s
         number.value += 1
     os.environ.clear()
     os.environ.update(environments[own])
+    if "torch" in sys.modules and (threads := environments[own].get("OMP_NUM_THREADS", "")).isdecimal():
+        # The server has imported it with the threads of its own environment.
+        sys.modules["torch"].set_num_threads(max(1, int(threads)))
     count_in(_Slot(finished, own))
     parent = multiprocessing.parent_process()
     threading.Thread(target=_exit_with, args=(parent, stop), daemon=True).start()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spr.config import Config, DescriberConfig, DetectorConfig, ScorerConfig
+from spr.config.backends import DESCRIBERS, DETECTORS, SCORERS
 from spr.models.registry import WITHOUT_GPU
 from spr.pipeline.stage import Stage
 
@@ -89,3 +90,14 @@ def threads_each(processes: int) -> int:
     """The threads of each of several processes that share this machine's cores; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
+
+
+def backend_modules(config: Config) -> list[str]:
+    """The modules of the config's backends that belong to this package, for processes that import them ahead of work.
+
+    >>> backend_modules(Config.model_validate({"annotations": {"path": "a.json", "images": "."}}))
+    ['spr.models.scorers.clip', 'spr.models.detectors.grounding_dino']
+    """
+    sections = (DESCRIBERS, config.describer), (SCORERS, config.scorer), (DETECTORS, config.detector)
+    modules = [registry.module_of(section.backend) for registry, section in sections if section is not None]
+    return [module for module in modules if module is not None]
