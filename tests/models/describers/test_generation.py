@@ -1,5 +1,8 @@
 """The loop of generation: what is read together, when rows are refilled, and prompts that are kept once."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -105,6 +108,22 @@ def test_a_model_whose_attention_needs_more_than_keys_keeps_a_copy_for_each_samp
 def test_a_minimum_number_of_tokens_is_kept(model, requests, monkeypatch):
     monkeypatch.setattr(model.model.generation_config, "min_new_tokens", 12)
     assert {answer.finish_reason for answer in model.describe(requests)} == {"length"}
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_stop_strings_end_the_same_answers(padding, mllm_folder, tmp_path, requests):
+    folder = shutil.copytree(mllm_folder("llava"), tmp_path / "llava")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stop_strings": ["e", "o", "1"]}))
+    describer = HfDescriber(folder, batch_size=4, **OPTIONS)
+    describer.model.double()
+    if padding:
+        describer.model.generation_config.pad_token_id = max(describer._ends)
+    answers = describer.describe(requests)
+    assert {answer.finish_reason for answer in answers} >= {"stop_string", "length"}
+    assert describer._without_refill is None
+    describer._without_refill = "for comparison"
+    assert answers == describer.describe(requests)
 
 
 def test_answers_are_the_same_after_the_memory_ran_out(model, requests, expected, monkeypatch):

@@ -172,7 +172,9 @@ class BufferedCache(Cache):  # type: ignore[misc]
             elif type(layer) is DummyLayer:
                 layers.append(DummyLayer())
             else:
-                layers.append(layer_class(getattr(layer, "sliding_window", None)))
+                layers.append(
+                    layer_class(layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None)
+                )
         super().__init__(layers=layers)
         self.size, self.columns = size, 0
         self.starts: list[int] = []

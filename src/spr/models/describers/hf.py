@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from spr.config import DescriberConfig, make_section
 from spr.grounding import Dialect
@@ -184,7 +190,11 @@ class HfDescriber:
     def _answer(self, prompts: Sequence[_Prompt], size: int) -> Iterator[tuple[int, Answer]]:
         """Yield the index and the answer of each prompt when it is finished; ``size`` are generated at once."""
         if self._without_refill is None:
-            options = {"tokenizer": self.processor.tokenizer} if self._tokens.stop_strings else {}
+            options: dict[str, Any] = {}
+            if stops := list(self._tokens.stop_strings):
+                options["stopping_criteria"] = StoppingCriteriaList(
+                    [StopStringCriteria(self.processor.tokenizer, stops)]
+                )
             generation = Generation(
                 self.model,
                 self._inputs,
@@ -227,7 +237,8 @@ class HfDescriber:
         if self.temperature > 0:
             seeds = [prompt.request.seed for prompt in batch]
             processors.append(SeededSampling(seeds, start, temperature=self.temperature, top_p=self.top_p))
-        options = {"tokenizer": self.processor.tokenizer} if self._tokens.stop_strings else {}
+        stops = list(self._tokens.stop_strings)
+        options = {"tokenizer": self.processor.tokenizer, "stop_strings": stops} if stops else {}
         ids = self.model.generate(**inputs, logits_processor=processors, **options)
         return [self._read(row) for row in ids[:, start:].tolist()]
 
@@ -257,7 +268,6 @@ class HfDescriber:
             use_cache=True,
             eos_token_id=sorted(self._ends) or None,
             pad_token_id=tokenizer.pad_token_id,
-            stop_strings=list(self._tokens.stop_strings) or None,
             decoder_start_token_id=saved.decoder_start_token_id,
             forced_bos_token_id=saved.forced_bos_token_id,
         )

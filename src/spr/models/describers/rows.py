@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from spr.models.describers.cache import BufferedCache, why_not_buffered
 from spr.models.describers.prefill import Prefilled, other_processors, why_not_resumed
@@ -238,8 +239,7 @@ def _mask(cache: BufferedCache, device: torch.device) -> Tensor | None:
 
 def _bytes_saved(read: Prefilled, samples: Sequence[int]) -> int:
     """How much less a layer reads in a step if each prompt is kept once for so many samples."""
-    layers = read.cache.layers if hasattr(read.cache, "layers") else []
-    kept = next((layer for layer in layers if getattr(layer, "keys", None) is not None), None)
+    kept = next((layer for layer in read.cache.layers if isinstance(layer, DynamicLayer)), None)
     if kept is None:
         return 0
     of_token = sum(state.shape[1] * state.shape[3] * state.element_size() for state in (kept.keys, kept.values))
