@@ -162,6 +162,14 @@ def test_the_other_requests_and_their_order_change_no_answer(name, case):
     one.check("nucleus", [0] * 5, 2)  # the same request several times
 
 
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else SLOW) for name in MODELS])
+def test_prompts_that_are_kept_once_for_their_samples_change_no_answer(name, case, monkeypatch):
+    monkeypatch.setattr("spr.models.describers.rows.LEAST_SAVED", 0)  # tiny models save too little
+    one = case(name)
+    for setting, batch_size in (("nucleus", BATCH), ("greedy", 16)):
+        one.check(setting, range(len(one.requests)), batch_size)
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_samples_of_one_prompt_read_it_once(name, case, ask, picture):
     one, image, read = case(name), picture(100, 80), []
@@ -188,7 +196,10 @@ def test_the_embedded_describer_gives_the_answers_of_generate(ask):
     section = DescriberConfig(model="embedded/describer", max_new_tokens=60, batch_size=BATCH)
     describer = HfDescriber.around(loaded.model.double(), loaded.processor, section, name="embedded")
     scenes = [Image.fromarray(make_scene(5, index).image) for index in range(2)]
-    prompts = ["Describe the region [0.1, 0.2, 0.6, 0.7] and locate its objects.", EMBEDDED_PROMPT.format(expression="the red circle")]
+    prompts = [
+        "Describe the region [0.1, 0.2, 0.6, 0.7] and locate its objects.",
+        EMBEDDED_PROMPT.format(expression="the red circle"),
+    ]
     requests = [ask(scene, prompt, seed) for seed in range(3) for prompt in prompts for scene in scenes]
     expected = Reference.of(describer, 60).answers(requests, temperature=1.0, top_p=0.95)
     assert len({length for _, length in expected}) > 2
