@@ -79,6 +79,14 @@ def test_the_reason_is_told_although_the_batch_can_not_be_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_batch_without_a_dense_mask_is_saved(tmp_path):
+    names = ("input_ids", "positions", "labels", "owners")
+    batch = SimpleNamespace(pair_ids=("a", "b"), mask=None, **dict.fromkeys(names, torch.zeros(9)))
+    with pytest.raises(SprError, match=r"not finite[\s\S]*pairs b; the batch is in"):
+        check_finite(torch.tensor([0.0, torch.nan]), batch, 3, "loss", tmp_path)
+    assert torch.load(tmp_path / "not-finite-step-3.pt")["mask"] is None
+
+
 def test_a_line_of_the_log_that_does_not_fit(tmp_path):
     (tmp_path / "log.jsonl").write_text("{}\n" * 700)
     log = TrainingLog(tmp_path / "log.jsonl", 9, 3)

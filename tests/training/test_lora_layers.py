@@ -9,7 +9,7 @@ from torch import nn
 
 from spr.models.families import FAMILIES
 from spr.training.batches import collate
-from spr.training.lora_layers import _LoraLinear, speed_up_layers
+from spr.training.lora_layers import _LoraLinear, _merges, speed_up_layers
 from spr.training.loss import PairLogps
 from spr.training.norm_layers import speed_up_norms
 from spr.training.pairs import trl_pairs
@@ -89,6 +89,45 @@ def test_bfloat16_adds_the_adapter_without_merging_it_into_rounded_weights():
     output.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     assert (exact - plain).abs().max() > 0  # the adapter matters
+
+
+def test_float16_keeps_the_gradients_of_a_float32_adapter_in_float32():
+    model = layers(dtype=torch.float16)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float() * (1e-4 if "lora_B" in name else 1.0)
+    inputs = torch.randn(16, 5, dtype=torch.float16)
+    expected = None
+    for fast in (False, True):
+        made = copy.deepcopy(model)
+        if fast:
+            speed_up_layers(made)
+        (made(inputs).float().sum() * 1e-6).backward()
+        found = {name: p.grad for name, p in made.named_parameters() if p.requires_grad}
+        expected = expected or found
+    assert all((gradient != 0).any() for gradient in expected.values())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_weights_are_not_merged_where_products_round_them(precision):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert _merges(1000, torch.zeros(8, 8)) == (precision == "highest")
+        assert _merges(1000, torch.zeros(8, 8, dtype=torch.float64))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_disabled_adapter_that_was_merged_is_taken_out():
+    model, inputs = layers(), torch.randn(7, 5, dtype=torch.float64)
+    with model.disable_adapter():
+        without = model(inputs)
+    speed_up_layers(model)
+    model.merge_adapter()
+    with model.disable_adapter():
+        torch.testing.assert_close(model(inputs), without, rtol=1e-12, atol=1e-12)
 
 
 def test_a_disabled_adapter_and_a_merged_one_are_respected():

@@ -43,6 +43,16 @@ def test_the_gradient_agrees_with_finite_differences():
     assert torch.autograd.gradcheck(lambda given: _RmsNorm.apply(given, weight, 1e-6), inputs)
 
 
+def test_a_norm_with_a_matrix_of_weights_stays_as_it_is():
+    class PerHeadRMSNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 4), requires_grad=False)
+            self.variance_epsilon = 1e-6
+
+    assert speed_up_norms(nn.Sequential(PerHeadRMSNorm())) == 0
+
+
 def test_other_formulas_trained_weights_and_sixteen_bits_stay_as_they_are():
     gemma, trained = frozen(GemmaRMSNorm(16)), Qwen2RMSNorm(16)
     half = frozen(Qwen2RMSNorm(16)).bfloat16()

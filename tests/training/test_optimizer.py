@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from spr.config import changed_fields
 from spr.core.errors import SprError
 from spr.training.checkpoint import TrainingState
 from spr.training.optimizer import check_optimizer, make_optimizer
@@ -51,6 +52,16 @@ def test_the_package_is_asked_for_before_a_model_is_loaded(settings, tmp_path, m
     with pytest.raises(SprError, match="needs bitsandbytes") as caught:
         train([], "no/such-model", settings(optim="adamw_8bit"), tmp_path)
     assert caught.value.fix == "pip install 'bitsandbytes>=0.45', or set training.optim=adamw_torch"
+
+
+def test_a_training_of_a_version_without_the_field_is_the_same_one(settings):
+    config = settings(optim="adamw_torch")
+    assert config == settings()
+    now = config.model_dump(mode="json")
+    before = {name: value for name, value in now.items() if name != "optim"}
+    assert changed_fields(before, now) == {}
+    in_8_bits = settings(optim="adamw_8bit").model_dump(mode="json")
+    assert changed_fields(before, in_8_bits) == {"optim": (None, "adamw_8bit")}
 
 
 def test_its_values_are_those_of_the_settings(optimizer_class, settings):

@@ -122,9 +122,9 @@ class TrainingConfig(Section):
     """Share of the steps, 0..1, for the linear warm-up of the learning rate (our choice)."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate schedule after the warm-up: cosine or linear decay to 0, or constant (our choice)."""
-    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
-    """Optimizer: AdamW (supplement, Sec. 2), or AdamW with its moments in 8 bits, which saves 6 bytes per trained
-    parameter and needs the package bitsandbytes."""
+    optim: Literal["adamw_torch", "adamw_8bit"] | None = None
+    """Optimizer: AdamW (null or `adamw_torch`; supplement, Sec. 2), or `adamw_8bit`, with its moments in 8 bits, which
+    saves 6 bytes per trained parameter and needs the package bitsandbytes."""
     weight_decay: Float = Field(default=0.0, ge=0)
     """Weight decay of AdamW (our choice: 0)."""
     max_grad_norm: Float | None = Field(default=1.0, gt=0)
@@ -197,6 +197,11 @@ class TrainingConfig(Section):
         {'dpo': 0.8, 'bco_pair': 0.2, 'sft': 1.0}
         """
         return _losses(self.loss_type)
+
+    @field_validator("optim")
+    @classmethod
+    def _has_one_name(cls, value: str | None) -> str | None:
+        return None if value == "adamw_torch" else value  # as in trainings of versions that knew no other
 
     @field_validator("init_adapter")
     @classmethod

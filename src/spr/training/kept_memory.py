@@ -12,10 +12,10 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Parameters of ``mallopt``, from glibc's <malloc.h>."""
-_AS_SHIPPED = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 131_072), (_TRIM_THRESHOLD, 131_072), (_TOP_PAD, 131_072))
-"""glibc's own values (mallopt(3))."""
+_AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESHOLD, 64 * 2**20))
+"""Values of glibc, whose thresholds grow to these as large blocks are freed, until one is set (mallopt(3))."""
 
 
 @contextmanager
@@ -33,6 +33,6 @@ def kept_memory(*, active: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, value in _AS_SHIPPED:
+        for parameter, value in _AFTERWARDS:
             library.mallopt(parameter, value)
         library.malloc_trim(0)

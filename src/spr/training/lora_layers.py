@@ -5,8 +5,8 @@ output; autograd then adds up two gradients of ``x``. Here the layer is one func
 
 - Many tokens: ``x (W + s B A)ᵀ``, one product. The merged weight costs r multiply-adds per weight and batch, and is
   computed again for the backward pass, not kept.
-- Few tokens, or weights of 16 bits, whose rounding would lose the adapter: ``x Wᵀ``, to which the second product is
-  added in place.
+- Few tokens, or weights of 16 bits (or float32 that PyTorch is set to round to TF32 or bfloat16 in products), whose
+  rounding would lose the adapter: ``x Wᵀ``, to which the second product is added in place.
 
 The gradients are ``∂x = ∂y W + s (∂y B) A``, ``∂A = s (∂y B)ᵀ x`` and ``∂B = s ∂yᵀ (x Aᵀ)``. Frozen layers compute
 the gradient of their input alone. On the CPU, products of float32 are oneDNN's (`spr.models.products`).
@@ -29,14 +29,14 @@ from spr.models.products import frozen_linear, linear, replaceable
 def speed_up_layers(model: nn.Module) -> None:
     """Replace the forward passes of a model's linear layers, adapted or frozen, by faster ones with the same result.
 
-    Modules, parameters and hooks stay as they are, and a layer that is unlike PEFT's plain LoRA (dropout, several
-    adapters, weights of 4 bits) computes as before. Not for sharded weights, which an engine gathers around a module's
-    own call.
+    Modules, parameters and hooks stay as they are, and a layer that is unlike PEFT's plain LoRA computes as before:
+    dropout, several adapters, weights of 4 bits, or of float16 with an adapter of float32. Not for sharded weights,
+    which an engine gathers around a module's own call.
     """
     for module in model.modules():
         if type(module) is LoraLinear:
             module.forward = partial(_adapted, module, module.forward)
-        elif type(module) is nn.Linear:
+        elif type(module) is nn.Linear and type(module.weight) is nn.Parameter:
             module.forward = partial(_frozen, module, module.forward)  # type: ignore[method-assign]
 
 
@@ -49,17 +49,22 @@ def _frozen(layer: nn.Linear, before: Callable[..., Tensor], inputs: Tensor) -> 
 
 def _adapted(layer: Any, before: Callable[..., Tensor], inputs: Tensor, *args: Any, **options: Any) -> Tensor:
     base, name = layer.base_layer, _only_adapter(layer)
-    if args or options or not replaceable(base) or (name is None and not layer.disable_adapters):
+    unknown = name is None and (layer.merged or not layer.disable_adapters)
+    if args or options or unknown or not replaceable(base):
         return before(inputs, *args, **options)
     weight, bias, device = base.weight, base.bias, inputs.device.type
-    if torch.is_autocast_enabled(device):
-        inputs = inputs.to(torch.get_autocast_dtype(device))
-    if inputs.dtype != weight.dtype:
+    autocast = torch.is_autocast_enabled(device)
+    given = inputs.to(torch.get_autocast_dtype(device)) if autocast else inputs
+    if given.dtype != weight.dtype:
         return before(inputs)
     if name is None:
-        return frozen_linear(inputs, weight, bias)
-    parts = (layer.lora_A[name].weight.to(weight.dtype), layer.lora_B[name].weight.to(weight.dtype))
-    product: Tensor = _LoraLinear.apply(inputs, weight, bias, *parts, layer.scaling[name])  # type: ignore[no-untyped-call]
+        return frozen_linear(given, weight, bias)
+    parts = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+    if autocast:
+        parts = (parts[0].to(weight.dtype), parts[1].to(weight.dtype))
+    elif any(part.dtype != weight.dtype for part in parts):  # float16, in which small gradients would be 0
+        return before(inputs)
+    product: Tensor = _LoraLinear.apply(given, weight, bias, *parts, layer.scaling[name])  # type: ignore[no-untyped-call]
     return product
 
 
@@ -76,7 +81,17 @@ def _only_adapter(layer: Any) -> str | None:
 
 def _merges(tokens: int, weight: Tensor) -> bool:
     """Whether merging takes less work than the adapter's own two products, and its rounding loses nothing."""
-    return weight.dtype in (torch.float32, torch.float64) and tokens * sum(weight.shape) >= weight.numel()
+    exact = weight.dtype == torch.float64 or (weight.dtype == torch.float32 and not _rounds(weight.device.type))
+    return exact and tokens * sum(weight.shape) >= weight.numel()
+
+
+def _rounds(device: str) -> bool:
+    """Whether PyTorch is set to round the factors of float32 products to TF32 or bfloat16."""
+    backend: Any = torch.backends.mkldnn if device == "cpu" else torch.backends.cuda
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if precision is None:  # a version of PyTorch with one setting for all devices
+        return torch.get_float32_matmul_precision() != "highest"
+    return precision not in ("none", "ieee")
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -28,7 +28,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainingConfig)
     float32. Raises `SprError` if its package is not installed.
     """
     check_optimizer(settings)
-    if settings.optim == "adamw_torch":
+    if settings.optim is None:
         return optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     optimizer: optim.Optimizer = adamw_8bit()(parameters, **options, betas=(0.9, 0.999), eps=1e-8)

@@ -56,7 +56,8 @@ def check_finite(value: Tensor, batch: Batch, step: int | None, what: str, folde
     if bool(finite.all()):
         return
     path = folder / f"not-finite-{'reference' if step is None else f'step-{step}'}.pt"
-    tensors = {name: getattr(batch, name).cpu() for name in ("input_ids", "positions", "mask", "labels", "owners")}
+    named = {name: getattr(batch, name) for name in ("input_ids", "positions", "mask", "labels", "owners")}
+    tensors = {name: None if tensor is None else tensor.cpu() for name, tensor in named.items()}
     names = list(batch.pair_ids)
     saved = f"the batch is in {path}"
     try:

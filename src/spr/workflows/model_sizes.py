@@ -179,7 +179,7 @@ def training_memory(shape: Shape, training: TrainingConfig, weights: int | None 
 
 def _moments(training: TrainingConfig) -> int:
     """Bytes per trained parameter of the optimizer's two moments."""
-    return 8 if training.optim == "adamw_torch" else 2
+    return 2 if training.optim == "adamw_8bit" else 8
 
 
 def step_tokens(shape: Shape, training: TrainingConfig) -> int:
