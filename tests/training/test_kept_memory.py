@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from spr.training.kept_memory import kept_memory
+from spr.training.kept_memory import kept_memory, returned_blocks
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's <malloc.h>
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory is kept")
@@ -19,6 +19,7 @@ MEASURED = f"""
 import json, resource
 import psutil, torch
 from spr.training.kept_memory import kept_memory
+from spr.training.loss import token_logps
 
 def faults(size):
     for _ in range(3):
@@ -28,7 +29,16 @@ def faults(size):
         torch.ones(size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+def head():
+    hidden = torch.randn(3000, 16, requires_grad=True)
+    token_logps(hidden, torch.zeros(3000, dtype=torch.int64), layer).sum().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
 process, found = psutil.Process(), {{}}
+layer = torch.nn.Linear(16, 30_000).requires_grad_(False)
+found["logits"], found["head"] = 1024 * 30_000 * 4, head()
+with kept_memory(active=True):
+    found["head kept"] = head()
 with kept_memory(active=False):
     found["faults inactive"] = faults({SIZE})
     found["memory before"] = process.memory_info().rss
@@ -70,6 +80,28 @@ def test_the_thresholds_are_then_those_that_glibc_lets_its_own_grow_to(monkeypat
     # mallopt(3), M_MMAP_THRESHOLD: up to 4 · 1024 · 1024 · sizeof(long), and the trim threshold is twice as much.
     assert dict(values) == {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 33_554_432, M_TRIM_THRESHOLD: 67_108_864}
     assert last == "trim"
+
+
+@glibc
+def test_large_blocks_are_returned_where_they_are_not_worth_keeping(monkeypatch):
+    calls = []
+    library = SimpleNamespace(mallopt=lambda *given: calls.append(given), malloc_trim=lambda _: None)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    with returned_blocks():
+        assert calls == []  # nothing is kept
+    with kept_memory(active=True):
+        calls.clear()
+        with returned_blocks():
+            assert dict(calls) == {M_MMAP_THRESHOLD: 33_554_432, M_MMAP_MAX: 65_536}
+        assert calls[-1] == (M_MMAP_MAX, 0)
+    calls.clear()
+    with returned_blocks():
+        assert calls == []
+
+
+@glibc
+def test_the_output_head_takes_no_more_memory_than_without(measured):
+    assert measured["head kept"] - measured["head"] < 0.2 * measured["logits"]
 
 
 def test_an_error_within_the_context_is_raised():

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from spr.config import TrainingConfig
 from spr.config.backends import LOSSES
 from spr.models.products import linear
+from spr.training.kept_memory import returned_blocks
 
 CHUNK = 1024
 """Answer tokens whose logits are in memory at a time: 0.6 GB in float32 with a vocabulary of 150,000."""
@@ -279,7 +280,8 @@ def token_logps(
     for start in range(0, len(labels), chunk):
         rows, wanted = hidden[start : start + chunk], labels[start : start + chunk]
         if plain and frozen:
-            parts.append(_FrozenHead.apply(rows, wanted, head.weight, head.bias))  # type: ignore[no-untyped-call]
+            with returned_blocks():  # the logits
+                parts.append(_FrozenHead.apply(rows, wanted, head.weight, head.bias))  # type: ignore[no-untyped-call]
         elif torch.is_grad_enabled():
             parts.append(checkpoint(_logps, rows, wanted, head, softcap, use_reentrant=False))
         else:
