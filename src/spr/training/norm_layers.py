@@ -27,8 +27,9 @@ def speed_up_norms(model: nn.Module) -> int:
     for module in model.modules():
         weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         named = type(module).__name__.endswith("RMSNorm") and isinstance(epsilon, float)
-        plain = isinstance(weight, nn.Parameter) and weight.dim() == 1 and not weight.requires_grad
-        if named and plain and weight.dtype in _EXACT:
+        if not (named and isinstance(weight, nn.Parameter) and weight.dim() == 1):
+            continue
+        if not weight.requires_grad and weight.dtype in _EXACT:
             trial = torch.linspace(-1, 2, 3 * len(weight), dtype=weight.dtype, device=weight.device).view(3, -1)
             with torch.no_grad():
                 same = torch.allclose(module(trial), _RmsNorm.apply(trial, weight, epsilon), rtol=1e-5, atol=1e-6)  # type: ignore[no-untyped-call]
