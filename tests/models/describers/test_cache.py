@@ -102,6 +102,55 @@ def test_columns_that_no_row_needs_are_used_again_and_else_the_buffers_grow():
     assert torch.equal(torch.stack(of_row(cache, seen, 0)), expected)
 
 
+def test_the_buffers_do_not_grow_beyond_what_the_longest_row_needs():
+    first, _ = prompts(2, 40, seed=0)
+    cache = BufferedCache(first, 3, limit=20)
+    cache.add(first, [0, 1], [40, 30], 4)
+    for seed in range(12):
+        write(cache, 2, seed)
+    later, other = prompts(1, 7, seed=30)
+    cache.add(later, [0], [7], 4)
+    expected = other[:, 0]
+    for seed in range(12, 20):
+        new, seen = write(cache, 3, seed)
+        expected = torch.cat([expected, new[:, 2]], 2)
+    assert cache.columns == 60
+    cache.remove([0, 1])
+    for seed in range(20, 32):
+        new, seen = write(cache, 1, seed)
+        expected = torch.cat([expected, new[:, 0]], 2)
+    assert cache.columns == 60
+    assert torch.equal(torch.stack(of_row(cache, seen, 0)), expected)
+
+
+@pytest.mark.parametrize("by", [1, 7, 50])
+def test_layers_with_a_window_keep_little_more_than_that(by):
+    settings = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    first, _ = prompts(1, 60, seed=0, **settings)
+    cache = BufferedCache(first, 3)
+    cache.add(first, [0], [60], 2)
+    expected = {0: None}  # the windowed layer's keys of each row, from its second token on
+    for seed in range(1, 100):
+        if seed in (by, by + 1) and len(cache.starts) < 3:
+            tokens = 3 if seed == by else 200  # one that is shorter, and one that moves the others to the right
+            later, given = prompts(1, tokens, seed=1000 + seed, **settings)
+            expected[len(cache.starts)] = given[0, 0] + 1
+            cache.add(later, [0], [tokens], 2)
+        if seed == 80:
+            assert cache.remove([0]) == ([0], [2])
+            expected = {0: expected[2], 1: expected[1]}
+        new, seen = write(cache, len(cache.starts), seed)
+        for row in expected:
+            own = new[0, row] + 1
+            expected[row] = own if expected[row] is None else torch.cat([expected[row], own], 1)
+            last = expected[row][:, -5:]
+            assert torch.equal(seen[1][0][row, :, -last.shape[1] :], last)
+        assert seen[1][0].shape[2] == 5
+        assert cache.get_mask_sizes(1, 1)[0] == 5
+    assert cache.layers[1].buffers[0].shape[2] == 5 + 32
+    assert cache.layers[0].buffers[0].shape[2] > 200
+
+
 @pytest.mark.parametrize("tokens", [3, 9])
 def test_layers_with_a_window_show_what_transformers_shows(tokens):
     settings = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}

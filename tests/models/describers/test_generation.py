@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from spr.models.batching import DeviceMemoryError
 from spr.models.describers import rows as rows_module
 from spr.models.describers.generation import Generation, Samples
 from spr.models.describers.hf import HfDescriber
+from spr.models.describers.shared_prompts import shared_attention
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12}
 
@@ -77,6 +82,35 @@ def test_equal_images_are_one_prompt(model, ask, picture, read):
     assert read["read"] == [[2]]
     model.describe([ask(picture(50, 50, tint)) for tint in (0, 1)])
     assert read["read"] == [[2], [1, 1]]
+
+
+def test_images_of_equal_indices_and_different_palettes_are_two_prompts(model, ask, read):
+    images = [Image.new("P", (50, 50)) for _ in range(2)]
+    for image, grey in zip(images, (0, 200), strict=True):
+        image.putpalette([grey] * 768)
+    model.describe([ask(image) for image in images])
+    assert read["read"] == [[1, 1]]
+
+
+def test_a_thread_that_leaves_its_step_keeps_the_attention_of_another():
+    config, cache = (SimpleNamespace(_attn_implementation="sdpa"), SimpleNamespace(attended=0, attention=[]))
+    cache.begin_step = lambda: None
+    with ExitStack() as other:
+        with shared_attention([config], cache):
+            other.enter_context(shared_attention([config], cache))
+            assert config._attn_implementation != "sdpa"
+        assert config._attn_implementation != "sdpa"
+    assert config._attn_implementation == "sdpa"
+
+
+def test_a_model_describes_in_two_threads(mllm_folder, requests, monkeypatch):
+    monkeypatch.setattr(rows_module, "LEAST_SAVED", 0)
+    describer = HfDescriber(mllm_folder("llava"), batch_size=5, **OPTIONS)
+    describer.model.double()
+    expected = describer.describe(requests)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(describer.describe, [requests] * 4)) == [expected] * 4
+    assert describer.model.config.get_text_config()._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_5", "internvl", "kosmos-2"])

@@ -52,11 +52,12 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         first: The first column that a row in use still needs.
         next: The column that the next token is written to.
         window: Number of columns that a token sees, itself included; None for all.
+        base: The column that the buffers begin with. They hold little more than the window.
     """
 
     def __init__(self, window: int | None = None) -> None:
         super().__init__()
-        self.rows = self.first = self.next = 0
+        self.rows = self.first = self.next = self.base = 0
         self.window = window
         self.size = (0, 0)
         self.is_sliding = window is not None
@@ -72,14 +73,19 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         """Write the states of new tokens, and return views of all columns that these tokens see."""
         new = key_states.shape[-2]
         start, end = self._start(), self.next + new
-        self.buffers[0][: self.rows, :, self.next : end] = key_states
-        self.buffers[1][: self.rows, :, self.next : end] = value_states
+        if end - self.base > self.buffers[0].shape[2]:
+            self.move_columns(0, self.buffers[0].shape[2])
+        self.buffers[0][: self.rows, :, self.next - self.base : end - self.base] = key_states
+        self.buffers[1][: self.rows, :, self.next - self.base : end - self.base] = value_states
         self.next = end
-        keys, values = (buffer[: self.rows, :, start:end] for buffer in self.buffers)
+        keys, values = (buffer[: self.rows, :, start - self.base : end - self.base] for buffer in self.buffers)
         return keys, values
 
     def _start(self) -> int:
         return self.first if self.window is None else max(self.first, self.next + 1 - self.window)
+
+    def _capacity(self, columns: int) -> int:
+        return columns if self.window is None else min(columns, self.window + max(_SPARE, self.window // 8))
 
     def get_seq_length(self) -> int:
         """Number of columns before the next token's."""
@@ -93,35 +99,40 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     def put(self, rows: slice, sources: Tensor, layer: DynamicLayer, size: tuple[int, int]) -> None:
         """Copy rows ``sources`` of a prompt's layer to ``rows``, so that they end before the next column.
 
-        The buffers have ``size`` rows and columns if they don't exist yet. The prompt's layer is emptied.
+        The buffers have ``size`` rows, and at most as many columns, if they don't exist yet. The prompt's layer is
+        emptied.
         """
+        columns, end = self._capacity(size[1]), self.next - self.base
         states = [layer.keys, layer.values]
         layer.keys = layer.values = None
         for k in range(2):
             state, states[k] = states[k], None
             if len(self.buffers) <= k:
-                self.buffers.append(state.new_zeros(size[0], state.shape[1], size[1], state.shape[3]))
+                self.buffers.append(state.new_zeros(size[0], state.shape[1], columns, state.shape[3]))
             kept = min(state.shape[2], self.next)
             copied = state[:, :, state.shape[2] - kept :].index_select(0, sources.to(state.device))
-            self.buffers[k][rows, :, self.next - kept : self.next] = copied
+            self.buffers[k][rows, :, end - kept : end] = copied
 
     def move_rows(self, targets: Tensor, sources: Tensor) -> None:
         """Copy whole rows; no target is a source."""
         for buffer in self.buffers:
-            part = buffer[:, :, self.first : self.next]
+            part = buffer[:, :, self._start() - self.base : self.next - self.base]
             part[targets.to(buffer.device)] = part[sources.to(buffer.device)]
 
     def move_columns(self, by: int, columns: int) -> None:
-        """Move the needed columns to the right (left if negative), in buffers of at least this number of columns."""
-        start, end = self.first + by, self.next + by
+        """Move the needed columns to the right (left if negative), with room for at least this number of columns."""
+        base = 0 if self.window is None else max(0, self.next + by + 1 - self.window)
+        start, shift, size = self._start(), by + self.base - base, self._capacity(columns)
+        old = slice(start - self.base, self.next - self.base)
+        new = slice(old.start + shift, old.stop + shift)
         for k, buffer in enumerate(self.buffers):
-            used = buffer[: self.rows, :, self.first : self.next]
-            if columns > buffer.shape[2]:
-                self.buffers[k] = buffer.new_zeros(*buffer.shape[:2], columns, buffer.shape[3])
-                self.buffers[k][: self.rows, :, start:end] = used
-            elif by:
-                buffer[: self.rows, :, start:end] = used.clone()
-        self.first, self.next = start, end
+            used = buffer[: self.rows, :, old]
+            if size > buffer.shape[2]:
+                self.buffers[k] = buffer.new_zeros(*buffer.shape[:2], size, buffer.shape[3])
+                self.buffers[k][: self.rows, :, new] = used
+            elif shift:
+                buffer[: self.rows, :, new] = used.clone()
+        self.first, self.next, self.base = self.first + by, self.next + by, base
 
 
 class BufferedState(LinearAttentionLayer):  # type: ignore[misc]
@@ -158,13 +169,23 @@ class BufferedState(LinearAttentionLayer):  # type: ignore[misc]
 class BufferedCache(Cache):  # type: ignore[misc]
     """A cache of at most ``size`` rows, made like the cache of the first prompts.
 
+    No row gets more than ``limit`` tokens after its prompt, for which the buffers need no more columns than the longest
+    row.
+
     Attributes:
         starts: The first column of each row in use.
         columns: Number of columns of the buffers.
         attention: The layers that keep keys and values.
     """
 
-    def __init__(self, like: DynamicCache, size: int, *, layer_class: type[BufferedLayer] = BufferedLayer) -> None:
+    def __init__(
+        self,
+        like: DynamicCache,
+        size: int,
+        *,
+        limit: int | None = None,
+        layer_class: type[BufferedLayer] = BufferedLayer,
+    ) -> None:
         layers: list[Any] = []
         for layer in like.layers:
             if type(layer) is LinearAttentionLayer:
@@ -176,7 +197,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
                     layer_class(layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None)
                 )
         super().__init__(layers=layers)
-        self.size, self.columns = size, 0
+        self.size, self.columns, self.limit, self._longest = size, 0, limit, 0
         self.starts: list[int] = []
         self.attention: list[BufferedLayer] = [layer for layer in layers if isinstance(layer, BufferedLayer)]
         self._states: list[BufferedState] = [layer for layer in layers if isinstance(layer, BufferedState)]
@@ -205,7 +226,8 @@ class BufferedCache(Cache):  # type: ignore[misc]
         longest, used = max(lengths), len(self.starts)
         if not used:
             for layer in self.attention:
-                layer.first = layer.next = 0
+                layer.first = layer.next = layer.base = 0
+        self._longest = max(self._longest, longest)
         if longest > self.next:
             self.move_columns(longest - self.next)
         self.columns = max(self.columns, self.next + (0 if self.columns else columns))
@@ -252,8 +274,10 @@ class BufferedCache(Cache):  # type: ignore[misc]
         if self.next < self.columns:
             return
         spare = max(_SPARE, self.columns // 8)
-        if self.first >= spare:
+        if self.limit is not None:
+            spare = min(spare, max(self._longest + self.limit - self.columns, 0))
+        if self.first >= max(spare, 1):
             self.move_columns(-self.first)
         else:
-            self.columns += spare
+            self.columns += max(spare, 1)
             self.move_columns(0)

@@ -104,7 +104,9 @@ class Rows:
         self._sharing = sharing_configs(read.model, read.cache) if worth_it else None
         if self._sharing is not None and not self._attends(read):
             self._sharing = None
-        self._cache = (BufferedCache if self._sharing is None else SharedPromptCache)(read.cache, size)
+        self._cache = (BufferedCache if self._sharing is None else SharedPromptCache)(
+            read.cache, size, limit=ending.limit
+        )
 
     def add(self, read: Prefilled, samples: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> None:
         """Add rows for samples of prompts, and draw their first tokens.
