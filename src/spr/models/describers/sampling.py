@@ -18,7 +18,7 @@ from spr.core.errors import ConfigError
 
 _STEP = 0x9E3779B97F4A7C15  # the odd integer nearest to 2⁶⁴ / golden ratio, splitmix64's increment
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_FIRST_GUESS = 1024  # number of most likely tokens to search for the nucleus first
+_FIRST_GUESS = 128  # number of most likely tokens to search for the nucleus first
 
 
 def check_sampling(temperature: float, top_p: float) -> None:
@@ -81,7 +81,7 @@ def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     Tokens as likely as the last of them are included, so that the set doesn't depend on how a device sorts ties.
 
     From log-probabilities ``(rows, vocabulary)``, it returns log-probabilities, −∞ outside of the nucleus, and token
-    ids, both ``(rows, k)``.
+    ids, both ``(rows, k)``, where k is the number of tokens in the largest of the nuclei.
 
     >>> logps = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
     >>> top, tokens = nucleus(logps, 0.7)  # 0.5 does not reach 0.7, 0.5 + 0.25 does
@@ -99,7 +99,9 @@ def nucleus(logps: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
         cutoff = top.gather(-1, reached.clamp(max=k - 1))
         # Done if every row reaches top_p and includes all tokens that tie with its last one.
         if k == vocabulary or bool(((reached < k) & (top[:, -1:] < cutoff)).all()):
-            return top.masked_fill(top < cutoff, -math.inf), tokens
+            outside = top < cutoff
+            widest = int((~outside).sum(-1).amax())
+            return top.masked_fill_(outside, -math.inf)[:, :widest], tokens[:, :widest]
         k = min(8 * k, vocabulary)
 
 
