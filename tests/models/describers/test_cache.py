@@ -69,6 +69,30 @@ def test_the_last_rows_take_the_place_of_those_that_leave():
     assert cache.starts == []
 
 
+def test_rows_that_are_not_in_use_need_no_memory_while_prompts_are_read():
+    first, given = prompts(4, 2, seed=0)
+    cache = BufferedCache(first, 4)
+    cache.add(first, [0, 1, 2, 3], [2] * 4, 8)
+    cache.remove([0, 1])
+    cache.release()
+    assert {len(buffer) for layer in cache.layers for buffer in layer.buffers} == {2}
+    later, other = prompts(1, 1, seed=2)
+    cache.add(later, [0, 0], [1], 8)
+    new, seen = write(cache, 4, seed=1)
+    for row, prompt in ((0, 2), (1, 3)):
+        assert torch.equal(torch.stack(of_row(cache, seen, row)), torch.cat([given[:, prompt], new[:, row]], 2))
+    for row in (2, 3):
+        assert torch.equal(torch.stack(of_row(cache, seen, row)), torch.cat([other[:, 0], new[:, row]], 2))
+    cache.remove([0, 1, 2, 3])
+    cache.release()
+    assert not any(layer.buffers for layer in cache.layers)
+    again, given = prompts(1, 3, seed=3)
+    cache.add(again, [0], [3], 8)
+    assert (cache.columns, cache.first, cache.next) == (11, 0, 3)
+    new, seen = write(cache, 1, seed=4)
+    assert torch.equal(torch.stack(of_row(cache, seen, 0)), torch.cat([given[:, 0], new[:, 0]], 2))
+
+
 def test_a_longer_prompt_moves_the_others_to_the_right():
     first, given = prompts(1, 2, seed=0)
     cache = BufferedCache(first, 2)
@@ -184,7 +208,11 @@ def test_states_of_linear_attention_move_with_their_rows():
     assert torch.equal(cache.layers[0].recurrent_states[0], 10 * state[[0, 2, 1]])
     cache.update_recurrent_state(state, 0)
     cache.remove([0])
+    cache.release()
+    assert len(cache.layers[0].buffers["recurrent_states", 0]) == 2
     assert torch.equal(cache.layers[0].recurrent_states[0], state[[2, 1]])
+    cache.update_recurrent_state(-state[:2], 0)
+    assert torch.equal(cache.layers[0].buffers["recurrent_states", 0], -state[:2])
 
 
 def test_other_caches_are_not_taken_over():

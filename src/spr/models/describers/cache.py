@@ -26,13 +26,9 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from spr.models.describers.cached_states import BufferedState, resized
+
 _SPARE = 32  # least number of columns by which the cache grows
-_STATE = (
-    "conv_kernel_size",
-    "has_previous_state",
-    "is_conv_states_initialized",
-    "is_recurrent_states_initialized",
-)
 
 
 def why_not_buffered(cache: object) -> str | None:
@@ -103,6 +99,7 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         emptied.
         """
         columns, end = self._capacity(size[1]), self.next - self.base
+        self.resize(size[0])
         states = [layer.keys, layer.values]
         layer.keys = layer.values = None
         for k in range(2):
@@ -112,6 +109,13 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
             kept = min(state.shape[2], self.next)
             copied = state[:, :, state.shape[2] - kept :].index_select(0, sources.to(state.device))
             self.buffers[k][rows, :, end - kept : end] = copied
+
+    def resize(self, rows: int) -> None:
+        """Give the buffers so many rows, of which those in use keep their columns; drop them if there are none."""
+        if not rows:
+            self.buffers = []
+        for k, buffer in enumerate(self.buffers):
+            self.buffers[k] = resized(buffer, self.rows, rows)
 
     def move_rows(self, targets: Tensor, sources: Tensor) -> None:
         """Copy whole rows; no target is a source."""
@@ -133,37 +137,6 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
             elif shift:
                 buffer[: self.rows, :, new] = used.clone()
         self.first, self.next, self.base = self.first + by, self.next + by, base
-
-
-class BufferedState(LinearAttentionLayer):  # type: ignore[misc]
-    """The states of one layer with linear attention, which have no columns, in buffers with free rows."""
-
-    def __init__(self, number_of_states: int) -> None:
-        super().__init__(number_of_states=number_of_states)
-        self.buffers: dict[tuple[str, int], Tensor] = {}
-
-    def put(self, rows: slice, sources: Tensor, layer: LinearAttentionLayer, size: tuple[int, int]) -> None:
-        """Copy rows ``sources`` of a prompt's layer to ``rows``, in buffers of ``size`` rows and columns."""
-        self.dtype, self.device = layer.dtype, layer.device
-        for name in _STATE:
-            setattr(self, name, dict(getattr(layer, name)))
-        for name in ("conv_states", "recurrent_states"):
-            for k, state in getattr(layer, name).items():
-                if state is None:
-                    continue
-                if (name, k) not in self.buffers:
-                    self.buffers[name, k] = state.new_zeros(size[0], *state.shape[1:])
-                self.buffers[name, k][rows] = state.index_select(0, sources.to(state.device))
-
-    def use_rows(self, rows: int) -> None:
-        """Show the first rows to the model."""
-        for (name, k), buffer in self.buffers.items():
-            getattr(self, name)[k] = buffer[:rows]
-
-    def move_rows(self, targets: Tensor, sources: Tensor) -> None:
-        """Copy whole rows; no target is a source."""
-        for buffer in self.buffers.values():
-            buffer[targets.to(buffer.device)] = buffer[sources.to(buffer.device)]
 
 
 class BufferedCache(Cache):  # type: ignore[misc]
@@ -236,6 +209,15 @@ class BufferedCache(Cache):  # type: ignore[misc]
             if type(layer) is not DummyLayer:
                 layer.put(rows, source, prompt, (self.size, self.columns))
         self._use(self.starts + [self.next - lengths[k] for k in sources])
+
+    def release(self) -> None:
+        """Free the memory of the rows that are not in use, until others are added."""
+        rows = len(self.starts)
+        self.columns = self.columns if rows else 0
+        for layer in self.attention:
+            layer.resize(rows)
+        for state in self._states:
+            state.resize(rows)
 
     def remove(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
         """Free rows. The last rows take the place of others: returns where they are put, and where they were."""

@@ -128,6 +128,10 @@ class Rows:
             self._tail[rows, -width:] = read.input_ids[:, -width:].index_select(0, source)
         self._draw(read.logits.index_select(0, source), rows)
 
+    def release(self) -> None:
+        """Free the memory of rows that are not in use: prompts that are read need it before they are added."""
+        self._cache.release()
+
     def step(self) -> None:
         """Compute the next token of all rows."""
         rows = slice(0, len(self.numbers))

@@ -22,7 +22,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from spr.models.describers.cache import BufferedCache, BufferedLayer, BufferedState
+from spr.models.describers.cache import BufferedCache, BufferedLayer
+from spr.models.describers.cached_states import BufferedState
 
 _NAME = "spr_shared_prompts"
 _KEPT = 0.6  # prompts are copied together once fewer of a block are still needed
@@ -129,6 +130,8 @@ class SharedPromptCache(BufferedCache):
                 layer.put(slice(used, used + len(sources)), torch.tensor(sources), prompt, (self.size, 0))
             elif isinstance(layer, BufferedLayer):
                 layer.size = self.size, self.columns
+                if layer.buffers:
+                    layer.resize(self.size)
                 states[k] = prompt.keys, prompt.values
         keys = next(iter(states.values()))[0]
         tokens = keys.shape[2]
