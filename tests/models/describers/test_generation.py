@@ -92,6 +92,11 @@ def test_images_of_equal_indices_and_different_palettes_are_two_prompts(model, a
     assert read["read"] == [[1, 1]]
 
 
+def test_greedy_answers_need_no_seed_in_range(model, ask, picture):
+    first, second = model.with_sampling(temperature=0).describe([ask(picture(50, 50), seed=seed) for seed in (0, 2**63)])
+    assert first == second
+
+
 def test_a_thread_that_leaves_its_step_keeps_the_attention_of_another():
     config, cache = (SimpleNamespace(_attn_implementation="sdpa"), SimpleNamespace(attended=0, attention=[]))
     cache.begin_step = lambda: None

@@ -119,7 +119,8 @@ class Rows:
         rows = slice(start, start + len(sources))
         self.numbers += [number for numbers in samples for number in numbers]
         source = torch.tensor(sources, device=device)
-        self._seeds[rows] = torch.tensor([seed for own in seeds for seed in own], device=device)
+        if self.ending.temperature > 0:
+            self._seeds[rows] = torch.tensor([seed for own in seeds for seed in own], device=device)
         self._steps[rows] = 0
         if self._positions is not None and read.positions is not None:
             self._positions[..., rows, :] = read.positions.index_select(-2, source.to(read.positions.device))
