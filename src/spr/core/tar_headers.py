@@ -8,12 +8,14 @@ from __future__ import annotations
 import posixpath
 from array import array
 from collections.abc import Callable
+from functools import cache
 from hashlib import blake2b
-from typing import TypeAlias
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, TypeAlias
 
 from spr.core.image_names import spelling, stem
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # imported by functions: processes that read images from folders need no tar files
 
 BLOCK = 512
 ReadAt: TypeAlias = Callable[[int, int], bytes]
@@ -21,16 +23,6 @@ ReadAt: TypeAlias = Callable[[int, int], bytes]
 
 SPARSE, LOST_LINK = -1, -2
 """In place of an offset: a sparse file, and a link to something that is not in the tar file."""
-
-MEMBERS = pa.schema(
-    [
-        ("name", pa.large_binary()),  # without `.` and empty parts
-        ("offset", pa.int64()),  # of the data in the tar file, in bytes, or one of the above
-        ("size", pa.int64()),  # in bytes
-        ("name_hash", pa.uint64()),
-        ("stem_hash", pa.uint64()),  # of its `stem_key`
-    ]
-)
 
 _ZEROS = bytes(BLOCK)
 _LONGEST = 2**20  # bytes of a PAX header or of a long name
@@ -58,8 +50,24 @@ def clean_name(name: bytes) -> bytes:
     return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
 
 
+@cache
+def members_schema() -> pa.Schema:
+    """The columns of a tar file's index."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("name", pa.large_binary()),  # without `.` and empty parts
+            ("offset", pa.int64()),  # of the data in the tar file, in bytes, or `SPARSE` or `LOST_LINK`
+            ("size", pa.int64()),  # in bytes
+            ("name_hash", pa.uint64()),
+            ("stem_hash", pa.uint64()),  # of its `stem_key`
+        ]
+    )
+
+
 def read_members(read_at: ReadAt, size: int, progress: Callable[[int], None] = lambda _: None) -> pa.Table:
-    """The files in a tar file of ``size`` bytes, in the order of their headers, as `MEMBERS`.
+    """The files in a tar file of ``size`` bytes, in the order of their headers, as `members_schema`.
 
     Links are resolved to the members that they lead to. Folders, devices and pipes are left out. A tar file that ends
     after a member, without the usual zeros, is complete. ``progress`` is called with the offset from time to time.
@@ -164,14 +172,16 @@ class _Reader:
                 self._offsets[row], self._sizes[row] = self._offsets[found], self._sizes[found]
 
     def _table(self) -> pa.Table:
+        import pyarrow as pa
+
         count = len(self._offsets)
         buffers = [None, pa.py_buffer(self._ends), pa.py_buffer(self._names)]
         numbers = (self._offsets, self._sizes, self._name_hashes, self._stem_hashes)
         columns = [
             pa.Array.from_buffers(field.type, count, [None, pa.py_buffer(values)])
-            for field, values in zip(list(MEMBERS)[1:], numbers, strict=True)
+            for field, values in zip(list(members_schema())[1:], numbers, strict=True)
         ]
-        return pa.table([pa.Array.from_buffers(pa.large_binary(), count, buffers), *columns], schema=MEMBERS)
+        return pa.table([pa.Array.from_buffers(pa.large_binary(), count, buffers), *columns], schema=members_schema())
 
 
 def check_header(block: bytes, position: int = 0) -> tuple[bytes, int]:

@@ -14,16 +14,18 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from spr.core.atomic import atomic_file
 from spr.core.errors import InputError, RunError
 from spr.core.ordered_map import ordered_map
 from spr.core.progress import MEGABYTE, Progress
 from spr.core.remote import RemotePath, Version
-from spr.core.tar_headers import BLOCK, MEMBERS, ReadAt, TarError, check_header, read_members
+from spr.core.tar_headers import BLOCK, ReadAt, TarError, check_header, members_schema, read_members
 from spr.core.terminal import count_text, echo
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CACHE = "SPR_CACHE"
 """The environment variable that names the cache folder; by default it is ``spr`` in ``XDG_CACHE_HOME`` or ~/.cache."""
@@ -98,7 +100,7 @@ def compressed_error(paths: Sequence[Path], suffix: str) -> InputError:
 
 
 def indexes(tars: Sequence[TarFile]) -> list[pa.Table]:
-    """The `MEMBERS` of each tar file, from the cache or, if they are not there, from the tar file's headers.
+    """The `members_schema` table of each tar file, from the cache, else from the tar file's headers.
 
     Raises:
         InputError: naming a file that is not a tar file, is compressed, damaged, or can't be read.
@@ -115,13 +117,15 @@ def indexes(tars: Sequence[TarFile]) -> list[pa.Table]:
 
 
 def _index(tar: TarFile, progress: Progress) -> pa.Table:
+    import pyarrow as pa
+
     with _alone(tar):
         if (known := _load(tar)) is not None:  # another process has made it in the meantime
             progress.advance(tar.size // MEGABYTE)
             return known
         table = _read(tar, progress)
         try:
-            with atomic_file(_place(tar)) as file, pa.ipc.new_file(file, MEMBERS) as writer:
+            with atomic_file(_place(tar)) as file, pa.ipc.new_file(file, members_schema()) as writer:
                 writer.write_table(table)
         except RunError as error:
             _warn_once(error)
@@ -196,13 +200,15 @@ def _place(tar: TarFile) -> Path:
 
 def _load(tar: TarFile) -> pa.Table | None:
     """The index in the cache; None if there is none, or it is damaged."""
+    import pyarrow as pa
+
     try:
         with pa.memory_map(str(_place(tar))) as mapped:
             table = pa.ipc.open_file(mapped).read_all()
         table.validate(full=True)
     except (OSError, pa.ArrowException):
         return None
-    return table if table.schema.equals(MEMBERS) else None
+    return table if table.schema.equals(members_schema()) else None
 
 
 @contextlib.contextmanager

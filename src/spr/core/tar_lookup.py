@@ -5,15 +5,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from spr.core.tar_headers import name_hash, stem_key
 from spr.core.tar_index import TarFile, indexes
 from spr.core.tar_members import TarMember
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MOST_ALIKE = 1000
 """Members are not compared by their spelling if more have the same last part of the name."""
@@ -56,6 +58,8 @@ class Members:
             return [row for row in rows if self.name(row).endswith(end)]
         if len(_equal(self._by_stem, name_hash(stem_key(file_name)))) <= _MOST_ALIKE:
             return []
+        import pyarrow.compute as pc
+
         found = [np.flatnonzero(pc.ends_with(names, pattern=end)) for names in self._names]  # 10 ns per member
         rows = [int(row) for rows, start in zip(found, self._starts, strict=False) for row in rows + start]
         return list({(self.tar_number(row), self.name(row)): row for row in rows[:_MOST_ALIKE]}.values())

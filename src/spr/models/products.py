@@ -68,8 +68,8 @@ def replaceable(layer: Any, *, frozen: bool = True) -> bool:
     """Whether a layer's product may be computed from its weight, without a call of the layer itself.
 
     Not a subclass of `torch.nn.Linear`, such as one with weights of 4 bits, nor one that something else changes when
-    it is called: hooks, sharded weights.
+    it is called: hooks, sharded weights (those that DeepSpeed shards have a ``ds_id``).
     """
-    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or hasattr(layer.weight, "ds_id"):
+    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or "ds_id" in vars(layer.weight):
         return False
     return not (layer._forward_hooks or layer._forward_pre_hooks or (frozen and layer.weight.requires_grad))
