@@ -77,7 +77,8 @@ class Rows:
     def __init__(self, read: Prefilled, samples: Sequence[int], *, size: int, ending: Ending) -> None:
         reason = why_not_resumed(read) or why_not_buffered(read.cache)
         if reason is not None:
-            raise NotResumableError(reason, lasting=True)
+            # With gradient checkpointing, a model that is being trained keeps no keys.
+            raise NotResumableError(reason, lasting=not read.model.training)
         if (names := other_processors(read)) is not None:
             raise NotResumableError(f"its logits pass through {names}", lasting=False)
         self.numbers: list[int] = []
