@@ -5,6 +5,7 @@ import torch
 from transformers import Qwen2Config
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from spr.models.describers import cache as cache_module
 from spr.models.describers.cache import BufferedCache, why_not_buffered
 
 HEADS, SIZE = 2, 4
@@ -69,7 +70,8 @@ def test_the_last_rows_take_the_place_of_those_that_leave():
     assert cache.starts == []
 
 
-def test_rows_that_are_not_in_use_need_no_memory_while_prompts_are_read():
+def test_rows_that_are_not_in_use_need_no_memory_while_prompts_are_read(monkeypatch):
+    monkeypatch.setattr(cache_module, "LEAST_RELEASED", 0)
     first, given = prompts(4, 2, seed=0)
     cache = BufferedCache(first, 4)
     cache.add(first, [0, 1, 2, 3], [2] * 4, 8)
@@ -91,6 +93,15 @@ def test_rows_that_are_not_in_use_need_no_memory_while_prompts_are_read():
     assert (cache.columns, cache.first, cache.next) == (11, 0, 3)
     new, seen = write(cache, 1, seed=4)
     assert torch.equal(torch.stack(of_row(cache, seen, 0)), torch.cat([given[:, 0], new[:, 0]], 2))
+
+
+def test_little_memory_is_not_freed():
+    first, _ = prompts(2, 2, seed=0)
+    cache = BufferedCache(first, 2)
+    cache.add(first, [0, 1], [2, 2], 8)
+    cache.remove([0])
+    cache.release()
+    assert {len(buffer) for layer in cache.layers for buffer in layer.buffers} == {2}
 
 
 def test_a_longer_prompt_moves_the_others_to_the_right():
@@ -193,7 +204,8 @@ def test_layers_with_a_window_show_what_transformers_shows(tokens):
             assert all(torch.equal(a, b) for a, b in zip(seen[layer], expected, strict=True))
 
 
-def test_states_of_linear_attention_move_with_their_rows():
+def test_states_of_linear_attention_move_with_their_rows(monkeypatch):
+    monkeypatch.setattr(cache_module, "LEAST_RELEASED", 0)
     settings = {"layer_types": ["linear_attention", "full_attention"]}
     theirs = DynamicCache(config=config(**settings))
     state = torch.arange(6.0).view(3, 2, 1)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from spr.models.batching import DeviceMemoryError
+from spr.models.describers import cache as cache_module
 from spr.models.describers import rows as rows_module
 from spr.models.describers.cache import BufferedCache, BufferedLayer
 from spr.models.describers.generation import Generation, Samples
@@ -72,6 +73,8 @@ def test_a_prompt_is_read_once_for_its_samples_and_rows_are_refilled(model, requ
 
 
 def test_prompts_are_read_while_free_rows_hold_no_memory(model, requests, monkeypatch):
+    monkeypatch.setattr(cache_module, "LEAST_RELEASED", 0)
+    monkeypatch.setattr(model, "_ends", frozenset(range(0, 1000, 9)))
     caches, held = [], []
     own_add, own_read = BufferedCache.add, Generation._read
 

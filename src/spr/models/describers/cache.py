@@ -28,6 +28,9 @@ from transformers.cache_utils import (
 
 from spr.models.describers.cached_states import BufferedState, resized
 
+LEAST_RELEASED = 1 << 24
+"""Bytes of a cache whose free rows are worth a copy of the others to free them."""
+
 _SPARE = 32  # least number of columns by which the cache grows
 
 
@@ -211,7 +214,11 @@ class BufferedCache(Cache):  # type: ignore[misc]
         self._use(self.starts + [self.next - lengths[k] for k in sources])
 
     def release(self) -> None:
-        """Free the memory of the rows that are not in use, until others are added."""
+        """Free the memory of the rows that are not in use, until others are added, unless it is little."""
+        buffers = [b for layer in self.attention for b in layer.buffers]
+        buffers += [b for state in self._states for b in state.buffers.values()]
+        if sum(buffer.nbytes for buffer in buffers) < LEAST_RELEASED:
+            return
         rows = len(self.starts)
         self.columns = self.columns if rows else 0
         for layer in self.attention:
