@@ -2,14 +2,21 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from spr.models.batching import DeviceMemoryError
+from spr.models.describers import cache as cache_module
 from spr.models.describers import rows as rows_module
+from spr.models.describers.cache import BufferedCache, BufferedLayer
 from spr.models.describers.generation import Generation, Samples
 from spr.models.describers.hf import HfDescriber
+from spr.models.describers.shared_prompts import shared_attention
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12}
 
@@ -65,6 +72,30 @@ def test_a_prompt_is_read_once_for_its_samples_and_rows_are_refilled(model, requ
     assert read["rows"] != sorted(read["rows"], reverse=True)
 
 
+def test_prompts_are_read_while_free_rows_hold_no_memory(model, requests, monkeypatch):
+    monkeypatch.setattr(cache_module, "LEAST_RELEASED", 0)
+    monkeypatch.setattr(model, "_ends", frozenset(range(0, 1000, 9)))
+    caches, held = [], []
+    own_add, own_read = BufferedCache.add, Generation._read
+
+    def add(self, *arguments):
+        caches.append(self)
+        own_add(self, *arguments)
+
+    def reading(self, batch):
+        if caches:
+            rows = {len(buffer) for layer in caches[-1].attention for buffer in layer.buffers}
+            held.append((rows, len(caches[-1].starts)))
+        return own_read(self, batch)
+
+    monkeypatch.setattr(BufferedCache, "add", add)
+    monkeypatch.setattr(Generation, "_read", reading)
+    model.describe(requests)
+    assert len(held) > 2
+    assert any(used for _, used in held)
+    assert all(rows == ({used} if used else set()) for rows, used in held)
+
+
 def test_more_samples_than_rows_are_read_in_parts(model, ask, picture, read):
     requests = [ask(picture(50, 50), seed=seed) for seed in range(6)]
     answers = model.describe(requests)
@@ -77,6 +108,55 @@ def test_equal_images_are_one_prompt(model, ask, picture, read):
     assert read["read"] == [[2]]
     model.describe([ask(picture(50, 50, tint)) for tint in (0, 1)])
     assert read["read"] == [[2], [1, 1]]
+
+
+def test_images_of_equal_indices_and_different_palettes_are_two_prompts(model, ask, read):
+    images = [Image.new("P", (50, 50)) for _ in range(2)]
+    for image, grey in zip(images, (0, 200), strict=True):
+        image.putpalette([grey] * 768)
+    model.describe([ask(image) for image in images])
+    assert read["read"] == [[1, 1]]
+
+
+def test_greedy_answers_need_no_seed_in_range(model, ask, picture):
+    requests = [ask(picture(50, 50), seed=seed) for seed in (0, 2**63)]
+    first, second = model.with_sampling(temperature=0).describe(requests)
+    assert first == second
+
+
+def test_a_model_that_is_trained_without_a_cache_is_read_as_before_afterwards(mllm_folder, requests, read):
+    describer = HfDescriber(mllm_folder("llava"), batch_size=5, **OPTIONS)
+    describer.model.double()
+    expected = describer.describe(requests)
+    steps = len(read["rows"])
+    describer.model.activation_checkpointing_enable()
+    describer.model.train()
+    describer.describe(requests)
+    assert len(read["rows"]) == steps
+    describer.model.eval()
+    assert describer.describe(requests) == expected
+    assert len(read["rows"]) == 2 * steps
+
+
+def test_a_thread_that_leaves_its_step_keeps_the_attention_of_another():
+    config, cache = (SimpleNamespace(_attn_implementation="sdpa"), SimpleNamespace(attended=0, attention=[]))
+    cache.begin_step = lambda: None
+    with ExitStack() as other:
+        with shared_attention([config], cache):
+            other.enter_context(shared_attention([config], cache))
+            assert config._attn_implementation != "sdpa"
+        assert config._attn_implementation != "sdpa"
+    assert config._attn_implementation == "sdpa"
+
+
+def test_a_model_describes_in_two_threads(mllm_folder, requests, monkeypatch):
+    monkeypatch.setattr(rows_module, "LEAST_SAVED", 0)
+    describer = HfDescriber(mllm_folder("llava"), batch_size=5, **OPTIONS)
+    describer.model.double()
+    expected = describer.describe(requests)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(describer.describe, [requests] * 4)) == [expected] * 4
+    assert describer.model.config.get_text_config()._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_5", "internvl", "kosmos-2"])
@@ -103,6 +183,31 @@ def test_a_model_whose_attention_needs_more_than_keys_keeps_a_copy_for_each_samp
     assert rows_module._can_share[describer.model] is False
     describer._without_refill = "for comparison"
     assert answers == describer.describe(requests)
+
+
+@pytest.mark.parametrize("window", [4, 30])
+def test_answers_may_be_longer_than_a_sliding_window(window, mllm_folder, requests, monkeypatch):
+    describer = HfDescriber(mllm_folder("gemma3"), batch_size=5, device="cpu", dtype="float32", max_new_tokens=90)
+    config = describer.model.config.get_text_config()
+    config.sliding_window = window
+    for module in describer.model.modules():
+        if getattr(module, "sliding_window", None) is not None:
+            module.sliding_window = window
+    describer.model.double()
+    sizes = set()
+    own = BufferedLayer.update
+
+    def update(self, *states, **options):
+        found = own(self, *states, **options)
+        sizes.add((self.window, self.buffers[0].shape[2]))
+        return found
+
+    monkeypatch.setattr(BufferedLayer, "update", update)
+    answers = describer.describe(requests[:12])
+    assert max(columns for kind, columns in sizes if kind is not None) == window + 32
+    assert max(columns for kind, columns in sizes if kind is None) > 90
+    describer._without_refill = "for comparison"
+    assert answers == describer.describe(requests[:12])
 
 
 def test_a_minimum_number_of_tokens_is_kept(model, requests, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spr.core.errors import ConfigError
+from spr.models.describers import sampling
 from spr.models.describers.sampling import SeededSampling, gumbel_noise, nucleus
 
 INF = math.inf
@@ -13,9 +14,9 @@ INF = math.inf
 
 def draw(logits, seeds, *, step=0, temperature=1.0, top_p=1.0):
     """One token per seed, all from the same logits."""
-    sampling = SeededSampling(seeds, 3, temperature=temperature, top_p=top_p)
+    processor = SeededSampling(seeds, 3, temperature=temperature, top_p=top_p)
     ids = torch.zeros(len(seeds), 3 + step, dtype=torch.int64)
-    return sampling(ids, logits.expand(len(seeds), -1)).argmax(-1)
+    return processor(ids, logits.expand(len(seeds), -1)).argmax(-1)
 
 
 def chi_square(tokens, probabilities):
@@ -129,6 +130,16 @@ def test_a_single_likely_token_is_taken_whatever_the_noise():
     logits[17] = 0.0
     assert set(draw(logits, range(2_000), top_p=0.95).tolist()) == {17}
     assert set(draw(logits, range(200)).tolist()) == {17}
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1])
+@pytest.mark.parametrize("broken", [math.nan, INF])
+def test_logits_that_are_not_numbers_give_a_token_of_the_vocabulary(broken, top_p):
+    logits = torch.zeros(2, 1500)
+    logits[0, 7] = broken
+    tokens = sampling.draw(logits, torch.tensor([0, 1]), 0, temperature=1.0, top_p=top_p)
+    assert 0 <= int(tokens.min()) <= int(tokens.max()) < 1500
+    assert tokens[1] == sampling.draw(logits[1:], torch.tensor([1]), 0, temperature=1.0, top_p=top_p)[0]
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(-0.1, 1), (INF, 1), (math.nan, 1), (1, 0), (1, 1.01), (0, 1)])

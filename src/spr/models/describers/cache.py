@@ -26,13 +26,12 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from spr.models.describers.cached_states import BufferedState, resized
+
+LEAST_RELEASED = 1 << 24
+"""Bytes of a cache whose free rows are worth a copy of the others to free them."""
+
 _SPARE = 32  # least number of columns by which the cache grows
-_STATE = (
-    "conv_kernel_size",
-    "has_previous_state",
-    "is_conv_states_initialized",
-    "is_recurrent_states_initialized",
-)
 
 
 def why_not_buffered(cache: object) -> str | None:
@@ -52,11 +51,12 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         first: The first column that a row in use still needs.
         next: The column that the next token is written to.
         window: Number of columns that a token sees, itself included; None for all.
+        base: The column that the buffers begin with. They hold little more than the window.
     """
 
     def __init__(self, window: int | None = None) -> None:
         super().__init__()
-        self.rows = self.first = self.next = 0
+        self.rows = self.first = self.next = self.base = 0
         self.window = window
         self.size = (0, 0)
         self.is_sliding = window is not None
@@ -72,14 +72,19 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         """Write the states of new tokens, and return views of all columns that these tokens see."""
         new = key_states.shape[-2]
         start, end = self._start(), self.next + new
-        self.buffers[0][: self.rows, :, self.next : end] = key_states
-        self.buffers[1][: self.rows, :, self.next : end] = value_states
+        if end - self.base > self.buffers[0].shape[2]:
+            self.move_columns(0, self.buffers[0].shape[2])
+        self.buffers[0][: self.rows, :, self.next - self.base : end - self.base] = key_states
+        self.buffers[1][: self.rows, :, self.next - self.base : end - self.base] = value_states
         self.next = end
-        keys, values = (buffer[: self.rows, :, start:end] for buffer in self.buffers)
+        keys, values = (buffer[: self.rows, :, start - self.base : end - self.base] for buffer in self.buffers)
         return keys, values
 
     def _start(self) -> int:
         return self.first if self.window is None else max(self.first, self.next + 1 - self.window)
+
+    def _capacity(self, columns: int) -> int:
+        return columns if self.window is None else min(columns, self.window + max(_SPARE, self.window // 8))
 
     def get_seq_length(self) -> int:
         """Number of columns before the next token's."""
@@ -93,70 +98,55 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     def put(self, rows: slice, sources: Tensor, layer: DynamicLayer, size: tuple[int, int]) -> None:
         """Copy rows ``sources`` of a prompt's layer to ``rows``, so that they end before the next column.
 
-        The buffers have ``size`` rows and columns if they don't exist yet. The prompt's layer is emptied.
+        The buffers have ``size`` rows, and at most as many columns, if they don't exist yet. The prompt's layer is
+        emptied.
         """
+        columns, end = self._capacity(size[1]), self.next - self.base
+        self.resize(size[0])
         states = [layer.keys, layer.values]
         layer.keys = layer.values = None
         for k in range(2):
             state, states[k] = states[k], None
             if len(self.buffers) <= k:
-                self.buffers.append(state.new_zeros(size[0], state.shape[1], size[1], state.shape[3]))
+                self.buffers.append(state.new_zeros(size[0], state.shape[1], columns, state.shape[3]))
             kept = min(state.shape[2], self.next)
             copied = state[:, :, state.shape[2] - kept :].index_select(0, sources.to(state.device))
-            self.buffers[k][rows, :, self.next - kept : self.next] = copied
+            self.buffers[k][rows, :, end - kept : end] = copied
+
+    def resize(self, rows: int) -> None:
+        """Give the buffers so many rows, of which those in use keep their columns; drop them if there are none."""
+        if not rows:
+            self.buffers = []
+        for k, buffer in enumerate(self.buffers):
+            self.buffers[k] = resized(buffer, self.rows, rows)
 
     def move_rows(self, targets: Tensor, sources: Tensor) -> None:
         """Copy whole rows; no target is a source."""
         for buffer in self.buffers:
-            part = buffer[:, :, self.first : self.next]
+            part = buffer[:, :, self._start() - self.base : self.next - self.base]
             part[targets.to(buffer.device)] = part[sources.to(buffer.device)]
 
     def move_columns(self, by: int, columns: int) -> None:
-        """Move the needed columns to the right (left if negative), in buffers of at least this number of columns."""
-        start, end = self.first + by, self.next + by
+        """Move the needed columns to the right (left if negative), with room for at least this number of columns."""
+        base = 0 if self.window is None else max(0, self.next + by + 1 - self.window)
+        start, shift, size = self._start(), by + self.base - base, self._capacity(columns)
+        old = slice(start - self.base, self.next - self.base)
+        new = slice(old.start + shift, old.stop + shift)
         for k, buffer in enumerate(self.buffers):
-            used = buffer[: self.rows, :, self.first : self.next]
-            if columns > buffer.shape[2]:
-                self.buffers[k] = buffer.new_zeros(*buffer.shape[:2], columns, buffer.shape[3])
-                self.buffers[k][: self.rows, :, start:end] = used
-            elif by:
-                buffer[: self.rows, :, start:end] = used.clone()
-        self.first, self.next = start, end
-
-
-class BufferedState(LinearAttentionLayer):  # type: ignore[misc]
-    """The states of one layer with linear attention, which have no columns, in buffers with free rows."""
-
-    def __init__(self, number_of_states: int) -> None:
-        super().__init__(number_of_states=number_of_states)
-        self.buffers: dict[tuple[str, int], Tensor] = {}
-
-    def put(self, rows: slice, sources: Tensor, layer: LinearAttentionLayer, size: tuple[int, int]) -> None:
-        """Copy rows ``sources`` of a prompt's layer to ``rows``, in buffers of ``size`` rows and columns."""
-        self.dtype, self.device = layer.dtype, layer.device
-        for name in _STATE:
-            setattr(self, name, dict(getattr(layer, name)))
-        for name in ("conv_states", "recurrent_states"):
-            for k, state in getattr(layer, name).items():
-                if state is None:
-                    continue
-                if (name, k) not in self.buffers:
-                    self.buffers[name, k] = state.new_zeros(size[0], *state.shape[1:])
-                self.buffers[name, k][rows] = state.index_select(0, sources.to(state.device))
-
-    def use_rows(self, rows: int) -> None:
-        """Show the first rows to the model."""
-        for (name, k), buffer in self.buffers.items():
-            getattr(self, name)[k] = buffer[:rows]
-
-    def move_rows(self, targets: Tensor, sources: Tensor) -> None:
-        """Copy whole rows; no target is a source."""
-        for buffer in self.buffers.values():
-            buffer[targets.to(buffer.device)] = buffer[sources.to(buffer.device)]
+            used = buffer[: self.rows, :, old]
+            if size > buffer.shape[2]:
+                self.buffers[k] = buffer.new_zeros(*buffer.shape[:2], size, buffer.shape[3])
+                self.buffers[k][: self.rows, :, new] = used
+            elif shift:
+                buffer[: self.rows, :, new] = used.clone()
+        self.first, self.next, self.base = self.first + by, self.next + by, base
 
 
 class BufferedCache(Cache):  # type: ignore[misc]
     """A cache of at most ``size`` rows, made like the cache of the first prompts.
+
+    No row gets more than ``limit`` tokens after its prompt, for which the buffers need no more columns than the longest
+    row.
 
     Attributes:
         starts: The first column of each row in use.
@@ -164,7 +154,14 @@ class BufferedCache(Cache):  # type: ignore[misc]
         attention: The layers that keep keys and values.
     """
 
-    def __init__(self, like: DynamicCache, size: int, *, layer_class: type[BufferedLayer] = BufferedLayer) -> None:
+    def __init__(
+        self,
+        like: DynamicCache,
+        size: int,
+        *,
+        limit: int | None = None,
+        layer_class: type[BufferedLayer] = BufferedLayer,
+    ) -> None:
         layers: list[Any] = []
         for layer in like.layers:
             if type(layer) is LinearAttentionLayer:
@@ -176,7 +173,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
                     layer_class(layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None)
                 )
         super().__init__(layers=layers)
-        self.size, self.columns = size, 0
+        self.size, self.columns, self.limit, self._longest = size, 0, limit, 0
         self.starts: list[int] = []
         self.attention: list[BufferedLayer] = [layer for layer in layers if isinstance(layer, BufferedLayer)]
         self._states: list[BufferedState] = [layer for layer in layers if isinstance(layer, BufferedState)]
@@ -205,7 +202,8 @@ class BufferedCache(Cache):  # type: ignore[misc]
         longest, used = max(lengths), len(self.starts)
         if not used:
             for layer in self.attention:
-                layer.first = layer.next = 0
+                layer.first = layer.next = layer.base = 0
+        self._longest = max(self._longest, longest)
         if longest > self.next:
             self.move_columns(longest - self.next)
         self.columns = max(self.columns, self.next + (0 if self.columns else columns))
@@ -214,6 +212,19 @@ class BufferedCache(Cache):  # type: ignore[misc]
             if type(layer) is not DummyLayer:
                 layer.put(rows, source, prompt, (self.size, self.columns))
         self._use(self.starts + [self.next - lengths[k] for k in sources])
+
+    def release(self) -> None:
+        """Free the memory of the rows that are not in use, until others are added, unless it is little."""
+        buffers = [b for layer in self.attention for b in layer.buffers]
+        buffers += [b for state in self._states for b in state.buffers.values()]
+        if sum(buffer.nbytes for buffer in buffers) < LEAST_RELEASED:
+            return
+        rows = len(self.starts)
+        self.columns = self.columns if rows else 0
+        for layer in self.attention:
+            layer.resize(rows)
+        for state in self._states:
+            state.resize(rows)
 
     def remove(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
         """Free rows. The last rows take the place of others: returns where they are put, and where they were."""
@@ -252,8 +263,10 @@ class BufferedCache(Cache):  # type: ignore[misc]
         if self.next < self.columns:
             return
         spare = max(_SPARE, self.columns // 8)
-        if self.first >= spare:
+        if self.limit is not None:
+            spare = min(spare, max(self._longest + self.limit - self.columns, 0))
+        if self.first >= max(spare, 1):
             self.move_columns(-self.first)
         else:
-            self.columns += spare
+            self.columns += max(spare, 1)
             self.move_columns(0)

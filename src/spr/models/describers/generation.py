@@ -86,6 +86,8 @@ class Generation(Generic[Prompt]):
             refills = rows is None or not used or (rows.refills and not self.equal_lengths and free >= least)
             batch = self._take(waiting, free) if refills else []
             if batch:
+                if rows is not None:
+                    rows.release()
                 read = self._read(batch)
                 if rows is None:
                     counts = [len(samples.numbers) for samples in batch]

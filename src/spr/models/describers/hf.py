@@ -284,7 +284,9 @@ def _samples(prompts: Sequence[_Prompt]) -> list[Samples[_Prompt]]:
     for k, prompt in enumerate(prompts):
         image = prompt.request.image
         if id(image) not in images:
-            images[id(image)] = hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).digest()
+            digest = hashlib.sha256(f"{image.mode} {image.size} {image.getpalette()}".encode())
+            digest.update(image.tobytes())
+            images[id(image)] = digest.digest()
         groups.setdefault((prompt.text, images[id(image)]), []).append(k)
     return [
         Samples(prompts[ks[0]], prompts[ks[0]].length, tuple(ks), tuple(prompts[k].request.seed for k in ks))

@@ -77,7 +77,8 @@ class Rows:
     def __init__(self, read: Prefilled, samples: Sequence[int], *, size: int, ending: Ending) -> None:
         reason = why_not_resumed(read) or why_not_buffered(read.cache)
         if reason is not None:
-            raise NotResumableError(reason, lasting=True)
+            # With gradient checkpointing, a model that is being trained keeps no keys.
+            raise NotResumableError(reason, lasting=not read.model.training)
         if (names := other_processors(read)) is not None:
             raise NotResumableError(f"its logits pass through {names}", lasting=False)
         self.numbers: list[int] = []
@@ -104,7 +105,9 @@ class Rows:
         self._sharing = sharing_configs(read.model, read.cache) if worth_it else None
         if self._sharing is not None and not self._attends(read):
             self._sharing = None
-        self._cache = (BufferedCache if self._sharing is None else SharedPromptCache)(read.cache, size)
+        self._cache = (BufferedCache if self._sharing is None else SharedPromptCache)(
+            read.cache, size, limit=ending.limit
+        )
 
     def add(self, read: Prefilled, samples: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> None:
         """Add rows for samples of prompts, and draw their first tokens.
@@ -117,7 +120,8 @@ class Rows:
         rows = slice(start, start + len(sources))
         self.numbers += [number for numbers in samples for number in numbers]
         source = torch.tensor(sources, device=device)
-        self._seeds[rows] = torch.tensor([seed for own in seeds for seed in own], device=device)
+        if self.ending.temperature > 0:
+            self._seeds[rows] = torch.tensor([seed for own in seeds for seed in own], device=device)
         self._steps[rows] = 0
         if self._positions is not None and read.positions is not None:
             self._positions[..., rows, :] = read.positions.index_select(-2, source.to(read.positions.device))
@@ -125,6 +129,10 @@ class Rows:
             width = min(self._tail.shape[1], read.input_ids.shape[1])
             self._tail[rows, -width:] = read.input_ids[:, -width:].index_select(0, source)
         self._draw(read.logits.index_select(0, source), rows)
+
+    def release(self) -> None:
+        """Free the memory of rows that are not in use: prompts that are read need it before they are added."""
+        self._cache.release()
 
     def step(self) -> None:
         """Compute the next token of all rows."""

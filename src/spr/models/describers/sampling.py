@@ -38,9 +38,10 @@ def draw(logits: Tensor, seeds: Tensor, steps: Tensor | int, *, temperature: flo
     if temperature == 0:
         return logits.argmax(-1)
     noisy, tokens = _noisy(logits, seeds, steps, temperature, top_p)
-    # Of tokens with exactly the same sum, the first one of the vocabulary, as by `argmax` over all of it.
-    best = noisy == noisy.amax(-1, keepdim=True)
-    return tokens.masked_fill(~best, logits.shape[-1]).amin(-1)
+    # Of tokens with exactly the same sum, the first one of the vocabulary, as by `argmax` over all of it. NaN, which is
+    # not lower than anything, must not lead to a token outside of the vocabulary.
+    lower = noisy < noisy.amax(-1, keepdim=True)
+    return tokens.masked_fill(lower, logits.shape[-1]).amin(-1)
 
 
 def _noisy(

@@ -7,10 +7,12 @@ separately, and joined by their maxima and sums as in online softmax (Milakov an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,12 +22,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from spr.models.describers.cache import BufferedCache, BufferedLayer, BufferedState
+from spr.models.describers.cache import BufferedCache, BufferedLayer
+from spr.models.describers.cached_states import BufferedState
 
 _NAME = "spr_shared_prompts"
 _KEPT = 0.6  # prompts are copied together once fewer of a block are still needed
 
 _current: ContextVar[SharedPromptCache] = ContextVar("current")
+_lock = Lock()
+_threads: Counter[int] = Counter()  # by the id of a config
 
 
 class NotSharedError(Exception):
@@ -84,7 +89,13 @@ class Block:
 
 
 class SharedLayer(BufferedLayer):
-    """Keys and values of the tokens after the prompts."""
+    """Keys and values of the tokens after the prompts.
+
+    Attributes:
+        shown: What the model got from `update` in this step.
+    """
+
+    shown: tuple[Tensor, ...] = ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the states of new tokens, and return views of all tokens after the prompts."""
@@ -92,8 +103,8 @@ class SharedLayer(BufferedLayer):
             rows, columns = self.size
             for state in (key_states, value_states):
                 self.buffers.append(state.new_zeros(rows, state.shape[1], columns, state.shape[3]))
-        self.shown = super().update(key_states, value_states)
-        return self.shown
+        self.shown = found = super().update(key_states, value_states)
+        return found
 
 
 class SharedPromptCache(BufferedCache):
@@ -102,8 +113,8 @@ class SharedPromptCache(BufferedCache):
     Only for full attention, with the implementation ``sdpa``.
     """
 
-    def __init__(self, like: DynamicCache, size: int) -> None:
-        super().__init__(like, size, layer_class=SharedLayer)
+    def __init__(self, like: DynamicCache, size: int, *, limit: int | None = None) -> None:
+        super().__init__(like, size, limit=limit, layer_class=SharedLayer)
         self.blocks: list[Block] = []
 
     def add(self, prompts: DynamicCache, sources: Sequence[int], lengths: Sequence[int], columns: int) -> None:
@@ -119,6 +130,8 @@ class SharedPromptCache(BufferedCache):
                 layer.put(slice(used, used + len(sources)), torch.tensor(sources), prompt, (self.size, 0))
             elif isinstance(layer, BufferedLayer):
                 layer.size = self.size, self.columns
+                if layer.buffers:
+                    layer.resize(self.size)
                 states[k] = prompt.keys, prompt.values
         keys = next(iter(states.values()))[0]
         tokens = keys.shape[2]
@@ -204,7 +217,7 @@ def _attention(
             module, query, key, value, attention_mask, **further_options
         )
         return found
-    shown = getattr(cache.layers[module.layer_idx], "shown", (None, None))
+    shown = getattr(cache.layers[module.layer_idx], "shown", ()) or (None, None)
     further = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
     if key is not shown[0] or value is not shown[1] or attention_mask is not None or dropout or further:
         raise NotSharedError
@@ -221,8 +234,19 @@ def sharing_configs(model: Any, prompts: DynamicCache) -> list[Any] | None:
         return None
     found = (module.config for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config"))
     configs = list({id(config): config for config in found}.values())
-    sdpa = all(config._attn_implementation == "sdpa" for config in configs)
+    # Another thread may be in a step.
+    sdpa = all(config._attn_implementation in ("sdpa", _NAME) for config in configs)
     return configs if configs and sdpa else None
+
+
+def _name(configs: Sequence[Any], by: int) -> None:
+    """Count the threads that attend by a cache of theirs, and name the attention of configs that one of them uses."""
+    with _lock:
+        for config in configs:
+            _threads[id(config)] += by
+            config._attn_implementation = _NAME if _threads[id(config)] else "sdpa"
+            if not _threads[id(config)]:
+                del _threads[id(config)]
 
 
 @contextmanager
@@ -231,13 +255,15 @@ def shared_attention(configs: Sequence[Any], cache: SharedPromptCache) -> Iterat
     token = _current.set(cache)
     cache.begin_step()
     try:
-        for config in configs:
-            config._attn_implementation = _NAME
-        yield
+        _name(configs, 1)
+        try:
+            yield
+        finally:
+            _name(configs, -1)
     finally:
         _current.reset(token)
-        for config in configs:
-            config._attn_implementation = "sdpa"
+        for layer in cache.attention:
+            layer.shown = ()  # the views would keep buffers that are too small alive while larger ones replace them
     if cache.attended != len(cache.attention):
         raise NotSharedError
 
