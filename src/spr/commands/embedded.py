@@ -30,6 +30,7 @@ def quickstart(
     workers: Annotated[int, typer.Option(min=1, help="Processes for the CPU-bound stages.")] = 1,
 ) -> None:
     """Run the whole method on generated scenes with the embedded models, and write the report."""
+    _import_ahead(out)
     from spr.embedded.quickstart import run_quickstart
 
     try:
@@ -39,3 +40,13 @@ def quickstart(
         echo(f"\nInterrupted. Finished parts stay in {out}; run the same command again to continue.", err=True)
         raise typer.Exit(130) from None
     echo(f"\nReport (open in a browser): {index}")
+
+
+def _import_ahead(out: Path) -> None:
+    """Let the server of the worker processes import PyTorch while this process does, unless the run has got further."""
+    from spr.config import load_config
+    from spr.pipeline.engines.local import start_server
+    from spr.pipeline.stage import STAGES
+
+    if not (out / "run" / "scores").exists():
+        start_server(load_config("quickstart"), STAGES.values())

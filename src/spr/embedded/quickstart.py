@@ -149,7 +149,7 @@ def _evaluate(
     states: dict[str, Path | None] = {"before": None, "after": run / "adapter"}
     for when, adapter in states.items():
         start = time.monotonic()
-        describer = HfDescriber(model, peft_adapter=adapter, temperature=0.0, batch_size=64, max_new_tokens=160)
+        describer = HfDescriber(model, peft_adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
         for task, items in tasks:
             result = evaluate(task, items, describer=describer, images=images)
             entry = result.write(result_path(run, when, task.name), run)
