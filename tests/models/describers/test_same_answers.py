@@ -18,6 +18,7 @@ from generate_reference import Reference
 from spr.config import DescriberConfig
 from spr.embedded.scenes import make_scene
 from spr.models.describers.hf import HfDescriber
+from spr.models.describers.shared_prompts import sharing_configs
 from spr.models.questions import EMBEDDED_PROMPT
 from tiny_mllms import all_makers
 
@@ -168,6 +169,19 @@ def test_prompts_that_are_kept_once_for_their_samples_change_no_answer(name, cas
     one = case(name)
     for setting, batch_size in (("nucleus", BATCH), ("greedy", 16)):
         one.check(setting, range(len(one.requests)), batch_size)
+
+
+@pytest.mark.parametrize(("dtype", "shared"), [("float32", True), ("bfloat16", False)])
+def test_prompts_are_kept_once_only_where_sums_are_exact_enough(dtype, shared, ask, picture, monkeypatch):
+    monkeypatch.setattr("spr.models.describers.rows.LEAST_SAVED", 0)
+    found = []
+    monkeypatch.setattr(
+        "spr.models.describers.rows.sharing_configs", lambda *given: found.append(sharing_configs(*given)) or found[-1]
+    )
+    describer = HfDescriber("embedded/describer", device="cpu", dtype=dtype, max_new_tokens=4)
+    image = picture(100, 80)
+    describer.describe([ask(image, "Describe the image and locate its objects.", seed) for seed in range(3)])
+    assert [configs is not None for configs in found] == [shared]
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -227,8 +227,11 @@ def _attention(
 def sharing_configs(model: Any, prompts: DynamicCache) -> list[Any] | None:
     """The configs that name a model's attention, if it is worth a try; else None.
 
-    It is on a CPU, with full attention by ``sdpa`` in all layers that keep keys.
+    It is on a CPU, with full attention by ``sdpa`` in all layers that keep keys, and weights of 32 or 64 bits: with 16,
+    the parts of a softmax that are computed apart round more than ``sdpa`` does.
     """
+    if model.dtype not in (torch.float32, torch.float64):
+        return None
     kept = [layer for layer in prompts.layers if not isinstance(layer, LinearAttentionLayer)]
     if model.device.type != "cpu" or not all(type(layer) is DynamicLayer for layer in kept):
         return None
