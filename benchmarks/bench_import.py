@@ -128,7 +128,8 @@ def compare(boxes: int, large_boxes: int, repeats: int) -> dict[str, Any]:
         "speedup_cpu": round(theirs["cpu_s"] / ours["cpu_s"], 2),
         "speedup_wall": round(theirs["wall_s"] / ours["wall_s"], 2),
         "memory_share": round(ours["peak_mib"] / theirs["peak_mib"], 3),
-        "memory_share_added": round(ours["added_mib"] / theirs["added_mib"], 3),
+        # Small files add nothing to the peak that a process begins with.
+        "memory_share_added": round(ours["added_mib"] / theirs["added_mib"], 3) if theirs["added_mib"] else None,
     }
     if large_boxes:
         big = found["spr, large"]
