@@ -14,7 +14,7 @@ prepared tensors, and sample with the temperature and top-p of transformers (``g
 measurements of the same round, and the median ratio is reported. Memory is the most that a process ever held.
 
     python benchmarks/bench_describe.py [tokens] [samples] [families] [embedded] [--before CHECKOUT] [--repeats 3]
-        [--new-tokens 48] [--threads 1] [--regions 64] [--processes 2] [--dtype float32]
+        [--new-tokens 48] [--threads 1] [--regions 256] [--processes 2] [--dtype float32]
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (default: all)")
     parser.add_argument("--before", type=Path, help="a checkout to compare `embedded` with")
-    defaults = {"repeats": 3, "new-tokens": 48, "threads": 1, "regions": 64, "processes": 2}
+    defaults = {"repeats": 3, "new-tokens": 48, "threads": 1, "regions": 256, "processes": 2}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="float32")

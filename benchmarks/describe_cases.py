@@ -18,7 +18,7 @@ from spr.embedded.scenes import write_scenes
 from spr.models.describers.hf import HfDescriber
 from spr.models.image_processors import encode
 from spr.models.protocols import DescribeRequest
-from spr.pipeline.decoding import QUERIES_AT_ONCE
+from spr.pipeline.decoding import in_groups
 from spr.pipeline.describe import requests_for
 from spr.pipeline.runner import run
 from spr.records import RegionObject, RegionQuery
@@ -182,24 +182,28 @@ def quickstart(folder: Path) -> Any:
 def embedded(folder: Path, *, part: int, parts: int, dtype: str = "auto") -> tuple[Work, int]:
     """One process's part of the descriptions that the quickstart samples, and their number.
 
-    As in a run, the requests of `QUERIES_AT_ONCE` regions are handed to the describer together.
+    As in a run, the requests of several regions are handed to the describer together, as many as the pipeline does.
     """
     config = quickstart(folder)
     section = config.describer.model_copy(update={"dtype": dtype, "device": "cpu"})
     describer = HfDescriber(section)
     tables = StageStore(folder / "run" / "regions").tables()
     queries = [query for table in tables for query in from_table(table, RegionQuery)]
-    groups = []
-    mine = queries[part::parts]
-    for start in range(0, len(mine), QUERIES_AT_ONCE):
-        group = []
-        for query in mine[start : start + QUERIES_AT_ONCE]:
-            with Image.open(folder / "scenes" / "images" / query.file_name) as opened:
-                image = opened.convert("RGB")
-            group += requests_for(
+    items = []
+    for query in queries[part::parts]:
+        with Image.open(folder / "scenes" / "images" / query.file_name) as opened:
+            image = opened.convert("RGB")
+        items.append(
+            requests_for(
                 query, image, describer.dialect, section.samples, section.crop_factor, config.prompts, config.seed
             )
-        groups.append([item.request for item in group])
+        )
+
+    def pixels(item: Sequence[Any]) -> int:
+        seen = {id(one.request.image): one.request.image for one in item}
+        return sum(image.width * image.height for image in seen.values())
+
+    groups = [[one.request for item in group for one in item] for group in in_groups(items, pixels)]
 
     def work() -> list[tuple[str, str | None]]:
         answers = [answer for group in groups for answer in describer.describe(group)]
