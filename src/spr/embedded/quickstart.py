@@ -20,6 +20,7 @@ from spr.models.describers.hf import HfDescriber
 from spr.models.questions import EMBEDDED_PROMPT
 from spr.models.registry import trained_model
 from spr.pipeline import runner
+from spr.pipeline.engines.local import stop_server
 from spr.report.page import write_report
 from spr.runs.folder import lock_run
 from spr.training.run import run as train
@@ -66,6 +67,7 @@ def run_quickstart(
     runner.run(config, run, workers=workers, report=finish, say=say)
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     times.end("held-out regions")
+    stop_server()  # training needs the memory
     model = trained_model(config.describer)
     summary = train(config, run, report=say)
     times.end("training")
@@ -149,7 +151,7 @@ def _evaluate(
     states: dict[str, Path | None] = {"before": None, "after": run / "adapter"}
     for when, adapter in states.items():
         start = time.monotonic()
-        describer = HfDescriber(model, peft_adapter=adapter, temperature=0.0, batch_size=128, max_new_tokens=160)
+        describer = HfDescriber(model, peft_adapter=adapter, temperature=0.0, batch_size=64, max_new_tokens=160)
         for task, items in tasks:
             result = evaluate(task, items, describer=describer, images=images)
             entry = result.write(result_path(run, when, task.name), run)

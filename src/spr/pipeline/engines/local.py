@@ -107,6 +107,14 @@ def start_server(config: Config, stages: Iterable[Stage]) -> None:
             forkserver.ensure_running()
 
 
+def stop_server() -> None:
+    """End the server of the worker processes, which holds what it has imported; the next pool starts another one.
+
+    No process that it started may be running.
+    """
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
 def _server(modules: Iterable[str]) -> ForkServerContext:
     """The context of the worker processes; ``modules`` are imported once, unless the server runs already."""
     context = multiprocessing.get_context("forkserver")
