@@ -45,16 +45,37 @@ class _Image(msgspec.Struct, gc=False):
     neg_category_ids: list[int] | None = None
 
 
-class _Object(msgspec.Struct, gc=False):
+class _Object(msgspec.Struct, gc=False, kw_only=True):
+    # In the order of Objects365, where each field is found at the first try. As floats, so that all packed objects have
+    # the same length.
+    id: float
+    iscrowd: float = 0.0
+    bbox: tuple[float, float, float, float]
+    image_id: float
+    category_id: float
+
+
+class _Ids(msgspec.Struct, gc=False):
     id: int
     image_id: int
     category_id: int
-    bbox: tuple[float, float, float, float]
-    iscrowd: int = 0
 
 
 _decode_images = msgspec.json.Decoder(list[_Image]).decode
 _decode_objects = msgspec.json.Decoder(list[_Object]).decode
+_decode_ids = msgspec.json.Decoder(list[_Ids]).decode
+_pack = msgspec.msgpack.Encoder().encode
+_PACKED = _pack(_Object(id=1.0, image_id=2.0, category_id=3.0, iscrowd=4.0, bbox=(5.0, 6.0, 7.0, 8.0)))
+_RECORD = np.dtype(
+    {
+        "names": ["id", "image_id", "category_id", "iscrowd", "x", "y", "width", "height"],
+        "formats": [">f8"] * 8,
+        "offsets": [_PACKED.index(struct.pack(">d", number)) for number in range(1, 9)],
+        "itemsize": len(_PACKED),
+    }
+)
+_EXACT = 2**53
+"""Integers below this are exact as floats."""
 
 
 @dataclass(slots=True)
@@ -113,14 +134,12 @@ def join_objects(blocks: Iterable[AnnotationColumns]) -> AnnotationColumns:
     for block in blocks:
         for name, buffer in buffers.items():
             values = getattr(block, name)
-            if dtypes[name] == "i4":
+            if dtypes[name] == "i4" and values.dtype != np.int32:
                 narrow = values.astype(np.int32)
                 if not np.array_equal(narrow, values):
                     dtypes[name] = "i8"
                     buffers[name] = buffer = bytearray(np.frombuffer(buffer, "i4").astype("i8").data)
-                else:
-                    values = narrow
-            buffer.extend(values.data)
+            buffer.extend(values.astype(dtypes[name], copy=False).data)
     columns: dict[str, Any] = {name: np.frombuffer(buffers[name], dtype) for name, dtype in dtypes.items()}
     return AnnotationColumns(**{**columns, "boxes_xyxy": columns["boxes_xyxy"].reshape(-1, 4)})
 
@@ -172,22 +191,47 @@ def fast_objects(block: memoryview) -> AnnotationColumns | None:
     """Columns of a JSON list of annotations, which is not empty, or None if it needs the lenient decoder."""
     try:
         items = _decode_objects(block)
-        keys = _array("q", [item.id for item in items])
-        image_keys = _array("q", [item.image_id for item in items])
-        category_keys = _array("q", [item.category_id for item in items])
-    except (msgspec.DecodeError, struct.error, RecursionError):
+    except (msgspec.DecodeError, RecursionError):
         return None
-    if max(keys.max(), image_keys.max(), category_keys.max()) >= TEXT_BASE:
+    numbers = _numbers(items)
+    keys = _exact_keys(numbers[:3], block)
+    if keys is None:
         return None
-    crowd = _array("?", [item.iscrowd for item in items])
-    flat: list[float] = []
-    for item in items:
-        flat += item.bbox
-    boxes = _array("d", flat).reshape(-1, 4)
+    sizes_wh = numbers[6:]
     reasons = np.zeros(len(items), dtype=np.uint8)
-    reasons[(boxes[:, 2:] == 0).any(axis=1)] = CODE["box_size_zero"]
-    reasons[(boxes[:, 2:] < 0).any(axis=1)] = CODE["box_size_negative"]
-    return AnnotationColumns(keys, image_keys, category_keys, reasons, crowd, _corners(boxes))
+    if sizes_wh.min() <= 0:
+        reasons[(sizes_wh == 0).any(axis=0)] = CODE["box_size_zero"]
+        reasons[(sizes_wh < 0).any(axis=0)] = CODE["box_size_negative"]
+    return AnnotationColumns(*keys, reasons, numbers[3] != 0, _corners(numbers[4:].T))
+
+
+def _numbers(items: list[_Object]) -> npt.NDArray[np.float64]:
+    """The numbers of N objects, in the order of `_RECORD`: float64 (8, N).
+
+    Packed as MessagePack, where each float takes nine bytes, the objects are records of the same length. This takes a
+    third of the time of collecting the attributes of the objects in lists.
+    """
+    packed = _pack(items)
+    records = np.frombuffer(packed, _RECORD, offset=len(packed) - len(items) * _RECORD.itemsize)
+    numbers = np.empty((8, len(items)))
+    for row, name in zip(numbers, _RECORD.names or (), strict=True):
+        row[:] = records[name]
+    return numbers
+
+
+def _exact_keys(numbers: npt.NDArray[np.float64], block: memoryview) -> ShortKeys | None:
+    """Keys (3, N) from ids as floats, or from the JSON if the floats are not exact; None if they need `IdTable`."""
+    largest = max(numbers.max(), -numbers.min())
+    if largest < _EXACT:
+        keys = numbers.astype(np.int32 if largest < 2**31 else np.int64)
+        return keys if np.array_equal(keys, numbers) else None
+    try:
+        ids = _decode_ids(block)
+        columns = [[item.id for item in ids], [item.image_id for item in ids], [item.category_id for item in ids]]
+        keys = np.stack([_array("q", column) for column in columns])
+    except (msgspec.DecodeError, struct.error):
+        return None
+    return keys if keys.max() < TEXT_BASE else None
 
 
 def lenient_objects(items: Sequence[Any], ids: IdTable) -> AnnotationColumns:
