@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
@@ -46,10 +47,10 @@ class _Image(msgspec.Struct, gc=False):
 
 
 class _Object(msgspec.Struct, gc=False, kw_only=True):
-    # In the order of Objects365, where each field is found at the first try. As floats, so that all packed objects have
-    # the same length.
+    # In the order of Objects365, where each field is found at the first try. Ids are floats and `iscrowd` is 0 or 1, so
+    # that all packed objects have the same length.
     id: float
-    iscrowd: float = 0.0
+    iscrowd: int = 0
     bbox: tuple[float, float, float, float]
     image_id: float
     category_id: float
@@ -65,12 +66,13 @@ _decode_images = msgspec.json.Decoder(list[_Image]).decode
 _decode_objects = msgspec.json.Decoder(list[_Object]).decode
 _decode_ids = msgspec.json.Decoder(list[_Ids]).decode
 _pack = msgspec.msgpack.Encoder().encode
-_PACKED = _pack(_Object(id=1.0, image_id=2.0, category_id=3.0, iscrowd=4.0, bbox=(5.0, 6.0, 7.0, 8.0)))
+_NUMBERS = ("id", "image_id", "category_id", "x", "y", "width", "height")
+_PACKED = _pack(_Object(id=1.0, image_id=2.0, category_id=3.0, bbox=(4.0, 5.0, 6.0, 7.0), iscrowd=0))
 _RECORD = np.dtype(
     {
-        "names": ["id", "image_id", "category_id", "iscrowd", "x", "y", "width", "height"],
-        "formats": [">f8"] * 8,
-        "offsets": [_PACKED.index(struct.pack(">d", number)) for number in range(1, 9)],
+        "names": [*_NUMBERS, "iscrowd"],
+        "formats": [">f8"] * len(_NUMBERS) + ["u1"],
+        "offsets": [_PACKED.index(struct.pack(">d", n)) for n in range(1, 8)] + [_PACKED.index(b"iscrowd") + 7],
         "itemsize": len(_PACKED),
     }
 )
@@ -118,7 +120,9 @@ _DTYPES = {"keys": "i8", "image_keys": "i8", "category_keys": "i8", "reasons": "
 def join_images(blocks: Sequence[ImageColumns]) -> ImageColumns:
     """All blocks as one; at least one block."""
     lists = ("names", "licenses", "source_urls", "looked_for")
-    columns: dict[str, Any] = {name: [item for block in blocks for item in getattr(block, name)] for name in lists}
+    columns: dict[str, Any] = {
+        name: list(chain.from_iterable(getattr(block, name) for block in blocks)) for name in lists
+    }
     for name in ("keys", "reasons", "sizes_wh"):
         columns[name] = np.concatenate([getattr(block, name) for block in blocks])
     return ImageColumns(**columns)
@@ -159,7 +163,7 @@ def fast_images(block: memoryview) -> ImageColumns | None:
     sizes = np.stack([width, height], axis=1)
     if keys.max() >= TEXT_BASE or sizes.min() < 1 or sizes.max() > _MAX_SIDE:
         return None
-    licenses = [_license_id(item.license) for item in items]
+    licenses = _license_ids([item.license for item in items])
     urls = [_source_url(item.flickr_url, item.coco_url) if item.flickr_url or item.coco_url else None for item in items]
     looked_for = [item.neg_category_ids for item in items]
     if any(not -(2**63) <= key < TEXT_BASE for own in looked_for if own for key in own):
@@ -174,7 +178,7 @@ def lenient_images(items: Sequence[Any], ids: IdTable) -> ImageColumns:
     known = [item if isinstance(item, dict) else {} for item in items]
     return ImageColumns(
         list(names),
-        [_license_id(item.get("license")) for item in known],
+        _license_ids([item.get("license") for item in known]),
         [_source_url(item.get("flickr_url"), item.get("coco_url")) for item in known],
         [_keys(item.get("neg_category_ids"), ids) for item in known],
         np.array(keys, np.int64),
@@ -191,39 +195,34 @@ def fast_objects(block: memoryview) -> AnnotationColumns | None:
     """Columns of a JSON list of annotations, which is not empty, or None if it needs the lenient decoder."""
     try:
         items = _decode_objects(block)
-    except (msgspec.DecodeError, RecursionError):
+        packed, count = _pack(items), len(items)
+    except (msgspec.DecodeError, OverflowError, RecursionError):
         return None
-    numbers = _numbers(items)
+    # Packed as MessagePack, where a float takes nine bytes and 0 or 1 takes one, the objects are records of the same
+    # length. This takes a third of the time of collecting the attributes of the objects in lists.
+    start = 1 if count < 16 else 3 if count < 2**16 else 5  # the length of the list takes this many bytes
+    if len(packed) != start + count * _RECORD.itemsize:
+        return None
+    records = np.frombuffer(packed, _RECORD, offset=start)
+    numbers = np.empty((len(_NUMBERS), count))
+    for row, name in zip(numbers, _NUMBERS, strict=True):
+        row[:] = records[name]
     keys = _exact_keys(numbers[:3], block)
     if keys is None:
         return None
-    sizes_wh = numbers[6:]
-    reasons = np.zeros(len(items), dtype=np.uint8)
+    sizes_wh = numbers[5:]
+    reasons = np.zeros(count, dtype=np.uint8)
     if sizes_wh.min() <= 0:
         reasons[(sizes_wh == 0).any(axis=0)] = CODE["box_size_zero"]
         reasons[(sizes_wh < 0).any(axis=0)] = CODE["box_size_negative"]
-    return AnnotationColumns(*keys, reasons, numbers[3] != 0, _corners(numbers[4:].T))
-
-
-def _numbers(items: list[_Object]) -> npt.NDArray[np.float64]:
-    """The numbers of N objects, in the order of `_RECORD`: float64 (8, N).
-
-    Packed as MessagePack, where each float takes nine bytes, the objects are records of the same length. This takes a
-    third of the time of collecting the attributes of the objects in lists.
-    """
-    packed = _pack(items)
-    records = np.frombuffer(packed, _RECORD, offset=len(packed) - len(items) * _RECORD.itemsize)
-    numbers = np.empty((8, len(items)))
-    for row, name in zip(numbers, _RECORD.names or (), strict=True):
-        row[:] = records[name]
-    return numbers
+    return AnnotationColumns(keys[0], keys[1], keys[2], reasons, records["iscrowd"] != 0, _corners(numbers[3:].T))
 
 
 def _exact_keys(numbers: npt.NDArray[np.float64], block: memoryview) -> ShortKeys | None:
     """Keys (3, N) from ids as floats, or from the JSON if the floats are not exact; None if they need `IdTable`."""
     largest = max(numbers.max(), -numbers.min())
     if largest < _EXACT:
-        keys = numbers.astype(np.int32 if largest < 2**31 else np.int64)
+        keys: ShortKeys = numbers.astype(np.int32) if largest < 2**31 else numbers.astype(np.int64)
         return keys if np.array_equal(keys, numbers) else None
     try:
         ids = _decode_ids(block)
@@ -262,6 +261,13 @@ def license_text(item: Any) -> tuple[str, str] | None:
         return None
     name, url = (_one_line(item.get(field)) for field in ("name", "url"))
     return (key, f"{name} ({url})" if name and url else name or url) if name or url else None
+
+
+def _license_ids(values: Sequence[Any]) -> list[str | None]:
+    if set(map(type, values)) == {int}:  # almost always, and few different ones
+        texts = {value: _license_id(value) for value in set(values)}
+        return list(map(texts.__getitem__, values))
+    return list(map(_license_id, values))
 
 
 def _license_id(value: Any) -> str | None:
