@@ -14,6 +14,7 @@ from run_folders import FAKES, table_files
 from spr.config import make_config
 from spr.core.errors import InputError, RunError
 from spr.pipeline.engines import processes
+from spr.pipeline.engines.local import LocalEngine
 from spr.pipeline.engines.processes import Needs, environments, needs_of
 from spr.pipeline.runner import run
 from spr.pipeline.stage import STAGES
@@ -138,6 +139,20 @@ def test_worker_processes_fork_from_a_server_that_has_imported_the_models_module
     first, second = (line.split() for line in done.stdout.splitlines())
     assert first[:2] == second[:2] == ["True", "True"], done.stdout + done.stderr
     assert first[2] == second[2]  # one server for both pools
+
+
+@pytest.mark.parametrize(("rows", "jobs"), [(20, 1), (4, 3)])
+def test_the_engine_knows_how_many_jobs_a_first_stage_has_at_most(rows, jobs, whole, tmp_path):
+    begun = {}
+
+    class Watched(LocalEngine):
+        def begin(self, stage, config, at_most, progress):
+            begun[stage.name] = at_most
+            super().begin(stage, config, at_most, progress)
+
+    raw, _ = whole
+    run(make_config({**raw, "shard_rows": rows}), tmp_path / "run", until="regions", engine=Watched())
+    assert begun == {"objects": jobs, "regions": jobs}
 
 
 STOPPED = """
