@@ -132,9 +132,8 @@ def against_generate(case: str, folder: Path, given: argparse.Namespace) -> dict
         options |= {"count": BATCH * BATCHES, "images": None, "batch": BATCH}
     else:
         options |= {"count": SAMPLES, "images": 1, "batch": SAMPLES}
-    here = Path(__file__).parents[1]
-    names = ("describe", "generate", "greedy")
-    groups = {name: [Process(here, given.threads, options | {"way": name})] for name in names}
+    names = ("describe",) if given.ours else ("describe", "generate", "greedy")
+    groups = {name: [Process(given.source, given.threads, options | {"way": name})] for name in names}
     found = in_turn(groups, given.repeats)
     print(f"{case}: {given.new_tokens} new tokens, {options['count']} requests in batches of {options['batch']}")
     return show(found, "describe", "tokens")
@@ -143,7 +142,7 @@ def against_generate(case: str, folder: Path, given: argparse.Namespace) -> dict
 def against_before(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """``embedded``."""
     prepare_scenes(folder, given.regions)
-    sources = {"now": Path(__file__).parents[1]} | ({"before": given.before} if given.before else {})
+    sources = {"now": given.source} | ({"before": given.before} if given.before else {})
     groups = {}
     for name, source in sources.items():
         parts = range(given.processes)
@@ -217,6 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--source", type=Path, default=Path(__file__).parents[1], help="measure another checkout's code"
+    )
+    parser.add_argument("--ours", action="store_true", help="`tokens` and `samples` without `generate`")
     parser.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if unknown := set(given.cases) - set(CASES):

@@ -186,6 +186,21 @@ def print_profile(runs: dict[str, dict[str, Any]]) -> None:
             print(f"A step of {name}, {run['shares']['seconds']:.1f} s by torch's profiler: {parts}")
 
 
+def print_ours(given: argparse.Namespace) -> None:
+    """Seconds per pair and peak memory of `ours` alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        child(given, "make", folder)
+        run = child(given, "ours", folder, **RUNS["ours"])
+    where = "device" if given.device == "cuda" else "host"
+    figures = {
+        "reference_cpu": a_pair(run, 0, 1),
+        "epoch_cpu": a_pair(run, 1, 1) - a_pair(run, 0, 1),
+        "peak_gib": run["peak"][where],
+    }
+    print("CPU s per pair: reference {reference_cpu:.2f}, step {epoch_cpu:.2f}; {peak_gib:.2f} GiB".format_map(figures))
+    print(json.dumps({"benchmark": "dpo", "case": given.case, **figures}))
+
+
 def main() -> None:
     """Count, make the case, run the trainers, print what they took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,6 +215,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in both trainers")
     parser.add_argument("--profile", action="store_true", help="the last step of each trainer; needs 4 steps")
     parser.add_argument("--short", action="store_true", help="only `ours` and TRL, without the variants of ours")
+    parser.add_argument("--ours", action="store_true", help="only `ours`, without TRL: seconds and peak memory")
     parser.add_argument("--count", action="store_true", help="only count")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -212,6 +228,9 @@ def main() -> None:
     counts = child(given, "count", ".")
     print_counts(counts)
     if given.count:
+        return
+    if given.ours:
+        print_ours(given)
         return
     runs: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:

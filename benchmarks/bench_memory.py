@@ -22,8 +22,9 @@ from typing import Any
 
 from PIL import Image
 
+from spr.config import load_config
 from spr.embedded.scenes import write_scenes
-from spr.pipeline.stage import STAGES
+from spr.pipeline.stage import due_stages
 
 FAKES = ["describer.backend=fake", "scorer.backend=fake", "detector.backend=fake"]
 STAGE = """
@@ -67,7 +68,7 @@ def peaks(config: str, data: Path, out: Path, overrides: list[str]) -> dict[str,
     """Peak memory of each stage in MiB."""
     paths = [f"annotations.path={data / 'instances.json'}", f"annotations.images={data / 'images'}"]
     found = {}
-    for stage in STAGES:
+    for stage in (stage.name for stage in due_stages(load_config(config, [*paths, *overrides]))):
         command = [sys.executable, "-c", STAGE, config, str(out), stage, *paths, *overrides]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         found[stage] = int(done.stdout.split()[-1]) / 1024

@@ -53,8 +53,9 @@ def make_shard(start: int, rows: int) -> pa.Table:
     ids = pa.array(range(start, start + rows)).cast(pa.string())
     sizes = [pa.array(np.full(rows, side, dtype=np.int32)) for side in SIZE_WH]
     offsets = np.arange(rows + 1) * OBJECTS_PER_IMAGE
-    origins, splits = pa.nulls(rows, pa.string()), pa.repeat(pa.scalar("train"), rows)
-    return pa.table([ids, ids, *sizes, list_array(offsets, structs), origins, origins, splits], schema=OBJECTS)
+    columns = {"image_id": ids, "file_name": ids, "width": sizes[0], "height": sizes[1]}
+    columns |= {"objects": list_array(offsets, structs), "split": pa.repeat(pa.scalar("train"), rows)}
+    return pa.table([columns.get(field.name, pa.nulls(rows, field.type)) for field in OBJECTS], schema=OBJECTS)
 
 
 def prepare(out: Path, config: Config, images: int) -> None:

@@ -99,6 +99,8 @@ def measure_reading(place: Path, names: Path, method: str, uncached: bool) -> di
 
 def measure_index(place: Path) -> dict[str, float]:
     """Index a place, or load its index from the cache; runs in a process of its own."""
+    import pyarrow as pa  # noqa: F401 - the memory of the index is measured without that of its library
+
     from spr.core.images import ImageSource
 
     before = _memory()

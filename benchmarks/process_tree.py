@@ -17,13 +17,15 @@ class Sample(NamedTuple):
 
     ``time`` is in seconds since the epoch. ``pss`` is the sum of the proportional set sizes in bytes: a page that
     several processes share counts once. ``driver`` is that of the first process alone. ``cpu`` is the CPU time in
-    seconds of all processes that were seen so far.
+    seconds of all processes that were seen so far. ``own`` is the part of ``pss`` that is not in files: a page of a
+    library counts less the more processes of the machine have loaded it, which does not change this part.
     """
 
     time: float
     pss: int
     driver: int
     cpu: float
+    own: int
 
 
 class ProcessTree:
@@ -51,17 +53,18 @@ class ProcessTree:
 
     def sample(self) -> None:
         """Take one sample now."""
-        total, driver = 0, 0
+        total, driver, own = 0, 0, 0
         for pid in _tree(self._pid):
             with contextlib.suppress(OSError, ValueError):
-                pss = _pss(pid)
+                pss, outside_files = _pss(pid)
                 total += pss
+                own += outside_files
                 driver = pss if pid == self._pid else driver
                 # utime and stime; the name of the program, in parentheses, may contain spaces
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 self._cpu[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
         if total:
-            self.samples.append(Sample(time.time(), total, driver, sum(self._cpu.values())))
+            self.samples.append(Sample(time.time(), total, driver, sum(self._cpu.values()), own))
 
     def between(self, start: float, end: float) -> tuple[float, int]:
         """CPU seconds and the highest PSS in bytes from one moment to another."""
@@ -86,8 +89,11 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _pss(pid: int) -> int:
+def _pss(pid: int) -> tuple[int, int]:
+    """The proportional set size in bytes, and its part that is not in files."""
+    found: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+        if line.startswith("Pss"):
+            name, value = line.split()[:2]
+            found[name] = int(value) * 1024
+    return found.get("Pss:", 0), found.get("Pss_Anon:", 0) + found.get("Pss_Shmem:", 0)

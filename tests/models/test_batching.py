@@ -166,6 +166,14 @@ def test_refilled_work_gets_all_items_and_its_results_are_put_in_order():
     assert seen == [(["bbb", "cc", "a"], 2)]
 
 
+def test_refilled_work_that_gives_no_result_for_some_items_is_an_error():
+    def work(items, _):
+        yield 1, items[1]
+
+    with pytest.raises(RuntimeError, match="no result for 2 of 3 items"):
+        RefilledBatcher(work, 2)(["a", "b", "c"])
+
+
 def test_out_of_memory_halves_refilled_work_and_what_was_finished_is_kept():
     seen = []
 

@@ -14,6 +14,7 @@ from run_folders import FAKES, table_files
 from spr.config import make_config
 from spr.core.errors import InputError, RunError
 from spr.pipeline.engines import processes
+from spr.pipeline.engines.local import LocalEngine
 from spr.pipeline.engines.processes import Needs, environments, needs_of
 from spr.pipeline.runner import run
 from spr.pipeline.stage import STAGES
@@ -138,6 +139,81 @@ def test_worker_processes_fork_from_a_server_that_has_imported_the_models_module
     first, second = (line.split() for line in done.stdout.splitlines())
     assert first[:2] == second[:2] == ["True", "True"], done.stdout + done.stderr
     assert first[2] == second[2]  # one server for both pools
+
+
+@pytest.mark.parametrize(("rows", "jobs"), [(20, 1), (4, 3)])
+def test_the_engine_knows_how_many_jobs_a_first_stage_has_at_most(rows, jobs, whole, tmp_path):
+    begun = {}
+
+    class Watched(LocalEngine):
+        def begin(self, stage, config, at_most, progress):
+            begun[stage.name] = at_most
+            super().begin(stage, config, at_most, progress)
+
+    raw, _ = whole
+    run(make_config({**raw, "shard_rows": rows}), tmp_path / "run", until="regions", engine=Watched())
+    assert begun == {"objects": jobs, "regions": jobs}
+
+
+STOPPED = """
+import os
+from multiprocessing import forkserver
+
+from spr.config import make_config
+from spr.pipeline.engines.local import LocalEngine, Pool, stop_server
+from spr.pipeline.stage import STAGES
+
+
+class Quiet:
+    def follow(self, count):
+        pass
+
+
+def parent(job):
+    return os.getppid()
+
+
+def server():
+    pool = Pool([{}], Quiet())
+    pool.submit("a job", parent)
+    [(_, pid)] = pool.wait()
+    stop_server()  # its child is still running
+    os.kill(pid, 0)
+    pool.stop()
+    return pid
+
+
+def runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sections = {"annotations": {"path": "a.json", "images": "."}, "scorer": {"device": "cpu", "num_processes": 2}}
+    config = make_config({**sections, "detector": {"backend": "none"}})
+    first, engine = server(), LocalEngine()
+    engine.begin(STAGES["regions"], config, 1, Quiet())
+    print(runs(first))
+    engine.begin(STAGES["scores"], config, 1, Quiet())
+    print(runs(first))
+    second = server()
+    print(second != first, runs(second))
+    stop_server()
+    stop_server()
+    print(runs(second))
+    del forkserver._forkserver
+    stop_server()
+"""
+
+
+def test_the_server_ends_before_the_only_shard_of_a_stage_with_models_and_starts_again(tmp_path):
+    (tmp_path / "script.py").write_text(STOPPED)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["True", "False", "True True", "False"], done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,23 @@ import re
 import subprocess
 from html import unescape
 
+import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
 import warm_python
+from spr.core import plots
 from spr.core.errors import RunError
-from spr.core.plots import Series, histogram, ticks
+from spr.core.plots import Series, density, histogram, ticks
 from spr.models.loading import model_source
 from spr.records import Span
-from spr.report import page
+from spr.report import charts, page
 from spr.report.page import write_report
 from spr.report.payload import call_script
 from spr.runs.cues import pair_cues
+from spr.runs.pair_stats import PairStats
+from spr.runs.reader import SCORE_NAMES, JoinedShard
 from spr.runs.store import Manifest, StageOutput, StageStore, dropped_table
 
 
@@ -367,3 +371,35 @@ def test_a_stage_and_a_reason_of_another_package_are_shown(make_run):
     assert re.search(r"regions 3 .* blur_check 0 rows .* dropped: 1 photo: too blurred candidates 6 ", text)
     ((drops,),) = scripts(report.parent, "dropped.js").values()
     assert drops[0]["explanation"] == "too blurred"
+
+
+def test_points_are_counted_and_correlated_in_parts_as_all_at_once(monkeypatch):
+    draw = np.random.default_rng(0)
+    x, y = draw.random((2, 50), dtype=np.float32)
+    whole = density("title", x, y, ("x", "y"), [])
+    assert whole.count('class="cell"') == len({(int(a * 40), int(b * 25)) for a, b in _cells(x, y)})
+    for module in (plots, charts):
+        monkeypatch.setattr(module, "_POINTS", 7)
+    assert density("title", x, y, ("x", "y"), []) == whole
+    found = charts.score_charts(_stats_of(x, y))[1].note
+    assert f"correlation {np.corrcoef(x, y)[0, 1]:.2f}".replace("-", "−") in found
+
+
+def _cells(x, y):
+    """Positions between 0 and 1 in the plot, whose horizontal axis has a margin of 6 % on both sides."""
+    low, high = float(x.min()), float(x.max())
+    room = 0.06 * (high - low)
+    return zip((x - (low - room)) / (high - low + 2 * room), y, strict=True)
+
+
+def _stats_of(semantic, localization):
+    stats = PairStats()
+    for start in range(0, len(semantic), 10):  # shards of ten candidates
+        scores = np.zeros((10, len(SCORE_NAMES)), np.float32)
+        scores[:, SCORE_NAMES.index("semantic")] = semantic[start : start + 10]
+        scores[:, SCORE_NAMES.index("localization")] = localization[start : start + 10]
+        stats.add_candidates(JoinedShard([], scores, np.zeros(10, np.int8)))
+    for column in (stats.margins, *stats._values.values()):
+        column.append(0.0)
+    assert stats.candidates == len(semantic)
+    return stats

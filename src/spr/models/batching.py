@@ -21,6 +21,7 @@ from spr.core.progress import advance
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Work = TypeVar("Work")
 
 
 class DeviceMemoryError(SprError):
@@ -56,15 +57,32 @@ class Memory:
         return (free + held) / used
 
 
-class _Sized(Generic[Item]):
+class _Sized(Generic[Item, Work]):
     """How many items are worked on at once, and how that number adapts to the device's memory."""
 
     ROOM = 2.5
     LARGEST = 32
 
-    def __init__(self, size: int, *, length: Callable[[Item], int] = lambda _: 0, memory: Memory | None = None) -> None:
-        self.size, self.length, self.memory = size, length, memory
+    def __init__(
+        self, work: Work, size: int, *, length: Callable[[Item], int] = lambda _: 0, memory: Memory | None = None
+    ) -> None:
+        self.work, self.size, self.length, self.memory = work, size, length, memory
         self._largest = size * self.LARGEST
+        self._settled = memory is None
+
+    @classmethod
+    def of(
+        cls,
+        work: Work,
+        section: DescriberConfig | ScorerConfig | DetectorConfig,
+        device: torch.device,
+        *,
+        factor: int = 1,
+        length: Callable[[Item], int] = lambda _: 0,
+    ) -> Self:
+        """With ``factor`` times the section's ``batch_size``; `auto` begins with its default, and grows on a GPU."""
+        size, memory = _size_and_memory(section, device)
+        return cls(work, factor * size, length=length, memory=memory)
 
     def _order(self, items: Sequence[Item]) -> list[int]:
         """Longest first, so that a batch that does not fit fails early."""
@@ -84,7 +102,7 @@ class _Sized(Generic[Item]):
             torch.cuda.empty_cache()
 
 
-class Batcher(_Sized[Item], Generic[Item, Result]):
+class Batcher(_Sized[Item, Callable[[Sequence[Item]], Sequence[Result]]], Generic[Item, Result]):
     """Runs work, which returns one result per item, on batches of at most ``size`` items.
 
     Items of similar length share a batch, which reduces padding. Running out of memory halves the size permanently.
@@ -92,31 +110,6 @@ class Batcher(_Sized[Item], Generic[Item, Result]):
     ``LARGEST`` times the size at the beginning, until the memory runs out once.
     Finished items are counted (`spr.core.progress.advance`).
     """
-
-    def __init__(
-        self,
-        work: Callable[[Sequence[Item]], Sequence[Result]],
-        size: int,
-        *,
-        length: Callable[[Item], int] = lambda _: 0,
-        memory: Memory | None = None,
-    ) -> None:
-        super().__init__(size, length=length, memory=memory)
-        self.work = work
-
-    @classmethod
-    def of(
-        cls,
-        work: Callable[[Sequence[Item]], Sequence[Result]],
-        section: DescriberConfig | ScorerConfig | DetectorConfig,
-        device: torch.device,
-        *,
-        factor: int = 1,
-        length: Callable[[Item], int] = lambda _: 0,
-    ) -> Self:
-        """With ``factor`` times the section's ``batch_size``; `auto` begins with its default, and grows on a GPU."""
-        size, memory = _size_and_memory(section, device)
-        return cls(work, factor * size, length=length, memory=memory)
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         """One result per item, in their order; `DeviceMemoryError` if a single item does not fit."""
@@ -142,7 +135,9 @@ class Batcher(_Sized[Item], Generic[Item, Result]):
         return [results[k] for k in range(len(items))]
 
 
-class RefilledBatcher(_Sized[Item], Generic[Item, Result]):
+class RefilledBatcher(
+    _Sized[Item, Callable[[Sequence[Item], int], Iterable[tuple[int, Result]]]], Generic[Item, Result]
+):
     """Runs work on all items, of which it has at most ``size`` at once in the device's memory.
 
     The work gets the items, longest first, and ``size``, and yields each item's index and result once it is finished.
@@ -151,33 +146,12 @@ class RefilledBatcher(_Sized[Item], Generic[Item, Result]):
     many would not fit. Finished items are counted (`spr.core.progress.advance`).
     """
 
-    def __init__(
-        self,
-        work: Callable[[Sequence[Item], int], Iterable[tuple[int, Result]]],
-        size: int,
-        *,
-        length: Callable[[Item], int] = lambda _: 0,
-        memory: Memory | None = None,
-    ) -> None:
-        super().__init__(size, length=length, memory=memory)
-        self.work = work
-        self._settled = memory is None
-
-    @classmethod
-    def of(
-        cls,
-        work: Callable[[Sequence[Item], int], Iterable[tuple[int, Result]]],
-        section: DescriberConfig,
-        device: torch.device,
-        *,
-        length: Callable[[Item], int] = lambda _: 0,
-    ) -> Self:
-        """With the section's ``batch_size``; `auto` begins with its default, and grows on a GPU."""
-        size, memory = _size_and_memory(section, device)
-        return cls(work, size, length=length, memory=memory)
-
     def __call__(self, items: Sequence[Item]) -> list[Result]:
-        """One result per item, in their order; `DeviceMemoryError` if a single item does not fit."""
+        """One result per item, in their order; `DeviceMemoryError` if a single item does not fit.
+
+        Raises:
+            RuntimeError: if the work ends without a result for each item that it got.
+        """
         order = self._order(items)
         results: dict[int, Result] = {}
         while left := [k for k in order if k not in results]:
@@ -191,6 +165,8 @@ class RefilledBatcher(_Sized[Item], Generic[Item, Result]):
             except torch.OutOfMemoryError as error:
                 message = str(error)
             else:
+                if missing := sum(k not in results for k in batch):
+                    raise RuntimeError(f"the work gave no result for {missing:,} of {len(batch):,} items")
                 size = self.size
                 self._grow(min(len(batch), size))
                 self._settled = self._settled or len(batch) >= size == self.size

@@ -305,6 +305,12 @@ class FirstStageRun(StageRun):
         self.running += 1
         return job
 
+    def missing(self) -> int | None:
+        """The most jobs that may come; fewer if there are enough rows before."""
+        if self._plan is None or self._ended:
+            return super().missing()
+        return self.running + -(-max(0, len(self._plan.ids) - self._start) // self.config.shard_rows)
+
     def _job(self, start: int, inputs: int) -> Job:
         if self._plan is None:
             raise ValueError("the plan is made first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from spr.report.training import TrainingCurves, thin
 from spr.runs.pair_stats import LENGTHS, OWN_LOCALIZATION, PairStats, spread
 from spr.runs.reader import SIDES
 
+_POINTS = 50_000
+"""Points whose products are in memory at a time."""
 SCORE_TITLES = {
     "score": "Score S",
     "semantic": "Semantic score S_sem",
@@ -137,4 +140,9 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> str:
     # The range instead of the standard deviation, which is not exactly 0 for equal numbers.
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return "not defined"
-    return f"{float(np.corrcoef(x, y)[0, 1]):.2f}".replace("-", "−")
+    means = x.mean(dtype=np.float64), y.mean(dtype=np.float64)
+    products = np.zeros((2, 2))
+    for start in range(0, len(x), _POINTS):
+        part = np.stack([x[start : start + _POINTS] - means[0], y[start : start + _POINTS] - means[1]])
+        products += part @ part.T
+    return f"{products[0, 1] / math.sqrt(products[0, 0] * products[1, 1]):.2f}".replace("-", "−")

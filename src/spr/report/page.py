@@ -219,8 +219,7 @@ def _tiles(
     stats: PairStats, training: TrainingCurves | None, results: list[TaskResult], questions: Counter[str]
 ) -> list[tuple[str, str, str, str]]:
     """The numbers at the top of the page: label, value, note and, if it is better or worse for sure, the CSS class."""
-    candidates = len(stats.candidate_scores()["score"])
-    note = f"from {count_text(candidates, 'scored descriptions')}"
+    note = f"from {count_text(stats.candidates, 'scored descriptions')}"
     if stats.held_out:
         note += f"; {stats.held_out:,} of them of held-out images, not trained on"
     tiles = [("preference pairs", f"{stats.pairs:,}", note, "")]

@@ -58,7 +58,7 @@ class PairStats:
         names = (*SCORE_NAMES, *LENGTHS, OWN_LOCALIZATION)
         self._values = {(name, side): array("d") for name in names for side in SIDES}
         self._scores: list[npt.NDArray[np.float32]] = []
-        self._kinds: list[npt.NDArray[np.int64]] = []
+        self._kinds: list[npt.NDArray[np.int8]] = []
 
     @property
     def pairs(self) -> int:
@@ -106,15 +106,23 @@ class PairStats:
         """A measure of one side, ``(pairs,)``: a name of `SCORE_NAMES` or `LENGTHS`, or `OWN_LOCALIZATION`."""
         return np.frombuffer(self._values[name, side])
 
+    @property
+    def candidates(self) -> int:
+        """Number of scored candidates."""
+        return sum(map(len, self._scores))
+
     def candidate_scores(self) -> dict[str, npt.NDArray[np.float32]]:
         """The scores of all candidates by name, each ``(candidates,)``."""
-        table = np.concatenate(self._scores) if self._scores else np.empty((0, len(SCORE_NAMES)), np.float32)
+        if len(self._scores) != 1:
+            nothing = np.empty((0, len(SCORE_NAMES)), np.float32)
+            self._scores = [np.concatenate([nothing, *self._scores])]  # in place of the parts
+        [table] = self._scores
         return {name: table[:, k] for k, name in enumerate(SCORE_NAMES)}
 
     def candidate_means(self) -> dict[str, tuple[int, dict[str, float]]]:
         """By kind of prompt: the number of candidates, and their mean scores by name."""
         columns = self.candidate_scores()
-        codes = np.concatenate(self._kinds) if self._kinds else np.empty(0, np.int64)
+        codes = np.concatenate(self._kinds) if self._kinds else np.empty(0, np.int8)
         means: dict[str, tuple[int, dict[str, float]]] = {}
         for code, kind in enumerate(PROMPT_KINDS):
             mask = codes == code

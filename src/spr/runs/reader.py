@@ -76,13 +76,13 @@ class JoinedPair:
 class JoinedShard:
     """The pairs of one shard in the order of the run, and the scores of all its candidates, in a pair or not.
 
-    ``scores`` is ``(candidates, 5)`` float32 with the columns of `SCORE_NAMES`, and ``kinds`` ``(candidates,)`` int64
+    ``scores`` is ``(candidates, 5)`` float32 with the columns of `SCORE_NAMES`, and ``kinds`` ``(candidates,)`` int8
     indices into `spr.records.PROMPT_KINDS`.
     """
 
     pairs: list[JoinedPair]
     scores: npt.NDArray[np.float32]
-    kinds: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int8]
 
 
 class Run:
@@ -242,7 +242,7 @@ def _join(regions: pa.Table, candidates: pa.Table, scores: pa.Table, pairs: pa.T
         for pair in from_table(pairs, PreferencePair)
     ]
     code_of = {kind: code for code, kind in enumerate(PROMPT_KINDS)}
-    codes = np.array([code_of[kinds[name]] for name in number_of], dtype=np.int64)
+    codes = np.array([code_of[kinds[name]] for name in number_of], dtype=np.int8)
     return JoinedShard(joined, values, codes)
 
 

@@ -58,6 +58,8 @@ class LocalEngine:
             variables = environments(needs, processes, gpus) if needs is not None else [{}] * processes
             modules = backend_modules(config) if needs is not None else None
             self._pool = Pool(variables, progress, modules=modules)
+        elif needs is not None and wanted > 1:
+            stop_server()  # a single shard is left: this process loads the models, and needs the memory
 
     def has_room(self, stage: Stage) -> bool:  # noqa: ARG002 - there is only one
         """Whether another job may be submitted now."""
@@ -110,9 +112,12 @@ def start_server(config: Config, stages: Iterable[Stage]) -> None:
 def stop_server() -> None:
     """End the server of the worker processes, which holds what it has imported; the next pool starts another one.
 
-    No process that it started may be running.
+    It does nothing while this process has children, for which the server may have to wait. The standard library has no
+    public way to end the server; with a version whose private method is missing, the server runs on.
     """
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    stop = getattr(getattr(forkserver, "_forkserver", None), "_stop", None)
+    if stop is not None and not multiprocessing.active_children():
+        stop()
 
 
 def _server(modules: Iterable[str]) -> ForkServerContext:
