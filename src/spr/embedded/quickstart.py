@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +16,15 @@ from spr.evaluation.run_results import put, result_path
 from spr.evaluation.task import Task, evaluate
 from spr.evaluation.tasks.description import Description
 from spr.evaluation.tasks.rec import Rec
+from spr.models.describers.hf import HfDescriber
 from spr.models.questions import EMBEDDED_PROMPT
 from spr.models.registry import trained_model
 from spr.pipeline import runner
 from spr.pipeline.engines.local import stop_server
 from spr.report.page import write_report
 from spr.runs.folder import lock_run
+from spr.training.run import run as train
 
-_TRAINING = "spr.training.run"
 _HELD_OUT = 500_000_000  # added to the held-out scenes' seed, so that they differ from training scenes of small seeds
 
 
@@ -47,7 +45,6 @@ def run_quickstart(
     processes for the CPU-bound stages.
     """
     times = StageTimes()
-    threading.Thread(target=_import_training, daemon=True).start()  # while scenes are written
     config = _config(out / f"scenes-{seed}-{scenes}", scenes, seed, seed)
     held_out = _config(
         out / f"held-out-{seed}-{held_out_scenes}",
@@ -71,8 +68,6 @@ def run_quickstart(
     runner.run(held_out, out / "held-out", until="regions", workers=workers)
     times.end("held-out regions")
     stop_server()  # training needs the memory
-    from spr.training.run import run as train
-
     model = trained_model(config.describer)
     summary = train(config, run, report=say)
     times.end("training")
@@ -92,12 +87,6 @@ def run_quickstart(
     for line in times.table():
         say(line)
     return index
-
-
-def _import_training() -> None:
-    """Import what training needs, PyTorch among it; errors are for the import that uses it."""
-    with suppress(Exception):
-        import_module(_TRAINING)
 
 
 class StageTimes:
@@ -159,8 +148,6 @@ def _evaluate(
     rec, description = Rec(prompt=EMBEDDED_PROMPT), Description(prompt=held_out.prompts.full)
     expressions, regions = rec.load(images.parent / "expressions.json"), description.load(regions_run)
     tasks: tuple[tuple[Task[Any], Any], ...] = (rec, expressions), (description, regions)
-    from spr.models.describers.hf import HfDescriber
-
     states: dict[str, Path | None] = {"before": None, "after": run / "adapter"}
     for when, adapter in states.items():
         start = time.monotonic()
