@@ -313,7 +313,7 @@ def _write(out: Path, n: int, seed: int, info: dict[str, Any]) -> None:
     with Progress("scenes", n, "scenes") as progress:
         for index in range(n):
             scene, file_name = make_scene(seed, index), f"{seed:05d}_{index:06d}.png"
-            Image.fromarray(scene.image).save(out / "images" / file_name)
+            Image.fromarray(scene.image).save(out / "images" / file_name, compress_level=1)
             instances["images"].append({"id": index + 1, "file_name": file_name, "width": SIZE, "height": SIZE})
             instances["annotations"] += coco_annotations(scene, index + 1, len(instances["annotations"]) + 1)
             images, annotations = mdetr_entries(scene, index, file_name, seed, len(referring["images"]) + 1)

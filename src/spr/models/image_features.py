@@ -36,7 +36,7 @@ class Features:
 
     def split(self, counts: Sequence[int]) -> list[Features]:
         """The features of several images, of which each has so many tokens."""
-        tokens, *deep = (part.split(list(counts)) for part in (self.tokens, *self.deep))
+        tokens, *deep = (torch.split(part, list(counts)) for part in (self.tokens, *self.deep))
         return [Features(own, tuple(level[k] for level in deep)) for k, own in enumerate(tokens)]
 
 

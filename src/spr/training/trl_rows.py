@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import datasets
 import msgspec
 import pyarrow as pa
 from PIL import Image
@@ -128,6 +127,8 @@ def _is_held_out(name: str) -> bool:
 
 
 def _dataset_rows(source: Path, files: Sequence[Path] | None, check: CheckColumns) -> Iterable[dict[str, Any]]:
+    import datasets  # with pandas, which takes half a second
+
     try:
         if files is None:
             dataset = datasets.load_from_disk(str(source))

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -248,7 +248,7 @@ class HfDescriber:
         self, samples: Sequence[Samples[_Prompt]], keys: Mapping[int, bytes], size: int
     ) -> SharedImages | None:
         """What reads each image once, if several prompts are about one image."""
-        uses: Counter[bytes] = Counter()
+        uses: Counter[Hashable] = Counter()
         for prompt in samples:
             uses[keys[id(prompt.prompt.request.image)]] += len(list(prompt.split(size)))
         if self.family is None or not self.family.trainable or max(uses.values(), default=0) < 2:
