@@ -74,11 +74,11 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         start, end = self._start(), self.next + new
         if end - self.base > self.buffers[0].shape[2]:
             self.move_columns(0, self.buffers[0].shape[2])
-        self.buffers[0][: self.rows, :, self.next - self.base : end - self.base] = key_states
-        self.buffers[1][: self.rows, :, self.next - self.base : end - self.base] = value_states
+        keys, values = (buffer if len(buffer) == self.rows else buffer[: self.rows] for buffer in self.buffers)
+        for part, states in ((keys, key_states), (values, value_states)):
+            part.narrow(2, self.next - self.base, new).copy_(states)
         self.next = end
-        keys, values = (buffer[: self.rows, :, start - self.base : end - self.base] for buffer in self.buffers)
-        return keys, values
+        return tuple(part.narrow(2, start - self.base, end - start) for part in (keys, values))  # type: ignore[return-value]
 
     def _start(self) -> int:
         return self.first if self.window is None else max(self.first, self.next + 1 - self.window)
