@@ -74,11 +74,14 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         start, end = self._start(), self.next + new
         if end - self.base > self.buffers[0].shape[2]:
             self.move_columns(0, self.buffers[0].shape[2])
-        keys, values = (buffer if len(buffer) == self.rows else buffer[: self.rows] for buffer in self.buffers)
-        for part, states in ((keys, key_states), (values, value_states)):
-            part.narrow(2, self.next - self.base, new).copy_(states)
+        keys, values = self.buffers
+        if len(keys) != self.rows:
+            keys, values = keys[: self.rows], values[: self.rows]
+        keys.narrow(2, self.next - self.base, new).copy_(key_states)
+        values.narrow(2, self.next - self.base, new).copy_(value_states)
         self.next = end
-        return tuple(part.narrow(2, start - self.base, end - start) for part in (keys, values))  # type: ignore[return-value]
+        start -= self.base
+        return keys.narrow(2, start, end - self.base - start), values.narrow(2, start, end - self.base - start)
 
     def _start(self) -> int:
         return self.first if self.window is None else max(self.first, self.next + 1 - self.window)
@@ -177,6 +180,13 @@ class BufferedCache(Cache):  # type: ignore[misc]
         self.starts: list[int] = []
         self.attention: list[BufferedLayer] = [layer for layer in layers if isinstance(layer, BufferedLayer)]
         self._states: list[BufferedState] = [layer for layer in layers if isinstance(layer, BufferedState)]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """A layer's `update`: nothing is moved between devices here."""
+        found: tuple[Tensor, Tensor] = self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)
+        return found
 
     @property
     def first(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -125,14 +126,21 @@ def nucleus(logps: Tensor, top_p: float, searched: int) -> tuple[Tensor, Tensor 
     >>> print(tokens[top > -math.inf], last)
     tensor([1, 3]) tensor([[1]])
     """
-    top, tokens = logps.topk(searched)
+    everything = searched == logps.shape[-1]
+    top, tokens = (_descending(logps), None) if everything else logps.topk(searched)
     mass = top.exp().cumsum(-1)
     last = torch.searchsorted(mass, mass.new_full((len(mass), 1), top_p))
     cutoff = top.gather(-1, last.clamp(max=searched - 1))
-    if searched == logps.shape[-1]:
+    if everything:
         return logps.masked_fill(logps < cutoff, -math.inf), None, last
     last.masked_fill_(top[:, -1:] >= cutoff, searched)  # too little mass, or ties that may not be among these
     return top.masked_fill_(top < cutoff, -math.inf), tokens, last
+
+
+def _descending(values: Tensor) -> Tensor:
+    if values.device.type != "cpu":
+        return values.sort(descending=True).values
+    return torch.from_numpy(np.sort(values.numpy())).flip(-1)  # many times as fast as PyTorch's on a CPU
 
 
 def random_streams(seeds: Tensor, steps: int) -> Tensor:
