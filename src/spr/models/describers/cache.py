@@ -178,6 +178,7 @@ class BufferedCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
         self.size, self.columns, self.limit, self._longest = size, 0, limit, 0
         self.starts: list[int] = []
+        self._seen: tuple[list[int], Tensor | None] | None = None
         self.attention: list[BufferedLayer] = [layer for layer in layers if isinstance(layer, BufferedLayer)]
         self._states: list[BufferedState] = [layer for layer in layers if isinstance(layer, BufferedState)]
 
@@ -222,6 +223,20 @@ class BufferedCache(Cache):  # type: ignore[misc]
             if type(layer) is not DummyLayer:
                 layer.put(rows, source, prompt, (self.size, self.columns))
         self._use(self.starts + [self.next - lengths[k] for k in sources])
+
+    def seen(self, device: torch.device) -> Tensor | None:
+        """The columns from the first one to the next that each row sees, ``(rows, columns)`` of 0 and 1; None if all.
+
+        It is made once for many steps, after there is room for another column.
+        """
+        if self._seen is None or self._seen[0] is not self.starts:
+            seen = None
+            if min(self.starts) < max(self.starts):
+                columns = torch.arange(self.first, self.columns, device=device)
+                seen = (columns >= torch.tensor(self.starts, device=device)[:, None]).long()
+            self._seen = self.starts, seen  # which are replaced whenever rows or columns change
+        every = self._seen[1]
+        return None if every is None else every[:, : self.next + 1 - self.first]
 
     def release(self) -> None:
         """Free the memory of the rows that are not in use, until others are added, unless it is little."""

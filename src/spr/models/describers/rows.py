@@ -191,18 +191,18 @@ class Rows:
 
     def _forward(self, cache: BufferedCache, last: Tensor, positions: Tensor | None) -> Tensor:
         """The logits after the last tokens ``(rows, 1)``, in float32."""
-        mask = _mask(cache, last.device)
+        shared = isinstance(cache, SharedPromptCache) and self._sharing is not None
+        mask = None if shared else cache.seen(last.device)
         if self._arguments is None:
             self._arguments = self._further_arguments(cache, last, positions, mask)
         arguments = {name: value.expand(len(last), 1) for name, value in self._types.items()}
         if positions is not None:
             arguments["position_ids"] = positions
-        shared = isinstance(cache, SharedPromptCache) and self._sharing is not None
         with shared_attention(self._sharing, cache) if shared else nullcontext():  # type: ignore[arg-type]
             outputs = self._model(
                 input_ids=last,
                 past_key_values=cache,
-                attention_mask=None if shared else mask,
+                attention_mask=mask,
                 **arguments,
                 **self._arguments,
                 return_dict=True,
@@ -241,14 +241,6 @@ class Rows:
                 _can_share[read.model] = False
             self._arguments = None
         return _can_share[read.model]
-
-
-def _mask(cache: BufferedCache, device: torch.device) -> Tensor | None:
-    """The columns that each row sees, ``(rows, columns)``; None if it is all of them."""
-    if min(cache.starts) == max(cache.starts):
-        return None
-    columns = torch.arange(cache.first, cache.next + 1, device=device)
-    return (columns >= torch.tensor(cache.starts, device=device)[:, None]).long()
 
 
 def _bytes_saved(read: Prefilled, samples: Sequence[int]) -> int:

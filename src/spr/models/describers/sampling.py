@@ -155,7 +155,7 @@ def random_streams(seeds: Tensor, steps: int) -> Tensor:
 
 
 def gumbel_noise(streams: Tensor, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise, ``(rows, k)`` float32, all finite, of streams ``(rows, 1)`` and token ids ``(rows, k)``."""
+    """Standard Gumbel noise ``(rows, k)``, float32, all finite, of streams ``(rows, 1)`` and tokens ``(rows, k)``."""
     return -_log_exponentials(streams, tokens)
 
 
